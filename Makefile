@@ -1,0 +1,43 @@
+# The whole developer interface; `make` alone says what there is.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.installed
+
+.PHONY: help install test test-all gpu check format demo
+
+help:
+	@echo "make demo      install, then the embedded run: from nothing to runs/demo/report.html"
+	@echo "make test      install, then lint, types and tests; what CI runs"
+	@echo "make test-all  the slow tests too"
+	@echo "make gpu       the tests that need a CUDA device"
+	@echo "make format    lay out the code and fix what lint can fix"
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "htas needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/pytest -q -m "not slow and not gpu"
+
+test-all: check
+	$(BIN)/pytest -q -m "not gpu"
+
+gpu: $(READY)
+	$(BIN)/pytest -q -m gpu
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: $(READY)
+	$(BIN)/htas demo

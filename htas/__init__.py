@@ -1,0 +1,3 @@
+"""HTAS: the fastest width and depth of a network, for one device."""
+
+__version__ = "0.1.0"

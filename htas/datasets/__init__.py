@@ -1,0 +1,247 @@
+"""What a data set is, and how one becomes tensors on a device with train, validation and test kept apart.
+
+A data set is one file of this folder. It only reads; splitting, shuffling, augmenting and checking come free.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+Part = Literal["train", "test"]
+Shape = tuple[int, int, int]
+
+KEPT = 0
+"""Seed of the images that `limit` keeps, so that they are the same in every run."""
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images as they were read: `images` uint8 [N, C, H, W], `labels` int64 [N]."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def where(self, chosen: Tensor) -> "Images":
+        """The images at a bool mask [N], in their order."""
+        return Images(self.images[chosen], self.labels[chosen])
+
+
+class Dataset(ABC):
+    """The contract: a frozen dataclass whose fields are its options, each documented by the string beneath."""
+
+    @property
+    @abstractmethod
+    def classes(self) -> int:
+        """How many; labels are 0 to classes - 1."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> Shape:
+        """Channels, height and width of every image."""
+
+    @property
+    @abstractmethod
+    def mean(self) -> tuple[float, ...]:
+        """Of each channel over the training part, black 0 and white 1."""
+
+    @property
+    @abstractmethod
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel, in the units of `mean`."""
+
+    @property
+    @abstractmethod
+    def flip(self) -> bool:
+        """Whether a mirrored image is still an image of its class."""
+
+    @property
+    @abstractmethod
+    def crop(self) -> int:
+        """Black pixels padded on each side before a random crop to the old size; 0 for none."""
+
+    @abstractmethod
+    def read(self, part: Part) -> Images:
+        """All images of one part, always in the same order; raises ValueError that names the file at fault."""
+
+    @property
+    def name(self) -> str:
+        """What a configuration calls it: its file, or 'package.module:Class' when it is not of this folder."""
+        folder, _, file = type(self).__module__.rpartition(".")
+        return file if folder == __name__ else f"{type(self).__module__}:{type(self).__qualname__}"
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images and labels that live on one device, and how they are normalised and augmented there."""
+
+    images: Tensor
+    """uint8 [N, C, H, W]."""
+    labels: Tensor
+    """int64 [N]."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool
+    crop: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(
+        self,
+        size: int,
+        *,
+        seed: int | None = None,
+        augment: bool = False,
+        drop_last: bool = False,
+        channels_last: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image once: float32 [B, C, H, W] normalised, and int64 labels [B].
+
+        The seed draws the order and the augmentation, alike on every device; None keeps the order as it is. The
+        last batch may be shorter; `drop_last` leaves it out. Raises ValueError for a size below 1, for augmentation
+        without a seed, and for `drop_last` where that would leave no batch at all.
+        """
+        if size < 1:
+            raise ValueError(f"a batch must have at least 1 image, got {size}")
+        if augment and seed is None:
+            raise ValueError("augmented batches are drawn at random, so they need a seed; give one")
+        if drop_last and size > len(self):
+            raise ValueError(f"a full batch of {size} cannot be made of {len(self)} images; choose a smaller batch")
+        return self._batches(size, seed, augment, drop_last, channels_last)
+
+    def sample(
+        self, size: int, *, generator: Generator, augment: bool = False, channels_last: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """So many images drawn uniformly with replacement, normalised, and their labels.
+
+        The generator must be one of the CPU, so that the draw is the same on every device.
+        """
+        picks = torch.randint(len(self), (size,), generator=generator)
+        return self._take(picks, generator if augment else None, channels_last)
+
+    def _batches(
+        self, size: int, seed: int | None, augment: bool, drop_last: bool, channels_last: bool
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = Generator().manual_seed(seed or 0)
+        order = torch.arange(len(self)) if seed is None else torch.randperm(len(self), generator=generator)
+        stop = len(self) - size + 1 if drop_last else len(self)
+        for start in range(0, stop, size):
+            yield self._take(order[start : start + size], generator if augment else None, channels_last)
+
+    def _take(self, picks: Tensor, generator: Generator | None, channels_last: bool) -> tuple[Tensor, Tensor]:
+        picks = picks.to(self.images.device)
+        images = self.images[picks]
+        if generator is not None:
+            images = augmented(images, crop=self.crop, flip=self.flip, generator=generator)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        return self._normalised(images).contiguous(memory_format=layout), self.labels[picks]
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        mean, std = (
+            torch.tensor(values, device=images.device).mul_(255).view(-1, 1, 1) for values in (self.mean, self.std)
+        )
+        return images.float().sub_(mean).div_(std)
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set on a device. Nothing of `test` is in the others; `weights` and `validation` share no image."""
+
+    classes: int
+    shape: Shape
+    train: Split
+    """The whole training part."""
+    weights: Split
+    """The part of `train` that weight steps of a search see."""
+    validation: Split
+    """The rest of `train`: architecture steps, and every choice."""
+    test: Split
+
+
+def load(dataset: Dataset, *, device: str = "cpu", validation: float = 0.5, seed: int = 0, limit: int = 0) -> Data:
+    """Read a data set, check it and put it on a device.
+
+    `validation` is the share of the training part that is drawn from it, class by class, with `seed`. A `limit`
+    above 0 keeps at most so many images of training and as many of test, the same ones in every run.
+    Raises ValueError for a file or option that cannot be used.
+    """
+    if not 0 < validation < 1:
+        raise ValueError(f"validation is a share of the training images between 0 and 1, got {validation}")
+    if limit < 0:
+        raise ValueError(f"limit must be 0 (all images) or more, got {limit}")
+    train, test = (_limited(_read(dataset, part), limit) for part in ("train", "test"))
+    held = proportional(train.labels, round(len(train) * validation), seed)
+    if held.all() or not held.any():
+        raise ValueError(
+            f"validation = {validation} of {len(train)} images leaves one side empty; raise limit or change validation"
+        )
+
+    def split(images: Images) -> Split:
+        on_device = images.images.to(device), images.labels.to(device)
+        return Split(*on_device, dataset.mean, dataset.std, dataset.flip, dataset.crop)
+
+    parts = (train, train.where(~held), train.where(held), test)
+    return Data(dataset.classes, dataset.shape, *map(split, parts))
+
+
+def proportional(labels: Tensor, count: int, seed: int) -> Tensor:
+    """A bool mask [N] of `count` images drawn at random, each class within one of its share."""
+    order = torch.randperm(len(labels), generator=Generator().manual_seed(seed))
+    order = order[labels[order].argsort(stable=True)]  # class after class, at random within each
+    share = torch.arange(len(labels) + 1) * count // len(labels)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen[order] = share.diff() > 0
+    return chosen
+
+
+def augmented(images: Tensor, *, crop: int, flip: bool, generator: Generator) -> Tensor:
+    """Each image padded with black by `crop`, cut out at a random place, and mirrored half of the time.
+
+    Takes and gives uint8 [B, C, H, W]; the draws come from a CPU generator, in one order for every device.
+    """
+    count, channels, height, width = images.shape
+    top, left = torch.randint(2 * crop + 1, (2, count), generator=generator).to(images.device)
+    mirrored = torch.rand(count, generator=generator).to(images.device) < 0.5
+    rows = top[:, None] + torch.arange(height, device=images.device)
+    columns = left[:, None] + torch.arange(width, device=images.device)
+    if flip:
+        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    padded = functional.pad(images, (crop, crop, crop, crop)).flatten(2)
+    # One flat gather: twenty times as fast on a CPU as indexing by image, row and column.
+    pixels = rows[:, :, None] * (width + 2 * crop) + columns[:, None, :]
+    picks = pixels.view(count, 1, -1).expand(-1, channels, -1)
+    return padded.gather(2, picks).view(images.shape)
+
+
+def _read(dataset: Dataset, part: Part) -> Images:
+    """One part, checked once, so that nothing after needs to."""
+    read = dataset.read(part)
+    images, labels = read.images, read.labels
+    where = f"the {part} part of {dataset.name}"
+    if images.dtype != torch.uint8 or images.shape[1:] != torch.Size(dataset.shape):
+        found = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape[1:])}"
+        raise ValueError(f"images in {where} must be uint8 {list(dataset.shape)}, they are {found}")
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        found = f"{str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
+        raise ValueError(f"{where} must have one int64 label for each of {len(images)} images, it has {found}")
+    if len(labels) == 0:
+        raise ValueError(f"{where} has no images; check its files")
+    if labels.min() < 0 or labels.max() >= dataset.classes:
+        found = f"{labels.min().item()} to {labels.max().item()}"
+        raise ValueError(f"labels in {where} must lie in 0 to {dataset.classes - 1}, they are {found}")
+    present = len(set(labels.tolist()))
+    if part == "train" and present < dataset.classes:
+        raise ValueError(f"{where} has images of {present} classes only, it must have {dataset.classes}")
+    return read
+
+
+def _limited(images: Images, limit: int) -> Images:
+    return images.where(proportional(images.labels, limit, KEPT)) if 0 < limit < len(images) else images

@@ -1,0 +1,94 @@
+"""Encoded images in the hub's parquet files, with every announced shard there."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from htas.datasets import Images, Part, Shape
+from htas.datasets._pictures import decode
+from htas.files import Unusable
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that are read."""
+
+    image: str
+    """A struct whose field `bytes` is an encoded image."""
+    label: str
+    """Integers."""
+
+
+def shards(folder: Path, part: Part) -> list[Path]:
+    """The parquet files of one part in order; raises Unusable that names the one that is missing."""
+    pattern = re.compile(rf"{part}-(\d{{5}})-of-(\d{{5}})(-[0-9a-f]+)?\.parquet")
+    found = sorted(
+        (int(match[2]), int(match[1]), file) for file in folder.iterdir() if (match := pattern.fullmatch(file.name))
+    )
+    if not found:
+        raise Unusable(f"{folder} has no {part}-00000-of-0000N.parquet; copy the {part} files of the data set there")
+    total = found[-1][0]
+    numbers = [number for announced, number, _ in found if announced == total]
+    for number in range(total):
+        if number not in numbers:
+            raise Unusable(f"{folder / f'{part}-{number:05}-of-{total:05}.parquet'} is missing; copy it there too")
+    if len(found) != total:
+        raise Unusable(f"{folder} has {len(found)} files for the {total} {part} shards; remove those of another copy")
+    return [file for *_, file in found]
+
+
+def read_shards(files: list[Path], columns: Columns, shape: Shape) -> Images:
+    """The images of all files, one after the other."""
+    parts = [_read_file(file, columns, shape) for file in files]
+    return Images(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
+
+
+def read_table(table: "pyarrow.Table", columns: Columns, shape: Shape, where: str) -> Images:
+    """The images of a table in memory; `where` names it in errors."""
+    _check(table, columns, where)
+    labels = torch.tensor(table[columns.label].to_pylist(), dtype=torch.int64)
+    encoded = table[columns.image].combine_chunks().field("bytes").to_pylist()
+    named = ((f"row {row} of {where}", content) for row, content in enumerate(encoded))
+    return Images(decode(named, shape), labels)
+
+
+def reason(error: Exception) -> str:
+    """The first sentence of what a library says."""
+    said = str(error).strip() or type(error).__name__
+    return said.splitlines()[0].split(". ")[0].rstrip(".")
+
+
+def _read_file(file: Path, columns: Columns, shape: Shape) -> Images:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.ParquetFile(file).read()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise Unusable(f"{file} cannot be read as parquet ({reason(error)}); fetch it again") from error
+    return read_table(table, columns, shape, where=str(file))
+
+
+def _check(table: "pyarrow.Table", columns: Columns, where: str) -> None:
+    from pyarrow import types
+
+    for name in (columns.image, columns.label):
+        if name not in table.column_names:
+            raise Unusable(f"{where} has no column {name!r}, only {', '.join(table.column_names)}")
+        if table[name].null_count:
+            raise Unusable(f"column {name!r} of {where} has empty rows; fetch it again")
+    if not types.is_integer(table.schema.field(columns.label).type):
+        raise Unusable(f"column {columns.label!r} of {where} must hold whole numbers")
+    image = table.schema.field(columns.image).type
+    if (
+        not types.is_struct(image)
+        or image.get_field_index("bytes") < 0
+        or not types.is_binary(image.field("bytes").type)
+    ):
+        raise Unusable(f"column {columns.image!r} of {where} must hold encoded images under 'bytes', it is {image}")

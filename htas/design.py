@@ -1,0 +1,184 @@
+"""Sections 3.1 and 3.2: from latency curves to spaces: expand, fit, score, group, choose (eq. 1 to 4)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from htas.cost import PaperCost, Term
+from htas.graph import Network
+from htas.result import CurveRecord
+from htas.space import Space, depth_choices, group_bounds, tas_widths
+from htas.survey import Curve, Fit, add, curve, templates, widest
+
+SPACES = ("hardware", "tas", "grid", "explicit")
+
+
+@dataclass(frozen=True)
+class Design:
+    """How the widths that a search may choose from are chosen."""
+
+    expand: float = 2.0
+    """e of section 3.1: the widest choice is so many times the base width; 1 or more."""
+    groups: int = 8
+    """g of eq. 3: the widths are cut into so many equal runs, and each gives one choice."""
+    alpha: float | Literal["fit"] = 1.0
+    """The exponent of eq. 1: a number (the paper's is 1), or 'fit' to find it."""
+    ties: float = 0.04
+    """Scores within this share of the latency count as equal, and the widest wins; 0 is the paper's strict argmax."""
+    inputs: Literal["base", "expanded"] = "base"
+    """The input width at which a layer is surveyed: the base network's, or e times it."""
+    adds: Literal["join", "project"] = "join"
+    """`join`: layers that are added share one width. `project`: each has its own, and a 1x1 convolution where they
+    differ, as in TAS's published networks."""
+    spaces: tuple[str, ...] = ("hardware", "tas", "grid")
+    """Spaces to search, the first being the one that counts: hardware (measured), tas (0.3 to 1.0 of the base width),
+    grid (the last width of each group, nothing measured), explicit (the widths under design.widths)."""
+    widths: dict[str, list[int]] = field(default_factory=dict)
+    """Choices of the space 'explicit': by site name, or by base width as text ("16")."""
+
+    def __post_init__(self) -> None:
+        if not self.expand >= 1:
+            raise ValueError(f"design.expand must be 1 or more, got {self.expand}")
+        if self.groups < 1:
+            raise ValueError(f"design.groups must be 1 or more, got {self.groups}")
+        if self.alpha != "fit" and not self.alpha > 0:
+            raise ValueError(f"design.alpha must be above 0 or 'fit', got {self.alpha!r}")
+        if not 0 <= self.ties < 1:
+            raise ValueError(f"design.ties must lie in 0..1, got {self.ties}")
+        if not self.spaces:
+            raise ValueError("design.spaces must name at least one of hardware, tas, grid, explicit")
+        for space in self.spaces:
+            if space not in SPACES:
+                raise ValueError(f"design.spaces may name {', '.join(SPACES)}; got {space!r}")
+        if len(set(self.spaces)) != len(self.spaces):
+            raise ValueError(f"design.spaces names a space twice: {', '.join(self.spaces)}")
+        if ("explicit" in self.spaces) != bool(self.widths):
+            raise ValueError("the space 'explicit' needs design.widths, and design.widths needs that space")
+
+
+def score(measured: Curve, fit: Fit) -> list[float]:
+    """s(x) = f(x) - m(x) at every width, in seconds (eq. 2)."""
+    return [fit(width) - seconds for width, seconds in zip(measured.widths, measured.seconds, strict=True)]
+
+
+def choose(measured: Curve, fit: Fit, groups: int, ties: float = 0.0) -> tuple[int, ...]:
+    """The width of each group with the best score (eq. 3 and 4); the widest of those within `ties` of the latency."""
+    scores = dict(zip(measured.widths, score(measured, fit), strict=True))
+    chosen = []
+    for first, last in group_bounds(measured.widths[-1], groups):
+        run = range(first, last + 1)
+        best = max(run, key=scores.__getitem__)
+        margin = ties * measured.at(best)
+        chosen.append(max(width for width in run if scores[width] >= scores[best] - margin))
+    return tuple(chosen)
+
+
+def check(network: Network, design: Design) -> None:
+    """Raise ValueError where the design does not fit the network, before anything is measured."""
+    if not network.widths:
+        reason = next(iter(network.frozen.values()), "it has no convolution that trace can follow")
+        raise ValueError(f"this network has no width that could change ({reason})")
+    group_bounds(min(widest(site.base, design.expand) for site in network.widths.values()), design.groups)
+    if "explicit" in design.spaces:
+        _explicit(network, design)
+
+
+def spaces(network: Network, content: Mapping[str, Any], design: Design) -> dict[str, Space]:
+    """The spaces that the design names, from what the survey measured; equal sites have equal choices."""
+    depths = {name: depth_choices(site.base) for name, site in network.depths.items()}
+    makers = {
+        "hardware": lambda: _hardware(network, content, design),
+        "tas": lambda: {name: tas_widths(site.base) for name, site in network.widths.items()},
+        "grid": lambda: {
+            name: tuple(last for _, last in group_bounds(widest(site.base, design.expand), design.groups))
+            for name, site in network.widths.items()
+        },
+        "explicit": lambda: _explicit(network, design),
+    }
+    return {name: Space(name, makers[name](), depths) for name in design.spaces}
+
+
+def site_curves(network: Network, content: Mapping[str, Any], design: Design) -> dict[str, Curve]:
+    """m(x) of every site: the sum over the layers that produce it, with their multiplicity."""
+    found = templates(network, expand=design.expand, inputs=design.inputs)
+    return {
+        site: add([(count, curve(content, layer)) for layer, count in layers.items()])
+        for site, layers in found.items()
+    }
+
+
+def records(
+    network: Network, content: Mapping[str, Any], design: Design, made: Mapping[str, Space]
+) -> list[CurveRecord]:
+    """One record per distinct curve, with its fit, groups, choices and doubts."""
+    found: dict[Curve, list[str]] = {}
+    for site, measured in site_curves(network, content, design).items():
+        found.setdefault(measured, []).append(site)
+    return [_record(network, design, made, measured, sites) for measured, sites in found.items()]
+
+
+def paper_cost(network: Network, content: Mapping[str, Any], design: Design) -> PaperCost:
+    """Eq. 7 and 8: a fitted line for every layer, a constant for layers whose width never changes."""
+    widths = {s: widest(site.base, design.expand) if design.inputs == "expanded" else site.base
+              for s, site in network.widths.items()}  # fmt: skip
+    from htas.arch import Arch
+
+    terms: dict[Term, int] = {}
+    for use in network.uses(Arch(widths, network.base.depths)):
+        if use.layer.op not in ("conv", "linear"):
+            continue
+        measured = curve(content, use.layer)
+        fit = measured.fit(design.alpha) if use.site else Fit(0.0, 1.0, measured.seconds[0])
+        term = Term(use.site, use.blocks, fit.k, fit.alpha, fit.b)
+        terms[term] = terms.get(term, 0) + 1
+    return PaperCost(
+        tuple(Term(t.site, t.blocks, t.k, t.alpha, t.b, count) for t, count in terms.items()),
+        {name: site.base for name, site in network.depths.items()},
+    )
+
+
+def _hardware(network: Network, content: Mapping[str, Any], design: Design) -> dict[str, tuple[int, ...]]:
+    return {
+        site: choose(measured, measured.fit(design.alpha), design.groups, design.ties)
+        for site, measured in site_curves(network, content, design).items()
+    }
+
+
+def _explicit(network: Network, design: Design) -> dict[str, tuple[int, ...]]:
+    known = {*network.widths, *(str(site.base) for site in network.widths.values())}
+    odd = sorted(set(design.widths) - known)
+    if odd:
+        raise ValueError(f"design.widths names {odd[0]!r}; it may name base widths or sites: {', '.join(sorted(known))}")
+    found = {}
+    for name, site in network.widths.items():
+        choices = design.widths.get(name) or design.widths.get(str(site.base))
+        if not choices:
+            raise ValueError(f"design.widths has no choices for {name}; add them under its name or \"{site.base}\"")
+        if min(choices) < 1:
+            raise ValueError(f"the choices of {name} in design.widths must be at least 1, got {min(choices)}")
+        found[name] = tuple(sorted(set(choices)))
+    return found
+
+
+def _record(
+    network: Network, design: Design, made: Mapping[str, Space], measured: Curve, sites: Sequence[str]
+) -> CurveRecord:
+    fit = measured.fit(design.alpha)
+    doubts = ()
+    if fit.k <= 0:
+        doubts = (
+            f"latency does not grow with the width of {sites[0]} (k = {fit.k:.3g} s per channel): "
+            "the readings are noise, or the width hardly matters; stop other work and survey again",
+        )
+    return CurveRecord(
+        tuple(sites),
+        network.sites[sites[0]].base,
+        measured.widths,
+        measured.seconds,
+        fit.k,
+        fit.alpha,
+        fit.b,
+        group_bounds(measured.widths[-1], design.groups),
+        {name: space.widths[sites[0]] for name, space in made.items()},
+        doubts,
+    )

@@ -1,0 +1,82 @@
+"""A network as a file that others can run: ONNX, or PyTorch's own .pt2. What was written is read back and compared."""
+
+import io
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from htas.files import write_bytes
+from htas.runtimes._onnx import cannot_export, network_graph, quiet
+from htas.runtimes._parity import largest_difference
+from htas.text import listing
+
+Run = Callable[[Tensor], Tensor]
+
+
+def export(model: nn.Module, example: Tensor, path: Path) -> float:
+    """The largest absolute difference between the file's outputs and PyTorch's, on random inputs of two batch sizes.
+
+    The suffix of the path chooses the format, `.onnx` or `.pt2`. Example: [batch, channels, height, width]; the file
+    takes any batch. The model is exported in eval mode and stays as it is. Raises ValueError for another suffix, a
+    network that cannot be exported, and outputs that differ by more than 1e-4 of the largest; no file is left then.
+    """
+    if path.suffix not in _FORMATS:
+        raise ValueError(f"cannot export to {path.name!r}: the suffix must be one of {listing(_FORMATS)}")
+    write, read = _FORMATS[path.suffix]
+    network, example = deepcopy(model).eval().cpu(), example.detach().cpu()
+    # an exporter takes a batch of one for a constant
+    write_bytes(path, write(network, example.repeat(2, *[1] * (example.ndim - 1))))
+    try:
+        return _check(network, read(path.read_bytes()), example, str(path))
+    except Exception:
+        path.unlink()
+        raise
+
+
+@torch.inference_mode()
+def _check(network: nn.Module, run: Run, example: Tensor, what: str) -> float:
+    generator = torch.Generator().manual_seed(0)
+    differences = []
+    for batch in (len(example), len(example) + 1):
+        images = torch.randn(batch, *example.shape[1:], generator=generator)
+        differences.append(largest_difference(network(images), run(images), what))
+    return max(differences)
+
+
+def _write_onnx(network: nn.Module, example: Tensor) -> bytes:
+    return network_graph(network, (example,), dynamic=True)
+
+
+def _read_onnx(content: bytes) -> Run:
+    from onnxruntime import InferenceSession, SessionOptions
+
+    options = SessionOptions()
+    options.log_severity_level = 3  # errors
+    session = InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+
+
+def _write_pt2(network: nn.Module, example: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    with quiet():
+        try:
+            shapes = ({0: torch.export.Dim("batch")},)
+            torch.export.save(torch.export.export(network, (example,), dynamic_shapes=shapes), buffer)
+        except Exception as error:  # the exporter raises many kinds
+            raise ValueError(cannot_export(network, "pt2", error)) from error
+    return buffer.getvalue()
+
+
+def _read_pt2(content: bytes) -> Run:
+    run: Run = torch.export.load(io.BytesIO(content)).module()
+    return run
+
+
+_FORMATS: Mapping[str, tuple[Callable[[nn.Module, Tensor], bytes], Callable[[bytes], Run]]] = {
+    ".onnx": (_write_onnx, _read_onnx),
+    ".pt2": (_write_pt2, _read_pt2),
+}

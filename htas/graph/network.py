@@ -1,0 +1,256 @@
+"""The nouns of a traced network, and the one pass that carries widths through it.
+
+A Network is a list of Nodes in the order they run. It does not know what made it: torch.fx fills it today
+(trace.py), another graph could. Every question about an arch (shapes, layers, MACs, costs, expected costs) is
+answered by `Network.flow`, which carries widths, whole numbers or differentiable expectations alike, from node to node.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any, Literal
+
+from torch import nn
+
+from htas.arch import Arch
+from htas.layer import Layer
+
+Kind = Literal[
+    "input",
+    "conv",  # a convolution or a linear layer: makes a site
+    "depthwise",  # a convolution of each channel by itself
+    "norm",
+    "map",  # treats each channel alike: activations, pooling, dropout
+    "join",  # adds or multiplies tensors of equal widths
+    "project",  # makes a shortcut as wide as what it is added to; nothing where it already is
+    "concat",
+    "flatten",  # height and width become channels
+    "depth",  # takes the output of the last kept block
+    "fixed",  # anything else: its widths never change
+    "value",  # no tensor: a size, a shape
+]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of channels that belong together: `base` channels of a site, each standing `repeat` times in a row."""
+
+    base: int
+    repeat: int = 1
+
+
+@dataclass(frozen=True)
+class Node:
+    """One step of the network. `run(modules, values)` does it as the base network does."""
+
+    name: str
+    kind: Kind
+    inputs: tuple[str, ...]
+    run: Callable[[Callable[[str], nn.Module], tuple[Any, ...]], Any] = field(repr=False, compare=False)
+    module: str = ""
+    """Qualified name of the leaf module called, if any."""
+    site: str = ""
+    """conv, depth: the site it makes or reads; empty where its width is frozen."""
+    segments: tuple[Segment, ...] = ()
+    """Channels of the output."""
+    consumed: tuple[Segment, ...] = ()
+    """Channels of the first input."""
+    blocks: tuple[tuple[str, int], ...] = ()
+    """Depth sites around it, each with the number of its block."""
+    layer: Layer | None = None
+    """What a runtime does here, at base widths, with the norm and activation it fuses; None: nothing that takes time,
+    or part of the layer before."""
+    norm: str = ""
+    """conv, depthwise: the norm that directly follows."""
+    normed: bool = True
+    """project: whether a norm follows the 1x1 convolution."""
+
+    @property
+    def base(self) -> int:
+        """Channels of the output in the base network."""
+        return sum(segment.base * segment.repeat for segment in self.segments)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One free dimension of a network."""
+
+    name: str
+    kind: Literal["width", "depth"]
+    base: int
+    """Channels, or blocks, in the base network."""
+    producers: tuple[str, ...]
+    """width: modules whose outputs it is. depth: the blocks."""
+    consumers: tuple[tuple[str, int, int], ...] = ()
+    """width: (module, offset, repeat): input rows offset + repeat * c ... of the module belong to channel c."""
+    multiple: int = 1
+    """Widths must be multiples of this."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """A layer at the place where a network uses it."""
+
+    layer: Layer
+    node: str
+    site: str
+    """The width site that its outputs are; empty for none."""
+    blocks: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node of `flow`: widths as given, per segment, and the share of archs in which it runs."""
+
+    node: Node
+    inputs: tuple[tuple[Any, ...], ...]
+    outputs: tuple[Any, ...]
+    kept: Any
+
+
+@dataclass(frozen=True)
+class Network:
+    """What trace found: the steps, the free sites, and what is frozen, with the reason."""
+
+    module: nn.Module
+    nodes: tuple[Node, ...]
+    sites: Mapping[str, Site]
+    frozen: Mapping[str, str]
+    """Module, or node, to the reason why its width cannot change."""
+    image: tuple[int, ...]
+    """Shape of one input: channels, height, width."""
+    adds: Literal["join", "project"] = "join"
+
+    @property
+    def widths(self) -> dict[str, Site]:
+        """The width sites."""
+        return {name: site for name, site in self.sites.items() if site.kind == "width"}
+
+    @property
+    def depths(self) -> dict[str, Site]:
+        """The depth sites."""
+        return {name: site for name, site in self.sites.items() if site.kind == "depth"}
+
+    @property
+    def base(self) -> Arch:
+        """The arch of the network as it was given."""
+        return Arch(
+            {name: site.base for name, site in self.widths.items()},
+            {name: site.base for name, site in self.depths.items()},
+        )
+
+    def check(self, arch: Arch) -> None:
+        """Raise ValueError where the arch does not fit this network."""
+        for kind, given, known in (("width", arch.widths, self.widths), ("depth", arch.depths, self.depths)):
+            odd = set(given) ^ set(known)
+            if odd:
+                name = sorted(odd)[0]
+                state = "names no" if name in given else "lacks the"
+                raise ValueError(f"the arch {state} {kind} site {name!r}; the network has {', '.join(known) or 'none'}")
+        for name, width in arch.widths.items():
+            if width < 1 or width % self.sites[name].multiple:
+                raise ValueError(f"the width of {name} must be a positive multiple of {self.sites[name].multiple}, got {width}")
+        for name, depth in arch.depths.items():
+            if not 1 <= depth <= self.sites[name].base:
+                raise ValueError(f"the depth of {name} must lie in 1..{self.sites[name].base}, got {depth}")
+
+    def flow(
+        self, width: Callable[[str], Any], depth: Callable[[str], Sequence[Any]], *, whole: bool = False
+    ) -> Iterator[Step]:
+        """Carry widths through the network.
+
+        width(site) is its number of channels; depth(site)[k] the weight of keeping k + 1 blocks (they sum to 1).
+        Whole numbers describe one arch (`whole` leaves out what is cut); tensors give expectations, in which the
+        widths of layers are taken as independent, as in TAS.
+        """
+        channels: dict[str, tuple[Any, ...]] = {}
+        shares: dict[tuple[tuple[str, int], ...], Any] = {}
+        for node in self.nodes:
+            if node.kind == "value":
+                continue
+            if node.blocks not in shares:
+                shares[node.blocks] = prod(sum(depth(site)[block:]) for site, block in node.blocks)
+            kept = shares[node.blocks]
+            if whole and not kept:
+                continue
+            inputs = tuple(channels[name] for name in node.inputs if name in channels)
+            outputs = _outputs(node, inputs, channels, width, depth)
+            channels[node.name] = outputs
+            yield Step(node, inputs, outputs, kept)
+
+    def steps(self, arch: Arch) -> Iterator[Step]:
+        """`flow` for one arch, cut blocks left out."""
+        onehot = {
+            name: tuple(int(index == arch.depths[name] - 1) for index in range(site.base))
+            for name, site in self.depths.items()
+        }
+        return self.flow(arch.widths.__getitem__, onehot.__getitem__, whole=True)
+
+    def uses(self, arch: Arch) -> list[Use]:
+        """The layers of one arch, in the order they run; equal layers appear as often as they run."""
+        found = []
+        for step in self.steps(arch):
+            layer = sized(step)
+            if layer is not None:
+                found.append(Use(layer, step.node.name, step.node.site, step.node.blocks))
+        return found
+
+    def macs(self, arch: Arch) -> int:
+        """Multiply-adds for one image."""
+        return sum(use.layer.macs for use in self.uses(arch))
+
+    def params(self, arch: Arch) -> int:
+        """Trainable parameters."""
+        return sum(use.layer.params for use in self.uses(arch)) + sum(
+            2 * total(step.node.segments, step.outputs) for step in self.steps(arch) if step.node.name in self._loose_norms
+        )
+
+    @property
+    def _loose_norms(self) -> set[str]:
+        """Norms that no layer before them takes in."""
+        taken = {node.norm for node in self.nodes if node.layer is not None and node.layer.norm}
+        return {node.name for node in self.nodes if node.kind == "norm" and node.name not in taken}
+
+
+def total(segments: Sequence[Segment], widths: Sequence[Any]) -> Any:
+    """Channels of segments that have these widths."""
+    return sum(width * segment.repeat for width, segment in zip(widths, segments, strict=True))
+
+
+def sized(step: Step) -> Layer | None:
+    """The layer of a step at the step's whole widths; None where it has none, or does nothing."""
+    node = step.node
+    if node.layer is None:
+        return None
+    outputs = total(node.segments, step.outputs)
+    if node.kind == "conv":
+        return replace(node.layer, inputs=total(node.consumed, step.inputs[0]), outputs=outputs)
+    if node.kind == "depthwise":
+        return replace(node.layer, inputs=outputs, outputs=outputs, groups=outputs)
+    if node.kind == "project":
+        inputs = total(node.consumed, step.inputs[0])
+        return None if inputs == outputs else replace(node.layer, inputs=inputs, outputs=outputs)
+    return replace(node.layer, inputs=outputs, outputs=outputs)
+
+
+def _outputs(
+    node: Node,
+    inputs: tuple[tuple[Any, ...], ...],
+    channels: Mapping[str, tuple[Any, ...]],
+    width: Callable[[str], Any],
+    depth: Callable[[str], Sequence[Any]],
+) -> tuple[Any, ...]:
+    match node.kind:
+        case "conv":
+            return (width(node.site),) if node.site else tuple(segment.base for segment in node.segments)
+        case "input" | "fixed":
+            return tuple(segment.base for segment in node.segments)
+        case "project":
+            return inputs[1]
+        case "concat":
+            return tuple(w for widths in inputs for w in widths)
+        case "depth":
+            weighed = [(p, channels[name]) for p, name in zip(depth(node.site), node.inputs, strict=True) if name in channels]
+            return tuple(sum(p * widths[i] for p, widths in weighed) for i in range(len(node.segments)))
+        case _:
+            return inputs[0]

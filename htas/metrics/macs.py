@@ -1,0 +1,63 @@
+"""Multiply-adds of one image, which many papers call FLOPs."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from htas.layer import Layer
+from htas.measurement import Measurement
+from htas.metrics import Case, Metric
+
+
+@dataclass(frozen=True)
+class Macs(Metric):
+    """Multiply-adds of convolutions and linear layers; a bias counts as one per output, as TAS counts it.
+
+    What a network computes outside such modules (attention, norms, functional calls) is not counted.
+    """
+
+    unit: ClassVar[str] = "MACs"
+
+    def measure(
+        self, cases: Sequence[Case], *, on_round: Callable[[int, int], None] | None = None
+    ) -> list[Measurement]:
+        """Counted, so each measurement has one reading."""
+        return [Measurement((float(self._count(case)),), self.unit) for case in cases]
+
+    def _count(self, case: Case) -> int:
+        return case.macs if isinstance(case, Layer) else count_macs(case, self.target.image)
+
+
+def count_macs(model: nn.Module, image: tuple[int, ...]) -> int:
+    """Multiply-adds of a network for one image of this shape; found by running a copy of it."""
+    network = deepcopy(model).eval().cpu()
+    counts: list[int] = []
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        counts.append(_each(module, inputs[0], output))
+
+    for module in network.modules():
+        if isinstance(module, _ConvNd | nn.Linear):
+            module.register_forward_hook(count)
+    with torch.inference_mode():
+        network(torch.zeros(1, *image))
+    return sum(counts)
+
+
+def _each(module: nn.Module, given: Tensor, output: Tensor) -> int:
+    bias = 0 if module.bias is None else output.numel()
+    match module:
+        case nn.Linear():
+            return output.numel() * module.in_features + bias
+        case _ConvTransposeNd():
+            return given.numel() * prod(module.kernel_size) * (module.out_channels // module.groups) + bias
+        case _ConvNd():
+            return output.numel() * prod(module.kernel_size) * (module.in_channels // module.groups) + bias
+        case _:
+            raise AssertionError(type(module))

@@ -1,0 +1,37 @@
+"""A model family is plain PyTorch: no width choice, relaxation or cost ever enters its file.
+
+Add one: a file here with one frozen dataclass that derives from ModelFamily; its fields are its options.
+"""
+
+from abc import ABC, abstractmethod
+
+from torch import nn
+
+
+class ModelFamily(ABC):
+    """Networks of one kind. Implementations are frozen dataclasses; sites and resizing come from `htas.graph`."""
+
+    @abstractmethod
+    def build(self, classes: int) -> nn.Module:
+        """The base network with weights drawn at random: [N, C, H, W] in, [N, classes] logits out."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """`cifar_resnet:20`: what a table calls the base network."""
+
+    @property
+    def project_norm(self) -> bool:
+        """Whether a projection put on an identity shortcut (`adds = "project"`) has a norm."""
+        return True
+
+    def member(self, blocks: int) -> str:
+        """What a table calls the plain network with so many blocks a stage; `` where the family has no name for it."""
+        return f"{self.title} with {blocks} blocks a stage"
+
+    def reset(self, module: nn.Module) -> None:
+        """Draw all weights of a network of this family anew, in place, at any widths and depths."""
+        for part in module.modules():
+            reset = getattr(part, "reset_parameters", None)
+            if callable(reset):
+                reset()

@@ -1,0 +1,557 @@
+"""One function per stage, files in and files out: survey, design, search, train, measure, report.
+
+A stage is finished when its file exists and was made from the inputs that are there now; anything else is done again.
+An interrupted search or training goes on from its last epoch.
+"""
+
+import dataclasses
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from htas import __version__, datasets, networks, plan
+from htas.arch import Arch
+from htas.config import Config, load
+from htas.cost import CostModel, MacsCost
+from htas.datasets import Data
+from htas.design import check, paper_cost, records, spaces
+from htas.export import export
+from htas.files import Unusable, digest, read_json, read_tensors, write_json, write_tensors, write_text
+from htas.graph import Network, resize, trace
+from htas.layer import Layer
+from htas.measurement import Measurement
+from htas.metrics.latency import Latency
+from htas.metrics.macs import Macs
+from htas.metrics.params import Params
+from htas.problem import Problem
+from htas.progress import progress, say
+from htas.report import write
+from htas.result import CurveRecord, Report, Result, SearchRecord
+from htas.space import Space
+from htas.strategies.differentiable import rivals
+from htas.survey import survey as take_survey
+from htas.target import Target, machine
+from htas.text import duration, listing, milliseconds, no_such, percent
+from htas.train import evaluate
+from htas.train import train as fit
+
+RIVALS = 20
+ROUNDS = 60
+"""Readings of every whole network."""
+STAGES = ("survey", "design", "search", "train", "measure", "report")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configuration and its folder, with what every stage needs; made when first asked for."""
+
+    config: Config
+    folder: Path
+
+    @cached_property
+    def data(self) -> Data:
+        """The images, on the device that trains."""
+        config = self.config
+        say(f"reading {config.names['data']}")
+        return datasets.load(
+            config.data, device=self.device, validation=config.parts.validation, seed=config.seed, limit=config.parts.limit
+        )
+
+    @cached_property
+    def network(self) -> Network:
+        """The base network, traced, its weights drawn from the seed."""
+        torch.manual_seed(self.config.seed)
+        module = self.config.family.build(self.config.data.classes)
+        example = torch.zeros(2, *self.config.data.shape)
+        return trace(module, example, adds=self.config.design.adds, project_norm=self.config.family.project_norm)
+
+    @property
+    def device(self) -> str:
+        """Training happens where there is a GPU, whatever the target."""
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def target(self) -> Target:
+        """The target, for images of this data set."""
+        return replace(self.config.target, image=self.config.data.shape)
+
+    @cached_property
+    def surveyed(self) -> dict[str, Any]:
+        """survey.json."""
+        return read_json(self.folder / "survey.json")
+
+    @cached_property
+    def spaces(self) -> dict[str, Space]:
+        """The spaces of design.json."""
+        return {name: Space.of(space) for name, space in read_json(self.folder / "design.json")["spaces"].items()}
+
+    @property
+    def cost(self) -> CostModel:
+        """What the strategy is charged."""
+        if self.config.strategy.cost == "macs":
+            return MacsCost(self.network)
+        return paper_cost(self.network, self.surveyed, self.config.design)
+
+    def made_from(self, stage: str) -> str:
+        """A hash of what a stage is made from; a stage whose file holds another one is done again."""
+        config, folder = self.config, self.folder
+        basis = [config.names["family"], dataclasses.asdict(config.family), config.data.classes]  # type: ignore[call-overload]
+        space = [config.design.expand, config.design.inputs, config.design.adds]
+        match stage:
+            case "survey":
+                return digest(basis, self.target.fingerprint(), dataclasses.asdict(config.survey), space)
+            case "design":
+                return digest(basis, dataclasses.asdict(config.design), folder / "survey.json")
+            case "search":
+                return digest(config.toml(), folder / "design.json", folder / "survey.json")
+            case "train":
+                return digest(config.toml(), *(self.search_file(name) for name in config.design.spaces))
+            case _:
+                return digest(config.toml(), folder / "networks.json")
+
+    def search_file(self, space: str) -> Path:
+        """Where the search of a space ends up."""
+        return self.folder / f"search-{space}.json"
+
+    def model_file(self, name: str) -> Path:
+        """Where a network's trained weights are."""
+        return self.folder / "networks" / f"{_slug(name)}.safetensors"
+
+    def checkpoint(self, name: str) -> Path:
+        """Where unfinished work is kept."""
+        return self.folder / "checkpoints" / f"{_slug(name)}.safetensors"
+
+
+def open_run(config: Config, folder: Path) -> None:
+    """Make the folder of a run, or see that it is this configuration's; raises Unusable otherwise."""
+    path, text = folder / "config.toml", config.toml()
+    if path.exists():
+        try:
+            old = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise Unusable(f"{path} cannot be read ({error}); name another folder with --out") from error
+        if old != text:
+            raise Unusable(
+                f"{folder} holds a run of another configuration ({_difference(old, text)}); "
+                "name another folder with --out, or delete this one"
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Unusable(f"{folder} exists and is not the folder of a run; name another one with --out")
+    check(Run(config, folder).network, config.design)
+    write_text(path, text)
+    write_json(folder / "environment.json", {"seed": config.seed, **versions()})
+
+
+def run(config: Config, folder: Path, command: str) -> Path:
+    """Every stage in turn; returns the path of report.html."""
+    open_run(config, folder)
+    job = Run(config, folder)
+    if not (folder / "report.json").exists():
+        plan.show(job.network, job.data, config, folder)
+    write_json(folder / "command.json", {"command": command})
+    for stage in STAGES:
+        globals()[stage](config, folder, False)
+    return folder / "report.html"
+
+
+def survey(config: Config, folder: Path, again: bool = False) -> None:
+    """Section 3.2: every distinct layer at every width -> survey.json."""
+    job = Run(config, folder)
+    path = folder / "survey.json"
+    if _finished(path, job.made_from("survey"), again):
+        return
+    started = time.monotonic()
+    options = config.survey
+    metric = Latency(job.target, rounds=options.rounds, reading=options.reading, seed=config.seed)
+    say(f"survey: compiling layers for {job.target.runtime}")
+    with progress("survey", options.rounds) as bar:
+        content = take_survey(
+            job.network, metric, expand=config.design.expand, inputs=config.design.inputs, on_round=_rounds(bar)
+        )
+    for doubt in content["doubts"]:
+        say(f"survey: doubt: {doubt}")
+    _write(path, job.made_from("survey"), started, content)
+
+
+def design(config: Config, folder: Path, again: bool = False) -> None:
+    """Eq. 1 to 4: curves, fits and choices -> design.json."""
+    job = Run(config, folder)
+    path = folder / "design.json"
+    _need(folder / "survey.json", "survey")
+    if _finished(path, job.made_from("design"), again):
+        return
+    started = time.monotonic()
+    made = spaces(job.network, job.surveyed, config.design)
+    curves = records(job.network, job.surveyed, config.design, made)
+    for curve in curves:
+        for doubt in curve.doubts:
+            say(f"design: doubt: {doubt}")
+        for name, choices in curve.choices.items():
+            say(f"design: {name}: {curve.sites[0]} and {len(curve.sites) - 1} alike: {listing(map(str, choices))}")
+    content = {"spaces": {name: space.json() for name, space in made.items()}, "curves": [c.json() for c in curves]}
+    _write(path, job.made_from("design"), started, content)
+
+
+def search(config: Config, folder: Path, again: bool = False) -> None:
+    """Section 3.3: one search per space -> search-SPACE.json, with its course and its random rivals."""
+    job = Run(config, folder)
+    _need(folder / "design.json", "design")
+    for name, space in job.spaces.items():
+        path = job.search_file(name)
+        if _finished(path, job.made_from("search"), again):
+            continue
+        started = time.monotonic()
+        if again:
+            job.checkpoint(f"search-{name}").unlink(missing_ok=True)
+        problem = _problem(job, space)
+        found = config.strategy.search(problem)
+        others = rivals(problem, found.arch, RIVALS, seed=config.seed)
+        accuracy, *theirs = found.validate([found.arch, *others])
+        record = SearchRecord(
+            space=name,
+            strategy=config.strategy.title,
+            cost=config.strategy.cost,
+            arch=found.arch,
+            epochs=found.epochs,
+            converged=found.converged,
+            why=found.why,
+            accuracy=accuracy,
+            rivals=tuple(theirs),
+            rival_costs=tuple(problem.cost.cost(other) / problem.cost.cost(found.arch) for other in others),
+            seconds=found.seconds,
+            seed=config.seed,
+        )
+        state = "converged" if record.converged else "not converged"
+        say(f"search {name}: {state}; better than {record.beaten} of {len(theirs)} random archs of its cost")
+        _write(path, job.made_from("search"), started, record.json())
+        problem.checkpoint.unlink(missing_ok=True)
+
+
+def train(config: Config, folder: Path, again: bool = False) -> None:
+    """Section 4.1: the base network, then every found and control network, distilled from it -> networks.json."""
+    job = Run(config, folder)
+    for name in config.design.spaces:
+        _need(job.search_file(name), "search")
+    path = folder / "networks.json"
+    if _finished(path, job.made_from("train"), again):
+        return
+    started = time.monotonic()
+    rows = [_trained(job, row, again) for row in _rows(job)]
+    _write(path, job.made_from("train"), started, {"results": [row.json() for row in rows]})
+
+
+def measure(config: Config, folder: Path, again: bool = False) -> None:
+    """Whole networks in one interleaved run, and their predictions -> measure.json."""
+    job = Run(config, folder)
+    _need(folder / "networks.json", "train")
+    path = folder / "measure.json"
+    if _finished(path, job.made_from("measure"), again):
+        return
+    started = time.monotonic()
+    rows = [Result.of(content) for content in read_json(folder / "networks.json")["results"]]
+    modules = [_load(job, row) for row in rows]
+    with progress("measuring whole networks", ROUNDS) as bar:
+        readings = Latency(job.target, rounds=ROUNDS, seed=config.seed).measure(modules, on_round=_rounds(bar))
+    predictions = _predict(job, [row.arch for row in rows])
+    rows = [
+        replace(row, measured=reading, predicted=prediction)
+        for row, reading, prediction in zip(rows, readings, predictions, strict=True)
+    ]
+    for row in rows:
+        assert row.measured is not None
+        say(f"measure: {row.name}: {milliseconds(row.measured.median)}, accuracy {percent(row.accuracy or 0)}")
+    _write(path, job.made_from("measure"), started, {"results": [row.json() for row in rows]})
+
+
+def report(config: Config, folder: Path, again: bool = False) -> None:
+    """report.json, report.md and report.html, from the files of all stages."""
+    _need(folder / "measure.json", "measure")
+    stages: dict[str, float] = {}
+    files = {
+        "survey": ["survey.json"],
+        "design": ["design.json"],
+        "search": [f"search-{name}.json" for name in config.design.spaces],
+        "train": ["networks.json"],
+        "measure": ["measure.json"],
+    }
+    contents = {name: read_json(folder / name) for names in files.values() for name in names}
+    for stage, names in files.items():
+        stages[stage] = sum(contents[name]["took"] for name in names)
+    command = folder / "command.json"
+    made = Report(
+        title=f"{config.family.title} on {config.names['data']}, {config.target.device}, {config.target.runtime}",
+        command=read_json(command)["command"] if command.exists() else "htas run config.toml",
+        results=tuple(Result.of(content) for content in contents["measure.json"]["results"]),
+        curves=tuple(CurveRecord.of(content) for content in contents["design.json"]["curves"]),
+        searches=tuple(SearchRecord.of(_plain(contents[name])) for name in files["search"]),
+        machine=read_json(folder / "environment.json"),
+        config=config.toml(),
+        dataset=config.names["data"],
+        stages=stages,
+        remarks=tuple(contents["survey.json"]["doubts"]),
+        test_images=contents["measure.json"]["results"][0]["recipe"].get("test_images", 0),
+    )
+    write(made, folder)
+    say(f"report: {folder / 'report.html'}")
+
+
+def export_network(folder: Path, to: str, network: str = "", file: Path | None = None) -> tuple[Path, float]:
+    """A trained network of a run as ONNX or torch.export file: its path, and the largest difference of outputs."""
+    _need(folder / "networks.json", "train")
+    config = load(folder / "config.toml")
+    job = Run(config, folder)
+    rows = {row.name: row for row in map(Result.of, read_json(folder / "networks.json")["results"])}
+    name = network or config.design.spaces[0]
+    if name not in rows:
+        raise Unusable(no_such("network of this run", name, rows))
+    path = file or folder / f"{_slug(name)}.{to}"
+    example = torch.randn(job.target.batch, *job.target.image)
+    return path, export(_load(job, rows[name]), example, path)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What `htas measure NETWORK` prints of one network."""
+
+    network: str
+    runtime: str
+    latency: Measurement
+    macs: int
+    params: int
+
+
+def measure_networks(names: Sequence[str], target: Target, rounds: int, classes: int) -> list[Figures]:
+    """Named networks on a target, in one interleaved run."""
+    modules = [networks.build(name, classes) for name in names]
+    with progress("measure", rounds) as bar:
+        latencies = Latency(target, rounds=rounds).measure(modules, on_round=_rounds(bar))
+    macs, params = Macs(target).measure(modules), Params(target).measure(modules)
+    return [
+        Figures(name, target.runtime, latency, round(mac.estimate), round(param.estimate))
+        for name, latency, mac, param in zip(names, latencies, macs, params, strict=True)
+    ]
+
+
+def versions() -> dict[str, Any]:
+    """The machine, the versions that a result may depend on, and the date."""
+    packages = ("torch", "numpy", "onnx", "onnxruntime", "accelerate", "scikit-learn")
+    return {
+        "htas": __version__,
+        "machine": machine(),
+        "packages": {name: version(name) for name in packages},
+        "host": platform.machine(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+def _rows(job: Run) -> list[Result]:
+    """The networks of a run, untrained: base, one per space, and the controls; the order of the report."""
+    base = _row(job, "base", job.network.base, space="-", strategy="given", cost="-")
+    found = []
+    for name in job.config.design.spaces:
+        record = SearchRecord.of(_plain(read_json(job.search_file(name))))
+        remarks = () if record.converged else (f"The search had not converged: {record.why}.",)
+        found.append(
+            _row(job, name, record.arch, space=name, strategy=record.strategy, cost=record.cost, remarks=remarks)
+        )
+    return [base, *found, *_controls(job, found[0])]
+
+
+def _row(job: Run, name: str, arch: Arch, **fields: Any) -> Result:
+    config = job.config
+    target = dataclasses.asdict(job.target)
+    return Result(
+        name=name,
+        family=config.family.title,
+        arch=arch,
+        adds=config.design.adds,
+        target={**target, "image": list(job.target.image)},
+        macs=job.network.macs(arch),
+        params=job.network.params(arch),
+        recipe={"name": config.names["train"], **dataclasses.asdict(config.train), "test_images": len(job.data.test)},
+        seed=config.seed,
+        versions={"htas": __version__, **machine()},
+        **fields,
+    )
+
+
+def _controls(job: Run, found: Result) -> list[Result]:
+    """The widest uniform multiplier and the deepest plain member that are not slower than the found network.
+
+    They are picked by readings of their own, once, and kept in controls.json; the report measures all rows afresh.
+    """
+    path = job.folder / "controls.json"
+    key = digest(job.made_from("search"), found.arch.json())
+    if not _finished(path, key, False):
+        started = time.monotonic()
+        _write(path, key, started, _pick_controls(job, found))
+    content = read_json(path)
+    rows = []
+    for control in content["controls"]:
+        remarks = (content["note"],)
+        rows.append(
+            _row(job, control["name"], Arch.of(control["arch"]), space="-", strategy=control["kind"], cost="-",
+                 remarks=remarks)
+        )  # fmt: skip
+    return rows
+
+
+def _pick_controls(job: Run, found: Result) -> dict[str, Any]:
+    candidates = [*_uniform(job), *_plain_members(job)]
+    modules = [resize(job.network, arch) for _, _, arch in [("", "", found.arch), *candidates]]
+    with progress("looking for controls of equal latency", ROUNDS // 3) as bar:
+        readings = Latency(job.target, rounds=ROUNDS // 3, seed=job.config.seed).measure(modules, on_round=_rounds(bar))
+    limit = readings[0].median
+    note = (
+        f"The {'{}'} whose median latency was not above that of {found.name} ({milliseconds(limit)}) in one "
+        f"interleaved run before training."
+    )
+    controls = []
+    for kind in ("uniform", "plain"):
+        fitting = [
+            (title, arch)
+            for (sort, title, arch), reading in zip(candidates, readings[1:], strict=True)
+            if sort == kind and reading.median <= limit
+        ]
+        if fitting:
+            title, arch = fitting[-1]
+            controls.append({"kind": kind, "name": f"{kind} {title}", "arch": arch.json()})
+        else:
+            say(f"controls: every {kind} network is slower than {found.name}")
+    return {"controls": controls, "note": note.format("widest, or deepest, of its kind")}
+
+
+def _uniform(job: Run) -> Iterator[tuple[str, str, Arch]]:
+    """The base network times 1/16, 2/16 ... e, narrowest first."""
+    sites, depths = job.network.widths, job.network.base.depths
+    for step in range(1, int(16 * job.config.design.expand) + 1):
+        widths = {name: max(1, round(site.base * step / 16)) for name, site in sites.items()}
+        yield "uniform", f"x{step / 16:.2f}", Arch(widths, depths)
+
+
+def _plain_members(job: Run) -> Iterator[tuple[str, str, Arch]]:
+    """The base network with 1, 2 ... blocks in every stage, shallowest first."""
+    network = job.network
+    for blocks in range(1, max((site.base for site in network.depths.values()), default=0) + 1):
+        depths = {name: min(blocks, site.base) for name, site in network.depths.items()}
+        yield "plain", job.config.family.member(blocks), Arch(network.base.widths, depths)
+
+
+def _trained(job: Run, row: Result, again: bool) -> Result:
+    """The row with its accuracy; its weights are in networks/. What has been trained already is kept."""
+    path, key = job.model_file(row.name), digest(job.config.toml(), row.arch.json())
+    if path.exists() and not again:
+        _, about = read_tensors(path)
+        if about["inputs"] == key:
+            return replace(row, accuracy=about["accuracy"], teacher=about["teacher"])
+    config = job.config
+    teacher = None if row.name == "base" or config.distill.alpha == 0 else _base(job)
+    torch.manual_seed(config.seed)
+    model = resize(job.network, row.arch)
+    config.family.reset(model)
+    checkpoint = job.checkpoint(f"train-{row.name}")
+    if again:
+        checkpoint.unlink(missing_ok=True)
+    fit(
+        model, job.data.train, config.train, seed=config.seed, device=job.device, checkpoint=checkpoint,
+        title=f"train {row.name}", teacher=teacher, distill=config.distill if teacher is not None else None,
+    )  # fmt: skip
+    accuracy = evaluate(model, job.data.test, device=job.device, precision=config.train.precision)
+    name = "" if teacher is None else "base"
+    write_tensors(path, model.state_dict(), {"accuracy": accuracy, "inputs": key, "teacher": name, "name": row.name})
+    checkpoint.unlink(missing_ok=True)
+    return replace(row, accuracy=accuracy, teacher=name)
+
+
+def _base(job: Run) -> nn.Module:
+    """The trained base network."""
+    model = resize(job.network, job.network.base)
+    tensors, _ = read_tensors(job.model_file("base"))
+    model.load_state_dict(tensors)
+    return model
+
+
+def _load(job: Run, row: Result) -> nn.Module:
+    """A trained network of the run, in eval mode, on the CPU."""
+    model = resize(job.network, row.arch)
+    tensors, _ = read_tensors(job.model_file(row.name))
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def _predict(job: Run, archs: Sequence[Arch]) -> list[float]:
+    """Seconds: for each arch the sum of its layers, measured alone at its own input and output widths."""
+    uses = [[use.layer for use in job.network.uses(arch)] for arch in archs]
+    distinct: list[Layer] = list(dict.fromkeys(layer for layers in uses for layer in layers))
+    options = job.config.survey
+    metric = Latency(job.target, rounds=options.rounds, reading=options.reading, seed=job.config.seed)
+    with progress("measuring the layers of these networks", options.rounds) as bar:
+        readings = metric.measure(distinct, on_round=_rounds(bar))
+    seconds = {layer: reading.estimate for layer, reading in zip(distinct, readings, strict=True)}
+    return [sum(seconds[layer] for layer in layers) for layers in uses]
+
+
+def _problem(job: Run, space: Space) -> Problem:
+    return Problem(
+        network=job.network,
+        reset=job.config.family.reset,
+        data=job.data,
+        space=space,
+        cost=job.cost,
+        device=job.device,
+        seed=job.config.seed,
+        checkpoint=job.checkpoint(f"search-{space.name}"),
+        title=f"search {space.name}",
+    )
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def _finished(path: Path, key: str, again: bool) -> bool:
+    """Whether a stage's file was made from what is there now."""
+    return not again and path.exists() and read_json(path).get("inputs") == key
+
+
+def _write(path: Path, key: str, started: float, content: Mapping[str, Any]) -> None:
+    took = time.monotonic() - started
+    write_json(path, {"inputs": key, "took": took, **content})
+    say(f"{path.stem}: {duration(took)}")
+
+
+def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name not in ("format", "inputs", "took")}
+
+
+def _need(path: Path, stage: str) -> None:
+    if not path.exists():
+        raise Unusable(f"{path} does not exist; run `htas {stage} {path.parent}` first")
+
+
+def _rounds(bar: Any) -> Callable[[int, int], None]:
+    return lambda done, total: bar.step()
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
+
+
+def _difference(old: str, new: str) -> str:
+    """The first line in which two configurations differ."""
+    for before, after in zip(old.splitlines(), new.splitlines(), strict=False):
+        if before != after:
+            return f"{before} there, {after} here"
+    return "their options differ"

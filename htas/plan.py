@@ -1,0 +1,63 @@
+"""How long a run will take, said before it starts: a few steps are timed, the rest is arithmetic."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from htas.config import Config
+from htas.datasets import Data
+from htas.graph import Network, resize
+from htas.progress import say
+from htas.strategies.differentiable import Differentiable
+from htas.text import duration
+from htas.train import batches, engine, epoch_seed
+
+SEARCH_STEP = 5.5
+"""A weight and an architecture step of the supernet at e = 2 take about so many plain steps of the base network."""
+STUDENT = 0.8
+"""A distilled step of a found network, its teacher's forward pass included, in plain steps of the base network."""
+STUDENTS = 2
+"""Networks trained beside the base and those found: the controls."""
+
+
+def show(network: Network, data: Data, config: Config, folder: Path) -> None:
+    """Print the stages with the time each is expected to take."""
+    say(f"expected on this machine, into {folder}:")
+    total = 0.0
+    for stage, seconds in estimate(network, data, config):
+        total += seconds
+        say(f"  {stage:<28}{duration(seconds):>12}")
+    say(f"  {'all':<28}{duration(total):>12}")
+
+
+def estimate(network: Network, data: Data, config: Config) -> Iterator[tuple[str, float]]:
+    """Stage and seconds."""
+    image = _step(network, data, config)
+    spaces = len(config.design.spaces)
+    recipe = config.train
+    yield "survey", 900 * config.survey.rounds * 1.3 * config.survey.reading
+    if isinstance(config.strategy, Differentiable):
+        steps = config.strategy.epochs * len(data.weights)
+        yield f"search of {spaces} spaces", spaces * steps * image * SEARCH_STEP
+    yield "train the base network", recipe.length * len(data.train) * image
+    students = spaces + STUDENTS
+    yield f"train {students} networks", students * recipe.length * len(data.train) * image * STUDENT
+    yield "measure and report", 45.0
+
+
+def _step(network: Network, data: Data, config: Config) -> float:
+    """Seconds that one image costs in a plain training step of the base network."""
+    runner = engine("cuda" if data.train.images.is_cuda else "cpu", config.train.precision)
+    model = resize(network, network.base).to(runner.device, memory_format=torch.channels_last)
+    seconds = []
+    for _, (images, labels) in zip(range(3), batches(data.train, config.train.batch, epoch_seed(0, 0)), strict=False):
+        started = time.monotonic()
+        with runner.autocast():
+            loss = F.cross_entropy(model(images).float(), labels)
+        runner.backward(loss)
+        loss.item()
+        seconds.append((time.monotonic() - started) / len(labels))
+    return min(seconds)

@@ -1,0 +1,51 @@
+"""A folder is a plug-in point, a file is a plug-in, its fields are its options."""
+
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import TypeVar
+
+from htas.text import no_such
+
+T = TypeVar("T")
+
+
+def names(package: ModuleType) -> list[str]:
+    """The plug-ins of a package: its files, sorted, those with a leading underscore left out."""
+    return sorted(info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_"))
+
+
+def find(package: ModuleType, contract: type[T], name: str) -> type[T]:
+    """The class called `name`: the one implementation in that file, or your own as 'package.module:Class'.
+
+    Raises ValueError that names the ones there are.
+    """
+    what = package.__name__.rsplit(".", 1)[-1]
+    if ":" in name:
+        return _own(contract, name)
+    if name not in names(package):
+        message = no_such(_singular(what), name, names(package))
+        raise ValueError(f"{message}, or name your own class as 'package.module:Class'")
+    module = importlib.import_module(f"{package.__name__}.{name}")
+    found = [
+        thing
+        for thing in vars(module).values()
+        if isinstance(thing, type) and issubclass(thing, contract) and thing.__module__ == module.__name__
+    ]
+    assert len(found) == 1, f"{module.__name__} must hold exactly one {contract.__name__}, it has {len(found)}"
+    return found[0]
+
+
+def _own(contract: type[T], name: str) -> type[T]:
+    path, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(path), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"cannot import {name!r} ({error}); write it as 'package.module:Class'") from error
+    if not (isinstance(found, type) and issubclass(found, contract)):
+        raise ValueError(f"{name!r} is not a {contract.__name__}; derive it from {contract.__module__}")
+    return found
+
+
+def _singular(folder: str) -> str:
+    return {"strategies": "strategy", "models": "model family", "datasets": "data set"}.get(folder, folder[:-1])

@@ -1,0 +1,263 @@
+"""What a report says, in order: the answer, networks, picture, searches, curves, doubts, and how to repeat it."""
+
+from collections.abc import Callable, Iterable, Mapping
+from statistics import median
+from typing import Any
+
+from htas.arch import Arch
+from htas.report._blocks import Block, Cell, Code, Fold, Heading, Picture, Points, Table, Text
+from htas.report._compare import against_base, answer, base_of, found_of
+from htas.report._figures import PICTURED, course_name, curve_name, pictured
+from htas.result import CurveRecord, Report, Result, SearchRecord
+from htas.text import NONE, duration, fitted, listing, millions, percent, plural, plus_minus, runs, significant
+
+EMPTY = Cell(NONE)
+Column = Callable[[Result, Result | None], Cell]
+
+
+def content(report: Report) -> list[Block]:
+    """The blocks of a report, from the answer to the configuration."""
+    return [answer(report), *_networks(report), *_searches(report), *_curves(report), *_doubts(report), *_run(report)]
+
+
+def _networks(report: Report) -> list[Block]:
+    base = base_of(report)
+    found = found_of(report)
+    batches = {result.target.get("batch") for result in report.results}
+    batch = f"ms per batch of {batches.pop()}" if len(batches) == 1 and None not in batches else "ms per batch"
+    figures: dict[str, Column] = {
+        "network": lambda result, _: Cell(result.name, result.family),
+        "accuracy": lambda result, _: _maybe(result.accuracy, percent),
+        f"measured, {batch}": lambda result, _: _measured(result),
+        "predicted, uncalibrated, ms": lambda result, _: _maybe(
+            result.predicted, lambda value: significant(value * 1e3)
+        ),
+        "predicted / measured": lambda result, _: _agreement(result),
+        "times as fast as base": _times,
+        "multiply-adds": lambda result, _: Cell(millions(result.macs)),
+        "parameters": lambda result, _: Cell(millions(result.params)),
+    }
+    making: dict[str, Column] = {
+        "network": lambda result, _: Cell(result.name),
+        "widths": lambda result, _: Cell(runs(list(result.arch.widths.values())) or NONE),
+        "depths": lambda result, _: Cell(runs(list(result.arch.depths.values())) or NONE),
+        "adds": lambda result, _: _word(result.adds),
+        "space": lambda result, _: _word(result.space),
+        "strategy": lambda result, _: _word(result.strategy),
+        "cost": lambda result, _: _word(result.cost),
+        "target": lambda result, _: _word(target(result.target)),
+        "teacher": lambda result, _: _word(result.teacher),
+        "seed": lambda result, _: Cell(str(result.seed)),
+    }
+    marked = frozenset({found.name}) if found else frozenset()
+
+    def table(columns: dict[str, Column], wordy: Iterable[str]) -> Table:
+        rows = tuple(tuple(column(result, base) for column in columns.values()) for result in report.results)
+        return Table(tuple(columns), rows, frozenset(wordy), marked)
+
+    return [
+        Heading("Networks"),
+        table(figures, ["network"]),
+        Text(
+            "Accuracy is that of the last epoch on the test split. Measured is the median of the readings of the whole "
+            "network, \N{PLUS-MINUS SIGN} the spread between their 25th and 75th percentiles. Predicted is the sum of "
+            "the measured layers, not calibrated against whole networks. Times as fast as base compares the medians."
+        ),
+        *_picture(report),
+        Heading("How each network was made"),
+        table(making, set(making) - {"seed"}),
+        Fold("Widths and depths by site, recipes and versions", tuple(_making(result) for result in report.results)),
+    ]
+
+
+def _maybe(value: float | None, written: Callable[[float], str]) -> Cell:
+    return EMPTY if value is None else Cell(written(value))
+
+
+def _word(text: str) -> Cell:
+    return Cell(text if text not in ("", "-") else NONE)
+
+
+def _measured(result: Result) -> Cell:
+    if result.measured is None:
+        return EMPTY
+    middle, spread, least = (
+        1e3 * figure for figure in (result.measured.median, result.measured.spread, result.measured.minimum)
+    )
+    return Cell(
+        plus_minus(middle, spread), f"min {significant(least)}, {plural(len(result.measured.values), 'reading')}"
+    )
+
+
+def _agreement(result: Result) -> Cell:
+    if result.measured is None or result.predicted is None or result.measured.median == 0:
+        return EMPTY
+    return Cell(f"{result.predicted / result.measured.median:.2f}")
+
+
+def _times(result: Result, base: Result | None) -> Cell:
+    compared = against_base(result, base)
+    if compared is None:
+        return Cell("1") if result is base and result.measured else EMPTY
+    return Cell(significant(compared.ratio), "no clear difference" if compared.verdict == "unclear" else "")
+
+
+def target(fields: Mapping[str, Any]) -> str:
+    """A target on one line: `cpu onnxruntime fp32, batch 4, threads 2, image 3x32x32`."""
+    plain = [str(fields[name]) for name in ("device", "runtime", "precision") if name in fields]
+    named = [
+        f"{name} {value(given)}" for name, given in fields.items() if name not in ("device", "runtime", "precision")
+    ]
+    return listing([" ".join(plain), *named] if plain else named)
+
+
+def value(given: Any) -> str:
+    """A plain value as people write it: sizes as 3x32x32, mappings as `name value` pairs."""
+    if isinstance(given, Mapping):
+        return listing(f"{name} {value(inner)}" for name, inner in given.items()) or NONE
+    if isinstance(given, list | tuple):
+        numbers = bool(given) and all(isinstance(inner, int) for inner in given)
+        return ("x" if numbers else ", ").join(value(inner) for inner in given) or NONE
+    return NONE if given in (None, "") else str(given)
+
+
+def _making(result: Result) -> Points:
+    made = (("recipe", value(result.recipe)), ("versions", value(result.versions)))
+    arch = tuple((kind, sites) for kind, sites in by_site(result.arch) if sites)
+    return Points(tuple((f"{result.name}, {what}", words) for what, words in (*arch, *made) if words != NONE))
+
+
+def by_site(arch: Arch) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Widths and depths with the names of their sites."""
+    widths = listing(f"{site} {width}" for site, width in arch.widths.items())
+    depths = listing(f"{site} {depth}" for site, depth in arch.depths.items())
+    return ("widths", widths), ("depths", depths)
+
+
+def _picture(report: Report) -> list[Block]:
+    shown = pictured(report)
+    if not shown:
+        return [Text("No network is both trained and measured yet, so there is no picture of accuracy over latency.")]
+    missing = [result.name for result in report.results if result not in shown]
+    left_out = f" Not trained or not measured, so not shown: {listing(missing)}." if missing else ""
+    names = listing(result.name for result in shown)
+    caption = f"Accuracy over measured latency. Lines span the 25th to 75th percentile of the readings.{left_out}"
+    return [Picture(PICTURED, f"Accuracy over measured latency of {names}", caption)]
+
+
+def _searches(report: Report) -> list[Block]:
+    blocks: list[Block] = [Heading("Searches")] if report.searches else []
+    for number, search in enumerate(report.searches, 1):
+        blocks += [Text(_verdict(search)), _course(number, search)]
+        blocks.append(Fold(f"The arch found in the space {search.space}", (Points(by_site(search.arch)),)))
+    return blocks
+
+
+def _verdict(search: SearchRecord) -> str:
+    words = "has converged" if search.converged else "has not converged"
+    made = f"strategy {search.strategy}, cost {search.cost}, seed {search.seed}, {duration(search.seconds)}"
+    return f"The search in the space {search.space} {words}: {search.why} ({made}). {standing(search)}"
+
+
+def standing(search: SearchRecord) -> str:
+    """How the arch found compares with its random rivals."""
+    accuracy = percent(search.accuracy)
+    if not search.rivals:
+        return f"In the supernet its arch has {accuracy} on validation data; no random arch was set beside it."
+    middle = percent(median(search.rivals))
+    count = plural(len(search.rivals), "random arch").replace("archs", "archs of about its cost")
+    return (
+        f"In the supernet its arch has {accuracy} on validation data, better than {search.beaten} of {count} "
+        f"(their median {middle})."
+    )
+
+
+def _course(number: int, search: SearchRecord) -> Picture:
+    shows = f"Course of the search in the space {search.space}"
+    if not search.epochs:
+        return Picture(
+            course_name(number), shows, "The search has no epochs; only its arch and the random ones are shown."
+        )
+    last = search.epochs[-1]
+    return Picture(
+        course_name(number),
+        shows,
+        f"{shows}. After {plural(last.epoch, 'epoch')}: loss {significant(last.train_loss)} in training and "
+        f"{significant(last.validation_loss)} in validation, accuracy {percent(last.validation_accuracy)} (of sampled "
+        f"mixtures), expected cost {last.expected_cost:.2f} and cost of the most probable arch {last.argmax_cost:.2f} "
+        f"of the base, temperature {significant(last.temperature)}, top probability {last.top_probability:.2f}.",
+    )
+
+
+def _curves(report: Report) -> list[Block]:
+    if not report.curves:
+        return []
+    about = (
+        "Above, the measured latency m(x) of a site at every width x, the fit f(x) of eq. 1, and in red the widths "
+        "chosen for the hardware space. Below, the score s(x) = f(x) \N{MINUS SIGN} m(x) of eq. 2, one choice a "
+        "group. Dashed lines part the groups. Sites with equal layers share one curve."
+    )
+    pictures = [_curve(number, curve) for number, curve in enumerate(report.curves, 1)]
+    return [Heading("Latency curves"), Text(about), *pictures]
+
+
+def _curve(number: int, curve: CurveRecord) -> Picture:
+    chosen = "; ".join(f"{space}: {' '.join(map(str, widths))}" for space, widths in curve.choices.items())
+    sites = f"{plural(len(curve.sites), 'site')} of base width {curve.base}: {listing(curve.sites)}"
+    groups = f"{plural(len(curve.groups), 'group')} of widths {curve.widths[0]} to {curve.widths[-1]}"
+    doubts = "".join(f" Doubt: {doubt}." for doubt in curve.doubts)
+    caption = f"{sites}. {fitted(curve.k, curve.alpha, curve.b)}; {groups}. Choices, {chosen or 'none'}.{doubts}"
+    return Picture(curve_name(number), f"Latency and score by width, base width {curve.base}", caption)
+
+
+def doubts(report: Report) -> list[tuple[str, str]]:
+    """What speaks against the figures, each with its subject: readings, fits, searches, comparisons, remarks."""
+    said = [("", remark) for remark in report.remarks]
+    for result in report.results:
+        said += [(result.name, remark) for remark in result.remarks]
+        said += [(result.name, doubt) for doubt in (result.measured.doubts if result.measured else ())]
+        said += [(result.name, doubt) for doubt in _unlike(result, base_of(report))]
+    for curve in report.curves:
+        said += [(f"curve of {listing(curve.sites)}", doubt) for doubt in curve.doubts]
+    said += [
+        (f"search in {search.space}", f"not converged: {search.why}")
+        for search in report.searches
+        if not search.converged
+    ]
+    return said
+
+
+def _unlike(result: Result, base: Result | None) -> Iterable[str]:
+    """Why a network's time may not be compared with the base's."""
+    if base is None or result.measured is None or base.measured is None:
+        return
+    if result.measured.survey != base.measured.survey:
+        yield "was not measured in the same interleaved run as base; measure both together before comparing them"
+    if result.target != base.target:
+        yield f"was measured for another target than base ({target(base.target)})"
+
+
+def _doubts(report: Report) -> list[Block]:
+    said = doubts(report)
+    return [Heading("Doubts and remarks"), Points(tuple(said)) if said else Text("None.")]
+
+
+def _run(report: Report) -> list[Block]:
+    seeds = sorted({result.seed for result in report.results} | {search.seed for search in report.searches})
+    test = f", {report.test_images} test images" if report.test_images else ""
+    stages = [(name, duration(seconds)) for name, seconds in report.stages.items()]
+    total = [("all stages", duration(sum(report.stages.values())))] if stages else []
+    facts = [("data", report.dataset + test), ("seeds", listing(map(str, seeds)) or NONE)]
+    facts += [(name, value(given)) for name, given in report.machine.items()]
+    return [
+        Heading("How to repeat it"),
+        Code(report.command, "sh"),
+        Heading("Machine and time"),
+        _pairs(facts, ("what", "value")),
+        *([_pairs(stages + total, ("stage", "time"))] if stages else []),
+        Fold("The whole configuration", (Code(report.config, "toml"),)),
+    ]
+
+
+def _pairs(facts: list[tuple[str, str]], headings: tuple[str, str]) -> Table:
+    return Table(headings, tuple((Cell(name), Cell(text)) for name, text in facts), frozenset(headings))

@@ -1,0 +1,43 @@
+"""A strategy finds an arch in a Problem.
+
+Add one: a file here with one frozen dataclass that derives from Strategy; its fields are its options.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from htas.arch import Arch
+from htas.problem import Problem
+from htas.result import EpochRecord
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search leaves behind."""
+
+    arch: Arch
+    epochs: tuple[EpochRecord, ...]
+    converged: bool
+    why: str
+    """The figures behind `converged`, in words."""
+    validate: Callable[[Sequence[Arch]], list[float]]
+    """Validation accuracy, 0 to 1, of any archs of the space, all judged alike (by a supernet, say)."""
+    seconds: float
+
+
+class Strategy(ABC):
+    """How a space is searched. Implementations are frozen dataclasses."""
+
+    cost: Literal["paper", "macs"]
+    """What the search is charged: the latency of eq. 7 and 8, or multiply-adds."""
+
+    @abstractmethod
+    def search(self, problem: Problem) -> Found:
+        """The arch to train. Looks at the training images only; goes on from `problem.checkpoint` if that exists."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """Name and what it is charged, for a table: `differentiable, 1.0 x paper`."""

@@ -1,0 +1,379 @@
+"""Section 3.3: the differentiable search of TAS, with the latency loss of eq. 6 to 8."""
+
+import math
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from htas.arch import Arch
+from htas.datasets import Split
+from htas.files import read_tensors, write_tensors
+from htas.problem import Problem
+from htas.progress import progress
+from htas.result import EpochRecord
+from htas.space import Space
+from htas.strategies import Found, Strategy
+from htas.supernet import MOMENTUM, Draw, Supernet
+from htas.text import percent, significant
+from htas.train import (
+    Precision, batches, cosine, engine, epoch_seed, load_optimizer, optimizer_tensors, set_rate,
+)  # fmt: skip
+
+SURE = 0.6
+"""Median top probability from which a search counts as converged."""
+CLOSE = 0.1
+"""... if the cost of the most probable arch lies within this share of the expected cost."""
+
+
+@dataclass(frozen=True)
+class Differentiable(Strategy):
+    """Two widths drawn per site, their outputs interpolated and mixed, depths mixed softly."""
+
+    epochs: int = 600
+    """Passes over the half of the training images that the weights learn from."""
+    batch: int = 256
+    """Images of a weight step, and of an architecture step."""
+    lr: float = 0.1
+    """Learning rate of the weights (SGD), falling to 0 along half a cosine, by epoch."""
+    momentum: float = 0.9
+    """Of SGD with Nesterov's correction."""
+    weight_decay: float = 5e-4
+    """On every weight."""
+    arch_lr: float = 1e-3
+    """Learning rate of the logits (Adam): a logit moves at most this much a step, so a short search needs more:
+    arch_lr x steps should be 10 or more."""
+    arch_weight_decay: float = 1e-3
+    """On the logits."""
+    warmup: int = 0
+    """First epochs in which only the weights learn."""
+    hottest: float = 5.0
+    """Temperature of the Gumbel softmax at the start."""
+    coldest: float = 0.1
+    """Temperature at the end of the half cosine between."""
+    cost: Literal["paper", "macs"] = "paper"
+    """What is charged: the latency of eq. 7 and 8, or multiply-adds."""
+    loss: Literal["lambda", "band"] = "lambda"
+    """`lambda`: eq. 6. `band`: TAS's, which pushes the cost into [ratio - tolerance, ratio] of the base's."""
+    weight: float = 1.0
+    """lambda of eq. 6, without a unit: it multiplies E[cost] / cost of the base. With `band`, TAS's is 2."""
+    ratio: float = 0.5
+    """`band` only: cost of the arch over that of the base, at most."""
+    tolerance: float = 0.05
+    """`band` only: and at least so much less."""
+    shortcut: Literal["project", "pad"] = "project"
+    """With adds = 'project', what stands in the supernet where added widths differ: a sliced 1x1 convolution and
+    norm as in the network derived, or TAS's padding with zeros."""
+    precision: Precision = "auto"
+    """Arithmetic of the search: auto is bf16 where the hardware has it."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"strategy.{name} must be 1 or more, got {getattr(self, name)}")
+        if not 0 <= self.warmup < self.epochs:
+            raise ValueError(f"strategy.warmup must lie in 0..{self.epochs - 1}, got {self.warmup}")
+        for name in ("lr", "arch_lr", "hottest", "coldest", "ratio"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"strategy.{name} must be above 0, got {getattr(self, name)}")
+        for name in ("weight", "tolerance", "weight_decay", "arch_weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"strategy.{name} must be 0 or more, got {getattr(self, name)}")
+
+    @property
+    def title(self) -> str:
+        """`differentiable`, eq. 6 with its lambda or TAS's band."""
+        rule = f"lambda {self.weight:g}" if self.loss == "lambda" else f"band {self.ratio:g}-{self.tolerance:g}"
+        return f"differentiable, {rule}"
+
+    def search(self, problem: Problem) -> Found:
+        """TAS: a weight step on one half of the training images, an architecture step on the other, in turn."""
+        run = _Search(self, problem)
+        run.restore()
+        with progress(problem.title, self.epochs, done=len(run.epochs)) as bar:
+            for epoch in range(len(run.epochs), self.epochs):
+                record = run.epoch(epoch)
+                run.keep()
+                bar.step(
+                    f"validation {percent(record.validation_accuracy, 1)}, E[cost] {significant(record.expected_cost)} "
+                    f"of the base, top p {significant(record.top_probability, 2)}"
+                )
+        converged, why = verdict(run.epochs[-1])
+        seconds = sum(record.seconds for record in run.epochs)
+        return Found(run.logits.argmax(), tuple(run.epochs), converged, why, run.validate, seconds)
+
+
+def verdict(last: EpochRecord) -> tuple[bool, str]:
+    """Whether a search has converged: the logits are sure, and what is likely costs what is expected."""
+    gap = abs(last.argmax_cost - last.expected_cost) / last.expected_cost
+    converged = last.top_probability >= SURE and gap <= CLOSE
+    return converged, (
+        f"median top probability {last.top_probability:.2f} (at least {SURE} wanted), cost of the most probable arch "
+        f"{percent(gap, 1)} off the expected one (at most {percent(CLOSE, 0)} wanted)"
+    )
+
+
+def penalty(options: Differentiable, expected: Tensor, argmax: float) -> Tensor:
+    """The cost part of the loss. `expected` and `argmax` are costs over that of the base.
+
+    `lambda` is eq. 6. `band` is TAS's: the log of the expected cost, pushed down while the most probable arch costs
+    more than the ratio, and up while it costs less than the ratio less the tolerance.
+    """
+    if options.loss == "lambda":
+        return options.weight * expected
+    if argmax > options.ratio:
+        return options.weight * expected.log()
+    if argmax < options.ratio - options.tolerance:
+        return -options.weight * expected.log()
+    return expected * 0
+
+
+class Logits(nn.Module):
+    """The architecture parameters: a row of logits for every site that has a choice, from N(0, 0.01)."""
+
+    def __init__(self, space: Space, blocks: Mapping[str, int], generator: torch.Generator) -> None:
+        super().__init__()
+        self.space, self.blocks = space, blocks
+        self.sites = [site for site, choices in space.choices.items() if len(choices) > 1]
+        self.rows = {site: row for row, site in enumerate(self.sites)}
+        longest = max((len(space.choices[site]) for site in self.sites), default=1)
+        room = torch.tensor(
+            [[index < len(space.choices[site]) for index in range(longest)] for site in self.sites]
+        ).reshape(len(self.sites), longest)
+        self.register_buffer("room", room, persistent=False)
+        self.table = nn.Parameter(torch.randn(len(self.sites), longest, generator=generator) * 0.01)
+
+    def _log(self) -> Tensor:
+        """log softmax of every row; minus infinity where a row has no choice."""
+        room: Tensor = self.room  # type: ignore[assignment]
+        return torch.log_softmax(self.table.masked_fill(~room, -math.inf), dim=1)
+
+    def probabilities(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Plain softmax of the logits: of the widths and of the depths, by site."""
+        table = self._log().exp()
+
+        def row(site: str, choices: Sequence[int]) -> Tensor:
+            return table[self.rows[site], : len(choices)] if site in self.rows else table.new_ones(1)
+
+        return (
+            {site: row(site, choices) for site, choices in self.space.widths.items()},
+            {site: row(site, choices) for site, choices in self.space.depths.items()},
+        )
+
+    def draw(self, temperature: float, generator: torch.Generator) -> Draw:
+        """TAS: Gumbel-softmax; of each width site two different choices by their probabilities, their weights
+        renormalised; of each depth site the probabilities of all."""
+        log = self._log()
+        noise = -torch.empty(log.shape).exponential_(generator=generator).log().to(log.device)
+        z = (log + noise) / temperature
+        soft = torch.softmax(z, dim=1)
+        room: Tensor = self.room  # type: ignore[assignment]
+        chances = ((soft.detach() + 1e-7) * room).cpu()
+        drawn = torch.multinomial(chances, 2, generator=generator) if len(self.sites) else torch.zeros(0, 2).long()
+        shares = torch.softmax(z.gather(1, drawn.to(z.device)), dim=1)
+        picked = drawn.tolist()
+        widths: dict[str, tuple[tuple[int, ...], Any]] = {}
+        for site, choices in self.space.widths.items():
+            if site in self.rows:
+                row = self.rows[site]
+                widths[site] = (tuple(choices[index] for index in picked[row]), shares[row])
+            else:
+                widths[site] = (choices, (1.0,))
+        return Draw(widths, {site: self._depth(site, soft) for site in self.space.depths})
+
+    def _depth(self, site: str, soft: Tensor) -> list[Any]:
+        weights: list[Any] = [0.0] * self.blocks[site]
+        choices = self.space.depths[site]
+        for index, choice in enumerate(choices):
+            weights[choice - 1] = soft[self.rows[site], index] if site in self.rows else 1.0
+        return weights
+
+    def argmax(self) -> Arch:
+        """The most probable choice of every site."""
+        best = self._log().argmax(dim=1).tolist()
+
+        def pick(site: str, choices: Sequence[int]) -> int:
+            return choices[best[self.rows[site]]] if site in self.rows else choices[0]
+
+        return Arch(
+            {site: pick(site, choices) for site, choices in self.space.widths.items()},
+            {site: pick(site, choices) for site, choices in self.space.depths.items()},
+        )
+
+    def top(self) -> float:
+        """Median over sites of the largest probability; 1 where there is nothing to choose."""
+        if not self.sites:
+            return 1.0
+        return float(self._log().exp().amax(dim=1).quantile(0.5))
+
+
+class _Search:
+    """One search as it runs: supernet, logits, their optimizers, and the epochs so far."""
+
+    def __init__(self, options: Differentiable, problem: Problem) -> None:
+        self.options, self.problem = options, problem
+        self.runner = engine(problem.device, options.precision)
+        torch.manual_seed(problem.seed)
+        self.supernet = Supernet(problem.network, problem.space, problem.reset, options.shortcut)
+        self.supernet.to(self.runner.device, memory_format=torch.channels_last)
+        blocks = {name: site.base for name, site in problem.network.depths.items()}
+        generator = torch.Generator().manual_seed(problem.seed)
+        self.logits = Logits(problem.space, blocks, generator).to(self.runner.device)
+        self.base = problem.cost.cost(problem.network.base)
+        self.sgd = torch.optim.SGD(
+            self.supernet.parameters(), options.lr, options.momentum, weight_decay=options.weight_decay,
+            nesterov=options.momentum > 0,
+        )  # fmt: skip
+        self.adam = torch.optim.Adam(
+            self.logits.parameters(), options.arch_lr, (0.5, 0.999), weight_decay=options.arch_weight_decay
+        )
+        self.epochs: list[EpochRecord] = []
+
+    def epoch(self, epoch: int) -> EpochRecord:
+        """One pass over the weights' half, with an architecture step after each weight step."""
+        started = time.monotonic()
+        options, data = self.options, self.problem.data
+        seed = epoch_seed(self.problem.seed, epoch)
+        generator = torch.Generator().manual_seed(seed)
+        share = epoch / options.epochs
+        temperature = cosine(options.hottest, options.coldest, share)
+        set_rate(self.sgd, cosine(options.lr, 0.0, share))
+        self.supernet.train()
+        sums = torch.zeros(4, device=self.runner.device)
+        for images, labels in batches(data.weights, options.batch, seed):
+            trained = self._weight_step(images, labels, temperature, generator)
+            size = min(options.batch, len(data.validation))
+            images, labels = data.validation.sample(size, generator=generator, augment=True)
+            images = images.contiguous(memory_format=torch.channels_last)
+            judged = self._arch_step(images, labels, temperature, generator, learn=epoch >= options.warmup)
+            sums += torch.stack([trained, *judged, torch.ones_like(trained)])
+        train_loss, loss, accuracy, steps = sums.tolist()
+        if not math.isfinite(train_loss + loss):
+            raise ValueError(f"the search diverged in epoch {epoch + 1}; lower strategy.lr or strategy.arch_lr")
+        with torch.no_grad():
+            expected = float(self._expected())
+        record = EpochRecord(
+            epoch + 1, temperature, train_loss / steps, loss / steps, accuracy / steps, expected, self._argmax(),
+            self.logits.top(), time.monotonic() - started,
+        )  # fmt: skip
+        self.epochs.append(record)
+        return record
+
+    def _weight_step(self, images: Tensor, labels: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+        with torch.no_grad():
+            draw = self.logits.draw(temperature, generator)
+        with self.runner.autocast():
+            output = self.supernet(images, draw)
+        loss = F.cross_entropy(output.float(), labels)
+        self.sgd.zero_grad()
+        self.runner.backward(loss)
+        self.sgd.step()
+        return loss.detach()
+
+    def _arch_step(
+        self, images: Tensor, labels: Tensor, temperature: float, generator: torch.Generator, *, learn: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and accuracy on the other half. No gradient of any weight is computed."""
+        self.supernet.requires_grad_(False)
+        with torch.set_grad_enabled(learn):
+            draw = self.logits.draw(temperature, generator)
+            with self.runner.autocast():
+                output = self.supernet(images, draw)
+            output = output.float()
+            loss = F.cross_entropy(output, labels)
+            if learn:
+                argmax = self._argmax() if self.options.loss == "band" else 0.0
+                self.adam.zero_grad()
+                self.runner.backward(loss + penalty(self.options, self._expected(), argmax))
+                self.adam.step()
+        self.supernet.requires_grad_(True)
+        return loss.detach(), (output.argmax(1) == labels).float().mean()
+
+    def _expected(self) -> Tensor:
+        """E[cost] over the cost of the base."""
+        widths, depths = self.logits.probabilities()
+        return self.problem.cost.expected(self.problem.space, widths, depths) / self.base
+
+    def _argmax(self) -> float:
+        return self.problem.cost.cost(self.logits.argmax()) / self.base
+
+    # -- judging archs -----------------------------------------------------------------------------------------------
+
+    def validate(self, archs: Sequence[Arch]) -> list[float]:
+        """Accuracy on the validation half of each arch, its norm statistics estimated anew for it."""
+        with progress(f"{self.problem.title}: validation", len(archs)) as bar:
+            found = []
+            for arch in archs:
+                found.append(self._accuracy(arch))
+                bar.step(percent(found[-1], 1))
+        return found
+
+    @torch.no_grad()
+    def _accuracy(self, arch: Arch, calibration: int = 1024, most: int = 5000) -> float:
+        draw = Draw.of(arch, self.problem.network)
+        data = self.problem.data
+        self.supernet.train()
+        for index, (images, _) in enumerate(_some(data.weights, calibration)):
+            self.supernet.momentum = 1 / (index + 1)
+            with self.runner.autocast():
+                self.supernet(images, draw)
+        self.supernet.momentum = MOMENTUM
+        self.supernet.eval()
+        right, seen = torch.zeros((), device=self.runner.device), 0
+        for images, labels in _some(data.validation, most):
+            with self.runner.autocast():
+                right += (self.supernet(images, draw).argmax(1) == labels).sum()
+            seen += len(labels)
+        return float(right) / seen
+
+    # -- resuming ----------------------------------------------------------------------------------------------------
+
+    def keep(self) -> None:
+        """Write everything that the next epoch needs."""
+        tensors = {
+            **{f"supernet/{name}": tensor for name, tensor in self.supernet.state_dict().items()},
+            "logits": self.logits.table,
+            **optimizer_tensors(self.sgd, "sgd"),
+            **optimizer_tensors(self.adam, "adam"),
+        }
+        write_tensors(self.problem.checkpoint, tensors, {"epochs": [vars(record) for record in self.epochs]})
+
+    def restore(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        if not self.problem.checkpoint.exists():
+            return
+        tensors, about = read_tensors(self.problem.checkpoint)
+        self.supernet.load_state_dict({k[9:]: v for k, v in tensors.items() if k.startswith("supernet/")})
+        with torch.no_grad():
+            self.logits.table.copy_(tensors["logits"])
+        load_optimizer(self.sgd, tensors, "sgd")
+        load_optimizer(self.adam, tensors, "adam")
+        self.epochs = [EpochRecord(**record) for record in about["epochs"]]
+
+
+def _some(split: Split, most: int) -> Any:
+    """The first images of a split, in batches, not augmented."""
+    seen = 0
+    for images, labels in split.batches(256, channels_last=True):
+        if seen >= most:
+            return
+        seen += len(labels)
+        yield images, labels
+
+
+def rivals(problem: Problem, arch: Arch, count: int, *, seed: int, tolerance: float = 0.05) -> list[Arch]:
+    """Random archs of the space whose cost lies within `tolerance` of the given one's (the nearest ones, if few do).
+
+    Drawn at random leanings to wide or narrow, since uniform draws seldom reach the ends of a space.
+    """
+    rng = random.Random(seed)
+    wanted = problem.cost.cost(arch)
+    drawn = {problem.space.sample(rng, rng.uniform(-6, 6)) for _ in range(200 * count)} - {arch}
+    ordered = sorted(drawn, key=lambda other: (abs(problem.cost.cost(other) / wanted - 1), sorted(other.widths.items())))
+    near = [other for other in ordered if abs(problem.cost.cost(other) / wanted - 1) <= tolerance]
+    return rng.sample(near, count) if len(near) >= count else ordered[:count]

@@ -1,0 +1,375 @@
+"""Every arch of a space in one network (section 3.3; TAS).
+
+Candidates are slices, by index map, of one tensor; each candidate has its own norm; the outputs of two candidates are
+interpolated to the wider one and mixed; the outputs of a stage's candidate depths are mixed in the same way.
+
+Faster than the plain formulation, and equal to it: in training mode both norms of a layer see the same batch
+statistics on their common channels, so one norm without weights is computed, and the two affine maps, the
+interpolation and the mixture become one small matrix applied as a 1x1 convolution.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from htas.arch import Arch
+from htas.graph import Network, Node, Segment
+from htas.space import Space
+
+MOMENTUM = 0.1
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one forward pass uses: per width site one or two widths with their weights, per depth site a weight each.
+
+    Weights are scalars or tensors of one element; those of a site sum to 1.
+    """
+
+    widths: Mapping[str, tuple[tuple[int, ...], Any]]
+    depths: Mapping[str, Any]
+    """Weights by block of the site: [k] is that of keeping k + 1 blocks; exact zeros are left out of the mixture."""
+
+    @staticmethod
+    def of(arch: Arch, network: Network) -> "Draw":
+        """One width per site, and depth one-hot."""
+        return Draw(
+            {site: ((width,), (1.0,)) for site, width in arch.widths.items()},
+            {
+                name: tuple(float(index == arch.depths[name] - 1) for index in range(site.base))
+                for name, site in network.depths.items()
+            },
+        )
+
+
+class Supernet(nn.Module):
+    """All archs of `space` over `network`, with weights of their own, drawn by `reset`.
+
+    `shortcut` is what stands where added widths differ (`adds="project"`): a sliced 1x1 convolution with norm, as in
+    the network derived, or TAS's padding with zeros. Raises ValueError where a norm or grouping is not understood.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        space: Space,
+        reset: Callable[[nn.Module], None],
+        shortcut: Literal["project", "pad"] = "project",
+    ) -> None:
+        super().__init__()
+        self.network, self.space, self.shortcut = network, space, shortcut
+        self.momentum: float = MOMENTUM
+        self.capacity = _capacity(network, space, pad=shortcut == "pad")
+        self.body = copy.deepcopy(network.module)
+        self.projections = nn.ModuleDict()
+        self._producer = {node.norm: node for node in network.nodes if node.kind == "conv" and node.norm}
+        self._identities: dict[tuple[int, int, torch.device], Tensor] = {}
+        for node in network.nodes:
+            self._allocate(node)
+        reset(self)
+
+    # -- weights -----------------------------------------------------------------------------------------------------
+
+    def _allocate(self, node: Node) -> None:
+        if node.kind in ("conv", "depthwise"):
+            self.body.set_submodule(node.module, self._wide(node))
+        elif node.kind == "norm":
+            self.body.set_submodule(node.module, self._norms(node))
+        elif node.kind == "project" and self.shortcut == "project":
+            inputs, outputs = self._channels(node.inputs[0]), self._channels(node.name)
+            norms = {str(width): nn.BatchNorm2d(width) for width in self._widths_at(node.inputs[1])}
+            self.projections[_key(node.name)] = nn.ModuleDict(
+                {"conv": nn.Conv2d(inputs, outputs, 1, bias=False), "norm": nn.ModuleDict(norms if node.normed else {})}
+            )
+
+    def _wide(self, node: Node) -> nn.Module:
+        old = self.network.module.get_submodule(node.module)
+        inputs, outputs = self._channels(node.inputs[0]), self._channels(node.name)
+        if isinstance(old, nn.Linear):
+            return nn.Linear(inputs, outputs, old.bias is not None)
+        assert isinstance(old, nn.Conv2d)
+        groups = outputs if node.kind == "depthwise" else 1
+        return nn.Conv2d(
+            inputs, outputs, old.kernel_size, old.stride, old.padding, old.dilation, groups, old.bias is not None  # type: ignore[arg-type]
+        )
+
+    def _norms(self, node: Node) -> nn.ModuleDict:
+        """One norm per width that may stand here."""
+        old = self.network.module.get_submodule(node.module)
+        assert isinstance(old, nn.BatchNorm1d | nn.BatchNorm2d)
+        if len(node.segments) > 1:
+            raise ValueError(f"the norm {node.module} follows a concatenation, which the supernet cannot search yet")
+        widths = self._widths_at(node.inputs[0])
+        return nn.ModuleDict({str(w * node.segments[0].repeat): type(old)(w * node.segments[0].repeat, old.eps) for w in widths})
+
+    def _channels(self, name: str) -> int:
+        segments = self._node(name).segments
+        return sum(w * s.repeat for w, s in zip(self.capacity[name], segments, strict=True))
+
+    def _node(self, name: str) -> Node:
+        return next(node for node in self.network.nodes if node.name == name)
+
+    def _widths_at(self, name: str) -> tuple[int, ...]:
+        """Every width that the (one segment of the) output of a node may have."""
+        node = self._node(name)
+        match node.kind:
+            case "conv":
+                return self.space.widths[node.site] if node.site else (node.segments[0].base,)
+            case "input" | "fixed":
+                return (node.segments[0].base,)
+            case "depth" | "join":
+                return tuple(sorted({w for source in node.inputs for w in self._widths_at(source)}))
+            case "project":
+                return self._widths_at(node.inputs[1])
+            case _:
+                return self._widths_at(node.inputs[0])
+
+    # -- forward -----------------------------------------------------------------------------------------------------
+
+    def forward(self, images: Tensor, draw: Draw) -> Tensor:
+        """[N, C, H, W] to the network's output, under one draw."""
+        values: dict[str, Any] = {}
+        widths: dict[str, tuple[int, ...]] = {}
+        deepest = {site: max(k for k, p in enumerate(weights) if _positive(p)) for site, weights in draw.depths.items()}
+        node = None
+        for node in self.network.nodes:
+            if any(block > deepest[site] for site, block in node.blocks):
+                continue
+            if node.kind == "input":
+                values[node.name], widths[node.name] = images, tuple(s.base for s in node.segments)
+            else:
+                values[node.name], widths[node.name] = self._step(node, values, widths, draw)
+        assert node is not None
+        result: Tensor = values[node.name]
+        return result
+
+    def _step(
+        self, node: Node, values: dict[str, Any], widths: dict[str, tuple[int, ...]], draw: Draw
+    ) -> tuple[Any, tuple[int, ...]]:
+        if node.kind == "depth":
+            return self._mix_depths(node, values, widths, draw.depths[node.site])
+        inputs = tuple(values[name] for name in node.inputs)
+        before = tuple(widths[name] for name in node.inputs)
+        match node.kind:
+            case "conv":
+                return self._conv(node, inputs[0], before[0], draw)
+            case "depthwise":
+                return self._depthwise(node, inputs[0]), before[0]
+            case "norm":
+                return self._norm(node, inputs[0], before[0], draw)
+            case "project":
+                return self._project(node, inputs[0], before, draw)
+            case "join":
+                return self._join(node, inputs, before)
+            case "concat":
+                return node.run(self.body.get_submodule, inputs), tuple(w for one in before for w in one)
+            case "fixed":
+                return node.run(self.body.get_submodule, inputs), tuple(s.base for s in node.segments)
+            case "value":
+                return node.run(self.body.get_submodule, inputs), ()
+            case _:
+                return node.run(self.body.get_submodule, inputs), before[0]
+
+    def _conv(self, node: Node, inputs: Tensor, before: tuple[int, ...], draw: Draw) -> tuple[Tensor, tuple[int, ...]]:
+        module = self.body.get_submodule(node.module)
+        chosen, weights = draw.widths[node.site] if node.site else ((node.segments[0].base,), (1.0,))
+        width = max(chosen)
+        bias = module.bias[:width] if module.bias is not None else None  # type: ignore[index]
+        weight = self._sliced(module.weight, width, node, before)  # type: ignore[arg-type]
+        if isinstance(module, nn.Linear):
+            out = F.linear(inputs, weight, bias)
+        else:
+            assert isinstance(module, nn.Conv2d)
+            out = F.conv2d(inputs, weight, bias, module.stride, module.padding, module.dilation)
+        if not node.norm and len(chosen) > 1:
+            out = self._combine(out, chosen, weights, None)
+        return out, (width,)
+
+    def _sliced(self, weight: Tensor, width: int, node: Node, before: tuple[int, ...]) -> Tensor:
+        """Rows of the outputs; columns of the inputs by index map."""
+        room = self.capacity[node.inputs[0]]
+        if len(before) == 1:
+            return weight[:width, : before[0] * node.consumed[0].repeat]
+        return weight[:width].index_select(1, columns(node.consumed, room, before, weight.device))
+
+    def _depthwise(self, node: Node, inputs: Tensor) -> Tensor:
+        module = self.body.get_submodule(node.module)
+        assert isinstance(module, nn.Conv2d)
+        width = inputs.shape[1]
+        bias = module.bias[:width] if module.bias is not None else None
+        return F.conv2d(inputs, module.weight[:width], bias, module.stride, module.padding, module.dilation, width)
+
+    def _norm(self, node: Node, inputs: Tensor, before: tuple[int, ...], draw: Draw) -> tuple[Tensor, tuple[int, ...]]:
+        norms = self.body.get_submodule(node.module)
+        assert isinstance(norms, nn.ModuleDict)
+        source = self._producer.get(node.name)
+        if source is None or not source.site or len(draw.widths[source.site][0]) == 1:
+            return self._one(norms[str(inputs.shape[1])], inputs), before
+        chosen, weights = draw.widths[source.site]
+        return self._two(inputs, chosen, weights, [norms[str(width)] for width in chosen]), before
+
+    def _one(self, norm: nn.Module, inputs: Tensor) -> Tensor:
+        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+        return F.batch_norm(
+            inputs, norm.running_mean, norm.running_var, norm.weight, norm.bias, self.training, self.momentum, norm.eps
+        )
+
+    def _two(self, inputs: Tensor, chosen: tuple[int, ...], weights: Any, norms: Sequence[nn.Module]) -> Tensor:
+        """Two candidates' norms, interpolated and mixed. In training they share the statistics of the batch."""
+        if not self.training:
+            return self._combine(inputs, chosen, weights, [_affine(norm) for norm in norms])
+        mean, var = inputs.new_zeros(2, inputs.shape[1], dtype=torch.float32)
+        eps: float = norms[0].eps  # type: ignore[assignment]
+        inputs = F.batch_norm(inputs, mean, var, None, None, True, 1.0, eps)
+        with torch.no_grad():
+            for norm, width in zip(norms, chosen, strict=True):
+                norm.running_mean.lerp_(mean[:width], self.momentum)  # type: ignore[operator, union-attr]
+                norm.running_var.lerp_(var[:width], self.momentum)  # type: ignore[operator, union-attr]
+        return self._combine(inputs, chosen, weights, [(norm.weight, norm.bias) for norm in norms])
+
+    def _combine(
+        self, inputs: Tensor, chosen: tuple[int, ...], weights: Any, affine: Sequence[tuple[Any, Any]] | None
+    ) -> Tensor:
+        """sum_j weights_j x interpolate(scale_j x prefix_j + shift_j), as one matrix and one vector."""
+        width = max(chosen)
+        matrix: Any = 0.0
+        shift: Any = 0.0 if affine else None
+        for index, candidate in enumerate(chosen):
+            stretch = self._stretch(candidate, width, inputs.device)
+            part = weights[index] * stretch
+            if affine is not None:
+                scale, offset = affine[index]
+                shift = shift + part @ offset
+                part = part * scale
+            matrix = matrix + (F.pad(part, (0, width - candidate)) if candidate < width else part)
+        if inputs.dim() == 2:
+            return F.linear(inputs, matrix, shift)
+        return F.conv2d(inputs, matrix[:, :, None, None], shift)
+
+    def _stretch(self, narrow: int, wide: int, device: torch.device) -> Tensor:
+        key = (narrow, wide, device)
+        if key not in self._identities:
+            self._identities[key] = interpolation(narrow, wide).to(device)
+        return self._identities[key]
+
+    def _project(
+        self, node: Node, inputs: Tensor, before: tuple[tuple[int, ...], ...], draw: Draw
+    ) -> tuple[Tensor, tuple[int, ...]]:
+        """The shortcut as wide as what it is added to: per candidate the input itself, or its projection."""
+        if self.shortcut == "pad":
+            return inputs, before[0]
+        chosen, weights = self._candidates(node.inputs[1], before[1], draw)
+        parts = self.projections[_key(node.name)]
+        assert isinstance(parts, nn.ModuleDict)
+        width, have = max(chosen), before[0][0]
+        if all(candidate == have for candidate in chosen):
+            return inputs, before[1]
+        conv, norms = parts["conv"], parts["norm"]
+        assert isinstance(norms, nn.ModuleDict)
+        projected = F.conv2d(inputs, conv.weight[:width, :have])  # type: ignore[index]
+        total: Any = 0.0
+        for index, candidate in enumerate(chosen):
+            if candidate == have:
+                part = inputs
+            else:
+                part = projected[:, :candidate]
+                part = self._one(norms[str(candidate)], part) if node.normed else part
+            total = total + weights[index] * self._widen(part, width)
+        return total, before[1]
+
+    def _candidates(self, name: str, widths: tuple[int, ...], draw: Draw) -> tuple[tuple[int, ...], Any]:
+        """The draw behind the output of a branch: that of its convolution."""
+        node = self._node(name)
+        while node.kind in ("norm", "map"):
+            node = self._node(node.inputs[0])
+        return draw.widths[node.site] if node.kind == "conv" and node.site else (widths, (1.0,))
+
+    def _join(
+        self, node: Node, inputs: tuple[Any, ...], before: tuple[tuple[int, ...], ...]
+    ) -> tuple[Tensor, tuple[int, ...]]:
+        wide = max(before)
+        if self.shortcut == "pad" and len(set(before)) > 1:
+            width = max(value.shape[1] for value in inputs)
+            inputs = tuple(F.pad(v, (0, 0, 0, 0, 0, width - v.shape[1])) for v in inputs)
+        return node.run(self.body.get_submodule, inputs), wide
+
+    def _mix_depths(
+        self, node: Node, values: dict[str, Any], widths: dict[str, tuple[int, ...]], weights: Any
+    ) -> tuple[Tensor, tuple[int, ...]]:
+        used = [(p, name) for p, name in zip(weights, node.inputs, strict=True) if _positive(p)]
+        wide = max(widths[name] for _, name in used)
+        if len(used) == 1:
+            return values[used[0][1]], wide
+        width = max(values[name].shape[1] for _, name in used)
+        return sum(p * self._widen(values[name], width) for p, name in used), wide  # type: ignore[return-value]
+
+    def _widen(self, inputs: Tensor, width: int) -> Tensor:
+        if inputs.shape[1] == width:
+            return inputs
+        matrix = self._stretch(inputs.shape[1], width, inputs.device)
+        return F.conv2d(inputs, matrix[:, :, None, None].to(inputs.dtype))
+
+
+def interpolation(narrow: int, wide: int) -> Tensor:
+    """Channel-wise interpolation as a [wide, narrow] matrix: row j averages channels floor(j n/w) to ceil((j+1) n/w)."""
+    matrix = torch.zeros(wide, narrow)
+    for row in range(wide):
+        first, last = row * narrow // wide, -(-(row + 1) * narrow // wide)
+        matrix[row, first:last] = 1 / (last - first)
+    return matrix
+
+
+def columns(
+    segments: Sequence[Segment], room: Sequence[int], widths: Sequence[int], device: torch.device
+) -> Tensor:
+    """Where the channels of narrower segments stand in a tensor that has room for the widest."""
+    found, start = [], 0
+    for segment, most, width in zip(segments, room, widths, strict=True):
+        found.append(torch.arange(start, start + width * segment.repeat, device=device))
+        start += most * segment.repeat
+    return torch.cat(found)
+
+
+def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a norm in eval mode."""
+    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+    assert norm.running_var is not None and norm.running_mean is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
+
+
+def _capacity(network: Network, space: Space, *, pad: bool) -> dict[str, tuple[int, ...]]:
+    """The widest that each segment of each node's output can be."""
+    found: dict[str, tuple[int, ...]] = {}
+    for node in network.nodes:
+        inputs = [found[name] for name in node.inputs if name in found]
+        match node.kind:
+            case "conv":
+                found[node.name] = (max(space.widths[node.site]),) if node.site else (node.segments[0].base,)
+            case "input" | "fixed":
+                found[node.name] = tuple(segment.base for segment in node.segments)
+            case "depth" | "join":
+                found[node.name] = tuple(max(widths) for widths in zip(*inputs, strict=True))
+            case "project":
+                found[node.name] = inputs[0] if pad else inputs[1]
+            case "concat":
+                found[node.name] = tuple(w for widths in inputs for w in widths)
+            case "value":
+                continue
+            case _:
+                found[node.name] = inputs[0]
+    return found
+
+
+def _positive(weight: Any) -> bool:
+    """Whether a depth's weight takes part; a tensor always does, so that the graph has no host synchronisation."""
+    return isinstance(weight, Tensor) or weight > 0
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")

@@ -1,0 +1,149 @@
+"""Section 3.2, first half: measure every distinct layer at every width, and fit f(x) = k x^alpha + b (eq. 1)."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from htas.graph import Network
+from htas.layer import Layer
+from htas.measurement import Measurement
+from htas.metrics import Metric
+
+
+@dataclass(frozen=True)
+class Survey:
+    """How the latency of the widths is measured."""
+
+    rounds: int = 40
+    """Readings of every width, taken in shuffled rounds over all of them."""
+    reading: float = 0.002
+    """Shortest reading in seconds; a faster layer is repeated within it."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"survey.rounds must be 1 or more, got {self.rounds}")
+        if not self.reading > 0:
+            raise ValueError(f"survey.reading must be above 0 seconds, got {self.reading}")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """f(x) = k x^alpha + b (eq. 1), in seconds."""
+
+    k: float
+    alpha: float
+    b: float
+
+    def __call__(self, width: float) -> float:
+        return float(self.k * width**self.alpha + self.b)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """m(x): seconds of work at each width."""
+
+    widths: tuple[int, ...]
+    seconds: tuple[float, ...]
+
+    def at(self, width: int) -> float:
+        """m(width); the width must have been measured."""
+        return self.seconds[self.widths.index(width)]
+
+    def fit(self, alpha: float | Literal["fit"]) -> Fit:
+        """Least squares; `fit` finds the exponent too, between 0.1 and 3."""
+        if alpha != "fit":
+            return _line(self, float(alpha))[0]
+        from scipy.optimize import minimize_scalar
+
+        found = minimize_scalar(lambda exponent: _line(self, exponent)[1], bounds=(0.1, 3.0), method="bounded")
+        return _line(self, float(found.x))[0]
+
+
+def _line(curve: Curve, alpha: float) -> tuple[Fit, float]:
+    """The best k and b at this exponent, and the squared error that remains."""
+    x, y = np.asarray(curve.widths, float) ** alpha, np.asarray(curve.seconds)
+    if len(set(curve.widths)) == 1:
+        return Fit(0.0, alpha, float(y.mean())), 0.0
+    columns = np.stack([x, np.ones_like(x)], axis=1)
+    (k, b), *_ = np.linalg.lstsq(columns, y, rcond=None)
+    return Fit(float(k), alpha, float(b)), float(((columns @ (k, b) - y) ** 2).sum())
+
+
+def add(curves: Sequence[tuple[int, Curve]]) -> Curve:
+    """The sum of curves over the same widths, each times its count."""
+    widths = curves[0][1].widths
+    assert all(curve.widths == widths for _, curve in curves)
+    sums = np.sum([count * np.asarray(curve.seconds) for count, curve in curves], axis=0)
+    return Curve(widths, tuple(float(value) for value in sums))
+
+
+def templates(network: Network, *, expand: float, inputs: str) -> dict[str, Counter[Layer]]:
+    """The layers that produce each width site, with their multiplicity; `outputs` is left at 0, to be filled in.
+
+    Their input widths are the base network's, or e times those (`inputs="expanded"`).
+    """
+    widths = {name: widest(site.base, expand) if inputs == "expanded" else site.base for name, site in network.widths.items()}
+    found: dict[str, Counter[Layer]] = {name: Counter() for name in network.widths}
+    for use in network.uses(replace_widths(network, widths)):
+        if use.site:
+            found[use.site][replace(use.layer, outputs=0)] += 1
+    return found
+
+
+def replace_widths(network: Network, widths: Mapping[str, int]) -> Any:
+    """The base arch at other widths."""
+    from htas.arch import Arch
+
+    return Arch(widths, network.base.depths)
+
+
+def widest(base: int, expand: float) -> int:
+    """The last width of the expanded global search space (section 3.1)."""
+    return int(base * expand + 1e-9)
+
+
+def survey(network: Network, metric: Metric, *, expand: float, inputs: str, on_round: Any = None) -> dict[str, Any]:
+    """Measure every distinct producing layer at widths 1..e*base, and every layer of frozen width once.
+
+    Returns plain JSON values: by layer key the widths, and the estimate, median and spread of each in seconds.
+    """
+    cases: list[Layer] = []
+    for site, layers in templates(network, expand=expand, inputs=inputs).items():
+        for layer in layers:
+            cases += [replace(layer, outputs=width) for width in range(1, widest(network.sites[site].base, expand) + 1)]
+    fixed = [use.layer for use in network.uses(network.base) if not use.site and use.layer.op in ("conv", "linear")]
+    cases = list(dict.fromkeys([*cases, *fixed]))
+    readings = metric.measure(cases, on_round=on_round)
+    layers_found: dict[str, dict[str, list[Any]]] = {}
+    for layer, reading in zip(cases, readings, strict=True):
+        _record(layers_found.setdefault(replace(layer, outputs=0).key, {}), layer.outputs, reading)
+    doubts = sorted({doubt for reading in readings for doubt in reading.doubts})
+    noisy = sum(bool(reading.doubts) for reading in readings)
+    return {
+        "survey": readings[0].survey,
+        "context": dict(readings[0].context),
+        "layers": layers_found,
+        "cases": len(cases),
+        "doubts": [f"{noisy} of {len(cases)} layers: {doubts[0]}"] if doubts else [],
+    }
+
+
+def _record(table: dict[str, list[Any]], width: int, reading: Measurement) -> None:
+    for column, value in (
+        ("widths", width),
+        ("estimate", reading.estimate),
+        ("median", reading.median),
+        ("spread", reading.spread),
+    ):
+        table.setdefault(column, []).append(value)
+
+
+def curve(content: Mapping[str, Any], layer: Layer) -> Curve:
+    """m(x) of one layer (its outputs do not count) from what `survey` returned; raises ValueError if it is missing."""
+    table = content["layers"].get(replace(layer, outputs=0).key)
+    if table is None:
+        raise ValueError("survey.json lacks a layer of this network; delete it and run the survey again")
+    return Curve(tuple(table["widths"]), tuple(table["estimate"]))

@@ -1,0 +1,85 @@
+"""Where a network must be fast: device, runtime, precision, batch, threads, image."""
+
+import os
+import platform
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from htas.files import digest
+
+
+@dataclass(frozen=True)
+class Target:
+    """The machine and the way of running that latency is measured for."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the network runs."""
+    runtime: str = "eager"
+    """What runs it: a file of htas/runtimes, or your own class as 'package.module:Class'."""
+    precision: Literal["fp32"] = "fp32"
+    """Number format of weights and activations."""
+    batch: int = 0
+    """Images per call; 0 means the paper's: 4 on CPU, 1024 on CUDA."""
+    threads: int = 0
+    """CPU threads; 0 means every core this process may use."""
+    image: tuple[int, ...] = (3, 32, 32)
+    """Channels, height and width of one input; a data set's own shape replaces it."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 0:
+            raise ValueError(f"target.batch must be 0 (the default) or more, got {self.batch}")
+        if self.threads < 0:
+            raise ValueError(f"target.threads must be 0 (all cores) or more, got {self.threads}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError(
+                "target.device is 'cuda', but this PyTorch finds no CUDA device; use 'cpu', or install a CUDA build"
+            )
+        if self.batch == 0:
+            object.__setattr__(self, "batch", 4 if self.device == "cpu" else 1024)
+        if self.threads == 0:
+            object.__setattr__(self, "threads", usable_cores())
+
+    def fingerprint(self) -> str:
+        """Equal only for targets whose latencies may be compared: machine, versions and every field."""
+        return digest(asdict(self), machine())
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def machine() -> dict[str, Any]:
+    """What this machine is: processor, cores, memory, GPU, system and versions."""
+    return {
+        "processor": _processor(),
+        "cores": usable_cores(),
+        "quota": _quota(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _quota() -> str:
+    """The CPU limit of the control group, as the kernel writes it; 'none' where there is none."""
+    try:
+        limit = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except OSError:
+        return "none"
+    return "none" if not limit or limit[0] == "max" else "/".join(limit)

@@ -1,0 +1,103 @@
+"""Numbers and units as people write them; the only place that formats either."""
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from math import floor, isfinite, log10
+
+NONE = "\N{EN DASH}"
+"""What stands in a cell that has no value."""
+TIMES = "\N{MULTIPLICATION SIGN}"
+ARROW = "\N{RIGHTWARDS ARROW}"
+
+
+def milliseconds(seconds: float) -> str:
+    """`4.22 ms` from 0.00422."""
+    return f"{significant(seconds * 1e3)} ms"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A number to so many significant digits, never in exponent form: 0.0123, 1.23, 12.3, 123, 1234."""
+    return f"{value:.{_places(value, digits)}f}" if value else "0"
+
+
+def _places(value: float, digits: int) -> int:
+    """Decimal places that show so many significant digits, judged after rounding: 9.999 is 10.0, not 10.00."""
+    if value == 0 or not isfinite(value):
+        return 0
+    rounded = float(f"{value:.{digits - 1}e}")
+    return max(0, digits - 1 - floor(log10(abs(rounded))))
+
+
+def plus_minus(value: float, spread: float) -> str:
+    """`4.22 ± 0.08`: both to the places of the value, or to the first digit of a smaller spread."""
+    places = _places(value, 3)
+    finer = min(max(places, _places(spread, 1)), places + 2)
+    return f"{value:.{finer}f} ± {spread:.{finer}f}"
+
+
+def points(share: float) -> str:
+    """`0.31 points` from a difference of 0.0031 between two shares."""
+    return f"{share * 100:.2f} points"
+
+
+def signed(value: float, places: int = 2) -> str:
+    """`+0.31` or, with a true minus sign, `-0.31`; `0.00` where it rounds to nothing."""
+    digits = f"{abs(value):.{places}f}"
+    if float(digits) == 0:
+        return digits
+    return ("+" if value > 0 else "\N{MINUS SIGN}") + digits
+
+
+def fitted(k: float, alpha: float, b: float) -> str:
+    """The latency fit of eq. 1, given in seconds, as `f(x) = 0.0123 x^0.91 + 0.456 ms`."""
+    sign = "+" if b >= 0 else "\N{MINUS SIGN}"
+    return f"f(x) = {significant(k * 1e3)} x^{significant(alpha)} {sign} {significant(abs(b) * 1e3)} ms"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 group`, `2 groups`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def millions(value: float) -> str:
+    """`40.81 M` from 40813184."""
+    return f"{value / 1e6:.2f} M"
+
+
+def percent(share: float, places: int = 2) -> str:
+    """`93.16 %` from 0.9316."""
+    return f"{share * 100:.{places}f} %"
+
+
+def duration(seconds: float) -> str:
+    """`1 h 02 min`, `3 min 05 s`, `12 s`."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    if whole >= 60:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole} s"
+
+
+def runs(values: Sequence[int]) -> str:
+    """`16 16 8` as `2x16 8`: equal neighbours once, with their count."""
+    counted: list[list[int]] = []
+    for value in values:
+        if counted and counted[-1][0] == value:
+            counted[-1][1] += 1
+        else:
+            counted.append([value, 1])
+    return " ".join(f"{count}x{value}" if count > 1 else str(value) for value, count in counted)
+
+
+def listing(names: Iterable[str]) -> str:
+    """`a, b, c` in the order given."""
+    return ", ".join(names)
+
+
+def no_such(what: str, given: str, known: Iterable[str]) -> str:
+    """The sentence for a name that does not exist: the nearest one, and all of them."""
+    names = list(known)
+    near = get_close_matches(given, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"no {what} called {given!r}; {hint}choose one of {listing(names)}"

@@ -1,0 +1,233 @@
+"""The only ordinary training loop: a Recipe, `train` and `evaluate`."""
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from htas.datasets import Split
+from htas.distill import Distill
+from htas.files import read_tensors, write_tensors
+from htas.progress import progress
+from htas.text import percent, significant
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained. Only the last epoch counts; nothing is chosen by looking at the test split."""
+
+    epochs: int = 300
+    """Passes over the training images after the warm-up."""
+    warmup: int = 5
+    """Epochs before those in which the learning rate rises from 0."""
+    rest: int = 0
+    """Last of these epochs at learning rate 0, in which only norm statistics move, added after the others."""
+    batch: int = 256
+    """Images a step."""
+    lr: float = 0.1
+    """Learning rate at its highest; it falls to 0 along half a cosine."""
+    anneal: Literal["epoch", "step"] = "step"
+    """Whether it falls once an epoch, as TAS's, or with every step, as a short training needs."""
+    momentum: float = 0.9
+    """Of SGD with Nesterov's correction."""
+    weight_decay: float = 5e-4
+    """On every parameter, norms and biases included."""
+    precision: Precision = "auto"
+    """Arithmetic of training: auto is bf16 where the hardware has it."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"train.epochs must be 1 or more, got {self.epochs}")
+        if self.warmup < 0 or self.rest < 0:
+            raise ValueError(f"train.warmup and train.rest must be 0 or more, got {self.warmup} and {self.rest}")
+        if self.batch < 1:
+            raise ValueError(f"train.batch must be 1 or more, got {self.batch}")
+        if not self.lr > 0:
+            raise ValueError(f"train.lr must be above 0, got {self.lr}")
+
+    @property
+    def length(self) -> int:
+        """All epochs, warm-up and rest included."""
+        return self.warmup + self.epochs + self.rest
+
+    def rate(self, epoch: int, step: int, steps: int) -> float:
+        """Learning rate of a step of an epoch that has so many."""
+        if epoch < self.warmup:
+            return self.lr * (epoch + step / steps) / self.warmup
+        done = epoch - self.warmup + (step / steps if self.anneal == "step" else 0)
+        return 0.0 if done >= self.epochs else cosine(self.lr, 0.0, done / self.epochs)
+
+
+RECIPES = {
+    "paper": Recipe(epochs=300, warmup=5, rest=0, batch=256, lr=0.1, anneal="epoch"),
+    "short": Recipe(epochs=7, warmup=1, batch=128, lr=0.1),
+    "digits": Recipe(epochs=18, warmup=2, batch=64, lr=0.1),
+}
+"""Named recipes; `paper` is TAS's E300-W5, `short` is for CIFAR on a CPU, `digits` for the embedded data set."""
+
+
+def cosine(start: float, end: float, share: float) -> float:
+    """From start to end along half a cosine."""
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+def engine(device: str, precision: Precision) -> Any:
+    """An accelerate.Accelerator for a device and precision; it gives `device`, `autocast()` and `backward(loss)`."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # else the first precision of a process would stay
+    return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if has_bf16(device, precision) else "no")
+
+
+def has_bf16(device: str, precision: Precision) -> bool:
+    """Whether to train in bf16: asked for, or `auto` on hardware that computes it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def train(
+    model: nn.Module,
+    split: Split,
+    recipe: Recipe,
+    *,
+    seed: int,
+    device: str,
+    checkpoint: Path,
+    title: str,
+    teacher: nn.Module | None = None,
+    distill: Distill | None = None,
+) -> nn.Module:
+    """Train `model` in place and return it. Goes on from `checkpoint` if that exists; it is written every epoch.
+
+    Raises ValueError where the loss stops being a number.
+    """
+    runner = engine(device, recipe.precision)
+    model.to(runner.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0
+    )
+    done = _restore(checkpoint, model, optimizer)
+    if teacher is not None:
+        teacher.to(runner.device, memory_format=torch.channels_last).eval()
+    with progress(title, recipe.length, done=done) as bar:
+        for epoch in range(done, recipe.length):
+            loss, accuracy = _epoch(model, split, recipe, optimizer, runner, epoch, seed, teacher, distill)
+            if not math.isfinite(loss):
+                raise ValueError(f"training of {title} diverged in epoch {epoch + 1}; lower train.lr")
+            _keep(checkpoint, model, optimizer, epoch + 1)
+            bar.step(f"loss {significant(loss)}, train accuracy {percent(accuracy)}")
+    return model
+
+
+def _epoch(
+    model: nn.Module,
+    split: Split,
+    recipe: Recipe,
+    optimizer: torch.optim.Optimizer,
+    runner: Any,
+    epoch: int,
+    seed: int,
+    teacher: nn.Module | None,
+    distill: Distill | None,
+) -> tuple[float, float]:
+    """Mean loss and share of right answers on the training images of one pass."""
+    model.train()
+    steps = max(1, len(split) // recipe.batch)
+    total = torch.zeros(2, device=runner.device)
+    for step, (images, labels) in enumerate(batches(split, recipe.batch, epoch_seed(seed, epoch))):
+        set_rate(optimizer, recipe.rate(epoch, step, steps))
+        with runner.autocast():
+            logits = model(images)
+        logits = logits.float()
+        if teacher is None or distill is None:
+            loss = F.cross_entropy(logits, labels)
+        else:
+            with torch.no_grad(), runner.autocast():
+                target = teacher(images)
+            loss = distill.loss(logits, target.float(), labels)
+        optimizer.zero_grad()
+        runner.backward(loss)
+        optimizer.step()
+        total += torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()])
+    mean = (total / steps).tolist()
+    return mean[0], mean[1]
+
+
+def evaluate(model: nn.Module, split: Split, *, device: str, precision: Precision = "auto", batch: int = 500) -> float:
+    """Share of right answers on a split, in eval mode; the model's mode is restored."""
+    runner = engine(device, precision)
+    model.to(runner.device, memory_format=torch.channels_last)
+    training = model.training
+    model.eval()
+    right = torch.zeros((), device=runner.device)
+    with torch.no_grad(), runner.autocast():
+        for images, labels in split.batches(batch, channels_last=True):
+            right += (model(images).argmax(1) == labels).sum()
+    model.train(training)
+    return float(right) / len(split)
+
+
+def batches(split: Split, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """One augmented pass in random order, whole batches only unless there is less than one."""
+    return split.batches(size, seed=seed, augment=True, drop_last=len(split) >= size, channels_last=True)
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """A seed of its own for every epoch, so that a continued run draws what an uninterrupted one would."""
+    return seed * 1_000_003 + epoch
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, name: str) -> dict[str, Tensor]:
+    """The state of an optimizer as flat named tensors; `load_optimizer` reads them back."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{name}/{index}/{key}": torch.as_tensor(value)
+        for index, values in state.items()
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], name: str) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    content = optimizer.state_dict()
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(f"{name}/"):
+            _, index, field = key.split("/")
+            state.setdefault(int(index), {})[field] = value
+    optimizer.load_state_dict({**content, "state": state})
+
+
+def _keep(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    write_tensors(path, {**tensors, **optimizer_tensors(optimizer, "sgd")}, {"epoch": epoch})
+
+
+def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Epochs done according to a checkpoint, 0 without one."""
+    if not path.exists():
+        return 0
+    tensors, about = read_tensors(path)
+    model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model/")})
+    load_optimizer(optimizer, tensors, "sgd")
+    return int(about["epoch"])

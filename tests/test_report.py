@@ -1,0 +1,375 @@
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from htas.arch import Arch
+from htas.files import FORMAT, Unusable
+from htas.measurement import Measurement
+from htas.report import picture, read, write
+from htas.report._compare import accuracy, answer, speed
+from htas.report._content import doubts, standing, target, value
+from htas.result import CurveRecord, EpochRecord, Report, Result, SearchRecord
+
+TARGET = {"device": "cpu", "runtime": "eager", "precision": "fp32", "batch": 4, "threads": 2, "image": [3, 32, 32]}
+STRANGE = "</td><script>alert(1)</script> | $a$ `b` *c* [d](http://e) & \N{SNOWMAN}\N{CJK UNIFIED IDEOGRAPH-7DB2}"
+
+
+def readings(milliseconds: float, spread: float = 0.1, count: int = 21, survey: str = "one") -> Measurement:
+    """Evenly spaced readings around a median, with a given spread between the quartiles, in ms."""
+    steps = [2 * spread * (place / (count - 1) - 0.5) if count > 1 else 0.0 for place in range(count)]
+    return Measurement(tuple((milliseconds + step) / 1e3 for step in steps), "s", {}, survey)
+
+
+def network(name: str, measured: Measurement | None, share: float | None, **others: Any) -> Result:
+    fields: dict[str, Any] = {
+        "family": "cifar_resnet:20",
+        "adds": "join",
+        "space": name if name in ("hardware", "tas") else "-",
+        "strategy": "differentiable",
+        "cost": "paper, weight 2",
+        "target": TARGET,
+        "macs": 40_813_184,
+        "params": 272_474,
+        "seed": 7,
+    }
+    arch = Arch({"a": 16, "b": 16, "c": 24}, {"stage": 3})
+    return Result(name=name, arch=arch, measured=measured, accuracy=share, **{**fields, **others})
+
+
+BASE = network("base", readings(4.0), 0.9)
+FOUND = network(
+    "hardware",
+    readings(2.0),
+    0.88,
+    macs=20_000_000,
+    params=150_000,
+    predicted=0.0015,
+    recipe={"epochs": 60},
+    teacher="base",
+    versions={"torch": "2.13.0"},
+    remarks=("trained on half the data",),
+)
+CURVE = CurveRecord(
+    sites=("layer1.0", "layer1.1"),
+    base=4,
+    widths=tuple(range(1, 9)),
+    latency=(1e-3, 1.1e-3, 1.2e-3, 1.25e-3, 2e-3, 2.1e-3, 2.2e-3, 2.3e-3),
+    k=0.0002,
+    alpha=0.5,
+    b=0.0009,
+    groups=((1, 4), (5, 8)),
+    choices={"hardware": (4, 8), "tas": (2, 3, 4)},
+    doubts=("the fit is flat",),
+)
+SEARCH = SearchRecord(
+    space="hardware",
+    strategy="differentiable",
+    cost="paper, weight 2",
+    arch=FOUND.arch,
+    epochs=tuple(
+        EpochRecord(n, 5.0 / n, 2.0 / n, 2.5 / n, 0.3 * n, 1.2 - 0.2 * n, 1.1 - 0.2 * n, 0.3 * n, 9.0) for n in (1, 2)
+    ),
+    converged=True,
+    why="median top probability 0.61",
+    accuracy=0.75,
+    rivals=(0.7, 0.72, 0.74, 0.8),
+    rival_costs=(0.98, 1.0, 1.02, 1.04),
+    seconds=62.0,
+    seed=11,
+)
+REPORT = Report(
+    title="a run",
+    command="htas run config.toml",
+    results=(BASE, FOUND, network("plain cifar_resnet:8", None, None, strategy="plain")),
+    curves=(CURVE,),
+    searches=(SEARCH,),
+    machine={"processor": "Abacus 9000", "cores": 2},
+    config='seed = 7\nname = "x"\n',
+    dataset="digits",
+    stages={"survey": 65.0, "search": 3600.0},
+    remarks=("one seed only",),
+    test_images=360,
+)
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order, and gathers the text and what would be fetched."""
+
+    EMPTY = ("meta", "br", "img", "link")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.said = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+        self.ids += [given or "" for name, given in attrs if name == "id"]
+        self.links += [given or "" for name, given in attrs if name in ("href", "xlink:href", "src")]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.EMPTY:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.said += data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of a little of everything, one name of it strange."""
+    folder = tmp_path_factory.mktemp("report")
+    odd = network(STRANGE, readings(3.0, survey="another"), 0.85, predicted=0.002)
+    paths = write(replace(REPORT, title=STRANGE, results=(*REPORT.results, odd)), folder)
+    assert all(path.stat().st_size for path in paths)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Page:
+    return Page((folder / "report.html").read_text())
+
+
+def verdict(found: Measurement, base: Measurement) -> str:
+    return speed(found, base).verdict
+
+
+def headline(found: Result, base: Result = BASE, images: int = 360) -> str:
+    return " ".join(answer(replace(REPORT, results=(base, found), test_images=images)).sentences)
+
+
+def test_the_json_gives_the_report_back(tmp_path: Path) -> None:
+    plain = replace(REPORT, curves=(), searches=(), results=REPORT.results[2:])
+    write(plain, tmp_path)
+    assert read(tmp_path) == plain
+    assert read(tmp_path / "report.json") == plain
+    assert json.loads((tmp_path / "report.json").read_text())["format"] == FORMAT
+
+
+def test_every_record_survives_json() -> None:
+    assert Report.of(json.loads(json.dumps(REPORT.json()))) == REPORT
+
+
+def test_a_file_that_is_no_report_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(json.dumps({"format": FORMAT, "title": "x"}))
+    with pytest.raises(Unusable, match=r"is not a report .* make it again"):
+        read(tmp_path)
+
+
+def test_a_clear_gain_is_called_faster() -> None:
+    said = headline(FOUND)
+    assert said.startswith("hardware is 2.00 times as fast as base: 2.00 ms against 4.00 ms per batch, measured.")
+
+
+def test_a_clear_loss_is_called_slower() -> None:
+    said = headline(replace(FOUND, measured=readings(5.0)))
+    assert said.startswith("hardware is slower than base, 0.800 times as fast: 5.00 ms against 4.00 ms")
+
+
+def test_a_gain_within_the_noise_is_no_clear_difference() -> None:
+    said = headline(replace(FOUND, measured=readings(3.9, spread=0.5)))
+    assert said.startswith("No clear difference in speed between hardware and base: 3.90 ms against 4.00 ms")
+    assert "within the noise" in said
+
+
+def test_a_few_readings_claim_nothing() -> None:
+    said = headline(replace(FOUND, measured=readings(1.0, count=1)))
+    assert said.startswith("No clear difference in speed")
+    assert "fewer than 5 readings" in said
+
+
+def test_the_noise_is_the_larger_of_two_standard_errors_and_half_a_spread() -> None:
+    few, many = readings(2.0, 0.4, count=5), readings(2.0, 0.4, count=2001)
+    assert speed(many, many).noise == pytest.approx(0.2e-3)
+    error = 1.2533 * 0.4e-3 / 1.349 / 5**0.5
+    assert speed(few, few).noise == pytest.approx(2 * error * 2**0.5)
+    assert verdict(readings(1.79, 0.4, 2001), many) == "more"
+    assert verdict(readings(1.81, 0.4, 2001), many) == "unclear"
+
+
+def test_a_difference_in_accuracy_is_judged_by_the_number_of_test_images() -> None:
+    # two standard errors of 0.9 and 0.88 on 360 images: 2 sqrt((0.09 + 0.1056) / 360) = 0.0466
+    assert accuracy(0.88, 0.9, 360).noise == pytest.approx(0.0466, abs=1e-4)
+    assert accuracy(0.88, 0.9, 10_000).verdict == "less"
+    assert "No clear difference in accuracy: 88.00 % against 90.00 %, 2.00 points lower" in headline(FOUND)
+    assert "Its accuracy is 2.00 points lower: 88.00 % against 90.00 %." in headline(FOUND, images=10_000)
+    assert "Its accuracy is 5.00 points higher" in headline(replace(FOUND, accuracy=0.95), images=10_000)
+    assert "Accuracy is the same: 90.00 %." in headline(replace(FOUND, accuracy=0.9))
+
+
+def test_what_is_not_measured_or_trained_is_said() -> None:
+    said = headline(replace(FOUND, measured=None, accuracy=None))
+    assert said == (
+        "Not measured yet: hardware. Nothing can be said about speed. "
+        "Not trained yet: hardware. Nothing can be said about accuracy."
+    )
+
+
+def test_a_better_rival_that_is_not_slower_is_named_on_top() -> None:
+    rival = network("plain cifar_resnet:14", readings(1.9), 0.89)
+    slow = network("tas", readings(3.0), 0.9)
+    said = answer(replace(REPORT, results=(BASE, FOUND, rival, slow), test_images=100_000)).sentences
+    assert said[2] == "But plain cifar_resnet:14 is not slower and 1.00 points more accurate (89.00 %, 1.90 ms)."
+
+
+def test_a_search_that_did_not_converge_is_named_on_top_and_among_the_doubts() -> None:
+    report = replace(REPORT, searches=(replace(SEARCH, converged=False),))
+    assert answer(report).sentences[-1] == "The search behind hardware has not converged."
+    assert ("search in hardware", "not converged: median top probability 0.61") in doubts(report)
+
+
+@pytest.mark.parametrize(
+    ("results", "missing"), [((BASE,), "searched network"), ((FOUND,), "base network"), ((), "base")]
+)
+def test_a_report_without_both_networks_compares_nothing(results: tuple[Result, ...], missing: str) -> None:
+    said = answer(replace(REPORT, results=results))
+    assert missing in said.sentences[0]
+    assert not said.figures
+
+
+def test_the_answer_has_the_four_figures() -> None:
+    figures = [(figure.value, figure.label) for figure in answer(replace(REPORT, test_images=0)).figures]
+    assert figures == [
+        ("2.00\N{MULTIPLICATION SIGN}", "as fast as base, measured"),
+        ("\N{MINUS SIGN}2.00", "points of accuracy"),
+        ("49 %", "of the multiply-adds"),
+        ("55 %", "of the parameters"),
+    ]
+
+
+def test_an_unclear_speed_stands_in_brackets() -> None:
+    figure = answer(replace(REPORT, results=(BASE, replace(FOUND, measured=readings(3.99))))).figures[0]
+    assert (figure.value, figure.label) == ("(1.00\N{MULTIPLICATION SIGN})", "no clear difference in speed")
+
+
+def test_doubts_gather_readings_fits_remarks_and_unlike_targets() -> None:
+    other = network("tas", readings(3.0, 1.0, survey="two"), 0.8, target={**TARGET, "batch": 1})
+    said = doubts(replace(REPORT, results=(BASE, FOUND, other)))
+    assert ("", "one seed only") in said
+    assert ("hardware", "trained on half the data") in said
+    assert ("curve of layer1.0, layer1.1", "the fit is flat") in said
+    assert [subject for subject, _ in said].count("tas") == 3
+
+
+def test_the_arch_found_stands_beside_its_rivals() -> None:
+    said = standing(SEARCH)
+    assert "75.00 %" in said
+    assert "better than 3 of 4 random archs of about its cost (their median 73.00 %)" in said
+    assert "no random arch" in standing(replace(SEARCH, rivals=(), rival_costs=()))
+
+
+def test_a_score_is_the_fit_less_the_measurement() -> None:
+    # f(4) = 0.2 x 2 + 0.9 = 1.3 ms against 1.25 ms measured
+    assert CURVE.scores[3] == pytest.approx(0.05e-3)
+
+
+def test_targets_and_plain_values_are_written_on_a_line() -> None:
+    assert target(TARGET) == "cpu eager fp32, batch 4, threads 2, image 3x32x32"
+    assert value({"lr": 0.1, "betas": (0.9, 0.99), "name": ""}) == "lr 0.1, betas 0.9, 0.99, name \N{EN DASH}"
+
+
+FIGURES = [
+    *("90.00 %", "88.00 %", "4.00 ± 0.10", "2.00 ± 0.10", "min 1.90, 21 readings", "1.50", "0.75", "2.00"),
+    *("40.81 M", "20.00 M", "0.27 M", "0.15 M", "2x16 24", "join", "differentiable", "paper, weight 2"),
+    *("cpu eager fp32, batch 4, threads 2, image 3x32x32", "ms per batch of 4", "predicted, uncalibrated", "epochs 60"),
+    *("torch 2.13.0", "trained on half the data", "a 16, b 16, c 24", "stage 3", "digits", "360 test images", "7, 11"),
+    *("layer1.0, layer1.1", "f(x) = 0.200 x^0.500 + 0.900 ms", "hardware: 4 8; tas: 2 3 4", "the fit is flat"),
+    *("2 groups of widths 1 to 8", "median top probability 0.61", "seed 11, 1 min 02 s", "better than 3 of 4"),
+    *("loss 1.00 in training and 1.25 in validation", "accuracy 60.00 %", "expected cost 0.80", "arch 0.70"),
+    *("temperature 2.50", "top probability 0.60", "one seed only", "Abacus 9000", "htas run config.toml"),
+    *("1 min 05 s", "1 h 00 min", "1 h 01 min", "seed = 7", 'name = "x"'),
+]
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_every_figure_of_the_report_is_in_the_page_and_in_the_markdown(folder: Path, page: Page, figure: str) -> None:
+    markdown = (folder / "report.md").read_text().replace("\\", "")
+    assert figure in page.said
+    assert figure in markdown
+
+
+def test_every_picture_is_in_the_page_and_beside_the_markdown(folder: Path, page: Page) -> None:
+    names = ["accuracy-latency", "search-1", "curve-1"]
+    markdown = (folder / "report.md").read_text()
+    assert page.tags.count("svg") == len(names)
+    assert [name for name in names if f"](figures/{name}.svg)" in markdown] == names
+    assert sorted(path.stem for path in (folder / "figures").iterdir()) == sorted(names)
+
+
+def test_chosen_widths_are_numbered_in_the_curve(folder: Path) -> None:
+    drawn = (folder / "figures" / "curve-1.svg").read_text()
+    assert drawn.count(">4</text>") >= 2
+    assert "chosen, hardware" in drawn
+
+
+def test_the_page_is_well_formed_and_fetches_nothing(folder: Path, page: Page) -> None:
+    text = (folder / "report.html").read_text()
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
+    assert "http" not in text.replace("http://e", "")
+    assert "url(http" not in text and "@import" not in text
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+
+
+def test_strange_names_are_shown_as_they_are(folder: Path, page: Page) -> None:
+    assert "<script>alert(1)</script> | $a$ `b` *c* [d](http://e) & \N{SNOWMAN}" in page.said
+    rows = [
+        line for line in (folder / "report.md").read_text().splitlines() if "alert" in line and line.startswith("| ")
+    ]
+    assert len(rows) == 2
+    assert all("\\<script\\>" in row and " \\| " in row and "\\[d\\](http" in row for row in rows)
+
+
+def test_an_untrained_network_has_a_dash_for_its_accuracy(folder: Path) -> None:
+    lines = (folder / "report.md").read_text().splitlines()
+    row = next(line for line in lines if line.startswith("| plain"))
+    assert row.split(" | ")[1:6] == ["\N{EN DASH}"] * 5
+
+
+def test_the_same_report_gives_the_same_bytes(tmp_path: Path) -> None:
+    few = replace(REPORT, curves=(), searches=())
+    first, second = (
+        [path.read_bytes() for path in write(few, tmp_path / name) if path.suffix != ".json"] for name in ("one", "two")
+    )
+    assert first == second
+
+
+def test_a_search_without_epochs_or_rivals_is_drawn_all_the_same(tmp_path: Path) -> None:
+    bare = replace(SEARCH, epochs=(), rivals=(), rival_costs=())
+    write(replace(REPORT, curves=(), searches=(bare,), results=()), tmp_path)
+    assert "no random arch was set beside it" in (tmp_path / "report.md").read_text()
+
+
+def test_backticks_in_a_configuration_stay_inside_its_fence(tmp_path: Path) -> None:
+    write(replace(REPORT, curves=(), searches=(), results=(), config="a = '```'\n"), tmp_path)
+    assert "````toml\na = '```'\n````" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml")])
+def test_the_picture_is_written_by_its_ending(tmp_path: Path, name: str, start: bytes) -> None:
+    picture(REPORT, tmp_path / name)
+    assert (tmp_path / name).read_bytes().startswith(start)
+
+
+def test_a_picture_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"written as \.svg or \.png, got 'a\.gif'"):
+        picture(REPORT, tmp_path / "a.gif")
+    with pytest.raises(ValueError, match="train and measure one first"):
+        picture(replace(REPORT, results=()), tmp_path / "a.svg")
+    assert not list(tmp_path.iterdir())
