@@ -5,7 +5,7 @@ Whole numbers give the cost of one arch; probabilities give the differentiable e
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -105,13 +105,12 @@ class MacsCost(CostModel):
         total: Any = 0.0
         for step in self.network.flow(mean.__getitem__, stays.__getitem__):
             layer = step.node.layer
-            if layer is None or step.node.kind not in ("conv", "depthwise"):
+            if layer is None or step.node.kind not in ("conv", "depthwise", "fixed"):
                 continue
-            outputs = _total(step.node.segments, step.outputs)
             height, width = layer.output_size
-            inputs = _total(step.node.consumed, step.inputs[0]) if step.node.kind == "conv" else 1
+            inputs = 1 if step.node.kind == "depthwise" else step.given / layer.groups
             each = layer.kernel[0] * layer.kernel[1] * inputs + layer.bias
-            total = total + step.kept * height * width * each * outputs
+            total = total + step.kept * height * width * each * step.channels
         return torch.as_tensor(total)
 
 
@@ -131,7 +130,3 @@ def _by_block(choices: Sequence[int], probabilities: Tensor, blocks: int) -> lis
     zero = probabilities.new_zeros(())
     found = dict(zip(choices, probabilities, strict=True))
     return [found.get(depth, zero) for depth in range(1, blocks + 1)]
-
-
-def _total(segments: Iterable[Any], widths: Iterable[Any]) -> Any:
-    return sum(width * segment.repeat for width, segment in zip(widths, segments, strict=True))

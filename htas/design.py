@@ -1,14 +1,15 @@
 """Sections 3.1 and 3.2: from latency curves to spaces: expand, fit, score, group, choose (eq. 1 to 4)."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from htas.cost import PaperCost, Term
 from htas.graph import Network
 from htas.result import CurveRecord
 from htas.space import Space, depth_choices, group_bounds, tas_widths
-from htas.survey import Curve, Fit, add, curve, templates, widest
+from htas.survey import Curve, Fit, add, curve, surveyed, templates, widest
 
 SPACES = ("hardware", "tas", "grid", "explicit")
 
@@ -101,40 +102,44 @@ def spaces(network: Network, content: Mapping[str, Any], design: Design) -> dict
 def site_curves(network: Network, content: Mapping[str, Any], design: Design) -> dict[str, Curve]:
     """m(x) of every site: the sum over the layers that produce it, with their multiplicity."""
     found = templates(network, expand=design.expand, inputs=design.inputs)
-    return {
-        site: add([(count, curve(content, layer)) for layer, count in layers.items()])
-        for site, layers in found.items()
-    }
+    curves = {}
+    for site, layers in found.items():
+        widths = _widths(network, site, design)
+        curves[site] = add([(count, curve(content, layer, widths)) for layer, count in layers.items()])
+    return curves
 
 
 def records(
     network: Network, content: Mapping[str, Any], design: Design, made: Mapping[str, Space]
 ) -> list[CurveRecord]:
-    """One record per distinct curve, with its fit, groups, choices and doubts."""
-    found: dict[Curve, list[str]] = {}
+    """One record per distinct curve and choices, with fit, groups and doubts."""
+    found: dict[Any, list[str]] = {}
     for site, measured in site_curves(network, content, design).items():
-        found.setdefault(measured, []).append(site)
-    return [_record(network, design, made, measured, sites) for measured, sites in found.items()]
+        choices = tuple(space.widths[site] for space in made.values())
+        found.setdefault((measured, network.sites[site].base, choices), []).append(site)
+    return [_record(network, design, made, measured, sites) for (measured, _, _), sites in found.items()]
 
 
 def paper_cost(network: Network, content: Mapping[str, Any], design: Design) -> PaperCost:
     """Eq. 7 and 8: a fitted line for every layer, a constant for layers whose width never changes."""
-    widths = {s: widest(site.base, design.expand) if design.inputs == "expanded" else site.base
-              for s, site in network.widths.items()}  # fmt: skip
-    from htas.arch import Arch
-
-    terms: dict[Term, int] = {}
-    for use in network.uses(Arch(widths, network.base.depths)):
+    terms: Counter[Term] = Counter()
+    for use in network.uses(surveyed(network, expand=design.expand, inputs=design.inputs)):
         if use.layer.op not in ("conv", "linear"):
             continue
-        measured = curve(content, use.layer)
-        fit = measured.fit(design.alpha) if use.site else Fit(0.0, 1.0, measured.seconds[0])
-        term = Term(use.site, use.blocks, fit.k, fit.alpha, fit.b)
-        terms[term] = terms.get(term, 0) + 1
+        if use.site:
+            fit = curve(content, use.layer, _widths(network, use.site, design)).fit(design.alpha)
+        else:
+            fit = Fit(0.0, 1.0, curve(content, use.layer, [use.layer.outputs]).seconds[0])
+        terms[Term(use.site, use.blocks, fit.k, fit.alpha, fit.b)] += 1
     return PaperCost(
-        tuple(Term(t.site, t.blocks, t.k, t.alpha, t.b, count) for t, count in terms.items()),
+        tuple(replace(term, count=count) for term, count in terms.items()),
         {name: site.base for name, site in network.depths.items()},
     )
+
+
+def _widths(network: Network, site: str, design: Design) -> range:
+    """1..e*base, the widths of the expanded global space (section 3.1)."""
+    return range(1, widest(network.sites[site].base, design.expand) + 1)
 
 
 def _hardware(network: Network, content: Mapping[str, Any], design: Design) -> dict[str, tuple[int, ...]]:
@@ -148,12 +153,14 @@ def _explicit(network: Network, design: Design) -> dict[str, tuple[int, ...]]:
     known = {*network.widths, *(str(site.base) for site in network.widths.values())}
     odd = sorted(set(design.widths) - known)
     if odd:
-        raise ValueError(f"design.widths names {odd[0]!r}; it may name base widths or sites: {', '.join(sorted(known))}")
+        raise ValueError(
+            f"design.widths names {odd[0]!r}; it may name base widths or sites: {', '.join(sorted(known))}"
+        )
     found = {}
     for name, site in network.widths.items():
         choices = design.widths.get(name) or design.widths.get(str(site.base))
         if not choices:
-            raise ValueError(f"design.widths has no choices for {name}; add them under its name or \"{site.base}\"")
+            raise ValueError(f'design.widths has no choices for {name}; add them under its name or "{site.base}"')
         if min(choices) < 1:
             raise ValueError(f"the choices of {name} in design.widths must be at least 1, got {min(choices)}")
         found[name] = tuple(sorted(set(choices)))
@@ -164,7 +171,7 @@ def _record(
     network: Network, design: Design, made: Mapping[str, Space], measured: Curve, sites: Sequence[str]
 ) -> CurveRecord:
     fit = measured.fit(design.alpha)
-    doubts = ()
+    doubts: tuple[str, ...] = ()
     if fit.k <= 0:
         doubts = (
             f"latency does not grow with the width of {sites[0]} (k = {fit.k:.3g} s per channel): "

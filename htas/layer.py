@@ -5,7 +5,7 @@ Layers are what a survey measures: a network of a hundred layers has about ten d
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -58,7 +58,14 @@ class Layer:
         """Read what `key` gave."""
         content: dict[str, Any] = json.loads(key)
         del content["layer"]
-        return Layer(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
+        fields: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in content.items()}
+        return Layer(**fields)
+
+    def wide(self, outputs: int) -> "Layer":
+        """The layer with so many outputs; one that treats each channel by itself has as many inputs."""
+        if self.groups != 1 and self.groups == self.inputs == self.outputs:
+            return replace(self, inputs=outputs, outputs=outputs, groups=outputs)
+        return replace(self, outputs=outputs)
 
     @property
     def output_size(self) -> Pair:

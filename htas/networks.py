@@ -1,4 +1,4 @@
-"""Networks by name: `cifar_resnet:32`, `cifar_resnet:164:bottleneck`, and those published with TAS, `tas:C010-ResNet32`."""
+"""Networks by name: `cifar_resnet:32`, `cifar_resnet:164:bottleneck`, and TAS's published ones, `tas:C010-ResNet32`."""
 
 import dataclasses
 import json
@@ -30,14 +30,16 @@ def build(name: str, classes: int) -> nn.Module:
     if family == "tas":
         return tas(rest)
     options = rest.split(":") if rest else []
-    kind: type[Any] = find(models, ModelFamily, family)  # type: ignore[type-abstract]
+    if "." in family and options:  # a class of your own
+        family, options = f"{family}:{options[0]}", options[1:]
+    kind: type[Any] = find(models, ModelFamily, family)
     fields = [field for field in dataclasses.fields(kind) if field.init]
     if len(options) > len(fields):
         known = ":".join(field.name for field in fields)
         raise ValueError(f"{name!r} has too many parts; write it as {family}:{known}")
     values = {}
     for field, text in zip(fields, options, strict=False):
-        if field.type is int and not text.isdigit():
+        if field.type is int and not text.isdecimal():
             raise ValueError(f"{field.name} of {name!r} must be a whole number, got {text!r}")
         values[field.name] = int(text) if field.type is int else text
     made: ModelFamily = kind(**values)
@@ -72,6 +74,4 @@ def tas_arch(network: Network, channels: list[int], blocks: list[int]) -> Arch:
     """TAS's lists as an arch: channels[0] is the image, then one entry per searched convolution, cut ones included."""
     sites = [node.site for node in network.nodes if node.kind == "conv" and node.site == node.name]
     assert len(sites) == len(channels) - 1
-    return Arch(
-        dict(zip(sites, channels[1:], strict=True)), dict(zip(network.depths, blocks, strict=True))
-    )
+    return Arch(dict(zip(sites, channels[1:], strict=True)), dict(zip(network.depths, blocks, strict=True)))

@@ -118,6 +118,12 @@ class Run:
             case _:
                 return digest(config.toml(), folder / "networks.json")
 
+    def files(self, stage: str) -> list[Path]:
+        """What a stage before the report leaves behind."""
+        if stage == "search":
+            return [self.search_file(name) for name in self.config.design.spaces]
+        return [self.folder / f"{'networks' if stage == 'train' else stage}.json"]
+
     def search_file(self, space: str) -> Path:
         """Where the search of a space ends up."""
         return self.folder / f"search-{space}.json"
@@ -126,9 +132,9 @@ class Run:
         """Where a network's trained weights are."""
         return self.folder / "networks" / f"{_slug(name)}.safetensors"
 
-    def checkpoint(self, name: str) -> Path:
-        """Where unfinished work is kept."""
-        return self.folder / "checkpoints" / f"{_slug(name)}.safetensors"
+    def checkpoint(self, name: str, key: str) -> Path:
+        """Where unfinished work is kept; `key` is the hash of what it is made from."""
+        return self.folder / "checkpoints" / f"{_slug(name)}-{key}.safetensors"
 
 
 def open_run(config: Config, folder: Path) -> None:
@@ -144,12 +150,14 @@ def open_run(config: Config, folder: Path) -> None:
                 f"{folder} holds a run of another configuration ({_difference(old, text)}); "
                 "name another folder with --out, or delete this one"
             )
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Unusable(f"{folder} exists and is not the folder of a run; name another one with --out")
-    check(Run(config, folder).network, config.design)
-    write_text(path, text)
-    write_json(folder / "environment.json", {"seed": config.seed, **versions()})
+    else:
+        if folder.exists() and (not folder.is_dir() or any(not _unfinished(found) for found in folder.iterdir())):
+            raise Unusable(f"{folder} exists and is not the folder of a run; name another one with --out")
+        check(Run(config, folder).network, config.design)
+        write_text(path, text)
+    environment = folder / "environment.json"
+    if not environment.exists():
+        write_json(environment, {"seed": config.seed, **versions()})
 
 
 def run(config: Config, folder: Path, command: str) -> Path:
@@ -187,7 +195,7 @@ def design(config: Config, folder: Path, again: bool = False) -> None:
     """Eq. 1 to 4: curves, fits and choices -> design.json."""
     job = Run(config, folder)
     path = folder / "design.json"
-    _need(folder / "survey.json", "survey")
+    _need(job, "survey")
     if _finished(path, job.made_from("design"), again):
         return
     started = time.monotonic()
@@ -205,15 +213,15 @@ def design(config: Config, folder: Path, again: bool = False) -> None:
 def search(config: Config, folder: Path, again: bool = False) -> None:
     """Section 3.3: one search per space -> search-SPACE.json, with its course and its random rivals."""
     job = Run(config, folder)
-    _need(folder / "design.json", "design")
+    _need(job, "survey", "design")
     for name, space in job.spaces.items():
         path = job.search_file(name)
         if _finished(path, job.made_from("search"), again):
             continue
         started = time.monotonic()
-        if again:
-            job.checkpoint(f"search-{name}").unlink(missing_ok=True)
         problem = _problem(job, space)
+        if again:
+            problem.checkpoint.unlink(missing_ok=True)
         found = config.strategy.search(problem)
         others = rivals(problem, found.arch, RIVALS, seed=config.seed)
         accuracy, *theirs = found.validate([found.arch, *others])
@@ -240,11 +248,12 @@ def search(config: Config, folder: Path, again: bool = False) -> None:
 def train(config: Config, folder: Path, again: bool = False) -> None:
     """Section 4.1: the base network, then every found and control network, distilled from it -> networks.json."""
     job = Run(config, folder)
-    for name in config.design.spaces:
-        _need(job.search_file(name), "search")
+    _need(job, "survey", "design", "search")
     path = folder / "networks.json"
     if _finished(path, job.made_from("train"), again):
-        return
+        names = [content["name"] for content in read_json(path)["results"]]
+        if all(job.model_file(name).exists() for name in names):
+            return
     started = time.monotonic()
     rows = [_trained(job, row, again) for row in _rows(job)]
     _write(path, job.made_from("train"), started, {"results": [row.json() for row in rows]})
@@ -253,7 +262,7 @@ def train(config: Config, folder: Path, again: bool = False) -> None:
 def measure(config: Config, folder: Path, again: bool = False) -> None:
     """Whole networks in one interleaved run, and their predictions -> measure.json."""
     job = Run(config, folder)
-    _need(folder / "networks.json", "train")
+    _need(job, "train")
     path = folder / "measure.json"
     if _finished(path, job.made_from("measure"), again):
         return
@@ -275,25 +284,18 @@ def measure(config: Config, folder: Path, again: bool = False) -> None:
 
 def report(config: Config, folder: Path, again: bool = False) -> None:
     """report.json, report.md and report.html, from the files of all stages."""
-    _need(folder / "measure.json", "measure")
-    stages: dict[str, float] = {}
-    files = {
-        "survey": ["survey.json"],
-        "design": ["design.json"],
-        "search": [f"search-{name}.json" for name in config.design.spaces],
-        "train": ["networks.json"],
-        "measure": ["measure.json"],
-    }
-    contents = {name: read_json(folder / name) for names in files.values() for name in names}
-    for stage, names in files.items():
-        stages[stage] = sum(contents[name]["took"] for name in names)
+    job = Run(config, folder)
+    _need(job, "survey", "design", "search", "train", "measure")
+    files = {stage: job.files(stage) for stage in STAGES if stage != "report"}
+    contents = {path.name: read_json(path) for paths in files.values() for path in paths}
+    stages = {stage: float(sum(contents[path.name]["took"] for path in paths)) for stage, paths in files.items()}
     command = folder / "command.json"
     made = Report(
         title=f"{config.family.title} on {config.names['data']}, {config.target.device}, {config.target.runtime}",
         command=read_json(command)["command"] if command.exists() else "htas run config.toml",
         results=tuple(Result.of(content) for content in contents["measure.json"]["results"]),
         curves=tuple(CurveRecord.of(content) for content in contents["design.json"]["curves"]),
-        searches=tuple(SearchRecord.of(_plain(contents[name])) for name in files["search"]),
+        searches=tuple(SearchRecord.of(_plain(contents[name])) for name in (path.name for path in files["search"])),
         machine=read_json(folder / "environment.json"),
         config=config.toml(),
         dataset=config.names["data"],
@@ -301,15 +303,17 @@ def report(config: Config, folder: Path, again: bool = False) -> None:
         remarks=tuple(contents["survey.json"]["doubts"]),
         test_images=contents["measure.json"]["results"][0]["recipe"].get("test_images", 0),
     )
+    if not again and _reported(made, folder):
+        return
     write(made, folder)
     say(f"report: {folder / 'report.html'}")
 
 
 def export_network(folder: Path, to: str, network: str = "", file: Path | None = None) -> tuple[Path, float]:
     """A trained network of a run as ONNX or torch.export file: its path, and the largest difference of outputs."""
-    _need(folder / "networks.json", "train")
     config = load(folder / "config.toml")
     job = Run(config, folder)
+    _need(job, "train")
     rows = {row.name: row for row in map(Result.of, read_json(folder / "networks.json")["results"])}
     name = network or config.design.spaces[0]
     if name not in rows:
@@ -462,7 +466,7 @@ def _trained(job: Run, row: Result, again: bool) -> Result:
     torch.manual_seed(config.seed)
     model = resize(job.network, row.arch)
     config.family.reset(model)
-    checkpoint = job.checkpoint(f"train-{row.name}")
+    checkpoint = job.checkpoint(f"train-{row.name}", key)
     if again:
         checkpoint.unlink(missing_ok=True)
     fit(
@@ -477,7 +481,8 @@ def _trained(job: Run, row: Result, again: bool) -> Result:
 
 
 def _base(job: Run) -> nn.Module:
-    """The trained base network."""
+    """The trained base network; trained now if it is not yet."""
+    _trained(job, _row(job, "base", job.network.base, space="-", strategy="given", cost="-"), False)
     model = resize(job.network, job.network.base)
     tensors, _ = read_tensors(job.model_file("base"))
     model.load_state_dict(tensors)
@@ -513,7 +518,7 @@ def _problem(job: Run, space: Space) -> Problem:
         cost=job.cost,
         device=job.device,
         seed=job.config.seed,
-        checkpoint=job.checkpoint(f"search-{space.name}"),
+        checkpoint=job.checkpoint(f"search-{space.name}", job.made_from("search")),
         title=f"search {space.name}",
     )
 
@@ -526,6 +531,17 @@ def _finished(path: Path, key: str, again: bool) -> bool:
     return not again and path.exists() and read_json(path).get("inputs") == key
 
 
+def _unfinished(path: Path) -> bool:
+    """Whether this is what a killed process leaves of the first file of a run."""
+    return path.name.startswith(".config.toml.")
+
+
+def _reported(made: Report, folder: Path) -> bool:
+    """Whether the report that is there says the same."""
+    paths = [folder / f"report.{suffix}" for suffix in ("json", "md", "html")]
+    return all(path.exists() for path in paths) and Report.of(read_json(paths[0])) == made
+
+
 def _write(path: Path, key: str, started: float, content: Mapping[str, Any]) -> None:
     took = time.monotonic() - started
     write_json(path, {"inputs": key, "took": took, **content})
@@ -536,9 +552,12 @@ def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name not in ("format", "inputs", "took")}
 
 
-def _need(path: Path, stage: str) -> None:
-    if not path.exists():
-        raise Unusable(f"{path} does not exist; run `htas {stage} {path.parent}` first")
+def _need(job: Run, *stages: str) -> None:
+    """Raise Unusable, naming the verb to run, where a file of these stages is missing."""
+    for stage in stages:
+        for path in job.files(stage):
+            if not path.exists():
+                raise Unusable(f"{path} does not exist; run `htas {stage} {path.parent}` first")
 
 
 def _rounds(bar: Any) -> Callable[[int, int], None]:

@@ -26,6 +26,8 @@ class Problem:
     seed: int
     checkpoint: Path
     """Where a strategy may keep what it needs to go on after an interruption."""
+    base: Callable[[], nn.Module]
+    """The trained base network; the first call may have to train it."""
     title: str = "search"
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +52,11 @@ class Space:
         return self._pick(draw)
 
     def mutate(self, arch: Arch, rng: random.Random) -> Arch:
-        """The arch with another choice at one site."""
-        site = rng.choice([name for name, choices in self.choices.items() if len(choices) > 1])
+        """The arch with another choice at one site; raises ValueError where no site has two."""
+        free = [name for name, choices in self.choices.items() if len(choices) > 1]
+        if not free:
+            raise ValueError(f"the space {self.name!r} has one arch only; give a site more choices")
+        site = rng.choice(free)
         choice = rng.choice([choice for choice in self.choices[site] if choice != arch[site]])
         widths = {**arch.widths, site: choice} if site in self.widths else arch.widths
         depths = {**arch.depths, site: choice} if site in self.depths else arch.depths
@@ -80,7 +83,7 @@ class Space:
             {site: tuple(choices) for site, choices in content["depths"].items()},
         )
 
-    def _pick(self, choose: Any) -> Arch:
+    def _pick(self, choose: Callable[[Sequence[int]], int]) -> Arch:
         return Arch(
             {site: choose(choices) for site, choices in self.widths.items()},
             {site: choose(choices) for site, choices in self.depths.items()},

@@ -51,7 +51,9 @@ class Supernet(nn.Module):
     """All archs of `space` over `network`, with weights of their own, drawn by `reset`.
 
     `shortcut` is what stands where added widths differ (`adds="project"`): a sliced 1x1 convolution with norm, as in
-    the network derived, or TAS's padding with zeros. Raises ValueError where a norm or grouping is not understood.
+    the network derived, or TAS's padding with zeros. `mix` is how a narrow candidate meets a wide one: TAS's
+    channel-wise interpolation, or padding with zeros, which keeps channel c of both the same thing.
+    Raises ValueError where a norm or grouping is not understood.
     """
 
     def __init__(
@@ -60,9 +62,10 @@ class Supernet(nn.Module):
         space: Space,
         reset: Callable[[nn.Module], None],
         shortcut: Literal["project", "pad"] = "project",
+        mix: Literal["interpolate", "pad"] = "interpolate",
     ) -> None:
         super().__init__()
-        self.network, self.space, self.shortcut = network, space, shortcut
+        self.network, self.space, self.shortcut, self.mix = network, space, shortcut, mix
         self.momentum: float = MOMENTUM
         self.capacity = _capacity(network, space, pad=shortcut == "pad")
         self.body = copy.deepcopy(network.module)
@@ -128,6 +131,34 @@ class Supernet(nn.Module):
                 return self._widths_at(node.inputs[1])
             case _:
                 return self._widths_at(node.inputs[0])
+
+    @torch.no_grad()
+    def inherit(self, trained: nn.Module) -> None:
+        """Start from a trained base network: every slice and norm takes what it has in common with it."""
+        for node in self.network.nodes:
+            if node.kind in ("conv", "depthwise"):
+                self._inherit_conv(node, trained.get_submodule(node.module))
+            elif node.kind == "norm":
+                source, own = trained.get_submodule(node.module), self.body.get_submodule(node.module)
+                for norm in own.children():
+                    for name in ("weight", "bias", "running_mean", "running_var"):
+                        common = min(len(getattr(norm, name)), len(getattr(source, name)))
+                        getattr(norm, name)[:common] = getattr(source, name)[:common].to(getattr(norm, name).device)
+
+    def _inherit_conv(self, node: Node, source: nn.Module) -> None:
+        own = self.body.get_submodule(node.module)
+        room, base = self.capacity[node.inputs[0]], tuple(segment.base for segment in node.consumed)
+        common = tuple(min(one, two) for one, two in zip(room, base, strict=True))
+        weight, given = own.weight, source.weight.to(own.weight.device)  # type: ignore[operator, union-attr, arg-type]
+        rows = min(len(weight), len(given))  # type: ignore[arg-type]
+        if node.kind == "depthwise":
+            weight[:rows] = given[:rows]  # type: ignore[index]
+        else:
+            there = columns(node.consumed, room, common, given.device)
+            here = columns(node.consumed, base, common, given.device)
+            weight[torch.arange(rows)[:, None], there] = given[:rows][:, here]  # type: ignore[index]
+        if own.bias is not None:
+            own.bias[:rows] = source.bias[:rows].to(own.bias.device)  # type: ignore[index, union-attr]
 
     # -- forward -----------------------------------------------------------------------------------------------------
 
@@ -223,14 +254,18 @@ class Supernet(nn.Module):
         """Two candidates' norms, interpolated and mixed. In training they share the statistics of the batch."""
         if not self.training:
             return self._combine(inputs, chosen, weights, [_affine(norm) for norm in norms])
-        mean, var = inputs.new_zeros(2, inputs.shape[1], dtype=torch.float32)
+        mean, var = inputs.new_zeros(2, inputs.shape[1], dtype=norms[0].weight.dtype)  # type: ignore[arg-type]
         eps: float = norms[0].eps  # type: ignore[assignment]
-        inputs = F.batch_norm(inputs, mean, var, None, None, True, 1.0, eps)
+        affine = [(norm.weight, norm.bias) for norm in norms]
+        if self.mix == "pad":
+            inputs = F.batch_norm(inputs, mean, var, *_padded(affine, chosen, weights), True, 1.0, eps)
+        else:
+            inputs = F.batch_norm(inputs, mean, var, None, None, True, 1.0, eps)
         with torch.no_grad():
             for norm, width in zip(norms, chosen, strict=True):
                 norm.running_mean.lerp_(mean[:width], self.momentum)  # type: ignore[operator, union-attr]
                 norm.running_var.lerp_(var[:width], self.momentum)  # type: ignore[operator, union-attr]
-        return self._combine(inputs, chosen, weights, [(norm.weight, norm.bias) for norm in norms])
+        return inputs if self.mix == "pad" else self._combine(inputs, chosen, weights, affine)
 
     def _combine(
         self, inputs: Tensor, chosen: tuple[int, ...], weights: Any, affine: Sequence[tuple[Any, Any]] | None
@@ -252,9 +287,11 @@ class Supernet(nn.Module):
         return F.conv2d(inputs, matrix[:, :, None, None], shift)
 
     def _stretch(self, narrow: int, wide: int, device: torch.device) -> Tensor:
+        """The [wide, narrow] matrix that makes a narrow candidate's output as wide as the wide one's."""
         key = (narrow, wide, device)
         if key not in self._identities:
-            self._identities[key] = interpolation(narrow, wide).to(device)
+            made = interpolation(narrow, wide) if self.mix == "interpolate" else torch.eye(wide)[:, :narrow]
+            self._identities[key] = made.to(device)
         return self._identities[key]
 
     def _project(
@@ -322,6 +359,19 @@ def interpolation(narrow: int, wide: int) -> Tensor:
         first, last = row * narrow // wide, -(-(row + 1) * narrow // wide)
         matrix[row, first:last] = 1 / (last - first)
     return matrix
+
+
+def _padded(
+    affine: Sequence[tuple[Any, Any]], chosen: Sequence[int], weights: Any
+) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a mixture whose narrower candidates are padded with zeros."""
+    wide = max(chosen)
+    scale: Any = 0.0
+    shift: Any = 0.0
+    for index, ((gain, offset), width) in enumerate(zip(affine, chosen, strict=True)):
+        scale = scale + weights[index] * F.pad(gain, (0, wide - width))
+        shift = shift + weights[index] * F.pad(offset, (0, wide - width))
+    return scale, shift
 
 
 def columns(

@@ -1,12 +1,13 @@
 """Section 3.2, first half: measure every distinct layer at every width, and fit f(x) = k x^alpha + b (eq. 1)."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from htas.arch import Arch
 from htas.graph import Network
 from htas.layer import Layer
 from htas.measurement import Measurement
@@ -85,19 +86,18 @@ def templates(network: Network, *, expand: float, inputs: str) -> dict[str, Coun
 
     Their input widths are the base network's, or e times those (`inputs="expanded"`).
     """
-    widths = {name: widest(site.base, expand) if inputs == "expanded" else site.base for name, site in network.widths.items()}
     found: dict[str, Counter[Layer]] = {name: Counter() for name in network.widths}
-    for use in network.uses(replace_widths(network, widths)):
+    for use in network.uses(surveyed(network, expand=expand, inputs=inputs)):
         if use.site:
-            found[use.site][replace(use.layer, outputs=0)] += 1
+            found[use.site][use.layer.wide(0)] += 1
     return found
 
 
-def replace_widths(network: Network, widths: Mapping[str, int]) -> Any:
-    """The base arch at other widths."""
-    from htas.arch import Arch
-
-    return Arch(widths, network.base.depths)
+def surveyed(network: Network, *, expand: float, inputs: str) -> Arch:
+    """The arch whose widths are the input widths of a survey: the base, or e times it (`inputs="expanded"`)."""
+    if inputs == "base":
+        return network.base
+    return Arch({name: widest(site.base, expand) for name, site in network.widths.items()}, network.base.depths)
 
 
 def widest(base: int, expand: float) -> int:
@@ -105,21 +105,30 @@ def widest(base: int, expand: float) -> int:
     return int(base * expand + 1e-9)
 
 
-def survey(network: Network, metric: Metric, *, expand: float, inputs: str, on_round: Any = None) -> dict[str, Any]:
+def survey(
+    network: Network,
+    metric: Metric,
+    *,
+    expand: float,
+    inputs: str,
+    on_round: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
     """Measure every distinct producing layer at widths 1..e*base, and every layer of frozen width once.
 
-    Returns plain JSON values: by layer key the widths, and the estimate, median and spread of each in seconds.
+    Returns plain JSON values: by layer key (outputs 0) the widths, and the estimate, median and spread of each in
+    seconds.
     """
-    cases: list[Layer] = []
+    cases: dict[Layer, str] = {}
     for site, layers in templates(network, expand=expand, inputs=inputs).items():
         for layer in layers:
-            cases += [replace(layer, outputs=width) for width in range(1, widest(network.sites[site].base, expand) + 1)]
-    fixed = [use.layer for use in network.uses(network.base) if not use.site and use.layer.op in ("conv", "linear")]
-    cases = list(dict.fromkeys([*cases, *fixed]))
-    readings = metric.measure(cases, on_round=on_round)
+            cases |= {layer.wide(x): layer.key for x in range(1, widest(network.sites[site].base, expand) + 1)}
+    for use in network.uses(surveyed(network, expand=expand, inputs=inputs)):
+        if not use.site and use.layer.op in ("conv", "linear"):
+            cases.setdefault(use.layer, use.layer.wide(0).key)
+    readings = metric.measure(list(cases), on_round=on_round)
     layers_found: dict[str, dict[str, list[Any]]] = {}
-    for layer, reading in zip(cases, readings, strict=True):
-        _record(layers_found.setdefault(replace(layer, outputs=0).key, {}), layer.outputs, reading)
+    for (layer, key), reading in zip(cases.items(), readings, strict=True):
+        _record(layers_found.setdefault(key, {}), layer.outputs, reading)
     doubts = sorted({doubt for reading in readings for doubt in reading.doubts})
     noisy = sum(bool(reading.doubts) for reading in readings)
     return {
@@ -141,9 +150,14 @@ def _record(table: dict[str, list[Any]], width: int, reading: Measurement) -> No
         table.setdefault(column, []).append(value)
 
 
-def curve(content: Mapping[str, Any], layer: Layer) -> Curve:
-    """m(x) of one layer (its outputs do not count) from what `survey` returned; raises ValueError if it is missing."""
-    table = content["layers"].get(replace(layer, outputs=0).key)
-    if table is None:
+def curve(content: Mapping[str, Any], layer: Layer, widths: Sequence[int]) -> Curve:
+    """m(x) of one layer (its outputs do not count) at these widths, from what `survey` returned.
+
+    Layers that differ in their outputs alone share a table, which may hold more widths than are asked for.
+    Raises ValueError where the survey lacks one.
+    """
+    table = content["layers"].get(layer.wide(0).key, {"widths": (), "estimate": ()})
+    found = dict(zip(table["widths"], table["estimate"], strict=True))
+    if not found.keys() >= set(widths):
         raise ValueError("survey.json lacks a layer of this network; delete it and run the survey again")
-    return Curve(tuple(table["widths"]), tuple(table["estimate"]))
+    return Curve(tuple(widths), tuple(found[width] for width in widths))

@@ -145,6 +145,7 @@ def _epoch(
 ) -> tuple[float, float]:
     """Mean loss and share of right answers on the training images of one pass."""
     model.train()
+    torch.manual_seed(epoch_seed(seed, epoch))  # for what a network draws itself, as dropout does
     steps = max(1, len(split) // recipe.batch)
     total = torch.zeros(2, device=runner.device)
     for step, (images, labels) in enumerate(batches(split, recipe.batch, epoch_seed(seed, epoch))):

@@ -50,7 +50,7 @@ class Node:
     module: str = ""
     """Qualified name of the leaf module called, if any."""
     site: str = ""
-    """conv, depth: the site it makes or reads; empty where its width is frozen."""
+    """conv, depthwise, depth: the site it makes, keeps or reads; empty where its width is frozen."""
     segments: tuple[Segment, ...] = ()
     """Channels of the output."""
     consumed: tuple[Segment, ...] = ()
@@ -64,6 +64,8 @@ class Node:
     """conv, depthwise: the norm that directly follows."""
     normed: bool = True
     """project: whether a norm follows the 1x1 convolution."""
+    params: int = 0
+    """fixed: trainable parameters of its own, those that an earlier node has left out."""
 
     @property
     def base(self) -> int:
@@ -107,6 +109,16 @@ class Step:
     outputs: tuple[Any, ...]
     kept: Any
 
+    @property
+    def given(self) -> Any:
+        """Channels of the first input."""
+        return _total(self.node.consumed, self.inputs[0])
+
+    @property
+    def channels(self) -> Any:
+        """Channels of the output."""
+        return _total(self.node.segments, self.outputs)
+
 
 @dataclass(frozen=True)
 class Network:
@@ -149,7 +161,8 @@ class Network:
                 raise ValueError(f"the arch {state} {kind} site {name!r}; the network has {', '.join(known) or 'none'}")
         for name, width in arch.widths.items():
             if width < 1 or width % self.sites[name].multiple:
-                raise ValueError(f"the width of {name} must be a positive multiple of {self.sites[name].multiple}, got {width}")
+                multiple = self.sites[name].multiple
+                raise ValueError(f"the width of {name} must be a positive multiple of {multiple}, got {width}")
         for name, depth in arch.depths.items():
             if not 1 <= depth <= self.sites[name].base:
                 raise ValueError(f"the depth of {name} must lie in 1..{self.sites[name].base}, got {depth}")
@@ -201,36 +214,41 @@ class Network:
 
     def params(self, arch: Arch) -> int:
         """Trainable parameters."""
-        return sum(use.layer.params for use in self.uses(arch)) + sum(
-            2 * total(step.node.segments, step.outputs) for step in self.steps(arch) if step.node.name in self._loose_norms
-        )
-
-    @property
-    def _loose_norms(self) -> set[str]:
-        """Norms that no layer before them takes in."""
-        taken = {node.norm for node in self.nodes if node.layer is not None and node.layer.norm}
-        return {node.name for node in self.nodes if node.kind == "norm" and node.name not in taken}
-
-
-def total(segments: Sequence[Segment], widths: Sequence[Any]) -> Any:
-    """Channels of segments that have these widths."""
-    return sum(width * segment.repeat for width, segment in zip(widths, segments, strict=True))
+        return sum(_params(step) for step in self.steps(arch))
 
 
 def sized(step: Step) -> Layer | None:
     """The layer of a step at the step's whole widths; None where it has none, or does nothing."""
     node = step.node
-    if node.layer is None:
+    if node.layer is None or (node.kind == "project" and step.given == step.channels):
         return None
-    outputs = total(node.segments, step.outputs)
-    if node.kind == "conv":
-        return replace(node.layer, inputs=total(node.consumed, step.inputs[0]), outputs=outputs)
-    if node.kind == "depthwise":
-        return replace(node.layer, inputs=outputs, outputs=outputs, groups=outputs)
-    if node.kind == "project":
-        inputs = total(node.consumed, step.inputs[0])
-        return None if inputs == outputs else replace(node.layer, inputs=inputs, outputs=outputs)
-    return replace(node.layer, inputs=outputs, outputs=outputs)
+    match node.kind:
+        case "fixed":
+            return node.layer
+        case "conv" | "project":
+            return replace(node.layer, inputs=step.given, outputs=step.channels)
+        case "depthwise":
+            return replace(node.layer, inputs=step.channels, outputs=step.channels, groups=step.channels)
+        case _:
+            return replace(node.layer, inputs=step.channels, outputs=step.channels)
+
+
+def _params(step: Step) -> int:
+    """Trainable parameters of a step; those of a norm are counted where it stands."""
+    layer = sized(step)
+    match step.node.kind:
+        case "fixed":
+            return step.node.params
+        case "norm":
+            return int(2 * step.channels)
+        case "project":
+            return layer.params if layer else 0
+        case _:
+            return replace(layer, norm=False).params if layer else 0
+
+
+def _total(segments: Sequence[Segment], widths: Sequence[Any]) -> Any:
+    return sum(width * segment.repeat for width, segment in zip(widths, segments, strict=True))
 
 
 def _outputs(
@@ -250,7 +268,8 @@ def _outputs(
         case "concat":
             return tuple(w for widths in inputs for w in widths)
         case "depth":
-            weighed = [(p, channels[name]) for p, name in zip(depth(node.site), node.inputs, strict=True) if name in channels]
-            return tuple(sum(p * widths[i] for p, widths in weighed) for i in range(len(node.segments)))
+            shares = zip(depth(node.site), node.inputs, strict=True)
+            weighed = [(share, channels[name]) for share, name in shares if name in channels]
+            return tuple(sum(share * widths[i] for share, widths in weighed) for i in range(len(node.segments)))
         case _:
             return inputs[0]

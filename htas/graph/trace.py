@@ -3,18 +3,23 @@
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain, count
 from math import prod
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from htas.graph.network import Kind, Network, Node, Segment, Site
 from htas.layer import ACTIVATIONS, Layer, Op
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-MAPS = (*ACTIVATIONS.values(), *POOLS, nn.Dropout, nn.Dropout2d, nn.Identity, nn.Upsample, nn.ZeroPad2d, nn.Softplus, nn.Mish)
+MAPS = (
+    *ACTIVATIONS.values(), *POOLS, nn.Dropout, nn.Dropout2d, nn.Identity, nn.Upsample, nn.ZeroPad2d,
+    nn.Softplus, nn.Mish,
+)  # fmt: skip
 MAP_FUNCTIONS = {
     F.relu, torch.relu, F.relu6, F.silu, F.gelu, F.hardswish, F.hardsigmoid, torch.sigmoid, torch.tanh, F.leaky_relu,
     F.elu, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.dropout, F.interpolate, F.mish,
@@ -24,6 +29,7 @@ FUNCTION_ACTIVATIONS = {
     F.relu: "relu", torch.relu: "relu", F.relu6: "relu6", F.silu: "silu", F.hardswish: "hardswish", F.gelu: "gelu",
 }  # fmt: skip
 ADDS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+CONCATS = {torch.cat, torch.concat, torch.concatenate}
 JOINS = ADDS | {operator.mul, operator.imul, torch.mul, operator.sub, torch.sub, torch.maximum, "mul", "mul_", "sub"}
 
 
@@ -48,9 +54,8 @@ def capture(module: nn.Module) -> fx.GraphModule:
     try:
         return fx.GraphModule(module, fx.Tracer().trace(module))
     except Exception as error:  # a forward pass may raise anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"{type(module).__name__} cannot be traced by torch.fx ({reason}); "
+            f"{type(module).__name__} cannot be traced by torch.fx ({_first_line(error)}); "
             "keep data-dependent control flow out of forward()"
         ) from error
 
@@ -71,26 +76,34 @@ def names(graph: fx.Graph) -> dict[fx.Node, str]:
 
 
 def _owner(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [entry[0] if isinstance(entry, tuple) else key for key, entry in stack.items()]
-    return str(paths[-1]) if paths else ""
+    stack = _stack(node)
+    return stack[-1] if stack else ""
+
+
+def _stack(node: fx.Node) -> list[str]:
+    """Paths of the modules under way, the outermost first."""
+    return [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _captured(module: nn.Module, example: Tensor) -> fx.GraphModule:
-    """`capture`, with the shape of every node's value under meta["shape"] (None for no tensor)."""
+    """`capture`, with the shape of every node's value under meta["shape"] (None where it is no tensor)."""
     graph = capture(module)
-    training = module.training
+    modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
         with torch.no_grad():
-            _Shapes(graph).run(example)
+            _Shapes(graph).run(example.clone())
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"{type(module).__name__} does not run on an input of shape {tuple(example.shape)} ({reason})"
+            f"{type(module).__name__} does not run on an input of shape {tuple(example.shape)} ({_first_line(error)})"
         ) from error
     finally:
-        module.train(training)
+        for part, training in modes.items():
+            part.training = training
     return graph
 
 
@@ -98,6 +111,9 @@ class _Shapes(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         n.meta["shape"] = tuple(result.shape) if isinstance(result, Tensor) else None
+        n.meta["tensors"] = any(isinstance(leaf, Tensor) for leaf in tree_leaves(result))
+        if isinstance(result, nn.Parameter) and result.requires_grad:
+            n.meta["params"] = result.numel()
         return result
 
 
@@ -152,20 +168,21 @@ class _Builder:
                 self.calls[fxnode.target] = self.calls.get(fxnode.target, 0) + 1
         self.groups = _Groups()
         self.sources: dict[str, tuple[str, ...]] = {}  # node name -> group member of each segment
+        self.passed: dict[str, tuple[str, ...]] = {}  # group member of a depth site -> those whose widths it passes on
         self.nodes: dict[str, Node] = {}
         self.runs = list(_runs(self.graph, self.modules))
 
     def network(self) -> Network:
         renamed: dict[fx.Node, str] = {}  # where the consumers of a run's last block find their input
-        last = {run.ends[-1]: run for run in self.runs}
         for fxnode in self.graph.nodes:
             if fxnode.op == "output":
                 self._output(fxnode, renamed)
                 continue
             self._visit(fxnode, renamed)
-            if fxnode in last:
-                self._depth(last[fxnode], renamed)
-                renamed[fxnode] = f"{last[fxnode].site}:depth"
+            for run in reversed(self.runs):  # the inner before the outer
+                if run.ends[-1] is fxnode:
+                    self._depth(run, renamed)
+        self._settle()
         self._fuse()
         return self._finish()
 
@@ -183,7 +200,7 @@ class _Builder:
             blocks=self._blocks(fxnode),
             consumed=self.nodes[inputs[0]].segments if inputs else (),
         )
-        if node.kind == "join" and fxnode.target in ADDS and self.adds == "project":
+        if self.adds == "project" and node.kind == "join" and _plain_add(fxnode):
             node = self._project(node, fxnode)
         self.nodes[name] = getattr(self, f"_{node.kind}")(node, fxnode)
 
@@ -192,21 +209,19 @@ class _Builder:
         if fxnode.op == "placeholder":
             return "input"
         if shape is None:
-            return "value"
+            return "fixed" if fxnode.meta["tensors"] else "value"
         tensors = [source for source in fxnode.all_input_nodes if source.meta["shape"] is not None]
-        if fxnode.op == "get_attr" or not tensors or len(shape) < 2:
+        if fxnode.op == "get_attr" or not tensors or tensors[0] is not fxnode.all_input_nodes[0] or len(shape) < 2:
             return "fixed"
         if fxnode.op == "call_module":
-            return self._module_kind(self.modules[str(fxnode.target)], str(fxnode.target))
+            return self._module_kind(self.modules[str(fxnode.target)], str(fxnode.target), shape)
         return self._function_kind(fxnode, shape, tensors)
 
-    def _module_kind(self, module: nn.Module, path: str) -> Kind:
+    def _module_kind(self, module: nn.Module, path: str, shape: tuple[int, ...]) -> Kind:
         if self.calls[path] > 1 and next(module.parameters(), None) is not None:
             return "fixed"
-        if isinstance(module, nn.Linear):
-            return "conv"
-        if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
-            if module.groups == 1:
+        if _understood(module, shape):
+            if not isinstance(module, nn.Conv2d) or module.groups == 1:
                 return "conv"
             return "depthwise" if module.groups == module.in_channels == module.out_channels else "fixed"
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) and module.affine and module.track_running_stats:
@@ -221,10 +236,12 @@ class _Builder:
         if target in JOINS:
             if len(tensors) == 1:
                 return "map"
-            return "join" if len({t.meta["shape"][1] for t in tensors}) == 1 and len(tensors) == 2 else "fixed"
-        if target is torch.cat:
+            alike = all(len(t.meta["shape"]) == len(shape) and t.meta["shape"][1] == shape[1] for t in tensors)
+            return "join" if alike and len(tensors) == 2 else "fixed"
+        if target in CONCATS:
+            parts: Any = fxnode.args[0] if fxnode.args else fxnode.kwargs["tensors"]
             dim = fxnode.kwargs.get("dim", fxnode.args[1] if len(fxnode.args) > 1 else 0)
-            return "concat" if dim in (1, 1 - len(shape)) else "fixed"
+            return "concat" if dim in (1, 1 - len(shape)) and list(parts) == tensors else "fixed"
         if target in MAP_FUNCTIONS or target in MAP_METHODS:
             return "map"
         if target in (torch.mean, "mean") and first[1] == shape[1] and _dims(fxnode) == {2, 3}:
@@ -239,15 +256,27 @@ class _Builder:
     # -- what each kind makes of its input -------------------------------------------------------------------------
 
     def _input(self, node: Node, fxnode: fx.Node) -> Node:
+        if any(other.kind == "input" for other in self.nodes.values()):
+            raise ValueError(f"{type(self.module).__name__} takes several inputs; give it one, [N, C, H, W]")
         return self._fresh(node, fxnode, "it is the network's input")
 
     def _fixed(self, node: Node, fxnode: fx.Node) -> Node:
-        what = type(self.modules[node.module]).__name__ if node.module else str(self.names[fxnode]).split(":")[-1]
-        shared = node.module and self.calls[node.module] > 1
-        reason = f"{what} {node.module or node.name} is " + ("called more than once" if shared else "not understood")
+        module = self.modules[node.module] if node.module else None
+        what = f"{type(module).__name__} {node.module}" if module else node.name
+        why = self._why_fixed(node, module)
         for source in node.inputs:
-            self._freeze(source, f"{reason}, and reads it")
-        return self._fresh(node, fxnode, reason)
+            self._freeze(source, f"{what}, which reads it, {why}")
+        first = not any(other.module == node.module for other in self.nodes.values())
+        own = sum(p.numel() for p in module.parameters() if p.requires_grad) if module and first else 0
+        layer = _layer(module, self._size(fxnode)) if module and _understood(module, fxnode.meta["shape"]) else None
+        return replace(self._fresh(node, fxnode, f"{what} {why}"), layer=layer, params=fxnode.meta.get("params", own))
+
+    def _why_fixed(self, node: Node, module: nn.Module | None) -> str:
+        if node.module and self.calls[node.module] > 1:
+            return "is called more than once"
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            return f"has {module.groups} groups"
+        return "is not understood"
 
     def _value(self, node: Node, fxnode: fx.Node) -> Node:
         self.sources[node.name] = ()
@@ -256,11 +285,8 @@ class _Builder:
     def _conv(self, node: Node, fxnode: fx.Node) -> Node:
         module = self.modules[node.module]
         self.sources[node.name] = (self.groups.add(node.name),)
-        width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
-        if isinstance(module, nn.Linear) and len(fxnode.meta["shape"]) != 2:
-            self.groups.freeze(node.name, "the linear layer's input has more than two dimensions")
-            self._freeze(node.inputs[0], "a linear layer reads it along its last dimension")
-        return replace(node, segments=(Segment(int(width)),), layer=_layer(module, self._size(fxnode)))
+        layer = _layer(module, self._size(fxnode))
+        return replace(node, segments=(Segment(layer.outputs),), layer=layer)
 
     def _depthwise(self, node: Node, fxnode: fx.Node) -> Node:
         return replace(self._map(node, fxnode), layer=_layer(self.modules[node.module], self._size(fxnode)))
@@ -273,16 +299,15 @@ class _Builder:
 
     def _join(self, node: Node, fxnode: fx.Node) -> Node:
         one, two = (self.sources[name] for name in node.inputs[:2])
-        if [s for s in self.nodes[node.inputs[0]].segments] != [s for s in self.nodes[node.inputs[1]].segments]:
+        if self.nodes[node.inputs[0]].segments != self.nodes[node.inputs[1]].segments:
             for source in node.inputs:
                 self._freeze(source, f"{node.name} joins channels that are not laid out alike")
         else:
             for left, right in zip(one, two, strict=True):
                 self.groups.join(left, right)
-        shapes = {source.meta["shape"] for source in fxnode.all_input_nodes}
-        plain = fxnode.target in ADDS and len(shapes) == 1 and len(fxnode.meta["shape"]) == 4
-        layer = Layer("add", node.consumed[0].base, node.consumed[0].base, self._size(fxnode)) if plain else None
-        return replace(self._same(node), layer=layer)
+        node = self._same(node)
+        layer = Layer("add", node.base, node.base, self._size(fxnode)) if _plain_add(fxnode) else None
+        return replace(node, layer=layer)
 
     def _concat(self, node: Node, fxnode: fx.Node) -> Node:
         self.sources[node.name] = tuple(member for name in node.inputs for member in self.sources[name])
@@ -300,7 +325,7 @@ class _Builder:
     def _fresh(self, node: Node, fxnode: fx.Node, reason: str) -> Node:
         self.sources[node.name] = (self.groups.add(node.name),)
         self.groups.freeze(node.name, reason)
-        shape = fxnode.meta["shape"]
+        shape: tuple[int, ...] = fxnode.meta["shape"] or ()
         return replace(node, segments=(Segment(shape[1] if len(shape) > 1 else 1),))
 
     def _freeze(self, name: str, reason: str) -> None:
@@ -321,9 +346,9 @@ class _Builder:
             return node
         skip, branch = (0, 1) if own[1] else (1, 0)
         source, other = node.inputs[skip], node.inputs[branch]
-        name = f"{self.names[fxnode].rsplit(':', 1)[0]}.project"
+        name = self._fresh_name(self.names[fxnode].rsplit(":", 1)[0])
         consumed, segments = self.nodes[source].segments, self.nodes[other].segments
-        layer = Layer("conv", consumed[0].base, segments[0].base, self._size(fxnode), norm=self.normed)
+        layer = Layer("conv", self.nodes[source].base, self.nodes[other].base, self._size(fxnode), norm=self.normed)
         self.nodes[name] = Node(
             name, "project", (source, other), _first, segments=segments, consumed=consumed, blocks=node.blocks,
             layer=layer, normed=self.normed,
@@ -332,19 +357,47 @@ class _Builder:
         inputs = tuple(name if index == skip else given for index, given in enumerate(node.inputs))
         return replace(node, inputs=inputs, consumed=segments)
 
+    def _fresh_name(self, owner: str) -> str:
+        stem = f"{owner}.project" if owner else "project"
+        names = chain([stem], (f"{stem}{number}" for number in count(2)))
+        return next(name for name in names if name not in self.modules and name not in self.nodes)
+
     def _depth(self, run: _Run, renamed: dict[fx.Node, str]) -> None:
+        """After the last block of a run, a node that takes the output of the last one kept."""
         inputs = tuple(renamed.get(end, self.names[end]) for end in run.ends)
-        first = self.nodes[inputs[-1]]
-        outer = self._blocks(run.ends[-1])[:-1]
+        segments = self.nodes[inputs[0]].segments
+        if any(self.nodes[name].segments != segments for name in inputs):
+            self._forget(run)
+            return
         name = f"{run.site}:depth"
+        around = self._blocks(run.ends[-1])
+        outer = around[: [site for site, _ in around].index(run.site)]
         self.nodes[name] = Node(
-            name, "depth", inputs, _last, site=run.site, segments=first.segments, consumed=first.segments, blocks=outer
+            name, "depth", inputs, _last, site=run.site, segments=segments, consumed=segments, blocks=outer
         )
-        self.sources[name] = self.sources[inputs[-1]]
-        if self.adds == "join":
-            for other in inputs[:-1]:
-                for one, two in zip(self.sources[inputs[-1]], self.sources[other], strict=True):
-                    self.groups.join(one, two)
+        ends = list(zip(*(self.sources[source] for source in inputs), strict=True))
+        members = [self.groups.add(f"{name}[{index}]") for index in range(len(ends))]
+        self.passed |= dict(zip(members, ends, strict=True))
+        self.sources[name] = tuple(members)
+        renamed[run.ends[-1]] = name
+
+    def _forget(self, run: _Run) -> None:
+        """Drop a depth site whose blocks lay out their channels differently."""
+        self.runs.remove(run)
+        for name, node in self.nodes.items():
+            self.nodes[name] = replace(node, blocks=tuple(block for block in node.blocks if block[0] != run.site))
+
+    def _settle(self) -> None:
+        """Give the ends of a depth site one width where adds join them, or where what follows binds any one of them."""
+        waiting = dict(self.passed)
+        while bound := [member for member in waiting if self.adds == "join" or self._bound(member)]:
+            for member in bound:
+                for end in waiting.pop(member):
+                    self.groups.join(member, end)
+
+    def _bound(self, member: str) -> bool:
+        root = self.groups.root(member)
+        return root in self.groups.reasons or any(other != member for other in self._members(root))
 
     def _blocks(self, fxnode: fx.Node) -> tuple[tuple[str, int], ...]:
         owner = self.names[fxnode] if fxnode.op == "call_module" else _owner(fxnode)
@@ -362,7 +415,7 @@ class _Builder:
         return (shape[2], shape[3]) if len(shape) == 4 else (1, 1)
 
     def _pool(self, node: Node, fxnode: fx.Node) -> Layer | None:
-        module = self.modules.get(node.module)
+        module = self.modules[node.module] if node.module else None
         width = node.consumed[0].base
         before, after = fxnode.all_input_nodes[0].meta["shape"], fxnode.meta["shape"]
         size = self._size(fxnode)
@@ -383,7 +436,7 @@ class _Builder:
             for source in node.inputs:
                 readers.setdefault(source, []).append(node.name)
         for name, node in list(self.nodes.items()):
-            if node.kind not in ("conv", "depthwise", "join") or node.layer is None:
+            if node.kind not in ("conv", "depthwise", "join", "fixed") or node.layer is None:
                 continue
             norm, activation, end = "", "", name
             after = self._only(readers, end)
@@ -413,16 +466,14 @@ class _Builder:
         producers: dict[str, list[str]] = {}
         frozen: dict[str, str] = {}
         for node in self.nodes.values():
-            if node.kind != "conv":
+            if node.kind not in ("conv", "fixed"):
                 continue
             root = self.groups.root(node.name)
             reason = self.groups.reasons.get(root)
-            if reason is None and len({self.nodes[name].base for name in self._members(root)}) > 1:
-                reason = "layers of different widths are joined"
             if reason is None:
                 producers.setdefault(root, []).append(node.name)
             else:
-                frozen[node.module] = reason
+                frozen[node.module or node.name] = reason
         titles = {root: members[0] for root, members in producers.items()}
         nodes = tuple(self._sited(node, titles) for node in self.nodes.values())
         sites = {
@@ -444,7 +495,10 @@ class _Builder:
         return (name for name in self.groups.parent if self.groups.root(name) == root)
 
     def _sited(self, node: Node, titles: dict[str, str]) -> Node:
-        return replace(node, site=titles.get(self.groups.root(node.name), "")) if node.kind == "conv" else node
+        if node.kind not in ("conv", "depthwise") or node.segments[0].repeat > 1 or len(node.segments) > 1:
+            return node
+        (member,) = self.sources[node.name]
+        return replace(node, site=titles.get(self.groups.root(member), ""))
 
     def _consumers(self, root: str) -> Iterator[tuple[str, int, int]]:
         for node in self.nodes.values():
@@ -452,9 +506,15 @@ class _Builder:
                 continue
             offset = 0
             for member, segment in zip(self.sources[node.inputs[0]], node.consumed, strict=True):
-                if self.groups.root(member) == root:
+                if root in self._origins(member):
                     yield node.module, offset, segment.repeat
                 offset += segment.base * segment.repeat
+
+    def _origins(self, member: str) -> set[str]:
+        """The groups whose widths these channels may have: several after a depth site whose ends are free."""
+        if member in self.passed and not self._bound(member):
+            return {root for end in self.passed[member] for root in self._origins(end)}
+        return {self.groups.root(member)}
 
 
 def _runner(fxnode: fx.Node) -> Callable[[Callable[[str], nn.Module], tuple[Any, ...]], Any]:
@@ -488,6 +548,12 @@ def _last(_: Callable[[str], nn.Module], values: tuple[Any, ...]) -> Any:
     return values[-1]
 
 
+def _plain_add(fxnode: fx.Node) -> bool:
+    """Whether this adds images of one shape."""
+    shapes = {source.meta["shape"] for source in fxnode.all_input_nodes}
+    return fxnode.target in ADDS and len(shapes) == 1 and len(fxnode.meta["shape"]) == 4
+
+
 def _private(fxnode: fx.Node) -> bool:
     """Whether this value comes from a convolution, by norms and activations, and goes nowhere else on the way."""
     while len(fxnode.users) == 1 and fxnode.op == "call_module":
@@ -496,6 +562,13 @@ def _private(fxnode: fx.Node) -> bool:
             return True
         fxnode = fxnode.all_input_nodes[0]
     return False
+
+
+def _understood(module: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether a Layer describes this module, whose output has this shape."""
+    if isinstance(module, nn.Linear):
+        return len(shape) == 2
+    return isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str)
 
 
 def _layer(module: nn.Module, size: tuple[int, int]) -> Layer:
@@ -525,13 +598,14 @@ def _runs(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[_Run]:
     """Runs of blocks in a Sequential in which all but the first keep the shape of their input."""
     inside = _inside(graph)
     for path, module in modules.items():
-        if not isinstance(module, nn.Sequential):
+        if type(module).forward is not nn.Sequential.forward:
             continue
         run: list[str] = []
         found: list[list[str]] = []
         for child, block in module.named_children():
             name = f"{path}.{child}" if path else child
-            composite = not isinstance(block, nn.Sequential) and any(True for _ in block.children())
+            called = name in inside and (not path or path in _stack(inside[name][0]))  # not picked out by its index
+            composite = called and not isinstance(block, nn.Sequential) and any(True for _ in block.children())
             if run and composite and _keeps_shape(inside, run[-1], name):
                 run.append(name)
                 continue
@@ -539,8 +613,7 @@ def _runs(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[_Run]:
             found.append(run)
         for blocks in found:
             if len(blocks) > 1:
-                head = blocks[0].rsplit(".", 1)[-1]
-                site = path if len(blocks) == len(list(module.children())) else f"{path}.{head}+"
+                site = path if path and len(blocks) == len(list(module.children())) else f"{blocks[0]}+"
                 yield _Run(site, tuple(blocks), tuple(inside[block][-1] for block in blocks))
 
 
@@ -557,12 +630,15 @@ def _inside(graph: fx.Graph) -> dict[str, list[fx.Node]]:
 
 def _keeps_shape(inside: dict[str, list[fx.Node]], before: str, block: str) -> bool:
     """Whether `block` reads the output of `before` and nothing else, and its output has the same shape."""
-    if before not in inside or block not in inside:
+    own, end, source = set(inside[block]), inside[block][-1], inside[before][-1]
+    outside = {given for node in own for given in node.all_input_nodes if given not in own}
+    if outside != {source} or any(user not in own for user in source.users):
         return False
-    own, prior = set(inside[block]), inside[before]
-    outside = {source for node in own for source in node.all_input_nodes if source not in own}
-    if outside != {prior[-1]}:
+    if _leaving(inside[before]) or _leaving(inside[block]):
         return False
-    leaving = [node for node in prior[:-1] if any(user not in set(prior) for user in node.users)]
-    readers_elsewhere = any(user not in own for user in prior[-1].users)
-    return not leaving and not readers_elsewhere and inside[block][-1].meta["shape"] == prior[-1].meta["shape"]
+    return end.meta["shape"] is not None and end.meta["shape"] == source.meta["shape"]
+
+
+def _leaving(nodes: list[fx.Node]) -> bool:
+    """Whether anything but the last of a block's values is read outside it."""
+    return any(user not in nodes for node in nodes[:-1] for user in node.users)

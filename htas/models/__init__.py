@@ -26,7 +26,7 @@ class ModelFamily(ABC):
         return True
 
     def member(self, blocks: int) -> str:
-        """What a table calls the plain network with so many blocks a stage; `` where the family has no name for it."""
+        """What a table calls the plain network with so many blocks a stage."""
         return f"{self.title} with {blocks} blocks a stage"
 
     def reset(self, module: nn.Module) -> None:

@@ -23,6 +23,8 @@ class CifarResNet(ModelFamily):
     """`basic`: two 3x3 convolutions; `bottleneck`: 1x1, 3x3, 1x1 with four times the outputs."""
 
     def __post_init__(self) -> None:
+        if self.block not in ("basic", "bottleneck"):
+            raise ValueError(f"family.block must be 'basic' or 'bottleneck', got {self.block!r}")
         if self.depth < self._each + 2 or self.depth % self._each != 2:
             known = "8, 14, 20, 32, 44, 56, 110" if self.block == "basic" else "11, 20, 29, 56, 110, 164"
             raise ValueError(
@@ -37,8 +39,8 @@ class CifarResNet(ModelFamily):
 
     @property
     def title(self) -> str:
-        """`cifar_resnet:20`."""
-        return f"cifar_resnet:{self.depth}"
+        """`cifar_resnet:20`, `cifar_resnet:164:bottleneck`."""
+        return self._named(self.depth)
 
     @property
     def project_norm(self) -> bool:
@@ -47,7 +49,7 @@ class CifarResNet(ModelFamily):
 
     def member(self, blocks: int) -> str:
         """`cifar_resnet:14` for two basic blocks a stage."""
-        return f"cifar_resnet:{self._each * blocks + 2}"
+        return self._named(self._each * blocks + 2)
 
     def reset(self, module: nn.Module) -> None:
         """Kaiming normal (fan out) convolutions, unit norms, linear weights from N(0, 0.01), no bias (TAS)."""
@@ -59,6 +61,9 @@ class CifarResNet(ModelFamily):
             elif isinstance(part, nn.Linear):
                 nn.init.normal_(part.weight, std=0.01)
                 nn.init.zeros_(part.bias)
+
+    def _named(self, depth: int) -> str:
+        return f"cifar_resnet:{depth}" + ("" if self.block == "basic" else f":{self.block}")
 
     @property
     def _each(self) -> int:

@@ -69,6 +69,11 @@ class Differentiable(Strategy):
     shortcut: Literal["project", "pad"] = "project"
     """With adds = 'project', what stands in the supernet where added widths differ: a sliced 1x1 convolution and
     norm as in the network derived, or TAS's padding with zeros."""
+    mix: Literal["interpolate", "pad"] = "interpolate"
+    """How the outputs of two widths meet: TAS's channel-wise interpolation, or padding with zeros, with which the
+    shared weights learn in far fewer steps (docs/decisions.md)."""
+    start: Literal["random", "base"] = "random"
+    """Weights at the start: drawn anew, as TAS's, or the trained base network's where they fit."""
     precision: Precision = "auto"
     """Arithmetic of the search: auto is bf16 where the hardware has it."""
 
@@ -143,7 +148,7 @@ class Logits(nn.Module):
         self.rows = {site: row for row, site in enumerate(self.sites)}
         longest = max((len(space.choices[site]) for site in self.sites), default=1)
         room = torch.tensor(
-            [[index < len(space.choices[site]) for index in range(longest)] for site in self.sites]
+            [[index < len(space.choices[site]) for index in range(longest)] for site in self.sites], dtype=torch.bool
         ).reshape(len(self.sites), longest)
         self.register_buffer("room", room, persistent=False)
         self.table = nn.Parameter(torch.randn(len(self.sites), longest, generator=generator) * 0.01)
@@ -174,6 +179,8 @@ class Logits(nn.Module):
         soft = torch.softmax(z, dim=1)
         room: Tensor = self.room  # type: ignore[assignment]
         chances = ((soft.detach() + 1e-7) * room).cpu()
+        if not chances.isfinite().all():
+            raise ValueError("the search diverged; lower strategy.lr or strategy.arch_lr")
         drawn = torch.multinomial(chances, 2, generator=generator) if len(self.sites) else torch.zeros(0, 2).long()
         shares = torch.softmax(z.gather(1, drawn.to(z.device)), dim=1)
         picked = drawn.tolist()
@@ -209,7 +216,7 @@ class Logits(nn.Module):
         """Median over sites of the largest probability; 1 where there is nothing to choose."""
         if not self.sites:
             return 1.0
-        return float(self._log().exp().amax(dim=1).quantile(0.5))
+        return float(self._log().detach().exp().amax(dim=1).quantile(0.5))
 
 
 class _Search:
@@ -219,7 +226,9 @@ class _Search:
         self.options, self.problem = options, problem
         self.runner = engine(problem.device, options.precision)
         torch.manual_seed(problem.seed)
-        self.supernet = Supernet(problem.network, problem.space, problem.reset, options.shortcut)
+        self.supernet = Supernet(problem.network, problem.space, problem.reset, options.shortcut, options.mix)
+        if options.start == "base":
+            self.supernet.inherit(problem.base())
         self.supernet.to(self.runner.device, memory_format=torch.channels_last)
         blocks = {name: site.base for name, site in problem.network.depths.items()}
         generator = torch.Generator().manual_seed(problem.seed)
@@ -239,6 +248,7 @@ class _Search:
         started = time.monotonic()
         options, data = self.options, self.problem.data
         seed = epoch_seed(self.problem.seed, epoch)
+        torch.manual_seed(seed)  # for what a network draws itself, as dropout does
         generator = torch.Generator().manual_seed(seed)
         share = epoch / options.epochs
         temperature = cosine(options.hottest, options.coldest, share)
@@ -250,7 +260,7 @@ class _Search:
             size = min(options.batch, len(data.validation))
             images, labels = data.validation.sample(size, generator=generator, augment=True)
             images = images.contiguous(memory_format=torch.channels_last)
-            judged = self._arch_step(images, labels, temperature, generator, learn=epoch >= options.warmup)
+            judged = self._arch_step(images, labels, temperature, generator, learn=epoch >= options.warmup and bool(self.logits.sites))
             sums += torch.stack([trained, *judged, torch.ones_like(trained)])
         train_loss, loss, accuracy, steps = sums.tolist()
         if not math.isfinite(train_loss + loss):

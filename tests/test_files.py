@@ -1,0 +1,115 @@
+"""Files written whole or not at all, and what is said of those that cannot be used."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from htas.files import (
+    FORMAT,
+    Unusable,
+    digest,
+    read_json,
+    read_tensors,
+    write_bytes,
+    write_json,
+    write_tensors,
+    write_text,
+)
+
+
+def test_json_reads_back_and_carries_its_format(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.json"
+    write_json(path, {"x": [1, 2.5, None], "name": "é"})
+    assert read_json(path) == {"format": FORMAT, "x": [1, 2.5, None], "name": "é"}
+    assert os.stat(path).st_mode & 0o777 == 0o644
+
+
+def test_a_write_that_fails_leaves_the_old_content_and_no_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(Unusable, match=r"cannot write .*a\.txt: No space left on device; free some space"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_folder_that_cannot_be_made_is_unusable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Unusable, match="cannot write"):
+        write_bytes(tmp_path / "file" / "below" / "a", b"")
+
+
+def test_values_that_json_does_not_know_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"format": 1, "x"', "cannot be read as JSON"),
+        (b"\xff\xfe", "cannot be read as JSON"),
+        (b"[1, 2]", "has format None, this version reads 1"),
+        (b'{"x": 1}', "has format None"),
+        (b'{"format": 99}', "has format 99"),
+    ],
+)
+def test_json_that_cannot_be_used_says_so(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(Unusable, match=message) as caught:
+        read_json(path)
+    assert "run its stage again" in str(caught.value)
+
+
+def test_a_missing_file_names_the_way_to_make_it(tmp_path: Path) -> None:
+    with pytest.raises(Unusable, match="does not exist; run the stage that makes it first"):
+        read_json(tmp_path / "a.json")
+    with pytest.raises(Unusable, match="cannot be read as safetensors"):
+        read_tensors(tmp_path / "a.safetensors")
+
+
+def test_tensors_read_back_with_what_is_said_about_them(tmp_path: Path) -> None:
+    tensors = {"a.weight": torch.randn(2, 3).T, "b": torch.tensor(7), "c": torch.zeros(0)}
+    write_tensors(tmp_path / "a.safetensors", tensors, {"epoch": 3})
+    found, about = read_tensors(tmp_path / "a.safetensors")
+    assert about == {"epoch": 3}
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+def test_truncated_tensors_are_unusable(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"a": torch.randn(100)})
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(Unusable, match="cannot be read as safetensors"):
+        read_tensors(path)
+
+
+def test_tensors_that_share_storage_are_written_apart(tmp_path: Path) -> None:
+    whole = torch.arange(6.0)
+    write_tensors(tmp_path / "a.safetensors", {"whole": whole, "same": whole, "part": whole[:2]})
+    found, _ = read_tensors(tmp_path / "a.safetensors")
+    assert torch.equal(found["same"], whole)
+    assert torch.equal(found["part"], whole[:2])
+
+
+def test_a_digest_depends_on_values_order_and_the_content_of_files(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("one")
+    first = digest({"x": 1, "y": 2}, path)
+    assert first == digest({"y": 2, "x": 1}, path)
+    assert len(first) == 16
+    path.write_text("two")
+    assert first != digest({"x": 1, "y": 2}, path)
+    assert digest("ab", "c") != digest("a", "bc")

@@ -1,0 +1,511 @@
+"""Stages talk through files: each is done once, can be done alone, and goes on where it was interrupted."""
+
+import errno
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from htas import pipeline, plan
+from htas import train as training
+from htas.arch import Arch
+from htas.config import Config, load
+from htas.files import Unusable, read_json, read_tensors
+from htas.layer import Layer
+from htas.measurement import Measurement
+from htas.metrics.latency import Latency
+from htas.models.cifar_resnet import CifarResNet
+from htas.result import Result, SearchRecord
+from htas.strategies.differentiable import _Search
+from htas.target import Target
+
+OPTIONS = [
+    "family.depth=14", "split.limit=60", "target.threads=1", "survey.rounds=1", "design.groups=2",
+    "strategy.epochs=2", "strategy.batch=30", "strategy.precision=fp32", "strategy.arch_lr=0.3",
+    "train.epochs=2", "train.warmup=0", "train.batch=30", "train.precision=fp32",
+]  # fmt: skip
+FILES = [
+    "config.toml", "environment.json", "command.json", "survey.json", "design.json", "search-hardware.json",
+    "search-tas.json", "search-grid.json", "controls.json", "networks.json", "measure.json", "report.json",
+    "report.md", "report.html",
+]  # fmt: skip
+
+
+def options(*more: str) -> Config:
+    return load(None, [*OPTIONS, *more])
+
+
+def scripted(self: Latency, cases: Sequence[Any], *, on_round: Callable[[int, int], None] | None = None) -> Any:
+    """A device that computes eight channels at a time, and whole networks by their parameters."""
+    for done in range(self.rounds if on_round else 0):
+        on_round(done + 1, self.rounds)
+
+    def seconds(case: Layer | nn.Module) -> float:
+        if isinstance(case, Layer):
+            return 1e-6 * (1 + math.ceil(case.outputs / 8))
+        return 1e-9 * sum(parameter.numel() for parameter in case.parameters())
+
+    return [Measurement((seconds(case), 1.01 * seconds(case)), "s", {"device": "scripted"}, "one") for case in cases]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _scripted() -> Iterator[None]:
+    """No clock is read, few rivals are judged, and one thread computes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Latency, "measure", scripted)
+        patch.setattr(pipeline, "RIVALS", 3)
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run, to be read only."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert pipeline.run(options(), folder, "htas run some.toml") == folder / "report.html"
+    return folder
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """The same, to be spoilt."""
+    return shutil.copytree(finished, tmp_path / "copied")
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def rows(folder: Path) -> dict[str, Result]:
+    return {row.name: row for row in map(Result.of, read_json(folder / "measure.json")["results"])}
+
+
+def sentence(error: pytest.ExceptionInfo[Unusable]) -> str:
+    text = str(error.value)
+    assert "\n" not in text and text
+    return text
+
+
+# -- a whole run -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_the_files_of_every_stage_and_no_others(finished):
+    found = set(times(finished))
+    names = [Path(name).stem for name in found if name.startswith("networks/")]
+    assert len(names) == len(rows(finished)) == 6
+    assert {name for name in found if "/" not in name} == set(FILES)
+    assert {name.split("/")[0] for name in found if "/" in name} == {"networks", "figures"}
+    assert all(read_json(finished / name)["format"] == 1 for name in FILES if name.endswith(".json"))
+
+
+def test_the_folder_says_what_made_it(finished):
+    assert load(finished / "config.toml") == options()
+    environment = read_json(finished / "environment.json")
+    assert environment["seed"] == 0 and environment["packages"]["torch"] == torch.__version__
+    assert environment["machine"]["processor"] and environment["date"]
+
+
+def test_the_report_holds_the_base_the_found_and_the_control_networks(finished):
+    report = read_json(finished / "report.json")
+    names = [result["name"] for result in report["results"]]
+    assert names[:4] == ["base", "hardware", "tas", "grid"]
+    assert names[4].startswith("uniform x") and names[5] == "plain cifar_resnet:8"
+    assert [search["space"] for search in report["searches"]] == ["hardware", "tas", "grid"]
+    assert report["command"] == "htas run some.toml" and report["dataset"] == "digits"
+    assert set(report["stages"]) == {"survey", "design", "search", "train", "measure"}
+    assert report["test_images"] == 60
+    for name in names:
+        assert name.replace("_", "\\_") in (finished / "report.md").read_text()
+
+
+def test_every_row_has_its_own_figures(finished):
+    job = pipeline.Run(options(), finished)
+    for name, row in rows(finished).items():
+        model = pipeline._load(job, row)
+        assert row.params == sum(parameter.numel() for parameter in model.parameters())
+        assert row.measured.minimum == pytest.approx(1e-9 * row.params)
+        layers = [use.layer for use in job.network.uses(row.arch)]
+        assert row.predicted == pytest.approx(sum(1e-6 * (1 + math.ceil(layer.outputs / 8)) for layer in layers))
+        assert row.accuracy == training.evaluate(model, job.data.test, device="cpu", precision="fp32")
+        assert row.teacher == ("" if name == "base" else "base")
+
+
+def test_the_searches_found_archs_of_their_spaces_and_judged_their_rivals(finished):
+    spaces = pipeline.Run(options(), finished).spaces
+    for name, space in spaces.items():
+        record = SearchRecord.of(pipeline._plain(read_json(finished / f"search-{name}.json")))
+        assert record.arch in space and record.arch == rows(finished)[name].arch
+        assert len(record.epochs) == 2 and len(record.rivals) == len(record.rival_costs) == 3
+
+
+def test_controls_are_the_widest_and_the_deepest_that_are_not_slower(tmp_path):
+    """Told by planted latencies: parameters, so that a network at half its widths is its own control."""
+    job = pipeline.Run(options(), tmp_path)
+    base = job.network.base
+    half = Arch({name: width // 2 for name, width in base.widths.items()}, base.depths)
+    found = pipeline._pick_controls(job, pipeline._row(job, "hardware", half, space="-", strategy="-", cost="-"))
+    assert [control["name"] for control in found["controls"]] == ["uniform x0.50"]  # every plain one has more
+    assert Arch.of(found["controls"][0]["arch"]) == half
+    found = pipeline._pick_controls(job, pipeline._row(job, "hardware", base, space="-", strategy="-", cost="-"))
+    assert [control["name"] for control in found["controls"]] == ["uniform x1.00", "plain cifar_resnet:14"]
+    assert "not above that of hardware" in found["note"]
+
+
+# -- again, and in parts -----------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_does_nothing_again(copied, monkeypatch):
+    before = times(copied)
+    for owner, name in [(Latency, "measure"), (_Search, "epoch"), (training, "_epoch"), (pipeline, "fit"), (pipeline, "write")]:
+        monkeypatch.setattr(owner, name, None)
+    monkeypatch.setattr(plan, "show", None)
+    pipeline.run(options(), copied, "htas run some.toml")
+    after = times(copied)
+    assert after.pop("command.json") and before.pop("command.json")
+    assert after == before
+
+
+@pytest.mark.parametrize("stage", ["survey", "design", "train", "measure", "report"])
+def test_a_stage_alone_makes_its_file_from_those_before(stage, copied):
+    job = pipeline.Run(options(), copied)
+    path = copied / "report.json" if stage == "report" else job.files(stage)[0]
+    before, old = times(copied), read_json(path)
+    path.unlink()
+    getattr(pipeline, stage)(options(), copied)
+    after = times(copied)
+    assert {name for name in after if after[name] != before[name]} >= {path.name}
+    written = {"report", "figures"} if stage == "report" else {path.stem}
+    assert all(after[name] == before[name] for name in after if Path(name).parts[0].split(".")[0] not in written)
+    new = read_json(path)
+    assert without(new, "took") == without(old, "took")
+
+
+def without(content: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name not in names}
+
+
+def test_one_search_alone_is_done_again_when_its_file_is_gone(copied):
+    path = copied / "search-grid.json"
+    old, before = SearchRecord.of(pipeline._plain(read_json(path))), times(copied)
+    path.unlink()
+    pipeline.search(options(), copied)
+    new = SearchRecord.of(pipeline._plain(read_json(path)))
+    assert (new.arch, new.accuracy, new.rivals) == (old.arch, old.accuracy, old.rivals)
+    changed = {name for name, time in times(copied).items() if time != before[name]}
+    assert changed == {"search-grid.json"}
+
+
+def test_a_stage_is_done_again_when_asked_for(copied):
+    before = times(copied)
+    pipeline.measure(options(), copied, again=True)
+    assert {name for name, time in times(copied).items() if time != before[name]} == {"measure.json"}
+
+
+def test_what_follows_a_new_survey_is_done_again(copied, monkeypatch):
+    """On a device that prefers multiples of 12, other widths are chosen, and what was found before is dropped."""
+    old = read_json(copied / "design.json")["spaces"]["hardware"]
+
+    def other(self: Latency, cases: Sequence[Any], **rest: Any) -> list[Measurement]:
+        found = scripted(self, cases, **rest)
+        steps = [1e-6 * (1 + math.ceil(case.outputs / 12)) if isinstance(case, Layer) else 0.0 for case in cases]
+        return [
+            Measurement((step,), "s", {}, "two") if step else old for step, old in zip(steps, found, strict=True)
+        ]
+
+    monkeypatch.setattr(Latency, "measure", other)
+    pipeline.survey(options(), copied, again=True)
+    pipeline.design(options(), copied)
+    new = read_json(copied / "design.json")["spaces"]["hardware"]
+    assert new != old
+    kill(monkeypatch, _Search, "epoch")
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.search(options(), copied)
+
+
+def test_weights_that_are_gone_are_trained_again_and_come_out_equal(copied):
+    path = copied / "networks" / "grid.safetensors"
+    old, _ = read_tensors(path)
+    path.unlink()
+    pipeline.train(options(), copied)
+    new, _ = read_tensors(path)
+    assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
+
+
+# -- interruptions -----------------------------------------------------------------------------------------------------
+
+
+def kill(patch: pytest.MonkeyPatch, owner: Any, name: str, call: int = 1) -> None:
+    """Raise KeyboardInterrupt at that call."""
+    original, calls = getattr(owner, name), iter(range(1, 1000))
+
+    def killed(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    patch.setattr(owner, name, killed)
+
+
+KILLS = [
+    (os, "replace", 1),  # config.toml
+    (os, "replace", 2),  # environment.json
+    (plan, "show", 1),
+    (Latency, "measure", 1),
+    (os, "replace", 2),  # survey.json, after command.json
+    (pipeline, "spaces", 1),
+    (_Search, "epoch", 2),
+    (_Search, "validate", 1),
+    (pipeline, "rivals", 1),
+    (pipeline, "resize", 1),
+    (training, "_epoch", 2),
+    (pipeline, "evaluate", 1),
+    (pipeline, "write_tensors", 2),
+    (training, "_keep", 2),
+    (pipeline, "_write", 1),
+    (pipeline, "_load", 2),
+    (pipeline, "_predict", 1),
+    (pipeline, "write", 1),
+]
+"""In the order of a run, so that each is met by the attempt after the one before it."""
+
+
+def one_space() -> Config:
+    return options("design.spaces=[hardware]")
+
+
+def outcome(folder: Path) -> Any:
+    """What an interruption must not change."""
+    search = SearchRecord.of(pipeline._plain(read_json(folder / "search-hardware.json")))
+    courses = [(epoch.validation_loss, epoch.expected_cost) for epoch in search.epochs]
+    results = {name: (row.arch, row.accuracy) for name, row in rows(folder).items()}
+    return search.arch, search.accuracy, search.rivals, courses, results, read_json(folder / "survey.json")["layers"]
+
+
+def test_a_run_killed_again_and_again_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
+    config, parts, whole = one_space(), tmp_path / "parts", tmp_path / "whole"
+    monkeypatch.setattr(pipeline, "write", lambda made, folder: (folder / "report.json").write_text("{}"))
+    for owner, name, call in KILLS:
+        with monkeypatch.context() as patch:
+            if name != "show":
+                patch.setattr(plan, "show", lambda *args: None)
+            kill(patch, owner, name, call)
+            with pytest.raises(KeyboardInterrupt):
+                pipeline.run(config, parts, "htas run")
+    monkeypatch.setattr(plan, "show", lambda *args: None)
+    pipeline.run(config, parts, "htas run")
+    pipeline.run(config, whole, "htas run")
+    assert outcome(parts) == outcome(whole)
+    assert {name for name in times(parts) if not name.startswith(".")} == set(times(whole))
+
+
+def test_a_search_interrupted_before_a_new_survey_does_not_go_on_with_the_old_one(tmp_path, monkeypatch):
+    """Nor does a training: what was unfinished belongs to what it was made from."""
+    config, folder = one_space(), tmp_path / "run"
+    monkeypatch.setattr(plan, "show", lambda *args: None)
+    with monkeypatch.context() as patch:
+        kill(patch, _Search, "epoch", 2)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run(config, folder, "htas run")
+    design = read_json(folder / "design.json")
+    site = next(iter(design["spaces"]["hardware"]["widths"]))
+    design["spaces"]["hardware"]["widths"][site] = [3, 5, 7]
+    (folder / "design.json").write_text(json.dumps(design))
+    pipeline.search(config, folder)
+    record = SearchRecord.of(pipeline._plain(read_json(folder / "search-hardware.json")))
+    assert record.arch.widths[site] in (3, 5, 7) and len(record.epochs) == 2
+    with monkeypatch.context() as patch:
+        kill(patch, training, "_epoch", 4)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.train(config, folder)
+    found = read_json(folder / "search-hardware.json")
+    found["arch"]["widths"][site] = next(width for width in (3, 5, 7) if width != record.arch.widths[site])
+    (folder / "search-hardware.json").write_text(json.dumps(found))
+    pipeline.train(config, folder)
+    row = next(row for row in read_json(folder / "networks.json")["results"] if row["name"] == "hardware")
+    assert row["arch"]["widths"][site] == found["arch"]["widths"][site]
+
+
+# -- what cannot be used -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "stage, missing, verb",
+    [
+        ("design", "survey.json", "survey"),
+        ("search", "design.json", "design"),
+        ("search", "survey.json", "survey"),
+        ("train", "search-tas.json", "search"),
+        ("train", "survey.json", "survey"),
+        ("measure", "networks.json", "train"),
+        ("report", "measure.json", "measure"),
+        ("report", "design.json", "design"),
+    ],
+)
+def test_a_missing_predecessor_names_the_verb_to_run(stage, missing, verb, copied):
+    (copied / missing).unlink()
+    before = times(copied)
+    with pytest.raises(Unusable) as error:
+        getattr(pipeline, stage)(options(), copied)
+    assert sentence(error) == f"{copied / missing} does not exist; run `htas {verb} {copied}` first"
+    assert times(copied) == before
+
+
+def test_a_folder_of_another_configuration_is_refused_with_the_option_that_differs(copied):
+    before = times(copied)
+    with pytest.raises(Unusable) as error:
+        pipeline.open_run(options("family.depth=20"), copied)
+    assert "depth = 14 there, depth = 20 here" in sentence(error) and "--out" in sentence(error)
+    assert times(copied) == before
+
+
+@pytest.mark.parametrize("make", [lambda path: path.write_text("x"), lambda path: (path.mkdir(), (path / "y").touch())])
+def test_what_is_no_folder_of_a_run_is_refused_and_left_alone(make, tmp_path):
+    make(tmp_path / "x")
+    before = times(tmp_path)
+    with pytest.raises(Unusable) as error:
+        pipeline.open_run(options(), tmp_path / "x")
+    assert "is not the folder of a run; name another one with --out" in sentence(error)
+    assert times(tmp_path) == before
+
+
+def test_a_design_that_does_not_fit_is_refused_before_a_folder_is_made(tmp_path):
+    with pytest.raises(ValueError, match="design.groups = 40 is more than the 32 widths"):
+        pipeline.open_run(options("design.groups=40"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "name, stage",
+    [
+        ("survey.json", "survey"),
+        ("design.json", "design"),
+        ("search-tas.json", "search"),
+        ("networks.json", "train"),
+        ("measure.json", "measure"),
+        ("measure.json", "report"),
+        ("environment.json", "report"),
+    ],
+)
+@pytest.mark.parametrize("size", [0, 50])
+def test_a_truncated_json_file_is_refused_in_a_sentence(name, stage, size, copied):
+    path = copied / name
+    path.write_bytes(path.read_bytes()[:size])
+    before = times(copied)
+    with pytest.raises(Unusable) as error:
+        getattr(pipeline, stage)(options(), copied)
+    assert str(path) in sentence(error) and "delete it" in sentence(error)
+    assert times(copied) == before
+
+
+@pytest.mark.parametrize("size", [0, 50, 3000])
+def test_truncated_weights_are_refused_in_a_sentence(size, copied):
+    path = copied / "networks" / "base.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    (copied / "measure.json").unlink()
+    before = times(copied)
+    with pytest.raises(Unusable) as error:
+        pipeline.measure(options(), copied)
+    assert str(path) in sentence(error) and "delete it and run its stage again" in sentence(error)
+    assert times(copied) == before
+
+
+def test_after_deleting_truncated_weights_their_stage_makes_them_again(copied):
+    """The advice of the sentence above works."""
+    path = copied / "networks" / "tas.safetensors"
+    content = path.read_bytes()
+    path.unlink()
+    pipeline.train(options(), copied)
+    pipeline.measure(options(), copied)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "stage, owner, name, code",
+    [
+        ("survey", os, "replace", errno.ENOSPC),
+        ("survey", os, "fsync", errno.ENOSPC),
+        ("survey", tempfile, "mkstemp", errno.EROFS),
+        ("train", tempfile, "mkstemp", errno.ENOSPC),
+        ("report", os, "replace", errno.EROFS),
+    ],
+)
+def test_a_full_or_read_only_disk_leaves_the_old_file(stage, owner, name, code, copied, monkeypatch):
+    if stage == "train":
+        (copied / "networks" / "plain-cifar_resnet-8.safetensors").unlink()
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(owner, name, failing)
+    with pytest.raises(Unusable) as error:
+        getattr(pipeline, stage)(options(), copied, stage != "train")
+    assert os.strerror(code) in sentence(error) and "--out" in sentence(error)
+    monkeypatch.undo()
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+
+# -- networks by name, and export --------------------------------------------------------------------------------------
+
+
+def test_named_networks_have_their_counts():
+    target = Target(threads=1)
+    plain, published = pipeline.measure_networks(["cifar_resnet:32", "tas:C010-ResNet32"], target, 2, 10)
+    assert (plain.network, plain.runtime) == ("cifar_resnet:32", "eager")
+    assert plain.macs / 1e6 == pytest.approx(69.125, abs=0.001)
+    assert plain.params == sum(parameter.numel() for parameter in CifarResNet(32).build(10).parameters())
+    assert published.macs / 1e6 == pytest.approx(34.95, abs=0.01)
+    assert published.params / 1e6 == pytest.approx(0.321, abs=0.001)
+    assert plain.latency.minimum == pytest.approx(1e-9 * plain.params)
+
+
+@pytest.mark.parametrize("to, network", [("onnx", ""), ("pt2", "base")])
+def test_a_trained_network_is_exported_and_computes_the_same(to, network, finished, tmp_path):
+    path, difference = pipeline.export_network(finished, to, network, tmp_path / f"net.{to}")
+    assert path == tmp_path / f"net.{to}" and path.stat().st_size > 10_000
+    assert 0 <= difference < 1e-4
+
+
+def test_an_unknown_network_of_a_run_is_refused_with_the_known_ones(finished, tmp_path):
+    with pytest.raises(Unusable) as error:
+        pipeline.export_network(finished, "onnx", "hardwear", tmp_path / "x.onnx")
+    assert "did you mean 'hardware'" in sentence(error) and "grid" in sentence(error)
+
+
+def test_export_of_a_run_without_networks_names_the_verb_to_run(copied):
+    (copied / "networks.json").unlink()
+    with pytest.raises(Unusable, match="run `htas train"):
+        pipeline.export_network(copied, "onnx")
+
+
+# -- the plan ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_grows_with_spaces_and_epochs(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "_step", lambda *args: 0.01)
+
+    def seconds(*more: str) -> dict[str, float]:
+        job = pipeline.Run(options(*more), tmp_path)
+        return {stage.split()[0]: time for stage, time in plan.estimate(job.network, job.data, job.config)}
+
+    one, three, longer = seconds("design.spaces=[grid]"), seconds(), seconds("train.epochs=4")
+    assert three["search"] == pytest.approx(3 * one["search"])
+    assert three["search"] == pytest.approx(3 * 2 * 30 * 0.01 * plan.SEARCH_STEP)
+    assert longer["train"] == pytest.approx(2 * three["train"])
+
+
+def test_the_plan_is_said_before_the_first_stage(tmp_path, capsys):
+    job = pipeline.Run(options(), tmp_path)
+    plan.show(job.network, job.data, job.config, tmp_path)
+    said = capsys.readouterr().err
+    assert said.index("survey") < said.index("search of 3 spaces") < said.index("train 5 networks") < said.index("all")
