@@ -519,6 +519,7 @@ def _problem(job: Run, space: Space) -> Problem:
         device=job.device,
         seed=job.config.seed,
         checkpoint=job.checkpoint(f"search-{space.name}", job.made_from("search")),
+        base=lambda: _base(job),
         title=f"search {space.name}",
     )
 
