@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 FORMAT = 1
@@ -71,7 +72,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
     """Write named tensors as safetensors; `about` (JSON values) travels in the header of the same file."""
     from safetensors.torch import save
 
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    layout = torch.contiguous_format  # a copy each: safetensors refuses tensors that share storage
+    plain = {name: tensor.detach().cpu().clone(memory_format=layout) for name, tensor in tensors.items()}
     write_bytes(path, save(plain, metadata={"about": json.dumps(about or {})}))
 
 

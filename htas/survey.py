@@ -129,14 +129,13 @@ def survey(
     layers_found: dict[str, dict[str, list[Any]]] = {}
     for (layer, key), reading in zip(cases.items(), readings, strict=True):
         _record(layers_found.setdefault(key, {}), layer.outputs, reading)
-    doubts = sorted({doubt for reading in readings for doubt in reading.doubts})
-    noisy = sum(bool(reading.doubts) for reading in readings)
+    doubts = [found for reading in readings if (found := reading.doubts)]
     return {
         "survey": readings[0].survey,
         "context": dict(readings[0].context),
         "layers": layers_found,
         "cases": len(cases),
-        "doubts": [f"{noisy} of {len(cases)} layers: {doubts[0]}"] if doubts else [],
+        "doubts": [f"{len(doubts)} of {len(cases)} layers: {min(doubts)[0]}"] if doubts else [],
     }
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from htas import pipeline, plan
+from htas import datasets, pipeline, plan
 from htas import train as training
 from htas.arch import Arch
 from htas.config import Config, load
@@ -58,12 +59,13 @@ def scripted(self: Latency, cases: Sequence[Any], *, on_round: Callable[[int, in
 
 @pytest.fixture(scope="module", autouse=True)
 def _scripted() -> Iterator[None]:
-    """No clock is read, few rivals are judged, and one thread computes."""
+    """No clock is read, few rivals are judged, images are read once, and one thread computes."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Latency, "measure", scripted)
-        patch.setattr(pipeline, "RIVALS", 3)
+        patch.setattr(pipeline, "RIVALS", 2)
+        patch.setattr(datasets, "load", cache(datasets.load))
         yield
     torch.set_num_threads(before)
 
@@ -145,7 +147,7 @@ def test_the_searches_found_archs_of_their_spaces_and_judged_their_rivals(finish
     for name, space in spaces.items():
         record = SearchRecord.of(pipeline._plain(read_json(finished / f"search-{name}.json")))
         assert record.arch in space and record.arch == rows(finished)[name].arch
-        assert len(record.epochs) == 2 and len(record.rivals) == len(record.rival_costs) == 3
+        assert len(record.epochs) == 2 and len(record.rivals) == len(record.rival_costs) == 2
 
 
 def test_controls_are_the_widest_and_the_deepest_that_are_not_slower(tmp_path):
@@ -280,7 +282,7 @@ KILLS = [
 
 
 def one_space() -> Config:
-    return options("design.spaces=[hardware]")
+    return options("design.spaces=[hardware]", "family.depth=8", "split.limit=40", "strategy.batch=20")
 
 
 def outcome(folder: Path) -> Any:
@@ -436,7 +438,7 @@ def test_after_deleting_truncated_weights_their_stage_makes_them_again(copied):
         ("survey", os, "fsync", errno.ENOSPC),
         ("survey", tempfile, "mkstemp", errno.EROFS),
         ("train", tempfile, "mkstemp", errno.ENOSPC),
-        ("report", os, "replace", errno.EROFS),
+        ("measure", os, "replace", errno.EROFS),
     ],
 )
 def test_a_full_or_read_only_disk_leaves_the_old_file(stage, owner, name, code, copied, monkeypatch):

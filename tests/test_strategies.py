@@ -54,7 +54,8 @@ def problem(folder: Path, **changes: Any) -> Problem:
     widths = {name: (site.base // 4, site.base // 2, site.base) for name, site in network.widths.items()}
     space = Space("tiny", widths, {name: (1, 2) for name in network.depths})
     data = Data(2, (3, 8, 8), split(32, 0), split(16, 1), split(16, 2), split(16, 3))
-    given = Problem(network, FAMILY.reset, data, space, MacsCost(network), "cpu", 0, folder / "search.safetensors")
+    checkpoint = folder / "search.safetensors"
+    given = Problem(network, FAMILY.reset, data, space, MacsCost(network), "cpu", 0, checkpoint, lambda: FAMILY.build(2))
     return dataclasses.replace(given, **changes)
 
 
@@ -343,6 +344,17 @@ def test_an_option_out_of_range_is_refused(options, message):
 # -- validation --------------------------------------------------------------------------------------------------------
 
 
+def test_a_search_may_start_from_the_trained_base_network(tmp_path):
+    torch.manual_seed(5)
+    base = FAMILY.build(2)
+    given = problem(tmp_path, base=lambda: base)
+    search = _Search(Differentiable(precision="fp32", start="base"), given)
+    weights = search.supernet.body.get_submodule("stages.2.1.conv1.conv").weight
+    assert torch.equal(weights, base.get_submodule("stages.2.1.conv1.conv").weight)
+    anew = _Search(Differentiable(precision="fp32"), dataclasses.replace(given, base=None))
+    assert not torch.equal(anew.supernet.body.get_submodule("stages.2.1.conv1.conv").weight, weights)
+
+
 def test_validating_archs_moves_no_weight_and_restores_the_momentum(tmp_path):
     search = _Search(Differentiable(epochs=1, batch=8, precision="fp32"), problem(tmp_path))
     search.epoch(0)
@@ -429,13 +441,14 @@ def test_a_space_of_one_arch_is_searched_too(tmp_path):
     assert found.epochs[0].expected_cost == pytest.approx(found.epochs[0].argmax_cost, rel=1e-3)
 
 
-@pytest.mark.parametrize("method, at", [("epoch", 1), ("epoch", 3), ("keep", 2)])
-def test_an_interrupted_search_ends_as_an_uninterrupted_one_to_the_last_bit(method, at, tmp_path, monkeypatch):
-    strategy = Differentiable(epochs=5, batch=8, warmup=1, arch_lr=0.05, precision="fp32")
-    whole = problem(tmp_path / "whole")
+@pytest.mark.parametrize("start, method, at", [("random", "epoch", 1), ("base", "epoch", 3), ("random", "keep", 2)])
+def test_an_interrupted_search_ends_as_an_uninterrupted_one_to_the_last_bit(start, method, at, tmp_path, monkeypatch):
+    strategy = Differentiable(epochs=5, batch=8, warmup=1, arch_lr=0.05, precision="fp32", start=start)
+    trained = FAMILY.build(2)
+    whole = problem(tmp_path / "whole", base=lambda: trained)
     wanted = strategy.search(whole)
     undo = interrupted_at(monkeypatch, method, at)
-    given = problem(tmp_path / "parts")
+    given = problem(tmp_path / "parts", base=lambda: trained)
     with pytest.raises(KeyboardInterrupt):
         strategy.search(given)
     undo()

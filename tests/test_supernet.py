@@ -3,6 +3,7 @@
 import copy
 import random
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -41,10 +42,15 @@ def four_widths(network: Network) -> Space:
     return Space("test", widths, {n: tuple(range(1, s.base + 1)) for n, s in network.depths.items()})
 
 
-def supernet(network: Network, space: Space, family: ModelFamily, shortcut: str = "project") -> Supernet:
+def supernet(
+    network: Network, space: Space, family: ModelFamily, shortcut: str = "project", mix: str = "interpolate"
+) -> Supernet:
     """With every norm's weights, biases and running statistics at distinct random values."""
-    made = Supernet(network, space, family.reset, shortcut)
-    for part in made.modules():
+    return shaken(Supernet(network, space, family.reset, shortcut, mix))
+
+
+def shaken(module: Any) -> Any:
+    for part in module.modules():
         if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(part.weight, 0.5, 1.5)
             nn.init.uniform_(part.bias, -0.5, 0.5)
@@ -52,7 +58,7 @@ def supernet(network: Network, space: Space, family: ModelFamily, shortcut: str 
             nn.init.uniform_(part.running_var, 0.5, 1.5)
         if isinstance(part, nn.Conv2d | nn.Linear) and part.bias is not None:
             nn.init.uniform_(part.bias, -0.5, 0.5)
-    return made
+    return module
 
 
 def assert_near(found: Tensor, wanted: Tensor, what: str = "") -> None:
@@ -232,6 +238,7 @@ class ByTheBook:
     def __init__(self, made: Supernet, draw: Draw, training: bool) -> None:
         self.body, self.projections = made.body, made.projections
         self.sites = {node.module: node.site for node in made.network.nodes if node.kind == "conv"}
+        self.widened = interpolated if made.mix == "interpolate" else padded
         self.joined, self.pad = made.network.adds == "join", made.shortcut == "pad"
         self.draw, self.training = draw, training
 
@@ -244,7 +251,7 @@ class ByTheBook:
                 ends.append(features)
             used = [(share, end) for share, end in zip(self.draw.depths[f"stages.{stage}"], ends, strict=True) if share > 0]
             widest = max(end.shape[1] for _, end in used)
-            features = sum(share * interpolated(end, widest) for share, end in used)
+            features = sum(share * self.widened(end, widest) for share, end in used)
         pooled = features.mean((2, 3))
         linear = self.body.classifier
         return F.linear(pooled, linear.weight[:, : pooled.shape[1]], linear.bias)
@@ -274,7 +281,7 @@ class ByTheBook:
         for share, width in zip(shares, chosen, strict=True):
             part = full[:, :width]
             part = part if norms is None else normed(norms, part, self.training)
-            total = total + share * interpolated(part, max(chosen))
+            total = total + share * self.widened(part, max(chosen))
         return total
 
     def projected(self, name: str, inputs: Tensor) -> Tensor:
@@ -288,7 +295,7 @@ class ByTheBook:
                 parts = self.projections[name.replace(".", "/") + "/project"]
                 full = F.conv2d(padded(inputs, parts["conv"].in_channels), parts["conv"].weight)
                 part = normed(parts["norm"], full[:, :width], self.training)
-            total = total + share * interpolated(part, max(chosen))
+            total = total + share * self.widened(part, max(chosen))
         return total
 
 
@@ -314,15 +321,16 @@ def gradients(loss: Tensor, made: Supernet, leaves: list[Tensor]) -> Mapping[str
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("mix", ["interpolate", "pad"])
 @pytest.mark.parametrize(
     "adds, shortcut", [("join", "project"), ("project", "project"), ("project", "pad")], ids=["join", "project", "pad"]
 )
-def test_a_mixture_and_its_gradients_equal_the_plain_computation(adds, shortcut, training):
+def test_a_mixture_and_its_gradients_equal_the_plain_computation(adds, shortcut, mix, training):
     family = CifarResNet(14)
     network = traced(family, adds)
     space = four_widths(network)
-    for seed in range(3):
-        made = supernet(network, space, family, shortcut).train(training)
+    for seed in range(2):
+        made = supernet(network, space, family, shortcut, mix).train(training)
         plain = copy.deepcopy(made)
         draw, leaves = mixture(space, random.Random(seed))
         images, labels = torch.randn(4, 3, 16, 16), torch.arange(4)
@@ -379,6 +387,28 @@ def test_a_mixture_without_norms_equals_the_plain_computation():
     assert_near(found, wanted)
     for name, gradient in gradients(found.square().sum(), made, leaves).items():
         assert_near(gradient, right_ones[name], name)
+
+
+@pytest.mark.parametrize("adds", ["join", "project"])
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f"{f.depth}-{f.block}")
+def test_a_supernet_that_inherits_from_the_trained_base_network_computes_what_that_does(family, adds):
+    network = traced(family, adds)
+    widths = {name: (site.base // 2, site.base, 2 * site.base) for name, site in network.widths.items()}
+    made = Supernet(network, Space("test", widths, four_widths(network).depths), family.reset).eval()
+    trained = shaken(family.build(CLASSES)).eval()
+    made.inherit(trained)
+    images = torch.randn(2, 3, 8, 8)
+    assert_near(made(images, Draw.of(network.base, network)), trained(images))
+
+
+def test_concatenated_channels_are_inherited_to_their_places():
+    network, _ = two_branches()
+    widths = {name: (site.base // 2, site.base, 2 * site.base) for name, site in network.widths.items()}
+    made = Supernet(network, Space("test", widths, {}), Plain().reset)
+    trained = shaken(TwoBranches())
+    made.inherit(trained)
+    images = torch.randn(2, 3, 8, 8)
+    assert_near(made(images, Draw.of(network.base, network)), trained(images))
 
 
 def test_depths_of_weight_zero_are_not_run():

@@ -424,7 +424,7 @@ class _Builder:
             stride = module.stride if module.stride is not None else module.kernel_size
             return Layer(
                 op, width, width, size, kernel=_pair(module.kernel_size), stride=_pair(stride),
-                padding=_pair(module.padding),
+                padding=_pair(module.padding), dilation=_pair(getattr(module, "dilation", 1)),
             )  # fmt: skip
         is_global = len(before) == 4 and prod(after[2:]) == 1 and before[2:] != after[2:]
         return Layer("global_pool", width, width, size) if is_global else None

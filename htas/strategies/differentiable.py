@@ -324,7 +324,7 @@ class _Search:
         return found
 
     @torch.no_grad()
-    def _accuracy(self, arch: Arch, calibration: int = 1024, most: int = 5000) -> float:
+    def _accuracy(self, arch: Arch, calibration: int = 1024, most: int = 2500) -> float:
         draw = Draw.of(arch, self.problem.network)
         data = self.problem.data
         self.supernet.train()
