@@ -60,10 +60,10 @@ class Run:
     @cached_property
     def data(self) -> Data:
         """The images, on the device that trains."""
-        config = self.config
+        config, parts = self.config, self.config.parts
         say(f"reading {config.names['data']}")
         return datasets.load(
-            config.data, device=self.device, validation=config.parts.validation, seed=config.seed, limit=config.parts.limit
+            config.data, device=self.device, validation=parts.validation, seed=config.seed, limit=parts.limit
         )
 
     @cached_property

@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 
 from htas.config import Config
@@ -13,7 +12,7 @@ from htas.graph import Network, resize
 from htas.progress import say
 from htas.strategies.differentiable import Differentiable
 from htas.text import duration
-from htas.train import batches, engine, epoch_seed
+from htas.train import batches, engine, epoch_seed, placed
 
 SEARCH_STEP = 5.5
 """A weight and an architecture step of the supernet at e = 2 take about so many plain steps of the base network."""
@@ -51,7 +50,7 @@ def estimate(network: Network, data: Data, config: Config) -> Iterator[tuple[str
 def _step(network: Network, data: Data, config: Config) -> float:
     """Seconds that one image costs in a plain training step of the base network."""
     runner = engine("cuda" if data.train.images.is_cuda else "cpu", config.train.precision)
-    model = resize(network, network.base).to(runner.device, memory_format=torch.channels_last)
+    model = placed(resize(network, network.base), runner.device)
     seconds = []
     for _, (images, labels) in zip(range(3), batches(data.train, config.train.batch, epoch_seed(0, 0)), strict=False):
         started = time.monotonic()

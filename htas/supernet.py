@@ -97,9 +97,8 @@ class Supernet(nn.Module):
             return nn.Linear(inputs, outputs, old.bias is not None)
         assert isinstance(old, nn.Conv2d)
         groups = outputs if node.kind == "depthwise" else 1
-        return nn.Conv2d(
-            inputs, outputs, old.kernel_size, old.stride, old.padding, old.dilation, groups, old.bias is not None  # type: ignore[arg-type]
-        )
+        shape: dict[str, Any] = {name: getattr(old, name) for name in ("kernel_size", "stride", "padding", "dilation")}
+        return nn.Conv2d(inputs, outputs, groups=groups, bias=old.bias is not None, **shape)
 
     def _norms(self, node: Node) -> nn.ModuleDict:
         """One norm per width that may stand here."""
@@ -107,8 +106,8 @@ class Supernet(nn.Module):
         assert isinstance(old, nn.BatchNorm1d | nn.BatchNorm2d)
         if len(node.segments) > 1:
             raise ValueError(f"the norm {node.module} follows a concatenation, which the supernet cannot search yet")
-        widths = self._widths_at(node.inputs[0])
-        return nn.ModuleDict({str(w * node.segments[0].repeat): type(old)(w * node.segments[0].repeat, old.eps) for w in widths})
+        channels = [width * node.segments[0].repeat for width in self._widths_at(node.inputs[0])]
+        return nn.ModuleDict({str(count): type(old)(count, old.eps) for count in channels})
 
     def _channels(self, name: str) -> int:
         segments = self._node(name).segments
@@ -147,18 +146,19 @@ class Supernet(nn.Module):
 
     def _inherit_conv(self, node: Node, source: nn.Module) -> None:
         own = self.body.get_submodule(node.module)
+        assert isinstance(own, nn.Conv2d | nn.Linear) and isinstance(source, nn.Conv2d | nn.Linear)
         room, base = self.capacity[node.inputs[0]], tuple(segment.base for segment in node.consumed)
         common = tuple(min(one, two) for one, two in zip(room, base, strict=True))
-        weight, given = own.weight, source.weight.to(own.weight.device)  # type: ignore[operator, union-attr, arg-type]
-        rows = min(len(weight), len(given))  # type: ignore[arg-type]
+        weight, given = own.weight, source.weight.to(own.weight.device)
+        rows = min(len(weight), len(given))
         if node.kind == "depthwise":
-            weight[:rows] = given[:rows]  # type: ignore[index]
+            weight[:rows] = given[:rows]
         else:
             there = columns(node.consumed, room, common, given.device)
             here = columns(node.consumed, base, common, given.device)
-            weight[torch.arange(rows)[:, None], there] = given[:rows][:, here]  # type: ignore[index]
-        if own.bias is not None:
-            own.bias[:rows] = source.bias[:rows].to(own.bias.device)  # type: ignore[index, union-attr]
+            weight[torch.arange(rows)[:, None], there] = given[:rows][:, here]
+        if own.bias is not None and source.bias is not None:
+            own.bias[:rows] = source.bias[:rows].to(own.bias.device)
 
     # -- forward -----------------------------------------------------------------------------------------------------
 
@@ -263,8 +263,8 @@ class Supernet(nn.Module):
             inputs = F.batch_norm(inputs, mean, var, None, None, True, 1.0, eps)
         with torch.no_grad():
             for norm, width in zip(norms, chosen, strict=True):
-                norm.running_mean.lerp_(mean[:width], self.momentum)  # type: ignore[operator, union-attr]
-                norm.running_var.lerp_(var[:width], self.momentum)  # type: ignore[operator, union-attr]
+                norm.running_mean.lerp_(mean[:width], self.momentum)  # type: ignore[operator]
+                norm.running_var.lerp_(var[:width], self.momentum)  # type: ignore[operator]
         return inputs if self.mix == "pad" else self._combine(inputs, chosen, weights, affine)
 
     def _combine(
@@ -343,7 +343,7 @@ class Supernet(nn.Module):
         if len(used) == 1:
             return values[used[0][1]], wide
         width = max(values[name].shape[1] for _, name in used)
-        return sum(p * self._widen(values[name], width) for p, name in used), wide  # type: ignore[return-value]
+        return sum(p * self._widen(values[name], width) for p, name in used), wide
 
     def _widen(self, inputs: Tensor, width: int) -> Tensor:
         if inputs.shape[1] == width:
@@ -353,7 +353,7 @@ class Supernet(nn.Module):
 
 
 def interpolation(narrow: int, wide: int) -> Tensor:
-    """Channel-wise interpolation as a [wide, narrow] matrix: row j averages channels floor(j n/w) to ceil((j+1) n/w)."""
+    """Channel-wise interpolation as a [wide, narrow] matrix: row j averages channels floor(jn/w) to ceil((j+1)n/w)."""
     matrix = torch.zeros(wide, narrow)
     for row in range(wide):
         first, last = row * narrow // wide, -(-(row + 1) * narrow // wide)
@@ -361,9 +361,7 @@ def interpolation(narrow: int, wide: int) -> Tensor:
     return matrix
 
 
-def _padded(
-    affine: Sequence[tuple[Any, Any]], chosen: Sequence[int], weights: Any
-) -> tuple[Tensor, Tensor]:
+def _padded(affine: Sequence[tuple[Any, Any]], chosen: Sequence[int], weights: Any) -> tuple[Tensor, Tensor]:
     """Scale and shift of a mixture whose narrower candidates are padded with zeros."""
     wide = max(chosen)
     scale: Any = 0.0
@@ -374,9 +372,7 @@ def _padded(
     return scale, shift
 
 
-def columns(
-    segments: Sequence[Segment], room: Sequence[int], widths: Sequence[int], device: torch.device
-) -> Tensor:
+def columns(segments: Sequence[Segment], room: Sequence[int], widths: Sequence[int], device: torch.device) -> Tensor:
     """Where the channels of narrower segments stand in a tensor that has room for the widest."""
     found, start = [], 0
     for segment, most, width in zip(segments, room, widths, strict=True):

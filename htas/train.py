@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from htas.progress import progress
 from htas.text import percent, significant
 
 Precision = Literal["auto", "bf16", "fp32"]
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def cosine(start: float, end: float, share: float) -> float:
 
 def engine(device: str, precision: Precision) -> Any:
     """An accelerate.Accelerator for a device and precision; it gives `device`, `autocast()` and `backward(loss)`."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+    from accelerate import Accelerator  # type: ignore[import-untyped]
+    from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
 
     AcceleratorState._reset_state(reset_partial_state=True)  # else the first precision of a process would stay
     return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if has_bf16(device, precision) else "no")
@@ -93,9 +93,15 @@ def has_bf16(device: str, precision: Precision) -> bool:
     if precision != "auto":
         return precision == "bf16"
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     found = torch.cpu.get_capabilities()
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def placed(model: M, device: Any) -> M:
+    """The same module, moved to a device in the memory format that convolutions are fastest in."""
+    found: M = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return found
 
 
 def train(
@@ -115,13 +121,13 @@ def train(
     Raises ValueError where the loss stops being a number.
     """
     runner = engine(device, recipe.precision)
-    model.to(runner.device, memory_format=torch.channels_last)
+    placed(model, runner.device)
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0
     )
     done = _restore(checkpoint, model, optimizer)
     if teacher is not None:
-        teacher.to(runner.device, memory_format=torch.channels_last).eval()
+        placed(teacher, runner.device).eval()
     with progress(title, recipe.length, done=done) as bar:
         for epoch in range(done, recipe.length):
             loss, accuracy = _epoch(model, split, recipe, optimizer, runner, epoch, seed, teacher, distill)
@@ -170,7 +176,7 @@ def _epoch(
 def evaluate(model: nn.Module, split: Split, *, device: str, precision: Precision = "auto", batch: int = 500) -> float:
     """Share of right answers on a split, in eval mode; the model's mode is restored."""
     runner = engine(device, precision)
-    model.to(runner.device, memory_format=torch.channels_last)
+    placed(model, runner.device)
     training = model.training
     model.eval()
     right = torch.zeros((), device=runner.device)

@@ -168,7 +168,7 @@ def test_controls_are_the_widest_and_the_deepest_that_are_not_slower(tmp_path):
 
 def test_a_second_run_does_nothing_again(copied, monkeypatch):
     before = times(copied)
-    for owner, name in [(Latency, "measure"), (_Search, "epoch"), (training, "_epoch"), (pipeline, "fit"), (pipeline, "write")]:
+    for owner, name in [(Latency, "measure"), (_Search, "epoch"), (pipeline, "fit"), (pipeline, "write")]:
         monkeypatch.setattr(owner, name, None)
     monkeypatch.setattr(plan, "show", None)
     pipeline.run(options(), copied, "htas run some.toml")
@@ -220,9 +220,7 @@ def test_what_follows_a_new_survey_is_done_again(copied, monkeypatch):
     def other(self: Latency, cases: Sequence[Any], **rest: Any) -> list[Measurement]:
         found = scripted(self, cases, **rest)
         steps = [1e-6 * (1 + math.ceil(case.outputs / 12)) if isinstance(case, Layer) else 0.0 for case in cases]
-        return [
-            Measurement((step,), "s", {}, "two") if step else old for step, old in zip(steps, found, strict=True)
-        ]
+        return [Measurement((step,), "s", {}, "two") if step else old for step, old in zip(steps, found, strict=True)]
 
     monkeypatch.setattr(Latency, "measure", other)
     pipeline.survey(options(), copied, again=True)
@@ -381,7 +379,7 @@ def test_what_is_no_folder_of_a_run_is_refused_and_left_alone(make, tmp_path):
 
 
 def test_a_design_that_does_not_fit_is_refused_before_a_folder_is_made(tmp_path):
-    with pytest.raises(ValueError, match="design.groups = 40 is more than the 32 widths"):
+    with pytest.raises(ValueError, match=r"design\.groups = 40 is more than the 32 widths"):
         pipeline.open_run(options("design.groups=40"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -32,7 +32,7 @@ def test_a_space_with_a_choice_for_every_site_fits():
 
 def test_a_space_that_lacks_a_site_is_refused_by_its_name():
     widths = {name: choices for name, choices in WIDTHS.items() if name != "stem.conv"}
-    with pytest.raises(ValueError, match="lacks the width site 'stem.conv'"):
+    with pytest.raises(ValueError, match=r"lacks the width site 'stem\.conv'"):
         problem(widths, DEPTHS)
 
 

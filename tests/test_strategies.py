@@ -1,4 +1,4 @@
-"""Every strategy keeps the contract; the differentiable search draws, charges, steps and resumes as TAS and eq. 6 say."""
+"""Every strategy keeps the contract; the differentiable search draws, charges and steps as TAS and eq. 6 say."""
 
 import dataclasses
 import math
@@ -55,7 +55,8 @@ def problem(folder: Path, **changes: Any) -> Problem:
     space = Space("tiny", widths, {name: (1, 2) for name in network.depths})
     data = Data(2, (3, 8, 8), split(32, 0), split(16, 1), split(16, 2), split(16, 3))
     checkpoint = folder / "search.safetensors"
-    given = Problem(network, FAMILY.reset, data, space, MacsCost(network), "cpu", 0, checkpoint, lambda: FAMILY.build(2))
+    cost = MacsCost(network)
+    given = Problem(network, FAMILY.reset, data, space, cost, "cpu", 0, checkpoint, lambda: FAMILY.build(2))
     return dataclasses.replace(given, **changes)
 
 

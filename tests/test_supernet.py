@@ -249,7 +249,8 @@ class ByTheBook:
             for block in range(len(blocks)):
                 features = self.block(f"stages.{stage}.{block}", features)
                 ends.append(features)
-            used = [(share, end) for share, end in zip(self.draw.depths[f"stages.{stage}"], ends, strict=True) if share > 0]
+            shares = self.draw.depths[f"stages.{stage}"]
+            used = [(share, end) for share, end in zip(shares, ends, strict=True) if share > 0]
             widest = max(end.shape[1] for _, end in used)
             features = sum(share * self.widened(end, widest) for share, end in used)
         pooled = features.mean((2, 3))

@@ -22,8 +22,16 @@ from htas.strategies import Found, Strategy
 from htas.supernet import MOMENTUM, Draw, Supernet
 from htas.text import percent, significant
 from htas.train import (
-    Precision, batches, cosine, engine, epoch_seed, load_optimizer, optimizer_tensors, set_rate,
-)  # fmt: skip
+    Precision,
+    batches,
+    cosine,
+    engine,
+    epoch_seed,
+    load_optimizer,
+    optimizer_tensors,
+    placed,
+    set_rate,
+)
 
 SURE = 0.6
 """Median top probability from which a search counts as converged."""
@@ -229,7 +237,7 @@ class _Search:
         self.supernet = Supernet(problem.network, problem.space, problem.reset, options.shortcut, options.mix)
         if options.start == "base":
             self.supernet.inherit(problem.base())
-        self.supernet.to(self.runner.device, memory_format=torch.channels_last)
+        placed(self.supernet, self.runner.device)
         blocks = {name: site.base for name, site in problem.network.depths.items()}
         generator = torch.Generator().manual_seed(problem.seed)
         self.logits = Logits(problem.space, blocks, generator).to(self.runner.device)
@@ -250,7 +258,7 @@ class _Search:
         seed = epoch_seed(self.problem.seed, epoch)
         torch.manual_seed(seed)  # for what a network draws itself, as dropout does
         generator = torch.Generator().manual_seed(seed)
-        share = epoch / options.epochs
+        share, learn = epoch / options.epochs, epoch >= options.warmup and bool(self.logits.sites)
         temperature = cosine(options.hottest, options.coldest, share)
         set_rate(self.sgd, cosine(options.lr, 0.0, share))
         self.supernet.train()
@@ -260,7 +268,7 @@ class _Search:
             size = min(options.batch, len(data.validation))
             images, labels = data.validation.sample(size, generator=generator, augment=True)
             images = images.contiguous(memory_format=torch.channels_last)
-            judged = self._arch_step(images, labels, temperature, generator, learn=epoch >= options.warmup and bool(self.logits.sites))
+            judged = self._arch_step(images, labels, temperature, generator, learn=learn)
             sums += torch.stack([trained, *judged, torch.ones_like(trained)])
         train_loss, loss, accuracy, steps = sums.tolist()
         if not math.isfinite(train_loss + loss):
@@ -384,6 +392,7 @@ def rivals(problem: Problem, arch: Arch, count: int, *, seed: int, tolerance: fl
     rng = random.Random(seed)
     wanted = problem.cost.cost(arch)
     drawn = {problem.space.sample(rng, rng.uniform(-6, 6)) for _ in range(200 * count)} - {arch}
-    ordered = sorted(drawn, key=lambda other: (abs(problem.cost.cost(other) / wanted - 1), sorted(other.widths.items())))
-    near = [other for other in ordered if abs(problem.cost.cost(other) / wanted - 1) <= tolerance]
+    off = {other: abs(problem.cost.cost(other) / wanted - 1) for other in drawn}
+    ordered = sorted(drawn, key=lambda other: (off[other], sorted(other.widths.items()), sorted(other.depths.items())))
+    near = [other for other in ordered if off[other] <= tolerance]
     return rng.sample(near, count) if len(near) >= count else ordered[:count]
