@@ -118,6 +118,14 @@ class Run:
             case _:
                 return digest(config.toml(), folder / "networks.json")
 
+    def training(self, arch: Arch, *, taught: bool) -> str:
+        """A hash of what a training depends on."""
+        config = self.config
+        basis = [config.seed, config.names["family"], dataclasses.asdict(config.family), config.design.adds]  # type: ignore[call-overload]
+        data = [config.names["data"], dataclasses.asdict(config.data), config.parts.limit]  # type: ignore[call-overload]
+        teaching = dataclasses.asdict(config.distill) if taught else {}
+        return digest(basis, data, dataclasses.asdict(config.train), teaching, arch.json())
+
     def files(self, stage: str) -> list[Path]:
         """What a stage before the report leaves behind."""
         if stage == "search":
@@ -456,7 +464,7 @@ def _plain_members(job: Run) -> Iterator[tuple[str, str, Arch]]:
 
 def _trained(job: Run, row: Result, again: bool) -> Result:
     """The row with its accuracy; its weights are in networks/. What has been trained already is kept."""
-    path, key = job.model_file(row.name), digest(job.config.toml(), row.arch.json())
+    path, key = job.model_file(row.name), job.training(row.arch, taught=row.name != "base")
     if path.exists() and not again:
         _, about = read_tensors(path)
         if about["inputs"] == key:

@@ -117,6 +117,7 @@ class EpochRecord:
 
     epoch: int
     temperature: float
+    """Of the Gumbel softmax, at the epoch's last step."""
     train_loss: float
     validation_loss: float
     """Cross-entropy of the architecture steps, of sampled mixtures."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from htas.datasets import Split
 from htas.distill import Distill
 from htas.files import read_tensors, write_tensors
-from htas.progress import progress
+from htas.progress import Bar, progress
 from htas.text import percent, significant
 
 Precision = Literal["auto", "bf16", "fp32"]
@@ -25,11 +25,11 @@ class Recipe:
     """How a network is trained. Only the last epoch counts; nothing is chosen by looking at the test split."""
 
     epochs: int = 300
-    """Passes over the training images after the warm-up."""
+    """Passes over the training images after the warm-up; the learning rate falls along them."""
     warmup: int = 5
     """Epochs before those in which the learning rate rises from 0."""
     rest: int = 0
-    """Last of these epochs at learning rate 0, in which only norm statistics move, added after the others."""
+    """The last of all epochs, at learning rate 0: only norm statistics move."""
     batch: int = 256
     """Images a step."""
     lr: float = 0.1
@@ -46,8 +46,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"train.epochs must be 1 or more, got {self.epochs}")
-        if self.warmup < 0 or self.rest < 0:
-            raise ValueError(f"train.warmup and train.rest must be 0 or more, got {self.warmup} and {self.rest}")
+        if self.warmup < 0:
+            raise ValueError(f"train.warmup must be 0 or more, got {self.warmup}")
+        if not 0 <= self.rest < self.epochs:
+            raise ValueError(f"train.rest must lie in 0..{self.epochs - 1}, below train.epochs, got {self.rest}")
         if self.batch < 1:
             raise ValueError(f"train.batch must be 1 or more, got {self.batch}")
         if not self.lr > 0:
@@ -55,20 +57,22 @@ class Recipe:
 
     @property
     def length(self) -> int:
-        """All epochs, warm-up and rest included."""
-        return self.warmup + self.epochs + self.rest
+        """All epochs, the warm-up included."""
+        return self.warmup + self.epochs
 
     def rate(self, epoch: int, step: int, steps: int) -> float:
         """Learning rate of a step of an epoch that has so many."""
         if epoch < self.warmup:
             return self.lr * (epoch + step / steps) / self.warmup
+        if epoch >= self.length - self.rest:
+            return 0.0
         done = epoch - self.warmup + (step / steps if self.anneal == "step" else 0)
-        return 0.0 if done >= self.epochs else cosine(self.lr, 0.0, done / self.epochs)
+        return cosine(self.lr, 0.0, done / self.epochs)
 
 
 RECIPES = {
-    "paper": Recipe(epochs=300, warmup=5, rest=0, batch=256, lr=0.1, anneal="epoch"),
-    "short": Recipe(epochs=3, warmup=0, batch=128, lr=0.1),
+    "paper": Recipe(epochs=300, warmup=5, rest=5, batch=256, lr=0.1, anneal="epoch"),
+    "short": Recipe(epochs=2, warmup=0, batch=128, lr=0.1),
     "digits": Recipe(epochs=10, warmup=2, batch=64, lr=0.1),
 }
 """Named recipes; `paper` is TAS's E300-W5, `short` is for CIFAR on a CPU, `digits` for the embedded data set."""
@@ -128,13 +132,15 @@ def train(
     done = _restore(checkpoint, model, optimizer)
     if teacher is not None:
         placed(teacher, runner.device).eval()
-    with progress(title, recipe.length, done=done) as bar:
+    steps = max(1, len(split) // recipe.batch)
+    with progress(title, recipe.length * steps, done=done * steps) as bar:
         for epoch in range(done, recipe.length):
-            loss, accuracy = _epoch(model, split, recipe, optimizer, runner, epoch, seed, teacher, distill)
+            loss, accuracy = _epoch(model, split, recipe, optimizer, runner, epoch, seed, teacher, distill, bar)
             if not math.isfinite(loss):
                 raise ValueError(f"training of {title} diverged in epoch {epoch + 1}; lower train.lr")
             _keep(checkpoint, model, optimizer, epoch + 1)
-            bar.step(f"loss {significant(loss)}, train accuracy {percent(accuracy)}")
+            figures = f"epoch {epoch + 1} of {recipe.length}: loss {significant(loss)}, accuracy {percent(accuracy)}"
+            bar.step(figures, by=0)
     return model
 
 
@@ -148,6 +154,7 @@ def _epoch(
     seed: int,
     teacher: nn.Module | None,
     distill: Distill | None,
+    bar: Bar,
 ) -> tuple[float, float]:
     """Mean loss and share of right answers on the training images of one pass."""
     model.train()
@@ -169,6 +176,7 @@ def _epoch(
         runner.backward(loss)
         optimizer.step()
         total += torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()])
+        bar.step()
     mean = (total / steps).tolist()
     return mean[0], mean[1]
 

@@ -15,7 +15,7 @@ from htas.arch import Arch
 from htas.datasets import Split
 from htas.files import read_tensors, write_tensors
 from htas.problem import Problem
-from htas.progress import progress
+from htas.progress import Bar, progress
 from htas.result import EpochRecord
 from htas.space import Space
 from htas.strategies import Found, Strategy
@@ -60,6 +60,9 @@ class Differentiable(Strategy):
     """On the logits."""
     warmup: int = 0
     """First epochs in which only the weights learn."""
+    anneal: Literal["epoch", "step"] = "epoch"
+    """Whether temperature and learning rate fall once an epoch, as TAS's, or with every step, as a search of few
+    epochs needs."""
     hottest: float = 5.0
     """Temperature of the Gumbel softmax at the start."""
     coldest: float = 0.1
@@ -108,13 +111,15 @@ class Differentiable(Strategy):
         """TAS: a weight step on one half of the training images, an architecture step on the other, in turn."""
         run = _Search(self, problem)
         run.restore()
-        with progress(problem.title, self.epochs, done=len(run.epochs)) as bar:
+        with progress(problem.title, self.epochs * run.steps, done=len(run.epochs) * run.steps) as bar:
             for epoch in range(len(run.epochs), self.epochs):
-                record = run.epoch(epoch)
+                record = run.epoch(epoch, bar)
                 run.keep()
                 bar.step(
-                    f"validation {percent(record.validation_accuracy, 1)}, E[cost] {significant(record.expected_cost)} "
-                    f"of the base, top p {significant(record.top_probability, 2)}"
+                    f"epoch {epoch + 1} of {self.epochs}: validation {percent(record.validation_accuracy, 1)}, "
+                    f"E[cost] {significant(record.expected_cost)} of the base, "
+                    f"top p {significant(record.top_probability, 2)}",
+                    by=0,
                 )
         converged, why = verdict(run.epochs[-1])
         seconds = sum(record.seconds for record in run.epochs)
@@ -251,25 +256,33 @@ class _Search:
         )
         self.epochs: list[EpochRecord] = []
 
-    def epoch(self, epoch: int) -> EpochRecord:
+    @property
+    def steps(self) -> int:
+        """Weight steps, and architecture steps, of an epoch."""
+        return max(1, len(self.problem.data.weights) // self.options.batch)
+
+    def epoch(self, epoch: int, bar: Bar) -> EpochRecord:
         """One pass over the weights' half, with an architecture step after each weight step."""
         started = time.monotonic()
         options, data = self.options, self.problem.data
         seed = epoch_seed(self.problem.seed, epoch)
         torch.manual_seed(seed)  # for what a network draws itself, as dropout does
         generator = torch.Generator().manual_seed(seed)
-        share, learn = epoch / options.epochs, epoch >= options.warmup and bool(self.logits.sites)
-        temperature = cosine(options.hottest, options.coldest, share)
-        set_rate(self.sgd, cosine(options.lr, 0.0, share))
+        learn = epoch >= options.warmup and bool(self.logits.sites)
+        temperature = options.hottest
         self.supernet.train()
         sums = torch.zeros(4, device=self.runner.device)
-        for images, labels in batches(data.weights, options.batch, seed):
+        for step, (images, labels) in enumerate(batches(data.weights, options.batch, seed)):
+            share = (epoch + (step / self.steps if options.anneal == "step" else 0)) / options.epochs
+            temperature = cosine(options.hottest, options.coldest, share)
+            set_rate(self.sgd, cosine(options.lr, 0.0, share))
             trained = self._weight_step(images, labels, temperature, generator)
             size = min(options.batch, len(data.validation))
             images, labels = data.validation.sample(size, generator=generator, augment=True)
             images = images.contiguous(memory_format=torch.channels_last)
             judged = self._arch_step(images, labels, temperature, generator, learn=learn)
             sums += torch.stack([trained, *judged, torch.ones_like(trained)])
+            bar.step()
         train_loss, loss, accuracy, steps = sums.tolist()
         if not math.isfinite(train_loss + loss):
             raise ValueError(f"the search diverged in epoch {epoch + 1}; lower strategy.lr or strategy.arch_lr")
