@@ -32,12 +32,11 @@ from htas.measurement import Measurement
 from htas.metrics.latency import Latency
 from htas.metrics.macs import Macs
 from htas.metrics.params import Params
-from htas.problem import Problem
+from htas.problem import Problem, rivals
 from htas.progress import progress, say
 from htas.report import write
 from htas.result import CurveRecord, Report, Result, SearchRecord
 from htas.space import Space
-from htas.strategies.differentiable import rivals
 from htas.survey import survey as take_survey
 from htas.target import Target, machine
 from htas.text import duration, listing, milliseconds, no_such, percent
@@ -165,7 +164,9 @@ def open_run(config: Config, folder: Path) -> None:
         write_text(path, text)
     environment = folder / "environment.json"
     if not environment.exists():
-        write_json(environment, {"seed": config.seed, **versions()})
+        write_json(
+            environment, {"seed": config.seed, "fingerprint": Run(config, folder).target.fingerprint(), **versions()}
+        )
 
 
 def run(config: Config, folder: Path, command: str) -> Path:

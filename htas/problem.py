@@ -1,11 +1,13 @@
 """All that a strategy may look at."""
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
+from htas.arch import Arch
 from htas.cost import CostModel
 from htas.datasets import Data
 from htas.graph import Network
@@ -33,3 +35,17 @@ class Problem:
     def __post_init__(self) -> None:
         self.network.check(self.space.widest)
         self.network.check(self.space.narrowest)
+
+
+def rivals(problem: Problem, arch: Arch, count: int, *, seed: int, tolerance: float = 0.05) -> list[Arch]:
+    """Random archs of the space whose cost lies within `tolerance` of the given one's (the nearest ones, if few do).
+
+    Drawn at random leanings to wide or narrow, since uniform draws seldom reach the ends of a space.
+    """
+    rng = random.Random(seed)
+    wanted = problem.cost.cost(arch)
+    drawn = {problem.space.sample(rng, rng.uniform(-6, 6)) for _ in range(200 * count)} - {arch}
+    off = {other: abs(problem.cost.cost(other) / wanted - 1) for other in drawn}
+    ordered = sorted(drawn, key=lambda other: (off[other], sorted(other.widths.items()), sorted(other.depths.items())))
+    near = [other for other in ordered if off[other] <= tolerance]
+    return rng.sample(near, count) if len(near) >= count else ordered[:count]

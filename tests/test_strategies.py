@@ -20,11 +20,11 @@ from htas.datasets import Data, Split
 from htas.files import read_tensors
 from htas.graph import trace
 from htas.models.cifar_resnet import CifarResNet
-from htas.problem import Problem
+from htas.problem import Problem, rivals
 from htas.result import EpochRecord
 from htas.space import Space
 from htas.strategies import Strategy
-from htas.strategies.differentiable import Differentiable, Logits, _Search, penalty, rivals, verdict
+from htas.strategies.differentiable import Differentiable, Logits, _Search, penalty, verdict
 from htas.train import cosine
 
 FAMILY = CifarResNet(14)
@@ -219,9 +219,17 @@ def test_the_temperature_falls_as_in_tas():
 
 def test_the_temperature_and_the_learning_rate_of_an_epoch_are_those_of_its_start(tmp_path):
     search = _Search(Differentiable(epochs=4, batch=8, precision="fp32"), problem(tmp_path))
-    records = [search.epoch(epoch) for epoch in (0, 2)]
+    records = [search.epoch(epoch, Silent()) for epoch in (0, 2)]
     assert [record.temperature for record in records] == pytest.approx([5.0, 2.55])
     assert search.sgd.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+def test_annealing_by_step_goes_all_the_way_within_one_epoch(tmp_path):
+    options = Differentiable(epochs=1, batch=8, anneal="step", precision="fp32")
+    search = _Search(options, problem(tmp_path))
+    last = 1 - 1 / search.steps
+    assert search.epoch(0, Silent()).temperature == pytest.approx(cosine(5.0, 0.1, last))
+    assert search.sgd.param_groups[0]["lr"] == pytest.approx(cosine(0.1, 0.0, last))
 
 
 # -- the loss ----------------------------------------------------------------------------------------------------------
@@ -306,9 +314,9 @@ def test_the_weight_step_moves_weights_and_leaves_the_logits(tmp_path):
 def test_logits_rest_while_only_the_weights_warm_up(tmp_path):
     search = _Search(Differentiable(epochs=2, warmup=1, batch=8, precision="fp32"), problem(tmp_path))
     table = search.logits.table.detach().clone()
-    search.epoch(0)
+    search.epoch(0, Silent())
     assert torch.equal(search.logits.table, table)
-    search.epoch(1)
+    search.epoch(1, Silent())
     assert not torch.equal(search.logits.table, table)
 
 
@@ -358,7 +366,7 @@ def test_a_search_may_start_from_the_trained_base_network(tmp_path):
 
 def test_validating_archs_moves_no_weight_and_restores_the_momentum(tmp_path):
     search = _Search(Differentiable(epochs=1, batch=8, precision="fp32"), problem(tmp_path))
-    search.epoch(0)
+    search.epoch(0, Silent())
     weights, momentum = weights_of(search), search.supernet.momentum
     search.validate([search.problem.space.widest])
     assert all(torch.equal(tensor, weights[name]) for name, tensor in weights_of(search).items())
@@ -411,6 +419,13 @@ def test_where_few_archs_cost_the_same_the_nearest_are_the_rivals(tmp_path):
     costs = [Sum().cost(other) for other in found]
     assert len(set(found)) == 3 and given.space.narrowest not in found
     assert costs == sorted(costs) and costs[0] - Sum().cost(given.space.narrowest) <= 4
+
+
+class Silent:
+    """A bar that nobody sees."""
+
+    def step(self, figures: str = "", by: int = 1) -> None:
+        """Nothing."""
 
 
 # -- resuming ----------------------------------------------------------------------------------------------------------

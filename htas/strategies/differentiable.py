@@ -1,7 +1,6 @@
 """Section 3.3: the differentiable search of TAS, with the latency loss of eq. 6 to 8."""
 
 import math
-import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -395,17 +394,3 @@ def _some(split: Split, most: int) -> Any:
             return
         seen += len(labels)
         yield images, labels
-
-
-def rivals(problem: Problem, arch: Arch, count: int, *, seed: int, tolerance: float = 0.05) -> list[Arch]:
-    """Random archs of the space whose cost lies within `tolerance` of the given one's (the nearest ones, if few do).
-
-    Drawn at random leanings to wide or narrow, since uniform draws seldom reach the ends of a space.
-    """
-    rng = random.Random(seed)
-    wanted = problem.cost.cost(arch)
-    drawn = {problem.space.sample(rng, rng.uniform(-6, 6)) for _ in range(200 * count)} - {arch}
-    off = {other: abs(problem.cost.cost(other) / wanted - 1) for other in drawn}
-    ordered = sorted(drawn, key=lambda other: (off[other], sorted(other.widths.items()), sorted(other.depths.items())))
-    near = [other for other in ordered if off[other] <= tolerance]
-    return rng.sample(near, count) if len(near) >= count else ordered[:count]
