@@ -95,8 +95,8 @@ def bench(
 
 def _settle(call: Call, timer: Timer, reading: float, warmup: float) -> int:
     """Warm a call up; how many calls in a row make one reading."""
-    spent = timer.time(call, 1)  # the first call allocates and chooses kernels: no measure of the others
-    loops, fastest = 1, inf
+    timer.time(call, 1)  # the first call allocates and chooses kernels: no measure of the others
+    spent, loops, fastest = 0.0, 1, inf
     for _ in range(MOST_WARMUPS):
         seconds = timer.time(call, loops)
         spent += seconds
@@ -106,7 +106,7 @@ def _settle(call: Call, timer: Timer, reading: float, warmup: float) -> int:
         wanted = ceil(reading / fastest) if fastest > 0 else MOST_LOOPS
         long_enough = loops >= wanted
         loops = min(wanted, 10 * loops, MOST_LOOPS)
-        if spent >= warmup or (steady and long_enough):
+        if long_enough and (steady or spent >= warmup):
             break
     return loops
 

@@ -5,6 +5,7 @@ Nothing is listed twice: the options of a table are the fields of its class, and
 
 import dataclasses
 import json
+import math
 import tomllib
 import types
 from argparse import SUPPRESS, ArgumentError
@@ -266,6 +267,8 @@ def _value(key: str, hint: Any, given: Any) -> Any:
     text = isinstance(given, Text)
     for parsed in _readings(key, hint, given):
         # The library reads "8" as the number 8; in a file, text is text.
+        if isinstance(parsed, float) and not math.isfinite(parsed):
+            break
         if text or not isinstance(given, str) or not isinstance(parsed, bool | int | float | list | tuple | dict):
             return parsed
     raise ValueError(f"{key} must be {allowed(hint)}, got {given.text if text else _toml(given)}")

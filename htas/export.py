@@ -1,4 +1,4 @@
-"""A network as a file that others can run: ONNX, or PyTorch's own .pt2. What was written is read back and compared."""
+"""A network as a file that others can run: ONNX, or PyTorch's own .pt2. Compared before it is written."""
 
 import io
 from collections.abc import Callable, Mapping
@@ -21,19 +21,17 @@ def export(model: nn.Module, example: Tensor, path: Path) -> float:
 
     The suffix of the path chooses the format, `.onnx` or `.pt2`. Example: [batch, channels, height, width]; the file
     takes any batch. The model is exported in eval mode and stays as it is. Raises ValueError for another suffix, a
-    network that cannot be exported, and outputs that differ by more than 1e-4 of the largest; no file is left then.
+    network that cannot be exported, and outputs that differ by more than 1e-4 of the largest; no file is written then.
     """
     if path.suffix not in _FORMATS:
         raise ValueError(f"cannot export to {path.name!r}: the suffix must be one of {listing(_FORMATS)}")
     write, read = _FORMATS[path.suffix]
     network, example = deepcopy(model).eval().cpu(), example.detach().cpu()
     # an exporter takes a batch of one for a constant
-    write_bytes(path, write(network, example.repeat(2, *[1] * (example.ndim - 1))))
-    try:
-        return _check(network, read(path.read_bytes()), example, str(path))
-    except Exception:
-        path.unlink()
-        raise
+    content = write(network, example.repeat(2, *[1] * (example.ndim - 1)))
+    difference = _check(network, read(content), example, str(path))
+    write_bytes(path, content)
+    return difference
 
 
 @torch.inference_mode()

@@ -36,6 +36,7 @@ from htas.problem import Problem, rivals
 from htas.progress import progress, say
 from htas.report import write
 from htas.result import CurveRecord, Report, Result, SearchRecord
+from htas.runtimes import open_runtime
 from htas.space import Space
 from htas.survey import survey as take_survey
 from htas.target import Target, machine
@@ -107,7 +108,7 @@ class Run:
         space = [config.design.expand, config.design.inputs, config.design.adds]
         match stage:
             case "survey":
-                return digest(basis, self.target.fingerprint(), dataclasses.asdict(config.survey), space)
+                return digest(basis, self.place, dataclasses.asdict(config.survey), space)
             case "design":
                 return digest(basis, dataclasses.asdict(config.design), folder / "survey.json")
             case "search":
@@ -115,7 +116,12 @@ class Run:
             case "train":
                 return digest(config.toml(), *(self.search_file(name) for name in config.design.spaces))
             case _:
-                return digest(config.toml(), folder / "networks.json")
+                return digest(config.toml(), self.place, folder / "networks.json")
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """What latencies depend on: the target on this machine, and the versions of its runtime."""
+        return {"target": self.target.fingerprint(), **open_runtime(self.target).describe()}
 
     def training(self, arch: Arch, *, taught: bool) -> str:
         """A hash of what a training depends on."""
@@ -152,7 +158,7 @@ def open_run(config: Config, folder: Path) -> None:
             old = path.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise Unusable(f"{path} cannot be read ({error}); name another folder with --out") from error
-        if old != text:
+        if old != text and any(not _unstarted(found) for found in folder.iterdir()):
             raise Unusable(
                 f"{folder} holds a run of another configuration ({_difference(old, text)}); "
                 "name another folder with --out, or delete this one"
@@ -160,24 +166,24 @@ def open_run(config: Config, folder: Path) -> None:
     else:
         if folder.exists() and (not folder.is_dir() or any(not _unfinished(found) for found in folder.iterdir())):
             raise Unusable(f"{folder} exists and is not the folder of a run; name another one with --out")
+        old = ""
+    if old != text:
         check(Run(config, folder).network, config.design)
         write_text(path, text)
-    environment = folder / "environment.json"
-    if not environment.exists():
-        write_json(
-            environment, {"seed": config.seed, "fingerprint": Run(config, folder).target.fingerprint(), **versions()}
-        )
+    if old != text or not (folder / "environment.json").exists():
+        _environment(Run(config, folder))
 
 
 def run(config: Config, folder: Path, command: str) -> Path:
     """Every stage in turn; returns the path of report.html."""
     open_run(config, folder)
     job = Run(config, folder)
+    open_runtime(job.target)
     if not (folder / "report.json").exists():
         plan.show(job.network, job.data, config, folder)
     write_json(folder / "command.json", {"command": command})
-    for stage in STAGES:
-        globals()[stage](config, folder, False)
+    for stage in (survey, design, search, train, measure, report):
+        stage(config, folder)
     return folder / "report.html"
 
 
@@ -187,17 +193,23 @@ def survey(config: Config, folder: Path, again: bool = False) -> None:
     path = folder / "survey.json"
     if _finished(path, job.made_from("survey"), again):
         return
+    _environment(job)
     started = time.monotonic()
     options = config.survey
     metric = Latency(job.target, rounds=options.rounds, reading=options.reading, seed=config.seed)
     say(f"survey: compiling layers for {job.target.runtime}")
     with progress("survey", options.rounds) as bar:
         content = take_survey(
-            job.network, metric, expand=config.design.expand, inputs=config.design.inputs, on_round=_rounds(bar)
+            job.network,
+            metric,
+            expand=config.design.expand,
+            inputs=config.design.inputs,
+            estimate=options.estimate,
+            on_round=_rounds(bar),
         )
     for doubt in content["doubts"]:
         say(f"survey: doubt: {doubt}")
-    _write(path, job.made_from("survey"), started, content)
+    _write(path, job.made_from("survey"), time.monotonic() - started, content)
 
 
 def design(config: Config, folder: Path, again: bool = False) -> None:
@@ -216,7 +228,7 @@ def design(config: Config, folder: Path, again: bool = False) -> None:
         for name, choices in curve.choices.items():
             say(f"design: {name}: {curve.sites[0]} and {len(curve.sites) - 1} alike: {listing(map(str, choices))}")
     content = {"spaces": {name: space.json() for name, space in made.items()}, "curves": [c.json() for c in curves]}
-    _write(path, job.made_from("design"), started, content)
+    _write(path, job.made_from("design"), time.monotonic() - started, content)
 
 
 def search(config: Config, folder: Path, again: bool = False) -> None:
@@ -227,13 +239,15 @@ def search(config: Config, folder: Path, again: bool = False) -> None:
         path = job.search_file(name)
         if _finished(path, job.made_from("search"), again):
             continue
-        started = time.monotonic()
         problem = _problem(job, space)
         if again:
             problem.checkpoint.unlink(missing_ok=True)
         found = config.strategy.search(problem)
-        others = rivals(problem, found.arch, RIVALS, seed=config.seed)
+        latency = paper_cost(job.network, job.surveyed, config.design)
+        others = rivals(replace(problem, cost=latency), found.arch, RIVALS, seed=config.seed)
+        judged = time.monotonic()
         accuracy, *theirs = found.validate([found.arch, *others])
+        took = found.seconds + time.monotonic() - judged
         record = SearchRecord(
             space=name,
             strategy=config.strategy.title,
@@ -244,13 +258,13 @@ def search(config: Config, folder: Path, again: bool = False) -> None:
             why=found.why,
             accuracy=accuracy,
             rivals=tuple(theirs),
-            rival_costs=tuple(problem.cost.cost(other) / problem.cost.cost(found.arch) for other in others),
+            rival_costs=tuple(latency.cost(other) / latency.cost(found.arch) for other in others),
             seconds=found.seconds,
             seed=config.seed,
         )
         state = "converged" if record.converged else "not converged"
-        say(f"search {name}: {state}; better than {record.beaten} of {len(theirs)} random archs of its cost")
-        _write(path, job.made_from("search"), started, record.json())
+        say(f"search {name}: {state}; better than {record.beaten} of {len(theirs)} random archs of its latency")
+        _write(path, job.made_from("search"), took, record.json())
         problem.checkpoint.unlink(missing_ok=True)
 
 
@@ -263,9 +277,9 @@ def train(config: Config, folder: Path, again: bool = False) -> None:
         names = [content["name"] for content in read_json(path)["results"]]
         if all(job.model_file(name).exists() for name in names):
             return
-    started = time.monotonic()
-    rows = [_trained(job, row, again) for row in _rows(job)]
-    _write(path, job.made_from("train"), started, {"results": [row.json() for row in rows]})
+    trained = [_trained(job, row, again) for row in _rows(job)]
+    content = {"results": [row.json() for row, _ in trained], "test_images": len(job.data.test)}
+    _write(path, job.made_from("train"), sum(seconds for _, seconds in trained), content)
 
 
 def measure(config: Config, folder: Path, again: bool = False) -> None:
@@ -275,6 +289,7 @@ def measure(config: Config, folder: Path, again: bool = False) -> None:
     path = folder / "measure.json"
     if _finished(path, job.made_from("measure"), again):
         return
+    _environment(job)
     started = time.monotonic()
     rows = [Result.of(content) for content in read_json(folder / "networks.json")["results"]]
     modules = [_load(job, row) for row in rows]
@@ -288,7 +303,7 @@ def measure(config: Config, folder: Path, again: bool = False) -> None:
     for row in rows:
         assert row.measured is not None
         say(f"measure: {row.name}: {milliseconds(row.measured.median)}, accuracy {percent(row.accuracy or 0)}")
-    _write(path, job.made_from("measure"), started, {"results": [row.json() for row in rows]})
+    _write(path, job.made_from("measure"), time.monotonic() - started, {"results": [row.json() for row in rows]})
 
 
 def report(config: Config, folder: Path, again: bool = False) -> None:
@@ -304,13 +319,13 @@ def report(config: Config, folder: Path, again: bool = False) -> None:
         command=read_json(command)["command"] if command.exists() else "htas run config.toml",
         results=tuple(Result.of(content) for content in contents["measure.json"]["results"]),
         curves=tuple(CurveRecord.of(content) for content in contents["design.json"]["curves"]),
-        searches=tuple(SearchRecord.of(_plain(contents[name])) for name in (path.name for path in files["search"])),
+        searches=tuple(SearchRecord.of(_plain(contents[path.name])) for path in files["search"]),
         machine=read_json(folder / "environment.json"),
         config=config.toml(),
         dataset=config.names["data"],
         stages=stages,
         remarks=tuple(contents["survey.json"]["doubts"]),
-        test_images=contents["measure.json"]["results"][0]["recipe"].get("test_images", 0),
+        test_images=contents["networks.json"]["test_images"],
     )
     if not again and _reported(made, folder):
         return
@@ -328,6 +343,8 @@ def export_network(folder: Path, to: str, network: str = "", file: Path | None =
     if name not in rows:
         raise Unusable(no_such("network of this run", name, rows))
     path = file or folder / f"{_slug(name)}.{to}"
+    if path.suffix != f".{to}":
+        raise Unusable(f"--to {to} writes a file that ends in .{to}, got --file {path}; name it so, or leave it out")
     example = torch.randn(job.target.batch, *job.target.image)
     return path, export(_load(job, rows[name]), example, path)
 
@@ -350,7 +367,7 @@ def measure_networks(names: Sequence[str], target: Target, rounds: int, classes:
         latencies = Latency(target, rounds=rounds).measure(modules, on_round=_rounds(bar))
     macs, params = Macs(target).measure(modules), Params(target).measure(modules)
     return [
-        Figures(name, target.runtime, latency, round(mac.estimate), round(param.estimate))
+        Figures(name, target.runtime, latency, round(mac.median), round(param.median))
         for name, latency, mac, param in zip(names, latencies, macs, params, strict=True)
     ]
 
@@ -394,7 +411,7 @@ def _row(job: Run, name: str, arch: Arch, **fields: Any) -> Result:
         target={**target, "image": list(job.target.image)},
         macs=job.network.macs(arch),
         params=job.network.params(arch),
-        recipe={"name": config.names["train"], **dataclasses.asdict(config.train), "test_images": len(job.data.test)},
+        recipe={"name": config.names["train"], **dataclasses.asdict(config.train)},
         seed=config.seed,
         versions={"htas": __version__, **machine()},
         **fields,
@@ -410,7 +427,8 @@ def _controls(job: Run, found: Result) -> list[Result]:
     key = digest(job.made_from("search"), found.arch.json())
     if not _finished(path, key, False):
         started = time.monotonic()
-        _write(path, key, started, _pick_controls(job, found))
+        picked = _pick_controls(job, found)
+        _write(path, key, time.monotonic() - started, picked)
     content = read_json(path)
     rows = []
     for control in content["controls"]:
@@ -429,11 +447,13 @@ def _pick_controls(job: Run, found: Result) -> dict[str, Any]:
         readings = Latency(job.target, rounds=ROUNDS // 3, seed=job.config.seed).measure(modules, on_round=_rounds(bar))
     limit = readings[0].median
     note = (
-        f"The {'{}'} whose median latency was not above that of {found.name} ({milliseconds(limit)}) in one "
-        f"interleaved run before training."
+        f"The widest, or deepest, of its kind whose median latency was not above that of {found.name} "
+        f"({milliseconds(limit)}) in one interleaved run before training."
     )
     controls = []
     for kind in ("uniform", "plain"):
+        if not any(sort == kind for sort, _, _ in candidates):
+            continue
         fitting = [
             (title, arch)
             for (sort, title, arch), reading in zip(candidates, readings[1:], strict=True)
@@ -444,7 +464,7 @@ def _pick_controls(job: Run, found: Result) -> dict[str, Any]:
             controls.append({"kind": kind, "name": f"{kind} {title}", "arch": arch.json()})
         else:
             say(f"controls: every {kind} network is slower than {found.name}")
-    return {"controls": controls, "note": note.format("widest, or deepest, of its kind")}
+    return {"controls": controls, "note": note}
 
 
 def _uniform(job: Run) -> Iterator[tuple[str, str, Arch]]:
@@ -457,19 +477,22 @@ def _uniform(job: Run) -> Iterator[tuple[str, str, Arch]]:
 
 def _plain_members(job: Run) -> Iterator[tuple[str, str, Arch]]:
     """The base network with 1, 2 ... blocks in every stage, shallowest first."""
-    network = job.network
+    network = job.network  # without depth sites it has no such members
     for blocks in range(1, max((site.base for site in network.depths.values()), default=0) + 1):
         depths = {name: min(blocks, site.base) for name, site in network.depths.items()}
         yield "plain", job.config.family.member(blocks), Arch(network.base.widths, depths)
 
 
-def _trained(job: Run, row: Result, again: bool) -> Result:
-    """The row with its accuracy; its weights are in networks/. What has been trained already is kept."""
+def _trained(job: Run, row: Result, again: bool) -> tuple[Result, float]:
+    """The row with its accuracy, and the seconds of its training; its weights are in networks/.
+
+    What has been trained already is kept.
+    """
     path, key = job.model_file(row.name), job.training(row.arch, taught=row.name != "base")
     if path.exists() and not again:
         _, about = read_tensors(path)
         if about["inputs"] == key:
-            return replace(row, accuracy=about["accuracy"], teacher=about["teacher"])
+            return replace(row, accuracy=about["accuracy"], teacher=about["teacher"]), about["seconds"]
     config = job.config
     teacher = None if row.name == "base" or config.distill.alpha == 0 else _base(job)
     torch.manual_seed(config.seed)
@@ -478,15 +501,16 @@ def _trained(job: Run, row: Result, again: bool) -> Result:
     checkpoint = job.checkpoint(f"train-{row.name}", key)
     if again:
         checkpoint.unlink(missing_ok=True)
-    fit(
+    seconds = fit(
         model, job.data.train, config.train, seed=config.seed, device=job.device, checkpoint=checkpoint,
         title=f"train {row.name}", teacher=teacher, distill=config.distill if teacher is not None else None,
     )  # fmt: skip
     accuracy = evaluate(model, job.data.test, device=job.device, precision=config.train.precision)
     name = "" if teacher is None else "base"
-    write_tensors(path, model.state_dict(), {"accuracy": accuracy, "inputs": key, "teacher": name, "name": row.name})
+    about = {"accuracy": accuracy, "inputs": key, "teacher": name, "name": row.name, "seconds": seconds}
+    write_tensors(path, model.state_dict(), about)
     checkpoint.unlink(missing_ok=True)
-    return replace(row, accuracy=accuracy, teacher=name)
+    return replace(row, accuracy=accuracy, teacher=name), seconds
 
 
 def _base(job: Run) -> nn.Module:
@@ -514,7 +538,7 @@ def _predict(job: Run, archs: Sequence[Arch]) -> list[float]:
     metric = Latency(job.target, rounds=options.rounds, reading=options.reading, seed=job.config.seed)
     with progress("measuring the layers of these networks", options.rounds) as bar:
         readings = metric.measure(distinct, on_round=_rounds(bar))
-    seconds = {layer: reading.estimate for layer, reading in zip(distinct, readings, strict=True)}
+    seconds = {layer: reading.minimum for layer, reading in zip(distinct, readings, strict=True)}
     return [sum(seconds[layer] for layer in layers) for layers in uses]
 
 
@@ -552,8 +576,18 @@ def _reported(made: Report, folder: Path) -> bool:
     return all(path.exists() for path in paths) and Report.of(read_json(paths[0])) == made
 
 
-def _write(path: Path, key: str, started: float, content: Mapping[str, Any]) -> None:
-    took = time.monotonic() - started
+def _environment(job: Run) -> None:
+    """Seed, versions and machine of the run, as they are now."""
+    content = {"seed": job.config.seed, "fingerprint": job.target.fingerprint(), **versions()}
+    write_json(job.folder / "environment.json", content)
+
+
+def _unstarted(path: Path) -> bool:
+    """Whether a file of a run's folder is there before any stage has finished."""
+    return path.name in ("config.toml", "environment.json", "command.json") or _unfinished(path)
+
+
+def _write(path: Path, key: str, took: float, content: Mapping[str, Any]) -> None:
     write_json(path, {"inputs": key, "took": took, **content})
     say(f"{path.stem}: {duration(took)}")
 
@@ -563,11 +597,15 @@ def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _need(job: Run, *stages: str) -> None:
-    """Raise Unusable, naming the verb to run, where a file of these stages is missing."""
+    """Raise Unusable, naming the verb to run, where a file of these stages is missing or made from older ones."""
     for stage in stages:
         for path in job.files(stage):
             if not path.exists():
                 raise Unusable(f"{path} does not exist; run `htas {stage} {path.parent}` first")
+            if stage in ("survey", "measure"):  # of another machine too: only measuring anew depends on the machine
+                continue
+            if read_json(path).get("inputs") != job.made_from(stage):
+                raise Unusable(f"{path} was made from other files than are there now; run `htas {stage} {path.parent}`")
 
 
 def _rounds(bar: Any) -> Callable[[int, int], None]:

@@ -11,9 +11,14 @@ from htas.datasets import Data
 from htas.graph import Network, resize
 from htas.progress import say
 from htas.strategies.differentiable import Differentiable
+from htas.survey import cases
 from htas.text import duration
 from htas.train import batches, engine, epoch_seed, placed
 
+BUILD = 0.015
+"""Seconds to build a layer and warm it up."""
+READING = 1.5
+"""A reading is somewhat longer than it must be, and an untimed call goes before it."""
 SEARCH_STEP = 5.5
 """A weight and an architecture step of the supernet at e = 2 take about so many plain steps of the base network."""
 STUDENT = 0.8
@@ -37,7 +42,8 @@ def estimate(network: Network, data: Data, config: Config) -> Iterator[tuple[str
     image = _step(network, data, config)
     spaces = len(config.design.spaces)
     recipe = config.train
-    yield "survey", 900 * config.survey.rounds * 1.3 * config.survey.reading
+    layers = len(cases(network, expand=config.design.expand, inputs=config.design.inputs))
+    yield "survey", layers * (BUILD + config.survey.rounds * READING * config.survey.reading)
     if isinstance(config.strategy, Differentiable):
         steps = config.strategy.epochs * len(data.weights)
         yield f"search of {spaces} spaces", spaces * steps * image * SEARCH_STEP

@@ -143,6 +143,8 @@ class Supernet(nn.Module):
                     for name in ("weight", "bias", "running_mean", "running_var"):
                         common = min(len(getattr(norm, name)), len(getattr(source, name)))
                         getattr(norm, name)[:common] = getattr(source, name)[:common].to(getattr(norm, name).device)
+            elif node.module:
+                self.body.get_submodule(node.module).load_state_dict(trained.get_submodule(node.module).state_dict())
 
     def _inherit_conv(self, node: Node, source: nn.Module) -> None:
         own = self.body.get_submodule(node.module)

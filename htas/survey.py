@@ -23,6 +23,9 @@ class Survey:
     reading: float = 0.002
     """Shortest reading in seconds; a faster layer is repeated within it."""
 
+    estimate: Literal["minimum", "mean"] = "minimum"
+    """What stands for the readings of a width: the minimum, which interruptions cannot raise, or the paper's mean."""
+
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ValueError(f"survey.rounds must be 1 or more, got {self.rounds}")
@@ -111,6 +114,7 @@ def survey(
     *,
     expand: float,
     inputs: str,
+    estimate: Literal["minimum", "mean"] = "minimum",
     on_round: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Measure every distinct producing layer at widths 1..e*base, and every layer of frozen width once.
@@ -118,31 +122,45 @@ def survey(
     Returns plain JSON values: by layer key (outputs 0) the widths, and the estimate, median and spread of each in
     seconds.
     """
-    cases: dict[Layer, str] = {}
-    for site, layers in templates(network, expand=expand, inputs=inputs).items():
-        for layer in layers:
-            cases |= {layer.wide(x): layer.key for x in range(1, widest(network.sites[site].base, expand) + 1)}
-    for use in network.uses(surveyed(network, expand=expand, inputs=inputs)):
-        if not use.site and use.layer.op in ("conv", "linear"):
-            cases.setdefault(use.layer, use.layer.wide(0).key)
-    readings = metric.measure(list(cases), on_round=on_round)
-    layers_found: dict[str, dict[str, list[Any]]] = {}
-    for (layer, key), reading in zip(cases.items(), readings, strict=True):
-        _record(layers_found.setdefault(key, {}), layer.outputs, reading)
-    doubts = [found for reading in readings if (found := reading.doubts)]
+    found = cases(network, expand=expand, inputs=inputs)
+    readings = metric.measure(list(found), on_round=on_round)
+    layers: dict[str, dict[str, list[Any]]] = {}
+    for (layer, key), reading in zip(found.items(), readings, strict=True):
+        _record(layers.setdefault(key, {}), layer.outputs, reading, getattr(reading, estimate))
     return {
         "survey": readings[0].survey,
         "context": dict(readings[0].context),
-        "layers": layers_found,
-        "cases": len(cases),
-        "doubts": [f"{len(doubts)} of {len(cases)} layers: {min(doubts)[0]}"] if doubts else [],
+        "layers": layers,
+        "cases": len(found),
+        "doubts": _doubts(readings),
     }
 
 
-def _record(table: dict[str, list[Any]], width: int, reading: Measurement) -> None:
+def cases(network: Network, *, expand: float, inputs: str) -> dict[Layer, str]:
+    """The layers that a survey measures, each with the key of the table it goes into."""
+    found: dict[Layer, str] = {}
+    for site, layers in templates(network, expand=expand, inputs=inputs).items():
+        for layer in layers:
+            found |= {layer.wide(x): layer.key for x in range(1, widest(network.sites[site].base, expand) + 1)}
+    for use in network.uses(surveyed(network, expand=expand, inputs=inputs)):
+        if not use.site and use.layer.op in ("conv", "linear"):
+            found.setdefault(use.layer, use.layer.wide(0).key)
+    return found
+
+
+def _doubts(readings: Sequence[Measurement]) -> list[str]:
+    """How many layers are in doubt, and the doubt of the worst."""
+    doubtful = [reading for reading in readings if reading.doubts]
+    if not doubtful:
+        return []
+    worst = max(doubtful, key=lambda reading: reading.spread / reading.median)
+    return [f"{len(doubtful)} of {len(readings)} layers, at worst: {worst.doubts[0]}"]
+
+
+def _record(table: dict[str, list[Any]], width: int, reading: Measurement, estimate: float) -> None:
     for column, value in (
         ("widths", width),
-        ("estimate", reading.estimate),
+        ("estimate", estimate),
         ("median", reading.median),
         ("spread", reading.spread),
     ):

@@ -34,14 +34,17 @@ class Target:
             raise ValueError(f"target.batch must be 0 (the default) or more, got {self.batch}")
         if self.threads < 0:
             raise ValueError(f"target.threads must be 0 (all cores) or more, got {self.threads}")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError(
-                "target.device is 'cuda', but this PyTorch finds no CUDA device; use 'cpu', or install a CUDA build"
-            )
         if self.batch == 0:
             object.__setattr__(self, "batch", 4 if self.device == "cpu" else 1024)
         if self.threads == 0:
             object.__setattr__(self, "threads", usable_cores())
+
+    def check(self) -> None:
+        """Raise ValueError where this machine is not the target's kind; its files can be read anywhere."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError(
+                "target.device is 'cuda', but this PyTorch finds no CUDA device; use 'cpu', or install a CUDA build"
+            )
 
     def fingerprint(self) -> str:
         """Equal only for targets whose latencies may be compared: machine, versions and every field."""

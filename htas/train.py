@@ -1,6 +1,7 @@
 """The only ordinary training loop: a Recipe, `train` and `evaluate`."""
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,9 @@ class Recipe:
             raise ValueError(f"train.batch must be 1 or more, got {self.batch}")
         if not self.lr > 0:
             raise ValueError(f"train.lr must be above 0, got {self.lr}")
+        for name in ("momentum", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} must be 0 or more, got {getattr(self, name)}")
 
     @property
     def length(self) -> int:
@@ -119,17 +123,19 @@ def train(
     title: str,
     teacher: nn.Module | None = None,
     distill: Distill | None = None,
-) -> nn.Module:
-    """Train `model` in place and return it. Goes on from `checkpoint` if that exists; it is written every epoch.
+) -> float:
+    """Train `model` in place. Goes on from `checkpoint` if that exists; it is written every epoch.
 
-    Raises ValueError where the loss stops being a number.
+    Returns the seconds that the epochs took, those before an interruption included. Raises ValueError where the loss
+    stops being a number.
     """
     runner = engine(device, recipe.precision)
     placed(model, runner.device)
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0
     )
-    done = _restore(checkpoint, model, optimizer)
+    done, before = _restore(checkpoint, model, optimizer)
+    started = time.monotonic()
     if teacher is not None:
         placed(teacher, runner.device).eval()
     steps = max(1, len(split) // recipe.batch)
@@ -138,10 +144,10 @@ def train(
             loss, accuracy = _epoch(model, split, recipe, optimizer, runner, epoch, seed, teacher, distill, bar)
             if not math.isfinite(loss):
                 raise ValueError(f"training of {title} diverged in epoch {epoch + 1}; lower train.lr")
-            _keep(checkpoint, model, optimizer, epoch + 1)
+            _keep(checkpoint, model, optimizer, epoch + 1, before + time.monotonic() - started)
             figures = f"epoch {epoch + 1} of {recipe.length}: loss {significant(loss)}, accuracy {percent(accuracy)}"
             bar.step(figures, by=0)
-    return model
+    return before + time.monotonic() - started
 
 
 def _epoch(
@@ -233,16 +239,16 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor],
     optimizer.load_state_dict({**content, "state": state})
 
 
-def _keep(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+def _keep(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, seconds: float) -> None:
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-    write_tensors(path, {**tensors, **optimizer_tensors(optimizer, "sgd")}, {"epoch": epoch})
+    write_tensors(path, {**tensors, **optimizer_tensors(optimizer, "sgd")}, {"epoch": epoch, "seconds": seconds})
 
 
-def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Epochs done according to a checkpoint, 0 without one."""
+def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    """Epochs done according to a checkpoint and the seconds they took; zeros without one."""
     if not path.exists():
-        return 0
+        return 0, 0.0
     tensors, about = read_tensors(path)
     model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model/")})
     load_optimizer(optimizer, tensors, "sgd")
-    return int(about["epoch"])
+    return int(about["epoch"]), float(about["seconds"])

@@ -685,7 +685,7 @@ def test_a_picture_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module", params=sorted(MODULES))
 def real(request: pytest.FixtureRequest) -> Dataset:
-    root = Path(os.environ.get("HTAS_DATA", Path(__file__).parents[1] / "../shared/data"))
+    root = Path(os.environ.get("HTAS_DATA", "data"))
     if not (root / request.param).is_dir():
         pytest.skip(f"no {root / request.param}; name a folder that has it in HTAS_DATA")
     return cifar(request.param, root / request.param)

@@ -47,7 +47,8 @@ def net(dropout: float = 0.0) -> nn.Module:
 
 
 def fitted(model: nn.Module, checkpoint: Path, recipe: Recipe = SHORT, **options: Any) -> nn.Module:
-    return train(model, toy(), recipe, seed=3, device="cpu", checkpoint=checkpoint, title="toy", **options)
+    train(model, toy(), recipe, seed=3, device="cpu", checkpoint=checkpoint, title="toy", **options)
+    return model
 
 
 # -- the recipe --------------------------------------------------------------------------------------------------------

@@ -21,11 +21,11 @@ def write(report: Report, folder: Path) -> list[Path]:
     blocks, pictures = content(report), drawings(report)
     data, text, page = (folder / f"report.{suffix}" for suffix in ("json", "md", "html"))
     files = {folder / "figures" / f"{name}.svg": svg for name, svg in pictures.items()}
-    write_json(data, report.json())
     for path, svg in files.items():
         write_bytes(path, svg)
     write_text(text, markdown(report.title, blocks))
     write_text(page, html(report.title, blocks, pictures))
+    write_json(data, report.json())  # last: it tells that the others are whole
     return [data, text, page, *files]
 
 

@@ -75,10 +75,8 @@ def base_of(report: Report) -> Result | None:
 
 
 def found_of(report: Report) -> Result | None:
-    """The searched network that counts: `hardware`, or the first one searched in any space."""
-    named = [result for result in report.results if result.name == "hardware"]
-    searched = [result for result in report.results if result.space not in ("", "-", NONE, "none")]
-    return next(iter(named + searched), None)
+    """The searched network that counts: the first one, as the configuration orders its spaces."""
+    return next((result for result in report.results if result.space not in ("", "-", NONE, "none")), None)
 
 
 def against_base(result: Result, base: Result | None) -> Comparison | None:

@@ -165,7 +165,8 @@ def standing(search: SearchRecord) -> str:
     if not search.rivals:
         return f"In the supernet its arch has {accuracy} on validation data; no random arch was set beside it."
     middle = percent(median(search.rivals))
-    count = plural(len(search.rivals), "random arch").replace("archs", "archs of about its cost")
+    furthest = percent(max(abs(cost - 1) for cost in search.rival_costs), 0)
+    count = plural(len(search.rivals), "random arch").replace("archs", f"archs within {furthest} of its latency")
     return (
         f"In the supernet its arch has {accuracy} on validation data, better than {search.beaten} of {count} "
         f"(their median {middle})."

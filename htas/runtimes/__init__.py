@@ -55,6 +55,7 @@ class Runtime(ABC):
 
 
 def open_runtime(target: Target) -> Runtime:
-    """The runtime that the target names; raises ValueError that names the ones there are."""
+    """The runtime that the target names; raises ValueError that names the ones there are, or lacks the device."""
+    target.check()
     found: type[Runtime] = find(sys.modules[__name__], Runtime, target.runtime)  # type: ignore[type-abstract]
     return found(target)

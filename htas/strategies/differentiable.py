@@ -47,7 +47,7 @@ class Differentiable(Strategy):
     batch: int = 256
     """Images of a weight step, and of an architecture step."""
     lr: float = 0.1
-    """Learning rate of the weights (SGD), falling to 0 along half a cosine, by epoch."""
+    """Learning rate of the weights (SGD), falling to 0 along half a cosine."""
     momentum: float = 0.9
     """Of SGD with Nesterov's correction."""
     weight_decay: float = 5e-4
@@ -96,7 +96,7 @@ class Differentiable(Strategy):
         for name in ("lr", "arch_lr", "hottest", "coldest", "ratio"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"strategy.{name} must be above 0, got {getattr(self, name)}")
-        for name in ("weight", "tolerance", "weight_decay", "arch_weight_decay"):
+        for name in ("weight", "tolerance", "momentum", "weight_decay", "arch_weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"strategy.{name} must be 0 or more, got {getattr(self, name)}")
 
@@ -387,9 +387,9 @@ class _Search:
 
 
 def _some(split: Split, most: int) -> Any:
-    """The first images of a split, in batches, not augmented."""
+    """Some images of a split, always the same, in batches, not augmented; a data set may be stored class by class."""
     seen = 0
-    for images, labels in split.batches(256, channels_last=True):
+    for images, labels in split.batches(256, seed=0, channels_last=True):
         if seen >= most:
             return
         seen += len(labels)
