@@ -193,7 +193,6 @@ def survey(config: Config, folder: Path, again: bool = False) -> None:
     path = folder / "survey.json"
     if _finished(path, job.made_from("survey"), again):
         return
-    _environment(job)
     started = time.monotonic()
     options = config.survey
     metric = Latency(job.target, rounds=options.rounds, reading=options.reading, seed=config.seed)
@@ -209,6 +208,7 @@ def survey(config: Config, folder: Path, again: bool = False) -> None:
         )
     for doubt in content["doubts"]:
         say(f"survey: doubt: {doubt}")
+    _environment(job)
     _write(path, job.made_from("survey"), time.monotonic() - started, content)
 
 
@@ -289,7 +289,6 @@ def measure(config: Config, folder: Path, again: bool = False) -> None:
     path = folder / "measure.json"
     if _finished(path, job.made_from("measure"), again):
         return
-    _environment(job)
     started = time.monotonic()
     rows = [Result.of(content) for content in read_json(folder / "networks.json")["results"]]
     modules = [_load(job, row) for row in rows]
@@ -303,6 +302,7 @@ def measure(config: Config, folder: Path, again: bool = False) -> None:
     for row in rows:
         assert row.measured is not None
         say(f"measure: {row.name}: {milliseconds(row.measured.median)}, accuracy {percent(row.accuracy or 0)}")
+    _environment(job)
     _write(path, job.made_from("measure"), time.monotonic() - started, {"results": [row.json() for row in rows]})
 
 
