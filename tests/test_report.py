@@ -269,7 +269,7 @@ def test_doubts_gather_readings_fits_remarks_and_unlike_targets() -> None:
 def test_the_arch_found_stands_beside_its_rivals() -> None:
     said = standing(SEARCH)
     assert "75.00 %" in said
-    assert "better than 3 of 4 random archs of about its cost (their median 73.00 %)" in said
+    assert "better than 3 of 4 random archs within 4 % of its latency (their median 73.00 %)" in said
     assert "no random arch" in standing(replace(SEARCH, rivals=(), rival_costs=()))
 
 

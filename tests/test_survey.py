@@ -184,7 +184,7 @@ def test_depthwise_layers_are_surveyed_at_every_width() -> None:
 
 def test_noisy_readings_are_counted_in_the_doubts() -> None:
     (doubt,) = survey(resnet(8), scripted(), expand=1, inputs="base")["doubts"]
-    assert doubt.startswith("337 of 337 layers: the readings spread over 50% of their median")
+    assert doubt.startswith("337 of 337 layers, at worst: the readings spread over 50% of their median")
 
 
 @pytest.mark.parametrize(("field", "value"), [("rounds", 0), ("reading", 0.0), ("reading", float("nan"))])
