@@ -169,6 +169,7 @@ def open_run(config: Config, folder: Path) -> None:
         old = ""
     if old != text:
         check(Run(config, folder).network, config.design)
+        config.target.check()
         write_text(path, text)
     if old != text or not (folder / "environment.json").exists():
         _environment(Run(config, folder))
