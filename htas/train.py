@@ -77,7 +77,7 @@ class Recipe:
 RECIPES = {
     "paper": Recipe(epochs=300, warmup=5, rest=5, batch=256, lr=0.1, anneal="epoch"),
     "short": Recipe(epochs=2, warmup=0, batch=128, lr=0.1),
-    "digits": Recipe(epochs=10, warmup=2, batch=64, lr=0.1),
+    "digits": Recipe(epochs=7, warmup=1, batch=64, lr=0.1),
 }
 """Named recipes; `paper` is TAS's E300-W5, `short` is for CIFAR on a CPU, `digits` for the embedded data set."""
 
