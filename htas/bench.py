@@ -1,15 +1,26 @@
-"""Times calls the way pyperf does: warm up, calibrate, then readings interleaved in shuffled rounds."""
+"""Times calls: warm up, calibrate, then short readings interleaved in shuffled rounds, where they are still wanted.
+
+Short, because the chance that nothing disturbs a reading falls with its length; interleaved, because the machine is
+seldom the same a second later (htas/level.py); and taken in stretches, after each of which the calls are built anew,
+because where a program's memory happens to lie moves its latency by a percent.
+"""
 
 import gc
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil, inf
+from typing import ClassVar
 
+import numpy as np
 import torch
+
+from htas.level import levels
+from htas.text import significant
 
 Call = Callable[[], object]
 
@@ -17,10 +28,19 @@ STEADY = 0.95
 """A call is warm when its next reading is no less than this share of its fastest."""
 MOST_WARMUPS = 20
 MOST_LOOPS = 1_000_000
+REPEAT = 3
+"""Readings of a call in a row, after one call that is not timed."""
+NEIGHBOURS = 16
+"""Calls read one after the other that see the same machine."""
+STRETCHES = 4
+"""Parts of a run; between them calls are built anew, and those that are decided drop out."""
 
 
 class Timer(ABC):
     """Times a run of calls on one device."""
+
+    shortest: ClassVar[float]
+    """Seconds that a reading should last at least: a thousand times what the clock itself is unsure of."""
 
     @abstractmethod
     def time(self, call: Call, loops: int) -> float:
@@ -31,6 +51,7 @@ class Timer(ABC):
 class HostTimer(Timer):
     """The clock of the processor; `wait` returns when the device has finished all it was given."""
 
+    shortest: ClassVar[float] = 1e-4
     clock: Callable[[], float] = time.perf_counter
     """Seconds from any origin."""
     wait: Callable[[], None] = lambda: None
@@ -49,6 +70,8 @@ class HostTimer(Timer):
 class CudaTimer(Timer):
     """The GPU's own clock: a pair of events around the calls, on the stream that PyTorch uses."""
 
+    shortest: ClassVar[float] = 2e-3
+
     def time(self, call: Call, loops: int) -> float:
         """Seconds between the two events, from an idle device to the end of the last call."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
@@ -61,36 +84,138 @@ class CudaTimer(Timer):
         return float(start.elapsed_time(end)) / 1e3
 
 
-def bench(
-    calls: Sequence[Call],
-    *,
-    timer: Timer,
-    rounds: int = 30,
-    reading: float = 0.002,
-    warmup: float = 0.01,
-    seed: int = 0,
-    on_round: Callable[[int, int], None] | None = None,
-) -> list[tuple[float, ...]]:
-    """`rounds` readings of each call, in seconds per call.
+@dataclass(frozen=True)
+class Readings:
+    """Of one call, in order of time."""
 
-    A reading is the mean of as many calls in a row as last `reading` seconds. Every round reads each call once, in an
-    order of its own, so that a slow minute of the machine falls on all calls alike. Warming up ends when a call gets no
-    faster, or after `warmup` seconds. `on_round` hears how many rounds are done, of how many.
-    """
-    if rounds < 1 or reading <= 0:
-        raise ValueError(f"rounds must be 1 or more and reading over 0 seconds, got {rounds} and {reading}")
-    order, rng = list(range(len(calls))), random.Random(seed)
-    loops = [_settle(call, timer, reading, warmup) for call in calls]
-    readings: list[list[float]] = [[] for _ in calls]
-    gc.collect()
-    for done in range(1, rounds + 1):
-        rng.shuffle(order)
+    seconds: tuple[float, ...]
+    levels: tuple[float, ...]
+    """How slow the machine was at each (htas/level.py); 1 is usual."""
+
+
+Wanted = Callable[[Sequence[Readings]], Collection[int]]
+"""Given what has been read of every call, the numbers of those that need more."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How calls are timed."""
+
+    timer: Timer
+    rounds: int = 30
+    """Times that each call's turn comes, at most; it is read REPEAT times then."""
+    limit: float = inf
+    """Seconds after which no further round begins, building and warming up included."""
+    reading: float = 0.0
+    """Seconds that a reading lasts at least; 0 means as short as the timer allows."""
+    warmup: float = 0.01
+    """Seconds of warming up a call, at most."""
+    seed: int = 0
+    """Of the order of the calls."""
+    now: Callable[[], float] = time.monotonic
+    """The clock of `limit`."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or not self.limit > 0 or not self.reading >= 0:
+            raise ValueError(
+                "rounds must be 1 or more, limit over 0 seconds and reading 0 or more, "
+                f"got {self.rounds}, {self.limit} and {self.reading}"
+            )
+
+    def run(
+        self,
+        build: Callable[[int], Call],
+        count: int,
+        *,
+        anew: bool = True,
+        wanted: Wanted | None = None,
+        on_round: Callable[[float, str], None] | None = None,
+    ) -> list[Readings]:
+        """Readings of `count` calls, each made by `build` of its number; with `anew`, again in every stretch.
+
+        Every round reads each call that is still wanted, in an order of its own, so that a slow moment of the machine
+        falls on all alike. At least one round is read, of all calls. `on_round` hears the share that is done and how
+        slow the machine is.
+        """
+        return _Run(self, build, count, anew, wanted, on_round).go() if count else []
+
+
+@dataclass
+class _Run:
+    """A run as it goes: the readings so far, and whose they are."""
+
+    bench: Bench
+    build: Callable[[int], Call]
+    count: int
+    anew: bool
+    wanted: Wanted | None
+    on_round: Callable[[float, str], None] | None
+    seconds: "array[float]" = field(default_factory=lambda: array("d"))
+    calls: "array[int]" = field(default_factory=lambda: array("l"))
+    made: dict[int, tuple[Call, int]] = field(default_factory=dict)
+    fastest: dict[int, float] = field(default_factory=dict)
+
+    def go(self) -> list[Readings]:
+        """Stretch by stretch, until nothing is wanted or time is up."""
+        bench, active, done = self.bench, list(range(self.count)), 0
+        self.started, self.rng = bench.now(), random.Random(bench.seed)
+        for stretch in range(1, STRETCHES + 1):
+            if self.anew or not self.made:
+                self._make(active)
+            while done < ceil(bench.rounds * stretch / STRETCHES) and (not done or self._share < stretch / STRETCHES):
+                slow = self._round(active)
+                done += 1
+                if self.on_round is not None:
+                    share = min(1.0, max(done / bench.rounds, self._share))
+                    self.on_round(share, f"the machine at {significant(slow)} of its fastest")
+            if self.wanted is not None and stretch < STRETCHES:
+                active = sorted(self.wanted(self.readings()))
+            if not active or done >= bench.rounds or self._share >= 1:
+                break
+        return self.readings()
+
+    def readings(self) -> list[Readings]:
+        """What has been read so far, by call."""
+        seconds, calls = np.asarray(self.seconds), np.asarray(self.calls, dtype=np.int64)
+        level = levels(seconds, calls, NEIGHBOURS * REPEAT)
+        order = np.argsort(calls, kind="stable")
+        cuts = np.cumsum(np.bincount(calls, minlength=self.count))[:-1]
+        return [
+            Readings(tuple(mine.tolist()), tuple(its.tolist()))
+            for mine, its in zip(np.split(seconds[order], cuts), np.split(level[order], cuts), strict=True)
+        ]
+
+    @property
+    def _share(self) -> float:
+        """Of the time there is."""
+        return (self.bench.now() - self.started) / self.bench.limit
+
+    def _make(self, active: Sequence[int]) -> None:
+        """Build and warm up; what was built before is let go only then, so that memory is another."""
+        timer = self.bench.timer
+        reading = self.bench.reading or timer.shortest
+        fresh = {}
+        for number in active:
+            call = self.build(number)
+            fresh[number] = call, _settle(call, timer, reading, self.bench.warmup)
+        self.made = fresh
+        gc.collect()
+
+    def _round(self, active: Sequence[int]) -> float:
+        """Read each call; the median of what they took over their fastest readings."""
+        order, slow = list(active), []
+        self.rng.shuffle(order)
         with _collector_off():
-            for index in order:
-                readings[index].append(_read(calls[index], timer, loops[index]))
-        if on_round is not None:
-            on_round(done, rounds)
-    return [tuple(values) for values in readings]
+            for number in order:
+                call, loops = self.made[number]
+                call()  # untimed: others have filled the caches with their weights, and oneDNN's with their kernels
+                for _ in range(REPEAT):
+                    seconds = self.bench.timer.time(call, loops) / loops
+                    self.seconds.append(seconds)
+                    self.calls.append(number)
+                self.fastest[number] = min(seconds, self.fastest.get(number, inf))
+                slow.append(seconds / self.fastest[number] if seconds else 1.0)
+        return float(np.median(slow))
 
 
 def _settle(call: Call, timer: Timer, reading: float, warmup: float) -> int:
@@ -109,11 +234,6 @@ def _settle(call: Call, timer: Timer, reading: float, warmup: float) -> int:
         if long_enough and (steady or spent >= warmup):
             break
     return loops
-
-
-def _read(call: Call, timer: Timer, loops: int) -> float:
-    call()  # untimed: other calls have filled the caches with their weights, and oneDNN's with their kernels
-    return timer.time(call, loops) / loops
 
 
 @contextmanager

@@ -7,10 +7,13 @@ import json
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
 from difflib import get_close_matches
 from importlib.resources import as_file, files
 from pathlib import Path
+from statistics import median
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
@@ -19,10 +22,16 @@ from htas import __version__, text
 if TYPE_CHECKING:
     from htas.config import Config
     from htas.pipeline import Figures
+    from htas.store import Store
+    from htas.target import Target
 
 Source = Annotated[Path, "a TOML file, or the folder of a run"]
 Out = Annotated[Path | None, "folder of the run; otherwise runs/ and the name of the file"]
 Again = Annotated[bool, "redo the stage though it is finished"]
+Runtime = Annotated[str | None, "what runs the networks: eager, onnxruntime, ..."]
+Device = Annotated[Literal["cpu", "cuda"] | None, "where they run (cpu)"]
+Batch = Annotated[int | None, "images per call (4 on cpu, 1024 on cuda)"]
+Threads = Annotated[int | None, "CPU threads (every core)"]
 Overrides = Sequence[str]
 """`--table.field=value` as given; a verb that takes these takes every option of a configuration."""
 
@@ -51,10 +60,13 @@ def run(config: Source, overrides: Overrides, out: Out = None) -> None:
 
 
 def survey(config: Source, overrides: Overrides, out: Out = None, again: Again = False) -> None:
-    """Measure the latency of every distinct layer at every width."""
+    """Measure the latency of every distinct layer at every width, draw the curves, and print the widths chosen."""
     from htas import pipeline
 
-    pipeline.survey(*_opened(config, overrides, out), again)
+    opened, folder = _opened(config, overrides, out)
+    pipeline.survey(opened, folder, again)
+    page, table = pipeline.survey_page(opened, folder)
+    print(f"{table}\n{page}")
 
 
 def design(config: Source, overrides: Overrides, out: Out = None, again: Again = False) -> None:
@@ -81,10 +93,10 @@ def train(config: Source, overrides: Overrides, out: Out = None, again: Again = 
 def measure(
     networks: Annotated[list[str], "a run folder; or networks such as cifar_resnet:32 or tas:C010-ResNet32"],
     overrides: Overrides,
-    runtime: Annotated[str | None, "what runs the networks: eager, onnxruntime, ..."] = None,
-    device: Annotated[Literal["cpu", "cuda"] | None, "where they run (cpu)"] = None,
-    batch: Annotated[int | None, "images per call (4 on cpu, 1024 on cuda)"] = None,
-    threads: Annotated[int | None, "CPU threads (every core)"] = None,
+    runtime: Runtime = None,
+    device: Device = None,
+    batch: Batch = None,
+    threads: Threads = None,
     rounds: Annotated[int | None, "readings of each network (40)"] = None,
     classes: Annotated[int | None, "outputs of each network (10)"] = None,
     json: Annotated[bool, "print JSON instead of a table"] = False,
@@ -129,6 +141,53 @@ def export(
     print(f"{path} (outputs differ from PyTorch's by {difference:.1e} at most)")
 
 
+def store(
+    action: Annotated[Literal["ls", "show", "export", "import", "forget"], "one of those above"],
+    name: Annotated[str, "the survey or the file"] = "",
+    /,
+    path: Annotated[Path | None, "the store's file; otherwise $HTAS_STORE, or this user's own"] = None,
+    json: Annotated[bool, "print JSON instead of a table (ls, show)"] = False,
+    yes: Annotated[bool, "really forget all"] = False,
+) -> None:
+    """List, show, move or forget the measurements kept from survey to survey.
+
+    ls                  every survey in the store, the newest first
+    show SURVEY         the layers of one survey
+    export FILE         write all readings to a .csv or .parquet file, exactly
+    import FILE         add the readings of such a file; what is there already is not doubled
+    forget SURVEY|all   remove a survey, all surveys of a place, or, with --yes, everything
+    """
+    from htas.store import Store
+
+    _check_store(action, name, json, yes)
+    opened = Store(path) if path else Store()
+    match action:
+        case "ls":
+            print(_surveys(opened, json))
+        case "show":
+            print(_survey(opened, name, json))
+        case "export":
+            print(f"{text.plural(opened.export(Path(name)), 'layer')} written to {name}")
+        case "import":
+            print(f"{text.plural(opened.import_(Path(name)), 'new layer')} from {name} added to {opened.path}")
+        case "forget":
+            print(f"{text.plural(_forget(opened, name), 'layer')} removed from {opened.path}")
+
+
+def doctor(
+    runtime: Runtime = None,
+    device: Device = None,
+    batch: Batch = None,
+    threads: Threads = None,
+    json: Annotated[bool, "print JSON instead of lines"] = False,
+) -> None:
+    """Say what this machine is, how noisy it is now, and whether a survey started now would be decided."""
+    from htas.doctor import examine
+
+    findings = examine(_target(runtime, device, batch, threads))
+    print(_as_json(findings.json()) if json else "\n".join(findings.lines()))
+
+
 def demo(overrides: Overrides, out: Out = None) -> None:
     """Run everything once on scikit-learn's digits; nothing is downloaded."""
     from htas import pipeline
@@ -140,7 +199,7 @@ def demo(overrides: Overrides, out: Out = None) -> None:
 
 
 VERBS: Mapping[str, Callable[..., None]] = {
-    verb.__name__: verb for verb in (run, survey, design, search, train, measure, report, export, demo)
+    verb.__name__: verb for verb in (run, survey, design, search, train, measure, report, export, store, doctor, demo)
 }
 
 
@@ -169,7 +228,15 @@ def _call(verb: Callable[..., None], argv: list[str]) -> None:
     known, unknown = parser.parse_known_intermixed_args(rest)
     if unknown:
         raise ValueError(_no_option(verb, parser, unknown[0], configurable))
-    verb(**vars(known), **({"overrides": overrides} if configurable else {}))
+    values = {**vars(known), **({"overrides": overrides} if configurable else {})}
+    first = [values.pop(name) for name in _positional(verb)]
+    verb(*first, **values)
+
+
+def _positional(verb: Callable[..., None]) -> list[str]:
+    """The parameters before `/`: arguments by their place, even those with a default or of fixed choices."""
+    parameters = inspect.signature(verb).parameters.items()
+    return [name for name, parameter in parameters if parameter.kind is inspect.Parameter.POSITIONAL_ONLY]
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -196,14 +263,36 @@ class Parser(argparse.ArgumentParser):
 
 
 def _parser(verb: Callable[..., None]) -> Parser:
-    """Arguments from a verb's parameters: those that have a default, and fixed choices, are options."""
-    parser = Parser(f"htas {verb.__name__}", description=verb.__doc__, allow_abbrev=False, add_help=False)
+    """Arguments from a verb's parameters; those with a default, and fixed choices, are options, unless before `/`."""
+    parser = Parser(
+        f"htas {verb.__name__}",
+        description=inspect.cleandoc(verb.__doc__ or ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
     hints = get_type_hints(verb, include_extras=True)
     for name, parameter in inspect.signature(verb).parameters.items():
         if name != "overrides":
             hint, about = get_args(hints[name])
-            _add(parser, name, _without_none(hint), about, parameter.default)
+            add = _place if name in _positional(verb) else _add
+            add(parser, name, _without_none(hint), about, parameter.default)
     return parser
+
+
+def _place(parser: Parser, name: str, hint: Any, about: str, default: Any) -> None:
+    """An argument that its place gives a meaning; one with a default may be left out."""
+    choices = get_args(hint) if get_origin(hint) is Literal else None
+    required = default is inspect.Parameter.empty
+    parser.add_argument(
+        name,
+        type=str if choices else hint,
+        choices=choices,
+        nargs=None if required else "?",
+        default=None if required else default,
+        metavar=name.upper(),
+        help=about,
+    )
 
 
 def _add(parser: Parser, name: str, hint: Any, about: str, default: Any) -> None:
@@ -293,16 +382,24 @@ def _measure_run(source: Path, overrides: Sequence[str], out: Path | None, again
     pipeline.measure(*_opened(source, overrides, out), again)
 
 
-def _measure_named(networks: Sequence[str], given: Mapping[str, Any], as_json: bool) -> None:
-    from htas import pipeline
+def _target(runtime: str | None, device: str | None, batch: int | None, threads: int | None) -> "Target":
+    """A target with what was given, and the defaults for the rest."""
     from htas.target import Target
 
-    target = Target(**{name: value for name, value in given.items() if name not in ("rounds", "classes")})
+    given = {"runtime": runtime, "device": device, "batch": batch, "threads": threads}
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return Target(**chosen)
+
+
+def _measure_named(networks: Sequence[str], given: Mapping[str, Any], as_json: bool) -> None:
+    from htas import pipeline
+
+    target = _target(*(given.get(name) for name in ("runtime", "device", "batch", "threads")))
     rounds, classes = given.get("rounds", 40), given.get("classes", 10)
     if rounds < 1 or classes < 1:
         raise ValueError(f"--rounds and --classes must be 1 or more, got {rounds} and {classes}")
     figures = pipeline.measure_networks(networks, target, rounds, classes)
-    print(json.dumps([_plain(each) for each in figures], indent=1) if as_json else _table(figures))
+    print(_as_json([_plain(each) for each in figures]) if as_json else _table(figures))
 
 
 def _plain(figures: "Figures") -> dict[str, Any]:
@@ -328,16 +425,95 @@ def _table(figures: Sequence["Figures"]) -> str:
         latency = each.latency
         times = [text.milliseconds(seconds) for seconds in (latency.median, latency.minimum, latency.spread)]
         rows.append((each.network, each.runtime, *times, text.millions(each.macs), text.millions(each.params)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if index < 2 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
     doubts = [f"{each.network}: {doubt}" for each in figures for doubt in each.latency.doubts]
-    return "\n".join([*lines, *doubts])
+    return "\n".join([*text.columns(rows, words=2), *doubts])
+
+
+def _check_store(action: str, name: str, json: bool, yes: bool) -> None:
+    """Raise ValueError where an action lacks what it needs, or has what it would ignore."""
+    needs = {"ls": "", "show": "a survey", "export": "a file", "import": "a file", "forget": "a survey, or all"}[action]
+    if needs and not name:
+        raise ValueError(f"htas store {action} needs {needs}; see htas store --help")
+    if name and not needs:
+        raise ValueError(f"htas store {action} has no use for {name!r}; htas store show {name} shows one survey")
+    if json and action not in ("ls", "show"):
+        raise ValueError(f"--json is for htas store ls and show, so leave it out of htas store {action}")
+    if yes and action != "forget":
+        raise ValueError(f"--yes is for htas store forget, so leave it out of htas store {action}")
+    if action == "forget" and name == "all" and not yes:
+        raise ValueError("htas store forget all removes every measurement; add --yes if you mean it")
+
+
+def _surveys(opened: "Store", as_json: bool) -> str:
+    """One line per survey, metric and place."""
+    found = opened.surveys()
+    if as_json:
+        return _as_json([asdict(each) for each in found])
+    if not found:
+        return f"no measurements in {opened.path}"
+    named = ("device", "runtime", "precision", "batch", "threads")
+    rows: list[tuple[str, ...]] = [("survey", "metric", "date (UTC)", "place", *named, "layers", "doubtful")]
+    for each in found:
+        date = each.date[:16].replace("T", " ")
+        where = (each.context.get(name, text.NONE) for name in named)
+        counts = (str(each.layers), str(each.doubtful))
+        rows.append((each.survey, each.metric, date, each.place, *where, *counts))
+    return "\n".join(text.columns(rows, words=7))
+
+
+def _survey(opened: "Store", name: str, as_json: bool) -> str:
+    """One line per layer, and below what casts doubt on its readings."""
+    found = opened.entries(name)
+    if not found:
+        raise ValueError(_no_survey(opened, name))
+    if as_json:
+        return _as_json([each.json() for each in found])
+    rows: list[tuple[str, ...]] = [("layer", "metric", "readings", "median", "min", "spread", "anchor")]
+    for each in found:
+        readings = each.measurement
+        figures = (_figure(value, readings.unit) for value in (readings.median, readings.minimum, readings.spread))
+        anchor = _figure(median(each.anchor), readings.unit) if each.anchor else text.NONE
+        rows.append((_layer(each.layer), each.metric, str(len(readings.values)), *figures, anchor))
+    doubts = Counter(doubt for each in found for doubt in dict.fromkeys((*each.measurement.remarks, *each.doubts)))
+    lines = [f"{text.plural(count, 'layer')}: {doubt}" for doubt, count in doubts.items()]
+    return "\n".join([*text.columns(rows, words=2), *lines])
+
+
+def _forget(opened: "Store", name: str) -> int:
+    removed = opened.forget_all() if name == "all" else opened.forget(name)
+    if not removed and name != "all":
+        raise ValueError(_no_survey(opened, name))
+    return removed
+
+
+def _no_survey(opened: "Store", name: str) -> str:
+    known = dict.fromkeys(each.survey for each in opened.surveys())
+    return text.no_such("survey", name, known) if known else f"no survey called {name!r}: {opened.path} has none"
+
+
+def _layer(key: str) -> str:
+    """`conv 16 -> 32, size 32x32, kernel 3x3, norm, activation relu`: what differs from a layer's defaults."""
+    from htas.layer import Layer
+
+    try:
+        layer = Layer.of(key)
+    except (KeyError, TypeError):
+        return key  # not a layer, or one of another version
+    parts = [f"{layer.op} {layer.inputs} {text.ARROW} {layer.outputs}"]
+    for field in fields(layer)[3:]:
+        value = getattr(layer, field.name)
+        if value != field.default:
+            words = "x".join(map(str, value)) if isinstance(value, tuple) else "" if value is True else str(value)
+            parts.append(f"{field.name} {words}".rstrip())
+    return ", ".join(parts)
+
+
+def _figure(value: float, unit: str) -> str:
+    return text.milliseconds(value) if unit == "s" else f"{text.significant(value)} {unit}"
+
+
+def _as_json(content: Any) -> str:
+    return json.dumps(content, indent=1)
 
 
 def _sentence(error: Exception) -> str:

@@ -5,13 +5,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from htas.cost import PaperCost, Term
 from htas.graph import Network
+from htas.layer import Layer
 from htas.result import CurveRecord
 from htas.space import Space, depth_choices, group_bounds, tas_widths
-from htas.survey import Curve, Fit, add, curve, surveyed, templates, widest
+from htas.survey import Curve, Estimate, Fit, add, curve, surveyed, templates, widest
+
+Floats = NDArray[np.float64]
 
 SPACES = ("hardware", "tas", "grid", "explicit")
+DECIDED = 0.9
+"""A group is decided when its choice is right with this probability."""
+SETTLED = 1.5
+"""... and is read no more when not one draw with errors so many times as large chooses otherwise."""
+DRAWS = 300
+"""To see how sure a choice is."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +37,12 @@ class Design:
     alpha: float | Literal["fit"] = 1.0
     """The exponent of eq. 1: a number (the paper's is 1), or 'fit' to find it."""
     ties: float = 0.04
-    """Scores within this share of the latency count as equal, and the widest wins; 0 is the paper's strict argmax."""
+    """Scores within this share of the latency count as equal, and the widest wins."""
+    selection: Literal["ties", "paper"] = "ties"
+    """`paper`: the mean of all readings and the very best score, as in eq. 3 and 4, which on a shared machine chooses
+    by noise; kept for comparison."""
+    drop_dominated: bool = False
+    """Whether the space `hardware` leaves out a width that is no faster than a wider one of its choices."""
     inputs: Literal["base", "expanded"] = "base"
     """The input width at which a layer is surveyed: the base network's, or e times it."""
     adds: Literal["join", "project"] = "join"
@@ -64,14 +81,74 @@ def score(measured: Curve, fit: Fit) -> list[float]:
 
 def choose(measured: Curve, fit: Fit, groups: int, ties: float = 0.0) -> tuple[int, ...]:
     """The width of each group with the best score (eq. 3 and 4); the widest of those within `ties` of the latency."""
-    scores = dict(zip(measured.widths, score(measured, fit), strict=True))
+    scores, seconds = np.asarray(score(measured, fit)), np.asarray(measured.seconds)
+    return tuple(_choices(scores[None], seconds[None], groups, ties)[0].tolist())
+
+
+def certainty(measured: Curve, alpha: float, groups: int, ties: float, scale: float = 1.0) -> tuple[float, ...]:
+    """How sure the choice of each group is: the probability that an endless survey would choose the same.
+
+    It is the share of curves drawn within `scale` times the standard errors that do; each has its own fit, of exponent
+    `alpha`. A curve without errors is certain.
+    """
+    if not measured.errors:
+        return (1.0,) * groups
+    noise = scale * np.random.default_rng(0).standard_normal((DRAWS, len(measured.widths)))
+    seconds = np.asarray(measured.seconds) + np.vstack([0 * noise[:1], noise]) * np.asarray(measured.errors)
+    x = np.asarray(measured.widths, float) ** alpha
+    columns = np.stack([x, np.ones_like(x)], axis=1)
+    fits = seconds @ (columns @ np.linalg.pinv(columns)).T
+    first, *others = _choices(fits - seconds, seconds, groups, ties)
+    return tuple((np.asarray(others) == first).mean(axis=0).tolist())
+
+
+def dominated(measured: Curve, choices: Sequence[int]) -> tuple[int, ...]:
+    """The choices that are no faster than a wider one."""
+    return tuple(
+        width
+        for number, width in enumerate(choices)
+        if any(measured.at(wider) <= measured.at(width) for wider in choices[number + 1 :])
+    )
+
+
+def undecided(network: Network, content: Mapping[str, Any], design: Design) -> set[Layer]:
+    """The layers that more readings are wanted of: every width of the groups whose choice is not settled yet."""
+    found: set[Layer] = set()
+    seen: set[Any] = set()
+    layers = templates(network, expand=design.expand, inputs=design.inputs)
+    for site, measured in site_curves(network, content, design).items():
+        if (alike := (frozenset(layers[site].items()), measured.widths)) in seen:
+            continue
+        seen.add(alike)
+        bounds = group_bounds(measured.widths[-1], design.groups)
+        for (first, last), sure in zip(bounds, _certainty(measured, design, SETTLED), strict=True):
+            if sure < 1:
+                found |= {layer.wide(width) for layer in layers[site] for width in range(first, last + 1)}
+    return found
+
+
+def _choices(scores: Floats, seconds: Floats, groups: int, ties: float) -> NDArray[np.int64]:
+    """Eq. 3 and 4 for many surveys at once: [surveys, widths] to the chosen width, [surveys, groups]."""
     chosen = []
-    for first, last in group_bounds(measured.widths[-1], groups):
-        run = range(first, last + 1)
-        best = max(run, key=scores.__getitem__)
-        margin = ties * measured.at(best)
-        chosen.append(max(width for width in run if scores[width] >= scores[best] - margin))
-    return tuple(chosen)
+    for first, last in group_bounds(scores.shape[1], groups):
+        run = slice(first - 1, last)
+        best = scores[:, run].argmax(axis=1)[:, None]
+        margin = ties * np.take_along_axis(seconds[:, run], best, axis=1)
+        equal = scores[:, run] >= np.take_along_axis(scores[:, run], best, axis=1) - margin
+        chosen.append(last - equal[:, ::-1].argmax(axis=1))
+    return np.stack(chosen, axis=1)
+
+
+def _certainty(measured: Curve, design: Design, scale: float = 1.0) -> tuple[float, ...]:
+    return certainty(measured, measured.fit(design.alpha).alpha, design.groups, _ties(design), scale)
+
+
+def _ties(design: Design) -> float:
+    return 0.0 if design.selection == "paper" else design.ties
+
+
+def _estimate(design: Design) -> Estimate:
+    return "mean" if design.selection == "paper" else "estimate"
 
 
 def check(network: Network, design: Design) -> None:
@@ -105,7 +182,8 @@ def site_curves(network: Network, content: Mapping[str, Any], design: Design) ->
     curves = {}
     for site, layers in found.items():
         widths = _widths(network, site, design)
-        curves[site] = add([(count, curve(content, layer, widths)) for layer, count in layers.items()])
+        parts = [(count, curve(content, layer, widths, _estimate(design))) for layer, count in layers.items()]
+        curves[site] = add(parts)
     return curves
 
 
@@ -127,9 +205,9 @@ def paper_cost(network: Network, content: Mapping[str, Any], design: Design) -> 
         if use.layer.op not in ("conv", "linear"):
             continue
         if use.site:
-            fit = curve(content, use.layer, _widths(network, use.site, design)).fit(design.alpha)
+            fit = curve(content, use.layer, _widths(network, use.site, design), _estimate(design)).fit(design.alpha)
         else:
-            fit = Fit(0.0, 1.0, curve(content, use.layer, [use.layer.outputs]).seconds[0])
+            fit = Fit(0.0, 1.0, curve(content, use.layer, [use.layer.outputs], _estimate(design)).seconds[0])
         terms[Term(use.site, use.blocks, fit.k, fit.alpha, fit.b)] += 1
     return PaperCost(
         tuple(replace(term, count=count) for term, count in terms.items()),
@@ -143,10 +221,12 @@ def _widths(network: Network, site: str, design: Design) -> range:
 
 
 def _hardware(network: Network, content: Mapping[str, Any], design: Design) -> dict[str, tuple[int, ...]]:
-    return {
-        site: choose(measured, measured.fit(design.alpha), design.groups, design.ties)
-        for site, measured in site_curves(network, content, design).items()
-    }
+    found = {}
+    for site, measured in site_curves(network, content, design).items():
+        choices = choose(measured, measured.fit(design.alpha), design.groups, _ties(design))
+        left = set(dominated(measured, choices)) if design.drop_dominated else set()
+        found[site] = tuple(width for width in choices if width not in left)
+    return found
 
 
 def _explicit(network: Network, design: Design) -> dict[str, tuple[int, ...]]:
@@ -188,4 +268,7 @@ def _record(
         group_bounds(measured.widths[-1], design.groups),
         {name: space.widths[sites[0]] for name, space in made.items()},
         doubts,
+        measured.errors,
+        _certainty(measured, design),
+        dominated(measured, choose(measured, fit, design.groups, _ties(design))),
     )

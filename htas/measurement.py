@@ -2,25 +2,61 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import sqrt
+from math import hypot, sqrt
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+LOW = 25.0
+"""The percentile of readings over their levels that stands for them: interference only ever adds."""
+BLOCKS = 6
+"""Stretches of time whose figures are compared for a standard error."""
+STUDENT = 2.57
+"""Standard errors to either end of a 95 % interval, from so many stretches (Student's t, 5 degrees of freedom)."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Readings of one figure; every summary is computed from them, none is stored."""
+    """Readings of one figure, in order of time; every summary is computed from them, none is stored."""
 
     values: tuple[float, ...]
     unit: str
     context: Mapping[str, str] = field(default_factory=dict)
     survey: str = ""
     """The readings of one survey were interleaved; only those may be compared closely."""
+    levels: tuple[float, ...] = ()
+    """How slow the machine was at each reading, 1 being usual (htas/level.py); nothing where that is not known."""
+    remarks: tuple[str, ...] = ()
+    """What the machine did meanwhile that may mislead, in words."""
 
     def __post_init__(self) -> None:
         if not self.values:
             raise ValueError("a measurement needs at least one reading, got none")
+        if self.levels and len(self.levels) != len(self.values):
+            raise ValueError(f"{len(self.values)} readings need as many levels, got {len(self.levels)}")
+
+    @property
+    def estimate(self) -> float:
+        """What stands for the readings: their LOW percentile, each over the machine's level when it was taken."""
+        return float(np.percentile(self._steady, LOW))
+
+    @property
+    def error(self) -> float:
+        """Standard error of the estimate beside others of the same survey, which share the machine's levels."""
+        return _error(self._steady, LOW)
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the estimate by itself: how well the machine's usual level is known comes on top."""
+        level = _error(np.asarray(self.levels), 50) if self.levels else 0.0
+        return hypot(self.error, self.estimate * level)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where the estimate of a repetition is to be expected, in 95 of 100 cases; both have their error."""
+        reach = STUDENT * sqrt(2) * self.standard_error
+        return self.estimate - reach, self.estimate + reach
 
     @property
     def median(self) -> float:
@@ -44,14 +80,9 @@ class Measurement:
         return float(high - low)
 
     @property
-    def standard_error(self) -> float:
-        """Of the median, for readings that are roughly normal: 1.2533 x s / sqrt(n), s from the spread."""
-        return 1.2533 * self.spread / 1.349 / sqrt(len(self.values))
-
-    @property
     def doubts(self) -> tuple[str, ...]:
         """Why these readings may mislead, in words; empty when nothing speaks against them."""
-        doubts = []
+        doubts = list(self.remarks)
         if self.minimum > 0 and self.spread > 0.1 * self.median:
             share = round(100 * self.spread / self.median)
             doubts.append(f"the readings spread over {share}% of their median; stop other work and measure again")
@@ -64,9 +95,42 @@ class Measurement:
             "unit": self.unit,
             "context": dict(self.context),
             "survey": self.survey,
+            "levels": list(self.levels),
+            "remarks": list(self.remarks),
         }
 
     @staticmethod
     def of(content: Mapping[str, Any]) -> "Measurement":
-        """Read what `json` gave."""
-        return Measurement(tuple(content["values"]), content["unit"], content["context"], content["survey"])
+        """Read what `json` gave; files of older versions know neither levels nor remarks."""
+        return Measurement(
+            tuple(content["values"]),
+            content["unit"],
+            content["context"],
+            content["survey"],
+            tuple(content.get("levels", ())),
+            tuple(content.get("remarks", ())),
+        )
+
+    @property
+    def _steady(self) -> NDArray[np.float64]:
+        """The readings as they would have been at the machine's usual level."""
+        values = np.asarray(self.values, float)
+        return values / np.asarray(self.levels) if self.levels else values
+
+
+def _error(values: NDArray[np.float64], percentile: float) -> float:
+    """Standard error of a percentile of readings in order of time.
+
+    From the percentiles of BLOCKS stretches and not from single readings, since what disturbs one often disturbs the
+    next. Too few readings for that are judged by the ranks next to the percentile.
+    """
+    count = len(values)
+    if count < 2:
+        return 0.0
+    if count >= 2 * BLOCKS:
+        figures = [np.percentile(block, percentile) for block in np.array_split(values, BLOCKS)]
+        return float(np.std(figures, ddof=1) / sqrt(BLOCKS))
+    share = percentile / 100
+    reach = 100 * sqrt(share * (1 - share) / count)  # a standard deviation of the binomial
+    low, high = np.percentile(values, [max(percentile - reach, 0), min(percentile + reach, 100)])
+    return float(high - low) / 2

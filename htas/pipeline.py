@@ -23,23 +23,27 @@ from htas.arch import Arch
 from htas.config import Config, load
 from htas.cost import CostModel, MacsCost
 from htas.datasets import Data
-from htas.design import check, paper_cost, records, spaces
+from htas.design import DECIDED, check, paper_cost, records, spaces, undecided
 from htas.export import export
 from htas.files import Unusable, digest, read_json, read_tensors, write_json, write_tensors, write_text
 from htas.graph import Network, resize, trace
 from htas.layer import Layer
 from htas.measurement import Measurement
+from htas.metrics import Metric
 from htas.metrics.latency import Latency
 from htas.metrics.macs import Macs
 from htas.metrics.params import Params
 from htas.problem import Problem, rivals
-from htas.progress import progress, say
-from htas.report import write
+from htas.progress import Bar, progress, say
+from htas.remember import Remembering
+from htas.report import write, write_survey
 from htas.result import CurveRecord, Report, Result, SearchRecord
 from htas.runtimes import open_runtime
 from htas.space import Space
+from htas.store import Store
+from htas.survey import cases
 from htas.survey import survey as take_survey
-from htas.target import Target, machine
+from htas.target import Target, affinity, machine
 from htas.text import duration, listing, milliseconds, no_such, percent
 from htas.train import evaluate
 from htas.train import train as fit
@@ -101,6 +105,20 @@ class Run:
             return MacsCost(self.network)
         return paper_cost(self.network, self.surveyed, self.config.design)
 
+    def latency(self, layers: int) -> Latency:
+        """What measures so many layers, as the survey's options say."""
+        options = self.config.survey
+        limit = options.limit(layers)
+        return Latency(self.target, options.rounds, limit, options.reading, self.config.seed)
+
+    def remembering(self, metric: Latency, fresh: bool) -> Metric:
+        """The metric with the store beside it that the survey's options name; `fresh` measures all anew."""
+        name = self.config.survey.store
+        if name == "none":
+            return metric
+        store = Store() if name == "user" else Store(Path(name))
+        return Remembering(metric.target, metric, "latency", store, digest(self.place, affinity()), fresh)
+
     def made_from(self, stage: str) -> str:
         """A hash of what a stage is made from; a stage whose file holds another one is done again."""
         config, folder = self.config, self.folder
@@ -108,7 +126,8 @@ class Run:
         space = [config.design.expand, config.design.inputs, config.design.adds]
         match stage:
             case "survey":
-                return digest(basis, self.place, dataclasses.asdict(config.survey), space)
+                options = {**dataclasses.asdict(config.survey), "store": ""}  # what it holds is the same elsewhere
+                return digest(basis, self.place, options, space)
             case "design":
                 return digest(basis, dataclasses.asdict(config.design), folder / "survey.json")
             case "search":
@@ -195,22 +214,34 @@ def survey(config: Config, folder: Path, again: bool = False) -> None:
     if _finished(path, job.made_from("survey"), again):
         return
     started = time.monotonic()
-    options = config.survey
-    metric = Latency(job.target, rounds=options.rounds, reading=options.reading, seed=config.seed)
-    say(f"survey: compiling layers for {job.target.runtime}")
-    with progress("survey", options.rounds) as bar:
+    found = cases(job.network, expand=config.design.expand, inputs=config.design.inputs)
+    with progress(f"survey of {len(found)} layers, %", 100) as bar:
         content = take_survey(
             job.network,
-            metric,
+            job.remembering(job.latency(len(found)), again),
             expand=config.design.expand,
             inputs=config.design.inputs,
-            estimate=options.estimate,
-            on_round=_rounds(bar),
+            wanted=lambda content: undecided(job.network, content, config.design),
+            on_round=_shares(bar),
         )
     for doubt in content["doubts"]:
         say(f"survey: doubt: {doubt}")
     _environment(job)
     _write(path, job.made_from("survey"), time.monotonic() - started, content)
+
+
+def survey_page(config: Config, folder: Path) -> tuple[Path, str]:
+    """What the survey says by itself: the path of survey.html, and its table of choices (the paper's Table 2)."""
+    job = Run(config, folder)
+    _need(job, "survey")
+    content = job.surveyed
+    options = replace(config.design, spaces=("hardware",), widths={})
+    curves = records(job.network, content, options, spaces(job.network, content, options))
+    title = f"Survey of {config.family.title}: {config.target.device}, {config.target.runtime}"
+    facts = {**machine(), **content["context"], "layers": content["cases"], "seconds": round(content["took"], 1)}
+    doubts = [*content["doubts"], _decided(curves)]
+    path, table = write_survey(title, curves, DECIDED, doubts, {k: str(v) for k, v in facts.items()}, folder)
+    return path, f"{table}\n{_decided(curves)}"
 
 
 def design(config: Config, folder: Path, again: bool = False) -> None:
@@ -228,6 +259,9 @@ def design(config: Config, folder: Path, again: bool = False) -> None:
             say(f"design: doubt: {doubt}")
         for name, choices in curve.choices.items():
             say(f"design: {name}: {curve.sites[0]} and {len(curve.sites) - 1} alike: {listing(map(str, choices))}")
+        if curve.dominated:
+            say(f"design: no faster than a wider choice: {listing(map(str, curve.dominated))} (design.drop_dominated)")
+    say(f"design: {_decided(curves)}")
     content = {"spaces": {name: space.json() for name, space in made.items()}, "curves": [c.json() for c in curves]}
     _write(path, job.made_from("design"), time.monotonic() - started, content)
 
@@ -293,8 +327,8 @@ def measure(config: Config, folder: Path, again: bool = False) -> None:
     started = time.monotonic()
     rows = [Result.of(content) for content in read_json(folder / "networks.json")["results"]]
     modules = [_load(job, row) for row in rows]
-    with progress("measuring whole networks", ROUNDS) as bar:
-        readings = Latency(job.target, rounds=ROUNDS, seed=config.seed).measure(modules, on_round=_rounds(bar))
+    with progress("measuring whole networks, %", 100) as bar:
+        readings = Latency(job.target, rounds=ROUNDS, seed=config.seed).measure(modules, on_round=_shares(bar))
     predictions = _predict(job, [row.arch for row in rows])
     rows = [
         replace(row, measured=reading, predicted=prediction)
@@ -364,8 +398,8 @@ class Figures:
 def measure_networks(names: Sequence[str], target: Target, rounds: int, classes: int) -> list[Figures]:
     """Named networks on a target, in one interleaved run."""
     modules = [networks.build(name, classes) for name in names]
-    with progress("measure", rounds) as bar:
-        latencies = Latency(target, rounds=rounds).measure(modules, on_round=_rounds(bar))
+    with progress("measure, %", 100) as bar:
+        latencies = Latency(target, rounds=rounds).measure(modules, on_round=_shares(bar))
     macs, params = Macs(target).measure(modules), Params(target).measure(modules)
     return [
         Figures(name, target.runtime, latency, round(mac.median), round(param.median))
@@ -444,8 +478,9 @@ def _controls(job: Run, found: Result) -> list[Result]:
 def _pick_controls(job: Run, found: Result) -> dict[str, Any]:
     candidates = [*_uniform(job), *_plain_members(job)]
     modules = [resize(job.network, arch) for _, _, arch in [("", "", found.arch), *candidates]]
-    with progress("looking for controls of equal latency", ROUNDS // 3) as bar:
-        readings = Latency(job.target, rounds=ROUNDS // 3, seed=job.config.seed).measure(modules, on_round=_rounds(bar))
+    with progress("looking for controls of equal latency, %", 100) as bar:
+        metric = Latency(job.target, rounds=ROUNDS // 3, seed=job.config.seed)
+        readings = metric.measure(modules, on_round=_shares(bar))
     limit = readings[0].median
     note = (
         f"The widest, or deepest, of its kind whose median latency was not above that of {found.name} "
@@ -535,11 +570,9 @@ def _predict(job: Run, archs: Sequence[Arch]) -> list[float]:
     """Seconds: for each arch the sum of its layers, measured alone at its own input and output widths."""
     uses = [[use.layer for use in job.network.uses(arch)] for arch in archs]
     distinct: list[Layer] = list(dict.fromkeys(layer for layers in uses for layer in layers))
-    options = job.config.survey
-    metric = Latency(job.target, rounds=options.rounds, reading=options.reading, seed=job.config.seed)
-    with progress("measuring the layers of these networks", options.rounds) as bar:
-        readings = metric.measure(distinct, on_round=_rounds(bar))
-    seconds = {layer: reading.minimum for layer, reading in zip(distinct, readings, strict=True)}
+    with progress("measuring the layers of these networks, %", 100) as bar:
+        readings = job.latency(len(distinct)).measure(distinct, on_round=_shares(bar))
+    seconds = {layer: reading.estimate for layer, reading in zip(distinct, readings, strict=True)}
     return [sum(seconds[layer] for layer in layers) for layers in uses]
 
 
@@ -609,8 +642,24 @@ def _need(job: Run, *stages: str) -> None:
                 raise Unusable(f"{path} was made from other files than are there now; run `htas {stage} {path.parent}`")
 
 
-def _rounds(bar: Any) -> Callable[[int, int], None]:
-    return lambda done, total: bar.step()
+def _decided(curves: Sequence[CurveRecord]) -> str:
+    """How many groups of the space `hardware` are decided."""
+    certain = [sure for curve in curves for sure in curve.certain]
+    sure = sum(each >= DECIDED for each in certain)
+    return f"{sure} of {len(certain)} groups decided: their choice is right with a probability of at least {DECIDED}"
+
+
+def _shares(bar: Bar) -> Callable[[float, str], None]:
+    """Move a bar of 100 steps to the share that is done."""
+    shown = 0
+
+    def tell(share: float, figures: str) -> None:
+        nonlocal shown
+        reached = int(100 * share)
+        bar.step(figures, by=reached - shown)
+        shown = reached
+
+    return tell
 
 
 def _slug(name: str) -> str:

@@ -15,10 +15,6 @@ from htas.survey import cases
 from htas.text import duration
 from htas.train import batches, engine, epoch_seed, placed
 
-BUILD = 0.015
-"""Seconds to build a layer and warm it up."""
-READING = 1.5
-"""A reading is somewhat longer than it must be, and an untimed call goes before it."""
 SEARCH_STEP = 5.5
 """A weight and an architecture step of the supernet at e = 2 take about so many plain steps of the base network."""
 STUDENT = 0.8
@@ -43,7 +39,7 @@ def estimate(network: Network, data: Data, config: Config) -> Iterator[tuple[str
     spaces = len(config.design.spaces)
     recipe = config.train
     layers = len(cases(network, expand=config.design.expand, inputs=config.design.inputs))
-    yield "survey", layers * (BUILD + config.survey.rounds * READING * config.survey.reading)
+    yield "survey, at most", config.survey.limit(layers)
     if isinstance(config.strategy, Differentiable):
         steps = config.strategy.epochs * len(data.weights)
         yield f"search of {spaces} spaces", spaces * steps * image * SEARCH_STEP

@@ -81,6 +81,12 @@ class CurveRecord:
     choices: Mapping[str, tuple[int, ...]]
     """By space: `hardware`, `tas`, `grid`, ..."""
     doubts: tuple[str, ...] = ()
+    errors: tuple[float, ...] = ()
+    """Standard error of each latency, in seconds; nothing where they are not known."""
+    certain: tuple[float, ...] = ()
+    """How sure the choice of each group is, 0 to 1, of the space `hardware`."""
+    dominated: tuple[int, ...] = ()
+    """Choices of the space `hardware` that are no faster than a wider one."""
 
     def fit(self, width: float) -> float:
         """f(x) of eq. 1, in seconds."""
@@ -106,7 +112,7 @@ class CurveRecord:
                 "latency": tuple(content["latency"]),
                 "groups": tuple((first, last) for first, last in content["groups"]),
                 "choices": {space: tuple(widths) for space, widths in content["choices"].items()},
-                "doubts": tuple(content["doubts"]),
+                **{name: tuple(content.get(name, ())) for name in ("doubts", "errors", "certain", "dominated")},
             }
         )
 

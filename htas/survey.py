@@ -1,7 +1,7 @@
 """Section 3.2, first half: measure every distinct layer at every width, and fit f(x) = k x^alpha + b (eq. 1)."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,26 +11,45 @@ from htas.arch import Arch
 from htas.graph import Network
 from htas.layer import Layer
 from htas.measurement import Measurement
-from htas.metrics import Metric
+from htas.metrics import Metric, OnRound
+
+EACH = 0.08
+"""Seconds for each width of each distinct layer, unless survey.seconds says otherwise."""
+UNSTEADY = 1.2
+"""The machine's fast and slow moments may be so far apart without a doubt."""
+UNSURE = 0.01
+"""Relative standard error of a layer's latency, without a doubt."""
+SUMMARIES = ("estimate", "error", "minimum", "median", "mean", "spread")
+"""Of a Measurement, in survey.json."""
+Estimate = Literal["estimate", "minimum", "median", "mean"]
+"""What may stand for the readings of a width."""
 
 
 @dataclass(frozen=True)
 class Survey:
     """How the latency of the widths is measured."""
 
-    rounds: int = 40
-    """Readings of every width, taken in shuffled rounds over all of them."""
-    reading: float = 0.002
-    """Shortest reading in seconds; a faster layer is repeated within it."""
-
-    estimate: Literal["minimum", "mean"] = "minimum"
-    """What stands for the readings of a width: the minimum, which interruptions cannot raise, or the paper's mean."""
+    seconds: float = 0.0
+    """Seconds that a survey takes at most; 0 means 0.08 for each width of each distinct layer. It ends earlier when
+    every choice is decided."""
+    rounds: int = 1000
+    """Times that each width's turn comes, at most; it is read three times then."""
+    reading: float = 0.0
+    """Seconds that a reading lasts at least, a faster layer being repeated; 0 means as short as the clock allows."""
+    store: str = "user"
+    """Where measurements are kept for the next run: the path of a file, `user` for this user's own, `none`."""
 
     def __post_init__(self) -> None:
+        if not self.seconds >= 0:
+            raise ValueError(f"survey.seconds must be 0 (the default) or more, got {self.seconds}")
         if self.rounds < 1:
             raise ValueError(f"survey.rounds must be 1 or more, got {self.rounds}")
-        if not self.reading > 0:
-            raise ValueError(f"survey.reading must be above 0 seconds, got {self.reading}")
+        if not self.reading >= 0:
+            raise ValueError(f"survey.reading must be 0 (as short as the clock allows) or more, got {self.reading}")
+
+    def limit(self, cases: int) -> float:
+        """Seconds for so many layers."""
+        return self.seconds or EACH * cases
 
 
 @dataclass(frozen=True)
@@ -51,6 +70,8 @@ class Curve:
 
     widths: tuple[int, ...]
     seconds: tuple[float, ...]
+    errors: tuple[float, ...] = ()
+    """Standard error of each, in seconds; nothing where they are not known."""
 
     def at(self, width: int) -> float:
         """m(width); the width must have been measured."""
@@ -81,7 +102,10 @@ def add(curves: Sequence[tuple[int, Curve]]) -> Curve:
     widths = curves[0][1].widths
     assert all(curve.widths == widths for _, curve in curves)
     sums = np.sum([count * np.asarray(curve.seconds) for count, curve in curves], axis=0)
-    return Curve(widths, tuple(float(value) for value in sums))
+    if not all(curve.errors for _, curve in curves):
+        return Curve(widths, tuple(sums.tolist()))
+    errors = np.sqrt(np.sum([(count * np.asarray(curve.errors)) ** 2 for count, curve in curves], axis=0))
+    return Curve(widths, tuple(sums.tolist()), tuple(errors.tolist()))
 
 
 def templates(network: Network, *, expand: float, inputs: str) -> dict[str, Counter[Layer]]:
@@ -114,23 +138,26 @@ def survey(
     *,
     expand: float,
     inputs: str,
-    estimate: Literal["minimum", "mean"] = "minimum",
-    on_round: Callable[[int, int], None] | None = None,
+    wanted: Callable[[Mapping[str, Any]], Collection[Layer]] | None = None,
+    on_round: OnRound | None = None,
 ) -> dict[str, Any]:
     """Measure every distinct producing layer at widths 1..e*base, and every layer of frozen width once.
 
-    Returns plain JSON values: by layer key (outputs 0) the widths, and the estimate, median and spread of each in
-    seconds.
+    Returns plain JSON values: by layer key (outputs 0) the widths, and of each the summaries of its readings, in
+    seconds. `wanted` is given such values while readings go on, and says which layers need more of them.
     """
     found = cases(network, expand=expand, inputs=inputs)
-    readings = metric.measure(list(found), on_round=on_round)
-    layers: dict[str, dict[str, list[Any]]] = {}
-    for (layer, key), reading in zip(found.items(), readings, strict=True):
-        _record(layers.setdefault(key, {}), layer.outputs, reading, getattr(reading, estimate))
+    numbers = {layer: number for number, layer in enumerate(found)}
+
+    def more(readings: Sequence[Measurement]) -> Collection[int]:
+        assert wanted is not None
+        return {numbers[layer] for layer in wanted({"layers": _tables(found, readings)})}
+
+    readings = metric.measure(list(found), on_round=on_round, wanted=more if wanted is not None else None)
     return {
-        "survey": readings[0].survey,
+        "survey": " ".join(sorted({reading.survey for reading in readings})),
         "context": dict(readings[0].context),
-        "layers": layers,
+        "layers": _tables(found, readings),
         "cases": len(found),
         "doubts": _doubts(readings),
     }
@@ -149,32 +176,45 @@ def cases(network: Network, *, expand: float, inputs: str) -> dict[Layer, str]:
 
 
 def _doubts(readings: Sequence[Measurement]) -> list[str]:
-    """How many layers are in doubt, and the doubt of the worst."""
-    doubtful = [reading for reading in readings if reading.doubts]
-    if not doubtful:
-        return []
-    worst = max(doubtful, key=lambda reading: reading.spread / reading.median)
-    return [f"{len(doubtful)} of {len(readings)} layers, at worst: {worst.doubts[0]}"]
+    """What the machine did meanwhile, how far its level moved, and how many layers are still uncertain."""
+    doubts = list(dict.fromkeys(remark for reading in readings for remark in reading.remarks))
+    levels = np.concatenate([reading.levels for reading in readings]) if readings[0].levels else np.ones(1)
+    low, high = np.percentile(levels, [10, 90])
+    if high > UNSTEADY * low:
+        doubts.append(
+            f"the machine's speed moved by {100 * (high / low - 1):.0f}% while measuring; that is taken out where "
+            "it lasted, but a machine that does nothing else measures better and sooner"
+        )
+    errors = [reading.error / max(reading.estimate, reading.error) for reading in readings if reading.error]
+    if errors and (typical := float(np.median(errors))) > UNSURE:
+        doubts.append(
+            f"a layer's latency is known to {100 * typical:.1f}% only (standard error, median over {len(readings)} "
+            "layers); give survey.seconds more, or stop other work"
+        )
+    return doubts
 
 
-def _record(table: dict[str, list[Any]], width: int, reading: Measurement, estimate: float) -> None:
-    for column, value in (
-        ("widths", width),
-        ("estimate", estimate),
-        ("median", reading.median),
-        ("spread", reading.spread),
-    ):
-        table.setdefault(column, []).append(value)
+def _tables(found: Mapping[Layer, str], readings: Sequence[Measurement]) -> dict[str, dict[str, list[Any]]]:
+    """By layer key: the widths, and the summaries of each."""
+    tables: dict[str, dict[str, list[Any]]] = {}
+    for (layer, key), reading in zip(found.items(), readings, strict=True):
+        table = tables.setdefault(key, {column: [] for column in ("widths", *SUMMARIES, "readings")})
+        table["widths"].append(layer.outputs)
+        for column in SUMMARIES:
+            table[column].append(getattr(reading, column))
+        table["readings"].append(len(reading.values))
+    return tables
 
 
-def curve(content: Mapping[str, Any], layer: Layer, widths: Sequence[int]) -> Curve:
+def curve(content: Mapping[str, Any], layer: Layer, widths: Sequence[int], estimate: Estimate = "estimate") -> Curve:
     """m(x) of one layer (its outputs do not count) at these widths, from what `survey` returned.
 
     Layers that differ in their outputs alone share a table, which may hold more widths than are asked for.
     Raises ValueError where the survey lacks one.
     """
-    table = content["layers"].get(layer.wide(0).key, {"widths": (), "estimate": ()})
-    found = dict(zip(table["widths"], table["estimate"], strict=True))
-    if not found.keys() >= set(widths):
+    table = content["layers"].get(layer.wide(0).key, {"widths": ()})
+    rows = {width: row for row, width in enumerate(table["widths"])}
+    if not rows.keys() >= set(widths):
         raise ValueError("survey.json lacks a layer of this network; delete it and run the survey again")
-    return Curve(tuple(widths), tuple(found[width] for width in widths))
+    seconds, errors = (tuple(table[column][rows[width]] for width in widths) for column in (estimate, "error"))
+    return Curve(tuple(widths), seconds, errors)

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,11 @@ from typing import Any, Literal
 import torch
 
 from htas.files import digest
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Value = bool | int | float | str
+"""What an option of a runtime may be."""
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -20,14 +25,16 @@ class Target:
     """Where the network runs."""
     runtime: str = "eager"
     """What runs it: a file of htas/runtimes, or your own class as 'package.module:Class'."""
-    precision: Literal["fp32"] = "fp32"
-    """Number format of weights and activations."""
+    precision: Precision = "fp32"
+    """Number format of weights and activations; a runtime may have fewer."""
     batch: int = 0
     """Images per call; 0 means the paper's: 4 on CPU, 1024 on CUDA."""
     threads: int = 0
     """CPU threads; 0 means every core this process may use."""
     image: tuple[int, ...] = (3, 32, 32)
     """Channels, height and width of one input; a data set's own shape replaces it."""
+    options: dict[str, Value] = field(default_factory=dict, hash=False)
+    """Options of the runtime: { NAME = VALUE }, the fields of its class."""
 
     def __post_init__(self) -> None:
         if self.batch < 0:
@@ -38,6 +45,11 @@ class Target:
             object.__setattr__(self, "batch", 4 if self.device == "cpu" else 1024)
         if self.threads == 0:
             object.__setattr__(self, "threads", usable_cores())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """PyTorch's name for the precision."""
+        return DTYPES[self.precision]
 
     def check(self) -> None:
         """Raise ValueError where this machine is not the target's kind; its files can be read anywhere."""
@@ -54,6 +66,11 @@ class Target:
 def usable_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def affinity() -> list[int]:
+    """The cores that this process may run on, by number; empty where the system does not say."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 @cache

@@ -95,6 +95,18 @@ def listing(names: Iterable[str]) -> str:
     return ", ".join(names)
 
 
+def columns(rows: Sequence[Sequence[str]], words: int) -> list[str]:
+    """Rows in columns, a line each: the first `words` to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if index < words else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
 def no_such(what: str, given: str, known: Iterable[str]) -> str:
     """The sentence for a name that does not exist: the nearest one, and all of them."""
     names = list(known)

@@ -1,5 +1,7 @@
 """What every test file shares: a fixed seed, and tests left out where this machine lacks what they need."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -7,6 +9,14 @@ import torch
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the store of who runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HTAS_STORE", str(tmp_path_factory.mktemp("store") / "store.sqlite"))
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

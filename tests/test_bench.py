@@ -1,13 +1,16 @@
 """Readings on a scripted clock: nothing here depends on how fast the machine is."""
 
 import gc
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 
-from htas.bench import MOST_LOOPS, CudaTimer, HostTimer, Timer, bench
+from htas.bench import MOST_LOOPS, REPEAT, STRETCHES, Bench, CudaTimer, HostTimer, Readings, Timer
 
 
 class Machine:
@@ -33,6 +36,7 @@ class Machine:
 class Recorder(Timer):
     """Notes who was timed and for how many calls; every call takes its planted seconds."""
 
+    shortest: ClassVar[float] = 1e-4
     planted: dict[Callable[[], object], float]
     log: list[tuple[Callable[[], object], int]] = field(default_factory=list)
 
@@ -41,30 +45,40 @@ class Recorder(Timer):
         return self.planted[call] * loops
 
 
-def recorded(planted: list[float], rounds: int = 4, seed: int = 0) -> list[list[tuple[int, int]]]:
+def bench(calls: list[Callable[[], object]], timer: Timer, **options: Any) -> list[Readings]:
+    """Readings of calls that are there already."""
+    run = {name: options.pop(name) for name in ("wanted", "on_round", "anew") if name in options}
+    return Bench(timer, **options).run(calls.__getitem__, len(calls), **run)
+
+
+def recorded(planted: list[float], rounds: int = 4, seed: int = 0, **options: Any) -> list[list[tuple[int, int]]]:
     """By round: the calls' numbers in the order they were read, with the length of each reading in calls."""
     calls = [lambda number=number: number for number in range(len(planted))]
     recorder = Recorder(dict(zip(calls, planted, strict=True)))
-    bench(calls, timer=recorder, rounds=rounds, seed=seed)
-    readings = [(calls.index(call), loops) for call, loops in recorder.log[-rounds * len(calls) :]]
+    bench(calls, recorder, rounds=rounds, seed=seed, anew=False, **options)
+    readings = [(calls.index(call), loops) for call, loops in recorder.log[-rounds * len(calls) * REPEAT :: REPEAT]]
     return [readings[start : start + len(calls)] for start in range(0, len(readings), len(calls))]
 
 
 def test_readings_are_the_planted_seconds_per_call():
     machine = Machine()
     planted = [0.0001, 0.0017, 0.05]
-    readings = bench([machine.call(seconds) for seconds in planted], timer=machine.timer(), rounds=5)
-    assert [len(values) for values in readings] == [5, 5, 5]
-    for values, seconds in zip(readings, planted, strict=True):
-        assert values == pytest.approx([seconds] * 5)
+    readings = bench([machine.call(seconds) for seconds in planted], machine.timer(), rounds=5)
+    for found, seconds in zip(readings, planted, strict=True):
+        assert found.seconds == pytest.approx([seconds] * 5 * REPEAT)
+        assert found.levels == pytest.approx([1.0] * 5 * REPEAT)
 
 
 def test_a_reading_takes_as_many_calls_as_last_its_length():
-    loops = dict(recorded([0.0003, 0.002, 0.05], rounds=1)[0])
+    loops = dict(recorded([0.0003, 0.002, 0.05], rounds=1, reading=0.002)[0])
     assert loops == {0: 7, 1: 1, 2: 1}  # 7 x 0.3 ms is the first multiple over 2 ms
 
 
-def test_every_round_reads_each_call_once_in_an_order_of_its_own():
+def test_a_reading_is_as_short_as_the_clock_allows():
+    assert dict(recorded([0.00003, 0.0002], rounds=1)[0]) == {0: 4, 1: 1}  # 0.12 ms is over HostTimer's 0.1 ms
+
+
+def test_every_round_reads_each_call_in_an_order_of_its_own():
     rounds = recorded([0.001] * 8)
     orders = [tuple(number for number, _ in readings) for readings in rounds]
     assert all(sorted(order) == list(range(8)) for order in orders)
@@ -79,42 +93,39 @@ def test_the_seed_decides_the_order():
 def test_the_slow_first_calls_are_in_no_reading():
     machine = Machine()
     call = machine.call(3.0, 0.02, 0.01, 0.001)
-    (values,) = bench([call], timer=machine.timer(), rounds=3, warmup=10)
-    assert values == pytest.approx([0.001] * 3)
+    (found,) = bench([call], machine.timer(), rounds=3, warmup=10)
+    assert found.seconds == pytest.approx([0.001] * 3 * REPEAT)
 
 
 def test_warming_up_goes_on_while_a_call_gets_faster():
     machine = Machine()
     readings = [0.010, 0.008, 0.006, 0.004]  # each more than 5 % faster than the one before
-    (values,) = bench([machine.call(0.010, *readings)], timer=machine.timer(), rounds=1, warmup=10)
-    assert values == pytest.approx([0.004])
+    (found,) = bench([machine.call(0.010, *readings)], machine.timer(), rounds=1, warmup=10)
+    assert found.seconds == pytest.approx([0.004] * REPEAT)
 
 
 def test_warming_up_and_calibrating_stay_under_ten_milliseconds():
     machine = Machine()
     started = []
     call = machine.call(0.0005)
-    bench([call], timer=machine.timer(), rounds=1, on_round=lambda done, of: started.append(machine.now))
-    reading = 5 * 0.0005  # one untimed call and four timed ones
-    assert started[0] - reading <= 0.010
+    bench([call], machine.timer(), rounds=1, on_round=lambda share, words: started.append(machine.now))
+    assert started[0] - (1 + REPEAT) * 0.0005 <= 0.010  # less the round: an untimed call and the readings
 
 
 def test_warming_up_ends_even_if_the_call_always_gets_faster():
     machine = Machine()
     faster = [0.9**turn for turn in range(200)]
-    (values,) = bench([machine.call(*faster)], timer=machine.timer(), rounds=1, warmup=1000)
-    assert len(values) == 1
+    (found,) = bench([machine.call(*faster)], machine.timer(), rounds=1, warmup=1000)
+    assert len(found.seconds) == REPEAT
 
 
 def test_a_clock_that_stands_still_ends_the_calibration():
-    calls = 0
-
     def run() -> None:
-        nonlocal calls
-        calls += 1
+        return None
 
     timer = Recorder({run: 0.0})
-    assert bench([run], timer=timer, rounds=1) == [(0.0,)]
+    (found,) = bench([run], timer, rounds=1)
+    assert found.seconds == (0.0,) * REPEAT
     assert max(loops for _, loops in timer.log) == MOST_LOOPS
 
 
@@ -126,22 +137,90 @@ def test_the_collector_is_off_while_reading_and_as_before_afterwards():
 
     timer = Recorder({run: 1.0})
     between = []
-    bench([run], timer=timer, rounds=2, on_round=lambda done, of: between.append(gc.isenabled()))
+    bench([run], timer, rounds=2, on_round=lambda share, words: between.append(gc.isenabled()))
     assert seen == [False, False]
     assert between == [True, True]
     gc.disable()
     try:
-        bench([run], timer=timer, rounds=1)
+        bench([run], timer, rounds=1)
         assert not gc.isenabled()
     finally:
         gc.enable()
 
 
-def test_rounds_are_announced():
+def test_rounds_are_announced_with_how_slow_the_machine_is():
     machine = Machine()
     heard = []
-    bench([machine.call(0.01)], timer=machine.timer(), rounds=3, on_round=lambda done, of: heard.append((done, of)))
-    assert heard == [(1, 3), (2, 3), (3, 3)]
+    call = machine.call(*[0.01] * 5, *[0.01] * 3, *[0.015] * 100)  # warm up, read a round, become slower
+    bench([call], machine.timer(), rounds=2, anew=False, on_round=lambda share, words: heard.append((share, words)))
+    assert heard == [(0.5, "the machine at 1.00 of its fastest"), (1.0, "the machine at 1.50 of its fastest")]
+
+
+def test_reading_ends_when_time_is_up():
+    machine = Machine()
+    calls = [machine.call(0.01), machine.call(0.01)]
+    found = bench(calls, machine.timer(), rounds=1000, limit=1.0, now=lambda: machine.now)
+    spent = 2 * (1 + REPEAT) * 0.01  # of a round
+    assert len(found[0].seconds) == len(found[1].seconds) > REPEAT
+    assert machine.now < 1.0 + 2 * spent
+
+
+def test_there_is_one_round_however_short_the_time():
+    machine = Machine()
+    (found,) = bench([machine.call(0.01)], machine.timer(), rounds=1000, limit=1e-9, now=lambda: machine.now)
+    assert len(found.seconds) == REPEAT
+
+
+def test_what_is_decided_is_read_no_more():
+    machine = Machine()
+    asked = []
+
+    def wanted(readings: Sequence[Readings]) -> list[int]:
+        asked.append([len(found.seconds) for found in readings])
+        return [2, 1] if len(asked) == 1 else [1] if len(asked) == 2 else []
+
+    calls = [machine.call(seconds) for seconds in (0.001, 0.002, 0.003)]
+    found = bench(calls, machine.timer(), rounds=4 * STRETCHES, wanted=wanted)
+    assert [len(each.seconds) for each in found] == [4 * REPEAT, 3 * 4 * REPEAT, 2 * 4 * REPEAT]
+    assert [each.seconds[-1] for each in found] == pytest.approx([0.001, 0.002, 0.003])
+    assert asked[0] == [4 * REPEAT] * 3
+
+
+def test_calls_are_built_anew_in_every_stretch_and_the_old_ones_let_go_afterwards():
+    machine = Machine()
+    alive, most = weakref.WeakSet(), []
+
+    class Call:
+        def __call__(self) -> None:
+            machine.now += 0.01
+            most.append(len(alive))
+
+    def build(number: int) -> Call:
+        call = Call()
+        alive.add(call)
+        return call
+
+    Bench(machine.timer(), rounds=STRETCHES).run(build, 1)
+    assert max(most) == 2  # while the second is warmed up, the first holds its memory
+    once = []
+    Bench(machine.timer(), rounds=STRETCHES).run(lambda number: once.append(number) or Call(), 1, anew=False)
+    assert once == [0]
+
+
+def test_a_machine_that_slows_down_is_seen_in_the_levels_and_not_in_the_ratio_of_two_calls():
+    machine = Machine()
+
+    def call(seconds: float) -> Callable[[], None]:
+        def run() -> None:
+            machine.now += seconds * (1.5 if machine.now > 2 else 1.0)
+
+        return run
+
+    one, other = bench([call(0.010), call(0.020)], machine.timer(), rounds=32)
+    steady = [np.divide(each.seconds, each.levels) for each in (one, other)]
+    assert np.ptp(one.seconds) > 0.004
+    assert np.percentile(steady[1], 25) / np.percentile(steady[0], 25) == pytest.approx(2, rel=0.01)
+    assert np.max(one.levels) / np.min(one.levels) == pytest.approx(1.5, rel=0.02)
 
 
 def test_the_host_clock_is_read_only_when_the_device_is_idle():
@@ -157,13 +236,13 @@ def test_the_host_clock_is_read_only_when_the_device_is_idle():
 
 
 def test_no_calls_give_no_readings():
-    assert bench([], timer=HostTimer(), rounds=2) == []
+    assert bench([], HostTimer(), rounds=2) == []
 
 
-@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"reading": 0.0}])
+@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"reading": -1.0}, {"limit": 0.0}])
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="rounds must be 1 or more"):
-        bench([], timer=HostTimer(), **wrong)
+        Bench(HostTimer(), **wrong)
 
 
 @pytest.mark.gpu

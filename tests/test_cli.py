@@ -3,10 +3,12 @@
 import errno
 import inspect
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +16,10 @@ import pytest
 import htas
 from htas import cli, pipeline
 from htas.config import Config
+from htas.layer import Layer
 from htas.measurement import Measurement
-from htas.target import usable_cores
+from htas.store import Entry, Store
+from htas.target import Target, usable_cores
 
 Calls = list[tuple[str, dict[str, Any]]]
 STAGES = ("survey", "design", "search", "train", "measure", "report")
@@ -162,6 +166,192 @@ def test_export_says_where_and_how_near(calls: Calls, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == "runs/some/base.onnx (outputs differ from PyTorch's by 1.2e-06 at most)\n"
 
 
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store of two surveys, which is this user's own."""
+    path = tmp_path / "store.sqlite"
+    monkeypatch.setenv("HTAS_STORE", str(path))
+    monkeypatch.chdir(tmp_path)
+    Store(path).add([stored(16, "aaa", 1), stored(32, "aaa", 1), stored(16, "bbb", 2)])
+    return Store(path)
+
+
+def stored(outputs: int, survey: str, hour: int) -> Entry:
+    """A layer of a survey at so many o'clock."""
+    key = Layer("conv", 3, outputs, (32, 32), (3, 3), padding=(1, 1), norm=True, activation="relu").key
+    context = {"device": "cpu", "runtime": "eager", "precision": "fp32", "batch": "4", "threads": "2"}
+    remarks = ("contention; stop other work",) if survey == "aaa" else ()
+    readings = Measurement((0.001, 0.002, 0.003), "s", context, survey, remarks=remarks)
+    doubts = ("drift; wait",) if outputs == 32 else ()
+    return Entry("f00d", "latency", key, readings, (0.5, 0.25), doubts, f"2026-11-23T0{hour}:30:00+00:00")
+
+
+def columns(line: str) -> list[str]:
+    return re.split(r"  +", line.strip())
+
+
+def test_the_surveys_of_the_store_are_listed(kept: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["store", "ls"]) == 0
+    head, new, old = capsys.readouterr().out.splitlines()
+    titles = "survey metric date place device runtime precision batch threads layers doubtful"
+    assert head.replace(" (UTC)", "").split() == titles.split()
+    where = ["f00d", "cpu", "eager", "fp32", "4", "2"]
+    assert columns(new) == ["bbb", "latency", "2026-11-23 02:30", *where, "1", "0"]
+    assert columns(old) == ["aaa", "latency", "2026-11-23 01:30", *where, "2", "2"]
+    assert len(head) == len(new) == len(old)
+
+
+def test_the_surveys_of_the_store_are_listed_as_json(kept: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["store", "--json", "ls"]) == 0
+    new, old = json.loads(capsys.readouterr().out)
+    assert (new["survey"], new["layers"], new["doubtful"], new["context"]["runtime"]) == ("bbb", 1, 0, "eager")
+    assert old["date"] == "2026-11-23T01:30:00.000000+00:00"
+
+
+def test_an_empty_store_says_so_and_makes_no_file(kept: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["store", "ls", "--path", "other.sqlite"]) == 0
+    assert capsys.readouterr().out == "no measurements in other.sqlite\n"
+    assert refused(capsys, "store", "show", "aaa", "--path=other.sqlite") == (
+        "no survey called 'aaa': other.sqlite has none"
+    )
+    assert refused(capsys, "store", "export", "a.csv", "--path=other.sqlite") == (
+        "other.sqlite has no measurements to export"
+    )
+    assert not Path("other.sqlite").exists()
+    assert not Path("a.csv").exists()
+
+
+def test_the_layers_of_a_survey_are_shown(kept: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["store", "show", "aaa"]) == 0
+    head, one, two, *doubts = capsys.readouterr().out.splitlines()
+    assert head.split() == ["layer", "metric", "readings", "median", "min", "spread", "anchor"]
+    words = "conv 3 \N{RIGHTWARDS ARROW} 16, size 32x32, kernel 3x3, padding 1x1, norm, activation relu"
+    assert columns(one) == [words, "latency", "3", "2.00 ms", "1.00 ms", "1.00 ms", "375 ms"]
+    assert columns(two)[0] == words.replace("16", "32")
+    assert doubts == ["2 layers: contention; stop other work", "1 layer: drift; wait"]
+
+
+def test_a_survey_of_something_else_than_layers_or_seconds_is_shown(
+    kept: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = '{"network": "cifar_resnet:20"}'
+    kept.add([Entry("f00d", "energy", key, Measurement((0.125,), "J", {}, "ccc"))])
+    assert cli.main(["store", "show", "ccc"]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert columns(line) == [key, "energy", "1", "0.125 J", "0.125 J", "0 J", "\N{EN DASH}"]
+    assert cli.main(["store", "ls"]) == 0
+    assert columns(capsys.readouterr().out.splitlines()[1])[4:9] == ["\N{EN DASH}"] * 5
+
+
+def test_the_layers_of_a_survey_are_shown_as_json(kept: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["store", "show", "aaa", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [Entry.of(each) for each in shown] == [stored(16, "aaa", 1), stored(32, "aaa", 1)]
+
+
+@pytest.mark.parametrize("file", ["table.csv", "table.parquet"])
+def test_a_store_is_moved_by_a_table(kept: Store, capsys: pytest.CaptureFixture[str], file: str) -> None:
+    assert cli.main(["store", "export", file]) == 0
+    assert cli.main(["store", "import", file, "--path", "other.sqlite"]) == 0
+    assert cli.main(["store", "import", file, "--path", "other.sqlite"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"3 layers written to {file}",
+        f"3 new layers from {file} added to other.sqlite",
+        f"0 new layers from {file} added to other.sqlite",
+    ]
+    assert Store(Path("other.sqlite")).entries("aaa") == kept.entries("aaa")
+
+
+def test_surveys_are_forgotten(kept: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["store", "forget", "aaa"]) == 0
+    assert capsys.readouterr().out == f"2 layers removed from {kept.path}\n"
+    assert [each.survey for each in kept.surveys()] == ["bbb"]
+    assert refused(capsys, "store", "forget", "all") == (
+        "htas store forget all removes every measurement; add --yes if you mean it"
+    )
+    assert [each.survey for each in kept.surveys()] == ["bbb"]
+    for left in (1, 0):
+        assert cli.main(["store", "forget", "all", "--yes"]) == 0
+        assert capsys.readouterr().out == f"{left} layer{'s' * (left == 0)} removed from {kept.path}\n"
+    assert kept.surveys() == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        ("store", "the following arguments are required: ACTION; see htas store --help"),
+        ("store show", "htas store show needs a survey; see htas store --help"),
+        ("store import", "htas store import needs a file; see htas store --help"),
+        ("store forget --yes", "htas store forget needs a survey, or all; see htas store --help"),
+        ("store ls aaa", "htas store ls has no use for 'aaa'; htas store show aaa shows one survey"),
+        ("store show aaa bbb", "htas store has no use for 'bbb'; see htas store --help"),
+        ("store export a.csv --json", "--json is for htas store ls and show, so leave it out of htas store export"),
+        ("store ls --yes", "--yes is for htas store forget, so leave it out of htas store ls"),
+        ("store show aab", "no survey called 'aab'; did you mean 'aaa'? choose one of bbb, aaa"),
+        ("store forget ccc", "no survey called 'ccc'; choose one of bbb, aaa"),
+        ("store export a.txt", "a table of measurements is a .csv or a .parquet file, got a.txt"),
+        (
+            "store ls --paht x",
+            "htas store has no option '--paht'; did you mean '--path'? it has: --path, --json, --yes",
+        ),
+    ],
+)
+def test_a_wrong_command_to_the_store_gets_one_sentence(
+    kept: Store, capsys: pytest.CaptureFixture[str], argv: str, sentence: str
+) -> None:
+    assert refused(capsys, *argv.split()) == sentence
+    assert len(kept.surveys()) == 2
+
+
+def test_a_wrong_action_names_the_right_ones(kept: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = refused(capsys, "store", "lst")
+    assert "'lst'" in sentence
+    for action in ("ls", "show", "export", "import", "forget"):
+        assert action in sentence
+
+
+def test_the_help_of_the_store_explains_its_actions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["store", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for action in ("ls ", "show SURVEY ", "export FILE ", "import FILE ", "forget SURVEY|all "):
+        assert sum(line.startswith(action) for line in lines) == 1
+    assert max(map(len, lines)) <= 120
+
+
+class Findings:
+    """What another machine would say of a target."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
+    def json(self) -> dict[str, Any]:
+        return {"runtime": self.target.runtime, "batch": self.target.batch, "threads": self.target.threads}
+
+    def lines(self) -> list[str]:
+        return ["this machine", f"batch {self.target.batch}"]
+
+
+def test_the_doctor_examines_the_target_that_is_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "htas.doctor", SimpleNamespace(examine=Findings))
+    assert cli.main(["doctor"]) == 0
+    assert capsys.readouterr().out == "this machine\nbatch 4\n"
+    assert cli.main(["doctor", "--runtime=onnxruntime", "--device=cpu", "--batch=2", "--threads=1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"runtime": "onnxruntime", "batch": 2, "threads": 1}
+    assert refused(capsys, "doctor", "--batch=-1") == "target.batch must be 0 (the default) or more, got -1"
+
+
+def test_the_doctor_keeps_what_the_command_asks_of_it() -> None:
+    from htas import doctor
+
+    (target, *rest) = inspect.signature(doctor.examine).parameters.values()
+    assert target.annotation in (Target, "Target")
+    assert all(each.default is not inspect.Parameter.empty for each in rest)
+    assert callable(doctor.Findings.json)
+    assert callable(doctor.Findings.lines)
+
+
 def test_the_demo_runs_the_packaged_configuration(calls: Calls) -> None:
     assert cli.main(["demo", "--out", "here"]) == 0
     assert calls[-1][0] == "run"
@@ -176,7 +366,7 @@ def test_the_demo_runs_the_packaged_configuration(calls: Calls) -> None:
         (
             "rnu some.toml",
             "no verb called 'rnu'; did you mean 'run'? choose one of "
-            "run, survey, design, search, train, measure, report, export, demo",
+            "run, survey, design, search, train, measure, report, export, store, doctor, demo",
         ),
         (
             "survey some.toml --agian",
@@ -262,6 +452,8 @@ def test_the_help_of_a_verb_has_its_arguments(verb: str, capsys: pytest.CaptureF
     for name, parameter in inspect.signature(cli.VERBS[verb]).parameters.items():
         if name == "overrides":
             assert "--design.groups" in out
+        elif parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+            assert name.upper() in out
         elif parameter.default is not inspect.Parameter.empty:
             assert f"--{name}" in out
 

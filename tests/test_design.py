@@ -6,19 +6,32 @@ from functools import cache
 from math import ceil
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from htas.arch import Arch
-from htas.design import Design, check, choose, paper_cost, records, score, site_curves, spaces
+from htas.design import (
+    Design,
+    certainty,
+    check,
+    choose,
+    dominated,
+    paper_cost,
+    records,
+    score,
+    site_curves,
+    spaces,
+    undecided,
+)
 from htas.graph import Network, trace
 from htas.layer import Layer
 from htas.measurement import Measurement
-from htas.metrics import Case, Metric
+from htas.metrics import Case, Metric, OnRound, Wanted
 from htas.models.cifar_resnet import CifarResNet
 from htas.space import Space
-from htas.survey import Curve, Fit, survey, widest
+from htas.survey import Curve, Fit, survey, templates, widest
 from htas.target import Target
 
 HAND = Curve((1, 2, 3, 4, 5, 6), (2.0, 2.0, 4.0, 4.0, 7.0, 6.0))
@@ -33,7 +46,7 @@ class Device(Metric):
     clock: Callable[[Layer], float] = lambda layer: layer.outputs
 
     def measure(
-        self, cases: Sequence[Case], *, on_round: Callable[[int, int], None] | None = None
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
     ) -> list[Measurement]:
         return [Measurement((1e-6 * self.clock(case),), "s") for case in cases if isinstance(case, Layer)]
 
@@ -85,6 +98,88 @@ def test_scores_within_the_noise_are_ties() -> None:
 def test_the_last_group_is_longer_where_the_groups_do_not_divide() -> None:
     flat = Curve(tuple(range(1, 12)), tuple(float(w) for w in range(1, 12)))
     assert choose(flat, Fit(1.0, 1.0, 0.0), 4) == (2, 4, 6, 11)
+
+
+def test_a_choice_is_as_certain_as_the_share_of_surveys_that_would_make_it() -> None:
+    widths, rng = tuple(range(1, 17)), np.random.default_rng(1)
+    seconds = tuple(1.0 + 0.1 * width - 0.08 * (width % 4 == 2) - 0.06 * (width % 4 == 1) for width in widths)
+    measured = Curve(widths, seconds, (0.01,) * 16)
+    stated = certainty(measured, 1.0, 4, ties=0.0)
+    right = choose(measured, measured.fit(1.0), 4)
+    repeated = []
+    for _ in range(2000):
+        again = Curve(widths, tuple(np.asarray(seconds) + 0.01 * rng.standard_normal(16)))
+        repeated.append([one == other for one, other in zip(choose(again, again.fit(1.0), 4), right, strict=True)])
+    assert stated == pytest.approx(np.mean(repeated, axis=0), abs=0.06)
+    assert max(stated) < 0.99
+    assert certainty(measured, 1.0, 4, ties=0.0, scale=3) < stated
+    assert certainty(Curve(widths, seconds), 1.0, 4, ties=0.0) == (1.0,) * 4
+    sharp = Curve(widths, seconds, (1e-6,) * 16)
+    assert certainty(sharp, 1.0, 4, ties=0.0) == (1.0,) * 4
+
+
+def test_certainty_takes_ties_and_uneven_groups_as_choosing_does() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(50):
+        widths = tuple(range(1, 24))
+        measured = Curve(widths, tuple(1 + 0.05 * np.asarray(widths) + 0.1 * rng.random(23)), (1e-9,) * 23)
+        ties = float(rng.choice([0.0, 0.02, 0.1]))
+        assert certainty(measured, 1.0, 5, ties) == (1.0,) * 5  # the undisturbed curve among them, else below 1
+
+
+def test_a_width_that_is_no_faster_than_a_wider_choice_is_dominated() -> None:
+    assert dominated(HAND, (2, 4, 5, 6)) == (5,)
+    assert dominated(HAND, (1, 2, 3, 4)) == (1, 3)
+    assert dominated(HAND, (2, 4, 6)) == ()
+
+
+def test_more_readings_are_wanted_of_the_groups_that_are_open() -> None:
+    network, design = resnet(), Design(groups=8, ties=0.0)
+    content = measured(network, design, lambda layer: 100 + layer.outputs - 30 * (layer.outputs % 8 == 3))
+    assert undecided(network, content, design) == set()  # single readings have no error
+    table = content["layers"][next(iter(undecided_tables(network, design, "stages.1.1.conv1.conv")))]
+    table["error"] = [value / 1000 for value in table["estimate"]]
+    assert undecided(network, content, design) == set()
+    for row, width in enumerate(table["widths"]):
+        if 17 <= width <= 24:
+            table["error"][row] = table["estimate"][row]
+    asked = undecided(network, content, design)
+    assert sorted({layer.outputs for layer in asked}) == list(range(17, 25))
+    assert {layer.wide(0).key for layer in asked} == set(undecided_tables(network, design, "stages.1.1.conv1.conv"))
+
+
+def undecided_tables(network: Network, design: Design, site: str) -> list[str]:
+    """The survey's tables that a site's curve is made of."""
+    return [layer.key for layer in templates(network, expand=design.expand, inputs=design.inputs)[site]]
+
+
+def test_the_papers_selection_takes_means_and_the_very_best() -> None:
+    network = resnet()
+    content = measured(network, Design(), stairs)
+    for table in content["layers"].values():
+        table["mean"] = [2.0 * value for value in table["estimate"]]
+    paper = Design(selection="paper", ties=0.5)
+    ours = site_curves(network, content, Design())["stem.conv"]
+    means = site_curves(network, content, paper)["stem.conv"]
+    assert means.seconds == pytest.approx([2 * value for value in ours.seconds])
+    found = spaces(network, content, paper)["hardware"].widths["stem.conv"]
+    assert found == choose(means, means.fit(1.0), 8, ties=0.0)
+
+
+def test_dominated_choices_are_recorded_and_left_out_when_asked() -> None:
+    network = resnet()
+
+    def clock(layer: Layer) -> float:
+        return 100 + layer.outputs + 40 * (9 <= layer.outputs <= 16)
+
+    design = Design(groups=4, spaces=("hardware",))
+    content = measured(network, design, clock)
+    kept = spaces(network, content, design)["hardware"].widths["stem.conv"]
+    (record,) = [each for each in records(network, content, design, spaces(network, content, design))
+                 if "stem.conv" in each.sites]  # fmt: skip
+    assert record.dominated == (16,)
+    left = spaces(network, content, replace(design, drop_dominated=True))["hardware"].widths["stem.conv"]
+    assert left == tuple(width for width in kept if width != 16)
 
 
 # -- planted choices ---------------------------------------------------------------------------------------------------

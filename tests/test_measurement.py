@@ -1,7 +1,10 @@
 """Summaries of readings by hand."""
 
+import itertools
 import json
+import statistics
 
+import numpy as np
 import pytest
 
 from htas.measurement import Measurement
@@ -10,8 +13,49 @@ from htas.measurement import Measurement
 def test_summaries_are_those_of_the_readings() -> None:
     found = Measurement((4.0, 1.0, 3.0, 2.0, 5.0), "s")
     assert (found.median, found.minimum) == (3.0, 1.0)
-    assert found.spread == 4.0 - 2.0
-    assert found.standard_error == pytest.approx(1.2533 * 2 / 1.349 / 5**0.5)
+    assert (found.mean, found.spread) == (3.0, 4.0 - 2.0)
+    assert found.estimate == 2.0  # the 25th percentile
+
+
+def test_the_error_of_a_few_readings_is_that_of_the_ranks_beside() -> None:
+    found = Measurement((4.0, 1.0, 3.0, 2.0, 5.0), "s")
+    reach = (0.25 * 0.75 / 5) ** 0.5  # a standard deviation of the binomial: ranks 0.0563 to 0.4436
+    assert found.error == found.standard_error == pytest.approx(4 * 2 * reach / 2)
+
+
+def test_the_error_of_many_readings_is_that_of_the_stretches() -> None:
+    values = [1.0] * 4 + [1.1] * 4 + [1.2] * 4 + [1.3] * 4 + [1.4] * 4 + [1.5] * 4
+    found = Measurement(tuple(values), "s")
+    assert found.error == pytest.approx(statistics.stdev([1.0, 1.1, 1.2, 1.3, 1.4, 1.5]) / 6**0.5)
+
+
+def test_errors_are_what_repetitions_show() -> None:
+    rng = np.random.default_rng(0)
+    repeated = [Measurement(tuple(rng.normal(1, 0.1, 200)), "s") for _ in range(400)]
+    shown = statistics.stdev(each.estimate for each in repeated)
+    assert statistics.mean(each.error for each in repeated) == pytest.approx(shown, rel=0.12)
+    covered = [one.interval[0] <= two.estimate <= one.interval[1] for one, two in itertools.pairwise(repeated)]
+    assert statistics.mean(covered) == pytest.approx(0.95, abs=0.03)
+
+
+def test_the_machines_level_is_taken_out_and_comes_back_in_the_standard_error() -> None:
+    levels = (1.0,) * 12 + (1.3,) * 12
+    found = Measurement(tuple(2.0 * level for level in levels), "s", levels=levels)
+    assert found.estimate == pytest.approx(2.0)
+    assert found.error == pytest.approx(0.0)
+    shown = statistics.stdev([1.0, 1.0, 1.0, 1.3, 1.3, 1.3]) / 6**0.5
+    assert found.standard_error == pytest.approx(2.0 * shown)
+    low, high = found.interval
+    assert (low + high) / 2 == pytest.approx(2.0)
+
+
+def test_every_reading_needs_its_level() -> None:
+    with pytest.raises(ValueError, match="2 readings need as many levels, got 1"):
+        Measurement((1.0, 2.0), "s", levels=(1.0,))
+
+
+def test_remarks_come_first_among_the_doubts() -> None:
+    assert Measurement((1.0, 1.0), "s", remarks=("busy",)).doubts == ("busy",)
 
 
 def test_one_reading_has_no_spread() -> None:
@@ -31,5 +75,7 @@ def test_no_reading_is_refused() -> None:
 
 
 def test_a_measurement_reads_back_from_json() -> None:
-    found = Measurement((1.0, 2.5), "s", {"runtime": "eager"}, "s1")
+    found = Measurement((1.0, 2.5), "s", {"runtime": "eager"}, "s1", (1.0, 1.1), ("busy",))
     assert Measurement.of(json.loads(json.dumps(found.json()))) == found
+    older = {name: value for name, value in found.json().items() if name not in ("levels", "remarks")}
+    assert Measurement.of(older) == Measurement((1.0, 2.5), "s", {"runtime": "eager"}, "s1")

@@ -1,7 +1,11 @@
-"""Counts by hand and by PyTorch's own counter; latencies of a scripted runtime."""
+"""Counts by hand and by PyTorch's own counter; latencies and joules of a scripted runtime and a planted meter."""
 
+import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,12 +13,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import htas.metrics
-from htas.bench import HostTimer, Timer
+from htas.bench import REPEAT, STRETCHES, HostTimer, Timer
 from htas.layer import Layer
 from htas.measurement import Measurement
-from htas.metrics import Metric
+from htas.metrics import Metric, energy
+from htas.metrics.energy import Energy, Nvml, Rapl, meter
 from htas.metrics.latency import Latency
 from htas.metrics.macs import Macs, count_macs
+from htas.metrics.memory import Memory, peak, peak_on_cuda
 from htas.metrics.params import Params, count_params
 from htas.plugins import find, names
 from htas.runtimes import Program, Runtime
@@ -56,11 +62,63 @@ class Scripted(Runtime):
 
 now = 0.0
 compiled: list[Layer | Tensor] = []
+zones: list["Zone"] = []
+"""What moves as the scripted clock does."""
 
 
 def tick(seconds: float) -> None:
     global now
     now += seconds
+    for zone in zones:
+        zone.move()
+
+
+@dataclass
+class Zone:
+    """A planted counter that draws so many watts, shown every `step` seconds."""
+
+    folder: Path
+    name: str
+    watts: float
+    most: int = 3_000_000
+    step: float = 1e-9
+    wraps: int = 0
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True)
+        (self.folder / "name").write_text(f"{self.name}\n")
+        (self.folder / "max_energy_range_uj").write_text(f"{self.most}\n")
+        self.shown = self.start = now
+        self.show()
+
+    def move(self) -> None:
+        if now - self.shown >= self.step:
+            self.shown = now
+            self.show()
+
+    def show(self) -> None:
+        self.wraps, value = divmod(int(1e6 * self.watts * (self.shown - self.start)), self.most)
+        (self.folder / "energy_uj").write_text(f"{value}\n")
+
+
+@pytest.fixture
+def powercap(tmp_path):
+    """A processor of two packages, with memory beside the first: 30 + 20 + 5 W; the other zones are parts of these."""
+    zones[:] = [
+        Zone(tmp_path / "intel-rapl:0", "package-0", 30.0),
+        Zone(tmp_path / "intel-rapl:0:0", "core", 25.0),
+        Zone(tmp_path / "intel-rapl:0:1", "dram", 5.0, most=300_000),
+        Zone(tmp_path / "intel-rapl:1", "package-1", 20.0),
+        Zone(tmp_path / "intel-rapl:2", "psys", 90.0),
+    ]
+    yield tmp_path
+    zones.clear()
+
+
+def meters(powercap: Path, **options: float) -> Energy:
+    """The metric on the scripted runtime and a planted meter."""
+    target = Target(runtime=f"{__name__}:Scripted", batch=2, image=(3, 8, 8))
+    return Energy(target, powercap=powercap, **options)
 
 
 @pytest.fixture
@@ -73,9 +131,20 @@ def wide(outputs: int) -> Layer:
     return Layer("conv", 3, outputs, (8, 8))
 
 
+def opened(name: str) -> Metric:
+    """A metric that works on this machine; one without its meter says so in a sentence, and is skipped."""
+    metric = find(htas.metrics, Metric, name)(TARGET)
+    try:
+        metric.measure([])
+    except ValueError as error:
+        assert re.fullmatch(rf"{name} needs a meter, and .+; .+", str(error)), error
+        pytest.skip(str(error))
+    return metric
+
+
 @pytest.mark.parametrize("name", names(htas.metrics))
 def test_a_metric_measures_layers_and_networks_in_their_order(name):
-    metric = find(htas.metrics, Metric, name)(TARGET)
+    metric = opened(name)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout()).train()
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     draws = torch.get_rng_state()
@@ -91,19 +160,19 @@ def test_a_metric_measures_layers_and_networks_in_their_order(name):
 
 @pytest.mark.parametrize("name", names(htas.metrics))
 def test_a_metric_of_nothing_is_nothing(name):
-    assert find(htas.metrics, Metric, name)(TARGET).measure([]) == []
+    assert opened(name).measure([]) == []
 
 
 def test_latencies_come_back_in_the_order_of_the_cases(scripted):
     found = scripted.measure([wide(7), wide(3), nn.Identity()])
     assert [each.median for each in found] == pytest.approx([0.007, 0.003, 0.5])
-    assert [len(each.values) for each in found] == [4, 4, 4]
+    assert [len(each.values) for each in found] == [4 * REPEAT] * 3
 
 
 def test_the_same_layer_given_twice_is_measured_once(scripted):
     first, _, second = scripted.measure([wide(7), wide(3), wide(7)])
     assert first is second
-    assert compiled == [wide(7), wide(3)]
+    assert compiled == [wide(7), wide(3)] * STRETCHES
 
 
 def test_a_network_is_given_images_of_the_targets_batch_drawn_from_the_seed(scripted):
@@ -128,17 +197,23 @@ def test_a_survey_is_one_call_and_its_context_says_where_readings_come_from(scri
         "batch": "2",
         "threads": str(scripted.target.threads),
         "image": "3x8x8",
+        "options": "{}",
         "date": date,
     }
 
 
 def test_rounds_are_announced(scripted):
     heard = []
-    scripted.measure([wide(3)], on_round=lambda done, of: heard.append((done, of)))
-    assert heard == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    scripted.measure([wide(3)], on_round=lambda share, words: heard.append(share))
+    assert heard == [0.25, 0.5, 0.75, 1.0]
 
 
-@pytest.mark.parametrize(("option", "value"), [("rounds", 0), ("reading", 0.0)])
+def test_latency_is_read_on_where_it_is_wanted(scripted):
+    found = scripted.measure([wide(7), wide(3), wide(7)], wanted=lambda found: {1})
+    assert [len(each.values) for each in found] == [REPEAT, 4 * REPEAT, REPEAT]
+
+
+@pytest.mark.parametrize(("option", "value"), [("rounds", 0), ("reading", -1.0), ("limit", 0.0)])
 def test_a_wrong_option_of_latency_is_refused(option, value):
     with pytest.raises(ValueError, match=rf"latency\.{option} must be .*, got {value}"):
         Latency(TARGET, **{option: value})
@@ -190,3 +265,198 @@ def test_frozen_parameters_are_not_counted():
     network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5))
     network[0].requires_grad_(False)
     assert count_params(network) == 4 * 5 + 5
+
+
+def test_joules_are_watts_times_seconds_whenever_the_counters_start_again(powercap):
+    found = meters(powercap, rounds=6, reading=0.02).measure([wide(7), wide(3), wide(7)])
+    watts = 30 + 20 + 5
+    for each, seconds in zip(found, (0.007, 0.003, 0.007), strict=True):
+        assert each.values == pytest.approx([watts * seconds] * 6, rel=1e-3)
+    assert found[0] is found[2]
+    assert all(zone.wraps > 1 for zone in zones)
+    assert {each.unit for each in found} == {"J"}
+    assert found[0].context["meter"] == "RAPL (package-0, dram, package-1)"
+
+
+def test_a_meter_that_seldom_moves_is_read_from_one_move_to_another(tmp_path):
+    zones[:] = [Zone(tmp_path / "intel-rapl:0", "package-0", 40.0, most=10**12, step=0.1)]
+    (found,) = meters(tmp_path, rounds=3, reading=1.0).measure([wide(9)])
+    zones.clear()
+    assert found.values == pytest.approx([40 * 0.009] * 3, rel=0.02)  # from clock to clock it would be 10 % off
+
+
+def test_rounds_of_energy_are_announced(powercap):
+    heard = []
+    meters(powercap, rounds=2, reading=0.02).measure(
+        [wide(3)], on_round=lambda share, words: heard.append((share, words))
+    )
+    assert heard == [(0.5, "RAPL (package-0, dram, package-1)"), (1.0, "RAPL (package-0, dram, package-1)")]
+
+
+def test_energy_is_read_on_where_it_is_wanted(powercap):
+    def wanted(found):
+        assert [len(each.values) for each in found[:2]] == [1 + len(asked), 1]
+        asked.append(found)
+        return {0, 2}  # the same layer, given twice
+
+    asked = []
+    found = meters(powercap, rounds=3, reading=0.02).measure([wide(7), wide(3), wide(7)], wanted=wanted)
+    assert [len(each.values) for each in found] == [3, 1, 3]
+
+
+def test_a_meter_that_stands_still_is_refused(powercap):
+    zones.clear()
+    with pytest.raises(ValueError, match=r"energy needs a meter that moves, and RAPL .* has stood still for 5 seconds"):
+        meters(powercap).measure([wide(3)])
+
+
+def test_a_machine_without_a_meter_says_what_was_looked_for(tmp_path):
+    with pytest.raises(ValueError, match=rf"energy needs a meter, .* no processor package in {tmp_path}/intel-rapl:\*"):
+        meters(tmp_path).measure([])
+
+
+def test_a_meter_for_root_alone_says_how_to_allow_it(powercap, monkeypatch):
+    def refused(file):
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr(energy, "_number", refused)
+    with pytest.raises(ValueError, match=r"may be read by root alone; .* sudo chmod a\+r .*intel-rapl:\*/energy_uj"):
+        meter("cpu", powercap)
+
+
+def test_a_meter_that_writes_no_number_is_refused(powercap):
+    (powercap / "intel-rapl:0/energy_uj").write_text("?")
+    with pytest.raises(ValueError, match=r"energy needs a meter, and the one in .* cannot be read"):
+        meter("cpu", powercap)
+
+
+@pytest.mark.parametrize(("option", "value"), [("rounds", 0), ("reading", 0.0), ("reading", 61.0)])
+def test_a_wrong_option_of_energy_is_refused(option, value):
+    with pytest.raises(ValueError, match=rf"energy\.{option} must be .*, got {value}"):
+        Energy(TARGET, **{option: value})
+
+
+def test_a_counter_that_went_down_has_started_again_once():
+    rapl = Rapl("two", (), (1000, 5000))
+    assert rapl.joules((900, 10), (100, 30)) == pytest.approx((200 + 20) / 1e6)
+
+
+class NVMLError(Exception):
+    pass
+
+
+def nvml(joules: float | None) -> SimpleNamespace:
+    """A stand-in for pynvml whose only GPU is called GPU-1234."""
+
+    def energy_of(handle: str) -> int:
+        if joules is None:
+            raise NVMLError("Not Supported")
+        return {"handle of GPU-1234": int(joules * 1e3)}[handle]
+
+    return SimpleNamespace(
+        NVMLError=NVMLError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda uuid: f"handle of {uuid}",
+        nvmlDeviceGetTotalEnergyConsumption=energy_of,
+    )
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(uuid="1234"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Planted")
+
+
+def test_a_gpus_meter_is_found_by_its_number_and_counts_millijoules(gpu, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", nvml(12.5))
+    found = meter("cuda")
+    assert isinstance(found, Nvml)
+    assert found.name == "NVML (Planted)"
+    assert found.read() == (12500,)
+    assert found.joules((10000,), (12500,)) == 2.5
+
+
+def test_a_gpu_without_a_meter_says_so(gpu, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", nvml(None))
+    with pytest.raises(ValueError, match=r"energy needs a meter, and NVML shows none of this GPU \(Not Supported\); "):
+        meter("cuda")
+
+
+def test_energy_on_a_gpu_names_the_extra_to_install(gpu, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(ValueError, match=r"energy needs a meter, .* pip install 'htas\[energy\]'"):
+        meter("cuda")
+
+
+class Residual(nn.Module):
+    """x + the narrow end of a wide middle."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 4, 1)
+        self.relu = nn.ReLU(inplace)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(self.relu(self.first(x)))
+
+
+S = 2 * 4 * 8 * 8 * 4
+"""Bytes of the input of these: two images of four channels, 8x8, fp32."""
+X = torch.zeros(2, 4, 8, 8)
+
+
+def test_the_memory_of_a_chain_is_its_input_and_two_neighbours():
+    chain = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 2, 3, padding=1), nn.Conv2d(2, 4, 1))
+    # the first and second outputs beside the input, which the caller holds; the third comes when the first is gone
+    assert peak(chain, (X,)) == S + 2 * S + S // 2
+
+
+@pytest.mark.parametrize(("inplace", "most"), [(False, 1 + 2 + 2), (True, 1 + 2 + 1)])
+def test_the_memory_of_a_residual_block_worked_out_by_hand(inplace, most):
+    # with a copy, the input and both sides of the ReLU are alive at once; in place, the input, the middle and the end
+    assert peak(Residual(inplace), (X,)) == most * S
+
+
+def test_views_and_slices_of_weights_take_no_memory():
+    class Sliced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(64, 4, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.conv2d(x, self.weight[:4]).flatten(1).view(-1, 4)
+
+    assert peak(Sliced(), (X,)) == S + S
+
+
+def test_a_tensor_that_is_kept_counts_to_the_end():
+    class Dense(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            kept = [x]
+            for _ in range(3):
+                kept.append(kept[-1] + 1)
+            return torch.cat(kept, 1)
+
+    assert peak(Dense(), (X,)) == 4 * S + 4 * S
+
+
+def test_memory_grows_with_the_batch_and_a_layer_takes_as_much_as_the_module_it_builds():
+    image = (CONV.inputs, *CONV.size)
+    found = [Memory(Target(batch=batch, image=image)).measure([CONV, CONV.build()]) for batch in (1, 3)]
+    assert found[0][0].values == found[0][1].values
+    assert found[1][0].values[0] == 3 * found[0][0].values[0]
+
+
+@pytest.mark.gpu
+def test_memory_on_cuda_is_what_the_count_says_where_there_are_no_workspaces():
+    network = nn.Sequential(nn.ReLU(), nn.Sigmoid(), nn.Tanh())
+    x = torch.zeros(8, 16, 32, 32)
+    assert peak_on_cuda(network, (x,)) == peak(network.cpu(), (x,)) == 3 * x.nbytes
+
+
+@pytest.mark.gpu
+def test_joules_of_a_gpu_grow_with_the_work():
+    pytest.importorskip("pynvml")
+    metric = Energy(Target("cuda", batch=256, image=(3, 32, 32)), rounds=2, reading=0.5)
+    small, large = metric.measure([Layer("conv", 64, 64, (32, 32), (3, 3)), Layer("conv", 256, 256, (32, 32), (3, 3))])
+    assert 0 < small.median < large.median

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from htas.config import Config, load
 from htas.files import Unusable, read_json, read_tensors, write_json
 from htas.layer import Layer
 from htas.measurement import Measurement
+from htas.metrics import OnRound
 from htas.metrics.latency import Latency
 from htas.models.cifar_resnet import CifarResNet
 from htas.result import Result, SearchRecord
@@ -44,10 +45,10 @@ def options(*more: str) -> Config:
     return load(None, [*OPTIONS, *more])
 
 
-def scripted(self: Latency, cases: Sequence[Any], *, on_round: Callable[[int, int], None] | None = None) -> Any:
+def scripted(self: Latency, cases: Sequence[Any], *, on_round: OnRound | None = None, wanted: Any = None) -> Any:
     """A device that computes eight channels at a time, and whole networks by their parameters."""
-    for done in range(self.rounds if on_round else 0):
-        on_round(done + 1, self.rounds)
+    if on_round is not None:
+        on_round(1.0, "steady")
 
     def seconds(case: Layer | nn.Module) -> float:
         if isinstance(case, Layer):
@@ -137,7 +138,8 @@ def test_every_row_has_its_own_figures(finished):
         assert row.params == sum(parameter.numel() for parameter in model.parameters())
         assert row.measured.minimum == pytest.approx(1e-9 * row.params)
         layers = [use.layer for use in job.network.uses(row.arch)]
-        assert row.predicted == pytest.approx(sum(1e-6 * (1 + math.ceil(layer.outputs / 8)) for layer in layers))
+        alone = sum(1e-6 * (1 + math.ceil(layer.outputs / 8)) for layer in layers)
+            assert row.predicted == pytest.approx(1.0025 * alone)  # the 25th percentile of 1 and 1.01 times that
         assert row.accuracy == training.evaluate(model, job.data.test, device="cpu", precision="fp32")
         assert row.teacher == ("" if name == "base" else "base")
 

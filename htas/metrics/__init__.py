@@ -4,7 +4,7 @@ A metric is one file of this folder.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +16,10 @@ from htas.target import Target
 
 Case = Layer | nn.Module
 """A layer, or a network that takes one batch of the target's images."""
+OnRound = Callable[[float, str], None]
+"""Hears the share of the work that is done, and a figure of the moment."""
+Wanted = Callable[[Sequence[Measurement]], Collection[int]]
+"""Given the measurements of all cases so far, the numbers of the cases that need more readings."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,9 @@ class Metric(ABC):
 
     @abstractmethod
     def measure(
-        self, cases: Sequence[Case], *, on_round: Callable[[int, int], None] | None = None
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
     ) -> list[Measurement]:
         """One measurement for each case, in their order; the models themselves stay as they are.
 
-        `on_round` hears how many rounds of readings are done, of how many; a metric that only counts has none.
+        A metric that reads goes on where readings are `wanted`, within its limits; one that counts ignores both.
         """

@@ -1,19 +1,25 @@
 """Seconds per batch on the target, the readings of all cases interleaved."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import ClassVar
+from math import inf
+from typing import ClassVar, Literal
 from uuid import uuid4
 
+import numpy as np
 import torch
 
-from htas.bench import bench
+from htas.bench import Bench, Call, Readings
+from htas.contention import Watch
 from htas.layer import Layer
-from htas.measurement import Measurement
-from htas.metrics import Case, Metric
-from htas.runtimes import Program, Runtime, open_runtime
+from htas.measurement import BLOCKS, LOW, Measurement
+from htas.metrics import Case, Metric, OnRound, Wanted
+from htas.runtimes import Runtime, open_runtime
+
+CHEAP = 0.05
+"""Seconds to build a layer, up to which it is built anew while it is measured."""
 
 
 @dataclass(frozen=True)
@@ -22,51 +28,126 @@ class Latency(Metric):
 
     unit: ClassVar[str] = "s"
     rounds: int = 30
-    """Readings of each case."""
-    reading: float = 0.002
-    """Seconds that one reading lasts at least."""
+    """Times that each case's turn comes, at most; it is read three times then."""
+    limit: float = inf
+    """Seconds after which no further round begins."""
+    reading: float = 0.0
+    """Seconds that one reading lasts at least; 0 means as short as the clock allows."""
     seed: int = 0
     """Of the inputs, the weights of layers, and the order of readings."""
+    layers: Literal["auto", "alone", "chain"] = "auto"
+    """How a layer is timed: alone, as the increment of a chain of layers, or as its runtime does best."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ValueError(f"latency.rounds must be 1 or more, got {self.rounds}")
-        if self.reading <= 0:
-            raise ValueError(f"latency.reading must be over 0 seconds (0.002 is usual), got {self.reading}")
+        if not self.limit > 0:
+            raise ValueError(f"latency.limit must be over 0 seconds, got {self.limit}")
+        if not self.reading >= 0:
+            raise ValueError(
+                f"latency.reading must be 0 seconds (as short as the clock allows) or more, got {self.reading}"
+            )
 
     def measure(
-        self, cases: Sequence[Case], *, on_round: Callable[[int, int], None] | None = None
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
     ) -> list[Measurement]:
         """One measurement for each case; a case given twice is measured once."""
         runtime = open_runtime(self.target)
+        context, survey = self._context(runtime), uuid4().hex[:12]
         distinct = list(dict.fromkeys(cases))
+        calls = _Calls(runtime, distinct, self._chained(runtime))
+
+        def made(readings: Sequence[Readings], remarks: tuple[str, ...] = ()) -> list[Measurement]:
+            found = {
+                case: Measurement(each.seconds, self.unit, context, survey, each.levels, remarks)
+                for case, each in zip(distinct, calls.of_cases(readings), strict=True)
+            }
+            return [found[case] for case in cases]
+
+        def open_calls(readings: Sequence[Readings]) -> Collection[int]:
+            assert wanted is not None
+            return calls.numbers({cases[number] for number in wanted(made(readings))})
+
+        bench = Bench(runtime.timer(), self.rounds, self.limit, self.reading, seed=self.seed)
         with runtime.session(), _seeded(self.seed):
-            programs = [self._compile(runtime, case) for case in distinct]
-            readings = bench(
-                [program.run for program in programs],
-                timer=runtime.timer(),
-                rounds=self.rounds,
-                reading=self.reading,
-                seed=self.seed,
+            watch = Watch()
+            readings = bench.run(
+                calls.build,
+                len(calls.parts),
+                anew=self._cheap(runtime, distinct),
+                wanted=open_calls if wanted is not None else None,
                 on_round=on_round,
             )
-        context, survey = self._context(runtime), uuid4().hex[:12]
-        found = {
-            case: Measurement(values, self.unit, context, survey)
-            for case, values in zip(distinct, readings, strict=True)
-        }
-        return [found[case] for case in cases]
+        return made(readings, watch.remarks())
 
-    def _compile(self, runtime: Runtime, case: Case) -> Program:
-        if isinstance(case, Layer):
-            return runtime.compile_layer(case)
-        return runtime.compile(case, (torch.randn(self.target.batch, *self.target.image),))
+    def _chained(self, runtime: Runtime) -> bool:
+        return runtime.chained if self.layers == "auto" else self.layers == "chain"
+
+    def _cheap(self, runtime: Runtime, cases: Sequence[Case]) -> bool:
+        """Whether building the cases again costs little time and memory."""
+        cheap = self.target.device == "cpu" and runtime.build_seconds <= CHEAP
+        return cheap and all(isinstance(case, Layer) for case in cases)
 
     def _context(self, runtime: Runtime) -> dict[str, str]:
         """Where the readings come from: the runtime's versions and settings, the target, and when."""
         target = {name: str(value) for name, value in asdict(self.target).items()}
         target["image"] = "x".join(str(size) for size in self.target.image)
         return {**runtime.describe(), **target, "date": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+class _Calls:
+    """The calls that cases are timed by: one each; for the increment of a chain two, with the layer and without."""
+
+    def __init__(self, runtime: Runtime, cases: Sequence[Case], chained: bool) -> None:
+        self.runtime = runtime
+        self.parts = [
+            (case, without)
+            for case in cases
+            for without in ((False, True) if chained and isinstance(case, Layer) else (False,))
+        ]
+        self.pairs = {case for case, without in self.parts if without}
+        self.waiting: dict[Case, Call] = {}
+
+    def build(self, number: int) -> Call:
+        """The call of that number; the chain without a layer is built together with the one that has it."""
+        case, without = self.parts[number]
+        if without:
+            return self.waiting.pop(case)
+        if not isinstance(case, Layer):
+            target = self.runtime.target
+            return self.runtime.compile(case, (torch.randn(target.batch, *target.image),)).run
+        chain = self.runtime.chain(case) if case in self.pairs else None
+        if chain is None:
+            self.waiting[case] = lambda: None
+            return self.runtime.compile_layer(case).run
+        self.waiting[case] = chain[1].run
+        return chain[0].run
+
+    def numbers(self, cases: Collection[Case]) -> set[int]:
+        """The calls of these cases."""
+        return {number for number, (case, _) in enumerate(self.parts) if case in cases}
+
+    def of_cases(self, readings: Sequence[Readings]) -> list[Readings]:
+        """One for each case: its call's, or what the chain takes more with it than without."""
+        left = iter(readings)
+        return [
+            increment(each, next(left)) if case in self.pairs else each
+            for case, each in ((case, next(left)) for case, without in self.parts if not without)
+        ]
+
+
+def increment(chain: Readings, without: Readings) -> Readings:
+    """The readings of a chain, less what it takes without the layer.
+
+    That is estimated in stretches of time, so that its error shows in how the stretches differ.
+    """
+    steady, rest = (np.divide(each.seconds, each.levels) for each in (chain, without))
+    blocks = BLOCKS if min(len(steady), len(rest)) >= 2 * BLOCKS else 1
+    parts = [
+        part - np.percentile(other, LOW)
+        for part, other in zip(np.array_split(steady, blocks), np.array_split(rest, blocks), strict=True)
+    ]
+    return Readings(tuple((np.concatenate(parts) * np.asarray(chain.levels)).tolist()), chain.levels)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Multiply-adds of one image, which many papers call FLOPs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from math import prod
@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from htas.layer import Layer
 from htas.measurement import Measurement
-from htas.metrics import Case, Metric
+from htas.metrics import Case, Metric, OnRound, Wanted
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Macs(Metric):
     unit: ClassVar[str] = "MACs"
 
     def measure(
-        self, cases: Sequence[Case], *, on_round: Callable[[int, int], None] | None = None
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
     ) -> list[Measurement]:
         """Counted, so each measurement has one reading."""
         return [Measurement((float(self._count(case)),), self.unit) for case in cases]

@@ -1,6 +1,6 @@
 """Trainable parameters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from htas.layer import Layer
 from htas.measurement import Measurement
-from htas.metrics import Case, Metric
+from htas.metrics import Case, Metric, OnRound, Wanted
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Params(Metric):
     unit: ClassVar[str] = "parameters"
 
     def measure(
-        self, cases: Sequence[Case], *, on_round: Callable[[int, int], None] | None = None
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
     ) -> list[Measurement]:
         """Counted, so each measurement has one reading."""
         return [Measurement((float(_count(case)),), self.unit) for case in cases]

@@ -1,11 +1,12 @@
 """A report: one page that says what came of a run, for people (HTML, Markdown) and programs (JSON)."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from htas.files import Unusable, read_json, write_bytes, write_json, write_text
-from htas.result import Report
+from htas.result import CurveRecord, Report
 
-__all__ = ["picture", "read", "write"]
+__all__ = ["picture", "read", "write", "write_survey"]
 
 
 def write(report: Report, folder: Path) -> list[Path]:
@@ -27,6 +28,23 @@ def write(report: Report, folder: Path) -> list[Path]:
     write_text(page, html(report.title, blocks, pictures))
     write_json(data, report.json())  # last: it tells that the others are whole
     return [data, text, page, *files]
+
+
+def write_survey(
+    title: str,
+    curves: Sequence[CurveRecord],
+    sure: float,
+    doubts: Sequence[str],
+    facts: Mapping[str, str],
+    folder: Path,
+) -> tuple[Path, str]:
+    """Write survey.html and a PNG of each curve; the path of the page, and its table of choices as lines of text.
+
+    A choice that is less than `sure` to be right is marked. Raises Unusable where the folder cannot be written.
+    """
+    from htas.report._survey import page
+
+    return page(title, curves, sure, doubts, facts, folder)
 
 
 def read(path: Path) -> Report:

@@ -198,11 +198,12 @@ def _curves(report: Report) -> list[Block]:
         "chosen for the hardware space. Below, the score s(x) = f(x) \N{MINUS SIGN} m(x) of eq. 2, one choice a "
         "group. Dashed lines part the groups. Sites with equal layers share one curve."
     )
-    pictures = [_curve(number, curve) for number, curve in enumerate(report.curves, 1)]
+    pictures = [curve_picture(number, curve) for number, curve in enumerate(report.curves, 1)]
     return [Heading("Latency curves"), Text(about), *pictures]
 
 
-def _curve(number: int, curve: CurveRecord) -> Picture:
+def curve_picture(number: int, curve: CurveRecord) -> Picture:
+    """A latency curve with its sites, fit, groups, choices and doubts."""
     chosen = "; ".join(f"{space}: {' '.join(map(str, widths))}" for space, widths in curve.choices.items())
     sites = f"{plural(len(curve.sites), 'site')} of base width {curve.base}: {listing(curve.sites)}"
     groups = f"{plural(len(curve.groups), 'group')} of widths {curve.widths[0]} to {curve.widths[-1]}"

@@ -7,14 +7,17 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from types import UnionType
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
 from htas.bench import CudaTimer, HostTimer, Timer
 from htas.layer import Layer
 from htas.plugins import find
-from htas.target import Target
+from htas.target import Target, Value
+from htas.text import listing, no_such
 
 
 @dataclass(frozen=True)
@@ -24,18 +27,32 @@ class Program:
     run: Callable[[], object]
     """One batch, its inputs already where the runtime wants them: what is timed."""
     outputs: Callable[..., Tensor]
-    """Tensors in, the network's output on the CPU: for checking."""
+    """Tensors in, the network's output on the CPU in fp32: for checking."""
 
 
 @dataclass(frozen=True)
 class Runtime(ABC):
     """Compiles for one target. Implementations are frozen dataclasses; further fields are their options."""
 
+    build_seconds: ClassVar[float] = 0.001
+    """About what one layer's program costs to make, so that a survey knows when to be sparing."""
+    chained: ClassVar[bool] = False
+    """Whether layers timed as the increment of a chain add up to networks better than layers timed alone."""
+    lacking: ClassVar[str] = ""
+    """Why a precision is missing, where that needs saying: the end of the sentence that refuses it."""
     target: Target
+
+    @classmethod
+    def precisions(cls, device: str) -> tuple[str, ...]:
+        """What it computes in on that device of this machine; nothing where it does not run there."""
+        return ("fp32",)
 
     @abstractmethod
     def compile(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
-        """The network in eval mode, for inputs of exactly the example's shapes; the model itself stays as it is."""
+        """The network in eval mode, for inputs of exactly the example's shapes; the model itself stays as it is.
+
+        Raises ValueError that names the layer where it cannot be run, and where its outputs are not eager PyTorch's.
+        """
 
     @abstractmethod
     def describe(self) -> Mapping[str, str]:
@@ -44,6 +61,13 @@ class Runtime(ABC):
     def compile_layer(self, layer: Layer) -> Program:
         """The layer with weights drawn at random, at the target's batch."""
         return self.compile(layer.build(), layer.example(self.target.batch))
+
+    def chain(self, layer: Layer) -> tuple[Program, Program] | None:
+        """The layer between two neighbours, and the neighbours without it: the layer's time is the difference.
+
+        None where a layer alone takes the time that it takes in a network.
+        """
+        return None
 
     def session(self) -> AbstractContextManager[object]:
         """Holds the settings that programs need while they run, and puts the old ones back."""
@@ -55,7 +79,57 @@ class Runtime(ABC):
 
 
 def open_runtime(target: Target) -> Runtime:
-    """The runtime that the target names; raises ValueError that names the ones there are, or lacks the device."""
+    """The runtime that the target names, with the target's options.
+
+    Raises ValueError that says what there is, where the runtime, its device, its precision or an option is missing.
+    """
     target.check()
     found: type[Runtime] = find(sys.modules[__name__], Runtime, target.runtime)  # type: ignore[type-abstract]
-    return found(target)
+    _check_precision(found, target)
+    _check_options(found, target)
+    return found(target, **target.options)
+
+
+def _check_precision(kind: type[Runtime], target: Target) -> None:
+    known = kind.precisions(target.device)
+    if not known:
+        other = "cpu" if target.device == "cuda" else "cuda"
+        raise ValueError(
+            f"target.runtime {target.runtime!r} does not run on {target.device}; use target.device {other!r}, or "
+            "target.runtime 'eager', which runs on both"
+        )
+    if target.precision not in known:
+        reason = f" ({kind.lacking})" if kind.lacking else ""
+        raise ValueError(
+            f"target.runtime {target.runtime!r} has no {target.precision} on {target.device}{reason}; "
+            f"use target.precision {listing(known)}, or target.runtime 'eager', which has all three"
+        )
+
+
+def _check_options(kind: type[Runtime], target: Target) -> None:
+    hints = get_type_hints(kind)
+    known = {field.name: hints[field.name] for field in fields(kind) if field.init and field.name != "target"}
+    for name, value in target.options.items():
+        if not known:
+            raise ValueError(f"target.options: {target.runtime!r} has no options, got {name!r}; leave them out")
+        if name not in known:
+            raise ValueError(f"target.options: {no_such(f'option of {target.runtime!r}', name, known)}")
+        if not _fits(value, known[name]):
+            raise ValueError(f"target.options: {name} must be {_allowed(known[name])}, got {value!r}")
+
+
+def _fits(value: Value, hint: Any) -> bool:
+    """Is it of that type? Types that a configuration cannot give are left to the class itself."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, each) for each in get_args(hint))
+    if hint in (bool, int, str):
+        return type(value) is hint
+    return type(value) in (int, float) if hint is float else True
+
+
+def _allowed(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return f"one of {listing(map(str, get_args(hint)))}"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(hint, str(hint))

@@ -19,6 +19,8 @@ from htas.layer import Layer
 OPSET = 20
 IR_VERSION = 9
 """The oldest that has OPSET, so that older runtimes read the graph."""
+TAIL = 16
+"""Channels that a chain ends in: whole blocks of 8 (AVX2) and of 16 (AVX-512)."""
 
 # name of the operator and its attributes; Clip and the two-step SiLU are written out below
 _ACTIVATIONS: Mapping[str, tuple[str, Mapping[str, float]]] = {
@@ -73,39 +75,87 @@ def cannot_export(model: nn.Module, form: str, error: Exception) -> str:
     )
 
 
-def layer_graph(layer: Layer, module: nn.Module, batch: int) -> bytes:
+def layer_graph(layer: Layer, module: nn.Module, batch: int, dtype: torch.dtype = torch.float32) -> bytes:
     """One layer as ONNX, with the weights of `module`, which layer.build() gave."""
-    from onnx import TensorProto, helper
-
-    def declare(name: str, channels: int, size: tuple[int, int]) -> Any:
-        shape = [batch, channels] if layer.op == "linear" else [batch, channels, *size]
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-
-    writer = _Writer()
+    writer = _Writer(dtype)
     names = ["input", "other"] if layer.op == "add" else ["input"]
-    last = _operator(writer, layer, module, names)
-    if layer.norm:
-        last = _norm(writer, module, last)
-    if layer.activation:
-        last = _activation(writer, layer.activation, last)
-    graph = helper.make_graph(
-        writer.nodes,
-        "layer",
-        [declare(name, layer.inputs, layer.size) for name in names],
-        [declare(last, layer.outputs, layer.output_size)],
-        writer.weights,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    content: bytes = model.SerializeToString()
-    return content
+    inputs = [writer.input(name, shape) for name, shape in zip(names, _shapes(layer, batch), strict=False)]
+    writer.output(_layer(writer, layer, module, inputs))
+    return writer.content()
+
+
+def chain_graphs(
+    layer: Layer, module: nn.Module, batch: int, *, first: bool, dtype: torch.dtype = torch.float32
+) -> tuple[bytes, bytes]:
+    """The layer between neighbours, and the same neighbours without it; `first` where it is fed by the image.
+
+    A head makes each input of the layer out of one channel, so that it arrives in the memory layout that convolutions
+    leave; a tail for each head looks at four pixels of what comes out, so that the layer must leave it as a
+    convolution wants it. Both cost next to nothing. A linear layer has no layout: its head is a ReLU, its tail nothing.
+    """
+    both = (_chain(layer, each, batch, first, dtype) for each in (module, None))
+    return next(both), next(both)
+
+
+def is_first(layer: Layer, image: tuple[int, ...]) -> bool:
+    """Is the layer fed by images of that shape, and not by another layer?"""
+    return (layer.inputs, *layer.size) == image
+
+
+def _chain(layer: Layer, module: nn.Module | None, batch: int, first: bool, dtype: torch.dtype) -> bytes:
+    writer = _Writer(dtype)
+    heads = [_head(writer, layer, shape, first) for shape in _shapes(layer, batch)]
+    lasts = heads if module is None else [_layer(writer, layer, module, heads)] * len(heads)
+    channels, size = (layer.inputs, layer.size) if module is None else (layer.outputs, layer.output_size)
+    if layer.op == "conv" and layer.kernel == (1, 1) != layer.stride:
+        # a second reader, or OpenVINO computes only the pixels of the head that the layer takes
+        writer.output(_tail(writer, heads[0], layer.inputs, layer.size))
+    for last in lasts:
+        writer.output(last if layer.op == "linear" else _tail(writer, last, channels, size))
+    return writer.content()
+
+
+def _head(writer: "_Writer", layer: Layer, shape: list[int], first: bool) -> str:
+    name = f"input{len(writer.inputs)}"
+    if first:
+        return writer.input(name, shape)
+    if layer.op == "linear":
+        return writer.node("Relu", [writer.input(name, shape)])
+    batch, channels, *size = shape
+    return writer.node("Conv", [writer.input(name, [batch, 1, *size]), writer.weight(torch.randn(channels, 1, 1, 1))])
+
+
+def _tail(writer: "_Writer", last: str, channels: int, size: tuple[int, int]) -> str:
+    # not 1x1: OpenVINO moves the stride of a 1x1 convolution into the layer before it
+    kernel = [min(side, 2) for side in size]
+    weight = writer.weight(torch.randn(TAIL, channels, *kernel))
+    return writer.node("Conv", [last, weight], kernel_shape=kernel, strides=size)
+
+
+def _shapes(layer: Layer, batch: int) -> list[list[int]]:
+    """Of each input."""
+    shape = [batch, layer.inputs] if layer.op == "linear" else [batch, layer.inputs, *layer.size]
+    return [shape] * (2 if layer.op == "add" else 1)
 
 
 class _Writer:
-    """Collects nodes and weights; every node has one output, named after its number."""
+    """Collects inputs, nodes and weights; every node has one output, named after its number."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.inputs: list[Any] = []
+        self.outputs: list[Any] = []
         self.nodes: list[Any] = []
         self.weights: list[Any] = []
+
+    def input(self, name: str, shape: Sequence[int]) -> str:
+        """Declare an input; its name."""
+        self.inputs.append(self._declare(name, shape))
+        return name
+
+    def output(self, name: str) -> None:
+        """Declare that a value is an output, of whatever shape it has."""
+        self.outputs.append(self._declare(name, None))
 
     def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
         """Add a node; the name of its output."""
@@ -120,8 +170,33 @@ class _Writer:
         from onnx import numpy_helper
 
         name = f"weight{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(tensor.detach().cpu().numpy(), name))
+        self.weights.append(numpy_helper.from_array(tensor.detach().cpu().to(self.dtype).numpy(), name))
         return name
+
+    def content(self) -> bytes:
+        """All of it as one file."""
+        from onnx import helper
+
+        graph = helper.make_graph(self.nodes, "layer", self.inputs, self.outputs, self.weights)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+        content: bytes = model.SerializeToString()
+        return content
+
+    def _declare(self, name: str, shape: Sequence[int] | None) -> Any:
+        from onnx import TensorProto, helper
+
+        kind = TensorProto.FLOAT16 if self.dtype == torch.float16 else TensorProto.FLOAT
+        return helper.make_tensor_value_info(name, kind, shape)
+
+
+def _layer(writer: _Writer, layer: Layer, module: nn.Module, inputs: list[str]) -> str:
+    """The operator, then its norm and activation; the name of what comes out."""
+    last = _operator(writer, layer, module, inputs)
+    if layer.norm:
+        last = _norm(writer, module, last)
+    if layer.activation:
+        last = _activation(writer, layer.activation, last)
+    return last
 
 
 def _operator(writer: _Writer, layer: Layer, module: nn.Module, inputs: list[str]) -> str:

@@ -1,57 +1,52 @@
 """Plain PyTorch, as most people run a network: NCHW, inference mode, nothing compiled."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
+from htas.layer import Layer
 from htas.runtimes import Program, Runtime
+from htas.runtimes._build import layer_program, network_program
+from htas.runtimes._torch import about, placed, program, threads
 
 
 @dataclass(frozen=True)
 class Eager(Runtime):
-    """PyTorch's own operators, one after the other, on CPU or CUDA."""
+    """PyTorch's own operators, one after the other, on CPU or CUDA.
+
+    In bf16 and fp16 weights and inputs are cast once. A processor without such instructions computes them too, slowly;
+    `describe` says which it is.
+    """
+
+    build_seconds: ClassVar[float] = 0.001
+    """Estimated; to be measured."""
+
+    @classmethod
+    def precisions(cls, device: str) -> tuple[str, ...]:
+        """All, on every device."""
+        return ("fp32", "bf16", "fp16")
 
     def compile(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
-        """A copy of the network on the target's device."""
-        device = self.target.device
-        network = deepcopy(model).eval().to(device)
-        inputs = tuple(tensor.to(device) for tensor in example)
+        """A copy of the network on the target's device, in its precision."""
+        same = self.target.device == "cpu" and self.target.precision == "fp32"
+        return network_program("eager PyTorch", self.target, model, example, self._build, same=same)
 
-        @torch.inference_mode()
-        def run() -> object:
-            return network(*inputs)
-
-        @torch.inference_mode()
-        def outputs(*tensors: Tensor) -> Tensor:
-            out: Tensor = network(*(tensor.to(device) for tensor in tensors))
-            return out.cpu()
-
-        return Program(run, outputs)
+    def compile_layer(self, layer: Layer) -> Program:
+        """The layer's module, unchecked."""
+        example = layer.example(self.target.batch)
+        return layer_program("eager PyTorch", self.target, layer, lambda: self._build(layer.build(), example))
 
     def describe(self) -> Mapping[str, str]:
-        """PyTorch's version and, on CUDA, what its convolutions are computed with."""
-        about = {"torch": torch.__version__, "memory format": "contiguous"}
-        if self.target.device == "cpu":
-            return {**about, "instructions": torch.backends.cpu.get_cpu_capability()}
-        return {
-            **about,
-            "gpu": torch.cuda.get_device_name(),
-            "cuda": str(torch.version.cuda),
-            "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
-            "cudnn benchmark": str(torch.backends.cudnn.benchmark),
-            "convolutions": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
-        }
+        """PyTorch's version and what its convolutions are computed with."""
+        return about(self.target)
 
-    @contextmanager
-    def session(self) -> Iterator[None]:
+    def session(self) -> AbstractContextManager[object]:
         """PyTorch computes with the target's number of threads meanwhile."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.target.threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+        return threads(self.target.threads)
+
+    def _build(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
+        network, inputs = placed(network, example, self.target)
+        return program(network, inputs, self.target)

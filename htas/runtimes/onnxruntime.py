@@ -1,131 +1,71 @@
-"""ONNX Runtime: the network as one optimised graph.
-
-Many programs are alive at once in a survey, each with threads of its own. By default a thread without work spins for
-milliseconds: it stole the cores of the next program, whose readings on two cores came out up to eight times too high.
-Without spinning, waking up costs a small layer 20 to 30 %. So threads spin just long enough to go from one call to the
-next, which gives the readings of a program that is alone in its process.
-"""
+"""ONNX Runtime: the network as one optimised graph."""
 
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from htas.bench import HostTimer, Timer
+from htas.bench import Timer
 from htas.layer import Layer
 from htas.runtimes import Program, Runtime
-from htas.runtimes._onnx import layer_graph, network_graph
-from htas.runtimes._parity import largest_difference
-from htas.text import listing
-
-ERRORS = 3
-"""ONNX Runtime's log severity."""
-SPIN = "50"
-"""Microseconds; between two calls in a row pass about five."""
+from htas.runtimes._session import SPIN, Sessions, check_provider
 
 
 @dataclass(frozen=True)
 class OnnxRuntime(Runtime):
     """Networks through PyTorch's exporter, layers written directly; every graph optimisation on."""
 
-    def __post_init__(self) -> None:
-        import onnxruntime
+    build_seconds: ClassVar[float] = 0.01
+    """Estimated; to be measured."""
+    lacking: ClassVar[str] = "on a CPU it would cast to fp32 and back around every operator, and it has no bf16 at all"
+    spin: int = SPIN
+    """Microseconds that a CPU thread waits busily for the next call."""
 
-        known = onnxruntime.get_available_providers()
-        if self.provider not in known:
-            raise ValueError(
-                f"target.device 'cuda' needs ONNX Runtime's {self.provider}, this build has {listing(known)}; "
-                "install onnxruntime-gpu, or use target.runtime 'eager' or target.device 'cpu'"
+    def __post_init__(self) -> None:
+        if self.spin < 0:
+            raise ValueError(f"target.options: spin must be 0 microseconds or more, got {self.spin}")
+        if self.target.device == "cuda":
+            check_provider(
+                "CUDAExecutionProvider",
+                "replace the package onnxruntime by onnxruntime-gpu (uninstall the first: they share their files), or "
+                "use target.runtime 'eager' or target.device 'cpu'",
             )
 
-    @property
-    def provider(self) -> str:
-        """ONNX Runtime's name for the target's device."""
-        return "CPUExecutionProvider" if self.target.device == "cpu" else "CUDAExecutionProvider"
+    @classmethod
+    def precisions(cls, device: str) -> tuple[str, ...]:
+        """fp16 only where it is computed, which the CPU's operators do not."""
+        return ("fp32",) if device == "cpu" else ("fp32", "fp16")
 
     def compile(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
-        """The exported network; raises ValueError where it cannot be exported or computes something else."""
-        network = deepcopy(model).eval().cpu()
-        example = tuple(tensor.cpu() for tensor in example)
-        program = self._open(network_graph(network, example, dynamic=False), example)
-        with torch.inference_mode():
-            largest_difference(network(*example), program.outputs(*example), "ONNX Runtime")
-        return program
+        """The exported network."""
+        return self._sessions.network(model, example)
 
     def compile_layer(self, layer: Layer) -> Program:
         """The layer as a graph of its own, without the exporter."""
-        batch = self.target.batch
-        return self._open(layer_graph(layer, layer.build(), batch), layer.example(batch))
+        return self._sessions.layer(layer)
+
+    def chain(self, layer: Layer) -> tuple[Program, Program]:
+        """The layer between two cheap convolutions, and these alone.
+
+        On a CPU, convolutions and pools work on channels in blocks (of 8 with AVX2, of 16 with AVX-512). A layer alone
+        is reordered into blocks and back, inside a network hardly ever; but a width that is no multiple of 4 is
+        reordered in a network too, since the next convolution cannot read its blocks. The difference of the two
+        programs is what the network pays: no price of a call, an add fused into the convolution before it, and a
+        reorder exactly where the next layer causes one. It still contains that the tail reads other channels than
+        without the layer (16 dot products of four pixels), and it lacks what caches do in longer chains.
+        """
+        return self._sessions.chain(layer)
 
     def describe(self) -> Mapping[str, str]:
         """Versions, the provider, and how long its threads spin."""
-        import onnxruntime
-
-        return {
-            "onnxruntime": onnxruntime.__version__,
-            "torch": torch.__version__,
-            "provider": self.provider,
-            "spinning": f"{SPIN} us",
-        }
+        return self._sessions.describe()
 
     def timer(self) -> Timer:
-        """The host's clock: a run returns when its work is done, and CUDA work is not on PyTorch's stream."""
-        return HostTimer() if self.target.device == "cpu" else HostTimer(wait=torch.cuda.synchronize)
+        """The host's clock, on CUDA too."""
+        return self._sessions.timer()
 
-    def _open(self, graph: bytes, example: tuple[Tensor, ...]) -> Program:
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(graph, _options(self.target.threads), providers=[self.provider])
-        bound = _Bound(session, self.target.device, example)
-        return Program(bound.run, bound.outputs)
-
-
-class _Bound:
-    """A session whose inputs lie on its device; the output stays there until it is overwritten."""
-
-    def __init__(self, session: Any, device: str, example: tuple[Tensor, ...]) -> None:
-        from onnxruntime import OrtValue
-
-        self.session = session
-        self.names = [argument.name for argument in session.get_inputs()]
-        self.values = [OrtValue.ortvalue_from_numpy(tensor.numpy(), device, 0) for tensor in example]
-        self.binding = session.io_binding()
-        for name, value in zip(self.names, self.values, strict=True):
-            self.binding.bind_ortvalue_input(name, value)
-        self.binding.bind_output(session.get_outputs()[0].name, device)
-
-    def run(self) -> None:
-        """One batch."""
-        self.session.run_with_iobinding(self.binding)
-
-    def outputs(self, *tensors: Tensor) -> Tensor:
-        """The first output for other inputs of the same shapes."""
-        feed = {name: tensor.numpy() for name, tensor in zip(self.names, tensors, strict=True)}
-        return torch.from_numpy(self.session.run(None, feed)[0])
-
-
-def _options(threads: int) -> Any:
-    from onnxruntime import ExecutionMode, SessionOptions
-
-    _share_memory()
-    options = SessionOptions()
-    options.log_severity_level = ERRORS
-    options.execution_mode = ExecutionMode.ORT_SEQUENTIAL
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN)
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    return options
-
-
-@cache
-def _share_memory() -> None:
-    """Offer one arena to all sessions of this process: half the memory of one each."""
-    import onnxruntime as ort
-
-    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({}))
+    @property
+    def _sessions(self) -> Sessions:
+        provider = "CPUExecutionProvider" if self.target.device == "cpu" else "CUDAExecutionProvider"
+        return Sessions("ONNX Runtime", self.target, provider, {}, self.spin)

@@ -1,0 +1,419 @@
+"""Can a survey be trusted? Repetitions, regret, whole networks measured twice, and other instruments.
+
+    python benchmarks/survey.py OUT [--runtime eager] [--parts surveys,networks,instruments,layers] [--surveys 5]
+
+Every step is a process of its own that leaves a JSON file in OUT; a step whose file is there is not done again, so the
+command goes on where it was stopped. What has been measured is printed at the end, as Markdown. Run it with nothing
+else: the busy steps start their own disturbance, a loop on one core.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SPACES = {"cifar": ((16, 32), (32, 16), (64, 8)), "mobile": ((24, 32), (40, 16), (72, 16), (112, 8))}
+"""Base width and image size of each site: those of the CIFAR ResNets, and widths as mobile networks have them."""
+EXPAND, GROUPS, TIES = 2, 8, 0.04
+EACH = {"eager": 20 / 224, "onnxruntime": 30 / 224}
+"""Seconds per width: 20 s (30 s) for the 224 of the CIFAR ResNets."""
+REFERENCE = 6
+"""A reference survey takes so many times as long."""
+NETWORKS = [f"{depth}x{share}" for depth in (8, 14, 20, 26, 32) for share in (0.5, 0.75, 1.0, 1.25)]
+"""Depth of a CIFAR ResNet, and multiplier of its widths."""
+BETWEEN = 120
+"""Seconds between the two measurements of the same networks."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--runtime", default="eager")
+    parser.add_argument("--parts", default="surveys,networks,instruments,layers")
+    parser.add_argument("--spaces", default="cifar,mobile")
+    parser.add_argument("--loads", default="quiet,busy")
+    parser.add_argument("--surveys", type=int, default=5)
+    parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.step:
+        kind, what, file = given.step
+        Path(file).write_text(json.dumps(STEPS[kind](what, given.runtime)))
+        return
+    given.out.mkdir(parents=True, exist_ok=True)
+    parts, spaces, loads = (value.split(",") for value in (given.parts, given.spaces, given.loads))
+    if "surveys" in parts:
+        for space in spaces:
+            do(given, "survey", f"{space}:{REFERENCE}", "quiet", "reference")
+            for load, number in itertools.product(loads, range(given.surveys)):
+                do(given, "survey", f"{space}:1", load, str(number))
+    if "networks" in parts:
+        for load in loads:
+            do(given, "networks", "first", load, "first")
+            do(given, "networks", f"{BETWEEN}", load, "second")
+    if "instruments" in parts:
+        do(given, "instruments", "all", "quiet", "all")
+    if "layers" in parts:
+        do(given, "layers", "18", "quiet", "all")
+    show(given, parts, spaces, loads)
+
+
+def do(given: argparse.Namespace, kind: str, what: str, load: str, name: str) -> None:
+    """One step in a process of its own, unless its file is there."""
+    file = path(given, kind, what.split(":")[0] if kind == "survey" else "", load, name)
+    if file.exists():
+        return
+    part = file.with_suffix(".part")
+    print(f"{file.name} ...", file=sys.stderr, flush=True)
+    command = [sys.executable, __file__, str(given.out), "--runtime", given.runtime, "--step", kind, what, str(part)]
+    with busy_loop() if load == "busy" else nothing():
+        subprocess.run(command, check=True)
+    part.rename(file)
+
+
+def path(given: argparse.Namespace, kind: str, space: str, load: str, name: str) -> Path:
+    """Where a step's figures are."""
+    return given.out / ("-".join(filter(None, (kind, given.runtime, space, load, name))) + ".json")
+
+
+@contextmanager
+def busy_loop() -> Iterator[None]:
+    """A loop that keeps the last core busy meanwhile."""
+    core = max(os.sched_getaffinity(0))
+    code = f"import os; os.sched_setaffinity(0, {{{core}}})\nwhile True: pass"
+    loop = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        yield
+    finally:
+        loop.kill()
+        loop.wait()
+
+
+@contextmanager
+def nothing() -> Iterator[None]:
+    yield
+
+
+# -- steps -------------------------------------------------------------------------------------------------------------
+
+
+def survey(what: str, runtime: str) -> dict[str, Any]:
+    """Measure every width of the sites of a space, reading on where a choice is open, and choose."""
+    from htas.design import SETTLED, certainty, choose
+    from htas.layer import Layer
+    from htas.metrics.latency import Latency
+    from htas.survey import Curve
+    from htas.target import Target
+
+    space, times = what.split(":")
+    sites = {
+        base: [
+            Layer("conv", base, width, (size, size), (3, 3), padding=(1, 1), norm=True, activation="relu")
+            for width in range(1, EXPAND * base + 1)
+        ]
+        for base, size in SPACES[space]
+    }
+    layers = [layer for widths in sites.values() for layer in widths]
+    numbers = {layer: number for number, layer in enumerate(layers)}
+
+    def curves(found: Any, estimate: str = "estimate") -> Iterator[tuple[int, Curve]]:
+        for base, widths in sites.items():
+            mine = [found[numbers[layer]] for layer in widths]
+            yield (
+                base,
+                Curve(
+                    tuple(range(1, len(mine) + 1)),
+                    tuple(getattr(each, estimate) for each in mine),
+                    tuple(each.error for each in mine),
+                ),
+            )
+
+    def wanted(found: Any) -> set[int]:
+        open_ones = set()
+        for base, curve in curves(found):
+            for group, sure in enumerate(certainty(curve, 1.0, GROUPS, TIES, SETTLED)):
+                length = len(curve.widths) // GROUPS
+                if sure < 1:
+                    open_ones |= {numbers[layer] for layer in sites[base][group * length : (group + 1) * length]}
+        return open_ones
+
+    limit = EACH[runtime] * int(times) * len(layers)
+    metric = Latency(Target(runtime=runtime), rounds=100_000, limit=limit, seed=time.time_ns() % 2**31)
+    started = time.monotonic()
+    found = metric.measure(layers, wanted=wanted)
+    took = time.monotonic() - started
+    means = dict(curves(found, "mean"))
+    return {
+        "took": took,
+        "remarks": found[0].remarks,
+        "context": dict(found[0].context),
+        "readings": [len(each.values) for each in found],
+        "sites": {
+            str(base): {
+                "seconds": curve.seconds,
+                "errors": curve.errors,
+                "chosen": choose(curve, curve.fit(1.0), GROUPS, TIES),
+                "certain": certainty(curve, 1.0, GROUPS, TIES),
+                "mean": choose(means[base], means[base].fit(1.0), GROUPS),
+            }
+            for base, curve in curves(found)
+        },
+    }
+
+
+def networks(what: str, runtime: str) -> dict[str, Any]:
+    """Whole networks, in one interleaved run, after a wait."""
+    import torch
+
+    from htas.arch import Arch
+    from htas.graph import resize, trace
+    from htas.metrics.latency import Latency
+    from htas.models.cifar_resnet import CifarResNet
+    from htas.target import Target
+
+    if what.isdigit():
+        time.sleep(int(what))
+    modules = []
+    for name in NETWORKS:
+        depth, share = name.split("x")
+        network = trace(CifarResNet(int(depth)).build(10), torch.zeros(1, 3, 32, 32))
+        widths = {site: round(width * float(share)) for site, width in network.base.widths.items()}
+        modules.append(resize(network, Arch(widths, network.base.depths)))
+    started = time.monotonic()
+    found = Latency(Target(runtime=runtime), rounds=60, seed=time.time_ns() % 2**31).measure(modules)
+    return {
+        "took": time.monotonic() - started,
+        "remarks": found[0].remarks,
+        "networks": {
+            name: {
+                "estimate": each.estimate,
+                "error": each.error,
+                "interval": each.interval,
+                "median": each.median,
+                "doubts": each.doubts,
+            }
+            for name, each in zip(NETWORKS, found, strict=True)
+        },
+    }
+
+
+def instruments(what: str, runtime: str) -> dict[str, Any]:
+    """The median of the same calls by bench, by torch.utils.benchmark and by a plain loop, in turns."""
+    import torch
+    from torch.utils.benchmark import Timer as TorchTimer
+
+    from htas.bench import Bench
+    from htas.layer import Layer
+    from htas.runtimes import open_runtime
+    from htas.target import Target
+
+    layers = [
+        Layer("conv", base, base, (size, size), (3, 3), padding=(1, 1), norm=True, activation="relu")
+        for base, size in (*SPACES["cifar"], *SPACES["mobile"])
+    ]
+    backend = open_runtime(Target(runtime=runtime))
+    torch.manual_seed(0)
+    found: dict[str, list[list[float]]] = {"bench": [], "torch.utils.benchmark": [], "plain loop": []}
+    with backend.session():
+        for layer in layers:
+            call = backend.compile_layer(layer).run
+            turns: dict[str, list[float]] = {name: [] for name in found}
+            for turn in range(20):
+                (readings,) = Bench(backend.timer(), rounds=50, seed=turn).run(lambda _, call=call: call, 1)
+                turns["bench"].append(float(np.median(readings.seconds)))
+                timer = TorchTimer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+                turns["torch.utils.benchmark"].append(timer.blocked_autorange(min_run_time=0.05).median)
+                loop = []
+                for _ in range(150):
+                    start = time.perf_counter()
+                    call()
+                    loop.append(time.perf_counter() - start)
+                turns["plain loop"].append(float(np.median(loop)))
+            for name, values in turns.items():
+                found[name].append(values)
+    return {"layers": [str(layer.inputs) for layer in layers], "medians": found}
+
+
+def layers(what: str, runtime: str) -> dict[str, Any]:
+    """Random ResNets whole, and the sums of their layers timed alone and as the increment of a chain."""
+    import random
+
+    import torch
+
+    from htas.arch import Arch
+    from htas.graph import resize, trace
+    from htas.metrics.latency import Latency
+    from htas.models.cifar_resnet import CifarResNet
+    from htas.target import Target
+
+    rng = random.Random(0)
+    chosen = []
+    for number in range(int(what)):
+        network = trace(CifarResNet((8, 14, 20)[number % 3]).build(10), torch.zeros(1, 3, 32, 32))
+        widths = {site: rng.randint(width // 4, 2 * width) for site, width in network.base.widths.items()}
+        chosen.append((network, Arch(widths, network.base.depths)))
+    uses = [[use.layer for use in network.uses(arch)] for network, arch in chosen]
+    distinct = list(dict.fromkeys(layer for each in uses for layer in each))
+    target = Target(runtime=runtime)
+    whole = Latency(target, rounds=60).measure([resize(network, arch) for network, arch in chosen])
+    sums = {}
+    for method in ("alone", "chain"):
+        metric = Latency(target, rounds=100_000, limit=0.12 * len(distinct), layers=method)
+        each = dict(zip(distinct, metric.measure(distinct), strict=True))
+        sums[method] = [sum(each[layer].estimate for layer in layers) for layers in uses]
+    return {"whole": [each.estimate for each in whole], "sums": sums, "distinct": len(distinct)}
+
+
+STEPS: dict[str, Any] = {"survey": survey, "networks": networks, "instruments": instruments, "layers": layers}
+
+
+# -- what came of it ---------------------------------------------------------------------------------------------------
+
+
+def show(given: argparse.Namespace, parts: list[str], spaces: list[str], loads: list[str]) -> None:
+    """Print every table."""
+    if "surveys" in parts:
+        print("| space | load | surveys | seconds | groups decided | decided, equal pairwise | all, equal pairwise "
+              "| regret, median | worst | mean of N: equal | regret, worst | widest: regret, median | worst "
+              "| random: median | worst |")  # fmt: skip
+        print("| :-- | :-- |" + " --: |" * 13)
+        for space, load in itertools.product(spaces, loads):
+            print(row(given, space, load))
+        for space, load in itertools.product(spaces, loads):
+            print(f"\nStated standard error over what repetitions show, {space}, {load}: {errors(given, space, load)}")
+    if "networks" in parts:
+        for load in loads:
+            print(twice(given, load))
+    if "instruments" in parts:
+        print(agreement(json.loads(path(given, "instruments", "", "quiet", "all").read_text())))
+    if "layers" in parts:
+        print(added_up(json.loads(path(given, "layers", "", "quiet", "all").read_text())))
+
+
+def row(given: argparse.Namespace, space: str, load: str) -> str:
+    """One space under one load."""
+    surveys = [json.loads(path(given, "survey", space, load, str(n)).read_text()) for n in range(given.surveys)]
+    reference = json.loads(path(given, "survey", space, "quiet", "reference").read_text())
+    decided, sure, every, mean = [], [], [], []
+    lost: dict[str, list[float]] = {"chosen": [], "mean": [], "widest": [], "random": []}
+    rng = np.random.default_rng(0)
+    for site, true in reference["sites"].items():
+        mine = [each["sites"][site] for each in surveys]
+        regrets = regret(np.asarray(true["seconds"]))
+        length = len(true["seconds"]) // GROUPS
+        for one in mine:
+            decided += [certain >= 0.9 for certain in one["certain"]]
+            for name in ("chosen", "mean"):
+                lost[name] += [regrets[width - 1] for width in one[name]]
+        lost["widest"] += [regrets[(group + 1) * length - 1] for group in range(GROUPS)]
+        lost["random"] += [regrets[group * length + rng.integers(length)] for group in range(GROUPS) for _ in range(20)]
+        for one, other in itertools.combinations(mine, 2):
+            same = [a == b for a, b in zip(one["chosen"], other["chosen"], strict=True)]
+            every += same
+            mean += [a == b for a, b in zip(one["mean"], other["mean"], strict=True)]
+            both = [a >= 0.9 and b >= 0.9 for a, b in zip(one["certain"], other["certain"], strict=True)]
+            sure += [equal for equal, is_sure in zip(same, both, strict=True) if is_sure]
+    figures = [share(decided), share(sure), share(every)]
+    figures += [percent(f(lost["chosen"])) for f in (np.median, max)]
+    figures += [share(mean), percent(max(lost["mean"]))]
+    figures += [percent(f(lost[name])) for name in ("widest", "random") for f in (np.median, max)]
+    seconds = np.median([each["took"] for each in surveys])
+    return f"| {space} | {load} | {len(surveys)} | {seconds:.1f} | " + " | ".join(figures) + " |"
+
+
+def regret(seconds: Any) -> Any:
+    """By width: how much score it loses to the best of its group, over its latency, on the reference curve."""
+    widths = np.arange(1, len(seconds) + 1)
+    scores = np.polyval(np.polyfit(widths, seconds, 1), widths) - seconds
+    length = len(seconds) // GROUPS
+    best = [scores[group * length : (group + 1) * length].max() for group in range(GROUPS)]
+    return (np.repeat(best, length) - scores) / seconds
+
+
+def errors(given: argparse.Namespace, space: str, load: str) -> str:
+    """Root mean square of the stated errors, over the deviation of repeated surveys from each other."""
+    surveys = [json.loads(path(given, "survey", space, load, str(n)).read_text()) for n in range(given.surveys)]
+    said = []
+    for site in surveys[0]["sites"]:
+        logs = np.log([each["sites"][site]["seconds"] for each in surveys])
+        logs -= np.median(logs, axis=1, keepdims=True)
+        true = float(np.sqrt(logs.var(axis=0, ddof=1).mean()))
+        mine = [np.divide(each["sites"][site]["errors"], each["sites"][site]["seconds"]) for each in surveys]
+        stated = float(np.sqrt(np.mean(np.square(mine))))
+        said.append(f"{site}: {100 * stated:.2f} % stated, {100 * true:.2f} % shown")
+    return "; ".join(said)
+
+
+def twice(given: argparse.Namespace, load: str) -> str:
+    """The same networks, minutes apart: by themselves, and over an anchor read in the same rounds."""
+    first, second = (json.loads(path(given, "networks", "", load, name).read_text()) for name in ("first", "second"))
+    anchor = "20x1.0"
+    raw, anchored, covered = [], [], []
+    for name in NETWORKS:
+        one, other = first["networks"][name], second["networks"][name]
+        raw.append(abs(other["estimate"] / one["estimate"] - 1))
+        low, high = one["interval"]
+        covered.append(low <= other["estimate"] <= high)
+        if name != anchor:
+            ratios = [
+                each["networks"][name]["estimate"] / each["networks"][anchor]["estimate"] for each in (first, second)
+            ]
+            anchored.append(abs(ratios[1] / ratios[0] - 1))
+    remarks = "; ".join({*first["remarks"], *second["remarks"]}) or "none"
+    return (
+        f"\n{len(NETWORKS)} networks twice, {BETWEEN} s apart, {load}: over the anchor, median difference "
+        f"{percent(np.median(anchored))} (worst {percent(max(anchored))}); raw {percent(np.median(raw))} (worst "
+        f"{percent(max(raw))}); the interval covers {share(covered)}; remarks: {remarks}"
+    )
+
+
+def agreement(found: dict[str, Any]) -> str:
+    """bench against the other instruments, by layer: the median of the turns' ratios."""
+    lines = []
+    for name in ("torch.utils.benchmark", "plain loop"):
+        ratios = [
+            float(np.median(np.divide(ours, theirs)))
+            for ours, theirs in zip(found["medians"]["bench"], found["medians"][name], strict=True)
+        ]
+        lines.append(
+            f"\nbench over {name}, median of 20 turns, by layer: {', '.join(f'{ratio:.3f}' for ratio in ratios)}; "
+            f"median {np.median(ratios):.3f}"
+        )
+    return "\n".join(lines)
+
+
+def added_up(found: dict[str, Any]) -> str:
+    """How well sums of layers tell whole networks, raw and after one common factor."""
+    from scipy.stats import kendalltau
+
+    whole = np.asarray(found["whole"])
+    lines = [f"\n{len(whole)} random ResNets as sums of their {found['distinct']} distinct layers:"]
+    for method, sums in found["sums"].items():
+        ratio = np.asarray(sums) / whole
+        left = np.abs(ratio / np.median(ratio) - 1)
+        lines.append(
+            f"- {method}: sum over whole {np.median(ratio):.2f} ({ratio.min():.2f} to {ratio.max():.2f}); after one "
+            f"factor mean error {percent(left.mean())}, worst {percent(left.max())}; Kendall tau "
+            f"{kendalltau(sums, whole).statistic:.3f}"
+        )
+    return "\n".join(lines)
+
+
+def share(values: list[bool]) -> str:
+    return f"{100 * np.mean(values):.0f} % of {len(values)}" if values else "-"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+if __name__ == "__main__":
+    main()

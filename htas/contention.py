@@ -1,0 +1,60 @@
+"""Who else used the machine while something was measured."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+OTHERS = 0.1
+"""Cores that other processes may use without a remark."""
+STOLEN = 0.01
+"""Share of the cores' time that a hypervisor may give to others without a remark."""
+
+
+@dataclass
+class Watch:
+    """Counts from its making on what other processes, and other machines on the same hardware, use."""
+
+    _start: "Usage" = field(default_factory=lambda: Usage.now())
+
+    def remarks(self) -> tuple[str, ...]:
+        """What may mislead, in words with what to do; nothing where all was quiet, or where the system does not say."""
+        end = Usage.now()
+        return remarks(end.seconds - self._start.seconds, end.cores, end.others - self._start.others,
+                       end.stolen - self._start.stolen)  # fmt: skip
+
+
+def remarks(seconds: float, cores: int, others: float, stolen: float) -> tuple[str, ...]:
+    """From wall seconds, and the processor seconds that others used and that were stolen."""
+    if seconds <= 0:
+        return ()
+    said = []
+    if others / seconds > OTHERS:
+        said.append(f"other processes used {others / seconds:.2f} of {cores} cores meanwhile; stop them")
+    if stolen / seconds / cores > STOLEN:
+        share = 100 * stolen / seconds / cores
+        said.append(f"the hypervisor gave {share:.0f}% of this machine's time to others; measure at another hour")
+    return tuple(said)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Processor seconds up to a moment."""
+
+    seconds: float
+    """Of the clock on the wall."""
+    cores: int
+    others: float
+    """Used by other processes of this machine."""
+    stolen: float
+    """Given to other machines by the hypervisor."""
+
+    @staticmethod
+    def now() -> "Usage":
+        """As the system counts; whatever it does not count is 0."""
+        import psutil
+
+        times: Any = psutil.cpu_times()
+        own = psutil.Process().cpu_times()
+        busy = sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
+        mine = own.user + own.system
+        return Usage(time.monotonic(), psutil.cpu_count() or 1, busy - mine, getattr(times, "steal", 0.0))

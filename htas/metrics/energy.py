@@ -1,0 +1,261 @@
+"""Joules per batch, from the meter that is built into the processor or the GPU.
+
+The kernel's own files are read for the processor, in a few lines, because no library fits: zeus starts a process that
+polls every counter, which would disturb the readings and latencies of the same survey; codecarbon estimates the carbon
+of whole programs and brings a dozen packages; pyJoules and pyRAPL have not been kept up, and leave out the wraparound.
+"""
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from math import ceil
+from pathlib import Path
+from typing import Any, ClassVar
+from uuid import uuid4
+
+import torch
+
+from htas.bench import Call, Timer
+from htas.contention import Watch
+from htas.layer import Layer
+from htas.measurement import Measurement
+from htas.metrics import Case, Metric, OnRound, Wanted
+from htas.runtimes import Program, Runtime, open_runtime
+
+POWERCAP = Path("/sys/class/powercap")
+"""Where Linux shows the counters of RAPL (Intel, and AMD from Zen on)."""
+CHUNK = 0.01
+"""Seconds of calls between two looks at the meter: a reading is exact to about one such chunk."""
+PATIENCE = 5.0
+"""A meter that shows no change for so many seconds of work is not one; NVML's move at least every 0.1 s."""
+MOST_LOOPS = 1_000_000
+
+
+class Meter(ABC):
+    """Counters of energy that only go up."""
+
+    name: str
+    """What a person calls it."""
+
+    @abstractmethod
+    def read(self) -> tuple[int, ...]:
+        """The counters now, in units of the meter's own."""
+
+    @abstractmethod
+    def joules(self, before: tuple[int, ...], after: tuple[int, ...]) -> float:
+        """The energy between two reads."""
+
+
+@dataclass(frozen=True)
+class Rapl(Meter):
+    """The processor's packages and the memory beside them, idle cores and other programs included."""
+
+    name: str
+    zones: tuple[Path, ...]
+    """Folders of the kernel's powercap tree."""
+    ranges: tuple[int, ...]
+    """Microjoules at which each counter starts again from 0."""
+
+    def read(self) -> tuple[int, ...]:
+        """Microjoules of each zone."""
+        return tuple(_number(zone / "energy_uj") for zone in self.zones)
+
+    def joules(self, before: tuple[int, ...], after: tuple[int, ...]) -> float:
+        """The sum over zones; a counter that went down has started again, once: full ranges last many minutes."""
+        spent = (
+            new - old if new >= old else new - old + most
+            for old, new, most in zip(before, after, self.ranges, strict=True)
+        )
+        return sum(spent) / 1e6
+
+
+@dataclass(frozen=True)
+class Nvml(Meter):
+    """The whole GPU board, as its driver counts it."""
+
+    name: str
+    library: Any
+    """The module pynvml, initialised."""
+    handle: Any
+    """NVML's name for the GPU that PyTorch uses."""
+
+    def read(self) -> tuple[int, ...]:
+        """Millijoules since the driver was loaded."""
+        return (self.library.nvmlDeviceGetTotalEnergyConsumption(self.handle),)
+
+    def joules(self, before: tuple[int, ...], after: tuple[int, ...]) -> float:
+        """The difference: 64 bits do not wrap."""
+        return (after[0] - before[0]) / 1e3
+
+
+def meter(device: str, powercap: Path = POWERCAP) -> Meter:
+    """The meter of a device; raises ValueError that says what was looked for and what to do."""
+    return _rapl(powercap) if device == "cpu" else _nvml()
+
+
+def _rapl(powercap: Path) -> Rapl:
+    # cores and graphics are parts of a package, memory is not; psys holds all of them
+    folders = sorted(powercap.glob("intel-rapl:*"))
+    zones = tuple(zone for zone in folders if _named(zone).startswith("package") or _named(zone) == "dram")
+    if not zones:
+        raise ValueError(
+            f"energy needs a meter, and this machine shows none: no processor package in {powercap}/intel-rapl:*, as "
+            "usual in virtual machines, in containers and on ARM; measure on the machine itself (Linux on Intel or "
+            "AMD), or an NVIDIA GPU with target.device 'cuda'"
+        )
+    try:
+        name = f"RAPL ({', '.join(_named(zone) for zone in zones)})"
+        found = Rapl(name, zones, tuple(_number(zone / "max_energy_range_uj") for zone in zones))
+        found.read()
+    except PermissionError as error:
+        raise ValueError(
+            f"energy needs a meter, and {error.filename} may be read by root alone; allow it until the next boot with: "
+            f"sudo chmod a+r {powercap}/intel-rapl:*/energy_uj"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"energy needs a meter, and the one in {powercap} cannot be read: {error}") from error
+    return found
+
+
+def _named(zone: Path) -> str:
+    try:
+        return (zone / "name").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _number(file: Path) -> int:
+    return int(file.read_text())
+
+
+def _nvml() -> Nvml:
+    try:
+        import pynvml
+    except ImportError as error:
+        raise ValueError(
+            "energy needs a meter, and NVIDIA's is read with nvidia-ml-py, which is not installed; "
+            "pip install 'htas[energy]'"
+        ) from error
+    try:
+        pynvml.nvmlInit()
+        # by its own number: CUDA and NVML may count the GPUs in different orders
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties().uuid}")
+        found = Nvml(f"NVML ({torch.cuda.get_device_name()})", pynvml, handle)
+        found.read()
+    except pynvml.NVMLError as error:
+        raise ValueError(
+            f"energy needs a meter, and NVML shows none of this GPU ({error}); "
+            "GPUs from Volta on have one, a MIG slice has none"
+        ) from error
+    return found
+
+
+@dataclass(frozen=True)
+class Energy(Metric):
+    """Joules of one batch: all that the processor or the GPU board draws while it runs, the idle share included.
+
+    Calls follow each other without a pause, so the figure is power under load times latency. On CUDA the processor that
+    feeds the GPU is not counted. Inputs and weights are drawn at random.
+    """
+
+    unit: ClassVar[str] = "J"
+    rounds: int = 5
+    """Readings of each case."""
+    reading: float = 1.0
+    """Seconds that one reading lasts at least: meters move only every 1 ms (RAPL) to 100 ms (NVML)."""
+    seed: int = 0
+    """Of the inputs, the weights of layers, and the order of readings."""
+    powercap: Path = POWERCAP
+    """Where the kernel shows the processor's counters."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"energy.rounds must be 1 or more, got {self.rounds}")
+        if not 0 < self.reading <= 60:
+            raise ValueError(f"energy.reading must be over 0 and at most 60 seconds (1 is usual), got {self.reading}")
+
+    def measure(
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+    ) -> list[Measurement]:
+        """One measurement for each case; a case given twice is measured once. Raises ValueError without a meter."""
+        self.target.check()
+        counters = meter(self.target.device, self.powercap)
+        runtime = open_runtime(self.target)
+        context, survey = self._context(runtime, counters), uuid4().hex[:12]
+
+        def measured(remarks: tuple[str, ...] = ()) -> list[Measurement]:
+            found = {
+                case: Measurement(tuple(values), self.unit, context, survey, remarks=remarks)
+                for case, values in readings.items()
+            }
+            return [found[case] for case in cases]
+
+        readings: dict[Case, list[float]] = {case: [] for case in cases}
+        watch = Watch()
+        with runtime.session(), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seed)
+            for done, turn in enumerate(self._rounds(runtime, counters, readings), 1):
+                if on_round is not None:
+                    on_round(done / self.rounds, counters.name)
+                if wanted is not None:
+                    turn &= {cases[number] for number in wanted(measured())}
+        return measured(watch.remarks())  # other programs draw from the same meter
+
+    def _rounds(self, runtime: Runtime, counters: Meter, readings: Mapping[Case, list[float]]) -> Iterator[set[Case]]:
+        """Read every case in rounds, in an order of each round's own; a case taken out of the set is read no more."""
+        timer, rng, turn = runtime.timer(), random.Random(self.seed), set(readings)
+        runs = {case: self._compile(runtime, case).run for case in readings}
+        loops = {case: _loops(run, timer) for case, run in runs.items()}
+        order = list(readings)
+        for _ in range(self.rounds if order else 0):
+            rng.shuffle(order)
+            for case in order:
+                if case in turn:
+                    readings[case].append(_reading(runs[case], loops[case], counters, timer, self.reading))
+            yield turn
+
+    def _compile(self, runtime: Runtime, case: Case) -> Program:
+        if isinstance(case, Layer):
+            return runtime.compile_layer(case)
+        return runtime.compile(case, (torch.randn(self.target.batch, *self.target.image),))
+
+    def _context(self, runtime: Runtime, counters: Meter) -> dict[str, str]:
+        """Where the readings come from: the meter, the runtime's versions and settings, the target, and when."""
+        target = {name: str(value) for name, value in asdict(self.target).items()}
+        target["image"] = "x".join(str(size) for size in self.target.image)
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        return {**runtime.describe(), **target, "meter": counters.name, "date": date}
+
+
+def _loops(run: Call, timer: Timer) -> int:
+    """How many calls in a row last about CHUNK seconds."""
+    timer.time(run, 1)  # the first call allocates and chooses kernels
+    loops = 1
+    while (seconds := timer.time(run, loops)) < CHUNK / 2 and loops < MOST_LOOPS:
+        loops = min(10 * loops, MOST_LOOPS)
+    return max(1, ceil(loops * CHUNK / seconds)) if seconds > CHUNK else loops
+
+
+def _reading(run: Call, loops: int, counters: Meter, timer: Timer, seconds: float) -> float:
+    """Joules per call between two moves of the meter, `seconds` apart or more, without a pause in the work."""
+    before, _ = _to_move(run, loops, counters, timer, 0.0)
+    after, calls = _to_move(run, loops, counters, timer, seconds)
+    return counters.joules(before, after) / calls
+
+
+def _to_move(run: Call, loops: int, counters: Meter, timer: Timer, seconds: float) -> tuple[tuple[int, ...], int]:
+    """Call until the meter moves, `seconds` from now at the soonest: its counters then, and the number of calls."""
+    spent, calls, last = 0.0, 0, counters.read()
+    while spent < seconds + PATIENCE:
+        spent += timer.time(run, loops)
+        calls += loops
+        now = counters.read()
+        if now != last and spent >= seconds:
+            return now, calls
+        last = now
+    raise ValueError(
+        f"energy needs a meter that moves, and {counters.name} has stood still for {PATIENCE:.0f} seconds of work; "
+        "virtual machines may show such a one: measure on the machine itself"
+    )

@@ -1,0 +1,83 @@
+"""What a survey says by itself: the paper's Table 2 for this device, and every curve with fit, scores and choices."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from htas.files import write_bytes, write_text
+from htas.report._blocks import Block, Cell, Heading, Points, Table, Text
+from htas.report._content import curve_picture
+from htas.report._figures import curve_name, latency_curve, saved, style
+from htas.report._html import html
+from htas.result import CurveRecord
+from htas.text import columns, listing, milliseconds, plural, significant
+
+HEADINGS = ("site", "base width", "widths chosen", "latency of the base", "known to", "no faster than a wider one")
+
+
+def page(
+    title: str,
+    curves: Sequence[CurveRecord],
+    sure: float,
+    doubts: Sequence[str],
+    facts: Mapping[str, str],
+    folder: Path,
+) -> tuple[Path, str]:
+    """Write survey.html and a PNG of each curve; the path of the page, and its table as lines of text."""
+    names = [curve_name(number) for number in range(1, len(curves) + 1)]
+    with style():
+        figures = {name: latency_curve(curve) for name, curve in zip(names, curves, strict=True)}
+        drawn = {name: saved(figure, "svg") for name, figure in figures.items()}
+        pictures = {name: saved(figure, "png") for name, figure in figures.items()}
+    for name, content in pictures.items():
+        write_bytes(folder / "survey" / f"{name}.png", content)
+    rows = [_row(curve, sure) for curve in curves]
+    path = folder / "survey.html"
+    write_text(path, html(title, _blocks(rows, curves, doubts, facts), drawn))
+    return path, "\n".join(columns([HEADINGS, *rows], words=len(HEADINGS)))
+
+
+def _row(curve: CurveRecord, sure: float) -> tuple[str, ...]:
+    """Table 2: the width chosen in each group, with a question mark where the choice is less than `sure`."""
+    unsure = [run for run, certain in zip(curve.groups, curve.certain, strict=True) if certain < sure]
+    chosen = [
+        f"{width}?" if any(first <= width <= last for first, last in unsure) else str(width)
+        for width in curve.choices["hardware"]
+    ]
+    known = sorted(error / seconds for error, seconds in zip(curve.errors, curve.latency, strict=False))
+    return (
+        curve.sites[0] + (f" and {len(curve.sites) - 1} alike" if len(curve.sites) > 1 else ""),
+        str(curve.base),
+        " ".join(chosen),
+        milliseconds(curve.latency[curve.widths.index(curve.base)]),
+        f"{significant(100 * known[len(known) // 2], 2)} %" if known else "",
+        " ".join(map(str, curve.dominated)),
+    )
+
+
+def _blocks(
+    rows: Sequence[tuple[str, ...]], curves: Sequence[CurveRecord], doubts: Sequence[str], facts: Mapping[str, str]
+) -> list[Block]:
+    said = [("", doubt) for doubt in doubts]
+    said += [(f"curve of {listing(curve.sites)}", doubt) for curve in curves for doubt in curve.doubts]
+    return [
+        Heading("The hardware-aware space"),
+        _table(HEADINGS, rows),
+        Text(
+            f"{plural(len(rows), 'distinct curve')}; one width a group, as in the paper's Table 2. A question mark "
+            "stands behind a width whose group is not decided: more readings could choose another."
+        ),
+        Heading("Latency curves"),
+        Text(
+            "Above, the latency m(x) of a site at every width x, the fit f(x) of eq. 1, and in red the widths chosen. "
+            "Below, the score s(x) = f(x) \N{MINUS SIGN} m(x) of eq. 2. Dashed lines part the groups."
+        ),
+        *(curve_picture(number, curve) for number, curve in enumerate(curves, 1)),
+        Heading("Doubts"),
+        Points(tuple(said)) if said else Text("None."),
+        Heading("How it was measured"),
+        _table(("what", "value"), list(facts.items())),
+    ]
+
+
+def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
+    return Table(headings, tuple(tuple(Cell(text) for text in row) for row in rows), frozenset(headings))

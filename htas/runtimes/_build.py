@@ -1,0 +1,160 @@
+"""Making a program of a copy, checking it, and saying in one sentence why it could not be made."""
+
+import importlib
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from htas.layer import Layer
+from htas.runtimes import Program
+from htas.runtimes._parity import check
+from htas.target import Target
+
+Build = Callable[[nn.Module, tuple[Tensor, ...]], Program]
+
+MEMORY = ("out of memory", "can't allocate memory", "failed to allocate memory")
+"""How PyTorch, CUDA and ONNX Runtime say it."""
+
+
+def network_program(
+    what: str, target: Target, model: nn.Module, example: tuple[Tensor, ...], build: Build, *, same: bool = False
+) -> Program:
+    """What `build` makes of a copy of the network on the CPU in eval mode, its outputs compared with eager PyTorch's.
+
+    `what` is the runtime in words. `same` where it is eager fp32 itself. Raises ValueError that names the layer which
+    cannot be run, says that there is too little memory, or that the outputs differ.
+    """
+    example = tuple(tensor.detach().cpu() for tensor in example)
+    try:
+        program = build(_copy(model), example)
+        if not same:
+            check(program, _copy(model), example, target, what)
+    except Exception as error:  # every library has kinds of its own
+        if isinstance(error, ValueError) and not _caused(error):
+            raise
+        where = "" if _is_memory(error) else _culprit(_copy(model), example, build)
+        raise ValueError(_sentence(what, target, f"this {type(model).__name__}", where, error)) from error
+    return Program(within_memory(what, target, program.run), within_memory(what, target, program.outputs))
+
+
+def layer_program(what: str, target: Target, layer: Layer, build: Callable[[], Program]) -> Program:
+    """What `build` makes of a layer; raises ValueError that names the layer where it cannot be run."""
+    try:
+        program = build()
+    except Exception as error:  # every library has kinds of its own
+        raise ValueError(_sentence(what, target, in_words(layer), "", error)) from error
+    return Program(within_memory(what, target, program.run), within_memory(what, target, program.outputs))
+
+
+def within_memory(what: str, target: Target, call: Callable[..., Any]) -> Callable[..., Any]:
+    """The call, which on a GPU that is full raises one sentence; on a CPU the call itself."""
+    if target.device == "cpu":
+        return call
+
+    def guarded(*tensors: Tensor) -> Any:
+        try:
+            return call(*tensors)
+        except Exception as error:
+            if _is_memory(error):
+                raise ValueError(_too_large(what, target)) from error
+            raise
+
+    return guarded
+
+
+def needed(module: str, extra: str, what: str) -> Any:
+    """An optional package, imported; raises ValueError that names the extra which installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"target.runtime {what!r} needs the package {module}, which cannot be imported ({error}); "
+            f"install it with: pip install 'htas[{extra}]'"
+        ) from error
+
+
+def in_words(layer: Layer) -> str:
+    """`the layer conv 3x3, 16 to 32 channels at 8x8`."""
+    kernel = f" {_by(layer.kernel)}" if layer.op in ("conv", "max_pool", "avg_pool") else ""
+    groups = f" in {layer.groups} groups" if layer.groups > 1 else ""
+    after = f", then {layer.activation}" if layer.activation else ""
+    return (
+        f"the layer {layer.op}{kernel}, {layer.inputs} to {layer.outputs} channels{groups} at {_by(layer.size)}{after}"
+    )
+
+
+def _by(pair: tuple[int, int]) -> str:
+    return "x".join(map(str, pair))
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    return deepcopy(model).eval().cpu()
+
+
+def _sentence(what: str, target: Target, subject: str, where: str, error: Exception) -> str:
+    if _is_memory(error):
+        return _too_large(what, target)
+    if isinstance(error, ValueError):
+        return f"{error}{f'; the cause is {where}' if where else ''}"
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+    return (
+        f"{what} cannot run {where or subject} in {target.precision} on {target.device} "
+        f"({type(error).__name__}: {reason[:300]}); replace it, or use target.runtime 'eager'"
+    )
+
+
+def _too_large(what: str, target: Target) -> str:
+    return f"{what} ran out of memory on {target.device} at batch {target.batch}; lower target.batch"
+
+
+def _is_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in str(error).lower() for words in MEMORY
+    )
+
+
+def _caused(error: Exception) -> bool:
+    """Was it made of another error? Then a single layer may be the cause."""
+    return error.__cause__ is not None
+
+
+def _culprit(network: nn.Module, example: tuple[Tensor, ...], build: Build) -> str:
+    """The first module without parts that cannot be built alone, by its path; nothing where every one can."""
+    tried = set()
+    for path, (part, inputs) in _calls(network, example).items():
+        kind = (repr(part), tuple(tensor.shape for tensor in inputs))
+        if kind in tried:
+            continue
+        tried.add(kind)
+        try:
+            build(deepcopy(part), inputs)
+        except Exception:
+            return f"layer {path!r} ({type(part).__name__})"
+    return ""
+
+
+def _calls(network: nn.Module, example: tuple[Tensor, ...]) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
+    """Every module without parts, by its path, with the tensors it is given; others are left out."""
+    found: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {}
+
+    def watch(path: str, part: nn.Module) -> None:
+        def note(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if all(isinstance(each, Tensor) for each in inputs):
+                found.setdefault(path, (part, inputs))
+
+        part.register_forward_pre_hook(note)
+
+    parts = {path: part for path, part in network.named_modules() if path and not list(part.children())}
+    for path, part in parts.items():
+        watch(path, part)
+    try:
+        with torch.no_grad():
+            network(*example)
+    except Exception:
+        return {}  # it does not run at all, and the first error says why
+    for part in parts.values():
+        part._forward_pre_hooks.clear()
+    return found

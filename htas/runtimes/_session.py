@@ -1,0 +1,162 @@
+"""Sessions of ONNX Runtime, with any of its providers.
+
+Many programs are alive at once in a survey, each with threads of its own. By default a thread without work spins for
+milliseconds: it stole the cores of the next program, whose readings on two cores came out up to eight times too high.
+Without spinning, waking up costs a small layer 20 to 30 %. So threads spin just long enough to go from one call to the
+next, which gives the readings of a program that is alone in its process.
+"""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from htas.bench import HostTimer, Timer
+from htas.layer import Layer
+from htas.runtimes import Program
+from htas.runtimes._build import layer_program, network_program
+from htas.runtimes._onnx import chain_graphs, is_first, layer_graph, network_graph
+from htas.target import Target
+from htas.text import listing
+
+ERRORS = 3
+"""ONNX Runtime's log severity."""
+SPIN = 50
+"""Microseconds; between two calls in a row pass about five."""
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """Makes programs of networks and layers with one provider."""
+
+    what: str
+    """The runtime in words."""
+    target: Target
+    provider: str
+    """ONNX Runtime's own name for it."""
+    settings: Mapping[str, Any]
+    """Of the provider."""
+    spin: int = SPIN
+    """Microseconds that a CPU thread waits busily for the next call."""
+
+    def network(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
+        """The exported network, checked."""
+        return network_program(self.what, self.target, model, example, self._export)
+
+    def layer(self, layer: Layer) -> Program:
+        """The layer as a graph of its own, without the exporter."""
+        target = self.target
+
+        def build() -> Program:
+            graph = layer_graph(layer, layer.build(), target.batch, target.dtype)
+            return self._open(graph, layer.example(target.batch))
+
+        return layer_program(self.what, target, layer, build)
+
+    def chain(self, layer: Layer) -> tuple[Program, Program]:
+        """The layer between two neighbours, and the neighbours without it."""
+        target = self.target
+        first = is_first(layer, target.image)
+        graphs = chain_graphs(layer, layer.build(), target.batch, first=first, dtype=target.dtype)
+        one, other = (layer_program(self.what, target, layer, partial(self._open, graph)) for graph in graphs)
+        return one, other
+
+    def describe(self) -> Mapping[str, str]:
+        """Versions, the provider, and how long its threads spin."""
+        import onnxruntime
+
+        return {
+            "onnxruntime": onnxruntime.__version__,
+            "torch": torch.__version__,
+            "provider": self.provider,
+            "spinning": f"{self.spin} us",
+        }
+
+    def timer(self) -> Timer:
+        """The host's clock: a run returns when its work is done, and CUDA work is not on PyTorch's stream."""
+        return HostTimer() if self.target.device == "cpu" else HostTimer(wait=torch.cuda.synchronize)
+
+    def _export(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
+        network, given = deepcopy(network).to(self.target.dtype), _cast(example, self.target)
+        return self._open(network_graph(network, given, dynamic=False), example)
+
+    def _open(self, graph: bytes, example: tuple[Tensor, ...] | None = None) -> Program:
+        import onnxruntime
+
+        providers = [(self.provider, dict(self.settings))]
+        session = onnxruntime.InferenceSession(graph, _options(self.target, self.spin), providers=providers)
+        bound = _Bound(session, self.target, example or _random(session))
+        return Program(bound.run, bound.outputs)
+
+
+def check_provider(provider: str, way_out: str) -> None:
+    """Raise ValueError where this build of ONNX Runtime lacks the provider."""
+    import onnxruntime
+
+    known = onnxruntime.get_available_providers()
+    if provider not in known:
+        raise ValueError(f"this needs ONNX Runtime's {provider}, this build has {listing(known)}; {way_out}")
+
+
+class _Bound:
+    """A session whose inputs lie on its device; the output stays there until it is overwritten."""
+
+    def __init__(self, session: Any, target: Target, example: tuple[Tensor, ...]) -> None:
+        from onnxruntime import OrtValue
+
+        self.session, self.target = session, target
+        self.names = [argument.name for argument in session.get_inputs()]
+        arrays = [tensor.numpy() for tensor in _cast(example, target)]
+        self.values = [OrtValue.ortvalue_from_numpy(array, target.device, 0) for array in arrays]
+        self.binding = session.io_binding()
+        for name, value in zip(self.names, self.values, strict=True):
+            self.binding.bind_ortvalue_input(name, value)
+        for output in session.get_outputs():
+            self.binding.bind_output(output.name, target.device)
+
+    def run(self) -> None:
+        """One batch."""
+        self.session.run_with_iobinding(self.binding)
+
+    def outputs(self, *tensors: Tensor) -> Tensor:
+        """The first output for other inputs of the same shapes."""
+        arrays = [tensor.numpy() for tensor in _cast(tensors, self.target)]
+        feed = dict(zip(self.names, arrays, strict=True))
+        return torch.from_numpy(self.session.run(None, feed)[0]).float()
+
+
+def _cast(tensors: tuple[Tensor, ...], target: Target) -> tuple[Tensor, ...]:
+    return tuple(tensor.cpu().to(target.dtype) for tensor in tensors)
+
+
+def _random(session: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.randn(argument.shape) for argument in session.get_inputs())
+
+
+def _options(target: Target, spin: int) -> Any:
+    from onnxruntime import ExecutionMode, SessionOptions
+
+    _share_memory()
+    options = SessionOptions()
+    options.log_severity_level = ERRORS
+    options.execution_mode = ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads = target.threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin))
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    if target.device != "cpu":  # what the GPU cannot run would be timed on the processor, copies included
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return options
+
+
+@cache
+def _share_memory() -> None:
+    """Offer one arena to all sessions of this process: half the memory of one each."""
+    import onnxruntime as ort
+
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({}))

@@ -1,0 +1,67 @@
+"""What the runtimes that are PyTorch share: where things lie, threads, versions."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from htas.runtimes import Program
+from htas.target import Target
+
+
+def placed(network: nn.Module, example: tuple[Tensor, ...], target: Target) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """Network and inputs on the target's device, in its precision."""
+    moved = network.to(target.device, target.dtype)
+    return moved, tuple(tensor.to(target.device, target.dtype) for tensor in example)
+
+
+def program(call: Callable[..., Any], inputs: tuple[Tensor, ...], target: Target) -> Program:
+    """The program of a call that takes such inputs."""
+
+    @torch.inference_mode()
+    def run() -> object:
+        return call(*inputs)
+
+    @torch.inference_mode()
+    def outputs(*tensors: Tensor) -> Tensor:
+        out: Tensor = call(*(tensor.to(target.device, target.dtype) for tensor in tensors))
+        return out.float().cpu()
+
+    return Program(run, outputs)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """PyTorch computes with so many threads meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def about(target: Target) -> Mapping[str, str]:
+    """PyTorch's version and what its convolutions are computed with."""
+    common = {"torch": torch.__version__, "memory format": "contiguous"}
+    if target.device == "cpu":
+        instructions = torch.backends.cpu.get_cpu_capability()
+        return {**common, "instructions": instructions, **_emulated(target)}
+    return {
+        **common,
+        "gpu": torch.cuda.get_device_name(),
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+        "cudnn benchmark": str(torch.backends.cudnn.benchmark),
+        "convolutions": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+    }
+
+
+def _emulated(target: Target) -> Mapping[str, str]:
+    """Whether this processor computes the precision itself, or PyTorch falls back to slow code."""
+    if target.precision == "fp32":
+        return {}
+    native = getattr(torch.ops.mkldnn, f"_is_mkldnn_{target.precision}_supported")()
+    return {target.precision: "native" if native else "emulated"}

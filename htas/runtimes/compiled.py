@@ -1,0 +1,104 @@
+"""torch.compile: PyTorch's own compiler, with weights frozen into the program on a CPU."""
+
+import shutil
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from htas.layer import Layer
+from htas.runtimes import Program, Runtime
+from htas.runtimes._build import layer_program, network_program
+from htas.runtimes._onnx import quiet
+from htas.runtimes._torch import about, placed, program, threads
+
+
+@dataclass(frozen=True)
+class Compiled(Runtime):
+    """Inductor, for exactly the target's shapes and threads.
+
+    Every program has compile caches of its own: by default programs that share a class share eight, and the ninth would
+    run uncompiled.
+    """
+
+    build_seconds: ClassVar[float] = 5.0
+    """Estimated; to be measured."""
+    mode: Literal["default", "max-autotune-no-cudagraphs"] = "default"
+    """What Inductor tries. "max-autotune-no-cudagraphs" times kernels while it builds: minutes a network instead of
+    seconds, and other kernels in every build, which a survey would read as steps. Modes with CUDA graphs are left out,
+    since the runtime `cuda_graph` has them."""
+
+    def __post_init__(self) -> None:
+        if self.target.device == "cpu":
+            _check_compiler()
+        else:
+            _check_triton()
+
+    @classmethod
+    def precisions(cls, device: str) -> tuple[str, ...]:
+        """All, on every device."""
+        return ("fp32", "bf16", "fp16")
+
+    def compile(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
+        """The compiled network, which has run once."""
+        return network_program("torch.compile", self.target, model, example, self._build)
+
+    def compile_layer(self, layer: Layer) -> Program:
+        """The layer's module, compiled, unchecked."""
+        example = layer.example(self.target.batch)
+        return layer_program("torch.compile", self.target, layer, lambda: self._build(layer.build(), example))
+
+    def describe(self) -> Mapping[str, str]:
+        """PyTorch's version and what it compiles with."""
+        return {**about(self.target), "compiler": "inductor", "mode": self.mode, "frozen": str(self._freezes)}
+
+    def session(self) -> AbstractContextManager[object]:
+        """PyTorch computes with the target's number of threads meanwhile."""
+        return threads(self.target.threads)
+
+    @property
+    def _freezes(self) -> bool:
+        return self.target.device == "cpu"
+
+    def _build(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
+        network, inputs = placed(network, example, self.target)
+        options = {"freezing": self._freezes, "cpp.threads": self.target.threads}
+        with quiet(), self.session():
+            call = torch.compile(  # type: ignore[call-overload]  # its overloads lack the last argument
+                network, dynamic=False, options={**_modes()[self.mode], **options}, isolate_recompiles=True
+            )
+            built = program(call, inputs, self.target)
+            built.run()  # it compiles now
+        return built
+
+
+def _modes() -> dict[str, Any]:
+    from torch._inductor import list_mode_options
+
+    return list_mode_options()
+
+
+def _check_compiler() -> None:
+    """Raise ValueError where Inductor finds no C++ compiler."""
+    from torch._inductor import config
+
+    names = config.cpp.cxx if isinstance(config.cpp.cxx, list | tuple) else (config.cpp.cxx,)
+    if not any(name and shutil.which(name) for name in names):
+        raise ValueError(
+            "target.runtime 'compiled' needs a C++ compiler on a CPU and finds none; install g++, name one in the "
+            "environment variable CXX, or use target.runtime 'eager'"
+        )
+
+
+def _check_triton() -> None:
+    """Raise ValueError where PyTorch has no Triton to write GPU kernels with."""
+    from torch.utils._triton import has_triton
+
+    if not has_triton():
+        raise ValueError(
+            "target.runtime 'compiled' needs Triton on CUDA and finds none; install PyTorch's CUDA build for "
+            "Linux, which comes with it, or use target.runtime 'eager' or 'cuda_graph'"
+        )

@@ -1,0 +1,124 @@
+"""OpenVINO on a CPU: the network as one graph of oneDNN kernels.
+
+Its threads are one pool of oneTBB for all programs of the process. A thread without work looks for some for about a
+millisecond, yielding its core meanwhile, and then sleeps (1.1 ms of processor time after a call, two threads; OpenVINO
+has no option for it): the next program is given the same threads, so programs do not take each other's cores. Threads
+are not pinned to cores: on a shared machine a pinned one waits for whoever else is on its core.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from htas.layer import Layer
+from htas.runtimes import Program, Runtime
+from htas.runtimes._build import layer_program, needed, network_program
+from htas.runtimes._onnx import chain_graphs, is_first, layer_graph, network_graph
+
+CAPABILITIES = {"FP32": "fp32", "BF16": "bf16", "FP16": "fp16"}
+"""What the CPU plug-in says of the processor, and our name for it."""
+HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+@dataclass(frozen=True)
+class OpenVINO(Runtime):
+    """Networks through PyTorch's ONNX exporter, layers written directly; one stream, tuned for latency."""
+
+    build_seconds: ClassVar[float] = 0.04
+    """Estimated; to be measured."""
+    lacking: ClassVar[str] = "OpenVINO finds no instructions for it in this processor"
+
+    def __post_init__(self) -> None:
+        _core()
+
+    @classmethod
+    def precisions(cls, device: str) -> tuple[str, ...]:
+        """What the processor has instructions for; elsewhere OpenVINO would silently compute in fp32."""
+        if device != "cpu":
+            return ()
+        found = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return tuple(ours for theirs, ours in CAPABILITIES.items() if theirs in found)
+
+    def compile(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
+        """The exported network."""
+        return network_program("OpenVINO", self.target, model, example, self._export)
+
+    def compile_layer(self, layer: Layer) -> Program:
+        """The layer as a graph of its own, without the exporter."""
+
+        def build() -> Program:
+            graph = layer_graph(layer, layer.build(), self.target.batch)
+            return self._open(graph, layer.example(self.target.batch))
+
+        return layer_program("OpenVINO", self.target, layer, build)
+
+    def chain(self, layer: Layer) -> tuple[Program, Program]:
+        """The layer between two cheap convolutions, and these alone.
+
+        A layer alone is reordered from NCHW to what its kernel wants (on AVX2 mostly channels last) and back; inside a
+        network its neighbours have that layout already. The difference of the two programs leaves out these reorders,
+        the price of a call and an add that is fused into a convolution. It still holds that the tail reads other
+        channels than without the layer (16 dot products of four pixels), and it lacks what caches do in longer chains.
+        """
+        first = is_first(layer, self.target.image)
+        graphs = chain_graphs(layer, layer.build(), self.target.batch, first=first)
+        one, other = (layer_program("OpenVINO", self.target, layer, partial(self._open, graph)) for graph in graphs)
+        return one, other
+
+    def describe(self) -> Mapping[str, str]:
+        """Versions and settings."""
+        from openvino import get_version
+
+        return {"openvino": get_version(), "torch": torch.__version__, "streams": "1", "pinned": "no"}
+
+    def _export(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
+        return self._open(network_graph(network, example, dynamic=False), example)
+
+    def _open(self, graph: bytes, example: tuple[Tensor, ...] | None = None) -> Program:
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": self.target.threads,
+            "ENABLE_CPU_PINNING": False,
+            "ENABLE_HYPER_THREADING": True,  # or it takes fewer threads than it is told to
+            "INFERENCE_PRECISION_HINT": HINTS[self.target.precision],
+        }
+        compiled = _core().compile_model(_core().read_model(graph), "CPU", settings)
+        given = compiled.get_property("INFERENCE_NUM_THREADS")
+        if given != self.target.threads:
+            raise ValueError(f"OpenVINO takes {given} threads here; set target.threads to that, or use another runtime")
+        bound = _Bound(compiled, example or tuple(torch.randn(list(port.shape)) for port in compiled.inputs))
+        return Program(bound.run, bound.outputs)
+
+
+class _Bound:
+    """A request whose inputs are in place; the output stays there until it is overwritten."""
+
+    def __init__(self, compiled: Any, example: tuple[Tensor, ...]) -> None:
+        from openvino import Tensor as Place
+
+        self.request = compiled.create_infer_request()
+        # copies of our own: a request writes what it is given into the memory of the inputs before
+        self.inputs = [Place(tensor.clone().contiguous().numpy(), shared_memory=True) for tensor in example]
+        for index, place in enumerate(self.inputs):
+            self.request.set_input_tensor(index, place)
+
+    def run(self) -> None:
+        """One batch."""
+        self.request.infer(share_outputs=True)
+
+    def outputs(self, *tensors: Tensor) -> Tensor:
+        """The first output for other inputs of the same shapes."""
+        feed = {index: tensor.contiguous().numpy() for index, tensor in enumerate(tensors)}
+        found = self.request.infer(feed)[0]
+        return torch.from_numpy(found).float()
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO's entrance, one for the process; raises ValueError where it is not installed."""
+    return needed("openvino", "openvino", "openvino").Core()

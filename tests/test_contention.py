@@ -1,0 +1,30 @@
+"""What is said of others on the machine, from planted counts."""
+
+from htas.contention import Usage, Watch, remarks
+
+
+def test_a_quiet_machine_is_not_remarked_on() -> None:
+    assert remarks(10.0, 2, others=0.9, stolen=0.1) == ()
+    assert remarks(0.0, 2, others=5.0, stolen=5.0) == ()
+
+
+def test_other_processes_are_named_with_the_cores_they_used() -> None:
+    (said,) = remarks(10.0, 2, others=9.7, stolen=0.0)
+    assert said == "other processes used 0.97 of 2 cores meanwhile; stop them"
+
+
+def test_stolen_time_is_named_with_its_share() -> None:
+    (said,) = remarks(10.0, 2, others=0.0, stolen=1.0)
+    assert said.startswith("the hypervisor gave 5% of this machine's time to others")
+
+
+def test_a_watch_compares_two_moments(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    moments = iter([Usage(100.0, 4, 50.0, 1.0), Usage(110.0, 4, 70.0, 1.0)])
+    monkeypatch.setattr(Usage, "now", lambda: next(moments))
+    assert Watch().remarks() == ("other processes used 2.00 of 4 cores meanwhile; stop them",)
+
+
+def test_this_machine_counts() -> None:
+    usage = Usage.now()
+    assert usage.cores >= 1
+    assert usage.others >= 0
