@@ -150,7 +150,7 @@ def survey(what: str, runtime: str) -> dict[str, Any]:
     started = time.monotonic()
     found = metric.measure(layers, wanted=wanted)
     took = time.monotonic() - started
-    means = dict(curves(found, "mean"))
+    others = {name: dict(curves(found, name)) for name in ("mean", "median", "minimum")}
     return {
         "took": took,
         "remarks": found[0].remarks,
@@ -162,7 +162,10 @@ def survey(what: str, runtime: str) -> dict[str, Any]:
                 "errors": curve.errors,
                 "chosen": choose(curve, curve.fit(1.0), GROUPS, TIES),
                 "certain": certainty(curve, 1.0, GROUPS, TIES),
-                "mean": choose(means[base], means[base].fit(1.0), GROUPS),
+                "mean": choose(others["mean"][base], others["mean"][base].fit(1.0), GROUPS),
+                "others": {
+                    name: choose(each[base], each[base].fit(1.0), GROUPS, TIES) for name, each in others.items()
+                },
             }
             for base, curve in curves(found)
         },
@@ -287,6 +290,10 @@ def show(given: argparse.Namespace, parts: list[str], spaces: list[str], loads: 
         print("| :-- | :-- |" + " --: |" * 13)
         for space, load in itertools.product(spaces, loads):
             print(row(given, space, load))
+        print("\n| space | load | figure of a width | equal pairwise | regret, median | worst |")
+        print("| :-- | :-- | :-- | --: | --: | --: |")
+        for space, load in itertools.product(spaces, loads):
+            print("\n".join(estimators(given, space, load)))
         for space, load in itertools.product(spaces, loads):
             print(f"\nStated standard error over what repetitions show, {space}, {load}: {errors(given, space, load)}")
     if "networks" in parts:
@@ -327,6 +334,22 @@ def row(given: argparse.Namespace, space: str, load: str) -> str:
     figures += [percent(f(lost[name])) for name in ("widest", "random") for f in (np.median, max)]
     seconds = np.median([each["took"] for each in surveys])
     return f"| {space} | {load} | {len(surveys)} | {seconds:.1f} | " + " | ".join(figures) + " |"
+
+
+def estimators(given: argparse.Namespace, space: str, load: str) -> Iterator[str]:
+    """The same readings and the same rule for ties, with other figures for a width."""
+    surveys = [json.loads(path(given, "survey", space, load, str(n)).read_text()) for n in range(given.surveys)]
+    reference = json.loads(path(given, "survey", space, "quiet", "reference").read_text())
+    for name in ("chosen", "minimum", "median", "mean"):
+        same, lost = [], []
+        for site, true in reference["sites"].items():
+            regrets = regret(np.asarray(true["seconds"]))
+            picks = [each["sites"][site] for each in surveys]
+            picks = [pick["chosen"] if name == "chosen" else pick["others"][name] for pick in picks]
+            lost += [regrets[width - 1] for pick in picks for width in pick]
+            same += [a == b for one, other in itertools.combinations(picks, 2) for a, b in zip(one, other, strict=True)]
+        title = "level, 25th percentile (ours)" if name == "chosen" else name
+        yield f"| {space} | {load} | {title} | {share(same)} | {percent(np.median(lost))} | {percent(max(lost))} |"
 
 
 def regret(seconds: Any) -> Any:
