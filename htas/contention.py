@@ -1,8 +1,11 @@
 """Who else used the machine while something was measured."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+from htas.target import usable_cores
 
 OTHERS = 0.1
 """Cores that other processes may use without a remark."""
@@ -53,8 +56,21 @@ class Usage:
         """As the system counts; whatever it does not count is 0."""
         import psutil
 
+        cores = psutil.cpu_count() or 1
         times: Any = psutil.cpu_times()
-        own = psutil.Process().cpu_times()
         busy = sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
-        mine = own.user + own.system
-        return Usage(time.monotonic(), psutil.cpu_count() or 1, busy - mine, getattr(times, "steal", 0.0))
+        others = busy - _own() if usable_cores() == cores else 0.0  # on cores that are not ours they do not count
+        return Usage(time.monotonic(), cores, others, getattr(times, "steal", 0.0))
+
+
+def _own() -> float:
+    """Processor seconds of this process and its children, those that have ended included."""
+    import psutil
+
+    used = 0.0
+    this = psutil.Process()
+    for process in [this, *this.children(recursive=True)]:
+        with suppress(psutil.Error):
+            times = process.cpu_times()
+            used += times.user + times.system + times.children_user + times.children_system
+    return used

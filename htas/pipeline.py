@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from htas.result import CurveRecord, Report, Result, SearchRecord
 from htas.runtimes import open_runtime
 from htas.space import Space
 from htas.store import Store
-from htas.survey import cases
+from htas.survey import EACH, cases
 from htas.survey import survey as take_survey
 from htas.target import Target, affinity, machine
 from htas.text import duration, listing, milliseconds, no_such, percent
@@ -50,7 +50,7 @@ from htas.train import train as fit
 
 RIVALS = 20
 ROUNDS = 60
-"""Readings of every whole network."""
+"""Times that every whole network's turn comes; it is read three times then."""
 STAGES = ("survey", "design", "search", "train", "measure", "report")
 
 
@@ -105,19 +105,19 @@ class Run:
             return MacsCost(self.network)
         return paper_cost(self.network, self.surveyed, self.config.design)
 
-    def latency(self, layers: int) -> Latency:
-        """What measures so many layers, as the survey's options say."""
+    def latency(self, seconds: float) -> Latency:
+        """What measures layers for so many seconds, as the survey's options say."""
         options = self.config.survey
-        limit = options.limit(layers)
-        return Latency(self.target, options.rounds, limit, options.reading, self.config.seed)
+        return Latency(self.target, options.rounds, seconds, options.reading, self.config.seed)
 
     def remembering(self, metric: Latency, fresh: bool) -> Metric:
         """The metric with the store beside it that the survey's options name; `fresh` measures all anew."""
         name = self.config.survey.store
         if name == "none":
             return metric
-        store = Store() if name == "user" else Store(Path(name))
-        return Remembering(metric.target, metric, "latency", store, digest(self.place, affinity()), fresh)
+        store = Store() if name == "user" else Store(Path(name).expanduser())
+        place = digest(self.place, affinity(), metric.reading, metric.layers)
+        return Remembering(metric.target, metric, "latency", store, place, fresh)
 
     def made_from(self, stage: str) -> str:
         """A hash of what a stage is made from; a stage whose file holds another one is done again."""
@@ -218,7 +218,7 @@ def survey(config: Config, folder: Path, again: bool = False) -> None:
     with progress(f"survey of {len(found)} layers, %", 100) as bar:
         content = take_survey(
             job.network,
-            job.remembering(job.latency(len(found)), again),
+            job.remembering(job.latency(config.survey.limit(len(found))), again),
             expand=config.design.expand,
             inputs=config.design.inputs,
             wanted=lambda content: undecided(job.network, content, config.design),
@@ -409,14 +409,32 @@ def measure_networks(names: Sequence[str], target: Target, rounds: int, classes:
 
 def versions() -> dict[str, Any]:
     """The machine, the versions that a result may depend on, and the date."""
-    packages = ("torch", "numpy", "onnx", "onnxruntime", "accelerate", "scikit-learn")
+    packages = (
+        "torch",
+        "numpy",
+        "scipy",
+        "onnx",
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "openvino",
+        "accelerate",
+        "scikit-learn",
+    )
     return {
         "htas": __version__,
         "machine": machine(),
-        "packages": {name: version(name) for name in packages},
+        "packages": {name: found for name in packages if (found := _version(name))},
         "host": platform.machine(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _version(package: str) -> str:
+    """The version of an installed package; empty for one that is not there."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
@@ -571,7 +589,8 @@ def _predict(job: Run, archs: Sequence[Arch]) -> list[float]:
     uses = [[use.layer for use in job.network.uses(arch)] for arch in archs]
     distinct: list[Layer] = list(dict.fromkeys(layer for layers in uses for layer in layers))
     with progress("measuring the layers of these networks, %", 100) as bar:
-        readings = job.latency(len(distinct)).measure(distinct, on_round=_shares(bar))
+        metric = job.latency(EACH * len(distinct))
+        readings = metric.measure(distinct, on_round=_shares(bar))
     seconds = {layer: reading.estimate for layer, reading in zip(distinct, readings, strict=True)}
     return [sum(seconds[layer] for layer in layers) for layers in uses]
 

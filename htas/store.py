@@ -259,14 +259,21 @@ class Store:
 
     def _ask(self, query: str, *values: Any) -> list[sqlite3.Row]:
         """What is found; nothing where there is no file, and then none is made."""
-        return self._do(lambda opened: opened.execute(query, values).fetchall()) if self.path.exists() else []
+        return self._do(lambda opened: opened.execute(query, values).fetchall()) if self._there() else []
 
     def _remove(self, where: str, *values: Any) -> int:
         def work(connection: sqlite3.Connection) -> int:
             with _transaction(connection):
                 return connection.execute(f"DELETE FROM readings WHERE {where}", values).rowcount
 
-        return self._do(work) if self.path.exists() else 0
+        return self._do(work) if self._there() else 0
+
+    def _there(self) -> bool:
+        """Whether there is a file; one in a folder that may not be entered is refused in a sentence."""
+        try:
+            return self.path.exists()
+        except OSError as error:
+            raise Unusable(f"the store {self.path} cannot be read: {error.strerror}; {OTHER}") from error
 
     # -- the file ------------------------------------------------------------------------------------------------------
 

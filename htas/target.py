@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from htas.files import digest
+from htas.quota import quota
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Value = bool | int | float | str
@@ -34,7 +35,8 @@ class Target:
     image: tuple[int, ...] = (3, 32, 32)
     """Channels, height and width of one input; a data set's own shape replaces it."""
     options: dict[str, Value] = field(default_factory=dict, hash=False)
-    """Options of the runtime: { NAME = VALUE }, the fields of its class."""
+    """Options of the runtime, the fields of its class: in a file options = { spin = 10 }, on the command line
+    --target.options='{"spin": 10}'."""
 
     def __post_init__(self) -> None:
         if self.batch < 0:
@@ -79,7 +81,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": _processor(),
         "cores": usable_cores(),
-        "quota": _quota(),
+        "quota": "none" if (cores := quota()) is None else f"{cores:g} cores",
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "system": f"{platform.system()} {platform.release()}",
@@ -94,12 +96,3 @@ def _processor() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _quota() -> str:
-    """The CPU limit of the control group, as the kernel writes it; 'none' where there is none."""
-    try:
-        limit = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except OSError:
-        return "none"
-    return "none" if not limit or limit[0] == "max" else "/".join(limit)

@@ -47,6 +47,7 @@ ORDER = [
     "space",
     "progress",
     "target",
+    "quota",
     "result",
     "measurement",
     "layer",

@@ -139,7 +139,7 @@ def test_every_row_has_its_own_figures(finished):
         assert row.measured.minimum == pytest.approx(1e-9 * row.params)
         layers = [use.layer for use in job.network.uses(row.arch)]
         alone = sum(1e-6 * (1 + math.ceil(layer.outputs / 8)) for layer in layers)
-            assert row.predicted == pytest.approx(1.0025 * alone)  # the 25th percentile of 1 and 1.01 times that
+        assert row.predicted == pytest.approx(1.0025 * alone)  # the 25th percentile of 1 and 1.01 times that
         assert row.accuracy == training.evaluate(model, job.data.test, device="cpu", precision="fp32")
         assert row.teacher == ("" if name == "base" else "base")
 

@@ -13,7 +13,7 @@ from htas.doctor._machine import Machine, machine
 from htas.doctor._noise import Noise, listen
 from htas.doctor._outlook import Outlook, outlook
 from htas.plugins import find
-from htas.runtimes import Runtime
+from htas.runtimes import Runtime, open_runtime
 from htas.target import Target
 
 __all__ = ["Findings", "examine"]
@@ -105,9 +105,14 @@ def examine(target: Target, seconds: float = 10.0) -> Findings:
         runtimes=tuple(runtimes(target)),
         meters=tuple(meters(["cpu", "cuda"] if cards else ["cpu"])),
         noise=noise,
-        outlook=None if noise is None else outlook(noise.readings, Design.ties),
+        outlook=None if noise is None else outlook(noise.readings, Design.ties, shortest=shortest(target)),
         trouble=trouble,
     )
+
+
+def shortest(target: Target) -> float:
+    """Seconds that a reading lasts at least on this target."""
+    return open_runtime(target).timer().shortest
 
 
 def _listened(target: Target, seconds: float) -> tuple[Noise | None, str]:

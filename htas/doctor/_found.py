@@ -54,7 +54,7 @@ def _runtime(target: Target, name: str) -> Found:
 def _meter(device: str) -> Found:
     try:
         return Found(device, True, {"meter": meter(device).name})
-    except ValueError as error:
+    except Exception as error:  # a driver without a PyTorch that can use it, say
         return Found(device, False, trouble=_clean(error))
 
 

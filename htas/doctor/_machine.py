@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from htas.quota import groups, number, quota, text
 from htas.text import listing, plural, significant
 
 INSTRUCTIONS = (
@@ -121,7 +122,7 @@ def machine(root: Path = Path("/")) -> Machine:
         megahertz=_megahertz(root, cpus),
         megahertz_most=_mean(_frequencies(root, cpus, "cpuinfo_max_freq")),
         turbo=_turbo(root),
-        quota=_quota(root),
+        quota=quota(root),
         memory=memory.total,
         available=memory.available,
         virtual=_virtual(root),
@@ -140,8 +141,8 @@ def throttled(root: Path = Path("/")) -> int | None:
     """How often the control group's CPU quota has stopped this process and its neighbours so far."""
     counts = [
         int(words[1])
-        for folder in _groups(root)
-        for line in (_text(folder / "cpu.stat") or "").splitlines()
+        for folder in groups(root)
+        for line in (text(folder / "cpu.stat") or "").splitlines()
         if len(words := line.split()) == 2 and words[0] == "nr_throttled"
     ]
     return max(counts, default=None)
@@ -149,60 +150,32 @@ def throttled(root: Path = Path("/")) -> int | None:
 
 def _cores(root: Path, cpus: Sequence[int]) -> int | None:
     """Threads of one core name the same siblings."""
-    siblings = [_text(_cpu(root, cpu) / "topology/thread_siblings_list") for cpu in cpus]
+    siblings = [text(_cpu(root, cpu) / "topology/thread_siblings_list") for cpu in cpus]
     return None if None in siblings else len(set(siblings))
 
 
 def _governor(root: Path, cpus: Sequence[int]) -> str | None:
-    found = {_text(_cpu(root, cpu) / "cpufreq/scaling_governor") for cpu in cpus}
+    found = {text(_cpu(root, cpu) / "cpufreq/scaling_governor") for cpu in cpus}
     return ", ".join(sorted(name for name in found if name)) or None
 
 
 def _megahertz(root: Path, cpus: Sequence[int]) -> float | None:
     now = _mean(_frequencies(root, cpus, "scaling_cur_freq"))
-    return _number(_cpuinfo(root, "cpu MHz")) if now is None else now
+    return number(_cpuinfo(root, "cpu MHz")) if now is None else now
 
 
 def _frequencies(root: Path, cpus: Sequence[int], name: str) -> list[float]:
     """The kernel writes kHz."""
-    found = [_number(_text(_cpu(root, cpu) / "cpufreq" / name)) for cpu in cpus]
+    found = [number(text(_cpu(root, cpu) / "cpufreq" / name)) for cpu in cpus]
     return [kilohertz / 1e3 for kilohertz in found if kilohertz is not None]
 
 
 def _turbo(root: Path) -> bool | None:
-    off = _text(root / "sys/devices/system/cpu/intel_pstate/no_turbo")
+    off = text(root / "sys/devices/system/cpu/intel_pstate/no_turbo")
     if off is not None:
         return off == "0"
-    boost = _text(root / "sys/devices/system/cpu/cpufreq/boost")
+    boost = text(root / "sys/devices/system/cpu/cpufreq/boost")
     return None if boost is None else boost == "1"
-
-
-def _quota(root: Path) -> float | None:
-    """The least that any control group above this process grants."""
-    limits = [limit for folder in _groups(root) if (limit := _limit(folder)) is not None]
-    return min(limits, default=None)
-
-
-def _limit(folder: Path) -> float | None:
-    """Version 2 has one file, version 1 two; 'max' and -1 are no limit."""
-    both = (_text(folder / "cpu.max") or "").split()
-    quota, period = both if len(both) == 2 else (_text(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
-    granted, every = _number(quota), _number(period)
-    return granted / every if granted and granted > 0 and every else None
-
-
-def _groups(root: Path) -> Iterator[Path]:
-    """The folders of the control groups that limit this process's time, its own first.
-
-    In a container the path may be that of the host, and only the mount point exists.
-    """
-    for line in (_text(root / "proc/self/cgroup") or "").splitlines():
-        number, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if number != "0" and "cpu" not in controllers.split(","):
-            continue
-        mount = root / "sys/fs/cgroup" / controllers
-        own = mount / path.lstrip("/")
-        yield from (folder for folder in (own, *own.parents) if folder == mount or mount in folder.parents)
 
 
 def _virtual(root: Path) -> bool | None:
@@ -211,26 +184,12 @@ def _virtual(root: Path) -> bool | None:
 
 
 def _cpuinfo(root: Path, key: str) -> str | None:
-    lines = (line.partition(":") for line in (_text(root / "proc/cpuinfo") or "").splitlines())
+    lines = (line.partition(":") for line in (text(root / "proc/cpuinfo") or "").splitlines())
     return next((value.strip() for name, _, value in lines if name.strip() == key), None)
 
 
 def _cpu(root: Path, number: int) -> Path:
     return root / f"sys/devices/system/cpu/cpu{number}"
-
-
-def _text(file: Path) -> str | None:
-    try:
-        return file.read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -11,6 +11,7 @@ import torch
 from htas.bench import Bench
 from htas.layer import Layer
 from htas.measurement import Measurement
+from htas.metrics.latency import CHEAP
 from htas.runtimes import open_runtime
 from htas.target import Target
 from htas.text import milliseconds, percent, plural
@@ -103,7 +104,9 @@ def listen(target: Target, seconds: float, now: Callable[[], float] = time.monot
     runtime = open_runtime(target)
     with runtime.session(), torch.random.fork_rng(devices=[]):
         found = Bench(runtime.timer(), rounds=MOST, limit=seconds, now=now).run(
-            lambda number: runtime.compile_layer(LAYERS[number]).run, len(LAYERS)
+            lambda number: runtime.compile_layer(LAYERS[number]).run,
+            len(LAYERS),
+            anew=runtime.build_seconds <= CHEAP,
         )
     return Noise(LAYERS, tuple(Measurement(each.seconds, "s", levels=each.levels) for each in found))
 

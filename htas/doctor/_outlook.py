@@ -59,16 +59,23 @@ class Outlook:
         )
 
 
-def outlook(readings: Sequence[Measurement], ties: float, widths: int = WIDTHS, seconds: float = SECONDS) -> Outlook:
+def outlook(
+    readings: Sequence[Measurement],
+    ties: float,
+    widths: int = WIDTHS,
+    seconds: float = SECONDS,
+    shortest: float = HostTimer.shortest,
+) -> Outlook:
     """The forecast from readings such as a survey would take; their standard error shrinks with the root of the count.
 
-    It is the error beside others of one survey: what slows the machine for a while falls on all widths alike.
+    `shortest` is what a reading lasts at least. It is the error beside others of one survey: what slows the machine for
+    a while falls on all widths alike.
     """
-    count = int(seconds / widths / float(np.mean([_cost(each) for each in readings])))
+    count = int(seconds / widths / float(np.mean([_cost(each, shortest) for each in readings])))
     errors = [each.error / each.estimate * sqrt(len(each.values) / max(count, 1)) for each in readings]
     return Outlook(widths, seconds, count, max(errors), ties)
 
 
-def _cost(measured: Measurement) -> float:
+def _cost(measured: Measurement, shortest: float) -> float:
     """Seconds that one reading takes, with its share of the call before it that is not timed."""
-    return max(HostTimer.shortest, measured.median) + measured.median / REPEAT
+    return max(shortest, measured.median) + measured.median / REPEAT

@@ -88,7 +88,9 @@ class Sessions:
         import onnxruntime
 
         providers = [(self.provider, dict(self.settings))]
-        session = onnxruntime.InferenceSession(graph, _options(self.target, self.spin), providers=providers)
+        options = _options(self.target, self.spin)
+        # without fallback: it would print to stdout, and time the processor in place of the GPU
+        session = onnxruntime.InferenceSession(graph, options, providers=providers, enable_fallback=False)
         bound = _Bound(session, self.target, example or _random(session))
         return Program(bound.run, bound.outputs)
 

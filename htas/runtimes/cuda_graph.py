@@ -47,11 +47,11 @@ class CudaGraph(Runtime):
 
     def _build(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
         recorded = _Recorded(*placed(network, example, self.target))
-        return Program(recorded.graph.replay, recorded.outputs)
+        return Program(recorded.run, recorded.outputs)
 
 
 class _Recorded:
-    """A graph with all that it reads and writes, which lives as long as it."""
+    """A graph with all that it reads and writes."""
 
     @torch.inference_mode()
     def __init__(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -65,6 +65,10 @@ class _Recorded:
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=_pool()):
             self.output: Tensor = network(*inputs)
+
+    def run(self) -> None:
+        """One replay. A method of what holds the memory, which must outlive the graph's last call."""
+        self.graph.replay()
 
     @torch.inference_mode()
     def outputs(self, *tensors: Tensor) -> Tensor:

@@ -1,0 +1,52 @@
+"""How much processor time the control groups of this process grant it, from the kernel's files."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def quota(root: Path = Path("/")) -> float | None:
+    """Cores that the tightest control group above this process grants; None without a limit.
+
+    `root` is where `proc` and `sys` lie.
+    """
+    limits = [limit for folder in groups(root) if (limit := _limit(folder)) is not None]
+    return min(limits, default=None)
+
+
+def groups(root: Path) -> Iterator[Path]:
+    """The folders of the control groups that limit this process's time, its own first.
+
+    In a container the path may be that of the host, and only the mount point exists.
+    """
+    for line in (text(root / "proc/self/cgroup") or "").splitlines():
+        group, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if group != "0" and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / controllers
+        own = mount / path.lstrip("/")
+        yield from (folder for folder in (own, *own.parents) if folder == mount or mount in folder.parents)
+
+
+def _limit(folder: Path) -> float | None:
+    """Version 2 has one file, version 1 two; 'max' and -1 are no limit."""
+    both = (text(folder / "cpu.max") or "").split()
+    granted, every = map(
+        number, both if len(both) == 2 else [text(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
+    )
+    return granted / every if granted and granted > 0 and every else None
+
+
+def text(file: Path) -> str | None:
+    """What a file says; None where it cannot be read."""
+    try:
+        return file.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def number(words: str | None) -> float | None:
+    """A number; None for anything else."""
+    try:
+        return None if words is None else float(words)
+    except ValueError:
+        return None
