@@ -17,15 +17,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from htas.target import Target
 
 SPACES = {"cifar": ((16, 32), (32, 16), (64, 8)), "mobile": ((24, 32), (40, 16), (72, 16), (112, 8))}
 """Base width and image size of each site: those of the CIFAR ResNets, and widths as mobile networks have them."""
 EXPAND, GROUPS, TIES = 2, 8, 0.04
 EACH = {"eager": 20 / 224, "onnxruntime": 30 / 224}
-"""Seconds per width: 20 s (30 s) for the 224 of the CIFAR ResNets."""
+"""Seconds per width: 20 s (30 s) for the 224 of the CIFAR ResNets; 60 s in other runtimes."""
+OTHER = 60 / 224
 REFERENCE = 6
 """A reference survey takes so many times as long."""
 NETWORKS = [f"{depth}x{share}" for depth in (8, 14, 20, 26, 32) for share in (0.5, 0.75, 1.0, 1.25)]
@@ -38,6 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--runtime", default="eager")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--parts", default="surveys,networks,instruments,layers")
     parser.add_argument("--spaces", default="cifar,mobile")
     parser.add_argument("--loads", default="quiet,busy")
@@ -45,8 +50,11 @@ def main() -> None:
     parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.step:
+        from htas.target import Target
+
         kind, what, file = given.step
-        Path(file).write_text(json.dumps(STEPS[kind](what, given.runtime)))
+        target = Target(device=given.device, runtime=given.runtime)
+        Path(file).write_text(json.dumps(STEPS[kind](what, target)))
         return
     given.out.mkdir(parents=True, exist_ok=True)
     parts, spaces, loads = (value.split(",") for value in (given.parts, given.spaces, given.loads))
@@ -73,7 +81,8 @@ def do(given: argparse.Namespace, kind: str, what: str, load: str, name: str) ->
         return
     part = file.with_suffix(".part")
     print(f"{file.name} ...", file=sys.stderr, flush=True)
-    command = [sys.executable, __file__, str(given.out), "--runtime", given.runtime, "--step", kind, what, str(part)]
+    command = [sys.executable, __file__, str(given.out), "--runtime", given.runtime]
+    command += ["--device", given.device, "--step", kind, what, str(part)]
     with busy_loop() if load == "busy" else nothing():
         subprocess.run(command, check=True)
     part.rename(file)
@@ -81,7 +90,8 @@ def do(given: argparse.Namespace, kind: str, what: str, load: str, name: str) ->
 
 def path(given: argparse.Namespace, kind: str, space: str, load: str, name: str) -> Path:
     """Where a step's figures are."""
-    return given.out / ("-".join(filter(None, (kind, given.runtime, space, load, name))) + ".json")
+    words = (kind, given.device, given.runtime, space, load, name)
+    return given.out / ("-".join(word for word in words if word) + ".json")
 
 
 @contextmanager
@@ -105,13 +115,12 @@ def nothing() -> Iterator[None]:
 # -- steps -------------------------------------------------------------------------------------------------------------
 
 
-def survey(what: str, runtime: str) -> dict[str, Any]:
+def survey(what: str, target: "Target") -> dict[str, Any]:
     """Measure every width of the sites of a space, reading on where a choice is open, and choose."""
     from htas.design import SETTLED, certainty, choose
     from htas.layer import Layer
     from htas.metrics.latency import Latency
     from htas.survey import Curve
-    from htas.target import Target
 
     space, times = what.split(":")
     sites = {
@@ -145,8 +154,8 @@ def survey(what: str, runtime: str) -> dict[str, Any]:
                     open_ones |= {numbers[layer] for layer in sites[base][group * length : (group + 1) * length]}
         return open_ones
 
-    limit = EACH[runtime] * int(times) * len(layers)
-    metric = Latency(Target(runtime=runtime), rounds=100_000, limit=limit, seed=time.time_ns() % 2**31)
+    limit = EACH.get(target.runtime, OTHER) * int(times) * len(layers)
+    metric = Latency(target, rounds=100_000, limit=limit, seed=time.time_ns() % 2**31)
     started = time.monotonic()
     found = metric.measure(layers, wanted=wanted)
     took = time.monotonic() - started
@@ -172,7 +181,7 @@ def survey(what: str, runtime: str) -> dict[str, Any]:
     }
 
 
-def networks(what: str, runtime: str) -> dict[str, Any]:
+def networks(what: str, target: "Target") -> dict[str, Any]:
     """Whole networks, in one interleaved run, after a wait."""
     import torch
 
@@ -180,7 +189,6 @@ def networks(what: str, runtime: str) -> dict[str, Any]:
     from htas.graph import resize, trace
     from htas.metrics.latency import Latency
     from htas.models.cifar_resnet import CifarResNet
-    from htas.target import Target
 
     if what.isdigit():
         time.sleep(int(what))
@@ -191,7 +199,7 @@ def networks(what: str, runtime: str) -> dict[str, Any]:
         widths = {site: round(width * float(share)) for site, width in network.base.widths.items()}
         modules.append(resize(network, Arch(widths, network.base.depths)))
     started = time.monotonic()
-    found = Latency(Target(runtime=runtime), rounds=60, seed=time.time_ns() % 2**31).measure(modules)
+    found = Latency(target, rounds=60, seed=time.time_ns() % 2**31).measure(modules)
     return {
         "took": time.monotonic() - started,
         "remarks": found[0].remarks,
@@ -208,7 +216,7 @@ def networks(what: str, runtime: str) -> dict[str, Any]:
     }
 
 
-def instruments(what: str, runtime: str) -> dict[str, Any]:
+def instruments(what: str, target: "Target") -> dict[str, Any]:
     """The median of the same calls by bench, by torch.utils.benchmark and by a plain loop, in turns."""
     import torch
     from torch.utils.benchmark import Timer as TorchTimer
@@ -216,13 +224,12 @@ def instruments(what: str, runtime: str) -> dict[str, Any]:
     from htas.bench import Bench
     from htas.layer import Layer
     from htas.runtimes import open_runtime
-    from htas.target import Target
 
     layers = [
         Layer("conv", base, base, (size, size), (3, 3), padding=(1, 1), norm=True, activation="relu")
         for base, size in (*SPACES["cifar"], *SPACES["mobile"])
     ]
-    backend = open_runtime(Target(runtime=runtime))
+    backend = open_runtime(target)
     torch.manual_seed(0)
     found: dict[str, list[list[float]]] = {"bench": [], "torch.utils.benchmark": [], "plain loop": []}
     with backend.session():
@@ -245,7 +252,7 @@ def instruments(what: str, runtime: str) -> dict[str, Any]:
     return {"layers": [str(layer.inputs) for layer in layers], "medians": found}
 
 
-def layers(what: str, runtime: str) -> dict[str, Any]:
+def layers(what: str, target: "Target") -> dict[str, Any]:
     """Random ResNets whole, and the sums of their layers timed alone and as the increment of a chain."""
     import random
 
@@ -255,7 +262,6 @@ def layers(what: str, runtime: str) -> dict[str, Any]:
     from htas.graph import resize, trace
     from htas.metrics.latency import Latency
     from htas.models.cifar_resnet import CifarResNet
-    from htas.target import Target
 
     rng = random.Random(0)
     chosen = []
@@ -265,7 +271,6 @@ def layers(what: str, runtime: str) -> dict[str, Any]:
         chosen.append((network, Arch(widths, network.base.depths)))
     uses = [[use.layer for use in network.uses(arch)] for network, arch in chosen]
     distinct = list(dict.fromkeys(layer for each in uses for layer in each))
-    target = Target(runtime=runtime)
     whole = Latency(target, rounds=60).measure([resize(network, arch) for network, arch in chosen])
     sums = {}
     for method in ("alone", "chain"):

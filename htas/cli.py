@@ -10,7 +10,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
-from difflib import get_close_matches
 from importlib.resources import as_file, files
 from pathlib import Path
 from statistics import median
@@ -321,8 +320,7 @@ def _no_option(verb: Callable[..., None], parser: Parser, given: str, configurab
     if not given.startswith("-"):
         return f"htas {verb.__name__} has no use for {given!r}; see htas {verb.__name__} --help"
     known = [option for action in parser._actions for option in action.option_strings]
-    near = get_close_matches(given.partition("=")[0], known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = text.near(given.partition("=")[0], known)
     rest = [*known, "--table.field=value"] if configurable else known
     return f"htas {verb.__name__} has no option {given!r}; {hint}it has: {text.listing(rest)}"
 

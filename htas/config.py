@@ -11,7 +11,6 @@ import types
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -24,7 +23,7 @@ from htas.models import ModelFamily
 from htas.strategies import Strategy
 from htas.survey import Survey
 from htas.target import Target
-from htas.text import listing, no_such
+from htas.text import listing, near, no_such
 from htas.train import RECIPES, Recipe
 
 
@@ -319,9 +318,7 @@ def _placed(table: str, fields: Mapping[str, Any], message: str) -> str:
 
 def _unknown(what: str, given: str, known: Sequence[str]) -> str:
     """`no option 'group'; did you mean 'groups'? it has: expand, groups`."""
-    near = get_close_matches(given, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{what} {given!r}; {hint}it has: {listing(known)}"
+    return f"{what} {given!r}; {near(given, known)}it has: {listing(known)}"
 
 
 def _choices(named: Named) -> str:

@@ -51,17 +51,6 @@ class Space:
 
         return self._pick(draw)
 
-    def mutate(self, arch: Arch, rng: random.Random) -> Arch:
-        """The arch with another choice at one site; raises ValueError where no site has two."""
-        free = [name for name, choices in self.choices.items() if len(choices) > 1]
-        if not free:
-            raise ValueError(f"the space {self.name!r} has one arch only; give a site more choices")
-        site = rng.choice(free)
-        choice = rng.choice([choice for choice in self.choices[site] if choice != arch[site]])
-        widths = {**arch.widths, site: choice} if site in self.widths else arch.widths
-        depths = {**arch.depths, site: choice} if site in self.depths else arch.depths
-        return Arch(widths, depths)
-
     def __contains__(self, arch: Arch) -> bool:
         sites = {**arch.widths, **arch.depths}
         return sites.keys() == self.choices.keys() and all(sites[name] in self.choices[name] for name in sites)

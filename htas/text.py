@@ -110,6 +110,10 @@ def columns(rows: Sequence[Sequence[str]], words: int) -> list[str]:
 def no_such(what: str, given: str, known: Iterable[str]) -> str:
     """The sentence for a name that does not exist: the nearest one, and all of them."""
     names = list(known)
-    near = get_close_matches(given, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"no {what} called {given!r}; {hint}choose one of {listing(names)}"
+    return f"no {what} called {given!r}; {near(given, names)}choose one of {listing(names)}"
+
+
+def near(given: str, known: Iterable[str]) -> str:
+    """`did you mean 'groups'? ` with the space behind it, or nothing where no name comes near."""
+    found = get_close_matches(given, list(known), n=1)
+    return f"did you mean {found[0]!r}? " if found else ""

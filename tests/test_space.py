@@ -83,20 +83,6 @@ def test_a_tilt_leans_to_wide_or_narrow() -> None:
     assert mean[-2.0] == pytest.approx((2 * e**2 + 4 * e + 8) / (1 + e + e**2), rel=0.05)
 
 
-def test_a_mutation_changes_one_site_within_the_space() -> None:
-    rng = random.Random(0)
-    arch = SPACE.widest
-    changed = set()
-    for _ in range(50):
-        other = SPACE.mutate(arch, rng)
-        assert other in SPACE
-        (site,) = [name for name in SPACE.choices if other[name] != arch[name]]
-        changed.add(site)
-    assert changed == {"a", "d"}
-    with pytest.raises(ValueError, match="has one arch only"):
-        Space("one", {"a": (2,)}, {}).mutate(Arch({"a": 2}), rng)
-
-
 def test_membership_asks_for_every_site_and_a_choice_of_it() -> None:
     assert Arch({"a": 4, "b": 3}, {"d": 3}) in SPACE
     assert Arch({"a": 3, "b": 3}, {"d": 3}) not in SPACE
