@@ -34,6 +34,10 @@ NEIGHBOURS = 16
 """Calls read one after the other that see the same machine."""
 STRETCHES = 4
 """Parts of a run; between them calls are built anew, and those that are decided drop out."""
+LOOK = 2
+"""Rounds between two moments at which a run that samples may take in further calls."""
+LOOKING = 0.5
+"""Share of the rounds and of the time after which it looks no further, but reads what it has."""
 
 
 class Timer(ABC):
@@ -94,7 +98,7 @@ class Readings:
 
 
 Wanted = Callable[[Sequence[Readings]], Collection[int]]
-"""Given what has been read of every call, the numbers of those that need more."""
+"""Given what has been read of every call, the numbers of those that need more; nothing may have been read of some."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,8 @@ class Bench:
     rounds: int = 30
     """Times that each call's turn comes, at most; it is read REPEAT times then."""
     limit: float = inf
-    """Seconds after which no further round begins, building and warming up included."""
+    """Seconds after which no further round begins. Building and warming up are included where calls are built anew in
+    every stretch; where each is built once, as it takes long, that comes on top."""
     reading: float = 0.0
     """Seconds that a reading lasts at least; 0 means as short as the timer allows."""
     warmup: float = 0.01
@@ -127,6 +132,7 @@ class Bench:
         build: Callable[[int], Call],
         count: int,
         *,
+        first: Collection[int] | None = None,
         anew: bool = True,
         wanted: Wanted | None = None,
         on_round: Callable[[float, str], None] | None = None,
@@ -136,8 +142,14 @@ class Bench:
         Every round reads each call that is still wanted, in an order of its own, so that a slow moment of the machine
         falls on all alike. At least one round is read, of all calls. `on_round` hears the share that is done and how
         slow the machine is.
+
+        With `first` the run samples: it begins with these calls, looks every few rounds, all being read on, whether
+        others are wanted too, and builds those. Of calls that are never wanted there are no readings.
         """
-        return _Run(self, build, count, anew, wanted, on_round).go() if count else []
+        if not count:
+            return []
+        active = list(range(count)) if first is None else sorted(first)
+        return _Run(self, build, count, anew, wanted, on_round).go(active, looking=first is not None)
 
 
 @dataclass
@@ -154,25 +166,39 @@ class _Run:
     calls: "array[int]" = field(default_factory=lambda: array("l"))
     made: dict[int, tuple[Call, int]] = field(default_factory=dict)
     fastest: dict[int, float] = field(default_factory=dict)
+    done: int = 0
+    """Rounds."""
 
-    def go(self) -> list[Readings]:
+    def go(self, active: Sequence[int], looking: bool) -> list[Readings]:
         """Stretch by stretch, until nothing is wanted or time is up."""
-        bench, active, done = self.bench, list(range(self.count)), 0
-        self.started, self.rng = bench.now(), random.Random(bench.seed)
+        self.started, self.rng = self.bench.now(), random.Random(self.bench.seed)
+        if looking and self.wanted is not None:
+            active = self._look(active, self.wanted)
+        begun, spent = self.done, self._share if self.done else 0.0
         for stretch in range(1, STRETCHES + 1):
-            if self.anew or not self.made:
-                self._make(active)
-            while done < ceil(bench.rounds * stretch / STRETCHES) and (not done or self._share < stretch / STRETCHES):
-                slow = self._round(active)
-                done += 1
-                if self.on_round is not None:
-                    share = min(1.0, max(done / bench.rounds, self._share))
-                    self.on_round(share, f"the machine at {significant(slow)} of its fastest")
+            if not active or self.done >= self.bench.rounds or (self.done and self._share >= 1):
+                break
+            part = stretch / STRETCHES
+            self._make(active, self.anew)
+            self._read(active, ceil(begun + (self.bench.rounds - begun) * part), spent + (1 - spent) * part)
             if self.wanted is not None and stretch < STRETCHES:
                 active = sorted(self.wanted(self.readings()))
-            if not active or done >= bench.rounds or self._share >= 1:
-                break
         return self.readings()
+
+    def _look(self, active: Sequence[int], wanted: Wanted) -> Sequence[int]:
+        """Take in what is wanted, a few rounds of all at a time, until that is nothing new; all that was taken in.
+
+        All are read on, because only calls that are read together can be told from the machine's moods.
+        """
+        new: Collection[int] = active
+        while new:
+            active = sorted({*active, *new})
+            self._make(active, anew=False)
+            self._read(active, self.done + LOOK, LOOKING)
+            if self.done >= LOOKING * self.bench.rounds or self._share >= LOOKING:
+                break
+            new = set(wanted(self.readings())) - set(active)
+        return active
 
     def readings(self) -> list[Readings]:
         """What has been read so far, by call."""
@@ -190,16 +216,31 @@ class _Run:
         """Of the time there is."""
         return (self.bench.now() - self.started) / self.bench.limit
 
-    def _make(self, active: Sequence[int]) -> None:
-        """Build and warm up; what was built before is let go only then, so that memory is another."""
-        timer = self.bench.timer
+    def _make(self, active: Sequence[int], anew: bool) -> None:
+        """Build and warm up: all `anew`, or what is missing.
+
+        What was built before is let go only when the new is there, so that memory is another.
+        """
+        timer, began = self.bench.timer, self.bench.now()
         reading = self.bench.reading or timer.shortest
-        fresh = {}
+        made = {} if anew else dict(self.made)
         for number in active:
-            call = self.build(number)
-            fresh[number] = call, _settle(call, timer, reading, self.bench.warmup)
-        self.made = fresh
+            if number not in made:
+                call = self.build(number)
+                made[number] = call, _settle(call, timer, reading, self.bench.warmup)
+        self.made = made
         gc.collect()
+        if not self.anew:
+            self.started += self.bench.now() - began
+
+    def _read(self, active: Sequence[int], rounds: int, share: float) -> None:
+        """Rounds up to so many, or to this share of the time; one at least of a run."""
+        while self.done < min(rounds, self.bench.rounds) and (not self.done or self._share < share):
+            slow = self._round(active)
+            self.done += 1
+            if self.on_round is not None:
+                reached = min(1.0, max(self.done / self.bench.rounds, self._share))
+                self.on_round(reached, f"the machine at {significant(slow)} of its fastest")
 
     def _round(self, active: Sequence[int]) -> float:
         """Read each call; the median of what they took over their fastest readings."""

@@ -16,6 +16,7 @@ from htas.space import Space, depth_choices, group_bounds, tas_widths
 from htas.survey import Curve, Estimate, Fit, add, curve, surveyed, templates, widest
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 SPACES = ("hardware", "tas", "grid", "explicit")
 DECIDED = 0.9
@@ -80,8 +81,12 @@ def score(measured: Curve, fit: Fit) -> list[float]:
 
 
 def choose(measured: Curve, fit: Fit, groups: int, ties: float = 0.0) -> tuple[int, ...]:
-    """The width of each group with the best score (eq. 3 and 4); the widest of those within `ties` of the latency."""
+    """The width of each group with the best score (eq. 3 and 4); the widest of those within `ties` of the latency.
+
+    A width that was not measured is not chosen, unless its group has no other.
+    """
     scores, seconds = np.asarray(score(measured, fit)), np.asarray(measured.seconds)
+    scores[~_choosable(measured, groups)] = -np.inf
     return tuple(_choices(scores[None], seconds[None], groups, ties)[0].tolist())
 
 
@@ -89,17 +94,28 @@ def certainty(measured: Curve, alpha: float, groups: int, ties: float, scale: fl
     """How sure the choice of each group is: the probability that an endless survey would choose the same.
 
     It is the share of curves drawn within `scale` times the standard errors that do; each has its own fit, of exponent
-    `alpha`. A curve without errors is certain.
+    `alpha`. A curve without errors is certain. Between two measured widths the curve may rise or fall anywhere, which
+    each draw does at a place of its own; so a group is not sure where a width that was not measured may be better.
     """
     if not measured.errors:
         return (1.0,) * groups
-    noise = scale * np.random.default_rng(0).standard_normal((DRAWS, len(measured.widths)))
-    seconds = np.asarray(measured.seconds) + np.vstack([0 * noise[:1], noise]) * np.asarray(measured.errors)
+    first, others = _drawn(measured, alpha, groups, ties, scale)
+    return tuple((others == first).mean(axis=0).tolist())
+
+
+def _drawn(measured: Curve, alpha: float, groups: int, ties: float, scale: float) -> tuple[Ints, Ints]:
+    """The choice of each group, and those that drawn curves make: [groups] and [draws, groups]."""
+    rng = np.random.default_rng(0)
+    noise = scale * rng.standard_normal((DRAWS, len(measured.widths)))
+    drawn = _stepped(measured, np.asarray(measured.seconds) + noise * np.asarray(measured.errors), rng)
+    seconds = np.vstack([measured.seconds, drawn])
     x = np.asarray(measured.widths, float) ** alpha
     columns = np.stack([x, np.ones_like(x)], axis=1)
     fits = seconds @ (columns @ np.linalg.pinv(columns)).T
-    first, *others = _choices(fits - seconds, seconds, groups, ties)
-    return tuple((np.asarray(others) == first).mean(axis=0).tolist())
+    scores = fits - seconds
+    scores[0, ~_choosable(measured, groups)] = -np.inf
+    choices = _choices(scores, seconds, groups, ties)
+    return choices[0], choices[1:]
 
 
 def dominated(measured: Curve, choices: Sequence[int]) -> tuple[int, ...]:
@@ -112,7 +128,10 @@ def dominated(measured: Curve, choices: Sequence[int]) -> tuple[int, ...]:
 
 
 def undecided(network: Network, content: Mapping[str, Any], design: Design) -> set[Layer]:
-    """The layers that more readings are wanted of: every width of the groups whose choice is not settled yet."""
+    """The layers that more readings are wanted of: every width of the groups whose choice is not settled yet.
+
+    Of the widths that were not measured these are only those that might be chosen.
+    """
     found: set[Layer] = set()
     seen: set[Any] = set()
     layers = templates(network, expand=design.expand, inputs=design.inputs)
@@ -121,13 +140,15 @@ def undecided(network: Network, content: Mapping[str, Any], design: Design) -> s
             continue
         seen.add(alike)
         bounds = group_bounds(measured.widths[-1], design.groups)
-        for (first, last), sure in zip(bounds, _certainty(measured, design, SETTLED), strict=True):
-            if sure < 1:
-                found |= {layer.wide(width) for layer in layers[site] for width in range(first, last + 1)}
+        chosen, others = _drawn(measured, *_how(measured, design), SETTLED)
+        for (first, last), choice, rivals in zip(bounds, chosen, others.T, strict=True):
+            if (rivals != choice).any():
+                wanted = {*range(first, last + 1)} - {*measured.interpolated} | {*rivals.tolist()}
+                found |= {layer.wide(width) for layer in layers[site] for width in wanted}
     return found
 
 
-def _choices(scores: Floats, seconds: Floats, groups: int, ties: float) -> NDArray[np.int64]:
+def _choices(scores: Floats, seconds: Floats, groups: int, ties: float) -> Ints:
     """Eq. 3 and 4 for many surveys at once: [surveys, widths] to the chosen width, [surveys, groups]."""
     chosen = []
     for first, last in group_bounds(scores.shape[1], groups):
@@ -139,8 +160,35 @@ def _choices(scores: Floats, seconds: Floats, groups: int, ties: float) -> NDArr
     return np.stack(chosen, axis=1)
 
 
-def _certainty(measured: Curve, design: Design, scale: float = 1.0) -> tuple[float, ...]:
-    return certainty(measured, measured.fit(design.alpha).alpha, design.groups, _ties(design), scale)
+def _known(measured: Curve) -> NDArray[np.bool_]:
+    """Which of its widths were measured."""
+    return ~np.isin(measured.widths, measured.interpolated)
+
+
+def _choosable(measured: Curve, groups: int) -> NDArray[np.bool_]:
+    """The widths that were measured; all of a group that has none."""
+    allowed = _known(measured)
+    for first, last in group_bounds(len(allowed), groups):
+        allowed[first - 1 : last] |= not allowed[first - 1 : last].any()
+    return allowed
+
+
+def _stepped(measured: Curve, drawn: Floats, rng: np.random.Generator) -> Floats:
+    """Drawn curves, [draws, widths], with one step anywhere between two measured widths, in place of a line."""
+    known = _known(measured)
+    if known.all() or not known.any():
+        return drawn
+    numbers = np.arange(len(known))
+    below = np.maximum.accumulate(np.where(known, numbers, numbers[known][0]))
+    above = np.minimum.accumulate(np.where(known, numbers, numbers[known][-1])[::-1])[::-1]
+    share = (numbers - below) / np.maximum(above - below, 1)
+    steps = rng.random(drawn.shape)[:, below]
+    return np.where(share > steps, drawn[:, above], drawn[:, below])
+
+
+def _how(measured: Curve, design: Design) -> tuple[float, int, float]:
+    """The exponent of its fit, the number of groups, and the margin of ties."""
+    return measured.fit(design.alpha).alpha, design.groups, _ties(design)
 
 
 def _ties(design: Design) -> float:
@@ -269,6 +317,7 @@ def _record(
         {name: space.widths[sites[0]] for name, space in made.items()},
         doubts,
         measured.errors,
-        _certainty(measured, design),
+        certainty(measured, *_how(measured, design)),
         dominated(measured, choose(measured, fit, design.groups, _ties(design))),
+        measured.interpolated,
     )

@@ -41,7 +41,7 @@ from htas.result import CurveRecord, Report, Result, SearchRecord
 from htas.runtimes import open_runtime
 from htas.space import Space
 from htas.store import Store
-from htas.survey import EACH, cases
+from htas.survey import EACH, at_most, widths_at_most
 from htas.survey import survey as take_survey
 from htas.target import Target, affinity, machine
 from htas.text import duration, listing, milliseconds, no_such, percent
@@ -214,14 +214,17 @@ def survey(config: Config, folder: Path, again: bool = False) -> None:
     if _finished(path, job.made_from("survey"), again):
         return
     started = time.monotonic()
-    found = cases(job.network, expand=config.design.expand, inputs=config.design.inputs)
-    with progress(f"survey of {len(found)} layers, %", 100) as bar:
+    options, most = config.design, widths_at_most(open_runtime(job.target).build_seconds)
+    number = at_most(job.network, expand=options.expand, inputs=options.inputs, groups=options.groups, most=most)
+    with progress(f"survey of {number} layers, %", 100) as bar:
         content = take_survey(
             job.network,
-            job.remembering(job.latency(config.survey.limit(len(found))), again),
-            expand=config.design.expand,
-            inputs=config.design.inputs,
-            wanted=lambda content: undecided(job.network, content, config.design),
+            job.remembering(job.latency(config.survey.limit(number)), again),
+            expand=options.expand,
+            inputs=options.inputs,
+            groups=options.groups,
+            most=most,
+            wanted=lambda content: undecided(job.network, content, options),
             on_round=_shares(bar),
         )
     for doubt in content["doubts"]:
@@ -238,7 +241,8 @@ def survey_page(config: Config, folder: Path) -> tuple[Path, str]:
     options = replace(config.design, spaces=("hardware",), widths={})
     curves = records(job.network, content, options, spaces(job.network, content, options))
     title = f"Survey of {config.family.title}: {config.target.device}, {config.target.runtime}"
-    facts = {**machine(), **content["context"], "layers": content["cases"], "seconds": round(content["took"], 1)}
+    layers = f"{content['cases']}" + (f", and {more} interpolated" if (more := content.get("interpolated")) else "")
+    facts = {**machine(), **content["context"], "layers": layers, "seconds": round(content["took"], 1)}
     doubts = [*content["doubts"], _decided(curves)]
     path, table = write_survey(title, curves, DECIDED, doubts, {k: str(v) for k, v in facts.items()}, folder)
     return path, f"{table}\n{_decided(curves)}"

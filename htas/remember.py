@@ -1,11 +1,13 @@
 """A metric that looks into the store first: what was measured here before, and still holds, is not measured again.
 
-What is reused is whole curves, the layers that differ in their outputs alone, each from one survey. Every survey also
-reads an anchor layer. Before a curve is reused the anchor is read again, and the curve rescaled by how far it has
-moved; where that is more than MOVED, the machine is not what it was, and the curve is measured anew.
+What is reused is whole curves, the layers that differ in their outputs alone, each from one survey. Curves of which
+only samples are measured have these at widths that one survey chose for all of them: they are reused together, as far
+as that survey went, or not at all. Every survey also reads an anchor layer. Before a curve is reused the anchor is read
+again, and the curve rescaled by how far it has moved; where that is more than MOVED, the machine is not what it was,
+and the curve is measured anew.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -14,7 +16,7 @@ import numpy as np
 from htas.files import Unusable
 from htas.layer import Layer
 from htas.measurement import LOW, Measurement
-from htas.metrics import Case, Metric, OnRound, Wanted
+from htas.metrics import Case, Metric, More, OnRound, Wanted, by_case
 from htas.progress import say
 from htas.store import Entry, Store
 
@@ -42,54 +44,81 @@ class Remembering(Metric):
         self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
     ) -> list[Measurement]:
         """One measurement for each case; networks are always measured. A store that fails is said and done without."""
-        known = {} if self.fresh else self._known(cases)
-        found, anchor = self._measured([case for case in cases if case not in known], cases, known, on_round, wanted)
+        found = self.sample(cases, cases, on_round=on_round, wanted=by_case(cases, wanted))
+        return [found[case] for case in cases]
+
+    def sample(
+        self,
+        cases: Sequence[Case],
+        first: Collection[Case],
+        *,
+        on_round: OnRound | None = None,
+        wanted: More | None = None,
+    ) -> dict[Case, Measurement]:
+        """The `first`, and what was `wanted` then; of a curve from the store, what the store has of it."""
+        known = {} if self.fresh else self._known(cases, set(first))
+        found, anchor = self._measured(cases, set(first), known, on_round, wanted)
         held = {case: kept for case, entry in known.items() if (kept := _rescaled(entry, anchor)) is not None}
         if len(held) < len(known):
             say(f"store: the anchor layer moved by more than {MOVED:.0%} since; what it holds is measured anew")
-            found, anchor = self._measured(cases, cases, {}, on_round, wanted)
+            found, anchor = self._measured(cases, set(first), {}, on_round, wanted)
             held = {}
         elif held:
-            say(f"store: {len(held)} of {len(cases)} layers were measured before and still hold")
+            number = len({*found, *held}.intersection(cases))
+            say(f"store: {len(held)} of {number} layers were measured before and still hold")
         self._keep(found, anchor)
-        return [held[case] if case in held else found[case] for case in cases]
+        both = {**found, **held}
+        return {case: both[case] for case in dict.fromkeys(cases) if case in both}
 
     def _measured(
         self,
-        missing: Sequence[Case],
         cases: Sequence[Case],
+        first: set[Case],
         known: Mapping[Case, Entry],
         on_round: OnRound | None,
-        wanted: Wanted | None,
+        wanted: More | None,
     ) -> tuple[dict[Case, Measurement], Measurement]:
-        """Readings of what is missing, and of the anchor in the same rounds."""
-        asked = list(dict.fromkeys([*missing, ANCHOR]))
-        numbers = {case: number for number, case in enumerate(asked)}
+        """Readings of what is not of a known curve, and of the anchor in the same rounds."""
+        curves = {_curve(case) for case in known}
+        asked = list(dict.fromkeys([*(case for case in cases if _curve(case) not in curves), ANCHOR]))
+        stored = {case: entry.measurement for case, entry in known.items()}
 
-        def more(readings: Sequence[Measurement]) -> set[int]:
+        def more(readings: Mapping[Case, Measurement]) -> set[Case]:
             assert wanted is not None
-            so_far = [known[case].measurement if case in known else readings[numbers[case]] for case in cases]
-            open_ones = {numbers[cases[number]] for number in wanted(so_far) if cases[number] in numbers}
-            return open_ones | {numbers[ANCHOR]} if open_ones else set()
+            so_far = {**readings, **stored}
+            open_ones = set(wanted(so_far)).intersection(asked)
+            return open_ones | {ANCHOR} if open_ones else set()
 
-        readings = self.metric.measure(asked, on_round=on_round, wanted=more if wanted is not None else None)
-        return dict(zip(asked, readings, strict=True)), readings[numbers[ANCHOR]]
+        begun = [case for case in asked if case in first or case == ANCHOR]
+        readings = self.metric.sample(asked, begun, on_round=on_round, wanted=more if wanted is not None else None)
+        return readings, readings[ANCHOR]
 
-    def _known(self, cases: Sequence[Case]) -> dict[Case, Entry]:
-        """The stored measurements of whole curves."""
+    def _known(self, cases: Sequence[Case], first: set[Case]) -> dict[Case, Entry]:
+        """The stored measurements of curves: of all that are whole, and of those that are sampled."""
         curves: dict[str, list[Layer]] = {}
         for case in cases:
             if isinstance(case, Layer):
-                curves.setdefault(case.wide(0).key, []).append(case)
+                curves.setdefault(_curve(case), []).append(case)
+        sampled = [layer for layers in curves.values() if not first.issuperset(layers) for layer in layers]
         found: dict[Case, Entry] = {}
         try:
-            for layers in curves.values():
+            for layers in filter(first.issuperset, curves.values()):
                 entries = self.store.curve(self.place, self.name, [layer.key for layer in layers])
                 found |= dict(zip(layers, entries, strict=True)) if entries else {}
+            found |= self._samples(sampled, first)
         except Unusable as error:
             say(f"store: {error}; all is measured anew")
             return {}
         return found
+
+    def _samples(self, layers: Sequence[Layer], first: set[Case]) -> dict[Case, Entry]:
+        """What the newest survey has of these layers; nothing where it lacks one of the first."""
+        begun = self.store.curve(self.place, self.name, [layer.key for layer in layers if layer in first])
+        if not begun:
+            return {}
+        entries = self.store.entries(begun[0].survey)
+        stored = {entry.layer: entry for entry in entries if (entry.place, entry.metric) == (self.place, self.name)}
+        return {layer: stored[layer.key] for layer in layers if layer.key in stored}
 
     def _keep(self, found: Mapping[Case, Measurement], anchor: Measurement) -> None:
         """Put what was measured now into the store."""
@@ -103,6 +132,11 @@ class Remembering(Metric):
             self.store.add(entries)
         except Unusable as error:
             say(f"store: {error}; this survey is not in it")
+
+
+def _curve(case: Case) -> str:
+    """What the layers of one curve have in common; nothing for a network."""
+    return case.wide(0).key if isinstance(case, Layer) else ""
 
 
 def _rescaled(entry: Entry, anchor: Measurement) -> Measurement | None:

@@ -62,6 +62,10 @@ class Result:
         )
 
 
+LATER = ("doubts", "errors", "certain", "dominated", "interpolated")
+"""Fields of a CurveRecord that files of older versions may lack."""
+
+
 @dataclass(frozen=True)
 class CurveRecord:
     """One latency curve of the survey, with its fit and what was chosen on it (the paper's Fig. 2 and 3)."""
@@ -87,6 +91,8 @@ class CurveRecord:
     """How sure the choice of each group is, 0 to 1, of the space `hardware`."""
     dominated: tuple[int, ...] = ()
     """Choices of the space `hardware` that are no faster than a wider one."""
+    interpolated: tuple[int, ...] = ()
+    """Widths that were not measured: their latency lies on the line between the measured ones beside them."""
 
     def fit(self, width: float) -> float:
         """f(x) of eq. 1, in seconds."""
@@ -112,7 +118,7 @@ class CurveRecord:
                 "latency": tuple(content["latency"]),
                 "groups": tuple((first, last) for first, last in content["groups"]),
                 "choices": {space: tuple(widths) for space, widths in content["choices"].items()},
-                **{name: tuple(content.get(name, ())) for name in ("doubts", "errors", "certain", "dominated")},
+                **{name: tuple(content.get(name, ())) for name in LATER},
             }
         )
 

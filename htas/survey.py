@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil, log2
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +13,8 @@ from htas.arch import Arch
 from htas.graph import Network
 from htas.layer import Layer
 from htas.measurement import Measurement
-from htas.metrics import Metric, OnRound
+from htas.metrics import Case, Metric, OnRound
+from htas.space import group_bounds
 
 EACH = 0.08
 """Seconds for each width of each distinct layer, unless survey.seconds says otherwise."""
@@ -19,6 +22,15 @@ UNSTEADY = 1.2
 """The machine's fast and slow moments may be so far apart without a doubt."""
 UNSURE = 0.01
 """Relative standard error of a layer's latency, without a doubt."""
+MOST = 128
+"""Widths of a site that are measured; where it has more, so many of them, and the others are interpolated."""
+FEW = 24
+"""... where building a layer takes SLOW seconds or more."""
+SLOW = 1.0
+FLAT = 0.01
+"""Latencies of neighbours that differ by less than this share have no step between them that is worth looking for."""
+SEEN = 3.0
+"""A difference of so many standard errors is one."""
 SUMMARIES = ("estimate", "error", "minimum", "median", "mean", "spread")
 """Of a Measurement, in survey.json."""
 Estimate = Literal["estimate", "minimum", "median", "mean"]
@@ -30,8 +42,8 @@ class Survey:
     """How the latency of the widths is measured."""
 
     seconds: float = 0.0
-    """Seconds that a survey takes at most; 0 means 0.08 for each width of each distinct layer. It ends earlier when
-    every choice is decided."""
+    """Seconds that a survey takes at most; 0 means 0.08 for each width of each distinct layer that is measured. It ends
+    earlier when every choice is decided. Where building a layer takes seconds, that comes on top."""
     rounds: int = 1000
     """Times that each width's turn comes, at most; it is read three times then."""
     reading: float = 0.0
@@ -72,9 +84,11 @@ class Curve:
     seconds: tuple[float, ...]
     errors: tuple[float, ...] = ()
     """Standard error of each, in seconds; nothing where they are not known."""
+    interpolated: tuple[int, ...] = ()
+    """Widths that were not measured: their seconds lie on the line between the measured ones beside them."""
 
     def at(self, width: int) -> float:
-        """m(width); the width must have been measured."""
+        """m(width)."""
         return self.seconds[self.widths.index(width)]
 
     def fit(self, alpha: float | Literal["fit"]) -> Fit:
@@ -102,10 +116,11 @@ def add(curves: Sequence[tuple[int, Curve]]) -> Curve:
     widths = curves[0][1].widths
     assert all(curve.widths == widths for _, curve in curves)
     sums = np.sum([count * np.asarray(curve.seconds) for count, curve in curves], axis=0)
+    guessed = tuple(sorted({width for _, curve in curves for width in curve.interpolated}))
     if not all(curve.errors for _, curve in curves):
-        return Curve(widths, tuple(sums.tolist()))
+        return Curve(widths, tuple(sums.tolist()), (), guessed)
     errors = np.sqrt(np.sum([(count * np.asarray(curve.errors)) ** 2 for count, curve in curves], axis=0))
-    return Curve(widths, tuple(sums.tolist()), tuple(errors.tolist()))
+    return Curve(widths, tuple(sums.tolist()), tuple(errors.tolist()), guessed)
 
 
 def templates(network: Network, *, expand: float, inputs: str) -> dict[str, Counter[Layer]]:
@@ -138,29 +153,53 @@ def survey(
     *,
     expand: float,
     inputs: str,
+    groups: int = 1,
+    most: int = MOST,
     wanted: Callable[[Mapping[str, Any]], Collection[Layer]] | None = None,
     on_round: OnRound | None = None,
 ) -> dict[str, Any]:
     """Measure every distinct producing layer at widths 1..e*base, and every layer of frozen width once.
 
+    Of a site with more than `most` widths, so many are measured: evenly spaced ones and the ends of its `groups`, then
+    widths between those whose latencies differ, so that steps are located. The others are interpolated.
+
     Returns plain JSON values: by layer key (outputs 0) the widths, and of each the summaries of its readings, in
-    seconds. `wanted` is given such values while readings go on, and says which layers need more of them.
+    seconds, and their number, which is 0 where it is interpolated. `wanted` is given such values while readings go on,
+    and says which layers need more of them.
     """
     found = cases(network, expand=expand, inputs=inputs)
-    numbers = {layer: number for number, layer in enumerate(found)}
+    families = _families(network, expand, inputs, groups, most)
 
-    def more(readings: Sequence[Measurement]) -> Collection[int]:
-        assert wanted is not None
-        return {numbers[layer] for layer in wanted({"layers": _tables(found, readings)})}
+    def more(readings: Mapping[Case, Measurement]) -> Collection[Layer]:
+        content = {"layers": _tables(found, readings)}
+        asked = set(found if wanted is None else wanted(content))
+        measured = {layer for layer in found if layer in readings}
+        return asked & measured | {layer for family in families for layer in family.split(content, measured, asked)}
 
-    readings = metric.measure(list(found), on_round=on_round, wanted=more if wanted is not None else None)
+    begun = _begun(found, families)
+    sampling = len(begun) < len(found)
+    readings = metric.sample(list(found), begun, on_round=on_round, wanted=more if wanted or sampling else None)
     return {
-        "survey": " ".join(sorted({reading.survey for reading in readings})),
-        "context": dict(readings[0].context),
+        "survey": " ".join(sorted({reading.survey for reading in readings.values()})),
+        "context": dict(next(iter(readings.values())).context),
         "layers": _tables(found, readings),
-        "cases": len(found),
-        "doubts": _doubts(readings),
+        "cases": len(readings),
+        "interpolated": len(found) - len(readings),
+        "doubts": _doubts(list(readings.values())),
     }
+
+
+def at_most(network: Network, *, expand: float, inputs: str, groups: int = 1, most: int = MOST) -> int:
+    """How many layers such a survey measures at most."""
+    found = cases(network, expand=expand, inputs=inputs)
+    families = _families(network, expand, inputs, groups, most)
+    of_sites = sum(len(family.at(range(1, family.widest + 1))) for family in families)
+    return len(found) - of_sites + sum(family.at_most for family in families)
+
+
+def widths_at_most(build_seconds: float) -> int:
+    """How many widths of a site are worth measuring, where a layer takes so long to build."""
+    return FEW if build_seconds >= SLOW else MOST
 
 
 def cases(network: Network, *, expand: float, inputs: str) -> dict[Layer, str]:
@@ -173,6 +212,108 @@ def cases(network: Network, *, expand: float, inputs: str) -> dict[Layer, str]:
         if not use.site and use.layer.op in ("conv", "linear"):
             found.setdefault(use.layer, use.layer.wide(0).key)
     return found
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Sites that share layers and so are measured at the same widths: where one layer has a step, all are read."""
+
+    sites: tuple[tuple[int, Counter[Layer]], ...]
+    """The widest width of each, and the layers that produce it."""
+    groups: int
+    most: int
+
+    @property
+    def widest(self) -> int:
+        """Of its sites."""
+        return max(last for last, _ in self.sites)
+
+    @property
+    def first(self) -> set[int]:
+        """The widths to begin with: half of the most, evenly spaced, and the ends of every group.
+
+        The spacing is a power of two, so that the widths that hardware is fond of are among them.
+        """
+        if self.widest <= self.most:
+            return set(range(1, self.widest + 1))
+        spacing = 2 ** ceil(log2(2 * self.widest / self.most))
+        ends = {end for last, _ in self.sites for _, end in group_bounds(last, min(self.groups, last))}
+        return {1, *range(spacing, self.widest + 1, spacing), *ends}
+
+    @property
+    def at_most(self) -> int:
+        """Layers that are measured at most."""
+        number = max(self.most, len(self.first))
+        longest: dict[Layer, int] = {}
+        for last, layers in self.sites:
+            longest |= {layer: max(last, longest.get(layer, 0)) for layer in layers}
+        return sum(min(last, number) for last in longest.values())
+
+    def at(self, widths: Collection[int]) -> set[Layer]:
+        """Its layers at these widths, as far as each goes."""
+        return {layer.wide(x) for last, layers in self.sites for layer in layers for x in widths if x <= last}
+
+    def split(self, content: Mapping[str, Any], measured: set[Layer], asked: set[Layer]) -> set[Layer]:
+        """The layers to measure next: at the middle of intervals that hide a step, and beside it, to be read with it.
+
+        Those that a choice might fall into come first, seen or not; then large steps, then narrow intervals; and only
+        so many as there are widths left to follow each down to the width.
+        """
+        known = [x for x in range(1, self.widest + 1) if self.at([x]) <= measured]
+        left = self.most - len(known)
+        hiding = [(a, b) for a, b in pairwise(known) if b - a > 1] if left > 0 else []
+        is_open = {(a, b): not self.at(range(a + 1, b)).isdisjoint(asked) for a, b in hiding}
+        steps = self._steps(content, known) if hiding else {}
+        found = {each: steps.get(each, FLAT) for each in hiding if each in steps or is_open[each]}
+
+        def urgency(interval: tuple[int, int]) -> tuple[bool, bool, int, int, float]:
+            step, (first, last) = found[interval], interval
+            return interval in steps, is_open[interval], round(log2(step)), first - last, step
+
+        widths: set[int] = set()
+        for first, last in sorted(found, key=urgency, reverse=True):
+            left -= ceil(log2(last - first))
+            if widths and left < 0:
+                break
+            widths |= {first, (first + last) // 2, last}
+        return self.at(widths)
+
+    def _steps(self, content: Mapping[str, Any], known: Sequence[int]) -> dict[tuple[int, int], float]:
+        """The intervals of known widths that hide a step, with its height as a share of the latency."""
+        found: dict[tuple[int, int], float] = {}
+        for end, layers in self.sites:
+            widths = [x for x in known if x <= end]
+            total = add([(count, curve(content, layer, widths)) for layer, count in layers.items()])
+            # few readings may agree by chance: none is taken for surer than half of them are
+            typical = float(np.median(np.divide(total.errors, total.seconds)))
+            errors = np.maximum(total.errors, np.multiply(total.seconds, typical))
+            rows = list(zip(total.widths, total.seconds, errors, strict=True))
+            for (first, before, one), (last, after, other) in pairwise(rows):
+                height = abs(after - before)
+                if last - first > 1 and height > max(FLAT * min(before, after), SEEN * float(np.hypot(one, other))):
+                    share = height / max(before, after, height)
+                    found[first, last] = max(share, found.get((first, last), 0.0))
+        return found
+
+
+def _families(network: Network, expand: float, inputs: str, groups: int, most: int) -> list[_Family]:
+    """The sites, those together that share a layer."""
+    found: list[_Family] = []
+    for site, layers in templates(network, expand=expand, inputs=inputs).items():
+        mine = (widest(network.sites[site].base, expand), layers)
+        akin = [family for family in found if any(layers.keys() & theirs.keys() for _, theirs in family.sites)]
+        sites = [each for family in akin for each in family.sites]
+        joined = _Family(tuple(sites if mine in sites else [*sites, mine]), groups, most)
+        found = [*(family for family in found if family not in akin), joined]
+    return found
+
+
+def _begun(found: Mapping[Layer, str], families: Sequence[_Family]) -> set[Layer]:
+    """The layers that a survey begins with: of every family its first widths, and those of frozen width."""
+    begun, sampled = set(found), set()
+    for family in families:
+        sampled |= family.at(range(1, family.widest + 1)) - family.at(family.first)
+    return begun - sampled
 
 
 def _doubts(readings: Sequence[Measurement]) -> list[str]:
@@ -194,16 +335,26 @@ def _doubts(readings: Sequence[Measurement]) -> list[str]:
     return doubts
 
 
-def _tables(found: Mapping[Layer, str], readings: Sequence[Measurement]) -> dict[str, dict[str, list[Any]]]:
-    """By layer key: the widths, and the summaries of each."""
-    tables: dict[str, dict[str, list[Any]]] = {}
-    for (layer, key), reading in zip(found.items(), readings, strict=True):
-        table = tables.setdefault(key, {column: [] for column in ("widths", *SUMMARIES, "readings")})
-        table["widths"].append(layer.outputs)
-        for column in SUMMARIES:
-            table[column].append(getattr(reading, column))
-        table["readings"].append(len(reading.values))
-    return tables
+def _tables(found: Mapping[Layer, str], readings: Mapping[Case, Measurement]) -> dict[str, dict[str, list[Any]]]:
+    """By layer key: the widths, and the summaries and the number of readings of each."""
+    layers: dict[str, list[Layer]] = {}
+    for layer, key in found.items():
+        layers.setdefault(key, []).append(layer)
+    return {key: _table(mine, readings) for key, mine in layers.items()}
+
+
+def _table(layers: Sequence[Layer], readings: Mapping[Case, Measurement]) -> dict[str, list[Any]]:
+    """What was not read is on the line between its neighbours, and uncertain by half of what they differ."""
+    known = {layer.outputs: readings[layer] for layer in layers if layer in readings}
+    widths, measured = [layer.outputs for layer in layers], sorted(known)
+    figures = {column: [getattr(known[width], column) for width in measured] for column in SUMMARIES}
+    table = {column: np.interp(widths, measured, figures[column]).tolist() for column in SUMMARIES}
+    for row, width in enumerate(widths):
+        if width not in known:
+            above = int(np.searchsorted(measured, width))
+            before, after = figures["estimate"][above - 1 : above + 1]
+            table["error"][row] = float(np.hypot((after - before) / 2, table["error"][row]))
+    return {"widths": widths, **table, "readings": [len(known[x].values) if x in known else 0 for x in widths]}
 
 
 def curve(content: Mapping[str, Any], layer: Layer, widths: Sequence[int], estimate: Estimate = "estimate") -> Curve:
@@ -217,4 +368,5 @@ def curve(content: Mapping[str, Any], layer: Layer, widths: Sequence[int], estim
     if not rows.keys() >= set(widths):
         raise ValueError("survey.json lacks a layer of this network; delete it and run the survey again")
     seconds, errors = (tuple(table[column][rows[width]] for width in widths) for column in (estimate, "error"))
-    return Curve(tuple(widths), seconds, errors)
+    guessed = tuple(width for width in widths if not table["readings"][rows[width]])
+    return Curve(tuple(widths), seconds, errors, guessed)

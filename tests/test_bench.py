@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from htas.bench import MOST_LOOPS, REPEAT, STRETCHES, Bench, CudaTimer, HostTimer, Readings, Timer
+from htas.bench import LOOK, MOST_LOOPS, REPEAT, STRETCHES, Bench, CudaTimer, HostTimer, Readings, Timer
 
 
 class Machine:
@@ -47,7 +47,7 @@ class Recorder(Timer):
 
 def bench(calls: list[Callable[[], object]], timer: Timer, **options: Any) -> list[Readings]:
     """Readings of calls that are there already."""
-    run = {name: options.pop(name) for name in ("wanted", "on_round", "anew") if name in options}
+    run = {name: options.pop(name) for name in ("wanted", "on_round", "anew", "first") if name in options}
     return Bench(timer, **options).run(calls.__getitem__, len(calls), **run)
 
 
@@ -205,6 +205,58 @@ def test_calls_are_built_anew_in_every_stretch_and_the_old_ones_let_go_afterward
     once = []
     Bench(machine.timer(), rounds=STRETCHES).run(lambda number: once.append(number) or Call(), 1, anew=False)
     assert once == [0]
+
+
+def test_a_run_that_samples_takes_in_what_is_wanted_and_reads_all_it_has_meanwhile():
+    machine = Machine()
+    asked = []
+
+    def wanted(readings: Sequence[Readings]) -> list[int]:
+        asked.append([len(found.seconds) // REPEAT for found in readings])
+        return [[1, 2], [3], [3], [0], [0], []][len(asked) - 1]
+
+    calls = [machine.call(0.001 * number) for number in range(1, 6)]
+    rounds = 3 * LOOK + 4 * STRETCHES
+    found = bench(calls, machine.timer(), rounds=rounds, first=[0, 2], wanted=wanted)
+    assert asked[:3] == [[2, 0, 2, 0, 0], [4, 2, 4, 0, 0], [6, 4, 6, 2, 0]]
+    assert asked[3:] == [[10, 8, 10, 6, 0], [14, 8, 10, 6, 0], [18, 8, 10, 6, 0]]  # then in stretches, where wanted
+    assert [len(each.seconds) // REPEAT for each in found] == [18, 8, 10, 6, 0]
+    assert [each.seconds[-1] for each in found[:4]] == pytest.approx([0.001, 0.002, 0.003, 0.004])
+    assert found[4] == Readings((), ())
+
+
+def test_a_run_that_samples_looks_no_further_than_half_of_its_rounds_and_its_time():
+    def greedy(readings: Sequence[Readings]) -> list[int]:
+        return list(range(len([each for each in readings if each.seconds]) + 1))
+
+    machine = Machine()
+    calls = [machine.call(0.01) for _ in range(100)]
+    found = bench(calls, machine.timer(), rounds=8 * LOOK, first=[0], wanted=greedy)
+    assert [bool(each.seconds) for each in found[:8]] == [True] * 7 + [
+        False
+    ]  # 4 looks, then after each stretch but one
+    found = bench(calls, machine.timer(), rounds=10**6, limit=1.0, first=[0], wanted=greedy, now=lambda: machine.now)
+    assert sum(bool(each.seconds) for each in found) < 10
+    assert len(found[0].seconds) > REPEAT * LOOK
+
+
+def test_calls_that_are_built_once_are_built_when_they_are_wanted_and_not_on_the_time_of_the_run():
+    machine = Machine()
+    built = []
+
+    def build(number: int) -> Callable[[], None]:
+        built.append(number)
+        machine.now += 100.0
+        return machine.call(0.01)
+
+    def wanted(readings: Sequence[Readings]) -> list[int]:
+        return [0, 3] if readings[3].seconds or readings[1].seconds else []
+
+    run = Bench(machine.timer(), rounds=1000, limit=10.0, now=lambda: machine.now)
+    found = run.run(build, 4, first=[0, 1], anew=False, wanted=wanted)
+    assert built == [0, 1, 3]
+    assert 300 + 10 <= machine.now < 300 + 11
+    assert len(found[3].seconds) > 100 and found[2].seconds == ()
 
 
 def test_a_machine_that_slows_down_is_seen_in_the_levels_and_not_in_the_ratio_of_two_calls():

@@ -3,9 +3,10 @@
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -55,6 +56,28 @@ class Scripted(Runtime):
 
     def describe(self) -> Mapping[str, str]:
         return {"scripted": "1.0"}
+
+    def timer(self) -> Timer:
+        return HostTimer(clock=lambda: now)
+
+
+@dataclass(frozen=True)
+class Chained(Runtime):
+    """The same layers between two neighbours, which take 10 ms."""
+
+    chained: ClassVar[bool] = True
+
+    def compile(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
+        raise NotImplementedError
+
+    def chain(self, layer: Layer) -> tuple[Program, Program]:
+        compiled.append(layer)
+        return Program(lambda: tick(0.010 + layer.outputs / 1e3), layer.build), Program(
+            lambda: tick(0.010), layer.build
+        )
+
+    def describe(self) -> Mapping[str, str]:
+        return {}
 
     def timer(self) -> Timer:
         return HostTimer(clock=lambda: now)
@@ -211,6 +234,42 @@ def test_rounds_are_announced(scripted):
 def test_latency_is_read_on_where_it_is_wanted(scripted):
     found = scripted.measure([wide(7), wide(3), wide(7)], wanted=lambda found: {1})
     assert [len(each.values) for each in found] == [REPEAT, 4 * REPEAT, REPEAT]
+
+
+@pytest.mark.parametrize("runtime", ["Scripted", "Chained"])
+def test_latency_samples_in_one_survey_and_builds_nothing_else(scripted, runtime):
+    cases = [wide(number) for number in (1, 2, 3, 4, 5)]
+    seen = []
+
+    def wanted(found):
+        seen.append(set(found))
+        return [wide(3), wide(1)]
+
+    metric = replace(scripted, target=replace(scripted.target, runtime=f"{__name__}:{runtime}"), rounds=16)
+    found = metric.sample(cases, [wide(1), wide(5)], wanted=wanted)
+    assert seen[:2] == [{wide(1), wide(5)}, {wide(1), wide(3), wide(5)}]
+    assert {layer: each.median for layer, each in found.items()} == pytest.approx(
+        {wide(1): 0.001, wide(5): 0.005, wide(3): 0.003}
+    )
+    assert len({each.survey for each in found.values()}) == 1
+    assert set(compiled) == set(found)
+    assert len(found[wide(5)].values) < len(found[wide(1)].values)
+
+
+@pytest.mark.parametrize("name", names(htas.metrics))
+def test_a_metric_samples_what_is_wanted_and_nothing_else(name):
+    metric = opened(name)
+    first, second, third = (Layer("conv", 3, outputs, (8, 8)) for outputs in (4, 8, 16))
+    found = metric.sample([first, second, third], [first], wanted=lambda found: [first, third])
+    assert set(found) == {first, third}
+    assert {each.unit for each in found.values()} == {metric.unit}
+
+
+def test_a_metric_that_samples_goes_on_where_readings_are_wanted(powercap):
+    cases = [wide(7), wide(3), wide(5)]
+    metric = meters(powercap, rounds=3, reading=0.02)
+    found = metric.sample(cases, cases[:2], wanted=lambda found: [wide(3), wide(5)])
+    assert {layer.outputs: len(each.values) for layer, each in found.items()} == {7: 1, 3: 3, 5: 3}
 
 
 @pytest.mark.parametrize(("option", "value"), [("rounds", 0), ("reading", -1.0), ("limit", 0.0)])

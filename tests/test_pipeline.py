@@ -30,7 +30,8 @@ from htas.strategies.differentiable import _Search
 from htas.target import Target
 
 OPTIONS = [
-    "family.depth=14", "split.limit=60", "target.threads=1", "survey.rounds=1", "design.groups=2",
+    "family.depth=14", "split.limit=60", "target.threads=1", "survey.rounds=1", "survey.store=none",
+    "design.groups=2",
     "strategy.epochs=2", "strategy.batch=30", "strategy.precision=fp32", "strategy.arch_lr=0.3",
     "train.epochs=2", "train.warmup=0", "train.rest=0", "train.batch=30", "train.precision=fp32",
 ]  # fmt: skip

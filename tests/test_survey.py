@@ -1,6 +1,7 @@
 """Which layers are surveyed, how often they count, and the fit of eq. 1, with a scripted metric."""
 
 import json
+import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +13,30 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from htas.bench import HostTimer, Timer
+from htas.design import Design, certainty, choose, records, site_curves, spaces, undecided
 from htas.graph import Network, trace
 from htas.layer import Layer
 from htas.measurement import Measurement
 from htas.metrics import Case, Metric, OnRound, Wanted
+from htas.metrics.latency import Latency
 from htas.models.cifar_resnet import CifarResNet
-from htas.survey import Curve, Fit, Survey, add, curve, survey, surveyed, templates, widest
+from htas.runtimes import Program, Runtime
+from htas.survey import (
+    FEW,
+    MOST,
+    Curve,
+    Fit,
+    Survey,
+    add,
+    at_most,
+    curve,
+    survey,
+    surveyed,
+    templates,
+    widest,
+    widths_at_most,
+)
 from htas.target import Target
 
 
@@ -219,3 +238,182 @@ def test_a_survey_that_measures_nothing_is_refused(field: str, value: float) -> 
 def test_the_time_of_a_survey_goes_by_its_layers_unless_it_is_given() -> None:
     assert Survey().limit(250) == pytest.approx(20.0)
     assert Survey(seconds=7).limit(250) == 7
+
+
+# -- big sites ---------------------------------------------------------------------------------------------------------
+
+STEPS = (13, 37, 75, 101, 139, 171, 203, 229, 267, 309, 341, 357, 403, 427, 469, 499)
+"""The last width before each step: none at a multiple of the first spacing, 8, and none at the end of a group."""
+BIG = Design(groups=8, spaces=("hardware",))
+clock, rng = 0.0, random.Random(0)
+
+
+def stairs(layer: Layer) -> float:
+    """A millisecond, and 12 % more from step to step."""
+    return 1e-3 * float(1.12 ** sum(layer.outputs > step for step in STEPS))
+
+
+@dataclass(frozen=True)
+class Staircase(Scripted):
+    """Exact readings."""
+
+    def seconds(self, case: Case) -> float:
+        assert isinstance(case, Layer)
+        return stairs(case)
+
+    def measure(
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+    ) -> list[Measurement]:
+        self.asked.extend(cases)
+        return [Measurement((self.seconds(case),) * 2, "s", {}, "s1") for case in cases]
+
+
+@dataclass(frozen=True)
+class Noisy(Runtime):
+    """The staircase on a clock that is off by 3 %, and by twice the time in one call of twenty."""
+
+    def compile(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
+        raise NotImplementedError
+
+    def compile_layer(self, layer: Layer) -> Program:
+        def run() -> None:
+            global clock
+            clock += stairs(layer) * rng.gauss(1.0, 0.03) * (2 if rng.random() < 0.05 else 1)
+
+        return Program(run, layer.build)
+
+    def describe(self) -> Mapping[str, str]:
+        return {}
+
+    def timer(self) -> Timer:
+        return HostTimer(clock=lambda: clock)
+
+
+@cache
+def wide(base: int = 256, wise: bool = False) -> Network:
+    """One site, of a convolution and, if `wise`, of a depthwise one after it."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(3, base, 1), nn.Linear(base, 2)
+            self.wise = nn.Conv2d(base, base, 3, groups=base) if wise else nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.wise(self.conv(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+    return trace(Net(), torch.zeros(1, 3, 8, 8))
+
+
+def sampled(network: Network, metric: Metric, most: int = MOST, design: Design = BIG) -> dict[str, Any]:
+    return survey(
+        network,
+        metric,
+        expand=2,
+        inputs="base",
+        groups=design.groups,
+        most=most,
+        wanted=lambda content: undecided(network, content, design),
+    )
+
+
+def read(content: Mapping[str, Any], network: Network) -> list[set[int]]:
+    """The widths of each layer of the site that were measured."""
+    tables = [content["layers"][layer.key] for layer in templates(network, expand=2, inputs="base")["conv"]]
+    return [{width for width, number in zip(t["widths"], t["readings"], strict=True) if number} for t in tables]
+
+
+def chosen(content: Mapping[str, Any], network: Network, design: Design = BIG) -> tuple[int, ...]:
+    return spaces(network, content, design)["hardware"].widths["conv"]
+
+
+def test_the_steps_of_a_big_site_are_located_to_the_width() -> None:
+    network, metric = wide(), Staircase(Target(threads=1))
+    content = sampled(network, metric)
+    (widths,) = read(content, network)
+    assert widths >= {width for step in STEPS for width in (step, step + 1)}
+    assert len(widths) <= MOST
+    assert content["cases"] == len(metric.asked) == len(widths) + 1  # and the classifier
+    assert content["interpolated"] == 512 - len(widths)
+    whole = sampled(network, Staircase(Target(threads=1)), most=512)
+    assert whole["interpolated"] == 0
+    (layer,) = templates(network, expand=2, inputs="base")["conv"]
+    assert content["layers"][layer.key]["median"] == pytest.approx(whole["layers"][layer.key]["median"])
+    assert chosen(content, network) == chosen(whole, network)
+    assert len(set(STEPS) & set(chosen(whole, network))) >= 4  # not the ends of groups
+
+
+def test_the_steps_of_a_big_site_are_found_in_noise() -> None:
+    network = wide()
+    for seed in range(2):
+        rng.seed(seed)
+        metric = Latency(Target(runtime=f"{__name__}:Noisy", threads=1), rounds=100, seed=seed)
+        content = sampled(network, metric)
+        (widths,) = read(content, network)
+        assert widths >= {width for step in STEPS for width in (step, step + 1)}
+        assert len(widths) <= MOST
+        assert chosen(content, network) == chosen(sampled(network, Staircase(Target(threads=1)), most=512), network)
+        assert len(content["survey"]) == 12  # one
+
+
+def test_what_is_interpolated_is_marked_and_lies_between_its_neighbours() -> None:
+    network = wide()
+    content = json.loads(json.dumps(sampled(network, scripted(), most=FEW)))
+    (measured,) = site_curves(network, content, BIG).values()
+    (record,) = records(network, content, BIG, spaces(network, content, BIG))
+    (widths,) = read(content, network)
+    assert record.interpolated == measured.interpolated == tuple(sorted(set(range(1, 513)) - widths))
+    assert record.of(json.loads(json.dumps(record.json()))) == record
+    assert measured.seconds == pytest.approx([1.5 * (3 + width / 100) for width in range(1, 513)])  # a line, as it is
+    below, above = max(w for w in widths if w < 500), min(w for w in widths if w >= 500)
+    assert above > 500
+    own = 0.5562 * (3 + 500 / 100)
+    half = 1.5 * (above - below) / 100 / 2
+    assert measured.errors[499] == pytest.approx(np.hypot(own, half), rel=1e-3)
+
+
+def test_layers_of_one_site_are_measured_at_the_same_widths() -> None:
+    network = wide(160, wise=True)
+    conv, wise = read(sampled(network, Staircase(Target(threads=1))), network)
+    assert conv == wise
+    assert conv >= {width for step in STEPS if step < 320 for width in (step, step + 1)}
+
+
+@pytest.mark.parametrize(("build", "most"), [(0.001, MOST), (0.9, MOST), (1.0, FEW), (5.0, FEW)])
+def test_where_building_takes_seconds_few_widths_are_measured(build: float, most: int) -> None:
+    assert widths_at_most(build) == most
+
+
+@pytest.mark.parametrize(("most", "groups"), [(128, 8), (24, 8), (24, 40)])
+def test_a_survey_measures_no_more_layers_than_it_says(most: int, groups: int) -> None:
+    for network in (resnet(), resnet(20, "bottleneck"), wide(), wide(160, wise=True)):
+        metric = scripted()
+        design = Design(groups=min(groups, 32), spaces=("hardware",))
+        sampled(network, metric, most, design)
+        limit = at_most(network, expand=2, inputs="base", groups=design.groups, most=most)
+        assert len(metric.asked) == len(set(metric.asked)) <= limit
+    assert at_most(resnet(), expand=2, inputs="base") == 3 * 32 + 4 * 64 + 4 * 128 + 1
+
+
+def test_every_group_has_a_measured_width_and_no_other_is_chosen() -> None:
+    network = wide()
+    for groups in (5, 8, 40):
+        design = Design(groups=groups, spaces=("hardware",))
+        content = sampled(network, Staircase(Target(threads=1)), most=FEW, design=design)
+        assert set(chosen(content, network, design)) <= read(content, network)[0]
+
+
+def test_a_group_that_may_hide_a_better_width_is_not_sure() -> None:
+    widths = tuple(range(1, 9))
+    seconds = (1.0, 1.0, 1.0, 1.0, 1.0, 1.25, 1.5, 1.5)
+    hidden = Curve(widths, seconds, (0.0,) * 8, (6,))
+    assert choose(hidden, hidden.fit(1.0), 1) == (5,)
+    assert certainty(hidden, 1.0, 1, ties=0.04)[0] == pytest.approx(0.5, abs=0.1)  # the step is before 6 or after it
+    plain = Curve(widths, seconds, (0.0,) * 8)
+    assert certainty(plain, 1.0, 1, ties=0.04) == (1.0,)
+    assert choose(Curve(widths, seconds, (), widths), hidden.fit(1.0), 1) == (5,)  # there is no other
+
+
+def test_a_sum_is_interpolated_where_one_of_its_curves_is() -> None:
+    total = add([(1, Curve((1, 2, 3), (1.0, 2.0, 3.0), (), (2,))), (2, Curve((1, 2, 3), (1.0, 1.0, 1.0)))])
+    assert total.interpolated == (2,)

@@ -15,7 +15,7 @@ from htas.bench import Bench, Call, Readings
 from htas.contention import Watch
 from htas.layer import Layer
 from htas.measurement import BLOCKS, LOW, Measurement
-from htas.metrics import Case, Metric, OnRound, Wanted
+from htas.metrics import Case, Metric, More, OnRound, Wanted, by_case
 from htas.runtimes import Runtime, open_runtime
 
 CHEAP = 0.05
@@ -52,21 +52,38 @@ class Latency(Metric):
         self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
     ) -> list[Measurement]:
         """One measurement for each case; a case given twice is measured once."""
+        found = self._measured(cases, None, by_case(cases, wanted), on_round)
+        return [found[case] for case in cases]
+
+    def sample(
+        self,
+        cases: Sequence[Case],
+        first: Collection[Case],
+        *,
+        on_round: OnRound | None = None,
+        wanted: More | None = None,
+    ) -> dict[Case, Measurement]:
+        """Those that were measured, all in the same rounds: the `first`, and what was `wanted` then."""
+        return self._measured(cases, first, wanted, on_round)
+
+    def _measured(
+        self, cases: Sequence[Case], first: Collection[Case] | None, wanted: More | None, on_round: OnRound | None
+    ) -> dict[Case, Measurement]:
+        """In one run of the bench; all cases from the beginning where there is no `first`."""
         runtime = open_runtime(self.target)
         context, survey = self._context(runtime), uuid4().hex[:12]
         distinct = list(dict.fromkeys(cases))
         calls = _Calls(runtime, distinct, self._chained(runtime))
 
-        def made(readings: Sequence[Readings], remarks: tuple[str, ...] = ()) -> list[Measurement]:
-            found = {
+        def made(readings: Sequence[Readings], remarks: tuple[str, ...] = ()) -> dict[Case, Measurement]:
+            return {
                 case: Measurement(each.seconds, self.unit, context, survey, each.levels, remarks)
-                for case, each in zip(distinct, calls.of_cases(readings), strict=True)
+                for case, each in calls.of_cases(readings).items()
             }
-            return [found[case] for case in cases]
 
         def open_calls(readings: Sequence[Readings]) -> Collection[int]:
             assert wanted is not None
-            return calls.numbers({cases[number] for number in wanted(made(readings))})
+            return calls.numbers(set(wanted(made(readings))))
 
         bench = Bench(runtime.timer(), self.rounds, self.limit, self.reading, seed=self.seed)
         with runtime.session(), _seeded(self.seed):
@@ -74,6 +91,7 @@ class Latency(Metric):
             readings = bench.run(
                 calls.build,
                 len(calls.parts),
+                first=None if first is None or len(set(first)) == len(distinct) else calls.numbers(set(first)),
                 anew=self._cheap(runtime, distinct),
                 wanted=open_calls if wanted is not None else None,
                 on_round=on_round,
@@ -127,13 +145,14 @@ class _Calls:
         """The calls of these cases."""
         return {number for number, (case, _) in enumerate(self.parts) if case in cases}
 
-    def of_cases(self, readings: Sequence[Readings]) -> list[Readings]:
-        """One for each case: its call's, or what the chain takes more with it than without."""
-        left = iter(readings)
-        return [
-            increment(each, next(left)) if case in self.pairs else each
-            for case, each in ((case, next(left)) for case, without in self.parts if not without)
-        ]
+    def of_cases(self, readings: Sequence[Readings]) -> dict[Case, Readings]:
+        """One for each case that was read: its call's, or what the chain takes more with it than without."""
+        read = {part: each for part, each in zip(self.parts, readings, strict=True) if each.seconds}
+        return {
+            case: increment(each, read[case, True]) if case in self.pairs else each
+            for (case, without), each in read.items()
+            if not without
+        }
 
 
 def increment(chain: Readings, without: Readings) -> Readings:
