@@ -96,7 +96,7 @@ def measure(
     device: Device = None,
     batch: Batch = None,
     threads: Threads = None,
-    rounds: Annotated[int | None, "readings of each network (40)"] = None,
+    rounds: Annotated[int | None, "times that each network's turn comes (40); it is read three times then"] = None,
     classes: Annotated[int | None, "outputs of each network (10)"] = None,
     json: Annotated[bool, "print JSON instead of a table"] = False,
     out: Out = None,
@@ -407,6 +407,8 @@ def _plain(figures: "Figures") -> dict[str, Any]:
         "network": figures.network,
         "runtime": figures.runtime,
         "latency_ms": {
+            "estimate": latency.estimate * 1e3,
+            "error": latency.error * 1e3,
             "median": latency.median * 1e3,
             "min": latency.minimum * 1e3,
             "spread": latency.spread * 1e3,
@@ -418,10 +420,13 @@ def _plain(figures: "Figures") -> dict[str, Any]:
 
 def _table(figures: Sequence["Figures"]) -> str:
     """One line per network, in columns, and below what casts doubt on a reading."""
-    rows: list[tuple[str, ...]] = [("network", "runtime", "median", "min", "spread", "MACs", "parameters")]
+    rows: list[tuple[str, ...]] = [
+        ("network", "runtime", "latency", "error", "median", "min", "spread", "MACs", "parameters")
+    ]
     for each in figures:
         latency = each.latency
-        times = [text.milliseconds(seconds) for seconds in (latency.median, latency.minimum, latency.spread)]
+        seconds = (latency.estimate, latency.error, latency.median, latency.minimum, latency.spread)
+        times = [text.milliseconds(each) for each in seconds]
         rows.append((each.network, each.runtime, *times, text.millions(each.macs), text.millions(each.params)))
     doubts = [f"{each.network}: {doubt}" for each in figures for doubt in each.latency.doubts]
     return "\n".join([*text.columns(rows, words=2), *doubts])

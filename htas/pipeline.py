@@ -340,7 +340,7 @@ def measure(config: Config, folder: Path, again: bool = False) -> None:
     ]
     for row in rows:
         assert row.measured is not None
-        say(f"measure: {row.name}: {milliseconds(row.measured.median)}, accuracy {percent(row.accuracy or 0)}")
+        say(f"measure: {row.name}: {milliseconds(row.measured.estimate)}, accuracy {percent(row.accuracy or 0)}")
     _environment(job)
     _write(path, job.made_from("measure"), time.monotonic() - started, {"results": [row.json() for row in rows]})
 
@@ -503,9 +503,9 @@ def _pick_controls(job: Run, found: Result) -> dict[str, Any]:
     with progress("looking for controls of equal latency, %", 100) as bar:
         metric = Latency(job.target, rounds=ROUNDS // 3, seed=job.config.seed)
         readings = metric.measure(modules, on_round=_shares(bar))
-    limit = readings[0].median
+    limit = readings[0].estimate
     note = (
-        f"The widest, or deepest, of its kind whose median latency was not above that of {found.name} "
+        f"The widest, or deepest, of its kind whose latency was not above that of {found.name} "
         f"({milliseconds(limit)}) in one interleaved run before training."
     )
     controls = []
@@ -515,7 +515,7 @@ def _pick_controls(job: Run, found: Result) -> dict[str, Any]:
         fitting = [
             (title, arch)
             for (sort, title, arch), reading in zip(candidates, readings[1:], strict=True)
-            if sort == kind and reading.median <= limit
+            if sort == kind and reading.estimate <= limit
         ]
         if fitting:
             title, arch = fitting[-1]

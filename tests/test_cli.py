@@ -35,6 +35,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
             pipeline.Figures("cifar_resnet:32", "eager", Measurement((0.004, 0.005, 0.006), "s"), 69_124_736, 466_906)
         ],
         "export_network": (Path("runs/some/base.onnx"), 1.2e-6),
+        "survey_page": (Path("runs/some/survey.html"), "site  widths"),
     }
 
     def recorder(name: str) -> Callable[..., Any]:
@@ -46,7 +47,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
 
         return record
 
-    for name in ("run", "open_run", *STAGES, "measure_networks", "export_network"):
+    for name in ("run", "open_run", *STAGES, "survey_page", "measure_networks", "export_network"):
         monkeypatch.setattr(pipeline, name, recorder(name))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "some.toml").write_text("[design]\ngroups = 4\n")
@@ -86,10 +87,16 @@ def test_run_repeats_its_folder_in_the_command(calls: Calls) -> None:
 @pytest.mark.parametrize("again", [False, True])
 def test_a_stage_works_from_a_file(calls: Calls, stage: str, again: bool) -> None:
     assert cli.main([stage, "some.toml", *(["--again"] if again else [])]) == 0
-    assert [name for name, _ in calls] == ["open_run", stage]
+    pages = ["survey_page"] if stage == "survey" else []
+    assert [name for name, _ in calls] == ["open_run", stage, *pages]
     assert calls[1][1]["config"].design.groups == 4
     assert calls[1][1]["folder"] == Path("runs/some")
     assert calls[1][1]["again"] is again
+
+
+def test_a_survey_prints_its_choices_and_where_its_page_is(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["survey", "some.toml"]) == 0
+    assert capsys.readouterr().out == "site  widths\nruns/some/survey.html\n"
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -120,7 +127,13 @@ def test_networks_are_measured_by_name_as_json(calls: Calls, capsys: pytest.Capt
     assert row == {
         "network": "cifar_resnet:32",
         "runtime": "eager",
-        "latency_ms": {"median": 5.0, "min": 4.0, "spread": pytest.approx(1.0)},
+        "latency_ms": {
+            "estimate": pytest.approx(4.5),
+            "error": pytest.approx(0.5),
+            "median": 5.0,
+            "min": 4.0,
+            "spread": pytest.approx(1.0),
+        },
         "mmacs": pytest.approx(69.124736),
         "mparams": pytest.approx(0.466906),
     }
@@ -131,8 +144,8 @@ def test_networks_are_measured_by_name_as_a_table(calls: Calls, capsys: pytest.C
     assert (calls[0][1]["rounds"], calls[0][1]["classes"]) == (5, 100)
     assert calls[0][1]["target"].threads == usable_cores()
     head, row, doubt = capsys.readouterr().out.splitlines()
-    assert head.split() == ["network", "runtime", "median", "min", "spread", "MACs", "parameters"]
-    assert " ".join(row.split()) == "cifar_resnet:32 eager 5.00 ms 4.00 ms 1.00 ms 69.12 M 0.47 M"
+    assert head.split() == ["network", "runtime", "latency", "error", "median", "min", "spread", "MACs", "parameters"]
+    assert " ".join(row.split()) == "cifar_resnet:32 eager 4.50 ms 0.500 ms 5.00 ms 4.00 ms 1.00 ms 69.12 M 0.47 M"
     assert len(head) == len(row)
     assert doubt.startswith("cifar_resnet:32: the readings spread over 20% of their median")
 

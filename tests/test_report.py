@@ -1,4 +1,5 @@
 import json
+import random
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,14 +14,16 @@ from htas.report import picture, read, write
 from htas.report._compare import accuracy, answer, speed
 from htas.report._content import doubts, standing, target, value
 from htas.result import CurveRecord, EpochRecord, Report, Result, SearchRecord
+from htas.text import plus_minus
 
 TARGET = {"device": "cpu", "runtime": "eager", "precision": "fp32", "batch": 4, "threads": 2, "image": [3, 32, 32]}
 STRANGE = "</td><script>alert(1)</script> | $a$ `b` *c* [d](http://e) & \N{SNOWMAN}\N{CJK UNIFIED IDEOGRAPH-7DB2}"
 
 
 def readings(milliseconds: float, spread: float = 0.1, count: int = 21, survey: str = "one") -> Measurement:
-    """Evenly spaced readings around a median, with a given spread between the quartiles, in ms."""
-    steps = [2 * spread * (place / (count - 1) - 0.5) if count > 1 else 0.0 for place in range(count)]
+    """Readings with a given 25th percentile and spread between the quartiles, in ms, in no order."""
+    steps = [2 * spread * (place / (count - 1) - 0.25) if count > 1 else 0.0 for place in range(count)]
+    random.Random(0).shuffle(steps)
     return Measurement(tuple((milliseconds + step) / 1e3 for step in steps), "s", {}, survey)
 
 
@@ -193,13 +196,13 @@ def test_a_few_readings_claim_nothing() -> None:
     assert "fewer than 5 readings" in said
 
 
-def test_the_noise_is_the_larger_of_two_standard_errors_and_half_a_spread() -> None:
-    few, many = readings(2.0, 0.4, count=5), readings(2.0, 0.4, count=2001)
-    assert speed(many, many).noise == pytest.approx(0.2e-3)
-    error = 1.2533 * 0.4e-3 / 1.349 / 5**0.5
-    assert speed(few, few).noise == pytest.approx(2 * error * 2**0.5)
-    assert verdict(readings(1.79, 0.4, 2001), many) == "more"
-    assert verdict(readings(1.81, 0.4, 2001), many) == "unclear"
+def test_the_noise_is_two_standard_errors_of_the_difference() -> None:
+    base = readings(2.0, 0.4, count=2001)
+    noise = 2 * 2**0.5 * base.error
+    assert 0 < noise < 0.1e-3
+    assert speed(base, base).noise == pytest.approx(noise)
+    assert verdict(readings(2.0 - 1.1e3 * noise, 0.4, 2001), base) == "more"
+    assert verdict(readings(2.0 - 0.9e3 * noise, 0.4, 2001), base) == "unclear"
 
 
 def test_a_difference_in_accuracy_is_judged_by_the_number_of_test_images() -> None:
@@ -284,7 +287,9 @@ def test_targets_and_plain_values_are_written_on_a_line() -> None:
 
 
 FIGURES = [
-    *("90.00 %", "88.00 %", "4.00 ± 0.10", "2.00 ± 0.10", "min 1.90, 21 readings", "1.50", "0.75", "2.00"),
+    *("90.00 %", "88.00 %", "1.50", "0.75", "2.00"),
+    *(plus_minus(4.0, 2e3 * readings(4.0).error), plus_minus(2.0, 2e3 * readings(2.0).error)),
+    "median 2.05, min 1.95, 21 readings",
     *("40.81 M", "20.00 M", "0.27 M", "0.15 M", "2x16 24", "join", "differentiable", "paper, weight 2"),
     *("cpu eager fp32, batch 4, threads 2, image 3x32x32", "ms per batch of 4", "predicted, uncalibrated", "epochs 60"),
     *("torch 2.13.0", "trained on half the data", "a 16, b 16, c 24", "stage 3", "digits", "360 test images", "7, 11"),

@@ -1,7 +1,7 @@
 """What may be claimed of two networks: faster, slower, or no clear difference."""
 
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import hypot, inf, sqrt
 from typing import Literal
 
 from htas.measurement import Measurement
@@ -30,16 +30,15 @@ class Comparison:
 
 
 def speed(network: Measurement, base: Measurement) -> Comparison:
-    """How many times as fast as the base: ratio of medians, base over network; the difference is in seconds saved.
+    """How many times as fast as the base: ratio of estimates, base over network; the difference is in seconds saved.
 
-    The noise is two standard errors of the difference or half the larger spread, whichever is more; with few
-    readings it has no bound.
+    The noise is two standard errors of the difference; those of the machine's level do not count, since both were
+    read in the same rounds. With few readings it has no bound.
     """
     few = min(len(network.values), len(base.values)) < FEWEST
-    error = sqrt(network.standard_error**2 + base.standard_error**2)
-    noise = inf if few else max(2 * error, max(network.spread, base.spread) / 2)
-    saved = base.median - network.median
-    return Comparison(saved, base.median / network.median if network.median else inf, noise)
+    noise = inf if few else 2 * hypot(network.error, base.error)
+    saved = base.estimate - network.estimate
+    return Comparison(saved, base.estimate / network.estimate if network.estimate else inf, noise)
 
 
 def accuracy(network: float, base: float, images: int) -> Comparison:
@@ -107,15 +106,15 @@ def speed_sentence(found: Result, base: Result) -> str:
         unmeasured = " and ".join(result.name for result in (found, base) if result.measured is None)
         return f"Not measured yet: {unmeasured}. Nothing can be said about speed."
     compared = speed(found.measured, base.measured)
-    medians = f"{_median(found)} against {_median(base)} per batch"
+    times = f"{_time(found)} against {_time(base)} per batch"
     match compared.verdict:
         case "more":
-            return f"{found.name} is {significant(compared.ratio)} times as fast as {base.name}: {medians}, measured."
+            return f"{found.name} is {significant(compared.ratio)} times as fast as {base.name}: {times}, measured."
         case "less":
             ratio = significant(compared.ratio)
-            return f"{found.name} is slower than {base.name}, {ratio} times as fast: {medians}, measured."
+            return f"{found.name} is slower than {base.name}, {ratio} times as fast: {times}, measured."
     why = "within the noise" if compared.noise < inf else f"and fewer than {FEWEST} readings to tell it by"
-    return f"No clear difference in speed between {found.name} and {base.name}: {medians}, {why}."
+    return f"No clear difference in speed between {found.name} and {base.name}: {times}, {why}."
 
 
 def accuracy_sentence(found: Result, base: Result, images: int) -> str:
@@ -144,7 +143,7 @@ def rival_sentence(found: Result, report: Report) -> tuple[str, ...]:
         return ()
     lead = accuracy(found.accuracy, best.accuracy, report.test_images)
     size = points(abs(lead.difference))
-    figures = f"{percent(best.accuracy)}, {_median(best)}"
+    figures = f"{percent(best.accuracy)}, {_time(best)}"
     match lead.verdict:
         case "more":
             return (
@@ -167,8 +166,8 @@ def convergence_sentence(found: Result, report: Report) -> tuple[str, ...]:
     return (f"The search behind {found.name} has not converged.",) if open_ended else ()
 
 
-def _median(result: Result) -> str:
-    return milliseconds(result.measured.median) if result.measured else NONE
+def _time(result: Result) -> str:
+    return milliseconds(result.measured.estimate) if result.measured else NONE
 
 
 def _figures(found: Result, base: Result, images: int) -> list[Figure]:
@@ -178,7 +177,7 @@ def _figures(found: Result, base: Result, images: int) -> list[Figure]:
         clear = compared.verdict != "unclear"
         label = f"as fast as {base.name}, measured" if clear else "no clear difference in speed"
         value = f"{significant(compared.ratio)}{TIMES}"
-        figures.append(Figure(label, value if clear else f"({value})", f"{_median(base)} {ARROW} {_median(found)}"))
+        figures.append(Figure(label, value if clear else f"({value})", f"{_time(base)} {ARROW} {_time(found)}"))
     if found.accuracy is not None and base.accuracy is not None:
         gained = accuracy(found.accuracy, base.accuracy, images)
         label = "points of accuracy" + (": no clear difference" if gained.verdict == "unclear" else "")

@@ -59,9 +59,10 @@ def _networks(report: Report) -> list[Block]:
         Heading("Networks"),
         table(figures, ["network"]),
         Text(
-            "Accuracy is that of the last epoch on the test split. Measured is the median of the readings of the whole "
-            "network, \N{PLUS-MINUS SIGN} the spread between their 25th and 75th percentiles. Predicted is the sum of "
-            "the measured layers, not calibrated against whole networks. Times as fast as base compares the medians."
+            "Accuracy is that of the last epoch on the test split. Measured is the 25th percentile of the readings of "
+            "the whole network, each over the machine's level at that moment, \N{PLUS-MINUS SIGN} two standard errors; "
+            "the raw readings' median and minimum stand below it. Predicted is the sum of the measured layers, not "
+            "calibrated against whole networks."
         ),
         *_picture(report),
         Heading("How each network was made"),
@@ -81,18 +82,18 @@ def _word(text: str) -> Cell:
 def _measured(result: Result) -> Cell:
     if result.measured is None:
         return EMPTY
-    middle, spread, least = (
-        1e3 * figure for figure in (result.measured.median, result.measured.spread, result.measured.minimum)
+    measured = result.measured
+    estimate, error, middle, least = (
+        1e3 * figure for figure in (measured.estimate, measured.error, measured.median, measured.minimum)
     )
-    return Cell(
-        plus_minus(middle, spread), f"min {significant(least)}, {plural(len(result.measured.values), 'reading')}"
-    )
+    raw = f"median {significant(middle)}, min {significant(least)}, {plural(len(measured.values), 'reading')}"
+    return Cell(plus_minus(estimate, 2 * error), raw)
 
 
 def _agreement(result: Result) -> Cell:
-    if result.measured is None or result.predicted is None or result.measured.median == 0:
+    if result.measured is None or result.predicted is None or result.measured.estimate == 0:
         return EMPTY
-    return Cell(f"{result.predicted / result.measured.median:.2f}")
+    return Cell(f"{result.predicted / result.measured.estimate:.2f}")
 
 
 def _times(result: Result, base: Result | None) -> Cell:
@@ -141,7 +142,7 @@ def _picture(report: Report) -> list[Block]:
     missing = [result.name for result in report.results if result not in shown]
     left_out = f" Not trained or not measured, so not shown: {listing(missing)}." if missing else ""
     names = listing(result.name for result in shown)
-    caption = f"Accuracy over measured latency. Lines span the 25th to 75th percentile of the readings.{left_out}"
+    caption = f"Accuracy over measured latency. Lines span two standard errors to either side.{left_out}"
     return [Picture(PICTURED, f"Accuracy over measured latency of {names}", caption)]
 
 

@@ -116,7 +116,7 @@ def inline(svg: bytes, name: str) -> str:
 
 
 def accuracy_over_latency(report: Report) -> "Figure":
-    """Accuracy in percent over the measured median in milliseconds, one named mark for each network."""
+    """Accuracy in percent over the measured latency in milliseconds, one named mark for each network."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.6, 4.8), layout="constrained")
@@ -124,26 +124,19 @@ def accuracy_over_latency(report: Report) -> "Figure":
     marks = []
     for result in pictured(report):
         assert result.measured is not None and result.accuracy is not None
-        low, high = _quartiles(result.measured.values)
-        x, y = result.measured.median * 1e3, result.accuracy * 100
+        x, y = result.measured.estimate * 1e3, result.accuracy * 100
+        reach = 2e3 * result.measured.error
         colour, marker = _look(result)
-        axes.plot([low * 1e3, high * 1e3], [y, y], color=colour, linewidth=1.2, alpha=0.6)
+        axes.plot([x - reach, x + reach], [y, y], color=colour, linewidth=1.2, alpha=0.6)
         axes.plot(
             [x], [y], marker, color=colour, markersize=9 if result.name == "hardware" else 7, markeredgecolor=PAPER
         )
         marks.append((x, y, result.name, colour))
-    axes.set_xlabel("measured latency, ms per batch (median)")
+    axes.set_xlabel("measured latency, ms per batch")
     axes.set_ylabel("test accuracy, %")
     axes.margins(0.12, 0.14)
     _label(figure, axes, marks)
     return figure
-
-
-def _quartiles(values: tuple[float, ...]) -> tuple[float, float]:
-    import numpy as np
-
-    low, high = np.percentile(values, [25, 75])
-    return float(low), float(high)
 
 
 def _look(result: Result) -> tuple[str, str]:
@@ -220,6 +213,12 @@ def _curve_above(axes: "Axes", curve: CurveRecord, latency: dict[int, float], ch
     axes.plot(
         list(latency), list(latency.values()), ".-", color=BLUE, linewidth=1, markersize=3.5, label="measured m(x)"
     )
+    if curve.errors:
+        around = [
+            [second + sign * 2e3 * error for second, error in zip(latency.values(), curve.errors, strict=True)]
+            for sign in (-1, 1)
+        ]
+        axes.fill_between(list(latency), *around, color=SKY, alpha=0.3, linewidth=0, label="± 2 standard errors")
     known = [width for width in chosen if width in latency]
     if known:
         heights = [latency[width] for width in known]
