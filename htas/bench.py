@@ -34,6 +34,8 @@ NEIGHBOURS = 16
 """Calls read one after the other that see the same machine."""
 STRETCHES = 4
 """Parts of a run; between them calls are built anew, and those that are decided drop out."""
+REBUILDING = 0.2
+"""Share of the time that building anew may take; where it takes more, each call is built once."""
 LOOK = 2
 """Rounds between two moments at which a run that samples may take in further calls."""
 LOOKING = 0.5
@@ -168,6 +170,8 @@ class _Run:
     fastest: dict[int, float] = field(default_factory=dict)
     done: int = 0
     """Rounds."""
+    building: float = 0.0
+    """Seconds that it took to make the calls the last time."""
 
     def go(self, active: Sequence[int], looking: bool) -> list[Readings]:
         """Stretch by stretch, until nothing is wanted or time is up."""
@@ -179,7 +183,7 @@ class _Run:
             if not active or self.done >= self.bench.rounds or (self.done and self._share >= 1):
                 break
             part = stretch / STRETCHES
-            self._make(active, self.anew)
+            self._make(active, self.anew and self.building * STRETCHES <= REBUILDING * self.bench.limit)
             self._read(active, ceil(begun + (self.bench.rounds - begun) * part), spent + (1 - spent) * part)
             if self.wanted is not None and stretch < STRETCHES:
                 active = sorted(self.wanted(self.readings()))
@@ -229,6 +233,7 @@ class _Run:
                 call = self.build(number)
                 made[number] = call, _settle(call, timer, reading, self.bench.warmup)
         self.made = made
+        self.building = self.bench.now() - began
         gc.collect()
         if not self.anew:
             self.started += self.bench.now() - began

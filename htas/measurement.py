@@ -74,6 +74,15 @@ class Measurement:
         return float(np.mean(self.values))
 
     @property
+    def mean_error(self) -> float:
+        """Standard error of the mean, from the means of stretches as for the estimate."""
+        count = len(self.values)
+        if count < 2:
+            return 0.0
+        means = [float(block.mean()) for block in np.array_split(np.asarray(self.values), min(BLOCKS, count))]
+        return float(np.std(means, ddof=1) / sqrt(len(means)))
+
+    @property
     def spread(self) -> float:
         """The 75th percentile less the 25th."""
         low, high = np.percentile(self.values, [25, 75])

@@ -116,7 +116,8 @@ class Run:
         if name == "none":
             return metric
         store = Store() if name == "user" else Store(Path(name).expanduser())
-        place = digest(self.place, affinity(), metric.reading, metric.layers)
+        asked = (self.config.survey.seconds, metric.reading, metric.layers)  # more time is worth other readings
+        place = digest(self.place, affinity(), *asked)
         return Remembering(metric.target, metric, "latency", store, place, fresh)
 
     def made_from(self, stage: str) -> str:
@@ -126,7 +127,7 @@ class Run:
         space = [config.design.expand, config.design.inputs, config.design.adds]
         match stage:
             case "survey":
-                options = {**dataclasses.asdict(config.survey), "store": ""}  # what it holds is the same elsewhere
+                options = {**dataclasses.asdict(config.survey), "store": "", "undecided": 0}  # do not touch readings
                 return digest(basis, self.place, options, space)
             case "design":
                 return digest(basis, dataclasses.asdict(config.design), folder / "survey.json")
@@ -266,6 +267,8 @@ def design(config: Config, folder: Path, again: bool = False) -> None:
         if curve.dominated:
             say(f"design: no faster than a wider choice: {listing(map(str, curve.dominated))} (design.drop_dominated)")
     say(f"design: {_decided(curves)}")
+    if "hardware" in made:
+        _refuse_noise(curves, config.survey.undecided)
     content = {"spaces": {name: space.json() for name, space in made.items()}, "curves": [c.json() for c in curves]}
     _write(path, job.made_from("design"), time.monotonic() - started, content)
 
@@ -663,6 +666,18 @@ def _need(job: Run, *stages: str) -> None:
                 continue
             if read_json(path).get("inputs") != job.made_from(stage):
                 raise Unusable(f"{path} was made from other files than are there now; run `htas {stage} {path.parent}`")
+
+
+def _refuse_noise(curves: Sequence[CurveRecord], allowed: float) -> None:
+    """Raise ValueError where too many groups were chosen by noise."""
+    certain = [sure for curve in curves for sure in curve.certain]
+    left = sum(each < DECIDED for each in certain) / max(1, len(certain))
+    if left > allowed:
+        raise ValueError(
+            f"{_decided(curves)}, and {left:.0%} are not, where {allowed:.0%} may be (survey.undecided): this machine is "
+            "too noisy to tell; stop other work (htas doctor names it), give --survey.seconds more, or accept choices "
+            "made by noise with --survey.undecided=1"
+        )
 
 
 def _decided(curves: Sequence[CurveRecord]) -> str:

@@ -10,8 +10,9 @@ from htas.config import Config
 from htas.datasets import Data
 from htas.graph import Network, resize
 from htas.progress import say
+from htas.runtimes import open_runtime
 from htas.strategies.differentiable import Differentiable
-from htas.survey import cases
+from htas.survey import at_most, widths_at_most
 from htas.text import duration
 from htas.train import batches, engine, epoch_seed, placed
 
@@ -38,8 +39,11 @@ def estimate(network: Network, data: Data, config: Config) -> Iterator[tuple[str
     image = _step(network, data, config)
     spaces = len(config.design.spaces)
     recipe = config.train
-    layers = len(cases(network, expand=config.design.expand, inputs=config.design.inputs))
-    yield "survey, at most", config.survey.limit(layers)
+    options = config.design
+    seconds = open_runtime(config.target).build_seconds
+    most = widths_at_most(seconds)
+    layers = at_most(network, expand=options.expand, inputs=options.inputs, groups=options.groups, most=most)
+    yield "survey, at most", config.survey.limit(layers) + layers * seconds
     if isinstance(config.strategy, Differentiable):
         steps = config.strategy.epochs * len(data.weights)
         yield f"search of {spaces} spaces", spaces * steps * image * SEARCH_STEP

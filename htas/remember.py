@@ -22,6 +22,8 @@ from htas.store import Entry, Store
 
 ANCHOR = Layer("conv", 16, 16, (32, 32), (3, 3), padding=(1, 1), norm=True, activation="relu")
 """Read in every survey."""
+BESIDE = 8
+"""Layers that are read with it."""
 MOVED = 0.03
 """A curve of an anchor that moved by more than this share is measured anew."""
 
@@ -57,18 +59,28 @@ class Remembering(Metric):
     ) -> dict[Case, Measurement]:
         """The `first`, and what was `wanted` then; of a curve from the store, what the store has of it."""
         known = {} if self.fresh else self._known(cases, set(first))
-        found, anchor = self._measured(cases, set(first), known, on_round, wanted)
-        held = {case: kept for case, entry in known.items() if (kept := _rescaled(entry, anchor)) is not None}
+        held = self._held(known)
         if len(held) < len(known):
             say(f"store: the anchor layer moved by more than {MOVED:.0%} since; what it holds is measured anew")
-            found, anchor = self._measured(cases, set(first), {}, on_round, wanted)
-            held = {}
-        elif held:
+            known, held = {}, {}
+        found: dict[Case, Measurement] = {}
+        if not held or set(first) - set(held):
+            found, anchor = self._measured(cases, set(first), known, on_round, wanted)
+            self._keep(found, anchor)
+        if held:
             number = len({*found, *held}.intersection(cases))
             say(f"store: {len(held)} of {number} layers were measured before and still hold")
-        self._keep(found, anchor)
         both = {**found, **held}
         return {case: both[case] for case in dict.fromkeys(cases) if case in both}
+
+    def _held(self, known: Mapping[Case, Entry]) -> dict[Case, Measurement]:
+        """What still holds, at today's speed: the anchor is read beside some of the layers, which tell the machine's
+        level from it."""
+        if not known:
+            return {}
+        beside = list(known)[:: max(1, len(known) // BESIDE)]
+        anchor, *_ = self.metric.measure(list(dict.fromkeys([ANCHOR, *beside])), wanted=lambda found: ())
+        return {case: kept for case, entry in known.items() if (kept := _rescaled(entry, anchor)) is not None}
 
     def _measured(
         self,

@@ -31,7 +31,7 @@ FLAT = 0.01
 """Latencies of neighbours that differ by less than this share have no step between them that is worth looking for."""
 SEEN = 3.0
 """A difference of so many standard errors is one."""
-SUMMARIES = ("estimate", "error", "minimum", "median", "mean", "spread")
+SUMMARIES = ("estimate", "error", "minimum", "median", "mean", "mean_error", "spread")
 """Of a Measurement, in survey.json."""
 Estimate = Literal["estimate", "minimum", "median", "mean"]
 """What may stand for the readings of a width."""
@@ -51,7 +51,12 @@ class Survey:
     store: str = "user"
     """Where measurements are kept for the next run: the path of a file, `user` for this user's own, `none`."""
 
+    undecided: float = 0.2
+    """Share of the groups that may stay undecided; with more the survey is refused, as chosen by noise. 1 takes any."""
+
     def __post_init__(self) -> None:
+        if not 0 <= self.undecided <= 1:
+            raise ValueError(f"survey.undecided must lie in 0..1, got {self.undecided}")
         if not self.seconds >= 0:
             raise ValueError(f"survey.seconds must be 0 (the default) or more, got {self.seconds}")
         if self.rounds < 1:
@@ -202,15 +207,19 @@ def widths_at_most(build_seconds: float) -> int:
     return FEW if build_seconds >= SLOW else MOST
 
 
-def cases(network: Network, *, expand: float, inputs: str) -> dict[Layer, str]:
-    """The layers that a survey measures, each with the key of the table it goes into."""
-    found: dict[Layer, str] = {}
+def cases(network: Network, *, expand: float, inputs: str) -> dict[Layer, set[str]]:
+    """The layers that a survey measures, each with the keys of the tables it goes into.
+
+    There may be two: a depthwise layer of one channel is also a plain one from one channel to one.
+    """
+    found: dict[Layer, set[str]] = {}
     for site, layers in templates(network, expand=expand, inputs=inputs).items():
         for layer in layers:
-            found |= {layer.wide(x): layer.key for x in range(1, widest(network.sites[site].base, expand) + 1)}
+            for x in range(1, widest(network.sites[site].base, expand) + 1):
+                found.setdefault(layer.wide(x), set()).add(layer.key)
     for use in network.uses(surveyed(network, expand=expand, inputs=inputs)):
         if not use.site and use.layer.op in ("conv", "linear"):
-            found.setdefault(use.layer, use.layer.wide(0).key)
+            found.setdefault(use.layer, set()).add(use.layer.wide(0).key)
     return found
 
 
@@ -256,19 +265,20 @@ class _Family:
     def split(self, content: Mapping[str, Any], measured: set[Layer], asked: set[Layer]) -> set[Layer]:
         """The layers to measure next: at the middle of intervals that hide a step, and beside it, to be read with it.
 
-        Those that a choice might fall into come first, seen or not; then large steps, then narrow intervals; and only
-        so many as there are widths left to follow each down to the width.
+        Those that a choice might fall into come first, then large steps, then narrow intervals; and only so many as
+        there are widths left to follow each down to the width. When no step is seen that is not located, it is the turn
+        of those that a choice might fall into though none is seen.
         """
         known = [x for x in range(1, self.widest + 1) if self.at([x]) <= measured]
         left = self.most - len(known)
         hiding = [(a, b) for a, b in pairwise(known) if b - a > 1] if left > 0 else []
         is_open = {(a, b): not self.at(range(a + 1, b)).isdisjoint(asked) for a, b in hiding}
         steps = self._steps(content, known) if hiding else {}
-        found = {each: steps.get(each, FLAT) for each in hiding if each in steps or is_open[each]}
+        found = steps or {each: FLAT for each in hiding if is_open[each]}
 
-        def urgency(interval: tuple[int, int]) -> tuple[bool, bool, int, int, float]:
-            step, (first, last) = found[interval], interval
-            return interval in steps, is_open[interval], round(log2(step)), first - last, step
+        def urgency(interval: tuple[int, int]) -> tuple[bool, int, int, float]:
+            first, last = interval
+            return is_open[interval], round(log2(found[interval])), first - last, found[interval]
 
         widths: set[int] = set()
         for first, last in sorted(found, key=urgency, reverse=True):
@@ -308,7 +318,7 @@ def _families(network: Network, expand: float, inputs: str, groups: int, most: i
     return found
 
 
-def _begun(found: Mapping[Layer, str], families: Sequence[_Family]) -> set[Layer]:
+def _begun(found: Collection[Layer], families: Sequence[_Family]) -> set[Layer]:
     """The layers that a survey begins with: of every family its first widths, and those of frozen width."""
     begun, sampled = set(found), set()
     for family in families:
@@ -335,11 +345,14 @@ def _doubts(readings: Sequence[Measurement]) -> list[str]:
     return doubts
 
 
-def _tables(found: Mapping[Layer, str], readings: Mapping[Case, Measurement]) -> dict[str, dict[str, list[Any]]]:
+def _tables(
+    found: Mapping[Layer, Collection[str]], readings: Mapping[Case, Measurement]
+) -> dict[str, dict[str, list[Any]]]:
     """By layer key: the widths, and the summaries and the number of readings of each."""
     layers: dict[str, list[Layer]] = {}
-    for layer, key in found.items():
-        layers.setdefault(key, []).append(layer)
+    for layer, keys in found.items():
+        for key in keys:
+            layers.setdefault(key, []).append(layer)
     return {key: _table(mine, readings) for key, mine in layers.items()}
 
 
@@ -367,6 +380,9 @@ def curve(content: Mapping[str, Any], layer: Layer, widths: Sequence[int], estim
     rows = {width: row for row, width in enumerate(table["widths"])}
     if not rows.keys() >= set(widths):
         raise ValueError("survey.json lacks a layer of this network; delete it and run the survey again")
-    seconds, errors = (tuple(table[column][rows[width]] for width in widths) for column in (estimate, "error"))
+    error = {"estimate": "error", "mean": "mean_error"}.get(estimate)
+    seconds, errors = (
+        tuple(table[column][rows[width]] for width in widths) if column else () for column in (estimate, error)
+    )
     guessed = tuple(width for width in widths if not table["readings"][rows[width]])
     return Curve(tuple(widths), seconds, errors, guessed)

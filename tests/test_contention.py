@@ -1,6 +1,9 @@
 """What is said of others on the machine, from planted counts."""
 
-from htas.contention import Usage, Watch, remarks
+import os
+from contextlib import suppress
+
+from htas.contention import Usage, Watch, priority, remarks
 
 
 def test_a_quiet_machine_is_not_remarked_on() -> None:
@@ -22,6 +25,15 @@ def test_a_watch_compares_two_moments(monkeypatch) -> None:  # type: ignore[no-u
     moments = iter([Usage(100.0, 4, 50.0, 1.0), Usage(110.0, 4, 70.0, 1.0)])
     monkeypatch.setattr(Usage, "now", lambda: next(moments))
     assert Watch().remarks() == ("other processes used 2.00 of 4 cores meanwhile; stop them",)
+
+
+def test_priority_is_given_back() -> None:
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with priority(before + 1) as allowed:  # less of it is always allowed
+        assert allowed
+        assert os.getpriority(os.PRIO_PROCESS, 0) == before + 1
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, before)  # more of it is not, but for root
 
 
 def test_this_machine_counts() -> None:

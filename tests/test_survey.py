@@ -228,7 +228,8 @@ def test_uncertain_figures_are_a_doubt() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("rounds", 0), ("reading", -1.0), ("reading", float("nan")), ("seconds", -1.0)]
+    ("field", "value"),
+    [("rounds", 0), ("reading", -1.0), ("reading", float("nan")), ("seconds", -1.0), ("undecided", 1.1)],
 )
 def test_a_survey_that_measures_nothing_is_refused(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"survey\.{field} must be .*got {value}"):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from htas.bench import Bench, Call, Readings
-from htas.contention import Watch
+from htas.contention import Watch, priority
 from htas.layer import Layer
 from htas.measurement import BLOCKS, LOW, Measurement
 from htas.metrics import Case, Metric, More, OnRound, Wanted, by_case
@@ -86,7 +86,7 @@ class Latency(Metric):
             return calls.numbers(set(wanted(made(readings))))
 
         bench = Bench(runtime.timer(), self.rounds, self.limit, self.reading, seed=self.seed)
-        with runtime.session(), _seeded(self.seed):
+        with runtime.session(), _seeded(self.seed), priority():
             watch = Watch()
             readings = bench.run(
                 calls.build,

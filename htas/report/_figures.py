@@ -214,11 +214,11 @@ def _curve_above(axes: "Axes", curve: CurveRecord, latency: dict[int, float], ch
         list(latency), list(latency.values()), ".-", color=BLUE, linewidth=1, markersize=3.5, label="measured m(x)"
     )
     if curve.errors:
-        around = [
+        low, high = (
             [second + sign * 2e3 * error for second, error in zip(latency.values(), curve.errors, strict=True)]
             for sign in (-1, 1)
-        ]
-        axes.fill_between(list(latency), *around, color=SKY, alpha=0.3, linewidth=0, label="± 2 standard errors")
+        )
+        axes.fill_between(list(latency), low, high, color=SKY, alpha=0.3, linewidth=0, label="2 standard errors")
     known = [width for width in chosen if width in latency]
     if known:
         heights = [latency[width] for width in known]
