@@ -674,9 +674,9 @@ def _refuse_noise(curves: Sequence[CurveRecord], allowed: float) -> None:
     left = sum(each < DECIDED for each in certain) / max(1, len(certain))
     if left > allowed:
         raise ValueError(
-            f"{_decided(curves)}, and {left:.0%} are not, where {allowed:.0%} may be (survey.undecided): this machine is "
-            "too noisy to tell; stop other work (htas doctor names it), give --survey.seconds more, or accept choices "
-            "made by noise with --survey.undecided=1"
+            f"{_decided(curves)}, and {left:.0%} are not, where {allowed:.0%} may be (survey.undecided): this machine "
+            "is too noisy to tell; stop other work (htas doctor names it), give --survey.seconds more, or accept "
+            "choices made by noise with --survey.undecided=1"
         )
 
 

@@ -56,7 +56,7 @@ class Survey:
 
     def __post_init__(self) -> None:
         if not 0 <= self.undecided <= 1:
-            raise ValueError(f"survey.undecided must lie in 0..1, got {self.undecided}")
+            raise ValueError(f"survey.undecided must be 0 to 1, got {self.undecided}")
         if not self.seconds >= 0:
             raise ValueError(f"survey.seconds must be 0 (the default) or more, got {self.seconds}")
         if self.rounds < 1:

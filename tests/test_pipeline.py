@@ -22,7 +22,7 @@ from htas.config import Config, load
 from htas.files import Unusable, read_json, read_tensors, write_json
 from htas.layer import Layer
 from htas.measurement import Measurement
-from htas.metrics import OnRound
+from htas.metrics import Metric, OnRound
 from htas.metrics.latency import Latency
 from htas.models.cifar_resnet import CifarResNet
 from htas.result import Result, SearchRecord
@@ -31,6 +31,7 @@ from htas.target import Target
 
 OPTIONS = [
     "family.depth=14", "split.limit=60", "target.threads=1", "survey.rounds=1", "survey.store=none",
+    "survey.undecided=1",
     "design.groups=2",
     "strategy.epochs=2", "strategy.batch=30", "strategy.precision=fp32", "strategy.arch_lr=0.3",
     "train.epochs=2", "train.warmup=0", "train.rest=0", "train.batch=30", "train.precision=fp32",
@@ -66,6 +67,7 @@ def _scripted() -> Iterator[None]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Latency, "measure", scripted)
+        patch.setattr(Latency, "sample", Metric.sample)  # one after the other, of what is scripted
         patch.setattr(pipeline, "RIVALS", 2)
         patch.setattr(datasets, "load", cache(datasets.load))
         yield
@@ -194,6 +196,30 @@ def test_a_stage_alone_makes_its_file_from_those_before(stage, copied):
     assert all(after[name] == before[name] for name in after if Path(name).parts[0].split(".")[0] not in written)
     new = read_json(path)
     assert without(new, "took") == without(old, "took")
+
+
+def test_a_survey_chosen_by_noise_is_refused_and_kept(copied, monkeypatch):
+    monkeypatch.setattr(pipeline, "DECIDED", 1.1)  # then no group is
+    before = times(copied)
+    (copied / "design.json").unlink()
+    with pytest.raises(
+        ValueError,
+        match=r"0 of \d+ groups decided.*100% are not, where 90% may be.*too noisy to tell.*--survey\.undecided=1",
+    ):
+        pipeline.design(options("survey.undecided=0.9"), copied)
+    assert not (copied / "design.json").exists()
+    assert times(copied)["survey.json"] == before["survey.json"]
+
+
+def test_a_second_run_finds_its_layers_in_the_store(tmp_path, capsys):
+    stored = options(f"survey.store={tmp_path / 'kept.sqlite'}")
+    for name in ("one", "two"):
+        pipeline.open_run(stored, tmp_path / name)
+        pipeline.survey(stored, tmp_path / name)
+    one, two = (read_json(tmp_path / name / "survey.json") for name in ("one", "two"))
+    assert "store: 865 of 865 layers were measured before and still hold" in capsys.readouterr().err
+    key = next(iter(one["layers"]))
+    assert two["layers"][key]["estimate"] == pytest.approx(one["layers"][key]["estimate"])
 
 
 def without(content: dict[str, Any], *names: str) -> dict[str, Any]:
