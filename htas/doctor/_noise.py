@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from htas.bench import Bench
+from htas.contention import priority
 from htas.layer import Layer
 from htas.measurement import Measurement
 from htas.metrics.latency import CHEAP
@@ -102,7 +103,7 @@ class Noise:
 def listen(target: Target, seconds: float, now: Callable[[], float] = time.monotonic) -> Noise:
     """Read the layers for about so many seconds of the clock `now`, as a survey reads its own."""
     runtime = open_runtime(target)
-    with runtime.session(), torch.random.fork_rng(devices=[]):
+    with runtime.session(), torch.random.fork_rng(devices=[]), priority():
         found = Bench(runtime.timer(), rounds=MOST, limit=seconds, now=now).run(
             lambda number: runtime.compile_layer(LAYERS[number]).run,
             len(LAYERS),
