@@ -107,7 +107,9 @@ def target(fields: Mapping[str, Any]) -> str:
     """A target on one line: `cpu onnxruntime fp32, batch 4, threads 2, image 3x32x32`."""
     plain = [str(fields[name]) for name in ("device", "runtime", "precision") if name in fields]
     named = [
-        f"{name} {value(given)}" for name, given in fields.items() if name not in ("device", "runtime", "precision")
+        f"{name} {value(given)}"
+        for name, given in fields.items()
+        if name not in ("device", "runtime", "precision") and given != {}
     ]
     return listing([" ".join(plain), *named] if plain else named)
 

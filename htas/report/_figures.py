@@ -231,7 +231,7 @@ def _curve_above(axes: "Axes", curve: CurveRecord, latency: dict[int, float], ch
     axes.set_ylabel("latency, ms")
     axes.margins(y=0.14)
     axes.legend(
-        loc="upper left", ncols=4, bbox_to_anchor=(0, 1.13), borderaxespad=0, handlelength=1.6, columnspacing=1.4
+        loc="upper left", ncols=5, bbox_to_anchor=(0, 1.13), borderaxespad=0, handlelength=1.6, columnspacing=1.4
     )
 
 
