@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from htas.quota import groups, number, quota, text
+from htas.target import affinity
 from htas.text import listing, plural, significant
 
 INSTRUCTIONS = (
@@ -132,9 +133,7 @@ def machine(root: Path = Path("/")) -> Machine:
 
 def usable() -> Sequence[int]:
     """The logical processors that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return range(os.cpu_count() or 1)
+    return affinity() or range(os.cpu_count() or 1)
 
 
 def throttled(root: Path = Path("/")) -> int | None:
