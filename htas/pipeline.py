@@ -132,11 +132,11 @@ class Run:
             case "design":
                 return digest(basis, dataclasses.asdict(config.design), folder / "survey.json")
             case "search":
-                return digest(config.toml(), folder / "design.json", folder / "survey.json")
+                return digest(_lasting(config.toml()), folder / "design.json", folder / "survey.json")
             case "train":
-                return digest(config.toml(), *(self.search_file(name) for name in config.design.spaces))
+                return digest(_lasting(config.toml()), *(self.search_file(name) for name in config.design.spaces))
             case _:
-                return digest(config.toml(), self.place, folder / "networks.json")
+                return digest(_lasting(config.toml()), self.place, folder / "networks.json")
 
     @property
     def place(self) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def open_run(config: Config, folder: Path) -> None:
             old = path.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise Unusable(f"{path} cannot be read ({error}); name another folder with --out") from error
-        if old != text and any(not _unstarted(found) for found in folder.iterdir()):
+        if _lasting(old) != _lasting(text) and any(not _unstarted(found) for found in folder.iterdir()):
             raise Unusable(
                 f"{folder} holds a run of another configuration ({_difference(old, text)}); "
                 "name another folder with --out, or delete this one"
@@ -625,6 +625,11 @@ def _finished(path: Path, key: str, again: bool) -> bool:
     return not again and path.exists() and read_json(path).get("inputs") == key
 
 
+def _lasting(text: str) -> str:
+    """A configuration without what may change in the folder of a run, as it touches nothing that was made."""
+    return "\n".join(line for line in text.splitlines() if line.partition(" = ")[0] not in ("store", "undecided"))
+
+
 def _unfinished(path: Path) -> bool:
     """Whether this is what a killed process leaves of the first file of a run."""
     return path.name.startswith(".config.toml.")
@@ -675,8 +680,8 @@ def _refuse_noise(curves: Sequence[CurveRecord], allowed: float) -> None:
     if left > allowed:
         raise ValueError(
             f"{_decided(curves)}, and {left:.0%} are not, where {allowed:.0%} may be (survey.undecided): this machine "
-            "is too noisy to tell; stop other work (htas doctor names it), give --survey.seconds more, or accept "
-            "choices made by noise with --survey.undecided=1"
+            "is too noisy to tell; stop other work (htas doctor names it) and survey again with --again, give "
+            "--survey.seconds more in another folder, or accept choices made by noise with --survey.undecided=1"
         )
 
 

@@ -211,6 +211,17 @@ def test_a_survey_chosen_by_noise_is_refused_and_kept(copied, monkeypatch):
     assert times(copied)["survey.json"] == before["survey.json"]
 
 
+def test_choices_made_by_noise_are_accepted_in_the_same_folder_and_nothing_is_done_again(copied):
+    before = times(copied)
+    accepted = options("survey.undecided=0.5")
+    pipeline.open_run(accepted, copied)
+    assert load(copied / "config.toml") == accepted
+    for stage in ("survey", "design", "search", "train", "measure"):
+        getattr(pipeline, stage)(accepted, copied)
+    changed = {name for name, time in times(copied).items() if time != before.get(name)}
+    assert changed <= {"config.toml", "environment.json"}
+
+
 def test_a_second_run_finds_its_layers_in_the_store(tmp_path, capsys):
     stored = options(f"survey.store={tmp_path / 'kept.sqlite'}")
     for name in ("one", "two"):
