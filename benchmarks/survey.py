@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +31,32 @@ EXPAND, GROUPS, TIES = 2, 8, 0.04
 EACH = {"eager": 20 / 224, "onnxruntime": 30 / 224}
 """Seconds per width: 20 s (30 s) for the 224 of the CIFAR ResNets; 60 s in other runtimes."""
 OTHER = 60 / 224
+SURE = 0.9
+"""A group is decided when its choice is right with this probability."""
 REFERENCE = 6
 """A reference survey takes so many times as long."""
 NETWORKS = [f"{depth}x{share}" for depth in (8, 14, 20, 26, 32) for share in (0.5, 0.75, 1.0, 1.25)]
 """Depth of a CIFAR ResNet, and multiplier of its widths."""
 BETWEEN = 120
 """Seconds between the two measurements of the same networks."""
+ANCHOR = "20x1.0"
+"""The network that the others are divided by."""
+LENGTHS = {"surveys": 0.0, "networks": 240.0, "instruments": 120.0, "layers": 240.0}
+"""Seconds of each part on two cores, about, networks for each load; surveys are counted from their widths."""
+
+
+@dataclass(frozen=True)
+class Aim:
+    """A figure, and what it should be."""
+
+    what: str
+    target: str
+    reached: str
+    met: bool
+
+    def row(self) -> str:
+        """A line of Markdown."""
+        return f"| {self.what} | {self.target} | {self.reached} | {'yes' if self.met else '**no**'} |"
 
 
 def main() -> None:
@@ -58,6 +79,8 @@ def main() -> None:
         return
     given.out.mkdir(parents=True, exist_ok=True)
     parts, spaces, loads = (value.split(",") for value in (given.parts, given.spaces, given.loads))
+    print(f"expected: {expected(given, parts, spaces, loads) / 60:.0f} minutes at most, less what is there already",
+          file=sys.stderr)  # fmt: skip
     if "surveys" in parts:
         for space in spaces:
             do(given, "survey", f"{space}:{REFERENCE}", "quiet", "reference")
@@ -72,6 +95,14 @@ def main() -> None:
     if "layers" in parts:
         do(given, "layers", "18", "quiet", "all")
     show(given, parts, spaces, loads)
+
+
+def expected(given: argparse.Namespace, parts: list[str], spaces: list[str], loads: list[str]) -> float:
+    """Seconds."""
+    widths = sum(EXPAND * base for space in spaces for base, _ in SPACES[space])
+    surveys = (REFERENCE + len(loads) * given.surveys) * widths * EACH.get(given.runtime, OTHER)
+    lengths = {**LENGTHS, "surveys": surveys, "networks": LENGTHS["networks"] * len(loads)}
+    return sum(lengths[part] for part in parts)
 
 
 def do(given: argparse.Namespace, kind: str, what: str, load: str, name: str) -> None:
@@ -287,14 +318,17 @@ STEPS: dict[str, Any] = {"survey": survey, "networks": networks, "instruments": 
 
 
 def show(given: argparse.Namespace, parts: list[str], spaces: list[str], loads: list[str]) -> None:
-    """Print every table."""
+    """Print every table, and at the end what was aimed at beside what was reached."""
+    aims: list[Aim] = []
     if "surveys" in parts:
         print("| space | load | surveys | seconds | groups decided | decided, equal pairwise | all, equal pairwise "
               "| regret, median | worst | mean of N: equal | regret, worst | widest: regret, median | worst "
               "| random: median | worst |")  # fmt: skip
         print("| :-- | :-- |" + " --: |" * 13)
         for space, load in itertools.product(spaces, loads):
-            print(row(given, space, load))
+            figures = Figures.of(given, space, load)
+            print(figures.row(space, load))
+            aims += figures.aims(space, load, EACH.get(given.runtime, OTHER))
         print("\n| space | load | figure of a width | equal pairwise | regret, median | worst |")
         print("| :-- | :-- | :-- | --: | --: | --: |")
         for space, load in itertools.product(spaces, loads):
@@ -303,42 +337,91 @@ def show(given: argparse.Namespace, parts: list[str], spaces: list[str], loads: 
             print(f"\nStated standard error over what repetitions show, {space}, {load}: {errors(given, space, load)}")
     if "networks" in parts:
         for load in loads:
-            print(twice(given, load))
+            words, reached = twice(given, load)
+            print(words)
+            aims += reached
     if "instruments" in parts:
-        print(agreement(json.loads(path(given, "instruments", "", "quiet", "all").read_text())))
+        words, reached = agreement(json.loads(path(given, "instruments", "", "quiet", "all").read_text()))
+        print(words)
+        aims += reached
     if "layers" in parts:
         print(added_up(json.loads(path(given, "layers", "", "quiet", "all").read_text())))
+    if aims:
+        print("\n| aim | target | reached | met |\n| :-- | :-- | --: | :-- |")
+        print("\n".join(aim.row() for aim in aims))
 
 
-def row(given: argparse.Namespace, space: str, load: str) -> str:
-    """One space under one load."""
-    surveys = [json.loads(path(given, "survey", space, load, str(n)).read_text()) for n in range(given.surveys)]
-    reference = json.loads(path(given, "survey", space, "quiet", "reference").read_text())
-    decided, sure, every, mean = [], [], [], []
-    lost: dict[str, list[float]] = {"chosen": [], "mean": [], "widest": [], "random": []}
-    rng = np.random.default_rng(0)
-    for site, true in reference["sites"].items():
-        mine = [each["sites"][site] for each in surveys]
-        regrets = regret(np.asarray(true["seconds"]))
-        length = len(true["seconds"]) // GROUPS
-        for one in mine:
-            decided += [certain >= 0.9 for certain in one["certain"]]
-            for name in ("chosen", "mean"):
-                lost[name] += [regrets[width - 1] for width in one[name]]
-        lost["widest"] += [regrets[(group + 1) * length - 1] for group in range(GROUPS)]
-        lost["random"] += [regrets[group * length + rng.integers(length)] for group in range(GROUPS) for _ in range(20)]
-        for one, other in itertools.combinations(mine, 2):
-            same = [a == b for a, b in zip(one["chosen"], other["chosen"], strict=True)]
-            every += same
-            mean += [a == b for a, b in zip(one["mean"], other["mean"], strict=True)]
-            both = [a >= 0.9 and b >= 0.9 for a, b in zip(one["certain"], other["certain"], strict=True)]
-            sure += [equal for equal, is_sure in zip(same, both, strict=True) if is_sure]
-    figures = [share(decided), share(sure), share(every)]
-    figures += [percent(f(lost["chosen"])) for f in (np.median, max)]
-    figures += [share(mean), percent(max(lost["mean"]))]
-    figures += [percent(f(lost[name])) for name in ("widest", "random") for f in (np.median, max)]
-    seconds = np.median([each["took"] for each in surveys])
-    return f"| {space} | {load} | {len(surveys)} | {seconds:.1f} | " + " | ".join(figures) + " |"
+@dataclass(frozen=True)
+class Figures:
+    """What repeated surveys of one space under one load come to."""
+
+    surveys: int
+    seconds: float
+    """The longest."""
+    decided: list[bool]
+    sure: list[bool]
+    """Of pairs that both decided a group, whether they chose alike."""
+    every: list[bool]
+    mean: list[bool]
+    lost: dict[str, list[float]]
+    """Regret of every choice, by who made it."""
+    said: str
+    """What a survey says of others on the machine."""
+
+    @staticmethod
+    def of(given: argparse.Namespace, space: str, load: str) -> "Figures":
+        """From the files."""
+        surveys = [json.loads(path(given, "survey", space, load, str(n)).read_text()) for n in range(given.surveys)]
+        reference = json.loads(path(given, "survey", space, "quiet", "reference").read_text())
+        decided, sure, every, mean = [], [], [], []
+        lost: dict[str, list[float]] = {"chosen": [], "mean": [], "widest": [], "random": []}
+        rng = np.random.default_rng(0)
+        for site, true in reference["sites"].items():
+            mine = [each["sites"][site] for each in surveys]
+            regrets = regret(np.asarray(true["seconds"]))
+            length = len(true["seconds"]) // GROUPS
+            for one in mine:
+                decided += [certain >= SURE for certain in one["certain"]]
+                for name in ("chosen", "mean"):
+                    lost[name] += [regrets[width - 1] for width in one[name]]
+            lost["widest"] += [regrets[(group + 1) * length - 1] for group in range(GROUPS)]
+            lost["random"] += [
+                regrets[group * length + rng.integers(length)] for group in range(GROUPS) for _ in range(20)
+            ]
+            for one, other in itertools.combinations(mine, 2):
+                same = [a == b for a, b in zip(one["chosen"], other["chosen"], strict=True)]
+                every += same
+                mean += [a == b for a, b in zip(one["mean"], other["mean"], strict=True)]
+                both = [a >= SURE and b >= SURE for a, b in zip(one["certain"], other["certain"], strict=True)]
+                sure += [equal for equal, is_sure in zip(same, both, strict=True) if is_sure]
+        said = "; ".join(sorted({remark for each in surveys for remark in each["remarks"]})) or "nothing"
+        longest = max(each["took"] for each in surveys)
+        return Figures(len(surveys), longest, decided, sure, every, mean, lost, said)
+
+    def row(self, space: str, load: str) -> str:
+        """A line of Markdown."""
+        figures = [share(self.decided), share(self.sure), share(self.every)]
+        figures += [percent(f(self.lost["chosen"])) for f in (np.median, max)]
+        figures += [share(self.mean), percent(max(self.lost["mean"]))]
+        figures += [percent(f(self.lost[name])) for name in ("widest", "random") for f in (np.median, max)]
+        return f"| {space} | {load} | {self.surveys} | {self.seconds:.1f} | " + " | ".join(figures) + " |"
+
+    def aims(self, space: str, load: str, each: float) -> list[Aim]:
+        """What such surveys should reach."""
+        where, middle, worst = f"{space}, {load}: ", float(np.median(self.lost["chosen"])), max(self.lost["chosen"])
+        widths = sum(EXPAND * base for base, _ in SPACES[space])
+        found = [
+            Aim(f"{where}groups decided", "90 %", share(self.decided), bool(np.mean(self.decided) >= 0.9)),
+            Aim(f"{where}decided groups, equal pairwise", "97 %", share(self.sure),
+                bool(self.sure and np.mean(self.sure) >= 0.97)),
+            Aim(f"{where}regret, median", "1 %", percent(middle), middle <= 0.01),
+            Aim(f"{where}regret, worst", "5 %", percent(worst), worst <= 0.05),
+            Aim(f"{where}longest survey", f"{each * widths:.0f} s", f"{self.seconds:.1f} s",
+                self.seconds <= each * widths + 0.5),
+        ]  # fmt: skip
+        if load == "busy":
+            found.append(Aim(f"{where}the contention is named", "yes", self.said, "other processes" in self.said))
+        return found
 
 
 def estimators(given: argparse.Namespace, space: str, load: str) -> Iterator[str]:
@@ -380,42 +463,52 @@ def errors(given: argparse.Namespace, space: str, load: str) -> str:
     return "; ".join(said)
 
 
-def twice(given: argparse.Namespace, load: str) -> str:
+def twice(given: argparse.Namespace, load: str) -> tuple[str, list[Aim]]:
     """The same networks, minutes apart: by themselves, and over an anchor read in the same rounds."""
     first, second = (json.loads(path(given, "networks", "", load, name).read_text()) for name in ("first", "second"))
-    anchor = "20x1.0"
     raw, anchored, covered = [], [], []
     for name in NETWORKS:
         one, other = first["networks"][name], second["networks"][name]
         raw.append(abs(other["estimate"] / one["estimate"] - 1))
         low, high = one["interval"]
         covered.append(low <= other["estimate"] <= high)
-        if name != anchor:
+        if name != ANCHOR:
             ratios = [
-                each["networks"][name]["estimate"] / each["networks"][anchor]["estimate"] for each in (first, second)
+                each["networks"][name]["estimate"] / each["networks"][ANCHOR]["estimate"] for each in (first, second)
             ]
             anchored.append(abs(ratios[1] / ratios[0] - 1))
     remarks = "; ".join({*first["remarks"], *second["remarks"]}) or "none"
-    return (
+    middle = float(np.median(anchored))
+    where = f"{len(NETWORKS)} networks twice, {load}: "
+    aims = [Aim(f"{where}the interval covers", "90 %", share(covered), bool(np.mean(covered) >= 0.9))]
+    if load == "busy":
+        aims.append(Aim(f"{where}the contention is named", "yes", remarks, "other processes" in remarks))
+    else:
+        aims.insert(0, Aim(f"{where}median difference over the anchor", "2 %", percent(middle), middle <= 0.02))
+    words = (
         f"\n{len(NETWORKS)} networks twice, {BETWEEN} s apart, {load}: over the anchor, median difference "
-        f"{percent(np.median(anchored))} (worst {percent(max(anchored))}); raw {percent(np.median(raw))} (worst "
+        f"{percent(middle)} (worst {percent(max(anchored))}); raw {percent(np.median(raw))} (worst "
         f"{percent(max(raw))}); the interval covers {share(covered)}; remarks: {remarks}"
     )
+    return words, aims
 
 
-def agreement(found: dict[str, Any]) -> str:
+def agreement(found: dict[str, Any]) -> tuple[str, list[Aim]]:
     """bench against the other instruments, by layer: the median of the turns' ratios."""
-    lines = []
+    lines, aims = [], []
     for name in ("torch.utils.benchmark", "plain loop"):
         ratios = [
             float(np.median(np.divide(ours, theirs)))
             for ours, theirs in zip(found["medians"]["bench"], found["medians"][name], strict=True)
         ]
+        middle = float(np.median(ratios))
         lines.append(
             f"\nbench over {name}, median of 20 turns, by layer: {', '.join(f'{ratio:.3f}' for ratio in ratios)}; "
-            f"median {np.median(ratios):.3f}"
+            f"median {middle:.3f}"
         )
-    return "\n".join(lines)
+        aims.append(Aim(f"bench over {name}, median over layers", "0.98 to 1.02", f"{middle:.3f}",
+                        abs(middle - 1) <= 0.02))  # fmt: skip
+    return "\n".join(lines), aims
 
 
 def added_up(found: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 Short, because the chance that nothing disturbs a reading falls with its length; interleaved, because the machine is
 seldom the same a second later (htas/level.py); and taken in stretches, after each of which the calls are built anew,
-because where a program's memory happens to lie moves its latency by a percent.
+because where a program's memory happens to lie moves its latency: by a percent as a rule, by a third in the worst case.
 """
 
 import gc
@@ -32,10 +32,12 @@ REPEAT = 3
 """Readings of a call in a row, after one call that is not timed."""
 NEIGHBOURS = 16
 """Calls read one after the other that see the same machine."""
-STRETCHES = 4
-"""Parts of a run; between them calls are built anew, and those that are decided drop out."""
-REBUILDING = 0.2
-"""Share of the time that building anew may take; where it takes more, each call is built once."""
+STRETCHES = 16
+"""Parts of a run, at most; between them calls are built anew, and those that are decided drop out."""
+REBUILDING = 0.25
+"""Share of the time that building anew may take; where it takes long, it is done less often, or never."""
+SOONEST = 0.25
+"""Share of the stretches before which nothing drops out, so that every call is read in several places of memory."""
 LOOK = 2
 """Rounds between two moments at which a run that samples may take in further calls."""
 LOOKING = 0.5
@@ -97,6 +99,8 @@ class Readings:
     seconds: tuple[float, ...]
     levels: tuple[float, ...]
     """How slow the machine was at each (htas/level.py); 1 is usual."""
+    lasted: float = inf
+    """Seconds that the shortest reading took, all its calls together."""
 
 
 Wanted = Callable[[Sequence[Readings]], Collection[int]]
@@ -167,11 +171,16 @@ class _Run:
     seconds: "array[float]" = field(default_factory=lambda: array("d"))
     calls: "array[int]" = field(default_factory=lambda: array("l"))
     made: dict[int, tuple[Call, int]] = field(default_factory=dict)
+    price: dict[int, float] = field(default_factory=dict)
+    """Seconds that it took to build and warm up each call, the last time."""
     fastest: dict[int, float] = field(default_factory=dict)
+    """Seconds per call."""
+    shortest: dict[int, float] = field(default_factory=dict)
+    """Seconds of a whole reading."""
+    rebuilding: float = 0.0
+    """Seconds spent on building anew."""
     done: int = 0
     """Rounds."""
-    building: float = 0.0
-    """Seconds that it took to make the calls the last time."""
 
     def go(self, active: Sequence[int], looking: bool) -> list[Readings]:
         """Stretch by stretch, until nothing is wanted or time is up."""
@@ -182,12 +191,17 @@ class _Run:
         for stretch in range(1, STRETCHES + 1):
             if not active or self.done >= self.bench.rounds or (self.done and self._share >= 1):
                 break
+            self._make(active, anew=stretch > 1 and self._affords(active))
             part = stretch / STRETCHES
-            self._make(active, self.anew and self.building * STRETCHES <= REBUILDING * self.bench.limit)
             self._read(active, ceil(begun + (self.bench.rounds - begun) * part), spent + (1 - spent) * part)
-            if self.wanted is not None and stretch < STRETCHES:
+            if self.wanted is not None and SOONEST <= part < 1:
                 active = sorted(self.wanted(self.readings()))
         return self.readings()
+
+    def _affords(self, active: Collection[int]) -> bool:
+        """Whether building these anew would leave enough of the time for reading."""
+        building = sum(self.price.get(number, 0.0) for number in active)
+        return self.anew and self.rebuilding + building <= REBUILDING * (self.bench.now() - self.started)
 
     def _look(self, active: Sequence[int], wanted: Wanted) -> Sequence[int]:
         """Take in what is wanted, a few rounds of all at a time, until that is nothing new; all that was taken in.
@@ -210,9 +224,10 @@ class _Run:
         level = levels(seconds, calls, NEIGHBOURS * REPEAT)
         order = np.argsort(calls, kind="stable")
         cuts = np.cumsum(np.bincount(calls, minlength=self.count))[:-1]
+        parts = zip(np.split(seconds[order], cuts), np.split(level[order], cuts), strict=True)
         return [
-            Readings(tuple(mine.tolist()), tuple(its.tolist()))
-            for mine, its in zip(np.split(seconds[order], cuts), np.split(level[order], cuts), strict=True)
+            Readings(tuple(mine.tolist()), tuple(its.tolist()), self.shortest.get(number, inf))
+            for number, (mine, its) in enumerate(parts)
         ]
 
     @property
@@ -227,14 +242,17 @@ class _Run:
         """
         timer, began = self.bench.timer, self.bench.now()
         reading = self.bench.reading or timer.shortest
+        missing = [number for number in active if anew or number not in self.made]
+        self.rng.shuffle(missing)  # or memory would be laid out as the last time
         made = {} if anew else dict(self.made)
-        for number in active:
-            if number not in made:
-                call = self.build(number)
-                made[number] = call, _settle(call, timer, reading, self.bench.warmup)
+        for number in missing:
+            before = self.bench.now()
+            call = self.build(number)
+            made[number] = call, _settle(call, timer, reading, self.bench.warmup)
+            self.price[number] = self.bench.now() - before
         self.made = made
-        self.building = self.bench.now() - began
-        gc.collect()
+        self.rebuilding += self.bench.now() - began if anew else 0.0
+        gc.collect(1)
         if not self.anew:
             self.started += self.bench.now() - began
 
@@ -256,7 +274,9 @@ class _Run:
                 call, loops = self.made[number]
                 call()  # untimed: others have filled the caches with their weights, and oneDNN's with their kernels
                 for _ in range(REPEAT):
-                    seconds = self.bench.timer.time(call, loops) / loops
+                    lasted = self.bench.timer.time(call, loops)
+                    seconds = lasted / loops
+                    self.shortest[number] = min(lasted, self.shortest.get(number, inf))
                     self.seconds.append(seconds)
                     self.calls.append(number)
                 self.fastest[number] = min(seconds, self.fastest.get(number, inf))

@@ -98,13 +98,14 @@ def measure(
     threads: Threads = None,
     rounds: Annotated[int | None, "times that each network's turn comes (40); it is read three times then"] = None,
     classes: Annotated[int | None, "outputs of each network (10)"] = None,
+    metrics: Annotated[str | None, "further metrics, with commas between: energy, memory, your.module:Metric"] = None,
     json: Annotated[bool, "print JSON instead of a table"] = False,
     out: Out = None,
     again: Again = False,
 ) -> None:
     """Measure whole networks: those of a run, or any by name."""
     named = {"runtime": runtime, "device": device, "batch": batch, "threads": threads}
-    more = {"rounds": rounds, "classes": classes}
+    more = {"rounds": rounds, "classes": classes, "metrics": metrics}
     given = {name: value for name, value in {**named, **more}.items() if value is not None}
     if _is_run(networks):
         if given or json:
@@ -396,7 +397,8 @@ def _measure_named(networks: Sequence[str], given: Mapping[str, Any], as_json: b
     rounds, classes = given.get("rounds", 40), given.get("classes", 10)
     if rounds < 1 or classes < 1:
         raise ValueError(f"--rounds and --classes must be 1 or more, got {rounds} and {classes}")
-    figures = pipeline.measure_networks(networks, target, rounds, classes)
+    others = [name.strip() for name in (given.get("metrics") or "").split(",") if name.strip()]
+    figures = pipeline.measure_networks(networks, target, rounds, classes, others)
     print(_as_json([_plain(each) for each in figures]) if as_json else _table(figures))
 
 
@@ -415,20 +417,31 @@ def _plain(figures: "Figures") -> dict[str, Any]:
         },
         "mmacs": figures.macs / 1e6,
         "mparams": figures.params / 1e6,
+        **{
+            name: {"estimate": each.estimate, "error": each.error, "unit": each.unit}
+            for name, each in figures.others.items()
+        },
     }
 
 
 def _table(figures: Sequence["Figures"]) -> str:
     """One line per network, in columns, and below what casts doubt on a reading."""
+    others = list(figures[0].others)
     rows: list[tuple[str, ...]] = [
-        ("network", "runtime", "latency", "error", "median", "min", "spread", "MACs", "parameters")
+        ("network", "runtime", "latency", "error", "median", "min", "spread", "MACs", "parameters", *others)
     ]
     for each in figures:
         latency = each.latency
         seconds = (latency.estimate, latency.error, latency.median, latency.minimum, latency.spread)
         times = [text.milliseconds(each) for each in seconds]
-        rows.append((each.network, each.runtime, *times, text.millions(each.macs), text.millions(each.params)))
-    doubts = [f"{each.network}: {doubt}" for each in figures for doubt in each.latency.doubts]
+        more = [text.quantity(measured.estimate, measured.unit) for measured in each.others.values()]
+        rows.append((each.network, each.runtime, *times, text.millions(each.macs), text.millions(each.params), *more))
+    doubts = [
+        f"{each.network}: {name}{doubt}"
+        for each in figures
+        for name, measured in {"": each.latency, **{f"{name}: ": found for name, found in each.others.items()}}.items()
+        for doubt in measured.doubts
+    ]
     return "\n".join([*text.columns(rows, words=2), *doubts])
 
 
@@ -474,8 +487,10 @@ def _survey(opened: "Store", name: str, as_json: bool) -> str:
     rows: list[tuple[str, ...]] = [("layer", "metric", "readings", "median", "min", "spread", "anchor")]
     for each in found:
         readings = each.measurement
-        figures = (_figure(value, readings.unit) for value in (readings.median, readings.minimum, readings.spread))
-        anchor = _figure(median(each.anchor), readings.unit) if each.anchor else text.NONE
+        figures = (
+            text.quantity(value, readings.unit) for value in (readings.median, readings.minimum, readings.spread)
+        )
+        anchor = text.quantity(median(each.anchor), readings.unit) if each.anchor else text.NONE
         rows.append((_layer(each.layer), each.metric, str(len(readings.values)), *figures, anchor))
     doubts = Counter(doubt for each in found for doubt in dict.fromkeys((*each.measurement.remarks, *each.doubts)))
     lines = [f"{text.plural(count, 'layer')}: {doubt}" for doubt, count in doubts.items()]
@@ -509,10 +524,6 @@ def _layer(key: str) -> str:
             words = "x".join(map(str, value)) if isinstance(value, tuple) else "" if value is True else str(value)
             parts.append(f"{field.name} {words}".rstrip())
     return ", ".join(parts)
-
-
-def _figure(value: float, unit: str) -> str:
-    return text.milliseconds(value) if unit == "s" else f"{text.significant(value)} {unit}"
 
 
 def _as_json(content: Any) -> str:

@@ -1,11 +1,13 @@
-"""Who else used the machine while something was measured."""
+"""What else happened to the machine while something was measured: who used it, and whether its clock moved."""
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from htas.target import usable_cores
 
@@ -13,19 +15,61 @@ OTHERS = 0.1
 """Cores that other processes may use without a remark."""
 STOLEN = 0.01
 """Share of the cores' time that a hypervisor may give to others without a remark."""
+CLOCK = 0.05
+"""Share by which a clock may move without a remark."""
+LOOKS = 1.0
+"""Seconds between two looks at the clock, at least."""
 
 
 @dataclass
 class Watch:
     """Counts from its making on what other processes, and other machines on the same hardware, use."""
 
+    device: str = "cpu"
+    """Whose clock is watched."""
     _start: "Usage" = field(default_factory=lambda: Usage.now())
+    _clocks: list[float] = field(default_factory=list)
+    _looked: float = field(default_factory=lambda: time.monotonic())
+
+    def look(self) -> None:
+        """Note the clock, now and then; to be called while the device works, as one that rests slows down."""
+        if time.monotonic() - self._looked >= LOOKS:
+            self._clocks.append(clock(self.device))
+            self._looked = time.monotonic()
 
     def remarks(self) -> tuple[str, ...]:
         """What may mislead, in words with what to do; nothing where all was quiet, or where the system does not say."""
         end = Usage.now()
-        return remarks(end.seconds - self._start.seconds, end.cores, end.others - self._start.others,
-                       end.stolen - self._start.stolen)  # fmt: skip
+        return (
+            *remarks(end.seconds - self._start.seconds, end.cores, end.others - self._start.others,
+                     end.stolen - self._start.stolen),
+            *clock_remarks(self._clocks, self.device),
+        )  # fmt: skip
+
+
+def clock(device: str) -> float:
+    """Hertz of the fastest core, or of the GPU; 0 where the system does not say."""
+    import psutil
+
+    with suppress(Exception):  # every driver has errors of its own, and none of them may spoil a reading
+        if device == "cuda":
+            return 1e6 * float(torch.cuda.clock_rate())
+        return 1e6 * max(float(core.current) for core in psutil.cpu_freq(percpu=True))
+    return 0.0
+
+
+def clock_remarks(clocks: Sequence[float], device: str) -> tuple[str, ...]:
+    """From hertz at several moments; 0 is not known."""
+    known = [each for each in clocks if each > 0]
+    if not known or max(known) <= (1 + CLOCK) * min(known):
+        return ()
+    whose, fix = (
+        ("GPU", "nvidia-smi -lgc") if device == "cuda" else ("processor", "cpupower frequency-set -g performance")
+    )
+    return (
+        f"the {whose}'s clock moved between {min(known) / 1e9:.2f} and {max(known) / 1e9:.2f} GHz meanwhile; "
+        f"fix it ({fix}), or let the machine warm up first",
+    )
 
 
 def remarks(seconds: float, cores: int, others: float, stolen: float) -> tuple[str, ...]:

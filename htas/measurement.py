@@ -12,6 +12,11 @@ LOW = 25.0
 """The percentile of readings over their levels that stands for them: interference only ever adds."""
 BLOCKS = 6
 """Stretches of time whose figures are compared for a standard error."""
+FEW = 0.02
+"""Relative deviation that a reading is taken to have at least, where too few were taken to see it: readings of one turn
+agree with each other, and not with those of the next."""
+DRIFT = 0.1
+"""Share by which the second half of the readings may differ from the first without a doubt."""
 STUDENT = 2.57
 """Standard errors to either end of a 95 % interval, from so many stretches (Student's t, 5 degrees of freedom)."""
 
@@ -89,12 +94,25 @@ class Measurement:
         return float(high - low)
 
     @property
+    def drift(self) -> float:
+        """By what share the median of the second half of the readings is over the first's; 0 where they are few."""
+        half = len(self.values) // 2
+        first = float(np.median(self.values[:half])) if half >= BLOCKS else 0.0
+        return float(np.median(self.values[half:])) / first - 1 if first > 0 else 0.0
+
+    @property
     def doubts(self) -> tuple[str, ...]:
         """Why these readings may mislead, in words; empty when nothing speaks against them."""
         doubts = list(self.remarks)
         if self.minimum > 0 and self.spread > 0.1 * self.median:
             share = round(100 * self.spread / self.median)
             doubts.append(f"the readings spread over {share}% of their median; stop other work and measure again")
+        if abs(self.drift) > DRIFT:
+            way = "slower" if self.drift > 0 else "faster"
+            doubts.append(
+                f"the machine drifted: the second half of the readings is {abs(100 * self.drift):.0f}% {way} than the "
+                "first; let it work for a minute first, then measure again"
+            )
         return tuple(doubts)
 
     def json(self) -> dict[str, Any]:
@@ -131,7 +149,7 @@ def _error(values: NDArray[np.float64], percentile: float) -> float:
     """Standard error of a percentile of readings in order of time.
 
     From the percentiles of BLOCKS stretches and not from single readings, since what disturbs one often disturbs the
-    next. Too few readings for that are judged by the ranks next to the percentile.
+    next. Too few readings for that are judged by the ranks next to the percentile, and never as surer than FEW allows.
     """
     count = len(values)
     if count < 2:
@@ -142,4 +160,4 @@ def _error(values: NDArray[np.float64], percentile: float) -> float:
     share = percentile / 100
     reach = 100 * sqrt(share * (1 - share) / count)  # a standard deviation of the binomial
     low, high = np.percentile(values, [max(percentile - reach, 0), min(percentile + reach, 100)])
-    return float(high - low) / 2
+    return max(float(high - low) / 2, FEW * float(np.percentile(values, percentile)) / sqrt(count))

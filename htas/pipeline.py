@@ -8,7 +8,7 @@ import dataclasses
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from htas import __version__, datasets, networks, plan
+from htas import __version__, datasets, metrics, networks, plan
 from htas.arch import Arch
 from htas.config import Config, load
 from htas.cost import CostModel, MacsCost
@@ -33,6 +33,7 @@ from htas.metrics import Metric
 from htas.metrics.latency import Latency
 from htas.metrics.macs import Macs
 from htas.metrics.params import Params
+from htas.plugins import find
 from htas.problem import Problem, rivals
 from htas.progress import Bar, progress, say
 from htas.remember import Remembering
@@ -400,17 +401,33 @@ class Figures:
     latency: Measurement
     macs: int
     params: int
+    others: Mapping[str, Measurement] = field(default_factory=dict)
+    """By the name of a further metric: energy, memory, one of the user's own."""
 
 
-def measure_networks(names: Sequence[str], target: Target, rounds: int, classes: int) -> list[Figures]:
-    """Named networks on a target, in one interleaved run."""
+def measure_networks(
+    names: Sequence[str], target: Target, rounds: int, classes: int, others: Sequence[str] = ()
+) -> list[Figures]:
+    """Named networks on a target, in one interleaved run; then by other metrics, which are named."""
+    meters = {name: find(metrics, Metric, name)(target) for name in others}  # type: ignore[type-abstract]
     modules = [networks.build(name, classes) for name in names]
+    measured = {}
+    for name, meter in meters.items():  # first, as a machine without a meter is refused
+        with progress(f"{name}, %", 100) as bar:
+            measured[name] = meter.measure(modules, on_round=_shares(bar))
     with progress("measure, %", 100) as bar:
         latencies = Latency(target, rounds=rounds).measure(modules, on_round=_shares(bar))
     macs, params = Macs(target).measure(modules), Params(target).measure(modules)
     return [
-        Figures(name, target.runtime, latency, round(mac.median), round(param.median))
-        for name, latency, mac, param in zip(names, latencies, macs, params, strict=True)
+        Figures(
+            name,
+            target.runtime,
+            latency,
+            round(mac.median),
+            round(param.median),
+            dict(zip(measured, rest, strict=True)),
+        )
+        for name, latency, mac, param, *rest in zip(names, latencies, macs, params, *measured.values(), strict=True)
     ]
 
 

@@ -2,9 +2,10 @@
 
 What is reused is whole curves, the layers that differ in their outputs alone, each from one survey. Curves of which
 only samples are measured have these at widths that one survey chose for all of them: they are reused together, as far
-as that survey went, or not at all. Every survey also reads an anchor layer. Before a curve is reused the anchor is read
-again, and the curve rescaled by how far it has moved; where that is more than MOVED, the machine is not what it was,
-and the curve is measured anew.
+as that survey went, or not at all. Every survey also reads an anchor layer. Before a curve is reused, the anchor and
+some of the survey's layers are read again. A shared machine is faster in one hour and slower in the next: that is one
+factor, and the curve is rescaled by it. Where the layers moved apart by more than MOVED, or all of them by more than
+FACTOR, the machine is not what it was, and the curve is measured anew.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -23,9 +24,11 @@ from htas.store import Entry, Store
 ANCHOR = Layer("conv", 16, 16, (32, 32), (3, 3), padding=(1, 1), norm=True, activation="relu")
 """Read in every survey."""
 BESIDE = 8
-"""Layers that are read with it."""
+"""Layers of a survey that are read with it."""
 MOVED = 0.03
-"""A curve of an anchor that moved by more than this share is measured anew."""
+"""Curves of layers that moved apart by more than this share (root mean square) are measured anew."""
+FACTOR = 1.5
+"""... and of layers that moved together by more than this."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Remembering(Metric):
         known = {} if self.fresh else self._known(cases, set(first))
         held = self._held(known)
         if len(held) < len(known):
-            say(f"store: the anchor layer moved by more than {MOVED:.0%} since; what it holds is measured anew")
+            say(f"store: layers moved by more than {MOVED:.0%} against each other since; all is measured anew")
             known, held = {}, {}
         found: dict[Case, Measurement] = {}
         if not held or set(first) - set(held):
@@ -74,13 +77,18 @@ class Remembering(Metric):
         return {case: both[case] for case in dict.fromkeys(cases) if case in both}
 
     def _held(self, known: Mapping[Case, Entry]) -> dict[Case, Measurement]:
-        """What still holds, at today's speed: the anchor is read beside some of the layers, which tell the machine's
-        level from it."""
-        if not known:
-            return {}
-        beside = list(known)[:: max(1, len(known) // BESIDE)]
-        anchor, *_ = self.metric.measure(list(dict.fromkeys([ANCHOR, *beside])), wanted=lambda found: ())
-        return {case: kept for case, entry in known.items() if (kept := _rescaled(entry, anchor)) is not None}
+        """What still holds, at today's speed."""
+        surveys: dict[str, list[Case]] = {}
+        for case, entry in known.items():
+            surveys.setdefault(entry.survey, []).append(case)
+        beside = [case for mine in surveys.values() for case in mine[:: max(1, len(mine) // BESIDE)]]
+        asked = list(dict.fromkeys([ANCHOR, *beside])) if known else []
+        today = dict(zip(asked, self.metric.measure(asked, wanted=lambda found: ()), strict=True)) if asked else {}
+        held: dict[Case, Measurement] = {}
+        for mine in surveys.values():
+            factor = _moved(today, {case: known[case] for case in mine})
+            held |= {case: _rescaled(known[case], factor) for case in mine} if factor is not None else {}
+        return held
 
     def _measured(
         self,
@@ -151,13 +159,19 @@ def _curve(case: Case) -> str:
     return case.wide(0).key if isinstance(case, Layer) else ""
 
 
-def _rescaled(entry: Entry, anchor: Measurement) -> Measurement | None:
-    """A stored measurement at today's speed of the machine; None where that moved too far, or is not known."""
-    if not entry.anchor:
-        return None
-    ratio = anchor.estimate / float(np.percentile(entry.anchor, LOW))
-    if abs(ratio - 1) > MOVED:
-        return None
-    remark = f"measured on {entry.date[:10]} and rescaled by {ratio:.3f}, as the anchor layer moved"
+def _moved(today: Mapping[Case, Measurement], known: Mapping[Case, Entry]) -> float | None:
+    """What the layers of a survey take today over what they took then; None where they do not move together."""
+    then = {case: entry.measurement.estimate for case, entry in known.items()}
+    if anchor := next(iter(known.values())).anchor:
+        then[ANCHOR] = float(np.percentile(anchor, LOW))
+    ratios = np.asarray([today[case].estimate / then[case] for case in today if case in then])
+    factor = float(np.median(ratios))
+    apart = float(np.sqrt(np.mean((ratios / factor - 1) ** 2)))
+    return factor if apart <= MOVED and 1 / FACTOR <= factor <= FACTOR else None
+
+
+def _rescaled(entry: Entry, factor: float) -> Measurement:
+    """A stored measurement at today's speed of the machine."""
+    remark = f"measured on {entry.date[:10]} and rescaled by {factor:.3f}, as the machine's speed moved"
     kept = entry.measurement
-    return replace(kept, values=tuple(value * ratio for value in kept.values), remarks=(*kept.remarks, remark))
+    return replace(kept, values=tuple(value * factor for value in kept.values), remarks=(*kept.remarks, remark))

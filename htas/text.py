@@ -15,6 +15,16 @@ def milliseconds(seconds: float) -> str:
     return f"{significant(seconds * 1e3)} ms"
 
 
+UNITS = {"s": (1e3, "ms"), "J": (1e3, "mJ"), "bytes": (1e-6, "MB"), "MACs": (1e-6, "M"), "parameters": (1e-6, "M")}
+"""What people write in place of a metric's own unit, and how many of it that is."""
+
+
+def quantity(value: float, unit: str) -> str:
+    """`4.22 ms` from 0.00422 and `s`; a unit that is not known stands as it is."""
+    factor, shown = UNITS.get(unit, (1.0, unit))
+    return f"{significant(value * factor)} {shown}"
+
+
 def significant(value: float, digits: int = 3) -> str:
     """A number to so many significant digits, never in exponent form: 0.0123, 1.23, 12.3, 123, 1234."""
     return f"{value:.{_places(value, digits)}f}" if value else "0"

@@ -10,7 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from htas.bench import LOOK, MOST_LOOPS, REPEAT, STRETCHES, Bench, CudaTimer, HostTimer, Readings, Timer
+from htas.bench import (
+    LOOK,
+    MOST_LOOPS,
+    REBUILDING,
+    REPEAT,
+    SOONEST,
+    STRETCHES,
+    Bench,
+    CudaTimer,
+    HostTimer,
+    Readings,
+    Timer,
+)
 
 
 class Machine:
@@ -119,6 +131,12 @@ def test_warming_up_ends_even_if_the_call_always_gets_faster():
     assert len(found.seconds) == REPEAT
 
 
+def test_readings_know_how_long_they_lasted():
+    machine = Machine()
+    short, long = bench([machine.call(0.00003), machine.call(0.05)], machine.timer(), rounds=2)
+    assert (short.lasted, long.lasted) == pytest.approx((0.00012, 0.05))
+
+
 def test_a_clock_that_stands_still_ends_the_calibration():
     def run() -> None:
         return None
@@ -180,10 +198,11 @@ def test_what_is_decided_is_read_no_more():
         return [2, 1] if len(asked) == 1 else [1] if len(asked) == 2 else []
 
     calls = [machine.call(seconds) for seconds in (0.001, 0.002, 0.003)]
-    found = bench(calls, machine.timer(), rounds=4 * STRETCHES, wanted=wanted)
-    assert [len(each.seconds) for each in found] == [4 * REPEAT, 3 * 4 * REPEAT, 2 * 4 * REPEAT]
-    assert [each.seconds[-1] for each in found] == pytest.approx([0.001, 0.002, 0.003])
-    assert asked[0] == [4 * REPEAT] * 3
+    found = bench(calls, machine.timer(), rounds=2 * STRETCHES, wanted=wanted)
+    first, each = SOONEST * STRETCHES * 2 * REPEAT, 2 * REPEAT  # of the stretches before the first question, and of one
+    assert [len(readings.seconds) for readings in found] == [first, first + 2 * each, first + each]
+    assert [readings.seconds[-1] for readings in found] == pytest.approx([0.001, 0.002, 0.003])
+    assert asked[0] == [first] * 3
 
 
 def test_calls_are_built_anew_in_every_stretch_and_the_old_ones_let_go_afterwards():
@@ -200,11 +219,40 @@ def test_calls_are_built_anew_in_every_stretch_and_the_old_ones_let_go_afterward
         alive.add(call)
         return call
 
-    Bench(machine.timer(), rounds=STRETCHES).run(build, 1)
+    built = []
+    Bench(machine.timer(), rounds=10 * STRETCHES, now=lambda: machine.now).run(
+        lambda number: built.append(number) or build(number), 1
+    )
+    assert len(built) == STRETCHES
     assert max(most) == 2  # while the second is warmed up, the first holds its memory
     once = []
     Bench(machine.timer(), rounds=STRETCHES).run(lambda number: once.append(number) or Call(), 1, anew=False)
     assert once == [0]
+
+
+def test_calls_that_take_long_to_build_are_built_anew_less_often():
+    machine, built = Machine(), []
+
+    def build(number: int) -> Callable[[], None]:
+        built.append(machine.now)
+        machine.now += 4.0
+        return machine.call(0.01)
+
+    Bench(machine.timer(), rounds=10**6, limit=80.0, now=lambda: machine.now).run(build, 1)
+    assert 3 <= len(built) <= 1 + REBUILDING * 84 / 4
+    built.clear()
+    Bench(machine.timer(), rounds=10**6, limit=12.0, now=lambda: machine.now).run(build, 1)
+    assert len(built) == 1  # one more would take a third of the time
+
+
+def test_calls_are_built_in_an_order_of_each_stretch():
+    machine, built = Machine(), []
+    Bench(machine.timer(), rounds=10 * STRETCHES, now=lambda: machine.now).run(
+        lambda number: built.append(number) or machine.call(0.01), 8
+    )
+    orders = {tuple(built[start : start + 8]) for start in range(0, len(built), 8)}
+    assert len(orders) > STRETCHES / 2
+    assert all(sorted(order) == list(range(8)) for order in orders)
 
 
 def test_a_run_that_samples_takes_in_what_is_wanted_and_reads_all_it_has_meanwhile():
@@ -219,22 +267,28 @@ def test_a_run_that_samples_takes_in_what_is_wanted_and_reads_all_it_has_meanwhi
     rounds = 3 * LOOK + 4 * STRETCHES
     found = bench(calls, machine.timer(), rounds=rounds, first=[0, 2], wanted=wanted)
     assert asked[:3] == [[2, 0, 2, 0, 0], [4, 2, 4, 0, 0], [6, 4, 6, 2, 0]]
-    assert asked[3:] == [[10, 8, 10, 6, 0], [14, 8, 10, 6, 0], [18, 8, 10, 6, 0]]  # then in stretches, where wanted
-    assert [len(each.seconds) // REPEAT for each in found] == [18, 8, 10, 6, 0]
+    read = 4 * round(SOONEST * STRETCHES)  # rounds before the next question; then in stretches of 4, where wanted
+    more = [[each + read if each else 0 for each in (6, 4, 6, 2, 0)]]
+    more += [[more[0][0] + 4 * number, *more[0][1:]] for number in (1, 2)]
+    assert asked[3:] == more
+    assert [len(each.seconds) // REPEAT for each in found] == more[-1]
     assert [each.seconds[-1] for each in found[:4]] == pytest.approx([0.001, 0.002, 0.003, 0.004])
     assert found[4] == Readings((), ())
 
 
 def test_a_run_that_samples_looks_no_further_than_half_of_its_rounds_and_its_time():
+    asked = []
+
     def greedy(readings: Sequence[Readings]) -> list[int]:
+        asked.append(len(readings[0].seconds) // REPEAT)
         return list(range(len([each for each in readings if each.seconds]) + 1))
 
     machine = Machine()
     calls = [machine.call(0.01) for _ in range(100)]
-    found = bench(calls, machine.timer(), rounds=8 * LOOK, first=[0], wanted=greedy)
-    assert [bool(each.seconds) for each in found[:8]] == [True] * 7 + [
-        False
-    ]  # 4 looks, then after each stretch but one
+    bench(calls, machine.timer(), rounds=16 * LOOK, first=[0], wanted=greedy)
+    looks = [LOOK * look for look in range(1, 8)]
+    assert asked[:7] == looks  # at half of the rounds it looks no more
+    assert asked[7] == round((8 + 8 * SOONEST) * LOOK)  # and asks again when every call was read in several places
     found = bench(calls, machine.timer(), rounds=10**6, limit=1.0, first=[0], wanted=greedy, now=lambda: machine.now)
     assert sum(bool(each.seconds) for each in found) < 10
     assert len(found[0].seconds) > REPEAT * LOOK

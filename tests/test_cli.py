@@ -251,7 +251,7 @@ def test_a_survey_of_something_else_than_layers_or_seconds_is_shown(
     kept.add([Entry("f00d", "energy", key, Measurement((0.125,), "J", {}, "ccc"))])
     assert cli.main(["store", "show", "ccc"]) == 0
     line = capsys.readouterr().out.splitlines()[1]
-    assert columns(line) == [key, "energy", "1", "0.125 J", "0.125 J", "0 J", "\N{EN DASH}"]
+    assert columns(line) == [key, "energy", "1", "125 mJ", "125 mJ", "0 mJ", "\N{EN DASH}"]
     assert cli.main(["store", "ls"]) == 0
     assert columns(capsys.readouterr().out.splitlines()[1])[4:9] == ["\N{EN DASH}"] * 5
 

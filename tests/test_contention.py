@@ -3,7 +3,7 @@
 import os
 from contextlib import suppress
 
-from htas.contention import Usage, Watch, priority, remarks
+from htas.contention import Usage, Watch, clock, clock_remarks, priority, remarks
 
 
 def test_a_quiet_machine_is_not_remarked_on() -> None:
@@ -25,6 +25,31 @@ def test_a_watch_compares_two_moments(monkeypatch) -> None:  # type: ignore[no-u
     moments = iter([Usage(100.0, 4, 50.0, 1.0), Usage(110.0, 4, 70.0, 1.0)])
     monkeypatch.setattr(Usage, "now", lambda: next(moments))
     assert Watch().remarks() == ("other processes used 2.00 of 4 cores meanwhile; stop them",)
+
+
+def test_a_clock_that_moved_is_named_with_what_to_do() -> None:
+    assert clock_remarks([], "cpu") == clock_remarks([0.0, 0.0], "cpu") == ()
+    assert clock_remarks([3.0e9, 0.0, 3.1e9], "cpu") == ()  # 0 is not known
+    (said,) = clock_remarks([2.1e9, 3.4e9, 3.0e9], "cpu")
+    assert said.startswith("the processor's clock moved between 2.10 and 3.40 GHz meanwhile; fix it (cpupower")
+    (said,) = clock_remarks([1.2e9, 1.9e9], "cuda")
+    assert said.startswith("the GPU's clock moved between 1.20 and 1.90 GHz meanwhile; fix it (nvidia-smi -lgc)")
+
+
+def test_a_watch_looks_at_the_clock_now_and_then(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    moment, clocks = [0.0], iter([2.0e9, 3.0e9])
+    monkeypatch.setattr("htas.contention.time.monotonic", lambda: moment[0])
+    monkeypatch.setattr("htas.contention.clock", lambda device: next(clocks))
+    monkeypatch.setattr(Usage, "now", lambda: Usage(moment[0], 4, 0.0, 0.0))
+    watch = Watch()
+    for moment[0] in (0.5, 1.0, 1.5, 2.0):
+        watch.look()
+    (said,) = watch.remarks()
+    assert "between 2.00 and 3.00 GHz" in said
+
+
+def test_the_clock_of_this_machine_is_a_number() -> None:
+    assert clock("cpu") >= 0
 
 
 def test_priority_is_given_back() -> None:

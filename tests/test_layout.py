@@ -38,6 +38,7 @@ ORDER = [
     "store",
     "bench",
     "contention",
+    "allocator",
     "level",
     "networks",
     "datasets",

@@ -23,6 +23,11 @@ def test_the_error_of_a_few_readings_is_that_of_the_ranks_beside() -> None:
     assert found.error == found.standard_error == pytest.approx(4 * 2 * reach / 2)
 
 
+def test_a_few_readings_that_agree_are_not_taken_for_sure() -> None:
+    assert Measurement((1.0, 1.0, 1.0), "s").error == pytest.approx(0.02 / 3**0.5)
+    assert Measurement((1.0,) * 12, "s").error == 0.0
+
+
 def test_the_error_of_many_readings_is_that_of_the_stretches() -> None:
     values = [1.0] * 4 + [1.1] * 4 + [1.2] * 4 + [1.3] * 4 + [1.4] * 4 + [1.5] * 4
     found = Measurement(tuple(values), "s")
@@ -67,6 +72,14 @@ def test_readings_spread_over_more_than_a_tenth_are_doubted() -> None:
     assert Measurement((10.0, 10.0, 10.9, 10.9), "s").doubts == ()
     (doubt,) = Measurement((10.0, 10.0, 12.0, 12.0), "s").doubts
     assert "spread over 18% of their median" in doubt
+
+
+def test_a_drift_is_doubted_and_too_few_readings_do_not_show_one() -> None:
+    drifted = Measurement((10.0,) * 6 + (11.2,) * 6, "s")
+    assert drifted.drift == pytest.approx(0.12)
+    assert any("the second half of the readings is 12% slower than the first" in doubt for doubt in drifted.doubts)
+    assert not any("drifted" in doubt for doubt in Measurement((10.0,) * 6 + (10.9,) * 6, "s").doubts)
+    assert Measurement((10.0,) * 5 + (20.0,) * 5, "s").drift == 0.0
 
 
 def test_no_reading_is_refused() -> None:

@@ -195,14 +195,16 @@ def test_latencies_come_back_in_the_order_of_the_cases(scripted):
 def test_the_same_layer_given_twice_is_measured_once(scripted):
     first, _, second = scripted.measure([wide(7), wide(3), wide(7)])
     assert first is second
-    assert compiled == [wide(7), wide(3)] * STRETCHES
+    assert set(compiled) == {wide(7), wide(3)}
+    assert compiled.count(wide(7)) == compiled.count(wide(3)) <= STRETCHES
 
 
 def test_a_network_is_given_images_of_the_targets_batch_drawn_from_the_seed(scripted):
     scripted.measure([nn.Identity()])
+    again = len(compiled)
     scripted.measure([nn.Identity()])
     assert compiled[0].shape == (2, 3, 8, 8)
-    assert torch.equal(compiled[0], compiled[1])
+    assert torch.equal(compiled[0], compiled[again])
 
 
 def test_a_survey_is_one_call_and_its_context_says_where_readings_come_from(scripted):
@@ -212,8 +214,10 @@ def test_a_survey_is_one_call_and_its_context_says_where_readings_come_from(scri
     assert len(first.survey) == 12
     date = first.context["date"]
     assert date.endswith("+00:00")
+    assert first.context["priority"] in ("raised", "usual")  # as this system allows
     assert first.context == {
         "scripted": "1.0",
+        "priority": first.context["priority"],
         "device": "cpu",
         "runtime": f"{__name__}:Scripted",
         "precision": "fp32",

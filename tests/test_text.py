@@ -104,3 +104,11 @@ def test_a_wrong_name_hears_of_the_nearest_and_of_all() -> None:
 
 def test_a_name_like_no_other_gets_no_guess() -> None:
     assert text.no_such("runtime", "zzz", ["eager"]) == "no runtime called 'zzz'; choose one of eager"
+
+
+@pytest.mark.parametrize(
+    "value, unit, words",
+    [(0.00422, "s", "4.22 ms"), (0.5, "J", "500 mJ"), (1234567, "bytes", "1.23 MB"), (3.0, "shots", "3.00 shots")],
+)
+def test_a_quantity_is_written_in_the_unit_people_use(value: float, unit: str, words: str) -> None:
+    assert text.quantity(value, unit) == words

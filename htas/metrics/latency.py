@@ -19,7 +19,8 @@ from htas.metrics import Case, Metric, More, OnRound, Wanted, by_case
 from htas.runtimes import Runtime, open_runtime
 
 CHEAP = 0.05
-"""Seconds to build a layer, up to which it is built anew while it is measured."""
+"""Seconds to build a layer, up to which programs are built anew while they are measured: on a CPU, where two of each
+fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,15 @@ class Latency(Metric):
     ) -> dict[Case, Measurement]:
         """In one run of the bench; all cases from the beginning where there is no `first`."""
         runtime = open_runtime(self.target)
-        context, survey = self._context(runtime), uuid4().hex[:12]
+        timer, context, survey = runtime.timer(), self._context(runtime), uuid4().hex[:12]
         distinct = list(dict.fromkeys(cases))
         calls = _Calls(runtime, distinct, self._chained(runtime))
 
         def made(readings: Sequence[Readings], remarks: tuple[str, ...] = ()) -> dict[Case, Measurement]:
             return {
-                case: Measurement(each.seconds, self.unit, context, survey, each.levels, remarks)
+                case: Measurement(
+                    each.seconds, self.unit, context, survey, each.levels, (*remarks, *too_short(each, timer.shortest))
+                )
                 for case, each in calls.of_cases(readings).items()
             }
 
@@ -85,26 +88,27 @@ class Latency(Metric):
             assert wanted is not None
             return calls.numbers(set(wanted(made(readings))))
 
-        bench = Bench(runtime.timer(), self.rounds, self.limit, self.reading, seed=self.seed)
-        with runtime.session(), _seeded(self.seed), priority():
-            watch = Watch()
+        def heard(share: float, figures: str) -> None:
+            watch.look()
+            if on_round is not None:
+                on_round(share, figures)
+
+        bench = Bench(timer, self.rounds, self.limit, self.reading, seed=self.seed)
+        with runtime.session(), _seeded(self.seed), priority() as raised:
+            watch = Watch(self.target.device)
+            context["priority"] = "raised" if raised else "usual"
             readings = bench.run(
                 calls.build,
                 len(calls.parts),
                 first=None if first is None or len(set(first)) == len(distinct) else calls.numbers(set(first)),
-                anew=self._cheap(runtime, distinct),
+                anew=self.target.device == "cpu" and runtime.build_seconds <= CHEAP,
                 wanted=open_calls if wanted is not None else None,
-                on_round=on_round,
+                on_round=heard,
             )
         return made(readings, watch.remarks())
 
     def _chained(self, runtime: Runtime) -> bool:
         return runtime.chained if self.layers == "auto" else self.layers == "chain"
-
-    def _cheap(self, runtime: Runtime, cases: Sequence[Case]) -> bool:
-        """Whether building the cases again costs little time and memory."""
-        cheap = self.target.device == "cpu" and runtime.build_seconds <= CHEAP
-        return cheap and all(isinstance(case, Layer) for case in cases)
 
     def _context(self, runtime: Runtime) -> dict[str, str]:
         """Where the readings come from: the runtime's versions and settings, the target, and when."""
@@ -124,22 +128,22 @@ class _Calls:
             for without in ((False, True) if chained and isinstance(case, Layer) else (False,))
         ]
         self.pairs = {case for case, without in self.parts if without}
-        self.waiting: dict[Case, Call] = {}
+        self.waiting: dict[tuple[Case, bool], Call] = {}
 
     def build(self, number: int) -> Call:
-        """The call of that number; the chain without a layer is built together with the one that has it."""
-        case, without = self.parts[number]
-        if without:
-            return self.waiting.pop(case)
+        """The call of that number; a chain with a layer and the one without are built together."""
+        part = case, without = self.parts[number]
+        if part in self.waiting:
+            return self.waiting.pop(part)
         if not isinstance(case, Layer):
             target = self.runtime.target
             return self.runtime.compile(case, (torch.randn(target.batch, *target.image),)).run
-        chain = self.runtime.chain(case) if case in self.pairs else None
-        if chain is None:
-            self.waiting[case] = lambda: None
+        if case not in self.pairs:
             return self.runtime.compile_layer(case).run
-        self.waiting[case] = chain[1].run
-        return chain[0].run
+        chain = self.runtime.chain(case)
+        both = [each.run for each in chain] if chain else [self.runtime.compile_layer(case).run, lambda: None]
+        self.waiting[case, not without] = both[not without]
+        return both[without]
 
     def numbers(self, cases: Collection[Case]) -> set[int]:
         """The calls of these cases."""
@@ -166,7 +170,17 @@ def increment(chain: Readings, without: Readings) -> Readings:
         part - np.percentile(other, LOW)
         for part, other in zip(np.array_split(steady, blocks), np.array_split(rest, blocks), strict=True)
     ]
-    return Readings(tuple((np.concatenate(parts) * np.asarray(chain.levels)).tolist()), chain.levels)
+    return Readings(tuple((np.concatenate(parts) * np.asarray(chain.levels)).tolist()), chain.levels, chain.lasted)
+
+
+def too_short(readings: Readings, shortest: float) -> tuple[str, ...]:
+    """What is to be said of readings that last less than half of what the clock needs, in seconds."""
+    if readings.lasted >= shortest / 2:
+        return ()
+    return (
+        f"a reading lasted {1e6 * readings.lasted:.3g} us, which this clock cannot tell well; leave the length of a "
+        f"reading at 0, or give it at least {shortest:g} s",
+    )
 
 
 @contextmanager

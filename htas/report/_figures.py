@@ -210,9 +210,13 @@ def latency_curve(curve: CurveRecord) -> "Figure":
 def _curve_above(axes: "Axes", curve: CurveRecord, latency: dict[int, float], chosen: tuple[int, ...]) -> None:
     fit = [1e3 * curve.fit(width) for width in curve.widths]
     axes.plot(curve.widths, fit, color=FAINT, linewidth=1.1, linestyle="--", label="fit f(x)")
-    axes.plot(
-        list(latency), list(latency.values()), ".-", color=BLUE, linewidth=1, markersize=3.5, label="measured m(x)"
-    )
+    axes.plot(list(latency), list(latency.values()), "-", color=BLUE, linewidth=1)
+    for label, marker, filled in (("measured m(x)", ".", "full"), ("interpolated", "o", "none")):
+        shown = [width for width in latency if (width in curve.interpolated) == (filled == "none")]
+        if shown:
+            size = 5.0 if filled == "full" else 2.2
+            heights = [latency[width] for width in shown]
+            axes.plot(shown, heights, marker, color=BLUE, markersize=size, fillstyle=filled, linewidth=0, label=label)
     if curve.errors:
         low, high = (
             [second + sign * 2e3 * error for second, error in zip(latency.values(), curve.errors, strict=True)]
@@ -231,7 +235,7 @@ def _curve_above(axes: "Axes", curve: CurveRecord, latency: dict[int, float], ch
     axes.set_ylabel("latency, ms")
     axes.margins(y=0.14)
     axes.legend(
-        loc="upper left", ncols=5, bbox_to_anchor=(0, 1.13), borderaxespad=0, handlelength=1.6, columnspacing=1.4
+        loc="upper left", ncols=6, bbox_to_anchor=(0, 1.13), borderaxespad=0, handlelength=1.6, columnspacing=1.4
     )
 
 

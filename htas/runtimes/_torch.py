@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from htas.allocator import keep_memory
 from htas.runtimes import Program
 from htas.target import Target
 
@@ -34,7 +35,8 @@ def program(call: Callable[..., Any], inputs: tuple[Tensor, ...], target: Target
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """PyTorch computes with so many threads meanwhile."""
+    """PyTorch computes with so many threads meanwhile, and the process keeps its memory."""
+    keep_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -48,7 +50,8 @@ def about(target: Target) -> Mapping[str, str]:
     common = {"torch": torch.__version__, "memory format": "contiguous"}
     if target.device == "cpu":
         instructions = torch.backends.cpu.get_cpu_capability()
-        return {**common, "instructions": instructions, **_emulated(target)}
+        freed = "kept" if keep_memory() else "returned"
+        return {**common, "instructions": instructions, "freed memory": freed, **_emulated(target)}
     return {
         **common,
         "gpu": torch.cuda.get_device_name(),
