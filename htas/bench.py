@@ -36,7 +36,7 @@ STRETCHES = 16
 """Parts of a run, at most; between them calls are built anew, and those that are decided drop out."""
 REBUILDING = 0.25
 """Share of the time that building anew may take; where it takes long, it is done less often, or never."""
-SOONEST = 0.25
+SOONEST = 0.375
 """Share of the stretches before which nothing drops out, so that every call is read in several places of memory."""
 LOOK = 2
 """Rounds between two moments at which a run that samples may take in further calls."""

@@ -11,12 +11,17 @@ from numpy.typing import NDArray
 LOW = 25.0
 """The percentile of readings over their levels that stands for them: interference only ever adds."""
 BLOCKS = 6
-"""Stretches of time whose figures are compared for a standard error."""
+"""Stretches of time that are left out in turn for a standard error."""
 FEW = 0.02
 """Relative deviation that a reading is taken to have at least, where too few were taken to see it: readings of one turn
 agree with each other, and not with those of the next."""
 DRIFT = 0.1
 """Share by which the second half of the readings may differ from the first without a doubt."""
+MOMENTS = 0.075
+"""Relative standard deviation of a shared machine's usual level from one quarter of an hour to the next, which readings
+of one run cannot tell (docs/decisions.md). It falls on all networks alike, so it is in no comparison within a run."""
+CONTENDED = 0.15
+"""... of one on which something was remarked meanwhile: other processes, a clock that moved."""
 STUDENT = 2.57
 """Standard errors to either end of a 95 % interval, from so many stretches (Student's t, 5 degrees of freedom)."""
 
@@ -59,8 +64,10 @@ class Measurement:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the estimate of a repetition is to be expected, in 95 of 100 cases; both have their error."""
-        reach = STUDENT * sqrt(2) * self.standard_error
+        """Where the estimate of a repetition at another hour is to be expected, in 95 of 100 cases: both have their
+        error, and the machine its moods (MOMENTS)."""
+        moments = CONTENDED if self.remarks else MOMENTS
+        reach = sqrt(2) * hypot(STUDENT * self.standard_error, 1.96 * moments * self.estimate)
         return self.estimate - reach, self.estimate + reach
 
     @property
@@ -148,15 +155,18 @@ class Measurement:
 def _error(values: NDArray[np.float64], percentile: float) -> float:
     """Standard error of a percentile of readings in order of time.
 
-    From the percentiles of BLOCKS stretches and not from single readings, since what disturbs one often disturbs the
-    next. Too few readings for that are judged by the ranks next to the percentile, and never as surer than FEW allows.
+    The jackknife over BLOCKS stretches: from what the percentile is without each of them, and not from single readings,
+    since what disturbs one often disturbs the next. Nor from how the stretches differ, as one that was disturbed all
+    the while moves the whole very little. Too few readings for that are judged by the ranks next to the percentile, and
+    never as surer than FEW allows.
     """
     count = len(values)
     if count < 2:
         return 0.0
     if count >= 2 * BLOCKS:
-        figures = [np.percentile(block, percentile) for block in np.array_split(values, BLOCKS)]
-        return float(np.std(figures, ddof=1) / sqrt(BLOCKS))
+        blocks = np.array_split(np.arange(count), BLOCKS)
+        figures = [np.percentile(np.delete(values, block), percentile) for block in blocks]
+        return float(np.std(figures) * sqrt(BLOCKS - 1))
     share = percentile / 100
     reach = 100 * sqrt(share * (1 - share) / count)  # a standard deviation of the binomial
     low, high = np.percentile(values, [max(percentile - reach, 0), min(percentile + reach, 100)])

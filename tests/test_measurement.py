@@ -7,7 +7,7 @@ import statistics
 import numpy as np
 import pytest
 
-from htas.measurement import Measurement
+from htas.measurement import CONTENDED, MOMENTS, Measurement
 
 
 def test_summaries_are_those_of_the_readings() -> None:
@@ -28,10 +28,20 @@ def test_a_few_readings_that_agree_are_not_taken_for_sure() -> None:
     assert Measurement((1.0,) * 12, "s").error == 0.0
 
 
-def test_the_error_of_many_readings_is_that_of_the_stretches() -> None:
+def test_the_error_of_many_readings_is_what_leaving_out_a_stretch_moves() -> None:
     values = [1.0] * 4 + [1.1] * 4 + [1.2] * 4 + [1.3] * 4 + [1.4] * 4 + [1.5] * 4
     found = Measurement(tuple(values), "s")
-    assert found.error == pytest.approx(statistics.stdev([1.0, 1.1, 1.2, 1.3, 1.4, 1.5]) / 6**0.5)
+    left = [np.percentile(values[:start] + values[start + 4 :], 25) for start in range(0, 24, 4)]
+    assert found.error == pytest.approx(((5 / 6) * sum((each - np.mean(left)) ** 2 for each in left)) ** 0.5)
+
+
+def test_a_stretch_that_was_disturbed_throughout_moves_neither_the_estimate_nor_its_error() -> None:
+    rng = np.random.default_rng(0)
+    quiet = rng.normal(1, 0.01, 240)
+    disturbed = np.concatenate([quiet[:200], 3 * quiet[200:]])
+    calm, other = (Measurement(tuple(values), "s") for values in (quiet, disturbed))
+    assert other.estimate == pytest.approx(calm.estimate, rel=0.01)
+    assert other.error < 3 * calm.error
 
 
 def test_errors_are_what_repetitions_show() -> None:
@@ -39,7 +49,11 @@ def test_errors_are_what_repetitions_show() -> None:
     repeated = [Measurement(tuple(rng.normal(1, 0.1, 200)), "s") for _ in range(400)]
     shown = statistics.stdev(each.estimate for each in repeated)
     assert statistics.mean(each.error for each in repeated) == pytest.approx(shown, rel=0.12)
-    covered = [one.interval[0] <= two.estimate <= one.interval[1] for one, two in itertools.pairwise(repeated)]
+    moods = rng.normal(1, MOMENTS, 400)
+    moody = [
+        Measurement(tuple(np.multiply(each.values, mood)), "s") for each, mood in zip(repeated, moods, strict=True)
+    ]
+    covered = [one.interval[0] <= two.estimate <= one.interval[1] for one, two in itertools.pairwise(moody)]
     assert statistics.mean(covered) == pytest.approx(0.95, abs=0.03)
 
 
@@ -48,10 +62,15 @@ def test_the_machines_level_is_taken_out_and_comes_back_in_the_standard_error() 
     found = Measurement(tuple(2.0 * level for level in levels), "s", levels=levels)
     assert found.estimate == pytest.approx(2.0)
     assert found.error == pytest.approx(0.0)
-    shown = statistics.stdev([1.0, 1.0, 1.0, 1.3, 1.3, 1.3]) / 6**0.5
-    assert found.standard_error == pytest.approx(2.0 * shown)
+    assert found.standard_error > 0
     low, high = found.interval
     assert (low + high) / 2 == pytest.approx(2.0)
+
+
+def test_a_remark_widens_where_a_repetition_is_expected() -> None:
+    quiet, busy = (Measurement((1.0,) * 12, "s", remarks=remarks) for remarks in ((), ("busy",)))
+    assert quiet.interval[1] - 1 == pytest.approx(1.96 * 2**0.5 * MOMENTS)
+    assert busy.interval[1] - 1 == pytest.approx(1.96 * 2**0.5 * CONTENDED)
 
 
 def test_every_reading_needs_its_level() -> None:
