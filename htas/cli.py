@@ -31,6 +31,7 @@ Runtime = Annotated[str | None, "what runs the networks: eager, onnxruntime, ...
 Device = Annotated[Literal["cpu", "cuda"] | None, "where they run (cpu)"]
 Batch = Annotated[int | None, "images per call (4 on cpu, 1024 on cuda)"]
 Threads = Annotated[int | None, "CPU threads (every core)"]
+Precision = Annotated[Literal["fp32", "bf16", "fp16"] | None, "number format (fp32)"]
 Overrides = Sequence[str]
 """`--table.field=value` as given; a verb that takes these takes every option of a configuration."""
 
@@ -75,6 +76,13 @@ def design(config: Source, overrides: Overrides, out: Out = None, again: Again =
     pipeline.design(*_opened(config, overrides, out), again)
 
 
+def calibrate(config: Source, overrides: Overrides, out: Out = None, again: Again = False) -> None:
+    """Measure layers at pairs of widths and whole networks, and fit what predicts a network's latency."""
+    from htas import pipeline
+
+    pipeline.calibrate(*_opened(config, overrides, out), again)
+
+
 def search(config: Source, overrides: Overrides, out: Out = None, again: Again = False) -> None:
     """Find a fast and accurate network in each space."""
     from htas import pipeline
@@ -96,6 +104,7 @@ def measure(
     device: Device = None,
     batch: Batch = None,
     threads: Threads = None,
+    precision: Precision = None,
     rounds: Annotated[int | None, "times that each network's turn comes (40); it is read three times then"] = None,
     classes: Annotated[int | None, "outputs of each network (10)"] = None,
     metrics: Annotated[str | None, "further metrics, with commas between: energy, memory, your.module:Metric"] = None,
@@ -104,7 +113,7 @@ def measure(
     again: Again = False,
 ) -> None:
     """Measure whole networks: those of a run, or any by name."""
-    named = {"runtime": runtime, "device": device, "batch": batch, "threads": threads}
+    named = {"runtime": runtime, "device": device, "batch": batch, "threads": threads, "precision": precision}
     more = {"rounds": rounds, "classes": classes, "metrics": metrics}
     given = {name: value for name, value in {**named, **more}.items() if value is not None}
     if _is_run(networks):
@@ -117,6 +126,32 @@ def measure(
             name = overrides[0] if overrides else "--out" if out else "--again"
             raise ValueError(f"{name} is for measuring a run, and {networks[0]!r} is neither a folder nor a TOML file")
         _measure_named(networks, given, json)
+
+
+def sweep(
+    config: Source,
+    overrides: Overrides,
+    budgets: Annotated[str, "budgets of latency, with commas between"] = "80%,60%,40%",
+    out: Out = None,
+) -> None:
+    """Find a network for each of several budgets, from one survey: a front of accuracy and latency."""
+    from htas import sweep as sweeping
+
+    opened, folder = _loaded(config, overrides, out)
+    place = ["--out", str(out)] if out else []
+    command = shlex.join(["htas", "sweep", str(config), *overrides, "--budgets", budgets, *place])
+    page, table = sweeping.sweep(opened, folder, [text.strip() for text in budgets.split(",") if text.strip()], command)
+    print(f"{table}\n{page}")
+
+
+def fastest(config: Source, overrides: Overrides, out: Out = None) -> None:
+    """Find the fastest network that keeps an accuracy: --constraints.accuracy_floor."""
+    from htas import sweep as sweeping
+
+    opened, folder = _loaded(config, overrides, out)
+    place = ["--out", str(out)] if out else []
+    page, table = sweeping.fastest(opened, folder, shlex.join(["htas", "fastest", str(config), *overrides, *place]))
+    print(f"{table}\n{page}")
 
 
 def report(config: Source, overrides: Overrides, out: Out = None, again: Again = False) -> None:
@@ -179,12 +214,15 @@ def doctor(
     device: Device = None,
     batch: Batch = None,
     threads: Threads = None,
+    precision: Precision = None,
     json: Annotated[bool, "print JSON instead of lines"] = False,
 ) -> None:
     """Say what this machine is, how noisy it is now, and whether a survey started now would be decided."""
     from htas.doctor import examine
 
-    findings = examine(_target(runtime, device, batch, threads))
+    findings = examine(
+        _target({"runtime": runtime, "device": device, "batch": batch, "threads": threads, "precision": precision})
+    )
     print(_as_json(findings.json()) if json else "\n".join(findings.lines()))
 
 
@@ -199,7 +237,23 @@ def demo(overrides: Overrides, out: Out = None) -> None:
 
 
 VERBS: Mapping[str, Callable[..., None]] = {
-    verb.__name__: verb for verb in (run, survey, design, search, train, measure, report, export, store, doctor, demo)
+    verb.__name__: verb
+    for verb in (
+        run,
+        survey,
+        design,
+        calibrate,
+        search,
+        train,
+        measure,
+        sweep,
+        fastest,
+        report,
+        export,
+        store,
+        doctor,
+        demo,
+    )
 }
 
 
@@ -355,15 +409,21 @@ def _verb_help(parser: Parser, configurable: bool, overrides: Sequence[str], res
 def _opened(source: Path, overrides: Sequence[str], out: Path | None) -> tuple["Config", Path]:
     """The configuration of a file or run folder, and the folder to work in, which it must fit."""
     from htas import pipeline
+
+    config, folder = _loaded(source, overrides, out)
+    pipeline.open_run(config, folder)
+    return config, folder
+
+
+def _loaded(source: Path, overrides: Sequence[str], out: Path | None) -> tuple["Config", Path]:
+    """The configuration of a file or run folder, and the folder to work in, not looked at."""
     from htas.config import load
 
     path = _file(source)
     if source.is_dir() and not path.exists():
         raise ValueError(f"{source} is not the folder of a run: it has no config.toml; name a TOML file first")
     folder = out or (source if source.is_dir() else Path("runs") / source.stem)
-    config = load(path, overrides)
-    pipeline.open_run(config, folder)
-    return config, folder
+    return load(path, overrides), folder
 
 
 def _file(source: Path) -> Path:
@@ -381,19 +441,18 @@ def _measure_run(source: Path, overrides: Sequence[str], out: Path | None, again
     pipeline.measure(*_opened(source, overrides, out), again)
 
 
-def _target(runtime: str | None, device: str | None, batch: int | None, threads: int | None) -> "Target":
+def _target(given: Mapping[str, Any]) -> "Target":
     """A target with what was given, and the defaults for the rest."""
     from htas.target import Target
 
-    given = {"runtime": runtime, "device": device, "batch": batch, "threads": threads}
-    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return Target(**chosen)
+    return Target(**{name: value for name, value in given.items() if value is not None})
 
 
 def _measure_named(networks: Sequence[str], given: Mapping[str, Any], as_json: bool) -> None:
     from htas import pipeline
 
-    target = _target(*(given.get(name) for name in ("runtime", "device", "batch", "threads")))
+    names = ("runtime", "device", "batch", "threads", "precision")
+    target = _target({name: given.get(name) for name in names})
     rounds, classes = given.get("rounds", 40), given.get("classes", 10)
     if rounds < 1 or classes < 1:
         raise ValueError(f"--rounds and --classes must be 1 or more, got {rounds} and {classes}")

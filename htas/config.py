@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from htas import datasets, models, plugins, strategies
+from htas.budget import Constraints
+from htas.calibrate import Calibrate
 from htas.datasets import Dataset
 from htas.design import Design
 from htas.distill import Distill
@@ -55,6 +57,8 @@ class Config:
     target: Target
     survey: Survey
     design: Design
+    calibrate: Calibrate
+    constraints: Constraints
     strategy: Strategy
     train: Recipe
     distill: Distill
@@ -96,7 +100,19 @@ class Named:
         return Recipe
 
 
-TABLES = ("family", "data", "split", "target", "survey", "design", "strategy", "train", "distill")
+TABLES = (
+    "family",
+    "data",
+    "split",
+    "target",
+    "survey",
+    "design",
+    "calibrate",
+    "constraints",
+    "strategy",
+    "train",
+    "distill",
+)
 FIELDS = {"split": "parts"}
 NAMED = {
     "family": Named("name", "cifar_resnet", models, ModelFamily),
@@ -109,6 +125,8 @@ PLAIN: Mapping[str, type[Any]] = {
     "target": Target,
     "survey": Survey,
     "design": Design,
+    "calibrate": Calibrate,
+    "constraints": Constraints,
     "distill": Distill,
 }
 SCALARS = {"seed": 0}

@@ -100,7 +100,7 @@ class MacsCost(CostModel):
         """Multiply-adds; projections, which exist only where widths differ, are left out as in TAS."""
         mean = {site: expectation(space.widths[site], widths[site]) for site in space.widths}
         stays = {
-            name: _by_block(space.depths[name], depths[name], site.base) for name, site in self.network.depths.items()
+            name: by_block(space.depths[name], depths[name], site.base) for name, site in self.network.depths.items()
         }
         total: Any = 0.0
         for step in self.network.flow(mean.__getitem__, stays.__getitem__):
@@ -121,11 +121,11 @@ def expectation(choices: Sequence[int], probabilities: Tensor) -> Tensor:
 
 def keeps(choices: Sequence[int], probabilities: Tensor, blocks: int) -> list[Tensor]:
     """For each block, the probability that it is kept: that the depth is above its number."""
-    stays = _by_block(choices, probabilities, blocks)
+    stays = by_block(choices, probabilities, blocks)
     return [torch.stack(stays[block:]).sum() for block in range(blocks)]
 
 
-def _by_block(choices: Sequence[int], probabilities: Tensor, blocks: int) -> list[Tensor]:
+def by_block(choices: Sequence[int], probabilities: Tensor, blocks: int) -> list[Tensor]:
     """Probability of keeping 1, 2, ... blocks; zero for depths that are no choice."""
     zero = probabilities.new_zeros(())
     found = dict(zip(choices, probabilities, strict=True))

@@ -63,9 +63,34 @@ class Layer:
 
     def wide(self, outputs: int) -> "Layer":
         """The layer with so many outputs; one that treats each channel by itself has as many inputs."""
-        if self.groups != 1 and self.groups == self.inputs == self.outputs:
+        if self.depthwise:
             return replace(self, inputs=outputs, outputs=outputs, groups=outputs)
         return replace(self, outputs=outputs)
+
+    @property
+    def template(self) -> "Layer":
+        """The layer without its widths: equal for layers that differ in nothing else."""
+        return replace(self, inputs=0, outputs=0, groups=0 if self.depthwise else self.groups)
+
+    def sized(self, inputs: int, outputs: int) -> "Layer":
+        """A template at these widths; of what treats each channel alike the inputs are its outputs."""
+        if self.groups == 0:
+            return replace(self, inputs=outputs, outputs=outputs, groups=outputs)
+        return replace(self, inputs=inputs if self.op in ("conv", "linear") else outputs, outputs=outputs)
+
+    @property
+    def depthwise(self) -> bool:
+        """Is each channel convolved by itself?"""
+        return self.op == "conv" and self.groups != 1 and self.groups == self.inputs == self.outputs
+
+    @property
+    def kind(self) -> str:
+        """The operator in words, without sizes: `conv 3x3 /2`, `depthwise 3x3`, `linear`, `add`."""
+        if self.op != "conv":
+            return self.op
+        name = "depthwise" if self.depthwise or self.groups == 0 else "conv" if self.groups == 1 else "grouped conv"
+        stride = f" /{max(self.stride)}" if max(self.stride) > 1 else ""
+        return f"{name} {self.kernel[0]}x{self.kernel[1]}{stride}"
 
     @property
     def output_size(self) -> Pair:

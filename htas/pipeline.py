@@ -1,11 +1,13 @@
-"""One function per stage, files in and files out: survey, design, search, train, measure, report.
+"""One function per stage, files in and files out: survey, design, calibrate, search, train, measure, report.
 
 A stage is finished when its file exists and was made from the inputs that are there now; anything else is done again.
 An interrupted search or training goes on from its last epoch.
 """
 
 import dataclasses
+import math
 import platform
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,8 +20,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from htas import __version__, datasets, metrics, networks, plan
+from htas import __version__, budget, datasets, metrics, networks, plan
 from htas.arch import Arch
+from htas.budget import Limit
+from htas.calibrate import FEW, Calibrate, cells, cost_model, held_out_error
+from htas.calibrate import calibrate as fit_cost
 from htas.config import Config, load
 from htas.cost import CostModel, MacsCost
 from htas.datasets import Data
@@ -27,7 +32,6 @@ from htas.design import DECIDED, check, paper_cost, records, spaces, undecided
 from htas.export import export
 from htas.files import Unusable, digest, read_json, read_tensors, write_json, write_tensors, write_text
 from htas.graph import Network, resize, trace
-from htas.layer import Layer
 from htas.measurement import Measurement
 from htas.metrics import Metric
 from htas.metrics.latency import Latency
@@ -38,21 +42,31 @@ from htas.problem import Problem, rivals
 from htas.progress import Bar, progress, say
 from htas.remember import Remembering
 from htas.report import write, write_survey
-from htas.result import CurveRecord, Report, Result, SearchRecord
+from htas.result import CurveRecord, Kept, Report, Result, SearchRecord
 from htas.runtimes import open_runtime
 from htas.space import Space
 from htas.store import Store
-from htas.survey import EACH, at_most, widths_at_most
+from htas.strategies import Found
+from htas.survey import SLOW, at_most, widths_at_most
 from htas.survey import survey as take_survey
+from htas.tables import CountCost, TableCost
 from htas.target import Target, affinity, machine
-from htas.text import duration, listing, milliseconds, no_such, percent
+from htas.text import duration, listing, milliseconds, no_such, percent, quantity
 from htas.train import evaluate
 from htas.train import train as fit
 
 RIVALS = 20
 ROUNDS = 60
 """Times that every whole network's turn comes; it is read three times then."""
-STAGES = ("survey", "design", "search", "train", "measure", "report")
+FINALISTS = 5
+"""Archs near the end of a search that are measured whole, in a turn."""
+REPEATS = 2
+"""Further turns, where none of them lies within the budget and uses it."""
+MARGIN = 0.005
+"""Share of a budget that the readings by which an arch is proposed should leave."""
+STAGES = ("survey", "design", "calibrate", "search", "train", "measure", "report")
+FILES = {"train": "networks", "calibrate": "cost"}
+"""Stages whose file has another name."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +113,32 @@ class Run:
         """The spaces of design.json."""
         return {name: Space.of(space) for name, space in read_json(self.folder / "design.json")["spaces"].items()}
 
+    @cached_property
+    def calibrated(self) -> TableCost:
+        """Latency by cost.json, in seconds."""
+        return cost_model(self.network, read_json(self.folder / "cost.json"))
+
     @property
     def cost(self) -> CostModel:
         """What the strategy is charged."""
-        if self.config.strategy.cost == "macs":
-            return MacsCost(self.network)
-        return paper_cost(self.network, self.surveyed, self.config.design)
+        match self.config.strategy.cost:
+            case "table":
+                return self.calibrated
+            case "macs":
+                return MacsCost(self.network)
+            case "paper":
+                return paper_cost(self.network, self.surveyed, self.config.design)
+
+    @property
+    def calibration(self) -> Calibrate:
+        """The options of the calibration, with few widths where a layer takes seconds to build."""
+        options = self.config.calibrate
+        slow = open_runtime(self.target).build_seconds >= SLOW
+        return (
+            replace(options, widths=min(options.widths, FEW), networks=min(options.networks, 2 * FEW))
+            if slow
+            else options
+        )
 
     def latency(self, seconds: float) -> Latency:
         """What measures layers for so many seconds, as the survey's options say."""
@@ -132,8 +166,12 @@ class Run:
                 return digest(basis, self.place, options, space)
             case "design":
                 return digest(basis, dataclasses.asdict(config.design), folder / "survey.json")
+            case "calibrate":
+                options = dataclasses.asdict(config.calibrate)
+                return digest(basis, self.place, options, space, folder / "design.json")
             case "search":
-                return digest(_lasting(config.toml()), folder / "design.json", folder / "survey.json")
+                files = (folder / f"{name}.json" for name in ("design", "survey", "cost"))
+                return digest(_lasting(config.toml()), *files)
             case "train":
                 return digest(_lasting(config.toml()), *(self.search_file(name) for name in config.design.spaces))
             case _:
@@ -156,7 +194,7 @@ class Run:
         """What a stage before the report leaves behind."""
         if stage == "search":
             return [self.search_file(name) for name in self.config.design.spaces]
-        return [self.folder / f"{'networks' if stage == 'train' else stage}.json"]
+        return [self.folder / f"{FILES.get(stage, stage)}.json"]
 
     def search_file(self, space: str) -> Path:
         """Where the search of a space ends up."""
@@ -164,11 +202,11 @@ class Run:
 
     def model_file(self, name: str) -> Path:
         """Where a network's trained weights are."""
-        return self.folder / "networks" / f"{_slug(name)}.safetensors"
+        return self.folder / "networks" / f"{slug(name)}.safetensors"
 
     def checkpoint(self, name: str, key: str) -> Path:
         """Where unfinished work is kept; `key` is the hash of what it is made from."""
-        return self.folder / "checkpoints" / f"{_slug(name)}-{key}.safetensors"
+        return self.folder / "checkpoints" / f"{slug(name)}-{key}.safetensors"
 
 
 def open_run(config: Config, folder: Path) -> None:
@@ -204,7 +242,7 @@ def run(config: Config, folder: Path, command: str) -> Path:
     if not (folder / "report.json").exists():
         plan.show(job.network, job.data, config, folder)
     write_json(folder / "command.json", {"command": command})
-    for stage in (survey, design, search, train, measure, report):
+    for stage in (survey, design, calibrate, search, train, measure, report):
         stage(config, folder)
     return folder / "report.html"
 
@@ -274,10 +312,34 @@ def design(config: Config, folder: Path, again: bool = False) -> None:
     _write(path, job.made_from("design"), time.monotonic() - started, content)
 
 
+def calibrate(config: Config, folder: Path, again: bool = False) -> None:
+    """Layers at pairs of widths, whole networks, and the fit of one on the other -> cost.json."""
+    job = Run(config, folder)
+    path = folder / "cost.json"
+    _need(job, "design")
+    if _finished(path, job.made_from("calibrate"), again):
+        return
+    started = time.monotonic()
+    options = job.calibration
+    spaces = list(job.spaces.values())
+    number = sum(map(len, cells(job.network, spaces, options.widths).values()))
+    metric = Latency(job.target, config.survey.rounds, options.limit(number), config.survey.reading, config.seed)
+    with progress(f"calibration: {number} layers and {options.networks} networks, %", 100) as bar:
+        content = fit_cost(job.network, spaces, metric, options, seed=0, on_round=_shares(bar))
+    error = held_out_error(content)
+    say(
+        f"cost: networks that the fit has not seen are predicted with a mean error of {percent(error['mean'], 1)}, at "
+        f"worst {percent(error['worst'], 1)} ({listing(content['form'])})"
+    )
+    for doubt in content["doubts"]:
+        say(f"cost: doubt: {doubt}")
+    _write(path, job.made_from("calibrate"), time.monotonic() - started, content)
+
+
 def search(config: Config, folder: Path, again: bool = False) -> None:
     """Section 3.3: one search per space -> search-SPACE.json, with its course and its random rivals."""
     job = Run(config, folder)
-    _need(job, "survey", "design")
+    _need(job, "survey", "design", "calibrate")
     for name, space in job.spaces.items():
         path = job.search_file(name)
         if _finished(path, job.made_from("search"), again):
@@ -285,25 +347,33 @@ def search(config: Config, folder: Path, again: bool = False) -> None:
         problem = _problem(job, space)
         if again:
             problem.checkpoint.unlink(missing_ok=True)
+        for line in budget.check(problem.limits, space, job.network.base):
+            say(f"search {name}: {line}")
         found = config.strategy.search(problem)
-        latency = paper_cost(job.network, job.surveyed, config.design)
-        others = rivals(replace(problem, cost=latency), found.arch, RIVALS, seed=config.seed)
+        arch, kept, number = _finish(job, problem, found)
+        latency = job.calibrated
+        others = rivals(replace(problem, cost=latency), arch, RIVALS, seed=config.seed)
         judged = time.monotonic()
-        accuracy, *theirs = found.validate([found.arch, *others])
+        even = budget.uniform(problem.limits, space)
+        accuracy, *theirs = found.validate([arch, *([even] if even else []), *others])
+        evenly = theirs.pop(0) if even else None
         took = found.seconds + time.monotonic() - judged
         record = SearchRecord(
             space=name,
-            strategy=config.strategy.title,
+            strategy=_title(config),
             cost=config.strategy.cost,
-            arch=found.arch,
+            arch=arch,
             epochs=found.epochs,
             converged=found.converged,
             why=found.why,
             accuracy=accuracy,
             rivals=tuple(theirs),
-            rival_costs=tuple(latency.cost(other) / latency.cost(found.arch) for other in others),
+            rival_costs=tuple(latency.cost(other) / latency.cost(arch) for other in others),
             seconds=found.seconds,
             seed=config.seed,
+            limits=kept,
+            measured_archs=number,
+            uniform=evenly,
         )
         state = "converged" if record.converged else "not converged"
         say(f"search {name}: {state}; better than {record.beaten} of {len(theirs)} random archs of its latency")
@@ -314,7 +384,7 @@ def search(config: Config, folder: Path, again: bool = False) -> None:
 def train(config: Config, folder: Path, again: bool = False) -> None:
     """Section 4.1: the base network, then every found and control network, distilled from it -> networks.json."""
     job = Run(config, folder)
-    _need(job, "survey", "design", "search")
+    _need(job, "survey", "design", "calibrate", "search")
     path = folder / "networks.json"
     if _finished(path, job.made_from("train"), again):
         names = [content["name"] for content in read_json(path)["results"]]
@@ -334,13 +404,10 @@ def measure(config: Config, folder: Path, again: bool = False) -> None:
         return
     started = time.monotonic()
     rows = [Result.of(content) for content in read_json(folder / "networks.json")["results"]]
-    modules = [_load(job, row) for row in rows]
-    with progress("measuring whole networks, %", 100) as bar:
-        readings = Latency(job.target, rounds=ROUNDS, seed=config.seed).measure(modules, on_round=_shares(bar))
-    predictions = _predict(job, [row.arch for row in rows])
+    readings = measure_modules(job, [load_network(job, row) for row in rows], ROUNDS, "measuring whole networks, %")
     rows = [
-        replace(row, measured=reading, predicted=prediction)
-        for row, reading, prediction in zip(rows, readings, predictions, strict=True)
+        replace(row, measured=reading, predicted=job.calibrated.cost(row.arch))
+        for row, reading in zip(rows, readings, strict=True)
     ]
     for row in rows:
         assert row.measured is not None
@@ -352,7 +419,7 @@ def measure(config: Config, folder: Path, again: bool = False) -> None:
 def report(config: Config, folder: Path, again: bool = False) -> None:
     """report.json, report.md and report.html, from the files of all stages."""
     job = Run(config, folder)
-    _need(job, "survey", "design", "search", "train", "measure")
+    _need(job, *STAGES[:-1])
     files = {stage: job.files(stage) for stage in STAGES if stage != "report"}
     contents = {path.name: read_json(path) for paths in files.values() for path in paths}
     stages = {stage: float(sum(contents[path.name]["took"] for path in paths)) for stage, paths in files.items()}
@@ -362,7 +429,7 @@ def report(config: Config, folder: Path, again: bool = False) -> None:
         command=read_json(command)["command"] if command.exists() else "htas run config.toml",
         results=tuple(Result.of(content) for content in contents["measure.json"]["results"]),
         curves=tuple(CurveRecord.of(content) for content in contents["design.json"]["curves"]),
-        searches=tuple(SearchRecord.of(_plain(contents[path.name])) for path in files["search"]),
+        searches=tuple(SearchRecord.of(plain(contents[path.name])) for path in files["search"]),
         machine=read_json(folder / "environment.json"),
         config=config.toml(),
         dataset=config.names["data"],
@@ -385,11 +452,11 @@ def export_network(folder: Path, to: str, network: str = "", file: Path | None =
     name = network or config.design.spaces[0]
     if name not in rows:
         raise Unusable(no_such("network of this run", name, rows))
-    path = file or folder / f"{_slug(name)}.{to}"
+    path = file or folder / f"{slug(name)}.{to}"
     if path.suffix != f".{to}":
         raise Unusable(f"--to {to} writes a file that ends in .{to}, got --file {path}; name it so, or leave it out")
     example = torch.randn(job.target.batch, *job.target.image)
-    return path, export(_load(job, rows[name]), example, path)
+    return path, export(load_network(job, rows[name]), example, path)
 
 
 @dataclass(frozen=True)
@@ -469,7 +536,7 @@ def _rows(job: Run) -> list[Result]:
     base = _row(job, "base", job.network.base, space="-", strategy="given", cost="-")
     found = []
     for name in job.config.design.spaces:
-        record = SearchRecord.of(_plain(read_json(job.search_file(name))))
+        record = SearchRecord.of(plain(read_json(job.search_file(name))))
         remarks = () if record.converged else (f"The search had not converged: {record.why}.",)
         found.append(
             _row(job, name, record.arch, space=name, strategy=record.strategy, cost=record.cost, remarks=remarks)
@@ -600,7 +667,7 @@ def _base(job: Run) -> nn.Module:
     return model
 
 
-def _load(job: Run, row: Result) -> nn.Module:
+def load_network(job: Run, row: Result) -> nn.Module:
     """A trained network of the run, in eval mode, on the CPU."""
     model = resize(job.network, row.arch)
     tensors, _ = read_tensors(job.model_file(row.name))
@@ -608,15 +675,129 @@ def _load(job: Run, row: Result) -> nn.Module:
     return model.eval()
 
 
-def _predict(job: Run, archs: Sequence[Arch]) -> list[float]:
-    """Seconds: for each arch the sum of its layers, measured alone at its own input and output widths."""
-    uses = [[use.layer for use in job.network.uses(arch)] for arch in archs]
-    distinct: list[Layer] = list(dict.fromkeys(layer for layers in uses for layer in layers))
-    with progress("measuring the layers of these networks, %", 100) as bar:
-        metric = job.latency(EACH * len(distinct))
-        readings = metric.measure(distinct, on_round=_shares(bar))
-    seconds = {layer: reading.estimate for layer, reading in zip(distinct, readings, strict=True)}
-    return [sum(seconds[layer] for layer in layers) for layers in uses]
+def _title(config: Config) -> str:
+    """The strategy, and what it had to keep."""
+    asked = listing(f"{metric} {text}" for metric, text in config.constraints.given.items())
+    return f"{config.names['strategy']} within {asked}" if asked else config.strategy.title
+
+
+def measure_modules(job: Run, modules: Sequence[nn.Module], rounds: int, title: str) -> list[Measurement]:
+    """Whole networks on the run's target, in one interleaved run."""
+    with progress(title, 100) as bar:
+        return Latency(job.target, rounds=rounds, seed=job.config.seed).measure(modules, on_round=_shares(bar))
+
+
+def check_limits(config: Config, folder: Path) -> None:
+    """Raise ValueError where the limits cannot be kept in one of the spaces."""
+    job = Run(config, folder)
+    for space in job.spaces.values():
+        budget.check(_limits(job), space, job.network.base)
+
+
+def least_share(job: Run) -> float:
+    """The least latency of the first space, over the base network's, by cost.json."""
+    space, base = next(iter(job.spaces.values())), job.calibrated.cost(job.network.base)
+    return budget.over([Limit("latency", "", job.calibrated, base)],
+                       budget.leanest([Limit("latency", "", job.calibrated, base)], space))  # fmt: skip
+
+
+def _limits(job: Run) -> tuple[Limit, ...]:
+    """The constraints as numbers."""
+    costs: dict[str, CostModel] = {"macs": CountCost(job.network, "macs"), "params": CountCost(job.network, "params")}
+    if job.config.constraints.latency:
+        costs["latency"] = job.calibrated
+    return budget.limits(job.config.constraints, costs, job.network.base)
+
+
+def _finish(job: Run, problem: Problem, found: Found) -> tuple[Arch, tuple[Kept, ...], int]:
+    """The arch to take: of those near the end of the search the most accurate one that keeps the limits when measured.
+
+    Finalists are measured whole, beside the base network. Where what they have in common misses the limit, the limit is
+    moved by as much for the prediction, and finalists are drawn again, REPEATS times at most. What is taken is
+    decided on fresh readings, which took no part in proposing it.
+    """
+    asked = problem.limits
+    if not asked:
+        return found.arch, (), 0
+    seen: dict[Arch, float] = {}
+    latency = next((own for own in asked if own.metric == "latency"), None)
+    turns: list[tuple[float, float]] = []
+    for turn in range(REPEATS + 1):
+        aim = budget.next_aim(turns)
+        scaled = tuple(replace(own, most=own.most * (aim if own is latency else 1)) for own in asked)
+        archs = budget.finalists(scaled, problem.space, found.arch, found.worth, FINALISTS)
+        if latency is None:
+            seen = {arch: budget.over(asked, arch) for arch in archs}
+            break
+        measured = _against_base(job, archs, f"finalists, turn {turn + 1}, %")
+        ratios = {arch: _ratio(latency, each) for arch, each in measured.items()}
+        turns.append((aim, statistics.median(ratios.values())))
+        seen |= ratios
+        if any(budget.USED <= its <= 1 - MARGIN for its in seen.values()):
+            break
+    fitting = sorted((arch for arch in seen if seen[arch] <= 1), key=lambda arch: abs(seen[arch] - budget.AIM))
+    fitting = fitting[:FINALISTS] or [min(seen, key=seen.__getitem__)]
+    fresh = (
+        _against_base(job, fitting, "what was found, measured anew, %")
+        if any(own.metric == "latency" for own in asked)
+        else {}
+    )
+    records = {arch: tuple(_kept(job, own, arch, fresh.get(arch)) for own in asked) for arch in fitting}
+    within = [arch for arch in fitting if all(own.ratio <= 1 for own in records[arch])]
+    if not within:
+        within = [min(fitting, key=lambda arch: max(own.ratio for own in records[arch]))]
+    accuracies = found.validate(within)
+    arch = within[max(range(len(within)), key=accuracies.__getitem__)]
+    for own in records[arch]:
+        say(
+            f"{problem.title}: {own.metric} {quantity(own.measured, own.unit)}, predicted "
+            f"{quantity(own.predicted, own.unit)}, {percent(own.ratio, 1)} of what {own.asked!r} allows"
+        )
+    return arch, records[arch], len(seen)
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """A network measured in the same rounds as the base network."""
+
+    own: Measurement
+    base: Measurement
+
+    @property
+    def ratio(self) -> float:
+        """Over the base's latency."""
+        return self.own.estimate / self.base.estimate
+
+    @property
+    def error(self) -> float:
+        """Standard error of the ratio."""
+        return self.ratio * math.hypot(self.own.error / self.own.estimate, self.base.error / self.base.estimate)
+
+
+def _against_base(job: Run, archs: Sequence[Arch], title: str) -> dict[Arch, _Beside]:
+    """Whole networks beside the base, in one interleaved run."""
+    modules = [resize(job.network, arch) for arch in (job.network.base, *archs)]
+    with progress(title, 100) as bar:
+        metric = Latency(job.target, rounds=ROUNDS, seed=time.time_ns() % 2**31)
+        base, *readings = metric.measure(modules, on_round=_shares(bar))
+    return {arch: _Beside(reading, base) for arch, reading in zip(archs, readings, strict=True)}
+
+
+def _ratio(limit: Limit, measured: _Beside) -> float:
+    """Measured over the limit, which is a share of the base as measured in the same rounds, or a time."""
+    most = budget.parse("latency", limit.text, measured.base.estimate)
+    return measured.own.estimate / most
+
+
+def _kept(job: Run, limit: Limit, arch: Arch, fresh: _Beside | None) -> Kept:
+    predicted = limit.cost.cost(arch)
+    if limit.metric != "latency" or fresh is None:
+        return Kept(limit.metric, limit.text, limit.most, predicted, predicted, 0.0, limit.cost.unit)
+    most = budget.parse("latency", limit.text, fresh.base.estimate)
+    share = limit.text.rstrip().endswith("%")
+    error = fresh.error / fresh.ratio if share else fresh.own.standard_error / fresh.own.estimate
+    ratio = fresh.own.estimate / most
+    return Kept(limit.metric, limit.text, most, predicted, fresh.own.estimate, error * ratio, limit.cost.unit)
 
 
 def _problem(job: Run, space: Space) -> Problem:
@@ -631,6 +812,7 @@ def _problem(job: Run, space: Space) -> Problem:
         checkpoint=job.checkpoint(f"search-{space.name}", job.made_from("search")),
         base=lambda: _base(job),
         title=f"search {space.name}",
+        limits=_limits(job),
     )
 
 
@@ -674,7 +856,8 @@ def _write(path: Path, key: str, took: float, content: Mapping[str, Any]) -> Non
     say(f"{path.stem}: {duration(took)}")
 
 
-def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
+def plain(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's file without what every file has."""
     return {name: value for name, value in content.items() if name not in ("format", "inputs", "took")}
 
 
@@ -722,7 +905,8 @@ def _shares(bar: Bar) -> Callable[[float, str], None]:
     return tell
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """A name as a file may have it."""
     return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import torch.nn.functional as F
 
+from htas.calibrate import cells
 from htas.config import Config
 from htas.datasets import Data
 from htas.graph import Network, resize
 from htas.progress import say
 from htas.runtimes import open_runtime
+from htas.space import Space
 from htas.strategies.differentiable import Differentiable
 from htas.survey import at_most, widths_at_most
 from htas.text import duration
@@ -44,6 +46,9 @@ def estimate(network: Network, data: Data, config: Config) -> Iterator[tuple[str
     most = widths_at_most(seconds)
     layers = at_most(network, expand=options.expand, inputs=options.inputs, groups=options.groups, most=most)
     yield "survey, at most", config.survey.limit(layers) + layers * seconds
+    choices = {name: tuple(range(1, options.groups + 1)) for name in network.widths}  # as many as there will be
+    pairs = sum(map(len, cells(network, [Space("", choices, {})], config.calibrate.widths).values()))
+    yield "calibration, at most", config.calibrate.limit(pairs) + pairs * seconds
     if isinstance(config.strategy, Differentiable):
         steps = config.strategy.epochs * len(data.weights)
         yield f"search of {spaces} spaces", spaces * steps * image * SEARCH_STEP

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from htas.arch import Arch
+from htas.budget import Limit
 from htas.cost import CostModel
 from htas.datasets import Data
 from htas.graph import Network
@@ -31,6 +32,8 @@ class Problem:
     base: Callable[[], nn.Module]
     """The trained base network; the first call may have to train it."""
     title: str = "search"
+    limits: tuple[Limit, ...] = ()
+    """What the arch may cost at most."""
 
     def __post_init__(self) -> None:
         self.network.check(self.space.widest)

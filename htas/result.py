@@ -34,7 +34,7 @@ class Result:
     teacher: str = ""
     """The network it was distilled from; empty for none."""
     predicted: float | None = None
-    """Seconds: the sum of measured layers at the arch's own widths, uncalibrated."""
+    """Seconds, by the calibrated sum of its layers (cost.json), made before it was measured."""
     measured: Measurement | None = None
     """Seconds per batch of the whole network."""
     versions: Mapping[str, Any] = field(default_factory=dict)
@@ -144,6 +144,28 @@ class EpochRecord:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """A limit, and what the arch that was taken makes of it."""
+
+    metric: str
+    asked: str
+    """As it was given: "50%", "8 ms"."""
+    limit: float
+    """In the metric's unit, of the base network as it was measured then."""
+    predicted: float
+    measured: float
+    """On readings that took no part in choosing the arch; counted, where the metric is counted."""
+    error: float
+    """Standard error of measured / limit."""
+    unit: str
+
+    @property
+    def ratio(self) -> float:
+        """Measured over the limit: at most 1 where it is kept."""
+        return self.measured / self.limit
+
+
+@dataclass(frozen=True)
 class SearchRecord:
     """One search: its course, whether it converged, and how its arch stands beside random ones."""
 
@@ -163,6 +185,13 @@ class SearchRecord:
     """Their costs divided by the found arch's."""
     seconds: float
     seed: int
+    limits: tuple[Kept, ...] = ()
+    """What the arch may cost, and does."""
+    measured_archs: int = 0
+    """Archs that were measured whole before one was taken."""
+    uniform: float | None = None
+    """Supernet validation accuracy of the widest arch within the limits that has all blocks and, at every site, the
+    same of its choices; None without limits, or where none keeps them."""
 
     @property
     def beaten(self) -> int:
@@ -184,6 +213,7 @@ class SearchRecord:
                 "epochs": tuple(EpochRecord(**epoch) for epoch in fields["epochs"]),
                 "rivals": tuple(fields["rivals"]),
                 "rival_costs": tuple(fields["rival_costs"]),
+                "limits": tuple(Kept(**limit) for limit in fields.get("limits", ())),
             }
         )
 

@@ -22,7 +22,7 @@ from htas.store import Entry, Store
 from htas.target import Target, usable_cores
 
 Calls = list[tuple[str, dict[str, Any]]]
-STAGES = ("survey", "design", "search", "train", "measure", "report")
+STAGES = ("survey", "design", "calibrate", "search", "train", "measure", "report")
 
 
 @pytest.fixture
@@ -116,13 +116,15 @@ def test_a_folder_that_no_run_made_is_refused(calls: Calls, capsys: pytest.Captu
 
 
 def test_networks_are_measured_by_name_as_json(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = "measure cifar_resnet:32 --runtime onnxruntime --batch 2 tas:C010-ResNet32 --threads 1 --json"
+    argv = "measure cifar_resnet:32 --runtime onnxruntime --batch 2 tas:C010-ResNet32 --threads 1 --json "
+    argv += "--precision bf16 --metrics energy,memory"
     assert cli.main(argv.split()) == 0
     ((name, given),) = calls
     assert name == "measure_networks"
     assert given["names"] == ["cifar_resnet:32", "tas:C010-ResNet32"]
     assert (given["target"].runtime, given["target"].batch, given["target"].threads) == ("onnxruntime", 2, 1)
     assert (given["rounds"], given["classes"]) == (40, 10)
+    assert (given["target"].precision, given["others"]) == ("bf16", ["energy", "memory"])
     (row,) = json.loads(capsys.readouterr().out)
     assert row == {
         "network": "cifar_resnet:32",
@@ -379,7 +381,8 @@ def test_the_demo_runs_the_packaged_configuration(calls: Calls) -> None:
         (
             "rnu some.toml",
             "no verb called 'rnu'; did you mean 'run'? choose one of "
-            "run, survey, design, search, train, measure, report, export, store, doctor, demo",
+            "run, survey, design, calibrate, search, train, measure, sweep, fastest, report, export, store, doctor, "
+            "demo",
         ),
         (
             "survey some.toml --agian",

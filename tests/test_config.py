@@ -147,7 +147,8 @@ def test_an_option_without_a_default_is_asked_for() -> None:
         (
             "--desing.groups=4",
             "the configuration has no table or option 'desing'; did you mean 'design'? "
-            "it has: seed, family, data, split, target, survey, design, strategy, train, distill",
+            "it has: seed, family, data, split, target, survey, design, calibrate, constraints, strategy, train, "
+            "distill",
         ),
         ("--design.groups", "--design.groups has no value; write --design.groups=VALUE"),
         ("--design=4", "--design is no option; write --design.OPTION=VALUE"),

@@ -18,6 +18,7 @@ from htas import datasets, metrics, models, plugins, runtimes, strategies
 ROOT = Path(htas.__file__).parent
 ORDER = [
     "cli",
+    "sweep",
     "pipeline",
     "doctor",
     "report",
@@ -28,6 +29,7 @@ ORDER = [
     "train",
     "distill",
     "problem",
+    "budget",
     "calibrate",
     "design",
     "survey",
@@ -44,6 +46,7 @@ ORDER = [
     "datasets",
     "models",
     "graph",
+    "tables",
     "cost",
     "space",
     "progress",

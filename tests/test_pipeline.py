@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from htas import datasets, pipeline, plan
+from htas import datasets, pipeline, plan, sweep
 from htas import train as training
 from htas.arch import Arch
 from htas.config import Config, load
@@ -37,8 +37,9 @@ OPTIONS = [
     "train.epochs=2", "train.warmup=0", "train.rest=0", "train.batch=30", "train.precision=fp32",
 ]  # fmt: skip
 FILES = [
-    "config.toml", "environment.json", "command.json", "survey.json", "design.json", "search-hardware.json",
-    "search-tas.json", "search-grid.json", "controls.json", "networks.json", "measure.json", "report.json",
+    "config.toml", "environment.json", "command.json", "survey.json", "design.json", "cost.json",
+    "search-hardware.json", "search-tas.json", "search-grid.json", "controls.json", "networks.json", "measure.json",
+    "report.json",
     "report.md", "report.html",
 ]  # fmt: skip
 
@@ -128,7 +129,7 @@ def test_the_report_holds_the_base_the_found_and_the_control_networks(finished):
     assert names[4].startswith("uniform x") and names[5] == "plain cifar_resnet:8"
     assert [search["space"] for search in report["searches"]] == ["hardware", "tas", "grid"]
     assert report["command"] == "htas run some.toml" and report["dataset"] == "digits"
-    assert set(report["stages"]) == {"survey", "design", "search", "train", "measure"}
+    assert set(report["stages"]) == {"survey", "design", "calibrate", "search", "train", "measure"}
     assert report["test_images"] == 60
     for name in names:
         assert name.replace("_", "\\_") in (finished / "report.md").read_text()
@@ -137,12 +138,10 @@ def test_the_report_holds_the_base_the_found_and_the_control_networks(finished):
 def test_every_row_has_its_own_figures(finished):
     job = pipeline.Run(options(), finished)
     for name, row in rows(finished).items():
-        model = pipeline._load(job, row)
+        model = pipeline.load_network(job, row)
         assert row.params == sum(parameter.numel() for parameter in model.parameters())
         assert row.measured.minimum == pytest.approx(1e-9 * row.params)
-        layers = [use.layer for use in job.network.uses(row.arch)]
-        alone = sum(1e-6 * (1 + math.ceil(layer.outputs / 8)) for layer in layers)
-        assert row.predicted == pytest.approx(1.0025 * alone)  # the 25th percentile of 1 and 1.01 times that
+        assert row.predicted == job.calibrated.cost(row.arch)
         assert row.accuracy == training.evaluate(model, job.data.test, device="cpu", precision="fp32")
         assert row.teacher == ("" if name == "base" else "base")
 
@@ -150,7 +149,7 @@ def test_every_row_has_its_own_figures(finished):
 def test_the_searches_found_archs_of_their_spaces_and_judged_their_rivals(finished):
     spaces = pipeline.Run(options(), finished).spaces
     for name, space in spaces.items():
-        record = SearchRecord.of(pipeline._plain(read_json(finished / f"search-{name}.json")))
+        record = SearchRecord.of(pipeline.plain(read_json(finished / f"search-{name}.json")))
         assert record.arch in space and record.arch == rows(finished)[name].arch
         assert len(record.epochs) == 2 and len(record.rivals) == len(record.rival_costs) == 2
 
@@ -239,10 +238,10 @@ def without(content: dict[str, Any], *names: str) -> dict[str, Any]:
 
 def test_one_search_alone_is_done_again_when_its_file_is_gone(copied):
     path = copied / "search-grid.json"
-    old, before = SearchRecord.of(pipeline._plain(read_json(path))), times(copied)
+    old, before = SearchRecord.of(pipeline.plain(read_json(path))), times(copied)
     path.unlink()
     pipeline.search(options(), copied)
-    new = SearchRecord.of(pipeline._plain(read_json(path)))
+    new = SearchRecord.of(pipeline.plain(read_json(path)))
     assert (new.arch, new.accuracy, new.rivals) == (old.arch, old.accuracy, old.rivals)
     changed = {name for name, time in times(copied).items() if time != before[name]}
     assert changed == {"search-grid.json"}
@@ -250,8 +249,8 @@ def test_one_search_alone_is_done_again_when_its_file_is_gone(copied):
 
 def test_a_stage_refuses_files_that_an_earlier_one_has_outdated(copied):
     config = options()
-    content = read_json(copied / "design.json")
-    write_json(copied / "design.json", {**without(content, "format"), "took": 1e9})
+    content = read_json(copied / "cost.json")
+    write_json(copied / "cost.json", {**without(content, "format"), "took": 1e9})
     with pytest.raises(Unusable, match=r"search-hardware.json was made from other files .* run `htas search"):
         pipeline.train(config, copied)
 
@@ -286,6 +285,7 @@ def test_what_follows_a_new_survey_is_done_again(copied, monkeypatch):
     pipeline.design(options(), copied)
     new = read_json(copied / "design.json")["spaces"]["hardware"]
     assert new != old
+    pipeline.calibrate(options(), copied)
     kill(monkeypatch, _Search, "epoch")
     with pytest.raises(KeyboardInterrupt):
         pipeline.search(options(), copied)
@@ -322,6 +322,7 @@ KILLS = [
     (Latency, "measure", 1),
     (os, "replace", 2),  # survey.json, after command.json
     (pipeline, "spaces", 1),
+    (pipeline, "fit_cost", 1),
     (_Search, "epoch", 2),
     (_Search, "validate", 1),
     (pipeline, "rivals", 1),
@@ -331,8 +332,7 @@ KILLS = [
     (pipeline, "write_tensors", 2),
     (training, "_keep", 2),
     (pipeline, "_write", 1),
-    (pipeline, "_load", 2),
-    (pipeline, "_predict", 1),
+    (pipeline, "load_network", 2),
     (pipeline, "write", 1),
 ]
 """In the order of a run, so that each is met by the attempt after the one before it."""
@@ -344,7 +344,7 @@ def one_space() -> Config:
 
 def outcome(folder: Path) -> Any:
     """What an interruption must not change."""
-    search = SearchRecord.of(pipeline._plain(read_json(folder / "search-hardware.json")))
+    search = SearchRecord.of(pipeline.plain(read_json(folder / "search-hardware.json")))
     courses = [(epoch.validation_loss, epoch.expected_cost) for epoch in search.epochs]
     results = {name: (row.arch, row.accuracy) for name, row in rows(folder).items()}
     return search.arch, search.accuracy, search.rivals, courses, results, read_json(folder / "survey.json")["layers"]
@@ -379,8 +379,9 @@ def test_a_search_interrupted_before_a_new_survey_does_not_go_on_with_the_old_on
     site = next(iter(design["spaces"]["hardware"]["widths"]))
     design["spaces"]["hardware"]["widths"][site] = [3, 5, 7]
     (folder / "design.json").write_text(json.dumps(design))
+    pipeline.calibrate(config, folder)
     pipeline.search(config, folder)
-    record = SearchRecord.of(pipeline._plain(read_json(folder / "search-hardware.json")))
+    record = SearchRecord.of(pipeline.plain(read_json(folder / "search-hardware.json")))
     assert record.arch.widths[site] in (3, 5, 7) and len(record.epochs) == 2
     with monkeypatch.context() as patch:
         kill(patch, training, "_epoch", 4)
@@ -529,6 +530,14 @@ def test_named_networks_have_their_counts():
     assert plain.latency.minimum == pytest.approx(1e-9 * plain.params)
 
 
+def test_further_metrics_are_measured_where_they_are_asked_for(monkeypatch):
+    target = Target(threads=1)
+    (found,) = pipeline.measure_networks(["cifar_resnet:8"], target, 2, 10, ["memory"])
+    assert found.others["memory"].unit == "bytes" and found.others["memory"].median > 4 * 3 * 32 * 32 * 4
+    with pytest.raises(ValueError, match="no metric called 'memry'; did you mean 'memory'"):
+        pipeline.measure_networks(["cifar_resnet:8"], target, 2, 10, ["memry"])
+
+
 @pytest.mark.parametrize("to, network", [("onnx", ""), ("pt2", "base")])
 def test_a_trained_network_is_exported_and_computes_the_same(to, network, finished, tmp_path):
     path, difference = pipeline.export_network(finished, to, network, tmp_path / f"net.{to}")
@@ -569,3 +578,144 @@ def test_the_plan_is_said_before_the_first_stage(tmp_path, capsys):
     plan.show(job.network, job.data, job.config, tmp_path)
     said = capsys.readouterr().err
     assert said.index("survey") < said.index("search of 3 spaces") < said.index("train 5 networks") < said.index("all")
+
+
+# -- budgets -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_is_kept_when_measured_and_used(tmp_path, monkeypatch):
+    """The scripted device takes a network's parameters, which no sum of its layers tells: finalists correct it."""
+    config, folder = options("design.spaces=[grid]", "design.groups=8", "constraints.latency=60%"), tmp_path / "run"
+    monkeypatch.setattr(plan, "show", lambda *args: None)
+    pipeline.run(config, folder, "htas run")
+    record = SearchRecord.of(pipeline.plain(read_json(folder / "search-grid.json")))
+    (kept,) = record.limits
+    assert (kept.metric, kept.asked, kept.unit) == ("latency", "60%", "s")
+    assert record.strategy == "differentiable within latency 60%"
+    assert record.measured_archs >= 1
+    found = rows(folder)
+    share = found["grid"].params / found["base"].params
+    assert kept.ratio == pytest.approx(share / 0.6, rel=1e-6)
+    assert 0.85 <= kept.ratio <= 1.0
+    text = (folder / "report.md").read_text()
+    assert "measured afresh" in text and "60%" in text
+
+
+def test_counted_limits_need_no_clock(tmp_path, monkeypatch):
+    config = options("design.spaces=[grid]", "design.groups=8", "constraints.params=50%", "constraints.macs=70%")
+    folder = tmp_path / "run"
+    pipeline.open_run(config, folder)
+    for stage in (pipeline.survey, pipeline.design, pipeline.calibrate):
+        stage(config, folder)
+    monkeypatch.setattr(pipeline, "_against_base", None)
+    pipeline.search(config, folder)
+    record = SearchRecord.of(pipeline.plain(read_json(folder / "search-grid.json")))
+    network = pipeline.Run(config, folder).network
+    assert {kept.metric: kept.unit for kept in record.limits} == {"macs": "MACs", "params": "parameters"}
+    assert network.params(record.arch) <= 0.5 * network.params(network.base)
+    assert network.macs(record.arch) <= 0.7 * network.macs(network.base)
+    assert max(kept.ratio for kept in record.limits) >= 0.9
+
+
+@pytest.mark.parametrize("latency, words", [("1%", "cannot be kept"), ("900%", "even the widest")])
+def test_a_budget_that_makes_no_sense_is_refused_before_the_search(latency, words, tmp_path, monkeypatch):
+    config, folder = options("design.spaces=[grid]", f"constraints.latency={latency}"), tmp_path / "run"
+    pipeline.open_run(config, folder)
+    for stage in (pipeline.survey, pipeline.design, pipeline.calibrate):
+        stage(config, folder)
+    kill(monkeypatch, _Search, "epoch")
+    with pytest.raises(ValueError, match=words):
+        pipeline.search(config, folder)
+
+
+# -- several budgets ---------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_makes_a_front_from_one_survey_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "show", lambda *args: None)
+    config, folder = options("design.spaces=[grid]", "design.groups=8"), tmp_path / "sweep"
+    with monkeypatch.context() as patch:
+        kill(patch, _Search, "epoch", 3)  # in the second search
+        with pytest.raises(KeyboardInterrupt):
+            sweep.sweep(config, folder, ["80%", "50%"], "htas sweep")
+    first = (folder / "latency-80-" / "report.json").stat().st_mtime_ns
+    page, table = sweep.sweep(config, folder, ["80%", "50%"], "htas sweep")
+    assert (folder / "latency-80-" / "report.json").stat().st_mtime_ns == first
+    assert page == folder / "report.html" and page.exists()
+    surveys = {(folder / name / "survey.json").read_text() for name in ("latency-80-", "latency-50-")}
+    assert len(surveys) == 1
+    found = {row.name: row for row in map(Result.of, read_json(folder / "sweep.json")["results"])}
+    assert list(found) == ["base", "80%", "50%"]
+    assert found["50%"].measured.estimate < found["80%"].measured.estimate < found["base"].measured.estimate
+    assert table.splitlines()[0].split()[0] == "budget" and "*" in table
+    again = (folder / "sweep.json").stat().st_mtime_ns
+    sweep.sweep(config, folder, ["80%", "50%"], "htas sweep")
+    assert (folder / "sweep.json").stat().st_mtime_ns == again
+
+
+@pytest.mark.parametrize("budgets", [["80%", "80%"], [], ["fast"]])
+def test_budgets_that_are_none_are_refused_before_anything_is_written(budgets, tmp_path):
+    with pytest.raises(ValueError, match=r"constraints\.latency must be|--budgets must name different"):
+        sweep.sweep(options(), tmp_path / "sweep", budgets, "htas sweep")
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_the_fastest_network_at_an_accuracy_is_found_by_halving(tmp_path, monkeypatch):
+    """Held-out accuracies are planted: they fall below 55 % of the base's parameters."""
+    monkeypatch.setattr(plan, "show", lambda *args: None)
+    config = options("design.spaces=[grid]", "design.groups=8", "constraints.accuracy_floor=-1", "constraints.seeds=2")
+    trained = []
+
+    def judged(job, arch, seed, folder, teacher):
+        trained.append((arch, seed))
+        share = job.network.params(arch) / job.network.params(job.network.base)
+        return (0.9 if share > 0.55 else 0.8) + 0.001 * seed
+
+    monkeypatch.setattr(sweep, "_judged", judged)
+    page, table = sweep.fastest(config, tmp_path / "fastest", "htas fastest")
+    assert page.exists()
+    assert len(trained) == 2 * (1 + 4)
+    tried = read_json(tmp_path / "fastest" / "fastest.json")["tried"]
+    assert len(tried) == 4
+    met = [each["share"] for each in tried if min(each["accuracies"]) > 0.85]
+    assert 0.5 <= min(met) <= 0.75
+    assert f"taken: {100 * min(met):.2f}% of the base's latency, clearly met" in table
+
+
+def test_held_out_accuracy_is_trained_on_one_half_and_judged_on_the_other_once(tmp_path, monkeypatch):
+    config, folder = options("design.spaces=[grid]"), tmp_path / "run"
+    pipeline.open_run(config, folder)
+    job = pipeline.Run(config, folder)
+    seen = []
+    original = sweep.fit
+
+    def noted(model, split, *args, **kwargs):
+        seen.append((split, kwargs["teacher"] is not None))
+        return original(model, split, *args, **kwargs)
+
+    monkeypatch.setattr(sweep, "fit", noted)
+    base = job.network.base
+    first = sweep._judged(job, base, 0, folder, base)
+    assert [(split is job.data.weights, taught) for split, taught in seen] == [(True, False), (True, True)]
+    assert sweep._judged(job, base, 0, folder, base) == first
+    assert len(seen) == 2
+
+
+def test_a_floor_says_how_sure_it_is():
+    tried = sweep.Tried(0.5, (0.90, 0.91, 0.92), 0.905, (0.93, 0.93, 0.93))
+    assert (tried.mean, tried.met) == (pytest.approx(0.91), True)
+    assert tried.reach == pytest.approx(4.303 * 0.01 / 3**0.5, rel=1e-3)  # Student's t, 2 degrees of freedom
+    assert tried.verdict == "met"
+    assert sweep.Tried(0.5, (0.93, 0.93), 0.905, (0.93, 0.93)).verdict == "clearly met"
+    assert sweep.Tried(0.5, (0.90,), 0.905, (0.93,)).verdict == "not met"
+    assert sweep.Tried(0.5, (0.95,), 0.905, (0.93,)).verdict == "met"
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [((), "needs an accuracy to keep"), (("constraints.latency=50%",), "leave constraints.latency out")],
+)
+def test_what_fastest_cannot_do_is_said(more, words, tmp_path):
+    floor = () if not more else ("constraints.accuracy_floor=-1",)
+    with pytest.raises(ValueError, match=words):
+        sweep.fastest(options(*floor, *more), tmp_path / "x", "htas fastest")

@@ -291,7 +291,7 @@ FIGURES = [
     *(plus_minus(4.0, 2e3 * readings(4.0).error), plus_minus(2.0, 2e3 * readings(2.0).error)),
     "median 2.05, min 1.95, 21 readings",
     *("40.81 M", "20.00 M", "0.27 M", "0.15 M", "2x16 24", "join", "differentiable", "paper, weight 2"),
-    *("cpu eager fp32, batch 4, threads 2, image 3x32x32", "ms per batch of 4", "predicted, uncalibrated", "epochs 60"),
+    *("cpu eager fp32, batch 4, threads 2, image 3x32x32", "ms per batch of 4", "predicted, ms", "epochs 60"),
     *("torch 2.13.0", "trained on half the data", "a 16, b 16, c 24", "stage 3", "digits", "360 test images", "7, 11"),
     *("layer1.0, layer1.1", "f(x) = 0.200 x^0.500 + 0.900 ms", "hardware: 4 8; tas: 2 3 4", "the fit is flat"),
     *("2 groups of widths 1 to 8", "median top probability 0.61", "seed 11, 1 min 02 s", "better than 3 of 4"),

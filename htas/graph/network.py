@@ -119,6 +119,22 @@ class Step:
         """Channels of the output."""
         return _total(self.node.segments, self.outputs)
 
+    @property
+    def layer(self) -> Layer | None:
+        """The layer at the step's whole widths; None where it has none, or does nothing."""
+        node = self.node
+        if node.layer is None or (node.kind == "project" and self.given == self.channels):
+            return None
+        match node.kind:
+            case "fixed":
+                return node.layer
+            case "conv" | "project":
+                return replace(node.layer, inputs=self.given, outputs=self.channels)
+            case "depthwise":
+                return replace(node.layer, inputs=self.channels, outputs=self.channels, groups=self.channels)
+            case _:
+                return replace(node.layer, inputs=self.channels, outputs=self.channels)
+
 
 @dataclass(frozen=True)
 class Network:
@@ -203,7 +219,7 @@ class Network:
         """The layers of one arch, in the order they run; equal layers appear as often as they run."""
         found = []
         for step in self.steps(arch):
-            layer = sized(step)
+            layer = step.layer
             if layer is not None:
                 found.append(Use(layer, step.node.name, step.node.site, step.node.blocks))
         return found
@@ -217,25 +233,9 @@ class Network:
         return sum(_params(step) for step in self.steps(arch))
 
 
-def sized(step: Step) -> Layer | None:
-    """The layer of a step at the step's whole widths; None where it has none, or does nothing."""
-    node = step.node
-    if node.layer is None or (node.kind == "project" and step.given == step.channels):
-        return None
-    match node.kind:
-        case "fixed":
-            return node.layer
-        case "conv" | "project":
-            return replace(node.layer, inputs=step.given, outputs=step.channels)
-        case "depthwise":
-            return replace(node.layer, inputs=step.channels, outputs=step.channels, groups=step.channels)
-        case _:
-            return replace(node.layer, inputs=step.channels, outputs=step.channels)
-
-
 def _params(step: Step) -> int:
     """Trainable parameters of a step; those of a norm are counted where it stands."""
-    layer = sized(step)
+    layer = step.layer
     match step.node.kind:
         case "fixed":
             return step.node.params

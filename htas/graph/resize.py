@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from htas.arch import Arch
-from htas.graph.network import Network, Segment, Step, sized
+from htas.graph.network import Network, Segment, Step
 from htas.graph.trace import capture, names
 
 
@@ -24,7 +24,7 @@ def resize(network: Network, arch: Arch) -> nn.Module:
     module = _cut(copy.deepcopy(network.module), network, arch)
     projections = []
     for step in network.steps(arch):
-        if step.node.kind == "project" and sized(step) is not None:
+        if step.node.kind == "project" and step.layer is not None:
             projections.append(step)
         elif step.node.module and step.node.kind in ("conv", "depthwise", "norm"):
             module.set_submodule(step.node.module, _resized(module.get_submodule(step.node.module), step))

@@ -9,7 +9,19 @@ from htas.report._blocks import Block, Cell, Code, Fold, Heading, Picture, Point
 from htas.report._compare import against_base, answer, base_of, found_of
 from htas.report._figures import PICTURED, course_name, curve_name, pictured
 from htas.result import CurveRecord, Report, Result, SearchRecord
-from htas.text import NONE, duration, fitted, listing, millions, percent, plural, plus_minus, runs, significant
+from htas.text import (
+    NONE,
+    duration,
+    fitted,
+    listing,
+    millions,
+    percent,
+    plural,
+    plus_minus,
+    quantity,
+    runs,
+    significant,
+)
 
 EMPTY = Cell(NONE)
 Column = Callable[[Result, Result | None], Cell]
@@ -29,9 +41,7 @@ def _networks(report: Report) -> list[Block]:
         "network": lambda result, _: Cell(result.name, result.family),
         "accuracy": lambda result, _: _maybe(result.accuracy, percent),
         f"measured, {batch}": lambda result, _: _measured(result),
-        "predicted, uncalibrated, ms": lambda result, _: _maybe(
-            result.predicted, lambda value: significant(value * 1e3)
-        ),
+        "predicted, ms": lambda result, _: _maybe(result.predicted, lambda value: significant(value * 1e3)),
         "predicted / measured": lambda result, _: _agreement(result),
         "times as fast as base": _times,
         "multiply-adds": lambda result, _: Cell(millions(result.macs)),
@@ -61,8 +71,8 @@ def _networks(report: Report) -> list[Block]:
         Text(
             "Accuracy is that of the last epoch on the test split. Measured is the 25th percentile of the readings of "
             "the whole network, each over the machine's level at that moment, \N{PLUS-MINUS SIGN} two standard errors; "
-            "the raw readings' median and minimum stand below it. Predicted is the sum of the measured layers, not "
-            "calibrated against whole networks."
+            "the raw readings' median and minimum stand below it. Predicted is the sum of the measured layers, "
+            "calibrated against other whole networks (cost.json), before this one was measured."
         ),
         *_picture(report),
         Heading("How each network was made"),
@@ -151,9 +161,40 @@ def _picture(report: Report) -> list[Block]:
 def _searches(report: Report) -> list[Block]:
     blocks: list[Block] = [Heading("Searches")] if report.searches else []
     for number, search in enumerate(report.searches, 1):
-        blocks += [Text(_verdict(search)), _course(number, search)]
+        blocks += [Text(_verdict(search)), *_limits(search), _course(number, search)]
         blocks.append(Fold(f"The arch found in the space {search.space}", (Points(by_site(search.arch)),)))
     return blocks
+
+
+def _limits(search: SearchRecord) -> list[Block]:
+    """What was asked, what that is, and what was predicted and measured."""
+    if not search.limits:
+        return []
+    rows = [
+        (
+            Cell(own.metric),
+            Cell(own.asked),
+            Cell(quantity(own.limit, own.unit)),
+            Cell(quantity(own.predicted, own.unit)),
+            Cell(quantity(own.measured, own.unit)),
+            Cell(percent(own.ratio, 1), f"\N{PLUS-MINUS SIGN} {percent(2 * own.error, 1)}" if own.error else ""),
+        )
+        for own in search.limits
+    ]
+    headings = ("limit", "asked", "that is", "predicted", "measured afresh", "measured / limit")
+    return [
+        Table(headings, tuple(rows), frozenset(headings[:2])),
+        Text(
+            f"{plural(search.measured_archs, 'arch')} near the end of the search were measured whole. What was taken "
+            "is measured afresh, beside the base network, on readings that took no part in proposing it."
+            + (
+                f" The uniform network within the limits has {percent(search.uniform)} in the supernet, what was taken "
+                f"{percent(search.accuracy)}."
+                if search.uniform is not None
+                else ""
+            )
+        ),
+    ]
 
 
 def _verdict(search: SearchRecord) -> str:

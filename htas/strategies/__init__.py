@@ -25,13 +25,15 @@ class Found:
     validate: Callable[[Sequence[Arch]], list[float]]
     """Validation accuracy, 0 to 1, of any archs of the space, all judged alike (by a supernet, say)."""
     seconds: float
+    worth: Callable[[Arch], float] = lambda arch: 0.0
+    """How much the search prefers an arch, for choosing among those near the limits; no more than an order."""
 
 
 class Strategy(ABC):
     """How a space is searched. Implementations are frozen dataclasses."""
 
-    cost: Literal["paper", "macs"]
-    """What the search is charged: the latency of eq. 7 and 8, or multiply-adds."""
+    cost: Literal["table", "paper", "macs"]
+    """What the search is charged: the calibrated latency, that of eq. 7 and 8, or multiply-adds."""
 
     @abstractmethod
     def search(self, problem: Problem) -> Found:

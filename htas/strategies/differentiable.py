@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from htas.arch import Arch
+from htas.budget import AIM, Limit
 from htas.datasets import Split
 from htas.files import read_tensors, write_tensors
 from htas.problem import Problem
@@ -34,6 +35,10 @@ from htas.train import (
 
 SURE = 0.6
 """Median top probability from which a search counts as converged."""
+STIFFNESS = 10.0
+"""Of the penalty on the distance from the budget, in units of cross-entropy."""
+LEARNING = 0.02
+"""Share of the stiffness by which the penalty's weight moves, for every step and unit of distance."""
 CLOSE = 0.1
 """... if the cost of the most probable arch lies within this share of the expected cost."""
 
@@ -66,10 +71,11 @@ class Differentiable(Strategy):
     """Temperature of the Gumbel softmax at the start."""
     coldest: float = 0.1
     """Temperature at the end of the half cosine between."""
-    cost: Literal["paper", "macs"] = "paper"
-    """What is charged: the latency of eq. 7 and 8, or multiply-adds."""
+    cost: Literal["table", "paper", "macs"] = "table"
+    """What is charged: the calibrated latency of layers at pairs of widths, that of eq. 7 and 8, or multiply-adds."""
     loss: Literal["lambda", "band"] = "lambda"
-    """`lambda`: eq. 6. `band`: TAS's, which pushes the cost into [ratio - tolerance, ratio] of the base's."""
+    """`lambda`: eq. 6. `band`: TAS's, which pushes the cost into [ratio - tolerance, ratio] of the base's. With
+    constraints neither is asked: a penalty that finds its own weight leads the search to just within them."""
     weight: float = 1.0
     """lambda of eq. 6, without a unit: it multiplies E[cost] / cost of the base. With `band`, TAS's is 2."""
     ratio: float = 0.5
@@ -122,7 +128,7 @@ class Differentiable(Strategy):
                 )
         converged, why = verdict(run.epochs[-1])
         seconds = sum(record.seconds for record in run.epochs)
-        return Found(run.logits.argmax(), tuple(run.epochs), converged, why, run.validate, seconds)
+        return Found(run.logits.argmax(), tuple(run.epochs), converged, why, run.validate, seconds, run.logits.worth())
 
 
 def verdict(last: EpochRecord) -> tuple[bool, str]:
@@ -148,6 +154,26 @@ def penalty(options: Differentiable, expected: Tensor, argmax: float) -> Tensor:
     if argmax < options.ratio - options.tolerance:
         return -options.weight * expected.log()
     return expected * 0
+
+
+class Multiplier:
+    """A penalty that finds its own weight: an augmented Lagrangian of log(E[cost] / aim) = 0.
+
+    Of several limits that which is furthest over, or least kept, counts. An equation and no inequality: a search of
+    few steps seldom widens a network by its accuracy alone, and what a budget allows should be used.
+    """
+
+    def __init__(self, limits: Sequence[Limit], space: Space) -> None:
+        self.limits, self.space = limits, space
+        self.value = 0.0
+
+    def penalty(self, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> Tensor:
+        """What is added to the loss; the weight moves by it."""
+        ratios = [limit.cost.expected(self.space, widths, depths) / (AIM * limit.most) for limit in self.limits]
+        off = torch.stack([ratio.log() for ratio in ratios]).max()
+        found = self.value * off + STIFFNESS / 2 * off**2
+        self.value += LEARNING * STIFFNESS * float(off.detach())
+        return found
 
 
 class Logits(nn.Module):
@@ -224,6 +250,15 @@ class Logits(nn.Module):
             {site: pick(site, choices) for site, choices in self.space.depths.items()},
         )
 
+    def worth(self) -> Callable[[Arch], float]:
+        """The log-probability of an arch."""
+        log = self._log().detach().cpu()
+        known = {
+            site: dict(zip(self.space.choices[site], log[row].tolist(), strict=False))
+            for site, row in self.rows.items()
+        }
+        return lambda arch: sum(logs[arch[site]] for site, logs in known.items())
+
     def top(self) -> float:
         """Median over sites of the largest probability; 1 where there is nothing to choose."""
         if not self.sites:
@@ -246,6 +281,7 @@ class _Search:
         generator = torch.Generator().manual_seed(problem.seed)
         self.logits = Logits(problem.space, blocks, generator).to(self.runner.device)
         self.base = problem.cost.cost(problem.network.base)
+        self.multiplier = Multiplier(problem.limits, problem.space)
         self.sgd = torch.optim.SGD(
             self.supernet.parameters(), options.lr, options.momentum, weight_decay=options.weight_decay,
             nesterov=options.momentum > 0,
@@ -317,12 +353,17 @@ class _Search:
             output = output.float()
             loss = F.cross_entropy(output, labels)
             if learn:
-                argmax = self._argmax() if self.options.loss == "band" else 0.0
                 self.adam.zero_grad()
-                self.runner.backward(loss + penalty(self.options, self._expected(), argmax))
+                self.runner.backward(loss + self._penalty())
                 self.adam.step()
         self.supernet.requires_grad_(True)
         return loss.detach(), (output.argmax(1) == labels).float().mean()
+
+    def _penalty(self) -> Tensor:
+        if self.problem.limits:
+            return self.multiplier.penalty(*self.logits.probabilities())
+        argmax = self._argmax() if self.options.loss == "band" else 0.0
+        return penalty(self.options, self._expected(), argmax)
 
     def _expected(self) -> Tensor:
         """E[cost] over the cost of the base."""
@@ -371,7 +412,8 @@ class _Search:
             **optimizer_tensors(self.sgd, "sgd"),
             **optimizer_tensors(self.adam, "adam"),
         }
-        write_tensors(self.problem.checkpoint, tensors, {"epochs": [vars(record) for record in self.epochs]})
+        about = {"epochs": [vars(record) for record in self.epochs], "multiplier": self.multiplier.value}
+        write_tensors(self.problem.checkpoint, tensors, about)
 
     def restore(self) -> None:
         """Go on from the checkpoint, if there is one."""
@@ -384,6 +426,7 @@ class _Search:
         load_optimizer(self.sgd, tensors, "sgd")
         load_optimizer(self.adam, tensors, "adam")
         self.epochs = [EpochRecord(**record) for record in about["epochs"]]
+        self.multiplier.value = about["multiplier"]
 
 
 def _some(split: Split, most: int) -> Any:

@@ -1,0 +1,242 @@
+"""Do predictions hold? Random archs, predicted from measured layers and calibrated, beside what they take.
+
+    python benchmarks/prediction.py OUT [--runtimes eager,onnxruntime,openvino] [--archs 17]
+
+For every runtime: one survey, then for ResNet-20, -32 and -56 with joined and projected adds a calibration and random
+archs that it has not seen, each divided by the base network read in the same rounds. Every step is a process of its own
+that leaves a JSON file in OUT, and is not done again. Run it with nothing else.
+"""
+
+import argparse
+import itertools
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from htas.graph import Network
+    from htas.space import Space
+    from htas.target import Target
+
+DEPTHS, ADDS = (20, 32, 56), ("join", "project")
+SECONDS = {"eager": 130.0, "onnxruntime": 200.0, "openvino": 260.0}
+"""Of a step, about, on two cores; 300 in other runtimes."""
+AIMS = (("mean absolute error", 0.02), ("within 5 %", 0.90), ("within 10 %", 0.99), ("Kendall tau, pooled", 0.95))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--runtimes", default="eager,onnxruntime,openvino")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--archs", type=int, default=17, help="of each depth and kind of adds")
+    parser.add_argument("--step", nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.step:
+        from htas.target import Target
+
+        what, file = given.step
+        target = Target(device=given.device, runtime=given.runtimes)
+        found = survey(target) if what == "survey" else archs(target, what, given)
+        Path(file).write_text(json.dumps(found))
+        return
+    given.out.mkdir(parents=True, exist_ok=True)
+    steps = [
+        (runtime, what)
+        for runtime in given.runtimes.split(",")
+        for what in ("survey", *(f"{depth}-{adds}" for depth, adds in itertools.product(DEPTHS, ADDS)))
+    ]
+    missing = [step for step in steps if not path(given, *step).exists()]
+    seconds = sum(SECONDS.get(runtime, 300.0) for runtime, _ in missing)
+    print(f"expected: {seconds / 60:.0f} minutes for {len(missing)} steps", file=sys.stderr)
+    for runtime, what in missing:
+        file = path(given, runtime, what)
+        part = file.with_suffix(".part")
+        print(f"{file.name} ...", file=sys.stderr, flush=True)
+        command = [sys.executable, __file__, str(given.out), "--runtimes", runtime, "--device", given.device]
+        subprocess.run([*command, "--archs", str(given.archs), "--step", what, str(part)], check=True)
+        part.rename(file)
+    show(given)
+
+
+def path(given: argparse.Namespace, runtime: str, what: str) -> Path:
+    """Where a step's figures are."""
+    return given.out / f"prediction-{given.device}-{runtime}-{what}.json"
+
+
+# -- steps -------------------------------------------------------------------------------------------------------------
+
+
+def traced(depth: int, adds: str) -> "Network":
+    import torch
+
+    from htas.graph import trace
+    from htas.models.cifar_resnet import CifarResNet
+
+    return trace(CifarResNet(depth).build(10), torch.zeros(1, 3, 32, 32), adds=adds)  # type: ignore[arg-type]
+
+
+def survey(target: "Target") -> dict[str, Any]:
+    """Every layer of ResNet-20 at every width, as `htas survey` measures it: what the paper's cost is fitted to."""
+    from htas.design import Design, undecided
+    from htas.metrics.latency import Latency
+    from htas.runtimes import open_runtime
+    from htas.survey import EACH, at_most, widths_at_most
+    from htas.survey import survey as take
+
+    network, design = traced(20, "join"), Design(spaces=("hardware",))
+    most = widths_at_most(open_runtime(target).build_seconds)
+    started = time.monotonic()
+    number = at_most(network, expand=2, inputs="base", groups=design.groups, most=most)
+    metric = Latency(target, rounds=1000, limit=EACH * number)
+    content = take(network, metric, expand=2, inputs="base", groups=design.groups, most=most,
+                   wanted=lambda content: undecided(network, content, design))  # fmt: skip
+    return {"content": content, "took": time.monotonic() - started}
+
+
+def archs(target: "Target", what: str, given: argparse.Namespace) -> dict[str, Any]:
+    """A calibration, then random archs: by every cost, and measured over the base in the same rounds."""
+    from htas.calibrate import Calibrate, calibrate, cells, cost_model, held_out_error
+    from htas.design import Design, paper_cost, spaces
+    from htas.graph import resize
+    from htas.metrics.latency import Latency
+
+    depth, adds = what.split("-")
+    network, design = traced(int(depth), adds), Design(spaces=("hardware",), adds=adds)  # type: ignore[arg-type]
+    surveyed = json.loads(path(given, target.runtime, "survey").read_text())["content"]
+    space = spaces(network, surveyed, design)["hardware"]
+    options = Calibrate()
+    number = sum(map(len, cells(network, [space], options.widths).values()))
+    started = time.monotonic()
+    content = calibrate(network, [space], Latency(target, 1000, options.limit(number)), options, seed=0)
+    took = time.monotonic() - started
+    cost, paper = cost_model(network, content), paper_cost(network, surveyed, design)
+    chosen = evenly(network, space, given.archs)
+    base, *readings = Latency(target, rounds=60).measure([resize(network, arch) for arch in [network.base, *chosen]])
+    seen = [arch_of(each) for each in content["networks"]]
+    whole = [each["measured"] for each in content["networks"]]
+    return {
+        "took": took,
+        "layers": content["layers"],
+        "form": content["form"],
+        "held out": held_out_error(content),
+        "remarks": list(base.remarks),
+        "context": dict(base.context),
+        "measured": [each.estimate / base.estimate for each in readings],
+        "seconds": [each.estimate for each in readings],
+        "table": [cost.cost(arch) / cost.cost(network.base) for arch in chosen],
+        "paper": _linear([paper.cost(arch) for arch in seen], whole, [paper.cost(arch) for arch in chosen],
+                         paper.cost(network.base)),
+        "macs": _linear([network.macs(arch) for arch in seen], whole, [network.macs(arch) for arch in chosen],
+                        network.macs(network.base)),
+    }  # fmt: skip
+
+
+def arch_of(content: dict[str, Any]) -> Any:
+    from htas.arch import Arch
+
+    return Arch.of(content["arch"])
+
+
+def evenly(network: "Network", space: "Space", count: int) -> list[Any]:
+    """Random archs whose multiply-adds are spread evenly over the space; others than the calibration's."""
+    rng = random.Random(2026)
+    drawn = sorted({space.sample(rng, rng.uniform(-5, 5)) for _ in range(60 * count)}, key=network.macs)
+    counts = np.asarray([network.macs(arch) for arch in drawn])
+    aims = np.linspace(counts[0], counts[-1], count)
+    return [drawn[int(np.abs(counts - aim).argmin())] for aim in aims]
+
+
+def _linear(known: Sequence[float], measured: Sequence[float], asked: Sequence[float], base: float) -> list[float]:
+    """A line through the calibration's networks, weighed for relative error: shares of the base."""
+    weights = 1 / np.asarray(measured)
+    line = np.polynomial.Polynomial.fit(known, measured, 1, w=weights)
+    return [float(line(x) / line(base)) for x in asked]
+
+
+# -- what came of it ---------------------------------------------------------------------------------------------------
+
+
+def show(given: argparse.Namespace) -> None:
+    """Print every table, and at the end what was aimed at beside what was reached."""
+    rng = np.random.default_rng(0)
+    aims = []
+    for runtime in given.runtimes.split(","):
+        steps = {
+            (depth, adds): json.loads(path(given, runtime, f"{depth}-{adds}").read_text())
+            for depth, adds in itertools.product(DEPTHS, ADDS)
+        }
+        took = json.loads(path(given, runtime, "survey").read_text())["took"]
+        slowest = took + max(each["took"] for each in steps.values())
+        print(f"\n## {given.device}, {runtime}\n")
+        print("| cost | archs | mean absolute error | worst | within 5 % | within 10 % | Kendall tau, pooled | "
+              + " | ".join(f"ResNet-{depth}" for depth in DEPTHS) + " |")  # fmt: skip
+        print("| :-- |" + " --: |" * (6 + len(DEPTHS)))
+        for cost in ("table", "paper", "macs"):
+            found = summary(steps, cost, rng)
+            print(f"| {cost} | " + " | ".join(found["cells"]) + " |")
+            if cost == "table":
+                aims += [
+                    (f"{runtime}: {name}", aim, found[name],
+                     found[name] <= aim if name.startswith("mean") else found[name] >= aim)
+                    for name, aim in AIMS
+                ]  # fmt: skip
+        print(f"\nSurvey {took:.0f} s; calibration " + ", ".join(
+            f"ResNet-{depth} {adds} {each['took']:.0f} s for {each['layers']} layers (held out: mean "
+            f"{100 * each['held out']['mean']:.1f} %, worst {100 * each['held out']['worst']:.1f} %; "
+            f"{'+'.join(each['form'])})" for (depth, adds), each in steps.items()) + ".")  # fmt: skip
+        aims.append((f"{runtime}: survey and calibration, seconds", 180, slowest, slowest <= 180))
+    print("\n| aim | target | reached | met |\n| :-- | --: | --: | :-- |")
+    for name, aim, reached, met in aims:
+        print(f"| {name} | {aim:g} | {reached:.3g} | {'yes' if met else '**no**'} |")
+
+
+def summary(steps: dict[Any, Any], cost: str, rng: np.random.Generator) -> dict[str, Any]:
+    """Figures of one cost, with 95 % intervals from resampled archs."""
+    from scipy.stats import kendalltau
+
+    predicted, measured = (np.concatenate([each[name] for each in steps.values()]) for name in (cost, "measured"))
+    off = np.abs(predicted / measured - 1)
+    again = off[rng.integers(len(off), size=(2000, len(off)))]
+
+    def between(values: Any) -> str:
+        low, high = np.percentile(values, [2.5, 97.5])
+        return f"({100 * low:.1f} to {100 * high:.1f})"
+
+    seconds = np.concatenate([each["seconds"] for each in steps.values()])
+    bases = np.concatenate([np.asarray(each["seconds"]) / each["measured"] for each in steps.values()])
+    pooled = float(kendalltau(predicted * bases, seconds).statistic)
+    by_depth = [
+        float(kendalltau(
+            np.concatenate([steps[depth, adds][cost] for adds in ADDS]),
+            np.concatenate([steps[depth, adds]["measured"] for adds in ADDS]),
+        ).statistic)
+        for depth in DEPTHS
+    ]  # fmt: skip
+    shares = {limit: float((off <= limit).mean()) for limit in (0.05, 0.10)}
+    return {
+        "mean absolute error": float(off.mean()),
+        "within 5 %": shares[0.05],
+        "within 10 %": shares[0.10],
+        "Kendall tau, pooled": pooled,
+        "cells": [
+            str(len(off)),
+            f"{100 * off.mean():.1f} % {between(again.mean(axis=1))}",
+            f"{100 * off.max():.1f} %",
+            f"{100 * shares[0.05]:.0f} % {between((again <= 0.05).mean(axis=1))}",
+            f"{100 * shares[0.10]:.0f} % {between((again <= 0.10).mean(axis=1))}",
+            f"{pooled:.3f}",
+            *(f"{tau:.3f}" for tau in by_depth),
+        ],
+    }
+
+
+if __name__ == "__main__":
+    main()

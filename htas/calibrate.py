@@ -1,0 +1,222 @@
+"""From measured layers to whole networks: a table of every layer at pairs of widths, and the fit of networks on it.
+
+Layers and networks are read in the same rounds, so that the machine's moods fall on both alike. Which terms the fit
+has (one scale, a scale for every kind of operator, a constant for every layer) is decided by the error on networks
+that the fit has not seen; that error is kept with the fit.
+"""
+
+import random
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from htas.arch import Arch
+from htas.graph import Network, resize
+from htas.layer import Layer
+from htas.measurement import Measurement
+from htas.metrics import Case, Metric, OnRound
+from htas.space import Space
+from htas.tables import Calibration, Table, TableCost, pairs
+
+Floats = NDArray[np.float64]
+
+EACH = 0.05
+"""Seconds for each pair of widths of each distinct layer, unless calibrate.seconds says otherwise."""
+WHOLE = 1.0
+"""... and for each whole network."""
+FEW = 4
+"""Widths of a site, where building a layer takes seconds; and half as many networks."""
+DRAWN = 40
+"""Random archs from which one that is to be measured is taken, so that their costs are spread evenly."""
+FORMS = (("scale",), ("scale", "each"), ("kinds",), ("kinds", "each"), ("kinds", "each", "constant"))
+"""Terms that a fit may have, simplest first."""
+BETTER = 0.95
+"""A form with more terms must bring the held-out error to this share of a simpler one's."""
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """How layers at pairs of widths, and whole networks, are measured."""
+
+    networks: int = 24
+    """Whole networks that the sums of layers are calibrated against, and their error is told from."""
+    widths: int = 12
+    """Widths of a site, as input and as output, at which layers are measured at most; others are interpolated."""
+    seconds: float = 0.0
+    """Seconds that measuring takes at most; 0 means 0.05 for each pair of widths of each distinct layer and 1 for each
+    network."""
+
+    def __post_init__(self) -> None:
+        if self.networks < 4:
+            raise ValueError(f"calibrate.networks must be 4 or more, got {self.networks}")
+        if self.widths < 2:
+            raise ValueError(f"calibrate.widths must be 2 or more, got {self.widths}")
+        if not self.seconds >= 0:
+            raise ValueError(f"calibrate.seconds must be 0 (the default) or more, got {self.seconds}")
+
+    def limit(self, layers: int) -> float:
+        """Seconds for so many layers."""
+        return self.seconds or EACH * layers + WHOLE * self.networks
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A calibration, and what it gives for the networks that it was made from, each left out in turn."""
+
+    calibration: Calibration
+    held_out: tuple[float, ...]
+    form: tuple[str, ...]
+
+
+def cells(network: Network, spaces: Sequence[Space], most: int) -> dict[Layer, list[Layer]]:
+    """Every layer to measure, by template; an operator that treats each channel alike has one for each width."""
+    found = {}
+    for template, (inputs, outputs) in pairs(network, spaces, most).items():
+        alone = template.groups == 0 or template.op not in ("conv", "linear")
+        sizes = (
+            [(o, o) for o in sorted(outputs)] if alone else [(i, o) for i in sorted(inputs) for o in sorted(outputs)]
+        )
+        found[template] = [template.sized(i, o) for i, o in sizes]
+    return found
+
+
+def spread(network: Network, spaces: Sequence[Space], count: int, seed: int) -> list[Arch]:
+    """The base, and random archs of the spaces whose multiply-adds are spread evenly; always the same for a seed."""
+    rng = random.Random(seed)
+    drawn = [space.sample(rng, rng.uniform(-5, 5)) for space in spaces for _ in range(DRAWN * count // len(spaces))]
+    ordered = sorted(dict.fromkeys(drawn), key=network.macs)
+    costs = np.asarray([network.macs(arch) for arch in ordered])
+    aims = np.linspace(costs[0], costs[-1], count - 1)
+    nearest = [ordered[int(np.abs(costs - aim).argmin())] for aim in aims]
+    return list(dict.fromkeys([network.base, *nearest]))
+
+
+def calibrate(
+    network: Network,
+    spaces: Sequence[Space],
+    metric: Metric,
+    options: Calibrate,
+    *,
+    seed: int,
+    on_round: OnRound | None = None,
+) -> dict[str, Any]:
+    """Measure layers and networks together, and fit: plain JSON values, of which `cost_model` makes a CostModel."""
+    by_template = cells(network, spaces, options.widths)
+    layers = list(dict.fromkeys(layer for mine in by_template.values() for layer in mine))
+    archs = spread(network, spaces, options.networks, seed)
+    modules = [resize(network, arch) for arch in archs]
+    cases: list[Case] = [*layers, *modules]
+    readings = dict(zip(cases, metric.measure(cases, on_round=on_round), strict=True))
+    tables = {template: table(mine, readings) for template, mine in by_template.items()}
+    measured = [readings[module] for module in modules]
+    found = fit(network, tables, archs, [each.estimate for each in measured])
+    return {
+        "unit": metric.unit,
+        "context": dict(measured[0].context),
+        "tables": {
+            template.key: {"inputs": list(own.inputs), "outputs": list(own.outputs), "values": [*map(list, own.values)]}
+            for template, own in tables.items()
+        },
+        "calibration": {
+            "scales": dict(found.calibration.scales),
+            "each": found.calibration.each,
+            "constant": found.calibration.constant,
+        },
+        "form": list(found.form),
+        "networks": [
+            {"arch": arch.json(), "measured": own.estimate, "error": own.standard_error, "held_out": other}
+            for arch, own, other in zip(archs, measured, found.held_out, strict=True)
+        ],
+        "layers": len(layers),
+        "doubts": list(dict.fromkeys(remark for each in measured for remark in each.remarks)),
+    }
+
+
+def table(layers: Sequence[Layer], readings: Mapping[Case, Measurement]) -> Table:
+    """Of the layers of one template, at every pair of widths, or every width where inputs follow outputs."""
+    outputs = sorted({layer.outputs for layer in layers})
+    inputs = sorted({layer.inputs for layer in layers}) if len(layers) > len(outputs) else [layers[0].inputs]
+    figures = {(layer.inputs, layer.outputs): readings[layer].estimate for layer in layers}
+    if len(inputs) == 1:
+        row = {layer.outputs: readings[layer].estimate for layer in layers}
+        return Table((inputs[0],), tuple(outputs), (tuple(row[o] for o in outputs),))
+    return Table(tuple(inputs), tuple(outputs), tuple(tuple(figures[i, o] for o in outputs) for i in inputs))
+
+
+def cost_model(network: Network, content: Mapping[str, Any]) -> TableCost:
+    """What `calibrate` returned, as the cost of archs of that network."""
+    own = content["calibration"]
+    return TableCost(
+        network,
+        {
+            Layer.of(key): Table(tuple(t["inputs"]), tuple(t["outputs"]), tuple(map(tuple, t["values"])))
+            for key, t in content["tables"].items()
+        },
+        Calibration(own["scales"], own["each"], own["constant"]),
+        content["unit"],
+    )
+
+
+def held_out_error(content: Mapping[str, Any]) -> dict[str, float]:
+    """Relative errors on networks that the fit had not seen: their mean, and the worst."""
+    off = [abs(each["held_out"] / each["measured"] - 1) for each in content["networks"]]
+    return {"mean": float(np.mean(off)), "worst": float(max(off))}
+
+
+def fit(network: Network, tables: Mapping[Layer, Table], archs: Sequence[Arch], measured: Sequence[float]) -> Fitted:
+    """The form with the least held-out error, the simpler one where another is hardly better (BETTER)."""
+    sums = [_sums(network, tables, arch) for arch in archs]
+    kinds = sorted({kind for own, _ in sums for kind in own})
+    best: tuple[float, Fitted] = (inf, Fitted(Calibration(), (), ()))
+    target = np.asarray(measured)
+    for form in FORMS:
+        rows = np.array([_features(own, count, form, kinds) for own, count in sums])
+        found = tuple(
+            float(rows[left] @ _solve(np.delete(rows, left, axis=0), np.delete(target, left)))
+            for left in range(len(rows))
+        )
+        error = float(np.mean(np.abs(np.asarray(found) / target - 1)))
+        if error < BETTER * best[0]:
+            best = error, Fitted(_calibration(_solve(rows, target), form, kinds), found, form)
+    return best[1]
+
+
+def _sums(network: Network, tables: Mapping[Layer, Table], arch: Arch) -> tuple[dict[str, float], int]:
+    """By kind of operator the sum of an arch's layers, and the number of layers."""
+    found: dict[str, float] = {}
+    count = 0
+    for use in network.uses(arch):
+        value = float(tables[use.layer.template].at([use.layer.inputs], [use.layer.outputs])[0, 0])
+        found[use.layer.kind] = found.get(use.layer.kind, 0.0) + value
+        count += 1
+    return found, count
+
+
+def _features(sums: Mapping[str, float], count: int, form: Collection[str], kinds: Sequence[str]) -> list[float]:
+    row = [sums.get(kind, 0.0) for kind in kinds] if "kinds" in form else [sum(sums.values())]
+    return [*row, *([count] if "each" in form else []), *([1.0] if "constant" in form else [])]
+
+
+def _solve(rows: Floats, measured: Floats) -> Floats:
+    """Non-negative weights with the least squared relative error."""
+    from scipy.optimize import nnls
+
+    relative = rows / measured[:, None]
+    norms = np.maximum(np.linalg.norm(relative, axis=0), 1e-12)
+    found, _ = nnls(relative / norms, np.ones(len(measured)))
+    weights: Floats = found / norms
+    return weights
+
+
+def _calibration(weights: Floats, form: Collection[str], kinds: Sequence[str]) -> Calibration:
+    rest = weights.tolist()
+    count = len(kinds) if "kinds" in form else 1
+    own, rest = rest[:count], rest[count:]
+    each = rest.pop(0) if "each" in form else 0.0
+    constant = rest.pop(0) if "constant" in form else 0.0
+    scales = dict(zip(kinds, own, strict=True)) if "kinds" in form else dict.fromkeys(kinds, own[0])
+    return Calibration(scales, each, constant)

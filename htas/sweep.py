@@ -1,0 +1,295 @@
+"""Several budgets from one survey: a front of networks, and the fastest network at a given accuracy.
+
+Each budget is a run of its own in a folder of its own, begun with the survey, the design, the calibration and the
+trained base network of the first; so everything that a run can do, continuing above all, a sweep can.
+"""
+
+import dataclasses
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from htas import budget, pipeline
+from htas.arch import Arch
+from htas.config import Config
+from htas.files import Unusable, digest, read_json, read_tensors, write_json, write_tensors
+from htas.graph import resize
+from htas.pipeline import ROUNDS, Run
+from htas.progress import say
+from htas.report import write
+from htas.result import Report, Result, SearchRecord
+from htas.text import columns, milliseconds, percent, points
+from htas.train import evaluate
+from htas.train import train as fit
+
+SHARED = ("survey.json", "design.json", "cost.json", "networks/base.safetensors")
+"""Files of a run that do not depend on its budget."""
+FRONT = "No other network of this sweep is both faster and more accurate."
+
+
+def sweep(config: Config, folder: Path, budgets: Sequence[str], command: str) -> tuple[Path, str]:
+    """A run for every budget of latency, then all their networks in one interleaved run: the path of report.html, and
+    the front as lines of text.
+
+    Raises ValueError for a budget that is none or that cannot be kept, before anything is trained.
+    """
+    for text in budgets:
+        budget.parse("latency", text, 1.0)
+    if len(set(budgets)) < len(budgets) or not budgets:
+        raise ValueError(f"--budgets must name different budgets with commas between, got {','.join(budgets)!r}")
+    runs = {text: (_with(config, text), folder / f"latency-{pipeline.slug(text)}") for text in budgets}
+    first = next(iter(runs.values()))
+    for own, place in runs.values():
+        pipeline.open_run(own, place)
+        _share(first[1], place)
+        for stage in (pipeline.survey, pipeline.design, pipeline.calibrate):
+            stage(own, place)
+        pipeline.check_limits(own, place)
+    for own, place in runs.values():
+        _share(first[1], place)
+        pipeline.run(own, place, command)
+    rows = _measured(config, runs, folder)
+    _write(config, runs, rows, folder, command)
+    return folder / "report.html", "\n".join(_table(rows, budgets))
+
+
+def _with(config: Config, text: str) -> Config:
+    return replace(config, constraints=replace(config.constraints, latency=text))
+
+
+def _share(first: Path, place: Path) -> None:
+    """Begin with what the first run has found out that this one would find too."""
+    for name in SHARED:
+        source, target = first / name, place / name
+        if source.exists() and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(f".{target.name}.part")
+            shutil.copyfile(source, part)
+            part.replace(target)
+
+
+def _measured(config: Config, runs: Mapping[str, tuple[Config, Path]], folder: Path) -> list[Result]:
+    """The base network and what was found for each budget, measured together -> sweep.json."""
+    name = config.design.spaces[0]
+    found: list[Result] = []
+    models = []
+    for text, (own, place) in runs.items():
+        named = {row.name: row for row in map(Result.of, read_json(place / "measure.json")["results"])}
+        for wanted in ["base", name] if not found else [name]:
+            found.append(replace(named[wanted], name=wanted if wanted == "base" else text))
+            models.append(pipeline.load_network(Run(own, place), named[wanted]))
+    path = folder / "sweep.json"
+    key = digest(*[json_of(row) for row in found])
+    if not (path.exists() and read_json(path).get("inputs") == key):
+        started = time.monotonic()
+        job = Run(*next(iter(runs.values())))
+        readings = pipeline.measure_modules(job, models, ROUNDS, "measuring the networks of all budgets, %")
+        rows = [replace(row, measured=reading) for row, reading in zip(found, readings, strict=True)]
+        content = {"results": [row.json() for row in _fronted(rows)], "inputs": key, "took": time.monotonic() - started}
+        write_json(path, content)
+    return [Result.of(content) for content in read_json(path)["results"]]
+
+
+def json_of(row: Result) -> Any:
+    """What a sweep's own measurement depends on."""
+    return [row.name, row.arch.json(), row.accuracy]
+
+
+def _fronted(rows: Sequence[Result]) -> list[Result]:
+    """Those that no other beats say so."""
+    kept = budget.front([(row.measured.estimate if row.measured else math.inf, row.accuracy or 0.0) for row in rows])
+    return [replace(row, remarks=(*row.remarks, FRONT)) if number in kept else row for number, row in enumerate(rows)]
+
+
+def _write(
+    config: Config, runs: Mapping[str, tuple[Config, Path]], rows: Sequence[Result], folder: Path, command: str
+) -> None:
+    searches = [
+        SearchRecord.of(pipeline.plain(read_json(place / f"search-{config.design.spaces[0]}.json")))
+        for _, place in runs.values()
+    ]
+    place = next(iter(runs.values()))[1]
+    made = Report(
+        title=f"{config.family.title} on {config.names['data']}, {config.target.device}, {config.target.runtime}: "
+        f"{len(runs)} budgets",
+        command=command,
+        results=tuple(rows),
+        curves=(),
+        searches=tuple(replace(search, space=text) for search, text in zip(searches, runs, strict=True)),
+        machine=read_json(place / "environment.json"),
+        config=config.toml(),
+        dataset=config.names["data"],
+        stages={"measure": read_json(folder / "sweep.json")["took"]},
+        test_images=read_json(place / "networks.json")["test_images"],
+    )
+    write(made, folder)
+
+
+def _table(rows: Sequence[Result], budgets: Sequence[str]) -> list[str]:
+    """One line for each network, the front marked."""
+    base = rows[0].measured
+    lines: list[tuple[str, ...]] = [("budget", "accuracy", "latency", "of the base", "predicted", "front")]
+    for row in rows:
+        assert row.measured is not None and base is not None
+        lines.append(
+            (
+                row.name,
+                percent(row.accuracy or 0.0),
+                milliseconds(row.measured.estimate),
+                percent(row.measured.estimate / base.estimate, 1),
+                milliseconds(row.predicted or 0.0),
+                "*" if FRONT in row.remarks else "",
+            )
+        )
+    return columns(lines, words=1)
+
+
+# -- the fastest at an accuracy ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One budget: the share of the base's latency, and the accuracies of its trainings on data held out of training."""
+
+    share: float
+    accuracies: tuple[float, ...]
+    floor: float
+    base: tuple[float, ...]
+    """Of the base network, trained and judged alike."""
+
+    @property
+    def mean(self) -> float:
+        """Over the trainings."""
+        return float(np.mean(self.accuracies))
+
+    @property
+    def met(self) -> bool:
+        """Whether the mean keeps the floor."""
+        return self.mean >= self.floor
+
+    @property
+    def reach(self) -> float:
+        """Half of the 95 % interval of the mean's difference from the base's; endless for a single training."""
+        if min(len(self.accuracies), len(self.base)) < 2:
+            return math.inf
+        from scipy.stats import t
+
+        one, other = (np.var(values, ddof=1) / len(values) for values in (self.accuracies, self.base))
+        if one + other == 0:
+            return 0.0
+        freedom = (one + other) ** 2 / (one**2 / (len(self.accuracies) - 1) + other**2 / (len(self.base) - 1))  # Welch
+        return float(t.ppf(0.975, freedom) * math.sqrt(one + other))
+
+    @property
+    def verdict(self) -> str:
+        """`clearly met`, `met`, `not met`."""
+        if not self.met:
+            return "not met"
+        return "clearly met" if self.mean - self.reach >= self.floor else "met"
+
+
+def fastest(config: Config, folder: Path, command: str) -> tuple[Path, str]:
+    """The smallest budget whose networks keep the accuracy floor, by bisection, then a whole run at that budget: the
+    path of its report.html, and what was tried as lines of text.
+
+    The floor is judged on images held out of training: every network is trained `seeds` times on one half of the
+    training images and judged on the other, its teacher likewise. The test images are not looked at.
+    """
+    asked = config.constraints
+    if not asked.accuracy_floor:
+        raise ValueError('htas fastest needs an accuracy to keep: --constraints.accuracy_floor="-0.3", in points below '
+                         'the base network, or "93.5%"')  # fmt: skip
+    if asked.latency:
+        raise ValueError("htas fastest finds the budget itself, so leave constraints.latency out")
+    start = folder / "start"
+    whole = _with(config, "100%")
+    pipeline.open_run(whole, start)
+    for stage in (pipeline.survey, pipeline.design, pipeline.calibrate):
+        stage(whole, start)
+    job = Run(whole, start)
+    base = job.network.base
+    trainings = asked.seeds * (1 + asked.tries)
+    say(f"fastest: {trainings} trainings on half of the training images at most, and {asked.tries} searches")
+    least = pipeline.least_share(job)
+    accuracies = tuple(_judged(job, base, seed, folder, None) for seed in range(asked.seeds))
+    floor = budget.floor(asked.accuracy_floor, float(np.mean(accuracies)))
+    say(f"fastest: base network {percent(float(np.mean(accuracies)))} on held-out images, to keep {percent(floor)}")
+    tried: list[Tried] = []
+    low, high = least, 1.0
+    for _ in range(asked.tries):
+        share = (low + high) / 2
+        arch = _searched(config, folder, start, share)
+        found = tuple(_judged(job, arch, seed, folder, base) for seed in range(asked.seeds))
+        tried.append(Tried(share, found, floor, accuracies))
+        say(f"fastest: {percent(share, 1)} of the base's latency: {percent(tried[-1].mean)}, {tried[-1].verdict}")
+        low, high = (low, share) if tried[-1].met else (share, high)
+    write_json(folder / "fastest.json", {"tried": [dataclasses.asdict(each) for each in tried]})
+    kept = [each for each in tried if each.met]
+    lines = _lines(tried)
+    if not kept:
+        raise Unusable(
+            f"no budget tried keeps {percent(floor)}: {'; '.join(lines[1:])}; lower constraints.accuracy_floor, raise "
+            "constraints.tries, or train longer"
+        )
+    best = min(kept, key=lambda each: each.share)
+    text = _percent(best.share)
+    place = folder / f"latency-{pipeline.slug(text)}"
+    pipeline.run(_with(config, text), place, command)
+    return place / "report.html", "\n".join([*lines, f"taken: {text} of the base's latency, {best.verdict}"])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}%"
+
+
+def _searched(config: Config, folder: Path, start: Path, share: float) -> Arch:
+    """The arch found for a budget, in a folder of its own."""
+    own, place = _with(config, _percent(share)), folder / f"latency-{pipeline.slug(_percent(share))}"
+    pipeline.open_run(own, place)
+    _share(start, place)
+    for stage in (pipeline.survey, pipeline.design, pipeline.calibrate, pipeline.search):
+        stage(own, place)
+    _share(place, start)
+    return SearchRecord.of(pipeline.plain(read_json(place / f"search-{config.design.spaces[0]}.json"))).arch
+
+
+def _judged(job: Run, arch: Arch, seed: int, folder: Path, teacher: Arch | None) -> float:
+    """Accuracy on the validation half after a training on the other half; kept in a file."""
+    config = job.config
+    key = digest(job.training(arch, taught=teacher is not None), seed, config.parts.validation, "held out")
+    path = folder / "held-out" / f"{key}.safetensors"
+    if path.exists():
+        return float(read_tensors(path)[1]["accuracy"])
+    torch.manual_seed(seed)
+    model = resize(job.network, arch)
+    config.family.reset(model)
+    learned_from = None
+    if teacher is not None and config.distill.alpha > 0:
+        _judged(job, teacher, seed, folder, None)
+        basis = digest(job.training(teacher, taught=False), seed, config.parts.validation, "held out")
+        learned_from = resize(job.network, teacher)
+        learned_from.load_state_dict(read_tensors(folder / "held-out" / f"{basis}.safetensors")[0])
+    seconds = fit(
+        model, job.data.weights, config.train, seed=seed, device=job.device,
+        checkpoint=folder / "checkpoints" / f"{key}.safetensors", title=f"train on half of the images, seed {seed}",
+        teacher=learned_from, distill=config.distill if learned_from is not None else None,
+    )  # fmt: skip
+    accuracy = evaluate(model, job.data.validation, device=job.device, precision=config.train.precision)
+    write_tensors(path, model.state_dict(), {"accuracy": accuracy, "seconds": seconds})
+    (folder / "checkpoints" / f"{key}.safetensors").unlink(missing_ok=True)
+    return accuracy
+
+
+def _lines(tried: Sequence[Tried]) -> list[str]:
+    rows: list[tuple[str, ...]] = [("latency, of the base", "held-out accuracy, mean", "to keep", "interval", "floor")]
+    for each in tried:
+        reach = points(each.reach) if math.isfinite(each.reach) else "one training"
+        rows.append((percent(each.share, 1), percent(each.mean), percent(each.floor), reach, each.verdict))
+    return columns(rows, words=0)

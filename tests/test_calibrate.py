@@ -1,0 +1,138 @@
+"""The fit of whole networks on their layers, with planted figures."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from htas.arch import Arch
+from htas.calibrate import Calibrate, calibrate, cells, cost_model, held_out_error, spread
+from htas.graph import Network, trace
+from htas.layer import Layer
+from htas.measurement import Measurement
+from htas.metrics import Case, Metric, OnRound, Wanted
+from htas.models.cifar_resnet import CifarResNet
+from htas.space import Space
+from htas.target import Target
+
+
+@cache
+def network() -> Network:
+    return trace(CifarResNet(14).build(10), torch.zeros(1, 3, 32, 32))
+
+
+def space() -> Space:
+    net = network()
+    widths = {name: (site.base // 2, site.base, site.base * 2) for name, site in net.widths.items()}
+    return Space("some", widths, {name: (1, 2) for name in net.depths})
+
+
+def seconds(layer: Layer) -> float:
+    return 1e-5 + 1e-9 * layer.macs if layer.macs else 2e-6
+
+
+@dataclass(frozen=True)
+class Planted(Metric):
+    """A network takes a scale for every kind of operator, more for each layer, and a constant."""
+
+    unit: ClassVar[str] = "s"
+    strided: float = 1.4
+    each: float = 3e-6
+    constant: float = 1e-4
+    noise: float = 0.0
+
+    def measure(
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+    ) -> list[Measurement]:
+        rng = np.random.default_rng(0)
+        return [Measurement((self.figure(case) * (1 + self.noise * rng.normal()),), "s") for case in cases]
+
+    def figure(self, case: Case) -> float:
+        if isinstance(case, Layer):
+            return seconds(case)
+        return self.whole(case)
+
+    def whole(self, module: nn.Module) -> float:
+        traced = trace(module, torch.zeros(1, 3, 32, 32))
+        return self.of(traced, traced.base)
+
+    def of(self, net: Network, arch: Arch) -> float:
+        total = self.constant
+        for use in net.uses(arch):
+            scale = self.strided if max(use.layer.stride) > 1 else 0.8
+            total += scale * seconds(use.layer) + self.each
+        return total
+
+
+def test_a_planted_fit_is_recovered_on_archs_it_has_not_seen() -> None:
+    net, metric = network(), Planted(Target(threads=1))
+    content = calibrate(net, [space()], metric, Calibrate(networks=20), seed=0)
+    cost = cost_model(net, content)
+    rng = random.Random(5)
+    for _ in range(20):
+        arch = space().sample(rng)
+        assert cost.cost(arch) == pytest.approx(metric.of(net, arch), rel=1e-3)
+    assert held_out_error(content)["worst"] < 0.01
+    assert content["calibration"]["scales"]["conv 3x3 /2"] == pytest.approx(1.4, rel=0.1)
+
+
+def test_the_error_on_networks_left_out_grows_with_the_noise() -> None:
+    net = network()
+    exact, noisy = (
+        held_out_error(calibrate(net, [space()], Planted(Target(threads=1), noise=noise), Calibrate(), seed=0))["mean"]
+        for noise in (0.0, 0.05)
+    )
+    assert exact < 0.001
+    assert 0.01 < noisy < 0.10
+
+
+def test_one_scale_is_enough_where_nothing_more_is_planted() -> None:
+    net = network()
+    plain = Planted(Target(threads=1), strided=0.8, each=0.0, constant=0.0, noise=0.01)
+    assert calibrate(net, [space()], plain, Calibrate(), seed=0)["form"] == ["scale"]
+
+
+def test_layers_are_measured_at_every_pair_of_choices_and_of_base_widths() -> None:
+    net = network()
+    found = cells(net, [space()], 12)
+    for _ in range(20):
+        arch = space().sample(random.Random(0))
+        for use in net.uses(arch):
+            assert use.layer in found[use.layer.template]
+    strided = Layer("conv", 0, 0, (32, 32), (3, 3), (2, 2), (1, 1), norm=True, activation="relu")
+    assert {(layer.inputs, layer.outputs) for layer in found[strided]} == {(i, o) for i in (8, 16, 32) for o in (16, 32, 64)}  # fmt: skip  # noqa: E501
+
+
+def test_few_widths_stand_for_many() -> None:
+    net = network()
+    many = Space("many", {name: tuple(range(1, site.base + 1)) for name, site in net.widths.items()}, space().depths)
+    found = cells(net, [many], 4)
+    assert max(len({layer.outputs for layer in layers}) for layers in found.values()) == 4
+    content = calibrate(net, [many], Planted(Target(threads=1)), Calibrate(networks=20, widths=4), seed=0)
+    arch = many.sample(random.Random(0))
+    assert cost_model(net, content).cost(arch) == pytest.approx(Planted(Target(threads=1)).of(net, arch), rel=0.02)
+
+
+def test_networks_are_spread_evenly_and_the_same_every_time() -> None:
+    net = network()
+    found = spread(net, [space()], 12, seed=3)
+    assert found == spread(net, [space()], 12, seed=3)
+    assert found[0] == net.base and len(found) > 8
+    macs = sorted(map(net.macs, found))
+    assert max(np.diff(macs)) < 0.35 * (macs[-1] - macs[0])
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [({"networks": 3}, "networks must be 4 or more, got 3"), ({"widths": 1}, "widths must be 2 or more, got 1"),
+     ({"seconds": -1.0}, "seconds must be 0 .the default. or more, got -1.0")],
+)  # fmt: skip
+def test_impossible_options_are_refused(wrong: dict[str, int], words: str) -> None:
+    with pytest.raises(ValueError, match=f"calibrate.{words}"):
+        Calibrate(**wrong)
