@@ -14,7 +14,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,9 +118,9 @@ def archs(target: "Target", what: str, given: argparse.Namespace) -> dict[str, A
     content = calibrate(network, [space], Latency(target, 1000, options.limit(number)), options, seed=0)
     took = time.monotonic() - started
     cost, paper = cost_model(network, content), paper_cost(network, surveyed, design)
-    chosen = evenly(network, space, given.archs)
-    base, *readings = Latency(target, rounds=60).measure([resize(network, arch) for arch in [network.base, *chosen]])
     seen = [arch_of(each) for each in content["networks"]]
+    chosen = evenly(network, space, given.archs, seen)
+    base, *readings = Latency(target, rounds=60).measure([resize(network, arch) for arch in [network.base, *chosen]])
     whole = [each["measured"] for each in content["networks"]]
     return {
         "took": took,
@@ -131,12 +131,10 @@ def archs(target: "Target", what: str, given: argparse.Namespace) -> dict[str, A
         "context": dict(base.context),
         "measured": [each.estimate / base.estimate for each in readings],
         "seconds": [each.estimate for each in readings],
-        "table": [cost.cost(arch) / cost.cost(network.base) for arch in chosen],
-        "paper": _linear([paper.cost(arch) for arch in seen], whole, [paper.cost(arch) for arch in chosen],
-                         paper.cost(network.base)),
-        "macs": _linear([network.macs(arch) for arch in seen], whole, [network.macs(arch) for arch in chosen],
-                        network.macs(network.base)),
-    }  # fmt: skip
+        "table": [cost.cost(arch) for arch in [network.base, *chosen]],
+        "paper": _linear(seen, whole, [network.base, *chosen], paper.cost),
+        "macs": _linear(seen, whole, [network.base, *chosen], network.macs),
+    }
 
 
 def arch_of(content: dict[str, Any]) -> Any:
@@ -145,20 +143,22 @@ def arch_of(content: dict[str, Any]) -> Any:
     return Arch.of(content["arch"])
 
 
-def evenly(network: "Network", space: "Space", count: int) -> list[Any]:
-    """Random archs whose multiply-adds are spread evenly over the space; others than the calibration's."""
+def evenly(network: "Network", space: "Space", count: int, known: Sequence[Any]) -> list[Any]:
+    """Different random archs whose multiply-adds are spread evenly over the space; none that is known."""
     rng = random.Random(2026)
-    drawn = sorted({space.sample(rng, rng.uniform(-5, 5)) for _ in range(60 * count)}, key=network.macs)
-    counts = np.asarray([network.macs(arch) for arch in drawn])
-    aims = np.linspace(counts[0], counts[-1], count)
-    return [drawn[int(np.abs(counts - aim).argmin())] for aim in aims]
+    drawn = {space.sample(rng, rng.uniform(-5, 5)) for _ in range(30 * count)} - set(known)
+    macs = {arch: network.macs(arch) for arch in drawn}
+    left = sorted(drawn, key=lambda arch: (macs[arch], sorted(arch.widths.items())))
+    aims = np.linspace(macs[left[0]], macs[left[-1]], count)
+    return [left.pop(int(np.abs(np.asarray([macs[arch] for arch in left]) - aim).argmin())) for aim in aims]
 
 
-def _linear(known: Sequence[float], measured: Sequence[float], asked: Sequence[float], base: float) -> list[float]:
-    """A line through the calibration's networks, weighed for relative error: shares of the base."""
-    weights = 1 / np.asarray(measured)
-    line = np.polynomial.Polynomial.fit(known, measured, 1, w=weights)
-    return [float(line(x) / line(base)) for x in asked]
+def _linear(
+    known: Sequence[Any], measured: Sequence[float], asked: Sequence[Any], cost: Callable[[Any], float]
+) -> list[float]:
+    """Seconds by a line through the calibration's networks, weighed for relative error."""
+    line = np.polynomial.Polynomial.fit([cost(arch) for arch in known], measured, 1, w=1 / np.asarray(measured))
+    return [float(line(cost(arch))) for arch in asked]
 
 
 # -- what came of it ---------------------------------------------------------------------------------------------------
@@ -202,7 +202,9 @@ def summary(steps: dict[Any, Any], cost: str, rng: np.random.Generator) -> dict[
     """Figures of one cost, with 95 % intervals from resampled archs."""
     from scipy.stats import kendalltau
 
-    predicted, measured = (np.concatenate([each[name] for each in steps.values()]) for name in (cost, "measured"))
+    # the first of a step is its base network: ratios to it are compared, seconds only ordered
+    predicted = np.concatenate([np.divide(each[cost][1:], each[cost][0]) for each in steps.values()])
+    measured = np.concatenate([each["measured"] for each in steps.values()])
     off = np.abs(predicted / measured - 1)
     again = off[rng.integers(len(off), size=(2000, len(off)))]
 
@@ -210,13 +212,15 @@ def summary(steps: dict[Any, Any], cost: str, rng: np.random.Generator) -> dict[
         low, high = np.percentile(values, [2.5, 97.5])
         return f"({100 * low:.1f} to {100 * high:.1f})"
 
-    seconds = np.concatenate([each["seconds"] for each in steps.values()])
-    bases = np.concatenate([np.asarray(each["seconds"]) / each["measured"] for each in steps.values()])
-    pooled = float(kendalltau(predicted * bases, seconds).statistic)
+    seconds, told = (
+        np.concatenate(values)
+        for values in ([each["seconds"] for each in steps.values()], [each[cost][1:] for each in steps.values()])
+    )
+    pooled = float(kendalltau(told, seconds).statistic)
     by_depth = [
         float(kendalltau(
-            np.concatenate([steps[depth, adds][cost] for adds in ADDS]),
-            np.concatenate([steps[depth, adds]["measured"] for adds in ADDS]),
+            np.concatenate([steps[depth, adds][cost][1:] for adds in ADDS]),
+            np.concatenate([steps[depth, adds]["seconds"] for adds in ADDS]),
         ).statistic)
         for depth in DEPTHS
     ]  # fmt: skip

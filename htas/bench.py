@@ -36,6 +36,8 @@ STRETCHES = 16
 """Parts of a run, at most; between them calls are built anew, and those that are decided drop out."""
 REBUILDING = 0.25
 """Share of the time that building anew may take; where it takes long, it is done less often, or never."""
+FILLERS, FILLER = 128, 1 << 19
+"""Blocks of memory that are taken before calls are built anew, and bytes of each at most; half of them are let go."""
 SOONEST = 0.375
 """Share of the stretches before which nothing drops out, so that every call is read in several places of memory."""
 LOOK = 2
@@ -177,6 +179,7 @@ class _Run:
     """Seconds per call."""
     shortest: dict[int, float] = field(default_factory=dict)
     """Seconds of a whole reading."""
+    fillers: list[bytearray] = field(default_factory=list)
     rebuilding: float = 0.0
     """Seconds spent on building anew."""
     done: int = 0
@@ -188,6 +191,7 @@ class _Run:
         if looking and self.wanted is not None:
             active = self._look(active, self.wanted)
         begun, spent = self.done, self._share if self.done else 0.0
+        taken = set(active)  # in, by looking; what is taken in later would be read in too few places of memory
         for stretch in range(1, STRETCHES + 1):
             if not active or self.done >= self.bench.rounds or (self.done and self._share >= 1):
                 break
@@ -195,7 +199,7 @@ class _Run:
             part = stretch / STRETCHES
             self._read(active, ceil(begun + (self.bench.rounds - begun) * part), spent + (1 - spent) * part)
             if self.wanted is not None and SOONEST <= part < 1:
-                active = sorted(self.wanted(self.readings()))
+                active = sorted(taken.intersection(self.wanted(self.readings())))
         return self.readings()
 
     def _affords(self, active: Collection[int]) -> bool:
@@ -243,6 +247,8 @@ class _Run:
         timer, began = self.bench.timer, self.bench.now()
         reading = self.bench.reading or timer.shortest
         missing = [number for number in active if anew or number not in self.made]
+        if anew:
+            self._disturb_memory()
         self.rng.shuffle(missing)  # or memory would be laid out as the last time
         made = {} if anew else dict(self.made)
         for number in missing:
@@ -255,6 +261,12 @@ class _Run:
         gc.collect(1)
         if not self.anew:
             self.started += self.bench.now() - began
+
+    def _disturb_memory(self) -> None:
+        """Leave other holes than before, as outputs are given the smallest one that fits, the same in every call."""
+        blocks = [bytearray(self.rng.randrange(64, FILLER)) for _ in range(FILLERS)]
+        self.rng.shuffle(blocks)
+        self.fillers = blocks[::2]
 
     def _read(self, active: Sequence[int], rounds: int, share: float) -> None:
         """Rounds up to so many, or to this share of the time; one at least of a run."""

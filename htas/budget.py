@@ -21,10 +21,8 @@ USED = 0.95
 """Share of a limit, by prediction, under which an arch is made wider again."""
 UNITS: Mapping[str, Mapping[str, float]] = {
     "latency": {"s": 1.0, "ms": 1e-3, "us": 1e-6},
-    "energy": {"J": 1.0, "mJ": 1e-3},
     "macs": {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9},
     "params": {"": 1.0, "k": 1e3, "M": 1e6},
-    "memory": {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9},
 }
 """Units of a figure, by metric, and how much of the metric's own unit they are."""
 NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(\S*)\s*")
@@ -41,7 +39,8 @@ class Constraints:
     params: str = ""
     """Trainable parameters: "50%", "0.3M"."""
     accuracy_floor: str = ""
-    """For `htas fastest`: the accuracy to keep, in points below the base network's ("-0.3") or absolute ("93.5%")."""
+    """For `htas fastest`: the accuracy to keep, in points below the base network's ("-0.3"), or absolute ("93.5%") of
+    networks that are trained on one part of the training images and judged on the other (split.validation)."""
     seeds: int = 3
     """For `htas fastest`: trainings of each network, whose mean accuracy counts."""
     tries: int = 4
@@ -72,7 +71,7 @@ def parse(metric: str, text: str, base: float) -> float:
     units = UNITS[metric]
     number, unit = (float(found[1]), found[2]) if found else (0.0, "?")
     if number <= 0 or unit not in (*units, "%"):
-        example = {"latency": "8 ms", "energy": "5 mJ", "macs": "20M", "params": "0.3M", "memory": "2 MB"}[metric]
+        example = {"latency": "8 ms", "macs": "20M", "params": "0.3M"}[metric]
         named = listing([*(each for each in units if each), "%"])
         raise ValueError(
             f'constraints.{metric} must be a share of the base network such as "50%", or a number over 0 with a unit '
@@ -191,7 +190,7 @@ def fitted(asked: Sequence[Limit], space: Space, start: Arch, worth: Callable[[A
     """The arch of most worth near `start` that keeps `aim` of the limits, and uses them.
 
     Of all changes of one site, that which loses least worth for what it saves is made until the limits are kept; then
-    that which gains most for what it costs, while one fits.
+    that which gains most for what it costs, while one fits. Where nothing keeps the limits it is the leanest arch.
     """
     arch, ratio = start, over(asked, start)
     for _ in range(sum(map(len, space.choices.values()))):
@@ -199,8 +198,9 @@ def fitted(asked: Sequence[Limit], space: Space, start: Arch, worth: Callable[[A
             break
         moves = [(other, over(asked, other)) for other in neighbours(arch, space)]
         saving = [(other, its) for other, its in moves if its < ratio]
-        if not saving:
-            raise ValueError("no change of one site makes this arch cheaper")
+        if not saving:  # nor may two changes do what one does not: begin at the other end
+            arch = leanest(asked, space)
+            break
         value = worth(arch)
         # further than asked saves nothing
         arch, ratio = max(saving, key=lambda m: (worth(m[0]) - value) / (ratio - max(m[1], aim) + 1e-9))
@@ -243,7 +243,7 @@ def next_aim(turns: Sequence[tuple[float, float]]) -> float:
     slope = 1.0
     for other, its in rest[:1]:
         if other != aim and (log(its) - log(came)) / (log(other) - log(aim)) > 0:
-            slope = min(max((log(its) - log(came)) / (log(other) - log(aim)), 0.25), 4.0)
+            slope = min(max((log(its) - log(came)) / (log(other) - log(aim)), 0.7), 4.0)
     return float(aim * (AIM / came) ** (1 / slope))
 
 

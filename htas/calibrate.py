@@ -34,6 +34,8 @@ DRAWN = 40
 """Random archs from which one that is to be measured is taken, so that their costs are spread evenly."""
 FORMS = (("scale",), ("scale", "each"), ("kinds",), ("kinds", "each"), ("kinds", "each", "constant"))
 """Terms that a fit may have, simplest first."""
+NOISE, SPREAD = 0.02, 0.2
+"""Relative error of a network's prediction, and deviation of a kind's scale from the common one, that are expected."""
 BETTER = 0.95
 """A form with more terms must bring the held-out error to this share of a simpler one's."""
 
@@ -44,7 +46,7 @@ class Calibrate:
 
     networks: int = 24
     """Whole networks that the sums of layers are calibrated against, and their error is told from."""
-    widths: int = 12
+    widths: int = 16
     """Widths of a site, as input and as output, at which layers are measured at most; others are interpolated."""
     seconds: float = 0.0
     """Seconds that measuring takes at most; 0 means 0.05 for each pair of widths of each distinct layer and 1 for each
@@ -176,12 +178,12 @@ def fit(network: Network, tables: Mapping[Layer, Table], archs: Sequence[Arch], 
     for form in FORMS:
         rows = np.array([_features(own, count, form, kinds) for own, count in sums])
         found = tuple(
-            float(rows[left] @ _solve(np.delete(rows, left, axis=0), np.delete(target, left)))
+            float(rows[left] @ _weights(np.delete(rows, left, axis=0), np.delete(target, left), form, kinds))
             for left in range(len(rows))
         )
         error = float(np.mean(np.abs(np.asarray(found) / target - 1)))
         if error < BETTER * best[0]:
-            best = error, Fitted(_calibration(_solve(rows, target), form, kinds), found, form)
+            best = error, Fitted(_calibration(_weights(rows, target, form, kinds), form, kinds), found, form)
     return best[1]
 
 
@@ -189,9 +191,13 @@ def _sums(network: Network, tables: Mapping[Layer, Table], arch: Arch) -> tuple[
     """By kind of operator the sum of an arch's layers, and the number of layers."""
     found: dict[str, float] = {}
     count = 0
-    for use in network.uses(arch):
-        value = float(tables[use.layer.template].at([use.layer.inputs], [use.layer.outputs])[0, 0])
-        found[use.layer.kind] = found.get(use.layer.kind, 0.0) + value
+    for step in network.steps(arch):
+        if step.layer is None or step.node.layer is None:
+            continue
+        # the node's own template: a depthwise layer of one channel looks like a plain one
+        template = step.node.layer.template
+        value = float(tables[template].at([step.layer.inputs], [step.layer.outputs])[0, 0])
+        found[template.kind] = found.get(template.kind, 0.0) + value
         count += 1
     return found, count
 
@@ -201,14 +207,29 @@ def _features(sums: Mapping[str, float], count: int, form: Collection[str], kind
     return [*row, *([count] if "each" in form else []), *([1.0] if "constant" in form else [])]
 
 
-def _solve(rows: Floats, measured: Floats) -> Floats:
-    """Non-negative weights with the least squared relative error."""
+def _weights(rows: Floats, measured: Floats, form: Collection[str], kinds: Sequence[str]) -> Floats:
+    """Non-negative weights with the least squared relative error.
+
+    The scales of kinds stay near a common one, by NOISE over SPREAD: what is little of every network (its one pooling
+    layer, say) would else take up the errors of all others.
+    """
+    relative = rows / measured[:, None]
+    target = np.ones(len(measured))
+    if "kinds" in form:
+        count = len(kinds)
+        (common,) = _solve(relative[:, :count].sum(axis=1, keepdims=True), target)
+        prior = np.zeros((count, rows.shape[1]))
+        prior[:, :count] = np.eye(count) * NOISE / SPREAD / max(common, 1e-12)
+        relative, target = np.vstack([relative, prior]), np.concatenate([target, np.full(count, NOISE / SPREAD)])
+    return _solve(relative, target)
+
+
+def _solve(rows: Floats, target: Floats) -> Floats:
+    """Non-negative least squares, whatever the sizes of the columns."""
     from scipy.optimize import nnls
 
-    relative = rows / measured[:, None]
-    norms = np.maximum(np.linalg.norm(relative, axis=0), 1e-12)
-    found, _ = nnls(relative / norms, np.ones(len(measured)))
-    weights: Floats = found / norms
+    norms = np.maximum(np.linalg.norm(rows, axis=0), 1e-12)
+    weights: Floats = nnls(rows / norms, target)[0] / norms
     return weights
 
 

@@ -137,7 +137,7 @@ def sweep(
     """Find a network for each of several budgets, from one survey: a front of accuracy and latency."""
     from htas import sweep as sweeping
 
-    opened, folder = _loaded(config, overrides, out)
+    opened, folder = _loaded(config, overrides, out, "-sweep")
     place = ["--out", str(out)] if out else []
     command = shlex.join(["htas", "sweep", str(config), *overrides, "--budgets", budgets, *place])
     page, table = sweeping.sweep(opened, folder, [text.strip() for text in budgets.split(",") if text.strip()], command)
@@ -148,7 +148,7 @@ def fastest(config: Source, overrides: Overrides, out: Out = None) -> None:
     """Find the fastest network that keeps an accuracy: --constraints.accuracy_floor."""
     from htas import sweep as sweeping
 
-    opened, folder = _loaded(config, overrides, out)
+    opened, folder = _loaded(config, overrides, out, "-fastest")
     place = ["--out", str(out)] if out else []
     page, table = sweeping.fastest(opened, folder, shlex.join(["htas", "fastest", str(config), *overrides, *place]))
     print(f"{table}\n{page}")
@@ -415,14 +415,15 @@ def _opened(source: Path, overrides: Sequence[str], out: Path | None) -> tuple["
     return config, folder
 
 
-def _loaded(source: Path, overrides: Sequence[str], out: Path | None) -> tuple["Config", Path]:
-    """The configuration of a file or run folder, and the folder to work in, not looked at."""
+def _loaded(source: Path, overrides: Sequence[str], out: Path | None, beside: str = "") -> tuple["Config", Path]:
+    """The configuration of a file or run folder, and the folder to work in, not looked at; one `beside` a run's own."""
     from htas.config import load
 
     path = _file(source)
     if source.is_dir() and not path.exists():
         raise ValueError(f"{source} is not the folder of a run: it has no config.toml; name a TOML file first")
-    folder = out or (source if source.is_dir() else Path("runs") / source.stem)
+    usual = source if source.is_dir() else Path("runs") / source.stem
+    folder = out or usual.with_name(usual.name + beside)
     return load(path, overrides), folder
 
 

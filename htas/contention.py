@@ -116,19 +116,27 @@ def priority(niceness: int = -15) -> Iterator[bool]:
     Beside a loop that keeps one of two cores busy, every call of two threads waits for its turn there.
     """
     before: dict[int, int] = {}
-    try:
-        for thread in map(int, os.listdir("/proc/self/task")):
+    allowed = False
+    for thread in _threads():
+        with suppress(OSError):  # it is not allowed, or the thread has ended
             before[thread] = os.getpriority(os.PRIO_PROCESS, thread)
             os.setpriority(os.PRIO_PROCESS, thread, niceness)
-        allowed = True
-    except OSError:
-        allowed = False
+            allowed = True
+    usual = before.get(os.getpid(), 0)
     try:
         yield allowed
     finally:
-        for thread, old in before.items():
-            with suppress(OSError):  # a thread that has ended
-                os.setpriority(os.PRIO_PROCESS, thread, old)
+        for thread in _threads() if allowed else ():  # those begun meanwhile have inherited it
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, thread, before.get(thread, usual))
+
+
+def _threads() -> list[int]:
+    """Of this process, by number; none where the system does not say."""
+    try:
+        return [int(name) for name in os.listdir("/proc/self/task")]
+    except OSError:
+        return []
 
 
 def _own() -> float:

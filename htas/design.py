@@ -37,7 +37,7 @@ class Design:
     """g of eq. 3: the widths are cut into so many equal runs, and each gives one choice."""
     alpha: float | Literal["fit"] = 1.0
     """The exponent of eq. 1: a number (the paper's is 1), or 'fit' to find it."""
-    ties: float = 0.04
+    ties: float = 0.025
     """Scores within this share of the latency count as equal, and the widest wins."""
     selection: Literal["ties", "paper"] = "ties"
     """`paper`: the mean of all readings and the very best score, as in eq. 3 and 4, which on a shared machine chooses

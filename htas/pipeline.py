@@ -5,11 +5,9 @@ An interrupted search or training goes on from its last epoch.
 """
 
 import dataclasses
-import math
 import platform
-import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -31,6 +29,7 @@ from htas.datasets import Data
 from htas.design import DECIDED, check, paper_cost, records, spaces, undecided
 from htas.export import export
 from htas.files import Unusable, digest, read_json, read_tensors, write_json, write_tensors, write_text
+from htas.finish import finish
 from htas.graph import Network, resize, trace
 from htas.measurement import Measurement
 from htas.metrics import Metric
@@ -39,31 +38,24 @@ from htas.metrics.macs import Macs
 from htas.metrics.params import Params
 from htas.plugins import find
 from htas.problem import Problem, rivals
-from htas.progress import Bar, progress, say
+from htas.progress import progress, say, shares
 from htas.remember import Remembering
 from htas.report import write, write_survey
-from htas.result import CurveRecord, Kept, Report, Result, SearchRecord
+from htas.result import CurveRecord, Report, Result, SearchRecord
 from htas.runtimes import open_runtime
 from htas.space import Space
 from htas.store import Store
-from htas.strategies import Found
 from htas.survey import SLOW, at_most, widths_at_most
 from htas.survey import survey as take_survey
 from htas.tables import CountCost, TableCost
 from htas.target import Target, affinity, machine
-from htas.text import duration, listing, milliseconds, no_such, percent, quantity
+from htas.text import duration, listing, milliseconds, no_such, percent
 from htas.train import evaluate
 from htas.train import train as fit
 
 RIVALS = 20
 ROUNDS = 60
 """Times that every whole network's turn comes; it is read three times then."""
-FINALISTS = 5
-"""Archs near the end of a search that are measured whole, in a turn."""
-REPEATS = 2
-"""Further turns, where none of them lies within the budget and uses it."""
-MARGIN = 0.005
-"""Share of a budget that the readings by which an arch is proposed should leave."""
 STAGES = ("survey", "design", "calibrate", "search", "train", "measure", "report")
 FILES = {"train": "networks", "calibrate": "cost"}
 """Stages whose file has another name."""
@@ -265,7 +257,7 @@ def survey(config: Config, folder: Path, again: bool = False) -> None:
             groups=options.groups,
             most=most,
             wanted=lambda content: undecided(job.network, content, options),
-            on_round=_shares(bar),
+            on_round=shares(bar),
         )
     for doubt in content["doubts"]:
         say(f"survey: doubt: {doubt}")
@@ -325,7 +317,7 @@ def calibrate(config: Config, folder: Path, again: bool = False) -> None:
     number = sum(map(len, cells(job.network, spaces, options.widths).values()))
     metric = Latency(job.target, config.survey.rounds, options.limit(number), config.survey.reading, config.seed)
     with progress(f"calibration: {number} layers and {options.networks} networks, %", 100) as bar:
-        content = fit_cost(job.network, spaces, metric, options, seed=0, on_round=_shares(bar))
+        content = fit_cost(job.network, spaces, metric, options, seed=0, on_round=shares(bar))
     error = held_out_error(content)
     say(
         f"cost: networks that the fit has not seen are predicted with a mean error of {percent(error['mean'], 1)}, at "
@@ -333,6 +325,7 @@ def calibrate(config: Config, folder: Path, again: bool = False) -> None:
     )
     for doubt in content["doubts"]:
         say(f"cost: doubt: {doubt}")
+    content["design"] = digest(folder / "design.json")
     _write(path, job.made_from("calibrate"), time.monotonic() - started, content)
 
 
@@ -340,6 +333,7 @@ def search(config: Config, folder: Path, again: bool = False) -> None:
     """Section 3.3: one search per space -> search-SPACE.json, with its course and its random rivals."""
     job = Run(config, folder)
     _need(job, "survey", "design", "calibrate")
+    check_limits(config, folder)  # of every space, before hours go into the first
     for name, space in job.spaces.items():
         path = job.search_file(name)
         if _finished(path, job.made_from("search"), again):
@@ -347,13 +341,12 @@ def search(config: Config, folder: Path, again: bool = False) -> None:
         problem = _problem(job, space)
         if again:
             problem.checkpoint.unlink(missing_ok=True)
-        for line in budget.check(problem.limits, space, job.network.base):
-            say(f"search {name}: {line}")
         found = config.strategy.search(problem)
-        arch, kept, number = _finish(job, problem, found)
+        judged = time.monotonic()
+        taken = finish(problem, found, job.target)
+        arch = taken.arch
         latency = job.calibrated
         others = rivals(replace(problem, cost=latency), arch, RIVALS, seed=config.seed)
-        judged = time.monotonic()
         even = budget.uniform(problem.limits, space)
         accuracy, *theirs = found.validate([arch, *([even] if even else []), *others])
         evenly = theirs.pop(0) if even else None
@@ -371,8 +364,8 @@ def search(config: Config, folder: Path, again: bool = False) -> None:
             rival_costs=tuple(latency.cost(other) / latency.cost(arch) for other in others),
             seconds=found.seconds,
             seed=config.seed,
-            limits=kept,
-            measured_archs=number,
+            limits=taken.limits,
+            measured_archs=taken.measured,
             uniform=evenly,
         )
         state = "converged" if record.converged else "not converged"
@@ -481,9 +474,9 @@ def measure_networks(
     measured = {}
     for name, meter in meters.items():  # first, as a machine without a meter is refused
         with progress(f"{name}, %", 100) as bar:
-            measured[name] = meter.measure(modules, on_round=_shares(bar))
+            measured[name] = meter.measure(modules, on_round=shares(bar))
     with progress("measure, %", 100) as bar:
-        latencies = Latency(target, rounds=rounds).measure(modules, on_round=_shares(bar))
+        latencies = Latency(target, rounds=rounds).measure(modules, on_round=shares(bar))
     macs, params = Macs(target).measure(modules), Params(target).measure(modules)
     return [
         Figures(
@@ -589,7 +582,7 @@ def _pick_controls(job: Run, found: Result) -> dict[str, Any]:
     modules = [resize(job.network, arch) for _, _, arch in [("", "", found.arch), *candidates]]
     with progress("looking for controls of equal latency, %", 100) as bar:
         metric = Latency(job.target, rounds=ROUNDS // 3, seed=job.config.seed)
-        readings = metric.measure(modules, on_round=_shares(bar))
+        readings = metric.measure(modules, on_round=shares(bar))
     limit = readings[0].estimate
     note = (
         f"The widest, or deepest, of its kind whose latency was not above that of {found.name} "
@@ -684,14 +677,15 @@ def _title(config: Config) -> str:
 def measure_modules(job: Run, modules: Sequence[nn.Module], rounds: int, title: str) -> list[Measurement]:
     """Whole networks on the run's target, in one interleaved run."""
     with progress(title, 100) as bar:
-        return Latency(job.target, rounds=rounds, seed=job.config.seed).measure(modules, on_round=_shares(bar))
+        return Latency(job.target, rounds=rounds, seed=job.config.seed).measure(modules, on_round=shares(bar))
 
 
 def check_limits(config: Config, folder: Path) -> None:
-    """Raise ValueError where the limits cannot be kept in one of the spaces."""
+    """Say what there is and what is asked; raises ValueError where the limits cannot be kept in one of the spaces."""
     job = Run(config, folder)
-    for space in job.spaces.values():
-        budget.check(_limits(job), space, job.network.base)
+    for name, space in job.spaces.items():
+        for line in budget.check(_limits(job), space, job.network.base):
+            say(f"{name}: {line}")
 
 
 def least_share(job: Run) -> float:
@@ -707,97 +701,6 @@ def _limits(job: Run) -> tuple[Limit, ...]:
     if job.config.constraints.latency:
         costs["latency"] = job.calibrated
     return budget.limits(job.config.constraints, costs, job.network.base)
-
-
-def _finish(job: Run, problem: Problem, found: Found) -> tuple[Arch, tuple[Kept, ...], int]:
-    """The arch to take: of those near the end of the search the most accurate one that keeps the limits when measured.
-
-    Finalists are measured whole, beside the base network. Where what they have in common misses the limit, the limit is
-    moved by as much for the prediction, and finalists are drawn again, REPEATS times at most. What is taken is
-    decided on fresh readings, which took no part in proposing it.
-    """
-    asked = problem.limits
-    if not asked:
-        return found.arch, (), 0
-    seen: dict[Arch, float] = {}
-    latency = next((own for own in asked if own.metric == "latency"), None)
-    turns: list[tuple[float, float]] = []
-    for turn in range(REPEATS + 1):
-        aim = budget.next_aim(turns)
-        scaled = tuple(replace(own, most=own.most * (aim if own is latency else 1)) for own in asked)
-        archs = budget.finalists(scaled, problem.space, found.arch, found.worth, FINALISTS)
-        if latency is None:
-            seen = {arch: budget.over(asked, arch) for arch in archs}
-            break
-        measured = _against_base(job, archs, f"finalists, turn {turn + 1}, %")
-        ratios = {arch: _ratio(latency, each) for arch, each in measured.items()}
-        turns.append((aim, statistics.median(ratios.values())))
-        seen |= ratios
-        if any(budget.USED <= its <= 1 - MARGIN for its in seen.values()):
-            break
-    fitting = sorted((arch for arch in seen if seen[arch] <= 1), key=lambda arch: abs(seen[arch] - budget.AIM))
-    fitting = fitting[:FINALISTS] or [min(seen, key=seen.__getitem__)]
-    fresh = (
-        _against_base(job, fitting, "what was found, measured anew, %")
-        if any(own.metric == "latency" for own in asked)
-        else {}
-    )
-    records = {arch: tuple(_kept(job, own, arch, fresh.get(arch)) for own in asked) for arch in fitting}
-    within = [arch for arch in fitting if all(own.ratio <= 1 for own in records[arch])]
-    if not within:
-        within = [min(fitting, key=lambda arch: max(own.ratio for own in records[arch]))]
-    accuracies = found.validate(within)
-    arch = within[max(range(len(within)), key=accuracies.__getitem__)]
-    for own in records[arch]:
-        say(
-            f"{problem.title}: {own.metric} {quantity(own.measured, own.unit)}, predicted "
-            f"{quantity(own.predicted, own.unit)}, {percent(own.ratio, 1)} of what {own.asked!r} allows"
-        )
-    return arch, records[arch], len(seen)
-
-
-@dataclass(frozen=True)
-class _Beside:
-    """A network measured in the same rounds as the base network."""
-
-    own: Measurement
-    base: Measurement
-
-    @property
-    def ratio(self) -> float:
-        """Over the base's latency."""
-        return self.own.estimate / self.base.estimate
-
-    @property
-    def error(self) -> float:
-        """Standard error of the ratio."""
-        return self.ratio * math.hypot(self.own.error / self.own.estimate, self.base.error / self.base.estimate)
-
-
-def _against_base(job: Run, archs: Sequence[Arch], title: str) -> dict[Arch, _Beside]:
-    """Whole networks beside the base, in one interleaved run."""
-    modules = [resize(job.network, arch) for arch in (job.network.base, *archs)]
-    with progress(title, 100) as bar:
-        metric = Latency(job.target, rounds=ROUNDS, seed=time.time_ns() % 2**31)
-        base, *readings = metric.measure(modules, on_round=_shares(bar))
-    return {arch: _Beside(reading, base) for arch, reading in zip(archs, readings, strict=True)}
-
-
-def _ratio(limit: Limit, measured: _Beside) -> float:
-    """Measured over the limit, which is a share of the base as measured in the same rounds, or a time."""
-    most = budget.parse("latency", limit.text, measured.base.estimate)
-    return measured.own.estimate / most
-
-
-def _kept(job: Run, limit: Limit, arch: Arch, fresh: _Beside | None) -> Kept:
-    predicted = limit.cost.cost(arch)
-    if limit.metric != "latency" or fresh is None:
-        return Kept(limit.metric, limit.text, limit.most, predicted, predicted, 0.0, limit.cost.unit)
-    most = budget.parse("latency", limit.text, fresh.base.estimate)
-    share = limit.text.rstrip().endswith("%")
-    error = fresh.error / fresh.ratio if share else fresh.own.standard_error / fresh.own.estimate
-    ratio = fresh.own.estimate / most
-    return Kept(limit.metric, limit.text, most, predicted, fresh.own.estimate, error * ratio, limit.cost.unit)
 
 
 def _problem(job: Run, space: Space) -> Problem:
@@ -869,7 +772,8 @@ def _need(job: Run, *stages: str) -> None:
                 raise Unusable(f"{path} does not exist; run `htas {stage} {path.parent}` first")
             if stage in ("survey", "measure"):  # of another machine too: only measuring anew depends on the machine
                 continue
-            if read_json(path).get("inputs") != job.made_from(stage):
+            name, key = ("design", digest(job.folder / "design.json")) if stage == "calibrate" else ("inputs", "")
+            if read_json(path).get(name) != (key or job.made_from(stage)):
                 raise Unusable(f"{path} was made from other files than are there now; run `htas {stage} {path.parent}`")
 
 
@@ -890,19 +794,6 @@ def _decided(curves: Sequence[CurveRecord]) -> str:
     certain = [sure for curve in curves for sure in curve.certain]
     sure = sum(each >= DECIDED for each in certain)
     return f"{sure} of {len(certain)} groups decided: their choice is right with a probability of at least {DECIDED}"
-
-
-def _shares(bar: Bar) -> Callable[[float, str], None]:
-    """Move a bar of 100 steps to the share that is done."""
-    shown = 0
-
-    def tell(share: float, figures: str) -> None:
-        nonlocal shown
-        reached = int(100 * share)
-        bar.step(figures, by=reached - shown)
-        shown = reached
-
-    return tell
 
 
 def slug(name: str) -> str:

@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from htas.calibrate import cells
 from htas.config import Config
 from htas.datasets import Data
+from htas.design import Design
 from htas.graph import Network, resize
 from htas.progress import say
 from htas.runtimes import open_runtime
-from htas.space import Space
+from htas.space import Space, group_bounds, tas_widths
 from htas.strategies.differentiable import Differentiable
-from htas.survey import at_most, widths_at_most
+from htas.survey import at_most, widest, widths_at_most
 from htas.text import duration
 from htas.train import batches, engine, epoch_seed, placed
 
@@ -46,7 +47,7 @@ def estimate(network: Network, data: Data, config: Config) -> Iterator[tuple[str
     most = widths_at_most(seconds)
     layers = at_most(network, expand=options.expand, inputs=options.inputs, groups=options.groups, most=most)
     yield "survey, at most", config.survey.limit(layers) + layers * seconds
-    choices = {name: tuple(range(1, options.groups + 1)) for name in network.widths}  # as many as there will be
+    choices = {name: _widths(site.base, options) for name, site in network.widths.items()}
     pairs = sum(map(len, cells(network, [Space("", choices, {})], config.calibrate.widths).values()))
     yield "calibration, at most", config.calibrate.limit(pairs) + pairs * seconds
     if isinstance(config.strategy, Differentiable):
@@ -56,6 +57,12 @@ def estimate(network: Network, data: Data, config: Config) -> Iterator[tuple[str
     students = spaces + STUDENTS
     yield f"train {students} networks", students * recipe.length * len(data.train) * image * STUDENT
     yield "measure and report", 45.0
+
+
+def _widths(base: int, options: Design) -> tuple[int, ...]:
+    """About the choices that all spaces together will have."""
+    found = {last for _, last in group_bounds(widest(base, options.expand), options.groups)}
+    return tuple(sorted(found | set(tas_widths(base) if "tas" in options.spaces else ())))
 
 
 def _step(network: Network, data: Data, config: Config) -> float:

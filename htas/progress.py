@@ -30,6 +30,19 @@ def progress(title: str, total: int, *, done: int = 0) -> Iterator[Bar]:
         yield bar
 
 
+def shares(bar: Bar) -> Callable[[float, str], None]:
+    """Move a bar of 100 steps to the share that is done."""
+    shown = 0
+
+    def tell(share: float, figures: str) -> None:
+        nonlocal shown
+        reached = int(100 * share)
+        bar.step(figures, by=reached - shown)
+        shown = reached
+
+    return tell
+
+
 def say(line: str) -> None:
     """Write a line on stderr; a live bar stays whole below it."""
     print(line, file=sys.stderr, flush=True)  # a live bar has put itself in the place of sys.stderr

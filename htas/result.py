@@ -154,7 +154,7 @@ class Kept:
     """In the metric's unit, of the base network as it was measured then."""
     predicted: float
     measured: float
-    """On readings that took no part in choosing the arch; counted, where the metric is counted."""
+    """On fresh readings, by which the arch was accepted and not proposed; counted, where the metric is counted."""
     error: float
     """Standard error of measured / limit."""
     unit: str

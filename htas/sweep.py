@@ -1,15 +1,16 @@
 """Several budgets from one survey: a front of networks, and the fastest network at a given accuracy.
 
 Each budget is a run of its own in a folder of its own, begun with the survey, the design, the calibration and the
-trained base network of the first; so everything that a run can do, continuing above all, a sweep can.
+trained base network of whichever was there before; so everything that a run can do, continuing above all, a sweep can.
 """
 
 import dataclasses
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 
 from htas import budget, pipeline
 from htas.arch import Arch
+from htas.budget import Constraints
 from htas.config import Config
 from htas.files import Unusable, digest, read_json, read_tensors, write_json, write_tensors
 from htas.graph import resize
@@ -29,8 +31,6 @@ from htas.text import columns, milliseconds, percent, points
 from htas.train import evaluate
 from htas.train import train as fit
 
-SHARED = ("survey.json", "design.json", "cost.json", "networks/base.safetensors")
-"""Files of a run that do not depend on its budget."""
 FRONT = "No other network of this sweep is both faster and more accurate."
 
 
@@ -45,34 +45,66 @@ def sweep(config: Config, folder: Path, budgets: Sequence[str], command: str) ->
     if len(set(budgets)) < len(budgets) or not budgets:
         raise ValueError(f"--budgets must name different budgets with commas between, got {','.join(budgets)!r}")
     runs = {text: (_with(config, text), folder / f"latency-{pipeline.slug(text)}") for text in budgets}
-    first = next(iter(runs.values()))
+    _own_folder(folder)
     for own, place in runs.values():
         pipeline.open_run(own, place)
-        _share(first[1], place)
+        _share(own, place)
         for stage in (pipeline.survey, pipeline.design, pipeline.calibrate):
             stage(own, place)
         pipeline.check_limits(own, place)
     for own, place in runs.values():
-        _share(first[1], place)
+        _share(own, place)
         pipeline.run(own, place, command)
     rows = _measured(config, runs, folder)
     _write(config, runs, rows, folder, command)
     return folder / "report.html", "\n".join(_table(rows, budgets))
 
 
+def _own_folder(folder: Path) -> None:
+    """Raise Unusable where the folder is a run's own."""
+    if (folder / "config.toml").exists():
+        raise Unusable(f"{folder} holds a run; name another folder for several runs with --out")
+
+
 def _with(config: Config, text: str) -> Config:
-    return replace(config, constraints=replace(config.constraints, latency=text))
+    """The configuration of a run within that budget, in the first space alone; what only `fastest` asks is left out."""
+    usual = Constraints()
+    asked = replace(config.constraints, latency=text, accuracy_floor="", seeds=usual.seeds, tries=usual.tries)
+    name = config.design.spaces[0]
+    widths = config.design.widths if name == "explicit" else {}
+    return replace(config, constraints=asked, design=replace(config.design, spaces=(name,), widths=widths))
 
 
-def _share(first: Path, place: Path) -> None:
-    """Begin with what the first run has found out that this one would find too."""
-    for name in SHARED:
-        source, target = first / name, place / name
-        if source.exists() and not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f".{target.name}.part")
-            shutil.copyfile(source, part)
-            part.replace(target)
+def _share(config: Config, place: Path) -> None:
+    """Begin with what another run beside this one has found out, and this one would find too."""
+    job = Run(config, place)
+    others = sorted(path for path in place.parent.glob("*/") if path != place)
+    for stage in ("survey", "design", "calibrate"):
+        (own,) = job.files(stage)
+        _copied(own, [other / own.name for other in others], partial(_made, job.made_from(stage)))
+        if not own.exists():
+            return
+    key = job.training(job.network.base, taught=False)
+    weights = Path("networks") / "base.safetensors"
+    _copied(place / weights, [other / weights for other in others], partial(_trained, key))
+
+
+def _copied(own: Path, others: Sequence[Path], fits: Callable[[Path], bool]) -> None:
+    """The file of the first other run that fits, unless this one's own does."""
+    source = next((path for path in others if fits(path)), None)
+    if source is not None and not fits(own):
+        own.parent.mkdir(parents=True, exist_ok=True)
+        part = own.with_name(f".{own.name}.part")
+        shutil.copyfile(source, part)
+        part.replace(own)
+
+
+def _made(key: str, path: Path) -> bool:
+    return path.exists() and read_json(path).get("inputs") == key
+
+
+def _trained(key: str, path: Path) -> bool:
+    return path.exists() and read_tensors(path)[1].get("inputs") == key
 
 
 def _measured(config: Config, runs: Mapping[str, tuple[Config, Path]], folder: Path) -> list[Result]:
@@ -86,7 +118,7 @@ def _measured(config: Config, runs: Mapping[str, tuple[Config, Path]], folder: P
             found.append(replace(named[wanted], name=wanted if wanted == "base" else text))
             models.append(pipeline.load_network(Run(own, place), named[wanted]))
     path = folder / "sweep.json"
-    key = digest(*[json_of(row) for row in found])
+    key = digest(Run(*next(iter(runs.values()))).place, *[_basis(row) for row in found])
     if not (path.exists() and read_json(path).get("inputs") == key):
         started = time.monotonic()
         job = Run(*next(iter(runs.values())))
@@ -97,8 +129,8 @@ def _measured(config: Config, runs: Mapping[str, tuple[Config, Path]], folder: P
     return [Result.of(content) for content in read_json(path)["results"]]
 
 
-def json_of(row: Result) -> Any:
-    """What a sweep's own measurement depends on."""
+def _basis(row: Result) -> list[Any]:
+    """What a sweep's own measurement of a network depends on."""
     return [row.name, row.arch.json(), row.accuracy]
 
 
@@ -161,8 +193,8 @@ class Tried:
     share: float
     accuracies: tuple[float, ...]
     floor: float
-    base: tuple[float, ...]
-    """Of the base network, trained and judged alike."""
+    base: tuple[float, ...] = ()
+    """Of the base network, trained and judged alike; empty where the floor does not depend on it."""
 
     @property
     def mean(self) -> float:
@@ -176,16 +208,20 @@ class Tried:
 
     @property
     def reach(self) -> float:
-        """Half of the 95 % interval of the mean's difference from the base's; endless for a single training."""
-        if min(len(self.accuracies), len(self.base)) < 2:
+        """Half of the 95 % interval of the mean, over the floor; endless for a single training."""
+        samples = [values for values in (self.accuracies, self.base) if values]
+        if min(map(len, samples)) < 2:
             return math.inf
         from scipy.stats import t
 
-        one, other = (np.var(values, ddof=1) / len(values) for values in (self.accuracies, self.base))
-        if one + other == 0:
+        shares = [np.var(values, ddof=1) / len(values) for values in samples]
+        if not sum(shares):
             return 0.0
-        freedom = (one + other) ** 2 / (one**2 / (len(self.accuracies) - 1) + other**2 / (len(self.base) - 1))  # Welch
-        return float(t.ppf(0.975, freedom) * math.sqrt(one + other))
+        # Welch's degrees of freedom; of one sample, its own
+        freedom = sum(shares) ** 2 / sum(
+            share**2 / (len(values) - 1) for share, values in zip(shares, samples, strict=True)
+        )
+        return float(t.ppf(0.975, freedom) * math.sqrt(sum(shares)))
 
     @property
     def verdict(self) -> str:
@@ -199,8 +235,9 @@ def fastest(config: Config, folder: Path, command: str) -> tuple[Path, str]:
     """The smallest budget whose networks keep the accuracy floor, by bisection, then a whole run at that budget: the
     path of its report.html, and what was tried as lines of text.
 
-    The floor is judged on images held out of training: every network is trained `seeds` times on one half of the
-    training images and judged on the other, its teacher likewise. The test images are not looked at.
+    The floor is judged on images held out of training: every network is trained `seeds` times on one part of the
+    training images and judged on the other, its teacher likewise. The search has seen these images too, to choose
+    widths by; the test images nobody has.
     """
     asked = config.constraints
     if not asked.accuracy_floor:
@@ -208,8 +245,8 @@ def fastest(config: Config, folder: Path, command: str) -> tuple[Path, str]:
                          'the base network, or "93.5%"')  # fmt: skip
     if asked.latency:
         raise ValueError("htas fastest finds the budget itself, so leave constraints.latency out")
-    start = folder / "start"
-    whole = _with(config, "100%")
+    _own_folder(folder)
+    start, whole = folder / "start", _with(config, "100%")
     pipeline.open_run(whole, start)
     for stage in (pipeline.survey, pipeline.design, pipeline.calibrate):
         stage(whole, start)
@@ -219,15 +256,15 @@ def fastest(config: Config, folder: Path, command: str) -> tuple[Path, str]:
     say(f"fastest: {trainings} trainings on half of the training images at most, and {asked.tries} searches")
     least = pipeline.least_share(job)
     accuracies = tuple(_judged(job, base, seed, folder, None) for seed in range(asked.seeds))
-    floor = budget.floor(asked.accuracy_floor, float(np.mean(accuracies)))
+    floor, below = budget.floor(asked.accuracy_floor, float(np.mean(accuracies))), "-" in asked.accuracy_floor
     say(f"fastest: base network {percent(float(np.mean(accuracies)))} on held-out images, to keep {percent(floor)}")
     tried: list[Tried] = []
     low, high = least, 1.0
     for _ in range(asked.tries):
         share = (low + high) / 2
-        arch = _searched(config, folder, start, share)
+        arch = _searched(config, folder, share)
         found = tuple(_judged(job, arch, seed, folder, base) for seed in range(asked.seeds))
-        tried.append(Tried(share, found, floor, accuracies))
+        tried.append(Tried(share, found, floor, accuracies if below else ()))
         say(f"fastest: {percent(share, 1)} of the base's latency: {percent(tried[-1].mean)}, {tried[-1].verdict}")
         low, high = (low, share) if tried[-1].met else (share, high)
     write_json(folder / "fastest.json", {"tried": [dataclasses.asdict(each) for each in tried]})
@@ -249,14 +286,13 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2f}%"
 
 
-def _searched(config: Config, folder: Path, start: Path, share: float) -> Arch:
+def _searched(config: Config, folder: Path, share: float) -> Arch:
     """The arch found for a budget, in a folder of its own."""
     own, place = _with(config, _percent(share)), folder / f"latency-{pipeline.slug(_percent(share))}"
     pipeline.open_run(own, place)
-    _share(start, place)
+    _share(own, place)
     for stage in (pipeline.survey, pipeline.design, pipeline.calibrate, pipeline.search):
         stage(own, place)
-    _share(place, start)
     return SearchRecord.of(pipeline.plain(read_json(place / f"search-{config.design.spaces[0]}.json"))).arch
 
 

@@ -8,7 +8,7 @@ kept. A layer whose input and output are one site is charged for equal widths on
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Union
 
@@ -45,25 +45,25 @@ class Mean:
 
 @dataclass(frozen=True)
 class Mixture:
-    """A width as `Network.flow` carries it: shares of what it may be, which sum to 1, each standing `repeat` times."""
+    """A width as `Network.flow` carries it: shares of what it may be, sites and fixed numbers, which sum to 1."""
 
     shares: Mapping[str | int, Any]
-    repeat: int = 1
 
     def __rmul__(self, share: Any) -> "Mixture":
         """Weighed by a probability."""
-        return Mixture({source: share * own for source, own in self.shares.items()}, self.repeat)
+        return Mixture({source: share * own for source, own in self.shares.items()})
 
     def __radd__(self, other: Any) -> "Mixture":
-        """`sum` begins with 0; a fixed width is a mixture too."""
-        return self if other == 0 else mixture(other) + self
+        """`sum` begins with 0."""
+        assert other == 0, "a fixed width is in no mixture: the blocks of a depth site end alike"
+        return self
 
-    def __add__(self, other: Any) -> "Mixture":
+    def __add__(self, other: "Mixture") -> "Mixture":
         """The mixture of two that were weighed."""
         shares = dict(self.shares)
-        for source, share in mixture(other).shares.items():
+        for source, share in other.shares.items():
             shares[source] = shares[source] + share if source in shares else share
-        return Mixture(shares, self.repeat)
+        return Mixture(shares)
 
 
 def mixture(width: Any) -> Mixture:
@@ -145,6 +145,8 @@ class LayerCost(CostModel):
         if len(mixtures) == 1:
             repeat = segments[0].repeat
             return [((source, repeat), share) for source, share in mixtures[0].shares.items()]
+        if all(isinstance(width, int) for width in given):
+            return [((sum(w * each.repeat for w, each in zip(given, segments, strict=True)), 1), 1.0)]
         total: Any = 0.0
         for segment, each in zip(segments, mixtures, strict=True):
             for source, share in each.shares.items():
@@ -214,11 +216,16 @@ class CountCost(LayerCost):
             return NORM if step.node.kind == "norm" else None
         return replace(template, norm=False) if template else None
 
-    @property
-    def constant(self) -> float:
-        """Parameters of layers that are no layer of ours."""
-        fixed = (node.params for node in self.network.nodes if node.kind == "fixed")
-        return float(sum(fixed)) if self.count == "params" else 0.0
+    def expected(self, space: Space, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> Tensor:
+        """Parameters of what is no layer of ours are counted where its block is kept."""
+        total = super().expected(space, widths, depths)
+        if self.count == "macs":
+            return total
+        stays = {name: by_block(space.depths[name], depths[name], s.base) for name, s in self.network.depths.items()}
+        for step in self.network.flow(lambda site: Mixture({site: 1.0}), stays.__getitem__):
+            if step.node.kind == "fixed" and step.node.params:
+                total = total + step.kept * step.node.params
+        return total
 
 
 @dataclass(frozen=True)
@@ -294,7 +301,7 @@ def pairs(network: "Network", spaces: Iterable[Space], most: int) -> dict[Layer,
     made = list(spaces)
     found: dict[Layer, tuple[set[int], set[int]]] = {}
     chosen = {
-        site: _thinned({width for space in made for width in space.widths[site]} | {own.base}, most)
+        site: _thinned({width for space in made for width in space.widths[site]} | {own.base}, most, {own.base})
         for site, own in network.widths.items()
     }
     stays = {name: [1.0 / site.base] * site.base for name, site in network.depths.items()}
@@ -317,8 +324,11 @@ def _reached(segments: Sequence[Any], given: Sequence[Any], chosen: Mapping[str,
     return totals
 
 
-def _thinned(widths: set[int], most: int) -> list[int]:
-    ordered = sorted(widths)
+def _thinned(widths: set[int], most: int, kept: Collection[int] = ()) -> list[int]:
+    """So many of them at most, evenly spread, those `kept` among them."""
+    ordered, rest = sorted(widths), most - len(kept)
     if len(ordered) <= most:
         return ordered
-    return [ordered[round(index * (len(ordered) - 1) / (most - 1))] for index in range(most)]
+    ordered = [width for width in ordered if width not in kept]
+    spread = [ordered[round(index * (len(ordered) - 1) / max(rest - 1, 1))] for index in range(rest)]
+    return sorted({*spread, *kept})

@@ -62,8 +62,7 @@ def limit(text: str, stairs: bool = False) -> tuple[Limit, ...]:
         ("macs", "1.5 G", 1.5e9),
         ("params", "300k", 300e3),
         ("params", "270000", 270e3),
-        ("memory", ".5MB", 5e5),
-        ("energy", "5mJ", 0.005),
+        ("latency", ".5ms", 5e-4),
     ],
 )
 def test_a_limit_is_a_share_or_a_figure_with_its_unit(metric: str, text: str, value: float) -> None:

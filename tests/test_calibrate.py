@@ -114,6 +114,8 @@ def test_few_widths_stand_for_many() -> None:
     many = Space("many", {name: tuple(range(1, site.base + 1)) for name, site in net.widths.items()}, space().depths)
     found = cells(net, [many], 4)
     assert max(len({layer.outputs for layer in layers}) for layers in found.values()) == 4
+    bases = {node.base for node in net.nodes if node.kind == "conv" and node.site}
+    assert bases <= {layer.outputs for layers in found.values() for layer in layers}
     content = calibrate(net, [many], Planted(Target(threads=1)), Calibrate(networks=20, widths=4), seed=0)
     arch = many.sample(random.Random(0))
     assert cost_model(net, content).cost(arch) == pytest.approx(Planted(Target(threads=1)).of(net, arch), rel=0.02)

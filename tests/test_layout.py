@@ -24,6 +24,7 @@ ORDER = [
     "report",
     "plan",
     "config",
+    "finish",
     "strategies",
     "supernet",
     "train",

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from htas import datasets, pipeline, plan, sweep
+from htas import datasets, finish, pipeline, plan, sweep
 from htas import train as training
 from htas.arch import Arch
 from htas.config import Config, load
@@ -607,7 +607,7 @@ def test_counted_limits_need_no_clock(tmp_path, monkeypatch):
     pipeline.open_run(config, folder)
     for stage in (pipeline.survey, pipeline.design, pipeline.calibrate):
         stage(config, folder)
-    monkeypatch.setattr(pipeline, "_against_base", None)
+    monkeypatch.setattr(finish, "_against_base", None)
     pipeline.search(config, folder)
     record = SearchRecord.of(pipeline.plain(read_json(folder / "search-grid.json")))
     network = pipeline.Run(config, folder).network

@@ -1,6 +1,6 @@
 """What a report says, in order: the answer, networks, picture, searches, curves, doubts, and how to repeat it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from statistics import median
 from typing import Any
 
@@ -72,7 +72,7 @@ def _networks(report: Report) -> list[Block]:
             "Accuracy is that of the last epoch on the test split. Measured is the 25th percentile of the readings of "
             "the whole network, each over the machine's level at that moment, \N{PLUS-MINUS SIGN} two standard errors; "
             "the raw readings' median and minimum stand below it. Predicted is the sum of the measured layers, "
-            "calibrated against other whole networks (cost.json), before this one was measured."
+            "calibrated against whole networks, the base among them (cost.json), before this row was measured."
         ),
         *_picture(report),
         Heading("How each network was made"),
@@ -184,17 +184,21 @@ def _limits(search: SearchRecord) -> list[Block]:
     headings = ("limit", "asked", "that is", "predicted", "measured afresh", "measured / limit")
     return [
         Table(headings, tuple(rows), frozenset(headings[:2])),
-        Text(
+        Text(" ".join(_how_kept(search))),
+    ]
+
+
+def _how_kept(search: SearchRecord) -> Iterator[str]:
+    if search.measured_archs:
+        yield (
             f"{plural(search.measured_archs, 'arch')} near the end of the search were measured whole. What was taken "
             "is measured afresh, beside the base network, on readings that took no part in proposing it."
-            + (
-                f" The uniform network within the limits has {percent(search.uniform)} in the supernet, what was taken "
-                f"{percent(search.accuracy)}."
-                if search.uniform is not None
-                else ""
-            )
-        ),
-    ]
+        )
+    if search.uniform is not None:
+        yield (
+            f"The uniform network within the limits has {percent(search.uniform)} in the supernet, what was taken "
+            f"{percent(search.accuracy)}."
+        )
 
 
 def _verdict(search: SearchRecord) -> str:
@@ -265,6 +269,12 @@ def doubts(report: Report) -> list[tuple[str, str]]:
         said += [(result.name, doubt) for doubt in _unlike(result, base_of(report))]
     for curve in report.curves:
         said += [(f"curve of {listing(curve.sites)}", doubt) for doubt in curve.doubts]
+    said += [
+        (f"search in {search.space}", f"{own.metric} is {percent(own.ratio, 1)} of what {own.asked!r} allows")
+        for search in report.searches
+        for own in search.limits
+        if own.ratio > 1
+    ]
     said += [
         (f"search in {search.space}", f"not converged: {search.why}")
         for search in report.searches
