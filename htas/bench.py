@@ -36,6 +36,8 @@ STRETCHES = 16
 """Parts of a run, at most; between them calls are built anew, and those that are decided drop out."""
 REBUILDING = 0.25
 """Share of the time that building anew may take; where it takes long, it is done less often, or never."""
+RENEWING = 3
+"""Every so many buildings what programs share is renewed too: compiled kernels, of which each call then has another."""
 FILLERS, FILLER = 128, 1 << 19
 """Blocks of memory that are taken before calls are built anew, and bytes of each at most; half of them are let go."""
 SOONEST = 0.375
@@ -142,10 +144,12 @@ class Bench:
         *,
         first: Collection[int] | None = None,
         anew: bool = True,
+        renew: Callable[[], object] | None = None,
         wanted: Wanted | None = None,
         on_round: Callable[[float, str], None] | None = None,
     ) -> list[Readings]:
-        """Readings of `count` calls, each made by `build` of its number; with `anew`, again in every stretch.
+        """Readings of `count` calls, each made by `build` of its number; with `anew`, again in every stretch, after
+        `renew` has dropped what calls share now and then.
 
         Every round reads each call that is still wanted, in an order of its own, so that a slow moment of the machine
         falls on all alike. At least one round is read, of all calls. `on_round` hears the share that is done and how
@@ -157,7 +161,7 @@ class Bench:
         if not count:
             return []
         active = list(range(count)) if first is None else sorted(first)
-        return _Run(self, build, count, anew, wanted, on_round).go(active, looking=first is not None)
+        return _Run(self, build, count, anew, renew, wanted, on_round).go(active, looking=first is not None)
 
 
 @dataclass
@@ -168,6 +172,7 @@ class _Run:
     build: Callable[[int], Call]
     count: int
     anew: bool
+    renew: Callable[[], object] | None
     wanted: Wanted | None
     on_round: Callable[[float, str], None] | None
     seconds: "array[float]" = field(default_factory=lambda: array("d"))
@@ -180,6 +185,8 @@ class _Run:
     shortest: dict[int, float] = field(default_factory=dict)
     """Seconds of a whole reading."""
     fillers: list[bytearray] = field(default_factory=list)
+    buildings: int = 0
+    """Times that all was built anew."""
     rebuilding: float = 0.0
     """Seconds spent on building anew."""
     done: int = 0
@@ -249,6 +256,9 @@ class _Run:
         missing = [number for number in active if anew or number not in self.made]
         if anew:
             self._disturb_memory()
+            self.buildings += 1
+            if self.renew is not None and self.buildings % RENEWING == 0:
+                self.renew()
         self.rng.shuffle(missing)  # or memory would be laid out as the last time
         made = {} if anew else dict(self.made)
         for number in missing:

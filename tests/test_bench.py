@@ -14,6 +14,7 @@ from htas.bench import (
     LOOK,
     MOST_LOOPS,
     REBUILDING,
+    RENEWING,
     REPEAT,
     SOONEST,
     STRETCHES,
@@ -243,6 +244,15 @@ def test_calls_that_take_long_to_build_are_built_anew_less_often():
     built.clear()
     Bench(machine.timer(), rounds=10**6, limit=12.0, now=lambda: machine.now).run(build, 1)
     assert len(built) == 1  # one more would take a third of the time
+
+
+def test_what_calls_share_is_renewed_with_every_third_building():
+    machine, events = Machine(), []
+    Bench(machine.timer(), rounds=10 * STRETCHES, now=lambda: machine.now).run(
+        lambda number: events.append("build") or machine.call(0.01), 1, renew=lambda: events.append("renew")
+    )
+    assert events[: 2 * RENEWING + 1] == ["build"] * RENEWING + ["renew"] + ["build"] * RENEWING
+    assert events.count("renew") == (STRETCHES - 1) // RENEWING
 
 
 def test_calls_are_built_in_an_order_of_each_stretch():

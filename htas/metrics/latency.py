@@ -102,6 +102,7 @@ class Latency(Metric):
                 len(calls.parts),
                 first=None if first is None or len(set(first)) == len(distinct) else calls.numbers(set(first)),
                 anew=self.target.device == "cpu" and runtime.build_seconds <= CHEAP,
+                renew=runtime.renew,
                 wanted=open_calls if wanted is not None else None,
                 on_round=heard,
             )

@@ -69,6 +69,9 @@ class Runtime(ABC):
         """
         return None
 
+    def renew(self) -> None:
+        """Drop what programs share and the runtime keeps, so that programs built from now on get it anew."""
+
     def session(self) -> AbstractContextManager[object]:
         """Holds the settings that programs need while they run, and puts the old ones back."""
         return nullcontext()

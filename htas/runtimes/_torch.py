@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from htas.allocator import keep_memory
 from htas.runtimes import Program
 from htas.target import Target
+
+FORGOTTEN = 33
+"""Squared it is more kernels than oneDNN keeps."""
 
 
 def placed(network: nn.Module, example: tuple[Tensor, ...], target: Target) -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -31,6 +35,20 @@ def program(call: Callable[..., Any], inputs: tuple[Tensor, ...], target: Target
         return out.float().cpu()
 
     return Program(run, outputs)
+
+
+def forget_kernels() -> None:
+    """Have oneDNN forget the kernels that it has compiled.
+
+    It keeps the last 1024, and where one lies can make a layer half as slow again, in one process and not in the next,
+    however often the layer is built anew (docs/decisions.md). So as many others are compiled.
+    """
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return
+    with torch.inference_mode():
+        for inputs, outputs in product(range(1, FORGOTTEN + 1), repeat=2):
+            image, weight = torch.ones(1, inputs, 2, 2), torch.ones(outputs, inputs, 1, 1)
+            torch.mkldnn_convolution(image, weight, None, (0, 0), (1, 1), (1, 1), 1)
 
 
 @contextmanager

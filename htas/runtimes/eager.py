@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from htas.layer import Layer
 from htas.runtimes import Program, Runtime
 from htas.runtimes._build import layer_program, network_program
-from htas.runtimes._torch import about, placed, program, threads
+from htas.runtimes._torch import about, forget_kernels, placed, program, threads
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class Eager(Runtime):
     def describe(self) -> Mapping[str, str]:
         """PyTorch's version and what its convolutions are computed with."""
         return about(self.target)
+
+    def renew(self) -> None:
+        """Compiled kernels, on a CPU."""
+        forget_kernels()
 
     def session(self) -> AbstractContextManager[object]:
         """PyTorch computes with the target's number of threads meanwhile."""
