@@ -34,10 +34,8 @@ NEIGHBOURS = 16
 """Calls read one after the other that see the same machine."""
 STRETCHES = 16
 """Parts of a run, at most; between them calls are built anew, and those that are decided drop out."""
-REBUILDING = 0.25
+REBUILDING = 0.3
 """Share of the time that building anew may take; where it takes long, it is done less often, or never."""
-RENEWING = 3
-"""Every so many buildings what programs share is renewed too: compiled kernels, of which each call then has another."""
 FILLERS, FILLER = 128, 1 << 19
 """Blocks of memory that are taken before calls are built anew, and bytes of each at most; half of them are let go."""
 SOONEST = 0.375
@@ -149,7 +147,7 @@ class Bench:
         on_round: Callable[[float, str], None] | None = None,
     ) -> list[Readings]:
         """Readings of `count` calls, each made by `build` of its number; with `anew`, again in every stretch, after
-        `renew` has dropped what calls share now and then.
+        `renew` has dropped what calls share, compiled kernels above all.
 
         Every round reads each call that is still wanted, in an order of its own, so that a slow moment of the machine
         falls on all alike. At least one round is read, of all calls. `on_round` hears the share that is done and how
@@ -185,8 +183,6 @@ class _Run:
     shortest: dict[int, float] = field(default_factory=dict)
     """Seconds of a whole reading."""
     fillers: list[bytearray] = field(default_factory=list)
-    buildings: int = 0
-    """Times that all was built anew."""
     rebuilding: float = 0.0
     """Seconds spent on building anew."""
     done: int = 0
@@ -256,8 +252,7 @@ class _Run:
         missing = [number for number in active if anew or number not in self.made]
         if anew:
             self._disturb_memory()
-            self.buildings += 1
-            if self.renew is not None and self.buildings % RENEWING == 0:
+            if self.renew is not None:
                 self.renew()
         self.rng.shuffle(missing)  # or memory would be laid out as the last time
         made = {} if anew else dict(self.made)

@@ -150,8 +150,8 @@ def table(layers: Sequence[Layer], readings: Mapping[Case, Measurement]) -> Tabl
 
 
 def cost_model(network: Network, content: Mapping[str, Any]) -> TableCost:
-    """What `calibrate` returned, as the cost of archs of that network."""
-    own = content["calibration"]
+    """What `calibrate` returned, as the cost of archs of that network; the base network's is what it took then."""
+    own, (base, *_) = content["calibration"], content["networks"]
     return TableCost(
         network,
         {
@@ -160,6 +160,7 @@ def cost_model(network: Network, content: Mapping[str, Any]) -> TableCost:
         },
         Calibration(own["scales"], own["each"], own["constant"]),
         content["unit"],
+        {Arch.of(base["arch"]): base["measured"]},
     )
 
 

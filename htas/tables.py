@@ -276,7 +276,13 @@ class TableCost(LayerCost):
     """By template."""
     calibration: Calibration = field(default_factory=Calibration)
     unit: str = "s"
+    known: Mapping[Arch, float] = field(default_factory=dict)
+    """Archs that cost what they took when measured: the base network, to which percentages refer."""
     _known: dict[Any, Floats] = field(default_factory=dict, repr=False, compare=False)
+
+    def cost(self, arch: Arch) -> float:
+        """As measured where that is known, else the calibrated sum."""
+        return self.known[arch] if arch in self.known else super().cost(arch)
 
     def values(self, template: Layer, inputs: Sequence[int], outputs: Sequence[int]) -> Floats:
         """Calibrated; raises ValueError where the layer was not measured."""

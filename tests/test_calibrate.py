@@ -78,7 +78,8 @@ def test_a_planted_fit_is_recovered_on_archs_it_has_not_seen() -> None:
     for _ in range(20):
         arch = space().sample(rng)
         assert cost.cost(arch) == pytest.approx(metric.of(net, arch), rel=0.02)
-    assert held_out_error(content)["worst"] < 0.01
+    assert held_out_error(content)["worst"] < 0.03
+    assert cost.cost(net.base) == content["networks"][0]["measured"] == pytest.approx(metric.of(net, net.base))
     assert content["calibration"]["scales"]["conv 3x3 /2"] == pytest.approx(1.4, rel=0.1)
 
 

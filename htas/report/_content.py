@@ -72,7 +72,8 @@ def _networks(report: Report) -> list[Block]:
             "Accuracy is that of the last epoch on the test split. Measured is the 25th percentile of the readings of "
             "the whole network, each over the machine's level at that moment, \N{PLUS-MINUS SIGN} two standard errors; "
             "the raw readings' median and minimum stand below it. Predicted is the sum of the measured layers, "
-            "calibrated against whole networks, the base among them (cost.json), before this row was measured."
+            "calibrated against other whole networks (cost.json), before this row was measured; the base network's is "
+            "what it took in the calibration."
         ),
         *_picture(report),
         Heading("How each network was made"),

@@ -71,6 +71,7 @@ class Runtime(ABC):
 
     def renew(self) -> None:
         """Drop what programs share and the runtime keeps, so that programs built from now on get it anew."""
+        return None
 
     def session(self) -> AbstractContextManager[object]:
         """Holds the settings that programs need while they run, and puts the old ones back."""
