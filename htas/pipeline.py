@@ -688,11 +688,11 @@ def check_limits(config: Config, folder: Path) -> None:
             say(f"{name}: {line}")
 
 
-def least_share(job: Run) -> float:
-    """The least latency of the first space, over the base network's, by cost.json."""
+def shares_possible(job: Run) -> tuple[float, float]:
+    """The least and the most latency of the first space, over the base network's, by cost.json."""
     space, base = next(iter(job.spaces.values())), job.calibrated.cost(job.network.base)
-    return budget.over([Limit("latency", "", job.calibrated, base)],
-                       budget.leanest([Limit("latency", "", job.calibrated, base)], space))  # fmt: skip
+    whole = [Limit("latency", "100%", job.calibrated, base)]
+    return budget.over(whole, budget.leanest(whole, space)), budget.over(whole, space.widest)
 
 
 def _limits(job: Run) -> tuple[Limit, ...]:

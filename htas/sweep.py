@@ -254,12 +254,12 @@ def fastest(config: Config, folder: Path, command: str) -> tuple[Path, str]:
     base = job.network.base
     trainings = asked.seeds * (1 + asked.tries)
     say(f"fastest: {trainings} trainings on half of the training images at most, and {asked.tries} searches")
-    least = pipeline.least_share(job)
+    least, most = pipeline.shares_possible(job)
     accuracies = tuple(_judged(job, base, seed, folder, None) for seed in range(asked.seeds))
     floor, below = budget.floor(asked.accuracy_floor, float(np.mean(accuracies))), "-" in asked.accuracy_floor
     say(f"fastest: base network {percent(float(np.mean(accuracies)))} on held-out images, to keep {percent(floor)}")
     tried: list[Tried] = []
-    low, high = least, 1.0
+    low, high = least, min(most, 1.0)
     for _ in range(asked.tries):
         share = (low + high) / 2
         arch = _searched(config, folder, share)

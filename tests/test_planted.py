@@ -87,7 +87,7 @@ def network() -> Network:
 
 NET = network()
 DESIGN = Design(groups=GROUPS, spaces=("hardware",))
-ROUNDS = 130
+ROUNDS = 60
 
 
 def surveyed(seed: int) -> dict[str, Any]:
