@@ -29,7 +29,7 @@ from htas.datasets import Data
 from htas.design import DECIDED, check, paper_cost, records, spaces, undecided
 from htas.export import export
 from htas.files import Unusable, digest, read_json, read_tensors, write_json, write_tensors, write_text
-from htas.finish import finish
+from htas.finish import ROUNDS, finish
 from htas.graph import Network, resize, trace
 from htas.measurement import Measurement
 from htas.metrics import Metric
@@ -54,8 +54,6 @@ from htas.train import evaluate
 from htas.train import train as fit
 
 RIVALS = 20
-ROUNDS = 60
-"""Times that every whole network's turn comes; it is read three times then."""
 STAGES = ("survey", "design", "calibrate", "search", "train", "measure", "report")
 FILES = {"train": "networks", "calibrate": "cost"}
 """Stages whose file has another name."""
@@ -397,7 +395,7 @@ def measure(config: Config, folder: Path, again: bool = False) -> None:
         return
     started = time.monotonic()
     rows = [Result.of(content) for content in read_json(folder / "networks.json")["results"]]
-    readings = measure_modules(job, [load_network(job, row) for row in rows], ROUNDS, "measuring whole networks, %")
+    readings = measure_modules(job, [load_network(job, row) for row in rows], "measuring whole networks, %")
     rows = [
         replace(row, measured=reading, predicted=job.calibrated.cost(row.arch))
         for row, reading in zip(rows, readings, strict=True)
@@ -674,10 +672,10 @@ def _title(config: Config) -> str:
     return f"{config.names['strategy']} within {asked}" if asked else config.strategy.title
 
 
-def measure_modules(job: Run, modules: Sequence[nn.Module], rounds: int, title: str) -> list[Measurement]:
+def measure_modules(job: Run, modules: Sequence[nn.Module], title: str) -> list[Measurement]:
     """Whole networks on the run's target, in one interleaved run."""
     with progress(title, 100) as bar:
-        return Latency(job.target, rounds=rounds, seed=job.config.seed).measure(modules, on_round=shares(bar))
+        return Latency(job.target, rounds=ROUNDS, seed=job.config.seed).measure(modules, on_round=shares(bar))
 
 
 def check_limits(config: Config, folder: Path) -> None:

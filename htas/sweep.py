@@ -23,7 +23,7 @@ from htas.budget import Constraints
 from htas.config import Config
 from htas.files import Unusable, digest, read_json, read_tensors, write_json, write_tensors
 from htas.graph import resize
-from htas.pipeline import ROUNDS, Run
+from htas.pipeline import Run
 from htas.progress import say
 from htas.report import write
 from htas.result import Report, Result, SearchRecord
@@ -122,7 +122,7 @@ def _measured(config: Config, runs: Mapping[str, tuple[Config, Path]], folder: P
     if not (path.exists() and read_json(path).get("inputs") == key):
         started = time.monotonic()
         job = Run(*next(iter(runs.values())))
-        readings = pipeline.measure_modules(job, models, ROUNDS, "measuring the networks of all budgets, %")
+        readings = pipeline.measure_modules(job, models, "measuring the networks of all budgets, %")
         rows = [replace(row, measured=reading) for row, reading in zip(found, readings, strict=True)]
         content = {"results": [row.json() for row in _fronted(rows)], "inputs": key, "took": time.monotonic() - started}
         write_json(path, content)

@@ -30,7 +30,7 @@ from htas.layer import Layer
 from htas.measurement import Measurement
 from htas.metrics import Case, Metric, OnRound, Wanted
 from htas.models.cifar_resnet import CifarResNet
-from htas.space import Space, group_bounds
+from htas.space import Space
 from htas.survey import Curve, Fit, survey, templates, widest
 from htas.target import Target
 
@@ -240,14 +240,12 @@ def test_expanded_inputs_are_surveyed_and_priced_at_e_times_the_base() -> None:
     assert base == pytest.approx(1e-6 * (sum(inputs) + sum(outputs)))
 
 
-@pytest.mark.parametrize(("expand", "last"), [(1.0, 16), (1.3, 20), (2.0, 32)])
-def test_any_expansion_gives_choices_up_to_e_times_the_base(expand: float, last: int) -> None:
+@pytest.mark.parametrize(("expand", "best", "last"), [(1.0, 16, 16), (1.3, 16, 20), (2.0, 32, 32)])
+def test_any_expansion_gives_choices_up_to_e_times_the_base(expand: float, best: int, last: int) -> None:
     found = planned(Design(expand=expand, spaces=("hardware", "grid")), stairs)
-    (first, end) = group_bounds(widest(16, expand), 8)[-1]
-    for space in found.values():
-        assert len(space.widths["stem.conv"]) == 8
-        assert first <= space.widths["stem.conv"][-1] <= end == last
-    assert found["grid"].widths["stem.conv"][-1] == last
+    assert all(len(space.widths["stem.conv"]) == 8 for space in found.values())
+    assert found["hardware"].widths["stem.conv"][-1] == best  # the end of a stair
+    assert found["grid"].widths["stem.conv"][-1] == last == widest(16, expand)
 
 
 def test_layers_that_share_a_survey_table_keep_their_own_groups() -> None:
