@@ -31,6 +31,7 @@ ORDER = [
     "distill",
     "problem",
     "budget",
+    "peak",
     "calibrate",
     "design",
     "survey",

@@ -1,5 +1,6 @@
 """Peak activation memory of one batch: the most bytes of tensors alive at once during a forward pass."""
 
+import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from htas.layer import Layer
 from htas.measurement import Measurement
@@ -47,11 +49,32 @@ class Memory(Metric):
 def peak(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """The most bytes alive at once while a network runs on the CPU, its inputs among them."""
     living = _Living()
-    with torch.no_grad(), living:
-        for tensor in inputs:
-            living.born(tensor)
-        network(*inputs)
+    living.follow(network, inputs)
     return living.most
+
+
+@dataclass
+class Life:
+    """A storage that a pass makes: alive from the birth of that number until just before that of another."""
+
+    size: int
+    """Bytes."""
+    born: int
+    died: int
+    owner: str
+    """The innermost module that was running; empty outside of all but the network itself."""
+
+
+def lives(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[Life]:
+    """Every storage of a pass on the CPU in the order of birth, the inputs first; the inputs live to the end."""
+    living = _Living()
+    hooks = [hook for name, part in network.named_modules() for hook in living.hooks(name, part)]
+    try:
+        living.follow(network, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return living.lives
 
 
 def peak_on_cuda(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
@@ -73,17 +96,38 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.most = 0
+        self.lives: list[Life] = []
+        self.running: list[str] = []
+
+    def follow(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """One pass."""
+        with torch.no_grad(), self:
+            for tensor in inputs:
+                self.born(tensor)
+            network(*inputs)
+
+    def hooks(self, name: str, part: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:
+        """What tells that a module begins and ends."""
+        return (
+            part.register_forward_pre_hook(lambda *_: self.running.append(name)),
+            part.register_forward_hook(lambda *_: self._ended(), always_call=True),
+        )
+
+    def _ended(self) -> None:
+        self.running.pop()
 
     def born(self, tensor: Tensor) -> None:
         """Count a storage until it dies."""
         storage = tensor.untyped_storage()
-        size = storage.nbytes()
-        self.now += size
+        life = Life(storage.nbytes(), len(self.lives), sys.maxsize, self.running[-1] if self.running else "")
+        self.lives.append(life)
+        self.now += life.size
         self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._died, size).atexit = False
+        weakref.finalize(storage, self._died, life).atexit = False
 
-    def _died(self, size: int) -> None:
-        self.now -= size
+    def _died(self, life: Life) -> None:
+        self.now -= life.size
+        life.died = len(self.lives)
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
