@@ -21,6 +21,8 @@ OPTIONS = {
     "strategy.anneal": "step", "strategy.mix": "pad", "strategy.start": "base", "strategy.precision": "fp32",
     "train.recipe": "digits", "train.epochs": "12", "train.warmup": "1", "train.rest": "0",
 }  # fmt: skip
+RIVALS = 5
+"""Random archs of the found one's latency that are judged beside it."""
 BEGIN, SEARCH = {20: 150.0, 56: 180.0}, {20: 40.0, 56: 75.0}
 """Seconds of a survey and calibration, and of a search with its finalists, about, on two cores."""
 
@@ -58,6 +60,7 @@ def one(out: Path, seed: int, depth: int, runtime: str, budget: int) -> None:
     from htas import pipeline
     from htas.config import load
 
+    pipeline.RIVALS = RIVALS
     place = folder(out, seed, depth, runtime, budget)
     options = {**OPTIONS, "family.depth": str(depth), "target.runtime": runtime, "seed": str(seed)}
     config = load(None, [f"{k}={v}" for k, v in {**options, "constraints.latency": f"{budget}%"}.items()])

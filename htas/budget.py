@@ -21,10 +21,13 @@ USED = 0.95
 """Share of a limit, by prediction, under which an arch is made wider again."""
 UNITS: Mapping[str, Mapping[str, float]] = {
     "latency": {"s": 1.0, "ms": 1e-3, "us": 1e-6},
+    "energy": {"J": 1.0, "mJ": 1e-3, "uJ": 1e-6},
+    "memory": {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30},
     "macs": {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9},
     "params": {"": 1.0, "k": 1e3, "M": 1e6},
 }
 """Units of a figure, by metric, and how much of the metric's own unit they are."""
+EXAMPLES = {"latency": "8 ms", "energy": "20 mJ", "memory": "4 MB", "macs": "20M", "params": "0.3M"}
 NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(\S*)\s*")
 
 
@@ -34,6 +37,10 @@ class Constraints:
 
     latency: str = ""
     """A batch on the target, measured: "60%", "8 ms"."""
+    energy: str = ""
+    """A batch on the target, by the meter of its processor or GPU: "60%", "20 mJ"."""
+    memory: str = ""
+    """Activations alive at once of a batch in eager PyTorch, weights left out: "50%", "4 MB"."""
     macs: str = ""
     """Multiply-adds of an image: "50%", "20M"."""
     params: str = ""
@@ -71,11 +78,10 @@ def parse(metric: str, text: str, base: float) -> float:
     units = UNITS[metric]
     number, unit = (float(found[1]), found[2]) if found else (0.0, "?")
     if number <= 0 or unit not in (*units, "%"):
-        example = {"latency": "8 ms", "macs": "20M", "params": "0.3M"}[metric]
         named = listing([*(each for each in units if each), "%"])
         raise ValueError(
             f'constraints.{metric} must be a share of the base network such as "50%", or a number over 0 with a unit '
-            f'({named}) such as "{example}", got {text!r}'
+            f'({named}) such as "{EXAMPLES[metric]}", got {text!r}'
         )
     return number / 100 * base if unit == "%" else number * units[unit]
 

@@ -1,6 +1,7 @@
 """From measured layers to whole networks: a table of every layer at pairs of widths, and the fit of networks on it.
 
-Layers and networks are read in the same rounds, so that the machine's moods fall on both alike. Which terms the fit
+Networks are read by themselves, as they are wherever they are compared: among hundreds of layers each finds the caches
+filled by others, and of a network of many small layers that is a larger share (docs/decisions.md). Which terms the fit
 has (one scale, a scale for every kind of operator, a constant for every layer) is decided by the error on networks
 that the fit has not seen; that error is kept with the fit.
 """
@@ -18,7 +19,7 @@ from htas.arch import Arch
 from htas.graph import Network, resize
 from htas.layer import Layer
 from htas.measurement import Measurement
-from htas.metrics import Case, Metric, OnRound
+from htas.metrics import Metric, OnRound
 from htas.space import Space
 from htas.tables import Calibration, Table, TableCost, pairs
 
@@ -38,6 +39,10 @@ NOISE, SPREAD = 0.02, 0.2
 """Relative error of a network's prediction, and deviation of a kind's scale from the common one, that are expected."""
 BETTER = 0.95
 """A form with more terms must bring the held-out error to this share of a simpler one's."""
+AGAIN = 5
+"""Rounds of weighing."""
+FAR, FAR_OFF = 6.0, 0.05
+"""A network whose error is so many times the usual one, and so large, counts less in the fit: its reading is spoilt."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Calibrate:
     """Widths of a site, as input and as output, at which layers are measured at most; others are interpolated."""
     seconds: float = 0.0
     """Seconds that measuring takes at most; 0 means 0.05 for each pair of widths of each distinct layer and 1 for each
-    network."""
+    network, and shares what is given alike."""
 
     def __post_init__(self) -> None:
         if self.networks < 4:
@@ -60,9 +65,11 @@ class Calibrate:
         if not self.seconds >= 0:
             raise ValueError(f"calibrate.seconds must be 0 (the default) or more, got {self.seconds}")
 
-    def limit(self, layers: int) -> float:
-        """Seconds for so many layers."""
-        return self.seconds or EACH * layers + WHOLE * self.networks
+    def limits(self, layers: int) -> tuple[float, float]:
+        """Seconds for so many layers, and for the networks."""
+        parts = EACH * layers, WHOLE * self.networks
+        share = self.seconds / sum(parts) if self.seconds else 1.0
+        return parts[0] * share, parts[1] * share
 
 
 @dataclass(frozen=True)
@@ -100,45 +107,80 @@ def spread(network: Network, spaces: Sequence[Space], count: int, seed: int) -> 
 def calibrate(
     network: Network,
     spaces: Sequence[Space],
-    metric: Metric,
+    metrics: tuple[Metric, Metric],
     options: Calibrate,
     *,
     seed: int,
     on_round: OnRound | None = None,
 ) -> dict[str, Any]:
-    """Measure layers and networks together, and fit: plain JSON values, of which `cost_model` makes a CostModel."""
+    """Measure layers by the first metric, then networks by the second, and fit: plain JSON values, of which
+    `cost_model` makes a CostModel."""
     by_template = cells(network, spaces, options.widths)
     layers = list(dict.fromkeys(layer for mine in by_template.values() for layer in mine))
     archs = spread(network, spaces, options.networks, seed)
     modules = [resize(network, arch) for arch in archs]
-    cases: list[Case] = [*layers, *modules]
-    readings = dict(zip(cases, metric.measure(cases, on_round=on_round), strict=True))
+    parts = _parts(on_round, options.limits(len(layers)))
+    readings = dict(zip(layers, metrics[0].measure(layers, on_round=parts[0]), strict=True))
     tables = {template: table(mine, readings) for template, mine in by_template.items()}
-    measured = [readings[module] for module in modules]
+    measured = metrics[1].measure(modules, on_round=parts[1])
     found = fit(network, tables, archs, [each.estimate for each in measured])
     return {
-        "unit": metric.unit,
+        "unit": metrics[1].unit,
         "context": dict(measured[0].context),
         "tables": {
             template.key: {"inputs": list(own.inputs), "outputs": list(own.outputs), "values": [*map(list, own.values)]}
             for template, own in tables.items()
         },
-        "calibration": {
-            "scales": dict(found.calibration.scales),
-            "each": found.calibration.each,
-            "constant": found.calibration.constant,
-        },
+        **_fitted(found, archs, measured),
+        "layers": len(layers),
+        "doubts": list(dict.fromkeys(remark for each in (*readings.values(), *measured) for remark in each.remarks)),
+    }
+
+
+def fit_metric(
+    network: Network, content: Mapping[str, Any], metric: Metric, on_round: OnRound | None = None
+) -> dict[str, Any]:
+    """Another metric's figures of a calibration's networks, fitted on the same layers' latencies, for `cost_model`.
+
+    Energy is power times time, and the power differs between kinds of operators.
+    """
+    archs = [Arch.of(each["arch"]) for each in content["networks"]]
+    measured = metric.measure([resize(network, arch) for arch in archs], on_round=on_round)
+    found = fit(network, _tables(content), archs, [each.estimate for each in measured])
+    return {"unit": metric.unit, "context": dict(measured[0].context), **_fitted(found, archs, measured)}
+
+
+def _fitted(found: Fitted, archs: Sequence[Arch], measured: Sequence[Measurement]) -> dict[str, Any]:
+    own = found.calibration
+    return {
+        "calibration": {"scales": dict(own.scales), "each": own.each, "constant": own.constant},
         "form": list(found.form),
         "networks": [
             {"arch": arch.json(), "measured": own.estimate, "error": own.standard_error, "held_out": other}
             for arch, own, other in zip(archs, measured, found.held_out, strict=True)
         ],
-        "layers": len(layers),
-        "doubts": list(dict.fromkeys(remark for each in measured for remark in each.remarks)),
     }
 
 
-def table(layers: Sequence[Layer], readings: Mapping[Case, Measurement]) -> Table:
+def _tables(content: Mapping[str, Any]) -> dict[Layer, Table]:
+    return {
+        Layer.of(key): Table(tuple(t["inputs"]), tuple(t["outputs"]), tuple(map(tuple, t["values"])))
+        for key, t in content["tables"].items()
+    }
+
+
+def _parts(on_round: OnRound | None, seconds: tuple[float, float]) -> tuple[OnRound | None, OnRound | None]:
+    """Two runs that are heard as one."""
+    if on_round is None:
+        return None, None
+    tell, first = on_round, seconds[0] / sum(seconds)
+    return (
+        lambda share, figures: tell(share * first, figures),
+        lambda share, figures: tell(first + share * (1 - first), figures),
+    )
+
+
+def table(layers: Sequence[Layer], readings: Mapping[Layer, Measurement]) -> Table:
     """Of the layers of one template, at every pair of widths, or every width where inputs follow outputs."""
     outputs = sorted({layer.outputs for layer in layers})
     inputs = sorted({layer.inputs for layer in layers}) if len(layers) > len(outputs) else [layers[0].inputs]
@@ -149,17 +191,18 @@ def table(layers: Sequence[Layer], readings: Mapping[Case, Measurement]) -> Tabl
     return Table(tuple(inputs), tuple(outputs), tuple(tuple(figures[i, o] for o in outputs) for i in inputs))
 
 
-def cost_model(network: Network, content: Mapping[str, Any]) -> TableCost:
-    """What `calibrate` returned, as the cost of archs of that network; the base network's is what it took then."""
-    own, (base, *_) = content["calibration"], content["networks"]
+def cost_model(network: Network, content: Mapping[str, Any], metric: str = "") -> TableCost:
+    """What `calibrate` returned, as the cost of archs of that network; the base network's is what it took then.
+
+    With a metric, what `fit_metric` returned for it, and was put beside the rest under its name.
+    """
+    fitted = content[metric] if metric else content
+    own, (base, *_) = fitted["calibration"], fitted["networks"]
     return TableCost(
         network,
-        {
-            Layer.of(key): Table(tuple(t["inputs"]), tuple(t["outputs"]), tuple(map(tuple, t["values"])))
-            for key, t in content["tables"].items()
-        },
+        _tables(content),
         Calibration(own["scales"], own["each"], own["constant"]),
-        content["unit"],
+        fitted["unit"],
         {Arch.of(base["arch"]): base["measured"]},
     )
 
@@ -182,7 +225,8 @@ def fit(network: Network, tables: Mapping[Layer, Table], archs: Sequence[Arch], 
             float(rows[left] @ _weights(np.delete(rows, left, axis=0), np.delete(target, left), form, kinds))
             for left in range(len(rows))
         )
-        error = float(np.mean(np.abs(np.asarray(found) / target - 1)))
+        off = np.abs(np.asarray(found) / target - 1)
+        error = float(np.mean(np.minimum(off, _far(off))))
         if error < BETTER * best[0]:
             best = error, Fitted(_calibration(_weights(rows, target, form, kinds), form, kinds), found, form)
     return best[1]
@@ -209,13 +253,28 @@ def _features(sums: Mapping[str, float], count: int, form: Collection[str], kind
 
 
 def _weights(rows: Floats, measured: Floats, form: Collection[str], kinds: Sequence[str]) -> Floats:
-    """Non-negative weights with the least squared relative error.
+    """Non-negative weights with the least squared relative error, what is far off counting less.
 
     The scales of kinds stay near a common one, by NOISE over SPREAD: what is little of every network (its one pooling
     layer, say) would else take up the errors of all others.
     """
-    relative = rows / measured[:, None]
-    target = np.ones(len(measured))
+    trust = np.ones(len(measured))
+    for _ in range(AGAIN):
+        found = _weighed(rows, measured, form, kinds, trust)
+        off = np.abs(rows @ found / measured - 1)
+        trust = _far(off) / np.maximum(off, _far(off))  # Huber's
+    return found
+
+
+def _far(off: Floats) -> float:
+    """The relative error from which a network counts less."""
+    return max(FAR * float(np.median(off)), FAR_OFF)
+
+
+def _weighed(rows: Floats, measured: Floats, form: Collection[str], kinds: Sequence[str], trust: Floats) -> Floats:
+    """One step of these: each network's squared error counts by how far it is trusted."""
+    root = np.sqrt(trust)
+    relative, target = rows * (root / measured)[:, None], root
     if "kinds" in form:
         count = len(kinds)
         (common,) = _solve(relative[:, :count].sum(axis=1, keepdims=True), target)

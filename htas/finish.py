@@ -3,14 +3,17 @@
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from htas.arch import Arch
 from htas.budget import USED, Limit, finalists, leanest, next_aim, over, parse
 from htas.graph import resize
 from htas.measurement import Measurement
+from htas.metrics import Metric
+from htas.metrics.energy import Energy
 from htas.metrics.latency import Latency
+from htas.metrics.memory import Memory
 from htas.problem import Problem
 from htas.progress import progress, say, shares
 from htas.result import Kept
@@ -28,6 +31,19 @@ LEAST = 0.93
 """Share of a budget that an arch must use to be preferred for its accuracy."""
 ROUNDS = 60
 """Times that every network's turn comes; it is read three times then."""
+LASTING, MOST = 6.0, 1000
+"""Seconds that reading whole networks lasts at least, in more rounds where these are over sooner, up to so many: other
+programs on the machine come and go within seconds."""
+METERS: Mapping[str, Callable[[Target, int, int], Metric]] = {
+    "latency": lambda target, rounds, seed: Latency(target, rounds=rounds, seed=seed),
+    "energy": lambda target, _, seed: Energy(target, seed=seed),
+    "memory": lambda target, *_: Memory(target),
+}
+"""What measures a whole network, given rounds and a seed, for limits that are not counted exactly from its layers."""
+CALLS = 4
+"""Of a network, in each round."""
+MOODY = ("latency", "energy")
+"""Metrics of which no two readings are the same."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +59,14 @@ class Taken:
 
 @dataclass(frozen=True)
 class Beside:
-    """A network measured in the same rounds as the base network."""
+    """A network measured in the same rounds as the base network, by one metric."""
 
     own: Measurement
     base: Measurement
 
     def ratio(self, limit: Limit) -> float:
-        """Over a limit of latency, which is a share of the base as measured here, or a time."""
-        return self.own.estimate / parse("latency", limit.text, self.base.estimate)
+        """Over a limit, which is a share of the base as measured here, or a figure."""
+        return self.own.estimate / parse(limit.metric, limit.text, self.base.estimate)
 
     def error(self, limit: Limit) -> float:
         """Standard error of that."""
@@ -63,22 +79,23 @@ class Beside:
 def finish(problem: Problem, found: Found, target: Target) -> Taken:
     """Of the archs near the end of a search the most accurate one that keeps the limits when measured.
 
-    Finalists are measured whole, beside the base network. Where what they have in common misses the limit, the limit is
+    Finalists are measured whole, beside the base network. Where what they have in common misses a limit, the limit is
     moved by as much for the prediction, and finalists are drawn again, REPEATS times at most. Then, the most accurate
     first, each is measured afresh until one keeps the limits; these readings took no part in proposing it.
     """
     if not problem.limits:
         return Taken(found.arch)
-    latency = next((limit for limit in problem.limits if limit.metric == "latency"), None)
-    if latency is None:
+    measured = [limit for limit in problem.limits if limit.metric in METERS]
+    moody = [limit for limit in measured if limit.metric in MOODY]
+    if moody:
+        seen = _proposed(problem, found, target, moody)
+    else:
         archs = finalists(problem.limits, problem.space, found.arch, found.worth, FINALISTS)
         seen = {arch: over(problem.limits, arch) for arch in archs}
-    else:
-        seen = _proposed(problem, found, target, latency)
     tried: dict[Arch, tuple[Kept, ...]] = {}
     for arch in _by_accuracy(found, seen)[:FINALISTS]:
-        beside = _against_base(problem, [arch], target, "measured anew, %")[arch] if latency else None
-        tried[arch] = tuple(_kept(limit, arch, beside) for limit in problem.limits)
+        fresh = {own.metric: _against_base(problem, [arch], target, own.metric, "anew")[arch] for own in measured}
+        tried[arch] = tuple(_kept(limit, arch, fresh.get(limit.metric)) for limit in problem.limits)
         if _worst(tried[arch]) <= 1:
             break
     arch = min(tried, key=lambda arch: max(_worst(tried[arch]), 1.0))  # the first that keeps them, or the least over
@@ -87,26 +104,29 @@ def finish(problem: Problem, found: Found, target: Target) -> Taken:
             f"{problem.title}: {own.metric} {quantity(own.measured, own.unit)}, predicted "
             f"{quantity(own.predicted, own.unit)}, {percent(own.ratio, 1)} of what {own.asked!r} allows"
         )
-    return Taken(arch, tried[arch], len(seen) if latency else 0)
+    return Taken(arch, tried[arch], len(seen) if moody else 0)
 
 
-def _proposed(problem: Problem, found: Found, target: Target, latency: Limit) -> dict[Arch, float]:
+def _proposed(problem: Problem, found: Found, target: Target, moody: Sequence[Limit]) -> dict[Arch, float]:
     """Archs that were measured whole, each over the limit that it is furthest over, or nearest to."""
-    others = [limit for limit in problem.limits if limit is not latency]
-    least = latency.ratio(leanest([latency], problem.space))
+    others = [limit for limit in problem.limits if limit not in moody]
+    least = {limit.metric: limit.ratio(leanest([limit], problem.space)) for limit in moody}
     seen: dict[Arch, float] = {}
-    turns: list[tuple[float, float]] = []
+    turns: dict[str, list[tuple[float, float]]] = {limit.metric: [] for limit in moody}
     for turn in range(REPEATS + 1):
-        aim = next_aim(turns)
-        moved = tuple(replace(own, most=own.most * (aim if own is latency else 1)) for own in problem.limits)
+        aims = {metric: next_aim(its) for metric, its in turns.items()}
+        moved = tuple(replace(own, most=own.most * aims.get(own.metric, 1.0)) for own in problem.limits)
         archs = finalists(moved, problem.space, found.arch, found.worth, FINALISTS)
         new = [arch for arch in archs if arch not in seen]
-        if not new or (turns and aim < least):
+        if not new or (turn and any(aims[metric] < its for metric, its in least.items())):
             break
-        measured = _against_base(problem, new, target, f"finalists, turn {turn + 1}, %")
-        ratios = {arch: each.ratio(latency) for arch, each in measured.items()}
-        turns.append((aim, statistics.median(ratios.values())))
-        seen |= {arch: max([ratio, *(other.ratio(arch) for other in others)]) for arch, ratio in ratios.items()}
+        ratios: dict[Arch, list[float]] = {arch: [other.ratio(arch) for other in others] for arch in new}
+        for limit in moody:
+            measured = _against_base(problem, new, target, limit.metric, f"of finalists, turn {turn + 1}")
+            for arch, beside in measured.items():
+                ratios[arch].append(beside.ratio(limit))
+            turns[limit.metric].append((aims[limit.metric], statistics.median(its[-1] for its in ratios.values())))
+        seen |= {arch: max(its) for arch, its in ratios.items()}
         if any(USED <= its <= 1 - MARGIN for its in seen.values()):
             break
     return seen
@@ -126,21 +146,28 @@ def _worst(limits: Sequence[Kept]) -> float:
     return max(own.ratio for own in limits)
 
 
-def _against_base(problem: Problem, archs: Sequence[Arch], target: Target, title: str) -> dict[Arch, Beside]:
+def _against_base(
+    problem: Problem, archs: Sequence[Arch], target: Target, metric: str, what: str
+) -> dict[Arch, Beside]:
     """Whole networks beside the base, in one interleaved run."""
     network = problem.network
     modules = [resize(network, arch) for arch in (network.base, *archs)]
-    with progress(title, 100) as bar:
-        base, *readings = Latency(target, rounds=ROUNDS, seed=time.time_ns() % 2**31).measure(
-            modules, on_round=shares(bar)
-        )
+    times = [limit.cost.cost(arch) for limit in problem.limits if limit.metric == "latency" for arch in archs]
+    meter = METERS[metric](target, rounds(times), time.time_ns() % 2**31)
+    with progress(f"{metric} {what}, %", 100) as bar:
+        base, *readings = meter.measure(modules, on_round=shares(bar))
     return {arch: Beside(reading, base) for arch, reading in zip(archs, readings, strict=True)}
+
+
+def rounds(times: Sequence[float]) -> int:
+    """Rounds in which networks that take so many seconds are read: ROUNDS, or as many as last LASTING seconds."""
+    return min(MOST, max(ROUNDS, math.ceil(LASTING / (CALLS * sum(times))))) if times else ROUNDS
 
 
 def _kept(limit: Limit, arch: Arch, fresh: Beside | None) -> Kept:
     predicted = limit.cost.cost(arch)
-    if fresh is None or limit.metric != "latency":
+    if fresh is None:
         return Kept(limit.metric, limit.text, limit.most, predicted, predicted, 0.0, limit.cost.unit)
-    most = parse("latency", limit.text, fresh.base.estimate)
-    measured = fresh.own.estimate
-    return Kept(limit.metric, limit.text, most, predicted, measured, fresh.error(limit), limit.cost.unit)
+    most = parse(limit.metric, limit.text, fresh.base.estimate)
+    error = fresh.error(limit) if limit.metric in MOODY else 0.0
+    return Kept(limit.metric, limit.text, most, predicted, fresh.own.estimate, error, limit.cost.unit)

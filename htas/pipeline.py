@@ -21,7 +21,7 @@ from torch import nn
 from htas import __version__, budget, datasets, metrics, networks, plan
 from htas.arch import Arch
 from htas.budget import Limit
-from htas.calibrate import FEW, Calibrate, cells, cost_model, held_out_error
+from htas.calibrate import FEW, Calibrate, cells, cost_model, fit_metric, held_out_error
 from htas.calibrate import calibrate as fit_cost
 from htas.config import Config, load
 from htas.cost import CostModel, MacsCost
@@ -29,13 +29,15 @@ from htas.datasets import Data
 from htas.design import DECIDED, check, paper_cost, records, spaces, undecided
 from htas.export import export
 from htas.files import Unusable, digest, read_json, read_tensors, write_json, write_tensors, write_text
-from htas.finish import ROUNDS, finish
+from htas.finish import MOST, ROUNDS, finish, rounds
 from htas.graph import Network, resize, trace
 from htas.measurement import Measurement
-from htas.metrics import Metric
+from htas.metrics import Metric, energy
+from htas.metrics.energy import Energy
 from htas.metrics.latency import Latency
 from htas.metrics.macs import Macs
 from htas.metrics.params import Params
+from htas.peak import PeakCost, peak_cost
 from htas.plugins import find
 from htas.problem import Problem, rivals
 from htas.progress import progress, say, shares
@@ -118,6 +120,31 @@ class Run:
                 return MacsCost(self.network)
             case "paper":
                 return paper_cost(self.network, self.surveyed, self.config.design)
+            case other:
+                return self.cost_of(other)
+
+    def cost_of(self, metric: str) -> CostModel:
+        """What an arch costs by a metric that can be constrained."""
+        match metric:
+            case "latency":
+                return self.calibrated
+            case "energy":
+                return cost_model(self.network, read_json(self.folder / "cost.json"), "energy")
+            case "memory":
+                return self._peak
+            case "macs":
+                return CountCost(self.network, "macs")
+            case _:
+                return CountCost(self.network, "params")
+
+    @cached_property
+    def _peak(self) -> PeakCost:
+        return peak_cost(self.network, self.target)
+
+    @property
+    def metered(self) -> bool:
+        """Whether the energy of networks is asked for."""
+        return bool(self.config.constraints.energy) or self.config.strategy.cost == "energy"
 
     @property
     def calibration(self) -> Calibrate:
@@ -141,7 +168,7 @@ class Run:
         if name == "none":
             return metric
         store = Store() if name == "user" else Store(Path(name).expanduser())
-        asked = (self.config.survey.seconds, metric.reading, metric.layers)  # more time is worth other readings
+        asked = (self.config.survey.seconds, metric.reading)  # more time is worth other readings
         place = digest(self.place, affinity(), *asked)
         return Remembering(metric.target, metric, "latency", store, place, fresh)
 
@@ -158,10 +185,12 @@ class Run:
                 return digest(basis, dataclasses.asdict(config.design), folder / "survey.json")
             case "calibrate":
                 options = dataclasses.asdict(config.calibrate)
-                return digest(basis, self.place, options, space, folder / "design.json")
+                more = ["energy"] if self.metered else []
+                return digest(basis, self.place, options, space, folder / "design.json", *more)
             case "search":
-                files = (folder / f"{name}.json" for name in ("design", "survey", "cost"))
-                return digest(_lasting(config.toml()), *files)
+                files = [folder / f"{name}.json" for name in ("design", "survey", "cost")]
+                start = Path(getattr(config.strategy, "start", ""))
+                return digest(_lasting(config.toml()), *files, *([start] if start.is_file() else []))
             case "train":
                 return digest(_lasting(config.toml()), *(self.search_file(name) for name in config.design.spaces))
             case _:
@@ -169,8 +198,10 @@ class Run:
 
     @property
     def place(self) -> dict[str, Any]:
-        """What latencies depend on: the target on this machine, and the versions of its runtime."""
-        return {"target": self.target.fingerprint(), **open_runtime(self.target).describe()}
+        """What latencies depend on: the target on this machine, its runtime's versions, and how layers are timed."""
+        runtime = open_runtime(self.target)
+        timed = {"layers": "chain"} if Latency(self.target).chained(runtime) else {}
+        return {"target": self.target.fingerprint(), **runtime.describe(), **timed}
 
     def training(self, arch: Arch, *, taught: bool) -> str:
         """A hash of what a training depends on."""
@@ -217,8 +248,11 @@ def open_run(config: Config, folder: Path) -> None:
             raise Unusable(f"{folder} exists and is not the folder of a run; name another one with --out")
         old = ""
     if old != text:
-        check(Run(config, folder).network, config.design)
+        job = Run(config, folder)
+        check(job.network, config.design)
         config.target.check()
+        if job.metered:
+            energy.meter(config.target.device)
         write_text(path, text)
     if old != text or not (folder / "environment.json").exists():
         _environment(Run(config, folder))
@@ -313,18 +347,33 @@ def calibrate(config: Config, folder: Path, again: bool = False) -> None:
     options = job.calibration
     spaces = list(job.spaces.values())
     number = sum(map(len, cells(job.network, spaces, options.widths).values()))
-    metric = Latency(job.target, config.survey.rounds, options.limit(number), config.survey.reading, config.seed)
+    limits = options.limits(number)
     with progress(f"calibration: {number} layers and {options.networks} networks, %", 100) as bar:
-        content = fit_cost(job.network, spaces, metric, options, seed=0, on_round=shares(bar))
-    error = held_out_error(content)
-    say(
-        f"cost: networks that the fit has not seen are predicted with a mean error of {percent(error['mean'], 1)}, at "
-        f"worst {percent(error['worst'], 1)} ({listing(content['form'])})"
-    )
+        content = fit_cost(
+            job.network,
+            spaces,
+            (job.latency(limits[0]), replace(job.latency(limits[1]), rounds=MOST)),
+            options,
+            seed=0,
+            on_round=shares(bar),
+        )
+    say(f"cost: {_held_out(content)}")
     for doubt in content["doubts"]:
         say(f"cost: doubt: {doubt}")
+    if job.metered:
+        with progress(f"energy of {options.networks} networks, %", 100) as bar:
+            content["energy"] = fit_metric(job.network, content, Energy(job.target), shares(bar))
+        say(f"cost: energy: {_held_out(content['energy'])}")
     content["design"] = digest(folder / "design.json")
     _write(path, job.made_from("calibrate"), time.monotonic() - started, content)
+
+
+def _held_out(fitted: Mapping[str, Any]) -> str:
+    error = held_out_error(fitted)
+    return (
+        f"networks that the fit has not seen are predicted with a mean error of {percent(error['mean'], 1)}, at "
+        f"worst {percent(error['worst'], 1)} ({listing(fitted['form'])})"
+    )
 
 
 def search(config: Config, folder: Path, again: bool = False) -> None:
@@ -395,11 +444,9 @@ def measure(config: Config, folder: Path, again: bool = False) -> None:
         return
     started = time.monotonic()
     rows = [Result.of(content) for content in read_json(folder / "networks.json")["results"]]
-    readings = measure_modules(job, [load_network(job, row) for row in rows], "measuring whole networks, %")
-    rows = [
-        replace(row, measured=reading, predicted=job.calibrated.cost(row.arch))
-        for row, reading in zip(rows, readings, strict=True)
-    ]
+    rows = [replace(row, predicted=job.calibrated.cost(row.arch)) for row in rows]
+    readings = measure_rows(job, rows, [load_network(job, row) for row in rows], "measuring whole networks, %")
+    rows = [replace(row, measured=reading) for row, reading in zip(rows, readings, strict=True)]
     for row in rows:
         assert row.measured is not None
         say(f"measure: {row.name}: {milliseconds(row.measured.estimate)}, accuracy {percent(row.accuracy or 0)}")
@@ -672,10 +719,11 @@ def _title(config: Config) -> str:
     return f"{config.names['strategy']} within {asked}" if asked else config.strategy.title
 
 
-def measure_modules(job: Run, modules: Sequence[nn.Module], title: str) -> list[Measurement]:
-    """Whole networks on the run's target, in one interleaved run."""
+def measure_rows(job: Run, rows: Sequence[Result], modules: Sequence[nn.Module], title: str) -> list[Measurement]:
+    """Whole networks, whose latency is predicted, on the run's target, in one interleaved run."""
+    number = rounds([row.predicted or 0.0 for row in rows])
     with progress(title, 100) as bar:
-        return Latency(job.target, rounds=ROUNDS, seed=job.config.seed).measure(modules, on_round=shares(bar))
+        return Latency(job.target, rounds=number, seed=job.config.seed).measure(modules, on_round=shares(bar))
 
 
 def check_limits(config: Config, folder: Path) -> None:
@@ -695,9 +743,7 @@ def shares_possible(job: Run) -> tuple[float, float]:
 
 def _limits(job: Run) -> tuple[Limit, ...]:
     """The constraints as numbers."""
-    costs: dict[str, CostModel] = {"macs": CountCost(job.network, "macs"), "params": CountCost(job.network, "params")}
-    if job.config.constraints.latency:
-        costs["latency"] = job.calibrated
+    costs = {metric: job.cost_of(metric) for metric in job.config.constraints.given}
     return budget.limits(job.config.constraints, costs, job.network.base)
 
 

@@ -39,6 +39,11 @@ class Problem:
         self.network.check(self.space.widest)
         self.network.check(self.space.narrowest)
 
+    @property
+    def supernet(self) -> Path:
+        """Where a strategy keeps what the searches of other budgets may begin with."""
+        return self.checkpoint.parent.parent / f"supernet-{self.space.name}.safetensors"
+
 
 def rivals(problem: Problem, arch: Arch, count: int, *, seed: int, tolerance: float = 0.05) -> list[Arch]:
     """Random archs of the space whose cost lies within `tolerance` of the given one's (the nearest ones, if few do).

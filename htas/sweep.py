@@ -27,6 +27,7 @@ from htas.pipeline import Run
 from htas.progress import say
 from htas.report import write
 from htas.result import Report, Result, SearchRecord
+from htas.strategies.differentiable import Differentiable
 from htas.text import columns, milliseconds, percent, points
 from htas.train import evaluate
 from htas.train import train as fit
@@ -34,9 +35,13 @@ from htas.train import train as fit
 FRONT = "No other network of this sweep is both faster and more accurate."
 
 
-def sweep(config: Config, folder: Path, budgets: Sequence[str], command: str) -> tuple[Path, str]:
+SHARED = 0.5
+"""Share of the epochs that a search needs which begins with the supernet of another budget's."""
+
+
+def sweep(config: Config, folder: Path, budgets: Sequence[str], command: str, share: bool = True) -> tuple[Path, str]:
     """A run for every budget of latency, then all their networks in one interleaved run: the path of report.html, and
-    the front as lines of text.
+    the front as lines of text. With `share`, every search but the first begins with the first one's supernet.
 
     Raises ValueError for a budget that is none or that cannot be kept, before anything is trained.
     """
@@ -44,7 +49,11 @@ def sweep(config: Config, folder: Path, budgets: Sequence[str], command: str) ->
         budget.parse("latency", text, 1.0)
     if len(set(budgets)) < len(budgets) or not budgets:
         raise ValueError(f"--budgets must name different budgets with commas between, got {','.join(budgets)!r}")
-    runs = {text: (_with(config, text), folder / f"latency-{pipeline.slug(text)}") for text in budgets}
+    places = {text: folder / f"latency-{pipeline.slug(text)}" for text in budgets}
+    configs = [_with(config, text) for text in budgets]
+    if share and isinstance(config.strategy, Differentiable):
+        configs = _shared(configs, places[budgets[0]])
+    runs = {text: (own, places[text]) for text, own in zip(budgets, configs, strict=True)}
     _own_folder(folder)
     for own, place in runs.values():
         pipeline.open_run(own, place)
@@ -73,6 +82,19 @@ def _with(config: Config, text: str) -> Config:
     name = config.design.spaces[0]
     widths = config.design.widths if name == "explicit" else {}
     return replace(config, constraints=asked, design=replace(config.design, spaces=(name,), widths=widths))
+
+
+def _shared(configs: Sequence[Config], first: Path) -> list[Config]:
+    """The first search keeps its supernet, and the others begin with it, and need fewer epochs."""
+    found = []
+    for number, config in enumerate(configs):
+        own = config.strategy
+        assert isinstance(own, Differentiable)
+        kept = str(first / f"supernet-{config.design.spaces[0]}.safetensors")
+        fewer = max(own.warmup + 1, math.ceil(SHARED * own.epochs))
+        changed = replace(own, start=kept, epochs=fewer) if number else replace(own, keep=True)
+        found.append(replace(config, strategy=changed))
+    return found
 
 
 def _share(config: Config, place: Path) -> None:
@@ -122,7 +144,7 @@ def _measured(config: Config, runs: Mapping[str, tuple[Config, Path]], folder: P
     if not (path.exists() and read_json(path).get("inputs") == key):
         started = time.monotonic()
         job = Run(*next(iter(runs.values())))
-        readings = pipeline.measure_modules(job, models, "measuring the networks of all budgets, %")
+        readings = pipeline.measure_rows(job, found, models, "measuring the networks of all budgets, %")
         rows = [replace(row, measured=reading) for row, reading in zip(found, readings, strict=True)]
         content = {"results": [row.json() for row in _fronted(rows)], "inputs": key, "took": time.monotonic() - started}
         write_json(path, content)

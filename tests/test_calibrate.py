@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from htas.arch import Arch
-from htas.calibrate import Calibrate, calibrate, cells, cost_model, held_out_error, spread
+from htas.calibrate import Calibrate, calibrate, cells, cost_model, fit_metric, held_out_error, spread
 from htas.graph import Network, trace
 from htas.layer import Layer
 from htas.measurement import Measurement
@@ -72,7 +72,7 @@ class Planted(Metric):
 
 def test_a_planted_fit_is_recovered_on_archs_it_has_not_seen() -> None:
     net, metric = network(), Planted(Target(threads=1))
-    content = calibrate(net, [space()], metric, Calibrate(networks=20), seed=0)
+    content = calibrate(net, [space()], (metric, metric), Calibrate(networks=20), seed=0)
     cost = cost_model(net, content)
     rng = random.Random(5)
     for _ in range(20):
@@ -86,8 +86,8 @@ def test_a_planted_fit_is_recovered_on_archs_it_has_not_seen() -> None:
 def test_the_error_on_networks_left_out_grows_with_the_noise() -> None:
     net = network()
     exact, noisy = (
-        held_out_error(calibrate(net, [space()], Planted(Target(threads=1), noise=noise), Calibrate(), seed=0))["mean"]
-        for noise in (0.0, 0.05)
+        held_out_error(calibrate(net, [space()], (metric, metric), Calibrate(), seed=0))["mean"]
+        for metric in (Planted(Target(threads=1), noise=noise) for noise in (0.0, 0.05))
     )
     assert exact < 0.01 < noisy < 0.10
 
@@ -95,7 +95,7 @@ def test_the_error_on_networks_left_out_grows_with_the_noise() -> None:
 def test_one_scale_is_enough_where_nothing_more_is_planted() -> None:
     net = network()
     plain = Planted(Target(threads=1), strided=0.8, each=0.0, constant=0.0, noise=0.01)
-    assert calibrate(net, [space()], plain, Calibrate(), seed=0)["form"] == ["scale"]
+    assert calibrate(net, [space()], (plain, plain), Calibrate(), seed=0)["form"] == ["scale"]
 
 
 def test_layers_are_measured_at_every_pair_of_choices_and_of_base_widths() -> None:
@@ -112,8 +112,56 @@ def test_layers_are_measured_at_every_pair_of_choices_and_of_base_widths() -> No
 def test_a_kind_that_is_little_of_every_network_takes_up_no_errors() -> None:
     net = network()
     noisy = Planted(Target(threads=1), noise=0.03)
-    scales = calibrate(net, [space()], noisy, Calibrate(networks=12), seed=0)["calibration"]["scales"]
+    scales = calibrate(net, [space()], (noisy, noisy), Calibrate(networks=12), seed=0)["calibration"]["scales"]
     assert max(scales.values()) < 2 * min(scales.values())
+
+
+@dataclass(frozen=True)
+class Spoilt(Planted):
+    """Of one network the readings are three times too high."""
+
+    def measure(
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+    ) -> list[Measurement]:
+        found = super().measure(cases)
+        if not isinstance(cases[0], Layer):
+            found[7] = Measurement((3 * found[7].estimate,), "s")
+        return found
+
+
+def test_a_spoilt_reading_hardly_moves_the_fit() -> None:
+    net = network()
+    plain = Planted(Target(threads=1), noise=0.005)
+    spoilt = Spoilt(Target(threads=1), noise=0.005)
+    content = calibrate(net, [space()], (plain, spoilt), Calibrate(networks=20), seed=0)
+    cost, rng = cost_model(net, content), random.Random(5)
+    for _ in range(20):
+        arch = space().sample(rng)
+        assert cost.cost(arch) == pytest.approx(plain.of(net, arch), rel=0.03)
+    assert held_out_error(content)["worst"] > 0.5
+
+
+def test_another_metric_is_fitted_on_the_same_layers() -> None:
+    """Networks that draw 20 watts, strided convolutions 30: joules by kinds of operators."""
+    net, metric = network(), Planted(Target(threads=1))
+    content = calibrate(net, [space()], (metric, metric), Calibrate(networks=20), seed=0)
+
+    @dataclass(frozen=True)
+    class Joules(Planted):
+        unit: ClassVar[str] = "J"
+
+        def figure(self, case: Case) -> float:
+            return 20 * super().figure(case)
+
+    drawing = Joules(Target(threads=1), strided=1.2)
+    content["energy"] = fit_metric(net, content, drawing)
+    cost, rng = cost_model(net, content, "energy"), random.Random(6)
+    assert cost.unit == content["energy"]["unit"] == "J"
+    for _ in range(20):
+        arch = space().sample(rng)
+        assert cost.cost(arch) == pytest.approx(20 * drawing.of(net, arch), rel=0.03)
+    assert cost.cost(net.base) == pytest.approx(20 * drawing.of(net, net.base))
+    assert held_out_error(content["energy"])["worst"] < 0.03
 
 
 def test_few_widths_stand_for_many() -> None:
@@ -123,9 +171,10 @@ def test_few_widths_stand_for_many() -> None:
     assert max(len({layer.outputs for layer in layers}) for layers in found.values()) == 4
     bases = {node.base for node in net.nodes if node.kind == "conv" and node.site}
     assert bases <= {layer.outputs for layers in found.values() for layer in layers}
-    content = calibrate(net, [many], Planted(Target(threads=1)), Calibrate(networks=20, widths=4), seed=0)
+    metric = Planted(Target(threads=1))
+    content = calibrate(net, [many], (metric, metric), Calibrate(networks=20, widths=4), seed=0)
     arch = many.sample(random.Random(0))
-    assert cost_model(net, content).cost(arch) == pytest.approx(Planted(Target(threads=1)).of(net, arch), rel=0.02)
+    assert cost_model(net, content).cost(arch) == pytest.approx(metric.of(net, arch), rel=0.02)
 
 
 def test_networks_are_spread_evenly_and_the_same_every_time() -> None:

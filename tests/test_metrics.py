@@ -66,7 +66,7 @@ class Scripted(Runtime):
 class Chained(Runtime):
     """The same layers between two neighbours, which take 10 ms."""
 
-    chained: ClassVar[bool] = True
+    chained: ClassVar[tuple[str, ...]] = ("cpu",)
 
     def compile(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
         raise NotImplementedError

@@ -20,11 +20,13 @@ from htas import train as training
 from htas.arch import Arch
 from htas.config import Config, load
 from htas.files import Unusable, read_json, read_tensors, write_json
-from htas.graph import trace
+from htas.graph import resize, trace
 from htas.layer import Layer
 from htas.measurement import Measurement
 from htas.metrics import Metric, OnRound
+from htas.metrics.energy import Energy
 from htas.metrics.latency import Latency
+from htas.metrics.memory import Memory
 from htas.models.cifar_resnet import CifarResNet
 from htas.result import Result, SearchRecord
 from htas.strategies.differentiable import _Search
@@ -584,22 +586,24 @@ def test_the_plan_is_said_before_the_first_stage(tmp_path, capsys):
 # -- budgets -----------------------------------------------------------------------------------------------------------
 
 
+def whole(self: Latency, cases: Sequence[Any], **rest: Any) -> list[Measurement]:
+    """Networks take a quarter more than their layers, and a twentieth more again where few are measured together."""
+    found = scripted(self, cases, **rest)
+    few = len(cases) < 9
+    for number, case in enumerate(cases):
+        if not isinstance(case, Layer):
+            traced = trace(case, torch.zeros(2, *options().data.shape))
+            layers = [use.layer for use in traced.uses(traced.base)]
+            steps = sum(1e-6 * (1 + math.ceil(layer.outputs / 8)) for layer in layers)
+            slower = 1.05 if few and number else 1.0
+            found[number] = Measurement((1.25 * slower * steps,) * 3, "s", {}, "one")
+    return found
+
+
 def test_a_budget_is_kept_when_measured_and_used(tmp_path, monkeypatch):
     """Whole networks take a quarter more than their layers, and beside the base network a twentieth more again: a moved
     limit corrects that."""
     config, folder = options("design.spaces=[grid]", "design.groups=8", "constraints.latency=60%"), tmp_path / "run"
-
-    def whole(self: Latency, cases: Sequence[Any], **rest: Any) -> list[Measurement]:
-        found = scripted(self, cases, **rest)
-        alone = not any(isinstance(case, Layer) for case in cases)
-        for number, case in enumerate(cases):
-            if not isinstance(case, Layer):
-                traced = trace(case, torch.zeros(2, *config.data.shape))
-                layers = [use.layer for use in traced.uses(traced.base)]
-                steps = sum(1e-6 * (1 + math.ceil(layer.outputs / 8)) for layer in layers)
-                slower = 1.05 if alone and number else 1.0
-                found[number] = Measurement((1.25 * slower * steps,) * 3, "s", {}, "one")
-        return found
 
     monkeypatch.setattr(Latency, "measure", whole)
     monkeypatch.setattr(plan, "show", lambda *args: None)
@@ -631,6 +635,51 @@ def test_counted_limits_need_no_clock(tmp_path, monkeypatch):
     assert max(kept.ratio for kept in record.limits) >= 0.9
 
 
+def test_memory_is_kept_as_it_is_counted(tmp_path):
+    config = options("design.spaces=[grid]", "design.groups=8", "constraints.memory=60%", "target.batch=2")
+    folder = tmp_path / "run"
+    pipeline.open_run(config, folder)
+    for stage in (pipeline.survey, pipeline.design, pipeline.calibrate, pipeline.search):
+        stage(config, folder)
+    record = SearchRecord.of(pipeline.plain(read_json(folder / "search-grid.json")))
+    job = pipeline.Run(config, folder)
+    base, found = Memory(job.target).measure([resize(job.network, arch) for arch in (job.network.base, record.arch)])
+    (kept,) = record.limits
+    assert (kept.metric, kept.unit, kept.measured, kept.error) == ("memory", "bytes", found.estimate, 0.0)
+    assert kept.predicted == kept.measured
+    assert 0.85 <= kept.ratio <= 1.0 and kept.limit == pytest.approx(0.6 * base.estimate)
+
+
+def test_energy_is_metered_in_the_calibration_and_at_the_end(tmp_path, monkeypatch):
+    """A meter is planted that shows 20 watts."""
+    monkeypatch.setattr("htas.metrics.energy.meter", lambda *_: None)
+
+    def metered(self: Energy, cases: Sequence[Any], *, on_round: Any = None, wanted: Any = None) -> list[Measurement]:
+        return [Measurement((20 * each.estimate,) * 3, "J") for each in whole(None, cases)]
+
+    monkeypatch.setattr(Latency, "measure", whole)
+
+    monkeypatch.setattr(Energy, "measure", metered)
+    config = options("design.spaces=[grid]", "design.groups=8", "constraints.energy=50%", "constraints.latency=70%")
+    folder = tmp_path / "run"
+    pipeline.open_run(config, folder)
+    for stage in (pipeline.survey, pipeline.design, pipeline.calibrate, pipeline.search):
+        stage(config, folder)
+    assert read_json(folder / "cost.json")["energy"]["unit"] == "J"
+    record = SearchRecord.of(pipeline.plain(read_json(folder / "search-grid.json")))
+    kept = {own.metric: own for own in record.limits}
+    assert set(kept) == {"energy", "latency"} and kept["energy"].unit == "J"
+    assert max(own.ratio for own in kept.values()) <= 1.0 and kept["energy"].ratio > 0.85
+
+
+def test_energy_without_a_meter_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("htas.metrics.energy.POWERCAP", tmp_path)
+    monkeypatch.setattr("htas.metrics.energy.meter.__defaults__", (tmp_path,))
+    with pytest.raises(ValueError, match="energy needs a meter, and this machine shows none"):
+        pipeline.open_run(options("constraints.energy=50%"), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.toml").exists()
+
+
 @pytest.mark.parametrize("latency, words", [("1%", "cannot be kept"), ("900%", "even the widest")])
 def test_a_budget_that_makes_no_sense_is_refused_before_the_search(latency, words, tmp_path, monkeypatch):
     config, folder = options("design.spaces=[grid]", f"constraints.latency={latency}"), tmp_path / "run"
@@ -658,6 +707,9 @@ def test_a_sweep_makes_a_front_from_one_survey_and_goes_on_where_it_was_stopped(
     assert page == folder / "report.html" and page.exists()
     surveys = {(folder / name / "survey.json").read_text() for name in ("latency-80-", "latency-50-")}
     assert len(surveys) == 1
+    one, other = (load(folder / name / "config.toml").strategy for name in ("latency-80-", "latency-50-"))
+    kept = folder / "latency-80-" / "supernet-grid.safetensors"
+    assert kept.exists() and (one.start, one.epochs, other.start, other.epochs) == ("random", 2, str(kept), 1)
     found = {row.name: row for row in map(Result.of, read_json(folder / "sweep.json")["results"])}
     assert list(found) == ["base", "80%", "50%"]
     assert found["50%"].measured.estimate < found["80%"].measured.estimate < found["base"].measured.estimate

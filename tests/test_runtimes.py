@@ -1,5 +1,6 @@
 """Every runtime computes what PyTorch computes, and leaves the model and the process as they were."""
 
+import importlib
 import os
 import shutil
 import sys
@@ -17,6 +18,7 @@ import htas.runtimes
 from htas.bench import CudaTimer, HostTimer
 from htas.config import load
 from htas.layer import ACTIVATIONS, Layer
+from htas.metrics.latency import Latency
 from htas.plugins import find, names
 from htas.runtimes import Program, Runtime, open_runtime
 from htas.runtimes._build import in_words, layer_program, network_program
@@ -206,6 +208,26 @@ def test_a_runtimes_layer_computes_what_the_module_does(name, layer, monkeypatch
         found = program.outputs(*example)
         assert found.shape == expected.shape
         assert (found - expected).abs().max() <= allowed(expected, name, precision)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_network_is_exported_once_and_opened_again(name, monkeypatch):
+    contract(name)
+    exported, opens = [], []
+    module = importlib.import_module("htas.runtimes._session" if name == "onnxruntime" else "htas.runtimes.openvino")
+    kind = module.Sessions if name == "onnxruntime" else module.OpenVINO
+    whole, opening = module.network_graph, kind._open
+    monkeypatch.setattr(module, "network_graph", lambda *a, **k: exported.append(1) or whole(*a, **k))
+    monkeypatch.setattr(kind, "_open", lambda *a: opens.append(1) or opening(*a))
+    monkeypatch.setattr("htas.bench._Run._affords", lambda *_: True)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    target = Target(runtime=name, threads=2, image=(3, 8, 8), batch=2)
+    (reading,) = Latency(target, rounds=32).measure([network])
+    assert reading.estimate > 0 and len(exported) == 1 and len(opens) == 16
+    program = opened(name).compile(network, (torch.randn(2, 3, 8, 8),))
+    images = torch.randn(2, 3, 8, 8)
+    assert program.anew is not None
+    assert torch.equal(program.anew().outputs(images), program.outputs(images))
 
 
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())

@@ -15,16 +15,18 @@ from torch import Tensor, nn
 
 from htas import plugins, strategies
 from htas.arch import Arch
+from htas.budget import Limit
 from htas.cost import CostModel, MacsCost
 from htas.datasets import Data, Split
-from htas.files import read_tensors
+from htas.files import Unusable, read_tensors
 from htas.graph import trace
 from htas.models.cifar_resnet import CifarResNet
 from htas.problem import Problem, rivals
 from htas.result import EpochRecord
 from htas.space import Space
 from htas.strategies import Strategy
-from htas.strategies.differentiable import Differentiable, Logits, _Search, penalty, verdict
+from htas.strategies.differentiable import Differentiable, Logits, Multiplier, _Search, penalty, verdict
+from htas.tables import CountCost
 from htas.train import cosine
 
 FAMILY = CifarResNet(14)
@@ -99,7 +101,7 @@ def test_a_strategy_leaves_the_network_alone_and_never_sees_the_test_images(name
 @every
 def test_a_strategy_says_what_it_is_and_what_it_is_charged(name):
     made = quick(name)
-    assert made.title.startswith(name) and made.cost in ("table", "paper", "macs")
+    assert made.title.startswith(name) and made.cost in ("table", "paper", "macs", "params", "memory", "energy")
     with pytest.raises(dataclasses.FrozenInstanceError):
         made.cost = "macs"  # type: ignore[misc]
 
@@ -356,6 +358,42 @@ def test_a_search_may_start_from_the_trained_base_network(tmp_path):
     assert torch.equal(weights, base.get_submodule("stages.2.1.conv1.conv").weight)
     anew = _Search(Differentiable(precision="fp32"), dataclasses.replace(given, base=None))
     assert not torch.equal(anew.supernet.body.get_submodule("stages.2.1.conv1.conv").weight, weights)
+
+
+def test_a_search_may_start_from_the_supernet_that_another_has_kept(tmp_path):
+    given = problem(tmp_path / "checkpoints")
+    first = Differentiable(epochs=1, batch=8, precision="fp32", keep=True)
+    first.search(given)
+    kept = given.supernet
+    assert kept.name == f"supernet-{given.space.name}.safetensors" and kept.exists()
+    tensors, _ = read_tensors(kept)
+    search = _Search(Differentiable(precision="fp32", start=str(kept)), dataclasses.replace(given, seed=9))
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in search.supernet.state_dict().items())
+    narrower = Space(given.space.name, {s: w[:1] for s, w in given.space.widths.items()}, given.space.depths)
+    with pytest.raises(Unusable, match=r"holds the supernet of another network or space.*start from base"):
+        _Search(Differentiable(start=str(kept)), dataclasses.replace(given, space=narrower))
+    with pytest.raises(Unusable, match=r"there is no file .*other\.safetensors"):
+        _Search(Differentiable(start=str(tmp_path / "other.safetensors")), given)
+    with pytest.raises(ValueError, match=r"random, base or the \.safetensors file of a supernet, got 'bass'"):
+        Differentiable(start="bass")
+
+
+def test_what_is_not_constrained_is_charged_beside_the_penalty(tmp_path):
+    """Parameters are limited and latency is not: lambda still presses on it; limited latency is charged once."""
+    given = problem(tmp_path)
+    base = given.network.base
+    params = Limit("params", "50%", CountCost(given.network, "params"), 0.5 * given.network.params(base))
+    macs = Limit("macs", "50%", CountCost(given.network, "macs"), 0.5 * given.network.macs(base))
+
+    def charged(cost: str, limit: Limit) -> float:
+        own = dataclasses.replace(given, limits=(limit,))
+        return float(_Search(Differentiable(cost=cost, weight=2.0, precision="fp32"), own)._penalty())
+
+    led = float(Multiplier((params,), given.space).penalty(*_Search(Differentiable(), given).logits.probabilities()))
+    expected = float(_Search(Differentiable(), given)._expected())
+    assert charged("params", params) == pytest.approx(led)
+    assert charged("macs", params) == pytest.approx(led + 2.0 * expected)
+    assert charged("macs", macs) != pytest.approx(charged("macs", params))
 
 
 def test_validating_archs_moves_no_weight_and_restores_the_momentum(tmp_path):

@@ -1,6 +1,6 @@
 """Seconds per batch on the target, the readings of all cases interleaved."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -10,13 +10,14 @@ from uuid import uuid4
 
 import numpy as np
 import torch
+from torch import nn
 
 from htas.bench import Bench, Call, Readings
 from htas.contention import Watch, priority
 from htas.layer import Layer
 from htas.measurement import BLOCKS, LOW, Measurement
 from htas.metrics import Case, Metric, More, OnRound, Wanted, by_case
-from htas.runtimes import Runtime, open_runtime
+from htas.runtimes import Program, Runtime, open_runtime
 
 CHEAP = 0.05
 """Seconds to build a layer, up to which programs are built anew while they are measured: on a CPU, where two of each
@@ -74,7 +75,7 @@ class Latency(Metric):
         runtime = open_runtime(self.target)
         timer, context, survey = runtime.timer(), self._context(runtime), uuid4().hex[:12]
         distinct = list(dict.fromkeys(cases))
-        calls = _Calls(runtime, distinct, self._chained(runtime))
+        calls = _Calls(runtime, distinct, self.chained(runtime))
 
         def made(readings: Sequence[Readings], remarks: tuple[str, ...] = ()) -> dict[Case, Measurement]:
             return {
@@ -95,6 +96,7 @@ class Latency(Metric):
 
         bench = Bench(timer, self.rounds, self.limit, self.reading, seed=self.seed)
         with runtime.session(), _seeded(self.seed), priority() as raised:
+            calls.prepare()
             watch = Watch(self.target.device)
             context["priority"] = "raised" if raised else "usual"
             readings = bench.run(
@@ -108,8 +110,9 @@ class Latency(Metric):
             )
         return made(readings, watch.remarks())
 
-    def _chained(self, runtime: Runtime) -> bool:
-        return runtime.chained if self.layers == "auto" else self.layers == "chain"
+    def chained(self, runtime: Runtime) -> bool:
+        """Whether layers are timed within a chain."""
+        return self.target.device in runtime.chained if self.layers == "auto" else self.layers == "chain"
 
     def _context(self, runtime: Runtime) -> dict[str, str]:
         """Where the readings come from: the runtime's versions and settings, the target, and when."""
@@ -130,6 +133,20 @@ class _Calls:
         ]
         self.pairs = {case for case, without in self.parts if without}
         self.waiting: dict[tuple[Case, bool], Call] = {}
+        self.anew: dict[Case, Callable[[], Program]] = {}
+
+    def prepare(self) -> None:
+        """Make the networks, which may take long the first time, and only then."""
+        for case, _ in self.parts:
+            if not isinstance(case, Layer):
+                program = self._compile(case)
+                self.waiting[case, False] = program.run
+                if program.anew is not None:
+                    self.anew[case] = program.anew
+
+    def _compile(self, module: nn.Module) -> Program:
+        target = self.runtime.target
+        return self.runtime.compile(module, (torch.randn(target.batch, *target.image),))
 
     def build(self, number: int) -> Call:
         """The call of that number; a chain with a layer and the one without are built together."""
@@ -137,8 +154,7 @@ class _Calls:
         if part in self.waiting:
             return self.waiting.pop(part)
         if not isinstance(case, Layer):
-            target = self.runtime.target
-            return self.runtime.compile(case, (torch.randn(target.batch, *target.image),)).run
+            return (self.anew[case]() if case in self.anew else self._compile(case)).run
         if case not in self.pairs:
             return self.runtime.compile_layer(case).run
         chain = self.runtime.chain(case)

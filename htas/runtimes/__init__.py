@@ -28,6 +28,8 @@ class Program:
     """One batch, its inputs already where the runtime wants them: what is timed."""
     outputs: Callable[..., Tensor]
     """Tensors in, the network's output on the CPU in fp32: for checking."""
+    anew: "Callable[[], Program] | None" = None
+    """The same program made again, without what takes long and is the same each time: an export, a check."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class Runtime(ABC):
 
     build_seconds: ClassVar[float] = 0.001
     """About what one layer's program costs to make, so that a survey knows when to be sparing."""
-    chained: ClassVar[bool] = False
-    """Whether layers timed as the increment of a chain add up to networks better than layers timed alone."""
+    chained: ClassVar[tuple[str, ...]] = ()
+    """Devices on which layers timed as the increment of a chain add up to networks better than layers timed alone."""
     lacking: ClassVar[str] = ""
     """Why a precision is missing, where that needs saying: the end of the sentence that refuses it."""
     target: Target

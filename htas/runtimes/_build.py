@@ -37,7 +37,7 @@ def network_program(
             raise
         where = "" if _is_memory(error) else _culprit(_copy(model), example, build)
         raise ValueError(_sentence(what, target, f"this {type(model).__name__}", where, error)) from error
-    return Program(within_memory(what, target, program.run), within_memory(what, target, program.outputs))
+    return _guarded(what, target, program)
 
 
 def layer_program(what: str, target: Target, layer: Layer, build: Callable[[], Program]) -> Program:
@@ -46,7 +46,16 @@ def layer_program(what: str, target: Target, layer: Layer, build: Callable[[], P
         program = build()
     except Exception as error:  # every library has kinds of its own
         raise ValueError(_sentence(what, target, in_words(layer), "", error)) from error
-    return Program(within_memory(what, target, program.run), within_memory(what, target, program.outputs))
+    return _guarded(what, target, program)
+
+
+def _guarded(what: str, target: Target, program: Program) -> Program:
+    again = program.anew
+    return Program(
+        within_memory(what, target, program.run),
+        within_memory(what, target, program.outputs),
+        (lambda: _guarded(what, target, again())) if again is not None else None,
+    )
 
 
 def within_memory(what: str, target: Target, call: Callable[..., Any]) -> Callable[..., Any]:

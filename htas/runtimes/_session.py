@@ -8,7 +8,7 @@ next, which gives the readings of a program that is alone in its process.
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -82,7 +82,8 @@ class Sessions:
 
     def _export(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
         network, given = deepcopy(network).to(self.target.dtype), _cast(example, self.target)
-        return self._open(network_graph(network, given, dynamic=False), example)
+        graph = network_graph(network, given, dynamic=False)
+        return replace(self._open(graph, example), anew=partial(self._open, graph, example))
 
     def _open(self, graph: bytes, example: tuple[Tensor, ...] | None = None) -> Program:
         import onnxruntime

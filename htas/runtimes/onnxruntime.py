@@ -18,6 +18,7 @@ class OnnxRuntime(Runtime):
 
     build_seconds: ClassVar[float] = 0.002
     """With its warming up, on a core of an EPYC."""
+    chained: ClassVar[tuple[str, ...]] = ("cpu",)
     lacking: ClassVar[str] = "on a CPU it would cast to fp32 and back around every operator, and it has no bf16 at all"
     spin: int = SPIN
     """Microseconds that a CPU thread waits busily for the next call."""

@@ -7,7 +7,7 @@ are not pinned to cores: on a shared machine a pinned one waits for whoever else
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, ClassVar
 
@@ -30,7 +30,7 @@ class OpenVINO(Runtime):
 
     build_seconds: ClassVar[float] = 0.02
     """With its warming up, on a core of an EPYC."""
-    chained: ClassVar[bool] = True
+    chained: ClassVar[tuple[str, ...]] = ("cpu",)
     lacking: ClassVar[str] = "OpenVINO finds no instructions for it in this processor"
 
     def __post_init__(self) -> None:
@@ -77,7 +77,8 @@ class OpenVINO(Runtime):
         return {"openvino": get_version(), "torch": torch.__version__, "streams": "1", "pinned": "no"}
 
     def _export(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
-        return self._open(network_graph(network, example, dynamic=False), example)
+        graph = network_graph(network, example, dynamic=False)
+        return replace(self._open(graph, example), anew=partial(self._open, graph, example))
 
     def _open(self, graph: bytes, example: tuple[Tensor, ...] | None = None) -> Program:
         settings = {

@@ -32,8 +32,8 @@ class Found:
 class Strategy(ABC):
     """How a space is searched. Implementations are frozen dataclasses."""
 
-    cost: Literal["table", "paper", "macs"]
-    """What the search is charged: the calibrated latency, that of eq. 7 and 8, or multiply-adds."""
+    cost: Literal["table", "paper", "macs", "params", "memory", "energy"]
+    """What the search is charged: the calibrated latency, that of eq. 7 and 8, or another metric."""
 
     @abstractmethod
     def search(self, problem: Problem) -> Found:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from htas.arch import Arch
 from htas.budget import AIM, Limit
 from htas.datasets import Split
-from htas.files import read_tensors, write_tensors
+from htas.files import Unusable, read_tensors, write_tensors
 from htas.problem import Problem
 from htas.progress import Bar, progress
 from htas.result import EpochRecord
@@ -35,12 +36,14 @@ from htas.train import (
 
 SURE = 0.6
 """Median top probability from which a search counts as converged."""
+CLOSE = 0.1
+"""... if the cost of the most probable arch lies within this share of the expected cost."""
 STIFFNESS = 10.0
 """Of the penalty on the distance from the budget, in units of cross-entropy."""
 LEARNING = 0.02
 """Share of the stiffness by which the penalty's weight moves, for every step and unit of distance."""
-CLOSE = 0.1
-"""... if the cost of the most probable arch lies within this share of the expected cost."""
+METRICS = {"table": "latency", "paper": "latency"}
+"""What a cost is a cost of, where it has another name."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,12 @@ class Differentiable(Strategy):
     """Temperature of the Gumbel softmax at the start."""
     coldest: float = 0.1
     """Temperature at the end of the half cosine between."""
-    cost: Literal["table", "paper", "macs"] = "table"
-    """What is charged: the calibrated latency of layers at pairs of widths, that of eq. 7 and 8, or multiply-adds."""
+    cost: Literal["table", "paper", "macs", "params", "memory", "energy"] = "table"
+    """What is charged: the calibrated latency of layers at pairs of widths (table), that of eq. 7 and 8 (paper),
+    multiply-adds, parameters, the peak memory of activations, or energy."""
     loss: Literal["lambda", "band"] = "lambda"
-    """`lambda`: eq. 6. `band`: TAS's, which pushes the cost into [ratio - tolerance, ratio] of the base's. With
-    constraints neither is asked: a penalty that finds its own weight leads the search to just within them."""
+    """`lambda`: eq. 6. `band`: TAS's, which pushes the cost into [ratio - tolerance, ratio] of the base's. What is
+    constrained is not charged: a penalty that finds its own weight leads the search to just within the limit."""
     weight: float = 1.0
     """lambda of eq. 6, without a unit: it multiplies E[cost] / cost of the base. With `band`, TAS's is 2."""
     ratio: float = 0.5
@@ -88,8 +92,11 @@ class Differentiable(Strategy):
     mix: Literal["interpolate", "pad"] = "interpolate"
     """How the outputs of two widths meet: TAS's channel-wise interpolation, or padding with zeros, with which the
     shared weights learn in far fewer steps (docs/decisions.md)."""
-    start: Literal["random", "base"] = "random"
-    """Weights at the start: drawn anew, as TAS's, or the trained base network's where they fit."""
+    start: str = "random"
+    """Weights at the start: drawn anew, as TAS's (random), the trained base network's where they fit (base), or the
+    file that another search of the same space has kept, as `htas sweep` does."""
+    keep: bool = False
+    """Whether the supernet's weights stay in the run's folder, as supernet-SPACE.safetensors."""
     precision: Precision = "auto"
     """Arithmetic of the search: auto is bf16 where the hardware has it."""
 
@@ -97,6 +104,10 @@ class Differentiable(Strategy):
         for name in ("epochs", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"strategy.{name} must be 1 or more, got {getattr(self, name)}")
+        if self.start not in ("random", "base") and not self.start.endswith(".safetensors"):
+            raise ValueError(
+                f"strategy.start must be random, base or the .safetensors file of a supernet, got {self.start!r}"
+            )
         if not 0 <= self.warmup < self.epochs:
             raise ValueError(f"strategy.warmup must lie in 0..{self.epochs - 1}, got {self.warmup}")
         for name in ("lr", "arch_lr", "hottest", "coldest", "ratio"):
@@ -126,6 +137,8 @@ class Differentiable(Strategy):
                     f"top p {significant(record.top_probability, 2)}",
                     by=0,
                 )
+        if self.keep:
+            write_tensors(problem.supernet, run.supernet.state_dict(), {"space": problem.space.name})
         converged, why = verdict(run.epochs[-1])
         seconds = sum(record.seconds for record in run.epochs)
         return Found(run.logits.argmax(), tuple(run.epochs), converged, why, run.validate, seconds, run.logits.worth())
@@ -276,6 +289,8 @@ class _Search:
         self.supernet = Supernet(problem.network, problem.space, problem.reset, options.shortcut, options.mix)
         if options.start == "base":
             self.supernet.inherit(problem.base())
+        elif options.start != "random":
+            _load(self.supernet, Path(options.start))
         placed(self.supernet, self.runner.device)
         blocks = {name: site.base for name, site in problem.network.depths.items()}
         generator = torch.Generator().manual_seed(problem.seed)
@@ -360,10 +375,12 @@ class _Search:
         return loss.detach(), (output.argmax(1) == labels).float().mean()
 
     def _penalty(self) -> Tensor:
-        if self.problem.limits:
-            return self.multiplier.penalty(*self.logits.probabilities())
+        limited = {limit.metric for limit in self.problem.limits}
+        led = self.multiplier.penalty(*self.logits.probabilities()) if limited else torch.zeros(())
+        if METRICS.get(self.options.cost, self.options.cost) in limited:
+            return led
         argmax = self._argmax() if self.options.loss == "band" else 0.0
-        return penalty(self.options, self._expected(), argmax)
+        return led + penalty(self.options, self._expected(), argmax)
 
     def _expected(self) -> Tensor:
         """E[cost] over the cost of the base."""
@@ -427,6 +444,20 @@ class _Search:
         load_optimizer(self.adam, tensors, "adam")
         self.epochs = [EpochRecord(**record) for record in about["epochs"]]
         self.multiplier.value = about["multiplier"]
+
+
+def _load(supernet: Supernet, path: Path) -> None:
+    """Weights that another search has kept; raises Unusable where they are no such, or of another space."""
+    if not path.exists():
+        raise Unusable(f"strategy.start: there is no file {path}; name one that a search has kept (strategy.keep)")
+    tensors, _ = read_tensors(path)
+    own = supernet.state_dict()
+    if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in tensors.items()}:
+        raise Unusable(
+            f"strategy.start: {path} holds the supernet of another network or space; name one that a search of the "
+            "same configuration has kept (strategy.keep), or start from base"
+        )
+    supernet.load_state_dict(tensors)
 
 
 def _some(split: Split, most: int) -> Any:
