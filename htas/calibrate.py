@@ -133,8 +133,14 @@ def calibrate(
         },
         **_fitted(found, archs, measured),
         "layers": len(layers),
-        "doubts": list(dict.fromkeys(remark for each in (*readings.values(), *measured) for remark in each.remarks)),
+        "doubts": list(dict.fromkeys([*_said([*readings.values()]), *_said(measured)])),
     }
+
+
+def _said(readings: Sequence[Measurement]) -> list[str]:
+    """What is remarked of every one of them."""
+    first, *others = readings
+    return [remark for remark in first.remarks if all(remark in other.remarks for other in others)]
 
 
 def fit_metric(

@@ -31,7 +31,7 @@ LEAST = 0.93
 """Share of a budget that an arch must use to be preferred for its accuracy."""
 ROUNDS = 60
 """Times that every network's turn comes; it is read three times then."""
-LASTING, MOST = 6.0, 1000
+LASTING, MOST = 3.0, 1000
 """Seconds that reading whole networks lasts at least, in more rounds where these are over sooner, up to so many: other
 programs on the machine come and go within seconds."""
 METERS: Mapping[str, Callable[[Target, int, int], Metric]] = {
@@ -152,7 +152,8 @@ def _against_base(
     """Whole networks beside the base, in one interleaved run."""
     network = problem.network
     modules = [resize(network, arch) for arch in (network.base, *archs)]
-    times = [limit.cost.cost(arch) for limit in problem.limits if limit.metric == "latency" for arch in archs]
+    costs = [limit.cost for limit in problem.limits if limit.metric == "latency"]
+    times = [cost.cost(arch) for cost in costs for arch in (network.base, *archs)]
     meter = METERS[metric](target, rounds(times), time.time_ns() % 2**31)
     with progress(f"{metric} {what}, %", 100) as bar:
         base, *readings = meter.measure(modules, on_round=shares(bar))
