@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 OPTIONS = {
-    "data.name": "digits", "target.batch": "64", "design.spaces": "[hardware]", "survey.undecided": "1", "survey.seconds": "20",
+    "data.name": "digits", "target.batch": "64", "design.spaces": "[hardware]",
+    "survey.undecided": "1", "survey.seconds": "20",
     "strategy.epochs": "4", "strategy.batch": "64", "strategy.lr": "0.03", "strategy.arch_lr": "0.3",
     "strategy.anneal": "step", "strategy.mix": "pad", "strategy.start": "base", "strategy.precision": "fp32",
     "train.recipe": "digits", "train.epochs": "12", "train.warmup": "1", "train.rest": "0",

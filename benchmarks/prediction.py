@@ -26,6 +26,8 @@ from htas.measurement import Measurement
 from htas.metrics import Case, Metric, OnRound, Wanted
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from htas.graph import Network
     from htas.space import Space
     from htas.target import Target
@@ -113,21 +115,24 @@ def archs(target: "Target", what: str, given: argparse.Namespace) -> dict[str, A
     from htas.finish import MOST, rounds
     from htas.graph import resize
     from htas.metrics.latency import Latency
+    from htas.runtimes import open_runtime
 
     depth, adds = what.split("-")
     network, design = traced(int(depth), adds), Design(spaces=("hardware",), adds=adds)  # type: ignore[arg-type]
     surveyed = json.loads(path(given, target.runtime, "survey").read_text())["content"]
     space = spaces(network, surveyed, design)["hardware"]
     options = Calibrate()
-    number = sum(map(len, cells(network, [space], options.widths).values()))
+    building = open_runtime(target).build_seconds
+    number = sum(map(len, cells(network, [space], options.widths, building).values()))
     started = time.monotonic()
-    limits = options.limits(number)
+    limits = options.limits(number, building)
     chosen = evenly(network, space, given.archs, spread(network, [space], options.networks, seed=0))
     modules = [resize(network, arch) for arch in chosen]
     more = 1 + len(modules) / options.networks
     networks = Beside(target, Latency(target, MOST, limits[1] * more), modules)
-    content = calibrate(network, [space], (Latency(target, 1000, limits[0]), networks), options, seed=0)
-    took = time.monotonic() - started - limits[1] * (more - 1)
+    metrics = Latency(target, 1000, limits[0]), networks
+    content = calibrate(network, [space], metrics, options, seed=0, building=building)
+    took = time.monotonic() - started - limits[1] * (more - 1) - exporting(target, modules)
     cost, paper = cost_model(network, content), paper_cost(network, surveyed, design)
     seen = [arch_of(each) for each in content["networks"]]
     number = rounds([cost.cost(arch) for arch in chosen])
@@ -148,6 +153,17 @@ def archs(target: "Target", what: str, given: argparse.Namespace) -> dict[str, A
         "paper": _linear(seen, whole, [network.base, *chosen], paper.cost),
         "macs": _linear(seen, whole, [network.base, *chosen], network.macs),
     }
+
+
+def exporting(target: "Target", modules: "Sequence[nn.Module]") -> float:
+    """Seconds that building these networks takes, by one of them: a user's calibration does not build them."""
+    import torch
+
+    from htas.runtimes import open_runtime
+
+    started = time.monotonic()
+    open_runtime(target).compile(modules[len(modules) // 2], (torch.zeros(target.batch, *target.image),))
+    return len(modules) * (time.monotonic() - started)
 
 
 @dataclass(frozen=True)

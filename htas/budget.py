@@ -236,21 +236,21 @@ def _climbed(
     return arch
 
 
-def next_aim(turns: Sequence[tuple[float, float]]) -> float:
-    """Where to lead predictions, as a share of the limit, so that what is measured comes to AIM of it.
+def next_aim(turns: Sequence[tuple[float, float]], wanted: float = AIM) -> float:
+    """Where to lead predictions, as a share of the limit, so that what is measured comes to `wanted` of it.
 
     `turns` are pairs of an aim and what its archs came to when measured, over the limit. From one, prediction and
     measurement are taken to be proportional; from several, the line (of logarithms) through the two nearest the limit.
     """
     if not turns:
         return 1.0
-    nearest = sorted(turns, key=lambda turn: abs(log(turn[1] / AIM)))
+    nearest = sorted(turns, key=lambda turn: abs(log(turn[1] / wanted)))
     (aim, came), *rest = nearest
     slope = 1.0
     for other, its in rest[:1]:
         if other != aim and (log(its) - log(came)) / (log(other) - log(aim)) > 0:
             slope = min(max((log(its) - log(came)) / (log(other) - log(aim)), 0.7), 4.0)
-    return float(aim * (AIM / came) ** (1 / slope))
+    return float(aim * (wanted / came) ** (1 / slope))
 
 
 def uniform(asked: Sequence[Limit], space: Space) -> Arch | None:

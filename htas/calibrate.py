@@ -7,7 +7,7 @@ that the fit has not seen; that error is kept with the fit.
 """
 
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -20,17 +20,27 @@ from htas.graph import Network, resize
 from htas.layer import Layer
 from htas.measurement import Measurement
 from htas.metrics import Metric, OnRound
+from htas.metrics.latency import CHEAP
 from htas.space import Space
-from htas.tables import Calibration, Table, TableCost, pairs
+from htas.survey import DEAR
+from htas.tables import Calibration, Table, TableCost, pairs, thinned
 
 Floats = NDArray[np.float64]
 
 EACH = 0.05
 """Seconds for each pair of widths of each distinct layer, unless calibrate.seconds says otherwise."""
+TWICE = 2
+"""... and for building them: a chain is two programs."""
 WHOLE = 1.0
 """... and for each whole network."""
 FEW = 4
 """Widths of a site, where building a layer takes seconds; and half as many networks."""
+ODD = 1.15
+"""A layer that takes so many times as much as its neighbours allow is read on: its program may be a slow one."""
+UNSURE = 0.02
+"""Relative standard error of a layer that is read on."""
+THIN = 5
+"""Input widths of a site, where building a layer is DEAR: what a layer takes grows evenly with these."""
 DRAWN = 40
 """Random archs from which one that is to be measured is taken, so that their costs are spread evenly."""
 FORMS = (("scale",), ("scale", "each"), ("kinds",), ("kinds", "each"), ("kinds", "each", "constant"))
@@ -65,9 +75,10 @@ class Calibrate:
         if not self.seconds >= 0:
             raise ValueError(f"calibrate.seconds must be 0 (the default) or more, got {self.seconds}")
 
-    def limits(self, layers: int) -> tuple[float, float]:
-        """Seconds for so many layers, and for the networks."""
-        parts = EACH * layers, WHOLE * self.networks
+    def limits(self, layers: int, building: float = 0.0) -> tuple[float, float]:
+        """Seconds for so many layers, each of which takes so long to build, and for the networks."""
+        own = TWICE * building if building <= CHEAP else 0.0  # what takes longer is built once, on top
+        parts = (EACH + own) * layers, WHOLE * self.networks
         share = self.seconds / sum(parts) if self.seconds else 1.0
         return parts[0] * share, parts[1] * share
 
@@ -81,10 +92,14 @@ class Fitted:
     form: tuple[str, ...]
 
 
-def cells(network: Network, spaces: Sequence[Space], most: int) -> dict[Layer, list[Layer]]:
-    """Every layer to measure, by template; an operator that treats each channel alike has one for each width."""
+def cells(network: Network, spaces: Sequence[Space], most: int, building: float = 0.0) -> dict[Layer, list[Layer]]:
+    """Every layer to measure, by template; an operator that treats each channel alike has one for each width.
+
+    `building` is the seconds that it takes to build one.
+    """
     found = {}
-    for template, (inputs, outputs) in pairs(network, spaces, most).items():
+    for template, (all_inputs, outputs) in pairs(network, spaces, most).items():
+        inputs = thinned(all_inputs, THIN) if building >= DEAR else all_inputs
         alone = template.groups == 0 or template.op not in ("conv", "linear")
         sizes = (
             [(o, o) for o in sorted(outputs)] if alone else [(i, o) for i in sorted(inputs) for o in sorted(outputs)]
@@ -111,19 +126,21 @@ def calibrate(
     options: Calibrate,
     *,
     seed: int,
+    building: float = 0.0,
     on_round: OnRound | None = None,
 ) -> dict[str, Any]:
     """Measure layers by the first metric, then networks by the second, and fit: plain JSON values, of which
     `cost_model` makes a CostModel."""
-    by_template = cells(network, spaces, options.widths)
+    by_template = cells(network, spaces, options.widths, building)
     layers = list(dict.fromkeys(layer for mine in by_template.values() for layer in mine))
     archs = spread(network, spaces, options.networks, seed)
     modules = [resize(network, arch) for arch in archs]
-    parts = _parts(on_round, options.limits(len(layers)))
-    readings = dict(zip(layers, metrics[0].measure(layers, on_round=parts[0]), strict=True))
+    parts = _parts(on_round, options.limits(len(layers), building))
+    found = metrics[0].measure(layers, on_round=parts[0], wanted=lambda its: _wanted(by_template, layers, its))
+    readings = dict(zip(layers, found, strict=True))
     tables = {template: table(mine, readings) for template, mine in by_template.items()}
     measured = metrics[1].measure(modules, on_round=parts[1])
-    found = fit(network, tables, archs, [each.estimate for each in measured])
+    fitted = fit(network, tables, archs, [each.estimate for each in measured])
     return {
         "unit": metrics[1].unit,
         "context": dict(measured[0].context),
@@ -131,10 +148,35 @@ def calibrate(
             template.key: {"inputs": list(own.inputs), "outputs": list(own.outputs), "values": [*map(list, own.values)]}
             for template, own in tables.items()
         },
-        **_fitted(found, archs, measured),
+        **_fitted(fitted, archs, measured),
         "layers": len(layers),
         "doubts": list(dict.fromkeys([*_said([*readings.values()]), *_said(measured)])),
     }
+
+
+def _wanted(
+    by_template: Mapping[Layer, Sequence[Layer]], layers: Sequence[Layer], readings: Sequence[Measurement]
+) -> set[int]:
+    """The numbers of layers to read on: those that are unsure, and those that are odd beside their neighbours."""
+    own = dict(zip(layers, readings, strict=True))
+    odd = {layer for mine in by_template.values() for layer in _odd(mine, own)}
+    return {
+        number
+        for number, layer in enumerate(layers)
+        if layer in odd or own[layer].error > UNSURE * abs(own[layer].estimate)
+    }
+
+
+def _odd(layers: Sequence[Layer], readings: Mapping[Layer, Measurement]) -> Iterator[Layer]:
+    """Layers that take more than the same with more inputs, or more than in proportion to one with fewer."""
+    for layer in layers:
+        mine = readings[layer].estimate
+        for other in layers:
+            if other.outputs == layer.outputs and other.inputs != layer.inputs:
+                share = max(1.0, layer.inputs / other.inputs)
+                if mine > ODD * share * readings[other].estimate:
+                    yield layer
+                    break
 
 
 def _said(readings: Sequence[Measurement]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from htas.arch import Arch
-from htas.budget import USED, Limit, finalists, leanest, next_aim, over, parse
+from htas.budget import AIM, Limit, finalists, leanest, next_aim, parse
 from htas.graph import resize
 from htas.measurement import Measurement
 from htas.metrics import Metric
@@ -19,21 +19,24 @@ from htas.progress import progress, say, shares
 from htas.result import Kept
 from htas.strategies import Found
 from htas.target import Target
-from htas.text import percent, quantity
+from htas.text import listing, percent, quantity
 
 FINALISTS = 5
 """Archs near the end of a search that are measured whole, in a turn."""
-REPEATS = 2
+REPEATS = 3
 """Further turns, where none of them lies within the budget and uses it."""
+FRESH = 3
+"""Archs that are measured afresh in a turn, at most."""
+SHY = 0.01
+"""Share of a budget by which every further turn is led to less of it."""
 MARGIN = 0.005
 """Share of a budget that the readings by which an arch is proposed should leave."""
 LEAST = 0.93
 """Share of a budget that an arch must use to be preferred for its accuracy."""
-ROUNDS = 60
-"""Times that every network's turn comes; it is read three times then."""
-LASTING, MOST = 3.0, 1000
-"""Seconds that reading whole networks lasts at least, in more rounds where these are over sooner, up to so many: other
-programs on the machine come and go within seconds."""
+ROUNDS, MOST = 20, 1000
+"""Times that every network's turn comes, at least and at most; it is read three times then."""
+LASTING = 6.0
+"""Seconds that reading whole networks lasts at least, as far as MOST rounds go: other programs come and go."""
 METERS: Mapping[str, Callable[[Target, int, int], Metric]] = {
     "latency": lambda target, rounds, seed: Latency(target, rounds=rounds, seed=seed),
     "energy": lambda target, _, seed: Energy(target, seed=seed),
@@ -79,26 +82,29 @@ class Beside:
 def finish(problem: Problem, found: Found, target: Target) -> Taken:
     """Of the archs near the end of a search the most accurate one that keeps the limits when measured.
 
-    Finalists are measured whole, beside the base network. Where what they have in common misses a limit, the limit is
-    moved by as much for the prediction, and finalists are drawn again, REPEATS times at most. Then, the most accurate
-    first, each is measured afresh until one keeps the limits; these readings took no part in proposing it.
+    Finalists are measured whole, beside the base network; those that keep the limits and use them are measured afresh,
+    the most accurate first, until one still does: these readings took no part in proposing it. Where none does, the
+    limit is moved for the prediction by what finalists had in common, and others are drawn, REPEATS times at most.
     """
     if not problem.limits:
         return Taken(found.arch)
     measured = [limit for limit in problem.limits if limit.metric in METERS]
     moody = [limit for limit in measured if limit.metric in MOODY]
-    if moody:
-        seen = _proposed(problem, found, target, moody)
-    else:
-        archs = finalists(problem.limits, problem.space, found.arch, found.worth, FINALISTS)
-        seen = {arch: over(problem.limits, arch) for arch in archs}
+    turns: dict[str, list[tuple[float, float]]] = {limit.metric: [] for limit in moody}
+    seen: dict[Arch, float] = {}
     tried: dict[Arch, tuple[Kept, ...]] = {}
-    for arch in _by_accuracy(found, seen)[:FINALISTS]:
-        fresh = {own.metric: _against_base(problem, [arch], target, own.metric, "anew")[arch] for own in measured}
-        tried[arch] = tuple(_kept(limit, arch, fresh.get(limit.metric)) for limit in problem.limits)
-        if _worst(tried[arch]) <= 1:
+    for turn in range(REPEATS + 1):
+        new = _proposed(problem, found, target, moody, turns, seen, turn)
+        seen |= new
+        last = turn == REPEATS or not new
+        for arch in _by_accuracy(found, {arch: its for arch, its in seen.items() if arch not in tried}, last):
+            fresh = {own.metric: _against_base(problem, [arch], target, own.metric, "anew")[arch] for own in measured}
+            tried[arch] = tuple(_kept(limit, arch, fresh.get(limit.metric)) for limit in problem.limits)
+            if LEAST <= _worst(tried[arch]) <= 1:
+                break
+        if last or any(LEAST <= _worst(kept) <= 1 for kept in tried.values()):
             break
-    arch = min(tried, key=lambda arch: max(_worst(tried[arch]), 1.0))  # the first that keeps them, or the least over
+    arch = min(tried, key=lambda arch: _miss(_worst(tried[arch])))
     for own in tried[arch]:
         say(
             f"{problem.title}: {own.metric} {quantity(own.measured, own.unit)}, predicted "
@@ -107,39 +113,48 @@ def finish(problem: Problem, found: Found, target: Target) -> Taken:
     return Taken(arch, tried[arch], len(seen) if moody else 0)
 
 
-def _proposed(problem: Problem, found: Found, target: Target, moody: Sequence[Limit]) -> dict[Arch, float]:
-    """Archs that were measured whole, each over the limit that it is furthest over, or nearest to."""
+def _proposed(
+    problem: Problem,
+    found: Found,
+    target: Target,
+    moody: Sequence[Limit],
+    turns: dict[str, list[tuple[float, float]]],
+    seen: Mapping[Arch, float],
+    turn: int,
+) -> dict[Arch, float]:
+    """Archs not `seen` yet, measured whole, each over the limit that it is furthest over, or nearest to."""
     others = [limit for limit in problem.limits if limit not in moody]
-    least = {limit.metric: limit.ratio(leanest([limit], problem.space)) for limit in moody}
-    seen: dict[Arch, float] = {}
-    turns: dict[str, list[tuple[float, float]]] = {limit.metric: [] for limit in moody}
-    for turn in range(REPEATS + 1):
-        aims = {metric: next_aim(its) for metric, its in turns.items()}
-        moved = tuple(replace(own, most=own.most * aims.get(own.metric, 1.0)) for own in problem.limits)
-        archs = finalists(moved, problem.space, found.arch, found.worth, FINALISTS)
-        new = [arch for arch in archs if arch not in seen]
-        if not new or (turn and any(aims[metric] < its for metric, its in least.items())):
-            break
-        ratios: dict[Arch, list[float]] = {arch: [other.ratio(arch) for other in others] for arch in new}
-        for limit in moody:
-            measured = _against_base(problem, new, target, limit.metric, f"of finalists, turn {turn + 1}")
-            for arch, beside in measured.items():
-                ratios[arch].append(beside.ratio(limit))
-            turns[limit.metric].append((aims[limit.metric], statistics.median(its[-1] for its in ratios.values())))
-        seen |= {arch: max(its) for arch, its in ratios.items()}
-        if any(USED <= its <= 1 - MARGIN for its in seen.values()):
-            break
-    return seen
+    aims = {metric: next_aim(its, AIM - SHY * turn) for metric, its in turns.items()}
+    if turn and any(aims[limit.metric] < limit.ratio(leanest([limit], problem.space)) for limit in moody):
+        return {}
+    moved = tuple(replace(own, most=own.most * aims.get(own.metric, 1.0)) for own in problem.limits)
+    new = [arch for arch in finalists(moved, problem.space, found.arch, found.worth, FINALISTS) if arch not in seen]
+    ratios: dict[Arch, list[float]] = {arch: [other.ratio(arch) for other in others] for arch in new}
+    for limit in moody if new else []:
+        measured = _against_base(problem, new, target, limit.metric, f"of finalists, turn {turn + 1}")
+        for arch, beside in measured.items():
+            ratios[arch].append(beside.ratio(limit))
+        its = [own[-1] for own in ratios.values()]
+        turns[limit.metric].append((aims[limit.metric], statistics.median(its)))
+        shown = listing(percent(each, 1) for each in its)
+        say(f"{problem.title}: finalists, turn {turn + 1}: {shown} of the {limit.metric} allowed")
+    return {arch: max(its) for arch, its in ratios.items()}
 
 
-def _by_accuracy(found: Found, seen: dict[Arch, float]) -> list[Arch]:
-    """Those that keep the limits, the most accurate first, of these those that use them before the others; where none
-    does, all, the least over first."""
-    within = [arch for arch in seen if seen[arch] <= 1]
-    if not within:
-        return sorted(seen, key=seen.__getitem__)
-    accuracies = dict(zip(within, found.validate(within), strict=True))
-    return sorted(within, key=lambda arch: (seen[arch] >= LEAST, accuracies[arch]), reverse=True)
+def _by_accuracy(found: Found, seen: Mapping[Arch, float], last: bool) -> list[Arch]:
+    """Those to measure afresh, the most accurate first: they keep the limits, with a margin, and use them. At the last
+    turn others come after them: those that keep the limits, then the least over."""
+    within = [arch for arch in seen if LEAST <= seen[arch] <= 1 - MARGIN]
+    accuracies = dict(zip(within, found.validate(within), strict=True)) if within else {}
+    ordered = sorted(within, key=accuracies.__getitem__, reverse=True)
+    if last:
+        ordered += sorted((arch for arch in seen if arch not in within), key=lambda arch: _miss(seen[arch]))
+    return ordered[:FRESH]
+
+
+def _miss(ratio: float) -> tuple[bool, float]:
+    """What is kept comes before what is not, then by the distance from the limit."""
+    return ratio > 1, abs(ratio - 1)
 
 
 def _worst(limits: Sequence[Kept]) -> float:

@@ -29,7 +29,7 @@ from htas.datasets import Data
 from htas.design import DECIDED, check, paper_cost, records, spaces, undecided
 from htas.export import export
 from htas.files import Unusable, digest, read_json, read_tensors, write_json, write_tensors, write_text
-from htas.finish import MOST, ROUNDS, finish, rounds
+from htas.finish import MOST, finish, rounds
 from htas.graph import Network, resize, trace
 from htas.measurement import Measurement
 from htas.metrics import Metric, energy
@@ -346,8 +346,9 @@ def calibrate(config: Config, folder: Path, again: bool = False) -> None:
     started = time.monotonic()
     options = job.calibration
     spaces = list(job.spaces.values())
-    number = sum(map(len, cells(job.network, spaces, options.widths).values()))
-    limits = options.limits(number)
+    building = open_runtime(job.target).build_seconds
+    number = sum(map(len, cells(job.network, spaces, options.widths, building).values()))
+    limits = options.limits(number, building)
     with progress(f"calibration: {number} layers and {options.networks} networks, %", 100) as bar:
         content = fit_cost(
             job.network,
@@ -355,6 +356,7 @@ def calibrate(config: Config, folder: Path, again: bool = False) -> None:
             (job.latency(limits[0]), replace(job.latency(limits[1]), rounds=MOST)),
             options,
             seed=0,
+            building=building,
             on_round=shares(bar),
         )
     say(f"cost: {_held_out(content)}")
@@ -626,7 +628,8 @@ def _pick_controls(job: Run, found: Result) -> dict[str, Any]:
     candidates = [*_uniform(job), *_plain_members(job)]
     modules = [resize(job.network, arch) for _, _, arch in [("", "", found.arch), *candidates]]
     with progress("looking for controls of equal latency, %", 100) as bar:
-        metric = Latency(job.target, rounds=ROUNDS // 3, seed=job.config.seed)
+        number = rounds([job.calibrated.cost(arch) for arch in (found.arch, *(each for *_, each in candidates))])
+        metric = Latency(job.target, rounds=number, seed=job.config.seed)
         readings = metric.measure(modules, on_round=shares(bar))
     limit = readings[0].estimate
     note = (

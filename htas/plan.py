@@ -48,8 +48,8 @@ def estimate(network: Network, data: Data, config: Config) -> Iterator[tuple[str
     layers = at_most(network, expand=options.expand, inputs=options.inputs, groups=options.groups, most=most)
     yield "survey, at most", config.survey.limit(layers) + layers * seconds
     choices = {name: _widths(site.base, options) for name, site in network.widths.items()}
-    pairs = sum(map(len, cells(network, [Space("", choices, {})], config.calibrate.widths).values()))
-    yield "calibration, at most", sum(config.calibrate.limits(pairs)) + pairs * seconds
+    pairs = sum(map(len, cells(network, [Space("", choices, {})], config.calibrate.widths, seconds).values()))
+    yield "calibration, at most", sum(config.calibrate.limits(pairs, seconds)) + pairs * seconds
     if isinstance(config.strategy, Differentiable):
         steps = config.strategy.epochs * len(data.weights)
         yield f"search of {spaces} spaces", spaces * steps * image * SEARCH_STEP

@@ -27,6 +27,8 @@ MOST = 128
 FEW = 24
 """... where building a layer takes SLOW seconds or more."""
 SLOW = 1.0
+SOME, DEAR = 48, 0.01
+"""Widths of a site where building a layer takes DEAR seconds or more: hundreds of layers are built then."""
 FLAT = 0.01
 """Latencies of neighbours that differ by less than this share have no step between them that is worth looking for."""
 SEEN = 3.0
@@ -204,7 +206,7 @@ def at_most(network: Network, *, expand: float, inputs: str, groups: int = 1, mo
 
 def widths_at_most(build_seconds: float) -> int:
     """How many widths of a site are worth measuring, where a layer takes so long to build."""
-    return FEW if build_seconds >= SLOW else MOST
+    return FEW if build_seconds >= SLOW else SOME if build_seconds >= DEAR else MOST
 
 
 def cases(network: Network, *, expand: float, inputs: str) -> dict[Layer, set[str]]:

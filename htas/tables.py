@@ -307,7 +307,7 @@ def pairs(network: "Network", spaces: Iterable[Space], most: int) -> dict[Layer,
     made = list(spaces)
     found: dict[Layer, tuple[set[int], set[int]]] = {}
     chosen = {
-        site: _thinned({width for space in made for width in space.widths[site]} | {own.base}, most, {own.base})
+        site: thinned({width for space in made for width in space.widths[site]} | {own.base}, most, {own.base})
         for site, own in network.widths.items()
     }
     stays = {name: [1.0 / site.base] * site.base for name, site in network.depths.items()}
@@ -326,11 +326,11 @@ def _reached(segments: Sequence[Any], given: Sequence[Any], chosen: Mapping[str,
     totals = {0}
     for segment, width in zip(segments, given, strict=True):
         own = {w for source in mixture(width).shares for w in (chosen[source] if isinstance(source, str) else [source])}
-        totals = set(_thinned({total + w * segment.repeat for total in totals for w in own}, most))
+        totals = set(thinned({total + w * segment.repeat for total in totals for w in own}, most))
     return totals
 
 
-def _thinned(widths: set[int], most: int, kept: Collection[int] = ()) -> list[int]:
+def thinned(widths: set[int], most: int, kept: Collection[int] = ()) -> list[int]:
     """So many of them at most, evenly spread, those `kept` among them."""
     ordered, rest = sorted(widths), most - len(kept)
     if len(ordered) <= most:

@@ -1,7 +1,7 @@
 """The fit of whole networks on their layers, with planted figures."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from htas.arch import Arch
-from htas.calibrate import Calibrate, calibrate, cells, cost_model, fit_metric, held_out_error, spread
+from htas.calibrate import Calibrate, _wanted, calibrate, cells, cost_model, fit_metric, held_out_error, spread
 from htas.graph import Network, trace
 from htas.layer import Layer
 from htas.measurement import Measurement
@@ -175,6 +175,39 @@ def test_few_widths_stand_for_many() -> None:
     content = calibrate(net, [many], (metric, metric), Calibrate(networks=20, widths=4), seed=0)
     arch = many.sample(random.Random(0))
     assert cost_model(net, content).cost(arch) == pytest.approx(metric.of(net, arch), rel=0.02)
+
+
+def test_where_building_is_dear_few_input_widths_are_measured() -> None:
+    net = network()
+    many = Space("many", {name: tuple(range(1, site.base + 1)) for name, site in net.widths.items()}, space().depths)
+    plain, dear = cells(net, [many], 16), cells(net, [many], 16, building=0.02)
+    convs = [template for template in plain if template.op == "conv" and template.kernel == (3, 3)]
+    assert {len({layer.inputs for layer in dear[each]}) for each in convs} == {5}
+    assert all({own.outputs for own in dear[each]} == {own.outputs for own in plain[each]} for each in convs)
+    assert Calibrate().limits(100) == pytest.approx((5.0, 24.0))
+    assert Calibrate().limits(100, 0.02) == pytest.approx((9.0, 24.0))
+    assert Calibrate().limits(100, 5.0) == pytest.approx((5.0, 24.0))
+    assert Calibrate(seconds=58).limits(100) == pytest.approx((10.0, 48.0))
+
+
+def test_layers_that_are_odd_beside_their_neighbours_are_read_on() -> None:
+    template = Layer("conv", 0, 0, (8, 8), (3, 3), (1, 1), (1, 1))
+    layers = [template.sized(i, o) for i in (3, 8, 16, 24, 32) for o in (8, 16)]
+
+    def read(slow: Collection[Layer], unsure: Collection[Layer] = ()) -> list[Measurement]:
+        """A constant and what grows with the inputs, twice that where it is slow."""
+        figures = [(1e-5 + 1e-6 * layer.inputs * layer.outputs / 8) * (2 if layer in slow else 1) for layer in layers]
+        spreads = [0.3 if layer in unsure else 0.0 for layer in layers]
+        rng = np.random.default_rng(0)
+        return [
+            Measurement(tuple(figure * (1 + spread * rng.random(60))), "s")
+            for figure, spread in zip(figures, spreads, strict=True)
+        ]
+
+    assert _wanted({template: layers}, layers, read(())) == set()
+    for slow in (0, 5, 9):
+        assert slow in _wanted({template: layers}, layers, read({layers[slow]}))
+    assert _wanted({template: layers}, layers, read((), {layers[4]})) == {4}
 
 
 def test_networks_are_spread_evenly_and_the_same_every_time() -> None:

@@ -25,6 +25,7 @@ from htas.runtimes import Program, Runtime
 from htas.survey import (
     FEW,
     MOST,
+    SOME,
     Curve,
     Fit,
     Survey,
@@ -380,7 +381,9 @@ def test_layers_of_one_site_are_measured_at_the_same_widths() -> None:
     assert conv >= {width for step in STEPS if step < 320 for width in (step, step + 1)}
 
 
-@pytest.mark.parametrize(("build", "most"), [(0.001, MOST), (0.9, MOST), (1.0, FEW), (5.0, FEW)])
+@pytest.mark.parametrize(
+    ("build", "most"), [(0.001, MOST), (0.009, MOST), (0.01, SOME), (0.9, SOME), (1.0, FEW), (5.0, FEW)]
+)
 def test_where_building_takes_seconds_few_widths_are_measured(build: float, most: int) -> None:
     assert widths_at_most(build) == most
 
