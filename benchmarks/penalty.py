@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def one(run: Path, budget: int, seed: int, leaning: float, numbers: tuple[float, float]) -> tuple[float, ...]:
-    """Expected cost and that of the most probable arch over the aim, and the accuracy of the arch fitted to the limit."""
+    """Expected cost and the most probable arch's over the aim, and the accuracy of the arch fitted to the limit."""
     import torch
 
     from htas import pipeline

@@ -23,7 +23,7 @@ from htas.text import listing, percent, quantity
 
 FINALISTS = 5
 """Archs near the end of a search that are measured whole, in a turn."""
-REPEATS = 3
+REPEATS = 2
 """Further turns, where none of them lies within the budget and uses it."""
 FRESH = 3
 """Archs that are measured afresh in a turn, at most."""

@@ -817,11 +817,26 @@ def _need(job: Run, *stages: str) -> None:
         for path in job.files(stage):
             if not path.exists():
                 raise Unusable(f"{path} does not exist; run `htas {stage} {path.parent}` first")
+            if stage in ("survey", "calibrate"):
+                _same_target(job, path)
             if stage in ("survey", "measure"):  # of another machine too: only measuring anew depends on the machine
                 continue
             name, key = ("design", digest(job.folder / "design.json")) if stage == "calibrate" else ("inputs", "")
             if read_json(path).get(name) != (key or job.made_from(stage)):
                 raise Unusable(f"{path} was made from other files than are there now; run `htas {stage} {path.parent}`")
+
+
+def _same_target(job: Run, path: Path) -> None:
+    """Raise Unusable where a file's readings are of another device, runtime or load than this run asks for."""
+    context = read_json(path).get("context", {})
+    asked = {name: str(getattr(job.target, name)) for name in ("device", "runtime", "precision", "threads", "batch")}
+    other = {name: context[name] for name, value in asked.items() if context.get(name, value) != value}
+    if other:
+        there, here = (listing(f"{name} {values[name]}" for name in other) for values in (context, asked))
+        raise Unusable(
+            f"{path} was measured with {there}, and this run asks for {here}; take a folder that was measured so, or "
+            f"measure anew: htas {'survey' if path.stem == 'survey' else 'calibrate'} {path.parent} --again"
+        )
 
 
 def _refuse_noise(curves: Sequence[CurveRecord], allowed: float) -> None:

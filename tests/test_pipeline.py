@@ -61,7 +61,7 @@ def scripted(self: Latency, cases: Sequence[Any], *, on_round: OnRound | None = 
             return 1e-6 * (1 + math.ceil(case.outputs / 8))
         return 1e-9 * sum(parameter.numel() for parameter in case.parameters())
 
-    return [Measurement((seconds(case), 1.01 * seconds(case)), "s", {"device": "scripted"}, "one") for case in cases]
+    return [Measurement((seconds(case), 1.01 * seconds(case)), "s", {"clock": "scripted"}, "one") for case in cases]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -689,6 +689,19 @@ def test_a_budget_that_makes_no_sense_is_refused_before_the_search(latency, word
     kill(monkeypatch, _Search, "epoch")
     with pytest.raises(ValueError, match=words):
         pipeline.search(config, folder)
+
+
+@pytest.mark.parametrize("name, verb", [("survey.json", "design"), ("cost.json", "search")])
+def test_readings_of_another_target_are_refused_with_both(name, verb, copied):
+    content = read_json(copied / name)
+    content["context"] = {**content["context"], "runtime": "onnxruntime", "device": "cpu", "batch": "64"}
+    write_json(copied / name, content)
+    asked = options()
+    with pytest.raises(Unusable) as error:
+        getattr(pipeline, verb)(asked, copied, True)
+    assert f"{name} was measured with runtime onnxruntime, batch 64, and this run asks for runtime eager, batch" in str(
+        error.value
+    )
 
 
 # -- several budgets ---------------------------------------------------------------------------------------------------
