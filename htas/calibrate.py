@@ -8,7 +8,7 @@ that the fit has not seen; that error is kept with the fit.
 
 import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
@@ -35,8 +35,12 @@ WHOLE = 1.0
 """... and for each whole network."""
 FEW = 4
 """Widths of a site, where building a layer takes seconds; and half as many networks."""
-ODD = 1.15
-"""A layer that takes so many times as much as its neighbours allow is read on: its program may be a slow one."""
+ODD, MEND = 1.15, 1.25
+"""A layer that takes so many times what others of its inputs and of its outputs would have it take is read on, as its
+program may be a slow one; and what is still so far off is taken from these."""
+POLISHING = 20
+MENDED = 0.05
+"""Share of the layers that may be mended without a doubt."""
 UNSURE = 0.02
 """Relative standard error of a layer that is read on."""
 THIN = 5
@@ -138,7 +142,8 @@ def calibrate(
     parts = _parts(on_round, options.limits(len(layers), building))
     found = metrics[0].measure(layers, on_round=parts[0], wanted=lambda its: _wanted(by_template, layers, its))
     readings = dict(zip(layers, found, strict=True))
-    tables = {template: table(mine, readings) for template, mine in by_template.items()}
+    mends = {template: mended(table(mine, readings)) for template, mine in by_template.items()}
+    tables, slow = {template: own for template, (own, _) in mends.items()}, sum(number for _, number in mends.values())
     measured = metrics[1].measure(modules, on_round=parts[1])
     fitted = fit(network, tables, archs, [each.estimate for each in measured])
     return {
@@ -150,7 +155,8 @@ def calibrate(
         },
         **_fitted(fitted, archs, measured),
         "layers": len(layers),
-        "doubts": list(dict.fromkeys([*_said([*readings.values()]), *_said(measured)])),
+        "mended": slow,
+        "doubts": list(dict.fromkeys([*_said([*readings.values()]), *_said(measured), *_mends(slow, len(layers))])),
     }
 
 
@@ -168,15 +174,43 @@ def _wanted(
 
 
 def _odd(layers: Sequence[Layer], readings: Mapping[Layer, Measurement]) -> Iterator[Layer]:
-    """Layers that take more than the same with more inputs, or more than in proportion to one with fewer."""
-    for layer in layers:
-        mine = readings[layer].estimate
-        for other in layers:
-            if other.outputs == layer.outputs and other.inputs != layer.inputs:
-                share = max(1.0, layer.inputs / other.inputs)
-                if mine > ODD * share * readings[other].estimate:
-                    yield layer
-                    break
+    """Layers of one template that take more than their rows and columns in common would have them."""
+    own = table(layers, readings)
+    for i, o in np.argwhere(np.asarray(own.values) > ODD * polished(own)).tolist():
+        yield layers[0].sized(own.inputs[i], own.outputs[o]) if len(own.inputs) > 1 else layers[o]
+
+
+def polished(own: Table) -> Floats:
+    """What each cell would be if every row were in proportion to the others: a median polish of logarithms (Tukey).
+
+    A few cells that are far too high do not touch it. Tables of one or two rows stay as they are.
+    """
+    values = np.asarray(own.values, float)
+    if min(values.shape) < 3:
+        return values
+    logs = np.log(np.maximum(values, 1e-3 * np.median(values)))
+    rows, columns = np.zeros((len(values), 1)), np.zeros(values.shape[1])
+    for _ in range(POLISHING):
+        rows = np.median(logs - columns, axis=1, keepdims=True)
+        columns = np.median(logs - rows, axis=0)
+    found: Floats = np.exp(rows + columns)
+    return found
+
+
+def mended(own: Table) -> tuple[Table, int]:
+    """The table with cells that are far too high as the others would have them, and how many these are."""
+    values, fair = np.asarray(own.values, float), polished(own)
+    slow = values > MEND * fair
+    return replace(own, values=tuple(map(tuple, np.where(slow, fair, values).tolist()))), int(slow.sum())
+
+
+def _mends(slow: int, layers: int) -> list[str]:
+    if slow <= MENDED * layers:
+        return []
+    return [
+        f"{slow} of {layers} layers took far more than others of their inputs and outputs, which stand in for them; "
+        "calibrate.seconds gives them more time"
+    ]
 
 
 def _said(readings: Sequence[Measurement]) -> list[str]:

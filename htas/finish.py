@@ -28,7 +28,7 @@ REPEATS = 2
 FRESH = 3
 """Archs that are measured afresh in a turn, at most."""
 SHY = 0.01
-"""Share of a budget by which every further turn is led to less of it."""
+"""Share of a budget by which archs are sought lower where all that are found have been measured."""
 MARGIN = 0.005
 """Share of a budget that the readings by which an arch is proposed should leave."""
 LEAST = 0.93
@@ -124,11 +124,17 @@ def _proposed(
 ) -> dict[Arch, float]:
     """Archs not `seen` yet, measured whole, each over the limit that it is furthest over, or nearest to."""
     others = [limit for limit in problem.limits if limit not in moody]
-    aims = {metric: next_aim(its, AIM - SHY * turn) for metric, its in turns.items()}
-    if turn and any(aims[limit.metric] < limit.ratio(leanest([limit], problem.space)) for limit in moody):
-        return {}
-    moved = tuple(replace(own, most=own.most * aims.get(own.metric, 1.0)) for own in problem.limits)
-    new = [arch for arch in finalists(moved, problem.space, found.arch, found.worth, FINALISTS) if arch not in seen]
+    least = {limit.metric: limit.ratio(leanest([limit], problem.space)) for limit in moody}
+    new: list[Arch] = []
+    for shy in (0.0, SHY, 2 * SHY):
+        aims = {metric: next_aim(its, AIM - shy) for metric, its in turns.items()}
+        if turn and any(aims[metric] < its for metric, its in least.items()):
+            break
+        moved = tuple(replace(own, most=own.most * aims.get(own.metric, 1.0)) for own in problem.limits)
+        archs = finalists(moved, problem.space, found.arch, found.worth, FINALISTS)
+        new = [arch for arch in archs if arch not in seen]
+        if new:
+            break
     ratios: dict[Arch, list[float]] = {arch: [other.ratio(arch) for other in others] for arch in new}
     for limit in moody if new else []:
         measured = _against_base(problem, new, target, limit.metric, f"of finalists, turn {turn + 1}")

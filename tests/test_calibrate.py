@@ -12,7 +12,18 @@ import torch
 from torch import nn
 
 from htas.arch import Arch
-from htas.calibrate import Calibrate, _wanted, calibrate, cells, cost_model, fit_metric, held_out_error, spread
+from htas.calibrate import (
+    Calibrate,
+    _wanted,
+    calibrate,
+    cells,
+    cost_model,
+    fit_metric,
+    held_out_error,
+    mended,
+    spread,
+    table,
+)
 from htas.graph import Network, trace
 from htas.layer import Layer
 from htas.measurement import Measurement
@@ -192,11 +203,11 @@ def test_where_building_is_dear_few_input_widths_are_measured() -> None:
 
 def test_layers_that_are_odd_beside_their_neighbours_are_read_on() -> None:
     template = Layer("conv", 0, 0, (8, 8), (3, 3), (1, 1), (1, 1))
-    layers = [template.sized(i, o) for i in (3, 8, 16, 24, 32) for o in (8, 16)]
+    layers = [template.sized(i, o) for i in (3, 8, 16, 24, 32) for o in (8, 12, 16)]
 
     def read(slow: Collection[Layer], unsure: Collection[Layer] = ()) -> list[Measurement]:
         """A constant and what grows with the inputs, twice that where it is slow."""
-        figures = [(1e-5 + 1e-6 * layer.inputs * layer.outputs / 8) * (2 if layer in slow else 1) for layer in layers]
+        figures = [(1e-6 + 1e-6 * layer.inputs * layer.outputs / 8) * (2 if layer in slow else 1) for layer in layers]
         spreads = [0.3 if layer in unsure else 0.0 for layer in layers]
         rng = np.random.default_rng(0)
         return [
@@ -205,9 +216,15 @@ def test_layers_that_are_odd_beside_their_neighbours_are_read_on() -> None:
         ]
 
     assert _wanted({template: layers}, layers, read(())) == set()
-    for slow in (0, 5, 9):
+    for slow in (0, 7, 14):
         assert slow in _wanted({template: layers}, layers, read({layers[slow]}))
     assert _wanted({template: layers}, layers, read((), {layers[4]})) == {4}
+    whole, slow = (table(layers, dict(zip(layers, read(each), strict=True))) for each in ((), {layers[7]}))
+    assert mended(whole) == (whole, 0)
+    again, count = mended(slow)
+    assert count == 1 and slow.values[2][1] == 2 * whole.values[2][1]
+    assert again.values[2][1] == pytest.approx(whole.values[2][1], rel=0.1)
+    assert again.values[:2] == whole.values[:2] and again.values[3:] == whole.values[3:]
 
 
 def test_networks_are_spread_evenly_and_the_same_every_time() -> None:
