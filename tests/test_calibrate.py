@@ -208,7 +208,7 @@ def test_layers_that_are_odd_beside_their_neighbours_are_read_on() -> None:
     def read(slow: Collection[Layer], unsure: Collection[Layer] = ()) -> list[Measurement]:
         """A constant and what grows with the inputs, twice that where it is slow."""
         figures = [(1e-6 + 1e-6 * layer.inputs * layer.outputs / 8) * (2 if layer in slow else 1) for layer in layers]
-        spreads = [0.3 if layer in unsure else 0.0 for layer in layers]
+        spreads = [1.0 if layer in unsure else 0.0 for layer in layers]
         rng = np.random.default_rng(0)
         return [
             Measurement(tuple(figure * (1 + spread * rng.random(60))), "s")
