@@ -110,7 +110,7 @@ def survey(target: "Target") -> dict[str, Any]:
 
 def archs(target: "Target", what: str, given: argparse.Namespace) -> dict[str, Any]:
     """A calibration, then random archs: by every cost, and measured over the base in the same rounds."""
-    from htas.calibrate import Calibrate, calibrate, cells, cost_model, held_out_error, spread
+    from htas.calibrate import Calibrate, calibrate, cells, cost_model, held_out_error, sparing, spread
     from htas.design import Design, paper_cost, spaces
     from htas.finish import MOST, rounds
     from htas.graph import resize
@@ -121,7 +121,7 @@ def archs(target: "Target", what: str, given: argparse.Namespace) -> dict[str, A
     network, design = traced(int(depth), adds), Design(spaces=("hardware",), adds=adds)  # type: ignore[arg-type]
     surveyed = json.loads(path(given, target.runtime, "survey").read_text())["content"]
     space = spaces(network, surveyed, design)["hardware"]
-    options = Calibrate()
+    options = sparing(Calibrate(), network, open_runtime(target))
     building = open_runtime(target).build_seconds
     number = sum(map(len, cells(network, [space], options.widths, building).values()))
     started = time.monotonic()

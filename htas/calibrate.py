@@ -21,8 +21,9 @@ from htas.layer import Layer
 from htas.measurement import Measurement
 from htas.metrics import Metric, OnRound
 from htas.metrics.latency import CHEAP
+from htas.runtimes import Runtime
 from htas.space import Space
-from htas.survey import DEAR
+from htas.survey import DEAR, SLOW
 from htas.tables import Calibration, Table, TableCost, pairs, thinned
 
 Floats = NDArray[np.float64]
@@ -35,6 +36,8 @@ WHOLE = 1.0
 """... and for each whole network."""
 FEW = 4
 """Widths of a site, where building a layer takes seconds; and half as many networks."""
+EXPORTED = 1200
+"""Layers of all networks together, where these are exported: a core of an EPYC exports thirty a second."""
 ODD, MEND = 1.15, 1.25
 """A layer that takes so many times what others of its inputs and of its outputs would have it take is read on, as its
 program may be a slow one; and what is still so far off is taken from these."""
@@ -85,6 +88,17 @@ class Calibrate:
         parts = (EACH + own) * layers, WHOLE * self.networks
         share = self.seconds / sum(parts) if self.seconds else 1.0
         return parts[0] * share, parts[1] * share
+
+
+def sparing(options: Calibrate, network: Network, runtime: Runtime) -> Calibrate:
+    """The options with fewer widths where a layer takes seconds to build, and fewer networks where these take long to
+    export, so that a survey and a calibration of a CIFAR ResNet take three minutes at most, however deep it is."""
+    widths, networks = options.widths, options.networks
+    if runtime.build_seconds >= SLOW:
+        widths, networks = min(widths, FEW), min(networks, 2 * FEW)
+    if runtime.exports:
+        networks = min(networks, max(2 * FEW, EXPORTED // len(network.uses(network.base))))
+    return replace(options, widths=widths, networks=networks)
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,22 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+from torch import nn
 
 from htas.arch import Arch
 from htas.budget import AIM, Limit, finalists, leanest, next_aim, parse
 from htas.graph import resize
 from htas.measurement import Measurement
-from htas.metrics import Metric
+from htas.metrics import Case, Metric
 from htas.metrics.energy import Energy
 from htas.metrics.latency import Latency
 from htas.metrics.memory import Memory
 from htas.problem import Problem
 from htas.progress import progress, say, shares
 from htas.result import Kept
+from htas.runtimes import Program
 from htas.strategies import Found
 from htas.target import Target
 from htas.text import listing, percent, quantity
@@ -37,12 +40,8 @@ ROUNDS, MOST = 20, 1000
 """Times that every network's turn comes, at least and at most; it is read three times then."""
 LASTING = 6.0
 """Seconds that reading whole networks lasts at least, as far as MOST rounds go: other programs come and go."""
-METERS: Mapping[str, Callable[[Target, int, int], Metric]] = {
-    "latency": lambda target, rounds, seed: Latency(target, rounds=rounds, seed=seed),
-    "energy": lambda target, _, seed: Energy(target, seed=seed),
-    "memory": lambda target, *_: Memory(target),
-}
-"""What measures a whole network, given rounds and a seed, for limits that are not counted exactly from its layers."""
+METERS = ("latency", "energy", "memory")
+"""Metrics of limits that are measured on the whole network, and not counted exactly from its layers."""
 CALLS = 4
 """Of a network, in each round."""
 MOODY = ("latency", "energy")
@@ -79,6 +78,40 @@ class Beside:
         return self.ratio(limit) * self.own.standard_error / self.own.estimate
 
 
+@dataclass
+class _Meters:
+    """Measures whole networks beside the base; what an export gave is kept from one time to the next."""
+
+    problem: Problem
+    target: Target
+    modules: dict[Arch, nn.Module] = field(default_factory=dict)
+    made: dict[Case, Callable[[], Program]] = field(default_factory=dict)
+
+    def against_base(self, archs: Sequence[Arch], metric: str, what: str) -> dict[Arch, Beside]:
+        """In one interleaved run."""
+        network = self.problem.network
+        for arch in (network.base, *archs):
+            if arch not in self.modules:
+                self.modules[arch] = resize(network, arch)
+        with progress(f"{metric} {what}, %", 100) as bar:
+            base, *readings = self._metric(metric, archs).measure(
+                [self.modules[arch] for arch in (network.base, *archs)], on_round=shares(bar)
+            )
+        return {arch: Beside(reading, base) for arch, reading in zip(archs, readings, strict=True)}
+
+    def _metric(self, metric: str, archs: Sequence[Arch]) -> Metric:
+        seed = time.time_ns() % 2**31
+        match metric:
+            case "latency":
+                costs = [limit.cost for limit in self.problem.limits if limit.metric == "latency"]
+                times = [cost.cost(arch) for cost in costs for arch in (self.problem.network.base, *archs)]
+                return Latency(self.target, rounds=rounds(times), seed=seed, made=self.made)
+            case "energy":
+                return Energy(self.target, seed=seed)
+            case _:
+                return Memory(self.target)
+
+
 def finish(problem: Problem, found: Found, target: Target) -> Taken:
     """Of the archs near the end of a search the most accurate one that keeps the limits when measured.
 
@@ -90,15 +123,16 @@ def finish(problem: Problem, found: Found, target: Target) -> Taken:
         return Taken(found.arch)
     measured = [limit for limit in problem.limits if limit.metric in METERS]
     moody = [limit for limit in measured if limit.metric in MOODY]
+    meters = _Meters(problem, target)
     turns: dict[str, list[tuple[float, float]]] = {limit.metric: [] for limit in moody}
     seen: dict[Arch, float] = {}
     tried: dict[Arch, tuple[Kept, ...]] = {}
     for turn in range(REPEATS + 1):
-        new = _proposed(problem, found, target, moody, turns, seen, turn)
+        new = _proposed(meters, found, moody, turns, seen, turn)
         seen |= new
         last = turn == REPEATS or not new
         for arch in _by_accuracy(found, {arch: its for arch, its in seen.items() if arch not in tried}, last):
-            fresh = {own.metric: _against_base(problem, [arch], target, own.metric, "anew")[arch] for own in measured}
+            fresh = {own.metric: meters.against_base([arch], own.metric, "anew")[arch] for own in measured}
             tried[arch] = tuple(_kept(limit, arch, fresh.get(limit.metric)) for limit in problem.limits)
             if LEAST <= _worst(tried[arch]) <= 1:
                 break
@@ -114,15 +148,15 @@ def finish(problem: Problem, found: Found, target: Target) -> Taken:
 
 
 def _proposed(
-    problem: Problem,
+    meters: _Meters,
     found: Found,
-    target: Target,
     moody: Sequence[Limit],
     turns: dict[str, list[tuple[float, float]]],
     seen: Mapping[Arch, float],
     turn: int,
 ) -> dict[Arch, float]:
     """Archs not `seen` yet, measured whole, each over the limit that it is furthest over, or nearest to."""
+    problem = meters.problem
     others = [limit for limit in problem.limits if limit not in moody]
     least = {limit.metric: limit.ratio(leanest([limit], problem.space)) for limit in moody}
     new: list[Arch] = []
@@ -137,7 +171,7 @@ def _proposed(
             break
     ratios: dict[Arch, list[float]] = {arch: [other.ratio(arch) for other in others] for arch in new}
     for limit in moody if new else []:
-        measured = _against_base(problem, new, target, limit.metric, f"of finalists, turn {turn + 1}")
+        measured = meters.against_base(new, limit.metric, f"of finalists, turn {turn + 1}")
         for arch, beside in measured.items():
             ratios[arch].append(beside.ratio(limit))
         its = [own[-1] for own in ratios.values()]
@@ -165,20 +199,6 @@ def _miss(ratio: float) -> tuple[bool, float]:
 
 def _worst(limits: Sequence[Kept]) -> float:
     return max(own.ratio for own in limits)
-
-
-def _against_base(
-    problem: Problem, archs: Sequence[Arch], target: Target, metric: str, what: str
-) -> dict[Arch, Beside]:
-    """Whole networks beside the base, in one interleaved run."""
-    network = problem.network
-    modules = [resize(network, arch) for arch in (network.base, *archs)]
-    costs = [limit.cost for limit in problem.limits if limit.metric == "latency"]
-    times = [cost.cost(arch) for cost in costs for arch in (network.base, *archs)]
-    meter = METERS[metric](target, rounds(times), time.time_ns() % 2**31)
-    with progress(f"{metric} {what}, %", 100) as bar:
-        base, *readings = meter.measure(modules, on_round=shares(bar))
-    return {arch: Beside(reading, base) for arch, reading in zip(archs, readings, strict=True)}
 
 
 def rounds(times: Sequence[float]) -> int:

@@ -21,7 +21,7 @@ from torch import nn
 from htas import __version__, budget, datasets, metrics, networks, plan
 from htas.arch import Arch
 from htas.budget import Limit
-from htas.calibrate import FEW, Calibrate, cells, cost_model, fit_metric, held_out_error
+from htas.calibrate import Calibrate, cells, cost_model, fit_metric, held_out_error, sparing
 from htas.calibrate import calibrate as fit_cost
 from htas.config import Config, load
 from htas.cost import CostModel, MacsCost
@@ -47,7 +47,7 @@ from htas.result import CurveRecord, Report, Result, SearchRecord
 from htas.runtimes import open_runtime
 from htas.space import Space
 from htas.store import Store
-from htas.survey import SLOW, at_most, widths_at_most
+from htas.survey import at_most, widths_at_most
 from htas.survey import survey as take_survey
 from htas.tables import CountCost, TableCost
 from htas.target import Target, affinity, machine
@@ -148,14 +148,8 @@ class Run:
 
     @property
     def calibration(self) -> Calibrate:
-        """The options of the calibration, with few widths where a layer takes seconds to build."""
-        options = self.config.calibrate
-        slow = open_runtime(self.target).build_seconds >= SLOW
-        return (
-            replace(options, widths=min(options.widths, FEW), networks=min(options.networks, 2 * FEW))
-            if slow
-            else options
-        )
+        """The options of the calibration, as far as the runtime is quick."""
+        return sparing(self.config.calibrate, self.network, open_runtime(self.target))
 
     def latency(self, seconds: float) -> Latency:
         """What measures layers for so many seconds, as the survey's options say."""

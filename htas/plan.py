@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch.nn.functional as F
 
-from htas.calibrate import cells
+from htas.calibrate import cells, sparing
 from htas.config import Config
 from htas.datasets import Data
 from htas.design import Design
@@ -43,13 +43,14 @@ def estimate(network: Network, data: Data, config: Config) -> Iterator[tuple[str
     spaces = len(config.design.spaces)
     recipe = config.train
     options = config.design
-    seconds = open_runtime(config.target).build_seconds
+    runtime = open_runtime(config.target)
+    seconds, calibrating = runtime.build_seconds, sparing(config.calibrate, network, runtime)
     most = widths_at_most(seconds)
     layers = at_most(network, expand=options.expand, inputs=options.inputs, groups=options.groups, most=most)
     yield "survey, at most", config.survey.limit(layers) + layers * seconds
     choices = {name: _widths(site.base, options) for name, site in network.widths.items()}
-    pairs = sum(map(len, cells(network, [Space("", choices, {})], config.calibrate.widths, seconds).values()))
-    yield "calibration, at most", sum(config.calibrate.limits(pairs, seconds)) + pairs * seconds
+    pairs = sum(map(len, cells(network, [Space("", choices, {})], calibrating.widths, seconds).values()))
+    yield "calibration, at most", sum(calibrating.limits(pairs, seconds)) + pairs * seconds
     if isinstance(config.strategy, Differentiable):
         steps = config.strategy.epochs * len(data.weights)
         yield f"search of {spaces} spaces", spaces * steps * image * SEARCH_STEP

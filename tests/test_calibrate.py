@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from htas import runtimes
 from htas.arch import Arch
 from htas.calibrate import (
     Calibrate,
@@ -21,6 +22,7 @@ from htas.calibrate import (
     fit_metric,
     held_out_error,
     mended,
+    sparing,
     spread,
     table,
 )
@@ -29,6 +31,8 @@ from htas.layer import Layer
 from htas.measurement import Measurement
 from htas.metrics import Case, Metric, OnRound, Wanted
 from htas.models.cifar_resnet import CifarResNet
+from htas.plugins import find
+from htas.runtimes import Runtime
 from htas.space import Space
 from htas.target import Target
 
@@ -199,6 +203,20 @@ def test_where_building_is_dear_few_input_widths_are_measured() -> None:
     assert Calibrate().limits(100, 0.02) == pytest.approx((9.0, 24.0))
     assert Calibrate().limits(100, 5.0) == pytest.approx((5.0, 24.0))
     assert Calibrate(seconds=58).limits(100) == pytest.approx((10.0, 48.0))
+
+
+@pytest.mark.parametrize(
+    "runtime, depth, widths, networks",
+    [("eager", 56, 16, 24), ("onnxruntime", 20, 16, 24), ("onnxruntime", 56, 16, 14), ("onnxruntime", 110, 16, 8),
+     ("openvino", 110, 16, 8), ("compiled", 20, 4, 8)],
+)  # fmt: skip
+def test_few_networks_are_measured_where_they_take_long_to_make(
+    runtime: str, depth: int, widths: int, networks: int
+) -> None:
+    net = trace(CifarResNet(depth).build(10), torch.zeros(1, 3, 32, 32))
+    found = sparing(Calibrate(), net, find(runtimes, Runtime, runtime)(Target(threads=1)))  # type: ignore[type-abstract]
+    assert found.widths == widths and abs(found.networks - networks) <= 1
+    assert sparing(Calibrate(networks=4), net, find(runtimes, Runtime, runtime)(Target(threads=1))).networks == 4  # type: ignore[type-abstract]
 
 
 def test_layers_that_are_odd_beside_their_neighbours_are_read_on() -> None:

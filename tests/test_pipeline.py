@@ -625,7 +625,7 @@ def test_counted_limits_need_no_clock(tmp_path, monkeypatch):
     pipeline.open_run(config, folder)
     for stage in (pipeline.survey, pipeline.design, pipeline.calibrate):
         stage(config, folder)
-    monkeypatch.setattr(finish, "_against_base", None)
+    monkeypatch.setattr(finish._Meters, "against_base", None)
     pipeline.search(config, folder)
     record = SearchRecord.of(pipeline.plain(read_json(folder / "search-grid.json")))
     network = pipeline.Run(config, folder).network

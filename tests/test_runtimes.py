@@ -222,8 +222,11 @@ def test_a_network_is_exported_once_and_opened_again(name, monkeypatch):
     monkeypatch.setattr("htas.bench._Run._affords", lambda *_: True)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
     target = Target(runtime=name, threads=2, image=(3, 8, 8), batch=2)
-    (reading,) = Latency(target, rounds=32).measure([network])
+    metric = Latency(target, rounds=32)
+    (reading,) = metric.measure([network])
     assert reading.estimate > 0 and len(exported) == 1 and len(opens) == 16
+    Latency(target, rounds=1, made=metric.made).measure([network])
+    assert len(exported) == 1 and len(opens) == 17
     program = opened(name).compile(network, (torch.randn(2, 3, 8, 8),))
     images = torch.randn(2, 3, 8, 8)
     assert program.anew is not None

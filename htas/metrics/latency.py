@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from math import inf
 from typing import ClassVar, Literal
@@ -39,6 +39,8 @@ class Latency(Metric):
     """Of the inputs, the weights of layers, and the order of readings."""
     layers: Literal["auto", "alone", "chain"] = "auto"
     """How a layer is timed: alone, as the increment of a chain of layers, or as its runtime does best."""
+    made: dict[Case, Callable[[], Program]] = field(default_factory=dict, repr=False, compare=False)
+    """How networks that were measured before are made again without an export; goes from one Latency to the next."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -75,7 +77,7 @@ class Latency(Metric):
         runtime = open_runtime(self.target)
         timer, context, survey = runtime.timer(), self._context(runtime), uuid4().hex[:12]
         distinct = list(dict.fromkeys(cases))
-        calls = _Calls(runtime, distinct, self.chained(runtime))
+        calls = _Calls(runtime, distinct, self.chained(runtime), self.made)
 
         def made(readings: Sequence[Readings], remarks: tuple[str, ...] = ()) -> dict[Case, Measurement]:
             return {
@@ -124,8 +126,10 @@ class Latency(Metric):
 class _Calls:
     """The calls that cases are timed by: one each; for the increment of a chain two, with the layer and without."""
 
-    def __init__(self, runtime: Runtime, cases: Sequence[Case], chained: bool) -> None:
-        self.runtime = runtime
+    def __init__(
+        self, runtime: Runtime, cases: Sequence[Case], chained: bool, made: dict[Case, Callable[[], Program]]
+    ) -> None:
+        self.runtime, self.made = runtime, made
         self.parts = [
             (case, without)
             for case in cases
@@ -133,20 +137,21 @@ class _Calls:
         ]
         self.pairs = {case for case, without in self.parts if without}
         self.waiting: dict[tuple[Case, bool], Call] = {}
-        self.anew: dict[Case, Callable[[], Program]] = {}
 
     def prepare(self) -> None:
         """Make the networks, which may take long the first time, and only then."""
         for case, _ in self.parts:
             if not isinstance(case, Layer):
-                program = self._compile(case)
-                self.waiting[case, False] = program.run
-                if program.anew is not None:
-                    self.anew[case] = program.anew
+                self.waiting[case, False] = self._compile(case).run
 
     def _compile(self, module: nn.Module) -> Program:
+        if module in self.made:
+            return self.made[module]()
         target = self.runtime.target
-        return self.runtime.compile(module, (torch.randn(target.batch, *target.image),))
+        program = self.runtime.compile(module, (torch.randn(target.batch, *target.image),))
+        if program.anew is not None:
+            self.made[module] = program.anew
+        return program
 
     def build(self, number: int) -> Call:
         """The call of that number; a chain with a layer and the one without are built together."""
@@ -154,7 +159,7 @@ class _Calls:
         if part in self.waiting:
             return self.waiting.pop(part)
         if not isinstance(case, Layer):
-            return (self.anew[case]() if case in self.anew else self._compile(case)).run
+            return self._compile(case).run
         if case not in self.pairs:
             return self.runtime.compile_layer(case).run
         chain = self.runtime.chain(case)

@@ -40,6 +40,8 @@ class Runtime(ABC):
     """About what one layer's program costs to make, so that a survey knows when to be sparing."""
     chained: ClassVar[tuple[str, ...]] = ()
     """Devices on which layers timed as the increment of a chain add up to networks better than layers timed alone."""
+    exports: ClassVar[bool] = False
+    """Whether a network is exported first, which takes a second and more, and more for a deep one."""
     lacking: ClassVar[str] = ""
     """Why a precision is missing, where that needs saying: the end of the sentence that refuses it."""
     target: Target

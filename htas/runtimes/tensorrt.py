@@ -16,6 +16,7 @@ from htas.runtimes._session import Sessions, check_provider
 class TensorRT(Runtime):
     """Graphs as ONNX Runtime gets them; CUDA only. Which kernels win is measured while building, so builds differ."""
 
+    exports: ClassVar[bool] = True
     build_seconds: ClassVar[float] = 5.0
     """Estimated; to be measured."""
 
