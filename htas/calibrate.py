@@ -36,6 +36,8 @@ WHOLE = 1.0
 """... and for each whole network."""
 FEW = 4
 """Widths of a site, where building a layer takes seconds; and half as many networks."""
+SOME = 16
+"""Networks, where building is DEAR."""
 EXPORTED = 1200
 """Layers of all networks together, where these are exported: a core of an EPYC exports thirty a second."""
 ODD, MEND = 1.15, 1.25
@@ -96,6 +98,8 @@ def sparing(options: Calibrate, network: Network, runtime: Runtime) -> Calibrate
     widths, networks = options.widths, options.networks
     if runtime.build_seconds >= SLOW:
         widths, networks = min(widths, FEW), min(networks, 2 * FEW)
+    if runtime.build_seconds >= DEAR:
+        networks = min(networks, SOME)
     if runtime.exports:
         networks = min(networks, max(2 * FEW, EXPORTED // len(network.uses(network.base))))
     return replace(options, widths=widths, networks=networks)

@@ -208,7 +208,7 @@ def test_where_building_is_dear_few_input_widths_are_measured() -> None:
 @pytest.mark.parametrize(
     "runtime, depth, widths, networks",
     [("eager", 56, 16, 24), ("onnxruntime", 20, 16, 24), ("onnxruntime", 56, 16, 14), ("onnxruntime", 110, 16, 8),
-     ("openvino", 110, 16, 8), ("compiled", 20, 4, 8)],
+     ("openvino", 110, 16, 8), ("openvino", 20, 16, 16), ("compiled", 20, 4, 8)],
 )  # fmt: skip
 def test_few_networks_are_measured_where_they_take_long_to_make(
     runtime: str, depth: int, widths: int, networks: int
