@@ -157,9 +157,9 @@ def test_the_searches_found_archs_of_their_spaces_and_judged_their_rivals(finish
         assert len(record.epochs) == 2 and len(record.rivals) == len(record.rival_costs) == 2
 
 
-def test_controls_are_the_widest_and_the_deepest_that_are_not_slower(tmp_path):
+def test_controls_are_the_widest_and_the_deepest_that_are_not_slower(copied):
     """Told by planted latencies: parameters, so that a network at half its widths is its own control."""
-    job = pipeline.Run(options(), tmp_path)
+    job = pipeline.Run(options(), copied)
     base = job.network.base
     half = Arch({name: width // 2 for name, width in base.widths.items()}, base.depths)
     found = pipeline._pick_controls(job, pipeline._row(job, "hardware", half, space="-", strategy="-", cost="-"))

@@ -387,10 +387,11 @@ def test_what_is_not_constrained_is_charged_beside_the_penalty(tmp_path):
 
     def charged(cost: str, limit: Limit) -> float:
         own = dataclasses.replace(given, limits=(limit,))
-        return float(_Search(Differentiable(cost=cost, weight=2.0, precision="fp32"), own)._penalty())
+        return float(_Search(Differentiable(cost=cost, weight=2.0, precision="fp32"), own)._penalty().detach())
 
-    led = float(Multiplier((params,), given.space).penalty(*_Search(Differentiable(), given).logits.probabilities()))
-    expected = float(_Search(Differentiable(), given)._expected())
+    shares = _Search(Differentiable(), given).logits.probabilities()
+    led = float(Multiplier((params,), given.space).penalty(*shares).detach())
+    expected = float(_Search(Differentiable(), given)._expected().detach())
     assert charged("params", params) == pytest.approx(led)
     assert charged("macs", params) == pytest.approx(led + 2.0 * expected)
     assert charged("macs", macs) != pytest.approx(charged("macs", params))
