@@ -132,14 +132,14 @@ def sweep(
     config: Source,
     overrides: Overrides,
     budgets: Annotated[str, "budgets of latency, with commas between"] = "80%,60%,40%",
-    share: Annotated[bool, "begin every search but the first with the first one's supernet, in half the epochs"] = True,
+    share: Annotated[bool, "begin later searches with the first one's supernet, in half the epochs"] = False,
     out: Out = None,
 ) -> None:
     """Find a network for each of several budgets, from one survey: a front of accuracy and latency."""
     from htas import sweep as sweeping
 
     opened, folder = _loaded(config, overrides, out, "-sweep")
-    more = [*([] if share else ["--share", "false"]), *(["--out", str(out)] if out else [])]
+    more = [*(["--share"] if share else []), *(["--out", str(out)] if out else [])]
     command = shlex.join(["htas", "sweep", str(config), *overrides, "--budgets", budgets, *more])
     named = [text.strip() for text in budgets.split(",") if text.strip()]
     page, table = sweeping.sweep(opened, folder, named, command, share)

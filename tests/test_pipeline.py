@@ -713,9 +713,9 @@ def test_a_sweep_makes_a_front_from_one_survey_and_goes_on_where_it_was_stopped(
     with monkeypatch.context() as patch:
         kill(patch, _Search, "epoch", 3)  # in the second search
         with pytest.raises(KeyboardInterrupt):
-            sweep.sweep(config, folder, ["80%", "50%"], "htas sweep")
+            sweep.sweep(config, folder, ["80%", "50%"], "htas sweep", share=True)
     first = (folder / "latency-80-" / "report.json").stat().st_mtime_ns
-    page, table = sweep.sweep(config, folder, ["80%", "50%"], "htas sweep")
+    page, table = sweep.sweep(config, folder, ["80%", "50%"], "htas sweep", share=True)
     assert (folder / "latency-80-" / "report.json").stat().st_mtime_ns == first
     assert page == folder / "report.html" and page.exists()
     surveys = {(folder / name / "survey.json").read_text() for name in ("latency-80-", "latency-50-")}
@@ -728,7 +728,7 @@ def test_a_sweep_makes_a_front_from_one_survey_and_goes_on_where_it_was_stopped(
     assert found["50%"].measured.estimate < found["80%"].measured.estimate < found["base"].measured.estimate
     assert table.splitlines()[0].split()[0] == "budget" and "*" in table
     again = (folder / "sweep.json").stat().st_mtime_ns
-    sweep.sweep(config, folder, ["80%", "50%"], "htas sweep")
+    sweep.sweep(config, folder, ["80%", "50%"], "htas sweep", share=True)
     assert (folder / "sweep.json").stat().st_mtime_ns == again
 
 
