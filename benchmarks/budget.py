@@ -19,13 +19,13 @@ import numpy as np
 OPTIONS = {
     "data.name": "digits", "target.batch": "64", "design.spaces": "[hardware]",
     "survey.undecided": "1", "survey.seconds": "20",
-    "strategy.epochs": "4", "strategy.batch": "64", "strategy.lr": "0.03", "strategy.arch_lr": "0.3",
+    "strategy.epochs": "3", "strategy.batch": "64", "strategy.lr": "0.03", "strategy.arch_lr": "0.3",
     "strategy.anneal": "step", "strategy.mix": "pad", "strategy.start": "base", "strategy.precision": "fp32",
     "train.recipe": "digits", "train.epochs": "12", "train.warmup": "1", "train.rest": "0",
 }  # fmt: skip
-RIVALS = 5
+RIVALS = 3
 """Random archs of the found one's latency that are judged beside it."""
-BEGIN, SEARCH = {20: 150.0, 56: 180.0}, {20: 40.0, 56: 75.0}
+BEGIN, SEARCH = {20: 110.0, 56: 150.0}, {20: 45.0, 56: 75.0}
 """Seconds of a survey and calibration, and of a search with its finalists, about, on two cores."""
 
 

@@ -24,7 +24,7 @@ from htas.strategies import Found
 from htas.target import Target
 from htas.text import listing, percent, quantity
 
-FINALISTS = 5
+FINALISTS = 3
 """Archs near the end of a search that are measured whole, in a turn."""
 REPEATS = 2
 """Further turns, where none of them lies within the budget and uses it."""
