@@ -24,8 +24,9 @@ from htas.strategies import Found
 from htas.target import Target
 from htas.text import listing, percent, quantity
 
-FINALISTS = 3
-"""Archs near the end of a search that are measured whole, in a turn."""
+FIRST, FINALISTS = 3, 5
+"""Archs near the end of a search that are measured whole: in the first turn, which tells how far off predictions are,
+and in later ones."""
 REPEATS = 2
 """Further turns, where none of them lies within the budget and uses it."""
 FRESH = 3
@@ -165,7 +166,7 @@ def _proposed(
         if turn and any(aims[metric] < its for metric, its in least.items()):
             break
         moved = tuple(replace(own, most=own.most * aims.get(own.metric, 1.0)) for own in problem.limits)
-        archs = finalists(moved, problem.space, found.arch, found.worth, FINALISTS)
+        archs = finalists(moved, problem.space, found.arch, found.worth, FINALISTS if turn else FIRST)
         new = [arch for arch in archs if arch not in seen]
         if new:
             break

@@ -77,6 +77,20 @@ def test_run_works_in_a_folder_named_like_the_file(calls: Calls, capsys: pytest.
     assert capsys.readouterr().out == "runs/report.html\n"
 
 
+@pytest.mark.parametrize("asked, more", [([], ""), (["--share"], " --share")])
+def test_a_sweep_shares_its_supernet_when_asked_and_repeats_that(
+    asked: list[str], more: str, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from htas import sweep
+
+    found: list[tuple[list[str], str, bool]] = []
+    monkeypatch.setattr(
+        sweep, "sweep", lambda config, folder, *rest: (found.append(rest), (folder / "report.html", "table"))[1]
+    )
+    assert cli.main(["sweep", "some.toml", "--budgets", "70%, 30%", *asked]) == 0
+    assert found == [(["70%", "30%"], f"htas sweep some.toml --budgets '70%, 30%'{more}", bool(asked))]
+
+
 def test_run_repeats_its_folder_in_the_command(calls: Calls) -> None:
     assert cli.main(["run", "some.toml", "--out=my runs/1"]) == 0
     assert calls[1][1]["folder"] == Path("my runs/1")

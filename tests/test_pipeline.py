@@ -732,6 +732,20 @@ def test_a_sweep_makes_a_front_from_one_survey_and_goes_on_where_it_was_stopped(
     assert (folder / "sweep.json").stat().st_mtime_ns == again
 
 
+def test_the_searches_of_a_sweep_share_a_survey_alone_unless_asked(tmp_path, monkeypatch):
+    config, folder = options("design.spaces=[grid]", "design.groups=8"), tmp_path / "sweep"
+    names = ("latency-80-", "latency-50-")
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipeline, "run", stop)
+        sweep.sweep(config, folder, ["80%", "50%"], "htas sweep")
+    assert [load(folder / name / "config.toml").strategy for name in names] == 2 * [config.strategy]
+    assert len({(folder / name / "survey.json").read_text() for name in names}) == 1
+
+
 @pytest.mark.parametrize("budgets", [["80%", "80%"], [], ["fast"]])
 def test_budgets_that_are_none_are_refused_before_anything_is_written(budgets, tmp_path):
     with pytest.raises(ValueError, match=r"constraints\.latency must be|--budgets must name different"):
