@@ -1,11 +1,12 @@
 """Do predictions hold? Random archs, predicted from measured layers and calibrated, beside what they take.
 
-    python benchmarks/prediction.py OUT [--runtimes eager,onnxruntime,openvino] [--archs 17]
+    python benchmarks/prediction.py OUT [--runtimes eager,onnxruntime,openvino] [--archs 17] [--depths 20,32,56]
 
-For every runtime: one survey, then for ResNet-20, -32 and -56 with joined and projected adds a calibration and random
-archs that it has not seen, each divided by the base network read in the same rounds: those in which the calibration's
-networks are read, and those of a run of its own a minute later, when the machine may be in another mood. Every step is
-a process of its own that leaves a JSON file in OUT, and is not done again. Run it with nothing else.
+For every runtime: one survey, then for ResNet-20, -32 and -56 (or those asked for) with joined and projected adds a
+calibration and random archs that it has not seen, each divided by the base network read in the same rounds: those in
+which the calibration's networks are read, and those of a run of its own a minute later, when the machine may be in
+another mood. Every step is a process of its own that leaves a JSON file in OUT, and is not done again. Run it with
+nothing else.
 """
 
 import argparse
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from htas.space import Space
     from htas.target import Target
 
-DEPTHS, ADDS = (20, 32, 56), ("join", "project")
+ADDS = ("join", "project")
 SECONDS = {"eager": 140.0, "onnxruntime": 210.0, "openvino": 270.0}
 """Of a step, about, on two cores; 300 in other runtimes."""
 AIMS = (("mean absolute error", 0.02), ("within 5 %", 0.90), ("within 10 %", 0.99), ("Kendall tau, pooled", 0.95))
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--runtimes", default="eager,onnxruntime,openvino")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--archs", type=int, default=17, help="of each depth and kind of adds")
+    parser.add_argument("--depths", default="20,32,56")
     parser.add_argument("--step", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.step:
@@ -58,7 +60,7 @@ def main() -> None:
     steps = [
         (runtime, what)
         for runtime in given.runtimes.split(",")
-        for what in ("survey", *(f"{depth}-{adds}" for depth, adds in itertools.product(DEPTHS, ADDS)))
+        for what in ("survey", *(f"{depth}-{adds}" for depth, adds in itertools.product(depths(given), ADDS)))
     ]
     missing = [step for step in steps if not path(given, *step).exists()]
     seconds = sum(SECONDS.get(runtime, 300.0) for runtime, _ in missing)
@@ -71,6 +73,11 @@ def main() -> None:
         subprocess.run([*command, "--archs", str(given.archs), "--step", what, str(part)], check=True)
         part.rename(file)
     show(given)
+
+
+def depths(given: argparse.Namespace) -> list[int]:
+    """Of the ResNets."""
+    return [int(depth) for depth in given.depths.split(",")]
 
 
 def path(given: argparse.Namespace, runtime: str, what: str) -> Path:
@@ -218,14 +225,14 @@ def show(given: argparse.Namespace) -> None:
     for runtime in given.runtimes.split(","):
         steps = {
             (depth, adds): json.loads(path(given, runtime, f"{depth}-{adds}").read_text())
-            for depth, adds in itertools.product(DEPTHS, ADDS)
+            for depth, adds in itertools.product(depths(given), ADDS)
         }
         took = json.loads(path(given, runtime, "survey").read_text())["took"]
         slowest = took + max(each["took"] for each in steps.values())
         print(f"\n## {given.device}, {runtime}\n")
         print("| cost | archs | mean absolute error | worst | within 5 % | within 10 % | Kendall tau, pooled | "
-              + " | ".join(f"ResNet-{depth}" for depth in DEPTHS) + " |")  # fmt: skip
-        print("| :-- |" + " --: |" * (6 + len(DEPTHS)))
+              + " | ".join(f"ResNet-{depth}" for depth in depths(given)) + " |")  # fmt: skip
+        print("| :-- |" + " --: |" * (6 + len(depths(given))))
         for title, cost, read in (("table", "table", "seconds"), ("table, a minute later", "table", "later"),
                                   ("paper", "paper", "seconds"), ("macs", "macs", "seconds")):  # fmt: skip
             found = summary(steps, cost, read, rng)
@@ -270,7 +277,7 @@ def summary(steps: dict[Any, Any], cost: str, read: str, rng: np.random.Generato
             np.concatenate([steps[depth, adds][cost][1:] for adds in ADDS]),
             np.concatenate([steps[depth, adds][read][1:] for adds in ADDS]),
         ).statistic)
-        for depth in DEPTHS
+        for depth in dict.fromkeys(depth for depth, _ in steps)
     ]  # fmt: skip
     shares = {limit: float((off <= limit).mean()) for limit in (0.05, 0.10)}
     return {

@@ -253,14 +253,25 @@ def next_aim(turns: Sequence[tuple[float, float]], wanted: float = AIM) -> float
     return float(aim * (wanted / came) ** (1 / slope))
 
 
-def uniform(asked: Sequence[Limit], space: Space) -> Arch | None:
-    """The widest arch within the limits that has all blocks and the same of its choices at every site."""
+def uniforms(asked: Sequence[Limit], space: Space) -> list[Arch]:
+    """The archs within the limits that have all blocks and the same of its choices at every site, the widest first."""
+    found = []
     for index in reversed(range(max((len(choices) for choices in space.widths.values()), default=0))):
         widths = {site: choices[min(index, len(choices) - 1)] for site, choices in space.widths.items()}
         arch = Arch(widths, {site: choices[-1] for site, choices in space.depths.items()})
         if asked and over(asked, arch) <= 1:
-            return arch
-    return None
+            found.append(arch)
+    return found
+
+
+def filled(asked: Sequence[Limit], space: Space, arch: Arch) -> Arch:
+    """The arch with as many widths as the limits leave room for one choice wider, in the order of the sites."""
+    for site, choices in space.widths.items():
+        for choice in [choice for choice in choices if choice > arch[site]][:1]:
+            wider = changed(arch, site, choice)
+            if over(asked, wider) <= 1:
+                arch = wider
+    return arch
 
 
 def finalists(

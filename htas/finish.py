@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from htas.arch import Arch
-from htas.budget import AIM, Limit, finalists, leanest, next_aim, parse
+from htas.budget import AIM, Limit, filled, finalists, leanest, next_aim, over, parse, uniforms
 from htas.graph import resize
 from htas.measurement import Measurement
 from htas.metrics import Case, Metric
@@ -58,6 +58,8 @@ class Taken:
     """What it makes of each."""
     measured: int = 0
     """Archs that were measured whole."""
+    uniform: Arch | None = None
+    """The widest uniform network within the limits: by prediction, or measured where it is the more accurate."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,12 @@ class _Meters:
             )
         return {arch: Beside(reading, base) for arch, reading in zip(archs, readings, strict=True)}
 
+    def afresh(self, arch: Arch) -> tuple[Kept, ...]:
+        """What it makes of every limit: of each metric that is measured, a run beside the base network."""
+        limits = self.problem.limits
+        fresh = {own.metric: self.against_base([arch], own.metric, "anew") for own in limits if own.metric in METERS}
+        return tuple(_kept(own, arch, fresh.get(own.metric, {}).get(arch)) for own in limits)
+
     def _metric(self, metric: str, archs: Sequence[Arch]) -> Metric:
         seed = time.time_ns() % 2**31
         match metric:
@@ -119,11 +127,11 @@ def finish(problem: Problem, found: Found, target: Target) -> Taken:
     Finalists are measured whole, beside the base network; those that keep the limits and use them are measured afresh,
     the most accurate first, until one still does: these readings took no part in proposing it. Where none does, the
     limit is moved for the prediction by what finalists had in common, and others are drawn, REPEATS times at most.
+    A uniform network is taken where it is more accurate than all that, or nothing else keeps the limits.
     """
     if not problem.limits:
         return Taken(found.arch)
-    measured = [limit for limit in problem.limits if limit.metric in METERS]
-    moody = [limit for limit in measured if limit.metric in MOODY]
+    moody = [limit for limit in problem.limits if limit.metric in MOODY]
     meters = _Meters(problem, target)
     turns: dict[str, list[tuple[float, float]]] = {limit.metric: [] for limit in moody}
     seen: dict[Arch, float] = {}
@@ -133,19 +141,46 @@ def finish(problem: Problem, found: Found, target: Target) -> Taken:
         seen |= new
         last = turn == REPEATS or not new
         for arch in _by_accuracy(found, {arch: its for arch, its in seen.items() if arch not in tried}, last):
-            fresh = {own.metric: meters.against_base([arch], own.metric, "anew")[arch] for own in measured}
-            tried[arch] = tuple(_kept(limit, arch, fresh.get(limit.metric)) for limit in problem.limits)
+            tried[arch] = meters.afresh(arch)
             if LEAST <= _worst(tried[arch]) <= 1:
                 break
         if last or any(LEAST <= _worst(kept) <= 1 for kept in tried.values()):
             break
     arch = min(tried, key=lambda arch: _miss(_worst(tried[arch])))
+    even, (other, kept) = _uniform(meters, found, arch, tried)
+    if other != arch:
+        say(f"{problem.title}: a uniform network within the limits is taken, as nothing that was found is as good")
+        arch, tried[other] = other, kept
     for own in tried[arch]:
         say(
             f"{problem.title}: {own.metric} {quantity(own.measured, own.unit)}, predicted "
             f"{quantity(own.predicted, own.unit)}, {percent(own.ratio, 1)} of what {own.asked!r} allows"
         )
-    return Taken(arch, tried[arch], len(seen) if moody else 0)
+    return Taken(arch, tried[arch], len(seen) if moody else 0, even)
+
+
+def _uniform(
+    meters: _Meters, found: Found, arch: Arch, tried: Mapping[Arch, tuple[Kept, ...]]
+) -> tuple[Arch | None, tuple[Arch, tuple[Kept, ...]]]:
+    """The widest uniform network within the limits; and what is to be taken: `arch`, unless it is less accurate or
+    keeps no limits, and that network, or its like with some widths a choice wider, keeps them as measured."""
+    space, limits = meters.problem.space, meters.problem.limits
+    off = 1.0  # what was measured over what was predicted
+    for even in uniforms(limits, space):
+        if over(limits, even) * off > 1:
+            continue
+        own, its = found.validate([arch, even])
+        if _worst(tried[arch]) <= 1 and own >= its:
+            return even, (arch, tried[arch])
+        wider = filled([replace(limit, most=limit.most / off) for limit in limits], space, even)
+        better = wider != even and found.validate([wider])[0] >= its
+        for other in (wider, even) if better else (even,):
+            proposed = _worst(tried.get(other) or meters.afresh(other))
+            kept = meters.afresh(other) if proposed <= 1 else ()
+            if kept and _worst(kept) <= 1:
+                return even, (other, kept)
+            off = max(off, proposed / over(limits, other))
+    return None, (arch, tried[arch])
 
 
 def _proposed(

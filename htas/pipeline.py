@@ -390,8 +390,8 @@ def search(config: Config, folder: Path, again: bool = False) -> None:
         arch = taken.arch
         latency = job.calibrated
         others = rivals(replace(problem, cost=latency), arch, RIVALS, seed=config.seed)
-        even = budget.uniform(problem.limits, space)
-        accuracy, *theirs = found.validate([arch, *([even] if even else []), *others])
+        even = [] if taken.uniform is None else [taken.uniform]
+        accuracy, *theirs = found.validate([arch, *even, *others])
         evenly = theirs.pop(0) if even else None
         took = found.seconds + time.monotonic() - judged
         record = SearchRecord(

@@ -191,7 +191,7 @@ class SearchRecord:
     """Archs that were measured whole before one was taken."""
     uniform: float | None = None
     """Supernet validation accuracy of the widest arch within the limits that has all blocks and, at every site, the
-    same of its choices; None without limits, or where none keeps them."""
+    same of its choices; None without limits, or where none keeps them. It is the arch taken where it is better."""
 
     @property
     def beaten(self) -> int:

@@ -14,6 +14,7 @@ from htas.budget import (
     Constraints,
     Limit,
     check,
+    filled,
     finalists,
     fitted,
     front,
@@ -22,7 +23,7 @@ from htas.budget import (
     next_aim,
     over,
     parse,
-    uniform,
+    uniforms,
 )
 from htas.cost import CostModel
 from htas.space import Space
@@ -136,11 +137,21 @@ def test_finalists_are_near_the_first_and_within_the_limits() -> None:
         assert sum(other[site] != first[site] for site in wide.choices) <= 2
 
 
-def test_the_uniform_network_is_the_widest_of_equal_choices_that_fits() -> None:
-    assert uniform(limit("100%"), SPACE) == Arch({name: 8 for name in "abc"}, {"d": 3})
-    assert uniform(limit("55%"), SPACE) == Arch({name: 4 for name in "abc"}, {"d": 3})
-    assert uniform(limit("40%"), SPACE) is None
-    assert uniform((), SPACE) is None
+def test_the_uniform_networks_have_equal_choices_and_fit_the_widest_first() -> None:
+    every = [Arch({name: width for name in "abc"}, {"d": 3}) for width in (16, 12, 8, 4)]
+    assert uniforms(limit("200%"), SPACE) == every
+    assert uniforms(limit("100%"), SPACE) == every[2:]
+    assert uniforms(limit("55%"), SPACE) == every[3:]
+    assert uniforms(limit("40%"), SPACE) == []
+    assert uniforms((), SPACE) == []
+
+
+def test_room_within_the_limits_is_filled_site_by_site() -> None:
+    even = Arch({name: 8 for name in "abc"}, {"d": 3})  # the base: widths of 24 together; 120 % is 28.8
+    assert filled(limit("120%"), SPACE, even) == Arch({"a": 12, "b": 8, "c": 8}, {"d": 3})
+    assert filled(limit("140%"), SPACE, even) == Arch({"a": 12, "b": 12, "c": 8}, {"d": 3})
+    assert filled(limit("100%"), SPACE, even) == even
+    assert filled(limit("900%"), SPACE, SPACE.widest) == SPACE.widest
 
 
 def test_several_limits_are_kept_together() -> None:

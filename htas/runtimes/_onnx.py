@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from htas.allocator import collector_off
 from htas.layer import Layer
 
 OPSET = 20
@@ -42,7 +43,7 @@ def network_graph(model: nn.Module, example: tuple[Tensor, ...], *, dynamic: boo
     """
     batch = torch.export.Dim("batch")
     shapes = tuple({0: batch} for _ in example) if dynamic else None
-    with quiet():
+    with quiet(), collector_off():
         try:
             program = torch.onnx.export(model, example, dynamo=True, dynamic_shapes=shapes, verbose=False)
         except Exception as error:  # the exporter raises many kinds
