@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import random
 import shutil
 import sys
 from collections import Counter
@@ -15,15 +16,19 @@ import torch
 from torch import Tensor, nn
 
 import htas.runtimes
+from htas.arch import Arch
 from htas.bench import CudaTimer, HostTimer
 from htas.config import load
+from htas.graph import resize, trace
 from htas.layer import ACTIVATIONS, Layer
 from htas.metrics.latency import Latency
+from htas.models.cifar_resnet import CifarResNet
 from htas.plugins import find, names
 from htas.runtimes import Program, Runtime, open_runtime
 from htas.runtimes._build import in_words, layer_program, network_program
 from htas.runtimes._onnx import chain_graphs, layer_graph, network_graph
 from htas.runtimes._parity import largest_difference, tolerance
+from htas.runtimes._written import static_graph, written_graph
 from htas.target import Target
 
 RUNTIMES = names(htas.runtimes)
@@ -216,8 +221,8 @@ def test_a_network_is_exported_once_and_opened_again(name, monkeypatch):
     exported, opens = [], []
     module = importlib.import_module("htas.runtimes._session" if name == "onnxruntime" else "htas.runtimes.openvino")
     kind = module.Sessions if name == "onnxruntime" else module.OpenVINO
-    whole, opening = module.network_graph, kind._open
-    monkeypatch.setattr(module, "network_graph", lambda *a, **k: exported.append(1) or whole(*a, **k))
+    whole, opening = module.static_graph, kind._open
+    monkeypatch.setattr(module, "static_graph", lambda *a, **k: exported.append(1) or whole(*a, **k))
     monkeypatch.setattr(kind, "_open", lambda *a: opens.append(1) or opening(*a))
     monkeypatch.setattr("htas.bench._Run._affords", lambda *_: True)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
@@ -256,6 +261,107 @@ def run_onnx(graph: bytes, tensors: list[Tensor]) -> list[Tensor]:
     fed = [argument.name for argument in session.get_inputs()]
     feed = {name: tensor.numpy() for name, tensor in zip(fed, tensors, strict=True)}
     return [torch.from_numpy(found) for found in session.run(None, feed)]
+
+
+def resnet(kind: str) -> nn.Module:
+    """Random archs of ResNets: joined adds, projected ones, bottlenecks."""
+    family = CifarResNet(20 if kind == "bottleneck" else 14, "bottleneck" if kind == "bottleneck" else "basic")
+    traced = trace(family.build(10), torch.zeros(2, 3, 32, 32), adds="project" if kind == "project" else "join")
+    rng = random.Random(3)
+    widths = {site: rng.randrange(2, 2 * base) for site, base in traced.base.widths.items()}
+    model = resize(traced, Arch(widths, {**traced.base.depths, "stages.1": 1}))
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.weight, 0.5, 1.5)
+            nn.init.uniform_(part.running_mean, -0.5, 0.5)
+            nn.init.uniform_(part.running_var, 0.5, 1.5)
+    return model.eval()
+
+
+def operators(graph: bytes) -> Counter[str]:
+    import onnx
+
+    return Counter(node.op_type for node in onnx.load_from_string(graph).graph.node)
+
+
+@pytest.mark.parametrize("kind", ["join", "project", "bottleneck"])
+def test_a_written_network_has_the_operators_that_the_exporter_writes(kind):
+    model, images = resnet(kind), torch.randn(2, 3, 32, 32)
+    written, exported = written_graph(model, (images,)), network_graph(model, (images,), dynamic=False)
+    assert written is not None
+    assert operators(written) == operators(exported)
+    (found,), (expected,) = run_onnx(written, [images]), run_onnx(exported, [images])
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+def test_a_written_network_computes_what_pytorch_does(dtype):
+    """Every step that is known, with its options."""
+
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=True), nn.BatchNorm2d(8), nn.SiLU(), nn.Dropout())
+            self.deep = nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=4, bias=False)
+            self.pools = nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(3, 2, 1, count_include_pad=False))
+            self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.Hardsigmoid())
+            self.acts = nn.Sequential(nn.ReLU6(), nn.Hardswish(), nn.Tanh(), nn.Identity(), nn.Sigmoid())
+            self.head = nn.Sequential(nn.AdaptiveAvgPool2d((1, 1)), nn.Flatten(), nn.Linear(8, 5), nn.BatchNorm1d(5))
+
+        def forward(self, images: Tensor) -> Tensor:
+            out = self.first(images)
+            out = torch.relu(torch.nn.functional.relu(self.deep(out)) + out)
+            out = self.pools(out)
+            out = out * self.gate(out)
+            logits: Tensor = self.head(self.acts(out).relu())
+            return logits
+
+    model, images = Steps().eval().to(dtype), torch.randn(2, 3, 32, 32).to(dtype)
+    written = written_graph(model, (images,))
+    assert written is not None
+    with torch.no_grad():
+        expected = model(images)
+    (found,) = run_onnx(written, [images])
+    share = 1e-4 if dtype == torch.float32 else tolerance(Target(precision="fp16"))
+    assert found.dtype == dtype and (found - expected).abs().max() <= share * expected.abs().max()
+
+
+class Branches(nn.Module):
+    """A branch on a value: no graph."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images if images.sum() > 0 else -images
+
+
+class Sorts(nn.Module):
+    """A function that is not known."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.softmax(1)
+
+
+class Adds(nn.Module):
+    """A number in place of a tensor."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + 1
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Branches(), Sorts(), Adds(), nn.Conv2d(3, 3, 3, padding="same"), nn.Conv2d(3, 3, 3, padding_mode="reflect"),
+        nn.MaxPool2d(2, ceil_mode=True), nn.AdaptiveAvgPool2d(2), nn.Linear(8, 4), nn.GroupNorm(1, 3),
+        nn.BatchNorm2d(3, track_running_stats=False), nn.LeakyReLU(),
+    ],
+    ids=lambda model: type(model).__name__,
+)  # fmt: skip
+def test_a_network_with_a_step_that_is_not_known_is_left_to_the_exporter(model):
+    images = torch.randn(2, 3, 8, 8)
+    assert written_graph(model.eval(), (images,)) is None
+    if not isinstance(model, Branches):
+        (found,) = run_onnx(static_graph(model.eval(), (images,)), [images])
+        assert torch.allclose(found, model(images), atol=1e-4)
 
 
 def test_a_network_in_fp16_is_exported_in_fp16(network):

@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -78,7 +79,7 @@ def cannot_export(model: nn.Module, form: str, error: Exception) -> str:
 
 def layer_graph(layer: Layer, module: nn.Module, batch: int, dtype: torch.dtype = torch.float32) -> bytes:
     """One layer as ONNX, with the weights of `module`, which layer.build() gave."""
-    writer = _Writer(dtype)
+    writer = Writer(dtype)
     names = ["input", "other"] if layer.op == "add" else ["input"]
     inputs = [writer.input(name, shape) for name, shape in zip(names, _shapes(layer, batch), strict=False)]
     writer.output(_layer(writer, layer, module, inputs))
@@ -104,7 +105,7 @@ def is_first(layer: Layer, image: tuple[int, ...]) -> bool:
 
 
 def _chain(layer: Layer, module: nn.Module | None, batch: int, first: bool, dtype: torch.dtype) -> bytes:
-    writer = _Writer(dtype)
+    writer = Writer(dtype)
     heads = [_head(writer, layer, shape, first) for shape in _shapes(layer, batch)]
     lasts = heads if module is None else [_layer(writer, layer, module, heads)] * len(heads)
     channels, size = (layer.inputs, layer.size) if module is None else (layer.outputs, layer.output_size)
@@ -116,7 +117,7 @@ def _chain(layer: Layer, module: nn.Module | None, batch: int, first: bool, dtyp
     return writer.content()
 
 
-def _head(writer: "_Writer", layer: Layer, shape: list[int], first: bool) -> str:
+def _head(writer: "Writer", layer: Layer, shape: list[int], first: bool) -> str:
     name = f"input{len(writer.inputs)}"
     if first:
         return writer.input(name, shape)
@@ -126,7 +127,7 @@ def _head(writer: "_Writer", layer: Layer, shape: list[int], first: bool) -> str
     return writer.node("Conv", [writer.input(name, [batch, 1, *size]), writer.weight(torch.randn(channels, 1, 1, 1))])
 
 
-def _tail(writer: "_Writer", last: str, channels: int, size: tuple[int, int]) -> str:
+def _tail(writer: "Writer", last: str, channels: int, size: tuple[int, int]) -> str:
     # not 1x1: OpenVINO moves the stride of a 1x1 convolution into the layer before it
     kernel = [min(side, 2) for side in size]
     weight = writer.weight(torch.randn(TAIL, channels, *kernel))
@@ -139,7 +140,7 @@ def _shapes(layer: Layer, batch: int) -> list[list[int]]:
     return [shape] * (2 if layer.op == "add" else 1)
 
 
-class _Writer:
+class Writer:
     """Collects inputs, nodes and weights; every node has one output, named after its number."""
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -174,6 +175,14 @@ class _Writer:
         self.weights.append(numpy_helper.from_array(tensor.detach().cpu().to(self.dtype).numpy(), name))
         return name
 
+    def integers(self, values: Sequence[int]) -> str:
+        """Add a constant of whole numbers, such as a shape; its name."""
+        from onnx import numpy_helper
+
+        name = f"weight{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(np.asarray(values, dtype=np.int64), name))
+        return name
+
     def content(self) -> bytes:
         """All of it as one file."""
         from onnx import helper
@@ -190,24 +199,24 @@ class _Writer:
         return helper.make_tensor_value_info(name, kind, shape)
 
 
-def _layer(writer: _Writer, layer: Layer, module: nn.Module, inputs: list[str]) -> str:
+def _layer(writer: Writer, layer: Layer, module: nn.Module, inputs: list[str]) -> str:
     """The operator, then its norm and activation; the name of what comes out."""
     last = _operator(writer, layer, module, inputs)
     if layer.norm:
-        last = _norm(writer, module, last)
+        last = add_norm(writer, module, last)
     if layer.activation:
-        last = _activation(writer, layer.activation, last)
+        last = add_activation(writer, layer.activation, last)
     return last
 
 
-def _operator(writer: _Writer, layer: Layer, module: nn.Module, inputs: list[str]) -> str:
+def _operator(writer: Writer, layer: Layer, module: nn.Module, inputs: list[str]) -> str:
     window = {"kernel_shape": layer.kernel, "strides": layer.stride, "pads": layer.padding * 2}
     match layer.op:
         case "conv":
-            given = [*inputs, *_weights(writer, module)]
+            given = [*inputs, *weights_of(writer, module)]
             return writer.node("Conv", given, dilations=layer.dilation, group=layer.groups, **window)
         case "linear":
-            return writer.node("Gemm", [*inputs, *_weights(writer, module)], transB=1)
+            return writer.node("Gemm", [*inputs, *weights_of(writer, module)], transB=1)
         case "max_pool":
             return writer.node("MaxPool", inputs, dilations=layer.dilation, **window)
         case "avg_pool":
@@ -218,19 +227,22 @@ def _operator(writer: _Writer, layer: Layer, module: nn.Module, inputs: list[str
             return writer.node("Add", inputs)
 
 
-def _weights(writer: _Writer, module: nn.Module) -> list[str]:
+def weights_of(writer: Writer, module: nn.Module) -> list[str]:
+    """Weight and bias, if it has one, of the first convolution or linear layer in a module; their names."""
     operator = next(part for part in module.modules() if isinstance(part, nn.Conv2d | nn.Linear))
     return [writer.weight(tensor) for tensor in (operator.weight, operator.bias) if tensor is not None]
 
 
-def _norm(writer: _Writer, module: nn.Module, last: str) -> str:
+def add_norm(writer: Writer, module: nn.Module, last: str) -> str:
+    """The first batch norm in a module; the name of what comes out."""
     norm = next(part for part in module.modules() if isinstance(part, _BatchNorm))
     assert norm.running_mean is not None and norm.running_var is not None
     tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     return writer.node("BatchNormalization", [last, *(writer.weight(tensor) for tensor in tensors)], epsilon=norm.eps)
 
 
-def _activation(writer: _Writer, activation: str, last: str) -> str:
+def add_activation(writer: Writer, activation: str, last: str) -> str:
+    """An activation by the name that Layer has for it; the name of what comes out."""
     match activation:
         case "relu6":
             bounds = [writer.weight(torch.tensor(bound)) for bound in (0.0, 6.0)]

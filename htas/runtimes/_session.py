@@ -19,7 +19,8 @@ from htas.bench import HostTimer, Timer
 from htas.layer import Layer
 from htas.runtimes import Program
 from htas.runtimes._build import layer_program, network_program
-from htas.runtimes._onnx import chain_graphs, is_first, layer_graph, network_graph
+from htas.runtimes._onnx import chain_graphs, is_first, layer_graph
+from htas.runtimes._written import static_graph
 from htas.target import Target
 from htas.text import listing
 
@@ -82,7 +83,7 @@ class Sessions:
 
     def _export(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
         network, given = deepcopy(network).to(self.target.dtype), _cast(example, self.target)
-        graph = network_graph(network, given, dynamic=False)
+        graph = static_graph(network, given)
         return replace(self._open(graph, example), anew=partial(self._open, graph, example))
 
     def _open(self, graph: bytes, example: tuple[Tensor, ...] | None = None) -> Program:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from htas.layer import Layer
 from htas.runtimes import Program, Runtime
 from htas.runtimes._build import layer_program, needed, network_program
-from htas.runtimes._onnx import chain_graphs, is_first, layer_graph, network_graph
+from htas.runtimes._onnx import chain_graphs, is_first, layer_graph
+from htas.runtimes._written import static_graph
 
 CAPABILITIES = {"FP32": "fp32", "BF16": "bf16", "FP16": "fp16"}
 """What the CPU plug-in says of the processor, and our name for it."""
@@ -78,7 +79,7 @@ class OpenVINO(Runtime):
         return {"openvino": get_version(), "torch": torch.__version__, "streams": "1", "pinned": "no"}
 
     def _export(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
-        graph = network_graph(network, example, dynamic=False)
+        graph = static_graph(network, example)
         return replace(self._open(graph, example), anew=partial(self._open, graph, example))
 
     def _open(self, graph: bytes, example: tuple[Tensor, ...] | None = None) -> Program:
