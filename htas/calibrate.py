@@ -22,6 +22,7 @@ from htas.measurement import Measurement
 from htas.metrics import Metric, OnRound
 from htas.metrics.latency import CHEAP
 from htas.runtimes import Runtime
+from htas.runtimes._written import is_written
 from htas.space import Space
 from htas.survey import DEAR, SLOW
 from htas.tables import Calibration, Table, TableCost, pairs, thinned
@@ -39,7 +40,7 @@ FEW = 4
 SOME = 16
 """Networks, where building is DEAR."""
 EXPORTED = 1200
-"""Layers of all networks together, where these are exported: a core of an EPYC exports thirty a second."""
+"""Layers of all networks together, where PyTorch exports these: a core of an EPYC exports thirty a second."""
 ODD, MEND = 1.15, 1.25
 """A layer that takes so many times what others of its inputs and of its outputs would have it take is read on, as its
 program may be a slow one; and what is still so far off is taken from these."""
@@ -100,7 +101,7 @@ def sparing(options: Calibrate, network: Network, runtime: Runtime) -> Calibrate
         widths, networks = min(widths, FEW), min(networks, 2 * FEW)
     if runtime.build_seconds >= DEAR:
         networks = min(networks, SOME)
-    if runtime.exports:
+    if runtime.exports and not is_written(network.module, (runtime.target.batch, *runtime.target.image)):
         networks = min(networks, max(2 * FEW, EXPORTED // len(network.uses(network.base))))
     return replace(options, widths=widths, networks=networks)
 

@@ -41,7 +41,7 @@ class Runtime(ABC):
     chained: ClassVar[tuple[str, ...]] = ()
     """Devices on which layers timed as the increment of a chain add up to networks better than layers timed alone."""
     exports: ClassVar[bool] = False
-    """Whether a network is exported first, which takes a second and more, and more for a deep one."""
+    """Whether a network becomes ONNX first: seconds for a deep one, unless its steps are known (`_written.py`)."""
     lacking: ClassVar[str] = ""
     """Why a precision is missing, where that needs saying: the end of the sentence that refuses it."""
     target: Target

@@ -5,6 +5,7 @@ writes the operators that the exporter would (a test compares them); a network w
 exporter. Files for the user are always the exporter's.
 """
 
+import copy
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -32,6 +33,11 @@ FUNCTIONS: Mapping[Any, str] = {
 
 class _Unknown(Exception):
     """A step that is not known here."""
+
+
+def is_written(model: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether a network is written here, for inputs of that shape [N, C, H, W], and not exported, which takes long."""
+    return written_graph(copy.deepcopy(model).eval().cpu(), (torch.zeros(shape),)) is not None
 
 
 def static_graph(model: nn.Module, example: tuple[Tensor, ...]) -> bytes:
