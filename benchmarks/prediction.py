@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from htas.target import Target
 
 ADDS = ("join", "project")
-SECONDS = {"eager": 140.0, "onnxruntime": 210.0, "openvino": 270.0}
+SECONDS = {"eager": 140.0, "onnxruntime": 115.0, "openvino": 120.0}
 """Of a step, about, on two cores; 300 in other runtimes."""
 AIMS = (("mean absolute error", 0.02), ("within 5 %", 0.90), ("within 10 %", 0.99), ("Kendall tau, pooled", 0.95))
 
