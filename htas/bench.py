@@ -262,8 +262,8 @@ class _Run:
             call = self.build(number)
             made[number] = call, _settle(call, timer, reading, self.bench.warmup)
             self.price[number] = self.bench.now() - before
-        before_that, self.made = self.made, made
-        _let_go(before_that)
+        old, self.made = self.made, made
+        _let_go(old)
         self.rebuilding += self.bench.now() - began if anew else 0.0
         gc.collect(1)
         if not self.anew:

@@ -267,10 +267,9 @@ def uniforms(asked: Sequence[Limit], space: Space) -> list[Arch]:
 def filled(asked: Sequence[Limit], space: Space, arch: Arch) -> Arch:
     """The arch with as many widths as the limits leave room for one choice wider, in the order of the sites."""
     for site, choices in space.widths.items():
-        for choice in [choice for choice in choices if choice > arch[site]][:1]:
-            wider = changed(arch, site, choice)
-            if over(asked, wider) <= 1:
-                arch = wider
+        wider = changed(arch, site, next((choice for choice in choices if choice > arch[site]), arch[site]))
+        if over(asked, wider) <= 1:
+            arch = wider
     return arch
 
 

@@ -101,8 +101,10 @@ def sparing(options: Calibrate, network: Network, runtime: Runtime) -> Calibrate
         widths, networks = min(widths, FEW), min(networks, 2 * FEW)
     if runtime.build_seconds >= DEAR:
         networks = min(networks, SOME)
-    if runtime.exports and not is_written(network.module, (runtime.target.batch, *runtime.target.image)):
-        networks = min(networks, max(2 * FEW, EXPORTED // len(network.uses(network.base))))
+    few = max(2 * FEW, EXPORTED // len(network.uses(network.base)))
+    image = (runtime.target.batch, *runtime.target.image)
+    if runtime.exports and few < networks and not is_written(network.module, image):
+        networks = few
     return replace(options, widths=widths, networks=networks)
 
 

@@ -147,10 +147,10 @@ def finish(problem: Problem, found: Found, target: Target) -> Taken:
         if last or any(LEAST <= _worst(kept) <= 1 for kept in tried.values()):
             break
     arch = min(tried, key=lambda arch: _miss(_worst(tried[arch])))
-    even, (other, kept) = _uniform(meters, found, arch, tried)
-    if other != arch:
+    even, taken = _uniform(meters, found, arch, tried)
+    if taken != arch:
         say(f"{problem.title}: a uniform network within the limits is taken, as nothing that was found is as good")
-        arch, tried[other] = other, kept
+        arch = taken
     for own in tried[arch]:
         say(
             f"{problem.title}: {own.metric} {quantity(own.measured, own.unit)}, predicted "
@@ -160,10 +160,11 @@ def finish(problem: Problem, found: Found, target: Target) -> Taken:
 
 
 def _uniform(
-    meters: _Meters, found: Found, arch: Arch, tried: Mapping[Arch, tuple[Kept, ...]]
-) -> tuple[Arch | None, tuple[Arch, tuple[Kept, ...]]]:
-    """The widest uniform network within the limits; and what is to be taken: `arch`, unless it is less accurate or
-    keeps no limits, and that network, or its like with some widths a choice wider, keeps them as measured."""
+    meters: _Meters, found: Found, arch: Arch, tried: dict[Arch, tuple[Kept, ...]]
+) -> tuple[Arch | None, Arch]:
+    """The widest uniform network within the limits; and what is to be taken, which is among those `tried`: `arch`,
+    unless it is less accurate or keeps no limits, and that network, or its like with some widths a choice wider, keeps
+    them as measured."""
     space, limits = meters.problem.space, meters.problem.limits
     off = 1.0  # what was measured over what was predicted
     for even in uniforms(limits, space):
@@ -171,16 +172,17 @@ def _uniform(
             continue
         own, its = found.validate([arch, even])
         if _worst(tried[arch]) <= 1 and own >= its:
-            return even, (arch, tried[arch])
+            return even, arch
         wider = filled([replace(limit, most=limit.most / off) for limit in limits], space, even)
         better = wider != even and found.validate([wider])[0] >= its
         for other in (wider, even) if better else (even,):
             proposed = _worst(tried.get(other) or meters.afresh(other))
-            kept = meters.afresh(other) if proposed <= 1 else ()
-            if kept and _worst(kept) <= 1:
-                return even, (other, kept)
+            fresh = meters.afresh(other) if proposed <= 1 else ()
+            if fresh and _worst(fresh) <= 1:
+                tried[other] = fresh
+                return even, other
             off = max(off, proposed / over(limits, other))
-    return None, (arch, tried[arch])
+    return None, arch
 
 
 def _proposed(

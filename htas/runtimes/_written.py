@@ -1,8 +1,8 @@
 """A whole network as ONNX, written step by step from its torch.fx graph, where every step is one that is known here.
 
-PyTorch's exporter takes 4 s for a ResNet-110, of which a search measures dozens; this takes a tenth of a second. It
-writes the operators that the exporter would (a test compares them); a network with any other step is left to the
-exporter. Files for the user are always the exporter's.
+PyTorch's exporter takes seconds for a deep network, of which a calibration and a search measure dozens; this takes a
+tenth of that. It writes the operators that the exporter would (a test compares them); a network with any other step is
+left to the exporter. Files for the user are always the exporter's.
 """
 
 import copy
@@ -15,17 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from htas.layer import ACTIVATIONS
 from htas.runtimes._onnx import Writer, add_activation, add_norm, network_graph, weights_of
 
-ACTIVATIONS: Mapping[type[nn.Module], str] = {
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.SiLU: "silu",
-    nn.Hardswish: "hardswish",
-    nn.Sigmoid: "sigmoid",
-    nn.Tanh: "tanh",
-    nn.Hardsigmoid: "hardsigmoid",
-}
+KNOWN = {kind: name for name, kind in ACTIVATIONS.items() if kind not in (nn.GELU, nn.LeakyReLU, nn.ELU)}
+"""Activations by their class; those left out have options, which are not looked at."""
 FUNCTIONS: Mapping[Any, str] = {
     operator.add: "Add", torch.add: "Add", operator.mul: "Mul", torch.mul: "Mul", F.relu: "Relu", torch.relu: "Relu",
 }  # fmt: skip
@@ -51,6 +45,8 @@ def static_graph(model: nn.Module, example: tuple[Tensor, ...]) -> bytes:
 
 def written_graph(model: nn.Module, example: tuple[Tensor, ...]) -> bytes | None:
     """A network in eval mode as ONNX for inputs of exactly these shapes; None where a step of it is not known."""
+    if any(part._forward_hooks or part._forward_pre_hooks for part in model.modules()):
+        return None  # a graph of steps would lack what they do
     try:
         traced = fx.symbolic_trace(model)
         with torch.no_grad():
@@ -88,6 +84,12 @@ def _only(node: fx.Node) -> fx.Node:
     return node.args[0]
 
 
+def _alone(given: fx.Node, inplace: bool) -> None:
+    """What is overwritten in place may have no other reader, which would see the new values."""
+    if inplace and len(given.users) > 1:
+        raise _Unknown(given)
+
+
 def _shape(node: fx.Node) -> torch.Size:
     shape: torch.Size = node.meta["tensor_meta"].shape
     return shape
@@ -96,8 +98,9 @@ def _shape(node: fx.Node) -> torch.Size:
 def _module(writer: Writer, module: nn.Module, node: fx.Node, names: Mapping[fx.Node, str]) -> str:
     given = _only(node)
     name = names[given]
-    if type(module) in ACTIVATIONS:
-        return add_activation(writer, ACTIVATIONS[type(module)], name)
+    if type(module) in KNOWN:
+        _alone(given, getattr(module, "inplace", False))
+        return add_activation(writer, KNOWN[type(module)], name)
     match module:
         case nn.Identity() | nn.Dropout() | nn.Dropout2d() if not module.training:
             return name
@@ -167,13 +170,13 @@ def _flat(writer: Writer, name: str, node: fx.Node) -> str:
 
 
 def _function(writer: Writer, node: fx.Node, names: Mapping[fx.Node, str]) -> str:
-    if node.target in (torch.flatten,) and node.args[1:] == (1,) and isinstance(node.args[0], fx.Node):
-        return _flat(writer, names[node.args[0]], node)
-    if node.target not in FUNCTIONS or not all(isinstance(each, fx.Node) for each in node.args):
+    given = [each for each in node.args if isinstance(each, fx.Node)]
+    if node.target is torch.flatten and len(given) == 1 and node.args[1:] == (1,):
+        return _flat(writer, names[given[0]], node)
+    if node.target not in FUNCTIONS or len(given) < len(node.args) or node.kwargs.keys() - {"inplace"}:
         raise _Unknown(node.target)
-    if any(name != "inplace" for name in node.kwargs):
-        raise _Unknown(node.target)
-    return writer.node(FUNCTIONS[node.target], [names[each] for each in node.args if isinstance(each, fx.Node)])
+    _alone(given[0], bool(node.kwargs.get("inplace")))
+    return writer.node(FUNCTIONS[node.target], [names[each] for each in given])
 
 
 def _method(writer: Writer, node: fx.Node, names: Mapping[fx.Node, str]) -> str:
