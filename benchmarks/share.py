@@ -77,7 +77,7 @@ def one(run: Path, budget: int, seed: int, options: dict[str, Any], kept: Path |
         constraints = replace(config.constraints, latency=f"{budget}%")
         config = replace(config, seed=seed, constraints=constraints, strategy=replace(config.strategy, **options))
         job, teachers = pipeline.Run(config, run), pipeline.Run(load(own / "config.toml"), own)
-        teacher = pipeline._base(teachers)
+        teacher = pipeline.base_network(teachers)
         problem = pipeline._problem(job, job.spaces["hardware"])
         problem = replace(problem, checkpoint=Path(name) / "search", base=lambda: teacher)
         search = differentiable._Search(config.strategy, problem)

@@ -274,9 +274,20 @@ def filled(asked: Sequence[Limit], space: Space, arch: Arch) -> Arch:
 
 
 def finalists(
-    asked: Sequence[Limit], space: Space, start: Arch, worth: Callable[[Arch], float], count: int
+    asked: Sequence[Limit],
+    space: Space,
+    start: Arch,
+    worth: Callable[[Arch], float],
+    count: int,
+    pool: Sequence[Arch] = (),
 ) -> list[Arch]:
-    """`fitted`, and those of its neighbours of most worth that keep and use the limits too."""
+    """`fitted`, and those of its neighbours of most worth that keep and use the limits too; of a pool, if there is one,
+    those of most worth that do, then the nearest to the limits."""
+    if pool:
+        ratios = {arch: over(asked, arch) for arch in pool}
+        uses = sorted((arch for arch in pool if USED <= ratios[arch] <= 1), key=worth, reverse=True)
+        rest = sorted((arch for arch in pool if arch not in uses), key=lambda arch: miss(ratios[arch]))
+        return [*uses, *rest][:count]
     first = fitted(asked, space, start, worth)
     around = neighbours(first, space)
     near = [other for other in around if USED <= over(asked, other) <= 1]
@@ -284,6 +295,11 @@ def finalists(
         further = dict.fromkeys(each for other in around for each in neighbours(other, space, step=1))
         near += [other for other in further if other not in (first, *near) and USED <= over(asked, other) <= 1]
     return [first, *sorted(near, key=worth, reverse=True)[: count - 1]]
+
+
+def miss(ratio: float) -> tuple[bool, float]:
+    """What keeps a limit comes before what does not, then by the distance from it."""
+    return ratio > 1, abs(ratio - 1)
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:

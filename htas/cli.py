@@ -156,6 +156,23 @@ def fastest(config: Source, overrides: Overrides, out: Out = None) -> None:
     print(f"{table}\n{page}")
 
 
+def compare(
+    config: Source,
+    arms: Annotated[Path, "a TOML file with a table for every arm: options that differ, or a network"],
+    overrides: Overrides,
+    seeds: Annotated[int, "trainings of each arm (3)"] = 3,
+    against: Annotated[str, "the arm that others are set beside; otherwise the first"] = "",
+    only: Annotated[bool, "run nothing: the table of what is there"] = False,
+    out: Out = None,
+) -> None:
+    """Train spaces, strategies and plain networks alike, over seeds, and set them beside each other in one table."""
+    from htas import compare as comparing
+
+    _, folder = _loaded(config, overrides, out, f"-{arms.stem}")
+    page, table = comparing.compare(_file(config), overrides, comparing.read_arms(arms), seeds, folder, against, only)
+    print(f"{table}\n{page}")
+
+
 def report(config: Source, overrides: Overrides, out: Out = None, again: Again = False) -> None:
     """Write report.html, report.md and report.json."""
     from htas import pipeline
@@ -250,6 +267,7 @@ VERBS: Mapping[str, Callable[..., None]] = {
         measure,
         sweep,
         fastest,
+        compare,
         report,
         export,
         store,

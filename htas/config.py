@@ -188,6 +188,7 @@ def _given(path: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Value
             raise ValueError(f"{path}: {name} must be a table, [{name}] with its options below, got {value!r}")
     tables: dict[str, Values] = {table: dict(content.get(table, {})) for table in TABLES}
     seed = content.get("seed", SCALARS["seed"])
+    _leave_out_others(tables, overrides)
     for key, text in map(_override, overrides):
         table, dot, name = key.partition(".")
         if table not in known:
@@ -200,6 +201,16 @@ def _given(path: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Value
         else:
             seed = Text(text)
     return tables, _seed(seed)
+
+
+def _leave_out_others(tables: dict[str, Values], overrides: Sequence[str]) -> None:
+    """Of a table that an override gives another class, drop what the file says for its own class alone."""
+    for key, text in map(_override, overrides):
+        table, _, name = key.partition(".")
+        named = NAMED.get(table)
+        if named and named.package and name == named.key and text != tables[table].get(name, named.default):
+            fields = _fields(named.find(text))
+            tables[table] = {option: value for option, value in tables[table].items() if option in fields}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -343,6 +354,11 @@ def _choices(named: Named) -> str:
     own = ", or your own class as 'package.module:Class'" if named.package else ""
     what = "Which one" if named.package else "The named recipe that the other options of this table change"
     return f"{what}: {listing(named.choices())}{own}."
+
+
+def as_text(value: Any) -> str:
+    """A value of a TOML file as the command line has it."""
+    return value if isinstance(value, str) else _toml(value)
 
 
 def _toml(value: Any) -> str:

@@ -49,6 +49,8 @@ class Design:
     adds: Literal["join", "project"] = "join"
     """`join`: layers that are added share one width. `project`: each has its own, and a 1x1 convolution where they
     differ, as in TAS's published networks."""
+    depth: bool = True
+    """Whether the number of blocks of a stage is searched too; otherwise all stay."""
     spaces: tuple[str, ...] = ("hardware", "tas", "grid")
     """Spaces to search, the first being the one that counts: hardware (measured), tas (0.3 to 1.0 of the base width),
     grid (the last width of each group, nothing measured), explicit (the widths under design.widths)."""
@@ -211,7 +213,7 @@ def check(network: Network, design: Design) -> None:
 
 def spaces(network: Network, content: Mapping[str, Any], design: Design) -> dict[str, Space]:
     """The spaces that the design names, from what the survey measured; equal sites have equal choices."""
-    depths = {name: depth_choices(site.base) for name, site in network.depths.items()}
+    depths = {name: depth_choices(site.base) if design.depth else (site.base,) for name, site in network.depths.items()}
     makers = {
         "hardware": lambda: _hardware(network, content, design),
         "tas": lambda: {name: tas_widths(site.base) for name, site in network.widths.items()},

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from htas.arch import Arch
-from htas.budget import AIM, Limit, filled, finalists, leanest, next_aim, over, parse, uniforms
+from htas.budget import AIM, Limit, filled, finalists, leanest, miss, next_aim, over, parse, uniforms
 from htas.graph import resize
 from htas.measurement import Measurement
 from htas.metrics import Case, Metric
@@ -146,8 +146,8 @@ def finish(problem: Problem, found: Found, target: Target) -> Taken:
                 break
         if last or any(LEAST <= _worst(kept) <= 1 for kept in tried.values()):
             break
-    arch = min(tried, key=lambda arch: _miss(_worst(tried[arch])))
-    even, taken = _uniform(meters, found, arch, tried)
+    arch = min(tried, key=lambda arch: miss(_worst(tried[arch])))
+    even, taken = _uniform(meters, found, arch, tried) if found.cheap else (None, arch)
     if taken != arch:
         say(f"{problem.title}: a uniform network within the limits is taken, as nothing that was found is as good")
         arch = taken
@@ -203,7 +203,8 @@ def _proposed(
         if turn and any(aims[metric] < its for metric, its in least.items()):
             break
         moved = tuple(replace(own, most=own.most * aims.get(own.metric, 1.0)) for own in problem.limits)
-        archs = finalists(moved, problem.space, found.arch, found.worth, FINALISTS if turn else FIRST)
+        count = FINALISTS if turn else FIRST
+        archs = finalists(moved, problem.space, found.arch, found.worth, count, found.pool)
         new = [arch for arch in archs if arch not in seen]
         if new:
             break
@@ -223,16 +224,12 @@ def _by_accuracy(found: Found, seen: Mapping[Arch, float], last: bool) -> list[A
     """Those to measure afresh, the most accurate first: they keep the limits, with a margin, and use them. At the last
     turn others come after them: those that keep the limits, then the least over."""
     within = [arch for arch in seen if LEAST <= seen[arch] <= 1 - MARGIN]
-    accuracies = dict(zip(within, found.validate(within), strict=True)) if within else {}
+    judged = found.validate(within) if found.cheap and within else [found.worth(arch) for arch in within]
+    accuracies = dict(zip(within, judged, strict=True))
     ordered = sorted(within, key=accuracies.__getitem__, reverse=True)
     if last:
-        ordered += sorted((arch for arch in seen if arch not in within), key=lambda arch: _miss(seen[arch]))
+        ordered += sorted((arch for arch in seen if arch not in within), key=lambda arch: miss(seen[arch]))
     return ordered[:FRESH]
-
-
-def _miss(ratio: float) -> tuple[bool, float]:
-    """What is kept comes before what is not, then by the distance from the limit."""
-    return ratio > 1, abs(ratio - 1)
 
 
 def _worst(limits: Sequence[Kept]) -> float:

@@ -7,7 +7,7 @@ An interrupted search or training goes on from its last epoch.
 import dataclasses
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -184,11 +184,11 @@ class Run:
             case "search":
                 files = [folder / f"{name}.json" for name in ("design", "survey", "cost")]
                 start = Path(getattr(config.strategy, "start", ""))
-                return digest(_lasting(config.toml()), *files, *([start] if start.is_file() else []))
+                return digest(lasting(config), *files, *([start] if start.is_file() else []))
             case "train":
-                return digest(_lasting(config.toml()), *(self.search_file(name) for name in config.design.spaces))
+                return digest(lasting(config), *(self.search_file(name) for name in config.design.spaces))
             case _:
-                return digest(_lasting(config.toml()), self.place, folder / "networks.json")
+                return digest(lasting(config), self.place, folder / "networks.json")
 
     @property
     def place(self) -> dict[str, Any]:
@@ -384,12 +384,16 @@ def search(config: Config, folder: Path, again: bool = False) -> None:
         problem = _problem(job, space)
         if again:
             problem.checkpoint.unlink(missing_ok=True)
+        if space.size == 1:
+            _write(path, job.made_from("search"), 0.0, _only(config, space).json())
+            continue
         found = config.strategy.search(problem)
         judged = time.monotonic()
         taken = finish(problem, found, job.target)
         arch = taken.arch
         latency = job.calibrated
-        others = rivals(replace(problem, cost=latency), arch, RIVALS, seed=config.seed)
+        count = RIVALS if found.cheap else 0
+        others = rivals(replace(problem, cost=latency), arch, count, seed=config.seed)
         even = [] if taken.uniform is None else [taken.uniform]
         accuracy, *theirs = found.validate([arch, *even, *others])
         evenly = theirs.pop(0) if even else None
@@ -410,11 +414,23 @@ def search(config: Config, folder: Path, again: bool = False) -> None:
             limits=taken.limits,
             measured_archs=taken.measured,
             uniform=evenly,
+            judge=found.judge,
         )
         state = "converged" if record.converged else "not converged"
-        say(f"search {name}: {state}; better than {record.beaten} of {len(theirs)} random archs of its latency")
+        beside = f"; better than {record.beaten} of {len(theirs)} random archs of its latency" if theirs else ""
+        say(f"search {name}: {state}{beside}")
         _write(path, job.made_from("search"), took, record.json())
         problem.checkpoint.unlink(missing_ok=True)
+
+
+def _only(config: Config, space: Space) -> SearchRecord:
+    """Of a space without a choice; it is said that nothing is searched."""
+    why = f"the space {space.name} has a single choice at every site, so its network is trained directly"
+    say(f"search {space.name}: {why}")
+    return SearchRecord(
+        space=space.name, strategy="none", cost="-", arch=space.widest, epochs=(), converged=True, why=why,
+        accuracy=None, rivals=(), rival_costs=(), seconds=0.0, seed=config.seed,
+    )  # fmt: skip
 
 
 def train(config: Config, folder: Path, again: bool = False) -> None:
@@ -426,7 +442,7 @@ def train(config: Config, folder: Path, again: bool = False) -> None:
         names = [content["name"] for content in read_json(path)["results"]]
         if all(job.model_file(name).exists() for name in names):
             return
-    trained = [_trained(job, row, again) for row in _rows(job)]
+    trained = [train_row(job, row, again) for row in _rows(job)]
     content = {"results": [row.json() for row, _ in trained], "test_images": len(job.data.test)}
     _write(path, job.made_from("train"), sum(seconds for _, seconds in trained), content)
 
@@ -567,18 +583,19 @@ def _version(package: str) -> str:
 
 def _rows(job: Run) -> list[Result]:
     """The networks of a run, untrained: base, one per space, and the controls; the order of the report."""
-    base = _row(job, "base", job.network.base, space="-", strategy="given", cost="-")
+    base = new_row(job, "base", job.network.base, space="-", strategy="given", cost="-")
     found = []
     for name in job.config.design.spaces:
         record = SearchRecord.of(plain(read_json(job.search_file(name))))
         remarks = () if record.converged else (f"The search had not converged: {record.why}.",)
         found.append(
-            _row(job, name, record.arch, space=name, strategy=record.strategy, cost=record.cost, remarks=remarks)
+            new_row(job, name, record.arch, space=name, strategy=record.strategy, cost=record.cost, remarks=remarks)
         )
     return [base, *found, *_controls(job, found[0])]
 
 
-def _row(job: Run, name: str, arch: Arch, **fields: Any) -> Result:
+def new_row(job: Run, name: str, arch: Arch, **fields: Any) -> Result:
+    """A network of the run, untrained."""
     config = job.config
     target = dataclasses.asdict(job.target)
     return Result(
@@ -612,7 +629,7 @@ def _controls(job: Run, found: Result) -> list[Result]:
     for control in content["controls"]:
         remarks = (content["note"],)
         rows.append(
-            _row(job, control["name"], Arch.of(control["arch"]), space="-", strategy=control["kind"], cost="-",
+            new_row(job, control["name"], Arch.of(control["arch"]), space="-", strategy=control["kind"], cost="-",
                  remarks=remarks)
         )  # fmt: skip
     return rows
@@ -663,20 +680,23 @@ def _plain_members(job: Run) -> Iterator[tuple[str, str, Arch]]:
         yield "plain", job.config.family.member(blocks), Arch(network.base.widths, depths)
 
 
-def _trained(job: Run, row: Result, again: bool) -> tuple[Result, float]:
+def train_row(
+    job: Run, row: Result, again: bool = False, build: Callable[[], nn.Module] | None = None
+) -> tuple[Result, float]:
     """The row with its accuracy, and the seconds of its training; its weights are in networks/.
 
-    What has been trained already is kept.
+    What has been trained already is kept. `build` makes a network that is no arch of the base network.
     """
     path, key = job.model_file(row.name), job.training(row.arch, taught=row.name != "base")
+    key = digest(key, row.family) if build else key
     if path.exists() and not again:
         _, about = read_tensors(path)
         if about["inputs"] == key:
             return replace(row, accuracy=about["accuracy"], teacher=about["teacher"]), about["seconds"]
     config = job.config
-    teacher = None if row.name == "base" or config.distill.alpha == 0 else _base(job)
+    teacher = None if row.name == "base" or config.distill.alpha == 0 else base_network(job)
     torch.manual_seed(config.seed)
-    model = resize(job.network, row.arch)
+    model = build() if build else resize(job.network, row.arch)
     config.family.reset(model)
     checkpoint = job.checkpoint(f"train-{row.name}", key)
     if again:
@@ -693,21 +713,27 @@ def _trained(job: Run, row: Result, again: bool) -> tuple[Result, float]:
     return replace(row, accuracy=accuracy, teacher=name), seconds
 
 
-def _base(job: Run) -> nn.Module:
+def base_network(job: Run) -> nn.Module:
     """The trained base network; trained now if it is not yet."""
-    _trained(job, _row(job, "base", job.network.base, space="-", strategy="given", cost="-"), False)
+    train_row(job, new_row(job, "base", job.network.base, space="-", strategy="given", cost="-"))
     model = resize(job.network, job.network.base)
     tensors, _ = read_tensors(job.model_file("base"))
     model.load_state_dict(tensors)
     return model
 
 
-def load_network(job: Run, row: Result) -> nn.Module:
-    """A trained network of the run, in eval mode, on the CPU."""
-    model = resize(job.network, row.arch)
+def load_network(job: Run, row: Result, build: Callable[[], nn.Module] | None = None) -> nn.Module:
+    """A trained network of the run, in eval mode, on the CPU; `build` as of `train_row`."""
+    model = build() if build else resize(job.network, row.arch)
     tensors, _ = read_tensors(job.model_file(row.name))
     model.load_state_dict(tensors)
     return model.eval()
+
+
+def counted(module: nn.Module, target: Target) -> tuple[int, int]:
+    """Multiply-adds of an image and parameters of a network."""
+    (macs,), (params,) = Macs(target).measure([module]), Params(target).measure([module])
+    return round(macs.median), round(params.median)
 
 
 def _title(config: Config) -> str:
@@ -754,7 +780,7 @@ def _problem(job: Run, space: Space) -> Problem:
         device=job.device,
         seed=job.config.seed,
         checkpoint=job.checkpoint(f"search-{space.name}", job.made_from("search")),
-        base=lambda: _base(job),
+        base=lambda: base_network(job),
         title=f"search {space.name}",
         limits=_limits(job),
     )
@@ -766,6 +792,11 @@ def _problem(job: Run, space: Space) -> Problem:
 def _finished(path: Path, key: str, again: bool) -> bool:
     """Whether a stage's file was made from what is there now."""
     return not again and path.exists() and read_json(path).get("inputs") == key
+
+
+def lasting(config: Config) -> str:
+    """All of a configuration that what is made depends on, as TOML."""
+    return _lasting(config.toml())
 
 
 def _lasting(text: str) -> str:

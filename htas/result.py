@@ -128,17 +128,17 @@ class EpochRecord:
     """One epoch of a search."""
 
     epoch: int
-    temperature: float
-    """Of the Gumbel softmax, at the epoch's last step."""
+    temperature: float | None
+    """Of the Gumbel softmax, at the epoch's last step; None, as others below, of a strategy that has no such thing."""
     train_loss: float
-    validation_loss: float
+    validation_loss: float | None
     """Cross-entropy of the architecture steps, of sampled mixtures."""
-    validation_accuracy: float
+    validation_accuracy: float | None
     expected_cost: float
-    """E[cost] / cost of the base."""
-    argmax_cost: float
+    """E[cost] / cost of the base; of a strategy that draws archs, their mean."""
+    argmax_cost: float | None
     """Cost of the most probable arch / cost of the base."""
-    top_probability: float
+    top_probability: float | None
     """Median over sites of the largest probability."""
     seconds: float
 
@@ -177,8 +177,8 @@ class SearchRecord:
     converged: bool
     why: str
     """The figures behind `converged`, in words."""
-    accuracy: float
-    """Supernet validation accuracy of the arch found."""
+    accuracy: float | None
+    """Validation accuracy of the arch found, as `judge` says; None where nothing was searched."""
     rivals: tuple[float, ...]
     """Supernet validation accuracies of random archs of about its cost."""
     rival_costs: tuple[float, ...]
@@ -192,11 +192,13 @@ class SearchRecord:
     uniform: float | None = None
     """Supernet validation accuracy of the widest arch within the limits that has all blocks and, at every site, the
     same of its choices; None without limits, or where none keeps them. It is the arch taken where it is better."""
+    judge: str = "in the supernet"
+    """How accuracies were found."""
 
     @property
     def beaten(self) -> int:
         """Rivals with a lower accuracy than the arch found."""
-        return sum(rival < self.accuracy for rival in self.rivals)
+        return sum(rival < (self.accuracy or 0.0) for rival in self.rivals)
 
     def json(self) -> dict[str, Any]:
         """As plain JSON values; `SearchRecord.of` reads them back."""

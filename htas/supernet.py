@@ -5,7 +5,8 @@ interpolated to the wider one and mixed; the outputs of a stage's candidate dept
 
 Faster than the plain formulation, and equal to it: in training mode both norms of a layer see the same batch
 statistics on their common channels, so one norm without weights is computed, and the two affine maps, the
-interpolation and the mixture become one small matrix applied as a 1x1 convolution.
+interpolation and the mixture become one small matrix applied as a 1x1 convolution, of which the norm itself is a part
+(NormMix). Convolutions compute whole blocks of 16 channels; what is too much the matrix leaves out.
 """
 
 import copy
@@ -22,6 +23,10 @@ from htas.graph import Network, Node, Segment
 from htas.space import Space
 
 MOMENTUM = 0.1
+BLOCK = 8
+"""Channels that processors compute together: a tensor of 14 takes longer than one of 16."""
+ROOMY = ("conv", "norm", "map", "join", "flatten")
+"""Kinds of nodes that take tensors with channels of zeros behind the others."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +75,12 @@ class Supernet(nn.Module):
         self.capacity = _capacity(network, space, pad=shortcut == "pad")
         self.body = copy.deepcopy(network.module)
         self.projections = nn.ModuleDict()
+        self._nodes = {node.name: node for node in network.nodes}
         self._producer = {node.norm: node for node in network.nodes if node.kind == "conv" and node.norm}
-        self._identities: dict[tuple[int, int, torch.device], Tensor] = {}
+        self._identities: dict[tuple[int, int, int, torch.device], Tensor] = {}
         for node in network.nodes:
             self._allocate(node)
+        self._block = BLOCK if all(self._keeps_zeros(node) for node in network.nodes if node.kind == "map") else 1
         reset(self)
 
     # -- weights -----------------------------------------------------------------------------------------------------
@@ -114,7 +121,7 @@ class Supernet(nn.Module):
         return sum(w * s.repeat for w, s in zip(self.capacity[name], segments, strict=True))
 
     def _node(self, name: str) -> Node:
-        return next(node for node in self.network.nodes if node.name == name)
+        return self._nodes[name]
 
     def _widths_at(self, name: str) -> tuple[int, ...]:
         """Every width that the (one segment of the) output of a node may have."""
@@ -130,6 +137,17 @@ class Supernet(nn.Module):
                 return self._widths_at(node.inputs[1])
             case _:
                 return self._widths_at(node.inputs[0])
+
+    @torch.no_grad()
+    def _keeps_zeros(self, node: Node) -> bool:
+        """Whether channels of zeros stay zeros; not where it cannot be tried."""
+        for shape in ((1, self._channels(node.inputs[0]), 4, 4), (1, self._channels(node.inputs[0]))):
+            try:
+                out = node.run(self.body.get_submodule, (torch.zeros(shape),))
+            except Exception:  # whatever a network of the user's does with an input of another shape
+                continue
+            return isinstance(out, Tensor) and not out.any()
+        return False
 
     @torch.no_grad()
     def inherit(self, trained: nn.Module) -> None:
@@ -188,6 +206,9 @@ class Supernet(nn.Module):
             return self._mix_depths(node, values, widths, draw.depths[node.site])
         inputs = tuple(values[name] for name in node.inputs)
         before = tuple(widths[name] for name in node.inputs)
+        if node.kind not in ROOMY:
+            named = zip(node.inputs, inputs, before, strict=True)
+            inputs = tuple(self._narrowed(name, value, own) for name, value, own in named)
         match node.kind:
             case "conv":
                 return self._conv(node, inputs[0], before[0], draw)
@@ -212,8 +233,9 @@ class Supernet(nn.Module):
         module = self.body.get_submodule(node.module)
         chosen, weights = draw.widths[node.site] if node.site else ((node.segments[0].base,), (1.0,))
         width = max(chosen)
-        bias = module.bias[:width] if module.bias is not None else None  # type: ignore[index]
-        weight = self._sliced(module.weight, width, node, before)  # type: ignore[arg-type]
+        rows = self._rows(node, width) if node.norm and len(chosen) > 1 else width
+        bias = module.bias[:rows] if module.bias is not None else None  # type: ignore[index]
+        weight = self._sliced(module.weight, rows, node, before, inputs.shape[1])  # type: ignore[arg-type]
         if isinstance(module, nn.Linear):
             out = F.linear(inputs, weight, bias)
         else:
@@ -223,11 +245,16 @@ class Supernet(nn.Module):
             out = self._combine(out, chosen, weights, None)
         return out, (width,)
 
-    def _sliced(self, weight: Tensor, width: int, node: Node, before: tuple[int, ...]) -> Tensor:
-        """Rows of the outputs; columns of the inputs by index map."""
+    def _rows(self, node: Node, width: int) -> int:
+        """Channels that are computed for so many: whole blocks, as far as there are weights. What is too much is left
+        out by the interpolation, which makes zeros of it for all that follows."""
+        return min(-(-width // self._block) * self._block, self.capacity[node.name][0])
+
+    def _sliced(self, weight: Tensor, width: int, node: Node, before: tuple[int, ...], given: int) -> Tensor:
+        """Rows of the outputs; columns of the `given` inputs by index map."""
         room = self.capacity[node.inputs[0]]
         if len(before) == 1:
-            return weight[:width, : before[0] * node.consumed[0].repeat]
+            return weight if weight.shape[:2] == (width, given) else weight[:width, :given]
         return weight[:width].index_select(1, columns(node.consumed, room, before, weight.device))
 
     def _depthwise(self, node: Node, inputs: Tensor) -> Tensor:
@@ -242,6 +269,7 @@ class Supernet(nn.Module):
         assert isinstance(norms, nn.ModuleDict)
         source = self._producer.get(node.name)
         if source is None or not source.site or len(draw.widths[source.site][0]) == 1:
+            inputs = self._narrowed(node.inputs[0], inputs, before)
             return self._one(norms[str(inputs.shape[1])], inputs), before
         chosen, weights = draw.widths[source.site]
         return self._two(inputs, chosen, weights, [norms[str(width)] for width in chosen]), before
@@ -256,44 +284,57 @@ class Supernet(nn.Module):
         """Two candidates' norms, interpolated and mixed. In training they share the statistics of the batch."""
         if not self.training:
             return self._combine(inputs, chosen, weights, [_affine(norm) for norm in norms])
-        mean, var = inputs.new_zeros(2, inputs.shape[1], dtype=norms[0].weight.dtype)  # type: ignore[arg-type]
         eps: float = norms[0].eps  # type: ignore[assignment]
         affine = [(norm.weight, norm.bias) for norm in norms]
         if self.mix == "pad":
-            inputs = F.batch_norm(inputs, mean, var, *_padded(affine, chosen, weights), True, 1.0, eps)
+            mean, var = inputs.new_zeros(2, inputs.shape[1], dtype=norms[0].weight.dtype)  # type: ignore[arg-type]
+            scale, shift = _padded(affine, chosen, weights, inputs.shape[1])
+            out = F.batch_norm(inputs, mean, var, scale, shift, True, 1.0, eps)
         else:
-            inputs = F.batch_norm(inputs, mean, var, None, None, True, 1.0, eps)
+            narrow = chosen.index(min(chosen))
+            wide = max(chosen)
+            stretch = self._stretch(chosen[narrow], wide, inputs.device, inputs.shape[1])
+            shares = _stacked(weights, inputs.device)
+            affines = (*affine[narrow], *affine[1 - narrow])
+            out, mean, var = NormMix.apply(inputs, shares, stretch, narrow, *affines, eps)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             for norm, width in zip(norms, chosen, strict=True):
                 norm.running_mean.lerp_(mean[:width], self.momentum)  # type: ignore[operator]
                 norm.running_var.lerp_(var[:width], self.momentum)  # type: ignore[operator]
-        return inputs if self.mix == "pad" else self._combine(inputs, chosen, weights, affine)
+        return out
 
     def _combine(
         self, inputs: Tensor, chosen: tuple[int, ...], weights: Any, affine: Sequence[tuple[Any, Any]] | None
     ) -> Tensor:
-        """sum_j weights_j x interpolate(scale_j x prefix_j + shift_j), as one matrix and one vector."""
-        width = max(chosen)
-        matrix: Any = 0.0
-        shift: Any = 0.0 if affine else None
-        for index, candidate in enumerate(chosen):
-            stretch = self._stretch(candidate, width, inputs.device)
-            part = weights[index] * stretch
-            if affine is not None:
-                scale, offset = affine[index]
-                shift = shift + part @ offset
-                part = part * scale
-            matrix = matrix + (F.pad(part, (0, width - candidate)) if candidate < width else part)
+        """Two candidates interpolated and mixed."""
+        matrix, shift = self._mixture(inputs, chosen, weights, affine)
         if inputs.dim() == 2:
             return F.linear(inputs, matrix, shift)
         return F.conv2d(inputs, matrix[:, :, None, None], shift)
 
-    def _stretch(self, narrow: int, wide: int, device: torch.device) -> Tensor:
-        """The [wide, narrow] matrix that makes a narrow candidate's output as wide as the wide one's."""
-        key = (narrow, wide, device)
+    def _mixture(
+        self, inputs: Tensor, chosen: tuple[int, ...], weights: Any, affine: Sequence[tuple[Any, Any]] | None
+    ) -> tuple[Any, Any]:
+        """sum_j weights_j x interpolate(scale_j x prefix_j + shift_j), as one matrix and one vector; zeros in channels
+        beyond the widest."""
+        width, room = max(chosen), inputs.shape[1]
+        matrix: Any = 0.0
+        shift: Any = 0.0 if affine else None
+        for index, candidate in enumerate(chosen):
+            part = weights[index] * self._stretch(candidate, width, inputs.device, room)
+            if affine is not None:
+                scale, offset = affine[index]
+                shift = shift + part @ offset
+                part = part * scale
+            matrix = matrix + (F.pad(part, (0, room - candidate)) if candidate < room else part)
+        return matrix, shift
+
+    def _stretch(self, narrow: int, wide: int, device: torch.device, room: int) -> Tensor:
+        """The [room, narrow] matrix that makes a narrow candidate's output as wide as the wide one's; zeros below."""
+        key = (narrow, wide, room, device)
         if key not in self._identities:
             made = interpolation(narrow, wide) if self.mix == "interpolate" else torch.eye(wide)[:, :narrow]
-            self._identities[key] = made.to(device)
+            self._identities[key] = F.pad(made, (0, 0, 0, room - wide)).to(device)
         return self._identities[key]
 
     def _project(
@@ -318,7 +359,7 @@ class Supernet(nn.Module):
             else:
                 part = projected[:, :candidate]
                 part = self._one(norms[str(candidate)], part) if node.normed else part
-            total = total + weights[index] * self._widen(part, width)
+            total = total + weights[index] * self._widen(part, part.shape[1], width, width)
         return total, before[1]
 
     def _candidates(self, name: str, widths: tuple[int, ...], draw: Draw) -> tuple[tuple[int, ...], Any]:
@@ -331,11 +372,10 @@ class Supernet(nn.Module):
     def _join(
         self, node: Node, inputs: tuple[Any, ...], before: tuple[tuple[int, ...], ...]
     ) -> tuple[Tensor, tuple[int, ...]]:
-        wide = max(before)
-        if self.shortcut == "pad" and len(set(before)) > 1:
+        if self.shortcut == "pad" or len(set(before)) == 1:
             width = max(value.shape[1] for value in inputs)
-            inputs = tuple(F.pad(v, (0, 0, 0, 0, 0, width - v.shape[1])) for v in inputs)
-        return node.run(self.body.get_submodule, inputs), wide
+            inputs = tuple(_padded_to(value, width) for value in inputs)
+        return node.run(self.body.get_submodule, inputs), max(before)
 
     def _mix_depths(
         self, node: Node, values: dict[str, Any], widths: dict[str, tuple[int, ...]], weights: Any
@@ -345,13 +385,126 @@ class Supernet(nn.Module):
         if len(used) == 1:
             return values[used[0][1]], wide
         width = max(values[name].shape[1] for _, name in used)
-        return sum(p * self._widen(values[name], width) for p, name in used), wide
+        tensors = [self._widen(values[name], max(widths[name]), wide[0], width) for _, name in used]
+        shares = _stacked([p for p, _ in used], tensors[0].device)
+        return WeightedSum.apply(shares, *tensors), wide  # type: ignore[no-untyped-call]
 
-    def _widen(self, inputs: Tensor, width: int) -> Tensor:
-        if inputs.shape[1] == width:
-            return inputs
-        matrix = self._stretch(inputs.shape[1], width, inputs.device)
+    def _widen(self, inputs: Tensor, narrow: int, wide: int, room: int) -> Tensor:
+        """A tensor of `narrow` channels, and maybe zeros behind, as one of `wide`, and zeros to fill the room."""
+        if narrow == wide:
+            return _padded_to(inputs, room)
+        matrix = F.pad(self._stretch(narrow, wide, inputs.device, room), (0, inputs.shape[1] - narrow))
         return F.conv2d(inputs, matrix[:, :, None, None].to(inputs.dtype))
+
+    def _narrowed(self, name: str, value: Any, widths: tuple[int, ...]) -> Any:
+        """Without the channels of zeros behind the others."""
+        if len(widths) != 1 or not isinstance(value, Tensor) or value.dim() < 2:
+            return value
+        width = widths[0] * self._node(name).segments[0].repeat
+        return value[:, :width] if value.shape[1] > width else value
+
+
+class NormMix(torch.autograd.Function):
+    """Two norms of one tensor, interpolated and mixed: matrix @ z + shift, where z is x [N, C, ...] normalised by the
+    batch's own mean and variance, in training mode; the rows of both beyond the wider candidate are zeros.
+
+    z is never made, so nothing is kept for the backward pass but x: forward is one pass for the statistics and one
+    small product, and backward takes the sums that a norm needs from the product's gradient. Gives the statistics too:
+    mean [C], and variance [C] as running statistics have it (unbiased).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        shares: Tensor,
+        stretch: Tensor,
+        first: int,
+        gain: Tensor,
+        offset: Tensor,
+        wide_gain: Tensor,
+        wide_offset: Tensor,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The narrower candidate has shares[first], and `stretch` [C, its width] interpolates it; then scale, shift of
+        its norm, and those of the wider one's."""
+        count = x.numel() // x.shape[1]
+        mean, var = (found.to(gain.dtype) for found in torch.batch_norm_update_stats(x, None, None, 1.0))
+        inverse = torch.rsqrt(var + eps)
+        own, other = shares[first], shares[1 - first]
+        narrow, wide = len(gain), len(wide_gain)
+        matrix = stretch.new_zeros(len(stretch), len(stretch))
+        torch.mul(stretch, own * gain, out=matrix[:, :narrow])
+        matrix.diagonal()[:wide].addcmul_(wide_gain, other)
+        shift = stretch @ (own * offset)
+        shift[:wide].addcmul_(wide_offset, other)
+        scaled = matrix * inverse
+        weight, bias = scaled.to(x.dtype), shift.sub_(scaled @ mean).to(x.dtype)
+        out = F.linear(x, weight, bias) if x.dim() == 2 else F.conv2d(x, weight[:, :, None, None], bias)
+        unbiased = var * (count / max(1, count - 1))
+        ctx.first = first
+        ctx.save_for_backward(x, shares, stretch, gain, offset, wide_gain, wide_offset, matrix, mean, inverse)
+        ctx.mark_non_differentiable(mean, unbiased)
+        ctx.set_materialize_grads(False)
+        return out, mean, unbiased
+
+    @staticmethod
+    def backward(ctx: Any, given: Tensor, *_: Any) -> tuple[Any, ...]:
+        """d matrix = sum given z^T, of which the others follow; dz = matrix^T given, then as of any batch norm."""
+        x, shares, stretch, gain, offset, wide_gain, wide_offset, matrix, mean, inverse = ctx.saved_tensors
+        own, other = shares[ctx.first], shares[1 - ctx.first]
+        narrow, wide = len(gain), len(wide_gain)
+        rows, grads = _flat(x), _flat(given)
+        total = grads.sum(0, dtype=matrix.dtype)
+        product = torch.addr((grads.t() @ rows).to(matrix.dtype), total, mean, alpha=-1).mul_(inverse)
+        slopes = ((product[:, :narrow] * stretch).sum(0), total @ stretch)
+        wides = (product.diagonal()[:wide], total[:wide])
+        parts = [slopes[0] @ gain + slopes[1] @ offset, wides[0] @ wide_gain + wides[1] @ wide_offset]
+        d_shares = torch.stack(parts if ctx.first == 0 else parts[::-1])
+        affines = (own * slopes[0], own * slopes[1], other * wides[0], other * wides[1])
+        if not ctx.needs_input_grad[0]:
+            return None, d_shares, None, None, *affines, None
+        slope = (matrix * product).sum(0).mul_(inverse).mul_(inverse).div_(-len(rows))
+        constant = (total @ matrix).mul_(inverse).div_(-len(rows)).addcmul_(slope, mean, value=-1)
+        found = torch.addcmul(constant.to(x.dtype), rows, slope.to(x.dtype))
+        found.addmm_(grads, (matrix * inverse).to(x.dtype))
+        if x.dim() > 2:
+            found = found.reshape(len(x), *x.shape[2:], -1).movedim(-1, 1)
+        return found, d_shares, None, None, *affines, None
+
+
+class WeightedSum(torch.autograd.Function):
+    """sum_k shares[k] x tensors[k], of tensors of one shape; nothing is made in between."""
+
+    @staticmethod
+    def forward(ctx: Any, shares: Tensor, *tensors: Tensor) -> Tensor:
+        """shares [K], K tensors."""
+        ctx.save_for_backward(shares, *tensors)
+        own = shares.to(tensors[0].dtype)
+        found = tensors[0] * own[0]
+        for share, tensor in zip(own[1:], tensors[1:], strict=True):
+            found.addcmul_(tensor, share)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
+        """Of each share the product of its tensor and the gradient."""
+        shares, *tensors = ctx.saved_tensors
+        d_shares = None
+        if ctx.needs_input_grad[0]:
+            grads = _flat(given).flatten()
+            d_shares = torch.stack([torch.dot(grads, _flat(tensor).flatten()) for tensor in tensors]).to(shares.dtype)
+        return d_shares, *(given * share for share in shares.to(given.dtype))
+
+
+def _stacked(weights: Any, device: torch.device) -> Tensor:
+    """Weights of a draw as one tensor."""
+    return weights if isinstance(weights, Tensor) else torch.stack([torch.as_tensor(w, device=device) for w in weights])
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """[N, C, ...] as [N x ..., C]; of a tensor in channels_last a view."""
+    return tensor.movedim(1, -1).reshape(-1, tensor.shape[1])
 
 
 def interpolation(narrow: int, wide: int) -> Tensor:
@@ -363,14 +516,18 @@ def interpolation(narrow: int, wide: int) -> Tensor:
     return matrix
 
 
-def _padded(affine: Sequence[tuple[Any, Any]], chosen: Sequence[int], weights: Any) -> tuple[Tensor, Tensor]:
+def _padded_to(value: Tensor, width: int) -> Tensor:
+    """With channels of zeros behind its own."""
+    return F.pad(value, (0, 0) * (value.dim() - 2) + (0, width - value.shape[1])) if value.shape[1] < width else value
+
+
+def _padded(affine: Sequence[tuple[Any, Any]], chosen: Sequence[int], weights: Any, room: int) -> tuple[Tensor, Tensor]:
     """Scale and shift of a mixture whose narrower candidates are padded with zeros."""
-    wide = max(chosen)
     scale: Any = 0.0
     shift: Any = 0.0
     for index, ((gain, offset), width) in enumerate(zip(affine, chosen, strict=True)):
-        scale = scale + weights[index] * F.pad(gain, (0, wide - width))
-        shift = shift + weights[index] * F.pad(offset, (0, wide - width))
+        scale = scale + weights[index] * F.pad(gain, (0, room - width))
+        shift = shift + weights[index] * F.pad(offset, (0, room - width))
     return scale, shift
 
 

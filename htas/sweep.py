@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from htas import budget, pipeline
+from htas import budget, intervals, pipeline
 from htas.arch import Arch
 from htas.budget import Constraints
 from htas.config import Config
@@ -55,22 +55,22 @@ def sweep(config: Config, folder: Path, budgets: Sequence[str], command: str, sh
     if share and isinstance(config.strategy, Differentiable):
         configs = _shared(configs, places[budgets[0]])
     runs = {text: (own, places[text]) for text, own in zip(budgets, configs, strict=True)}
-    _own_folder(folder)
+    own_folder(folder)
     for own, place in runs.values():
         pipeline.open_run(own, place)
-        _share(own, place)
+        share_files(own, place)
         for stage in (pipeline.survey, pipeline.design, pipeline.calibrate):
             stage(own, place)
         pipeline.check_limits(own, place)
     for own, place in runs.values():
-        _share(own, place)
+        share_files(own, place)
         pipeline.run(own, place, command)
     rows = _measured(config, runs, folder)
     _write(config, runs, rows, folder, command)
     return folder / "report.html", "\n".join(_table(rows, budgets))
 
 
-def _own_folder(folder: Path) -> None:
+def own_folder(folder: Path) -> None:
     """Raise Unusable where the folder is a run's own."""
     if (folder / "config.toml").exists():
         raise Unusable(f"{folder} holds a run; name another folder for several runs with --out")
@@ -98,8 +98,8 @@ def _shared(configs: Sequence[Config], first: Path) -> list[Config]:
     return found
 
 
-def _share(config: Config, place: Path) -> None:
-    """Begin with what another run beside this one has found out, and this one would find too."""
+def share_files(config: Config, place: Path) -> None:
+    """Begin a run with what another one beside it has found out, and this one would find too."""
     job = Run(config, place)
     others = sorted(path for path in place.parent.glob("*/") if path != place)
     for stage in ("survey", "design", "calibrate"):
@@ -233,18 +233,7 @@ class Tried:
     def reach(self) -> float:
         """Half of the 95 % interval of the mean, over the floor; endless for a single training."""
         samples = [values for values in (self.accuracies, self.base) if values]
-        if min(map(len, samples)) < 2:
-            return math.inf
-        from scipy.stats import t
-
-        shares = [np.var(values, ddof=1) / len(values) for values in samples]
-        if not sum(shares):
-            return 0.0
-        # Welch's degrees of freedom; of one sample, its own
-        freedom = sum(shares) ** 2 / sum(
-            share**2 / (len(values) - 1) for share, values in zip(shares, samples, strict=True)
-        )
-        return float(t.ppf(0.975, freedom) * math.sqrt(sum(shares)))
+        return intervals.reach(samples)
 
     @property
     def verdict(self) -> str:
@@ -268,7 +257,7 @@ def fastest(config: Config, folder: Path, command: str) -> tuple[Path, str]:
                          'the base network, or "93.5%"')  # fmt: skip
     if asked.latency:
         raise ValueError("htas fastest finds the budget itself, so leave constraints.latency out")
-    _own_folder(folder)
+    own_folder(folder)
     start, whole = folder / "start", _with(config, "100%")
     pipeline.open_run(whole, start)
     for stage in (pipeline.survey, pipeline.design, pipeline.calibrate):
@@ -313,7 +302,7 @@ def _searched(config: Config, folder: Path, share: float) -> Arch:
     """The arch found for a budget, in a folder of its own."""
     own, place = _with(config, _percent(share)), folder / f"latency-{pipeline.slug(_percent(share))}"
     pipeline.open_run(own, place)
-    _share(own, place)
+    share_files(own, place)
     for stage in (pipeline.survey, pipeline.design, pipeline.calibrate, pipeline.search):
         stage(own, place)
     return SearchRecord.of(pipeline.plain(read_json(place / f"search-{config.design.spaces[0]}.json"))).arch

@@ -1,30 +1,128 @@
 """Every configuration that is shipped loads, says what it means, and fits the network it names."""
 
+import math
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
-from htas import design
-from htas.config import load
-from htas.graph import trace
+from htas import datasets, design
+from htas.config import Config, load
+from htas.cost import MacsCost
+from htas.design import paper_cost
+from htas.graph import Network, resize, trace
+from htas.layer import Layer
+from htas.measurement import Measurement
+from htas.metrics import Case, Metric, OnRound, Wanted
+from htas.problem import Problem
+from htas.survey import survey
+from htas.target import Target
+from htas.train import evaluate, train
 
 ROOT = Path(__file__).parent.parent
+PAPER = sorted((ROOT / "examples" / "paper").glob("*.toml"))
 SHIPPED = [ROOT / "htas" / "demo.toml", *sorted((ROOT / "examples").rglob("*.toml"))]
+SHORT = [
+    *("--data.name=digits", "--split.limit=48", "--target.device=cpu", "--target.batch=2"),
+    *("--strategy.epochs=1", "--strategy.batch=8"),
+    *("--train.epochs=1", "--train.warmup=0", "--train.rest=0", "--train.batch=16"),
+]
+"""Three steps of search, each with one of the architecture, and three of training."""
+
+by_name = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@by_name
 def test_a_shipped_configuration_loads_and_its_design_fits_its_network(path):
     config = load(path)
-    example = torch.zeros(1, *config.data.shape)
-    network = trace(config.family.build(config.data.classes), example, adds=config.design.adds)
-    design.check(network, config.design)
+    design.check(traced(config.family, config.data.classes, config.data.shape, config.design.adds), config.design)
     assert load(path).toml() == config.toml()
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@by_name
 def test_a_shipped_search_lets_its_logits_move(path):
     config = load(path)
     images = {"digits": 1797 * 4 // 5, "cifar10": 50_000, "cifar100": 50_000}[config.data.name]
     steps = config.strategy.epochs * int(images * (1 - config.parts.validation)) // config.strategy.batch
     assert config.strategy.arch_lr * steps >= 10
+
+
+# -- the rows of the paper's tables ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_a_row_of_the_paper_is_what_its_name_says_at_full_length(path):
+    data, network, where, method = path.stem.split("-")
+    config = load(path)
+    assert config.data.name == data
+    assert f"resnet{config.family.depth}" == network
+    assert (config.target.device, config.target.batch) == {"gpu": ("cuda", 1024), "cpu": ("cpu", 4)}[where]
+    assert (*config.design.spaces, config.strategy.cost, config.strategy.loss) == {
+        "htas": ("hardware", "paper", "lambda"),
+        "tas": ("tas", "macs", "band"),
+    }[method]
+    assert (config.strategy.epochs, config.train.length, config.design.alpha) == (600, 305, 1.0)
+    assert f"htas run examples/paper/{path.name} --data.path=FOLDER" in path.read_text()
+    assert f"[{path.stem}]({path.name})" in (path.parent / "README.md").read_text()
+
+
+def test_tas_searches_alike_for_every_device():
+    for path in PAPER:
+        if path.stem.endswith("gpu-tas") and path.stem.startswith("cifar100"):
+            gpu, cpu = load(path), load(path.with_stem(path.stem.replace("gpu", "cpu")))
+            assert (gpu.strategy, gpu.design, gpu.train) == (cpu.strategy, cpu.design, cpu.train)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_a_row_of_the_paper_runs_for_a_few_steps(path, tmp_path):
+    config = load(path, SHORT)
+    problem = planted(config, tmp_path / "search.safetensors")
+    found = config.strategy.search(problem)
+    assert found.arch in problem.space
+    (epoch,) = found.epochs
+    assert math.isfinite(epoch.train_loss) and math.isfinite(epoch.validation_loss)
+    assert 0 < epoch.expected_cost < 2 and 0 < epoch.argmax_cost < 2
+    network = problem.network
+    model = resize(network, found.arch)
+    train(
+        model, problem.data.train, config.train, seed=0, device="cpu", title="found",
+        checkpoint=tmp_path / "train.safetensors", teacher=resize(network, network.base), distill=config.distill,
+    )  # fmt: skip
+    assert 0 <= evaluate(model, problem.data.validation, device="cpu") <= 1
+
+
+class Stairs(Metric):
+    """A layer takes as long as the next multiple of eight widths."""
+
+    unit: ClassVar[str] = "s"
+
+    def measure(
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+    ) -> list[Measurement]:
+        return [
+            Measurement((1e-6 * (100 + 8 * math.ceil(case.outputs / 8)),), "s")
+            for case in cases
+            if isinstance(case, Layer)
+        ]
+
+
+def planted(config: Config, checkpoint: Path) -> Problem:
+    """What a run of it would search, on a device whose latencies are made up."""
+    data = datasets.load(config.data, limit=config.parts.limit)
+    network = traced(config.family, config.data.classes, config.data.shape, config.design.adds)
+    options = config.design
+    content = survey(network, Stairs(Target(threads=1)), expand=options.expand, inputs=options.inputs)
+    ((_, space),) = design.spaces(network, content, options).items()
+    cost = {"paper": paper_cost(network, content, options), "macs": MacsCost(network)}[config.strategy.cost]
+    return Problem(network, config.family.reset, data, space, cost, "cpu", 0, checkpoint, lambda: network.module)
+
+
+@cache
+def traced(family: Any, classes: int, shape: tuple[int, ...], adds: Any) -> Network:
+    """The network of a configuration; many have the same one."""
+    return trace(family.build(classes), torch.zeros(1, *shape), adds=adds, project_norm=family.project_norm)

@@ -18,6 +18,7 @@ from htas import datasets, metrics, models, plugins, runtimes, strategies
 ROOT = Path(htas.__file__).parent
 ORDER = [
     "cli",
+    "compare",
     "sweep",
     "pipeline",
     "doctor",
@@ -26,6 +27,7 @@ ORDER = [
     "config",
     "finish",
     "strategies",
+    "oneshot",
     "supernet",
     "train",
     "distill",
@@ -44,6 +46,7 @@ ORDER = [
     "contention",
     "allocator",
     "level",
+    "intervals",
     "networks",
     "datasets",
     "models",
@@ -76,6 +79,7 @@ HEAVY = [
     "psutil",
     "matplotlib",
     "accelerate",
+    "optuna",
     "jsonargparse",
     "PIL",
     "rich",

@@ -162,10 +162,10 @@ def test_controls_are_the_widest_and_the_deepest_that_are_not_slower(copied):
     job = pipeline.Run(options(), copied)
     base = job.network.base
     half = Arch({name: width // 2 for name, width in base.widths.items()}, base.depths)
-    found = pipeline._pick_controls(job, pipeline._row(job, "hardware", half, space="-", strategy="-", cost="-"))
+    found = pipeline._pick_controls(job, pipeline.new_row(job, "hardware", half, space="-", strategy="-", cost="-"))
     assert [control["name"] for control in found["controls"]] == ["uniform x0.50"]  # every plain one has more
     assert Arch.of(found["controls"][0]["arch"]) == half
-    found = pipeline._pick_controls(job, pipeline._row(job, "hardware", base, space="-", strategy="-", cost="-"))
+    found = pipeline._pick_controls(job, pipeline.new_row(job, "hardware", base, space="-", strategy="-", cost="-"))
     assert [control["name"] for control in found["controls"]] == ["uniform x1.00", "plain cifar_resnet:14"]
     assert "not above that of hardware" in found["note"]
 

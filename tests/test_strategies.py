@@ -30,7 +30,7 @@ from htas.tables import CountCost
 from htas.train import cosine
 
 FAMILY = CifarResNet(14)
-QUICK = {"epochs": 3, "batch": 8, "precision": "fp32"}
+QUICK = {"epochs": 3, "batch": 8, "precision": "fp32", "archs": 12, "population": 4, "rounds": 3}
 """Options that make a search short, of those that a strategy has."""
 
 
@@ -56,6 +56,16 @@ def problem(folder: Path, **changes: Any) -> Problem:
     return dataclasses.replace(given, **changes)
 
 
+def limited(folder: Path, name: str = "", most: float = 0.6) -> Problem:
+    """With a limit on multiply-adds; without depths for a strategy that has none."""
+    given = problem(folder)
+    if name == "morphnet":
+        fixed = {site: choices[-1:] for site, choices in given.space.depths.items()}
+        given = dataclasses.replace(given, space=Space("tiny", given.space.widths, fixed))
+    limit = Limit("macs", f"{most:.0%}", given.cost, most * given.cost.cost(given.network.base))
+    return dataclasses.replace(given, limits=(limit,))
+
+
 def quick(name: str) -> Strategy:
     kind: type[Any] = plugins.find(strategies, Strategy, name)  # type: ignore[type-abstract]
     fields = {field.name for field in dataclasses.fields(kind)}
@@ -70,9 +80,10 @@ every = pytest.mark.parametrize("name", plugins.names(strategies))
 
 @every
 def test_a_strategy_finds_an_arch_of_the_space_and_judges_others_alike(name, tmp_path):
-    given = problem(tmp_path)
+    given = limited(tmp_path, name)
     found = quick(name).search(given)
-    assert found.arch in given.space
+    assert found.arch in given.space and all(arch in given.space for arch in found.pool)
+    assert name == "differentiable" or given.limits[0].ratio(found.arch) <= 1
     assert all(isinstance(epoch, EpochRecord) for epoch in found.epochs)
     assert isinstance(found.converged, bool) and found.why and found.seconds >= 0
     archs = [found.arch, given.space.narrowest, given.space.widest, found.arch]
@@ -83,14 +94,14 @@ def test_a_strategy_finds_an_arch_of_the_space_and_judges_others_alike(name, tmp
 
 @every
 def test_a_strategy_finds_the_same_with_the_same_seed(name, tmp_path):
-    found = [quick(name).search(problem(tmp_path / str(run))) for run in range(2)]
+    found = [quick(name).search(limited(tmp_path / str(run), name)) for run in range(2)]
     assert found[0].arch == found[1].arch
     assert without_seconds(found[0].epochs) == without_seconds(found[1].epochs)
 
 
 @every
 def test_a_strategy_leaves_the_network_alone_and_never_sees_the_test_images(name, tmp_path):
-    given = problem(tmp_path)
+    given = limited(tmp_path, name)
     given = dataclasses.replace(given, data=dataclasses.replace(given.data, test=None))
     before = {key: tensor.clone() for key, tensor in given.network.module.state_dict().items()}
     found = quick(name).search(given)

@@ -8,7 +8,7 @@ from htas.arch import Arch
 from htas.report._blocks import Block, Cell, Code, Fold, Heading, Picture, Points, Table, Text
 from htas.report._compare import against_base, answer, base_of, found_of
 from htas.report._figures import PICTURED, course_name, curve_name, pictured
-from htas.result import CurveRecord, Report, Result, SearchRecord
+from htas.result import CurveRecord, EpochRecord, Report, Result, SearchRecord
 from htas.text import (
     NONE,
     duration,
@@ -197,8 +197,8 @@ def _how_kept(search: SearchRecord) -> Iterator[str]:
         )
     if search.uniform is not None:
         yield (
-            f"The uniform network within the limits has {percent(search.uniform)} in the supernet, what was taken "
-            f"{percent(search.accuracy)}."
+            f"The uniform network within the limits has {percent(search.uniform)} {search.judge}, what was taken "
+            f"{percent(search.accuracy or 0.0)}."
         )
 
 
@@ -210,14 +210,16 @@ def _verdict(search: SearchRecord) -> str:
 
 def standing(search: SearchRecord) -> str:
     """How the arch found compares with its random rivals."""
-    accuracy = percent(search.accuracy)
+    if search.accuracy is None:
+        return "Nothing was judged."
+    accuracy, judged = percent(search.accuracy), search.judge[0].upper() + search.judge[1:]
     if not search.rivals:
-        return f"In the supernet its arch has {accuracy} on validation data; no random arch was set beside it."
+        return f"{judged} its arch has {accuracy} on validation data; no random arch was set beside it."
     middle = percent(median(search.rivals))
     furthest = percent(max(abs(cost - 1) for cost in search.rival_costs), 0)
     count = plural(len(search.rivals), "random arch").replace("archs", f"archs within {furthest} of its latency")
     return (
-        f"In the supernet its arch has {accuracy} on validation data, better than {search.beaten} of {count} "
+        f"{judged} its arch has {accuracy} on validation data, better than {search.beaten} of {count} "
         f"(their median {middle})."
     )
 
@@ -228,15 +230,25 @@ def _course(number: int, search: SearchRecord) -> Picture:
         return Picture(
             course_name(number), shows, "The search has no epochs; only its arch and the random ones are shown."
         )
-    last = search.epochs[-1]
-    return Picture(
-        course_name(number),
-        shows,
-        f"{shows}. After {plural(last.epoch, 'epoch')}: loss {significant(last.train_loss)} in training and "
-        f"{significant(last.validation_loss)} in validation, accuracy {percent(last.validation_accuracy)} (of sampled "
-        f"mixtures), expected cost {last.expected_cost:.2f} and cost of the most probable arch {last.argmax_cost:.2f} "
-        f"of the base, temperature {significant(last.temperature)}, top probability {last.top_probability:.2f}.",
-    )
+    return Picture(course_name(number), shows, f"{shows}. {_ended(search.epochs[-1])}")
+
+
+def _ended(last: EpochRecord) -> str:
+    """The last epoch in words; what the strategy has not is left out."""
+    parts = [f"loss {significant(last.train_loss)} in training"]
+    if last.validation_loss is not None:
+        parts[0] += f" and {significant(last.validation_loss)} in validation"
+    if last.validation_accuracy is not None:
+        parts.append(f"accuracy {percent(last.validation_accuracy)} (of sampled mixtures)")
+    parts.append(f"expected cost {last.expected_cost:.2f}")
+    if last.argmax_cost is not None:
+        parts[-1] += f" and cost of the most probable arch {last.argmax_cost:.2f}"
+    parts[-1] += " of the base"
+    if last.temperature is not None:
+        parts.append(f"temperature {significant(last.temperature)}")
+    if last.top_probability is not None:
+        parts.append(f"top probability {last.top_probability:.2f}")
+    return f"After {plural(last.epoch, 'epoch')}: {', '.join(parts)}."
 
 
 def _curves(report: Report) -> list[Block]:

@@ -263,13 +263,13 @@ def course(search: SearchRecord) -> "Figure":
 
     figure = Figure(figsize=(8.6, 5.0), layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.08))
     panels = figure.subplots(2, 3).flatten()
-    lines: list[tuple[str, dict[str, Callable[[EpochRecord], float]]]] = [
+    lines: list[tuple[str, dict[str, Callable[[EpochRecord], float | None]]]] = [
         ("loss", {"training": lambda e: e.train_loss, "validation": lambda e: e.validation_loss}),
         (
             "cost, share of the base's",
             {"expected": lambda e: e.expected_cost, "most probable": lambda e: e.argmax_cost},
         ),
-        ("accuracy of mixtures, %", {"validation": lambda e: 100 * e.validation_accuracy}),
+        ("accuracy of mixtures, %", {"validation": lambda e: _hundredfold(e.validation_accuracy)}),
         ("temperature", {"temperature": lambda e: e.temperature}),
         ("top probability, median of sites", {"top": lambda e: e.top_probability}),
     ]
@@ -287,33 +287,46 @@ def course(search: SearchRecord) -> "Figure":
 
 
 def _lines(
-    axes: "Axes", epochs: tuple[EpochRecord, ...], title: str, figures: dict[str, Callable[[EpochRecord], float]]
+    axes: "Axes", epochs: tuple[EpochRecord, ...], title: str, figures: dict[str, Callable[[EpochRecord], float | None]]
 ) -> None:
+    """What the strategy has not is left out; a panel without any of its figures is left empty, and says so."""
     from matplotlib.ticker import MaxNLocator
 
     looks = ((BLUE, "-"), (RED, "--"))
+    shown = 0
     for (name, read), (colour, line) in zip(figures.items(), looks, strict=False):
+        there = [(e.epoch, value) for e in epochs if (value := read(e)) is not None]
         points = "." if len(epochs) < 40 else ""
-        axes.plot([e.epoch for e in epochs], [read(e) for e in epochs], line, marker=points, color=colour, label=name)
+        if there:
+            axes.plot(*zip(*there, strict=True), line, marker=points, color=colour, label=name)
+            shown += 1
     axes.set_title(title)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if len(figures) > 1 and epochs:
+    if epochs and not shown:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "not of this strategy", transform=axes.transAxes, ha="center", color=FAINT)
+    if shown > 1:
         axes.legend(fontsize=8, handlelength=1.8)
+
+
+def _hundredfold(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
 def _rivals(axes: "Axes", search: SearchRecord) -> None:
     """Rivals as dots, accuracy across and cost up; the arch found is the diamond at cost 1."""
+    accuracy = search.accuracy or 0.0
     axes.plot([100 * rival for rival in search.rivals], search.rival_costs, "o", color=SKY, markersize=5, alpha=0.8)
-    axes.axvline(100 * search.accuracy, color=RED, linewidth=0.8, linestyle=":")
-    axes.plot([100 * search.accuracy], [1.0], "D", color=RED, markersize=7, markeredgecolor=PAPER)
+    axes.axvline(100 * accuracy, color=RED, linewidth=0.8, linestyle=":")
+    axes.plot([100 * accuracy], [1.0], "D", color=RED, markersize=7, markeredgecolor=PAPER)
     beaten = f"better than {search.beaten} of {len(search.rivals)} random"
     axes.set_title(beaten if search.rivals else "no random arch beside it")
-    axes.set_xlabel("supernet validation accuracy, %")
+    axes.set_xlabel("validation accuracy, %")
     axes.set_ylabel("cost, found = 1")
     axes.margins(0.1, 0.3)
     axes.annotate(
-        f"found {percent(search.accuracy, 1)}",
-        (100 * search.accuracy, 1),
+        f"found {percent(accuracy, 1)}",
+        (100 * accuracy, 1),
         (-4, -3),
         xycoords=("data", "axes fraction"),
         textcoords="offset points",

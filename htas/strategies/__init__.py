@@ -27,6 +27,22 @@ class Found:
     seconds: float
     worth: Callable[[Arch], float] = lambda arch: 0.0
     """How much the search prefers an arch, for choosing among those near the limits; no more than an order."""
+    pool: tuple[Arch, ...] = ()
+    """The only archs that may be taken instead of `arch` where it turns out to miss the limits; empty for any."""
+    cheap: bool = True
+    """Whether `validate` takes seconds for an arch, as by a supernet, and not a training."""
+    judge: str = "in the supernet"
+    """How `validate` finds accuracies, for a report."""
+
+
+def need_limits(problem: Problem, strategy: "Strategy") -> None:
+    """Raise ValueError where nothing says what an arch may cost, for a strategy that seeks the most accurate one."""
+    if not problem.limits:
+        name = strategy.title.partition(",")[0]
+        raise ValueError(
+            f"strategy {name} looks for the most accurate network within limits, and none is given; give one, such as "
+            '--constraints.latency="50%", or take the strategy differentiable, which can weigh cost against accuracy'
+        )
 
 
 class Strategy(ABC):

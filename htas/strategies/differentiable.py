@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,14 +12,14 @@ from torch import Tensor, nn
 
 from htas.arch import Arch
 from htas.budget import AIM, Limit
-from htas.datasets import Split
-from htas.files import Unusable, read_tensors, write_tensors
+from htas.files import read_tensors, write_tensors
+from htas.oneshot import accuracies, check_sane, check_start, kept, learner, opened, restored
 from htas.problem import Problem
 from htas.progress import Bar, progress
 from htas.result import EpochRecord
 from htas.space import Space
 from htas.strategies import Found, Strategy
-from htas.supernet import MOMENTUM, Draw, Supernet
+from htas.supernet import Draw
 from htas.text import percent, significant
 from htas.train import (
     Precision,
@@ -30,7 +29,6 @@ from htas.train import (
     epoch_seed,
     load_optimizer,
     optimizer_tensors,
-    placed,
     set_rate,
 )
 
@@ -104,10 +102,7 @@ class Differentiable(Strategy):
         for name in ("epochs", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"strategy.{name} must be 1 or more, got {getattr(self, name)}")
-        if self.start not in ("random", "base") and not self.start.endswith(".safetensors"):
-            raise ValueError(
-                f"strategy.start must be random, base or the .safetensors file of a supernet, got {self.start!r}"
-            )
+        check_start(self.start)
         if not 0 <= self.warmup < self.epochs:
             raise ValueError(f"strategy.warmup must lie in 0..{self.epochs - 1}, got {self.warmup}")
         for name in ("lr", "arch_lr", "hottest", "coldest", "ratio"):
@@ -132,9 +127,9 @@ class Differentiable(Strategy):
                 record = run.epoch(epoch, bar)
                 run.keep()
                 bar.step(
-                    f"epoch {epoch + 1} of {self.epochs}: validation {percent(record.validation_accuracy, 1)}, "
+                    f"epoch {epoch + 1} of {self.epochs}: validation {percent(record.validation_accuracy or 0.0, 1)}, "
                     f"E[cost] {significant(record.expected_cost)} of the base, "
-                    f"top p {significant(record.top_probability, 2)}",
+                    f"top p {significant(record.top_probability or 0.0, 2)}",
                     by=0,
                 )
         if self.keep:
@@ -146,6 +141,7 @@ class Differentiable(Strategy):
 
 def verdict(last: EpochRecord) -> tuple[bool, str]:
     """Whether a search has converged: the logits are sure, and what is likely costs what is expected."""
+    assert last.argmax_cost is not None and last.top_probability is not None
     gap = abs(last.argmax_cost - last.expected_cost) / last.expected_cost
     converged = last.top_probability >= SURE and gap <= CLOSE
     return converged, (
@@ -231,7 +227,7 @@ class Logits(nn.Module):
         room: Tensor = self.room  # type: ignore[assignment]
         chances = ((soft.detach() + 1e-7) * room).cpu()
         if not chances.isfinite().all():
-            raise ValueError("the search diverged; lower strategy.lr or strategy.arch_lr")
+            raise ValueError("the search diverged: a logit is not a number; lower strategy.lr or strategy.arch_lr")
         drawn = torch.multinomial(chances, 2, generator=generator) if len(self.sites) else torch.zeros(0, 2).long()
         shares = torch.softmax(z.gather(1, drawn.to(z.device)), dim=1)
         picked = drawn.tolist()
@@ -285,22 +281,13 @@ class _Search:
     def __init__(self, options: Differentiable, problem: Problem) -> None:
         self.options, self.problem = options, problem
         self.runner = engine(problem.device, options.precision)
-        torch.manual_seed(problem.seed)
-        self.supernet = Supernet(problem.network, problem.space, problem.reset, options.shortcut, options.mix)
-        if options.start == "base":
-            self.supernet.inherit(problem.base())
-        elif options.start != "random":
-            _load(self.supernet, Path(options.start))
-        placed(self.supernet, self.runner.device)
+        self.supernet = opened(problem, options, self.runner.device)
         blocks = {name: site.base for name, site in problem.network.depths.items()}
         generator = torch.Generator().manual_seed(problem.seed)
         self.logits = Logits(problem.space, blocks, generator).to(self.runner.device)
         self.base = problem.cost.cost(problem.network.base)
         self.multiplier = Multiplier(problem.limits, problem.space)
-        self.sgd = torch.optim.SGD(
-            self.supernet.parameters(), options.lr, options.momentum, weight_decay=options.weight_decay,
-            nesterov=options.momentum > 0,
-        )  # fmt: skip
+        self.sgd = learner(self.supernet, options)
         self.adam = torch.optim.Adam(
             self.logits.parameters(), options.arch_lr, (0.5, 0.999), weight_decay=options.arch_weight_decay
         )
@@ -334,8 +321,7 @@ class _Search:
             sums += torch.stack([trained, *judged, torch.ones_like(trained)])
             bar.step()
         train_loss, loss, accuracy, steps = sums.tolist()
-        if not math.isfinite(train_loss + loss):
-            raise ValueError(f"the search diverged in epoch {epoch + 1}; lower strategy.lr or strategy.arch_lr")
+        check_sane(self.problem, (train_loss + loss) / (2 * steps), epoch, self.sgd.param_groups[0]["lr"])
         with torch.no_grad():
             expected = float(self._expected())
         record = EpochRecord(
@@ -390,41 +376,16 @@ class _Search:
     def _argmax(self) -> float:
         return self.problem.cost.cost(self.logits.argmax()) / self.base
 
-    # -- judging archs -----------------------------------------------------------------------------------------------
-
     def validate(self, archs: Sequence[Arch]) -> list[float]:
         """Accuracy on the validation half of each arch, its norm statistics estimated anew for it."""
-        with progress(f"{self.problem.title}: validation", len(archs)) as bar:
-            found = []
-            for arch in archs:
-                found.append(self._accuracy(arch))
-                bar.step(percent(found[-1], 1))
-        return found
-
-    @torch.no_grad()
-    def _accuracy(self, arch: Arch, calibration: int = 1024, most: int = 2500) -> float:
-        draw = Draw.of(arch, self.problem.network)
-        data = self.problem.data
-        self.supernet.train()
-        for index, (images, _) in enumerate(_some(data.weights, calibration)):
-            self.supernet.momentum = 1 / (index + 1)
-            with self.runner.autocast():
-                self.supernet(images, draw)
-        self.supernet.momentum = MOMENTUM
-        self.supernet.eval()
-        right, seen = torch.zeros((), device=self.runner.device), 0
-        for images, labels in _some(data.validation, most):
-            with self.runner.autocast():
-                right += (self.supernet(images, draw).argmax(1) == labels).sum()
-            seen += len(labels)
-        return float(right) / seen
+        return accuracies(self.problem, self.supernet, self.runner, archs)
 
     # -- resuming ----------------------------------------------------------------------------------------------------
 
     def keep(self) -> None:
         """Write everything that the next epoch needs."""
         tensors = {
-            **{f"supernet/{name}": tensor for name, tensor in self.supernet.state_dict().items()},
+            **kept(self.supernet),
             "logits": self.logits.table,
             **optimizer_tensors(self.sgd, "sgd"),
             **optimizer_tensors(self.adam, "adam"),
@@ -437,34 +398,10 @@ class _Search:
         if not self.problem.checkpoint.exists():
             return
         tensors, about = read_tensors(self.problem.checkpoint)
-        self.supernet.load_state_dict({k[9:]: v for k, v in tensors.items() if k.startswith("supernet/")})
+        restored(self.supernet, tensors)
         with torch.no_grad():
             self.logits.table.copy_(tensors["logits"])
         load_optimizer(self.sgd, tensors, "sgd")
         load_optimizer(self.adam, tensors, "adam")
         self.epochs = [EpochRecord(**record) for record in about["epochs"]]
         self.multiplier.value = about["multiplier"]
-
-
-def _load(supernet: Supernet, path: Path) -> None:
-    """Weights that another search has kept; raises Unusable where they are no such, or of another space."""
-    if not path.exists():
-        raise Unusable(f"strategy.start: there is no file {path}; name one that a search has kept (strategy.keep)")
-    tensors, _ = read_tensors(path)
-    own = supernet.state_dict()
-    if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in tensors.items()}:
-        raise Unusable(
-            f"strategy.start: {path} holds the supernet of another network or space; name one that a search of the "
-            "same configuration has kept (strategy.keep), or start from base"
-        )
-    supernet.load_state_dict(tensors)
-
-
-def _some(split: Split, most: int) -> Any:
-    """Some images of a split, always the same, in batches, not augmented; a data set may be stored class by class."""
-    seen = 0
-    for images, labels in split.batches(256, seed=0, channels_last=True):
-        if seen >= most:
-            return
-        seen += len(labels)
-        yield images, labels

@@ -1,0 +1,304 @@
+"""Arms beside each other: spaces, strategies, costs and plain networks, trained alike over seeds, in one table.
+
+An arm is a table of options that differ from the configuration, or a network by its name. Every arm and seed has a
+run's folder and ends in a result.json; what is there already is kept, so a comparison goes on, and grows.
+"""
+
+import dataclasses
+import statistics
+import time
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from htas import networks, pipeline
+from htas.arch import Arch
+from htas.config import as_text, load
+from htas.files import Unusable, digest, read_json, write_json, write_text
+from htas.intervals import reach
+from htas.measurement import Measurement
+from htas.pipeline import Run
+from htas.progress import say
+from htas.result import Result, SearchRecord
+from htas.sweep import own_folder, share_files
+from htas.target import machine
+from htas.text import columns, duration, listing, millions, no_such, plural
+
+EMPTY = "-"
+"""A cell that is not known, or not yet."""
+BASE = "base"
+"""The network of the configuration's family, unchanged."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is compared."""
+
+    name: str
+    overrides: tuple[str, ...] = ()
+    """Options that differ from the configuration's."""
+    network: str = ""
+    """A network by its name, trained as it is, instead of a search: base, cifar_resnet:14, tas:C010-ResNet20."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An arm with one seed, when it is finished."""
+
+    result: Result
+    seconds: float | None
+    """Of the search, its finalists included; None where nothing was searched."""
+
+
+def read_arms(path: Path) -> list[Arm]:
+    """The arms of a TOML file, a table each; raises Unusable where it is none, or an arm says nothing."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise Unusable(f"{path} does not exist; name a TOML file with a table for every arm") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise Unusable(f"{path} cannot be read as TOML: {error}") from error
+    arms = []
+    for name, options in content.items():
+        if not isinstance(options, dict):
+            raise Unusable(f"{path}: {name} must be a table, [{name}] with the options of an arm, got {options!r}")
+        rest = dict(options)
+        network = rest.pop("network", "")
+        if not isinstance(network, str):
+            raise Unusable(f"{path}: network of the arm {name} must be the name of one, got {network!r}")
+        arms.append(Arm(name, tuple(_overrides(path, name, rest)), network))
+    slugs = [pipeline.slug(arm.name) for arm in arms]
+    if len(arms) < 2 or len(set(slugs)) < len(slugs):
+        raise Unusable(
+            f"{path} must hold two arms or more, each a table of another name, got {listing(slugs) or 'none'}"
+        )
+    return arms
+
+
+def _overrides(path: Path, arm: str, options: Mapping[str, Any]) -> list[str]:
+    """`--table.option=value` of each option."""
+    found = []
+    for table, values in options.items():
+        if not isinstance(values, dict):
+            raise Unusable(
+                f"{path}: the arm {arm} has {table} = {values!r}, which is no table of options; write {table}.OPTION"
+            )
+        found += [f"--{table}.{name}={as_text(value)}" for name, value in values.items()]
+    return found
+
+
+def compare(
+    source: Path | None, overrides: Sequence[str], arms: Sequence[Arm], seeds: int, folder: Path, against: str = "",
+    only: bool = False,
+) -> tuple[Path, str]:  # fmt: skip
+    """Every arm with every seed, then all networks in one interleaved run: the path of compare.md, and its table.
+
+    `against` is the arm that others are set beside, the first by default. With `only`, nothing is run: the table of
+    what is there. An arm that cannot be run is said, and leaves its cells empty.
+    """
+    if seeds < 1:
+        raise ValueError(f"--seeds must be 1 or more, got {seeds}")
+    named = {arm.name: arm for arm in arms}
+    if against and against not in named:
+        raise ValueError(no_such("arm", against, named))
+    own_folder(folder)
+    jobs = {(arm.name, seed): _job(source, overrides, arm, seed, folder) for seed in range(seeds) for arm in arms}
+    reasons: list[str] = []
+    for (name, seed), job in jobs.items() if not only else ():
+        try:
+            _finish(job, named[name])
+        except ValueError as error:
+            reasons.append(f"{name}, seed {seed}: {error}")
+            say(f"compare: {reasons[-1]}")
+    there = {key: entry for key, job in jobs.items() if (entry := _entry(job, named[key[0]])) is not None}
+    if not there:
+        raise Unusable(f"nothing is finished in {folder}; {reasons[0] if reasons else 'run it without --only'}")
+    there = _measured({key: jobs[key] for key in there}, there, named, folder, only)
+    lines = table(there, [arm.name for arm in arms], seeds, against or arms[0].name)
+    path = folder / "compare.md"
+    write_text(path, _document(lines, reasons, next(iter(jobs.values())), seeds))
+    write_json(folder / "compare.json", {"arms": [
+        {"arm": name, "seed": seed, "search_seconds": entry.seconds, "result": entry.result.json()}
+        for (name, seed), entry in there.items()
+    ]})  # fmt: skip
+    return path, "\n".join(columns(lines, words=1))
+
+
+def _job(source: Path | None, overrides: Sequence[str], arm: Arm, seed: int, folder: Path) -> Run:
+    """The run of an arm with a seed; raises ValueError that names the arm where its options are wrong."""
+    try:
+        config = load(source, [*overrides, *arm.overrides, f"--seed={seed}"])
+    except ValueError as error:
+        raise ValueError(f"arm {arm.name}: {error}") from error
+    first = config.design.spaces[0]
+    design = replace(config.design, spaces=(first,), widths=config.design.widths if first == "explicit" else {})
+    return Run(replace(config, design=design), folder / f"{pipeline.slug(arm.name)}-{seed}")
+
+
+def _finish(job: Run, arm: Arm) -> None:
+    """Up to result.json, unless it is there."""
+    if _entry(job, arm) is not None:
+        return
+    config, place = job.config, job.folder
+    pipeline.open_run(config, place)
+    share_files(config, place)
+    for stage in (pipeline.survey, pipeline.design, pipeline.calibrate):
+        stage(config, place)
+    seconds: float | None = None
+    if arm.network:
+        row, build = _given(job, arm)
+    else:
+        pipeline.search(config, place)
+        record = SearchRecord.of(pipeline.plain(read_json(job.search_file(config.design.spaces[0]))))
+        row = pipeline.new_row(
+            job, _row_name(arm), record.arch, space=record.space, strategy=record.strategy, cost=record.cost
+        )
+        build, seconds = None, float(read_json(job.search_file(record.space))["took"])
+    row, _ = pipeline.train_row(job, row, build=build)
+    if row.arch.widths:
+        row = replace(row, predicted=job.calibrated.cost(row.arch))
+    write_json(place / "result.json", {"inputs": _key(job, arm), "search_seconds": seconds, "result": row.json()})
+
+
+def _given(job: Run, arm: Arm) -> tuple[Result, Callable[[], nn.Module] | None]:
+    """The row of a network that is not searched, and how it is built where it is no arch of the base network."""
+    row = pipeline.new_row(job, _row_name(arm), job.network.base, space="-", strategy="given", cost="-")
+    if arm.network == BASE:
+        return row, None
+    build = partial(networks.build, arm.network, job.config.data.classes)
+    macs, params = pipeline.counted(build(), job.target)
+    return replace(row, arch=Arch({}), macs=macs, params=params, family=arm.network), build
+
+
+def _row_name(arm: Arm) -> str:
+    """Of the network trained; `base` alone is that of the teacher, which learns from nobody."""
+    return f"{BASE} network" if arm.name == BASE else arm.name
+
+
+def _key(job: Run, arm: Arm) -> str:
+    return digest(pipeline.lasting(job.config), arm.network)
+
+
+def _entry(job: Run, arm: Arm) -> Entry | None:
+    """What result.json says, if it was made by this configuration."""
+    path = job.folder / "result.json"
+    if not path.exists():
+        return None
+    content = read_json(path)
+    if content["inputs"] != _key(job, arm):
+        raise Unusable(
+            f"{job.folder} holds a result of another configuration; name another folder with --out, or delete this one"
+        )
+    return Entry(Result.of(content["result"]), content["search_seconds"])
+
+
+def _measured(
+    jobs: Mapping[tuple[str, int], Run],
+    there: Mapping[tuple[str, int], Entry],
+    named: Mapping[str, Arm],
+    folder: Path,
+    only: bool,
+) -> dict[tuple[str, int], Entry]:
+    """All networks in one interleaved run -> latencies.json; as they were read last where nothing is to be run."""
+    path = folder / "latencies.json"
+    rows = {key: entry.result for key, entry in there.items()}
+    first = next(iter(jobs.values()))
+    key = digest(first.place, [[*name, row.arch.json(), row.accuracy] for name, row in rows.items()])
+    if not (path.exists() and read_json(path)["inputs"] == key) and not only:
+        started = time.monotonic()
+        modules = [
+            pipeline.load_network(jobs[name], row, build=_given(jobs[name], named[name[0]])[1])
+            if named[name[0]].network
+            else pipeline.load_network(jobs[name], row)
+            for name, row in rows.items()
+        ]
+        base = first.calibrated.cost(first.network.base)
+        guessed = [replace(row, predicted=row.predicted or base) for row in rows.values()]
+        readings = pipeline.measure_rows(first, guessed, modules, f"measuring {plural(len(rows), 'network')}, %")
+        taken = [[*name, reading.json()] for name, reading in zip(rows, readings, strict=True)]
+        write_json(path, {"inputs": key, "took": time.monotonic() - started, "latencies": taken})
+    known = {}
+    if path.exists():
+        known = {(name, seed): reading for name, seed, reading in read_json(path)["latencies"]}
+    found = {}
+    for name, entry in there.items():
+        measured = Measurement.of(known[name]) if name in known else None
+        found[name] = replace(entry, result=replace(entry.result, measured=measured))
+    return found
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def table(
+    there: Mapping[tuple[str, int], Entry], arms: Sequence[str], seeds: int, against: str
+) -> list[tuple[str, ...]]:
+    """A line for each arm: means over its seeds, deviations behind them, and what it is beside `against`.
+
+    The difference of accuracies has Welch's 95 % interval; where that holds 0 it is no difference. `at least` is its
+    one-sided bound: the arm is not worse than that, at 95 %.
+    """
+    lines: list[tuple[str, ...]] = [(
+        "arm", "trainings", "accuracy", "measured", "predicted", "MACs", "parameters", "search",
+        f"speed over {against}", f"accuracy less {against}", "at least", "so",
+    )]  # fmt: skip
+    other = [entry for (name, _), entry in there.items() if name == against]
+    for arm in arms:
+        own = [entry for (name, _), entry in there.items() if name == arm]
+        lines.append((arm, f"{len(own)} of {seeds}", *_figures(own), *_beside(own, other, arm == against)))
+    return lines
+
+
+def _figures(own: Sequence[Entry]) -> tuple[str, ...]:
+    rows = [entry.result for entry in own]
+    searched = [entry.seconds for entry in own if entry.seconds is not None]
+    return (
+        _mean([100 * row.accuracy for row in rows if row.accuracy is not None], lambda x: f"{x:.2f}", " %"),
+        _mean([1e3 * row.measured.estimate for row in rows if row.measured], lambda x: f"{x:.3g}", " ms"),
+        _mean([1e3 * row.predicted for row in rows if row.predicted], lambda x: f"{x:.3g}", " ms"),
+        millions(statistics.mean(row.macs for row in rows)) if rows else EMPTY,
+        millions(statistics.mean(row.params for row in rows)) if rows else EMPTY,
+        duration(statistics.mean(searched)) if searched else EMPTY,
+    )
+
+
+def _mean(values: Sequence[float], shown: Callable[[float], str], unit: str) -> str:
+    """`91.20 ± 0.15 %`: the mean, and the deviation of more than one."""
+    if not values:
+        return EMPTY
+    off = f" ± {shown(statistics.stdev(values))}" if len(values) > 1 else ""
+    return f"{shown(statistics.mean(values))}{off}{unit}"
+
+
+def _beside(own: Sequence[Entry], other: Sequence[Entry], same: bool) -> tuple[str, ...]:
+    if same or not own or not other:
+        return (EMPTY,) * 4
+    mine, theirs = ([e.result.measured.estimate for e in entries if e.result.measured] for entries in (own, other))
+    speed = f"{statistics.mean(theirs) / statistics.mean(mine):.2f}" if mine and theirs else EMPTY
+    samples = [[100 * (e.result.accuracy or 0.0) for e in entries] for entries in (own, other)]
+    off = statistics.mean(samples[0]) - statistics.mean(samples[1])
+    wide = reach(samples)
+    if wide == float("inf"):
+        return speed, f"{off:+.2f}", EMPTY, "one training"
+    verdict = "no difference" if abs(off) <= wide else "more accurate" if off > 0 else "less accurate"
+    return speed, f"{off:+.2f} ± {wide:.2f}", f"{off - reach(samples, 0.9):+.2f}", verdict
+
+
+def _document(lines: Sequence[Sequence[str]], reasons: Sequence[str], job: Run, seeds: int) -> str:
+    """compare.md."""
+    config = job.config
+    head, *rest = ["| " + " | ".join(line) + " |" for line in lines]
+    told = [f"- {name}: {value}" for name, value in {**machine(), **dataclasses.asdict(job.target)}.items()]
+    return "\n".join([
+        f"# {config.family.title} on {config.names['data']}, {plural(seeds, 'seed')}", "",
+        "Accuracy is that of the last epoch on the test images, mean ± standard deviation over the seeds; latencies "
+        "are of one interleaved run. Differences of accuracy in points, ± half of Welch's 95 % interval; `at least` is "
+        "the one-sided 95 % bound. An empty cell is not known, or not yet.", "",
+        head, "| :-- |" + " --: |" * (len(lines[0]) - 1), *rest, "",
+        *(f"- Left out: {reason}" for reason in reasons), "", *told, "",
+    ])  # fmt: skip

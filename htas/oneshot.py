@@ -1,0 +1,188 @@
+"""A supernet as strategies use it: opened, trained by its sub-networks, and asked what an arch is worth."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from htas.arch import Arch
+from htas.datasets import Split
+from htas.files import Unusable, read_tensors
+from htas.problem import Problem
+from htas.progress import progress
+from htas.supernet import MOMENTUM, Draw, Supernet
+from htas.text import percent, significant
+from htas.train import Precision, placed
+
+PREFIX = "supernet/"
+"""Of a supernet's tensors in a checkpoint."""
+CALIBRATION, JUDGED = 1024, 2500
+"""Images by which an arch's norm statistics are estimated, and by which it is judged, at most."""
+LOST = 10.0
+"""A loss of so many times that of guessing at random is no loss that a search comes back from."""
+
+
+class Options(Protocol):
+    """What a strategy that has a supernet lets be chosen of it; the meaning of each is at the strategies' fields."""
+
+    @property
+    def lr(self) -> float: ...
+    @property
+    def momentum(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def shortcut(self) -> Literal["project", "pad"]: ...
+    @property
+    def mix(self) -> Literal["interpolate", "pad"]: ...
+    @property
+    def start(self) -> str: ...
+    @property
+    def precision(self) -> Precision: ...
+
+
+def check_start(start: str) -> None:
+    """Raise ValueError where a strategy's `start` is none of random, base and a file."""
+    if start not in ("random", "base") and not start.endswith(".safetensors"):
+        raise ValueError(f"strategy.start must be random, base or the .safetensors file of a supernet, got {start!r}")
+
+
+def opened(problem: Problem, options: Options, device: Any) -> Supernet:
+    """The supernet of a problem's space with the weights that a search starts from."""
+    torch.manual_seed(problem.seed)
+    supernet = Supernet(problem.network, problem.space, problem.reset, options.shortcut, options.mix)
+    if options.start == "base":
+        supernet.inherit(problem.base())
+    elif options.start != "random":
+        _load(supernet, Path(options.start))
+    return placed(supernet, device)
+
+
+def learner(supernet: Supernet, options: Options) -> torch.optim.SGD:
+    """What moves the weights: SGD with Nesterov's correction, as TAS's."""
+    return torch.optim.SGD(
+        supernet.parameters(), options.lr, options.momentum, weight_decay=options.weight_decay,
+        nesterov=options.momentum > 0, foreach=True,
+    )  # fmt: skip
+
+
+def sampled_step(
+    supernet: Supernet, sgd: torch.optim.Optimizer, runner: Any, images: Tensor, labels: Tensor, draws: Sequence[Draw]
+) -> Tensor:
+    """One weight step by the gradients of several sub-networks; the mean of their losses.
+
+    The first learns from the labels, the others from its logits too, half and half (the sandwich rule of Yu and Huang,
+    "Universally slimmable networks", 2019, when the first is the widest and one of them the narrowest).
+    """
+    sgd.zero_grad()
+    losses = []
+    soft: Tensor | None = None
+    for draw in draws:
+        with runner.autocast():
+            logits = supernet(images, draw)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, labels)
+        if soft is not None:
+            loss = (loss + F.cross_entropy(logits, soft)) / 2
+        runner.backward(loss / len(draws))
+        losses.append(loss.detach())
+        soft = logits.detach().softmax(1) if soft is None else soft
+    sgd.step()
+    return torch.stack(losses).mean()
+
+
+def accuracies(problem: Problem, supernet: Supernet, runner: Any, archs: Sequence[Arch]) -> list[float]:
+    """Accuracy on the validation half of each arch, its norm statistics estimated anew for it."""
+    with progress(f"{problem.title}: validation", len(archs)) as bar:
+        found = []
+        for arch in archs:
+            found.append(_accuracy(problem, supernet, runner, arch))
+            bar.step(percent(found[-1], 1))
+    return found
+
+
+@torch.no_grad()
+def _accuracy(problem: Problem, supernet: Supernet, runner: Any, arch: Arch) -> float:
+    draw = Draw.of(arch, problem.network)
+    supernet.train()
+    for index, (images, _) in enumerate(some(problem.data.weights, CALIBRATION)):
+        supernet.momentum = 1 / (index + 1)
+        with runner.autocast():
+            supernet(images, draw)
+    supernet.momentum = MOMENTUM
+    supernet.eval()
+    right, seen = torch.zeros((), device=runner.device), 0
+    for images, labels in some(problem.data.validation, JUDGED):
+        with runner.autocast():
+            right += (supernet(images, draw).argmax(1) == labels).sum()
+        seen += len(labels)
+    return float(right) / seen
+
+
+def some(split: Split, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some images of a split, always the same, in batches, not augmented; a data set may be stored class by class."""
+    seen = 0
+    for images, labels in split.batches(256, seed=0, channels_last=True):
+        if seen >= most:
+            return
+        seen += len(labels)
+        yield images, labels
+
+
+class Judge:
+    """Accuracies of archs, each found out once."""
+
+    def __init__(self, accuracies: Callable[[Sequence[Arch]], list[float]]) -> None:
+        self._accuracies = accuracies
+        self.known: dict[Arch, float] = {}
+
+    def __call__(self, archs: Sequence[Arch]) -> list[float]:
+        """Of each, 0 to 1."""
+        new = [arch for arch in dict.fromkeys(archs) if arch not in self.known]
+        if new:
+            self.known |= dict(zip(new, self._accuracies(new), strict=True))
+        return [self.known[arch] for arch in archs]
+
+
+def kept(supernet: Supernet) -> dict[str, Tensor]:
+    """A supernet's part of a checkpoint."""
+    return {f"{PREFIX}{name}": tensor for name, tensor in supernet.state_dict().items()}
+
+
+def restored(supernet: Supernet, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `kept` gave."""
+    supernet.load_state_dict({k.removeprefix(PREFIX): v for k, v in tensors.items() if k.startswith(PREFIX)})
+
+
+def check_sane(problem: Problem, loss: float, epoch: int, rate: float) -> None:
+    """Raise ValueError where the mean loss of an epoch (of `epoch`, from 0) says that a search has diverged."""
+    if math.isfinite(loss) and loss < LOST * math.log(problem.data.classes):
+        return
+    said = f"the search diverged in epoch {epoch + 1} at a learning rate of {significant(rate)}: its loss is {loss:.3g}"
+    if epoch == 0:
+        raise ValueError(f"{said}; lower strategy.lr or strategy.arch_lr, and name another folder with --out")
+    raise ValueError(
+        f"{said}; the last good state, of epoch {epoch}, is in {problem.checkpoint}: begin again from there at a lower "
+        f"rate with --strategy.start={problem.checkpoint} --strategy.lr={significant(rate / 3, 1)} and another --out"
+    )
+
+
+def _load(supernet: Supernet, path: Path) -> None:
+    """Weights that another search has kept, or its checkpoint's; raises Unusable where they are no such, or of another
+    space."""
+    if not path.exists():
+        raise Unusable(f"strategy.start: there is no file {path}; name one that a search has kept (strategy.keep)")
+    tensors, _ = read_tensors(path)
+    if any(name.startswith(PREFIX) for name in tensors):
+        tensors = {k.removeprefix(PREFIX): v for k, v in tensors.items() if k.startswith(PREFIX)}
+    own = supernet.state_dict()
+    if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in tensors.items()}:
+        raise Unusable(
+            f"strategy.start: {path} holds the supernet of another network or space; name one that a search of the "
+            "same configuration has kept (strategy.keep), or start from base"
+        )
+    supernet.load_state_dict(tensors)

@@ -1,0 +1,65 @@
+"""Evolution over the sub-networks of a trained supernet (Guo et al. 2020; Cai et al. 2020), by Optuna's NSGA-II."""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from htas.arch import Arch
+from htas.budget import over
+from htas.oneshot import Judge
+from htas.problem import Problem
+from htas.strategies._sampled import AROUND, Sampled, near_limits
+
+
+@dataclass(frozen=True)
+class Evolution(Sampled):
+    """Two aims, accuracy and cost over the limits; archs that are further over them than predictions may be wrong are
+    not bred from."""
+
+    population: int = 50
+    """Archs of a generation."""
+    mutation: float | None = None
+    """Probability that a site's choice is drawn anew; without it, one site in all."""
+    crossover: float = 0.9
+    """Probability that an arch has two parents."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.population < 2:
+            raise ValueError(f"strategy.population must be 2 or more, got {self.population}")
+        for name in ("mutation", "crossover"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"strategy.{name} must lie in 0..1, got {value}")
+
+    def pick(self, problem: Problem, judge: Judge) -> None:
+        """As many trials as `strategy.archs`, the first generation near the limits."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        choices = {site: own for site, own in problem.space.choices.items() if len(own) > 1}
+
+        def asked(trial: Any) -> Arch:
+            picked = {site: own[0] for site, own in problem.space.choices.items()}
+            for site, own in choices.items():
+                picked[site] = own[trial.suggest_int(site, 0, len(own) - 1)]
+            widths = {site: picked[site] for site in problem.space.widths}
+            return Arch(widths, {site: picked[site] for site in problem.space.depths})
+
+        sampler = optuna.samplers.NSGAIISampler(
+            population_size=min(self.population, self.archs), mutation_prob=self.mutation,
+            crossover_prob=self.crossover, seed=problem.seed,
+        )  # fmt: skip
+        study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+        rng = random.Random(problem.seed)
+        for _ in range(min(self.population, self.archs)):
+            arch = near_limits(problem, rng, rng.uniform(1 - AROUND, 1.0))
+            study.enqueue_trial({site: own.index(arch[site]) for site, own in choices.items()})
+        for _ in range(self.archs):
+            trial = study.ask()
+            arch = asked(trial)
+            ratio = over(problem.limits, arch)
+            trial.set_constraint("limits", ratio - 1 - AROUND)
+            accuracy = judge([arch])[0] if ratio <= 1 + AROUND else 0.0
+            # what is spared beneath the limits is worth nothing
+            study.tell(trial, [accuracy, max(ratio, 1 - AROUND)])

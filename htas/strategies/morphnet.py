@@ -1,0 +1,235 @@
+"""MorphNet (Gordon et al. 2018): a regulariser that weighs norm scales by latency shrinks the widths, a multiplier
+expands them again to the limits."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from htas.arch import Arch
+from htas.budget import over
+from htas.files import read_tensors, write_tensors
+from htas.graph import Network, resize
+from htas.oneshot import check_sane
+from htas.problem import Problem
+from htas.progress import Bar, progress
+from htas.result import EpochRecord
+from htas.strategies import Found, Strategy, need_limits
+from htas.strategies._trials import Trials, check
+from htas.strategies.uniform import nearest
+from htas.text import significant
+from htas.train import (
+    Precision,
+    batches,
+    cosine,
+    engine,
+    epoch_seed,
+    load_optimizer,
+    optimizer_tensors,
+    placed,
+    set_rate,
+)
+
+STEPS = 200
+"""Multipliers tried between the narrowest and the widest."""
+
+
+@dataclass(frozen=True)
+class MorphNet(Strategy):
+    """The trained base network goes on learning with an L1 norm on its norms' scales, each weighted by the latency that
+    a channel of its site costs; a channel whose scale ends near 0 is dead; the widths that are left, times the largest
+    multiplier within the limits, are the arch. Depths are not searched: all blocks stay."""
+
+    epochs: int = 20
+    """Of training with the regulariser, and of the trainings by which archs are judged."""
+    batch: int = 128
+    """Images of a step."""
+    lr: float = 0.05
+    """Learning rate, falling to 0 along half a cosine."""
+    strength: float = 0.1
+    """Of the regulariser, which is 1 where every scale is 1: the expected share of the latency that is alive."""
+    dead: float = 0.1
+    """A channel is dead where its scale is below this share of the median of its network's."""
+    cost: Literal["table", "paper", "macs", "params", "memory", "energy"] = "table"
+    """What a channel costs by: the calibrated latency (table), or another metric."""
+    precision: Precision = "auto"
+    """Arithmetic of the search: auto is bf16 where the hardware has it."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.strength < 0:
+            raise ValueError(f"strategy.strength must be 0 or more, got {self.strength}")
+        if not 0 < self.dead < 1:
+            raise ValueError(f"strategy.dead must lie in 0..1, got {self.dead}")
+
+    @property
+    def title(self) -> str:
+        """`morphnet` and the strength of its regulariser."""
+        return f"morphnet, strength {self.strength:g}"
+
+    def search(self, problem: Problem) -> Found:
+        """Raises ValueError where depths are to be searched, or a site has no norm whose scales could tell."""
+        need_limits(problem, self)
+        _refuse_depths(problem)
+        run = _Shrinking(self, problem)
+        run.restore()
+        with progress(problem.title, self.epochs * run.steps, done=len(run.epochs) * run.steps) as bar:
+            for epoch in range(len(run.epochs), self.epochs):
+                record = run.epoch(epoch, bar)
+                run.keep()
+                bar.step(
+                    f"epoch {epoch + 1} of {self.epochs}: loss {significant(record.train_loss)}, "
+                    f"{significant(record.expected_cost, 2)} of the latency alive",
+                    by=0,
+                )
+        alive = run.alive()
+        pool = expanded(alive, problem)
+        within = [arch for arch in pool if over(problem.limits, arch) <= 1]
+        arch = within[-1] if within else pool[0]
+        order = {own: number for number, own in enumerate(pool)}
+        left = sum(alive.values()) / sum(problem.network.base.widths.values())
+        why = f"{left:.0%} of the channels were alive after {self.epochs} epochs"
+        trials = Trials(problem, self)
+        return Found(
+            arch, tuple(run.epochs), left < 1, why, trials, sum(e.seconds for e in run.epochs),
+            worth=lambda own: float(order.get(own, -1)), pool=tuple(pool), cheap=False, judge=trials.judge,
+        )  # fmt: skip
+
+
+def _refuse_depths(problem: Problem) -> None:
+    free = [site for site, choices in problem.space.depths.items() if len(choices) > 1]
+    if free:
+        raise ValueError(
+            f"strategy morphnet does not search depths, and the space {problem.space.name} has {len(free)} sites of "
+            "depth; keep all blocks with --design.depth=false, or take another strategy"
+        )
+
+
+def expanded(alive: Mapping[str, float], problem: Problem) -> list[Arch]:
+    """Multiples of what is alive, each width the nearest choice, narrowest first."""
+    space = problem.space
+    deepest = {site: choices[-1] for site, choices in space.depths.items()}
+    most = max(choices[-1] / alive[site] for site, choices in space.widths.items())
+    found = []
+    for number in range(1, STEPS + 1):
+        share = number / STEPS * most
+        widths = {site: nearest(choices, share * alive[site]) for site, choices in space.widths.items()}
+        found.append(Arch(widths, deepest))
+    return list(dict.fromkeys(found))
+
+
+def scales(network: Network) -> dict[str, list[str]]:
+    """By width site, the modules of the norms whose channels are its."""
+    found: dict[str, list[str]] = {site: [] for site in network.widths}
+    for node in network.nodes:
+        if node.kind == "conv" and node.site and node.norm:
+            found[node.site].append(next(other.module for other in network.nodes if other.name == node.norm))
+    return found
+
+
+def prices(problem: Problem) -> dict[str, float]:
+    """What a channel of each site costs, over the cost of the base network: by the choices around its base width."""
+    space, network = problem.space, problem.network
+    base = {site: nearest(choices, network.base.widths[site]) for site, choices in space.widths.items()}
+    deepest = {site: choices[-1] for site, choices in space.depths.items()}
+    whole = problem.cost.cost(network.base)
+    found = {}
+    for site, choices in space.widths.items():
+        low, high = choices[0], base[site] if base[site] > choices[0] else choices[-1]
+        costs = [problem.cost.cost(Arch({**base, site: width}, deepest)) for width in (low, high)]
+        found[site] = max(0.0, (costs[1] - costs[0]) / max(1, high - low)) / whole
+    return found
+
+
+class _Shrinking:
+    """The base network as it learns to need fewer channels."""
+
+    def __init__(self, options: MorphNet, problem: Problem) -> None:
+        self.options, self.problem = options, problem
+        self.runner = engine(problem.device, options.precision)
+        torch.manual_seed(problem.seed)
+        self.model = resize(problem.network, problem.network.base)
+        self.model.load_state_dict(problem.base().state_dict())
+        placed(self.model, self.runner.device)
+        self.sgd = torch.optim.SGD(self.model.parameters(), options.lr, 0.9, weight_decay=5e-4, nesterov=True)
+        self.norms = {site: [self.model.get_submodule(name) for name in names]
+                      for site, names in scales(problem.network).items()}  # fmt: skip
+        self.prices = prices(problem)
+        bare = [site for site, norms in self.norms.items() if not norms]
+        if bare:
+            raise ValueError(
+                f"strategy morphnet shrinks by the scales of norms, and {bare[0]} has none; take another strategy"
+            )
+        self.steps = max(1, len(problem.data.weights) // options.batch)
+        self.epochs: list[EpochRecord] = []
+
+    def regulariser(self) -> Tensor:
+        """Latency alive, over the base's, were every scale the share of its channel that is there."""
+        total = torch.zeros((), device=self.runner.device)
+        weighed = 0.0
+        for site, norms in self.norms.items():
+            size = torch.stack([_scale(norm).abs() for norm in norms]).amax(0)
+            total = total + self.prices[site] * size.sum()
+            weighed += self.prices[site] * len(size)
+        return total / weighed
+
+    def epoch(self, epoch: int, bar: Bar) -> EpochRecord:
+        """One pass over the weights' half."""
+        started = time.monotonic()
+        options = self.options
+        seed = epoch_seed(self.problem.seed, epoch)
+        torch.manual_seed(seed)
+        self.model.train()
+        total = torch.zeros(2, device=self.runner.device)
+        count = 0
+        for step, (images, labels) in enumerate(batches(self.problem.data.weights, options.batch, seed)):
+            set_rate(self.sgd, cosine(options.lr, 0.0, (epoch + step / self.steps) / options.epochs))
+            with self.runner.autocast():
+                logits = self.model(images)
+            loss = F.cross_entropy(logits.float(), labels)
+            alive = self.regulariser()
+            self.sgd.zero_grad()
+            self.runner.backward(loss + options.strength * alive)
+            self.sgd.step()
+            total += torch.stack([loss.detach(), alive.detach()])
+            count += 1
+            bar.step()
+        loss_mean, alive_mean = (total / count).tolist()
+        check_sane(self.problem, loss_mean, epoch, self.sgd.param_groups[0]["lr"])
+        record = EpochRecord(epoch + 1, None, loss_mean, None, None, alive_mean, None, None, time.monotonic() - started)
+        self.epochs.append(record)
+        return record
+
+    def alive(self) -> dict[str, float]:
+        """Channels that are not dead, by site; one at least."""
+        sizes = {
+            site: torch.stack([_scale(norm).detach().abs() for norm in norms]).amax(0)
+            for site, norms in self.norms.items()
+        }
+        limit = self.options.dead * float(torch.cat([size.cpu() for size in sizes.values()]).median())
+        return {site: float(max(1, int((size > limit).sum()))) for site, size in sizes.items()}
+
+    def keep(self) -> None:
+        """Write everything that the next epoch needs."""
+        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        about = {"epochs": [vars(record) for record in self.epochs]}
+        write_tensors(self.problem.checkpoint, {**tensors, **optimizer_tensors(self.sgd, "sgd")}, about)
+
+    def restore(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        if not self.problem.checkpoint.exists():
+            return
+        tensors, about = read_tensors(self.problem.checkpoint)
+        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model/")})
+        load_optimizer(self.sgd, tensors, "sgd")
+        self.epochs = [EpochRecord(**record) for record in about["epochs"]]
+
+
+def _scale(norm: nn.Module) -> Tensor:
+    weight = norm.weight
+    assert isinstance(weight, Tensor)
+    return weight

@@ -1,0 +1,65 @@
+"""NetAdapt (Yang et al. 2018): a network that is too slow is narrowed one site at a time, by the latency table."""
+
+from dataclasses import dataclass
+
+from htas.arch import Arch
+from htas.budget import changed, over
+from htas.oneshot import Judge
+from htas.problem import Problem
+from htas.strategies._sampled import AROUND, Sampled
+
+
+@dataclass(frozen=True)
+class NetAdapt(Sampled):
+    """Every round takes a share of the latency away, wherever it costs the least accuracy.
+
+    As in the paper, candidates of a round differ in one site, narrowed until the round's latency is kept; unlike it,
+    they are judged by a trained supernet and not by a short fine-tuning each. Depths are sites like others.
+    """
+
+    rounds: int = 16
+    """Rounds from the start to the limits, each with about the same share of the latency between."""
+    begin: str = "widest"
+    """Where it starts: widest, the widest network of the space; or base, the choices nearest to the base network."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rounds < 1:
+            raise ValueError(f"strategy.rounds must be 1 or more, got {self.rounds}")
+        if self.begin not in ("widest", "base"):
+            raise ValueError(f"strategy.begin must be widest or base, got {self.begin!r}")
+
+    def pick(self, problem: Problem, judge: Judge) -> None:
+        """Rounds until the limits are kept, and those a little beneath them; `strategy.archs` is not used up."""
+        arch = self._first(problem)
+        share = (over(problem.limits, arch) / (1 - AROUND)) ** (1 / self.rounds)
+        while over(problem.limits, arch) > 1 - AROUND:
+            candidates = reductions(problem, arch, over(problem.limits, arch) / share)
+            if not candidates:
+                break
+            accuracies = judge(candidates)
+            arch = max(zip(accuracies, range(len(candidates)), candidates, strict=True))[2]
+        judge([arch])
+
+    def _first(self, problem: Problem) -> Arch:
+        space, base = problem.space, problem.network.base
+        if self.begin == "widest":
+            return space.widest
+        near = {site: min(own, key=lambda one: abs(one - base[site])) for site, own in space.choices.items()}
+        return Arch({site: near[site] for site in space.widths}, {site: near[site] for site in space.depths})
+
+
+def reductions(problem: Problem, arch: Arch, ratio: float) -> list[Arch]:
+    """For each site the arch with the widest of its narrower choices that brings the cost to `ratio` of the limits; the
+    cheapest of them where none does, if it saves anything."""
+    now = over(problem.limits, arch)
+    found = []
+    for site, choices in problem.space.choices.items():
+        narrower = [changed(arch, site, choice) for choice in choices if choice < arch[site]]
+        costs = {other: over(problem.limits, other) for other in narrower}
+        enough = [other for other in narrower if costs[other] <= ratio]
+        if enough:
+            found.append(enough[-1])
+        elif narrower and min(costs.values()) < now:
+            found.append(min(narrower, key=costs.__getitem__))
+    return found

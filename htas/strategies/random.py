@@ -1,0 +1,22 @@
+"""Random search: archs drawn near the limits, judged by a trained supernet, the best one taken."""
+
+import random
+from dataclasses import dataclass
+
+from htas.oneshot import Judge
+from htas.problem import Problem
+from htas.strategies._sampled import AROUND, Sampled, near_limits
+
+
+@dataclass(frozen=True)
+class RandomSearch(Sampled):
+    """As many archs as `strategy.archs` says, at random, each near the limits."""
+
+    def pick(self, problem: Problem, judge: Judge) -> None:
+        """Two in three use the limits; one in three lies up to a tenth above or below, for when predictions are off."""
+        rng = random.Random(problem.seed)
+        drawn = []
+        for number in range(self.archs):
+            most = rng.uniform(1 - AROUND, 1 + AROUND) if number % 3 == 2 else 1.0
+            drawn.append(near_limits(problem, rng, most))
+        judge(drawn)

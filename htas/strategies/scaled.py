@@ -1,0 +1,78 @@
+"""The family's own members, a small grid of depths with one multiplier for each: what a search must beat."""
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from htas.arch import Arch
+from htas.budget import over
+from htas.problem import Problem
+from htas.strategies import Found, Strategy, need_limits
+from htas.strategies._trials import Trials, check
+from htas.strategies.uniform import multiples, widest_within
+from htas.text import listing
+from htas.train import Precision
+
+
+@dataclass(frozen=True)
+class Scaled(Strategy):
+    """The same number of blocks in every stage, and the largest multiple of the base widths within the limits; of
+    these networks, one for each number of blocks, the most accurate after a short training."""
+
+    epochs: int = 5
+    """Of each training from scratch on half of the training images; the other half judges."""
+    batch: int = 128
+    """Images of its steps."""
+    lr: float = 0.1
+    """Its learning rate, falling to 0 along half a cosine."""
+    depths: int = 4
+    """How many numbers of blocks are tried at most, spread over those there are."""
+    cost: Literal["table", "paper", "macs", "params", "memory", "energy"] = "table"
+    """Metric of the figures in the report. What archs may cost is said by the constraints."""
+    precision: Precision = "auto"
+    """Arithmetic of the training: auto is bf16 where the hardware has it."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.depths < 1:
+            raise ValueError(f"strategy.depths must be 1 or more, got {self.depths}")
+
+    @property
+    def title(self) -> str:
+        """`scaled, depths by one multiplier`."""
+        return "scaled, depths by one multiplier"
+
+    def search(self, problem: Problem) -> Found:
+        """One short training for each depth; a single one needs none."""
+        need_limits(problem, self)
+        started = time.monotonic()
+        trials = Trials(problem, self)
+        rows: dict[int, list[Arch]] = {}
+        for blocks in self._blocks(problem):
+            depths = {site: _nearest_depth(own, blocks) for site, own in problem.space.depths.items()}
+            rows[blocks] = multiples(problem.network.base.widths, problem.space, depths)
+        best = {blocks: widest_within(problem, row) for blocks, row in rows.items()}
+        within = {blocks: arch for blocks, arch in best.items() if over(problem.limits, arch) <= 1} or best
+        accuracies = trials(list(within.values())) if len(within) > 1 else [1.0]
+        judged = dict(zip(within, accuracies, strict=True))
+        chosen = max(judged, key=judged.__getitem__)
+        pool = rows[chosen]
+        order = {own: number for number, own in enumerate(pool)}
+        tried = listing(map(str, within))
+        why = f"the most accurate after {self.epochs} epochs of networks with {tried} blocks a stage"
+        return Found(
+            best[chosen], (), True, why, trials, time.monotonic() - started,
+            worth=lambda own: float(order.get(own, -1)), pool=tuple(pool), cheap=False, judge=trials.judge,
+        )  # fmt: skip
+
+    def _blocks(self, problem: Problem) -> list[int]:
+        """Numbers of blocks to try, from few to many."""
+        most = max((choices[-1] for choices in problem.space.depths.values()), default=1)
+        there = sorted({own for choices in problem.space.depths.values() for own in choices}) or [most]
+        if len(there) <= self.depths:
+            return there
+        return sorted({there[round(k * (len(there) - 1) / max(1, self.depths - 1))] for k in range(self.depths)})
+
+
+def _nearest_depth(choices: tuple[int, ...], blocks: int) -> int:
+    return min(choices, key=lambda choice: abs(choice - blocks))

@@ -1,0 +1,198 @@
+"""A comparison trains every arm alike, goes on where it was stopped, and says what differs and what does not."""
+
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from htas import compare, datasets, pipeline
+from htas.arch import Arch
+from htas.cli import main
+from htas.compare import Arm, Entry, read_arms, table
+from htas.files import Unusable, read_json
+from htas.intervals import reach
+from htas.layer import Layer
+from htas.measurement import Measurement
+from htas.metrics import Metric
+from htas.metrics.latency import Latency
+from htas.result import Result
+
+OPTIONS = [
+    "family.depth=14", "split.limit=60", "target.threads=1", "survey.rounds=1", "survey.store=none",
+    "survey.undecided=1", "design.groups=4", "design.spaces=[grid]", "constraints.latency=60%",
+    "strategy.epochs=1", "strategy.batch=30", "strategy.precision=fp32",
+    "train.epochs=1", "train.warmup=0", "train.rest=0", "train.batch=30", "train.precision=fp32",
+]  # fmt: skip
+ARMS = """
+[found]
+[scaled.strategy]
+name = "scaled"
+[base]
+network = "base"
+["plain 8"]
+network = "cifar_resnet:8"
+"""
+
+
+def scripted(self: Latency, cases: Any, *, on_round: Any = None, wanted: Any = None) -> list[Measurement]:
+    """Layers by their channels, networks by their parameters."""
+
+    def seconds(case: Layer | nn.Module) -> float:
+        if isinstance(case, Layer):
+            return 1e-6 * (1 + math.ceil(case.outputs / 8))
+        return 1e-9 * sum(parameter.numel() for parameter in case.parameters())
+
+    return [Measurement((seconds(case), 1.01 * seconds(case)), "s", {}, "one") for case in cases]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _scripted() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Latency, "measure", scripted)
+        patch.setattr(Latency, "sample", Metric.sample)
+        patch.setattr(pipeline, "RIVALS", 2)
+        patch.setattr(datasets, "load", cache(datasets.load))
+        yield
+    torch.set_num_threads(before)
+
+
+def arms(folder: Path, text: str = ARMS) -> Path:
+    path = folder / "arms.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds of all arms."""
+    folder = tmp_path_factory.mktemp("compare")
+    compare.compare(None, OPTIONS, read_arms(arms(folder)), 2, folder / "out")
+    return folder / "out"
+
+
+def test_every_arm_and_seed_is_trained_once_and_measured_with_the_others(finished):
+    content = read_json(finished / "compare.json")["arms"]
+    assert [(each["arm"], each["seed"]) for each in content] == [
+        (arm, seed) for seed in (0, 1) for arm in ("found", "scaled", "base", "plain 8")
+    ]
+    rows = [Result.of(each["result"]) for each in content]
+    assert all(row.accuracy is not None and row.measured is not None for row in rows)
+    assert len({row.measured.survey for row in rows}) == 1
+    found, scaled, base, plain = rows[:4]
+    assert found.predicted and base.predicted and plain.predicted is None
+    assert (found.teacher, base.teacher, plain.teacher) == ("base", "base", "base")
+    assert found.strategy.startswith("differentiable") and scaled.strategy.startswith("scaled")
+    assert plain.params < base.params and plain.family == "cifar_resnet:8"
+    assert base.arch.widths and content[0]["search_seconds"] > 0 and content[2]["search_seconds"] is None
+
+
+def test_arms_share_a_survey_a_calibration_and_the_teacher(finished):
+    for name in ("survey.json", "cost.json"):
+        assert len({(finished / arm / name).read_text() for arm in ("found-0", "scaled-1", "base-0")}) == 1
+    weights = [(finished / arm / "networks" / "base.safetensors").read_bytes() for arm in ("found-0", "scaled-0")]
+    assert weights[0] == weights[1]
+
+
+def test_what_is_finished_is_not_done_again(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "search", None)
+    monkeypatch.setattr(pipeline, "train_row", None)
+    before = (finished / "latencies.json").stat().st_mtime_ns
+    path, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, finished)
+    assert (finished / "latencies.json").stat().st_mtime_ns == before
+    assert path.read_text().count("\n| ") == 6 and "plain 8" in shown
+
+
+def test_a_comparison_shows_what_there_is_and_marks_the_rest(finished, tmp_path):
+    some = shutil.copytree(finished, tmp_path / "some")
+    shutil.rmtree(some / "scaled-0")
+    shutil.rmtree(some / "scaled-1")
+    shutil.rmtree(some / "base-1")
+    _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, some, only=True)
+    lines = {line.split("  ")[0]: line for line in shown.splitlines()}
+    assert "0 of 2" in lines["scaled"] and lines["scaled"].split()[4:] == ["-"] * 10
+    assert "1 of 2" in lines["base"] and "one training" in lines["base"]
+
+
+def test_an_arm_that_cannot_be_run_is_said_and_the_others_go_on(finished, tmp_path, capsys):
+    some = shutil.copytree(finished, tmp_path / "some")
+    text = ARMS + '[shrunk.strategy]\nname = "morphnet"\n'
+    _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 2, some)
+    assert "strategy morphnet does not search depths" in capsys.readouterr().err
+    assert "0 of 2" in shown.splitlines()[-1]
+    assert "Left out: shrunk, seed 0: strategy morphnet" in (some / "compare.md").read_text()
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def entry(accuracy: float, milliseconds: float) -> Entry:
+    row = Result("x", "f", Arch({"a": 8}), "join", "s", "y", "z", {}, 2_000_000, 1_000_000, accuracy=accuracy)
+    return Entry(replace(row, measured=Measurement((milliseconds / 1e3,) * 3, "s"), predicted=1e-3), 60.0)
+
+
+def test_a_difference_within_the_interval_is_none():
+    """Accuracies 90, 91, 92 and 91, 92, 93: the difference 1 has a standard error of 0.816, 4 degrees of freedom."""
+    there = {("a", s): entry(0.90 + s / 100, 2.0) for s in range(3)}
+    there |= {("b", s): entry(0.91 + s / 100, 1.0) for s in range(3)}
+    there |= {("c", s): entry(0.98 + s / 1000, 4.0) for s in range(3)}
+    _, first, second, third = table(there, ["a", "b", "c"], 3, "a")
+    assert first[2:4] == ("91.00 ± 1.00 %", "2 ± 0 ms") and first[-4:] == ("-",) * 4
+    assert second[-4:] == ("2.00", "+1.00 ± 2.27", "-0.74", "no difference")
+    assert third[-4] == "0.50" and third[-1] == "more accurate"
+
+
+def test_welchs_interval_is_scipys():
+    from scipy.stats import ttest_ind
+
+    one, other = [1.0, 2.0, 4.0, 4.5], [2.0, 2.5, 2.2]
+    interval = ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
+    assert reach([one, other]) == pytest.approx((interval.high - interval.low) / 2)
+    assert reach([[1.0], other]) == math.inf and reach([[1.0, 1.0]]) == 0.0
+
+
+# -- mistakes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "must hold two arms or more"),
+        ("[one]\n", "must hold two arms or more"),
+        ("one = 1\n", r"one must be a table, \[one\] with the options of an arm, got 1"),
+        ("[one]\nnetwork = 3\n[two]\n", "network of the arm one must be the name of one, got 3"),
+        ("[one]\nspaces = 3\n[two]\n", "the arm one has spaces = 3, which is no table of options; write spaces.OPTION"),
+        ("[one\n", "cannot be read as TOML"),
+    ],
+)
+def test_a_file_of_arms_that_is_none_is_refused(text, message, tmp_path):
+    with pytest.raises(Unusable, match=message):
+        read_arms(arms(tmp_path, text))
+
+
+def test_a_wrong_option_names_its_arm(tmp_path, capsys):
+    path = arms(tmp_path, "[one.design]\ngroup = 3\n[two]\n")
+    config = tmp_path / "config.toml"
+    config.write_text("")
+    assert main(["compare", str(config), str(path), "--out", str(tmp_path / "out")]) == 2
+    assert "arm one: design has no option 'group'; did you mean 'groups'?" in capsys.readouterr().err
+    assert main(["compare", str(config), str(tmp_path / "none.toml")]) == 2
+    assert "none.toml does not exist" in capsys.readouterr().err
+
+
+def test_another_configuration_in_the_same_folder_is_refused(finished, tmp_path):
+    with pytest.raises(Unusable, match=r"result of another configuration; name another folder with --out"):
+        compare.compare(None, [*OPTIONS, "train.lr=0.2"], read_arms(arms(tmp_path)), 2, finished)
+
+
+def test_an_unknown_arm_to_set_others_beside_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no arm called 'foun'; did you mean 'found'"):
+        compare.compare(None, OPTIONS, [Arm("found"), Arm("other")], 1, tmp_path, against="foun")
