@@ -14,12 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from htas import networks, pipeline
+from htas import networks, pipeline, pruning
 from htas.arch import Arch
+from htas.budget import parse
 from htas.config import as_text, load
 from htas.files import Unusable, digest, read_json, write_json, write_text
+from htas.graph import resize
 from htas.intervals import reach
 from htas.measurement import Measurement
 from htas.pipeline import Run
@@ -27,7 +30,7 @@ from htas.progress import say
 from htas.result import Result, SearchRecord
 from htas.sweep import own_folder, share_files
 from htas.target import machine
-from htas.text import columns, duration, listing, millions, no_such, plural
+from htas.text import columns, duration, listing, millions, no_such, percent, plural
 
 EMPTY = "-"
 """A cell that is not known, or not yet."""
@@ -44,6 +47,8 @@ class Arm:
     """Options that differ from the configuration's."""
     network: str = ""
     """A network by its name, trained as it is, instead of a search: base, cifar_resnet:14, tas:C010-ResNet20."""
+    prune: str = ""
+    """A criterion of Torch-Pruning, instead of a search: the base network pruned to the limit of latency, measured."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,15 @@ def read_arms(path: Path) -> list[Arm]:
         if not isinstance(options, dict):
             raise Unusable(f"{path}: {name} must be a table, [{name}] with the options of an arm, got {options!r}")
         rest = dict(options)
-        network = rest.pop("network", "")
+        network, prune = (rest.pop(key, "") for key in ("network", "prune"))
         if not isinstance(network, str):
             raise Unusable(f"{path}: network of the arm {name} must be the name of one, got {network!r}")
-        arms.append(Arm(name, tuple(_overrides(path, name, rest)), network))
+        if prune and (prune not in pruning.CRITERIA or network):
+            raise Unusable(
+                f"{path}: prune of the arm {name} must be one of {listing(pruning.CRITERIA)}, without a network beside "
+                f"it, got {prune!r}"
+            )
+        arms.append(Arm(name, tuple(_overrides(path, name, rest)), network, prune))
     slugs = [pipeline.slug(arm.name) for arm in arms]
     if len(arms) < 2 or len(set(slugs)) < len(slugs):
         raise Unusable(
@@ -152,6 +162,8 @@ def _finish(job: Run, arm: Arm) -> None:
     seconds: float | None = None
     if arm.network:
         row, build = _given(job, arm)
+    elif arm.prune:
+        row, build = _pruned(job, arm), None
     else:
         pipeline.search(config, place)
         record = SearchRecord.of(pipeline.plain(read_json(job.search_file(config.design.spaces[0]))))
@@ -175,13 +187,33 @@ def _given(job: Run, arm: Arm) -> tuple[Result, Callable[[], nn.Module] | None]:
     return replace(row, arch=Arch({}), macs=macs, params=params, family=arm.network), build
 
 
+def _pruned(job: Run, arm: Arm) -> Result:
+    """The row of the least pruned network within the limit of latency, by readings beside the base network."""
+    text = job.config.constraints.latency
+    if not text:
+        raise ValueError("a pruned network needs a latency to be pruned to; give one: --constraints.latency=50%")
+    example = torch.zeros(2, *job.config.data.shape)
+    archs = pruning.candidates(job.network, pipeline.base_network(job), example, arm.prune)
+    rows = [pipeline.new_row(job, _row_name(arm), arch, space="-", strategy=f"torch-pruning, {arm.prune}", cost="-")
+            for arch in (job.network.base, *archs)]  # fmt: skip
+    rows = [replace(row, predicted=job.calibrated.cost(row.arch)) for row in rows]
+    modules = [resize(job.network, row.arch) for row in rows]
+    base, *readings = pipeline.measure_rows(job, rows, modules, f"looking for a network pruned to {text}, %")
+    most = parse("latency", text, base.estimate)
+    within = [row for row, reading in zip(rows[1:], readings, strict=True) if reading.estimate <= most]
+    if not within:
+        least = min(reading.estimate for reading in readings) / base.estimate
+        raise ValueError(f"no network pruned by {arm.prune} keeps {text} of the latency; the least is {percent(least)}")
+    return within[0]
+
+
 def _row_name(arm: Arm) -> str:
     """Of the network trained; `base` alone is that of the teacher, which learns from nobody."""
     return f"{BASE} network" if arm.name == BASE else arm.name
 
 
 def _key(job: Run, arm: Arm) -> str:
-    return digest(pipeline.lasting(job.config), arm.network)
+    return digest(pipeline.lasting(job.config), arm.network, *([arm.prune] if arm.prune else []))
 
 
 def _entry(job: Run, arm: Arm) -> Entry | None:

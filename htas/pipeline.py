@@ -27,6 +27,7 @@ from htas.config import Config, load
 from htas.cost import CostModel, MacsCost
 from htas.datasets import Data
 from htas.design import DECIDED, check, paper_cost, records, spaces, undecided
+from htas.distill import Distill
 from htas.export import export
 from htas.files import Unusable, digest, read_json, read_tensors, write_json, write_tensors, write_text
 from htas.finish import MOST, finish, rounds
@@ -184,7 +185,8 @@ class Run:
             case "search":
                 files = [folder / f"{name}.json" for name in ("design", "survey", "cost")]
                 start = Path(getattr(config.strategy, "start", ""))
-                return digest(lasting(config), *files, *([start] if start.is_file() else []))
+                searched = lasting(replace(config, distill=Distill()))  # which a search has nothing to do with
+                return digest(searched, *files, *([start] if start.is_file() else []))
             case "train":
                 return digest(lasting(config), *(self.search_file(name) for name in config.design.spaces))
             case _:

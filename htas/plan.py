@@ -14,13 +14,10 @@ from htas.graph import Network, resize
 from htas.progress import say
 from htas.runtimes import open_runtime
 from htas.space import Space, group_bounds, tas_widths
-from htas.strategies.differentiable import Differentiable
 from htas.survey import at_most, widest, widths_at_most
-from htas.text import duration
+from htas.text import duration, plural
 from htas.train import batches, engine, epoch_seed, placed
 
-SEARCH_STEP = 5.5
-"""A weight and an architecture step of the supernet at e = 2 take about so many plain steps of the base network."""
 STUDENT = 0.8
 """A distilled step of a found network, its teacher's forward pass included, in plain steps of the base network."""
 STUDENTS = 2
@@ -51,9 +48,7 @@ def estimate(network: Network, data: Data, config: Config) -> Iterator[tuple[str
     choices = {name: _widths(site.base, options) for name, site in network.widths.items()}
     pairs = sum(map(len, cells(network, [Space("", choices, {})], calibrating.widths, seconds).values()))
     yield "calibration, at most", sum(calibrating.limits(pairs, seconds)) + pairs * seconds
-    if isinstance(config.strategy, Differentiable):
-        steps = config.strategy.epochs * len(data.weights)
-        yield f"search of {spaces} spaces", spaces * steps * image * SEARCH_STEP
+    yield f"search of {plural(spaces, 'space')}", spaces * config.strategy.images(len(data.weights)) * image
     yield "train the base network", recipe.length * len(data.train) * image
     students = spaces + STUDENTS
     yield f"train {students} networks", students * recipe.length * len(data.train) * image * STUDENT

@@ -110,6 +110,8 @@ def share_files(config: Config, place: Path) -> None:
     key = job.training(job.network.base, taught=False)
     weights = Path("networks") / "base.safetensors"
     _copied(place / weights, [other / weights for other in others], partial(_trained, key))
+    for own in job.files("search"):
+        _copied(own, [other / own.name for other in others], partial(_made, job.made_from("search")))
 
 
 def _copied(own: Path, others: Sequence[Path], fits: Callable[[Path], bool]) -> None:

@@ -196,3 +196,35 @@ def test_another_configuration_in_the_same_folder_is_refused(finished, tmp_path)
 def test_an_unknown_arm_to_set_others_beside_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no arm called 'foun'; did you mean 'found'"):
         compare.compare(None, OPTIONS, [Arm("found"), Arm("other")], 1, tmp_path, against="foun")
+
+
+# -- pruning -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_pruned_network_is_the_least_pruned_one_within_the_measured_limit(finished, tmp_path):
+    """The scripted device takes as long as there are parameters, so 60 % of the latency is 60 % of those."""
+    text = '[found]\n[pruned]\nprune = "l1"\n'
+    some = shutil.copytree(finished, tmp_path / "some")
+    compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, some)
+    (row,) = [Result.of(e["result"]) for e in read_json(some / "compare.json")["arms"] if e["arm"] == "pruned"]
+    base = Result.of(read_json(finished / "base-0" / "result.json")["result"])
+    assert 0.5 < row.params / base.params <= 0.6
+    assert row.strategy == "torch-pruning, l1" and row.teacher == "base" and row.predicted
+
+
+def test_pruning_needs_a_latency_and_a_criterion_that_there_is(tmp_path, capsys):
+    with pytest.raises(Unusable, match="prune of the arm two must be one of l1, bn-scale, fpgm, group-norm"):
+        read_arms(arms(tmp_path, '[one]\n[two]\nprune = "l3"\n'))
+    free = [option for option in OPTIONS if not option.startswith("constraints")]
+    text = '[one]\nnetwork = "base"\n[two]\nprune = "l1"\n'
+    compare.compare(None, free, read_arms(arms(tmp_path, text)), 1, tmp_path / "out")
+    assert "a pruned network needs a latency to be pruned to" in capsys.readouterr().err
+
+
+def test_a_search_is_shared_by_arms_that_differ_in_distillation_alone(finished, tmp_path, monkeypatch):
+    some = shutil.copytree(finished, tmp_path / "some")
+    text = '[found]\n["found, alone"]\ndistill = { alpha = 0.0 }\n'
+    monkeypatch.setattr(type(compare.load(None, OPTIONS).strategy), "search", None)
+    compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, some)
+    rows = [Result.of(each["result"]) for each in read_json(some / "compare.json")["arms"]]
+    assert rows[0].arch == rows[1].arch and (rows[0].teacher, rows[1].teacher) == ("base", "")

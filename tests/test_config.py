@@ -244,3 +244,15 @@ def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
 )
 def test_types_are_put_in_words(hint: object, words: str) -> None:
     assert allowed(hint) == words
+
+
+def test_another_class_on_the_command_line_leaves_out_what_the_file_says_for_its_own_alone(tmp_path: Path) -> None:
+    path = tmp_path / "some.toml"
+    path.write_text('[data]\nname = "cifar10"\npath = "there"\n[strategy]\narch_lr = 0.3\nepochs = 7\n')
+    config = load(path, ["data.name=digits", "strategy.name=random", "strategy.archs=9"])
+    assert (config.names["data"], config.strategy.title.split(",")[0]) == ("digits", "random")
+    assert (config.strategy.epochs, config.strategy.archs) == (7, 9)
+    with pytest.raises(ValueError, match="strategy has no option 'arch_lr'"):
+        load(path, ["strategy.name=random", "strategy.arch_lr=0.1"])
+    with pytest.raises(ValueError, match="data has no option 'there'"):
+        load(path, ["data.there=1"])

@@ -24,6 +24,7 @@ ORDER = [
     "doctor",
     "report",
     "plan",
+    "pruning",
     "config",
     "finish",
     "strategies",

@@ -29,7 +29,7 @@ from htas.metrics.latency import Latency
 from htas.metrics.memory import Memory
 from htas.models.cifar_resnet import CifarResNet
 from htas.result import Result, SearchRecord
-from htas.strategies.differentiable import _Search
+from htas.strategies.differentiable import STEP, _Search
 from htas.target import Target
 
 OPTIONS = [
@@ -572,7 +572,7 @@ def test_the_plan_grows_with_spaces_and_epochs(tmp_path, monkeypatch):
 
     one, three, longer = seconds("design.spaces=[grid]"), seconds(), seconds("train.epochs=4")
     assert three["search"] == pytest.approx(3 * one["search"])
-    assert three["search"] == pytest.approx(3 * 2 * 30 * 0.01 * plan.SEARCH_STEP)
+    assert three["search"] == pytest.approx(3 * 2 * 30 * 0.01 * STEP)
     assert longer["train"] == pytest.approx(2 * three["train"])
 
 
@@ -813,3 +813,45 @@ def test_what_fastest_cannot_do_is_said(more, words, tmp_path):
     floor = () if not more else ("constraints.accuracy_floor=-1",)
     with pytest.raises(ValueError, match=words):
         sweep.fastest(options(*floor, *more), tmp_path / "x", "htas fastest")
+
+
+def test_a_space_of_a_single_arch_is_trained_directly_and_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(_Search, "epoch", None)
+    one = ["design.spaces=[explicit]", 'design.widths={"16": [8], "32": [16], "64": [32]}', "design.depth=false"]
+    page = pipeline.run(options(*one), tmp_path / "one", "htas run some.toml")
+    assert "the space explicit has a single choice at every site, so its network is trained directly" in (
+        capsys.readouterr().err
+    )
+    found = rows(page.parent)["explicit"]
+    assert set(found.arch.widths.values()) == {8, 16, 32} and found.accuracy is not None
+    assert "trained directly" in page.read_text()
+
+
+def test_other_strategies_leave_a_whole_run_behind(tmp_path):
+    more = [
+        "strategy.name=random",
+        "strategy.archs=5",
+        "constraints.latency=60%",
+        "design.spaces=[grid]",
+        "design.groups=8",
+    ]
+    kept = [option for option in OPTIONS if "arch_lr" not in option]
+    page = pipeline.run(load(None, [*kept, *more]), tmp_path / "random", "htas run some.toml")
+    record = SearchRecord.of(pipeline.plain(read_json(page.parent / "search-grid.json")))
+    assert record.strategy == "random within latency 60%" and len(record.epochs) == 2
+    assert record.epochs[0].temperature is None and "not of this strategy" in page.read_text()
+
+
+def test_a_network_judged_by_training_says_how(tmp_path):
+    more = [
+        "strategy.name=uniform",
+        "strategy.epochs=1",
+        "constraints.latency=60%",
+        "design.spaces=[grid]",
+        "design.groups=8",
+    ]
+    kept = [option for option in OPTIONS if not option.startswith("strategy") or "precision" in option]
+    page = pipeline.run(load(None, [*kept, *more, "strategy.batch=30"]), tmp_path / "uniform", "htas run some.toml")
+    record = SearchRecord.of(pipeline.plain(read_json(page.parent / "search-grid.json")))
+    assert record.rivals == () and record.judge.startswith("trained from scratch for 1 epoch")
+    assert "Trained from scratch for 1 epoch" in page.read_text()

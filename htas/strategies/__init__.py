@@ -55,6 +55,11 @@ class Strategy(ABC):
     def search(self, problem: Problem) -> Found:
         """The arch to train. Looks at the training images only; goes on from `problem.checkpoint` if that exists."""
 
+    def images(self, weights: int) -> float:
+        """How many images of plain training steps of the base network a search takes as long as, about, of a data set
+        with so many for its weights; for the outlook before a run."""
+        return 0.0
+
     @property
     @abstractmethod
     def title(self) -> str:

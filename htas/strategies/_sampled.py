@@ -13,6 +13,8 @@ from htas.arch import Arch
 from htas.budget import USED, changed, over
 from htas.files import read_tensors, write_tensors
 from htas.oneshot import (
+    CALIBRATION,
+    JUDGED,
     Judge,
     accuracies,
     check_sane,
@@ -31,6 +33,8 @@ from htas.supernet import Draw, Supernet
 from htas.text import percent, significant
 from htas.train import Precision, batches, cosine, engine, epoch_seed, load_optimizer, optimizer_tensors, set_rate
 
+STEP, PASS = 1.3, 0.5
+"""A weight step of an arch at random at e = 2, and a forward pass, in plain training steps of the base network."""
 LEANING = 3.0
 """Archs that the weights learn from lean this much to wide or to narrow, at most."""
 AROUND = 0.1
@@ -88,6 +92,11 @@ class Sampled(Strategy):
     def title(self) -> str:
         """Its file's name, and how the weights learn."""
         return f"{type(self).__module__.rpartition('.')[2]}, {self.sampling} sampling"
+
+    def images(self, weights: int) -> float:
+        """Steps of archs at e = 2, and as many passes as archs are judged."""
+        step = STEP * (4 if self.sampling == "sandwich" else 1)
+        return self.epochs * weights * step + self.archs * (CALIBRATION + JUDGED) * PASS
 
     @abstractmethod
     def pick(self, problem: Problem, judge: Judge) -> None:

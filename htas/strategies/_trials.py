@@ -11,7 +11,7 @@ from htas.files import digest, read_json, write_json
 from htas.graph import resize
 from htas.problem import Problem
 from htas.progress import say
-from htas.text import percent
+from htas.text import percent, plural
 from htas.train import Precision, Recipe, evaluate, train
 
 
@@ -55,7 +55,7 @@ class Trials:
     @property
     def judge(self) -> str:
         """How accuracies are found, for a report."""
-        return f"trained from scratch for {self.recipe.epochs} epochs on one part of the training images"
+        return f"trained from scratch for {plural(self.recipe.epochs, 'epoch')} on one part of the training images"
 
     def __call__(self, archs: Sequence[Arch]) -> list[float]:
         """Validation accuracy of each, 0 to 1; every arch is trained once."""

@@ -40,6 +40,9 @@ STIFFNESS = 10.0
 """Of the penalty on the distance from the budget, in units of cross-entropy."""
 LEARNING = 0.02
 """Share of the stiffness by which the penalty's weight moves, for every step and unit of distance."""
+STEP = 5.0
+"""A weight and an architecture step at e = 2 take about so many plain steps of the base network
+(benchmarks/search_step.py)."""
 METRICS = {"table": "latency", "paper": "latency"}
 """What a cost is a cost of, where it has another name."""
 
@@ -117,6 +120,10 @@ class Differentiable(Strategy):
         """`differentiable`, eq. 6 with its lambda or TAS's band."""
         rule = f"lambda {self.weight:g}" if self.loss == "lambda" else f"band {self.ratio:g}-{self.tolerance:g}"
         return f"differentiable, {rule}"
+
+    def images(self, weights: int) -> float:
+        """A weight and an architecture step each."""
+        return self.epochs * weights * STEP
 
     def search(self, problem: Problem) -> Found:
         """TAS: a weight step on one half of the training images, an architecture step on the other, in turn."""

@@ -71,6 +71,10 @@ class MorphNet(Strategy):
         """`morphnet` and the strength of its regulariser."""
         return f"morphnet, strength {self.strength:g}"
 
+    def images(self, weights: int) -> float:
+        """The training that shrinks, and the one that judges what was found."""
+        return 2.0 * self.epochs * weights
+
     def search(self, problem: Problem) -> Found:
         """Raises ValueError where depths are to be searched, or a site has no norm whose scales could tell."""
         need_limits(problem, self)

@@ -42,6 +42,10 @@ class Scaled(Strategy):
         """`scaled, depths by one multiplier`."""
         return "scaled, depths by one multiplier"
 
+    def images(self, weights: int) -> float:
+        """A training for each depth."""
+        return float(self.depths * self.epochs * weights)
+
     def search(self, problem: Problem) -> Found:
         """One short training for each depth; a single one needs none."""
         need_limits(problem, self)

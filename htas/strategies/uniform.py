@@ -40,6 +40,10 @@ class Uniform(Strategy):
         """`uniform, one multiplier`."""
         return "uniform, one multiplier"
 
+    def images(self, weights: int) -> float:
+        """The training that judges what was found."""
+        return float(self.epochs * weights)
+
     def search(self, problem: Problem) -> Found:
         """No weight is trained for it."""
         need_limits(problem, self)

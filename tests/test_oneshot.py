@@ -1,0 +1,334 @@
+"""Strategies beside the differentiable one: what each draws, breeds, narrows or shrinks; the answers are known."""
+
+import dataclasses
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from htas import oneshot
+from htas import train as training
+from htas.arch import Arch
+from htas.budget import Limit, over
+from htas.cost import CostModel, MacsCost
+from htas.datasets import Data, Split
+from htas.files import Unusable, read_tensors
+from htas.graph import trace
+from htas.models.cifar_resnet import CifarResNet
+from htas.oneshot import Judge, check_sane
+from htas.problem import Problem
+from htas.space import Space
+from htas.strategies import _sampled, morphnet
+from htas.strategies._sampled import best, near_limits
+from htas.strategies.differentiable import Differentiable
+from htas.strategies.evolution import Evolution
+from htas.strategies.morphnet import MorphNet, expanded, prices, scales
+from htas.strategies.netadapt import NetAdapt, reductions
+from htas.strategies.random import RandomSearch
+from htas.strategies.scaled import Scaled
+from htas.strategies.uniform import Uniform, multiples, nearest
+from htas.supernet import Draw
+
+FAMILY = CifarResNet(14)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sum(CostModel):
+    """Widths added, those of blocks that are cut too, and ten for each block that is kept."""
+
+    unit: str = "s"
+
+    def cost(self, arch: Arch) -> float:
+        return float(sum(arch.widths.values()) + 10 * sum(arch.depths.values()))
+
+    def expected(self, space: Space, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> Tensor:
+        raise NotImplementedError
+
+
+def split(count: int, seed: int) -> Split:
+    """Images of two classes, 8x8: dark and bright."""
+    labels = torch.arange(count) % 2
+    noise = torch.randint(100, (count, 3, 8, 8), generator=torch.Generator().manual_seed(seed))
+    return Split((noise + 100 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels, (0.4,) * 3, (0.25,) * 3, False, 1)
+
+
+def problem(folder: Path, most: float = 0.7, cost: CostModel | None = None, deep: bool = True) -> Problem:
+    network = trace(FAMILY.build(2), torch.zeros(2, 3, 8, 8))
+    widths = {name: (site.base // 4, site.base // 2, site.base) for name, site in network.widths.items()}
+    space = Space("tiny", widths, {name: (1, 2) if deep else (2,) for name in network.depths})
+    data = Data(2, (3, 8, 8), split(64, 0), split(32, 1), split(32, 2), split(16, 3))
+    cost = cost or Sum()
+    limit = Limit("macs", "some", cost, most * cost.cost(network.base))
+    checkpoint = folder / "search.safetensors"
+    return Problem(
+        network, FAMILY.reset, data, space, cost, "cpu", 0, checkpoint, lambda: FAMILY.build(2), limits=(limit,)
+    )
+
+
+def planted(goal: Arch) -> Any:
+    """Accuracies that fall with the widths and depths that an arch lacks to the goal's."""
+
+    def accuracies(archs: Any) -> list[float]:
+        sites = [*goal.widths, *goal.depths]
+        return [1 - sum(abs(arch[site] / goal[site] - 1) for site in sites) / len(sites) for arch in archs]
+
+    return accuracies
+
+
+# -- what is drawn -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("most", [1.0, 0.8])
+def test_archs_are_drawn_at_random_near_the_limits(most, tmp_path):
+    given = problem(tmp_path)
+    rng = random.Random(0)
+    archs = [near_limits(given, rng, most) for _ in range(200)]
+    ratios = [over(given.limits, arch) for arch in archs]
+    assert max(ratios) <= most and sum(0.9 * most <= ratio for ratio in ratios) > 180
+    assert len(set(archs)) > 150 and all(arch in given.space for arch in archs)
+
+
+def test_the_most_accurate_arch_within_the_limits_is_taken(tmp_path):
+    given = problem(tmp_path)
+    judge = Judge(lambda archs: [sum(arch.widths.values()) / 1e3 for arch in archs])
+    judge([given.space.narrowest, given.space.widest])
+    assert best(given, judge) == given.space.narrowest
+    judge = Judge(lambda archs: [0.5] * len(archs))
+    judge([given.space.widest])
+    assert best(given, judge) == given.space.widest  # nothing else was judged
+
+
+def test_a_judge_asks_once(tmp_path):
+    asked: list[Arch] = []
+
+    def accuracies(archs: Any) -> list[float]:
+        asked.extend(archs)
+        return [0.5] * len(archs)
+
+    judge, archs = Judge(accuracies), [Arch({"a": 1}), Arch({"a": 2}), Arch({"a": 1})]
+    assert judge(archs) == [0.5] * 3 and judge(archs[:2]) == [0.5] * 2 and asked == archs[:2]
+
+
+@pytest.mark.parametrize("kind", [RandomSearch, Evolution, NetAdapt])
+def test_a_planted_best_arch_is_nearly_found(kind, tmp_path):
+    """The goal uses 70 % of the cost; random archs of the space have a planted accuracy of 0.4 to 0.7."""
+    given = problem(tmp_path)
+    goal = near_limits(given, random.Random(7))
+    judge = Judge(planted(goal))
+    kind(archs=400).pick(given, judge)
+    assert judge([best(given, judge)])[0] > 0.8
+
+
+def test_evolution_ends_nearer_a_planted_goal_than_random_draws(tmp_path):
+    given = problem(tmp_path)
+    ends = []
+    for kind in (Evolution, RandomSearch):
+        accuracies = []
+        for seed in range(4):
+            judge = Judge(planted(near_limits(given, random.Random(100 + seed))))
+            kind(archs=300).pick(dataclasses.replace(given, seed=seed), judge)
+            accuracies.append(judge([best(given, judge)])[0])
+        ends.append(sum(accuracies) / 4)
+    assert ends[0] > ends[1]
+
+
+def test_a_sandwich_has_the_widest_the_narrowest_and_two_at_random(tmp_path):
+    given = problem(tmp_path)
+    drawn = _sampled._Training(RandomSearch(epochs=1, batch=8, precision="fp32"), given)._drawn(random.Random(0))
+    assert len(drawn) == 4 and (drawn[0], drawn[3]) == (given.space.widest, given.space.narrowest)
+    one = _sampled._Training(RandomSearch(epochs=1, batch=8, precision="fp32", sampling="uniform"), given)
+    assert len(one._drawn(random.Random(0))) == 1
+
+
+def test_a_step_of_several_archs_adds_their_gradients(tmp_path):
+    """Against losses by hand: of the labels for the first, half of the labels and half of its logits for the other."""
+    given = problem(tmp_path)
+    options = RandomSearch(epochs=1, batch=8, precision="fp32", lr=1.0, momentum=0.0, weight_decay=0.0)
+    run = _sampled._Training(options, given)
+    images, labels = next(given.data.weights.batches(8))
+    draws = [Draw.of(arch, given.network) for arch in (given.space.widest, given.space.narrowest)]
+    before = run.supernet.body.get_submodule("stem.conv").weight.detach().clone()
+    state = {name: tensor.clone() for name, tensor in run.supernet.state_dict().items()}
+    first = run.supernet(images, draws[0])
+    other = run.supernet(images, draws[1])
+    target = first.detach().softmax(1)
+    soft = -(target * other.log_softmax(1)).sum(1).mean()
+    hard = [nn.functional.cross_entropy(logits, labels) for logits in (first, other)]
+    loss = (hard[0] + (hard[1] + soft) / 2) / 2
+    (gradient,) = torch.autograd.grad(loss, run.supernet.body.get_submodule("stem.conv").weight)
+    run.supernet.load_state_dict(state)
+    found = oneshot.sampled_step(run.supernet, run.sgd, run.runner, images, labels, draws)
+    moved = run.supernet.body.get_submodule("stem.conv").weight.detach() - before
+    torch.testing.assert_close(moved, -gradient, rtol=1e-3, atol=1e-6)
+    assert float(found) == pytest.approx(loss.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", [RandomSearch, MorphNet, Scaled])
+def test_an_interrupted_search_ends_as_an_uninterrupted_one(kind, tmp_path, monkeypatch):
+    options = {"epochs": 2, "batch": 16, "precision": "fp32", **({"archs": 6} if kind is RandomSearch else {})}
+    whole = kind(**options).search(problem(tmp_path / "whole", deep=kind is not MorphNet))
+    writes = []
+    own = {RandomSearch: _sampled, MorphNet: morphnet}.get(kind, training)
+    original = own.write_tensors
+
+    def once(path: Path, tensors: Any, about: Any) -> None:
+        original(path, tensors, about)
+        writes.append(path)
+        if len(writes) == 1:
+            raise KeyboardInterrupt
+
+    given = problem(tmp_path / "parts", deep=kind is not MorphNet)
+    with monkeypatch.context() as patch:
+        patch.setattr(own, "write_tensors", once)
+        with pytest.raises(KeyboardInterrupt):
+            kind(**options).search(given)
+    again = kind(**options).search(given)
+    assert again.arch == whole.arch
+    assert [e.train_loss for e in again.epochs] == [e.train_loss for e in whole.epochs]
+    assert again.validate([again.arch]) == whole.validate([whole.arch])
+
+
+# -- narrowing and shrinking -------------------------------------------------------------------------------------------
+
+
+def test_netadapt_narrows_each_site_until_the_round_keeps_its_cost(tmp_path):
+    """From the widest, whose cost is 336 + 60: for 95 % of it 19.8 must go. Sites of 16 cannot give so much, nor can a
+    block, which is 10; those of 32 give 24, those of 64 give 32."""
+    given = problem(tmp_path)
+    widest = given.space.widest
+    whole = over(given.limits, widest)
+    assert given.cost.cost(widest) == 336 + 60
+    found = reductions(given, widest, 0.95 * whole)
+    changed = {site: arch[site] for arch in found for site in given.space.choices if arch[site] != widest[site]}
+    assert len(found) == len(given.space.choices)
+    for site, choice in changed.items():
+        base = widest[site]
+        assert choice == {16: 4, 32: 8, 64: 32, 2: 1}[base], site
+
+
+def test_the_nearest_choice_is_that_in_proportion():
+    assert nearest((8, 16, 32), 11.0) == 8 and nearest((8, 16, 32), 11.4) == 16 and nearest((8, 32), 16) == 32
+
+
+def test_multiples_of_the_base_widths_grow_together(tmp_path):
+    given = problem(tmp_path)
+    archs = multiples(given.network.base.widths, given.space, dict.fromkeys(given.space.depths, 2))
+    assert archs[0] == Arch(given.space.narrowest.widths, dict.fromkeys(given.space.depths, 2))
+    assert archs[-1] == given.space.widest and len(archs) == 3  # the choices are the same shares at every site
+
+
+def test_uniform_takes_the_largest_multiple_within_the_limits_and_trains_nothing(tmp_path):
+    given = problem(tmp_path)
+    found = Uniform(epochs=1).search(given)
+    assert set(found.arch.depths.values()) == {2} and found.epochs == () and not found.cheap
+    assert over(given.limits, found.arch) <= 1
+    wider = multiples(given.network.base.widths, given.space, dict(found.arch.depths))
+    assert over(given.limits, wider[wider.index(found.arch) + 1]) > 1
+
+
+def test_scaled_tries_one_network_for_each_depth_and_takes_the_most_accurate(tmp_path, monkeypatch):
+    given = problem(tmp_path)
+    asked: list[Arch] = []
+
+    def judged(self: Any, arch: Arch) -> float:
+        asked.append(arch)
+        return 0.9 if set(arch.depths.values()) == {1} else 0.8
+
+    monkeypatch.setattr("htas.strategies._trials.Trials._one", judged)
+    found = Scaled(epochs=1).search(given)
+    assert [set(arch.depths.values()) for arch in asked] == [{1}, {2}]
+    assert set(found.arch.depths.values()) == {1} and over(given.limits, found.arch) <= 1
+    assert {frozenset(arch.depths.values()) for arch in found.pool} == {frozenset({1})}
+
+
+def test_morphnet_knows_the_norms_and_the_price_of_every_site(tmp_path):
+    given = problem(tmp_path, cost=MacsCost(trace(FAMILY.build(2), torch.zeros(2, 3, 8, 8))), deep=False)
+    norms = scales(given.network)
+    assert norms.keys() == given.network.widths.keys() and all(norms.values())
+    found = prices(given)
+    site = "stages.2.1.conv1.conv"  # between two layers of 64 channels, at 2x2 pixels
+    macs = 2 * 9 * 64 * 2 * 2
+    assert found[site] == pytest.approx(macs / given.cost.cost(given.network.base), rel=0.01)
+
+
+def test_morphnet_drops_what_its_regulariser_kills_and_expands_the_rest(tmp_path):
+    """With a strong regulariser scales shrink; what is alive is expanded evenly to the limits."""
+    given = problem(tmp_path, deep=False)
+    alive = {site: float(base) for site, base in given.network.base.widths.items()}
+    pool = expanded(alive, given)
+    assert pool == multiples(given.network.base.widths, given.space, dict.fromkeys(given.space.depths, 2))
+    alive["stages.2.1.conv1.conv"] = 16.0
+    assert all(arch.widths["stages.2.1.conv1.conv"] <= max(16, arch.widths["stages.2.0.conv1.conv"]) for arch in pool)
+    weak, strong = (
+        MorphNet(epochs=2, batch=16, precision="fp32", strength=strength).search(problem(tmp_path / name, deep=False))
+        for name, strength in (("weak", 0.0), ("strong", 5.0))
+    )
+    assert strong.epochs[-1].expected_cost < weak.epochs[-1].expected_cost
+
+
+def test_morphnet_refuses_depths(tmp_path):
+    with pytest.raises(ValueError, match=r"morphnet does not search depths.*--design.depth=false"):
+        MorphNet().search(problem(tmp_path))
+
+
+@pytest.mark.parametrize("kind", [RandomSearch, Evolution, NetAdapt, MorphNet, Uniform, Scaled])
+def test_a_strategy_for_limits_asks_for_one(kind, tmp_path):
+    given = dataclasses.replace(problem(tmp_path), limits=())
+    with pytest.raises(ValueError, match=r"looks for the most accurate network within limits, and none is given"):
+        kind().search(given)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: RandomSearch(archs=0), "strategy.archs must be 1 or more, got 0"),
+        (lambda: RandomSearch(start="there"), "strategy.start must be random, base or"),
+        (lambda: Evolution(population=1), "strategy.population must be 2 or more, got 1"),
+        (lambda: Evolution(crossover=2.0), r"strategy.crossover must lie in 0\.\.1, got 2.0"),
+        (lambda: NetAdapt(rounds=0), "strategy.rounds must be 1 or more, got 0"),
+        (lambda: NetAdapt(begin="there"), "strategy.begin must be widest or base, got 'there'"),
+        (lambda: MorphNet(dead=1.0), r"strategy.dead must lie in 0\.\.1, got 1.0"),
+        (lambda: Scaled(depths=0), "strategy.depths must be 1 or more, got 0"),
+        (lambda: Uniform(lr=0.0), "strategy.lr must be above 0, got 0.0"),
+    ],
+)
+def test_an_option_out_of_range_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# -- divergence --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), 100.0])
+def test_divergence_names_the_epoch_the_rate_and_the_last_good_state(loss, tmp_path):
+    given = problem(tmp_path)
+    check_sane(given, 0.69, 3, 0.1)
+    with pytest.raises(ValueError, match=r"diverged in epoch 1 at a learning rate of 0.100: .*lower strategy.lr"):
+        check_sane(given, loss, 0, 0.1)
+    message = rf"diverged in epoch 4 .* of epoch 3, is in {given.checkpoint}.*--strategy.start=.* --strategy.lr=0.03"
+    with pytest.raises(ValueError, match=message):
+        check_sane(given, loss, 3, 0.1)
+
+
+def test_a_search_begins_again_from_the_checkpoint_of_one_that_diverged(tmp_path, monkeypatch):
+    given = problem(tmp_path / "one", cost=MacsCost(trace(FAMILY.build(2), torch.zeros(2, 3, 8, 8))))
+    with monkeypatch.context() as patch:
+        patch.setattr(oneshot, "LOST", 0.0)
+        patch.setattr("htas.strategies.differentiable.check_sane", lambda problem, loss, epoch, rate: (
+            oneshot.check_sane(problem, loss, epoch, rate) if epoch else None
+        ))  # fmt: skip
+        with pytest.raises(ValueError, match=r"diverged in epoch 2"):
+            Differentiable(epochs=3, batch=16, precision="fp32").search(given)
+    kept = {k: v for k, v in read_tensors(given.checkpoint)[0].items() if k.startswith(oneshot.PREFIX)}
+    options = Differentiable(epochs=1, batch=16, precision="fp32", start=str(given.checkpoint))
+    begun = oneshot.opened(given, options, "cpu").state_dict()
+    assert begun.keys() == {name.removeprefix(oneshot.PREFIX) for name in kept}
+    assert all(torch.equal(tensor, kept[oneshot.PREFIX + name]) for name, tensor in begun.items())
+    with pytest.raises(Unusable, match="there is no file"):
+        oneshot.opened(given, dataclasses.replace(options, start="none.safetensors"), "cpu")
