@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from htas import datasets, design
+from htas.compare import read_arms
 from htas.config import Config, load
 from htas.cost import MacsCost
 from htas.design import paper_cost
@@ -24,7 +25,9 @@ from htas.train import evaluate, train
 
 ROOT = Path(__file__).parent.parent
 PAPER = sorted((ROOT / "examples" / "paper").glob("*.toml"))
-SHIPPED = [ROOT / "htas" / "demo.toml", *sorted((ROOT / "examples").rglob("*.toml"))]
+ARMS = sorted((ROOT / "examples" / "arms").glob("*.toml"))
+DEMO = ROOT / "htas" / "demo.toml"
+SHIPPED = [DEMO, *(path for path in sorted((ROOT / "examples").rglob("*.toml")) if path not in ARMS)]
 SHORT = [
     *("--data.name=digits", "--split.limit=48", "--target.device=cpu", "--target.batch=2"),
     *("--strategy.epochs=1", "--strategy.batch=8"),
@@ -33,6 +36,13 @@ SHORT = [
 """Three steps of search, each with one of the architecture, and three of training."""
 
 by_name = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+
+
+@pytest.mark.parametrize("path", ARMS, ids=lambda path: path.stem)
+def test_shipped_arms_load_over_the_demo(path):
+    for arm in read_arms(path):
+        load(DEMO, ["--constraints.latency=60%", *arm.overrides])  # or it raises
+    assert len(read_arms(path)) > 2
 
 
 @by_name
