@@ -1,6 +1,6 @@
 """What a step of the search costs: supernet against the plain network, timed in turns; and the memory it takes.
 
-    python benchmarks/search_step.py [--depths 20,32,110] [--expand 1,2] [--precisions fp32,bf16] [--rounds 30]
+    python benchmarks/search_step.py [--depths 20,32,110] [--expand 1,2] [--precisions fp32,bf16] [--rounds 12] [--batch 128]
 
 Noise instead of images, logits as they are drawn at the start. In every round, in random order: a weight step and an
 architecture step of the supernet (each with the draw of that round), a training step of the base network, and one of
@@ -26,7 +26,7 @@ PAIR = {1: 2.4, 2: 5.0}
 """A weight and an architecture step, at most, in training steps of the base network; by e."""
 EACH, MEMORY = 1.4, 1.5
 """Of a step over one of the resized network, and of a step's memory over that of training the widest network."""
-SECONDS = {20: 1.4, 32: 2.2, 110: 8.0}
+SECONDS = {20: 3.3, 32: 5.5, 110: 19.0}
 """A round in fp32 at e = 2, about, on two cores."""
 
 
@@ -35,8 +35,8 @@ def main() -> None:
     parser.add_argument("--depths", default="20,32,110")
     parser.add_argument("--expand", default="1,2")
     parser.add_argument("--precisions", default="fp32,bf16")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--adds", default="join", choices=("join", "project"))
     given = parser.parse_args()
     depths, expands = ([int(text) for text in value.split(",")] for value in (given.depths, given.expand))
