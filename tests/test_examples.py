@@ -25,9 +25,10 @@ from htas.train import evaluate, train
 
 ROOT = Path(__file__).parent.parent
 PAPER = sorted((ROOT / "examples" / "paper").glob("*.toml"))
+DEMO, COMPARED = ROOT / "htas" / "demo.toml", ROOT / "benchmarks" / "compare" / "cifar10.toml"
 ARMS = sorted((ROOT / "examples" / "arms").glob("*.toml"))
-DEMO = ROOT / "htas" / "demo.toml"
-SHIPPED = [DEMO, *(path for path in sorted((ROOT / "examples").rglob("*.toml")) if path not in ARMS)]
+COMPARED_ARMS = [path for path in sorted(COMPARED.parent.glob("*.toml")) if path != COMPARED]
+SHIPPED = [DEMO, COMPARED, *(path for path in sorted((ROOT / "examples").rglob("*.toml")) if path not in ARMS)]
 SHORT = [
     *("--data.name=digits", "--split.limit=48", "--target.device=cpu", "--target.batch=2"),
     *("--strategy.epochs=1", "--strategy.batch=8"),
@@ -38,10 +39,10 @@ SHORT = [
 by_name = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 
 
-@pytest.mark.parametrize("path", ARMS, ids=lambda path: path.stem)
-def test_shipped_arms_load_over_the_demo(path):
+@pytest.mark.parametrize("path", [*ARMS, *COMPARED_ARMS], ids=lambda path: path.stem)
+def test_shipped_arms_load_over_their_configuration(path):
     for arm in read_arms(path):
-        load(DEMO, ["--constraints.latency=60%", *arm.overrides])  # or it raises
+        load(DEMO if path in ARMS else COMPARED, ["--constraints.latency=60%", *arm.overrides])  # or it raises
     assert len(read_arms(path)) > 2
 
 
