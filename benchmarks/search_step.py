@@ -1,6 +1,6 @@
 """What a step of the search costs: supernet against the plain network, timed in turns; and the memory it takes.
 
-    python benchmarks/search_step.py [--depths 20,32,110] [--expand 1,2] [--precisions fp32,bf16] [--rounds 12] [--batch 128]
+    python benchmarks/search_step.py [--depths 20,32,110] [--expand 1,2] [--precisions fp32,bf16] [--rounds 12]
 
 Noise instead of images, logits as they are drawn at the start. In every round, in random order: a weight step and an
 architecture step of the supernet (each with the draw of that round), a training step of the base network, and one of

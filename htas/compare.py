@@ -20,7 +20,7 @@ from torch import nn
 from htas import networks, pipeline, pruning
 from htas.arch import Arch
 from htas.budget import parse
-from htas.config import as_text, load
+from htas.config import NAMED, as_text, load
 from htas.files import Unusable, digest, read_json, write_json, write_text
 from htas.graph import resize
 from htas.intervals import reach
@@ -142,12 +142,23 @@ def compare(
 def _job(source: Path | None, overrides: Sequence[str], arm: Arm, seed: int, folder: Path) -> Run:
     """The run of an arm with a seed; raises ValueError that names the arm where its options are wrong."""
     try:
-        config = load(source, [*overrides, *arm.overrides, f"--seed={seed}"])
+        config = load(source, [*_meant_for(arm, overrides), *arm.overrides, f"--seed={seed}"])
     except ValueError as error:
         raise ValueError(f"arm {arm.name}: {error}") from error
     first = config.design.spaces[0]
     design = replace(config.design, spaces=(first,), widths=config.design.widths if first == "explicit" else {})
     return Run(replace(config, design=design), folder / f"{pipeline.slug(arm.name)}-{seed}")
+
+
+def _meant_for(arm: Arm, overrides: Sequence[str]) -> list[str]:
+    """Options of the command line without those of tables whose class the arm replaces: they are of another class."""
+    keys = {f"{table}.{named.key}": table for table, named in NAMED.items() if named.package}
+    replaced = {keys[key] for option in arm.overrides if (key := _key_of(option)) in keys}
+    return [option for option in overrides if _key_of(option).partition(".")[0] not in replaced]
+
+
+def _key_of(option: str) -> str:
+    return option.removeprefix("--").partition("=")[0]
 
 
 def _finish(job: Run, arm: Arm) -> None:

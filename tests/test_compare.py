@@ -188,6 +188,12 @@ def test_a_wrong_option_names_its_arm(tmp_path, capsys):
     assert "none.toml does not exist" in capsys.readouterr().err
 
 
+def test_options_of_the_command_line_are_not_for_an_arm_that_takes_another_strategy():
+    given = ["--strategy.arch_lr=0.3", "strategy.epochs=2", "train.epochs=3"]
+    assert compare._meant_for(Arm("scaled", ("--strategy.name=scaled",)), given) == ["train.epochs=3"]
+    assert compare._meant_for(Arm("tas", ('--design.spaces=["tas"]',)), given) == given
+
+
 def test_another_configuration_in_the_same_folder_is_refused(finished, tmp_path):
     with pytest.raises(Unusable, match=r"result of another configuration; name another folder with --out"):
         compare.compare(None, [*OPTIONS, "train.lr=0.2"], read_arms(arms(tmp_path)), 2, finished)
