@@ -118,6 +118,7 @@ def compare(
         raise ValueError(no_such("arm", against, named))
     own_folder(folder)
     jobs = {(arm.name, seed): _job(source, overrides, arm, seed, folder) for seed in range(seeds) for arm in arms}
+    _refuse_targets(jobs)
     reasons: list[str] = []
     for (name, seed), job in jobs.items() if not only else ():
         try:
@@ -148,6 +149,17 @@ def _job(source: Path | None, overrides: Sequence[str], arm: Arm, seed: int, fol
     first = config.design.spaces[0]
     design = replace(config.design, spaces=(first,), widths=config.design.widths if first == "explicit" else {})
     return Run(replace(config, design=design), folder / f"{pipeline.slug(arm.name)}-{seed}")
+
+
+def _refuse_targets(jobs: Mapping[tuple[str, int], Run]) -> None:
+    """Raise ValueError where arms are to be fast on different targets: all are measured in one run."""
+    (first, _), job = next(iter(jobs.items()))
+    for (name, _), other in jobs.items():
+        if other.target != job.target:
+            raise ValueError(
+                f"the arms {first} and {name} have different targets, and all networks are measured in one run: give "
+                "target options on the command line or in the configuration, and compare each target by itself"
+            )
 
 
 def _meant_for(arm: Arm, overrides: Sequence[str]) -> list[str]:

@@ -199,6 +199,12 @@ def test_another_configuration_in_the_same_folder_is_refused(finished, tmp_path)
         compare.compare(None, [*OPTIONS, "train.lr=0.2"], read_arms(arms(tmp_path)), 2, finished)
 
 
+def test_arms_of_different_targets_are_refused(tmp_path):
+    other = Arm("two", ("--target.batch=8",))
+    with pytest.raises(ValueError, match="the arms one and two have different targets"):
+        compare.compare(None, OPTIONS, [Arm("one"), other], 1, tmp_path)
+
+
 def test_an_unknown_arm_to_set_others_beside_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no arm called 'foun'; did you mean 'found'"):
         compare.compare(None, OPTIONS, [Arm("found"), Arm("other")], 1, tmp_path, against="foun")

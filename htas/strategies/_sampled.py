@@ -58,8 +58,6 @@ class Sampled(Strategy):
     sampling: Literal["uniform", "sandwich"] = "sandwich"
     """Archs of a step: one at random (uniform), or the widest, two at random and the narrowest, of which the others
     learn from the widest (sandwich; Yu and Huang 2019)."""
-    archs: int = 300
-    """How many are judged, each by validation images with norm statistics estimated anew."""
     cost: Literal["table", "paper", "macs", "params", "memory", "energy"] = "table"
     """Metric of the figures in the course of the search. What archs may cost is said by the constraints."""
     shortcut: Literal["project", "pad"] = "project"
@@ -73,7 +71,7 @@ class Sampled(Strategy):
     """Arithmetic of the search: auto is bf16 where the hardware has it."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "archs"):
+        for name in ("epochs", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"strategy.{name} must be 1 or more, got {getattr(self, name)}")
         check_start(self.start)
@@ -96,7 +94,12 @@ class Sampled(Strategy):
     def images(self, weights: int) -> float:
         """Steps of archs at e = 2, and as many passes as archs are judged."""
         step = STEP * (4 if self.sampling == "sandwich" else 1)
-        return self.epochs * weights * step + self.archs * (CALIBRATION + JUDGED) * PASS
+        return self.epochs * weights * step + self.judged * (CALIBRATION + JUDGED) * PASS
+
+    @property
+    @abstractmethod
+    def judged(self) -> int:
+        """How many archs are judged, about."""
 
     @abstractmethod
     def pick(self, problem: Problem, judge: Judge) -> None:

@@ -16,6 +16,8 @@ class Evolution(Sampled):
     """Two aims, accuracy and cost over the limits; archs that are further over them than predictions may be wrong are
     not bred from."""
 
+    archs: int = 300
+    """How many are judged, each by validation images with norm statistics estimated anew."""
     population: int = 50
     """Archs of a generation."""
     mutation: float | None = None
@@ -25,12 +27,19 @@ class Evolution(Sampled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.archs < 1:
+            raise ValueError(f"strategy.archs must be 1 or more, got {self.archs}")
         if self.population < 2:
             raise ValueError(f"strategy.population must be 2 or more, got {self.population}")
         for name in ("mutation", "crossover"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"strategy.{name} must lie in 0..1, got {value}")
+
+    @property
+    def judged(self) -> int:
+        """As many as asked for."""
+        return self.archs
 
     def pick(self, problem: Problem, judge: Judge) -> None:
         """As many trials as `strategy.archs`, the first generation near the limits."""

@@ -29,8 +29,13 @@ class NetAdapt(Sampled):
         if self.begin not in ("widest", "base"):
             raise ValueError(f"strategy.begin must be widest or base, got {self.begin!r}")
 
+    @property
+    def judged(self) -> int:
+        """About one for each of twenty sites in every round."""
+        return 20 * self.rounds
+
     def pick(self, problem: Problem, judge: Judge) -> None:
-        """Rounds until the limits are kept, and those a little beneath them; `strategy.archs` is not used up."""
+        """Rounds until the limits are kept, and those a little beneath them."""
         arch = self._first(problem)
         share = (over(problem.limits, arch) / (1 - AROUND)) ** (1 / self.rounds)
         while over(problem.limits, arch) > 1 - AROUND:

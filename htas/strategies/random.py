@@ -12,6 +12,19 @@ from htas.strategies._sampled import AROUND, Sampled, near_limits
 class RandomSearch(Sampled):
     """As many archs as `strategy.archs` says, at random, each near the limits."""
 
+    archs: int = 300
+    """How many are judged, each by validation images with norm statistics estimated anew."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.archs < 1:
+            raise ValueError(f"strategy.archs must be 1 or more, got {self.archs}")
+
+    @property
+    def judged(self) -> int:
+        """As many as asked for."""
+        return self.archs
+
     def pick(self, problem: Problem, judge: Judge) -> None:
         """Two in three use the limits; one in three lies up to a tenth above or below, for when predictions are off."""
         rng = random.Random(problem.seed)
