@@ -119,6 +119,8 @@ def compare(
     own_folder(folder)
     jobs = {(arm.name, seed): _job(source, overrides, arm, seed, folder) for seed in range(seeds) for arm in arms}
     _refuse_targets(jobs)
+    left = sum(not (job.folder / "result.json").exists() for job in jobs.values())
+    say(f"compare: {len(arms)} arms, {plural(seeds, 'seed')}; {left} of {len(jobs)} networks to be found and trained")
     reasons: list[str] = []
     for (name, seed), job in jobs.items() if not only else ():
         try:

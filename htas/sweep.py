@@ -102,14 +102,14 @@ def share_files(config: Config, place: Path) -> None:
     """Begin a run with what another one beside it has found out, and this one would find too."""
     job = Run(config, place)
     others = sorted(path for path in place.parent.glob("*/") if path != place)
+    key = job.training(job.network.base, taught=False)
+    weights = Path("networks") / "base.safetensors"
+    _copied(place / weights, [other / weights for other in others], partial(_trained, key))
     for stage in ("survey", "design", "calibrate"):
         (own,) = job.files(stage)
         _copied(own, [other / own.name for other in others], partial(_made, job.made_from(stage)))
         if not own.exists():
             return
-    key = job.training(job.network.base, taught=False)
-    weights = Path("networks") / "base.safetensors"
-    _copied(place / weights, [other / weights for other in others], partial(_trained, key))
     for own in job.files("search"):
         _copied(own, [other / own.name for other in others], partial(_made, job.made_from("search")))
 
