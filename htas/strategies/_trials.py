@@ -1,40 +1,83 @@
 """Accuracies by short trainings of whole networks, for strategies without a supernet."""
 
+import math
 import time
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from htas.arch import Arch
+from htas.budget import over
 from htas.files import digest, read_json, write_json
 from htas.graph import resize
 from htas.problem import Problem
 from htas.progress import say
+from htas.result import EpochRecord
+from htas.space import Space
+from htas.strategies import Found, Strategy
 from htas.text import percent, plural
 from htas.train import Precision, Recipe, evaluate, train
 
-
-class Options(Protocol):
-    """How long a trial is."""
-
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def batch(self) -> int: ...
-    @property
-    def lr(self) -> float: ...
-    @property
-    def precision(self) -> Precision: ...
+STEPS = 32
+"""Multipliers that are tried up to the base width itself, and as many to twice that."""
 
 
-def check(options: Options) -> None:
-    """Raise ValueError for an option out of range."""
-    for name in ("epochs", "batch"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"strategy.{name} must be 1 or more, got {getattr(options, name)}")
-    if not options.lr > 0:
-        raise ValueError(f"strategy.lr must be above 0, got {options.lr}")
+@dataclass(frozen=True)
+class ByTrials(Strategy):
+    """A strategy that has no supernet; an arch is judged by a training from scratch on half of the training images."""
+
+    epochs: int = 5
+    """Of each such training; the other half of the images judges."""
+    batch: int = 128
+    """Images of a step."""
+    lr: float = 0.1
+    """Learning rate, falling to 0 along half a cosine."""
+    cost: Literal["table", "paper", "macs", "params", "memory", "energy"] = "table"
+    """Metric of the figures in the report. What archs may cost is said by the constraints."""
+    precision: Precision = "auto"
+    """Arithmetic of the trainings: auto is bf16 where the hardware has it."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"strategy.{name} must be 1 or more, got {getattr(self, name)}")
+        if not self.lr > 0:
+            raise ValueError(f"strategy.lr must be above 0, got {self.lr}")
+
+
+def widest_of(
+    problem: Problem, trials: "Trials", pool: Sequence[Arch], why: str, seconds: float, *,
+    epochs: Sequence[EpochRecord] = (), converged: bool = True,
+) -> Found:  # fmt: skip
+    """What a search has found that takes the widest arch within the limits of a pool that grows in width."""
+    order = {arch: number for number, arch in enumerate(pool)}
+    return Found(
+        widest_within(problem, pool), tuple(epochs), converged, why, trials, seconds,
+        worth=lambda arch: float(order.get(arch, -1)), pool=tuple(pool), cheap=False, judge=trials.judge,
+    )  # fmt: skip
+
+
+def multiples(base: Mapping[str, float], space: Space, depths: Mapping[str, int]) -> list[Arch]:
+    """Multiples of some widths, each the nearest choice of its site, narrowest first."""
+    most = max((choices[-1] / base[site] for site, choices in space.widths.items()), default=1.0)
+    found = []
+    for number in range(1, math.ceil(STEPS * most) + 1):
+        wanted = {site: number / STEPS * base[site] for site in space.widths}
+        found.append(Arch({site: nearest(space.widths[site], width) for site, width in wanted.items()}, depths))
+    return list(dict.fromkeys(found))
+
+
+def nearest(choices: Sequence[int], wanted: float) -> int:
+    """The choice next to a width in proportion; of two alike the wider."""
+    return min(reversed(choices), key=lambda choice: max(choice / wanted, wanted / choice))
+
+
+def widest_within(problem: Problem, pool: Sequence[Arch]) -> Arch:
+    """The last arch within the limits of those that grow in width; the cheapest where none is."""
+    within = [arch for arch in pool if over(problem.limits, arch) <= 1]
+    return within[-1] if within else min(pool, key=lambda arch: over(problem.limits, arch))
 
 
 class Trials:
@@ -43,7 +86,7 @@ class Trials:
     What was found out is kept at the problem's checkpoint, so an interrupted search goes on.
     """
 
-    def __init__(self, problem: Problem, options: Options) -> None:
+    def __init__(self, problem: Problem, options: ByTrials) -> None:
         self.problem = problem
         self.recipe = Recipe(
             epochs=options.epochs, warmup=0, batch=options.batch, lr=options.lr, precision=options.precision

@@ -2,28 +2,23 @@
 expands them again to the limits."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from htas.arch import Arch
-from htas.budget import over
 from htas.files import read_tensors, write_tensors
 from htas.graph import Network, resize
 from htas.oneshot import check_sane
 from htas.problem import Problem
 from htas.progress import Bar, progress
 from htas.result import EpochRecord
-from htas.strategies import Found, Strategy, need_limits
-from htas.strategies._trials import Trials, check
-from htas.strategies.uniform import nearest
+from htas.strategies import Found, need_limits
+from htas.strategies._trials import ByTrials, Trials, multiples, nearest, widest_of
 from htas.text import significant
 from htas.train import (
-    Precision,
     batches,
     cosine,
     engine,
@@ -34,33 +29,24 @@ from htas.train import (
     set_rate,
 )
 
-STEPS = 200
-"""Multipliers tried between the narrowest and the widest."""
-
 
 @dataclass(frozen=True)
-class MorphNet(Strategy):
+class MorphNet(ByTrials):
     """The trained base network goes on learning with an L1 norm on its norms' scales, each weighted by the latency that
     a channel of its site costs; a channel whose scale ends near 0 is dead; the widths that are left, times the largest
     multiplier within the limits, are the arch. Depths are not searched: all blocks stay."""
 
     epochs: int = 20
     """Of training with the regulariser, and of the trainings by which archs are judged."""
-    batch: int = 128
-    """Images of a step."""
     lr: float = 0.05
     """Learning rate, falling to 0 along half a cosine."""
     strength: float = 0.1
     """Of the regulariser, which is 1 where every scale is 1: the expected share of the latency that is alive."""
     dead: float = 0.1
     """A channel is dead where its scale is below this share of the median of its network's."""
-    cost: Literal["table", "paper", "macs", "params", "memory", "energy"] = "table"
-    """What a channel costs by: the calibrated latency (table), or another metric."""
-    precision: Precision = "auto"
-    """Arithmetic of the search: auto is bf16 where the hardware has it."""
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if self.strength < 0:
             raise ValueError(f"strategy.strength must be 0 or more, got {self.strength}")
         if not 0 < self.dead < 1:
@@ -91,16 +77,12 @@ class MorphNet(Strategy):
                     by=0,
                 )
         alive = run.alive()
-        pool = expanded(alive, problem)
-        within = [arch for arch in pool if over(problem.limits, arch) <= 1]
-        arch = within[-1] if within else pool[0]
-        order = {own: number for number, own in enumerate(pool)}
+        pool = multiples(alive, problem.space, problem.space.widest.depths)
         left = sum(alive.values()) / sum(problem.network.base.widths.values())
         why = f"{left:.0%} of the channels were alive after {self.epochs} epochs"
-        trials = Trials(problem, self)
-        return Found(
-            arch, tuple(run.epochs), left < 1, why, trials, sum(e.seconds for e in run.epochs),
-            worth=lambda own: float(order.get(own, -1)), pool=tuple(pool), cheap=False, judge=trials.judge,
+        seconds = sum(epoch.seconds for epoch in run.epochs)
+        return widest_of(
+            problem, Trials(problem, self), pool, why, seconds, epochs=run.epochs, converged=left < 1
         )  # fmt: skip
 
 
@@ -111,19 +93,6 @@ def _refuse_depths(problem: Problem) -> None:
             f"strategy morphnet does not search depths, and the space {problem.space.name} has {len(free)} sites of "
             "depth; keep all blocks with --design.depth=false, or take another strategy"
         )
-
-
-def expanded(alive: Mapping[str, float], problem: Problem) -> list[Arch]:
-    """Multiples of what is alive, each width the nearest choice, narrowest first."""
-    space = problem.space
-    deepest = {site: choices[-1] for site, choices in space.depths.items()}
-    most = max(choices[-1] / alive[site] for site, choices in space.widths.items())
-    found = []
-    for number in range(1, STEPS + 1):
-        share = number / STEPS * most
-        widths = {site: nearest(choices, share * alive[site]) for site, choices in space.widths.items()}
-        found.append(Arch(widths, deepest))
-    return list(dict.fromkeys(found))
 
 
 def scales(network: Network) -> dict[str, list[str]]:

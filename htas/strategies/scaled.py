@@ -2,38 +2,25 @@
 
 import time
 from dataclasses import dataclass
-from typing import Literal
 
 from htas.arch import Arch
 from htas.budget import over
 from htas.problem import Problem
-from htas.strategies import Found, Strategy, need_limits
-from htas.strategies._trials import Trials, check
-from htas.strategies.uniform import multiples, widest_within
+from htas.strategies import Found, need_limits
+from htas.strategies._trials import ByTrials, Trials, multiples, widest_of, widest_within
 from htas.text import listing
-from htas.train import Precision
 
 
 @dataclass(frozen=True)
-class Scaled(Strategy):
+class Scaled(ByTrials):
     """The same number of blocks in every stage, and the largest multiple of the base widths within the limits; of
     these networks, one for each number of blocks, the most accurate after a short training."""
 
-    epochs: int = 5
-    """Of each training from scratch on half of the training images; the other half judges."""
-    batch: int = 128
-    """Images of its steps."""
-    lr: float = 0.1
-    """Its learning rate, falling to 0 along half a cosine."""
     depths: int = 4
     """How many numbers of blocks are tried at most, spread over those there are."""
-    cost: Literal["table", "paper", "macs", "params", "memory", "energy"] = "table"
-    """Metric of the figures in the report. What archs may cost is said by the constraints."""
-    precision: Precision = "auto"
-    """Arithmetic of the training: auto is bf16 where the hardware has it."""
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if self.depths < 1:
             raise ValueError(f"strategy.depths must be 1 or more, got {self.depths}")
 
@@ -60,14 +47,9 @@ class Scaled(Strategy):
         accuracies = trials(list(within.values())) if len(within) > 1 else [1.0]
         judged = dict(zip(within, accuracies, strict=True))
         chosen = max(judged, key=judged.__getitem__)
-        pool = rows[chosen]
-        order = {own: number for number, own in enumerate(pool)}
         tried = listing(map(str, within))
         why = f"the most accurate after {self.epochs} epochs of networks with {tried} blocks a stage"
-        return Found(
-            best[chosen], (), True, why, trials, time.monotonic() - started,
-            worth=lambda own: float(order.get(own, -1)), pool=tuple(pool), cheap=False, judge=trials.judge,
-        )  # fmt: skip
+        return widest_of(problem, trials, rows[chosen], why, time.monotonic() - started)
 
     def _blocks(self, problem: Problem) -> list[int]:
         """Numbers of blocks to try, from few to many."""
