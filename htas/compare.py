@@ -36,6 +36,8 @@ EMPTY = "-"
 """A cell that is not known, or not yet."""
 BASE = "base"
 """The network of the configuration's family, unchanged."""
+GUESS = 1e-3
+"""Seconds of a call, where no network's latency is predicted: how often to read them follows from it."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,15 @@ def compare(
     left = sum(not (job.folder / "result.json").exists() for job in jobs.values())
     say(f"compare: {len(arms)} arms, {plural(seeds, 'seed')}; {left} of {len(jobs)} networks to be found and trained")
     reasons: list[str] = []
-    for (name, seed), job in jobs.items() if not only else ():
-        try:
-            _finish(job, named[name])
-        except ValueError as error:
-            reasons.append(f"{name}, seed {seed}: {error}")
-            say(f"compare: {reasons[-1]}")
+    todo = {} if only else {key: job for key, job in jobs.items() if _entry(job, named[key[0]]) is None}
+    for work in (_prepare, partial(_finish, named)):  # what times layers first, while the machine may be kept quiet
+        for (name, seed), job in list(todo.items()):
+            try:
+                work(job, name)
+            except ValueError as error:
+                reasons.append(f"{name}, seed {seed}: {error}")
+                say(f"compare: {reasons[-1]}")
+                del todo[name, seed]
     there = {key: entry for key, job in jobs.items() if (entry := _entry(job, named[key[0]])) is not None}
     if not there:
         raise Unusable(f"nothing is finished in {folder}; {reasons[0] if reasons else 'run it without --only'}")
@@ -175,15 +180,19 @@ def _key_of(option: str) -> str:
     return option.removeprefix("--").partition("=")[0]
 
 
-def _finish(job: Run, arm: Arm) -> None:
-    """Up to result.json, unless it is there."""
-    if _entry(job, arm) is not None:
-        return
+def _prepare(job: Run, name: str) -> None:
+    """Survey, space and cost of an arm, unless another arm or seed has had them made."""
     config, place = job.config, job.folder
     pipeline.open_run(config, place)
     share_files(config, place)
     for stage in (pipeline.survey, pipeline.design, pipeline.calibrate):
         stage(config, place)
+
+
+def _finish(named: Mapping[str, Arm], job: Run, name: str) -> None:
+    """The search and the training, up to result.json."""
+    config, place, arm = job.config, job.folder, named[name]
+    share_files(config, place)  # searches and networks that others have made since
     seconds: float | None = None
     if arm.network:
         row, build = _given(job, arm)
@@ -238,7 +247,9 @@ def _row_name(arm: Arm) -> str:
 
 
 def _key(job: Run, arm: Arm) -> str:
-    return digest(pipeline.lasting(job.config), arm.network, *([arm.prune] if arm.prune else []))
+    """Of all that a result depends on; where the data lie is not part of it."""
+    lines = [line for line in pipeline.lasting(job.config).splitlines() if not line.startswith("path = ")]
+    return digest("\n".join(lines), arm.network, *([arm.prune] if arm.prune else []))
 
 
 def _entry(job: Run, arm: Arm) -> Entry | None:
@@ -261,21 +272,19 @@ def _measured(
     folder: Path,
     only: bool,
 ) -> dict[tuple[str, int], Entry]:
-    """All networks in one interleaved run -> latencies.json; as they were read last where nothing is to be run."""
+    """All networks in one interleaved run -> latencies.json; as they were read last where nothing is to be run.
+
+    A result whose weights are gone, or were never copied here, is measured with weights as they are drawn.
+    """
     path = folder / "latencies.json"
     rows = {key: entry.result for key, entry in there.items()}
     first = next(iter(jobs.values()))
     key = digest(first.place, [[*name, row.arch.json(), row.accuracy] for name, row in rows.items()])
     if not (path.exists() and read_json(path)["inputs"] == key) and not only:
         started = time.monotonic()
-        modules = [
-            pipeline.load_network(jobs[name], row, build=_given(jobs[name], named[name[0]])[1])
-            if named[name[0]].network
-            else pipeline.load_network(jobs[name], row)
-            for name, row in rows.items()
-        ]
-        base = first.calibrated.cost(first.network.base)
-        guessed = [replace(row, predicted=row.predicted or base) for row in rows.values()]
+        modules = [_network(jobs[name], named[name[0]], row) for name, row in rows.items()]
+        most = max((row.predicted for row in rows.values() if row.predicted), default=GUESS)
+        guessed = [replace(row, predicted=row.predicted or most) for row in rows.values()]
         readings = pipeline.measure_rows(first, guessed, modules, f"measuring {plural(len(rows), 'network')}, %")
         taken = [[*name, reading.json()] for name, reading in zip(rows, readings, strict=True)]
         write_json(path, {"inputs": key, "took": time.monotonic() - started, "latencies": taken})
@@ -287,6 +296,15 @@ def _measured(
         measured = Measurement.of(known[name]) if name in known else None
         found[name] = replace(entry, result=replace(entry.result, measured=measured))
     return found
+
+
+def _network(job: Run, arm: Arm, row: Result) -> nn.Module:
+    build = _given(job, arm)[1] if arm.network else None
+    if job.model_file(row.name).exists():
+        return pipeline.load_network(job, row, build=build)
+    model = build() if build else resize(job.network, row.arch)
+    job.config.family.reset(model)
+    return model.eval()
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------

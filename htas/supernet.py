@@ -6,7 +6,7 @@ interpolated to the wider one and mixed; the outputs of a stage's candidate dept
 Faster than the plain formulation, and equal to it: in training mode both norms of a layer see the same batch
 statistics on their common channels, so one norm without weights is computed, and the two affine maps, the
 interpolation and the mixture become one small matrix applied as a 1x1 convolution, of which the norm itself is a part
-(NormMix). Convolutions compute whole blocks of 16 channels; what is too much the matrix leaves out.
+(NormMix). Convolutions compute whole blocks of 8 channels; what is too much the matrix leaves out.
 """
 
 import copy
@@ -24,7 +24,7 @@ from htas.space import Space
 
 MOMENTUM = 0.1
 BLOCK = 8
-"""Channels that processors compute together: a tensor of 14 takes longer than one of 16."""
+"""Channels that processors compute together: a tensor of 14 takes longer than one of 16 (docs/decisions.md)."""
 ROOMY = ("conv", "norm", "map", "join", "flatten")
 """Kinds of nodes that take tensors with channels of zeros behind the others."""
 

@@ -4,24 +4,18 @@ import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from torch import nn
+from scripted_device import scripted_device
 
-from htas import compare, datasets, pipeline
+from htas import compare, pipeline
 from htas.arch import Arch
 from htas.cli import main
 from htas.compare import Arm, Entry, read_arms, table
 from htas.files import Unusable, read_json
 from htas.intervals import reach
-from htas.layer import Layer
 from htas.measurement import Measurement
-from htas.metrics import Metric
-from htas.metrics.latency import Latency
 from htas.result import Result
 
 OPTIONS = [
@@ -41,28 +35,10 @@ network = "cifar_resnet:8"
 """
 
 
-def scripted(self: Latency, cases: Any, *, on_round: Any = None, wanted: Any = None) -> list[Measurement]:
-    """Layers by their channels, networks by their parameters."""
-
-    def seconds(case: Layer | nn.Module) -> float:
-        if isinstance(case, Layer):
-            return 1e-6 * (1 + math.ceil(case.outputs / 8))
-        return 1e-9 * sum(parameter.numel() for parameter in case.parameters())
-
-    return [Measurement((seconds(case), 1.01 * seconds(case)), "s", {}, "one") for case in cases]
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _scripted() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Latency, "measure", scripted)
-        patch.setattr(Latency, "sample", Metric.sample)
-        patch.setattr(pipeline, "RIVALS", 2)
-        patch.setattr(datasets, "load", cache(datasets.load))
+    with scripted_device():
         yield
-    torch.set_num_threads(before)
 
 
 def arms(folder: Path, text: str = ARMS) -> Path:
@@ -109,6 +85,24 @@ def test_what_is_finished_is_not_done_again(finished, tmp_path, monkeypatch):
     path, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, finished)
     assert (finished / "latencies.json").stat().st_mtime_ns == before
     assert path.read_text().count("\n| ") == 6 and "plain 8" in shown
+
+
+def test_results_alone_are_enough_to_go_on_with(finished, tmp_path, monkeypatch):
+    """As when only the small files were carried to another machine: nothing is trained, everything is measured."""
+    monkeypatch.setattr(pipeline, "search", None)
+    monkeypatch.setattr(pipeline, "train_row", None)
+    for path in finished.glob("*/result.json"):
+        (tmp_path / path.parent.name).mkdir()
+        shutil.copy(path, tmp_path / path.parent.name)
+    compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, tmp_path)
+    before, after = (read_json(folder / "compare.json")["arms"] for folder in (finished, tmp_path))
+    assert before == after and len(after) == 8
+
+
+def test_where_the_data_lie_is_not_part_of_a_result(tmp_path):
+    jobs = [compare._job(None, ["data.name=cifar10", f"data.path=/{name}"], Arm("a"), 0, tmp_path) for name in "bc"]
+    assert compare._key(jobs[0], Arm("a")) == compare._key(jobs[1], Arm("a"))
+    assert compare._key(jobs[0], Arm("a")) != compare._key(jobs[0], Arm("a", network="base"))
 
 
 def test_a_comparison_shows_what_there_is_and_marks_the_rest(finished, tmp_path):

@@ -7,15 +7,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from scripted_device import scripted, scripted_device
 
-from htas import datasets, finish, pipeline, plan, sweep
+from htas import finish, pipeline, plan, sweep
 from htas import train as training
 from htas.arch import Arch
 from htas.config import Config, load
@@ -23,7 +22,6 @@ from htas.files import Unusable, read_json, read_tensors, write_json
 from htas.graph import resize, trace
 from htas.layer import Layer
 from htas.measurement import Measurement
-from htas.metrics import Metric, OnRound
 from htas.metrics.energy import Energy
 from htas.metrics.latency import Latency
 from htas.metrics.memory import Memory
@@ -51,31 +49,10 @@ def options(*more: str) -> Config:
     return load(None, [*OPTIONS, *more])
 
 
-def scripted(self: Latency, cases: Sequence[Any], *, on_round: OnRound | None = None, wanted: Any = None) -> Any:
-    """A device that computes eight channels at a time, and whole networks by their parameters."""
-    if on_round is not None:
-        on_round(1.0, "steady")
-
-    def seconds(case: Layer | nn.Module) -> float:
-        if isinstance(case, Layer):
-            return 1e-6 * (1 + math.ceil(case.outputs / 8))
-        return 1e-9 * sum(parameter.numel() for parameter in case.parameters())
-
-    return [Measurement((seconds(case), 1.01 * seconds(case)), "s", {"clock": "scripted"}, "one") for case in cases]
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _scripted() -> Iterator[None]:
-    """No clock is read, few rivals are judged, images are read once, and one thread computes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Latency, "measure", scripted)
-        patch.setattr(Latency, "sample", Metric.sample)  # one after the other, of what is scripted
-        patch.setattr(pipeline, "RIVALS", 2)
-        patch.setattr(datasets, "load", cache(datasets.load))
+    with scripted_device():
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -824,7 +801,8 @@ def test_a_space_of_a_single_arch_is_trained_directly_and_says_so(tmp_path, caps
     )
     found = rows(page.parent)["explicit"]
     assert set(found.arch.widths.values()) == {8, 16, 32} and found.accuracy is not None
-    assert "trained directly" in page.read_text()
+    assert "trained directly" in page.read_text() and "Course of the search" not in page.read_text()
+    assert not list((page.parent / "figures").glob("search-*"))
 
 
 def test_other_strategies_leave_a_whole_run_behind(tmp_path):

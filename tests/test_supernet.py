@@ -423,6 +423,33 @@ def test_depths_of_weight_zero_are_not_run():
     assert {name[14] for name in changed if "stages" in name} == {"0"}  # body.stages.S.BLOCK
 
 
+class Activated(nn.Module):
+    """Two searched layers with a norm and an activation each."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.Conv2d(12, 12, 3)
+        self.between, self.then, self.activation = nn.BatchNorm2d(12), nn.Linear(12, 2), activation
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = self.activation(self.norm(self.first(images)))
+        return self.then(self.activation(self.between(self.second(images))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("activation, block", [(nn.ReLU(), 8), (nn.Sigmoid(), 1)])
+def test_whole_blocks_of_channels_are_computed_only_where_zeros_stay_zeros(activation, block):
+    """A sigmoid makes halves of the zeros behind a candidate; so there every candidate has its own channels only."""
+    network = trace(Activated(activation), torch.zeros(2, 3, 8, 8))
+    space = Space("test", {name: (6, 9, 12) for name in network.widths}, {})
+    made = supernet(network, space, Plain())
+    assert made._block == block
+    draw = Draw({name: ((6, 9), (0.4, 0.6)) for name in network.widths}, {})
+    images = torch.randn(4, 3, 8, 8)
+    found = made(images, draw)
+    made._block = 1
+    assert_near(found, made(images, draw))
+
+
 def test_interpolation_is_adaptive_average_pooling():
     for narrow in range(1, 41):
         for wide in range(1, 41):
@@ -446,3 +473,33 @@ def test_a_norm_after_a_concatenation_is_refused_by_name():
     space = Space("test", {name: (2, 4) for name in network.widths}, {})
     with pytest.raises(ValueError, match="the norm norm follows a concatenation"):
         Supernet(network, space, lambda module: None)
+
+
+# -- bf16 --------------------------------------------------------------------------------------------------------------
+
+
+def test_in_bf16_all_gradients_point_where_those_in_fp32_do():
+    """Those of the shares too, whose sums of products bf16 takes another way."""
+    torch.set_default_dtype(torch.float32)
+    family = CifarResNet(14)
+    network = traced(family, "join")
+    space = four_widths(network)
+    made = Supernet(network, space, family.reset, "project", "interpolate")
+    images, labels = torch.randn(32, 3, 8, 8), torch.arange(32) % CLASSES
+    found = []
+    for bf16 in (False, True):
+        rng = random.Random(0)
+        leaves = {site: torch.tensor([0.3, 0.7], requires_grad=True) for site in space.widths}
+        depths = {site: torch.tensor([0.4, 0.6], requires_grad=True) for site in space.depths}
+        pairs = {site: (tuple(rng.sample(choices, 2)), leaves[site]) for site, choices in space.widths.items()}
+        draw = Draw(pairs, {site: list(shares) for site, shares in depths.items()})
+        made.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            output = made(images, draw)
+        F.cross_entropy(output.float(), labels).backward()
+        weights = [p.grad.flatten() for p in made.parameters() if p.grad is not None]
+        found.append(
+            [torch.cat([leaf.grad for leaf in part.values()]) for part in (leaves, depths)] + [torch.cat(weights)]
+        )
+    for one, other in zip(*found, strict=True):
+        assert F.cosine_similarity(one, other, dim=0) > 0.98

@@ -162,7 +162,8 @@ def _picture(report: Report) -> list[Block]:
 def _searches(report: Report) -> list[Block]:
     blocks: list[Block] = [Heading("Searches")] if report.searches else []
     for number, search in enumerate(report.searches, 1):
-        blocks += [Text(_verdict(search)), *_limits(search), _course(number, search)]
+        course = [] if search.accuracy is None else [_course(number, search)]
+        blocks += [Text(_verdict(search)), *_limits(search), *course]
         blocks.append(Fold(f"The arch found in the space {search.space}", (Points(by_site(search.arch)),)))
     return blocks
 
@@ -205,13 +206,13 @@ def _how_kept(search: SearchRecord) -> Iterator[str]:
 def _verdict(search: SearchRecord) -> str:
     words = "has converged" if search.converged else "has not converged"
     made = f"strategy {search.strategy}, cost {search.cost}, seed {search.seed}, {duration(search.seconds)}"
-    return f"The search in the space {search.space} {words}: {search.why} ({made}). {standing(search)}"
+    return f"The search in the space {search.space} {words}: {search.why} ({made}). {standing(search)}".rstrip()
 
 
 def standing(search: SearchRecord) -> str:
     """How the arch found compares with its random rivals."""
     if search.accuracy is None:
-        return "Nothing was judged."
+        return ""
     accuracy, judged = percent(search.accuracy), search.judge[0].upper() + search.judge[1:]
     if not search.rivals:
         return f"{judged} its arch has {accuracy} on validation data; no random arch was set beside it."

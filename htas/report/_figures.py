@@ -74,6 +74,8 @@ def drawings(report: Report) -> dict[str, bytes]:
     if pictured(report):
         wanted[PICTURED] = lambda: accuracy_over_latency(report)
     for number, search in enumerate(report.searches, 1):
+        if search.accuracy is None:  # nothing was searched
+            continue
         wanted[course_name(number)] = lambda search=search: course(search)  # type: ignore[misc]
     for number, curve in enumerate(report.curves, 1):
         wanted[curve_name(number)] = lambda curve=curve: latency_curve(curve)  # type: ignore[misc]
