@@ -60,6 +60,8 @@ class Entry:
     result: Result
     seconds: float | None
     """Of the search, its finalists included; None where nothing was searched."""
+    doubt: str = ""
+    """Why its search has not converged; empty where it has, or where there was none."""
 
 
 def read_arms(path: Path) -> list[Arm]:
@@ -138,13 +140,15 @@ def compare(
         raise Unusable(f"nothing is finished in {folder}; {reasons[0] if reasons else 'run it without --only'}")
     there = _measured({key: jobs[key] for key in there}, there, named, folder, only)
     lines = table(there, [arm.name for arm in arms], seeds, against or arms[0].name)
+    doubts = [f"{name}, seed {seed}: {entry.doubt}" for (name, seed), entry in there.items() if entry.doubt]
+    notes = [f"Left out: {reason}" for reason in reasons] + [f"Not converged: {doubt}" for doubt in doubts]
     path = folder / "compare.md"
-    write_text(path, _document(lines, reasons, next(iter(jobs.values())), seeds))
+    write_text(path, _document(lines, notes, next(iter(jobs.values())), seeds))
     write_json(folder / "compare.json", {"arms": [
         {"arm": name, "seed": seed, "search_seconds": entry.seconds, "result": entry.result.json()}
         for (name, seed), entry in there.items()
     ]})  # fmt: skip
-    return path, "\n".join(columns(lines, words=1))
+    return path, "\n".join([*columns(lines, words=1), *notes])
 
 
 def _job(source: Path | None, overrides: Sequence[str], arm: Arm, seed: int, folder: Path) -> Run:
@@ -194,6 +198,7 @@ def _finish(named: Mapping[str, Arm], job: Run, name: str) -> None:
     config, place, arm = job.config, job.folder, named[name]
     share_files(config, place)  # searches and networks that others have made since
     seconds: float | None = None
+    doubt = ""
     if arm.network:
         row, build = _given(job, arm)
     elif arm.prune:
@@ -205,10 +210,12 @@ def _finish(named: Mapping[str, Arm], job: Run, name: str) -> None:
             job, _row_name(arm), record.arch, space=record.space, strategy=record.strategy, cost=record.cost
         )
         build, seconds = None, float(read_json(job.search_file(record.space))["took"])
+        doubt = "" if record.converged else record.why
     row, _ = pipeline.train_row(job, row, build=build)
     if row.arch.widths:
         row = replace(row, predicted=job.calibrated.cost(row.arch))
-    write_json(place / "result.json", {"inputs": _key(job, arm), "search_seconds": seconds, "result": row.json()})
+    about = {"inputs": _key(job, arm), "search_seconds": seconds, "doubt": doubt}
+    write_json(place / "result.json", {**about, "result": row.json()})
 
 
 def _given(job: Run, arm: Arm) -> tuple[Result, Callable[[], nn.Module] | None]:
@@ -262,7 +269,7 @@ def _entry(job: Run, arm: Arm) -> Entry | None:
         raise Unusable(
             f"{job.folder} holds a result of another configuration; name another folder with --out, or delete this one"
         )
-    return Entry(Result.of(content["result"]), content["search_seconds"])
+    return Entry(Result.of(content["result"]), content["search_seconds"], content.get("doubt", ""))
 
 
 def _measured(
@@ -364,7 +371,7 @@ def _beside(own: Sequence[Entry], other: Sequence[Entry], same: bool) -> tuple[s
     return speed, f"{off:+.2f} ± {wide:.2f}", f"{off - reach(samples, 0.9):+.2f}", verdict
 
 
-def _document(lines: Sequence[Sequence[str]], reasons: Sequence[str], job: Run, seeds: int) -> str:
+def _document(lines: Sequence[Sequence[str]], notes: Sequence[str], job: Run, seeds: int) -> str:
     """compare.md."""
     config = job.config
     head, *rest = ["| " + " | ".join(line) + " |" for line in lines]
@@ -375,5 +382,5 @@ def _document(lines: Sequence[Sequence[str]], reasons: Sequence[str], job: Run, 
         "are of one interleaved run. Differences of accuracy in points, ± half of Welch's 95 % interval; `at least` is "
         "the one-sided 95 % bound. An empty cell is not known, or not yet.", "",
         head, "| :-- |" + " --: |" * (len(lines[0]) - 1), *rest, "",
-        *(f"- Left out: {reason}" for reason in reasons), "", *told, "",
+        *(f"- {note}" for note in notes), "", *told, "",
     ])  # fmt: skip

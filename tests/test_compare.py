@@ -16,7 +16,7 @@ from htas.compare import Arm, Entry, read_arms, table
 from htas.files import Unusable, read_json
 from htas.intervals import reach
 from htas.measurement import Measurement
-from htas.result import Result
+from htas.result import Result, SearchRecord
 
 OPTIONS = [
     "family.depth=14", "split.limit=60", "target.threads=1", "survey.rounds=1", "survey.store=none",
@@ -78,6 +78,36 @@ def test_arms_share_a_survey_a_calibration_and_the_teacher(finished):
     assert weights[0] == weights[1]
 
 
+def test_a_search_that_has_not_converged_is_named(finished, tmp_path):
+    """One epoch of two steps is too short for any."""
+    why = SearchRecord.of(pipeline.plain(read_json(finished / "found-1" / "search-grid.json"))).why
+    _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, finished, only=True)
+    for text in (shown, (finished / "compare.md").read_text()):
+        assert f"Not converged: found, seed 1: {why}" in text and "Not converged: base" not in text
+
+
+@pytest.mark.slow
+def test_arms_may_differ_in_expansion_cost_and_adds(tmp_path):
+    """Each has a space or a network of its own, and its own survey where its layers are others."""
+    text = """
+    [e2]
+    [e1.design]
+    expand = 1
+    [projected.design]
+    adds = "project"
+    [macs]
+    strategy = { cost = "macs" }
+    constraints = { latency = "", macs = "60%" }
+    """
+    compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, tmp_path / "out")
+    content = read_json(tmp_path / "out" / "compare.json")["arms"]
+    rows = {each["arm"]: Result.of(each["result"]) for each in content}
+    assert set(rows) == {"e2", "e1", "projected", "macs"} and all(row.accuracy for row in rows.values())
+    assert rows["projected"].adds == "project" and rows["macs"].cost != rows["e2"].cost
+    base = compare._job(None, OPTIONS, Arm("e1"), 0, tmp_path).network.widths
+    assert all(width <= base[site].base for site, width in rows["e1"].arch.widths.items())
+
+
 def test_what_is_finished_is_not_done_again(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "search", None)
     monkeypatch.setattr(pipeline, "train_row", None)
@@ -121,7 +151,8 @@ def test_an_arm_that_cannot_be_run_is_said_and_the_others_go_on(finished, tmp_pa
     text = ARMS + '[shrunk.strategy]\nname = "morphnet"\n'
     _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 2, some)
     assert "strategy morphnet does not search depths" in capsys.readouterr().err
-    assert "0 of 2" in shown.splitlines()[-1]
+    lines = {line.split("  ")[0]: line for line in shown.splitlines()}
+    assert "0 of 2" in lines["shrunk"] and "Left out: shrunk, seed 0: strategy morphnet" in shown
     assert "Left out: shrunk, seed 0: strategy morphnet" in (some / "compare.md").read_text()
 
 
