@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
+# One process a core, and every file of tests in one of them.
+APART := -n auto --dist loadfile
 
 .PHONY: help install test test-all gpu check format demo
 
@@ -27,10 +29,10 @@ check: $(READY)
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/pytest -q -m "not slow and not gpu"
+	$(BIN)/pytest -q $(APART) -m "not slow and not gpu"
 
 test-all: check
-	$(BIN)/pytest -q -m "not gpu"
+	$(BIN)/pytest -q $(APART) -m "not gpu"
 
 gpu: $(READY)
 	$(BIN)/pytest -q -m gpu

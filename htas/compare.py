@@ -5,6 +5,7 @@ run's folder and ends in a result.json; what is there already is kept, so a comp
 """
 
 import dataclasses
+import math
 import statistics
 import time
 import tomllib
@@ -323,7 +324,8 @@ def table(
     """A line for each arm: means over its seeds, deviations behind them, and what it is beside `against`.
 
     The difference of accuracies has Welch's 95 % interval; where that holds 0 it is no difference. `at least` is its
-    one-sided bound: the arm is not worse than that, at 95 %.
+    one-sided bound: the arm is not worse than that, at 95 %. The speed has such an interval as well, of the archs that
+    the seeds led to, whatever the noise of reading them.
     """
     lines: list[tuple[str, ...]] = [(
         "arm", "trainings", "accuracy", "measured", "predicted", "MACs", "parameters", "search",
@@ -360,15 +362,25 @@ def _mean(values: Sequence[float], shown: Callable[[float], str], unit: str) -> 
 def _beside(own: Sequence[Entry], other: Sequence[Entry], same: bool) -> tuple[str, ...]:
     if same or not own or not other:
         return (EMPTY,) * 4
-    mine, theirs = ([e.result.measured.estimate for e in entries if e.result.measured] for entries in (own, other))
-    speed = f"{statistics.mean(theirs) / statistics.mean(mine):.2f}" if mine and theirs else EMPTY
+    speed = _speed(*([e.result.measured.estimate for e in entries if e.result.measured] for entries in (own, other)))
     samples = [[100 * (e.result.accuracy or 0.0) for e in entries] for entries in (own, other)]
     off = statistics.mean(samples[0]) - statistics.mean(samples[1])
     wide = reach(samples)
-    if wide == float("inf"):
+    if wide == math.inf:
         return speed, f"{off:+.2f}", EMPTY, "one training"
     verdict = "no difference" if abs(off) <= wide else "more accurate" if off > 0 else "less accurate"
     return speed, f"{off:+.2f} ± {wide:.2f}", f"{off - reach(samples, 0.9):+.2f}", verdict
+
+
+def _speed(own: Sequence[float], other: Sequence[float]) -> str:
+    """How many times as fast, by geometric means, and Welch's 95 % interval of the logarithms."""
+    if not own or not other:
+        return EMPTY
+    logs = [[math.log(seconds) for seconds in entries] for entries in (own, other)]
+    off, wide = statistics.mean(logs[1]) - statistics.mean(logs[0]), reach(logs)
+    if wide == math.inf:
+        return f"{math.exp(off):.2f}"
+    return f"{math.exp(off):.2f} ({math.exp(off - wide):.2f} to {math.exp(off + wide):.2f})"
 
 
 def _document(lines: Sequence[Sequence[str]], notes: Sequence[str], job: Run, seeds: int) -> str:
@@ -379,8 +391,8 @@ def _document(lines: Sequence[Sequence[str]], notes: Sequence[str], job: Run, se
     return "\n".join([
         f"# {config.family.title} on {config.names['data']}, {plural(seeds, 'seed')}", "",
         "Accuracy is that of the last epoch on the test images, mean ± standard deviation over the seeds; latencies "
-        "are of one interleaved run. Differences of accuracy in points, ± half of Welch's 95 % interval; `at least` is "
-        "the one-sided 95 % bound. An empty cell is not known, or not yet.", "",
+        "are of one interleaved run. Speed and differences of accuracy, in points, with Welch's 95 % interval over the "
+        "seeds; `at least` is the one-sided 95 % bound. An empty cell is not known, or not yet.", "",
         head, "| :-- |" + " --: |" * (len(lines[0]) - 1), *rest, "",
         *(f"- {note}" for note in notes), "", *told, "",
     ])  # fmt: skip

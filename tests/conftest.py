@@ -1,9 +1,13 @@
 """What every test file shares: a fixed seed, and tests left out where this machine lacks what they need."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process for every core: their threads would wait for each other
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -171,8 +171,14 @@ def test_a_difference_within_the_interval_is_none():
     there |= {("c", s): entry(0.98 + s / 1000, 4.0) for s in range(3)}
     _, first, second, third = table(there, ["a", "b", "c"], 3, "a")
     assert first[2:4] == ("91.00 ± 1.00 %", "2 ± 0 ms") and first[-4:] == ("-",) * 4
-    assert second[-4:] == ("2.00", "+1.00 ± 2.27", "-0.74", "no difference")
-    assert third[-4] == "0.50" and third[-1] == "more accurate"
+    assert second[-4:] == ("2.00 (2.00 to 2.00)", "+1.00 ± 2.27", "-0.74", "no difference")
+    assert third[-4] == "0.50 (0.50 to 0.50)" and third[-1] == "more accurate"
+
+
+def test_a_speed_has_the_interval_of_its_logarithms():
+    """2, 4, 8 and 1, 2, 4 ms: log 2 with a standard error of 0.566 and 4 degrees of freedom: exp(0.693 ± 1.571)."""
+    there = {("a", s): entry(0.9, 2.0 ** (s + 1)) for s in range(3)} | {("b", s): entry(0.9, 2.0**s) for s in range(3)}
+    assert table(there, ["a", "b"], 3, "a")[2][-4] == "2.00 (0.42 to 9.63)"
 
 
 def test_welchs_interval_is_scipys():
