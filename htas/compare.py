@@ -221,7 +221,9 @@ def _finish(named: Mapping[str, Arm], job: Run, name: str) -> None:
 
 def _given(job: Run, arm: Arm) -> tuple[Result, Callable[[], nn.Module] | None]:
     """The row of a network that is not searched, and how it is built where it is no arch of the base network."""
-    row = pipeline.new_row(job, _row_name(arm), job.network.base, space="-", strategy="given", cost="-")
+    untaught = arm.network == BASE and job.config.distill.alpha == 0  # which is how the teacher of others is trained
+    name = BASE if untaught else _row_name(arm)
+    row = pipeline.new_row(job, name, job.network.base, space="-", strategy="given", cost="-")
     if arm.network == BASE:
         return row, None
     build = partial(networks.build, arm.network, job.config.data.classes)

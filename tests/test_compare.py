@@ -13,7 +13,7 @@ from htas import compare, pipeline
 from htas.arch import Arch
 from htas.cli import main
 from htas.compare import Arm, Entry, read_arms, table
-from htas.files import Unusable, read_json
+from htas.files import Unusable, read_json, read_tensors
 from htas.intervals import reach
 from htas.measurement import Measurement
 from htas.result import Result, SearchRecord
@@ -262,6 +262,17 @@ def test_pruning_needs_a_latency_and_a_criterion_that_there_is(tmp_path, capsys)
     text = '[one]\nnetwork = "base"\n[two]\nprune = "l1"\n'
     compare.compare(None, free, read_arms(arms(tmp_path, text)), 1, tmp_path / "out")
     assert "a pruned network needs a latency to be pruned to" in capsys.readouterr().err
+
+
+def test_the_base_network_without_a_teacher_is_the_teacher_of_others(finished, tmp_path, monkeypatch):
+    some = shutil.copytree(finished, tmp_path / "some")
+    monkeypatch.setattr(pipeline, "fit", None)  # nothing is left to train
+    text = '[found]\n["base, alone"]\nnetwork = "base"\ndistill = { alpha = 0.0 }\n'
+    compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 2, some)
+    rows = [Result.of(e["result"]) for e in read_json(some / "compare.json")["arms"] if e["arm"] == "base, alone"]
+    for seed, row in enumerate(rows):
+        _, about = read_tensors(finished / f"found-{seed}" / "networks" / "base.safetensors")
+        assert (row.accuracy, row.teacher) == (about["accuracy"], "")
 
 
 def test_a_search_is_shared_by_arms_that_differ_in_distillation_alone(finished, tmp_path, monkeypatch):
