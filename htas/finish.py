@@ -147,6 +147,8 @@ def finish(problem: Problem, found: Found, target: Target) -> Taken:
         if last or any(LEAST <= _worst(kept) <= 1 for kept in tried.values()):
             break
     arch = min(tried, key=lambda arch: miss(_worst(tried[arch])))
+    if found.pool and _worst(tried[arch]) < LEAST:  # none uses the limits, so how well they do decides, not how nearly
+        arch = max((own for own in tried if _worst(tried[own]) <= 1), key=found.worth)
     even, taken = _uniform(meters, found, arch, tried) if found.cheap else (None, arch)
     if taken != arch:
         say(f"{problem.title}: a uniform network within the limits is taken, as nothing that was found is as good")
@@ -228,7 +230,10 @@ def _by_accuracy(found: Found, seen: Mapping[Arch, float], last: bool) -> list[A
     accuracies = dict(zip(within, judged, strict=True))
     ordered = sorted(within, key=accuracies.__getitem__, reverse=True)
     if last:
-        ordered += sorted((arch for arch in seen if arch not in within), key=lambda arch: miss(seen[arch]))
+        rest = sorted((arch for arch in seen if arch not in within), key=lambda arch: miss(seen[arch]))
+        if found.pool:
+            rest.sort(key=lambda arch: (seen[arch] > 1, -found.worth(arch) if seen[arch] <= 1 else seen[arch]))
+        ordered += rest
     return ordered[:FRESH]
 
 

@@ -49,8 +49,10 @@ def seconds(value: float) -> Measurement:
     return Measurement((value,) * 3, "s", {}, "one")
 
 
-def end(monkeypatch, device: Device, accuracy: Callable[[Arch], float]) -> finish.Taken:
-    """Of a search that prefers wide networks; `accuracy` is what the supernet finds."""
+def end(
+    monkeypatch, device: Device, accuracy: Callable[[Arch], float], pool: tuple[Arch, ...] = ()
+) -> finish.Taken:  # fmt: skip
+    """Of a search that prefers wide networks; `accuracy` is what the supernet finds, or is known of a pool."""
     monkeypatch.setattr(finish._Meters, "against_base", lambda self, *args: device.against_base(*args))
     part = Split(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), (0.5,) * 3, (0.5,) * 3, False, 0)
     data = Data(2, (3, 8, 8), part, part, part, part)
@@ -59,7 +61,7 @@ def end(monkeypatch, device: Device, accuracy: Callable[[Arch], float]) -> finis
     )  # fmt: skip
     found = Found(
         SPACE.widest, (), True, "", lambda archs: [accuracy(arch) for arch in archs], 0.0,
-        lambda arch: float(sum(arch.widths.values())),
+        accuracy if pool else lambda arch: float(sum(arch.widths.values())), pool, cheap=not pool,
     )  # fmt: skip
     return finish.finish(problem, found, Target())
 
@@ -120,3 +122,13 @@ def test_where_nothing_that_was_found_keeps_the_limit_the_uniform_network_is_tak
 def test_a_network_over_the_limit_is_reported_as_such_where_nothing_keeps_it(monkeypatch):
     taken = end(monkeypatch, Device(lambda arch: 50.0), lambda arch: 0.5)
     assert ratio(taken) > 1 and taken.uniform is None
+
+
+def test_of_a_pool_that_leaves_room_the_most_accurate_that_keeps_the_limit_is_taken(monkeypatch):
+    """The one that is best is over when measured; the next best is further from the limit than the worst."""
+    narrow = [arch for arch in uniforms(ASKED, SPACE) if over(ASKED, arch) < 0.9][:2]
+    near, far = sorted(narrow, key=lambda arch: over(ASKED, arch), reverse=True)
+    known = {WIDE: 0.9, far: 0.8, near: 0.5}
+    device = Device(lambda arch: 1.1 / over(ASKED, WIDE) if arch == WIDE else 1.0)
+    taken = end(monkeypatch, device, known.__getitem__, tuple(known))
+    assert taken.arch == far and ratio(taken) == pytest.approx(over(ASKED, far))

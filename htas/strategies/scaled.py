@@ -7,7 +7,7 @@ from htas.arch import Arch
 from htas.budget import over
 from htas.problem import Problem
 from htas.strategies import Found, need_limits
-from htas.strategies._trials import ByTrials, Trials, multiples, widest_of, widest_within
+from htas.strategies._trials import ByTrials, Trials, multiples, widest_within
 from htas.text import listing
 
 
@@ -49,7 +49,14 @@ class Scaled(ByTrials):
         chosen = max(judged, key=judged.__getitem__)
         tried = listing(map(str, within))
         why = f"the most accurate after {self.epochs} epochs of networks with {tried} blocks a stage"
-        return widest_of(problem, trials, rows[chosen], why, time.monotonic() - started)
+        known = {within[blocks]: accuracy for blocks, accuracy in judged.items()}
+        # where the chosen one is too slow when measured, that of another depth is next; then narrower ones
+        others = [arch for blocks in rows for arch in rows[blocks] if arch not in known]
+        order = {arch: number / len(others) - 1 for number, arch in enumerate(sorted(others, key=problem.cost.cost))}
+        return Found(
+            within[chosen], (), True, why, trials, time.monotonic() - started, pool=(*known, *others), cheap=False,
+            worth=lambda arch: (known | order).get(arch, -1.0), judge=trials.judge,
+        )  # fmt: skip
 
     def _blocks(self, problem: Problem) -> list[int]:
         """Numbers of blocks to try, from few to many."""
