@@ -230,10 +230,11 @@ def _by_accuracy(found: Found, seen: Mapping[Arch, float], last: bool) -> list[A
     accuracies = dict(zip(within, judged, strict=True))
     ordered = sorted(within, key=accuracies.__getitem__, reverse=True)
     if last:
-        rest = sorted((arch for arch in seen if arch not in within), key=lambda arch: miss(seen[arch]))
-        if found.pool:
-            rest.sort(key=lambda arch: (seen[arch] > 1, -found.worth(arch) if seen[arch] <= 1 else seen[arch]))
-        ordered += rest
+        rest = [arch for arch in seen if arch not in within]
+        by_worth = bool(found.pool)  # of networks that were judged, those that keep the limits go by that
+        ordered += sorted(
+            rest, key=lambda arch: (False, -found.worth(arch)) if by_worth and seen[arch] <= 1 else miss(seen[arch])
+        )
     return ordered[:FRESH]
 
 

@@ -53,9 +53,10 @@ class Scaled(ByTrials):
         # where the chosen one is too slow when measured, that of another depth is next; then narrower ones
         others = [arch for blocks in rows for arch in rows[blocks] if arch not in known]
         order = {arch: number / len(others) - 1 for number, arch in enumerate(sorted(others, key=problem.cost.cost))}
+        worths = known | order
         return Found(
             within[chosen], (), True, why, trials, time.monotonic() - started, pool=(*known, *others), cheap=False,
-            worth=lambda arch: (known | order).get(arch, -1.0), judge=trials.judge,
+            worth=lambda arch: worths.get(arch, -1.0), judge=trials.judge,
         )  # fmt: skip
 
     def _blocks(self, problem: Problem) -> list[int]:
