@@ -24,7 +24,7 @@ from htas.budget import parse
 from htas.config import NAMED, as_text, load
 from htas.files import Unusable, digest, read_json, write_json, write_text
 from htas.graph import resize
-from htas.intervals import reach
+from htas.intervals import Blocks, reach
 from htas.measurement import Measurement
 from htas.pipeline import Run
 from htas.progress import say
@@ -325,18 +325,20 @@ def table(
 ) -> list[tuple[str, ...]]:
     """A line for each arm: means over its seeds, deviations behind them, and what it is beside `against`.
 
-    The difference of accuracies has Welch's 95 % interval; where that holds 0 it is no difference. `at least` is its
-    one-sided bound: the arm is not worse than that, at 95 %. The speed has such an interval as well, of the archs that
-    the seeds led to, whatever the noise of reading them.
+    The difference of accuracies is that of the same seeds, which share a teacher, with its 95 % interval; where that
+    holds 0 it is no difference. `at least` is the one-sided bound: the arm is not worse than that, at 95 %. The speed
+    has Welch's interval, of the archs that the seeds led to, whatever the noise of reading them.
     """
     lines: list[tuple[str, ...]] = [(
         "arm", "trainings", "accuracy", "measured", "predicted", "MACs", "parameters", "search",
         f"speed over {against}", f"accuracy less {against}", "at least", "so",
     )]  # fmt: skip
     other = [entry for (name, _), entry in there.items() if name == against]
+    accuracies = {key: 100 * entry.result.accuracy for key, entry in there.items() if entry.result.accuracy is not None}
+    blocks = Blocks(accuracies)
     for arm in arms:
         own = [entry for (name, _), entry in there.items() if name == arm]
-        lines.append((arm, f"{len(own)} of {seeds}", *_figures(own), *_beside(own, other, arm == against)))
+        lines.append((arm, f"{len(own)} of {seeds}", *_figures(own), *_beside(blocks, own, other, arm, against)))
     return lines
 
 
@@ -361,17 +363,15 @@ def _mean(values: Sequence[float], shown: Callable[[float], str], unit: str) -> 
     return f"{shown(statistics.mean(values))}{off}{unit}"
 
 
-def _beside(own: Sequence[Entry], other: Sequence[Entry], same: bool) -> tuple[str, ...]:
-    if same or not own or not other:
+def _beside(blocks: Blocks, own: Sequence[Entry], other: Sequence[Entry], arm: str, against: str) -> tuple[str, ...]:
+    if arm == against or not own or not other:
         return (EMPTY,) * 4
     speed = _speed(*([e.result.measured.estimate for e in entries if e.result.measured] for entries in (own, other)))
-    samples = [[100 * (e.result.accuracy or 0.0) for e in entries] for entries in (own, other)]
-    off = statistics.mean(samples[0]) - statistics.mean(samples[1])
-    wide = reach(samples)
+    off, wide = blocks.difference(arm, against), blocks.reach(arm, against)
     if wide == math.inf:
-        return speed, f"{off:+.2f}", EMPTY, "one training"
+        return speed, EMPTY, EMPTY, "too few trainings"
     verdict = "no difference" if abs(off) <= wide else "more accurate" if off > 0 else "less accurate"
-    return speed, f"{off:+.2f} ± {wide:.2f}", f"{off - reach(samples, 0.9):+.2f}", verdict
+    return speed, f"{off:+.2f} ± {wide:.2f}", f"{off - blocks.reach(arm, against, 0.9):+.2f}", verdict
 
 
 def _speed(own: Sequence[float], other: Sequence[float]) -> str:
@@ -393,8 +393,9 @@ def _document(lines: Sequence[Sequence[str]], notes: Sequence[str], job: Run, se
     return "\n".join([
         f"# {config.family.title} on {config.names['data']}, {plural(seeds, 'seed')}", "",
         "Accuracy is that of the last epoch on the test images, mean ± standard deviation over the seeds; latencies "
-        "are of one interleaved run. Speed and differences of accuracy, in points, with Welch's 95 % interval over the "
-        "seeds; `at least` is the one-sided 95 % bound. An empty cell is not known, or not yet.", "",
+        "are of one interleaved run. Differences of accuracy, in points, are those of the same seeds, which share a "
+        "teacher, with the 95 % interval of a block design; `at least` is the one-sided 95 % bound. Speed with Welch's "
+        "95 % interval. An empty cell is not known, or not yet.", "",
         head, "| :-- |" + " --: |" * (len(lines[0]) - 1), *rest, "",
         *(f"- {note}" for note in notes), "", *told, "",
     ])  # fmt: skip

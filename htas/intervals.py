@@ -1,20 +1,15 @@
-"""How far the difference of two means may be off: Welch's interval."""
+"""How far the difference of two means may be off: Welch's interval, and one of values that come in blocks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 
 def reach(samples: Sequence[Sequence[float]], confidence: float = 0.95) -> float:
-    """Half of the interval of the difference of two means, or of one mean; endless where a sample has one value.
-
-    A one-sided bound at 95 % lies as far off as a two-sided interval of `confidence` 0.9 reaches.
-    """
+    """Half of the interval of the difference of two means, or of one mean; endless where a sample has one value."""
     if min(map(len, samples)) < 2:
         return math.inf
-    from scipy.stats import t
-
     shares = [np.var(values, ddof=1) / len(values) for values in samples]
     if not sum(shares):
         return 0.0
@@ -22,4 +17,59 @@ def reach(samples: Sequence[Sequence[float]], confidence: float = 0.95) -> float
     freedom = sum(shares) ** 2 / sum(
         share**2 / (len(values) - 1) for share, values in zip(shares, samples, strict=True)
     )
-    return float(t.ppf((1 + confidence) / 2, freedom) * math.sqrt(sum(shares)))
+    return _quantile(float(freedom), confidence) * math.sqrt(sum(shares))
+
+
+class Blocks:
+    """Values of arms that come in blocks, such as seeds that share a teacher: what a block does to all its arms alike
+    is told apart from what differs at random.
+
+    The additive model of a randomised block design, value = arm + block + error, is fitted by least squares; the
+    errors are taken to be alike in all arms. Cells may be missing: differences are those of shared blocks. Of two
+    whole arms it is the paired t-test. Montgomery, Design and Analysis of Experiments, chapter 4.
+    """
+
+    def __init__(self, values: Mapping[tuple[str, int], float]) -> None:
+        """`values` by arm and block."""
+        self.arms = list(dict.fromkeys(arm for arm, _ in values))
+        blocks = list(dict.fromkeys(block for _, block in values))
+        design = np.zeros((len(values), len(self.arms) + len(blocks)))
+        for row, (arm, block) in enumerate(values):
+            design[row, self.arms.index(arm)] = design[row, len(self.arms) + blocks.index(block)] = 1
+        found = np.array(list(values.values()))
+        self._square = design.T @ design
+        self._inverse = np.linalg.pinv(self._square)
+        self._effects = self._inverse @ design.T @ found
+        self.freedom = len(values) - int(np.linalg.matrix_rank(design))
+        """Degrees of freedom of the errors."""
+        errors = found - design @ self._effects
+        self.variance = float(errors @ errors) / self.freedom if self.freedom else math.inf
+        """Of the errors."""
+
+    def difference(self, arm: str, other: str) -> float:
+        """How much more `arm` has than `other`, in the same blocks."""
+        return float(self._contrast(arm, other) @ self._effects)
+
+    def reach(self, arm: str, other: str, confidence: float = 0.95) -> float:
+        """Half of the interval of the difference.
+
+        Endless where nothing is left to tell errors by, or no block joins the two arms, not even over others.
+
+        A one-sided bound at 95 % lies as far off as a two-sided interval of `confidence` 0.9 reaches.
+        """
+        contrast = self._contrast(arm, other)
+        if not self.freedom or not np.allclose(contrast @ self._inverse @ self._square, contrast):
+            return math.inf
+        error = math.sqrt(self.variance * float(contrast @ self._inverse @ contrast))
+        return _quantile(self.freedom, confidence) * error
+
+    def _contrast(self, arm: str, other: str) -> np.ndarray:
+        contrast = np.zeros(len(self._effects))
+        contrast[self.arms.index(arm)], contrast[self.arms.index(other)] = 1, -1
+        return contrast
+
+
+def _quantile(freedom: float, confidence: float) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf((1 + confidence) / 2, freedom))
