@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from htas import networks, pipeline, pruning
+from htas import networks, pipeline, pruning, report
 from htas.arch import Arch
 from htas.budget import parse
 from htas.config import NAMED, as_text, load
-from htas.files import Unusable, digest, read_json, write_json, write_text
+from htas.files import Unusable, digest, read_json, write_json
 from htas.graph import resize
 from htas.intervals import Blocks, reach
 from htas.measurement import Measurement
@@ -111,7 +111,7 @@ def compare(
     source: Path | None, overrides: Sequence[str], arms: Sequence[Arm], seeds: int, folder: Path, against: str = "",
     only: bool = False,
 ) -> tuple[Path, str]:  # fmt: skip
-    """Every arm with every seed, then all networks in one interleaved run: the path of compare.md, and its table.
+    """Every arm with every seed, then all networks in one interleaved run: the path of compare.html, and its table.
 
     `against` is the arm that others are set beside, the first by default. With `only`, nothing is run: the table of
     what is there. An arm that cannot be run is said, and leaves its cells empty.
@@ -140,11 +140,11 @@ def compare(
     if not there:
         raise Unusable(f"nothing is finished in {folder}; {reasons[0] if reasons else 'run it without --only'}")
     there = _measured({key: jobs[key] for key in there}, there, named, folder, only)
-    lines = table(there, [arm.name for arm in arms], seeds, against or arms[0].name)
+    against = against or arms[0].name
+    lines = table(there, [arm.name for arm in arms], seeds, against)
     doubts = [f"{name}, seed {seed}: {entry.doubt}" for (name, seed), entry in there.items() if entry.doubt]
     notes = [f"Left out: {reason}" for reason in reasons] + [f"Not converged: {doubt}" for doubt in doubts]
-    path = folder / "compare.md"
-    write_text(path, _document(lines, notes, next(iter(jobs.values())), seeds))
+    path = _page(there, lines, against, notes, next(iter(jobs.values())), seeds, folder)
     write_json(folder / "compare.json", {"arms": [
         {"arm": name, "seed": seed, "search_seconds": entry.seconds, "result": entry.result.json()}
         for (name, seed), entry in there.items()
@@ -330,15 +330,17 @@ def table(
     has Welch's interval, of the archs that the seeds led to, whatever the noise of reading them.
     """
     lines: list[tuple[str, ...]] = [(
-        "arm", "trainings", "accuracy", "measured", "predicted", "MACs", "parameters", "search",
-        f"speed over {against}", f"accuracy less {against}", "at least", "so",
+        "arm", "accuracy, %", f"less {against}", "at least", "so", "measured, ms", f"speed over {against}",
+        "predicted, ms", "MACs", "parameters", "search", "trainings",
     )]  # fmt: skip
     other = [entry for (name, _), entry in there.items() if name == against]
     accuracies = {key: 100 * entry.result.accuracy for key, entry in there.items() if entry.result.accuracy is not None}
     blocks = Blocks(accuracies)
     for arm in arms:
         own = [entry for (name, _), entry in there.items() if name == arm]
-        lines.append((arm, f"{len(own)} of {seeds}", *_figures(own), *_beside(blocks, own, other, arm, against)))
+        accuracy, measured, *rest = _figures(own)
+        speed, *difference = _beside(blocks, own, other, arm, against)
+        lines.append((arm, accuracy, *difference, measured, speed, *rest, f"{len(own)} of {seeds}"))
     return lines
 
 
@@ -346,21 +348,21 @@ def _figures(own: Sequence[Entry]) -> tuple[str, ...]:
     rows = [entry.result for entry in own]
     searched = [entry.seconds for entry in own if entry.seconds is not None]
     return (
-        _mean([100 * row.accuracy for row in rows if row.accuracy is not None], lambda x: f"{x:.2f}", " %"),
-        _mean([1e3 * row.measured.estimate for row in rows if row.measured], lambda x: f"{x:.3g}", " ms"),
-        _mean([1e3 * row.predicted for row in rows if row.predicted], lambda x: f"{x:.3g}", " ms"),
+        _mean([100 * row.accuracy for row in rows if row.accuracy is not None], "{:.2f}"),
+        _mean([1e3 * row.measured.estimate for row in rows if row.measured], "{:.3g}"),
+        _mean([1e3 * row.predicted for row in rows if row.predicted], "{:.3g}"),
         millions(statistics.mean(row.macs for row in rows)) if rows else EMPTY,
         millions(statistics.mean(row.params for row in rows)) if rows else EMPTY,
         duration(statistics.mean(searched)) if searched else EMPTY,
     )
 
 
-def _mean(values: Sequence[float], shown: Callable[[float], str], unit: str) -> str:
-    """`91.20 ± 0.15 %`: the mean, and the deviation of more than one."""
+def _mean(values: Sequence[float], shown: str) -> str:
+    """`91.20 ± 0.15`: the mean, and the deviation of more than one, to two digits."""
     if not values:
         return EMPTY
-    off = f" ± {shown(statistics.stdev(values))}" if len(values) > 1 else ""
-    return f"{shown(statistics.mean(values))}{off}{unit}"
+    off = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+    return f"{shown.format(statistics.mean(values))}{off}"
 
 
 def _beside(blocks: Blocks, own: Sequence[Entry], other: Sequence[Entry], arm: str, against: str) -> tuple[str, ...]:
@@ -385,17 +387,31 @@ def _speed(own: Sequence[float], other: Sequence[float]) -> str:
     return f"{math.exp(off):.2f} ({math.exp(off - wide):.2f} to {math.exp(off + wide):.2f})"
 
 
-def _document(lines: Sequence[Sequence[str]], notes: Sequence[str], job: Run, seeds: int) -> str:
-    """compare.md."""
-    config = job.config
-    head, *rest = ["| " + " | ".join(line) + " |" for line in lines]
-    told = [f"- {name}: {value}" for name, value in {**machine(), **dataclasses.asdict(job.target)}.items()]
-    return "\n".join([
-        f"# {config.family.title} on {config.names['data']}, {plural(seeds, 'seed')}", "",
-        "Accuracy is that of the last epoch on the test images, mean ± standard deviation over the seeds; latencies "
-        "are of one interleaved run. Differences of accuracy, in points, are those of the same seeds, which share a "
-        "teacher, with the 95 % interval of a block design; `at least` is the one-sided 95 % bound. Speed with Welch's "
-        "95 % interval. An empty cell is not known, or not yet.", "",
-        head, "| :-- |" + " --: |" * (len(lines[0]) - 1), *rest, "",
-        *(f"- {note}" for note in notes), "", *told, "",
-    ])  # fmt: skip
+SAID = (
+    "Accuracy is that of the last epoch on the test images, mean and standard deviation over the seeds; latencies are "
+    "of one interleaved run. Differences of accuracy, in points, are those of the same seeds, which share a teacher, "
+    "with the 95 % interval of a block design; 'at least' is the one-sided 95 % bound. Speed has Welch's interval; "
+    "an empty cell is not known, or not yet."
+)
+
+
+def _page(
+    there: Mapping[tuple[str, int], Entry],
+    lines: Sequence[Sequence[str]],
+    against: str,
+    notes: Sequence[str],
+    job: Run,
+    seeds: int,
+    folder: Path,
+) -> Path:
+    """compare.html and compare.md."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for (name, _), entry in there.items():
+        row = entry.result
+        if row.measured and row.accuracy is not None:
+            points.setdefault(name, []).append((row.measured.estimate, row.accuracy))
+    searched = {name for (name, _), entry in there.items() if entry.seconds is not None}
+    arms = [(name, name in searched, found) for name, found in points.items()]
+    title = f"{job.config.family.title} on {job.config.names['data']}, {plural(seeds, 'seed')}"
+    facts = {name: str(value) for name, value in {**machine(), **dataclasses.asdict(job.target)}.items()}
+    return report.write_arms(title, lines, arms, against, SAID, notes, facts, folder)

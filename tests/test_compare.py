@@ -80,7 +80,9 @@ def test_a_search_that_has_not_converged_is_named(finished, tmp_path):
     """One epoch of two steps is too short for any."""
     why = SearchRecord.of(pipeline.plain(read_json(finished / "found-1" / "search-grid.json"))).why
     _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, finished, only=True)
-    for text in (shown, (finished / "compare.md").read_text()):
+    page = (finished / "compare.html").read_text()
+    assert "<figure><svg" in page and "found" in page
+    for text in (shown, page, (finished / "compare.md").read_text()):
         assert f"Not converged: found, seed 1: {why}" in text and "Not converged: base" not in text
 
 
@@ -112,7 +114,7 @@ def test_what_is_finished_is_not_done_again(finished, tmp_path, monkeypatch):
     before = (finished / "latencies.json").stat().st_mtime_ns
     path, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, finished)
     assert (finished / "latencies.json").stat().st_mtime_ns == before
-    assert path.read_text().count("\n| ") == 6 and "plain 8" in shown
+    assert path.with_suffix(".md").read_text().count("\n| ") == 6 and "plain 8" in shown
 
 
 def test_results_alone_are_enough_to_go_on_with(finished, tmp_path, monkeypatch):
@@ -140,13 +142,13 @@ def test_a_comparison_shows_what_there_is_and_marks_the_rest(finished, tmp_path)
     shutil.rmtree(some / "base-1")
     _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, some, only=True)
     lines = {line.split("  ")[0]: line for line in shown.splitlines()}
-    assert "0 of 2" in lines["scaled"] and lines["scaled"].split()[4:] == ["-"] * 10
+    assert "0 of 2" in lines["scaled"] and lines["scaled"].split()[1:-3] == ["-"] * 10
     assert "1 of 2" in lines["base"] and "plain 8" in lines
     for name in ("found-1", "plain-8-1"):
         shutil.rmtree(some / name)
     _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, some, only=True)
     lines = {line.split("  ")[0]: line for line in shown.splitlines()}
-    assert lines["base"].endswith("-  too few trainings")
+    assert "-  too few trainings" in lines["base"]
 
 
 def test_an_arm_that_cannot_be_run_is_said_and_the_others_go_on(finished, tmp_path, capsys):
@@ -173,17 +175,17 @@ def test_a_difference_within_the_interval_is_none():
     there |= {("b", s): entry(value, 1.0) for s, value in enumerate((0.913, 0.919, 0.928))}
     there |= {("c", s): entry(0.95 + s / 100, 4.0) for s in range(3)}
     _, first, second, third = table(there, ["a", "b", "c"], 3, "a")
-    assert first[2:4] == ("91.00 ± 1.00 %", "2 ± 0 ms") and first[-4:] == ("-",) * 4
-    assert second[-4:] == ("2.00 (2.00 to 2.00)", "+1.00 ± 0.35", "+0.73", "more accurate")
-    assert third[-4] == "0.50 (0.50 to 0.50)" and third[-1] == "more accurate"
+    assert first[1:7] == ("91.00 ± 1", "-", "-", "-", "2 ± 0", "-")
+    assert second[2:5] == ("+1.00 ± 0.35", "+0.73", "more accurate") and second[6] == "2.00 (2.00 to 2.00)"
+    assert third[4] == "more accurate" and third[6] == "0.50 (0.50 to 0.50)"
     unlike = {**there, **{("b", s): entry(0.93 - s / 100, 1.0) for s in range(3)}}
-    assert table(unlike, ["a", "b", "c"], 3, "a")[2][-1] == "no difference"
+    assert table(unlike, ["a", "b", "c"], 3, "a")[2][4] == "no difference"
 
 
 def test_a_speed_has_the_interval_of_its_logarithms():
     """2, 4, 8 and 1, 2, 4 ms: log 2 with a standard error of 0.566 and 4 degrees of freedom: exp(0.693 ± 1.571)."""
     there = {("a", s): entry(0.9, 2.0 ** (s + 1)) for s in range(3)} | {("b", s): entry(0.9, 2.0**s) for s in range(3)}
-    assert table(there, ["a", "b"], 3, "a")[2][-4] == "2.00 (0.42 to 9.63)"
+    assert table(there, ["a", "b"], 3, "a")[2][6] == "2.00 (0.42 to 9.63)"
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------

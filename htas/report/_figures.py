@@ -5,7 +5,7 @@ Colours are those of Okabe and Ito, which the colour-blind can tell apart, and n
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -149,8 +149,30 @@ def _look(result: Result) -> tuple[str, str]:
     return {"uniform": (PURPLE, "P"), "plain": (ORANGE, "o")}.get(result.strategy, (SKY, "o"))
 
 
-def _label(figure: "Figure", axes: "Axes", marks: list[tuple[float, float, str, str]]) -> None:
-    """Name the marks, each at the first place around it that covers no mark and no other name."""
+def arms_over_latency(arms: Sequence[tuple[str, bool, Sequence[tuple[float, float]]]], against: str) -> "Figure":
+    """Accuracy over measured latency of arms: name, whether it was searched, and (seconds, accuracy) of each seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.6, 5.4), layout="constrained")
+    axes = figure.add_subplot()
+    marks = []
+    for name, searched, trainings in arms:
+        colour = RED if name == against else BLUE if searched else ORANGE
+        marker = "D" if searched else "o"
+        latencies, accuracies = zip(*((1e3 * seconds, 100 * share) for seconds, share in trainings), strict=True)
+        x, y = sum(latencies) / len(latencies), sum(accuracies) / len(accuracies)
+        axes.plot(latencies, accuracies, marker, color=colour, markersize=3, alpha=0.45, linewidth=0)
+        axes.plot([x], [y], marker, color=colour, markersize=8, markeredgecolor=PAPER)
+        marks.append((x, y, name, colour))
+    axes.set_xlabel("measured latency, ms per batch")
+    axes.set_ylabel("test accuracy, %")
+    axes.margins(0.14, 0.14)
+    _label(figure, axes, marks, against)
+    return figure
+
+
+def _label(figure: "Figure", axes: "Axes", marks: list[tuple[float, float, str, str]], first: str = "hardware") -> None:
+    """Name the marks, each at the first place around it that covers no mark and no other name; `first` in bold."""
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()
@@ -163,7 +185,7 @@ def _label(figure: "Figure", axes: "Axes", marks: list[tuple[float, float, str, 
         for dx, dy, across, up in _PLACES:
             if note is not None:
                 note.remove()
-            strength = "bold" if name == "hardware" else "normal"
+            strength = "bold" if name == first else "normal"
             note = axes.annotate(name, (x, y), (dx, dy), textcoords="offset points", ha=across, va=up, weight=strength)
             note.set_color(colour if colour in (RED, INK) else INK)
             note.set_in_layout(False)

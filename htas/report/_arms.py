@@ -1,0 +1,57 @@
+"""Arms of a comparison on one page: accuracy over measured latency, and the table that sets them beside one."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from htas.files import write_bytes, write_text
+from htas.report._blocks import Block, Cell, Heading, Picture, Points, Table, Text
+from htas.report._figures import arms_over_latency, saved, style
+from htas.report._html import html
+from htas.report._markdown import markdown
+
+PICTURE = "arms"
+
+
+def page(
+    title: str,
+    table: Sequence[Sequence[str]],
+    arms: Sequence[tuple[str, bool, Sequence[tuple[float, float]]]],
+    against: str,
+    said: str,
+    notes: Sequence[str],
+    facts: Mapping[str, str],
+    folder: Path,
+) -> Path:
+    """Write compare.html, and compare.md with its picture in figures/; the path of the page."""
+    blocks: list[Block] = []
+    pictures: dict[str, bytes] = {}
+    known = [arm for arm in arms if arm[2]]
+    if known:
+        with style():
+            pictures[PICTURE] = saved(arms_over_latency(known, against), "svg")
+        write_bytes(folder / "figures" / f"{PICTURE}.svg", pictures[PICTURE])
+        shows = f"Accuracy over measured latency of {', '.join(name for name, _, _ in known)}"
+        blocks.append(Picture(PICTURE, shows, (
+            "The large mark of an arm is the mean of its trainings, the small ones. Searched networks are diamonds, "
+            "given ones circles. Up and to the left is better."
+        )))  # fmt: skip
+    headings, *rows = table
+    wordy = frozenset(headings[:1])
+    cells = tuple(tuple(_cell(text) for text in row) for row in rows)
+    blocks += [Text(said), Table(tuple(headings), cells, wordy, frozenset([against]))]
+    if notes:
+        blocks += [Heading("What must be known"), Points(tuple(("", note) for note in notes))]
+    blocks += [Heading("How it was measured"), Points(tuple(facts.items()))]
+    write_text(folder / "compare.md", markdown(title, blocks))
+    path = folder / "compare.html"
+    write_text(path, html(title, blocks, pictures))
+    return path
+
+
+def _cell(text: str) -> Cell:
+    """Deviations and intervals stand below what they belong to: `91.20 ± 0.15`, `1.05 (1.01 to 1.09)`."""
+    for mark in (" ± ", " ("):
+        value, found, rest = text.partition(mark)
+        if found:
+            return Cell(value, f"{mark.strip(' (')} {rest.removesuffix(')')}".strip())
+    return Cell(text)
