@@ -128,6 +128,21 @@ def test_a_planted_best_arch_is_nearly_found(kind, tmp_path):
     assert judge([best(given, judge)])[0] > 0.8
 
 
+def test_evolution_judges_as_many_networks_as_asked_for(tmp_path):
+    """Children over the limits, children known already, and archs that differ in cut blocks alone are not counted."""
+    given = problem(tmp_path)
+    judge = Judge(planted(near_limits(given, random.Random(7))))
+    Evolution(archs=120, population=30).pick(given, judge)
+    networks = {tuple((use.node, use.layer) for use in given.network.uses(arch)) for arch in judge.known}
+    assert len(judge.known) == len(networks) == 120
+    few = Space(
+        "few", {**dict.fromkeys(given.space.widths, (8,)), "stem.conv": (4, 8)}, dict.fromkeys(given.space.depths, (1,))
+    )
+    judge = Judge(lambda archs: [0.5] * len(archs))
+    Evolution(archs=50, population=10).pick(dataclasses.replace(given, space=few), judge)
+    assert 1 <= len(judge.known) <= 2
+
+
 def test_evolution_ends_nearer_a_planted_goal_than_random_draws(tmp_path):
     given = problem(tmp_path)
     ends = []

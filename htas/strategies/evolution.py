@@ -10,6 +10,9 @@ from htas.oneshot import Judge
 from htas.problem import Problem
 from htas.strategies._sampled import AROUND, Sampled, near_limits
 
+TRIALS = 20
+"""Children that are drawn for each arch that is judged, at most: a space may have no others."""
+
 
 @dataclass(frozen=True)
 class Evolution(Sampled):
@@ -17,7 +20,8 @@ class Evolution(Sampled):
     not bred from."""
 
     archs: int = 300
-    """How many are judged, each by validation images with norm statistics estimated anew."""
+    """How many are judged, each by validation images with norm statistics estimated anew; fewer where generations bring
+    no others."""
     population: int = 50
     """Archs of a generation."""
     mutation: float | None = None
@@ -42,7 +46,10 @@ class Evolution(Sampled):
         return self.archs
 
     def pick(self, problem: Problem, judge: Judge) -> None:
-        """As many trials as `strategy.archs`, the first generation near the limits."""
+        """Generations until `strategy.archs` have been judged, the first one near the limits.
+
+        A child over the limits and one that is known already cost nothing; so there may be TRIALS times as many.
+        """
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -53,7 +60,7 @@ class Evolution(Sampled):
             for site, own in choices.items():
                 picked[site] = own[trial.suggest_int(site, 0, len(own) - 1)]
             widths = {site: picked[site] for site in problem.space.widths}
-            return Arch(widths, {site: picked[site] for site in problem.space.depths})
+            return _trimmed(problem, Arch(widths, {site: picked[site] for site in problem.space.depths}))
 
         sampler = optuna.samplers.NSGAIISampler(
             population_size=min(self.population, self.archs), mutation_prob=self.mutation,
@@ -64,7 +71,9 @@ class Evolution(Sampled):
         for _ in range(min(self.population, self.archs)):
             arch = near_limits(problem, rng, rng.uniform(1 - AROUND, 1.0))
             study.enqueue_trial({site: own.index(arch[site]) for site, own in choices.items()})
-        for _ in range(self.archs):
+        for _ in range(TRIALS * self.archs):
+            if len(judge.known) >= self.archs:
+                break
             trial = study.ask()
             arch = asked(trial)
             ratio = over(problem.limits, arch)
@@ -72,3 +81,10 @@ class Evolution(Sampled):
             accuracy = judge([arch])[0] if ratio <= 1 + AROUND else 0.0
             # what is spared beneath the limits is worth nothing
             study.tell(trial, [accuracy, max(ratio, 1 - AROUND)])
+
+
+def _trimmed(problem: Problem, arch: Arch) -> Arch:
+    """The arch with the least widths in the blocks that it cuts: of those that are one network, always the same."""
+    used = {use.site for use in problem.network.uses(arch)}
+    choices = problem.space.widths
+    return Arch({site: width if site in used else choices[site][0] for site, width in arch.widths.items()}, arch.depths)
