@@ -29,7 +29,7 @@ from htas.measurement import Measurement
 from htas.pipeline import Run
 from htas.progress import say
 from htas.result import Result, SearchRecord
-from htas.sweep import own_folder, share_files
+from htas.sweep import SUPERNETS, own_folder, share_files
 from htas.target import machine
 from htas.text import columns, duration, listing, millions, no_such, percent, plural
 
@@ -205,7 +205,7 @@ def _finish(named: Mapping[str, Arm], job: Run, name: str) -> None:
     elif arm.prune:
         row, build = _pruned(job, arm), None
     else:
-        pipeline.search(config, place)
+        pipeline.search(config, place, supernets=place.parent / SUPERNETS)
         record = SearchRecord.of(pipeline.plain(read_json(job.search_file(config.design.spaces[0]))))
         row = pipeline.new_row(
             job, _row_name(arm), record.arch, space=record.space, strategy=record.strategy, cost=record.cost

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -207,6 +207,15 @@ class Run:
         teaching = dataclasses.asdict(config.distill) if taught else {}
         return digest(basis, data, dataclasses.asdict(config.train), teaching, arch.json())
 
+    def learning(self, space: Space) -> str:
+        """A hash of what the weights of a supernet depend on, and the costs that the course of its training tells."""
+        config = self.config
+        learning = config.strategy.learning
+        start = Path(learning.get("start", ""))
+        data = [self.training(self.network.base, taught=False), dataclasses.asdict(config.parts)]  # the base network's
+        files = [self.folder / "cost.json", *([start] if start.is_file() else [])]
+        return digest(data, space.json(), learning, *files)
+
     def files(self, stage: str) -> list[Path]:
         """What a stage before the report leaves behind."""
         if stage == "search":
@@ -254,15 +263,15 @@ def open_run(config: Config, folder: Path) -> None:
         _environment(Run(config, folder))
 
 
-def run(config: Config, folder: Path, command: str) -> Path:
-    """Every stage in turn; returns the path of report.html."""
+def run(config: Config, folder: Path, command: str, supernets: Path | None = None) -> Path:
+    """Every stage in turn; returns the path of report.html. In `supernets` lie those that several runs share."""
     open_run(config, folder)
     job = Run(config, folder)
     open_runtime(job.target)
     if not (folder / "report.json").exists():
         plan.show(job.network, job.data, config, folder)
     write_json(folder / "command.json", {"command": command})
-    for stage in (survey, design, calibrate, search, train, measure, report):
+    for stage in (survey, design, calibrate, partial(search, supernets=supernets), train, measure, report):
         stage(config, folder)
     return folder / "report.html"
 
@@ -374,8 +383,11 @@ def _held_out(fitted: Mapping[str, Any]) -> str:
     )
 
 
-def search(config: Config, folder: Path, again: bool = False) -> None:
-    """Section 3.3: one search per space -> search-SPACE.json, with its course and its random rivals."""
+def search(config: Config, folder: Path, again: bool = False, supernets: Path | None = None) -> None:
+    """Section 3.3: one search per space -> search-SPACE.json, with its course and its random rivals.
+
+    In `supernets` lie those that searches share which train them alike and judge archs afterwards.
+    """
     job = Run(config, folder)
     _need(job, "survey", "design", "calibrate")
     check_limits(config, folder)  # of every space, before hours go into the first
@@ -383,7 +395,7 @@ def search(config: Config, folder: Path, again: bool = False) -> None:
         path = job.search_file(name)
         if _finished(path, job.made_from("search"), again):
             continue
-        problem = _problem(job, space)
+        problem = _problem(job, space, supernets)
         if again:
             problem.checkpoint.unlink(missing_ok=True)
         if space.size == 1:
@@ -772,7 +784,8 @@ def _limits(job: Run) -> tuple[Limit, ...]:
     return budget.limits(job.config.constraints, costs, job.network.base)
 
 
-def _problem(job: Run, space: Space) -> Problem:
+def _problem(job: Run, space: Space, supernets: Path | None = None) -> Problem:
+    trained = supernets / f"{job.learning(space)}.safetensors" if supernets and job.config.strategy.learning else None
     return Problem(
         network=job.network,
         reset=job.config.family.reset,
@@ -785,6 +798,7 @@ def _problem(job: Run, space: Space) -> Problem:
         base=lambda: base_network(job),
         title=f"search {space.name}",
         limits=_limits(job),
+        trained=trained,
     )
 
 

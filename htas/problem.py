@@ -34,6 +34,8 @@ class Problem:
     title: str = "search"
     limits: tuple[Limit, ...] = ()
     """What the arch may cost at most."""
+    trained: Path | None = None
+    """Where a supernet lies, or is to be put, that learns in the same way for other searches."""
 
     def __post_init__(self) -> None:
         self.network.check(self.space.widest)

@@ -35,6 +35,8 @@ from htas.train import train as fit
 FRONT = "No other network of this sweep is both faster and more accurate."
 
 
+SUPERNETS = "supernets"
+"""Folder of those that several searches share: of strategies that judge archs by a supernet which is trained before."""
 SHARED = 0.5
 """Share of the epochs that a search needs which begins with the supernet of another budget's."""
 
@@ -64,7 +66,7 @@ def sweep(config: Config, folder: Path, budgets: Sequence[str], command: str, sh
         pipeline.check_limits(own, place)
     for own, place in runs.values():
         share_files(own, place)
-        pipeline.run(own, place, command)
+        pipeline.run(own, place, command, folder / SUPERNETS)
     rows = _measured(config, runs, folder)
     _write(config, runs, rows, folder, command)
     return folder / "report.html", "\n".join(_table(rows, budgets))
@@ -292,7 +294,7 @@ def fastest(config: Config, folder: Path, command: str) -> tuple[Path, str]:
     best = min(kept, key=lambda each: each.share)
     text = _percent(best.share)
     place = folder / f"latency-{pipeline.slug(text)}"
-    pipeline.run(_with(config, text), place, command)
+    pipeline.run(_with(config, text), place, command, folder / SUPERNETS)
     return place / "report.html", "\n".join([*lines, f"taken: {text} of the base's latency, {best.verdict}"])
 
 
@@ -305,8 +307,9 @@ def _searched(config: Config, folder: Path, share: float) -> Arch:
     own, place = _with(config, _percent(share)), folder / f"latency-{pipeline.slug(_percent(share))}"
     pipeline.open_run(own, place)
     share_files(own, place)
-    for stage in (pipeline.survey, pipeline.design, pipeline.calibrate, pipeline.search):
+    for stage in (pipeline.survey, pipeline.design, pipeline.calibrate):
         stage(own, place)
+    pipeline.search(own, place, supernets=folder / SUPERNETS)
     return SearchRecord.of(pipeline.plain(read_json(place / f"search-{config.design.spaces[0]}.json"))).arch
 
 

@@ -76,6 +76,24 @@ def test_arms_share_a_survey_a_calibration_and_the_teacher(finished):
     assert weights[0] == weights[1]
 
 
+def test_strategies_that_judge_archs_afterwards_share_a_supernet(tmp_path):
+    alike = 'epochs = 1, batch = 30, archs = 3, precision = "fp32"'
+    text = f"""
+    [random]
+    strategy = {{ name = "random", {alike} }}
+    [evolution]
+    strategy = {{ name = "evolution", population = 2, {alike} }}
+    """
+    compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 2, tmp_path / "out")
+    records = [
+        SearchRecord.of(pipeline.plain(read_json(tmp_path / "out" / f"{name}-{seed}" / "search-grid.json")))
+        for seed in range(2)
+        for name in ("random", "evolution")
+    ]
+    assert records[0].epochs == records[1].epochs != records[2].epochs == records[3].epochs
+    assert len(list((tmp_path / "out" / "supernets").iterdir())) == 2
+
+
 def test_a_search_that_has_not_converged_is_named(finished, tmp_path):
     """One epoch of two steps is too short for any."""
     why = SearchRecord.of(pipeline.plain(read_json(finished / "found-1" / "search-grid.json"))).why

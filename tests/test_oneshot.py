@@ -143,6 +143,21 @@ def test_evolution_judges_as_many_networks_as_asked_for(tmp_path):
     assert 1 <= len(judge.known) <= 2
 
 
+def test_strategies_that_train_alike_share_a_supernet(tmp_path, monkeypatch):
+    """The second one trains nothing, judges by the same weights, and counts the time that they took."""
+    given = dataclasses.replace(problem(tmp_path), trained=tmp_path / "supernets" / "one.safetensors")
+    options: Any = {"epochs": 2, "batch": 16, "archs": 5, "precision": "fp32"}
+    assert RandomSearch(**options).learning == Evolution(**options, population=3).learning != RandomSearch().learning
+    assert not Scaled().learning and not MorphNet().learning
+    first = RandomSearch(**options).search(given)
+    alone = Evolution(**options, population=3).search(problem(tmp_path / "alone"))
+    given.checkpoint.unlink()
+    monkeypatch.setattr(_sampled, "sampled_step", None)
+    second = Evolution(**options, population=3).search(given)
+    assert second.epochs == first.epochs and second.arch == alone.arch
+    assert second.validate([second.arch]) == alone.validate([second.arch])
+
+
 def test_evolution_ends_nearer_a_planted_goal_than_random_draws(tmp_path):
     given = problem(tmp_path)
     ends = []

@@ -6,7 +6,7 @@ Add one: a file here with one frozen dataclass that derives from Strategy; its f
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from htas.arch import Arch
 from htas.problem import Problem
@@ -59,6 +59,12 @@ class Strategy(ABC):
         """How many images of plain training steps of the base network a search takes as long as, about, of a data set
         with so many for its weights; for the outlook before a run."""
         return 0.0
+
+    @property
+    def learning(self) -> dict[str, Any]:
+        """What the weights of its supernet depend on, where all of their training comes before any arch is judged, so
+        that searches alike in this may share them; empty where there is no such supernet."""
+        return {}
 
     @property
     @abstractmethod

@@ -4,8 +4,9 @@ import random
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
@@ -87,6 +88,11 @@ class Sampled(Strategy):
         return "pad"
 
     @property
+    def learning(self) -> dict[str, Any]:
+        """Every option of this class: those of its own decide which archs are judged, and how many."""
+        return {each.name: getattr(self, each.name) for each in fields(Sampled) if each.name != "keep"}
+
+    @property
     def title(self) -> str:
         """Its file's name, and how the weights learn."""
         return f"{type(self).__module__.rpartition('.')[2]}, {self.sampling} sampling"
@@ -113,8 +119,10 @@ class Sampled(Strategy):
         with progress(problem.title, self.epochs * run.steps, done=len(run.epochs) * run.steps) as bar:
             for epoch in range(len(run.epochs), self.epochs):
                 record = run.epoch(epoch, bar.step)
-                run.keep()
+                run.keep(problem.checkpoint)
                 bar.step(f"epoch {epoch + 1} of {self.epochs}: loss {significant(record.train_loss)}", by=0)
+        if problem.trained is not None and not problem.trained.exists():
+            run.keep(problem.trained)
         if self.keep:
             write_tensors(problem.supernet, run.supernet.state_dict(), {"space": problem.space.name})
         started = time.monotonic()
@@ -209,16 +217,20 @@ class _Training:
         others = [space.sample(rng, rng.uniform(-LEANING, LEANING)) for _ in range(2)]
         return [space.widest, *others, space.narrowest]
 
-    def keep(self) -> None:
+    def keep(self, path: Path) -> None:
         """Write everything that the next epoch needs."""
         tensors = {**kept(self.supernet), **optimizer_tensors(self.sgd, "sgd")}
-        write_tensors(self.problem.checkpoint, tensors, {"epochs": [vars(record) for record in self.epochs]})
+        write_tensors(path, tensors, {"epochs": [vars(record) for record in self.epochs]})
 
     def restore(self) -> None:
-        """Go on from the checkpoint, if there is one."""
-        if not self.problem.checkpoint.exists():
+        """Go on from the checkpoint, if there is one, or from what another search has trained."""
+        known = (self.problem.checkpoint, self.problem.trained)
+        path = next((path for path in known if path is not None and path.exists()), None)
+        if path is None:
             return
-        tensors, about = read_tensors(self.problem.checkpoint)
+        tensors, about = read_tensors(path)
         restored(self.supernet, tensors)
         load_optimizer(self.sgd, tensors, "sgd")
         self.epochs = [EpochRecord(**record) for record in about["epochs"]]
+        if path != self.problem.checkpoint:
+            say(f"{self.problem.title}: the supernet is that of another search, {path.name}")
