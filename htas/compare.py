@@ -52,6 +52,8 @@ class Arm:
     """A network by its name, trained as it is, instead of a search: base, cifar_resnet:14, tas:C010-ResNet20."""
     prune: str = ""
     """A criterion of Torch-Pruning, instead of a search: the base network pruned to the limit of latency, measured."""
+    like: str = ""
+    """Another arm, instead of a search: what it found, trained with this arm's options."""
 
 
 @dataclass(frozen=True)
@@ -73,20 +75,27 @@ def read_arms(path: Path) -> list[Arm]:
         raise Unusable(f"{path} does not exist; name a TOML file with a table for every arm") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise Unusable(f"{path} cannot be read as TOML: {error}") from error
-    arms = []
+    arms: list[Arm] = []
     for name, options in content.items():
         if not isinstance(options, dict):
             raise Unusable(f"{path}: {name} must be a table, [{name}] with the options of an arm, got {options!r}")
         rest = dict(options)
-        network, prune = (rest.pop(key, "") for key in ("network", "prune"))
+        network, prune, like = (rest.pop(key, "") for key in ("network", "prune", "like"))
         if not isinstance(network, str):
             raise Unusable(f"{path}: network of the arm {name} must be the name of one, got {network!r}")
-        if prune and (prune not in pruning.CRITERIA or network):
+        if prune and (str(prune) not in pruning.CRITERIA or network):
             raise Unusable(
                 f"{path}: prune of the arm {name} must be one of {listing(pruning.CRITERIA)}, without a network beside "
                 f"it, got {prune!r}"
             )
-        arms.append(Arm(name, tuple(_overrides(path, name, rest)), network, prune))
+        first = {arm.name: arm for arm in arms if not (arm.network or arm.prune or arm.like)}
+        if like and (str(like) not in first or network or prune):
+            raise Unusable(
+                f"{path}: like of the arm {name} must be an arm above it that searches, of which there are "
+                f"{listing(first) or 'none'}, without a network or prune beside it, got {like!r}"
+            )
+        its = first[like].overrides if like else ()
+        arms.append(Arm(name, (*its, *_overrides(path, name, rest)), network, prune, like))
     slugs = [pipeline.slug(arm.name) for arm in arms]
     if len(arms) < 2 or len(set(slugs)) < len(slugs):
         raise Unusable(
@@ -128,7 +137,10 @@ def compare(
     say(f"compare: {len(arms)} arms, {plural(seeds, 'seed')}; {left} of {len(jobs)} networks to be found and trained")
     reasons: list[str] = []
     todo = {} if only else {key: job for key, job in jobs.items() if _entry(job, named[key[0]]) is None}
-    for work in (_prepare, partial(_finish, named)):  # what times layers first, while the machine may be kept quiet
+    for work in (
+        _prepare,
+        partial(_finish, jobs, named),
+    ):  # what times layers first, while the machine may be kept quiet
         for (name, seed), job in list(todo.items()):
             try:
                 work(job, name)
@@ -194,7 +206,7 @@ def _prepare(job: Run, name: str) -> None:
         stage(config, place)
 
 
-def _finish(named: Mapping[str, Arm], job: Run, name: str) -> None:
+def _finish(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], job: Run, name: str) -> None:
     """The search and the training, up to result.json."""
     config, place, arm = job.config, job.folder, named[name]
     share_files(config, place)  # searches and networks that others have made since
@@ -204,6 +216,13 @@ def _finish(named: Mapping[str, Arm], job: Run, name: str) -> None:
         row, build = _given(job, arm)
     elif arm.prune:
         row, build = _pruned(job, arm), None
+    elif arm.like:
+        other = _entry(jobs[arm.like, config.seed], named[arm.like])
+        if other is None:
+            raise ValueError(f"the arm {arm.like}, whose network it trains, is not finished")
+        its = other.result
+        row = pipeline.new_row(job, name, its.arch, space=its.space, strategy=its.strategy, cost=its.cost)
+        build, seconds, doubt = None, other.seconds, other.doubt
     else:
         pipeline.search(config, place, supernets=place.parent / SUPERNETS)
         record = SearchRecord.of(pipeline.plain(read_json(job.search_file(config.design.spaces[0]))))
@@ -259,7 +278,7 @@ def _row_name(arm: Arm) -> str:
 def _key(job: Run, arm: Arm) -> str:
     """Of all that a result depends on; where the data lie is not part of it."""
     lines = [line for line in pipeline.lasting(job.config).splitlines() if not line.startswith("path = ")]
-    return digest("\n".join(lines), arm.network, *([arm.prune] if arm.prune else []))
+    return digest("\n".join(lines), arm.network, *(each for each in (arm.prune, arm.like) if each))
 
 
 def _entry(job: Run, arm: Arm) -> Entry | None:

@@ -217,6 +217,9 @@ def test_a_speed_has_the_interval_of_its_logarithms():
         ("one = 1\n", r"one must be a table, \[one\] with the options of an arm, got 1"),
         ("[one]\nnetwork = 3\n[two]\n", "network of the arm one must be the name of one, got 3"),
         ("[one]\nspaces = 3\n[two]\n", "the arm one has spaces = 3, which is no table of options; write spaces.OPTION"),
+        ("[one]\n[two]\nlike = 'three'\n", "must be an arm above it that searches, of which there are one, without"),
+        ("[one]\nnetwork = 'base'\n[two]\nlike = ['one']\n", r"of which there are none, without .* got \['one'\]"),
+        ("[one]\n[two]\nprune = ['l1']\n", r"prune of the arm two must be one of .*, got \['l1'\]"),
         ("[one\n", "cannot be read as TOML"),
     ],
 )
@@ -298,3 +301,17 @@ def test_a_search_is_shared_by_arms_that_differ_in_distillation_alone(finished, 
     compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, some)
     rows = [Result.of(each["result"]) for each in read_json(some / "compare.json")["arms"]]
     assert rows[0].arch == rows[1].arch and (rows[0].teacher, rows[1].teacher) == ("base", "")
+
+
+def test_what_an_arm_has_found_is_trained_otherwise_with_no_search(finished, tmp_path, monkeypatch):
+    """From its result alone; nothing else of it is there."""
+    out = tmp_path / "out"
+    (out / "found-0").mkdir(parents=True)
+    shutil.copy(finished / "found-0" / "result.json", out / "found-0")
+    text = '[found]\n["found, alone"]\nlike = "found"\ndistill = { alpha = 0.0 }\n'
+    monkeypatch.setattr(pipeline, "search", None)
+    compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, out)
+    first, other = (Result.of(each["result"]) for each in read_json(out / "compare.json")["arms"])
+    assert first.arch == other.arch and first.space == other.space and (first.teacher, other.teacher) == ("base", "")
+    times = [each["search_seconds"] for each in read_json(out / "compare.json")["arms"]]
+    assert times[0] == times[1] > 0
