@@ -137,10 +137,8 @@ def compare(
     say(f"compare: {len(arms)} arms, {plural(seeds, 'seed')}; {left} of {len(jobs)} networks to be found and trained")
     reasons: list[str] = []
     todo = {} if only else {key: job for key, job in jobs.items() if _entry(job, named[key[0]]) is None}
-    for work in (
-        _prepare,
-        partial(_finish, jobs, named),
-    ):  # what times layers first, while the machine may be kept quiet
+    # what times layers comes first, while the machine may be kept quiet
+    for work in (_prepare, partial(_finish, jobs, named)):
         for (name, seed), job in list(todo.items()):
             try:
                 work(job, name)
@@ -222,7 +220,7 @@ def _finish(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], job: 
             raise ValueError(f"the arm {arm.like}, whose network it trains, is not finished")
         its = other.result
         row = pipeline.new_row(job, name, its.arch, space=its.space, strategy=its.strategy, cost=its.cost)
-        build, seconds, doubt = None, other.seconds, other.doubt
+        build, seconds = None, other.seconds
     else:
         pipeline.search(config, place, supernets=place.parent / SUPERNETS)
         record = SearchRecord.of(pipeline.plain(read_json(job.search_file(config.design.spaces[0]))))

@@ -37,7 +37,7 @@ def page(
         )))  # fmt: skip
     headings, *rows = table
     wordy = frozenset(headings[:1])
-    cells = tuple(tuple(_cell(text) for text in row) for row in rows)
+    cells = tuple((Cell(name), *map(_cell, figures)) for name, *figures in rows)
     blocks += [Text(said), Table(tuple(headings), cells, wordy, frozenset([against]))]
     if notes:
         blocks += [Heading("What must be known"), Points(tuple(("", note) for note in notes))]
