@@ -282,14 +282,13 @@ def finalists(
     pool: Sequence[Arch] = (),
 ) -> list[Arch]:
     """`fitted`, and those of its neighbours of most worth that keep and use the limits too; of a pool, if there is one,
-    those of most worth that do, then those of most worth that keep them, then the nearest to them."""
+    those of most worth that keep them, then the nearest to them."""
     if pool:
         ratios = {arch: over(asked, arch) for arch in pool}
         order = sorted(pool, key=worth, reverse=True)
-        uses = [arch for arch in order if USED <= ratios[arch] <= 1]
-        keep = [arch for arch in order if ratios[arch] < USED]
+        keep = [arch for arch in order if ratios[arch] <= 1]
         beyond = sorted((arch for arch in pool if ratios[arch] > 1), key=ratios.__getitem__)
-        return [*uses, *keep, *beyond][:count]
+        return [*keep, *beyond][:count]
     first = fitted(asked, space, start, worth)
     around = neighbours(first, space)
     near = [other for other in around if USED <= over(asked, other) <= 1]

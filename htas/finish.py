@@ -127,7 +127,9 @@ def finish(problem: Problem, found: Found, target: Target) -> Taken:
     Finalists are measured whole, beside the base network; those that keep the limits and use them are measured afresh,
     the most accurate first, until one still does: these readings took no part in proposing it. Where none does, the
     limit is moved for the prediction by what finalists had in common, and others are drawn, REPEATS times at most.
-    A uniform network is taken where it is more accurate than all that, or nothing else keeps the limits.
+    A uniform network is taken where it is more accurate than all that, or nothing else keeps the limits. From a pool
+    of judged networks the best one that keeps the limits is taken, whatever it leaves of them: a device's steps may
+    make a wider network faster than a narrower one.
     """
     if not problem.limits:
         return Taken(found.arch)
@@ -141,14 +143,19 @@ def finish(problem: Problem, found: Found, target: Target) -> Taken:
         seen |= new
         last = turn == REPEATS or not new
         for arch in _by_accuracy(found, {arch: its for arch, its in seen.items() if arch not in tried}, last):
+            if found.pool and found.worth(arch) <= _best_worth(found, tried):
+                break
             tried[arch] = meters.afresh(arch)
-            if LEAST <= _worst(tried[arch]) <= 1:
+            if (0 if found.pool else LEAST) <= _worst(tried[arch]) <= 1:
                 break
         if last or any(LEAST <= _worst(kept) <= 1 for kept in tried.values()):
             break
-    arch = min(tried, key=lambda arch: miss(_worst(tried[arch])))
-    if found.pool and _worst(tried[arch]) < LEAST:  # none uses the limits, so how well they do decides, not how nearly
-        arch = max((own for own in tried if _worst(tried[own]) <= 1), key=found.worth)
+        best = _best_worth(found, tried)
+        if found.pool and all(arch in seen or found.worth(arch) <= best for arch in found.pool):
+            break
+    keep = [arch for arch in tried if _worst(tried[arch]) <= 1]
+    nearest = min(tried, key=lambda arch: miss(_worst(tried[arch])))
+    arch = max(keep, key=found.worth) if found.pool and keep else nearest
     even, taken = _uniform(meters, found, arch, tried) if found.cheap else (None, arch)
     if taken != arch:
         say(f"{problem.title}: a uniform network within the limits is taken, as nothing that was found is as good")
@@ -223,19 +230,22 @@ def _proposed(
 
 
 def _by_accuracy(found: Found, seen: Mapping[Arch, float], last: bool) -> list[Arch]:
-    """Those to measure afresh, the most accurate first: they keep the limits, with a margin, and use them. At the last
-    turn others come after them: those that keep the limits, then the least over."""
-    within = [arch for arch in seen if LEAST <= seen[arch] <= 1 - MARGIN]
+    """Those to measure afresh, the most accurate first: they keep the limits, with a margin, and use them, unless they
+    are from a pool of judged ones: what they spare is no fault of theirs. At the last turn others come after them:
+    those that keep the limits, then the least over."""
+    within = [arch for arch in seen if (0 if found.pool else LEAST) <= seen[arch] <= 1 - MARGIN]
     judged = found.validate(within) if found.cheap and within else [found.worth(arch) for arch in within]
     accuracies = dict(zip(within, judged, strict=True))
     ordered = sorted(within, key=accuracies.__getitem__, reverse=True)
     if last:
         rest = [arch for arch in seen if arch not in within]
-        by_worth = bool(found.pool)  # of networks that were judged, those that keep the limits go by that
-        ordered += sorted(
-            rest, key=lambda arch: (False, -found.worth(arch)) if by_worth and seen[arch] <= 1 else miss(seen[arch])
-        )
+        ordered += sorted(rest, key=lambda arch: miss(seen[arch]))
     return ordered[:FRESH]
+
+
+def _best_worth(found: Found, tried: Mapping[Arch, tuple[Kept, ...]]) -> float:
+    """Of those that keep the limits."""
+    return max((found.worth(arch) for arch, kept in tried.items() if _worst(kept) <= 1), default=-math.inf)
 
 
 def _worst(limits: Sequence[Kept]) -> float:

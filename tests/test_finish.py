@@ -124,6 +124,15 @@ def test_a_network_over_the_limit_is_reported_as_such_where_nothing_keeps_it(mon
     assert ratio(taken) > 1 and taken.uniform is None
 
 
+def test_of_a_pool_the_best_is_taken_before_one_that_uses_the_limit(monkeypatch):
+    """As on a device on which a wider network is faster than a narrower one, that nobody has judged."""
+    wide, narrow = uniforms(ASKED, SPACE)[:2]
+    device = Device(lambda arch: 0.65 / over(ASKED, wide) if arch == wide else 0.96 / over(ASKED, narrow))
+    taken = end(monkeypatch, device, {wide: 0.5, narrow: -0.1}.__getitem__, (narrow, wide))
+    assert taken.arch == wide and ratio(taken) == pytest.approx(0.65)
+    assert not any(archs == (narrow,) for archs in device.measured)
+
+
 def test_of_a_pool_that_leaves_room_the_most_accurate_that_keeps_the_limit_is_taken(monkeypatch):
     """The one that is best is over when measured; the next best is further from the limit than the worst."""
     narrow = [arch for arch in uniforms(ASKED, SPACE) if over(ASKED, arch) < 0.9][:2]

@@ -50,9 +50,9 @@ class Scaled(ByTrials):
         tried = listing(map(str, within))
         why = f"the most accurate after {self.epochs} epochs of networks with {tried} blocks a stage"
         known = {within[blocks]: accuracy for blocks, accuracy in judged.items()}
-        # where the chosen one is too slow when measured, that of another depth is next; then narrower ones
+        # where the chosen one is too slow when measured, that of another depth is next; then those of most MACs
         others = [arch for blocks in rows for arch in rows[blocks] if arch not in known]
-        order = {arch: number / len(others) - 1 for number, arch in enumerate(sorted(others, key=problem.cost.cost))}
+        order = {arch: number / len(others) - 1 for number, arch in enumerate(sorted(others, key=problem.network.macs))}
         worths = known | order
         return Found(
             within[chosen], (), True, why, trials, time.monotonic() - started, pool=(*known, *others), cheap=False,
