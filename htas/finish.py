@@ -151,7 +151,8 @@ def finish(problem: Problem, found: Found, target: Target) -> Taken:
         if last or any(LEAST <= _worst(kept) <= 1 for kept in tried.values()):
             break
         best = _best_worth(found, tried)
-        if found.pool and all(arch in seen or found.worth(arch) <= best for arch in found.pool):
+        better = [arch for arch in found.pool if arch not in seen and found.worth(arch) > best]
+        if found.pool and best > -math.inf and not better:
             break
     keep = [arch for arch in tried if _worst(tried[arch]) <= 1]
     nearest = min(tried, key=lambda arch: miss(_worst(tried[arch])))

@@ -124,6 +124,14 @@ def test_a_network_over_the_limit_is_reported_as_such_where_nothing_keeps_it(mon
     assert ratio(taken) > 1 and taken.uniform is None
 
 
+def test_of_a_pool_that_is_all_over_the_limit_the_nearest_is_taken(monkeypatch):
+    """All are seen in the first turn, and none keeps it."""
+    wide, narrow = uniforms(ASKED, SPACE)[:2]
+    device = Device(lambda arch: 2 / over(ASKED, wide) if arch == wide else 3 / over(ASKED, narrow))
+    taken = end(monkeypatch, device, {wide: 0.5, narrow: 0.6}.__getitem__, (narrow, wide))
+    assert taken.arch == wide and ratio(taken) == pytest.approx(2)
+
+
 def test_of_a_pool_the_best_is_taken_before_one_that_uses_the_limit(monkeypatch):
     """As on a device on which a wider network is faster than a narrower one, that nobody has judged."""
     wide, narrow = uniforms(ASKED, SPACE)[:2]
