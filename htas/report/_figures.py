@@ -166,13 +166,26 @@ def arms_over_latency(arms: Sequence[tuple[str, bool, Sequence[tuple[float, floa
         marks.append((x, y, name, colour))
     axes.set_xlabel("measured latency, ms per batch")
     axes.set_ylabel("test accuracy, %")
-    axes.margins(0.14, 0.14)
-    _label(figure, axes, marks, against)
+    axes.margins(0.08, 0.1)
+    _beside(axes, marks, against)
     return figure
 
 
-def _label(figure: "Figure", axes: "Axes", marks: list[tuple[float, float, str, str]], first: str = "hardware") -> None:
-    """Name the marks, each at the first place around it that covers no mark and no other name; `first` in bold."""
+def _beside(axes: "Axes", marks: list[tuple[float, float, str, str]], first: str) -> None:
+    """Name the marks in a column at the right, in the order of their heights, each with a line to it; `first` bold."""
+    ordered = sorted(marks, key=lambda mark: mark[1], reverse=True)
+    for number, (x, y, name, colour) in enumerate(ordered):
+        place = (1.03, 1 - (number + 0.5) / max(len(ordered), 8))
+        strength = "bold" if name == first else "normal"
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.6, "shrinkB": 4}
+        axes.annotate(
+            name, (x, y), place, textcoords="axes fraction", va="center", weight=strength, arrowprops=line,
+            color=colour if name == first else INK,
+        )  # fmt: skip
+
+
+def _label(figure: "Figure", axes: "Axes", marks: list[tuple[float, float, str, str]]) -> None:
+    """Name the marks, each at the first place around it that covers no mark and no other name."""
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()
@@ -185,7 +198,7 @@ def _label(figure: "Figure", axes: "Axes", marks: list[tuple[float, float, str, 
         for dx, dy, across, up in _PLACES:
             if note is not None:
                 note.remove()
-            strength = "bold" if name == first else "normal"
+            strength = "bold" if name == "hardware" else "normal"
             note = axes.annotate(name, (x, y), (dx, dy), textcoords="offset points", ha=across, va=up, weight=strength)
             note.set_color(colour if colour in (RED, INK) else INK)
             note.set_in_layout(False)
