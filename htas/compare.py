@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from htas import networks, pipeline, pruning, report
+from htas import networks, pipeline, pruning
 from htas.arch import Arch
 from htas.budget import parse
 from htas.config import NAMED, as_text, load
@@ -28,6 +28,7 @@ from htas.intervals import Blocks, reach
 from htas.measurement import Measurement
 from htas.pipeline import Run
 from htas.progress import say
+from htas.report.arms import page
 from htas.result import Result, SearchRecord
 from htas.sweep import SUPERNETS, own_folder, share_files
 from htas.target import machine
@@ -431,4 +432,4 @@ def _page(
     arms = [(name, name in searched, found) for name, found in points.items()]
     title = f"{job.config.family.title} on {job.config.names['data']}, {plural(seeds, 'seed')}"
     facts = {name: str(value) for name, value in {**machine(), **dataclasses.asdict(job.target)}.items()}
-    return report.write_arms(title, lines, arms, against, SAID, notes, facts, folder)
+    return page(title, lines, arms, against, SAID, notes, facts, folder)

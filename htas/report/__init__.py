@@ -6,7 +6,7 @@ from pathlib import Path
 from htas.files import Unusable, read_json, write_bytes, write_json, write_text
 from htas.result import CurveRecord, Report
 
-__all__ = ["picture", "read", "write", "write_arms", "write_survey"]
+__all__ = ["picture", "read", "write", "write_survey"]
 
 
 def write(report: Report, folder: Path) -> list[Path]:
@@ -45,27 +45,6 @@ def write_survey(
     from htas.report._survey import page
 
     return page(title, curves, sure, doubts, facts, folder)
-
-
-def write_arms(
-    title: str,
-    table: Sequence[Sequence[str]],
-    arms: Sequence[tuple[str, bool, Sequence[tuple[float, float]]]],
-    against: str,
-    said: str,
-    notes: Sequence[str],
-    facts: Mapping[str, str],
-    folder: Path,
-) -> Path:
-    """Write compare.html and compare.md: arms beside each other; the path of the page.
-
-    `arms` are the names, whether each was searched, and the latency in seconds and accuracy in shares of its trainings;
-    `against` is set off, and `said` says what the figures of the table are. Raises Unusable where the folder cannot be
-    written.
-    """
-    from htas.report._arms import page
-
-    return page(title, table, arms, against, said, notes, facts, folder)
 
 
 def read(path: Path) -> Report:

@@ -22,7 +22,12 @@ def page(
     facts: Mapping[str, str],
     folder: Path,
 ) -> Path:
-    """Write compare.html, and compare.md with its picture in figures/; the path of the page."""
+    """Write compare.html, and compare.md with its picture in figures/; the path of the page.
+
+    `arms` are the names, whether each was searched, and the latency in seconds and accuracy in shares of its trainings;
+    `against` is set off, and `said` says what the figures of the table are. Raises Unusable where the folder cannot be
+    written.
+    """
     blocks: list[Block] = []
     pictures: dict[str, bytes] = {}
     known = [arm for arm in arms if arm[2]]
