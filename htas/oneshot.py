@@ -158,16 +158,25 @@ def restored(supernet: Supernet, tensors: Mapping[str, Tensor]) -> None:
     supernet.load_state_dict({k.removeprefix(PREFIX): v for k, v in tensors.items() if k.startswith(PREFIX)})
 
 
-def check_sane(problem: Problem, loss: float, epoch: int, rate: float) -> None:
+def check_sane(problem: Problem, options: Any, loss: float, epoch: int, rate: float) -> None:
     """Raise ValueError where the mean loss of an epoch (of `epoch`, from 0) says that a search has diverged."""
-    if math.isfinite(loss) and loss < LOST * math.log(problem.data.classes):
-        return
+    if not (math.isfinite(loss) and loss < LOST * math.log(problem.data.classes)):
+        raise diverged(problem, options, loss, epoch, rate)
+
+
+def diverged(problem: Problem, options: Any, loss: float, epoch: int, rate: float) -> ValueError:
+    """What to say of it: `options` are the strategy's, which tell what may be lowered, and `rate` is the learning rate
+    at which it was seen."""
     said = f"the search diverged in epoch {epoch + 1} at a learning rate of {significant(rate)}: its loss is {loss:.3g}"
     if epoch == 0:
-        raise ValueError(f"{said}; lower strategy.lr or strategy.arch_lr, and name another folder with --out")
-    raise ValueError(
-        f"{said}; the last good state, of epoch {epoch}, is in {problem.checkpoint}: begin again from there at a lower "
-        f"rate with --strategy.start={problem.checkpoint} --strategy.lr={significant(rate / 3, 1)} and another --out"
+        rates = "strategy.lr or strategy.arch_lr" if hasattr(options, "arch_lr") else "strategy.lr"
+        return ValueError(f"{said}; lower {rates}, and name another folder with --out")
+    again = f"--strategy.lr={significant(options.lr / 3, 1)} and another --out"
+    if hasattr(options, "start"):
+        again = f"--strategy.start={problem.checkpoint} {again}"
+    return ValueError(
+        f"{said}; the last good state, of epoch {epoch}, is in {problem.checkpoint}: begin again "
+        f"{'from there ' if hasattr(options, 'start') else ''}at a lower rate with {again}"
     )
 
 

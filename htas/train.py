@@ -130,11 +130,12 @@ def train(
     title: str,
     teacher: nn.Module | None = None,
     distill: Distill | None = None,
+    rate: str = "train.lr",
 ) -> float:
     """Train `model` in place. Goes on from `checkpoint` if that exists; it is written every epoch.
 
     Returns the seconds that the epochs took, those before an interruption included. Raises ValueError where the loss
-    stops being a number.
+    stops being a number; `rate` names the option that should be lower then.
     """
     runner = engine(device, recipe.precision)
     placed(model, runner.device)
@@ -150,7 +151,11 @@ def train(
         for epoch in range(done, recipe.length):
             loss, accuracy = _epoch(model, split, recipe, optimizer, runner, epoch, seed, teacher, distill, bar)
             if not math.isfinite(loss):
-                raise ValueError(f"training of {title} diverged in epoch {epoch + 1}; lower train.lr")
+                at = f"{optimizer.param_groups[0]['lr']:.3g}"
+                good = f"; its last good state, of epoch {epoch}, is in {checkpoint}" if epoch else ""
+                raise ValueError(
+                    f"training of {title} diverged in epoch {epoch + 1} at a learning rate of {at}{good}; lower {rate}"
+                )
             _keep(checkpoint, model, optimizer, epoch + 1, before + time.monotonic() - started)
             figures = f"epoch {epoch + 1} of {recipe.length}: loss {significant(loss)}, accuracy {percent(accuracy)}"
             bar.step(figures, by=0)

@@ -1,6 +1,7 @@
 """Strategies beside the differentiable one: what each draws, breeds, narrows or shrinks; the answers are known."""
 
 import dataclasses
+import math
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ from htas.problem import Problem
 from htas.space import Space
 from htas.strategies import _sampled, morphnet
 from htas.strategies._sampled import best, near_limits
-from htas.strategies._trials import multiples, nearest
+from htas.strategies._trials import Trials, multiples, nearest
 from htas.strategies.differentiable import Differentiable
 from htas.strategies.evolution import Evolution
 from htas.strategies.morphnet import MorphNet, prices, scales
@@ -345,21 +346,40 @@ def test_an_option_out_of_range_is_refused(make, message):
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), 100.0])
 def test_divergence_names_the_epoch_the_rate_and_the_last_good_state(loss, tmp_path):
-    given = problem(tmp_path)
-    check_sane(given, 0.69, 3, 0.1)
-    with pytest.raises(ValueError, match=r"diverged in epoch 1 at a learning rate of 0.100: .*lower strategy.lr"):
-        check_sane(given, loss, 0, 0.1)
-    message = rf"diverged in epoch 4 .* of epoch 3, is in {given.checkpoint}.*--strategy.start=.* --strategy.lr=0.03"
+    given, options = problem(tmp_path), Differentiable(lr=0.1)
+    check_sane(given, options, 0.69, 3, 0.1)
+    message = r"diverged in epoch 1 at a learning rate of 0.100: .*; lower strategy.lr or strategy.arch_lr, and"
     with pytest.raises(ValueError, match=message):
-        check_sane(given, loss, 3, 0.1)
+        check_sane(given, options, loss, 0, 0.1)
+    message = (
+        rf"diverged in epoch 4 at a learning rate of 0.0123: .* of epoch 3, is in {given.checkpoint}: begin again "
+    )
+    message += rf"from there at a lower rate with --strategy.start={given.checkpoint} --strategy.lr=0.03 and another"
+    with pytest.raises(ValueError, match=message):
+        check_sane(given, options, loss, 3, 0.0123)
+
+
+def test_divergence_names_only_options_that_the_strategy_has(tmp_path):
+    given = problem(tmp_path)
+    with pytest.raises(ValueError, match=r"; lower strategy.lr, and name another"):
+        check_sane(given, MorphNet(), math.nan, 0, 0.1)
+    message = rf"is in {given.checkpoint}: begin again at a lower rate with --strategy.lr=0.02 and another --out$"
+    with pytest.raises(ValueError, match=message):
+        check_sane(given, MorphNet(lr=0.06), math.nan, 3, 0.1)
+
+
+def test_a_trial_that_diverges_names_the_strategys_rate(tmp_path):
+    given = problem(tmp_path)
+    with pytest.raises(ValueError, match=r"trial 1 diverged in epoch 1 at .*; lower strategy.lr$"):
+        Trials(given, Uniform(epochs=1, batch=8, lr=1e30, precision="fp32"))([given.network.base])
 
 
 def test_a_search_begins_again_from_the_checkpoint_of_one_that_diverged(tmp_path, monkeypatch):
     given = problem(tmp_path / "one", cost=MacsCost(trace(FAMILY.build(2), torch.zeros(2, 3, 8, 8))))
     with monkeypatch.context() as patch:
         patch.setattr(oneshot, "LOST", 0.0)
-        patch.setattr("htas.strategies.differentiable.check_sane", lambda problem, loss, epoch, rate: (
-            oneshot.check_sane(problem, loss, epoch, rate) if epoch else None
+        patch.setattr("htas.strategies.differentiable.check_sane", lambda problem, options, loss, epoch, rate: (
+            oneshot.check_sane(problem, options, loss, epoch, rate) if epoch else None
         ))  # fmt: skip
         with pytest.raises(ValueError, match=r"diverged in epoch 2"):
             Differentiable(epochs=3, batch=16, precision="fp32").search(given)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import random
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import permutations
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from htas import plugins, strategies
 from htas.arch import Arch
@@ -45,20 +47,20 @@ def split(count: int, seed: int) -> Split:
     return Split((noise + 100 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels, (0.4,) * 3, (0.25,) * 3, False, 1)
 
 
-def problem(folder: Path, **changes: Any) -> Problem:
-    network = trace(FAMILY.build(2), torch.zeros(2, 3, 8, 8))
+def problem(folder: Path, family: CifarResNet = FAMILY, **changes: Any) -> Problem:
+    network = trace(family.build(2), torch.zeros(2, 3, 8, 8))
     widths = {name: (site.base // 4, site.base // 2, site.base) for name, site in network.widths.items()}
-    space = Space("tiny", widths, {name: (1, 2) for name in network.depths})
+    space = Space("tiny", widths, {name: tuple(range(1, site.base + 1)) for name, site in network.depths.items()})
     data = Data(2, (3, 8, 8), split(32, 0), split(16, 1), split(16, 2), split(16, 3))
     checkpoint = folder / "search.safetensors"
     cost = MacsCost(network)
-    given = Problem(network, FAMILY.reset, data, space, cost, "cpu", 0, checkpoint, lambda: FAMILY.build(2))
+    given = Problem(network, family.reset, data, space, cost, "cpu", 0, checkpoint, lambda: family.build(2))
     return dataclasses.replace(given, **changes)
 
 
-def limited(folder: Path, name: str = "", most: float = 0.6) -> Problem:
+def limited(folder: Path, name: str = "", most: float = 0.6, family: CifarResNet = FAMILY) -> Problem:
     """With a limit on multiply-adds; without depths for a strategy that has none."""
-    given = problem(folder)
+    given = problem(folder, family)
     if name == "morphnet":
         fixed = {site: choices[-1:] for site, choices in given.space.depths.items()}
         given = dataclasses.replace(given, space=Space("tiny", given.space.widths, fixed))
@@ -335,6 +337,66 @@ def test_a_heavy_lambda_finds_the_narrowest_arch_and_the_course_shows_it(tmp_pat
     assert costs[-1] < costs[0]
     base = given.cost.cost(given.network.base)
     assert found.epochs[-1].argmax_cost == pytest.approx(given.cost.cost(given.space.narrowest) / base)
+
+
+def test_a_search_that_diverges_within_an_epoch_names_it_its_rate_and_the_last_good_state(tmp_path, monkeypatch):
+    given, steps = problem(tmp_path), []
+    step = _Search._weight_step
+
+    def broken(search: _Search, *rest: Any) -> Tensor:
+        steps.append(1)
+        if len(steps) == 4 + 2:  # of four steps of the second epoch
+            next(search.supernet.parameters()).data.fill_(float("nan"))
+        return step(search, *rest)
+
+    monkeypatch.setattr(_Search, "_weight_step", broken)
+    with pytest.raises(ValueError) as caught:
+        Differentiable(epochs=3, batch=4, lr=0.3, precision="fp32").search(given)
+    said = str(caught.value)
+    assert said.startswith("the search diverged in epoch 2 at a learning rate of 0.225: its loss is nan; ")
+    assert f"the last good state, of epoch 1, is in {given.checkpoint}: begin again from there" in said
+    assert said.endswith(f"with --strategy.start={given.checkpoint} --strategy.lr=0.1 and another --out")
+    assert all(torch.isfinite(tensor).all() for tensor in read_tensors(given.checkpoint)[0].values())
+    assert len(steps) < 4 + 4
+
+
+def test_an_expected_cost_waits_for_the_device_as_often_at_any_depth(tmp_path):
+    """Scalars that are read of tensors in an architecture step with a limit: as many for 9 blocks as for 6."""
+
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for depth in (14, 20):
+        given = limited(tmp_path, family=CifarResNet(depth))
+        search = _Search(Differentiable(precision="fp32", batch=4), given)
+        images, labels = given.data.validation.sample(4, generator=torch.Generator(), augment=False)
+        with Reads() as reads:
+            search._arch_step(images, labels, 5.0, torch.Generator().manual_seed(0), learn=True)
+        counts.append(reads.count)
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.gpu
+def test_a_pair_of_steps_waits_for_the_gpu_as_often_at_any_depth(tmp_path):
+    counts = []
+    for depth in (14, 20):
+        given = dataclasses.replace(limited(tmp_path, family=CifarResNet(depth)), device="cuda")
+        search = _Search(Differentiable(batch=4), given)
+        images, labels = (tensor.cuda() for tensor in (torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 0, 1])))
+        for mode in ("default", "warn"):  # what is done once comes in the first pair
+            torch.cuda.set_sync_debug_mode(mode)
+            with warnings.catch_warnings(record=True) as found:
+                warnings.simplefilter("always")
+                search._weight_step(images, labels, 5.0, torch.Generator().manual_seed(0))
+                search._arch_step(images, labels, 5.0, torch.Generator().manual_seed(0), learn=True)
+        torch.cuda.set_sync_debug_mode("default")
+        counts.append(len(found))
+    assert counts[0] == counts[1] > 0
 
 
 def test_a_search_that_diverges_says_what_to_lower(tmp_path):

@@ -168,9 +168,22 @@ def test_at_rest_only_the_statistics_of_norms_move(tmp_path, monkeypatch):
 
 
 def test_a_diverging_training_says_what_to_lower_and_keeps_no_broken_weights(tmp_path):
-    with pytest.raises(ValueError, match=r"^training of toy diverged in epoch 1; lower train.lr$"):
-        fitted(net(), tmp_path / "c", Recipe(epochs=2, warmup=0, batch=16, lr=1e30, precision="fp32"))
+    recipe = Recipe(epochs=2, warmup=0, batch=16, lr=1e30, precision="fp32")
+    message = r"^training of toy diverged in epoch 1 at a learning rate of [0-9.]+e\+29; lower train.lr$"
+    with pytest.raises(ValueError, match=message):
+        fitted(net(), tmp_path / "c", recipe)
     assert not (tmp_path / "c").exists()
+
+
+def test_a_training_that_diverges_later_names_its_last_good_state(tmp_path):
+    model, path = net(), tmp_path / "c"
+    fitted(model, path, Recipe(epochs=1, warmup=0, batch=16, lr=0.05, precision="fp32"))
+    good = path.read_bytes()
+    message = rf"in epoch 2 at .*; its last good state, of epoch 1, is in {path}; lower strategy.lr$"
+    recipe = Recipe(epochs=2, warmup=0, batch=16, lr=1e30, precision="fp32")
+    with pytest.raises(ValueError, match=message):
+        fitted(model, path, recipe, rate="strategy.lr")
+    assert path.read_bytes() == good
 
 
 def test_a_truncated_checkpoint_is_refused_in_a_sentence(tmp_path):

@@ -205,7 +205,7 @@ class _Training:
             count += 1
             on_step()
         loss = float(total) / count
-        check_sane(self.problem, loss, epoch, self.sgd.param_groups[0]["lr"])
+        check_sane(self.problem, options, loss, epoch, self.sgd.param_groups[0]["lr"])
         record = EpochRecord(epoch + 1, None, loss, None, None, cost / count, None, None, time.monotonic() - started)
         self.epochs.append(record)
         return record

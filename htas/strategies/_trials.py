@@ -116,7 +116,7 @@ class Trials:
             title = f"{problem.title}: trial {len(self.known) + 1}"
             train(
                 model, problem.data.weights, self.recipe, seed=problem.seed, device=problem.device,
-                checkpoint=checkpoint, title=title,
+                checkpoint=checkpoint, title=title, rate="strategy.lr",
             )  # fmt: skip
             found = evaluate(model, problem.data.validation, device=problem.device, precision=self.recipe.precision)
             self.known[key] = found

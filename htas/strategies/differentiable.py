@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from htas.arch import Arch
 from htas.budget import AIM, Limit
 from htas.files import read_tensors, write_tensors
-from htas.oneshot import accuracies, check_sane, check_start, kept, learner, opened, restored
+from htas.oneshot import accuracies, check_sane, check_start, diverged, kept, learner, opened, restored
 from htas.problem import Problem
 from htas.progress import Bar, progress
 from htas.result import EpochRecord
@@ -213,8 +213,11 @@ class Logits(nn.Module):
         return torch.log_softmax(self.table.masked_fill(~room, -math.inf), dim=1)
 
     def probabilities(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Plain softmax of the logits: of the widths and of the depths, by site."""
-        table = self._log().exp()
+        """Plain softmax of the logits: of the widths and of the depths, by site.
+
+        On the CPU, in one copy: the many small sums of an expected cost would each wait for another device.
+        """
+        table = self._log().exp().cpu()
 
         def row(site: str, choices: Sequence[int]) -> Tensor:
             return table[self.rows[site], : len(choices)] if site in self.rows else table.new_ones(1)
@@ -226,7 +229,7 @@ class Logits(nn.Module):
 
     def draw(self, temperature: float, generator: torch.Generator) -> Draw:
         """TAS: Gumbel-softmax; of each width site two different choices by their probabilities, their weights
-        renormalised; of each depth site the probabilities of all."""
+        renormalised; of each depth site the probabilities of all. Raises FloatingPointError where logits are none."""
         log = self._log()
         noise = -torch.empty(log.shape).exponential_(generator=generator).log().to(log.device)
         z = (log + noise) / temperature
@@ -234,7 +237,7 @@ class Logits(nn.Module):
         room: Tensor = self.room  # type: ignore[assignment]
         chances = ((soft.detach() + 1e-7) * room).cpu()
         if not chances.isfinite().all():
-            raise ValueError("the search diverged: a logit is not a number; lower strategy.lr or strategy.arch_lr")
+            raise FloatingPointError("a logit is not a number")
         drawn = torch.multinomial(chances, 2, generator=generator) if len(self.sites) else torch.zeros(0, 2).long()
         shares = torch.softmax(z.gather(1, drawn.to(z.device)), dim=1)
         picked = drawn.tolist()
@@ -320,15 +323,19 @@ class _Search:
             share = (epoch + (step / self.steps if options.anneal == "step" else 0)) / options.epochs
             temperature = cosine(options.hottest, options.coldest, share)
             set_rate(self.sgd, cosine(options.lr, 0.0, share))
-            trained = self._weight_step(images, labels, temperature, generator)
-            size = min(options.batch, len(data.validation))
-            images, labels = data.validation.sample(size, generator=generator, augment=True)
-            images = images.contiguous(memory_format=torch.channels_last)
-            judged = self._arch_step(images, labels, temperature, generator, learn=learn)
+            try:
+                trained = self._weight_step(images, labels, temperature, generator)
+                size = min(options.batch, len(data.validation))
+                images, labels = data.validation.sample(size, generator=generator, augment=True)
+                images = images.contiguous(memory_format=torch.channels_last)
+                judged = self._arch_step(images, labels, temperature, generator, learn=learn)
+            except FloatingPointError:
+                raise diverged(self.problem, options, math.nan, epoch, self.sgd.param_groups[0]["lr"]) from None
             sums += torch.stack([trained, *judged, torch.ones_like(trained)])
             bar.step()
         train_loss, loss, accuracy, steps = sums.tolist()
-        check_sane(self.problem, (train_loss + loss) / (2 * steps), epoch, self.sgd.param_groups[0]["lr"])
+        mean = (train_loss + loss) / (2 * steps)
+        check_sane(self.problem, options, mean, epoch, self.sgd.param_groups[0]["lr"])
         with torch.no_grad():
             expected = float(self._expected())
         record = EpochRecord(

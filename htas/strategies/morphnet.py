@@ -172,7 +172,7 @@ class _Shrinking:
             count += 1
             bar.step()
         loss_mean, alive_mean = (total / count).tolist()
-        check_sane(self.problem, loss_mean, epoch, self.sgd.param_groups[0]["lr"])
+        check_sane(self.problem, options, loss_mean, epoch, self.sgd.param_groups[0]["lr"])
         record = EpochRecord(epoch + 1, None, loss_mean, None, None, alive_mean, None, None, time.monotonic() - started)
         self.epochs.append(record)
         return record
