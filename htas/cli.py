@@ -443,8 +443,10 @@ def _loaded(source: Path, overrides: Sequence[str], out: Path | None, beside: st
     if source.is_dir() and not path.exists():
         raise ValueError(f"{source} is not the folder of a run: it has no config.toml; name a TOML file first")
     usual = source if source.is_dir() else Path("runs") / source.stem
-    folder = out or usual.with_name(usual.name + beside)
-    return load(path, overrides), folder
+    if beside:
+        named = usual if usual.name.strip(".") else Path(os.path.abspath(usual))  # `.` has no name
+        usual = named.with_name(named.name + beside)
+    return load(path, overrides), out or usual
 
 
 def _file(source: Path) -> Path:

@@ -153,6 +153,17 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     return Config(seed=seed, names=names, **{FIELDS.get(table, table): made for table, made in built.items()})
 
 
+def fitting(overrides: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Of overrides those that are left where others come after them that name classes: what these have as options."""
+    named = _replaced(others)
+    kept = []
+    for each in overrides:
+        table, _, name = _override(each)[0].partition(".")
+        if table not in named or name in _fields(NAMED[table].find(named[table])):
+            kept.append(each)
+    return kept
+
+
 def explain(path: Path | None = None, overrides: Sequence[str] = ()) -> str:
     """Every option by table, with its meaning, type and default; of the plug-ins that file and overrides name."""
     from jsonargparse import ArgumentParser, set_parsing_settings
@@ -204,13 +215,34 @@ def _given(path: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Value
 
 
 def _leave_out_others(tables: dict[str, Values], overrides: Sequence[str]) -> None:
-    """Of a table that an override gives another class, drop what the file says for its own class alone."""
-    for key, text in map(_override, overrides):
-        table, _, name = key.partition(".")
-        named = NAMED.get(table)
-        if named and named.package and name == named.key and text != tables[table].get(name, named.default):
-            fields = _fields(named.find(text))
-            tables[table] = {option: value for option, value in tables[table].items() if option in fields}
+    """Of a table that an override gives another class or recipe, drop what the file says for its own alone.
+
+    A file that spells every option, as that of a run does, says the defaults of its own class, too.
+    """
+    for table, text in _replaced(overrides).items():
+        named, given = NAMED[table], tables[table]
+        old = str(given.get(named.key, named.default))
+        if text == old:
+            continue
+        usual = _defaults(table, old)
+        spelled = all(option in given for option, value in usual.items() if value is not None)
+        own = {option for option, value in usual.items() if spelled and given.get(option) == value}
+        fields = _fields(named.find(text))
+        tables[table] = {option: value for option, value in given.items() if option in fields and option not in own}
+
+
+def _replaced(overrides: Sequence[str]) -> dict[str, str]:
+    """The classes and recipes that overrides name, by table."""
+    pairs = [(key.partition("."), text) for key, text in map(_override, overrides)]
+    return {table: text for (table, _, name), text in pairs if table in NAMED and name == NAMED[table].key}
+
+
+def _defaults(table: str, name: str) -> dict[str, Any]:
+    """What the options of a class or recipe are when nothing is said."""
+    if table == "train":
+        return dataclasses.asdict(RECIPES[name]) if name in RECIPES else {}
+    fields = dataclasses.fields(NAMED[table].find(name))
+    return {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -357,8 +389,8 @@ def _choices(named: Named) -> str:
 
 
 def as_text(value: Any) -> str:
-    """A value of a TOML file as the command line has it."""
-    return value if isinstance(value, str) else _toml(value)
+    """A value of a TOML file as the command line has it: JSON, which is YAML too."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _toml(value: Any) -> str:

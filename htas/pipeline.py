@@ -396,8 +396,9 @@ def search(config: Config, folder: Path, again: bool = False, supernets: Path | 
         if _finished(path, job.made_from("search"), again):
             continue
         problem = _problem(job, space, supernets)
-        if again:
-            problem.checkpoint.unlink(missing_ok=True)
+        unfinished = (problem.checkpoint, problem.checkpoint.with_suffix(".json"))  # a supernet's, and short trainings
+        for old in unfinished if again else ():
+            old.unlink(missing_ok=True)
         if space.size == 1:
             _write(path, job.made_from("search"), 0.0, _only(config, space).json())
             continue
@@ -434,7 +435,8 @@ def search(config: Config, folder: Path, again: bool = False, supernets: Path | 
         beside = f"; better than {record.beaten} of {len(theirs)} random archs of its latency" if theirs else ""
         say(f"search {name}: {state}{beside}")
         _write(path, job.made_from("search"), took, record.json())
-        problem.checkpoint.unlink(missing_ok=True)
+        for done in unfinished:
+            done.unlink(missing_ok=True)
 
 
 def _only(config: Config, space: Space) -> SearchRecord:
@@ -767,7 +769,7 @@ def check_limits(config: Config, folder: Path) -> None:
     """Say what there is and what is asked; raises ValueError where the limits cannot be kept in one of the spaces."""
     job = Run(config, folder)
     for name, space in job.spaces.items():
-        for line in budget.check(_limits(job), space, job.network.base):
+        for line in budget.check(limits(job), space, job.network.base):
             say(f"{name}: {line}")
 
 
@@ -778,7 +780,7 @@ def shares_possible(job: Run) -> tuple[float, float]:
     return budget.over(whole, budget.leanest(whole, space)), budget.over(whole, space.widest)
 
 
-def _limits(job: Run) -> tuple[Limit, ...]:
+def limits(job: Run) -> tuple[Limit, ...]:
     """The constraints as numbers."""
     costs = {metric: job.cost_of(metric) for metric in job.config.constraints.given}
     return budget.limits(job.config.constraints, costs, job.network.base)
@@ -797,7 +799,7 @@ def _problem(job: Run, space: Space, supernets: Path | None = None) -> Problem:
         checkpoint=job.checkpoint(f"search-{space.name}", job.made_from("search")),
         base=lambda: base_network(job),
         title=f"search {space.name}",
-        limits=_limits(job),
+        limits=limits(job),
         trained=trained,
     )
 

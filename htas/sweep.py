@@ -56,6 +56,9 @@ def sweep(config: Config, folder: Path, budgets: Sequence[str], command: str, sh
     configs = [_with(config, text) for text in budgets]
     if share and isinstance(config.strategy, Differentiable):
         configs = _shared(configs, places[budgets[0]])
+    elif share:
+        name = config.names["strategy"]
+        say(f"sweep: --share is for the strategy differentiable; what {name} can share between budgets, it does anyway")
     runs = {text: (own, places[text]) for text, own in zip(budgets, configs, strict=True)}
     own_folder(folder)
     for own, place in runs.values():

@@ -91,6 +91,18 @@ def test_a_sweep_shares_its_supernet_when_asked_and_repeats_that(
     assert found == [(["70%", "30%"], f"htas sweep some.toml --budgets '70%, 30%'{more}", bool(asked))]
 
 
+def test_the_folder_of_a_run_may_be_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from htas.config import load
+
+    place = tmp_path / "mine"
+    place.mkdir()
+    (place / "config.toml").write_text(load(None).toml())
+    monkeypatch.chdir(place)
+    assert cli._loaded(Path("."), [], None)[1] == Path(".")
+    assert cli._loaded(Path("."), [], None, "-arms")[1] == tmp_path / "mine-arms"
+    assert cli._loaded(Path("../mine"), [], None, "-arms")[1] == Path("../mine-arms")
+
+
 def test_run_repeats_its_folder_in_the_command(calls: Calls) -> None:
     assert cli.main(["run", "some.toml", "--out=my runs/1"]) == 0
     assert calls[1][1]["folder"] == Path("my runs/1")

@@ -12,7 +12,7 @@ from htas import compare, pipeline
 from htas.arch import Arch
 from htas.cli import main
 from htas.compare import Arm, Entry, read_arms, table
-from htas.files import Unusable, read_json, read_tensors
+from htas.files import Unusable, read_json, read_tensors, write_json
 from htas.measurement import Measurement
 from htas.result import Result, SearchRecord
 
@@ -160,7 +160,7 @@ def test_a_comparison_shows_what_there_is_and_marks_the_rest(finished, tmp_path)
     shutil.rmtree(some / "base-1")
     _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, some, only=True)
     lines = {line.split("  ")[0]: line for line in shown.splitlines()}
-    assert "0 of 2" in lines["scaled"] and lines["scaled"].split()[1:-3] == ["-"] * 10
+    assert "0 of 2" in lines["scaled"] and lines["scaled"].split()[1:-3] == ["-"] * 11
     assert "1 of 2" in lines["base"] and "plain 8" in lines
     for name in ("found-1", "plain-8-1"):
         shutil.rmtree(some / name)
@@ -179,6 +179,43 @@ def test_an_arm_that_cannot_be_run_is_said_and_the_others_go_on(finished, tmp_pa
     assert "Left out: shrunk, seed 0: strategy morphnet" in (some / "compare.md").read_text()
 
 
+def test_a_network_is_trained_again_where_the_arm_that_it_is_of_has_found_another(finished, tmp_path, monkeypatch):
+    out = shutil.copytree(finished, tmp_path / "out")
+    text = '[found]\n["found, alone"]\nlike = "found"\ndistill = { alpha = 0.0 }\n'
+    given = read_arms(arms(tmp_path, text))
+    compare.compare(None, OPTIONS, given, 1, out)
+    before = (out / "found--alone-0" / "result.json").read_text()
+    compare.compare(None, OPTIONS, given, 1, out)
+    assert (out / "found--alone-0" / "result.json").read_text() == before
+    content = read_json(out / "found-0" / "result.json")
+    site = next(iter(content["result"]["arch"]["widths"]))
+    content["result"]["arch"]["widths"][site] += 1
+    write_json(out / "found-0" / "result.json", content)
+    shutil.rmtree(out / "found-0" / "networks")
+    _, shown = compare.compare(None, OPTIONS, given, 1, out, only=True)
+    assert "0 of 1" in {line.split("  ")[0]: line for line in shown.splitlines()}["found, alone"]
+    compare.compare(None, OPTIONS, given, 1, out)
+    first, other = (Result.of(each["result"]) for each in read_json(out / "compare.json")["arms"])
+    assert first.arch == other.arch and first.arch.json() == content["result"]["arch"]
+
+
+def test_a_network_that_does_not_fit_the_arms_own_is_said_and_the_others_go_on(finished, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "out")
+    text = '[found]\n[deeper]\nlike = "found"\nfamily = { depth = 20 }\n[base]\nnetwork = "base"\n'
+    _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, out)
+    assert "Left out: deeper, seed 0: the arch lacks the width site" in shown and "1 of 1" in shown
+
+
+def test_a_reading_is_that_of_a_network_and_not_of_an_arms_name(finished, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "out")
+    content = read_json(out / "base-0" / "result.json")
+    content["result"]["accuracy"] = 0.125
+    write_json(out / "base-0" / "result.json", content)
+    compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, out, only=True)
+    rows = {(each["arm"], each["seed"]): each["result"] for each in read_json(out / "compare.json")["arms"]}
+    assert rows["base", 0]["measured"] is None and rows["base", 1]["measured"] and rows["found", 0]["measured"]
+
+
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
@@ -193,9 +230,12 @@ def test_a_difference_within_the_interval_is_none():
     there |= {("b", s): entry(value, 1.0) for s, value in enumerate((0.913, 0.919, 0.928))}
     there |= {("c", s): entry(0.95 + s / 100, 4.0) for s in range(3)}
     _, first, second, third = table(there, ["a", "b", "c"], 3, "a")
-    assert first[1:7] == ("91.00 ± 1", "-", "-", "-", "2 ± 0", "-")
-    assert second[2:5] == ("+1.00 ± 0.35", "+0.73", "more accurate") and second[6] == "2.00 (2.00 to 2.00)"
-    assert third[4] == "more accurate" and third[6] == "0.50 (0.50 to 0.50)"
+    assert first[1:8] == ("91.00 ± 1", "-", "-", "-", "2 ± 0", "-", "-")
+    assert second[2:5] == ("+1.00 ± 0.35", "+0.73", "more accurate") and second[6:8] == (
+        "2.00 (2.00 to 2.00)",
+        "faster",
+    )
+    assert third[4] == "more accurate" and third[6:8] == ("0.50 (0.50 to 0.50)", "slower")
     unlike = {**there, **{("b", s): entry(0.93 - s / 100, 1.0) for s in range(3)}}
     assert table(unlike, ["a", "b", "c"], 3, "a")[2][4] == "no difference"
 
@@ -203,7 +243,7 @@ def test_a_difference_within_the_interval_is_none():
 def test_a_speed_has_the_interval_of_its_logarithms():
     """2, 4, 8 and 1, 2, 4 ms: log 2 with a standard error of 0.566 and 4 degrees of freedom: exp(0.693 ± 1.571)."""
     there = {("a", s): entry(0.9, 2.0 ** (s + 1)) for s in range(3)} | {("b", s): entry(0.9, 2.0**s) for s in range(3)}
-    assert table(there, ["a", "b"], 3, "a")[2][6] == "2.00 (0.42 to 9.63)"
+    assert table(there, ["a", "b"], 3, "a")[2][6:8] == ("2.00 (0.42 to 9.63)", "no difference")
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------
@@ -238,10 +278,30 @@ def test_a_wrong_option_names_its_arm(tmp_path, capsys):
     assert "none.toml does not exist" in capsys.readouterr().err
 
 
-def test_options_of_the_command_line_are_not_for_an_arm_that_takes_another_strategy():
-    given = ["--strategy.arch_lr=0.3", "strategy.epochs=2", "train.epochs=3"]
-    assert compare._meant_for(Arm("scaled", ("--strategy.name=scaled",)), given) == ["train.epochs=3"]
-    assert compare._meant_for(Arm("tas", ('--design.spaces=["tas"]',)), given) == given
+def test_options_of_the_command_line_are_for_an_arm_that_takes_another_strategy_where_it_has_them(finished, capsys):
+    given = ["--strategy.arch_lr=0.3", "strategy.epochs=2", "train.lr=0.3"]
+    scaled, tas = Arm("scaled", ("--strategy.name=scaled",)), Arm("tas", ('--design.spaces=["tas"]',))
+    job = compare._job(None, given, scaled, 0, finished)
+    assert (job.config.strategy.epochs, job.config.train.lr) == (2, 0.3)
+    assert compare._job(None, given, tas, 0, finished).config.strategy.arch_lr == 0.3
+    own = Arm("own", ("--strategy.name=differentiable", "--strategy.epochs=5"))
+    strategy = compare._job(None, given, own, 0, finished).config.strategy
+    assert (strategy.epochs, strategy.arch_lr) == (5, 0.3)
+    with pytest.raises(Unusable, match="another configuration"):
+        compare.compare(None, [*OPTIONS, given[0]], [Arm("found"), scaled], 1, finished)
+    assert "not for the arm scaled, by what it names itself: --strategy.arch_lr=0.3" in capsys.readouterr().err
+
+
+def test_an_arm_may_have_tables_and_lists_as_options(tmp_path):
+    text = """
+    [one.design]
+    spaces = ["explicit"]
+    widths = { "16" = [8, 16], "32" = [24], "64" = [32, 64] }
+    [two]
+    """
+    (arm, _) = read_arms(arms(tmp_path, text))
+    design = compare._job(None, OPTIONS, arm, 0, tmp_path).config.design
+    assert design.spaces == ("explicit",) and design.widths == {"16": [8, 16], "32": [24], "64": [32, 64]}
 
 
 def test_another_configuration_in_the_same_folder_is_refused(finished, tmp_path):
@@ -263,7 +323,7 @@ def test_an_unknown_arm_to_set_others_beside_is_refused(tmp_path):
 # -- pruning -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_pruned_network_is_the_least_pruned_one_within_the_measured_limit(finished, tmp_path):
+def test_a_pruned_network_is_the_least_pruned_one_within_the_measured_limit(finished, tmp_path, monkeypatch):
     """The scripted device takes as long as there are parameters, so 60 % of the latency is 60 % of those."""
     text = '[found]\n[pruned]\nprune = "l1"\n'
     some = shutil.copytree(finished, tmp_path / "some")
@@ -272,6 +332,36 @@ def test_a_pruned_network_is_the_least_pruned_one_within_the_measured_limit(fini
     base = Result.of(read_json(finished / "base-0" / "result.json")["result"])
     assert 0.5 < row.params / base.params <= 0.6
     assert row.strategy == "torch-pruning, l1" and row.teacher == "base" and row.predicted
+    (some / "pruned-0" / "result.json").unlink()
+    monkeypatch.setattr("htas.pruning.candidates", None)  # the network that was picked is kept
+    compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, some)
+    (again,) = [Result.of(e["result"]) for e in read_json(some / "compare.json")["arms"] if e["arm"] == "pruned"]
+    assert again.arch == row.arch
+
+
+def test_a_pruned_network_keeps_other_limits_too_and_a_second_reading(finished, tmp_path, monkeypatch):
+    """The first reading, of all, says that every network is as fast as can be; the second tells the truth."""
+    job = compare._job(None, [*OPTIONS, "constraints.macs=70%"], Arm("pruned", prune="l1"), 0, tmp_path)
+    job = replace(job, folder=shutil.copytree(finished / "base-0", tmp_path / "run"))
+    monkeypatch.setattr(pipeline, "base_network", lambda job: job.config.family.build(10))
+    read = pipeline.measure_rows
+    asked = []
+
+    def measured(job, rows, modules, what):
+        asked.append(len(rows))
+        readings = read(job, rows, modules, what)
+        return (
+            [replace(readings[0]), *(replace(r, values=(1e-9,) * 3) for r in readings[1:])]
+            if not asked[1:]
+            else readings
+        )
+
+    monkeypatch.setattr(pipeline, "measure_rows", measured)
+    monkeypatch.setattr(compare, "AGAIN", 30)
+    row = compare._pruned(job, Arm("pruned", prune="l1"))
+    assert asked[0] > 10 and asked[1] > 1
+    assert row.macs <= 0.7 * job.network.macs(job.network.base)
+    assert row.params <= 0.6 * job.network.params(job.network.base) < row.params * 1.3
 
 
 def test_pruning_needs_a_latency_and_a_criterion_that_there_is(tmp_path, capsys):

@@ -256,3 +256,13 @@ def test_another_class_on_the_command_line_leaves_out_what_the_file_says_for_its
         load(path, ["strategy.name=random", "strategy.arch_lr=0.1"])
     with pytest.raises(ValueError, match="data has no option 'there'"):
         load(path, ["data.there=1"])
+
+
+def test_another_class_or_recipe_has_its_own_defaults_beside_a_file_that_spells_every_option(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(load(None, ["strategy.batch=77", "train.momentum=0.8"]).toml())
+    config = load(path, ["strategy.name=morphnet", "train.recipe=short"])
+    usual = load(None, ["strategy.name=morphnet", "train.recipe=short"])
+    assert config.strategy == replace(usual.strategy, batch=77)
+    assert config.train == replace(usual.train, momentum=0.8)
+    assert load(path, ["strategy.name=differentiable", "train.recipe=paper"]) == load(path)

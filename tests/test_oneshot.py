@@ -246,6 +246,40 @@ def test_netadapt_narrows_each_site_until_the_round_keeps_its_cost(tmp_path):
         assert choice == {16: 4, 32: 8, 64: 32, 2: 1}[base], site
 
 
+def test_netadapt_does_not_begin_where_nothing_is_to_be_narrowed(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"strategy.begin: the base network takes 83.3 % of what .*; begin at the widest"
+    ):
+        NetAdapt(epochs=1, begin="base").search(problem(tmp_path, most=1.2))
+
+
+def test_uniform_says_that_it_searches_no_depths(tmp_path, capsys):
+    found = Uniform(epochs=1).search(problem(tmp_path))
+    assert "uniform does not search depths and keeps all blocks" in capsys.readouterr().err
+    assert found.why.endswith("all blocks kept")
+    Uniform(epochs=1).search(problem(tmp_path, deep=False))
+    assert "depths" not in capsys.readouterr().err
+
+
+def test_random_judges_as_many_networks_as_asked_for_where_there_are_so_many(tmp_path):
+    """Twenty use the limit, which leaves room for three wide sites of six; twenty draws find some of them twice."""
+    given = problem(tmp_path, deep=False)
+    sites = [site for site in given.space.widths if site.endswith("conv1.conv")]
+    space = Space("few", {site: (8, 16) if site in sites else (16,) for site in given.space.widths}, given.space.depths)
+    most = given.cost.cost(space.narrowest) + 3 * 8
+    limits = (dataclasses.replace(given.limits[0], most=most),)
+    judge = Judge(lambda archs: [0.5] * len(archs))
+    RandomSearch(archs=20).pick(dataclasses.replace(given, space=space, limits=limits), judge)
+    assert len(sites) == 6 and len(judge.known) == 20
+
+
+def test_the_time_of_trials_is_told_after_an_interruption_too(tmp_path, monkeypatch):
+    given, options = problem(tmp_path), {"epochs": 1, "batch": 16, "precision": "fp32"}
+    whole = Scaled(**options).search(given)
+    monkeypatch.setattr("htas.strategies._trials.train", None)
+    assert Scaled(**options).search(given).seconds == whole.seconds > 0
+
+
 def test_the_nearest_choice_is_that_in_proportion():
     assert nearest((8, 16, 32), 11.0) == 8 and nearest((8, 16, 32), 11.4) == 16 and nearest((8, 32), 16) == 32
 

@@ -162,7 +162,7 @@ def _as_fast(other: Result, found: Result) -> bool:
 
 def convergence_sentence(found: Result, report: Report) -> tuple[str, ...]:
     """A warning where the search behind the network did not converge."""
-    open_ended = any(search.space == found.space and not search.converged for search in report.searches)
+    open_ended = any(search.space == found.name and not search.converged for search in report.searches)
     return (f"The search behind {found.name} has not converged.",) if open_ended else ()
 
 

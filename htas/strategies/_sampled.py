@@ -38,6 +38,8 @@ STEP, PASS = 1.3, 0.5
 """A weight step of an arch at random at e = 2, and a forward pass, in plain training steps of the base network."""
 LEANING = 3.0
 """Archs that the weights learn from lean this much to wide or to narrow, at most."""
+TRIALS = 20
+"""Draws for each arch that is to be judged, at most: of a small space many are known already."""
 AROUND = 0.1
 """Archs are looked for up to this share above the limits, in case predictions are too high."""
 
@@ -146,6 +148,13 @@ def best(problem: Problem, judge: Judge) -> Arch:
     if within:
         return max(within, key=judge.known.__getitem__)
     return min(judge.known, key=lambda arch: over(problem.limits, arch))
+
+
+def trimmed(problem: Problem, arch: Arch) -> Arch:
+    """The arch with the least widths in the blocks that it cuts: of those that are one network, always the same."""
+    used = {use.site for use in problem.network.uses(arch)}
+    choices = problem.space.widths
+    return Arch({site: width if site in used else choices[site][0] for site, width in arch.widths.items()}, arch.depths)
 
 
 def near_limits(problem: Problem, rng: random.Random, most: float = 1.0) -> Arch:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -92,8 +92,10 @@ class Trials:
             epochs=options.epochs, warmup=0, batch=options.batch, lr=options.lr, precision=options.precision
         )
         self.path = problem.checkpoint.with_suffix(".json")
-        self.known: dict[str, float] = read_json(self.path)["accuracies"] if self.path.exists() else {}
-        self.seconds = 0.0
+        content: dict[str, Any] = read_json(self.path) if self.path.exists() else {"accuracies": {}, "seconds": 0.0}
+        self.known: dict[str, float] = content["accuracies"]
+        self.seconds: float = content["seconds"]
+        """Of all trainings, those before an interruption included."""
 
     @property
     def judge(self) -> str:
@@ -121,7 +123,7 @@ class Trials:
             found = evaluate(model, problem.data.validation, device=problem.device, precision=self.recipe.precision)
             self.known[key] = found
             say(f"{title}: {percent(found)} on validation images")
-            write_json(self.path, {"accuracies": self.known})
-            checkpoint.unlink(missing_ok=True)
             self.seconds += time.monotonic() - started
+            write_json(self.path, {"accuracies": self.known, "seconds": self.seconds})
+            checkpoint.unlink(missing_ok=True)
         return self.known[key]

@@ -8,10 +8,7 @@ from htas.arch import Arch
 from htas.budget import over
 from htas.oneshot import Judge
 from htas.problem import Problem
-from htas.strategies._sampled import AROUND, Sampled, near_limits
-
-TRIALS = 20
-"""Children that are drawn for each arch that is judged, at most: a space may have no others."""
+from htas.strategies._sampled import AROUND, TRIALS, Sampled, near_limits, trimmed
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class Evolution(Sampled):
             for site, own in choices.items():
                 picked[site] = own[trial.suggest_int(site, 0, len(own) - 1)]
             widths = {site: picked[site] for site in problem.space.widths}
-            return _trimmed(problem, Arch(widths, {site: picked[site] for site in problem.space.depths}))
+            return trimmed(problem, Arch(widths, {site: picked[site] for site in problem.space.depths}))
 
         sampler = optuna.samplers.NSGAIISampler(
             population_size=min(self.population, self.archs), mutation_prob=self.mutation,
@@ -81,10 +78,3 @@ class Evolution(Sampled):
             accuracy = judge([arch])[0] if ratio <= 1 + AROUND else 0.0
             # what is spared beneath the limits is worth nothing
             study.tell(trial, [accuracy, max(ratio, 1 - AROUND)])
-
-
-def _trimmed(problem: Problem, arch: Arch) -> Arch:
-    """The arch with the least widths in the blocks that it cuts: of those that are one network, always the same."""
-    used = {use.site for use in problem.network.uses(arch)}
-    choices = problem.space.widths
-    return Arch({site: width if site in used else choices[site][0] for site, width in arch.widths.items()}, arch.depths)

@@ -6,7 +6,9 @@ from htas.arch import Arch
 from htas.budget import changed, over
 from htas.oneshot import Judge
 from htas.problem import Problem
+from htas.strategies import Found, need_limits
 from htas.strategies._sampled import AROUND, Sampled
+from htas.text import percent
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,17 @@ class NetAdapt(Sampled):
     def judged(self) -> int:
         """About one for each of twenty sites in every round."""
         return 20 * self.rounds
+
+    def search(self, problem: Problem) -> Found:
+        """Raises ValueError where it would begin at a network that keeps the limits already."""
+        need_limits(problem, self)
+        ratio = over(problem.limits, self._first(problem))
+        if ratio <= 1 - AROUND:
+            raise ValueError(
+                f"strategy.begin: the {self.begin} network takes {percent(ratio, 1)} of what the limits allow, "
+                "which leaves nothing to be narrowed; begin at the widest network, or ask for less"
+            )
+        return super().search(problem)
 
     def pick(self, problem: Problem, judge: Judge) -> None:
         """Rounds until the limits are kept, and those a little beneath them."""

@@ -3,9 +3,10 @@
 import random
 from dataclasses import dataclass
 
+from htas.arch import Arch
 from htas.oneshot import Judge
 from htas.problem import Problem
-from htas.strategies._sampled import AROUND, Sampled, near_limits
+from htas.strategies._sampled import AROUND, TRIALS, Sampled, near_limits, trimmed
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,10 @@ class RandomSearch(Sampled):
     def pick(self, problem: Problem, judge: Judge) -> None:
         """Two in three use the limits; one in three lies up to a tenth above or below, for when predictions are off."""
         rng = random.Random(problem.seed)
-        drawn = []
-        for number in range(self.archs):
+        drawn: set[Arch] = set()
+        for number in range(TRIALS * self.archs):
+            if len(drawn) == self.archs:
+                break
             most = rng.uniform(1 - AROUND, 1 + AROUND) if number % 3 == 2 else 1.0
-            drawn.append(near_limits(problem, rng, most))
-        judge(drawn)
+            drawn.add(trimmed(problem, near_limits(problem, rng, most)))
+        judge(list(drawn))

@@ -1,6 +1,5 @@
 """The family's own members, a small grid of depths with one multiplier for each: what a search must beat."""
 
-import time
 from dataclasses import dataclass
 
 from htas.arch import Arch
@@ -36,7 +35,6 @@ class Scaled(ByTrials):
     def search(self, problem: Problem) -> Found:
         """One short training for each depth; a single one needs none."""
         need_limits(problem, self)
-        started = time.monotonic()
         trials = Trials(problem, self)
         rows: dict[int, list[Arch]] = {}
         for blocks in self._blocks(problem):
@@ -55,7 +53,7 @@ class Scaled(ByTrials):
         order = {arch: number / len(others) - 1 for number, arch in enumerate(sorted(others, key=problem.network.macs))}
         worths = known | order
         return Found(
-            within[chosen], (), True, why, trials, time.monotonic() - started, pool=(*known, *others), cheap=False,
+            within[chosen], (), True, why, trials, trials.seconds, pool=(*known, *others), cheap=False,
             worth=lambda arch: worths.get(arch, -1.0), judge=trials.judge,
         )  # fmt: skip
 

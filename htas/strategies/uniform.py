@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 
 from htas.problem import Problem
+from htas.progress import say
 from htas.strategies import Found, need_limits
 from htas.strategies._trials import ByTrials, Trials, multiples, widest_of
 
@@ -26,5 +27,7 @@ class Uniform(ByTrials):
         need_limits(problem, self)
         started = time.monotonic()
         pool = multiples(problem.network.base.widths, problem.space, problem.space.widest.depths)
-        why = f"the widest of {len(pool)} multiples of the base widths within the limits"
+        why = f"the widest of {len(pool)} multiples of the base widths within the limits, all blocks kept"
+        if any(len(choices) > 1 for choices in problem.space.depths.values()):
+            say(f"{problem.title}: uniform does not search depths and keeps all blocks; scaled tries depths, too")
         return widest_of(problem, Trials(problem, self), pool, why, time.monotonic() - started)
