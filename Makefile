@@ -11,7 +11,7 @@ help:
 	@echo "make demo      install, then the embedded run: from nothing to runs/demo/report.html"
 	@echo "make test      install, then lint, types and tests; what CI runs"
 	@echo "make test-all  the slow tests too"
-	@echo "make gpu       the tests that need a CUDA device"
+	@echo "make gpu       the tests that need a CUDA device, then benchmarks/gpu/QUEUE.md: OUT=FOLDER DATA=FOLDER MINUTES=9"
 	@echo "make format    lay out the code and fix what lint can fix"
 
 install: $(READY)
@@ -34,8 +34,10 @@ test: check
 test-all: check
 	$(BIN)/pytest -q $(APART) -m "not gpu"
 
+OUT ?= runs/gpu
+MINUTES ?= 9
 gpu: $(READY)
-	$(BIN)/pytest -q -m gpu
+	$(BIN)/python benchmarks/gpu/pieces.py --out $(OUT) --minutes $(MINUTES) $(if $(DATA),--data $(DATA))
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
