@@ -23,7 +23,7 @@ from htas.arch import Arch
 from htas.budget import over, parse
 from htas.config import as_text, fitting, load
 from htas.files import Unusable, digest, read_json, write_json
-from htas.graph import resize
+from htas.graph import Network, resize
 from htas.intervals import Blocks, reach
 from htas.measurement import Measurement
 from htas.pipeline import Run
@@ -437,6 +437,29 @@ def _speed(own: Sequence[Entry], other: Sequence[Entry]) -> tuple[str, str]:
     return f"{math.exp(off):.2f} ({math.exp(off - wide):.2f} to {math.exp(off + wide):.2f})", verdict
 
 
+def every(there: Mapping[tuple[str, int], Entry], network: Network) -> list[tuple[str, ...]]:
+    """A line for each training: what was found, and what came of it. Widths are those of blocks that are kept."""
+    lines: list[tuple[str, ...]] = [
+        ("arm", "seed", "accuracy, %", "measured, ms", "of the base", "MACs", "search", "blocks", "widths")
+    ]
+    rows = {name: entry.result for name, entry in there.items()}
+    known = {name: row.measured.estimate for name, row in rows.items() if row.measured}
+    plain = [seconds for name, seconds in known.items() if rows[name].arch == network.base]
+    for (arm, seed), entry in there.items():
+        row, seconds = entry.result, known.get((arm, seed))
+        fits = bool(row.arch.widths) and set(row.arch.widths) == set(network.widths)
+        used = {use.site for use in network.uses(row.arch)} if fits else set(row.arch.widths)
+        widths = ", ".join(str(width) for site, width in row.arch.widths.items() if site in used)
+        lines.append((
+            arm, str(seed), f"{100 * row.accuracy:.2f}" if row.accuracy is not None else EMPTY,
+            f"{1e3 * seconds:.3g}" if seconds else EMPTY,
+            f"{seconds / statistics.mean(plain):.3f}" if seconds and plain else EMPTY,
+            millions(row.macs), duration(entry.seconds) if entry.seconds is not None else EMPTY,
+            ", ".join(map(str, row.arch.depths.values())) or EMPTY, widths or EMPTY,
+        ))  # fmt: skip
+    return lines
+
+
 SAID = (
     "Accuracy is that of the last epoch on the test images, mean and standard deviation over the seeds; latencies are "
     "of one interleaved run. Differences of accuracy, in points, are those of the same seeds, which share a teacher, "
@@ -465,4 +488,4 @@ def _page(
     arms = [(name, name in searched, found) for name, found in points.items()]
     title = f"{job.config.family.title} on {job.config.names['data']}, {plural(seeds, 'seed')}"
     facts = {name: str(value) for name, value in {**where, **dataclasses.asdict(job.target)}.items()}
-    return page(title, lines, arms, against, SAID, notes, facts, folder)
+    return page(title, lines, arms, against, SAID, notes, facts, every(there, job.network), folder)

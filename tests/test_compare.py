@@ -132,7 +132,16 @@ def test_what_is_finished_is_not_done_again(finished, tmp_path, monkeypatch):
     before = (finished / "latencies.json").stat().st_mtime_ns
     path, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, finished)
     assert (finished / "latencies.json").stat().st_mtime_ns == before
-    assert path.with_suffix(".md").read_text().count("\n| ") == 6 and "plain 8" in shown
+    arms_part, each_part = path.with_suffix(".md").read_text().split("## Every network")
+    assert arms_part.count("\n| ") == 6 and "plain 8" in shown
+    rows = {tuple(line.split(" | ")[:2]): line for line in each_part.splitlines() if line.startswith("| ")}
+    found = Result.of(read_json(finished / "found-1" / "result.json")["result"])
+    cells = rows["| found", "1"].strip("| ").split(" | ")
+    assert len(rows) == 2 + 8 and cells[2] == f"{100 * found.accuracy:.2f}"
+    assert rows["| base", "0"].split(" | ")[4] == "1.000" and rows["| plain 8", "1"].endswith("| - | - |")
+    used = {use.site for use in compare._job(None, OPTIONS, Arm("found"), 0, finished).network.uses(found.arch)}
+    assert cells[-1] == ", ".join(str(width) for site, width in found.arch.widths.items() if site in used)
+    assert cells[-2] == ", ".join(map(str, found.arch.depths.values()))
 
 
 def test_results_alone_are_enough_to_go_on_with(finished, tmp_path, monkeypatch):

@@ -25,6 +25,8 @@ from htas.train import evaluate, train
 
 ROOT = Path(__file__).parent.parent
 PAPER = sorted((ROOT / "examples" / "paper").glob("*.toml"))
+SOON = ("cifar10-resnet32-gpu-htas", "cifar100-resnet32-cpu-tas")
+"""Rows that are run in every test, the others in the slow ones."""
 DEMO, COMPARED = ROOT / "htas" / "demo.toml", ROOT / "benchmarks" / "compare" / "cifar10.toml"
 ARMS = sorted((ROOT / "examples" / "arms").glob("*.toml"))
 COMPARED_ARMS = [path for path in sorted(COMPARED.parent.glob("*.toml")) if path != COMPARED]
@@ -87,9 +89,10 @@ def test_tas_searches_alike_for_every_device():
             assert (gpu.strategy, gpu.design, gpu.train) == (cpu.strategy, cpu.design, cpu.train)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.stem, marks=[] if path.stem in SOON else pytest.mark.slow) for path in PAPER]
+)
 def test_a_row_of_the_paper_runs_for_a_few_steps(path, tmp_path):
     config = load(path, SHORT)
     problem = planted(config, tmp_path / "search.safetensors")

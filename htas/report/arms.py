@@ -20,13 +20,14 @@ def page(
     said: str,
     notes: Sequence[str],
     facts: Mapping[str, str],
+    every: Sequence[Sequence[str]],
     folder: Path,
 ) -> Path:
     """Write compare.html, and compare.md with its picture in figures/; the path of the page.
 
     `arms` are the names, whether each was searched, and the latency in seconds and accuracy in shares of its trainings;
-    `against` is set off, and `said` says what the figures of the table are. Raises Unusable where the folder cannot be
-    written.
+    `against` is set off, and `said` says what the figures of the table are; `every` has a line for each training.
+    Raises Unusable where the folder cannot be written.
     """
     blocks: list[Block] = []
     pictures: dict[str, bytes] = {}
@@ -46,6 +47,10 @@ def page(
     blocks += [Text(said), Table(tuple(headings), cells, wordy, frozenset([against]))]
     if notes:
         blocks += [Heading("What must be known"), Points(tuple(("", note) for note in notes))]
+    first, *others = every
+    blocks += [Heading("Every network"), Table(
+        tuple(first), tuple(tuple(map(Cell, line)) for line in others), frozenset({first[0], *first[-2:]}), frozenset()
+    )]  # fmt: skip
     blocks += [Heading("How it was measured"), Points(tuple(facts.items()))]
     write_text(folder / "compare.md", markdown(title, blocks))
     path = folder / "compare.html"
