@@ -233,7 +233,7 @@ def normed(norms: nn.ModuleDict, features: Tensor, training: bool) -> Tensor:
 
 
 class ByTheBook:
-    """A ResNet of basic blocks as TAS computes it: everything at full width, one candidate after the other."""
+    """A ResNet as TAS computes it: everything at full width, one candidate after the other."""
 
     def __init__(self, made: Supernet, draw: Draw, training: bool) -> None:
         self.body, self.projections = made.body, made.projections
@@ -258,9 +258,14 @@ class ByTheBook:
         return F.linear(pooled, linear.weight[:, : pooled.shape[1]], linear.bias)
 
     def block(self, name: str, inputs: Tensor) -> Tensor:
-        branch = self.conv_norm(f"{name}.conv2", F.relu(self.conv_norm(f"{name}.conv1", inputs)))
+        first, *others = self.convs(name)
+        branch = self.conv_norm(first, inputs)
+        for other in others:
+            branch = self.conv_norm(other, F.relu(branch))
         kind = self.body.get_submodule(f"{name}.shortcut")
-        if isinstance(kind, nn.Sequential):
+        if hasattr(kind, "norm"):
+            shortcut = self.conv_norm(f"{name}.shortcut", inputs)
+        elif isinstance(kind, nn.Sequential):
             shortcut = self.mixed(f"{name}.shortcut.1", F.avg_pool2d(inputs, 2), None)
         elif self.joined:
             shortcut = inputs
@@ -270,6 +275,11 @@ class ByTheBook:
         else:
             shortcut = self.projected(name, inputs)
         return F.relu(branch + shortcut)
+
+    def convs(self, name: str) -> list[str]:
+        """Those of the branch of a block, two or three."""
+        block = self.body.get_submodule(name)
+        return [f"{name}.conv{number}" for number in (1, 2, 3) if hasattr(block, f"conv{number}")]
 
     def conv_norm(self, name: str, inputs: Tensor) -> Tensor:
         return self.mixed(f"{name}.conv", inputs, self.body.get_submodule(f"{name}.norm"))
@@ -287,7 +297,7 @@ class ByTheBook:
 
     def projected(self, name: str, inputs: Tensor) -> Tensor:
         """The shortcut as wide as each candidate of the block's last convolution: itself, or 1x1 and norm."""
-        site = self.sites.get(f"{name}.conv2.conv")
+        site = self.sites[f"{self.convs(name)[-1]}.conv"]
         chosen, shares = self.draw.widths[site]
         total = 0
         for share, width in zip(shares, chosen, strict=True):
@@ -295,7 +305,8 @@ class ByTheBook:
             if width != inputs.shape[1]:
                 parts = self.projections[name.replace(".", "/") + "/project"]
                 full = F.conv2d(padded(inputs, parts["conv"].in_channels), parts["conv"].weight)
-                part = normed(parts["norm"], full[:, :width], self.training)
+                part = full[:, :width]
+                part = normed(parts["norm"], part, self.training) if len(parts["norm"]) else part
             total = total + share * self.widened(part, max(chosen))
         return total
 
@@ -326,8 +337,8 @@ def gradients(loss: Tensor, made: Supernet, leaves: list[Tensor]) -> Mapping[str
 @pytest.mark.parametrize(
     "adds, shortcut", [("join", "project"), ("project", "project"), ("project", "pad")], ids=["join", "project", "pad"]
 )
-def test_a_mixture_and_its_gradients_equal_the_plain_computation(adds, shortcut, mix, training):
-    family = CifarResNet(14)
+@pytest.mark.parametrize("family", [CifarResNet(14), CifarResNet(20, "bottleneck")], ids=lambda f: f.block)
+def test_a_mixture_and_its_gradients_equal_the_plain_computation(family, adds, shortcut, mix, training):
     network = traced(family, adds)
     space = four_widths(network)
     for seed in range(2):
