@@ -132,6 +132,10 @@ def compare(
     """
     if seeds < 1:
         raise ValueError(f"--seeds must be 1 or more, got {seeds}")
+    if any(option.removeprefix("--").startswith("seed=") for option in overrides):
+        raise ValueError(
+            f"htas compare has seeds from 0 on: leave --seed out, and give their number with --seeds={seeds}"
+        )
     named = {arm.name: arm for arm in arms}
     if against and against not in named:
         raise ValueError(no_such("arm", against, named))

@@ -390,7 +390,7 @@ def search(config: Config, folder: Path, again: bool = False, supernets: Path | 
     """
     job = Run(config, folder)
     _need(job, "survey", "design", "calibrate")
-    check_limits(config, folder)  # of every space, before hours go into the first
+    check_limits(job)  # of every space, before hours go into the first
     for name, space in job.spaces.items():
         path = job.search_file(name)
         if _finished(path, job.made_from("search"), again):
@@ -765,9 +765,8 @@ def measure_rows(job: Run, rows: Sequence[Result], modules: Sequence[nn.Module],
         return Latency(job.target, rounds=number, seed=job.config.seed).measure(modules, on_round=shares(bar))
 
 
-def check_limits(config: Config, folder: Path) -> None:
+def check_limits(job: Run) -> None:
     """Say what there is and what is asked; raises ValueError where the limits cannot be kept in one of the spaces."""
-    job = Run(config, folder)
     for name, space in job.spaces.items():
         for line in budget.check(limits(job), space, job.network.base):
             say(f"{name}: {line}")

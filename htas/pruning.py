@@ -16,12 +16,13 @@ from htas.files import Unusable
 from htas.graph import Network
 from htas.text import no_such
 
-CRITERIA: Mapping[str, str] = {
-    "l1": "the L1 norms of filters",
-    "bn-scale": "the scales of norms (network slimming, without its sparse training)",
-    "fpgm": "the distance from the filters' geometric median",
-    "group-norm": "the L2 norms of all that depends on a channel",
+CRITERIA: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "l1": ("MagnitudeImportance", {"p": 1}),  # the L1 norms of filters
+    "bn-scale": ("BNScaleImportance", {}),  # the scales of norms: network slimming, without its sparse training
+    "fpgm": ("FPGMImportance", {}),  # the distance from the filters' geometric median
+    "group-norm": ("GroupMagnitudeImportance", {"p": 2}),  # the L2 norms of all that depends on a channel
 }
+"""By name, Torch-Pruning's class and its arguments."""
 RATIOS = tuple(step / 40 for step in range(1, 38))
 """Shares of the channels that are pruned, from which one is chosen by latency."""
 
@@ -67,10 +68,6 @@ def _importance(criterion: str) -> Callable[..., Any]:
         raise Unusable(
             f"pruning by {criterion} needs Torch-Pruning, which is not installed ({error}): pip install 'htas[pruning]'"
         ) from error
-    made: dict[str, Callable[[], Callable[..., Any]]] = {
-        "l1": lambda: importance.MagnitudeImportance(p=1),
-        "bn-scale": importance.BNScaleImportance,
-        "fpgm": importance.FPGMImportance,
-        "group-norm": lambda: importance.GroupMagnitudeImportance(p=2),
-    }
-    return made[criterion]()
+    kind, arguments = CRITERIA[criterion]
+    made: Callable[..., Any] = getattr(importance, kind)(**arguments)
+    return made

@@ -66,7 +66,7 @@ def sweep(config: Config, folder: Path, budgets: Sequence[str], command: str, sh
         share_files(own, place)
         for stage in (pipeline.survey, pipeline.design, pipeline.calibrate):
             stage(own, place)
-        pipeline.check_limits(own, place)
+        pipeline.check_limits(Run(own, place))
     for own, place in runs.values():
         share_files(own, place)
         pipeline.run(own, place, command, folder / SUPERNETS)

@@ -324,6 +324,11 @@ def test_arms_of_different_targets_are_refused(tmp_path):
         compare.compare(None, OPTIONS, [Arm("one"), other], 1, tmp_path)
 
 
+def test_a_seed_of_its_own_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="has seeds from 0 on: leave --seed out, and give their number with --seeds=2"):
+        compare.compare(None, [*OPTIONS, "--seed=5"], [Arm("found"), Arm("other")], 2, tmp_path)
+
+
 def test_an_unknown_arm_to_set_others_beside_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no arm called 'foun'; did you mean 'found'"):
         compare.compare(None, OPTIONS, [Arm("found"), Arm("other")], 1, tmp_path, against="foun")

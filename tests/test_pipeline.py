@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -705,6 +706,8 @@ def test_a_sweep_makes_a_front_from_one_survey_and_goes_on_where_it_was_stopped(
     assert list(found) == ["base", "80%", "50%"]
     assert found["50%"].measured.estimate < found["80%"].measured.estimate < found["base"].measured.estimate
     assert table.splitlines()[0].split()[0] == "budget" and "*" in table
+    (warned,) = re.findall(r"The search behind (\S+) has not converged", (folder / "report.md").read_text())
+    assert warned in ("80%", "50%"), "an epoch or two are too short for any"
     again = (folder / "sweep.json").stat().st_mtime_ns
     sweep.sweep(config, folder, ["80%", "50%"], "htas sweep", share=True)
     assert (folder / "sweep.json").stat().st_mtime_ns == again
