@@ -42,6 +42,8 @@ BASE = "base"
 """The network of the configuration's family, unchanged."""
 AGAIN = 3
 """Pruned networks that are measured a second time: the least pruned of those that keep the limit."""
+FREE = ("data.path", "survey.store", "survey.undecided")
+"""Options that no result depends on."""
 GUESS = 1e-3
 """Seconds of a call, where no network's latency is predicted: how often to read them follows from it."""
 
@@ -238,7 +240,7 @@ def _finish(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], job: 
     row, _ = pipeline.train_row(job, row, build=build)
     if row.arch.widths:
         row = replace(row, predicted=job.calibrated.cost(row.arch))
-    about = {"inputs": _key(job, arm), "search_seconds": seconds, "doubt": doubt}
+    about = {"options": _basis(job, arm), "search_seconds": seconds, "doubt": doubt}
     write_json(place / "result.json", {**about, "result": row.json()})
 
 
@@ -259,7 +261,7 @@ def _pruned(job: Run, arm: Arm) -> Result:
     text = job.config.constraints.latency
     if not text:
         raise ValueError("a pruned network needs a latency to be pruned to; give one: --constraints.latency=50%")
-    path, key = job.folder / "pruned.json", _key(job, arm)
+    path, key = job.folder / "pruned.json", digest(_basis(job, arm))
     if path.exists() and (content := read_json(path))["inputs"] == key:
         return _pruned_row(job, arm, Arch.of(content["arch"]))
     example = torch.zeros(2, *job.config.data.shape)
@@ -298,10 +300,23 @@ def _row_name(arm: Arm) -> str:
     return f"{BASE} network" if arm.name == BASE else arm.name
 
 
-def _key(job: Run, arm: Arm) -> str:
-    """Of all that a result depends on; where the data lie is not part of it."""
-    lines = [line for line in pipeline.lasting(job.config).splitlines() if not line.startswith("path = ")]
-    return digest("\n".join(lines), arm.network, *(each for each in (arm.prune, arm.like) if each))
+def _basis(job: Run, arm: Arm) -> dict[str, Any]:
+    """All that a result depends on, by name; where the data lie is not part of it."""
+    options = {name: value for name, value in job.config.options().items() if name not in FREE}
+    return {**options, "network": arm.network, "prune": arm.prune, "like": arm.like}
+
+
+def _difference(then: Mapping[str, Any], job: Run, arm: Arm) -> str:
+    """`train.lr = 0.1 there, 0.2 here`: the first in which a result differs from what is asked for; empty for none.
+
+    An option that there was not yet, when the result was made, is taken to have been what it is by default now.
+    """
+    usual = job.config.usual()
+    for name, value in _basis(job, arm).items():
+        before = then.get(name, usual.get(name))
+        if before != value:
+            return f"{name} = {before!r} there, {value!r} here"
+    return ""
 
 
 def _entry(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], key: tuple[str, int]) -> Entry | None:
@@ -312,9 +327,14 @@ def _entry(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], key: t
     if not path.exists():
         return None
     content = read_json(path)
-    if content["inputs"] != _key(job, arm):
+    if "options" not in content:
         raise Unusable(
-            f"{job.folder} holds a result of another configuration; name another folder with --out, or delete this one"
+            f"{path} was written by an earlier version and does not say of what; delete it, or name another --out"
+        )
+    if difference := _difference(content["options"], job, arm):
+        raise Unusable(
+            f"{job.folder} holds a result of another configuration ({difference}); name another folder with --out, or "
+            "delete this one"
         )
     found = Entry(Result.of(content["result"]), content["search_seconds"], content.get("doubt", ""))
     if arm.like:

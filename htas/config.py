@@ -69,13 +69,31 @@ class Config:
         """Every option with its value, as a file that `load` reads back to an equal configuration."""
         return "\n".join([f"seed = {self.seed}\n", *(self._table(table) for table in TABLES)])
 
+    def options(self) -> dict[str, Any]:
+        """Every option as `table.option` with its value, in which tuples are lists; and the seed."""
+        found = {"seed": self.seed}
+        for table in TABLES:
+            found |= {f"{table}.{name}": _plain(value) for name, value in self._values(table).items()}
+        return found
+
+    def usual(self) -> dict[str, Any]:
+        """Of the classes and recipe that are named, the options that have a default, with it."""
+        found: dict[str, Any] = dict(SCALARS)
+        for table in TABLES:
+            defaults = _defaults(table, self.names.get(table, ""))
+            found |= {f"{table}.{name}": _plain(value) for name, value in defaults.items()}
+        return found
+
     def _table(self, table: str) -> str:
+        # TOML has no null: a field that is None is one that was left out.
+        lines = [f"{name} = {_toml(value)}" for name, value in self._values(table).items() if value is not None]
+        return "\n".join([f"[{table}]", *lines]) + "\n"
+
+    def _values(self, table: str) -> dict[str, Any]:
         chosen = {NAMED[table].key: self.names[table]} if table in NAMED else {}
         content = getattr(self, FIELDS.get(table, table))
         fields = {field.name: getattr(content, field.name) for field in dataclasses.fields(content) if field.init}
-        # TOML has no null: a field that is None is one that was left out.
-        lines = [f"{name} = {_toml(value)}" for name, value in {**chosen, **fields}.items() if value is not None]
-        return "\n".join([f"[{table}]", *lines]) + "\n"
+        return {**chosen, **fields}
 
 
 @dataclass(frozen=True)
@@ -241,8 +259,19 @@ def _defaults(table: str, name: str) -> dict[str, Any]:
     """What the options of a class or recipe are when nothing is said."""
     if table == "train":
         return dataclasses.asdict(RECIPES[name]) if name in RECIPES else {}
-    fields = dataclasses.fields(NAMED[table].find(name))
-    return {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    missing = dataclasses.MISSING
+    found = {}
+    for field in dataclasses.fields(NAMED[table].find(name) if table in NAMED else PLAIN[table]):
+        if field.default is not missing:
+            found[field.name] = field.default
+        elif field.default_factory is not missing:
+            found[field.name] = field.default_factory()
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def _read(path: Path) -> dict[str, Any]:

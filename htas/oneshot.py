@@ -40,6 +40,8 @@ class Options(Protocol):
     @property
     def mix(self) -> Literal["interpolate", "pad"]: ...
     @property
+    def norms(self) -> Literal["own", "shared"]: ...
+    @property
     def start(self) -> str: ...
     @property
     def precision(self) -> Precision: ...
@@ -54,7 +56,7 @@ def check_start(start: str) -> None:
 def opened(problem: Problem, options: Options, device: Any) -> Supernet:
     """The supernet of a problem's space with the weights that a search starts from."""
     torch.manual_seed(problem.seed)
-    supernet = Supernet(problem.network, problem.space, problem.reset, options.shortcut, options.mix)
+    supernet = Supernet(problem.network, problem.space, problem.reset, options.shortcut, options.mix, options.norms)
     if options.start == "base":
         supernet.inherit(problem.base())
     elif options.start != "random":

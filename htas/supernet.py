@@ -12,6 +12,7 @@ interpolation and the mixture become one small matrix applied as a 1x1 convoluti
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -57,7 +58,8 @@ class Supernet(nn.Module):
 
     `shortcut` is what stands where added widths differ (`adds="project"`): a sliced 1x1 convolution with norm, as in
     the network derived, or TAS's padding with zeros. `mix` is how a narrow candidate meets a wide one: TAS's
-    channel-wise interpolation, or padding with zeros, which keeps channel c of both the same thing.
+    channel-wise interpolation, or padding with zeros, which keeps channel c of both the same thing. `norms` is whether
+    every width has a norm of its own, as TAS's, or the first channels of the widest one's.
     Raises ValueError where a norm or grouping is not understood.
     """
 
@@ -68,9 +70,10 @@ class Supernet(nn.Module):
         reset: Callable[[nn.Module], None],
         shortcut: Literal["project", "pad"] = "project",
         mix: Literal["interpolate", "pad"] = "interpolate",
+        norms: Literal["own", "shared"] = "own",
     ) -> None:
         super().__init__()
-        self.network, self.space, self.shortcut, self.mix = network, space, shortcut, mix
+        self.network, self.space, self.shortcut, self.mix, self.norms = network, space, shortcut, mix, norms
         self.momentum: float = MOMENTUM
         self.capacity = _capacity(network, space, pad=shortcut == "pad")
         self.body = copy.deepcopy(network.module)
@@ -92,9 +95,9 @@ class Supernet(nn.Module):
             self.body.set_submodule(node.module, self._norms(node))
         elif node.kind == "project" and self.shortcut == "project":
             inputs, outputs = self._channels(node.inputs[0]), self._channels(node.name)
-            norms = {str(width): nn.BatchNorm2d(width) for width in self._widths_at(node.inputs[1])}
+            norms = self._by_width(nn.BatchNorm2d, self._widths_at(node.inputs[1]) if node.normed else ())
             self.projections[_key(node.name)] = nn.ModuleDict(
-                {"conv": nn.Conv2d(inputs, outputs, 1, bias=False), "norm": nn.ModuleDict(norms if node.normed else {})}
+                {"conv": nn.Conv2d(inputs, outputs, 1, bias=False), "norm": norms}
             )
 
     def _wide(self, node: Node) -> nn.Module:
@@ -114,7 +117,13 @@ class Supernet(nn.Module):
         if len(node.segments) > 1:
             raise ValueError(f"the norm {node.module} follows a concatenation, which the supernet cannot search yet")
         channels = [width * node.segments[0].repeat for width in self._widths_at(node.inputs[0])]
-        return nn.ModuleDict({str(count): type(old)(count, old.eps) for count in channels})
+        return self._by_width(partial(type(old), eps=old.eps), channels)
+
+    def _by_width(self, made: Callable[[int], nn.Module], channels: Sequence[int]) -> nn.ModuleDict:
+        if self.norms == "own" or not channels:
+            return nn.ModuleDict({str(count): made(count) for count in channels})
+        whole = made(max(channels))
+        return nn.ModuleDict({str(n): whole if n == max(channels) else FirstOf(whole, n) for n in channels})
 
     def _channels(self, name: str) -> int:
         segments = self._node(name).segments
@@ -275,7 +284,7 @@ class Supernet(nn.Module):
         return self._two(inputs, chosen, weights, [norms[str(width)] for width in chosen]), before
 
     def _one(self, norm: nn.Module, inputs: Tensor) -> Tensor:
-        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | FirstOf)
         return F.batch_norm(
             inputs, norm.running_mean, norm.running_var, norm.weight, norm.bias, self.training, self.momentum, norm.eps
         )
@@ -402,6 +411,47 @@ class Supernet(nn.Module):
             return value
         width = widths[0] * self._node(name).segments[0].repeat
         return value[:, :width] if value.shape[1] > width else value
+
+
+class FirstOf(nn.Module):
+    """The first channels of a wider batch norm, as one by itself: it has no tensors of its own."""
+
+    def __init__(self, whole: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.__dict__["_whole"] = whole  # not as a module of this one, which would name its tensors twice
+        self._channels = channels
+
+    @property
+    def eps(self) -> float:
+        """That of the whole."""
+        return float(self._norm.eps)
+
+    @property
+    def weight(self) -> Tensor:
+        """[channels], a view."""
+        return self._norm.weight[: self._channels]
+
+    @property
+    def bias(self) -> Tensor:
+        """[channels], a view."""
+        return self._norm.bias[: self._channels]
+
+    @property
+    def running_mean(self) -> Tensor:
+        """[channels], a view."""
+        assert self._norm.running_mean is not None
+        return self._norm.running_mean[: self._channels]
+
+    @property
+    def running_var(self) -> Tensor:
+        """[channels], a view."""
+        assert self._norm.running_var is not None
+        return self._norm.running_var[: self._channels]
+
+    @property
+    def _norm(self) -> nn.BatchNorm2d:
+        whole: nn.BatchNorm2d = self.__dict__["_whole"]
+        return whole
 
 
 class NormMix(torch.autograd.Function):
@@ -548,7 +598,7 @@ def columns(segments: Sequence[Segment], room: Sequence[int], widths: Sequence[i
 
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Scale and shift of a norm in eval mode."""
-    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | FirstOf)
     assert norm.running_var is not None and norm.running_mean is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     return scale, norm.bias - norm.running_mean * scale

@@ -158,8 +158,22 @@ def test_results_alone_are_enough_to_go_on_with(finished, tmp_path, monkeypatch)
 
 def test_where_the_data_lie_is_not_part_of_a_result(tmp_path):
     jobs = [compare._job(None, ["data.name=cifar10", f"data.path=/{name}"], Arm("a"), 0, tmp_path) for name in "bc"]
-    assert compare._key(jobs[0], Arm("a")) == compare._key(jobs[1], Arm("a"))
-    assert compare._key(jobs[0], Arm("a")) != compare._key(jobs[0], Arm("a", network="base"))
+    basis = compare._basis(jobs[0], Arm("a"))
+    assert compare._difference(basis, jobs[1], Arm("a")) == ""
+    other = compare._difference(basis, jobs[0], Arm("a", network="base"))
+    assert other == "network = '' there, 'base' here"
+
+
+def test_a_result_of_an_earlier_version_lacks_options_that_came_since(tmp_path):
+    """They were, then, what they are by default now, whatever the defaults of others were."""
+    job = compare._job(None, ["strategy.epochs=3"], Arm("a"), 0, tmp_path)
+    basis = compare._basis(job, Arm("a"))
+    del basis["strategy.arch_lr"], basis["design.widths"]
+    assert compare._difference(basis, job, Arm("a")) == ""
+    moved = compare._job(None, ["strategy.epochs=3", "strategy.arch_lr=0.5"], Arm("a"), 0, tmp_path)
+    assert compare._difference(basis, moved, Arm("a")) == "strategy.arch_lr = 0.001 there, 0.5 here"
+    usual = compare._job(None, [], Arm("a"), 0, tmp_path)
+    assert compare._difference(basis, usual, Arm("a")) == "strategy.epochs = 3 there, 600 here"
 
 
 def test_a_comparison_shows_what_there_is_and_marks_the_rest(finished, tmp_path):
@@ -314,7 +328,9 @@ def test_an_arm_may_have_tables_and_lists_as_options(tmp_path):
 
 
 def test_another_configuration_in_the_same_folder_is_refused(finished, tmp_path):
-    with pytest.raises(Unusable, match=r"result of another configuration; name another folder with --out"):
+    with pytest.raises(
+        Unusable, match=r"result of another configuration \(train.lr = 0.1 there, 0.2 here\); name another folder"
+    ):
         compare.compare(None, [*OPTIONS, "train.lr=0.2"], read_arms(arms(tmp_path)), 2, finished)
 
 

@@ -360,6 +360,42 @@ def test_a_mixture_and_its_gradients_equal_the_plain_computation(family, adds, s
             assert_near(buffer.double(), other.double(), name)
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("mix", ["interpolate", "pad"])
+@pytest.mark.parametrize("adds", ["join", "project"])
+def test_widths_may_share_the_norm_of_the_widest(adds, mix, training):
+    """As a supernet of norms for every width computes it, whose tensors are the first ones of the widest's."""
+    family = CifarResNet(14)
+    network = traced(family, adds)
+    space = four_widths(network)
+    made = shaken(Supernet(network, space, family.reset, mix=mix, norms="shared")).train(training)
+    apart = Supernet(network, space, family.reset, mix=mix).train(training)
+    own, others = dict(made.named_parameters()), dict(apart.named_parameters())
+    assert own.keys() < others.keys() and {name for name in others if ".norm." not in name} < own.keys()
+    apart.load_state_dict(made.state_dict(), strict=False)
+    for group in apart.modules():
+        if isinstance(group, nn.ModuleDict) and len(group) and all(name.isdigit() for name in group):
+            whole = group[max(group, key=int)]
+            for norm in group.values():
+                for part in ("weight", "bias", "running_mean", "running_var"):
+                    getattr(norm, part).data.copy_(getattr(whole, part)[: norm.num_features])
+    draw, leaves = mixture(space, random.Random(3))
+    images, labels = torch.randn(4, 3, 16, 16), torch.arange(4)
+    wanted, found = apart(images, draw), made(images, draw)
+    assert_near(found, wanted)
+    right = gradients(F.cross_entropy(wanted, labels), apart, leaves)
+    for name, gradient in gradients(F.cross_entropy(found, labels), made, leaves).items():
+        if ".norm." not in name:
+            assert gradient is right[name] is None or torch.allclose(gradient, right[name], atol=1e-12), name
+        elif gradient is not None:
+            stem, _, part = name.rsplit(".", 2)
+            total = torch.zeros_like(gradient)
+            for other, given in right.items():
+                if other.startswith(f"{stem}.") and other.endswith(f".{part}") and given is not None:
+                    total[: len(given)] += given
+            assert_near(gradient, total, name)
+
+
 def test_in_a_mixture_an_input_as_wide_as_a_candidate_is_its_own_shortcut():
     """The case that a projected shortcut treats apart is met: once with one candidate, once with none."""
     family = CifarResNet(14)

@@ -65,6 +65,8 @@ class Sampled(Strategy):
     """Metric of the figures in the course of the search. What archs may cost is said by the constraints."""
     shortcut: Literal["project", "pad"] = "project"
     """With adds = 'project', what stands where added widths differ; see the differentiable strategy."""
+    norms: Literal["own", "shared"] = "own"
+    """Whether every width has a norm of its own, or the first channels of the widest one's."""
     start: str = "random"
     """Weights at the start: drawn anew (random), the trained base network's where they fit (base), or the file that
     another search of the same space has kept."""

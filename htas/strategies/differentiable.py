@@ -93,6 +93,8 @@ class Differentiable(Strategy):
     mix: Literal["interpolate", "pad"] = "interpolate"
     """How the outputs of two widths meet: TAS's channel-wise interpolation, or padding with zeros, with which the
     shared weights learn in far fewer steps (docs/decisions.md)."""
+    norms: Literal["own", "shared"] = "own"
+    """Whether every width has a norm of its own, as TAS's, or the first channels of the widest one's."""
     start: str = "random"
     """Weights at the start: drawn anew, as TAS's (random), the trained base network's where they fit (base), or the
     file that another search of the same space has kept, as `htas sweep` does."""
