@@ -158,7 +158,7 @@ def fastest(config: Source, overrides: Overrides, out: Out = None) -> None:
 
 def compare(
     config: Source,
-    arms: Annotated[Path, "a TOML file with a table for every arm: options that differ, or a network"],
+    arms: Annotated[list[Path], "TOML files with a table for every arm: options that differ, or a network"],
     overrides: Overrides,
     seeds: Annotated[int, "trainings of each arm (3)"] = 3,
     against: Annotated[str, "the arm that others are set beside; otherwise the first"] = "",
@@ -168,8 +168,8 @@ def compare(
     """Train spaces, strategies and plain networks alike, over seeds, and set them beside each other in one table."""
     from htas import compare as comparing
 
-    _, folder = _loaded(config, overrides, out, f"-{arms.stem}")
-    page, table = comparing.compare(_file(config), overrides, comparing.read_arms(arms), seeds, folder, against, only)
+    _, folder = _loaded(config, overrides, out, f"-{arms[0].stem}")
+    page, table = comparing.compare(_file(config), overrides, comparing.read_arms(*arms), seeds, folder, against, only)
     print(f"{table}\n{page}")
 
 
@@ -380,7 +380,7 @@ def _add(parser: Parser, name: str, hint: Any, about: str, default: Any) -> None
     elif not required:
         parser.add_argument(f"--{name}", type=hint, default=default, metavar=name.upper(), help=about)
     elif get_origin(hint) is list:
-        parser.add_argument(name, nargs="+", metavar=name.upper(), help=about)
+        parser.add_argument(name, nargs="+", type=get_args(hint)[0], metavar=name.upper(), help=about)
     else:
         parser.add_argument(name, type=hint, metavar=name.upper(), help=about)
 

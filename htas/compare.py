@@ -74,18 +74,20 @@ class Entry:
     """Why its search has not converged; empty where it has, or where there was none."""
 
 
-def read_arms(path: Path) -> list[Arm]:
-    """The arms of a TOML file, a table each; raises Unusable where it is none, or an arm says nothing."""
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise Unusable(f"{path} does not exist; name a TOML file with a table for every arm") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise Unusable(f"{path} cannot be read as TOML: {error}") from error
+def read_arms(*paths: Path) -> list[Arm]:
+    """The arms of TOML files, a table each; several files may hold the same one.
+
+    Raises Unusable where a file is none, an arm says nothing that is understood, or is another one in another file.
+    """
+    content: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for path in paths:
+        for name, options in _tables(path).items():
+            if not isinstance(options, dict):
+                raise Unusable(f"{path}: {name} must be a table, [{name}] with the options of an arm, got {options!r}")
+            if content.setdefault(name, (path, options))[1] != options:
+                raise Unusable(f"{path}: the arm {name} has other options in {content[name][0]}; give it another name")
     arms: list[Arm] = []
-    for name, options in content.items():
-        if not isinstance(options, dict):
-            raise Unusable(f"{path}: {name} must be a table, [{name}] with the options of an arm, got {options!r}")
+    for name, (path, options) in content.items():
         rest = dict(options)
         network, prune, like = (rest.pop(key, "") for key in ("network", "prune", "like"))
         if not isinstance(network, str):
@@ -106,9 +108,19 @@ def read_arms(path: Path) -> list[Arm]:
     slugs = [pipeline.slug(arm.name) for arm in arms]
     if len(arms) < 2 or len(set(slugs)) < len(slugs):
         raise Unusable(
-            f"{path} must hold two arms or more, each a table of another name, got {listing(slugs) or 'none'}"
+            f"{listing(map(str, paths))} must hold two arms or more, each a table of another name, got "
+            f"{listing(slugs) or 'none'}"
         )
     return arms
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise Unusable(f"{path} does not exist; name a TOML file with a table for every arm") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise Unusable(f"{path} cannot be read as TOML: {error}") from error
 
 
 def _overrides(path: Path, arm: str, options: Mapping[str, Any]) -> list[str]:

@@ -291,13 +291,25 @@ def test_a_file_of_arms_that_is_none_is_refused(text, message, tmp_path):
         read_arms(arms(tmp_path, text))
 
 
+def test_arms_may_stand_in_several_files(tmp_path):
+    one, two, other = (tmp_path / f"{name}.toml" for name in ("one", "two", "other"))
+    one.write_text("[first.train]\nlr = 0.2\n[second]\n")
+    two.write_text("[first]\ntrain = { lr = 0.2 }\n[third]\nlike = 'second'\n")
+    other.write_text("[second.train]\nlr = 0.3\n")
+    assert [arm.name for arm in read_arms(one, two)] == ["first", "second", "third"]
+    with pytest.raises(Unusable, match=r"other.toml: the arm second has other options in .*one.toml; give it another"):
+        read_arms(one, other)
+    with pytest.raises(Unusable, match=r"other.toml must hold two arms or more, each a table of another name, got sec"):
+        read_arms(other, other)
+
+
 def test_a_wrong_option_names_its_arm(tmp_path, capsys):
     path = arms(tmp_path, "[one.design]\ngroup = 3\n[two]\n")
     config = tmp_path / "config.toml"
     config.write_text("")
     assert main(["compare", str(config), str(path), "--out", str(tmp_path / "out")]) == 2
     assert "arm one: design has no option 'group'; did you mean 'groups'?" in capsys.readouterr().err
-    assert main(["compare", str(config), str(tmp_path / "none.toml")]) == 2
+    assert main(["compare", str(config), str(path), str(tmp_path / "none.toml")]) == 2
     assert "none.toml does not exist" in capsys.readouterr().err
 
 
