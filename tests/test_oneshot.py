@@ -326,6 +326,36 @@ def test_morphnet_knows_the_norms_and_the_price_of_every_site(tmp_path):
     assert found[site] == pytest.approx(macs / given.cost.cost(given.network.base), rel=0.01)
 
 
+def test_a_channels_price_is_that_of_the_narrower_choice_that_saves_most(tmp_path):
+    """On a device that takes blocks of eight channels, and is slower with four than with eight: of 16 channels, 8 fewer
+    save 8 ms, 12 fewer 6 ms; so a channel costs 1 ms, and not half of one."""
+
+    class Blocks(Sum):
+        def cost(self, arch: Arch) -> float:
+            return float(sum({4: 10, 8: 8, 16: 16}.get(width, 0) for width in arch.widths.values()))
+
+    given = problem(tmp_path, cost=Blocks(), deep=False)
+    found = prices(given)
+    assert found["stages.0.0.conv1.conv"] == pytest.approx(1 / Blocks().cost(given.network.base))
+    few = {**given.space.widths, "stages.0.0.conv1.conv": (16,), "stages.0.1.conv1.conv": (16, 18)}
+    found = prices(dataclasses.replace(given, space=Space("few", few, given.space.depths)))
+    assert found["stages.0.0.conv1.conv"] == found["stages.0.1.conv1.conv"] == 0.0, "18 channels are as fast as none"
+
+
+def test_a_channel_is_dead_by_the_scales_that_the_base_network_had(tmp_path):
+    run = morphnet._Shrinking(MorphNet(epochs=1, batch=16, precision="fp32", dead=0.2), problem(tmp_path, deep=False))
+    site = "stages.2.1.conv1.conv"
+    (norm,) = run.norms[site]
+    with torch.no_grad():
+        for norms in run.norms.values():
+            for each in norms:
+                each.weight.mul_(0.5)  # all shrink alike: nothing is dead by that
+        norm.weight[:5] = 0.19
+    alive = run.alive()
+    assert alive[site] == 64 - 5
+    assert all(alive[other] == base for other, base in run.problem.network.base.widths.items() if other != site)
+
+
 def test_what_is_alive_is_expanded_evenly(tmp_path):
     """A site with a quarter of its channels alive, whose choices are a quarter, a half and the whole of 64."""
     given = problem(tmp_path, deep=False)
