@@ -30,7 +30,7 @@ from htas.pipeline import Run
 from htas.progress import say
 from htas.report.arms import page
 from htas.result import Result, SearchRecord
-from htas.sweep import SUPERNETS, own_folder, share_files
+from htas.sweep import SUPERNETS, own_folder, prepared, share_files
 from htas.target import machine
 from htas.text import columns, duration, listing, millions, no_such, percent, plural
 
@@ -214,11 +214,7 @@ def _refuse_targets(jobs: Mapping[tuple[str, int], Run]) -> None:
 
 def _prepare(job: Run, name: str) -> None:
     """Survey, space and cost of an arm, unless another arm or seed has had them made."""
-    config, place = job.config, job.folder
-    pipeline.open_run(config, place)
-    share_files(config, place)
-    for stage in (pipeline.survey, pipeline.design, pipeline.calibrate):
-        stage(config, place)
+    prepared(job.config, job.folder)
 
 
 def _finish(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], job: Run, name: str) -> None:
@@ -226,7 +222,7 @@ def _finish(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], job: 
     config, place, arm = job.config, job.folder, named[name]
     if _entry(jobs, named, (name, config.seed)) is not None:  # it trains what another arm has found again
         return
-    share_files(config, place)  # searches and networks that others have made since
+    share_files(job)  # searches and networks that others have made since
     seconds: float | None = None
     doubt = ""
     if arm.network:

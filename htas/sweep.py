@@ -59,18 +59,14 @@ def sweep(config: Config, folder: Path, budgets: Sequence[str], command: str, sh
     elif share:
         name = config.names["strategy"]
         say(f"sweep: --share is for the strategy differentiable; what {name} can share between budgets, it does anyway")
-    runs = {text: (own, places[text]) for text, own in zip(budgets, configs, strict=True)}
     own_folder(folder)
-    for own, place in runs.values():
-        pipeline.open_run(own, place)
-        share_files(own, place)
-        for stage in (pipeline.survey, pipeline.design, pipeline.calibrate):
-            stage(own, place)
-        pipeline.check_limits(Run(own, place))
-    for own, place in runs.values():
-        share_files(own, place)
-        pipeline.run(own, place, command, folder / SUPERNETS)
-    rows = _measured(config, runs, folder)
+    runs = {text: prepared(own, places[text]) for text, own in zip(budgets, configs, strict=True)}
+    for job in runs.values():
+        pipeline.check_limits(job)
+    for job in runs.values():
+        share_files(job)
+        pipeline.run(job.config, job.folder, command, folder / SUPERNETS)
+    rows = _measured(runs, folder)
     _write(config, runs, rows, folder, command)
     return folder / "report.html", "\n".join(_table(rows, budgets))
 
@@ -103,9 +99,18 @@ def _shared(configs: Sequence[Config], first: Path) -> list[Config]:
     return found
 
 
-def share_files(config: Config, place: Path) -> None:
+def prepared(config: Config, place: Path) -> Run:
+    """A run up to its calibration, begun with what others beside it have found out."""
+    pipeline.open_run(config, place)
+    share_files(Run(config, place))
+    for stage in (pipeline.survey, pipeline.design, pipeline.calibrate):
+        stage(config, place)
+    return Run(config, place)
+
+
+def share_files(job: Run) -> None:
     """Begin a run with what another one beside it has found out, and this one would find too."""
-    job = Run(config, place)
+    place = job.folder
     others = sorted(path for path in place.parent.glob("*/") if path != place)
     key = job.training(job.network.base, taught=False)
     weights = Path("networks") / "base.safetensors"
@@ -137,22 +142,22 @@ def _trained(key: str, path: Path) -> bool:
     return path.exists() and read_tensors(path)[1].get("inputs") == key
 
 
-def _measured(config: Config, runs: Mapping[str, tuple[Config, Path]], folder: Path) -> list[Result]:
+def _measured(runs: Mapping[str, Run], folder: Path) -> list[Result]:
     """The base network and what was found for each budget, measured together -> sweep.json."""
-    name = config.design.spaces[0]
+    first = next(iter(runs.values()))
+    name = first.config.design.spaces[0]
     found: list[Result] = []
     models = []
-    for text, (own, place) in runs.items():
-        named = {row.name: row for row in map(Result.of, read_json(place / "measure.json")["results"])}
+    for text, job in runs.items():
+        named = {row.name: row for row in map(Result.of, read_json(job.folder / "measure.json")["results"])}
         for wanted in ["base", name] if not found else [name]:
             found.append(replace(named[wanted], name=wanted if wanted == "base" else text))
-            models.append(pipeline.load_network(Run(own, place), named[wanted]))
+            models.append(pipeline.load_network(job, named[wanted]))
     path = folder / "sweep.json"
-    key = digest(Run(*next(iter(runs.values()))).place, *[_basis(row) for row in found])
+    key = digest(first.place, *[_basis(row) for row in found])
     if not (path.exists() and read_json(path).get("inputs") == key):
         started = time.monotonic()
-        job = Run(*next(iter(runs.values())))
-        readings = pipeline.measure_rows(job, found, models, "measuring the networks of all budgets, %")
+        readings = pipeline.measure_rows(first, found, models, "measuring the networks of all budgets, %")
         rows = [replace(row, measured=reading) for row, reading in zip(found, readings, strict=True)]
         content = {"results": [row.json() for row in _fronted(rows)], "inputs": key, "took": time.monotonic() - started}
         write_json(path, content)
@@ -170,14 +175,10 @@ def _fronted(rows: Sequence[Result]) -> list[Result]:
     return [replace(row, remarks=(*row.remarks, FRONT)) if number in kept else row for number, row in enumerate(rows)]
 
 
-def _write(
-    config: Config, runs: Mapping[str, tuple[Config, Path]], rows: Sequence[Result], folder: Path, command: str
-) -> None:
-    searches = [
-        SearchRecord.of(pipeline.plain(read_json(place / f"search-{config.design.spaces[0]}.json")))
-        for _, place in runs.values()
-    ]
-    place = next(iter(runs.values()))[1]
+def _write(config: Config, runs: Mapping[str, Run], rows: Sequence[Result], folder: Path, command: str) -> None:
+    name = config.design.spaces[0]
+    searches = [SearchRecord.of(pipeline.plain(read_json(job.search_file(name)))) for job in runs.values()]
+    place = next(iter(runs.values())).folder
     made = Report(
         title=f"{config.family.title} on {config.names['data']}, {config.target.device}, {config.target.runtime}: "
         f"{len(runs)} budgets",
@@ -265,11 +266,7 @@ def fastest(config: Config, folder: Path, command: str) -> tuple[Path, str]:
     if asked.latency:
         raise ValueError("htas fastest finds the budget itself, so leave constraints.latency out")
     own_folder(folder)
-    start, whole = folder / "start", _with(config, "100%")
-    pipeline.open_run(whole, start)
-    for stage in (pipeline.survey, pipeline.design, pipeline.calibrate):
-        stage(whole, start)
-    job = Run(whole, start)
+    job = prepared(_with(config, "100%"), folder / "start")
     base = job.network.base
     trainings = asked.seeds * (1 + asked.tries)
     say(f"fastest: {trainings} trainings on half of the training images at most, and {asked.tries} searches")
@@ -307,13 +304,9 @@ def _percent(share: float) -> str:
 
 def _searched(config: Config, folder: Path, share: float) -> Arch:
     """The arch found for a budget, in a folder of its own."""
-    own, place = _with(config, _percent(share)), folder / f"latency-{pipeline.slug(_percent(share))}"
-    pipeline.open_run(own, place)
-    share_files(own, place)
-    for stage in (pipeline.survey, pipeline.design, pipeline.calibrate):
-        stage(own, place)
-    pipeline.search(own, place, supernets=folder / SUPERNETS)
-    return SearchRecord.of(pipeline.plain(read_json(place / f"search-{config.design.spaces[0]}.json"))).arch
+    job = prepared(_with(config, _percent(share)), folder / f"latency-{pipeline.slug(_percent(share))}")
+    pipeline.search(job.config, job.folder, supernets=folder / SUPERNETS)
+    return SearchRecord.of(pipeline.plain(read_json(job.search_file(config.design.spaces[0])))).arch
 
 
 def _judged(job: Run, arch: Arch, seed: int, folder: Path, teacher: Arch | None) -> float:
