@@ -276,12 +276,15 @@ def _pruned(job: Run, arm: Arm) -> Result:
     exact = [limit for limit in pipeline.limits(job) if limit.metric != "latency"]
     archs = pruning.candidates(job.network, pipeline.base_network(job), example, arm.prune)
     archs = [arch for arch in archs if not exact or over(exact, arch) <= 1]
+    if not archs:
+        asked = listing(f"{limit.metric} {limit.text}" for limit in exact)
+        raise ValueError(f"no network pruned by {arm.prune} keeps what is asked for, {asked}")
     ratios = _over(job, arm, archs, text, "looking for")
     within = [arch for arch in archs if ratios[arch] <= 1]
     if not within:
-        least = f"{percent(min(ratios.values()))} of that" if ratios else "too slow by the other limits"
         raise ValueError(
-            f"no network pruned by {arm.prune} keeps the latency asked for, {text}; the fastest takes {least}"
+            f"no network pruned by {arm.prune} keeps the latency asked for, {text}; the fastest takes "
+            f"{percent(min(ratios.values()))} of that"
         )
     again = _over(job, arm, within[:AGAIN], text, "measuring anew")  # a reading that picks is believed by another one
     arch = next((arch for arch in within if again.get(arch, 1.0) <= 1), within[-1])

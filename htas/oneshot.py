@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,37 +27,54 @@ LOST = 10.0
 """A loss of so many times that of guessing at random is no loss that a search comes back from."""
 
 
-class Options(Protocol):
-    """What a strategy that has a supernet lets be chosen of it; the meaning of each is at the strategies' fields."""
+@dataclass(frozen=True)
+class Options:
+    """What a strategy that has a supernet lets be chosen of it."""
 
-    @property
-    def lr(self) -> float: ...
-    @property
-    def momentum(self) -> float: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def shortcut(self) -> Literal["project", "pad"]: ...
-    @property
-    def mix(self) -> Literal["interpolate", "pad"]: ...
-    @property
-    def norms(self) -> Literal["own", "shared"]: ...
-    @property
-    def start(self) -> str: ...
-    @property
-    def precision(self) -> Precision: ...
+    epochs: int = 100
+    """Passes over the half of the training images that the weights learn from."""
+    batch: int = 256
+    """Images of a step."""
+    lr: float = 0.1
+    """Learning rate of the weights (SGD), falling to 0 along half a cosine."""
+    momentum: float = 0.9
+    """Of SGD with Nesterov's correction."""
+    weight_decay: float = 5e-4
+    """On every weight."""
+    shortcut: Literal["project", "pad"] = "project"
+    """With adds = 'project', what stands in the supernet where added widths differ: a sliced 1x1 convolution and
+    norm as in the network derived, or TAS's padding with zeros."""
+    norms: Literal["own", "shared"] = "own"
+    """Whether every width has a norm of its own, as TAS's, or the first channels of the widest one's."""
+    start: str = "random"
+    """Weights at the start: drawn anew, as TAS's (random), the trained base network's where they fit (base), or the
+    file that another search of the same space has kept, as `htas sweep` does."""
+    keep: bool = False
+    """Whether the supernet's weights stay in the run's folder, as supernet-SPACE.safetensors."""
+    precision: Precision = "auto"
+    """Arithmetic of the search: auto is bf16 where the hardware has it."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"strategy.{name} must be 1 or more, got {getattr(self, name)}")
+        if self.start not in ("random", "base") and not self.start.endswith(".safetensors"):
+            raise ValueError(
+                f"strategy.start must be random, base or the .safetensors file of a supernet, got {self.start!r}"
+            )
+        if not self.lr > 0:
+            raise ValueError(f"strategy.lr must be above 0, got {self.lr}")
+        for name in ("momentum", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"strategy.{name} must be 0 or more, got {getattr(self, name)}")
 
 
-def check_start(start: str) -> None:
-    """Raise ValueError where a strategy's `start` is none of random, base and a file."""
-    if start not in ("random", "base") and not start.endswith(".safetensors"):
-        raise ValueError(f"strategy.start must be random, base or the .safetensors file of a supernet, got {start!r}")
-
-
-def opened(problem: Problem, options: Options, device: Any) -> Supernet:
-    """The supernet of a problem's space with the weights that a search starts from."""
+def opened(
+    problem: Problem, options: Options, device: Any, mix: Literal["interpolate", "pad"] = "pad"
+) -> Supernet:  # fmt: skip
+    """The supernet of a problem's space with the weights that a search starts from; `mix` is how two widths meet."""
     torch.manual_seed(problem.seed)
-    supernet = Supernet(problem.network, problem.space, problem.reset, options.shortcut, options.mix, options.norms)
+    supernet = Supernet(problem.network, problem.space, problem.reset, options.shortcut, mix, options.norms)
     if options.start == "base":
         supernet.inherit(problem.base())
     elif options.start != "random":

@@ -17,9 +17,9 @@ from htas.oneshot import (
     CALIBRATION,
     JUDGED,
     Judge,
+    Options,
     accuracies,
     check_sane,
-    check_start,
     kept,
     learner,
     opened,
@@ -32,7 +32,7 @@ from htas.result import EpochRecord
 from htas.strategies import Found, Strategy, need_limits
 from htas.supernet import Draw, Supernet
 from htas.text import percent, significant
-from htas.train import Precision, batches, cosine, engine, epoch_seed, load_optimizer, optimizer_tensors, set_rate
+from htas.train import batches, cosine, engine, epoch_seed, load_optimizer, optimizer_tensors, set_rate
 
 STEP, PASS = 1.3, 0.5
 """A weight step of an arch at random at e = 2, and a forward pass, in plain training steps of the base network."""
@@ -45,51 +45,14 @@ AROUND = 0.1
 
 
 @dataclass(frozen=True)
-class Sampled(Strategy):
+class Sampled(Options, Strategy):
     """One-shot: the weights of the supernet learn from archs drawn at random; then archs are judged by them."""
 
-    epochs: int = 100
-    """Passes over the half of the training images that the weights learn from."""
-    batch: int = 256
-    """Images of a step."""
-    lr: float = 0.1
-    """Learning rate of the weights (SGD), falling to 0 along half a cosine."""
-    momentum: float = 0.9
-    """Of SGD with Nesterov's correction."""
-    weight_decay: float = 5e-4
-    """On every weight."""
     sampling: Literal["uniform", "sandwich"] = "sandwich"
     """Archs of a step: one at random (uniform), or the widest, two at random and the narrowest, of which the others
     learn from the widest (sandwich; Yu and Huang 2019)."""
     cost: Literal["table", "paper", "macs", "params", "memory", "energy"] = "table"
     """Metric of the figures in the course of the search. What archs may cost is said by the constraints."""
-    shortcut: Literal["project", "pad"] = "project"
-    """With adds = 'project', what stands where added widths differ; see the differentiable strategy."""
-    norms: Literal["own", "shared"] = "own"
-    """Whether every width has a norm of its own, or the first channels of the widest one's."""
-    start: str = "random"
-    """Weights at the start: drawn anew (random), the trained base network's where they fit (base), or the file that
-    another search of the same space has kept."""
-    keep: bool = False
-    """Whether the supernet's weights stay in the run's folder, as supernet-SPACE.safetensors."""
-    precision: Precision = "auto"
-    """Arithmetic of the search: auto is bf16 where the hardware has it."""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"strategy.{name} must be 1 or more, got {getattr(self, name)}")
-        check_start(self.start)
-        if not self.lr > 0:
-            raise ValueError(f"strategy.lr must be above 0, got {self.lr}")
-        for name in ("momentum", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"strategy.{name} must be 0 or more, got {getattr(self, name)}")
-
-    @property
-    def mix(self) -> Literal["interpolate", "pad"]:
-        """Of what two widths give; there is always one."""
-        return "pad"
 
     @property
     def learning(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from htas.arch import Arch
 from htas.budget import AIM, Limit
 from htas.files import read_tensors, write_tensors
-from htas.oneshot import accuracies, check_sane, check_start, diverged, kept, learner, opened, restored
+from htas.oneshot import Options, accuracies, check_sane, diverged, kept, learner, opened, restored
 from htas.problem import Problem
 from htas.progress import Bar, progress
 from htas.result import EpochRecord
@@ -22,7 +22,6 @@ from htas.strategies import Found, Strategy
 from htas.supernet import Draw
 from htas.text import percent, significant
 from htas.train import (
-    Precision,
     batches,
     cosine,
     engine,
@@ -48,19 +47,13 @@ METRICS = {"table": "latency", "paper": "latency"}
 
 
 @dataclass(frozen=True)
-class Differentiable(Strategy):
+class Differentiable(Options, Strategy):
     """Two widths drawn per site, their outputs interpolated and mixed, depths mixed softly."""
 
     epochs: int = 600
     """Passes over the half of the training images that the weights learn from."""
     batch: int = 256
     """Images of a weight step, and of an architecture step."""
-    lr: float = 0.1
-    """Learning rate of the weights (SGD), falling to 0 along half a cosine."""
-    momentum: float = 0.9
-    """Of SGD with Nesterov's correction."""
-    weight_decay: float = 5e-4
-    """On every weight."""
     arch_lr: float = 1e-3
     """Learning rate of the logits (Adam): a logit moves at most this much a step, so a short search needs more:
     arch_lr x steps should be 10 or more."""
@@ -87,33 +80,18 @@ class Differentiable(Strategy):
     """`band` only: cost of the arch over that of the base, at most."""
     tolerance: float = 0.05
     """`band` only: and at least so much less."""
-    shortcut: Literal["project", "pad"] = "project"
-    """With adds = 'project', what stands in the supernet where added widths differ: a sliced 1x1 convolution and
-    norm as in the network derived, or TAS's padding with zeros."""
     mix: Literal["interpolate", "pad"] = "interpolate"
     """How the outputs of two widths meet: TAS's channel-wise interpolation, or padding with zeros, with which the
     shared weights learn in far fewer steps (docs/decisions.md)."""
-    norms: Literal["own", "shared"] = "own"
-    """Whether every width has a norm of its own, as TAS's, or the first channels of the widest one's."""
-    start: str = "random"
-    """Weights at the start: drawn anew, as TAS's (random), the trained base network's where they fit (base), or the
-    file that another search of the same space has kept, as `htas sweep` does."""
-    keep: bool = False
-    """Whether the supernet's weights stay in the run's folder, as supernet-SPACE.safetensors."""
-    precision: Precision = "auto"
-    """Arithmetic of the search: auto is bf16 where the hardware has it."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"strategy.{name} must be 1 or more, got {getattr(self, name)}")
-        check_start(self.start)
+        super().__post_init__()
         if not 0 <= self.warmup < self.epochs:
             raise ValueError(f"strategy.warmup must lie in 0..{self.epochs - 1}, got {self.warmup}")
-        for name in ("lr", "arch_lr", "hottest", "coldest", "ratio"):
+        for name in ("arch_lr", "hottest", "coldest", "ratio"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"strategy.{name} must be above 0, got {getattr(self, name)}")
-        for name in ("weight", "tolerance", "momentum", "weight_decay", "arch_weight_decay"):
+        for name in ("weight", "tolerance", "arch_weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"strategy.{name} must be 0 or more, got {getattr(self, name)}")
 
@@ -293,7 +271,7 @@ class _Search:
     def __init__(self, options: Differentiable, problem: Problem) -> None:
         self.options, self.problem = options, problem
         self.runner = engine(problem.device, options.precision)
-        self.supernet = opened(problem, options, self.runner.device)
+        self.supernet = opened(problem, options, self.runner.device, options.mix)
         blocks = {name: site.base for name, site in problem.network.depths.items()}
         generator = torch.Generator().manual_seed(problem.seed)
         self.logits = Logits(problem.space, blocks, generator).to(self.runner.device)
