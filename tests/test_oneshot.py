@@ -268,9 +268,13 @@ def test_random_judges_as_many_networks_as_asked_for_where_there_are_so_many(tmp
     space = Space("few", {site: (8, 16) if site in sites else (16,) for site in given.space.widths}, given.space.depths)
     most = given.cost.cost(space.narrowest) + 3 * 8
     limits = (dataclasses.replace(given.limits[0], most=most),)
+    given = dataclasses.replace(given, space=space, limits=limits)
     judge = Judge(lambda archs: [0.5] * len(archs))
-    RandomSearch(archs=20).pick(dataclasses.replace(given, space=space, limits=limits), judge)
+    RandomSearch(archs=20).pick(given, judge)
     assert len(sites) == 6 and len(judge.known) == 20
+    rng = random.Random(given.seed)
+    drawn = [near_limits(given, rng, rng.uniform(0.9, 1.1) if number % 3 == 2 else 1.0) for number in range(100)]
+    assert list(judge.known) == list(dict.fromkeys(drawn))[:20], "in the order drawn: of equal ones the first is taken"
 
 
 def test_the_time_of_trials_is_told_after_an_interruption_too(tmp_path, monkeypatch):
