@@ -1,6 +1,6 @@
 """Works on what QUEUE.md lists, in its order, for so many minutes; `make gpu` does so after the tests.
 
-    python benchmarks/gpu/pieces.py --out OUT [--data FOLDER] [--minutes 9] [--list]
+    python benchmarks/gpu/pieces.py [--out runs/gpu] [--data FOLDER] [--minutes 9] [--list]
 
 An item is a numbered line of QUEUE.md and the commands in the block below it, in which $OUT and $DATA stand for the
 folders given. OUT/queue.json says which items are finished and how long their pieces took. An item that the time cuts
@@ -97,7 +97,7 @@ def ran(commands: str, out: Path, data: Path | None, seconds: float) -> int | No
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--list", action="store_true", help="only say what there is")
