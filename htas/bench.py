@@ -287,6 +287,7 @@ class _Run:
     def _round(self, active: Sequence[int]) -> float:
         """Read each call; the median of what they took over their fastest readings."""
         order, slow = list(active), []
+        wanted = self.bench.reading or self.bench.timer.shortest
         self.rng.shuffle(order)
         with collector_off():
             for number in order:
@@ -294,6 +295,10 @@ class _Run:
                 call()  # untimed: others have filled the caches with their weights, and oneDNN's with their kernels
                 for _ in range(REPEAT):
                     lasted = self.bench.timer.time(call, loops)
+                    if 0 < lasted < wanted / 2 and loops < MOST_LOOPS:  # faster than it was when it was warmed up
+                        loops = min(ceil(loops * wanted / lasted), 10 * loops, MOST_LOOPS)
+                        self.made[number] = call, loops
+                        lasted = self.bench.timer.time(call, loops)
                     seconds = lasted / loops
                     self.shortest[number] = min(lasted, self.shortest.get(number, inf))
                     self.seconds.append(seconds)

@@ -192,11 +192,11 @@ def diverged(problem: Problem, options: Any, loss: float, epoch: int, rate: floa
         rates = "strategy.lr or strategy.arch_lr" if hasattr(options, "arch_lr") else "strategy.lr"
         return ValueError(f"{said}; lower {rates}, and name another folder with --out")
     again = f"--strategy.lr={significant(options.lr / 3, 1)} and another --out"
-    if hasattr(options, "start"):
+    if isinstance(options, Options):
         again = f"--strategy.start={problem.checkpoint} {again}"
     return ValueError(
         f"{said}; the last good state, of epoch {epoch}, is in {problem.checkpoint}: begin again "
-        f"{'from there ' if hasattr(options, 'start') else ''}at a lower rate with {again}"
+        f"{'from there ' if isinstance(options, Options) else ''}at a lower rate with {again}"
     )
 
 

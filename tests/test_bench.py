@@ -137,6 +137,14 @@ def test_readings_know_how_long_they_lasted():
     assert (short.lasted, long.lasted) == pytest.approx((0.00012, 0.05))
 
 
+def test_readings_get_longer_when_a_call_is_faster_than_when_it_was_warmed_up():
+    machine = Machine()
+    # a call to settle in, a warm-up of 10 ms that is no faster, an untimed one: then it takes a hundredth
+    (found,) = bench([machine.call(0.01, 0.01, 0.01, 0.00001)], machine.timer(), rounds=3)
+    assert found.seconds == pytest.approx([0.00001] * 3 * REPEAT)
+    assert found.lasted == pytest.approx(0.0001)  # ten calls, and none of the one that was too short
+
+
 def test_a_clock_that_stands_still_ends_the_calibration():
     def run() -> None:
         return None

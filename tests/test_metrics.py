@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import htas.metrics
-from htas.bench import REPEAT, SOONEST, STRETCHES, HostTimer, Timer
+from htas.bench import REPEAT, SOONEST, STRETCHES, HostTimer, Readings, Timer
 from htas.layer import Layer
 from htas.measurement import Measurement
 from htas.metrics import Metric, energy
 from htas.metrics.energy import Energy, Nvml, Rapl, meter
-from htas.metrics.latency import Latency
+from htas.metrics.latency import Latency, too_short
 from htas.metrics.macs import Macs, count_macs
 from htas.metrics.memory import Memory, peak, peak_on_cuda
 from htas.metrics.params import Params, count_params
@@ -191,6 +191,13 @@ def test_latencies_come_back_in_the_order_of_the_cases(scripted):
     found = scripted.measure([wide(7), wide(3), nn.Identity()])
     assert [each.median for each in found] == pytest.approx([0.007, 0.003, 0.5])
     assert [len(each.values) for each in found] == [4 * REPEAT] * 3
+
+
+def test_short_readings_are_doubted_in_one_sentence_however_many_they_are():
+    brief = [too_short(Readings((1e-5,), (1.0,), lasted), 1e-4) for lasted in (1e-5, 4.9e-5)]
+    assert brief[0] == brief[1]
+    assert "less than 50 us" in brief[0][0]
+    assert too_short(Readings((5e-5,), (1.0,), 5e-5), 1e-4) == ()
 
 
 def test_the_same_layer_given_twice_is_measured_once(scripted):

@@ -200,8 +200,8 @@ def too_short(readings: Readings, shortest: float) -> tuple[str, ...]:
     if readings.lasted >= shortest / 2:
         return ()
     return (
-        f"a reading lasted {1e6 * readings.lasted:.3g} us, which this clock cannot tell well; leave the length of a "
-        f"reading at 0, or give it at least {shortest:g} s",
+        f"readings lasted less than {1e6 * shortest / 2:g} us, which this clock cannot tell well; leave survey.reading "
+        f"at 0, or give it at least {shortest:g} s",
     )
 
 
