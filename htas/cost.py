@@ -105,10 +105,10 @@ class MacsCost(CostModel):
         total: Any = 0.0
         for step in self.network.flow(mean.__getitem__, stays.__getitem__):
             layer = step.node.layer
-            if layer is None or step.node.kind not in ("conv", "depthwise", "fixed"):
+            if layer is None or step.node.kind not in ("conv", "grouped", "fixed"):
                 continue
             height, width = layer.output_size
-            inputs = 1 if step.node.kind == "depthwise" else step.given / layer.groups
+            inputs = step.node.layer.each if step.node.kind == "grouped" else step.given / layer.groups
             each = layer.kernel[0] * layer.kernel[1] * inputs + layer.bias
             total = total + step.kept * height * width * each * step.channels
         return torch.as_tensor(total)

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from htas.cost import PaperCost, Term
-from htas.graph import Network
+from htas.graph import Network, Site
 from htas.layer import Layer
 from htas.result import CurveRecord
 from htas.space import Space, depth_choices, group_bounds, tas_widths
-from htas.survey import Curve, Estimate, Fit, add, curve, surveyed, templates, widest
+from htas.survey import Curve, Estimate, Fit, add, curve, surveyed, templates, widest, widths_of
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -89,7 +89,7 @@ def choose(measured: Curve, fit: Fit, groups: int, ties: float = 0.0) -> tuple[i
     """
     scores, seconds = np.asarray(score(measured, fit)), np.asarray(measured.seconds)
     scores[~_choosable(measured, groups)] = -np.inf
-    return tuple(_choices(scores[None], seconds[None], groups, ties)[0].tolist())
+    return tuple(measured.widths[number] for number in _choices(scores[None], seconds[None], groups, ties)[0].tolist())
 
 
 def certainty(measured: Curve, alpha: float, groups: int, ties: float, scale: float = 1.0) -> tuple[float, ...]:
@@ -106,7 +106,7 @@ def certainty(measured: Curve, alpha: float, groups: int, ties: float, scale: fl
 
 
 def _drawn(measured: Curve, alpha: float, groups: int, ties: float, scale: float) -> tuple[Ints, Ints]:
-    """The choice of each group, and those that drawn curves make: [groups] and [draws, groups]."""
+    """The choice of each group, and those that drawn curves make, as numbers of widths: [groups], [draws, groups]."""
     rng = np.random.default_rng(0)
     noise = scale * rng.standard_normal((DRAWS, len(measured.widths)))
     drawn = _stepped(measured, np.asarray(measured.seconds) + noise * np.asarray(measured.errors), rng)
@@ -141,24 +141,25 @@ def undecided(network: Network, content: Mapping[str, Any], design: Design) -> s
         if (alike := (frozenset(layers[site].items()), measured.widths)) in seen:
             continue
         seen.add(alike)
-        bounds = group_bounds(measured.widths[-1], design.groups)
+        bounds = group_bounds(len(measured.widths), _groups(measured, design))
         chosen, others = _drawn(measured, *_how(measured, design), SETTLED)
         for (first, last), choice, rivals in zip(bounds, chosen, others.T, strict=True):
             if (rivals != choice).any():
-                wanted = {*range(first, last + 1)} - {*measured.interpolated} | {*rivals.tolist()}
+                might = {measured.widths[number] for number in rivals.tolist()}
+                wanted = {*measured.widths[first - 1 : last]} - {*measured.interpolated} | might
                 found |= {layer.wide(width) for layer in layers[site] for width in wanted}
     return found
 
 
 def _choices(scores: Floats, seconds: Floats, groups: int, ties: float) -> Ints:
-    """Eq. 3 and 4 for many surveys at once: [surveys, widths] to the chosen width, [surveys, groups]."""
+    """Eq. 3 and 4 for many surveys at once: [surveys, widths] to the number of the chosen one, [surveys, groups]."""
     chosen = []
     for first, last in group_bounds(scores.shape[1], groups):
         run = slice(first - 1, last)
         best = scores[:, run].argmax(axis=1)[:, None]
         margin = ties * np.take_along_axis(seconds[:, run], best, axis=1)
         equal = scores[:, run] >= np.take_along_axis(scores[:, run], best, axis=1) - margin
-        chosen.append(last - equal[:, ::-1].argmax(axis=1))
+        chosen.append(last - 1 - equal[:, ::-1].argmax(axis=1))
     return np.stack(chosen, axis=1)
 
 
@@ -190,7 +191,12 @@ def _stepped(measured: Curve, drawn: Floats, rng: np.random.Generator) -> Floats
 
 def _how(measured: Curve, design: Design) -> tuple[float, int, float]:
     """The exponent of its fit, the number of groups, and the margin of ties."""
-    return measured.fit(design.alpha).alpha, design.groups, _ties(design)
+    return measured.fit(design.alpha).alpha, _groups(measured, design), _ties(design)
+
+
+def _groups(measured: Curve, design: Design) -> int:
+    """At most one for each width."""
+    return min(design.groups, len(measured.widths))
 
 
 def _ties(design: Design) -> float:
@@ -206,7 +212,8 @@ def check(network: Network, design: Design) -> None:
     if not network.widths:
         reason = next(iter(network.frozen.values()), "it has no convolution that trace can follow")
         raise ValueError(f"this network has no width that could change ({reason})")
-    group_bounds(min(widest(site.base, design.expand) for site in network.widths.values()), design.groups)
+    alone = [widest(site.base, design.expand) for site in network.widths.values() if site.multiple == 1]
+    group_bounds(min(alone, default=design.groups), design.groups)
     if "explicit" in design.spaces:
         _explicit(network, design)
 
@@ -216,11 +223,8 @@ def spaces(network: Network, content: Mapping[str, Any], design: Design) -> dict
     depths = {name: depth_choices(site.base) if design.depth else (site.base,) for name, site in network.depths.items()}
     makers = {
         "hardware": lambda: _hardware(network, content, design),
-        "tas": lambda: {name: tas_widths(site.base) for name, site in network.widths.items()},
-        "grid": lambda: {
-            name: tuple(last for _, last in group_bounds(widest(site.base, design.expand), design.groups))
-            for name, site in network.widths.items()
-        },
+        "tas": lambda: {name: tas_widths(site.base, site.multiple) for name, site in network.widths.items()},
+        "grid": lambda: {name: grid_widths(site, design) for name, site in network.widths.items()},
         "explicit": lambda: _explicit(network, design),
     }
     return {name: Space(name, makers[name](), depths) for name in design.spaces}
@@ -265,15 +269,20 @@ def paper_cost(network: Network, content: Mapping[str, Any], design: Design) -> 
     )
 
 
+def grid_widths(site: Site, design: Design) -> tuple[int, ...]:
+    """The last width of each group."""
+    widths = widths_of(site, design.expand)
+    return tuple(widths[last - 1] for _, last in group_bounds(len(widths), min(design.groups, len(widths))))
+
+
 def _widths(network: Network, site: str, design: Design) -> range:
-    """1..e*base, the widths of the expanded global space (section 3.1)."""
-    return range(1, widest(network.sites[site].base, design.expand) + 1)
+    return widths_of(network.sites[site], design.expand)
 
 
 def _hardware(network: Network, content: Mapping[str, Any], design: Design) -> dict[str, tuple[int, ...]]:
     found = {}
     for site, measured in site_curves(network, content, design).items():
-        choices = choose(measured, measured.fit(design.alpha), design.groups, _ties(design))
+        choices = choose(measured, measured.fit(design.alpha), _groups(measured, design), _ties(design))
         left = set(dominated(measured, choices)) if design.drop_dominated else set()
         found[site] = tuple(width for width in choices if width not in left)
     return found
@@ -293,6 +302,11 @@ def _explicit(network: Network, design: Design) -> dict[str, tuple[int, ...]]:
             raise ValueError(f'design.widths has no choices for {name}; add them under its name or "{site.base}"')
         if min(choices) < 1:
             raise ValueError(f"the choices of {name} in design.widths must be at least 1, got {min(choices)}")
+        if off := [width for width in choices if width % site.multiple]:
+            raise ValueError(
+                f"the choices of {name} in design.widths must be multiples of {site.multiple}, as its channels stand in "
+                f"groups; got {off[0]}"
+            )
         found[name] = tuple(sorted(set(choices)))
     return found
 
@@ -301,6 +315,7 @@ def _record(
     network: Network, design: Design, made: Mapping[str, Space], measured: Curve, sites: Sequence[str]
 ) -> CurveRecord:
     fit = measured.fit(design.alpha)
+    bounds = group_bounds(len(measured.widths), _groups(measured, design))
     doubts: tuple[str, ...] = ()
     if fit.k <= 0:
         doubts = (
@@ -315,11 +330,11 @@ def _record(
         fit.k,
         fit.alpha,
         fit.b,
-        group_bounds(measured.widths[-1], design.groups),
+        tuple((measured.widths[first - 1], measured.widths[last - 1]) for first, last in bounds),
         {name: space.widths[sites[0]] for name, space in made.items()},
         doubts,
         measured.errors,
         certainty(measured, *_how(measured, design)),
-        dominated(measured, choose(measured, fit, design.groups, _ties(design))),
+        dominated(measured, choose(measured, fit, _groups(measured, design), _ties(design))),
         measured.interpolated,
     )

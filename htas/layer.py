@@ -62,33 +62,41 @@ class Layer:
         return Layer(**fields)
 
     def wide(self, outputs: int) -> "Layer":
-        """The layer with so many outputs; one that treats each channel by itself has as many inputs."""
-        if self.depthwise:
-            return replace(self, inputs=outputs, outputs=outputs, groups=outputs)
-        return replace(self, outputs=outputs)
+        """The layer with so many outputs; one that works within groups of channels has as many inputs."""
+        if not self.grouped:
+            return replace(self, outputs=outputs)
+        if outputs == 0:
+            return replace(self, inputs=self.each if self.each > 1 else 0, outputs=0, groups=0)
+        return replace(self, inputs=outputs, outputs=outputs, groups=outputs // self.each)
 
     @property
     def template(self) -> "Layer":
-        """The layer without its widths: equal for layers that differ in nothing else."""
-        return replace(self, inputs=0, outputs=0, groups=0 if self.depthwise else self.groups)
+        """The layer without its widths: equal for layers that differ in nothing else. Of one that works within groups,
+        `groups` is 0, and `inputs` the channels of a group, 0 for one."""
+        return self.wide(0) if self.grouped else replace(self, inputs=0, outputs=0)
 
     def sized(self, inputs: int, outputs: int) -> "Layer":
         """A template at these widths; of what treats each channel alike the inputs are its outputs."""
         if self.groups == 0:
-            return replace(self, inputs=outputs, outputs=outputs, groups=outputs)
+            return self.wide(outputs)
         return replace(self, inputs=inputs if self.op in ("conv", "linear") else outputs, outputs=outputs)
 
     @property
-    def depthwise(self) -> bool:
-        """Is each channel convolved by itself?"""
-        return self.op == "conv" and self.groups != 1 and self.groups == self.inputs == self.outputs
+    def grouped(self) -> bool:
+        """Does it convolve within groups of channels, with as many outputs as inputs in each?"""
+        return self.op == "conv" and self.groups != 1 and (self.groups == 0 or self.inputs == self.outputs)
+
+    @property
+    def each(self) -> int:
+        """Input channels of a group."""
+        return max(1, self.inputs // max(1, self.groups))
 
     @property
     def kind(self) -> str:
-        """The operator in words, without sizes: `conv 3x3 /2`, `depthwise 3x3`, `linear`, `add`."""
+        """The operator in words, without sizes: `conv 3x3 /2`, `depthwise 3x3`, `grouped conv 3x3`, `linear`, `add`."""
         if self.op != "conv":
             return self.op
-        name = "depthwise" if self.depthwise or self.groups == 0 else "conv" if self.groups == 1 else "grouped conv"
+        name = "conv" if self.groups == 1 else "depthwise" if self.grouped and self.each == 1 else "grouped conv"
         stride = f" /{max(self.stride)}" if max(self.stride) > 1 else ""
         return f"{name} {self.kernel[0]}x{self.kernel[1]}{stride}"
 

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from htas.calibrate import cells, sparing
 from htas.config import Config
 from htas.datasets import Data
-from htas.design import Design
-from htas.graph import Network, resize
+from htas.design import Design, grid_widths
+from htas.graph import Network, Site, resize
 from htas.progress import say
 from htas.runtimes import open_runtime
-from htas.space import Space, group_bounds, tas_widths
-from htas.survey import at_most, widest, widths_at_most
+from htas.space import Space, tas_widths
+from htas.survey import at_most, widths_at_most
 from htas.text import duration, plural
 from htas.train import batches, engine, epoch_seed, placed
 
@@ -45,7 +45,7 @@ def estimate(network: Network, data: Data, config: Config) -> Iterator[tuple[str
     most = widths_at_most(seconds)
     layers = at_most(network, expand=options.expand, inputs=options.inputs, groups=options.groups, most=most)
     yield "survey, at most", config.survey.limit(layers) + layers * seconds
-    choices = {name: _widths(site.base, options) for name, site in network.widths.items()}
+    choices = {name: _widths(site, options) for name, site in network.widths.items()}
     pairs = sum(map(len, cells(network, [Space("", choices, {})], calibrating.widths, seconds).values()))
     yield "calibration, at most", sum(calibrating.limits(pairs, seconds)) + pairs * seconds
     yield f"search of {plural(spaces, 'space')}", spaces * config.strategy.images(len(data.weights)) * image
@@ -55,10 +55,10 @@ def estimate(network: Network, data: Data, config: Config) -> Iterator[tuple[str
     yield "measure and report", 45.0
 
 
-def _widths(base: int, options: Design) -> tuple[int, ...]:
+def _widths(site: Site, options: Design) -> tuple[int, ...]:
     """About the choices that all spaces together will have."""
-    found = {last for _, last in group_bounds(widest(base, options.expand), options.groups)}
-    return tuple(sorted(found | set(tas_widths(base) if "tas" in options.spaces else ())))
+    tas = tas_widths(site.base, site.multiple) if "tas" in options.spaces else ()
+    return tuple(sorted({*grid_widths(site, options), *tas}))
 
 
 def _step(network: Network, data: Data, config: Config) -> float:

@@ -86,9 +86,10 @@ def depth_choices(blocks: int) -> tuple[int, ...]:
     return tuple(sorted({*range(1, blocks + 1, 2), blocks}))
 
 
-def tas_widths(base: int) -> tuple[int, ...]:
-    """TAS's choices: 0.3, 0.4 ... 1.0 of the base width, cut to whole numbers."""
-    return tuple(sorted({max(1, base * tenths // 10) for tenths in range(3, 11)}))
+def tas_widths(base: int, multiple: int = 1) -> tuple[int, ...]:
+    """TAS's choices: 0.3, 0.4 ... 1.0 of the base width, cut to whole numbers (multiples)."""
+    units = base // multiple
+    return tuple(sorted({multiple * max(1, units * tenths // 10) for tenths in range(3, 11)}))
 
 
 def group_bounds(widest: int, groups: int) -> tuple[tuple[int, int], ...]:

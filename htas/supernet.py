@@ -26,6 +26,8 @@ from htas.space import Space
 MOMENTUM = 0.1
 BLOCK = 8
 """Channels that processors compute together: a tensor of 14 takes longer than one of 16 (docs/decisions.md)."""
+ALL = "all"
+"""Key of the one norm that stands for all widths."""
 ROOMY = ("conv", "norm", "map", "join", "flatten")
 """Kinds of nodes that take tensors with channels of zeros behind the others."""
 
@@ -89,7 +91,7 @@ class Supernet(nn.Module):
     # -- weights -----------------------------------------------------------------------------------------------------
 
     def _allocate(self, node: Node) -> None:
-        if node.kind in ("conv", "depthwise"):
+        if node.kind in ("conv", "grouped"):
             self.body.set_submodule(node.module, self._wide(node))
         elif node.kind == "norm":
             self.body.set_submodule(node.module, self._norms(node))
@@ -106,16 +108,16 @@ class Supernet(nn.Module):
         if isinstance(old, nn.Linear):
             return nn.Linear(inputs, outputs, old.bias is not None)
         assert isinstance(old, nn.Conv2d)
-        groups = outputs if node.kind == "depthwise" else 1
+        groups = outputs // node.layer.each if node.kind == "grouped" and node.layer is not None else 1
         shape: dict[str, Any] = {name: getattr(old, name) for name in ("kernel_size", "stride", "padding", "dilation")}
         return nn.Conv2d(inputs, outputs, groups=groups, bias=old.bias is not None, **shape)
 
     def _norms(self, node: Node) -> nn.ModuleDict:
-        """One norm per width that may stand here."""
+        """One norm per width that may stand here; after a concatenation one for all."""
         old = self.network.module.get_submodule(node.module)
         assert isinstance(old, nn.BatchNorm1d | nn.BatchNorm2d)
-        if len(node.segments) > 1:
-            raise ValueError(f"the norm {node.module} follows a concatenation, which the supernet cannot search yet")
+        if len(node.segments) > 1:  # for every combination of widths one of its own would be too many
+            return nn.ModuleDict({ALL: type(old)(self._channels(node.name), eps=old.eps)})
         channels = [width * node.segments[0].repeat for width in self._widths_at(node.inputs[0])]
         return self._by_width(partial(type(old), eps=old.eps), channels)
 
@@ -162,32 +164,45 @@ class Supernet(nn.Module):
     def inherit(self, trained: nn.Module) -> None:
         """Start from a trained base network: every slice and norm takes what it has in common with it."""
         for node in self.network.nodes:
-            if node.kind in ("conv", "depthwise"):
+            if node.kind in ("conv", "grouped"):
                 self._inherit_conv(node, trained.get_submodule(node.module))
             elif node.kind == "norm":
-                source, own = trained.get_submodule(node.module), self.body.get_submodule(node.module)
-                for norm in own.children():
-                    for name in ("weight", "bias", "running_mean", "running_var"):
-                        common = min(len(getattr(norm, name)), len(getattr(source, name)))
-                        getattr(norm, name)[:common] = getattr(source, name)[:common].to(getattr(norm, name).device)
+                self._inherit_norm(node, trained.get_submodule(node.module))
             elif node.module:
                 self.body.get_submodule(node.module).load_state_dict(trained.get_submodule(node.module).state_dict())
+
+    def _inherit_norm(self, node: Node, source: nn.Module) -> None:
+        own = self.body.get_submodule(node.module)
+        for norm in own.children():
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                tensor, given = getattr(norm, name), getattr(source, name).to(getattr(norm, name).device)
+                if len(node.segments) > 1:
+                    there, here = self._common(node, given.device)
+                    tensor[there] = given[here]
+                else:
+                    common = min(len(tensor), len(given))
+                    tensor[:common] = given[:common]
 
     def _inherit_conv(self, node: Node, source: nn.Module) -> None:
         own = self.body.get_submodule(node.module)
         assert isinstance(own, nn.Conv2d | nn.Linear) and isinstance(source, nn.Conv2d | nn.Linear)
+        there, here = self._common(node, own.weight.device)
+        weight, given = own.weight, source.weight.to(own.weight.device)
+        if node.kind == "grouped":
+            weight[there] = given[here]
+            rows = there, here
+        else:
+            count = min(len(weight), len(given))
+            weight[torch.arange(count)[:, None], there] = given[:count][:, here]
+            rows = (torch.arange(count),) * 2
+        if own.bias is not None and source.bias is not None:
+            own.bias[rows[0]] = source.bias.to(own.bias.device)[rows[1]]
+
+    def _common(self, node: Node, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Of the channels that a node takes in, those of the base network: where they stand here, and there."""
         room, base = self.capacity[node.inputs[0]], tuple(segment.base for segment in node.consumed)
         common = tuple(min(one, two) for one, two in zip(room, base, strict=True))
-        weight, given = own.weight, source.weight.to(own.weight.device)
-        rows = min(len(weight), len(given))
-        if node.kind == "depthwise":
-            weight[:rows] = given[:rows]
-        else:
-            there = columns(node.consumed, room, common, given.device)
-            here = columns(node.consumed, base, common, given.device)
-            weight[torch.arange(rows)[:, None], there] = given[:rows][:, here]
-        if own.bias is not None and source.bias is not None:
-            own.bias[:rows] = source.bias[:rows].to(own.bias.device)
+        return columns(node.consumed, room, common, device), columns(node.consumed, base, common, device)
 
     # -- forward -----------------------------------------------------------------------------------------------------
 
@@ -221,8 +236,8 @@ class Supernet(nn.Module):
         match node.kind:
             case "conv":
                 return self._conv(node, inputs[0], before[0], draw)
-            case "depthwise":
-                return self._depthwise(node, inputs[0]), before[0]
+            case "grouped":
+                return self._grouped(node, inputs[0], before[0]), before[0]
             case "norm":
                 return self._norm(node, inputs[0], before[0], draw)
             case "project":
@@ -266,16 +281,25 @@ class Supernet(nn.Module):
             return weight if weight.shape[:2] == (width, given) else weight[:width, :given]
         return weight[:width].index_select(1, columns(node.consumed, room, before, weight.device))
 
-    def _depthwise(self, node: Node, inputs: Tensor) -> Tensor:
+    def _grouped(self, node: Node, inputs: Tensor, before: tuple[int, ...]) -> Tensor:
         module = self.body.get_submodule(node.module)
         assert isinstance(module, nn.Conv2d)
-        width = inputs.shape[1]
-        bias = module.bias[:width] if module.bias is not None else None
-        return F.conv2d(inputs, module.weight[:width], bias, module.stride, module.padding, module.dilation, width)
+        own = self._own(node, before, inputs.device)
+        bias = module.bias[own] if module.bias is not None else None
+        groups = inputs.shape[1] // module.weight.shape[1]
+        return F.conv2d(inputs, module.weight[own], bias, module.stride, module.padding, module.dilation, groups)
+
+    def _own(self, node: Node, widths: tuple[int, ...], device: torch.device) -> Any:
+        """Where the channels of a node of these widths stand among all that it may have: an index."""
+        if len(widths) == 1:
+            return slice(widths[0] * node.segments[0].repeat)
+        return columns(node.segments, self.capacity[node.name], widths, device)
 
     def _norm(self, node: Node, inputs: Tensor, before: tuple[int, ...], draw: Draw) -> tuple[Tensor, tuple[int, ...]]:
         norms = self.body.get_submodule(node.module)
         assert isinstance(norms, nn.ModuleDict)
+        if len(before) > 1:
+            return self._part(norms[ALL], inputs, self._own(node, before, inputs.device)), before
         source = self._producer.get(node.name)
         if source is None or not source.site or len(draw.widths[source.site][0]) == 1:
             inputs = self._narrowed(node.inputs[0], inputs, before)
@@ -288,6 +312,17 @@ class Supernet(nn.Module):
         return F.batch_norm(
             inputs, norm.running_mean, norm.running_var, norm.weight, norm.bias, self.training, self.momentum, norm.eps
         )
+
+    def _part(self, norm: nn.Module, inputs: Tensor, own: Tensor) -> Tensor:
+        """Some channels of a norm, by their numbers."""
+        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+        assert norm.running_mean is not None and norm.running_var is not None
+        mean, var, eps = norm.running_mean[own], norm.running_var[own], norm.eps
+        out = F.batch_norm(inputs, mean, var, norm.weight[own], norm.bias[own], self.training, self.momentum, eps)
+        if self.training:
+            with torch.no_grad():
+                norm.running_mean[own], norm.running_var[own] = mean, var
+        return out
 
     def _two(self, inputs: Tensor, chosen: tuple[int, ...], weights: Any, norms: Sequence[nn.Module]) -> Tensor:
         """Two candidates' norms, interpolated and mixed. In training they share the statistics of the batch."""

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from math import ceil, log2
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from htas.arch import Arch
-from htas.graph import Network
+from htas.graph import Network, Site
 from htas.layer import Layer
 from htas.measurement import Measurement
 from htas.metrics import Case, Metric, OnRound
@@ -146,12 +147,17 @@ def surveyed(network: Network, *, expand: float, inputs: str) -> Arch:
     """The arch whose widths are the input widths of a survey: the base, or e times it (`inputs="expanded"`)."""
     if inputs == "base":
         return network.base
-    return Arch({name: widest(site.base, expand) for name, site in network.widths.items()}, network.base.depths)
+    return Arch({name: widths_of(site, expand)[-1] for name, site in network.widths.items()}, network.base.depths)
 
 
 def widest(base: int, expand: float) -> int:
     """The last width of the expanded global search space (section 3.1)."""
     return int(base * expand + 1e-9)
+
+
+def widths_of(site: Site, expand: float) -> range:
+    """1..e*base, the widths of that space; of a site whose widths must be multiples, only those."""
+    return range(site.multiple, widest(site.base, expand) + 1, site.multiple)
 
 
 def survey(
@@ -200,7 +206,7 @@ def at_most(network: Network, *, expand: float, inputs: str, groups: int = 1, mo
     """How many layers such a survey measures at most."""
     found = cases(network, expand=expand, inputs=inputs)
     families = _families(network, expand, inputs, groups, most)
-    of_sites = sum(len(family.at(range(1, family.widest + 1))) for family in families)
+    of_sites = sum(len(family.at(family.widths)) for family in families)
     return len(found) - of_sites + sum(family.at_most for family in families)
 
 
@@ -217,7 +223,7 @@ def cases(network: Network, *, expand: float, inputs: str) -> dict[Layer, set[st
     found: dict[Layer, set[str]] = {}
     for site, layers in templates(network, expand=expand, inputs=inputs).items():
         for layer in layers:
-            for x in range(1, widest(network.sites[site].base, expand) + 1):
+            for x in widths_of(network.sites[site], expand):
                 found.setdefault(layer.wide(x), set()).add(layer.key)
     for use in network.uses(surveyed(network, expand=expand, inputs=inputs)):
         if not use.site and use.layer.op in ("conv", "linear"):
@@ -229,15 +235,15 @@ def cases(network: Network, *, expand: float, inputs: str) -> dict[Layer, set[st
 class _Family:
     """Sites that share layers and so are measured at the same widths: where one layer has a step, all are read."""
 
-    sites: tuple[tuple[int, Counter[Layer]], ...]
-    """The widest width of each, and the layers that produce it."""
+    sites: tuple[tuple[range, Counter[Layer]], ...]
+    """The widths of each, and the layers that produce it."""
     groups: int
     most: int
 
-    @property
-    def widest(self) -> int:
-        """Of its sites."""
-        return max(last for last, _ in self.sites)
+    @cached_property
+    def widths(self) -> list[int]:
+        """Of all its sites together."""
+        return sorted({x for own, _ in self.sites for x in own})
 
     @property
     def first(self) -> set[int]:
@@ -245,24 +251,24 @@ class _Family:
 
         The spacing is a power of two, so that the widths that hardware is fond of are among them.
         """
-        if self.widest <= self.most:
-            return set(range(1, self.widest + 1))
-        spacing = 2 ** ceil(log2(2 * self.widest / self.most))
-        ends = {end for last, _ in self.sites for _, end in group_bounds(last, min(self.groups, last))}
-        return {1, *range(spacing, self.widest + 1, spacing), *ends}
+        if len(self.widths) <= self.most:
+            return set(self.widths)
+        spacing = 2 ** ceil(log2(2 * len(self.widths) / self.most))
+        ends = {own[end - 1] for own, _ in self.sites for _, end in group_bounds(len(own), min(self.groups, len(own)))}
+        return {self.widths[0], *self.widths[spacing - 1 :: spacing], *ends}
 
     @property
     def at_most(self) -> int:
         """Layers that are measured at most."""
         number = max(self.most, len(self.first))
         longest: dict[Layer, int] = {}
-        for last, layers in self.sites:
-            longest |= {layer: max(last, longest.get(layer, 0)) for layer in layers}
-        return sum(min(last, number) for last in longest.values())
+        for own, layers in self.sites:
+            longest |= {layer: max(len(own), longest.get(layer, 0)) for layer in layers}
+        return sum(min(length, number) for length in longest.values())
 
     def at(self, widths: Collection[int]) -> set[Layer]:
         """Its layers at these widths, as far as each goes."""
-        return {layer.wide(x) for last, layers in self.sites for layer in layers for x in widths if x <= last}
+        return {layer.wide(x) for own, layers in self.sites for layer in layers for x in widths if x in own}
 
     def split(self, content: Mapping[str, Any], measured: set[Layer], asked: set[Layer]) -> set[Layer]:
         """The layers to measure next: at the middle of intervals that hide a step, and beside it, to be read with it.
@@ -271,30 +277,31 @@ class _Family:
         there are widths left to follow each down to the width. When no step is seen that is not located, it is the turn
         of those that a choice might fall into though none is seen.
         """
-        known = [x for x in range(1, self.widest + 1) if self.at([x]) <= measured]
+        known = [x for x in self.widths if self.at([x]) <= measured]
         left = self.most - len(known)
-        hiding = [(a, b) for a, b in pairwise(known) if b - a > 1] if left > 0 else []
-        is_open = {(a, b): not self.at(range(a + 1, b)).isdisjoint(asked) for a, b in hiding}
+        between = {(a, b): [x for x in self.widths if a < x < b] for a, b in pairwise(known)} if left > 0 else {}
+        hiding = {interval: widths for interval, widths in between.items() if widths}
+        is_open = {interval: not self.at(widths).isdisjoint(asked) for interval, widths in hiding.items()}
         steps = self._steps(content, known) if hiding else {}
-        found = steps or {each: FLAT for each in hiding if is_open[each]}
+        found = {each: steps[each] for each in hiding if each in steps} or {e: FLAT for e in hiding if is_open[e]}
 
         def urgency(interval: tuple[int, int]) -> tuple[bool, int, int, float]:
-            first, last = interval
-            return is_open[interval], round(log2(found[interval])), first - last, found[interval]
+            return is_open[interval], round(log2(found[interval])), -len(hiding[interval]), found[interval]
 
         widths: set[int] = set()
         for first, last in sorted(found, key=urgency, reverse=True):
-            left -= ceil(log2(last - first))
+            inside = hiding[first, last]
+            left -= ceil(log2(len(inside) + 1))
             if widths and left < 0:
                 break
-            widths |= {first, (first + last) // 2, last}
+            widths |= {first, inside[(len(inside) - 1) // 2], last}
         return self.at(widths)
 
     def _steps(self, content: Mapping[str, Any], known: Sequence[int]) -> dict[tuple[int, int], float]:
         """The intervals of known widths that hide a step, with its height as a share of the latency."""
         found: dict[tuple[int, int], float] = {}
-        for end, layers in self.sites:
-            widths = [x for x in known if x <= end]
+        for own, layers in self.sites:
+            widths = [x for x in known if x in own]
             total = add([(count, curve(content, layer, widths)) for layer, count in layers.items()])
             # few readings may agree by chance: none is taken for surer than half of them are
             typical = float(np.median(np.divide(total.errors, total.seconds)))
@@ -302,7 +309,7 @@ class _Family:
             rows = list(zip(total.widths, total.seconds, errors, strict=True))
             for (first, before, one), (last, after, other) in pairwise(rows):
                 height = abs(after - before)
-                if last - first > 1 and height > max(FLAT * min(before, after), SEEN * float(np.hypot(one, other))):
+                if last - first > own.step and height > max(FLAT * min(before, after), SEEN * float(np.hypot(one, other))):
                     share = height / max(before, after, height)
                     found[first, last] = max(share, found.get((first, last), 0.0))
         return found
@@ -312,7 +319,7 @@ def _families(network: Network, expand: float, inputs: str, groups: int, most: i
     """The sites, those together that share a layer."""
     found: list[_Family] = []
     for site, layers in templates(network, expand=expand, inputs=inputs).items():
-        mine = (widest(network.sites[site].base, expand), layers)
+        mine = (widths_of(network.sites[site], expand), layers)
         akin = [family for family in found if any(layers.keys() & theirs.keys() for _, theirs in family.sites)]
         sites = [each for family in akin for each in family.sites]
         joined = _Family(tuple(sites if mine in sites else [*sites, mine]), groups, most)
@@ -324,7 +331,7 @@ def _begun(found: Collection[Layer], families: Sequence[_Family]) -> set[Layer]:
     """The layers that a survey begins with: of every family its first widths, and those of frozen width."""
     begun, sampled = set(found), set()
     for family in families:
-        sampled |= family.at(range(1, family.widest + 1)) - family.at(family.first)
+        sampled |= family.at(family.widths) - family.at(family.first)
     return begun - sampled
 
 

@@ -469,8 +469,8 @@ def test_what_cannot_change_says_why() -> None:
     network = wrapped(
         forward,
         stem=nn.Conv2d(3, 8, 1),
-        grouped=nn.Conv2d(8, 8, 1, groups=2),
-        before=nn.Conv2d(8, 8, 1),
+        grouped=nn.Conv2d(8, 16, 1, groups=2),
+        before=nn.Conv2d(16, 8, 1),
         twice=nn.Conv2d(8, 8, 1),
         summed=nn.Conv2d(8, 8, 1),
         last=nn.Linear(512, 2),

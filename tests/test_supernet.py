@@ -508,23 +508,6 @@ def test_interpolation_is_adaptive_average_pooling():
             torch.testing.assert_close(interpolation(narrow, wide), wanted)
 
 
-class NormAfterConcat(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.left, self.right = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
-        self.norm, self.last = nn.BatchNorm2d(8), nn.Linear(8, 2)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.last(self.norm(torch.cat([self.left(images), self.right(images)], 1)).mean((2, 3)))
-
-
-def test_a_norm_after_a_concatenation_is_refused_by_name():
-    network = trace(NormAfterConcat(), torch.zeros(2, 3, 4, 4))
-    space = Space("test", {name: (2, 4) for name in network.widths}, {})
-    with pytest.raises(ValueError, match="the norm norm follows a concatenation"):
-        Supernet(network, space, lambda module: None)
-
-
 # -- bf16 --------------------------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from htas.layer import Layer
 Kind = Literal[
     "input",
     "conv",  # a convolution or a linear layer: makes a site
-    "depthwise",  # a convolution of each channel by itself
+    "grouped",  # a convolution within groups of channels that has as many outputs as inputs; depthwise: groups of one
     "norm",
     "map",  # treats each channel alike: activations, pooling, dropout
     "join",  # adds or multiplies tensors of equal widths
@@ -50,7 +50,7 @@ class Node:
     module: str = ""
     """Qualified name of the leaf module called, if any."""
     site: str = ""
-    """conv, depthwise, depth: the site it makes, keeps or reads; empty where its width is frozen."""
+    """conv, grouped, depth: the site it makes, keeps or reads; empty where its width is frozen."""
     segments: tuple[Segment, ...] = ()
     """Channels of the output."""
     consumed: tuple[Segment, ...] = ()
@@ -61,7 +61,7 @@ class Node:
     """What a runtime does here, at base widths, with the norm and activation it fuses; None: nothing that takes time,
     or part of the layer before."""
     norm: str = ""
-    """conv, depthwise: the norm that directly follows."""
+    """conv, grouped: the norm that directly follows."""
     normed: bool = True
     """project: whether a norm follows the 1x1 convolution."""
     params: int = 0
@@ -130,8 +130,8 @@ class Step:
                 return node.layer
             case "conv" | "project":
                 return replace(node.layer, inputs=self.given, outputs=self.channels)
-            case "depthwise":
-                return replace(node.layer, inputs=self.channels, outputs=self.channels, groups=self.channels)
+            case "grouped":
+                return node.layer.wide(self.channels)
             case _:
                 return replace(node.layer, inputs=self.channels, outputs=self.channels)
 

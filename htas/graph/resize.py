@@ -26,7 +26,7 @@ def resize(network: Network, arch: Arch) -> nn.Module:
     for step in network.steps(arch):
         if step.node.kind == "project" and step.layer is not None:
             projections.append(step)
-        elif step.node.module and step.node.kind in ("conv", "depthwise", "norm"):
+        elif step.node.module and step.node.kind in ("conv", "grouped", "norm"):
             module.set_submodule(step.node.module, _resized(module.get_submodule(step.node.module), step))
     return _projected(module, network, projections) if projections else module
 
@@ -48,12 +48,14 @@ def _resized(module: nn.Module, step: Step) -> nn.Module:
     rows = _kept(node.segments, step.outputs)
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
         return _norm(module, step.channels, rows)
-    columns = _kept(node.consumed, step.inputs[0]) if node.kind == "conv" else (torch.zeros(1, dtype=torch.long),) * 2
+    columns = _kept(node.consumed, step.inputs[0])
     bias = module.bias is not None
     if isinstance(module, nn.Linear):
         return _filled(nn.Linear(step.given, step.channels, bias), module, rows, columns)
     assert isinstance(module, nn.Conv2d) and not isinstance(module.padding, str)
-    groups = 1 if node.kind == "conv" else step.channels
+    each, groups = module.in_channels // module.groups, 1
+    if node.kind == "grouped":
+        columns, groups = (torch.arange(each),) * 2, step.channels // each
     conv = nn.Conv2d(
         step.given, step.channels, module.kernel_size, module.stride, module.padding, module.dilation, groups, bias  # type: ignore[arg-type]
     )  # fmt: skip

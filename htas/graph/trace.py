@@ -4,7 +4,7 @@ import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
-from math import prod
+from math import lcm, prod
 from typing import Any, Literal
 
 import torch
@@ -193,7 +193,7 @@ class _Builder:
         inputs = tuple(renamed.get(source, self.names[source]) for source in fxnode.all_input_nodes)
         node = Node(
             name,
-            self._kind(fxnode),
+            self._kind(fxnode, inputs[0] if inputs else ""),
             inputs,
             _runner(fxnode),
             module=str(fxnode.target) if fxnode.op == "call_module" else "",
@@ -204,7 +204,7 @@ class _Builder:
             node = self._project(node, fxnode)
         self.nodes[name] = getattr(self, f"_{node.kind}")(node, fxnode)
 
-    def _kind(self, fxnode: fx.Node) -> Kind:
+    def _kind(self, fxnode: fx.Node, source: str) -> Kind:
         shape = fxnode.meta["shape"]
         if fxnode.op == "placeholder":
             return "input"
@@ -214,21 +214,28 @@ class _Builder:
         if fxnode.op == "get_attr" or not tensors or tensors[0] is not fxnode.all_input_nodes[0] or len(shape) < 2:
             return "fixed"
         if fxnode.op == "call_module":
-            return self._module_kind(self.modules[str(fxnode.target)], str(fxnode.target), shape)
+            return self._module_kind(self.modules[str(fxnode.target)], str(fxnode.target), shape, source)
         return self._function_kind(fxnode, shape, tensors)
 
-    def _module_kind(self, module: nn.Module, path: str, shape: tuple[int, ...]) -> Kind:
+    def _module_kind(self, module: nn.Module, path: str, shape: tuple[int, ...], source: str) -> Kind:
         if self.calls[path] > 1 and next(module.parameters(), None) is not None:
             return "fixed"
         if _understood(module, shape):
             if not isinstance(module, nn.Conv2d) or module.groups == 1:
                 return "conv"
-            return "depthwise" if module.groups == module.in_channels == module.out_channels else "fixed"
+            return "grouped" if self._whole_groups(module, source) else "fixed"
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) and module.affine and module.track_running_stats:
             return "norm"
         if isinstance(module, nn.Flatten) and module.start_dim == 1 and module.end_dim == -1:
             return "flatten"
         return "map" if isinstance(module, MAPS) else "fixed"
+
+    def _whole_groups(self, module: nn.Conv2d, source: str) -> bool:
+        """Whether each group has as many outputs as inputs, and none of them reaches over parts of a concatenation."""
+        each = module.in_channels // module.groups
+        return module.in_channels == module.out_channels and all(
+            own.base % each == 0 and own.repeat == 1 for own in self.nodes[source].segments
+        )
 
     def _function_kind(self, fxnode: fx.Node, shape: tuple[int, ...], tensors: list[fx.Node]) -> Kind:
         target: Any = fxnode.target
@@ -288,7 +295,7 @@ class _Builder:
         layer = _layer(module, self._size(fxnode))
         return replace(node, segments=(Segment(layer.outputs),), layer=layer)
 
-    def _depthwise(self, node: Node, fxnode: fx.Node) -> Node:
+    def _grouped(self, node: Node, fxnode: fx.Node) -> Node:
         return replace(self._map(node, fxnode), layer=_layer(self.modules[node.module], self._size(fxnode)))
 
     def _norm(self, node: Node, fxnode: fx.Node) -> Node:
@@ -436,7 +443,7 @@ class _Builder:
             for source in node.inputs:
                 readers.setdefault(source, []).append(node.name)
         for name, node in list(self.nodes.items()):
-            if node.kind not in ("conv", "depthwise", "join", "fixed") or node.layer is None:
+            if node.kind not in ("conv", "grouped", "join", "fixed") or node.layer is None:
                 continue
             norm, activation, end = "", "", name
             after = self._only(readers, end)
@@ -474,6 +481,7 @@ class _Builder:
                 producers.setdefault(root, []).append(node.name)
             else:
                 frozen[node.module or node.name] = reason
+        multiples = self._multiples()
         titles = {root: members[0] for root, members in producers.items()}
         nodes = tuple(self._sited(node, titles) for node in self.nodes.values())
         sites = {
@@ -483,6 +491,7 @@ class _Builder:
                 self.nodes[title].segments[0].base,
                 tuple(self.nodes[name].module for name in producers[root]),
                 tuple(self._consumers(root)),
+                multiples.get(root, 1),
             )
             for root, title in titles.items()
         }
@@ -491,18 +500,27 @@ class _Builder:
         image = tuple(self.example.shape[1:])
         return Network(self.module, nodes, sites, frozen, image, self.adds)
 
+    def _multiples(self) -> dict[str, int]:
+        """By group of producers, what its width must be a multiple of: whole groups of the convolutions that have them."""
+        found: dict[str, int] = {}
+        for node in self.nodes.values():
+            if node.kind == "grouped" and node.layer is not None:
+                for root in {root for member in self.sources[node.name] for root in self._origins(member)}:
+                    found[root] = lcm(found.get(root, 1), node.layer.each)
+        return found
+
     def _members(self, root: str) -> Iterator[str]:
         return (name for name in self.groups.parent if self.groups.root(name) == root)
 
     def _sited(self, node: Node, titles: dict[str, str]) -> Node:
-        if node.kind not in ("conv", "depthwise") or node.segments[0].repeat > 1 or len(node.segments) > 1:
+        if node.kind not in ("conv", "grouped") or node.segments[0].repeat > 1 or len(node.segments) > 1:
             return node
         (member,) = self.sources[node.name]
         return replace(node, site=titles.get(self.groups.root(member), ""))
 
     def _consumers(self, root: str) -> Iterator[tuple[str, int, int]]:
         for node in self.nodes.values():
-            if node.kind not in ("conv", "depthwise", "norm") or not node.module:
+            if node.kind not in ("conv", "grouped", "norm") or not node.module:
                 continue
             offset = 0
             for member, segment in zip(self.sources[node.inputs[0]], node.consumed, strict=True):

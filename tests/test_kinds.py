@@ -1,0 +1,231 @@
+"""Networks of kinds that a ResNet has not: what is free in them, resized and searched, beside torch's own counts."""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from htas.arch import Arch
+from htas.graph import Network, resize, trace
+from htas.space import Space
+from htas.supernet import ALL, Draw, Supernet, columns
+from htas.survey import widths_of
+
+IMAGES = torch.Size((4, 3, 8, 8))
+
+
+class DenseLayer(nn.Module):
+    """Norm, activation, convolution; the output stands behind the inputs (Huang et al. 2017)."""
+
+    def __init__(self, inputs: int, growth: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, 4 * growth, 1, bias=False)
+        self.norm2, self.conv2 = nn.BatchNorm2d(4 * growth), nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        new = self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
+        return torch.cat([x, new], 1)
+
+
+class Dense(nn.Module):
+    """Two dense layers, a transition and a depthwise convolution of what is concatenated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.layers = nn.Sequential(DenseLayer(6, 3), DenseLayer(9, 3))
+        self.depthwise = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self.norm, self.transition = nn.BatchNorm2d(12), nn.Conv2d(12, 5, 1)
+        self.last = nn.Linear(5, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.norm(self.depthwise(self.layers(self.stem(images))))
+        return self.last(self.transition(F.relu(x)).mean((2, 3)))
+
+
+class GroupedBlock(nn.Module):
+    """RegNet's: a convolution in groups of four channels, squeeze and excitation (Radosavovic et al. 2020)."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        grouped = nn.Conv2d(width, width, 3, stride, 1, groups=width // 4, bias=False)
+        self.b = nn.Sequential(grouped, nn.BatchNorm2d(width), nn.ReLU())
+        self.squeeze, self.excite = nn.Conv2d(width, 3, 1), nn.Conv2d(3, width, 1)
+        self.c = nn.Sequential(nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width))
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != width:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.b(self.a(x))
+        out = out * torch.sigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(out, 1)))))
+        return F.relu(self.c(out) + self.shortcut(x))
+
+
+class Grouped(nn.Module):
+    """Two stages of such blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.one = nn.Sequential(GroupedBlock(8, 8, 1), GroupedBlock(8, 8, 1))
+        self.two = nn.Sequential(GroupedBlock(8, 16, 2), GroupedBlock(16, 16, 1))
+        self.last = nn.Linear(16, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(self.two(self.one(self.stem(images))).mean((2, 3)))
+
+
+KINDS = {"dense": Dense, "grouped": Grouped}
+
+
+@pytest.fixture(autouse=True)
+def _float64_on_one_thread() -> Iterator[None]:
+    threads, kind = torch.get_num_threads(), torch.get_default_dtype()
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(kind)
+
+
+@pytest.fixture(params=list(KINDS))
+def network(request: pytest.FixtureRequest) -> Network:
+    module = shaken(KINDS[request.param]())
+    return trace(module, torch.zeros(IMAGES))
+
+
+def shaken(module: nn.Module) -> nn.Module:
+    """Norms at distinct random values."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            for tensor in (part.weight, part.running_var):
+                nn.init.uniform_(tensor, 0.5, 1.5)
+            for tensor in (part.bias, part.running_mean):
+                nn.init.uniform_(tensor, -0.5, 0.5)
+    return module
+
+
+def everything(network: Network) -> Space:
+    """All widths up to one and a half times the base, and all depths."""
+    widths = {name: tuple(widths_of(site, 1.5)) for name, site in network.widths.items()}
+    return Space("test", widths, {name: tuple(range(1, site.base + 1)) for name, site in network.depths.items()})
+
+
+def alive(module: nn.Module) -> None:
+    """No activation is dead."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear) and part.bias is not None:
+            nn.init.constant_(part.bias, 0.5)
+
+
+def archs(network: Network, count: int = 6) -> list[Arch]:
+    rng, space = random.Random(0), everything(network)
+    return [network.base, space.narrowest, space.widest, *(space.sample(rng) for _ in range(count))]
+
+
+def test_a_resized_network_has_the_shapes_and_counts_that_were_foretold(network):
+    images = torch.randn(IMAGES)
+    assert torch.equal(resize(network, network.base).eval()(images), network.module.eval()(images))
+    for arch in archs(network):
+        net = resize(network, arch).eval()
+        with FlopCounterMode(display=False) as counter:
+            assert net(images).shape == (len(images), 4)
+        biases = network.macs(arch) - counter.get_total_flops() / 2 / len(images)
+        assert 0 <= biases == pytest.approx(_biases(net, images) / len(images))
+        assert sum(parameter.numel() for parameter in net.parameters()) == network.params(arch)
+
+
+def _biases(net: nn.Module, images: Tensor) -> float:
+    """One multiply-add for each output of a layer that has a bias."""
+    found = []
+    hooks = [
+        part.register_forward_hook(lambda part, given, out: found.append(out.numel() if part.bias is not None else 0))
+        for part in net.modules()
+        if isinstance(part, nn.Conv2d | nn.Linear)
+    ]
+    net(images)
+    for hook in hooks:
+        hook.remove()
+    return float(sum(found))
+
+
+def cut(made: Supernet, arch: Arch) -> nn.Module:
+    """The sub-network of an arch as a module of its own: the resized network with the supernet's weights."""
+    net = resize(made.network, arch).train(made.training)
+    with torch.no_grad():
+        for step in made.network.steps(arch):
+            node = step.node
+            if not node.module or node.kind not in ("conv", "grouped", "norm"):
+                continue
+            module, own = net.get_submodule(node.module), made.body.get_submodule(node.module)
+            given, outputs = (
+                columns(segments, made.capacity[name], widths, torch.device("cpu"))
+                for segments, name, widths in (
+                    (node.consumed, node.inputs[0], step.inputs[0]),
+                    (node.segments, node.name, step.outputs),
+                )
+            )
+            if node.kind == "norm":
+                if len(node.segments) == 1:
+                    own, outputs = own[str(step.channels)], torch.arange(step.channels)
+                else:
+                    own = own[ALL]
+                tensors = ("weight", "bias", "running_mean", "running_var")
+            else:
+                tensors = ("weight",) if module.bias is None else ("weight", "bias")
+            for name in tensors:
+                tensor = getattr(own, name)[outputs]
+                if name == "weight" and node.kind == "conv":
+                    tensor = tensor[:, given]
+                getattr(module, name).copy_(tensor)
+    return net
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_a_supernet_at_one_width_per_site_equals_the_network_cut_out_of_it(network, training):
+    made = shaken(Supernet(network, everything(network), lambda module: None)).train(training)
+    images = torch.randn(IMAGES)
+    for arch in archs(network):
+        net = cut(made, arch)
+        wanted, found = net(images), made(images, Draw.of(arch, network))
+        torch.testing.assert_close(found, wanted)
+        again = cut(made, arch)  # running statistics have moved alike
+        torch.testing.assert_close(again.state_dict(), {**again.state_dict(), **_running(net)})
+
+
+def _running(net: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in net.state_dict().items() if "running" in name}
+
+
+def test_a_mixture_of_two_widths_trains_every_weight_that_it_uses(network):
+    space = everything(network)
+    made = Supernet(network, space, alive)
+    rng = random.Random(1)
+    shares = {site: torch.tensor([0.3, 0.7], requires_grad=True) for site in space.widths}
+    pairs = {site: (tuple(rng.sample(choices, 2)), shares[site]) for site, choices in space.widths.items()}
+    depths = {site: [0.0] * (network.sites[site].base - 1) + [1.0] for site in space.depths}
+    made(torch.randn(IMAGES), Draw(pairs, depths)).square().sum().backward()
+    assert all(share.grad is not None and share.grad.abs().sum() > 0 for share in shares.values())
+
+
+def test_a_supernet_starts_from_the_trained_network(network):
+    space = everything(network)
+    made = Supernet(network, space, lambda module: None).eval()
+    made.inherit(network.module)
+    images = torch.randn(IMAGES)
+    torch.testing.assert_close(made(images, Draw.of(network.base, network)), network.module.eval()(images))
+
+
+def test_groups_of_channels_stay_whole():
+    network = trace(Grouped(), torch.zeros(IMAGES))
+    grouped = {name for name, site in network.widths.items() if site.multiple == 4}
+    assert grouped == {"one.0.a.0", "one.1.a.0", "two.0.a.0", "two.1.a.0"}
+    with pytest.raises(ValueError, match=r"one\.0\.a\.0 must be a positive multiple of 4, got 6"):
+        network.check(Arch({**network.base.widths, "one.0.a.0": 6}, network.base.depths))
