@@ -36,7 +36,7 @@ class Layer:
     inputs: int
     outputs: int
     size: Pair
-    """Height and width of the input; (1, 1) for a linear layer."""
+    """Height and width of the input; (1, 1) for a linear layer, unless it works on every pixel."""
     kernel: Pair = (1, 1)
     stride: Pair = (1, 1)
     padding: Pair = (0, 0)
@@ -123,7 +123,7 @@ class Layer:
                 each = self.kernel[0] * self.kernel[1] * (self.inputs // self.groups) + self.bias
                 return each * self.outputs * height * width
             case "linear":
-                return (self.inputs + self.bias) * self.outputs
+                return (self.inputs + self.bias) * self.outputs * height * width
             case _:
                 return 0
 
@@ -152,8 +152,10 @@ class Layer:
         return nn.Sequential(*parts).eval() if len(parts) > 1 else parts[0].eval()
 
     def example(self, batch: int) -> tuple[Tensor, ...]:
-        """Inputs of the right shapes: [batch, inputs] for linear, else [batch, inputs, height, width]."""
-        shape = (batch, self.inputs) if self.op == "linear" else (batch, self.inputs, *self.size)
+        """Inputs of the right shapes: [batch, inputs, height, width]; for linear [batch, inputs], or with the height and
+        width of pixels between these two."""
+        pixels = self.size if self.size != (1, 1) else ()
+        shape = (batch, *pixels, self.inputs) if self.op == "linear" else (batch, self.inputs, *self.size)
         return tuple(torch.randn(shape) for _ in range(2 if self.op == "add" else 1))
 
     def _operator(self) -> nn.Module:

@@ -93,8 +93,10 @@ class Supernet(nn.Module):
     def _allocate(self, node: Node) -> None:
         if node.kind in ("conv", "grouped"):
             self.body.set_submodule(node.module, self._wide(node))
-        elif node.kind == "norm":
+        elif node.kind in ("norm", "layer_norm"):
             self.body.set_submodule(node.module, self._norms(node))
+        elif node.kind == "scale":
+            self._set_scale(node)
         elif node.kind == "project" and self.shortcut == "project":
             inputs, outputs = self._channels(node.inputs[0]), self._channels(node.name)
             norms = self._by_width(nn.BatchNorm2d, self._widths_at(node.inputs[1]) if node.normed else ())
@@ -115,11 +117,38 @@ class Supernet(nn.Module):
     def _norms(self, node: Node) -> nn.ModuleDict:
         """One norm per width that may stand here; after a concatenation one for all."""
         old = self.network.module.get_submodule(node.module)
-        assert isinstance(old, nn.BatchNorm1d | nn.BatchNorm2d)
+        made: Callable[[int], nn.Module]
+        if isinstance(old, nn.GroupNorm):
+            made = partial(nn.GroupNorm, old.num_groups, eps=old.eps)
+        elif isinstance(old, nn.LayerNorm):
+            made = partial(nn.LayerNorm, eps=old.eps, bias=old.bias is not None)
+        else:
+            assert isinstance(old, nn.BatchNorm1d | nn.BatchNorm2d)
+            made = partial(type(old), eps=old.eps)
         if len(node.segments) > 1:  # for every combination of widths one of its own would be too many
-            return nn.ModuleDict({ALL: type(old)(self._channels(node.name), eps=old.eps)})
+            return nn.ModuleDict({ALL: made(self._channels(node.name))})
         channels = [width * node.segments[0].repeat for width in self._widths_at(node.inputs[0])]
-        return self._by_width(partial(type(old), eps=old.eps), channels)
+        return self._by_width(made, channels)
+
+    def _set_scale(self, node: Node) -> None:
+        """The parameter as wide as it may be; what the base has not, has the mean."""
+        owner, _, name = node.param.rpartition(".")
+        own = self.body.get_submodule(owner)
+        old, axis = getattr(own, name), self._scale_axis(node)
+        most = self._channels(node.name)
+        wide = old.detach().mean().expand([most if dim == axis else 1 for dim in range(old.dim())]).clone()
+        setattr(own, name, nn.Parameter(wide, old.requires_grad) if isinstance(old, nn.Parameter) else wide)
+
+    def _scale_axis(self, node: Node) -> int:
+        """Of the parameter itself, which may have fewer dimensions than what it scales."""
+        shape = self._get(self.network.module, node.param).shape
+        return max(range(len(shape)), key=shape.__getitem__)
+
+    @staticmethod
+    def _get(module: nn.Module, path: str) -> Tensor:
+        owner, _, name = path.rpartition(".")
+        tensor: Tensor = getattr(module.get_submodule(owner), name)
+        return tensor
 
     def _by_width(self, made: Callable[[int], nn.Module], channels: Sequence[int]) -> nn.ModuleDict:
         if self.norms == "own" or not channels:
@@ -166,8 +195,12 @@ class Supernet(nn.Module):
         for node in self.network.nodes:
             if node.kind in ("conv", "grouped"):
                 self._inherit_conv(node, trained.get_submodule(node.module))
-            elif node.kind == "norm":
+            elif node.kind in ("norm", "layer_norm"):
                 self._inherit_norm(node, trained.get_submodule(node.module))
+            elif node.kind == "scale":
+                own, given, axis = self._get(self.body, node.param), self._get(trained, node.param), self._scale_axis(node)
+                there, here = self._common(node, own.device)
+                own.index_copy_(axis, there, given.to(own.device).index_select(axis, here))
             elif node.module:
                 self.body.get_submodule(node.module).load_state_dict(trained.get_submodule(node.module).state_dict())
 
@@ -175,6 +208,8 @@ class Supernet(nn.Module):
         own = self.body.get_submodule(node.module)
         for norm in own.children():
             for name in ("weight", "bias", "running_mean", "running_var"):
+                if getattr(source, name, None) is None:
+                    continue
                 tensor, given = getattr(norm, name), getattr(source, name).to(getattr(norm, name).device)
                 if len(node.segments) > 1:
                     there, here = self._common(node, given.device)
@@ -230,7 +265,7 @@ class Supernet(nn.Module):
             return self._mix_depths(node, values, widths, draw.depths[node.site])
         inputs = tuple(values[name] for name in node.inputs)
         before = tuple(widths[name] for name in node.inputs)
-        if node.kind not in ROOMY:
+        if node.kind not in ROOMY or node.axis != 1 or self._node(node.inputs[0]).axis != 1:
             named = zip(node.inputs, inputs, before, strict=True)
             inputs = tuple(self._narrowed(name, value, own) for name, value, own in named)
         match node.kind:
@@ -240,6 +275,12 @@ class Supernet(nn.Module):
                 return self._grouped(node, inputs[0], before[0]), before[0]
             case "norm":
                 return self._norm(node, inputs[0], before[0], draw)
+            case "layer_norm":
+                return self._layer_norm(node, inputs[0], before[0]), before[0]
+            case "scale":
+                axis, own = self._scale_axis(node), self._own(node, before[0], inputs[0].device)
+                param = inputs[1].movedim(axis, 0)[own].movedim(0, axis)
+                return node.run(self.body.get_submodule, (inputs[0], param)), before[0]
             case "project":
                 return self._project(node, inputs[0], before, draw)
             case "join":
@@ -259,14 +300,15 @@ class Supernet(nn.Module):
         width = max(chosen)
         rows = self._rows(node, width) if node.norm and len(chosen) > 1 else width
         bias = module.bias[:rows] if module.bias is not None else None  # type: ignore[index]
-        weight = self._sliced(module.weight, rows, node, before, inputs.shape[1])  # type: ignore[arg-type]
+        given = inputs.shape[self._node(node.inputs[0]).axis]
+        weight = self._sliced(module.weight, rows, node, before, given)  # type: ignore[arg-type]
         if isinstance(module, nn.Linear):
             out = F.linear(inputs, weight, bias)
         else:
             assert isinstance(module, nn.Conv2d)
             out = F.conv2d(inputs, weight, bias, module.stride, module.padding, module.dilation)
         if not node.norm and len(chosen) > 1:
-            out = self._combine(out, chosen, weights, None)
+            out = self._combine(out, chosen, weights, None, node.axis)
         return out, (width,)
 
     def _rows(self, node: Node, width: int) -> int:
@@ -347,21 +389,43 @@ class Supernet(nn.Module):
                 norm.running_var.lerp_(var[:width], self.momentum)  # type: ignore[operator]
         return out
 
+    def _layer_norm(self, node: Node, inputs: Tensor, before: tuple[int, ...]) -> Tensor:
+        """Of the channels that are there, whatever widths were mixed to make them."""
+        norms = self.body.get_submodule(node.module)
+        assert isinstance(norms, nn.ModuleDict)
+        if len(before) == 1:
+            norm = norms[str(inputs.shape[node.axis])]
+            weight, bias = norm.weight, norm.bias
+        else:
+            norm, own = norms[ALL], self._own(node, before, inputs.device)
+            weight, bias = (None if each is None else each[own] for each in (norm.weight, norm.bias))  # type: ignore[index]
+        eps: float = norm.eps  # type: ignore[assignment]
+        old = self.network.module.get_submodule(node.module)
+        if isinstance(old, nn.GroupNorm):
+            return F.group_norm(inputs, old.num_groups, weight, bias, eps)  # type: ignore[arg-type]
+        moved = inputs.movedim(node.axis, -1)
+        return F.layer_norm(moved, moved.shape[-1:], weight, bias, eps).movedim(-1, node.axis)  # type: ignore[arg-type]
+
     def _combine(
-        self, inputs: Tensor, chosen: tuple[int, ...], weights: Any, affine: Sequence[tuple[Any, Any]] | None
+        self,
+        inputs: Tensor,
+        chosen: tuple[int, ...],
+        weights: Any,
+        affine: Sequence[tuple[Any, Any]] | None,
+        axis: int = 1,
     ) -> Tensor:
         """Two candidates interpolated and mixed."""
-        matrix, shift = self._mixture(inputs, chosen, weights, affine)
-        if inputs.dim() == 2:
+        matrix, shift = self._mixture(inputs, chosen, weights, affine, axis)
+        if axis == inputs.dim() - 1:
             return F.linear(inputs, matrix, shift)
         return F.conv2d(inputs, matrix[:, :, None, None], shift)
 
     def _mixture(
-        self, inputs: Tensor, chosen: tuple[int, ...], weights: Any, affine: Sequence[tuple[Any, Any]] | None
+        self, inputs: Tensor, chosen: tuple[int, ...], weights: Any, affine: Sequence[tuple[Any, Any]] | None, axis: int
     ) -> tuple[Any, Any]:
         """sum_j weights_j x interpolate(scale_j x prefix_j + shift_j), as one matrix and one vector; zeros in channels
         beyond the widest."""
-        width, room = max(chosen), inputs.shape[1]
+        width, room = max(chosen), inputs.shape[axis]
         matrix: Any = 0.0
         shift: Any = 0.0 if affine else None
         for index, candidate in enumerate(chosen):
@@ -444,8 +508,8 @@ class Supernet(nn.Module):
         """Without the channels of zeros behind the others."""
         if len(widths) != 1 or not isinstance(value, Tensor) or value.dim() < 2:
             return value
-        width = widths[0] * self._node(name).segments[0].repeat
-        return value[:, :width] if value.shape[1] > width else value
+        width, axis = widths[0] * self._node(name).segments[0].repeat, self._node(name).axis
+        return value.narrow(axis, 0, width) if value.shape[axis] > width else value
 
 
 class FirstOf(nn.Module):

@@ -31,6 +31,8 @@ Source = Union[str, int, "Mean"]
 """What a number of channels is: that of a width site, a fixed one, or the mean of several sites together."""
 NORM = Layer("add", 0, 0, (1, 1), norm=True)
 """Stands for a norm by itself: two parameters a channel, and no time of its own."""
+SCALE = Layer("conv", 0, 0, (1, 1), groups=0)
+"""Stands for a scale by itself: one parameter a channel."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,8 @@ class CountCost(LayerCost):
         template = super().template(step)
         if self.count == "macs" or step.node.kind == "project":
             return template
+        if step.node.kind in ("layer_norm", "scale"):
+            return (None, SCALE, NORM)[step.node.params]
         if step.node.kind in ("norm", "fixed"):
             return NORM if step.node.kind == "norm" else None
         return replace(template, norm=False) if template else None

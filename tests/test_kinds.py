@@ -81,7 +81,61 @@ class Grouped(nn.Module):
         return self.last(self.two(self.one(self.stem(images))).mean((2, 3)))
 
 
-KINDS = {"dense": Dense, "grouped": Grouped}
+class LayerNorm2d(nn.LayerNorm):
+    """A user's own: over the channels of images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+
+
+class Next(nn.Module):
+    """ConvNeXt's block: linear layers over the channels of every pixel, and a scale (Liu et al. 2022)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.first, self.activation, self.second = nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        out = self.scale * self.second(self.activation(self.first(out)))
+        return x + out.permute(0, 3, 1, 2)
+
+
+class ConvNext(nn.Module):
+    """A stem, a stage, and a narrower one behind a strided convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 2, 2), LayerNorm2d(6, eps=1e-6))
+        self.one = nn.Sequential(Next(6), Next(6))
+        self.down = nn.Sequential(LayerNorm2d(6, eps=1e-6), nn.Conv2d(6, 5, 2, 2))
+        self.two = nn.Sequential(Next(5))
+        self.norm, self.last = nn.LayerNorm(5), nn.Linear(5, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(self.norm(self.two(self.down(self.one(self.stem(images)))).mean([-2, -1])))
+
+
+class GroupNorms(nn.Module):
+    """Group norms, of which one stands behind a convolution without bias; and a shift for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.GroupNorm(3, 6)
+        self.shift = nn.Parameter(torch.linspace(-0.5, 0.5, 6).reshape(1, 6, 1, 1))
+        self.body, self.own = nn.Conv2d(6, 4, 3, padding=1), nn.GroupNorm(2, 4)
+        self.last = nn.Linear(4, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(images)) + self.shift)
+        return self.last(F.relu(self.own(self.body(x))).mean((2, 3)))
+
+
+KINDS = {"dense": Dense, "grouped": Grouped, "next": ConvNext, "group norms": GroupNorms}
 
 
 @pytest.fixture(autouse=True)
@@ -104,11 +158,12 @@ def network(request: pytest.FixtureRequest) -> Network:
 def shaken(module: nn.Module) -> nn.Module:
     """Norms at distinct random values."""
     for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm):
+            nn.init.uniform_(part.weight, 0.5, 1.5)
+            nn.init.uniform_(part.bias, -0.5, 0.5)
         if isinstance(part, nn.BatchNorm2d):
-            for tensor in (part.weight, part.running_var):
-                nn.init.uniform_(tensor, 0.5, 1.5)
-            for tensor in (part.bias, part.running_mean):
-                nn.init.uniform_(tensor, -0.5, 0.5)
+            nn.init.uniform_(part.running_var, 0.5, 1.5)
+            nn.init.uniform_(part.running_mean, -0.5, 0.5)
     return module
 
 
@@ -162,7 +217,11 @@ def cut(made: Supernet, arch: Arch) -> nn.Module:
     with torch.no_grad():
         for step in made.network.steps(arch):
             node = step.node
-            if not node.module or node.kind not in ("conv", "grouped", "norm"):
+            if node.kind == "scale":
+                owner, _, name = node.param.rpartition(".")
+                own, wide = (getattr(part.get_submodule(owner), name) for part in (net, made.body))
+                own.copy_(wide[tuple(slice(size) for size in own.shape)])
+            if not node.module or node.kind not in ("conv", "grouped", "norm", "layer_norm"):
                 continue
             module, own = net.get_submodule(node.module), made.body.get_submodule(node.module)
             given, outputs = (
@@ -172,12 +231,12 @@ def cut(made: Supernet, arch: Arch) -> nn.Module:
                     (node.segments, node.name, step.outputs),
                 )
             )
-            if node.kind == "norm":
+            if node.kind in ("norm", "layer_norm"):
                 if len(node.segments) == 1:
                     own, outputs = own[str(step.channels)], torch.arange(step.channels)
                 else:
                     own = own[ALL]
-                tensors = ("weight", "bias", "running_mean", "running_var")
+                tensors = ("weight", "bias", "running_mean", "running_var")[: 4 if node.kind == "norm" else 2]
             else:
                 tensors = ("weight",) if module.bias is None else ("weight", "bias")
             for name in tensors:

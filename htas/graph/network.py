@@ -19,7 +19,9 @@ Kind = Literal[
     "input",
     "conv",  # a convolution or a linear layer: makes a site
     "grouped",  # a convolution within groups of channels that has as many outputs as inputs; depthwise: groups of one
-    "norm",
+    "norm",  # a batch norm: each channel by itself
+    "layer_norm",  # of all channels of a pixel, or of groups of channels, together
+    "scale",  # times, or plus, a parameter with one number for each channel
     "map",  # treats each channel alike: activations, pooling, dropout
     "join",  # adds or multiplies tensors of equal widths
     "project",  # makes a shortcut as wide as what it is added to; nothing where it already is
@@ -65,7 +67,11 @@ class Node:
     normed: bool = True
     """project: whether a norm follows the 1x1 convolution."""
     params: int = 0
-    """fixed: trainable parameters of its own, those that an earlier node has left out."""
+    """fixed: trainable parameters of its own, those that an earlier node has left out. scale: of each channel."""
+    param: str = ""
+    """scale: qualified name of the parameter."""
+    axis: int = 1
+    """Dimension of the output's channels."""
 
     @property
     def base(self) -> int:
@@ -241,6 +247,8 @@ def _params(step: Step) -> int:
             return step.node.params
         case "norm":
             return int(2 * step.channels)
+        case "layer_norm" | "scale":
+            return step.node.params * int(step.channels)
         case "project":
             return layer.params if layer else 0
         case _:

@@ -26,8 +26,11 @@ def resize(network: Network, arch: Arch) -> nn.Module:
     for step in network.steps(arch):
         if step.node.kind == "project" and step.layer is not None:
             projections.append(step)
-        elif step.node.module and step.node.kind in ("conv", "grouped", "norm"):
+        elif step.node.module and step.node.kind in ("conv", "grouped", "norm", "layer_norm"):
             module.set_submodule(step.node.module, _resized(module.get_submodule(step.node.module), step))
+        elif step.node.kind == "scale" and not _as_given(step.node.segments, step.outputs):
+            owner, _, name = step.node.param.rpartition(".")
+            _rescale(module.get_submodule(owner), name, _kept(step.node.segments, step.outputs), step.channels)
     return _projected(module, network, projections) if projections else module
 
 
@@ -48,6 +51,8 @@ def _resized(module: nn.Module, step: Step) -> nn.Module:
     rows = _kept(node.segments, step.outputs)
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
         return _norm(module, step.channels, rows)
+    if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+        return _layer_norm(module, step.channels, rows)
     columns = _kept(node.consumed, step.inputs[0])
     bias = module.bias is not None
     if isinstance(module, nn.Linear):
@@ -105,6 +110,33 @@ def _norm(old: nn.Module, outputs: int, rows: Index) -> nn.Module:
         for name in ("weight", "bias", "running_mean", "running_var"):
             getattr(new, name)[rows[1]] = getattr(old, name)[rows[0]]
     return new.train(old.training)
+
+
+def _layer_norm(old: nn.LayerNorm | nn.GroupNorm, channels: int, rows: Index) -> nn.Module:
+    """Of the same class, which may be a user's own."""
+    new = copy.deepcopy(old)
+    if isinstance(new, nn.LayerNorm):
+        new.normalized_shape = (channels,)
+    else:
+        new.num_channels = channels
+    with torch.no_grad():
+        for name, fresh in (("weight", 1.0), ("bias", 0.0)):
+            if getattr(old, name) is not None:
+                tensor = getattr(old, name).new_full((channels,), fresh)
+                tensor[rows[1]] = getattr(old, name)[rows[0]]
+                setattr(new, name, nn.Parameter(tensor, getattr(old, name).requires_grad))
+    return new
+
+
+def _rescale(owner: nn.Module, name: str, rows: Index, channels: int) -> None:
+    """A parameter with a number for each channel; new ones have the mean of the others."""
+    old = getattr(owner, name)
+    axis = max(range(old.dim()), key=lambda dim: old.shape[dim])
+    with torch.no_grad():
+        tensor = old.mean().expand([channels if dim == axis else 1 for dim in range(old.dim())]).clone()
+        tensor.index_copy_(axis, rows[1].to(old.device), old.index_select(axis, rows[0].to(old.device)))
+    made = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+    setattr(owner, name, made)
 
 
 def _projected(module: nn.Module, network: Network, steps: Sequence[Step]) -> fx.GraphModule:

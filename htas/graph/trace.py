@@ -1,9 +1,10 @@
 """Read a network's free widths and depths out of its graph (torch.fx)."""
 
 import operator
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, count
+from itertools import chain, count, permutations
 from math import lcm, prod
 from typing import Any, Literal
 
@@ -25,6 +26,13 @@ MAP_FUNCTIONS = {
     F.elu, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.dropout, F.interpolate, F.mish,
 }  # fmt: skip
 MAP_METHODS = {"relu", "relu_", "sigmoid", "tanh", "contiguous", "clone", "detach", "float"}
+POINTWISE = (
+    *ACTIVATIONS.values(), nn.Dropout, nn.Identity, nn.Softplus, nn.Mish,
+)  # fmt: skip
+"""Maps that know no dimensions."""
+SPATIAL_FUNCTIONS = {
+    F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate,
+}  # fmt: skip
 FUNCTION_ACTIVATIONS = {
     F.relu: "relu", torch.relu: "relu", F.relu6: "relu6", F.silu: "silu", F.hardswish: "hardswish", F.gelu: "gelu",
 }  # fmt: skip
@@ -52,12 +60,19 @@ def trace(
 def capture(module: nn.Module) -> fx.GraphModule:
     """The module as a torch.fx graph, whose nodes know which submodule they stand in; raises ValueError."""
     try:
-        return fx.GraphModule(module, fx.Tracer().trace(module))
+        return fx.GraphModule(module, _Tracer().trace(module))
     except Exception as error:  # a forward pass may raise anything
         raise ValueError(
             f"{type(module).__name__} cannot be traced by torch.fx ({_first_line(error)}); "
             "keep data-dependent control flow out of forward()"
         ) from error
+
+
+class _Tracer(fx.Tracer):
+    """Layer norms stay whole, those of a user's own class too."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.LayerNorm) or super().is_leaf_module(m, module_qualified_name)
 
 
 def names(graph: fx.Graph) -> dict[fx.Node, str]:
@@ -162,6 +177,7 @@ class _Builder:
         self.graph, self.module, self.example, self.adds, self.normed = graph.graph, module, example, adds, normed
         self.modules = dict(module.named_modules())
         self.names = names(self.graph)
+        self.attributes = Counter(str(node.target) for node in self.graph.nodes if node.op == "get_attr")
         self.calls: dict[str, int] = {}
         for fxnode in self.graph.nodes:
             if fxnode.op == "call_module":
@@ -190,37 +206,48 @@ class _Builder:
 
     def _visit(self, fxnode: fx.Node, renamed: dict[fx.Node, str]) -> None:
         name = self.names[fxnode]
-        inputs = tuple(renamed.get(source, self.names[source]) for source in fxnode.all_input_nodes)
+        sources = self._scaled(fxnode) or tuple(fxnode.all_input_nodes)
+        inputs = tuple(renamed.get(source, self.names[source]) for source in sources)
+        axis = self.nodes[inputs[0]].axis if inputs else 1
         node = Node(
             name,
-            self._kind(fxnode, inputs[0] if inputs else ""),
+            self._kind(fxnode, inputs[0] if inputs else "", axis),
             inputs,
-            _runner(fxnode),
+            _runner(fxnode, sources),
             module=str(fxnode.target) if fxnode.op == "call_module" else "",
             blocks=self._blocks(fxnode),
             consumed=self.nodes[inputs[0]].segments if inputs else (),
+            axis=axis,
         )
         if self.adds == "project" and node.kind == "join" and _plain_add(fxnode):
             node = self._project(node, fxnode)
         self.nodes[name] = getattr(self, f"_{node.kind}")(node, fxnode)
 
-    def _kind(self, fxnode: fx.Node, source: str) -> Kind:
+    def _kind(self, fxnode: fx.Node, source: str, axis: int) -> Kind:
         shape = fxnode.meta["shape"]
         if fxnode.op == "placeholder":
             return "input"
         if shape is None:
             return "fixed" if fxnode.meta["tensors"] else "value"
+        if self._scaled(fxnode):
+            return "scale"
+        if fxnode.op == "get_attr" and all(self._scaled(user) for user in fxnode.users):
+            return "value"
         tensors = [source for source in fxnode.all_input_nodes if source.meta["shape"] is not None]
         if fxnode.op == "get_attr" or not tensors or tensors[0] is not fxnode.all_input_nodes[0] or len(shape) < 2:
             return "fixed"
         if fxnode.op == "call_module":
-            return self._module_kind(self.modules[str(fxnode.target)], str(fxnode.target), shape, source)
-        return self._function_kind(fxnode, shape, tensors)
+            return self._module_kind(self.modules[str(fxnode.target)], str(fxnode.target), shape, source, axis)
+        return self._function_kind(fxnode, shape, tensors, axis)
 
-    def _module_kind(self, module: nn.Module, path: str, shape: tuple[int, ...], source: str) -> Kind:
+    def _module_kind(self, module: nn.Module, path: str, shape: tuple[int, ...], source: str, axis: int) -> Kind:
         if self.calls[path] > 1 and next(module.parameters(), None) is not None:
             return "fixed"
-        if _understood(module, shape):
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            return "layer_norm" if self._whole_norm(module, shape, source, axis) else "fixed"
+        if axis != (len(shape) - 1 if isinstance(module, nn.Linear) else 1):
+            return "map" if isinstance(module, POINTWISE) else "fixed"
+        if _understood(module):
             if not isinstance(module, nn.Conv2d) or module.groups == 1:
                 return "conv"
             return "grouped" if self._whole_groups(module, source) else "fixed"
@@ -230,6 +257,38 @@ class _Builder:
             return "flatten"
         return "map" if isinstance(module, MAPS) else "fixed"
 
+    def _scaled(self, fxnode: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+        """A tensor and the parameter of its channels that it is multiplied by, or that is added, and nothing else."""
+        if fxnode.target not in JOINS or len(fxnode.all_input_nodes) != 2 or fxnode.op == "call_module":
+            return None
+        for given, param in permutations(fxnode.all_input_nodes):
+            name, shape = self.names.get(given), given.meta["shape"]
+            if param.op != "get_attr" or given.op == "get_attr" or shape is None or name is None:
+                continue
+            own, node = param.meta["shape"], self.nodes.get(name)
+            wide = node is not None and len(own) <= len(shape) == len(fxnode.meta["shape"])
+            alone = len(param.users) == 1 and self.attributes[str(param.target)] == 1
+            alone = alone and getattr(self.nodes.get(self.names[param]), "kind", "value") == "value"
+            if wide and alone and (1,) * (len(shape) - len(own)) + own == _only_at(node.axis, shape):
+                return given, param
+        return None
+
+    def _whole_norm(
+        self, module: nn.LayerNorm | nn.GroupNorm, shape: tuple[int, ...], source: str, axis: int
+    ) -> bool:  # fmt: skip
+        """Whether it does to the channels what a norm of its class does; of a user's class that is tried."""
+        if isinstance(module, nn.GroupNorm):
+            each = module.num_channels // module.num_groups
+            whole = len(self.nodes[source].segments) == 1 or each == 1
+            return axis == 1 and type(module) is nn.GroupNorm and module.affine and whole
+        if len(module.normalized_shape) != 1 or not module.elementwise_affine:
+            return False
+        if type(module) is nn.LayerNorm:
+            return axis == len(shape) - 1
+        given = torch.randn([2 if dim != axis else size for dim, size in enumerate(shape)]).to(module.weight)
+        with torch.no_grad():
+            return torch.allclose(module(given), layer_norm(given, module, axis), atol=1e-5)
+
     def _whole_groups(self, module: nn.Conv2d, source: str) -> bool:
         """Whether each group has as many outputs as inputs, and none of them reaches over parts of a concatenation."""
         each = module.in_channels // module.groups
@@ -237,22 +296,26 @@ class _Builder:
             own.base % each == 0 and own.repeat == 1 for own in self.nodes[source].segments
         )
 
-    def _function_kind(self, fxnode: fx.Node, shape: tuple[int, ...], tensors: list[fx.Node]) -> Kind:
+    def _function_kind(self, fxnode: fx.Node, shape: tuple[int, ...], tensors: list[fx.Node], axis: int) -> Kind:
         target: Any = fxnode.target
         first = tensors[0].meta["shape"]
         if target in JOINS:
             if len(tensors) == 1:
                 return "map"
-            alike = all(len(t.meta["shape"]) == len(shape) and t.meta["shape"][1] == shape[1] for t in tensors)
+            alike = all(len(t.meta["shape"]) == len(shape) and t.meta["shape"][axis] == shape[axis] for t in tensors)
+            alike = alike and all(self._axis(tensor) == axis for tensor in tensors)
             return "join" if alike and len(tensors) == 2 else "fixed"
         if target in CONCATS:
             parts: Any = fxnode.args[0] if fxnode.args else fxnode.kwargs["tensors"]
             dim = fxnode.kwargs.get("dim", fxnode.args[1] if len(fxnode.args) > 1 else 0)
-            return "concat" if dim in (1, 1 - len(shape)) and list(parts) == tensors else "fixed"
+            alike = all(self._axis(tensor) == axis for tensor in tensors)
+            return "concat" if dim in (axis, axis - len(shape)) and list(parts) == tensors and alike else "fixed"
         if target in MAP_FUNCTIONS or target in MAP_METHODS:
+            return "map" if axis == 1 or target not in SPATIAL_FUNCTIONS else "fixed"
+        if _moved(fxnode, axis) is not None:
             return "map"
-        if target in (torch.mean, "mean") and first[1] == shape[1] and _dims(fxnode) == {2, 3}:
-            return "map"
+        if axis != 1:
+            return "fixed"
         flat = len(shape) == 2 and shape[1] == prod(first[1:])
         if flat and target in (torch.flatten, "flatten"):
             return "flatten"
@@ -275,7 +338,9 @@ class _Builder:
             self._freeze(source, f"{what}, which reads it, {why}")
         first = not any(other.module == node.module for other in self.nodes.values())
         own = sum(p.numel() for p in module.parameters() if p.requires_grad) if module and first else 0
-        layer = _layer(module, self._size(fxnode)) if module and _understood(module, fxnode.meta["shape"]) else None
+        last = len(fxnode.meta["shape"] or ()) - 1
+        size = self._size(fxnode, last if isinstance(module, nn.Linear) else 1) if module else (1, 1)
+        layer = _layer(module, size) if module and _understood(module) else None
         return replace(self._fresh(node, fxnode, f"{what} {why}"), layer=layer, params=fxnode.meta.get("params", own))
 
     def _why_fixed(self, node: Node, module: nn.Module | None) -> str:
@@ -292,7 +357,7 @@ class _Builder:
     def _conv(self, node: Node, fxnode: fx.Node) -> Node:
         module = self.modules[node.module]
         self.sources[node.name] = (self.groups.add(node.name),)
-        layer = _layer(module, self._size(fxnode))
+        layer = _layer(module, self._size(fxnode, node.axis))
         return replace(node, segments=(Segment(layer.outputs),), layer=layer)
 
     def _grouped(self, node: Node, fxnode: fx.Node) -> Node:
@@ -301,7 +366,18 @@ class _Builder:
     def _norm(self, node: Node, fxnode: fx.Node) -> Node:
         return self._same(node)
 
+    def _layer_norm(self, node: Node, fxnode: fx.Node) -> Node:
+        return replace(self._same(node), params=sum(p.requires_grad for p in self.modules[node.module].parameters()))
+
+    def _scale(self, node: Node, fxnode: fx.Node) -> Node:
+        param = next(source for source in fxnode.all_input_nodes if source.op == "get_attr")
+        learns = "params" in param.meta
+        return replace(self._same(node), param=str(param.target), params=int(learns))
+
     def _map(self, node: Node, fxnode: fx.Node) -> Node:
+        moved = _moved(fxnode, node.axis)
+        if moved is not None:
+            return replace(self._same(node), axis=moved, layer=self._pool(node, fxnode))
         return replace(self._same(node), layer=self._pool(node, fxnode))
 
     def _join(self, node: Node, fxnode: fx.Node) -> Node:
@@ -313,7 +389,7 @@ class _Builder:
             for left, right in zip(one, two, strict=True):
                 self.groups.join(left, right)
         node = self._same(node)
-        layer = Layer("add", node.base, node.base, self._size(fxnode)) if _plain_add(fxnode) else None
+        layer = Layer("add", node.base, node.base, self._size(fxnode, node.axis)) if _plain_add(fxnode) else None
         return replace(node, layer=layer)
 
     def _concat(self, node: Node, fxnode: fx.Node) -> Node:
@@ -373,7 +449,7 @@ class _Builder:
         """After the last block of a run, a node that takes the output of the last one kept."""
         inputs = tuple(renamed.get(end, self.names[end]) for end in run.ends)
         segments = self.nodes[inputs[0]].segments
-        if any(self.nodes[name].segments != segments for name in inputs):
+        if any(self.nodes[name].segments != segments or self.nodes[name].axis != 1 for name in inputs):
             self._forget(run)
             return
         name = f"{run.site}:depth"
@@ -417,9 +493,14 @@ class _Builder:
 
     # -- layers --------------------------------------------------------------------------------------------------------
 
-    def _size(self, fxnode: fx.Node) -> tuple[int, int]:
+    def _axis(self, fxnode: fx.Node) -> int:
+        return self.nodes[self.names[fxnode]].axis
+
+    def _size(self, fxnode: fx.Node, axis: int = 1) -> tuple[int, int]:
+        """Height and width of the input."""
         shape = fxnode.all_input_nodes[0].meta["shape"]
-        return (shape[2], shape[3]) if len(shape) == 4 else (1, 1)
+        spatial = [size for dim, size in enumerate(shape) if dim not in (0, axis)]
+        return (spatial[0], prod(spatial[1:])) if spatial else (1, 1)
 
     def _pool(self, node: Node, fxnode: fx.Node) -> Layer | None:
         module = self.modules[node.module] if node.module else None
@@ -501,12 +582,15 @@ class _Builder:
         return Network(self.module, nodes, sites, frozen, image, self.adds)
 
     def _multiples(self) -> dict[str, int]:
-        """By group of producers, what its width must be a multiple of: whole groups of the convolutions that have them."""
+        """By group of producers, what its width must be a multiple of: groups of convolutions and norms stay whole."""
         found: dict[str, int] = {}
         for node in self.nodes.values():
-            if node.kind == "grouped" and node.layer is not None:
+            multiple = node.layer.each if node.kind == "grouped" and node.layer is not None else 1
+            if node.kind == "layer_norm" and isinstance(norm := self.modules[node.module], nn.GroupNorm):
+                multiple = norm.num_groups
+            if multiple > 1:
                 for root in {root for member in self.sources[node.name] for root in self._origins(member)}:
-                    found[root] = lcm(found.get(root, 1), node.layer.each)
+                    found[root] = lcm(found.get(root, 1), multiple)
         return found
 
     def _members(self, root: str) -> Iterator[str]:
@@ -520,7 +604,7 @@ class _Builder:
 
     def _consumers(self, root: str) -> Iterator[tuple[str, int, int]]:
         for node in self.nodes.values():
-            if node.kind not in ("conv", "grouped", "norm") or not node.module:
+            if node.kind not in ("conv", "grouped", "norm", "layer_norm") or not node.module:
                 continue
             offset = 0
             for member, segment in zip(self.sources[node.inputs[0]], node.consumed, strict=True):
@@ -535,9 +619,10 @@ class _Builder:
         return {self.groups.root(member)}
 
 
-def _runner(fxnode: fx.Node) -> Callable[[Callable[[str], nn.Module], tuple[Any, ...]], Any]:
-    """Does what the node did, on values given in the order of its inputs."""
-    sources = fxnode.all_input_nodes
+def _runner(
+    fxnode: fx.Node, sources: Sequence[fx.Node]
+) -> Callable[[Callable[[str], nn.Module], tuple[Any, ...]], Any]:
+    """Does what the node did, on values given in the order of these sources."""
     target: Any = fxnode.target
 
     def run(modules: Callable[[str], nn.Module], values: tuple[Any, ...]) -> Any:
@@ -582,16 +667,16 @@ def _private(fxnode: fx.Node) -> bool:
     return False
 
 
-def _understood(module: nn.Module, shape: tuple[int, ...]) -> bool:
-    """Whether a Layer describes this module, whose output has this shape."""
+def _understood(module: nn.Module) -> bool:
+    """Whether a Layer describes this module."""
     if isinstance(module, nn.Linear):
-        return len(shape) == 2
+        return True
     return isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str)
 
 
 def _layer(module: nn.Module, size: tuple[int, int]) -> Layer:
     if isinstance(module, nn.Linear):
-        return Layer("linear", module.in_features, module.out_features, (1, 1), bias=module.bias is not None)
+        return Layer("linear", module.in_features, module.out_features, size, bias=module.bias is not None)
     assert isinstance(module, nn.Conv2d)
     return Layer(
         "conv", module.in_channels, module.out_channels, size, kernel=_pair(module.kernel_size),
@@ -604,9 +689,41 @@ def _pair(value: Any) -> tuple[int, int]:
     return (int(value[0]), int(value[1])) if isinstance(value, tuple | list) else (int(value), int(value))
 
 
-def _dims(fxnode: fx.Node) -> set[int]:
-    dims: Any = fxnode.kwargs.get("dim", fxnode.args[1] if len(fxnode.args) > 1 else ())
-    return {dim % 4 for dim in (dims if isinstance(dims, tuple | list) else (dims,))}
+def _moved(fxnode: fx.Node, axis: int) -> int | None:
+    """Where the channels are after dimensions were put in another order, or the mean was taken over some of them; None
+    if that is not what the node does, or does to the channels or the batch."""
+    target: Any = fxnode.target
+    if fxnode.op not in ("call_function", "call_method") or not fxnode.args or not isinstance(fxnode.args[0], fx.Node):
+        return None
+    count = len(fxnode.args[0].meta["shape"] or ())
+    named: Any = fxnode.kwargs.get("dims", fxnode.kwargs.get("dim"))
+    rest: Any = fxnode.args[1:] if named is None else (named, *fxnode.args[1:])
+    dims = [dim % count for dim in (rest[0] if rest and isinstance(rest[0], tuple | list) else rest) if type(dim) is int]
+    if target in (torch.permute, "permute"):
+        return dims.index(axis) if len(dims) == count and dims[0] == 0 else None
+    if target in (torch.transpose, torch.swapaxes, "transpose", "swapaxes"):
+        order = list(range(count))
+        if len(dims) != 2 or 0 in dims:
+            return None
+        order[dims[0]], order[dims[1]] = order[dims[1]], order[dims[0]]
+        return order.index(axis)
+    if target in (torch.mean, "mean") and dims:
+        over: Any = rest[0] if isinstance(rest[0], tuple | list) else rest[:1]
+        gone = {dim % count for dim in over}
+        if gone & {0, axis}:
+            return None
+        return axis if len(fxnode.meta["shape"]) == count else axis - sum(dim < axis for dim in gone)
+    return None
+
+
+def _only_at(axis: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size if dim == axis else 1 for dim, size in enumerate(shape))
+
+
+def layer_norm(x: Tensor, norm: nn.Module, axis: int) -> Tensor:
+    """Over the channels, which are in this dimension; `norm` has weight, bias and eps."""
+    out = F.layer_norm(x.movedim(axis, -1), norm.weight.shape, norm.weight, norm.bias, norm.eps)  # type: ignore
+    return out.movedim(-1, axis)
 
 
 # -- depth sites -----------------------------------------------------------------------------------------------------
