@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from htas.arch import Arch
 from htas.graph import Network, resize
-from htas.layer import Layer
+from htas.layer import WEIGHTED, Layer
 from htas.measurement import Measurement
 from htas.metrics import Metric, OnRound
 from htas.metrics.latency import CHEAP
@@ -125,7 +125,7 @@ def cells(network: Network, spaces: Sequence[Space], most: int, building: float 
     found = {}
     for template, (all_inputs, outputs) in pairs(network, spaces, most).items():
         inputs = thinned(all_inputs, THIN) if building >= DEAR else all_inputs
-        alone = template.groups == 0 or template.op not in ("conv", "linear")
+        alone = template.groups == 0 or template.op not in WEIGHTED
         sizes = (
             [(o, o) for o in sorted(outputs)] if alone else [(i, o) for i in sorted(inputs) for o in sorted(outputs)]
         )

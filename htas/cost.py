@@ -108,9 +108,10 @@ class MacsCost(CostModel):
             if layer is None or step.node.kind not in ("conv", "grouped", "fixed"):
                 continue
             height, width = layer.output_size
-            inputs = step.node.layer.each if step.node.kind == "grouped" else step.given / layer.groups
-            each = layer.kernel[0] * layer.kernel[1] * inputs + layer.bias
-            total = total + step.kept * height * width * each * step.channels
+            over = layer.size[0] * layer.size[1] if layer.op == "conv_transpose" else height * width
+            inputs = layer.each if step.node.kind == "grouped" else step.given / layer.groups
+            each = layer.kernel[0] * layer.kernel[1] * inputs * over + layer.bias * height * width
+            total = total + step.kept * each * step.channels
         return torch.as_tensor(total)
 
 

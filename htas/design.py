@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from htas.cost import PaperCost, Term
 from htas.graph import Network, Site
-from htas.layer import Layer
+from htas.layer import WEIGHTED, Layer
 from htas.result import CurveRecord
 from htas.space import Space, depth_choices, group_bounds, tas_widths
 from htas.survey import Curve, Estimate, Fit, add, curve, surveyed, templates, widest, widths_of
@@ -256,7 +256,7 @@ def paper_cost(network: Network, content: Mapping[str, Any], design: Design) -> 
     """Eq. 7 and 8: a fitted line for every layer, a constant for layers whose width never changes."""
     terms: Counter[Term] = Counter()
     for use in network.uses(surveyed(network, expand=design.expand, inputs=design.inputs)):
-        if use.layer.op not in ("conv", "linear"):
+        if use.layer.op not in WEIGHTED:
             continue
         if use.site:
             fit = curve(content, use.layer, _widths(network, use.site, design), _estimate(design)).fit(design.alpha)
@@ -304,8 +304,8 @@ def _explicit(network: Network, design: Design) -> dict[str, tuple[int, ...]]:
             raise ValueError(f"the choices of {name} in design.widths must be at least 1, got {min(choices)}")
         if off := [width for width in choices if width % site.multiple]:
             raise ValueError(
-                f"the choices of {name} in design.widths must be multiples of {site.multiple}, as its channels stand in "
-                f"groups; got {off[0]}"
+                f"the choices of {name} in design.widths must be multiples of {site.multiple}, as its channels stand "
+                f"in groups; got {off[0]}"
             )
         found[name] = tuple(sorted(set(choices)))
     return found

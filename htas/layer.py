@@ -24,8 +24,10 @@ ACTIVATIONS: Mapping[str, type[nn.Module]] = {
     "hardsigmoid": nn.Hardsigmoid,
 }
 
-Op = Literal["conv", "linear", "max_pool", "avg_pool", "global_pool", "add"]
+Op = Literal["conv", "conv_transpose", "linear", "max_pool", "avg_pool", "global_pool", "add"]
 Pair = tuple[int, int]
+WEIGHTED = ("conv", "conv_transpose", "linear")
+"""Operators that have weights, for every input channel and every output channel."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,16 @@ class Layer:
     """A batch norm follows, fused by most runtimes."""
     activation: str = ""
     """A key of ACTIVATIONS, or nothing."""
+    output_padding: Pair = (0, 0)
+    """conv_transpose: what is added to one side of the output."""
 
     @property
     def key(self) -> str:
         """Canonical JSON: equal keys mean the same work. The version changes when a field does."""
-        return json.dumps({"layer": 1, **asdict(self)}, sort_keys=True)
+        content = asdict(self)
+        if self.output_padding == (0, 0):  # a field that came later
+            del content["output_padding"]
+        return json.dumps({"layer": 1, **content}, sort_keys=True)
 
     @staticmethod
     def of(key: str) -> "Layer":
@@ -79,7 +86,7 @@ class Layer:
         """A template at these widths; of what treats each channel alike the inputs are its outputs."""
         if self.groups == 0:
             return self.wide(outputs)
-        return replace(self, inputs=inputs if self.op in ("conv", "linear") else outputs, outputs=outputs)
+        return replace(self, inputs=inputs if self.op in WEIGHTED else outputs, outputs=outputs)
 
     @property
     def grouped(self) -> bool:
@@ -94,6 +101,8 @@ class Layer:
     @property
     def kind(self) -> str:
         """The operator in words, without sizes: `conv 3x3 /2`, `depthwise 3x3`, `grouped conv 3x3`, `linear`, `add`."""
+        if self.op == "conv_transpose":
+            return f"transposed conv {self.kernel[0]}x{self.kernel[1]}"
         if self.op != "conv":
             return self.op
         name = "conv" if self.groups == 1 else "depthwise" if self.grouped and self.each == 1 else "grouped conv"
@@ -110,6 +119,9 @@ class Layer:
 
         def along(axis: int) -> int:
             reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
+            if self.op == "conv_transpose":
+                more = reach - 2 * self.padding[axis] + self.output_padding[axis]
+                return (self.size[axis] - 1) * self.stride[axis] + more
             return (self.size[axis] + 2 * self.padding[axis] - reach) // self.stride[axis] + 1
 
         return along(0), along(1)
@@ -122,6 +134,9 @@ class Layer:
             case "conv":
                 each = self.kernel[0] * self.kernel[1] * (self.inputs // self.groups) + self.bias
                 return each * self.outputs * height * width
+            case "conv_transpose":
+                each = self.kernel[0] * self.kernel[1] * self.inputs * self.size[0] * self.size[1]
+                return (each + self.bias * height * width) * self.outputs
             case "linear":
                 return (self.inputs + self.bias) * self.outputs * height * width
             case _:
@@ -132,7 +147,7 @@ class Layer:
         """Trainable numbers: weights, bias, and two per normalised channel."""
         norm = 2 * self.outputs if self.norm else 0
         match self.op:
-            case "conv":
+            case "conv" | "conv_transpose":
                 each = self.kernel[0] * self.kernel[1] * (self.inputs // self.groups) + self.bias
                 return each * self.outputs + norm
             case "linear":
@@ -152,8 +167,8 @@ class Layer:
         return nn.Sequential(*parts).eval() if len(parts) > 1 else parts[0].eval()
 
     def example(self, batch: int) -> tuple[Tensor, ...]:
-        """Inputs of the right shapes: [batch, inputs, height, width]; for linear [batch, inputs], or with the height and
-        width of pixels between these two."""
+        """Inputs of the right shapes: [batch, inputs, height, width]; for linear [batch, inputs], or with the height
+        and width of pixels between these two."""
         pixels = self.size if self.size != (1, 1) else ()
         shape = (batch, *pixels, self.inputs) if self.op == "linear" else (batch, self.inputs, *self.size)
         return tuple(torch.randn(shape) for _ in range(2 if self.op == "add" else 1))
@@ -170,6 +185,18 @@ class Layer:
                     self.dilation,
                     self.groups,
                     self.bias,
+                )
+            case "conv_transpose":
+                return nn.ConvTranspose2d(
+                    self.inputs,
+                    self.outputs,
+                    self.kernel,
+                    self.stride,
+                    self.padding,
+                    self.output_padding,
+                    self.groups,
+                    self.bias,
+                    self.dilation,
                 )
             case "linear":
                 return nn.Linear(self.inputs, self.outputs, self.bias)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from htas.arch import Arch
 from htas.graph import Network, Node, Segment
+from htas.graph.resize import WINDOW, by_outputs
 from htas.space import Space
 
 MOMENTUM = 0.1
@@ -91,6 +92,8 @@ class Supernet(nn.Module):
     # -- weights -----------------------------------------------------------------------------------------------------
 
     def _allocate(self, node: Node) -> None:
+        if node.again:
+            return
         if node.kind in ("conv", "grouped"):
             self.body.set_submodule(node.module, self._wide(node))
         elif node.kind in ("norm", "layer_norm"):
@@ -107,11 +110,15 @@ class Supernet(nn.Module):
     def _wide(self, node: Node) -> nn.Module:
         old = self.network.module.get_submodule(node.module)
         inputs, outputs = self._channels(node.inputs[0]), self._channels(node.name)
+        shape: dict[str, Any]
         if isinstance(old, nn.Linear):
             return nn.Linear(inputs, outputs, old.bias is not None)
+        if isinstance(old, nn.ConvTranspose2d):
+            shape = {name: getattr(old, name) for name in (*WINDOW, "output_padding")}
+            return nn.ConvTranspose2d(inputs, outputs, bias=old.bias is not None, **shape)
         assert isinstance(old, nn.Conv2d)
         groups = outputs // node.layer.each if node.kind == "grouped" and node.layer is not None else 1
-        shape: dict[str, Any] = {name: getattr(old, name) for name in ("kernel_size", "stride", "padding", "dilation")}
+        shape = {name: getattr(old, name) for name in WINDOW}
         return nn.Conv2d(inputs, outputs, groups=groups, bias=old.bias is not None, **shape)
 
     def _norms(self, node: Node) -> nn.ModuleDict:
@@ -198,9 +205,10 @@ class Supernet(nn.Module):
             elif node.kind in ("norm", "layer_norm"):
                 self._inherit_norm(node, trained.get_submodule(node.module))
             elif node.kind == "scale":
-                own, given, axis = self._get(self.body, node.param), self._get(trained, node.param), self._scale_axis(node)
-                there, here = self._common(node, own.device)
-                own.index_copy_(axis, there, given.to(own.device).index_select(axis, here))
+                scale, given = self._get(self.body, node.param), self._get(trained, node.param)
+                axis = self._scale_axis(node)
+                there, here = self._common(node, scale.device)
+                scale.index_copy_(axis, there, given.to(scale.device).index_select(axis, here))
             elif node.module:
                 self.body.get_submodule(node.module).load_state_dict(trained.get_submodule(node.module).state_dict())
 
@@ -220,9 +228,8 @@ class Supernet(nn.Module):
 
     def _inherit_conv(self, node: Node, source: nn.Module) -> None:
         own = self.body.get_submodule(node.module)
-        assert isinstance(own, nn.Conv2d | nn.Linear) and isinstance(source, nn.Conv2d | nn.Linear)
-        there, here = self._common(node, own.weight.device)
-        weight, given = own.weight, source.weight.to(own.weight.device)
+        there, here = self._common(node, own.weight.device)  # type: ignore[arg-type]
+        weight, given = by_outputs(own), by_outputs(source).to(own.weight.device)  # type: ignore[arg-type]
         if node.kind == "grouped":
             weight[there] = given[here]
             rows = there, here
@@ -230,7 +237,7 @@ class Supernet(nn.Module):
             count = min(len(weight), len(given))
             weight[torch.arange(count)[:, None], there] = given[:count][:, here]
             rows = (torch.arange(count),) * 2
-        if own.bias is not None and source.bias is not None:
+        if isinstance(own.bias, Tensor) and isinstance(source.bias, Tensor):
             own.bias[rows[0]] = source.bias.to(own.bias.device)[rows[1]]
 
     def _common(self, node: Node, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -241,22 +248,20 @@ class Supernet(nn.Module):
 
     # -- forward -----------------------------------------------------------------------------------------------------
 
-    def forward(self, images: Tensor, draw: Draw) -> Tensor:
-        """[N, C, H, W] to the network's output, under one draw."""
+    def forward(self, images: Tensor | tuple[Tensor, ...], draw: Draw) -> Any:
+        """[N, C, H, W], or a tensor for each input, to the network's output, under one draw."""
         values: dict[str, Any] = {}
         widths: dict[str, tuple[int, ...]] = {}
         deepest = {site: max(k for k, p in enumerate(weights) if _positive(p)) for site, weights in draw.depths.items()}
-        node = None
+        given = iter((images,) if isinstance(images, Tensor) else images)
         for node in self.network.nodes:
             if any(block > deepest[site] for site, block in node.blocks):
                 continue
             if node.kind == "input":
-                values[node.name], widths[node.name] = images, tuple(s.base for s in node.segments)
+                values[node.name], widths[node.name] = next(given), tuple(s.base for s in node.segments)
             else:
                 values[node.name], widths[node.name] = self._step(node, values, widths, draw)
-        assert node is not None
-        result: Tensor = values[node.name]
-        return result
+        return self.network.result(tuple(values[name] for name in self.network.outputs))
 
     def _step(
         self, node: Node, values: dict[str, Any], widths: dict[str, tuple[int, ...]], draw: Draw
@@ -301,9 +306,12 @@ class Supernet(nn.Module):
         rows = self._rows(node, width) if node.norm and len(chosen) > 1 else width
         bias = module.bias[:rows] if module.bias is not None else None  # type: ignore[index]
         given = inputs.shape[self._node(node.inputs[0]).axis]
-        weight = self._sliced(module.weight, rows, node, before, given)  # type: ignore[arg-type]
+        weight = self._sliced(by_outputs(module), rows, node, before, given)
         if isinstance(module, nn.Linear):
             out = F.linear(inputs, weight, bias)
+        elif isinstance(module, nn.ConvTranspose2d):
+            window: Any = (module.stride, module.padding, module.output_padding, 1, module.dilation)
+            out = F.conv_transpose2d(inputs, weight.transpose(0, 1), bias, *window)
         else:
             assert isinstance(module, nn.Conv2d)
             out = F.conv2d(inputs, weight, bias, module.stride, module.padding, module.dilation)

@@ -12,7 +12,7 @@ import numpy as np
 
 from htas.arch import Arch
 from htas.graph import Network, Site
-from htas.layer import Layer
+from htas.layer import WEIGHTED, Layer
 from htas.measurement import Measurement
 from htas.metrics import Case, Metric, OnRound
 from htas.space import group_bounds
@@ -226,7 +226,7 @@ def cases(network: Network, *, expand: float, inputs: str) -> dict[Layer, set[st
             for x in widths_of(network.sites[site], expand):
                 found.setdefault(layer.wide(x), set()).add(layer.key)
     for use in network.uses(surveyed(network, expand=expand, inputs=inputs)):
-        if not use.site and use.layer.op in ("conv", "linear"):
+        if not use.site and use.layer.op in WEIGHTED:
             found.setdefault(use.layer, set()).add(use.layer.wide(0).key)
     return found
 
@@ -309,7 +309,8 @@ class _Family:
             rows = list(zip(total.widths, total.seconds, errors, strict=True))
             for (first, before, one), (last, after, other) in pairwise(rows):
                 height = abs(after - before)
-                if last - first > own.step and height > max(FLAT * min(before, after), SEEN * float(np.hypot(one, other))):
+                least = max(FLAT * min(before, after), SEEN * float(np.hypot(one, other)))
+                if last - first > own.step and height > least:
                     share = height / max(before, after, height)
                     found[first, last] = max(share, found.get((first, last), 0.0))
         return found

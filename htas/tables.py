@@ -19,7 +19,7 @@ from torch import Tensor
 
 from htas.arch import Arch
 from htas.cost import CostModel, by_block
-from htas.layer import Layer
+from htas.layer import WEIGHTED, Layer
 from htas.space import Space
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class LayerCost(CostModel):
             if template is None:
                 continue
             outputs = self._sources(step.node.segments, step.outputs, space, widths)
-            alone = template.groups == 0 or template.op not in ("conv", "linear") or not step.inputs
+            alone = template.groups == 0 or template.op not in WEIGHTED or not step.inputs
             inputs = outputs if alone else self._sources(step.node.consumed, step.inputs[0], space, widths)
             pairs = [(each, each) for each in outputs] if alone else [(a, b) for a in inputs for b in outputs]
             for one, other in pairs:
@@ -214,6 +214,8 @@ class CountCost(LayerCost):
         template = super().template(step)
         if self.count == "macs" or step.node.kind == "project":
             return template
+        if step.node.again:
+            return None
         if step.node.kind in ("layer_norm", "scale"):
             return (None, SCALE, NORM)[step.node.params]
         if step.node.kind in ("norm", "fixed"):

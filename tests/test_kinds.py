@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from htas.arch import Arch
 from htas.graph import Network, resize, trace
+from htas.graph.resize import by_outputs
 from htas.space import Space
 from htas.supernet import ALL, Draw, Supernet, columns
 from htas.survey import widths_of
@@ -135,7 +136,42 @@ class GroupNorms(nn.Module):
         return self.last(F.relu(self.own(self.body(x))).mean((2, 3)))
 
 
-KINDS = {"dense": Dense, "grouped": Grouped, "next": ConvNext, "group norms": GroupNorms}
+class Up(nn.Module):
+    """A U-Net of one level: a transposed convolution beside what was there before (Ronneberger et al. 2015)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm, self.down = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Conv2d(6, 8, 3, 2, 1)
+        self.up, self.up_norm = nn.ConvTranspose2d(8, 5, 2, 2), nn.BatchNorm2d(5)
+        self.two, self.last = nn.Conv2d(11, 6, 3, padding=1), nn.Linear(6, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.one(images)))
+        up = F.relu(self.up_norm(self.up(F.relu(self.down(x)))))
+        return self.last(self.two(torch.cat([x, up], dim=1)).relu().mean((2, 3)))
+
+
+class Twice(nn.Module):
+    """A convolution and its norm that are called twice, and squeeze and excitation in the manner of a first author."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.other = nn.Conv2d(6, 7, 1)
+        self.squeeze, self.excite = nn.Linear(7, 3), nn.Linear(3, 7)
+        self.last = nn.Linear(7, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.conv(self.stem(images))))
+        x = self.other(F.relu(self.norm(self.conv(x))))
+        count, channels, _, _ = x.size()
+        y = F.adaptive_avg_pool2d(x, 1).view(count, channels)
+        y = torch.sigmoid(self.excite(F.relu(self.squeeze(y)))).view(count, channels, 1, 1)
+        return self.last((x * y.expand_as(x)).mean((2, 3)))
+
+
+KINDS = {"dense": Dense, "grouped": Grouped, "next": ConvNext, "group norms": GroupNorms, "up": Up, "twice": Twice}
 
 
 @pytest.fixture(autouse=True)
@@ -203,7 +239,7 @@ def _biases(net: nn.Module, images: Tensor) -> float:
     hooks = [
         part.register_forward_hook(lambda part, given, out: found.append(out.numel() if part.bias is not None else 0))
         for part in net.modules()
-        if isinstance(part, nn.Conv2d | nn.Linear)
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
     ]
     net(images)
     for hook in hooks:
@@ -240,10 +276,11 @@ def cut(made: Supernet, arch: Arch) -> nn.Module:
             else:
                 tensors = ("weight",) if module.bias is None else ("weight", "bias")
             for name in tensors:
-                tensor = getattr(own, name)[outputs]
-                if name == "weight" and node.kind == "conv":
-                    tensor = tensor[:, given]
-                getattr(module, name).copy_(tensor)
+                ours, wide = (
+                    by_outputs(part) if (name, node.kind) == ("weight", "conv") else getattr(part, name)
+                    for part in (module, own)
+                )  # fmt: skip
+                ours.copy_(wide[outputs][:, given] if (name, node.kind) == ("weight", "conv") else wide[outputs])
     return net
 
 

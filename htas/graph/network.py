@@ -72,6 +72,8 @@ class Node:
     """scale: qualified name of the parameter."""
     axis: int = 1
     """Dimension of the output's channels."""
+    again: bool = False
+    """Whether an earlier node has called the same module."""
 
     @property
     def base(self) -> int:
@@ -142,6 +144,10 @@ class Step:
                 return replace(node.layer, inputs=self.channels, outputs=self.channels)
 
 
+def _only(values: tuple[Any, ...]) -> Any:
+    return values[0]
+
+
 @dataclass(frozen=True)
 class Network:
     """What trace found: the steps, the free sites, and what is frozen, with the reason."""
@@ -154,6 +160,12 @@ class Network:
     image: tuple[int, ...]
     """Shape of one input: channels, height, width."""
     adds: Literal["join", "project"] = "join"
+    images: tuple[tuple[int, ...], ...] = ()
+    """Shapes of all inputs, where there are several."""
+    outputs: tuple[str, ...] = ()
+    """The nodes whose values leave the network."""
+    result: Callable[[tuple[Any, ...]], Any] = field(default=_only, repr=False, compare=False)
+    """What the network returns, made of these values: one of them, a tuple, a dictionary."""
 
     @property
     def widths(self) -> dict[str, Site]:
@@ -242,6 +254,8 @@ class Network:
 def _params(step: Step) -> int:
     """Trainable parameters of a step; those of a norm are counted where it stands."""
     layer = step.layer
+    if step.node.again:
+        return 0
     match step.node.kind:
         case "fixed":
             return step.node.params

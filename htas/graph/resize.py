@@ -3,6 +3,7 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,7 +27,7 @@ def resize(network: Network, arch: Arch) -> nn.Module:
     for step in network.steps(arch):
         if step.node.kind == "project" and step.layer is not None:
             projections.append(step)
-        elif step.node.module and step.node.kind in ("conv", "grouped", "norm", "layer_norm"):
+        elif step.node.module and not step.node.again and step.node.kind in ("conv", "grouped", "norm", "layer_norm"):
             module.set_submodule(step.node.module, _resized(module.get_submodule(step.node.module), step))
         elif step.node.kind == "scale" and not _as_given(step.node.segments, step.outputs):
             owner, _, name = step.node.param.rpartition(".")
@@ -35,8 +36,12 @@ def resize(network: Network, arch: Arch) -> nn.Module:
 
 
 def _cut(module: nn.Module, network: Network, arch: Arch) -> nn.Module:
+    gone: list[str] = []
     for site in network.depths.values():
         for block in site.producers[arch.depths[site.name] :]:
+            if any(block.startswith(f"{other}.") for other in gone):
+                continue
+            gone.append(block)
             owner, _, child = block.rpartition(".")
             parent = module.get_submodule(owner)
             parent._modules.pop(child)  # keeps the names of the others, which `del parent[i]` would renumber
@@ -57,6 +62,10 @@ def _resized(module: nn.Module, step: Step) -> nn.Module:
     bias = module.bias is not None
     if isinstance(module, nn.Linear):
         return _filled(nn.Linear(step.given, step.channels, bias), module, rows, columns)
+    if isinstance(module, nn.ConvTranspose2d):
+        window: Any = {name: getattr(module, name) for name in (*WINDOW, "output_padding")}
+        turned = nn.ConvTranspose2d(step.given, step.channels, bias=bias, **window)
+        return _filled(turned, module, rows, columns)
     assert isinstance(module, nn.Conv2d) and not isinstance(module.padding, str)
     each, groups = module.in_channels // module.groups, 1
     if node.kind == "grouped":
@@ -71,6 +80,8 @@ def _as_given(segments: Sequence[Segment], widths: Sequence[int]) -> bool:
     return all(segment.base == width for segment, width in zip(segments, widths, strict=True))
 
 
+WINDOW = ("kernel_size", "stride", "padding", "dilation")
+"""Options of a convolution that stay."""
 Index = tuple[Tensor, Tensor]
 
 
@@ -89,10 +100,17 @@ def _kept(segments: Sequence[Segment], widths: Sequence[int]) -> Index:
 def _filled(new: nn.Module, old: nn.Module, rows: Index, columns: Index) -> nn.Module:
     with torch.no_grad():
         new.to(_param(old, "weight"))
-        _param(new, "weight")[rows[1][:, None], columns[1]] = _param(old, "weight")[rows[0][:, None], columns[0]]
+        ours, theirs = by_outputs(new), by_outputs(old)
+        ours[rows[1][:, None], columns[1]] = theirs[rows[0][:, None], columns[0]]
         if getattr(old, "bias", None) is not None:
             _param(new, "bias")[rows[1]] = _param(old, "bias")[rows[0]]
     return new.train(old.training)
+
+
+def by_outputs(module: nn.Module) -> Tensor:
+    """The weight of a convolution or linear layer, [outputs, inputs, ...]: of a transposed convolution a view."""
+    weight = _param(module, "weight")
+    return weight.transpose(0, 1) if isinstance(module, nn.ConvTranspose2d) else weight
 
 
 def _param(module: nn.Module, name: str) -> nn.Parameter:

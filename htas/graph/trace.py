@@ -24,8 +24,9 @@ MAPS = (
 MAP_FUNCTIONS = {
     F.relu, torch.relu, F.relu6, F.silu, F.gelu, F.hardswish, F.hardsigmoid, torch.sigmoid, torch.tanh, F.leaky_relu,
     F.elu, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.dropout, F.interpolate, F.mish,
+    torch.abs, torch.exp, torch.neg, operator.neg,
 }  # fmt: skip
-MAP_METHODS = {"relu", "relu_", "sigmoid", "tanh", "contiguous", "clone", "detach", "float"}
+MAP_METHODS = {"relu", "relu_", "sigmoid", "tanh", "contiguous", "clone", "detach", "float", "abs", "exp", "neg"}
 POINTWISE = (
     *ACTIVATIONS.values(), nn.Dropout, nn.Identity, nn.Softplus, nn.Mish,
 )  # fmt: skip
@@ -37,24 +38,32 @@ FUNCTION_ACTIVATIONS = {
     F.relu: "relu", torch.relu: "relu", F.relu6: "relu6", F.silu: "silu", F.hardswish: "hardswish", F.gelu: "gelu",
 }  # fmt: skip
 ADDS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+WRITTEN_OUT = {"view", "reshape", torch.reshape}
+"""Reshapes that are given sizes."""
+RESHAPES = {*WRITTEN_OUT, "flatten", torch.flatten, "squeeze", torch.squeeze, "unsqueeze", torch.unsqueeze}
+SHARED = ("conv", "grouped", "norm", "layer_norm")
+"""Kinds of nodes whose modules have weights."""
 CONCATS = {torch.cat, torch.concat, torch.concatenate}
-JOINS = ADDS | {operator.mul, operator.imul, torch.mul, operator.sub, torch.sub, torch.maximum, "mul", "mul_", "sub"}
+JOINS = ADDS | {
+    operator.mul, operator.imul, torch.mul, operator.sub, torch.sub, torch.maximum, "mul", "mul_", "sub", "expand_as",
+}  # fmt: skip
 
 
 def trace(
     module: nn.Module,
-    example: Tensor,
+    example: Tensor | Sequence[Tensor],
     *,
     adds: Literal["join", "project"] = "join",
     project_norm: bool = True,
 ) -> Network:
-    """What is free in `module`, found by running `example` ([N, C, H, W]) through it.
+    """What is free in `module`, found by running `example` ([N, C, H, W], or one for each input) through it.
 
     `adds="join"` gives layers that are added one width; "project" gives each its own, with a 1x1 convolution (and a
     norm, if `project_norm`) on an identity shortcut where they differ. The module is not changed. Raises ValueError
     where torch.fx cannot follow the forward pass.
     """
-    return _Builder(_captured(module, example), module, example, adds, project_norm).network()
+    examples = (example,) if isinstance(example, Tensor) else tuple(example)
+    return _Builder(_captured(module, examples), module, examples, adds, project_norm).network()
 
 
 def capture(module: nn.Module) -> fx.GraphModule:
@@ -104,17 +113,19 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _captured(module: nn.Module, example: Tensor) -> fx.GraphModule:
+def _captured(module: nn.Module, examples: tuple[Tensor, ...]) -> fx.GraphModule:
     """`capture`, with the shape of every node's value under meta["shape"] (None where it is no tensor)."""
     graph = capture(module)
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
         with torch.no_grad():
-            _Shapes(graph).run(example.clone())
+            _Shapes(graph).run(*(example.clone() for example in examples))
     except Exception as error:
+        shapes = " and ".join(str(tuple(example.shape)) for example in examples)
+        what = "an input" if len(examples) == 1 else "inputs"
         raise ValueError(
-            f"{type(module).__name__} does not run on an input of shape {tuple(example.shape)} ({_first_line(error)})"
+            f"{type(module).__name__} does not run on {what} of shape {shapes} ({_first_line(error)})"
         ) from error
     finally:
         for part, training in modes.items():
@@ -172,9 +183,14 @@ class _Builder:
     """Turns one torch.fx graph into a Network."""
 
     def __init__(
-        self, graph: fx.GraphModule, module: nn.Module, example: Tensor, adds: Literal["join", "project"], normed: bool
+        self,
+        graph: fx.GraphModule,
+        module: nn.Module,
+        examples: tuple[Tensor, ...],
+        adds: Literal["join", "project"],
+        normed: bool,
     ) -> None:
-        self.graph, self.module, self.example, self.adds, self.normed = graph.graph, module, example, adds, normed
+        self.graph, self.module, self.examples, self.adds, self.normed = graph.graph, module, examples, adds, normed
         self.modules = dict(module.named_modules())
         self.names = names(self.graph)
         self.attributes = Counter(str(node.target) for node in self.graph.nodes if node.op == "get_attr")
@@ -187,6 +203,9 @@ class _Builder:
         self.passed: dict[str, tuple[str, ...]] = {}  # group member of a depth site -> those whose widths it passes on
         self.nodes: dict[str, Node] = {}
         self.runs = list(_runs(self.graph, self.modules))
+        self.outputs: tuple[str, ...] = ()
+        self.result: Callable[[tuple[Any, ...]], Any] = lambda values: values[0]
+        self.first: dict[str, Node] = {}  # module -> the node that called it first
 
     def network(self) -> Network:
         renamed: dict[fx.Node, str] = {}  # where the consumers of a run's last block find their input
@@ -209,9 +228,15 @@ class _Builder:
         sources = self._scaled(fxnode) or tuple(fxnode.all_input_nodes)
         inputs = tuple(renamed.get(source, self.names[source]) for source in sources)
         axis = self.nodes[inputs[0]].axis if inputs else 1
+        kind = self._kind(fxnode, inputs[0] if inputs else "", axis)
+        earlier = self.first.get(str(fxnode.target)) if fxnode.op == "call_module" and kind in SHARED else None
+        if earlier is not None and not self._alike(earlier, kind, self.nodes[inputs[0]]):
+            for bound in (earlier.name, *earlier.inputs):
+                self._freeze(bound, f"{earlier.module} is called again with other channels")
+            kind = "fixed"
         node = Node(
             name,
-            self._kind(fxnode, inputs[0] if inputs else "", axis),
+            kind,
             inputs,
             _runner(fxnode, sources),
             module=str(fxnode.target) if fxnode.op == "call_module" else "",
@@ -222,10 +247,14 @@ class _Builder:
         if self.adds == "project" and node.kind == "join" and _plain_add(fxnode):
             node = self._project(node, fxnode)
         self.nodes[name] = getattr(self, f"_{node.kind}")(node, fxnode)
+        if earlier is None:
+            self.first.setdefault(node.module, self.nodes[name])
+        elif node.kind != "fixed":
+            self._share(self.nodes[name], earlier)
 
     def _kind(self, fxnode: fx.Node, source: str, axis: int) -> Kind:
         shape = fxnode.meta["shape"]
-        if fxnode.op == "placeholder":
+        if fxnode.op == "placeholder" and shape is not None:
             return "input"
         if shape is None:
             return "fixed" if fxnode.meta["tensors"] else "value"
@@ -241,8 +270,6 @@ class _Builder:
         return self._function_kind(fxnode, shape, tensors, axis)
 
     def _module_kind(self, module: nn.Module, path: str, shape: tuple[int, ...], source: str, axis: int) -> Kind:
-        if self.calls[path] > 1 and next(module.parameters(), None) is not None:
-            return "fixed"
         if isinstance(module, nn.LayerNorm | nn.GroupNorm):
             return "layer_norm" if self._whole_norm(module, shape, source, axis) else "fixed"
         if axis != (len(shape) - 1 if isinstance(module, nn.Linear) else 1):
@@ -266,12 +293,22 @@ class _Builder:
             if param.op != "get_attr" or given.op == "get_attr" or shape is None or name is None:
                 continue
             own, node = param.meta["shape"], self.nodes.get(name)
-            wide = node is not None and len(own) <= len(shape) == len(fxnode.meta["shape"])
+            if node is None or not len(own) <= len(shape) == len(fxnode.meta["shape"]):
+                continue
             alone = len(param.users) == 1 and self.attributes[str(param.target)] == 1
             alone = alone and getattr(self.nodes.get(self.names[param]), "kind", "value") == "value"
-            if wide and alone and (1,) * (len(shape) - len(own)) + own == _only_at(node.axis, shape):
+            if alone and (1,) * (len(shape) - len(own)) + own == _only_at(node.axis, shape):
                 return given, param
         return None
+
+    def _follows(self, fxnode: fx.Node) -> bool:
+        """Whether a reshape that leaves the channels alone does so at other widths: their number is not written out."""
+        args = fxnode.args[1] if len(fxnode.args) > 1 and isinstance(fxnode.args[1], tuple | list) else fxnode.args[1:]
+        if fxnode.target not in WRITTEN_OUT:
+            return True
+        if len(args) < 2 or fxnode.kwargs:
+            return False
+        return args[1] == -1 or isinstance(args[1], fx.Node)
 
     def _whole_norm(
         self, module: nn.LayerNorm | nn.GroupNorm, shape: tuple[int, ...], source: str, axis: int
@@ -280,14 +317,14 @@ class _Builder:
         if isinstance(module, nn.GroupNorm):
             each = module.num_channels // module.num_groups
             whole = len(self.nodes[source].segments) == 1 or each == 1
-            return axis == 1 and type(module) is nn.GroupNorm and module.affine and whole
+            return axis == 1 and type(module) is nn.GroupNorm and bool(module.affine) and whole
         if len(module.normalized_shape) != 1 or not module.elementwise_affine:
             return False
         if type(module) is nn.LayerNorm:
             return axis == len(shape) - 1
         given = torch.randn([2 if dim != axis else size for dim, size in enumerate(shape)]).to(module.weight)
         with torch.no_grad():
-            return torch.allclose(module(given), layer_norm(given, module, axis), atol=1e-5)
+            return bool(torch.allclose(module(given), layer_norm(given, module, axis), atol=1e-5))
 
     def _whole_groups(self, module: nn.Conv2d, source: str) -> bool:
         """Whether each group has as many outputs as inputs, and none of them reaches over parts of a concatenation."""
@@ -321,13 +358,13 @@ class _Builder:
             return "flatten"
         if flat and target in ("view", "reshape", torch.reshape) and fxnode.args[-1] == -1:
             return "flatten"
+        if target in RESHAPES and shape[:2] == first[:2] and _only_ones(first[2:], shape[2:]) and self._follows(fxnode):
+            return "map"
         return "fixed"
 
     # -- what each kind makes of its input -------------------------------------------------------------------------
 
     def _input(self, node: Node, fxnode: fx.Node) -> Node:
-        if any(other.kind == "input" for other in self.nodes.values()):
-            raise ValueError(f"{type(self.module).__name__} takes several inputs; give it one, [N, C, H, W]")
         return self._fresh(node, fxnode, "it is the network's input")
 
     def _fixed(self, node: Node, fxnode: fx.Node) -> Node:
@@ -362,6 +399,19 @@ class _Builder:
 
     def _grouped(self, node: Node, fxnode: fx.Node) -> Node:
         return replace(self._map(node, fxnode), layer=_layer(self.modules[node.module], self._size(fxnode)))
+
+    @staticmethod
+    def _alike(earlier: Node, kind: Kind, source: Node) -> bool:
+        """Whether a module may have the widths that it had when it was called before."""
+        return earlier.kind == kind and earlier.consumed == source.segments and earlier.axis == source.axis
+
+    def _share(self, node: Node, earlier: Node) -> None:
+        """A module that is called again has the widths that it had."""
+        pairs = [(node.name, earlier.name)] + [(node.inputs[0], earlier.inputs[0])] * (node.kind == "conv")
+        for one, other in pairs:
+            for left, right in zip(self.sources[one], self.sources[other], strict=True):
+                self.groups.join(left, right)
+        self.nodes[node.name] = replace(node, again=True)
 
     def _norm(self, node: Node, fxnode: fx.Node) -> Node:
         return self._same(node)
@@ -416,8 +466,15 @@ class _Builder:
             self.groups.freeze(member, reason)
 
     def _output(self, fxnode: fx.Node, renamed: dict[fx.Node, str]) -> None:
-        for source in fxnode.all_input_nodes:
-            self._freeze(renamed.get(source, self.names[source]), "it is the network's output")
+        sources = fxnode.all_input_nodes
+        self.outputs = tuple(renamed.get(source, self.names[source]) for source in sources)
+        for name in self.outputs:
+            self._freeze(name, "it is the network's output")
+
+        def result(values: tuple[Any, ...]) -> Any:
+            return fx.node.map_arg(fxnode.args[0], dict(zip(sources, values, strict=True)).__getitem__)
+
+        self.result = result
 
     # -- shortcuts and depth -----------------------------------------------------------------------------------------
 
@@ -514,7 +571,7 @@ class _Builder:
                 op, width, width, size, kernel=_pair(module.kernel_size), stride=_pair(stride),
                 padding=_pair(module.padding), dilation=_pair(getattr(module, "dilation", 1)),
             )  # fmt: skip
-        is_global = len(before) == 4 and prod(after[2:]) == 1 and before[2:] != after[2:]
+        is_global = len(before) == 4 and prod(after[2:]) == 1 < prod(before[2:])
         return Layer("global_pool", width, width, size) if is_global else None
 
     def _fuse(self) -> None:
@@ -570,16 +627,16 @@ class _Builder:
                 title,
                 "width",
                 self.nodes[title].segments[0].base,
-                tuple(self.nodes[name].module for name in producers[root]),
-                tuple(self._consumers(root)),
+                tuple(dict.fromkeys(self.nodes[name].module for name in producers[root])),
+                tuple(dict.fromkeys(self._consumers(root))),
                 multiples.get(root, 1),
             )
             for root, title in titles.items()
         }
         for run in self.runs:
             sites[run.site] = Site(run.site, "depth", len(run.blocks), run.blocks)
-        image = tuple(self.example.shape[1:])
-        return Network(self.module, nodes, sites, frozen, image, self.adds)
+        images = tuple(tuple(example.shape[1:]) for example in self.examples)
+        return Network(self.module, nodes, sites, frozen, images[0], self.adds, images, self.outputs, self.result)
 
     def _multiples(self) -> dict[str, int]:
         """By group of producers, what its width must be a multiple of: groups of convolutions and norms stay whole."""
@@ -661,7 +718,7 @@ def _private(fxnode: fx.Node) -> bool:
     """Whether this value comes from a convolution, by norms and activations, and goes nowhere else on the way."""
     while len(fxnode.users) == 1 and fxnode.op == "call_module":
         module = fxnode.graph.owning_module.get_submodule(str(fxnode.target))  # type: ignore[union-attr]
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             return True
         fxnode = fxnode.all_input_nodes[0]
     return False
@@ -671,17 +728,21 @@ def _understood(module: nn.Module) -> bool:
     """Whether a Layer describes this module."""
     if isinstance(module, nn.Linear):
         return True
+    if isinstance(module, nn.ConvTranspose2d):
+        return module.groups == 1
     return isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str)
 
 
 def _layer(module: nn.Module, size: tuple[int, int]) -> Layer:
     if isinstance(module, nn.Linear):
         return Layer("linear", module.in_features, module.out_features, size, bias=module.bias is not None)
-    assert isinstance(module, nn.Conv2d)
+    assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+    transposed = isinstance(module, nn.ConvTranspose2d)
     return Layer(
-        "conv", module.in_channels, module.out_channels, size, kernel=_pair(module.kernel_size),
-        stride=_pair(module.stride), padding=_pair(module.padding), dilation=_pair(module.dilation),
-        groups=module.groups, bias=module.bias is not None,
+        "conv_transpose" if transposed else "conv", module.in_channels, module.out_channels, size,
+        kernel=_pair(module.kernel_size), stride=_pair(module.stride), padding=_pair(module.padding),
+        dilation=_pair(module.dilation), groups=module.groups, bias=module.bias is not None,
+        output_padding=_pair(module.output_padding) if transposed else (0, 0),
     )  # fmt: skip
 
 
@@ -698,7 +759,8 @@ def _moved(fxnode: fx.Node, axis: int) -> int | None:
     count = len(fxnode.args[0].meta["shape"] or ())
     named: Any = fxnode.kwargs.get("dims", fxnode.kwargs.get("dim"))
     rest: Any = fxnode.args[1:] if named is None else (named, *fxnode.args[1:])
-    dims = [dim % count for dim in (rest[0] if rest and isinstance(rest[0], tuple | list) else rest) if type(dim) is int]
+    listed = rest[0] if rest and isinstance(rest[0], tuple | list) else rest
+    dims = [dim % count for dim in listed if type(dim) is int]
     if target in (torch.permute, "permute"):
         return dims.index(axis) if len(dims) == count and dims[0] == 0 else None
     if target in (torch.transpose, torch.swapaxes, "transpose", "swapaxes"):
@@ -714,6 +776,11 @@ def _moved(fxnode: fx.Node, axis: int) -> int | None:
             return None
         return axis if len(fxnode.meta["shape"]) == count else axis - sum(dim < axis for dim in gone)
     return None
+
+
+def _only_ones(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
+    """Whether sizes of 1 were put in or taken out, and nothing else."""
+    return [size for size in before if size != 1] == [size for size in after if size != 1]
 
 
 def _only_at(axis: int, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -136,7 +136,8 @@ def _tail(writer: "Writer", last: str, channels: int, size: tuple[int, int]) -> 
 
 def _shapes(layer: Layer, batch: int) -> list[list[int]]:
     """Of each input."""
-    shape = [batch, layer.inputs] if layer.op == "linear" else [batch, layer.inputs, *layer.size]
+    pixels = layer.size if layer.size != (1, 1) else ()
+    shape = [batch, *pixels, layer.inputs] if layer.op == "linear" else [batch, layer.inputs, *layer.size]
     return [shape] * (2 if layer.op == "add" else 1)
 
 
@@ -215,6 +216,13 @@ def _operator(writer: Writer, layer: Layer, module: nn.Module, inputs: list[str]
         case "conv":
             given = [*inputs, *weights_of(writer, module)]
             return writer.node("Conv", given, dilations=layer.dilation, group=layer.groups, **window)
+        case "conv_transpose":
+            given, more = [*inputs, *weights_of(writer, module)], {"output_padding": layer.output_padding}
+            return writer.node("ConvTranspose", given, dilations=layer.dilation, group=layer.groups, **window, **more)
+        case "linear" if layer.size != (1, 1):
+            linear = next(part for part in module.modules() if isinstance(part, nn.Linear))
+            last = writer.node("MatMul", [*inputs, writer.weight(linear.weight.t())])
+            return last if linear.bias is None else writer.node("Add", [last, writer.weight(linear.bias)])
         case "linear":
             return writer.node("Gemm", [*inputs, *weights_of(writer, module)], transB=1)
         case "max_pool":
@@ -229,7 +237,7 @@ def _operator(writer: Writer, layer: Layer, module: nn.Module, inputs: list[str]
 
 def weights_of(writer: Writer, module: nn.Module) -> list[str]:
     """Weight and bias, if it has one, of the first convolution or linear layer in a module; their names."""
-    operator = next(part for part in module.modules() if isinstance(part, nn.Conv2d | nn.Linear))
+    operator = next(part for part in module.modules() if isinstance(part, nn.Conv2d | nn.ConvTranspose2d | nn.Linear))
     return [writer.weight(tensor) for tensor in (operator.weight, operator.bias) if tensor is not None]
 
 
