@@ -171,7 +171,42 @@ class Twice(nn.Module):
         return self.last((x * y.expand_as(x)).mean((2, 3)))
 
 
-KINDS = {"dense": Dense, "grouped": Grouped, "next": ConvNext, "group norms": GroupNorms, "up": Up, "twice": Twice}
+class Residual(nn.Module):
+    """Two convolutions added to what comes in."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.one, self.two = nn.BatchNorm2d(width), nn.Conv2d(width, 4, 1), nn.Conv2d(4, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.two(self.one(self.norm(x)).relu())
+
+
+class Listed(nn.Module):
+    """Residual blocks in a list, and by their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.blocks = nn.Conv2d(3, 6, 3, padding=1), nn.ModuleList(Residual(6) for _ in range(3))
+        self.down, self.block1, self.block2 = nn.Conv2d(6, 8, 3, 2, 1), Residual(8), Residual(8)
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        for block in self.blocks:
+            x = block(x)
+        return self.last(self.block2(self.block1(self.down(x))).mean((2, 3)))
+
+
+KINDS = {
+    "dense": Dense,
+    "grouped": Grouped,
+    "next": ConvNext,
+    "group norms": GroupNorms,
+    "up": Up,
+    "twice": Twice,
+    "listed": Listed,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -317,6 +352,18 @@ def test_a_supernet_starts_from_the_trained_network(network):
     made.inherit(network.module)
     images = torch.randn(IMAGES)
     torch.testing.assert_close(made(images, Draw.of(network.base, network)), network.module.eval()(images))
+
+
+def test_residual_blocks_are_dropped_wherever_they_are_called():
+    network = trace(Listed(), torch.zeros(IMAGES))
+    assert {name: site.producers for name, site in network.depths.items()} == {
+        "blocks": ("blocks.0", "blocks.1", "blocks.2"),
+        "block1+": ("block1", "block2"),
+    }
+    net = resize(network, Arch(network.base.widths, {"blocks": 1, "block1+": 1}))
+    assert [type(part) for part in (*net.blocks, net.block1, net.block2)] == [
+        Residual, nn.Identity, nn.Identity, Residual, nn.Identity,
+    ]  # fmt: skip
 
 
 def test_groups_of_channels_stay_whole():

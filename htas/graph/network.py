@@ -33,6 +33,10 @@ Kind = Literal[
 ]
 
 
+OUTPUT = "it is the network's output"
+"""Why a width is frozen that the user's classes give."""
+
+
 @dataclass(frozen=True)
 class Segment:
     """A run of channels that belong together: `base` channels of a site, each standing `repeat` times in a row."""
@@ -249,6 +253,32 @@ class Network:
     def params(self, arch: Arch) -> int:
         """Trainable parameters."""
         return sum(_params(step) for step in self.steps(arch))
+
+    @property
+    def searchable(self) -> float:
+        """Share of the multiply-adds, at base widths, in layers whose inputs and outputs are both free, or fixed by
+        nothing but the images that come in and the classes that go out."""
+        open_ends: dict[str, tuple[bool, ...]] = {}  # by node, of each segment
+        shares = [0, 0]
+        for node in self.nodes:
+            given = [open_ends[name] for name in node.inputs if name in open_ends]
+            match node.kind:
+                case "conv":
+                    own: tuple[bool, ...] = (bool(node.site) or self.frozen.get(node.module) == OUTPUT,)
+                case "fixed":
+                    own = (self.frozen.get(node.module or node.name) == OUTPUT,) * len(node.segments)
+                case "input":
+                    own = (True,) * len(node.segments)
+                case "value":
+                    continue
+                case "concat":
+                    own = tuple(each for one in given for each in one)
+                case _:
+                    own = given[0]
+            open_ends[node.name] = own
+            if node.layer is not None and node.layer.macs:
+                shares[all(own) and all(given[0]) and node.kind != "fixed"] += node.layer.macs
+        return shares[True] / max(1, sum(shares))
 
 
 def _params(step: Step) -> int:

@@ -16,9 +16,9 @@ from htas.graph.trace import capture, names
 def resize(network: Network, arch: Arch) -> nn.Module:
     """The network at the widths and depths of `arch`: a new module; the given one is not changed.
 
-    It is of the user's own class, with leaf modules swapped, unless a shortcut needs a projection
-    (`adds="project"` at unequal widths): then it is a torch.fx GraphModule with the same module names plus a
-    `project` beside the parts of each such block. Weights that fit are kept, others are drawn by `reset_parameters`.
+    It is of the user's own class, with leaf modules swapped, and an Identity where a block is cut that is not called by
+    a Sequential; unless a shortcut needs a projection (`adds="project"` at unequal widths): then it is a torch.fx
+    GraphModule with the same module names plus a `project` beside the parts of each such block. Weights that fit are kept, others are drawn by `reset_parameters`.
     Raises ValueError for an arch that is not of this network.
     """
     network.check(arch)
@@ -44,7 +44,10 @@ def _cut(module: nn.Module, network: Network, arch: Arch) -> nn.Module:
             gone.append(block)
             owner, _, child = block.rpartition(".")
             parent = module.get_submodule(owner)
-            parent._modules.pop(child)  # keeps the names of the others, which `del parent[i]` would renumber
+            if type(parent).forward is nn.Sequential.forward:
+                parent._modules.pop(child)  # keeps the names of the others, which `del parent[i]` would renumber
+            else:
+                parent._modules[child] = nn.Identity()
     return module
 
 

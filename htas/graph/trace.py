@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from htas.graph.network import Kind, Network, Node, Segment, Site
+from htas.graph.network import OUTPUT, Kind, Network, Node, Segment, Site
 from htas.layer import ACTIVATIONS, Layer, Op
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
@@ -38,6 +38,7 @@ FUNCTION_ACTIVATIONS = {
     F.relu: "relu", torch.relu: "relu", F.relu6: "relu6", F.silu: "silu", F.hardswish: "hardswish", F.gelu: "gelu",
 }  # fmt: skip
 ADDS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 WRITTEN_OUT = {"view", "reshape", torch.reshape}
 """Reshapes that are given sizes."""
 RESHAPES = {*WRITTEN_OUT, "flatten", torch.flatten, "squeeze", torch.squeeze, "unsqueeze", torch.unsqueeze}
@@ -308,7 +309,7 @@ class _Builder:
             return True
         if len(args) < 2 or fxnode.kwargs:
             return False
-        return args[1] == -1 or isinstance(args[1], fx.Node)
+        return isinstance(args[1], fx.Node) or bool(args[1] == -1)
 
     def _whole_norm(
         self, module: nn.LayerNorm | nn.GroupNorm, shape: tuple[int, ...], source: str, axis: int
@@ -469,7 +470,7 @@ class _Builder:
         sources = fxnode.all_input_nodes
         self.outputs = tuple(renamed.get(source, self.names[source]) for source in sources)
         for name in self.outputs:
-            self._freeze(name, "it is the network's output")
+            self._freeze(name, OUTPUT)
 
         def result(values: tuple[Any, ...]) -> Any:
             return fx.node.map_arg(fxnode.args[0], dict(zip(sources, values, strict=True)).__getitem__)
@@ -797,18 +798,19 @@ def layer_norm(x: Tensor, norm: nn.Module, axis: int) -> Tensor:
 
 
 def _runs(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[_Run]:
-    """Runs of blocks in a Sequential in which all but the first keep the shape of their input."""
+    """Runs of blocks in which all but the first keep the shape of their input: of a Sequential, or called one after the
+    other by a user's own forward pass, where they must add to what comes in (residual blocks)."""
     inside = _inside(graph)
     for path, module in modules.items():
-        if type(module).forward is not nn.Sequential.forward:
-            continue
+        listed = type(module).forward is nn.Sequential.forward
         run: list[str] = []
         found: list[list[str]] = []
         for child, block in module.named_children():
             name = f"{path}.{child}" if path else child
-            called = name in inside and (not path or path in _stack(inside[name][0]))  # not picked out by its index
-            composite = called and not isinstance(block, nn.Sequential) and any(True for _ in block.children())
-            if run and composite and _keeps_shape(inside, run[-1], name):
+            called = name in inside and (not path or not listed or path in _stack(inside[name][0]))  # not by its index
+            composite = called and not isinstance(block, CONTAINERS) and any(True for _ in block.children())
+            keeps = run and composite and _keeps_shape(inside, run[-1], name)
+            if keeps and (listed or _residual(inside[name])):
                 run.append(name)
                 continue
             run = [name] if composite else []
@@ -839,6 +841,12 @@ def _keeps_shape(inside: dict[str, list[fx.Node]], before: str, block: str) -> b
     if _leaving(inside[before]) or _leaving(inside[block]):
         return False
     return end.meta["shape"] is not None and end.meta["shape"] == source.meta["shape"]
+
+
+def _residual(nodes: list[fx.Node]) -> bool:
+    """Whether a block adds something to its input."""
+    own = set(nodes)
+    return any(node.target in ADDS and any(given not in own for given in node.all_input_nodes) for node in nodes)
 
 
 def _leaving(nodes: list[fx.Node]) -> bool:
