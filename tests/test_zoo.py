@@ -123,6 +123,36 @@ def test_a_resized_network_is_exported_to_onnx_and_runs(entry: Entry) -> None:
         assert (torch.from_numpy(own) - right).abs().max() <= 1e-4 * max(1.0, right.abs().max().item())
 
 
+BLOCKS_ALIKE = "blocks that may be dropped end alike, which Torch-Pruning does not ask for"
+OTHERS = {
+    "squeezenet1_1": BLOCKS_ALIKE,
+    "inception_v3": BLOCKS_ALIKE,
+    "regnet_y_400mf": "Torch-Pruning loses what a grouped convolution's output is multiplied by",
+    "shufflenet_v2_x1_0": "Torch-Pruning divides by zero",
+}
+
+
+@pytest.mark.parametrize("entry", [pytest.param(entry, id=entry.name) for entry in ZOO if entry.name not in OTHERS])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_layers_of_one_width_are_those_that_torch_pruning_would_prune_together(entry: Entry) -> None:
+    """A second method: its dependency graph is read off the gradients, not off torch.fx."""
+    torch_pruning = pytest.importorskip("torch_pruning")
+    network, images = traced(entry)
+    graph = torch_pruning.DependencyGraph().build_dependency(network.module, example_inputs=tuple(images))
+    names = {part: name for name, part in network.module.named_modules()}
+    for site in network.widths.values():
+        module = network.module.get_submodule(site.producers[0])
+        group = graph.get_pruning_group(module, graph.get_pruner_of_module(module).prune_out_channels, idxs=[0])
+        producers = {
+            names[each.target.module]
+            for each, _ in group
+            if isinstance(each.target.module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+            and graph.is_out_channel_pruning_fn(each.handler)
+            and getattr(each.target.module, "groups", 1) == 1
+        }
+        assert producers == set(site.producers)
+
+
 def row(entry: Entry) -> str:
     """The line of docs/models.md."""
     network, _ = traced(entry)
