@@ -1,4 +1,5 @@
-"""Networks by name: `cifar_resnet:32`, `cifar_resnet:164:bottleneck`, and TAS's published ones, `tas:C010-ResNet32`."""
+"""Networks by name: `cifar_resnet:164:bottleneck`, `imagenet_resnet:50`, `custom:my_nets:make` (a function of your
+own), and TAS's published ones, `tas:C010-ResNet32`."""
 
 import dataclasses
 import json
@@ -29,7 +30,7 @@ def build(name: str, classes: int) -> nn.Module:
     family, _, rest = name.partition(":")
     if family == "tas":
         return tas(rest)
-    options = rest.split(":") if rest else []
+    options = [rest] if family == "custom" else rest.split(":") if rest else []
     if "." in family and options:  # a class of your own
         family, options = f"{family}:{options[0]}", options[1:]
     kind: type[Any] = find(models, ModelFamily, family)

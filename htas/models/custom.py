@@ -1,0 +1,95 @@
+"""The user's own network, by the function that makes it."""
+
+import importlib
+import inspect
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from htas.models import ModelFamily
+
+BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+@dataclass(frozen=True)
+class Custom(ModelFamily):
+    """A network of your own, from a function `make()` or `make(classes)` that returns it."""
+
+    factory: str
+    """The function, as 'package.module:function'. It is called with the number of classes if it takes an argument."""
+
+    def __post_init__(self) -> None:
+        module, colon, function = self.factory.partition(":")
+        if not (module and colon and function):
+            raise ValueError(f"family.factory must be 'package.module:function', got {self.factory!r}")
+
+    def build(self, classes: int) -> nn.Module:
+        """What the function returns; raises ValueError that names the file and line where it fails."""
+        make = self._function()
+        parameters = inspect.signature(make).parameters
+        taking = [name for name, each in parameters.items() if each.default is each.empty and each.kind in BY_PLACE]
+        if len(taking) > 1:
+            raise ValueError(
+                f"{self.factory} must take nothing or the number of classes; it takes {', '.join(taking)}: wrap it in "
+                "a function that gives the others"
+            )
+        named = {"classes", "num_classes"} & set(parameters)
+        try:
+            made = make(**{named.pop(): classes}) if named else make(*[classes] * len(taking))
+        except Exception as error:  # a user's code may raise anything
+            raise ValueError(f"{self.factory} raised {_what(error)} ({_where(error)})") from error
+        if not isinstance(made, nn.Module):
+            raise ValueError(f"{self.factory} must return an nn.Module, it returned {type(made).__name__}")
+        return made
+
+    @property
+    def title(self) -> str:
+        """`custom:my_nets:make`."""
+        return f"custom:{self.factory}"
+
+    def _function(self) -> Callable[..., Any]:
+        path, _, name = self.factory.partition(":")
+        module = _imported(path, self.factory)
+        if not callable(found := getattr(module, name, None)):
+            there = [each for each, thing in vars(module).items() if callable(thing) and not each.startswith("_")]
+            raise ValueError(f"{path} has no function {name!r}; it has {', '.join(there[:8]) or 'none'}")
+        return found  # type: ignore[no-any-return]
+
+
+def _imported(path: str, what: str) -> ModuleType:
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name and (path == error.name or path.startswith(f"{error.name}.")):
+            raise ValueError(
+                f"there is no module {error.name!r}; run where {error.name}.py lies, or write family.factory as "
+                f"'package.module:function', got {what!r}"
+            ) from error
+        raise ValueError(f"{path} cannot be imported: {_what(error)} ({_where(error)})") from error
+    except Exception as error:  # a user's code may raise anything
+        raise ValueError(f"{path} cannot be imported: {_what(error)} ({_where(error)})") from error
+
+
+def _what(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _where(error: Exception) -> str:
+    """File and line of the innermost frame that is the user's own, not a library's."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "<frozen" not in frame.filename]
+    own = [frame for frame in frames if not _installed(frame.filename)] or frames
+    return f"{own[-1].filename}, line {own[-1].lineno}"
+
+
+def _installed(file: str) -> bool:
+    return "site-packages" in Path(file).parts or Path(file).is_relative_to(Path(__file__).parents[1]) or (
+        Path(file).is_relative_to(Path(importlib.__file__).parents[1])
+    )  # fmt: skip
