@@ -684,7 +684,7 @@ def _uniform(job: Run) -> Iterator[tuple[str, str, Arch]]:
     """The base network times 1/16, 2/16 ... e, narrowest first."""
     sites, depths = job.network.widths, job.network.base.depths
     for step in range(1, int(16 * job.config.design.expand) + 1):
-        widths = {name: max(1, round(site.base * step / 16)) for name, site in sites.items()}
+        widths = {name: site.near(site.base * step / 16) for name, site in sites.items()}
         yield "uniform", f"x{step / 16:.2f}", Arch(widths, depths)
 
 

@@ -69,8 +69,10 @@ class Mixture:
 
 
 def mixture(width: Any) -> Mixture:
-    """A width as a mixture; a number is one that is certain."""
-    return width if isinstance(width, Mixture) else Mixture({round(float(width)): 1.0})
+    """A width as a mixture; a number is one that is certain, a tensor too: a fixed width times shares that sum to 1."""
+    if isinstance(width, Mixture):
+        return width
+    return Mixture({round(float(width.detach() if isinstance(width, Tensor) else width)): 1.0})
 
 
 @dataclass(frozen=True)

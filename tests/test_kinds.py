@@ -2,16 +2,22 @@
 
 import random
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from scripted_device import scripted_device
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from htas import pipeline
 from htas.arch import Arch
+from htas.config import load
+from htas.files import read_json
 from htas.graph import Network, resize, trace
 from htas.graph.resize import by_outputs
+from htas.result import Result
 from htas.space import Space
 from htas.supernet import ALL, Draw, Supernet, columns
 from htas.survey import widths_of
@@ -354,6 +360,32 @@ def test_a_supernet_starts_from_the_trained_network(network):
     torch.testing.assert_close(made(images, Draw.of(network.base, network)), network.module.eval()(images))
 
 
+def with_classes(name: str, classes: int) -> nn.Module:
+    """One of these networks, with so many classes."""
+    net = KINDS[name]()
+    net.last = nn.Linear(net.last.in_features, classes)
+    return net
+
+
+dense, grouped, next_, group_norms, up, twice, listed = (partial(with_classes, name) for name in KINDS)
+
+
+@pytest.mark.parametrize("factory", ["dense", "grouped", "next_", "group_norms", "up", "twice", "listed"])
+def test_a_whole_run_finds_a_smaller_network_of_any_kind(factory, tmp_path):
+    torch.set_default_dtype(torch.float32)
+    options = [
+        "family.name=custom", f"family.factory={__name__}:{factory}", "split.limit=60", "target.threads=1",
+        "target.batch=2", "survey.rounds=1", "survey.store=none", "survey.undecided=1", "design.groups=4",
+        "design.spaces=[grid]", "constraints.macs=60%", "strategy.epochs=1", "strategy.batch=30",
+        "strategy.precision=fp32", "strategy.arch_lr=0.3", "train.epochs=1", "train.warmup=0", "train.rest=0",
+        "train.batch=30", "train.precision=fp32",
+    ]  # fmt: skip
+    with scripted_device():
+        pipeline.run(load(None, options), tmp_path / "run", "htas run")
+    rows = {row.name: row for row in map(Result.of, read_json(tmp_path / "run" / "measure.json")["results"])}
+    assert rows["grid"].macs <= 0.6 * rows["base"].macs
+
+
 def test_residual_blocks_are_dropped_wherever_they_are_called():
     network = trace(Listed(), torch.zeros(IMAGES))
     assert {name: site.producers for name, site in network.depths.items()} == {
@@ -364,6 +396,10 @@ def test_residual_blocks_are_dropped_wherever_they_are_called():
     assert [type(part) for part in (*net.blocks, net.block1, net.block2)] == [
         Residual, nn.Identity, nn.Identity, Residual, nn.Identity,
     ]  # fmt: skip
+
+
+def test_all_is_free_but_the_classes(network):
+    assert set(network.frozen) == {"last"}
 
 
 def test_groups_of_channels_stay_whole():

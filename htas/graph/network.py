@@ -100,6 +100,10 @@ class Site:
     multiple: int = 1
     """Widths must be multiples of this."""
 
+    def near(self, width: float) -> int:
+        """The nearest width that it may have."""
+        return max(1, round(width / self.multiple)) * self.multiple
+
 
 @dataclass(frozen=True)
 class Use:

@@ -214,6 +214,11 @@ class _Builder:
             if fxnode.op == "output":
                 self._output(fxnode, renamed)
                 continue
+            if fxnode.op == "get_attr" and fxnode.users:  # when what it is used with is known
+                continue
+            for source in fxnode.all_input_nodes:
+                if self.names[source] not in self.nodes and source.op == "get_attr":
+                    self._visit(source, renamed)
             self._visit(fxnode, renamed)
             for run in reversed(self.runs):  # the inner before the outer
                 if run.ends[-1] is fxnode:
