@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import inspect
 import json
 import os
 import shlex
@@ -11,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from importlib.resources import as_file, files
+from inspect import Parameter, cleandoc, signature
 from pathlib import Path
 from statistics import median
 from types import NoneType
@@ -126,6 +126,47 @@ def measure(
             name = overrides[0] if overrides else "--out" if out else "--again"
             raise ValueError(f"{name} is for measuring a run, and {networks[0]!r} is neither a folder nor a TOML file")
         _measure_named(networks, given, json)
+
+
+def inspect(
+    network: Annotated[
+        str, "a TOML file or run folder; or a network such as imagenet_resnet:50 or custom:my_nets:make"
+    ],
+    overrides: Overrides,
+    runtime: Runtime = None,
+    device: Device = None,
+    batch: Batch = None,
+    threads: Threads = None,
+    precision: Precision = None,
+    image: Annotated[
+        str | None, "channels, height and width of an image (3,224,224; 3,32,32 of CIFAR's networks)"
+    ] = None,
+    classes: Annotated[int | None, "outputs of the network (10)"] = None,
+    out: Out = None,
+) -> None:
+    """Show what is free in a network, what is frozen and why, where its time goes, and what each site could save."""
+    from htas import pipeline
+
+    named = {"runtime": runtime, "device": device, "batch": batch, "threads": threads, "precision": precision}
+    given = {name: value for name, value in {**named, "image": image, "classes": classes}.items() if value is not None}
+    if _is_run([network]):
+        if given:
+            raise ValueError(
+                f"a configuration says what its network and target are, so leave out --{next(iter(given))}"
+            )
+        config, folder = _loaded(Path(network), overrides, out)
+        job = pipeline.Run(config, folder)
+        page, lines = pipeline.inspect(job.network, job.target, config.family.title, folder)
+    else:
+        if overrides:
+            raise ValueError(
+                f"{overrides[0]} is for a configuration, and {network!r} is neither a folder nor a TOML file"
+            )
+        shape = _image(image, network)
+        target = _target({**{name: value for name, value in named.items() if value is not None}, "image": shape})
+        folder = out or Path("runs") / f"inspect-{pipeline.slug(network)}"
+        page, lines = pipeline.inspect_named(network, target, classes or 10, folder)
+    print(f"{lines}\n{page}")
 
 
 def sweep(
@@ -265,6 +306,7 @@ VERBS: Mapping[str, Callable[..., None]] = {
         search,
         train,
         measure,
+        inspect,
         sweep,
         fastest,
         compare,
@@ -293,7 +335,7 @@ def _call(verb: Callable[..., None], argv: list[str]) -> None:
     """Run a verb with what the command line says."""
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # a plug-in of the user's, 'mine:Net', is found where the command runs
-    configurable = "overrides" in inspect.signature(verb).parameters
+    configurable = "overrides" in signature(verb).parameters
     overrides, rest = _split(argv) if configurable else ([], argv)
     parser = _parser(verb)
     if {"-h", "--help"} & set(rest):
@@ -309,8 +351,8 @@ def _call(verb: Callable[..., None], argv: list[str]) -> None:
 
 def _positional(verb: Callable[..., None]) -> list[str]:
     """The parameters before `/`: arguments by their place, even those with a default or of fixed choices."""
-    parameters = inspect.signature(verb).parameters.items()
-    return [name for name, parameter in parameters if parameter.kind is inspect.Parameter.POSITIONAL_ONLY]
+    parameters = signature(verb).parameters.items()
+    return [name for name, parameter in parameters if parameter.kind is Parameter.POSITIONAL_ONLY]
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -340,13 +382,13 @@ def _parser(verb: Callable[..., None]) -> Parser:
     """Arguments from a verb's parameters; those with a default, and fixed choices, are options, unless before `/`."""
     parser = Parser(
         f"htas {verb.__name__}",
-        description=inspect.cleandoc(verb.__doc__ or ""),
+        description=cleandoc(verb.__doc__ or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         add_help=False,
     )
     hints = get_type_hints(verb, include_extras=True)
-    for name, parameter in inspect.signature(verb).parameters.items():
+    for name, parameter in signature(verb).parameters.items():
         if name != "overrides":
             hint, about = get_args(hints[name])
             add = _place if name in _positional(verb) else _add
@@ -357,7 +399,7 @@ def _parser(verb: Callable[..., None]) -> Parser:
 def _place(parser: Parser, name: str, hint: Any, about: str, default: Any) -> None:
     """An argument that its place gives a meaning; one with a default may be left out."""
     choices = get_args(hint) if get_origin(hint) is Literal else None
-    required = default is inspect.Parameter.empty
+    required = default is Parameter.empty
     parser.add_argument(
         name,
         type=str if choices else hint,
@@ -370,7 +412,7 @@ def _place(parser: Parser, name: str, hint: Any, about: str, default: Any) -> No
 
 
 def _add(parser: Parser, name: str, hint: Any, about: str, default: Any) -> None:
-    required = default is inspect.Parameter.empty
+    required = default is Parameter.empty
     if hint is bool:
         parser.add_argument(f"--{name}", action="store_true", help=about)
     elif get_origin(hint) is Literal:
@@ -413,7 +455,7 @@ def _help() -> str:
 
 
 def _first_line(verb: Callable[..., None]) -> str:
-    return inspect.cleandoc(verb.__doc__ or "").splitlines()[0]
+    return cleandoc(verb.__doc__ or "").splitlines()[0]
 
 
 def _verb_help(parser: Parser, configurable: bool, overrides: Sequence[str], rest: Sequence[str]) -> str:
@@ -462,6 +504,20 @@ def _measure_run(source: Path, overrides: Sequence[str], out: Path | None, again
     from htas import pipeline
 
     pipeline.measure(*_opened(source, overrides, out), again)
+
+
+def _image(text: str | None, network: str) -> tuple[int, int, int]:
+    """`3,224,224` as numbers; otherwise what the network is usually given."""
+    if text is None:
+        side = 32 if network.startswith(("cifar_resnet", "tas:")) else 224
+        return 3, side, side
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise ValueError(
+            f"--image must be channels, height and width with commas between, such as 3,224,224; got {text!r}"
+        )
+    channels, height, width = map(int, parts)
+    return channels, height, width
 
 
 def _target(given: Mapping[str, Any]) -> "Target":

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from htas import __version__, budget, datasets, metrics, networks, plan
+from htas import __version__, budget, datasets, inspection, metrics, networks, plan
 from htas.arch import Arch
 from htas.budget import Limit
 from htas.calibrate import Calibrate, cells, cost_model, fit_metric, held_out_error, sparing
@@ -43,12 +43,12 @@ from htas.plugins import find
 from htas.problem import Problem, rivals
 from htas.progress import progress, say, shares
 from htas.remember import Remembering
-from htas.report import write, write_survey
+from htas.report import write, write_inspection, write_survey
 from htas.result import CurveRecord, Report, Result, SearchRecord
 from htas.runtimes import open_runtime
 from htas.space import Space
 from htas.store import Store
-from htas.survey import at_most, widths_at_most
+from htas.survey import EACH, at_most, widths_at_most
 from htas.survey import survey as take_survey
 from htas.tables import CountCost, TableCost
 from htas.target import Target, affinity, machine
@@ -562,6 +562,29 @@ def measure_networks(
         )
         for name, latency, mac, param, *rest in zip(names, latencies, macs, params, *measured.values(), strict=True)
     ]
+
+
+def inspect_named(name: str, target: Target, classes: int, folder: Path) -> tuple[Path, str]:
+    """`inspect` of a network by name, for images of the target's shape."""
+    target.check()
+    torch.manual_seed(0)
+    network = trace(networks.build(name, classes), torch.zeros(2, *target.image))
+    return inspect(network, target, name, folder)
+
+
+def inspect(network: Network, target: Target, title: str, folder: Path) -> tuple[Path, str]:
+    """Where the base network's time goes, and what each site could save: the path of inspect.html, and a summary."""
+    runtime = open_runtime(target)
+    with progress("inspect, %", 100) as bar:
+        found = inspection.inspect(
+            network,
+            lambda seconds: Latency(target, rounds=MOST, limit=seconds),
+            EACH + runtime.build_seconds,
+            shares(bar),
+        )
+    facts = {**machine(), **found.whole.context, "htas": __version__}
+    shown = [(name, str(value)) for name, value in facts.items()]
+    return write_inspection(f"{title}: {target.device}, {target.runtime}", found, shown, folder)
 
 
 def versions() -> dict[str, Any]:

@@ -407,8 +407,8 @@ def test_the_demo_runs_the_packaged_configuration(calls: Calls) -> None:
         (
             "rnu some.toml",
             "no verb called 'rnu'; did you mean 'run'? choose one of "
-            "run, survey, design, calibrate, search, train, measure, sweep, fastest, compare, report, export, store, "
-            "doctor, demo",
+            "run, survey, design, calibrate, search, train, measure, inspect, sweep, fastest, compare, report, export, "
+            "store, doctor, demo",
         ),
         (
             "survey some.toml --agian",

@@ -38,6 +38,7 @@ ORDER = [
     "calibrate",
     "design",
     "survey",
+    "inspection",
     "remember",
     "metrics",
     "export",

@@ -2,11 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from htas.files import Unusable, read_json, write_bytes, write_json, write_text
 from htas.result import CurveRecord, Report
 
-__all__ = ["picture", "read", "write", "write_survey"]
+if TYPE_CHECKING:
+    from htas.inspection import Inspection
+
+__all__ = ["picture", "read", "write", "write_inspection", "write_survey"]
 
 
 def write(report: Report, folder: Path) -> list[Path]:
@@ -28,6 +32,15 @@ def write(report: Report, folder: Path) -> list[Path]:
     write_text(page, html(report.title, blocks, pictures))
     write_json(data, report.json())  # last: it tells that the others are whole
     return [data, text, page, *files]
+
+
+def write_inspection(
+    title: str, found: "Inspection", facts: Sequence[tuple[str, str]], folder: Path
+) -> tuple[Path, str]:  # fmt: skip
+    """Write inspect.html; its path, and a summary as lines of text."""
+    from htas.report._inspection import page
+
+    return page(title, found, facts, folder)
 
 
 def write_survey(

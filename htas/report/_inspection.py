@@ -1,0 +1,129 @@
+"""What `htas inspect` shows: where a network's time goes, and what each free width or depth could save."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from htas.files import write_text
+from htas.graph.network import OUTPUT
+from htas.inspection import Inspection, LayerFacts, SiteFacts
+from htas.report._blocks import Block, Cell, Heading, Picture, Points, Table, Text
+from htas.report._figures import BLUE, FAINT, GREEN, saved, style
+from htas.report._html import html
+from htas.text import columns, millions, milliseconds, percent, plural
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SITES = ("site", "kind", "base", "smaller", "saves", "its layers take")
+LAYERS = ("layer", "kind", "width site, or why frozen", "channels", "MACs", "parameters", "share of the latency")
+SHOWN = 20
+"""Sites, and layers, that a picture or the terminal shows at most."""
+
+
+def page(title: str, found: Inspection, facts: Sequence[tuple[str, str]], folder: Path) -> tuple[Path, str]:
+    """Write inspect.html; its path, and the summary with the sites that could save most as lines of text."""
+    with style():
+        drawn = {"layers": saved(layers_picture(found), "svg"), "sites": saved(sites_picture(found), "svg")}
+    path = folder / "inspect.html"
+    write_text(path, html(title, _blocks(found, facts), drawn))
+    rows = [_site(own, found) for own in found.sites[:SHOWN]]
+    more = [f"and {plural(len(found.sites) - SHOWN, 'more site')}, in the page"] if len(found.sites) > SHOWN else []
+    lines = [*summary(found), *columns([SITES, *rows], words=2), *more, *(f"doubt: {doubt}" for doubt in found.doubts)]
+    return path, "\n".join(lines)
+
+
+def summary(found: Inspection) -> list[str]:
+    """What there is, in sentences."""
+    widths = sum(own.site.kind == "width" for own in found.sites)
+    depths = len(found.sites) - widths
+    bound = [name for name, why in found.frozen.items() if why != OUTPUT]
+    return [
+        f"{millions(found.macs)} multiply-adds, {millions(found.params)} parameters, "
+        f"{milliseconds(found.whole.estimate)} a batch ({milliseconds(found.sum)} as the sum of "
+        f"{plural(len(found.layers), 'layer')})",
+        f"{plural(widths, 'width site')} and {plural(depths, 'depth site')}; {percent(found.searchable, 1)} of the "
+        "multiply-adds can be searched",
+        f"frozen, but for the classes: {len(bound) or 'nothing'}",
+    ]
+
+
+def _blocks(found: Inspection, facts: Sequence[tuple[str, str]]) -> list[Block]:
+    rest = [(name, why) for name, why in found.frozen.items() if why != OUTPUT]
+    return [
+        *(Text(f"{line[0].upper()}{line[1:]}.") for line in summary(found)),
+        Heading("What could be saved"),
+        Text(
+            "By half the width of a site, or by a block less of a stage, all else as it is: the sum of the layers that "
+            "this changes, over that of all. A search changes many at once, and a wider site may be as fast."
+        ),
+        Picture("sites", "Bars of the latency that each site could save", "The sites that could save most."),
+        _table(SITES, [_site(own, found) for own in found.sites], SITES[:2]),
+        Heading("Where the time goes"),
+        Picture("layers", "Bars of latency and multiply-adds by layer", "The layers that take most, in their order."),
+        _table(LAYERS, [_layer(own, found) for own in found.layers], LAYERS[:3]),
+        Heading("What stays as it is, and why"),
+        Points(tuple(rest)) if rest else Text("Nothing but the outputs, which are the classes."),
+        Heading("Doubts"),
+        Points(tuple(("", doubt) for doubt in found.doubts)) if found.doubts else Text("None."),
+        Heading("How it was measured"),
+        _table(("what", "value"), facts, ("what", "value")),
+    ]
+
+
+def _site(own: SiteFacts, found: Inspection) -> tuple[str, ...]:
+    site = own.site
+    more = f" and {len(site.producers) - 1} with it" if site.kind == "width" and len(site.producers) > 1 else ""
+    groups = f", in groups of {site.multiple}" if site.multiple > 1 else ""
+    return (
+        f"{site.name}{more}", site.kind + groups, str(site.base), str(own.half), percent(own.saved / found.sum, 1),
+        percent(own.seconds / found.sum, 1),
+    )  # fmt: skip
+
+
+def _layer(own: LayerFacts, found: Inspection) -> tuple[str, ...]:
+    layer = own.layer
+    return (
+        own.name, layer.kind, own.site or own.frozen, f"{layer.inputs} to {layer.outputs}", millions(layer.macs),
+        millions(layer.params), percent(own.seconds / found.sum, 1),
+    )  # fmt: skip
+
+
+def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], words: Sequence[str]) -> Table:
+    return Table(headings, tuple(tuple(Cell(text) for text in row) for row in rows), frozenset(words))
+
+
+def layers_picture(found: Inspection) -> "Figure":
+    """Share of the latency of the layers that take most, beside their share of the multiply-adds."""
+    most = sorted(found.layers, key=lambda own: own.seconds, reverse=True)[:SHOWN]
+    shown = [own for own in found.layers if own in most][:SHOWN]
+    names = [f"{own.name}  ({own.layer.kind})" for own in shown]
+    time = [100 * own.seconds / found.sum for own in shown]
+    work = [100 * own.layer.macs / max(1, found.macs) for own in shown]
+    return _bars(names, {"latency": (time, BLUE), "multiply-adds": (work, FAINT)}, "share of the network, %")
+
+
+def sites_picture(found: Inspection) -> "Figure":
+    """What the first sites could save."""
+    shown = found.sites[:SHOWN]
+    names = [f"{own.site.name}  ({own.site.base} to {own.half})" for own in shown]
+    saving = [100 * own.saved / found.sum for own in shown]
+    return _bars(names, {"saves": (saving, GREEN)}, "of the sum of all layers, %")
+
+
+def _bars(names: Sequence[str], groups: dict[str, tuple[Sequence[float], str]], label: str) -> "Figure":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.6, 0.9 + 0.26 * len(names) * (0.6 + 0.4 * len(groups))), layout="constrained")
+    axes = figure.subplots()
+    thick = 0.8 / len(groups)
+    for number, (title, (values, colour)) in enumerate(groups.items()):
+        places = [place + (number - (len(groups) - 1) / 2) * thick for place in range(len(names))]
+        axes.barh(places, values, thick, color=colour, label=title)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    axes.grid(axis="y", visible=False)
+    if len(groups) > 1:
+        axes.legend(loc="best")
+    return figure
