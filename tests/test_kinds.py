@@ -15,7 +15,7 @@ from htas import pipeline
 from htas.arch import Arch
 from htas.config import load
 from htas.files import read_json
-from htas.graph import Network, resize, trace
+from htas.graph import Network, ordered, resize, trace
 from htas.graph.resize import by_outputs
 from htas.result import Result
 from htas.space import Space
@@ -396,6 +396,19 @@ def test_residual_blocks_are_dropped_wherever_they_are_called():
     assert [type(part) for part in (*net.blocks, net.block1, net.block2)] == [
         Residual, nn.Identity, nn.Identity, Residual, nn.Identity,
     ]  # fmt: skip
+
+
+def test_ordered_channels_compute_the_same_and_the_first_are_the_most_important(network):
+    images = torch.randn(IMAGES)
+    made = ordered(network.module, torch.zeros(IMAGES)).eval()
+    torch.testing.assert_close(made(images), network.module.eval()(images))
+    again = ordered(made, torch.zeros(IMAGES)).eval()
+    for name, tensor in made.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    if not any(isinstance(part, nn.GroupNorm) for part in made.modules()):
+        assert any(
+            not torch.equal(one, two) for one, two in zip(made.parameters(), network.module.parameters(), strict=True)
+        )
 
 
 def test_all_is_free_but_the_classes(network):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from zoo import ZOO, Entry
 
-from htas.graph import Network, resize, trace
+from htas.graph import Network, ordered, resize, trace
 from htas.runtimes._onnx import network_graph
 from htas.space import Space
 from htas.survey import widths_of
@@ -96,6 +96,8 @@ def test_a_network_is_resized_to_any_widths_and_depths(entry: Entry) -> None:
     wanted = tensors(network.module(*images))
     for found, right in zip(tensors(resize(network, network.base)(*images)), wanted, strict=True):
         assert (found - right).abs().max() <= 1e-5
+    for found, right in zip(tensors(ordered(network.module, images)(*images)), wanted, strict=True):
+        assert (found - right).abs().max() <= 1e-4 * max(1.0, right.abs().max().item())
     assert network.params(network.base) == sum(p.numel() for p in network.module.parameters() if p.requires_grad)
     widths = {name: tuple(widths_of(site, 1.25)) for name, site in network.widths.items()}
     space = Space("any", widths, {name: tuple(range(1, site.base + 1)) for name, site in network.depths.items()})

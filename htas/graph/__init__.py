@@ -1,7 +1,8 @@
 """What can be changed in a network, and the network changed: `trace` reads widths and depths, `resize` writes them."""
 
 from htas.graph.network import Network, Node, Segment, Site, Use
+from htas.graph.order import ordered
 from htas.graph.resize import resize
 from htas.graph.trace import trace
 
-__all__ = ["Network", "Node", "Segment", "Site", "Use", "resize", "trace"]
+__all__ = ["Network", "Node", "Segment", "Site", "Use", "ordered", "resize", "trace"]
