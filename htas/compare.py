@@ -395,7 +395,7 @@ def _network(job: Run, arm: Arm, row: Result) -> nn.Module:
     if job.model_file(row.name).exists():
         return pipeline.load_network(job, row, build=build)
     model = build() if build else resize(job.network, row.arch)
-    job.config.family.reset(model)
+    job.reset(model)
     return model.eval()
 
 

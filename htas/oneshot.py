@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from htas.arch import Arch
-from htas.datasets import Split
+from htas.datasets import Source
 from htas.files import Unusable, read_tensors
 from htas.problem import Problem
 from htas.progress import progress
@@ -143,7 +143,7 @@ def _accuracy(problem: Problem, supernet: Supernet, runner: Any, arch: Arch) -> 
     return float(right) / seen
 
 
-def some(split: Split, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+def some(split: Source, most: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Some images of a split, always the same, in batches, not augmented; a data set may be stored class by class."""
     seen = 0
     for images, labels in split.batches(256, seed=0, channels_last=True):

@@ -31,7 +31,7 @@ from htas.distill import Distill
 from htas.export import export
 from htas.files import Unusable, digest, read_json, read_tensors, write_json, write_tensors, write_text
 from htas.finish import MOST, finish, rounds
-from htas.graph import Network, resize, trace
+from htas.graph import Network, ordered, resize, trace
 from htas.measurement import Measurement
 from htas.metrics import Metric, energy
 from htas.metrics.energy import Energy
@@ -80,10 +80,12 @@ class Run:
 
     @cached_property
     def network(self) -> Network:
-        """The base network, traced, its weights drawn from the seed."""
+        """The base network, traced; its weights drawn from the seed, or as they were given."""
         torch.manual_seed(self.config.seed)
         module = self.config.family.build(self.config.data.classes)
         example = torch.zeros(2, *self.config.data.shape)
+        if self.config.family.inherits:  # what is narrower shall have the channels that matter most
+            module = ordered(module, example)
         return trace(module, example, adds=self.config.design.adds, project_norm=self.config.family.project_norm)
 
     @property
@@ -166,6 +168,11 @@ class Run:
         asked = (self.config.survey.seconds, metric.reading)  # more time is worth other readings
         place = digest(self.place, affinity(), *asked)
         return Remembering(metric.target, metric, "latency", store, place, fresh)
+
+    def reset(self, module: nn.Module) -> None:
+        """Draw all weights of a network anew, unless it starts from those that it has of the base network."""
+        if not self.config.family.inherits:
+            self.config.family.reset(module)
 
     def made_from(self, stage: str) -> str:
         """A hash of what a stage is made from; a stage whose file holds another one is done again."""
@@ -736,14 +743,16 @@ def train_row(
     teacher = None if row.name == "base" or config.distill.alpha == 0 else base_network(job)
     torch.manual_seed(config.seed)
     model = build() if build else resize(job.network, row.arch)
-    config.family.reset(model)
+    job.reset(model)
     checkpoint = job.checkpoint(f"train-{row.name}", key)
     if again:
         checkpoint.unlink(missing_ok=True)
-    seconds = fit(
-        model, job.data.train, config.train, seed=config.seed, device=job.device, checkpoint=checkpoint,
-        title=f"train {row.name}", teacher=teacher, distill=config.distill if teacher is not None else None,
-    )  # fmt: skip
+    seconds = 0.0
+    if row.name != "base" or not config.family.inherits:
+        seconds = fit(
+            model, job.data.train, config.train, seed=config.seed, device=job.device, checkpoint=checkpoint,
+            title=f"train {row.name}", teacher=teacher, distill=config.distill if teacher is not None else None,
+        )  # fmt: skip
     accuracy = evaluate(model, job.data.test, device=job.device, precision=config.train.precision)
     name = "" if teacher is None else "base"
     about = {"accuracy": accuracy, "inputs": key, "teacher": name, "name": row.name, "seconds": seconds}
@@ -812,7 +821,7 @@ def _problem(job: Run, space: Space, supernets: Path | None = None) -> Problem:
     trained = supernets / f"{job.learning(space)}.safetensors" if supernets and job.config.strategy.learning else None
     return Problem(
         network=job.network,
-        reset=job.config.family.reset,
+        reset=job.reset,
         data=job.data,
         space=space,
         cost=job.cost,

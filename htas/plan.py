@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 
 from htas.calibrate import cells, sparing
@@ -63,7 +64,7 @@ def _widths(site: Site, options: Design) -> tuple[int, ...]:
 
 def _step(network: Network, data: Data, config: Config) -> float:
     """Seconds that one image costs in a plain training step of the base network."""
-    runner = engine("cuda" if data.train.images.is_cuda else "cpu", config.train.precision)
+    runner = engine("cuda" if torch.cuda.is_available() else "cpu", config.train.precision)
     model = placed(resize(network, network.base), runner.device)
     seconds = []
     for _, (images, labels) in zip(range(3), batches(data.train, config.train.batch, epoch_seed(0, 0)), strict=False):

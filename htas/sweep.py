@@ -318,7 +318,7 @@ def _judged(job: Run, arch: Arch, seed: int, folder: Path, teacher: Arch | None)
         return float(read_tensors(path)[1]["accuracy"])
     torch.manual_seed(seed)
     model = resize(job.network, arch)
-    config.family.reset(model)
+    job.reset(model)
     learned_from = None
     if teacher is not None and config.distill.alpha > 0:
         _judged(job, teacher, seed, folder, None)

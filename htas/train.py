@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from htas.allocator import keep_memory
-from htas.datasets import Split
+from htas.datasets import Source
 from htas.distill import Distill
 from htas.files import read_tensors, write_tensors
 from htas.progress import Bar, progress
@@ -79,8 +79,10 @@ RECIPES = {
     "paper": Recipe(epochs=300, warmup=5, rest=5, batch=256, lr=0.1, anneal="epoch"),
     "short": Recipe(epochs=2, warmup=0, batch=128, lr=0.1),
     "digits": Recipe(epochs=7, warmup=1, batch=64, lr=0.1),
+    "finetune": Recipe(epochs=10, warmup=0, batch=64, lr=0.02),
 }
-"""Named recipes; `paper` is TAS's E300-W5, `short` is for CIFAR on a CPU, `digits` for the embedded data set."""
+"""Named recipes; `paper` is TAS's E300-W5, `short` is for CIFAR on a CPU, `digits` for the embedded data set,
+`finetune` for networks that start from trained weights."""
 
 
 def cosine(start: float, end: float, share: float) -> float:
@@ -121,7 +123,7 @@ def placed(model: M, device: Any) -> M:
 
 def train(
     model: nn.Module,
-    split: Split,
+    split: Source,
     recipe: Recipe,
     *,
     seed: int,
@@ -164,7 +166,7 @@ def train(
 
 def _epoch(
     model: nn.Module,
-    split: Split,
+    split: Source,
     recipe: Recipe,
     optimizer: torch.optim.Optimizer,
     runner: Any,
@@ -199,7 +201,7 @@ def _epoch(
     return mean[0], mean[1]
 
 
-def evaluate(model: nn.Module, split: Split, *, device: str, precision: Precision = "auto", batch: int = 500) -> float:
+def evaluate(model: nn.Module, split: Source, *, device: str, precision: Precision = "auto", batch: int = 500) -> float:
     """Share of right answers on a split, in eval mode; the model's mode is restored."""
     runner = engine(device, precision)
     placed(model, runner.device)
@@ -213,7 +215,7 @@ def evaluate(model: nn.Module, split: Split, *, device: str, precision: Precisio
     return float(right) / len(split)
 
 
-def batches(split: Split, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(split: Source, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """One augmented pass in random order, whole batches only unless there is less than one."""
     return split.batches(size, seed=seed, augment=True, drop_last=len(split) >= size, channels_last=True)
 

@@ -6,7 +6,7 @@ A data set is one file of this folder. It only reads; splitting, shuffling, augm
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -71,11 +71,47 @@ class Dataset(ABC):
     def read(self, part: Part) -> Images:
         """All images of one part, always in the same order; raises ValueError that names the file at fault."""
 
+    def load(self, *, device: str, validation: float, seed: int, limit: int) -> "Data":
+        """On a device, in parts: as `htas.datasets.load`, which checks the options."""
+        train, test = (_limited(_read(self, part), limit) for part in ("train", "test"))
+        held = proportional(train.labels, round(len(train) * validation), seed)
+
+        def split(images: Images) -> Split:
+            on_device = images.images.to(device), images.labels.to(device)
+            return Split(*on_device, self.mean, self.std, self.flip, self.crop)
+
+        parts = (train, train.where(~held), train.where(held), test)
+        return Data(self.classes, self.shape, *map(split, parts))
+
     @property
     def name(self) -> str:
         """What a configuration calls it: its file, or 'package.module:Class' when it is not of this folder."""
         folder, _, file = type(self).__module__.rpartition(".")
         return file if folder == __name__ else f"{type(self).__module__}:{type(self).__qualname__}"
+
+
+class Source(Protocol):
+    """Inputs and labels, as training and searching ask for them: images in memory (Split), or items that are loaded."""
+
+    def __len__(self) -> int: ...
+
+    def batches(
+        self,
+        size: int,
+        *,
+        seed: int | None = None,
+        augment: bool = False,
+        drop_last: bool = False,
+        channels_last: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every one once, in batches of at most so many; in an order that the seed draws."""
+        ...
+
+    def sample(
+        self, size: int, *, generator: Generator, augment: bool = False, channels_last: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """So many, drawn uniformly with replacement by a generator of the CPU."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,13 +193,13 @@ class Data:
 
     classes: int
     shape: Shape
-    train: Split
+    train: Source
     """The whole training part."""
-    weights: Split
+    weights: Source
     """The part of `train` that weight steps of a search see."""
-    validation: Split
+    validation: Source
     """The rest of `train`: architecture steps, and every choice."""
-    test: Split
+    test: Source
 
 
 def load(dataset: Dataset, *, device: str = "cpu", validation: float = 0.5, seed: int = 0, limit: int = 0) -> Data:
@@ -177,19 +213,13 @@ def load(dataset: Dataset, *, device: str = "cpu", validation: float = 0.5, seed
         raise ValueError(f"validation is a share of the training images between 0 and 1, got {validation}")
     if limit < 0:
         raise ValueError(f"limit must be 0 (all images) or more, got {limit}")
-    train, test = (_limited(_read(dataset, part), limit) for part in ("train", "test"))
-    held = proportional(train.labels, round(len(train) * validation), seed)
-    if held.all() or not held.any():
+    data = dataset.load(device=device, validation=validation, seed=seed, limit=limit)
+    if not len(data.weights) or not len(data.validation):
+        count = len(data.train)
         raise ValueError(
-            f"validation = {validation} of {len(train)} images leaves one side empty; raise limit or change validation"
+            f"validation = {validation} of {count} images leaves one side empty; raise limit or change validation"
         )
-
-    def split(images: Images) -> Split:
-        on_device = images.images.to(device), images.labels.to(device)
-        return Split(*on_device, dataset.mean, dataset.std, dataset.flip, dataset.crop)
-
-    parts = (train, train.where(~held), train.where(held), test)
-    return Data(dataset.classes, dataset.shape, *map(split, parts))
+    return data
 
 
 def proportional(labels: Tensor, count: int, seed: int) -> Tensor:

@@ -25,6 +25,11 @@ class ModelFamily(ABC):
         """Whether a projection put on an identity shortcut (`adds = "project"`) has a norm."""
         return True
 
+    @property
+    def inherits(self) -> bool:
+        """Whether `build` gives trained weights, from which all that is made of them starts."""
+        return False
+
     def member(self, blocks: int) -> str:
         """What a table calls the plain network with so many blocks a stage."""
         return f"{self.title} with {blocks} blocks a stage"

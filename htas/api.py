@@ -1,0 +1,268 @@
+"""htas.optimize: the whole method for a network, data and a target that a Python program has."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from htas import datasets, pipeline
+from htas.arch import Arch
+from htas.config import Config, load
+from htas.datasets._given import GivenData
+from htas.export import export
+from htas.files import read_json, write_json, write_tensors, write_text
+from htas.models._given import Given
+from htas.result import Result
+from htas.target import Target
+from htas.text import millions, milliseconds, percent
+from htas.train import evaluate
+
+LOGITS = 58.0
+"""Steps of a search times the learning rate of its logits: so far that they can decide (docs/decisions.md)."""
+UNTRAINED = 1.5
+"""A network whose accuracy is less than so many times that of guessing is not taken for a trained one."""
+Inputs = Tensor | Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """What `optimize` found; all of it is in the run's folder, too."""
+
+    folder: Path
+    """Of the run: every stage's files."""
+    config: Config
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The network found, trained, in eval mode, on the CPU: of the user's own class, its leaf modules resized."""
+        return pipeline.load_network(self._job, self.result)
+
+    @cached_property
+    def base(self) -> nn.Module:
+        """The network as it was given, or trained if it was not; its channels may be in another order."""
+        return pipeline.load_network(self._job, self.results[0])
+
+    @property
+    def arch(self) -> Arch:
+        """The widths and depths found."""
+        return self.result.arch
+
+    @property
+    def result(self) -> Result:
+        """Accuracy, predicted and measured latency, and counts of the network found."""
+        return next(row for row in self.results if row.name == self.config.design.spaces[0])
+
+    @cached_property
+    def results(self) -> list[Result]:
+        """The same of every network of the run: the base first, then those found, then the controls."""
+        return [Result.of(content) for content in read_json(self.folder / "measure.json")["results"]]
+
+    def report(self, path: str | Path) -> Path:
+        """Write the report as one HTML file, which needs no other; its path."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copyfile(self.folder / "report.html", target))
+
+    def export(self, path: str | Path) -> float:
+        """Write the network found as .onnx or .pt2, for any batch; how far its outputs are from PyTorch's at most.
+
+        Raises ValueError for another suffix, and where outputs differ by more than 1e-4 of the largest; nothing is
+        written then.
+        """
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return export(self.model, torch.randn(self._job.target.batch, *self._job.target.image), target)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write what lives without this library: weights (safetensors), widths and depths, the network as model.pt2,
+        which torch alone can load, and a README with the measured table; the folder."""
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        self.export(place / "model.pt2")
+        write_tensors(place / "model.safetensors", self.model.state_dict(), {"network": self.config.family.title})
+        write_json(place / "arch.json", self.arch.json())
+        write_text(place / "README.md", _card(self))
+        return place
+
+    @property
+    def _job(self) -> pipeline.Run:
+        return pipeline.Run(self.config, self.folder)
+
+
+def optimize(
+    model: nn.Module,
+    example_inputs: Inputs,
+    data: tuple[Any, Any],
+    *,
+    target: Target | None = None,
+    constraints: Mapping[str, Any] | None = None,
+    trained: bool = True,
+    epochs: int = 0,
+    search_epochs: int = 3,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    out: str | Path = "",
+) -> Optimized:
+    """A faster network than `model` on the target, within the constraints, trained, distilled from it, and measured.
+
+    Args:
+        model: any network that torch.fx can follow, [N, ...] in, logits [N, classes] out; it is not changed.
+        example_inputs: a tensor as the network takes it, [N, C, H, W]; its first dimension does not count.
+        data: (training, validation) items: torch Datasets of (input, label), or DataLoaders of such. The training items
+            are divided for the search; nothing is chosen by the validation items, which only tell accuracies.
+        target: where it must be fast; otherwise PyTorch on every core of this CPU.
+        constraints: `{"latency": "50%"}`, `{"latency": "8ms", "macs": "60%"}`, of the metrics of `[constraints]`; half
+            of the latency where nothing is said.
+        trained: whether the model's weights are trained. They are then those of the base network, from which all others
+            inherit (the most important channels first) and learn; otherwise the base network is trained here.
+        epochs: of training; 0 means 10 for networks that inherit and 20 for those that do not.
+        search_epochs: passes of the search over half of the training items.
+        options: any options of a configuration by name, `{"design.expand": 1.5, "train.lr": 0.01}` (htas run --help).
+        seed: of every random draw.
+        out: the folder of the run, in which an interrupted call goes on; otherwise runs/optimize-CLASS.
+
+    Raises ValueError in one sentence for what cannot be used.
+    """
+    example = _checked(model, example_inputs)
+    classes = _classes(model, example)
+    made = GivenData.of(*_parts(data), classes, tuple(example.shape[1:]))
+    family = Given.of(model, trained=trained)
+    wanted = _options(made, trained, epochs, search_epochs, constraints, options or {}, seed)
+    config = load(None, [f"--{name}={_text(value)}" for name, value in wanted.items()])
+    names = {**config.names, "family": "htas.models._given:Given", "data": "htas.datasets._given:GivenData"}
+    config = replace(config, family=family, data=made, target=target or config.target, names=names)
+    folder = Path(out) if str(out) else Path("runs") / f"optimize-{pipeline.slug(type(model).__name__)}"
+    if trained:
+        _check_trained(config, model)
+    pipeline.run(config, folder, f"htas.optimize(..., out={str(folder)!r})")
+    return Optimized(folder, config)
+
+
+def _checked(model: nn.Module, example_inputs: Inputs) -> Tensor:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be an nn.Module, got {type(model).__name__}")
+    given = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
+    if len(given) != 1 or not isinstance(given[0], Tensor) or given[0].dim() != 4:
+        shown = " and ".join(
+            str(tuple(each.shape)) if isinstance(each, Tensor) else type(each).__name__ for each in given
+        )
+        raise ValueError(f"example_inputs must be one tensor [N, C, H, W], got {shown or 'nothing'}")
+    devices = {str(tensor.device) for tensor in model.state_dict().values()} - {"cpu"}
+    if devices:
+        raise ValueError(f"the model must be on the CPU, it is on {', '.join(sorted(devices))}: call model.cpu() first")
+    return given[0].detach().cpu()
+
+
+def _classes(model: nn.Module, example: Tensor) -> int:
+    """Outputs of the network; raises ValueError where they are no logits."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            out = model(example)
+    except Exception as error:
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"the model does not run on example_inputs of shape {tuple(example.shape)}: {text[0]}"
+        ) from error
+    finally:
+        model.train(training)
+    if not isinstance(out, Tensor) or out.dim() != 2 or out.shape[1] < 2:
+        shown = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(f"the model must give logits [N, classes] of 2 classes or more, it gives {shown}")
+    return int(out.shape[1])
+
+
+def _parts(data: Any) -> tuple[Any, Any]:
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise ValueError(f"data must be a pair (training, validation), got {type(data).__name__}")
+    return data[0], data[1]
+
+
+def _options(
+    data: GivenData,
+    trained: bool,
+    epochs: int,
+    search_epochs: int,
+    constraints: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    seed: int,
+) -> dict[str, Any]:
+    """What is usual for a network of the user's own, what was said, and what `options` say besides."""
+    if epochs < 0 or search_epochs < 1:
+        raise ValueError(
+            f"epochs must be 0 (the usual number) or more and search_epochs 1 or more, got {epochs} and {search_epochs}"
+        )
+    batch = max(1, min(128, data.sizes[0] // 20))
+    found: dict[str, Any] = {
+        "seed": seed,
+        "design.spaces": "hardware",
+        "strategy.epochs": search_epochs,
+        "strategy.batch": batch,
+        "strategy.lr": 0.03 if trained else 0.05,
+        "strategy.start": "base",
+        "strategy.mix": "pad",
+        "strategy.anneal": "step",
+        "train.recipe": "finetune" if trained else "short",
+        "train.epochs": epochs or (10 if trained else 20),
+        "train.batch": batch,
+        **{f"constraints.{metric}": text for metric, text in (constraints or {"latency": "50%"}).items()},
+        **options,
+    }
+    half = data.sizes[0] * (1 - float(found.get("split.validation", 0.5)))
+    steps = max(1, int(half / int(found["strategy.batch"]))) * int(found["strategy.epochs"])
+    return {"strategy.arch_lr": f"{min(0.3, LOGITS / steps):.3g}", **found}
+
+
+def _text(value: Any) -> str:
+    """As the command line has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def _check_trained(config: Config, model: nn.Module) -> None:
+    """Raise ValueError where a network is said to be trained and guesses."""
+    data = datasets.load(config.data, validation=config.parts.validation, seed=config.seed, limit=config.parts.limit)
+    accuracy = evaluate(model, data.test, device="cpu", precision="fp32")
+    if accuracy < UNTRAINED / data.classes:
+        raise ValueError(
+            f"the model's accuracy on the validation items is {percent(accuracy)}, which is that of guessing: train it "
+            "first, or say trained=False to have it trained here"
+        )
+
+
+def _card(found: Optimized) -> str:
+    """A model card: what it is, the measured table, and how to load it."""
+    rows = []
+    for row in found.results:
+        times = [milliseconds(each) if each else "" for each in (row.measured and row.measured.estimate, row.predicted)]
+        cells = [row.name, percent(row.accuracy or 0), *times, millions(row.macs), millions(row.params)]
+        rows.append(f"| {' | '.join(cells)} |")
+    target = found.config.target
+    shape = ", ".join(map(str, ("N", *found.config.data.shape)))
+    return "\n".join([
+        f"# {found.config.family.title.split(':')[1]}, made faster",  # given:Net:digest
+        "",
+        f"`{found.config.design.spaces[0]}` is this network; latencies of a batch of {target.batch} with "
+        f"{target.runtime} on {target.device}, {target.threads or 'all'} threads, {target.precision}, measured in one "
+        "interleaved run.",
+        "",
+        "| network | accuracy | measured | predicted | multiply-adds | parameters |",
+        "| :-- | --: | --: | --: | --: | --: |",
+        *rows,
+        "",
+        "```python",
+        "import torch",
+        'model = torch.export.load("model.pt2").module()',
+        f"logits = model(images)  # [{shape}]",
+        "```",
+        "",
+        "`model.safetensors` holds the weights under the names of your own network, `arch.json` its widths and depths.",
+        "",
+    ])  # fmt: skip

@@ -1,0 +1,59 @@
+"""A network that was given as it is, to htas.optimize: it has no name by which another process could make it."""
+
+import copy
+import hashlib
+from dataclasses import dataclass
+
+from torch import nn
+
+from htas.files import Unusable
+from htas.models import ModelFamily
+
+_KNOWN: dict[str, nn.Module] = {}
+
+
+@dataclass(frozen=True)
+class Given(ModelFamily):
+    """The user's network; only the process that it was given to has it."""
+
+    what: str
+    """Its class."""
+    digest: str
+    """Of its weights and its parts."""
+    trained: bool = True
+    """Whether the base network, and all that is made of it, starts from its weights; otherwise all are drawn anew."""
+
+    @staticmethod
+    def of(module: nn.Module, *, trained: bool) -> "Given":
+        """Remember a copy of the network, as it is now."""
+        found = Given(type(module).__name__, digest(module), trained)
+        _KNOWN.setdefault(found.digest, copy.deepcopy(module))
+        return found
+
+    def build(self, classes: int) -> nn.Module:
+        """A copy of it; raises Unusable in another process."""
+        if self.digest not in _KNOWN:
+            raise Unusable(
+                f"the network of this run, {self.what}, was given to htas.optimize in Python; call it again with the "
+                "same network and this folder as out"
+            )
+        return copy.deepcopy(_KNOWN[self.digest])
+
+    @property
+    def inherits(self) -> bool:
+        """Whether networks start from its weights."""
+        return self.trained
+
+    @property
+    def title(self) -> str:
+        """`given:Net:0123456789ab`."""
+        return f"given:{self.what}:{self.digest}"
+
+
+def digest(module: nn.Module) -> str:
+    """Of its parts, and of every number in it."""
+    found = hashlib.sha256(repr(module).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(-1).numpy().tobytes() if tensor.numel() else b"")
+    return found.hexdigest()[:12]

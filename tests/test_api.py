@@ -1,0 +1,231 @@
+"""htas.optimize, on a scripted device: what a Python program gives, and what it gets."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scripted_device import scripted_device
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+import htas
+from htas.cli import main
+from htas.files import read_tensors
+
+SHAPE = (1, 8, 8)
+CLASSES = 3
+QUICK = {
+    "survey.store": "none", "survey.rounds": 1, "survey.undecided": 1, "design.groups": 4, "strategy.precision": "fp32",
+    "train.precision": "fp32",
+}  # fmt: skip
+
+
+class Net(nn.Module):
+    """A user's network: two stages of residual blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.one, self.two = nn.Sequential(Block(16, 16), Block(16, 16)), nn.Sequential(Block(16, 32, 2), Block(32, 32))
+        self.head = nn.Linear(32, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.two(self.one(self.stem(images))).mean((2, 3)))
+
+
+class Block(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.conv2, self.norm2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return F.relu(out + self.shortcut(x))
+
+
+def items(count: int, seed: int) -> TensorDataset:
+    """A bright square at a place that tells the class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % CLASSES
+    images = 0.3 * torch.randn(count, *SHAPE, generator=generator)
+    for number, label in enumerate(labels.tolist()):
+        images[number, :, 2 * label : 2 * label + 3, 2 * label : 2 * label + 3] += 1
+    return TensorDataset(images, labels)
+
+
+DATA = items(240, 0), items(90, 1)
+
+
+@pytest.fixture(scope="module")
+def net() -> Net:
+    """Trained until it knows the classes."""
+    torch.manual_seed(0)
+    made = Net()
+    optimizer = torch.optim.SGD(made.parameters(), 0.05, 0.9)
+    for _ in range(6):
+        for images, labels in DataLoader(DATA[0], 40, shuffle=True):
+            optimizer.zero_grad()
+            F.cross_entropy(made(images), labels).backward()
+            optimizer.step()
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def found(net: Net, tmp_path_factory: pytest.TempPathFactory) -> htas.Optimized:
+    with scripted_device():
+        return htas.optimize(
+            net, torch.zeros(1, *SHAPE), DATA, target=htas.Target(threads=1, batch=2), constraints={"latency": "60%"},
+            epochs=3, options=QUICK, out=tmp_path_factory.mktemp("runs") / "own",
+        )  # fmt: skip
+
+
+def accuracy(model: nn.Module) -> float:
+    images, labels = DATA[1].tensors
+    with torch.no_grad():
+        return float((model(images).argmax(1) == labels).float().mean())
+
+
+def test_the_network_found_is_faster_of_the_same_class_and_still_knows_its_classes(found, net):
+    assert type(found.model) is Net and not found.model.training
+    rows = {row.name: row for row in found.results}
+    assert found.result.measured.estimate <= 0.6 * rows["base"].measured.estimate
+    assert found.result.predicted <= 0.6 * rows["base"].predicted
+    assert accuracy(found.model) == pytest.approx(found.result.accuracy) and found.result.accuracy >= 0.9
+
+
+def test_a_trained_network_is_the_base_as_it_is_and_what_is_found_inherits(found, net):
+    images = DATA[1].tensors[0]
+    torch.testing.assert_close(found.base(images), net(images), atol=1e-5, rtol=1e-4)
+    assert found.results[0].accuracy == pytest.approx(accuracy(net))
+
+
+def test_the_given_network_stays_as_it_was(net, tmp_path):
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    htas.ordered(net, torch.zeros(1, *SHAPE))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_what_is_saved_lives_without_htas(found, tmp_path):
+    place = found.save(tmp_path / "fast")
+    assert sorted(path.name for path in place.iterdir()) == ["README.md", "arch.json", "model.pt2", "model.safetensors"]
+    images = DATA[1].tensors[0]
+    alone = tmp_path / "alone.py"
+    alone.write_text(
+        "import sys, torch\n"
+        "model = torch.export.load(sys.argv[1]).module()\n"
+        "torch.save(model(torch.load(sys.argv[2], weights_only=True)), sys.argv[3])\n"
+        "assert not any(name.startswith('htas') for name in sys.modules)\n"
+    )
+    torch.save(images, tmp_path / "images.pt")
+    subprocess.run(
+        [sys.executable, alone, place / "model.pt2", tmp_path / "images.pt", tmp_path / "logits.pt"], check=True
+    )
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt", weights_only=True), found.model(images))
+    tensors, _ = read_tensors(place / "model.safetensors")
+    assert tensors.keys() == found.model.state_dict().keys()
+    assert json.loads((place / "arch.json").read_text())["widths"] == dict(found.arch.widths)
+    card = (place / "README.md").read_text()
+    assert card.startswith("# Net, made faster") and "| hardware |" in card and "| base |" in card
+
+
+def test_the_report_and_the_exports_go_where_they_are_asked_for(found, tmp_path):
+    page = found.report(tmp_path / "deep" / "report.html")
+    assert "<title>" in page.read_text()
+    assert found.export(tmp_path / "fast.onnx") < 1e-4
+    with pytest.raises(ValueError, match=r"cannot export to 'fast.tflite'"):
+        found.export(tmp_path / "fast.tflite")
+
+
+def test_the_same_call_again_does_nothing_anew(found, net):
+    before = {path: path.stat().st_mtime_ns for path in found.folder.rglob("*.safetensors")}
+    with scripted_device():
+        again = htas.optimize(
+            net, torch.zeros(1, *SHAPE), DATA, target=htas.Target(threads=1, batch=2), constraints={"latency": "60%"},
+            epochs=3, options=QUICK, out=found.folder,
+        )  # fmt: skip
+    assert {path: path.stat().st_mtime_ns for path in found.folder.rglob("*.safetensors")} == before
+    assert again.arch == found.arch
+
+
+def test_another_process_says_that_the_network_was_given_in_python(found):
+    command = [sys.executable, "-m", "htas", "search", str(found.folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "was given to htas.optimize in Python; call it again" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_untrained_network_is_trained_here_and_loaders_are_data(tmp_path):
+    torch.manual_seed(1)
+    loaders = DataLoader(DATA[0], 16, shuffle=True), DataLoader(DATA[1], 30)
+    with scripted_device():
+        made = htas.optimize(
+            Net(), torch.zeros(4, *SHAPE), loaders, target=htas.Target(threads=1), constraints={"macs": "50%"},
+            trained=False, epochs=4, options=QUICK, out=tmp_path / "run",
+        )  # fmt: skip
+    assert made.results[0].accuracy >= 0.9 and made.result.macs <= 0.5 * made.results[0].macs
+
+
+class Endless(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(())
+
+
+class Dictionaries(Dataset[Any]):
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, number: int) -> Any:
+        return {"image": torch.zeros(SHAPE), "label": number % CLASSES}
+
+
+WRONG = TensorDataset(torch.zeros(40, *SHAPE), torch.arange(40) % 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": "net"}, "model must be an nn.Module, got str"),
+        ({"example_inputs": torch.zeros(1, 64)}, "example_inputs must be one tensor [N, C, H, W], got (1, 64)"),
+        (
+            {"example_inputs": torch.zeros(1, 3, 8, 8)},
+            "the model does not run on example_inputs of shape (1, 3, 8, 8): ",
+        ),
+        ({"data": DATA[0]}, "data must be a pair (training, validation), got TensorDataset"),
+        ({"data": (Endless(), DATA[1])}, "the training data must be a torch Dataset with a length and items by number"),
+        ({"data": (Dictionaries(), Dictionaries())}, "an item of data must be a pair (input tensor, label), of which"),
+        (
+            {"data": (WRONG, WRONG), "trained": False},
+            "labels of the training data must lie in 0 to 2, as the network has",
+        ),
+        ({"model": Net()}, "the model's accuracy on the validation items is "),
+        (
+            {"model": nn.Sequential(Net(), nn.Flatten(0))},
+            "the model must give logits [N, classes] of 2 classes or more",
+        ),
+        ({"epochs": -1}, "epochs must be 0 (the usual number) or more and search_epochs 1 or more, got -1 and 3"),
+        ({"constraints": {"latncy": "50%"}}, "constraints has no option 'latncy'; did you mean 'latency'?"),
+        ({"options": {"design.groups": 0}}, "design.groups must be 1 or more, got 0"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_used_is_refused_in_one_sentence(net, tmp_path, change, said):
+    torch.manual_seed(2)
+    given = {"model": net, "example_inputs": torch.zeros(1, *SHAPE), "data": DATA, "out": tmp_path / "run", **change}
+    with scripted_device(), pytest.raises(ValueError) as caught:
+        htas.optimize(**{**given, "options": {**QUICK, **given.get("options", {})}})
+    assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+
+
+def test_the_public_names_are_there_and_others_are_refused_by_name():
+    assert all(getattr(htas, name) is not None for name in htas.__all__)
+    with pytest.raises(AttributeError, match="module 'htas' has no attribute 'optimise'; it has Arch, "):
+        _ = htas.optimise
+    assert main(["--version"]) == 0 and Path(htas.__file__).name == "__init__.py"
