@@ -1,5 +1,6 @@
 """Every configuration that is shipped loads, says what it means, and fits the network it names."""
 
+import importlib
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -8,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from scripted_device import scripted_device
 
 from htas import datasets, design
 from htas.compare import read_arms
@@ -140,3 +142,29 @@ def planted(config: Config, checkpoint: Path) -> Problem:
 def traced(family: Any, classes: int, shape: tuple[int, ...], adds: Any) -> Network:
     """The network of a configuration; many have the same one."""
     return trace(family.build(classes), torch.zeros(1, *shape), adds=adds, project_norm=family.project_norm)
+
+
+# -- a network of one's own --------------------------------------------------------------------------------------------
+
+
+def test_the_example_of_an_own_network_leaves_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    own_model = importlib.import_module("own_model")
+    options = {"survey.store": "none", "survey.undecided": 1, "train.precision": "fp32", "strategy.precision": "fp32"}
+    with scripted_device():
+        found = own_model.main(tmp_path, 4, options={**options, "train.epochs": 4})
+    base = found.results[0]
+    assert (
+        found.result.predicted <= 0.5 * base.predicted
+        and found.result.measured.estimate <= 0.5 * base.measured.estimate
+    )
+    assert found.result.accuracy >= 0.9
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fast", "fast.onnx", "report.html", "run"]
+    images = torch.randn(3, 1, 16, 16)
+    session = onnxruntime.InferenceSession(tmp_path / "fast.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(logits), found.model(images), atol=1e-4, rtol=1e-4)
+    assert type(found.model) is own_model.Net
