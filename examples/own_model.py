@@ -36,9 +36,9 @@ class Block(nn.Module):
 class Net(nn.Module):
     """Three stages of two blocks."""
 
-    def __init__(self, classes: int = 10) -> None:
+    def __init__(self, classes: int = 10, channels: int = 1) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(channels, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
         self.stages = nn.Sequential(
             nn.Sequential(Block(32, 32), Block(32, 32)),
             nn.Sequential(Block(32, 64, 2), Block(64, 64)),
@@ -48,6 +48,11 @@ class Net(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.stages(self.stem(images)).mean((2, 3)))
+
+
+def coloured(classes: int) -> Net:
+    """For the command line, whose data set of digits has three channels."""
+    return Net(classes, 3)
 
 
 def digits() -> tuple[TensorDataset, TensorDataset]:

@@ -2,6 +2,8 @@
 
 import importlib
 import math
+import re
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 from scripted_device import scripted_device
 
 from htas import datasets, design
+from htas.cli import main
 from htas.compare import read_arms
 from htas.config import Config, load
 from htas.cost import MacsCost
@@ -168,3 +171,27 @@ def test_the_example_of_an_own_network_leaves_what_it_says(tmp_path: Path, monke
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(logits), found.model(images), atol=1e-4, rtol=1e-4)
     assert type(found.model) is own_model.Net
+
+
+def test_the_page_on_own_networks_shows_the_code_of_the_example() -> None:
+    page, code = (ROOT / "docs" / "own-model.md").read_text(), (ROOT / "examples" / "own_model.py").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2 and all(block in code for block in blocks)
+
+
+def test_the_commands_of_that_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    page = (ROOT / "docs" / "own-model.md").read_text()
+    commands = re.findall(r"```sh\nhtas (.*?)\n```", page)
+    (content,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "own_model.py").write_text((ROOT / "examples" / "own_model.py").read_text())
+    (tmp_path / "own.toml").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_model", raising=False)
+    assert [command.split()[0] for command in commands] == ["inspect", "run"]
+    short = ["--split.limit=60", "--survey.store=none", "--survey.undecided=1", *SHORT[2:]]
+    with scripted_device():
+        assert main(commands[0].split()) == 0
+        assert main([*commands[1].split(), *short]) == 0
+    assert "100.0 % of the multiply-adds can be searched" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "own" / "report.html").exists()
