@@ -104,6 +104,8 @@ def optimize(
     trained: bool = True,
     epochs: int = 0,
     search_epochs: int = 3,
+    ignored_layers: Sequence[str] = (),
+    widths: Mapping[str, tuple[int, int]] | None = None,
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
     out: str | Path = "",
@@ -122,6 +124,8 @@ def optimize(
             inherit (the most important channels first) and learn; otherwise the base network is trained here.
         epochs: of training; 0 means 10 for networks that inherit and 20 for those that do not.
         search_epochs: passes of the search over half of the training items.
+        ignored_layers: modules that stay as they are, by name, with all that is in them.
+        widths: least and most channels of sites, by name (htas inspect lists them) or base width: `{"64": (16, 64)}`.
         options: any options of a configuration by name, `{"design.expand": 1.5, "train.lr": 0.01}` (htas run --help).
         seed: of every random draw.
         out: the folder of the run, in which an interrupted call goes on; otherwise runs/optimize-CLASS.
@@ -135,7 +139,10 @@ def optimize(
     wanted = _options(made, trained, epochs, search_epochs, constraints, options or {}, seed)
     config = load(None, [f"--{name}={_text(value)}" for name, value in wanted.items()])
     names = {**config.names, "family": "htas.models._given:Given", "data": "htas.datasets._given:GivenData"}
-    config = replace(config, family=family, data=made, target=target or config.target, names=names)
+    design = replace(
+        config.design, ignored=tuple(ignored_layers), bounds={str(name): [*own] for name, own in (widths or {}).items()}
+    )
+    config = replace(config, family=family, data=made, target=target or config.target, design=design, names=names)
     folder = Path(out) if str(out) else Path("runs") / f"optimize-{pipeline.slug(type(model).__name__)}"
     if trained:
         _check_trained(config, model)

@@ -14,6 +14,7 @@ from htas.layer import WEIGHTED, Layer
 from htas.result import CurveRecord
 from htas.space import Space, depth_choices, group_bounds, tas_widths
 from htas.survey import Curve, Estimate, Fit, add, curve, surveyed, templates, widest, widths_of
+from htas.text import no_such
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -56,6 +57,10 @@ class Design:
     grid (the last width of each group, nothing measured), explicit (the widths under design.widths)."""
     widths: dict[str, list[int]] = field(default_factory=dict)
     """Choices of the space 'explicit': by site name, or by base width as text ("16")."""
+    ignored: tuple[str, ...] = ()
+    """Modules that stay as they are, by name, with all that is in them."""
+    bounds: dict[str, list[int]] = field(default_factory=dict)
+    """Least and most channels by site name, or by base width as text: {"layer1.0.conv1" = [16, 64]}."""
 
     def __post_init__(self) -> None:
         if not self.expand >= 1:
@@ -75,6 +80,9 @@ class Design:
             raise ValueError(f"design.spaces names a space twice: {', '.join(self.spaces)}")
         if ("explicit" in self.spaces) != bool(self.widths):
             raise ValueError("the space 'explicit' needs design.widths, and design.widths needs that space")
+        for name, bounds in self.bounds.items():
+            if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1]:
+                raise ValueError(f"design.bounds of {name} must be the least and the most channels, got {bounds}")
 
 
 def score(measured: Curve, fit: Fit) -> list[float]:
@@ -216,6 +224,10 @@ def check(network: Network, design: Design) -> None:
     group_bounds(min(alone, default=design.groups), design.groups)
     if "explicit" in design.spaces:
         _explicit(network, design)
+    known = {*network.widths, *(str(site.base) for site in network.widths.values())}
+    for name in design.bounds:
+        if name not in known:
+            raise ValueError(f"design.bounds: {no_such('site or base width', name, sorted(known))}")
 
 
 def spaces(network: Network, content: Mapping[str, Any], design: Design) -> dict[str, Space]:
@@ -227,7 +239,28 @@ def spaces(network: Network, content: Mapping[str, Any], design: Design) -> dict
         "grid": lambda: {name: grid_widths(site, design) for name, site in network.widths.items()},
         "explicit": lambda: _explicit(network, design),
     }
-    return {name: Space(name, makers[name](), depths) for name in design.spaces}
+    return {name: Space(name, _within(network, makers[name](), design, name), depths) for name in design.spaces}
+
+
+def _within(
+    network: Network, widths: Mapping[str, tuple[int, ...]], design: Design, space: str
+) -> dict[str, tuple[int, ...]]:
+    """Choices within the bounds; raises ValueError where a site has none."""
+    found = {}
+    for name, choices in widths.items():
+        least, most = _bounds(network.sites[name], design)
+        found[name] = tuple(width for width in choices if least <= width <= most)
+        if not found[name]:
+            raise ValueError(
+                f"design.bounds leaves {name} no choice in the space {space}, which has "
+                f"{', '.join(map(str, choices))}; widen the bounds, or raise design.groups"
+            )
+    return found
+
+
+def _bounds(site: Site, design: Design) -> tuple[float, float]:
+    least, most = design.bounds.get(site.name) or design.bounds.get(str(site.base)) or (1, float("inf"))
+    return least, most
 
 
 def site_curves(network: Network, content: Mapping[str, Any], design: Design) -> dict[str, Curve]:

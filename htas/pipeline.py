@@ -86,7 +86,8 @@ class Run:
         example = torch.zeros(2, *self.config.data.shape)
         if self.config.family.inherits:  # what is narrower shall have the channels that matter most
             module = ordered(module, example)
-        return trace(module, example, adds=self.config.design.adds, project_norm=self.config.family.project_norm)
+        options, normed = self.config.design, self.config.family.project_norm
+        return trace(module, example, adds=options.adds, project_norm=normed, ignored=options.ignored)
 
     @property
     def device(self) -> str:
@@ -178,7 +179,7 @@ class Run:
         """A hash of what a stage is made from; a stage whose file holds another one is done again."""
         config, folder = self.config, self.folder
         basis = [config.names["family"], dataclasses.asdict(config.family), config.data.classes]  # type: ignore[call-overload]
-        space = [config.design.expand, config.design.inputs, config.design.adds]
+        space = [config.design.expand, config.design.inputs, config.design.adds, *config.design.ignored]
         match stage:
             case "survey":
                 options = {**dataclasses.asdict(config.survey), "store": "", "undecided": 0}  # do not touch readings

@@ -162,6 +162,17 @@ def test_another_process_says_that_the_network_was_given_in_python(found):
     assert "was given to htas.optimize in Python; call it again" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_what_is_to_stay_stays_and_widths_keep_their_bounds(net, tmp_path):
+    with scripted_device():
+        made = htas.optimize(
+            net, torch.zeros(1, *SHAPE), DATA, target=htas.Target(threads=1), constraints={"macs": "60%"}, epochs=1,
+            ignored_layers=["one"], widths={"32": (12, 24)}, options=QUICK, out=tmp_path / "run",
+        )  # fmt: skip
+    assert made.model.one[0].conv1.weight.shape == net.one[0].conv1.weight.shape and len(made.model.one) == 2
+    wide = [width for site, width in made.arch.widths.items() if site.startswith("two")]
+    assert wide and all(12 <= width <= 24 for width in wide)
+
+
 def test_an_untrained_network_is_trained_here_and_loaders_are_data(tmp_path):
     torch.manual_seed(1)
     loaders = DataLoader(DATA[0], 16, shuffle=True), DataLoader(DATA[1], 30)

@@ -368,3 +368,23 @@ def test_the_paper_cost_is_the_sum_of_fits_over_the_layers_that_stay() -> None:
     cut = full - 2 * per_stage[0] - per_stage[2]
     depths = {"stages.0": 1, "stages.1": 3, "stages.2": 2}
     assert model.cost(Arch(widths, depths)) == pytest.approx(1e-6 * cut)
+
+
+def test_bounds_leave_out_what_is_narrower_or_wider() -> None:
+    network = resnet(depth=8)
+    content = measured(network, Design(), stairs)
+    name = next(iter(network.widths))
+    made = spaces(network, content, Design(spaces=("grid", "tas"), bounds={"32": [10, 40], name: [16, 16]}))
+    for space in made.values():
+        assert space.widths[name] == (16,)
+        for site, choices in space.widths.items():
+            if network.sites[site].base == 32:
+                assert choices and all(10 <= width <= 40 for width in choices)
+    with pytest.raises(
+        ValueError, match=rf"design\.bounds leaves {name} no choice in the space grid, which has 4, 8, "
+    ):
+        spaces(network, content, Design(spaces=("grid",), bounds={name: [5, 7]}))
+    with pytest.raises(ValueError, match=r"design\.bounds of 16 must be the least and the most channels, got \[8, 4\]"):
+        Design(bounds={"16": [8, 4]})
+    with pytest.raises(ValueError, match=r"design\.bounds: .*'17'"):
+        check(network, Design(bounds={"17": [1, 4]}))

@@ -608,3 +608,19 @@ def test_what_follows_a_cut_reads_the_last_kept_block() -> None:
     found = {node: (i, o) for node, i, o in layers(network, Arch(widths, network.base.depths))}
     assert found["stages.1.0.conv1.conv"] == (9, 32)
     assert found["stages.0.1.project"] == (5, 9)
+
+
+# -- what the user wants as it is --------------------------------------------------------------------------------------
+
+
+def test_ignored_modules_keep_their_widths_and_blocks() -> None:
+    module = CifarResNet(14).build(4)
+    network = trace(module, torch.zeros(1, *IMAGE), ignored=["stages.1", "stages.0.0.conv1"])
+    assert network.frozen["stages.0.0.conv1.conv"] == "design.ignored names it"
+    assert all(
+        network.frozen[f"stages.1.{n}.conv{k}.conv"] == "design.ignored names it" for n in (0, 1) for k in (1, 2)
+    )
+    assert set(network.depths) == {"stages.0", "stages.2"}
+    assert "stages.0.1.conv1.conv" in network.widths and "stem.conv" in network.widths
+    with pytest.raises(ValueError, match=r"stages\.7"):
+        trace(module, torch.zeros(1, *IMAGE), ignored=["stages.7"])

@@ -2,7 +2,7 @@
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, count, permutations
 from math import lcm, prod
@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from htas.graph.network import OUTPUT, Kind, Network, Node, Segment, Site
 from htas.layer import ACTIVATIONS, Layer, Op
+from htas.text import no_such
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 MAPS = (
@@ -42,6 +43,8 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 WRITTEN_OUT = {"view", "reshape", torch.reshape}
 """Reshapes that are given sizes."""
 RESHAPES = {*WRITTEN_OUT, "flatten", torch.flatten, "squeeze", torch.squeeze, "unsqueeze", torch.unsqueeze}
+IGNORED = "design.ignored names it"
+"""Why a width is frozen that the user wants as it is."""
 SHARED = ("conv", "grouped", "norm", "layer_norm")
 """Kinds of nodes whose modules have weights."""
 CONCATS = {torch.cat, torch.concat, torch.concatenate}
@@ -56,15 +59,25 @@ def trace(
     *,
     adds: Literal["join", "project"] = "join",
     project_norm: bool = True,
+    ignored: Collection[str] = (),
 ) -> Network:
     """What is free in `module`, found by running `example` ([N, C, H, W], or one for each input) through it.
 
     `adds="join"` gives layers that are added one width; "project" gives each its own, with a 1x1 convolution (and a
-    norm, if `project_norm`) on an identity shortcut where they differ. The module is not changed. Raises ValueError
-    where torch.fx cannot follow the forward pass.
+    norm, if `project_norm`) on an identity shortcut where they differ. Modules that are `ignored`, with all that is in
+    them, keep their widths and blocks. The module is not changed. Raises ValueError where torch.fx cannot follow the
+    forward pass, and for an ignored module that there is not.
     """
     examples = (example,) if isinstance(example, Tensor) else tuple(example)
-    return _Builder(_captured(module, examples), module, examples, adds, project_norm).network()
+    _check_ignored(module, ignored)
+    return _Builder(_captured(module, examples), module, examples, adds, project_norm, ignored).network()
+
+
+def _check_ignored(module: nn.Module, ignored: Collection[str]) -> None:
+    names = [name for name, _ in module.named_modules() if name]
+    for name in ignored:
+        if name not in names:
+            raise ValueError(no_such("module of this network", name, names[:40]))
 
 
 def capture(module: nn.Module) -> fx.GraphModule:
@@ -190,6 +203,7 @@ class _Builder:
         examples: tuple[Tensor, ...],
         adds: Literal["join", "project"],
         normed: bool,
+        ignored: Collection[str],
     ) -> None:
         self.graph, self.module, self.examples, self.adds, self.normed = graph.graph, module, examples, adds, normed
         self.modules = dict(module.named_modules())
@@ -203,7 +217,8 @@ class _Builder:
         self.sources: dict[str, tuple[str, ...]] = {}  # node name -> group member of each segment
         self.passed: dict[str, tuple[str, ...]] = {}  # group member of a depth site -> those whose widths it passes on
         self.nodes: dict[str, Node] = {}
-        self.runs = list(_runs(self.graph, self.modules))
+        self.ignored = ignored
+        self.runs = [run for run in _runs(self.graph, self.modules) if not any(map(self._ignored, run.blocks))]
         self.outputs: tuple[str, ...] = ()
         self.result: Callable[[tuple[Any, ...]], Any] = lambda values: values[0]
         self.first: dict[str, Node] = {}  # module -> the node that called it first
@@ -400,8 +415,13 @@ class _Builder:
     def _conv(self, node: Node, fxnode: fx.Node) -> Node:
         module = self.modules[node.module]
         self.sources[node.name] = (self.groups.add(node.name),)
+        if self._ignored(node.module):
+            self.groups.freeze(node.name, IGNORED)
         layer = _layer(module, self._size(fxnode, node.axis))
         return replace(node, segments=(Segment(layer.outputs),), layer=layer)
+
+    def _ignored(self, module: str) -> bool:
+        return any(module == name or module.startswith(f"{name}.") for name in self.ignored)
 
     def _grouped(self, node: Node, fxnode: fx.Node) -> Node:
         return replace(self._map(node, fxnode), layer=_layer(self.modules[node.module], self._size(fxnode)))
