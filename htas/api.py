@@ -1,8 +1,8 @@
 """htas.optimize: the whole method for a network, data and a target that a Python program has."""
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from htas import datasets, pipeline
+from htas import datasets, pipeline, strategies
 from htas.arch import Arch
 from htas.config import Config, load
 from htas.datasets._given import GivenData
 from htas.export import export
 from htas.files import read_json, write_json, write_tensors, write_text
 from htas.models._given import Given
+from htas.plugins import find
+from htas.progress import say
 from htas.result import Result
+from htas.strategies import Strategy
 from htas.target import Target
+from htas.task import Task, unit
 from htas.text import millions, milliseconds, percent
 from htas.train import evaluate
 
@@ -104,6 +108,11 @@ def optimize(
     trained: bool = True,
     epochs: int = 0,
     search_epochs: int = 3,
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    eval_fn: Callable[[Any, Any], Tensor | float] | None = None,
+    distill_fn: Callable[[Any, Any, Any], Tensor] | None = None,
+    train_fn: Callable[[nn.Module, nn.Module | None], object] | None = None,
+    score_func: Callable[[nn.Module], float] | None = None,
     ignored_layers: Sequence[str] = (),
     widths: Mapping[str, tuple[int, int]] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -113,7 +122,8 @@ def optimize(
     """A faster network than `model` on the target, within the constraints, trained, distilled from it, and measured.
 
     Args:
-        model: any network that torch.fx can follow, [N, ...] in, logits [N, classes] out; it is not changed.
+        model: any network that torch.fx can follow, [N, ...] in, logits [N, classes] out (with `loss_fn`, anything); it
+            is not changed.
         example_inputs: a tensor as the network takes it, [N, C, H, W]; its first dimension does not count.
         data: (training, validation) items: torch Datasets of (input, label), or DataLoaders of such. The training items
             are divided for the search; nothing is chosen by the validation items, which only tell accuracies.
@@ -124,6 +134,12 @@ def optimize(
             inherit (the most important channels first) and learn; otherwise the base network is trained here.
         epochs: of training; 0 means 10 for networks that inherit and 20 for those that do not.
         search_epochs: passes of the search over half of the training items.
+        loss_fn: (outputs, targets) to a scalar, where it is not cross-entropy. Then nothing is distilled but by
+            `distill_fn`, and the score of a network is 1 / (1 + loss) unless there is an `eval_fn`.
+        eval_fn: (outputs, targets) of a batch to its mean score, the higher the better; it stands where accuracies do.
+        distill_fn: (outputs, the base network's outputs, targets) to a scalar: what networks found learn from it.
+        train_fn: (network, teacher) trains a whole network in place; the teacher is the base network.
+        score_func: (network) to the score of a whole, trained network; it stands where its accuracy does.
         ignored_layers: modules that stay as they are, by name, with all that is in them.
         widths: least and most channels of sites, by name (htas inspect lists them) or base width: `{"64": (16, 64)}`.
         options: any options of a configuration by name, `{"design.expand": 1.5, "train.lr": 0.01}` (htas run --help).
@@ -133,8 +149,9 @@ def optimize(
     Raises ValueError in one sentence for what cannot be used.
     """
     example = _checked(model, example_inputs)
-    classes = _classes(model, example)
-    made = GivenData.of(*_parts(data), classes, tuple(example.shape[1:]))
+    task = _task(loss_fn, eval_fn, distill_fn, train_fn, score_func)
+    classes = _classes(model, example, task)
+    made = GivenData.of(*_parts(data), classes, tuple(example.shape[1:]), task)
     family = Given.of(model, trained=trained)
     wanted = _options(made, trained, epochs, search_epochs, constraints, options or {}, seed)
     config = load(None, [f"--{name}={_text(value)}" for name, value in wanted.items()])
@@ -144,7 +161,10 @@ def optimize(
     )
     config = replace(config, family=family, data=made, target=target or config.target, design=design, names=names)
     folder = Path(out) if str(out) else Path("runs") / f"optimize-{pipeline.slug(type(model).__name__)}"
-    if trained:
+    if not task.classifies and distill_fn is None and train_fn is None:
+        say("nothing is distilled, as the loss is your own; distill_fn says what networks learn from the base network")
+        config = replace(config, distill=replace(config.distill, alpha=0.0))
+    if trained and task.classifies and score_func is None:
         _check_trained(config, model)
     pipeline.run(config, folder, f"htas.optimize(..., out={str(folder)!r})")
     return Optimized(folder, config)
@@ -165,8 +185,19 @@ def _checked(model: nn.Module, example_inputs: Inputs) -> Tensor:
     return given[0].detach().cpu()
 
 
-def _classes(model: nn.Module, example: Tensor) -> int:
-    """Outputs of the network; raises ValueError where they are no logits."""
+def _task(loss: Any, score: Any, distil: Any, train: Any, judge: Any) -> Task:
+    """What is the user's own, and what is usual."""
+    given = {"loss_fn": loss, "eval_fn": score, "distill_fn": distil, "train_fn": train, "score_func": judge}
+    for name, function in given.items():
+        if function is not None and not callable(function):
+            raise ValueError(f"{name} must be a function, got {type(function).__name__}")
+    usual = Task()
+    own = score or (unit(loss) if loss is not None else usual.score)
+    return Task(loss or usual.loss, own, distil, train, judge)
+
+
+def _classes(model: nn.Module, example: Tensor, task: Task) -> int:
+    """Outputs of the network, 1 where they are no logits; raises ValueError where they should be."""
     training = model.training
     model.eval()
     try:
@@ -179,9 +210,14 @@ def _classes(model: nn.Module, example: Tensor) -> int:
         ) from error
     finally:
         model.train(training)
+    if not task.classifies:
+        return 1
     if not isinstance(out, Tensor) or out.dim() != 2 or out.shape[1] < 2:
         shown = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(f"the model must give logits [N, classes] of 2 classes or more, it gives {shown}")
+        raise ValueError(
+            f"the model must give logits [N, classes] of 2 classes or more, it gives {shown}; for another task give "
+            "loss_fn"
+        )
     return int(out.shape[1])
 
 
@@ -223,7 +259,14 @@ def _options(
     }
     half = data.sizes[0] * (1 - float(found.get("split.validation", 0.5)))
     steps = max(1, int(half / int(found["strategy.batch"]))) * int(found["strategy.epochs"])
-    return {"strategy.arch_lr": f"{min(0.3, LOGITS / steps):.3g}", **found}
+    found = {"strategy.arch_lr": f"{min(0.3, LOGITS / steps):.3g}", **found}
+    kind: Any = find(strategies, Strategy, str(found.get("strategy.name", "differentiable")))
+    known = {f"strategy.{each.name}" for each in fields(kind)}
+    return {
+        name: value
+        for name, value in found.items()
+        if name in options or not name.startswith("strategy.") or name in known
+    }
 
 
 def _text(value: Any) -> str:

@@ -1,9 +1,12 @@
 """The loss that learns from a teacher (Hinton et al. 2014, with the constants of TAS)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
+
+from htas.task import CLASSIFY, Outputs, Task
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,11 @@ class Distill:
         if not self.temperature > 0:
             raise ValueError(f"distill.temperature must be above 0, got {self.temperature}")
 
-    def loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        """(1 - alpha) CE(student, labels) + alpha T^2 KL(teacher || student), of logits [N, classes]; a scalar."""
+    def loss(self, student: Outputs, teacher: Outputs, labels: Any, task: Task = CLASSIFY) -> Tensor:
+        """(1 - alpha) CE(student, labels) + alpha T^2 KL(teacher || student), of logits [N, classes]; a scalar. Of
+        another task, its own losses in these shares."""
+        if task.distil is not None:
+            return (1 - self.alpha) * task.loss(student, labels) + self.alpha * task.distil(student, teacher, labels)
         soft = F.kl_div(
             F.log_softmax(student / self.temperature, dim=1),
             F.log_softmax(teacher / self.temperature, dim=1),

@@ -16,6 +16,7 @@ from htas.files import Unusable, read_tensors
 from htas.problem import Problem
 from htas.progress import progress
 from htas.supernet import MOMENTUM, Draw, Supernet
+from htas.task import CLASSIFY, Task, precise, scalar
 from htas.text import percent, significant
 from htas.train import Precision, placed
 
@@ -91,26 +92,33 @@ def learner(supernet: Supernet, options: Options) -> torch.optim.SGD:
 
 
 def sampled_step(
-    supernet: Supernet, sgd: torch.optim.Optimizer, runner: Any, images: Tensor, labels: Tensor, draws: Sequence[Draw]
+    supernet: Supernet,
+    sgd: torch.optim.Optimizer,
+    runner: Any,
+    images: Tensor,
+    labels: Tensor,
+    draws: Sequence[Draw],
+    task: Task = CLASSIFY,
 ) -> Tensor:
     """One weight step by the gradients of several sub-networks; the mean of their losses.
 
     The first learns from the labels, the others from its logits too, half and half (the sandwich rule of Yu and Huang,
-    "Universally slimmable networks", 2019, when the first is the widest and one of them the narrowest).
+    "Universally slimmable networks", 2019, when the first is the widest and one of them the narrowest); where outputs
+    are no logits, all learn from the targets.
     """
     sgd.zero_grad()
     losses = []
     soft: Tensor | None = None
     for draw in draws:
         with runner.autocast():
-            logits = supernet(images, draw)
-        logits = logits.float()
-        loss = F.cross_entropy(logits, labels)
+            outputs = supernet(images, draw)
+        outputs = precise(outputs)
+        loss = task.loss(outputs, labels)
         if soft is not None:
-            loss = (loss + F.cross_entropy(logits, soft)) / 2
+            loss = (loss + F.cross_entropy(outputs, soft)) / 2
         runner.backward(loss / len(draws))
         losses.append(loss.detach())
-        soft = logits.detach().softmax(1) if soft is None else soft
+        soft = outputs.detach().softmax(1) if soft is None and task.classifies else soft
     sgd.step()
     return torch.stack(losses).mean()
 
@@ -135,12 +143,13 @@ def _accuracy(problem: Problem, supernet: Supernet, runner: Any, arch: Arch) -> 
             supernet(images, draw)
     supernet.momentum = MOMENTUM
     supernet.eval()
-    right, seen = torch.zeros((), device=runner.device), 0
+    total, seen = torch.zeros((), dtype=torch.float64, device=runner.device), 0
     for images, labels in some(problem.data.validation, JUDGED):
         with runner.autocast():
-            right += (supernet(images, draw).argmax(1) == labels).sum()
-        seen += len(labels)
-    return float(right) / seen
+            outputs = supernet(images, draw)
+        total += scalar(problem.data.task.score(precise(outputs), labels), total) * len(images)
+        seen += len(images)
+    return float(total) / seen
 
 
 def some(split: Source, most: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -180,7 +189,8 @@ def restored(supernet: Supernet, tensors: Mapping[str, Tensor]) -> None:
 
 def check_sane(problem: Problem, options: Any, loss: float, epoch: int, rate: float) -> None:
     """Raise ValueError where the mean loss of an epoch (of `epoch`, from 0) says that a search has diverged."""
-    if not (math.isfinite(loss) and loss < LOST * math.log(problem.data.classes)):
+    lost = LOST * math.log(problem.data.classes) if problem.data.task.classifies else math.inf
+    if not (math.isfinite(loss) and loss < lost):
         raise diverged(problem, options, loss, epoch, rate)
 
 

@@ -748,18 +748,35 @@ def train_row(
     checkpoint = job.checkpoint(f"train-{row.name}", key)
     if again:
         checkpoint.unlink(missing_ok=True)
-    seconds = 0.0
-    if row.name != "base" or not config.family.inherits:
+    task, seconds = job.data.task, 0.0
+    if row.name == "base" and config.family.inherits:
+        say(f"train {row.name}: it is trained already")
+    elif task.train is not None:
+        seconds = _trained_by(task.train, model, teacher, row.name)
+    else:
         seconds = fit(
-            model, job.data.train, config.train, seed=config.seed, device=job.device, checkpoint=checkpoint,
+            model, job.data.train, config.train, seed=config.seed, device=job.device, checkpoint=checkpoint, task=task,
             title=f"train {row.name}", teacher=teacher, distill=config.distill if teacher is not None else None,
         )  # fmt: skip
-    accuracy = evaluate(model, job.data.test, device=job.device, precision=config.train.precision)
+    if task.judge is not None:
+        accuracy = float(task.judge(model.eval()))
+    else:
+        accuracy = evaluate(model, job.data.test, device=job.device, precision=config.train.precision, task=task)
     name = "" if teacher is None else "base"
     about = {"accuracy": accuracy, "inputs": key, "teacher": name, "name": row.name, "seconds": seconds}
     write_tensors(path, model.state_dict(), about)
     checkpoint.unlink(missing_ok=True)
     return replace(row, accuracy=accuracy, teacher=name), seconds
+
+
+def _trained_by(
+    function: Callable[[nn.Module, nn.Module | None], object], model: nn.Module, teacher: nn.Module | None, name: str
+) -> float:
+    """Seconds of a training by the user's own function."""
+    started = time.monotonic()
+    say(f"train {name}: by your own function")
+    function(model.train(), teacher.eval() if teacher is not None else None)
+    return time.monotonic() - started
 
 
 def base_network(job: Run) -> nn.Module:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from htas.calibrate import cells, sparing
 from htas.config import Config
@@ -16,6 +15,7 @@ from htas.progress import say
 from htas.runtimes import open_runtime
 from htas.space import Space, tas_widths
 from htas.survey import at_most, widths_at_most
+from htas.task import precise
 from htas.text import duration, plural
 from htas.train import batches, engine, epoch_seed, placed
 
@@ -70,7 +70,7 @@ def _step(network: Network, data: Data, config: Config) -> float:
     for _, (images, labels) in zip(range(3), batches(data.train, config.train.batch, epoch_seed(0, 0)), strict=False):
         started = time.monotonic()
         with runner.autocast():
-            loss = F.cross_entropy(model(images).float(), labels)
+            loss = data.task.loss(precise(model(images)), labels)
         runner.backward(loss)
         loss.item()
         seconds.append((time.monotonic() - started) / len(labels))

@@ -328,9 +328,11 @@ def _judged(job: Run, arch: Arch, seed: int, folder: Path, teacher: Arch | None)
     seconds = fit(
         model, job.data.weights, config.train, seed=seed, device=job.device,
         checkpoint=folder / "checkpoints" / f"{key}.safetensors", title=f"train on half of the images, seed {seed}",
-        teacher=learned_from, distill=config.distill if learned_from is not None else None,
+        teacher=learned_from, distill=config.distill if learned_from is not None else None, task=job.data.task,
     )  # fmt: skip
-    accuracy = evaluate(model, job.data.validation, device=job.device, precision=config.train.precision)
+    accuracy = evaluate(
+        model, job.data.validation, device=job.device, precision=config.train.precision, task=job.data.task
+    )
     write_tensors(path, model.state_dict(), {"accuracy": accuracy, "seconds": seconds})
     (folder / "checkpoints" / f"{key}.safetensors").unlink(missing_ok=True)
     return accuracy

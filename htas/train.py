@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from htas.allocator import keep_memory
@@ -16,6 +15,7 @@ from htas.datasets import Source
 from htas.distill import Distill
 from htas.files import read_tensors, write_tensors
 from htas.progress import Bar, progress
+from htas.task import CLASSIFY, Task, precise, scalar
 from htas.text import percent, significant
 
 Precision = Literal["auto", "bf16", "fp32"]
@@ -133,6 +133,7 @@ def train(
     teacher: nn.Module | None = None,
     distill: Distill | None = None,
     rate: str = "train.lr",
+    task: Task = CLASSIFY,
 ) -> float:
     """Train `model` in place. Goes on from `checkpoint` if that exists; it is written every epoch.
 
@@ -151,7 +152,7 @@ def train(
     steps = max(1, len(split) // recipe.batch)
     with progress(title, recipe.length * steps, done=done * steps) as bar:
         for epoch in range(done, recipe.length):
-            loss, accuracy = _epoch(model, split, recipe, optimizer, runner, epoch, seed, teacher, distill, bar)
+            loss, accuracy = _epoch(model, split, recipe, optimizer, runner, epoch, seed, teacher, distill, task, bar)
             if not math.isfinite(loss):
                 at = f"{optimizer.param_groups[0]['lr']:.3g}"
                 good = f"; its last good state, of epoch {epoch}, is in {checkpoint}" if epoch else ""
@@ -174,9 +175,10 @@ def _epoch(
     seed: int,
     teacher: nn.Module | None,
     distill: Distill | None,
+    task: Task,
     bar: Bar,
 ) -> tuple[float, float]:
-    """Mean loss and share of right answers on the training images of one pass."""
+    """Mean loss and score (share of right answers) on the training images of one pass."""
     model.train()
     torch.manual_seed(epoch_seed(seed, epoch))  # for what a network draws itself, as dropout does
     steps = max(1, len(split) // recipe.batch)
@@ -184,35 +186,46 @@ def _epoch(
     for step, (images, labels) in enumerate(batches(split, recipe.batch, epoch_seed(seed, epoch))):
         set_rate(optimizer, recipe.rate(epoch, step, steps))
         with runner.autocast():
-            logits = model(images)
-        logits = logits.float()
+            outputs = model(images)
+        outputs = precise(outputs)
         if teacher is None or distill is None:
-            loss = F.cross_entropy(logits, labels)
+            loss = task.loss(outputs, labels)
         else:
             with torch.no_grad(), runner.autocast():
                 target = teacher(images)
-            loss = distill.loss(logits, target.float(), labels)
+            loss = distill.loss(outputs, precise(target), labels, task)
         optimizer.zero_grad()
         runner.backward(loss)
         optimizer.step()
-        total += torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()])
+        with torch.no_grad():
+            total += torch.stack([loss.detach(), scalar(task.score(outputs, labels), loss).to(loss.dtype)])
         bar.step()
     mean = (total / steps).tolist()
     return mean[0], mean[1]
 
 
-def evaluate(model: nn.Module, split: Source, *, device: str, precision: Precision = "auto", batch: int = 500) -> float:
-    """Share of right answers on a split, in eval mode; the model's mode is restored."""
+def evaluate(
+    model: nn.Module,
+    split: Source,
+    *,
+    device: str,
+    precision: Precision = "auto",
+    batch: int = 500,
+    task: Task = CLASSIFY,
+) -> float:
+    """Mean score (share of right answers) on a split, in eval mode; the model's mode is restored."""
     runner = engine(device, precision)
     placed(model, runner.device)
     training = model.training
     model.eval()
-    right = torch.zeros((), device=runner.device)
-    with torch.no_grad(), runner.autocast():
+    total = torch.zeros((), dtype=torch.float64, device=runner.device)
+    with torch.no_grad():
         for images, labels in split.batches(batch, channels_last=True):
-            right += (model(images).argmax(1) == labels).sum()
+            with runner.autocast():
+                outputs = model(images)
+            total += scalar(task.score(precise(outputs), labels), total) * len(images)
     model.train(training)
-    return float(right) / len(split)
+    return float(total) / len(split)
 
 
 def batches(split: Source, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

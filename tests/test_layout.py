@@ -52,6 +52,7 @@ ORDER = [
     "intervals",
     "networks",
     "datasets",
+    "task",
     "models",
     "graph",
     "tables",

@@ -12,6 +12,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
+from htas.task import CLASSIFY, Task
+
 Part = Literal["train", "test"]
 Shape = tuple[int, int, int]
 
@@ -81,7 +83,8 @@ class Dataset(ABC):
             return Split(*on_device, self.mean, self.std, self.flip, self.crop)
 
         parts = (train, train.where(~held), train.where(held), test)
-        return Data(self.classes, self.shape, *map(split, parts))
+        whole, weights, judging, tested = map(split, parts)
+        return Data(self.classes, self.shape, whole, weights, judging, tested)
 
     @property
     def name(self) -> str:
@@ -200,6 +203,8 @@ class Data:
     validation: Source
     """The rest of `train`: architecture steps, and every choice."""
     test: Source
+    task: Task = CLASSIFY
+    """What outputs are worth."""
 
 
 def load(dataset: Dataset, *, device: str = "cpu", validation: float = 0.5, seed: int = 0, limit: int = 0) -> Data:

@@ -11,8 +11,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from htas.datasets import Data, Dataset, Images, Part, Shape, proportional
 from htas.files import Unusable
+from htas.task import CLASSIFY, Task
 
-_KNOWN: dict[str, tuple["Items", "Items"]] = {}
+_KNOWN: dict[str, tuple["Items", "Items", Task]] = {}
 LABELS = 100_000
 """Items whose labels are looked at one by one, at most, to divide them class by class."""
 
@@ -108,18 +109,20 @@ class GivenData(Dataset):
     """Shape of an input."""
     sizes: tuple[int, ...]
     """Training and validation items."""
+    task: str = ""
+    """What of the task is the user's own."""
 
     mean = std = ()
     flip, crop = False, 0
 
     @staticmethod
-    def of(train: Any, test: Any, classes: int, image: tuple[int, ...]) -> "GivenData":
+    def of(train: Any, test: Any, classes: int, image: tuple[int, ...], task: Task = CLASSIFY) -> "GivenData":
         """Remember them; raises ValueError for what is no data."""
         parts = items(train, "the training data"), items(test, "the validation data")
         sizes = tuple(len(part) for part in parts)
         key = f"{type(parts[0].dataset).__name__}-{sizes[0]}-{sizes[1]}"
-        _KNOWN[key] = parts
-        return GivenData(key, classes, image, sizes)
+        _KNOWN[key] = *parts, task
+        return GivenData(key, classes, image, sizes, task.name)
 
     @property
     def classes(self) -> int:
@@ -142,8 +145,9 @@ class GivenData(Dataset):
                 "the data of this run were given to htas.optimize in Python; call it again with the same data and this "
                 "folder as out"
             )
-        train, test = (_limited(part.on(device), limit) for part in _KNOWN[self.key])
-        labels = train.labels()
+        *parts, task = _KNOWN[self.key]
+        train, test = (_limited(part.on(device), limit) for part in parts)
+        labels = train.labels() if task.classifies else None
         if labels is not None and (labels.min() < 0 or labels.max() >= self.classes):
             raise ValueError(
                 f"labels of the training data must lie in 0 to {self.classes - 1}, as the network has {self.classes} "
@@ -151,7 +155,7 @@ class GivenData(Dataset):
             )
         known = labels if labels is not None else torch.zeros(len(train), dtype=torch.long)
         held = proportional(known, round(len(train) * validation), seed)
-        return Data(self.classes, self.shape, train, train.where(~held), train.where(held), test)
+        return Data(self.classes, self.shape, train, train.where(~held), train.where(held), test, task)
 
 
 def items(given: Any, what: str) -> Items:

@@ -174,7 +174,7 @@ class _Training:
             set_rate(self.sgd, cosine(options.lr, 0.0, (epoch + step / self.steps) / options.epochs))
             archs = self._drawn(rng)
             draws = [Draw.of(arch, self.problem.network) for arch in archs]
-            total += sampled_step(self.supernet, self.sgd, self.runner, images, labels, draws)
+            total += sampled_step(self.supernet, self.sgd, self.runner, images, labels, draws, self.problem.data.task)
             cost += sum(self.problem.cost.cost(arch) for arch in archs) / len(archs) / self.base
             count += 1
             on_step()

@@ -118,9 +118,12 @@ class Trials:
             title = f"{problem.title}: trial {len(self.known) + 1}"
             train(
                 model, problem.data.weights, self.recipe, seed=problem.seed, device=problem.device,
-                checkpoint=checkpoint, title=title, rate="strategy.lr",
+                checkpoint=checkpoint, title=title, rate="strategy.lr", task=problem.data.task,
             )  # fmt: skip
-            found = evaluate(model, problem.data.validation, device=problem.device, precision=self.recipe.precision)
+            found = evaluate(
+                model, problem.data.validation, device=problem.device, precision=self.recipe.precision,
+                task=problem.data.task,
+            )  # fmt: skip
             self.known[key] = found
             say(f"{title}: {percent(found)} on validation images")
             self.seconds += time.monotonic() - started

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from htas.arch import Arch
@@ -20,6 +19,7 @@ from htas.result import EpochRecord
 from htas.space import Space
 from htas.strategies import Found, Strategy
 from htas.supernet import Draw
+from htas.task import precise, scalar
 from htas.text import percent, significant
 from htas.train import (
     batches,
@@ -330,7 +330,7 @@ class _Search:
             draw = self.logits.draw(temperature, generator)
         with self.runner.autocast():
             output = self.supernet(images, draw)
-        loss = F.cross_entropy(output.float(), labels)
+        loss = self.problem.data.task.loss(precise(output), labels)
         self.sgd.zero_grad()
         self.runner.backward(loss)
         self.sgd.step()
@@ -345,14 +345,16 @@ class _Search:
             draw = self.logits.draw(temperature, generator)
             with self.runner.autocast():
                 output = self.supernet(images, draw)
-            output = output.float()
-            loss = F.cross_entropy(output, labels)
+            output = precise(output)
+            loss = self.problem.data.task.loss(output, labels)
             if learn:
                 self.adam.zero_grad()
                 self.runner.backward(loss + self._penalty())
                 self.adam.step()
         self.supernet.requires_grad_(True)
-        return loss.detach(), (output.argmax(1) == labels).float().mean()
+        with torch.no_grad():
+            score = scalar(self.problem.data.task.score(output, labels), loss)
+        return loss.detach(), score.to(loss.dtype)
 
     def _penalty(self) -> Tensor:
         limited = {limit.metric for limit in self.problem.limits}

@@ -5,7 +5,6 @@ import time
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from htas.arch import Arch
@@ -17,6 +16,7 @@ from htas.progress import Bar, progress
 from htas.result import EpochRecord
 from htas.strategies import Found, need_limits
 from htas.strategies._trials import ByTrials, Trials, multiples, nearest, widest_of
+from htas.task import precise
 from htas.text import significant
 from htas.train import (
     batches,
@@ -169,7 +169,7 @@ class _Shrinking:
             set_rate(self.sgd, cosine(options.lr, 0.0, (epoch + step / self.steps) / options.epochs))
             with self.runner.autocast():
                 logits = self.model(images)
-            loss = F.cross_entropy(logits.float(), labels)
+            loss = self.problem.data.task.loss(precise(logits), labels)
             alive = self.regulariser()
             self.sgd.zero_grad()
             self.runner.backward(loss + options.strength * alive)
