@@ -247,7 +247,8 @@ def test_without_a_distill_fn_nothing_is_distilled_and_that_is_said(tmp_path, ca
     with scripted_device():
         made = htas.optimize(
             Places(), torch.zeros(1, *SHAPE), places(), target=htas.Target(threads=1), constraints={"macs": "60%"},
-            trained=False, epochs=1, loss_fn=far, options={**QUICK, "train.lr": 0.002, "strategy.lr": 0.002}, out=tmp_path / "run",
+            trained=False, epochs=1, loss_fn=far, out=tmp_path / "run",
+            options={**QUICK, "train.lr": 0.002, "strategy.lr": 0.002},
         )  # fmt: skip
     assert "nothing is distilled, as the loss is your own" in capsys.readouterr().err
     assert made.result.teacher == "" and 0 < made.result.accuracy < 1
