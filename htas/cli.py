@@ -98,7 +98,7 @@ def train(config: Source, overrides: Overrides, out: Out = None, again: Again = 
 
 
 def measure(
-    networks: Annotated[list[str], "a run folder; or networks such as cifar_resnet:32 or tas:C010-ResNet32"],
+    networks: Annotated[list[str], "a run folder; or networks such as cifar_resnet:32, tas:C010-ResNet32, my.onnx"],
     overrides: Overrides,
     runtime: Runtime = None,
     device: Device = None,

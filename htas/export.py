@@ -7,13 +7,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from htas.files import write_bytes
 from htas.runtimes._onnx import cannot_export, network_graph, quiet
 from htas.runtimes._parity import largest_difference
 from htas.text import listing
 
-Run = Callable[[Tensor], Tensor]
+Run = Callable[[Tensor], object]
+"""Gives a tensor, or several."""
 
 
 def export(model: nn.Module, example: Tensor, path: Path) -> float:
@@ -40,7 +42,8 @@ def _check(network: nn.Module, run: Run, example: Tensor, what: str) -> float:
     differences = []
     for batch in (len(example), len(example) + 1):
         images = torch.randn(batch, *example.shape[1:], generator=generator)
-        differences.append(largest_difference(network(images), run(images), what))
+        pairs = zip(tree_leaves(network(images)), tree_leaves(run(images)), strict=True)
+        differences += [largest_difference(expected, found, what) for expected, found in pairs]
     return max(differences)
 
 
@@ -55,7 +58,7 @@ def _read_onnx(content: bytes) -> Run:
     options.log_severity_level = 3  # errors
     session = InferenceSession(content, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+    return lambda images: [torch.from_numpy(found) for found in session.run(None, {name: images.numpy()})]
 
 
 def _write_pt2(network: nn.Module, example: Tensor) -> bytes:

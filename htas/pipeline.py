@@ -46,6 +46,7 @@ from htas.remember import Remembering
 from htas.report import write, write_inspection, write_survey
 from htas.result import CurveRecord, Report, Result, SearchRecord
 from htas.runtimes import open_runtime
+from htas.runtimes._file import OnnxFile
 from htas.space import Space
 from htas.store import Store
 from htas.survey import EACH, at_most, widths_at_most
@@ -551,25 +552,23 @@ def measure_networks(
 ) -> list[Figures]:
     """Named networks on a target, in one interleaved run; then by other metrics, which are named."""
     meters = {name: find(metrics, Metric, name)(target) for name in others}  # type: ignore[type-abstract]
-    modules = [networks.build(name, classes) for name in names]
+    modules = [_named(name, target, classes) for name in names]
     measured = {}
     for name, meter in meters.items():  # first, as a machine without a meter is refused
         with progress(f"{name}, %", 100) as bar:
             measured[name] = meter.measure(modules, on_round=shares(bar))
     with progress("measure, %", 100) as bar:
         latencies = Latency(target, rounds=rounds).measure(modules, on_round=shares(bar))
-    macs, params = Macs(target).measure(modules), Params(target).measure(modules)
+    counts = [(each.macs, each.count) if isinstance(each, OnnxFile) else counted(each, target) for each in modules]
     return [
-        Figures(
-            name,
-            target.runtime,
-            latency,
-            round(mac.median),
-            round(param.median),
-            dict(zip(measured, rest, strict=True)),
-        )
-        for name, latency, mac, param, *rest in zip(names, latencies, macs, params, *measured.values(), strict=True)
+        Figures(name, target.runtime, latency, macs, params, dict(zip(measured, rest, strict=True)))
+        for name, latency, (macs, params), *rest in zip(names, latencies, counts, *measured.values(), strict=True)
     ]
+
+
+def _named(name: str, target: Target, classes: int) -> nn.Module:
+    """A network by name, or an ONNX file."""
+    return OnnxFile(Path(name), target.batch) if name.endswith(".onnx") else networks.build(name, classes)
 
 
 def inspect_named(name: str, target: Target, classes: int, folder: Path) -> tuple[Path, str]:

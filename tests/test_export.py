@@ -1,5 +1,7 @@
 """What is written computes what PyTorch computes, at any batch, and lies in one file."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -102,3 +104,20 @@ def test_a_network_that_cannot_be_exported_is_refused_in_a_sentence(tmp_path, ca
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
     assert not any(tmp_path.iterdir())
+
+
+class Pair(nn.Module):
+    """Two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.conv(images).relu()
+        return self.last(x.mean((2, 3))), x
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+def test_all_outputs_of_a_network_are_compared(suffix: str, tmp_path: Path) -> None:
+    assert export(Pair(), torch.randn(2, 3, 8, 8), tmp_path / f"pair.{suffix}") < 1e-5

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 import htas.runtimes
 from htas.arch import Arch
 from htas.bench import CudaTimer, HostTimer
+from htas.cli import main
 from htas.config import load
 from htas.graph import resize, trace
 from htas.layer import ACTIVATIONS, Layer
@@ -26,6 +28,7 @@ from htas.models.cifar_resnet import CifarResNet
 from htas.plugins import find, names
 from htas.runtimes import Program, Runtime, open_runtime
 from htas.runtimes._build import in_words, layer_program, network_program
+from htas.runtimes._file import OnnxFile
 from htas.runtimes._onnx import chain_graphs, layer_graph, network_graph
 from htas.runtimes._parity import largest_difference, tolerance
 from htas.runtimes._written import static_graph, written_graph
@@ -811,3 +814,60 @@ def test_more_programs_than_a_compile_cache_holds_are_all_compiled():
         ]
         for width, program in enumerate(programs, start=4):
             assert program.outputs(torch.randn(2, 3)).shape == (2, width)
+
+
+# -- files, and networks with several outputs --------------------------------------------------------------------------
+
+
+class Pair(nn.Module):
+    """Two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.up, self.last = nn.Conv2d(3, 4, 3, 2, 1), nn.ConvTranspose2d(4, 2, 2, 2), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.conv(images).relu()
+        return self.last(x.mean((2, 3))), self.up(x)
+
+
+@pytest.mark.parametrize("runtime", ["eager", "onnxruntime"])
+def test_a_network_of_two_outputs_runs_and_is_checked(runtime: str) -> None:
+    target = Target(runtime=runtime, threads=1, batch=2, image=(3, 8, 8))
+    images = torch.randn(2, 3, 8, 8)
+    opened, net = open_runtime(target), Pair().eval()
+    with opened.session(), torch.no_grad():
+        torch.testing.assert_close(opened.compile(net, (images,)).outputs(images), net(images)[0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_file_runs_as_it_is_at_the_targets_batch(tmp_path: Path) -> None:
+    path, net = tmp_path / "pair.onnx", Pair().eval()
+    path.write_bytes(network_graph(net, (torch.randn(2, 3, 8, 8),), dynamic=True))
+    target = Target(runtime="onnxruntime", threads=1, batch=3, image=(3, 8, 8))
+    found, images = OnnxFile(path, 3), torch.randn(3, 3, 8, 8)
+    assert [tuple(each.shape) for each in found.example()] == [(3, 3, 8, 8)]
+    assert found.count == sum(parameter.numel() for parameter in net.parameters())
+    assert found.macs == 9 * 3 * 4 * 16 + 4 * 4 * 2 * 16 + 4 * 5
+    program = open_runtime(target).compile(found, ())
+    with torch.no_grad():
+        torch.testing.assert_close(program.outputs(images), net(images)[0], atol=1e-5, rtol=1e-4)
+    assert program.anew is not None
+    program.anew().run()
+
+
+def test_a_file_that_cannot_be_measured_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"no graph")
+    path = tmp_path / "pair.onnx"
+    path.write_bytes(network_graph(Pair().eval(), (torch.randn(2, 3, 8, 8),), dynamic=True))
+    for name, runtime, said in (
+        ("none.onnx", "onnxruntime", "there is no file "),
+        ("broken.onnx", "onnxruntime", "is no ONNX file that can be read"),
+        (
+            "pair.onnx",
+            "eager",
+            "is an ONNX file, which eager PyTorch cannot run; give --runtime onnxruntime or openvino",
+        ),
+    ):
+        assert main(["measure", str(tmp_path / name), "--runtime", runtime, "--threads", "1"]) == 2
+        err = capsys.readouterr().err
+        assert said in err and "Traceback" not in err

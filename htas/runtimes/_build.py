@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from htas.layer import Layer
 from htas.runtimes import Program
+from htas.runtimes._file import OnnxFile
 from htas.runtimes._parity import check
 from htas.target import Target
 
@@ -47,6 +48,22 @@ def layer_program(what: str, target: Target, layer: Layer, build: Callable[[], P
     except Exception as error:  # every library has kinds of its own
         raise ValueError(_sentence(what, target, in_words(layer), "", error)) from error
     return _guarded(what, target, program)
+
+
+def file_program(
+    what: str, target: Target, model: OnnxFile, build: Callable[[bytes, tuple[Tensor, ...]], Program]
+) -> Program:
+    """What `build` makes of a file; raises ValueError that says why it cannot be run."""
+    example = model.example()
+
+    def made() -> Program:
+        return build(model.content, example)
+
+    try:
+        program = made()
+    except Exception as error:  # every library has kinds of its own
+        raise ValueError(_sentence(what, target, str(model.path), "", error)) from error
+    return _guarded(what, target, Program(program.run, program.outputs, made))
 
 
 def _guarded(what: str, target: Target, program: Program) -> Program:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from htas.runtimes import Program
 from htas.target import Target
@@ -38,6 +39,12 @@ def largest_difference(expected: Tensor, found: Tensor, what: str, tolerance: fl
     return difference
 
 
+def first(outputs: object) -> Tensor:
+    """The first tensor of what a network returns."""
+    found: Tensor = next(leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
+    return found
+
+
 def check(program: Program, network: nn.Module, example: tuple[Tensor, ...], target: Target, what: str) -> None:
     """Raise ValueError where a program's outputs differ from what eager PyTorch computes in fp32 on that device.
 
@@ -45,7 +52,7 @@ def check(program: Program, network: nn.Module, example: tuple[Tensor, ...], tar
     """
     with torch.inference_mode():
         reference = network.to(target.device)
-        expected = reference(*(tensor.to(target.device) for tensor in example)).cpu()
+        expected = first(reference(*(tensor.to(target.device) for tensor in example))).cpu()
         found = program.outputs(*example)
     if target.precision == "fp16" and expected.isfinite().all() and not found.isfinite().all():
         raise ValueError(

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from htas.bench import HostTimer, Timer
 from htas.layer import Layer
 from htas.runtimes import Program
-from htas.runtimes._build import layer_program, network_program
+from htas.runtimes._build import file_program, layer_program, network_program
+from htas.runtimes._file import OnnxFile
 from htas.runtimes._onnx import chain_graphs, is_first, layer_graph
 from htas.runtimes._written import static_graph
 from htas.target import Target
@@ -45,7 +46,9 @@ class Sessions:
     """Microseconds that a CPU thread waits busily for the next call."""
 
     def network(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
-        """The exported network, checked."""
+        """The exported network, checked; an ONNX file as it is."""
+        if isinstance(model, OnnxFile):
+            return file_program(self.what, self.target, model, self._open)
         return network_program(self.what, self.target, model, example, self._export)
 
     def layer(self, layer: Layer) -> Program:
@@ -134,7 +137,8 @@ class _Bound:
 
 
 def _cast(tensors: tuple[Tensor, ...], target: Target) -> tuple[Tensor, ...]:
-    return tuple(tensor.cpu().to(target.dtype) for tensor in tensors)
+    """Floating point in the target's precision."""
+    return tuple(tensor.cpu().to(target.dtype) if tensor.is_floating_point() else tensor.cpu() for tensor in tensors)
 
 
 def _random(session: Any) -> tuple[Tensor, ...]:

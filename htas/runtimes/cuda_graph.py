@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from htas.layer import Layer
 from htas.runtimes import Program, Runtime
 from htas.runtimes._build import layer_program, network_program
+from htas.runtimes._parity import first
 from htas.runtimes._torch import about, placed
 
 WARM = 3
@@ -64,7 +65,7 @@ class _Recorded:
         torch.cuda.current_stream().wait_stream(aside)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=_pool()):
-            self.output: Tensor = network(*inputs)
+            self.output = network(*inputs)
 
     def run(self) -> None:
         """One replay. A method of what holds the memory, which must outlive the graph's last call."""
@@ -76,7 +77,7 @@ class _Recorded:
         for place, tensor in zip(self.inputs, tensors, strict=True):
             place.copy_(tensor)
         self.graph.replay()
-        return self.output.float().cpu()
+        return first(self.output).float().cpu()
 
 
 @cache

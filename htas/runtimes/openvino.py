@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from htas.layer import Layer
 from htas.runtimes import Program, Runtime
-from htas.runtimes._build import layer_program, needed, network_program
+from htas.runtimes._build import file_program, layer_program, needed, network_program
+from htas.runtimes._file import OnnxFile
 from htas.runtimes._onnx import chain_graphs, is_first, layer_graph
 from htas.runtimes._written import static_graph
 
@@ -47,7 +48,9 @@ class OpenVINO(Runtime):
         return tuple(ours for theirs, ours in CAPABILITIES.items() if theirs in found)
 
     def compile(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
-        """The exported network."""
+        """The exported network; an ONNX file as it is."""
+        if isinstance(model, OnnxFile):
+            return file_program("OpenVINO", self.target, model, self._open)
         return network_program("OpenVINO", self.target, model, example, self._export)
 
     def compile_layer(self, layer: Layer) -> Program:

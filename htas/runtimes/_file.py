@@ -1,0 +1,81 @@
+"""An ONNX file as a network to be measured: it runs where ONNX runs, and nowhere else."""
+
+from math import prod
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from htas.files import Unusable
+
+TYPES = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float16, 11: torch.float64}
+"""PyTorch's types, by ONNX's numbers for them."""
+
+
+class OnnxFile(nn.Module):
+    """What a file holds. It is no PyTorch network: `forward` says what to do."""
+
+    def __init__(self, path: Path, batch: int) -> None:
+        super().__init__()
+        import onnx
+
+        self.path, self.batch = path, batch
+        try:
+            self.content = path.read_bytes()
+            self.graph: Any = onnx.shape_inference.infer_shapes(onnx.load_from_string(self.content)).graph
+        except FileNotFoundError as error:
+            raise Unusable(f"there is no file {path}; name an ONNX file") from error
+        except Exception as error:  # whatever the parser makes of another file
+            raise Unusable(f"{path} is no ONNX file that can be read ({type(error).__name__})") from error
+        held = {tensor.name for tensor in self.graph.initializer}
+        self.inputs = [each for each in self.graph.input if each.name not in held]
+
+    def forward(self, *images: Tensor) -> NoReturn:
+        """Raises ValueError: another runtime is needed."""
+        raise ValueError(
+            f"{self.path} is an ONNX file, which eager PyTorch cannot run; give --runtime onnxruntime or openvino"
+        )
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Random inputs of its shapes: of the target's batch where the file leaves that open."""
+        found = []
+        for each in self.inputs:
+            kind = each.type.tensor_type
+            shape = self._shape(each.name, kind.shape.dim)
+            dtype = TYPES.get(kind.elem_type)
+            if dtype is None:
+                raise ValueError(f"{self.path}: the input {each.name} has a type that cannot be measured")
+            found.append(torch.randn(shape).to(dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype))
+        return tuple(found)
+
+    def _shape(self, name: str, dims: Any) -> list[int]:
+        sizes = [dim.dim_value for dim in dims]
+        opened = [number for number, size in enumerate(sizes) if size < 1]
+        if opened and opened != [0]:
+            raise ValueError(
+                f"{self.path}: the input {name} leaves more open than the batch, {sizes}; export it with fixed sizes"
+            )
+        return [self.batch, *sizes[1:]] if opened else sizes
+
+    @property
+    def count(self) -> int:
+        """Numbers that it holds: weights and constants."""
+        return sum(prod(tensor.dims) for tensor in self.graph.initializer if tensor.data_type in (1, 10, 11))
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of convolutions and matrix products for one image, biases left out; 0 where shapes are open."""
+        weights = {tensor.name: list(tensor.dims) for tensor in self.graph.initializer}
+        known = [*self.graph.value_info, *self.graph.output, *self.graph.input]
+        shapes = {each.name: [dim.dim_value for dim in each.type.tensor_type.shape.dim] for each in known}
+        total = 0
+        for node in self.graph.node:
+            weight = next((weights[name] for name in node.input[1:2] if name in weights), None)
+            out, given = shapes.get(node.output[0], []), shapes.get(node.input[0] if node.input else "", [])
+            if weight is None or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+                continue
+            pixels = given if node.op_type == "ConvTranspose" else out
+            over = pixels[2:] if node.op_type.startswith("Conv") else out[1:-1]
+            total += prod(weight) * prod(over)
+        return total
