@@ -73,7 +73,7 @@ class Optimized:
         return Path(shutil.copyfile(self.folder / "report.html", target))
 
     def export(self, path: str | Path) -> float:
-        """Write the network found as .onnx or .pt2, for any batch; how far its outputs are from PyTorch's at most.
+        """Write the network found as .onnx, .pt2 or .xml (OpenVINO), for any batch; how far outputs differ at most.
 
         Raises ValueError for another suffix, and where outputs differ by more than 1e-4 of the largest; nothing is
         written then.

@@ -225,7 +225,7 @@ def report(config: Source, overrides: Overrides, out: Out = None, again: Again =
 
 def export(
     run: Annotated[Path, "the folder of a run"],
-    to: Annotated[Literal["onnx", "pt2"], "the format"],
+    to: Annotated[Literal["onnx", "pt2", "openvino"], "the format"],
     network: Annotated[str, "a network of the report; otherwise the one that was found"] = "",
     file: Annotated[Path | None, "where to write it; otherwise into the folder"] = None,
 ) -> None:

@@ -519,7 +519,7 @@ def report(config: Config, folder: Path, again: bool = False) -> None:
 
 
 def export_network(folder: Path, to: str, network: str = "", file: Path | None = None) -> tuple[Path, float]:
-    """A trained network of a run as ONNX or torch.export file: its path, and the largest difference of outputs."""
+    """A trained network of a run as ONNX, torch.export or OpenVINO file: its path, and how far outputs differ at most."""
     config = load(folder / "config.toml")
     job = Run(config, folder)
     _need(job, "train")
@@ -527,9 +527,12 @@ def export_network(folder: Path, to: str, network: str = "", file: Path | None =
     name = network or config.design.spaces[0]
     if name not in rows:
         raise Unusable(no_such("network of this run", name, rows))
-    path = file or folder / f"{slug(name)}.{to}"
-    if path.suffix != f".{to}":
-        raise Unusable(f"--to {to} writes a file that ends in .{to}, got --file {path}; name it so, or leave it out")
+    suffix = {"openvino": "xml"}.get(to, to)
+    path = file or folder / f"{slug(name)}.{suffix}"
+    if path.suffix != f".{suffix}":
+        raise Unusable(
+            f"--to {to} writes a file that ends in .{suffix}, got --file {path}; name it so, or leave it out"
+        )
     example = torch.randn(job.target.batch, *job.target.image)
     return path, export(load_network(job, rows[name]), example, path)
 

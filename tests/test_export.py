@@ -52,7 +52,7 @@ def network() -> Small:
     return network.train()
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".xml"])
 @pytest.mark.parametrize("batch", [1, 4])
 def test_what_is_written_computes_what_pytorch_computes(network, tmp_path, suffix, batch):
     difference = export(network, torch.randn(batch, 3, 8, 8), tmp_path / f"net{suffix}")
@@ -84,7 +84,7 @@ def test_a_pt2_file_takes_any_batch(network, tmp_path):
 
 @pytest.mark.parametrize("name", ["net.pt", "net", "net.tflite"])
 def test_another_suffix_is_refused(network, tmp_path, name):
-    with pytest.raises(ValueError, match=rf"cannot export to '{name}': the suffix must be one of .onnx, .pt2"):
+    with pytest.raises(ValueError, match=rf"cannot export to '{name}': the suffix must be one of .onnx, .pt2, .xml"):
         export(network, torch.randn(2, 3, 8, 8), tmp_path / name)
     assert not any(tmp_path.iterdir())
 
@@ -118,6 +118,6 @@ class Pair(nn.Module):
         return self.last(x.mean((2, 3))), x
 
 
-@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+@pytest.mark.parametrize("suffix", ["onnx", "pt2", "xml"])
 def test_all_outputs_of_a_network_are_compared(suffix: str, tmp_path: Path) -> None:
     assert export(Pair(), torch.randn(2, 3, 8, 8), tmp_path / f"pair.{suffix}") < 1e-5
