@@ -1,4 +1,4 @@
-"""A network as a file that others can run: ONNX, OpenVINO's IR, or PyTorch's own .pt2. Compared before it is written."""
+"""A network as a file that others can run: ONNX, OpenVINO's, or PyTorch's own .pt2. Compared before it is written."""
 
 import io
 from collections.abc import Callable, Mapping
@@ -26,9 +26,10 @@ Run = Callable[[Tensor], object]
 def export(model: nn.Module, example: Tensor, path: Path) -> float:
     """The largest absolute difference between the file's outputs and PyTorch's, on random inputs of two batch sizes.
 
-    The suffix of the path chooses the format, `.onnx`, `.pt2` or `.xml` (OpenVINO's, with a `.bin` beside it). Example: [batch, channels, height, width]; the file
-    takes any batch. The model is exported in eval mode and stays as it is. Raises ValueError for another suffix, a
-    network that cannot be exported, and outputs that differ by more than 1e-4 of the largest; no file is written then.
+    The suffix of the path chooses the format: `.onnx`, `.pt2`, or `.xml` (OpenVINO's, with a `.bin` beside it). Example:
+    [batch, channels, height, width]; the file takes any batch. The model is exported in eval mode and stays as it is.
+    Raises ValueError for another suffix, a network that cannot be exported, and outputs that differ by more than 1e-4
+    of the largest; no file is written then.
     """
     if path.suffix not in _FORMATS:
         raise ValueError(f"cannot export to {path.name!r}: the suffix must be one of {listing(_FORMATS)}")

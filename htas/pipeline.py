@@ -519,7 +519,7 @@ def report(config: Config, folder: Path, again: bool = False) -> None:
 
 
 def export_network(folder: Path, to: str, network: str = "", file: Path | None = None) -> tuple[Path, float]:
-    """A trained network of a run as ONNX, torch.export or OpenVINO file: its path, and how far outputs differ at most."""
+    """A trained network of a run as a file: its path, and how far its outputs are from PyTorch's at most."""
     config = load(folder / "config.toml")
     job = Run(config, folder)
     _need(job, "train")
