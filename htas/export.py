@@ -26,8 +26,9 @@ Run = Callable[[Tensor], object]
 def export(model: nn.Module, example: Tensor, path: Path) -> float:
     """The largest absolute difference between the file's outputs and PyTorch's, on random inputs of two batch sizes.
 
-    The suffix of the path chooses the format: `.onnx`, `.pt2`, or `.xml` (OpenVINO's, with a `.bin` beside it). Example:
-    [batch, channels, height, width]; the file takes any batch. The model is exported in eval mode and stays as it is.
+    The suffix of the path chooses the format: `.onnx`, `.pt2`, or `.xml` (OpenVINO's, with a `.bin` beside it). The
+    example is [batch, channels, height, width]; the file takes any batch. The model is exported in eval mode, and stays
+    as it is.
     Raises ValueError for another suffix, a network that cannot be exported, and outputs that differ by more than 1e-4
     of the largest; no file is written then.
     """
