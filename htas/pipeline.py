@@ -171,6 +171,13 @@ class Run:
         place = digest(self.place, affinity(), *asked)
         return Remembering(metric.target, metric, "latency", store, place, fresh)
 
+    @property
+    def family(self) -> list[Any]:
+        """What the base network is made from."""
+        own = self.config.family
+        source = [own.source] if own.source else []
+        return [self.config.names["family"], dataclasses.asdict(own), *source]  # type: ignore[call-overload]
+
     def reset(self, module: nn.Module) -> None:
         """Draw all weights of a network anew, unless it starts from those that it has of the base network."""
         if not self.config.family.inherits:
@@ -179,7 +186,7 @@ class Run:
     def made_from(self, stage: str) -> str:
         """A hash of what a stage is made from; a stage whose file holds another one is done again."""
         config, folder = self.config, self.folder
-        basis = [config.names["family"], dataclasses.asdict(config.family), config.data.classes]  # type: ignore[call-overload]
+        basis = [*self.family, config.data.classes]
         space = [config.design.expand, config.design.inputs, config.design.adds, *config.design.ignored]
         match stage:
             case "survey":
@@ -211,7 +218,7 @@ class Run:
     def training(self, arch: Arch, *, taught: bool) -> str:
         """A hash of what a training depends on."""
         config = self.config
-        basis = [config.seed, config.names["family"], dataclasses.asdict(config.family), config.design.adds]  # type: ignore[call-overload]
+        basis = [config.seed, *self.family, config.design.adds]
         data = [config.names["data"], dataclasses.asdict(config.data), config.parts.limit]  # type: ignore[call-overload]
         teaching = dataclasses.asdict(config.distill) if taught else {}
         return digest(basis, data, dataclasses.asdict(config.train), teaching, arch.json())

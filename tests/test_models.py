@@ -198,3 +198,11 @@ def test_a_factory_that_raises_is_named_with_the_users_file_and_line(nets: Path)
         ValueError, match=r"^broken_nets cannot be imported: AttributeError: .*broken_nets.py, line 2\)$"
     ):
         Custom("broken_nets:make").build(7)
+
+
+def test_what_is_made_of_a_users_network_is_made_anew_when_its_file_changes(nets: Path) -> None:
+    before = Custom("own_nets:make").source
+    assert "groups=2" in before
+    nets.write_text(nets.read_text() + "# changed\n")
+    assert Custom("own_nets:make").source != before
+    assert ImageNetResNet().source == ""

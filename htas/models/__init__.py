@@ -26,6 +26,12 @@ class ModelFamily(ABC):
         return True
 
     @property
+    def source(self) -> str:
+        """What else its networks depend on beside its options, such as a user's file; what is made of them is made anew
+        when that changes."""
+        return ""
+
+    @property
     def inherits(self) -> bool:
         """Whether `build` gives trained weights, from which all that is made of them starts."""
         return False

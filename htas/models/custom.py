@@ -48,6 +48,12 @@ class Custom(ModelFamily):
         return made
 
     @property
+    def source(self) -> str:
+        """The text of the file that the function stands in."""
+        file = inspect.getsourcefile(self._function())
+        return Path(file).read_text(encoding="utf-8", errors="replace") if file else ""
+
+    @property
     def title(self) -> str:
         """`custom:my_nets:make`."""
         return f"custom:{self.factory}"
