@@ -109,6 +109,9 @@ class MacsCost(CostModel):
                 continue
             height, width = layer.output_size
             over = layer.size[0] * layer.size[1] if layer.op == "conv_transpose" else height * width
+            if step.node.kind == "fixed":
+                total = total + step.kept * layer.macs
+                continue
             inputs = layer.each if step.node.kind == "grouped" else step.given / layer.groups
             each = layer.kernel[0] * layer.kernel[1] * inputs * over + layer.bias * height * width
             total = total + step.kept * each * step.channels

@@ -141,15 +141,10 @@ class Supernet(nn.Module):
         """The parameter as wide as it may be; what the base has not, has the mean."""
         owner, _, name = node.param.rpartition(".")
         own = self.body.get_submodule(owner)
-        old, axis = getattr(own, name), self._scale_axis(node)
+        old, axis = getattr(own, name), node.param_axis
         most = self._channels(node.name)
         wide = old.detach().mean().expand([most if dim == axis else 1 for dim in range(old.dim())]).clone()
         setattr(own, name, nn.Parameter(wide, old.requires_grad) if isinstance(old, nn.Parameter) else wide)
-
-    def _scale_axis(self, node: Node) -> int:
-        """Of the parameter itself, which may have fewer dimensions than what it scales."""
-        shape = self._get(self.network.module, node.param).shape
-        return max(range(len(shape)), key=shape.__getitem__)
 
     @staticmethod
     def _get(module: nn.Module, path: str) -> Tensor:
@@ -206,11 +201,22 @@ class Supernet(nn.Module):
                 self._inherit_norm(node, trained.get_submodule(node.module))
             elif node.kind == "scale":
                 scale, given = self._get(self.body, node.param), self._get(trained, node.param)
-                axis = self._scale_axis(node)
+                axis = node.param_axis
                 there, here = self._common(node, scale.device)
                 scale.index_copy_(axis, there, given.to(scale.device).index_select(axis, here))
             elif node.module:
                 self.body.get_submodule(node.module).load_state_dict(trained.get_submodule(node.module).state_dict())
+        into, out = self.body.state_dict(), trained.state_dict()
+        for name in self._direct & into.keys() & out.keys():  # parameters and buffers that forward uses by itself
+            into[name].copy_(out[name])
+
+    @property
+    def _direct(self) -> set[str]:
+        """Tensors of the network that no module that is resized has."""
+        resized = {node.module for node in self.network.nodes if node.kind in ("conv", "grouped", "norm", "layer_norm")}
+        scaled = {node.param for node in self.network.nodes if node.param}
+        names = {name for name in self.network.module.state_dict() if name.rpartition(".")[0] not in resized}
+        return names - scaled
 
     def _inherit_norm(self, node: Node, source: nn.Module) -> None:
         own = self.body.get_submodule(node.module)
@@ -283,7 +289,7 @@ class Supernet(nn.Module):
             case "layer_norm":
                 return self._layer_norm(node, inputs[0], before[0]), before[0]
             case "scale":
-                axis, own = self._scale_axis(node), self._own(node, before[0], inputs[0].device)
+                axis, own = node.param_axis, self._own(node, before[0], inputs[0].device)
                 param = inputs[1].movedim(axis, 0)[own].movedim(0, axis)
                 return node.run(self.body.get_submodule, (inputs[0], param)), before[0]
             case "project":
@@ -488,7 +494,8 @@ class Supernet(nn.Module):
     def _join(
         self, node: Node, inputs: tuple[Any, ...], before: tuple[tuple[int, ...], ...]
     ) -> tuple[Tensor, tuple[int, ...]]:
-        if self.shortcut == "pad" or len(set(before)) == 1:
+        first = node.axis == 1 and all(self._node(name).axis == 1 for name in node.inputs)
+        if first and (self.shortcut == "pad" or len(set(before)) == 1):
             width = max(value.shape[1] for value in inputs)
             inputs = tuple(_padded_to(value, width) for value in inputs)
         return node.run(self.body.get_submodule, inputs), max(before)
@@ -500,10 +507,19 @@ class Supernet(nn.Module):
         wide = max(widths[name] for _, name in used)
         if len(used) == 1:
             return values[used[0][1]], wide
+        shares = _stacked([p for p, _ in used], values[used[0][1]].device)
+        if len(wide) > 1:  # ends that are concatenated have one width each
+            parts = [self._concatenated(name, values[name], widths[name]) for _, name in used]
+            return WeightedSum.apply(shares, *parts), wide  # type: ignore[no-untyped-call]
         width = max(values[name].shape[1] for _, name in used)
         tensors = [self._widen(values[name], max(widths[name]), wide[0], width) for _, name in used]
-        shares = _stacked([p for p, _ in used], tensors[0].device)
         return WeightedSum.apply(shares, *tensors), wide  # type: ignore[no-untyped-call]
+
+    def _concatenated(self, name: str, value: Tensor, widths: tuple[int, ...]) -> Tensor:
+        """A value of several segments, without channels of zeros behind the others."""
+        segments = self._node(name).segments
+        width = sum(own * segment.repeat for own, segment in zip(widths, segments, strict=True))
+        return value[:, :width]
 
     def _widen(self, inputs: Tensor, narrow: int, wide: int, room: int) -> Tensor:
         """A tensor of `narrow` channels, and maybe zeros behind, as one of `wide`, and zeros to fill the room."""
@@ -539,9 +555,9 @@ class FirstOf(nn.Module):
         return self._norm.weight[: self._channels]
 
     @property
-    def bias(self) -> Tensor:
-        """[channels], a view."""
-        return self._norm.bias[: self._channels]
+    def bias(self) -> Tensor | None:
+        """[channels], a view; None for a layer norm without."""
+        return self._norm.bias[: self._channels] if self._norm.bias is not None else None
 
     @property
     def running_mean(self) -> Tensor:
@@ -708,6 +724,7 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | FirstOf)
     assert norm.running_var is not None and norm.running_mean is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    assert norm.bias is not None
     return scale, norm.bias - norm.running_mean * scale
 
 

@@ -74,6 +74,8 @@ class Node:
     """fixed: trainable parameters of its own, those that an earlier node has left out. scale: of each channel."""
     param: str = ""
     """scale: qualified name of the parameter."""
+    param_axis: int = 0
+    """scale: the parameter's own dimension of the channels."""
     axis: int = 1
     """Dimension of the output's channels."""
     again: bool = False

@@ -127,8 +127,7 @@ def _permute(module: nn.Module, step: Step, given: Tensor | None, outputs: Tenso
     if node.kind == "scale" and outputs is not None:
         owner, _, name = node.param.rpartition(".")
         param: Tensor = getattr(module.get_submodule(owner), name)
-        axis = max(range(param.dim()), key=lambda dim: param.shape[dim])
-        param.copy_(param.index_select(axis, outputs.to(param.device)))
+        param.copy_(param.index_select(node.param_axis, outputs.to(param.device)))
     if not node.module or node.kind not in ("conv", "grouped", "norm", "layer_norm"):
         return
     part: Any = module.get_submodule(node.module)

@@ -24,15 +24,22 @@ def resize(network: Network, arch: Arch) -> nn.Module:
     """
     network.check(arch)
     module = _cut(copy.deepcopy(network.module), network, arch)
+    places: dict[int, list[str]] = {}
+    for name, part in module.named_modules(remove_duplicate=False):
+        places.setdefault(id(part), []).append(name)
     projections = []
     for step in network.steps(arch):
         if step.node.kind == "project" and step.layer is not None:
             projections.append(step)
         elif step.node.module and not step.node.again and step.node.kind in ("conv", "grouped", "norm", "layer_norm"):
-            module.set_submodule(step.node.module, _resized(module.get_submodule(step.node.module), step))
+            old = module.get_submodule(step.node.module)
+            made = _resized(old, step)
+            for place in places[id(old)] if made is not old else ():  # a user may have it under several names
+                module.set_submodule(place, made)
         elif step.node.kind == "scale" and not _as_given(step.node.segments, step.outputs):
             owner, _, name = step.node.param.rpartition(".")
-            _rescale(module.get_submodule(owner), name, _kept(step.node.segments, step.outputs), step.channels)
+            rows = _kept(step.node.segments, step.outputs)
+            _rescale(module.get_submodule(owner), name, step.node.param_axis, rows, step.channels)
     return _projected(module, network, projections) if projections else module
 
 
@@ -108,7 +115,7 @@ def _filled(new: nn.Module, old: nn.Module, rows: Index, columns: Index) -> nn.M
         ours[rows[1][:, None], columns[1]] = theirs[rows[0][:, None], columns[0]]
         if getattr(old, "bias", None) is not None:
             _param(new, "bias")[rows[1]] = _param(old, "bias")[rows[0]]
-    return new.train(old.training)
+    return _as_frozen(new, old)
 
 
 def by_outputs(module: nn.Module) -> Tensor:
@@ -131,6 +138,13 @@ def _norm(old: nn.Module, outputs: int, rows: Index) -> nn.Module:
     with torch.no_grad():
         for name in ("weight", "bias", "running_mean", "running_var"):
             getattr(new, name)[rows[1]] = getattr(old, name)[rows[0]]
+    return _as_frozen(new, old)
+
+
+def _as_frozen(new: nn.Module, old: nn.Module) -> nn.Module:
+    """In the mode of the old one, and with the same parameters learning."""
+    for name, parameter in new.named_parameters():
+        parameter.requires_grad_(old.get_parameter(name).requires_grad)
     return new.train(old.training)
 
 
@@ -150,10 +164,9 @@ def _layer_norm(old: nn.LayerNorm | nn.GroupNorm, channels: int, rows: Index) ->
     return new
 
 
-def _rescale(owner: nn.Module, name: str, rows: Index, channels: int) -> None:
+def _rescale(owner: nn.Module, name: str, axis: int, rows: Index, channels: int) -> None:
     """A parameter with a number for each channel; new ones have the mean of the others."""
     old = getattr(owner, name)
-    axis = max(range(old.dim()), key=lambda dim: old.shape[dim])
     with torch.no_grad():
         tensor = old.mean().expand([channels if dim == axis else 1 for dim in range(old.dim())]).clone()
         tensor.index_copy_(axis, rows[1].to(old.device), old.index_select(axis, rows[0].to(old.device)))
@@ -163,7 +176,7 @@ def _rescale(owner: nn.Module, name: str, rows: Index, channels: int) -> None:
 
 def _projected(module: nn.Module, network: Network, steps: Sequence[Step]) -> fx.GraphModule:
     """The module's graph with a 1x1 convolution, and a norm, on each of these shortcuts."""
-    graph = capture(module)
+    graph = capture(module, max(1, len(network.images)))
     calls = {name: node for node, name in names(graph.graph).items()}
     for step in steps:
         graph.add_submodule(step.node.name, _projection(step).to(next(module.parameters())))

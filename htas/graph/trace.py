@@ -1,5 +1,7 @@
 """Read a network's free widths and depths out of its graph (torch.fx)."""
 
+import copy
+import inspect
 import operator
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -65,8 +67,8 @@ def trace(
 
     `adds="join"` gives layers that are added one width; "project" gives each its own, with a 1x1 convolution (and a
     norm, if `project_norm`) on an identity shortcut where they differ. Modules that are `ignored`, with all that is in
-    them, keep their widths and blocks. The module is not changed. Raises ValueError where torch.fx cannot follow the
-    forward pass, and for an ignored module that there is not.
+    them, keep the widths that they give, and their blocks. The module is not changed. Raises ValueError where torch.fx
+    cannot follow the forward pass, and for an ignored module that there is not.
     """
     examples = (example,) if isinstance(example, Tensor) else tuple(example)
     _check_ignored(module, ignored)
@@ -80,15 +82,25 @@ def _check_ignored(module: nn.Module, ignored: Collection[str]) -> None:
             raise ValueError(no_such("module of this network", name, names[:40]))
 
 
-def capture(module: nn.Module) -> fx.GraphModule:
-    """The module as a torch.fx graph, whose nodes know which submodule they stand in; raises ValueError."""
+def capture(module: nn.Module, inputs: int) -> fx.GraphModule:
+    """The module in eval mode as a torch.fx graph, whose nodes know which submodule they stand in; raises ValueError.
+
+    What forward takes beyond so many `inputs` has its default.
+    """
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    rest = list(inspect.signature(module.forward).parameters.values())[inputs:]
+    defaults = {each.name: each.default for each in rest if each.default is not each.empty}
     try:
-        return fx.GraphModule(module, _Tracer().trace(module))
+        return fx.GraphModule(module, _Tracer().trace(module, defaults or None))
     except Exception as error:  # a forward pass may raise anything
         raise ValueError(
             f"{type(module).__name__} cannot be traced by torch.fx ({_first_line(error)}); "
             "keep data-dependent control flow out of forward()"
         ) from error
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
 
 class _Tracer(fx.Tracer):
@@ -129,7 +141,7 @@ def _first_line(error: Exception) -> str:
 
 def _captured(module: nn.Module, examples: tuple[Tensor, ...]) -> fx.GraphModule:
     """`capture`, with the shape of every node's value under meta["shape"] (None where it is no tensor)."""
-    graph = capture(module)
+    graph = capture(module, len(examples))
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -191,6 +203,8 @@ class _Run:
     site: str
     blocks: tuple[str, ...]
     ends: tuple[fx.Node, ...]
+    listed: bool
+    """Whether a Sequential calls them, which a cut one leaves out."""
 
 
 class _Builder:
@@ -208,6 +222,7 @@ class _Builder:
         self.graph, self.module, self.examples, self.adds, self.normed = graph.graph, module, examples, adds, normed
         self.modules = dict(module.named_modules())
         self.names = names(self.graph)
+        self.tied = _tied(module)
         self.attributes = Counter(str(node.target) for node in self.graph.nodes if node.op == "get_attr")
         self.calls: dict[str, int] = {}
         for fxnode in self.graph.nodes:
@@ -218,7 +233,8 @@ class _Builder:
         self.passed: dict[str, tuple[str, ...]] = {}  # group member of a depth site -> those whose widths it passes on
         self.nodes: dict[str, Node] = {}
         self.ignored = ignored
-        self.runs = [run for run in _runs(self.graph, self.modules) if not any(map(self._ignored, run.blocks))]
+        runs = [run for run in _runs(self.graph, self.modules) if not any(map(self._ignored, run.blocks))]
+        self.runs = [run for run in runs if run.listed or _droppable(module, run.blocks, examples)]
         self.outputs: tuple[str, ...] = ()
         self.result: Callable[[tuple[Any, ...]], Any] = lambda values: values[0]
         self.first: dict[str, Node] = {}  # module -> the node that called it first
@@ -226,14 +242,14 @@ class _Builder:
     def network(self) -> Network:
         renamed: dict[fx.Node, str] = {}  # where the consumers of a run's last block find their input
         for fxnode in self.graph.nodes:
-            if fxnode.op == "output":
-                self._output(fxnode, renamed)
-                continue
             if fxnode.op == "get_attr" and fxnode.users:  # when what it is used with is known
                 continue
             for source in fxnode.all_input_nodes:
                 if self.names[source] not in self.nodes and source.op == "get_attr":
                     self._visit(source, renamed)
+            if fxnode.op == "output":
+                self._output(fxnode, renamed)
+                continue
             self._visit(fxnode, renamed)
             for run in reversed(self.runs):  # the inner before the outer
                 if run.ends[-1] is fxnode:
@@ -287,6 +303,8 @@ class _Builder:
         if fxnode.op == "get_attr" or not tensors or tensors[0] is not fxnode.all_input_nodes[0] or len(shape) < 2:
             return "fixed"
         if fxnode.op == "call_module":
+            if len(fxnode.args) != 1 or fxnode.kwargs or str(fxnode.target) in self.tied:
+                return "fixed"
             return self._module_kind(self.modules[str(fxnode.target)], str(fxnode.target), shape, source, axis)
         return self._function_kind(fxnode, shape, tensors, axis)
 
@@ -323,21 +341,34 @@ class _Builder:
         return None
 
     def _follows(self, fxnode: fx.Node) -> bool:
-        """Whether a reshape that leaves the channels alone does so at other widths: their number is not written out."""
+        """Whether a reshape that leaves the channels alone does so at other widths: their number is not written out, or
+        is that of a tensor, which has the same width then."""
         args = fxnode.args[1] if len(fxnode.args) > 1 and isinstance(fxnode.args[1], tuple | list) else fxnode.args[1:]
         if fxnode.target not in WRITTEN_OUT:
             return True
         if len(args) < 2 or fxnode.kwargs:
             return False
-        return isinstance(args[1], fx.Node) or bool(args[1] == -1)
+        if not isinstance(args[1], fx.Node):
+            return bool(args[1] == -1)
+        asked = _sized_by(args[1])
+        if asked is None or asked[1] != self._axis(asked[0]):
+            return False
+        own, given = self.names[asked[0]], self.names[fxnode.all_input_nodes[0]]
+        if self.nodes[own].segments != self.nodes[given].segments:
+            return False
+        for one, other in zip(self.sources[own], self.sources[given], strict=True):
+            self.groups.join(one, other)  # or the reshape would fail at other widths
+        return True
 
     def _whole_norm(
         self, module: nn.LayerNorm | nn.GroupNorm, shape: tuple[int, ...], source: str, axis: int
     ) -> bool:  # fmt: skip
         """Whether it does to the channels what a norm of its class does; of a user's class that is tried."""
         if isinstance(module, nn.GroupNorm):
+            segments = self.nodes[source].segments
             each = module.num_channels // module.num_groups
-            whole = len(self.nodes[source].segments) == 1 or each == 1
+            whole = (len(segments) == 1 or each == 1) and segments[0].repeat == 1
+            whole = whole and all(own.base % module.num_groups == 0 for own in segments)
             return axis == 1 and type(module) is nn.GroupNorm and bool(module.affine) and whole
         if len(module.normalized_shape) != 1 or not module.elementwise_affine:
             return False
@@ -360,8 +391,10 @@ class _Builder:
         if target in JOINS:
             if len(tensors) == 1:
                 return "map"
-            alike = all(len(t.meta["shape"]) == len(shape) and t.meta["shape"][axis] == shape[axis] for t in tensors)
-            alike = alike and all(self._axis(tensor) == axis for tensor in tensors)
+            alike = axis < len(shape) and all(self._axis(tensor) == axis for tensor in tensors)
+            alike = alike and all(
+                len(t.meta["shape"]) == len(shape) and t.meta["shape"][axis] == shape[axis] for t in tensors
+            )
             return "join" if alike and len(tensors) == 2 else "fixed"
         if target in CONCATS:
             parts: Any = fxnode.args[0] if fxnode.args else fxnode.kwargs["tensors"]
@@ -424,6 +457,8 @@ class _Builder:
         return any(module == name or module.startswith(f"{name}.") for name in self.ignored)
 
     def _grouped(self, node: Node, fxnode: fx.Node) -> Node:
+        if self._ignored(node.module):
+            self._freeze(node.inputs[0], IGNORED)
         return replace(self._map(node, fxnode), layer=_layer(self.modules[node.module], self._size(fxnode)))
 
     @staticmethod
@@ -447,8 +482,9 @@ class _Builder:
 
     def _scale(self, node: Node, fxnode: fx.Node) -> Node:
         param = next(source for source in fxnode.all_input_nodes if source.op == "get_attr")
-        learns = "params" in param.meta
-        return replace(self._same(node), param=str(param.target), params=int(learns))
+        learns, own = "params" in param.meta, param.meta["shape"]
+        place = node.axis - (len(fxnode.meta["shape"]) - len(own))
+        return replace(self._same(node), param=str(param.target), params=int(learns), param_axis=place)
 
     def _map(self, node: Node, fxnode: fx.Node) -> Node:
         moved = _moved(fxnode, node.axis)
@@ -485,7 +521,18 @@ class _Builder:
         self.sources[node.name] = (self.groups.add(node.name),)
         self.groups.freeze(node.name, reason)
         shape: tuple[int, ...] = fxnode.meta["shape"] or ()
-        return replace(node, segments=(Segment(shape[1] if len(shape) > 1 else 1),))
+        axis = self._fixed_axis(node, fxnode, shape)
+        return replace(node, axis=axis, segments=(Segment(shape[axis] if axis < len(shape) else 1),))
+
+    def _fixed_axis(self, node: Node, fxnode: fx.Node, shape: tuple[int, ...]) -> int:
+        """Where the channels of what is not understood are: last behind linear layers and layer norms, where they were
+        if there are as many, else in the second dimension."""
+        module = self.modules[node.module] if node.module else None
+        if isinstance(module, nn.Linear | nn.LayerNorm):
+            return len(shape) - 1
+        given = fxnode.all_input_nodes[0].meta["shape"] if fxnode.all_input_nodes else None
+        kept = given is not None and node.axis < min(len(shape), len(given)) and given[node.axis] == shape[node.axis]
+        return node.axis if kept else 1
 
     def _freeze(self, name: str, reason: str) -> None:
         for member in self.sources[name]:
@@ -589,7 +636,7 @@ class _Builder:
         module = self.modules[node.module] if node.module else None
         width = node.consumed[0].base
         before, after = fxnode.all_input_nodes[0].meta["shape"], fxnode.meta["shape"]
-        size = self._size(fxnode)
+        size = self._size(fxnode, node.axis)
         if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
             op: Op = "max_pool" if isinstance(module, nn.MaxPool2d) else "avg_pool"
             stride = module.stride if module.stride is not None else module.kernel_size
@@ -597,7 +644,8 @@ class _Builder:
                 op, width, width, size, kernel=_pair(module.kernel_size), stride=_pair(stride),
                 padding=_pair(module.padding), dilation=_pair(getattr(module, "dilation", 1)),
             )  # fmt: skip
-        is_global = len(before) == 4 and prod(after[2:]) == 1 < prod(before[2:])
+        channels = sum(own.base * own.repeat for own in node.consumed)
+        is_global = len(before) == 4 and channels == prod(after[1:]) < prod(before[1:])
         return Layer("global_pool", width, width, size) if is_global else None
 
     def _fuse(self) -> None:
@@ -720,6 +768,8 @@ def _runner(
             case "get_attr":
                 owner, _, attribute = target.rpartition(".")
                 return getattr(modules(owner), attribute)
+            case "placeholder":  # one that was not given: its default
+                return args[0] if args else None
             case _:
                 return target(*args, **kwargs)
 
@@ -750,13 +800,35 @@ def _private(fxnode: fx.Node) -> bool:
     return False
 
 
+def _tied(module: nn.Module) -> set[str]:
+    """Modules that share a parameter with another one."""
+    owners: dict[int, set[int]] = {}
+    for part in module.modules():
+        for parameter in part.parameters(recurse=False):
+            owners.setdefault(id(parameter), set()).add(id(part))
+    shared = {part for parts in owners.values() if len(parts) > 1 for part in parts}
+    return {name for name, part in module.named_modules(remove_duplicate=False) if id(part) in shared}
+
+
 def _understood(module: nn.Module) -> bool:
-    """Whether a Layer describes this module."""
+    """Whether a Layer describes this module, whose weight is a parameter of its own and not computed."""
+    if not isinstance(module._parameters.get("weight"), nn.Parameter):
+        return False
     if isinstance(module, nn.Linear):
         return True
     if isinstance(module, nn.ConvTranspose2d):
         return module.groups == 1
-    return isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and _padding(module) is not None
+
+
+def _padding(module: nn.Conv2d) -> tuple[int, int] | None:
+    """In numbers; None where there is more of it on one side."""
+    if module.padding == "valid":
+        return (0, 0)
+    if module.padding != "same":
+        return _pair(module.padding)
+    reach = [dilation * (size - 1) for dilation, size in zip(module.dilation, module.kernel_size, strict=True)]
+    return None if any(each % 2 for each in reach) else (reach[0] // 2, reach[1] // 2)
 
 
 def _layer(module: nn.Module, size: tuple[int, int]) -> Layer:
@@ -764,9 +836,11 @@ def _layer(module: nn.Module, size: tuple[int, int]) -> Layer:
         return Layer("linear", module.in_features, module.out_features, size, bias=module.bias is not None)
     assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
     transposed = isinstance(module, nn.ConvTranspose2d)
+    padding = _pair(module.padding) if isinstance(module, nn.ConvTranspose2d) else _padding(module)
+    assert padding is not None
     return Layer(
         "conv_transpose" if transposed else "conv", module.in_channels, module.out_channels, size,
-        kernel=_pair(module.kernel_size), stride=_pair(module.stride), padding=_pair(module.padding),
+        kernel=_pair(module.kernel_size), stride=_pair(module.stride), padding=padding,
         dilation=_pair(module.dilation), groups=module.groups, bias=module.bias is not None,
         output_padding=_pair(module.output_padding) if transposed else (0, 0),
     )  # fmt: skip
@@ -801,6 +875,21 @@ def _moved(fxnode: fx.Node, axis: int) -> int | None:
         if gone & {0, axis}:
             return None
         return axis if len(fxnode.meta["shape"]) == count else axis - sum(dim < axis for dim in gone)
+    return None
+
+
+def _sized_by(node: fx.Node) -> tuple[fx.Node, int] | None:
+    """The tensor, and the dimension, whose size this is: `x.size(1)`, `x.shape[1]` or an item of `x.size()`."""
+    args = node.args
+    if node.target == "size" and len(args) == 2 and isinstance(args[0], fx.Node) and isinstance(args[1], int):
+        return args[0], args[1]
+    if node.target is operator.getitem and isinstance(args[0], fx.Node) and isinstance(args[1], int):
+        sizes = args[0]
+        whole = (sizes.target == "size" and len(sizes.args) == 1) or (
+            sizes.target is getattr and sizes.args[1:] == ("shape",)
+        )
+        if whole and isinstance(sizes.args[0], fx.Node):
+            return sizes.args[0], args[1]
     return None
 
 
@@ -843,7 +932,7 @@ def _runs(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[_Run]:
         for blocks in found:
             if len(blocks) > 1:
                 site = path if path and len(blocks) == len(list(module.children())) else f"{blocks[0]}+"
-                yield _Run(site, tuple(blocks), tuple(inside[block][-1] for block in blocks))
+                yield _Run(site, tuple(blocks), tuple(inside[block][-1] for block in blocks), listed)
 
 
 def _inside(graph: fx.Graph) -> dict[str, list[fx.Node]]:
@@ -866,6 +955,20 @@ def _keeps_shape(inside: dict[str, list[fx.Node]], before: str, block: str) -> b
     if _leaving(inside[before]) or _leaving(inside[block]):
         return False
     return end.meta["shape"] is not None and end.meta["shape"] == source.meta["shape"]
+
+
+@torch.no_grad()
+def _droppable(module: nn.Module, blocks: Sequence[str], examples: tuple[Tensor, ...]) -> bool:
+    """Whether the network still runs where an Identity stands for all blocks but the first: they may be called with
+    further arguments, or asked for attributes."""
+    cut = copy.deepcopy(module).eval()
+    for block in blocks[1:]:
+        cut.set_submodule(block, nn.Identity())
+    try:
+        cut(*(example.clone() for example in examples))
+    except Exception:  # whatever a forward pass of the user's makes of that
+        return False
+    return True
 
 
 def _residual(nodes: list[fx.Node]) -> bool:

@@ -50,7 +50,7 @@ class Custom(ModelFamily):
     @property
     def source(self) -> str:
         """The text of the file that the function stands in."""
-        file = inspect.getsourcefile(self._function())
+        file = _imported(self.factory.partition(":")[0], self.factory).__file__
         return Path(file).read_text(encoding="utf-8", errors="replace") if file else ""
 
     @property
