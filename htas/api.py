@@ -1,5 +1,6 @@
 """htas.optimize: the whole method for a network, data and a target that a Python program has."""
 
+import copy
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -28,8 +29,8 @@ from htas.train import evaluate
 
 LOGITS = 58.0
 """Steps of a search times the learning rate of its logits: so far that they can decide (docs/decisions.md)."""
-UNTRAINED = 1.5
-"""A network whose accuracy is less than so many times that of guessing is not taken for a trained one."""
+MARGIN = 0.05
+"""A network that is not so much of the way from guessing to knowing is not taken for a trained one."""
 Inputs = Tensor | Sequence[Tensor]
 
 
@@ -140,7 +141,7 @@ def optimize(
         distill_fn: (outputs, the base network's outputs, targets) to a scalar: what networks found learn from it.
         train_fn: (network, teacher) trains a whole network in place; the teacher is the base network.
         score_func: (network) to the score of a whole, trained network; it stands where its accuracy does.
-        ignored_layers: modules that stay as they are, by name, with all that is in them.
+        ignored_layers: modules, by name, that keep the widths that they give, and their blocks, with all in them.
         widths: least and most channels of sites, by name (htas inspect lists them) or base width: `{"64": (16, 64)}`.
         options: any options of a configuration by name, `{"design.expand": 1.5, "train.lr": 0.01}` (htas run --help).
         seed: of every random draw.
@@ -152,6 +153,7 @@ def optimize(
     task = _task(loss_fn, eval_fn, distill_fn, train_fn, score_func)
     classes = _classes(model, example, task)
     made = GivenData.of(*_parts(data), classes, tuple(example.shape[1:]), task)
+    made.check_shape()
     family = Given.of(model, trained=trained)
     wanted = _options(made, trained, epochs, search_epochs, constraints, options or {}, seed)
     config = load(None, [f"--{name}={_text(value)}" for name, value in wanted.items()])
@@ -198,18 +200,14 @@ def _task(loss: Any, score: Any, distil: Any, train: Any, judge: Any) -> Task:
 
 def _classes(model: nn.Module, example: Tensor, task: Task) -> int:
     """Outputs of the network, 1 where they are no logits; raises ValueError where they should be."""
-    training = model.training
-    model.eval()
     try:
         with torch.no_grad():
-            out = model(example)
+            out = copy.deepcopy(model).eval()(example)
     except Exception as error:
         text = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
             f"the model does not run on example_inputs of shape {tuple(example.shape)}: {text[0]}"
         ) from error
-    finally:
-        model.train(training)
     if not task.classifies:
         return 1
     if not isinstance(out, Tensor) or out.dim() != 2 or out.shape[1] < 2:
@@ -279,11 +277,13 @@ def _text(value: Any) -> str:
 def _check_trained(config: Config, model: nn.Module) -> None:
     """Raise ValueError where a network is said to be trained and guesses."""
     data = datasets.load(config.data, validation=config.parts.validation, seed=config.seed, limit=config.parts.limit)
-    accuracy = evaluate(model, data.test, device="cpu", precision="fp32")
-    if accuracy < UNTRAINED / data.classes:
+    accuracy = evaluate(copy.deepcopy(model), data.test, device="cpu", precision="fp32")
+    labels = torch.cat([labels for _, labels in data.test.batches(500)])
+    guessed = float(labels.bincount().max()) / len(labels)
+    if accuracy < guessed + MARGIN * (1 - guessed):
         raise ValueError(
-            f"the model's accuracy on the validation items is {percent(accuracy)}, which is that of guessing: train it "
-            "first, or say trained=False to have it trained here"
+            f"the model's accuracy on the validation items is {percent(accuracy)}, and guessing the commonest class "
+            f"has {percent(guessed)}: train it first, or say trained=False to have it trained here"
         )
 
 

@@ -32,6 +32,7 @@ Device = Annotated[Literal["cpu", "cuda"] | None, "where they run (cpu)"]
 Batch = Annotated[int | None, "images per call (4 on cpu, 1024 on cuda)"]
 Threads = Annotated[int | None, "CPU threads (every core)"]
 Precision = Annotated[Literal["fp32", "bf16", "fp16"] | None, "number format (fp32)"]
+Image = Annotated[str | None, "channels, height and width of an image (3,224,224; 3,32,32 of CIFAR's networks)"]
 Overrides = Sequence[str]
 """`--table.field=value` as given; a verb that takes these takes every option of a configuration."""
 
@@ -106,6 +107,9 @@ def measure(
     threads: Threads = None,
     precision: Precision = None,
     rounds: Annotated[int | None, "times that each network's turn comes (40); it is read three times then"] = None,
+    image: Annotated[
+        str | None, "channels, height and width of an image (3,224,224; 3,32,32 of CIFAR's networks)"
+    ] = None,
     classes: Annotated[int | None, "outputs of each network (10)"] = None,
     metrics: Annotated[str | None, "further metrics, with commas between: energy, memory, your.module:Metric"] = None,
     json: Annotated[bool, "print JSON instead of a table"] = False,
@@ -114,7 +118,7 @@ def measure(
 ) -> None:
     """Measure whole networks: those of a run, or any by name."""
     named = {"runtime": runtime, "device": device, "batch": batch, "threads": threads, "precision": precision}
-    more = {"rounds": rounds, "classes": classes, "metrics": metrics}
+    more = {"rounds": rounds, "image": image, "classes": classes, "metrics": metrics}
     given = {name: value for name, value in {**named, **more}.items() if value is not None}
     if _is_run(networks):
         if given or json:
@@ -531,7 +535,10 @@ def _measure_named(networks: Sequence[str], given: Mapping[str, Any], as_json: b
     from htas import pipeline
 
     names = ("runtime", "device", "batch", "threads", "precision")
-    target = _target({name: given.get(name) for name in names})
+    shapes = {_image(given.get("image"), network) for network in networks if not network.endswith(".onnx")}
+    if len(shapes) > 1:
+        raise ValueError("these networks usually have images of different sizes; say which with --image, as 3,224,224")
+    target = _target({**{name: given.get(name) for name in names}, "image": shapes.pop() if shapes else None})
     rounds, classes = given.get("rounds", 40), given.get("classes", 10)
     if rounds < 1 or classes < 1:
         raise ValueError(f"--rounds and --classes must be 1 or more, got {rounds} and {classes}")

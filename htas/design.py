@@ -58,7 +58,7 @@ class Design:
     widths: dict[str, list[int]] = field(default_factory=dict)
     """Choices of the space 'explicit': by site name, or by base width as text ("16")."""
     ignored: tuple[str, ...] = ()
-    """Modules that stay as they are, by name, with all that is in them."""
+    """Modules, by name, that keep the widths that they give and their blocks, with all that is in them."""
     bounds: dict[str, list[int]] = field(default_factory=dict)
     """Least and most channels by site name, or by base width as text: {"layer1.0.conv1" = [16, 64]}."""
 

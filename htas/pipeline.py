@@ -85,6 +85,7 @@ class Run:
         torch.manual_seed(self.config.seed)
         module = self.config.family.build(self.config.data.classes)
         example = torch.zeros(2, *self.config.data.shape)
+        self.config.family.check(module, example, self.config.data.classes)
         if self.config.family.inherits:  # what is narrower shall have the channels that matter most
             module = ordered(module, example)
         options, normed = self.config.design, self.config.family.project_norm

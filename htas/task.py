@@ -1,7 +1,10 @@
 """What outputs are worth: the loss that networks learn by, and the score by which they are judged."""
 
+import hashlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,7 +46,9 @@ class Task:
         """What of it is the user's own, for a configuration; empty for nothing."""
         usual = Task()
         own = [(name, getattr(self, name)) for name in ("loss", "score", "distil", "train", "judge")]
-        return ", ".join(f"{name} {_named(each)}" for name, each in own if each is not getattr(usual, name))
+        return ", ".join(
+            f"{name} {_named(each)} {_mark(each)}" for name, each in own if each is not getattr(usual, name)
+        )
 
 
 CLASSIFY = Task()
@@ -75,3 +80,19 @@ def scalar(value: Tensor | float, like: Tensor) -> Tensor:
 
 def _named(function: Any) -> str:
     return getattr(function, "__qualname__", type(function).__name__)
+
+
+def _mark(function: Any) -> str:
+    """What tells a function from another one of its name: its text, and the values that it holds."""
+    if isinstance(function, partial):
+        return _mark(function.func) + hashlib.sha256(repr((function.args, function.keywords)).encode()).hexdigest()[:4]
+    try:
+        text = inspect.getsource(function if inspect.isroutine(function) else type(function))
+    except (OSError, TypeError):
+        text = repr(type(function))
+    held = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    values = [each for each in held if isinstance(each, int | float | str | bool | tuple)]
+    inner = [_mark(each) for each in held if callable(each)]
+    state = vars(function) if not inspect.isroutine(function) and hasattr(function, "__dict__") else {}
+    plain = {name: each for name, each in state.items() if isinstance(each, int | float | str | bool)}
+    return hashlib.sha256(repr((text, values, inner, plain)).encode()).hexdigest()[:8]

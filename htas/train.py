@@ -216,7 +216,7 @@ def evaluate(
     """Mean score (share of right answers) on a split, in eval mode; the model's mode is restored."""
     runner = engine(device, precision)
     placed(model, runner.device)
-    training = model.training
+    modes = {part: part.training for part in model.modules()}
     model.eval()
     total = torch.zeros((), dtype=torch.float64, device=runner.device)
     with torch.no_grad():
@@ -224,7 +224,8 @@ def evaluate(
             with runner.autocast():
                 outputs = model(images)
             total += scalar(task.score(precise(outputs), labels), total) * len(images)
-    model.train(training)
+    for part, training in modes.items():
+        part.training = training
     return float(total) / len(split)
 
 

@@ -1,8 +1,9 @@
 """Networks of kinds that a ResNet has not: what is free in them, resized and searched, beside torch's own counts."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -421,3 +422,189 @@ def test_groups_of_channels_stay_whole():
     assert grouped == {"one.0.a.0", "one.1.a.0", "two.0.a.0", "two.1.a.0"}
     with pytest.raises(ValueError, match=r"one\.0\.a\.0 must be a positive multiple of 4, got 6"):
         network.check(Arch({**network.base.widths, "one.0.a.0": 6}, network.base.depths))
+
+
+# -- networks that are easily taken for what they are not --------------------------------------------------------------
+
+
+class Rest(nn.Module):
+    """Whatever parts a test gives, and its forward pass."""
+
+    def __init__(self, run: Callable[..., Tensor], **parts: Any) -> None:
+        super().__init__()
+        self.run = run
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.run(self, images)
+
+
+def conv(inputs: int, outputs: int, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, **options)
+
+
+def halved(network: Network) -> nn.Module:
+    widths = {name: site.near(site.base / 2) for name, site in network.widths.items()}
+    return resize(network, Arch(widths, network.base.depths))
+
+
+def tied() -> nn.Module:
+    first, second = conv(6, 6, bias=False), conv(6, 6, bias=False)
+    second.weight = first.weight
+    return nn.Sequential(conv(3, 6), first, second, conv(6, 4))
+
+
+def twice_named() -> nn.Module:
+    first = conv(3, 6)
+    return Rest(lambda net, x: net.last(net.again(x) + net.first(x)), first=first, again=first, last=conv(6, 4))
+
+
+def pixels_last() -> nn.Module:
+    def run(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x).permute(0, 2, 3, 1) / 2
+        return net.last(net.mlp(torch.cumsum(x, -1)).permute(0, 3, 1, 2))
+
+    return Rest(run, stem=conv(3, 6), mlp=nn.Linear(6, 8), last=conv(8, 4))
+
+
+def squeezed_last() -> nn.Module:
+    def run(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x).permute(0, 2, 3, 1)
+        x = x * torch.sigmoid(net.gate(x.mean((1, 2), keepdim=True)))
+        return net.last(x.permute(0, 3, 1, 2))
+
+    return Rest(
+        run, stem=nn.Sequential(conv(3, 6, bias=False), nn.BatchNorm2d(6)), gate=nn.Linear(6, 6), last=conv(6, 4)
+    )
+
+
+def back_up() -> nn.Module:
+    def run(net: Any, x: Tensor) -> Tensor:
+        return net.last(net.up(net.down(x), output_size=x.shape[2:]))
+
+    return Rest(run, down=nn.Conv2d(3, 6, 3, 2, 1), up=nn.ConvTranspose2d(6, 5, 3, 2, 1), last=conv(5, 4))
+
+
+def gained() -> nn.Module:
+    return Rest(lambda net, x: net.last(net.stem(x) * net.gain), stem=conv(3, 6), gain=nn.Parameter(torch.tensor(2.0)),
+                last=conv(6, 4))  # fmt: skip
+
+
+def concatenated() -> nn.Module:
+    class Fire(nn.Module):
+        def __init__(self, inputs: int) -> None:
+            super().__init__()
+            self.squeeze, self.one, self.two = nn.Conv2d(inputs, 3, 1), nn.Conv2d(3, 4, 1), conv(3, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.squeeze(x).relu()
+            return torch.cat([self.one(x), self.two(x)], 1)
+
+    return nn.Sequential(conv(3, 6), nn.Sequential(Fire(6), Fire(9)), conv(9, 4))
+
+
+def normed_weight() -> nn.Module:
+    return nn.Sequential(conv(3, 6), nn.utils.parametrizations.weight_norm(conv(6, 6)), conv(6, 4))
+
+
+def same_padding() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 6, 3, padding="same"), nn.Conv2d(6, 4, 3, padding="valid"))
+
+
+def other_size() -> nn.Module:
+    def run(net: Any, x: Tensor) -> Tensor:
+        y, z = net.one(x), net.two(x)
+        return net.last(y.mean((2, 3)).view(y.size(0), z.size(1)) + z.mean((2, 3)))
+
+    return Rest(run, one=conv(3, 6), two=conv(3, 6), last=nn.Linear(6, 4))
+
+
+def one_channel() -> nn.Module:
+    return Rest(lambda net, x: net.last(net.stem(x) * net.gain), stem=conv(3, 1), last=conv(1, 4),
+                gain=nn.Parameter(torch.full((1, 1, 1, 1), 2.0)))  # fmt: skip
+
+
+def flat_groups() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 6, 7), nn.Flatten(), nn.GroupNorm(8, 24), nn.Linear(24, 4))
+
+
+TRAPS = [
+    tied, twice_named, pixels_last, squeezed_last, back_up, gained, concatenated, normed_weight, same_padding,
+    other_size, one_channel, flat_groups,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", TRAPS, ids=lambda make: make.__name__)
+def test_what_is_free_can_be_ordered_resized_searched_and_counted(make):
+    module, images = make().eval(), torch.randn(IMAGES)
+    for part in module.parameters():
+        nn.init.uniform_(part, -0.5, 0.5)
+    wanted = module(images)
+    torch.testing.assert_close(ordered(module, images)(images), wanted)
+    network = trace(module, images)
+    assert halved(network).eval()(images).shape == wanted.shape
+    unique = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    assert network.params(network.base) == unique
+    made = Supernet(network, everything(network), lambda module: None, mix="pad").eval()
+    made.inherit(module)
+    torch.testing.assert_close(made(images, Draw.of(network.base, network)), wanted)
+    if network.depths:  # two depths of the same network at once are their mean
+        shallow = Arch(network.base.widths, dict.fromkeys(network.depths, 1))
+        one, other = (Draw.of(arch, network) for arch in (network.base, shallow))
+        both = Draw(one.widths, {name: [0.5, 0.5] for name in network.depths})
+        before = {}
+        for draw in (one, other, both):
+            inner = made.network.outputs
+            before[id(draw)] = made(images, draw)
+            assert inner == made.network.outputs
+        torch.testing.assert_close(before[id(both)], (before[id(one)] + before[id(other)]) / 2)
+
+
+def test_an_argument_that_is_not_given_has_its_default_and_dropout_is_off_where_it_is_judged():
+    class Optional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.last = conv(3, 6), conv(6, 4)
+
+        def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 2.0, features: bool = False) -> Tensor:
+            x = F.dropout(self.stem(x) * scale, 0.5, self.training)
+            if mask is not None:
+                x = x * mask
+            return x if features else self.last(x)
+
+    module, images = Optional().train(), torch.randn(IMAGES)
+    network = trace(module, images)
+    made = Supernet(network, everything(network), lambda module: None).eval()
+    made.inherit(module)
+    torch.testing.assert_close(made(images, Draw.of(network.base, network)), module.eval()(images))
+    assert halved(network)(images).shape == (4, 4, 8, 8)
+
+
+def test_a_block_with_a_further_argument_is_no_block_to_drop():
+    class Weighed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv(6, 6)
+            self.rest = nn.Identity()
+
+        def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+            return x + scale * self.conv(x)
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        for block in net.blocks:
+            x = block(x, scale=0.5)
+        return net.last(x)
+
+    blocks = nn.ModuleList(Weighed() for _ in range(3))
+    network = trace(Rest(run, stem=conv(3, 6), blocks=blocks, last=conv(6, 4)), torch.zeros(IMAGES))
+    assert not network.depths and set(network.widths) == {"stem"}
+
+
+def test_what_does_not_learn_does_not_learn_when_resized():
+    module = nn.Sequential(conv(3, 6, bias=False), nn.BatchNorm2d(6), conv(6, 4))
+    module[0].requires_grad_(False)
+    module[1].requires_grad_(False)
+    net = halved(trace(module, torch.zeros(IMAGES)))
+    assert [parameter.requires_grad for parameter in net.parameters()] == [False, False, False, True, True]

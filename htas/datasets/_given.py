@@ -1,12 +1,22 @@
 """Data that were given as they are, to htas.optimize: any torch Dataset of (input, label), or a DataLoader of them."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 from torch.utils.data import Dataset as TorchDataset
 
 from htas.datasets import Data, Dataset, Images, Part, Shape, proportional
@@ -14,6 +24,8 @@ from htas.files import Unusable
 from htas.task import CLASSIFY, Task
 
 _KNOWN: dict[str, tuple["Items", "Items", Task]] = {}
+SEEN = 8
+"""Items that data are told from others by."""
 LABELS = 100_000
 """Items whose labels are looked at one by one, at most, to divide them class by class."""
 
@@ -36,6 +48,9 @@ class Items:
     def where(self, chosen: Tensor) -> "Items":
         """The items at a bool mask [N], in their order."""
         return Items(self.dataset, self.picks[chosen], self.device, self.workers, self.collate)
+
+    def _only(self, picks: Tensor) -> "Items":
+        return Items(self.dataset, picks, "cpu", 0, self.collate)
 
     def on(self, device: str) -> "Items":
         """The same, put on a device as they are asked for."""
@@ -74,7 +89,11 @@ class Items:
         for name in ("targets", "labels"):
             found = getattr(self.dataset, name, None)
             if isinstance(found, list | Tensor) and len(found) > int(self.picks.max()):
-                return torch.as_tensor(found)[self.picks].long().reshape(len(self), -1)[:, 0]
+                labels = torch.as_tensor(found)[self.picks].long().reshape(len(self), -1)[:, 0]
+                some = torch.linspace(0, len(self) - 1, min(SEEN, len(self))).long()
+                _, given = next(self._only(self.picks[some]).batches(len(some)))
+                if torch.equal(labels[some], given.cpu().long().reshape(len(some), -1)[:, 0]):  # no target_transform
+                    return labels
         if isinstance(self.dataset, TensorDataset) and len(self.dataset.tensors) == 2:
             return self.dataset.tensors[1][self.picks].long().reshape(len(self), -1)[:, 0]
         if len(self) > LABELS:
@@ -92,6 +111,8 @@ class Items:
                 f"{_shown(batch)}: give a Dataset of such pairs, or a DataLoader with a collate_fn that makes them"
             )
         inputs, labels = (each.to(self.device, non_blocking=True) for each in batch)
+        if not labels.is_floating_point() and not labels.is_complex():
+            labels = labels.long()
         if channels_last and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return inputs, labels
@@ -120,9 +141,19 @@ class GivenData(Dataset):
         """Remember them; raises ValueError for what is no data."""
         parts = items(train, "the training data"), items(test, "the validation data")
         sizes = tuple(len(part) for part in parts)
-        key = f"{type(parts[0].dataset).__name__}-{sizes[0]}-{sizes[1]}"
+        key = f"{type(parts[0].dataset).__name__}-{fingerprint(*parts)}"
         _KNOWN[key] = *parts, task
         return GivenData(key, classes, image, sizes, task.name)
+
+    def check_shape(self) -> None:
+        """Raise ValueError where an item has another shape than the network was shown."""
+        part = _KNOWN[self.key][0]
+        inputs, _ = next(part._only(part.picks[:1]).batches(1))
+        if tuple(inputs.shape[1:]) != tuple(self.image):
+            raise ValueError(
+                f"an input of the training data has shape {tuple(inputs.shape[1:])}, and example_inputs "
+                f"{tuple(self.image)}; give an example of the shape that the data have"
+            )
 
     @property
     def classes(self) -> int:
@@ -171,7 +202,39 @@ def items(given: Any, what: str) -> Items:
         raise ValueError(f"{what} are empty")
     workers = loader.num_workers if loader is not None else 0
     collate = loader.collate_fn if loader is not None else None
-    return Items(cast(TorchDataset[Any], dataset), torch.arange(len(dataset)), "cpu", workers, collate)
+    return Items(cast(TorchDataset[Any], dataset), _picks(loader, len(dataset), what), "cpu", workers, collate)
+
+
+def _picks(loader: DataLoader[Any] | None, count: int, what: str) -> Tensor:
+    """Which items a loader loads; raises ValueError where its sampler does not say."""
+    sampler = loader.sampler if loader is not None else None
+    if isinstance(sampler, SubsetRandomSampler):
+        return torch.as_tensor(list(sampler.indices), dtype=torch.long)
+    if sampler is not None and type(sampler) not in (RandomSampler, SequentialSampler):
+        raise ValueError(
+            f"the DataLoader of {what} has a {type(sampler).__name__}, which does not say which items are its own; "
+            "give a torch.utils.data.Subset of the Dataset instead"
+        )
+    return torch.arange(count)
+
+
+def fingerprint(*parts: Items) -> str:
+    """Of some of the items of each; of those that are another every time (augmented) the shapes and labels."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(f"{type(part.dataset).__qualname__} {len(part)} {part.picks.sum().item()}".encode())
+        for number in torch.linspace(0, len(part) - 1, min(SEEN, len(part))).long().tolist():
+            once, twice = (_leaves(part.dataset[int(part.picks[number])]) for _ in range(2))
+            for one, other in zip(once, twice, strict=True):
+                same = one.shape == other.shape and torch.equal(one, other)
+                found.update(f"{tuple(one.shape)} {one.dtype}".encode())
+                found.update(one.contiguous().flatten().view(torch.uint8).numpy().tobytes() if same else b"")
+    return found.hexdigest()[:12]
+
+
+def _leaves(item: Any) -> list[Tensor]:
+    """Its tensors and numbers."""
+    return [torch.as_tensor(each).cpu() for each in tree_leaves(item) if isinstance(each, Tensor | int | float | bool)]
 
 
 def _limited(part: Items, limit: int) -> Items:

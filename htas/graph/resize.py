@@ -77,7 +77,7 @@ def _resized(module: nn.Module, step: Step) -> nn.Module:
         window: Any = {name: getattr(module, name) for name in (*WINDOW, "output_padding")}
         turned = nn.ConvTranspose2d(step.given, step.channels, bias=bias, **window)
         return _filled(turned, module, rows, columns)
-    assert isinstance(module, nn.Conv2d) and not isinstance(module.padding, str)
+    assert isinstance(module, nn.Conv2d)
     each, groups = module.in_channels // module.groups, 1
     if node.kind == "grouped":
         columns, groups = (torch.arange(each),) * 2, step.channels // each

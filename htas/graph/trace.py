@@ -223,6 +223,7 @@ class _Builder:
         self.modules = dict(module.named_modules())
         self.names = names(self.graph)
         self.tied = _tied(module)
+        self.counted: set[int] = set()
         self.attributes = Counter(str(node.target) for node in self.graph.nodes if node.op == "get_attr")
         self.calls: dict[str, int] = {}
         for fxnode in self.graph.nodes:
@@ -428,7 +429,9 @@ class _Builder:
         for source in node.inputs:
             self._freeze(source, f"{what}, which reads it, {why}")
         first = not any(other.module == node.module for other in self.nodes.values())
-        own = sum(p.numel() for p in module.parameters() if p.requires_grad) if module and first else 0
+        new = [p for p in module.parameters() if id(p) not in self.counted] if module and first else []
+        self.counted |= {id(parameter) for parameter in new}  # one that is tied counts once
+        own = sum(parameter.numel() for parameter in new if parameter.requires_grad)
         last = len(fxnode.meta["shape"] or ()) - 1
         size = self._size(fxnode, last if isinstance(module, nn.Linear) else 1) if module else (1, 1)
         layer = _layer(module, size) if module and _understood(module) else None

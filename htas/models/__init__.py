@@ -5,7 +5,7 @@ Add one: a file here with one frozen dataclass that derives from ModelFamily; it
 
 from abc import ABC, abstractmethod
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class ModelFamily(ABC):
@@ -24,6 +24,10 @@ class ModelFamily(ABC):
     def project_norm(self) -> bool:
         """Whether a projection put on an identity shortcut (`adds = "project"`) has a norm."""
         return True
+
+    def check(self, module: nn.Module, example: Tensor, classes: int) -> None:
+        """Raise ValueError where a network of this family does not fit such images and classes."""
+        return None
 
     @property
     def source(self) -> str:

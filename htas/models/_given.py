@@ -2,11 +2,14 @@
 
 import copy
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from htas.files import Unusable
+from htas.graph.trace import capture
 from htas.models import ModelFamily
 
 _KNOWN: dict[str, nn.Module] = {}
@@ -27,7 +30,7 @@ class Given(ModelFamily):
     def of(module: nn.Module, *, trained: bool) -> "Given":
         """Remember a copy of the network, as it is now."""
         found = Given(type(module).__name__, digest(module), trained)
-        _KNOWN.setdefault(found.digest, copy.deepcopy(module))
+        _KNOWN[found.digest] = copy.deepcopy(module)
         return found
 
     def build(self, classes: int) -> nn.Module:
@@ -51,9 +54,11 @@ class Given(ModelFamily):
 
 
 def digest(module: nn.Module) -> str:
-    """Of its parts, and of every number in it."""
+    """Of its parts, what its forward pass does with them, and every number in it."""
     found = hashlib.sha256(repr(module).encode())
+    with suppress(ValueError):  # it will be refused where it is traced
+        found.update(capture(module, 1).code.encode())
     for name, tensor in sorted(module.state_dict().items()):
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(-1).numpy().tobytes() if tensor.numel() else b"")
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:12]

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from htas.models import ModelFamily
 
@@ -46,6 +47,27 @@ class Custom(ModelFamily):
         if not isinstance(made, nn.Module):
             raise ValueError(f"{self.factory} must return an nn.Module, it returned {type(made).__name__}")
         return made
+
+    def check(self, module: nn.Module, example: Tensor, classes: int) -> None:
+        """Outputs must be logits of the data set's classes."""
+        modes = {part: part.training for part in module.modules()}
+        try:
+            with torch.no_grad():
+                out = module.eval()(example)
+        except Exception as error:  # a user's code may raise anything
+            shape = tuple(example.shape)
+            raise ValueError(
+                f"{self.factory} does not run on images of shape {shape}: {_what(error)} ({_where(error)})"
+            ) from error
+        finally:
+            for part, training in modes.items():
+                part.training = training
+        if not isinstance(out, Tensor) or out.shape != (len(example), classes):
+            shown = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise ValueError(
+                f"{self.factory} must give logits [N, {classes}], as the data set has {classes} classes; it gives "
+                f"{shown}"
+            )
 
     @property
     def source(self) -> str:

@@ -51,13 +51,13 @@ def layer_program(what: str, target: Target, layer: Layer, build: Callable[[], P
 
 
 def file_program(
-    what: str, target: Target, model: OnnxFile, build: Callable[[bytes, tuple[Tensor, ...]], Program]
+    what: str, target: Target, model: OnnxFile, build: Callable[[str, tuple[Tensor, ...]], Program]
 ) -> Program:
     """What `build` makes of a file; raises ValueError that says why it cannot be run."""
     example = model.example()
 
     def made() -> Program:
-        return build(model.content, example)
+        return build(str(model.path), example)  # by its path: weights may lie beside it
 
     try:
         program = made()

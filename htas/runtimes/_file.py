@@ -22,8 +22,8 @@ class OnnxFile(nn.Module):
 
         self.path, self.batch = path, batch
         try:
-            self.content = path.read_bytes()
-            self.graph: Any = onnx.shape_inference.infer_shapes(onnx.load_from_string(self.content)).graph
+            model = onnx.load(path, load_external_data=False)
+            self.graph: Any = onnx.shape_inference.infer_shapes(model).graph
         except FileNotFoundError as error:
             raise Unusable(f"there is no file {path}; name an ONNX file") from error
         except Exception as error:  # whatever the parser makes of another file
@@ -55,6 +55,11 @@ class OnnxFile(nn.Module):
         if opened and opened != [0]:
             raise ValueError(
                 f"{self.path}: the input {name} leaves more open than the batch, {sizes}; export it with fixed sizes"
+            )
+        if not opened and sizes and sizes[0] != self.batch:
+            raise ValueError(
+                f"{self.path}: the input {name} is fixed to a batch of {sizes[0]}, and the target's is {self.batch}; "
+                f"give --batch {sizes[0]}, or export it with an open batch"
             )
         return [self.batch, *sizes[1:]] if opened else sizes
 

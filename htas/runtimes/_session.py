@@ -48,7 +48,7 @@ class Sessions:
     def network(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
         """The exported network, checked; an ONNX file as it is."""
         if isinstance(model, OnnxFile):
-            return file_program(self.what, self.target, model, self._open)
+            return file_program(self.what, self.target, model, self._open_file)
         return network_program(self.what, self.target, model, example, self._export)
 
     def layer(self, layer: Layer) -> Program:
@@ -89,14 +89,18 @@ class Sessions:
         graph = static_graph(network, given)
         return replace(self._open(graph, example), anew=partial(self._open, graph, example))
 
-    def _open(self, graph: bytes, example: tuple[Tensor, ...] | None = None) -> Program:
+    def _open_file(self, path: str, example: tuple[Tensor, ...]) -> Program:
+        return self._open(path, example, kept=True)
+
+    def _open(self, graph: bytes | str, example: tuple[Tensor, ...] | None = None, kept: bool = False) -> Program:
+        """Inputs are cast to the target's precision, unless their types are `kept`."""
         import onnxruntime
 
         providers = [(self.provider, dict(self.settings))]
         options = _options(self.target, self.spin)
         # without fallback: it would print to stdout, and time the processor in place of the GPU
         session = onnxruntime.InferenceSession(graph, options, providers=providers, enable_fallback=False)
-        bound = _Bound(session, self.target, example or _random(session))
+        bound = _Bound(session, self.target, example or _random(session), kept)
         return Program(bound.run, bound.outputs)
 
 
@@ -112,12 +116,12 @@ def check_provider(provider: str, way_out: str) -> None:
 class _Bound:
     """A session whose inputs lie on its device; the output stays there until it is overwritten."""
 
-    def __init__(self, session: Any, target: Target, example: tuple[Tensor, ...]) -> None:
+    def __init__(self, session: Any, target: Target, example: tuple[Tensor, ...], kept: bool) -> None:
         from onnxruntime import OrtValue
 
-        self.session, self.target = session, target
+        self.session, self.target, self.kept = session, target, kept
         self.names = [argument.name for argument in session.get_inputs()]
-        arrays = [tensor.numpy() for tensor in _cast(example, target)]
+        arrays = [tensor.numpy() for tensor in self._cast(example)]
         self.values = [OrtValue.ortvalue_from_numpy(array, target.device, 0) for array in arrays]
         self.binding = session.io_binding()
         for name, value in zip(self.names, self.values, strict=True):
@@ -129,9 +133,12 @@ class _Bound:
         """One batch."""
         self.session.run_with_iobinding(self.binding)
 
+    def _cast(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tensors if self.kept else _cast(tensors, self.target)
+
     def outputs(self, *tensors: Tensor) -> Tensor:
         """The first output for other inputs of the same shapes."""
-        arrays = [tensor.numpy() for tensor in _cast(tensors, self.target)]
+        arrays = [tensor.numpy() for tensor in self._cast(tensors)]
         feed = dict(zip(self.names, arrays, strict=True))
         return torch.from_numpy(self.session.run(None, feed)[0]).float()
 

@@ -85,7 +85,7 @@ class OpenVINO(Runtime):
         graph = static_graph(network, example)
         return replace(self._open(graph, example), anew=partial(self._open, graph, example))
 
-    def _open(self, graph: bytes, example: tuple[Tensor, ...] | None = None) -> Program:
+    def _open(self, graph: bytes | str, example: tuple[Tensor, ...] | None = None) -> Program:
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
