@@ -1,8 +1,10 @@
 """htas.optimize, on a scripted device: what a Python program gives, and what it gets."""
 
+import copy
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,21 @@ import torch
 import torch.nn.functional as F
 from scripted_device import scripted_device
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import htas
 from htas.cli import main
+from htas.datasets._given import GivenData
 from htas.files import read_tensors
+from htas.models._given import digest
+from htas.task import Task
 
 SHAPE = (1, 8, 8)
 CLASSES = 3
@@ -269,6 +281,65 @@ def test_whole_networks_are_trained_and_judged_by_ones_own_functions(net, tmp_pa
     assert {row.accuracy for row in made.results} == {0.25}
 
 
+# -- what tells one run from another, and which items are whose --------------------------------------------------------
+
+
+def test_other_data_of_the_same_size_are_no_reason_to_go_on(found, net):
+    other = TensorDataset(DATA[0].tensors[0].flip(0).contiguous(), DATA[0].tensors[1])
+    with scripted_device(), pytest.raises(ValueError, match=r"holds a run of another configuration .*key = "):
+        htas.optimize(
+            net, torch.zeros(1, *SHAPE), (other, DATA[1]), target=htas.Target(threads=1, batch=2),
+            constraints={"latency": "60%"}, epochs=3, options=QUICK, out=found.folder,
+        )  # fmt: skip
+
+
+def test_functions_are_told_apart_by_their_text_and_by_what_they_hold():
+    def scaled(factor: float) -> Any:
+        return lambda outputs, targets: factor * F.mse_loss(outputs, targets)
+
+    one, same, other = (Task(loss=scaled(factor)).name for factor in (1.0, 1.0, 2.0))
+    assert one == same != other
+    assert Task(loss=partial(F.mse_loss, reduction="sum")).name != Task(loss=partial(F.mse_loss)).name
+    assert Task().name == ""
+
+
+def test_a_network_is_told_from_another_by_its_forward_pass_too():
+    class Scaled(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.conv, self.factor = nn.Conv2d(1, 2, 3), factor
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.factor * self.conv(images).mean((2, 3))
+
+    one, other = Scaled(1.0), Scaled(5.0)
+    other.load_state_dict(one.state_dict())
+    assert digest(one) != digest(other) and digest(one) == digest(copy.deepcopy(one))
+    assert digest(one.bfloat16()) != digest(other.bfloat16())
+
+
+def test_loaders_of_one_dataset_have_the_items_that_their_samplers_draw():
+    loaders = [DataLoader(DATA[0], 4, sampler=SubsetRandomSampler(range(*ends))) for ends in ((0, 200), (200, 240))]
+    made = GivenData.of(*loaders, CLASSES, SHAPE).load(device="cpu", validation=0.5, seed=0, limit=0)
+    assert (len(made.train), len(made.test)) == (200, 40)
+    assert torch.equal(torch.cat([images for images, _ in made.test.batches(40)]), DATA[0].tensors[0][200:])
+
+
+def test_labels_are_those_that_items_have_and_any_whole_numbers():
+    class Mapped(Dataset[Any]):
+        targets = [7, 8] * 30
+
+        def __len__(self) -> int:
+            return 60
+
+        def __getitem__(self, number: int) -> Any:
+            return torch.zeros(SHAPE), torch.tensor(self.targets[number] - 7, dtype=torch.int32)
+
+    made = GivenData.of(Mapped(), Mapped(), 2, SHAPE).load(device="cpu", validation=0.5, seed=0, limit=0)
+    _, labels = next(made.train.batches(8))
+    assert labels.dtype == torch.int64 and labels.tolist() == [0, 1] * 4
+
+
 class Endless(IterableDataset[Any]):
     def __iter__(self) -> Any:
         return iter(())
@@ -305,6 +376,14 @@ WRONG = TensorDataset(torch.zeros(40, *SHAPE), torch.arange(40) % 5)
         (
             {"model": nn.Sequential(Net(), nn.Flatten(0))},
             "the model must give logits [N, classes] of 2 classes or more",
+        ),
+        (
+            {"data": (DataLoader(DATA[0], sampler=WeightedRandomSampler([1.0] * 240, 9)), DATA[1])},
+            "the DataLoader of the training data has a WeightedRandomSampler, which does not say which items are its",
+        ),
+        (
+            {"example_inputs": torch.zeros(1, 1, 16, 16)},
+            "an input of the training data has shape (1, 8, 8), and example_inputs (1, 16, 16); give an example of",
         ),
         ({"loss_fn": "mse"}, "loss_fn must be a function, got str"),
         ({"epochs": -1}, "epochs must be 0 (the usual number) or more and search_epochs 1 or more, got -1 and 3"),
