@@ -371,7 +371,11 @@ def with_classes(name: str, classes: int) -> nn.Module:
 dense, grouped, next_, group_norms, up, twice, listed = (partial(with_classes, name) for name in KINDS)
 
 
-@pytest.mark.parametrize("factory", ["dense", "grouped", "next_", "group_norms", "up", "twice", "listed"])
+QUICK = ("dense", "grouped", "next_")
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("group_norms", "up", "twice", "listed")]
+
+
+@pytest.mark.parametrize("factory", [*QUICK, *OTHERS])
 def test_a_whole_run_finds_a_smaller_network_of_any_kind(factory, tmp_path):
     torch.set_default_dtype(torch.float32)
     options = [
