@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from htas.arch import Arch
+from htas.graph._capture import capture, names
 from htas.graph.network import Network, Segment, Step
-from htas.graph.trace import capture, names
 
 
 def resize(network: Network, arch: Arch) -> nn.Module:

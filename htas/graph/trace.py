@@ -1,8 +1,5 @@
 """Read a network's free widths and depths out of its graph (torch.fx)."""
 
-import copy
-import inspect
-import operator
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,48 +8,40 @@ from math import lcm, prod
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
+from htas.graph._blocks import Run, droppable, runs_of
+from htas.graph._capture import captured, names, owner_of
+from htas.graph._steps import (
+    CONCATS,
+    FUNCTION_ACTIVATIONS,
+    JOINS,
+    MAP_FUNCTIONS,
+    MAP_METHODS,
+    MAPS,
+    POINTWISE,
+    RESHAPES,
+    SHARED,
+    SPATIAL_FUNCTIONS,
+    WRITTEN_OUT,
+    layer_norm,
+    layer_of,
+    moved,
+    only_at,
+    only_ones,
+    pair,
+    plain_add,
+    private,
+    sized_by,
+    tied_in,
+    understood,
+)
 from htas.graph.network import OUTPUT, Kind, Network, Node, Segment, Site
 from htas.layer import ACTIVATIONS, Layer, Op
 from htas.text import no_such
 
-POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-MAPS = (
-    *ACTIVATIONS.values(), *POOLS, nn.Dropout, nn.Dropout2d, nn.Identity, nn.Upsample, nn.ZeroPad2d,
-    nn.Softplus, nn.Mish,
-)  # fmt: skip
-MAP_FUNCTIONS = {
-    F.relu, torch.relu, F.relu6, F.silu, F.gelu, F.hardswish, F.hardsigmoid, torch.sigmoid, torch.tanh, F.leaky_relu,
-    F.elu, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.dropout, F.interpolate, F.mish,
-    torch.abs, torch.exp, torch.neg, operator.neg,
-}  # fmt: skip
-MAP_METHODS = {"relu", "relu_", "sigmoid", "tanh", "contiguous", "clone", "detach", "float", "abs", "exp", "neg"}
-POINTWISE = (
-    *ACTIVATIONS.values(), nn.Dropout, nn.Identity, nn.Softplus, nn.Mish,
-)  # fmt: skip
-"""Maps that know no dimensions."""
-SPATIAL_FUNCTIONS = {
-    F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate,
-}  # fmt: skip
-FUNCTION_ACTIVATIONS = {
-    F.relu: "relu", torch.relu: "relu", F.relu6: "relu6", F.silu: "silu", F.hardswish: "hardswish", F.gelu: "gelu",
-}  # fmt: skip
-ADDS = {operator.add, operator.iadd, torch.add, "add", "add_"}
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-WRITTEN_OUT = {"view", "reshape", torch.reshape}
-"""Reshapes that are given sizes."""
-RESHAPES = {*WRITTEN_OUT, "flatten", torch.flatten, "squeeze", torch.squeeze, "unsqueeze", torch.unsqueeze}
 IGNORED = "design.ignored names it"
 """Why a width is frozen that the user wants as it is."""
-SHARED = ("conv", "grouped", "norm", "layer_norm")
-"""Kinds of nodes whose modules have weights."""
-CONCATS = {torch.cat, torch.concat, torch.concatenate}
-JOINS = ADDS | {
-    operator.mul, operator.imul, torch.mul, operator.sub, torch.sub, torch.maximum, "mul", "mul_", "sub", "expand_as",
-}  # fmt: skip
 
 
 def trace(
@@ -72,7 +61,7 @@ def trace(
     """
     examples = (example,) if isinstance(example, Tensor) else tuple(example)
     _check_ignored(module, ignored)
-    return _Builder(_captured(module, examples), module, examples, adds, project_norm, ignored).network()
+    return _Builder(captured(module, examples), module, examples, adds, project_norm, ignored).network()
 
 
 def _check_ignored(module: nn.Module, ignored: Collection[str]) -> None:
@@ -80,93 +69,6 @@ def _check_ignored(module: nn.Module, ignored: Collection[str]) -> None:
     for name in ignored:
         if name not in names:
             raise ValueError(no_such("module of this network", name, names[:40]))
-
-
-def capture(module: nn.Module, inputs: int) -> fx.GraphModule:
-    """The module in eval mode as a torch.fx graph, whose nodes know which submodule they stand in; raises ValueError.
-
-    What forward takes beyond so many `inputs` has its default.
-    """
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    rest = list(inspect.signature(module.forward).parameters.values())[inputs:]
-    defaults = {each.name: each.default for each in rest if each.default is not each.empty}
-    try:
-        return fx.GraphModule(module, _Tracer().trace(module, defaults or None))
-    except Exception as error:  # a forward pass may raise anything
-        raise ValueError(
-            f"{type(module).__name__} cannot be traced by torch.fx ({_first_line(error)}); "
-            "keep data-dependent control flow out of forward()"
-        ) from error
-    finally:
-        for part, training in modes.items():
-            part.training = training
-
-
-class _Tracer(fx.Tracer):
-    """Layer norms stay whole, those of a user's own class too."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.LayerNorm) or super().is_leaf_module(m, module_qualified_name)
-
-
-def names(graph: fx.Graph) -> dict[fx.Node, str]:
-    """A name for each node that stays when blocks elsewhere are cut: its module, or `owner:operation` and a count."""
-    counts: dict[str, int] = {}
-    found = {}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            name = str(node.target)
-        else:
-            what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "function")
-            name = f"{_owner(node)}:{what}"
-        counts[name] = counts.get(name, 0) + 1
-        found[node] = name if counts[name] == 1 else f"{name}#{counts[name]}"
-    return found
-
-
-def _owner(node: fx.Node) -> str:
-    stack = _stack(node)
-    return stack[-1] if stack else ""
-
-
-def _stack(node: fx.Node) -> list[str]:
-    """Paths of the modules under way, the outermost first."""
-    return [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _captured(module: nn.Module, examples: tuple[Tensor, ...]) -> fx.GraphModule:
-    """`capture`, with the shape of every node's value under meta["shape"] (None where it is no tensor)."""
-    graph = capture(module, len(examples))
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad():
-            _Shapes(graph).run(*(example.clone() for example in examples))
-    except Exception as error:
-        shapes = " and ".join(str(tuple(example.shape)) for example in examples)
-        what = "an input" if len(examples) == 1 else "inputs"
-        raise ValueError(
-            f"{type(module).__name__} does not run on {what} of shape {shapes} ({_first_line(error)})"
-        ) from error
-    finally:
-        for part, training in modes.items():
-            part.training = training
-    return graph
-
-
-class _Shapes(fx.Interpreter):
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        n.meta["shape"] = tuple(result.shape) if isinstance(result, Tensor) else None
-        n.meta["tensors"] = any(isinstance(leaf, Tensor) for leaf in tree_leaves(result))
-        if isinstance(result, nn.Parameter) and result.requires_grad:
-            n.meta["params"] = result.numel()
-        return result
 
 
 @dataclass
@@ -196,17 +98,6 @@ class _Groups:
         self.reasons.setdefault(self.root(name), reason)
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Neighbouring blocks of a Sequential: a depth site. All but the first have outputs shaped like their inputs."""
-
-    site: str
-    blocks: tuple[str, ...]
-    ends: tuple[fx.Node, ...]
-    listed: bool
-    """Whether a Sequential calls them, which a cut one leaves out."""
-
-
 class _Builder:
     """Turns one torch.fx graph into a Network."""
 
@@ -222,7 +113,7 @@ class _Builder:
         self.graph, self.module, self.examples, self.adds, self.normed = graph.graph, module, examples, adds, normed
         self.modules = dict(module.named_modules())
         self.names = names(self.graph)
-        self.tied = _tied(module)
+        self.tied = tied_in(module)
         self.counted: set[int] = set()
         self.attributes = Counter(str(node.target) for node in self.graph.nodes if node.op == "get_attr")
         self.calls: dict[str, int] = {}
@@ -234,8 +125,8 @@ class _Builder:
         self.passed: dict[str, tuple[str, ...]] = {}  # group member of a depth site -> those whose widths it passes on
         self.nodes: dict[str, Node] = {}
         self.ignored = ignored
-        runs = [run for run in _runs(self.graph, self.modules) if not any(map(self._ignored, run.blocks))]
-        self.runs = [run for run in runs if run.listed or _droppable(module, run.blocks, examples)]
+        runs = [run for run in runs_of(self.graph, self.modules) if not any(map(self._ignored, run.blocks))]
+        self.runs = [run for run in runs if run.listed or droppable(module, run.blocks, examples)]
         self.outputs: tuple[str, ...] = ()
         self.result: Callable[[tuple[Any, ...]], Any] = lambda values: values[0]
         self.first: dict[str, Node] = {}  # module -> the node that called it first
@@ -282,7 +173,7 @@ class _Builder:
             consumed=self.nodes[inputs[0]].segments if inputs else (),
             axis=axis,
         )
-        if self.adds == "project" and node.kind == "join" and _plain_add(fxnode):
+        if self.adds == "project" and node.kind == "join" and plain_add(fxnode):
             node = self._project(node, fxnode)
         self.nodes[name] = getattr(self, f"_{node.kind}")(node, fxnode)
         if earlier is None:
@@ -314,7 +205,7 @@ class _Builder:
             return "layer_norm" if self._whole_norm(module, shape, source, axis) else "fixed"
         if axis != (len(shape) - 1 if isinstance(module, nn.Linear) else 1):
             return "map" if isinstance(module, POINTWISE) else "fixed"
-        if _understood(module):
+        if understood(module):
             if not isinstance(module, nn.Conv2d) or module.groups == 1:
                 return "conv"
             return "grouped" if self._whole_groups(module, source) else "fixed"
@@ -337,7 +228,7 @@ class _Builder:
                 continue
             alone = len(param.users) == 1 and self.attributes[str(param.target)] == 1
             alone = alone and getattr(self.nodes.get(self.names[param]), "kind", "value") == "value"
-            if alone and (1,) * (len(shape) - len(own)) + own == _only_at(node.axis, shape):
+            if alone and (1,) * (len(shape) - len(own)) + own == only_at(node.axis, shape):
                 return given, param
         return None
 
@@ -351,7 +242,7 @@ class _Builder:
             return False
         if not isinstance(args[1], fx.Node):
             return bool(args[1] == -1)
-        asked = _sized_by(args[1])
+        asked = sized_by(args[1])
         if asked is None or asked[1] != self._axis(asked[0]):
             return False
         own, given = self.names[asked[0]], self.names[fxnode.all_input_nodes[0]]
@@ -404,7 +295,7 @@ class _Builder:
             return "concat" if dim in (axis, axis - len(shape)) and list(parts) == tensors and alike else "fixed"
         if target in MAP_FUNCTIONS or target in MAP_METHODS:
             return "map" if axis == 1 or target not in SPATIAL_FUNCTIONS else "fixed"
-        if _moved(fxnode, axis) is not None:
+        if moved(fxnode, axis) is not None:
             return "map"
         if axis != 1:
             return "fixed"
@@ -413,7 +304,7 @@ class _Builder:
             return "flatten"
         if flat and target in ("view", "reshape", torch.reshape) and fxnode.args[-1] == -1:
             return "flatten"
-        if target in RESHAPES and shape[:2] == first[:2] and _only_ones(first[2:], shape[2:]) and self._follows(fxnode):
+        if target in RESHAPES and shape[:2] == first[:2] and only_ones(first[2:], shape[2:]) and self._follows(fxnode):
             return "map"
         return "fixed"
 
@@ -434,7 +325,7 @@ class _Builder:
         own = sum(parameter.numel() for parameter in new if parameter.requires_grad)
         last = len(fxnode.meta["shape"] or ()) - 1
         size = self._size(fxnode, last if isinstance(module, nn.Linear) else 1) if module else (1, 1)
-        layer = _layer(module, size) if module and _understood(module) else None
+        layer = layer_of(module, size) if module and understood(module) else None
         return replace(self._fresh(node, fxnode, f"{what} {why}"), layer=layer, params=fxnode.meta.get("params", own))
 
     def _why_fixed(self, node: Node, module: nn.Module | None) -> str:
@@ -453,7 +344,7 @@ class _Builder:
         self.sources[node.name] = (self.groups.add(node.name),)
         if self._ignored(node.module):
             self.groups.freeze(node.name, IGNORED)
-        layer = _layer(module, self._size(fxnode, node.axis))
+        layer = layer_of(module, self._size(fxnode, node.axis))
         return replace(node, segments=(Segment(layer.outputs),), layer=layer)
 
     def _ignored(self, module: str) -> bool:
@@ -462,7 +353,7 @@ class _Builder:
     def _grouped(self, node: Node, fxnode: fx.Node) -> Node:
         if self._ignored(node.module):
             self._freeze(node.inputs[0], IGNORED)
-        return replace(self._map(node, fxnode), layer=_layer(self.modules[node.module], self._size(fxnode)))
+        return replace(self._map(node, fxnode), layer=layer_of(self.modules[node.module], self._size(fxnode)))
 
     @staticmethod
     def _alike(earlier: Node, kind: Kind, source: Node) -> bool:
@@ -490,9 +381,9 @@ class _Builder:
         return replace(self._same(node), param=str(param.target), params=int(learns), param_axis=place)
 
     def _map(self, node: Node, fxnode: fx.Node) -> Node:
-        moved = _moved(fxnode, node.axis)
-        if moved is not None:
-            return replace(self._same(node), axis=moved, layer=self._pool(node, fxnode))
+        place = moved(fxnode, node.axis)
+        if place is not None:
+            return replace(self._same(node), axis=place, layer=self._pool(node, fxnode))
         return replace(self._same(node), layer=self._pool(node, fxnode))
 
     def _join(self, node: Node, fxnode: fx.Node) -> Node:
@@ -504,7 +395,7 @@ class _Builder:
             for left, right in zip(one, two, strict=True):
                 self.groups.join(left, right)
         node = self._same(node)
-        layer = Layer("add", node.base, node.base, self._size(fxnode, node.axis)) if _plain_add(fxnode) else None
+        layer = Layer("add", node.base, node.base, self._size(fxnode, node.axis)) if plain_add(fxnode) else None
         return replace(node, layer=layer)
 
     def _concat(self, node: Node, fxnode: fx.Node) -> Node:
@@ -557,7 +448,7 @@ class _Builder:
     def _project(self, node: Node, fxnode: fx.Node) -> Node:
         """Where one operand of an add also goes elsewhere (an identity shortcut), put a project node on it."""
         operands = fxnode.all_input_nodes
-        own = [_private(operand) for operand in operands]
+        own = [private(operand) for operand in operands]
         if own[0] == own[1]:
             return node
         skip, branch = (0, 1) if own[1] else (1, 0)
@@ -578,7 +469,7 @@ class _Builder:
         names = chain([stem], (f"{stem}{number}" for number in count(2)))
         return next(name for name in names if name not in self.modules and name not in self.nodes)
 
-    def _depth(self, run: _Run, renamed: dict[fx.Node, str]) -> None:
+    def _depth(self, run: Run, renamed: dict[fx.Node, str]) -> None:
         """After the last block of a run, a node that takes the output of the last one kept."""
         inputs = tuple(renamed.get(end, self.names[end]) for end in run.ends)
         segments = self.nodes[inputs[0]].segments
@@ -597,7 +488,7 @@ class _Builder:
         self.sources[name] = tuple(members)
         renamed[run.ends[-1]] = name
 
-    def _forget(self, run: _Run) -> None:
+    def _forget(self, run: Run) -> None:
         """Drop a depth site whose blocks lay out their channels differently."""
         self.runs.remove(run)
         for name, node in self.nodes.items():
@@ -616,7 +507,7 @@ class _Builder:
         return root in self.groups.reasons or any(other != member for other in self._members(root))
 
     def _blocks(self, fxnode: fx.Node) -> tuple[tuple[str, int], ...]:
-        owner = self.names[fxnode] if fxnode.op == "call_module" else _owner(fxnode)
+        owner = self.names[fxnode] if fxnode.op == "call_module" else owner_of(fxnode)
         return tuple(
             (run.site, index)
             for run in self.runs
@@ -644,8 +535,8 @@ class _Builder:
             op: Op = "max_pool" if isinstance(module, nn.MaxPool2d) else "avg_pool"
             stride = module.stride if module.stride is not None else module.kernel_size
             return Layer(
-                op, width, width, size, kernel=_pair(module.kernel_size), stride=_pair(stride),
-                padding=_pair(module.padding), dilation=_pair(getattr(module, "dilation", 1)),
+                op, width, width, size, kernel=pair(module.kernel_size), stride=pair(stride),
+                padding=pair(module.padding), dilation=pair(getattr(module, "dilation", 1)),
             )  # fmt: skip
         channels = sum(own.base * own.repeat for own in node.consumed)
         is_global = len(before) == 4 and channels == prod(after[1:]) < prod(before[1:])
@@ -785,201 +676,3 @@ def _first(_: Callable[[str], nn.Module], values: tuple[Any, ...]) -> Any:
 
 def _last(_: Callable[[str], nn.Module], values: tuple[Any, ...]) -> Any:
     return values[-1]
-
-
-def _plain_add(fxnode: fx.Node) -> bool:
-    """Whether this adds images of one shape."""
-    shapes = {source.meta["shape"] for source in fxnode.all_input_nodes}
-    return fxnode.target in ADDS and len(shapes) == 1 and len(fxnode.meta["shape"]) == 4
-
-
-def _private(fxnode: fx.Node) -> bool:
-    """Whether this value comes from a convolution, by norms and activations, and goes nowhere else on the way."""
-    while len(fxnode.users) == 1 and fxnode.op == "call_module":
-        module = fxnode.graph.owning_module.get_submodule(str(fxnode.target))  # type: ignore[union-attr]
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            return True
-        fxnode = fxnode.all_input_nodes[0]
-    return False
-
-
-def _tied(module: nn.Module) -> set[str]:
-    """Modules that share a parameter with another one."""
-    owners: dict[int, set[int]] = {}
-    for part in module.modules():
-        for parameter in part.parameters(recurse=False):
-            owners.setdefault(id(parameter), set()).add(id(part))
-    shared = {part for parts in owners.values() if len(parts) > 1 for part in parts}
-    return {name for name, part in module.named_modules(remove_duplicate=False) if id(part) in shared}
-
-
-def _understood(module: nn.Module) -> bool:
-    """Whether a Layer describes this module, whose weight is a parameter of its own and not computed."""
-    if not isinstance(module._parameters.get("weight"), nn.Parameter):
-        return False
-    if isinstance(module, nn.Linear):
-        return True
-    if isinstance(module, nn.ConvTranspose2d):
-        return module.groups == 1
-    return isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and _padding(module) is not None
-
-
-def _padding(module: nn.Conv2d) -> tuple[int, int] | None:
-    """In numbers; None where there is more of it on one side."""
-    if module.padding == "valid":
-        return (0, 0)
-    if module.padding != "same":
-        return _pair(module.padding)
-    reach = [dilation * (size - 1) for dilation, size in zip(module.dilation, module.kernel_size, strict=True)]
-    return None if any(each % 2 for each in reach) else (reach[0] // 2, reach[1] // 2)
-
-
-def _layer(module: nn.Module, size: tuple[int, int]) -> Layer:
-    if isinstance(module, nn.Linear):
-        return Layer("linear", module.in_features, module.out_features, size, bias=module.bias is not None)
-    assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
-    transposed = isinstance(module, nn.ConvTranspose2d)
-    padding = _pair(module.padding) if isinstance(module, nn.ConvTranspose2d) else _padding(module)
-    assert padding is not None
-    return Layer(
-        "conv_transpose" if transposed else "conv", module.in_channels, module.out_channels, size,
-        kernel=_pair(module.kernel_size), stride=_pair(module.stride), padding=padding,
-        dilation=_pair(module.dilation), groups=module.groups, bias=module.bias is not None,
-        output_padding=_pair(module.output_padding) if transposed else (0, 0),
-    )  # fmt: skip
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (int(value[0]), int(value[1])) if isinstance(value, tuple | list) else (int(value), int(value))
-
-
-def _moved(fxnode: fx.Node, axis: int) -> int | None:
-    """Where the channels are after dimensions were put in another order, or the mean was taken over some of them; None
-    if that is not what the node does, or does to the channels or the batch."""
-    target: Any = fxnode.target
-    if fxnode.op not in ("call_function", "call_method") or not fxnode.args or not isinstance(fxnode.args[0], fx.Node):
-        return None
-    count = len(fxnode.args[0].meta["shape"] or ())
-    named: Any = fxnode.kwargs.get("dims", fxnode.kwargs.get("dim"))
-    rest: Any = fxnode.args[1:] if named is None else (named, *fxnode.args[1:])
-    listed = rest[0] if rest and isinstance(rest[0], tuple | list) else rest
-    dims = [dim % count for dim in listed if type(dim) is int]
-    if target in (torch.permute, "permute"):
-        return dims.index(axis) if len(dims) == count and dims[0] == 0 else None
-    if target in (torch.transpose, torch.swapaxes, "transpose", "swapaxes"):
-        order = list(range(count))
-        if len(dims) != 2 or 0 in dims:
-            return None
-        order[dims[0]], order[dims[1]] = order[dims[1]], order[dims[0]]
-        return order.index(axis)
-    if target in (torch.mean, "mean") and dims:
-        over: Any = rest[0] if isinstance(rest[0], tuple | list) else rest[:1]
-        gone = {dim % count for dim in over}
-        if gone & {0, axis}:
-            return None
-        return axis if len(fxnode.meta["shape"]) == count else axis - sum(dim < axis for dim in gone)
-    return None
-
-
-def _sized_by(node: fx.Node) -> tuple[fx.Node, int] | None:
-    """The tensor, and the dimension, whose size this is: `x.size(1)`, `x.shape[1]` or an item of `x.size()`."""
-    args = node.args
-    if node.target == "size" and len(args) == 2 and isinstance(args[0], fx.Node) and isinstance(args[1], int):
-        return args[0], args[1]
-    if node.target is operator.getitem and isinstance(args[0], fx.Node) and isinstance(args[1], int):
-        sizes = args[0]
-        whole = (sizes.target == "size" and len(sizes.args) == 1) or (
-            sizes.target is getattr and sizes.args[1:] == ("shape",)
-        )
-        if whole and isinstance(sizes.args[0], fx.Node):
-            return sizes.args[0], args[1]
-    return None
-
-
-def _only_ones(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
-    """Whether sizes of 1 were put in or taken out, and nothing else."""
-    return [size for size in before if size != 1] == [size for size in after if size != 1]
-
-
-def _only_at(axis: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(size if dim == axis else 1 for dim, size in enumerate(shape))
-
-
-def layer_norm(x: Tensor, norm: nn.Module, axis: int) -> Tensor:
-    """Over the channels, which are in this dimension; `norm` has weight, bias and eps."""
-    out = F.layer_norm(x.movedim(axis, -1), norm.weight.shape, norm.weight, norm.bias, norm.eps)  # type: ignore
-    return out.movedim(-1, axis)
-
-
-# -- depth sites -----------------------------------------------------------------------------------------------------
-
-
-def _runs(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[_Run]:
-    """Runs of blocks in which all but the first keep the shape of their input: of a Sequential, or called one after the
-    other by a user's own forward pass, where they must add to what comes in (residual blocks)."""
-    inside = _inside(graph)
-    for path, module in modules.items():
-        listed = type(module).forward is nn.Sequential.forward
-        run: list[str] = []
-        found: list[list[str]] = []
-        for child, block in module.named_children():
-            name = f"{path}.{child}" if path else child
-            called = name in inside and (not path or not listed or path in _stack(inside[name][0]))  # not by its index
-            composite = called and not isinstance(block, CONTAINERS) and any(True for _ in block.children())
-            keeps = run and composite and _keeps_shape(inside, run[-1], name)
-            if keeps and (listed or _residual(inside[name])):
-                run.append(name)
-                continue
-            run = [name] if composite else []
-            found.append(run)
-        for blocks in found:
-            if len(blocks) > 1:
-                site = path if path and len(blocks) == len(list(module.children())) else f"{blocks[0]}+"
-                yield _Run(site, tuple(blocks), tuple(inside[block][-1] for block in blocks), listed)
-
-
-def _inside(graph: fx.Graph) -> dict[str, list[fx.Node]]:
-    """The nodes of every submodule, in order."""
-    found: dict[str, list[fx.Node]] = {}
-    for node in graph.nodes:
-        owner = str(node.target) if node.op == "call_module" else _owner(node)
-        parts = owner.split(".") if owner else []
-        for length in range(1, len(parts) + 1):
-            found.setdefault(".".join(parts[:length]), []).append(node)
-    return found
-
-
-def _keeps_shape(inside: dict[str, list[fx.Node]], before: str, block: str) -> bool:
-    """Whether `block` reads the output of `before` and nothing else, and its output has the same shape."""
-    own, end, source = set(inside[block]), inside[block][-1], inside[before][-1]
-    outside = {given for node in own for given in node.all_input_nodes if given not in own}
-    if outside != {source} or any(user not in own for user in source.users):
-        return False
-    if _leaving(inside[before]) or _leaving(inside[block]):
-        return False
-    return end.meta["shape"] is not None and end.meta["shape"] == source.meta["shape"]
-
-
-@torch.no_grad()
-def _droppable(module: nn.Module, blocks: Sequence[str], examples: tuple[Tensor, ...]) -> bool:
-    """Whether the network still runs where an Identity stands for all blocks but the first: they may be called with
-    further arguments, or asked for attributes."""
-    cut = copy.deepcopy(module).eval()
-    for block in blocks[1:]:
-        cut.set_submodule(block, nn.Identity())
-    try:
-        cut(*(example.clone() for example in examples))
-    except Exception:  # whatever a forward pass of the user's makes of that
-        return False
-    return True
-
-
-def _residual(nodes: list[fx.Node]) -> bool:
-    """Whether a block adds something to its input."""
-    own = set(nodes)
-    return any(node.target in ADDS and any(given not in own for given in node.all_input_nodes) for node in nodes)
-
-
-def _leaving(nodes: list[fx.Node]) -> bool:
-    """Whether anything but the last of a block's values is read outside it."""
-    return any(user not in nodes for node in nodes[:-1] for user in node.users)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from htas.files import Unusable
-from htas.graph.trace import capture
+from htas.graph._capture import capture
 from htas.models import ModelFamily
 
 _KNOWN: dict[str, nn.Module] = {}
