@@ -1,4 +1,4 @@
-"""A network of your own in half its latency: `python examples/own_model.py [FOLDER]`, about four minutes on two cores.
+"""A network of your own in half its latency: `python examples/own_model.py [FOLDER]`, five to six minutes on two cores.
 
 The network, its training and its data are plain PyTorch; one call does the rest.
 """

@@ -11,6 +11,7 @@ from torch import nn
 from htas.files import Unusable
 from htas.graph._capture import capture
 from htas.models import ModelFamily
+from htas.text import plural
 
 _KNOWN: dict[str, nn.Module] = {}
 
@@ -46,6 +47,10 @@ class Given(ModelFamily):
     def inherits(self) -> bool:
         """Whether networks start from its weights."""
         return self.trained
+
+    def member(self, blocks: int) -> str:
+        """`Net with 2 blocks a stage`."""
+        return f"{self.what} with {plural(blocks, 'block')} a stage"
 
     @property
     def title(self) -> str:
