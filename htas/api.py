@@ -24,7 +24,7 @@ from htas.result import Result
 from htas.strategies import Strategy
 from htas.target import Target
 from htas.task import Task, unit
-from htas.text import millions, milliseconds, percent
+from htas.text import first_line, millions, milliseconds, percent
 from htas.train import evaluate
 
 LOGITS = 58.0
@@ -204,9 +204,8 @@ def _classes(model: nn.Module, example: Tensor, task: Task) -> int:
         with torch.no_grad():
             out = copy.deepcopy(model).eval()(example)
     except Exception as error:
-        text = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
-            f"the model does not run on example_inputs of shape {tuple(example.shape)}: {text[0]}"
+            f"the model does not run on example_inputs of shape {tuple(example.shape)}: {first_line(error)}"
         ) from error
     if not task.classifies:
         return 1

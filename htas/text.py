@@ -100,6 +100,12 @@ def runs(values: Sequence[int]) -> str:
     return " ".join(f"{count}x{value}" if count > 1 else str(value) for value, count in counted)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, cut to a line; its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def listing(names: Iterable[str]) -> str:
     """`a, b, c` in the order given."""
     return ", ".join(names)

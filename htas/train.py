@@ -14,6 +14,7 @@ from htas.allocator import keep_memory
 from htas.datasets import Source
 from htas.distill import Distill
 from htas.files import read_tensors, write_tensors
+from htas.modes import evaluating
 from htas.progress import Bar, progress
 from htas.task import CLASSIFY, Task, precise, scalar
 from htas.text import percent, significant
@@ -216,16 +217,12 @@ def evaluate(
     """Mean score (share of right answers) on a split, in eval mode; the model's mode is restored."""
     runner = engine(device, precision)
     placed(model, runner.device)
-    modes = {part: part.training for part in model.modules()}
-    model.eval()
     total = torch.zeros((), dtype=torch.float64, device=runner.device)
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for images, labels in split.batches(batch, channels_last=True):
             with runner.autocast():
                 outputs = model(images)
             total += scalar(task.score(precise(outputs), labels), total) * len(images)
-    for part, training in modes.items():
-        part.training = training
     return float(total) / len(split)
 
 

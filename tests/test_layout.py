@@ -66,6 +66,7 @@ ORDER = [
     "layer",
     "arch",
     "plugins",
+    "modes",
     "files",
     "text",
 ]

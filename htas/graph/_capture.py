@@ -7,26 +7,25 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from htas.modes import evaluating
+from htas.text import first_line
+
 
 def capture(module: nn.Module, inputs: int) -> fx.GraphModule:
     """The module in eval mode as a torch.fx graph, whose nodes know which submodule they stand in; raises ValueError.
 
     What forward takes beyond so many `inputs` has its default.
     """
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
     rest = list(inspect.signature(module.forward).parameters.values())[inputs:]
     defaults = {each.name: each.default for each in rest if each.default is not each.empty}
     try:
-        return fx.GraphModule(module, _Tracer().trace(module, defaults or None))
+        with evaluating(module):
+            return fx.GraphModule(module, _Tracer().trace(module, defaults or None))
     except Exception as error:  # a forward pass may raise anything
         raise ValueError(
             f"{type(module).__name__} cannot be traced by torch.fx ({first_line(error)}); "
             "keep data-dependent control flow out of forward()"
         ) from error
-    finally:
-        for part, training in modes.items():
-            part.training = training
 
 
 class _Tracer(fx.Tracer):
@@ -61,17 +60,11 @@ def stack_of(node: fx.Node) -> list[str]:
     return [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
 
 
-def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
 def captured(module: nn.Module, examples: tuple[Tensor, ...]) -> fx.GraphModule:
     """`capture`, with the shape of every node's value under meta["shape"] (None where it is no tensor)."""
     graph = capture(module, len(examples))
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
     try:
-        with torch.no_grad():
+        with evaluating(module), torch.no_grad():
             _Shapes(graph).run(*(example.clone() for example in examples))
     except Exception as error:
         shapes = " and ".join(str(tuple(example.shape)) for example in examples)
@@ -79,9 +72,6 @@ def captured(module: nn.Module, examples: tuple[Tensor, ...]) -> fx.GraphModule:
         raise ValueError(
             f"{type(module).__name__} does not run on {what} of shape {shapes} ({first_line(error)})"
         ) from error
-    finally:
-        for part, training in modes.items():
-            part.training = training
     return graph
 
 

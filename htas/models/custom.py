@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from htas.models import ModelFamily
+from htas.modes import evaluating
+from htas.text import first_line
 
 BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -50,18 +52,14 @@ class Custom(ModelFamily):
 
     def check(self, module: nn.Module, example: Tensor, classes: int) -> None:
         """Outputs must be logits of the data set's classes."""
-        modes = {part: part.training for part in module.modules()}
         try:
-            with torch.no_grad():
-                out = module.eval()(example)
+            with evaluating(module), torch.no_grad():
+                out = module(example)
         except Exception as error:  # a user's code may raise anything
             shape = tuple(example.shape)
             raise ValueError(
                 f"{self.factory} does not run on images of shape {shape}: {_what(error)} ({_where(error)})"
             ) from error
-        finally:
-            for part, training in modes.items():
-                part.training = training
         if not isinstance(out, Tensor) or out.shape != (len(example), classes):
             shown = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ValueError(
@@ -104,8 +102,8 @@ def _imported(path: str, what: str) -> ModuleType:
 
 
 def _what(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    kind, said = type(error).__name__, first_line(error)
+    return kind if said == kind else f"{kind}: {said}"
 
 
 def _where(error: Exception) -> str:
