@@ -1,12 +1,14 @@
 """Do predictions hold? Random archs, predicted from measured layers and calibrated, beside what they take.
 
     python benchmarks/prediction.py OUT [--runtimes eager,onnxruntime,openvino] [--archs 17] [--depths 20,32,56]
+    python benchmarks/prediction.py OUT --family imagenet_resnet --depths 50 --adds join --runtimes onnxruntime \
+        --batch 1 --archs 24 --lot 8
 
 For every runtime: one survey, then for ResNet-20, -32 and -56 (or those asked for) with joined and projected adds a
 calibration and random archs that it has not seen, each divided by the base network read in the same rounds: those in
 which the calibration's networks are read, and those of a run of its own a minute later, when the machine may be in
-another mood. Every step is a process of its own that leaves a JSON file in OUT, and is not done again. Run it with
-nothing else.
+another mood. With a lot (of networks that are too large to be held all at once) only the latter, so many at a time.
+Every step is a process of its own that leaves a JSON file in OUT, and is not done again. Run it with nothing else.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -33,9 +36,12 @@ if TYPE_CHECKING:
     from htas.space import Space
     from htas.target import Target
 
-ADDS = ("join", "project")
 SECONDS = {"eager": 140.0, "onnxruntime": 115.0, "openvino": 120.0}
 """Of a step, about, on two cores; 300 in other runtimes."""
+FAMILIES = {"cifar_resnet": (10, (3, 32, 32), 180), "imagenet_resnet": (1000, (3, 224, 224), 900)}
+"""Classes, image, and seconds that a survey and a calibration may take together."""
+LOT = 60.0
+"""Seconds for a lot at most."""
 AIMS = (("mean absolute error", 0.02), ("within 5 %", 0.90), ("within 10 %", 0.99), ("Kendall tau, pooled", 0.95))
 
 
@@ -45,22 +51,27 @@ def main() -> None:
     parser.add_argument("--runtimes", default="eager,onnxruntime,openvino")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--archs", type=int, default=17, help="of each depth and kind of adds")
+    parser.add_argument("--family", default="cifar_resnet", choices=list(FAMILIES))
     parser.add_argument("--depths", default="20,32,56")
+    parser.add_argument("--adds", default="join,project")
+    parser.add_argument("--batch", type=int, default=0)
+    parser.add_argument("--lot", type=int, default=0, help="archs that are read at once; 0: all")
     parser.add_argument("--step", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.step:
         from htas.target import Target
 
         what, file = given.step
-        target = Target(device=given.device, runtime=given.runtimes)
-        found = survey(target) if what == "survey" else archs(target, what, given)
+        image = FAMILIES[given.family][1]
+        target = Target(device=given.device, runtime=given.runtimes, batch=given.batch, image=image)
+        found = survey(target, given) if what == "survey" else archs(target, what, given)
         Path(file).write_text(json.dumps(found))
         return
     given.out.mkdir(parents=True, exist_ok=True)
     steps = [
         (runtime, what)
         for runtime in given.runtimes.split(",")
-        for what in ("survey", *(f"{depth}-{adds}" for depth, adds in itertools.product(depths(given), ADDS)))
+        for what in ("survey", *(f"{depth}-{adds}" for depth, adds in each(given)))
     ]
     missing = [step for step in steps if not path(given, *step).exists()]
     seconds = sum(SECONDS.get(runtime, 300.0) for runtime, _ in missing)
@@ -69,8 +80,7 @@ def main() -> None:
         file = path(given, runtime, what)
         part = file.with_suffix(".part")
         print(f"{file.name} ...", file=sys.stderr, flush=True)
-        command = [sys.executable, __file__, str(given.out), "--runtimes", runtime, "--device", given.device]
-        subprocess.run([*command, "--archs", str(given.archs), "--step", what, str(part)], check=True)
+        subprocess.run([sys.executable, *sys.argv, "--runtimes", runtime, "--step", what, str(part)], check=True)
         part.rename(file)
     show(given)
 
@@ -78,6 +88,11 @@ def main() -> None:
 def depths(given: argparse.Namespace) -> list[int]:
     """Of the ResNets."""
     return [int(depth) for depth in given.depths.split(",")]
+
+
+def each(given: argparse.Namespace) -> list[tuple[int, str]]:
+    """Depths, with joined and projected adds."""
+    return list(itertools.product(depths(given), given.adds.split(",")))
 
 
 def path(given: argparse.Namespace, runtime: str, what: str) -> Path:
@@ -88,24 +103,31 @@ def path(given: argparse.Namespace, runtime: str, what: str) -> Path:
 # -- steps -------------------------------------------------------------------------------------------------------------
 
 
-def traced(depth: int, adds: str) -> "Network":
+def traced(given: argparse.Namespace, depth: int, adds: str) -> "Network":
     import torch
 
     from htas.graph import trace
     from htas.models.cifar_resnet import CifarResNet
+    from htas.models.imagenet_resnet import ImageNetResNet
 
-    return trace(CifarResNet(depth).build(10), torch.zeros(1, 3, 32, 32), adds=adds)  # type: ignore[arg-type]
+    kind = {"cifar_resnet": CifarResNet, "imagenet_resnet": ImageNetResNet}[given.family]
+    classes, image, _ = FAMILIES[given.family]
+    model = kind(depth).build(classes)
+    started = time.monotonic()
+    network = trace(model, torch.zeros(1, *image), adds=adds)  # type: ignore[arg-type]
+    print(f"traced in {time.monotonic() - started:.2f} s", file=sys.stderr)
+    return network
 
 
-def survey(target: "Target") -> dict[str, Any]:
-    """Every layer of ResNet-20 at every width, as `htas survey` measures it: what the paper's cost is fitted to."""
+def survey(target: "Target", given: argparse.Namespace) -> dict[str, Any]:
+    """Every layer of the first network at every width, as `htas survey` has it: what the paper's cost is fitted to."""
     from htas.design import Design, undecided
     from htas.metrics.latency import Latency
     from htas.runtimes import open_runtime
     from htas.survey import EACH, at_most, widths_at_most
     from htas.survey import survey as take
 
-    network, design = traced(20, "join"), Design(spaces=("hardware",))
+    network, design = traced(given, depths(given)[0], "join"), Design(spaces=("hardware",))
     most = widths_at_most(open_runtime(target).build_seconds)
     started = time.monotonic()
     number = at_most(network, expand=2, inputs="base", groups=design.groups, most=most)
@@ -125,25 +147,31 @@ def archs(target: "Target", what: str, given: argparse.Namespace) -> dict[str, A
     from htas.runtimes import open_runtime
 
     depth, adds = what.split("-")
-    network, design = traced(int(depth), adds), Design(spaces=("hardware",), adds=adds)  # type: ignore[arg-type]
+    network, design = traced(given, int(depth), adds), Design(spaces=("hardware",), adds=adds)  # type: ignore[arg-type]
     surveyed = json.loads(path(given, target.runtime, "survey").read_text())["content"]
     space = spaces(network, surveyed, design)["hardware"]
     options = sparing(Calibrate(), network, open_runtime(target))
     building = open_runtime(target).build_seconds
     number = sum(map(len, cells(network, [space], options.widths, building).values()))
     started = time.monotonic()
-    limits = options.limits(number, building)
+    base = paper_cost(network, surveyed, design).cost(network.base)
+    limits = options.limits(number, building, base)
     chosen = evenly(network, space, given.archs, spread(network, [space], options.networks, seed=0))
-    modules = [resize(network, arch) for arch in chosen]
-    more = 1 + len(modules) / options.networks
-    networks = Beside(target, Latency(target, MOST, limits[1] * more), modules)
+    beside = [] if given.lot else [resize(network, arch) for arch in chosen]
+    more = 1 + len(beside) / options.networks
+    networks = Beside(target, Latency(target, MOST, limits[1] * more), beside)
     metrics = Latency(target, 1000, limits[0]), networks
-    content = calibrate(network, [space], metrics, options, seed=0, building=building)
-    took = time.monotonic() - started - limits[1] * (more - 1) - exporting(target, modules)
+    content = calibrate(network, [space], metrics, options, seed=0, building=building, base=base)
+    took = time.monotonic() - started - limits[1] * (more - 1) - exporting(target, beside)
     cost, paper = cost_model(network, content), paper_cost(network, surveyed, design)
     seen = [arch_of(each) for each in content["networks"]]
     number = rounds([cost.cost(arch) for arch in chosen])
-    base, *readings = Latency(target, number, seed=1).measure([resize(network, network.base), *modules])
+    size = given.lot or len(chosen)
+    lots = [[network.base, *chosen[at : at + size]] for at in range(0, len(chosen), size)]
+    long = Latency(target, number, LOT if given.lot else inf, seed=1)
+    read = [long.measure([resize(network, arch) for arch in lot]) for lot in lots]
+    first = read[0][0]
+    later = [each.estimate / own.estimate * first.estimate for own, *readings in read for each in readings]
     whole = [each["measured"] for each in content["networks"]]
     return {
         "took": took,
@@ -152,10 +180,10 @@ def archs(target: "Target", what: str, given: argparse.Namespace) -> dict[str, A
         "layers": content["layers"],
         "form": content["form"],
         "held out": held_out_error(content),
-        "remarks": list(base.remarks),
-        "context": dict(base.context),
-        "seconds": [whole[0], *(each.estimate for each in networks.found)],
-        "later": [each.estimate for each in (base, *readings)],
+        "remarks": list(first.remarks),
+        "context": dict(first.context),
+        "seconds": [whole[0], *(each.estimate for each in networks.found)] if beside else [],
+        "later": [first.estimate, *later],
         "table": [cost.cost(arch) for arch in [network.base, *chosen]],
         "paper": _linear(seen, whole, [network.base, *chosen], paper.cost),
         "macs": _linear(seen, whole, [network.base, *chosen], network.macs),
@@ -164,6 +192,8 @@ def archs(target: "Target", what: str, given: argparse.Namespace) -> dict[str, A
 
 def exporting(target: "Target", modules: "Sequence[nn.Module]") -> float:
     """Seconds that building these networks takes, by one of them: a user's calibration does not build them."""
+    if not modules:
+        return 0.0
     import torch
 
     from htas.runtimes import open_runtime
@@ -225,7 +255,7 @@ def show(given: argparse.Namespace) -> None:
     for runtime in given.runtimes.split(","):
         steps = {
             (depth, adds): json.loads(path(given, runtime, f"{depth}-{adds}").read_text())
-            for depth, adds in itertools.product(depths(given), ADDS)
+            for depth, adds in each(given)
         }
         took = json.loads(path(given, runtime, "survey").read_text())["took"]
         slowest = took + max(each["took"] for each in steps.values())
@@ -235,9 +265,11 @@ def show(given: argparse.Namespace) -> None:
         print("| :-- |" + " --: |" * (6 + len(depths(given))))
         for title, cost, read in (("table", "table", "seconds"), ("table, a minute later", "table", "later"),
                                   ("paper", "paper", "seconds"), ("macs", "macs", "seconds")):  # fmt: skip
-            found = summary(steps, cost, read, rng)
+            if given.lot and read == "seconds" and cost == "table":
+                continue
+            found = summary(steps, cost, "later" if given.lot else read, rng)
             print(f"| {title} | " + " | ".join(found["cells"]) + " |")
-            if title == "table":
+            if cost == "table" and (given.lot or read == "seconds"):
                 aims += [
                     (f"{runtime}: {name}", aim, found[name],
                      found[name] <= aim if name.startswith("mean") else found[name] >= aim)
@@ -247,7 +279,8 @@ def show(given: argparse.Namespace) -> None:
             f"ResNet-{depth} {adds} {each['took']:.0f} s for {each['layers']} layers (held out: mean "
             f"{100 * each['held out']['mean']:.1f} %, worst {100 * each['held out']['worst']:.1f} %; "
             f"{'+'.join(each['form'])})" for (depth, adds), each in steps.items()) + ".")  # fmt: skip
-        aims.append((f"{runtime}: survey and calibration, seconds", 180, slowest, slowest <= 180))
+        most = FAMILIES[given.family][2]
+        aims.append((f"{runtime}: survey and calibration, seconds", most, slowest, slowest <= most))
     print("\n| aim | target | reached | met |\n| :-- | --: | --: | :-- |")
     for name, aim, reached, met in aims:
         print(f"| {name} | {aim:g} | {reached:.3g} | {'yes' if met else '**no**'} |")
@@ -274,8 +307,8 @@ def summary(steps: dict[Any, Any], cost: str, read: str, rng: np.random.Generato
     pooled = float(kendalltau(told, seconds).statistic)
     by_depth = [
         float(kendalltau(
-            np.concatenate([steps[depth, adds][cost][1:] for adds in ADDS]),
-            np.concatenate([steps[depth, adds][read][1:] for adds in ADDS]),
+            np.concatenate([own[cost][1:] for (at, _), own in steps.items() if at == depth]),
+            np.concatenate([own[read][1:] for (at, _), own in steps.items() if at == depth]),
         ).statistic)
         for depth in dict.fromkeys(depth for depth, _ in steps)
     ]  # fmt: skip

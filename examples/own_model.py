@@ -81,9 +81,9 @@ def train(model: nn.Module, data: TensorDataset, epochs: int) -> None:
     model.eval()
 
 
-def main(folder: Path, epochs: int = 8, **more: object) -> htas.Optimized:
+def main(folder: Path, epochs: int = 8, seed: int = 0, **more: object) -> htas.Optimized:
     """Train the network, then find one of half its latency; `more` goes to htas.optimize."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     training, validation = digits()
     model = Net()
     train(model, training, epochs)
@@ -94,6 +94,7 @@ def main(folder: Path, epochs: int = 8, **more: object) -> htas.Optimized:
         data=(training, validation),
         target=htas.Target(runtime="onnxruntime", batch=1),
         constraints={"latency": "50%"},
+        seed=seed,
         out=folder / "run",
         **more,
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from htas import datasets, pipeline, strategies
 from htas.arch import Arch
+from htas.blame import blame
 from htas.config import Config, load
 from htas.datasets._given import GivenData
 from htas.export import export
@@ -24,14 +25,13 @@ from htas.result import Result
 from htas.strategies import Strategy
 from htas.target import Target
 from htas.task import Task, unit
-from htas.text import first_line, millions, milliseconds, percent
+from htas.text import millions, milliseconds, percent
 from htas.train import evaluate
 
 LOGITS = 58.0
 """Steps of a search times the learning rate of its logits: so far that they can decide (docs/decisions.md)."""
 MARGIN = 0.05
 """A network that is not so much of the way from guessing to knowing is not taken for a trained one."""
-Inputs = Tensor | Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,16 @@ class Optimized:
         """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        return export(self.model, torch.randn(self._job.target.batch, *self._job.target.image), target)
+        return export(self.model, self._job.target.example(), target)
 
     def save(self, folder: str | Path) -> Path:
         """Write what lives without this library: weights (safetensors), widths and depths, the network as model.pt2,
-        which torch alone can load, and a README with the measured table; the folder."""
+        which torch alone can load, and as model.onnx, for any batch, and a README with the measured table; the folder.
+        """
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
-        self.export(place / "model.pt2")
+        for suffix in ("pt2", "onnx"):
+            self.export(place / f"model.{suffix}")
         write_tensors(place / "model.safetensors", self.model.state_dict(), {"network": self.config.family.title})
         write_json(place / "arch.json", self.arch.json())
         write_text(place / "README.md", _card(self))
@@ -101,7 +103,7 @@ class Optimized:
 
 def optimize(
     model: nn.Module,
-    example_inputs: Inputs,
+    example_inputs: Tensor | Sequence[Tensor],
     data: tuple[Any, Any],
     *,
     target: Target | None = None,
@@ -125,9 +127,11 @@ def optimize(
     Args:
         model: any network that torch.fx can follow, [N, ...] in, logits [N, classes] out (with `loss_fn`, anything); it
             is not changed.
-        example_inputs: a tensor as the network takes it, [N, C, H, W]; its first dimension does not count.
-        data: (training, validation) items: torch Datasets of (input, label), or DataLoaders of such. The training items
-            are divided for the search; nothing is chosen by the validation items, which only tell accuracies.
+        example_inputs: a tensor as the network takes it, [N, C, H, W], or one for each of its inputs; the first
+            dimension does not count.
+        data: (training, validation) items: torch Datasets of (input, label), of (input, input, label) for a network of
+            two inputs, or DataLoaders of such. The training items are divided for the search; nothing is chosen by the
+            validation items, which only tell accuracies.
         target: where it must be fast; otherwise PyTorch on every core of this CPU.
         constraints: `{"latency": "50%"}`, `{"latency": "8ms", "macs": "60%"}`, of the metrics of `[constraints]`; half
             of the latency where nothing is said.
@@ -152,7 +156,7 @@ def optimize(
     example = _checked(model, example_inputs)
     task = _task(loss_fn, eval_fn, distill_fn, train_fn, score_func)
     classes = _classes(model, example, task)
-    made = GivenData.of(*_parts(data), classes, tuple(example.shape[1:]), task)
+    made = GivenData.of(*_parts(data), classes, tuple(tuple(each.shape[1:]) for each in example), task)
     made.check_shape()
     family = Given.of(model, trained=trained)
     wanted = _options(made, trained, epochs, search_epochs, constraints, options or {}, seed)
@@ -172,19 +176,26 @@ def optimize(
     return Optimized(folder, config)
 
 
-def _checked(model: nn.Module, example_inputs: Inputs) -> Tensor:
+def _checked(model: nn.Module, example_inputs: Any) -> tuple[Tensor, ...]:
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be an nn.Module, got {type(model).__name__}")
-    given = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
-    if len(given) != 1 or not isinstance(given[0], Tensor) or given[0].dim() != 4:
-        shown = " and ".join(
-            str(tuple(each.shape)) if isinstance(each, Tensor) else type(each).__name__ for each in given
+    given = [example_inputs] if isinstance(example_inputs, Tensor) else example_inputs
+    if not isinstance(given, list | tuple) or not given or not all(isinstance(each, Tensor) for each in given):
+        raise ValueError(
+            f"example_inputs must be a tensor [N, C, H, W], or a list with one for each input, got {_kinds(given)}"
         )
-        raise ValueError(f"example_inputs must be one tensor [N, C, H, W], got {shown or 'nothing'}")
+    if given[0].dim() != 4:
+        raise ValueError(f"example_inputs must begin with images [N, C, H, W], got a tensor {tuple(given[0].shape)}")
     devices = {str(tensor.device) for tensor in model.state_dict().values()} - {"cpu"}
     if devices:
         raise ValueError(f"the model must be on the CPU, it is on {', '.join(sorted(devices))}: call model.cpu() first")
-    return given[0].detach().cpu()
+    return tuple(each.detach().cpu() for each in given)
+
+
+def _kinds(given: Any) -> str:
+    if isinstance(given, list | tuple):
+        return " and ".join(type(each).__name__ for each in given) or "nothing"
+    return type(given).__name__
 
 
 def _task(loss: Any, score: Any, distil: Any, train: Any, judge: Any) -> Task:
@@ -198,15 +209,14 @@ def _task(loss: Any, score: Any, distil: Any, train: Any, judge: Any) -> Task:
     return Task(loss or usual.loss, own, distil, train, judge)
 
 
-def _classes(model: nn.Module, example: Tensor, task: Task) -> int:
+def _classes(model: nn.Module, example: tuple[Tensor, ...], task: Task) -> int:
     """Outputs of the network, 1 where they are no logits; raises ValueError where they should be."""
     try:
         with torch.no_grad():
-            out = copy.deepcopy(model).eval()(example)
-    except Exception as error:
-        raise ValueError(
-            f"the model does not run on example_inputs of shape {tuple(example.shape)}: {first_line(error)}"
-        ) from error
+            out = copy.deepcopy(model).eval()(*example)
+    except Exception as error:  # a user's code may raise anything
+        shapes = " and ".join(str(tuple(each.shape)) for each in example)
+        raise ValueError(f"the model does not run on example_inputs of shape {shapes}: {blame(error)}") from error
     if not task.classifies:
         return 1
     if not isinstance(out, Tensor) or out.dim() != 2 or out.shape[1] < 2:
@@ -294,7 +304,9 @@ def _card(found: Optimized) -> str:
         cells = [row.name, percent(row.accuracy or 0), *times, millions(row.macs), millions(row.params)]
         rows.append(f"| {' | '.join(cells)} |")
     target = found.config.target
-    shape = ", ".join(map(str, ("N", *found.config.data.shape)))
+    shapes = found.config.data.shapes
+    names = ["images"] if len(shapes) == 1 else [f"input{number + 1}" for number in range(len(shapes))]
+    each = " and ".join(f"[N, {', '.join(map(str, shape))}]" for shape in shapes)
     return "\n".join([
         f"# {found.config.family.title.split(':')[1]}, made faster",  # given:Net:digest
         "",
@@ -309,9 +321,10 @@ def _card(found: Optimized) -> str:
         "```python",
         "import torch",
         'model = torch.export.load("model.pt2").module()',
-        f"logits = model(images)  # [{shape}]",
+        f"outputs = model({', '.join(names)})  # {each}",
         "```",
         "",
-        "`model.safetensors` holds the weights under the names of your own network, `arch.json` its widths and depths.",
+        "`model.onnx` is the same network for other runtimes, `model.safetensors` holds the weights under the names of "
+        "your own network, `arch.json` its widths and depths.",
         "",
     ])  # fmt: skip

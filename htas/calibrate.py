@@ -9,7 +9,7 @@ that the fit has not seen; that error is kept with the fit.
 import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf
+from math import ceil, inf
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from htas.graph import Network, resize
 from htas.layer import WEIGHTED, Layer
 from htas.measurement import Measurement
 from htas.metrics import Metric, OnRound
-from htas.metrics.latency import CHEAP
+from htas.metrics.latency import CHEAP, Latency
 from htas.runtimes import Runtime
 from htas.runtimes._written import is_written
 from htas.space import Space
@@ -35,6 +35,8 @@ TWICE = 2
 """... and for building them: a chain is two programs."""
 WHOLE = 1.0
 """... and for each whole network."""
+TURNS, TURNS_WHOLE = 1, 60
+"""... or so many times what the base network takes, by the survey, where that is more."""
 FEW = 4
 """Widths of a site, where building a layer takes seconds; and half as many networks."""
 SOME = 16
@@ -61,6 +63,9 @@ BETTER = 0.95
 """A form with more terms must bring the held-out error to this share of a simpler one's."""
 AGAIN = 5
 """Rounds of weighing."""
+FLOAT, COPIES, SHARE = 4, 5, 0.4
+"""Bytes of a weight; how often it is in memory while its network is measured, in PyTorch's, the exported and the
+runtime's copy, packed, and built anew; and the share of what is free that networks may fill at once."""
 FAR, FAR_OFF = 6.0, 0.05
 """A network whose error is so many times the usual one, and so large, counts less in the fit: its reading is spoilt."""
 
@@ -75,7 +80,7 @@ class Calibrate:
     """Widths of a site, as input and as output, at which layers are measured at most; others are interpolated."""
     seconds: float = 0.0
     """Seconds that measuring takes at most; 0 means 0.05 for each pair of widths of each distinct layer and 1 for each
-    network, and shares what is given alike."""
+    network, or 1 and 60 times what the base network takes, where that is more; what is given is shared alike."""
 
     def __post_init__(self) -> None:
         if self.networks < 4:
@@ -85,10 +90,11 @@ class Calibrate:
         if not self.seconds >= 0:
             raise ValueError(f"calibrate.seconds must be 0 (the default) or more, got {self.seconds}")
 
-    def limits(self, layers: int, building: float = 0.0) -> tuple[float, float]:
-        """Seconds for so many layers, each of which takes so long to build, and for the networks."""
+    def limits(self, layers: int, building: float = 0.0, base: float = 0.0) -> tuple[float, float]:
+        """Seconds for so many layers, each of which takes so long to build, and for the networks, of which the base
+        takes about so long."""
         own = TWICE * building if building <= CHEAP else 0.0  # what takes longer is built once, on top
-        parts = (EACH + own) * layers, WHOLE * self.networks
+        parts = (max(EACH, TURNS * base) + own) * layers, max(WHOLE, TURNS_WHOLE * base) * self.networks
         share = self.seconds / sum(parts) if self.seconds else 1.0
         return parts[0] * share, parts[1] * share
 
@@ -102,8 +108,7 @@ def sparing(options: Calibrate, network: Network, runtime: Runtime) -> Calibrate
     if runtime.build_seconds >= DEAR:
         networks = min(networks, SOME)
     few = max(2 * FEW, EXPORTED // len(network.uses(network.base)))
-    image = (runtime.target.batch, *runtime.target.image)
-    if runtime.exports and few < networks and not is_written(network.module, image):
+    if runtime.exports and few < networks and not is_written(network.module, runtime.target.example()):
         networks = few
     return replace(options, widths=widths, networks=networks)
 
@@ -152,6 +157,7 @@ def calibrate(
     *,
     seed: int,
     building: float = 0.0,
+    base: float = 0.0,
     on_round: OnRound | None = None,
 ) -> dict[str, Any]:
     """Measure layers by the first metric, then networks by the second, and fit: plain JSON values, of which
@@ -159,13 +165,12 @@ def calibrate(
     by_template = cells(network, spaces, options.widths, building)
     layers = list(dict.fromkeys(layer for mine in by_template.values() for layer in mine))
     archs = spread(network, spaces, options.networks, seed)
-    modules = [resize(network, arch) for arch in archs]
-    parts = _parts(on_round, options.limits(len(layers), building))
+    parts = _parts(on_round, options.limits(len(layers), building, base))
     found = metrics[0].measure(layers, on_round=parts[0], wanted=lambda its: _wanted(by_template, layers, its))
     readings = dict(zip(layers, found, strict=True))
     mends = {template: mended(table(mine, readings)) for template, mine in by_template.items()}
     tables, slow = {template: own for template, (own, _) in mends.items()}, sum(number for _, number in mends.values())
-    measured = metrics[1].measure(modules, on_round=parts[1])
+    measured = whole(network, archs, metrics[1], parts[1])
     fitted = fit(network, tables, archs, [each.estimate for each in measured])
     return {
         "unit": metrics[1].unit,
@@ -248,9 +253,44 @@ def fit_metric(
     Energy is power times time, and the power differs between kinds of operators.
     """
     archs = [Arch.of(each["arch"]) for each in content["networks"]]
-    measured = metric.measure([resize(network, arch) for arch in archs], on_round=on_round)
+    measured = whole(network, archs, metric, on_round)
     found = fit(network, _tables(content), archs, [each.estimate for each in measured])
     return {"unit": metric.unit, "context": dict(measured[0].context), **_fitted(found, archs, measured)}
+
+
+def whole(
+    network: Network, archs: Sequence[Arch], metric: Metric, on_round: OnRound | None = None, free: float = 0.0
+) -> list[Measurement]:
+    """Of networks, the base first: all in one run, or, where they do not fit into the `free` bytes (0: what this
+    machine has free), in several, each with the base, by whose readings they are brought to one level."""
+    import psutil
+
+    found: dict[Arch, Measurement] = {}
+    together = lots(network, archs, free or psutil.virtual_memory().available)
+    for number, lot in enumerate(together):
+        part = replace(metric, limit=metric.limit * len(lot) / len(archs)) if isinstance(metric, Latency) else metric
+        base, *others = part.measure(
+            [resize(network, arch) for arch in lot], on_round=_part(on_round, number, len(together))
+        )
+        level = found.setdefault(archs[0], base).estimate / base.estimate
+        found |= {arch: own.scaled(level) for arch, own in zip(lot[1:], others, strict=True)}
+    return [found[arch] for arch in archs]
+
+
+def lots(network: Network, archs: Sequence[Arch], free: float) -> list[list[Arch]]:
+    """The archs in as few parts as fit into so many bytes, large and small ones in each, the first of all in each."""
+    base, *others = archs
+    size = sum(FLOAT * COPIES * network.params(arch) for arch in archs)
+    parts = min(max(1, ceil(size / (SHARE * free))), max(1, len(others)))
+    return [[base, *others[number::parts]] for number in range(parts)]
+
+
+def _part(on_round: OnRound | None, number: int, count: int) -> OnRound | None:
+    """One of several runs that are heard as one."""
+    if on_round is None:
+        return None
+    tell = on_round
+    return lambda share, figures: tell((number + share) / count, figures)
 
 
 def _fitted(found: Fitted, archs: Sequence[Arch], measured: Sequence[Measurement]) -> dict[str, Any]:

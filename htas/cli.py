@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from importlib.resources import as_file, files
 from inspect import Parameter, cleandoc, signature
 from pathlib import Path
@@ -32,7 +32,10 @@ Device = Annotated[Literal["cpu", "cuda"] | None, "where they run (cpu)"]
 Batch = Annotated[int | None, "images per call (4 on cpu, 1024 on cuda)"]
 Threads = Annotated[int | None, "CPU threads (every core)"]
 Precision = Annotated[Literal["fp32", "bf16", "fp16"] | None, "number format (fp32)"]
-Image = Annotated[str | None, "channels, height and width of an image (3,224,224; 3,32,32 of CIFAR's networks)"]
+Image = Annotated[
+    str | None,
+    "channels, height and width of an image (3,224,224; 3,32,32 of CIFAR's networks); further inputs behind a slash",
+]
 Overrides = Sequence[str]
 """`--table.field=value` as given; a verb that takes these takes every option of a configuration."""
 
@@ -107,9 +110,7 @@ def measure(
     threads: Threads = None,
     precision: Precision = None,
     rounds: Annotated[int | None, "times that each network's turn comes (40); it is read three times then"] = None,
-    image: Annotated[
-        str | None, "channels, height and width of an image (3,224,224; 3,32,32 of CIFAR's networks)"
-    ] = None,
+    image: Image = None,
     classes: Annotated[int | None, "outputs of each network (10)"] = None,
     metrics: Annotated[str | None, "further metrics, with commas between: energy, memory, your.module:Metric"] = None,
     json: Annotated[bool, "print JSON instead of a table"] = False,
@@ -142,9 +143,7 @@ def inspect(
     batch: Batch = None,
     threads: Threads = None,
     precision: Precision = None,
-    image: Annotated[
-        str | None, "channels, height and width of an image (3,224,224; 3,32,32 of CIFAR's networks)"
-    ] = None,
+    image: Image = None,
     classes: Annotated[int | None, "outputs of the network (10)"] = None,
     out: Out = None,
 ) -> None:
@@ -166,8 +165,7 @@ def inspect(
             raise ValueError(
                 f"{overrides[0]} is for a configuration, and {network!r} is neither a folder nor a TOML file"
             )
-        shape = _image(image, network)
-        target = _target({**{name: value for name, value in named.items() if value is not None}, "image": shape})
+        target = _shaped(named, _images(image, network))
         folder = out or Path("runs") / f"inspect-{pipeline.slug(network)}"
         page, lines = pipeline.inspect_named(network, target, classes or 10, folder)
     print(f"{lines}\n{page}")
@@ -510,18 +508,27 @@ def _measure_run(source: Path, overrides: Sequence[str], out: Path | None, again
     pipeline.measure(*_opened(source, overrides, out), again)
 
 
-def _image(text: str | None, network: str) -> tuple[int, int, int]:
-    """`3,224,224` as numbers; otherwise what the network is usually given."""
+Shapes = tuple[tuple[int, ...], ...]
+
+
+def _images(text: str | None, network: str) -> Shapes:
+    """`3,224,224` as numbers, `3,64,64/8` as those of two inputs; otherwise what the network is usually given."""
     if text is None:
         side = 32 if network.startswith(("cifar_resnet", "tas:")) else 224
-        return 3, side, side
-    parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) for part in parts):
+        return ((3, side, side),)
+    inputs = [part.split(",") for part in text.split("/")]
+    sizes = [size.strip() for part in inputs for size in part]
+    if len(inputs[0]) != 3 or not all(size.isdecimal() and int(size) for size in sizes):
         raise ValueError(
-            f"--image must be channels, height and width with commas between, such as 3,224,224; got {text!r}"
+            "--image must be channels, height and width with commas between, such as 3,224,224 (with further inputs "
+            f"behind a slash, 3,224,224/8); got {text!r}"
         )
-    channels, height, width = map(int, parts)
-    return channels, height, width
+    return tuple(tuple(map(int, part)) for part in inputs)
+
+
+def _shaped(given: Mapping[str, Any], shapes: Shapes) -> "Target":
+    """A target with what was given, for inputs of these shapes."""
+    return replace(_target(given), image=shapes[0], more=shapes[1:])
 
 
 def _target(given: Mapping[str, Any]) -> "Target":
@@ -535,10 +542,11 @@ def _measure_named(networks: Sequence[str], given: Mapping[str, Any], as_json: b
     from htas import pipeline
 
     names = ("runtime", "device", "batch", "threads", "precision")
-    shapes = {_image(given.get("image"), network) for network in networks if not network.endswith(".onnx")}
+    shapes = {_images(given.get("image"), network) for network in networks if not network.endswith(".onnx")}
     if len(shapes) > 1:
         raise ValueError("these networks usually have images of different sizes; say which with --image, as 3,224,224")
-    target = _target({**{name: given.get(name) for name in names}, "image": shapes.pop() if shapes else None})
+    named = {name: given.get(name) for name in names}
+    target = _shaped(named, shapes.pop()) if shapes else _target(named)
     rounds, classes = given.get("rounds", 40), given.get("classes", 10)
     if rounds < 1 or classes < 1:
         raise ValueError(f"--rounds and --classes must be 1 or more, got {rounds} and {classes}")

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from htas.arch import Arch
-from htas.datasets import Source
+from htas.datasets import Batch, Source
 from htas.files import Unusable, read_tensors
 from htas.problem import Problem
 from htas.progress import progress
 from htas.supernet import MOMENTUM, Draw, Supernet
-from htas.task import CLASSIFY, Task, precise, scalar
+from htas.task import CLASSIFY, Inputs, Task, images_in, precise, scalar
 from htas.text import percent, significant
 from htas.train import Precision, placed
 
@@ -95,8 +95,8 @@ def sampled_step(
     supernet: Supernet,
     sgd: torch.optim.Optimizer,
     runner: Any,
-    images: Tensor,
-    labels: Tensor,
+    images: Inputs,
+    labels: Any,
     draws: Sequence[Draw],
     task: Task = CLASSIFY,
 ) -> Tensor:
@@ -147,12 +147,12 @@ def _accuracy(problem: Problem, supernet: Supernet, runner: Any, arch: Arch) -> 
     for images, labels in some(problem.data.validation, JUDGED):
         with runner.autocast():
             outputs = supernet(images, draw)
-        total += scalar(problem.data.task.score(precise(outputs), labels), total) * len(images)
-        seen += len(images)
+        total += scalar(problem.data.task.score(precise(outputs), labels), total) * images_in(images)
+        seen += images_in(images)
     return float(total) / seen
 
 
-def some(split: Source, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+def some(split: Source, most: int) -> Iterator[Batch]:
     """Some images of a split, always the same, in batches, not augmented; a data set may be stored class by class."""
     seen = 0
     for images, labels in split.batches(256, seed=0, channels_last=True):

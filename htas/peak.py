@@ -123,7 +123,7 @@ def peak_cost(network: Network, target: Target) -> PeakCost:
     told = _story(network, target)
     plain: tuple[Told, ...] = ()
     if network.adds == "project":
-        plain = _story(trace(network.module, torch.zeros(1, *network.image), adds="join"), target)
+        plain = _story(trace(network.module, network.example(), adds="join"), target)
     model, probe = PeakCost(network, told, plain), _probe(network, 0)
     base, other = Memory(target).measure([resize(network, arch) for arch in (network.base, probe)])
     return replace(model, scale=other.estimate / model.cost(probe), known={network.base: base.estimate})
@@ -132,7 +132,7 @@ def peak_cost(network: Network, target: Target) -> PeakCost:
 def _story(network: Network, target: Target) -> tuple[Told, ...]:
     archs = [_probe(network, seed) for seed in range(PROBES)]
     modules = [resize(network, arch).eval().cpu() for arch in archs]
-    followed = [lives(module, (torch.zeros(1, *network.image),)) for module in modules]
+    followed = [lives(module, network.example()) for module in modules]
     channels = [{step.node.name: step.channels for step in network.steps(arch)} for arch in archs]
     told: list[Told] = []
     blocks: tuple[tuple[str, int], ...] = ()

@@ -84,7 +84,7 @@ class Run:
         """The base network, traced; its weights drawn from the seed, or as they were given."""
         torch.manual_seed(self.config.seed)
         module = self.config.family.build(self.config.data.classes)
-        example = torch.zeros(2, *self.config.data.shape)
+        example = tuple(torch.zeros(2, *shape) for shape in self.config.data.shapes)
         self.config.family.check(module, example, self.config.data.classes)
         if self.config.family.inherits:  # what is narrower shall have the channels that matter most
             module = ordered(module, example)
@@ -98,8 +98,8 @@ class Run:
 
     @property
     def target(self) -> Target:
-        """The target, for images of this data set."""
-        return replace(self.config.target, image=self.config.data.shape)
+        """The target, for the inputs of this data set."""
+        return replace(self.config.target, image=self.config.data.shape, more=self.config.data.shapes[1:])
 
     @cached_property
     def surveyed(self) -> dict[str, Any]:
@@ -370,7 +370,8 @@ def calibrate(config: Config, folder: Path, again: bool = False) -> None:
     spaces = list(job.spaces.values())
     building = open_runtime(job.target).build_seconds
     number = sum(map(len, cells(job.network, spaces, options.widths, building).values()))
-    limits = options.limits(number, building)
+    base = paper_cost(job.network, job.surveyed, config.design).cost(job.network.base)
+    limits = options.limits(number, building, base)
     with progress(f"calibration: {number} layers and {options.networks} networks, %", 100) as bar:
         content = fit_cost(
             job.network,
@@ -379,6 +380,7 @@ def calibrate(config: Config, folder: Path, again: bool = False) -> None:
             options,
             seed=0,
             building=building,
+            base=base,
             on_round=shares(bar),
         )
     say(f"cost: {_held_out(content)}")
@@ -541,8 +543,7 @@ def export_network(folder: Path, to: str, network: str = "", file: Path | None =
         raise Unusable(
             f"--to {to} writes a file that ends in .{suffix}, got --file {path}; name it so, or leave it out"
         )
-    example = torch.randn(job.target.batch, *job.target.image)
-    return path, export(load_network(job, rows[name]), example, path)
+    return path, export(load_network(job, rows[name]), job.target.example(), path)
 
 
 @dataclass(frozen=True)
@@ -586,7 +587,7 @@ def inspect_named(name: str, target: Target, classes: int, folder: Path) -> tupl
     """`inspect` of a network by name, for images of the target's shape."""
     target.check()
     torch.manual_seed(0)
-    network = trace(networks.build(name, classes), torch.zeros(2, *target.image))
+    network = trace(networks.build(name, classes), target.example())
     return inspect(network, target, name, folder)
 
 

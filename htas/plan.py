@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,12 +16,14 @@ from htas.progress import say
 from htas.runtimes import open_runtime
 from htas.space import Space, tas_widths
 from htas.survey import at_most, widths_at_most
-from htas.task import precise
+from htas.task import forward, images_in, precise
 from htas.text import duration, plural
 from htas.train import batches, engine, epoch_seed, placed
 
 STUDENT = 0.8
 """A distilled step of a found network, its teacher's forward pass included, in plain steps of the base network."""
+FORWARD = 1 / 3
+"""Of a training step: what an image takes in the base network, about."""
 STUDENTS = 2
 """Networks trained beside the base and those found: the controls."""
 
@@ -41,14 +44,18 @@ def estimate(network: Network, data: Data, config: Config) -> Iterator[tuple[str
     spaces = len(config.design.spaces)
     recipe = config.train
     options = config.design
-    runtime = open_runtime(config.target)
+    target = replace(config.target, image=config.data.shape, more=config.data.shapes[1:])
+    runtime = open_runtime(target)
     seconds, calibrating = runtime.build_seconds, sparing(config.calibrate, network, runtime)
     most = widths_at_most(seconds)
     layers = at_most(network, expand=options.expand, inputs=options.inputs, groups=options.groups, most=most)
     yield "survey, at most", config.survey.limit(layers) + layers * seconds
     choices = {name: _widths(site, options) for name, site in network.widths.items()}
     pairs = sum(map(len, cells(network, [Space("", choices, {})], calibrating.widths, seconds).values()))
-    yield "calibration, at most", sum(calibrating.limits(pairs, seconds)) + pairs * seconds
+    yield (
+        "calibration, at most",
+        sum(calibrating.limits(pairs, seconds, FORWARD * image * target.batch)) + pairs * seconds,
+    )
     yield f"search of {plural(spaces, 'space')}", spaces * config.strategy.images(len(data.weights)) * image
     yield "train the base network", recipe.length * len(data.train) * image
     students = spaces + STUDENTS
@@ -70,8 +77,8 @@ def _step(network: Network, data: Data, config: Config) -> float:
     for _, (images, labels) in zip(range(3), batches(data.train, config.train.batch, epoch_seed(0, 0)), strict=False):
         started = time.monotonic()
         with runner.autocast():
-            loss = data.task.loss(precise(model(images)), labels)
+            loss = data.task.loss(precise(forward(model, images)), labels)
         runner.backward(loss)
         loss.item()
-        seconds.append((time.monotonic() - started) / len(labels))
+        seconds.append((time.monotonic() - started) / images_in(images))
     return min(seconds)

@@ -225,14 +225,13 @@ class CountCost(LayerCost):
         return replace(template, norm=False) if template else None
 
     def expected(self, space: Space, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> Tensor:
-        """Parameters of what is no layer of ours are counted where its block is kept."""
+        """What is no layer of ours is counted where its block is kept."""
         total = super().expected(space, widths, depths)
-        if self.count == "macs":
-            return total
         stays = {name: by_block(space.depths[name], depths[name], s.base) for name, s in self.network.depths.items()}
         for step in self.network.flow(lambda site: Mixture({site: 1.0}), stays.__getitem__):
-            if step.node.kind == "fixed" and step.node.params:
-                total = total + step.kept * step.node.params
+            own = getattr(step.node, self.count)
+            if step.node.kind == "fixed" and own:
+                total = total + step.kept * own
         return total
 
 

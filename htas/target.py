@@ -2,12 +2,14 @@
 
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from htas.files import digest
 from htas.quota import quota
@@ -34,6 +36,8 @@ class Target:
     """CPU threads; 0 means every core this process may use."""
     image: tuple[int, ...] = (3, 32, 32)
     """Channels, height and width of one input; a data set's own shape replaces it."""
+    more: tuple[tuple[int, ...], ...] = ()
+    """Shapes of further inputs, of a network that takes several; a data set's own replace them."""
     options: dict[str, Value] = field(default_factory=dict, hash=False)
     """Options of the runtime, the fields of its class: in a file options = { spin = 10 }, on the command line
     --target.options='{"spin": 10}'."""
@@ -53,6 +57,20 @@ class Target:
         """PyTorch's name for the precision."""
         return DTYPES[self.precision]
 
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of one item of every input."""
+        return self.image, *self.more
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Random inputs of a batch, fp32 on the CPU."""
+        return tuple(torch.randn(self.batch, *shape) for shape in self.shapes)
+
+    def facts(self) -> dict[str, str]:
+        """Every field in words."""
+        found = {name: str(value) for name, value in asdict(self).items() if name != "more"}
+        return {**found, "image": shown(self.shapes)}
+
     def check(self) -> None:
         """Raise ValueError where this machine is not the target's kind; its files can be read anywhere."""
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -63,6 +81,11 @@ class Target:
     def fingerprint(self) -> str:
         """Equal only for targets whose latencies may be compared: machine, versions and every field."""
         return digest(asdict(self), machine())
+
+
+def shown(shapes: Sequence[tuple[int, ...]]) -> str:
+    """`3x32x32`, and `3x32x32 and 8` of two inputs."""
+    return " and ".join("x".join(map(str, shape)) for shape in shapes)
 
 
 def usable_cores() -> int:

@@ -14,6 +14,18 @@ from torch.utils._pytree import tree_map
 
 Outputs = Any
 """A tensor, or whatever a network returns."""
+Inputs = Tensor | tuple[Tensor, ...]
+"""A batch of what a network takes: a tensor for each of its inputs where it has several."""
+
+
+def forward(model: nn.Module, inputs: Inputs) -> Outputs:
+    """Of a batch."""
+    return model(inputs) if isinstance(inputs, Tensor) else model(*inputs)
+
+
+def images_in(inputs: Inputs) -> int:
+    """How many a batch has."""
+    return len(inputs if isinstance(inputs, Tensor) else inputs[0])
 
 
 def right(logits: Tensor, labels: Tensor) -> Tensor:

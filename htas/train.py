@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from htas.allocator import keep_memory
-from htas.datasets import Source
+from htas.datasets import Batch, Source
 from htas.distill import Distill
 from htas.files import read_tensors, write_tensors
 from htas.modes import evaluating
 from htas.progress import Bar, progress
-from htas.task import CLASSIFY, Task, precise, scalar
+from htas.task import CLASSIFY, Task, forward, images_in, precise, scalar
 from htas.text import percent, significant
 
 Precision = Literal["auto", "bf16", "fp32"]
@@ -187,13 +187,13 @@ def _epoch(
     for step, (images, labels) in enumerate(batches(split, recipe.batch, epoch_seed(seed, epoch))):
         set_rate(optimizer, recipe.rate(epoch, step, steps))
         with runner.autocast():
-            outputs = model(images)
+            outputs = forward(model, images)
         outputs = precise(outputs)
         if teacher is None or distill is None:
             loss = task.loss(outputs, labels)
         else:
             with torch.no_grad(), runner.autocast():
-                target = teacher(images)
+                target = forward(teacher, images)
             loss = distill.loss(outputs, precise(target), labels, task)
         optimizer.zero_grad()
         runner.backward(loss)
@@ -221,12 +221,12 @@ def evaluate(
     with evaluating(model), torch.no_grad():
         for images, labels in split.batches(batch, channels_last=True):
             with runner.autocast():
-                outputs = model(images)
-            total += scalar(task.score(precise(outputs), labels), total) * len(images)
+                outputs = forward(model, images)
+            total += scalar(task.score(precise(outputs), labels), total) * images_in(images)
     return float(total) / len(split)
 
 
-def batches(split: Source, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(split: Source, size: int, seed: int) -> Iterator[Batch]:
     """One augmented pass in random order, whole batches only unless there is less than one."""
     return split.batches(size, seed=seed, augment=True, drop_last=len(split) >= size, channels_last=True)
 

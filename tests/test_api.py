@@ -133,7 +133,9 @@ def test_the_given_network_stays_as_it_was(net, tmp_path):
 
 def test_what_is_saved_lives_without_htas(found, tmp_path):
     place = found.save(tmp_path / "fast")
-    assert sorted(path.name for path in place.iterdir()) == ["README.md", "arch.json", "model.pt2", "model.safetensors"]
+    assert sorted(path.name for path in place.iterdir()) == [
+        "README.md", "arch.json", "model.onnx", "model.pt2", "model.safetensors"
+    ]  # fmt: skip
     images = DATA[1].tensors[0]
     alone = tmp_path / "alone.py"
     alone.write_text(
@@ -287,6 +289,90 @@ def test_whole_networks_are_trained_and_judged_by_ones_own_functions(net, tmp_pa
     assert {row.accuracy for row in made.results} == {0.25}
 
 
+class Two(nn.Module):
+    """Whether the squares of two images are in one place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU())
+        self.blocks = nn.Sequential(Block(16, 16), Block(16, 16))
+        self.head = nn.Linear(2 * 16 * 16, 2)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        both = [self.blocks(self.stem(each)).flatten(1) for each in (left, right)]
+        return self.head(torch.cat(both, 1))
+
+
+class Pairs(Dataset[Any]):
+    """(image, image, whether they are of one class), or a dictionary of them."""
+
+    def __init__(self, part: TensorDataset, named: bool) -> None:
+        self.part, self.named = part, named
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, number: int) -> Any:
+        (left, one), (right, other) = self.part[number], self.part[number // 2]
+        label = int(one == other)
+        return {"left": left, "label": label, "right": right} if self.named else (left, right, label)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_network_of_two_inputs_is_measured_searched_trained_and_saved(named, tmp_path):
+    torch.manual_seed(0)
+    target = htas.Target(threads=1, batch=2, runtime="onnxruntime")
+    with scripted_device():
+        made = htas.optimize(
+            Two(), [torch.zeros(1, *SHAPE)] * 2, tuple(Pairs(part, named) for part in DATA), target=target,
+            constraints={"latency": "60%"}, trained=False, epochs=8, options=QUICK, out=tmp_path / "run",
+        )  # fmt: skip
+    assert made.result.measured.estimate <= 0.6 * made.results[0].measured.estimate
+    left, right, labels = next(iter(DataLoader(Pairs(DATA[1], False), len(DATA[1]))))
+    with torch.no_grad():
+        logits = made.model(left, right)
+    assert float((logits.argmax(1) == labels).float().mean()) == pytest.approx(made.result.accuracy)
+    assert made.result.accuracy > 0.6
+    place = made.save(tmp_path / "fast")
+    again = torch.export.load(place / "model.pt2").module()(left, right)
+    torch.testing.assert_close(again, logits, atol=1e-4, rtol=1e-4)
+    assert "outputs = model(input1, input2)  # [N, 1, 8, 8] and [N, 1, 8, 8]" in (place / "README.md").read_text()
+
+
+class Boxed(Dataset[Any]):
+    """Targets as detection has them: a dictionary of tensors."""
+
+    def __init__(self, part: TensorDataset) -> None:
+        self.part = part
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, number: int) -> Any:
+        image, label = self.part[number]
+        corner = 2.0 * label
+        return image, {"boxes": torch.stack([corner, corner, corner + 3, corner + 3]), "labels": label}
+
+
+def missed(outputs: tuple[Tensor, Tensor], targets: dict[str, Tensor]) -> Tensor:
+    return F.mse_loss(outputs[0], targets["boxes"][:, :2]) + 0.01 * outputs[1].square().mean()
+
+
+def test_targets_may_be_a_dictionary_as_those_of_detection_are(tmp_path):
+    torch.manual_seed(0)
+    with scripted_device():
+        made = htas.optimize(
+            Places(), torch.zeros(1, *SHAPE), tuple(map(Boxed, DATA)), target=htas.Target(threads=1), loss_fn=missed,
+            constraints={"macs": "60%"}, trained=False, epochs=2, out=tmp_path / "run",
+            options={**QUICK, "train.lr": 0.002, "strategy.lr": 0.002},
+        )  # fmt: skip
+    boxes = torch.stack([2.0 * DATA[1].tensors[1]] * 2, 1)
+    with torch.no_grad():
+        outputs = made.model(DATA[1].tensors[0])
+    loss = F.mse_loss(outputs[0], boxes) + 0.01 * outputs[1].square().mean()
+    assert made.result.accuracy == pytest.approx(1 / (1 + float(loss)), rel=1e-3)
+
+
 # -- what tells one run from another, and which items are whose --------------------------------------------------------
 
 
@@ -326,7 +412,7 @@ def test_a_network_is_told_from_another_by_its_forward_pass_too():
 
 def test_loaders_of_one_dataset_have_the_items_that_their_samplers_draw():
     loaders = [DataLoader(DATA[0], 4, sampler=SubsetRandomSampler(range(*ends))) for ends in ((0, 200), (200, 240))]
-    made = GivenData.of(*loaders, CLASSES, SHAPE).load(device="cpu", validation=0.5, seed=0, limit=0)
+    made = GivenData.of(*loaders, CLASSES, (SHAPE,)).load(device="cpu", validation=0.5, seed=0, limit=0)
     assert (len(made.train), len(made.test)) == (200, 40)
     assert torch.equal(torch.cat([images for images, _ in made.test.batches(40)]), DATA[0].tensors[0][200:])
 
@@ -341,7 +427,7 @@ def test_labels_are_those_that_items_have_and_any_whole_numbers():
         def __getitem__(self, number: int) -> Any:
             return torch.zeros(SHAPE), torch.tensor(self.targets[number] - 7, dtype=torch.int32)
 
-    made = GivenData.of(Mapped(), Mapped(), 2, SHAPE).load(device="cpu", validation=0.5, seed=0, limit=0)
+    made = GivenData.of(Mapped(), Mapped(), 2, (SHAPE,)).load(device="cpu", validation=0.5, seed=0, limit=0)
     _, labels = next(made.train.batches(8))
     assert labels.dtype == torch.int64 and labels.tolist() == [0, 1] * 4
 
@@ -356,7 +442,7 @@ class Dictionaries(Dataset[Any]):
         return 40
 
     def __getitem__(self, number: int) -> Any:
-        return {"image": torch.zeros(SHAPE), "label": number % CLASSES}
+        return {"image": torch.zeros(SHAPE), "class": number % CLASSES}
 
 
 WRONG = TensorDataset(torch.zeros(40, *SHAPE), torch.arange(40) % 5)
@@ -366,14 +452,25 @@ WRONG = TensorDataset(torch.zeros(40, *SHAPE), torch.arange(40) % 5)
     ("change", "said"),
     [
         ({"model": "net"}, "model must be an nn.Module, got str"),
-        ({"example_inputs": torch.zeros(1, 64)}, "example_inputs must be one tensor [N, C, H, W], got (1, 64)"),
+        (
+            {"example_inputs": torch.zeros(1, 64)},
+            "example_inputs must begin with images [N, C, H, W], got a tensor",
+        ),
         (
             {"example_inputs": torch.zeros(1, 3, 8, 8)},
             "the model does not run on example_inputs of shape (1, 3, 8, 8): ",
         ),
+        (
+            {"example_inputs": [SHAPE]},
+            "example_inputs must be a tensor [N, C, H, W], or a list with one for each",
+        ),
         ({"data": DATA[0]}, "data must be a pair (training, validation), got TensorDataset"),
         ({"data": (Endless(), DATA[1])}, "the training data must be a torch Dataset with a length and items by number"),
-        ({"data": (Dictionaries(), Dictionaries())}, "an item of data must be a pair (input tensor, label), of which"),
+        (
+            {"data": (Dictionaries(), Dictionaries())},
+            "an item of data must be (input tensor, targets), with several inputs (input, input, targets), or a "
+            'dictionary of them with "label", of which batches of tensors are made; got dict with image, class: give a',
+        ),
         (
             {"data": (WRONG, WRONG), "trained": False},
             "labels of the training data must lie in 0 to 2, as the network has",
@@ -389,7 +486,7 @@ WRONG = TensorDataset(torch.zeros(40, *SHAPE), torch.arange(40) % 5)
         ),
         (
             {"example_inputs": torch.zeros(1, 1, 16, 16)},
-            "an input of the training data has shape (1, 8, 8), and example_inputs (1, 16, 16); give an example of",
+            "an item of the training data has inputs of shape (1, 8, 8), and example_inputs (1, 16, 16); give an",
         ),
         ({"loss_fn": "mse"}, "loss_fn must be a function, got str"),
         ({"epochs": -1}, "epochs must be 0 (the usual number) or more and search_epochs 1 or more, got -1 and 3"),

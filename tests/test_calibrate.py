@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import ClassVar
 
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from htas import runtimes
 from htas.arch import Arch
 from htas.calibrate import (
+    COPIES,
+    FLOAT,
+    SHARE,
     Calibrate,
     _wanted,
     calibrate,
@@ -21,10 +24,12 @@ from htas.calibrate import (
     cost_model,
     fit_metric,
     held_out_error,
+    lots,
     mended,
     sparing,
     spread,
     table,
+    whole,
 )
 from htas.graph import Network, trace
 from htas.layer import Layer
@@ -105,6 +110,35 @@ def test_the_error_on_networks_left_out_grows_with_the_noise() -> None:
         for metric in (Planted(Target(threads=1), noise=noise) for noise in (0.0, 0.05))
     )
     assert exact < 0.01 < noisy < 0.10
+
+
+@dataclass(frozen=True)
+class Moody(Planted):
+    """Every run is at another level."""
+
+    runs: list[int] = field(default_factory=list)
+
+    def measure(
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+    ) -> list[Measurement]:
+        self.runs.append(len(cases))
+        return [each.scaled(1.0 + 0.1 * len(self.runs)) for each in super().measure(cases)]
+
+
+def test_networks_that_do_not_fit_into_memory_are_measured_in_parts_brought_to_one_level() -> None:
+    net = network()
+    archs = spread(net, [space()], 12, seed=0)
+    bytes_of = FLOAT * COPIES * sum(map(net.params, archs))
+    for free, runs in ((10 * bytes_of, [12]), (bytes_of / SHARE / 2.5, [5, 5, 4]), (1.0, [2] * 11)):
+        metric, plain = Moody(Target(threads=1)), Planted(Target(threads=1))
+        found = whole(net, archs, metric, free=free)
+        assert metric.runs == runs
+        wanted = [1.1 * plain.of(net, arch) for arch in archs]
+        assert [each.estimate for each in found] == pytest.approx(wanted)
+    (one, other, last) = lots(net, archs, bytes_of / SHARE / 2.5)
+    assert one[0] == other[0] == last[0] == net.base
+    assert sorted(map(net.macs, one[1:] + other[1:] + last[1:])) == sorted(map(net.macs, archs[1:]))
+    assert max(map(net.macs, last[1:])) > 2 * min(map(net.macs, last[1:]))  # large and small ones in each
 
 
 def test_one_scale_is_enough_where_nothing_more_is_planted() -> None:
@@ -202,6 +236,8 @@ def test_where_building_is_dear_few_input_widths_are_measured() -> None:
     assert Calibrate().limits(100) == pytest.approx((5.0, 24.0))
     assert Calibrate().limits(100, 0.02) == pytest.approx((9.0, 24.0))
     assert Calibrate().limits(100, 5.0) == pytest.approx((5.0, 24.0))
+    assert Calibrate().limits(100, base=0.1) == pytest.approx((10.0, 144.0))
+    assert Calibrate().limits(100, base=0.005) == pytest.approx((5.0, 24.0))
     assert Calibrate(seconds=58).limits(100) == pytest.approx((10.0, 48.0))
 
 

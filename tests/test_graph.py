@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -13,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from htas.arch import Arch
 from htas.graph import Network, resize, trace
 from htas.models.cifar_resnet import CifarResNet
+from htas.space import Space
+from htas.tables import CountCost
 
 IMAGE = (3, 8, 8)
 Adds = Literal["join", "project"]
@@ -537,7 +540,8 @@ def test_a_module_that_cannot_be_traced_is_refused_in_one_sentence() -> None:
     def branches(net: Any, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x
 
-    with pytest.raises(ValueError, match=r"^Rest cannot be traced by torch\.fx .*data-dependent") as caught:
+    said = r"^Rest cannot be traced by torch\.fx: .*test_graph\.py, line \d+\); keep control flow"
+    with pytest.raises(ValueError, match=said) as caught:
         wrapped(branches)
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"^Sequential does not run on an input of shape \(1, 3, 8, 8\)"):
@@ -549,6 +553,112 @@ def test_a_module_that_cannot_be_traced_is_refused_in_one_sentence() -> None:
 
     with pytest.raises(ValueError, match=r"^Two does not run on an input of shape \(1, 3, 8, 8\).*parameter y"):
         trace(Two(), torch.zeros(1, *IMAGE))
+
+
+class Gated(nn.Module):
+    """A block that looks at its data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.rest = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.mean() > 0:  # looked at
+            return x + self.conv(x)
+        return x - self.conv(x)
+
+
+class Around(nn.Module):
+    def __init__(self, gates: int) -> None:
+        super().__init__()
+        self.stem, self.mid = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
+        self.gates = nn.Sequential(*(Gated() for _ in range(gates)))
+        self.last = nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.mid(self.gates(self.stem(x))).relu())
+
+
+def test_what_looks_at_its_data_stays_whole_and_the_rest_is_searched() -> None:
+    module = Around(1)
+    network = trace(module, torch.zeros(2, *IMAGE))
+    lines = Path(__file__).read_text().splitlines()
+    line = next(at for at, text in enumerate(lines, 1) if text.endswith("# looked at"))
+    why = network.frozen["gates.0"]
+    assert why.startswith("Gated gates.0 cannot be followed by torch.fx: TraceError: ")
+    assert why.endswith(f"test_graph.py, line {line})")
+    assert list(network.widths) == ["mid"] and "stem" in network.frozen
+    images = torch.randn(3, *IMAGE)
+    with FlopCounterMode(display=False) as counter:
+        module(images)
+    biases = 8 + 12 + 4  # of layers, which torch does not count
+    assert network.macs(network.base) == counter.get_total_flops() // 2 // 3 + biases * 64
+    assert network.params(network.base) == sum(each.numel() for each in module.parameters())
+    free = (12 * 4 + 4) * 64  # of `mid` the inputs are frozen
+    assert network.searchable == pytest.approx(free / network.macs(network.base))
+    narrow = resize(network, Arch({"mid": 5}, network.base.depths))
+    assert narrow(images).shape == module(images).shape and narrow.mid.out_channels == 5
+
+
+def test_blocks_that_stay_whole_can_still_be_dropped() -> None:
+    module = Around(3).eval()
+    network = trace(module, torch.zeros(1, *IMAGE))
+    assert {name: site.producers for name, site in network.depths.items()} == {
+        "gates": ("gates.0", "gates.1", "gates.2")
+    }
+    shallow = Arch({"mid": 12}, {"gates": 1})
+    images = torch.randn(1, *IMAGE)
+    expected = module.last(module.mid(module.gates[0](module.stem(images))).relu())
+    torch.testing.assert_close(resize(network, shallow)(images), expected)
+    inside = 8 * 8 * 9 * 64
+    assert network.macs(network.base) - network.macs(shallow) == 2 * inside
+    cost = CountCost(network, "macs")
+    space = Space("some", {"mid": (12,)}, {"gates": (1, 3)})
+    halves = cost.expected(space, {"mid": torch.ones(1)}, {"gates": torch.tensor([0.5, 0.5])})
+    assert float(halves) == (network.macs(network.base) + network.macs(shallow)) / 2
+
+
+def test_multiply_adds_of_what_is_no_layer_are_counted_by_torch() -> None:
+    def attend(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x).flatten(2)
+        return net.last((x.transpose(1, 2) @ x).mean(1))
+
+    network = wrapped(attend, stem=nn.Conv2d(3, 6, 1), last=nn.Linear(64, 5))
+    assert network.macs(network.base) == 3 * 6 * 64 + 6 * 64 + 64 * 64 * 6 + 64 * 5 + 5
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize")
+def test_hooks_and_quantised_layers_are_refused_by_name() -> None:
+    def watch(module: nn.Module, given: Any, output: Any) -> None: ...
+
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
+    handle = module[0].register_forward_hook(watch)
+    said = (
+        r"^Conv2d 0 has a forward hook, .*watch \(.*test_graph\.py, line \d+\), which resized layers would lose: remove"
+    )
+    with pytest.raises(ValueError, match=said):
+        trace(module, torch.zeros(1, *IMAGE))
+    handle.remove()
+    assert trace(module, torch.zeros(1, *IMAGE)).widths
+    nn.utils.spectral_norm(module[0])  # torch's own, which computes a weight
+    assert trace(module, torch.zeros(1, *IMAGE)).frozen["0"].endswith("has a weight that is computed")
+    quantised = nn.Sequential(torch.ao.nn.quantized.Conv2d(3, 4, 1))
+    with pytest.raises(ValueError, match=r"^Conv2d 0 is quantised \(torch\.ao\.nn\.quantized.*floating point"):
+        trace(quantised, torch.zeros(1, *IMAGE))
+
+
+def test_a_network_on_another_device_is_refused() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1, device="meta"))
+    with pytest.raises(ValueError, match=r"^the network must be on the CPU, it is on meta: call model\.cpu\(\) first"):
+        trace(module, torch.zeros(1, *IMAGE))
+
+
+def test_tied_weights_are_given_as_the_reason() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1))
+    module[2].weight = module[1].weight
+    frozen = trace(module, torch.zeros(1, *IMAGE)).frozen
+    assert frozen["1"] == "Conv2d 1 shares a weight with another module"
 
 
 def test_trace_leaves_modes_and_the_example_alone() -> None:

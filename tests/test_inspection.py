@@ -18,6 +18,9 @@ from htas.target import Target
 TARGET = Target(threads=1, batch=1, image=(3, 8, 8))
 
 
+IMAGES = torch.zeros(1, 3, 8, 8)
+
+
 class Small(nn.Module):
     """Two convolutions, of which one cannot change, since what follows is not understood; two blocks of residuals."""
 
@@ -96,6 +99,35 @@ def test_the_command_inspects_a_named_network_and_a_configuration(tmp_path: Path
         (tmp_path / "own.toml").write_text('family.depth = 14\ntarget.threads = 1\ndata.name = "digits"\n')
         assert main(["inspect", "own.toml"]) == 0
         assert "runs/own/inspect.html" in capsys.readouterr().out
+
+
+def test_the_command_inspects_a_network_of_two_inputs(tmp_path: Path, capsys, monkeypatch):
+    (tmp_path / "two_inputs.py").write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "class Both(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.conv, self.last = nn.Conv2d(1, 16, 3), nn.Linear(16 + 5, 3)\n"
+        "    def forward(self, image, known):\n"
+        "        return self.last(torch.cat([self.conv(image).mean((2, 3)), known], 1))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with scripted_device():
+        assert main(["inspect", "custom:two_inputs:Both", "--image", "1,8,8/5", "--threads", "1"]) == 0
+        assert "1 width site and 0 depth sites; 100.0 % of the multiply-adds" in capsys.readouterr().out
+        assert main(["measure", "custom:two_inputs:Both", "--image", "1,8,8/5", "--threads", "1", "--rounds", "1"]) == 0
+        assert main(["inspect", "custom:two_inputs:Both", "--image", "1,8,8", "--threads", "1"]) == 2
+    said = capsys.readouterr().err
+    assert "Both does not run on an input of shape (4, 1, 8, 8)" in said and "Traceback" not in said
+
+
+def test_the_page_states_the_order_in_which_blocks_are_dropped(tmp_path):
+    with scripted_device():
+        network = trace(nn.Sequential(nn.Conv2d(3, 16, 1), nn.Sequential(Block(), Block(), Block())), IMAGES)
+        page = inspect_network(network, TARGET, "three", tmp_path)[0].read_text()
+    assert "1.2, then 1.1; 1.0 stays" in page
 
 
 @pytest.mark.parametrize(

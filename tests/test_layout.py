@@ -67,6 +67,7 @@ ORDER = [
     "arch",
     "plugins",
     "modes",
+    "blame",
     "files",
     "text",
 ]

@@ -209,9 +209,9 @@ def test_what_is_made_of_a_users_network_is_made_anew_when_its_file_changes(nets
 
 
 def test_a_factory_of_other_outputs_than_the_data_have_classes_is_refused(nets: Path) -> None:
-    family, images = Custom("own_nets:with_classes"), torch.zeros(2, 3, 8, 8)
+    family, images = Custom("own_nets:with_classes"), (torch.zeros(2, 3, 8, 8),)
     with pytest.raises(ValueError, match=r"own_nets:with_classes must give logits \[N, 7\], as the data set has"):
         family.check(family.build(7), images, 7)
     with pytest.raises(ValueError, match=r"own_nets:make does not run on images of shape \(2, 1, 8, 8\): RuntimeError"):
-        Custom("own_nets:make").check(Custom("own_nets:make").build(7), torch.zeros(2, 1, 8, 8), 7)
+        Custom("own_nets:make").check(Custom("own_nets:make").build(7), (torch.zeros(2, 1, 8, 8),), 7)
     default("custom").check(default("custom").build(7), images, 7)

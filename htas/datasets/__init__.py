@@ -6,16 +6,18 @@ A data set is one file of this folder. It only reads; splitting, shuffling, augm
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from htas.task import CLASSIFY, Task
+from htas.task import CLASSIFY, Inputs, Task
 
 Part = Literal["train", "test"]
 Shape = tuple[int, int, int]
+Batch = tuple[Inputs, Any]
+"""Inputs, and labels or other targets."""
 
 KEPT = 0
 """Seed of the images that `limit` keeps, so that they are the same in every run."""
@@ -48,6 +50,11 @@ class Dataset(ABC):
     @abstractmethod
     def shape(self) -> Shape:
         """Channels, height and width of every image."""
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of every input, where a network takes several."""
+        return (self.shape,)
 
     @property
     @abstractmethod
@@ -106,14 +113,14 @@ class Source(Protocol):
         augment: bool = False,
         drop_last: bool = False,
         channels_last: bool = False,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[Batch]:
         """Every one once, in batches of at most so many; in an order that the seed draws."""
         ...
 
-    def sample(
-        self, size: int, *, generator: Generator, augment: bool = False, channels_last: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """So many, drawn uniformly with replacement by a generator of the CPU."""
+    def draws(
+        self, size: int, count: int, *, generator: Generator, augment: bool = False, channels_last: bool = False
+    ) -> Iterator[Batch]:
+        """So many batches of so many, drawn uniformly with replacement by a generator of the CPU."""
         ...
 
 
@@ -156,15 +163,17 @@ class Split:
             raise ValueError(f"a full batch of {size} cannot be made of {len(self)} images; choose a smaller batch")
         return self._batches(size, seed, augment, drop_last, channels_last)
 
-    def sample(
-        self, size: int, *, generator: Generator, augment: bool = False, channels_last: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """So many images drawn uniformly with replacement, normalised, and their labels.
+    def draws(
+        self, size: int, count: int, *, generator: Generator, augment: bool = False, channels_last: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """So many batches of so many images drawn uniformly with replacement, normalised, and their labels.
 
-        The generator must be one of the CPU, so that the draw is the same on every device.
+        The generator must be one of the CPU, so that the draw is the same on every device; each batch is drawn when its
+        turn comes.
         """
-        picks = torch.randint(len(self), (size,), generator=generator)
-        return self._take(picks, generator if augment else None, channels_last)
+        for _ in range(count):
+            picks = torch.randint(len(self), (size,), generator=generator)
+            yield self._take(picks, generator if augment else None, channels_last)
 
     def _batches(
         self, size: int, seed: int | None, augment: bool, drop_last: bool, channels_last: bool
@@ -267,15 +276,21 @@ def _read(dataset: Dataset, part: Part) -> Images:
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         found = f"{str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
         raise ValueError(f"{where} must have one int64 label for each of {len(images)} images, it has {found}")
+    checked_labels(labels, dataset.classes, part, dataset.name)
+    return read
+
+
+def checked_labels(labels: Tensor, classes: int, part: Part, name: str) -> None:
+    """Raise ValueError where the int64 labels [N] of a part of a data set are not those of its classes."""
+    where = f"the {part} part of {name}"
     if len(labels) == 0:
         raise ValueError(f"{where} has no images; check its files")
-    if labels.min() < 0 or labels.max() >= dataset.classes:
+    if labels.min() < 0 or labels.max() >= classes:
         found = f"{labels.min().item()} to {labels.max().item()}"
-        raise ValueError(f"labels in {where} must lie in 0 to {dataset.classes - 1}, they are {found}")
+        raise ValueError(f"labels in {where} must lie in 0 to {classes - 1}, they are {found}")
     present = len(set(labels.tolist()))
-    if part == "train" and present < dataset.classes:
-        raise ValueError(f"{where} has images of {present} classes only, it must have {dataset.classes}")
-    return read
+    if part == "train" and present < classes:
+        raise ValueError(f"{where} has images of {present} classes only, it must have {classes}")
 
 
 def _limited(images: Images, limit: int) -> Images:

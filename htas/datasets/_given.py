@@ -1,29 +1,29 @@
 """Data that were given as they are, to htas.optimize: any torch Dataset of (input, label), or a DataLoader of them."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sized
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import (
     DataLoader,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
-    Subset,
     SubsetRandomSampler,
     TensorDataset,
 )
 from torch.utils.data import Dataset as TorchDataset
 
-from htas.datasets import Data, Dataset, Images, Part, Shape, proportional
+from htas.datasets import Batch, Data, Dataset, Images, Part, Shape, proportional
 from htas.files import Unusable
 from htas.task import CLASSIFY, Task
 
 _KNOWN: dict[str, tuple["Items", "Items", Task]] = {}
+_UNUSABLE = f"{Unusable.__module__}.{Unusable.__qualname__}"
 SEEN = 8
 """Items that data are told from others by."""
 LABELS = 100_000
@@ -41,20 +41,22 @@ class Items:
     workers: int = 0
     """Processes that load items."""
     collate: Callable[[list[Any]], Any] | None = None
+    varied: TorchDataset[Any] | None = None
+    """The same items, augmented; None where `dataset` does that as it likes."""
 
     def __len__(self) -> int:
         return len(self.picks)
 
     def where(self, chosen: Tensor) -> "Items":
         """The items at a bool mask [N], in their order."""
-        return Items(self.dataset, self.picks[chosen], self.device, self.workers, self.collate)
+        return replace(self, picks=self.picks[chosen])
 
     def _only(self, picks: Tensor) -> "Items":
-        return Items(self.dataset, picks, "cpu", 0, self.collate)
+        return replace(self, picks=picks, device="cpu", workers=0)
 
     def on(self, device: str) -> "Items":
         """The same, put on a device as they are asked for."""
-        return Items(self.dataset, self.picks, device, self.workers, self.collate)
+        return replace(self, device=device)
 
     def batches(
         self,
@@ -64,25 +66,35 @@ class Items:
         augment: bool = False,
         drop_last: bool = False,
         channels_last: bool = False,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[Batch]:
         """Every item once: inputs [B, ...] and labels [B]; the seed draws the order, None keeps it as it is."""
         generator = Generator().manual_seed(seed or 0)
         order = self.picks if seed is None else self.picks[torch.randperm(len(self), generator=generator)]
-        loader: DataLoader[Any] = DataLoader(
-            self.dataset, size, sampler=cast(Any, order.tolist()), num_workers=self.workers, collate_fn=self.collate,
-            drop_last=drop_last, generator=generator,
-        )  # fmt: skip
-        for batch in loader:
-            yield self._placed(batch, channels_last)
+        return self._loaded(order, size, generator, augment, drop_last, channels_last)
 
-    def sample(
-        self, size: int, *, generator: Generator, augment: bool = False, channels_last: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """So many items drawn uniformly with replacement."""
-        picks = self.picks[torch.randint(len(self), (size,), generator=generator)].tolist()
-        items = cast(TorchDataset[Any], Subset(self.dataset, picks))
-        loader: DataLoader[Any] = DataLoader(items, size, num_workers=0, collate_fn=self.collate)
-        return self._placed(next(iter(loader)), channels_last)
+    def draws(
+        self, size: int, count: int, *, generator: Generator, augment: bool = False, channels_last: bool = False
+    ) -> Iterator[Batch]:
+        """So many batches of so many items drawn uniformly with replacement; all picks are drawn at once, so that
+        workers can load ahead."""
+        picks = self.picks[torch.randint(len(self), (size * count,), generator=generator)]
+        return self._loaded(picks, size, generator, augment, False, channels_last)
+
+    def _loaded(
+        self, picks: Tensor, size: int, generator: Generator, augment: bool, drop_last: bool, channels_last: bool
+    ) -> Iterator[Batch]:
+        """These items, in batches; the generator seeds what the workers draw."""
+        seeded = Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        loader: DataLoader[Any] = DataLoader(
+            self.varied if augment and self.varied is not None else self.dataset, size,
+            sampler=cast(Any, picks.tolist()), num_workers=self.workers, collate_fn=self.collate, drop_last=drop_last,
+            pin_memory=self.device.startswith("cuda"), generator=seeded,
+        )  # fmt: skip
+        try:
+            for batch in loader:
+                yield self._placed(batch, channels_last)
+        except Unusable as error:  # from a worker it comes with a traceback before its last line
+            raise Unusable(str(error).strip().splitlines()[-1].removeprefix(f"{_UNUSABLE}: ")) from None
 
     def labels(self) -> Tensor | None:
         """int64 [N]; None where they cannot be had without loading a great many items."""
@@ -100,22 +112,46 @@ class Items:
             return None
         return torch.cat([labels.cpu() for _, labels in self.batches(256)]).long().reshape(len(self), -1)[:, 0]
 
-    def _placed(self, batch: Any, channels_last: bool) -> tuple[Tensor, Tensor]:
-        if (
-            not isinstance(batch, tuple | list)
-            or len(batch) != 2
-            or not all(isinstance(each, Tensor) for each in batch)
-        ):
-            raise ValueError(
-                "an item of data must be a pair (input tensor, label), of which a batch is a pair of tensors; got "
-                f"{_shown(batch)}: give a Dataset of such pairs, or a DataLoader with a collate_fn that makes them"
-            )
-        inputs, labels = (each.to(self.device, non_blocking=True) for each in batch)
-        if not labels.is_floating_point() and not labels.is_complex():
-            labels = labels.long()
-        if channels_last and inputs.dim() == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return inputs, labels
+    def _placed(self, batch: Any, channels_last: bool) -> Batch:
+        inputs, targets = _divided(batch)
+        given = [each.to(self.device, non_blocking=True) for each in inputs]
+        if channels_last:
+            given = [each.contiguous(memory_format=_LAST) if each.dim() == 4 else each for each in given]
+        targets = tree_map(lambda each: each.to(self.device, non_blocking=True) if _is_tensor(each) else each, targets)
+        if isinstance(targets, Tensor) and not targets.is_floating_point() and not targets.is_complex():
+            targets = targets.long()
+        return (given[0] if len(given) == 1 else tuple(given)), targets
+
+
+_LAST = torch.channels_last
+NAMES = ("label", "labels", "target", "targets")
+"""The entry of a batch by names that is not an input."""
+
+
+def _divided(batch: Any) -> tuple[list[Tensor], Any]:
+    """The inputs of a batch, and its targets: (input, targets), ((input, input), targets), (input, input, targets), or
+    a dictionary with "label", "labels", "target" or "targets" beside its inputs."""
+    inputs: Any = ()
+    targets: Any = None
+    if isinstance(batch, Mapping):
+        known = [name for name in NAMES if name in batch]
+        if len(known) == 1:
+            inputs, targets = [each for name, each in batch.items() if name != known[0]], batch[known[0]]
+    elif isinstance(batch, tuple | list) and len(batch) >= 2:
+        *inputs, targets = batch
+        if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
+            inputs = inputs[0]
+    if not inputs or not all(map(_is_tensor, inputs)):
+        raise ValueError(
+            "an item of data must be (input tensor, targets), with several inputs (input, input, targets), or a "
+            f'dictionary of them with "label", of which batches of tensors are made; got {_shown(batch)}: give a '
+            "Dataset of such items, or a DataLoader with a collate_fn that makes them"
+        )
+    return list(inputs), targets
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
 
 
 @dataclass(frozen=True)
@@ -126,8 +162,8 @@ class GivenData(Dataset):
     """By which that process knows them."""
     count: int
     """Classes."""
-    image: tuple[int, ...]
-    """Shape of an input."""
+    images: tuple[tuple[int, ...], ...]
+    """Shape of every input."""
     sizes: tuple[int, ...]
     """Training and validation items."""
     task: str = ""
@@ -137,22 +173,25 @@ class GivenData(Dataset):
     flip, crop = False, 0
 
     @staticmethod
-    def of(train: Any, test: Any, classes: int, image: tuple[int, ...], task: Task = CLASSIFY) -> "GivenData":
+    def of(
+        train: Any, test: Any, classes: int, images: tuple[tuple[int, ...], ...], task: Task = CLASSIFY
+    ) -> "GivenData":
         """Remember them; raises ValueError for what is no data."""
         parts = items(train, "the training data"), items(test, "the validation data")
         sizes = tuple(len(part) for part in parts)
         key = f"{type(parts[0].dataset).__name__}-{fingerprint(*parts)}"
         _KNOWN[key] = *parts, task
-        return GivenData(key, classes, image, sizes, task.name)
+        return GivenData(key, classes, images, sizes, task.name)
 
     def check_shape(self) -> None:
         """Raise ValueError where an item has another shape than the network was shown."""
         part = _KNOWN[self.key][0]
         inputs, _ = next(part._only(part.picks[:1]).batches(1))
-        if tuple(inputs.shape[1:]) != tuple(self.image):
+        found = tuple(tuple(each.shape[1:]) for each in ((inputs,) if isinstance(inputs, Tensor) else inputs))
+        if found != self.images:
             raise ValueError(
-                f"an input of the training data has shape {tuple(inputs.shape[1:])}, and example_inputs "
-                f"{tuple(self.image)}; give an example of the shape that the data have"
+                f"an item of the training data has inputs of shape {_listed(found)}, and example_inputs "
+                f"{_listed(self.images)}; give an example of the shape that the data have"
             )
 
     @property
@@ -162,8 +201,13 @@ class GivenData(Dataset):
 
     @property
     def shape(self) -> Shape:
-        """Of an input."""
-        return cast(Shape, tuple(self.image))
+        """Of the first input."""
+        return cast(Shape, self.images[0])
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of every input."""
+        return self.images
 
     def read(self, part: Part) -> Images:
         """Never: items are loaded as they are asked for."""
@@ -177,7 +221,7 @@ class GivenData(Dataset):
                 "folder as out"
             )
         *parts, task = _KNOWN[self.key]
-        train, test = (_limited(part.on(device), limit) for part in parts)
+        train, test = (limited(part.on(device), limit) for part in parts)
         labels = train.labels() if task.classifies else None
         if labels is not None and (labels.min() < 0 or labels.max() >= self.classes):
             raise ValueError(
@@ -237,7 +281,7 @@ def _leaves(item: Any) -> list[Tensor]:
     return [torch.as_tensor(each).cpu() for each in tree_leaves(item) if isinstance(each, Tensor | int | float | bool)]
 
 
-def _limited(part: Items, limit: int) -> Items:
+def limited(part: Items, limit: int) -> Items:
     if not 0 < limit < len(part):
         return part
     chosen = torch.zeros(len(part), dtype=torch.bool)
@@ -245,7 +289,13 @@ def _limited(part: Items, limit: int) -> Items:
     return part.where(chosen)
 
 
+def _listed(shapes: tuple[tuple[int, ...], ...]) -> str:
+    return " and ".join(map(str, shapes))
+
+
 def _shown(batch: Any) -> str:
     if isinstance(batch, tuple | list):
         return f"{type(batch).__name__} of {', '.join(type(each).__name__ for each in batch) or 'nothing'}"
+    if isinstance(batch, Mapping):
+        return f"{type(batch).__name__} with {', '.join(map(str, batch)) or 'nothing'}"
     return type(batch).__name__

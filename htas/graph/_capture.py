@@ -1,38 +1,70 @@
 """A module as a torch.fx graph, with the shape of every value."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from htas.blame import blame
+from htas.graph._steps import weightless
 from htas.modes import evaluating
-from htas.text import first_line
 
 
 def capture(module: nn.Module, inputs: int) -> fx.GraphModule:
     """The module in eval mode as a torch.fx graph, whose nodes know which submodule they stand in; raises ValueError.
 
-    What forward takes beyond so many `inputs` has its default.
+    What forward takes beyond so many `inputs` has its default. Where torch.fx cannot follow a submodule, all of its
+    class are one node each; `kept_whole` has them. Raises ValueError where it cannot follow the network's own forward.
     """
     rest = list(inspect.signature(module.forward).parameters.values())[inputs:]
     defaults = {each.name: each.default for each in rest if each.default is not each.empty}
-    try:
-        with evaluating(module):
-            return fx.GraphModule(module, _Tracer().trace(module, defaults or None))
-    except Exception as error:  # a forward pass may raise anything
-        raise ValueError(
-            f"{type(module).__name__} cannot be traced by torch.fx ({first_line(error)}); "
-            "keep data-dependent control flow out of forward()"
-        ) from error
+    reasons: dict[type[nn.Module], str] = {}
+    while True:
+        tracer = _Tracer(reasons)
+        try:
+            with evaluating(module):
+                graph = fx.GraphModule(module, tracer.trace(module, defaults or None))
+        except Exception as error:  # a forward pass may raise anything
+            kind = type(module.get_submodule(tracer.stuck))
+            if kind is type(module) or kind in reasons:
+                raise ValueError(
+                    f"{type(module).__name__} cannot be traced by torch.fx: {blame(error)}; keep control flow that "
+                    "depends on data out of its forward(), or move it into a submodule, which then stays as it is"
+                ) from error
+            reasons[kind] = f"cannot be followed by torch.fx: {blame(error)}"
+        else:
+            found = {name: reasons[type(part)] for name, part in module.named_modules() if type(part) in reasons}
+            graph.meta["kept whole"] = found
+            return graph
+
+
+def kept_whole(graph: fx.GraphModule) -> Mapping[str, str]:
+    """The submodules that torch.fx could not follow, and why."""
+    found: Mapping[str, str] = graph.meta["kept whole"]
+    return found
 
 
 class _Tracer(fx.Tracer):
-    """Layer norms stay whole, those of a user's own class too."""
+    """Layer norms stay whole, those of a user's own class too, and so do classes that cannot be followed."""
+
+    def __init__(self, whole: Mapping[type[nn.Module], str]) -> None:
+        super().__init__()
+        self.whole = whole
+        self.stuck = ""
+        """The innermost submodule whose forward raised."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.LayerNorm) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, nn.LayerNorm) or type(m) in self.whole or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.stuck = self.stuck or self.path_of_module(m)
+            raise
 
 
 def names(graph: fx.Graph) -> dict[fx.Node, str]:
@@ -61,23 +93,36 @@ def stack_of(node: fx.Node) -> list[str]:
 
 
 def captured(module: nn.Module, examples: tuple[Tensor, ...]) -> fx.GraphModule:
-    """`capture`, with the shape of every node's value under meta["shape"] (None where it is no tensor)."""
+    """`capture`, with what running it shows in every node's meta: the "shape" of its value (None where it is no
+    tensor), whether there are "tensors" in it, the "params" that it is, and, of what is no layer, its "macs" for one
+    image, by torch's own counter."""
     graph = capture(module, len(examples))
     try:
         with evaluating(module), torch.no_grad():
-            _Shapes(graph).run(*(example.clone() for example in examples))
+            _Run(graph, len(examples[0])).run(*(example.clone() for example in examples))
     except Exception as error:
         shapes = " and ".join(str(tuple(example.shape)) for example in examples)
         what = "an input" if len(examples) == 1 else "inputs"
-        raise ValueError(
-            f"{type(module).__name__} does not run on {what} of shape {shapes} ({first_line(error)})"
-        ) from error
+        raise ValueError(f"{type(module).__name__} does not run on {what} of shape {shapes}: {blame(error)}") from error
     return graph
 
 
-class _Shapes(fx.Interpreter):
+class _Run(fx.Interpreter):
+    def __init__(self, graph: fx.GraphModule, images: int) -> None:
+        super().__init__(graph)
+        self.images = images
+
     def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
+        module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        n.meta["macs"] = 0
+        if n.op in ("call_module", "call_function", "call_method") and not weightless(n, module):
+            from torch.utils.flop_counter import FlopCounterMode  # takes a second to load
+
+            with FlopCounterMode(display=False) as counter:
+                result = super().run_node(n)
+            n.meta["macs"] = round(counter.get_total_flops() / 2 / self.images)
+        else:
+            result = super().run_node(n)
         n.meta["shape"] = tuple(result.shape) if isinstance(result, Tensor) else None
         n.meta["tensors"] = any(isinstance(leaf, Tensor) for leaf in tree_leaves(result))
         if isinstance(result, nn.Parameter) and result.requires_grad:

@@ -38,6 +38,10 @@ RESHAPES = {*WRITTEN_OUT, "flatten", torch.flatten, "squeeze", torch.squeeze, "u
 SHARED = ("conv", "grouped", "norm", "layer_norm")
 """Kinds of nodes whose modules have weights."""
 CONCATS = {torch.cat, torch.concat, torch.concatenate}
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
+MOVES = {torch.permute, "permute", torch.transpose, torch.swapaxes, "transpose", "swapaxes", torch.mean, "mean",
+         torch.chunk, "chunk", torch.split, "split"}  # fmt: skip
+SIZES = {"size", getattr, operator.getitem, operator.floordiv}
 JOINS = ADDS | {
     operator.mul, operator.imul, torch.mul, operator.sub, torch.sub, torch.maximum, "mul", "mul_", "sub", "expand_as",
 }  # fmt: skip
@@ -47,6 +51,14 @@ def plain_add(fxnode: fx.Node) -> bool:
     """Whether this adds images of one shape."""
     shapes = {source.meta["shape"] for source in fxnode.all_input_nodes}
     return fxnode.target in ADDS and len(shapes) == 1 and len(fxnode.meta["shape"]) == 4
+
+
+def weightless(fxnode: fx.Node, module: nn.Module | None) -> bool:
+    """Whether this multiplies nothing by weights or other tensors, or is a layer, whose multiply-adds are known."""
+    if module is not None:
+        return understood(module) or isinstance(module, (*MAPS, *NORMS, nn.Flatten))
+    known = MAP_FUNCTIONS | MAP_METHODS | JOINS | RESHAPES | CONCATS | MOVES | SIZES
+    return fxnode.target in known
 
 
 def private(fxnode: fx.Node) -> bool:

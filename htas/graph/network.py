@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from htas.arch import Arch
 from htas.layer import Layer
@@ -72,6 +73,8 @@ class Node:
     """project: whether a norm follows the 1x1 convolution."""
     params: int = 0
     """fixed: trainable parameters of its own, those that an earlier node has left out. scale: of each channel."""
+    macs: int = 0
+    """fixed: multiply-adds for one image, where it has no `layer`."""
     param: str = ""
     """scale: qualified name of the parameter."""
     param_axis: int = 0
@@ -177,6 +180,10 @@ class Network:
     result: Callable[[tuple[Any, ...]], Any] = field(default=_only, repr=False, compare=False)
     """What the network returns, made of these values: one of them, a tuple, a dictionary."""
 
+    def example(self, images: int = 1) -> tuple[Tensor, ...]:
+        """Zeros as its inputs."""
+        return tuple(torch.zeros(images, *shape) for shape in self.images or (self.image,))
+
     @property
     def widths(self) -> dict[str, Site]:
         """The width sites."""
@@ -254,7 +261,7 @@ class Network:
 
     def macs(self, arch: Arch) -> int:
         """Multiply-adds for one image."""
-        return sum(use.layer.macs for use in self.uses(arch))
+        return sum(step.layer.macs if step.layer else step.node.macs for step in self.steps(arch))
 
     def params(self, arch: Arch) -> int:
         """Trainable parameters."""
@@ -284,6 +291,7 @@ class Network:
             open_ends[node.name] = own
             if node.layer is not None and node.layer.macs:
                 shares[all(own) and all(given[0]) and node.kind != "fixed"] += node.layer.macs
+            shares[False] += node.macs
         return shares[True] / max(1, sum(shares))
 
 

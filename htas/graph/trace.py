@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from htas.graph._blocks import Run, droppable, runs_of
-from htas.graph._capture import captured, names, owner_of
+from htas.graph._capture import captured, kept_whole, names, owner_of
+from htas.graph._check import check
 from htas.graph._steps import (
     CONCATS,
     FUNCTION_ACTIVATIONS,
@@ -57,9 +58,10 @@ def trace(
     `adds="join"` gives layers that are added one width; "project" gives each its own, with a 1x1 convolution (and a
     norm, if `project_norm`) on an identity shortcut where they differ. Modules that are `ignored`, with all that is in
     them, keep the widths that they give, and their blocks. The module is not changed. Raises ValueError where torch.fx
-    cannot follow the forward pass, and for an ignored module that there is not.
+    cannot follow the forward pass, for an ignored module that there is not, and for hooks and quantised layers.
     """
     examples = (example,) if isinstance(example, Tensor) else tuple(example)
+    check(module)
     _check_ignored(module, ignored)
     return _Builder(captured(module, examples), module, examples, adds, project_norm, ignored).network()
 
@@ -111,6 +113,7 @@ class _Builder:
         ignored: Collection[str],
     ) -> None:
         self.graph, self.module, self.examples, self.adds, self.normed = graph.graph, module, examples, adds, normed
+        self.whole = kept_whole(graph)
         self.modules = dict(module.named_modules())
         self.names = names(self.graph)
         self.tied = tied_in(module)
@@ -326,11 +329,20 @@ class _Builder:
         last = len(fxnode.meta["shape"] or ()) - 1
         size = self._size(fxnode, last if isinstance(module, nn.Linear) else 1) if module else (1, 1)
         layer = layer_of(module, size) if module and understood(module) else None
-        return replace(self._fresh(node, fxnode, f"{what} {why}"), layer=layer, params=fxnode.meta.get("params", own))
+        return replace(
+            self._fresh(node, fxnode, f"{what} {why}"), layer=layer, params=fxnode.meta.get("params", own),
+            macs=0 if layer else fxnode.meta["macs"],
+        )  # fmt: skip
 
     def _why_fixed(self, node: Node, module: nn.Module | None) -> str:
+        if node.module in self.whole:
+            return self.whole[node.module]
+        if node.module in self.tied:
+            return "shares a weight with another module"
         if node.module and self.calls[node.module] > 1:
             return "is called more than once"
+        if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module._parameters.get("weight"), nn.Parameter):
+            return "has a weight that is computed"
         if isinstance(module, nn.Conv2d) and module.groups > 1:
             return f"has {module.groups} groups"
         return "is not understood"

@@ -8,7 +8,7 @@ of whole programs and brings a dozen packages; pyJoules and pyRAPL have not been
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
@@ -219,14 +219,12 @@ class Energy(Metric):
     def _compile(self, runtime: Runtime, case: Case) -> Program:
         if isinstance(case, Layer):
             return runtime.compile_layer(case)
-        return runtime.compile(case, (torch.randn(self.target.batch, *self.target.image),))
+        return runtime.compile(case, self.target.example())
 
     def _context(self, runtime: Runtime, counters: Meter) -> dict[str, str]:
         """Where the readings come from: the meter, the runtime's versions and settings, the target, and when."""
-        target = {name: str(value) for name, value in asdict(self.target).items()}
-        target["image"] = "x".join(str(size) for size in self.target.image)
         date = datetime.now(UTC).isoformat(timespec="seconds")
-        return {**runtime.describe(), **target, "meter": counters.name, "date": date}
+        return {**runtime.describe(), **self.target.facts(), "meter": counters.name, "date": date}
 
 
 def _loops(run: Call, timer: Timer) -> int:

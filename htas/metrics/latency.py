@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import inf
 from typing import ClassVar, Literal
@@ -118,9 +118,7 @@ class Latency(Metric):
 
     def _context(self, runtime: Runtime) -> dict[str, str]:
         """Where the readings come from: the runtime's versions and settings, the target, and when."""
-        target = {name: str(value) for name, value in asdict(self.target).items()}
-        target["image"] = "x".join(str(size) for size in self.target.image)
-        return {**runtime.describe(), **target, "date": datetime.now(UTC).isoformat(timespec="seconds")}
+        return {**runtime.describe(), **self.target.facts(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 class _Calls:
@@ -147,8 +145,7 @@ class _Calls:
     def _compile(self, module: nn.Module) -> Program:
         if module in self.made:
             return self.made[module]()
-        target = self.runtime.target
-        program = self.runtime.compile(module, (torch.randn(target.batch, *target.image),))
+        program = self.runtime.compile(module, self.runtime.target.example())
         if program.anew is not None:
             self.made[module] = program.anew
         return program

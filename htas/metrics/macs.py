@@ -31,11 +31,11 @@ class Macs(Metric):
         return [Measurement((float(self._count(case)),), self.unit) for case in cases]
 
     def _count(self, case: Case) -> int:
-        return case.macs if isinstance(case, Layer) else count_macs(case, self.target.image)
+        return case.macs if isinstance(case, Layer) else count_macs(case, *self.target.shapes)
 
 
-def count_macs(model: nn.Module, image: tuple[int, ...]) -> int:
-    """Multiply-adds of a network for one image of this shape; found by running a copy of it."""
+def count_macs(model: nn.Module, *shapes: tuple[int, ...]) -> int:
+    """Multiply-adds of a network for one image of this shape (of several inputs, these); found by running a copy."""
     network = deepcopy(model).eval().cpu()
     counts: list[int] = []
 
@@ -46,7 +46,7 @@ def count_macs(model: nn.Module, image: tuple[int, ...]) -> int:
         if isinstance(module, _ConvNd | nn.Linear):
             module.register_forward_hook(count)
     with torch.inference_mode():
-        network(torch.zeros(1, *image))
+        network(*(torch.zeros(1, *shape) for shape in shapes))
     return sum(counts)
 
 

@@ -42,7 +42,7 @@ class Memory(Metric):
             if isinstance(case, Layer):
                 network, inputs = case.build(), case.example(self.target.batch)
             else:
-                network, inputs = deepcopy(case).eval(), (torch.zeros(self.target.batch, *self.target.image),)
+                network, inputs = deepcopy(case).eval(), self.target.example()
         return peak_on_cuda(network, inputs) if self.target.device == "cuda" else peak(network.cpu(), inputs)
 
 

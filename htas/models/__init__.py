@@ -25,8 +25,8 @@ class ModelFamily(ABC):
         """Whether a projection put on an identity shortcut (`adds = "project"`) has a norm."""
         return True
 
-    def check(self, module: nn.Module, example: Tensor, classes: int) -> None:
-        """Raise ValueError where a network of this family does not fit such images and classes."""
+    def check(self, module: nn.Module, example: tuple[Tensor, ...], classes: int) -> None:
+        """Raise ValueError where a network of this family does not fit such inputs and classes."""
         return None
 
     @property

@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from htas.blame import blame
 from htas.models import ModelFamily
 from htas.modes import evaluating
-from htas.text import first_line
 
 BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -45,22 +44,20 @@ class Custom(ModelFamily):
         try:
             made = make(**{named.pop(): classes}) if named else make(*[classes] * len(taking))
         except Exception as error:  # a user's code may raise anything
-            raise ValueError(f"{self.factory} raised {_what(error)} ({_where(error)})") from error
+            raise ValueError(f"{self.factory} raised {blame(error)}") from error
         if not isinstance(made, nn.Module):
             raise ValueError(f"{self.factory} must return an nn.Module, it returned {type(made).__name__}")
         return made
 
-    def check(self, module: nn.Module, example: Tensor, classes: int) -> None:
+    def check(self, module: nn.Module, example: tuple[Tensor, ...], classes: int) -> None:
         """Outputs must be logits of the data set's classes."""
         try:
             with evaluating(module), torch.no_grad():
-                out = module(example)
+                out = module(*example)
         except Exception as error:  # a user's code may raise anything
-            shape = tuple(example.shape)
-            raise ValueError(
-                f"{self.factory} does not run on images of shape {shape}: {_what(error)} ({_where(error)})"
-            ) from error
-        if not isinstance(out, Tensor) or out.shape != (len(example), classes):
+            shapes = " and ".join(str(tuple(each.shape)) for each in example)
+            raise ValueError(f"{self.factory} does not run on images of shape {shapes}: {blame(error)}") from error
+        if not isinstance(out, Tensor) or out.shape != (len(example[0]), classes):
             shown = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ValueError(
                 f"{self.factory} must give logits [N, {classes}], as the data set has {classes} classes; it gives "
@@ -96,26 +93,6 @@ def _imported(path: str, what: str) -> ModuleType:
                 f"there is no module {error.name!r}; run where {error.name}.py lies, or write family.factory as "
                 f"'package.module:function', got {what!r}"
             ) from error
-        raise ValueError(f"{path} cannot be imported: {_what(error)} ({_where(error)})") from error
+        raise ValueError(f"{path} cannot be imported: {blame(error)}") from error
     except Exception as error:  # a user's code may raise anything
-        raise ValueError(f"{path} cannot be imported: {_what(error)} ({_where(error)})") from error
-
-
-def _what(error: Exception) -> str:
-    kind, said = type(error).__name__, first_line(error)
-    return kind if said == kind else f"{kind}: {said}"
-
-
-def _where(error: Exception) -> str:
-    """File and line of the innermost frame that is the user's own, not a library's."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}, line {error.lineno}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "<frozen" not in frame.filename]
-    own = [frame for frame in frames if not _installed(frame.filename)] or frames
-    return f"{own[-1].filename}, line {own[-1].lineno}"
-
-
-def _installed(file: str) -> bool:
-    return "site-packages" in Path(file).parts or Path(file).is_relative_to(Path(__file__).parents[1]) or (
-        Path(file).is_relative_to(Path(importlib.__file__).parents[1])
-    )  # fmt: skip
+        raise ValueError(f"{path} cannot be imported: {blame(error)}") from error

@@ -59,6 +59,7 @@ def _blocks(found: Inspection, facts: Sequence[tuple[str, str]]) -> list[Block]:
         ),
         Picture("sites", "Bars of the latency that each site could save", "The sites that could save most."),
         _table(SITES, [_site(own, found) for own in found.sites], SITES[:2]),
+        *_depths(found),
         Heading("Where the time goes"),
         Picture("layers", "Bars of latency and multiply-adds by layer", "The layers that take most, in their order."),
         _table(LAYERS, [_layer(own, found) for own in found.layers], LAYERS[:3]),
@@ -68,6 +69,19 @@ def _blocks(found: Inspection, facts: Sequence[tuple[str, str]]) -> list[Block]:
         Points(tuple(("", doubt) for doubt in found.doubts)) if found.doubts else Text("None."),
         Heading("How it was measured"),
         _table(("what", "value"), facts, ("what", "value")),
+    ]
+
+
+def _depths(found: Inspection) -> list[Block]:
+    """The order in which blocks are dropped."""
+    sites = [own.site for own in found.sites if own.site.kind == "depth"]
+    if not sites:
+        return []
+    rows = [(site.name, f"{', then '.join(reversed(site.producers[1:]))}; {site.producers[0]} stays") for site in sites]
+    return [
+        Heading("Blocks that can be dropped"),
+        Text("From the end of each stage, in this order; each stage keeps its first block."),
+        Points(tuple(rows)),
     ]
 
 

@@ -29,9 +29,9 @@ class _Unknown(Exception):
     """A step that is not known here."""
 
 
-def is_written(model: nn.Module, shape: tuple[int, ...]) -> bool:
-    """Whether a network is written here, for inputs of that shape [N, C, H, W], and not exported, which takes long."""
-    return written_graph(copy.deepcopy(model).eval().cpu(), (torch.zeros(shape),)) is not None
+def is_written(model: nn.Module, example: tuple[Tensor, ...]) -> bool:
+    """Whether a network is written here, for inputs like these, and not exported, which takes long."""
+    return written_graph(copy.deepcopy(model).eval().cpu(), example) is not None
 
 
 def static_graph(model: nn.Module, example: tuple[Tensor, ...]) -> bytes:

@@ -19,7 +19,7 @@ from htas.result import EpochRecord
 from htas.space import Space
 from htas.strategies import Found, Strategy
 from htas.supernet import Draw
-from htas.task import precise, scalar
+from htas.task import Inputs, precise, scalar
 from htas.text import percent, significant
 from htas.train import (
     batches,
@@ -298,6 +298,8 @@ class _Search:
         learn = epoch >= options.warmup and bool(self.logits.sites)
         temperature = options.hottest
         self.supernet.train()
+        size = min(options.batch, len(data.validation))
+        judging = data.validation.draws(size, self.steps, generator=generator, augment=True, channels_last=True)
         sums = torch.zeros(4, device=self.runner.device)
         for step, (images, labels) in enumerate(batches(data.weights, options.batch, seed)):
             share = (epoch + (step / self.steps if options.anneal == "step" else 0)) / options.epochs
@@ -305,9 +307,7 @@ class _Search:
             set_rate(self.sgd, cosine(options.lr, 0.0, share))
             try:
                 trained = self._weight_step(images, labels, temperature, generator)
-                size = min(options.batch, len(data.validation))
-                images, labels = data.validation.sample(size, generator=generator, augment=True)
-                images = images.contiguous(memory_format=torch.channels_last)
+                images, labels = next(judging)
                 judged = self._arch_step(images, labels, temperature, generator, learn=learn)
             except FloatingPointError:
                 raise diverged(self.problem, options, math.nan, epoch, self.sgd.param_groups[0]["lr"]) from None
@@ -325,7 +325,7 @@ class _Search:
         self.epochs.append(record)
         return record
 
-    def _weight_step(self, images: Tensor, labels: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    def _weight_step(self, images: Inputs, labels: Any, temperature: float, generator: torch.Generator) -> Tensor:
         with torch.no_grad():
             draw = self.logits.draw(temperature, generator)
         with self.runner.autocast():
@@ -337,7 +337,7 @@ class _Search:
         return loss.detach()
 
     def _arch_step(
-        self, images: Tensor, labels: Tensor, temperature: float, generator: torch.Generator, *, learn: bool
+        self, images: Inputs, labels: Any, temperature: float, generator: torch.Generator, *, learn: bool
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy and accuracy on the other half. No gradient of any weight is computed."""
         self.supernet.requires_grad_(False)

@@ -16,7 +16,7 @@ from htas.progress import Bar, progress
 from htas.result import EpochRecord
 from htas.strategies import Found, need_limits
 from htas.strategies._trials import ByTrials, Trials, multiples, nearest, widest_of
-from htas.task import precise
+from htas.task import forward, precise
 from htas.text import significant
 from htas.train import (
     batches,
@@ -168,7 +168,7 @@ class _Shrinking:
         for step, (images, labels) in enumerate(batches(self.problem.data.weights, options.batch, seed)):
             set_rate(self.sgd, cosine(options.lr, 0.0, (epoch + step / self.steps) / options.epochs))
             with self.runner.autocast():
-                logits = self.model(images)
+                logits = forward(self.model, images)
             loss = self.problem.data.task.loss(precise(logits), labels)
             alive = self.regulariser()
             self.sgd.zero_grad()

@@ -1,0 +1,165 @@
+"""Images that are decoded when they are asked for, by worker processes: data sets that do not fit into memory."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from htas.datasets import Data, Dataset, Images, Part, Shape, checked_labels, proportional
+from htas.datasets._given import Items, limited
+from htas.files import Unusable
+from htas.target import usable_cores
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SHORTER = 0.875
+"""Share of an image's shorter side that is seen when it is not augmented, as is usual for ImageNet."""
+AREA = (0.08, 1.0)
+"""Share of an image's area that an augmented crop has (Szegedy et al. 2015)."""
+RATIO = (3 / 4, 4 / 3)
+"""Its width over its height."""
+TRIES = 10
+"""Draws of a crop; then the middle is taken."""
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Pictures(TorchDataset[tuple[Tensor, int]]):
+    """One part as a torch Dataset: float32 [3, size, size] normalised, and the label. Pickled for every worker."""
+
+    source: "Source"
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmented: bool
+    mirrored: bool
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        try:
+            image = self.source.open(number)
+            box = _drawn(image.size) if self.augmented else _middle(image.size)
+            pixels = np.asarray(_cut(image, box, self.size))
+        except (OSError, SyntaxError, ValueError) as error:  # as Pillow raises
+            raise Unusable(f"{self.source.name(number)} cannot be decoded ({error}); replace it") from error
+        found = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float()
+        if self.augmented and self.mirrored and torch.rand(()) < 0.5:
+            found = found.flip(2)
+        mean, std = (torch.tensor(values).mul_(255).view(-1, 1, 1) for values in (self.mean, self.std))
+        return found.sub_(mean).div_(std), int(self.source.labels[number])
+
+
+class Source:
+    """Numbered images that can be opened one by one, in any process."""
+
+    labels: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def open(self, number: int) -> "Image":
+        """By number, not yet decoded if possible."""
+
+    @abstractmethod
+    def name(self, number: int) -> str:
+        """For errors."""
+
+
+def _middle(size: tuple[int, int]) -> Box:
+    """The square in the middle."""
+    side = SHORTER * min(size)
+    left, top = (size[0] - side) / 2, (size[1] - side) / 2
+    return left, top, left + side, top + side
+
+
+def _drawn(size: tuple[int, int]) -> Box:
+    """A box somewhere, of some share of the area and of some ratio, drawn by torch's generator of this process."""
+    width, height = size
+    for _ in range(TRIES):
+        share, stretch, x, y = torch.rand(4).tolist()
+        area = width * height * (AREA[0] + share * (AREA[1] - AREA[0]))
+        ratio = math.exp(math.log(RATIO[0]) + stretch * math.log(RATIO[1] / RATIO[0]))
+        wide, high = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        if wide <= width and high <= height:
+            left, top = x * (width - wide), y * (height - high)
+            return left, top, left + wide, top + high
+    return _middle(size)
+
+
+def _cut(image: "Image", box: Box, size: int) -> "Image":
+    """The box of an image, size x size. A JPEG is decoded at a half, a quarter or an eighth where that is enough."""
+    from PIL import Image as pil
+
+    before, least = image.size, min(box[2] - box[0], box[3] - box[1])
+    shrink = least / size
+    if shrink > 1 and hasattr(image, "draft"):
+        image.draft("RGB", (math.ceil(before[0] / shrink), math.ceil(before[1] / shrink)))
+    x, y = image.size[0] / before[0], image.size[1] / before[1]
+    placed = box[0] * x, box[1] * y, min(box[2] * x, image.size[0]), min(box[3] * y, image.size[1])
+    return image.convert("RGB").resize((size, size), pil.Resampling.BILINEAR, box=placed)
+
+
+@dataclass(frozen=True)
+class Streamed(Dataset):
+    """A data set of images of any size, which are cut to squares; subclasses say where they are."""
+
+    size: int = 224
+    """Height and width of the square that each image is cut and scaled to."""
+    workers: int = -1
+    """Processes that decode images; -1 means one for each core that this process may use."""
+    mirror: bool = True
+    """Whether a mirrored image is still an image of its class."""
+
+    mean: ClassVar[tuple[float, ...]] = (0.485, 0.456, 0.406)
+    std: ClassVar[tuple[float, ...]] = (0.229, 0.224, 0.225)
+    crop: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"data.size must be 1 or more, got {self.size}")
+        if self.workers < -1:
+            raise ValueError(f"data.workers must be -1 (one for each core), 0 (none) or more, got {self.workers}")
+
+    @property
+    def shape(self) -> Shape:
+        """Of every image, once it is cut."""
+        return (3, self.size, self.size)
+
+    @property
+    def flip(self) -> bool:
+        """As `mirror` says."""
+        return self.mirror
+
+    @abstractmethod
+    def source(self, part: Part) -> Source:
+        """The images of one part, always in the same order; raises Unusable that names what is at fault."""
+
+    def read(self, part: Part) -> Images:
+        """Never: images are decoded as they are asked for."""
+        raise NotImplementedError
+
+    def load(self, *, device: str, validation: float, seed: int, limit: int) -> Data:
+        """As `htas.datasets.load`."""
+        train, test = (limited(self._items(part, device), limit) for part in ("train", "test"))
+        labels = torch.as_tensor(self.source("train").labels)[train.picks]
+        held = proportional(labels, round(len(train) * validation), seed)
+        return Data(self.classes, self.shape, train, train.where(~held), train.where(held), test)
+
+    def _items(self, part: Part, device: str) -> Items:
+        source = self.source(part)
+        checked_labels(torch.as_tensor(source.labels, dtype=torch.int64), self.classes, part, self.name)
+        plain, varied = (
+            Pictures(source, self.size, self.mean, self.std, augmented, self.mirror) for augmented in (False, True)
+        )
+        workers = usable_cores() if self.workers < 0 else self.workers
+        return Items(plain, torch.arange(len(source)), device, workers, varied=varied)

@@ -1,0 +1,97 @@
+"""Any data set of images and labels on the Hugging Face hub, or a folder in its layout."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from htas.datasets import Part
+from htas.datasets._streamed import Source, Streamed
+from htas.files import Unusable
+from htas.text import first_line, listing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Hub(Streamed):
+    """Images of the hub: fetched once, kept on disk, and decoded by worker processes as they are needed."""
+
+    path: str = ""
+    """Its name on the hub, `ethz/food101`, or a local folder of its parquet files or of train/CLASS/*.jpg."""
+    config: str = ""
+    """Which of its configurations, where it has several."""
+    train: str = "train"
+    """The split to train with."""
+    test: str = "validation"
+    """The split that accuracies are told from."""
+    image: str = "image"
+    """The column with images."""
+    label: str = "label"
+    """The column with labels."""
+
+    @property
+    def classes(self) -> int:
+        """As the label's type says, or one more than the largest label."""
+        feature = self._table("train").features[self.label]
+        named = getattr(feature, "num_classes", None)
+        return int(named) if named else 1 + max(self.source("train").labels)
+
+    def source(self, part: Part) -> "Rows":
+        """The rows of one part."""
+        return _rows(self._table(part), self.image, self.label, self.test if part == "test" else self.train)
+
+    def _table(self, part: Part) -> Any:
+        """The split, its columns checked."""
+        if not self.path:
+            raise Unusable("data.path must be a data set's name on the hub, or a folder; it is empty")
+        split = self.test if part == "test" else self.train
+        found = _opened(self.path, self.config, split)
+        for option, column in (("image", self.image), ("label", self.label)):
+            if column not in found.column_names:
+                raise Unusable(f"{self.path} has no column {column!r} (data.{option}); it has {_names(found)}")
+        return found
+
+
+class Rows(Source):
+    """A memory-mapped table."""
+
+    def __init__(self, table: Any, image: str, labels: list[int], split: str) -> None:
+        self.table, self.image, self.labels, self.split = table, image, labels, split
+
+    def open(self, number: int) -> "Image":
+        """As the hub's library decodes it."""
+        found = self.table[number][self.image]
+        if not hasattr(found, "convert"):
+            raise ValueError(f"column {self.image!r} holds {type(found).__name__}, no image")
+        return found  # type: ignore[no-any-return]
+
+    def name(self, number: int) -> str:
+        """`row 12 of train`."""
+        return f"row {number} of {self.split}"
+
+
+def _rows(table: Any, image: str, label: str, split: str) -> Rows:
+    labels = list(table[label])
+    if not all(isinstance(each, int) for each in labels):
+        raise Unusable(f"column {label!r} must hold whole numbers, the labels; class_encode_column makes them of texts")
+    return Rows(table, image, labels, split)
+
+
+@cache
+def _opened(path: str, config: str, split: str) -> Any:
+    """The split of a data set; raises Unusable that says what there is."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        found = datasets.load_dataset(path, config or None)
+    except Exception as error:  # many kinds, of network, names and files
+        raise Unusable(f"{path} cannot be loaded from the hub ({first_line(error)}); check data.path") from error
+    if split not in found:
+        raise Unusable(f"{path} has no split {split!r}; it has {listing(found)}: set data.train and data.test")
+    return found[split]
+
+
+def _names(table: Any) -> str:
+    return listing(table.column_names)

@@ -1,0 +1,92 @@
+"""A folder of images as ImageNet is passed around: train/CLASS/*.jpg and val/CLASS/*.jpg."""
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from htas.datasets import Part
+from htas.datasets._pictures import SUFFIXES
+from htas.datasets._streamed import Source, Streamed
+from htas.files import Unusable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+TESTS = ("val", "validation", "test")
+"""What the folder beside train/ may be called; the first of them that there is."""
+
+
+@dataclass(frozen=True)
+class ImageFolder(Streamed):
+    """Images in one folder per class, decoded by worker processes as they are needed; of any size and number."""
+
+    path: str = ""
+    """The folder that has train/ and val/ (or validation/, or test/), with the same class folders in both."""
+
+    @property
+    def classes(self) -> int:
+        """The class folders of train/; labels follow their sorted names."""
+        return len(_classes(self.path))
+
+    def source(self, part: Part) -> "Files":
+        """The images of one part, class by class."""
+        return _files(self.path, part)
+
+
+class Files(Source):
+    """The paths of all images of a part, and their labels."""
+
+    def __init__(self, paths: list[str], labels: list[int]) -> None:
+        self.paths, self.labels = paths, labels
+
+    def open(self, number: int) -> "Image":
+        """By Pillow, which decodes it later."""
+        from PIL import Image
+
+        return Image.open(self.paths[number])
+
+    def name(self, number: int) -> str:
+        """Its path."""
+        return self.paths[number]
+
+
+@cache
+def _classes(path: str) -> tuple[str, ...]:
+    """The names of the classes, in the order of their labels."""
+    if not path:
+        raise Unusable("data.path must be the folder that has train/ and val/; it is empty")
+    train, test = (_folders(_place(path, part)) for part in ("train", "test"))
+    for name in sorted(train ^ test):
+        where = _place(path, "test" if name in train else "train") / name
+        raise Unusable(f"{where} is missing; both parts must have the same class folders")
+    if not train:
+        raise Unusable(f"{_place(path, 'train')} has no class folders; give it one folder of images per class")
+    return tuple(sorted(train))
+
+
+def _place(path: str, part: str) -> Path:
+    root = Path(path).expanduser()
+    names = ("train",) if part == "train" else TESTS
+    found = next((root / name for name in names if (root / name).is_dir()), None)
+    if found is None:
+        raise Unusable(f"{root} has no folder {' or '.join(names)}; it must have train/CLASS and val/CLASS")
+    return found
+
+
+def _folders(place: Path) -> set[str]:
+    return {entry.name for entry in os.scandir(place) if entry.is_dir() and not entry.name.startswith(".")}
+
+
+@cache
+def _files(path: str, part: str) -> Files:
+    paths, labels = [], []
+    for label, name in enumerate(_classes(path)):
+        folder = _place(path, part) / name
+        found = sorted(entry.path for entry in os.scandir(folder) if entry.name.lower().endswith(SUFFIXES))
+        if not found:
+            raise Unusable(f"{folder} has no images ({', '.join(SUFFIXES)}); add some")
+        paths += found
+        labels += [label] * len(found)
+    return Files(paths, labels)
