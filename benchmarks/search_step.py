@@ -165,7 +165,7 @@ def plain_step(model: Any, runner: Any, images: Any, labels: Any) -> Callable[[]
     import torch
     import torch.nn.functional as F
 
-    from htas.train import placed
+    from htas.layout import placed
 
     placed(model, runner.device).train()
     sgd = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=5e-4, nesterov=True)

@@ -250,9 +250,7 @@ def _best_worth(found: Found, tried: Mapping[Arch, tuple[Kept, ...]]) -> float:
 
 
 def _worst(limits: Sequence[Kept]) -> float:
-    """Over the limit that it is furthest over: a standard error higher than the readings say, since the network will be
-    measured again."""
-    return max(own.ratio + own.error for own in limits)
+    return max(own.ratio for own in limits)
 
 
 def rounds(times: Sequence[float]) -> int:

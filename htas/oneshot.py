@@ -13,12 +13,13 @@ from torch import Tensor
 from htas.arch import Arch
 from htas.datasets import Batch, Source
 from htas.files import Unusable, read_tensors
+from htas.layout import placed
 from htas.problem import Problem
 from htas.progress import progress
 from htas.supernet import MOMENTUM, Draw, Supernet
 from htas.task import CLASSIFY, Inputs, Task, images_in, precise, scalar
 from htas.text import percent, significant
-from htas.train import Precision, placed
+from htas.train import Precision
 
 PREFIX = "supernet/"
 """Of a supernet's tensors in a checkpoint."""

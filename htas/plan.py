@@ -12,13 +12,14 @@ from htas.config import Config
 from htas.datasets import Data
 from htas.design import Design, grid_widths
 from htas.graph import Network, Site, resize
+from htas.layout import placed
 from htas.progress import say
 from htas.runtimes import open_runtime
 from htas.space import Space, tas_widths
 from htas.survey import at_most, widths_at_most
 from htas.task import forward, images_in, precise
 from htas.text import duration, plural
-from htas.train import batches, engine, epoch_seed, placed
+from htas.train import batches, engine, epoch_seed
 
 STUDENT = 0.8
 """A distilled step of a found network, its teacher's forward pass included, in plain steps of the base network."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from htas.arch import Arch
 from htas.graph import Network, Node, Segment
 from htas.graph.resize import WINDOW, by_outputs
+from htas.layout import conv2d
 from htas.space import Space
 
 MOMENTUM = 0.1
@@ -320,7 +321,7 @@ class Supernet(nn.Module):
             out = F.conv_transpose2d(inputs, weight.transpose(0, 1), bias, *window)
         else:
             assert isinstance(module, nn.Conv2d)
-            out = F.conv2d(inputs, weight, bias, module.stride, module.padding, module.dilation)
+            out = conv2d(inputs, weight, bias, module)
         if not node.norm and len(chosen) > 1:
             out = self._combine(out, chosen, weights, None, node.axis)
         return out, (width,)
@@ -343,7 +344,7 @@ class Supernet(nn.Module):
         own = self._own(node, before, inputs.device)
         bias = module.bias[own] if module.bias is not None else None
         groups = inputs.shape[1] // module.weight.shape[1]
-        return F.conv2d(inputs, module.weight[own], bias, module.stride, module.padding, module.dilation, groups)
+        return conv2d(inputs, module.weight[own], bias, module, groups)
 
     def _own(self, node: Node, widths: tuple[int, ...], device: torch.device) -> Any:
         """Where the channels of a node of these widths stand among all that it may have: an index."""

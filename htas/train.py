@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,13 @@ from htas.allocator import keep_memory
 from htas.datasets import Batch, Source
 from htas.distill import Distill
 from htas.files import read_tensors, write_tensors
+from htas.layout import placed
 from htas.modes import evaluating
 from htas.progress import Bar, progress
 from htas.task import CLASSIFY, Task, forward, images_in, precise, scalar
 from htas.text import percent, significant
 
 Precision = Literal["auto", "bf16", "fp32"]
-M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,6 @@ def has_bf16(device: str, precision: Precision) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     found = torch.cpu.get_capabilities()
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def placed(model: M, device: Any) -> M:
-    """The same module, moved to a device in the memory format that convolutions are fastest in."""
-    found: M = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return found
 
 
 def train(

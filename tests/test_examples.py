@@ -4,6 +4,7 @@ import importlib
 import math
 import re
 import sys
+import tomllib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -182,7 +183,8 @@ def test_the_page_on_own_networks_shows_the_code_of_the_example() -> None:
 def test_the_commands_of_that_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     page = (ROOT / "docs" / "own-model.md").read_text()
     commands = re.findall(r"```sh\nhtas (.*?)\n```", page)
-    (content,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    content, *others = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert [tomllib.loads(other)["data"]["name"] for other in others] == ["image_folder", "hub"]
     (tmp_path / "own_model.py").write_text((ROOT / "examples" / "own_model.py").read_text())
     (tmp_path / "own.toml").write_text(content)
     monkeypatch.chdir(tmp_path)

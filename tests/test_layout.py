@@ -67,6 +67,7 @@ ORDER = [
     "arch",
     "plugins",
     "modes",
+    "layout",
     "blame",
     "files",
     "text",

@@ -374,7 +374,7 @@ def test_an_expected_cost_waits_for_the_device_as_often_at_any_depth(tmp_path):
     for depth in (14, 20):
         given = limited(tmp_path, family=CifarResNet(depth))
         search = _Search(Differentiable(precision="fp32", batch=4), given)
-        images, labels = given.data.validation.sample(4, generator=torch.Generator(), augment=False)
+        images, labels = next(given.data.validation.draws(4, 1, generator=torch.Generator(), augment=False))
         with Reads() as reads:
             search._arch_step(images, labels, 5.0, torch.Generator().manual_seed(0), learn=True)
         counts.append(reads.count)

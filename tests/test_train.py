@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from htas import train as module
 from htas.datasets import Split
 from htas.distill import Distill
 from htas.files import Unusable
+from htas.layout import Narrow, placed
 from htas.train import RECIPES, Recipe, epoch_seed, evaluate, has_bf16, train
 
 SHORT = Recipe(epochs=4, warmup=1, rest=1, batch=16, lr=0.05, precision="fp32")
@@ -237,3 +239,23 @@ def test_evaluate_counts_right_answers_in_eval_mode_and_restores_the_mode(traini
     split.labels[0] = 1
     assert evaluate(model, split, device="cpu", precision="fp32", batch=batch) == 0.6
     assert model.training == training
+
+
+@pytest.mark.parametrize("groups", [1, 5])
+def test_a_strided_convolution_of_few_inputs_reads_only_what_it_takes_and_gives_the_same(groups: int) -> None:
+    """As PyTorch's kernel for that writes beyond its memory on some CPUs."""
+    torch.manual_seed(0)
+    plain = nn.Conv2d(5, 10, 1, (2, 3), groups=groups)
+    wide, padded = nn.Conv2d(8, 10, 1, 2), nn.Conv2d(5, 10, 1, 2, padding=1)
+    model = nn.ModuleList([plain, wide, padded])
+    images = torch.randn(4, 5, 9, 8, dtype=torch.double)
+    expected = F.conv2d(images, plain.weight.double(), plain.bias.double(), (2, 3), groups=groups)
+    placed(model, "cpu")
+    assert [type(part) for part in model] == [Narrow, nn.Conv2d, nn.Conv2d]
+    found = model[0](images.float().contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+    found.sum().backward()
+    taken = images[:, :, ::2, ::3].sum((0, 2, 3)).float()
+    rows = taken.expand(10, 5) if groups == 1 else taken.repeat_interleave(2)[:, None]
+    torch.testing.assert_close(plain.weight.grad[:, :, 0, 0], rows, atol=1e-4, rtol=1e-4)
+    assert set(model.state_dict()) == {f"{n}.{name}" for n in range(3) for name in ("weight", "bias")}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from htas.arch import Arch
 from htas.files import read_tensors, write_tensors
 from htas.graph import Network, resize
+from htas.layout import placed
 from htas.oneshot import check_sane
 from htas.problem import Problem
 from htas.progress import Bar, progress
@@ -25,7 +26,6 @@ from htas.train import (
     epoch_seed,
     load_optimizer,
     optimizer_tensors,
-    placed,
     set_rate,
 )
 

@@ -1,0 +1,58 @@
+"""Where networks are trained: on a device, with channels last, and around a fault of oneDNN."""
+
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+NARROW = 8
+"""On a CPU of AVX2, the backward pass of a strided 1x1 convolution of fewer inputs writes beyond its memory where the
+channels are last (PyTorch 2.13, docs/decisions.md)."""
+
+
+def placed(model: M, device: Any) -> M:
+    """The same module, moved to a device in the memory format that convolutions are fastest in."""
+    found: M = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if torch.device(device).type == "cpu":
+        for part in found.modules():
+            if type(part) is nn.Conv2d and part.padding_mode == "zeros" and _is_narrow(part.weight, _window(part)):
+                part.__class__ = Narrow
+    return found
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, module: nn.Conv2d, groups: int = 1) -> Tensor:
+    """F.conv2d with a module's stride, padding and dilation, and any weights; a strided 1x1 convolution of few inputs
+    reads only the pixels that it takes, which gives the same."""
+    stride, padding, dilation = _window(module)
+    if x.device.type == "cpu" and _is_narrow(weight, (stride, padding, dilation)):
+        down, across = _pair(stride)
+        return F.conv2d(x[:, :, ::down, ::across], weight, bias, groups=groups)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+class Narrow(nn.Conv2d):
+    """What a module becomes while it is trained, where it is such a convolution."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return conv2d(input, weight, bias, self, self.groups)
+
+
+def _window(module: nn.Conv2d) -> tuple[Any, Any, Any]:
+    return module.stride, module.padding, module.dilation
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _is_narrow(weight: Tensor, window: tuple[Any, Any, Any]) -> bool:
+    stride, padding, _ = window
+    return (
+        weight.shape[1] < NARROW
+        and tuple(weight.shape[2:]) == (1, 1)
+        and max(_pair(stride)) > 1
+        and (padding == "valid" or (padding != "same" and max(_pair(padding)) == 0))
+    )
