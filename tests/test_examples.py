@@ -158,7 +158,7 @@ def test_the_example_of_an_own_network_leaves_what_it_says(tmp_path: Path, monke
     own_model = importlib.import_module("own_model")
     options = {"survey.store": "none", "survey.undecided": 1, "train.precision": "fp32", "strategy.precision": "fp32"}
     with scripted_device():
-        found = own_model.main(tmp_path, 4, options={**options, "train.epochs": 4})
+        found = own_model.main(tmp_path, 3, options={**options, "train.epochs": 2}, search_epochs=1)
     base = found.results[0]
     assert (
         found.result.predicted <= 0.5 * base.predicted
