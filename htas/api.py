@@ -25,7 +25,7 @@ from htas.result import Result
 from htas.strategies import Strategy
 from htas.target import Target
 from htas.task import Task, unit
-from htas.text import millions, milliseconds, percent
+from htas.text import millions, milliseconds, percent, shapes
 from htas.train import evaluate
 
 LOGITS = 58.0
@@ -215,8 +215,8 @@ def _classes(model: nn.Module, example: tuple[Tensor, ...], task: Task) -> int:
         with torch.no_grad():
             out = copy.deepcopy(model).eval()(*example)
     except Exception as error:  # a user's code may raise anything
-        shapes = " and ".join(str(tuple(each.shape)) for each in example)
-        raise ValueError(f"the model does not run on example_inputs of shape {shapes}: {blame(error)}") from error
+        given = shapes(each.shape for each in example)
+        raise ValueError(f"the model does not run on example_inputs of shape {given}: {blame(error)}") from error
     if not task.classifies:
         return 1
     if not isinstance(out, Tensor) or out.dim() != 2 or out.shape[1] < 2:
@@ -304,9 +304,9 @@ def _card(found: Optimized) -> str:
         cells = [row.name, percent(row.accuracy or 0), *times, millions(row.macs), millions(row.params)]
         rows.append(f"| {' | '.join(cells)} |")
     target = found.config.target
-    shapes = found.config.data.shapes
-    names = ["images"] if len(shapes) == 1 else [f"input{number + 1}" for number in range(len(shapes))]
-    each = " and ".join(f"[N, {', '.join(map(str, shape))}]" for shape in shapes)
+    inputs = found.config.data.shapes
+    names = ["images"] if len(inputs) == 1 else [f"input{number + 1}" for number in range(len(inputs))]
+    each = " and ".join(f"[N, {', '.join(map(str, shape))}]" for shape in inputs)
     return "\n".join([
         f"# {found.config.family.title.split(':')[1]}, made faster",  # given:Net:digest
         "",

@@ -111,6 +111,11 @@ def listing(names: Iterable[str]) -> str:
     return ", ".join(names)
 
 
+def shapes(given: Iterable[Iterable[int]]) -> str:
+    """`(1, 3, 8, 8) and (1, 5)`: of tensors, as PyTorch writes them."""
+    return " and ".join(str(tuple(shape)) for shape in given)
+
+
 def columns(rows: Sequence[Sequence[str]], words: int) -> list[str]:
     """Rows in columns, a line each: the first `words` to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 from htas.datasets import Batch, Data, Dataset, Images, Part, Shape, proportional
 from htas.files import Unusable
 from htas.task import CLASSIFY, Task
+from htas.text import shapes
 
 _KNOWN: dict[str, tuple["Items", "Items", Task]] = {}
 _UNUSABLE = f"{Unusable.__module__}.{Unusable.__qualname__}"
@@ -190,8 +191,8 @@ class GivenData(Dataset):
         found = tuple(tuple(each.shape[1:]) for each in ((inputs,) if isinstance(inputs, Tensor) else inputs))
         if found != self.images:
             raise ValueError(
-                f"an item of the training data has inputs of shape {_listed(found)}, and example_inputs "
-                f"{_listed(self.images)}; give an example of the shape that the data have"
+                f"an item of the training data has inputs of shape {shapes(found)}, and example_inputs "
+                f"{shapes(self.images)}; give an example of the shape that the data have"
             )
 
     @property
@@ -287,10 +288,6 @@ def limited(part: Items, limit: int) -> Items:
     chosen = torch.zeros(len(part), dtype=torch.bool)
     chosen[torch.randperm(len(part), generator=Generator().manual_seed(0))[:limit]] = True
     return part.where(chosen)
-
-
-def _listed(shapes: tuple[tuple[int, ...], ...]) -> str:
-    return " and ".join(map(str, shapes))
 
 
 def _shown(batch: Any) -> str:

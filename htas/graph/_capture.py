@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from htas.blame import blame
 from htas.graph._steps import weightless
 from htas.modes import evaluating
+from htas.text import shapes
 
 
 def capture(module: nn.Module, inputs: int) -> fx.GraphModule:
@@ -101,9 +102,8 @@ def captured(module: nn.Module, examples: tuple[Tensor, ...]) -> fx.GraphModule:
         with evaluating(module), torch.no_grad():
             _Run(graph, len(examples[0])).run(*(example.clone() for example in examples))
     except Exception as error:
-        shapes = " and ".join(str(tuple(example.shape)) for example in examples)
-        what = "an input" if len(examples) == 1 else "inputs"
-        raise ValueError(f"{type(module).__name__} does not run on {what} of shape {shapes}: {blame(error)}") from error
+        what, given = "an input" if len(examples) == 1 else "inputs", shapes(each.shape for each in examples)
+        raise ValueError(f"{type(module).__name__} does not run on {what} of shape {given}: {blame(error)}") from error
     return graph
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from htas.blame import blame
 from htas.models import ModelFamily
 from htas.modes import evaluating
+from htas.text import shapes
 
 BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -55,8 +56,8 @@ class Custom(ModelFamily):
             with evaluating(module), torch.no_grad():
                 out = module(*example)
         except Exception as error:  # a user's code may raise anything
-            shapes = " and ".join(str(tuple(each.shape)) for each in example)
-            raise ValueError(f"{self.factory} does not run on images of shape {shapes}: {blame(error)}") from error
+            given = shapes(each.shape for each in example)
+            raise ValueError(f"{self.factory} does not run on images of shape {given}: {blame(error)}") from error
         if not isinstance(out, Tensor) or out.shape != (len(example[0]), classes):
             shown = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ValueError(
