@@ -151,6 +151,7 @@ def traced(family: Any, classes: int, shape: tuple[int, ...], adds: Any) -> Netw
 # -- a network of one's own --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_example_of_an_own_network_leaves_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
 
