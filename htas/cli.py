@@ -216,13 +216,26 @@ def compare(
     print(f"{table}\n{page}")
 
 
-def report(config: Source, overrides: Overrides, out: Out = None, again: Again = False) -> None:
-    """Write report.html, report.md and report.json."""
+def report(
+    runs: Annotated[list[Path], "a TOML file or the folder of a run; folders of several runs are compared on one page"],
+    overrides: Overrides,
+    out: Out = None,
+    again: Again = False,
+) -> None:
+    """Write report.html, report.md and report.json of what is there; of several runs, report.html and report.md."""
     from htas import pipeline
 
-    opened, folder = _opened(config, overrides, out)
-    pipeline.report(opened, folder, again)
-    print(folder / "report.html")
+    if len(runs) == 1:
+        opened, folder = _opened(runs[0], overrides, out)
+        pipeline.report(opened, folder, again)
+        print(folder / "report.html")
+        return
+    if overrides or again:
+        raise ValueError(f"{overrides[0] if overrides else '--again'} is for the report of one run, got {len(runs)}")
+    if files := [run for run in runs if not run.is_dir()]:
+        raise ValueError(f"several runs are compared by their folders, and {files[0]} is none")
+    usual = Path("runs") / "-".join(run.resolve().name for run in runs)
+    print(pipeline.compared(runs, out or usual))
 
 
 def export(

@@ -43,8 +43,9 @@ from htas.plugins import find
 from htas.problem import Problem, rivals
 from htas.progress import progress, say, shares
 from htas.remember import Remembering
-from htas.report import write, write_inspection, write_survey
-from htas.result import CurveRecord, Report, Result, SearchRecord
+from htas.report import read as read_report
+from htas.report import write, write_inspection, write_runs, write_survey
+from htas.result import CurveRecord, Prediction, Report, Result, SearchRecord
 from htas.runtimes import open_runtime
 from htas.runtimes._file import OnnxFile
 from htas.space import Space
@@ -502,30 +503,64 @@ def measure(config: Config, folder: Path, again: bool = False) -> None:
 
 
 def report(config: Config, folder: Path, again: bool = False) -> None:
-    """report.json, report.md and report.html, from the files of all stages."""
+    """report.json, report.md and report.html, from the files of the stages that are there; what is missing is named.
+
+    Raises Unusable where not even the survey is finished.
+    """
     job = Run(config, folder)
-    _need(job, *STAGES[:-1])
-    files = {stage: job.files(stage) for stage in STAGES if stage != "report"}
-    contents = {path.name: read_json(path) for paths in files.values() for path in paths}
-    stages = {stage: float(sum(contents[path.name]["took"] for path in paths)) for stage, paths in files.items()}
+    lacking = {path.name: _lack(job, stage, path) for stage in STAGES[:-1] for path in job.files(stage)}
+    if why := lacking["survey.json"]:
+        raise Unusable(why)
+    missing = [why for why in lacking.values() if why]
+    contents = {name: read_json(folder / name) for name, why in lacking.items() if not why}
+    files = {stage: [path.name for path in job.files(stage) if path.name in contents] for stage in STAGES[:-1]}
     command = folder / "command.json"
+    searches = [SearchRecord.of(plain(contents[name])) for name in files["search"]]
     made = Report(
         title=f"{config.family.title} on {config.names['data']}, {config.target.device}, {config.target.runtime}",
         command=read_json(command)["command"] if command.exists() else "htas run config.toml",
-        results=tuple(Result.of(content) for content in contents["measure.json"]["results"]),
-        curves=tuple(CurveRecord.of(content) for content in contents["design.json"]["curves"]),
-        searches=tuple(SearchRecord.of(plain(contents[path.name])) for path in files["search"]),
+        results=tuple(_known(job, contents, searches)),
+        curves=tuple(CurveRecord.of(each) for each in contents.get("design.json", {}).get("curves", ())),
+        searches=tuple(searches),
         machine=read_json(folder / "environment.json"),
         config=config.toml(),
         dataset=config.names["data"],
-        stages=stages,
-        remarks=tuple(contents["survey.json"]["doubts"]),
-        test_images=contents["networks.json"]["test_images"],
+        stages={stage: float(sum(contents[name]["took"] for name in own)) for stage, own in files.items() if own},
+        remarks=(*contents["survey.json"]["doubts"], *(f"Not in this report: {why}." for why in missing)),
+        test_images=contents.get("networks.json", {}).get("test_images", 0),
+        predictions=tuple(
+            Prediction(each["held_out"], each["measured"], each["error"])
+            for each in contents.get("cost.json", {}).get("networks", ())
+        ),
+        blocks={name: site.producers for name, site in job.network.depths.items()},
     )
+    for why in missing:
+        say(f"report: not there: {why}")
     if not again and _reported(made, folder):
         return
     write(made, folder)
     say(f"report: {folder / 'report.html'}")
+
+
+def _known(job: Run, contents: Mapping[str, Mapping[str, Any]], searches: Sequence[SearchRecord]) -> list[Result]:
+    """The networks, as far as the run has come: measured, trained, found."""
+    for name in ("measure.json", "networks.json"):
+        if name in contents:
+            return [Result.of(content) for content in contents[name]["results"]]
+    return [_base_row(job), *(_found_row(job, record) for record in searches)]
+
+
+def compared(folders: Sequence[Path], out: Path) -> Path:
+    """The reports of several runs on one page; its path. Raises Unusable where one is no run, or two have one name."""
+    runs = {}
+    for folder in folders:
+        if (folder / "config.toml").exists():
+            report(load(folder / "config.toml"), folder)
+        name = folder.resolve().name
+        runs[name if name not in runs else str(folder)] = read_report(folder)
+    if len(runs) < len(folders):
+        raise Unusable(f"these are not {len(folders)} different runs: {listing(map(str, folders))}")
+    return write_runs(runs, out)
 
 
 def export_network(folder: Path, to: str, network: str = "", file: Path | None = None) -> tuple[Path, float]:
@@ -641,15 +676,21 @@ def _version(package: str) -> str:
 
 def _rows(job: Run) -> list[Result]:
     """The networks of a run, untrained: base, one per space, and the controls; the order of the report."""
-    base = new_row(job, "base", job.network.base, space="-", strategy="given", cost="-")
-    found = []
-    for name in job.config.design.spaces:
-        record = SearchRecord.of(plain(read_json(job.search_file(name))))
-        remarks = () if record.converged else (f"The search had not converged: {record.why}.",)
-        found.append(
-            new_row(job, name, record.arch, space=name, strategy=record.strategy, cost=record.cost, remarks=remarks)
-        )
-    return [base, *found, *_controls(job, found[0])]
+    records = [SearchRecord.of(plain(read_json(job.search_file(name)))) for name in job.config.design.spaces]
+    found = [_found_row(job, record) for record in records]
+    return [_base_row(job), *found, *_controls(job, found[0])]
+
+
+def _base_row(job: Run) -> Result:
+    return new_row(job, "base", job.network.base, space="-", strategy="given", cost="-")
+
+
+def _found_row(job: Run, record: SearchRecord) -> Result:
+    """The network that a search has found, untrained."""
+    remarks = () if record.converged else (f"The search had not converged: {record.why}.",)
+    return new_row(
+        job, record.space, record.arch, space=record.space, strategy=record.strategy, cost=record.cost, remarks=remarks
+    )
 
 
 def new_row(job: Run, name: str, arch: Arch, **fields: Any) -> Result:
@@ -792,7 +833,7 @@ def _trained_by(
 
 def base_network(job: Run) -> nn.Module:
     """The trained base network; trained now if it is not yet."""
-    train_row(job, new_row(job, "base", job.network.base, space="-", strategy="given", cost="-"))
+    train_row(job, _base_row(job))
     model = resize(job.network, job.network.base)
     tensors, _ = read_tensors(job.model_file("base"))
     model.load_state_dict(tensors)
@@ -918,28 +959,39 @@ def _need(job: Run, *stages: str) -> None:
     """Raise Unusable, naming the verb to run, where a file of these stages is missing or made from older ones."""
     for stage in stages:
         for path in job.files(stage):
-            if not path.exists():
-                raise Unusable(f"{path} does not exist; run `htas {stage} {path.parent}` first")
-            if stage in ("survey", "calibrate"):
-                _same_target(job, path)
-            if stage in ("survey", "measure"):  # of another machine too: only measuring anew depends on the machine
-                continue
-            name, key = ("design", digest(job.folder / "design.json")) if stage == "calibrate" else ("inputs", "")
-            if read_json(path).get(name) != (key or job.made_from(stage)):
-                raise Unusable(f"{path} was made from other files than are there now; run `htas {stage} {path.parent}`")
+            if why := _lack(job, stage, path):
+                raise Unusable(why)
 
 
-def _same_target(job: Run, path: Path) -> None:
-    """Raise Unusable where a file's readings are of another device, runtime or load than this run asks for."""
+def _lack(job: Run, stage: str, path: Path) -> str:
+    """Why a file of a stage cannot be used, and the verb to run; empty where it can."""
+    if not path.exists():
+        return f"{path} does not exist; run `htas {stage} {path.parent}` first"
+    if stage in ("survey", "calibrate") and (other := _other_target(job, path)):
+        return other
+    if stage in ("survey", "measure"):  # of another machine too: only measuring anew depends on the machine
+        return ""
+    before = job.folder / "design.json"
+    if stage == "calibrate" and not before.exists():
+        return f"{path} was made from {before}, which does not exist; run `htas design {path.parent}` first"
+    name, key = ("design", digest(before)) if stage == "calibrate" else ("inputs", "")
+    if read_json(path).get(name) != (key or job.made_from(stage)):
+        return f"{path} was made from other files than are there now; run `htas {stage} {path.parent}`"
+    return ""
+
+
+def _other_target(job: Run, path: Path) -> str:
+    """Why not, where a file's readings are of another device, runtime or load than this run asks for."""
     context = read_json(path).get("context", {})
     asked = {name: str(getattr(job.target, name)) for name in ("device", "runtime", "precision", "threads", "batch")}
     other = {name: context[name] for name, value in asked.items() if context.get(name, value) != value}
-    if other:
-        there, here = (listing(f"{name} {values[name]}" for name in other) for values in (context, asked))
-        raise Unusable(
-            f"{path} was measured with {there}, and this run asks for {here}; take a folder that was measured so, or "
-            f"measure anew: htas {'survey' if path.stem == 'survey' else 'calibrate'} {path.parent} --again"
-        )
+    if not other:
+        return ""
+    there, here = (listing(f"{name} {values[name]}" for name in other) for values in (context, asked))
+    return (
+        f"{path} was measured with {there}, and this run asks for {here}; take a folder that was measured so, or "
+        f"measure anew: htas {'survey' if path.stem == 'survey' else 'calibrate'} {path.parent} --again"
+    )
 
 
 def _refuse_noise(curves: Sequence[CurveRecord], allowed: float) -> None:

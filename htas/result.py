@@ -141,6 +141,8 @@ class EpochRecord:
     top_probability: float | None
     """Median over sites of the largest probability."""
     seconds: float
+    entropy: Mapping[str, float] = field(default_factory=dict)
+    """Of the probabilities of each site that has a choice, over that of equal ones: 1 undecided, 0 decided."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,11 @@ class Kept:
     def ratio(self) -> float:
         """Measured over the limit: at most 1 where it is kept."""
         return self.measured / self.limit
+
+    @property
+    def share(self) -> float | None:
+        """Of the base network's, where it was asked for so."""
+        return float(self.asked.rstrip(" %")) / 100 if self.asked.endswith("%") else None
 
 
 @dataclass(frozen=True)
@@ -221,6 +228,17 @@ class SearchRecord:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """A whole network of the calibration."""
+
+    predicted: float
+    """Seconds, by the fit on all others of them."""
+    measured: float
+    error: float
+    """Standard error of `measured`."""
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything a report shows; what is not here is not printed."""
 
@@ -239,12 +257,18 @@ class Report:
     remarks: tuple[str, ...] = ()
     test_images: int = 0
     """Images of the test split, which say how finely accuracy can be told; 0 where unknown."""
+    predictions: tuple[Prediction, ...] = ()
+    """Networks that the calibration predicted without having seen them."""
+    blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By depth site its blocks, in order: a depth of 2 keeps the first two."""
 
     def json(self) -> dict[str, Any]:
         """As plain JSON values; `Report.of` reads them back."""
         return {
             **{name: value for name, value in vars(self).items() if name not in ("results", "curves", "searches")},
             "remarks": list(self.remarks),
+            "predictions": [asdict(each) for each in self.predictions],
+            "blocks": {site: list(blocks) for site, blocks in self.blocks.items()},
             "results": [result.json() for result in self.results],
             "curves": [curve.json() for curve in self.curves],
             "searches": [search.json() for search in self.searches],
@@ -257,6 +281,8 @@ class Report:
             **{
                 **{name: value for name, value in content.items() if name != "format"},
                 "remarks": tuple(content["remarks"]),
+                "predictions": tuple(Prediction(**each) for each in content.get("predictions", ())),
+                "blocks": {site: tuple(blocks) for site, blocks in content.get("blocks", {}).items()},
                 "results": tuple(Result.of(result) for result in content["results"]),
                 "curves": tuple(CurveRecord.of(curve) for curve in content["curves"]),
                 "searches": tuple(SearchRecord.of(search) for search in content["searches"]),

@@ -99,7 +99,7 @@ def test_a_search_that_has_not_converged_is_named(finished, tmp_path):
     why = SearchRecord.of(pipeline.plain(read_json(finished / "found-1" / "search-grid.json"))).why
     _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, finished, only=True)
     page = (finished / "compare.html").read_text()
-    assert "<figure><svg" in page and "found" in page
+    assert '<figure class="live">' in page and "found" in page
     for text in (shown, page, (finished / "compare.md").read_text()):
         assert f"Not converged: found, seed 1: {why}" in text and "Not converged: base" not in text
 

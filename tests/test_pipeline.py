@@ -27,6 +27,7 @@ from htas.metrics.energy import Energy
 from htas.metrics.latency import Latency
 from htas.metrics.memory import Memory
 from htas.models.cifar_resnet import CifarResNet
+from htas.report import read as read_report
 from htas.result import Result, SearchRecord
 from htas.strategies.differentiable import STEP, _Search
 from htas.target import Target
@@ -388,8 +389,7 @@ def test_a_search_interrupted_before_a_new_survey_does_not_go_on_with_the_old_on
         ("train", "search-tas.json", "search"),
         ("train", "survey.json", "survey"),
         ("measure", "networks.json", "train"),
-        ("report", "measure.json", "measure"),
-        ("report", "design.json", "design"),
+        ("report", "survey.json", "survey"),
     ],
 )
 def test_a_missing_predecessor_names_the_verb_to_run(stage, missing, verb, copied):
@@ -399,6 +399,43 @@ def test_a_missing_predecessor_names_the_verb_to_run(stage, missing, verb, copie
         getattr(pipeline, stage)(options(), copied)
     assert sentence(error) == f"{copied / missing} does not exist; run `htas {verb} {copied}` first"
     assert times(copied) == before
+
+
+def test_a_report_of_an_unfinished_run_has_what_is_there_and_names_what_is_missing(copied):
+    for name in ("measure.json", "networks.json", "search-tas.json", "cost.json"):
+        (copied / name).unlink()
+    pipeline.report(options(), copied)
+    made = read_report(copied)
+    assert [row.name for row in made.results] == ["base", "hardware", "grid"]
+    assert all(row.accuracy is None and row.measured is None for row in made.results)
+    assert made.curves and [search.space for search in made.searches] == ["hardware", "grid"]
+    assert set(made.stages) == {"survey", "design", "search"} and not made.predictions
+    for name, verb in (("cost", "calibrate"), ("search-tas", "search"), ("networks", "train"), ("measure", "measure")):
+        why = f"{copied / name}.json does not exist; run `htas {verb} {copied}` first"
+        assert f"Not in this report: {why}." in made.remarks
+
+
+def test_a_report_leaves_out_what_was_made_from_other_files(copied):
+    content = read_json(copied / "design.json")
+    write_json(copied / "design.json", {**content, "curves": content["curves"][:1]})
+    pipeline.report(options(), copied)
+    made = read_report(copied)
+    assert len(made.curves) == 1 and not made.searches and made.results[0].name == "base"
+    assert any("cost.json was made from other files than are there now" in remark for remark in made.remarks)
+
+
+def test_runs_are_compared_on_one_page(finished, copied, tmp_path):
+    page = pipeline.compared([finished, copied], tmp_path / "both")
+    text = (tmp_path / "both" / "report.md").read_text()
+    assert page == tmp_path / "both" / "report.html" and page.exists()
+    assert "In nothing that is recorded" in text
+    assert (
+        text.count("| **hardware**")
+        == 2
+        == text.count("**: hardware is ") + text.count("**: No clear difference in speed")
+    )
+    with pytest.raises(Unusable, match="not 2 different runs"):
+        pipeline.compared([finished, finished], tmp_path / "same")
 
 
 def test_a_folder_of_another_configuration_is_refused_with_the_option_that_differs(copied):

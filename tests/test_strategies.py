@@ -207,7 +207,7 @@ def test_a_site_with_one_choice_has_no_logits_and_is_always_that():
 def test_a_space_with_one_arch_has_nothing_to_search():
     made = Logits(Space("test", {"a": (7,)}, {}), {}, torch.Generator())
     assert made.draw(1.0, torch.Generator()).widths == {"a": ((7,), (1.0,))}
-    assert made.argmax() == Arch({"a": 7}) and made.top() == 1.0
+    assert made.argmax() == Arch({"a": 7}) and made.top() == 1.0 and made.entropies() == {}
 
 
 def test_probabilities_argmax_and_top_are_of_the_plain_softmax_of_each_row():

@@ -10,7 +10,7 @@ from htas.result import CurveRecord, Report
 if TYPE_CHECKING:
     from htas.inspection import Inspection
 
-__all__ = ["picture", "read", "write", "write_inspection", "write_survey"]
+__all__ = ["picture", "read", "write", "write_inspection", "write_runs", "write_survey"]
 
 
 def write(report: Report, folder: Path) -> list[Path]:
@@ -18,20 +18,34 @@ def write(report: Report, folder: Path) -> list[Path]:
 
     Raises Unusable where the folder cannot be written.
     """
+    from htas.report._blocks import Picture
     from htas.report._content import content
+    from htas.report._draw import drawn
     from htas.report._figures import drawings
     from htas.report._html import html
     from htas.report._markdown import markdown
 
-    blocks, pictures = content(report), drawings(report)
+    blocks = content(report)
+    later = {block.name for block in blocks if isinstance(block, Picture) and block.later}
+    pictures = drawn(drawings(report), later)
     data, text, page = (folder / f"report.{suffix}" for suffix in ("json", "md", "html"))
-    files = {folder / "figures" / f"{name}.svg": svg for name, svg in pictures.items()}
+    files = {folder / "figures" / f"{name}.svg": own.svg for name, own in pictures.items() if own.svg}
     for path, svg in files.items():
         write_bytes(path, svg)
     write_text(text, markdown(report.title, blocks))
     write_text(page, html(report.title, blocks, pictures))
     write_json(data, report.json())  # last: it tells that the others are whole
     return [data, text, page, *files]
+
+
+def write_runs(runs: Mapping[str, Report], folder: Path) -> Path:
+    """Write report.html and report.md of several runs, by their names, beside each other; the path of the page.
+
+    Raises Unusable where the folder cannot be written.
+    """
+    from htas.report._runs import page
+
+    return page(runs, folder)
 
 
 def write_inspection(
@@ -77,12 +91,12 @@ def picture(report: Report, path: Path) -> None:
 
     Raises ValueError for another ending, and where no network is both trained and measured.
     """
-    from htas.report._figures import accuracy_over_latency, pictured, saved, style
+    from htas.report._draw import png, svg
+    from htas.report._figures import accuracy_over_latency, pictured
 
     kind = path.suffix.lower().lstrip(".")
     if kind not in ("svg", "png"):
         raise ValueError(f"a picture is written as .svg or .png, got {path.name!r}; name a file with such an ending")
     if not pictured(report):
         raise ValueError("no network of this report is both trained and measured; train and measure one first")
-    with style():
-        write_bytes(path, saved(accuracy_over_latency(report), kind))
+    write_bytes(path, (svg if kind == "svg" else png)(accuracy_over_latency(report)))

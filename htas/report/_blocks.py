@@ -53,6 +53,8 @@ class Picture:
     name: str
     shows: str
     caption: str
+    later: bool = False
+    """Drawn by the page itself, and in no other file."""
 
 
 @dataclass(frozen=True)

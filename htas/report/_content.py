@@ -1,13 +1,14 @@
 """What a report says, in order: the answer, networks, picture, searches, curves, doubts, and how to repeat it."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
 from htas.arch import Arch
 from htas.report._blocks import Block, Cell, Code, Fold, Heading, Picture, Points, Table, Text
 from htas.report._compare import against_base, answer, base_of, found_of
-from htas.report._figures import PICTURED, course_name, curve_name, pictured
+from htas.report._figures import BANDS, PICTURED, PREDICTED, arch_name, course_name, curve_name, pictured, searched
 from htas.result import CurveRecord, EpochRecord, Report, Result, SearchRecord
 from htas.text import (
     NONE,
@@ -24,17 +25,27 @@ from htas.text import (
 )
 
 EMPTY = Cell(NONE)
+EVERYWHERE = 12
+"""Curves that are pictures of their own; further ones are drawn by the page alone, which stays small."""
 Column = Callable[[Result, Result | None], Cell]
 
 
 def content(report: Report) -> list[Block]:
     """The blocks of a report, from the answer to the configuration."""
-    return [answer(report), *_networks(report), *_searches(report), *_curves(report), *_doubts(report), *_run(report)]
+    return [
+        answer(report),
+        *_networks(report),
+        *_archs(report),
+        *_curves(report),
+        *_searches(report),
+        *_predictions(report),
+        *_doubts(report),
+        *_measuring(report),
+        *_run(report),
+    ]
 
 
 def _networks(report: Report) -> list[Block]:
-    base = base_of(report)
-    found = found_of(report)
     batches = {result.target.get("batch") for result in report.results}
     batch = f"ms per batch of {batches.pop()}" if len(batches) == 1 and None not in batches else "ms per batch"
     figures: dict[str, Column] = {
@@ -47,6 +58,30 @@ def _networks(report: Report) -> list[Block]:
         "multiply-adds": lambda result, _: Cell(millions(result.macs)),
         "parameters": lambda result, _: Cell(millions(result.params)),
     }
+    return [
+        Heading("Networks"),
+        _results(report, figures, ["network"]),
+        Text(
+            "Accuracy is that of the last epoch on the test split. Measured is the 25th percentile of the readings of "
+            "the whole network, each over the machine's level at that moment, \N{PLUS-MINUS SIGN} two standard errors; "
+            "the raw readings' median and minimum stand below it. Predicted is the sum of the measured layers, "
+            "calibrated against other whole networks (cost.json), before this row was measured; the base network's is "
+            "what it took in the calibration."
+        ),
+        Heading("Accuracy and latency"),
+        *_picture(report),
+    ]
+
+
+def _results(report: Report, columns: dict[str, Column], wordy: Iterable[str]) -> Table:
+    """A row for each network; the one found is set off."""
+    base, found = base_of(report), found_of(report)
+    rows = tuple(tuple(column(result, base) for column in columns.values()) for result in report.results)
+    return Table(tuple(columns), rows, frozenset(wordy), frozenset({found.name} if found else ()))
+
+
+def _archs(report: Report) -> list[Block]:
+    """What was found, beside the base network."""
     making: dict[str, Column] = {
         "network": lambda result, _: Cell(result.name),
         "widths": lambda result, _: Cell(runs(list(result.arch.widths.values())) or NONE),
@@ -59,27 +94,28 @@ def _networks(report: Report) -> list[Block]:
         "teacher": lambda result, _: _word(result.teacher),
         "seed": lambda result, _: Cell(str(result.seed)),
     }
-    marked = frozenset({found.name}) if found else frozenset()
-
-    def table(columns: dict[str, Column], wordy: Iterable[str]) -> Table:
-        rows = tuple(tuple(column(result, base) for column in columns.values()) for result in report.results)
-        return Table(tuple(columns), rows, frozenset(wordy), marked)
-
+    pictures: list[Block] = [
+        Picture(
+            arch_name(number),
+            f"Widths of {result.name} beside the base network's",
+            f"{result.name}: the width of every site, from the image to the classes, and the base network's. "
+            f"{_kept(result)}".rstrip(),
+        )
+        for number, result in enumerate(searched(report), 1)
+    ]
     return [
-        Heading("Networks"),
-        table(figures, ["network"]),
-        Text(
-            "Accuracy is that of the last epoch on the test split. Measured is the 25th percentile of the readings of "
-            "the whole network, each over the machine's level at that moment, \N{PLUS-MINUS SIGN} two standard errors; "
-            "the raw readings' median and minimum stand below it. Predicted is the sum of the measured layers, "
-            "calibrated against other whole networks (cost.json), before this row was measured; the base network's is "
-            "what it took in the calibration."
-        ),
-        *_picture(report),
+        Heading("The networks found, layer by layer"),
+        *(pictures or [Text("No search has found a network yet.")]),
         Heading("How each network was made"),
-        table(making, set(making) - {"seed"}),
+        _results(report, making, set(making) - {"seed"}),
         Fold("Widths and depths by site, recipes and versions", tuple(_making(result) for result in report.results)),
     ]
+
+
+def _kept(result: Result) -> str:
+    """How many blocks are left of each stage."""
+    depths = result.arch.depths
+    return f"Blocks kept: {listing(f'{depth} in {site}' for site, depth in depths.items())}." if depths else ""
 
 
 def _maybe(value: float | None, written: Callable[[float], str]) -> Cell:
@@ -260,7 +296,10 @@ def _curves(report: Report) -> list[Block]:
         "chosen for the hardware space. Below, the score s(x) = f(x) \N{MINUS SIGN} m(x) of eq. 2, one choice a "
         "group. Dashed lines part the groups. Sites with equal layers share one curve."
     )
-    pictures = [curve_picture(number, curve) for number, curve in enumerate(report.curves, 1)]
+    pictures = [
+        replace(curve_picture(number, curve), later=number > EVERYWHERE)
+        for number, curve in enumerate(report.curves, 1)
+    ]
     return [Heading("Latency curves"), Text(about), *pictures]
 
 
@@ -272,6 +311,31 @@ def curve_picture(number: int, curve: CurveRecord) -> Picture:
     doubts = "".join(f" Doubt: {doubt}." for doubt in curve.doubts)
     caption = f"{sites}. {fitted(curve.k, curve.alpha, curve.b)}; {groups}. Choices, {chosen or 'none'}.{doubts}"
     return Picture(curve_name(number), f"Latency and score by width, base width {curve.base}", caption)
+
+
+def _predictions(report: Report) -> list[Block]:
+    """How far the cost model is off: on networks that it has not seen, and on those of this report."""
+    if not report.predictions:
+        return []
+    off = [abs(each.predicted / each.measured - 1) for each in report.predictions]
+    near = ", ".join(
+        f"{percent(sum(o <= band for o in off) / len(off), 0)} within {percent(band, 0)}" for band in BANDS
+    )
+    said = (
+        f"{plural(len(off), 'network')} of the calibration, each predicted by a fit that left it out: "
+        f"{percent(sum(off) / len(off), 1)} off in the mean, {percent(max(off), 1)} at worst, {near}. The networks of "
+        "this report were predicted before they were measured, in another hour perhaps; a level that has changed moves "
+        "them all alike."
+    )
+    caption = (
+        "Predicted against measured latency, both in logarithms. Within the darker band lies what is off by 5 % at "
+        "most, within the lighter one by 10 %."
+    )
+    return [
+        Heading("Predicted and measured"),
+        Picture(PREDICTED, "Predicted against measured latency", caption),
+        Text(said),
+    ]
 
 
 def doubts(report: Report) -> list[tuple[str, str]]:
@@ -310,6 +374,21 @@ def _unlike(result: Result, base: Result | None) -> Iterable[str]:
 def _doubts(report: Report) -> list[Block]:
     said = doubts(report)
     return [Heading("Doubts and remarks"), Points(tuple(said)) if said else Text("None.")]
+
+
+def _measuring(report: Report) -> list[Block]:
+    """On what, and how well, latencies were read."""
+    read = [result for result in report.results if result.measured is not None]
+    facts: list[tuple[str, str]] = []
+    for result in read[:1]:
+        assert result.measured is not None
+        facts += [("target", target(result.target)), ("readings of each network", str(len(result.measured.values)))]
+        facts += [(name, value(given)) for name, given in result.measured.context.items() if name not in result.target]
+    errors = sorted(result.measured.error / result.measured.estimate for result in read if result.measured)
+    if errors:
+        facts.append(("standard error, the middle network", percent(errors[len(errors) // 2], 1)))
+    told = [_pairs(facts, ("what", "value"))] if facts else [Text("Nothing has been measured yet.")]
+    return [Heading("How it was measured"), *told]
 
 
 def _run(report: Report) -> list[Block]:

@@ -1,56 +1,29 @@
-"""The pictures of a report, drawn by matplotlib: latency curves (Fig. 2 and 3), searches, accuracy over latency.
+"""The pictures of a report: accuracy over latency, archs, latency curves (Fig. 2 and 3), searches, predictions."""
 
-Colours are those of Okabe and Ito, which the colour-blind can tell apart, and no colour is alone in saying something.
-"""
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import re
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from io import BytesIO
-from typing import TYPE_CHECKING, Any
+import altair as alt
 
+from htas.arch import Arch
+from htas.budget import front
+from htas.report._compare import base_of
+from htas.report._draw import BLUE, FAINT, GREEN, INK, MARGIN, ORANGE, PURPLE, RED, RULE, SKY, WIDTH, Spec, data, spec
 from htas.result import CurveRecord, EpochRecord, Report, Result, SearchRecord
 from htas.text import percent
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-INK, FAINT, RULE, PAPER = "#1f2328", "#6b7280", "#d5d9e0", "#fefefe"
-BLUE, RED, GREEN, PURPLE, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
-VARIABLES = {INK: "ink", FAINT: "faint", RULE: "rule", PAPER: "paper", BLUE: "blue", RED: "red", GREEN: "green"}
-"""Colours that the page changes with its theme, by the name of its CSS variable."""
-
-STYLE = {
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9.0,
-    "text.parse_math": False,
-    "text.color": INK,
-    "axes.facecolor": PAPER,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": FAINT,
-    "axes.titlesize": 9.0,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.5,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "htas",
-}
-
 PICTURED = "accuracy-latency"
 """The name of the picture of accuracy over latency."""
+PREDICTED = "predictions"
+"""The name of the picture of predicted against measured latency."""
+PANEL = WIDTH // 3 - MARGIN
+PLOT = WIDTH - MARGIN
+BANDS = (0.05, 0.1)
+"""Relative errors that the picture of predictions shades."""
+NAMED = 24
+"""Sites whose names stand below the bars of an arch, at most."""
+
+Rows = Sequence[Mapping[str, Any]]
 
 
 def curve_name(number: int) -> str:
@@ -63,312 +36,404 @@ def course_name(number: int) -> str:
     return f"search-{number}"
 
 
+def arch_name(number: int) -> str:
+    """The name of the picture of the report's searched network of that number, counted from 1."""
+    return f"arch-{number}"
+
+
+def searched(report: Report) -> list[Result]:
+    """The networks that a search has found, whose sites are the base network's."""
+    base = base_of(report)
+    return [
+        result
+        for result in report.results
+        if result.space not in ("", "-") and base and result.arch.widths.keys() == base.arch.widths.keys()
+    ]
+
+
 def pictured(report: Report) -> list[Result]:
     """The networks that are both trained and measured."""
     return [result for result in report.results if result.accuracy is not None and result.measured is not None]
 
 
-def drawings(report: Report) -> dict[str, bytes]:
-    """Every picture of a report as SVG, by name."""
-    wanted: dict[str, Callable[[], Figure]] = {}
+def drawings(report: Report) -> dict[str, Spec]:
+    """Every picture of a report, by name."""
+    found: dict[str, Spec] = {}
     if pictured(report):
-        wanted[PICTURED] = lambda: accuracy_over_latency(report)
+        found[PICTURED] = accuracy_over_latency(report)
+    base = base_of(report)
+    for number, result in enumerate(searched(report) if base else (), 1):
+        assert base is not None
+        found[arch_name(number)] = archs(result.arch, base.arch, report.blocks)
+    if report.predictions:
+        found[PREDICTED] = predictions(report)
     for number, search in enumerate(report.searches, 1):
-        if search.accuracy is None:  # nothing was searched
-            continue
-        wanted[course_name(number)] = lambda search=search: course(search)  # type: ignore[misc]
+        if search.accuracy is not None:  # else nothing was searched
+            found[course_name(number)] = course(search)
     for number, curve in enumerate(report.curves, 1):
-        wanted[curve_name(number)] = lambda curve=curve: latency_curve(curve)  # type: ignore[misc]
-    with style():
-        return {name: saved(draw(), "svg") for name, draw in wanted.items()}
+        found[curve_name(number)] = latency_curve(curve)
+    return found
 
 
-@contextmanager
-def style() -> Iterator[None]:
-    """Within it matplotlib draws in the report's style; a letter that its font lacks is no reason to complain."""
-    from matplotlib import rc_context
-
-    with rc_context(STYLE), warnings.catch_warnings():  # type: ignore[arg-type]
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        warnings.filterwarnings("ignore", message="constrained_layout not applied")
-        yield
-
-
-def saved(figure: "Figure", kind: str) -> bytes:
-    """A figure as the bytes of an SVG or PNG file; the same figure gives the same bytes."""
-    out = BytesIO()
-    metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {}
-    figure.savefig(out, format=kind, dpi=160, facecolor=PAPER, metadata=metadata)
-    return out.getvalue()
-
-
-def inline(svg: bytes, name: str) -> str:
-    """An SVG file made part of a page: its names made its own, its colours and letters the page's."""
-    text = svg.decode()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
-    text = re.sub(r'(<svg [^>]*?)width="([\d.]+)pt"', r'\1style="max-width: \2pt"', text, count=1)
-    text = re.sub(r'(<svg [^>]*?)height="[\d.]+pt" ', r"\1", text, count=1)
-    text = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{name}-", text)
-    text = re.sub(r"font-family: [^;\"]*", "font-family: var(--sans)", text)
-    for colour, variable in VARIABLES.items():
-        text = text.replace(colour, f"var(--{variable})")
-    return text
-
-
-def accuracy_over_latency(report: Report) -> "Figure":
-    """Accuracy in percent over the measured latency in milliseconds, one named mark for each network."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.6, 4.8), layout="constrained")
-    axes = figure.add_subplot()
-    marks = []
-    for result in pictured(report):
+def accuracy_over_latency(report: Report) -> Spec:
+    """Accuracy in percent over the measured latency in milliseconds, and the front of those that none beats."""
+    rows = []
+    shown = sorted(pictured(report), key=lambda result: result.accuracy or 0.0, reverse=True)
+    for result in shown:
         assert result.measured is not None and result.accuracy is not None
-        x, y = result.measured.estimate * 1e3, result.accuracy * 100
-        reach = 2e3 * result.measured.error
-        colour, marker = _look(result)
-        axes.plot([x - reach, x + reach], [y, y], color=colour, linewidth=1.2, alpha=0.6)
-        axes.plot(
-            [x], [y], marker, color=colour, markersize=9 if result.name == "hardware" else 7, markeredgecolor=PAPER
-        )
-        marks.append((x, y, result.name, colour))
-    axes.set_xlabel("measured latency, ms per batch")
-    axes.set_ylabel("test accuracy, %")
-    axes.margins(0.12, 0.14)
-    _label(figure, axes, marks)
-    return figure
+        x, reach = 1e3 * result.measured.estimate, 2e3 * result.measured.error
+        rows.append({
+            "network": result.name, "x": x, "low": x - reach, "high": x + reach, "y": 100 * result.accuracy,
+            "macs": result.macs / 1e6, "params": result.params / 1e6,
+            "predicted": None if result.predicted is None else 1e3 * result.predicted,
+        })  # fmt: skip
+    looks = [_look(result) for result in shown]
+    return _scatter(rows, [colour for colour, _ in looks], [shape for _, shape in looks])
+
+
+def _scatter(rows: Rows, colours: Sequence[str], shapes: Sequence[str]) -> Spec:
+    """Networks as marks, named in a legend in the order of their accuracies, over the front."""
+    names = [row["network"] for row in rows]
+    best = front([(row["x"], row["y"]) for row in rows])
+    ahead = sorted((row for number, row in enumerate(rows) if number in best), key=lambda row: row["x"])
+    x = alt.X("x:Q", title="measured latency, ms per batch", scale=alt.Scale(zero=False, padding=24))
+    y = alt.Y("y:Q", title="test accuracy, %", scale=alt.Scale(zero=False, padding=24))
+    told = [
+        alt.Tooltip("network:N"),
+        alt.Tooltip("x:Q", title="latency, ms", format=".3f"),
+        alt.Tooltip("y:Q", title="accuracy, %", format=".2f"),
+        alt.Tooltip("predicted:Q", title="predicted, ms", format=".3f"),
+        alt.Tooltip("macs:Q", title="multiply-adds, M", format=".2f"),
+        alt.Tooltip("params:Q", title="parameters, M", format=".3f"),
+    ]
+    line = alt.Chart(data(ahead)).mark_line(interpolate="step-after", color=FAINT, strokeDash=[4, 3]).encode(x, y)
+    legend = alt.Legend(symbolSize=90)
+    colour = alt.Color("network:N", sort=None, scale=alt.Scale(domain=names, range=list(colours)), legend=legend)
+    shape = alt.Shape("network:N", sort=None, scale=alt.Scale(domain=names, range=list(shapes)), legend=legend)
+    reach = alt.Chart(data(rows)).mark_rule(strokeWidth=1.4, opacity=0.6).encode(
+        alt.X("low:Q"), alt.X2("high:Q"), y, colour
+    )  # fmt: skip
+    marks = alt.Chart(data(rows)).mark_point(filled=True, size=110, opacity=1).encode(x, y, colour, shape, tooltip=told)
+    return spec(alt.layer(line, reach, marks).properties(width=PLOT, height=380))
+
+
+def arms_over_latency(arms: Sequence[tuple[str, bool, Sequence[tuple[float, float]]]], against: str) -> Spec:
+    """Accuracy over measured latency of arms: name, whether it was searched, and (seconds, accuracy) of each seed."""
+    rows: list[dict[str, Any]] = []
+    every: list[dict[str, Any]] = []
+    for name, searched, trainings in arms:
+        own: list[dict[str, Any]] = [
+            {"arm": name, "x": 1e3 * seconds, "y": 100 * share} for seconds, share in trainings
+        ]
+        kind = against if name == against else "searched" if searched else "given"
+        every += [{**row, "what": kind} for row in own]
+        rows.append({
+            "arm": name, "what": kind, "seeds": len(own), **{k: sum(row[k] for row in own) / len(own) for k in "xy"}
+        })  # fmt: skip
+    domain = [against, "searched", "given"]
+    x = alt.X("x:Q", title="measured latency, ms per batch", scale=alt.Scale(zero=False, padding=20))
+    y = alt.Y("y:Q", title="test accuracy, %", scale=alt.Scale(zero=False, padding=20))
+    colour = alt.Color("what:N", scale=alt.Scale(domain=domain, range=[RED, BLUE, ORANGE]))
+    shape = alt.Shape("what:N", scale=alt.Scale(domain=domain, range=["diamond", "diamond", "circle"]))
+    told = [
+        alt.Tooltip("arm:N"),
+        alt.Tooltip("x:Q", title="latency, ms", format=".3f"),
+        alt.Tooltip("y:Q", title="accuracy, %", format=".2f"),
+    ]
+    dots = (
+        alt.Chart(data(every)).mark_point(filled=True, size=14, opacity=0.5).encode(x, y, colour, shape, tooltip=told)
+    )
+    means = alt.Chart(data(rows)).mark_point(filled=True, size=110, opacity=1).encode(
+        x, y, colour, shape, tooltip=[*told, alt.Tooltip("seeds:Q")]
+    )  # fmt: skip
+    names = alt.Chart(data(rows)).mark_text(align="left", dx=9, fontSize=10).encode(x, y, alt.Text("arm:N"))
+    return spec(alt.layer(dots, means, names).properties(width=PLOT, height=440))
+
+
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
+COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, INK)
+
+
+def runs_over_latency(runs: Mapping[str, Sequence[Result]]) -> Spec:
+    """Accuracy over measured latency of the networks of several runs: a colour for each run, a shape for each kind."""
+    rows: list[dict[str, Any]] = []
+    for run, results in runs.items():
+        for result in results:
+            assert result.measured is not None and result.accuracy is not None
+            kind = result.name if result.name in ("base", "hardware", "tas", "grid") else result.strategy
+            rows.append({
+                "run": run, "network": result.name, "kind": kind, "x": 1e3 * result.measured.estimate,
+                "y": 100 * result.accuracy,
+            })  # fmt: skip
+    kinds: list[str] = list(dict.fromkeys(row["kind"] for row in rows))
+    names = list(runs)
+    colours = [COLOURS[number % len(COLOURS)] for number in range(len(names))]
+    shapes = [SHAPES[number % len(SHAPES)] for number in range(len(kinds))]
+    marks = alt.Chart(data(rows)).mark_point(filled=True, size=110, opacity=0.9).encode(
+        alt.X("x:Q", title="measured latency, ms per batch", scale=alt.Scale(zero=False, padding=24)),
+        alt.Y("y:Q", title="test accuracy, %", scale=alt.Scale(zero=False, padding=24)),
+        alt.Color("run:N", sort=None, scale=alt.Scale(domain=names, range=colours)),
+        alt.Shape("kind:N", sort=None, scale=alt.Scale(domain=kinds, range=shapes)),
+        tooltip=[
+            alt.Tooltip("network:N"),
+            alt.Tooltip("run:N"),
+            alt.Tooltip("x:Q", title="latency, ms", format=".3f"),
+            alt.Tooltip("y:Q", title="accuracy, %", format=".2f"),
+        ],
+    )  # fmt: skip
+    return spec(alt.layer(marks).properties(width=PLOT, height=380))
 
 
 def _look(result: Result) -> tuple[str, str]:
-    """Colour and marker: by what the network is, the searched ones each their own."""
-    known = {"base": (INK, "s"), "hardware": (RED, "D"), "tas": (BLUE, "^"), "grid": (GREEN, "v")}
+    """Colour and shape: by what the network is, the searched ones each their own."""
+    known = {
+        "base": (INK, "square"),
+        "hardware": (RED, "diamond"),
+        "tas": (BLUE, "triangle-up"),
+        "grid": (GREEN, "triangle-down"),
+    }
     if result.name in known:
         return known[result.name]
-    return {"uniform": (PURPLE, "P"), "plain": (ORANGE, "o")}.get(result.strategy, (SKY, "o"))
+    return {"uniform": (PURPLE, "cross"), "plain": (ORANGE, "circle")}.get(result.strategy, (SKY, "circle"))
 
 
-def arms_over_latency(arms: Sequence[tuple[str, bool, Sequence[tuple[float, float]]]], against: str) -> "Figure":
-    """Accuracy over measured latency of arms: name, whether it was searched, and (seconds, accuracy) of each seed."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.6, 5.4), layout="constrained")
-    axes = figure.add_subplot()
-    marks = []
-    for name, searched, trainings in arms:
-        colour = RED if name == against else BLUE if searched else ORANGE
-        marker = "D" if searched else "o"
-        latencies, accuracies = zip(*((1e3 * seconds, 100 * share) for seconds, share in trainings), strict=True)
-        x, y = sum(latencies) / len(latencies), sum(accuracies) / len(accuracies)
-        axes.plot(latencies, accuracies, marker, color=colour, markersize=3, alpha=0.45, linewidth=0)
-        axes.plot([x], [y], marker, color=colour, markersize=8, markeredgecolor=PAPER)
-        marks.append((x, y, name, colour))
-    axes.set_xlabel("measured latency, ms per batch")
-    axes.set_ylabel("test accuracy, %")
-    axes.margins(0.08, 0.1)
-    _beside(axes, marks, against)
-    return figure
+KEPT, DROPPED, BASE = "found", "of a dropped block", "base network"
 
 
-def _beside(axes: "Axes", marks: list[tuple[float, float, str, str]], first: str) -> None:
-    """Name the marks in a column at the right, in the order of their heights, each with a line to it; `first` bold."""
-    ordered = sorted(marks, key=lambda mark: mark[1], reverse=True)
-    for number, (x, y, name, colour) in enumerate(ordered):
-        place = (1.03, 1 - (number + 0.5) / max(len(ordered), 8))
-        strength = "bold" if name == first else "normal"
-        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.6, "shrinkB": 4}
-        axes.annotate(
-            name, (x, y), place, textcoords="axes fraction", va="center", weight=strength, arrowprops=line,
-            color=colour if name == first else INK,
-        )  # fmt: skip
+def archs(found: Arch, base: Arch, blocks: Mapping[str, Sequence[str]]) -> Spec:
+    """The width of every site as a bar, in the network's order, beside the base's; dropped blocks are hollow."""
+    gone = [block for site, own in blocks.items() for block in own[found.depths.get(site, len(own)) :]]
+    rows = []
+    for number, (site, width) in enumerate(found.widths.items()):
+        dropped = any(site == block or site.startswith(f"{block}.") for block in gone)
+        rows.append({
+            "number": number, "site": site, "base": base.widths[site], "width": 0 if dropped else width,
+            "what": DROPPED if dropped else KEPT, "says": "dropped" if dropped else str(width),
+            "stage": next((own for own in blocks if site.startswith(f"{own}.")), ""),
+        })  # fmt: skip
+    room = PLOT / max(1, len(rows))
+    axis = alt.Axis(labelAngle=-50, labelLimit=130) if len(rows) <= NAMED else alt.Axis(labels=False, ticks=False)
+    x = alt.X("site:N", sort=None, title=None if len(rows) <= NAMED else "width sites, in order", axis=axis)
+    told = [
+        alt.Tooltip("site:N"),
+        alt.Tooltip("says:N", title="width"),
+        alt.Tooltip("base:Q", title="width of the base"),
+        alt.Tooltip("stage:N"),
+    ]
+    scale = alt.Scale(domain=[KEPT, BASE, DROPPED], range=[RED, FAINT, RULE])
+    colour = alt.Color("what:N", scale=scale)
+    bars = alt.Chart(data(rows)).mark_bar().encode(x, alt.Y("width:Q", title="width, channels"), colour, tooltip=told)
+    left = alt.Chart(data(row for row in rows if row["what"] == DROPPED))
+    hollow = left.mark_bar(filled=False, strokeDash=[2, 2]).encode(x, alt.Y("base:Q"), colour, tooltip=told)
+    ticks = alt.Chart(data({**row, "what": BASE} for row in rows)).mark_tick(
+        thickness=2, size=max(3, 0.9 * room)
+    ).encode(x, alt.Y("base:Q"), colour, tooltip=told)  # fmt: skip
+    return spec(alt.layer(bars, hollow, ticks).properties(width=PLOT, height=210))
 
 
-def _label(figure: "Figure", axes: "Axes", marks: list[tuple[float, float, str, str]]) -> None:
-    """Name the marks, each at the first place around it that covers no mark and no other name."""
-    from matplotlib.transforms import Bbox
-
-    figure.draw_without_rendering()
-    spots = [axes.transData.transform((x, y)) for x, y, _, _ in marks]
-    taken = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in spots]
-    taken += [line.get_window_extent().padded(2) for line in axes.lines]
-    frame = axes.get_window_extent()
-    for x, y, name, colour in marks:
-        note = None
-        for dx, dy, across, up in _PLACES:
-            if note is not None:
-                note.remove()
-            strength = "bold" if name == "hardware" else "normal"
-            note = axes.annotate(name, (x, y), (dx, dy), textcoords="offset points", ha=across, va=up, weight=strength)
-            note.set_color(colour if colour in (RED, INK) else INK)
-            note.set_in_layout(False)
-            box = note.get_window_extent()
-            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-            if inside and not any(box.overlaps(other) for other in taken):
-                break
-        assert note is not None
-        taken.append(note.get_window_extent())
-
-
-_PLACES = [
-    (10, 0, "left", "center"),
-    (-10, 0, "right", "center"),
-    (0, 8, "center", "bottom"),
-    (0, -8, "center", "top"),
-    (7, 9, "left", "bottom"),
-    (7, -9, "left", "top"),
-    (-7, 9, "right", "bottom"),
-    (-7, -9, "right", "top"),
-    (0, 20, "center", "bottom"),
-    (0, -20, "center", "top"),
-]
+def predictions(report: Report) -> Spec:
+    """Predicted against measured latency of whole networks, with the bands of 5 and 10 %."""
+    held, own = f"of the calibration, each left out ({len(report.predictions)})", "of this report"
+    rows: list[dict[str, Any]] = [
+        {"network": held, "what": held, "x": 1e3 * each.measured, "y": 1e3 * each.predicted}
+        for each in report.predictions
+    ]
+    rows += [
+        {"network": result.name, "what": own, "x": 1e3 * result.measured.estimate, "y": 1e3 * result.predicted}
+        for result in report.results
+        if result.measured is not None and result.predicted
+    ]
+    for row in rows:
+        row["off"] = row["y"] / row["x"] - 1
+    ends = [0.9 * min(row["x"] for row in rows), 1.1 * max(row["x"] for row in rows)]
+    x = alt.X("x:Q", title="measured, ms per batch", scale=alt.Scale(type="log", domain=ends, nice=False))
+    y = alt.Y("y:Q", title="predicted, ms per batch", scale=alt.Scale(type="log", zero=False))
+    colour = alt.Color("what:N", sort=None, scale=alt.Scale(domain=[held, own], range=[SKY, RED]))
+    shape = alt.Shape("what:N", sort=None, scale=alt.Scale(domain=[held, own], range=["circle", "diamond"]))
+    bands = [
+        alt.Chart(data({"x": end, "low": end * (1 - band), "high": end * (1 + band)} for end in ends))
+        .mark_area(color=GREEN, opacity=0.13)
+        .encode(x, alt.Y("low:Q"), alt.Y2("high:Q"))
+        for band in BANDS
+    ]
+    line = alt.Chart(data({"x": end, "y": end} for end in ends)).mark_line(color=FAINT, strokeWidth=1).encode(x, y)
+    marks = alt.Chart(data(rows)).mark_point(filled=True, size=55, opacity=0.9).encode(
+        x, y, colour, shape,
+        tooltip=[
+            alt.Tooltip("network:N"),
+            alt.Tooltip("x:Q", title="measured, ms", format=".4f"),
+            alt.Tooltip("y:Q", title="predicted, ms", format=".4f"),
+            alt.Tooltip("off:Q", title="off by", format="+.1%"),
+        ],
+    )  # fmt: skip
+    return spec(alt.layer(*bands, line, marks).properties(width=PLOT, height=360))
 
 
-def latency_curve(curve: CurveRecord) -> "Figure":
+MEASURED, INTERPOLATED, CHOSEN, OWN, FIT = "measured m(x)", "interpolated", "chosen, hardware", "base width", "fit f(x)"
+
+
+def latency_curve(curve: CurveRecord) -> Spec:
     """m(x), its fit and the chosen widths (the paper's Fig. 2) over the score of every width (Fig. 3), in ms."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.6, 4.8), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-    chosen = curve.choices.get("hardware", ())
-    latency = dict(zip(curve.widths, (1e3 * second for second in curve.latency), strict=True))
-    scores = dict(zip(curve.widths, (1e3 * second for second in curve.scores), strict=True))
-    for axes in (above, below):
-        axes.grid(axis="x", visible=False)
-        for _, last in curve.groups[:-1]:
-            axes.axvline(last + 0.5, color=RULE, linewidth=0.8, linestyle=(0, (3, 3)), zorder=0)
-    _curve_above(above, curve, latency, chosen)
-    _scores_below(below, scores, chosen)
-    below.set_xlabel("width, output channels")
-    below.set_xlim(min(curve.widths) - 1, max(curve.widths) + 1)
-    return figure
-
-
-def _curve_above(axes: "Axes", curve: CurveRecord, latency: dict[int, float], chosen: tuple[int, ...]) -> None:
-    fit = [1e3 * curve.fit(width) for width in curve.widths]
-    axes.plot(curve.widths, fit, color=FAINT, linewidth=1.1, linestyle="--", label="fit f(x)")
-    axes.plot(list(latency), list(latency.values()), "-", color=BLUE, linewidth=1)
-    for label, marker, filled in (("measured m(x)", ".", "full"), ("interpolated", "o", "none")):
-        shown = [width for width in latency if (width in curve.interpolated) == (filled == "none")]
-        if shown:
-            size = 5.0 if filled == "full" else 2.2
-            heights = [latency[width] for width in shown]
-            axes.plot(shown, heights, marker, color=BLUE, markersize=size, fillstyle=filled, linewidth=0, label=label)
-    if curve.errors:
-        low, high = (
-            [second + sign * 2e3 * error for second, error in zip(latency.values(), curve.errors, strict=True)]
-            for sign in (-1, 1)
-        )
-        axes.fill_between(list(latency), low, high, color=SKY, alpha=0.3, linewidth=0, label="2 standard errors")
-    known = [width for width in chosen if width in latency]
-    if known:
-        heights = [latency[width] for width in known]
-        axes.plot(known, heights, "D", color=RED, markersize=5, markeredgecolor=PAPER, label="chosen, hardware")
-        _numbers(axes, dict(zip(known, heights, strict=True)))
-    if curve.base in latency:
-        axes.plot(
-            [curve.base], [latency[curve.base]], "o", color=INK, markersize=9, fillstyle="none", label="base width"
-        )
-    axes.set_ylabel("latency, ms")
-    axes.margins(y=0.14)
-    axes.legend(
-        loc="upper left", ncols=6, bbox_to_anchor=(0, 1.13), borderaxespad=0, handlelength=1.6, columnspacing=1.4
+    chosen = set(curve.choices.get("hardware", ()))
+    errors = curve.errors or (0.0,) * len(curve.widths)
+    certain = curve.certain or (None,) * len(curve.groups)
+    rows = []
+    for width, seconds, error, score in zip(curve.widths, curve.latency, errors, curve.scores, strict=True):
+        group = next((n for n, (first, last) in enumerate(curve.groups) if first <= width <= last), 0)
+        rows.append({
+            "width": width, "latency": 1e3 * seconds, "fit": 1e3 * curve.fit(width), "score": 1e3 * score,
+            "top": max(1e3 * score, 0.0),
+            "low": 1e3 * (seconds - 2 * error), "high": 1e3 * (seconds + 2 * error), "group": group + 1,
+            "sure": certain[group], "chosen": "chosen" if width in chosen else "not",
+            "what": INTERPOLATED if width in curve.interpolated else MEASURED,
+        })  # fmt: skip
+    bounds = [{"edge": last + 0.5} for _, last in curve.groups[:-1]]
+    x = alt.X(
+        "width:Q", title="width, output channels", scale=alt.Scale(nice=False, padding=8), axis=alt.Axis(grid=False)
     )
+    told = [
+        alt.Tooltip("width:Q"),
+        alt.Tooltip("latency:Q", title="measured, ms", format=".5f"),
+        alt.Tooltip("fit:Q", title="fit, ms", format=".5f"),
+        alt.Tooltip("score:Q", title="score, ms", format=".5f"),
+        alt.Tooltip("group:Q"),
+        alt.Tooltip("sure:Q", title="its choice is right with", format=".0%"),
+    ]
+    edges = alt.Chart(data(bounds)).mark_rule(color=RULE, strokeDash=[3, 3]).encode(alt.X("edge:Q"))
+    scale = alt.Scale(domain=[MEASURED, INTERPOLATED, FIT, CHOSEN, OWN], range=[BLUE, SKY, FAINT, RED, INK])
+    what = alt.Color("what:N", scale=scale)
+    height = alt.Y("latency:Q", title="latency, ms", scale=alt.Scale(zero=False, padding=14))
+    whole = alt.Chart(data(rows))
+    band = whole.mark_area(color=SKY, opacity=0.25).encode(x, alt.Y("low:Q"), alt.Y2("high:Q"))
+    fitted = [{"width": row["width"], "fit": row["fit"], "what": FIT} for row in rows]
+    fit = alt.Chart(data(fitted)).mark_line(strokeDash=[5, 4], strokeWidth=1.3).encode(
+        x, alt.Y("fit:Q"), what
+    )  # fmt: skip
+    line = whole.mark_line(color=BLUE, strokeWidth=1).encode(x, height)
+    dots = whole.mark_point(filled=True, size=26, opacity=1).encode(x, height, what, tooltip=told)
+    own = alt.Chart(data({**row, "what": OWN} for row in rows if row["width"] == curve.base))
+    ring = own.mark_point(size=150, strokeWidth=1.8).encode(x, height, what, tooltip=told)
+    best = alt.Chart(data({**row, "what": CHOSEN} for row in rows if row["width"] in chosen))
+    marks = best.mark_point(filled=True, shape="diamond", size=80, opacity=1).encode(x, height, what, tooltip=told)
+    names = best.mark_text(color=RED, dy=-10).encode(x, height, alt.Text("width:Q"))
+    above = alt.layer(edges, band, fit, line, dots, ring, marks, names).properties(width=PLOT, height=230)
+    tint = alt.Color(
+        "chosen:N", scale=alt.Scale(domain=["chosen", "not"], range=[RED, SKY]), legend=None
+    )  # fmt: skip
+    bars = whole.mark_bar(size=max(1, min(9, 0.7 * PLOT / len(rows)))).encode(
+        x, alt.Y("score:Q", title="score s(x), ms"), tint, tooltip=told
+    )
+    numbers = best.mark_text(color=RED, dy=-7).encode(x, alt.Y("top:Q"), alt.Text("width:Q"))
+    below = alt.layer(edges, bars, numbers).properties(width=PLOT, height=120)
+    return spec(alt.vconcat(above, below).resolve_scale(color="independent", x="shared"))
 
 
-def _scores_below(axes: "Axes", scores: dict[int, float], chosen: tuple[int, ...]) -> None:
-    colours = [RED if width in chosen else SKY for width in scores]
-    axes.bar(list(scores), list(scores.values()), width=0.8, color=colours)
-    axes.axhline(0, color=FAINT, linewidth=0.8)
-    _numbers(axes, {width: max(scores[width], 0.0) for width in chosen if width in scores})
-    axes.set_ylabel("score s(x), ms")
-    axes.margins(y=0.2)
+Read = Callable[[EpochRecord], float | None]
 
 
-def _numbers(axes: "Axes", heights: dict[int, float]) -> None:
-    for width, height in heights.items():
-        number = axes.annotate(
-            str(width), (width, height), (0, 5), textcoords="offset points", ha="center", va="bottom"
-        )
-        number.set(fontsize=8, color=RED, bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6})
+FOUR = alt.Axis(tickCount=4)
+EPOCHS = alt.X(
+    "epoch:Q",
+    title="epoch",
+    axis=alt.Axis(tickMinStep=1, format="d", tickCount=5),
+    scale=alt.Scale(nice=False),
+)
 
 
-def course(search: SearchRecord) -> "Figure":
-    """Losses, accuracy, costs, temperature and top probability by epoch, and the arch found among its rivals."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    figure = Figure(figsize=(8.6, 5.0), layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.08))
-    panels = figure.subplots(2, 3).flatten()
-    lines: list[tuple[str, dict[str, Callable[[EpochRecord], float | None]]]] = [
-        ("loss", {"training": lambda e: e.train_loss, "validation": lambda e: e.validation_loss}),
-        (
+def course(search: SearchRecord) -> Spec:
+    """Losses, accuracy, costs beside the budget, temperature, top probability and the entropy of every site by epoch,
+    and the arch found among its rivals."""
+    asked = next((own.share for own in search.limits if own.share is not None), None)
+    panels = [
+        _lines(search, "loss", {"training": lambda e: e.train_loss, "validation": lambda e: e.validation_loss}),
+        _lines(
+            search,
             "cost, share of the base's",
             {"expected": lambda e: e.expected_cost, "most probable": lambda e: e.argmax_cost},
+            asked,
         ),
-        ("accuracy of mixtures, %", {"validation": lambda e: _hundredfold(e.validation_accuracy)}),
-        ("temperature", {"temperature": lambda e: e.temperature}),
-        ("top probability, median of sites", {"top": lambda e: e.top_probability}),
+        _lines(search, "accuracy of mixtures, %", {"validation": lambda e: _hundredfold(e.validation_accuracy)}),
+        _lines(search, "temperature", {"temperature": lambda e: e.temperature}),
+        _lines(search, "top probability, median of sites", {"top": lambda e: e.top_probability}, SURE),
+        *([_entropies(search)] if any(epoch.entropy for epoch in search.epochs) else []),
+        _rivals(search),
     ]
-    for axes, (title, figures) in zip(panels, lines, strict=False):
-        _lines(axes, search.epochs, title, figures)
-    panels[4].axhline(0.6, color=FAINT, linewidth=0.9, linestyle="--")
-    panels[4].annotate(
-        "0.6", (0, 0.6), (3, 2), textcoords="offset points", xycoords=("axes fraction", "data"), color=FAINT
-    )
-    panels[4].set_ylim(0, 1.03)
-    for axes in panels[3:5]:
-        axes.set_xlabel("epoch")
-    _rivals(panels[5], search)
-    return figure
+    return spec(alt.concat(*panels, columns=3).resolve_scale(color="independent", x="independent", y="independent"))
 
 
-def _lines(
-    axes: "Axes", epochs: tuple[EpochRecord, ...], title: str, figures: dict[str, Callable[[EpochRecord], float | None]]
-) -> None:
-    """What the strategy has not is left out; a panel without any of its figures is left empty, and says so."""
-    from matplotlib.ticker import MaxNLocator
-
-    looks = ((BLUE, "-"), (RED, "--"))
-    shown = 0
-    for (name, read), (colour, line) in zip(figures.items(), looks, strict=False):
-        there = [(e.epoch, value) for e in epochs if (value := read(e)) is not None]
-        points = "." if len(epochs) < 40 else ""
-        if there:
-            axes.plot(*zip(*there, strict=True), line, marker=points, color=colour, label=name)
-            shown += 1
-    axes.set_title(title)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if epochs and not shown:
-        axes.set_axis_off()
-        axes.text(0.5, 0.5, "not of this strategy", transform=axes.transAxes, ha="center", color=FAINT)
-    if shown > 1:
-        axes.legend(fontsize=8, handlelength=1.8)
+SURE = 0.6
+"""Median top probability from which a search counts as converged."""
 
 
 def _hundredfold(share: float | None) -> float | None:
     return None if share is None else 100 * share
 
 
-def _rivals(axes: "Axes", search: SearchRecord) -> None:
-    """Rivals as dots, accuracy across and cost up; the arch found is the diamond at cost 1."""
-    accuracy = search.accuracy or 0.0
-    axes.plot([100 * rival for rival in search.rivals], search.rival_costs, "o", color=SKY, markersize=5, alpha=0.8)
-    axes.axvline(100 * accuracy, color=RED, linewidth=0.8, linestyle=":")
-    axes.plot([100 * accuracy], [1.0], "D", color=RED, markersize=7, markeredgecolor=PAPER)
-    beaten = f"better than {search.beaten} of {len(search.rivals)} random"
-    axes.set_title(beaten if search.rivals else "no random arch beside it")
-    axes.set_xlabel("validation accuracy, %")
-    axes.set_ylabel("cost, found = 1")
-    axes.margins(0.1, 0.3)
-    axes.annotate(
-        f"found {percent(accuracy, 1)}",
-        (100 * accuracy, 1),
-        (-4, -3),
-        xycoords=("data", "axes fraction"),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        color=RED,
-        fontsize=8,
+def _lines(search: SearchRecord, title: str, figures: Mapping[str, Read], mark: float | None = None) -> Any:
+    """By epoch; what the strategy has not is left out."""
+    rows = [
+        {"epoch": epoch.epoch, "value": value, "what": name}
+        for name, read in figures.items()
+        for epoch in search.epochs
+        if (value := read(epoch)) is not None
+    ]
+    colour = alt.Color(
+        "what:N",
+        sort=None,
+        scale=alt.Scale(domain=list(figures), range=[BLUE, RED]),
+        legend=alt.Legend() if len(figures) > 1 else None,
     )
+    chart = alt.Chart(data(rows)).mark_line(point={"size": 22}, strokeWidth=1.6).encode(
+        EPOCHS,
+        alt.Y("value:Q", title=None, scale=alt.Scale(zero=False, nice=True)),
+        colour,
+        tooltip=[alt.Tooltip("what:N", title="figure"), alt.Tooltip("epoch:Q"), alt.Tooltip("value:Q", format=".4g")],
+    )  # fmt: skip
+    parts = [chart]
+    if mark is not None:
+        rule = alt.Chart(data([{"value": mark}])).mark_rule(color=FAINT, strokeDash=[4, 3])
+        parts.append(rule.encode(alt.Y("value:Q")))
+    return alt.layer(*parts).properties(
+        width=PANEL, height=150, title=title if rows else f"{title}: not of this strategy"
+    )
+
+
+def _entropies(search: SearchRecord) -> Any:
+    """A line for every site that has a choice."""
+    rows = [
+        {"epoch": epoch.epoch, "value": value, "site": site}
+        for epoch in search.epochs
+        for site, value in epoch.entropy.items()
+    ]
+    chart = alt.Chart(data(rows)).mark_line(color=BLUE, strokeWidth=1.4, opacity=0.45)
+    return chart.encode(
+        EPOCHS,
+        alt.Y("value:Q", title=None, scale=alt.Scale(domain=[0, 1])),
+        alt.Detail("site:N"),
+        tooltip=[alt.Tooltip("site:N")],
+    ).properties(width=PANEL, height=150, title="entropy of each site, equal choices = 1")
+
+
+def _rivals(search: SearchRecord) -> Any:
+    """Rivals as dots, cost across and accuracy up; the arch found is the diamond at cost 1."""
+    accuracy = search.accuracy or 0.0
+    rows = [
+        {"cost": cost, "accuracy": 100 * rival, "what": "random arch"}
+        for rival, cost in zip(search.rivals, search.rival_costs, strict=True)
+    ]
+    rows.append({"cost": 1.0, "accuracy": 100 * accuracy, "what": "found"})
+    beaten = f"better than {search.beaten} of {len(search.rivals)} random"
+    domain = ["found", "random arch"]
+    return alt.Chart(data(rows)).mark_point(filled=True, size=60, opacity=0.9).encode(
+        alt.X("cost:Q", title="latency, found = 1", scale=alt.Scale(zero=False, padding=10), axis=FOUR),
+        alt.Y("accuracy:Q", title="validation accuracy, %", scale=alt.Scale(zero=False, padding=10)),
+        alt.Color("what:N", scale=alt.Scale(domain=domain, range=[RED, SKY]), legend=None),
+        alt.Shape("what:N", scale=alt.Scale(domain=domain, range=["diamond", "circle"]), legend=None),
+        tooltip=[
+            alt.Tooltip("what:N", title="arch"),
+            alt.Tooltip("accuracy:Q", title="accuracy, %", format=".2f"),
+            alt.Tooltip("cost:Q", format=".3f"),
+        ],
+    ).properties(
+        width=PANEL, height=150, title=beaten if search.rivals else f"found {percent(accuracy, 1)}, no random arch"
+    )  # fmt: skip

@@ -1,12 +1,13 @@
-"""A report as one HTML file: pictures and style inside it, no script, nothing fetched."""
+"""A report as one HTML file: pictures, style and script inside it, nothing fetched."""
 
 import re
+from collections.abc import Mapping
 from html import escape
 from typing import assert_never
 
 from htas.report._blocks import Block, Cell, Code, Fold, Heading, Picture, Points, Table, Text
 from htas.report._compare import Answer
-from htas.report._figures import inline
+from htas.report._draw import Drawn, embedded, inline, script
 from htas.report._style import STYLE
 
 PAGE = """<!DOCTYPE html>
@@ -23,18 +24,19 @@ PAGE = """<!DOCTYPE html>
 <h1>{title}</h1>
 {body}
 </main>
-</body>
+{script}</body>
 </html>
 """
 
 
-def html(title: str, blocks: list[Block], pictures: dict[str, bytes]) -> str:
-    """The whole page; `pictures` are SVG files by the names that the blocks use."""
+def html(title: str, blocks: list[Block], pictures: Mapping[str, Drawn]) -> str:
+    """The whole page; `pictures` by the names that the blocks use."""
     body = "\n".join(_block(block, pictures) for block in blocks)
-    return PAGE.format(title=escape(title), style=STYLE, body=body)
+    live = f"<script>{script()}</script>\n" if pictures else ""
+    return PAGE.format(title=escape(title), style=STYLE, body=body, script=live)
 
 
-def _block(block: Block, pictures: dict[str, bytes]) -> str:
+def _block(block: Block, pictures: Mapping[str, Drawn]) -> str:
     match block:
         case Answer():
             return _answer(block)
@@ -46,9 +48,14 @@ def _block(block: Block, pictures: dict[str, bytes]) -> str:
             return f"<ul>{''.join(f'<li>{_said(subject, said)}</li>' for subject, said in items)}</ul>"
         case Table():
             return _table(block)
-        case Picture(name, shows, caption):
-            drawing = inline(pictures[name], name).replace("<svg ", f'<svg role="img" aria-label="{escape(shows)}" ', 1)
-            return f"<figure>{drawing}<figcaption>{escape(caption)}</figcaption></figure>"
+        case Picture(name, shows, caption, later):
+            own = pictures[name]
+            return (
+                f'<figure class="live{" later" if later else ""}">'
+                f'<div class="chart" role="img" aria-label="{escape(shows)}">'
+                f'{inline(own.svg, name)}</div><script type="application/json">{embedded(own.spec)}</script>'
+                f"<figcaption>{escape(caption)}</figcaption></figure>"
+            )
         case Code(text, _):
             return f"<pre><code>{escape(text)}</code></pre>"
         case Fold(summary, inner):

@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import altair as alt
 
 from htas.files import write_text
 from htas.graph.network import OUTPUT
 from htas.inspection import Inspection, LayerFacts, SiteFacts
 from htas.report._blocks import Block, Cell, Heading, Picture, Points, Table, Text
-from htas.report._figures import BLUE, FAINT, GREEN, saved, style
+from htas.report._draw import BLUE, FAINT, GREEN, WIDTH, Spec, data, drawn, spec
 from htas.report._html import html
 from htas.text import columns, millions, milliseconds, percent, plural
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SITES = ("site", "kind", "base", "smaller", "saves", "its layers take")
 LAYERS = ("layer", "kind", "width site, or why frozen", "channels", "MACs", "parameters", "share of the latency")
@@ -23,10 +21,9 @@ SHOWN = 20
 
 def page(title: str, found: Inspection, facts: Sequence[tuple[str, str]], folder: Path) -> tuple[Path, str]:
     """Write inspect.html; its path, and the summary with the sites that could save most as lines of text."""
-    with style():
-        drawn = {"layers": saved(layers_picture(found), "svg"), "sites": saved(sites_picture(found), "svg")}
+    pictures = drawn({"layers": layers_picture(found), "sites": sites_picture(found)})
     path = folder / "inspect.html"
-    write_text(path, html(title, _blocks(found, facts), drawn))
+    write_text(path, html(title, _blocks(found, facts), pictures))
     rows = [_site(own, found) for own in found.sites[:SHOWN]]
     more = [f"and {plural(len(found.sites) - SHOWN, 'more site')}, in the page"] if len(found.sites) > SHOWN else []
     lines = [*summary(found), *columns([SITES, *rows], words=2), *more, *(f"doubt: {doubt}" for doubt in found.doubts)]
@@ -107,7 +104,7 @@ def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], words: Se
     return Table(headings, tuple(tuple(Cell(text) for text in row) for row in rows), frozenset(words))
 
 
-def layers_picture(found: Inspection) -> "Figure":
+def layers_picture(found: Inspection) -> Spec:
     """Share of the latency of the layers that take most, beside their share of the multiply-adds."""
     most = sorted(found.layers, key=lambda own: own.seconds, reverse=True)[:SHOWN]
     shown = [own for own in found.layers if own in most][:SHOWN]
@@ -117,7 +114,7 @@ def layers_picture(found: Inspection) -> "Figure":
     return _bars(names, {"latency": (time, BLUE), "multiply-adds": (work, FAINT)}, "share of the network, %")
 
 
-def sites_picture(found: Inspection) -> "Figure":
+def sites_picture(found: Inspection) -> Spec:
     """What the first sites could save."""
     shown = found.sites[:SHOWN]
     names = [f"{own.site.name}  ({own.site.base} to {own.half})" for own in shown]
@@ -125,19 +122,18 @@ def sites_picture(found: Inspection) -> "Figure":
     return _bars(names, {"saves": (saving, GREEN)}, "of the sum of all layers, %")
 
 
-def _bars(names: Sequence[str], groups: dict[str, tuple[Sequence[float], str]], label: str) -> "Figure":
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.6, 0.9 + 0.26 * len(names) * (0.6 + 0.4 * len(groups))), layout="constrained")
-    axes = figure.subplots()
-    thick = 0.8 / len(groups)
-    for number, (title, (values, colour)) in enumerate(groups.items()):
-        places = [place + (number - (len(groups) - 1) / 2) * thick for place in range(len(names))]
-        axes.barh(places, values, thick, color=colour, label=title)
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set_xlabel(label)
-    axes.grid(axis="y", visible=False)
-    if len(groups) > 1:
-        axes.legend(loc="best")
-    return figure
+def _bars(names: Sequence[str], groups: dict[str, tuple[Sequence[float], str]], label: str) -> Spec:
+    rows = [
+        {"name": name, "what": what, "share": share}
+        for what, (shares, _) in groups.items()
+        for name, share in zip(names, shares, strict=True)
+    ]
+    scale = alt.Scale(domain=list(groups), range=[colour for _, colour in groups.values()])
+    bars = alt.Chart(data(rows)).mark_bar().encode(
+        alt.X("share:Q", title=label),
+        alt.Y("name:N", title=None, sort=None, axis=alt.Axis(labelLimit=220)),
+        alt.Color("what:N", scale=scale, legend=alt.Legend() if len(groups) > 1 else None),
+        alt.YOffset("what:N", sort=None),
+        tooltip=[alt.Tooltip("name:N"), alt.Tooltip("what:N"), alt.Tooltip("share:Q", title="%", format=".2f")],
+    )  # fmt: skip
+    return spec(bars.properties(width=WIDTH - 220, height=alt.Step(11 if len(groups) > 1 else 17)))

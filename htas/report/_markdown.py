@@ -32,6 +32,8 @@ def _block(block: Block) -> str:
             )
         case Table():
             return _table(block)
+        case Picture(_, _, caption, later) if later:
+            return escape(caption)
         case Picture(name, shows, caption):
             return f"![{escape(shows)}](figures/{name}.svg)\n\n{escape(caption)}"
         case Code(text, language):

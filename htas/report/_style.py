@@ -47,7 +47,12 @@ th:last-child, td:last-child { padding-right: .7rem; }
 .marked > :first-child { box-shadow: inset 3px 0 var(--red); }
 small { display: block; color: var(--faint); font-weight: 400; font-size: .8rem; }
 figure { margin: 1.5rem 0 2.4rem; break-inside: avoid; }
-figure svg { display: block; width: 100%; height: auto; }
+figure svg { display: block; }
+.chart { width: 100%; }
+.later .chart { min-height: 430px; }
+.chart > svg { width: 100%; height: auto; }
+.chart.vega-embed { display: block; padding: 0; }
+#vg-tooltip-element { font: .85rem/1.4 var(--sans); }
 figcaption { font-size: .875rem; color: var(--faint); max-width: 46rem; margin-top: .5rem; overflow-wrap: anywhere; }
 details { margin: .8rem 0; }
 summary { cursor: pointer; color: var(--blue); }

@@ -6,7 +6,8 @@ from pathlib import Path
 from htas.files import write_bytes, write_text
 from htas.report._blocks import Block, Cell, Heading, Points, Table, Text
 from htas.report._content import curve_picture
-from htas.report._figures import curve_name, latency_curve, saved, style
+from htas.report._draw import drawn, png
+from htas.report._figures import curve_name, latency_curve
 from htas.report._html import html
 from htas.result import CurveRecord
 from htas.text import columns, listing, milliseconds, plural, significant
@@ -24,15 +25,12 @@ def page(
 ) -> tuple[Path, str]:
     """Write survey.html and a PNG of each curve; the path of the page, and its table as lines of text."""
     names = [curve_name(number) for number in range(1, len(curves) + 1)]
-    with style():
-        figures = {name: latency_curve(curve) for name, curve in zip(names, curves, strict=True)}
-        drawn = {name: saved(figure, "svg") for name, figure in figures.items()}
-        pictures = {name: saved(figure, "png") for name, figure in figures.items()}
-    for name, content in pictures.items():
-        write_bytes(folder / "survey" / f"{name}.png", content)
+    charts = {name: latency_curve(curve) for name, curve in zip(names, curves, strict=True)}
+    for name, chart in charts.items():
+        write_bytes(folder / "survey" / f"{name}.png", png(chart))
     rows = [_row(curve, sure) for curve in curves]
     path = folder / "survey.html"
-    write_text(path, html(title, _blocks(rows, curves, doubts, facts), drawn))
+    write_text(path, html(title, _blocks(rows, curves, doubts, facts), drawn(charts)))
     return path, "\n".join(columns([HEADINGS, *rows], words=len(HEADINGS)))
 
 

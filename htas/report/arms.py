@@ -5,7 +5,8 @@ from pathlib import Path
 
 from htas.files import write_bytes, write_text
 from htas.report._blocks import Block, Cell, Heading, Picture, Points, Table, Text
-from htas.report._figures import arms_over_latency, saved, style
+from htas.report._draw import Drawn, drawn
+from htas.report._figures import arms_over_latency
 from htas.report._html import html
 from htas.report._markdown import markdown
 
@@ -30,12 +31,11 @@ def page(
     Raises Unusable where the folder cannot be written.
     """
     blocks: list[Block] = []
-    pictures: dict[str, bytes] = {}
+    pictures: dict[str, Drawn] = {}
     known = [arm for arm in arms if arm[2]]
     if known:
-        with style():
-            pictures[PICTURE] = saved(arms_over_latency(known, against), "svg")
-        write_bytes(folder / "figures" / f"{PICTURE}.svg", pictures[PICTURE])
+        pictures = drawn({PICTURE: arms_over_latency(known, against)})
+        write_bytes(folder / "figures" / f"{PICTURE}.svg", pictures[PICTURE].svg)
         shows = f"Accuracy over measured latency of {', '.join(name for name, _, _ in known)}"
         blocks.append(Picture(PICTURE, shows, (
             "The large mark of an arm is the mean of its trainings, the small ones. Searched networks are diamonds, "

@@ -264,6 +264,14 @@ class Logits(nn.Module):
             return 1.0
         return float(self._log().detach().exp().amax(dim=1).quantile(0.5))
 
+    def entropies(self) -> dict[str, float]:
+        """By site, the entropy of its probabilities over that of equal ones: 1 undecided, 0 decided."""
+        log = self._log().detach().cpu()
+        room: Tensor = self.room  # type: ignore[assignment]
+        room = room.cpu()
+        own = -(log.exp() * log.masked_fill(~room, 0.0)).sum(dim=1) / room.sum(dim=1).log()
+        return {site: round(value, 4) for site, value in zip(self.sites, own.tolist(), strict=True)}
+
 
 class _Search:
     """One search as it runs: supernet, logits, their optimizers, and the epochs so far."""
@@ -320,7 +328,7 @@ class _Search:
             expected = float(self._expected())
         record = EpochRecord(
             epoch + 1, temperature, train_loss / steps, loss / steps, accuracy / steps, expected, self._argmax(),
-            self.logits.top(), time.monotonic() - started,
+            self.logits.top(), time.monotonic() - started, self.logits.entropies(),
         )  # fmt: skip
         self.epochs.append(record)
         return record

@@ -1,0 +1,176 @@
+"""From a chart to a file or a page: Vega-Lite made by Altair, drawn by Vega without a browser, or in one.
+
+Every picture is one specification. It is drawn here, so that a page shows it without a script, on paper and in a mail;
+and it lies in the page, where Vega draws it again for the width of the window, with details under the pointer.
+"""
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import altair as alt
+
+Spec = dict[str, Any]
+"""A chart as Vega-Lite has it."""
+
+INK, FAINT, RULE, PAPER = "#1f2328", "#6b7280", "#d5d9e0", "#fefefe"
+BLUE, RED, GREEN, PURPLE, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
+VARIABLES = {INK: "ink", FAINT: "faint", RULE: "rule", PAPER: "paper", BLUE: "blue", RED: "red", GREEN: "green"}
+"""Colours that the page changes with its theme, by the name of its CSS variable.
+
+All are those of Okabe and Ito, which the colour-blind can tell apart, and no colour is alone in saying something."""
+
+WIDTH, MARGIN = 860, 70
+"""Of a picture, in pixels, where no window says how wide it is; and of that, what stands beside a panel."""
+TEXT = {"labelColor": INK, "titleColor": INK, "labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal"}
+THEME: dict[str, Any] = {
+    "background": PAPER,
+    "font": "sans-serif",
+    "view": {"stroke": None},
+    "axis": {**TEXT, "gridColor": RULE, "domainColor": FAINT, "tickColor": FAINT, "gridWidth": 0.5},
+    "legend": {**TEXT, "orient": "top", "title": None, "symbolSize": 70, "columns": 6, "labelLimit": 260},
+    "title": {"color": INK, "anchor": "start", "fontSize": 12},
+    "text": {"color": INK, "fontSize": 11},
+    "concat": {"spacing": 26},
+}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A chart, and the picture of it."""
+
+    spec: Spec
+    svg: bytes
+    """Nothing, where only a page draws it."""
+
+
+def drawn(specs: Mapping[str, Spec], later: Collection[str] = ()) -> dict[str, Drawn]:
+    """Charts by name, each drawn but for those that a page draws `later`."""
+    return {name: Drawn(own, b"" if name in later else svg(own)) for name, own in specs.items()}
+
+
+def spec(chart: Any) -> Spec:
+    """A chart in the report's style, as Vega-Lite; rows that several layers show are in it once."""
+    found: Spec = chart.configure(**THEME).to_dict()
+    names: dict[str, str] = {}
+    _gather(found, names)
+    return {**found, "datasets": {name: json.loads(text) for text, name in names.items()}}
+
+
+def data(rows: Iterable[Mapping[str, Any]]) -> alt.NamedData:
+    """Rows as a chart has them, numbers to six digits: one text to Altair, which would look into every row."""
+    return alt.NamedData(json.dumps([{name: _short(value) for name, value in row.items()} for row in rows]))
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _gather(part: Any, names: dict[str, str]) -> None:
+    """Name the rows of all layers; `names` are found by their text."""
+    if isinstance(part, dict):
+        if (text := part.get("data", {}).get("name")) is not None:
+            part["data"] = {"name": names.setdefault(text, f"rows{len(names)}")}
+        for inner in part.values():
+            _gather(inner, names)
+    elif isinstance(part, list):
+        for inner in part:
+            _gather(inner, names)
+
+
+def svg(given: Spec) -> bytes:
+    """A chart as an SVG file; the same chart gives the same bytes."""
+    import vl_convert
+
+    text: str = vl_convert.vegalite_to_svg(given)
+    return text.encode()
+
+
+def png(given: Spec) -> bytes:
+    """A chart as a PNG file, twice as large."""
+    import vl_convert
+
+    picture: bytes = vl_convert.vegalite_to_png(given, scale=2)
+    return picture
+
+
+def inline(picture: bytes, name: str) -> str:
+    """An SVG file made part of a page: its names made its own, its colours and letters the page's."""
+    if not picture:
+        return ""
+    text = picture.decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r' (?:xmlns(:\w+)?|aria-[a-z]+|role)="[^"]*"', "", text)  # what it shows is said once, around it
+    text = re.sub(r"(\.\d\d)\d+", r"\1", text)
+    text = re.sub(r'(<svg [^>]*?)width="([\d.]+)" height="[\d.]+"', r'\1style="max-width: \2px"', text, count=1)
+    text = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{name}-", text)
+    text = re.sub(r'font-family="[^"]*"', 'font-family="inherit"', text)
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var(--{variable})")
+    return text
+
+
+def embedded(given: Spec) -> str:
+    """A chart as JSON that may stand in a page."""
+    return json.dumps(given, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+@cache
+def script() -> str:
+    """Vega, and what draws the page's charts with it: nothing else is needed, and nothing is fetched."""
+    import vl_convert
+
+    colours = json.dumps({colour: f"--{variable}" for colour, variable in VARIABLES.items()})
+    live = LIVE.replace("COLOURS", colours).replace("MARGIN", str(MARGIN))
+    bundle: str = vl_convert.javascript_bundle(None)  # type: ignore[arg-type]
+    return f"{bundle};\n(() => {{{live}}})();".replace("</script", "<\\/script")
+
+
+LIVE = """
+const colours = COLOURS, margin = MARGIN;
+
+function fitted(figure) {
+  const style = getComputedStyle(document.documentElement), width = Math.floor(figure.clientWidth);
+  let text = figure.querySelector("script").textContent;
+  for (const [colour, name] of Object.entries(colours))
+    text = text.replaceAll(colour, style.getPropertyValue(name).trim());
+  const spec = JSON.parse(text);
+  spec.config.legend.columns = Math.max(1, Math.floor(width / 150));
+  if (spec.vconcat) for (const panel of spec.vconcat) panel.width = width - margin;
+  else if (spec.concat) {
+    spec.columns = Math.max(1, Math.min(spec.columns, Math.floor(width / 240)));
+    const room = width / spec.columns - margin;
+    for (const panel of spec.concat) { panel.width = room; panel.height = Math.min(panel.height, 0.8 * room); }
+  } else { spec.width = width; spec.autosize = {type: "fit-x", contains: "padding"}; }
+  return spec;
+}
+
+async function draw(figure) {
+  if (!figure.clientWidth || figure.drawn === figure.clientWidth) return;
+  figure.drawn = figure.clientWidth;
+  try {
+    await vegaEmbed(figure.querySelector(".chart"), fitted(figure), {actions: false, renderer: "svg"});
+    figure.dataset.live = "yes";
+  } catch (error) { console.error(error); }
+}
+
+const figures = [...document.querySelectorAll("figure.live")];
+const seen = new Set();
+const watcher = new IntersectionObserver(entries => {
+  for (const entry of entries) if (entry.isIntersecting) { seen.add(entry.target); draw(entry.target); }
+}, {rootMargin: "400px"});
+for (const figure of figures) watcher.observe(figure);
+let waiting;
+addEventListener("beforeprint", () => figures.forEach(draw));
+addEventListener("resize", () => {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => seen.forEach(draw), 150);
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  for (const figure of seen) { figure.drawn = 0; draw(figure); }
+});
+"""
+"""Pictures are drawn anew as they come near the window: there may be a hundred."""
