@@ -328,8 +328,8 @@ def _predictions(report: Report) -> list[Block]:
         "them all alike."
     )
     caption = (
-        "Predicted against measured latency, both in logarithms. Within the darker band lies what is off by 5 % at "
-        "most, within the lighter one by 10 %."
+        "Predicted against measured latency, both in logarithms. Between the solid green lines lies what is off by 5 % "
+        "at most, between the dashed ones by 10 %."
     )
     return [
         Heading("Predicted and measured"),

@@ -19,7 +19,7 @@ PREDICTED = "predictions"
 PANEL = WIDTH // 3 - MARGIN
 PLOT = WIDTH - MARGIN
 BANDS = (0.05, 0.1)
-"""Relative errors that the picture of predictions shades."""
+"""Relative errors that lie between lines in the picture of predictions."""
 NAMED = 24
 """Sites whose names stand below the bars of an arch, at most."""
 
@@ -228,7 +228,11 @@ def archs(found: Arch, base: Arch, blocks: Mapping[str, Sequence[str]]) -> Spec:
     ticks = alt.Chart(data({**row, "what": BASE} for row in rows)).mark_tick(
         thickness=2, size=max(3, 0.9 * room)
     ).encode(x, alt.Y("base:Q"), colour, tooltip=told)  # fmt: skip
-    return spec(alt.layer(bars, hollow, ticks).properties(width=PLOT, height=210))
+    return spec(
+        alt.layer(bars, *([hollow] if any(row["what"] == DROPPED for row in rows) else []), ticks).properties(
+            width=PLOT, height=210
+        )
+    )
 
 
 def predictions(report: Report) -> Spec:
@@ -247,14 +251,15 @@ def predictions(report: Report) -> Spec:
         row["off"] = row["y"] / row["x"] - 1
     ends = [0.9 * min(row["x"] for row in rows), 1.1 * max(row["x"] for row in rows)]
     x = alt.X("x:Q", title="measured, ms per batch", scale=alt.Scale(type="log", domain=ends, nice=False))
-    y = alt.Y("y:Q", title="predicted, ms per batch", scale=alt.Scale(type="log", zero=False))
+    y = alt.Y("y:Q", title="predicted, ms per batch", scale=alt.Scale(type="log"))
     colour = alt.Color("what:N", sort=None, scale=alt.Scale(domain=[held, own], range=[SKY, RED]))
     shape = alt.Shape("what:N", sort=None, scale=alt.Scale(domain=[held, own], range=["circle", "diamond"]))
     bands = [
-        alt.Chart(data({"x": end, "low": end * (1 - band), "high": end * (1 + band)} for end in ends))
-        .mark_area(color=GREEN, opacity=0.13)
-        .encode(x, alt.Y("low:Q"), alt.Y2("high:Q"))
-        for band in BANDS
+        alt.Chart(data({"x": end, "y": end * (1 + sign * band)} for end in ends))
+        .mark_line(color=GREEN, strokeWidth=1, strokeDash=dash)
+        .encode(x, y)
+        for band, dash in zip(BANDS, ([1, 0], [5, 4]), strict=True)
+        for sign in (-1, 1)
     ]
     line = alt.Chart(data({"x": end, "y": end} for end in ends)).mark_line(color=FAINT, strokeWidth=1).encode(x, y)
     marks = alt.Chart(data(rows)).mark_point(filled=True, size=55, opacity=0.9).encode(

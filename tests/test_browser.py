@@ -1,0 +1,91 @@
+"""A report in a browser: every section and picture, details under the pointer, nothing fetched, no overflow."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from htas.report import write
+from tests.test_report import PICTURES, REPORT
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
+SECTIONS = [
+    "Networks",
+    "Accuracy and latency",
+    "The networks found, layer by layer",
+    "How each network was made",
+    "Latency curves",
+    "Searches",
+    "Predicted and measured",
+    "Doubts and remarks",
+    "How it was measured",
+    "How to repeat it",
+    "Machine and time",
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="the driver is not installed: pip install playwright"
+    )
+    if not CHROMIUM:
+        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
+    with playwright.sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("browser")
+    write(REPORT, folder)
+    return folder / "report.html"
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_a_report_is_whole_in_a_browser(width: int, browser: Any, page_file: Path) -> None:
+    said: list[str] = []
+    asked: list[str] = []
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(page_file.as_uri())
+    for figure in page.locator("figure.live").all():
+        figure.scroll_into_view_if_needed()
+        figure.locator("xpath=self::*[@data-live='yes']").wait_for()
+    assert page.locator("h2").all_inner_texts() == SECTIONS
+    assert page.locator("figure.live svg").count() == len(PICTURES)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    wide = "all => all.filter(f => f.querySelector('svg').getBoundingClientRect().width > f.clientWidth + 1).length"
+    assert page.locator("figure.live").evaluate_all(wide) == 0
+    assert said == []
+    assert asked == [page_file.as_uri()]
+    page.close()
+
+
+def test_a_point_says_what_it_is(browser: Any, page_file: Path) -> None:
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page.goto(page_file.as_uri())
+    first = page.locator("figure.live").first
+    first.scroll_into_view_if_needed()
+    first.locator("xpath=self::*[@data-live='yes']").wait_for()
+    first.locator("path[aria-roledescription='point']").nth(1).hover()
+    page.locator("#vg-tooltip-element.visible").wait_for()
+    told = page.locator("#vg-tooltip-element").inner_text()
+    assert "hardware" in told and "2.000" in told and "88.00" in told
+    page.close()
+
+
+def test_without_a_script_the_pictures_are_there_all_the_same(browser: Any, page_file: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(page_file.as_uri())
+    assert page.locator("figure.live .chart > svg").count() == len(PICTURES)
+    context.close()
