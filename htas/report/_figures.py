@@ -23,6 +23,8 @@ BANDS = (0.05, 0.1)
 NAMED = 24
 """Sites whose names stand below the bars of an arch, at most."""
 
+FOUR, EIGHT = alt.Axis(tickCount=4), alt.Axis(tickCount=8)
+
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -96,7 +98,7 @@ def _scatter(rows: Rows, colours: Sequence[str], shapes: Sequence[str]) -> Spec:
     names = [row["network"] for row in rows]
     best = front([(row["x"], row["y"]) for row in rows])
     ahead = sorted((row for number, row in enumerate(rows) if number in best), key=lambda row: row["x"])
-    x = alt.X("x:Q", title="measured latency, ms per batch", scale=alt.Scale(zero=False, padding=24))
+    x = alt.X("x:Q", title="measured latency, ms per batch", scale=alt.Scale(zero=False, padding=24), axis=EIGHT)
     y = alt.Y("y:Q", title="test accuracy, %", scale=alt.Scale(zero=False, padding=24))
     told = [
         alt.Tooltip("network:N"),
@@ -131,7 +133,7 @@ def arms_over_latency(arms: Sequence[tuple[str, bool, Sequence[tuple[float, floa
             "arm": name, "what": kind, "seeds": len(own), **{k: sum(row[k] for row in own) / len(own) for k in "xy"}
         })  # fmt: skip
     domain = [against, "searched", "given"]
-    x = alt.X("x:Q", title="measured latency, ms per batch", scale=alt.Scale(zero=False, padding=20))
+    x = alt.X("x:Q", title="measured latency, ms per batch", scale=alt.Scale(zero=False, padding=20), axis=EIGHT)
     y = alt.Y("y:Q", title="test accuracy, %", scale=alt.Scale(zero=False, padding=20))
     colour = alt.Color("what:N", scale=alt.Scale(domain=domain, range=[RED, BLUE, ORANGE]))
     shape = alt.Shape("what:N", scale=alt.Scale(domain=domain, range=["diamond", "diamond", "circle"]))
@@ -170,7 +172,7 @@ def runs_over_latency(runs: Mapping[str, Sequence[Result]]) -> Spec:
     colours = [COLOURS[number % len(COLOURS)] for number in range(len(names))]
     shapes = [SHAPES[number % len(SHAPES)] for number in range(len(kinds))]
     marks = alt.Chart(data(rows)).mark_point(filled=True, size=110, opacity=0.9).encode(
-        alt.X("x:Q", title="measured latency, ms per batch", scale=alt.Scale(zero=False, padding=24)),
+        alt.X("x:Q", title="measured latency, ms per batch", scale=alt.Scale(zero=False, padding=24), axis=EIGHT),
         alt.Y("y:Q", title="test accuracy, %", scale=alt.Scale(zero=False, padding=24)),
         alt.Color("run:N", sort=None, scale=alt.Scale(domain=names, range=colours)),
         alt.Shape("kind:N", sort=None, scale=alt.Scale(domain=kinds, range=shapes)),
@@ -211,7 +213,6 @@ def archs(found: Arch, base: Arch, blocks: Mapping[str, Sequence[str]]) -> Spec:
             "what": DROPPED if dropped else KEPT, "says": "dropped" if dropped else str(width),
             "stage": next((own for own in blocks if site.startswith(f"{own}.")), ""),
         })  # fmt: skip
-    room = PLOT / max(1, len(rows))
     axis = alt.Axis(labelAngle=-50, labelLimit=130) if len(rows) <= NAMED else alt.Axis(labels=False, ticks=False)
     x = alt.X("site:N", sort=None, title=None if len(rows) <= NAMED else "width sites, in order", axis=axis)
     told = [
@@ -220,14 +221,14 @@ def archs(found: Arch, base: Arch, blocks: Mapping[str, Sequence[str]]) -> Spec:
         alt.Tooltip("base:Q", title="width of the base"),
         alt.Tooltip("stage:N"),
     ]
-    scale = alt.Scale(domain=[KEPT, BASE, DROPPED], range=[RED, FAINT, RULE])
+    scale = alt.Scale(domain=[KEPT, BASE, DROPPED], range=[RED, INK, FAINT])
     colour = alt.Color("what:N", scale=scale)
     bars = alt.Chart(data(rows)).mark_bar().encode(x, alt.Y("width:Q", title="width, channels"), colour, tooltip=told)
     left = alt.Chart(data(row for row in rows if row["what"] == DROPPED))
     hollow = left.mark_bar(filled=False, strokeDash=[2, 2]).encode(x, alt.Y("base:Q"), colour, tooltip=told)
-    ticks = alt.Chart(data({**row, "what": BASE} for row in rows)).mark_tick(
-        thickness=2, size=max(3, 0.9 * room)
-    ).encode(x, alt.Y("base:Q"), colour, tooltip=told)  # fmt: skip
+    thin = 0.012 * max((row["base"] for row in rows), default=1)
+    levels = alt.Chart(data({**row, "what": BASE, "under": row["base"] - thin} for row in rows))
+    ticks = levels.mark_bar().encode(x, alt.Y("base:Q"), alt.Y2("under:Q"), colour, tooltip=told)
     return spec(
         alt.layer(bars, *([hollow] if any(row["what"] == DROPPED for row in rows) else []), ticks).properties(
             width=PLOT, height=210
@@ -249,14 +250,16 @@ def predictions(report: Report) -> Spec:
     ]
     for row in rows:
         row["off"] = row["y"] / row["x"] - 1
-    ends = [0.9 * min(row["x"] for row in rows), 1.1 * max(row["x"] for row in rows)]
-    x = alt.X("x:Q", title="measured, ms per batch", scale=alt.Scale(type="log", domain=ends, nice=False))
-    y = alt.Y("y:Q", title="predicted, ms per batch", scale=alt.Scale(type="log"))
+    every = [row[axis] for row in rows for axis in "xy"]
+    ends = [0.9 * min(every), 1.1 * max(every)]
+    scale = alt.Scale(type="log", domain=ends, nice=False)
+    x = alt.X("x:Q", title="measured, ms per batch", scale=scale)
+    y = alt.Y("y:Q", title="predicted, ms per batch", scale=scale)
     colour = alt.Color("what:N", sort=None, scale=alt.Scale(domain=[held, own], range=[SKY, RED]))
     shape = alt.Shape("what:N", sort=None, scale=alt.Scale(domain=[held, own], range=["circle", "diamond"]))
     bands = [
         alt.Chart(data({"x": end, "y": end * (1 + sign * band)} for end in ends))
-        .mark_line(color=GREEN, strokeWidth=1, strokeDash=dash)
+        .mark_line(color=GREEN, strokeWidth=1, strokeDash=dash, clip=True)
         .encode(x, y)
         for band, dash in zip(BANDS, ([1, 0], [5, 4]), strict=True)
         for sign in (-1, 1)
@@ -287,7 +290,7 @@ def latency_curve(curve: CurveRecord) -> Spec:
         group = next((n for n, (first, last) in enumerate(curve.groups) if first <= width <= last), 0)
         rows.append({
             "width": width, "latency": 1e3 * seconds, "fit": 1e3 * curve.fit(width), "score": 1e3 * score,
-            "top": max(1e3 * score, 0.0),
+            "top": max(1e3 * score, 0.0), "none": 0, "left": width - 0.35, "right": width + 0.35,
             "low": 1e3 * (seconds - 2 * error), "high": 1e3 * (seconds + 2 * error), "group": group + 1,
             "sure": certain[group], "chosen": "chosen" if width in chosen else "not",
             "what": INTERPOLATED if width in curve.interpolated else MEASURED,
@@ -325,18 +328,22 @@ def latency_curve(curve: CurveRecord) -> Spec:
     tint = alt.Color(
         "chosen:N", scale=alt.Scale(domain=["chosen", "not"], range=[RED, SKY]), legend=None
     )  # fmt: skip
-    bars = whole.mark_bar(size=max(1, min(9, 0.7 * PLOT / len(rows)))).encode(
-        x, alt.Y("score:Q", title="score s(x), ms"), tint, tooltip=told
+    bars = whole.mark_rect().encode(
+        alt.X("left:Q"),
+        alt.X2("right:Q"),
+        alt.Y("score:Q", title="score s(x), ms"),
+        alt.Y2("none:Q"),
+        tint,
+        tooltip=told,
     )
     numbers = best.mark_text(color=RED, dy=-7).encode(x, alt.Y("top:Q"), alt.Text("width:Q"))
-    below = alt.layer(edges, bars, numbers).properties(width=PLOT, height=120)
+    below = alt.layer(numbers, edges, bars).properties(width=PLOT, height=120)
     return spec(alt.vconcat(above, below).resolve_scale(color="independent", x="shared"))
 
 
 Read = Callable[[EpochRecord], float | None]
 
 
-FOUR = alt.Axis(tickCount=4)
 EPOCHS = alt.X(
     "epoch:Q",
     title="epoch",
