@@ -62,6 +62,13 @@ RIVALS = 20
 STAGES = ("survey", "design", "calibrate", "search", "train", "measure", "report")
 FILES = {"train": "networks", "calibrate": "cost"}
 """Stages whose file has another name."""
+BEFORE = {
+    "design": ["survey"],
+    "calibrate": ["design"],
+    "search": ["survey", "design", "calibrate"],
+    "train": ["search"],
+}
+"""Stages whose files a stage is made from, where it is done again when they change."""
 
 
 @dataclass(frozen=True)
@@ -551,15 +558,15 @@ def _known(job: Run, contents: Mapping[str, Mapping[str, Any]], searches: Sequen
 
 
 def compared(folders: Sequence[Path], out: Path) -> Path:
-    """The reports of several runs on one page; its path. Raises Unusable where one is no run, or two have one name."""
+    """The reports of several runs on one page; its path. Raises Unusable where one is no run, or is there twice."""
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise Unusable(f"these are not {len(folders)} different runs: {listing(map(str, folders))}")
     runs = {}
     for folder in folders:
         if (folder / "config.toml").exists():
             report(load(folder / "config.toml"), folder)
         name = folder.resolve().name
         runs[name if name not in runs else str(folder)] = read_report(folder)
-    if len(runs) < len(folders):
-        raise Unusable(f"these are not {len(folders)} different runs: {listing(map(str, folders))}")
     return write_runs(runs, out)
 
 
@@ -971,10 +978,11 @@ def _lack(job: Run, stage: str, path: Path) -> str:
         return other
     if stage in ("survey", "measure"):  # of another machine too: only measuring anew depends on the machine
         return ""
-    before = job.folder / "design.json"
-    if stage == "calibrate" and not before.exists():
-        return f"{path} was made from {before}, which does not exist; run `htas design {path.parent}` first"
-    name, key = ("design", digest(before)) if stage == "calibrate" else ("inputs", "")
+    for before in BEFORE[stage]:
+        for source in job.files(before):
+            if not source.exists():
+                return f"{path} was made from {source}, which does not exist; run `htas {before} {path.parent}` first"
+    name, key = ("design", digest(job.folder / "design.json")) if stage == "calibrate" else ("inputs", "")
     if read_json(path).get(name) != (key or job.made_from(stage)):
         return f"{path} was made from other files than are there now; run `htas {stage} {path.parent}`"
     return ""

@@ -103,6 +103,25 @@ def test_the_folder_of_a_run_may_be_where_one_is(tmp_path: Path, monkeypatch: py
     assert cli._loaded(Path("../mine"), [], None, "-arms")[1] == Path("../mine-arms")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["a", "b", "--again"], "--again is for the report of one run, got 2"),
+        (["a", "b", "--seed=3"], "--seed=3 is for the report of one run, got 2"),
+        (["a", "c.toml"], "several runs are compared by their folders, and c.toml is none"),
+        (["a", "a"], "these are not 2 different runs: a, a"),
+        (["a", "b"], "report.json"),
+    ],
+)
+def test_a_report_of_several_runs_takes_their_folders_alone(
+    given: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    assert said in refused(capsys, "report", *given)
+
+
 def test_run_repeats_its_folder_in_the_command(calls: Calls) -> None:
     assert cli.main(["run", "some.toml", "--out=my runs/1"]) == 0
     assert calls[1][1]["folder"] == Path("my runs/1")

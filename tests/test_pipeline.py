@@ -402,17 +402,26 @@ def test_a_missing_predecessor_names_the_verb_to_run(stage, missing, verb, copie
 
 
 def test_a_report_of_an_unfinished_run_has_what_is_there_and_names_what_is_missing(copied):
-    for name in ("measure.json", "networks.json", "search-tas.json", "cost.json"):
+    for name in ("measure.json", "networks.json", "search-tas.json"):
         (copied / name).unlink()
     pipeline.report(options(), copied)
     made = read_report(copied)
     assert [row.name for row in made.results] == ["base", "hardware", "grid"]
     assert all(row.accuracy is None and row.measured is None for row in made.results)
     assert made.curves and [search.space for search in made.searches] == ["hardware", "grid"]
-    assert set(made.stages) == {"survey", "design", "search"} and not made.predictions
-    for name, verb in (("cost", "calibrate"), ("search-tas", "search"), ("networks", "train"), ("measure", "measure")):
+    assert set(made.stages) == {"survey", "design", "calibrate", "search"} and made.predictions
+    for name, verb in (("search-tas", "search"), ("networks", "train"), ("measure", "measure")):
         why = f"{copied / name}.json does not exist; run `htas {verb} {copied}` first"
         assert f"Not in this report: {why}." in made.remarks
+
+
+def test_a_report_without_the_file_that_another_was_made_from_leaves_both_out(copied):
+    (copied / "cost.json").unlink()
+    pipeline.report(options(), copied)
+    made = read_report(copied)
+    assert not made.predictions and not made.searches and made.curves
+    why = f"search-tas.json was made from {copied / 'cost.json'}, which does not exist; run `htas calibrate {copied}`"
+    assert any(why in remark for remark in made.remarks)
 
 
 def test_a_report_leaves_out_what_was_made_from_other_files(copied):

@@ -205,7 +205,7 @@ KEPT, DROPPED, BASE = "found", "of a dropped block", "base network"
 def archs(found: Arch, base: Arch, blocks: Mapping[str, Sequence[str]]) -> Spec:
     """The width of every site as a bar, in the network's order, beside the base's; dropped blocks are hollow."""
     gone = [block for site, own in blocks.items() for block in own[found.depths.get(site, len(own)) :]]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, (site, width) in enumerate(found.widths.items()):
         dropped = any(site == block or site.startswith(f"{block}.") for block in gone)
         rows.append({
