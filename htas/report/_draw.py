@@ -86,6 +86,8 @@ def svg(given: Spec) -> bytes:
     import vl_convert
 
     text: str = vl_convert.vegalite_to_svg(given)
+    numbers: dict[str, int] = {}  # Vega counts on through a process
+    text = re.sub(r"\bclip(\d+)", lambda found: f"clip{numbers.setdefault(found[1], len(numbers) + 1)}", text)
     return text.encode()
 
 
