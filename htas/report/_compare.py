@@ -75,7 +75,12 @@ def base_of(report: Report) -> Result | None:
 
 def found_of(report: Report) -> Result | None:
     """The searched network that counts: the first one, as the configuration orders its spaces."""
-    return next((result for result in report.results if result.space not in ("", "-", NONE, "none")), None)
+    return next(filter(is_searched, report.results), None)
+
+
+def is_searched(result: Result) -> bool:
+    """Whether a search has found the network."""
+    return result.space not in ("", "-", NONE, "none")
 
 
 def against_base(result: Result, base: Result | None) -> Comparison | None:

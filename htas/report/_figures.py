@@ -7,9 +7,10 @@ import altair as alt
 
 from htas.arch import Arch
 from htas.budget import front
-from htas.report._compare import base_of
+from htas.report._compare import base_of, is_searched
 from htas.report._draw import BLUE, FAINT, GREEN, INK, MARGIN, ORANGE, PURPLE, RED, RULE, SKY, WIDTH, Spec, data, spec
 from htas.result import CurveRecord, EpochRecord, Report, Result, SearchRecord
+from htas.strategies.differentiable import SURE
 from htas.text import percent
 
 PICTURED = "accuracy-latency"
@@ -49,7 +50,7 @@ def searched(report: Report) -> list[Result]:
     return [
         result
         for result in report.results
-        if result.space not in ("", "-") and base and result.arch.widths.keys() == base.arch.widths.keys()
+        if is_searched(result) and base and result.arch.widths.keys() == base.arch.widths.keys()
     ]
 
 
@@ -371,10 +372,6 @@ def course(search: SearchRecord) -> Spec:
         _rivals(search),
     ]
     return spec(alt.concat(*panels, columns=3).resolve_scale(color="independent", x="independent", y="independent"))
-
-
-SURE = 0.6
-"""Median top probability from which a search counts as converged."""
 
 
 def _hundredfold(share: float | None) -> float | None:
