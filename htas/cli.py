@@ -216,6 +216,44 @@ def compare(
     print(f"{table}\n{page}")
 
 
+def reproduce(
+    what: Annotated[list[str], "table2, fig2, fig3, table3, table4, table5, motivation, or all"],
+    overrides: Overrides,
+    device: Device = None,
+    quick: Annotated[bool, "the shortest searches and trainings that still have every step"] = False,
+    full: Annotated[bool, "the paper's length; otherwise a short one, which is usual on a CPU"] = False,
+    seeds: Annotated[int, "searches and trainings of each row (1)"] = 1,
+    depths: Annotated[str, "ResNets of Tables 3 and 4 that are trained, with commas between"] = "32",
+    second: Annotated[str, "Table 5's other target, as runtime=onnxruntime,threads=1 (that, on CUDA the CPU)"] = "",
+    out: Out = None,
+) -> None:
+    """Make the paper's tables and figures again on this machine, each beside what is printed there."""
+    from htas.reproduce import Plan
+    from htas.reproduce import reproduce as again
+
+    if quick and full:
+        raise ValueError("--quick and --full are two lengths; give one of them")
+    if not all(depth.strip().isdecimal() for depth in depths.split(",")):
+        raise ValueError(f"--depths must be numbers of layers with commas between, such as 110,56,32, got {depths!r}")
+    where = device or "cpu"
+    length = "quick" if quick else "full" if full or where == "cuda" else "short"
+    options = {"device": device, "seeds": None if seeds == 1 else seeds, "second": second or None, "out": out}
+    given = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    given += [*(["--quick"] if quick else []), *(["--full"] if full else [])]
+    given += [f"--depths={depths}"] if depths != "32" else []
+    page, table = again(what, Plan(
+        folder=out or Path("runs") / "reproduce",
+        command=shlex.join(["htas", "reproduce", *what, *overrides, *given]),
+        device=where,
+        length=length,
+        seeds=seeds,
+        depths=tuple(int(depth) for depth in depths.split(",")),
+        second=second,
+        overrides=tuple(overrides),
+    ))  # fmt: skip
+    print(f"{table}{page}")
+
+
 def report(
     runs: Annotated[list[Path], "a TOML file or the folder of a run; folders of several runs are compared on one page"],
     overrides: Overrides,
@@ -325,6 +363,7 @@ VERBS: Mapping[str, Callable[..., None]] = {
         sweep,
         fastest,
         compare,
+        reproduce,
         report,
         export,
         store,

@@ -154,30 +154,12 @@ def compare(
     if against and against not in named:
         raise ValueError(no_such("arm", against, named))
     own_folder(folder)
-    jobs = {(arm.name, seed): _job(source, overrides, arm, seed, folder) for seed in range(seeds) for arm in arms}
+    jobs = arranged(source, overrides, arms, seeds, folder)
     _refuse_targets(jobs)
-    for arm in arms:
-        kept = fitting(overrides, arm.overrides)
-        if lost := [option for option in overrides if option not in kept]:
-            say(f"compare: not for the arm {arm.name}, by what it names itself: {listing(lost)}")
-    reasons: list[str] = []
-    if not only:
-        todo = {key: job for key, job in jobs.items() if _entry(jobs, named, key) is None}
-        count = f"{len(todo)} of {len(jobs)} networks to be found and trained"
-        say(f"compare: {len(arms)} arms, {plural(seeds, 'seed')}; {count}")
-        # what times layers comes first, while the machine may be kept quiet
-        for work in (_prepare, partial(_finish, jobs, named)):
-            for (name, seed), job in list(todo.items()):
-                try:
-                    work(job, name)
-                except ValueError as error:
-                    reasons.append(f"{name}, seed {seed}: {error}")
-                    say(f"compare: {reasons[-1]}")
-                    del todo[name, seed]
-    there = {key: entry for key in jobs if (entry := _entry(jobs, named, key)) is not None}
+    there, reasons = finished(jobs, arms, only)
     if not there:
         raise Unusable(f"nothing is finished in {folder}; {reasons[0] if reasons else 'run it without --only'}")
-    there, where = _measured({key: jobs[key] for key in there}, there, named, folder, only)
+    there, where = measured(jobs, there, named, folder / "latencies.json", only)
     against = against or arms[0].name
     lines = table(there, [arm.name for arm in arms], seeds, against)
     doubts = [f"{name}, seed {seed}: {entry.doubt}" for (name, seed), entry in there.items() if entry.doubt]
@@ -188,6 +170,40 @@ def compare(
         for (name, seed), entry in there.items()
     ]})  # fmt: skip
     return path, "\n".join([*columns(lines, words=1), *notes])
+
+
+def arranged(
+    source: Path | None, overrides: Sequence[str], arms: Sequence[Arm], seeds: int, folder: Path
+) -> dict[tuple[str, int], Run]:
+    """The runs of arms, by arm and seed; raises ValueError that names the arm whose options are wrong."""
+    jobs = {(arm.name, seed): _job(source, overrides, arm, seed, folder) for seed in range(seeds) for arm in arms}
+    for arm in arms:
+        kept = fitting(overrides, arm.overrides)
+        if lost := [option for option in overrides if option not in kept]:
+            say(f"compare: not for the arm {arm.name}, by what it names itself: {listing(lost)}")
+    return jobs
+
+
+def finished(
+    jobs: Mapping[tuple[str, int], Run], arms: Sequence[Arm], only: bool = False
+) -> tuple[dict[tuple[str, int], Entry], list[str]]:
+    """What is there when every run is done that is not yet, or with `only` none; and why others could not be."""
+    named = {arm.name: arm for arm in arms}
+    reasons: list[str] = []
+    if not only:
+        todo = {key: job for key, job in jobs.items() if _entry(jobs, named, key) is None}
+        count = f"{len(todo)} of {len(jobs)} networks to be found and trained"
+        say(f"compare: {len(arms)} arms, {plural(len({seed for _, seed in jobs}), 'seed')}; {count}")
+        # what times layers comes first, while the machine may be kept quiet
+        for work in (_prepare, partial(_finish, jobs, named)):
+            for (name, seed), job in list(todo.items()):
+                try:
+                    work(job, name)
+                except ValueError as error:
+                    reasons.append(f"{name}, seed {seed}: {error}")
+                    say(f"compare: {reasons[-1]}")
+                    del todo[name, seed]
+    return {key: entry for key in jobs if (entry := _entry(jobs, named, key)) is not None}, reasons
 
 
 def _job(source: Path | None, overrides: Sequence[str], arm: Arm, seed: int, folder: Path) -> Run:
@@ -355,21 +371,22 @@ def _entry(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], key: t
     return found
 
 
-def _measured(
+def measured(
     jobs: Mapping[tuple[str, int], Run],
     there: Mapping[tuple[str, int], Entry],
     named: Mapping[str, Arm],
-    folder: Path,
-    only: bool,
+    path: Path,
+    only: bool = False,
+    on: Run | None = None,
 ) -> tuple[dict[tuple[str, int], Entry], dict[str, Any]]:
-    """All networks in one interleaved run -> latencies.json; as they were read last where nothing is to be run.
+    """All networks in one interleaved run, on the target of the run `on`, or of the first -> the file of that path;
+    as they were read last where nothing is to be run. Entries with their readings, and the machine that took them.
 
     A result whose weights are gone, or were never copied here, is measured with weights as they are drawn. A reading
     is that of a network and not of an arm's name, which may have another network since.
     """
-    path = folder / "latencies.json"
     rows = {key: entry.result for key, entry in there.items()}
-    first = next(iter(jobs.values()))
+    first = on or jobs[next(iter(there))]
     marks = {name: digest(*name, row.arch.json(), row.accuracy) for name, row in rows.items()}
     key = digest(first.place, list(marks.values()))
     if not (path.exists() and read_json(path)["inputs"] == key) and not only:
@@ -385,8 +402,8 @@ def _measured(
     known = {mark: reading for _, _, mark, reading in content["latencies"]}
     found = {}
     for name, entry in there.items():
-        measured = Measurement.of(known[marks[name]]) if marks[name] in known else None
-        found[name] = replace(entry, result=replace(entry.result, measured=measured))
+        reading = Measurement.of(known[marks[name]]) if marks[name] in known else None
+        found[name] = replace(entry, result=replace(entry.result, measured=reading))
     return found, content["machine"]
 
 

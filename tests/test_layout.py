@@ -19,6 +19,7 @@ ROOT = Path(htas.__file__).parent
 ORDER = [
     "api",
     "cli",
+    "reproduce",
     "compare",
     "sweep",
     "pipeline",

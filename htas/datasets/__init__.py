@@ -236,6 +236,13 @@ def load(dataset: Dataset, *, device: str = "cpu", validation: float = 0.5, seed
     return data
 
 
+def encoding(dataset: Dataset) -> str:
+    """How a data set's images come, as accuracies depend on it: `PNG images, lossless`, `JPEG images of quality 95`."""
+    from htas.datasets._copies import encoding as of
+
+    return of(str(getattr(dataset, "path", "")))
+
+
 def proportional(labels: Tensor, count: int, seed: int) -> Tensor:
     """A bool mask [N] of `count` images drawn at random, each class within one of its share."""
     order = torch.randperm(len(labels), generator=Generator().manual_seed(seed))

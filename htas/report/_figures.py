@@ -283,10 +283,25 @@ MEASURED, INTERPOLATED, CHOSEN, OWN, FIT = "measured m(x)", "interpolated", "cho
 
 def latency_curve(curve: CurveRecord) -> Spec:
     """m(x), its fit and the chosen widths (the paper's Fig. 2) over the score of every width (Fig. 3), in ms."""
+    above, below = _fitted(curve), _scored(curve)
+    return spec(alt.vconcat(above, below).resolve_scale(color="independent", x="shared"))
+
+
+def fitted_curve(curve: CurveRecord) -> Spec:
+    """m(x) and its fit alone: the paper's Fig. 2."""
+    return spec(_fitted(curve))
+
+
+def scored_widths(curve: CurveRecord) -> Spec:
+    """The score of every width and the chosen ones alone: the paper's Fig. 3."""
+    return spec(_scored(curve, height=190))
+
+
+def _curve_rows(curve: CurveRecord) -> list[dict[str, Any]]:
     chosen = set(curve.choices.get("hardware", ()))
     errors = curve.errors or (0.0,) * len(curve.widths)
     certain = curve.certain or (None,) * len(curve.groups)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for width, seconds, error, score in zip(curve.widths, curve.latency, errors, curve.scores, strict=True):
         group = next((n for n, (first, last) in enumerate(curve.groups) if first <= width <= last), 0)
         rows.append({
@@ -296,7 +311,11 @@ def latency_curve(curve: CurveRecord) -> Spec:
             "sure": certain[group], "chosen": "chosen" if width in chosen else "not",
             "what": INTERPOLATED if width in curve.interpolated else MEASURED,
         })  # fmt: skip
-    bounds = [{"edge": last + 0.5} for _, last in curve.groups[:-1]]
+    return rows
+
+
+def _width_axis(curve: CurveRecord) -> tuple[alt.X, list[alt.Tooltip], alt.Chart]:
+    """The axis of widths, what is told of one, and the lines between groups."""
     x = alt.X(
         "width:Q", title="width, output channels", scale=alt.Scale(nice=False, padding=8), axis=alt.Axis(grid=False)
     )
@@ -308,7 +327,14 @@ def latency_curve(curve: CurveRecord) -> Spec:
         alt.Tooltip("group:Q"),
         alt.Tooltip("sure:Q", title="its choice is right with", format=".0%"),
     ]
+    bounds = [{"edge": last + 0.5} for _, last in curve.groups[:-1]]
     edges = alt.Chart(data(bounds)).mark_rule(color=RULE, strokeDash=[3, 3]).encode(alt.X("edge:Q"))
+    return x, told, edges
+
+
+def _fitted(curve: CurveRecord) -> Any:
+    rows, (x, told, edges) = _curve_rows(curve), _width_axis(curve)
+    chosen = set(curve.choices.get("hardware", ()))
     scale = alt.Scale(domain=[MEASURED, INTERPOLATED, FIT, CHOSEN, OWN], range=[BLUE, SKY, FAINT, RED, INK])
     what = alt.Color("what:N", scale=scale)
     height = alt.Y("latency:Q", title="latency, ms", scale=alt.Scale(zero=False, padding=14))
@@ -325,7 +351,13 @@ def latency_curve(curve: CurveRecord) -> Spec:
     best = alt.Chart(data({**row, "what": CHOSEN} for row in rows if row["width"] in chosen))
     marks = best.mark_point(filled=True, shape="diamond", size=80, opacity=1).encode(x, height, what, tooltip=told)
     names = best.mark_text(color=RED, dy=-10).encode(x, height, alt.Text("width:Q"))
-    above = alt.layer(edges, band, fit, line, dots, ring, marks, names).properties(width=PLOT, height=230)
+    return alt.layer(edges, band, fit, line, dots, ring, marks, names).properties(width=PLOT, height=230)
+
+
+def _scored(curve: CurveRecord, height: int = 120) -> Any:
+    rows, (x, told, edges) = _curve_rows(curve), _width_axis(curve)
+    whole = alt.Chart(data(rows))
+    best = alt.Chart(data(row for row in rows if row["chosen"] == "chosen"))
     tint = alt.Color(
         "chosen:N", scale=alt.Scale(domain=["chosen", "not"], range=[RED, SKY]), legend=None
     )  # fmt: skip
@@ -338,8 +370,7 @@ def latency_curve(curve: CurveRecord) -> Spec:
         tooltip=told,
     )
     numbers = best.mark_text(color=RED, dy=-7).encode(x, alt.Y("top:Q"), alt.Text("width:Q"))
-    below = alt.layer(numbers, edges, bars).properties(width=PLOT, height=120)
-    return spec(alt.vconcat(above, below).resolve_scale(color="independent", x="shared"))
+    return alt.layer(numbers, edges, bars).properties(width=PLOT, height=height)
 
 
 Read = Callable[[EpochRecord], float | None]
@@ -446,3 +477,38 @@ def _rivals(search: SearchRecord) -> Any:
     ).properties(
         width=PANEL, height=150, title=beaten if search.rivals else f"found {percent(accuracy, 1)}, no random arch"
     )  # fmt: skip
+
+
+def gained(points: Sequence[Mapping[str, Any]]) -> Spec:
+    """Speed really gained over multiply-adds saved, a panel for each runtime: `network`, `kind`, `runtime`, `saved` (a
+    share) and `speed` (times the base network's) of each point, and the line of what the multiply-adds promise.
+    """
+    rows = [{**point, "saved": 100 * point["saved"]} for point in points]
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    runtimes = list(dict.fromkeys(row["runtime"] for row in rows))
+    most = max([row["saved"] for row in rows], default=0.0)
+    promised = [{"saved": share, "speed": 100 / (100 - share)} for share in range(0, min(95, int(most) + 3))]
+    x = alt.X("saved:Q", title="multiply-adds saved, %", scale=alt.Scale(padding=10, nice=False), axis=EIGHT)
+    y = alt.Y("speed:Q", title="times as fast as the base network, measured", scale=alt.Scale(zero=False, padding=10))
+    colours = [COLOURS[number % len(COLOURS)] for number in range(len(kinds))]
+    shapes = [SHAPES[number % len(SHAPES)] for number in range(len(kinds))]
+    told = [
+        alt.Tooltip("network:N"),
+        alt.Tooltip("runtime:N"),
+        alt.Tooltip("saved:Q", title="multiply-adds saved, %", format=".1f"),
+        alt.Tooltip("speed:Q", title="times as fast", format=".3f"),
+        alt.Tooltip("macs:Q", title="multiply-adds, M", format=".2f"),
+    ]
+    panels = []
+    for runtime in runtimes:
+        own = alt.Chart(data(row for row in rows if row["runtime"] == runtime))
+        line = alt.Chart(data(promised)).mark_line(color=FAINT, strokeDash=[5, 4]).encode(x, y)
+        even = alt.Chart(data([{"speed": 1.0}])).mark_rule(color=RULE).encode(y)
+        marks = own.mark_point(filled=True, size=90, opacity=0.9).encode(
+            x, y,
+            alt.Color("kind:N", sort=None, scale=alt.Scale(domain=kinds, range=colours)),
+            alt.Shape("kind:N", sort=None, scale=alt.Scale(domain=kinds, range=shapes)),
+            tooltip=told,
+        )  # fmt: skip
+        panels.append(alt.layer(line, even, marks).properties(width=PLOT, height=240, title=runtime))
+    return spec(alt.vconcat(*panels))

@@ -1,0 +1,99 @@
+"""The paper's tables and figures beside what was measured here, on one page."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from htas.files import write_bytes, write_text
+from htas.report._blocks import Block, Cell, Heading, Picture, Points, Table, Text
+from htas.report._draw import Drawn, Spec, drawn
+from htas.report._figures import fitted_curve, gained, scored_widths
+from htas.report._html import html
+from htas.report._markdown import markdown
+
+__all__ = ["Figure", "Section", "fitted_curve", "gained", "page", "scored_widths"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture of a section: its name, the chart, what it shows for those who cannot see it, the text below it."""
+
+    name: str
+    chart: Spec
+    shows: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table or figure of the paper, made again."""
+
+    title: str
+    says: tuple[str, ...]
+    """What came out, and by how much it is like the paper's; a paragraph each."""
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: int
+    """So many columns, from the first on, hold words and no numbers."""
+    marked: tuple[str, ...] = ()
+    """First cells of the rows to be set off."""
+    figures: tuple[Figure, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What must be known before a figure is believed."""
+    facts: Mapping[str, str] | None = None
+    """How it was made: length, target, machine, versions, the command."""
+
+    def json(self) -> dict[str, Any]:
+        """As plain JSON values; `Section.of` reads them back."""
+        return asdict(self)
+
+    @staticmethod
+    def of(content: Mapping[str, Any]) -> "Section":
+        """From what `json` gave."""
+        return Section(
+            content["title"],
+            tuple(content["says"]),
+            tuple(content["headings"]),
+            tuple(tuple(row) for row in content["rows"]),
+            content["words"],
+            tuple(content["marked"]),
+            tuple(Figure(**figure) for figure in content["figures"]),
+            tuple(content["notes"]),
+            content["facts"],
+        )
+
+
+def page(title: str, intro: str, sections: Sequence[Section], folder: Path) -> Path:
+    """Write reproduce.html, and reproduce.md with its pictures in figures/; the path of the page.
+
+    Raises Unusable where the folder cannot be written.
+    """
+    blocks: list[Block] = [Text(intro)]
+    pictures: dict[str, Drawn] = {}
+    for section in sections:
+        own = drawn({figure.name: figure.chart for figure in section.figures})
+        for name, picture in own.items():
+            write_bytes(folder / "figures" / f"{name}.svg", picture.svg)
+        pictures |= own
+        blocks += _blocks(section)
+    write_text(folder / "reproduce.md", markdown(title, blocks))
+    path = folder / "reproduce.html"
+    write_text(path, html(title, blocks, pictures))
+    return path
+
+
+def _blocks(section: Section) -> list[Block]:
+    rows = tuple(tuple(map(_cell, row)) for row in section.rows)
+    words = frozenset(section.headings[: section.words])
+    blocks: list[Block] = [Heading(section.title), *map(Text, section.says)]
+    blocks.append(Table(section.headings, rows, words, frozenset(section.marked)))
+    blocks += [Picture(figure.name, figure.shows, figure.caption) for figure in section.figures]
+    known = [("", note) for note in section.notes] + list((section.facts or {}).items())
+    return [*blocks, *([Points(tuple(known))] if known else [])]
+
+
+def _cell(text: str) -> Cell:
+    """A deviation stands below what it belongs to."""
+    value, found, rest = text.partition(" \N{PLUS-MINUS SIGN} ")
+    return Cell(value, f"\N{PLUS-MINUS SIGN} {rest}") if found else Cell(text)

@@ -1,0 +1,97 @@
+"""Table 5: networks searched for one target, measured on it and on another."""
+
+from typing import Any
+
+from htas import compare
+from htas.compare import Arm
+from htas.report.paper import Section
+from htas.reproduce._plan import HTAS, LENGTHS, MANUAL, PAPER, Plan, describe
+from htas.reproduce._rows import Row, accuracy, doubted, millions, milliseconds, row_of, times
+
+DATA, DEPTH = "cifar100", 32
+"""Of the paper's Table 5."""
+
+
+def table5(plan: Plan) -> Section:
+    """The paper's search for each of two targets, and both networks on both."""
+    jobs, there, arms, reasons, other = crossed(plan)
+    named = {arm.name: arm for arm in arms}
+    place = plan.place(DATA, DEPTH)
+    rows: dict[str, dict[str, Row]] = {}
+    targets = {}
+    for where, arm in {"A": HTAS, "B": other}.items():
+        on = jobs[arm, 0]
+        targets[where] = on.target
+        found, _ = compare.measured(jobs, there, named, place / f"latencies-{_name(on.target)}.json", on=on)
+        rows[where] = {
+            name: row_of([each for (its, _), each in found.items() if its == name]) for name in (MANUAL, HTAS, other)
+        }
+    printed = {row["target"]: row for row in PAPER["table5"]}
+    lines: list[tuple[str, ...]] = []
+    for model, own, theirs in (("ResNet32-G", "gpu", "cpu"), ("ResNet32-C", "cpu", "gpu")):
+        row, rival = printed[own], printed[theirs]
+        lines.append((
+            f"the paper's {model}, for its {own.upper()}", f"{row['top1']:.2f}", f"{row['gpu_ms']} (GPU)",
+            f"{row['cpu_ms']} (CPU)", f"{rival[f'{own}_ms'] / row[f'{own}_ms']:.3f}", f"{row['mmacs']}",
+        ))  # fmt: skip
+    says = []
+    for name, own, rival, where in ((HTAS, "A", other, "B"), (other, "B", HTAS, "A")):
+        gain = times(rows[own].get(rival), rows[own].get(name, Row()))
+        lines.append((
+            f"here, searched for {own}", accuracy(rows[own][name]),
+            milliseconds(rows["A"][name]), milliseconds(rows["B"][name]),
+            "-" if gain is None else f"{gain:.3f}", millions(rows[own][name]),
+        ))  # fmt: skip
+        if gain is not None:
+            says.append(
+                f"On {own} ({describe(targets[own])}) the network searched for it is {gain:.2f} times as fast as "
+                f"the one searched for {where}."
+            )
+    lines.append((
+        "here, manual", accuracy(rows["A"][MANUAL]),
+        milliseconds(rows["A"][MANUAL]), milliseconds(rows["B"][MANUAL]), "-", millions(rows["A"][MANUAL]),
+    ))  # fmt: skip
+    config = plan.config(DATA, DEPTH)
+    paper = [
+        printed[theirs][f"{own}_ms"] / printed[own][f"{own}_ms"] for own, theirs in (("gpu", "cpu"), ("cpu", "gpu"))
+    ]
+    return Section(
+        "Table 5: searched for one target, measured on two",
+        (*says, f"The paper's are {paper[0]:.2f} times as fast on its GPU, and {paper[1]:.2f} on its CPU."),
+        ("network", "top-1, %", "on A, ms", "on B, ms", "on its own target, times as fast as the other", "MACs, M"),
+        tuple(lines), 1, ("here, searched for A", "here, searched for B"),
+        notes=(
+            f"A is {describe(targets['A'])}; B is {describe(targets['B'])}. All networks of this table are measured in "
+            "one interleaved run on each.",
+            "Nothing holds the two networks to one size, here or in the paper: a search that ends at a smaller network "
+            "is faster on both targets, so the last two columns belong together.",
+            *(f"Left out: {reason}" for reason in reasons),
+            *doubted(there),
+        ),
+        facts=plan.facts(targets["A"], config),
+    )  # fmt: skip
+
+
+def crossed(plan: Plan) -> tuple[Any, Any, list[Arm], list[str], str]:
+    """The manual network and a search for each target: runs, what is there, arms, what is lacking; the second's arm."""
+    options = plan.other()
+    second = plan.config(DATA, DEPTH, *options).target
+    other = f"{HTAS} for {_name(second)}"
+    arms = [
+        Arm(MANUAL, ("--distill.alpha=0",), network="base"),
+        Arm(HTAS),
+        Arm(other, tuple(options)),
+    ]
+    if second == plan.config(DATA, DEPTH).target:
+        raise ValueError(f"--second is the target of the first search too, {describe(second)}; name another one")
+    jobs = compare.arranged(LENGTHS[plan.length], plan.options(DATA, DEPTH), arms, plan.seeds, plan.place(DATA, DEPTH))
+    there, reasons = compare.finished(jobs, arms)
+    lacking = [arm.name for arm in arms if (arm.name, 0) not in there]
+    if lacking:
+        raise ValueError(f"Table 5 lacks {lacking[0]}: {reasons[0] if reasons else 'it is not finished'}")
+    return jobs, there, arms, reasons, other
+
+
+def _name(target: Any) -> str:
+    """`eager-cpu-2`: a target as a file may be called."""
+    return f"{target.runtime}-{target.device}-{target.threads if target.device == 'cpu' else target.batch}"
