@@ -17,6 +17,8 @@ from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from htas import __version__, text
+from htas.record import recording
+from htas.terminal import show
 
 if TYPE_CHECKING:
     from htas.config import Config
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 Source = Annotated[Path, "a TOML file, or the folder of a run"]
 Out = Annotated[Path | None, "folder of the run; otherwise runs/ and the name of the file"]
+Json = Annotated[bool, "print JSON instead of a table"]
+Tensorboard = Annotated[bool, "write scalars of searches and trainings into the run's folder, for TensorBoard"]
 Again = Annotated[bool, "redo the stage though it is finished"]
 Runtime = Annotated[str | None, "what runs the networks: eager, onnxruntime, ..."]
 Device = Annotated[Literal["cpu", "cuda"] | None, "where they run (cpu)"]
@@ -54,23 +58,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def run(config: Source, overrides: Overrides, out: Out = None) -> None:
+def run(
+    config: Source, overrides: Overrides, tensorboard: Tensorboard = False, json: Json = False, out: Out = None
+) -> None:
     """Do every stage, from the base network to the report; what is finished already is kept."""
     from htas import pipeline
 
     place = ["--out", str(out)] if out else []
     command = shlex.join(["htas", "run", str(config), *overrides, *place])
-    print(pipeline.run(*_opened(config, overrides, out), command))
+    _summary(pipeline.run(*_opened(config, overrides, out), command), json)
 
 
-def survey(config: Source, overrides: Overrides, out: Out = None, again: Again = False) -> None:
+def survey(config: Source, overrides: Overrides, json: Json = False, out: Out = None, again: Again = False) -> None:
     """Measure the latency of every distinct layer at every width, draw the curves, and print the widths chosen."""
     from htas import pipeline
 
     opened, folder = _opened(config, overrides, out)
     pipeline.survey(opened, folder, again)
     page, table = pipeline.survey_page(opened, folder)
-    print(f"{table}\n{page}")
+    show([table], {"page": str(page)}, json)
 
 
 def design(config: Source, overrides: Overrides, out: Out = None, again: Again = False) -> None:
@@ -87,14 +93,18 @@ def calibrate(config: Source, overrides: Overrides, out: Out = None, again: Agai
     pipeline.calibrate(*_opened(config, overrides, out), again)
 
 
-def search(config: Source, overrides: Overrides, out: Out = None, again: Again = False) -> None:
+def search(
+    config: Source, overrides: Overrides, tensorboard: Tensorboard = False, out: Out = None, again: Again = False
+) -> None:
     """Find a fast and accurate network in each space."""
     from htas import pipeline
 
     pipeline.search(*_opened(config, overrides, out), again)
 
 
-def train(config: Source, overrides: Overrides, out: Out = None, again: Again = False) -> None:
+def train(
+    config: Source, overrides: Overrides, tensorboard: Tensorboard = False, out: Out = None, again: Again = False
+) -> None:
     """Train the networks found and those they are compared with."""
     from htas import pipeline
 
@@ -145,6 +155,7 @@ def inspect(
     precision: Precision = None,
     image: Image = None,
     classes: Annotated[int | None, "outputs of the network (10)"] = None,
+    json: Json = False,
     out: Out = None,
 ) -> None:
     """Show what is free in a network, what is frozen and why, where its time goes, and what each site could save."""
@@ -159,7 +170,7 @@ def inspect(
             )
         config, folder = _loaded(Path(network), overrides, out)
         job = pipeline.Run(config, folder)
-        page, lines = pipeline.inspect(job.network, job.target, config.family.title, folder)
+        page, table = pipeline.inspect(job.network, job.target, config.family.title, folder)
     else:
         if overrides:
             raise ValueError(
@@ -167,8 +178,8 @@ def inspect(
             )
         target = _shaped(named, _images(image, network))
         folder = out or Path("runs") / f"inspect-{pipeline.slug(network)}"
-        page, lines = pipeline.inspect_named(network, target, classes or 10, folder)
-    print(f"{lines}\n{page}")
+        page, table = pipeline.inspect_named(network, target, classes or 10, folder)
+    show([table], {"page": str(page)}, json)
 
 
 def sweep(
@@ -176,6 +187,7 @@ def sweep(
     overrides: Overrides,
     budgets: Annotated[str, "budgets of latency, with commas between"] = "80%,60%,40%",
     share: Annotated[bool, "begin later searches with the first one's supernet, in half the epochs"] = False,
+    json: Json = False,
     out: Out = None,
 ) -> None:
     """Find a network for each of several budgets, from one survey: a front of accuracy and latency."""
@@ -186,17 +198,17 @@ def sweep(
     command = shlex.join(["htas", "sweep", str(config), *overrides, "--budgets", budgets, *more])
     named = [text.strip() for text in budgets.split(",") if text.strip()]
     page, table = sweeping.sweep(opened, folder, named, command, share)
-    print(f"{table}\n{page}")
+    show([table], {"page": str(page)}, json)
 
 
-def fastest(config: Source, overrides: Overrides, out: Out = None) -> None:
+def fastest(config: Source, overrides: Overrides, json: Json = False, out: Out = None) -> None:
     """Find the fastest network that keeps an accuracy: --constraints.accuracy_floor."""
     from htas import sweep as sweeping
 
     opened, folder = _loaded(config, overrides, out, "-fastest")
     place = ["--out", str(out)] if out else []
     page, table = sweeping.fastest(opened, folder, shlex.join(["htas", "fastest", str(config), *overrides, *place]))
-    print(f"{table}\n{page}")
+    show([table], {"page": str(page)}, json)
 
 
 def compare(
@@ -206,6 +218,7 @@ def compare(
     seeds: Annotated[int, "trainings of each arm (3)"] = 3,
     against: Annotated[str, "the arm that others are set beside; otherwise the first"] = "",
     only: Annotated[bool, "run nothing: the table of what is there"] = False,
+    json: Json = False,
     out: Out = None,
 ) -> None:
     """Train spaces, strategies and plain networks alike, over seeds, and set them beside each other in one table."""
@@ -213,7 +226,7 @@ def compare(
 
     _, folder = _loaded(config, overrides, out, f"-{arms[0].stem}")
     page, table = comparing.compare(_file(config), overrides, comparing.read_arms(*arms), seeds, folder, against, only)
-    print(f"{table}\n{page}")
+    show([table], {"page": str(page)}, json)
 
 
 def reproduce(
@@ -224,6 +237,7 @@ def reproduce(
     full: Annotated[bool, "the paper's length; otherwise a short one, which is usual on a CPU"] = False,
     seeds: Annotated[int, "searches and trainings of each row (1)"] = 1,
     depths: Annotated[str, "ResNets of Tables 3 and 4 that are trained, with commas between"] = "32",
+    json: Json = False,
     second: Annotated[str, "Table 5's other target, as runtime=onnxruntime,threads=1 (that, on CUDA the CPU)"] = "",
     out: Out = None,
 ) -> None:
@@ -241,7 +255,7 @@ def reproduce(
     given = [f"--{name}={value}" for name, value in options.items() if value is not None]
     given += [*(["--quick"] if quick else []), *(["--full"] if full else [])]
     given += [f"--depths={depths}"] if depths != "32" else []
-    page, table = again(what, Plan(
+    page, tables = again(what, Plan(
         folder=out or Path("runs") / "reproduce",
         command=shlex.join(["htas", "reproduce", *what, *overrides, *given]),
         device=where,
@@ -251,12 +265,13 @@ def reproduce(
         second=second,
         overrides=tuple(overrides),
     ))  # fmt: skip
-    print(f"{table}{page}")
+    show(tables, {"page": str(page)}, json)
 
 
 def report(
     runs: Annotated[list[Path], "a TOML file or the folder of a run; folders of several runs are compared on one page"],
     overrides: Overrides,
+    json: Json = False,
     out: Out = None,
     again: Again = False,
 ) -> None:
@@ -266,10 +281,11 @@ def report(
     if len(runs) == 1:
         opened, folder = _opened(runs[0], overrides, out)
         pipeline.report(opened, folder, again)
-        print(folder / "report.html")
+        _summary(folder / "report.html", json)
         return
-    if overrides or again:
-        raise ValueError(f"{overrides[0] if overrides else '--again'} is for the report of one run, got {len(runs)}")
+    if overrides or again or json:
+        name = overrides[0] if overrides else "--again" if again else "--json"
+        raise ValueError(f"{name} is for the report of one run, got {len(runs)}")
     if files := [run for run in runs if not run.is_dir()]:
         raise ValueError(f"several runs are compared by their folders, and {files[0]} is none")
     usual = Path("runs") / "-".join(run.resolve().name for run in runs)
@@ -311,9 +327,9 @@ def store(
     opened = Store(path) if path else Store()
     match action:
         case "ls":
-            print(_surveys(opened, json))
+            _printed(_surveys(opened, json))
         case "show":
-            print(_survey(opened, name, json))
+            _printed(_survey(opened, name, json))
         case "export":
             print(f"{text.plural(opened.export(Path(name)), 'layer')} written to {name}")
         case "import":
@@ -339,14 +355,26 @@ def doctor(
     print(_as_json(findings.json()) if json else "\n".join(findings.lines()))
 
 
-def demo(overrides: Overrides, out: Out = None) -> None:
+def demo(overrides: Overrides, tensorboard: Tensorboard = False, json: Json = False, out: Out = None) -> None:
     """Run everything once on scikit-learn's digits; nothing is downloaded."""
     from htas import pipeline
 
     place = ["--out", str(out)] if out else []
     with as_file(files("htas") / "demo.toml") as path:
         config, folder = _opened(path, overrides, out)
-    print(pipeline.run(config, folder, shlex.join(["htas", "demo", *overrides, *place])))
+    _summary(pipeline.run(config, folder, shlex.join(["htas", "demo", *overrides, *place])), json)
+
+
+def watch(
+    run: Annotated[Path, "the folder of a run, or of several (of sweep, compare, reproduce): the one that moved last"],
+    once: Annotated[bool, "say how far it is and end"] = False,
+) -> None:
+    """Show how far a run is, from another terminal, until it ends."""
+    from htas.watch import watch as follow
+
+    last = follow(run, once)
+    if not once and (report := last.folder / "report.html").exists():
+        _summary(report, False)
 
 
 VERBS: Mapping[str, Callable[..., None]] = {
@@ -368,6 +396,7 @@ VERBS: Mapping[str, Callable[..., None]] = {
         export,
         store,
         doctor,
+        watch,
         demo,
     )
 }
@@ -400,7 +429,8 @@ def _call(verb: Callable[..., None], argv: list[str]) -> None:
         raise ValueError(_no_option(verb, parser, unknown[0], configurable))
     values = {**vars(known), **({"overrides": overrides} if configurable else {})}
     first = [values.pop(name) for name in _positional(verb)]
-    verb(*first, **values)
+    with recording(bool(values.get("tensorboard"))):  # which a verb only has so that it is known
+        verb(*first, **values)
 
 
 def _positional(verb: Callable[..., None]) -> list[str]:
@@ -604,7 +634,10 @@ def _measure_named(networks: Sequence[str], given: Mapping[str, Any], as_json: b
         raise ValueError(f"--rounds and --classes must be 1 or more, got {rounds} and {classes}")
     others = [name.strip() for name in (given.get("metrics") or "").split(",") if name.strip()]
     figures = pipeline.measure_networks(networks, target, rounds, classes, others)
-    print(_as_json([_plain(each) for each in figures]) if as_json else _table(figures))
+    if as_json:
+        print(_as_json([_plain(each) for each in figures]))
+    else:
+        show([_table(figures)], {}, False)
 
 
 def _plain(figures: "Figures") -> dict[str, Any]:
@@ -629,7 +662,7 @@ def _plain(figures: "Figures") -> dict[str, Any]:
     }
 
 
-def _table(figures: Sequence["Figures"]) -> str:
+def _table(figures: Sequence["Figures"]) -> text.Shown:
     """One line per network, in columns, and below what casts doubt on a reading."""
     others = list(figures[0].others)
     rows: list[tuple[str, ...]] = [
@@ -647,7 +680,7 @@ def _table(figures: Sequence["Figures"]) -> str:
         for name, measured in {"": each.latency, **{f"{name}: ": found for name, found in each.others.items()}}.items()
         for doubt in measured.doubts
     ]
-    return "\n".join([*text.columns(rows, words=2), *doubts])
+    return text.shown(rows, 2, after=doubts)
 
 
 def _check_store(action: str, name: str, json: bool, yes: bool) -> None:
@@ -679,7 +712,7 @@ def _surveys(opened: "Store", as_json: bool) -> str:
         where = (each.context.get(name, text.NONE) for name in named)
         counts = (str(each.layers), str(each.doubtful))
         rows.append((each.survey, each.metric, date, each.place, *where, *counts))
-    return "\n".join(text.columns(rows, words=7))
+    return text.shown(rows, 7)
 
 
 def _survey(opened: "Store", name: str, as_json: bool) -> str:
@@ -699,7 +732,7 @@ def _survey(opened: "Store", name: str, as_json: bool) -> str:
         rows.append((_layer(each.layer), each.metric, str(len(readings.values)), *figures, anchor))
     doubts = Counter(doubt for each in found for doubt in dict.fromkeys((*each.measurement.remarks, *each.doubts)))
     lines = [f"{text.plural(count, 'layer')}: {doubt}" for doubt, count in doubts.items()]
-    return "\n".join([*text.columns(rows, words=2), *lines])
+    return text.shown(rows, 2, after=lines)
 
 
 def _forget(opened: "Store", name: str) -> int:
@@ -729,6 +762,22 @@ def _layer(key: str) -> str:
             words = "x".join(map(str, value)) if isinstance(value, tuple) else "" if value is True else str(value)
             parts.append(f"{field.name} {words}".rstrip())
     return ", ".join(parts)
+
+
+def _printed(given: str) -> None:
+    """A table in the way of this terminal, or a text as it is."""
+    if isinstance(given, text.Shown):
+        show([given], {}, False)
+    else:
+        print(given)
+
+
+def _summary(page: Path, as_json: bool) -> None:
+    """The answer and the networks of a report, and where it is."""
+    from htas.report import read
+    from htas.report import summary as made
+
+    show([made(read(page.parent))], {"page": str(page)}, as_json)
 
 
 def _as_json(content: Any) -> str:

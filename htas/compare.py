@@ -32,7 +32,7 @@ from htas.report.arms import page
 from htas.result import Result, SearchRecord
 from htas.sweep import SUPERNETS, own_folder, prepared, share_files
 from htas.target import machine
-from htas.text import columns, duration, listing, millions, no_such, percent, plural
+from htas.text import Shown, duration, listing, millions, no_such, percent, plural, shown
 
 EMPTY = "-"
 """A cell that is not known, or not yet."""
@@ -138,7 +138,7 @@ def _overrides(path: Path, arm: str, options: Mapping[str, Any]) -> list[str]:
 def compare(
     source: Path | None, overrides: Sequence[str], arms: Sequence[Arm], seeds: int, folder: Path, against: str = "",
     only: bool = False,
-) -> tuple[Path, str]:  # fmt: skip
+) -> tuple[Path, Shown]:  # fmt: skip
     """Every arm with every seed, then all networks in one interleaved run: the path of compare.html, and its table.
 
     `against` is the arm that others are set beside, the first by default. With `only`, nothing is run: the table of
@@ -169,7 +169,7 @@ def compare(
         {"arm": name, "seed": seed, "search_seconds": entry.seconds, "result": entry.result.json()}
         for (name, seed), entry in there.items()
     ]})  # fmt: skip
-    return path, "\n".join([*columns(lines, words=1), *notes])
+    return path, shown(lines, 1, after=notes, marked=[against])
 
 
 def arranged(

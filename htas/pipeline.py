@@ -42,6 +42,8 @@ from htas.peak import PeakCost, peak_cost
 from htas.plugins import find
 from htas.problem import Problem, rivals
 from htas.progress import progress, say, shares
+from htas.record import NAME as PROGRESS
+from htas.record import into
 from htas.remember import Remembering
 from htas.report import read as read_report
 from htas.report import write, write_inspection, write_runs, write_survey
@@ -54,7 +56,7 @@ from htas.survey import EACH, at_most, widths_at_most
 from htas.survey import survey as take_survey
 from htas.tables import CountCost, TableCost
 from htas.target import Target, affinity, machine
-from htas.text import duration, listing, milliseconds, no_such, percent
+from htas.text import Shown, duration, listing, milliseconds, no_such, percent
 from htas.train import evaluate
 from htas.train import train as fit
 
@@ -286,6 +288,7 @@ def open_run(config: Config, folder: Path) -> None:
         write_text(path, text)
     if old != text or not (folder / "environment.json").exists():
         _environment(Run(config, folder))
+    into(folder)
 
 
 def run(config: Config, folder: Path, command: str, supernets: Path | None = None) -> Path:
@@ -327,7 +330,7 @@ def survey(config: Config, folder: Path, again: bool = False) -> None:
     _write(path, job.made_from("survey"), time.monotonic() - started, content)
 
 
-def survey_page(config: Config, folder: Path) -> tuple[Path, str]:
+def survey_page(config: Config, folder: Path) -> tuple[Path, Shown]:
     """What the survey says by itself: the path of survey.html, and its table of choices (the paper's Table 2)."""
     job = Run(config, folder)
     _need(job, "survey")
@@ -337,9 +340,8 @@ def survey_page(config: Config, folder: Path) -> tuple[Path, str]:
     title = f"Survey of {config.family.title}: {config.target.device}, {config.target.runtime}"
     layers = f"{content['cases']}" + (f", and {more} interpolated" if (more := content.get("interpolated")) else "")
     facts = {**machine(), **content["context"], "layers": layers, "seconds": round(content["took"], 1)}
-    doubts = [*content["doubts"], _decided(curves)]
-    path, table = write_survey(title, curves, DECIDED, doubts, {k: str(v) for k, v in facts.items()}, folder)
-    return path, f"{table}\n{_decided(curves)}"
+    told = {name: str(fact) for name, fact in facts.items()}
+    return write_survey(title, curves, DECIDED, content["doubts"], _decided(curves), told, folder)
 
 
 def design(config: Config, folder: Path, again: bool = False) -> None:
@@ -625,7 +627,7 @@ def _named(name: str, target: Target, classes: int) -> nn.Module:
     return OnnxFile(Path(name), target.batch) if name.endswith(".onnx") else networks.build(name, classes)
 
 
-def inspect_named(name: str, target: Target, classes: int, folder: Path) -> tuple[Path, str]:
+def inspect_named(name: str, target: Target, classes: int, folder: Path) -> tuple[Path, Shown]:
     """`inspect` of a network by name, for images of the target's shape."""
     target.check()
     torch.manual_seed(0)
@@ -633,7 +635,7 @@ def inspect_named(name: str, target: Target, classes: int, folder: Path) -> tupl
     return inspect(network, target, name, folder)
 
 
-def inspect(network: Network, target: Target, title: str, folder: Path) -> tuple[Path, str]:
+def inspect(network: Network, target: Target, title: str, folder: Path) -> tuple[Path, Shown]:
     """Where the base network's time goes, and what each site could save: the path of inspect.html, and a summary."""
     runtime = open_runtime(target)
     with progress("inspect, %", 100) as bar:
@@ -949,7 +951,8 @@ def _environment(job: Run) -> None:
 
 def _unstarted(path: Path) -> bool:
     """Whether a file of a run's folder is there before any stage has finished."""
-    return path.name in ("config.toml", "environment.json", "command.json") or _unfinished(path)
+    own = ("config.toml", "environment.json", "command.json", PROGRESS, f".{PROGRESS}.part")
+    return path.name in own or _unfinished(path)
 
 
 def _write(path: Path, key: str, took: float, content: Mapping[str, Any]) -> None:

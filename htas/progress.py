@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from htas import record
 from htas.text import duration
 
 EVERY = 5.0
@@ -27,7 +28,25 @@ def progress(title: str, total: int, *, done: int = 0) -> Iterator[Bar]:
     Without a terminal there is a line at the start, one every five seconds at most, and one at the end.
     """
     with _live(title, total, done) if on_terminal() else _plain(title, total, done) as bar:
-        yield bar
+        yield Recorded(bar, title, total, done)
+
+
+class Recorded:
+    """A bar that those who watch the run see too."""
+
+    def __init__(self, bar: Bar, title: str, total: int, done: int) -> None:
+        self._bar = bar
+        self._title = title
+        self._pace = Pace(total, done)
+        self._figures = ""
+        record.work(title, self._pace.words, "", done / max(1, total))
+
+    def step(self, figures: str = "", by: int = 1) -> None:
+        """Count on."""
+        self._bar.step(figures, by)
+        self._pace.step(by)
+        self._figures = figures or self._figures
+        record.work(self._title, self._pace.words, self._figures, self._pace.done / max(1, self._pace.total))
 
 
 def shares(bar: Bar) -> Callable[[float, str], None]:
@@ -45,6 +64,11 @@ def shares(bar: Bar) -> Callable[[float, str], None]:
 
 def say(line: str) -> None:
     """Write a line on stderr; a live bar stays whole below it."""
+    record.line(line)
+    _print(line)
+
+
+def _print(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # a live bar has put itself in the place of sys.stderr
 
 
@@ -96,7 +120,7 @@ class Lines:
         self._pace = pace
         self._figures = ""
         self._next = EVERY
-        say(self._line())
+        _print(self._line())
 
     def step(self, figures: str = "", by: int = 1) -> None:
         """Count, and write a line when one is due."""
@@ -104,7 +128,7 @@ class Lines:
         self._figures = figures or self._figures
         if self._pace.seconds >= self._next and self._pace.done < self._pace.total:
             self._next = self._pace.seconds + EVERY
-            say(self._line())
+            _print(self._line())
 
     def end(self) -> None:
         """Write the last line."""

@@ -144,6 +144,14 @@ class EpochRecord:
     entropy: Mapping[str, float] = field(default_factory=dict)
     """Of the probabilities of each site that has a choice, over that of equal ones: 1 undecided, 0 decided."""
 
+    @property
+    def scalars(self) -> dict[str, float]:
+        """Its figures by name, those that it has; the entropy of a site as `entropy/SITE`."""
+        own = {name: value for name, value in vars(self).items() if name not in ("epoch", "entropy")}
+        return {name: value for name, value in own.items() if value is not None} | {
+            f"entropy/{site}": value for site, value in self.entropy.items()
+        }
+
 
 @dataclass(frozen=True)
 class Kept:

@@ -28,7 +28,7 @@ from htas.progress import say
 from htas.report import write
 from htas.result import Report, Result, SearchRecord
 from htas.strategies.differentiable import Differentiable
-from htas.text import columns, milliseconds, percent, points
+from htas.text import Shown, columns, milliseconds, percent, points, shown
 from htas.train import evaluate
 from htas.train import train as fit
 
@@ -41,9 +41,11 @@ SHARED = 0.5
 """Share of the epochs that a search needs which begins with the supernet of another budget's."""
 
 
-def sweep(config: Config, folder: Path, budgets: Sequence[str], command: str, share: bool = False) -> tuple[Path, str]:
+def sweep(
+    config: Config, folder: Path, budgets: Sequence[str], command: str, share: bool = False
+) -> tuple[Path, Shown]:
     """A run for every budget of latency, then all their networks in one interleaved run: the path of report.html, and
-    the front as lines of text. With `share`, every search but the first begins with the first one's supernet, in half
+    the front. With `share`, every search but the first begins with the first one's supernet, in half
     the epochs; on digits no harm was found (docs/decisions.md).
 
     Raises ValueError for a budget that is none or that cannot be kept, before anything is trained.
@@ -68,7 +70,7 @@ def sweep(config: Config, folder: Path, budgets: Sequence[str], command: str, sh
         pipeline.run(job.config, job.folder, command, folder / SUPERNETS)
     rows = _measured(runs, folder)
     _write(config, runs, rows, folder, command)
-    return folder / "report.html", "\n".join(_table(rows, budgets))
+    return folder / "report.html", _table(rows, budgets)
 
 
 def own_folder(folder: Path) -> None:
@@ -195,7 +197,7 @@ def _write(config: Config, runs: Mapping[str, Run], rows: Sequence[Result], fold
     write(made, folder)
 
 
-def _table(rows: Sequence[Result], budgets: Sequence[str]) -> list[str]:
+def _table(rows: Sequence[Result], budgets: Sequence[str]) -> Shown:
     """One line for each network, the front marked."""
     base = rows[0].measured
     lines: list[tuple[str, ...]] = [("budget", "accuracy", "latency", "of the base", "predicted", "front")]
@@ -211,7 +213,7 @@ def _table(rows: Sequence[Result], budgets: Sequence[str]) -> list[str]:
                 "*" if FRONT in row.remarks else "",
             )
         )
-    return columns(lines, words=1)
+    return shown(lines, 1)
 
 
 # -- the fastest at an accuracy ----------------------------------------------------------------------------------------
@@ -251,7 +253,7 @@ class Tried:
         return "clearly met" if self.mean - self.reach >= self.floor else "met"
 
 
-def fastest(config: Config, folder: Path, command: str) -> tuple[Path, str]:
+def fastest(config: Config, folder: Path, command: str) -> tuple[Path, Shown]:
     """The smallest budget whose networks keep the accuracy floor, by bisection, then a whole run at that budget: the
     path of its report.html, and what was tried as lines of text.
 
@@ -285,17 +287,17 @@ def fastest(config: Config, folder: Path, command: str) -> tuple[Path, str]:
         low, high = (low, share) if tried[-1].met else (share, high)
     write_json(folder / "fastest.json", {"tried": [dataclasses.asdict(each) for each in tried]})
     kept = [each for each in tried if each.met]
-    lines = _lines(tried)
+    table = _tried_rows(tried)
     if not kept:
         raise Unusable(
-            f"no budget tried keeps {percent(floor)}: {'; '.join(lines[1:])}; lower constraints.accuracy_floor, raise "
-            "constraints.tries, or train longer"
+            f"no budget tried keeps {percent(floor)}: {'; '.join(columns(table, words=0)[1:])}; lower "
+            "constraints.accuracy_floor, raise constraints.tries, or train longer"
         )
     best = min(kept, key=lambda each: each.share)
     text = _percent(best.share)
     place = folder / f"latency-{pipeline.slug(text)}"
     pipeline.run(_with(config, text), place, command, folder / SUPERNETS)
-    return place / "report.html", "\n".join([*lines, f"taken: {text} of the base's latency, {best.verdict}"])
+    return place / "report.html", shown(table, 0, after=[f"taken: {text} of the base's latency, {best.verdict}"])
 
 
 def _percent(share: float) -> str:
@@ -338,9 +340,9 @@ def _judged(job: Run, arch: Arch, seed: int, folder: Path, teacher: Arch | None)
     return accuracy
 
 
-def _lines(tried: Sequence[Tried]) -> list[str]:
+def _tried_rows(tried: Sequence[Tried]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("latency, of the base", "held-out accuracy, mean", "to keep", "interval", "floor")]
     for each in tried:
         reach = points(each.reach) if math.isfinite(each.reach) else "one training"
         rows.append((percent(each.share, 1), percent(each.mean), percent(each.floor), reach, each.verdict))
-    return columns(rows, words=0)
+    return rows

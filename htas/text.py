@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from math import floor, isfinite, log10
+from typing import Any
 
 NONE = "\N{EN DASH}"
 """What stands in a cell that has no value."""
@@ -126,6 +127,42 @@ def columns(rows: Sequence[Sequence[str]], words: int) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+class Shown(str):
+    """A table as plain lines, which knows its rows: the first is the headings, and `words` columns hold no numbers.
+
+    Sentences stand `before` and `after` it; rows whose first cell is `marked` are set off.
+    """
+
+    rows: Sequence[Sequence[str]]
+    words: int
+    before: Sequence[str]
+    after: Sequence[str]
+    marked: Sequence[str]
+
+    def json(self) -> dict[str, Any]:
+        """As plain JSON values, cells as they are printed: an object for each row, by heading."""
+        headings, *rows = self.rows or [()]
+        return {
+            "before": list(self.before),
+            "rows": [dict(zip(headings, row, strict=True)) for row in rows],
+            "after": list(self.after),
+        }
+
+
+def shown(
+    rows: Sequence[Sequence[str]],
+    words: int,
+    before: Iterable[str] = (),
+    after: Iterable[str] = (),
+    marked: Iterable[str] = (),
+) -> Shown:
+    """Rows in columns, with sentences around them."""
+    first, last = list(before), list(after)
+    found = Shown("\n".join([*first, *(columns(rows, words) if rows else []), *last]))
+    found.rows, found.words, found.before, found.after, found.marked = rows, words, first, last, list(marked)
+    return found
 
 
 def no_such(what: str, given: str, known: Iterable[str]) -> str:

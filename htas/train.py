@@ -17,6 +17,7 @@ from htas.files import read_tensors, write_tensors
 from htas.layout import placed
 from htas.modes import evaluating
 from htas.progress import Bar, progress
+from htas.record import scalars
 from htas.task import CLASSIFY, Task, forward, images_in, precise, scalar
 from htas.text import percent, significant
 
@@ -155,6 +156,7 @@ def train(
                     f"training of {title} diverged in epoch {epoch + 1} at a learning rate of {at}{good}; lower {rate}"
                 )
             _keep(checkpoint, model, optimizer, epoch + 1, before + time.monotonic() - started)
+            scalars(title, epoch + 1, {"loss": loss, "accuracy": accuracy})
             figures = f"epoch {epoch + 1} of {recipe.length}: loss {significant(loss)}, accuracy {percent(accuracy)}"
             bar.step(figures, by=0)
     return before + time.monotonic() - started

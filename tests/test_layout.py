@@ -19,6 +19,8 @@ ROOT = Path(htas.__file__).parent
 ORDER = [
     "api",
     "cli",
+    "watch",
+    "terminal",
     "reproduce",
     "compare",
     "sweep",
@@ -60,6 +62,7 @@ ORDER = [
     "cost",
     "space",
     "progress",
+    "record",
     "target",
     "quota",
     "result",

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from htas.files import Unusable, read_json, write_bytes, write_json, write_text
 from htas.result import CurveRecord, Report
+from htas.text import Shown
 
 if TYPE_CHECKING:
     from htas.inspection import Inspection
 
-__all__ = ["picture", "read", "write", "write_inspection", "write_runs", "write_survey"]
+__all__ = ["picture", "read", "summary", "write", "write_inspection", "write_runs", "write_survey"]
 
 
 def write(report: Report, folder: Path) -> list[Path]:
@@ -50,8 +51,8 @@ def write_runs(runs: Mapping[str, Report], folder: Path) -> Path:
 
 def write_inspection(
     title: str, found: "Inspection", facts: Sequence[tuple[str, str]], folder: Path
-) -> tuple[Path, str]:  # fmt: skip
-    """Write inspect.html; its path, and a summary as lines of text."""
+) -> tuple[Path, Shown]:  # fmt: skip
+    """Write inspect.html; its path, and a summary."""
     from htas.report._inspection import page
 
     return page(title, found, facts, folder)
@@ -62,16 +63,25 @@ def write_survey(
     curves: Sequence[CurveRecord],
     sure: float,
     doubts: Sequence[str],
+    decided: str,
     facts: Mapping[str, str],
     folder: Path,
-) -> tuple[Path, str]:
-    """Write survey.html and a PNG of each curve; the path of the page, and its table of choices as lines of text.
+) -> tuple[Path, Shown]:
+    """Write survey.html and a PNG of each curve; the path of the page, and its table of choices.
 
-    A choice that is less than `sure` to be right is marked. Raises Unusable where the folder cannot be written.
+    `decided` says how many choices are. A choice that is less than `sure` to be right is marked. Raises
+    Unusable where the folder cannot be written.
     """
     from htas.report._survey import page
 
-    return page(title, curves, sure, doubts, facts, folder)
+    return page(title, curves, sure, doubts, decided, facts, folder)
+
+
+def summary(report: Report) -> Shown:
+    """The answer and the networks, for a terminal."""
+    from htas.report._summary import summary as made
+
+    return made(report)
 
 
 def read(path: Path) -> Report:

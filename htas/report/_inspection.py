@@ -11,7 +11,7 @@ from htas.inspection import Inspection, LayerFacts, SiteFacts
 from htas.report._blocks import Block, Cell, Heading, Picture, Points, Table, Text
 from htas.report._draw import BLUE, FAINT, GREEN, WIDTH, Spec, data, drawn, spec
 from htas.report._html import html
-from htas.text import columns, millions, milliseconds, percent, plural
+from htas.text import Shown, millions, milliseconds, percent, plural, shown
 
 SITES = ("site", "kind", "base", "smaller", "saves", "its layers take")
 LAYERS = ("layer", "kind", "width site, or why frozen", "channels", "MACs", "parameters", "share of the latency")
@@ -19,15 +19,15 @@ SHOWN = 20
 """Sites, and layers, that a picture or the terminal shows at most."""
 
 
-def page(title: str, found: Inspection, facts: Sequence[tuple[str, str]], folder: Path) -> tuple[Path, str]:
-    """Write inspect.html; its path, and the summary with the sites that could save most as lines of text."""
+def page(title: str, found: Inspection, facts: Sequence[tuple[str, str]], folder: Path) -> tuple[Path, Shown]:
+    """Write inspect.html; its path, and the summary with the sites that could save most."""
     pictures = drawn({"layers": layers_picture(found), "sites": sites_picture(found)})
     path = folder / "inspect.html"
     write_text(path, html(title, _blocks(found, facts), pictures))
     rows = [_site(own, found) for own in found.sites[:SHOWN]]
     more = [f"and {plural(len(found.sites) - SHOWN, 'more site')}, in the page"] if len(found.sites) > SHOWN else []
-    lines = [*summary(found), *columns([SITES, *rows], words=2), *more, *(f"doubt: {doubt}" for doubt in found.doubts)]
-    return path, "\n".join(lines)
+    after = [*more, *(f"doubt: {doubt}" for doubt in found.doubts)]
+    return path, shown([SITES, *rows], 2, before=summary(found), after=after)
 
 
 def summary(found: Inspection) -> list[str]:

@@ -10,7 +10,7 @@ from htas.report._draw import drawn, png
 from htas.report._figures import curve_name, latency_curve
 from htas.report._html import html
 from htas.result import CurveRecord
-from htas.text import columns, listing, milliseconds, plural, significant
+from htas.text import Shown, listing, milliseconds, plural, shown, significant
 
 HEADINGS = ("site", "base width", "widths chosen", "latency of the base", "known to", "no faster than a wider one")
 
@@ -20,18 +20,22 @@ def page(
     curves: Sequence[CurveRecord],
     sure: float,
     doubts: Sequence[str],
+    decided: str,
     facts: Mapping[str, str],
     folder: Path,
-) -> tuple[Path, str]:
-    """Write survey.html and a PNG of each curve; the path of the page, and its table as lines of text."""
+) -> tuple[Path, Shown]:
+    """Write survey.html and a PNG of each curve; the path of the page, and its table.
+
+    `decided` says how many choices are.
+    """
     names = [curve_name(number) for number in range(1, len(curves) + 1)]
     charts = {name: latency_curve(curve) for name, curve in zip(names, curves, strict=True)}
     for name, chart in charts.items():
         write_bytes(folder / "survey" / f"{name}.png", png(chart))
     rows = [_row(curve, sure) for curve in curves]
     path = folder / "survey.html"
-    write_text(path, html(title, _blocks(rows, curves, doubts, facts), drawn(charts)))
-    return path, "\n".join(columns([HEADINGS, *rows], words=len(HEADINGS)))
+    write_text(path, html(title, _blocks(rows, curves, [*doubts, decided], facts), drawn(charts)))
+    return path, shown([HEADINGS, *rows], len(HEADINGS), after=[decided])
 
 
 def _row(curve: CurveRecord, sure: float) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from htas.reproduce._plan import LENGTHS, PAPER, Plan
 from htas.reproduce._rows import table3, table4
 from htas.reproduce._widths import fig2, fig3, table2
 from htas.sweep import own_folder
-from htas.text import columns, no_such
+from htas.text import Shown, no_such, shown
 
 __all__ = ["ITEMS", "LENGTHS", "Plan", "reproduce"]
 
@@ -26,9 +26,9 @@ ITEMS: Mapping[str, Callable[[Plan], Section]] = {
 """In the order of the page: the widths, the networks, and why one measures."""
 
 
-def reproduce(what: Sequence[str], plan: Plan) -> tuple[Path, str]:
+def reproduce(what: Sequence[str], plan: Plan) -> tuple[Path, list[Shown]]:
     """Make the items named (`all` for every one) again; the path of reproduce.html, which also has those that were made
-    in this folder before, and the tables of the items named as lines of text.
+    in this folder before, and the tables of the items named.
 
     Raises ValueError for an item that there is none of, and where a target cannot be run.
     """
@@ -38,16 +38,17 @@ def reproduce(what: Sequence[str], plan: Plan) -> tuple[Path, str]:
             raise ValueError(no_such("table or figure", name, (*ITEMS, "all")))
     names = [name for name in ITEMS if name in names or "all" in names]
     own_folder(plan.folder)
-    lines: list[str] = []
+    made: list[Shown] = []
     for name in names:
         say(f"reproduce: {name}")
         section = ITEMS[name](plan)
         write_json(plan.folder / "sections" / f"{name}.json", section.json())
-        lines += [section.title, *columns([section.headings, *section.rows], words=section.words), *section.says, ""]
+        rows = [section.headings, *section.rows]
+        made.append(shown(rows, section.words, [section.title], [*section.says, ""], section.marked))
     paths = {name: plan.folder / "sections" / f"{name}.json" for name in ITEMS}
     sections = [Section.of(read_json(path)) for path in paths.values() if path.exists()]
     intro = (
         f"{PAPER['source']}. Its latencies are those of {PAPER['hardware']['gpu']}, and of {PAPER['hardware']['cpu']}; "
         "of other machines only ratios can be set beside them."
     )
-    return page("The paper's tables and figures on this machine", intro, sections, plan.folder), "\n".join(lines)
+    return page("The paper's tables and figures on this machine", intro, sections, plan.folder), made

@@ -16,8 +16,8 @@ from htas.pipeline import Run
 from htas.progress import progress, say, shares
 from htas.report.paper import Figure, Section, gained
 from htas.reproduce._cross import DATA, DEPTH, crossed
-from htas.reproduce._plan import HTAS, MANUAL, PAPER, PUBLISHED, TAS, Plan, describe, own_name
-from htas.reproduce._rows import budget, trained
+from htas.reproduce._plan import MANUAL, PAPER, PUBLISHED, TAS, Plan, describe
+from htas.reproduce._rows import trained
 from htas.runtimes import open_runtime
 from htas.target import Target
 
@@ -115,11 +115,9 @@ def _targets(first: Target) -> list[Target]:
 
 def _candidates(plan: Plan) -> tuple[list[Candidate], Run, list[str]]:
     """The base network first; those of searches are the first seed's."""
-    jobs, there, _, _, other = crossed(plan)
-    share = budget(DATA, DEPTH, plan.paper)
-    ours = own_name(share)
-    _, found, _, reasons = trained(plan, DATA, DEPTH, plan.paper, (MANUAL, TAS, ours))
-    job, network = jobs[HTAS, 0], jobs[HTAS, 0].network
+    jobs, there, (_, first, other), _ = crossed(plan)
+    _, found, _, reasons = trained(plan, DATA, DEPTH, plan.paper, (MANUAL, TAS))
+    job, network = jobs[first.name, 0], jobs[first.name, 0].network
     archs: list[tuple[str, str, Arch]] = [("base", "the base network", network.base)]
     narrow = [
         Arch({name: site.near(site.base * step / 64) for name, site in network.widths.items()}, network.base.depths)
@@ -139,10 +137,9 @@ def _candidates(plan: Plan) -> tuple[list[Candidate], Run, list[str]]:
     except Unusable as error:
         notes.append(f"Left out: {error}")
     entries: list[tuple[str, str, Entry | None]] = [
-        ("TAS, searched", "TAS", found.get((TAS, 0))),
-        (f"{HTAS} for {jobs[HTAS, 0].target.runtime}", "HTAS, as in the paper", there[HTAS, 0]),
-        (other, "HTAS, as in the paper", there[other, 0]),
-        (f"{ours} of {job.target.runtime}", "this project's, within a budget", found.get((ours, 0))),
+        (TAS, "TAS", found.get((TAS, 0))),
+        (f"{first.name}, for {job.target.runtime}", "this project", there[first.name, 0]),
+        (other.name, "this project", there[other.name, 0]),
     ]
     candidates = [
         Candidate(name, kind, lambda arch=arch: resize(network, arch), digest(arch.json()))  # type: ignore[misc]

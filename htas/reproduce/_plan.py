@@ -20,7 +20,7 @@ LENGTHS = {"full": HERE / "full.toml", "short": HERE / "short.toml", "quick": HE
 """The settings of the paper, and two shorter ones."""
 DEPTHS = (110, 56, 32)
 """Of the paper's CIFAR ResNets."""
-MANUAL, TAS, PUBLISHED, HTAS = "manual", "TAS", "TAS, its published network", "HTAS"
+MANUAL, TAS, PUBLISHED, LAMBDA = "manual", "TAS, searched here", "TAS, its published network", "HTAS, lambda 1"
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,8 @@ class Plan:
         """The length of searches and trainings, in words, beside the paper's."""
         images = f"{config.parts.limit} training images" if config.parts.limit else "all training images"
         tested = f", {min(config.parts.limit, 10000)} test images" if config.parts.limit else ""
-        here = f"{config.strategy.epochs} epochs of search, {config.train.length} of training, {images}{tested}"  # type: ignore[attr-defined]
+        searching = text.plural(config.strategy.epochs, "epoch")  # type: ignore[attr-defined]
+        here = f"{searching} of search, {config.train.length} of training, {images}{tested}"
         usual = load(LENGTHS["full"], self.options("cifar10", 32))
         if self.length == "full":
             return f"the paper's: {here}"
@@ -121,8 +122,9 @@ class Plan:
         return self.folder / f"{data}-resnet{depth}-{self.paper}-{self.length}"
 
     def arms(self, data: str, depth: int, budget: float) -> list[Arm]:
-        """What a table trains at one depth: the base network, TAS's search, its published network, the paper's, and a
-        search with this project's own cost and a budget, that share of the base network's latency."""
+        """What a table trains at one depth: the base network, TAS's search and its published network, and two searches
+        of the hardware-aware space: with the paper's loss and cost and a lambda of 1, as it gives none; and within a
+        budget, that share of the base network's latency, by calibrated latencies."""
         ratio = PAPER["tas_ratio"][data][str(depth)]
         band = ("loss=band", f"ratio={ratio}", "tolerance=0.05", "weight=2.0", "cost=macs")
         published = f"tas:{PAPER['tas_published'][data]}-ResNet{depth}"
@@ -130,14 +132,15 @@ class Plan:
             Arm(MANUAL, ("--distill.alpha=0",), network="base"),
             Arm(TAS, ('--design.spaces=["tas"]', "--design.expand=1.0", *(f"--strategy.{each}" for each in band))),
             Arm(PUBLISHED, network=published),
-            Arm(HTAS),
-            Arm(own_name(budget), ("--strategy.cost=table", f"--constraints.latency={100 * budget:.0f}%")),
+            Arm(LAMBDA),
+            within(budget),
         ]
 
 
-def own_name(budget: float) -> str:
-    """The arm that is this project's own: calibrated latencies, and a budget."""
-    return f"htas within {100 * budget:.0f} %"
+def within(budget: float, *options: str, beside: str = "") -> Arm:
+    """The search within a share of the base network's latency; with further options, its name says of what."""
+    name = f"HTAS within {100 * budget:.0f} %" + (f", for {beside}" if beside else "")
+    return Arm(name, ("--strategy.cost=table", f"--constraints.latency={100 * budget:.0f}%", *options))
 
 
 def describe(target: Target) -> str:

@@ -28,6 +28,7 @@ from htas.oneshot import (
 )
 from htas.problem import Problem
 from htas.progress import progress, say
+from htas.record import scalars
 from htas.result import EpochRecord
 from htas.strategies import Found, Strategy, need_limits
 from htas.supernet import Draw, Supernet
@@ -86,6 +87,7 @@ class Sampled(Options, Strategy):
         with progress(problem.title, self.epochs * run.steps, done=len(run.epochs) * run.steps) as bar:
             for epoch in range(len(run.epochs), self.epochs):
                 record = run.epoch(epoch, bar.step)
+                scalars(problem.title, record.epoch, record.scalars)
                 run.keep(problem.checkpoint)
                 bar.step(f"epoch {epoch + 1} of {self.epochs}: loss {significant(record.train_loss)}", by=0)
         if problem.trained is not None and not problem.trained.exists():

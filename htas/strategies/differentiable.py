@@ -15,6 +15,7 @@ from htas.files import read_tensors, write_tensors
 from htas.oneshot import Options, accuracies, check_sane, diverged, kept, learner, opened, restored
 from htas.problem import Problem
 from htas.progress import Bar, progress
+from htas.record import scalars
 from htas.result import EpochRecord
 from htas.space import Space
 from htas.strategies import Found, Strategy
@@ -112,6 +113,7 @@ class Differentiable(Options, Strategy):
         with progress(problem.title, self.epochs * run.steps, done=len(run.epochs) * run.steps) as bar:
             for epoch in range(len(run.epochs), self.epochs):
                 record = run.epoch(epoch, bar)
+                scalars(problem.title, record.epoch, record.scalars)
                 run.keep()
                 bar.step(
                     f"epoch {epoch + 1} of {self.epochs}: validation {percent(record.validation_accuracy or 0.0, 1)}, "

@@ -14,6 +14,7 @@ from htas.layout import placed
 from htas.oneshot import check_sane
 from htas.problem import Problem
 from htas.progress import Bar, progress
+from htas.record import scalars
 from htas.result import EpochRecord
 from htas.strategies import Found, need_limits
 from htas.strategies._trials import ByTrials, Trials, multiples, nearest, widest_of
@@ -71,6 +72,7 @@ class MorphNet(ByTrials):
         with progress(problem.title, self.epochs * run.steps, done=len(run.epochs) * run.steps) as bar:
             for epoch in range(len(run.epochs), self.epochs):
                 record = run.epoch(epoch, bar)
+                scalars(problem.title, record.epoch, record.scalars)
                 run.keep()
                 bar.step(
                     f"epoch {epoch + 1} of {self.epochs}: loss {significant(record.train_loss)}, "

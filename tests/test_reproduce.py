@@ -1,0 +1,205 @@
+"""The paper's tables and figures are made again beside what it prints, on a device whose latencies are made up."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scripted_device import scripted_device
+
+from htas import compare, reproduce
+from htas.cli import main
+from htas.config import load
+from htas.reproduce import ITEMS, Plan
+from htas.reproduce._plan import LAMBDA, PAPER, TAS
+from htas.reproduce._rows import budget
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples" / "paper").glob("*.toml"))
+SHORT = [
+    "--split.limit=100", "--target.threads=1", "--survey.rounds=1", "--survey.store=none", "--design.groups=4",
+    "--strategy.epochs=1", "--strategy.batch=50", "--strategy.precision=fp32",
+    "--train.epochs=1", "--train.warmup=0", "--train.rest=0", "--train.batch=50", "--train.precision=fp32",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _scripted() -> Iterator[None]:
+    with scripted_device():
+        yield
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with both data sets, an image or ten of noise for each class."""
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for name, classes, each in (("cifar10", 10, 10), ("cifar100", 100, 1)):
+        for part in ("train", "test"):
+            for number in range(classes):
+                place = folder / name / part / f"{number:03}"
+                place.mkdir(parents=True)
+                for image in range(each):
+                    pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(place / f"{image}.png")
+    return folder
+
+
+def test_the_printed_figures_give_the_speeds_that_the_paper_claims() -> None:
+    """Its abstract: about 2.2 times as fast as TAS, 3.5 times as fast as the plain ResNet-110."""
+    rows = {(row["depth"], row["device"], row["method"]): row["latency_ms"] for row in PAPER["table4"]}
+    assert rows[110, "gpu", "tas"] / rows[110, "gpu", "htas"] == pytest.approx(2.2, abs=0.02)
+    assert rows[110, "gpu", "manual"] / rows[110, "gpu", "htas"] == pytest.approx(3.5, abs=0.02)
+    assert budget("cifar100", 110, "gpu") == 0.28 and budget("cifar10", 32, "gpu") == 0.44
+    both = [row for row in PAPER["table5"] if row["target"] == "cpu"]
+    assert both[0]["cpu_ms"] == rows[32, "cpu", "htas"]
+    for widths in (*PAPER["table2"]["cpu"].values(), *PAPER["table2"]["gpu"].values()):
+        assert len(widths) == 8 and widths == sorted(widths)
+        each = widths[-1] // 8
+        assert all(each * group < width <= each * (group + 1) for group, width in enumerate(widths))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_at_full_length_a_row_is_the_example_of_it(path: Path) -> None:
+    data, network, where, method = path.stem.split("-")
+    depth, device = int(network.removeprefix("resnet")), "cuda" if where == "gpu" else "cpu"
+    plan = Plan(Path("runs"), device=device, length="full")
+    (arm,) = [arm for arm in plan.arms(data, depth, 0.5) if arm.name == {"tas": TAS, "htas": LAMBDA}[method]]
+    assert plan.config(data, depth, *arm.overrides) == load(path)
+
+
+def test_widths_of_a_device_of_eight_channels_at_a_time(tmp_path: Path) -> None:
+    page, shown = reproduce.reproduce(["fig3", "table2"], Plan(tmp_path / "out", overrides=("--survey.store=none",)))
+    table, figure = shown
+    rows = [row for row in table.rows[1:] if row[0] == "32x32, 16"]
+    widths = {row[1]: row[2].replace("?", "") for row in rows}
+    assert widths["the paper, CPU"] == "4 5 12 16 20 24 27 32"
+    # of one latency the widest is best, and 4, 12, 20 and 28 are the widest of their groups below a step
+    assert widths["here, this project's rule"] == widths["the last of each group"] == "4 8 12 16 20 24 28 32"
+    assert next(row[3] for row in rows if row[1] == "here, this project's rule") == "6 of 8"
+    assert len(figure.rows) == 1 + 3 * 8
+    (first,) = [row for row in figure.rows if row[:2] == ("32x32, 16", "13 to 16")]
+    assert first[2:4] == ("16", "16")
+    text = page.read_text()
+    assert "Table 2: the hardware-aware space" in text and "Fig. 3" in text and "Fig. 2" not in text
+    assert (tmp_path / "out" / "figures" / "fig3-32.svg").exists()
+    reproduce.reproduce(["fig2"], Plan(tmp_path / "out", overrides=("--survey.store=none",)))
+    assert all(title in page.read_text() for title in ("Table 2", "Fig. 2", "Fig. 3"))  # what was made before stays
+    markdown = page.with_suffix(".md").read_text()
+    assert markdown.index("Table 2") < markdown.index("Fig. 2") < markdown.index("Fig. 3")
+
+
+@pytest.fixture(scope="module")
+def made(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tables 4 and 5 and the motivation, by the command."""
+    folder = tmp_path_factory.mktemp("reproduce") / "out"
+    options = ["table4", "table5", "motivation", "--quick", *SHORT, f"--data.path={images}", f"--out={folder}"]
+    assert main(["reproduce", *options]) == 0
+    return folder
+
+
+def section(folder: Path, name: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads((folder / "sections" / f"{name}.json").read_text())
+    return found
+
+
+def test_a_table_has_the_printed_rows_beside_those_of_this_machine(made: Path) -> None:
+    content = section(made, "table4")
+    rows = {row[0]: dict(zip(content["headings"], row, strict=True)) for row in content["rows"]}
+    paper, here = rows["ResNet-32, HTAS within 43 %"]["ms, paper"], rows["ResNet-32, HTAS within 43 %"]["ms, here"]
+    assert paper == "24.4" and float(here) > 0
+    assert rows["ResNet-32, HTAS within 43 %"]["times as fast as manual, paper"] == f"{56.6 / 24.4:.2f}"
+    # the scripted device is as slow as a network has parameters
+    manual = json.loads((made / "cifar100-resnet32-cpu-quick" / "manual-0" / "result.json").read_text())["result"]
+    found = json.loads((made / "cifar100-resnet32-cpu-quick" / "HTAS-within-43---0" / "result.json").read_text())[
+        "result"
+    ]
+    assert rows["ResNet-32, HTAS within 43 %"]["here "] == f"{manual['params'] / found['params']:.2f}"
+    assert rows["ResNet-32, HTAS within 43 %"]["predicted, ms"] != "-"
+    assert rows["ResNet-110, TAS, its published network"]["MACs, M, paper"] == "120"
+    assert rows["ResNet-110, TAS, its published network"]["MACs, M, here"] == "120"
+    assert (
+        rows["ResNet-110, HTAS within 26 %"]["ms, here"] == "-"
+        and rows["ResNet-32, HTAS, lambda 1"]["ms, paper"] == "-"
+    )
+    assert (
+        "quick: 1 epoch of search, 1 of training, 100 training images" in content["facts"]["Length"]
+        and "305" in content["facts"]["Length"]
+    )
+    assert content["facts"]["Data"] == "cifar100: PNG images, lossless"
+    assert any("slip of the paper" in note for note in content["notes"])
+
+
+def test_networks_of_two_targets_are_measured_on_both(made: Path) -> None:
+    content = section(made, "table5")
+    rows = {row[0]: row for row in content["rows"]}
+    assert rows["the paper's ResNet32-G, for its GPU"][4] == f"{23.5 / 21.6:.3f}"
+    assert rows["the paper's ResNet32-C, for its CPU"][4] == f"{26.8 / 24.4:.3f}"
+    for name in ("here, searched for A", "here, searched for B", "here, manual"):
+        assert all(cell != "-" for cell in (*rows[name][1:4], rows[name][5]))
+    on_a = float(rows["here, searched for B"][2]) / float(rows["here, searched for A"][2])
+    assert float(rows["here, searched for A"][4]) == pytest.approx(on_a, rel=0.01)
+    place = made / "cifar100-resnet32-cpu-quick"
+    assert {path.name for path in place.glob("latencies-*.json")} == {
+        "latencies-eager-cpu-1.json", "latencies-onnxruntime-cpu-1.json"
+    }  # fmt: skip
+
+
+def test_the_motivation_has_every_kind_on_every_runtime(made: Path) -> None:
+    content = section(made, "motivation")
+    assert content["headings"][:4] == ["network", "made by", "MACs saved, %", "promised by them"]
+    assert {"eager", "onnxruntime"} <= set(content["headings"][4:])
+    rows = {row[0]: row for row in content["rows"]}
+    kinds = {row[1] for row in rows.values()}
+    assert {"uniform narrowing", "TAS", "Torch-Pruning", "this project"} <= kinds
+    half = rows["uniform, 50% of the MACs"]
+    assert float(half[2]) == pytest.approx(50, abs=6)
+    assert float(half[3]) == pytest.approx(1 / (1 - float(half[2]) / 100), abs=0.02)
+    saved = [float(row[2]) for row in content["rows"]]
+    assert saved == sorted(saved)
+    assert any(saying.startswith("eager: of ") and "not one percent faster" in saying for saying in content["says"])
+
+
+def test_what_is_there_is_kept(made: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: object) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("it was found and trained before")
+
+    monkeypatch.setattr(compare, "_finish", never)
+    monkeypatch.setattr(compare, "_prepare", never)
+    before = section(made, "table4")
+    options = ["table4", "--quick", *SHORT, f"--data.path={images}", f"--out={made}", "--json"]
+    assert main(["reproduce", *options]) == 0
+    found = json.loads(capsys.readouterr().out)  # type: ignore[attr-defined]
+    assert found["page"] == str(made / "reproduce.html")
+    assert found["tables"][0]["rows"][0]["network"] == "ResNet-110, manual"
+    assert {**section(made, "table4"), "facts": 0} == {**before, "facts": 0}
+    assert math.isfinite(float(found["tables"][0]["rows"][0]["ms, here"]))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["table9"], "no table or figure called 'table9'"),
+        (["table2", "--quick", "--full"], "give one of them"),
+        (["table4", "--depths=50"], "--depths may name 110, 56, 32"),
+        (["table4", "--depths=deep"], "--depths must be numbers of layers"),
+        (["table4", "--seeds=0"], "--seeds must be 1 or more"),
+        (["table5", "--second=faster", "--quick"], "--second must be options of a target"),
+        (["table5", "--second=runtime=eager", "--quick"], "is the target of the first search too"),
+        (["table2", "--target.runtime=abacus"], "abacus"),
+    ],
+)
+def test_what_cannot_be_reproduced_is_one_sentence(
+    given: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reproduce", *given, f"--out={tmp_path / 'out'}"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said in error and error.startswith("htas: ")
+    assert not (tmp_path / "out" / "reproduce.html").exists()
+
+
+def test_every_item_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(name in text for name in ITEMS)
