@@ -198,8 +198,8 @@ def test_importing_the_package_imports_no_heavy_library() -> None:
 
 
 def examples() -> list[tuple[str, str]]:
-    """The plug-ins in CONTRIBUTING.md: file and text."""
-    text = (ROOT.parent / "CONTRIBUTING.md").read_text()
+    """The plug-ins in docs/extending.md: file and text."""
+    text = (ROOT.parent / "docs" / "extending.md").read_text()
     return re.findall(r"```python\n# (htas/\S+)\n(.*?)```", text, re.DOTALL)
 
 

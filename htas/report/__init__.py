@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from htas import __version__
 from htas.files import Unusable, read_json, write_bytes, write_json, write_text
 from htas.result import CurveRecord, Report
 from htas.text import Shown
@@ -91,8 +92,12 @@ def read(path: Path) -> Report:
     try:
         return Report.of(content)
     except (KeyError, TypeError, ValueError) as error:
+        machine = content.get("machine")
+        by = machine.get("htas") if isinstance(machine, dict) else None
+        other = f", written by htas {by}, where this is {__version__}" if by and by != __version__ else ""
         raise Unusable(
-            f"{file} is not a report ({error!r}); name the report.json of a run, or make it again"
+            f"{file} is not a report ({error!r}){other}; name the report.json of a run, or make it again with "
+            "the version that made it"
         ) from error
 
 

@@ -109,7 +109,7 @@ class Plan:
         tested = f", {min(config.parts.limit, 10000)} test images" if config.parts.limit else ""
         searching = text.plural(config.strategy.epochs, "epoch")  # type: ignore[attr-defined]
         here = f"{searching} of search, {config.train.length} of training, {images}{tested}"
-        usual = load(LENGTHS["full"], self.options("cifar10", 32))
+        usual = load(LENGTHS["full"], ["--family.name=cifar_resnet", "--data.name=cifar10"])
         if self.length == "full":
             return f"the paper's: {here}"
         return (

@@ -1,0 +1,129 @@
+"""Every command of the documents runs, the long ones shortened, on a device whose latencies are made up."""
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scripted_device import scripted_device
+
+from htas.cli import VERBS, main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+ELSEWHERE = ["own-model.md"]
+"""Pages whose commands another test runs, as they need a file of their own."""
+TINY = [
+    "--target.threads=1", "--survey.rounds=1", "--survey.store=none", "--survey.undecided=1", "--design.groups=4",
+    "--split.limit=60", "--train.epochs=1", "--train.warmup=0", "--train.rest=0", "--train.batch=30",
+    "--train.precision=fp32",
+]  # fmt: skip
+SEARCH = {
+    "differentiable": ["--strategy.epochs=1", "--strategy.batch=30", "--strategy.precision=fp32"],
+    "evolution": ["--strategy.epochs=1", "--strategy.batch=30", "--strategy.precision=fp32", "--strategy.archs=20"],
+}
+CONFIGURED = (
+    "run",
+    "survey",
+    "design",
+    "calibrate",
+    "search",
+    "train",
+    "sweep",
+    "fastest",
+    "compare",
+    "demo",
+    "reproduce",
+)
+NEEDED = {"formats.md": [["demo"]], "measuring.md": [["survey", "htas/demo.toml", "--out=runs/before"]]}
+"""What a page takes for done."""
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of a page's shell blocks, without comments."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+    lines = [re.sub(r"\s+#.*", "", line).strip() for block in blocks for line in block.splitlines()]
+    return [line.removeprefix(".venv/bin/") for line in lines if line]
+
+
+def shortened(words: list[str], images: Path) -> list[str]:
+    """A command as it is given, with the least of everything."""
+    verb = words[0]
+    words = [str(images) if word == "FOLDER" else word.replace("=FOLDER", f"={images}") for word in words]
+    if verb not in CONFIGURED or "--help" in words:
+        return words
+    named = next((word.partition("=")[2] for word in words if word.startswith("--strategy.name=")), "differentiable")
+    data = [f"--data.path={images}"] if "cifar" in " ".join(words) and "--data.path" not in " ".join(words) else []
+    return [*words, *data, *TINY, *SEARCH[named], *(["--constraints.tries=1"] if verb == "fastest" else [])]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise in the classes of CIFAR-10 and CIFAR-100, in folders of these names and of itself."""
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for name, classes, each in (("cifar10", 10, 10), ("cifar100", 100, 1)):
+        for part in ("train", "test"):
+            for number in range(classes):
+                place = folder / name / part / f"{number:03}"
+                place.mkdir(parents=True)
+                for image in range(each):
+                    Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(place / f"{image}.png")
+    for part in ("train", "test"):
+        shutil.copytree(folder / "cifar10" / part, folder / part)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _scripted() -> Iterator[None]:
+    with scripted_device():
+        yield
+
+
+def _marks(page: Path) -> list[pytest.MarkDecorator]:
+    long = sum(line.split()[:2] in (["htas", "run"], ["htas", "reproduce"]) for line in commands(page))
+    return [pytest.mark.slow, pytest.mark.timeout(1800)] if long > 1 else []
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.stem, marks=_marks(page)) for page in PAGES])
+def test_the_commands_of_a_page_run(
+    page: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if page.name in ELSEWHERE:
+        pytest.skip("tests/test_examples.py runs them beside the file that they need")
+    for folder in ("examples", "htas", "benchmarks"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HTAS_STORE", str(tmp_path / "store.sqlite"))
+    lines = [line for line in commands(page) if line.startswith("htas ")]
+    for needed in NEEDED.get(page.name, []) if lines else []:
+        kept = [word for word in shortened(needed, images) if not word.startswith("--survey.store")]
+        assert main(kept) == 0
+    for line in lines:
+        words = shlex.split(line)[1:]
+        if "SURVEY" in words:
+            capsys.readouterr()
+            main(["store", "ls", "--json"])
+            words[words.index("SURVEY")] = re.findall(r'"survey": "([^"]+)"', capsys.readouterr().out)[0]
+        assert main(shortened(words, images)) == 0, f"{page.name}: {line}\n{capsys.readouterr().err[-600:]}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_names_what_there_is(page: Path) -> None:
+    text = page.read_text()
+    targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for line in commands(page):
+        words = line.split()
+        if words[0] == "make":
+            assert all(word in targets for word in words[1:] if "=" not in word), line
+        if words[0] == "python" and len(words) > 1:
+            assert (ROOT / words[1]).exists(), line
+    for verb in re.findall(r"`htas ([a-z]+)", text):
+        assert verb in VERBS, verb
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        assert link.startswith("http") or (page.parent / link).exists(), link
+    for file in re.findall(r"`(benchmarks/[\w./-]+\.(?:py|toml))`", text):
+        assert (ROOT / file).exists(), file
