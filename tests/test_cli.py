@@ -15,11 +15,13 @@ import pytest
 
 import htas
 from htas import cli, pipeline
+from htas import report as reports
 from htas.config import Config
 from htas.layer import Layer
 from htas.measurement import Measurement
 from htas.store import Entry, Store
 from htas.target import Target, usable_cores
+from tests.test_report import REPORT
 
 Calls = list[tuple[str, dict[str, Any]]]
 STAGES = ("survey", "design", "calibrate", "search", "train", "measure", "report")
@@ -49,6 +51,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
 
     for name in ("run", "open_run", *STAGES, "survey_page", "measure_networks", "export_network"):
         monkeypatch.setattr(pipeline, name, recorder(name))
+    monkeypatch.setattr(reports, "read", lambda folder: REPORT)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "some.toml").write_text("[design]\ngroups = 4\n")
     return made
@@ -74,7 +77,10 @@ def test_run_works_in_a_folder_named_like_the_file(calls: Calls, capsys: pytest.
     assert (config.design.groups, config.design.expand, config.seed) == (4, 3.0, 7)
     assert second["folder"] == Path("runs/some")
     assert second["command"] == "htas run some.toml --design.expand=3 --seed=7"
-    assert capsys.readouterr().out == "runs/report.html\n"
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert (
+        first.startswith("hardware is 2.00 times as fast as base") and last == "runs/report.html"
+    )  # the answer, and where to read on
 
 
 @pytest.mark.parametrize("asked, more", [([], ""), (["--share"], " --share")])
@@ -426,14 +432,18 @@ def test_the_demo_runs_the_packaged_configuration(calls: Calls) -> None:
         (
             "rnu some.toml",
             "no verb called 'rnu'; did you mean 'run'? choose one of "
-            "run, survey, design, calibrate, search, train, measure, inspect, sweep, fastest, compare, report, export, "
-            "store, doctor, demo",
+            "run, survey, design, calibrate, search, train, measure, inspect, sweep, fastest, compare, reproduce, "
+            "report, export, store, doctor, watch, demo",
         ),
         (
             "survey some.toml --agian",
-            "htas survey has no option '--agian'; did you mean '--again'? it has: --out, --again, --table.field=value",
+            "htas survey has no option '--agian'; did you mean '--again'? it has: --json, --out, --again, "
+            "--table.field=value",
         ),
-        ("run some.toml --again", "htas run has no option '--again'; it has: --out, --table.field=value"),
+        (
+            "run some.toml --again",
+            "htas run has no option '--again'; it has: --tensorboard, --json, --out, --table.field=value",
+        ),
         ("run some.toml other.toml", "htas run has no use for 'other.toml'; see htas run --help"),
         ("run", "the following arguments are required: CONFIG; see htas run --help"),
         ("export runs/some", "the following arguments are required: --to; see htas export --help"),

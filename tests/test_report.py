@@ -14,8 +14,8 @@ from htas.measurement import Measurement
 from htas.report import picture, read, write, write_runs
 from htas.report._compare import accuracy, answer, speed
 from htas.report._content import doubts, standing, target, value
-from htas.report._figures import accuracy_over_latency, archs
-from htas.result import CurveRecord, EpochRecord, Prediction, Report, Result, SearchRecord
+from htas.report._figures import accuracy_over_latency, archs, asked_share
+from htas.result import CurveRecord, EpochRecord, Kept, Prediction, Report, Result, SearchRecord
 from htas.text import plus_minus
 
 TARGET = {"device": "cpu", "runtime": "eager", "precision": "fp32", "batch": 4, "threads": 2, "image": [3, 32, 32]}
@@ -455,3 +455,19 @@ def test_a_picture_that_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="train and measure one first"):
         picture(replace(REPORT, results=()), tmp_path / "a.svg")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("cost", "kept", "share"),
+    [
+        ("table", Kept("latency", "60%", 6e-3, 5.9e-3, 5.9e-3, 0.01, "s"), 0.6),
+        ("paper", Kept("latency", "8 ms", 8e-3, 7e-3, 7e-3, 0.01, "s"), 0.8),
+        ("table", Kept("macs", "50%", 2e7, 2e7, 2e7, 0.0, ""), None),  # which is not what is charged
+        ("macs", Kept("macs", "50%", 2e7, 2e7, 2e7, 0.0, ""), 0.5),
+    ],
+)
+def test_the_budget_beside_the_course_is_a_share_of_the_base(cost: str, kept: Kept, share: float | None) -> None:
+    (search, *_) = REPORT.searches
+    base = replace(REPORT.results[0], predicted=10e-3)
+    assert asked_share(replace(search, cost=cost, limits=(kept,)), base) == (share and pytest.approx(share))
+    assert asked_share(replace(search, cost=cost, limits=()), base) is None

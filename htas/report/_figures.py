@@ -10,7 +10,7 @@ from htas.budget import front
 from htas.report._compare import base_of, is_searched
 from htas.report._draw import BLUE, FAINT, GREEN, INK, MARGIN, ORANGE, PURPLE, RED, RULE, SKY, WIDTH, Spec, data, spec
 from htas.result import CurveRecord, EpochRecord, Report, Result, SearchRecord
-from htas.strategies.differentiable import SURE
+from htas.strategies.differentiable import METRICS, SURE
 from htas.text import percent
 
 PICTURED = "accuracy-latency"
@@ -72,7 +72,7 @@ def drawings(report: Report) -> dict[str, Spec]:
         found[PREDICTED] = predictions(report)
     for number, search in enumerate(report.searches, 1):
         if search.accuracy is not None:  # else nothing was searched
-            found[course_name(number)] = course(search)
+            found[course_name(number)] = course(search, base)
     for number, curve in enumerate(report.curves, 1):
         found[curve_name(number)] = latency_curve(curve)
     return found
@@ -384,10 +384,21 @@ EPOCHS = alt.X(
 )
 
 
-def course(search: SearchRecord) -> Spec:
+def asked_share(search: SearchRecord, base: Result | None) -> float | None:
+    """The limit of what the search is charged, over the base network's; None for none, and where it is not known."""
+    metric = METRICS.get(search.cost, search.cost)
+    for own in search.limits:
+        if own.metric == metric and own.share is not None:
+            return own.share
+        if own.metric == metric == "latency" and base is not None and base.predicted:
+            return own.limit / base.predicted
+    return None
+
+
+def course(search: SearchRecord, base: Result | None = None) -> Spec:
     """Losses, accuracy, costs beside the budget, temperature, top probability and the entropy of every site by epoch,
     and the arch found among its rivals."""
-    asked = next((own.share for own in search.limits if own.share is not None), None)
+    asked = asked_share(search, base)
     panels = [
         _lines(search, "loss", {"training": lambda e: e.train_loss, "validation": lambda e: e.validation_loss}),
         _lines(
