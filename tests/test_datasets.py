@@ -23,7 +23,7 @@ from pyarrow import parquet
 from torch import Generator, Tensor
 
 from htas import datasets, plugins
-from htas.datasets import Dataset, Images, Part, Split, augmented, cifar10, cifar100, load, proportional
+from htas.datasets import Dataset, Images, Part, Split, augmented, cifar10, cifar100, encoding, load, proportional
 from htas.datasets.cifar10 import Cifar10
 from htas.datasets.cifar100 import Cifar100
 from htas.datasets.digits import Digits
@@ -710,3 +710,39 @@ def test_real_cifar_has_the_published_size_and_figures(real: Dataset) -> None:
         values = pixels[channel].double()
         assert values.mean().item() == pytest.approx(mean * 255, abs=0.05)
         assert values.std().item() == pytest.approx(std * 255, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options", "said"),
+    [
+        ("png", {}, "PNG images, lossless"),
+        ("jpg", {"quality": 95}, "JPEG images of quality 95, which lose a little"),
+        ("jpg", {"quality": 60}, "JPEG images of quality 60, which lose a little"),
+        ("webp", {"lossless": True}, "WEBP images, lossless"),
+        ("webp", {"quality": 80}, "WEBP images, which lose a little"),
+    ],
+)
+def test_an_accuracy_says_how_its_images_were_kept(
+    suffix: str, options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    place = tmp_path / "train" / "cat"
+    place.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(place / f"0.{suffix}", **options)
+    assert encoding(Cifar10(path=str(tmp_path))) == said
+
+
+def test_images_of_the_publisher_and_of_the_hub_are_called_so(tmp_path: Path) -> None:
+    assert encoding(Cifar10()) == "from the Hugging Face hub"
+    (tmp_path / "data_batch_1.bin").write_bytes(b"")
+    assert encoding(Cifar10(path=str(tmp_path))) == "the publisher's binary files"
+
+
+@pytest.mark.data
+def test_the_encoding_of_a_parquet_copy_is_that_of_its_images(real: Dataset) -> None:
+    said = encoding(real)
+    file = next(iter(sorted(Path(real.path).rglob("train-*.parquet"))))  # type: ignore[attr-defined]
+    first = parquet.ParquetFile(file).read().slice(0, 1).to_pylist()[0]
+    (content,) = (value["bytes"] for value in first.values() if isinstance(value, dict))
+    assert said.startswith(str(Image.open(io.BytesIO(content)).format))
+    assert said.endswith("lossless") or "lose a little" in said
