@@ -36,24 +36,25 @@ def made() -> dict[str, object]:
 
     def row(name: str, arch: Arch, seconds: float) -> Result:
         return Result(
-            name=name, family="made up", adds="join", space=name if name == "hardware" else "-", strategy="differentiable",
-            cost="table", arch=arch, target=target, macs=4 * 10**7, params=3 * 10**5, recipe={"name": "short"}, seed=0,
-            versions={"htas": "0"}, accuracy=0.9, predicted=seconds,
+            name=name, family="made up", adds="join", space=name if name == "hardware" else "-",
+            strategy="differentiable", cost="table", arch=arch, target=target, macs=4 * 10**7, params=3 * 10**5,
+            recipe={"name": "short"}, seed=0, versions={"htas": "0"}, accuracy=0.9, predicted=seconds,
             measured=Measurement(tuple(seconds * (1 + n / 1000) for n in range(60)), "s", {}, "one"),
         )  # fmt: skip
 
     epochs = tuple(
-        EpochRecord(n + 1, 5.0 - n / 41, 2.3 - n / 100, 2.4 - n / 100, n / 210, 1 - n / 400, 1 - n / 390, 0.2 + n / 300, 9.0,
-                    {site: 1 - n / 250 for site in sites})
+        EpochRecord(n + 1, 5.0 - n / 41, 2.3 - n / 100, 2.4 - n / 100, n / 210, 1 - n / 400, 1 - n / 390,
+                    0.2 + n / 300, 9.0, {site: 1 - n / 250 for site in sites})
         for n in range(EPOCHS)
     )  # fmt: skip
     search = SearchRecord(
-        space="hardware", strategy="differentiable", cost="table", arch=found, epochs=epochs, converged=True, why="sure",
-        accuracy=0.9, rivals=(0.8,) * 20, rival_costs=(1.0,) * 20, seconds=1800.0, seed=0,
+        space="hardware", strategy="differentiable", cost="table", arch=found, epochs=epochs, converged=True,
+        why="sure", accuracy=0.9, rivals=(0.8,) * 20, rival_costs=(1.0,) * 20, seconds=1800.0, seed=0,
     )  # fmt: skip
     curves = tuple(
         CurveRecord(
-            (site,), 32, tuple(range(1, WIDTHS + 1)), tuple(1e-4 * (5 + (x + 7) // 8 + number / 60) for x in range(WIDTHS)),
+            (site,), 32, tuple(range(1, WIDTHS + 1)),
+            tuple(1e-4 * (5 + (x + 7) // 8 + number / 60) for x in range(WIDTHS)),
             1e-5, 1.0, 5e-4, tuple((1 + 8 * g, 8 + 8 * g) for g in range(8)),
             {"hardware": tuple(range(8, 65, 8))}, errors=(1e-6,) * WIDTHS, certain=(0.95,) * 8,
         )
@@ -75,6 +76,6 @@ if __name__ == "__main__":
             "seconds": float(done.stdout),
             "megabytes": (Path(place) / "report.html").stat().st_size / 1e6,
         }
-    print(f"{SITES} sites, {EPOCHS} epochs; {platform.processor() or platform.machine()}, Python {platform.python_version()}")
+    print(f"{SITES} sites, {EPOCHS} epochs; {platform.machine()}, Python {platform.python_version()}")
     for name, aim in AIMS.items():
         print(f"{name}: {reached[name]:.1f}, aim {aim:.0f}: {'reached' if reached[name] <= aim else 'missed'}")

@@ -60,9 +60,25 @@ def spec(chart: Any) -> Spec:
     return {**found, "datasets": {name: json.loads(text) for text, name in names.items()}}
 
 
+def shape(chart: Any) -> Spec:
+    """A chart in the report's style whose rows have names and are not in it yet: for many that differ in these alone,
+    as Altair takes a fifth of a second for each that it looks through."""
+    found: Spec = chart.configure(**THEME).to_dict()
+    return found
+
+
+def filled(given: Spec, rows: Mapping[str, Iterable[Mapping[str, Any]]]) -> Spec:
+    """The chart of a shape, with its rows by name."""
+    return {**given, "datasets": {name: [_shortened(row) for row in own] for name, own in rows.items()}}
+
+
 def data(rows: Iterable[Mapping[str, Any]]) -> alt.NamedData:
     """Rows as a chart has them, numbers to six digits: one text to Altair, which would look into every row."""
-    return alt.NamedData(json.dumps([{name: _short(value) for name, value in row.items()} for row in rows]))
+    return alt.NamedData(json.dumps([_shortened(row) for row in rows]))
+
+
+def _shortened(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _short(value) for name, value in row.items()}
 
 
 def _short(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """The pictures of a report: accuracy over latency, archs, latency curves (Fig. 2 and 3), searches, predictions."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import altair as alt
@@ -8,7 +9,24 @@ import altair as alt
 from htas.arch import Arch
 from htas.budget import front
 from htas.report._compare import base_of, is_searched
-from htas.report._draw import BLUE, FAINT, GREEN, INK, MARGIN, ORANGE, PURPLE, RED, RULE, SKY, WIDTH, Spec, data, spec
+from htas.report._draw import (
+    BLUE,
+    FAINT,
+    GREEN,
+    INK,
+    MARGIN,
+    ORANGE,
+    PURPLE,
+    RED,
+    RULE,
+    SKY,
+    WIDTH,
+    Spec,
+    data,
+    filled,
+    shape,
+    spec,
+)
 from htas.result import CurveRecord, EpochRecord, Report, Result, SearchRecord
 from htas.strategies.differentiable import METRICS, SURE
 from htas.text import percent
@@ -283,21 +301,26 @@ MEASURED, INTERPOLATED, CHOSEN, OWN, FIT = "measured m(x)", "interpolated", "cho
 
 def latency_curve(curve: CurveRecord) -> Spec:
     """m(x), its fit and the chosen widths (the paper's Fig. 2) over the score of every width (Fig. 3), in ms."""
-    above, below = _fitted(curve), _scored(curve)
-    return spec(alt.vconcat(above, below).resolve_scale(color="independent", x="shared"))
+    return filled(_curve_shape(), _curve_rows(curve))
 
 
 def fitted_curve(curve: CurveRecord) -> Spec:
     """m(x) and its fit alone: the paper's Fig. 2."""
-    return spec(_fitted(curve))
+    return filled(shape(_fitted()), _curve_rows(curve))
 
 
 def scored_widths(curve: CurveRecord) -> Spec:
     """The score of every width and the chosen ones alone: the paper's Fig. 3."""
-    return spec(_scored(curve, height=190))
+    return filled(shape(_scored(height=190)), _curve_rows(curve))
 
 
-def _curve_rows(curve: CurveRecord) -> list[dict[str, Any]]:
+@cache
+def _curve_shape() -> Spec:
+    return shape(alt.vconcat(_fitted(), _scored()).resolve_scale(color="independent", x="shared"))
+
+
+def _curve_rows(curve: CurveRecord) -> dict[str, list[dict[str, Any]]]:
+    """Every width; those of the fit, the base width and the choices, as the legend calls them; the ends of groups."""
     chosen = set(curve.choices.get("hardware", ()))
     errors = curve.errors or (0.0,) * len(curve.widths)
     certain = curve.certain or (None,) * len(curve.groups)
@@ -311,10 +334,16 @@ def _curve_rows(curve: CurveRecord) -> list[dict[str, Any]]:
             "sure": certain[group], "chosen": "chosen" if width in chosen else "not",
             "what": INTERPOLATED if width in curve.interpolated else MEASURED,
         })  # fmt: skip
-    return rows
+    return {
+        "widths": rows,
+        "fit": [{"width": row["width"], "fit": row["fit"], "what": FIT} for row in rows],
+        "own": [{**row, "what": OWN} for row in rows if row["width"] == curve.base],
+        "best": [{**row, "what": CHOSEN} for row in rows if row["width"] in chosen],
+        "edges": [{"edge": last + 0.5} for _, last in curve.groups[:-1]],
+    }
 
 
-def _width_axis(curve: CurveRecord) -> tuple[alt.X, list[alt.Tooltip], alt.Chart]:
+def _width_axis() -> tuple[alt.X, list[alt.Tooltip], alt.Chart]:
     """The axis of widths, what is told of one, and the lines between groups."""
     x = alt.X(
         "width:Q", title="width, output channels", scale=alt.Scale(nice=False, padding=8), axis=alt.Axis(grid=False)
@@ -327,37 +356,33 @@ def _width_axis(curve: CurveRecord) -> tuple[alt.X, list[alt.Tooltip], alt.Chart
         alt.Tooltip("group:Q"),
         alt.Tooltip("sure:Q", title="its choice is right with", format=".0%"),
     ]
-    bounds = [{"edge": last + 0.5} for _, last in curve.groups[:-1]]
-    edges = alt.Chart(data(bounds)).mark_rule(color=RULE, strokeDash=[3, 3]).encode(alt.X("edge:Q"))
+    edges = alt.Chart(alt.NamedData("edges")).mark_rule(color=RULE, strokeDash=[3, 3]).encode(alt.X("edge:Q"))
     return x, told, edges
 
 
-def _fitted(curve: CurveRecord) -> Any:
-    rows, (x, told, edges) = _curve_rows(curve), _width_axis(curve)
-    chosen = set(curve.choices.get("hardware", ()))
+def _fitted() -> Any:
+    x, told, edges = _width_axis()
     scale = alt.Scale(domain=[MEASURED, INTERPOLATED, FIT, CHOSEN, OWN], range=[BLUE, SKY, FAINT, RED, INK])
     what = alt.Color("what:N", scale=scale)
     height = alt.Y("latency:Q", title="latency, ms", scale=alt.Scale(zero=False, padding=14))
-    whole = alt.Chart(data(rows))
+    whole = alt.Chart(alt.NamedData("widths"))
     band = whole.mark_area(color=SKY, opacity=0.25).encode(x, alt.Y("low:Q"), alt.Y2("high:Q"))
-    fitted = [{"width": row["width"], "fit": row["fit"], "what": FIT} for row in rows]
-    fit = alt.Chart(data(fitted)).mark_line(strokeDash=[5, 4], strokeWidth=1.3).encode(
+    fit = alt.Chart(alt.NamedData("fit")).mark_line(strokeDash=[5, 4], strokeWidth=1.3).encode(
         x, alt.Y("fit:Q"), what
     )  # fmt: skip
     line = whole.mark_line(color=BLUE, strokeWidth=1).encode(x, height)
     dots = whole.mark_point(filled=True, size=26, opacity=1).encode(x, height, what, tooltip=told)
-    own = alt.Chart(data({**row, "what": OWN} for row in rows if row["width"] == curve.base))
+    own = alt.Chart(alt.NamedData("own"))
     ring = own.mark_point(size=150, strokeWidth=1.8).encode(x, height, what, tooltip=told)
-    best = alt.Chart(data({**row, "what": CHOSEN} for row in rows if row["width"] in chosen))
+    best = alt.Chart(alt.NamedData("best"))
     marks = best.mark_point(filled=True, shape="diamond", size=80, opacity=1).encode(x, height, what, tooltip=told)
     names = best.mark_text(color=RED, dy=-10).encode(x, height, alt.Text("width:Q"))
     return alt.layer(edges, band, fit, line, dots, ring, marks, names).properties(width=PLOT, height=230)
 
 
-def _scored(curve: CurveRecord, height: int = 120) -> Any:
-    rows, (x, told, edges) = _curve_rows(curve), _width_axis(curve)
-    whole = alt.Chart(data(rows))
-    best = alt.Chart(data(row for row in rows if row["chosen"] == "chosen"))
+def _scored(height: int = 120) -> Any:
+    x, told, edges = _width_axis()
+    whole, best = alt.Chart(alt.NamedData("widths")), alt.Chart(alt.NamedData("best"))
     tint = alt.Color(
         "chosen:N", scale=alt.Scale(domain=["chosen", "not"], range=[RED, SKY]), legend=None
     )  # fmt: skip
