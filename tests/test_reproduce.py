@@ -91,12 +91,19 @@ def test_widths_of_a_device_of_eight_channels_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tables 4 and 5 and the motivation, by the command."""
+def crossed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Table 5, by the command."""
     folder = tmp_path_factory.mktemp("reproduce") / "out"
-    options = ["table4", "table5", "motivation", "--quick", *SHORT, f"--data.path={images}", f"--out={folder}"]
-    assert main(["reproduce", *options]) == 0
+    assert main(["reproduce", "table5", "--quick", *SHORT, f"--data.path={images}", f"--out={folder}"]) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def made(crossed: Path, images: Path) -> Path:
+    """Table 4 and the motivation beside it."""
+    options = ["table4", "motivation", "--quick", *SHORT, f"--data.path={images}", f"--out={crossed}"]
+    assert main(["reproduce", *options]) == 0
+    return crossed
 
 
 def section(folder: Path, name: str) -> dict[str, object]:
@@ -104,6 +111,7 @@ def section(folder: Path, name: str) -> dict[str, object]:
     return found
 
 
+@pytest.mark.slow
 def test_a_table_has_the_printed_rows_beside_those_of_this_machine(made: Path) -> None:
     content = section(made, "table4")
     rows = {row[0]: dict(zip(content["headings"], row, strict=True)) for row in content["rows"]}
@@ -131,8 +139,8 @@ def test_a_table_has_the_printed_rows_beside_those_of_this_machine(made: Path) -
     assert any("slip of the paper" in note for note in content["notes"])
 
 
-def test_networks_of_two_targets_are_measured_on_both(made: Path) -> None:
-    content = section(made, "table5")
+def test_networks_of_two_targets_are_measured_on_both(crossed: Path) -> None:
+    content = section(crossed, "table5")
     rows = {row[0]: row for row in content["rows"]}
     assert rows["the paper's ResNet32-G, for its GPU"][4] == f"{23.5 / 21.6:.3f}"
     assert rows["the paper's ResNet32-C, for its CPU"][4] == f"{26.8 / 24.4:.3f}"
@@ -140,12 +148,13 @@ def test_networks_of_two_targets_are_measured_on_both(made: Path) -> None:
         assert all(cell != "-" for cell in (*rows[name][1:4], rows[name][5]))
     on_a = float(rows["here, searched for B"][2]) / float(rows["here, searched for A"][2])
     assert float(rows["here, searched for A"][4]) == pytest.approx(on_a, rel=0.01)
-    place = made / "cifar100-resnet32-cpu-quick"
+    place = crossed / "cifar100-resnet32-cpu-quick"
     assert {path.name for path in place.glob("latencies-*.json")} == {
         "latencies-eager-cpu-1.json", "latencies-onnxruntime-cpu-1.json"
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_motivation_has_every_kind_on_every_runtime(made: Path) -> None:
     content = section(made, "motivation")
     assert content["headings"][:4] == ["network", "made by", "MACs saved, %", "promised by them"]
@@ -161,6 +170,7 @@ def test_the_motivation_has_every_kind_on_every_runtime(made: Path) -> None:
     assert any(saying.startswith("eager: of ") and "not one percent faster" in saying for saying in content["says"])
 
 
+@pytest.mark.slow
 def test_what_is_there_is_kept(made: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: object) -> None:
     def never(*_: object) -> None:
         raise AssertionError("it was found and trained before")
