@@ -11,7 +11,7 @@ import pytest
 from htas.arch import Arch
 from htas.files import FORMAT, Unusable
 from htas.measurement import Measurement
-from htas.report import picture, read, write, write_runs
+from htas.report import read, write, write_runs
 from htas.report._compare import accuracy, answer, speed
 from htas.report._content import doubts, standing, target, value
 from htas.report._figures import accuracy_over_latency, archs, asked_share
@@ -441,20 +441,6 @@ def test_a_search_without_epochs_or_rivals_is_drawn_all_the_same(tmp_path: Path)
 def test_backticks_in_a_configuration_stay_inside_its_fence(tmp_path: Path) -> None:
     write(replace(REPORT, curves=(), searches=(), results=(), config="a = '```'\n"), tmp_path)
     assert "````toml\na = '```'\n````" in (tmp_path / "report.md").read_text()
-
-
-@pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("a.svg", b"<svg")])
-def test_the_picture_is_written_by_its_ending(tmp_path: Path, name: str, start: bytes) -> None:
-    picture(REPORT, tmp_path / name)
-    assert (tmp_path / name).read_bytes().startswith(start)
-
-
-def test_a_picture_that_cannot_be_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"written as \.svg or \.png, got 'a\.gif'"):
-        picture(REPORT, tmp_path / "a.gif")
-    with pytest.raises(ValueError, match="train and measure one first"):
-        picture(replace(REPORT, results=()), tmp_path / "a.svg")
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from htas.text import Shown
 if TYPE_CHECKING:
     from htas.inspection import Inspection
 
-__all__ = ["picture", "read", "summary", "write", "write_inspection", "write_runs", "write_survey"]
+__all__ = ["read", "summary", "write", "write_inspection", "write_runs", "write_survey"]
 
 
 def write(report: Report, folder: Path) -> list[Path]:
@@ -99,19 +99,3 @@ def read(path: Path) -> Report:
             f"{file} is not a report ({error!r}){other}; name the report.json of a run, or make it again with "
             "the version that made it"
         ) from error
-
-
-def picture(report: Report, path: Path) -> None:
-    """Write the picture of accuracy over measured latency, as SVG or PNG by the ending of the path.
-
-    Raises ValueError for another ending, and where no network is both trained and measured.
-    """
-    from htas.report._draw import png, svg
-    from htas.report._figures import accuracy_over_latency, pictured
-
-    kind = path.suffix.lower().lstrip(".")
-    if kind not in ("svg", "png"):
-        raise ValueError(f"a picture is written as .svg or .png, got {path.name!r}; name a file with such an ending")
-    if not pictured(report):
-        raise ValueError("no network of this report is both trained and measured; train and measure one first")
-    write_bytes(path, (svg if kind == "svg" else png)(accuracy_over_latency(report)))
