@@ -58,7 +58,8 @@ def shortened(words: list[str], images: Path) -> list[str]:
         return words
     named = next((word.partition("=")[2] for word in words if word.startswith("--strategy.name=")), "differentiable")
     data = [f"--data.path={images}"] if "cifar" in " ".join(words) and "--data.path" not in " ".join(words) else []
-    return [*words, *data, *TINY, *SEARCH[named], *(["--constraints.tries=1"] if verb == "fastest" else [])]
+    fewer = {"fastest": ["--constraints.tries=1"], "run": ['--design.spaces=["hardware"]']}.get(verb, [])
+    return [*words, *data, *TINY, *SEARCH[named], *fewer]
 
 
 @pytest.fixture(scope="module")
