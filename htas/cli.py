@@ -4,6 +4,7 @@ import argparse
 import errno
 import json
 import os
+import select
 import shlex
 import sys
 from collections import Counter
@@ -47,7 +48,13 @@ Overrides = Sequence[str]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0, 2 for a mistake of the user's, 130 for Ctrl-C."""
     try:
-        return _main(list(sys.argv[1:] if argv is None else argv))
+        code = _main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        return 0
     except KeyboardInterrupt:
         print("\nhtas: stopped; the same command continues where this one was", file=sys.stderr)
         return 130
@@ -239,7 +246,7 @@ def reproduce(
     depths: Annotated[str, "ResNets of Tables 3 and 4 that are trained, with commas between"] = "32",
     json: Json = False,
     second: Annotated[str, "Table 5's other target, as runtime=onnxruntime,threads=1 (that, on CUDA the CPU)"] = "",
-    out: Out = None,
+    out: Annotated[Path | None, "folder of all that is made; otherwise runs/reproduce"] = None,
 ) -> None:
     """Make the paper's tables and figures again on this machine, each beside what is printed there."""
     from htas.reproduce import Plan
@@ -400,6 +407,16 @@ VERBS: Mapping[str, Callable[..., None]] = {
         demo,
     )
 }
+
+
+def _reader_left() -> bool:
+    """Whether who reads the output has read enough, as `head` does; nothing is written then any more."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)  # errors are told in any case
+    left = any(event & select.POLLERR for _, event in output.poll(0))
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes
+    return left
 
 
 def _main(argv: list[str]) -> int:

@@ -57,6 +57,12 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     return made
 
 
+def test_a_reader_that_has_read_enough_gets_no_traceback() -> None:
+    command = f"{sys.executable} -m htas run --help | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert done.stdout.startswith("usage: htas run") and done.stderr == ""
+
+
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """The one sentence with which a command is refused."""
     assert cli.main(argv) == 2
