@@ -1,10 +1,14 @@
 """What every test file shares: a fixed seed, and tests left out where this machine lacks what they need."""
 
 import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process for every core: their threads would wait for each other
     torch.set_num_threads(1)
@@ -30,6 +34,22 @@ def _own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HTAS_STORE", str(tmp_path_factory.mktemp("store") / "store.sqlite"))
         yield
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise in the classes of CIFAR-10 and CIFAR-100, in folders so named; CIFAR-10's in the folder itself too."""
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for name, classes, each in (("cifar10", 10, 10), ("cifar100", 100, 1)):
+        for part in ("train", "test"):
+            for number in range(classes):
+                place = folder / name / part / f"{number:03}"
+                place.mkdir(parents=True)
+                for image in range(each):
+                    Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(place / f"{image}.png")
+    for part in ("train", "test"):
+        shutil.copytree(folder / "cifar10" / part, folder / part)
+    return folder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,13 +2,10 @@
 
 import re
 import shlex
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 from scripted_device import scripted_device
 
 from htas.cli import VERBS, main
@@ -60,22 +57,6 @@ def shortened(words: list[str], images: Path) -> list[str]:
     data = [f"--data.path={images}"] if "cifar" in " ".join(words) and "--data.path" not in " ".join(words) else []
     fewer = {"fastest": ["--constraints.tries=1"], "run": ['--design.spaces=["hardware"]']}.get(verb, [])
     return [*words, *data, *TINY, *SEARCH[named], *fewer]
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noise in the classes of CIFAR-10 and CIFAR-100, in folders of these names and of itself."""
-    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for name, classes, each in (("cifar10", 10, 10), ("cifar100", 100, 1)):
-        for part in ("train", "test"):
-            for number in range(classes):
-                place = folder / name / part / f"{number:03}"
-                place.mkdir(parents=True)
-                for image in range(each):
-                    Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(place / f"{image}.png")
-    for part in ("train", "test"):
-        shutil.copytree(folder / "cifar10" / part, folder / part)
-    return folder
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,9 +5,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 from scripted_device import scripted_device
 
 from htas import compare, reproduce
@@ -29,21 +27,6 @@ SHORT = [
 def _scripted() -> Iterator[None]:
     with scripted_device():
         yield
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with both data sets, an image or ten of noise for each class."""
-    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for name, classes, each in (("cifar10", 10, 10), ("cifar100", 100, 1)):
-        for part in ("train", "test"):
-            for number in range(classes):
-                place = folder / name / part / f"{number:03}"
-                place.mkdir(parents=True)
-                for image in range(each):
-                    pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-                    Image.fromarray(pixels).save(place / f"{image}.png")
-    return folder
 
 
 def test_the_printed_figures_give_the_speeds_that_the_paper_claims() -> None:

@@ -35,7 +35,6 @@ class Row:
     predicted: float | None = None
     macs: float | None = None
     """In millions."""
-    printed: Mapping[str, Any] | None = None
 
     @property
     def latency(self) -> float | None:
@@ -181,7 +180,7 @@ def _of_paper(printed: Mapping[str, Any] | None) -> Row:
     if printed is None:
         return Row()
     accuracy = (printed["top1"] / 100,) if "top1" in printed else ()
-    return Row(accuracy, (printed["latency_ms"] / 1e3,), None, printed["mmacs"], printed)
+    return Row(accuracy, (printed["latency_ms"] / 1e3,), None, printed["mmacs"])
 
 
 def _row(title: str, paper: Row, here: Row, papers: Mapping[str, Row], heres: Mapping[str, Row]) -> tuple[str, ...]:
