@@ -43,4 +43,6 @@ def take(folder: Path, file: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        raise SystemExit("usage: python docs/screenshot.py FOLDER PICTURE.png; FOLDER has the report.json of a run")
     take(*map(Path, sys.argv[1:]))

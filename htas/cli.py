@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from importlib.resources import as_file, files
 from inspect import Parameter, cleandoc, signature
@@ -262,7 +263,7 @@ def reproduce(
     given = [f"--{name}={value}" for name, value in options.items() if value is not None]
     given += [*(["--quick"] if quick else []), *(["--full"] if full else [])]
     given += [f"--depths={depths}"] if depths != "32" else []
-    page, tables = again(what, Plan(
+    page, tables, reasons = again(what, Plan(
         folder=out or Path("runs") / "reproduce",
         command=shlex.join(["htas", "reproduce", *what, *overrides, *given]),
         device=where,
@@ -272,7 +273,10 @@ def reproduce(
         second=second,
         overrides=tuple(overrides),
     ))  # fmt: skip
-    show(tables, {"page": str(page)}, json)
+    if tables:
+        show(tables, {"page": str(page)}, json)
+    if reasons:
+        raise ValueError("; ".join(reasons))
 
 
 def report(
@@ -446,7 +450,8 @@ def _call(verb: Callable[..., None], argv: list[str]) -> None:
         raise ValueError(_no_option(verb, parser, unknown[0], configurable))
     values = {**vars(known), **({"overrides": overrides} if configurable else {})}
     first = [values.pop(name) for name in _positional(verb)]
-    with recording(bool(values.get("tensorboard"))):  # which a verb only has so that it is known
+    tensorboard = bool(values.get("tensorboard"))  # which a verb only has so that it is known
+    with nullcontext() if verb is report else recording(tensorboard):  # a report may be looked at while a run works
         verb(*first, **values)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from htas import networks, pipeline, pruning
+from htas import datasets, networks, pipeline, pruning
 from htas.arch import Arch
 from htas.budget import over, parse
 from htas.config import as_text, fitting, load
@@ -28,6 +28,7 @@ from htas.intervals import Blocks, reach
 from htas.measurement import Measurement
 from htas.pipeline import Run
 from htas.progress import say
+from htas.record import into
 from htas.report.arms import page
 from htas.result import Result, SearchRecord
 from htas.sweep import SUPERNETS, own_folder, prepared, share_files
@@ -72,6 +73,8 @@ class Entry:
     """Of the search, its finalists included; None where nothing was searched."""
     doubt: str = ""
     """Why its search has not converged; empty where it has, or where there was none."""
+    images: str = ""
+    """How the images came that it was trained on, where its data set has copies that differ; empty where not known."""
 
 
 def read_arms(*paths: Path) -> list[Arm]:
@@ -194,8 +197,8 @@ def finished(
         todo = {key: job for key, job in jobs.items() if _entry(jobs, named, key) is None}
         count = f"{len(todo)} of {len(jobs)} networks to be found and trained"
         say(f"compare: {len(arms)} arms, {plural(len({seed for _, seed in jobs}), 'seed')}; {count}")
-        # what times layers comes first, while the machine may be kept quiet
-        for work in (_prepare, partial(_finish, jobs, named)):
+        # what cannot be trained is refused before it is measured, and layers are timed while the machine may be quiet
+        for work in (partial(_read, {}), _prepare, partial(_finish, jobs, named)):
             for (name, seed), job in list(todo.items()):
                 try:
                     work(job, name)
@@ -228,6 +231,19 @@ def _refuse_targets(jobs: Mapping[tuple[str, int], Run]) -> None:
             )
 
 
+def _read(seen: dict[str, str], job: Run, name: str) -> None:
+    """Raise ValueError where the images of an arm cannot be read; `seen` has what came of those of others."""
+    key = digest(job.config.names["data"], dataclasses.asdict(job.config.data))  # type: ignore[call-overload]
+    if key not in seen:
+        try:
+            Run(job.config, job.folder).data  # noqa: B018, which reads them, and they are not kept
+            seen[key] = ""
+        except ValueError as error:
+            seen[key] = str(error)
+    if seen[key]:
+        raise ValueError(seen[key])
+
+
 def _prepare(job: Run, name: str) -> None:
     """Survey, space and cost of an arm, unless another arm or seed has had them made."""
     prepared(job.config, job.folder)
@@ -236,6 +252,7 @@ def _prepare(job: Run, name: str) -> None:
 def _finish(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], job: Run, name: str) -> None:
     """The search and the training, up to result.json."""
     config, place, arm = job.config, job.folder, named[name]
+    into(place)
     if _entry(jobs, named, (name, config.seed)) is not None:  # it trains what another arm has found again
         return
     share_files(job)  # searches and networks that others have made since
@@ -264,7 +281,8 @@ def _finish(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], job: 
     row, _ = pipeline.train_row(job, row, build=build)
     if row.arch.widths:
         row = replace(row, predicted=job.calibrated.cost(row.arch))
-    about = {"options": _basis(job, arm), "search_seconds": seconds, "doubt": doubt}
+    images = datasets.encoding(config.data) if hasattr(config.data, "path") else ""
+    about = {"options": _basis(job, arm), "search_seconds": seconds, "doubt": doubt, "images": images}
     write_json(place / "result.json", {**about, "result": row.json()})
 
 
@@ -363,7 +381,8 @@ def _entry(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], key: t
             f"{job.folder} holds a result of another configuration ({difference}); name another folder with --out, or "
             "delete this one"
         )
-    found = Entry(Result.of(content["result"]), content["search_seconds"], content.get("doubt", ""))
+    result, (doubt, images) = Result.of(content["result"]), (content.get(name, "") for name in ("doubt", "images"))
+    found = Entry(result, content["search_seconds"], doubt, images)
     if arm.like:
         other = _entry(jobs, named, (arm.like, key[1]))
         if other is None or other.result.arch != found.result.arch:

@@ -940,7 +940,12 @@ def _unfinished(path: Path) -> bool:
 def _reported(made: Report, folder: Path) -> bool:
     """Whether the report that is there says the same."""
     paths = [folder / f"report.{suffix}" for suffix in ("json", "md", "html")]
-    return all(path.exists() for path in paths) and Report.of(read_json(paths[0])) == made
+    if not all(path.exists() for path in paths):
+        return False
+    try:
+        return Report.of(read_json(paths[0])) == made
+    except (KeyError, TypeError, ValueError):  # of another version
+        return False
 
 
 def _environment(job: Run) -> None:

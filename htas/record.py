@@ -33,24 +33,27 @@ class Record:
         self._began = time.time()
 
     def open(self, folder: Path) -> None:
-        """Write into this folder from now on."""
-        if folder == self._folder:
+        """Write into this folder from now on, and only then end in the one before: who watches a folder around both
+        finds one of them running at any time."""
+        before = self._folder
+        if folder == before:
             return
-        self.end("finished", "")
-        self._folder = folder
+        self._folder, self._work = folder, {}
+        self._write("running", "", folder)
+        self._end("finished", "", before)
         if self._tensorboard:
             self._writer = _writer(folder / "tensorboard")
 
     def line(self, text: str) -> None:
         """A line was said."""
         self._lines.append(text)
-        self._write("running", "")
+        self._write("running", "", self._folder)
 
     def work(self, title: str, words: str, figures: str, share: float) -> None:
         """A bar has moved."""
         self._work = {"title": title, "words": words, "figures": figures, "share": share}
         if time.monotonic() >= self._written + EVERY or share >= 1:
-            self._write("running", "")
+            self._write("running", "", self._folder)
 
     def scalars(self, title: str, step: int, values: Mapping[str, float]) -> None:
         """Figures of an epoch."""
@@ -61,24 +64,28 @@ class Record:
 
     def end(self, state: str, why: str) -> None:
         """The command has ended in this folder."""
-        self._write(state, why)
+        self._end(state, why, self._folder)
+        self._folder = None
+
+    def _end(self, state: str, why: str, folder: Path | None) -> None:
+        self._write(state, why, folder)
         if self._writer is not None:
             self._writer.close()
-        self._folder = self._writer = None
+        self._writer = None
 
-    def _write(self, state: str, why: str) -> None:
+    def _write(self, state: str, why: str, folder: Path | None) -> None:
         """Not waited for: the disk must not be busy while something is measured. What cannot be written is left out."""
-        if self._folder is None:
+        if folder is None:
             return
         self._written = time.monotonic()
         content = {
             "state": state, "why": why, "lines": list(self._lines), "work": self._work, "began": self._began,
             "time": time.time(), "process": os.getpid(), "host": socket.gethostname(),
         }  # fmt: skip
-        part = self._folder / f".{NAME}.part"
+        part = folder / f".{NAME}.part"
         try:
             part.write_text(json.dumps(content))
-            part.replace(self._folder / NAME)
+            part.replace(folder / NAME)
         except OSError:
             return
 

@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,14 +51,24 @@ class State:
 
 
 def state(folder: Path) -> State:
-    """How far the run is, or of a folder of runs the one that moved last. Raises Unusable where none has begun."""
+    """How far the run is; of a folder of runs the one that moved last, of those that are running where one is. Raises
+    Unusable where none has begun."""
     found = [path for path in (folder / NAME, *folder.glob(f"*/{NAME}"), *folder.glob(f"*/*/{NAME}")) if path.exists()]
     if not found:
         raise Unusable(
             f"{folder} is no folder in which a run has begun; name the folder of one, which htas run prints and --out "
             "names"
         )
-    path = max(found, key=lambda path: path.stat().st_mtime)
+    latest, *others = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    last = _read(latest)
+    for path in others if last.state != "running" else ():
+        with suppress(Unusable):  # of a run before this one
+            if (other := _read(path)).state == "running":
+                return other
+    return last
+
+
+def _read(path: Path) -> State:
     try:
         content = json.loads(path.read_text())
         work = content["work"]

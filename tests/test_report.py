@@ -11,9 +11,11 @@ import pytest
 from htas.arch import Arch
 from htas.files import FORMAT, Unusable
 from htas.measurement import Measurement
+from htas.pipeline import _reported
 from htas.report import read, write, write_runs
 from htas.report._compare import accuracy, answer, speed
 from htas.report._content import doubts, standing, target, value
+from htas.report._draw import inline
 from htas.report._figures import accuracy_over_latency, archs, asked_share
 from htas.result import CurveRecord, EpochRecord, Kept, Prediction, Report, Result, SearchRecord
 from htas.text import plus_minus
@@ -403,15 +405,34 @@ def test_a_long_search_of_many_sites_stays_a_page_to_be_mailed(tmp_path: Path) -
     assert (tmp_path / "report.html").stat().st_size < 6e6
 
 
+def test_a_page_keeps_the_labels_of_its_pictures_whole() -> None:
+    """Coordinates are shortened in the page's copy of a picture; the ticks of a fast layer and names are not."""
+    drawn = b'<svg width="10" height="5"><path d="M1.23456,2.5L3.00001,4"/><text>0.00125 of layer.1234</text></svg>'
+    assert inline(drawn, "one") == (
+        '<svg style="max-width: 10px"><path d="M1.23,2.5L3.00,4"/><text>0.00125 of layer.1234</text></svg>'
+    )
+
+
+def test_a_report_of_another_version_is_written_anew(tmp_path: Path) -> None:
+    write(REPORT, tmp_path)
+    path = tmp_path / "report.json"
+    assert _reported(REPORT, tmp_path)
+    content = json.loads(path.read_text())
+    for wrong in ({**content, "results": 1}, {"format": 1}, {**content, "more": 2, "curves": [{}]}):
+        path.write_text(json.dumps(wrong))
+        assert not _reported(REPORT, tmp_path)
+
+
 def test_several_runs_stand_on_one_page_with_what_they_differ_in(tmp_path: Path) -> None:
     rows = tuple(replace(row, target={**TARGET, "threads": 1}) for row in REPORT.results)
-    other = replace(REPORT, dataset="cifar10", results=rows)
+    other = replace(REPORT, dataset="cifar10", results=rows, machine={**REPORT.machine, "processor": "Cray-1"})
     page = Page(write_runs({"one": REPORT, STRANGE: other}, tmp_path).read_text())
     text = (tmp_path / "report.md").read_text().replace("\\", "")
     assert page.open == [] and STRANGE in page.said
     for said in (
         "for different targets, so their latencies say nothing of each other",
         "on different images, so their accuracies say nothing of each other",
+        "on different machines, so their latencies say nothing of each other",
         "| data | digits | cifar10 |",
         "threads 1, image 3x32x32 |",
     ):

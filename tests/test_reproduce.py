@@ -3,17 +3,23 @@
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from scripted_device import scripted_device
 
 from htas import compare, reproduce
+from htas.arch import Arch
 from htas.cli import main
+from htas.compare import Entry
 from htas.config import load
 from htas.reproduce import ITEMS, Plan
-from htas.reproduce._plan import LAMBDA, PAPER, TAS
-from htas.reproduce._rows import budget
+from htas.reproduce._cross import _name
+from htas.reproduce._plan import LAMBDA, PAPER, PUBLISHED, TAS
+from htas.reproduce._rows import Row, _verdict, budget, doubted
+from htas.result import Result
+from htas.target import machine
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples" / "paper").glob("*.toml"))
 SHORT = [
@@ -53,7 +59,7 @@ def test_at_full_length_a_row_is_the_example_of_it(path: Path) -> None:
 
 
 def test_widths_of_a_device_of_eight_channels_at_a_time(tmp_path: Path) -> None:
-    page, shown = reproduce.reproduce(["fig3", "table2"], Plan(tmp_path / "out", overrides=("--survey.store=none",)))
+    page, shown, _ = reproduce.reproduce(["fig3", "table2"], Plan(tmp_path / "out", overrides=("--survey.store=none",)))
     table, figure = shown
     rows = [row for row in table.rows[1:] if row[0] == "32x32, 16"]
     widths = {row[1]: row[2].replace("?", "") for row in rows}
@@ -106,7 +112,7 @@ def test_a_table_has_the_printed_rows_beside_those_of_this_machine(made: Path) -
     found = json.loads((made / "cifar100-resnet32-cpu-quick" / "HTAS-within-43---0" / "result.json").read_text())[
         "result"
     ]
-    assert rows["ResNet-32, HTAS within 43 %"]["here "] == f"{manual['params'] / found['params']:.2f}"
+    assert rows["ResNet-32, HTAS within 43 %"]["than manual, here"] == f"{manual['params'] / found['params']:.2f}"
     assert rows["ResNet-32, HTAS within 43 %"]["predicted, ms"] != "-"
     assert rows["ResNet-110, TAS, its published network"]["MACs, M, paper"] == "120"
     assert rows["ResNet-110, TAS, its published network"]["MACs, M, here"] == "120"
@@ -150,7 +156,8 @@ def test_the_motivation_has_every_kind_on_every_runtime(made: Path) -> None:
     assert float(half[3]) == pytest.approx(1 / (1 - float(half[2]) / 100), abs=0.02)
     saved = [float(row[2]) for row in content["rows"]]
     assert saved == sorted(saved)
-    assert any(saying.startswith("eager: of ") and "not one percent faster" in saying for saying in content["says"])
+    assert any(saying.startswith("eager: of ") and "neither" in saying for saying in content["says"])
+    assert all("±" in cell for row in rows.values() for cell in row[4:])
 
 
 @pytest.mark.slow
@@ -181,6 +188,12 @@ def test_what_is_there_is_kept(made: Path, images: Path, monkeypatch: pytest.Mon
         (["table5", "--second=faster", "--quick"], "--second must be options of a target"),
         (["table5", "--second=runtime=eager", "--quick"], "is the target of the first search too"),
         (["table2", "--target.runtime=abacus"], "abacus"),
+        (["table2", "--design.groups=4"], "8 groups of widths up to 2 times the base width, got --design.groups=4"),
+        (["fig3", "--design.expand=1"], "--design.expand=1; leave those options out"),
+        (["table4", "--seed=5"], "takes no --seed, got '5': seeds go from 0 on"),
+        (["table4", "--target.device=cuda"], "takes no --target.device, got 'cuda': name it with --device"),
+        (["table4", "--family.depth=20"], "takes no --family.depth"),
+        (["table4", "--quick", "--data.path=nowhere"], "no network of ResNet-32 could be trained: manual, seed 0: "),
     ],
 )
 def test_what_cannot_be_reproduced_is_one_sentence(
@@ -190,6 +203,99 @@ def test_what_cannot_be_reproduced_is_one_sentence(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert said in error and error.startswith("htas: ")
     assert not (tmp_path / "out" / "reproduce.html").exists()
+
+
+def test_the_widths_are_surveyed_once_at_any_length(tmp_path: Path, images: Path) -> None:
+    folder = tmp_path / "out"
+    assert main(["reproduce", "table2", "--survey.store=none", f"--out={folder}"]) == 0
+    before = (folder / "widths-cpu" / "survey.json").read_bytes()
+    more = [f"--data.path={images}", "--quick", "--split.limit=50", "--survey.store=none", f"--out={folder}"]
+    assert main(["reproduce", "fig2", *more]) == 0
+    assert (folder / "widths-cpu" / "survey.json").read_bytes() == before
+
+
+def test_what_cannot_be_made_leaves_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["table4", "fig3", "--quick", "--data.path=nowhere", "--survey.store=none", f"--out={tmp_path / 'out'}"]
+    assert main(["reproduce", *words]) == 2
+    found = capsys.readouterr()
+    assert "Fig. 3" in found.out and found.err.strip().splitlines()[-1].startswith("htas: table4: no network of")
+    assert "Fig. 3" in (tmp_path / "out" / "reproduce.html").read_text()
+    assert not (tmp_path / "out" / "cifar100-resnet32-cpu-quick" / "manual-0").exists()  # nothing was measured for it
+
+
+def test_a_section_of_another_version_is_refused_before_anything_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out" / "sections" / "table4.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"format": 1, "title": "Table 4"}')
+    assert main(["reproduce", "fig2", f"--out={tmp_path / 'out'}"]) == 2
+    assert "table4.json was not written by this version" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "widths-cpu").exists()
+
+
+def test_a_shortened_run_is_not_called_the_papers() -> None:
+    short = Plan(Path("runs"), length="full", overrides=("--train.epochs=20", "--split.limit=1000"))
+    said = short.said(short.config("cifar10", 32))
+    assert said.startswith("full, but 600 epochs of search, 25 of training, 1000 training images")
+    assert said.endswith("; the paper's is 600 epochs of search and 305 of training with all images")
+    whole = Plan(Path("runs"), length="full")
+    assert whole.said(whole.config("cifar100", 32)).startswith(
+        "the paper's: 600 epochs of search, 305 of training, all"
+    )
+
+
+def test_each_second_target_has_a_name_of_its_own() -> None:
+    first = Plan(Path("runs")).target
+    threads = 2 if first.threads != 2 else 1
+    others = [replace(first, batch=1), replace(first, precision="bf16"), replace(first, threads=threads), first]
+    names = [_name(other, first) for other in (*others, replace(first, runtime="openvino"))]
+    assert len(set(names)) == 5
+    assert names[0] == f"eager-cpu-{first.threads}-batch-1" and names[3] == f"eager-cpu-{first.threads}"
+
+
+@pytest.fixture
+def row() -> Result:
+    return Result("manual", "cifar_resnet:32", Arch({}), "-", "-", "given", "-", {}, 69_000_000, 467_000)
+
+
+def test_what_was_found_elsewhere_is_said(row: Result) -> None:
+    here = {"processor": machine()["processor"], "instructions": machine()["instructions"], "gpu": machine()["gpu"]}
+    there = {
+        ("manual", 0): Entry(replace(row, versions=here), None),
+        ("manual", 1): Entry(replace(row, versions={**here, "processor": "Cray-1"}), None),
+    }
+    (said,) = doubted(there)
+    assert said.startswith("Found and trained on another machine (Cray-1") and said.endswith("here: manual, seed 1")
+
+
+def test_the_images_named_are_those_that_were_trained_on(row: Result, images: Path) -> None:
+    plan = Plan(Path("runs"), length="quick", overrides=(f"--data.path={images}",))
+    config = plan.config("cifar100", 32)
+    jpeg = Entry(row, None, images="JPEG images of quality 95")
+    assert plan.facts(config.target, config, [jpeg])["Data"] == "cifar100: JPEG images of quality 95"
+    both = plan.facts(config.target, config, [jpeg, Entry(row, None)])["Data"]
+    assert both == "cifar100: JPEG images of quality 95; others PNG images, lossless"
+
+
+def test_a_speed_that_the_budget_asks_for_is_called_so(row: Result) -> None:
+    def arm(milliseconds: float, *shares: float) -> Row:
+        return Row(shares, (milliseconds / 1e3,), None, 40.0, tuple(range(len(shares))))
+
+    paper = {"manual": arm(56.6), PUBLISHED: arm(42.8), "ours": arm(24.4)}
+    here = {"manual": arm(20.0, 0.70, 0.72), PUBLISHED: arm(15.0, 0.69, 0.71), "ours": arm(8.0, 0.60, 0.62)}
+    (said,) = _verdict(32, paper, here, "ours")
+    speed, asked, accuracy = said.split(". ", 2)
+    assert speed == (
+        "ResNet-32: ours is 2.50 times as fast as the manual network and 1.88 times as fast as TAS's published one, "
+        "with 40.0 M multiply-adds (the paper's: 2.32, 1.75, 40.0 M)"
+    )
+    assert asked == "The first of these speeds is what the budget asks for"
+    assert "10.0 ± 0.0 points (95 %, 2 seeds), a clear difference at this length" in accuracy
+    here["ours"] = arm(8.0, 0.71)
+    assert _verdict(32, paper, here, "ours")[0].endswith("+1.0 points, of one training each, which says little.")
+    lone = {"manual": here["manual"], LAMBDA: arm(4.0, 0.5, 0.5), PUBLISHED: here[PUBLISHED]}
+    assert "the paper" not in _verdict(32, paper, lone, "ours")[0]
 
 
 def test_every_item_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,6 +73,35 @@ def test_of_several_runs_the_one_that_moved_last_is_watched(tmp_path: Path) -> N
     assert watch.state(tmp_path).folder == tmp_path / "second"
 
 
+def test_of_several_runs_one_is_running_until_all_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    seen = []
+    put = record.Record._write
+
+    def write(own: record.Record, *words: object) -> None:
+        put(own, *words)  # type: ignore[arg-type]
+        seen.append(watch.state(tmp_path).state)
+
+    monkeypatch.setattr(record.Record, "_write", write)
+    with record.recording():
+        for name in ("first", "second", "first"):
+            record.into(tmp_path / name)
+            say(name)
+    assert seen[-1] == "finished" and set(seen[1:-1]) == {"running"}
+
+
+def test_a_broken_file_of_an_older_run_does_not_matter(tmp_path: Path) -> None:
+    for number, name in enumerate(("older", "newer")):
+        (tmp_path / name).mkdir()
+        with record.recording():
+            record.into(tmp_path / name)
+        if name == "older":
+            (tmp_path / name / record.NAME).write_text("{")
+        os.utime(tmp_path / name / record.NAME, (number, number))
+    assert watch.state(tmp_path).folder == tmp_path / "newer"
+
+
 def test_watching_follows_to_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     looks = 0
     with record.recording():

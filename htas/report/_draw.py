@@ -122,7 +122,7 @@ def inline(picture: bytes, name: str) -> str:
     text = picture.decode()
     text = text[text.index("<svg") :]
     text = re.sub(r' (?:xmlns(:\w+)?|aria-[a-z]+|role)="[^"]*"', "", text)  # what it shows is said once, around it
-    text = re.sub(r"(\.\d\d)\d+", r"\1", text)
+    text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text)  # coordinates, no labels
     text = re.sub(r'(<svg [^>]*?)width="([\d.]+)" height="[\d.]+"', r'\1style="max-width: \2px"', text, count=1)
     text = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{name}-", text)
     text = re.sub(r'font-family="[^"]*"', 'font-family="inherit"', text)

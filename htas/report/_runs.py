@@ -117,6 +117,8 @@ def _unlike(runs: Mapping[str, Report]) -> Sequence[tuple[str, str]]:
     said = []
     if len({own.get("target") for own in facts}) > 1:
         said.append(("", "The runs were measured for different targets, so their latencies say nothing of each other."))
+    if len({own.get("processor") for own in facts}) > 1:
+        said.append(("", "The runs were measured on different machines, so their latencies say nothing of each other."))
     if len({(own["data"], own["test images"]) for own in facts}) > 1:
         said.append(("", "The runs were tested on different images, so their accuracies say nothing of each other."))
     return said

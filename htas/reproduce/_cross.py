@@ -7,6 +7,7 @@ from htas.compare import Arm
 from htas.report.paper import Section
 from htas.reproduce._plan import LENGTHS, MANUAL, PAPER, Plan, describe, within
 from htas.reproduce._rows import Row, accuracy, budget, doubted, millions, milliseconds, row_of, times
+from htas.target import Target
 
 DATA, DEPTH = "cifar100", 32
 """Of the paper's Table 5."""
@@ -23,7 +24,8 @@ def table5(plan: Plan) -> Section:
     for where, arm in {"A": first, "B": other}.items():
         on = jobs[arm, 0]
         targets[where] = on.target
-        found, _ = compare.measured(jobs, there, named, place / f"latencies-{_name(on.target)}.json", on=on)
+        path = place / f"latencies-{_name(on.target, jobs[first, 0].target)}.json"
+        found, _ = compare.measured(jobs, there, named, path, on=on)
         rows[where] = {
             name: row_of([each for (its, _), each in found.items() if its == name]) for name in (MANUAL, first, other)
         }
@@ -69,22 +71,19 @@ def table5(plan: Plan) -> Section:
             *(f"Left out: {reason}" for reason in reasons),
             *doubted(there),
         ),
-        facts=plan.facts(targets["A"], config),
+        facts=plan.facts(targets["A"], config, there.values()),
     )  # fmt: skip
 
 
 def crossed(plan: Plan) -> tuple[Any, Any, list[Arm], list[str]]:
     """The manual network and a search for each target: runs, what is there, the three arms, and what is lacking."""
-    options = plan.other()
-    second = plan.config(DATA, DEPTH, *options).target
+    one, second = plan.config(DATA, DEPTH).target, plan.second_target()
     share = budget(DATA, DEPTH, plan.paper)
     arms = [
         Arm(MANUAL, ("--distill.alpha=0",), network="base"),
         within(share),
-        within(share, *options, beside=_name(second)),
+        within(share, *plan.other(), beside=_name(second, one)),
     ]
-    if second == plan.config(DATA, DEPTH).target:
-        raise ValueError(f"--second is the target of the first search too, {describe(second)}; name another one")
     jobs = compare.arranged(LENGTHS[plan.length], plan.options(DATA, DEPTH), arms, plan.seeds, plan.place(DATA, DEPTH))
     there, reasons = compare.finished(jobs, arms)
     lacking = [arm.name for arm in arms if (arm.name, 0) not in there]
@@ -93,6 +92,9 @@ def crossed(plan: Plan) -> tuple[Any, Any, list[Arm], list[str]]:
     return jobs, there, arms, reasons
 
 
-def _name(target: Any) -> str:
-    """`eager-cpu-2`: a target as a file may be called."""
-    return f"{target.runtime}-{target.device}-{target.threads if target.device == 'cpu' else target.batch}"
+def _name(target: Target, first: Target) -> str:
+    """`eager-cpu-2`, with what else differs from the first one's, `eager-cpu-2-batch-1`: as a file may be called."""
+    batch = target.batch if target.batch != first.batch and target.device == first.device == "cpu" else 0
+    precision = target.precision if target.precision != first.precision else ""
+    parts = [target.runtime, target.device, str(target.threads if target.device == "cpu" else target.batch)]
+    return "-".join([*parts, *(["batch", str(batch)] if batch else []), *([precision] if precision else [])])

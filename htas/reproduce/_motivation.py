@@ -1,5 +1,6 @@
 """Why one measures: multiply-adds saved against speed really gained, on every runtime of this machine."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -20,14 +21,13 @@ from htas.reproduce._plan import MANUAL, PAPER, PUBLISHED, TAS, Plan, describe
 from htas.reproduce._rows import trained
 from htas.runtimes import open_runtime
 from htas.target import Target
+from htas.text import plural
 
 RUNTIMES = {"cpu": ("eager", "onnxruntime", "openvino"), "cuda": ("eager", "cuda_graph", "onnxruntime")}
 MACS = (0.75, 0.5, 0.25)
 """Shares of the base network's multiply-adds that uniform narrowing and pruning are brought to."""
 CRITERIA = ("l1", "group-norm")
 ROUNDS = 60
-FREE = 0.01
-"""A gain of speed below this is none."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,19 @@ class Candidate:
 
 def motivation(plan: Plan) -> Section:
     """Torch-Pruning, TAS, uniform narrowing and searches, each beside the base network on every runtime."""
-    found, job, notes = _candidates(plan)
+    found, job, notes, entries = _candidates(plan)
     targets = _targets(job.target)
     table: dict[str, list[float]] = {}
+    spread: dict[str, list[float]] = {}
     macs: list[int] = []
     for target in targets:
-        seconds, macs = _measured(plan, target, found)
-        table[target.runtime] = [seconds[0] / each for each in seconds]
+        readings, macs = _measured(plan, target, found)
+        (base, off), seconds = readings[0], [each for each, _ in readings]
+        table[target.runtime] = speeds = [base / each for each in seconds]
+        spread[target.runtime] = [
+            2 * speed * math.hypot(error / each, off / base) if n else 0.0
+            for n, (speed, (each, error)) in enumerate(zip(speeds, readings, strict=True))
+        ]
     saved = [1 - each / macs[0] for each in macs]
     points = [
         {"network": each.name, "kind": each.kind, "runtime": runtime, "saved": saved[n], "speed": speeds[n],
@@ -59,13 +65,16 @@ def motivation(plan: Plan) -> Section:
     order = sorted(range(1, len(found)), key=lambda n: saved[n])
     rows = tuple(
         (found[n].name, found[n].kind, f"{100 * saved[n]:.1f}", f"{macs[0] / macs[n]:.2f}",
-         *(f"{speeds[n]:.2f}" for speeds in table.values()))
+         *(f"{speeds[n]:.2f} ± {spread[runtime][n]:.2g}" for runtime, speeds in table.items()))
         for n in order
     )  # fmt: skip
     names = " and ".join(describe(target) for target in targets[:1])
     return Section(
         "Why one measures: multiply-adds saved against speed gained",
-        tuple(_says(runtime, speeds, saved, [each.kind for each in found]) for runtime, speeds in table.items()),
+        tuple(
+            _says(runtime, speeds, spread[runtime], saved, [each.kind for each in found])
+            for runtime, speeds in table.items()
+        ),
         ("network", "made by", "MACs saved, %", "promised by them", *table),
         rows, 2,
         figures=(Figure(
@@ -73,26 +82,29 @@ def motivation(plan: Plan) -> Section:
             f"ResNet-{DEPTH}, {names} and the other runtimes alike; the dashed line is what the multiply-adds promise.",
         ),),
         notes=(
-            "Each column of speeds is of one interleaved run, over the base network in it.",
+            "Each column of speeds is of one interleaved run, over the base network in it, with two standard errors of "
+            "the readings; from one hour to another the machine moves by more.",
             f"Uniform narrowing and Torch-Pruning ({', '.join(CRITERIA)}; of the trained base network) are brought as "
             f"near as they come to {', '.join(f'{share:.0%}' for share in MACS)} of the multiply-adds.",
             *notes,
         ),
-        facts=plan.facts(job.target, job.config),
+        facts=plan.facts(job.target, job.config, entries),
     )  # fmt: skip
 
 
-def _says(runtime: str, speeds: list[float], saved: list[float], kinds: list[str]) -> str:
+def _says(runtime: str, speeds: list[float], spread: list[float], saved: list[float], kinds: list[str]) -> str:
     much = [n for n in range(1, len(saved)) if saved[n] >= 0.4]
     shares = {n: (speeds[n] - 1) / (1 / (1 - saved[n]) - 1) for n in much}
     if not much:
         return f"{runtime}: no network saves 40 % of the multiply-adds."
-    none = sum(speeds[n] < 1 + FREE for n in much)
+    slower = sum(speeds[n] + spread[n] < 1 for n in much)
+    faster = sum(speeds[n] - spread[n] > 1 for n in much)
     worst, best = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
     return (
-        f"{runtime}: of {len(much)} networks that save 40 % of the multiply-adds or more, {none} are not one percent "
-        f"faster; of the gain that is promised, the best reaches {shares[best]:.0%} ({kinds[best]}) and the worst "
-        f"{shares[worst]:.0%} ({kinds[worst]})."
+        f"{runtime}: of {plural(len(much), 'network')} with 40 % of the multiply-adds saved or more, {faster} by two "
+        f"standard errors faster than the base network, {slower} slower, {len(much) - faster - slower} neither. Of the "
+        f"gain that is promised, the best reaches {shares[best]:.0%} ({kinds[best]}) and the worst {shares[worst]:.0%} "
+        f"({kinds[worst]})."
     )
 
 
@@ -113,8 +125,9 @@ def _targets(first: Target) -> list[Target]:
     return found
 
 
-def _candidates(plan: Plan) -> tuple[list[Candidate], Run, list[str]]:
-    """The base network first; those of searches are the first seed's."""
+def _candidates(plan: Plan) -> tuple[list[Candidate], Run, list[str], list[Entry]]:
+    """The base network first; those of searches are the first seed's. With them a run of the target, what must be known
+    of them, and what they come from."""
     jobs, there, (_, first, other), _ = crossed(plan)
     _, found, _, reasons = trained(plan, DATA, DEPTH, plan.paper, (MANUAL, TAS))
     job, network = jobs[first.name, 0], jobs[first.name, 0].network
@@ -155,18 +168,20 @@ def _candidates(plan: Plan) -> tuple[list[Candidate], Run, list[str]]:
             candidates.append(
                 Candidate(name, kind, lambda arch=arch: resize(network, arch), digest(arch.json()))  # type: ignore[misc]
             )
-    return candidates, job, notes
+    return candidates, job, notes, [entry for _, _, entry in entries if entry is not None]
 
 
-def _measured(plan: Plan, target: Target, found: list[Candidate]) -> tuple[list[float], list[int]]:
-    """Seconds and multiply-adds of all on one target, in one interleaved run that is kept."""
+def _measured(plan: Plan, target: Target, found: list[Candidate]) -> tuple[list[tuple[float, float]], list[int]]:
+    """Seconds with their standard errors, and multiply-adds, of all on one target, in one interleaved run that is
+    kept."""
     path = plan.folder / f"motivation-{target.runtime}-{target.device}.json"
     key = digest(target.fingerprint(), open_runtime(target).describe(), [[each.name, each.mark] for each in found])
-    if not path.exists() or read_json(path).get("inputs") != key:
+    if not path.exists() or read_json(path).get("inputs") != key or "seconds" in read_json(path):
         modules = [each.build().eval() for each in found]
         with progress(f"measuring {len(found)} networks on {target.runtime}, %", 100) as bar:
             readings = Latency(target, rounds=ROUNDS).measure(modules, on_round=shares(bar))
         counts = [pipeline.counted(module, target)[0] for module in modules]
-        write_json(path, {"inputs": key, "seconds": [each.estimate for each in readings], "macs": counts})
+        taken = [[each.estimate, each.error] for each in readings]
+        write_json(path, {"inputs": key, "readings": taken, "macs": counts})
     content = read_json(path)
-    return content["seconds"], content["macs"]
+    return [(seconds, error) for seconds, error in content["readings"]], content["macs"]

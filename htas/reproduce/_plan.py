@@ -1,14 +1,14 @@
 """What is to be made again: where, how long, and on what."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 from htas import datasets, pipeline, text
-from htas.compare import Arm
+from htas.compare import Arm, Entry
 from htas.config import Config, load
 from htas.files import Unusable
 from htas.target import Target
@@ -20,6 +20,12 @@ LENGTHS = {"full": HERE / "full.toml", "short": HERE / "short.toml", "quick": HE
 """The settings of the paper, and two shorter ones."""
 DEPTHS = (110, 56, 32)
 """Of the paper's CIFAR ResNets."""
+OWN = {
+    "--seed": "seeds go from 0 on, and --seeds is their number",
+    "--target.device": "name it with --device",
+    "--data.name": "each table has the paper's data set",
+}
+"""Options that are not for those who call."""
 MANUAL, TAS, PUBLISHED, LAMBDA = "manual", "TAS, searched here", "TAS, its published network", "HTAS, lambda 1"
 
 
@@ -45,6 +51,11 @@ class Plan:
             raise ValueError(f"--depths may name {text.listing(map(str, DEPTHS))}, the paper's ResNets, got {odd[0]}")
         if self.seeds < 1:
             raise ValueError(f"--seeds must be 1 or more, got {self.seeds}")
+        for given in self.overrides:
+            name, _, value = given.partition("=")
+            if name in OWN or name.startswith("--family."):
+                usual = OWN.get(name, "the networks are those of the paper")
+                raise ValueError(f"htas reproduce takes no {name}, got {value!r}: {usual}")
 
     def options(self, data: str, depth: int) -> list[str]:
         """What is the row's own; where --data.path holds several data sets in folders of their names, that folder."""
@@ -69,6 +80,13 @@ class Plan:
         """Where everything is measured."""
         return self.config("cifar10", 32).target
 
+    def second_target(self) -> Target:
+        """The other target. Raises ValueError where it is the first one, and Unusable where it is none."""
+        found = self.config("cifar100", 32, *self.other()).target
+        if found == self.config("cifar100", 32).target:
+            raise ValueError(f"--second is the target of the first search too, {describe(found)}; name another one")
+        return found
+
     def other(self) -> list[str]:
         """The options of the other target. Raises Unusable where they are none."""
         usual = "runtime=onnxruntime" if self.device == "cpu" else "device=cpu"
@@ -80,8 +98,8 @@ class Plan:
             found.append("--target.batch=0")  # the paper's for that device
         return found
 
-    def facts(self, target: Target, config: Config | None = None) -> dict[str, str]:
-        """How a section was made: on what, how long, by which command."""
+    def facts(self, target: Target, config: Config | None = None, entries: Iterable[Entry] = ()) -> dict[str, str]:
+        """How a section was made: on what, how long, with which images, by which command."""
         found = pipeline.versions()
         here, packages = found["machine"], {"htas": found["htas"], **found["packages"]}
         named = ("htas", "torch", "onnxruntime", "openvino")
@@ -100,7 +118,9 @@ class Plan:
         }
         if config is not None:
             facts["Length"] = self.said(config)
-            facts["Data"] = f"{config.names['data']}: {datasets.encoding(config.data)}"
+            copies = dict.fromkeys(entry.images or datasets.encoding(config.data) for entry in entries)
+            images = "; others ".join(copies) or datasets.encoding(config.data)
+            facts["Data"] = f"{config.names['data']}: {images}"
         return {**facts, "Date": found["date"][:10], "Command": self.command}
 
     def said(self, config: Config) -> str:
@@ -110,12 +130,15 @@ class Plan:
         searching = text.plural(config.strategy.epochs, "epoch")  # type: ignore[attr-defined]
         here = f"{searching} of search, {config.train.length} of training, {images}{tested}"
         usual = load(LENGTHS["full"], ["--family.name=cifar_resnet", "--data.name=cifar10"])
-        if self.length == "full":
+        lengths = [
+            (each.strategy.epochs, each.train.length, each.parts.limit)  # type: ignore[attr-defined]
+            for each in (config, usual)
+        ]
+        if lengths[0] == lengths[1]:
             return f"the paper's: {here}"
-        return (
-            f"{self.length}: {here}; the paper's is {usual.strategy.epochs} epochs of search and "  # type: ignore[attr-defined]
-            f"{usual.train.length} of training with all images"
-        )
+        name = "full, but" if self.length == "full" else f"{self.length}:"
+        search, training, _ = lengths[1]
+        return f"{name} {here}; the paper's is {search} epochs of search and {training} of training with all images"
 
     def place(self, data: str, depth: int) -> Path:
         """The folder of a row's searches and trainings, which tables share."""

@@ -8,16 +8,19 @@ from typing import Any
 
 from htas import compare, pipeline
 from htas.compare import Entry
-from htas.files import digest, read_json, write_json
+from htas.files import Unusable, digest, read_json, write_json
+from htas.intervals import Blocks
 from htas.measurement import Measurement
 from htas.pipeline import Run
 from htas.report.paper import Section
 from htas.reproduce._plan import DEPTHS, LAMBDA, LENGTHS, MANUAL, PAPER, PUBLISHED, TAS, Plan, within
-from htas.text import listing, plural, significant
+from htas.target import machine
+from htas.text import listing, plural, signed, significant
 
 HEADINGS = (
     "network", "top-1, %, paper", "top-1, %, here", "ms, paper", "ms, here", "predicted, ms",
-    "times as fast as TAS's published, paper", "here", "times as fast as manual, paper", "here ",
+    "times as fast as TAS's published, paper", "than TAS's published, here", "times as fast as manual, paper",
+    "than manual, here",
     "MACs, M, paper", "MACs, M, here", "trainings",
 )  # fmt: skip
 EMPTY = "-"
@@ -35,6 +38,8 @@ class Row:
     predicted: float | None = None
     macs: float | None = None
     """In millions."""
+    seeds: tuple[int, ...] = ()
+    """Of the accuracies."""
 
     @property
     def latency(self) -> float | None:
@@ -77,11 +82,14 @@ def _table(plan: Plan, name: str, data: str, device: str, notes: Sequence[str] =
     says: list[str] = []
     reasons: list[str] = []
     marked = []
+    entries: list[Entry] = []
     config = plan.config(data, plan.depths[0])
     for depth in DEPTHS:
-        here = (
-            _trained_rows(plan, data, depth, device, reasons) if depth in plan.depths else _measured(plan, data, depth)
-        )
+        if depth in plan.depths:
+            here, its, doubts = _trained_rows(plan, data, depth, device)
+            entries, reasons = [*entries, *its], [*reasons, *doubts]
+        else:
+            here = _measured(plan, data, depth)
         printed = _printed(name, depth, device)
         ours = within(budget(data, depth, device)).name
         named = {MANUAL: "manual", PUBLISHED: "tas", TAS: "", ours: "htas", LAMBDA: ""}
@@ -93,7 +101,7 @@ def _table(plan: Plan, name: str, data: str, device: str, notes: Sequence[str] =
             rows.append(_row(f"ResNet-{depth}, {arm}", paper[arm], mine, paper, here))
             if arm == ours:
                 marked.append(rows[-1][0])
-        says += _verdict(depth, paper, here, ours, plan)
+        says += _verdict(depth, paper, here, ours) if depth in plan.depths else _untrained(depth, paper, here)
     untrained = [f"ResNet-{depth}" for depth in DEPTHS if depth not in plan.depths]
     if untrained:
         notes = (*notes, (
@@ -119,24 +127,40 @@ def _table(plan: Plan, name: str, data: str, device: str, notes: Sequence[str] =
             "latencies, and as budget the share of the manual network's latency that the paper's network has.",
             *reasons,
         ),
-        facts=plan.facts(config.target, config),
+        facts=plan.facts(config.target, config, entries),
     )
 
 
-def _trained_rows(plan: Plan, data: str, depth: int, device: str, reasons: list[str]) -> dict[str, Row]:
+def _trained_rows(
+    plan: Plan, data: str, depth: int, device: str
+) -> tuple[dict[str, Row], Sequence[Entry], Sequence[str]]:
+    """The row of each arm, what it was made of, and what must be known of that. Raises Unusable where there is none."""
     jobs, there, arms, lacking = trained(plan, data, depth, device)
-    reasons += [f"Left out: {reason}" for reason in lacking]
-    reasons += [
-        f"{arm}, seed {seed}, has not converged: {each.doubt}" for (arm, seed), each in there.items() if each.doubt
-    ]
+    if not there:
+        raise Unusable(f"no network of ResNet-{depth} could be trained: {lacking[0]}")
     named = {arm.name: arm for arm in arms}
     measured, _ = compare.measured(jobs, there, named, plan.place(data, depth) / "latencies.json")
-    return {arm.name: row_of([each for (name, _), each in measured.items() if name == arm.name]) for arm in arms}
+    rows = {arm.name: row_of([each for (name, _), each in measured.items() if name == arm.name]) for arm in arms}
+    return rows, [*there.values()], [*(f"Left out: {reason}" for reason in lacking), *doubted(there)]
 
 
 def doubted(there: Mapping[tuple[str, int], Entry]) -> list[str]:
-    """The searches that have not converged."""
-    return [f"{arm}, seed {seed}, has not converged: {each.doubt}" for (arm, seed), each in there.items() if each.doubt]
+    """The searches that have not converged, and what was found on another machine than the one that measures."""
+    here = _machine(machine())
+    others: dict[str, list[str]] = {}
+    for (arm, seed), each in there.items():
+        if (its := _machine(each.result.versions)) != here:
+            others.setdefault(its, []).append(f"{arm}, seed {seed}")
+    return [
+        *(f"Found and trained on another machine ({its}), and measured here: {listing(which)}"
+          for its, which in others.items()),
+        *(f"{arm}, seed {seed}, has not converged: {each.doubt}" for (arm, seed), each in there.items() if each.doubt),
+    ]  # fmt: skip
+
+
+def _machine(about: Mapping[str, Any]) -> str:
+    known = (about.get("processor", ""), about.get("instructions", ""), about.get("gpu", "none"))
+    return ", ".join(each for each in known if each and each != "none") or "unknown"
 
 
 def row_of(entries: Sequence[Entry]) -> Row:
@@ -148,6 +172,7 @@ def row_of(entries: Sequence[Entry]) -> Row:
         tuple(result.measured.estimate for result in results if result.measured),
         statistics.mean(guesses) if guesses else None,
         statistics.mean(result.macs for result in results) / 1e6 if results else None,
+        tuple(result.seed for result in results if result.accuracy is not None),
     )
 
 
@@ -228,28 +253,49 @@ def _times(other: Row | None, row: Row) -> str:
     return EMPTY if found is None else f"{found:.2f}"
 
 
-def _verdict(depth: int, paper: Mapping[str, Row], here: Mapping[str, Row], ours: str, plan: Plan) -> list[str]:
-    """What came out at one depth, beside the paper's."""
+def _verdict(depth: int, paper: Mapping[str, Row], here: Mapping[str, Row], ours: str) -> list[str]:
+    """What came out at one depth that was trained, beside the paper's."""
     said = []
     for arm in (ours, LAMBDA):
         mine = here.get(arm, Row())
-        manual, tas = times(here.get(MANUAL), mine), times(here.get(PUBLISHED), mine)
-        if manual is None or tas is None:
+        found = [_times(here.get(other), mine) for other in (MANUAL, PUBLISHED)]
+        if EMPTY in found:
             continue
-        printed = [_times(paper[other], paper[ours]) for other in (MANUAL, PUBLISHED)]
-        off = 100 * (statistics.mean(mine.accuracies) - statistics.mean(here[MANUAL].accuracies))
-        said.append(
-            f"ResNet-{depth}: {arm} is {manual:.2f} times as fast as the manual network (the paper's: {printed[0]}) "
-            f"and {tas:.2f} times as fast as TAS's published one ({printed[1]}), {abs(off):.1f} points "
-            f"{'more' if off >= 0 else 'less'} accurate than the manual one at this length, over "
-            f"{plural(len(mine.accuracies), 'seed')}."
+        speed = (
+            f"{found[0]} times as fast as the manual network and {found[1]} times as fast as TAS's published one, with "
+            f"{millions(mine)} M multiply-adds"
         )
-    if said:
-        return said
-    found, printed_tas = times(here.get(MANUAL), here.get(PUBLISHED, Row())), _times(paper[MANUAL], paper[PUBLISHED])
-    if found is None:
-        return []
+        if arm == ours:  # only its budget is the paper's
+            printed = [_times(paper[other], paper[ours]) for other in (MANUAL, PUBLISHED)]
+            speed += (
+                f" (the paper's: {printed[0]}, {printed[1]}, {millions(paper[ours])} M). The first of these speeds is "
+                "what the budget asks for"
+            )
+        said.append(f"ResNet-{depth}: {arm} is {speed}. {_accuracy(here, arm)}")
+    return said
+
+
+def _accuracy(here: Mapping[str, Row], arm: str) -> str:
+    """How much more accurate than the manual network, and whether that is clear."""
+    blocks = Blocks({
+        (name, seed): 100 * share for name, row in here.items()
+        for seed, share in zip(row.seeds, row.accuracies, strict=True)
+    })  # fmt: skip
+    shared = set(here[arm].seeds) & set(here.get(MANUAL, Row()).seeds)
+    if not shared:
+        return "The manual network beside it is not there."
+    off, wide = blocks.difference(arm, MANUAL), blocks.reach(arm, MANUAL)
+    words = f"Its accuracy less the manual network's is {signed(off, 1)}"
+    if len(shared) == 1 or math.isinf(wide):
+        return f"{words} points, of one training each, which says little."
+    verdict = "a clear difference" if abs(off) > wide else "no clear difference"
+    return f"{words} ± {wide:.1f} points (95 %, {plural(len(shared), 'seed')}), {verdict} at this length."
+
+
+def _untrained(depth: int, paper: Mapping[str, Row], here: Mapping[str, Row]) -> list[str]:
+    """What came out at one depth of which nothing was trained."""
+    found, printed = _times(here[MANUAL], here[PUBLISHED]), _times(paper[MANUAL], paper[PUBLISHED])
     return [
-        f"ResNet-{depth}, untrained: the network that TAS published is {found:.2f} times as fast as the manual one "
-        f"(the paper's: {printed_tas})."
+        f"ResNet-{depth}, untrained: the network that TAS published is {found} times as fast as the manual one "
+        f"(the paper's: {printed})."
     ]

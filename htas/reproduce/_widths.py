@@ -1,18 +1,21 @@
 """Table 2, Fig. 2 and Fig. 3: what a survey of the layers of a CIFAR ResNet says on this machine."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from htas import pipeline
 from htas.design import DECIDED, records, spaces
+from htas.files import Unusable
 from htas.pipeline import Run
 from htas.report.paper import Figure, Section, fitted_curve, scored_widths
 from htas.reproduce._plan import PAPER, Plan
 from htas.result import CurveRecord
-from htas.text import signed, significant
+from htas.text import plural, signed, significant
 
 DEPTH = 20
 """Of the ResNet that is surveyed: the distinct layers of all CIFAR ResNets are the same."""
+GROUPS, EXPAND = 8, 2.0
+"""Of the paper's Table 2."""
 OUTPUTS = {16: "32", 32: "16", 64: "8"}
 """Height and width of the feature maps, by base width (Table 1)."""
 
@@ -55,7 +58,7 @@ def table2(plan: Plan) -> Section:
             "The paper's rule takes the mean of all readings and the best score (eq. 3 and 4). This project's takes "
             "the machine's level out of the readings, and the widest of those whose scores are within 2.5 % of the "
             "latency.",
-            *_doubts(job, list(ours.values())),
+            *_doubts(job, ours),
         ),
         facts=_facts(plan, job),
     )  # fmt: skip
@@ -69,7 +72,7 @@ def fig2(plan: Plan) -> Section:
         curve = ours[base]
         shares = {x: score / m for x, score, m in zip(curve.widths, curve.scores, curve.latency, strict=True)}
         best, worst = max(shares, key=shares.__getitem__), min(shares, key=shares.__getitem__)
-        errors = sorted(error / m for error, m in zip(curve.errors, curve.latency, strict=True))
+        errors = sorted(error / m for error, m in zip(curve.errors, curve.latency, strict=bool(curve.errors)))
         rows.append((
             f"{output}x{output}, {base}", significant(1e6 * curve.k), significant(1e6 * curve.b),
             f"{signed(100 * shares[best], 1)} at {best}", f"{signed(100 * shares[worst], 1)} at {worst}",
@@ -92,7 +95,7 @@ def fig2(plan: Plan) -> Section:
             "output, base width", "k, µs a channel", "b, µs", "furthest below the fit, %", "furthest above, %",
             "a latency is known to, %",
         ),
-        tuple(rows), 1, figures=figures, facts=_facts(plan, job),
+        tuple(rows), 1, figures=figures, notes=_doubts(job, ours), facts=_facts(plan, job),
     )  # fmt: skip
 
 
@@ -125,13 +128,24 @@ def fig3(plan: Plan) -> Section:
             "output, base width", "group", f"the paper's {plan.paper.upper()}", "chosen here", "its score, %",
             "best score of the group, %", "certain, %",
         ),
-        tuple(rows), 2, figures=tuple(figures), facts=_facts(plan, job),
+        tuple(rows), 2, figures=tuple(figures), notes=_doubts(job, ours), facts=_facts(plan, job),
     )  # fmt: skip
 
 
 def _curves(plan: Plan) -> tuple[dict[int, CurveRecord], dict[int, CurveRecord], Run]:
-    """The curve of each base width by this project's rule and by the paper's, from a survey that is kept."""
-    config = plan.config("cifar10", DEPTH, "--survey.undecided=1")
+    """The curve of each base width by this project's rule and by the paper's, from a survey that is kept.
+
+    It depends on no length and no images, so any later call goes on from it. Raises Unusable for widths that are not
+    those of the paper's groups.
+    """
+    own = [given for given in plan.overrides if given.startswith(("--target.", "--survey.", "--design."))]
+    config = replace(plan, length="short", overrides=tuple(own)).config("cifar10", DEPTH, "--survey.undecided=1")
+    asked = (config.design.groups, config.design.expand, config.design.widths)
+    if asked != (GROUPS, EXPAND, {}):
+        raise Unusable(
+            f"the paper's Table 2, Fig. 2 and Fig. 3 have {GROUPS} groups of widths up to {EXPAND:g} times the base "
+            f"width, got --design.groups={asked[0]}, --design.expand={asked[1]:g}; leave those options out"
+        )
     job = Run(config, plan.folder / f"widths-{plan.paper}")
     pipeline.open_run(config, job.folder)
     pipeline.survey(config, job.folder)
@@ -154,14 +168,15 @@ def _gain(curve: CurveRecord, widths: Sequence[int]) -> str:
 
 
 def _alike(curve: CurveRecord) -> str:
-    return f"{len(curve.sites)} layers of ResNet-{DEPTH} have this curve, {curve.sites[0]} the first"
+    has = "has" if len(curve.sites) == 1 else "have"
+    return f"{plural(len(curve.sites), 'layer')} of ResNet-{DEPTH} {has} this curve, {curve.sites[0]} the first"
 
 
-def _doubts(job: Run, curves: Sequence[CurveRecord]) -> list[str]:
-    return [*job.surveyed["doubts"], *(doubt for curve in curves for doubt in curve.doubts)]
+def _doubts(job: Run, curves: Mapping[int, CurveRecord]) -> tuple[str, ...]:
+    return (*job.surveyed["doubts"], *(doubt for curve in curves.values() for doubt in curve.doubts))
 
 
 def _facts(plan: Plan, job: Run) -> dict[str, str]:
     content = job.surveyed
-    layers = f"{content['cases']} layers measured in {content['took']:.0f} s"
+    layers = f"{plural(content['cases'], 'layer')} in {content['took']:.0f} s, less those that the store knew"
     return {"Survey": layers, **plan.facts(job.target)}
