@@ -181,6 +181,7 @@ def test_the_page_on_own_networks_shows_the_code_of_the_example() -> None:
     assert len(blocks) == 2 and all(block in code for block in blocks)
 
 
+@pytest.mark.slow
 def test_the_commands_of_that_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     page = (ROOT / "docs" / "own-model.md").read_text()
     commands = re.findall(r"```sh\nhtas (.*?)\n```", page)

@@ -869,6 +869,7 @@ def test_other_strategies_leave_a_whole_run_behind(tmp_path):
     assert record.epochs[0].temperature is None and "not of this strategy" in page.read_text()
 
 
+@pytest.mark.slow
 def test_a_network_judged_by_training_says_how(tmp_path):
     more = [
         "strategy.name=uniform",
