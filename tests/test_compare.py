@@ -76,6 +76,7 @@ def test_arms_share_a_survey_a_calibration_and_the_teacher(finished):
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_strategies_that_judge_archs_afterwards_share_a_supernet(tmp_path):
     alike = 'epochs = 1, batch = 30, archs = 3, precision = "fp32"'
     text = f"""

@@ -698,6 +698,7 @@ def real(request: pytest.FixtureRequest) -> Dataset:
     return cifar(request.param, root / request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_real_cifar_has_the_published_size_and_figures(real: Dataset) -> None:
     data = load(real, validation=0.5)

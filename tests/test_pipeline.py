@@ -675,6 +675,7 @@ def test_memory_is_kept_as_it_is_counted(tmp_path):
     assert 0.85 <= kept.ratio <= 1.0 and kept.limit == pytest.approx(0.6 * base.estimate)
 
 
+@pytest.mark.slow
 def test_energy_is_metered_in_the_calibration_and_at_the_end(tmp_path, monkeypatch):
     """A meter is planted that shows 20 watts."""
     monkeypatch.setattr("htas.metrics.energy.meter", lambda *_: None)

@@ -19,7 +19,7 @@ from htas.survey import widths_of
 from htas.text import significant
 
 TABLE = Path(__file__).parents[1] / "docs" / "models.md"
-QUICK = ("resnet18", "regnet_y_400mf", "mobilenet_v3_small", "squeezenet1_1", "unet", "fpn", "siamese", "two_input")
+QUICK = ("resnet18", "mobilenet_v3_small", "squeezenet1_1", "unet", "fpn", "siamese", "two_input")
 """What `make test` samples."""
 ARCHS = 20
 KINDS = ("vgg", "resnet", "densenet", "mobilenet_v2", "mobilenet_v3", "regnet", "convnext")
