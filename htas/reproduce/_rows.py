@@ -277,13 +277,13 @@ def _verdict(depth: int, paper: Mapping[str, Row], here: Mapping[str, Row], ours
 
 def _accuracy(here: Mapping[str, Row], arm: str) -> str:
     """How much more accurate than the manual network, and whether that is clear."""
+    shared = set(here[arm].seeds) & set(here.get(MANUAL, Row()).seeds)
+    if not shared:
+        return "The manual network beside it is not there."
     blocks = Blocks({
         (name, seed): 100 * share for name, row in here.items()
         for seed, share in zip(row.seeds, row.accuracies, strict=True)
     })  # fmt: skip
-    shared = set(here[arm].seeds) & set(here.get(MANUAL, Row()).seeds)
-    if not shared:
-        return "The manual network beside it is not there."
     off, wide = blocks.difference(arm, MANUAL), blocks.reach(arm, MANUAL)
     words = f"Its accuracy less the manual network's is {signed(off, 1)}"
     if len(shared) == 1 or math.isinf(wide):
