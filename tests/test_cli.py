@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import htas
-from htas import cli, pipeline
+from htas import cli, pipeline, record
 from htas import report as reports
 from htas.config import Config
 from htas.layer import Layer
@@ -55,6 +55,14 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "some.toml").write_text("[design]\ngroups = 4\n")
     return made
+
+
+def test_a_report_leaves_what_a_run_says_of_itself(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = []
+    for name in ("report", "survey"):
+        monkeypatch.setattr(pipeline, name, lambda *_: recorded.append(record._current is not None))
+        assert cli.main([name, "some.toml"]) == 0
+    assert recorded == [False, True]
 
 
 def test_a_reader_that_has_read_enough_gets_no_traceback() -> None:

@@ -138,6 +138,10 @@ def test_networks_of_two_targets_are_measured_on_both(crossed: Path) -> None:
     on_a = float(rows["here, searched for B"][2]) / float(rows["here, searched for A"][2])
     assert float(rows["here, searched for A"][4]) == pytest.approx(on_a, rel=0.01)
     place = crossed / "cifar100-resnet32-cpu-quick"
+    results = [json.loads(path.read_text()) for path in place.glob("*/result.json")]
+    assert [result["images"] for result in results] == 3 * ["PNG images, lossless"]
+    searched = json.loads((place / "HTAS-within-43---0" / "progress.json").read_text())  # not prepared last
+    assert any(line.startswith("search-hardware: ") for line in searched["lines"])
     assert {path.name for path in place.glob("latencies-*.json")} == {
         "latencies-eager-cpu-1.json", "latencies-onnxruntime-cpu-1.json"
     }  # fmt: skip
