@@ -59,14 +59,15 @@ def folder(out: Path, seed: int, depth: int, runtime: str, budget: int) -> Path:
 
 def one(out: Path, seed: int, depth: int, runtime: str, budget: int) -> None:
     """A search, begun with whatever another case has found out already, and the uniform network of that budget."""
-    from htas import pipeline
-    from htas.config import load
+    from htas.run import folder as run_folder
+    from htas.run import stages as pipeline
+    from htas.run.config import load
 
     pipeline.RIVALS = RIVALS
     place = folder(out, seed, depth, runtime, budget)
     options = {**OPTIONS, "family.depth": str(depth), "target.runtime": runtime, "seed": str(seed)}
     config = load(None, [f"{k}={v}" for k, v in {**options, "constraints.latency": f"{budget}%"}.items()])
-    pipeline.open_run(config, place)
+    run_folder.open_run(config, place)
     started = time.monotonic()
     for other in sorted(out.glob(f"{depth}-{runtime}-*")):
         begin(other, place, ("survey.json", "design.json", "cost.json"))
@@ -89,8 +90,8 @@ def begin(other: Path, place: Path, names: tuple[str, ...]) -> None:
 def show(out: Path, cases: list[tuple[int, int, str, int]], wanted: int) -> None:
     """A line for each case, and at the end what was aimed at beside what was reached."""
     from htas.files import read_json
-    from htas.pipeline import plain
-    from htas.result import SearchRecord
+    from htas.run.folder import plain
+    from htas.search.record import SearchRecord
 
     print("| network | runtime | budget | seed | measured / budget | two standard errors | predicted / measured "
           "| validation accuracy | uniform | random, median | archs measured | seconds |")  # fmt: skip

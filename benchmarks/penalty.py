@@ -51,9 +51,10 @@ def one(run: Path, budget: int, seed: int, leaning: float, numbers: tuple[float,
     """Expected cost and the most probable arch's over the aim, and the accuracy of the arch fitted to the limit."""
     import torch
 
-    from htas import pipeline
-    from htas.budget import AIM, fitted
-    from htas.config import load
+    from htas.run import run as run_run
+    from htas.run import stages as pipeline
+    from htas.run.config import load
+    from htas.search.moves import AIM, fitted
     from htas.strategies import differentiable
 
     differentiable.STIFFNESS, differentiable.LEARNING = numbers
@@ -62,7 +63,7 @@ def one(run: Path, budget: int, seed: int, leaning: float, numbers: tuple[float,
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "run"
         shutil.copytree(run, folder)
-        job = pipeline.Run(config, folder)
+        job = run_run.Run(config, folder)
         problem = pipeline._problem(job, job.spaces["hardware"])
         if not numbers[0]:
             problem = replace(problem, limits=())

@@ -26,15 +26,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from htas.measurement import Measurement
 from htas.metrics import Case, Metric, OnRound, Wanted
+from htas.timing.measurement import Measurement
 
 if TYPE_CHECKING:
     from torch import nn
 
     from htas.graph import Network
-    from htas.space import Space
-    from htas.target import Target
+    from htas.spaces.space import Space
+    from htas.timing.target import Target
 
 SECONDS = {"eager": 140.0, "onnxruntime": 115.0, "openvino": 120.0}
 """Of a step, about, on two cores; 300 in other runtimes."""
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--step", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.step:
-        from htas.target import Target
+        from htas.timing.target import Target
 
         what, file = given.step
         image = FAMILIES[given.family][1]
@@ -121,11 +121,12 @@ def traced(given: argparse.Namespace, depth: int, adds: str) -> "Network":
 
 def survey(target: "Target", given: argparse.Namespace) -> dict[str, Any]:
     """Every layer of the first network at every width, as `htas survey` has it: what the paper's cost is fitted to."""
-    from htas.design import Design, undecided
     from htas.metrics.latency import Latency
     from htas.runtimes import open_runtime
-    from htas.survey import EACH, at_most, widths_at_most
-    from htas.survey import survey as take
+    from htas.spaces.design import Design, undecided
+    from htas.spaces.sampling import at_most, widths_at_most
+    from htas.spaces.survey import EACH
+    from htas.spaces.survey import survey as take
 
     network, design = traced(given, depths(given)[0], "join"), Design(spaces=("hardware",))
     most = widths_at_most(open_runtime(target).build_seconds)
@@ -139,12 +140,13 @@ def survey(target: "Target", given: argparse.Namespace) -> dict[str, Any]:
 
 def archs(target: "Target", what: str, given: argparse.Namespace) -> dict[str, Any]:
     """A calibration, then random archs: by every cost, and measured over the base in the same rounds."""
-    from htas.calibrate import Calibrate, calibrate, cells, cost_model, held_out_error, sparing, spread
-    from htas.design import Design, paper_cost, spaces
-    from htas.finish import MOST, rounds
+    from htas.cost.calibrate import Calibrate, calibrate, cells, cost_model, held_out_error, sparing, spread
+    from htas.cost.paper import paper_cost
     from htas.graph import resize
     from htas.metrics.latency import Latency
     from htas.runtimes import open_runtime
+    from htas.search.finish import MOST, rounds
+    from htas.spaces.design import Design, spaces
 
     depth, adds = what.split("-")
     network, design = traced(given, int(depth), adds), Design(spaces=("hardware",), adds=adds)  # type: ignore[arg-type]
@@ -222,7 +224,7 @@ class Beside(Metric):
 
 
 def arch_of(content: dict[str, Any]) -> Any:
-    from htas.arch import Arch
+    from htas.graph.arch import Arch
 
     return Arch.of(content["arch"])
 

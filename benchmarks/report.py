@@ -26,9 +26,11 @@ print(time.monotonic() - started)
 
 def made() -> dict[str, object]:
     """A report as a run of that size leaves it; its figures are made up."""
-    from htas.arch import Arch
-    from htas.measurement import Measurement
-    from htas.result import CurveRecord, EpochRecord, Report, Result, SearchRecord
+    from htas.graph.arch import Arch
+    from htas.report.result import Report, Result
+    from htas.search.record import EpochRecord, SearchRecord
+    from htas.spaces.curve import CurveRecord
+    from htas.timing.measurement import Measurement
 
     sites = [f"stages.{number}.conv" for number in range(SITES)]
     base, found = Arch(dict.fromkeys(sites, 32)), Arch(dict.fromkeys(sites, 24))

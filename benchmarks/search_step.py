@@ -50,7 +50,7 @@ def main() -> None:
     print(f"expected: {seconds / 60:.0f} minutes", file=sys.stderr)
     import torch
 
-    from htas.target import machine
+    from htas.timing.target import machine
 
     print(f"{machine()}, PyTorch {torch.__version__}, Python {platform.python_version()}; batch {given.batch}, "
           f"{given.rounds} rounds, {given.adds} adds\n")  # fmt: skip
@@ -79,15 +79,15 @@ def one(
     """Seconds by kind of step, round for round; the largest memory of a search step over the widest network's."""
     import torch
 
-    from htas.arch import Arch
-    from htas.budget import Limit
-    from htas.datasets import Data, Split
+    from htas.cost.limits import Limit
+    from htas.cost.tables import Table, TableCost, pairs
+    from htas.data.split import Data, Split
     from htas.graph import resize, trace
+    from htas.graph.arch import Arch
     from htas.models.cifar_resnet import CifarResNet
-    from htas.problem import Problem
-    from htas.space import Space, depth_choices, tas_widths
+    from htas.search.problem import Problem
+    from htas.spaces.space import Space, depth_choices, tas_widths
     from htas.strategies.differentiable import Differentiable, _Search
-    from htas.tables import Table, TableCost, pairs
 
     family = CifarResNet(depth)
     network = trace(family.build(10), torch.zeros(2, 3, 32, 32), adds=adds, project_norm=family.project_norm)
@@ -165,7 +165,7 @@ def plain_step(model: Any, runner: Any, images: Any, labels: Any) -> Callable[[]
     import torch
     import torch.nn.functional as F
 
-    from htas.layout import placed
+    from htas.training.layout import placed
 
     placed(model, runner.device).train()
     sgd = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=5e-4, nesterov=True)

@@ -63,21 +63,23 @@ def one(run: Path, budget: int, seed: int, options: dict[str, Any], kept: Path |
     """Validation loss in the last epoch of a search, and test accuracy of what it finds."""
     import torch
 
-    from htas import pipeline
-    from htas.budget import fitted
-    from htas.config import load
     from htas.files import write_tensors
     from htas.graph import resize
+    from htas.run import rows
+    from htas.run import run as run_run
+    from htas.run import stages as pipeline
+    from htas.run.config import load
+    from htas.search.moves import fitted
     from htas.strategies import differentiable
-    from htas.train import evaluate, train
+    from htas.training.train import evaluate, train
 
     config = load(run / "config.toml")
     own = run.with_name(run.name.rpartition("-")[0] + f"-{seed}")
     with tempfile.TemporaryDirectory() as name:
         constraints = replace(config.constraints, latency=f"{budget}%")
         config = replace(config, seed=seed, constraints=constraints, strategy=replace(config.strategy, **options))
-        job, teachers = pipeline.Run(config, run), pipeline.Run(load(own / "config.toml"), own)
-        teacher = pipeline.base_network(teachers)
+        job, teachers = run_run.Run(config, run), run_run.Run(load(own / "config.toml"), own)
+        teacher = rows.base_network(teachers)
         problem = pipeline._problem(job, job.spaces["hardware"])
         problem = replace(problem, checkpoint=Path(name) / "search", base=lambda: teacher)
         search = differentiable._Search(config.strategy, problem)

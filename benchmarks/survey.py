@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from htas.target import Target
+    from htas.timing.target import Target
 
 SPACES = {"cifar": ((16, 32), (32, 16), (64, 8)), "mobile": ((24, 32), (40, 16), (72, 16), (112, 8))}
 """Base width and image size of each site: those of the CIFAR ResNets, and widths as mobile networks have them."""
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.step:
-        from htas.target import Target
+        from htas.timing.target import Target
 
         kind, what, file = given.step
         target = Target(device=given.device, runtime=given.runtime)
@@ -150,10 +150,10 @@ def nothing() -> Iterator[None]:
 
 def survey(what: str, target: "Target") -> dict[str, Any]:
     """Measure every width of the sites of a space, reading on where a choice is open, and choose."""
-    from htas.design import SETTLED, certainty, choose
-    from htas.layer import Layer
+    from htas.graph.layer import Layer
     from htas.metrics.latency import Latency
-    from htas.survey import Curve
+    from htas.spaces.curve import Curve
+    from htas.spaces.design import SETTLED, certainty, choose
 
     space, times = what.split(":")
     sites = {
@@ -218,8 +218,8 @@ def networks(what: str, target: "Target") -> dict[str, Any]:
     """Whole networks, in one interleaved run, after a wait."""
     import torch
 
-    from htas.arch import Arch
     from htas.graph import resize, trace
+    from htas.graph.arch import Arch
     from htas.metrics.latency import Latency
     from htas.models.cifar_resnet import CifarResNet
 
@@ -254,9 +254,9 @@ def instruments(what: str, target: "Target") -> dict[str, Any]:
     import torch
     from torch.utils.benchmark import Timer as TorchTimer
 
-    from htas.bench import Bench
-    from htas.layer import Layer
+    from htas.graph.layer import Layer
     from htas.runtimes import open_runtime
+    from htas.timing.bench import Bench
 
     layers = [
         Layer("conv", base, base, (size, size), (3, 3), padding=(1, 1), norm=True, activation="relu")
@@ -291,8 +291,8 @@ def layers(what: str, target: "Target") -> dict[str, Any]:
 
     import torch
 
-    from htas.arch import Arch
     from htas.graph import resize, trace
+    from htas.graph.arch import Arch
     from htas.metrics.latency import Latency
     from htas.models.cifar_resnet import CifarResNet
 

@@ -45,8 +45,8 @@ def main() -> None:
     print(f"expected: {number * count / SPEED / 60:.1f} minutes", file=sys.stderr)
     import torch
 
-    from htas.target import machine
-    from htas.train import has_bf16
+    from htas.timing.target import machine
+    from htas.training.train import has_bf16
 
     split, kind = images(given.data, count)
     bf16 = has_bf16("cpu", "auto")
@@ -60,7 +60,7 @@ def images(folder: Path | None, count: int) -> tuple[Any, str]:
     """So many images as a Split that augments as CIFAR-10 is augmented, and what they are."""
     import torch
 
-    from htas.datasets import Split
+    from htas.data.split import Split
     from htas.datasets.cifar10 import Cifar10
 
     if folder is None:
@@ -120,7 +120,7 @@ def made(batch: int, folder: Path) -> dict[str, Callable[[Any], None]]:
 
 def ours(model: Any, batch: int, precision: Any, folder: Path) -> Callable[[Any], None]:
     """htas.train's own loop."""
-    from htas.train import Recipe, train
+    from htas.training.train import Recipe, train
 
     recipe = Recipe(
         epochs=1, warmup=0, batch=batch, lr=RATE, momentum=MOMENTUM, weight_decay=DECAY, precision=precision

@@ -10,20 +10,11 @@
     result.export("fast.onnx")
 
 Every step alone: `trace` reads the free widths and depths of a network, `ordered` sorts its channels, `resize` writes
-an Arch into it, `Target` says where it must be fast. Stages with files are functions of `htas.pipeline`.
+an Arch into it, `Target` says where it must be fast. Stages with files are functions of `htas.run.stages`.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from htas.api import Optimized, optimize
-    from htas.arch import Arch
-    from htas.graph import Network, Site, ordered, resize, trace
-    from htas.space import Space
-    from htas.target import Target
-
-__version__ = "0.1.0"
+from typing import Any
 
 __all__ = [
     "Arch",
@@ -38,9 +29,11 @@ __all__ = [
     "trace",
 ]
 
+
 _PLACES = {
-    "Optimized": "api", "optimize": "api", "Arch": "arch", "Network": "graph", "Site": "graph",
-    "ordered": "graph", "resize": "graph", "trace": "graph", "Space": "space", "Target": "target",
+    "Optimized": "run.optimize", "optimize": "run.optimize", "Arch": "graph.arch", "Network": "graph",
+    "Site": "graph", "ordered": "graph", "resize": "graph", "trace": "graph", "Space": "spaces.space",
+    "Target": "timing.target", "__version__": "files",
 }  # fmt: skip
 """Where each name is found, when it is asked for: importing this package stays quick."""
 

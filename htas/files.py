@@ -96,3 +96,11 @@ def digest(*parts: Any) -> str:
         sha.update(part.read_bytes() if isinstance(part, Path) else json.dumps(part, sort_keys=True).encode())
         sha.update(b"\0")
     return sha.hexdigest()[:16]
+
+
+__version__ = "0.1.0"
+
+
+def slug(name: str) -> str:
+    """A name as a file may have it."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)

@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from htas.text import no_such
 
@@ -49,3 +49,14 @@ def _own(contract: type[T], name: str) -> type[T]:
 
 def _singular(folder: str) -> str:
     return {"strategies": "strategy", "models": "model family", "datasets": "data set"}.get(folder, folder[:-1])
+
+
+def needed(module: str, extra: str, what: str) -> Any:
+    """An optional package, imported; raises ValueError that names the extra which installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"target.runtime {what!r} needs the package {module}, which cannot be imported ({error}); "
+            f"install it with: pip install 'htas[{extra}]'"
+        ) from error

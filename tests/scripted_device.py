@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from htas import datasets, pipeline
-from htas.layer import Layer
-from htas.measurement import Measurement
+from htas import datasets
+from htas.graph.layer import Layer
 from htas.metrics import Metric, OnRound
 from htas.metrics.latency import Latency
+from htas.run import stages as pipeline
+from htas.timing.measurement import Measurement
 
 
 def scripted(self: Latency, cases: Sequence[Any], *, on_round: OnRound | None = None, wanted: Any = None) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from scripted_device import scripted_device
 
-from htas.cli import VERBS, main
+from htas.cli.verbs import VERBS, main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -36,7 +36,7 @@ CONFIGURED = (
     "demo",
     "reproduce",
 )
-NEEDED = {"formats.md": [["demo"]], "measuring.md": [["survey", "htas/demo.toml", "--out=runs/before"]]}
+NEEDED = {"formats.md": [["demo"]], "measuring.md": [["survey", "htas/cli/demo.toml", "--out=runs/before"]]}
 """What a page takes for done."""
 
 

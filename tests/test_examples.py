@@ -14,26 +14,27 @@ import pytest
 import torch
 from scripted_device import scripted_device
 
-from htas import datasets, design
-from htas.cli import main
-from htas.compare import read_arms
-from htas.config import Config, load
-from htas.cost import MacsCost
-from htas.design import paper_cost
+from htas import datasets
+from htas.cli.verbs import main
+from htas.cost.counts import MacsCost
+from htas.cost.paper import paper_cost
+from htas.experiments.arms import read_arms
 from htas.graph import Network, resize, trace
-from htas.layer import Layer
-from htas.measurement import Measurement
+from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, OnRound, Wanted
-from htas.problem import Problem
-from htas.survey import survey
-from htas.target import Target
-from htas.train import evaluate, train
+from htas.run.config import Config, load
+from htas.search.problem import Problem
+from htas.spaces import design
+from htas.spaces.survey import survey
+from htas.timing.measurement import Measurement
+from htas.timing.target import Target
+from htas.training.train import evaluate, train
 
 ROOT = Path(__file__).parent.parent
 PAPER = sorted((ROOT / "examples" / "paper").glob("*.toml"))
 SOON = ("cifar10-resnet32-gpu-htas", "cifar100-resnet32-cpu-tas")
 """Rows that are run in every test, the others in the slow ones."""
-DEMO, COMPARED = ROOT / "htas" / "demo.toml", ROOT / "benchmarks" / "compare" / "cifar10.toml"
+DEMO, COMPARED = ROOT / "htas" / "cli" / "demo.toml", ROOT / "benchmarks" / "compare" / "cifar10.toml"
 ARMS = sorted((ROOT / "examples" / "arms").glob("*.toml"))
 COMPARED_ARMS = [path for path in sorted(COMPARED.parent.glob("*.toml")) if path != COMPARED]
 SHIPPED = [DEMO, COMPARED, *(path for path in sorted((ROOT / "examples").rglob("*.toml")) if path not in ARMS)]

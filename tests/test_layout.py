@@ -17,66 +17,29 @@ from htas import datasets, metrics, models, plugins, runtimes, strategies
 
 ROOT = Path(htas.__file__).parent
 ORDER = [
-    "api",
     "cli",
-    "watch",
-    "terminal",
-    "reproduce",
-    "compare",
-    "sweep",
-    "pipeline",
-    "doctor",
-    "report",
-    "plan",
-    "pruning",
-    "config",
-    "finish",
+    "experiments",
+    "run",
     "strategies",
-    "oneshot",
-    "supernet",
-    "train",
-    "distill",
-    "problem",
-    "budget",
-    "peak",
-    "calibrate",
-    "design",
-    "survey",
-    "inspection",
-    "remember",
-    "metrics",
-    "export",
-    "runtimes",
-    "store",
-    "bench",
-    "contention",
-    "allocator",
-    "level",
-    "intervals",
-    "networks",
-    "datasets",
-    "task",
-    "models",
-    "graph",
-    "tables",
+    "report",
+    "search",
     "cost",
-    "space",
-    "progress",
-    "record",
-    "target",
-    "quota",
-    "result",
-    "measurement",
-    "layer",
-    "arch",
+    "spaces",
+    "metrics",
+    "runtimes",
+    "training",
+    "models",
+    "formats",
+    "datasets",
+    "timing",
+    "graph",
     "plugins",
-    "modes",
-    "layout",
-    "blame",
-    "files",
+    "data",
+    "console",
     "text",
+    "files",
 ]
-"""From the command down; a file may import what stands below it, and its own folder."""
+"""The rooms, from the command down; a file may import what stands below it, and its own room."""
 TOP = ("__init__", "__main__")
 """The public page and the door: they may import anything, and nothing imports them."""
 HEAVY = [
@@ -117,7 +80,7 @@ def imports(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """The parts of the package that a file imports; `__version__` comes with any of them."""
+    """The rooms of the package that a file imports."""
     for node in imports(tree):
         if isinstance(node, ast.Import):
             paths = [alias.name for alias in node.names]
@@ -127,14 +90,14 @@ def imported(tree: ast.AST) -> Iterator[str]:
             assert node.level == 0, "write imports from the root: from htas.x import y"
             paths = [node.module or ""]
         for path in paths:
-            if path.split(".")[0] == "htas" and path != "htas.__version__":
+            if path.split(".")[0] == "htas":
                 yield [*path.split("."), "__init__"][1]
 
 
 def test_the_reader_of_imports_sees_what_it_should() -> None:
     text = """
 import htas
-from htas import cli, __version__
+from htas import cli
 from os import path
 if TYPE_CHECKING:
     from htas.pipeline import Figures

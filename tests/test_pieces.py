@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from htas import compare, networks
-from htas.config import load
+from htas.experiments import arms as experiments_arms
+from htas.experiments import compare
+from htas.run import networks
+from htas.run.config import load
 
 ROOT = Path(__file__).parents[1]
 QUEUE = (ROOT / "benchmarks" / "gpu" / "QUEUE.md").read_text()
@@ -85,7 +87,7 @@ def test_the_comparisons_of_the_queue_have_the_papers_options(data, tmp_path):
     words = [word for word in shlex.split(commands.replace("\\\n", " ")) if word.endswith(".toml")]
     htas, arms = (ROOT / word for word in words)
     tas = htas.with_stem(htas.stem.replace("htas", "tas"))
-    found = {arm.name: arm for arm in compare.read_arms(arms)}
+    found = {arm.name: arm for arm in experiments_arms.read_arms(arms)}
     for name, path in (("hardware", htas), ("tas", tas)):
         own, wanted = compare._job(htas, [], found[name], 0, tmp_path).config, load(path)
         assert (own.strategy, own.design, own.train, own.target) == (

@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from htas.bench import HostTimer, Timer
-from htas.design import Design, choose, site_curves, spaces, undecided
 from htas.graph import Network, trace
-from htas.layer import Layer
+from htas.graph.layer import Layer
 from htas.metrics.latency import Latency
 from htas.runtimes import Program, Runtime
-from htas.survey import Curve, survey
-from htas.target import Target
+from htas.spaces.curve import Curve
+from htas.spaces.design import Design, choose, site_curves, spaces, undecided
+from htas.spaces.survey import survey
+from htas.timing.bench import HostTimer, Timer
+from htas.timing.target import Target
 
 WIDTHS = 32
 GROUPS = 8

@@ -4,38 +4,14 @@ A data set is one file of this folder. It only reads; splitting, shuffling, augm
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
 
 import torch
-from torch import Generator, Tensor
-from torch.nn import functional
+from torch import Tensor
 
-from htas.task import CLASSIFY, Inputs, Task
-
-Part = Literal["train", "test"]
-Shape = tuple[int, int, int]
-Batch = tuple[Inputs, Any]
-"""Inputs, and labels or other targets."""
+from htas.data.split import Data, Images, Part, Shape, Split, proportional
 
 KEPT = 0
 """Seed of the images that `limit` keeps, so that they are the same in every run."""
-
-
-@dataclass(frozen=True, eq=False)
-class Images:
-    """Images as they were read: `images` uint8 [N, C, H, W], `labels` int64 [N]."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def where(self, chosen: Tensor) -> "Images":
-        """The images at a bool mask [N], in their order."""
-        return Images(self.images[chosen], self.labels[chosen])
 
 
 class Dataset(ABC):
@@ -100,122 +76,6 @@ class Dataset(ABC):
         return file if folder == __name__ else f"{type(self).__module__}:{type(self).__qualname__}"
 
 
-class Source(Protocol):
-    """Inputs and labels, as training and searching ask for them: images in memory (Split), or items that are loaded."""
-
-    def __len__(self) -> int: ...
-
-    def batches(
-        self,
-        size: int,
-        *,
-        seed: int | None = None,
-        augment: bool = False,
-        drop_last: bool = False,
-        channels_last: bool = False,
-    ) -> Iterator[Batch]:
-        """Every one once, in batches of at most so many; in an order that the seed draws."""
-        ...
-
-    def draws(
-        self, size: int, count: int, *, generator: Generator, augment: bool = False, channels_last: bool = False
-    ) -> Iterator[Batch]:
-        """So many batches of so many, drawn uniformly with replacement by a generator of the CPU."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Images and labels that live on one device, and how they are normalised and augmented there."""
-
-    images: Tensor
-    """uint8 [N, C, H, W]."""
-    labels: Tensor
-    """int64 [N]."""
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    flip: bool
-    crop: int
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batches(
-        self,
-        size: int,
-        *,
-        seed: int | None = None,
-        augment: bool = False,
-        drop_last: bool = False,
-        channels_last: bool = False,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once: float32 [B, C, H, W] normalised, and int64 labels [B].
-
-        The seed draws the order and the augmentation, alike on every device; None keeps the order as it is. The
-        last batch may be shorter; `drop_last` leaves it out. Raises ValueError for a size below 1, for augmentation
-        without a seed, and for `drop_last` where that would leave no batch at all.
-        """
-        if size < 1:
-            raise ValueError(f"a batch must have at least 1 image, got {size}")
-        if augment and seed is None:
-            raise ValueError("augmented batches are drawn at random, so they need a seed; give one")
-        if drop_last and size > len(self):
-            raise ValueError(f"a full batch of {size} cannot be made of {len(self)} images; choose a smaller batch")
-        return self._batches(size, seed, augment, drop_last, channels_last)
-
-    def draws(
-        self, size: int, count: int, *, generator: Generator, augment: bool = False, channels_last: bool = False
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """So many batches of so many images drawn uniformly with replacement, normalised, and their labels.
-
-        The generator must be one of the CPU, so that the draw is the same on every device; each batch is drawn when its
-        turn comes.
-        """
-        for _ in range(count):
-            picks = torch.randint(len(self), (size,), generator=generator)
-            yield self._take(picks, generator if augment else None, channels_last)
-
-    def _batches(
-        self, size: int, seed: int | None, augment: bool, drop_last: bool, channels_last: bool
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = Generator().manual_seed(seed or 0)
-        order = torch.arange(len(self)) if seed is None else torch.randperm(len(self), generator=generator)
-        stop = len(self) - size + 1 if drop_last else len(self)
-        for start in range(0, stop, size):
-            yield self._take(order[start : start + size], generator if augment else None, channels_last)
-
-    def _take(self, picks: Tensor, generator: Generator | None, channels_last: bool) -> tuple[Tensor, Tensor]:
-        picks = picks.to(self.images.device)
-        images = self.images[picks]
-        if generator is not None:
-            images = augmented(images, crop=self.crop, flip=self.flip, generator=generator)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        return self._normalised(images).contiguous(memory_format=layout), self.labels[picks]
-
-    def _normalised(self, images: Tensor) -> Tensor:
-        mean, std = (
-            torch.tensor(values, device=images.device).mul_(255).view(-1, 1, 1) for values in (self.mean, self.std)
-        )
-        return images.float().sub_(mean).div_(std)
-
-
-@dataclass(frozen=True, eq=False)
-class Data:
-    """A data set on a device. Nothing of `test` is in the others; `weights` and `validation` share no image."""
-
-    classes: int
-    shape: Shape
-    train: Source
-    """The whole training part."""
-    weights: Source
-    """The part of `train` that weight steps of a search see."""
-    validation: Source
-    """The rest of `train`: architecture steps, and every choice."""
-    test: Source
-    task: Task = CLASSIFY
-    """What outputs are worth."""
-
-
 def load(dataset: Dataset, *, device: str = "cpu", validation: float = 0.5, seed: int = 0, limit: int = 0) -> Data:
     """Read a data set, check it and put it on a device.
 
@@ -241,35 +101,6 @@ def encoding(dataset: Dataset) -> str:
     from htas.datasets._copies import encoding as of
 
     return of(str(getattr(dataset, "path", "")))
-
-
-def proportional(labels: Tensor, count: int, seed: int) -> Tensor:
-    """A bool mask [N] of `count` images drawn at random, each class within one of its share."""
-    order = torch.randperm(len(labels), generator=Generator().manual_seed(seed))
-    order = order[labels[order].argsort(stable=True)]  # class after class, at random within each
-    share = torch.arange(len(labels) + 1) * count // len(labels)
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    chosen[order] = share.diff() > 0
-    return chosen
-
-
-def augmented(images: Tensor, *, crop: int, flip: bool, generator: Generator) -> Tensor:
-    """Each image padded with black by `crop`, cut out at a random place, and mirrored half of the time.
-
-    Takes and gives uint8 [B, C, H, W]; the draws come from a CPU generator, in one order for every device.
-    """
-    count, channels, height, width = images.shape
-    top, left = torch.randint(2 * crop + 1, (2, count), generator=generator).to(images.device)
-    mirrored = torch.rand(count, generator=generator).to(images.device) < 0.5
-    rows = top[:, None] + torch.arange(height, device=images.device)
-    columns = left[:, None] + torch.arange(width, device=images.device)
-    if flip:
-        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    padded = functional.pad(images, (crop, crop, crop, crop)).flatten(2)
-    # One flat gather: twenty times as fast on a CPU as indexing by image, row and column.
-    pixels = rows[:, :, None] * (width + 2 * crop) + columns[:, None, :]
-    picks = pixels.view(count, 1, -1).expand(-1, channels, -1)
-    return padded.gather(2, picks).view(images.shape)
 
 
 def _read(dataset: Dataset, part: Part) -> Images:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from htas.datasets import Images, Part, Shape
+from htas.data.split import Images, Part, Shape
 from htas.files import Unusable
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from htas.datasets import Images, Part, Shape
+from htas.data.split import Images, Part, Shape
 from htas.datasets._binary import Archive, read_archive, read_unpacked
 from htas.datasets._parquet import Columns, read_shards, read_table, reason, shards
 from htas.datasets._pictures import read_pictures

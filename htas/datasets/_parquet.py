@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from htas.datasets import Images, Part, Shape
+from htas.data.split import Images, Part, Shape
 from htas.datasets._pictures import decode
 from htas.files import Unusable
 

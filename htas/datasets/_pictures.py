@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from htas.datasets import Images, Part, Shape
+from htas.data.split import Images, Part, Shape
 from htas.files import Unusable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")

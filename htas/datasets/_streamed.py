@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from htas.datasets import Data, Dataset, Images, Part, Shape, checked_labels, proportional
-from htas.datasets._given import Items, limited
+from htas.data.items import Items, limited
+from htas.data.split import Data, Images, Part, Shape, proportional
+from htas.datasets import Dataset, checked_labels
 from htas.files import Unusable
-from htas.target import usable_cores
+from htas.timing.target import usable_cores
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from htas.datasets import Dataset, Images, Part, Shape
+from htas.data.split import Images, Part, Shape
+from htas.datasets import Dataset
 from htas.datasets._binary import Archive
 from htas.datasets._cifar import Source, read
 from htas.datasets._parquet import Columns

@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 from torch.nn import functional
 
-from htas.datasets import Dataset, Images, Part, Shape, proportional
+from htas.data.split import Images, Part, Shape, proportional
+from htas.datasets import Dataset
 
 SPLIT = 0
 """Seed of the division into training and test; no run's seed changes it."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from htas.datasets import Part
+from htas.data.split import Part
 from htas.datasets._streamed import Source, Streamed
 from htas.files import Unusable
 from htas.text import first_line, listing

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from htas.datasets import Part
+from htas.data.split import Part
 from htas.datasets._pictures import SUFFIXES
 from htas.datasets._streamed import Source, Streamed
 from htas.files import Unusable

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from htas.blame import blame
+from htas.console.blame import blame
 from htas.graph._steps import weightless
-from htas.modes import evaluating
+from htas.graph.modes import evaluating
 from htas.text import shapes
 
 

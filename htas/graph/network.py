@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from htas.arch import Arch
-from htas.layer import Layer
+from htas.graph.arch import Arch
+from htas.graph.layer import Layer
 
 Kind = Literal[
     "input",

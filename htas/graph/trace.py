@@ -37,8 +37,8 @@ from htas.graph._steps import (
     tied_in,
     understood,
 )
+from htas.graph.layer import ACTIVATIONS, Layer, Op
 from htas.graph.network import OUTPUT, Kind, Network, Node, Segment, Site
-from htas.layer import ACTIVATIONS, Layer, Op
 from htas.text import no_such
 
 IGNORED = "design.ignored names it"

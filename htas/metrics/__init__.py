@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from htas.layer import Layer
-from htas.measurement import Measurement
-from htas.target import Target
+from htas.graph.layer import Layer
+from htas.timing.measurement import Measurement
+from htas.timing.target import Target
 
 Case = Layer | nn.Module
 """A layer, or a network that takes one batch of the target's images."""

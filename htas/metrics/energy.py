@@ -17,12 +17,12 @@ from uuid import uuid4
 
 import torch
 
-from htas.bench import Call, Timer
-from htas.contention import Watch
-from htas.layer import Layer
-from htas.measurement import Measurement
+from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, OnRound, Wanted
 from htas.runtimes import Program, Runtime, open_runtime
+from htas.timing.bench import Call, Timer
+from htas.timing.contention import Watch
+from htas.timing.measurement import Measurement
 
 POWERCAP = Path("/sys/class/powercap")
 """Where Linux shows the counters of RAPL (Intel, and AMD from Zen on)."""

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from htas.bench import Bench, Call, Readings
-from htas.contention import Watch, priority
-from htas.layer import Layer
-from htas.measurement import BLOCKS, LOW, Measurement
+from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, More, OnRound, Wanted, by_case
 from htas.runtimes import Program, Runtime, open_runtime
+from htas.timing.bench import Bench, Call, Readings
+from htas.timing.contention import Watch, priority
+from htas.timing.measurement import BLOCKS, LOW, Measurement
 
 CHEAP = 0.05
 """Seconds to build a layer, up to which programs are built anew while they are measured: on a CPU, where two of each

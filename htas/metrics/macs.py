@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from htas.layer import Layer
-from htas.measurement import Measurement
+from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, OnRound, Wanted
+from htas.timing.measurement import Measurement
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from htas.layer import Layer
-from htas.measurement import Measurement
+from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, OnRound, Wanted
+from htas.timing.measurement import Measurement
 
 
 @dataclass(frozen=True)

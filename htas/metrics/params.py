@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from htas.layer import Layer
-from htas.measurement import Measurement
+from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, OnRound, Wanted
+from htas.timing.measurement import Measurement
 
 
 @dataclass(frozen=True)

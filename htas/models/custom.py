@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from htas.blame import blame
+from htas.console.blame import blame
+from htas.graph.modes import evaluating
 from htas.models import ModelFamily
-from htas.modes import evaluating
 from htas.text import shapes
 
 BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

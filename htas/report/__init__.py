@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from htas import __version__
-from htas.files import Unusable, read_json, write_bytes, write_json, write_text
-from htas.result import CurveRecord, Report
+from htas.files import Unusable, __version__, read_json, write_bytes, write_json, write_text
+from htas.report.result import Report
+from htas.spaces.curve import CurveRecord
 from htas.text import Shown
 
 if TYPE_CHECKING:
-    from htas.inspection import Inspection
+    from htas.spaces.inspection import Inspection
 
 __all__ = ["read", "summary", "write", "write_inspection", "write_runs", "write_survey"]
 

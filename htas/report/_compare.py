@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from math import hypot, inf, sqrt
 from typing import Literal
 
-from htas.measurement import Measurement
-from htas.result import Report, Result
+from htas.report.result import Report, Result
 from htas.text import ARROW, NONE, TIMES, millions, milliseconds, percent, points, signed, significant
+from htas.timing.measurement import Measurement
 
 FEWEST = 5
 """Readings below which their noise cannot be told."""

@@ -5,11 +5,13 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from htas.arch import Arch
+from htas.graph.arch import Arch
 from htas.report._blocks import Block, Cell, Code, Fold, Heading, Picture, Points, Table, Text
 from htas.report._compare import against_base, answer, base_of, found_of
 from htas.report._figures import BANDS, PICTURED, PREDICTED, arch_name, course_name, curve_name, pictured, searched
-from htas.result import CurveRecord, EpochRecord, Report, Result, SearchRecord
+from htas.report.result import Report, Result
+from htas.search.record import EpochRecord, SearchRecord
+from htas.spaces.curve import CurveRecord
 from htas.text import (
     NONE,
     duration,

@@ -6,8 +6,7 @@ from typing import Any
 
 import altair as alt
 
-from htas.arch import Arch
-from htas.budget import front
+from htas.graph.arch import Arch
 from htas.report._compare import base_of, is_searched
 from htas.report._draw import (
     BLUE,
@@ -27,8 +26,9 @@ from htas.report._draw import (
     shape,
     spec,
 )
-from htas.result import CurveRecord, EpochRecord, Report, Result, SearchRecord
-from htas.strategies.differentiable import METRICS, SURE
+from htas.report.result import Report, Result, front
+from htas.search.record import METRICS, SURE, EpochRecord, SearchRecord
+from htas.spaces.curve import CurveRecord
 from htas.text import percent
 
 PICTURED = "accuracy-latency"

@@ -7,10 +7,10 @@ import altair as alt
 
 from htas.files import write_text
 from htas.graph.network import OUTPUT
-from htas.inspection import Inspection, LayerFacts, SiteFacts
 from htas.report._blocks import Block, Cell, Heading, Picture, Points, Table, Text
 from htas.report._draw import BLUE, FAINT, GREEN, WIDTH, Spec, data, drawn, spec
 from htas.report._html import html
+from htas.spaces.inspection import Inspection, LayerFacts, SiteFacts
 from htas.text import Shown, millions, milliseconds, percent, plural, shown
 
 SITES = ("site", "kind", "base", "smaller", "saves", "its layers take")

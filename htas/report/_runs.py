@@ -12,7 +12,7 @@ from htas.report._draw import drawn
 from htas.report._figures import pictured, runs_over_latency
 from htas.report._html import html
 from htas.report._markdown import markdown
-from htas.result import Report, Result
+from htas.report.result import Report, Result
 from htas.text import listing, millions, percent, plus_minus, significant
 
 PICTURE = "runs"

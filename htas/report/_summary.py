@@ -1,7 +1,7 @@
 """A report in a few lines: the answer, and the networks."""
 
 from htas.report._compare import against_base, answer, base_of, found_of
-from htas.result import Report, Result
+from htas.report.result import Report, Result
 from htas.text import NONE, Shown, millions, percent, plus_minus, shown, significant
 
 HEADINGS = (

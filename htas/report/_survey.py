@@ -9,7 +9,7 @@ from htas.report._content import curve_picture
 from htas.report._draw import drawn, png
 from htas.report._figures import curve_name, latency_curve
 from htas.report._html import html
-from htas.result import CurveRecord
+from htas.spaces.curve import CurveRecord
 from htas.text import Shown, listing, milliseconds, plural, shown, significant
 
 HEADINGS = ("site", "base width", "widths chosen", "latency of the base", "known to", "no faster than a wider one")

@@ -13,11 +13,11 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type
 
 from torch import Tensor, nn
 
-from htas.bench import CudaTimer, HostTimer, Timer
-from htas.layer import Layer
+from htas.graph.layer import Layer
 from htas.plugins import find
-from htas.target import Target, Value
 from htas.text import listing, no_such
+from htas.timing.bench import CudaTimer, HostTimer, Timer
+from htas.timing.target import Target, Value
 
 
 @dataclass(frozen=True)

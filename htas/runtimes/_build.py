@@ -1,6 +1,5 @@
 """Making a program of a copy, checking it, and saying in one sentence why it could not be made."""
 
-import importlib
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -8,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from htas.layer import Layer
+from htas.formats.onnx_file import OnnxFile
+from htas.graph.layer import Layer
 from htas.runtimes import Program
-from htas.runtimes._file import OnnxFile
 from htas.runtimes._parity import check
-from htas.target import Target
+from htas.timing.target import Target
 
 Build = Callable[[nn.Module, tuple[Tensor, ...]], Program]
+
 
 MEMORY = ("out of memory", "can't allocate memory", "failed to allocate memory")
 """How PyTorch, CUDA and ONNX Runtime say it."""
@@ -89,17 +89,6 @@ def within_memory(what: str, target: Target, call: Callable[..., Any]) -> Callab
             raise
 
     return guarded
-
-
-def needed(module: str, extra: str, what: str) -> Any:
-    """An optional package, imported; raises ValueError that names the extra which installs it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(
-            f"target.runtime {what!r} needs the package {module}, which cannot be imported ({error}); "
-            f"install it with: pip install 'htas[{extra}]'"
-        ) from error
 
 
 def in_words(layer: Layer) -> str:

@@ -2,47 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from htas.formats.parity import first, largest_difference, tolerance
 from htas.runtimes import Program
-from htas.target import Target
-
-TOLERANCE = 1e-4
-"""Of the largest output: several times what reordering fp32 sums changes in a hundred layers."""
-STEPS = 8
-"""Of a format with fewer digits, in steps between its neighbouring numbers at 1. CIFAR ResNets of 8 to 110 layers,
-rounded after every operator, came out 0.6 to 0.9 steps off in bf16 and 0.4 to 0.7 in fp16, the deep ones no more."""
-
-
-def tolerance(target: Target) -> float:
-    """The difference from eager fp32 that is allowed, as a share of the largest output."""
-    if target.precision != "fp32":
-        return STEPS * torch.finfo(target.dtype).eps
-    # CUDA's convolutions read fp32 as TF32, which has as many digits as fp16
-    return TOLERANCE if target.device == "cpu" else STEPS * torch.finfo(torch.float16).eps
-
-
-def largest_difference(expected: Tensor, found: Tensor, what: str, tolerance: float = TOLERANCE) -> float:
-    """The largest absolute difference of two outputs of one shape; ValueError when it exceeds the tolerance.
-
-    `what` begins the message: the file or runtime that computed `found`. The tolerance is a share of the largest.
-    """
-    if expected.shape != found.shape:
-        raise ValueError(f"{what} gives outputs of shape {tuple(found.shape)}, PyTorch {tuple(expected.shape)}")
-    difference = float((expected - found).abs().max())
-    allowed = tolerance * float(expected.abs().max())
-    if not difference <= allowed:  # also when either is not a number
-        raise ValueError(
-            f"{what} differs from PyTorch by up to {difference:.2g}, {allowed:.2g} is allowed; "
-            "check that forward() computes the same every time and that the weights are finite"
-        )
-    return difference
-
-
-def first(outputs: object) -> Tensor:
-    """The first tensor of what a network returns."""
-    found: Tensor = next(leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
-    return found
+from htas.timing.target import Target
 
 
 def check(program: Program, network: nn.Module, example: tuple[Tensor, ...], target: Target, what: str) -> None:

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from htas.bench import HostTimer, Timer
-from htas.layer import Layer
+from htas.formats.onnx import chain_graphs, is_first, layer_graph
+from htas.formats.onnx_file import OnnxFile
+from htas.formats.onnx_written import static_graph
+from htas.graph.layer import Layer
 from htas.runtimes import Program
 from htas.runtimes._build import file_program, layer_program, network_program
-from htas.runtimes._file import OnnxFile
-from htas.runtimes._onnx import chain_graphs, is_first, layer_graph
-from htas.runtimes._written import static_graph
-from htas.target import Target
 from htas.text import listing
+from htas.timing.bench import HostTimer, Timer
+from htas.timing.target import Target
 
 ERRORS = 3
 """ONNX Runtime's log severity."""

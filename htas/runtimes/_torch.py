@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from htas.allocator import keep_memory
+from htas.formats.parity import first
 from htas.runtimes import Program
-from htas.runtimes._parity import first
-from htas.target import Target
+from htas.timing.allocator import keep_memory
+from htas.timing.target import Target
 
 FORGOTTEN = 33
 """Squared it is more kernels than oneDNN keeps."""

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from htas.layer import Layer
+from htas.formats.onnx import quiet
+from htas.graph.layer import Layer
 from htas.runtimes import Program, Runtime
 from htas.runtimes._build import layer_program, network_program
-from htas.runtimes._onnx import quiet
 from htas.runtimes._torch import about, placed, program, threads
 
 

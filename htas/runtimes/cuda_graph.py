@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from htas.layer import Layer
+from htas.formats.parity import first
+from htas.graph.layer import Layer
 from htas.runtimes import Program, Runtime
 from htas.runtimes._build import layer_program, network_program
-from htas.runtimes._parity import first
 from htas.runtimes._torch import about, placed
 
 WARM = 3

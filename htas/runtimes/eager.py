@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from htas.layer import Layer
+from htas.graph.layer import Layer
 from htas.runtimes import Program, Runtime
 from htas.runtimes._build import layer_program, network_program
 from htas.runtimes._torch import about, forget_kernels, placed, program, threads

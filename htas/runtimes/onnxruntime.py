@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from htas.bench import Timer
-from htas.layer import Layer
+from htas.graph.layer import Layer
 from htas.runtimes import Program, Runtime
 from htas.runtimes._session import SPIN, Sessions, check_provider
+from htas.timing.bench import Timer
 
 
 @dataclass(frozen=True)

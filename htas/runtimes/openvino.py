@@ -14,12 +14,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from htas.layer import Layer
+from htas.formats.onnx import chain_graphs, is_first, layer_graph
+from htas.formats.onnx_file import OnnxFile
+from htas.formats.onnx_written import static_graph
+from htas.graph.layer import Layer
+from htas.plugins import needed
 from htas.runtimes import Program, Runtime
-from htas.runtimes._build import file_program, layer_program, needed, network_program
-from htas.runtimes._file import OnnxFile
-from htas.runtimes._onnx import chain_graphs, is_first, layer_graph
-from htas.runtimes._written import static_graph
+from htas.runtimes._build import file_program, layer_program, network_program
 
 CAPABILITIES = {"FP32": "fp32", "BF16": "bf16", "FP16": "fp16"}
 """What the CPU plug-in says of the processor, and our name for it."""

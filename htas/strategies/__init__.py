@@ -4,35 +4,9 @@ Add one: a file here with one frozen dataclass that derives from Strategy; its f
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
-from htas.arch import Arch
-from htas.problem import Problem
-from htas.result import EpochRecord
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search leaves behind."""
-
-    arch: Arch
-    epochs: tuple[EpochRecord, ...]
-    converged: bool
-    why: str
-    """The figures behind `converged`, in words."""
-    validate: Callable[[Sequence[Arch]], list[float]]
-    """Validation accuracy, 0 to 1, of any archs of the space, all judged alike (by a supernet, say)."""
-    seconds: float
-    worth: Callable[[Arch], float] = lambda arch: 0.0
-    """How much the search prefers an arch, for choosing among those near the limits; no more than an order."""
-    pool: tuple[Arch, ...] = ()
-    """The only archs that may be taken instead of `arch` where it turns out to miss the limits; empty for any."""
-    cheap: bool = True
-    """Whether `validate` takes seconds for an arch, as by a supernet, and not a training."""
-    judge: str = "in the supernet"
-    """How `validate` finds accuracies, for a report."""
+from htas.search.problem import Found, Problem
 
 
 def need_limits(problem: Problem, strategy: "Strategy") -> None:

@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 import torch
 
-from htas.arch import Arch
-from htas.budget import USED, changed, over
+from htas.console.progress import progress, say
+from htas.console.record import scalars
 from htas.files import read_tensors, write_tensors
-from htas.oneshot import (
+from htas.graph.arch import Arch
+from htas.search.moves import USED, changed, over
+from htas.search.oneshot import (
     CALIBRATION,
     JUDGED,
     Judge,
@@ -26,14 +28,12 @@ from htas.oneshot import (
     restored,
     sampled_step,
 )
-from htas.problem import Problem
-from htas.progress import progress, say
-from htas.record import scalars
-from htas.result import EpochRecord
-from htas.strategies import Found, Strategy, need_limits
-from htas.supernet import Draw, Supernet
+from htas.search.problem import Found, Problem
+from htas.search.record import EpochRecord
+from htas.search.supernet import Draw, Supernet
+from htas.strategies import Strategy, need_limits
 from htas.text import percent, significant
-from htas.train import batches, cosine, engine, epoch_seed, load_optimizer, optimizer_tensors, set_rate
+from htas.training.train import batches, cosine, engine, epoch_seed, load_optimizer, optimizer_tensors, set_rate
 
 STEP, PASS = 1.3, 0.5
 """A weight step of an arch at random at e = 2, and a forward pass, in plain training steps of the base network."""

@@ -8,17 +8,17 @@ from typing import Any, Literal
 
 import torch
 
-from htas.arch import Arch
-from htas.budget import over
+from htas.console.progress import say
 from htas.files import digest, read_json, write_json
 from htas.graph import resize
-from htas.problem import Problem
-from htas.progress import say
-from htas.result import EpochRecord
-from htas.space import Space
-from htas.strategies import Found, Strategy
+from htas.graph.arch import Arch
+from htas.search.moves import over
+from htas.search.problem import Found, Problem
+from htas.search.record import EpochRecord
+from htas.spaces.space import Space
+from htas.strategies import Strategy
 from htas.text import percent, plural
-from htas.train import Precision, Recipe, evaluate, train
+from htas.training.train import Precision, Recipe, evaluate, train
 
 STEPS = 32
 """Multipliers that are tried up to the base width itself, and as many to twice that."""

@@ -9,42 +9,37 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from htas.arch import Arch
-from htas.budget import AIM, Limit
+from htas.console.progress import Bar, progress
+from htas.console.record import scalars
+from htas.cost.limits import Limit
+from htas.data.task import Inputs, precise, scalar
 from htas.files import read_tensors, write_tensors
-from htas.oneshot import Options, accuracies, check_sane, diverged, kept, learner, opened, restored
-from htas.problem import Problem
-from htas.progress import Bar, progress
-from htas.record import scalars
-from htas.result import EpochRecord
-from htas.space import Space
-from htas.strategies import Found, Strategy
-from htas.supernet import Draw
-from htas.task import Inputs, precise, scalar
+from htas.graph.arch import Arch
+from htas.search.moves import AIM
+from htas.search.oneshot import Options, accuracies, check_sane, diverged, kept, learner, opened, restored
+from htas.search.problem import Found, Problem
+from htas.search.record import METRICS, SURE, EpochRecord
+from htas.search.supernet import Draw
+from htas.spaces.space import Space
+from htas.strategies import Strategy
 from htas.text import percent, significant
-from htas.train import (
-    batches,
-    cosine,
-    engine,
-    epoch_seed,
-    load_optimizer,
-    optimizer_tensors,
-    set_rate,
-)
+from htas.training.train import batches, cosine, engine, epoch_seed, load_optimizer, optimizer_tensors, set_rate
 
-SURE = 0.6
-"""Median top probability from which a search counts as converged."""
 CLOSE = 0.1
 """... if the cost of the most probable arch lies within this share of the expected cost."""
+
+
 STIFFNESS = 10.0
 """Of the penalty on the distance from the budget, in units of cross-entropy."""
+
+
 LEARNING = 0.02
 """Share of the stiffness by which the penalty's weight moves, for every step and unit of distance."""
+
+
 STEP = 5.0
 """A weight and an architecture step at e = 2 take about so many plain steps of the base network
 (benchmarks/search_step.py)."""
-METRICS = {"table": "latency", "paper": "latency"}
-"""What a cost is a cost of, where it has another name."""
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from htas.arch import Arch
-from htas.budget import over
-from htas.oneshot import Judge
-from htas.problem import Problem
+from htas.graph.arch import Arch
+from htas.search.moves import over
+from htas.search.oneshot import Judge
+from htas.search.problem import Problem
 from htas.strategies._sampled import AROUND, TRIALS, Sampled, near_limits, trimmed
 
 

@@ -7,28 +7,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from htas.arch import Arch
+from htas.console.progress import Bar, progress
+from htas.console.record import scalars
+from htas.data.task import forward, precise
 from htas.files import read_tensors, write_tensors
 from htas.graph import Network, resize
-from htas.layout import placed
-from htas.oneshot import check_sane
-from htas.problem import Problem
-from htas.progress import Bar, progress
-from htas.record import scalars
-from htas.result import EpochRecord
-from htas.strategies import Found, need_limits
+from htas.graph.arch import Arch
+from htas.search.oneshot import check_sane
+from htas.search.problem import Found, Problem
+from htas.search.record import EpochRecord
+from htas.strategies import need_limits
 from htas.strategies._trials import ByTrials, Trials, multiples, nearest, widest_of
-from htas.task import forward, precise
 from htas.text import significant
-from htas.train import (
-    batches,
-    cosine,
-    engine,
-    epoch_seed,
-    load_optimizer,
-    optimizer_tensors,
-    set_rate,
-)
+from htas.training.layout import placed
+from htas.training.train import batches, cosine, engine, epoch_seed, load_optimizer, optimizer_tensors, set_rate
 
 
 @dataclass(frozen=True)

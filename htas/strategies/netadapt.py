@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from htas.arch import Arch
-from htas.budget import changed, over
-from htas.oneshot import Judge
-from htas.problem import Problem
-from htas.strategies import Found, need_limits
+from htas.graph.arch import Arch
+from htas.search.moves import changed, over
+from htas.search.oneshot import Judge
+from htas.search.problem import Found, Problem
+from htas.strategies import need_limits
 from htas.strategies._sampled import AROUND, Sampled
 from htas.text import percent
 

@@ -3,9 +3,9 @@
 import random
 from dataclasses import dataclass
 
-from htas.arch import Arch
-from htas.oneshot import Judge
-from htas.problem import Problem
+from htas.graph.arch import Arch
+from htas.search.oneshot import Judge
+from htas.search.problem import Problem
 from htas.strategies._sampled import AROUND, TRIALS, Sampled, near_limits, trimmed
 
 

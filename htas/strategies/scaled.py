@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from htas.arch import Arch
-from htas.budget import over
-from htas.problem import Problem
-from htas.strategies import Found, need_limits
+from htas.graph.arch import Arch
+from htas.search.moves import over
+from htas.search.problem import Found, Problem
+from htas.strategies import need_limits
 from htas.strategies._trials import ByTrials, Trials, multiples, widest_within
 from htas.text import listing
 

@@ -3,9 +3,9 @@
 import time
 from dataclasses import dataclass
 
-from htas.problem import Problem
-from htas.progress import say
-from htas.strategies import Found, need_limits
+from htas.console.progress import say
+from htas.search.problem import Found, Problem
+from htas.strategies import need_limits
 from htas.strategies._trials import ByTrials, Trials, multiples, widest_of
 
 

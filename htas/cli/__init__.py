@@ -1,0 +1,1 @@
+"""The command `htas`: verbs, their arguments, and tables for a terminal."""

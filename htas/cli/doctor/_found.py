@@ -1,0 +1,64 @@
+"""Which runtimes and energy meters there are, and how to get those that are missing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import htas.runtimes
+from htas import plugins
+from htas.metrics.energy import meter
+from htas.runtimes import open_runtime
+from htas.text import listing
+from htas.timing.target import Target
+
+
+@dataclass(frozen=True)
+class Found:
+    """A runtime or a meter, and whether it works here."""
+
+    name: str
+    there: bool
+    about: Mapping[str, str] = field(default_factory=dict)
+    """Versions and settings."""
+    trouble: str = ""
+    """Why it cannot be used, and what to do."""
+
+    @property
+    def words(self) -> str:
+        """One line for a terminal."""
+        if not self.there:
+            return f"not here: {self.trouble}"
+        return listing(f"{key} {value}" for key, value in self.about.items()) or "there"
+
+
+def runtimes(target: Target) -> list[Found]:
+    """Every runtime of the package, and the target's own class if it names one."""
+    names = plugins.names(htas.runtimes)
+    return [_runtime(target, name) for name in [*names, *({target.runtime} - set(names))]]
+
+
+def meters(devices: Sequence[str]) -> list[Found]:
+    """What the energy of each device would be read from."""
+    return [_meter(device) for device in devices]
+
+
+def _runtime(target: Target, name: str) -> Found:
+    try:
+        own = target if name == target.runtime else replace(target, runtime=name, options={})
+        return Found(name, True, dict(open_runtime(own).describe()))
+    except ImportError as error:
+        return Found(name, False, trouble=f"{_clean(error)}; pip install 'htas[{name}]'")
+    except Exception as error:  # a broken installation raises whatever it likes, and finding it out is the purpose
+        return Found(name, False, trouble=_clean(error))
+
+
+def _meter(device: str) -> Found:
+    try:
+        return Found(device, True, {"meter": meter(device).name})
+    except Exception as error:  # a driver without a PyTorch that can use it, say
+        return Found(device, False, trouble=_clean(error))
+
+
+def _clean(error: Exception) -> str:
+    """One line, whatever was raised."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if isinstance(error, ValueError | ImportError) else f"{type(error).__name__}: {words}"

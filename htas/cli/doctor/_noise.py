@@ -1,0 +1,117 @@
+"""How noisy the target is now: a few ordinary layers, read in turn for some seconds."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from htas.graph.layer import Layer
+from htas.metrics.latency import CHEAP
+from htas.runtimes import open_runtime
+from htas.text import milliseconds, percent, plural
+from htas.timing.bench import Bench
+from htas.timing.contention import priority
+from htas.timing.measurement import Measurement
+from htas.timing.target import Target
+
+LAYERS = tuple(
+    Layer("conv", width, width, (size, size), (3, 3), padding=(1, 1), norm=True, activation="relu")
+    for width, size in ((16, 32), (32, 16), (64, 8))
+)
+"""The three stages of the CIFAR ResNets."""
+FEWEST = 12
+"""Readings of a layer; fewer say nothing about noise, unless that something holds the layers up."""
+MOST = 2000
+"""Rounds; with more nothing is learnt."""
+SLOW = 1.1
+"""A reading so many times its layer's minimum is a slow one."""
+QUIET = {"slow": 0.1, "spread": 0.05, "drift": 0.03}
+NOISY = {"slow": 0.4, "spread": 0.2, "drift": 0.1}
+"""Up to all of the first is quiet, over any of the second is noisy; between them it depends on the survey."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The readings of the test, each layer's in the order they were taken, and what they say."""
+
+    layers: tuple[Layer, ...]
+    readings: tuple[Measurement, ...]
+
+    @property
+    def slow(self) -> float:
+        """The share of readings more than 10 % above their layer's minimum."""
+        late = [value > SLOW * each.minimum for each in self.readings for value in each.values]
+        return float(np.mean(late))
+
+    @property
+    def spread(self) -> float:
+        """p75 - p25 over the median, of the layer where that is largest."""
+        return max(each.spread / each.median for each in self.readings)
+
+    @property
+    def drift(self) -> float:
+        """How much slower the second half of the test ran than the first; below 0, faster. The median over layers."""
+        return float(np.median([_drift(each.values) for each in self.readings]))
+
+    @property
+    def level(self) -> Literal["quiet", "restless", "noisy"]:
+        """In one word; too few readings are as bad as noise."""
+        if min(len(each.values) for each in self.readings) < FEWEST:
+            return "noisy"
+        found = {"slow": self.slow, "spread": self.spread, "drift": abs(self.drift)}
+        if any(value > NOISY[name] for name, value in found.items()):
+            return "noisy"
+        return "quiet" if all(value <= QUIET[name] for name, value in found.items()) else "restless"
+
+    @property
+    def verdict(self) -> str:
+        """The word, and the figures behind it."""
+        fewest = min(len(each.values) for each in self.readings)
+        few = f"only {plural(fewest, 'reading')} of a layer in the time of the test, and " if fewest < FEWEST else ""
+        return (
+            f"{self.level}: {few}"
+            f"{percent(self.slow, 0)} of the readings are more than 10 % above their layer's minimum, "
+            f"the middle half of them spreads over {percent(self.spread, 1)} of their median, and the second half "
+            f"of the test ran {percent(abs(self.drift), 1)} {'slower' if self.drift >= 0 else 'faster'} than the first"
+        )
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What a terminal shows: a layer, and its readings."""
+        return [
+            (
+                f"conv {layer.inputs} to {layer.outputs}, {layer.size[0]}x{layer.size[1]}",
+                f"minimum {milliseconds(each.minimum)}, median {milliseconds(each.median)}, "
+                f"spread {milliseconds(each.spread)}, {len(each.values)} readings",
+            )
+            for layer, each in zip(self.layers, self.readings, strict=True)
+        ]
+
+    def json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "level": self.level,
+            "slow": self.slow,
+            "spread": self.spread,
+            "drift": self.drift,
+            "layers": {layer.key: each.json() for layer, each in zip(self.layers, self.readings, strict=True)},
+        }
+
+
+def listen(target: Target, seconds: float, now: Callable[[], float] = time.monotonic) -> Noise:
+    """Read the layers for about so many seconds of the clock `now`, as a survey reads its own."""
+    runtime = open_runtime(target)
+    with runtime.session(), torch.random.fork_rng(devices=[]), priority():
+        found = Bench(runtime.timer(), rounds=MOST, limit=seconds, now=now).run(
+            lambda number: runtime.compile_layer(LAYERS[number]).run,
+            len(LAYERS),
+            anew=runtime.build_seconds <= CHEAP,
+        )
+    return Noise(LAYERS, tuple(Measurement(each.seconds, "s", levels=each.levels) for each in found))
+
+
+def _drift(values: Sequence[float]) -> float:
+    half = len(values) // 2
+    return float(np.median(values[half:]) / np.median(values[:half])) - 1 if half else 0.0

@@ -1,0 +1,138 @@
+"""What verbs print: tables for readers, JSON for programs."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from htas import text
+from htas.console.terminal import show
+
+if TYPE_CHECKING:
+    from htas.run.named import Figures
+    from htas.timing.store import Store
+
+
+def _plain(figures: "Figures") -> dict[str, Any]:
+    """One network as JSON values: milliseconds and millions."""
+    latency = figures.latency
+    return {
+        "network": figures.network,
+        "runtime": figures.runtime,
+        "latency_ms": {
+            "estimate": latency.estimate * 1e3,
+            "error": latency.error * 1e3,
+            "median": latency.median * 1e3,
+            "min": latency.minimum * 1e3,
+            "spread": latency.spread * 1e3,
+        },
+        "mmacs": figures.macs / 1e6,
+        "mparams": figures.params / 1e6,
+        **{
+            name: {"estimate": each.estimate, "error": each.error, "unit": each.unit}
+            for name, each in figures.others.items()
+        },
+    }
+
+
+def _table(figures: Sequence["Figures"]) -> text.Shown:
+    """One line per network, in columns, and below what casts doubt on a reading."""
+    others = list(figures[0].others)
+    rows: list[tuple[str, ...]] = [
+        ("network", "runtime", "latency", "error", "median", "min", "spread", "MACs", "parameters", *others)
+    ]
+    for each in figures:
+        latency = each.latency
+        seconds = (latency.estimate, latency.error, latency.median, latency.minimum, latency.spread)
+        times = [text.milliseconds(each) for each in seconds]
+        more = [text.quantity(measured.estimate, measured.unit) for measured in each.others.values()]
+        rows.append((each.network, each.runtime, *times, text.millions(each.macs), text.millions(each.params), *more))
+    doubts = [
+        f"{each.network}: {name}{doubt}"
+        for each in figures
+        for name, measured in {"": each.latency, **{f"{name}: ": found for name, found in each.others.items()}}.items()
+        for doubt in measured.doubts
+    ]
+    return text.shown(rows, 2, after=doubts)
+
+
+def _surveys(opened: "Store", as_json: bool) -> str:
+    """One line per survey, metric and place."""
+    found = opened.surveys()
+    if as_json:
+        return _as_json([asdict(each) for each in found])
+    if not found:
+        return f"no measurements in {opened.path}"
+    named = ("device", "runtime", "precision", "batch", "threads")
+    rows: list[tuple[str, ...]] = [("survey", "metric", "date (UTC)", "place", *named, "layers", "doubtful")]
+    for each in found:
+        date = each.date[:16].replace("T", " ")
+        where = (each.context.get(name, text.NONE) for name in named)
+        counts = (str(each.layers), str(each.doubtful))
+        rows.append((each.survey, each.metric, date, each.place, *where, *counts))
+    return text.shown(rows, 7)
+
+
+def _survey(opened: "Store", name: str, as_json: bool) -> str:
+    """One line per layer, and below what casts doubt on its readings."""
+    found = opened.entries(name)
+    if not found:
+        raise ValueError(_no_survey(opened, name))
+    if as_json:
+        return _as_json([each.json() for each in found])
+    rows: list[tuple[str, ...]] = [("layer", "metric", "readings", "median", "min", "spread", "anchor")]
+    for each in found:
+        readings = each.measurement
+        figures = (
+            text.quantity(value, readings.unit) for value in (readings.median, readings.minimum, readings.spread)
+        )
+        anchor = text.quantity(median(each.anchor), readings.unit) if each.anchor else text.NONE
+        rows.append((_layer(each.layer), each.metric, str(len(readings.values)), *figures, anchor))
+    doubts = Counter(doubt for each in found for doubt in dict.fromkeys((*each.measurement.remarks, *each.doubts)))
+    lines = [f"{text.plural(count, 'layer')}: {doubt}" for doubt, count in doubts.items()]
+    return text.shown(rows, 2, after=lines)
+
+
+def _no_survey(opened: "Store", name: str) -> str:
+    known = dict.fromkeys(each.survey for each in opened.surveys())
+    return text.no_such("survey", name, known) if known else f"no survey called {name!r}: {opened.path} has none"
+
+
+def _layer(key: str) -> str:
+    """`conv 16 -> 32, size 32x32, kernel 3x3, norm, activation relu`: what differs from a layer's defaults."""
+    from htas.graph.layer import Layer
+
+    try:
+        layer = Layer.of(key)
+    except (KeyError, TypeError):
+        return key  # not a layer, or one of another version
+    parts = [f"{layer.op} {layer.inputs} {text.ARROW} {layer.outputs}"]
+    for field in fields(layer)[3:]:
+        value = getattr(layer, field.name)
+        if value != field.default:
+            words = "x".join(map(str, value)) if isinstance(value, tuple) else "" if value is True else str(value)
+            parts.append(f"{field.name} {words}".rstrip())
+    return ", ".join(parts)
+
+
+def _printed(given: str) -> None:
+    """A table in the way of this terminal, or a text as it is."""
+    if isinstance(given, text.Shown):
+        show([given], {}, False)
+    else:
+        print(given)
+
+
+def _summary(page: Path, as_json: bool) -> None:
+    """The answer and the networks of a report, and where it is."""
+    from htas.report import read
+    from htas.report import summary as made
+
+    show([made(read(page.parent))], {"page": str(page)}, as_json)
+
+
+def _as_json(content: Any) -> str:
+    return json.dumps(content, indent=1)

@@ -1,0 +1,134 @@
+"""Fitting sums of layers to whole networks: linear, in log space, robust."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+from numpy.typing import NDArray
+
+from htas.cost.tables import Calibration, Table
+from htas.graph import Network
+from htas.graph.arch import Arch
+from htas.graph.layer import Layer
+
+Floats = NDArray[np.float64]
+
+
+FORMS = (("scale",), ("scale", "each"), ("kinds",), ("kinds", "each"), ("kinds", "each", "constant"))
+"""Terms that a fit may have, simplest first."""
+
+
+NOISE, SPREAD = 0.02, 0.2
+"""Relative error of a network's prediction, and deviation of a kind's scale from the common one, that are expected."""
+
+
+BETTER = 0.95
+"""A form with more terms must bring the held-out error to this share of a simpler one's."""
+
+
+AGAIN = 5
+"""Rounds of weighing."""
+
+
+FAR, FAR_OFF = 6.0, 0.05
+"""A network whose error is so many times the usual one, and so large, counts less in the fit: its reading is spoilt."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A calibration, and what it gives for the networks that it was made from, each left out in turn."""
+
+    calibration: Calibration
+    held_out: tuple[float, ...]
+    form: tuple[str, ...]
+
+
+def fit(network: Network, tables: Mapping[Layer, Table], archs: Sequence[Arch], measured: Sequence[float]) -> Fitted:
+    """The form with the least held-out error, the simpler one where another is hardly better (BETTER)."""
+    sums = [_sums(network, tables, arch) for arch in archs]
+    kinds = sorted({kind for own, _ in sums for kind in own})
+    best: tuple[float, Fitted] = (inf, Fitted(Calibration(), (), ()))
+    target = np.asarray(measured)
+    for form in FORMS:
+        rows = np.array([_features(own, count, form, kinds) for own, count in sums])
+        found = tuple(
+            float(rows[left] @ _weights(np.delete(rows, left, axis=0), np.delete(target, left), form, kinds))
+            for left in range(len(rows))
+        )
+        off = np.abs(np.asarray(found) / target - 1)
+        error = float(np.mean(np.minimum(off, _far(off))))
+        if error < BETTER * best[0]:
+            best = error, Fitted(_calibration(_weights(rows, target, form, kinds), form, kinds), found, form)
+    return best[1]
+
+
+def _sums(network: Network, tables: Mapping[Layer, Table], arch: Arch) -> tuple[dict[str, float], int]:
+    """By kind of operator the sum of an arch's layers, and the number of layers."""
+    found: dict[str, float] = {}
+    count = 0
+    for step in network.steps(arch):
+        if step.layer is None or step.node.layer is None:
+            continue
+        # the node's own template: a depthwise layer of one channel looks like a plain one
+        template = step.node.layer.template
+        value = float(tables[template].at([step.layer.inputs], [step.layer.outputs])[0, 0])
+        found[template.kind] = found.get(template.kind, 0.0) + value
+        count += 1
+    return found, count
+
+
+def _features(sums: Mapping[str, float], count: int, form: Collection[str], kinds: Sequence[str]) -> list[float]:
+    row = [sums.get(kind, 0.0) for kind in kinds] if "kinds" in form else [sum(sums.values())]
+    return [*row, *([count] if "each" in form else []), *([1.0] if "constant" in form else [])]
+
+
+def _weights(rows: Floats, measured: Floats, form: Collection[str], kinds: Sequence[str]) -> Floats:
+    """Non-negative weights with the least squared relative error, what is far off counting less.
+
+    The scales of kinds stay near a common one, by NOISE over SPREAD: what is little of every network (its one pooling
+    layer, say) would else take up the errors of all others.
+    """
+    trust = np.ones(len(measured))
+    for _ in range(AGAIN):
+        found = _weighed(rows, measured, form, kinds, trust)
+        off = np.abs(rows @ found / measured - 1)
+        trust = _far(off) / np.maximum(off, _far(off))  # Huber's
+    return found
+
+
+def _far(off: Floats) -> float:
+    """The relative error from which a network counts less."""
+    return max(FAR * float(np.median(off)), FAR_OFF)
+
+
+def _weighed(rows: Floats, measured: Floats, form: Collection[str], kinds: Sequence[str], trust: Floats) -> Floats:
+    """One step of these: each network's squared error counts by how far it is trusted."""
+    root = np.sqrt(trust)
+    relative, target = rows * (root / measured)[:, None], root
+    if "kinds" in form:
+        count = len(kinds)
+        (common,) = _solve(relative[:, :count].sum(axis=1, keepdims=True), target)
+        prior = np.zeros((count, rows.shape[1]))
+        prior[:, :count] = np.eye(count) * NOISE / SPREAD / max(common, 1e-12)
+        relative, target = np.vstack([relative, prior]), np.concatenate([target, np.full(count, NOISE / SPREAD)])
+    return _solve(relative, target)
+
+
+def _solve(rows: Floats, target: Floats) -> Floats:
+    """Non-negative least squares, whatever the sizes of the columns."""
+    from scipy.optimize import nnls
+
+    norms = np.maximum(np.linalg.norm(rows, axis=0), 1e-12)
+    weights: Floats = nnls(rows / norms, target)[0] / norms
+    return weights
+
+
+def _calibration(weights: Floats, form: Collection[str], kinds: Sequence[str]) -> Calibration:
+    rest = weights.tolist()
+    count = len(kinds) if "kinds" in form else 1
+    own, rest = rest[:count], rest[count:]
+    each = rest.pop(0) if "each" in form else 0.0
+    constant = rest.pop(0) if "constant" in form else 0.0
+    scales = dict(zip(kinds, own, strict=True)) if "kinds" in form else dict.fromkeys(kinds, own[0])
+    return Calibration(scales, each, constant)

@@ -1,0 +1,87 @@
+"""The paper's cost: the latency of each layer alone, added (eq. 7 and 8)."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from htas.cost.model import CostModel, expectation, keeps
+from htas.graph import Network
+from htas.graph.arch import Arch
+from htas.graph.layer import WEIGHTED
+from htas.spaces.curve import Fit, curve
+from htas.spaces.design import Design, _estimate, _widths
+from htas.spaces.layers import surveyed
+from htas.spaces.space import Space
+
+
+@dataclass(frozen=True)
+class Term:
+    """Layers of one site that are kept together: count x (k x^alpha + b) seconds."""
+
+    site: str
+    """Empty for layers whose width never changes."""
+    blocks: tuple[tuple[str, int], ...]
+    k: float
+    alpha: float
+    b: float
+    count: int = 1
+
+    def at(self, width: Any) -> Any:
+        """f(x) of eq. 1, times the count."""
+        return self.count * (self.k * width**self.alpha + self.b)
+
+
+@dataclass(frozen=True)
+class PaperCost(CostModel):
+    """Eq. 7 and 8: the sum over layers of f(E[width]), each times the share of archs that keep the layer.
+
+    The input width of a layer is held at the survey's, as in the paper.
+    """
+
+    terms: tuple[Term, ...]
+    blocks: Mapping[str, int]
+    """Blocks of each depth site in the base network."""
+    unit: str = "s"
+
+    def cost(self, arch: Arch) -> float:
+        """Seconds."""
+        return float(
+            sum(
+                term.at(arch.widths[term.site] if term.site else 0)
+                for term in self.terms
+                if all(arch.depths[site] > block for site, block in term.blocks)
+            )
+        )
+
+    def expected(self, space: Space, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> Tensor:
+        """f(E[x]) of eq. 8 for each term, times the probability that it is kept."""
+        mean = {site: expectation(space.widths[site], widths[site]) for site in space.widths}
+        kept = {site: keeps(space.depths[site], depths[site], self.blocks[site]) for site in space.depths}
+        total: Any = 0.0
+        for term in self.terms:
+            share: Any = 1.0
+            for site, block in term.blocks:
+                share = share * kept[site][block]
+            total = total + share * term.at(mean[term.site] if term.site else 0)
+        return torch.as_tensor(total)
+
+
+def paper_cost(network: Network, content: Mapping[str, Any], design: Design) -> PaperCost:
+    """Eq. 7 and 8: a fitted line for every layer, a constant for layers whose width never changes."""
+    terms: Counter[Term] = Counter()
+    for use in network.uses(surveyed(network, expand=design.expand, inputs=design.inputs)):
+        if use.layer.op not in WEIGHTED:
+            continue
+        if use.site:
+            fit = curve(content, use.layer, _widths(network, use.site, design), _estimate(design)).fit(design.alpha)
+        else:
+            fit = Fit(0.0, 1.0, curve(content, use.layer, [use.layer.outputs], _estimate(design)).seconds[0])
+        terms[Term(use.site, use.blocks, fit.k, fit.alpha, fit.b)] += 1
+    return PaperCost(
+        tuple(replace(term, count=count) for term, count in terms.items()),
+        {name: site.base for name, site in network.depths.items()},
+    )

@@ -1,0 +1,189 @@
+"""Peak activation memory of an arch, from one look at how the tensors of its network are born and die.
+
+Which tensors a pass holds at each moment depends on how the network is written, and not on its widths. So one pass is
+followed, tensor by tensor (htas/metrics/memory.py), and of any other arch the same story is told with other sizes:
+without what is cut, and with the output of the last kept block in the place of that of the last block.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from htas.cost.model import CostModel, by_block, expectation
+from htas.graph import Network, resize, trace
+from htas.graph.arch import Arch
+from htas.metrics.memory import Life, Memory, lives
+from htas.spaces.space import Space
+from htas.timing.target import Target
+
+PROBES = 3
+"""Archs of different widths everywhere, by which is told whose channels a tensor has."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """A tensor of any arch."""
+
+    life: Life
+    node: str
+    """The node whose output has as many channels; empty where the size never changes."""
+    each: float
+    """Bytes for each of these channels, of a batch; of all, where there is no node."""
+    blocks: tuple[tuple[str, int], ...]
+    """Depth sites around it, each with the number of its block."""
+    projection: str
+    """The node of a projection that makes it, which is there only where widths differ."""
+
+
+@dataclass(frozen=True)
+class PeakCost(CostModel):
+    """The most bytes alive at once in a pass over a batch in eager PyTorch, as the metric `memory` counts them."""
+
+    network: Network
+    told: tuple[Told, ...]
+    plain: tuple[Told, ...] = ()
+    """With projected adds, of archs that need no projection: these are of the user's own class, no GraphModule."""
+    scale: float = 1.0
+    """What the device holds over what is told: 1 on a CPU."""
+    unit: str = "bytes"
+    known: Mapping[Arch, float] = field(default_factory=dict)
+    """Archs that were counted: the base network."""
+
+    def cost(self, arch: Arch) -> float:
+        """Bytes."""
+        if arch in self.known:
+            return self.known[arch]
+        steps = {step.node.name: step for step in self.network.steps(arch)}
+        projects = {name: step.layer is not None for name, step in steps.items() if step.node.kind == "project"}
+        story = self.told if any(projects.values()) or not self.plain else self.plain
+        there = np.array([all(block < arch.depths[site] for site, block in told.blocks) for told in story])
+        died = _extended(story, arch.depths, {name for name, there in projects.items() if not there})
+        there &= np.array([projects.get(told.projection, True) for told in story])
+        sizes = np.array([
+            (told.each * (steps[told.node].channels if told.node else 1)) if kept else 0.0
+            for told, kept in zip(story, there, strict=True)
+        ])  # fmt: skip
+        change = np.zeros(len(story) + 1)
+        change[: len(sizes)] = sizes
+        np.subtract.at(change, died, sizes)
+        return self.scale * float(np.cumsum(change).max())
+
+    def expected(self, space: Space, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> Tensor:
+        """The largest, over the moments of a pass, of the probability that it comes times the mean bytes then.
+
+        Exact where the probabilities are 0 and 1 and no shortcut is projected; else a little less than the mean of the
+        largest (Jensen).
+        """
+        mean = {site: expectation(space.widths[site], widths[site]) for site in space.widths}
+        stays = {name: by_block(space.depths[name], depths[name], s.base) for name, s in self.network.depths.items()}
+        steps = {step.node.name: step for step in self.network.flow(mean.__getitem__, stays.__getitem__)}
+        like = next(iter([*widths.values(), *depths.values()]), torch.zeros(()))
+        one = like.new_ones(())
+        sizes = torch.stack([told.each * (steps[told.node].channels if told.node else one) * one for told in self.told])
+        comes = []
+        for told in self.told:
+            share = one
+            for site, block in told.blocks:
+                share = share * torch.stack(stays[site][block:]).sum()
+            comes.append(share)
+        return self.scale * (torch.stack(comes) * (self._alive.to(sizes) @ sizes)).max()
+
+    @cached_property
+    def _alive(self) -> Tensor:
+        """Which tensors (columns) live at the birth of each (rows)."""
+        number = torch.arange(len(self.told))
+        died = torch.tensor([min(told.life.died, len(self.told)) for told in self.told])
+        return ((number <= number[:, None]) & (died > number[:, None])).double()
+
+
+def _extended(story: Sequence[Told], depths: Mapping[str, int], bare: set[str]) -> NDArray[np.int64]:
+    """When each dies: what stands in for a tensor that is not made lives as long as that."""
+    died = np.array([min(told.life.died, len(story)) for told in story])
+    for site, depth in depths.items():
+        cut = [number for number, told in enumerate(story) if dict(told.blocks).get(site, -1) >= depth]
+        if cut:
+            last = [number for number in range(cut[0]) if (site, depth - 1) in story[number].blocks]
+            died[[number for number in last if died[number] > cut[0]]] = max(died[number] for number in cut)
+    for name in bare:
+        made = [number for number, told in enumerate(story) if told.projection == name]
+        if made:  # in its place the source of the shortcut stays until the add
+            source = [number for number in range(made[0]) if made[0] < died[number] <= made[-1] + 1]
+            died[source] = max(died[number] for number in made)
+    return died
+
+
+def peak_cost(network: Network, target: Target) -> PeakCost:
+    """Follow the network at a few widths; raises ValueError for a tensor that has the channels of no node."""
+    told = _story(network, target)
+    plain: tuple[Told, ...] = ()
+    if network.adds == "project":
+        plain = _story(trace(network.module, network.example(), adds="join"), target)
+    model, probe = PeakCost(network, told, plain), _probe(network, 0)
+    base, other = Memory(target).measure([resize(network, arch) for arch in (network.base, probe)])
+    return replace(model, scale=other.estimate / model.cost(probe), known={network.base: base.estimate})
+
+
+def _story(network: Network, target: Target) -> tuple[Told, ...]:
+    archs = [_probe(network, seed) for seed in range(PROBES)]
+    modules = [resize(network, arch).eval().cpu() for arch in archs]
+    followed = [lives(module, network.example()) for module in modules]
+    channels = [{step.node.name: step.channels for step in network.steps(arch)} for arch in archs]
+    told: list[Told] = []
+    blocks: tuple[tuple[str, int], ...] = ()
+    for own in zip(*followed, strict=True):
+        owner = own[0].owner
+        if owner or not isinstance(modules[0], fx.GraphModule):  # whose operators belong to what was before
+            blocks = _blocks(network, owner)
+        node, each = _channels(network, [life.size for life in own], channels, blocks, owner)
+        projection = next((n.name for n in network.nodes if n.kind == "project" and _within(owner, n.name)), "")
+        told.append(Told(own[0], node, each * target.batch, blocks, projection))
+    return tuple(told)
+
+
+def _probe(network: Network, seed: int) -> Arch:
+    """All blocks, and another width at every site."""
+    sites = network.widths
+    rng = random.Random(seed)
+    factors = rng.sample(range(2, 3 * len(sites) + 3), len(sites))
+    widths = {name: site.multiple * factor for (name, site), factor in zip(sites.items(), factors, strict=True)}
+    return Arch(widths, network.base.depths)
+
+
+def _within(owner: str, path: str) -> bool:
+    return owner == path or owner.startswith(f"{path}.")
+
+
+def _blocks(network: Network, owner: str) -> tuple[tuple[str, int], ...]:
+    return tuple(
+        (name, number)
+        for name, site in network.depths.items()
+        for number, block in enumerate(site.producers)
+        if _within(owner, block)
+    )
+
+
+def _channels(
+    network: Network,
+    sizes: Sequence[int],
+    channels: Sequence[Mapping[str, int]],
+    blocks: tuple[tuple[str, int], ...],
+    owner: str,
+) -> tuple[str, float]:
+    """The node of the same blocks whose channels explain the sizes, and the bytes of each channel."""
+    if len(set(sizes)) == 1:
+        return "", float(sizes[0])
+    for node in network.nodes:
+        if set(node.blocks) <= set(blocks) and node.name in channels[0] and all(its[node.name] for its in channels):
+            each = {size / its[node.name] for size, its in zip(sizes, channels, strict=True)}
+            if len(each) == 1:
+                return node.name, each.pop()
+    raise ValueError(
+        f"the memory of this network cannot be predicted: {owner or 'the network'} makes a tensor whose size follows "
+        "no layer's width; leave memory out of the constraints and of strategy.cost"
+    )

@@ -1,0 +1,312 @@
+"""The cost of an arch as the sum of its layers, each a function of its input and its output width.
+
+Where eq. 8 takes a line through the output width, here the layer's own figures at pairs of widths stand: measured
+(TableCost) or counted (CountCost). The expectation is exact: under the distributions of the input and of the output,
+of which the input's is that of the last kept block after a cut, and with the probability that the layer's block is
+kept. A layer whose input and output are one site is charged for equal widths only. Only the sum of several widths
+(a concatenation) enters by its mean.
+"""
+
+from abc import abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Union
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from htas.cost.model import CostModel, by_block
+from htas.graph.arch import Arch
+from htas.graph.layer import WEIGHTED, Layer
+from htas.spaces.space import Space
+
+if TYPE_CHECKING:
+    from htas.graph import Network
+    from htas.graph.network import Step
+
+
+Floats = NDArray[np.float64]
+
+
+Source = Union[str, int, "Mean"]
+"""What a number of channels is: that of a width site, a fixed one, or the mean of several sites together."""
+
+
+NORM = Layer("add", 0, 0, (1, 1), norm=True)
+"""Stands for a norm by itself: two parameters a channel, and no time of its own."""
+
+
+SCALE = Layer("conv", 0, 0, (1, 1), groups=0)
+"""Stands for a scale by itself: one parameter a channel."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The expected sum of several widths: a tensor that gradients flow through."""
+
+    value: Tensor
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A width as `Network.flow` carries it: shares of what it may be, sites and fixed numbers, which sum to 1."""
+
+    shares: Mapping[str | int, Any]
+
+    def __rmul__(self, share: Any) -> "Mixture":
+        """Weighed by a probability."""
+        return Mixture({source: share * own for source, own in self.shares.items()})
+
+    def __radd__(self, other: Any) -> "Mixture":
+        """`sum` begins with 0."""
+        assert other == 0, "a fixed width is in no mixture: the blocks of a depth site end alike"
+        return self
+
+    def __add__(self, other: "Mixture") -> "Mixture":
+        """The mixture of two that were weighed."""
+        shares = dict(self.shares)
+        for source, share in other.shares.items():
+            shares[source] = shares[source] + share if source in shares else share
+        return Mixture(shares)
+
+
+def mixture(width: Any) -> Mixture:
+    """A width as a mixture; a number is one that is certain, a tensor too: a fixed width times shares that sum to 1."""
+    if isinstance(width, Mixture):
+        return width
+    return Mixture({round(float(width.detach() if isinstance(width, Tensor) else width)): 1.0})
+
+
+@dataclass(frozen=True)
+class Term:
+    """So many layers of one template that have their widths from the same two sources."""
+
+    template: Layer
+    inputs: tuple[Source, int]
+    """Source, and how often each of its channels stands in a row."""
+    outputs: tuple[Source, int]
+    projects: bool
+    """Whether it is left out where its widths are equal."""
+
+
+@dataclass(frozen=True)
+class LayerCost(CostModel):
+    """The sum over layers; subclasses say what one takes."""
+
+    network: "Network"
+
+    @abstractmethod
+    def values(self, template: Layer, inputs: Sequence[int], outputs: Sequence[int]) -> Floats:
+        """Of a template at every pair of these layer widths: [inputs, outputs]."""
+
+    @property
+    def constant(self) -> float:
+        """What every arch costs beside its layers."""
+        return 0.0
+
+    def template(self, step: "Step") -> Layer | None:
+        """What a step is charged as; None for nothing."""
+        return step.node.layer.template if step.node.layer is not None else None
+
+    def cost(self, arch: Arch) -> float:
+        """The cost of one arch, in `unit`."""
+        total = self.constant
+        for step in self.network.steps(arch):
+            template = self.template(step)
+            if template is not None and not (step.node.kind == "project" and step.given == step.channels):
+                inputs = [step.given if step.inputs else step.channels]
+                total += float(self.values(template, inputs, [step.channels])[0, 0])
+        return total
+
+    def expected(self, space: Space, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> Tensor:
+        """The mean over archs drawn from these probabilities, a differentiable scalar."""
+        total: Any = torch.as_tensor(self.constant)
+        for term, count in self._terms(space, widths, depths).items():
+            total = total + count * self._mean(term, space, widths)
+        return torch.as_tensor(total)
+
+    def _terms(self, space: Space, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> dict[Term, Any]:
+        """Every term with its expected number."""
+        stays = {name: by_block(space.depths[name], depths[name], s.base) for name, s in self.network.depths.items()}
+        found: dict[Term, Any] = {}
+        for step in self.network.flow(lambda site: Mixture({site: 1.0}), stays.__getitem__):
+            template = self.template(step)
+            if template is None:
+                continue
+            outputs = self._sources(step.node.segments, step.outputs, space, widths)
+            alone = template.groups == 0 or template.op not in WEIGHTED or not step.inputs
+            inputs = outputs if alone else self._sources(step.node.consumed, step.inputs[0], space, widths)
+            pairs = [(each, each) for each in outputs] if alone else [(a, b) for a in inputs for b in outputs]
+            for one, other in pairs:
+                share = step.kept * one[1] * (1.0 if alone else other[1])
+                term = Term(template, one[0], other[0], step.node.kind == "project")
+                found[term] = found[term] + share if term in found else share
+        return found
+
+    def _sources(
+        self, segments: Sequence[Any], given: Sequence[Any], space: Space, widths: Mapping[str, Tensor]
+    ) -> list[tuple[tuple[Source, int], Any]]:
+        """What a number of channels may be, each with its share."""
+        mixtures = [mixture(width) for width in given]
+        if len(mixtures) == 1:
+            repeat = segments[0].repeat
+            return [((source, repeat), share) for source, share in mixtures[0].shares.items()]
+        if all(isinstance(width, int) for width in given):
+            return [((sum(w * each.repeat for w, each in zip(given, segments, strict=True)), 1), 1.0)]
+        total: Any = 0.0
+        for segment, each in zip(segments, mixtures, strict=True):
+            for source, share in each.shares.items():
+                total = total + share * segment.repeat * _expectation(source, space, widths)
+        return [((Mean(torch.as_tensor(total)), 1), 1.0)]
+
+    def _mean(self, term: Term, space: Space, widths: Mapping[str, Tensor]) -> Any:
+        """The expectation of one layer of a term."""
+        (source, _), (target, _) = term.inputs, term.outputs
+        ways, chances = _ways(term.inputs, space, widths)
+        out, likely = _ways(term.outputs, space, widths)
+        if source == target and isinstance(source, str):  # one draw decides both
+            values = np.array([self.values(term.template, [a], [b])[0, 0] for a, b in zip(ways, out, strict=True)])
+            if term.projects:
+                values = np.where(np.equal(ways, out), 0.0, values)
+            return torch.as_tensor(values, dtype=chances.dtype, device=chances.device) @ chances
+        table = self.values(term.template, ways, out)
+        if term.projects:
+            table = np.where(np.equal.outer(ways, out), 0.0, table)
+        return chances @ torch.as_tensor(table, dtype=chances.dtype, device=chances.device) @ likely
+
+
+def _expectation(source: str | int, space: Space, widths: Mapping[str, Tensor]) -> Any:
+    if isinstance(source, int):
+        return float(source)
+    choices = torch.tensor(space.widths[source], dtype=widths[source].dtype, device=widths[source].device)
+    return widths[source] @ choices
+
+
+def _ways(source: tuple[Source, int], space: Space, widths: Mapping[str, Tensor]) -> tuple[list[int], Tensor]:
+    """The layer widths that a source may have, and their probabilities; a mean lies between two whole widths."""
+    what, repeat = source
+    if isinstance(what, str):
+        return [width * repeat for width in space.widths[what]], widths[what]
+    like = next(iter(widths.values())) if widths else torch.zeros(())
+    if isinstance(what, int):
+        return [what * repeat], like.new_ones(1)
+    low = int(what.value.detach().floor())
+    above = what.value - low
+    return [low, low + 1], torch.stack([1 - above, above])
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a layer takes at pairs of widths; of those between, and beyond, as the nearest pairs go on."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    values: tuple[tuple[float, ...], ...]
+    """[inputs, outputs]"""
+
+    def at(self, inputs: Sequence[int], outputs: Sequence[int]) -> Floats:
+        """At every pair: [inputs, outputs], linear between the pairs of the table."""
+        found: Floats = _between(self.inputs, inputs) @ np.asarray(self.values) @ _between(self.outputs, outputs).T
+        return np.maximum(found, 0.0)
+
+
+def _between(known: Sequence[int], asked: Sequence[int]) -> Floats:
+    """Weights that make values at the asked places of those at the known ones: [asked, known], linear."""
+    weights = np.zeros((len(asked), len(known)))
+    for row, x in enumerate(asked):
+        if len(known) == 1:
+            weights[row, 0] = 1.0
+            continue
+        above = min(max(int(np.searchsorted(known, x)), 1), len(known) - 1)
+        share = (x - known[above - 1]) / (known[above] - known[above - 1])
+        weights[row, above - 1 : above + 1] = 1 - share, share
+    return weights
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What makes the sum of layers a network's own figure."""
+
+    scales: Mapping[str, float] = field(default_factory=dict)
+    """By kind of operator (Layer.kind); 1 for those that are not there."""
+    each: float = 0.0
+    """Added for every layer."""
+    constant: float = 0.0
+    """Added for every network."""
+
+
+@dataclass(frozen=True)
+class TableCost(LayerCost):
+    """The measured figures of layers at pairs of widths, calibrated against whole networks."""
+
+    tables: Mapping[Layer, Table]
+    """By template."""
+    calibration: Calibration = field(default_factory=Calibration)
+    unit: str = "s"
+    known: Mapping[Arch, float] = field(default_factory=dict)
+    """Archs that cost what they took when measured: the base network, to which percentages refer."""
+    _known: dict[Any, Floats] = field(default_factory=dict, repr=False, compare=False)
+
+    def cost(self, arch: Arch) -> float:
+        """As measured where that is known, else the calibrated sum."""
+        return self.known[arch] if arch in self.known else super().cost(arch)
+
+    def values(self, template: Layer, inputs: Sequence[int], outputs: Sequence[int]) -> Floats:
+        """Calibrated; raises ValueError where the layer was not measured."""
+        place = (template, tuple(inputs), tuple(outputs))
+        if place not in self._known:
+            if template not in self.tables:
+                raise ValueError(f"cost.json lacks the layer {template.kind} of this network; calibrate it again")
+            own = self.calibration
+            raw = self.tables[template].at(inputs, outputs)
+            self._known[place] = own.scales.get(template.kind, 1.0) * raw + own.each
+        return self._known[place]
+
+    @property
+    def constant(self) -> float:
+        """Of the calibration."""
+        return self.calibration.constant
+
+
+def pairs(network: "Network", spaces: Iterable[Space], most: int) -> dict[Layer, tuple[set[int], set[int]]]:
+    """Every template that an arch of these spaces may use, with its input and output widths: the choices of each site
+    (`most` of them, evenly spread, where there are more) and the base's."""
+    made = list(spaces)
+    found: dict[Layer, tuple[set[int], set[int]]] = {}
+    chosen = {
+        site: thinned({width for space in made for width in space.widths[site]} | {own.base}, most, {own.base})
+        for site, own in network.widths.items()
+    }
+    stays = {name: [1.0 / site.base] * site.base for name, site in network.depths.items()}
+    for step in network.flow(lambda site: Mixture({site: 1.0}), stays.__getitem__):
+        if step.node.layer is None:
+            continue
+        inputs, outputs = found.setdefault(step.node.layer.template, (set(), set()))
+        outputs |= _reached(step.node.segments, step.outputs, chosen, most)
+        if step.inputs:
+            inputs |= _reached(step.node.consumed, step.inputs[0], chosen, most)
+    return found
+
+
+def _reached(segments: Sequence[Any], given: Sequence[Any], chosen: Mapping[str, Sequence[int]], most: int) -> set[int]:
+    """The numbers of channels that these widths may come to."""
+    totals = {0}
+    for segment, width in zip(segments, given, strict=True):
+        own = {w for source in mixture(width).shares for w in (chosen[source] if isinstance(source, str) else [source])}
+        totals = set(thinned({total + w * segment.repeat for total in totals for w in own}, most))
+    return totals
+
+
+def thinned(widths: set[int], most: int, kept: Collection[int] = ()) -> list[int]:
+    """So many of them at most, evenly spread, those `kept` among them."""
+    ordered, rest = sorted(widths), most - len(kept)
+    if len(ordered) <= most:
+        return ordered
+    ordered = [width for width in ordered if width not in kept]
+    spread = [ordered[round(index * (len(ordered) - 1) / max(rest - 1, 1))] for index in range(rest)]
+    return sorted({*spread, *kept})

@@ -1,0 +1,202 @@
+"""Data that were given as they are, to htas.optimize: any torch Dataset of (input, label), or a DataLoader of them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sized
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Generator, Tensor
+from torch.utils._pytree import tree_map
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+)
+from torch.utils.data import Dataset as TorchDataset
+
+from htas.data.split import Batch
+from htas.files import Unusable
+
+_UNUSABLE = f"{Unusable.__module__}.{Unusable.__qualname__}"
+
+
+SEEN = 8
+"""Items that data are told from others by."""
+
+
+LABELS = 100_000
+"""Items whose labels are looked at one by one, at most, to divide them class by class."""
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """Some items of a torch Dataset, which augments and normalises them as it likes; the counterpart of a Split."""
+
+    dataset: TorchDataset[Any]
+    picks: Tensor
+    """int64 [N], which of its items."""
+    device: str = "cpu"
+    workers: int = 0
+    """Processes that load items."""
+    collate: Callable[[list[Any]], Any] | None = None
+    varied: TorchDataset[Any] | None = None
+    """The same items, augmented; None where `dataset` does that as it likes."""
+
+    def __len__(self) -> int:
+        return len(self.picks)
+
+    def where(self, chosen: Tensor) -> "Items":
+        """The items at a bool mask [N], in their order."""
+        return replace(self, picks=self.picks[chosen])
+
+    def _only(self, picks: Tensor) -> "Items":
+        return replace(self, picks=picks, device="cpu", workers=0)
+
+    def on(self, device: str) -> "Items":
+        """The same, put on a device as they are asked for."""
+        return replace(self, device=device)
+
+    def batches(
+        self,
+        size: int,
+        *,
+        seed: int | None = None,
+        augment: bool = False,
+        drop_last: bool = False,
+        channels_last: bool = False,
+    ) -> Iterator[Batch]:
+        """Every item once: inputs [B, ...] and labels [B]; the seed draws the order, None keeps it as it is."""
+        generator = Generator().manual_seed(seed or 0)
+        order = self.picks if seed is None else self.picks[torch.randperm(len(self), generator=generator)]
+        return self._loaded(order, size, generator, augment, drop_last, channels_last)
+
+    def draws(
+        self, size: int, count: int, *, generator: Generator, augment: bool = False, channels_last: bool = False
+    ) -> Iterator[Batch]:
+        """So many batches of so many items drawn uniformly with replacement; all picks are drawn at once, so that
+        workers can load ahead."""
+        picks = self.picks[torch.randint(len(self), (size * count,), generator=generator)]
+        return self._loaded(picks, size, generator, augment, False, channels_last)
+
+    def _loaded(
+        self, picks: Tensor, size: int, generator: Generator, augment: bool, drop_last: bool, channels_last: bool
+    ) -> Iterator[Batch]:
+        """These items, in batches; the generator seeds what the workers draw."""
+        seeded = Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        loader: DataLoader[Any] = DataLoader(
+            self.varied if augment and self.varied is not None else self.dataset, size,
+            sampler=cast(Any, picks.tolist()), num_workers=self.workers, collate_fn=self.collate, drop_last=drop_last,
+            pin_memory=self.device.startswith("cuda"), generator=seeded,
+        )  # fmt: skip
+        try:
+            for batch in loader:
+                yield self._placed(batch, channels_last)
+        except Unusable as error:  # from a worker it comes with a traceback before its last line
+            raise Unusable(str(error).strip().splitlines()[-1].removeprefix(f"{_UNUSABLE}: ")) from None
+
+    def labels(self) -> Tensor | None:
+        """int64 [N]; None where they cannot be had without loading a great many items."""
+        for name in ("targets", "labels"):
+            found = getattr(self.dataset, name, None)
+            if isinstance(found, list | Tensor) and len(found) > int(self.picks.max()):
+                labels = torch.as_tensor(found)[self.picks].long().reshape(len(self), -1)[:, 0]
+                some = torch.linspace(0, len(self) - 1, min(SEEN, len(self))).long()
+                _, given = next(self._only(self.picks[some]).batches(len(some)))
+                if torch.equal(labels[some], given.cpu().long().reshape(len(some), -1)[:, 0]):  # no target_transform
+                    return labels
+        if isinstance(self.dataset, TensorDataset) and len(self.dataset.tensors) == 2:
+            return self.dataset.tensors[1][self.picks].long().reshape(len(self), -1)[:, 0]
+        if len(self) > LABELS:
+            return None
+        return torch.cat([labels.cpu() for _, labels in self.batches(256)]).long().reshape(len(self), -1)[:, 0]
+
+    def _placed(self, batch: Any, channels_last: bool) -> Batch:
+        inputs, targets = _divided(batch)
+        given = [each.to(self.device, non_blocking=True) for each in inputs]
+        if channels_last:
+            given = [each.contiguous(memory_format=_LAST) if each.dim() == 4 else each for each in given]
+        targets = tree_map(lambda each: each.to(self.device, non_blocking=True) if _is_tensor(each) else each, targets)
+        if isinstance(targets, Tensor) and not targets.is_floating_point() and not targets.is_complex():
+            targets = targets.long()
+        return (given[0] if len(given) == 1 else tuple(given)), targets
+
+
+_LAST = torch.channels_last
+
+
+NAMES = ("label", "labels", "target", "targets")
+"""The entry of a batch by names that is not an input."""
+
+
+def _divided(batch: Any) -> tuple[list[Tensor], Any]:
+    """The inputs of a batch, and its targets: (input, targets), ((input, input), targets), (input, input, targets), or
+    a dictionary with "label", "labels", "target" or "targets" beside its inputs."""
+    inputs: Any = ()
+    targets: Any = None
+    if isinstance(batch, Mapping):
+        known = [name for name in NAMES if name in batch]
+        if len(known) == 1:
+            inputs, targets = [each for name, each in batch.items() if name != known[0]], batch[known[0]]
+    elif isinstance(batch, tuple | list) and len(batch) >= 2:
+        *inputs, targets = batch
+        if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
+            inputs = inputs[0]
+    if not inputs or not all(map(_is_tensor, inputs)):
+        raise ValueError(
+            "an item of data must be (input tensor, targets), with several inputs (input, input, targets), or a "
+            f'dictionary of them with "label", of which batches of tensors are made; got {_shown(batch)}: give a '
+            "Dataset of such items, or a DataLoader with a collate_fn that makes them"
+        )
+    return list(inputs), targets
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def items(given: Any, what: str) -> Items:
+    """A torch Dataset, or what a DataLoader loads, as Items; raises ValueError for anything else."""
+    loader = given if isinstance(given, DataLoader) else None
+    dataset = loader.dataset if loader is not None else given
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not isinstance(dataset, Sized):
+        raise ValueError(
+            f"{what} must be a torch Dataset with a length and items by number, or a DataLoader of one; got "
+            f"{type(given).__name__}"
+        )
+    if not len(dataset):
+        raise ValueError(f"{what} are empty")
+    workers = loader.num_workers if loader is not None else 0
+    collate = loader.collate_fn if loader is not None else None
+    return Items(cast(TorchDataset[Any], dataset), _picks(loader, len(dataset), what), "cpu", workers, collate)
+
+
+def _picks(loader: DataLoader[Any] | None, count: int, what: str) -> Tensor:
+    """Which items a loader loads; raises ValueError where its sampler does not say."""
+    sampler = loader.sampler if loader is not None else None
+    if isinstance(sampler, SubsetRandomSampler):
+        return torch.as_tensor(list(sampler.indices), dtype=torch.long)
+    if sampler is not None and type(sampler) not in (RandomSampler, SequentialSampler):
+        raise ValueError(
+            f"the DataLoader of {what} has a {type(sampler).__name__}, which does not say which items are its own; "
+            "give a torch.utils.data.Subset of the Dataset instead"
+        )
+    return torch.arange(count)
+
+
+def limited(part: Items, limit: int) -> Items:
+    if not 0 < limit < len(part):
+        return part
+    chosen = torch.zeros(len(part), dtype=torch.bool)
+    chosen[torch.randperm(len(part), generator=Generator().manual_seed(0))[:limit]] = True
+    return part.where(chosen)
+
+
+def _shown(batch: Any) -> str:
+    if isinstance(batch, tuple | list):
+        return f"{type(batch).__name__} of {', '.join(type(each).__name__ for each in batch) or 'nothing'}"
+    if isinstance(batch, Mapping):
+        return f"{type(batch).__name__} with {', '.join(map(str, batch)) or 'nothing'}"
+    return type(batch).__name__

@@ -1,0 +1,110 @@
+"""What outputs are worth: the loss that networks learn by, and the score by which they are judged."""
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+Outputs = Any
+"""A tensor, or whatever a network returns."""
+Inputs = Tensor | tuple[Tensor, ...]
+"""A batch of what a network takes: a tensor for each of its inputs where it has several."""
+
+
+def forward(model: nn.Module, inputs: Inputs) -> Outputs:
+    """Of a batch."""
+    return model(inputs) if isinstance(inputs, Tensor) else model(*inputs)
+
+
+def images_in(inputs: Inputs) -> int:
+    """How many a batch has."""
+    return len(inputs if isinstance(inputs, Tensor) else inputs[0])
+
+
+def right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of right answers: logits [N, classes], labels [N]; a scalar."""
+    return (logits.argmax(1) == labels).double().mean()
+
+
+@dataclass(frozen=True)
+class Task:
+    """Classification, unless other functions are given."""
+
+    loss: Callable[[Outputs, Any], Tensor] = F.cross_entropy
+    """Of a batch's outputs and targets; a scalar."""
+    score: Callable[[Outputs, Any], Tensor | float] = right
+    """The same, mean over the batch: the higher the better. It stands where accuracies do."""
+    distil: Callable[[Outputs, Outputs, Any], Tensor] | None = None
+    """Of a student's outputs, its teacher's and the targets; None for classification's own (training/distill.py)."""
+    train: Callable[[nn.Module, nn.Module | None], object] | None = None
+    """Trains a whole network in place, in the user's way; the teacher is None for the base network, and without one."""
+    judge: Callable[[nn.Module], float] | None = None
+    """Score of a whole, trained network, in the user's way."""
+
+    @property
+    def classifies(self) -> bool:
+        """Whether outputs are logits and targets are labels."""
+        return self.loss is F.cross_entropy
+
+    @property
+    def name(self) -> str:
+        """What of it is the user's own, for a configuration; empty for nothing."""
+        usual = Task()
+        own = [(name, getattr(self, name)) for name in ("loss", "score", "distil", "train", "judge")]
+        return ", ".join(
+            f"{name} {_named(each)} {_mark(each)}" for name, each in own if each is not getattr(usual, name)
+        )
+
+
+CLASSIFY = Task()
+
+
+def unit(loss: Callable[[Outputs, Any], Tensor]) -> Callable[[Outputs, Any], Tensor]:
+    """A score made of a loss: 1 / (1 + loss), which is 1 for no loss."""
+
+    def score(outputs: Outputs, targets: Any) -> Tensor:
+        return 1 / (1 + loss(outputs, targets).detach().double())
+
+    score.__qualname__ = f"1 / (1 + {_named(loss)})"
+    return score
+
+
+def precise(outputs: Outputs) -> Outputs:
+    """In fp32, whatever autocast made of them."""
+
+    def full(each: Any) -> Any:
+        return each.float() if isinstance(each, Tensor) and each.is_floating_point() else each
+
+    return full(outputs) if isinstance(outputs, Tensor) else tree_map(full, outputs)
+
+
+def scalar(value: Tensor | float, like: Tensor) -> Tensor:
+    """A score as a tensor on the device of another."""
+    return torch.as_tensor(value, dtype=torch.float64, device=like.device)
+
+
+def _named(function: Any) -> str:
+    return getattr(function, "__qualname__", type(function).__name__)
+
+
+def _mark(function: Any) -> str:
+    """What tells a function from another one of its name: its text, and the values that it holds."""
+    if isinstance(function, partial):
+        return _mark(function.func) + hashlib.sha256(repr((function.args, function.keywords)).encode()).hexdigest()[:4]
+    try:
+        text = inspect.getsource(function if inspect.isroutine(function) else type(function))
+    except (OSError, TypeError):
+        text = repr(type(function))
+    held = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    values = [each for each in held if isinstance(each, int | float | str | bool | tuple)]
+    inner = [_mark(each) for each in held if callable(each)]
+    state = vars(function) if not inspect.isroutine(function) and hasattr(function, "__dict__") else {}
+    plain = {name: each for name, each in state.items() if isinstance(each, int | float | str | bool)}
+    return hashlib.sha256(repr((text, values, inner, plain)).encode()).hexdigest()[:8]

@@ -1,0 +1,158 @@
+"""The fastest network that keeps an accuracy."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from htas import files
+from htas.console.progress import say
+from htas.cost import limits as budget
+from htas.experiments import intervals
+from htas.experiments.shared import SUPERNETS, _with, own_folder, prepared
+from htas.files import Unusable, digest, read_json, read_tensors, write_json, write_tensors
+from htas.graph import resize
+from htas.graph.arch import Arch
+from htas.run import folder as run_folder
+from htas.run import stages as pipeline
+from htas.run.config import Config
+from htas.run.run import Run
+from htas.search.record import SearchRecord
+from htas.text import Shown, columns, percent, points, shown
+from htas.training.train import evaluate
+from htas.training.train import train as fit
+
+# -- the fastest at an accuracy ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One budget: the share of the base's latency, and the accuracies of its trainings on data held out of training."""
+
+    share: float
+    accuracies: tuple[float, ...]
+    floor: float
+    base: tuple[float, ...] = ()
+    """Of the base network, trained and judged alike; empty where the floor does not depend on it."""
+
+    @property
+    def mean(self) -> float:
+        """Over the trainings."""
+        return float(np.mean(self.accuracies))
+
+    @property
+    def met(self) -> bool:
+        """Whether the mean keeps the floor."""
+        return self.mean >= self.floor
+
+    @property
+    def reach(self) -> float:
+        """Half of the 95 % interval of the mean, over the floor; endless for a single training."""
+        samples = [values for values in (self.accuracies, self.base) if values]
+        return intervals.reach(samples)
+
+    @property
+    def verdict(self) -> str:
+        """`clearly met`, `met`, `not met`."""
+        if not self.met:
+            return "not met"
+        return "clearly met" if self.mean - self.reach >= self.floor else "met"
+
+
+def fastest(config: Config, folder: Path, command: str) -> tuple[Path, Shown]:
+    """The smallest budget whose networks keep the accuracy floor, by bisection, then a whole run at that budget: the
+    path of its report.html, and what was tried as lines of text.
+
+    The floor is judged on images held out of training: every network is trained `seeds` times on one part of the
+    training images and judged on the other, its teacher likewise. The search has seen these images too, to choose
+    widths by; the test images nobody has.
+    """
+    asked = config.constraints
+    if not asked.accuracy_floor:
+        raise ValueError('htas fastest needs an accuracy to keep: --constraints.accuracy_floor="-0.3", in points below '
+                         'the base network, or "93.5%"')  # fmt: skip
+    if asked.latency:
+        raise ValueError("htas fastest finds the budget itself, so leave constraints.latency out")
+    own_folder(folder)
+    job = prepared(_with(config, "100%"), folder / "start")
+    base = job.network.base
+    trainings = asked.seeds * (1 + asked.tries)
+    say(f"fastest: {trainings} trainings on half of the training images at most, and {asked.tries} searches")
+    least, most = pipeline.shares_possible(job)
+    accuracies = tuple(_judged(job, base, seed, folder, None) for seed in range(asked.seeds))
+    floor, below = budget.floor(asked.accuracy_floor, float(np.mean(accuracies))), "-" in asked.accuracy_floor
+    say(f"fastest: base network {percent(float(np.mean(accuracies)))} on held-out images, to keep {percent(floor)}")
+    tried: list[Tried] = []
+    low, high = least, min(most, 1.0)
+    for _ in range(asked.tries):
+        share = (low + high) / 2
+        arch = _searched(config, folder, share)
+        found = tuple(_judged(job, arch, seed, folder, base) for seed in range(asked.seeds))
+        tried.append(Tried(share, found, floor, accuracies if below else ()))
+        say(f"fastest: {percent(share, 1)} of the base's latency: {percent(tried[-1].mean)}, {tried[-1].verdict}")
+        low, high = (low, share) if tried[-1].met else (share, high)
+    write_json(folder / "fastest.json", {"tried": [dataclasses.asdict(each) for each in tried]})
+    kept = [each for each in tried if each.met]
+    table = _tried_rows(tried)
+    if not kept:
+        raise Unusable(
+            f"no budget tried keeps {percent(floor)}: {'; '.join(columns(table, words=0)[1:])}; lower "
+            "constraints.accuracy_floor, raise constraints.tries, or train longer"
+        )
+    best = min(kept, key=lambda each: each.share)
+    text = _percent(best.share)
+    place = folder / f"latency-{files.slug(text)}"
+    pipeline.run(_with(config, text), place, command, folder / SUPERNETS)
+    return place / "report.html", shown(table, 0, after=[f"taken: {text} of the base's latency, {best.verdict}"])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}%"
+
+
+def _searched(config: Config, folder: Path, share: float) -> Arch:
+    """The arch found for a budget, in a folder of its own."""
+    job = prepared(_with(config, _percent(share)), folder / f"latency-{files.slug(_percent(share))}")
+    pipeline.search(job.config, job.folder, supernets=folder / SUPERNETS)
+    return SearchRecord.of(run_folder.plain(read_json(job.search_file(config.design.spaces[0])))).arch
+
+
+def _judged(job: Run, arch: Arch, seed: int, folder: Path, teacher: Arch | None) -> float:
+    """Accuracy on the validation half after a training on the other half; kept in a file."""
+    config = job.config
+    key = digest(job.training(arch, taught=teacher is not None), seed, config.parts.validation, "held out")
+    path = folder / "held-out" / f"{key}.safetensors"
+    if path.exists():
+        return float(read_tensors(path)[1]["accuracy"])
+    torch.manual_seed(seed)
+    model = resize(job.network, arch)
+    job.reset(model)
+    learned_from = None
+    if teacher is not None and config.distill.alpha > 0:
+        _judged(job, teacher, seed, folder, None)
+        basis = digest(job.training(teacher, taught=False), seed, config.parts.validation, "held out")
+        learned_from = resize(job.network, teacher)
+        learned_from.load_state_dict(read_tensors(folder / "held-out" / f"{basis}.safetensors")[0])
+    seconds = fit(
+        model, job.data.weights, config.train, seed=seed, device=job.device,
+        checkpoint=folder / "checkpoints" / f"{key}.safetensors", title=f"train on half of the images, seed {seed}",
+        teacher=learned_from, distill=config.distill if learned_from is not None else None, task=job.data.task,
+    )  # fmt: skip
+    accuracy = evaluate(
+        model, job.data.validation, device=job.device, precision=config.train.precision, task=job.data.task
+    )
+    write_tensors(path, model.state_dict(), {"accuracy": accuracy, "seconds": seconds})
+    (folder / "checkpoints" / f"{key}.safetensors").unlink(missing_ok=True)
+    return accuracy
+
+
+def _tried_rows(tried: Sequence[Tried]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("latency, of the base", "held-out accuracy, mean", "to keep", "interval", "floor")]
+    for each in tried:
+        reach = points(each.reach) if math.isfinite(each.reach) else "one training"
+        rows.append((percent(each.share, 1), percent(each.mean), percent(each.floor), reach, each.verdict))
+    return rows

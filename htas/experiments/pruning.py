@@ -1,0 +1,73 @@
+"""A baseline from outside: the base network pruned by Torch-Pruning (Fang et al. 2023), at a latency that is measured.
+
+What is taken over is the widths that a criterion leaves at each site; the network of these widths is trained as all
+others are.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from htas.files import Unusable
+from htas.graph import Network
+from htas.graph.arch import Arch
+from htas.text import no_such
+
+CRITERIA: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "l1": ("MagnitudeImportance", {"p": 1}),  # the L1 norms of filters
+    "bn-scale": ("BNScaleImportance", {}),  # the scales of norms: network slimming, without its sparse training
+    "fpgm": ("FPGMImportance", {}),  # the distance from the filters' geometric median
+    "group-norm": ("GroupMagnitudeImportance", {"p": 2}),  # the L2 norms of all that depends on a channel
+}
+"""By name, Torch-Pruning's class and its arguments."""
+RATIOS = tuple(step / 40 for step in range(1, 38))
+"""Shares of the channels that are pruned, from which one is chosen by latency."""
+
+
+def pruned(network: Network, model: nn.Module, example: Tensor, criterion: str, ratio: float) -> Arch:
+    """The arch left of the trained base network where this share of all channels is pruned, the least important first.
+
+    Raises ValueError for an unknown criterion, and where Torch-Pruning is not installed or cannot prune this network.
+    """
+    importance = _importance(criterion)
+    import torch_pruning  # type: ignore[import-untyped]
+
+    model = copy.deepcopy(model).cpu().eval()
+    frozen = [model.get_submodule(node.module) for node in network.nodes if node.kind == "conv" and not node.site]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a library that is not ours
+        pruner = torch_pruning.pruner.BasePruner(
+            model, example, importance=importance, global_pruning=True, pruning_ratio=ratio, max_pruning_ratio=0.95,
+            ignored_layers=frozen,
+        )  # fmt: skip
+        pruner.step()
+    widths: dict[str, int] = {}
+    for node in network.nodes:
+        if node.kind == "conv" and node.site:
+            found = len(model.get_submodule(node.module).weight)  # type: ignore[arg-type]
+            if widths.setdefault(node.site, found) != found:
+                had = widths[node.site]
+                raise ValueError(f"Torch-Pruning left layers of {node.site} with {had} and {found} channels")
+    return Arch(widths, network.base.depths)
+
+
+def candidates(network: Network, model: nn.Module, example: Tensor, criterion: str) -> list[Arch]:
+    """The archs of all RATIOS, the widest first, each once."""
+    return list(dict.fromkeys(pruned(network, model, example, criterion, ratio) for ratio in RATIOS))
+
+
+def _importance(criterion: str) -> Callable[..., Any]:
+    if criterion not in CRITERIA:
+        raise ValueError(no_such("criterion of pruning", criterion, CRITERIA))
+    try:
+        from torch_pruning.pruner import importance  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise Unusable(
+            f"pruning by {criterion} needs Torch-Pruning, which is not installed ({error}): pip install 'htas[pruning]'"
+        ) from error
+    kind, arguments = CRITERIA[criterion]
+    made: Callable[..., Any] = getattr(importance, kind)(**arguments)
+    return made

@@ -1,0 +1,80 @@
+"""The paper's tables and figures made again on this machine, each beside what is printed there.
+
+Milliseconds of the paper are of its hardware, so ratios are compared. What this machine cannot train at the paper's
+length is trained at a shorter one, which is said. Every item keeps what it has found in the folder and goes on there.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from htas.console.progress import say
+from htas.experiments.reproduce._cross import table5
+from htas.experiments.reproduce._motivation import motivation
+from htas.experiments.reproduce._plan import LENGTHS, PAPER, Plan
+from htas.experiments.reproduce._rows import table3, table4
+from htas.experiments.reproduce._widths import fig2, fig3, table2
+from htas.experiments.shared import own_folder
+from htas.files import Unusable, read_json, write_json
+from htas.report.paper import Section, page
+from htas.text import Shown, no_such, shown
+
+__all__ = ["ITEMS", "LENGTHS", "Plan", "reproduce"]
+
+ITEMS: Mapping[str, Callable[[Plan], Section]] = {
+    item.__name__: item for item in (table2, fig2, fig3, table3, table4, table5, motivation)
+}
+"""In the order of the page: the widths, the networks, and why one measures."""
+TITLE = "The paper's tables and figures on this machine"
+INTRO = (
+    f"{PAPER['source']}. Its latencies are those of {PAPER['hardware']['gpu']}, and of {PAPER['hardware']['cpu']}; "
+    "of other machines only ratios can be set beside them."
+)
+
+
+def reproduce(what: Sequence[str], plan: Plan) -> tuple[Path, list[Shown], list[str]]:
+    """Make the items named (`all` for every one) again; the path of reproduce.html, which also has those that were made
+    in this folder before, the tables of the items named, and why others of them could not be made.
+
+    Raises ValueError for an item that there is none of, and where there is no second target for Table 5; Unusable where
+    the folder holds something else, or sections of another version.
+    """
+    names = list(dict.fromkeys(what))
+    for name in names:
+        if name not in (*ITEMS, "all"):
+            raise ValueError(no_such("table or figure", name, (*ITEMS, "all")))
+    names = [name for name in ITEMS if name in names or "all" in names]
+    own_folder(plan.folder)
+    plan.config("cifar10", 32)  # what is wrong with an option is said once, before anything is made
+    if {"table5", "motivation"} & set(names):
+        plan.second_target()
+    _sections(plan.folder)
+    made, reasons = [], []
+    path = plan.folder / "reproduce.html"
+    for name in names:
+        say(f"reproduce: {name}")
+        try:
+            section = ITEMS[name](plan)
+        except ValueError as error:
+            reasons.append(f"{name}: {error}")
+            say(f"reproduce: {reasons[-1]}")
+            continue
+        write_json(plan.folder / "sections" / f"{name}.json", section.json())
+        rows = [section.headings, *section.rows]
+        made.append(shown(rows, section.words, [section.title], [*section.says, ""], section.marked))
+        path = page(TITLE, INTRO, _sections(plan.folder), plan.folder)
+    return path, made, reasons
+
+
+def _sections(folder: Path) -> list[Section]:
+    """What has been made in a folder; raises Unusable where a section is none of this version's."""
+    found = []
+    for path in (folder / "sections" / f"{name}.json" for name in ITEMS):
+        if path.exists():
+            try:
+                found.append(Section.of(read_json(path)))
+            except (KeyError, TypeError) as error:
+                raise Unusable(
+                    f"{path} was not written by this version ({error!r}); delete it, and it is made again from the "
+                    "results beside it, or name another --out"
+                ) from error
+    return found

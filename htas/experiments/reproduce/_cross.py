@@ -1,0 +1,100 @@
+"""Table 5: networks searched for one target, measured on it and on another."""
+
+from typing import Any
+
+from htas.experiments import compare
+from htas.experiments.arms import Arm
+from htas.experiments.reproduce._plan import LENGTHS, MANUAL, PAPER, Plan, describe, within
+from htas.experiments.reproduce._rows import Row, accuracy, budget, doubted, millions, milliseconds, row_of, times
+from htas.report.paper import Section
+from htas.timing.target import Target
+
+DATA, DEPTH = "cifar100", 32
+"""Of the paper's Table 5."""
+
+
+def table5(plan: Plan) -> Section:
+    """The paper's search for each of two targets, and both networks on both."""
+    jobs, there, arms, reasons = crossed(plan)
+    _, first, other = (arm.name for arm in arms)
+    named = {arm.name: arm for arm in arms}
+    place = plan.place(DATA, DEPTH)
+    rows: dict[str, dict[str, Row]] = {}
+    targets = {}
+    for where, arm in {"A": first, "B": other}.items():
+        on = jobs[arm, 0]
+        targets[where] = on.target
+        path = place / f"latencies-{_name(on.target, jobs[first, 0].target)}.json"
+        found, _ = compare.measured(jobs, there, named, path, on=on)
+        rows[where] = {
+            name: row_of([each for (its, _), each in found.items() if its == name]) for name in (MANUAL, first, other)
+        }
+    printed = {row["target"]: row for row in PAPER["table5"]}
+    lines: list[tuple[str, ...]] = []
+    for model, own, theirs in (("ResNet32-G", "gpu", "cpu"), ("ResNet32-C", "cpu", "gpu")):
+        row, rival = printed[own], printed[theirs]
+        lines.append((
+            f"the paper's {model}, for its {own.upper()}", f"{row['top1']:.2f}", f"{row['gpu_ms']} (GPU)",
+            f"{row['cpu_ms']} (CPU)", f"{rival[f'{own}_ms'] / row[f'{own}_ms']:.3f}", f"{row['mmacs']}",
+        ))  # fmt: skip
+    says = []
+    for name, own, rival, where in ((first, "A", other, "B"), (other, "B", first, "A")):
+        gain = times(rows[own].get(rival), rows[own].get(name, Row()))
+        lines.append((
+            f"here, searched for {own}", accuracy(rows[own][name]),
+            milliseconds(rows["A"][name]), milliseconds(rows["B"][name]),
+            "-" if gain is None else f"{gain:.3f}", millions(rows[own][name]),
+        ))  # fmt: skip
+        if gain is not None:
+            says.append(
+                f"On {own} ({describe(targets[own])}) the network searched for it is {gain:.2f} times as fast as "
+                f"the one searched for {where}."
+            )
+    lines.append((
+        "here, manual", accuracy(rows["A"][MANUAL]),
+        milliseconds(rows["A"][MANUAL]), milliseconds(rows["B"][MANUAL]), "-", millions(rows["A"][MANUAL]),
+    ))  # fmt: skip
+    config = plan.config(DATA, DEPTH)
+    paper = [
+        printed[theirs][f"{own}_ms"] / printed[own][f"{own}_ms"] for own, theirs in (("gpu", "cpu"), ("cpu", "gpu"))
+    ]
+    return Section(
+        "Table 5: searched for one target, measured on two",
+        (*says, f"The paper's are {paper[0]:.2f} times as fast on its GPU, and {paper[1]:.2f} on its CPU."),
+        ("network", "top-1, %", "on A, ms", "on B, ms", "on its own target, times as fast as the other", "MACs, M"),
+        tuple(lines), 1, ("here, searched for A", "here, searched for B"),
+        notes=(
+            f"A is {describe(targets['A'])}; B is {describe(targets['B'])}. All networks of this table are measured in "
+            "one interleaved run on each.",
+            f"Both searches have one budget, {first.removeprefix('HTAS within ')} of the manual network's latency, "
+            "each on its own target. A smaller network is faster on both, so speeds and multiply-adds belong together.",
+            *(f"Left out: {reason}" for reason in reasons),
+            *doubted(there),
+        ),
+        facts=plan.facts(targets["A"], config, there.values()),
+    )  # fmt: skip
+
+
+def crossed(plan: Plan) -> tuple[Any, Any, list[Arm], list[str]]:
+    """The manual network and a search for each target: runs, what is there, the three arms, and what is lacking."""
+    one, second = plan.config(DATA, DEPTH).target, plan.second_target()
+    share = budget(DATA, DEPTH, plan.paper)
+    arms = [
+        Arm(MANUAL, ("--distill.alpha=0",), network="base"),
+        within(share),
+        within(share, *plan.other(), beside=_name(second, one)),
+    ]
+    jobs = compare.arranged(LENGTHS[plan.length], plan.options(DATA, DEPTH), arms, plan.seeds, plan.place(DATA, DEPTH))
+    there, reasons = compare.finished(jobs, arms)
+    lacking = [arm.name for arm in arms if (arm.name, 0) not in there]
+    if lacking:
+        raise ValueError(f"Table 5 lacks {lacking[0]}: {reasons[0] if reasons else 'it is not finished'}")
+    return jobs, there, arms, reasons
+
+
+def _name(target: Target, first: Target) -> str:
+    """`eager-cpu-2`, with what else differs from the first one's, `eager-cpu-2-batch-1`: as a file may be called."""
+    batch = target.batch if target.batch != first.batch and target.device == first.device == "cpu" else 0
+    precision = target.precision if target.precision != first.precision else ""
+    parts = [target.runtime, target.device, str(target.threads if target.device == "cpu" else target.batch)]
+    return "-".join([*parts, *(["batch", str(batch)] if batch else []), *([precision] if precision else [])])

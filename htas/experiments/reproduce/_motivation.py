@@ -1,0 +1,191 @@
+"""Why one measures: multiply-adds saved against speed really gained, on every runtime of this machine."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from htas.console.progress import progress, say, shares
+from htas.experiments import pruning
+from htas.experiments.arms import Entry
+from htas.experiments.reproduce._cross import DATA, DEPTH, crossed
+from htas.experiments.reproduce._plan import MANUAL, PAPER, PUBLISHED, TAS, Plan, describe
+from htas.experiments.reproduce._rows import trained
+from htas.files import Unusable, digest, read_json, write_json
+from htas.graph import resize
+from htas.graph.arch import Arch
+from htas.metrics.latency import Latency
+from htas.report.paper import Figure, Section, gained
+from htas.run import networks
+from htas.run import rows as run_rows
+from htas.run.run import Run
+from htas.runtimes import open_runtime
+from htas.text import plural
+from htas.timing.target import Target
+
+RUNTIMES = {"cpu": ("eager", "onnxruntime", "openvino"), "cuda": ("eager", "cuda_graph", "onnxruntime")}
+MACS = (0.75, 0.5, 0.25)
+"""Shares of the base network's multiply-adds that uniform narrowing and pruning are brought to."""
+CRITERIA = ("l1", "group-norm")
+ROUNDS = 60
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network with fewer multiply-adds than the base network."""
+
+    name: str
+    kind: str
+    build: Callable[[], nn.Module]
+    mark: str
+    """What it is, where a name does not say."""
+
+
+def motivation(plan: Plan) -> Section:
+    """Torch-Pruning, TAS, uniform narrowing and searches, each beside the base network on every runtime."""
+    found, job, notes, entries = _candidates(plan)
+    targets = _targets(job.target)
+    table: dict[str, list[float]] = {}
+    spread: dict[str, list[float]] = {}
+    macs: list[int] = []
+    for target in targets:
+        readings, macs = _measured(plan, target, found)
+        (base, off), seconds = readings[0], [each for each, _ in readings]
+        table[target.runtime] = speeds = [base / each for each in seconds]
+        spread[target.runtime] = [
+            2 * speed * math.hypot(error / each, off / base) if n else 0.0
+            for n, (speed, (each, error)) in enumerate(zip(speeds, readings, strict=True))
+        ]
+    saved = [1 - each / macs[0] for each in macs]
+    points = [
+        {"network": each.name, "kind": each.kind, "runtime": runtime, "saved": saved[n], "speed": speeds[n],
+         "macs": macs[n] / 1e6}
+        for runtime, speeds in table.items() for n, each in enumerate(found) if n
+    ]  # fmt: skip
+    order = sorted(range(1, len(found)), key=lambda n: saved[n])
+    rows = tuple(
+        (found[n].name, found[n].kind, f"{100 * saved[n]:.1f}", f"{macs[0] / macs[n]:.2f}",
+         *(f"{speeds[n]:.2f} ± {spread[runtime][n]:.2g}" for runtime, speeds in table.items()))
+        for n in order
+    )  # fmt: skip
+    names = " and ".join(describe(target) for target in targets[:1])
+    return Section(
+        "Why one measures: multiply-adds saved against speed gained",
+        tuple(
+            _says(runtime, speeds, spread[runtime], saved, [each.kind for each in found])
+            for runtime, speeds in table.items()
+        ),
+        ("network", "made by", "MACs saved, %", "promised by them", *table),
+        rows, 2,
+        figures=(Figure(
+            "motivation", gained(points), "Speed gained over multiply-adds saved, a panel for each runtime",
+            f"ResNet-{DEPTH}, {names} and the other runtimes alike; the dashed line is what the multiply-adds promise.",
+        ),),
+        notes=(
+            "Each column of speeds is of one interleaved run, over the base network in it, with two standard errors of "
+            "the readings; from one hour to another the machine moves by more.",
+            f"Uniform narrowing and Torch-Pruning ({', '.join(CRITERIA)}; of the trained base network) are brought as "
+            f"near as they come to {', '.join(f'{share:.0%}' for share in MACS)} of the multiply-adds.",
+            *notes,
+        ),
+        facts=plan.facts(job.target, job.config, entries),
+    )  # fmt: skip
+
+
+def _says(runtime: str, speeds: list[float], spread: list[float], saved: list[float], kinds: list[str]) -> str:
+    much = [n for n in range(1, len(saved)) if saved[n] >= 0.4]
+    shares = {n: (speeds[n] - 1) / (1 / (1 - saved[n]) - 1) for n in much}
+    if not much:
+        return f"{runtime}: no network saves 40 % of the multiply-adds."
+    slower = sum(speeds[n] + spread[n] < 1 for n in much)
+    faster = sum(speeds[n] - spread[n] > 1 for n in much)
+    worst, best = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
+    return (
+        f"{runtime}: of {plural(len(much), 'network')} with 40 % of the multiply-adds saved or more, {faster} by two "
+        f"standard errors faster than the base network, {slower} slower, {len(much) - faster - slower} neither. Of the "
+        f"gain that is promised, the best reaches {shares[best]:.0%} ({kinds[best]}) and the worst {shares[worst]:.0%} "
+        f"({kinds[worst]})."
+    )
+
+
+def _targets(first: Target) -> list[Target]:
+    """The run's own target, and the other runtimes that this machine has."""
+    found = [first]
+    for runtime in RUNTIMES[first.device]:
+        if runtime == first.runtime:
+            continue
+        target = replace(first, runtime=runtime, options={})
+        try:
+            target.check()
+            open_runtime(target)
+        except ValueError as error:
+            say(f"motivation: without {runtime}: {error}")
+            continue
+        found.append(target)
+    return found
+
+
+def _candidates(plan: Plan) -> tuple[list[Candidate], Run, list[str], list[Entry]]:
+    """The base network first; those of searches are the first seed's. With them a run of the target, what must be known
+    of them, and what they come from."""
+    jobs, there, (_, first, other), _ = crossed(plan)
+    _, found, _, reasons = trained(plan, DATA, DEPTH, plan.paper, (MANUAL, TAS))
+    job, network = jobs[first.name, 0], jobs[first.name, 0].network
+    archs: list[tuple[str, str, Arch]] = [("base", "the base network", network.base)]
+    narrow = [
+        Arch({name: site.near(site.base * step / 64) for name, site in network.widths.items()}, network.base.depths)
+        for step in range(8, 64)
+    ]
+    for aim in MACS:
+        arch = min(narrow, key=lambda arch: abs(network.macs(arch) / network.macs(network.base) - aim))
+        archs.append((f"uniform, {aim:.0%} of the MACs", "uniform narrowing", arch))
+    notes = [f"Left out: {reason}" for reason in reasons]
+    try:
+        model, example = run_rows.base_network(jobs[MANUAL, 0]), torch.zeros(2, *job.config.data.shape)
+        for criterion in CRITERIA:
+            every = pruning.candidates(network, model, example, criterion)
+            for aim in MACS:
+                arch = min(every, key=lambda arch: abs(network.macs(arch) / network.macs(network.base) - aim))
+                archs.append((f"pruned by {criterion}, {aim:.0%} of the MACs", "Torch-Pruning", arch))
+    except Unusable as error:
+        notes.append(f"Left out: {error}")
+    entries: list[tuple[str, str, Entry | None]] = [
+        (TAS, "TAS", found.get((TAS, 0))),
+        (f"{first.name}, for {job.target.runtime}", "this project", there[first.name, 0]),
+        (other.name, "this project", there[other.name, 0]),
+    ]
+    candidates = [
+        Candidate(name, kind, lambda arch=arch: resize(network, arch), digest(arch.json()))  # type: ignore[misc]
+        for name, kind, arch in archs
+    ]
+    published = f"tas:{PAPER['tas_published'][DATA]}-ResNet{DEPTH}"
+    candidates.append(
+        Candidate(PUBLISHED, "TAS", lambda: networks.build(published, job.config.data.classes), published)
+    )
+    for name, kind, entry in entries:
+        if entry is not None:
+            arch = entry.result.arch
+            candidates.append(
+                Candidate(name, kind, lambda arch=arch: resize(network, arch), digest(arch.json()))  # type: ignore[misc]
+            )
+    return candidates, job, notes, [entry for _, _, entry in entries if entry is not None]
+
+
+def _measured(plan: Plan, target: Target, found: list[Candidate]) -> tuple[list[tuple[float, float]], list[int]]:
+    """Seconds with their standard errors, and multiply-adds, of all on one target, in one interleaved run that is
+    kept."""
+    path = plan.folder / f"motivation-{target.runtime}-{target.device}.json"
+    key = digest(
+        "readings", target.fingerprint(), open_runtime(target).describe(), [[each.name, each.mark] for each in found]
+    )
+    if not path.exists() or read_json(path).get("inputs") != key:
+        modules = [each.build().eval() for each in found]
+        with progress(f"measuring {len(found)} networks on {target.runtime}, %", 100) as bar:
+            readings = Latency(target, rounds=ROUNDS).measure(modules, on_round=shares(bar))
+        counts = [run_rows.counted(module, target)[0] for module in modules]
+        taken = [[each.estimate, each.error] for each in readings]
+        write_json(path, {"inputs": key, "readings": taken, "macs": counts})
+    content = read_json(path)
+    return [(seconds, error) for seconds, error in content["readings"]], content["macs"]

@@ -1,0 +1,177 @@
+"""What is to be made again: where, how long, and on what."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from htas import datasets, text
+from htas.experiments.arms import Arm, Entry
+from htas.files import Unusable
+from htas.run import run
+from htas.run.config import Config, load
+from htas.timing.target import Target
+
+HERE = Path(str(files("htas.experiments.reproduce")))
+PAPER: Mapping[str, Any] = json.loads((HERE / "published.json").read_text(encoding="utf-8"))
+"""The printed figures, a row of a table each."""
+LENGTHS = {"full": HERE / "full.toml", "short": HERE / "short.toml", "quick": HERE / "quick.toml"}
+"""The settings of the paper, and two shorter ones."""
+DEPTHS = (110, 56, 32)
+"""Of the paper's CIFAR ResNets."""
+OWN = {
+    "--seed": "seeds go from 0 on, and --seeds is their number",
+    "--target.device": "name it with --device",
+    "--data.name": "each table has the paper's data set",
+}
+"""Options that are not for those who call."""
+MANUAL, TAS, PUBLISHED, LAMBDA = "manual", "TAS, searched here", "TAS, its published network", "HTAS, lambda 1"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One call of `htas reproduce`."""
+
+    folder: Path
+    command: str = "htas reproduce"
+    device: Literal["cpu", "cuda"] = "cpu"
+    length: str = "short"
+    """A key of LENGTHS."""
+    seeds: int = 1
+    depths: tuple[int, ...] = (32,)
+    """Those of the ResNets that are trained; of the others, what needs no training is measured."""
+    second: str = ""
+    """The other target of Table 5, as options that differ from the first: runtime=onnxruntime,threads=1."""
+    overrides: tuple[str, ...] = ()
+    """Options of the configuration that hold for all: --target.runtime=openvino, --data.path=FOLDER."""
+
+    def __post_init__(self) -> None:
+        if odd := [depth for depth in self.depths if depth not in DEPTHS]:
+            raise ValueError(f"--depths may name {text.listing(map(str, DEPTHS))}, the paper's ResNets, got {odd[0]}")
+        if self.seeds < 1:
+            raise ValueError(f"--seeds must be 1 or more, got {self.seeds}")
+        for given in self.overrides:
+            name, _, value = given.partition("=")
+            if name in OWN or name.startswith("--family."):
+                usual = OWN.get(name, "the networks are those of the paper")
+                raise ValueError(f"htas reproduce takes no {name}, got {value!r}: {usual}")
+
+    def options(self, data: str, depth: int) -> list[str]:
+        """What is the row's own; where --data.path holds several data sets in folders of their names, that folder."""
+        own = ["--family.name=cifar_resnet", f"--family.depth={depth}", f"--data.name={data}"]
+        for given in self.overrides:
+            name, _, value = given.partition("=")
+            inner = Path(value) / data
+            own.append(f"{name}={inner}" if name == "--data.path" and inner.is_dir() else given)
+        return [*own, f"--target.device={self.device}"]
+
+    def config(self, data: str, depth: int, *more: str) -> Config:
+        """The configuration of a row, with options of an arm."""
+        return load(LENGTHS[self.length], [*self.options(data, depth), *more])
+
+    @property
+    def paper(self) -> str:
+        """The paper's name for the device."""
+        return "gpu" if self.device == "cuda" else "cpu"
+
+    @property
+    def target(self) -> Target:
+        """Where everything is measured."""
+        return self.config("cifar10", 32).target
+
+    def second_target(self) -> Target:
+        """The other target. Raises ValueError where it is the first one, and Unusable where it is none."""
+        found = self.config("cifar100", 32, *self.other()).target
+        if found == self.config("cifar100", 32).target:
+            raise ValueError(f"--second is the target of the first search too, {describe(found)}; name another one")
+        return found
+
+    def other(self) -> list[str]:
+        """The options of the other target. Raises Unusable where they are none."""
+        usual = "runtime=onnxruntime" if self.device == "cpu" else "device=cpu"
+        parts = [part.strip() for part in (self.second or usual).split(",") if part.strip()]
+        if odd := [part for part in parts if "=" not in part]:
+            raise Unusable(f"--second must be options of a target with commas between, as {usual}, got {odd[0]!r}")
+        found = [f"--target.{part}" for part in parts]
+        if any(part.startswith("device=") for part in parts) and not any(part.startswith("batch=") for part in parts):
+            found.append("--target.batch=0")  # the paper's for that device
+        return found
+
+    def facts(self, target: Target, config: Config | None = None, entries: Iterable[Entry] = ()) -> dict[str, str]:
+        """How a section was made: on what, how long, with which images, by which command."""
+        found = run.versions()
+        here, packages = found["machine"], {"htas": found["htas"], **found["packages"]}
+        named = ("htas", "torch", "onnxruntime", "openvino")
+        facts = {
+            "Target": describe(target),
+            "Machine": ", ".join(
+                [
+                    here["processor"],
+                    text.plural(here["cores"], "core"),
+                    here["instructions"],
+                    *_gpu(here),
+                    here["system"],
+                ]
+            ),
+            "Versions": ", ".join(f"{name} {packages[name]}" for name in named if name in packages),
+        }
+        if config is not None:
+            facts["Length"] = self.said(config)
+            copies = dict.fromkeys(entry.images or datasets.encoding(config.data) for entry in entries)
+            images = "; others ".join(copies) or datasets.encoding(config.data)
+            facts["Data"] = f"{config.names['data']}: {images}"
+        return {**facts, "Date": found["date"][:10], "Command": self.command}
+
+    def said(self, config: Config) -> str:
+        """The length of searches and trainings, in words, beside the paper's."""
+        images = f"{config.parts.limit} training images" if config.parts.limit else "all training images"
+        tested = f", {min(config.parts.limit, 10000)} test images" if config.parts.limit else ""
+        searching = text.plural(config.strategy.epochs, "epoch")  # type: ignore[attr-defined]
+        here = f"{searching} of search, {config.train.length} of training, {images}{tested}"
+        usual = load(LENGTHS["full"], ["--family.name=cifar_resnet", "--data.name=cifar10"])
+        lengths = [
+            (each.strategy.epochs, each.train.length, each.parts.limit)  # type: ignore[attr-defined]
+            for each in (config, usual)
+        ]
+        if lengths[0] == lengths[1]:
+            return f"the paper's: {here}"
+        name = "full, but" if self.length == "full" else f"{self.length}:"
+        search, training, _ = lengths[1]
+        return f"{name} {here}; the paper's is {search} epochs of search and {training} of training with all images"
+
+    def place(self, data: str, depth: int) -> Path:
+        """The folder of a row's searches and trainings, which tables share."""
+        return self.folder / f"{data}-resnet{depth}-{self.paper}-{self.length}"
+
+    def arms(self, data: str, depth: int, budget: float) -> list[Arm]:
+        """What a table trains at one depth: the base network, TAS's search and its published network, and two searches
+        of the hardware-aware space: with the paper's loss and cost and a lambda of 1, as it gives none; and within a
+        budget, that share of the base network's latency, by calibrated latencies."""
+        ratio = PAPER["tas_ratio"][data][str(depth)]
+        band = ("loss=band", f"ratio={ratio}", "tolerance=0.05", "weight=2.0", "cost=macs")
+        published = f"tas:{PAPER['tas_published'][data]}-ResNet{depth}"
+        return [
+            Arm(MANUAL, ("--distill.alpha=0",), network="base"),
+            Arm(TAS, ('--design.spaces=["tas"]', "--design.expand=1.0", *(f"--strategy.{each}" for each in band))),
+            Arm(PUBLISHED, network=published),
+            Arm(LAMBDA),
+            within(budget),
+        ]
+
+
+def within(budget: float, *options: str, beside: str = "") -> Arm:
+    """The search within a share of the base network's latency; with further options, its name says of what."""
+    name = f"HTAS within {100 * budget:.0f} %" + (f", for {beside}" if beside else "")
+    return Arm(name, ("--strategy.cost=table", f"--constraints.latency={100 * budget:.0f}%", *options))
+
+
+def describe(target: Target) -> str:
+    """`cpu, eager, fp32, batch 4, 2 threads`."""
+    threads = f", {target.threads} thread{'s' if target.threads > 1 else ''}" if target.device == "cpu" else ""
+    return f"{target.device}, {target.runtime}, {target.precision}, batch {target.batch}{threads}"
+
+
+def _gpu(here: Mapping[str, Any]) -> list[str]:
+    return [] if here["gpu"] == "none" else [str(here["gpu"])]

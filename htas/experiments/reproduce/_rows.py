@@ -1,0 +1,303 @@
+"""Tables 3 and 4: the base network, TAS, HTAS and this project's own search, trained alike and measured together."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from htas.experiments import arms as experiments_arms
+from htas.experiments import compare
+from htas.experiments.arms import Entry
+from htas.experiments.intervals import Blocks
+from htas.experiments.reproduce._plan import DEPTHS, LAMBDA, LENGTHS, MANUAL, PAPER, PUBLISHED, TAS, Plan, within
+from htas.files import Unusable, digest, read_json, write_json
+from htas.report.paper import Section
+from htas.run import named as run_named
+from htas.run.run import Run
+from htas.text import listing, plural, signed, significant
+from htas.timing.measurement import Measurement
+from htas.timing.target import machine
+
+HEADINGS = (
+    "network", "top-1, %, paper", "top-1, %, here", "ms, paper", "ms, here", "predicted, ms",
+    "times as fast as TAS's published, paper", "than TAS's published, here", "times as fast as manual, paper",
+    "than manual, here",
+    "MACs, M, paper", "MACs, M, here", "trainings",
+)  # fmt: skip
+EMPTY = "-"
+ROUNDS = 40
+"""Of the networks that are measured without being trained."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of one network: of the paper, or of this machine over its seeds."""
+
+    accuracies: tuple[float, ...] = ()
+    """Shares."""
+    seconds: tuple[float, ...] = ()
+    predicted: float | None = None
+    macs: float | None = None
+    """In millions."""
+    seeds: tuple[int, ...] = ()
+    """Of the accuracies."""
+
+    @property
+    def latency(self) -> float | None:
+        """The geometric mean, in seconds."""
+        return math.exp(statistics.mean(map(math.log, self.seconds))) if self.seconds else None
+
+
+def table3(plan: Plan) -> Section:
+    """CIFAR-10; the paper's are of its GPU alone."""
+    extra = () if plan.device == "cuda" else ("The paper has this table of its GPU only; here it is made on a CPU.",)
+    return _table(plan, "table3", "cifar10", "gpu", (
+        *extra, "The paper prints no manual networks for this table: their latencies are those of its Table 4.",
+    ))  # fmt: skip
+
+
+def table4(plan: Plan) -> Section:
+    """CIFAR-100, on the device asked for."""
+    return _table(plan, "table4", "cifar100", plan.paper)
+
+
+def budget(data: str, depth: int, device: str) -> float:
+    """The share of the manual network's latency that the paper's own network has, in whole percent."""
+    table = "table3" if data == "cifar10" else "table4"
+    found = _printed(table, depth, device)
+    return round(float(found["htas"]["latency_ms"] / found["manual"]["latency_ms"]), 2)
+
+
+def trained(
+    plan: Plan, data: str, depth: int, device: str, only: Sequence[str] = ()
+) -> tuple[dict[tuple[str, int], Run], dict[tuple[str, int], Entry], list[experiments_arms.Arm], list[str]]:
+    """The arms of one depth, all or those named, found and trained: runs, what is there, and why others are not."""
+    arms = [arm for arm in plan.arms(data, depth, budget(data, depth, device)) if not only or arm.name in only]
+    jobs = compare.arranged(LENGTHS[plan.length], plan.options(data, depth), arms, plan.seeds, plan.place(data, depth))
+    there, reasons = compare.finished(jobs, arms)
+    return jobs, there, arms, reasons
+
+
+def _table(plan: Plan, name: str, data: str, device: str, notes: Sequence[str] = ()) -> Section:
+    rows: list[tuple[str, ...]] = []
+    says: list[str] = []
+    reasons: list[str] = []
+    marked = []
+    entries: list[Entry] = []
+    config = plan.config(data, plan.depths[0])
+    for depth in DEPTHS:
+        if depth in plan.depths:
+            here, its, doubts = _trained_rows(plan, data, depth, device)
+            entries, reasons = [*entries, *its], [*reasons, *doubts]
+        else:
+            here = _measured(plan, data, depth)
+        printed = _printed(name, depth, device)
+        ours = within(budget(data, depth, device)).name
+        named = {MANUAL: "manual", PUBLISHED: "tas", TAS: "", ours: "htas", LAMBDA: ""}
+        paper = {arm: _of_paper(printed.get(kind)) for arm, kind in named.items()}
+        for arm in named:
+            mine = here.get(arm, Row())
+            if arm in (TAS, LAMBDA) and not mine.seconds:
+                continue
+            rows.append(_row(f"ResNet-{depth}, {arm}", paper[arm], mine, paper, here))
+            if arm == ours:
+                marked.append(rows[-1][0])
+        says += _verdict(depth, paper, here, ours) if depth in plan.depths else _untrained(depth, paper, here)
+    untrained = [f"ResNet-{depth}" for depth in DEPTHS if depth not in plan.depths]
+    if untrained:
+        notes = (*notes, (
+            f"{listing(untrained)} {'was' if len(untrained) == 1 else 'were'} not trained here: the manual networks "
+            "and those that TAS published need no training to be measured, and a search of them is left out."
+        ))  # fmt: skip
+    title = {"table3": "Table 3: CIFAR-10", "table4": "Table 4: CIFAR-100"}[name]
+    return Section(
+        f"{title}, {plan.device}, {config.target.runtime}",
+        tuple(says),
+        HEADINGS,
+        tuple(rows),
+        1,
+        tuple(marked),
+        notes=(
+            *notes,
+            *PAPER["notes"].get(name, ()),
+            "Networks of one depth are measured here in one interleaved run. Accuracies are those of the last epoch, "
+            "mean and standard deviation over the seeds; latencies the geometric mean.",
+            f"{LAMBDA} is searched with the paper's loss and its sum of fitted lines (eq. 6 to 8); the paper gives no "
+            "lambda, and its unit is not told, so what size the search ends at cannot be set beside the paper's. "
+            "HTAS within a budget is what the paper's rows are set beside: the same space and search, calibrated "
+            "latencies, and as budget the share of the manual network's latency that the paper's network has.",
+            *reasons,
+        ),
+        facts=plan.facts(config.target, config, entries),
+    )
+
+
+def _trained_rows(
+    plan: Plan, data: str, depth: int, device: str
+) -> tuple[dict[str, Row], Sequence[Entry], Sequence[str]]:
+    """The row of each arm, what it was made of, and what must be known of that. Raises Unusable where there is none."""
+    jobs, there, arms, lacking = trained(plan, data, depth, device)
+    if not there:
+        raise Unusable(f"no network of ResNet-{depth} could be trained: {lacking[0]}")
+    named = {arm.name: arm for arm in arms}
+    measured, _ = compare.measured(jobs, there, named, plan.place(data, depth) / "latencies.json")
+    rows = {arm.name: row_of([each for (name, _), each in measured.items() if name == arm.name]) for arm in arms}
+    return rows, [*there.values()], [*(f"Left out: {reason}" for reason in lacking), *doubted(there)]
+
+
+def doubted(there: Mapping[tuple[str, int], Entry]) -> list[str]:
+    """The searches that have not converged, and what was found on another machine than the one that measures."""
+    here = _machine(machine())
+    others: dict[str, list[str]] = {}
+    for (arm, seed), each in there.items():
+        if (its := _machine(each.result.versions)) != here:
+            others.setdefault(its, []).append(f"{arm}, seed {seed}")
+    return [
+        *(f"Found and trained on another machine ({its}), and measured here: {listing(which)}"
+          for its, which in others.items()),
+        *(f"{arm}, seed {seed}, has not converged: {each.doubt}" for (arm, seed), each in there.items() if each.doubt),
+    ]  # fmt: skip
+
+
+def _machine(about: Mapping[str, Any]) -> str:
+    known = (about.get("processor", ""), about.get("instructions", ""), about.get("gpu", "none"))
+    return ", ".join(each for each in known if each and each != "none") or "unknown"
+
+
+def row_of(entries: Sequence[Entry]) -> Row:
+    """The seeds of one arm together."""
+    results = [each.result for each in entries]
+    guesses = [result.predicted for result in results if result.predicted]
+    return Row(
+        tuple(result.accuracy for result in results if result.accuracy is not None),
+        tuple(result.measured.estimate for result in results if result.measured),
+        statistics.mean(guesses) if guesses else None,
+        statistics.mean(result.macs for result in results) / 1e6 if results else None,
+        tuple(result.seed for result in results if result.accuracy is not None),
+    )
+
+
+def _measured(plan: Plan, data: str, depth: int) -> dict[str, Row]:
+    """Latency and multiply-adds of networks that are known without a search, untrained."""
+    config = plan.config(data, depth)
+    names = {MANUAL: f"cifar_resnet:{depth}", PUBLISHED: f"tas:{PAPER['tas_published'][data]}-ResNet{depth}"}
+    path = plan.folder / f"untrained-{data}-resnet{depth}-{plan.paper}.json"
+    key = digest(Run(config, plan.folder).place, names)
+    if not path.exists() or read_json(path).get("inputs") != key:
+        found = run_named.measure_networks(list(names.values()), config.target, ROUNDS, config.data.classes)
+        write_json(path, {"inputs": key, "networks": [[each.latency.json(), each.macs] for each in found]})
+    content = read_json(path)["networks"]
+    return {
+        arm: Row(seconds=(Measurement.of(reading).estimate,), macs=macs / 1e6)
+        for arm, (reading, macs) in zip(names, content, strict=True)
+    }
+
+
+def _printed(name: str, depth: int, device: str) -> dict[str, Mapping[str, Any]]:
+    """The paper's rows of one depth, by method. Table 3 has no manual network, and the latency of Table 4's serves."""
+    found = {row["method"]: row for row in PAPER[name] if (row["depth"], row["device"]) == (depth, device)}
+    if "manual" not in found:
+        like = _printed("table4", depth, device)["manual"]
+        found["manual"] = {"latency_ms": like["latency_ms"], "mmacs": like["mmacs"]}
+    return found
+
+
+def _of_paper(printed: Mapping[str, Any] | None) -> Row:
+    if printed is None:
+        return Row()
+    accuracy = (printed["top1"] / 100,) if "top1" in printed else ()
+    return Row(accuracy, (printed["latency_ms"] / 1e3,), None, printed["mmacs"])
+
+
+def _row(title: str, paper: Row, here: Row, papers: Mapping[str, Row], heres: Mapping[str, Row]) -> tuple[str, ...]:
+    return (
+        title,
+        accuracy(paper), accuracy(here),
+        milliseconds(paper), milliseconds(here),
+        significant(1e3 * here.predicted) if here.predicted else EMPTY,
+        _times(papers.get(PUBLISHED), paper), _times(heres.get(PUBLISHED), here),
+        _times(papers.get(MANUAL), paper), _times(heres.get(MANUAL), here),
+        millions(paper),
+        millions(here),
+        str(len(here.accuracies)) if here.accuracies else EMPTY,
+    )  # fmt: skip
+
+
+def accuracy(row: Row) -> str:
+    """`72.41 ± 0.2`, in percent."""
+    if not row.accuracies:
+        return EMPTY
+    off = f" ± {100 * statistics.stdev(row.accuracies):.2g}" if len(row.accuracies) > 1 else ""
+    return f"{100 * statistics.mean(row.accuracies):.2f}{off}"
+
+
+def milliseconds(row: Row) -> str:
+    """`24.4 ± 0.3`."""
+    if row.latency is None:
+        return EMPTY
+    off = f" ± {1e3 * statistics.stdev(row.seconds):.2g}" if len(row.seconds) > 1 else ""
+    return f"{significant(1e3 * row.latency)}{off}"
+
+
+def millions(row: Row) -> str:
+    """Multiply-adds."""
+    return significant(row.macs) if row.macs else EMPTY
+
+
+def times(other: Row | None, row: Row) -> float | None:
+    """How many times as fast as the other."""
+    return other.latency / row.latency if other and other.latency and row.latency else None
+
+
+def _times(other: Row | None, row: Row) -> str:
+    found = times(other, row)
+    return EMPTY if found is None else f"{found:.2f}"
+
+
+def _verdict(depth: int, paper: Mapping[str, Row], here: Mapping[str, Row], ours: str) -> list[str]:
+    """What came out at one depth that was trained, beside the paper's."""
+    said = []
+    for arm in (ours, LAMBDA):
+        mine = here.get(arm, Row())
+        found = [_times(here.get(other), mine) for other in (MANUAL, PUBLISHED)]
+        if EMPTY in found:
+            continue
+        speed = (
+            f"{found[0]} times as fast as the manual network and {found[1]} times as fast as TAS's published one, with "
+            f"{millions(mine)} M multiply-adds"
+        )
+        if arm == ours:  # only its budget is the paper's
+            printed = [_times(paper[other], paper[ours]) for other in (MANUAL, PUBLISHED)]
+            speed += (
+                f" (the paper's: {printed[0]}, {printed[1]}, {millions(paper[ours])} M). The first of these speeds is "
+                "what the budget asks for"
+            )
+        said.append(f"ResNet-{depth}: {arm} is {speed}. {_accuracy(here, arm)}")
+    return said
+
+
+def _accuracy(here: Mapping[str, Row], arm: str) -> str:
+    """How much more accurate than the manual network, and whether that is clear."""
+    shared = set(here[arm].seeds) & set(here.get(MANUAL, Row()).seeds)
+    if not shared:
+        return "The manual network beside it is not there."
+    blocks = Blocks({
+        (name, seed): 100 * share for name, row in here.items()
+        for seed, share in zip(row.seeds, row.accuracies, strict=True)
+    })  # fmt: skip
+    off, wide = blocks.difference(arm, MANUAL), blocks.reach(arm, MANUAL)
+    words = f"Its accuracy less the manual network's is {signed(off, 1)}"
+    if len(shared) == 1 or math.isinf(wide):
+        return f"{words} points, of one training each, which says little."
+    verdict = "a clear difference" if abs(off) > wide else "no clear difference"
+    return f"{words} ± {wide:.1f} points (95 %, {plural(len(shared), 'seed')}), {verdict} at this length."
+
+
+def _untrained(depth: int, paper: Mapping[str, Row], here: Mapping[str, Row]) -> list[str]:
+    """What came out at one depth of which nothing was trained."""
+    found, printed = _times(here[MANUAL], here[PUBLISHED]), _times(paper[MANUAL], paper[PUBLISHED])
+    return [
+        f"ResNet-{depth}, untrained: the network that TAS published is {found} times as fast as the manual one "
+        f"(the paper's: {printed})."
+    ]

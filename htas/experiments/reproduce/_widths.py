@@ -1,0 +1,183 @@
+"""Table 2, Fig. 2 and Fig. 3: what a survey of the layers of a CIFAR ResNet says on this machine."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from htas.experiments.reproduce._plan import PAPER, Plan
+from htas.files import Unusable
+from htas.report.paper import Figure, Section, fitted_curve, scored_widths
+from htas.run import folder
+from htas.run import stages as pipeline
+from htas.run.run import Run
+from htas.spaces.curve import CurveRecord
+from htas.spaces.design import DECIDED, records, spaces
+from htas.text import plural, signed, significant
+
+DEPTH = 20
+"""Of the ResNet that is surveyed: the distinct layers of all CIFAR ResNets are the same."""
+GROUPS, EXPAND = 8, 2.0
+"""Of the paper's Table 2."""
+OUTPUTS = {16: "32", 32: "16", 64: "8"}
+"""Height and width of the feature maps, by base width (Table 1)."""
+
+
+def table2(plan: Plan) -> Section:
+    """The widths chosen: the paper's, and those of this machine by the paper's rule and by this project's."""
+    ours, theirs, job = _curves(plan)
+    rows, says = [], []
+    for base, output in OUTPUTS.items():
+        own, paper = ours[base], theirs[base]
+        printed = {device: tuple(PAPER["table2"][device][output]) for device in ("cpu", "gpu")}
+        unsure = {own.choices["hardware"][n] for n, sure in enumerate(own.certain) if sure < DECIDED}
+        kinds = {
+            "the paper, CPU": printed["cpu"],
+            "the paper, GPU": printed["gpu"],
+            "here, the paper's rule": paper.choices["hardware"],
+            "here, this project's rule": own.choices["hardware"],
+            "the last of each group": own.choices["grid"],
+        }
+        for kind, widths in kinds.items():
+            marks = unsure if kind.endswith("project's rule") else set()
+            same = sum(one == other for one, other in zip(widths, printed[plan.paper], strict=True))
+            shown = " ".join(f"{width}?" if width in marks else str(width) for width in widths)
+            rows.append((f"{output}x{output}, {base}", kind, shown, f"{same} of {len(widths)}", _gain(own, widths)))
+        same = sum(one == other for one, other in zip(own.choices["hardware"], printed[plan.paper], strict=True))
+        says.append(f"{same} of {len(own.groups)} at {output}x{output}")
+    return Section(
+        "Table 2: the hardware-aware space",
+        (
+            f"This project's rule chooses as the paper does on its {plan.paper.upper()}: {', '.join(says)}.",
+            "A score is the fit less the latency (eq. 2); its mean over the chosen widths, as a share of their "
+            "latencies as measured here, says how much faster than their size suggests such widths are "
+            "on this machine.",
+        ),
+        ("output, base width", "whose", "widths chosen", f"as the paper's {plan.paper.upper()}", "mean score here, %"),
+        tuple(rows),
+        3,
+        notes=(
+            "A question mark stands behind a width whose group is not decided: more readings could choose another.",
+            "The paper's rule takes the mean of all readings and the best score (eq. 3 and 4). This project's takes "
+            "the machine's level out of the readings, and the widest of those whose scores are within 2.5 % of the "
+            "latency.",
+            *_doubts(job, ours),
+        ),
+        facts=_facts(plan, job),
+    )  # fmt: skip
+
+
+def fig2(plan: Plan) -> Section:
+    """Latency over width with its fit, a picture for each stage; the paper's shows the first, on its CPU."""
+    ours, _, job = _curves(plan)
+    rows = []
+    for base, output in OUTPUTS.items():
+        curve = ours[base]
+        shares = {x: score / m for x, score, m in zip(curve.widths, curve.scores, curve.latency, strict=True)}
+        best, worst = max(shares, key=shares.__getitem__), min(shares, key=shares.__getitem__)
+        errors = sorted(error / m for error, m in zip(curve.errors, curve.latency, strict=bool(curve.errors)))
+        rows.append((
+            f"{output}x{output}, {base}", significant(1e6 * curve.k), significant(1e6 * curve.b),
+            f"{signed(100 * shares[best], 1)} at {best}", f"{signed(100 * shares[worst], 1)} at {worst}",
+            significant(100 * errors[len(errors) // 2], 2) if errors else "-",
+        ))  # fmt: skip
+    figures = tuple(
+        Figure(
+            f"fig2-{output}", fitted_curve(ours[base]), f"Latency over width at {output}x{output}, and its fit",
+            f"Feature maps of {output}x{output}, base width {base}; {_alike(ours[base])}.",
+        )
+        for base, output in OUTPUTS.items()
+    )  # fmt: skip
+    return Section(
+        "Fig. 2: latency over width, and its fit",
+        (
+            "f(x) = k x + b (eq. 1, alpha = 1). Widths below the line are faster than their size suggests. The paper "
+            "prints one such curve, of its CPU at 32x32, and no figures.",
+        ),
+        (
+            "output, base width", "k, µs a channel", "b, µs", "furthest below the fit, %", "furthest above, %",
+            "a latency is known to, %",
+        ),
+        tuple(rows), 1, figures=figures, notes=_doubts(job, ours), facts=_facts(plan, job),
+    )  # fmt: skip
+
+
+def fig3(plan: Plan) -> Section:
+    """The score of every width, the groups and the choices."""
+    ours, _, job = _curves(plan)
+    figures, rows = [], []
+    for base, output in OUTPUTS.items():
+        curve = ours[base]
+        share = dict(zip(curve.widths, curve.scores, strict=True))
+        latency = dict(zip(curve.widths, curve.latency, strict=True))
+        printed = PAPER["table2"][plan.paper][output]
+        for number, ((first, last), width, sure) in enumerate(
+            zip(curve.groups, curve.choices["hardware"], curve.certain, strict=True)
+        ):
+            inside = [x for x in curve.widths if first <= x <= last]
+            rows.append((
+                f"{output}x{output}, {base}", f"{first} to {last}", str(printed[number]), str(width),
+                signed(100 * share[width] / latency[width], 1),
+                signed(100 * max(share[x] / latency[x] for x in inside), 1), f"{100 * sure:.0f}",
+            ))  # fmt: skip
+        figures.append(Figure(
+            f"fig3-{output}", scored_widths(curve), f"Score of every width at {output}x{output}",
+            f"Feature maps of {output}x{output}: red are the widths chosen, dashed lines part the groups.",
+        ))  # fmt: skip
+    return Section(
+        "Fig. 3: scores, groups and choices",
+        ("One width of each of g = 8 groups is kept (eq. 3); the paper's picture is of its CPU at 32x32.",),
+        (
+            "output, base width", "group", f"the paper's {plan.paper.upper()}", "chosen here", "its score, %",
+            "best score of the group, %", "certain, %",
+        ),
+        tuple(rows), 2, figures=tuple(figures), notes=_doubts(job, ours), facts=_facts(plan, job),
+    )  # fmt: skip
+
+
+def _curves(plan: Plan) -> tuple[dict[int, CurveRecord], dict[int, CurveRecord], Run]:
+    """The curve of each base width by this project's rule and by the paper's, from a survey that is kept.
+
+    It depends on no length and no images, so any later call goes on from it. Raises Unusable for widths that are not
+    those of the paper's groups.
+    """
+    own = [given for given in plan.overrides if given.startswith(("--target.", "--survey.", "--design."))]
+    config = replace(plan, length="short", overrides=tuple(own)).config("cifar10", DEPTH, "--survey.undecided=1")
+    asked = (config.design.groups, config.design.expand, config.design.widths)
+    if asked != (GROUPS, EXPAND, {}):
+        raise Unusable(
+            f"the paper's Table 2, Fig. 2 and Fig. 3 have {GROUPS} groups of widths up to {EXPAND:g} times the base "
+            f"width, got --design.groups={asked[0]}, --design.expand={asked[1]:g}; leave those options out"
+        )
+    job = Run(config, plan.folder / f"widths-{plan.paper}")
+    folder.open_run(config, job.folder)
+    pipeline.survey(config, job.folder)
+    found = []
+    for selection in ("ties", "paper"):
+        options = replace(config.design, spaces=("hardware", "grid"), selection=selection)
+        curves = records(job.network, job.surveyed, options, spaces(job.network, job.surveyed, options))
+        found.append({base: _common(curves, base) for base in OUTPUTS})
+    return found[0], found[1], job
+
+
+def _common(curves: Sequence[CurveRecord], base: int) -> CurveRecord:
+    """Of the curves of a base width, the one of most sites: the 3x3 convolution from that width."""
+    return max((curve for curve in curves if curve.base == base), key=lambda curve: len(curve.sites))
+
+
+def _gain(curve: CurveRecord, widths: Sequence[int]) -> str:
+    share = {x: score / m for x, score, m in zip(curve.widths, curve.scores, curve.latency, strict=True)}
+    return signed(100 * sum(share[width] for width in widths) / len(widths), 1)
+
+
+def _alike(curve: CurveRecord) -> str:
+    has = "has" if len(curve.sites) == 1 else "have"
+    return f"{plural(len(curve.sites), 'layer')} of ResNet-{DEPTH} {has} this curve, {curve.sites[0]} the first"
+
+
+def _doubts(job: Run, curves: Mapping[int, CurveRecord]) -> tuple[str, ...]:
+    return (*job.surveyed["doubts"], *(doubt for curve in curves.values() for doubt in curve.doubts))
+
+
+def _facts(plan: Plan, job: Run) -> dict[str, str]:
+    content = job.surveyed
+    layers = f"{plural(content['cases'], 'layer')} in {content['took']:.0f} s, less those that the store knew"
+    return {"Survey": layers, **plan.facts(job.target)}

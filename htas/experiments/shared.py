@@ -1,0 +1,75 @@
+"""Runs that share what is the same in all of them: surveys, costs, supernets, trainings."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from htas.cost.limits import Constraints
+from htas.files import Unusable, read_json, read_tensors
+from htas.run import folder as run_folder
+from htas.run import stages as pipeline
+from htas.run.config import Config
+from htas.run.run import Run
+
+SUPERNETS = "supernets"
+"""Folder of those that several searches share: of strategies that judge archs by a supernet which is trained before."""
+
+
+def own_folder(folder: Path) -> None:
+    """Raise Unusable where the folder is a run's own."""
+    if (folder / "config.toml").exists():
+        raise Unusable(f"{folder} holds a run; name another folder for several runs with --out")
+
+
+def _with(config: Config, text: str) -> Config:
+    """The configuration of a run within that budget, in the first space alone; what only `fastest` asks is left out."""
+    usual = Constraints()
+    asked = replace(config.constraints, latency=text, accuracy_floor="", seeds=usual.seeds, tries=usual.tries)
+    name = config.design.spaces[0]
+    widths = config.design.widths if name == "explicit" else {}
+    return replace(config, constraints=asked, design=replace(config.design, spaces=(name,), widths=widths))
+
+
+def prepared(config: Config, place: Path) -> Run:
+    """A run up to its calibration, begun with what others beside it have found out."""
+    run_folder.open_run(config, place)
+    share_files(Run(config, place))
+    for stage in (pipeline.survey, pipeline.design, pipeline.calibrate):
+        stage(config, place)
+    return Run(config, place)
+
+
+def share_files(job: Run) -> None:
+    """Begin a run with what another one beside it has found out, and this one would find too."""
+    place = job.folder
+    others = sorted(path for path in place.parent.glob("*/") if path != place)
+    key = job.training(job.network.base, taught=False)
+    weights = Path("networks") / "base.safetensors"
+    _copied(place / weights, [other / weights for other in others], partial(_trained, key))
+    for stage in ("survey", "design", "calibrate"):
+        (own,) = job.files(stage)
+        _copied(own, [other / own.name for other in others], partial(_made, job.made_from(stage)))
+        if not own.exists():
+            return
+    for own in job.files("search"):
+        _copied(own, [other / own.name for other in others], partial(_made, job.made_from("search")))
+
+
+def _copied(own: Path, others: Sequence[Path], fits: Callable[[Path], bool]) -> None:
+    """The file of the first other run that fits, unless this one's own does."""
+    source = next((path for path in others if fits(path)), None)
+    if source is not None and not fits(own):
+        own.parent.mkdir(parents=True, exist_ok=True)
+        part = own.with_name(f".{own.name}.part")
+        shutil.copyfile(source, part)
+        part.replace(own)
+
+
+def _made(key: str, path: Path) -> bool:
+    return path.exists() and read_json(path).get("inputs") == key
+
+
+def _trained(key: str, path: Path) -> bool:
+    return path.exists() and read_tensors(path)[1].get("inputs") == key

@@ -1,0 +1,151 @@
+"""Several budgets from one survey: a front of networks, and the fastest network at a given accuracy.
+
+Each budget is a run of its own in a folder of its own, begun with the survey, the design, the calibration and the
+trained base network of whichever was there before; so everything that a run can do, continuing above all, a sweep can.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from htas import files
+from htas.console.progress import say
+from htas.cost import limits as budget
+from htas.experiments.shared import SUPERNETS, _with, own_folder, prepared, share_files
+from htas.files import digest, read_json, write_json
+from htas.report import result, write
+from htas.report.result import Report, Result
+from htas.run import folder as run_folder
+from htas.run import rows as run_rows
+from htas.run import stages as pipeline
+from htas.run.config import Config
+from htas.run.run import Run
+from htas.search.record import SearchRecord
+from htas.strategies.differentiable import Differentiable
+from htas.text import Shown, milliseconds, percent, shown
+
+FRONT = "No other network of this sweep is both faster and more accurate."
+
+
+SHARED = 0.5
+"""Share of the epochs that a search needs which begins with the supernet of another budget's."""
+
+
+def sweep(
+    config: Config, folder: Path, budgets: Sequence[str], command: str, share: bool = False
+) -> tuple[Path, Shown]:
+    """A run for every budget of latency, then all their networks in one interleaved run: the path of report.html, and
+    the front. With `share`, every search but the first begins with the first one's supernet, in half
+    the epochs; on digits no harm was found (docs/decisions.md).
+
+    Raises ValueError for a budget that is none or that cannot be kept, before anything is trained.
+    """
+    for text in budgets:
+        budget.parse("latency", text, 1.0)
+    if len(set(budgets)) < len(budgets) or not budgets:
+        raise ValueError(f"--budgets must name different budgets with commas between, got {','.join(budgets)!r}")
+    places = {text: folder / f"latency-{files.slug(text)}" for text in budgets}
+    configs = [_with(config, text) for text in budgets]
+    if share and isinstance(config.strategy, Differentiable):
+        configs = _shared(configs, places[budgets[0]])
+    elif share:
+        name = config.names["strategy"]
+        say(f"sweep: --share is for the strategy differentiable; what {name} can share between budgets, it does anyway")
+    own_folder(folder)
+    runs = {text: prepared(own, places[text]) for text, own in zip(budgets, configs, strict=True)}
+    for job in runs.values():
+        pipeline.check_limits(job)
+    for job in runs.values():
+        share_files(job)
+        pipeline.run(job.config, job.folder, command, folder / SUPERNETS)
+    rows = _measured(runs, folder)
+    _write(config, runs, rows, folder, command)
+    return folder / "report.html", _table(rows, budgets)
+
+
+def _shared(configs: Sequence[Config], first: Path) -> list[Config]:
+    """The first search keeps its supernet, and the others begin with it, and need fewer epochs."""
+    found = []
+    for number, config in enumerate(configs):
+        own = config.strategy
+        assert isinstance(own, Differentiable)
+        kept = str(first / f"supernet-{config.design.spaces[0]}.safetensors")
+        fewer = max(own.warmup + 1, math.ceil(SHARED * own.epochs))
+        changed = replace(own, start=kept, epochs=fewer) if number else replace(own, keep=True)
+        found.append(replace(config, strategy=changed))
+    return found
+
+
+def _measured(runs: Mapping[str, Run], folder: Path) -> list[Result]:
+    """The base network and what was found for each budget, measured together -> sweep.json."""
+    first = next(iter(runs.values()))
+    name = first.config.design.spaces[0]
+    found: list[Result] = []
+    models = []
+    for text, job in runs.items():
+        named = {row.name: row for row in map(Result.of, read_json(job.folder / "measure.json")["results"])}
+        for wanted in ["base", name] if not found else [name]:
+            found.append(replace(named[wanted], name=wanted if wanted == "base" else text))
+            models.append(run_rows.load_network(job, named[wanted]))
+    path = folder / "sweep.json"
+    key = digest(first.place, *[_basis(row) for row in found])
+    if not (path.exists() and read_json(path).get("inputs") == key):
+        started = time.monotonic()
+        readings = run_rows.measure_rows(first, found, models, "measuring the networks of all budgets, %")
+        rows = [replace(row, measured=reading) for row, reading in zip(found, readings, strict=True)]
+        content = {"results": [row.json() for row in _fronted(rows)], "inputs": key, "took": time.monotonic() - started}
+        write_json(path, content)
+    return [Result.of(content) for content in read_json(path)["results"]]
+
+
+def _basis(row: Result) -> list[Any]:
+    """What a sweep's own measurement of a network depends on."""
+    return [row.name, row.arch.json(), row.accuracy]
+
+
+def _fronted(rows: Sequence[Result]) -> list[Result]:
+    """Those that no other beats say so."""
+    kept = result.front([(row.measured.estimate if row.measured else math.inf, row.accuracy or 0.0) for row in rows])
+    return [replace(row, remarks=(*row.remarks, FRONT)) if number in kept else row for number, row in enumerate(rows)]
+
+
+def _write(config: Config, runs: Mapping[str, Run], rows: Sequence[Result], folder: Path, command: str) -> None:
+    name = config.design.spaces[0]
+    searches = [SearchRecord.of(run_folder.plain(read_json(job.search_file(name)))) for job in runs.values()]
+    place = next(iter(runs.values())).folder
+    made = Report(
+        title=f"{config.family.title} on {config.names['data']}, {config.target.device}, {config.target.runtime}: "
+        f"{len(runs)} budgets",
+        command=command,
+        results=tuple(rows),
+        curves=(),
+        searches=tuple(replace(search, space=text) for search, text in zip(searches, runs, strict=True)),
+        machine=read_json(place / "environment.json"),
+        config=config.toml(),
+        dataset=config.names["data"],
+        stages={"measure": read_json(folder / "sweep.json")["took"]},
+        test_images=read_json(place / "networks.json")["test_images"],
+    )
+    write(made, folder)
+
+
+def _table(rows: Sequence[Result], budgets: Sequence[str]) -> Shown:
+    """One line for each network, the front marked."""
+    base = rows[0].measured
+    lines: list[tuple[str, ...]] = [("budget", "accuracy", "latency", "of the base", "predicted", "front")]
+    for row in rows:
+        assert row.measured is not None and base is not None
+        lines.append(
+            (
+                row.name,
+                percent(row.accuracy or 0.0),
+                milliseconds(row.measured.estimate),
+                percent(row.measured.estimate / base.estimate, 1),
+                milliseconds(row.predicted or 0.0),
+                "*" if FRONT in row.remarks else "",
+            )
+        )
+    return shown(lines, 1)

@@ -1,0 +1,149 @@
+"""The table of a comparison: means and intervals over seeds."""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from htas.experiments.arms import Entry
+from htas.experiments.intervals import Blocks, reach
+from htas.graph import Network
+from htas.report.arms import page
+from htas.run.run import Run
+from htas.text import duration, millions, plural
+
+EMPTY = "-"
+"""A cell that is not known, or not yet."""
+
+
+FEW = "too few trainings"
+"""No interval can be given."""
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def table(
+    there: Mapping[tuple[str, int], Entry], arms: Sequence[str], seeds: int, against: str
+) -> list[tuple[str, ...]]:
+    """A line for each arm: means over its seeds, deviations behind them, and what it is beside `against`.
+
+    The difference of accuracies is that of the same seeds, which share a teacher, with its 95 % interval; where that
+    holds 0 it is no difference. `at least` is the one-sided bound: the arm is not worse than that, at 95 %. The speed
+    has Welch's interval, of the archs that the seeds led to, whatever the noise of reading them.
+    """
+    lines: list[tuple[str, ...]] = [(
+        "arm", "accuracy, %", f"less {against}", "at least", "so", "measured, ms", f"speed over {against}", "so",
+        "predicted, ms", "MACs", "parameters", "search", "trainings",
+    )]  # fmt: skip
+    other = [entry for (name, _), entry in there.items() if name == against]
+    accuracies = {key: 100 * entry.result.accuracy for key, entry in there.items() if entry.result.accuracy is not None}
+    blocks = Blocks(accuracies)
+    for arm in arms:
+        own = [entry for (name, _), entry in there.items() if name == arm]
+        accuracy, measured, *rest = _figures(own)
+        difference = _more(blocks, own, other, arm, against)
+        speed = _speed(own, other) if arm != against else (EMPTY, EMPTY)
+        lines.append((arm, accuracy, *difference, measured, *speed, *rest, f"{len(own)} of {seeds}"))
+    return lines
+
+
+def _figures(own: Sequence[Entry]) -> tuple[str, ...]:
+    rows = [entry.result for entry in own]
+    searched = [entry.seconds for entry in own if entry.seconds is not None]
+    return (
+        _mean([100 * row.accuracy for row in rows if row.accuracy is not None], "{:.2f}"),
+        _mean([1e3 * row.measured.estimate for row in rows if row.measured], "{:.3g}"),
+        _mean([1e3 * row.predicted for row in rows if row.predicted], "{:.3g}"),
+        millions(statistics.mean(row.macs for row in rows)) if rows else EMPTY,
+        millions(statistics.mean(row.params for row in rows)) if rows else EMPTY,
+        duration(statistics.mean(searched)) if searched else EMPTY,
+    )
+
+
+def _mean(values: Sequence[float], shown: str) -> str:
+    """`91.20 ± 0.15`: the mean, and the deviation of more than one, to two digits."""
+    if not values:
+        return EMPTY
+    off = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+    return f"{shown.format(statistics.mean(values))}{off}"
+
+
+def _more(blocks: Blocks, own: Sequence[Entry], other: Sequence[Entry], arm: str, against: str) -> tuple[str, ...]:
+    """How much more accurate, in points, with the 95 % interval; the one-sided bound; and that in words."""
+    if arm == against or not own or not other:
+        return (EMPTY,) * 3
+    off, wide = blocks.difference(arm, against), blocks.reach(arm, against)
+    if wide == math.inf:
+        return EMPTY, EMPTY, FEW
+    verdict = "no difference" if abs(off) <= wide else "more accurate" if off > 0 else "less accurate"
+    return f"{off:+.2f} ± {wide:.2f}", f"{off - blocks.reach(arm, against, 0.9):+.2f}", verdict
+
+
+def _speed(own: Sequence[Entry], other: Sequence[Entry]) -> tuple[str, str]:
+    """How many times as fast, by geometric means, with Welch's 95 % interval of the logarithms; and that in words."""
+    logs = [[math.log(each.result.measured.estimate) for each in entries if each.result.measured]
+            for entries in (own, other)]  # fmt: skip
+    if not all(logs):
+        return EMPTY, EMPTY
+    off, wide = statistics.mean(logs[1]) - statistics.mean(logs[0]), reach(logs)
+    if wide == math.inf:
+        return f"{math.exp(off):.2f}", FEW
+    verdict = "no difference" if abs(off) <= wide else "faster" if off > 0 else "slower"
+    return f"{math.exp(off):.2f} ({math.exp(off - wide):.2f} to {math.exp(off + wide):.2f})", verdict
+
+
+def every(there: Mapping[tuple[str, int], Entry], network: Network) -> list[tuple[str, ...]]:
+    """A line for each training: what was found, and what came of it. Widths are those of blocks that are kept."""
+    lines: list[tuple[str, ...]] = [
+        ("arm", "seed", "accuracy, %", "measured, ms", "of the base", "MACs", "search", "blocks", "widths")
+    ]
+    rows = {name: entry.result for name, entry in there.items()}
+    known = {name: row.measured.estimate for name, row in rows.items() if row.measured}
+    plain = [seconds for name, seconds in known.items() if rows[name].arch == network.base]
+    for (arm, seed), entry in there.items():
+        row, seconds = entry.result, known.get((arm, seed))
+        fits = bool(row.arch.widths) and set(row.arch.widths) == set(network.widths)
+        used = {use.site for use in network.uses(row.arch)} if fits else set(row.arch.widths)
+        widths = ", ".join(str(width) for site, width in row.arch.widths.items() if site in used)
+        lines.append((
+            arm, str(seed), f"{100 * row.accuracy:.2f}" if row.accuracy is not None else EMPTY,
+            f"{1e3 * seconds:.3g}" if seconds else EMPTY,
+            f"{seconds / statistics.mean(plain):.3f}" if seconds and plain else EMPTY,
+            millions(row.macs), duration(entry.seconds) if entry.seconds is not None else EMPTY,
+            ", ".join(map(str, row.arch.depths.values())) or EMPTY, widths or EMPTY,
+        ))  # fmt: skip
+    return lines
+
+
+SAID = (
+    "Accuracy is that of the last epoch on the test images, mean and standard deviation over the seeds; latencies are "
+    "of one interleaved run. Differences of accuracy, in points, are those of the same seeds, which share a teacher, "
+    "with the 95 % interval of a block design; 'at least' is the one-sided 95 % bound. Speed has Welch's interval; "
+    "an empty cell is not known, or not yet."
+)
+
+
+def _page(
+    there: Mapping[tuple[str, int], Entry],
+    lines: Sequence[Sequence[str]],
+    against: str,
+    notes: Sequence[str],
+    job: Run,
+    seeds: int,
+    folder: Path,
+    where: Mapping[str, Any],
+) -> Path:
+    """compare.html and compare.md; `where` is the machine that took the readings."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for (name, _), entry in there.items():
+        row = entry.result
+        if row.measured and row.accuracy is not None:
+            points.setdefault(name, []).append((row.measured.estimate, row.accuracy))
+    searched = {name for (name, _), entry in there.items() if entry.seconds is not None}
+    arms = [(name, name in searched, found) for name, found in points.items()]
+    title = f"{job.config.family.title} on {job.config.names['data']}, {plural(seeds, 'seed')}"
+    facts = {name: str(value) for name, value in {**where, **dataclasses.asdict(job.target)}.items()}
+    return page(title, lines, arms, against, SAID, notes, facts, every(there, job.network), folder)

@@ -1,0 +1,1 @@
+"""A network as a graph or a file for others: ONNX, PyTorch's export, OpenVINO."""

@@ -1,0 +1,137 @@
+"""What a run has to say: one Result per network, and a Report that gathers them with what led there."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from htas.graph.arch import Arch
+from htas.search.record import SearchRecord
+from htas.spaces.curve import CurveRecord
+from htas.timing.measurement import Measurement
+
+
+@dataclass(frozen=True)
+class Result:
+    """One network: its arch, what it was made by, and every figure counted or measured of it."""
+
+    name: str
+    """`base`, `hardware`, `tas`, `grid`, `uniform 0.56`, `plain cifar_resnet:14`."""
+    family: str
+    """`cifar_resnet:20`."""
+    arch: Arch
+    adds: str
+    space: str
+    """The space it was searched in; `-` where none was."""
+    strategy: str
+    """`differentiable`, or what else chose it (`given`, `uniform`, `plain`)."""
+    cost: str
+    """What the search was charged, `paper` or `macs`, with its weight; `-` where none was."""
+    target: Mapping[str, Any]
+    macs: int
+    params: int
+    accuracy: float | None = None
+    """Share of the test split, last epoch, 0 to 1; None until trained."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    teacher: str = ""
+    """The network it was distilled from; empty for none."""
+    predicted: float | None = None
+    """Seconds, by the calibrated sum of its layers (cost.json), made before it was measured."""
+    measured: Measurement | None = None
+    """Seconds per batch of the whole network."""
+    versions: Mapping[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    """What a reader must know of this row, each a sentence."""
+
+    def json(self) -> dict[str, Any]:
+        """As plain JSON values; `Result.of` reads them back."""
+        measured = self.measured.json() if self.measured else None
+        plain = {name: value for name, value in vars(self).items() if name not in ("arch", "measured")}
+        return {**plain, "arch": self.arch.json(), "measured": measured, "remarks": list(self.remarks)}
+
+    @staticmethod
+    def of(content: Mapping[str, Any]) -> "Result":
+        """Read what `json` gave."""
+        fields = {name: value for name, value in content.items() if name != "format"}
+        measured = fields["measured"]
+        return Result(
+            **{
+                **fields,
+                "arch": Arch.of(fields["arch"]),
+                "measured": Measurement.of(measured) if measured else None,
+                "remarks": tuple(fields["remarks"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A whole network of the calibration."""
+
+    predicted: float
+    """Seconds, by the fit on all others of them."""
+    measured: float
+    error: float
+    """Standard error of `measured`."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a report shows; what is not here is not printed."""
+
+    title: str
+    command: str
+    """The command that repeats the run."""
+    results: tuple[Result, ...]
+    curves: tuple[CurveRecord, ...]
+    searches: tuple[SearchRecord, ...]
+    machine: Mapping[str, Any]
+    config: str
+    """The whole configuration, as TOML."""
+    dataset: str
+    stages: Mapping[str, float]
+    """Seconds each stage took."""
+    remarks: tuple[str, ...] = ()
+    test_images: int = 0
+    """Images of the test split, which say how finely accuracy can be told; 0 where unknown."""
+    predictions: tuple[Prediction, ...] = ()
+    """Networks that the calibration predicted without having seen them."""
+    blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By depth site its blocks, in order: a depth of 2 keeps the first two."""
+
+    def json(self) -> dict[str, Any]:
+        """As plain JSON values; `Report.of` reads them back."""
+        return {
+            **{name: value for name, value in vars(self).items() if name not in ("results", "curves", "searches")},
+            "remarks": list(self.remarks),
+            "predictions": [asdict(each) for each in self.predictions],
+            "blocks": {site: list(blocks) for site, blocks in self.blocks.items()},
+            "results": [result.json() for result in self.results],
+            "curves": [curve.json() for curve in self.curves],
+            "searches": [search.json() for search in self.searches],
+        }
+
+    @staticmethod
+    def of(content: Mapping[str, Any]) -> "Report":
+        """Read what `json` gave."""
+        return Report(
+            **{
+                **{name: value for name, value in content.items() if name != "format"},
+                "remarks": tuple(content["remarks"]),
+                "predictions": tuple(Prediction(**each) for each in content.get("predictions", ())),
+                "blocks": {site: tuple(blocks) for site, blocks in content.get("blocks", {}).items()},
+                "results": tuple(Result.of(result) for result in content["results"]),
+                "curves": tuple(CurveRecord.of(curve) for curve in content["curves"]),
+                "searches": tuple(SearchRecord.of(search) for search in content["searches"]),
+            }
+        )
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Of (cost, worth) pairs the numbers of those that no other beats in both, cheapest first."""
+    order = sorted(range(len(points)), key=lambda number: (points[number][0], -points[number][1]))
+    kept: list[int] = []
+    for number in order:
+        if not kept or points[number][1] > points[kept[-1]][1]:
+            kept.append(number)
+    return kept

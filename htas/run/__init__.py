@@ -1,0 +1,1 @@
+"""One run: its configuration and folder, and the stages that fill it."""

@@ -1,0 +1,116 @@
+"""The data set that a Python program gave to htas.optimize."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from htas.data.items import SEEN, Items, items, limited
+from htas.data.split import Data, Images, Part, Shape, proportional
+from htas.data.task import CLASSIFY, Task
+from htas.datasets import Dataset
+from htas.files import Unusable
+from htas.text import shapes
+
+_KNOWN: dict[str, tuple["Items", "Items", Task]] = {}
+
+
+@dataclass(frozen=True)
+class GivenData(Dataset):
+    """The user's training and validation items; only the process that they were given to has them."""
+
+    key: str
+    """By which that process knows them."""
+    count: int
+    """Classes."""
+    images: tuple[tuple[int, ...], ...]
+    """Shape of every input."""
+    sizes: tuple[int, ...]
+    """Training and validation items."""
+    task: str = ""
+    """What of the task is the user's own."""
+
+    mean = std = ()
+    flip, crop = False, 0
+
+    @staticmethod
+    def of(
+        train: Any, test: Any, classes: int, images: tuple[tuple[int, ...], ...], task: Task = CLASSIFY
+    ) -> "GivenData":
+        """Remember them; raises ValueError for what is no data."""
+        parts = items(train, "the training data"), items(test, "the validation data")
+        sizes = tuple(len(part) for part in parts)
+        key = f"{type(parts[0].dataset).__name__}-{fingerprint(*parts)}"
+        _KNOWN[key] = *parts, task
+        return GivenData(key, classes, images, sizes, task.name)
+
+    def check_shape(self) -> None:
+        """Raise ValueError where an item has another shape than the network was shown."""
+        part = _KNOWN[self.key][0]
+        inputs, _ = next(part._only(part.picks[:1]).batches(1))
+        found = tuple(tuple(each.shape[1:]) for each in ((inputs,) if isinstance(inputs, Tensor) else inputs))
+        if found != self.images:
+            raise ValueError(
+                f"an item of the training data has inputs of shape {shapes(found)}, and example_inputs "
+                f"{shapes(self.images)}; give an example of the shape that the data have"
+            )
+
+    @property
+    def classes(self) -> int:
+        """As many as the network has outputs."""
+        return self.count
+
+    @property
+    def shape(self) -> Shape:
+        """Of the first input."""
+        return cast(Shape, self.images[0])
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of every input."""
+        return self.images
+
+    def read(self, part: Part) -> Images:
+        """Never: items are loaded as they are asked for."""
+        raise NotImplementedError
+
+    def load(self, *, device: str, validation: float, seed: int, limit: int) -> Data:
+        """As `htas.datasets.load`; raises Unusable in another process."""
+        if self.key not in _KNOWN:
+            raise Unusable(
+                "the data of this run were given to htas.optimize in Python; call it again with the same data and this "
+                "folder as out"
+            )
+        *parts, task = _KNOWN[self.key]
+        train, test = (limited(part.on(device), limit) for part in parts)
+        labels = train.labels() if task.classifies else None
+        if labels is not None and (labels.min() < 0 or labels.max() >= self.classes):
+            raise ValueError(
+                f"labels of the training data must lie in 0 to {self.classes - 1}, as the network has {self.classes} "
+                f"outputs; they are {labels.min().item()} to {labels.max().item()}"
+            )
+        known = labels if labels is not None else torch.zeros(len(train), dtype=torch.long)
+        held = proportional(known, round(len(train) * validation), seed)
+        return Data(self.classes, self.shape, train, train.where(~held), train.where(held), test, task)
+
+
+def fingerprint(*parts: Items) -> str:
+    """Of some of the items of each; of those that are another every time (augmented) the shapes and labels."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(f"{type(part.dataset).__qualname__} {len(part)} {part.picks.sum().item()}".encode())
+        for number in torch.linspace(0, len(part) - 1, min(SEEN, len(part))).long().tolist():
+            once, twice = (_leaves(part.dataset[int(part.picks[number])]) for _ in range(2))
+            for one, other in zip(once, twice, strict=True):
+                same = one.shape == other.shape and torch.equal(one, other)
+                found.update(f"{tuple(one.shape)} {one.dtype}".encode())
+                found.update(one.contiguous().flatten().view(torch.uint8).numpy().tobytes() if same else b"")
+    return found.hexdigest()[:12]
+
+
+def _leaves(item: Any) -> list[Tensor]:
+    """Its tensors and numbers."""
+    return [torch.as_tensor(each).cpu() for each in tree_leaves(item) if isinstance(each, Tensor | int | float | bool)]

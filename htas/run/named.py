@@ -1,0 +1,87 @@
+"""Networks by name, measured or inspected without a run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from htas import metrics
+from htas.console.progress import progress, shares
+from htas.files import __version__
+from htas.formats.onnx_file import OnnxFile
+from htas.graph import Network, trace
+from htas.metrics import Metric
+from htas.metrics.latency import Latency
+from htas.plugins import find
+from htas.report import write_inspection
+from htas.run import networks
+from htas.run.rows import counted
+from htas.runtimes import open_runtime
+from htas.search.finish import MOST
+from htas.spaces import inspection
+from htas.spaces.survey import EACH
+from htas.text import Shown
+from htas.timing.measurement import Measurement
+from htas.timing.target import Target, machine
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What `htas measure NETWORK` prints of one network."""
+
+    network: str
+    runtime: str
+    latency: Measurement
+    macs: int
+    params: int
+    others: Mapping[str, Measurement] = field(default_factory=dict)
+    """By the name of a further metric: energy, memory, one of the user's own."""
+
+
+def measure_networks(
+    names: Sequence[str], target: Target, rounds: int, classes: int, others: Sequence[str] = ()
+) -> list[Figures]:
+    """Named networks on a target, in one interleaved run; then by other metrics, which are named."""
+    meters = {name: find(metrics, Metric, name)(target) for name in others}  # type: ignore[type-abstract]
+    modules = [_named(name, target, classes) for name in names]
+    measured = {}
+    for name, meter in meters.items():  # first, as a machine without a meter is refused
+        with progress(f"{name}, %", 100) as bar:
+            measured[name] = meter.measure(modules, on_round=shares(bar))
+    with progress("measure, %", 100) as bar:
+        latencies = Latency(target, rounds=rounds).measure(modules, on_round=shares(bar))
+    counts = [(each.macs, each.count) if isinstance(each, OnnxFile) else counted(each, target) for each in modules]
+    return [
+        Figures(name, target.runtime, latency, macs, params, dict(zip(measured, rest, strict=True)))
+        for name, latency, (macs, params), *rest in zip(names, latencies, counts, *measured.values(), strict=True)
+    ]
+
+
+def _named(name: str, target: Target, classes: int) -> nn.Module:
+    """A network by name, or an ONNX file."""
+    return OnnxFile(Path(name), target.batch) if name.endswith(".onnx") else networks.build(name, classes)
+
+
+def inspect_named(name: str, target: Target, classes: int, folder: Path) -> tuple[Path, Shown]:
+    """`inspect` of a network by name, for images of the target's shape."""
+    target.check()
+    torch.manual_seed(0)
+    network = trace(networks.build(name, classes), target.example())
+    return inspect(network, target, name, folder)
+
+
+def inspect(network: Network, target: Target, title: str, folder: Path) -> tuple[Path, Shown]:
+    """Where the base network's time goes, and what each site could save: the path of inspect.html, and a summary."""
+    runtime = open_runtime(target)
+    with progress("inspect, %", 100) as bar:
+        found = inspection.inspect(
+            network,
+            lambda seconds: Latency(target, rounds=MOST, limit=seconds),
+            EACH + runtime.build_seconds,
+            shares(bar),
+        )
+    facts = {**machine(), **found.whole.context, "htas": __version__}
+    shown = [(name, str(value)) for name, value in facts.items()]
+    return write_inspection(f"{title}: {target.device}, {target.runtime}", found, shown, folder)

@@ -1,0 +1,78 @@
+"""Networks by name: `cifar_resnet:164:bottleneck`, `imagenet_resnet:50`, `custom:my_nets:make` (a function of your
+own), and TAS's published ones, `tas:C010-ResNet32`."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import torch
+from torch import nn
+
+from htas import models
+from htas.graph import Network, resize, trace
+from htas.graph.arch import Arch
+from htas.models import ModelFamily
+from htas.models.cifar_resnet import CifarResNet
+from htas.plugins import find
+from htas.text import no_such
+
+CLASSES = {"cifar10": 10, "cifar100": 100}
+
+
+def build(name: str, classes: int) -> nn.Module:
+    """A named network, weights drawn at random: [N, 3, 32, 32] in, [N, classes] logits out.
+
+    A network of TAS has the classes of its own data set. Raises ValueError that names what there is.
+    """
+    family, _, rest = name.partition(":")
+    if family == "tas":
+        return tas(rest)
+    options = [rest] if family == "custom" else rest.split(":") if rest else []
+    if "." in family and options:  # a class of your own
+        family, options = f"{family}:{options[0]}", options[1:]
+    kind: type[Any] = find(models, ModelFamily, family)
+    fields = [field for field in dataclasses.fields(kind) if field.init]
+    if len(options) > len(fields):
+        known = ":".join(field.name for field in fields)
+        raise ValueError(f"{name!r} has too many parts; write it as {family}:{known}")
+    values = {}
+    for field, text in zip(fields, options, strict=False):
+        if field.type is int and not text.isdecimal():
+            raise ValueError(f"{field.name} of {name!r} must be a whole number, got {text!r}")
+        values[field.name] = int(text) if field.type is int else text
+    made: ModelFamily = kind(**values)
+    return made.build(classes)
+
+
+@cache
+def published() -> Mapping[str, Mapping[str, Any]]:
+    """The CIFAR architectures published with TAS (NeurIPS 2019): channels by layer, kept blocks by stage."""
+    content: dict[str, dict[str, Any]] = json.loads(files(models).joinpath("tas_published.json").read_text())
+    return content
+
+
+def tas(name: str) -> nn.Module:
+    """A network published with TAS, as its `project` arch of the base ResNet; weights drawn at random."""
+    if name not in published():
+        raise ValueError(no_such("TAS network", name, published()))
+    facts = published()[name]
+    family = CifarResNet(facts["depth"], facts["block"])
+    network = trace(
+        family.build(CLASSES[facts["dataset"]]), torch.zeros(1, 3, 32, 32), adds="project",
+        project_norm=family.project_norm,
+    )  # fmt: skip
+    module = resize(network, tas_arch(network, facts["channels"], facts["blocks"]))
+    if facts["block"] == "bottleneck":  # derived by TAS without the norm that the base network has here
+        module.set_submodule("stages.0.0.shortcut.norm", nn.Identity())
+    family.reset(module)
+    return module
+
+
+def tas_arch(network: Network, channels: list[int], blocks: list[int]) -> Arch:
+    """TAS's lists as an arch: channels[0] is the image, then one entry per searched convolution, cut ones included."""
+    sites = [node.site for node in network.nodes if node.kind == "conv" and node.site == node.name]
+    assert len(sites) == len(channels) - 1
+    return Arch(dict(zip(sites, channels[1:], strict=True)), dict(zip(network.depths, blocks, strict=True)))

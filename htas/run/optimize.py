@@ -1,0 +1,333 @@
+"""htas.optimize: the whole method for a network, data and a target that a Python program has."""
+
+import copy
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from htas import datasets, files, strategies
+from htas.console.blame import blame
+from htas.console.progress import say
+from htas.data.task import Task, unit
+from htas.files import read_json, write_json, write_tensors, write_text
+from htas.formats.export import export
+from htas.graph.arch import Arch
+from htas.plugins import find
+from htas.report.result import Result
+from htas.run import rows as run_rows
+from htas.run import run
+from htas.run import stages as pipeline
+from htas.run.config import Config, load
+from htas.run.given_data import GivenData
+from htas.run.given_network import Given
+from htas.strategies import Strategy
+from htas.text import millions, milliseconds, percent, shapes
+from htas.timing.target import Target
+from htas.training.train import evaluate
+
+LOGITS = 58.0
+"""Steps of a search times the learning rate of its logits: so far that they can decide (docs/decisions.md)."""
+MARGIN = 0.05
+"""A network that is not so much of the way from guessing to knowing is not taken for a trained one."""
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """What `optimize` found; all of it is in the run's folder, too."""
+
+    folder: Path
+    """Of the run: every stage's files."""
+    config: Config
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The network found, trained, in eval mode, on the CPU: of the user's own class, its leaf modules resized."""
+        return run_rows.load_network(self._job, self.result)
+
+    @cached_property
+    def base(self) -> nn.Module:
+        """The network as it was given, or trained if it was not; its channels may be in another order."""
+        return run_rows.load_network(self._job, self.results[0])
+
+    @property
+    def arch(self) -> Arch:
+        """The widths and depths found."""
+        return self.result.arch
+
+    @property
+    def result(self) -> Result:
+        """Accuracy, predicted and measured latency, and counts of the network found."""
+        return next(row for row in self.results if row.name == self.config.design.spaces[0])
+
+    @cached_property
+    def results(self) -> list[Result]:
+        """The same of every network of the run: the base first, then those found, then the controls."""
+        return [Result.of(content) for content in read_json(self.folder / "measure.json")["results"]]
+
+    def report(self, path: str | Path) -> Path:
+        """Write the report as one HTML file, which needs no other; its path."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copyfile(self.folder / "report.html", target))
+
+    def export(self, path: str | Path) -> float:
+        """Write the network found as .onnx, .pt2 or .xml (OpenVINO), for any batch; how far outputs differ at most.
+
+        Raises ValueError for another suffix, and where outputs differ by more than 1e-4 of the largest; nothing is
+        written then.
+        """
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return export(self.model, self._job.target.example(), target)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write what lives without this library: weights (safetensors), widths and depths, the network as model.pt2,
+        which torch alone can load, and as model.onnx, for any batch, and a README with the measured table; the folder.
+        """
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        for suffix in ("pt2", "onnx"):
+            self.export(place / f"model.{suffix}")
+        write_tensors(place / "model.safetensors", self.model.state_dict(), {"network": self.config.family.title})
+        write_json(place / "arch.json", self.arch.json())
+        write_text(place / "README.md", _card(self))
+        return place
+
+    @property
+    def _job(self) -> run.Run:
+        return run.Run(self.config, self.folder)
+
+
+def optimize(
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    data: tuple[Any, Any],
+    *,
+    target: Target | None = None,
+    constraints: Mapping[str, Any] | None = None,
+    trained: bool = True,
+    epochs: int = 0,
+    search_epochs: int = 3,
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    eval_fn: Callable[[Any, Any], Tensor | float] | None = None,
+    distill_fn: Callable[[Any, Any, Any], Tensor] | None = None,
+    train_fn: Callable[[nn.Module, nn.Module | None], object] | None = None,
+    score_func: Callable[[nn.Module], float] | None = None,
+    ignored_layers: Sequence[str] = (),
+    widths: Mapping[str, tuple[int, int]] | None = None,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    out: str | Path = "",
+) -> Optimized:
+    """A faster network than `model` on the target, within the constraints, trained, distilled from it, and measured.
+
+    Args:
+        model: any network that torch.fx can follow, [N, ...] in, logits [N, classes] out (with `loss_fn`, anything); it
+            is not changed.
+        example_inputs: a tensor as the network takes it, [N, C, H, W], or one for each of its inputs; the first
+            dimension does not count.
+        data: (training, validation) items: torch Datasets of (input, label), of (input, input, label) for a network of
+            two inputs, or DataLoaders of such. The training items are divided for the search; nothing is chosen by the
+            validation items, which only tell accuracies.
+        target: where it must be fast; otherwise PyTorch on every core of this CPU.
+        constraints: `{"latency": "50%"}`, `{"latency": "8ms", "macs": "60%"}`, of the metrics of `[constraints]`; half
+            of the latency where nothing is said.
+        trained: whether the model's weights are trained. They are then those of the base network, from which all others
+            inherit (the most important channels first) and learn; otherwise the base network is trained here.
+        epochs: of training; 0 means 10 for networks that inherit and 20 for those that do not.
+        search_epochs: passes of the search over half of the training items.
+        loss_fn: (outputs, targets) to a scalar, where it is not cross-entropy. Then nothing is distilled but by
+            `distill_fn`, and the score of a network is 1 / (1 + loss) unless there is an `eval_fn`.
+        eval_fn: (outputs, targets) of a batch to its mean score, the higher the better; it stands where accuracies do.
+        distill_fn: (outputs, the base network's outputs, targets) to a scalar: what networks found learn from it.
+        train_fn: (network, teacher) trains a whole network in place; the teacher is the base network.
+        score_func: (network) to the score of a whole, trained network; it stands where its accuracy does.
+        ignored_layers: modules, by name, that keep the widths that they give, and their blocks, with all in them.
+        widths: least and most channels of sites, by name (htas inspect lists them) or base width: `{"64": (16, 64)}`.
+        options: any options of a configuration by name, `{"design.expand": 1.5, "train.lr": 0.01}` (htas run --help).
+        seed: of every random draw.
+        out: the folder of the run, in which an interrupted call goes on; otherwise runs/optimize-CLASS.
+
+    Raises ValueError in one sentence for what cannot be used.
+    """
+    example = _checked(model, example_inputs)
+    task = _task(loss_fn, eval_fn, distill_fn, train_fn, score_func)
+    classes = _classes(model, example, task)
+    made = GivenData.of(*_parts(data), classes, tuple(tuple(each.shape[1:]) for each in example), task)
+    made.check_shape()
+    family = Given.of(model, trained=trained)
+    wanted = _options(made, trained, epochs, search_epochs, constraints, options or {}, seed)
+    config = load(None, [f"--{name}={_text(value)}" for name, value in wanted.items()])
+    names = {**config.names, "family": "htas.run.given_network:Given", "data": "htas.run.given_data:GivenData"}
+    design = replace(
+        config.design, ignored=tuple(ignored_layers), bounds={str(name): [*own] for name, own in (widths or {}).items()}
+    )
+    config = replace(config, family=family, data=made, target=target or config.target, design=design, names=names)
+    folder = Path(out) if str(out) else Path("runs") / f"optimize-{files.slug(type(model).__name__)}"
+    if not task.classifies and distill_fn is None and train_fn is None:
+        say("nothing is distilled, as the loss is your own; distill_fn says what networks learn from the base network")
+        config = replace(config, distill=replace(config.distill, alpha=0.0))
+    if trained and task.classifies and score_func is None:
+        _check_trained(config, model)
+    pipeline.run(config, folder, f"htas.optimize(..., out={str(folder)!r})")
+    return Optimized(folder, config)
+
+
+def _checked(model: nn.Module, example_inputs: Any) -> tuple[Tensor, ...]:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be an nn.Module, got {type(model).__name__}")
+    given = [example_inputs] if isinstance(example_inputs, Tensor) else example_inputs
+    if not isinstance(given, list | tuple) or not given or not all(isinstance(each, Tensor) for each in given):
+        raise ValueError(
+            f"example_inputs must be a tensor [N, C, H, W], or a list with one for each input, got {_kinds(given)}"
+        )
+    if given[0].dim() != 4:
+        raise ValueError(f"example_inputs must begin with images [N, C, H, W], got a tensor {tuple(given[0].shape)}")
+    devices = {str(tensor.device) for tensor in model.state_dict().values()} - {"cpu"}
+    if devices:
+        raise ValueError(f"the model must be on the CPU, it is on {', '.join(sorted(devices))}: call model.cpu() first")
+    return tuple(each.detach().cpu() for each in given)
+
+
+def _kinds(given: Any) -> str:
+    if isinstance(given, list | tuple):
+        return " and ".join(type(each).__name__ for each in given) or "nothing"
+    return type(given).__name__
+
+
+def _task(loss: Any, score: Any, distil: Any, train: Any, judge: Any) -> Task:
+    """What is the user's own, and what is usual."""
+    given = {"loss_fn": loss, "eval_fn": score, "distill_fn": distil, "train_fn": train, "score_func": judge}
+    for name, function in given.items():
+        if function is not None and not callable(function):
+            raise ValueError(f"{name} must be a function, got {type(function).__name__}")
+    usual = Task()
+    own = score or (unit(loss) if loss is not None else usual.score)
+    return Task(loss or usual.loss, own, distil, train, judge)
+
+
+def _classes(model: nn.Module, example: tuple[Tensor, ...], task: Task) -> int:
+    """Outputs of the network, 1 where they are no logits; raises ValueError where they should be."""
+    try:
+        with torch.no_grad():
+            out = copy.deepcopy(model).eval()(*example)
+    except Exception as error:  # a user's code may raise anything
+        given = shapes(each.shape for each in example)
+        raise ValueError(f"the model does not run on example_inputs of shape {given}: {blame(error)}") from error
+    if not task.classifies:
+        return 1
+    if not isinstance(out, Tensor) or out.dim() != 2 or out.shape[1] < 2:
+        shown = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(
+            f"the model must give logits [N, classes] of 2 classes or more, it gives {shown}; for another task give "
+            "loss_fn"
+        )
+    return int(out.shape[1])
+
+
+def _parts(data: Any) -> tuple[Any, Any]:
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise ValueError(f"data must be a pair (training, validation), got {type(data).__name__}")
+    return data[0], data[1]
+
+
+def _options(
+    data: GivenData,
+    trained: bool,
+    epochs: int,
+    search_epochs: int,
+    constraints: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    seed: int,
+) -> dict[str, Any]:
+    """What is usual for a network of the user's own, what was said, and what `options` say besides."""
+    if epochs < 0 or search_epochs < 1:
+        raise ValueError(
+            f"epochs must be 0 (the usual number) or more and search_epochs 1 or more, got {epochs} and {search_epochs}"
+        )
+    batch = max(1, min(128, data.sizes[0] // 20))
+    found: dict[str, Any] = {
+        "seed": seed,
+        "design.spaces": "hardware",
+        "strategy.epochs": search_epochs,
+        "strategy.batch": batch,
+        "strategy.lr": 0.03 if trained else 0.05,
+        "strategy.start": "base",
+        "strategy.mix": "pad",
+        "strategy.anneal": "step",
+        "train.recipe": "finetune" if trained else "short",
+        "train.epochs": epochs or (10 if trained else 20),
+        "train.batch": batch,
+        **{f"constraints.{metric}": text for metric, text in (constraints or {"latency": "50%"}).items()},
+        **options,
+    }
+    half = data.sizes[0] * (1 - float(found.get("split.validation", 0.5)))
+    steps = max(1, int(half / int(found["strategy.batch"]))) * int(found["strategy.epochs"])
+    found = {"strategy.arch_lr": f"{min(0.3, LOGITS / steps):.3g}", **found}
+    kind: Any = find(strategies, Strategy, str(found.get("strategy.name", "differentiable")))
+    known = {f"strategy.{each.name}" for each in fields(kind)}
+    return {
+        name: value
+        for name, value in found.items()
+        if name in options or not name.startswith("strategy.") or name in known
+    }
+
+
+def _text(value: Any) -> str:
+    """As the command line has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def _check_trained(config: Config, model: nn.Module) -> None:
+    """Raise ValueError where a network is said to be trained and guesses."""
+    data = datasets.load(config.data, validation=config.parts.validation, seed=config.seed, limit=config.parts.limit)
+    accuracy = evaluate(copy.deepcopy(model), data.test, device="cpu", precision="fp32")
+    labels = torch.cat([labels for _, labels in data.test.batches(500)])
+    guessed = float(labels.bincount().max()) / len(labels)
+    if accuracy < guessed + MARGIN * (1 - guessed):
+        raise ValueError(
+            f"the model's accuracy on the validation items is {percent(accuracy)}, and guessing the commonest class "
+            f"has {percent(guessed)}: train it first, or say trained=False to have it trained here"
+        )
+
+
+def _card(found: Optimized) -> str:
+    """A model card: what it is, the measured table, and how to load it."""
+    rows = []
+    for row in found.results:
+        times = [milliseconds(each) if each else "" for each in (row.measured and row.measured.estimate, row.predicted)]
+        cells = [row.name, percent(row.accuracy or 0), *times, millions(row.macs), millions(row.params)]
+        rows.append(f"| {' | '.join(cells)} |")
+    target = found.config.target
+    inputs = found.config.data.shapes
+    names = ["images"] if len(inputs) == 1 else [f"input{number + 1}" for number in range(len(inputs))]
+    each = " and ".join(f"[N, {', '.join(map(str, shape))}]" for shape in inputs)
+    return "\n".join([
+        f"# {found.config.family.title.split(':')[1]}, made faster",  # given:Net:digest
+        "",
+        f"`{found.config.design.spaces[0]}` is this network; latencies of a batch of {target.batch} with "
+        f"{target.runtime} on {target.device}, {target.threads or 'all'} threads, {target.precision}, measured in one "
+        "interleaved run.",
+        "",
+        "| network | accuracy | measured | predicted | multiply-adds | parameters |",
+        "| :-- | --: | --: | --: | --: | --: |",
+        *rows,
+        "",
+        "```python",
+        "import torch",
+        'model = torch.export.load("model.pt2").module()',
+        f"outputs = model({', '.join(names)})  # {each}",
+        "```",
+        "",
+        "`model.onnx` is the same network for other runtimes, `model.safetensors` holds the weights under the names of "
+        "your own network, `arch.json` its widths and depths.",
+        "",
+    ])  # fmt: skip

@@ -1,0 +1,85 @@
+"""How long a run will take, said before it starts: a few steps are timed, the rest is arithmetic."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from htas.console.progress import say
+from htas.cost.calibrate import cells, sparing
+from htas.data.split import Data
+from htas.data.task import forward, images_in, precise
+from htas.graph import Network, Site, resize
+from htas.run.config import Config
+from htas.runtimes import open_runtime
+from htas.spaces.design import Design, grid_widths
+from htas.spaces.sampling import at_most, widths_at_most
+from htas.spaces.space import Space, tas_widths
+from htas.text import duration, plural
+from htas.training.layout import placed
+from htas.training.train import batches, engine, epoch_seed
+
+STUDENT = 0.8
+"""A distilled step of a found network, its teacher's forward pass included, in plain steps of the base network."""
+FORWARD = 1 / 3
+"""Of a training step: what an image takes in the base network, about."""
+STUDENTS = 2
+"""Networks trained beside the base and those found: the controls."""
+
+
+def show(network: Network, data: Data, config: Config, folder: Path) -> None:
+    """Print the stages with the time each is expected to take."""
+    say(f"expected on this machine, into {folder}:")
+    total = 0.0
+    for stage, seconds in estimate(network, data, config):
+        total += seconds
+        say(f"  {stage:<28}{duration(seconds):>12}")
+    say(f"  {'all':<28}{duration(total):>12}")
+
+
+def estimate(network: Network, data: Data, config: Config) -> Iterator[tuple[str, float]]:
+    """Stage and seconds."""
+    image = _step(network, data, config)
+    spaces = len(config.design.spaces)
+    recipe = config.train
+    options = config.design
+    target = replace(config.target, image=config.data.shape, more=config.data.shapes[1:])
+    runtime = open_runtime(target)
+    seconds, calibrating = runtime.build_seconds, sparing(config.calibrate, network, runtime)
+    most = widths_at_most(seconds)
+    layers = at_most(network, expand=options.expand, inputs=options.inputs, groups=options.groups, most=most)
+    yield "survey, at most", config.survey.limit(layers) + layers * seconds
+    choices = {name: _widths(site, options) for name, site in network.widths.items()}
+    pairs = sum(map(len, cells(network, [Space("", choices, {})], calibrating.widths, seconds).values()))
+    yield (
+        "calibration, at most",
+        sum(calibrating.limits(pairs, seconds, FORWARD * image * target.batch)) + pairs * seconds,
+    )
+    yield f"search of {plural(spaces, 'space')}", spaces * config.strategy.images(len(data.weights)) * image
+    yield "train the base network", recipe.length * len(data.train) * image
+    students = spaces + STUDENTS
+    yield f"train {students} networks", students * recipe.length * len(data.train) * image * STUDENT
+    yield "measure and report", 45.0
+
+
+def _widths(site: Site, options: Design) -> tuple[int, ...]:
+    """About the choices that all spaces together will have."""
+    tas = tas_widths(site.base, site.multiple) if "tas" in options.spaces else ()
+    return tuple(sorted({*grid_widths(site, options), *tas}))
+
+
+def _step(network: Network, data: Data, config: Config) -> float:
+    """Seconds that one image costs in a plain training step of the base network."""
+    runner = engine("cuda" if torch.cuda.is_available() else "cpu", config.train.precision)
+    model = placed(resize(network, network.base), runner.device)
+    seconds = []
+    for _, (images, labels) in zip(range(3), batches(data.train, config.train.batch, epoch_seed(0, 0)), strict=False):
+        started = time.monotonic()
+        with runner.autocast():
+            loss = data.task.loss(precise(forward(model, images)), labels)
+        runner.backward(loss)
+        loss.item()
+        seconds.append((time.monotonic() - started) / images_in(images))
+    return min(seconds)

@@ -1,0 +1,233 @@
+"""The networks of a run: the base, those found, and the controls; trained, loaded, measured."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from htas.console.progress import progress, say, shares
+from htas.files import __version__, digest, read_json, read_tensors, write_tensors
+from htas.graph import resize
+from htas.graph.arch import Arch
+from htas.metrics.latency import Latency
+from htas.metrics.macs import Macs
+from htas.metrics.params import Params
+from htas.report.result import Result
+from htas.run.config import Config
+from htas.run.folder import _finished, _write, plain
+from htas.run.run import Run
+from htas.search.finish import rounds
+from htas.search.record import SearchRecord
+from htas.text import listing, milliseconds
+from htas.timing.measurement import Measurement
+from htas.timing.target import Target, machine
+from htas.training.train import evaluate
+from htas.training.train import train as fit
+
+
+def _known(job: Run, contents: Mapping[str, Mapping[str, Any]], searches: Sequence[SearchRecord]) -> list[Result]:
+    """The networks, as far as the run has come: measured, trained, found."""
+    for name in ("measure.json", "networks.json"):
+        if name in contents:
+            return [Result.of(content) for content in contents[name]["results"]]
+    return [_base_row(job), *(_found_row(job, record) for record in searches)]
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+def _rows(job: Run) -> list[Result]:
+    """The networks of a run, untrained: base, one per space, and the controls; the order of the report."""
+    records = [SearchRecord.of(plain(read_json(job.search_file(name)))) for name in job.config.design.spaces]
+    found = [_found_row(job, record) for record in records]
+    return [_base_row(job), *found, *_controls(job, found[0])]
+
+
+def _base_row(job: Run) -> Result:
+    return new_row(job, "base", job.network.base, space="-", strategy="given", cost="-")
+
+
+def _found_row(job: Run, record: SearchRecord) -> Result:
+    """The network that a search has found, untrained."""
+    remarks = () if record.converged else (f"The search had not converged: {record.why}.",)
+    return new_row(
+        job, record.space, record.arch, space=record.space, strategy=record.strategy, cost=record.cost, remarks=remarks
+    )
+
+
+def new_row(job: Run, name: str, arch: Arch, **fields: Any) -> Result:
+    """A network of the run, untrained."""
+    config = job.config
+    target = dataclasses.asdict(job.target)
+    return Result(
+        name=name,
+        family=config.family.title,
+        arch=arch,
+        adds=config.design.adds,
+        target={**target, "image": list(job.target.image)},
+        macs=job.network.macs(arch),
+        params=job.network.params(arch),
+        recipe={"name": config.names["train"], **dataclasses.asdict(config.train)},
+        seed=config.seed,
+        versions={"htas": __version__, **machine()},
+        **fields,
+    )
+
+
+def _controls(job: Run, found: Result) -> list[Result]:
+    """The widest uniform multiplier and the deepest plain member that are not slower than the found network.
+
+    They are picked by readings of their own, once, and kept in controls.json; the report measures all rows afresh.
+    """
+    path = job.folder / "controls.json"
+    key = digest(job.made_from("search"), found.arch.json())
+    if not _finished(path, key, False):
+        started = time.monotonic()
+        picked = _pick_controls(job, found)
+        _write(path, key, time.monotonic() - started, picked)
+    content = read_json(path)
+    rows = []
+    for control in content["controls"]:
+        remarks = (content["note"],)
+        rows.append(
+            new_row(job, control["name"], Arch.of(control["arch"]), space="-", strategy=control["kind"], cost="-",
+                 remarks=remarks)
+        )  # fmt: skip
+    return rows
+
+
+def _pick_controls(job: Run, found: Result) -> dict[str, Any]:
+    candidates = [*_uniform(job), *_plain_members(job)]
+    modules = [resize(job.network, arch) for _, _, arch in [("", "", found.arch), *candidates]]
+    with progress("looking for controls of equal latency, %", 100) as bar:
+        number = rounds([job.calibrated.cost(arch) for arch in (found.arch, *(each for *_, each in candidates))])
+        metric = Latency(job.target, rounds=number, seed=job.config.seed)
+        readings = metric.measure(modules, on_round=shares(bar))
+    limit = readings[0].estimate
+    note = (
+        f"The widest, or deepest, of its kind whose latency was not above that of {found.name} "
+        f"({milliseconds(limit)}) in one interleaved run before training."
+    )
+    controls = []
+    for kind in ("uniform", "plain"):
+        if not any(sort == kind for sort, _, _ in candidates):
+            continue
+        fitting = [
+            (title, arch)
+            for (sort, title, arch), reading in zip(candidates, readings[1:], strict=True)
+            if sort == kind and reading.estimate <= limit
+        ]
+        if fitting:
+            title, arch = fitting[-1]
+            controls.append({"kind": kind, "name": f"{kind} {title}", "arch": arch.json()})
+        else:
+            say(f"controls: every {kind} network is slower than {found.name}")
+    return {"controls": controls, "note": note}
+
+
+def _uniform(job: Run) -> Iterator[tuple[str, str, Arch]]:
+    """The base network times 1/16, 2/16 ... e, narrowest first."""
+    sites, depths = job.network.widths, job.network.base.depths
+    for step in range(1, int(16 * job.config.design.expand) + 1):
+        widths = {name: site.near(site.base * step / 16) for name, site in sites.items()}
+        yield "uniform", f"x{step / 16:.2f}", Arch(widths, depths)
+
+
+def _plain_members(job: Run) -> Iterator[tuple[str, str, Arch]]:
+    """The base network with 1, 2 ... blocks in every stage, shallowest first."""
+    network = job.network  # without depth sites it has no such members
+    for blocks in range(1, max((site.base for site in network.depths.values()), default=0) + 1):
+        depths = {name: min(blocks, site.base) for name, site in network.depths.items()}
+        yield "plain", job.config.family.member(blocks), Arch(network.base.widths, depths)
+
+
+def train_row(
+    job: Run, row: Result, again: bool = False, build: Callable[[], nn.Module] | None = None
+) -> tuple[Result, float]:
+    """The row with its accuracy, and the seconds of its training; its weights are in networks/.
+
+    What has been trained already is kept. `build` makes a network that is no arch of the base network.
+    """
+    path, key = job.model_file(row.name), job.training(row.arch, taught=row.name != "base")
+    key = digest(key, row.family) if build else key
+    if path.exists() and not again:
+        _, about = read_tensors(path)
+        if about["inputs"] == key:
+            return replace(row, accuracy=about["accuracy"], teacher=about["teacher"]), about["seconds"]
+    config = job.config
+    teacher = None if row.name == "base" or config.distill.alpha == 0 else base_network(job)
+    torch.manual_seed(config.seed)
+    model = build() if build else resize(job.network, row.arch)
+    job.reset(model)
+    checkpoint = job.checkpoint(f"train-{row.name}", key)
+    if again:
+        checkpoint.unlink(missing_ok=True)
+    task, seconds = job.data.task, 0.0
+    if row.name == "base" and config.family.inherits:
+        say(f"train {row.name}: it is trained already")
+    elif task.train is not None:
+        seconds = _trained_by(task.train, model, teacher, row.name)
+    else:
+        seconds = fit(
+            model, job.data.train, config.train, seed=config.seed, device=job.device, checkpoint=checkpoint, task=task,
+            title=f"train {row.name}", teacher=teacher, distill=config.distill if teacher is not None else None,
+        )  # fmt: skip
+    if task.judge is not None:
+        accuracy = float(task.judge(model.eval()))
+    else:
+        accuracy = evaluate(model, job.data.test, device=job.device, precision=config.train.precision, task=task)
+    name = "" if teacher is None else "base"
+    about = {"accuracy": accuracy, "inputs": key, "teacher": name, "name": row.name, "seconds": seconds}
+    write_tensors(path, model.state_dict(), about)
+    checkpoint.unlink(missing_ok=True)
+    return replace(row, accuracy=accuracy, teacher=name), seconds
+
+
+def _trained_by(
+    function: Callable[[nn.Module, nn.Module | None], object], model: nn.Module, teacher: nn.Module | None, name: str
+) -> float:
+    """Seconds of a training by the user's own function."""
+    started = time.monotonic()
+    say(f"train {name}: by your own function")
+    function(model.train(), teacher.eval() if teacher is not None else None)
+    return time.monotonic() - started
+
+
+def base_network(job: Run) -> nn.Module:
+    """The trained base network; trained now if it is not yet."""
+    train_row(job, _base_row(job))
+    model = resize(job.network, job.network.base)
+    tensors, _ = read_tensors(job.model_file("base"))
+    model.load_state_dict(tensors)
+    return model
+
+
+def load_network(job: Run, row: Result, build: Callable[[], nn.Module] | None = None) -> nn.Module:
+    """A trained network of the run, in eval mode, on the CPU; `build` as of `train_row`."""
+    model = build() if build else resize(job.network, row.arch)
+    tensors, _ = read_tensors(job.model_file(row.name))
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def counted(module: nn.Module, target: Target) -> tuple[int, int]:
+    """Multiply-adds of an image and parameters of a network."""
+    (macs,), (params,) = Macs(target).measure([module]), Params(target).measure([module])
+    return round(macs.median), round(params.median)
+
+
+def _title(config: Config) -> str:
+    """The strategy, and what it had to keep."""
+    asked = listing(f"{metric} {text}" for metric, text in config.constraints.given.items())
+    return f"{config.names['strategy']} within {asked}" if asked else config.strategy.title
+
+
+def measure_rows(job: Run, rows: Sequence[Result], modules: Sequence[nn.Module], title: str) -> list[Measurement]:
+    """Whole networks, whose latency is predicted, on the run's target, in one interleaved run."""
+    number = rounds([row.predicted or 0.0 for row in rows])
+    with progress(title, 100) as bar:
+        return Latency(job.target, rounds=number, seed=job.config.seed).measure(modules, on_round=shares(bar))

@@ -1,0 +1,207 @@
+"""How the outputs of two widths become one: padded and weighted, or interpolated as in TAS."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from htas.graph import Segment
+
+
+class FirstOf(nn.Module):
+    """The first channels of a wider batch norm, as one by itself: it has no tensors of its own."""
+
+    def __init__(self, whole: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.__dict__["_whole"] = whole  # not as a module of this one, which would name its tensors twice
+        self._channels = channels
+
+    @property
+    def eps(self) -> float:
+        """That of the whole."""
+        return float(self._norm.eps)
+
+    @property
+    def weight(self) -> Tensor:
+        """[channels], a view."""
+        return self._norm.weight[: self._channels]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[channels], a view; None for a layer norm without."""
+        return self._norm.bias[: self._channels] if self._norm.bias is not None else None
+
+    @property
+    def running_mean(self) -> Tensor:
+        """[channels], a view."""
+        assert self._norm.running_mean is not None
+        return self._norm.running_mean[: self._channels]
+
+    @property
+    def running_var(self) -> Tensor:
+        """[channels], a view."""
+        assert self._norm.running_var is not None
+        return self._norm.running_var[: self._channels]
+
+    @property
+    def _norm(self) -> nn.BatchNorm2d:
+        whole: nn.BatchNorm2d = self.__dict__["_whole"]
+        return whole
+
+
+class NormMix(torch.autograd.Function):
+    """Two norms of one tensor, interpolated and mixed: matrix @ z + shift, where z is x [N, C, ...] normalised by the
+    batch's own mean and variance, in training mode; the rows of both beyond the wider candidate are zeros.
+
+    z is never made, so nothing is kept for the backward pass but x: forward is one pass for the statistics and one
+    small product, and backward takes the sums that a norm needs from the product's gradient. Gives the statistics too:
+    mean [C], and variance [C] as running statistics have it (unbiased).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        shares: Tensor,
+        stretch: Tensor,
+        first: int,
+        gain: Tensor,
+        offset: Tensor,
+        wide_gain: Tensor,
+        wide_offset: Tensor,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The narrower candidate has shares[first], and `stretch` [C, its width] interpolates it; then scale, shift of
+        its norm, and those of the wider one's."""
+        count = x.numel() // x.shape[1]
+        mean, var = (found.to(gain.dtype) for found in torch.batch_norm_update_stats(x, None, None, 1.0))
+        inverse = torch.rsqrt(var + eps)
+        own, other = shares[first], shares[1 - first]
+        narrow, wide = len(gain), len(wide_gain)
+        matrix = stretch.new_zeros(len(stretch), len(stretch))
+        torch.mul(stretch, own * gain, out=matrix[:, :narrow])
+        matrix.diagonal()[:wide].addcmul_(wide_gain, other)
+        shift = stretch @ (own * offset)
+        shift[:wide].addcmul_(wide_offset, other)
+        scaled = matrix * inverse
+        weight, bias = scaled.to(x.dtype), shift.sub_(scaled @ mean).to(x.dtype)
+        out = F.linear(x, weight, bias) if x.dim() == 2 else F.conv2d(x, weight[:, :, None, None], bias)
+        unbiased = var * (count / max(1, count - 1))
+        ctx.first = first
+        ctx.save_for_backward(x, shares, stretch, gain, offset, wide_gain, wide_offset, matrix, mean, inverse)
+        ctx.mark_non_differentiable(mean, unbiased)
+        ctx.set_materialize_grads(False)
+        return out, mean, unbiased
+
+    @staticmethod
+    def backward(ctx: Any, given: Tensor, *_: Any) -> tuple[Any, ...]:
+        """d matrix = sum given z^T, of which the others follow; dz = matrix^T given, then as of any batch norm."""
+        x, shares, stretch, gain, offset, wide_gain, wide_offset, matrix, mean, inverse = ctx.saved_tensors
+        own, other = shares[ctx.first], shares[1 - ctx.first]
+        narrow, wide = len(gain), len(wide_gain)
+        rows, grads = _flat(x), _flat(given)
+        total = grads.sum(0, dtype=matrix.dtype)
+        product = torch.addr((grads.t() @ rows).to(matrix.dtype), total, mean, alpha=-1).mul_(inverse)
+        slopes = ((product[:, :narrow] * stretch).sum(0), total @ stretch)
+        wides = (product.diagonal()[:wide], total[:wide])
+        parts = [slopes[0] @ gain + slopes[1] @ offset, wides[0] @ wide_gain + wides[1] @ wide_offset]
+        d_shares = torch.stack(parts if ctx.first == 0 else parts[::-1])
+        affines = (own * slopes[0], own * slopes[1], other * wides[0], other * wides[1])
+        if not ctx.needs_input_grad[0]:
+            return None, d_shares, None, None, *affines, None
+        slope = (matrix * product).sum(0).mul_(inverse).mul_(inverse).div_(-len(rows))
+        constant = (total @ matrix).mul_(inverse).div_(-len(rows)).addcmul_(slope, mean, value=-1)
+        found = torch.addcmul(constant.to(x.dtype), rows, slope.to(x.dtype))
+        found.addmm_(grads, (matrix * inverse).to(x.dtype))
+        if x.dim() > 2:
+            found = found.reshape(len(x), *x.shape[2:], -1).movedim(-1, 1)
+        return found, d_shares, None, None, *affines, None
+
+
+class WeightedSum(torch.autograd.Function):
+    """sum_k shares[k] x tensors[k], of tensors of one shape; nothing is made in between."""
+
+    @staticmethod
+    def forward(ctx: Any, shares: Tensor, *tensors: Tensor) -> Tensor:
+        """shares [K], K tensors."""
+        ctx.save_for_backward(shares, *tensors)
+        own = shares.to(tensors[0].dtype)
+        found = tensors[0] * own[0]
+        for share, tensor in zip(own[1:], tensors[1:], strict=True):
+            found.addcmul_(tensor, share)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
+        """Of each share the product of its tensor and the gradient."""
+        shares, *tensors = ctx.saved_tensors
+        d_shares = None
+        if ctx.needs_input_grad[0]:
+            d_shares = torch.stack([_product(given, tensor) for tensor in tensors]).to(shares.dtype)
+        return d_shares, *(given * share for share in shares.to(given.dtype))
+
+
+def _product(one: Tensor, other: Tensor) -> Tensor:
+    """The sum of all products, a scalar."""
+    if one.dtype == torch.bfloat16:  # of which a CPU's dot product takes forty times as long
+        return (one * other).sum(dtype=torch.float32)
+    return torch.dot(_flat(one).flatten(), _flat(other).flatten())
+
+
+def _stacked(weights: Any, device: torch.device) -> Tensor:
+    """Weights of a draw as one tensor."""
+    return weights if isinstance(weights, Tensor) else torch.stack([torch.as_tensor(w, device=device) for w in weights])
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """[N, C, ...] as [N x ..., C]; of a tensor in channels_last a view."""
+    return tensor.movedim(1, -1).reshape(-1, tensor.shape[1])
+
+
+def interpolation(narrow: int, wide: int) -> Tensor:
+    """Channel-wise interpolation as a [wide, narrow] matrix: row j averages channels floor(jn/w) to ceil((j+1)n/w)."""
+    matrix = torch.zeros(wide, narrow)
+    for row in range(wide):
+        first, last = row * narrow // wide, -(-(row + 1) * narrow // wide)
+        matrix[row, first:last] = 1 / (last - first)
+    return matrix
+
+
+def _padded_to(value: Tensor, width: int) -> Tensor:
+    """With channels of zeros behind its own."""
+    return F.pad(value, (0, 0) * (value.dim() - 2) + (0, width - value.shape[1])) if value.shape[1] < width else value
+
+
+def _padded(affine: Sequence[tuple[Any, Any]], chosen: Sequence[int], weights: Any, room: int) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a mixture whose narrower candidates are padded with zeros."""
+    scale: Any = 0.0
+    shift: Any = 0.0
+    for index, ((gain, offset), width) in enumerate(zip(affine, chosen, strict=True)):
+        scale = scale + weights[index] * F.pad(gain, (0, room - width))
+        shift = shift + weights[index] * F.pad(offset, (0, room - width))
+    return scale, shift
+
+
+def columns(segments: Sequence[Segment], room: Sequence[int], widths: Sequence[int], device: torch.device) -> Tensor:
+    """Where the channels of narrower segments stand in a tensor that has room for the widest."""
+    found, start = [], 0
+    for segment, most, width in zip(segments, room, widths, strict=True):
+        found.append(torch.arange(start, start + width * segment.repeat, device=device))
+        start += most * segment.repeat
+    return torch.cat(found)
+
+
+def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a norm in eval mode."""
+    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | FirstOf)
+    assert norm.running_var is not None and norm.running_mean is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    assert norm.bias is not None
+    return scale, norm.bias - norm.running_mean * scale
+
+
+def _positive(weight: Any) -> bool:
+    """Whether a depth's weight takes part; a tensor always does, so that the graph has no host synchronisation."""
+    return isinstance(weight, Tensor) or weight > 0

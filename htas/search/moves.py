@@ -1,0 +1,193 @@
+"""Archs near another one, within limits: up, down, and evenly narrowed."""
+
+from collections.abc import Callable, Sequence
+from math import log
+
+from htas.cost.limits import Limit
+from htas.graph.arch import Arch
+from htas.spaces.space import Space
+from htas.text import columns, percent, quantity
+
+AIM = 0.975
+"""Share of a limit that a search is led to: prediction and measurement differ by a percent or two."""
+
+
+USED = 0.95
+"""Share of a limit, by prediction, under which an arch is made wider again."""
+
+
+def check(asked: Sequence[Limit], space: Space, base: Arch) -> list[str]:
+    """A table of what there is and what is asked, as lines; raises ValueError where no arch can keep the limits, or
+    every arch does."""
+    if not asked:
+        return []
+    rows: list[tuple[str, ...]] = [("limit", "least possible", "base", "widest", "asked")]
+    least = leanest(asked, space)
+    for limit in asked:
+        unit = limit.cost.unit
+        own, low, high = (limit.cost.cost(arch) for arch in (base, least, space.widest))
+        figures = [f"{quantity(value, unit)} ({percent(value / own, 0)})" for value in (low, own, high, limit.most)]
+        rows.append((limit.metric, *figures))
+        if limit.most < low:
+            raise ValueError(
+                f"constraints.{limit.metric} = {limit.text!r} cannot be kept: it asks for {figures[3]} of the base; "
+                f"the least that a network of the space {space.name} takes is {figures[0]}; ask for more, or let "
+                "design have narrower widths"
+            )
+        if limit.most > high:
+            raise ValueError(
+                f"constraints.{limit.metric} = {limit.text!r} asks for {figures[3]} of the base, and even the widest "
+                f"network of the space {space.name} takes only {figures[2]}; ask for less, or leave it out"
+            )
+    return columns(rows, words=1)
+
+
+def over(asked: Sequence[Limit], arch: Arch) -> float:
+    """The largest ratio to a limit."""
+    return max(limit.ratio(arch) for limit in asked)
+
+
+def leanest(asked: Sequence[Limit], space: Space) -> Arch:
+    """The arch that is furthest within the limits: the narrowest, unless a wider choice costs less."""
+    return _downhill(space.narrowest, space, lambda arch: over(asked, arch))
+
+
+def _downhill(arch: Arch, space: Space, cost: Callable[[Arch], float]) -> Arch:
+    """As low as changes of one site lead."""
+    best = cost(arch)
+    for _ in range(10 * len(space.choices)):
+        costs = {other: cost(other) for other in neighbours(arch, space, step=1)}
+        if not costs or min(costs.values()) >= best:
+            return arch
+        arch = min(costs, key=costs.__getitem__)
+        best = costs[arch]
+    return arch
+
+
+def neighbours(arch: Arch, space: Space, step: int | None = None) -> list[Arch]:
+    """Archs that differ at one site, by `step` choices at most."""
+    found = []
+    for site, choices in space.choices.items():
+        here = choices.index(arch[site])
+        for index, choice in enumerate(choices):
+            if index != here and (step is None or abs(index - here) <= step):
+                found.append(changed(arch, site, choice))
+    return found
+
+
+def changed(arch: Arch, site: str, choice: int) -> Arch:
+    """The arch with another choice at one site."""
+    if site in arch.widths:
+        return Arch({**arch.widths, site: choice}, arch.depths)
+    return Arch(arch.widths, {**arch.depths, site: choice})
+
+
+def fitted(asked: Sequence[Limit], space: Space, start: Arch, worth: Callable[[Arch], float], aim: float = 1.0) -> Arch:
+    """The arch of most worth near `start` that keeps `aim` of the limits, and uses them.
+
+    Of all changes of one site, that which loses least worth for what it saves is made until the limits are kept; then
+    that which gains most for what it costs, while one fits. Where nothing keeps the limits it is the leanest arch.
+    """
+    arch, ratio = start, over(asked, start)
+    for _ in range(sum(map(len, space.choices.values()))):
+        if ratio <= aim:
+            break
+        moves = [(other, over(asked, other)) for other in neighbours(arch, space)]
+        saving = [(other, its) for other, its in moves if its < ratio]
+        if not saving:  # nor may two changes do what one does not: begin at the other end
+            arch = leanest(asked, space)
+            break
+        value = worth(arch)
+        # further than asked saves nothing
+        arch, ratio = max(saving, key=lambda m: (worth(m[0]) - value) / (ratio - max(m[1], aim) + 1e-9))
+    arch = _climbed(arch, asked, space, worth, 0.0, aim)
+    for _ in range(sum(map(len, space.choices.values()))):
+        ratio = over(asked, arch)
+        moves = [(other, over(asked, other)) for other in neighbours(arch, space)]
+        wider = [(other, its) for other, its in moves if ratio < its <= aim]
+        if ratio >= USED * aim or not wider:
+            break
+        value = worth(arch)
+        arch, _ = max(wider, key=lambda m: (worth(m[0]) - value) / (m[1] - ratio))
+    return _climbed(arch, asked, space, worth, min(USED * aim, over(asked, arch)), aim)
+
+
+def _climbed(
+    arch: Arch, asked: Sequence[Limit], space: Space, worth: Callable[[Arch], float], least: float, most: float
+) -> Arch:
+    """As much worth as changes of one site lead to, between these ratios to the limits."""
+    for _ in range(sum(map(len, space.choices.values()))):
+        value = worth(arch)
+        better = [other for other in neighbours(arch, space) if worth(other) > value]
+        better = [other for other in better if least <= over(asked, other) <= most]
+        if not better:
+            break
+        arch = max(better, key=worth)
+    return arch
+
+
+def next_aim(turns: Sequence[tuple[float, float]], wanted: float = AIM) -> float:
+    """Where to lead predictions, as a share of the limit, so that what is measured comes to `wanted` of it.
+
+    `turns` are pairs of an aim and what its archs came to when measured, over the limit. From one, prediction and
+    measurement are taken to be proportional; from several, the line (of logarithms) through the two nearest the limit.
+    """
+    if not turns:
+        return 1.0
+    nearest = sorted(turns, key=lambda turn: abs(log(turn[1] / wanted)))
+    (aim, came), *rest = nearest
+    slope = 1.0
+    for other, its in rest[:1]:
+        if other != aim and (log(its) - log(came)) / (log(other) - log(aim)) > 0:
+            slope = min(max((log(its) - log(came)) / (log(other) - log(aim)), 0.7), 4.0)
+    return float(aim * (wanted / came) ** (1 / slope))
+
+
+def uniforms(asked: Sequence[Limit], space: Space) -> list[Arch]:
+    """The archs within the limits that have all blocks and the same of its choices at every site, the widest first."""
+    found = []
+    for index in reversed(range(max((len(choices) for choices in space.widths.values()), default=0))):
+        widths = {site: choices[min(index, len(choices) - 1)] for site, choices in space.widths.items()}
+        arch = Arch(widths, {site: choices[-1] for site, choices in space.depths.items()})
+        if asked and over(asked, arch) <= 1:
+            found.append(arch)
+    return found
+
+
+def filled(asked: Sequence[Limit], space: Space, arch: Arch) -> Arch:
+    """The arch with as many widths as the limits leave room for one choice wider, in the order of the sites."""
+    for site, choices in space.widths.items():
+        wider = changed(arch, site, next((choice for choice in choices if choice > arch[site]), arch[site]))
+        if over(asked, wider) <= 1:
+            arch = wider
+    return arch
+
+
+def finalists(
+    asked: Sequence[Limit],
+    space: Space,
+    start: Arch,
+    worth: Callable[[Arch], float],
+    count: int,
+    pool: Sequence[Arch] = (),
+) -> list[Arch]:
+    """`fitted`, and those of its neighbours of most worth that keep and use the limits too; of a pool, if there is one,
+    those of most worth that keep them, then the nearest to them."""
+    if pool:
+        ratios = {arch: over(asked, arch) for arch in pool}
+        order = sorted(pool, key=worth, reverse=True)
+        keep = [arch for arch in order if ratios[arch] <= 1]
+        beyond = sorted((arch for arch in pool if ratios[arch] > 1), key=ratios.__getitem__)
+        return [*keep, *beyond][:count]
+    first = fitted(asked, space, start, worth)
+    around = neighbours(first, space)
+    near = [other for other in around if USED <= over(asked, other) <= 1]
+    if len(near) < count - 1:  # then two changes
+        further = dict.fromkeys(each for other in around for each in neighbours(other, space, step=1))
+        near += [other for other in further if other not in (first, *near) and USED <= over(asked, other) <= 1]
+    return [first, *sorted(near, key=worth, reverse=True)[: count - 1]]
+
+
+def miss(ratio: float) -> tuple[bool, float]:
+    """What keeps a limit comes before what does not, then by the distance from it."""
+    return ratio > 1, abs(ratio - 1)

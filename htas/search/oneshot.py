@@ -1,0 +1,228 @@
+"""A supernet as strategies use it: opened, trained by its sub-networks, and asked what an arch is worth."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from htas.console.progress import progress
+from htas.data.split import Batch, Source
+from htas.data.task import CLASSIFY, Inputs, Task, images_in, precise, scalar
+from htas.files import Unusable, read_tensors
+from htas.graph.arch import Arch
+from htas.search.problem import Problem
+from htas.search.supernet import MOMENTUM, Draw, Supernet
+from htas.text import percent, significant
+from htas.training.layout import placed
+from htas.training.train import Precision
+
+PREFIX = "supernet/"
+"""Of a supernet's tensors in a checkpoint."""
+CALIBRATION, JUDGED = 1024, 2500
+"""Images by which an arch's norm statistics are estimated, and by which it is judged, at most."""
+LOST = 10.0
+"""A loss of so many times that of guessing at random is no loss that a search comes back from."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a strategy that has a supernet lets be chosen of it."""
+
+    epochs: int = 100
+    """Passes over the half of the training images that the weights learn from."""
+    batch: int = 256
+    """Images of a step."""
+    lr: float = 0.1
+    """Learning rate of the weights (SGD), falling to 0 along half a cosine."""
+    momentum: float = 0.9
+    """Of SGD with Nesterov's correction."""
+    weight_decay: float = 5e-4
+    """On every weight."""
+    shortcut: Literal["project", "pad"] = "project"
+    """With adds = 'project', what stands in the supernet where added widths differ: a sliced 1x1 convolution and
+    norm as in the network derived, or TAS's padding with zeros."""
+    norms: Literal["own", "shared"] = "own"
+    """Whether every width has a norm of its own, as TAS's, or the first channels of the widest one's."""
+    start: str = "random"
+    """Weights at the start: drawn anew, as TAS's (random), the trained base network's where they fit (base), or the
+    file that another search of the same space has kept, as `htas sweep` does."""
+    keep: bool = False
+    """Whether the supernet's weights stay in the run's folder, as supernet-SPACE.safetensors."""
+    precision: Precision = "auto"
+    """Arithmetic of the search: auto is bf16 where the hardware has it."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"strategy.{name} must be 1 or more, got {getattr(self, name)}")
+        if self.start not in ("random", "base") and not self.start.endswith(".safetensors"):
+            raise ValueError(
+                f"strategy.start must be random, base or the .safetensors file of a supernet, got {self.start!r}"
+            )
+        if not self.lr > 0:
+            raise ValueError(f"strategy.lr must be above 0, got {self.lr}")
+        for name in ("momentum", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"strategy.{name} must be 0 or more, got {getattr(self, name)}")
+
+
+def opened(
+    problem: Problem, options: Options, device: Any, mix: Literal["interpolate", "pad"] = "pad"
+) -> Supernet:  # fmt: skip
+    """The supernet of a problem's space with the weights that a search starts from; `mix` is how two widths meet."""
+    torch.manual_seed(problem.seed)
+    supernet = Supernet(problem.network, problem.space, problem.reset, options.shortcut, mix, options.norms)
+    if options.start == "base":
+        supernet.inherit(problem.base())
+    elif options.start != "random":
+        _load(supernet, Path(options.start))
+    return placed(supernet, device)
+
+
+def learner(supernet: Supernet, options: Options) -> torch.optim.SGD:
+    """What moves the weights: SGD with Nesterov's correction, as TAS's."""
+    return torch.optim.SGD(
+        supernet.parameters(), options.lr, options.momentum, weight_decay=options.weight_decay,
+        nesterov=options.momentum > 0, foreach=True,
+    )  # fmt: skip
+
+
+def sampled_step(
+    supernet: Supernet,
+    sgd: torch.optim.Optimizer,
+    runner: Any,
+    images: Inputs,
+    labels: Any,
+    draws: Sequence[Draw],
+    task: Task = CLASSIFY,
+) -> Tensor:
+    """One weight step by the gradients of several sub-networks; the mean of their losses.
+
+    The first learns from the labels, the others from its logits too, half and half (the sandwich rule of Yu and Huang,
+    "Universally slimmable networks", 2019, when the first is the widest and one of them the narrowest); where outputs
+    are no logits, all learn from the targets.
+    """
+    sgd.zero_grad()
+    losses = []
+    soft: Tensor | None = None
+    for draw in draws:
+        with runner.autocast():
+            outputs = supernet(images, draw)
+        outputs = precise(outputs)
+        loss = task.loss(outputs, labels)
+        if soft is not None:
+            loss = (loss + F.cross_entropy(outputs, soft)) / 2
+        runner.backward(loss / len(draws))
+        losses.append(loss.detach())
+        soft = outputs.detach().softmax(1) if soft is None and task.classifies else soft
+    sgd.step()
+    return torch.stack(losses).mean()
+
+
+def accuracies(problem: Problem, supernet: Supernet, runner: Any, archs: Sequence[Arch]) -> list[float]:
+    """Accuracy on the validation half of each arch, its norm statistics estimated anew for it."""
+    with progress(f"{problem.title}: validation", len(archs)) as bar:
+        found = []
+        for arch in archs:
+            found.append(_accuracy(problem, supernet, runner, arch))
+            bar.step(percent(found[-1], 1))
+    return found
+
+
+@torch.no_grad()
+def _accuracy(problem: Problem, supernet: Supernet, runner: Any, arch: Arch) -> float:
+    draw = Draw.of(arch, problem.network)
+    supernet.train()
+    for index, (images, _) in enumerate(some(problem.data.weights, CALIBRATION)):
+        supernet.momentum = 1 / (index + 1)
+        with runner.autocast():
+            supernet(images, draw)
+    supernet.momentum = MOMENTUM
+    supernet.eval()
+    total, seen = torch.zeros((), dtype=torch.float64, device=runner.device), 0
+    for images, labels in some(problem.data.validation, JUDGED):
+        with runner.autocast():
+            outputs = supernet(images, draw)
+        total += scalar(problem.data.task.score(precise(outputs), labels), total) * images_in(images)
+        seen += images_in(images)
+    return float(total) / seen
+
+
+def some(split: Source, most: int) -> Iterator[Batch]:
+    """Some images of a split, always the same, in batches, not augmented; a data set may be stored class by class."""
+    seen = 0
+    for images, labels in split.batches(256, seed=0, channels_last=True):
+        if seen >= most:
+            return
+        seen += len(labels)
+        yield images, labels
+
+
+class Judge:
+    """Accuracies of archs, each found out once."""
+
+    def __init__(self, accuracies: Callable[[Sequence[Arch]], list[float]]) -> None:
+        self._accuracies = accuracies
+        self.known: dict[Arch, float] = {}
+
+    def __call__(self, archs: Sequence[Arch]) -> list[float]:
+        """Of each, 0 to 1."""
+        new = [arch for arch in dict.fromkeys(archs) if arch not in self.known]
+        if new:
+            self.known |= dict(zip(new, self._accuracies(new), strict=True))
+        return [self.known[arch] for arch in archs]
+
+
+def kept(supernet: Supernet) -> dict[str, Tensor]:
+    """A supernet's part of a checkpoint."""
+    return {f"{PREFIX}{name}": tensor for name, tensor in supernet.state_dict().items()}
+
+
+def restored(supernet: Supernet, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `kept` gave."""
+    supernet.load_state_dict({k.removeprefix(PREFIX): v for k, v in tensors.items() if k.startswith(PREFIX)})
+
+
+def check_sane(problem: Problem, options: Any, loss: float, epoch: int, rate: float) -> None:
+    """Raise ValueError where the mean loss of an epoch (of `epoch`, from 0) says that a search has diverged."""
+    lost = LOST * math.log(problem.data.classes) if problem.data.task.classifies else math.inf
+    if not (math.isfinite(loss) and loss < lost):
+        raise diverged(problem, options, loss, epoch, rate)
+
+
+def diverged(problem: Problem, options: Any, loss: float, epoch: int, rate: float) -> ValueError:
+    """What to say of it: `options` are the strategy's, which tell what may be lowered, and `rate` is the learning rate
+    at which it was seen."""
+    said = f"the search diverged in epoch {epoch + 1} at a learning rate of {significant(rate)}: its loss is {loss:.3g}"
+    if epoch == 0:
+        rates = "strategy.lr or strategy.arch_lr" if hasattr(options, "arch_lr") else "strategy.lr"
+        return ValueError(f"{said}; lower {rates}, and name another folder with --out")
+    again = f"--strategy.lr={significant(options.lr / 3, 1)} and another --out"
+    if isinstance(options, Options):
+        again = f"--strategy.start={problem.checkpoint} {again}"
+    return ValueError(
+        f"{said}; the last good state, of epoch {epoch}, is in {problem.checkpoint}: begin again "
+        f"{'from there ' if isinstance(options, Options) else ''}at a lower rate with {again}"
+    )
+
+
+def _load(supernet: Supernet, path: Path) -> None:
+    """Weights that another search has kept, or its checkpoint's; raises Unusable where they are no such, or of another
+    space."""
+    if not path.exists():
+        raise Unusable(f"strategy.start: there is no file {path}; name one that a search has kept (strategy.keep)")
+    tensors, _ = read_tensors(path)
+    if any(name.startswith(PREFIX) for name in tensors):
+        tensors = {k.removeprefix(PREFIX): v for k, v in tensors.items() if k.startswith(PREFIX)}
+    own = supernet.state_dict()
+    if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in tensors.items()}:
+        raise Unusable(
+            f"strategy.start: {path} holds the supernet of another network or space; name one that a search of the "
+            "same configuration has kept (strategy.keep), or start from base"
+        )
+    supernet.load_state_dict(tensors)

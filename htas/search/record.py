@@ -1,0 +1,127 @@
+"""What a search leaves in its file: every epoch, what it kept, and what it was compared with."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from htas.graph.arch import Arch
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch of a search."""
+
+    epoch: int
+    temperature: float | None
+    """Of the Gumbel softmax, at the epoch's last step; None, as others below, of a strategy that has no such thing."""
+    train_loss: float
+    validation_loss: float | None
+    """Cross-entropy of the architecture steps, of sampled mixtures."""
+    validation_accuracy: float | None
+    expected_cost: float
+    """E[cost] / cost of the base; of a strategy that draws archs, their mean."""
+    argmax_cost: float | None
+    """Cost of the most probable arch / cost of the base."""
+    top_probability: float | None
+    """Median over sites of the largest probability."""
+    seconds: float
+    entropy: Mapping[str, float] = field(default_factory=dict)
+    """Of the probabilities of each site that has a choice, over that of equal ones: 1 undecided, 0 decided."""
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """Its figures by name, those that it has; the entropy of a site as `entropy/SITE`."""
+        own = {name: value for name, value in vars(self).items() if name not in ("epoch", "entropy")}
+        return {name: value for name, value in own.items() if value is not None} | {
+            f"entropy/{site}": value for site, value in self.entropy.items()
+        }
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A limit, and what the arch that was taken makes of it."""
+
+    metric: str
+    asked: str
+    """As it was given: "50%", "8 ms"."""
+    limit: float
+    """In the metric's unit, of the base network as it was measured then."""
+    predicted: float
+    measured: float
+    """On fresh readings, by which the arch was accepted and not proposed; counted, where the metric is counted."""
+    error: float
+    """Standard error of measured / limit."""
+    unit: str
+
+    @property
+    def ratio(self) -> float:
+        """Measured over the limit: at most 1 where it is kept."""
+        return self.measured / self.limit
+
+    @property
+    def share(self) -> float | None:
+        """Of the base network's, where it was asked for so."""
+        return float(self.asked.rstrip(" %")) / 100 if self.asked.endswith("%") else None
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """One search: its course, whether it converged, and how its arch stands beside random ones."""
+
+    space: str
+    strategy: str
+    cost: str
+    arch: Arch
+    epochs: tuple[EpochRecord, ...]
+    converged: bool
+    why: str
+    """The figures behind `converged`, in words."""
+    accuracy: float | None
+    """Validation accuracy of the arch found, as `judge` says; None where nothing was searched."""
+    rivals: tuple[float, ...]
+    """Supernet validation accuracies of random archs of about its cost."""
+    rival_costs: tuple[float, ...]
+    """Their costs divided by the found arch's."""
+    seconds: float
+    seed: int
+    limits: tuple[Kept, ...] = ()
+    """What the arch may cost, and does."""
+    measured_archs: int = 0
+    """Archs that were measured whole before one was taken."""
+    uniform: float | None = None
+    """Supernet validation accuracy of the widest arch within the limits that has all blocks and, at every site, the
+    same of its choices; None without limits, or where none keeps them. It is the arch taken where it is better."""
+    judge: str = "in the supernet"
+    """How accuracies were found."""
+
+    @property
+    def beaten(self) -> int:
+        """Rivals with a lower accuracy than the arch found."""
+        return sum(rival < (self.accuracy or 0.0) for rival in self.rivals)
+
+    def json(self) -> dict[str, Any]:
+        """As plain JSON values; `SearchRecord.of` reads them back."""
+        return {**asdict(self), "arch": self.arch.json()}
+
+    @staticmethod
+    def of(content: Mapping[str, Any]) -> "SearchRecord":
+        """Read what `json` gave."""
+        fields = {name: value for name, value in content.items() if name not in ("format", "inputs")}
+        return SearchRecord(
+            **{
+                **fields,
+                "arch": Arch.of(fields["arch"]),
+                "epochs": tuple(EpochRecord(**epoch) for epoch in fields["epochs"]),
+                "rivals": tuple(fields["rivals"]),
+                "rival_costs": tuple(fields["rival_costs"]),
+                "limits": tuple(Kept(**limit) for limit in fields.get("limits", ())),
+            }
+        )
+
+
+SURE = 0.6
+"""Median top probability from which a search counts as converged."""
+
+
+METRICS = {"table": "latency", "paper": "latency"}
+"""What a cost is a cost of, where it has another name."""

@@ -1,0 +1,154 @@
+"""Latency over width, and the fit f(x) = k x^a + b (eq. 1)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from htas.graph.layer import Layer
+
+LATER = ("doubts", "errors", "certain", "dominated", "interpolated")
+"""Fields of a CurveRecord that files of older versions may lack."""
+
+
+@dataclass(frozen=True)
+class CurveRecord:
+    """One latency curve of the survey, with its fit and what was chosen on it (the paper's Fig. 2 and 3)."""
+
+    sites: tuple[str, ...]
+    """The sites that share it."""
+    base: int
+    widths: tuple[int, ...]
+    latency: tuple[float, ...]
+    """Seconds at each width: m(x)."""
+    k: float
+    alpha: float
+    b: float
+    """f(x) = k x^alpha + b, in seconds (eq. 1)."""
+    groups: tuple[tuple[int, int], ...]
+    """First and last width of each group."""
+    choices: Mapping[str, tuple[int, ...]]
+    """By space: `hardware`, `tas`, `grid`, ..."""
+    doubts: tuple[str, ...] = ()
+    errors: tuple[float, ...] = ()
+    """Standard error of each latency, in seconds; nothing where they are not known."""
+    certain: tuple[float, ...] = ()
+    """How sure the choice of each group is, 0 to 1, of the space `hardware`."""
+    dominated: tuple[int, ...] = ()
+    """Choices of the space `hardware` that are no faster than a wider one."""
+    interpolated: tuple[int, ...] = ()
+    """Widths that were not measured: their latency lies on the line between the measured ones beside them."""
+
+    def fit(self, width: float) -> float:
+        """f(x) of eq. 1, in seconds."""
+        return float(self.k * width**self.alpha + self.b)
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """s(x) = f(x) - m(x) at each width, in seconds (eq. 2): how much faster than the fit."""
+        return tuple(self.fit(width) - latency for width, latency in zip(self.widths, self.latency, strict=True))
+
+    def json(self) -> dict[str, Any]:
+        """As plain JSON values; `CurveRecord.of` reads them back."""
+        return asdict(self)
+
+    @staticmethod
+    def of(content: Mapping[str, Any]) -> "CurveRecord":
+        """Read what `json` gave."""
+        return CurveRecord(
+            **{
+                **content,
+                "sites": tuple(content["sites"]),
+                "widths": tuple(content["widths"]),
+                "latency": tuple(content["latency"]),
+                "groups": tuple((first, last) for first, last in content["groups"]),
+                "choices": {space: tuple(widths) for space, widths in content["choices"].items()},
+                **{name: tuple(content.get(name, ())) for name in LATER},
+            }
+        )
+
+
+SUMMARIES = ("estimate", "error", "minimum", "median", "mean", "mean_error", "spread")
+"""Of a Measurement, in survey.json."""
+
+
+Estimate = Literal["estimate", "minimum", "median", "mean"]
+"""What may stand for the readings of a width."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """f(x) = k x^alpha + b (eq. 1), in seconds."""
+
+    k: float
+    alpha: float
+    b: float
+
+    def __call__(self, width: float) -> float:
+        return float(self.k * width**self.alpha + self.b)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """m(x): seconds of work at each width."""
+
+    widths: tuple[int, ...]
+    seconds: tuple[float, ...]
+    errors: tuple[float, ...] = ()
+    """Standard error of each, in seconds; nothing where they are not known."""
+    interpolated: tuple[int, ...] = ()
+    """Widths that were not measured: their seconds lie on the line between the measured ones beside them."""
+
+    def at(self, width: int) -> float:
+        """m(width)."""
+        return self.seconds[self.widths.index(width)]
+
+    def fit(self, alpha: float | Literal["fit"]) -> Fit:
+        """Least squares; `fit` finds the exponent too, between 0.1 and 3."""
+        if alpha != "fit":
+            return _line(self, float(alpha))[0]
+        from scipy.optimize import minimize_scalar
+
+        found = minimize_scalar(lambda exponent: _line(self, exponent)[1], bounds=(0.1, 3.0), method="bounded")
+        return _line(self, float(found.x))[0]
+
+
+def _line(curve: Curve, alpha: float) -> tuple[Fit, float]:
+    """The best k and b at this exponent, and the squared error that remains."""
+    x, y = np.asarray(curve.widths, float) ** alpha, np.asarray(curve.seconds)
+    if len(set(curve.widths)) == 1:
+        return Fit(0.0, alpha, float(y.mean())), 0.0
+    columns = np.stack([x, np.ones_like(x)], axis=1)
+    (k, b), *_ = np.linalg.lstsq(columns, y, rcond=None)
+    return Fit(float(k), alpha, float(b)), float(((columns @ (k, b) - y) ** 2).sum())
+
+
+def add(curves: Sequence[tuple[int, Curve]]) -> Curve:
+    """The sum of curves over the same widths, each times its count."""
+    widths = curves[0][1].widths
+    assert all(curve.widths == widths for _, curve in curves)
+    sums = np.sum([count * np.asarray(curve.seconds) for count, curve in curves], axis=0)
+    guessed = tuple(sorted({width for _, curve in curves for width in curve.interpolated}))
+    if not all(curve.errors for _, curve in curves):
+        return Curve(widths, tuple(sums.tolist()), (), guessed)
+    errors = np.sqrt(np.sum([(count * np.asarray(curve.errors)) ** 2 for count, curve in curves], axis=0))
+    return Curve(widths, tuple(sums.tolist()), tuple(errors.tolist()), guessed)
+
+
+def curve(content: Mapping[str, Any], layer: Layer, widths: Sequence[int], estimate: Estimate = "estimate") -> Curve:
+    """m(x) of one layer (its outputs do not count) at these widths, from what `survey` returned.
+
+    Layers that differ in their outputs alone share a table, which may hold more widths than are asked for.
+    Raises ValueError where the survey lacks one.
+    """
+    table = content["layers"].get(layer.wide(0).key, {"widths": ()})
+    rows = {width: row for row, width in enumerate(table["widths"])}
+    if not rows.keys() >= set(widths):
+        raise ValueError("survey.json lacks a layer of this network; delete it and run the survey again")
+    error = {"estimate": "error", "mean": "mean_error"}.get(estimate)
+    seconds, errors = (
+        tuple(table[column][rows[width]] for width in widths) if column else () for column in (estimate, error)
+    )
+    guessed = tuple(width for width in widths if not table["readings"][rows[width]])
+    return Curve(tuple(widths), seconds, errors, guessed)

@@ -1,0 +1,363 @@
+"""Sections 3.1 and 3.2: from latency curves to spaces: expand, fit, score, group, choose (eq. 1 to 4)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from htas.graph import Network, Site
+from htas.graph.layer import Layer
+from htas.spaces.curve import Curve, CurveRecord, Estimate, Fit, add, curve
+from htas.spaces.layers import templates, widest, widths_of
+from htas.spaces.space import Space, depth_choices, group_bounds, tas_widths
+from htas.text import no_such
+
+Floats = NDArray[np.float64]
+
+
+Ints = NDArray[np.int64]
+
+
+SPACES = ("hardware", "tas", "grid", "explicit")
+
+
+DECIDED = 0.9
+"""A group is decided when its choice is right with this probability."""
+
+
+SETTLED = 1.5
+"""... and is read no more when not one draw with errors so many times as large chooses otherwise."""
+
+
+DRAWS = 300
+"""To see how sure a choice is."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """How the widths that a search may choose from are chosen."""
+
+    expand: float = 2.0
+    """e of section 3.1: the widest choice is so many times the base width; 1 or more."""
+    groups: int = 8
+    """g of eq. 3: the widths are cut into so many equal runs, and each gives one choice."""
+    alpha: float | Literal["fit"] = 1.0
+    """The exponent of eq. 1: a number (the paper's is 1), or 'fit' to find it."""
+    ties: float = 0.025
+    """Scores within this share of the latency count as equal, and the widest wins."""
+    selection: Literal["ties", "paper"] = "ties"
+    """`paper`: the mean of all readings and the very best score, as in eq. 3 and 4, which on a shared machine chooses
+    by noise; kept for comparison."""
+    drop_dominated: bool = False
+    """Whether the space `hardware` leaves out a width that is no faster than a wider one of its choices."""
+    inputs: Literal["base", "expanded"] = "base"
+    """The input width at which a layer is surveyed: the base network's, or e times it."""
+    adds: Literal["join", "project"] = "join"
+    """`join`: layers that are added share one width. `project`: each has its own, and a 1x1 convolution where they
+    differ, as in TAS's published networks."""
+    depth: bool = True
+    """Whether the number of blocks of a stage is searched too; otherwise all stay."""
+    spaces: tuple[str, ...] = ("hardware", "tas", "grid")
+    """Spaces to search, the first being the one that counts: hardware (measured), tas (0.3 to 1.0 of the base width),
+    grid (the last width of each group, nothing measured), explicit (the widths under design.widths)."""
+    widths: dict[str, list[int]] = field(default_factory=dict)
+    """Choices of the space 'explicit': by site name, or by base width as text ("16")."""
+    ignored: tuple[str, ...] = ()
+    """Modules, by name, that keep the widths that they give and their blocks, with all that is in them."""
+    bounds: dict[str, list[int]] = field(default_factory=dict)
+    """Least and most channels by site name, or by base width as text: {"layer1.0.conv1" = [16, 64]}."""
+
+    def __post_init__(self) -> None:
+        if not self.expand >= 1:
+            raise ValueError(f"design.expand must be 1 or more, got {self.expand}")
+        if self.groups < 1:
+            raise ValueError(f"design.groups must be 1 or more, got {self.groups}")
+        if self.alpha != "fit" and not self.alpha > 0:
+            raise ValueError(f"design.alpha must be above 0 or 'fit', got {self.alpha!r}")
+        if not 0 <= self.ties < 1:
+            raise ValueError(f"design.ties must lie in 0..1, got {self.ties}")
+        if not self.spaces:
+            raise ValueError("design.spaces must name at least one of hardware, tas, grid, explicit")
+        for space in self.spaces:
+            if space not in SPACES:
+                raise ValueError(f"design.spaces may name {', '.join(SPACES)}; got {space!r}")
+        if len(set(self.spaces)) != len(self.spaces):
+            raise ValueError(f"design.spaces names a space twice: {', '.join(self.spaces)}")
+        if ("explicit" in self.spaces) != bool(self.widths):
+            raise ValueError("the space 'explicit' needs design.widths, and design.widths needs that space")
+        for name, bounds in self.bounds.items():
+            if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1]:
+                raise ValueError(f"design.bounds of {name} must be the least and the most channels, got {bounds}")
+
+
+def score(measured: Curve, fit: Fit) -> list[float]:
+    """s(x) = f(x) - m(x) at every width, in seconds (eq. 2)."""
+    return [fit(width) - seconds for width, seconds in zip(measured.widths, measured.seconds, strict=True)]
+
+
+def choose(measured: Curve, fit: Fit, groups: int, ties: float = 0.0) -> tuple[int, ...]:
+    """The width of each group with the best score (eq. 3 and 4); the widest of those within `ties` of the latency.
+
+    A width that was not measured is not chosen, unless its group has no other.
+    """
+    scores, seconds = np.asarray(score(measured, fit)), np.asarray(measured.seconds)
+    scores[~_choosable(measured, groups)] = -np.inf
+    return tuple(measured.widths[number] for number in _choices(scores[None], seconds[None], groups, ties)[0].tolist())
+
+
+def certainty(measured: Curve, alpha: float, groups: int, ties: float, scale: float = 1.0) -> tuple[float, ...]:
+    """How sure the choice of each group is: the probability that an endless survey would choose the same.
+
+    It is the share of curves drawn within `scale` times the standard errors that do; each has its own fit, of exponent
+    `alpha`. A curve without errors is certain. Between two measured widths the curve may rise or fall anywhere, which
+    each draw does at a place of its own; so a group is not sure where a width that was not measured may be better.
+    """
+    if not measured.errors:
+        return (1.0,) * groups
+    first, others = _drawn(measured, alpha, groups, ties, scale)
+    return tuple((others == first).mean(axis=0).tolist())
+
+
+def _drawn(measured: Curve, alpha: float, groups: int, ties: float, scale: float) -> tuple[Ints, Ints]:
+    """The choice of each group, and those that drawn curves make, as numbers of widths: [groups], [draws, groups]."""
+    rng = np.random.default_rng(0)
+    noise = scale * rng.standard_normal((DRAWS, len(measured.widths)))
+    drawn = _stepped(measured, np.asarray(measured.seconds) + noise * np.asarray(measured.errors), rng)
+    seconds = np.vstack([measured.seconds, drawn])
+    x = np.asarray(measured.widths, float) ** alpha
+    columns = np.stack([x, np.ones_like(x)], axis=1)
+    fits = seconds @ (columns @ np.linalg.pinv(columns)).T
+    scores = fits - seconds
+    scores[0, ~_choosable(measured, groups)] = -np.inf
+    choices = _choices(scores, seconds, groups, ties)
+    return choices[0], choices[1:]
+
+
+def dominated(measured: Curve, choices: Sequence[int]) -> tuple[int, ...]:
+    """The choices that are no faster than a wider one."""
+    return tuple(
+        width
+        for number, width in enumerate(choices)
+        if any(measured.at(wider) <= measured.at(width) for wider in choices[number + 1 :])
+    )
+
+
+def undecided(network: Network, content: Mapping[str, Any], design: Design) -> set[Layer]:
+    """The layers that more readings are wanted of: every width of the groups whose choice is not settled yet.
+
+    Of the widths that were not measured these are only those that might be chosen.
+    """
+    found: set[Layer] = set()
+    seen: set[Any] = set()
+    layers = templates(network, expand=design.expand, inputs=design.inputs)
+    for site, measured in site_curves(network, content, design).items():
+        if (alike := (frozenset(layers[site].items()), measured.widths)) in seen:
+            continue
+        seen.add(alike)
+        bounds = group_bounds(len(measured.widths), _groups(measured, design))
+        chosen, others = _drawn(measured, *_how(measured, design), SETTLED)
+        for (first, last), choice, rivals in zip(bounds, chosen, others.T, strict=True):
+            if (rivals != choice).any():
+                might = {measured.widths[number] for number in rivals.tolist()}
+                wanted = {*measured.widths[first - 1 : last]} - {*measured.interpolated} | might
+                found |= {layer.wide(width) for layer in layers[site] for width in wanted}
+    return found
+
+
+def _choices(scores: Floats, seconds: Floats, groups: int, ties: float) -> Ints:
+    """Eq. 3 and 4 for many surveys at once: [surveys, widths] to the number of the chosen one, [surveys, groups]."""
+    chosen = []
+    for first, last in group_bounds(scores.shape[1], groups):
+        run = slice(first - 1, last)
+        best = scores[:, run].argmax(axis=1)[:, None]
+        margin = ties * np.take_along_axis(seconds[:, run], best, axis=1)
+        equal = scores[:, run] >= np.take_along_axis(scores[:, run], best, axis=1) - margin
+        chosen.append(last - 1 - equal[:, ::-1].argmax(axis=1))
+    return np.stack(chosen, axis=1)
+
+
+def _known(measured: Curve) -> NDArray[np.bool_]:
+    """Which of its widths were measured."""
+    return ~np.isin(measured.widths, measured.interpolated)
+
+
+def _choosable(measured: Curve, groups: int) -> NDArray[np.bool_]:
+    """The widths that were measured; all of a group that has none."""
+    allowed = _known(measured)
+    for first, last in group_bounds(len(allowed), groups):
+        allowed[first - 1 : last] |= not allowed[first - 1 : last].any()
+    return allowed
+
+
+def _stepped(measured: Curve, drawn: Floats, rng: np.random.Generator) -> Floats:
+    """Drawn curves, [draws, widths], with one step anywhere between two measured widths, in place of a line."""
+    known = _known(measured)
+    if known.all() or not known.any():
+        return drawn
+    numbers = np.arange(len(known))
+    below = np.maximum.accumulate(np.where(known, numbers, numbers[known][0]))
+    above = np.minimum.accumulate(np.where(known, numbers, numbers[known][-1])[::-1])[::-1]
+    share = (numbers - below) / np.maximum(above - below, 1)
+    steps = rng.random(drawn.shape)[:, below]
+    return np.where(share > steps, drawn[:, above], drawn[:, below])
+
+
+def _how(measured: Curve, design: Design) -> tuple[float, int, float]:
+    """The exponent of its fit, the number of groups, and the margin of ties."""
+    return measured.fit(design.alpha).alpha, _groups(measured, design), _ties(design)
+
+
+def _groups(measured: Curve, design: Design) -> int:
+    """At most one for each width."""
+    return min(design.groups, len(measured.widths))
+
+
+def _ties(design: Design) -> float:
+    return 0.0 if design.selection == "paper" else design.ties
+
+
+def _estimate(design: Design) -> Estimate:
+    return "mean" if design.selection == "paper" else "estimate"
+
+
+def check(network: Network, design: Design) -> None:
+    """Raise ValueError where the design does not fit the network, before anything is measured."""
+    if not network.widths:
+        reason = next(iter(network.frozen.values()), "it has no convolution that trace can follow")
+        raise ValueError(f"this network has no width that could change ({reason})")
+    alone = [widest(site.base, design.expand) for site in network.widths.values() if site.multiple == 1]
+    group_bounds(min(alone, default=design.groups), design.groups)
+    if "explicit" in design.spaces:
+        _explicit(network, design)
+    known = {*network.widths, *(str(site.base) for site in network.widths.values())}
+    for name in design.bounds:
+        if name not in known:
+            raise ValueError(f"design.bounds: {no_such('site or base width', name, sorted(known))}")
+
+
+def spaces(network: Network, content: Mapping[str, Any], design: Design) -> dict[str, Space]:
+    """The spaces that the design names, from what the survey measured; equal sites have equal choices."""
+    depths = {name: depth_choices(site.base) if design.depth else (site.base,) for name, site in network.depths.items()}
+    makers = {
+        "hardware": lambda: _hardware(network, content, design),
+        "tas": lambda: {name: tas_widths(site.base, site.multiple) for name, site in network.widths.items()},
+        "grid": lambda: {name: grid_widths(site, design) for name, site in network.widths.items()},
+        "explicit": lambda: _explicit(network, design),
+    }
+    return {name: Space(name, _within(network, makers[name](), design, name), depths) for name in design.spaces}
+
+
+def _within(
+    network: Network, widths: Mapping[str, tuple[int, ...]], design: Design, space: str
+) -> dict[str, tuple[int, ...]]:
+    """Choices within the bounds; raises ValueError where a site has none."""
+    found = {}
+    for name, choices in widths.items():
+        least, most = _bounds(network.sites[name], design)
+        found[name] = tuple(width for width in choices if least <= width <= most)
+        if not found[name]:
+            raise ValueError(
+                f"design.bounds leaves {name} no choice in the space {space}, which has "
+                f"{', '.join(map(str, choices))}; widen the bounds, or raise design.groups"
+            )
+    return found
+
+
+def _bounds(site: Site, design: Design) -> tuple[float, float]:
+    least, most = design.bounds.get(site.name) or design.bounds.get(str(site.base)) or (1, float("inf"))
+    return least, most
+
+
+def site_curves(network: Network, content: Mapping[str, Any], design: Design) -> dict[str, Curve]:
+    """m(x) of every site: the sum over the layers that produce it, with their multiplicity."""
+    found = templates(network, expand=design.expand, inputs=design.inputs)
+    curves = {}
+    for site, layers in found.items():
+        widths = _widths(network, site, design)
+        parts = [(count, curve(content, layer, widths, _estimate(design))) for layer, count in layers.items()]
+        curves[site] = add(parts)
+    return curves
+
+
+def records(
+    network: Network, content: Mapping[str, Any], design: Design, made: Mapping[str, Space]
+) -> list[CurveRecord]:
+    """One record per distinct curve and choices, with fit, groups and doubts."""
+    found: dict[Any, list[str]] = {}
+    for site, measured in site_curves(network, content, design).items():
+        choices = tuple(space.widths[site] for space in made.values())
+        found.setdefault((measured, network.sites[site].base, choices), []).append(site)
+    return [_record(network, design, made, measured, sites) for (measured, _, _), sites in found.items()]
+
+
+def grid_widths(site: Site, design: Design) -> tuple[int, ...]:
+    """The last width of each group."""
+    widths = widths_of(site, design.expand)
+    return tuple(widths[last - 1] for _, last in group_bounds(len(widths), min(design.groups, len(widths))))
+
+
+def _widths(network: Network, site: str, design: Design) -> range:
+    return widths_of(network.sites[site], design.expand)
+
+
+def _hardware(network: Network, content: Mapping[str, Any], design: Design) -> dict[str, tuple[int, ...]]:
+    found = {}
+    for site, measured in site_curves(network, content, design).items():
+        choices = choose(measured, measured.fit(design.alpha), _groups(measured, design), _ties(design))
+        left = set(dominated(measured, choices)) if design.drop_dominated else set()
+        found[site] = tuple(width for width in choices if width not in left)
+    return found
+
+
+def _explicit(network: Network, design: Design) -> dict[str, tuple[int, ...]]:
+    known = {*network.widths, *(str(site.base) for site in network.widths.values())}
+    odd = sorted(set(design.widths) - known)
+    if odd:
+        raise ValueError(
+            f"design.widths names {odd[0]!r}; it may name base widths or sites: {', '.join(sorted(known))}"
+        )
+    found = {}
+    for name, site in network.widths.items():
+        choices = design.widths.get(name) or design.widths.get(str(site.base))
+        if not choices:
+            raise ValueError(f'design.widths has no choices for {name}; add them under its name or "{site.base}"')
+        if min(choices) < 1:
+            raise ValueError(f"the choices of {name} in design.widths must be at least 1, got {min(choices)}")
+        if off := [width for width in choices if width % site.multiple]:
+            raise ValueError(
+                f"the choices of {name} in design.widths must be multiples of {site.multiple}, as its channels stand "
+                f"in groups; got {off[0]}"
+            )
+        found[name] = tuple(sorted(set(choices)))
+    return found
+
+
+def _record(
+    network: Network, design: Design, made: Mapping[str, Space], measured: Curve, sites: Sequence[str]
+) -> CurveRecord:
+    fit = measured.fit(design.alpha)
+    bounds = group_bounds(len(measured.widths), _groups(measured, design))
+    doubts: tuple[str, ...] = ()
+    if fit.k <= 0:
+        doubts = (
+            f"latency does not grow with the width of {sites[0]} (k = {fit.k:.3g} s per channel): "
+            "the readings are noise, or the width hardly matters; stop other work and survey again",
+        )
+    return CurveRecord(
+        tuple(sites),
+        network.sites[sites[0]].base,
+        measured.widths,
+        measured.seconds,
+        fit.k,
+        fit.alpha,
+        fit.b,
+        tuple((measured.widths[first - 1], measured.widths[last - 1]) for first, last in bounds),
+        {name: space.widths[sites[0]] for name, space in made.items()},
+        doubts,
+        measured.errors,
+        certainty(measured, *_how(measured, design)),
+        dominated(measured, choose(measured, fit, _groups(measured, design), _ties(design))),
+        measured.interpolated,
+    )

@@ -1,0 +1,177 @@
+"""A metric that looks into the store first: what was measured here before, and still holds, is not measured again.
+
+What is reused is whole curves, the layers that differ in their outputs alone, each from one survey. Curves of which
+only samples are measured have these at widths that one survey chose for all of them: they are reused together, as far
+as that survey went, or not at all. Every survey also reads an anchor layer. Before a curve is reused, the anchor and
+some of the survey's layers are read again. A shared machine is faster in one hour and slower in the next: that is one
+factor, and the curve is rescaled by it. Where the layers moved apart by more than MOVED, or all of them by more than
+FACTOR, the machine is not what it was, and the curve is measured anew.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from htas.console.progress import say
+from htas.files import Unusable
+from htas.graph.layer import Layer
+from htas.metrics import Case, Metric, More, OnRound, Wanted, by_case
+from htas.timing.measurement import LOW, Measurement
+from htas.timing.store import Entry, Store
+
+ANCHOR = Layer("conv", 16, 16, (32, 32), (3, 3), padding=(1, 1), norm=True, activation="relu")
+"""Read in every survey."""
+BESIDE = 8
+"""Layers of a survey that are read with it."""
+MOVED = 0.03
+"""Curves of layers that moved apart by more than this share (root mean square) are measured anew."""
+FACTOR = 1.5
+"""... and of layers that moved together by more than this."""
+
+
+@dataclass(frozen=True)
+class Remembering(Metric):
+    """Another metric, with a store beside it. The target is the other's."""
+
+    unit: ClassVar[str] = "s"
+    metric: Metric
+    name: str
+    """The other metric's, in the store: `latency`."""
+    store: Store
+    place: str
+    """Digest of all that readings depend on."""
+    fresh: bool = False
+    """Whether all is measured anew; it is kept either way."""
+
+    def measure(
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+    ) -> list[Measurement]:
+        """One measurement for each case; networks are always measured. A store that fails is said and done without."""
+        found = self.sample(cases, cases, on_round=on_round, wanted=by_case(cases, wanted))
+        return [found[case] for case in cases]
+
+    def sample(
+        self,
+        cases: Sequence[Case],
+        first: Collection[Case],
+        *,
+        on_round: OnRound | None = None,
+        wanted: More | None = None,
+    ) -> dict[Case, Measurement]:
+        """The `first`, and what was `wanted` then; of a curve from the store, what the store has of it."""
+        known = {} if self.fresh else self._known(cases, set(first))
+        held = self._held(known)
+        if len(held) < len(known):
+            say(f"store: layers moved by more than {MOVED:.0%} against each other since; all is measured anew")
+            known, held = {}, {}
+        found: dict[Case, Measurement] = {}
+        if not held or set(first) - set(held):
+            found, anchor = self._measured(cases, set(first), known, on_round, wanted)
+            self._keep(found, anchor)
+        if held:
+            number = len({*found, *held}.intersection(cases))
+            say(f"store: {len(held)} of {number} layers were measured before and still hold")
+        both = {**found, **held}
+        return {case: both[case] for case in dict.fromkeys(cases) if case in both}
+
+    def _held(self, known: Mapping[Case, Entry]) -> dict[Case, Measurement]:
+        """What still holds, at today's speed."""
+        surveys: dict[str, list[Case]] = {}
+        for case, entry in known.items():
+            surveys.setdefault(entry.survey, []).append(case)
+        beside = [case for mine in surveys.values() for case in mine[:: max(1, len(mine) // BESIDE)]]
+        asked = list(dict.fromkeys([ANCHOR, *beside])) if known else []
+        today = dict(zip(asked, self.metric.measure(asked, wanted=lambda found: ()), strict=True)) if asked else {}
+        held: dict[Case, Measurement] = {}
+        for mine in surveys.values():
+            factor = _moved(today, {case: known[case] for case in mine})
+            held |= {case: _rescaled(known[case], factor) for case in mine} if factor is not None else {}
+        return held
+
+    def _measured(
+        self,
+        cases: Sequence[Case],
+        first: set[Case],
+        known: Mapping[Case, Entry],
+        on_round: OnRound | None,
+        wanted: More | None,
+    ) -> tuple[dict[Case, Measurement], Measurement]:
+        """Readings of what is not of a known curve, and of the anchor in the same rounds."""
+        curves = {_curve(case) for case in known}
+        asked = list(dict.fromkeys([*(case for case in cases if _curve(case) not in curves), ANCHOR]))
+        stored = {case: entry.measurement for case, entry in known.items()}
+
+        def more(readings: Mapping[Case, Measurement]) -> set[Case]:
+            assert wanted is not None
+            so_far = {**readings, **stored}
+            open_ones = set(wanted(so_far)).intersection(asked)
+            return open_ones | {ANCHOR} if open_ones else set()
+
+        begun = [case for case in asked if case in first or case == ANCHOR]
+        readings = self.metric.sample(asked, begun, on_round=on_round, wanted=more if wanted is not None else None)
+        return readings, readings[ANCHOR]
+
+    def _known(self, cases: Sequence[Case], first: set[Case]) -> dict[Case, Entry]:
+        """The stored measurements of curves: of all that are whole, and of those that are sampled."""
+        curves: dict[str, list[Layer]] = {}
+        for case in cases:
+            if isinstance(case, Layer):
+                curves.setdefault(_curve(case), []).append(case)
+        sampled = [layer for layers in curves.values() if not first.issuperset(layers) for layer in layers]
+        found: dict[Case, Entry] = {}
+        try:
+            for layers in filter(first.issuperset, curves.values()):
+                entries = self.store.curve(self.place, self.name, [layer.key for layer in layers])
+                found |= dict(zip(layers, entries, strict=True)) if entries else {}
+            found |= self._samples(sampled, first)
+        except Unusable as error:
+            say(f"store: {error}; all is measured anew")
+            return {}
+        return found
+
+    def _samples(self, layers: Sequence[Layer], first: set[Case]) -> dict[Case, Entry]:
+        """What the newest survey has of these layers; nothing where it lacks one of the first."""
+        begun = self.store.curve(self.place, self.name, [layer.key for layer in layers if layer in first])
+        if not begun:
+            return {}
+        entries = self.store.entries(begun[0].survey)
+        stored = {entry.layer: entry for entry in entries if (entry.place, entry.metric) == (self.place, self.name)}
+        return {layer: stored[layer.key] for layer in layers if layer.key in stored}
+
+    def _keep(self, found: Mapping[Case, Measurement], anchor: Measurement) -> None:
+        """Put what was measured now into the store."""
+        steady = tuple(np.divide(anchor.values, anchor.levels or 1.0).tolist())
+        entries = [
+            Entry(self.place, self.name, case.key, reading, steady, reading.doubts)
+            for case, reading in found.items()
+            if isinstance(case, Layer)
+        ]
+        try:
+            self.store.add(entries)
+        except Unusable as error:
+            say(f"store: {error}; this survey is not in it")
+
+
+def _curve(case: Case) -> str:
+    """What the layers of one curve have in common; nothing for a network."""
+    return case.wide(0).key if isinstance(case, Layer) else ""
+
+
+def _moved(today: Mapping[Case, Measurement], known: Mapping[Case, Entry]) -> float | None:
+    """What the layers of a survey take today over what they took then; None where they do not move together."""
+    then = {case: entry.measurement.estimate for case, entry in known.items()}
+    if anchor := next(iter(known.values())).anchor:
+        then[ANCHOR] = float(np.percentile(anchor, LOW))
+    ratios = np.asarray([today[case].estimate / then[case] for case in today if case in then])
+    factor = float(np.median(ratios))
+    apart = float(np.sqrt(np.mean((ratios / factor - 1) ** 2)))
+    return factor if apart <= MOVED and 1 / FACTOR <= factor <= FACTOR else None
+
+
+def _rescaled(entry: Entry, factor: float) -> Measurement:
+    """A stored measurement at today's speed of the machine."""
+    remark = f"measured on {entry.date[:10]} and rescaled by {factor:.3f}, as the machine's speed moved"
+    kept = entry.measurement
+    return replace(kept, values=tuple(value * factor for value in kept.values), remarks=(*kept.remarks, remark))

@@ -1,0 +1,157 @@
+"""Which widths a survey measures first, and which others only where a choice needs them."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from math import ceil, log2
+from typing import Any
+
+import numpy as np
+
+from htas.graph import Network
+from htas.graph.layer import Layer
+from htas.spaces.curve import add, curve
+from htas.spaces.layers import cases, templates, widths_of
+from htas.spaces.space import group_bounds
+
+MOST = 128
+"""Widths of a site that are measured; where it has more, so many of them, and the others are interpolated."""
+
+
+FEW = 24
+"""... where building a layer takes SLOW seconds or more."""
+
+
+SLOW = 1.0
+
+
+SOME, DEAR = 48, 0.01
+"""Widths of a site where building a layer takes DEAR seconds or more: hundreds of layers are built then."""
+
+
+FLAT = 0.01
+"""Latencies of neighbours that differ by less than this share have no step between them that is worth looking for."""
+
+
+SEEN = 3.0
+"""A difference of so many standard errors is one."""
+
+
+def at_most(network: Network, *, expand: float, inputs: str, groups: int = 1, most: int = MOST) -> int:
+    """How many layers such a survey measures at most."""
+    found = cases(network, expand=expand, inputs=inputs)
+    families = _families(network, expand, inputs, groups, most)
+    of_sites = sum(len(family.at(family.widths)) for family in families)
+    return len(found) - of_sites + sum(family.at_most for family in families)
+
+
+def widths_at_most(build_seconds: float) -> int:
+    """How many widths of a site are worth measuring, where a layer takes so long to build."""
+    return FEW if build_seconds >= SLOW else SOME if build_seconds >= DEAR else MOST
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Sites that share layers and so are measured at the same widths: where one layer has a step, all are read."""
+
+    sites: tuple[tuple[range, Counter[Layer]], ...]
+    """The widths of each, and the layers that produce it."""
+    groups: int
+    most: int
+
+    @cached_property
+    def widths(self) -> list[int]:
+        """Of all its sites together."""
+        return sorted({x for own, _ in self.sites for x in own})
+
+    @property
+    def first(self) -> set[int]:
+        """The widths to begin with: half of the most, evenly spaced, and the ends of every group.
+
+        The spacing is a power of two, so that the widths that hardware is fond of are among them.
+        """
+        if len(self.widths) <= self.most:
+            return set(self.widths)
+        spacing = 2 ** ceil(log2(2 * len(self.widths) / self.most))
+        ends = {own[end - 1] for own, _ in self.sites for _, end in group_bounds(len(own), min(self.groups, len(own)))}
+        return {self.widths[0], *self.widths[spacing - 1 :: spacing], *ends}
+
+    @property
+    def at_most(self) -> int:
+        """Layers that are measured at most."""
+        number = max(self.most, len(self.first))
+        longest: dict[Layer, int] = {}
+        for own, layers in self.sites:
+            longest |= {layer: max(len(own), longest.get(layer, 0)) for layer in layers}
+        return sum(min(length, number) for length in longest.values())
+
+    def at(self, widths: Collection[int]) -> set[Layer]:
+        """Its layers at these widths, as far as each goes."""
+        return {layer.wide(x) for own, layers in self.sites for layer in layers for x in widths if x in own}
+
+    def split(self, content: Mapping[str, Any], measured: set[Layer], asked: set[Layer]) -> set[Layer]:
+        """The layers to measure next: at the middle of intervals that hide a step, and beside it, to be read with it.
+
+        Those that a choice might fall into come first, then large steps, then narrow intervals; and only so many as
+        there are widths left to follow each down to the width. When no step is seen that is not located, it is the turn
+        of those that a choice might fall into though none is seen.
+        """
+        known = [x for x in self.widths if self.at([x]) <= measured]
+        left = self.most - len(known)
+        between = {(a, b): [x for x in self.widths if a < x < b] for a, b in pairwise(known)} if left > 0 else {}
+        hiding = {interval: widths for interval, widths in between.items() if widths}
+        is_open = {interval: not self.at(widths).isdisjoint(asked) for interval, widths in hiding.items()}
+        steps = self._steps(content, known) if hiding else {}
+        found = {each: steps[each] for each in hiding if each in steps} or {e: FLAT for e in hiding if is_open[e]}
+
+        def urgency(interval: tuple[int, int]) -> tuple[bool, int, int, float]:
+            return is_open[interval], round(log2(found[interval])), -len(hiding[interval]), found[interval]
+
+        widths: set[int] = set()
+        for first, last in sorted(found, key=urgency, reverse=True):
+            inside = hiding[first, last]
+            left -= ceil(log2(len(inside) + 1))
+            if widths and left < 0:
+                break
+            widths |= {first, inside[(len(inside) - 1) // 2], last}
+        return self.at(widths)
+
+    def _steps(self, content: Mapping[str, Any], known: Sequence[int]) -> dict[tuple[int, int], float]:
+        """The intervals of known widths that hide a step, with its height as a share of the latency."""
+        found: dict[tuple[int, int], float] = {}
+        for own, layers in self.sites:
+            widths = [x for x in known if x in own]
+            total = add([(count, curve(content, layer, widths)) for layer, count in layers.items()])
+            # few readings may agree by chance: none is taken for surer than half of them are
+            typical = float(np.median(np.divide(total.errors, total.seconds)))
+            errors = np.maximum(total.errors, np.multiply(total.seconds, typical))
+            rows = list(zip(total.widths, total.seconds, errors, strict=True))
+            for (first, before, one), (last, after, other) in pairwise(rows):
+                height = abs(after - before)
+                least = max(FLAT * min(before, after), SEEN * float(np.hypot(one, other)))
+                if last - first > own.step and height > least:
+                    share = height / max(before, after, height)
+                    found[first, last] = max(share, found.get((first, last), 0.0))
+        return found
+
+
+def _families(network: Network, expand: float, inputs: str, groups: int, most: int) -> list[_Family]:
+    """The sites, those together that share a layer."""
+    found: list[_Family] = []
+    for site, layers in templates(network, expand=expand, inputs=inputs).items():
+        mine = (widths_of(network.sites[site], expand), layers)
+        akin = [family for family in found if any(layers.keys() & theirs.keys() for _, theirs in family.sites)]
+        sites = [each for family in akin for each in family.sites]
+        joined = _Family(tuple(sites if mine in sites else [*sites, mine]), groups, most)
+        found = [*(family for family in found if family not in akin), joined]
+    return found
+
+
+def _begun(found: Collection[Layer], families: Sequence[_Family]) -> set[Layer]:
+    """The layers that a survey begins with: of every family its first widths, and those of frozen width."""
+    begun, sampled = set(found), set()
+    for family in families:
+        sampled |= family.at(family.widths) - family.at(family.first)
+    return begun - sampled

@@ -1,0 +1,108 @@
+"""The choices a search has at every site."""
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from htas.graph.arch import Arch
+
+
+@dataclass(frozen=True)
+class Space:
+    """Choices, ascending and distinct, by site name."""
+
+    name: str
+    widths: Mapping[str, tuple[int, ...]]
+    depths: Mapping[str, tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        for site, choices in self.choices.items():
+            if not choices or list(choices) != sorted(set(choices)) or choices[0] < 1:
+                raise ValueError(f"the choices of {site} must be distinct, ascending and at least 1, got {choices}")
+
+    @property
+    def choices(self) -> dict[str, tuple[int, ...]]:
+        """Of widths and depths together."""
+        return {**self.widths, **self.depths}
+
+    @property
+    def size(self) -> int:
+        """Number of archs."""
+        return math.prod(len(choices) for choices in self.choices.values())
+
+    @property
+    def narrowest(self) -> Arch:
+        """The least of every site."""
+        return self._pick(lambda choices: choices[0])
+
+    @property
+    def widest(self) -> Arch:
+        """The most of every site."""
+        return self._pick(lambda choices: choices[-1])
+
+    def sample(self, rng: random.Random, tilt: float = 0.0) -> Arch:
+        """An arch at random; `tilt` above 0 leans to wide and deep, below 0 to narrow and shallow, 0 is uniform."""
+
+        def draw(choices: Sequence[int]) -> int:
+            weights = [math.exp(tilt * index / max(1, len(choices) - 1)) for index in range(len(choices))]
+            return rng.choices(choices, weights)[0]
+
+        return self._pick(draw)
+
+    def __contains__(self, arch: Arch) -> bool:
+        sites = {**arch.widths, **arch.depths}
+        return sites.keys() == self.choices.keys() and all(sites[name] in self.choices[name] for name in sites)
+
+    def json(self) -> dict[str, Any]:
+        """As plain JSON values; `Space.of` reads them back."""
+        return {
+            "name": self.name,
+            "widths": {site: list(choices) for site, choices in self.widths.items()},
+            "depths": {site: list(choices) for site, choices in self.depths.items()},
+        }
+
+    @staticmethod
+    def of(content: Mapping[str, Any]) -> "Space":
+        """Read what `json` gave."""
+        return Space(
+            content["name"],
+            {site: tuple(choices) for site, choices in content["widths"].items()},
+            {site: tuple(choices) for site, choices in content["depths"].items()},
+        )
+
+    def _pick(self, choose: Callable[[Sequence[int]], int]) -> Arch:
+        return Arch(
+            {site: choose(choices) for site, choices in self.widths.items()},
+            {site: choose(choices) for site, choices in self.depths.items()},
+        )
+
+
+def depth_choices(blocks: int) -> tuple[int, ...]:
+    """Numbers of leading blocks to choose from, as TAS: all up to 3, then the odd ones and the last."""
+    if blocks <= 3:
+        return tuple(range(1, blocks + 1))
+    return tuple(sorted({*range(1, blocks + 1, 2), blocks}))
+
+
+def tas_widths(base: int, multiple: int = 1) -> tuple[int, ...]:
+    """TAS's choices: 0.3, 0.4 ... 1.0 of the base width, cut to whole numbers (multiples)."""
+    units = base // multiple
+    return tuple(sorted({multiple * max(1, units * tenths // 10) for tenths in range(3, 11)}))
+
+
+def group_bounds(widest: int, groups: int) -> tuple[tuple[int, int], ...]:
+    """First and last width of each of the equal runs that 1..widest is cut into; the last takes what is left (eq. 3).
+
+    Raises ValueError where there are more groups than widths.
+    """
+    if groups > widest:
+        raise ValueError(
+            f"design.groups = {groups} is more than the {widest} widths of the narrowest site; "
+            f"lower design.groups or raise design.expand"
+        )
+    length = widest // groups
+    return tuple(
+        (group * length + 1, widest if group == groups - 1 else (group + 1) * length) for group in range(groups)
+    )

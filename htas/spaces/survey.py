@@ -1,0 +1,144 @@
+"""Section 3.2, first half: measure every distinct layer at every width, and fit f(x) = k x^alpha + b (eq. 1)."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from htas.graph import Network
+from htas.graph.layer import Layer
+from htas.metrics import Case, Metric, OnRound
+from htas.spaces.curve import SUMMARIES
+from htas.spaces.layers import cases
+from htas.spaces.sampling import MOST, _begun, _families
+from htas.timing.measurement import Measurement
+
+EACH = 0.08
+"""Seconds for each width of each distinct layer, unless survey.seconds says otherwise."""
+
+
+UNSTEADY = 1.2
+"""The machine's fast and slow moments may be so far apart without a doubt."""
+
+
+UNSURE = 0.01
+"""Relative standard error of a layer's latency, without a doubt."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """How the latency of the widths is measured."""
+
+    seconds: float = 0.0
+    """Seconds that a survey takes at most; 0 means 0.08 for each width of each distinct layer that is measured. It ends
+    earlier when every choice is decided. Where building a layer takes seconds, that comes on top."""
+    rounds: int = 1000
+    """Times that each width's turn comes, at most; it is read three times then."""
+    reading: float = 0.0
+    """Seconds that a reading lasts at least, a faster layer being repeated; 0 means as short as the clock allows."""
+    store: str = "user"
+    """Where measurements are kept for the next run: the path of a file, `user` for this user's own, `none`."""
+
+    undecided: float = 0.2
+    """Share of the groups that may stay undecided; with more the survey is refused, as chosen by noise. 1 takes any."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.undecided <= 1:
+            raise ValueError(f"survey.undecided must be 0 to 1, got {self.undecided}")
+        if not self.seconds >= 0:
+            raise ValueError(f"survey.seconds must be 0 (the default) or more, got {self.seconds}")
+        if self.rounds < 1:
+            raise ValueError(f"survey.rounds must be 1 or more, got {self.rounds}")
+        if not self.reading >= 0:
+            raise ValueError(f"survey.reading must be 0 (as short as the clock allows) or more, got {self.reading}")
+
+    def limit(self, cases: int) -> float:
+        """Seconds for so many layers."""
+        return self.seconds or EACH * cases
+
+
+def survey(
+    network: Network,
+    metric: Metric,
+    *,
+    expand: float,
+    inputs: str,
+    groups: int = 1,
+    most: int = MOST,
+    wanted: Callable[[Mapping[str, Any]], Collection[Layer]] | None = None,
+    on_round: OnRound | None = None,
+) -> dict[str, Any]:
+    """Measure every distinct producing layer at widths 1..e*base, and every layer of frozen width once.
+
+    Of a site with more than `most` widths, so many are measured: evenly spaced ones and the ends of its `groups`, then
+    widths between those whose latencies differ, so that steps are located. The others are interpolated.
+
+    Returns plain JSON values: by layer key (outputs 0) the widths, and of each the summaries of its readings, in
+    seconds, and their number, which is 0 where it is interpolated. `wanted` is given such values while readings go on,
+    and says which layers need more of them.
+    """
+    found = cases(network, expand=expand, inputs=inputs)
+    families = _families(network, expand, inputs, groups, most)
+
+    def more(readings: Mapping[Case, Measurement]) -> Collection[Layer]:
+        content = {"layers": _tables(found, readings)}
+        asked = set(found if wanted is None else wanted(content))
+        measured = {layer for layer in found if layer in readings}
+        return asked & measured | {layer for family in families for layer in family.split(content, measured, asked)}
+
+    begun = _begun(found, families)
+    sampling = len(begun) < len(found)
+    readings = metric.sample(list(found), begun, on_round=on_round, wanted=more if wanted or sampling else None)
+    return {
+        "survey": " ".join(sorted({reading.survey for reading in readings.values()})),
+        "context": dict(next(iter(readings.values())).context),
+        "layers": _tables(found, readings),
+        "cases": len(readings),
+        "interpolated": len(found) - len(readings),
+        "doubts": _doubts(list(readings.values())),
+    }
+
+
+def _doubts(readings: Sequence[Measurement]) -> list[str]:
+    """What the machine did meanwhile, how far its level moved, and how many layers are still uncertain."""
+    doubts = list(dict.fromkeys(remark for reading in readings for remark in reading.remarks))
+    levels = np.concatenate([reading.levels for reading in readings]) if readings[0].levels else np.ones(1)
+    low, high = np.percentile(levels, [10, 90])
+    if high > UNSTEADY * low:
+        doubts.append(
+            f"the machine's speed moved by {100 * (high / low - 1):.0f}% while measuring; that is taken out where "
+            "it lasted, but a machine that does nothing else measures better and sooner"
+        )
+    errors = [reading.error / max(reading.estimate, reading.error) for reading in readings if reading.error]
+    if errors and (typical := float(np.median(errors))) > UNSURE:
+        doubts.append(
+            f"a layer's latency is known to {100 * typical:.1f}% only (standard error, median over {len(readings)} "
+            "layers); give survey.seconds more, or stop other work"
+        )
+    return doubts
+
+
+def _tables(
+    found: Mapping[Layer, Collection[str]], readings: Mapping[Case, Measurement]
+) -> dict[str, dict[str, list[Any]]]:
+    """By layer key: the widths, and the summaries and the number of readings of each."""
+    layers: dict[str, list[Layer]] = {}
+    for layer, keys in found.items():
+        for key in keys:
+            layers.setdefault(key, []).append(layer)
+    return {key: _table(mine, readings) for key, mine in layers.items()}
+
+
+def _table(layers: Sequence[Layer], readings: Mapping[Case, Measurement]) -> dict[str, list[Any]]:
+    """What was not read is on the line between its neighbours, and uncertain by half of what they differ."""
+    known = {layer.outputs: readings[layer] for layer in layers if layer in readings}
+    widths, measured = [layer.outputs for layer in layers], sorted(known)
+    figures = {column: [getattr(known[width], column) for width in measured] for column in SUMMARIES}
+    table = {column: np.interp(widths, measured, figures[column]).tolist() for column in SUMMARIES}
+    for row, width in enumerate(widths):
+        if width not in known:
+            above = int(np.searchsorted(measured, width))
+            before, after = figures["estimate"][above - 1 : above + 1]
+            table["error"][row] = float(np.hypot((after - before) / 2, table["error"][row]))
+    return {"widths": widths, **table, "readings": [len(known[x].values) if x in known else 0 for x in widths]}

@@ -1,0 +1,1 @@
+"""Reading a clock: rounds, levels, measurements, and the store that keeps them."""

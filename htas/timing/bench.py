@@ -1,0 +1,333 @@
+"""Times calls: warm up, calibrate, then short readings interleaved in shuffled rounds, where they are still wanted.
+
+Short, because the chance that nothing disturbs a reading falls with its length; interleaved, because the machine is
+seldom the same a second later (level.py); and taken in stretches, after each of which the calls are built anew,
+because where a program's memory happens to lie moves its latency: by a percent as a rule, by a third in the worst case.
+"""
+
+import gc
+import random
+import time
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from math import ceil, inf
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from htas.text import significant
+from htas.timing.allocator import collector_off
+from htas.timing.level import levels
+
+Call = Callable[[], object]
+
+STEADY = 0.95
+"""A call is warm when its next reading is no less than this share of its fastest."""
+MOST_WARMUPS = 20
+MOST_LOOPS = 1_000_000
+REPEAT = 3
+"""Readings of a call in a row, after one call that is not timed."""
+NEIGHBOURS = 16
+"""Calls read one after the other that see the same machine."""
+STRETCHES = 16
+"""Parts of a run, at most; between them calls are built anew, and those that are decided drop out."""
+REBUILDING = 0.3
+"""Share of the time that building anew may take; where it takes long, it is done less often, or never."""
+FILLERS, FILLER = 128, 1 << 19
+"""Blocks of memory that are taken before calls are built anew, and bytes of each at most; half of them are let go."""
+SOONEST = 0.375
+"""Share of the stretches before which nothing drops out, so that every call is read in several places of memory."""
+LOOK = 2
+"""Rounds between two moments at which a run that samples may take in further calls."""
+LOOKING = 0.5
+"""Share of the rounds and of the time after which it looks no further, but reads what it has."""
+
+
+class Timer(ABC):
+    """Times a run of calls on one device."""
+
+    shortest: ClassVar[float]
+    """Seconds that a reading should last at least: a thousand times what the clock itself is unsure of."""
+
+    @abstractmethod
+    def time(self, call: Call, loops: int) -> float:
+        """Seconds that `loops` calls in a row take, their work on the device included."""
+
+
+@dataclass(frozen=True)
+class HostTimer(Timer):
+    """The clock of the processor; `wait` returns when the device has finished all it was given."""
+
+    shortest: ClassVar[float] = 1e-4
+    clock: Callable[[], float] = time.perf_counter
+    """Seconds from any origin."""
+    wait: Callable[[], None] = lambda: None
+
+    def time(self, call: Call, loops: int) -> float:
+        """Seconds between two readings of the clock, both taken when the device is idle."""
+        self.wait()
+        start = self.clock()
+        for _ in range(loops):
+            call()
+        self.wait()
+        return self.clock() - start
+
+
+@dataclass(frozen=True)
+class CudaTimer(Timer):
+    """The GPU's own clock: a pair of events around the calls, on the stream that PyTorch uses."""
+
+    shortest: ClassVar[float] = 2e-3
+
+    def time(self, call: Call, loops: int) -> float:
+        """Seconds between the two events, from an idle device to the end of the last call."""
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+        start.record()
+        for _ in range(loops):
+            call()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Of one call, in order of time."""
+
+    seconds: tuple[float, ...]
+    levels: tuple[float, ...]
+    """How slow the machine was at each (htas/timing/level.py); 1 is usual."""
+    lasted: float = inf
+    """Seconds that the shortest reading took, all its calls together."""
+
+
+Wanted = Callable[[Sequence[Readings]], Collection[int]]
+"""Given what has been read of every call, the numbers of those that need more; nothing may have been read of some."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How calls are timed."""
+
+    timer: Timer
+    rounds: int = 30
+    """Times that each call's turn comes, at most; it is read REPEAT times then."""
+    limit: float = inf
+    """Seconds after which no further round begins. Building and warming up are included where calls are built anew in
+    every stretch; where each is built once, as it takes long, that comes on top."""
+    reading: float = 0.0
+    """Seconds that a reading lasts at least; 0 means as short as the timer allows."""
+    warmup: float = 0.01
+    """Seconds of warming up a call, at most."""
+    seed: int = 0
+    """Of the order of the calls."""
+    now: Callable[[], float] = time.monotonic
+    """The clock of `limit`."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or not self.limit > 0 or not self.reading >= 0:
+            raise ValueError(
+                "rounds must be 1 or more, limit over 0 seconds and reading 0 or more, "
+                f"got {self.rounds}, {self.limit} and {self.reading}"
+            )
+
+    def run(
+        self,
+        build: Callable[[int], Call],
+        count: int,
+        *,
+        first: Collection[int] | None = None,
+        anew: bool = True,
+        renew: Callable[[], object] | None = None,
+        wanted: Wanted | None = None,
+        on_round: Callable[[float, str], None] | None = None,
+    ) -> list[Readings]:
+        """Readings of `count` calls, each made by `build` of its number; with `anew`, again in every stretch, after
+        `renew` has dropped what calls share, compiled kernels above all.
+
+        Every round reads each call that is still wanted, in an order of its own, so that a slow moment of the machine
+        falls on all alike. At least one round is read, of all calls. `on_round` hears the share that is done and how
+        slow the machine is.
+
+        With `first` the run samples: it begins with these calls, looks every few rounds, all being read on, whether
+        others are wanted too, and builds those. Of calls that are never wanted there are no readings.
+        """
+        if not count:
+            return []
+        active = list(range(count)) if first is None else sorted(first)
+        return _Run(self, build, count, anew, renew, wanted, on_round).go(active, looking=first is not None)
+
+
+@dataclass
+class _Run:
+    """A run as it goes: the readings so far, and whose they are."""
+
+    bench: Bench
+    build: Callable[[int], Call]
+    count: int
+    anew: bool
+    renew: Callable[[], object] | None
+    wanted: Wanted | None
+    on_round: Callable[[float, str], None] | None
+    seconds: "array[float]" = field(default_factory=lambda: array("d"))
+    calls: "array[int]" = field(default_factory=lambda: array("l"))
+    made: dict[int, tuple[Call, int]] = field(default_factory=dict)
+    price: dict[int, float] = field(default_factory=dict)
+    """Seconds that it took to build and warm up each call, the last time."""
+    fastest: dict[int, float] = field(default_factory=dict)
+    """Seconds per call."""
+    shortest: dict[int, float] = field(default_factory=dict)
+    """Seconds of a whole reading."""
+    fillers: list[bytearray] = field(default_factory=list)
+    rebuilding: float = 0.0
+    """Seconds spent on building anew."""
+    done: int = 0
+    """Rounds."""
+
+    def go(self, active: Sequence[int], looking: bool) -> list[Readings]:
+        """Stretch by stretch, until nothing is wanted or time is up."""
+        self.started, self.rng = self.bench.now(), random.Random(self.bench.seed)
+        if looking and self.wanted is not None:
+            active = self._look(active, self.wanted)
+        begun, spent = self.done, self._share if self.done else 0.0
+        taken = set(active)  # in, by looking; what is taken in later would be read in too few places of memory
+        for stretch in range(1, STRETCHES + 1):
+            if not active or self.done >= self.bench.rounds or (self.done and self._share >= 1):
+                break
+            self._make(active, anew=stretch > 1 and self._affords(active))
+            part = stretch / STRETCHES
+            self._read(active, ceil(begun + (self.bench.rounds - begun) * part), spent + (1 - spent) * part)
+            if self.wanted is not None and SOONEST <= part < 1:
+                active = sorted(taken.intersection(self.wanted(self.readings())))
+        _let_go(self.made)
+        return self.readings()
+
+    def _affords(self, active: Collection[int]) -> bool:
+        """Whether building these anew would leave enough of the time for reading."""
+        building = sum(self.price.get(number, 0.0) for number in active)
+        return self.anew and self.rebuilding + building <= REBUILDING * (self.bench.now() - self.started)
+
+    def _look(self, active: Sequence[int], wanted: Wanted) -> Sequence[int]:
+        """Take in what is wanted, a few rounds of all at a time, until that is nothing new; all that was taken in.
+
+        All are read on, because only calls that are read together can be told from the machine's moods.
+        """
+        new: Collection[int] = active
+        while new:
+            active = sorted({*active, *new})
+            self._make(active, anew=False)
+            self._read(active, self.done + LOOK, LOOKING)
+            if self.done >= LOOKING * self.bench.rounds or self._share >= LOOKING:
+                break
+            new = set(wanted(self.readings())) - set(active)
+        return active
+
+    def readings(self) -> list[Readings]:
+        """What has been read so far, by call."""
+        seconds, calls = np.asarray(self.seconds), np.asarray(self.calls, dtype=np.int64)
+        level = levels(seconds, calls, NEIGHBOURS * REPEAT)
+        order = np.argsort(calls, kind="stable")
+        cuts = np.cumsum(np.bincount(calls, minlength=self.count))[:-1]
+        parts = zip(np.split(seconds[order], cuts), np.split(level[order], cuts), strict=True)
+        return [
+            Readings(tuple(mine.tolist()), tuple(its.tolist()), self.shortest.get(number, inf))
+            for number, (mine, its) in enumerate(parts)
+        ]
+
+    @property
+    def _share(self) -> float:
+        """Of the time there is."""
+        return (self.bench.now() - self.started) / self.bench.limit
+
+    def _make(self, active: Sequence[int], anew: bool) -> None:
+        """Build and warm up: all `anew`, or what is missing.
+
+        What was built before is let go only when the new is there, so that memory is another.
+        """
+        timer, began = self.bench.timer, self.bench.now()
+        reading = self.bench.reading or timer.shortest
+        missing = [number for number in active if anew or number not in self.made]
+        if anew:
+            self._disturb_memory()
+            if self.renew is not None:
+                self.renew()
+        self.rng.shuffle(missing)  # or memory would be laid out as the last time
+        made = {} if anew else dict(self.made)
+        for number in missing:
+            before = self.bench.now()
+            call = self.build(number)
+            made[number] = call, _settle(call, timer, reading, self.bench.warmup)
+            self.price[number] = self.bench.now() - before
+        old, self.made = self.made, made
+        _let_go(old)
+        self.rebuilding += self.bench.now() - began if anew else 0.0
+        gc.collect(1)
+        if not self.anew:
+            self.started += self.bench.now() - began
+
+    def _disturb_memory(self) -> None:
+        """Leave other holes than before, as outputs are given the smallest one that fits, the same in every call."""
+        blocks = [bytearray(self.rng.randrange(64, FILLER)) for _ in range(FILLERS)]
+        self.rng.shuffle(blocks)
+        self.fillers = blocks[::2]
+
+    def _read(self, active: Sequence[int], rounds: int, share: float) -> None:
+        """Rounds up to so many, or to this share of the time; one at least of a run."""
+        while self.done < min(rounds, self.bench.rounds) and (not self.done or self._share < share):
+            slow = self._round(active)
+            self.done += 1
+            if self.on_round is not None:
+                reached = min(1.0, max(self.done / self.bench.rounds, self._share))
+                self.on_round(reached, f"the machine at {significant(slow)} of its fastest")
+
+    def _round(self, active: Sequence[int]) -> float:
+        """Read each call; the median of what they took over their fastest readings."""
+        order, slow = list(active), []
+        wanted = self.bench.reading or self.bench.timer.shortest
+        self.rng.shuffle(order)
+        with collector_off():
+            for number in order:
+                call, loops = self.made[number]
+                call()  # untimed: others have filled the caches with their weights, and oneDNN's with their kernels
+                for _ in range(REPEAT):
+                    lasted = self.bench.timer.time(call, loops)
+                    if 0 < lasted < wanted / 2 and loops < MOST_LOOPS:  # faster than it was when it was warmed up
+                        loops = min(ceil(loops * wanted / lasted), 10 * loops, MOST_LOOPS)
+                        self.made[number] = call, loops
+                        lasted = self.bench.timer.time(call, loops)
+                    seconds = lasted / loops
+                    self.shortest[number] = min(lasted, self.shortest.get(number, inf))
+                    self.seconds.append(seconds)
+                    self.calls.append(number)
+                self.fastest[number] = min(seconds, self.fastest.get(number, inf))
+                slow.append(seconds / self.fastest[number] if seconds else 1.0)
+        return float(np.median(slow))
+
+
+def _let_go(made: dict[int, tuple[Call, int]]) -> None:
+    """Forget calls, the last first: OpenVINO walks through all free memory for each program that it frees, 20 ms each
+    towards the end of 1200 (malloc_trim); in this order they take a third less than in that they were built in."""
+    while made:
+        made.popitem()
+
+
+def _settle(call: Call, timer: Timer, reading: float, warmup: float) -> int:
+    """Warm a call up; how many calls in a row make one reading."""
+    timer.time(call, 1)  # the first call allocates and chooses kernels: no measure of the others
+    spent, loops, fastest = 0.0, 1, inf
+    for _ in range(MOST_WARMUPS):
+        seconds = timer.time(call, loops)
+        spent += seconds
+        steady = seconds / loops >= STEADY * fastest
+        fastest = min(fastest, seconds / loops)
+        # a clock may show nothing for one short call: then go up in tens
+        wanted = ceil(reading / fastest) if fastest > 0 else MOST_LOOPS
+        long_enough = loops >= wanted
+        loops = min(wanted, 10 * loops, MOST_LOOPS)
+        if long_enough and (steady or spent >= warmup):
+            break
+    return loops

@@ -1,0 +1,152 @@
+"""What else happened to the machine while something was measured: who used it, and whether its clock moved."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from htas.timing.target import usable_cores
+
+OTHERS = 0.1
+"""Cores that other processes may use without a remark."""
+STOLEN = 0.01
+"""Share of the cores' time that a hypervisor may give to others without a remark."""
+CLOCK = 0.05
+"""Share by which a clock may move without a remark."""
+LOOKS = 1.0
+"""Seconds between two looks at the clock, at least."""
+
+
+@dataclass
+class Watch:
+    """Counts from its making on what other processes, and other machines on the same hardware, use."""
+
+    device: str = "cpu"
+    """Whose clock is watched."""
+    _start: "Usage" = field(default_factory=lambda: Usage.now())
+    _clocks: list[float] = field(default_factory=list)
+    _looked: float = field(default_factory=lambda: time.monotonic())
+
+    def look(self) -> None:
+        """Note the clock, now and then; to be called while the device works, as one that rests slows down."""
+        if time.monotonic() - self._looked >= LOOKS:
+            self._clocks.append(clock(self.device))
+            self._looked = time.monotonic()
+
+    def remarks(self) -> tuple[str, ...]:
+        """What may mislead, in words with what to do; nothing where all was quiet, or where the system does not say."""
+        end = Usage.now()
+        return (
+            *remarks(end.seconds - self._start.seconds, end.cores, end.others - self._start.others,
+                     end.stolen - self._start.stolen),
+            *clock_remarks(self._clocks, self.device),
+        )  # fmt: skip
+
+
+def clock(device: str) -> float:
+    """Hertz of the fastest core, or of the GPU; 0 where the system does not say."""
+    import psutil
+
+    with suppress(Exception):  # every driver has errors of its own, and none of them may spoil a reading
+        if device == "cuda":
+            return 1e6 * float(torch.cuda.clock_rate())
+        return 1e6 * max(float(core.current) for core in psutil.cpu_freq(percpu=True))
+    return 0.0
+
+
+def clock_remarks(clocks: Sequence[float], device: str) -> tuple[str, ...]:
+    """From hertz at several moments; 0 is not known."""
+    known = [each for each in clocks if each > 0]
+    if not known or max(known) <= (1 + CLOCK) * min(known):
+        return ()
+    whose, fix = (
+        ("GPU", "nvidia-smi -lgc") if device == "cuda" else ("processor", "cpupower frequency-set -g performance")
+    )
+    return (
+        f"the {whose}'s clock moved between {min(known) / 1e9:.2f} and {max(known) / 1e9:.2f} GHz meanwhile; "
+        f"fix it ({fix}), or let the machine warm up first",
+    )
+
+
+def remarks(seconds: float, cores: int, others: float, stolen: float) -> tuple[str, ...]:
+    """From wall seconds, and the processor seconds that others used and that were stolen."""
+    if seconds <= 0:
+        return ()
+    said = []
+    if others / seconds > OTHERS:
+        said.append(f"other processes used {others / seconds:.2f} of {cores} cores meanwhile; stop them")
+    if stolen / seconds / cores > STOLEN:
+        share = 100 * stolen / seconds / cores
+        said.append(f"the hypervisor gave {share:.0f}% of this machine's time to others; measure at another hour")
+    return tuple(said)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Processor seconds up to a moment."""
+
+    seconds: float
+    """Of the clock on the wall."""
+    cores: int
+    others: float
+    """Used by other processes of this machine."""
+    stolen: float
+    """Given to other machines by the hypervisor."""
+
+    @staticmethod
+    def now() -> "Usage":
+        """As the system counts; whatever it does not count is 0."""
+        import psutil
+
+        cores = psutil.cpu_count() or 1
+        times: Any = psutil.cpu_times()
+        busy = sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
+        others = busy - _own() if usable_cores() == cores else 0.0  # on cores that are not ours they do not count
+        return Usage(time.monotonic(), cores, others, getattr(times, "steal", 0.0))
+
+
+@contextmanager
+def priority(niceness: int = -15) -> Iterator[bool]:
+    """All threads of this process before others within it, where the system allows; whether it does.
+
+    Beside a loop that keeps one of two cores busy, every call of two threads waits for its turn there.
+    """
+    before: dict[int, int] = {}
+    allowed = False
+    for thread in _threads():
+        with suppress(OSError):  # it is not allowed, or the thread has ended
+            before[thread] = os.getpriority(os.PRIO_PROCESS, thread)
+            os.setpriority(os.PRIO_PROCESS, thread, niceness)
+            allowed = True
+    usual = before.get(os.getpid(), 0)
+    try:
+        yield allowed
+    finally:
+        for thread in _threads() if allowed else ():  # those begun meanwhile have inherited it
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, thread, before.get(thread, usual))
+
+
+def _threads() -> list[int]:
+    """Of this process, by number; none where the system does not say."""
+    try:
+        return [int(name) for name in os.listdir("/proc/self/task")]
+    except OSError:
+        return []
+
+
+def _own() -> float:
+    """Processor seconds of this process and its children, those that have ended included."""
+    import psutil
+
+    used = 0.0
+    this = psutil.Process()
+    for process in [this, *this.children(recursive=True)]:
+        with suppress(psutil.Error):
+            times = process.cpu_times()
+            used += times.user + times.system + times.children_user + times.children_system
+    return used

@@ -1,0 +1,177 @@
+"""A measurement is a value with a history: the readings, their unit, and where they came from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from math import hypot, sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LOW = 25.0
+"""The percentile of readings over their levels that stands for them: interference only ever adds."""
+BLOCKS = 6
+"""Stretches of time that are left out in turn for a standard error."""
+FEW = 0.02
+"""Relative deviation that a reading is taken to have at least, where too few were taken to see it: readings of one turn
+agree with each other, and not with those of the next."""
+DRIFT = 0.1
+"""Share by which the second half of the readings may differ from the first without a doubt."""
+MOMENTS = 0.075
+"""Relative standard deviation of a shared machine's usual level from one quarter of an hour to the next, which readings
+of one run cannot tell (docs/decisions.md). It falls on all networks alike, so it is in no comparison within a run."""
+CONTENDED = 0.15
+"""... of one on which something was remarked meanwhile: other processes, a clock that moved."""
+STUDENT = 2.57
+"""Standard errors to either end of a 95 % interval, from so many stretches (Student's t, 5 degrees of freedom)."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Readings of one figure, in order of time; every summary is computed from them, none is stored."""
+
+    values: tuple[float, ...]
+    unit: str
+    context: Mapping[str, str] = field(default_factory=dict)
+    survey: str = ""
+    """The readings of one survey were interleaved; only those may be compared closely."""
+    levels: tuple[float, ...] = ()
+    """How slow the machine was at each reading, 1 being usual (level.py); nothing where that is not known."""
+    remarks: tuple[str, ...] = ()
+    """What the machine did meanwhile that may mislead, in words."""
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise ValueError("a measurement needs at least one reading, got none")
+        if self.levels and len(self.levels) != len(self.values):
+            raise ValueError(f"{len(self.values)} readings need as many levels, got {len(self.levels)}")
+
+    @property
+    def estimate(self) -> float:
+        """What stands for the readings: their LOW percentile, each over the machine's level when it was taken."""
+        return float(np.percentile(self._steady, LOW))
+
+    @property
+    def error(self) -> float:
+        """Standard error of the estimate beside others of the same survey, which share the machine's levels."""
+        return _error(self._steady, LOW)
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the estimate by itself: how well the machine's usual level is known comes on top."""
+        level = _error(np.asarray(self.levels), 50) if self.levels else 0.0
+        return hypot(self.error, self.estimate * level)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where the estimate of a repetition at another hour is to be expected, in 95 of 100 cases: both have their
+        error, and the machine its moods (MOMENTS)."""
+        moments = CONTENDED if self.remarks else MOMENTS
+        reach = sqrt(2) * hypot(STUDENT * self.standard_error, 1.96 * moments * self.estimate)
+        return self.estimate - reach, self.estimate + reach
+
+    @property
+    def median(self) -> float:
+        """The middle reading."""
+        return float(np.median(self.values))
+
+    @property
+    def minimum(self) -> float:
+        """The lowest reading: what the work costs when nothing disturbs it."""
+        return min(self.values)
+
+    @property
+    def mean(self) -> float:
+        """The average, as the paper takes it; one interruption moves it."""
+        return float(np.mean(self.values))
+
+    @property
+    def mean_error(self) -> float:
+        """Standard error of the mean, from the means of stretches as for the estimate."""
+        count = len(self.values)
+        if count < 2:
+            return 0.0
+        means = [float(block.mean()) for block in np.array_split(np.asarray(self.values), min(BLOCKS, count))]
+        return float(np.std(means, ddof=1) / sqrt(len(means)))
+
+    @property
+    def spread(self) -> float:
+        """The 75th percentile less the 25th."""
+        low, high = np.percentile(self.values, [25, 75])
+        return float(high - low)
+
+    @property
+    def drift(self) -> float:
+        """By what share the median of the second half of the readings is over the first's; 0 where they are few."""
+        half = len(self.values) // 2
+        first = float(np.median(self.values[:half])) if half >= BLOCKS else 0.0
+        return float(np.median(self.values[half:])) / first - 1 if first > 0 else 0.0
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why these readings may mislead, in words; empty when nothing speaks against them."""
+        doubts = list(self.remarks)
+        if self.minimum > 0 and self.spread > 0.1 * self.median:
+            share = round(100 * self.spread / self.median)
+            doubts.append(f"the readings spread over {share}% of their median; stop other work and measure again")
+        if abs(self.drift) > DRIFT:
+            way = "slower" if self.drift > 0 else "faster"
+            doubts.append(
+                f"the machine drifted: the second half of the readings is {abs(100 * self.drift):.0f}% {way} than the "
+                "first; let it work for a minute first, then measure again"
+            )
+        return tuple(doubts)
+
+    def scaled(self, factor: float) -> "Measurement":
+        """Every reading times this: brought to the level of another run."""
+        return replace(self, values=tuple(value * factor for value in self.values))
+
+    def json(self) -> dict[str, Any]:
+        """As plain JSON values; `Measurement.of` reads them back."""
+        return {
+            "values": list(self.values),
+            "unit": self.unit,
+            "context": dict(self.context),
+            "survey": self.survey,
+            "levels": list(self.levels),
+            "remarks": list(self.remarks),
+        }
+
+    @staticmethod
+    def of(content: Mapping[str, Any]) -> "Measurement":
+        """Read what `json` gave; files of older versions know neither levels nor remarks."""
+        return Measurement(
+            tuple(content["values"]),
+            content["unit"],
+            content["context"],
+            content["survey"],
+            tuple(content.get("levels", ())),
+            tuple(content.get("remarks", ())),
+        )
+
+    @property
+    def _steady(self) -> NDArray[np.float64]:
+        """The readings as they would have been at the machine's usual level."""
+        values = np.asarray(self.values, float)
+        return values / np.asarray(self.levels) if self.levels else values
+
+
+def _error(values: NDArray[np.float64], percentile: float) -> float:
+    """Standard error of a percentile of readings in order of time.
+
+    The jackknife over BLOCKS stretches: from what the percentile is without each of them, and not from single readings,
+    since what disturbs one often disturbs the next. Nor from how the stretches differ, as one that was disturbed all
+    the while moves the whole very little. Too few readings for that are judged by the ranks next to the percentile, and
+    never as surer than FEW allows.
+    """
+    count = len(values)
+    if count < 2:
+        return 0.0
+    if count >= 2 * BLOCKS:
+        blocks = np.array_split(np.arange(count), BLOCKS)
+        figures = [np.percentile(np.delete(values, block), percentile) for block in blocks]
+        return float(np.std(figures) * sqrt(BLOCKS - 1))
+    share = percentile / 100
+    reach = 100 * sqrt(share * (1 - share) / count)  # a standard deviation of the binomial
+    low, high = np.percentile(values, [max(percentile - reach, 0), min(percentile + reach, 100)])
+    return max(float(high - low) / 2, FEW * float(np.percentile(values, percentile)) / sqrt(count))

@@ -1,0 +1,121 @@
+"""Where a network must be fast: device, runtime, precision, batch, threads, image."""
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from htas.files import digest
+from htas.timing.quota import quota
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Value = bool | int | float | str
+"""What an option of a runtime may be."""
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Target:
+    """The machine and the way of running that latency is measured for."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the network runs."""
+    runtime: str = "eager"
+    """What runs it: a file of htas/runtimes, or your own class as 'package.module:Class'."""
+    precision: Precision = "fp32"
+    """Number format of weights and activations; a runtime may have fewer."""
+    batch: int = 0
+    """Images per call; 0 means the paper's: 4 on CPU, 1024 on CUDA."""
+    threads: int = 0
+    """CPU threads; 0 means every core this process may use."""
+    image: tuple[int, ...] = (3, 32, 32)
+    """Channels, height and width of one input; a data set's own shape replaces it."""
+    more: tuple[tuple[int, ...], ...] = ()
+    """Shapes of further inputs, of a network that takes several; a data set's own replace them."""
+    options: dict[str, Value] = field(default_factory=dict, hash=False)
+    """Options of the runtime, the fields of its class: in a file options = { spin = 10 }, on the command line
+    --target.options='{"spin": 10}'."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 0:
+            raise ValueError(f"target.batch must be 0 (the default) or more, got {self.batch}")
+        if self.threads < 0:
+            raise ValueError(f"target.threads must be 0 (all cores) or more, got {self.threads}")
+        if self.batch == 0:
+            object.__setattr__(self, "batch", 4 if self.device == "cpu" else 1024)
+        if self.threads == 0:
+            object.__setattr__(self, "threads", usable_cores())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """PyTorch's name for the precision."""
+        return DTYPES[self.precision]
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of one item of every input."""
+        return self.image, *self.more
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Random inputs of a batch, fp32 on the CPU."""
+        return tuple(torch.randn(self.batch, *shape) for shape in self.shapes)
+
+    def facts(self) -> dict[str, str]:
+        """Every field in words."""
+        found = {name: str(value) for name, value in asdict(self).items() if name != "more"}
+        return {**found, "image": shown(self.shapes)}
+
+    def check(self) -> None:
+        """Raise ValueError where this machine is not the target's kind; its files can be read anywhere."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError(
+                "target.device is 'cuda', but this PyTorch finds no CUDA device; use 'cpu', or install a CUDA build"
+            )
+
+    def fingerprint(self) -> str:
+        """Equal only for targets whose latencies may be compared: machine, versions and every field."""
+        return digest(asdict(self), machine())
+
+
+def shown(shapes: Sequence[tuple[int, ...]]) -> str:
+    """`3x32x32`, and `3x32x32 and 8` of two inputs."""
+    return " and ".join("x".join(map(str, shape)) for shape in shapes)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def affinity() -> list[int]:
+    """The cores that this process may run on, by number; empty where the system does not say."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+@cache
+def machine() -> dict[str, Any]:
+    """What this machine is: processor, cores, memory, GPU, system and versions."""
+    return {
+        "processor": _processor(),
+        "cores": usable_cores(),
+        "quota": "none" if (cores := quota()) is None else f"{cores:g} cores",
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

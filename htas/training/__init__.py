@@ -1,0 +1,1 @@
+"""Training networks: a recipe and its loop, and what a teacher adds."""

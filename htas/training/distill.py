@@ -1,0 +1,38 @@
+"""The loss that learns from a teacher (Hinton et al. 2014, with the constants of TAS)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from htas.data.task import CLASSIFY, Outputs, Task
+
+
+@dataclass(frozen=True)
+class Distill:
+    """How much a student listens to its teacher, the trained base network."""
+
+    alpha: float = 0.9
+    """Share of the teacher's part in the loss; 0 trains without a teacher."""
+    temperature: float = 4.0
+    """Both networks' logits are divided by it."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"distill.alpha must lie in 0..1, got {self.alpha}")
+        if not self.temperature > 0:
+            raise ValueError(f"distill.temperature must be above 0, got {self.temperature}")
+
+    def loss(self, student: Outputs, teacher: Outputs, labels: Any, task: Task = CLASSIFY) -> Tensor:
+        """(1 - alpha) CE(student, labels) + alpha T^2 KL(teacher || student), of logits [N, classes]; a scalar. Of
+        another task, its own losses in these shares."""
+        if task.distil is not None:
+            return (1 - self.alpha) * task.loss(student, labels) + self.alpha * task.distil(student, teacher, labels)
+        soft = F.kl_div(
+            F.log_softmax(student / self.temperature, dim=1),
+            F.log_softmax(teacher / self.temperature, dim=1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        return (1 - self.alpha) * F.cross_entropy(student, labels) + self.alpha * self.temperature**2 * soft

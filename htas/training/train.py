@@ -1,0 +1,275 @@
+"""The only ordinary training loop: a Recipe, `train` and `evaluate`."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from htas.console.progress import Bar, progress
+from htas.console.record import scalars
+from htas.data.split import Batch, Source
+from htas.data.task import CLASSIFY, Task, forward, images_in, precise, scalar
+from htas.files import read_tensors, write_tensors
+from htas.graph.modes import evaluating
+from htas.text import percent, significant
+from htas.timing.allocator import keep_memory
+from htas.training.distill import Distill
+from htas.training.layout import placed
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained. Only the last epoch counts; nothing is chosen by looking at the test split."""
+
+    epochs: int = 300
+    """Passes over the training images after the warm-up; the learning rate falls along them."""
+    warmup: int = 5
+    """Epochs before those in which the learning rate rises from 0."""
+    rest: int = 0
+    """The last of all epochs, at learning rate 0: only norm statistics move."""
+    batch: int = 256
+    """Images a step."""
+    lr: float = 0.1
+    """Learning rate at its highest; it falls to 0 along half a cosine."""
+    anneal: Literal["epoch", "step"] = "step"
+    """Whether it falls once an epoch, as TAS's, or with every step, as a short training needs."""
+    momentum: float = 0.9
+    """Of SGD with Nesterov's correction."""
+    weight_decay: float = 5e-4
+    """On every parameter, norms and biases included."""
+    precision: Precision = "auto"
+    """Arithmetic of training: auto is bf16 where the hardware has it."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"train.epochs must be 1 or more, got {self.epochs}")
+        if self.warmup < 0:
+            raise ValueError(f"train.warmup must be 0 or more, got {self.warmup}")
+        if not 0 <= self.rest < self.epochs:
+            raise ValueError(f"train.rest must lie in 0..{self.epochs - 1}, below train.epochs, got {self.rest}")
+        if self.batch < 1:
+            raise ValueError(f"train.batch must be 1 or more, got {self.batch}")
+        if not self.lr > 0:
+            raise ValueError(f"train.lr must be above 0, got {self.lr}")
+        for name in ("momentum", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} must be 0 or more, got {getattr(self, name)}")
+
+    @property
+    def length(self) -> int:
+        """All epochs, the warm-up included."""
+        return self.warmup + self.epochs
+
+    def rate(self, epoch: int, step: int, steps: int) -> float:
+        """Learning rate of a step of an epoch that has so many."""
+        if epoch < self.warmup:
+            return self.lr * (epoch + step / steps) / self.warmup
+        if epoch >= self.length - self.rest:
+            return 0.0
+        done = epoch - self.warmup + (step / steps if self.anneal == "step" else 0)
+        return cosine(self.lr, 0.0, done / self.epochs)
+
+
+RECIPES = {
+    "paper": Recipe(epochs=300, warmup=5, rest=5, batch=256, lr=0.1, anneal="epoch"),
+    "short": Recipe(epochs=2, warmup=0, batch=128, lr=0.1),
+    "digits": Recipe(epochs=7, warmup=1, batch=64, lr=0.1),
+    "finetune": Recipe(epochs=10, warmup=0, batch=64, lr=0.02),
+}
+"""Named recipes; `paper` is TAS's E300-W5, `short` is for CIFAR on a CPU, `digits` for the embedded data set,
+`finetune` for networks that start from trained weights."""
+
+
+def cosine(start: float, end: float, share: float) -> float:
+    """From start to end along half a cosine."""
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+def engine(device: str, precision: Precision) -> Any:
+    """An accelerate.Accelerator for a device and precision; it gives `device`, `autocast()` and `backward(loss)`.
+
+    On a CPU the process keeps its memory from then on: tensors of other sizes in every step of a search cost 45 000
+    page faults a step for memory given back in between.
+    """
+    if device == "cpu":
+        keep_memory()
+    from accelerate import Accelerator  # type: ignore[import-untyped]
+    from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # else the first precision of a process would stay
+    return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if has_bf16(device, precision) else "no")
+
+
+def has_bf16(device: str, precision: Precision) -> bool:
+    """Whether to train in bf16: asked for, or `auto` on hardware that computes it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def train(
+    model: nn.Module,
+    split: Source,
+    recipe: Recipe,
+    *,
+    seed: int,
+    device: str,
+    checkpoint: Path,
+    title: str,
+    teacher: nn.Module | None = None,
+    distill: Distill | None = None,
+    rate: str = "train.lr",
+    task: Task = CLASSIFY,
+) -> float:
+    """Train `model` in place. Goes on from `checkpoint` if that exists; it is written every epoch.
+
+    Returns the seconds that the epochs took, those before an interruption included. Raises ValueError where the loss
+    stops being a number; `rate` names the option that should be lower then.
+    """
+    runner = engine(device, recipe.precision)
+    placed(model, runner.device)
+    optimizer = torch.optim.SGD(
+        model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0
+    )
+    done, before = _restore(checkpoint, model, optimizer)
+    started = time.monotonic()
+    if teacher is not None:
+        placed(teacher, runner.device).eval()
+    steps = max(1, len(split) // recipe.batch)
+    with progress(title, recipe.length * steps, done=done * steps) as bar:
+        for epoch in range(done, recipe.length):
+            loss, accuracy = _epoch(model, split, recipe, optimizer, runner, epoch, seed, teacher, distill, task, bar)
+            if not math.isfinite(loss):
+                at = f"{optimizer.param_groups[0]['lr']:.3g}"
+                good = f"; its last good state, of epoch {epoch}, is in {checkpoint}" if epoch else ""
+                raise ValueError(
+                    f"training of {title} diverged in epoch {epoch + 1} at a learning rate of {at}{good}; lower {rate}"
+                )
+            _keep(checkpoint, model, optimizer, epoch + 1, before + time.monotonic() - started)
+            scalars(title, epoch + 1, {"loss": loss, "accuracy": accuracy})
+            figures = f"epoch {epoch + 1} of {recipe.length}: loss {significant(loss)}, accuracy {percent(accuracy)}"
+            bar.step(figures, by=0)
+    return before + time.monotonic() - started
+
+
+def _epoch(
+    model: nn.Module,
+    split: Source,
+    recipe: Recipe,
+    optimizer: torch.optim.Optimizer,
+    runner: Any,
+    epoch: int,
+    seed: int,
+    teacher: nn.Module | None,
+    distill: Distill | None,
+    task: Task,
+    bar: Bar,
+) -> tuple[float, float]:
+    """Mean loss and score (share of right answers) on the training images of one pass."""
+    model.train()
+    torch.manual_seed(epoch_seed(seed, epoch))  # for what a network draws itself, as dropout does
+    steps = max(1, len(split) // recipe.batch)
+    total = torch.zeros(2, device=runner.device)
+    for step, (images, labels) in enumerate(batches(split, recipe.batch, epoch_seed(seed, epoch))):
+        set_rate(optimizer, recipe.rate(epoch, step, steps))
+        with runner.autocast():
+            outputs = forward(model, images)
+        outputs = precise(outputs)
+        if teacher is None or distill is None:
+            loss = task.loss(outputs, labels)
+        else:
+            with torch.no_grad(), runner.autocast():
+                target = forward(teacher, images)
+            loss = distill.loss(outputs, precise(target), labels, task)
+        optimizer.zero_grad()
+        runner.backward(loss)
+        optimizer.step()
+        with torch.no_grad():
+            total += torch.stack([loss.detach(), scalar(task.score(outputs, labels), loss).to(loss.dtype)])
+        bar.step()
+    mean = (total / steps).tolist()
+    return mean[0], mean[1]
+
+
+def evaluate(
+    model: nn.Module,
+    split: Source,
+    *,
+    device: str,
+    precision: Precision = "auto",
+    batch: int = 500,
+    task: Task = CLASSIFY,
+) -> float:
+    """Mean score (share of right answers) on a split, in eval mode; the model's mode is restored."""
+    runner = engine(device, precision)
+    placed(model, runner.device)
+    total = torch.zeros((), dtype=torch.float64, device=runner.device)
+    with evaluating(model), torch.no_grad():
+        for images, labels in split.batches(batch, channels_last=True):
+            with runner.autocast():
+                outputs = forward(model, images)
+            total += scalar(task.score(precise(outputs), labels), total) * images_in(images)
+    return float(total) / len(split)
+
+
+def batches(split: Source, size: int, seed: int) -> Iterator[Batch]:
+    """One augmented pass in random order, whole batches only unless there is less than one."""
+    return split.batches(size, seed=seed, augment=True, drop_last=len(split) >= size, channels_last=True)
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """A seed of its own for every epoch, so that a continued run draws what an uninterrupted one would."""
+    return seed * 1_000_003 + epoch
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, name: str) -> dict[str, Tensor]:
+    """The state of an optimizer as flat named tensors; `load_optimizer` reads them back."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{name}/{index}/{key}": torch.as_tensor(value)
+        for index, values in state.items()
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], name: str) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    content = optimizer.state_dict()
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(f"{name}/"):
+            _, index, field = key.split("/")
+            state.setdefault(int(index), {})[field] = value
+    optimizer.load_state_dict({**content, "state": state})
+
+
+def _keep(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, seconds: float) -> None:
+    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    write_tensors(path, {**tensors, **optimizer_tensors(optimizer, "sgd")}, {"epoch": epoch, "seconds": seconds})
+
+
+def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    """Epochs done according to a checkpoint and the seconds they took; zeros without one."""
+    if not path.exists():
+        return 0, 0.0
+    tensors, about = read_tensors(path)
+    model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model/")})
+    load_optimizer(optimizer, tensors, "sgd")
+    return int(about["epoch"]), float(about["seconds"])

@@ -1,0 +1,566 @@
+"""The command line, with a pipeline that only writes down what it was asked."""
+
+import errno
+import inspect
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import htas
+from htas import report as reports
+from htas.cli import verbs as cli
+from htas.console import record
+from htas.graph.layer import Layer
+from htas.run import folder, named
+from htas.run import stages as pipeline
+from htas.run.config import Config
+from htas.timing.measurement import Measurement
+from htas.timing.store import Entry, Store
+from htas.timing.target import Target, usable_cores
+from tests.report.test_report import REPORT
+
+Calls = list[tuple[str, dict[str, Any]]]
+OWNERS: dict[str, Any] = {"open_run": folder, "measure_networks": named}
+STAGES = ("survey", "design", "calibrate", "search", "train", "measure", "report")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
+    """What the pipeline was asked, by function and parameter, in an empty folder; wrong calls fail as real ones do."""
+    made: Calls = []
+    answers = {
+        "run": Path("runs/report.html"),
+        "measure_networks": [
+            named.Figures("cifar_resnet:32", "eager", Measurement((0.004, 0.005, 0.006), "s"), 69_124_736, 466_906)
+        ],
+        "export_network": (Path("runs/some/base.onnx"), 1.2e-6),
+        "survey_page": (Path("runs/some/survey.html"), "site  widths"),
+    }
+
+    def recorder(name: str) -> Callable[..., Any]:
+        signature = inspect.signature(getattr(OWNERS.get(name, pipeline), name))
+
+        def record(*args: Any, **kwargs: Any) -> Any:
+            made.append((name, dict(signature.bind(*args, **kwargs).arguments)))
+            return answers.get(name)
+
+        return record
+
+    for name in ("run", "open_run", *STAGES, "survey_page", "measure_networks", "export_network"):
+        monkeypatch.setattr(OWNERS.get(name, pipeline), name, recorder(name))
+    monkeypatch.setattr(reports, "read", lambda folder: REPORT)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some.toml").write_text("[design]\ngroups = 4\n")
+    return made
+
+
+def test_a_report_leaves_what_a_run_says_of_itself(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = []
+    for name in ("report", "survey"):
+        monkeypatch.setattr(pipeline, name, lambda *_: recorded.append(record._current is not None))
+        assert cli.main([name, "some.toml"]) == 0
+    assert recorded == [False, True]
+
+
+def test_a_reader_that_has_read_enough_gets_no_traceback() -> None:
+    command = f"{sys.executable} -m htas run --help | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert done.stdout.startswith("usage: htas run") and done.stderr == ""
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one sentence with which a command is refused."""
+    assert cli.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("htas: ")
+    assert err.count("\n") == 1
+    return err.removeprefix("htas: ").rstrip("\n")
+
+
+def test_run_works_in_a_folder_named_like_the_file(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "some.toml", "--design.expand", "3", "--seed=7"]) == 0
+    (opened, first), (ran, second) = calls
+    assert (opened, ran) == ("open_run", "run")
+    config = second["config"]
+    assert isinstance(config, Config)
+    assert first == {"config": config, "folder": Path("runs/some")}
+    assert (config.design.groups, config.design.expand, config.seed) == (4, 3.0, 7)
+    assert second["folder"] == Path("runs/some")
+    assert second["command"] == "htas run some.toml --design.expand=3 --seed=7"
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert (
+        first.startswith("hardware is 2.00 times as fast as base") and last == "runs/report.html"
+    )  # the answer, and where to read on
+
+
+@pytest.mark.parametrize("asked, more", [([], ""), (["--share"], " --share")])
+def test_a_sweep_shares_its_supernet_when_asked_and_repeats_that(
+    asked: list[str], more: str, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from htas.experiments import sweep
+
+    found: list[tuple[list[str], str, bool]] = []
+    monkeypatch.setattr(
+        sweep, "sweep", lambda config, folder, *rest: (found.append(rest), (folder / "report.html", "table"))[1]
+    )
+    assert cli.main(["sweep", "some.toml", "--budgets", "70%, 30%", *asked]) == 0
+    assert found == [(["70%", "30%"], f"htas sweep some.toml --budgets '70%, 30%'{more}", bool(asked))]
+
+
+def test_the_folder_of_a_run_may_be_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from htas.run.config import load
+
+    place = tmp_path / "mine"
+    place.mkdir()
+    (place / "config.toml").write_text(load(None).toml())
+    monkeypatch.chdir(place)
+    assert cli._loaded(Path("."), [], None)[1] == Path(".")
+    assert cli._loaded(Path("."), [], None, "-arms")[1] == tmp_path / "mine-arms"
+    assert cli._loaded(Path("../mine"), [], None, "-arms")[1] == Path("../mine-arms")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["a", "b", "--again"], "--again is for the report of one run, got 2"),
+        (["a", "b", "--seed=3"], "--seed=3 is for the report of one run, got 2"),
+        (["a", "c.toml"], "several runs are compared by their folders, and c.toml is none"),
+        (["a", "a"], "these are not 2 different runs: a, a"),
+        (["a", "b"], "report.json"),
+    ],
+)
+def test_a_report_of_several_runs_takes_their_folders_alone(
+    given: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    assert said in refused(capsys, "report", *given)
+
+
+def test_run_repeats_its_folder_in_the_command(calls: Calls) -> None:
+    assert cli.main(["run", "some.toml", "--out=my runs/1"]) == 0
+    assert calls[1][1]["folder"] == Path("my runs/1")
+    assert calls[1][1]["command"] == "htas run some.toml --out 'my runs/1'"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("again", [False, True])
+def test_a_stage_works_from_a_file(calls: Calls, stage: str, again: bool) -> None:
+    assert cli.main([stage, "some.toml", *(["--again"] if again else [])]) == 0
+    pages = ["survey_page"] if stage == "survey" else []
+    assert [name for name, _ in calls] == ["open_run", stage, *pages]
+    assert calls[1][1]["config"].design.groups == 4
+    assert calls[1][1]["folder"] == Path("runs/some")
+    assert calls[1][1]["again"] is again
+
+
+def test_a_survey_prints_its_choices_and_where_its_page_is(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["survey", "some.toml"]) == 0
+    assert capsys.readouterr().out == "site  widths\nruns/some/survey.html\n"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_works_from_the_folder_of_a_run(calls: Calls, stage: str) -> None:
+    Path("done").mkdir()
+    Path("done/config.toml").write_text("[design]\ngroups = 3\n")
+    assert cli.main([stage, "done"]) == 0
+    assert calls[1][1]["config"].design.groups == 3
+    assert calls[1][1]["folder"] == Path("done")
+
+
+def test_a_folder_that_no_run_made_is_refused(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("empty").mkdir()
+    sentence = refused(capsys, "search", "empty")
+    assert sentence == "empty is not the folder of a run: it has no config.toml; name a TOML file first"
+    assert calls == []
+
+
+def test_networks_are_measured_by_name_as_json(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = "measure cifar_resnet:32 --runtime onnxruntime --batch 2 tas:C010-ResNet32 --threads 1 --json "
+    argv += "--precision bf16 --metrics energy,memory"
+    assert cli.main(argv.split()) == 0
+    ((name, given),) = calls
+    assert name == "measure_networks"
+    assert given["names"] == ["cifar_resnet:32", "tas:C010-ResNet32"]
+    assert (given["target"].runtime, given["target"].batch, given["target"].threads) == ("onnxruntime", 2, 1)
+    assert (given["rounds"], given["classes"]) == (40, 10)
+    assert (given["target"].precision, given["others"]) == ("bf16", ["energy", "memory"])
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row == {
+        "network": "cifar_resnet:32",
+        "runtime": "eager",
+        "latency_ms": {
+            "estimate": pytest.approx(4.5),
+            "error": pytest.approx(0.5),
+            "median": 5.0,
+            "min": 4.0,
+            "spread": pytest.approx(1.0),
+        },
+        "mmacs": pytest.approx(69.124736),
+        "mparams": pytest.approx(0.466906),
+    }
+
+
+def test_networks_are_measured_by_name_as_a_table(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["measure", "cifar_resnet:32", "--rounds=5", "--classes=100"]) == 0
+    assert (calls[0][1]["rounds"], calls[0][1]["classes"]) == (5, 100)
+    assert calls[0][1]["target"].threads == usable_cores()
+    head, row, doubt = capsys.readouterr().out.splitlines()
+    assert head.split() == ["network", "runtime", "latency", "error", "median", "min", "spread", "MACs", "parameters"]
+    assert " ".join(row.split()) == "cifar_resnet:32 eager 4.50 ms 0.500 ms 5.00 ms 4.00 ms 1.00 ms 69.12 M 0.47 M"
+    assert len(head) == len(row)
+    assert doubt.startswith("cifar_resnet:32: the readings spread over 20% of their median")
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        ("measure some.toml --runtime eager", "a run is measured as its configuration says, so leave out --runtime"),
+        ("measure some.toml --json", "a run is measured as its configuration says, so leave out --json"),
+        (
+            "measure cifar_resnet:32 --again",
+            "--again is for measuring a run, and 'cifar_resnet:32' is neither a folder nor a TOML file",
+        ),
+        (
+            "measure cifar_resnet:32 --target.batch=2",
+            "--target.batch=2 is for measuring a run, and 'cifar_resnet:32' is neither a folder nor a TOML file",
+        ),
+        ("measure cifar_resnet:32 --rounds 0", "--rounds and --classes must be 1 or more, got 0 and 10"),
+    ],
+)
+def test_what_measure_would_ignore_is_refused(
+    calls: Calls, capsys: pytest.CaptureFixture[str], argv: str, sentence: str
+) -> None:
+    assert refused(capsys, *argv.split()) == sentence
+    assert calls == []
+
+
+def test_export_says_where_and_how_near(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["export", "runs/some", "--to", "onnx", "--network=base"]) == 0
+    assert calls == [("export_network", {"folder": Path("runs/some"), "to": "onnx", "network": "base", "file": None})]
+    assert capsys.readouterr().out == "runs/some/base.onnx (outputs differ from PyTorch's by 1.2e-06 at most)\n"
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store of two surveys, which is this user's own."""
+    path = tmp_path / "store.sqlite"
+    monkeypatch.setenv("HTAS_STORE", str(path))
+    monkeypatch.chdir(tmp_path)
+    Store(path).add([stored(16, "aaa", 1), stored(32, "aaa", 1), stored(16, "bbb", 2)])
+    return Store(path)
+
+
+def stored(outputs: int, survey: str, hour: int) -> Entry:
+    """A layer of a survey at so many o'clock."""
+    key = Layer("conv", 3, outputs, (32, 32), (3, 3), padding=(1, 1), norm=True, activation="relu").key
+    context = {"device": "cpu", "runtime": "eager", "precision": "fp32", "batch": "4", "threads": "2"}
+    remarks = ("contention; stop other work",) if survey == "aaa" else ()
+    readings = Measurement((0.001, 0.002, 0.003), "s", context, survey, remarks=remarks)
+    doubts = ("drift; wait",) if outputs == 32 else ()
+    return Entry("f00d", "latency", key, readings, (0.5, 0.25), doubts, f"2026-11-23T0{hour}:30:00+00:00")
+
+
+def columns(line: str) -> list[str]:
+    return re.split(r"  +", line.strip())
+
+
+def test_the_surveys_of_the_store_are_listed(kept: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["store", "ls"]) == 0
+    head, new, old = capsys.readouterr().out.splitlines()
+    titles = "survey metric date place device runtime precision batch threads layers doubtful"
+    assert head.replace(" (UTC)", "").split() == titles.split()
+    where = ["f00d", "cpu", "eager", "fp32", "4", "2"]
+    assert columns(new) == ["bbb", "latency", "2026-11-23 02:30", *where, "1", "0"]
+    assert columns(old) == ["aaa", "latency", "2026-11-23 01:30", *where, "2", "2"]
+    assert len(head) == len(new) == len(old)
+
+
+def test_the_surveys_of_the_store_are_listed_as_json(kept: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["store", "--json", "ls"]) == 0
+    new, old = json.loads(capsys.readouterr().out)
+    assert (new["survey"], new["layers"], new["doubtful"], new["context"]["runtime"]) == ("bbb", 1, 0, "eager")
+    assert old["date"] == "2026-11-23T01:30:00.000000+00:00"
+
+
+def test_an_empty_store_says_so_and_makes_no_file(kept: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["store", "ls", "--path", "other.sqlite"]) == 0
+    assert capsys.readouterr().out == "no measurements in other.sqlite\n"
+    assert refused(capsys, "store", "show", "aaa", "--path=other.sqlite") == (
+        "no survey called 'aaa': other.sqlite has none"
+    )
+    assert refused(capsys, "store", "export", "a.csv", "--path=other.sqlite") == (
+        "other.sqlite has no measurements to export"
+    )
+    assert not Path("other.sqlite").exists()
+    assert not Path("a.csv").exists()
+
+
+def test_the_layers_of_a_survey_are_shown(kept: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["store", "show", "aaa"]) == 0
+    head, one, two, *doubts = capsys.readouterr().out.splitlines()
+    assert head.split() == ["layer", "metric", "readings", "median", "min", "spread", "anchor"]
+    words = "conv 3 \N{RIGHTWARDS ARROW} 16, size 32x32, kernel 3x3, padding 1x1, norm, activation relu"
+    assert columns(one) == [words, "latency", "3", "2.00 ms", "1.00 ms", "1.00 ms", "375 ms"]
+    assert columns(two)[0] == words.replace("16", "32")
+    assert doubts == ["2 layers: contention; stop other work", "1 layer: drift; wait"]
+
+
+def test_a_survey_of_something_else_than_layers_or_seconds_is_shown(
+    kept: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = '{"network": "cifar_resnet:20"}'
+    kept.add([Entry("f00d", "energy", key, Measurement((0.125,), "J", {}, "ccc"))])
+    assert cli.main(["store", "show", "ccc"]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert columns(line) == [key, "energy", "1", "125 mJ", "125 mJ", "0 mJ", "\N{EN DASH}"]
+    assert cli.main(["store", "ls"]) == 0
+    assert columns(capsys.readouterr().out.splitlines()[1])[4:9] == ["\N{EN DASH}"] * 5
+
+
+def test_the_layers_of_a_survey_are_shown_as_json(kept: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["store", "show", "aaa", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [Entry.of(each) for each in shown] == [stored(16, "aaa", 1), stored(32, "aaa", 1)]
+
+
+@pytest.mark.parametrize("file", ["table.csv", "table.parquet"])
+def test_a_store_is_moved_by_a_table(kept: Store, capsys: pytest.CaptureFixture[str], file: str) -> None:
+    assert cli.main(["store", "export", file]) == 0
+    assert cli.main(["store", "import", file, "--path", "other.sqlite"]) == 0
+    assert cli.main(["store", "import", file, "--path", "other.sqlite"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"3 layers written to {file}",
+        f"3 new layers from {file} added to other.sqlite",
+        f"0 new layers from {file} added to other.sqlite",
+    ]
+    assert Store(Path("other.sqlite")).entries("aaa") == kept.entries("aaa")
+
+
+def test_surveys_are_forgotten(kept: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["store", "forget", "aaa"]) == 0
+    assert capsys.readouterr().out == f"2 layers removed from {kept.path}\n"
+    assert [each.survey for each in kept.surveys()] == ["bbb"]
+    assert refused(capsys, "store", "forget", "all") == (
+        "htas store forget all removes every measurement; add --yes if you mean it"
+    )
+    assert [each.survey for each in kept.surveys()] == ["bbb"]
+    for left in (1, 0):
+        assert cli.main(["store", "forget", "all", "--yes"]) == 0
+        assert capsys.readouterr().out == f"{left} layer{'s' * (left == 0)} removed from {kept.path}\n"
+    assert kept.surveys() == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        ("store", "the following arguments are required: ACTION; see htas store --help"),
+        ("store show", "htas store show needs a survey; see htas store --help"),
+        ("store import", "htas store import needs a file; see htas store --help"),
+        ("store forget --yes", "htas store forget needs a survey, or all; see htas store --help"),
+        ("store ls aaa", "htas store ls has no use for 'aaa'; htas store show aaa shows one survey"),
+        ("store show aaa bbb", "htas store has no use for 'bbb'; see htas store --help"),
+        ("store export a.csv --json", "--json is for htas store ls and show, so leave it out of htas store export"),
+        ("store ls --yes", "--yes is for htas store forget, so leave it out of htas store ls"),
+        ("store show aab", "no survey called 'aab'; did you mean 'aaa'? choose one of bbb, aaa"),
+        ("store forget ccc", "no survey called 'ccc'; choose one of bbb, aaa"),
+        ("store export a.txt", "a table of measurements is a .csv or a .parquet file, got a.txt"),
+        (
+            "store ls --paht x",
+            "htas store has no option '--paht'; did you mean '--path'? it has: --path, --json, --yes",
+        ),
+    ],
+)
+def test_a_wrong_command_to_the_store_gets_one_sentence(
+    kept: Store, capsys: pytest.CaptureFixture[str], argv: str, sentence: str
+) -> None:
+    assert refused(capsys, *argv.split()) == sentence
+    assert len(kept.surveys()) == 2
+
+
+def test_a_wrong_action_names_the_right_ones(kept: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = refused(capsys, "store", "lst")
+    assert "'lst'" in sentence
+    for action in ("ls", "show", "export", "import", "forget"):
+        assert action in sentence
+
+
+def test_the_help_of_the_store_explains_its_actions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["store", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for action in ("ls ", "show SURVEY ", "export FILE ", "import FILE ", "forget SURVEY|all "):
+        assert sum(line.startswith(action) for line in lines) == 1
+    assert max(map(len, lines)) <= 120
+
+
+class Findings:
+    """What another machine would say of a target."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
+    def json(self) -> dict[str, Any]:
+        return {"runtime": self.target.runtime, "batch": self.target.batch, "threads": self.target.threads}
+
+    def lines(self) -> list[str]:
+        return ["this machine", f"batch {self.target.batch}"]
+
+
+def test_the_doctor_examines_the_target_that_is_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "htas.cli.doctor", SimpleNamespace(examine=Findings))
+    assert cli.main(["doctor"]) == 0
+    assert capsys.readouterr().out == "this machine\nbatch 4\n"
+    assert cli.main(["doctor", "--runtime=onnxruntime", "--device=cpu", "--batch=2", "--threads=1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"runtime": "onnxruntime", "batch": 2, "threads": 1}
+    assert refused(capsys, "doctor", "--batch=-1") == "target.batch must be 0 (the default) or more, got -1"
+
+
+def test_the_doctor_keeps_what_the_command_asks_of_it() -> None:
+    from htas.cli import doctor
+
+    (target, *rest) = inspect.signature(doctor.examine).parameters.values()
+    assert target.annotation in (Target, "Target")
+    assert all(each.default is not inspect.Parameter.empty for each in rest)
+    assert callable(doctor.Findings.json)
+    assert callable(doctor.Findings.lines)
+
+
+def test_the_demo_runs_the_packaged_configuration(calls: Calls) -> None:
+    assert cli.main(["demo", "--out", "here"]) == 0
+    assert calls[-1][0] == "run"
+    assert calls[-1][1]["folder"] == Path("here")
+    assert calls[-1][1]["command"] == "htas demo --out here"
+    assert calls[-1][1]["config"].names["data"] == "digits"
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (
+            "rnu some.toml",
+            "no verb called 'rnu'; did you mean 'run'? choose one of "
+            "run, survey, design, calibrate, search, train, measure, inspect, sweep, fastest, compare, reproduce, "
+            "report, export, store, doctor, watch, demo",
+        ),
+        (
+            "survey some.toml --agian",
+            "htas survey has no option '--agian'; did you mean '--again'? it has: --json, --out, --again, "
+            "--table.field=value",
+        ),
+        (
+            "run some.toml --again",
+            "htas run has no option '--again'; it has: --tensorboard, --json, --out, --table.field=value",
+        ),
+        ("run some.toml other.toml", "htas run has no use for 'other.toml'; see htas run --help"),
+        ("run", "the following arguments are required: CONFIG; see htas run --help"),
+        ("export runs/some", "the following arguments are required: --to; see htas export --help"),
+        ("run no.toml", "no.toml does not exist; name a TOML file, or a folder that a run made"),
+        ("run some.toml --design.groups", "--design.groups has no value; write --design.groups=VALUE"),
+        ("run some.toml --design.groups=0", "design.groups must be 1 or more, got 0"),
+    ],
+)
+def test_a_wrong_command_gets_one_sentence(
+    calls: Calls, capsys: pytest.CaptureFixture[str], argv: str, sentence: str
+) -> None:
+    assert refused(capsys, *argv.split()) == sentence
+    assert calls == []
+
+
+def test_a_wrong_format_names_the_right_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = refused(capsys, "export", "runs/some", "--to", "onx")
+    assert "'onx'" in sentence
+    assert "onnx" in sentence
+    assert "pt2" in sentence
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline, "survey", fail)
+
+
+@pytest.mark.usefixtures("calls")
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_cannot_be_used_gets_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    failing(monkeypatch, OSError(number, "words", "runs/some/x"))
+    sentence = refused(capsys, "survey", "some.toml")
+    assert sentence.startswith("runs/some/x cannot be used: ")
+    assert sentence.endswith("free some space or name another folder with --out")
+
+
+@pytest.mark.usefixtures("calls")
+def test_a_mistake_in_several_lines_is_still_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(monkeypatch, ValueError("one\n  two"))
+    assert refused(capsys, "survey", "some.toml") == "one two"
+
+
+@pytest.mark.usefixtures("calls")
+def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    failing(monkeypatch, KeyboardInterrupt())
+    assert cli.main(["survey", "some.toml"]) == 130
+    assert capsys.readouterr().err == "\nhtas: stopped; the same command continues where this one was\n"
+
+
+@pytest.mark.usefixtures("calls")
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(errno.EIO, "a broken disk")])
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    failing(monkeypatch, error)
+    with pytest.raises(type(error)):
+        cli.main(["survey", "some.toml"])
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_the_help_has_every_verb_with_one_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for verb in cli.VERBS:
+        assert sum(line.startswith(f"  {verb} ") for line in lines) == 1
+    assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_the_help_of_a_verb_has_its_arguments(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([verb, "--help"]) == 0
+    out = capsys.readouterr().out
+    for name, parameter in inspect.signature(cli.VERBS[verb]).parameters.items():
+        if name == "overrides":
+            assert "--design.groups" in out
+        elif parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+            assert name.upper() in out
+        elif parameter.default is not inspect.Parameter.empty:
+            assert f"--{name}" in out
+
+
+def test_the_help_of_run_is_about_the_file_that_is_named(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("some.toml").write_text('[train]\nrecipe = "short"\n')
+    assert cli.main(["run", "some.toml", "--help"]) == 0
+    assert "(default: short)" in " ".join(capsys.readouterr().out.split())  # wherever a line ends
+    assert calls == []
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"htas {htas.__version__}\n"
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "htas", "rnu"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("htas: no verb called 'rnu'")

@@ -1,0 +1,325 @@
+"""The fit of whole networks on their layers, with planted figures."""
+
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from htas import runtimes
+from htas.cost.calibrate import (
+    COPIES,
+    FLOAT,
+    SHARE,
+    Calibrate,
+    _wanted,
+    calibrate,
+    cells,
+    cost_model,
+    fit_metric,
+    held_out_error,
+    lots,
+    mended,
+    sparing,
+    spread,
+    table,
+    whole,
+)
+from htas.graph import Network, trace
+from htas.graph.arch import Arch
+from htas.graph.layer import Layer
+from htas.metrics import Case, Metric, OnRound, Wanted
+from htas.models.cifar_resnet import CifarResNet
+from htas.plugins import find
+from htas.runtimes import Runtime
+from htas.spaces.space import Space
+from htas.timing.measurement import Measurement
+from htas.timing.target import Target
+
+
+@cache
+def network() -> Network:
+    return trace(CifarResNet(14).build(10), torch.zeros(1, 3, 32, 32))
+
+
+def space() -> Space:
+    net = network()
+    widths = {name: (site.base // 2, site.base, site.base * 2) for name, site in net.widths.items()}
+    return Space("some", widths, {name: (1, 2) for name in net.depths})
+
+
+def seconds(layer: Layer) -> float:
+    return 1e-5 + 1e-9 * layer.macs if layer.macs else 2e-6
+
+
+@dataclass(frozen=True)
+class Planted(Metric):
+    """A network takes a scale for every kind of operator, more for each layer, and a constant."""
+
+    unit: ClassVar[str] = "s"
+    strided: float = 1.4
+    each: float = 3e-6
+    constant: float = 1e-4
+    noise: float = 0.0
+
+    def measure(
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+    ) -> list[Measurement]:
+        rng = np.random.default_rng(0)
+        return [Measurement((self.figure(case) * (1 + self.noise * rng.normal()),), "s") for case in cases]
+
+    def figure(self, case: Case) -> float:
+        if isinstance(case, Layer):
+            return seconds(case)
+        return self.whole(case)
+
+    def whole(self, module: nn.Module) -> float:
+        traced = trace(module, torch.zeros(1, 3, 32, 32))
+        return self.of(traced, traced.base)
+
+    def of(self, net: Network, arch: Arch) -> float:
+        total = self.constant
+        for use in net.uses(arch):
+            scale = self.strided if max(use.layer.stride) > 1 else 0.8
+            total += scale * seconds(use.layer) + self.each
+        return total
+
+
+def test_a_planted_fit_is_recovered_on_archs_it_has_not_seen() -> None:
+    net, metric = network(), Planted(Target(threads=1))
+    content = calibrate(net, [space()], (metric, metric), Calibrate(networks=20), seed=0)
+    cost = cost_model(net, content)
+    rng = random.Random(5)
+    for _ in range(20):
+        arch = space().sample(rng)
+        assert cost.cost(arch) == pytest.approx(metric.of(net, arch), rel=0.02)
+    assert held_out_error(content)["worst"] < 0.03
+    assert cost.cost(net.base) == content["networks"][0]["measured"] == pytest.approx(metric.of(net, net.base))
+    assert content["calibration"]["scales"]["conv 3x3 /2"] == pytest.approx(1.4, rel=0.1)
+
+
+def test_the_error_on_networks_left_out_grows_with_the_noise() -> None:
+    net = network()
+    exact, noisy = (
+        held_out_error(calibrate(net, [space()], (metric, metric), Calibrate(), seed=0))["mean"]
+        for metric in (Planted(Target(threads=1), noise=noise) for noise in (0.0, 0.05))
+    )
+    assert exact < 0.01 < noisy < 0.10
+
+
+@dataclass(frozen=True)
+class Moody(Planted):
+    """Every run is at another level."""
+
+    runs: list[int] = field(default_factory=list)
+
+    def measure(
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+    ) -> list[Measurement]:
+        self.runs.append(len(cases))
+        return [each.scaled(1.0 + 0.1 * len(self.runs)) for each in super().measure(cases)]
+
+
+def test_networks_that_do_not_fit_into_memory_are_measured_in_parts_brought_to_one_level() -> None:
+    net = network()
+    archs = spread(net, [space()], 12, seed=0)
+    bytes_of = FLOAT * COPIES * sum(map(net.params, archs))
+    for free, runs in ((10 * bytes_of, [12]), (bytes_of / SHARE / 2.5, [5, 5, 4]), (1.0, [2] * 11)):
+        metric, plain = Moody(Target(threads=1)), Planted(Target(threads=1))
+        found = whole(net, archs, metric, free=free)
+        assert metric.runs == runs
+        wanted = [1.1 * plain.of(net, arch) for arch in archs]
+        assert [each.estimate for each in found] == pytest.approx(wanted)
+    (one, other, last) = lots(net, archs, bytes_of / SHARE / 2.5)
+    assert one[0] == other[0] == last[0] == net.base
+    assert sorted(map(net.macs, one[1:] + other[1:] + last[1:])) == sorted(map(net.macs, archs[1:]))
+    assert max(map(net.macs, last[1:])) > 2 * min(map(net.macs, last[1:]))  # large and small ones in each
+
+
+def test_one_scale_is_enough_where_nothing_more_is_planted() -> None:
+    net = network()
+    plain = Planted(Target(threads=1), strided=0.8, each=0.0, constant=0.0, noise=0.01)
+    assert calibrate(net, [space()], (plain, plain), Calibrate(), seed=0)["form"] == ["scale"]
+
+
+def test_layers_are_measured_at_every_pair_of_choices_and_of_base_widths() -> None:
+    net = network()
+    found = cells(net, [space()], 12)
+    for _ in range(20):
+        arch = space().sample(random.Random(0))
+        for use in net.uses(arch):
+            assert use.layer in found[use.layer.template]
+    strided = Layer("conv", 0, 0, (32, 32), (3, 3), (2, 2), (1, 1), norm=True, activation="relu")
+    assert {(layer.inputs, layer.outputs) for layer in found[strided]} == {(i, o) for i in (8, 16, 32) for o in (16, 32, 64)}  # fmt: skip  # noqa: E501
+
+
+def test_a_kind_that_is_little_of_every_network_takes_up_no_errors() -> None:
+    net = network()
+    noisy = Planted(Target(threads=1), noise=0.03)
+    scales = calibrate(net, [space()], (noisy, noisy), Calibrate(networks=12), seed=0)["calibration"]["scales"]
+    assert max(scales.values()) < 2 * min(scales.values())
+
+
+@dataclass(frozen=True)
+class Spoilt(Planted):
+    """Of one network the readings are three times too high."""
+
+    def measure(
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+    ) -> list[Measurement]:
+        found = super().measure(cases)
+        if not isinstance(cases[0], Layer):
+            found[7] = Measurement((3 * found[7].estimate,), "s")
+        return found
+
+
+def test_a_spoilt_reading_hardly_moves_the_fit() -> None:
+    net = network()
+    plain = Planted(Target(threads=1), noise=0.005)
+    spoilt = Spoilt(Target(threads=1), noise=0.005)
+    content = calibrate(net, [space()], (plain, spoilt), Calibrate(networks=20), seed=0)
+    cost, rng = cost_model(net, content), random.Random(5)
+    for _ in range(20):
+        arch = space().sample(rng)
+        assert cost.cost(arch) == pytest.approx(plain.of(net, arch), rel=0.03)
+    assert held_out_error(content)["worst"] > 0.5
+
+
+def test_another_metric_is_fitted_on_the_same_layers() -> None:
+    """Networks that draw 20 watts, strided convolutions 30: joules by kinds of operators."""
+    net, metric = network(), Planted(Target(threads=1))
+    content = calibrate(net, [space()], (metric, metric), Calibrate(networks=20), seed=0)
+
+    @dataclass(frozen=True)
+    class Joules(Planted):
+        unit: ClassVar[str] = "J"
+
+        def figure(self, case: Case) -> float:
+            return 20 * super().figure(case)
+
+    drawing = Joules(Target(threads=1), strided=1.2)
+    content["energy"] = fit_metric(net, content, drawing)
+    cost, rng = cost_model(net, content, "energy"), random.Random(6)
+    assert cost.unit == content["energy"]["unit"] == "J"
+    for _ in range(20):
+        arch = space().sample(rng)
+        assert cost.cost(arch) == pytest.approx(20 * drawing.of(net, arch), rel=0.03)
+    assert cost.cost(net.base) == pytest.approx(20 * drawing.of(net, net.base))
+    assert held_out_error(content["energy"])["worst"] < 0.03
+
+
+def test_few_widths_stand_for_many() -> None:
+    net = network()
+    many = Space("many", {name: tuple(range(1, site.base + 1)) for name, site in net.widths.items()}, space().depths)
+    found = cells(net, [many], 4)
+    assert max(len({layer.outputs for layer in layers}) for layers in found.values()) == 4
+    bases = {node.base for node in net.nodes if node.kind == "conv" and node.site}
+    assert bases <= {layer.outputs for layers in found.values() for layer in layers}
+    metric = Planted(Target(threads=1))
+    content = calibrate(net, [many], (metric, metric), Calibrate(networks=20, widths=4), seed=0)
+    arch = many.sample(random.Random(0))
+    assert cost_model(net, content).cost(arch) == pytest.approx(metric.of(net, arch), rel=0.02)
+
+
+def test_where_building_is_dear_few_input_widths_are_measured() -> None:
+    net = network()
+    many = Space("many", {name: tuple(range(1, site.base + 1)) for name, site in net.widths.items()}, space().depths)
+    plain, dear = cells(net, [many], 16), cells(net, [many], 16, building=0.02)
+    convs = [template for template in plain if template.op == "conv" and template.kernel == (3, 3)]
+    assert {len({layer.inputs for layer in dear[each]}) for each in convs} == {5}
+    assert all({own.outputs for own in dear[each]} == {own.outputs for own in plain[each]} for each in convs)
+    assert Calibrate().limits(100) == pytest.approx((5.0, 24.0))
+    assert Calibrate().limits(100, 0.02) == pytest.approx((9.0, 24.0))
+    assert Calibrate().limits(100, 5.0) == pytest.approx((5.0, 24.0))
+    assert Calibrate().limits(100, base=0.1) == pytest.approx((10.0, 144.0))
+    assert Calibrate().limits(100, base=0.005) == pytest.approx((5.0, 24.0))
+    assert Calibrate(seconds=58).limits(100) == pytest.approx((10.0, 48.0))
+
+
+@pytest.mark.parametrize(
+    "runtime, depth, widths, networks",
+    [("eager", 56, 16, 24), ("onnxruntime", 20, 16, 24), ("onnxruntime", 110, 16, 24), ("openvino", 110, 16, 16),
+     ("openvino", 20, 16, 16), ("compiled", 20, 4, 8)],
+)  # fmt: skip
+def test_few_networks_are_measured_where_they_take_long_to_make(
+    runtime: str, depth: int, widths: int, networks: int
+) -> None:
+    found = spared(CifarResNet(depth).build(10), runtime)
+    assert (found.widths, found.networks) == (widths, networks)
+    assert spared(CifarResNet(depth).build(10), runtime, networks=4).networks == 4
+
+
+class Odd(nn.Module):
+    """A ResNet with a step that only PyTorch's exporter writes."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.body = CifarResNet(depth).build(10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.body(images * 2)
+        return logits
+
+
+@pytest.mark.parametrize(
+    "runtime, depth, networks",
+    [("onnxruntime", 20, 24), ("onnxruntime", 56, 14), ("onnxruntime", 110, 8), ("openvino", 110, 8),
+     ("openvino", 20, 16), ("eager", 110, 24)],
+)  # fmt: skip
+def test_fewer_still_where_they_have_to_be_exported(runtime: str, depth: int, networks: int) -> None:
+    assert abs(spared(Odd(depth), runtime).networks - networks) <= 1
+
+
+def spared(model: nn.Module, runtime: str, **options: int) -> Calibrate:
+    net = trace(model, torch.zeros(1, 3, 32, 32))
+    return sparing(Calibrate(**options), net, find(runtimes, Runtime, runtime)(Target(threads=1)))  # type: ignore[arg-type, type-abstract]
+
+
+def test_layers_that_are_odd_beside_their_neighbours_are_read_on() -> None:
+    template = Layer("conv", 0, 0, (8, 8), (3, 3), (1, 1), (1, 1))
+    layers = [template.sized(i, o) for i in (3, 8, 16, 24, 32) for o in (8, 12, 16)]
+
+    def read(slow: Collection[Layer], unsure: Collection[Layer] = ()) -> list[Measurement]:
+        """A constant and what grows with the inputs, twice that where it is slow."""
+        figures = [(1e-6 + 1e-6 * layer.inputs * layer.outputs / 8) * (2 if layer in slow else 1) for layer in layers]
+        spreads = [1.0 if layer in unsure else 0.0 for layer in layers]
+        rng = np.random.default_rng(0)
+        return [
+            Measurement(tuple(figure * (1 + spread * rng.random(60))), "s")
+            for figure, spread in zip(figures, spreads, strict=True)
+        ]
+
+    assert _wanted({template: layers}, layers, read(())) == set()
+    for slow in (0, 7, 14):
+        assert slow in _wanted({template: layers}, layers, read({layers[slow]}))
+    assert _wanted({template: layers}, layers, read((), {layers[4]})) == {4}
+    whole, slow = (table(layers, dict(zip(layers, read(each), strict=True))) for each in ((), {layers[7]}))
+    assert mended(whole) == (whole, 0)
+    again, count = mended(slow)
+    assert count == 1 and slow.values[2][1] == 2 * whole.values[2][1]
+    assert again.values[2][1] == pytest.approx(whole.values[2][1], rel=0.1)
+    assert again.values[:2] == whole.values[:2] and again.values[3:] == whole.values[3:]
+
+
+def test_networks_are_spread_evenly_and_the_same_every_time() -> None:
+    net = network()
+    found = spread(net, [space()], 12, seed=3)
+    assert found == spread(net, [space()], 12, seed=3)
+    assert found[0] == net.base and len(found) > 8
+    macs = sorted(map(net.macs, found))
+    assert max(np.diff(macs)) < 0.35 * (macs[-1] - macs[0])
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [({"networks": 3}, "networks must be 4 or more, got 3"), ({"widths": 1}, "widths must be 2 or more, got 1"),
+     ({"seconds": -1.0}, "seconds must be 0 .the default. or more, got -1.0")],
+)  # fmt: skip
+def test_impossible_options_are_refused(wrong: dict[str, int], words: str) -> None:
+    with pytest.raises(ValueError, match=f"calibrate.{words}"):
+        Calibrate(**wrong)

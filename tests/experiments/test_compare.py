@@ -1,0 +1,455 @@
+"""A comparison trains every arm alike, goes on where it was stopped, and says what differs and what does not."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from scripted_device import scripted_device
+
+from htas.cli.verbs import main
+from htas.experiments import compare
+from htas.experiments.arms import Arm, Entry, read_arms
+from htas.experiments.table import table
+from htas.files import Unusable, read_json, read_tensors, write_json
+from htas.graph.arch import Arch
+from htas.report.result import Result
+from htas.run import folder as run_folder
+from htas.run import rows as run_rows
+from htas.run import stages as pipeline
+from htas.search.record import SearchRecord
+from htas.timing.measurement import Measurement
+
+OPTIONS = [
+    "family.depth=14", "split.limit=60", "target.threads=1", "survey.rounds=1", "survey.store=none",
+    "survey.undecided=1", "design.groups=4", "design.spaces=[grid]", "constraints.latency=60%",
+    "strategy.epochs=1", "strategy.batch=30", "strategy.precision=fp32",
+    "train.epochs=1", "train.warmup=0", "train.rest=0", "train.batch=30", "train.precision=fp32",
+]  # fmt: skip
+ARMS = """
+[found]
+[scaled.strategy]
+name = "scaled"
+[base]
+network = "base"
+["plain 8"]
+network = "cifar_resnet:8"
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _scripted() -> Iterator[None]:
+    with scripted_device():
+        yield
+
+
+def arms(folder: Path, text: str = ARMS) -> Path:
+    path = folder / "arms.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds of all arms."""
+    folder = tmp_path_factory.mktemp("compare")
+    compare.compare(None, OPTIONS, read_arms(arms(folder)), 2, folder / "out")
+    return folder / "out"
+
+
+def test_every_arm_and_seed_is_trained_once_and_measured_with_the_others(finished):
+    content = read_json(finished / "compare.json")["arms"]
+    assert [(each["arm"], each["seed"]) for each in content] == [
+        (arm, seed) for seed in (0, 1) for arm in ("found", "scaled", "base", "plain 8")
+    ]
+    rows = [Result.of(each["result"]) for each in content]
+    assert all(row.accuracy is not None and row.measured is not None for row in rows)
+    assert len({row.measured.survey for row in rows}) == 1
+    found, scaled, base, plain = rows[:4]
+    assert found.predicted and base.predicted and plain.predicted is None
+    assert (found.teacher, base.teacher, plain.teacher) == ("base", "base", "base")
+    assert found.strategy.startswith("differentiable") and scaled.strategy.startswith("scaled")
+    assert plain.params < base.params and plain.family == "cifar_resnet:8"
+    assert base.arch.widths and content[0]["search_seconds"] > 0 and content[2]["search_seconds"] is None
+
+
+def test_arms_share_a_survey_a_calibration_and_the_teacher(finished):
+    for name in ("survey.json", "cost.json"):
+        assert len({(finished / arm / name).read_text() for arm in ("found-0", "scaled-1", "base-0")}) == 1
+    weights = [(finished / arm / "networks" / "base.safetensors").read_bytes() for arm in ("found-0", "scaled-0")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_strategies_that_judge_archs_afterwards_share_a_supernet(tmp_path):
+    alike = 'epochs = 1, batch = 30, archs = 3, precision = "fp32"'
+    text = f"""
+    [random]
+    strategy = {{ name = "random", {alike} }}
+    [evolution]
+    strategy = {{ name = "evolution", population = 2, {alike} }}
+    """
+    compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 2, tmp_path / "out")
+    records = [
+        SearchRecord.of(run_folder.plain(read_json(tmp_path / "out" / f"{name}-{seed}" / "search-grid.json")))
+        for seed in range(2)
+        for name in ("random", "evolution")
+    ]
+    assert records[0].epochs == records[1].epochs != records[2].epochs == records[3].epochs
+    assert len(list((tmp_path / "out" / "supernets").iterdir())) == 2
+
+
+def test_a_search_that_has_not_converged_is_named(finished, tmp_path):
+    """One epoch of two steps is too short for any."""
+    why = SearchRecord.of(run_folder.plain(read_json(finished / "found-1" / "search-grid.json"))).why
+    _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, finished, only=True)
+    page = (finished / "compare.html").read_text()
+    assert '<figure class="live">' in page and "found" in page
+    for text in (shown, page, (finished / "compare.md").read_text()):
+        assert f"Not converged: found, seed 1: {why}" in text and "Not converged: base" not in text
+
+
+@pytest.mark.slow
+def test_arms_may_differ_in_expansion_cost_and_adds(tmp_path):
+    """Each has a space or a network of its own, and its own survey where its layers are others."""
+    text = """
+    [e2]
+    [e1.design]
+    expand = 1
+    [projected.design]
+    adds = "project"
+    [macs]
+    strategy = { cost = "macs" }
+    constraints = { latency = "", macs = "60%" }
+    """
+    compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, tmp_path / "out")
+    content = read_json(tmp_path / "out" / "compare.json")["arms"]
+    rows = {each["arm"]: Result.of(each["result"]) for each in content}
+    assert set(rows) == {"e2", "e1", "projected", "macs"} and all(row.accuracy for row in rows.values())
+    assert rows["projected"].adds == "project" and rows["macs"].cost != rows["e2"].cost
+    base = compare._job(None, OPTIONS, Arm("e1"), 0, tmp_path).network.widths
+    assert all(width <= base[site].base for site, width in rows["e1"].arch.widths.items())
+
+
+def test_what_is_finished_is_not_done_again(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "search", None)
+    monkeypatch.setattr(run_rows, "train_row", None)
+    before = (finished / "latencies.json").stat().st_mtime_ns
+    path, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, finished)
+    assert (finished / "latencies.json").stat().st_mtime_ns == before
+    arms_part, each_part = path.with_suffix(".md").read_text().split("## Every network")
+    assert arms_part.count("\n| ") == 6 and "plain 8" in shown
+    rows = {tuple(line.split(" | ")[:2]): line for line in each_part.splitlines() if line.startswith("| ")}
+    found = Result.of(read_json(finished / "found-1" / "result.json")["result"])
+    cells = rows["| found", "1"].strip("| ").split(" | ")
+    assert len(rows) == 2 + 8 and cells[2] == f"{100 * found.accuracy:.2f}"
+    assert rows["| base", "0"].split(" | ")[4] == "1.000" and rows["| plain 8", "1"].endswith("| - | - |")
+    used = {use.site for use in compare._job(None, OPTIONS, Arm("found"), 0, finished).network.uses(found.arch)}
+    assert cells[-1] == ", ".join(str(width) for site, width in found.arch.widths.items() if site in used)
+    assert cells[-2] == ", ".join(map(str, found.arch.depths.values()))
+
+
+def test_results_alone_are_enough_to_go_on_with(finished, tmp_path, monkeypatch):
+    """As when only the small files were carried to another machine: nothing is trained, everything is measured."""
+    monkeypatch.setattr(pipeline, "search", None)
+    monkeypatch.setattr(run_rows, "train_row", None)
+    for path in finished.glob("*/result.json"):
+        (tmp_path / path.parent.name).mkdir()
+        shutil.copy(path, tmp_path / path.parent.name)
+    compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, tmp_path)
+    before, after = (read_json(folder / "compare.json")["arms"] for folder in (finished, tmp_path))
+    assert before == after and len(after) == 8
+
+
+def test_where_the_data_lie_is_not_part_of_a_result(tmp_path):
+    jobs = [compare._job(None, ["data.name=cifar10", f"data.path=/{name}"], Arm("a"), 0, tmp_path) for name in "bc"]
+    basis = compare._basis(jobs[0], Arm("a"))
+    assert compare._difference(basis, jobs[1], Arm("a")) == ""
+    other = compare._difference(basis, jobs[0], Arm("a", network="base"))
+    assert other == "network = '' there, 'base' here"
+
+
+def test_a_result_of_an_earlier_version_lacks_options_that_came_since(tmp_path):
+    """They were, then, what they are by default now, whatever the defaults of others were."""
+    job = compare._job(None, ["strategy.epochs=3"], Arm("a"), 0, tmp_path)
+    basis = compare._basis(job, Arm("a"))
+    del basis["strategy.arch_lr"], basis["design.widths"]
+    assert compare._difference(basis, job, Arm("a")) == ""
+    moved = compare._job(None, ["strategy.epochs=3", "strategy.arch_lr=0.5"], Arm("a"), 0, tmp_path)
+    assert compare._difference(basis, moved, Arm("a")) == "strategy.arch_lr = 0.001 there, 0.5 here"
+    usual = compare._job(None, [], Arm("a"), 0, tmp_path)
+    assert compare._difference(basis, usual, Arm("a")) == "strategy.epochs = 3 there, 600 here"
+
+
+def test_a_comparison_shows_what_there_is_and_marks_the_rest(finished, tmp_path):
+    some = shutil.copytree(finished, tmp_path / "some")
+    shutil.rmtree(some / "scaled-0")
+    shutil.rmtree(some / "scaled-1")
+    shutil.rmtree(some / "base-1")
+    _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, some, only=True)
+    lines = {line.split("  ")[0]: line for line in shown.splitlines()}
+    assert "0 of 2" in lines["scaled"] and lines["scaled"].split()[1:-3] == ["-"] * 11
+    assert "1 of 2" in lines["base"] and "plain 8" in lines
+    for name in ("found-1", "plain-8-1"):
+        shutil.rmtree(some / name)
+    _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, some, only=True)
+    lines = {line.split("  ")[0]: line for line in shown.splitlines()}
+    assert "-  too few trainings" in lines["base"]
+
+
+def test_an_arm_that_cannot_be_run_is_said_and_the_others_go_on(finished, tmp_path, capsys):
+    some = shutil.copytree(finished, tmp_path / "some")
+    text = ARMS + '[shrunk.strategy]\nname = "morphnet"\n'
+    _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 2, some)
+    assert "strategy morphnet does not search depths" in capsys.readouterr().err
+    lines = {line.split("  ")[0]: line for line in shown.splitlines()}
+    assert "0 of 2" in lines["shrunk"] and "Left out: shrunk, seed 0: strategy morphnet" in shown
+    assert "Left out: shrunk, seed 0: strategy morphnet" in (some / "compare.md").read_text()
+
+
+def test_a_network_is_trained_again_where_the_arm_that_it_is_of_has_found_another(finished, tmp_path, monkeypatch):
+    out = shutil.copytree(finished, tmp_path / "out")
+    text = '[found]\n["found, alone"]\nlike = "found"\ndistill = { alpha = 0.0 }\n'
+    given = read_arms(arms(tmp_path, text))
+    compare.compare(None, OPTIONS, given, 1, out)
+    before = (out / "found--alone-0" / "result.json").read_text()
+    compare.compare(None, OPTIONS, given, 1, out)
+    assert (out / "found--alone-0" / "result.json").read_text() == before
+    content = read_json(out / "found-0" / "result.json")
+    site = next(iter(content["result"]["arch"]["widths"]))
+    content["result"]["arch"]["widths"][site] += 1
+    write_json(out / "found-0" / "result.json", content)
+    shutil.rmtree(out / "found-0" / "networks")
+    _, shown = compare.compare(None, OPTIONS, given, 1, out, only=True)
+    assert "0 of 1" in {line.split("  ")[0]: line for line in shown.splitlines()}["found, alone"]
+    compare.compare(None, OPTIONS, given, 1, out)
+    first, other = (Result.of(each["result"]) for each in read_json(out / "compare.json")["arms"])
+    assert first.arch == other.arch and first.arch.json() == content["result"]["arch"]
+
+
+def test_a_network_that_does_not_fit_the_arms_own_is_said_and_the_others_go_on(finished, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "out")
+    text = '[found]\n[deeper]\nlike = "found"\nfamily = { depth = 20 }\n[base]\nnetwork = "base"\n'
+    _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, out)
+    assert "Left out: deeper, seed 0: the arch lacks the width site" in shown and "1 of 1" in shown
+
+
+def test_a_reading_is_that_of_a_network_and_not_of_an_arms_name(finished, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "out")
+    content = read_json(out / "base-0" / "result.json")
+    content["result"]["accuracy"] = 0.125
+    write_json(out / "base-0" / "result.json", content)
+    compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, out, only=True)
+    rows = {(each["arm"], each["seed"]): each["result"] for each in read_json(out / "compare.json")["arms"]}
+    assert rows["base", 0]["measured"] is None and rows["base", 1]["measured"] and rows["found", 0]["measured"]
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def entry(accuracy: float, milliseconds: float) -> Entry:
+    row = Result("x", "f", Arch({"a": 8}), "join", "s", "y", "z", {}, 2_000_000, 1_000_000, accuracy=accuracy)
+    return Entry(replace(row, measured=Measurement((milliseconds / 1e3,) * 3, "s"), predicted=1e-3), 60.0)
+
+
+def test_a_difference_within_the_interval_is_none():
+    """Accuracies of a and b: 90, 91, 92 and 91.3, 91.9, 92.8, in pairs +1.3, +0.9, +0.8; c is far above both."""
+    there = {("a", s): entry(0.90 + s / 100, 2.0) for s in range(3)}
+    there |= {("b", s): entry(value, 1.0) for s, value in enumerate((0.913, 0.919, 0.928))}
+    there |= {("c", s): entry(0.95 + s / 100, 4.0) for s in range(3)}
+    _, first, second, third = table(there, ["a", "b", "c"], 3, "a")
+    assert first[1:8] == ("91.00 ± 1", "-", "-", "-", "2 ± 0", "-", "-")
+    assert second[2:5] == ("+1.00 ± 0.35", "+0.73", "more accurate") and second[6:8] == (
+        "2.00 (2.00 to 2.00)",
+        "faster",
+    )
+    assert third[4] == "more accurate" and third[6:8] == ("0.50 (0.50 to 0.50)", "slower")
+    unlike = {**there, **{("b", s): entry(0.93 - s / 100, 1.0) for s in range(3)}}
+    assert table(unlike, ["a", "b", "c"], 3, "a")[2][4] == "no difference"
+
+
+def test_a_speed_has_the_interval_of_its_logarithms():
+    """2, 4, 8 and 1, 2, 4 ms: log 2 with a standard error of 0.566 and 4 degrees of freedom: exp(0.693 ± 1.571)."""
+    there = {("a", s): entry(0.9, 2.0 ** (s + 1)) for s in range(3)} | {("b", s): entry(0.9, 2.0**s) for s in range(3)}
+    assert table(there, ["a", "b"], 3, "a")[2][6:8] == ("2.00 (0.42 to 9.63)", "no difference")
+
+
+# -- mistakes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "must hold two arms or more"),
+        ("[one]\n", "must hold two arms or more"),
+        ("one = 1\n", r"one must be a table, \[one\] with the options of an arm, got 1"),
+        ("[one]\nnetwork = 3\n[two]\n", "network of the arm one must be the name of one, got 3"),
+        ("[one]\nspaces = 3\n[two]\n", "the arm one has spaces = 3, which is no table of options; write spaces.OPTION"),
+        ("[one]\n[two]\nlike = 'three'\n", "must be an arm above it that searches, of which there are one, without"),
+        ("[one]\nnetwork = 'base'\n[two]\nlike = ['one']\n", r"of which there are none, without .* got \['one'\]"),
+        ("[one]\n[two]\nprune = ['l1']\n", r"prune of the arm two must be one of .*, got \['l1'\]"),
+        ("[one\n", "cannot be read as TOML"),
+    ],
+)
+def test_a_file_of_arms_that_is_none_is_refused(text, message, tmp_path):
+    with pytest.raises(Unusable, match=message):
+        read_arms(arms(tmp_path, text))
+
+
+def test_arms_may_stand_in_several_files(tmp_path):
+    one, two, other = (tmp_path / f"{name}.toml" for name in ("one", "two", "other"))
+    one.write_text("[first.train]\nlr = 0.2\n[second]\n")
+    two.write_text("[first]\ntrain = { lr = 0.2 }\n[third]\nlike = 'second'\n")
+    other.write_text("[second.train]\nlr = 0.3\n")
+    assert [arm.name for arm in read_arms(one, two)] == ["first", "second", "third"]
+    with pytest.raises(Unusable, match=r"other.toml: the arm second has other options in .*one.toml; give it another"):
+        read_arms(one, other)
+    with pytest.raises(Unusable, match=r"other.toml must hold two arms or more, each a table of another name, got sec"):
+        read_arms(other, other)
+
+
+def test_a_wrong_option_names_its_arm(tmp_path, capsys):
+    path = arms(tmp_path, "[one.design]\ngroup = 3\n[two]\n")
+    config = tmp_path / "config.toml"
+    config.write_text("")
+    assert main(["compare", str(config), str(path), "--out", str(tmp_path / "out")]) == 2
+    assert "arm one: design has no option 'group'; did you mean 'groups'?" in capsys.readouterr().err
+    assert main(["compare", str(config), str(path), str(tmp_path / "none.toml")]) == 2
+    assert "none.toml does not exist" in capsys.readouterr().err
+
+
+def test_options_of_the_command_line_are_for_an_arm_that_takes_another_strategy_where_it_has_them(finished, capsys):
+    given = ["--strategy.arch_lr=0.3", "strategy.epochs=2", "train.lr=0.3"]
+    scaled, tas = Arm("scaled", ("--strategy.name=scaled",)), Arm("tas", ('--design.spaces=["tas"]',))
+    job = compare._job(None, given, scaled, 0, finished)
+    assert (job.config.strategy.epochs, job.config.train.lr) == (2, 0.3)
+    assert compare._job(None, given, tas, 0, finished).config.strategy.arch_lr == 0.3
+    own = Arm("own", ("--strategy.name=differentiable", "--strategy.epochs=5"))
+    strategy = compare._job(None, given, own, 0, finished).config.strategy
+    assert (strategy.epochs, strategy.arch_lr) == (5, 0.3)
+    with pytest.raises(Unusable, match="another configuration"):
+        compare.compare(None, [*OPTIONS, given[0]], [Arm("found"), scaled], 1, finished)
+    assert "not for the arm scaled, by what it names itself: --strategy.arch_lr=0.3" in capsys.readouterr().err
+
+
+def test_an_arm_may_have_tables_and_lists_as_options(tmp_path):
+    text = """
+    [one.design]
+    spaces = ["explicit"]
+    widths = { "16" = [8, 16], "32" = [24], "64" = [32, 64] }
+    [two]
+    """
+    (arm, _) = read_arms(arms(tmp_path, text))
+    design = compare._job(None, OPTIONS, arm, 0, tmp_path).config.design
+    assert design.spaces == ("explicit",) and design.widths == {"16": [8, 16], "32": [24], "64": [32, 64]}
+
+
+def test_another_configuration_in_the_same_folder_is_refused(finished, tmp_path):
+    with pytest.raises(
+        Unusable, match=r"result of another configuration \(train.lr = 0.1 there, 0.2 here\); name another folder"
+    ):
+        compare.compare(None, [*OPTIONS, "train.lr=0.2"], read_arms(arms(tmp_path)), 2, finished)
+
+
+def test_arms_of_different_targets_are_refused(tmp_path):
+    other = Arm("two", ("--target.batch=8",))
+    with pytest.raises(ValueError, match="the arms one and two have different targets"):
+        compare.compare(None, OPTIONS, [Arm("one"), other], 1, tmp_path)
+
+
+def test_a_seed_of_its_own_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="has seeds from 0 on: leave --seed out, and give their number with --seeds=2"):
+        compare.compare(None, [*OPTIONS, "--seed=5"], [Arm("found"), Arm("other")], 2, tmp_path)
+
+
+def test_an_unknown_arm_to_set_others_beside_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no arm called 'foun'; did you mean 'found'"):
+        compare.compare(None, OPTIONS, [Arm("found"), Arm("other")], 1, tmp_path, against="foun")
+
+
+# -- pruning -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_pruned_network_is_the_least_pruned_one_within_the_measured_limit(finished, tmp_path, monkeypatch):
+    """The scripted device takes as long as there are parameters, so 60 % of the latency is 60 % of those."""
+    text = '[found]\n[pruned]\nprune = "l1"\n'
+    some = shutil.copytree(finished, tmp_path / "some")
+    compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, some)
+    (row,) = [Result.of(e["result"]) for e in read_json(some / "compare.json")["arms"] if e["arm"] == "pruned"]
+    base = Result.of(read_json(finished / "base-0" / "result.json")["result"])
+    assert 0.5 < row.params / base.params <= 0.6
+    assert row.strategy == "torch-pruning, l1" and row.teacher == "base" and row.predicted
+    (some / "pruned-0" / "result.json").unlink()
+    monkeypatch.setattr("htas.experiments.pruning.candidates", None)  # the network that was picked is kept
+    compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, some)
+    (again,) = [Result.of(e["result"]) for e in read_json(some / "compare.json")["arms"] if e["arm"] == "pruned"]
+    assert again.arch == row.arch
+
+
+def test_a_pruned_network_keeps_other_limits_too_and_a_second_reading(finished, tmp_path, monkeypatch):
+    """The first reading, of all, says that every network is as fast as can be; the second tells the truth."""
+    job = compare._job(None, [*OPTIONS, "constraints.macs=70%"], Arm("pruned", prune="l1"), 0, tmp_path)
+    job = replace(job, folder=shutil.copytree(finished / "base-0", tmp_path / "run"))
+    monkeypatch.setattr(run_rows, "base_network", lambda job: job.config.family.build(10))
+    read = run_rows.measure_rows
+    asked = []
+
+    def measured(job, rows, modules, what):
+        asked.append(len(rows))
+        readings = read(job, rows, modules, what)
+        return (
+            [replace(readings[0]), *(replace(r, values=(1e-9,) * 3) for r in readings[1:])]
+            if not asked[1:]
+            else readings
+        )
+
+    monkeypatch.setattr(run_rows, "measure_rows", measured)
+    monkeypatch.setattr(compare, "AGAIN", 30)
+    row = compare._pruned(job, Arm("pruned", prune="l1"))
+    assert asked[0] > 10 and asked[1] > 1
+    assert row.macs <= 0.7 * job.network.macs(job.network.base)
+    assert row.params <= 0.6 * job.network.params(job.network.base) < row.params * 1.3
+
+
+def test_pruning_needs_a_latency_and_a_criterion_that_there_is(tmp_path, capsys):
+    with pytest.raises(Unusable, match="prune of the arm two must be one of l1, bn-scale, fpgm, group-norm"):
+        read_arms(arms(tmp_path, '[one]\n[two]\nprune = "l3"\n'))
+    free = [option for option in OPTIONS if not option.startswith("constraints")]
+    text = '[one]\nnetwork = "base"\n[two]\nprune = "l1"\n'
+    compare.compare(None, free, read_arms(arms(tmp_path, text)), 1, tmp_path / "out")
+    assert "a pruned network needs a latency to be pruned to" in capsys.readouterr().err
+
+
+def test_the_base_network_without_a_teacher_is_the_teacher_of_others(finished, tmp_path, monkeypatch):
+    some = shutil.copytree(finished, tmp_path / "some")
+    monkeypatch.setattr(run_rows, "fit", None)  # nothing is left to train
+    text = '[found]\n["base, alone"]\nnetwork = "base"\ndistill = { alpha = 0.0 }\n'
+    compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 2, some)
+    rows = [Result.of(e["result"]) for e in read_json(some / "compare.json")["arms"] if e["arm"] == "base, alone"]
+    for seed, row in enumerate(rows):
+        _, about = read_tensors(finished / f"found-{seed}" / "networks" / "base.safetensors")
+        assert (row.accuracy, row.teacher) == (about["accuracy"], "")
+
+
+def test_a_search_is_shared_by_arms_that_differ_in_distillation_alone(finished, tmp_path, monkeypatch):
+    some = shutil.copytree(finished, tmp_path / "some")
+    text = '[found]\n["found, alone"]\ndistill = { alpha = 0.0 }\n'
+    monkeypatch.setattr(type(compare.load(None, OPTIONS).strategy), "search", None)
+    compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, some)
+    rows = [Result.of(each["result"]) for each in read_json(some / "compare.json")["arms"]]
+    assert rows[0].arch == rows[1].arch and (rows[0].teacher, rows[1].teacher) == ("base", "")
+
+
+def test_what_an_arm_has_found_is_trained_otherwise_with_no_search(finished, tmp_path, monkeypatch):
+    """From its result alone; nothing else of it is there."""
+    out = tmp_path / "out"
+    (out / "found-0").mkdir(parents=True)
+    shutil.copy(finished / "found-0" / "result.json", out / "found-0")
+    text = '[found]\n["found, alone"]\nlike = "found"\ndistill = { alpha = 0.0 }\n'
+    monkeypatch.setattr(pipeline, "search", None)
+    compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, out)
+    first, other = (Result.of(each["result"]) for each in read_json(out / "compare.json")["arms"])
+    assert first.arch == other.arch and first.space == other.space and (first.teacher, other.teacher) == ("base", "")
+    times = [each["search_seconds"] for each in read_json(out / "compare.json")["arms"]]
+    assert times[0] == times[1] > 0

@@ -1,0 +1,517 @@
+"""htas.optimize, on a scripted device: what a Python program gives, and what it gets."""
+
+import copy
+import json
+import subprocess
+import sys
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scripted_device import scripted_device
+from torch import Tensor, nn
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+import htas
+from htas.data.task import Task
+from htas.files import read_tensors
+from htas.run.given_data import GivenData
+from htas.run.given_network import digest
+
+SHAPE = (1, 8, 8)
+CLASSES = 3
+QUICK = {
+    "survey.store": "none", "survey.rounds": 1, "survey.undecided": 1, "design.groups": 4, "strategy.precision": "fp32",
+    "train.precision": "fp32",
+}  # fmt: skip
+
+
+class Net(nn.Module):
+    """A user's network: two stages of residual blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.one, self.two = nn.Sequential(Block(16, 16), Block(16, 16)), nn.Sequential(Block(16, 32, 2), Block(32, 32))
+        self.head = nn.Linear(32, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.two(self.one(self.stem(images))).mean((2, 3)))
+
+
+class Block(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.conv2, self.norm2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return F.relu(out + self.shortcut(x))
+
+
+def items(count: int, seed: int) -> TensorDataset:
+    """A bright square at a place that tells the class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % CLASSES
+    images = 0.3 * torch.randn(count, *SHAPE, generator=generator)
+    for number, label in enumerate(labels.tolist()):
+        images[number, :, 2 * label : 2 * label + 3, 2 * label : 2 * label + 3] += 1
+    return TensorDataset(images, labels)
+
+
+DATA = items(240, 0), items(90, 1)
+
+
+@pytest.fixture(scope="module")
+def net() -> Net:
+    """Trained until it knows the classes."""
+    torch.manual_seed(0)
+    made = Net()
+    optimizer = torch.optim.SGD(made.parameters(), 0.05, 0.9)
+    for _ in range(6):
+        for images, labels in DataLoader(DATA[0], 40, shuffle=True):
+            optimizer.zero_grad()
+            F.cross_entropy(made(images), labels).backward()
+            optimizer.step()
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def found(net: Net, tmp_path_factory: pytest.TempPathFactory) -> htas.Optimized:
+    with scripted_device():
+        return htas.optimize(
+            net, torch.zeros(1, *SHAPE), DATA, target=htas.Target(threads=1, batch=2), constraints={"latency": "60%"},
+            epochs=3, options=QUICK, out=tmp_path_factory.mktemp("runs") / "own",
+        )  # fmt: skip
+
+
+def accuracy(model: nn.Module) -> float:
+    images, labels = DATA[1].tensors
+    with torch.no_grad():
+        return float((model(images).argmax(1) == labels).float().mean())
+
+
+def test_the_network_found_is_faster_of_the_same_class_and_still_knows_its_classes(found, net):
+    assert type(found.model) is Net and not found.model.training
+    rows = {row.name: row for row in found.results}
+    assert found.result.measured.estimate <= 0.6 * rows["base"].measured.estimate
+    assert found.result.predicted <= 0.6 * rows["base"].predicted
+    assert accuracy(found.model) == pytest.approx(found.result.accuracy) and found.result.accuracy >= 0.9
+
+
+def test_a_trained_network_is_the_base_as_it_is_and_what_is_found_inherits(found, net):
+    images = DATA[1].tensors[0]
+    torch.testing.assert_close(found.base(images), net(images), atol=1e-5, rtol=1e-4)
+    assert found.results[0].accuracy == pytest.approx(accuracy(net))
+
+
+def test_the_given_network_stays_as_it_was(net, tmp_path):
+    given = copy.deepcopy(net).train()
+    given.stem[1].eval()
+    before = copy.deepcopy(given)
+    with scripted_device():
+        htas.optimize(
+            given, torch.zeros(1, *SHAPE), DATA, target=htas.Target(threads=1), constraints={"macs": "60%"}, epochs=1,
+            options=QUICK, out=tmp_path / "run",
+        )  # fmt: skip
+    assert all(torch.equal(one, other) for one, other in zip(given.parameters(), before.parameters(), strict=True))
+    assert [part.training for part in given.modules()] == [part.training for part in before.modules()]
+    assert all(parameter.is_contiguous() for parameter in given.parameters())
+
+
+def test_what_is_saved_lives_without_htas(found, tmp_path):
+    place = found.save(tmp_path / "fast")
+    assert sorted(path.name for path in place.iterdir()) == [
+        "README.md", "arch.json", "model.onnx", "model.pt2", "model.safetensors"
+    ]  # fmt: skip
+    images = DATA[1].tensors[0]
+    alone = tmp_path / "alone.py"
+    alone.write_text(
+        "import sys, torch\n"
+        "model = torch.export.load(sys.argv[1]).module()\n"
+        "torch.save(model(torch.load(sys.argv[2], weights_only=True)), sys.argv[3])\n"
+        "assert not any(name.startswith('htas') for name in sys.modules)\n"
+    )
+    torch.save(images, tmp_path / "images.pt")
+    subprocess.run(
+        [sys.executable, alone, place / "model.pt2", tmp_path / "images.pt", tmp_path / "logits.pt"], check=True
+    )
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt", weights_only=True), found.model(images))
+    tensors, _ = read_tensors(place / "model.safetensors")
+    assert tensors.keys() == found.model.state_dict().keys()
+    assert json.loads((place / "arch.json").read_text())["widths"] == dict(found.arch.widths)
+    card = (place / "README.md").read_text()
+    assert card.startswith("# Net, made faster") and "| hardware |" in card and "| base |" in card
+
+
+def test_the_report_and_the_exports_go_where_they_are_asked_for(found, tmp_path):
+    page = found.report(tmp_path / "deep" / "report.html")
+    assert "<title>" in page.read_text()
+    assert found.export(tmp_path / "fast.onnx") < 1e-4
+    with pytest.raises(ValueError, match=r"cannot export to 'fast.tflite'"):
+        found.export(tmp_path / "fast.tflite")
+
+
+def test_the_same_call_again_does_nothing_anew(found, net):
+    before = {path: path.stat().st_mtime_ns for path in found.folder.rglob("*.safetensors")}
+    with scripted_device():
+        again = htas.optimize(
+            net, torch.zeros(1, *SHAPE), DATA, target=htas.Target(threads=1, batch=2), constraints={"latency": "60%"},
+            epochs=3, options=QUICK, out=found.folder,
+        )  # fmt: skip
+    assert {path: path.stat().st_mtime_ns for path in found.folder.rglob("*.safetensors")} == before
+    assert again.arch == found.arch
+
+
+def test_another_process_says_that_the_network_was_given_in_python(found):
+    command = [sys.executable, "-m", "htas", "search", str(found.folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "was given to htas.optimize in Python; call it again" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_is_to_stay_stays_and_widths_keep_their_bounds(net, tmp_path):
+    with scripted_device():
+        made = htas.optimize(
+            net, torch.zeros(1, *SHAPE), DATA, target=htas.Target(threads=1), constraints={"macs": "63%"}, epochs=1,
+            ignored_layers=["one"], widths={"32": (12, 24)}, options=QUICK, out=tmp_path / "run",
+        )  # fmt: skip
+    assert made.model.one[0].conv1.weight.shape == net.one[0].conv1.weight.shape and len(made.model.one) == 2
+    wide = [width for site, width in made.arch.widths.items() if site.startswith("two")]
+    assert wide and all(12 <= width <= 24 for width in wide)
+
+
+def test_an_untrained_network_is_trained_here_and_loaders_are_data(tmp_path):
+    torch.manual_seed(1)
+    loaders = DataLoader(DATA[0], 16, shuffle=True), DataLoader(DATA[1], 30)
+    with scripted_device():
+        made = htas.optimize(
+            Net(), torch.zeros(4, *SHAPE), loaders, target=htas.Target(threads=1), constraints={"macs": "50%"},
+            trained=False, epochs=4, options=QUICK, out=tmp_path / "run",
+        )  # fmt: skip
+    assert made.results[0].accuracy >= 0.9 and made.result.macs <= 0.5 * made.results[0].macs
+
+
+# -- other tasks -------------------------------------------------------------------------------------------------------
+
+
+class Places(nn.Module):
+    """Where the bright square is, and a map of it: two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+        self.blocks = nn.Sequential(Block(16, 16), Block(16, 16))
+        self.place, self.map = nn.Linear(16 * 64, 2), nn.Conv2d(16, 1, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.blocks(self.stem(images))
+        return self.place(x.flatten(1)), self.map(x)
+
+
+def places() -> tuple[TensorDataset, TensorDataset]:
+    """The same images; the targets are where the square stands."""
+    parts = []
+    for part in DATA:
+        images, labels = part.tensors
+        parts.append(TensorDataset(images, torch.stack([2.0 * labels, 2.0 * labels], 1)))
+    return parts[0], parts[1]
+
+
+def far(outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+    place, shown = outputs
+    return F.mse_loss(place, targets) + 0.01 * shown.square().mean()
+
+
+def near(outputs: tuple[Tensor, Tensor], targets: Tensor) -> float:
+    return float(((outputs[0] - targets).abs() < 1).all(1).double().mean())
+
+
+def alike(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+    return F.mse_loss(student[0], teacher[0]) + F.mse_loss(student[1], teacher[1])
+
+
+@pytest.mark.parametrize("strategy", ["differentiable", "random"])
+def test_a_network_of_another_task_learns_by_its_own_loss_and_is_judged_by_its_own_score(strategy, tmp_path, capsys):
+    torch.manual_seed(0)
+    options = {**QUICK, "train.lr": 0.002, "strategy.lr": 0.002}
+    if strategy == "random":
+        options |= {"strategy.name": "random", "strategy.archs": 6}
+    with scripted_device():
+        made = htas.optimize(
+            Places(), torch.zeros(1, *SHAPE), places(), target=htas.Target(threads=1), constraints={"macs": "60%"},
+            trained=False, epochs=6, loss_fn=far, eval_fn=near, distill_fn=alike, options=options, out=tmp_path / "run",
+        )  # fmt: skip
+    assert made.result.macs <= 0.6 * made.results[0].macs
+    images, targets = places()[1].tensors
+    with torch.no_grad():
+        assert near(made.model(images), targets) == pytest.approx(made.result.accuracy)
+    assert made.result.accuracy > 0.5 and made.result.teacher == "base"
+    assert "nothing is distilled" not in capsys.readouterr().err
+
+
+def test_without_a_distill_fn_nothing_is_distilled_and_that_is_said(tmp_path, capsys):
+    torch.manual_seed(0)
+    with scripted_device():
+        made = htas.optimize(
+            Places(), torch.zeros(1, *SHAPE), places(), target=htas.Target(threads=1), constraints={"macs": "60%"},
+            trained=False, epochs=1, loss_fn=far, out=tmp_path / "run",
+            options={**QUICK, "train.lr": 0.002, "strategy.lr": 0.002},
+        )  # fmt: skip
+    assert "nothing is distilled, as the loss is your own" in capsys.readouterr().err
+    assert made.result.teacher == "" and 0 < made.result.accuracy < 1
+
+
+def test_whole_networks_are_trained_and_judged_by_ones_own_functions(net, tmp_path):
+    seen: list[tuple[str, bool]] = []
+
+    def own(model: nn.Module, teacher: nn.Module | None) -> None:
+        seen.append((type(model).__name__, teacher is not None))
+
+    with scripted_device():
+        made = htas.optimize(
+            net, torch.zeros(1, *SHAPE), DATA, target=htas.Target(threads=1), constraints={"macs": "60%"}, train_fn=own,
+            score_func=lambda model: 0.25, options=QUICK, out=tmp_path / "run",
+        )  # fmt: skip
+    assert set(seen) == {("Net", True)} and len(seen) == len(made.results) - 1
+    assert {row.accuracy for row in made.results} == {0.25}
+
+
+class Two(nn.Module):
+    """Whether the squares of two images are in one place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU())
+        self.blocks = nn.Sequential(Block(16, 16), Block(16, 16))
+        self.head = nn.Linear(2 * 16 * 16, 2)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        both = [self.blocks(self.stem(each)).flatten(1) for each in (left, right)]
+        return self.head(torch.cat(both, 1))
+
+
+class Pairs(Dataset[Any]):
+    """(image, image, whether they are of one class), or a dictionary of them."""
+
+    def __init__(self, part: TensorDataset, named: bool) -> None:
+        self.part, self.named = part, named
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, number: int) -> Any:
+        (left, one), (right, other) = self.part[number], self.part[number // 2]
+        label = int(one == other)
+        return {"left": left, "label": label, "right": right} if self.named else (left, right, label)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_network_of_two_inputs_is_measured_searched_trained_and_saved(named, tmp_path):
+    torch.manual_seed(0)
+    target = htas.Target(threads=1, batch=2, runtime="onnxruntime")
+    with scripted_device():
+        made = htas.optimize(
+            Two(), [torch.zeros(1, *SHAPE)] * 2, tuple(Pairs(part, named) for part in DATA), target=target,
+            constraints={"latency": "60%"}, trained=False, epochs=8, options=QUICK, out=tmp_path / "run",
+        )  # fmt: skip
+    assert made.result.measured.estimate <= 0.6 * made.results[0].measured.estimate
+    left, right, labels = next(iter(DataLoader(Pairs(DATA[1], False), len(DATA[1]))))
+    with torch.no_grad():
+        logits = made.model(left, right)
+    assert float((logits.argmax(1) == labels).float().mean()) == pytest.approx(made.result.accuracy)
+    assert made.result.accuracy > 0.6
+    place = made.save(tmp_path / "fast")
+    again = torch.export.load(place / "model.pt2").module()(left, right)
+    torch.testing.assert_close(again, logits, atol=1e-4, rtol=1e-4)
+    assert "outputs = model(input1, input2)  # [N, 1, 8, 8] and [N, 1, 8, 8]" in (place / "README.md").read_text()
+
+
+class Boxed(Dataset[Any]):
+    """Targets as detection has them: a dictionary of tensors."""
+
+    def __init__(self, part: TensorDataset) -> None:
+        self.part = part
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, number: int) -> Any:
+        image, label = self.part[number]
+        corner = 2.0 * label
+        return image, {"boxes": torch.stack([corner, corner, corner + 3, corner + 3]), "labels": label}
+
+
+def missed(outputs: tuple[Tensor, Tensor], targets: dict[str, Tensor]) -> Tensor:
+    return F.mse_loss(outputs[0], targets["boxes"][:, :2]) + 0.01 * outputs[1].square().mean()
+
+
+def test_targets_may_be_a_dictionary_as_those_of_detection_are(tmp_path):
+    torch.manual_seed(0)
+    with scripted_device():
+        made = htas.optimize(
+            Places(), torch.zeros(1, *SHAPE), tuple(map(Boxed, DATA)), target=htas.Target(threads=1), loss_fn=missed,
+            constraints={"macs": "60%"}, trained=False, epochs=2, out=tmp_path / "run",
+            options={**QUICK, "train.lr": 0.002, "strategy.lr": 0.002},
+        )  # fmt: skip
+    boxes = torch.stack([2.0 * DATA[1].tensors[1]] * 2, 1)
+    with torch.no_grad():
+        outputs = made.model(DATA[1].tensors[0])
+    loss = F.mse_loss(outputs[0], boxes) + 0.01 * outputs[1].square().mean()
+    assert made.result.accuracy == pytest.approx(1 / (1 + float(loss)), rel=1e-3)
+
+
+# -- what tells one run from another, and which items are whose --------------------------------------------------------
+
+
+def test_other_data_of_the_same_size_are_no_reason_to_go_on(found, net):
+    other = TensorDataset(DATA[0].tensors[0].flip(0).contiguous(), DATA[0].tensors[1])
+    with scripted_device(), pytest.raises(ValueError, match=r"holds a run of another configuration .*key = "):
+        htas.optimize(
+            net, torch.zeros(1, *SHAPE), (other, DATA[1]), target=htas.Target(threads=1, batch=2),
+            constraints={"latency": "60%"}, epochs=3, options=QUICK, out=found.folder,
+        )  # fmt: skip
+
+
+def test_functions_are_told_apart_by_their_text_and_by_what_they_hold():
+    def scaled(factor: float) -> Any:
+        return lambda outputs, targets: factor * F.mse_loss(outputs, targets)
+
+    one, same, other = (Task(loss=scaled(factor)).name for factor in (1.0, 1.0, 2.0))
+    assert one == same != other
+    assert Task(loss=partial(F.mse_loss, reduction="sum")).name != Task(loss=partial(F.mse_loss)).name
+    assert Task().name == ""
+
+
+def test_a_network_is_told_from_another_by_its_forward_pass_too():
+    class Scaled(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.conv, self.factor = nn.Conv2d(1, 2, 3), factor
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.factor * self.conv(images).mean((2, 3))
+
+    one, other = Scaled(1.0), Scaled(5.0)
+    other.load_state_dict(one.state_dict())
+    assert digest(one) != digest(other) and digest(one) == digest(copy.deepcopy(one))
+    assert digest(one.bfloat16()) != digest(other.bfloat16())
+
+
+def test_loaders_of_one_dataset_have_the_items_that_their_samplers_draw():
+    loaders = [DataLoader(DATA[0], 4, sampler=SubsetRandomSampler(range(*ends))) for ends in ((0, 200), (200, 240))]
+    made = GivenData.of(*loaders, CLASSES, (SHAPE,)).load(device="cpu", validation=0.5, seed=0, limit=0)
+    assert (len(made.train), len(made.test)) == (200, 40)
+    assert torch.equal(torch.cat([images for images, _ in made.test.batches(40)]), DATA[0].tensors[0][200:])
+
+
+def test_labels_are_those_that_items_have_and_any_whole_numbers():
+    class Mapped(Dataset[Any]):
+        targets = [7, 8] * 30
+
+        def __len__(self) -> int:
+            return 60
+
+        def __getitem__(self, number: int) -> Any:
+            return torch.zeros(SHAPE), torch.tensor(self.targets[number] - 7, dtype=torch.int32)
+
+    made = GivenData.of(Mapped(), Mapped(), 2, (SHAPE,)).load(device="cpu", validation=0.5, seed=0, limit=0)
+    _, labels = next(made.train.batches(8))
+    assert labels.dtype == torch.int64 and labels.tolist() == [0, 1] * 4
+
+
+class Endless(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(())
+
+
+class Dictionaries(Dataset[Any]):
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, number: int) -> Any:
+        return {"image": torch.zeros(SHAPE), "class": number % CLASSES}
+
+
+WRONG = TensorDataset(torch.zeros(40, *SHAPE), torch.arange(40) % 5)
+
+
+def guessing() -> nn.Module:
+    """A network that names one class for all images; drawn weights may be lucky."""
+    net = Net()
+    nn.init.zeros_(net.head.weight)
+    nn.init.zeros_(net.head.bias)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": "net"}, "model must be an nn.Module, got str"),
+        (
+            {"example_inputs": torch.zeros(1, 64)},
+            "example_inputs must begin with images [N, C, H, W], got a tensor",
+        ),
+        (
+            {"example_inputs": torch.zeros(1, 3, 8, 8)},
+            "the model does not run on example_inputs of shape (1, 3, 8, 8): ",
+        ),
+        (
+            {"example_inputs": [SHAPE]},
+            "example_inputs must be a tensor [N, C, H, W], or a list with one for each",
+        ),
+        ({"data": DATA[0]}, "data must be a pair (training, validation), got TensorDataset"),
+        ({"data": (Endless(), DATA[1])}, "the training data must be a torch Dataset with a length and items by number"),
+        (
+            {"data": (Dictionaries(), Dictionaries())},
+            "an item of data must be (input tensor, targets), with several inputs (input, input, targets), or a "
+            'dictionary of them with "label", of which batches of tensors are made; got dict with image, class: give a',
+        ),
+        (
+            {"data": (WRONG, WRONG), "trained": False},
+            "labels of the training data must lie in 0 to 2, as the network has",
+        ),
+        ({"model": guessing()}, "the model's accuracy on the validation items is "),
+        (
+            {"model": nn.Sequential(Net(), nn.Flatten(0))},
+            "the model must give logits [N, classes] of 2 classes or more",
+        ),
+        (
+            {"data": (DataLoader(DATA[0], sampler=WeightedRandomSampler([1.0] * 240, 9)), DATA[1])},
+            "the DataLoader of the training data has a WeightedRandomSampler, which does not say which items are its",
+        ),
+        (
+            {"example_inputs": torch.zeros(1, 1, 16, 16)},
+            "an item of the training data has inputs of shape (1, 8, 8), and example_inputs (1, 16, 16); give an",
+        ),
+        ({"loss_fn": "mse"}, "loss_fn must be a function, got str"),
+        ({"epochs": -1}, "epochs must be 0 (the usual number) or more and search_epochs 1 or more, got -1 and 3"),
+        ({"constraints": {"latncy": "50%"}}, "constraints has no option 'latncy'; did you mean 'latency'?"),
+        ({"options": {"design.groups": 0}}, "design.groups must be 1 or more, got 0"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_used_is_refused_in_one_sentence(net, tmp_path, change, said):
+    torch.manual_seed(2)
+    given = {"model": net, "example_inputs": torch.zeros(1, *SHAPE), "data": DATA, "out": tmp_path / "run", **change}
+    with scripted_device(), pytest.raises(ValueError) as caught:
+        htas.optimize(**{**given, "options": {**QUICK, **given.get("options", {})}})
+    assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+
+
+def test_the_public_names_are_there_and_others_are_refused_by_name():
+    assert all(getattr(htas, name) is not None for name in htas.__all__)
+    with pytest.raises(AttributeError, match="module 'htas' has no attribute 'optimise'; it has Arch, "):
+        _ = htas.optimise

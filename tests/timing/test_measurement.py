@@ -1,0 +1,114 @@
+"""Summaries of readings by hand."""
+
+import itertools
+import json
+import statistics
+
+import numpy as np
+import pytest
+
+from htas.timing.measurement import CONTENDED, MOMENTS, Measurement
+
+
+def test_summaries_are_those_of_the_readings() -> None:
+    found = Measurement((4.0, 1.0, 3.0, 2.0, 5.0), "s")
+    assert (found.median, found.minimum) == (3.0, 1.0)
+    assert (found.mean, found.spread) == (3.0, 4.0 - 2.0)
+    assert found.estimate == 2.0  # the 25th percentile
+
+
+def test_the_error_of_a_few_readings_is_that_of_the_ranks_beside() -> None:
+    found = Measurement((4.0, 1.0, 3.0, 2.0, 5.0), "s")
+    reach = (0.25 * 0.75 / 5) ** 0.5  # a standard deviation of the binomial: ranks 0.0563 to 0.4436
+    assert found.error == found.standard_error == pytest.approx(4 * 2 * reach / 2)
+
+
+def test_a_few_readings_that_agree_are_not_taken_for_sure() -> None:
+    assert Measurement((1.0, 1.0, 1.0), "s").error == pytest.approx(0.02 / 3**0.5)
+    assert Measurement((1.0,) * 12, "s").error == 0.0
+
+
+def test_the_error_of_many_readings_is_what_leaving_out_a_stretch_moves() -> None:
+    values = [1.0] * 4 + [1.1] * 4 + [1.2] * 4 + [1.3] * 4 + [1.4] * 4 + [1.5] * 4
+    found = Measurement(tuple(values), "s")
+    left = [np.percentile(values[:start] + values[start + 4 :], 25) for start in range(0, 24, 4)]
+    assert found.error == pytest.approx(((5 / 6) * sum((each - np.mean(left)) ** 2 for each in left)) ** 0.5)
+
+
+def test_a_stretch_that_was_disturbed_throughout_moves_neither_the_estimate_nor_its_error() -> None:
+    rng = np.random.default_rng(0)
+    quiet = rng.normal(1, 0.01, 240)
+    disturbed = np.concatenate([quiet[:200], 3 * quiet[200:]])
+    calm, other = (Measurement(tuple(values), "s") for values in (quiet, disturbed))
+    assert other.estimate == pytest.approx(calm.estimate, rel=0.01)
+    assert other.error < 3 * calm.error
+
+
+def test_errors_are_what_repetitions_show() -> None:
+    rng = np.random.default_rng(0)
+    repeated = [Measurement(tuple(rng.normal(1, 0.1, 200)), "s") for _ in range(400)]
+    shown = statistics.stdev(each.estimate for each in repeated)
+    assert statistics.mean(each.error for each in repeated) == pytest.approx(shown, rel=0.12)
+    moods = rng.normal(1, MOMENTS, 400)
+    moody = [
+        Measurement(tuple(np.multiply(each.values, mood)), "s") for each, mood in zip(repeated, moods, strict=True)
+    ]
+    covered = [one.interval[0] <= two.estimate <= one.interval[1] for one, two in itertools.pairwise(moody)]
+    assert statistics.mean(covered) == pytest.approx(0.95, abs=0.03)
+
+
+def test_the_machines_level_is_taken_out_and_comes_back_in_the_standard_error() -> None:
+    levels = (1.0,) * 12 + (1.3,) * 12
+    found = Measurement(tuple(2.0 * level for level in levels), "s", levels=levels)
+    assert found.estimate == pytest.approx(2.0)
+    assert found.error == pytest.approx(0.0)
+    # without one of the three quick stretches the median level is 1.3, without one of the slow ones 1.0
+    assert found.standard_error == pytest.approx(2.0 * 0.15 * 5**0.5)
+    low, high = found.interval
+    assert (low + high) / 2 == pytest.approx(2.0)
+
+
+def test_a_remark_widens_where_a_repetition_is_expected() -> None:
+    quiet, busy = (Measurement((1.0,) * 12, "s", remarks=remarks) for remarks in ((), ("busy",)))
+    assert quiet.interval[1] - 1 == pytest.approx(1.96 * 2**0.5 * MOMENTS)
+    assert busy.interval[1] - 1 == pytest.approx(1.96 * 2**0.5 * CONTENDED)
+
+
+def test_every_reading_needs_its_level() -> None:
+    with pytest.raises(ValueError, match="2 readings need as many levels, got 1"):
+        Measurement((1.0, 2.0), "s", levels=(1.0,))
+
+
+def test_remarks_come_first_among_the_doubts() -> None:
+    assert Measurement((1.0, 1.0), "s", remarks=("busy",)).doubts == ("busy",)
+
+
+def test_one_reading_has_no_spread() -> None:
+    found = Measurement((7.0,), "MACs")
+    assert (found.median, found.spread, found.standard_error, found.doubts) == (7.0, 0.0, 0.0, ())
+
+
+def test_readings_spread_over_more_than_a_tenth_are_doubted() -> None:
+    assert Measurement((10.0, 10.0, 10.9, 10.9), "s").doubts == ()
+    (doubt,) = Measurement((10.0, 10.0, 12.0, 12.0), "s").doubts
+    assert "spread over 18% of their median" in doubt
+
+
+def test_a_drift_is_doubted_and_too_few_readings_do_not_show_one() -> None:
+    drifted = Measurement((10.0,) * 6 + (11.2,) * 6, "s")
+    assert drifted.drift == pytest.approx(0.12)
+    assert any("the second half of the readings is 12% slower than the first" in doubt for doubt in drifted.doubts)
+    assert not any("drifted" in doubt for doubt in Measurement((10.0,) * 6 + (10.9,) * 6, "s").doubts)
+    assert Measurement((10.0,) * 5 + (20.0,) * 5, "s").drift == 0.0
+
+
+def test_no_reading_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one reading, got none"):
+        Measurement((), "s")
+
+
+def test_a_measurement_reads_back_from_json() -> None:
+    found = Measurement((1.0, 2.5), "s", {"runtime": "eager"}, "s1", (1.0, 1.1), ("busy",))
+    assert Measurement.of(json.loads(json.dumps(found.json()))) == found
+    older = {name: value for name, value in found.json().items() if name not in ("levels", "remarks")}
+    assert Measurement.of(older) == Measurement((1.0, 2.5), "s", {"runtime": "eager"}, "s1")

@@ -1,0 +1,261 @@
+"""Training learns, its learning rate is the recipe's, and an interruption changes not a bit of it."""
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from htas.data.split import Split
+from htas.files import Unusable
+from htas.training import train as module
+from htas.training.distill import Distill
+from htas.training.layout import Narrow, placed
+from htas.training.train import RECIPES, Recipe, epoch_seed, evaluate, has_bf16, train
+
+SHORT = Recipe(epochs=4, warmup=1, rest=1, batch=16, lr=0.05, precision="fp32")
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def toy(count: int = 64, seed: int = 0) -> Split:
+    """Two classes, 8x8: bright on the left or on the right."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 2
+    images = torch.randint(80, (count, 3, 8, 8), generator=generator)
+    for image, label in zip(images, labels, strict=True):
+        image[:, :, 4 * label : 4 * label + 4] += 120
+    return Split(images.to(torch.uint8), labels, (0.4,) * 3, (0.25,) * 3, False, 0)
+
+
+def net(dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(dropout), nn.Flatten(),
+        nn.Linear(64, 2),
+    )  # fmt: skip
+
+
+def fitted(model: nn.Module, checkpoint: Path, recipe: Recipe = SHORT, **options: Any) -> nn.Module:
+    train(model, toy(), recipe, seed=3, device="cpu", checkpoint=checkpoint, title="toy", **options)
+    return model
+
+
+# -- the recipe --------------------------------------------------------------------------------------------------------
+
+
+def test_the_paper_recipe_warms_up_by_step_and_falls_by_epoch():
+    recipe = RECIPES["paper"]
+    assert (recipe.length, recipe.batch, recipe.weight_decay, recipe.momentum) == (305, 256, 5e-4, 0.9)
+    steps = 195
+    assert recipe.rate(0, 0, steps) == 0.0
+    assert recipe.rate(0, 39, steps) == pytest.approx(0.1 * 0.2 / 5)
+    assert recipe.rate(4, 194, steps) == pytest.approx(0.1 * (4 + 194 / 195) / 5)
+    for epoch in (5, 6, 155, 299):
+        wanted = 0.1 * (1 + math.cos(math.pi * (epoch - 5) / 300)) / 2
+        assert recipe.rate(epoch, 0, steps) == recipe.rate(epoch, 194, steps) == pytest.approx(wanted)
+    assert recipe.rate(5, 0, steps) == pytest.approx(0.1)
+    assert recipe.rate(155, 0, steps) == pytest.approx(0.05)
+    assert [recipe.rate(epoch, 0, steps) for epoch in range(300, 305)] == [0.0] * 5
+
+
+def test_a_recipe_by_step_falls_within_an_epoch_and_rests_at_zero():
+    recipe = Recipe(epochs=3, warmup=0, rest=1, lr=0.2)
+    assert recipe.rate(0, 0, 4) == pytest.approx(0.2)
+    assert recipe.rate(0, 2, 4) == pytest.approx(0.1 * (1 + math.cos(math.pi / 6)))
+    assert recipe.rate(1, 2, 4) == pytest.approx(0.1)
+    assert recipe.length == 3 and recipe.rate(2, 0, 4) == 0.0 == recipe.rate(2, 3, 4)
+
+
+def test_every_step_is_taken_at_the_recipes_rate(tmp_path, monkeypatch):
+    rates = []
+    original = module.set_rate
+    monkeypatch.setattr(module, "set_rate", lambda optimizer, rate: (rates.append(rate), original(optimizer, rate)))
+    fitted(net(), tmp_path / "c")
+    assert rates == [SHORT.rate(epoch, step, 4) for epoch in range(5) for step in range(4)]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"epochs": 0}, "train.epochs must be 1 or more, got 0"),
+        ({"warmup": -1}, "train.warmup must be 0 or more, got -1"),
+        ({"epochs": 3, "rest": 3}, "train.rest must lie in 0..2, below train.epochs, got 3"),
+        ({"batch": 0}, "train.batch must be 1 or more, got 0"),
+        ({"lr": float("nan")}, "train.lr must be above 0, got nan"),
+    ],
+)
+def test_an_option_out_of_range_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**options)
+
+
+def test_bf16_is_used_where_asked_for_and_never_with_fp32():
+    assert has_bf16("cpu", "bf16") and not has_bf16("cpu", "fp32")
+    assert isinstance(has_bf16("cpu", "auto"), bool)
+
+
+def test_epochs_and_seeds_have_draws_of_their_own():
+    assert len({epoch_seed(seed, epoch) for seed in range(5) for epoch in range(1000)}) == 5000
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_tiny_network_learns_to_tell_two_classes(precision, tmp_path):
+    model = net()
+    recipe = Recipe(epochs=6, warmup=1, batch=16, lr=0.05, precision=precision)
+    assert fitted(model, tmp_path / "c", recipe) is model
+    assert evaluate(model, toy(seed=9), device="cpu", precision=precision) == 1.0
+
+
+def test_two_trainings_alike_give_equal_weights_and_another_seed_does_not(tmp_path):
+    one, two = fitted(net(), tmp_path / "1"), fitted(net(), tmp_path / "2")
+    assert same(one, two)
+    other = net()
+    train(other, toy(), SHORT, seed=4, device="cpu", checkpoint=tmp_path / "3", title="toy")
+    assert not same(one, other)
+
+
+def same(one: nn.Module, two: nn.Module) -> bool:
+    left, right = one.state_dict(), two.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("method, at", [("_epoch", 1), ("_epoch", 4), ("_keep", 3)])
+def test_an_interrupted_training_ends_as_a_whole_one_to_the_last_bit(method, at, dropout, tmp_path, monkeypatch):
+    wanted = fitted(net(dropout), tmp_path / "whole")
+    original, calls = getattr(module, method), iter(range(100))
+
+    def patched(*args: Any) -> Any:
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(module, method, patched)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(net(dropout), tmp_path / "parts")
+    monkeypatch.setattr(module, method, original)
+    torch.manual_seed(99)
+    assert same(fitted(net(dropout), tmp_path / "parts"), wanted)
+
+
+def test_a_training_that_is_done_is_only_read_again(tmp_path, monkeypatch):
+    wanted = fitted(net(), tmp_path / "c")
+    monkeypatch.setattr(module, "_epoch", None)
+    assert same(fitted(net(), tmp_path / "c"), wanted)
+
+
+def test_a_split_smaller_than_a_batch_is_trained_whole(tmp_path):
+    model = net()
+    before = copy.deepcopy(model)
+    recipe = Recipe(epochs=1, warmup=0, batch=1000, lr=0.05, precision="fp32")
+    fitted(model, tmp_path / "c", recipe)
+    assert not same(model, before)
+
+
+def test_at_rest_only_the_statistics_of_norms_move(tmp_path, monkeypatch):
+    states = []
+    monkeypatch.setattr(module, "_keep", lambda path, model, *rest: states.append(copy.deepcopy(model.state_dict())))
+    fitted(net(), tmp_path / "c")
+    moved = {name for name in states[-1] if not torch.equal(states[-1][name], states[-2][name])}
+    assert moved == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+
+
+def test_a_diverging_training_says_what_to_lower_and_keeps_no_broken_weights(tmp_path):
+    recipe = Recipe(epochs=2, warmup=0, batch=16, lr=1e30, precision="fp32")
+    message = r"^training of toy diverged in epoch 1 at a learning rate of [0-9.]+e\+29; lower train.lr$"
+    with pytest.raises(ValueError, match=message):
+        fitted(net(), tmp_path / "c", recipe)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_training_that_diverges_later_names_its_last_good_state(tmp_path):
+    model, path = net(), tmp_path / "c"
+    fitted(model, path, Recipe(epochs=1, warmup=0, batch=16, lr=0.05, precision="fp32"))
+    good = path.read_bytes()
+    message = rf"in epoch 2 at .*; its last good state, of epoch 1, is in {path}; lower strategy.lr$"
+    recipe = Recipe(epochs=2, warmup=0, batch=16, lr=1e30, precision="fp32")
+    with pytest.raises(ValueError, match=message):
+        fitted(model, path, recipe, rate="strategy.lr")
+    assert path.read_bytes() == good
+
+
+def test_a_truncated_checkpoint_is_refused_in_a_sentence(tmp_path):
+    path = tmp_path / "c"
+    fitted(net(), path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(Unusable, match=r"cannot be read as safetensors.*delete it and run its stage again"):
+        fitted(net(), path)
+
+
+# -- with a teacher ----------------------------------------------------------------------------------------------------
+
+
+def test_the_teacher_is_unchanged_in_eval_mode_and_without_gradients(tmp_path):
+    teacher = net().train()
+    before = copy.deepcopy(teacher)
+    fitted(net(), tmp_path / "c", teacher=teacher, distill=Distill())
+    assert same(teacher, before) and not teacher.training
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_a_student_learns_what_its_teacher_says_and_not_the_labels(tmp_path):
+    """With alpha 1, from a teacher that takes right for left."""
+
+    class Contrary(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            left, right = images[..., :4].mean((1, 2, 3)), images[..., 4:].mean((1, 2, 3))
+            return torch.stack([right, left], 1) * 10
+
+    recipe = Recipe(epochs=8, warmup=1, batch=16, lr=0.05, precision="fp32")
+    student = fitted(net(), tmp_path / "c", recipe, teacher=Contrary(), distill=Distill(alpha=1.0))
+    assert evaluate(student, toy(), device="cpu", precision="fp32") == 0.0
+
+
+# -- evaluation --------------------------------------------------------------------------------------------------------
+
+
+class Answers(nn.Module):
+    """Says class 1 for every image, and minds in which mode it is asked."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert not self.training
+        return torch.tensor([[0.0, 1.0]]).repeat(len(images), 1)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("batch", [3, 500])
+def test_evaluate_counts_right_answers_in_eval_mode_and_restores_the_mode(training, batch):
+    model = Answers().train(training)
+    split = toy(10)
+    split.labels[0] = 1
+    assert evaluate(model, split, device="cpu", precision="fp32", batch=batch) == 0.6
+    assert model.training == training
+
+
+@pytest.mark.parametrize("groups", [1, 5])
+def test_a_strided_convolution_of_few_inputs_reads_only_what_it_takes_and_gives_the_same(groups: int) -> None:
+    """As PyTorch's kernel for that writes beyond its memory on some CPUs."""
+    torch.manual_seed(0)
+    plain = nn.Conv2d(5, 10, 1, (2, 3), groups=groups)
+    wide, padded = nn.Conv2d(8, 10, 1, 2), nn.Conv2d(5, 10, 1, 2, padding=1)
+    model = nn.ModuleList([plain, wide, padded])
+    images = torch.randn(4, 5, 9, 8, dtype=torch.double)
+    expected = F.conv2d(images, plain.weight.double(), plain.bias.double(), (2, 3), groups=groups)
+    placed(model, "cpu")
+    assert [type(part) for part in model] == [Narrow, nn.Conv2d, nn.Conv2d]
+    found = model[0](images.float().contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+    found.sum().backward()
+    taken = images[:, :, ::2, ::3].sum((0, 2, 3)).float()
+    rows = taken.expand(10, 5) if groups == 1 else taken.repeat_interleave(2)[:, None]
+    torch.testing.assert_close(plain.weight.grad[:, :, 0, 0], rows, atol=1e-4, rtol=1e-4)
+    assert set(model.state_dict()) == {f"{n}.{name}" for n in range(3) for name in ("weight", "bias")}
