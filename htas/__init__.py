@@ -19,7 +19,7 @@ from typing import Any
 __all__ = [
     "Arch",
     "Network",
-    "Optimized",
+    "OptimizationResult",
     "Site",
     "Space",
     "Target",
@@ -31,7 +31,7 @@ __all__ = [
 
 
 _PLACES = {
-    "Optimized": "run.optimize", "optimize": "run.optimize", "Arch": "graph.arch", "Network": "graph",
+    "OptimizationResult": "run.optimize", "optimize": "run.optimize", "Arch": "graph.arch", "Network": "graph",
     "Site": "graph", "ordered": "graph", "resize": "graph", "trace": "graph", "Space": "spaces.space",
     "Target": "timing.target", "__version__": "files",
 }  # fmt: skip

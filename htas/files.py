@@ -15,17 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from htas.errors import UserError
+
 FORMAT = 1
-
-
-class Unusable(ValueError):
-    """A file, folder or setting of the user's that cannot be used; the message says what to do."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part.
 
-    Raises Unusable where the disk is full or read-only.
+    Raises UserError where the disk is full or read-only.
     """
     part = None
     try:
@@ -41,7 +39,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         if part is not None:
             Path(part).unlink(missing_ok=True)
         reason = error.strerror or str(error)
-        raise Unusable(f"cannot write {path}: {reason}; free some space or name another folder with --out") from error
+        raise UserError(f"cannot write {path}: {reason}; free some space or name another folder with --out") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -55,16 +53,16 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object that write_json wrote; raises Unusable with a way out."""
+    """Read a JSON object that write_json wrote; raises UserError with a way out."""
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise Unusable(f"{path} does not exist; run the stage that makes it first") from error
+        raise UserError(f"{path} does not exist; run the stage that makes it first") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise Unusable(f"{path} cannot be read as JSON ({error}); delete it and run its stage again") from error
+        raise UserError(f"{path} cannot be read as JSON ({error}); delete it and run its stage again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else None
-        raise Unusable(f"{path} has format {found}, this version reads {FORMAT}; delete it and run its stage again")
+        raise UserError(f"{path} has format {found}, this version reads {FORMAT}; delete it and run its stage again")
     return content
 
 
@@ -78,7 +76,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what write_tensors wrote: the tensors and the `about` mapping; raises Unusable."""
+    """Read what write_tensors wrote: the tensors and the `about` mapping; raises UserError."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -86,7 +84,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             about = json.loads((file.metadata() or {}).get("about", "{}"))
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise Unusable(f"{path} cannot be read as safetensors ({error}); delete it and run its stage again") from error
+        raise UserError(f"{path} cannot be read as safetensors ({error}); delete it and run its stage again") from error
 
 
 def digest(*parts: Any) -> str:

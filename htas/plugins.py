@@ -5,6 +5,7 @@ import pkgutil
 from types import ModuleType
 from typing import Any, TypeVar
 
+from htas.errors import UserError
 from htas.text import no_such
 
 T = TypeVar("T")
@@ -18,14 +19,14 @@ def names(package: ModuleType) -> list[str]:
 def find(package: ModuleType, contract: type[T], name: str) -> type[T]:
     """The class called `name`: the one implementation in that file, or your own as 'package.module:Class'.
 
-    Raises ValueError that names the ones there are.
+    Raises UserError that names the ones there are.
     """
     what = package.__name__.rsplit(".", 1)[-1]
     if ":" in name:
         return _own(contract, name)
     if name not in names(package):
         message = no_such(_singular(what), name, names(package))
-        raise ValueError(f"{message}, or name your own class as 'package.module:Class'")
+        raise UserError(f"{message}, or name your own class as 'package.module:Class'")
     module = importlib.import_module(f"{package.__name__}.{name}")
     found = [
         thing
@@ -41,9 +42,9 @@ def _own(contract: type[T], name: str) -> type[T]:
     try:
         found = getattr(importlib.import_module(path), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot import {name!r} ({error}); write it as 'package.module:Class'") from error
+        raise UserError(f"cannot import {name!r} ({error}); write it as 'package.module:Class'") from error
     if not (isinstance(found, type) and issubclass(found, contract)):
-        raise ValueError(f"{name!r} is not a {contract.__name__}; derive it from {contract.__module__}")
+        raise UserError(f"{name!r} is not a {contract.__name__}; derive it from {contract.__module__}")
     return found
 
 
@@ -56,7 +57,7 @@ def needed(module: str, extra: str, what: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"target.runtime {what!r} needs the package {module}, which cannot be imported ({error}); "
             f"install it with: pip install 'htas[{extra}]'"
         ) from error

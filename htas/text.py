@@ -129,7 +129,7 @@ def columns(rows: Sequence[Sequence[str]], words: int) -> list[str]:
     ]
 
 
-class Shown(str):
+class TextTable(str):
     """A table as plain lines, which knows its rows: the first is the headings, and `words` columns hold no numbers.
 
     Sentences stand `before` and `after` it; rows whose first cell is `marked` are set off.
@@ -157,10 +157,10 @@ def shown(
     before: Iterable[str] = (),
     after: Iterable[str] = (),
     marked: Iterable[str] = (),
-) -> Shown:
+) -> TextTable:
     """Rows in columns, with sentences around them."""
     first, last = list(before), list(after)
-    found = Shown("\n".join([*first, *(columns(rows, words) if rows else []), *last]))
+    found = TextTable("\n".join([*first, *(columns(rows, words) if rows else []), *last]))
     found.rows, found.words, found.before, found.after, found.marked = rows, words, first, last, list(marked)
     return found
 

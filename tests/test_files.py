@@ -6,17 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from htas.files import (
-    FORMAT,
-    Unusable,
-    digest,
-    read_json,
-    read_tensors,
-    write_bytes,
-    write_json,
-    write_tensors,
-    write_text,
-)
+from htas.errors import UserError
+from htas.files import FORMAT, digest, read_json, read_tensors, write_bytes, write_json, write_tensors, write_text
 
 
 def test_json_reads_back_and_carries_its_format(tmp_path: Path) -> None:
@@ -36,7 +27,7 @@ def test_a_write_that_fails_leaves_the_old_content_and_no_parts(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(Unusable, match=r"cannot write .*a\.txt: No space left on device; free some space"):
+    with pytest.raises(UserError, match=r"cannot write .*a\.txt: No space left on device; free some space"):
         write_text(path, "new")
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
@@ -44,7 +35,7 @@ def test_a_write_that_fails_leaves_the_old_content_and_no_parts(
 
 def test_a_folder_that_cannot_be_made_is_unusable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(Unusable, match="cannot write"):
+    with pytest.raises(UserError, match="cannot write"):
         write_bytes(tmp_path / "file" / "below" / "a", b"")
 
 
@@ -67,15 +58,15 @@ def test_values_that_json_does_not_know_are_not_written(tmp_path: Path) -> None:
 def test_json_that_cannot_be_used_says_so(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(content)
-    with pytest.raises(Unusable, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         read_json(path)
     assert "run its stage again" in str(caught.value)
 
 
 def test_a_missing_file_names_the_way_to_make_it(tmp_path: Path) -> None:
-    with pytest.raises(Unusable, match="does not exist; run the stage that makes it first"):
+    with pytest.raises(UserError, match="does not exist; run the stage that makes it first"):
         read_json(tmp_path / "a.json")
-    with pytest.raises(Unusable, match="cannot be read as safetensors"):
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
         read_tensors(tmp_path / "a.safetensors")
 
 
@@ -92,7 +83,7 @@ def test_truncated_tensors_are_unusable(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_tensors(path, {"a": torch.randn(100)})
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(Unusable, match="cannot be read as safetensors"):
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
         read_tensors(path)
 
 

@@ -38,6 +38,7 @@ ORDER = [
     "console",
     "text",
     "files",
+    "errors",
 ]
 """The rooms, from the command down; a file may import what stands below it, and its own room."""
 TOP = ("__init__", "__main__")

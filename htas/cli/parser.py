@@ -7,6 +7,7 @@ from types import NoneType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from htas import text
+from htas.errors import UserError
 
 
 def _positional(verb: Callable[..., None]) -> list[str]:
@@ -35,7 +36,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Refuse what was given."""
-        raise ValueError(f"{message}; see {self.prog} --help")
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def _parser(verb: Callable[..., None]) -> Parser:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from htas import text
 from htas.console.terminal import show
+from htas.errors import UserError
 
 if TYPE_CHECKING:
     from htas.run.named import Figures
@@ -38,7 +39,7 @@ def _plain(figures: "Figures") -> dict[str, Any]:
     }
 
 
-def _table(figures: Sequence["Figures"]) -> text.Shown:
+def _table(figures: Sequence["Figures"]) -> text.TextTable:
     """One line per network, in columns, and below what casts doubt on a reading."""
     others = list(figures[0].others)
     rows: list[tuple[str, ...]] = [
@@ -80,7 +81,7 @@ def _survey(opened: "Store", name: str, as_json: bool) -> str:
     """One line per layer, and below what casts doubt on its readings."""
     found = opened.entries(name)
     if not found:
-        raise ValueError(_no_survey(opened, name))
+        raise UserError(_no_survey(opened, name))
     if as_json:
         return _as_json([each.json() for each in found])
     rows: list[tuple[str, ...]] = [("layer", "metric", "readings", "median", "min", "spread", "anchor")]
@@ -120,7 +121,7 @@ def _layer(key: str) -> str:
 
 def _printed(given: str) -> None:
     """A table in the way of this terminal, or a text as it is."""
-    if isinstance(given, text.Shown):
+    if isinstance(given, text.TextTable):
         show([given], {}, False)
     else:
         print(given)

@@ -18,6 +18,7 @@ from htas.cli.parser import Parser, _no_option, _parser, _positional, _split
 from htas.cli.tables import _as_json, _no_survey, _plain, _printed, _summary, _survey, _surveys, _table
 from htas.console.record import recording
 from htas.console.terminal import show
+from htas.errors import UserError
 from htas.files import __version__
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nhtas: stopped; the same command continues where this one was", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES):
             raise
         print(f"htas: {' '.join(_sentence(error).split())}", file=sys.stderr)
@@ -162,12 +163,12 @@ def measure(
     if _is_run(networks):
         if given or json:
             name = next(iter(given), "json")
-            raise ValueError(f"a run is measured as its configuration says, so leave out --{name}")
+            raise UserError(f"a run is measured as its configuration says, so leave out --{name}")
         _measure_run(Path(networks[0]), overrides, out, again)
     else:
         if overrides or out or again:
             name = overrides[0] if overrides else "--out" if out else "--again"
-            raise ValueError(f"{name} is for measuring a run, and {networks[0]!r} is neither a folder nor a TOML file")
+            raise UserError(f"{name} is for measuring a run, and {networks[0]!r} is neither a folder nor a TOML file")
         _measure_named(networks, given, json)
 
 
@@ -195,15 +196,13 @@ def inspect(
     given = {name: value for name, value in {**named, "image": image, "classes": classes}.items() if value is not None}
     if _is_run([network]):
         if given:
-            raise ValueError(
-                f"a configuration says what its network and target are, so leave out --{next(iter(given))}"
-            )
+            raise UserError(f"a configuration says what its network and target are, so leave out --{next(iter(given))}")
         config, folder = _loaded(Path(network), overrides, out)
         job = run_run.Run(config, folder)
         page, table = run_named.inspect(job.network, job.target, config.family.title, folder)
     else:
         if overrides:
-            raise ValueError(
+            raise UserError(
                 f"{overrides[0]} is for a configuration, and {network!r} is neither a folder nor a TOML file"
             )
         target = _shaped(named, _images(image, network))
@@ -281,9 +280,9 @@ def reproduce(
     from htas.experiments.reproduce._plan import Plan
 
     if quick and full:
-        raise ValueError("--quick and --full are two lengths; give one of them")
+        raise UserError("--quick and --full are two lengths; give one of them")
     if not all(depth.strip().isdecimal() for depth in depths.split(",")):
-        raise ValueError(f"--depths must be numbers of layers with commas between, such as 110,56,32, got {depths!r}")
+        raise UserError(f"--depths must be numbers of layers with commas between, such as 110,56,32, got {depths!r}")
     where = device or "cpu"
     length = "quick" if quick else "full" if full or where == "cuda" else "short"
     options = {"device": device, "seeds": None if seeds == 1 else seeds, "second": second or None, "out": out}
@@ -303,7 +302,7 @@ def reproduce(
     if tables:
         show(tables, {"page": str(page)}, json)
     if reasons:
-        raise ValueError("; ".join(reasons))
+        raise UserError("; ".join(reasons))
 
 
 def report(
@@ -323,9 +322,9 @@ def report(
         return
     if overrides or again or json:
         name = overrides[0] if overrides else "--again" if again else "--json"
-        raise ValueError(f"{name} is for the report of one run, got {len(runs)}")
+        raise UserError(f"{name} is for the report of one run, got {len(runs)}")
     if files := [run for run in runs if not run.is_dir()]:
-        raise ValueError(f"several runs are compared by their folders, and {files[0]} is none")
+        raise UserError(f"several runs are compared by their folders, and {files[0]} is none")
     usual = Path("runs") / "-".join(run.resolve().name for run in runs)
     print(pipeline.compared(runs, out or usual))
 
@@ -456,7 +455,7 @@ def _main(argv: list[str]) -> int:
     elif argv[0] == "--version":
         print(f"htas {__version__}")
     elif argv[0] not in VERBS:
-        raise ValueError(text.no_such("verb", argv[0], VERBS))
+        raise UserError(text.no_such("verb", argv[0], VERBS))
     else:
         _call(VERBS[argv[0]], argv[1:])
     return 0
@@ -474,7 +473,7 @@ def _call(verb: Callable[..., None], argv: list[str]) -> None:
         return
     known, unknown = parser.parse_known_intermixed_args(rest)
     if unknown:
-        raise ValueError(_no_option(verb, parser, unknown[0], configurable))
+        raise UserError(_no_option(verb, parser, unknown[0], configurable))
     values = {**vars(known), **({"overrides": overrides} if configurable else {})}
     first = [values.pop(name) for name in _positional(verb)]
     tensorboard = bool(values.get("tensorboard"))  # which a verb only has so that it is known
@@ -523,7 +522,7 @@ def _loaded(source: Path, overrides: Sequence[str], out: Path | None, beside: st
 
     path = _file(source)
     if source.is_dir() and not path.exists():
-        raise ValueError(f"{source} is not the folder of a run: it has no config.toml; name a TOML file first")
+        raise UserError(f"{source} is not the folder of a run: it has no config.toml; name a TOML file first")
     usual = source if source.is_dir() else Path("runs") / source.stem
     if beside:
         named = usual if usual.name.strip(".") else Path(os.path.abspath(usual))  # `.` has no name
@@ -557,7 +556,7 @@ def _images(text: str | None, network: str) -> Shapes:
     inputs = [part.split(",") for part in text.split("/")]
     sizes = [size.strip() for part in inputs for size in part]
     if len(inputs[0]) != 3 or not all(size.isdecimal() and int(size) for size in sizes):
-        raise ValueError(
+        raise UserError(
             "--image must be channels, height and width with commas between, such as 3,224,224 (with further inputs "
             f"behind a slash, 3,224,224/8); got {text!r}"
         )
@@ -582,12 +581,12 @@ def _measure_named(networks: Sequence[str], given: Mapping[str, Any], as_json: b
     names = ("runtime", "device", "batch", "threads", "precision")
     shapes = {_images(given.get("image"), network) for network in networks if not network.endswith(".onnx")}
     if len(shapes) > 1:
-        raise ValueError("these networks usually have images of different sizes; say which with --image, as 3,224,224")
+        raise UserError("these networks usually have images of different sizes; say which with --image, as 3,224,224")
     named = {name: given.get(name) for name in names}
     target = _shaped(named, shapes.pop()) if shapes else _target(named)
     rounds, classes = given.get("rounds", 40), given.get("classes", 10)
     if rounds < 1 or classes < 1:
-        raise ValueError(f"--rounds and --classes must be 1 or more, got {rounds} and {classes}")
+        raise UserError(f"--rounds and --classes must be 1 or more, got {rounds} and {classes}")
     others = [name.strip() for name in (given.get("metrics") or "").split(",") if name.strip()]
     figures = run_named.measure_networks(networks, target, rounds, classes, others)
     if as_json:
@@ -597,24 +596,24 @@ def _measure_named(networks: Sequence[str], given: Mapping[str, Any], as_json: b
 
 
 def _check_store(action: str, name: str, json: bool, yes: bool) -> None:
-    """Raise ValueError where an action lacks what it needs, or has what it would ignore."""
+    """Raise UserError where an action lacks what it needs, or has what it would ignore."""
     needs = {"ls": "", "show": "a survey", "export": "a file", "import": "a file", "forget": "a survey, or all"}[action]
     if needs and not name:
-        raise ValueError(f"htas store {action} needs {needs}; see htas store --help")
+        raise UserError(f"htas store {action} needs {needs}; see htas store --help")
     if name and not needs:
-        raise ValueError(f"htas store {action} has no use for {name!r}; htas store show {name} shows one survey")
+        raise UserError(f"htas store {action} has no use for {name!r}; htas store show {name} shows one survey")
     if json and action not in ("ls", "show"):
-        raise ValueError(f"--json is for htas store ls and show, so leave it out of htas store {action}")
+        raise UserError(f"--json is for htas store ls and show, so leave it out of htas store {action}")
     if yes and action != "forget":
-        raise ValueError(f"--yes is for htas store forget, so leave it out of htas store {action}")
+        raise UserError(f"--yes is for htas store forget, so leave it out of htas store {action}")
     if action == "forget" and name == "all" and not yes:
-        raise ValueError("htas store forget all removes every measurement; add --yes if you mean it")
+        raise UserError("htas store forget all removes every measurement; add --yes if you mean it")
 
 
 def _forget(opened: "Store", name: str) -> int:
     removed = opened.forget_all() if name == "all" else opened.forget(name)
     if not removed and name != "all":
-        raise ValueError(_no_survey(opened, name))
+        raise UserError(_no_survey(opened, name))
     return removed
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from htas.text import first_line
 
-_OURS, _PYTHON = Path(__file__).parent, Path(importlib.__file__).parents[1]
+_OURS, _PYTHON = Path(__file__).parents[1], Path(importlib.__file__).parents[1]
 
 
 def blame(error: BaseException) -> str:

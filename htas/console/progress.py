@@ -28,10 +28,10 @@ def progress(title: str, total: int, *, done: int = 0) -> Iterator[Bar]:
     Without a terminal there is a line at the start, one every five seconds at most, and one at the end.
     """
     with _live(title, total, done) if on_terminal() else _plain(title, total, done) as bar:
-        yield Recorded(bar, title, total, done)
+        yield RecordedBar(bar, title, total, done)
 
 
-class Recorded:
+class RecordedBar:
     """A bar that those who watch the run see too."""
 
     def __init__(self, bar: Bar, title: str, total: int, done: int) -> None:

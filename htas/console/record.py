@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from htas.files import Unusable
+from htas.errors import UserError
 
 NAME = "progress.json"
 """In the folder of a run; no stage is made from it."""
@@ -137,7 +137,7 @@ def _writer(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise Unusable(
+        raise UserError(
             f"--tensorboard needs TensorBoard, which is not installed ({error}): pip install 'htas[tensorboard]'"
         ) from error
     return SummaryWriter(str(folder))

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from htas.text import Shown
+from htas.text import TextTable
 
 
-def show(shown: Sequence[Shown], more: Mapping[str, Any], as_json: bool) -> None:
+def show(shown: Sequence[TextTable], more: Mapping[str, Any], as_json: bool) -> None:
     """Print tables, and `more` below them, a line each; as JSON one object with all of it.
 
     On a terminal tables have rules and the fields of a table that is too wide are wrapped; colour is left out where
@@ -26,7 +26,7 @@ def show(shown: Sequence[Shown], more: Mapping[str, Any], as_json: bool) -> None
         print(value)
 
 
-def _drawn(shown: Shown) -> None:
+def _drawn(shown: TextTable) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from htas.console.record import NAME
-from htas.files import Unusable
+from htas.errors import UserError
 from htas.text import duration
 
 EVERY = 1.0
@@ -52,17 +52,17 @@ class State:
 
 def state(folder: Path) -> State:
     """How far the run is; of a folder of runs the one that moved last, of those that are running where one is. Raises
-    Unusable where none has begun."""
+    UserError where none has begun."""
     found = [path for path in (folder / NAME, *folder.glob(f"*/{NAME}"), *folder.glob(f"*/*/{NAME}")) if path.exists()]
     if not found:
-        raise Unusable(
+        raise UserError(
             f"{folder} is no folder in which a run has begun; name the folder of one, which htas run prints and --out "
             "names"
         )
     latest, *others = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
     last = _read(latest)
     for path in others if last.state != "running" else ():
-        with suppress(Unusable):  # of a run before this one
+        with suppress(UserError):  # of a run before this one
             if (other := _read(path)).state == "running":
                 return other
     return last
@@ -78,7 +78,7 @@ def _read(path: Path) -> State:
             work.get("share", 0.0), content["began"], content["time"],
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Unusable(
+        raise UserError(
             f"{path} does not say how far a run is ({error!r}); it is written anew while one works"
         ) from error
 

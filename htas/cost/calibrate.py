@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from htas.cost.fit import Fitted, Floats, fit
+from htas.cost.fit import FittedCalibration, Floats, fit
 from htas.cost.tables import Calibration, Table, TableCost, pairs, thinned
+from htas.errors import UserError
 from htas.formats.onnx_written import is_written
 from htas.graph import Network, resize
 from htas.graph.arch import Arch
@@ -98,11 +99,11 @@ class Calibrate:
 
     def __post_init__(self) -> None:
         if self.networks < 4:
-            raise ValueError(f"calibrate.networks must be 4 or more, got {self.networks}")
+            raise UserError(f"calibrate.networks must be 4 or more, got {self.networks}")
         if self.widths < 2:
-            raise ValueError(f"calibrate.widths must be 2 or more, got {self.widths}")
+            raise UserError(f"calibrate.widths must be 2 or more, got {self.widths}")
         if not self.seconds >= 0:
-            raise ValueError(f"calibrate.seconds must be 0 (the default) or more, got {self.seconds}")
+            raise UserError(f"calibrate.seconds must be 0 (the default) or more, got {self.seconds}")
 
     def limits(self, layers: int, building: float = 0.0, base: float = 0.0) -> tuple[float, float]:
         """Seconds for so many layers, each of which takes so long to build, and for the networks, of which the base
@@ -298,7 +299,7 @@ def _part(on_round: OnRound | None, number: int, count: int) -> OnRound | None:
     return lambda share, figures: tell((number + share) / count, figures)
 
 
-def _fitted(found: Fitted, archs: Sequence[Arch], measured: Sequence[Measurement]) -> dict[str, Any]:
+def _fitted(found: FittedCalibration, archs: Sequence[Arch], measured: Sequence[Measurement]) -> dict[str, Any]:
     own = found.calibration
     return {
         "calibration": {"scales": dict(own.scales), "each": own.each, "constant": own.constant},

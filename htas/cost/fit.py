@@ -36,7 +36,7 @@ FAR, FAR_OFF = 6.0, 0.05
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedCalibration:
     """A calibration, and what it gives for the networks that it was made from, each left out in turn."""
 
     calibration: Calibration
@@ -44,11 +44,13 @@ class Fitted:
     form: tuple[str, ...]
 
 
-def fit(network: Network, tables: Mapping[Layer, Table], archs: Sequence[Arch], measured: Sequence[float]) -> Fitted:
+def fit(
+    network: Network, tables: Mapping[Layer, Table], archs: Sequence[Arch], measured: Sequence[float]
+) -> FittedCalibration:
     """The form with the least held-out error, the simpler one where another is hardly better (BETTER)."""
     sums = [_sums(network, tables, arch) for arch in archs]
     kinds = sorted({kind for own, _ in sums for kind in own})
-    best: tuple[float, Fitted] = (inf, Fitted(Calibration(), (), ()))
+    best: tuple[float, FittedCalibration] = (inf, FittedCalibration(Calibration(), (), ()))
     target = np.asarray(measured)
     for form in FORMS:
         rows = np.array([_features(own, count, form, kinds) for own, count in sums])
@@ -59,7 +61,7 @@ def fit(network: Network, tables: Mapping[Layer, Table], archs: Sequence[Arch], 
         off = np.abs(np.asarray(found) / target - 1)
         error = float(np.mean(np.minimum(off, _far(off))))
         if error < BETTER * best[0]:
-            best = error, Fitted(_calibration(_weights(rows, target, form, kinds), form, kinds), found, form)
+            best = error, FittedCalibration(_calibration(_weights(rows, target, form, kinds), form, kinds), found, form)
     return best[1]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from htas.cost.model import CostModel
+from htas.errors import UserError
 from htas.graph.arch import Arch
 from htas.text import listing
 
@@ -57,7 +58,7 @@ class Constraints:
             floor(self.accuracy_floor, 1.0)
         for name in ("seeds", "tries"):
             if getattr(self, name) < 1:
-                raise ValueError(f"constraints.{name} must be 1 or more, got {getattr(self, name)}")
+                raise UserError(f"constraints.{name} must be 1 or more, got {getattr(self, name)}")
 
     @property
     def given(self) -> dict[str, str]:
@@ -69,14 +70,14 @@ class Constraints:
 def parse(metric: str, text: str, base: float) -> float:
     """The limit in the metric's own unit, given the base network's figure.
 
-    Raises ValueError that says how limits are written where the text is no number over 0 with a unit of the metric.
+    Raises UserError that says how limits are written where the text is no number over 0 with a unit of the metric.
     """
     found = NUMBER.fullmatch(text)
     units = UNITS[metric]
     number, unit = (float(found[1]), found[2]) if found else (0.0, "?")
     if number <= 0 or unit not in (*units, "%"):
         named = listing([*(each for each in units if each), "%"])
-        raise ValueError(
+        raise UserError(
             f'constraints.{metric} must be a share of the base network such as "50%", or a number over 0 with a unit '
             f'({named}) such as "{EXAMPLES[metric]}", got {text!r}'
         )
@@ -86,14 +87,14 @@ def parse(metric: str, text: str, base: float) -> float:
 def floor(text: str, base: float) -> float:
     """The accuracy to keep, 0 to 1, given the base network's: "-0.3" is in points below it, "93.5%" absolute.
 
-    Raises ValueError that says how it is written.
+    Raises UserError that says how it is written.
     """
     below, absolute = (re.fullmatch(pattern, text) for pattern in (r"\s*-\s*(\d+\.?\d*)\s*", r"\s*(\d+\.?\d*)\s*%\s*"))
     if below:
         return base - float(below[1]) / 100
     if absolute and 0 < float(absolute[1]) <= 100:
         return float(absolute[1]) / 100
-    raise ValueError(
+    raise UserError(
         'constraints.accuracy_floor must be in points below the base network\'s accuracy such as "-0.3", or a share '
         f'such as "93.5%", got {text!r}'
     )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from htas.cost.model import CostModel, by_block, expectation
+from htas.errors import UserError
 from htas.graph import Network, resize, trace
 from htas.graph.arch import Arch
 from htas.metrics.memory import Life, Memory, lives
@@ -27,7 +28,7 @@ PROBES = 3
 
 
 @dataclass(frozen=True)
-class Told:
+class TensorFacts:
     """A tensor of any arch."""
 
     life: Life
@@ -46,8 +47,8 @@ class PeakCost(CostModel):
     """The most bytes alive at once in a pass over a batch in eager PyTorch, as the metric `memory` counts them."""
 
     network: Network
-    told: tuple[Told, ...]
-    plain: tuple[Told, ...] = ()
+    told: tuple[TensorFacts, ...]
+    plain: tuple[TensorFacts, ...] = ()
     """With projected adds, of archs that need no projection: these are of the user's own class, no GraphModule."""
     scale: float = 1.0
     """What the device holds over what is told: 1 on a CPU."""
@@ -102,7 +103,7 @@ class PeakCost(CostModel):
         return ((number <= number[:, None]) & (died > number[:, None])).double()
 
 
-def _extended(story: Sequence[Told], depths: Mapping[str, int], bare: set[str]) -> NDArray[np.int64]:
+def _extended(story: Sequence[TensorFacts], depths: Mapping[str, int], bare: set[str]) -> NDArray[np.int64]:
     """When each dies: what stands in for a tensor that is not made lives as long as that."""
     died = np.array([min(told.life.died, len(story)) for told in story])
     for site, depth in depths.items():
@@ -121,7 +122,7 @@ def _extended(story: Sequence[Told], depths: Mapping[str, int], bare: set[str]) 
 def peak_cost(network: Network, target: Target) -> PeakCost:
     """Follow the network at a few widths; raises ValueError for a tensor that has the channels of no node."""
     told = _story(network, target)
-    plain: tuple[Told, ...] = ()
+    plain: tuple[TensorFacts, ...] = ()
     if network.adds == "project":
         plain = _story(trace(network.module, network.example(), adds="join"), target)
     model, probe = PeakCost(network, told, plain), _probe(network, 0)
@@ -129,12 +130,12 @@ def peak_cost(network: Network, target: Target) -> PeakCost:
     return replace(model, scale=other.estimate / model.cost(probe), known={network.base: base.estimate})
 
 
-def _story(network: Network, target: Target) -> tuple[Told, ...]:
+def _story(network: Network, target: Target) -> tuple[TensorFacts, ...]:
     archs = [_probe(network, seed) for seed in range(PROBES)]
     modules = [resize(network, arch).eval().cpu() for arch in archs]
     followed = [lives(module, network.example()) for module in modules]
     channels = [{step.node.name: step.channels for step in network.steps(arch)} for arch in archs]
-    told: list[Told] = []
+    told: list[TensorFacts] = []
     blocks: tuple[tuple[str, int], ...] = ()
     for own in zip(*followed, strict=True):
         owner = own[0].owner
@@ -142,7 +143,7 @@ def _story(network: Network, target: Target) -> tuple[Told, ...]:
             blocks = _blocks(network, owner)
         node, each = _channels(network, [life.size for life in own], channels, blocks, owner)
         projection = next((n.name for n in network.nodes if n.kind == "project" and _within(owner, n.name)), "")
-        told.append(Told(own[0], node, each * target.batch, blocks, projection))
+        told.append(TensorFacts(own[0], node, each * target.batch, blocks, projection))
     return tuple(told)
 
 
@@ -183,7 +184,7 @@ def _channels(
             each = {size / its[node.name] for size, its in zip(sizes, channels, strict=True)}
             if len(each) == 1:
                 return node.name, each.pop()
-    raise ValueError(
+    raise UserError(
         f"the memory of this network cannot be predicted: {owner or 'the network'} makes a tensor whose size follows "
         "no layer's width; leave memory out of the constraints and of strategy.cost"
     )

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from htas.cost.model import CostModel, by_block
+from htas.errors import UserError
 from htas.graph.arch import Arch
 from htas.graph.layer import WEIGHTED, Layer
 from htas.spaces.space import Space
@@ -261,7 +262,7 @@ class TableCost(LayerCost):
         place = (template, tuple(inputs), tuple(outputs))
         if place not in self._known:
             if template not in self.tables:
-                raise ValueError(f"cost.json lacks the layer {template.kind} of this network; calibrate it again")
+                raise UserError(f"cost.json lacks the layer {template.kind} of this network; calibrate it again")
             own = self.calibration
             raw = self.tables[template].at(inputs, outputs)
             self._known[place] = own.scales.get(template.kind, 1.0) * raw + own.each

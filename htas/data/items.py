@@ -18,9 +18,9 @@ from torch.utils.data import (
 from torch.utils.data import Dataset as TorchDataset
 
 from htas.data.split import Batch
-from htas.files import Unusable
+from htas.errors import UserError
 
-_UNUSABLE = f"{Unusable.__module__}.{Unusable.__qualname__}"
+_UNUSABLE = f"{UserError.__module__}.{UserError.__qualname__}"
 
 
 SEEN = 8
@@ -94,8 +94,8 @@ class Items:
         try:
             for batch in loader:
                 yield self._placed(batch, channels_last)
-        except Unusable as error:  # from a worker it comes with a traceback before its last line
-            raise Unusable(str(error).strip().splitlines()[-1].removeprefix(f"{_UNUSABLE}: ")) from None
+        except UserError as error:  # from a worker it comes with a traceback before its last line
+            raise UserError(str(error).strip().splitlines()[-1].removeprefix(f"{_UNUSABLE}: ")) from None
 
     def labels(self) -> Tensor | None:
         """int64 [N]; None where they cannot be had without loading a great many items."""
@@ -145,7 +145,7 @@ def _divided(batch: Any) -> tuple[list[Tensor], Any]:
         if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
             inputs = inputs[0]
     if not inputs or not all(map(_is_tensor, inputs)):
-        raise ValueError(
+        raise UserError(
             "an item of data must be (input tensor, targets), with several inputs (input, input, targets), or a "
             f'dictionary of them with "label", of which batches of tensors are made; got {_shown(batch)}: give a '
             "Dataset of such items, or a DataLoader with a collate_fn that makes them"
@@ -162,12 +162,12 @@ def items(given: Any, what: str) -> Items:
     loader = given if isinstance(given, DataLoader) else None
     dataset = loader.dataset if loader is not None else given
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not isinstance(dataset, Sized):
-        raise ValueError(
+        raise UserError(
             f"{what} must be a torch Dataset with a length and items by number, or a DataLoader of one; got "
             f"{type(given).__name__}"
         )
     if not len(dataset):
-        raise ValueError(f"{what} are empty")
+        raise UserError(f"{what} are empty")
     workers = loader.num_workers if loader is not None else 0
     collate = loader.collate_fn if loader is not None else None
     return Items(cast(TorchDataset[Any], dataset), _picks(loader, len(dataset), what), "cpu", workers, collate)
@@ -179,7 +179,7 @@ def _picks(loader: DataLoader[Any] | None, count: int, what: str) -> Tensor:
     if isinstance(sampler, SubsetRandomSampler):
         return torch.as_tensor(list(sampler.indices), dtype=torch.long)
     if sampler is not None and type(sampler) not in (RandomSampler, SequentialSampler):
-        raise ValueError(
+        raise UserError(
             f"the DataLoader of {what} has a {type(sampler).__name__}, which does not say which items are its own; "
             "give a torch.utils.data.Subset of the Dataset instead"
         )

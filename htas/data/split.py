@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from htas.data.task import CLASSIFY, Inputs, Task
+from htas.errors import UserError
 
 Part = Literal["train", "test"]
 
@@ -87,15 +88,15 @@ class Split:
         """Every image once: float32 [B, C, H, W] normalised, and int64 labels [B].
 
         The seed draws the order and the augmentation, alike on every device; None keeps the order as it is. The
-        last batch may be shorter; `drop_last` leaves it out. Raises ValueError for a size below 1, for augmentation
+        last batch may be shorter; `drop_last` leaves it out. Raises UserError for a size below 1, for augmentation
         without a seed, and for `drop_last` where that would leave no batch at all.
         """
         if size < 1:
-            raise ValueError(f"a batch must have at least 1 image, got {size}")
+            raise UserError(f"a batch must have at least 1 image, got {size}")
         if augment and seed is None:
-            raise ValueError("augmented batches are drawn at random, so they need a seed; give one")
+            raise UserError("augmented batches are drawn at random, so they need a seed; give one")
         if drop_last and size > len(self):
-            raise ValueError(f"a full batch of {size} cannot be made of {len(self)} images; choose a smaller batch")
+            raise UserError(f"a full batch of {size} cannot be made of {len(self)} images; choose a smaller batch")
         return self._batches(size, seed, augment, drop_last, channels_last)
 
     def draws(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from htas.data.split import Data, Images, Part, Shape, Split, proportional
+from htas.errors import UserError
 
 KEPT = 0
 """Seed of the images that `limit` keeps, so that they are the same in every run."""
@@ -81,16 +82,16 @@ def load(dataset: Dataset, *, device: str = "cpu", validation: float = 0.5, seed
 
     `validation` is the share of the training part that is drawn from it, class by class, with `seed`. A `limit`
     above 0 keeps at most so many images of training and as many of test, the same ones in every run.
-    Raises ValueError for a file or option that cannot be used.
+    Raises UserError for a file or option that cannot be used.
     """
     if not 0 < validation < 1:
-        raise ValueError(f"validation is a share of the training images between 0 and 1, got {validation}")
+        raise UserError(f"validation is a share of the training images between 0 and 1, got {validation}")
     if limit < 0:
-        raise ValueError(f"limit must be 0 (all images) or more, got {limit}")
+        raise UserError(f"limit must be 0 (all images) or more, got {limit}")
     data = dataset.load(device=device, validation=validation, seed=seed, limit=limit)
     if not len(data.weights) or not len(data.validation):
         count = len(data.train)
-        raise ValueError(
+        raise UserError(
             f"validation = {validation} of {count} images leaves one side empty; raise limit or change validation"
         )
     return data
@@ -110,25 +111,25 @@ def _read(dataset: Dataset, part: Part) -> Images:
     where = f"the {part} part of {dataset.name}"
     if images.dtype != torch.uint8 or images.shape[1:] != torch.Size(dataset.shape):
         found = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape[1:])}"
-        raise ValueError(f"images in {where} must be uint8 {list(dataset.shape)}, they are {found}")
+        raise UserError(f"images in {where} must be uint8 {list(dataset.shape)}, they are {found}")
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         found = f"{str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
-        raise ValueError(f"{where} must have one int64 label for each of {len(images)} images, it has {found}")
+        raise UserError(f"{where} must have one int64 label for each of {len(images)} images, it has {found}")
     checked_labels(labels, dataset.classes, part, dataset.name)
     return read
 
 
 def checked_labels(labels: Tensor, classes: int, part: Part, name: str) -> None:
-    """Raise ValueError where the int64 labels [N] of a part of a data set are not those of its classes."""
+    """Raise UserError where the int64 labels [N] of a part of a data set are not those of its classes."""
     where = f"the {part} part of {name}"
     if len(labels) == 0:
-        raise ValueError(f"{where} has no images; check its files")
+        raise UserError(f"{where} has no images; check its files")
     if labels.min() < 0 or labels.max() >= classes:
         found = f"{labels.min().item()} to {labels.max().item()}"
-        raise ValueError(f"labels in {where} must lie in 0 to {classes - 1}, they are {found}")
+        raise UserError(f"labels in {where} must lie in 0 to {classes - 1}, they are {found}")
     present = len(set(labels.tolist()))
     if part == "train" and present < classes:
-        raise ValueError(f"{where} has images of {present} classes only, it must have {classes}")
+        raise UserError(f"{where} has images of {present} classes only, it must have {classes}")
 
 
 def _limited(images: Images, limit: int) -> Images:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from htas.data.split import Images, Part, Shape
-from htas.files import Unusable
+from htas.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def read_archive(archive: Archive, file: Path, part: Part, shape: Shape) -> Imag
     with file.open("rb") as packed:
         found = hashlib.file_digest(packed, "md5").hexdigest()
     if found != archive.md5:
-        raise Unusable(f"{file} has the MD5 checksum {found}, the published one is {archive.md5}; fetch it again")
+        raise UserError(f"{file} has the MD5 checksum {found}, the published one is {archive.md5}; fetch it again")
     names = _names(archive, part)
     contents = _members(file, names)
     return _joined([_images(archive, contents[name], file / name, part, shape) for name in names])
@@ -54,7 +54,7 @@ def read_unpacked(archive: Archive, folder: Path, part: Part, shape: Shape) -> I
     files = [folder / name for name in _names(archive, part)]
     for file in files:
         if not file.is_file():
-            raise Unusable(f"{file} is missing; unpack {archive.file} there again")
+            raise UserError(f"{file} is missing; unpack {archive.file} there again")
     return _joined([_images(archive, file.read_bytes(), file, part, shape) for file in files])
 
 
@@ -77,7 +77,7 @@ def _images(archive: Archive, content: bytes, where: Path, part: Part, shape: Sh
     record = archive.label_bytes + prod(shape)
     expected = record * (archive.train_images if part == "train" else archive.test_images)
     if len(content) != expected:
-        raise Unusable(f"{where} has {len(content)} bytes, it must have {expected}; unpack {archive.file} again")
+        raise UserError(f"{where} has {len(content)} bytes, it must have {expected}; unpack {archive.file} again")
     records = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(-1, record)
     labels = records[:, archive.label_bytes - 1].long()
     return Images(records[:, archive.label_bytes :].reshape(-1, *shape), labels)

@@ -9,7 +9,7 @@ import torch
 
 from htas.data.split import Images, Part, Shape
 from htas.datasets._pictures import decode
-from htas.files import Unusable
+from htas.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -26,20 +26,20 @@ class Columns:
 
 
 def shards(folder: Path, part: Part) -> list[Path]:
-    """The parquet files of one part in order; raises Unusable that names the one that is missing."""
+    """The parquet files of one part in order; raises UserError that names the one that is missing."""
     pattern = re.compile(rf"{part}-(\d{{5}})-of-(\d{{5}})(-[0-9a-f]+)?\.parquet")
     found = sorted(
         (int(match[2]), int(match[1]), file) for file in folder.iterdir() if (match := pattern.fullmatch(file.name))
     )
     if not found:
-        raise Unusable(f"{folder} has no {part}-00000-of-0000N.parquet; copy the {part} files of the data set there")
+        raise UserError(f"{folder} has no {part}-00000-of-0000N.parquet; copy the {part} files of the data set there")
     total = found[-1][0]
     numbers = [number for announced, number, _ in found if announced == total]
     for number in range(total):
         if number not in numbers:
-            raise Unusable(f"{folder / f'{part}-{number:05}-of-{total:05}.parquet'} is missing; copy it there too")
+            raise UserError(f"{folder / f'{part}-{number:05}-of-{total:05}.parquet'} is missing; copy it there too")
     if len(found) != total:
-        raise Unusable(f"{folder} has {len(found)} files for the {total} {part} shards; remove those of another copy")
+        raise UserError(f"{folder} has {len(found)} files for the {total} {part} shards; remove those of another copy")
     return [file for *_, file in found]
 
 
@@ -71,7 +71,7 @@ def _read_file(file: Path, columns: Columns, shape: Shape) -> Images:
     try:
         table = parquet.ParquetFile(file).read()
     except (OSError, pyarrow.ArrowException) as error:
-        raise Unusable(f"{file} cannot be read as parquet ({reason(error)}); fetch it again") from error
+        raise UserError(f"{file} cannot be read as parquet ({reason(error)}); fetch it again") from error
     return read_table(table, columns, shape, where=str(file))
 
 
@@ -80,15 +80,15 @@ def _check(table: "pyarrow.Table", columns: Columns, where: str) -> None:
 
     for name in (columns.image, columns.label):
         if name not in table.column_names:
-            raise Unusable(f"{where} has no column {name!r}, only {', '.join(table.column_names)}")
+            raise UserError(f"{where} has no column {name!r}, only {', '.join(table.column_names)}")
         if table[name].null_count:
-            raise Unusable(f"column {name!r} of {where} has empty rows; fetch it again")
+            raise UserError(f"column {name!r} of {where} has empty rows; fetch it again")
     if not types.is_integer(table.schema.field(columns.label).type):
-        raise Unusable(f"column {columns.label!r} of {where} must hold whole numbers")
+        raise UserError(f"column {columns.label!r} of {where} must hold whole numbers")
     image = table.schema.field(columns.image).type
     if (
         not types.is_struct(image)
         or image.get_field_index("bytes") < 0
         or not types.is_binary(image.field("bytes").type)
     ):
-        raise Unusable(f"column {columns.image!r} of {where} must hold encoded images under 'bytes', it is {image}")
+        raise UserError(f"column {columns.image!r} of {where} must hold encoded images under 'bytes', it is {image}")

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from htas.data.split import Images, Part, Shape
-from htas.files import Unusable
+from htas.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 def decode(named: Iterable[tuple[str, bytes | None]], shape: Shape) -> Tensor:
-    """uint8 [N, C, H, W] of (name, encoded bytes); raises Unusable that names an image that cannot be used."""
+    """uint8 [N, C, H, W] of (name, encoded bytes); raises UserError that names an image that cannot be used."""
     channels, height, width = shape
     assert channels == 3, "images are decoded to red, green and blue"
     pixels = bytearray().join(_pixels(name, content, (width, height)) for name, content in named)
@@ -39,29 +39,29 @@ def _pixels(name: str, content: bytes | None, size: tuple[int, int]) -> bytes:
         if image.size == size:
             return (image if image.mode == "RGB" else image.convert("RGB")).tobytes()
     except (OSError, SyntaxError, ValueError) as error:
-        raise Unusable(f"{name} cannot be decoded as {' or '.join(FORMATS)}; replace it") from error
-    raise Unusable(f"{name} is {image.width}x{image.height} pixels, it must be {size[0]}x{size[1]}")
+        raise UserError(f"{name} cannot be decoded as {' or '.join(FORMATS)}; replace it") from error
+    raise UserError(f"{name} is {image.width}x{image.height} pixels, it must be {size[0]}x{size[1]}")
 
 
 def _classes(folder: Path, classes: int) -> list[str]:
     """The names of the class folders, which training and test share, in the order of their labels."""
     train, test = _folders(folder / "train"), _folders(folder / "test")
     if len(train) != classes:
-        raise Unusable(f"{folder / 'train'} has {len(train)} class folders, it must have {classes}")
+        raise UserError(f"{folder / 'train'} has {len(train)} class folders, it must have {classes}")
     for name in sorted(train ^ test):
         where = folder / ("test" if name in train else "train") / name
-        raise Unusable(f"{where} is missing; training and test must have the same class folders")
+        raise UserError(f"{where} is missing; training and test must have the same class folders")
     return sorted(train, key=lambda name: (int(name) if name.isdecimal() else -1, name))
 
 
 def _folders(folder: Path) -> set[str]:
     if not folder.is_dir():
-        raise Unusable(f"{folder} is missing; give it one folder of images per class")
+        raise UserError(f"{folder} is missing; give it one folder of images per class")
     return {place.name for place in folder.iterdir() if place.is_dir() and not place.name.startswith(".")}
 
 
 def _files(folder: Path) -> list[Path]:
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
     if not files:
-        raise Unusable(f"{folder} has no images ({', '.join(SUFFIXES)}); add some")
+        raise UserError(f"{folder} has no images ({', '.join(SUFFIXES)}); add some")
     return files

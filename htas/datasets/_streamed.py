@@ -14,7 +14,7 @@ from torch.utils.data import Dataset as TorchDataset
 from htas.data.items import Items, limited
 from htas.data.split import Data, Images, Part, Shape, proportional
 from htas.datasets import Dataset, checked_labels
-from htas.files import Unusable
+from htas.errors import UserError
 from htas.timing.target import usable_cores
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ Box = tuple[float, float, float, float]
 class Pictures(TorchDataset[tuple[Tensor, int]]):
     """One part as a torch Dataset: float32 [3, size, size] normalised, and the label. Pickled for every worker."""
 
-    source: "Source"
+    source: "ImageSource"
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -51,7 +51,7 @@ class Pictures(TorchDataset[tuple[Tensor, int]]):
             box = _drawn(image.size) if self.augmented else _middle(image.size)
             pixels = np.asarray(_cut(image, box, self.size))
         except (OSError, SyntaxError, ValueError) as error:  # as Pillow raises
-            raise Unusable(f"{self.source.name(number)} cannot be decoded ({error}); replace it") from error
+            raise UserError(f"{self.source.name(number)} cannot be decoded ({error}); replace it") from error
         found = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float()
         if self.augmented and self.mirrored and torch.rand(()) < 0.5:
             found = found.flip(2)
@@ -59,7 +59,7 @@ class Pictures(TorchDataset[tuple[Tensor, int]]):
         return found.sub_(mean).div_(std), int(self.source.labels[number])
 
 
-class Source:
+class ImageSource:
     """Numbered images that can be opened one by one, in any process."""
 
     labels: Sequence[int]
@@ -127,9 +127,9 @@ class Streamed(Dataset):
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise ValueError(f"data.size must be 1 or more, got {self.size}")
+            raise UserError(f"data.size must be 1 or more, got {self.size}")
         if self.workers < -1:
-            raise ValueError(f"data.workers must be -1 (one for each core), 0 (none) or more, got {self.workers}")
+            raise UserError(f"data.workers must be -1 (one for each core), 0 (none) or more, got {self.workers}")
 
     @property
     def shape(self) -> Shape:
@@ -142,8 +142,8 @@ class Streamed(Dataset):
         return self.mirror
 
     @abstractmethod
-    def source(self, part: Part) -> Source:
-        """The images of one part, always in the same order; raises Unusable that names what is at fault."""
+    def source(self, part: Part) -> ImageSource:
+        """The images of one part, always in the same order; raises UserError that names what is at fault."""
 
     def read(self, part: Part) -> Images:
         """Never: images are decoded as they are asked for."""

@@ -6,10 +6,10 @@ from typing import ClassVar
 from htas.data.split import Images, Part, Shape
 from htas.datasets import Dataset
 from htas.datasets._binary import Archive
-from htas.datasets._cifar import Source, read
+from htas.datasets._cifar import CifarSource, read
 from htas.datasets._parquet import Columns
 
-SOURCE = Source(
+SOURCE = CifarSource(
     hub="uoft-cs/cifar10",
     folder="plain_text",
     columns=Columns(image="img", label="label"),
@@ -45,5 +45,5 @@ class Cifar10(Dataset):
     crop: ClassVar[int] = 4
 
     def read(self, part: Part) -> Images:
-        """All images of one part; raises Unusable that names the file at fault."""
+        """All images of one part; raises UserError that names the file at fault."""
         return read(SOURCE, self.path, part)

@@ -5,8 +5,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from htas.data.split import Part
-from htas.datasets._streamed import Source, Streamed
-from htas.files import Unusable
+from htas.datasets._streamed import ImageSource, Streamed
+from htas.errors import UserError
 from htas.text import first_line, listing
 
 if TYPE_CHECKING:
@@ -44,16 +44,16 @@ class Hub(Streamed):
     def _table(self, part: Part) -> Any:
         """The split, its columns checked."""
         if not self.path:
-            raise Unusable("data.path must be a data set's name on the hub, or a folder; it is empty")
+            raise UserError("data.path must be a data set's name on the hub, or a folder; it is empty")
         split = self.test if part == "test" else self.train
         found = _opened(self.path, self.config, split)
         for option, column in (("image", self.image), ("label", self.label)):
             if column not in found.column_names:
-                raise Unusable(f"{self.path} has no column {column!r} (data.{option}); it has {_names(found)}")
+                raise UserError(f"{self.path} has no column {column!r} (data.{option}); it has {_names(found)}")
         return found
 
 
-class Rows(Source):
+class Rows(ImageSource):
     """A memory-mapped table."""
 
     def __init__(self, table: Any, image: str, labels: list[int], split: str) -> None:
@@ -63,7 +63,7 @@ class Rows(Source):
         """As the hub's library decodes it."""
         found = self.table[number][self.image]
         if not hasattr(found, "convert"):
-            raise ValueError(f"column {self.image!r} holds {type(found).__name__}, no image")
+            raise UserError(f"column {self.image!r} holds {type(found).__name__}, no image")
         return found  # type: ignore[no-any-return]
 
     def name(self, number: int) -> str:
@@ -74,22 +74,24 @@ class Rows(Source):
 def _rows(table: Any, image: str, label: str, split: str) -> Rows:
     labels = list(table[label])
     if not all(isinstance(each, int) for each in labels):
-        raise Unusable(f"column {label!r} must hold whole numbers, the labels; class_encode_column makes them of texts")
+        raise UserError(
+            f"column {label!r} must hold whole numbers, the labels; class_encode_column makes them from text"
+        )
     return Rows(table, image, labels, split)
 
 
 @cache
 def _opened(path: str, config: str, split: str) -> Any:
-    """The split of a data set; raises Unusable that says what there is."""
+    """The split of a data set; raises UserError that says what there is."""
     import datasets
 
     datasets.disable_progress_bars()
     try:
         found = datasets.load_dataset(path, config or None)
     except Exception as error:  # many kinds, of network, names and files
-        raise Unusable(f"{path} cannot be loaded from the hub ({first_line(error)}); check data.path") from error
+        raise UserError(f"{path} cannot be loaded from the hub ({first_line(error)}); check data.path") from error
     if split not in found:
-        raise Unusable(f"{path} has no split {split!r}; it has {listing(found)}: set data.train and data.test")
+        raise UserError(f"{path} has no split {split!r}; it has {listing(found)}: set data.train and data.test")
     return found[split]
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from htas.data.split import Part
 from htas.datasets._pictures import SUFFIXES
-from htas.datasets._streamed import Source, Streamed
-from htas.files import Unusable
+from htas.datasets._streamed import ImageSource, Streamed
+from htas.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,7 +35,7 @@ class ImageFolder(Streamed):
         return _files(self.path, part)
 
 
-class Files(Source):
+class Files(ImageSource):
     """The paths of all images of a part, and their labels."""
 
     def __init__(self, paths: list[str], labels: list[int]) -> None:
@@ -56,13 +56,13 @@ class Files(Source):
 def _classes(path: str) -> tuple[str, ...]:
     """The names of the classes, in the order of their labels."""
     if not path:
-        raise Unusable("data.path must be the folder that has train/ and val/; it is empty")
+        raise UserError("data.path must be the folder that has train/ and val/; it is empty")
     train, test = (_folders(_place(path, part)) for part in ("train", "test"))
     for name in sorted(train ^ test):
         where = _place(path, "test" if name in train else "train") / name
-        raise Unusable(f"{where} is missing; both parts must have the same class folders")
+        raise UserError(f"{where} is missing; both parts must have the same class folders")
     if not train:
-        raise Unusable(f"{_place(path, 'train')} has no class folders; give it one folder of images per class")
+        raise UserError(f"{_place(path, 'train')} has no class folders; give it one folder of images per class")
     return tuple(sorted(train))
 
 
@@ -71,7 +71,7 @@ def _place(path: str, part: str) -> Path:
     names = ("train",) if part == "train" else TESTS
     found = next((root / name for name in names if (root / name).is_dir()), None)
     if found is None:
-        raise Unusable(f"{root} has no folder {' or '.join(names)}; it must have train/CLASS and val/CLASS")
+        raise UserError(f"{root} has no folder {' or '.join(names)}; it must have train/CLASS and val/CLASS")
     return found
 
 
@@ -86,7 +86,7 @@ def _files(path: str, part: str) -> Files:
         folder = _place(path, part) / name
         found = sorted(entry.path for entry in os.scandir(folder) if entry.name.lower().endswith(SUFFIXES))
         if not found:
-            raise Unusable(f"{folder} has no images ({', '.join(SUFFIXES)}); add some")
+            raise UserError(f"{folder} has no images ({', '.join(SUFFIXES)}); add some")
         paths += found
         labels += [label] * len(found)
     return Files(paths, labels)

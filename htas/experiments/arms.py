@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from htas import files
+from htas.errors import UserError
 from htas.experiments import pruning
-from htas.files import Unusable
 from htas.report.result import Result
 from htas.run.config import as_text
 from htas.text import listing
@@ -45,29 +45,29 @@ class Entry:
 def read_arms(*paths: Path) -> list[Arm]:
     """The arms of TOML files, a table each; several files may hold the same one.
 
-    Raises Unusable where a file is none, an arm says nothing that is understood, or is another one in another file.
+    Raises UserError where a file is none, an arm says nothing that is understood, or is another one in another file.
     """
     content: dict[str, tuple[Path, dict[str, Any]]] = {}
     for path in paths:
         for name, options in _tables(path).items():
             if not isinstance(options, dict):
-                raise Unusable(f"{path}: {name} must be a table, [{name}] with the options of an arm, got {options!r}")
+                raise UserError(f"{path}: {name} must be a table, [{name}] with the options of an arm, got {options!r}")
             if content.setdefault(name, (path, options))[1] != options:
-                raise Unusable(f"{path}: the arm {name} has other options in {content[name][0]}; give it another name")
+                raise UserError(f"{path}: the arm {name} has other options in {content[name][0]}; give it another name")
     arms: list[Arm] = []
     for name, (path, options) in content.items():
         rest = dict(options)
         network, prune, like = (rest.pop(key, "") for key in ("network", "prune", "like"))
         if not isinstance(network, str):
-            raise Unusable(f"{path}: network of the arm {name} must be the name of one, got {network!r}")
+            raise UserError(f"{path}: network of the arm {name} must be the name of one, got {network!r}")
         if prune and (str(prune) not in pruning.CRITERIA or network):
-            raise Unusable(
+            raise UserError(
                 f"{path}: prune of the arm {name} must be one of {listing(pruning.CRITERIA)}, without a network beside "
                 f"it, got {prune!r}"
             )
         first = {arm.name: arm for arm in arms if not (arm.network or arm.prune or arm.like)}
         if like and (str(like) not in first or network or prune):
-            raise Unusable(
+            raise UserError(
                 f"{path}: like of the arm {name} must be an arm above it that searches, of which there are "
                 f"{listing(first) or 'none'}, without a network or prune beside it, got {like!r}"
             )
@@ -75,7 +75,7 @@ def read_arms(*paths: Path) -> list[Arm]:
         arms.append(Arm(name, (*its, *_overrides(path, name, rest)), network, prune, like))
     slugs = [files.slug(arm.name) for arm in arms]
     if len(arms) < 2 or len(set(slugs)) < len(slugs):
-        raise Unusable(
+        raise UserError(
             f"{listing(map(str, paths))} must hold two arms or more, each a table of another name, got "
             f"{listing(slugs) or 'none'}"
         )
@@ -86,9 +86,9 @@ def _tables(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise Unusable(f"{path} does not exist; name a TOML file with a table for every arm") from error
+        raise UserError(f"{path} does not exist; name a TOML file with a table for every arm") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise Unusable(f"{path} cannot be read as TOML: {error}") from error
+        raise UserError(f"{path} cannot be read as TOML: {error}") from error
 
 
 def _overrides(path: Path, arm: str, options: Mapping[str, Any]) -> list[str]:
@@ -96,7 +96,7 @@ def _overrides(path: Path, arm: str, options: Mapping[str, Any]) -> list[str]:
     found = []
     for table, values in options.items():
         if not isinstance(values, dict):
-            raise Unusable(
+            raise UserError(
                 f"{path}: the arm {arm} has {table} = {values!r}, which is no table of options; write {table}.OPTION"
             )
         found += [f"--{table}.{name}={as_text(value)}" for name, value in values.items()]

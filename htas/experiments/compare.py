@@ -19,11 +19,12 @@ from htas import datasets, files
 from htas.console.progress import say
 from htas.console.record import into
 from htas.cost.limits import parse
+from htas.errors import UserError
 from htas.experiments import pruning
 from htas.experiments.arms import Arm, Entry
 from htas.experiments.shared import SUPERNETS, own_folder, prepared, share_files
 from htas.experiments.table import _page, table
-from htas.files import Unusable, digest, read_json, write_json
+from htas.files import digest, read_json, write_json
 from htas.graph import resize
 from htas.graph.arch import Arch
 from htas.report.result import Result
@@ -35,7 +36,7 @@ from htas.run.config import fitting, load
 from htas.run.run import Run
 from htas.search.moves import over
 from htas.search.record import SearchRecord
-from htas.text import Shown, listing, no_such, percent, plural, shown
+from htas.text import TextTable, listing, no_such, percent, plural, shown
 from htas.timing.measurement import Measurement
 from htas.timing.target import machine
 
@@ -58,27 +59,27 @@ GUESS = 1e-3
 def compare(
     source: Path | None, overrides: Sequence[str], arms: Sequence[Arm], seeds: int, folder: Path, against: str = "",
     only: bool = False,
-) -> tuple[Path, Shown]:  # fmt: skip
+) -> tuple[Path, TextTable]:  # fmt: skip
     """Every arm with every seed, then all networks in one interleaved run: the path of compare.html, and its table.
 
     `against` is the arm that others are set beside, the first by default. With `only`, nothing is run: the table of
     what is there. An arm that cannot be run is said, and leaves its cells empty.
     """
     if seeds < 1:
-        raise ValueError(f"--seeds must be 1 or more, got {seeds}")
+        raise UserError(f"--seeds must be 1 or more, got {seeds}")
     if any(option.removeprefix("--").startswith("seed=") for option in overrides):
-        raise ValueError(
+        raise UserError(
             f"htas compare has seeds from 0 on: leave --seed out, and give their number with --seeds={seeds}"
         )
     named = {arm.name: arm for arm in arms}
     if against and against not in named:
-        raise ValueError(no_such("arm", against, named))
+        raise UserError(no_such("arm", against, named))
     own_folder(folder)
     jobs = arranged(source, overrides, arms, seeds, folder)
     _refuse_targets(jobs)
     there, reasons = finished(jobs, arms, only)
     if not there:
-        raise Unusable(f"nothing is finished in {folder}; {reasons[0] if reasons else 'run it without --only'}")
+        raise UserError(f"nothing is finished in {folder}; {reasons[0] if reasons else 'run it without --only'}")
     there, where = measured(jobs, there, named, folder / "latencies.json", only)
     against = against or arms[0].name
     lines = table(there, [arm.name for arm in arms], seeds, against)
@@ -119,7 +120,7 @@ def finished(
             for (name, seed), job in list(todo.items()):
                 try:
                     work(job, name)
-                except ValueError as error:
+                except UserError as error:
                     reasons.append(f"{name}, seed {seed}: {error}")
                     say(f"compare: {reasons[-1]}")
                     del todo[name, seed]
@@ -130,35 +131,35 @@ def _job(source: Path | None, overrides: Sequence[str], arm: Arm, seed: int, fol
     """The run of an arm with a seed; raises ValueError that names the arm where its options are wrong."""
     try:
         config = load(source, [*fitting(overrides, arm.overrides), *arm.overrides, f"--seed={seed}"])
-    except ValueError as error:
-        raise ValueError(f"arm {arm.name}: {error}") from error
+    except UserError as error:
+        raise UserError(f"arm {arm.name}: {error}") from error
     first = config.design.spaces[0]
     design = replace(config.design, spaces=(first,), widths=config.design.widths if first == "explicit" else {})
     return Run(replace(config, design=design), folder / f"{files.slug(arm.name)}-{seed}")
 
 
 def _refuse_targets(jobs: Mapping[tuple[str, int], Run]) -> None:
-    """Raise ValueError where arms are to be fast on different targets: all are measured in one run."""
+    """Raise UserError where arms are to be fast on different targets: all are measured in one run."""
     (first, _), job = next(iter(jobs.items()))
     for (name, _), other in jobs.items():
         if other.target != job.target:
-            raise ValueError(
+            raise UserError(
                 f"the arms {first} and {name} have different targets, and all networks are measured in one run: give "
                 "target options on the command line or in the configuration, and compare each target by itself"
             )
 
 
 def _read(seen: dict[str, str], job: Run, name: str) -> None:
-    """Raise ValueError where the images of an arm cannot be read; `seen` has what came of those of others."""
+    """Raise UserError where the images of an arm cannot be read; `seen` has what came of those of others."""
     key = digest(job.config.names["data"], dataclasses.asdict(job.config.data))  # type: ignore[call-overload]
     if key not in seen:
         try:
             Run(job.config, job.folder).data  # noqa: B018, which reads them, and they are not kept
             seen[key] = ""
-        except ValueError as error:
+        except UserError as error:
             seen[key] = str(error)
     if seen[key]:
-        raise ValueError(seen[key])
+        raise UserError(seen[key])
 
 
 def _prepare(job: Run, name: str) -> None:
@@ -182,7 +183,7 @@ def _finish(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], job: 
     elif arm.like:
         other = _entry(jobs, named, (arm.like, config.seed))
         if other is None:
-            raise ValueError(f"the arm {arm.like}, whose network it trains, is not finished")
+            raise UserError(f"the arm {arm.like}, whose network it trains, is not finished")
         its = other.result
         job.network.check(its.arch)
         row = run_rows.new_row(job, name, its.arch, space=its.space, strategy=its.strategy, cost=its.cost)
@@ -219,7 +220,7 @@ def _pruned(job: Run, arm: Arm) -> Result:
     """The row of the least pruned network within the limits: of latency, by two readings beside the base network."""
     text = job.config.constraints.latency
     if not text:
-        raise ValueError("a pruned network needs a latency to be pruned to; give one: --constraints.latency=50%")
+        raise UserError("a pruned network needs a latency to be pruned to; give one: --constraints.latency=50%")
     path, key = job.folder / "pruned.json", digest(_basis(job, arm))
     if path.exists() and (content := read_json(path))["inputs"] == key:
         return _pruned_row(job, arm, Arch.of(content["arch"]))
@@ -229,11 +230,11 @@ def _pruned(job: Run, arm: Arm) -> Result:
     archs = [arch for arch in archs if not exact or over(exact, arch) <= 1]
     if not archs:
         asked = listing(f"{limit.metric} {limit.text}" for limit in exact)
-        raise ValueError(f"no network pruned by {arm.prune} keeps what is asked for, {asked}")
+        raise UserError(f"no network pruned by {arm.prune} keeps what is asked for, {asked}")
     ratios = _over(job, arm, archs, text, "looking for")
     within = [arch for arch in archs if ratios[arch] <= 1]
     if not within:
-        raise ValueError(
+        raise UserError(
             f"no network pruned by {arm.prune} keeps the latency asked for, {text}; the fastest takes "
             f"{percent(min(ratios.values()))} of that"
         )
@@ -290,11 +291,11 @@ def _entry(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], key: t
         return None
     content = read_json(path)
     if "options" not in content:
-        raise Unusable(
+        raise UserError(
             f"{path} was written by an earlier version and does not say of what; delete it, or name another --out"
         )
     if difference := _difference(content["options"], job, arm):
-        raise Unusable(
+        raise UserError(
             f"{job.folder} holds a result of another configuration ({difference}); name another folder with --out, or "
             "delete this one"
         )

@@ -12,9 +12,10 @@ import torch
 from htas import files
 from htas.console.progress import say
 from htas.cost import limits as budget
+from htas.errors import UserError
 from htas.experiments import intervals
 from htas.experiments.shared import SUPERNETS, _with, own_folder, prepared
-from htas.files import Unusable, digest, read_json, read_tensors, write_json, write_tensors
+from htas.files import digest, read_json, read_tensors, write_json, write_tensors
 from htas.graph import resize
 from htas.graph.arch import Arch
 from htas.run import folder as run_folder
@@ -22,7 +23,7 @@ from htas.run import stages as pipeline
 from htas.run.config import Config
 from htas.run.run import Run
 from htas.search.record import SearchRecord
-from htas.text import Shown, columns, percent, points, shown
+from htas.text import TextTable, columns, percent, points, shown
 from htas.training.train import evaluate
 from htas.training.train import train as fit
 
@@ -30,7 +31,7 @@ from htas.training.train import train as fit
 
 
 @dataclass(frozen=True)
-class Tried:
+class BudgetTrial:
     """One budget: the share of the base's latency, and the accuracies of its trainings on data held out of training."""
 
     share: float
@@ -63,7 +64,7 @@ class Tried:
         return "clearly met" if self.mean - self.reach >= self.floor else "met"
 
 
-def fastest(config: Config, folder: Path, command: str) -> tuple[Path, Shown]:
+def fastest(config: Config, folder: Path, command: str) -> tuple[Path, TextTable]:
     """The smallest budget whose networks keep the accuracy floor, by bisection, then a whole run at that budget: the
     path of its report.html, and what was tried as lines of text.
 
@@ -73,10 +74,10 @@ def fastest(config: Config, folder: Path, command: str) -> tuple[Path, Shown]:
     """
     asked = config.constraints
     if not asked.accuracy_floor:
-        raise ValueError('htas fastest needs an accuracy to keep: --constraints.accuracy_floor="-0.3", in points below '
+        raise UserError('htas fastest needs an accuracy to keep: --constraints.accuracy_floor="-0.3", in points below '
                          'the base network, or "93.5%"')  # fmt: skip
     if asked.latency:
-        raise ValueError("htas fastest finds the budget itself, so leave constraints.latency out")
+        raise UserError("htas fastest finds the budget itself, so leave constraints.latency out")
     own_folder(folder)
     job = prepared(_with(config, "100%"), folder / "start")
     base = job.network.base
@@ -86,20 +87,20 @@ def fastest(config: Config, folder: Path, command: str) -> tuple[Path, Shown]:
     accuracies = tuple(_judged(job, base, seed, folder, None) for seed in range(asked.seeds))
     floor, below = budget.floor(asked.accuracy_floor, float(np.mean(accuracies))), "-" in asked.accuracy_floor
     say(f"fastest: base network {percent(float(np.mean(accuracies)))} on held-out images, to keep {percent(floor)}")
-    tried: list[Tried] = []
+    tried: list[BudgetTrial] = []
     low, high = least, min(most, 1.0)
     for _ in range(asked.tries):
         share = (low + high) / 2
         arch = _searched(config, folder, share)
         found = tuple(_judged(job, arch, seed, folder, base) for seed in range(asked.seeds))
-        tried.append(Tried(share, found, floor, accuracies if below else ()))
+        tried.append(BudgetTrial(share, found, floor, accuracies if below else ()))
         say(f"fastest: {percent(share, 1)} of the base's latency: {percent(tried[-1].mean)}, {tried[-1].verdict}")
         low, high = (low, share) if tried[-1].met else (share, high)
     write_json(folder / "fastest.json", {"tried": [dataclasses.asdict(each) for each in tried]})
     kept = [each for each in tried if each.met]
     table = _tried_rows(tried)
     if not kept:
-        raise Unusable(
+        raise UserError(
             f"no budget tried keeps {percent(floor)}: {'; '.join(columns(table, words=0)[1:])}; lower "
             "constraints.accuracy_floor, raise constraints.tries, or train longer"
         )
@@ -150,7 +151,7 @@ def _judged(job: Run, arch: Arch, seed: int, folder: Path, teacher: Arch | None)
     return accuracy
 
 
-def _tried_rows(tried: Sequence[Tried]) -> list[tuple[str, ...]]:
+def _tried_rows(tried: Sequence[BudgetTrial]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("latency, of the base", "held-out accuracy, mean", "to keep", "interval", "floor")]
     for each in tried:
         reach = points(each.reach) if math.isfinite(each.reach) else "one training"

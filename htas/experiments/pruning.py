@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from htas.files import Unusable
+from htas.errors import UserError
 from htas.graph import Network
 from htas.graph.arch import Arch
 from htas.text import no_such
@@ -30,7 +30,7 @@ RATIOS = tuple(step / 40 for step in range(1, 38))
 def pruned(network: Network, model: nn.Module, example: Tensor, criterion: str, ratio: float) -> Arch:
     """The arch left of the trained base network where this share of all channels is pruned, the least important first.
 
-    Raises ValueError for an unknown criterion, and where Torch-Pruning is not installed or cannot prune this network.
+    Raises UserError for an unknown criterion, and where Torch-Pruning is not installed or cannot prune this network.
     """
     importance = _importance(criterion)
     import torch_pruning  # type: ignore[import-untyped]
@@ -50,7 +50,7 @@ def pruned(network: Network, model: nn.Module, example: Tensor, criterion: str, 
             found = len(model.get_submodule(node.module).weight)  # type: ignore[arg-type]
             if widths.setdefault(node.site, found) != found:
                 had = widths[node.site]
-                raise ValueError(f"Torch-Pruning left layers of {node.site} with {had} and {found} channels")
+                raise UserError(f"Torch-Pruning left layers of {node.site} with {had} and {found} channels")
     return Arch(widths, network.base.depths)
 
 
@@ -61,11 +61,11 @@ def candidates(network: Network, model: nn.Module, example: Tensor, criterion: s
 
 def _importance(criterion: str) -> Callable[..., Any]:
     if criterion not in CRITERIA:
-        raise ValueError(no_such("criterion of pruning", criterion, CRITERIA))
+        raise UserError(no_such("criterion of pruning", criterion, CRITERIA))
     try:
         from torch_pruning.pruner import importance  # type: ignore[import-untyped]
     except ImportError as error:
-        raise Unusable(
+        raise UserError(
             f"pruning by {criterion} needs Torch-Pruning, which is not installed ({error}): pip install 'htas[pruning]'"
         ) from error
     kind, arguments = CRITERIA[criterion]

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from htas.cost.limits import Constraints
-from htas.files import Unusable, read_json, read_tensors
+from htas.errors import UserError
+from htas.files import read_json, read_tensors
 from htas.run import folder as run_folder
 from htas.run import stages as pipeline
 from htas.run.config import Config
@@ -18,9 +19,9 @@ SUPERNETS = "supernets"
 
 
 def own_folder(folder: Path) -> None:
-    """Raise Unusable where the folder is a run's own."""
+    """Raise UserError where the folder is a run's own."""
     if (folder / "config.toml").exists():
-        raise Unusable(f"{folder} holds a run; name another folder for several runs with --out")
+        raise UserError(f"{folder} holds a run; name another folder for several runs with --out")
 
 
 def _with(config: Config, text: str) -> Config:

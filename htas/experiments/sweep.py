@@ -14,6 +14,7 @@ from typing import Any
 from htas import files
 from htas.console.progress import say
 from htas.cost import limits as budget
+from htas.errors import UserError
 from htas.experiments.shared import SUPERNETS, _with, own_folder, prepared, share_files
 from htas.files import digest, read_json, write_json
 from htas.report import result, write
@@ -25,7 +26,7 @@ from htas.run.config import Config
 from htas.run.run import Run
 from htas.search.record import SearchRecord
 from htas.strategies.differentiable import Differentiable
-from htas.text import Shown, milliseconds, percent, shown
+from htas.text import TextTable, milliseconds, percent, shown
 
 FRONT = "No other network of this sweep is both faster and more accurate."
 
@@ -36,17 +37,17 @@ SHARED = 0.5
 
 def sweep(
     config: Config, folder: Path, budgets: Sequence[str], command: str, share: bool = False
-) -> tuple[Path, Shown]:
+) -> tuple[Path, TextTable]:
     """A run for every budget of latency, then all their networks in one interleaved run: the path of report.html, and
     the front. With `share`, every search but the first begins with the first one's supernet, in half
     the epochs; on digits no harm was found (docs/decisions.md).
 
-    Raises ValueError for a budget that is none or that cannot be kept, before anything is trained.
+    Raises UserError for a budget that is none or that cannot be kept, before anything is trained.
     """
     for text in budgets:
         budget.parse("latency", text, 1.0)
     if len(set(budgets)) < len(budgets) or not budgets:
-        raise ValueError(f"--budgets must name different budgets with commas between, got {','.join(budgets)!r}")
+        raise UserError(f"--budgets must name different budgets with commas between, got {','.join(budgets)!r}")
     places = {text: folder / f"latency-{files.slug(text)}" for text in budgets}
     configs = [_with(config, text) for text in budgets]
     if share and isinstance(config.strategy, Differentiable):
@@ -132,7 +133,7 @@ def _write(config: Config, runs: Mapping[str, Run], rows: Sequence[Result], fold
     write(made, folder)
 
 
-def _table(rows: Sequence[Result], budgets: Sequence[str]) -> Shown:
+def _table(rows: Sequence[Result], budgets: Sequence[str]) -> TextTable:
     """One line for each network, the front marked."""
     base = rows[0].measured
     lines: list[tuple[str, ...]] = [("budget", "accuracy", "latency", "of the base", "predicted", "front")]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from htas.errors import UserError
 from htas.files import write_bytes
 from htas.formats.onnx import cannot_export, network_graph, quiet
 from htas.formats.parity import largest_difference
@@ -29,11 +30,11 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: Path) -> 
     The suffix of the path chooses the format: `.onnx`, `.pt2`, or `.xml` (OpenVINO's, with a `.bin` beside it). The
     example is a tensor, or one for each input, [batch, channels, height, width]; the file takes any batch. The model is
     exported in eval mode, and stays as it is.
-    Raises ValueError for another suffix, a network that cannot be exported, and outputs that differ by more than 1e-4
+    Raises UserError for another suffix, a network that cannot be exported, and outputs that differ by more than 1e-4
     of the largest; no file is written then.
     """
     if path.suffix not in _FORMATS:
-        raise ValueError(f"cannot export to {path.name!r}: the suffix must be one of {listing(_FORMATS)}")
+        raise UserError(f"cannot export to {path.name!r}: the suffix must be one of {listing(_FORMATS)}")
     write, read = _FORMATS[path.suffix]
     network = deepcopy(model).eval().cpu()
     inputs = tuple(each.detach().cpu() for each in ((example,) if isinstance(example, Tensor) else example))
@@ -109,7 +110,7 @@ def _write_pt2(network: nn.Module, example: tuple[Tensor, ...]) -> bytes:
             shapes = tuple(batch for _ in example)
             torch.export.save(torch.export.export(network, example, dynamic_shapes=shapes), buffer)
         except Exception as error:  # the exporter raises many kinds
-            raise ValueError(cannot_export(network, "pt2", error)) from error
+            raise UserError(cannot_export(network, "pt2", error)) from error
     return buffer.getvalue()
 
 

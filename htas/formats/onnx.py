@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from htas.errors import UserError
 from htas.graph.layer import Layer
 from htas.timing.allocator import collector_off
 
@@ -40,7 +41,7 @@ _ACTIVATIONS: Mapping[str, tuple[str, Mapping[str, float]]] = {
 def network_graph(model: nn.Module, example: tuple[Tensor, ...], *, dynamic: bool) -> bytes:
     """A network in eval mode as one self-contained ONNX file; `dynamic` leaves dimension 0 of the inputs open.
 
-    Raises ValueError where PyTorch cannot export the network.
+    Raises UserError where PyTorch cannot export the network.
     """
     batch = torch.export.Dim("batch")
     shapes = tuple({0: batch} for _ in example) if dynamic else None
@@ -48,7 +49,7 @@ def network_graph(model: nn.Module, example: tuple[Tensor, ...], *, dynamic: boo
         try:
             program = torch.onnx.export(model, example, dynamo=True, dynamic_shapes=shapes, verbose=False)
         except Exception as error:  # the exporter raises many kinds
-            raise ValueError(cannot_export(model, "ONNX", error)) from error
+            raise UserError(cannot_export(model, "ONNX", error)) from error
     assert program is not None
     content: bytes = program.model_proto.SerializeToString()
     return content

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from htas.files import Unusable
+from htas.errors import UserError
 
 TYPES = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float16, 11: torch.float64}
 """PyTorch's types, by ONNX's numbers for them."""
@@ -25,15 +25,15 @@ class OnnxFile(nn.Module):
             model = onnx.load(path, load_external_data=False)
             self.graph: Any = onnx.shape_inference.infer_shapes(model).graph
         except FileNotFoundError as error:
-            raise Unusable(f"there is no file {path}; name an ONNX file") from error
+            raise UserError(f"there is no file {path}; name an ONNX file") from error
         except Exception as error:  # whatever the parser makes of another file
-            raise Unusable(f"{path} is no ONNX file that can be read ({type(error).__name__})") from error
+            raise UserError(f"{path} is no ONNX file that can be read ({type(error).__name__})") from error
         held = {tensor.name for tensor in self.graph.initializer}
         self.inputs = [each for each in self.graph.input if each.name not in held]
 
     def forward(self, *images: Tensor) -> NoReturn:
-        """Raises ValueError: another runtime is needed."""
-        raise ValueError(
+        """Raises UserError: another runtime is needed."""
+        raise UserError(
             f"{self.path} is an ONNX file, which eager PyTorch cannot run; give --runtime onnxruntime or openvino"
         )
 
@@ -45,7 +45,7 @@ class OnnxFile(nn.Module):
             shape = self._shape(each.name, kind.shape.dim)
             dtype = TYPES.get(kind.elem_type)
             if dtype is None:
-                raise ValueError(f"{self.path}: the input {each.name} has a type that cannot be measured")
+                raise UserError(f"{self.path}: the input {each.name} has a type that cannot be measured")
             found.append(torch.randn(shape).to(dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype))
         return tuple(found)
 
@@ -53,11 +53,11 @@ class OnnxFile(nn.Module):
         sizes = [dim.dim_value for dim in dims]
         opened = [number for number, size in enumerate(sizes) if size < 1]
         if opened and opened != [0]:
-            raise ValueError(
+            raise UserError(
                 f"{self.path}: the input {name} leaves more open than the batch, {sizes}; export it with fixed sizes"
             )
         if not opened and sizes and sizes[0] != self.batch:
-            raise ValueError(
+            raise UserError(
                 f"{self.path}: the input {name} is fixed to a batch of {sizes[0]}, and the target's is {self.batch}; "
                 f"give --batch {sizes[0]}, or export it with an open batch"
             )

@@ -38,7 +38,7 @@ def static_graph(model: nn.Module, example: tuple[Tensor, ...]) -> bytes:
     """A network in eval mode as one self-contained ONNX file for inputs of exactly these shapes: written here, or by
     PyTorch's exporter where a step is not known here.
 
-    Raises ValueError where PyTorch cannot export the network.
+    Raises UserError where PyTorch cannot export the network.
     """
     return written_graph(model, example) or network_graph(model, example, dynamic=False)
 

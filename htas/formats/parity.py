@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from htas.errors import UserError
 from htas.timing.target import Target
 
 TOLERANCE = 1e-4
@@ -29,11 +30,11 @@ def largest_difference(expected: Tensor, found: Tensor, what: str, tolerance: fl
     `what` begins the message: the file or runtime that computed `found`. The tolerance is a share of the largest.
     """
     if expected.shape != found.shape:
-        raise ValueError(f"{what} gives outputs of shape {tuple(found.shape)}, PyTorch {tuple(expected.shape)}")
+        raise UserError(f"{what} gives outputs of shape {tuple(found.shape)}, PyTorch {tuple(expected.shape)}")
     difference = float((expected - found).abs().max())
     allowed = tolerance * float(expected.abs().max())
     if not difference <= allowed:  # also when either is not a number
-        raise ValueError(
+        raise UserError(
             f"{what} differs from PyTorch by up to {difference:.2g}, {allowed:.2g} is allowed; "
             "check that forward() computes the same every time and that the weights are finite"
         )

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from htas.console.blame import blame
+from htas.errors import UserError
 from htas.graph._steps import weightless
 from htas.graph.modes import evaluating
 from htas.text import shapes
@@ -18,7 +19,7 @@ def capture(module: nn.Module, inputs: int) -> fx.GraphModule:
     """The module in eval mode as a torch.fx graph, whose nodes know which submodule they stand in; raises ValueError.
 
     What forward takes beyond so many `inputs` has its default. Where torch.fx cannot follow a submodule, all of its
-    class are one node each; `kept_whole` has them. Raises ValueError where it cannot follow the network's own forward.
+    class are one node each; `kept_whole` has them. Raises UserError where it cannot follow the network's own forward.
     """
     rest = list(inspect.signature(module.forward).parameters.values())[inputs:]
     defaults = {each.name: each.default for each in rest if each.default is not each.empty}
@@ -31,7 +32,7 @@ def capture(module: nn.Module, inputs: int) -> fx.GraphModule:
         except Exception as error:  # a forward pass may raise anything
             kind = type(module.get_submodule(tracer.stuck))
             if kind is type(module) or kind in reasons:
-                raise ValueError(
+                raise UserError(
                     f"{type(module).__name__} cannot be traced by torch.fx: {blame(error)}; keep control flow that "
                     "depends on data out of its forward(), or move it into a submodule, which then stays as it is"
                 ) from error
@@ -103,7 +104,7 @@ def captured(module: nn.Module, examples: tuple[Tensor, ...]) -> fx.GraphModule:
             _Run(graph, len(examples[0])).run(*(example.clone() for example in examples))
     except Exception as error:
         what, given = "an input" if len(examples) == 1 else "inputs", shapes(each.shape for each in examples)
-        raise ValueError(f"{type(module).__name__} does not run on {what} of shape {given}: {blame(error)}") from error
+        raise UserError(f"{type(module).__name__} does not run on {what} of shape {given}: {blame(error)}") from error
     return graph
 
 

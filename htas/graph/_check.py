@@ -7,28 +7,30 @@ from typing import Any
 
 from torch import nn
 
+from htas.errors import UserError
+
 KINDS = {"_forward_pre_hooks": "forward pre-hook", "_forward_hooks": "forward hook", "_backward_hooks": "backward hook",
          "_backward_pre_hooks": "backward pre-hook"}  # fmt: skip
 QUANTISED = ("torch.ao.", "torch.nn.quantized", "torch.nn.qat", "torch.nn.intrinsic", "torchao", "bitsandbytes")
 
 
 def check(module: nn.Module) -> None:
-    """Raise ValueError, in one sentence, where a network could not be searched rightly."""
+    """Raise UserError, in one sentence, where a network could not be searched rightly."""
     for name, part in module.named_modules():
         shown = f"{type(part).__name__} {name}" if name else type(part).__name__
         for kind, hook in _hooks(part):
-            raise ValueError(
+            raise UserError(
                 f"{shown} has a {kind}, {_named(hook)}, which resized layers would lose: remove it (handle.remove()) "
                 "and register it anew on the network found"
             )
         if type(part).__module__.startswith(QUANTISED):
-            raise ValueError(
+            raise UserError(
                 f"{shown} is quantised ({type(part).__module__}): give the network in floating point, and quantise the "
                 "one found"
             )
     devices = sorted({str(tensor.device) for tensor in module.state_dict().values()} - {"cpu"})
     if devices:
-        raise ValueError(
+        raise UserError(
             f"the network must be on the CPU, it is on {' and '.join(devices)}: call model.cpu() first; it is trained "
             "where that is fastest all the same"
         )

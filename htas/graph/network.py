@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from htas.errors import UserError
 from htas.graph.arch import Arch
 from htas.graph.layer import Layer
 
@@ -203,20 +204,20 @@ class Network:
         )
 
     def check(self, arch: Arch) -> None:
-        """Raise ValueError where the arch does not fit this network."""
+        """Raise UserError where the arch does not fit this network."""
         for kind, given, known in (("width", arch.widths, self.widths), ("depth", arch.depths, self.depths)):
             odd = set(given) ^ set(known)
             if odd:
                 name = sorted(odd)[0]
                 state = "names no" if name in given else "lacks the"
-                raise ValueError(f"the arch {state} {kind} site {name!r}; the network has {', '.join(known) or 'none'}")
+                raise UserError(f"the arch {state} {kind} site {name!r}; the network has {', '.join(known) or 'none'}")
         for name, width in arch.widths.items():
             if width < 1 or width % self.sites[name].multiple:
                 multiple = self.sites[name].multiple
-                raise ValueError(f"the width of {name} must be a positive multiple of {multiple}, got {width}")
+                raise UserError(f"the width of {name} must be a positive multiple of {multiple}, got {width}")
         for name, depth in arch.depths.items():
             if not 1 <= depth <= self.sites[name].base:
-                raise ValueError(f"the depth of {name} must lie in 1..{self.sites[name].base}, got {depth}")
+                raise UserError(f"the depth of {name} must lie in 1..{self.sites[name].base}, got {depth}")
 
     def flow(
         self, width: Callable[[str], Any], depth: Callable[[str], Sequence[Any]], *, whole: bool = False

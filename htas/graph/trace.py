@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from htas.errors import UserError
 from htas.graph._blocks import Run, droppable, runs_of
 from htas.graph._capture import captured, kept_whole, names, owner_of
 from htas.graph._check import check
@@ -57,7 +58,7 @@ def trace(
 
     `adds="join"` gives layers that are added one width; "project" gives each its own, with a 1x1 convolution (and a
     norm, if `project_norm`) on an identity shortcut where they differ. Modules that are `ignored`, with all that is in
-    them, keep the widths that they give, and their blocks. The module is not changed. Raises ValueError where torch.fx
+    them, keep the widths that they give, and their blocks. The module is not changed. Raises UserError where torch.fx
     cannot follow the forward pass, for an ignored module that there is not, and for hooks and quantised layers.
     """
     examples = (example,) if isinstance(example, Tensor) else tuple(example)
@@ -70,7 +71,7 @@ def _check_ignored(module: nn.Module, ignored: Collection[str]) -> None:
     names = [name for name, _ in module.named_modules() if name]
     for name in ignored:
         if name not in names:
-            raise ValueError(no_such("module of this network", name, names[:40]))
+            raise UserError(no_such("module of this network", name, names[:40]))
 
 
 @dataclass

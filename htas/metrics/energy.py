@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import torch
 
+from htas.errors import UserError
 from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, OnRound, Wanted
 from htas.runtimes import Program, Runtime, open_runtime
@@ -100,7 +101,7 @@ def _rapl(powercap: Path) -> Rapl:
     folders = sorted(powercap.glob("intel-rapl:*"))
     zones = tuple(zone for zone in folders if _named(zone).startswith("package") or _named(zone) == "dram")
     if not zones:
-        raise ValueError(
+        raise UserError(
             f"energy needs a meter, and this machine shows none: no processor package in {powercap}/intel-rapl:*, as "
             "usual in virtual machines, in containers and on ARM; measure on the machine itself (Linux on Intel or "
             "AMD), or an NVIDIA GPU with target.device 'cuda'"
@@ -110,12 +111,12 @@ def _rapl(powercap: Path) -> Rapl:
         found = Rapl(name, zones, tuple(_number(zone / "max_energy_range_uj") for zone in zones))
         found.read()
     except PermissionError as error:
-        raise ValueError(
+        raise UserError(
             f"energy needs a meter, and {error.filename} may be read by root alone; allow it until the next boot with: "
             f"sudo chmod a+r {powercap}/intel-rapl:*/energy_uj"
         ) from error
     except (OSError, ValueError) as error:
-        raise ValueError(f"energy needs a meter, and the one in {powercap} cannot be read: {error}") from error
+        raise UserError(f"energy needs a meter, and the one in {powercap} cannot be read: {error}") from error
     return found
 
 
@@ -134,7 +135,7 @@ def _nvml() -> Nvml:
     try:
         import pynvml
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             "energy needs a meter, and NVIDIA's is read with nvidia-ml-py, which is not installed; "
             "pip install 'htas[energy]'"
         ) from error
@@ -145,7 +146,7 @@ def _nvml() -> Nvml:
         found = Nvml(f"NVML ({torch.cuda.get_device_name()})", pynvml, handle)
         found.read()
     except pynvml.NVMLError as error:
-        raise ValueError(
+        raise UserError(
             f"energy needs a meter, and NVML shows none of this GPU ({error}); "
             "GPUs from Volta on have one, a MIG slice has none"
         ) from error
@@ -172,14 +173,14 @@ class Energy(Metric):
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
-            raise ValueError(f"energy.rounds must be 1 or more, got {self.rounds}")
+            raise UserError(f"energy.rounds must be 1 or more, got {self.rounds}")
         if not 0 < self.reading <= 60:
-            raise ValueError(f"energy.reading must be over 0 and at most 60 seconds (1 is usual), got {self.reading}")
+            raise UserError(f"energy.reading must be over 0 and at most 60 seconds (1 is usual), got {self.reading}")
 
     def measure(
         self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
     ) -> list[Measurement]:
-        """One measurement for each case; a case given twice is measured once. Raises ValueError without a meter."""
+        """One measurement for each case; a case given twice is measured once. Raises UserError without a meter."""
         self.target.check()
         counters = meter(self.target.device, self.powercap)
         runtime = open_runtime(self.target)
@@ -253,7 +254,7 @@ def _to_move(run: Call, loops: int, counters: Meter, timer: Timer, seconds: floa
         if now != last and spent >= seconds:
             return now, calls
         last = now
-    raise ValueError(
+    raise UserError(
         f"energy needs a meter that moves, and {counters.name} has stood still for {PATIENCE:.0f} seconds of work; "
         "virtual machines may show such a one: measure on the machine itself"
     )

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from htas.errors import UserError
 from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, More, OnRound, Wanted, by_case
 from htas.runtimes import Program, Runtime, open_runtime
@@ -44,11 +45,11 @@ class Latency(Metric):
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
-            raise ValueError(f"latency.rounds must be 1 or more, got {self.rounds}")
+            raise UserError(f"latency.rounds must be 1 or more, got {self.rounds}")
         if not self.limit > 0:
-            raise ValueError(f"latency.limit must be over 0 seconds, got {self.limit}")
+            raise UserError(f"latency.limit must be over 0 seconds, got {self.limit}")
         if not self.reading >= 0:
-            raise ValueError(
+            raise UserError(
                 f"latency.reading must be 0 seconds (as short as the clock allows) or more, got {self.reading}"
             )
 

@@ -26,7 +26,7 @@ class ModelFamily(ABC):
         return True
 
     def check(self, module: nn.Module, example: tuple[Tensor, ...], classes: int) -> None:
-        """Raise ValueError where a network of this family does not fit such inputs and classes."""
+        """Raise UserError where a network of this family does not fit such inputs and classes."""
         return None
 
     @property

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from htas.errors import UserError
 from htas.models import ModelFamily
 
 WIDTHS = (16, 32, 64)
@@ -24,10 +25,10 @@ class CifarResNet(ModelFamily):
 
     def __post_init__(self) -> None:
         if self.block not in ("basic", "bottleneck"):
-            raise ValueError(f"family.block must be 'basic' or 'bottleneck', got {self.block!r}")
+            raise UserError(f"family.block must be 'basic' or 'bottleneck', got {self.block!r}")
         if self.depth < self._each + 2 or self.depth % self._each != 2:
             known = "8, 14, 20, 32, 44, 56, 110" if self.block == "basic" else "11, 20, 29, 56, 110, 164"
-            raise ValueError(
+            raise UserError(
                 f"family.depth must be {self._each}n + 2 with block = {self.block!r} ({known}, ...), got {self.depth}"
             )
 

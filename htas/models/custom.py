@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from htas.console.blame import blame
+from htas.errors import UserError
 from htas.graph.modes import evaluating
 from htas.models import ModelFamily
 from htas.text import shapes
@@ -29,7 +30,7 @@ class Custom(ModelFamily):
     def __post_init__(self) -> None:
         module, colon, function = self.factory.partition(":")
         if not (module and colon and function):
-            raise ValueError(f"family.factory must be 'package.module:function', got {self.factory!r}")
+            raise UserError(f"family.factory must be 'package.module:function', got {self.factory!r}")
 
     def build(self, classes: int) -> nn.Module:
         """What the function returns; raises ValueError that names the file and line where it fails."""
@@ -37,7 +38,7 @@ class Custom(ModelFamily):
         parameters = inspect.signature(make).parameters
         taking = [name for name, each in parameters.items() if each.default is each.empty and each.kind in BY_PLACE]
         if len(taking) > 1:
-            raise ValueError(
+            raise UserError(
                 f"{self.factory} must take nothing or the number of classes; it takes {', '.join(taking)}: wrap it in "
                 "a function that gives the others"
             )
@@ -45,9 +46,9 @@ class Custom(ModelFamily):
         try:
             made = make(**{named.pop(): classes}) if named else make(*[classes] * len(taking))
         except Exception as error:  # a user's code may raise anything
-            raise ValueError(f"{self.factory} raised {blame(error)}") from error
+            raise UserError(f"{self.factory} raised {blame(error)}") from error
         if not isinstance(made, nn.Module):
-            raise ValueError(f"{self.factory} must return an nn.Module, it returned {type(made).__name__}")
+            raise UserError(f"{self.factory} must return an nn.Module, it returned {type(made).__name__}")
         return made
 
     def check(self, module: nn.Module, example: tuple[Tensor, ...], classes: int) -> None:
@@ -57,10 +58,10 @@ class Custom(ModelFamily):
                 out = module(*example)
         except Exception as error:  # a user's code may raise anything
             given = shapes(each.shape for each in example)
-            raise ValueError(f"{self.factory} does not run on images of shape {given}: {blame(error)}") from error
+            raise UserError(f"{self.factory} does not run on images of shape {given}: {blame(error)}") from error
         if not isinstance(out, Tensor) or out.shape != (len(example[0]), classes):
             shown = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise ValueError(
+            raise UserError(
                 f"{self.factory} must give logits [N, {classes}], as the data set has {classes} classes; it gives "
                 f"{shown}"
             )
@@ -81,7 +82,7 @@ class Custom(ModelFamily):
         module = _imported(path, self.factory)
         if not callable(found := getattr(module, name, None)):
             there = [each for each, thing in vars(module).items() if callable(thing) and not each.startswith("_")]
-            raise ValueError(f"{path} has no function {name!r}; it has {', '.join(there[:8]) or 'none'}")
+            raise UserError(f"{path} has no function {name!r}; it has {', '.join(there[:8]) or 'none'}")
         return found  # type: ignore[no-any-return]
 
 
@@ -90,10 +91,10 @@ def _imported(path: str, what: str) -> ModuleType:
         return importlib.import_module(path)
     except ModuleNotFoundError as error:
         if error.name and (path == error.name or path.startswith(f"{error.name}.")):
-            raise ValueError(
+            raise UserError(
                 f"there is no module {error.name!r}; run where {error.name}.py lies, or write family.factory as "
                 f"'package.module:function', got {what!r}"
             ) from error
-        raise ValueError(f"{path} cannot be imported: {blame(error)}") from error
+        raise UserError(f"{path} cannot be imported: {blame(error)}") from error
     except Exception as error:  # a user's code may raise anything
-        raise ValueError(f"{path} cannot be imported: {blame(error)}") from error
+        raise UserError(f"{path} cannot be imported: {blame(error)}") from error

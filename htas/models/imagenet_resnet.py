@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from htas.errors import UserError
 from htas.models import ModelFamily
 
 STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
@@ -19,7 +20,7 @@ class ImageNetResNet(ModelFamily):
 
     def __post_init__(self) -> None:
         if self.depth not in STAGES:
-            raise ValueError(f"family.depth must be {', '.join(map(str, STAGES))}, got {self.depth}")
+            raise UserError(f"family.depth must be {', '.join(map(str, STAGES))}, got {self.depth}")
 
     def build(self, classes: int) -> nn.Module:
         """Any size of image; 11.69, 21.80 and 25.56 M parameters with 1000 classes."""

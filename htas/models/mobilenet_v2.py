@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from htas.errors import UserError
 from htas.models import ModelFamily
 
 BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -20,7 +21,7 @@ class MobileNetV2(ModelFamily):
 
     def __post_init__(self) -> None:
         if self.percent < 1:
-            raise ValueError(f"family.percent must be 1 or more, got {self.percent}")
+            raise UserError(f"family.percent must be 1 or more, got {self.percent}")
 
     def build(self, classes: int) -> nn.Module:
         """Any size of image, halved five times."""

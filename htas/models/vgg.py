@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from htas.errors import UserError
 from htas.models import ModelFamily
 
 STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -23,9 +24,9 @@ class Vgg(ModelFamily):
 
     def __post_init__(self) -> None:
         if self.depth not in STAGES:
-            raise ValueError(f"family.depth must be {', '.join(map(str, STAGES))}, got {self.depth}")
+            raise UserError(f"family.depth must be {', '.join(map(str, STAGES))}, got {self.depth}")
         if self.head not in ("small", "large"):
-            raise ValueError(f"family.head must be 'small' or 'large', got {self.head!r}")
+            raise UserError(f"family.head must be 'small' or 'large', got {self.head!r}")
 
     def build(self, classes: int) -> nn.Module:
         """Images of 32x32 at least."""

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from htas.files import Unusable, __version__, read_json, write_bytes, write_json, write_text
+from htas.errors import UserError
+from htas.files import __version__, read_json, write_bytes, write_json, write_text
 from htas.report.result import Report
 from htas.spaces.curve import CurveRecord
-from htas.text import Shown
+from htas.text import TextTable
 
 if TYPE_CHECKING:
     from htas.spaces.inspection import Inspection
@@ -18,7 +19,7 @@ __all__ = ["read", "summary", "write", "write_inspection", "write_runs", "write_
 def write(report: Report, folder: Path) -> list[Path]:
     """Write report.json, report.md with its figures/, and report.html, which needs no other file; returns the paths.
 
-    Raises Unusable where the folder cannot be written.
+    Raises UserError where the folder cannot be written.
     """
     from htas.report._blocks import Picture
     from htas.report._content import content
@@ -43,7 +44,7 @@ def write(report: Report, folder: Path) -> list[Path]:
 def write_runs(runs: Mapping[str, Report], folder: Path) -> Path:
     """Write report.html and report.md of several runs, by their names, beside each other; the path of the page.
 
-    Raises Unusable where the folder cannot be written.
+    Raises UserError where the folder cannot be written.
     """
     from htas.report._runs import page
 
@@ -52,7 +53,7 @@ def write_runs(runs: Mapping[str, Report], folder: Path) -> Path:
 
 def write_inspection(
     title: str, found: "Inspection", facts: Sequence[tuple[str, str]], folder: Path
-) -> tuple[Path, Shown]:  # fmt: skip
+) -> tuple[Path, TextTable]:  # fmt: skip
     """Write inspect.html; its path, and a summary."""
     from htas.report._inspection import page
 
@@ -67,18 +68,18 @@ def write_survey(
     decided: str,
     facts: Mapping[str, str],
     folder: Path,
-) -> tuple[Path, Shown]:
+) -> tuple[Path, TextTable]:
     """Write survey.html and a PNG of each curve; the path of the page, and its table of choices.
 
     `decided` says how many choices are. A choice that is less than `sure` to be right is marked. Raises
-    Unusable where the folder cannot be written.
+    UserError where the folder cannot be written.
     """
     from htas.report._survey import page
 
     return page(title, curves, sure, doubts, decided, facts, folder)
 
 
-def summary(report: Report) -> Shown:
+def summary(report: Report) -> TextTable:
     """The answer and the networks, for a terminal."""
     from htas.report._summary import summary as made
 
@@ -86,7 +87,7 @@ def summary(report: Report) -> Shown:
 
 
 def read(path: Path) -> Report:
-    """The report that `write` wrote: the path of its report.json, or of its folder. Raises Unusable."""
+    """The report that `write` wrote: the path of its report.json, or of its folder. Raises UserError."""
     file = path / "report.json" if path.is_dir() else path
     content = read_json(file)
     try:
@@ -95,7 +96,7 @@ def read(path: Path) -> Report:
         machine = content.get("machine")
         by = machine.get("htas") if isinstance(machine, dict) else None
         other = f", written by htas {by}, where this is {__version__}" if by and by != __version__ else ""
-        raise Unusable(
+        raise UserError(
             f"{file} is not a report ({error!r}){other}; name the report.json of a run, or make it again with "
             "the version that made it"
         ) from error

@@ -39,7 +39,7 @@ THEME: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Drawn:
+class RenderedChart:
     """A chart, and the picture of it."""
 
     spec: Spec
@@ -47,9 +47,9 @@ class Drawn:
     """Nothing, where only a page draws it."""
 
 
-def drawn(specs: Mapping[str, Spec], later: Collection[str] = ()) -> dict[str, Drawn]:
+def drawn(specs: Mapping[str, Spec], later: Collection[str] = ()) -> dict[str, RenderedChart]:
     """Charts by name, each drawn but for those that a page draws `later`."""
-    return {name: Drawn(own, b"" if name in later else svg(own)) for name, own in specs.items()}
+    return {name: RenderedChart(own, b"" if name in later else svg(own)) for name, own in specs.items()}
 
 
 def spec(chart: Any) -> Spec:

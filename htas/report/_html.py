@@ -7,7 +7,7 @@ from typing import assert_never
 
 from htas.report._blocks import Block, Cell, Code, Fold, Heading, Picture, Points, Table, Text
 from htas.report._compare import Answer
-from htas.report._draw import Drawn, embedded, inline, script
+from htas.report._draw import RenderedChart, embedded, inline, script
 from htas.report._style import STYLE
 
 PAGE = """<!DOCTYPE html>
@@ -29,14 +29,14 @@ PAGE = """<!DOCTYPE html>
 """
 
 
-def html(title: str, blocks: list[Block], pictures: Mapping[str, Drawn]) -> str:
+def html(title: str, blocks: list[Block], pictures: Mapping[str, RenderedChart]) -> str:
     """The whole page; `pictures` by the names that the blocks use."""
     body = "\n".join(_block(block, pictures) for block in blocks)
     live = f"<script>{script()}</script>\n" if pictures else ""
     return PAGE.format(title=escape(title), style=STYLE, body=body, script=live)
 
 
-def _block(block: Block, pictures: Mapping[str, Drawn]) -> str:
+def _block(block: Block, pictures: Mapping[str, RenderedChart]) -> str:
     match block:
         case Answer():
             return _answer(block)

@@ -11,7 +11,7 @@ from htas.report._blocks import Block, Cell, Heading, Picture, Points, Table, Te
 from htas.report._draw import BLUE, FAINT, GREEN, WIDTH, Spec, data, drawn, spec
 from htas.report._html import html
 from htas.spaces.inspection import Inspection, LayerFacts, SiteFacts
-from htas.text import Shown, millions, milliseconds, percent, plural, shown
+from htas.text import TextTable, millions, milliseconds, percent, plural, shown
 
 SITES = ("site", "kind", "base", "smaller", "saves", "its layers take")
 LAYERS = ("layer", "kind", "width site, or why frozen", "channels", "MACs", "parameters", "share of the latency")
@@ -19,7 +19,7 @@ SHOWN = 20
 """Sites, and layers, that a picture or the terminal shows at most."""
 
 
-def page(title: str, found: Inspection, facts: Sequence[tuple[str, str]], folder: Path) -> tuple[Path, Shown]:
+def page(title: str, found: Inspection, facts: Sequence[tuple[str, str]], folder: Path) -> tuple[Path, TextTable]:
     """Write inspect.html; its path, and the summary with the sites that could save most."""
     pictures = drawn({"layers": layers_picture(found), "sites": sites_picture(found)})
     path = folder / "inspect.html"

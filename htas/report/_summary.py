@@ -2,14 +2,14 @@
 
 from htas.report._compare import against_base, answer, base_of, found_of
 from htas.report.result import Report, Result
-from htas.text import NONE, Shown, millions, percent, plus_minus, shown, significant
+from htas.text import NONE, TextTable, millions, percent, plus_minus, shown, significant
 
 HEADINGS = (
     "network", "accuracy", "measured, ms", "predicted, ms", "times as fast as base", "multiply-adds", "parameters"
 )  # fmt: skip
 
 
-def summary(report: Report) -> Shown:
+def summary(report: Report) -> TextTable:
     """What the top of the page says."""
     base, found = base_of(report), found_of(report)
     return shown(

@@ -10,7 +10,7 @@ from htas.report._draw import drawn, png
 from htas.report._figures import curve_name, latency_curve
 from htas.report._html import html
 from htas.spaces.curve import CurveRecord
-from htas.text import Shown, listing, milliseconds, plural, shown, significant
+from htas.text import TextTable, listing, milliseconds, plural, shown, significant
 
 HEADINGS = ("site", "base width", "widths chosen", "latency of the base", "known to", "no faster than a wider one")
 
@@ -23,7 +23,7 @@ def page(
     decided: str,
     facts: Mapping[str, str],
     folder: Path,
-) -> tuple[Path, Shown]:
+) -> tuple[Path, TextTable]:
     """Write survey.html and a PNG of each curve; the path of the page, and its table.
 
     `decided` says how many choices are.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from htas.files import write_bytes, write_text
 from htas.report._blocks import Block, Cell, Heading, Picture, Points, Table, Text
-from htas.report._draw import Drawn, drawn
+from htas.report._draw import RenderedChart, drawn
 from htas.report._figures import arms_over_latency
 from htas.report._html import html
 from htas.report._markdown import markdown
@@ -28,10 +28,10 @@ def page(
 
     `arms` are the names, whether each was searched, and the latency in seconds and accuracy in shares of its trainings;
     `against` is set off, and `said` says what the figures of the table are; `every` has a line for each training.
-    Raises Unusable where the folder cannot be written.
+    Raises UserError where the folder cannot be written.
     """
     blocks: list[Block] = []
-    pictures: dict[str, Drawn] = {}
+    pictures: dict[str, RenderedChart] = {}
     known = [arm for arm in arms if arm[2]]
     if known:
         pictures = drawn({PICTURE: arms_over_latency(known, against)})

@@ -7,7 +7,7 @@ from typing import Any
 
 from htas.files import write_bytes, write_text
 from htas.report._blocks import Block, Cell, Heading, Picture, Points, Table, Text
-from htas.report._draw import Drawn, Spec, drawn
+from htas.report._draw import RenderedChart, Spec, drawn
 from htas.report._figures import fitted_curve, gained, scored_widths
 from htas.report._html import html
 from htas.report._markdown import markdown
@@ -67,10 +67,10 @@ class Section:
 def page(title: str, intro: str, sections: Sequence[Section], folder: Path) -> Path:
     """Write reproduce.html, and reproduce.md with its pictures in figures/; the path of the page.
 
-    Raises Unusable where the folder cannot be written.
+    Raises UserError where the folder cannot be written.
     """
     blocks: list[Block] = [Text(intro)]
-    pictures: dict[str, Drawn] = {}
+    pictures: dict[str, RenderedChart] = {}
     for section in sections:
         own = drawn({figure.name: figure.chart for figure in section.figures})
         for name, picture in own.items():

@@ -18,7 +18,7 @@ from htas import datasets, models, plugins, strategies
 from htas.cost.calibrate import Calibrate
 from htas.cost.limits import Constraints
 from htas.datasets import Dataset
-from htas.files import Unusable
+from htas.errors import UserError
 from htas.models import ModelFamily
 from htas.spaces.design import Design
 from htas.spaces.survey import Survey
@@ -30,7 +30,7 @@ from htas.training.train import RECIPES, Recipe
 
 
 @dataclass(frozen=True)
-class Parts:
+class SplitOptions:
     """Which images of the data set learn what."""
 
     validation: float = 0.5
@@ -41,9 +41,9 @@ class Parts:
 
     def __post_init__(self) -> None:
         if not 0 < self.validation < 1:
-            raise ValueError(f"split.validation must lie above 0 and below 1, got {self.validation}")
+            raise UserError(f"split.validation must lie above 0 and below 1, got {self.validation}")
         if self.limit < 0:
-            raise ValueError(f"split.limit must be 0 (all images) or more, got {self.limit}")
+            raise UserError(f"split.limit must be 0 (all images) or more, got {self.limit}")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Config:
     seed: int
     family: ModelFamily
     data: Dataset
-    parts: Parts
+    parts: SplitOptions
     target: Target
     survey: Survey
     design: Design
@@ -97,7 +97,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedTable:
     """A table whose class or values are found by a name."""
 
     key: str
@@ -114,7 +114,7 @@ class Named:
         if self.package:
             return plugins.find(self.package, self.contract, name)
         if name not in RECIPES:
-            raise ValueError(no_such("recipe", name, RECIPES))
+            raise UserError(no_such("recipe", name, RECIPES))
         return Recipe
 
 
@@ -133,13 +133,13 @@ TABLES = (
 )
 FIELDS = {"split": "parts"}
 NAMED = {
-    "family": Named("name", "cifar_resnet", models, ModelFamily),
-    "data": Named("name", "digits", datasets, Dataset),
-    "strategy": Named("name", "differentiable", strategies, Strategy),
-    "train": Named("recipe", "paper"),
+    "family": NamedTable("name", "cifar_resnet", models, ModelFamily),
+    "data": NamedTable("name", "digits", datasets, Dataset),
+    "strategy": NamedTable("name", "differentiable", strategies, Strategy),
+    "train": NamedTable("recipe", "paper"),
 }
 PLAIN: Mapping[str, type[Any]] = {
-    "split": Parts,
+    "split": SplitOptions,
     "target": Target,
     "survey": Survey,
     "design": Design,
@@ -151,7 +151,7 @@ SCALARS = {"seed": 0}
 
 
 @dataclass(frozen=True)
-class Text:
+class CommandLineValue:
     """A value from the command line, whose type its field decides."""
 
     text: str
@@ -163,7 +163,7 @@ Values = dict[str, Any]
 def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a TOML file (None: all defaults) with `--table.field=value` overrides on top.
 
-    Raises ValueError in one sentence that names the option, what was given and what is allowed.
+    Raises UserError in one sentence that names the option, what was given and what is allowed.
     """
     tables, seed = _given(path, overrides)
     names = _names(tables)
@@ -212,23 +212,23 @@ def _given(path: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Value
     known = [*SCALARS, *TABLES]
     for name, value in content.items():
         if name not in known:
-            raise ValueError(f"{path} has {_unknown('no table or option', name, known)}")
+            raise UserError(f"{path} has {_unknown('no table or option', name, known)}")
         if name in TABLES and not isinstance(value, dict):
-            raise ValueError(f"{path}: {name} must be a table, [{name}] with its options below, got {value!r}")
+            raise UserError(f"{path}: {name} must be a table, [{name}] with its options below, got {value!r}")
     tables: dict[str, Values] = {table: dict(content.get(table, {})) for table in TABLES}
     seed = content.get("seed", SCALARS["seed"])
     _leave_out_others(tables, overrides)
     for key, text in map(_override, overrides):
         table, dot, name = key.partition(".")
         if table not in known:
-            raise ValueError(f"the configuration has {_unknown('no table or option', table, known)}")
+            raise UserError(f"the configuration has {_unknown('no table or option', table, known)}")
         if bool(dot) != (table in TABLES):
             right = "--seed=NUMBER" if table == "seed" else f"--{table}.OPTION=VALUE"
-            raise ValueError(f"--{key} is no option; write {right}")
+            raise UserError(f"--{key} is no option; write {right}")
         if dot:
-            tables[table][name] = Text(text)
+            tables[table][name] = CommandLineValue(text)
         else:
-            seed = Text(text)
+            seed = CommandLineValue(text)
     return tables, _seed(seed)
 
 
@@ -278,27 +278,27 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise Unusable(f"{path} does not exist; name a TOML file, or a folder that a run made") from error
+        raise UserError(f"{path} does not exist; name a TOML file, or a folder that a run made") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Unusable(f"{path} is not valid TOML: {error}") from error
+        raise UserError(f"{path} is not valid TOML: {error}") from error
     except OSError as error:
-        raise Unusable(f"{path} cannot be read: {error.strerror}; name a TOML file") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}; name a TOML file") from error
 
 
 def _override(given: str) -> tuple[str, str]:
     key, equals, text = given.removeprefix("--").partition("=")
     if not equals:
-        raise ValueError(f"--{key} has no value; write --{key}=VALUE")
+        raise UserError(f"--{key} has no value; write --{key}=VALUE")
     return key, text
 
 
 def _seed(given: Any) -> int:
     try:
-        seed = int(given.text) if isinstance(given, Text) else given
+        seed = int(given.text) if isinstance(given, CommandLineValue) else given
     except ValueError:
         seed = given.text
     if type(seed) is not int or seed < 0:
-        raise ValueError(f"seed must be a whole number, 0 or more, got {seed!r}")
+        raise UserError(f"seed must be a whole number, 0 or more, got {seed!r}")
     return seed
 
 
@@ -307,9 +307,9 @@ def _names(tables: Mapping[str, Values]) -> dict[str, str]:
     names = {}
     for table, named in NAMED.items():
         name = tables[table].get(named.key, named.default)
-        name = name.text if isinstance(name, Text) else name
+        name = name.text if isinstance(name, CommandLineValue) else name
         if not isinstance(name, str):
-            raise ValueError(f"{table}.{named.key} must be text, got {name!r}")
+            raise UserError(f"{table}.{named.key} must be text, got {name!r}")
         names[table] = name
     return names
 
@@ -326,16 +326,16 @@ def _build(table: str, names: Mapping[str, str], given: Values) -> Any:
     values = dataclasses.asdict(RECIPES[names[table]]) if table == "train" else {}
     for name, value in given.items():
         if name not in fields and name not in key:
-            raise ValueError(f"{table} has {_unknown('no option', name, [*key, *fields])}")
+            raise UserError(f"{table} has {_unknown('no option', name, [*key, *fields])}")
         if name in fields:
             values[name] = _value(f"{table}.{name}", fields[name], value)
     for name in _required(kind):
         if name not in values:
-            raise ValueError(f"{table}.{name} must be given: {allowed(fields[name])}")
+            raise UserError(f"{table}.{name} must be given: {allowed(fields[name])}")
     try:
         return kind(**values)
     except ValueError as error:
-        raise ValueError(_placed(table, fields, str(error))) from error
+        raise UserError(_placed(table, fields, str(error))) from error
 
 
 def _fields(kind: type[Any]) -> dict[str, Any]:
@@ -353,14 +353,14 @@ def _required(kind: type[Any]) -> list[str]:
 
 def _value(key: str, hint: Any, given: Any) -> Any:
     """A given value as its field has it; raises ValueError."""
-    text = isinstance(given, Text)
+    text = isinstance(given, CommandLineValue)
     for parsed in _readings(key, hint, given):
         # The library reads "8" as the number 8; in a file, text is text.
         if isinstance(parsed, float) and not math.isfinite(parsed):
             break
         if text or not isinstance(given, str) or not isinstance(parsed, bool | int | float | list | tuple | dict):
             return parsed
-    raise ValueError(f"{key} must be {allowed(hint)}, got {given.text if text else _toml(given)}")
+    raise UserError(f"{key} must be {allowed(hint)}, got {given.text if text else _toml(given)}")
 
 
 def _readings(key: str, hint: Any, given: Any) -> Iterator[Any]:
@@ -369,10 +369,10 @@ def _readings(key: str, hint: Any, given: Any) -> Iterator[Any]:
 
     parser = ArgumentParser(exit_on_error=False, add_help=False)
     parser.add_argument(f"--{key}", type=hint)
-    attempts = [given.text, f"[{given.text}]"] if isinstance(given, Text) else [given]
+    attempts = [given.text, f"[{given.text}]"] if isinstance(given, CommandLineValue) else [given]
     for attempt in attempts:
         try:
-            if isinstance(given, Text):
+            if isinstance(given, CommandLineValue):
                 yield parser.parse_args([f"--{key}={attempt}"])[key]
             else:
                 yield parser.parse_object({key: attempt})[key]
@@ -411,7 +411,7 @@ def _unknown(what: str, given: str, known: Sequence[str]) -> str:
     return f"{what} {given!r}; {near(given, known)}it has: {listing(known)}"
 
 
-def _choices(named: Named) -> str:
+def _choices(named: NamedTable) -> str:
     own = ", or your own class as 'package.module:Class'" if named.package else ""
     what = "Which one" if named.package else "The named recipe that the other options of this table change"
     return f"{what}: {listing(named.choices())}{own}."

@@ -7,7 +7,8 @@ from typing import Any
 from htas.console.progress import say
 from htas.console.record import NAME as PROGRESS
 from htas.console.record import into
-from htas.files import Unusable, digest, read_json, write_json, write_text
+from htas.errors import UserError
+from htas.files import digest, read_json, write_json, write_text
 from htas.metrics import energy
 from htas.run.config import Config
 from htas.run.run import Run, _environment, _lasting
@@ -27,21 +28,21 @@ BEFORE = {
 
 
 def open_run(config: Config, folder: Path) -> None:
-    """Make the folder of a run, or see that it is this configuration's; raises Unusable otherwise."""
+    """Make the folder of a run, or see that it is this configuration's; raises UserError otherwise."""
     path, text = folder / "config.toml", config.toml()
     if path.exists():
         try:
             old = path.read_text()
         except (OSError, UnicodeDecodeError) as error:
-            raise Unusable(f"{path} cannot be read ({error}); name another folder with --out") from error
+            raise UserError(f"{path} cannot be read ({error}); name another folder with --out") from error
         if _lasting(old) != _lasting(text) and any(not _unstarted(found) for found in folder.iterdir()):
-            raise Unusable(
+            raise UserError(
                 f"{folder} holds a run of another configuration ({_difference(old, text)}); "
                 "name another folder with --out, or delete this one"
             )
     else:
         if folder.exists() and (not folder.is_dir() or any(not _unfinished(found) for found in folder.iterdir())):
-            raise Unusable(f"{folder} exists and is not the folder of a run; name another one with --out")
+            raise UserError(f"{folder} exists and is not the folder of a run; name another one with --out")
         old = ""
     if old != text:
         job = Run(config, folder)
@@ -85,11 +86,11 @@ def plain(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _need(job: Run, *stages: str) -> None:
-    """Raise Unusable, naming the verb to run, where a file of these stages is missing or made from older ones."""
+    """Raise UserError, naming the verb to run, where a file of these stages is missing or made from older ones."""
     for stage in stages:
         for path in job.files(stage):
             if why := _lack(job, stage, path):
-                raise Unusable(why)
+                raise UserError(why)
 
 
 def _lack(job: Run, stage: str, path: Path) -> str:

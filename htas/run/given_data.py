@@ -12,14 +12,14 @@ from htas.data.items import SEEN, Items, items, limited
 from htas.data.split import Data, Images, Part, Shape, proportional
 from htas.data.task import CLASSIFY, Task
 from htas.datasets import Dataset
-from htas.files import Unusable
+from htas.errors import UserError
 from htas.text import shapes
 
 _KNOWN: dict[str, tuple["Items", "Items", Task]] = {}
 
 
 @dataclass(frozen=True)
-class GivenData(Dataset):
+class UserData(Dataset):
     """The user's training and validation items; only the process that they were given to has them."""
 
     key: str
@@ -39,21 +39,21 @@ class GivenData(Dataset):
     @staticmethod
     def of(
         train: Any, test: Any, classes: int, images: tuple[tuple[int, ...], ...], task: Task = CLASSIFY
-    ) -> "GivenData":
+    ) -> "UserData":
         """Remember them; raises ValueError for what is no data."""
         parts = items(train, "the training data"), items(test, "the validation data")
         sizes = tuple(len(part) for part in parts)
         key = f"{type(parts[0].dataset).__name__}-{fingerprint(*parts)}"
         _KNOWN[key] = *parts, task
-        return GivenData(key, classes, images, sizes, task.name)
+        return UserData(key, classes, images, sizes, task.name)
 
     def check_shape(self) -> None:
-        """Raise ValueError where an item has another shape than the network was shown."""
+        """Raise UserError where an item has another shape than the network was shown."""
         part = _KNOWN[self.key][0]
         inputs, _ = next(part._only(part.picks[:1]).batches(1))
         found = tuple(tuple(each.shape[1:]) for each in ((inputs,) if isinstance(inputs, Tensor) else inputs))
         if found != self.images:
-            raise ValueError(
+            raise UserError(
                 f"an item of the training data has inputs of shape {shapes(found)}, and example_inputs "
                 f"{shapes(self.images)}; give an example of the shape that the data have"
             )
@@ -78,9 +78,9 @@ class GivenData(Dataset):
         raise NotImplementedError
 
     def load(self, *, device: str, validation: float, seed: int, limit: int) -> Data:
-        """As `htas.datasets.load`; raises Unusable in another process."""
+        """As `htas.datasets.load`; raises UserError in another process."""
         if self.key not in _KNOWN:
-            raise Unusable(
+            raise UserError(
                 "the data of this run were given to htas.optimize in Python; call it again with the same data and this "
                 "folder as out"
             )
@@ -88,7 +88,7 @@ class GivenData(Dataset):
         train, test = (limited(part.on(device), limit) for part in parts)
         labels = train.labels() if task.classifies else None
         if labels is not None and (labels.min() < 0 or labels.max() >= self.classes):
-            raise ValueError(
+            raise UserError(
                 f"labels of the training data must lie in 0 to {self.classes - 1}, as the network has {self.classes} "
                 f"outputs; they are {labels.min().item()} to {labels.max().item()}"
             )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from htas.files import Unusable
+from htas.errors import UserError
 from htas.graph._capture import capture
 from htas.models import ModelFamily
 from htas.text import plural
@@ -17,7 +17,7 @@ _KNOWN: dict[str, nn.Module] = {}
 
 
 @dataclass(frozen=True)
-class Given(ModelFamily):
+class UserNetwork(ModelFamily):
     """The user's network; only the process that it was given to has it."""
 
     what: str
@@ -28,16 +28,16 @@ class Given(ModelFamily):
     """Whether the base network, and all that is made of it, starts from its weights; otherwise all are drawn anew."""
 
     @staticmethod
-    def of(module: nn.Module, *, trained: bool) -> "Given":
+    def of(module: nn.Module, *, trained: bool) -> "UserNetwork":
         """Remember a copy of the network, as it is now."""
-        found = Given(type(module).__name__, digest(module), trained)
+        found = UserNetwork(type(module).__name__, digest(module), trained)
         _KNOWN[found.digest] = copy.deepcopy(module)
         return found
 
     def build(self, classes: int) -> nn.Module:
-        """A copy of it; raises Unusable in another process."""
+        """A copy of it; raises UserError in another process."""
         if self.digest not in _KNOWN:
-            raise Unusable(
+            raise UserError(
                 f"the network of this run, {self.what}, was given to htas.optimize in Python; call it again with the "
                 "same network and this folder as out"
             )

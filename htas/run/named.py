@@ -22,7 +22,7 @@ from htas.runtimes import open_runtime
 from htas.search.finish import MOST
 from htas.spaces import inspection
 from htas.spaces.survey import EACH
-from htas.text import Shown
+from htas.text import TextTable
 from htas.timing.measurement import Measurement
 from htas.timing.target import Target, machine
 
@@ -64,7 +64,7 @@ def _named(name: str, target: Target, classes: int) -> nn.Module:
     return OnnxFile(Path(name), target.batch) if name.endswith(".onnx") else networks.build(name, classes)
 
 
-def inspect_named(name: str, target: Target, classes: int, folder: Path) -> tuple[Path, Shown]:
+def inspect_named(name: str, target: Target, classes: int, folder: Path) -> tuple[Path, TextTable]:
     """`inspect` of a network by name, for images of the target's shape."""
     target.check()
     torch.manual_seed(0)
@@ -72,7 +72,7 @@ def inspect_named(name: str, target: Target, classes: int, folder: Path) -> tupl
     return inspect(network, target, name, folder)
 
 
-def inspect(network: Network, target: Target, title: str, folder: Path) -> tuple[Path, Shown]:
+def inspect(network: Network, target: Target, title: str, folder: Path) -> tuple[Path, TextTable]:
     """Where the base network's time goes, and what each site could save: the path of inspect.html, and a summary."""
     runtime = open_runtime(target)
     with progress("inspect, %", 100) as bar:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from htas import models
+from htas.errors import UserError
 from htas.graph import Network, resize, trace
 from htas.graph.arch import Arch
 from htas.models import ModelFamily
@@ -25,7 +26,7 @@ CLASSES = {"cifar10": 10, "cifar100": 100}
 def build(name: str, classes: int) -> nn.Module:
     """A named network, weights drawn at random: [N, 3, 32, 32] in, [N, classes] logits out.
 
-    A network of TAS has the classes of its own data set. Raises ValueError that names what there is.
+    A network of TAS has the classes of its own data set. Raises UserError that names what there is.
     """
     family, _, rest = name.partition(":")
     if family == "tas":
@@ -37,11 +38,11 @@ def build(name: str, classes: int) -> nn.Module:
     fields = [field for field in dataclasses.fields(kind) if field.init]
     if len(options) > len(fields):
         known = ":".join(field.name for field in fields)
-        raise ValueError(f"{name!r} has too many parts; write it as {family}:{known}")
+        raise UserError(f"{name!r} has too many parts; write it as {family}:{known}")
     values = {}
     for field, text in zip(fields, options, strict=False):
         if field.type is int and not text.isdecimal():
-            raise ValueError(f"{field.name} of {name!r} must be a whole number, got {text!r}")
+            raise UserError(f"{field.name} of {name!r} must be a whole number, got {text!r}")
         values[field.name] = int(text) if field.type is int else text
     made: ModelFamily = kind(**values)
     return made.build(classes)
@@ -57,7 +58,7 @@ def published() -> Mapping[str, Mapping[str, Any]]:
 def tas(name: str) -> nn.Module:
     """A network published with TAS, as its `project` arch of the base ResNet; weights drawn at random."""
     if name not in published():
-        raise ValueError(no_such("TAS network", name, published()))
+        raise UserError(no_such("TAS network", name, published()))
     facts = published()[name]
     family = CifarResNet(facts["depth"], facts["block"])
     network = trace(

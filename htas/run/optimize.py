@@ -15,6 +15,7 @@ from htas import datasets, files, strategies
 from htas.console.blame import blame
 from htas.console.progress import say
 from htas.data.task import Task, unit
+from htas.errors import UserError
 from htas.files import read_json, write_json, write_tensors, write_text
 from htas.formats.export import export
 from htas.graph.arch import Arch
@@ -24,8 +25,8 @@ from htas.run import rows as run_rows
 from htas.run import run
 from htas.run import stages as pipeline
 from htas.run.config import Config, load
-from htas.run.given_data import GivenData
-from htas.run.given_network import Given
+from htas.run.given_data import UserData
+from htas.run.given_network import UserNetwork
 from htas.strategies import Strategy
 from htas.text import millions, milliseconds, percent, shapes
 from htas.timing.target import Target
@@ -38,7 +39,7 @@ MARGIN = 0.05
 
 
 @dataclass(frozen=True)
-class Optimized:
+class OptimizationResult:
     """What `optimize` found; all of it is in the run's folder, too."""
 
     folder: Path
@@ -79,7 +80,7 @@ class Optimized:
     def export(self, path: str | Path) -> float:
         """Write the network found as .onnx, .pt2 or .xml (OpenVINO), for any batch; how far outputs differ at most.
 
-        Raises ValueError for another suffix, and where outputs differ by more than 1e-4 of the largest; nothing is
+        Raises UserError for another suffix, and where outputs differ by more than 1e-4 of the largest; nothing is
         written then.
         """
         target = Path(path)
@@ -124,7 +125,7 @@ def optimize(
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
     out: str | Path = "",
-) -> Optimized:
+) -> OptimizationResult:
     """A faster network than `model` on the target, within the constraints, trained, distilled from it, and measured.
 
     Args:
@@ -154,17 +155,17 @@ def optimize(
         seed: of every random draw.
         out: the folder of the run, in which an interrupted call goes on; otherwise runs/optimize-CLASS.
 
-    Raises ValueError in one sentence for what cannot be used.
+    Raises UserError in one sentence for what cannot be used.
     """
     example = _checked(model, example_inputs)
     task = _task(loss_fn, eval_fn, distill_fn, train_fn, score_func)
     classes = _classes(model, example, task)
-    made = GivenData.of(*_parts(data), classes, tuple(tuple(each.shape[1:]) for each in example), task)
+    made = UserData.of(*_parts(data), classes, tuple(tuple(each.shape[1:]) for each in example), task)
     made.check_shape()
-    family = Given.of(model, trained=trained)
+    family = UserNetwork.of(model, trained=trained)
     wanted = _options(made, trained, epochs, search_epochs, constraints, options or {}, seed)
     config = load(None, [f"--{name}={_text(value)}" for name, value in wanted.items()])
-    names = {**config.names, "family": "htas.run.given_network:Given", "data": "htas.run.given_data:GivenData"}
+    names = {**config.names, "family": "htas.run.given_network:UserNetwork", "data": "htas.run.given_data:UserData"}
     design = replace(
         config.design, ignored=tuple(ignored_layers), bounds={str(name): [*own] for name, own in (widths or {}).items()}
     )
@@ -176,22 +177,22 @@ def optimize(
     if trained and task.classifies and score_func is None:
         _check_trained(config, model)
     pipeline.run(config, folder, f"htas.optimize(..., out={str(folder)!r})")
-    return Optimized(folder, config)
+    return OptimizationResult(folder, config)
 
 
 def _checked(model: nn.Module, example_inputs: Any) -> tuple[Tensor, ...]:
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model must be an nn.Module, got {type(model).__name__}")
+        raise UserError(f"model must be an nn.Module, got {type(model).__name__}")
     given = [example_inputs] if isinstance(example_inputs, Tensor) else example_inputs
     if not isinstance(given, list | tuple) or not given or not all(isinstance(each, Tensor) for each in given):
-        raise ValueError(
+        raise UserError(
             f"example_inputs must be a tensor [N, C, H, W], or a list with one for each input, got {_kinds(given)}"
         )
     if given[0].dim() != 4:
-        raise ValueError(f"example_inputs must begin with images [N, C, H, W], got a tensor {tuple(given[0].shape)}")
+        raise UserError(f"example_inputs must begin with images [N, C, H, W], got a tensor {tuple(given[0].shape)}")
     devices = {str(tensor.device) for tensor in model.state_dict().values()} - {"cpu"}
     if devices:
-        raise ValueError(f"the model must be on the CPU, it is on {', '.join(sorted(devices))}: call model.cpu() first")
+        raise UserError(f"the model must be on the CPU, it is on {', '.join(sorted(devices))}: call model.cpu() first")
     return tuple(each.detach().cpu() for each in given)
 
 
@@ -206,7 +207,7 @@ def _task(loss: Any, score: Any, distil: Any, train: Any, judge: Any) -> Task:
     given = {"loss_fn": loss, "eval_fn": score, "distill_fn": distil, "train_fn": train, "score_func": judge}
     for name, function in given.items():
         if function is not None and not callable(function):
-            raise ValueError(f"{name} must be a function, got {type(function).__name__}")
+            raise UserError(f"{name} must be a function, got {type(function).__name__}")
     usual = Task()
     own = score or (unit(loss) if loss is not None else usual.score)
     return Task(loss or usual.loss, own, distil, train, judge)
@@ -219,12 +220,12 @@ def _classes(model: nn.Module, example: tuple[Tensor, ...], task: Task) -> int:
             out = copy.deepcopy(model).eval()(*example)
     except Exception as error:  # a user's code may raise anything
         given = shapes(each.shape for each in example)
-        raise ValueError(f"the model does not run on example_inputs of shape {given}: {blame(error)}") from error
+        raise UserError(f"the model does not run on example_inputs of shape {given}: {blame(error)}") from error
     if not task.classifies:
         return 1
     if not isinstance(out, Tensor) or out.dim() != 2 or out.shape[1] < 2:
         shown = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(
+        raise UserError(
             f"the model must give logits [N, classes] of 2 classes or more, it gives {shown}; for another task give "
             "loss_fn"
         )
@@ -233,12 +234,12 @@ def _classes(model: nn.Module, example: tuple[Tensor, ...], task: Task) -> int:
 
 def _parts(data: Any) -> tuple[Any, Any]:
     if not isinstance(data, tuple | list) or len(data) != 2:
-        raise ValueError(f"data must be a pair (training, validation), got {type(data).__name__}")
+        raise UserError(f"data must be a pair (training, validation), got {type(data).__name__}")
     return data[0], data[1]
 
 
 def _options(
-    data: GivenData,
+    data: UserData,
     trained: bool,
     epochs: int,
     search_epochs: int,
@@ -248,7 +249,7 @@ def _options(
 ) -> dict[str, Any]:
     """What is usual for a network of the user's own, what was said, and what `options` say besides."""
     if epochs < 0 or search_epochs < 1:
-        raise ValueError(
+        raise UserError(
             f"epochs must be 0 (the usual number) or more and search_epochs 1 or more, got {epochs} and {search_epochs}"
         )
     batch = max(1, min(128, data.sizes[0] // 20))
@@ -287,19 +288,19 @@ def _text(value: Any) -> str:
 
 
 def _check_trained(config: Config, model: nn.Module) -> None:
-    """Raise ValueError where a network is said to be trained and guesses."""
+    """Raise UserError where a network is said to be trained and guesses."""
     data = datasets.load(config.data, validation=config.parts.validation, seed=config.seed, limit=config.parts.limit)
     accuracy = evaluate(copy.deepcopy(model), data.test, device="cpu", precision="fp32")
     labels = torch.cat([labels for _, labels in data.test.batches(500)])
     guessed = float(labels.bincount().max()) / len(labels)
     if accuracy < guessed + MARGIN * (1 - guessed):
-        raise ValueError(
+        raise UserError(
             f"the model's accuracy on the validation items is {percent(accuracy)}, and guessing the commonest class "
             f"has {percent(guessed)}: train it first, or say trained=False to have it trained here"
         )
 
 
-def _card(found: Optimized) -> str:
+def _card(found: OptimizationResult) -> str:
     """A model card: what it is, the measured table, and how to load it."""
     rows = []
     for row in found.results:

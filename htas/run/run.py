@@ -28,7 +28,7 @@ from htas.metrics import Metric
 from htas.metrics.latency import Latency
 from htas.run.config import Config
 from htas.runtimes import open_runtime
-from htas.spaces.remember import Remembering
+from htas.spaces.remember import CachedMetric
 from htas.spaces.space import Space
 from htas.timing.store import Store
 from htas.timing.target import Target, affinity, machine
@@ -145,7 +145,7 @@ class Run:
         store = Store() if name == "user" else Store(Path(name).expanduser())
         asked = (self.config.survey.seconds, metric.reading)  # more time is worth other readings
         place = digest(self.place, affinity(), *asked)
-        return Remembering(metric.target, metric, "latency", store, place, fresh)
+        return CachedMetric(metric.target, metric, "latency", store, place, fresh)
 
     @property
     def family(self) -> list[Any]:

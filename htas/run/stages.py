@@ -17,7 +17,8 @@ from htas.cost.calibrate import calibrate as fit_cost
 from htas.cost.calibrate import cells, fit_metric, held_out_error
 from htas.cost.limits import Limit
 from htas.cost.paper import paper_cost
-from htas.files import Unusable, digest, read_json, slug, write_json
+from htas.errors import UserError
+from htas.files import digest, read_json, slug, write_json
 from htas.formats.export import export
 from htas.metrics.energy import Energy
 from htas.report import read as read_report
@@ -38,7 +39,7 @@ from htas.spaces.design import DECIDED, records, spaces, undecided
 from htas.spaces.sampling import at_most, widths_at_most
 from htas.spaces.space import Space
 from htas.spaces.survey import survey as take_survey
-from htas.text import Shown, listing, milliseconds, no_such, percent
+from htas.text import TextTable, listing, milliseconds, no_such, percent
 from htas.timing.target import machine
 
 RIVALS = 20
@@ -83,7 +84,7 @@ def survey(config: Config, folder: Path, again: bool = False) -> None:
     _write(path, job.made_from("survey"), time.monotonic() - started, content)
 
 
-def survey_page(config: Config, folder: Path) -> tuple[Path, Shown]:
+def survey_page(config: Config, folder: Path) -> tuple[Path, TextTable]:
     """What the survey says by itself: the path of survey.html, and its table of choices (the paper's Table 2)."""
     job = Run(config, folder)
     _need(job, "survey")
@@ -267,12 +268,12 @@ def measure(config: Config, folder: Path, again: bool = False) -> None:
 def report(config: Config, folder: Path, again: bool = False) -> None:
     """report.json, report.md and report.html, from the files of the stages that are there; what is missing is named.
 
-    Raises Unusable where not even the survey is finished.
+    Raises UserError where not even the survey is finished.
     """
     job = Run(config, folder)
     lacking = {path.name: _lack(job, stage, path) for stage in STAGES[:-1] for path in job.files(stage)}
     if why := lacking["survey.json"]:
-        raise Unusable(why)
+        raise UserError(why)
     missing = [why for why in lacking.values() if why]
     contents = {name: read_json(folder / name) for name, why in lacking.items() if not why}
     files = {stage: [path.name for path in job.files(stage) if path.name in contents] for stage in STAGES[:-1]}
@@ -305,9 +306,9 @@ def report(config: Config, folder: Path, again: bool = False) -> None:
 
 
 def compared(folders: Sequence[Path], out: Path) -> Path:
-    """The reports of several runs on one page; its path. Raises Unusable where one is no run, or is there twice."""
+    """The reports of several runs on one page; its path. Raises UserError where one is no run, or is there twice."""
     if len({folder.resolve() for folder in folders}) < len(folders):
-        raise Unusable(f"these are not {len(folders)} different runs: {listing(map(str, folders))}")
+        raise UserError(f"these are not {len(folders)} different runs: {listing(map(str, folders))}")
     runs = {}
     for folder in folders:
         if (folder / "config.toml").exists():
@@ -325,11 +326,11 @@ def export_network(folder: Path, to: str, network: str = "", file: Path | None =
     rows = {row.name: row for row in map(Result.of, read_json(folder / "networks.json")["results"])}
     name = network or config.design.spaces[0]
     if name not in rows:
-        raise Unusable(no_such("network of this run", name, rows))
+        raise UserError(no_such("network of this run", name, rows))
     suffix = {"openvino": "xml"}.get(to, to)
     path = file or folder / f"{slug(name)}.{suffix}"
     if path.suffix != f".{suffix}":
-        raise Unusable(
+        raise UserError(
             f"--to {to} writes a file that ends in .{suffix}, got --file {path}; name it so, or leave it out"
         )
     return path, export(load_network(job, rows[name]), job.target.example(), path)
@@ -385,11 +386,11 @@ def _reported(made: Report, folder: Path) -> bool:
 
 
 def _refuse_noise(curves: Sequence[CurveRecord], allowed: float) -> None:
-    """Raise ValueError where too many groups were chosen by noise."""
+    """Raise UserError where too many groups were chosen by noise."""
     certain = [sure for curve in curves for sure in curve.certain]
     left = sum(each < DECIDED for each in certain) / max(1, len(certain))
     if left > allowed:
-        raise ValueError(
+        raise UserError(
             f"{_decided(curves)}, and {left:.0%} are not, where {allowed:.0%} may be (survey.undecided): this machine "
             "is too noisy to tell; stop other work (htas doctor names it) and survey again with --again, give "
             "--survey.seconds more in another folder, or accept choices made by noise with --survey.undecided=1"

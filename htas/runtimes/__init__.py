@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type
 
 from torch import Tensor, nn
 
+from htas.errors import UserError
 from htas.graph.layer import Layer
 from htas.plugins import find
 from htas.text import listing, no_such
@@ -55,7 +56,7 @@ class Runtime(ABC):
     def compile(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
         """The network in eval mode, for inputs of exactly the example's shapes; the model itself stays as it is.
 
-        Raises ValueError that names the layer where it cannot be run, and where its outputs are not eager PyTorch's.
+        Raises UserError that names the layer where it cannot be run, and where its outputs are not eager PyTorch's.
         """
 
     @abstractmethod
@@ -89,7 +90,7 @@ class Runtime(ABC):
 def open_runtime(target: Target) -> Runtime:
     """The runtime that the target names, with the target's options.
 
-    Raises ValueError that says what there is, where the runtime, its device, its precision or an option is missing.
+    Raises UserError that says what there is, where the runtime, its device, its precision or an option is missing.
     """
     target.check()
     found: type[Runtime] = find(sys.modules[__name__], Runtime, target.runtime)  # type: ignore[type-abstract]
@@ -102,13 +103,13 @@ def _check_precision(kind: type[Runtime], target: Target) -> None:
     known = kind.precisions(target.device)
     if not known:
         other = "cpu" if target.device == "cuda" else "cuda"
-        raise ValueError(
+        raise UserError(
             f"target.runtime {target.runtime!r} does not run on {target.device}; use target.device {other!r}, or "
             "target.runtime 'eager', which runs on both"
         )
     if target.precision not in known:
         reason = f" ({kind.lacking})" if kind.lacking else ""
-        raise ValueError(
+        raise UserError(
             f"target.runtime {target.runtime!r} has no {target.precision} on {target.device}{reason}; "
             f"use target.precision {listing(known)}, or target.runtime 'eager', which has all three"
         )
@@ -119,11 +120,11 @@ def _check_options(kind: type[Runtime], target: Target) -> None:
     known = {field.name: hints[field.name] for field in fields(kind) if field.init and field.name != "target"}
     for name, value in target.options.items():
         if not known:
-            raise ValueError(f"target.options: {target.runtime!r} has no options, got {name!r}; leave them out")
+            raise UserError(f"target.options: {target.runtime!r} has no options, got {name!r}; leave them out")
         if name not in known:
-            raise ValueError(f"target.options: {no_such(f'option of {target.runtime!r}', name, known)}")
+            raise UserError(f"target.options: {no_such(f'option of {target.runtime!r}', name, known)}")
         if not _fits(value, known[name]):
-            raise ValueError(f"target.options: {name} must be {_allowed(known[name])}, got {value!r}")
+            raise UserError(f"target.options: {name} must be {_allowed(known[name])}, got {value!r}")
 
 
 def _fits(value: Value, hint: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from htas.errors import UserError
 from htas.formats.onnx_file import OnnxFile
 from htas.graph.layer import Layer
 from htas.runtimes import Program
@@ -25,7 +26,7 @@ def network_program(
 ) -> Program:
     """What `build` makes of a copy of the network on the CPU in eval mode, its outputs compared with eager PyTorch's.
 
-    `what` is the runtime in words. `same` where it is eager fp32 itself. Raises ValueError that names the layer which
+    `what` is the runtime in words. `same` where it is eager fp32 itself. Raises UserError that names the layer which
     cannot be run, says that there is too little memory, or that the outputs differ.
     """
     example = tuple(tensor.detach().cpu() for tensor in example)
@@ -34,10 +35,10 @@ def network_program(
         if not same:
             check(program, _copy(model), example, target, what)
     except Exception as error:  # every library has kinds of its own
-        if isinstance(error, ValueError) and not _caused(error):
+        if isinstance(error, UserError) and not _caused(error):
             raise
         where = "" if _is_memory(error) else _culprit(_copy(model), example, build)
-        raise ValueError(_sentence(what, target, f"this {type(model).__name__}", where, error)) from error
+        raise UserError(_sentence(what, target, f"this {type(model).__name__}", where, error)) from error
     return _guarded(what, target, program)
 
 
@@ -46,7 +47,7 @@ def layer_program(what: str, target: Target, layer: Layer, build: Callable[[], P
     try:
         program = build()
     except Exception as error:  # every library has kinds of its own
-        raise ValueError(_sentence(what, target, in_words(layer), "", error)) from error
+        raise UserError(_sentence(what, target, in_words(layer), "", error)) from error
     return _guarded(what, target, program)
 
 
@@ -62,7 +63,7 @@ def file_program(
     try:
         program = made()
     except Exception as error:  # every library has kinds of its own
-        raise ValueError(_sentence(what, target, str(model.path), "", error)) from error
+        raise UserError(_sentence(what, target, str(model.path), "", error)) from error
     return _guarded(what, target, Program(program.run, program.outputs, made))
 
 
@@ -85,7 +86,7 @@ def within_memory(what: str, target: Target, call: Callable[..., Any]) -> Callab
             return call(*tensors)
         except Exception as error:
             if _is_memory(error):
-                raise ValueError(_too_large(what, target)) from error
+                raise UserError(_too_large(what, target)) from error
             raise
 
     return guarded
@@ -112,7 +113,7 @@ def _copy(model: nn.Module) -> nn.Module:
 def _sentence(what: str, target: Target, subject: str, where: str, error: Exception) -> str:
     if _is_memory(error):
         return _too_large(what, target)
-    if isinstance(error, ValueError):
+    if isinstance(error, UserError):
         return f"{error}{f'; the cause is {where}' if where else ''}"
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
     return (

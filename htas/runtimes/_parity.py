@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor, nn
 
+from htas.errors import UserError
 from htas.formats.parity import first, largest_difference, tolerance
 from htas.runtimes import Program
 from htas.timing.target import Target
 
 
 def check(program: Program, network: nn.Module, example: tuple[Tensor, ...], target: Target, what: str) -> None:
-    """Raise ValueError where a program's outputs differ from what eager PyTorch computes in fp32 on that device.
+    """Raise UserError where a program's outputs differ from what eager PyTorch computes in fp32 on that device.
 
     The network is moved there.
     """
@@ -18,7 +19,7 @@ def check(program: Program, network: nn.Module, example: tuple[Tensor, ...], tar
         expected = first(reference(*(tensor.to(target.device) for tensor in example))).cpu()
         found = program.outputs(*example)
     if target.precision == "fp16" and expected.isfinite().all() and not found.isfinite().all():
-        raise ValueError(
+        raise UserError(
             f"{what} overflows with this network in fp16, which ends at 65504; use target.precision 'bf16' or 'fp32'"
         )
     largest_difference(expected, found, what, tolerance(target))

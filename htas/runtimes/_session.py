@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from htas.errors import UserError
 from htas.formats.onnx import chain_graphs, is_first, layer_graph
 from htas.formats.onnx_file import OnnxFile
 from htas.formats.onnx_written import static_graph
@@ -105,12 +106,12 @@ class Sessions:
 
 
 def check_provider(provider: str, way_out: str) -> None:
-    """Raise ValueError where this build of ONNX Runtime lacks the provider."""
+    """Raise UserError where this build of ONNX Runtime lacks the provider."""
     import onnxruntime
 
     known = onnxruntime.get_available_providers()
     if provider not in known:
-        raise ValueError(f"this needs ONNX Runtime's {provider}, this build has {listing(known)}; {way_out}")
+        raise UserError(f"this needs ONNX Runtime's {provider}, this build has {listing(known)}; {way_out}")
 
 
 class _Bound:

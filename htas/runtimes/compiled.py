@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from htas.errors import UserError
 from htas.formats.onnx import quiet
 from htas.graph.layer import Layer
 from htas.runtimes import Program, Runtime
@@ -82,23 +83,23 @@ def _modes() -> dict[str, Any]:
 
 
 def _check_compiler() -> None:
-    """Raise ValueError where Inductor finds no C++ compiler."""
+    """Raise UserError where Inductor finds no C++ compiler."""
     from torch._inductor import config
 
     names = config.cpp.cxx if isinstance(config.cpp.cxx, list | tuple) else (config.cpp.cxx,)
     if not any(name and shutil.which(name) for name in names):
-        raise ValueError(
+        raise UserError(
             "target.runtime 'compiled' needs a C++ compiler on a CPU and finds none; install g++, name one in the "
             "environment variable CXX, or use target.runtime 'eager'"
         )
 
 
 def _check_triton() -> None:
-    """Raise ValueError where PyTorch has no Triton to write GPU kernels with."""
+    """Raise UserError where PyTorch has no Triton to write GPU kernels with."""
     from torch.utils._triton import has_triton
 
     if not has_triton():
-        raise ValueError(
+        raise UserError(
             "target.runtime 'compiled' needs Triton on CUDA and finds none; install PyTorch's CUDA build for "
             "Linux, which comes with it, or use target.runtime 'eager' or 'cuda_graph'"
         )

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from htas.errors import UserError
 from htas.graph.layer import Layer
 from htas.runtimes import Program, Runtime
 from htas.runtimes._session import SPIN, Sessions, check_provider
@@ -26,7 +27,7 @@ class OnnxRuntime(Runtime):
 
     def __post_init__(self) -> None:
         if self.spin < 0:
-            raise ValueError(f"target.options: spin must be 0 microseconds or more, got {self.spin}")
+            raise UserError(f"target.options: spin must be 0 microseconds or more, got {self.spin}")
         if self.target.device == "cuda":
             check_provider(
                 "CUDAExecutionProvider",

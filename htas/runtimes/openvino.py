@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from htas.errors import UserError
 from htas.formats.onnx import chain_graphs, is_first, layer_graph
 from htas.formats.onnx_file import OnnxFile
 from htas.formats.onnx_written import static_graph
@@ -98,7 +99,7 @@ class OpenVINO(Runtime):
         compiled = _core().compile_model(_core().read_model(graph), "CPU", settings)
         given = compiled.get_property("INFERENCE_NUM_THREADS")
         if given != self.target.threads:
-            raise ValueError(f"OpenVINO takes {given} threads here; set target.threads to that, or use another runtime")
+            raise UserError(f"OpenVINO takes {given} threads here; set target.threads to that, or use another runtime")
         bound = _Bound(compiled, example or tuple(torch.randn(list(port.shape)) for port in compiled.inputs))
         return Program(bound.run, bound.outputs)
 

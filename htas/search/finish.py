@@ -18,8 +18,8 @@ from htas.metrics.latency import Latency
 from htas.metrics.memory import Memory
 from htas.runtimes import Program
 from htas.search.moves import AIM, filled, finalists, leanest, miss, next_aim, over, uniforms
-from htas.search.problem import Found, Problem
-from htas.search.record import Kept
+from htas.search.problem import Problem, SearchOutcome
+from htas.search.record import LimitOutcome
 from htas.text import listing, percent, quantity
 from htas.timing.measurement import Measurement
 from htas.timing.target import Target
@@ -50,11 +50,11 @@ MOODY = ("latency", "energy")
 
 
 @dataclass(frozen=True)
-class Taken:
+class FinishedSearch:
     """What a search ends in."""
 
     arch: Arch
-    limits: tuple[Kept, ...] = ()
+    limits: tuple[LimitOutcome, ...] = ()
     """What it makes of each."""
     measured: int = 0
     """Archs that were measured whole."""
@@ -63,7 +63,7 @@ class Taken:
 
 
 @dataclass(frozen=True)
-class Beside:
+class PairedReading:
     """A network measured in the same rounds as the base network, by one metric."""
 
     own: Measurement
@@ -90,7 +90,7 @@ class _Meters:
     modules: dict[Arch, nn.Module] = field(default_factory=dict)
     made: dict[Case, Callable[[], Program]] = field(default_factory=dict)
 
-    def against_base(self, archs: Sequence[Arch], metric: str, what: str) -> dict[Arch, Beside]:
+    def against_base(self, archs: Sequence[Arch], metric: str, what: str) -> dict[Arch, PairedReading]:
         """In one interleaved run."""
         network = self.problem.network
         for arch in (network.base, *archs):
@@ -100,9 +100,9 @@ class _Meters:
             base, *readings = self._metric(metric, archs).measure(
                 [self.modules[arch] for arch in (network.base, *archs)], on_round=shares(bar)
             )
-        return {arch: Beside(reading, base) for arch, reading in zip(archs, readings, strict=True)}
+        return {arch: PairedReading(reading, base) for arch, reading in zip(archs, readings, strict=True)}
 
-    def afresh(self, arch: Arch) -> tuple[Kept, ...]:
+    def afresh(self, arch: Arch) -> tuple[LimitOutcome, ...]:
         """What it makes of every limit: of each metric that is measured, a run beside the base network."""
         limits = self.problem.limits
         fresh = {own.metric: self.against_base([arch], own.metric, "anew") for own in limits if own.metric in METERS}
@@ -121,7 +121,7 @@ class _Meters:
                 return Memory(self.target)
 
 
-def finish(problem: Problem, found: Found, target: Target) -> Taken:
+def finish(problem: Problem, found: SearchOutcome, target: Target) -> FinishedSearch:
     """Of the archs near the end of a search the most accurate one that keeps the limits when measured.
 
     Finalists are measured whole, beside the base network; those that keep the limits and use them are measured afresh,
@@ -132,12 +132,12 @@ def finish(problem: Problem, found: Found, target: Target) -> Taken:
     make a wider network faster than a narrower one.
     """
     if not problem.limits:
-        return Taken(found.arch)
+        return FinishedSearch(found.arch)
     moody = [limit for limit in problem.limits if limit.metric in MOODY]
     meters = _Meters(problem, target)
     turns: dict[str, list[tuple[float, float]]] = {limit.metric: [] for limit in moody}
     seen: dict[Arch, float] = {}
-    tried: dict[Arch, tuple[Kept, ...]] = {}
+    tried: dict[Arch, tuple[LimitOutcome, ...]] = {}
     for turn in range(REPEATS + 1):
         new = _proposed(meters, found, moody, turns, seen, turn)
         seen |= new
@@ -166,11 +166,11 @@ def finish(problem: Problem, found: Found, target: Target) -> Taken:
             f"{problem.title}: {own.metric} {quantity(own.measured, own.unit)}, predicted "
             f"{quantity(own.predicted, own.unit)}, {percent(own.ratio, 1)} of what {own.asked!r} allows"
         )
-    return Taken(arch, tried[arch], len(seen) if moody else 0, even)
+    return FinishedSearch(arch, tried[arch], len(seen) if moody else 0, even)
 
 
 def _uniform(
-    meters: _Meters, found: Found, arch: Arch, tried: dict[Arch, tuple[Kept, ...]]
+    meters: _Meters, found: SearchOutcome, arch: Arch, tried: dict[Arch, tuple[LimitOutcome, ...]]
 ) -> tuple[Arch | None, Arch]:
     """The widest uniform network within the limits; and what is to be taken, which is among those `tried`: `arch`,
     unless it is less accurate or keeps no limits, and that network, or its like with some widths a choice wider, keeps
@@ -197,7 +197,7 @@ def _uniform(
 
 def _proposed(
     meters: _Meters,
-    found: Found,
+    found: SearchOutcome,
     moody: Sequence[Limit],
     turns: dict[str, list[tuple[float, float]]],
     seen: Mapping[Arch, float],
@@ -230,7 +230,7 @@ def _proposed(
     return {arch: max(its) for arch, its in ratios.items()}
 
 
-def _by_accuracy(found: Found, seen: Mapping[Arch, float], last: bool) -> list[Arch]:
+def _by_accuracy(found: SearchOutcome, seen: Mapping[Arch, float], last: bool) -> list[Arch]:
     """Those to measure afresh, the most accurate first: they keep the limits, with a margin, and use them, unless they
     are from a pool of judged ones: what they spare is no fault of theirs. At the last turn others come after them:
     those that keep the limits, then the least over."""
@@ -244,12 +244,12 @@ def _by_accuracy(found: Found, seen: Mapping[Arch, float], last: bool) -> list[A
     return ordered[:FRESH]
 
 
-def _best_worth(found: Found, tried: Mapping[Arch, tuple[Kept, ...]]) -> float:
+def _best_worth(found: SearchOutcome, tried: Mapping[Arch, tuple[LimitOutcome, ...]]) -> float:
     """Of those that keep the limits."""
     return max((found.worth(arch) for arch, kept in tried.items() if _worst(kept) <= 1), default=-math.inf)
 
 
-def _worst(limits: Sequence[Kept]) -> float:
+def _worst(limits: Sequence[LimitOutcome]) -> float:
     return max(own.ratio for own in limits)
 
 
@@ -258,10 +258,10 @@ def rounds(times: Sequence[float]) -> int:
     return min(MOST, max(ROUNDS, math.ceil(LASTING / (CALLS * sum(times))))) if times else ROUNDS
 
 
-def _kept(limit: Limit, arch: Arch, fresh: Beside | None) -> Kept:
+def _kept(limit: Limit, arch: Arch, fresh: PairedReading | None) -> LimitOutcome:
     predicted = limit.cost.cost(arch)
     if fresh is None:
-        return Kept(limit.metric, limit.text, limit.most, predicted, predicted, 0.0, limit.cost.unit)
+        return LimitOutcome(limit.metric, limit.text, limit.most, predicted, predicted, 0.0, limit.cost.unit)
     most = parse(limit.metric, limit.text, fresh.base.estimate)
     error = fresh.error(limit) if limit.metric in MOODY else 0.0
-    return Kept(limit.metric, limit.text, most, predicted, fresh.own.estimate, error, limit.cost.unit)
+    return LimitOutcome(limit.metric, limit.text, most, predicted, fresh.own.estimate, error, limit.cost.unit)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from math import log
 
 from htas.cost.limits import Limit
+from htas.errors import UserError
 from htas.graph.arch import Arch
 from htas.spaces.space import Space
 from htas.text import columns, percent, quantity
@@ -29,13 +30,13 @@ def check(asked: Sequence[Limit], space: Space, base: Arch) -> list[str]:
         figures = [f"{quantity(value, unit)} ({percent(value / own, 0)})" for value in (low, own, high, limit.most)]
         rows.append((limit.metric, *figures))
         if limit.most < low:
-            raise ValueError(
+            raise UserError(
                 f"constraints.{limit.metric} = {limit.text!r} cannot be kept: it asks for {figures[3]} of the base; "
                 f"the least that a network of the space {space.name} takes is {figures[0]}; ask for more, or let "
                 "design have narrower widths"
             )
         if limit.most > high:
-            raise ValueError(
+            raise UserError(
                 f"constraints.{limit.metric} = {limit.text!r} asks for {figures[3]} of the base, and even the widest "
                 f"network of the space {space.name} takes only {figures[2]}; ask for less, or leave it out"
             )

@@ -13,7 +13,8 @@ from torch import Tensor
 from htas.console.progress import progress
 from htas.data.split import Batch, Source
 from htas.data.task import CLASSIFY, Inputs, Task, images_in, precise, scalar
-from htas.files import Unusable, read_tensors
+from htas.errors import UserError
+from htas.files import read_tensors
 from htas.graph.arch import Arch
 from htas.search.problem import Problem
 from htas.search.supernet import MOMENTUM, Draw, Supernet
@@ -59,16 +60,16 @@ class Options:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch"):
             if getattr(self, name) < 1:
-                raise ValueError(f"strategy.{name} must be 1 or more, got {getattr(self, name)}")
+                raise UserError(f"strategy.{name} must be 1 or more, got {getattr(self, name)}")
         if self.start not in ("random", "base") and not self.start.endswith(".safetensors"):
-            raise ValueError(
+            raise UserError(
                 f"strategy.start must be random, base or the .safetensors file of a supernet, got {self.start!r}"
             )
         if not self.lr > 0:
-            raise ValueError(f"strategy.lr must be above 0, got {self.lr}")
+            raise UserError(f"strategy.lr must be above 0, got {self.lr}")
         for name in ("momentum", "weight_decay"):
             if getattr(self, name) < 0:
-                raise ValueError(f"strategy.{name} must be 0 or more, got {getattr(self, name)}")
+                raise UserError(f"strategy.{name} must be 0 or more, got {getattr(self, name)}")
 
 
 def opened(
@@ -189,39 +190,39 @@ def restored(supernet: Supernet, tensors: Mapping[str, Tensor]) -> None:
 
 
 def check_sane(problem: Problem, options: Any, loss: float, epoch: int, rate: float) -> None:
-    """Raise ValueError where the mean loss of an epoch (of `epoch`, from 0) says that a search has diverged."""
+    """Raise UserError where the mean loss of an epoch (of `epoch`, from 0) says that a search has diverged."""
     lost = LOST * math.log(problem.data.classes) if problem.data.task.classifies else math.inf
     if not (math.isfinite(loss) and loss < lost):
         raise diverged(problem, options, loss, epoch, rate)
 
 
-def diverged(problem: Problem, options: Any, loss: float, epoch: int, rate: float) -> ValueError:
+def diverged(problem: Problem, options: Any, loss: float, epoch: int, rate: float) -> UserError:
     """What to say of it: `options` are the strategy's, which tell what may be lowered, and `rate` is the learning rate
     at which it was seen."""
     said = f"the search diverged in epoch {epoch + 1} at a learning rate of {significant(rate)}: its loss is {loss:.3g}"
     if epoch == 0:
         rates = "strategy.lr or strategy.arch_lr" if hasattr(options, "arch_lr") else "strategy.lr"
-        return ValueError(f"{said}; lower {rates}, and name another folder with --out")
+        return UserError(f"{said}; lower {rates}, and name another folder with --out")
     again = f"--strategy.lr={significant(options.lr / 3, 1)} and another --out"
     if isinstance(options, Options):
         again = f"--strategy.start={problem.checkpoint} {again}"
-    return ValueError(
+    return UserError(
         f"{said}; the last good state, of epoch {epoch}, is in {problem.checkpoint}: begin again "
         f"{'from there ' if isinstance(options, Options) else ''}at a lower rate with {again}"
     )
 
 
 def _load(supernet: Supernet, path: Path) -> None:
-    """Weights that another search has kept, or its checkpoint's; raises Unusable where they are no such, or of another
+    """Weights that another search has kept, or its checkpoint's; raises UserError where they are no such, or of another
     space."""
     if not path.exists():
-        raise Unusable(f"strategy.start: there is no file {path}; name one that a search has kept (strategy.keep)")
+        raise UserError(f"strategy.start: there is no file {path}; name one that a search has kept (strategy.keep)")
     tensors, _ = read_tensors(path)
     if any(name.startswith(PREFIX) for name in tensors):
         tensors = {k.removeprefix(PREFIX): v for k, v in tensors.items() if k.startswith(PREFIX)}
     own = supernet.state_dict()
     if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in tensors.items()}:
-        raise Unusable(
+        raise UserError(
             f"strategy.start: {path} holds the supernet of another network or space; name one that a search of the "
             "same configuration has kept (strategy.keep), or start from base"
         )

@@ -63,7 +63,7 @@ def rivals(problem: Problem, arch: Arch, count: int, *, seed: int, tolerance: fl
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchOutcome:
     """What a search leaves behind."""
 
     arch: Arch

@@ -38,7 +38,7 @@ class EpochRecord:
 
 
 @dataclass(frozen=True)
-class Kept:
+class LimitOutcome:
     """A limit, and what the arch that was taken makes of it."""
 
     metric: str
@@ -84,7 +84,7 @@ class SearchRecord:
     """Their costs divided by the found arch's."""
     seconds: float
     seed: int
-    limits: tuple[Kept, ...] = ()
+    limits: tuple[LimitOutcome, ...] = ()
     """What the arch may cost, and does."""
     measured_archs: int = 0
     """Archs that were measured whole before one was taken."""
@@ -114,7 +114,7 @@ class SearchRecord:
                 "epochs": tuple(EpochRecord(**epoch) for epoch in fields["epochs"]),
                 "rivals": tuple(fields["rivals"]),
                 "rival_costs": tuple(fields["rival_costs"]),
-                "limits": tuple(Kept(**limit) for limit in fields.get("limits", ())),
+                "limits": tuple(LimitOutcome(**limit) for limit in fields.get("limits", ())),
             }
         )
 

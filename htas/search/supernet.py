@@ -82,7 +82,7 @@ class Supernet(nn.Module):
     the network derived, or TAS's padding with zeros. `mix` is how a narrow candidate meets a wide one: TAS's
     channel-wise interpolation, or padding with zeros, which keeps channel c of both the same thing. `norms` is whether
     every width has a norm of its own, as TAS's, or the first channels of the widest one's.
-    Raises ValueError where a norm or grouping is not understood.
+    Raises UserError where a norm or grouping is not understood.
     """
 
     def __init__(

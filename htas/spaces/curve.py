@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from htas.errors import UserError
 from htas.graph.layer import Layer
 
 LATER = ("doubts", "errors", "certain", "dominated", "interpolated")
@@ -140,12 +141,12 @@ def curve(content: Mapping[str, Any], layer: Layer, widths: Sequence[int], estim
     """m(x) of one layer (its outputs do not count) at these widths, from what `survey` returned.
 
     Layers that differ in their outputs alone share a table, which may hold more widths than are asked for.
-    Raises ValueError where the survey lacks one.
+    Raises UserError where the survey lacks one.
     """
     table = content["layers"].get(layer.wide(0).key, {"widths": ()})
     rows = {width: row for row, width in enumerate(table["widths"])}
     if not rows.keys() >= set(widths):
-        raise ValueError("survey.json lacks a layer of this network; delete it and run the survey again")
+        raise UserError("survey.json lacks a layer of this network; delete it and run the survey again")
     error = {"estimate": "error", "mean": "mean_error"}.get(estimate)
     seconds, errors = (
         tuple(table[column][rows[width]] for width in widths) if column else () for column in (estimate, error)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from htas.errors import UserError
 from htas.graph import Network, Site
 from htas.graph.layer import Layer
 from htas.spaces.curve import Curve, CurveRecord, Estimate, Fit, add, curve
@@ -71,25 +72,25 @@ class Design:
 
     def __post_init__(self) -> None:
         if not self.expand >= 1:
-            raise ValueError(f"design.expand must be 1 or more, got {self.expand}")
+            raise UserError(f"design.expand must be 1 or more, got {self.expand}")
         if self.groups < 1:
-            raise ValueError(f"design.groups must be 1 or more, got {self.groups}")
+            raise UserError(f"design.groups must be 1 or more, got {self.groups}")
         if self.alpha != "fit" and not self.alpha > 0:
-            raise ValueError(f"design.alpha must be above 0 or 'fit', got {self.alpha!r}")
+            raise UserError(f"design.alpha must be above 0 or 'fit', got {self.alpha!r}")
         if not 0 <= self.ties < 1:
-            raise ValueError(f"design.ties must lie in 0..1, got {self.ties}")
+            raise UserError(f"design.ties must lie in 0..1, got {self.ties}")
         if not self.spaces:
-            raise ValueError("design.spaces must name at least one of hardware, tas, grid, explicit")
+            raise UserError("design.spaces must name at least one of hardware, tas, grid, explicit")
         for space in self.spaces:
             if space not in SPACES:
-                raise ValueError(f"design.spaces may name {', '.join(SPACES)}; got {space!r}")
+                raise UserError(f"design.spaces may name {', '.join(SPACES)}; got {space!r}")
         if len(set(self.spaces)) != len(self.spaces):
-            raise ValueError(f"design.spaces names a space twice: {', '.join(self.spaces)}")
+            raise UserError(f"design.spaces names a space twice: {', '.join(self.spaces)}")
         if ("explicit" in self.spaces) != bool(self.widths):
-            raise ValueError("the space 'explicit' needs design.widths, and design.widths needs that space")
+            raise UserError("the space 'explicit' needs design.widths, and design.widths needs that space")
         for name, bounds in self.bounds.items():
             if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1]:
-                raise ValueError(f"design.bounds of {name} must be the least and the most channels, got {bounds}")
+                raise UserError(f"design.bounds of {name} must be the least and the most channels, got {bounds}")
 
 
 def score(measured: Curve, fit: Fit) -> list[float]:
@@ -223,10 +224,10 @@ def _estimate(design: Design) -> Estimate:
 
 
 def check(network: Network, design: Design) -> None:
-    """Raise ValueError where the design does not fit the network, before anything is measured."""
+    """Raise UserError where the design does not fit the network, before anything is measured."""
     if not network.widths:
         reason = next(iter(network.frozen.values()), "it has no convolution that trace can follow")
-        raise ValueError(f"this network has no width that could change ({reason})")
+        raise UserError(f"this network has no width that could change ({reason})")
     alone = [widest(site.base, design.expand) for site in network.widths.values() if site.multiple == 1]
     group_bounds(min(alone, default=design.groups), design.groups)
     if "explicit" in design.spaces:
@@ -234,7 +235,7 @@ def check(network: Network, design: Design) -> None:
     known = {*network.widths, *(str(site.base) for site in network.widths.values())}
     for name in design.bounds:
         if name not in known:
-            raise ValueError(f"design.bounds: {no_such('site or base width', name, sorted(known))}")
+            raise UserError(f"design.bounds: {no_such('site or base width', name, sorted(known))}")
 
 
 def spaces(network: Network, content: Mapping[str, Any], design: Design) -> dict[str, Space]:
@@ -258,7 +259,7 @@ def _within(
         least, most = _bounds(network.sites[name], design)
         found[name] = tuple(width for width in choices if least <= width <= most)
         if not found[name]:
-            raise ValueError(
+            raise UserError(
                 f"design.bounds leaves {name} no choice in the space {space}, which has "
                 f"{', '.join(map(str, choices))}; widen the bounds, or raise design.groups"
             )
@@ -315,18 +316,16 @@ def _explicit(network: Network, design: Design) -> dict[str, tuple[int, ...]]:
     known = {*network.widths, *(str(site.base) for site in network.widths.values())}
     odd = sorted(set(design.widths) - known)
     if odd:
-        raise ValueError(
-            f"design.widths names {odd[0]!r}; it may name base widths or sites: {', '.join(sorted(known))}"
-        )
+        raise UserError(f"design.widths names {odd[0]!r}; it may name base widths or sites: {', '.join(sorted(known))}")
     found = {}
     for name, site in network.widths.items():
         choices = design.widths.get(name) or design.widths.get(str(site.base))
         if not choices:
-            raise ValueError(f'design.widths has no choices for {name}; add them under its name or "{site.base}"')
+            raise UserError(f'design.widths has no choices for {name}; add them under its name or "{site.base}"')
         if min(choices) < 1:
-            raise ValueError(f"the choices of {name} in design.widths must be at least 1, got {min(choices)}")
+            raise UserError(f"the choices of {name} in design.widths must be at least 1, got {min(choices)}")
         if off := [width for width in choices if width % site.multiple]:
-            raise ValueError(
+            raise UserError(
                 f"the choices of {name} in design.widths must be multiples of {site.multiple}, as its channels stand "
                 f"in groups; got {off[0]}"
             )

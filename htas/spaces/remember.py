@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from htas.console.progress import say
-from htas.files import Unusable
+from htas.errors import UserError
 from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, More, OnRound, Wanted, by_case
 from htas.timing.measurement import LOW, Measurement
@@ -32,7 +32,7 @@ FACTOR = 1.5
 
 
 @dataclass(frozen=True)
-class Remembering(Metric):
+class CachedMetric(Metric):
     """Another metric, with a store beside it. The target is the other's."""
 
     unit: ClassVar[str] = "s"
@@ -126,7 +126,7 @@ class Remembering(Metric):
                 entries = self.store.curve(self.place, self.name, [layer.key for layer in layers])
                 found |= dict(zip(layers, entries, strict=True)) if entries else {}
             found |= self._samples(sampled, first)
-        except Unusable as error:
+        except UserError as error:
             say(f"store: {error}; all is measured anew")
             return {}
         return found
@@ -150,7 +150,7 @@ class Remembering(Metric):
         ]
         try:
             self.store.add(entries)
-        except Unusable as error:
+        except UserError as error:
             say(f"store: {error}; this survey is not in it")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from htas.errors import UserError
 from htas.graph.arch import Arch
 
 
@@ -20,7 +21,7 @@ class Space:
     def __post_init__(self) -> None:
         for site, choices in self.choices.items():
             if not choices or list(choices) != sorted(set(choices)) or choices[0] < 1:
-                raise ValueError(f"the choices of {site} must be distinct, ascending and at least 1, got {choices}")
+                raise UserError(f"the choices of {site} must be distinct, ascending and at least 1, got {choices}")
 
     @property
     def choices(self) -> dict[str, tuple[int, ...]]:
@@ -95,10 +96,10 @@ def tas_widths(base: int, multiple: int = 1) -> tuple[int, ...]:
 def group_bounds(widest: int, groups: int) -> tuple[tuple[int, int], ...]:
     """First and last width of each of the equal runs that 1..widest is cut into; the last takes what is left (eq. 3).
 
-    Raises ValueError where there are more groups than widths.
+    Raises UserError where there are more groups than widths.
     """
     if groups > widest:
-        raise ValueError(
+        raise UserError(
             f"design.groups = {groups} is more than the {widest} widths of the narrowest site; "
             f"lower design.groups or raise design.expand"
         )

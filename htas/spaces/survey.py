@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from htas.errors import UserError
 from htas.graph import Network
 from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, OnRound
@@ -45,13 +46,13 @@ class Survey:
 
     def __post_init__(self) -> None:
         if not 0 <= self.undecided <= 1:
-            raise ValueError(f"survey.undecided must be 0 to 1, got {self.undecided}")
+            raise UserError(f"survey.undecided must be 0 to 1, got {self.undecided}")
         if not self.seconds >= 0:
-            raise ValueError(f"survey.seconds must be 0 (the default) or more, got {self.seconds}")
+            raise UserError(f"survey.seconds must be 0 (the default) or more, got {self.seconds}")
         if self.rounds < 1:
-            raise ValueError(f"survey.rounds must be 1 or more, got {self.rounds}")
+            raise UserError(f"survey.rounds must be 1 or more, got {self.rounds}")
         if not self.reading >= 0:
-            raise ValueError(f"survey.reading must be 0 (as short as the clock allows) or more, got {self.reading}")
+            raise UserError(f"survey.reading must be 0 (as short as the clock allows) or more, got {self.reading}")
 
     def limit(self, cases: int) -> float:
         """Seconds for so many layers."""

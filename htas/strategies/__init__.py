@@ -6,14 +6,15 @@ Add one: a file here with one frozen dataclass that derives from Strategy; its f
 from abc import ABC, abstractmethod
 from typing import Any, Literal
 
-from htas.search.problem import Found, Problem
+from htas.errors import UserError
+from htas.search.problem import Problem, SearchOutcome
 
 
 def need_limits(problem: Problem, strategy: "Strategy") -> None:
-    """Raise ValueError where nothing says what an arch may cost, for a strategy that seeks the most accurate one."""
+    """Raise UserError where nothing says what an arch may cost, for a strategy that seeks the most accurate one."""
     if not problem.limits:
         name = strategy.title.partition(",")[0]
-        raise ValueError(
+        raise UserError(
             f"strategy {name} looks for the most accurate network within limits, and none is given; give one, such as "
             '--constraints.latency="50%", or take the strategy differentiable, which can weigh cost against accuracy'
         )
@@ -26,7 +27,7 @@ class Strategy(ABC):
     """What the search is charged: the calibrated latency, that of eq. 7 and 8, or another metric."""
 
     @abstractmethod
-    def search(self, problem: Problem) -> Found:
+    def search(self, problem: Problem) -> SearchOutcome:
         """The arch to train. Looks at the training images only; goes on from `problem.checkpoint` if that exists."""
 
     def images(self, weights: int) -> float:

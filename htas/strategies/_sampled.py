@@ -28,7 +28,7 @@ from htas.search.oneshot import (
     restored,
     sampled_step,
 )
-from htas.search.problem import Found, Problem
+from htas.search.problem import Problem, SearchOutcome
 from htas.search.record import EpochRecord
 from htas.search.supernet import Draw, Supernet
 from htas.strategies import Strategy, need_limits
@@ -46,7 +46,7 @@ AROUND = 0.1
 
 
 @dataclass(frozen=True)
-class Sampled(Options, Strategy):
+class OneShotStrategy(Options, Strategy):
     """One-shot: the weights of the supernet learn from archs drawn at random; then archs are judged by them."""
 
     sampling: Literal["uniform", "sandwich"] = "sandwich"
@@ -58,7 +58,7 @@ class Sampled(Options, Strategy):
     @property
     def learning(self) -> dict[str, Any]:
         """Every option of this class: those of its own decide which archs are judged, and how many."""
-        return {each.name: getattr(self, each.name) for each in fields(Sampled) if each.name != "keep"}
+        return {each.name: getattr(self, each.name) for each in fields(OneShotStrategy) if each.name != "keep"}
 
     @property
     def title(self) -> str:
@@ -79,7 +79,7 @@ class Sampled(Options, Strategy):
     def pick(self, problem: Problem, judge: Judge) -> None:
         """Ask the judge for archs; the most accurate one within the limits of those that it knows then is taken."""
 
-    def search(self, problem: Problem) -> Found:
+    def search(self, problem: Problem) -> SearchOutcome:
         """The supernet is trained, archs are judged, and the most accurate one within the limits is taken."""
         need_limits(problem, self)
         run = _Training(self, problem)
@@ -103,7 +103,7 @@ class Sampled(Options, Strategy):
         say(f"{problem.title}: {len(judge.known)} archs judged, the best within the limits at {accuracy}")
         why = f"{len(judge.known)} archs were judged by a supernet trained for {self.epochs} epochs"
         known = dict(judge.known)
-        return Found(
+        return SearchOutcome(
             arch, tuple(run.epochs), True, why, judge, seconds, worth=lambda one: known.get(one, -1.0),
             pool=tuple(sorted(known, key=known.__getitem__, reverse=True)),
         )  # fmt: skip
@@ -153,7 +153,7 @@ def step(problem: Problem, rng: random.Random, arch: Arch, by: int) -> Arch | No
 class _Training:
     """The supernet as it is trained: its weights, their optimizer, and the epochs so far."""
 
-    def __init__(self, options: Sampled, problem: Problem) -> None:
+    def __init__(self, options: OneShotStrategy, problem: Problem) -> None:
         self.options, self.problem = options, problem
         self.runner = engine(problem.device, options.precision)
         self.supernet: Supernet = opened(problem, options, self.runner.device)

@@ -9,11 +9,12 @@ from typing import Any, Literal
 import torch
 
 from htas.console.progress import say
+from htas.errors import UserError
 from htas.files import digest, read_json, write_json
 from htas.graph import resize
 from htas.graph.arch import Arch
 from htas.search.moves import over
-from htas.search.problem import Found, Problem
+from htas.search.problem import Problem, SearchOutcome
 from htas.search.record import EpochRecord
 from htas.spaces.space import Space
 from htas.strategies import Strategy
@@ -42,18 +43,18 @@ class ByTrials(Strategy):
     def __post_init__(self) -> None:
         for name in ("epochs", "batch"):
             if getattr(self, name) < 1:
-                raise ValueError(f"strategy.{name} must be 1 or more, got {getattr(self, name)}")
+                raise UserError(f"strategy.{name} must be 1 or more, got {getattr(self, name)}")
         if not self.lr > 0:
-            raise ValueError(f"strategy.lr must be above 0, got {self.lr}")
+            raise UserError(f"strategy.lr must be above 0, got {self.lr}")
 
 
 def widest_of(
     problem: Problem, trials: "Trials", pool: Sequence[Arch], why: str, seconds: float, *,
     epochs: Sequence[EpochRecord] = (), converged: bool = True,
-) -> Found:  # fmt: skip
+) -> SearchOutcome:  # fmt: skip
     """What a search has found that takes the widest arch within the limits of a pool that grows in width."""
     order = {arch: number for number, arch in enumerate(pool)}
-    return Found(
+    return SearchOutcome(
         widest_within(problem, pool), tuple(epochs), converged, why, trials, seconds,
         worth=lambda arch: float(order.get(arch, -1)), pool=tuple(pool), cheap=False, judge=trials.judge,
     )  # fmt: skip

@@ -13,11 +13,12 @@ from htas.console.progress import Bar, progress
 from htas.console.record import scalars
 from htas.cost.limits import Limit
 from htas.data.task import Inputs, precise, scalar
+from htas.errors import UserError
 from htas.files import read_tensors, write_tensors
 from htas.graph.arch import Arch
 from htas.search.moves import AIM
 from htas.search.oneshot import Options, accuracies, check_sane, diverged, kept, learner, opened, restored
-from htas.search.problem import Found, Problem
+from htas.search.problem import Problem, SearchOutcome
 from htas.search.record import METRICS, SURE, EpochRecord
 from htas.search.supernet import Draw
 from htas.spaces.space import Space
@@ -83,13 +84,13 @@ class Differentiable(Options, Strategy):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.warmup < self.epochs:
-            raise ValueError(f"strategy.warmup must lie in 0..{self.epochs - 1}, got {self.warmup}")
+            raise UserError(f"strategy.warmup must lie in 0..{self.epochs - 1}, got {self.warmup}")
         for name in ("arch_lr", "hottest", "coldest", "ratio"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"strategy.{name} must be above 0, got {getattr(self, name)}")
+                raise UserError(f"strategy.{name} must be above 0, got {getattr(self, name)}")
         for name in ("weight", "tolerance", "arch_weight_decay"):
             if getattr(self, name) < 0:
-                raise ValueError(f"strategy.{name} must be 0 or more, got {getattr(self, name)}")
+                raise UserError(f"strategy.{name} must be 0 or more, got {getattr(self, name)}")
 
     @property
     def title(self) -> str:
@@ -101,7 +102,7 @@ class Differentiable(Options, Strategy):
         """A weight and an architecture step each."""
         return self.epochs * weights * STEP
 
-    def search(self, problem: Problem) -> Found:
+    def search(self, problem: Problem) -> SearchOutcome:
         """TAS: a weight step on one half of the training images, an architecture step on the other, in turn."""
         run = _Search(self, problem)
         run.restore()
@@ -120,7 +121,9 @@ class Differentiable(Options, Strategy):
             write_tensors(problem.supernet, run.supernet.state_dict(), {"space": problem.space.name})
         converged, why = verdict(run.epochs[-1])
         seconds = sum(record.seconds for record in run.epochs)
-        return Found(run.logits.argmax(), tuple(run.epochs), converged, why, run.validate, seconds, run.logits.worth())
+        return SearchOutcome(
+            run.logits.argmax(), tuple(run.epochs), converged, why, run.validate, seconds, run.logits.worth()
+        )
 
 
 def verdict(last: EpochRecord) -> tuple[bool, str]:

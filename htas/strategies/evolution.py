@@ -4,15 +4,16 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+from htas.errors import UserError
 from htas.graph.arch import Arch
 from htas.search.moves import over
 from htas.search.oneshot import Judge
 from htas.search.problem import Problem
-from htas.strategies._sampled import AROUND, TRIALS, Sampled, near_limits, trimmed
+from htas.strategies._sampled import AROUND, TRIALS, OneShotStrategy, near_limits, trimmed
 
 
 @dataclass(frozen=True)
-class Evolution(Sampled):
+class Evolution(OneShotStrategy):
     """Two aims, accuracy and cost over the limits; archs that are further over them than predictions may be wrong are
     not bred from."""
 
@@ -29,13 +30,13 @@ class Evolution(Sampled):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.archs < 1:
-            raise ValueError(f"strategy.archs must be 1 or more, got {self.archs}")
+            raise UserError(f"strategy.archs must be 1 or more, got {self.archs}")
         if self.population < 2:
-            raise ValueError(f"strategy.population must be 2 or more, got {self.population}")
+            raise UserError(f"strategy.population must be 2 or more, got {self.population}")
         for name in ("mutation", "crossover"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"strategy.{name} must lie in 0..1, got {value}")
+                raise UserError(f"strategy.{name} must lie in 0..1, got {value}")
 
     @property
     def judged(self) -> int:

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from htas.console.progress import Bar, progress
 from htas.console.record import scalars
 from htas.data.task import forward, precise
+from htas.errors import UserError
 from htas.files import read_tensors, write_tensors
 from htas.graph import Network, resize
 from htas.graph.arch import Arch
 from htas.search.oneshot import check_sane
-from htas.search.problem import Found, Problem
+from htas.search.problem import Problem, SearchOutcome
 from htas.search.record import EpochRecord
 from htas.strategies import need_limits
 from htas.strategies._trials import ByTrials, Trials, multiples, nearest, widest_of
@@ -42,9 +43,9 @@ class MorphNet(ByTrials):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.strength < 0:
-            raise ValueError(f"strategy.strength must be 0 or more, got {self.strength}")
+            raise UserError(f"strategy.strength must be 0 or more, got {self.strength}")
         if not 0 < self.dead < 1:
-            raise ValueError(f"strategy.dead must lie in 0..1, got {self.dead}")
+            raise UserError(f"strategy.dead must lie in 0..1, got {self.dead}")
 
     @property
     def title(self) -> str:
@@ -55,8 +56,8 @@ class MorphNet(ByTrials):
         """The training that shrinks, and the one that judges what was found."""
         return 2.0 * self.epochs * weights
 
-    def search(self, problem: Problem) -> Found:
-        """Raises ValueError where depths are to be searched, or a site has no norm whose scales could tell."""
+    def search(self, problem: Problem) -> SearchOutcome:
+        """Raises UserError where depths are to be searched, or a site has no norm whose scales could tell."""
         need_limits(problem, self)
         _refuse_depths(problem)
         run = _Shrinking(self, problem)
@@ -84,7 +85,7 @@ class MorphNet(ByTrials):
 def _refuse_depths(problem: Problem) -> None:
     free = [site for site, choices in problem.space.depths.items() if len(choices) > 1]
     if free:
-        raise ValueError(
+        raise UserError(
             f"strategy morphnet does not search depths, and the space {problem.space.name} has {len(free)} sites of "
             "depth; keep all blocks with --design.depth=false, or take another strategy"
         )
@@ -132,7 +133,7 @@ class _Shrinking:
         self.prices = prices(problem)
         bare = [site for site, norms in self.norms.items() if not norms]
         if bare:
-            raise ValueError(
+            raise UserError(
                 f"strategy morphnet shrinks by the scales of norms, and {bare[0]} has none; take another strategy"
             )
         self.usual = float(torch.cat(list(self._sizes().values())).median())

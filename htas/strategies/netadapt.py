@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass
 
+from htas.errors import UserError
 from htas.graph.arch import Arch
 from htas.search.moves import changed, over
 from htas.search.oneshot import Judge
-from htas.search.problem import Found, Problem
+from htas.search.problem import Problem, SearchOutcome
 from htas.strategies import need_limits
-from htas.strategies._sampled import AROUND, Sampled
+from htas.strategies._sampled import AROUND, OneShotStrategy
 from htas.text import percent
 
 
 @dataclass(frozen=True)
-class NetAdapt(Sampled):
+class NetAdapt(OneShotStrategy):
     """Every round takes a share of the latency away, wherever it costs the least accuracy.
 
     As in the paper, candidates of a round differ in one site, narrowed until the round's latency is kept; unlike it,
@@ -27,21 +28,21 @@ class NetAdapt(Sampled):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rounds < 1:
-            raise ValueError(f"strategy.rounds must be 1 or more, got {self.rounds}")
+            raise UserError(f"strategy.rounds must be 1 or more, got {self.rounds}")
         if self.begin not in ("widest", "base"):
-            raise ValueError(f"strategy.begin must be widest or base, got {self.begin!r}")
+            raise UserError(f"strategy.begin must be widest or base, got {self.begin!r}")
 
     @property
     def judged(self) -> int:
         """About one for each of twenty sites in every round."""
         return 20 * self.rounds
 
-    def search(self, problem: Problem) -> Found:
-        """Raises ValueError where it would begin at a network that keeps the limits already."""
+    def search(self, problem: Problem) -> SearchOutcome:
+        """Raises UserError where it would begin at a network that keeps the limits already."""
         need_limits(problem, self)
         ratio = over(problem.limits, self._first(problem))
         if ratio <= 1 - AROUND:
-            raise ValueError(
+            raise UserError(
                 f"strategy.begin: the {self.begin} network takes {percent(ratio, 1)} of what the limits allow, "
                 "which leaves nothing to be narrowed; begin at the widest network, or ask for less"
             )

@@ -3,14 +3,15 @@
 import random
 from dataclasses import dataclass
 
+from htas.errors import UserError
 from htas.graph.arch import Arch
 from htas.search.oneshot import Judge
 from htas.search.problem import Problem
-from htas.strategies._sampled import AROUND, TRIALS, Sampled, near_limits, trimmed
+from htas.strategies._sampled import AROUND, TRIALS, OneShotStrategy, near_limits, trimmed
 
 
 @dataclass(frozen=True)
-class RandomSearch(Sampled):
+class RandomSearch(OneShotStrategy):
     """As many archs as `strategy.archs` says, at random, each near the limits."""
 
     archs: int = 300
@@ -19,7 +20,7 @@ class RandomSearch(Sampled):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.archs < 1:
-            raise ValueError(f"strategy.archs must be 1 or more, got {self.archs}")
+            raise UserError(f"strategy.archs must be 1 or more, got {self.archs}")
 
     @property
     def judged(self) -> int:

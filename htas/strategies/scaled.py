@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from htas.errors import UserError
 from htas.graph.arch import Arch
 from htas.search.moves import over
-from htas.search.problem import Found, Problem
+from htas.search.problem import Problem, SearchOutcome
 from htas.strategies import need_limits
 from htas.strategies._trials import ByTrials, Trials, multiples, widest_within
 from htas.text import listing
@@ -21,7 +22,7 @@ class Scaled(ByTrials):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.depths < 1:
-            raise ValueError(f"strategy.depths must be 1 or more, got {self.depths}")
+            raise UserError(f"strategy.depths must be 1 or more, got {self.depths}")
 
     @property
     def title(self) -> str:
@@ -32,7 +33,7 @@ class Scaled(ByTrials):
         """A training for each depth."""
         return float(self.depths * self.epochs * weights)
 
-    def search(self, problem: Problem) -> Found:
+    def search(self, problem: Problem) -> SearchOutcome:
         """One short training for each depth; a single one needs none."""
         need_limits(problem, self)
         trials = Trials(problem, self)
@@ -52,7 +53,7 @@ class Scaled(ByTrials):
         others = [arch for blocks in rows for arch in rows[blocks] if arch not in known]
         order = {arch: number / len(others) - 1 for number, arch in enumerate(sorted(others, key=problem.network.macs))}
         worths = known | order
-        return Found(
+        return SearchOutcome(
             within[chosen], (), True, why, trials, trials.seconds, pool=(*known, *others), cheap=False,
             worth=lambda arch: worths.get(arch, -1.0), judge=trials.judge,
         )  # fmt: skip

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 
 from htas.console.progress import say
-from htas.search.problem import Found, Problem
+from htas.search.problem import Problem, SearchOutcome
 from htas.strategies import need_limits
 from htas.strategies._trials import ByTrials, Trials, multiples, widest_of
 
@@ -22,7 +22,7 @@ class Uniform(ByTrials):
         """The training that judges what was found."""
         return float(self.epochs * weights)
 
-    def search(self, problem: Problem) -> Found:
+    def search(self, problem: Problem) -> SearchOutcome:
         """No weight is trained for it."""
         need_limits(problem, self)
         started = time.monotonic()

@@ -18,6 +18,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from htas.errors import UserError
 from htas.text import significant
 from htas.timing.allocator import collector_off
 from htas.timing.level import levels
@@ -130,7 +131,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or not self.limit > 0 or not self.reading >= 0:
-            raise ValueError(
+            raise UserError(
                 "rounds must be 1 or more, limit over 0 seconds and reading 0 or more, "
                 f"got {self.rounds}, {self.limit} and {self.reading}"
             )

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from htas.errors import UserError
+
 LOW = 25.0
 """The percentile of readings over their levels that stands for them: interference only ever adds."""
 BLOCKS = 6
@@ -42,9 +44,9 @@ class Measurement:
 
     def __post_init__(self) -> None:
         if not self.values:
-            raise ValueError("a measurement needs at least one reading, got none")
+            raise UserError("a measurement needs at least one reading, got none")
         if self.levels and len(self.levels) != len(self.values):
-            raise ValueError(f"{len(self.values)} readings need as many levels, got {len(self.levels)}")
+            raise UserError(f"{len(self.values)} readings need as many levels, got {len(self.levels)}")
 
     @property
     def estimate(self) -> float:

@@ -24,7 +24,8 @@ from typing import Any, NoReturn, TypeVar
 
 from htas import text
 from htas.console.progress import say
-from htas.files import Unusable, write_bytes
+from htas.errors import UserError
+from htas.files import write_bytes
 from htas.timing.measurement import Measurement
 
 T = TypeVar("T")
@@ -95,15 +96,15 @@ class Entry:
     def __post_init__(self) -> None:
         for name, word in (("place", self.place), ("metric", self.metric), ("survey", self.survey)):
             if not word:
-                raise ValueError(f"{name} of a stored measurement must not be empty")
+                raise UserError(f"{name} of a stored measurement must not be empty")
         if not _canonical(self.layer):
-            raise ValueError(f"layer of a stored measurement must be JSON as Layer.key writes it, got {self.layer!r}")
+            raise UserError(f"layer of a stored measurement must be JSON as Layer.key writes it, got {self.layer!r}")
         if not _are_named(dict(self.measurement.context)):
-            raise ValueError(
+            raise UserError(
                 f"the context of a stored measurement must be words by name, got {self.measurement.context}"
             )
         if not all(map(isfinite, (*self.measurement.values, *self.measurement.levels, *self.anchor))):
-            raise ValueError(f"readings must be finite to be stored, got others for {self.layer}")
+            raise UserError(f"readings must be finite to be stored, got others for {self.layer}")
         object.__setattr__(self, "date", _utc(_moment(self.date)))
 
     @property
@@ -134,7 +135,7 @@ class Entry:
         """Read what `json` gave; raises ValueError that names what is wrong."""
         for name, right in (*((word, _is_word) for word in WORDS), *CHECKS):
             if not right(content[name]):
-                raise ValueError(f"{name} is not what htas store export writes there: {_short(content[name])}")
+                raise UserError(f"{name} is not what htas store export writes there: {_short(content[name])}")
         values, levels, anchor = (tuple(map(float, content[name])) for name in ("readings", "levels", "anchor"))
         about = (content["unit"], dict(content["context"]), content["survey"])
         measurement = Measurement(values, *about, levels, tuple(content["remarks"]))
@@ -174,7 +175,7 @@ class Store:
     """A file of measurements that several processes may use at once.
 
     It is open only while it is asked, so there is nothing to close. Every question and every change is whole or not at
-    all, and raises Unusable where the file is locked for too long, from the future, or on a disk that is full or may
+    all, and raises UserError where the file is locked for too long, from the future, or on a disk that is full or may
     not be written; a damaged file is set aside, which is said, and a new one begun.
     """
 
@@ -185,7 +186,7 @@ class Store:
     def add(self, entries: Iterable[Entry]) -> int:
         """Keep these, all or none; how many were new.
 
-        What is there already is not doubled. Raises ValueError where a survey has other readings of the same layer.
+        What is there already is not doubled. Raises UserError where a survey has other readings of the same layer.
         """
         given = list(entries)
 
@@ -235,7 +236,7 @@ class Store:
         write, _ = _table(path)
         found = self._entries("TRUE")
         if not found:
-            raise ValueError(f"{self.path} has no measurements to export")
+            raise UserError(f"{self.path} has no measurements to export")
         write_bytes(path, write(found))
         return len(found)
 
@@ -252,7 +253,7 @@ class Store:
         try:
             return _of_text(row)
         except ValueError as error:
-            raise Unusable(
+            raise UserError(
                 f"the store {self.path} has a row of survey {row['survey']} that cannot be read: {error};"
                 f" remove it with htas store forget {row['survey']}"
             ) from error
@@ -273,7 +274,7 @@ class Store:
         try:
             return self.path.exists()
         except OSError as error:
-            raise Unusable(f"the store {self.path} cannot be read: {error.strerror}; {OTHER}") from error
+            raise UserError(f"the store {self.path} cannot be read: {error.strerror}; {OTHER}") from error
 
     # -- the file ------------------------------------------------------------------------------------------------------
 
@@ -296,7 +297,7 @@ class Store:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise Unusable(f"the store {path} cannot be made: {error.strerror}; {OTHER}") from error
+            raise UserError(f"the store {path} cannot be made: {error.strerror}; {OTHER}") from error
         with closing(sqlite3.connect(path, timeout=self.timeout, isolation_level=None)) as connection:
             connection.row_factory = sqlite3.Row
             connection.text_factory = partial(str, encoding="utf-8", errors="backslashreplace")
@@ -324,9 +325,9 @@ class Store:
             " FROM pragma_application_id, pragma_user_version"
         ).fetchone()
         if application != HTAS and (tables or found):
-            raise Unusable(f"{self.path} belongs to another program than htas; {OTHER}")
+            raise UserError(f"{self.path} belongs to another program than htas; {OTHER}")
         if found > len(STEPS):
-            raise Unusable(
+            raise UserError(
                 f"the store {self.path} has format {found}, this version of htas knows formats up to {len(STEPS)};"
                 f" install a newer htas, or {OTHER}"
             )
@@ -335,7 +336,7 @@ class Store:
     def _set_aside(self, before: int | None, error: Exception) -> None:
         """Rename a damaged file, unless another process has already done so."""
         if self.path.suffix != ".sqlite" and not _begins_as_sqlite(self.path):
-            raise Unusable(f"{self.path} is no SQLite file; {OTHER}") from error
+            raise UserError(f"{self.path} is no SQLite file; {OTHER}") from error
         with _alone(self.path.parent):
             if _inode(self.path) != before:
                 return
@@ -346,7 +347,7 @@ class Store:
                         os.rename(f"{self.path}{ending}", f"{aside}{ending}")
             except OSError as refused:
                 why = f"is damaged and cannot be set aside: {refused.strerror}; delete it,"
-                raise Unusable(f"the store {self.path} {why} or {OTHER}") from refused
+                raise UserError(f"the store {self.path} {why} or {OTHER}") from refused
         say(
             f"the store {self.path} is damaged ({error}): it is {aside.name} now, and a new one is begun;"
             " the sqlite3 command's .recover may save what it holds"
@@ -366,7 +367,7 @@ class Store:
                 why = f"cannot be used ({error}); check that its disk is sound and not full,"
             case _:
                 raise error
-        raise Unusable(f"the store {self.path} {why} or {OTHER}") from error
+        raise UserError(f"the store {self.path} {why} or {OTHER}") from error
 
 
 def _code(error: sqlite3.Error) -> int:
@@ -464,7 +465,7 @@ def _keep(connection: sqlite3.Connection, entry: Entry) -> int:
         key = "place = :place AND metric = :metric AND layer = :layer AND survey = :survey"
         there = connection.execute(f"SELECT {names} FROM readings WHERE {key}", row).fetchone()
         if _of_text(dict(there)) != entry:
-            raise ValueError(
+            raise UserError(
                 f"survey {entry.survey} already has other readings of {entry.layer}; give the new ones a survey of"
                 f" their own, or remove the old ones with htas store forget {entry.survey}"
             )
@@ -490,7 +491,7 @@ def _moment(date: str) -> datetime:
     except ValueError:
         moment = None
     if moment is None or moment.tzinfo is None:
-        raise ValueError(f"date must be ISO 8601 with a zone, such as 2026-11-23T04:05:06+00:00, got {date!r}")
+        raise UserError(f"date must be ISO 8601 with a zone, such as 2026-11-23T04:05:06+00:00, got {date!r}")
     return moment
 
 
@@ -542,7 +543,7 @@ def _table(path: Path) -> tuple[Callable[[Sequence[Entry]], bytes], Callable[[Pa
             return _to_csv, _from_csv
         case ".parquet":
             return _to_parquet, _from_parquet
-    raise ValueError(f"a table of measurements is a .csv or a .parquet file, got {path}")
+    raise UserError(f"a table of measurements is a .csv or a .parquet file, got {path}")
 
 
 def _to_csv(entries: Sequence[Entry]) -> bytes:
@@ -596,7 +597,7 @@ def _from_parquet(path: Path) -> list[Entry]:
 def _check_columns(path: Path, found: Sequence[str]) -> None:
     for name in ("format", *COLUMNS):
         if name not in found:
-            raise Unusable(f"{path} has no column {name!r}; {WRITTEN}")
+            raise UserError(f"{path} has no column {name!r}; {WRITTEN}")
 
 
 def _read_rows(path: Path, rows: Iterable[Mapping[str, Any]], read: Callable[[Any], Entry]) -> list[Entry]:
@@ -604,16 +605,16 @@ def _read_rows(path: Path, rows: Iterable[Mapping[str, Any]], read: Callable[[An
     entries = []
     for number, row in enumerate(rows, 1):
         if str(row["format"]) != str(TABLE):
-            raise Unusable(f"row {number} of {path} has format {row['format']}, this version reads {TABLE}; {WRITTEN}")
+            raise UserError(f"row {number} of {path} has format {row['format']}, this version reads {TABLE}; {WRITTEN}")
         try:
             entries.append(read(row))
         except (ValueError, TypeError) as error:  # TypeError: a cell that is not there is None
-            raise Unusable(f"row {number} of {path} cannot be read ({error}); {WRITTEN}") from error
+            raise UserError(f"row {number} of {path} cannot be read ({error}); {WRITTEN}") from error
     return entries
 
 
-def _unread(path: Path, error: Exception) -> Unusable:
+def _unread(path: Path, error: Exception) -> UserError:
     if isinstance(error, FileNotFoundError):
-        return Unusable(f"{path} does not exist; {WRITTEN}")
+        return UserError(f"{path} does not exist; {WRITTEN}")
     said = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
-    return Unusable(f"{path} cannot be read ({said}); {WRITTEN}")
+    return UserError(f"{path} cannot be read ({said}); {WRITTEN}")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from htas.errors import UserError
 from htas.files import digest
 from htas.timing.quota import quota
 
@@ -44,9 +45,9 @@ class Target:
 
     def __post_init__(self) -> None:
         if self.batch < 0:
-            raise ValueError(f"target.batch must be 0 (the default) or more, got {self.batch}")
+            raise UserError(f"target.batch must be 0 (the default) or more, got {self.batch}")
         if self.threads < 0:
-            raise ValueError(f"target.threads must be 0 (all cores) or more, got {self.threads}")
+            raise UserError(f"target.threads must be 0 (all cores) or more, got {self.threads}")
         if self.batch == 0:
             object.__setattr__(self, "batch", 4 if self.device == "cpu" else 1024)
         if self.threads == 0:
@@ -72,9 +73,9 @@ class Target:
         return {**found, "image": shown(self.shapes)}
 
     def check(self) -> None:
-        """Raise ValueError where this machine is not the target's kind; its files can be read anywhere."""
+        """Raise UserError where this machine is not the target's kind; its files can be read anywhere."""
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError(
+            raise UserError(
                 "target.device is 'cuda', but this PyTorch finds no CUDA device; use 'cpu', or install a CUDA build"
             )
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from htas.data.task import CLASSIFY, Outputs, Task
+from htas.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,9 @@ class Distill:
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
-            raise ValueError(f"distill.alpha must lie in 0..1, got {self.alpha}")
+            raise UserError(f"distill.alpha must lie in 0..1, got {self.alpha}")
         if not self.temperature > 0:
-            raise ValueError(f"distill.temperature must be above 0, got {self.temperature}")
+            raise UserError(f"distill.temperature must be above 0, got {self.temperature}")
 
     def loss(self, student: Outputs, teacher: Outputs, labels: Any, task: Task = CLASSIFY) -> Tensor:
         """(1 - alpha) CE(student, labels) + alpha T^2 KL(teacher || student), of logits [N, classes]; a scalar. Of

@@ -14,6 +14,7 @@ from htas.console.progress import Bar, progress
 from htas.console.record import scalars
 from htas.data.split import Batch, Source
 from htas.data.task import CLASSIFY, Task, forward, images_in, precise, scalar
+from htas.errors import UserError
 from htas.files import read_tensors, write_tensors
 from htas.graph.modes import evaluating
 from htas.text import percent, significant
@@ -49,18 +50,18 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
-            raise ValueError(f"train.epochs must be 1 or more, got {self.epochs}")
+            raise UserError(f"train.epochs must be 1 or more, got {self.epochs}")
         if self.warmup < 0:
-            raise ValueError(f"train.warmup must be 0 or more, got {self.warmup}")
+            raise UserError(f"train.warmup must be 0 or more, got {self.warmup}")
         if not 0 <= self.rest < self.epochs:
-            raise ValueError(f"train.rest must lie in 0..{self.epochs - 1}, below train.epochs, got {self.rest}")
+            raise UserError(f"train.rest must lie in 0..{self.epochs - 1}, below train.epochs, got {self.rest}")
         if self.batch < 1:
-            raise ValueError(f"train.batch must be 1 or more, got {self.batch}")
+            raise UserError(f"train.batch must be 1 or more, got {self.batch}")
         if not self.lr > 0:
-            raise ValueError(f"train.lr must be above 0, got {self.lr}")
+            raise UserError(f"train.lr must be above 0, got {self.lr}")
         for name in ("momentum", "weight_decay"):
             if getattr(self, name) < 0:
-                raise ValueError(f"train.{name} must be 0 or more, got {getattr(self, name)}")
+                raise UserError(f"train.{name} must be 0 or more, got {getattr(self, name)}")
 
     @property
     def length(self) -> int:
@@ -133,7 +134,7 @@ def train(
 ) -> float:
     """Train `model` in place. Goes on from `checkpoint` if that exists; it is written every epoch.
 
-    Returns the seconds that the epochs took, those before an interruption included. Raises ValueError where the loss
+    Returns the seconds that the epochs took, those before an interruption included. Raises UserError where the loss
     stops being a number; `rate` names the option that should be lower then.
     """
     runner = engine(device, recipe.precision)
@@ -152,7 +153,7 @@ def train(
             if not math.isfinite(loss):
                 at = f"{optimizer.param_groups[0]['lr']:.3g}"
                 good = f"; its last good state, of epoch {epoch}, is in {checkpoint}" if epoch else ""
-                raise ValueError(
+                raise UserError(
                     f"training of {title} diverged in epoch {epoch + 1} at a learning rate of {at}{good}; lower {rate}"
                 )
             _keep(checkpoint, model, optimizer, epoch + 1, before + time.monotonic() - started)

@@ -17,6 +17,7 @@ import htas
 from htas import report as reports
 from htas.cli import verbs as cli
 from htas.console import record
+from htas.errors import UserError
 from htas.graph.layer import Layer
 from htas.run import folder, named
 from htas.run import stages as pipeline
@@ -506,7 +507,7 @@ def test_a_disk_that_cannot_be_used_gets_one_sentence(
 def test_a_mistake_in_several_lines_is_still_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    failing(monkeypatch, ValueError("one\n  two"))
+    failing(monkeypatch, UserError("one\n  two"))
     assert refused(capsys, "survey", "some.toml") == "one two"
 
 

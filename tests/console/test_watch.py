@@ -9,7 +9,7 @@ import pytest
 
 from htas.console import record, watch
 from htas.console.progress import progress, say
-from htas.files import Unusable
+from htas.errors import UserError
 from htas.search.record import EpochRecord
 
 
@@ -125,7 +125,7 @@ def test_watching_follows_to_the_end(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_folder_without_a_run_is_refused(content: str, tmp_path: Path) -> None:
     if content:
         (tmp_path / record.NAME).write_text(content)
-    with pytest.raises(Unusable, match="does not say how far" if content else "no folder in which a run has begun"):
+    with pytest.raises(UserError, match="does not say how far" if content else "no folder in which a run has begun"):
         watch.state(tmp_path)
 
 

@@ -28,7 +28,7 @@ from htas.datasets import Dataset, cifar10, cifar100, encoding, load
 from htas.datasets.cifar10 import Cifar10
 from htas.datasets.cifar100 import Cifar100
 from htas.datasets.digits import Digits
-from htas.files import Unusable
+from htas.errors import UserError
 
 MODULES: dict[str, Any] = {"cifar10": cifar10, "cifar100": cifar100}
 SHAPE = (3, 32, 32)
@@ -541,7 +541,7 @@ def test_the_published_checksums_are_the_ones_expected() -> None:
 
 
 def refused(path: Path | str, *words: str, name: str = "cifar10", part: Part = "train") -> None:
-    with pytest.raises(Unusable) as caught:
+    with pytest.raises(UserError) as caught:
         cifar(name, path).read(part)
     message = str(caught.value)
     assert "\n" not in message and ". " not in message

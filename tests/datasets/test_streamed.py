@@ -14,7 +14,8 @@ from htas.datasets import load
 from htas.datasets._streamed import AREA, RATIO, SHORTER, _drawn
 from htas.datasets.hub import Hub
 from htas.datasets.image_folder import ImageFolder
-from htas.files import Unusable, read_json
+from htas.errors import UserError
+from htas.files import read_json
 from htas.report.result import Result
 from htas.run import config
 from htas.run import stages as pipeline
@@ -124,7 +125,7 @@ def test_a_network_learns_from_a_folder_by_workers(folder: Path, tmp_path: Path)
 def test_an_image_that_is_broken_is_named(folder: Path, workers: int) -> None:
     broken = folder / "val" / "green" / "02.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
-    with pytest.raises(Unusable) as caught:
+    with pytest.raises(UserError) as caught:
         all_of(load(folder_of(folder, workers=workers)).test)
     assert str(caught.value).startswith(f"{broken} cannot be decoded (") and str(caught.value).endswith("; replace it")
     assert "\n" not in str(caught.value)
@@ -140,7 +141,7 @@ def test_an_image_that_is_broken_is_named(folder: Path, workers: int) -> None:
 )
 def test_a_folder_that_lacks_something_says_what(folder: Path, change: Any, said: str) -> None:
     change(folder)
-    with pytest.raises(Unusable, match=said):
+    with pytest.raises(UserError, match=said):
         load(folder_of(folder))
 
 
@@ -149,7 +150,7 @@ def test_options_of_a_folder_are_checked() -> None:
         ImageFolder(path="somewhere", size=0)
     with pytest.raises(ValueError, match=r"data\.workers must be -1 .* got -2"):
         ImageFolder(path="somewhere", workers=-2)
-    with pytest.raises(Unusable, match=r"data\.path must be the folder that has train/ and val/; it is empty"):
+    with pytest.raises(UserError, match=r"data\.path must be the folder that has train/ and val/; it is empty"):
         load(ImageFolder())
 
 
@@ -195,7 +196,7 @@ def test_a_table_of_the_hub_is_the_folder_that_it_was_made_of(hub: Path, folder:
     ],
 )
 def test_what_the_hub_has_not_is_said(hub: Path, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(Unusable, match=said):
+    with pytest.raises(UserError, match=said):
         load(hub_of(hub, **options))
 
 

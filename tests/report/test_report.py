@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from htas.files import FORMAT, Unusable
+from htas.errors import UserError
+from htas.files import FORMAT
 from htas.graph.arch import Arch
 from htas.report import read, write, write_runs
 from htas.report._compare import accuracy, answer, speed
@@ -17,7 +18,7 @@ from htas.report._draw import inline
 from htas.report._figures import accuracy_over_latency, archs, asked_share
 from htas.report.result import Prediction, Report, Result
 from htas.run.stages import _reported
-from htas.search.record import EpochRecord, Kept, SearchRecord
+from htas.search.record import EpochRecord, LimitOutcome, SearchRecord
 from htas.spaces.curve import CurveRecord
 from htas.text import plus_minus
 from htas.timing.measurement import Measurement
@@ -191,7 +192,7 @@ def test_every_record_survives_json() -> None:
 
 def test_a_file_that_is_no_report_is_refused_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(json.dumps({"format": FORMAT, "title": "x"}))
-    with pytest.raises(Unusable, match=r"is not a report .* make it again"):
+    with pytest.raises(UserError, match=r"is not a report .* make it again"):
         read(tmp_path)
 
 
@@ -469,13 +470,15 @@ def test_backticks_in_a_configuration_stay_inside_its_fence(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("cost", "kept", "share"),
     [
-        ("table", Kept("latency", "60%", 6e-3, 5.9e-3, 5.9e-3, 0.01, "s"), 0.6),
-        ("paper", Kept("latency", "8 ms", 8e-3, 7e-3, 7e-3, 0.01, "s"), 0.8),
-        ("table", Kept("macs", "50%", 2e7, 2e7, 2e7, 0.0, ""), None),  # which is not what is charged
-        ("macs", Kept("macs", "50%", 2e7, 2e7, 2e7, 0.0, ""), 0.5),
+        ("table", LimitOutcome("latency", "60%", 6e-3, 5.9e-3, 5.9e-3, 0.01, "s"), 0.6),
+        ("paper", LimitOutcome("latency", "8 ms", 8e-3, 7e-3, 7e-3, 0.01, "s"), 0.8),
+        ("table", LimitOutcome("macs", "50%", 2e7, 2e7, 2e7, 0.0, ""), None),  # which is not what is charged
+        ("macs", LimitOutcome("macs", "50%", 2e7, 2e7, 2e7, 0.0, ""), 0.5),
     ],
 )
-def test_the_budget_beside_the_course_is_a_share_of_the_base(cost: str, kept: Kept, share: float | None) -> None:
+def test_the_budget_beside_the_course_is_a_share_of_the_base(
+    cost: str, kept: LimitOutcome, share: float | None
+) -> None:
     (search, *_) = REPORT.searches
     base = replace(REPORT.results[0], predicted=10e-3)
     assert asked_share(replace(search, cost=cost, limits=(kept,)), base) == (share and pytest.approx(share))

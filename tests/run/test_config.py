@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from htas.models import ModelFamily
-from htas.run.config import FIELDS, NAMED, TABLES, Parts, allowed, explain, load
+from htas.run.config import FIELDS, NAMED, TABLES, SplitOptions, allowed, explain, load
 from htas.spaces.design import Design
 from htas.training.train import RECIPES
 
@@ -49,7 +49,7 @@ def written(folder: Path, text: str) -> Path:
 def test_without_a_file_everything_has_its_default() -> None:
     config = load(None)
     assert config.seed == 0
-    assert config.parts == Parts()
+    assert config.parts == SplitOptions()
     assert config.train == RECIPES["paper"]
     assert config.names == {table: named.default for table, named in NAMED.items()}
 

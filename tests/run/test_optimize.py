@@ -24,7 +24,7 @@ from torch.utils.data import (
 import htas
 from htas.data.task import Task
 from htas.files import read_tensors
-from htas.run.given_data import GivenData
+from htas.run.given_data import UserData
 from htas.run.given_network import digest
 
 SHAPE = (1, 8, 8)
@@ -89,7 +89,7 @@ def net() -> Net:
 
 
 @pytest.fixture(scope="module")
-def found(net: Net, tmp_path_factory: pytest.TempPathFactory) -> htas.Optimized:
+def found(net: Net, tmp_path_factory: pytest.TempPathFactory) -> htas.OptimizationResult:
     with scripted_device():
         return htas.optimize(
             net, torch.zeros(1, *SHAPE), DATA, target=htas.Target(threads=1, batch=2), constraints={"latency": "60%"},
@@ -412,7 +412,7 @@ def test_a_network_is_told_from_another_by_its_forward_pass_too():
 
 def test_loaders_of_one_dataset_have_the_items_that_their_samplers_draw():
     loaders = [DataLoader(DATA[0], 4, sampler=SubsetRandomSampler(range(*ends))) for ends in ((0, 200), (200, 240))]
-    made = GivenData.of(*loaders, CLASSES, (SHAPE,)).load(device="cpu", validation=0.5, seed=0, limit=0)
+    made = UserData.of(*loaders, CLASSES, (SHAPE,)).load(device="cpu", validation=0.5, seed=0, limit=0)
     assert (len(made.train), len(made.test)) == (200, 40)
     assert torch.equal(torch.cat([images for images, _ in made.test.batches(40)]), DATA[0].tensors[0][200:])
 
@@ -427,7 +427,7 @@ def test_labels_are_those_that_items_have_and_any_whole_numbers():
         def __getitem__(self, number: int) -> Any:
             return torch.zeros(SHAPE), torch.tensor(self.targets[number] - 7, dtype=torch.int32)
 
-    made = GivenData.of(Mapped(), Mapped(), 2, (SHAPE,)).load(device="cpu", validation=0.5, seed=0, limit=0)
+    made = UserData.of(Mapped(), Mapped(), 2, (SHAPE,)).load(device="cpu", validation=0.5, seed=0, limit=0)
     _, labels = next(made.train.batches(8))
     assert labels.dtype == torch.int64 and labels.tolist() == [0, 1] * 4
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 from scripted_device import scripted, scripted_device
 
+from htas.errors import UserError
 from htas.experiments import fastest, sweep
-from htas.files import Unusable, read_json, read_tensors, write_json
+from htas.files import read_json, read_tensors, write_json
 from htas.graph import resize, trace
 from htas.graph.arch import Arch
 from htas.graph.layer import Layer
@@ -85,7 +86,7 @@ def rows(folder: Path) -> dict[str, Result]:
     return {row.name: row for row in map(Result.of, read_json(folder / "measure.json")["results"])}
 
 
-def sentence(error: pytest.ExceptionInfo[Unusable]) -> str:
+def sentence(error: pytest.ExceptionInfo[UserError]) -> str:
     text = str(error.value)
     assert "\n" not in text and text
     return text
@@ -239,7 +240,7 @@ def test_a_stage_refuses_files_that_an_earlier_one_has_outdated(copied):
     config = options()
     content = read_json(copied / "cost.json")
     write_json(copied / "cost.json", {**without(content, "format"), "took": 1e9})
-    with pytest.raises(Unusable, match=r"search-hardware.json was made from other files .* run `htas search"):
+    with pytest.raises(UserError, match=r"search-hardware.json was made from other files .* run `htas search"):
         pipeline.train(config, copied)
 
 
@@ -401,7 +402,7 @@ def test_a_search_interrupted_before_a_new_survey_does_not_go_on_with_the_old_on
 def test_a_missing_predecessor_names_the_verb_to_run(stage, missing, verb, copied):
     (copied / missing).unlink()
     before = times(copied)
-    with pytest.raises(Unusable) as error:
+    with pytest.raises(UserError) as error:
         getattr(pipeline, stage)(options(), copied)
     assert sentence(error) == f"{copied / missing} does not exist; run `htas {verb} {copied}` first"
     assert times(copied) == before
@@ -449,13 +450,13 @@ def test_runs_are_compared_on_one_page(finished, copied, tmp_path):
         == 2
         == text.count("**: hardware is ") + text.count("**: No clear difference in speed")
     )
-    with pytest.raises(Unusable, match="not 2 different runs"):
+    with pytest.raises(UserError, match="not 2 different runs"):
         pipeline.compared([finished, finished], tmp_path / "same")
 
 
 def test_a_folder_of_another_configuration_is_refused_with_the_option_that_differs(copied):
     before = times(copied)
-    with pytest.raises(Unusable) as error:
+    with pytest.raises(UserError) as error:
         run_folder.open_run(options("family.depth=20"), copied)
     assert "depth = 14 there, depth = 20 here" in sentence(error) and "--out" in sentence(error)
     assert times(copied) == before
@@ -465,7 +466,7 @@ def test_a_folder_of_another_configuration_is_refused_with_the_option_that_diffe
 def test_what_is_no_folder_of_a_run_is_refused_and_left_alone(make, tmp_path):
     make(tmp_path / "x")
     before = times(tmp_path)
-    with pytest.raises(Unusable) as error:
+    with pytest.raises(UserError) as error:
         run_folder.open_run(options(), tmp_path / "x")
     assert "is not the folder of a run; name another one with --out" in sentence(error)
     assert times(tmp_path) == before
@@ -494,7 +495,7 @@ def test_a_truncated_json_file_is_refused_in_a_sentence(name, stage, size, copie
     path = copied / name
     path.write_bytes(path.read_bytes()[:size])
     before = times(copied)
-    with pytest.raises(Unusable) as error:
+    with pytest.raises(UserError) as error:
         getattr(pipeline, stage)(options(), copied)
     assert str(path) in sentence(error) and "delete it" in sentence(error)
     assert times(copied) == before
@@ -506,7 +507,7 @@ def test_truncated_weights_are_refused_in_a_sentence(size, copied):
     path.write_bytes(path.read_bytes()[:size])
     (copied / "measure.json").unlink()
     before = times(copied)
-    with pytest.raises(Unusable) as error:
+    with pytest.raises(UserError) as error:
         pipeline.measure(options(), copied)
     assert str(path) in sentence(error) and "delete it and run its stage again" in sentence(error)
     assert times(copied) == before
@@ -542,7 +543,7 @@ def test_a_full_or_read_only_disk_leaves_the_old_file(stage, owner, name, code, 
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(owner, name, failing)
-    with pytest.raises(Unusable) as error:
+    with pytest.raises(UserError) as error:
         getattr(pipeline, stage)(options(), copied, stage != "train")
     assert os.strerror(code) in sentence(error) and "--out" in sentence(error)
     monkeypatch.undo()
@@ -579,14 +580,14 @@ def test_a_trained_network_is_exported_and_computes_the_same(to, network, finish
 
 
 def test_an_unknown_network_of_a_run_is_refused_with_the_known_ones(finished, tmp_path):
-    with pytest.raises(Unusable) as error:
+    with pytest.raises(UserError) as error:
         pipeline.export_network(finished, "onnx", "hardwear", tmp_path / "x.onnx")
     assert "did you mean 'hardware'" in sentence(error) and "grid" in sentence(error)
 
 
 def test_export_of_a_run_without_networks_names_the_verb_to_run(copied):
     (copied / "networks.json").unlink()
-    with pytest.raises(Unusable, match="run `htas train"):
+    with pytest.raises(UserError, match="run `htas train"):
         pipeline.export_network(copied, "onnx")
 
 
@@ -729,7 +730,7 @@ def test_readings_of_another_target_are_refused_with_both(name, verb, copied):
     content["context"] = {**content["context"], "runtime": "onnxruntime", "device": "cpu", "batch": "64"}
     write_json(copied / name, content)
     asked = options()
-    with pytest.raises(Unusable) as error:
+    with pytest.raises(UserError) as error:
         getattr(pipeline, verb)(asked, copied, True)
     assert f"{name} was measured with runtime onnxruntime, batch 64, and this run asks for runtime eager, batch" in str(
         error.value
@@ -829,13 +830,13 @@ def test_held_out_accuracy_is_trained_on_one_half_and_judged_on_the_other_once(t
 
 
 def test_a_floor_says_how_sure_it_is():
-    tried = fastest.Tried(0.5, (0.90, 0.91, 0.92), 0.905, (0.93, 0.93, 0.93))
+    tried = fastest.BudgetTrial(0.5, (0.90, 0.91, 0.92), 0.905, (0.93, 0.93, 0.93))
     assert (tried.mean, tried.met) == (pytest.approx(0.91), True)
     assert tried.reach == pytest.approx(4.303 * 0.01 / 3**0.5, rel=1e-3)  # Student's t, 2 degrees of freedom
     assert tried.verdict == "met"
-    assert fastest.Tried(0.5, (0.93, 0.93), 0.905, (0.93, 0.93)).verdict == "clearly met"
-    assert fastest.Tried(0.5, (0.90,), 0.905, (0.93,)).verdict == "not met"
-    assert fastest.Tried(0.5, (0.95,), 0.905, (0.93,)).verdict == "met"
+    assert fastest.BudgetTrial(0.5, (0.93, 0.93), 0.905, (0.93, 0.93)).verdict == "clearly met"
+    assert fastest.BudgetTrial(0.5, (0.90,), 0.905, (0.93,)).verdict == "not met"
+    assert fastest.BudgetTrial(0.5, (0.95,), 0.905, (0.93,)).verdict == "met"
 
 
 @pytest.mark.parametrize(

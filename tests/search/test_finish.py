@@ -15,7 +15,7 @@ from htas.graph.arch import Arch
 from htas.models.cifar_resnet import CifarResNet
 from htas.search import finish
 from htas.search.moves import filled, over, uniforms
-from htas.search.problem import Found, Problem
+from htas.search.problem import Problem, SearchOutcome
 from htas.spaces.space import Space
 from htas.timing.measurement import Measurement
 from htas.timing.target import Target
@@ -39,10 +39,10 @@ class Device:
         self.off = off
         self.measured: list[tuple[Arch, ...]] = []
 
-    def against_base(self, archs: list[Arch], metric: str, what: str) -> dict[Arch, finish.Beside]:
+    def against_base(self, archs: list[Arch], metric: str, what: str) -> dict[Arch, finish.PairedReading]:
         self.measured.append(tuple(archs))
         base = seconds(COST.cost(NETWORK.base))
-        return {arch: finish.Beside(seconds(COST.cost(arch) * self.off(arch)), base) for arch in archs}
+        return {arch: finish.PairedReading(seconds(COST.cost(arch) * self.off(arch)), base) for arch in archs}
 
 
 def seconds(value: float) -> Measurement:
@@ -51,7 +51,7 @@ def seconds(value: float) -> Measurement:
 
 def end(
     monkeypatch, device: Device, accuracy: Callable[[Arch], float], pool: tuple[Arch, ...] = ()
-) -> finish.Taken:  # fmt: skip
+) -> finish.FinishedSearch:  # fmt: skip
     """Of a search that prefers wide networks; `accuracy` is what the supernet finds, or is known of a pool."""
     monkeypatch.setattr(finish._Meters, "against_base", lambda self, *args: device.against_base(*args))
     part = Split(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), (0.5,) * 3, (0.5,) * 3, False, 0)
@@ -59,14 +59,14 @@ def end(
     problem = Problem(
         NETWORK, nn.Module.eval, data, SPACE, COST, "cpu", 0, Path("search"), nn.Module, limits=ASKED
     )  # fmt: skip
-    found = Found(
+    found = SearchOutcome(
         SPACE.widest, (), True, "", lambda archs: [accuracy(arch) for arch in archs], 0.0,
         accuracy if pool else lambda arch: float(sum(arch.widths.values())), pool, cheap=not pool,
     )  # fmt: skip
     return finish.finish(problem, found, Target())
 
 
-def ratio(taken: finish.Taken) -> float:
+def ratio(taken: finish.FinishedSearch) -> float:
     (kept,) = taken.limits
     return kept.ratio
 

@@ -15,7 +15,8 @@ from htas.cost.counts import MacsCost
 from htas.cost.limits import Limit
 from htas.cost.model import CostModel
 from htas.data.split import Data, Split
-from htas.files import Unusable, read_tensors
+from htas.errors import UserError
+from htas.files import read_tensors
 from htas.graph import trace
 from htas.graph.arch import Arch
 from htas.models.cifar_resnet import CifarResNet
@@ -458,5 +459,5 @@ def test_a_search_begins_again_from_the_checkpoint_of_one_that_diverged(tmp_path
     begun = oneshot.opened(given, options, "cpu").state_dict()
     assert begun.keys() == {name.removeprefix(oneshot.PREFIX) for name in kept}
     assert all(torch.equal(tensor, kept[oneshot.PREFIX + name]) for name, tensor in begun.items())
-    with pytest.raises(Unusable, match="there is no file"):
+    with pytest.raises(UserError, match="there is no file"):
         oneshot.opened(given, dataclasses.replace(options, start="none.safetensors"), "cpu")

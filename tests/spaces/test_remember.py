@@ -8,10 +8,10 @@ from typing import ClassVar
 import pytest
 from torch import nn
 
-from htas.files import Unusable
+from htas.errors import UserError
 from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, OnRound, Wanted
-from htas.spaces.remember import ANCHOR, FACTOR, MOVED, Remembering
+from htas.spaces.remember import ANCHOR, FACTOR, MOVED, CachedMetric
 from htas.timing.measurement import Measurement
 from htas.timing.store import Store
 from htas.timing.target import Target
@@ -51,9 +51,9 @@ def wide(*widths: int, layer: Layer = CONV) -> list[Layer]:
     return [layer.wide(width) for width in widths]
 
 
-def beside(path: Path, metric: Metric, fresh: bool = False, place: str = "here") -> Remembering:
+def beside(path: Path, metric: Metric, fresh: bool = False, place: str = "here") -> CachedMetric:
     """The metric with the store of that path."""
-    return Remembering(Target(threads=1), metric, "latency", Store(path / "store.sqlite"), place, fresh)
+    return CachedMetric(Target(threads=1), metric, "latency", Store(path / "store.sqlite"), place, fresh)
 
 
 def nothing(found: object) -> set[int]:
@@ -138,7 +138,7 @@ def test_networks_are_always_measured_and_the_anchor_may_be_asked_for(tmp_path):
 
 def test_a_store_that_fails_is_said_and_done_without(tmp_path, monkeypatch, capsys):
     def fails(*_: object) -> None:
-        raise Unusable("the disk is full")
+        raise UserError("the disk is full")
 
     metric = Scripted()
     monkeypatch.setattr(Store, "curve", fails)

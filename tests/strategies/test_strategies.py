@@ -20,7 +20,8 @@ from htas.cost.counts import CountCost, MacsCost
 from htas.cost.limits import Limit
 from htas.cost.model import CostModel
 from htas.data.split import Data, Split
-from htas.files import Unusable, read_tensors
+from htas.errors import UserError
+from htas.files import read_tensors
 from htas.graph import trace
 from htas.graph.arch import Arch
 from htas.models.cifar_resnet import CifarResNet
@@ -443,9 +444,9 @@ def test_a_search_may_start_from_the_supernet_that_another_has_kept(tmp_path):
     search = _Search(Differentiable(precision="fp32", start=str(kept)), dataclasses.replace(given, seed=9))
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in search.supernet.state_dict().items())
     narrower = Space(given.space.name, {s: w[:1] for s, w in given.space.widths.items()}, given.space.depths)
-    with pytest.raises(Unusable, match=r"holds the supernet of another network or space.*start from base"):
+    with pytest.raises(UserError, match=r"holds the supernet of another network or space.*start from base"):
         _Search(Differentiable(start=str(kept)), dataclasses.replace(given, space=narrower))
-    with pytest.raises(Unusable, match=r"there is no file .*other\.safetensors"):
+    with pytest.raises(UserError, match=r"there is no file .*other\.safetensors"):
         _Search(Differentiable(start=str(tmp_path / "other.safetensors")), given)
     with pytest.raises(ValueError, match=r"random, base or the \.safetensors file of a supernet, got 'bass'"):
         Differentiable(start="bass")

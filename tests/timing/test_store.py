@@ -18,7 +18,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from htas.files import Unusable
+from htas.errors import UserError
 from htas.graph.layer import Layer
 from htas.timing import store
 from htas.timing.measurement import Measurement
@@ -302,7 +302,7 @@ def test_a_wrong_cell_is_named_and_nothing_of_its_table_is_kept(
     kept.export(path)
     altered(path, column, value)
     other = Store(tmp_path / "other.sqlite")
-    with pytest.raises(Unusable, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         other.import_(path)
     assert "row 2 of " in str(caught.value)
     assert "give a file that htas store export of this version wrote" in str(caught.value)
@@ -314,7 +314,7 @@ def test_a_row_cut_short_is_named(kept: Store, tmp_path: Path) -> None:
     kept.add([entry(8)])
     kept.export(path)
     path.write_text(path.read_text().rsplit(',"', 2)[0] + "\n")
-    with pytest.raises(Unusable, match=r"row 1 of .*table.csv cannot be read"):
+    with pytest.raises(UserError, match=r"row 1 of .*table.csv cannot be read"):
         kept.import_(path)
 
 
@@ -336,7 +336,7 @@ def test_a_file_that_is_no_table_is_refused(
 ) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(Unusable, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         kept.import_(tmp_path / name)
     assert str(caught.value).endswith("give a file that htas store export of this version wrote")
     assert not kept.path.exists()
@@ -344,7 +344,7 @@ def test_a_file_that_is_no_table_is_refused(
 
 def test_a_parquet_table_of_other_columns_is_refused(kept: Store, tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"format": [1], "place": ["here"]}), tmp_path / "table.parquet")
-    with pytest.raises(Unusable, match="has no column 'metric'"):
+    with pytest.raises(UserError, match="has no column 'metric'"):
         kept.import_(tmp_path / "table.parquet")
 
 
@@ -473,7 +473,7 @@ def test_a_locked_store_is_waited_for_and_then_refused(kept: Store) -> None:
     with closing(sqlite3.connect(kept.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(
-            Unusable, match=r"store.sqlite has been locked by another process for 0.0500 s; wait until .*HTAS_STORE"
+            UserError, match=r"store.sqlite has been locked by another process for 0.0500 s; wait until .*HTAS_STORE"
         ):
             replace(kept, timeout=0.05).add([entry(16)])
         other.execute("ROLLBACK")
@@ -492,7 +492,9 @@ def test_a_full_disk_is_said_and_loses_nothing(kept: Store, monkeypatch: pytest.
 
     with monkeypatch.context() as patched:
         patched.setattr(store, "_transaction", full)
-        with pytest.raises(Unusable, match=r"store.sqlite is on a disk that is full; free some space, or name another"):
+        with pytest.raises(
+            UserError, match=r"store.sqlite is on a disk that is full; free some space, or name another"
+        ):
             kept.add([replace(entry(width, "s2"), anchor=any_floats(1000)) for width in range(10)])
     assert [each.survey for each in kept.surveys()] == ["s1"]
     assert kept.add([entry(16)]) == 1
@@ -507,16 +509,16 @@ def test_a_disk_that_may_not_be_written_is_said_and_can_be_read(kept: Store, mon
         connection.execute("PRAGMA query_only = TRUE")  # SQLite then answers as on a read-only disk
 
     monkeypatch.setattr(Store, "_prepare", protected)
-    with pytest.raises(Unusable, match=r"store.sqlite cannot be opened or written .*make it and its folder"):
+    with pytest.raises(UserError, match=r"store.sqlite cannot be opened or written .*make it and its folder"):
         kept.add([entry(16)])
     assert kept.entries("s1") == [entry(8)]
 
 
 def test_a_place_where_no_file_can_be_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(Unusable, match=r"cannot be made: .*; name another store with HTAS_STORE or --path"):
+    with pytest.raises(UserError, match=r"cannot be made: .*; name another store with HTAS_STORE or --path"):
         Store(tmp_path / "file" / "store.sqlite").add([entry(8)])
-    with pytest.raises(Unusable, match=r"cannot be opened or written .unable to open database file."):
+    with pytest.raises(UserError, match=r"cannot be opened or written .unable to open database file."):
         Store(tmp_path).surveys()
 
 
@@ -535,7 +537,7 @@ def test_a_store_from_the_future_is_refused_and_left_as_it_is(kept: Store) -> No
     before = kept.path.read_bytes()
     for work in (kept.surveys, lambda: kept.add([entry(16)]), kept.forget_all):
         with pytest.raises(
-            Unusable, match="has format 99, this version of htas knows formats up to 1; install a newer"
+            UserError, match="has format 99, this version of htas knows formats up to 1; install a newer"
         ):
             work()
     assert kept.path.read_bytes() == before
@@ -545,7 +547,7 @@ def test_a_file_of_another_program_is_refused_and_left_as_it_is(tmp_path: Path) 
     path = tmp_path / "photos.sqlite"
     execute(path, "CREATE TABLE photos (name TEXT)")
     before = path.read_bytes()
-    with pytest.raises(Unusable, match=r"photos.sqlite belongs to another program than htas; name another store"):
+    with pytest.raises(UserError, match=r"photos.sqlite belongs to another program than htas; name another store"):
         Store(path).add([entry(8)])
     assert path.read_bytes() == before
 
@@ -553,7 +555,7 @@ def test_a_file_of_another_program_is_refused_and_left_as_it_is(tmp_path: Path) 
 def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     path.write_text("network,latency\n" * 100)
-    with pytest.raises(Unusable, match=r"results.csv is no SQLite file; name another store"):
+    with pytest.raises(UserError, match=r"results.csv is no SQLite file; name another store"):
         Store(path).surveys()
     assert [each.name for each in tmp_path.iterdir()] == ["results.csv"]
 
@@ -652,7 +654,7 @@ def test_a_store_that_another_process_has_renewed_is_not_set_aside(
 def test_one_row_that_cannot_be_read_is_named_and_can_be_forgotten(kept: Store, change: str) -> None:
     kept.add([entry(8), entry(8, "s2")])
     execute(kept.path, f"UPDATE readings SET {change} WHERE survey = 's1'")
-    with pytest.raises(Unusable, match=r"has a row of survey s1 that cannot be read: .*; remove it with htas store"):
+    with pytest.raises(UserError, match=r"has a row of survey s1 that cannot be read: .*; remove it with htas store"):
         kept.entries("s1")
     assert {each.survey for each in kept.surveys()} == {"s1", "s2"}
     assert kept.forget("s1") == 1

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from htas.data.split import Split
-from htas.files import Unusable
+from htas.errors import UserError
 from htas.training import train as module
 from htas.training.distill import Distill
 from htas.training.layout import Narrow, placed
@@ -192,7 +192,7 @@ def test_a_truncated_checkpoint_is_refused_in_a_sentence(tmp_path):
     path = tmp_path / "c"
     fitted(net(), path)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(Unusable, match=r"cannot be read as safetensors.*delete it and run its stage again"):
+    with pytest.raises(UserError, match=r"cannot be read as safetensors.*delete it and run its stage again"):
         fitted(net(), path)
 
 

@@ -5,12 +5,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import htas.runtimes
-from htas.cli.doctor._found import Found, meters, runtimes
+from htas.cli.doctor._found import Availability, meters, runtimes
 from htas.cli.doctor._gpus import Gpu, gpus
 from htas.cli.doctor._load import Load, averages, between, snapshot
 from htas.cli.doctor._machine import Machine, machine
 from htas.cli.doctor._noise import Noise, listen
 from htas.cli.doctor._outlook import Outlook, outlook
+from htas.errors import UserError
 from htas.plugins import find
 from htas.runtimes import Runtime, open_runtime
 from htas.spaces.design import Design
@@ -27,8 +28,8 @@ class Findings:
     machine: Machine
     load: Load
     gpus: tuple[Gpu, ...]
-    runtimes: tuple[Found, ...]
-    meters: tuple[Found, ...]
+    runtimes: tuple[Availability, ...]
+    meters: tuple[Availability, ...]
     noise: Noise | None
     """None where the target cannot run here."""
     outlook: Outlook | None
@@ -88,10 +89,10 @@ class Findings:
 def examine(target: Target, seconds: float = 10.0) -> Findings:
     """Look at the machine, and read a few layers on the target for about so many seconds.
 
-    Raises ValueError for a runtime that nobody knows; one that is not installed is a finding.
+    Raises UserError for a runtime that nobody knows; one that is not installed is a finding.
     """
     if not seconds > 0:
-        raise ValueError(f"seconds must be above 0 (10 is usual), got {seconds}")
+        raise UserError(f"seconds must be above 0 (10 is usual), got {seconds}")
     find(htas.runtimes, Runtime, target.runtime)  # type: ignore[type-abstract]
     average, before = averages(), snapshot()
     noise, trouble = _listened(target, seconds)

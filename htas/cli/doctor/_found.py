@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import htas.runtimes
 from htas import plugins
+from htas.errors import UserError
 from htas.metrics.energy import meter
 from htas.runtimes import open_runtime
 from htas.text import listing
@@ -12,7 +13,7 @@ from htas.timing.target import Target
 
 
 @dataclass(frozen=True)
-class Found:
+class Availability:
     """A runtime or a meter, and whether it works here."""
 
     name: str
@@ -30,35 +31,35 @@ class Found:
         return listing(f"{key} {value}" for key, value in self.about.items()) or "there"
 
 
-def runtimes(target: Target) -> list[Found]:
+def runtimes(target: Target) -> list[Availability]:
     """Every runtime of the package, and the target's own class if it names one."""
     names = plugins.names(htas.runtimes)
     return [_runtime(target, name) for name in [*names, *({target.runtime} - set(names))]]
 
 
-def meters(devices: Sequence[str]) -> list[Found]:
+def meters(devices: Sequence[str]) -> list[Availability]:
     """What the energy of each device would be read from."""
     return [_meter(device) for device in devices]
 
 
-def _runtime(target: Target, name: str) -> Found:
+def _runtime(target: Target, name: str) -> Availability:
     try:
         own = target if name == target.runtime else replace(target, runtime=name, options={})
-        return Found(name, True, dict(open_runtime(own).describe()))
+        return Availability(name, True, dict(open_runtime(own).describe()))
     except ImportError as error:
-        return Found(name, False, trouble=f"{_clean(error)}; pip install 'htas[{name}]'")
+        return Availability(name, False, trouble=f"{_clean(error)}; pip install 'htas[{name}]'")
     except Exception as error:  # a broken installation raises whatever it likes, and finding it out is the purpose
-        return Found(name, False, trouble=_clean(error))
+        return Availability(name, False, trouble=_clean(error))
 
 
-def _meter(device: str) -> Found:
+def _meter(device: str) -> Availability:
     try:
-        return Found(device, True, {"meter": meter(device).name})
+        return Availability(device, True, {"meter": meter(device).name})
     except Exception as error:  # a driver without a PyTorch that can use it, say
-        return Found(device, False, trouble=_clean(error))
+        return Availability(device, False, trouble=_clean(error))
 
 
 def _clean(error: Exception) -> str:
     """One line, whatever was raised."""
     words = " ".join(str(error).split()) or type(error).__name__
-    return words if isinstance(error, ValueError | ImportError) else f"{type(error).__name__}: {words}"
+    return words if isinstance(error, UserError | ImportError) else f"{type(error).__name__}: {words}"

@@ -8,15 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from htas.console.progress import say
+from htas.errors import UserError
 from htas.experiments.reproduce._cross import table5
 from htas.experiments.reproduce._motivation import motivation
 from htas.experiments.reproduce._plan import LENGTHS, PAPER, Plan
 from htas.experiments.reproduce._rows import table3, table4
 from htas.experiments.reproduce._widths import fig2, fig3, table2
 from htas.experiments.shared import own_folder
-from htas.files import Unusable, read_json, write_json
+from htas.files import read_json, write_json
 from htas.report.paper import Section, page
-from htas.text import Shown, no_such, shown
+from htas.text import TextTable, no_such, shown
 
 __all__ = ["ITEMS", "LENGTHS", "Plan", "reproduce"]
 
@@ -31,17 +32,17 @@ INTRO = (
 )
 
 
-def reproduce(what: Sequence[str], plan: Plan) -> tuple[Path, list[Shown], list[str]]:
+def reproduce(what: Sequence[str], plan: Plan) -> tuple[Path, list[TextTable], list[str]]:
     """Make the items named (`all` for every one) again; the path of reproduce.html, which also has those that were made
     in this folder before, the tables of the items named, and why others of them could not be made.
 
-    Raises ValueError for an item that there is none of, and where there is no second target for Table 5; Unusable where
+    Raises UserError for an item that there is none of, and where there is no second target for Table 5; UserError where
     the folder holds something else, or sections of another version.
     """
     names = list(dict.fromkeys(what))
     for name in names:
         if name not in (*ITEMS, "all"):
-            raise ValueError(no_such("table or figure", name, (*ITEMS, "all")))
+            raise UserError(no_such("table or figure", name, (*ITEMS, "all")))
     names = [name for name in ITEMS if name in names or "all" in names]
     own_folder(plan.folder)
     plan.config("cifar10", 32)  # what is wrong with an option is said once, before anything is made
@@ -54,7 +55,7 @@ def reproduce(what: Sequence[str], plan: Plan) -> tuple[Path, list[Shown], list[
         say(f"reproduce: {name}")
         try:
             section = ITEMS[name](plan)
-        except ValueError as error:
+        except UserError as error:
             reasons.append(f"{name}: {error}")
             say(f"reproduce: {reasons[-1]}")
             continue
@@ -66,14 +67,14 @@ def reproduce(what: Sequence[str], plan: Plan) -> tuple[Path, list[Shown], list[
 
 
 def _sections(folder: Path) -> list[Section]:
-    """What has been made in a folder; raises Unusable where a section is none of this version's."""
+    """What has been made in a folder; raises UserError where a section is none of this version's."""
     found = []
     for path in (folder / "sections" / f"{name}.json" for name in ITEMS):
         if path.exists():
             try:
                 found.append(Section.of(read_json(path)))
             except (KeyError, TypeError) as error:
-                raise Unusable(
+                raise UserError(
                     f"{path} was not written by this version ({error!r}); delete it, and it is made again from the "
                     "results beside it, or name another --out"
                 ) from error

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from htas.errors import UserError
 from htas.experiments import compare
 from htas.experiments.arms import Arm
 from htas.experiments.reproduce._plan import LENGTHS, MANUAL, PAPER, Plan, describe, within
@@ -88,7 +89,7 @@ def crossed(plan: Plan) -> tuple[Any, Any, list[Arm], list[str]]:
     there, reasons = compare.finished(jobs, arms)
     lacking = [arm.name for arm in arms if (arm.name, 0) not in there]
     if lacking:
-        raise ValueError(f"Table 5 lacks {lacking[0]}: {reasons[0] if reasons else 'it is not finished'}")
+        raise UserError(f"Table 5 lacks {lacking[0]}: {reasons[0] if reasons else 'it is not finished'}")
     return jobs, there, arms, reasons
 
 

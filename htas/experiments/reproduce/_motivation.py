@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from htas.console.progress import progress, say, shares
+from htas.errors import UserError
 from htas.experiments import pruning
 from htas.experiments.arms import Entry
 from htas.experiments.reproduce._cross import DATA, DEPTH, crossed
 from htas.experiments.reproduce._plan import MANUAL, PAPER, PUBLISHED, TAS, Plan, describe
 from htas.experiments.reproduce._rows import trained
-from htas.files import Unusable, digest, read_json, write_json
+from htas.files import digest, read_json, write_json
 from htas.graph import resize
 from htas.graph.arch import Arch
 from htas.metrics.latency import Latency
@@ -120,7 +121,7 @@ def _targets(first: Target) -> list[Target]:
         try:
             target.check()
             open_runtime(target)
-        except ValueError as error:
+        except UserError as error:
             say(f"motivation: without {runtime}: {error}")
             continue
         found.append(target)
@@ -149,7 +150,7 @@ def _candidates(plan: Plan) -> tuple[list[Candidate], Run, list[str], list[Entry
             for aim in MACS:
                 arch = min(every, key=lambda arch: abs(network.macs(arch) / network.macs(network.base) - aim))
                 archs.append((f"pruned by {criterion}, {aim:.0%} of the MACs", "Torch-Pruning", arch))
-    except Unusable as error:
+    except UserError as error:
         notes.append(f"Left out: {error}")
     entries: list[tuple[str, str, Entry | None]] = [
         (TAS, "TAS", found.get((TAS, 0))),

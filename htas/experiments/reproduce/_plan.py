@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from htas import datasets, text
+from htas.errors import UserError
 from htas.experiments.arms import Arm, Entry
-from htas.files import Unusable
 from htas.run import run
 from htas.run.config import Config, load
 from htas.timing.target import Target
@@ -49,14 +49,14 @@ class Plan:
 
     def __post_init__(self) -> None:
         if odd := [depth for depth in self.depths if depth not in DEPTHS]:
-            raise ValueError(f"--depths may name {text.listing(map(str, DEPTHS))}, the paper's ResNets, got {odd[0]}")
+            raise UserError(f"--depths may name {text.listing(map(str, DEPTHS))}, the paper's ResNets, got {odd[0]}")
         if self.seeds < 1:
-            raise ValueError(f"--seeds must be 1 or more, got {self.seeds}")
+            raise UserError(f"--seeds must be 1 or more, got {self.seeds}")
         for given in self.overrides:
             name, _, value = given.partition("=")
             if name in OWN or name.startswith("--family."):
                 usual = OWN.get(name, "the networks are those of the paper")
-                raise ValueError(f"htas reproduce takes no {name}, got {value!r}: {usual}")
+                raise UserError(f"htas reproduce takes no {name}, got {value!r}: {usual}")
 
     def options(self, data: str, depth: int) -> list[str]:
         """What is the row's own; where --data.path holds several data sets in folders of their names, that folder."""
@@ -82,18 +82,18 @@ class Plan:
         return self.config("cifar10", 32).target
 
     def second_target(self) -> Target:
-        """The other target. Raises ValueError where it is the first one, and Unusable where it is none."""
+        """The other target. Raises UserError where it is the first one, and UserError where it is none."""
         found = self.config("cifar100", 32, *self.other()).target
         if found == self.config("cifar100", 32).target:
-            raise ValueError(f"--second is the target of the first search too, {describe(found)}; name another one")
+            raise UserError(f"--second is the target of the first search too, {describe(found)}; name another one")
         return found
 
     def other(self) -> list[str]:
-        """The options of the other target. Raises Unusable where they are none."""
+        """The options of the other target. Raises UserError where they are none."""
         usual = "runtime=onnxruntime" if self.device == "cpu" else "device=cpu"
         parts = [part.strip() for part in (self.second or usual).split(",") if part.strip()]
         if odd := [part for part in parts if "=" not in part]:
-            raise Unusable(f"--second must be options of a target with commas between, as {usual}, got {odd[0]!r}")
+            raise UserError(f"--second must be options of a target with commas between, as {usual}, got {odd[0]!r}")
         found = [f"--target.{part}" for part in parts]
         if any(part.startswith("device=") for part in parts) and not any(part.startswith("batch=") for part in parts):
             found.append("--target.batch=0")  # the paper's for that device

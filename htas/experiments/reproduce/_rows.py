@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from htas.errors import UserError
 from htas.experiments import arms as experiments_arms
 from htas.experiments import compare
 from htas.experiments.arms import Entry
 from htas.experiments.intervals import Blocks
 from htas.experiments.reproduce._plan import DEPTHS, LAMBDA, LENGTHS, MANUAL, PAPER, PUBLISHED, TAS, Plan, within
-from htas.files import Unusable, digest, read_json, write_json
+from htas.files import digest, read_json, write_json
 from htas.report.paper import Section
 from htas.run import named as run_named
 from htas.run.run import Run
@@ -136,10 +137,10 @@ def _table(plan: Plan, name: str, data: str, device: str, notes: Sequence[str] =
 def _trained_rows(
     plan: Plan, data: str, depth: int, device: str
 ) -> tuple[dict[str, Row], Sequence[Entry], Sequence[str]]:
-    """The row of each arm, what it was made of, and what must be known of that. Raises Unusable where there is none."""
+    """The row of each arm, what it was made of, and what must be known of that. Raises UserError without any."""
     jobs, there, arms, lacking = trained(plan, data, depth, device)
     if not there:
-        raise Unusable(f"no network of ResNet-{depth} could be trained: {lacking[0]}")
+        raise UserError(f"no network of ResNet-{depth} could be trained: {lacking[0]}")
     named = {arm.name: arm for arm in arms}
     measured, _ = compare.measured(jobs, there, named, plan.place(data, depth) / "latencies.json")
     rows = {arm.name: row_of([each for (name, _), each in measured.items() if name == arm.name]) for arm in arms}

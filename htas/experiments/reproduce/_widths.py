@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from htas.errors import UserError
 from htas.experiments.reproduce._plan import PAPER, Plan
-from htas.files import Unusable
 from htas.report.paper import Figure, Section, fitted_curve, scored_widths
 from htas.run import folder
 from htas.run import stages as pipeline
@@ -136,14 +136,14 @@ def fig3(plan: Plan) -> Section:
 def _curves(plan: Plan) -> tuple[dict[int, CurveRecord], dict[int, CurveRecord], Run]:
     """The curve of each base width by this project's rule and by the paper's, from a survey that is kept.
 
-    It depends on no length and no images, so any later call goes on from it. Raises Unusable for widths that are not
+    It depends on no length and no images, so any later call goes on from it. Raises UserError for widths that are not
     those of the paper's groups.
     """
     own = [given for given in plan.overrides if given.startswith(("--target.", "--survey.", "--design."))]
     config = replace(plan, length="short", overrides=tuple(own)).config("cifar10", DEPTH, "--survey.undecided=1")
     asked = (config.design.groups, config.design.expand, config.design.widths)
     if asked != (GROUPS, EXPAND, {}):
-        raise Unusable(
+        raise UserError(
             f"the paper's Table 2, Fig. 2 and Fig. 3 have {GROUPS} groups of widths up to {EXPAND:g} times the base "
             f"width, got --design.groups={asked[0]}, --design.expand={asked[1]:g}; leave those options out"
         )
