@@ -1,6 +1,6 @@
 """Take the README's picture of a report: the top of the page of a committed run, in a browser.
 
-python docs/screenshot.py benchmarks/FOLDER docs/report.png
+python docs/screenshot.py benchmarks/results/FOLDER docs/report.png
 
 It needs playwright (pip install '.[dev]') and a Chromium (Debian: apt-get install chromium).
 """

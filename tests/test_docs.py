@@ -12,6 +12,10 @@ from htas.cli.verbs import VERBS, main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+MARKDOWN = [
+    *ROOT.glob("*.md"),
+    *(page for folder in ("docs", "benchmarks", "examples") for page in sorted((ROOT / folder).rglob("*.md"))),
+]
 ELSEWHERE = ["own-model.md"]
 """Pages whose commands another test runs, as they need a file of their own."""
 TINY = [
@@ -106,7 +110,11 @@ def test_a_page_names_what_there_is(page: Path) -> None:
             assert (ROOT / words[1]).exists(), line
     for verb in re.findall(r"`htas ([a-z]+)", text):
         assert verb in VERBS, verb
-    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
-        assert link.startswith("http") or (page.parent / link).exists(), link
     for file in re.findall(r"`(benchmarks/[\w./-]+\.(?:py|toml))`", text):
         assert (ROOT / file).exists(), file
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        assert link.startswith("http") or (page.parent / link).exists(), link
