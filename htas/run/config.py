@@ -65,6 +65,30 @@ class Config:
     names: Mapping[str, str]
     """What was named: the plug-ins of `family`, `data` and `strategy`, and the recipe of `train`."""
 
+    @staticmethod
+    def default() -> "Config":
+        """Every option at its default."""
+        return load(None)
+
+    def changed(self, values: Mapping[str, Any]) -> "Config":
+        """This configuration with other values: Python values by `table.option`, and `seed`.
+
+        Another class or recipe (`strategy.name`, `train.recipe`) keeps the values of this one that it has as options,
+        and that differ from this one's defaults. Raises UserError in one sentence, as `load` does.
+        """
+        content: dict[str, Values] = {}
+        for key, value in values.items():
+            table, name = _split_key(key)
+            content.setdefault(table, {})[name] = value
+        seed = _seed(content.pop("")["seed"]) if "" in content else self.seed
+        tables = {table: self._values(table) for table in content}
+        named = {table: NAMED[table].key for table in content if table in NAMED}
+        _leave_out_others(tables, {t: str(content[t][key]) for t, key in named.items() if key in content[t]})
+        tables = {table: {**tables[table], **changes} for table, changes in content.items()}
+        names = _names({**{table: {NAMED[table].key: name} for table, name in self.names.items()}, **tables})
+        built = {FIELDS.get(table, table): _build(table, names, new) for table, new in tables.items()}
+        return dataclasses.replace(self, seed=seed, names=names, **built)
+
     def toml(self) -> str:
         """Every option with its value, as a file that `load` reads back to an equal configuration."""
         return "\n".join([f"seed = {self.seed}\n", *(self._table(table) for table in TABLES)])
@@ -217,27 +241,34 @@ def _given(path: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Value
             raise UserError(f"{path}: {name} must be a table, [{name}] with its options below, got {value!r}")
     tables: dict[str, Values] = {table: dict(content.get(table, {})) for table in TABLES}
     seed = content.get("seed", SCALARS["seed"])
-    _leave_out_others(tables, overrides)
+    _leave_out_others(tables, _replaced(overrides))
     for key, text in map(_override, overrides):
-        table, dot, name = key.partition(".")
-        if table not in known:
-            raise UserError(f"the configuration has {_unknown('no table or option', table, known)}")
-        if bool(dot) != (table in TABLES):
-            right = "--seed=NUMBER" if table == "seed" else f"--{table}.OPTION=VALUE"
-            raise UserError(f"--{key} is no option; write {right}")
-        if dot:
+        table, name = _split_key(key)
+        if table:
             tables[table][name] = CommandLineValue(text)
         else:
             seed = CommandLineValue(text)
     return tables, _seed(seed)
 
 
-def _leave_out_others(tables: dict[str, Values], overrides: Sequence[str]) -> None:
-    """Of a table that an override gives another class or recipe, drop what the file says for its own alone.
+def _split_key(key: str) -> tuple[str, str]:
+    """The table and the option of `table.option`, no table for `seed`; raises UserError for others."""
+    known = [*SCALARS, *TABLES]
+    table, dot, name = key.partition(".")
+    if table not in known:
+        raise UserError(f"the configuration has {_unknown('no table or option', table, known)}")
+    if bool(dot) != (table in TABLES):
+        right = "--seed=NUMBER" if table == "seed" else f"--{table}.OPTION=VALUE"
+        raise UserError(f"--{key} is no option; write {right}")
+    return (table, name) if dot else ("", table)
+
+
+def _leave_out_others(tables: dict[str, Values], replaced: Mapping[str, str]) -> None:
+    """Of tables that get another class or recipe, by name, drop what they say for their own alone.
 
     A file that spells every option, as that of a run does, says the defaults of its own class, too.
     """
-    for table, text in _replaced(overrides).items():
+    for table, text in replaced.items():
         named, given = NAMED[table], tables[table]
         old = str(given.get(named.key, named.default))
         if text == old:

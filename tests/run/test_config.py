@@ -7,8 +7,9 @@ from typing import Literal
 import pytest
 from torch import nn
 
+from htas.errors import UserError
 from htas.models import ModelFamily
-from htas.run.config import FIELDS, NAMED, TABLES, SplitOptions, allowed, explain, load
+from htas.run.config import FIELDS, NAMED, TABLES, Config, SplitOptions, allowed, explain, load
 from htas.spaces.design import Design
 from htas.training.train import RECIPES
 
@@ -266,3 +267,34 @@ def test_another_class_or_recipe_has_its_own_defaults_beside_a_file_that_spells_
     assert config.strategy == replace(usual.strategy, batch=77)
     assert config.train == replace(usual.train, momentum=0.8)
     assert load(path, ["strategy.name=differentiable", "train.recipe=paper"]) == load(path)
+
+
+def test_a_configuration_is_changed_by_python_values() -> None:
+    config = Config.default().changed({"seed": 3, "strategy.epochs": 10, "design.spaces": ["tas"], "train.lr": 1})
+    assert config == load(None, ["seed=3", "strategy.epochs=10", "design.spaces=tas", "train.lr=1"])
+    assert config.changed({}) == config
+    assert config.changed({"seed": 0}).strategy is config.strategy
+
+
+def test_another_class_or_recipe_takes_over_what_it_has_as_options() -> None:
+    config = Config.default().changed({"strategy.epochs": 10, "strategy.arch_lr": 0.3, "train.momentum": 0.8})
+    other = config.changed({"strategy.name": "random", "train.recipe": "short"})
+    assert other == load(
+        None, ["strategy.name=random", "strategy.epochs=10", "train.recipe=short", "train.momentum=.8"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("design.groups", 0, "design.groups must be 1 or more, got 0"),
+        ("design.groups", "8", 'design.groups must be a whole number, got "8"'),
+        ("design.spaces", "tas", 'design.spaces must be a list of names, got "tas"'),
+        ("seed", -1, "seed must be a whole number, 0 or more, got -1"),
+        ("groups", 1, "the configuration has no table or option 'groups'"),
+    ],
+)
+def test_a_wrong_python_value_gets_one_sentence(name: str, value: object, sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        Config.default().changed({name: value})
+    assert str(error.value).startswith(sentence)
