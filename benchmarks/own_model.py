@@ -62,7 +62,7 @@ def search(out: Path, seed: int, undecided: float) -> None:
     started = time.monotonic()
     found = own_model.main(out / f"seed-{seed}", seed=seed, options={"survey.undecided": undecided})
     took = time.monotonic() - started
-    target, again = replace(found.config.target, image=(1, 16, 16)), []
+    target, again = replace(found.config.target, shapes=((1, 16, 16),)), []
     for _ in range(AGAIN):
         time.sleep(PAUSE)
         base, own = Latency(target, ROUNDS).measure([found.base, found.model])

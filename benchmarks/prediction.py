@@ -63,7 +63,7 @@ def main() -> None:
 
         what, file = given.step
         image = FAMILIES[given.family][1]
-        target = Target(device=given.device, runtime=given.runtimes, batch=given.batch, image=image)
+        target = Target(device=given.device, runtime=given.runtimes, batch=given.batch, shapes=(image,))
         found = survey(target, given) if what == "survey" else archs(target, what, given)
         Path(file).write_text(json.dumps(found))
         return
@@ -201,7 +201,7 @@ def exporting(target: "Target", modules: "Sequence[nn.Module]") -> float:
     from htas.runtimes import open_runtime
 
     started = time.monotonic()
-    open_runtime(target).compile(modules[len(modules) // 2], (torch.zeros(target.batch, *target.image),))
+    open_runtime(target).compile(modules[len(modules) // 2], (torch.zeros(target.batch, *target.shapes[0]),))
     return len(modules) * (time.monotonic() - started)
 
 

@@ -34,7 +34,14 @@ def made() -> dict[str, object]:
 
     sites = [f"stages.{number}.conv" for number in range(SITES)]
     base, found = Arch(dict.fromkeys(sites, 32)), Arch(dict.fromkeys(sites, 24))
-    target = {"device": "cpu", "runtime": "eager", "precision": "fp32", "batch": 4, "threads": 2, "image": [3, 32, 32]}
+    target = {
+        "device": "cpu",
+        "runtime": "eager",
+        "precision": "fp32",
+        "batch": 4,
+        "threads": 2,
+        "shapes": [[3, 32, 32]],
+    }
 
     def row(name: str, arch: Arch, seconds: float) -> Result:
         return Result(

@@ -58,7 +58,7 @@ def test_shipped_arms_load_over_their_configuration(path):
 @by_name
 def test_a_shipped_configuration_loads_and_its_design_fits_its_network(path):
     config = load(path)
-    design.check(traced(config.family, config.data.classes, config.data.shape, config.design.adds), config.design)
+    design.check(traced(config.family, config.data.classes, config.data.shapes[0], config.design.adds), config.design)
     assert load(path).toml() == config.toml()
 
 
@@ -135,7 +135,7 @@ class Stairs(Metric):
 def planted(config: Config, checkpoint: Path) -> Problem:
     """What a run of it would search, on a device whose latencies are made up."""
     data = datasets.load(config.data, limit=config.parts.limit)
-    network = traced(config.family, config.data.classes, config.data.shape, config.design.adds)
+    network = traced(config.family, config.data.classes, config.data.shapes[0], config.design.adds)
     options = config.design
     content = survey(network, Stairs(Target(threads=1)), expand=options.expand, inputs=options.inputs)
     ((_, space),) = design.spaces(network, content, options).items()

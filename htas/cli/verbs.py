@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from importlib.resources import as_file, files
 from inspect import cleandoc, signature
 from pathlib import Path
@@ -205,7 +204,7 @@ def inspect(
             raise UserError(
                 f"{overrides[0]} is for a configuration, and {network!r} is neither a folder nor a TOML file"
             )
-        target = _shaped(named, _images(image, network))
+        target = _target({**named, "shapes": _images(image, network)})
         folder = out or Path("runs") / f"inspect-{htas_files.slug(network)}"
         page, table = run_named.inspect_named(network, target, classes or 10, folder)
     show([table], {"page": str(page)}, json)
@@ -563,11 +562,6 @@ def _images(text: str | None, network: str) -> Shapes:
     return tuple(tuple(map(int, part)) for part in inputs)
 
 
-def _shaped(given: Mapping[str, Any], shapes: Shapes) -> "Target":
-    """A target with what was given, for inputs of these shapes."""
-    return replace(_target(given), image=shapes[0], more=shapes[1:])
-
-
 def _target(given: Mapping[str, Any]) -> "Target":
     """A target with what was given, and the defaults for the rest."""
     from htas.timing.target import Target
@@ -583,7 +577,7 @@ def _measure_named(networks: Sequence[str], given: Mapping[str, Any], as_json: b
     if len(shapes) > 1:
         raise UserError("these networks usually have images of different sizes; say which with --image, as 3,224,224")
     named = {name: given.get(name) for name in names}
-    target = _shaped(named, shapes.pop()) if shapes else _target(named)
+    target = _target({**named, "shapes": shapes.pop() if shapes else None})
     rounds, classes = given.get("rounds", 40), given.get("classes", 10)
     if rounds < 1 or classes < 1:
         raise UserError(f"--rounds and --classes must be 1 or more, got {rounds} and {classes}")

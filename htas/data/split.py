@@ -14,9 +14,8 @@ from htas.errors import UserError
 Part = Literal["train", "test"]
 
 
-Shape = tuple[int, int, int]
-
-
+Shape = tuple[int, ...]
+"""Of one item of one input, without the batch: channels, height and width of an image."""
 Batch = tuple[Inputs, Any]
 """Inputs, and labels or other targets."""
 
@@ -140,7 +139,8 @@ class Data:
     """A data set on a device. Nothing of `test` is in the others; `weights` and `validation` share no image."""
 
     classes: int
-    shape: Shape
+    shapes: tuple[Shape, ...]
+    """Of every input of the network."""
     train: Source
     """The whole training part."""
     weights: Source

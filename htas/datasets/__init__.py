@@ -25,13 +25,8 @@ class Dataset(ABC):
 
     @property
     @abstractmethod
-    def shape(self) -> Shape:
-        """Channels, height and width of every image."""
-
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of every input, where a network takes several."""
-        return (self.shape,)
+    def shapes(self) -> tuple[Shape, ...]:
+        """Shape of each input of a network, without the batch; of images one: channels, height and width."""
 
     @property
     @abstractmethod
@@ -68,7 +63,7 @@ class Dataset(ABC):
 
         parts = (train, train.where(~held), train.where(held), test)
         whole, weights, judging, tested = map(split, parts)
-        return Data(self.classes, self.shape, whole, weights, judging, tested)
+        return Data(self.classes, self.shapes, whole, weights, judging, tested)
 
     @property
     def name(self) -> str:
@@ -109,9 +104,9 @@ def _read(dataset: Dataset, part: Part) -> Images:
     read = dataset.read(part)
     images, labels = read.images, read.labels
     where = f"the {part} part of {dataset.name}"
-    if images.dtype != torch.uint8 or images.shape[1:] != torch.Size(dataset.shape):
+    if images.dtype != torch.uint8 or images.shape[1:] != torch.Size(dataset.shapes[0]):
         found = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape[1:])}"
-        raise UserError(f"images in {where} must be uint8 {list(dataset.shape)}, they are {found}")
+        raise UserError(f"images in {where} must be uint8 {list(dataset.shapes[0])}, they are {found}")
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         found = f"{str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
         raise UserError(f"{where} must have one int64 label for each of {len(images)} images, it has {found}")

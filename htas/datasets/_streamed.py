@@ -132,9 +132,9 @@ class Streamed(Dataset):
             raise UserError(f"data.workers must be -1 (one for each core), 0 (none) or more, got {self.workers}")
 
     @property
-    def shape(self) -> Shape:
-        """Of every image, once it is cut."""
-        return (3, self.size, self.size)
+    def shapes(self) -> tuple[Shape, ...]:
+        """(3, size, size): of every image, once it is cut."""
+        return ((3, self.size, self.size),)
 
     @property
     def flip(self) -> bool:
@@ -154,7 +154,7 @@ class Streamed(Dataset):
         train, test = (limited(self._items(part, device), limit) for part in ("train", "test"))
         labels = torch.as_tensor(self.source("train").labels)[train.picks]
         held = proportional(labels, round(len(train) * validation), seed)
-        return Data(self.classes, self.shape, train, train.where(~held), train.where(held), test)
+        return Data(self.classes, self.shapes, train, train.where(~held), train.where(held), test)
 
     def _items(self, part: Part, device: str) -> Items:
         source = self.source(part)

@@ -38,7 +38,7 @@ class Cifar10(Dataset):
     files, or a folder of train/CLASS/*.png and test/CLASS/*.png; empty for the Hugging Face hub."""
 
     classes: ClassVar[int] = SOURCE.classes
-    shape: ClassVar[Shape] = SOURCE.shape
+    shapes: ClassVar[tuple[Shape, ...]] = (SOURCE.shape,)
     mean: ClassVar[tuple[float, ...]] = (125.3 / 255, 123.0 / 255, 113.9 / 255)
     std: ClassVar[tuple[float, ...]] = (63.0 / 255, 62.1 / 255, 66.7 / 255)
     flip: ClassVar[bool] = True

@@ -38,7 +38,7 @@ class Cifar100(Dataset):
     files, or a folder of train/CLASS/*.png and test/CLASS/*.png; empty for the Hugging Face hub."""
 
     classes: ClassVar[int] = SOURCE.classes
-    shape: ClassVar[Shape] = SOURCE.shape
+    shapes: ClassVar[tuple[Shape, ...]] = (SOURCE.shape,)
     mean: ClassVar[tuple[float, ...]] = (129.3 / 255, 124.1 / 255, 112.4 / 255)
     std: ClassVar[tuple[float, ...]] = (68.2 / 255, 65.4 / 255, 70.4 / 255)
     flip: ClassVar[bool] = True

@@ -20,7 +20,7 @@ class Digits(Dataset):
     """1438 training and 359 test images of ten digits, 8x8 enlarged to 32x32, the one channel three times."""
 
     classes: ClassVar[int] = 10
-    shape: ClassVar[Shape] = (3, 32, 32)
+    shapes: ClassVar[tuple[Shape, ...]] = ((3, 32, 32),)
     mean: ClassVar[tuple[float, ...]] = (0.3053,) * 3
     std: ClassVar[tuple[float, ...]] = (0.3233,) * 3
     flip: ClassVar[bool] = False
@@ -32,7 +32,7 @@ class Digits(Dataset):
 
         digits = load_digits()
         small = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
-        large = functional.interpolate(small, self.shape[1:], mode="bilinear", align_corners=False)
+        large = functional.interpolate(small, self.shapes[0][1:], mode="bilinear", align_corners=False)
         images = large.mul(255).round().to(torch.uint8).repeat(1, 3, 1, 1)
         labels = torch.from_numpy(digits.target).long()
         test = proportional(labels, TEST, SPLIT)

@@ -224,7 +224,7 @@ def _pruned(job: Run, arm: Arm) -> Result:
     path, key = job.folder / "pruned.json", digest(_basis(job, arm))
     if path.exists() and (content := read_json(path))["inputs"] == key:
         return _pruned_row(job, arm, Arch.of(content["arch"]))
-    example = torch.zeros(2, *job.config.data.shape)
+    example = torch.zeros(2, *job.config.data.shapes[0])
     exact = [limit for limit in pipeline.limits(job) if limit.metric != "latency"]
     archs = pruning.candidates(job.network, run_rows.base_network(job), example, arm.prune)
     archs = [arch for arch in archs if not exact or over(exact, arch) <= 1]

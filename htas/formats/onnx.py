@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from htas.data.split import Shape
 from htas.errors import UserError
 from htas.graph.layer import Layer
 from htas.timing.allocator import collector_off
@@ -100,9 +101,9 @@ def chain_graphs(
     return next(both), next(both)
 
 
-def is_first(layer: Layer, image: tuple[int, ...]) -> bool:
-    """Is the layer fed by images of that shape, and not by another layer?"""
-    return (layer.inputs, *layer.size) == image
+def is_first(layer: Layer, shapes: Sequence[Shape]) -> bool:
+    """Whether the layer reads the first of the network's inputs, which have these shapes, and not another layer."""
+    return (layer.inputs, *layer.size) == shapes[0]
 
 
 def _chain(layer: Layer, module: nn.Module | None, batch: int, first: bool, dtype: torch.dtype) -> bytes:

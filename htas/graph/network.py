@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from htas.data.split import Shape
 from htas.errors import UserError
 from htas.graph.arch import Arch
 from htas.graph.layer import Layer
@@ -171,19 +172,17 @@ class Network:
     sites: Mapping[str, Site]
     frozen: Mapping[str, str]
     """Module, or node, to the reason why its width cannot change."""
-    image: tuple[int, ...]
-    """Shape of one input: channels, height, width."""
+    shapes: tuple[Shape, ...]
+    """Of every input, without the batch: channels, height and width of an image."""
     adds: Literal["join", "project"] = "join"
-    images: tuple[tuple[int, ...], ...] = ()
-    """Shapes of all inputs, where there are several."""
     outputs: tuple[str, ...] = ()
     """The nodes whose values leave the network."""
     result: Callable[[tuple[Any, ...]], Any] = field(default=_only, repr=False, compare=False)
     """What the network returns, made of these values: one of them, a tuple, a dictionary."""
 
     def example(self, images: int = 1) -> tuple[Tensor, ...]:
-        """Zeros as its inputs."""
-        return tuple(torch.zeros(images, *shape) for shape in self.images or (self.image,))
+        """Zeros, [images, *shape] for each of `shapes`."""
+        return tuple(torch.zeros(images, *shape) for shape in self.shapes)
 
     @property
     def widths(self) -> dict[str, Site]:

@@ -176,7 +176,7 @@ def _rescale(owner: nn.Module, name: str, axis: int, rows: Index, channels: int)
 
 def _projected(module: nn.Module, network: Network, steps: Sequence[Step]) -> fx.GraphModule:
     """The module's graph with a 1x1 convolution, and a norm, on each of these shortcuts."""
-    graph = capture(module, max(1, len(network.images)))
+    graph = capture(module, len(network.shapes))
     calls = {name: node for node, name in names(graph.graph).items()}
     for step in steps:
         graph.add_submodule(step.node.name, _projection(step).to(next(module.parameters())))

@@ -616,8 +616,8 @@ class _Builder:
         }
         for run in self.runs:
             sites[run.site] = Site(run.site, "depth", len(run.blocks), run.blocks)
-        images = tuple(tuple(example.shape[1:]) for example in self.examples)
-        return Network(self.module, nodes, sites, frozen, images[0], self.adds, images, self.outputs, self.result)
+        shapes = tuple(tuple(example.shape[1:]) for example in self.examples)
+        return Network(self.module, nodes, sites, frozen, shapes, self.adds, self.outputs, self.result)
 
     def _multiples(self) -> dict[str, int]:
         """By group of producers, what its width must be a multiple of: groups of convolutions and norms stay whole."""

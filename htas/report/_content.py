@@ -153,14 +153,19 @@ def _times(result: Result, base: Result | None) -> Cell:
 
 
 def target(fields: Mapping[str, Any]) -> str:
-    """A target on one line: `cpu onnxruntime fp32, batch 4, threads 2, image 3x32x32`."""
+    """A target on one line: `cpu onnxruntime fp32, batch 4, threads 2, input 3x32x32`."""
     plain = [str(fields[name]) for name in ("device", "runtime", "precision") if name in fields]
     named = [
-        f"{name} {value(given)}"
+        f"{_singular(name, given)} {value(given)}"
         for name, given in fields.items()
         if name not in ("device", "runtime", "precision") and given != {}
     ]
     return listing([" ".join(plain), *named] if plain else named)
+
+
+def _singular(name: str, content: Any) -> str:
+    """How a line names a field of a target: `input` or `inputs` for the shapes."""
+    return name if name != "shapes" else "input" if len(content) == 1 else "inputs"
 
 
 def value(given: Any) -> str:

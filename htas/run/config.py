@@ -172,6 +172,8 @@ PLAIN: Mapping[str, type[Any]] = {
     "distill": Distill,
 }
 SCALARS = {"seed": 0}
+RENAMED = dict.fromkeys(("target.image", "target.more"), "shapes = [[3, 32, 32]], with a shape for each input")
+"""Options of former versions, and what to write instead of each in its table."""
 
 
 @dataclass(frozen=True)
@@ -357,6 +359,8 @@ def _build(table: str, names: Mapping[str, str], given: Values) -> Any:
     values = dataclasses.asdict(RECIPES[names[table]]) if table == "train" else {}
     for name, value in given.items():
         if name not in fields and name not in key:
+            if new := RENAMED.get(f"{table}.{name}"):
+                raise UserError(f"{table}.{name} has another name: write {table}.{new}")
             raise UserError(f"{table} has {_unknown('no option', name, [*key, *fields])}")
         if name in fields:
             values[name] = _value(f"{table}.{name}", fields[name], value)

@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,10 +26,10 @@ class UserData(Dataset):
     """By which that process knows them."""
     count: int
     """Classes."""
-    images: tuple[tuple[int, ...], ...]
-    """Shape of every input."""
     sizes: tuple[int, ...]
     """Training and validation items."""
+    shapes: tuple[Shape, ...] = ()
+    """Of every input."""
     task: str = ""
     """What of the task is the user's own."""
 
@@ -37,41 +37,29 @@ class UserData(Dataset):
     flip, crop = False, 0
 
     @staticmethod
-    def of(
-        train: Any, test: Any, classes: int, images: tuple[tuple[int, ...], ...], task: Task = CLASSIFY
-    ) -> "UserData":
+    def of(train: Any, test: Any, classes: int, shapes: tuple[Shape, ...], task: Task = CLASSIFY) -> "UserData":
         """Remember them; raises ValueError for what is no data."""
         parts = items(train, "the training data"), items(test, "the validation data")
         sizes = tuple(len(part) for part in parts)
         key = f"{type(parts[0].dataset).__name__}-{fingerprint(*parts)}"
         _KNOWN[key] = *parts, task
-        return UserData(key, classes, images, sizes, task.name)
+        return UserData(key, classes, sizes, shapes, task.name)
 
     def check_shape(self) -> None:
         """Raise UserError where an item has another shape than the network was shown."""
         part = _KNOWN[self.key][0]
         inputs, _ = next(part._only(part.picks[:1]).batches(1))
         found = tuple(tuple(each.shape[1:]) for each in ((inputs,) if isinstance(inputs, Tensor) else inputs))
-        if found != self.images:
+        if found != self.shapes:
             raise UserError(
                 f"an item of the training data has inputs of shape {shapes(found)}, and example_inputs "
-                f"{shapes(self.images)}; give an example of the shape that the data have"
+                f"{shapes(self.shapes)}; give an example of the shape that the data have"
             )
 
     @property
     def classes(self) -> int:
         """As many as the network has outputs."""
         return self.count
-
-    @property
-    def shape(self) -> Shape:
-        """Of the first input."""
-        return cast(Shape, self.images[0])
-
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of every input."""
-        return self.images
 
     def read(self, part: Part) -> Images:
         """Never: items are loaded as they are asked for."""
@@ -94,7 +82,7 @@ class UserData(Dataset):
             )
         known = labels if labels is not None else torch.zeros(len(train), dtype=torch.long)
         held = proportional(known, round(len(train) * validation), seed)
-        return Data(self.classes, self.shape, train, train.where(~held), train.where(held), test, task)
+        return Data(self.classes, self.shapes, train, train.where(~held), train.where(held), test, task)
 
 
 def fingerprint(*parts: Items) -> str:

@@ -45,7 +45,7 @@ def estimate(network: Network, data: Data, config: Config) -> Iterator[tuple[str
     spaces = len(config.design.spaces)
     recipe = config.train
     options = config.design
-    target = replace(config.target, image=config.data.shape, more=config.data.shapes[1:])
+    target = replace(config.target, shapes=config.data.shapes)
     runtime = open_runtime(target)
     seconds, calibrating = runtime.build_seconds, sparing(config.calibrate, network, runtime)
     most = widths_at_most(seconds)

@@ -68,7 +68,7 @@ def new_row(job: Run, name: str, arch: Arch, **fields: Any) -> Result:
         family=config.family.title,
         arch=arch,
         adds=config.design.adds,
-        target={**target, "image": list(job.target.image)},
+        target={**target, "shapes": list(map(list, job.target.shapes))},
         macs=job.network.macs(arch),
         params=job.network.params(arch),
         recipe={"name": config.names["train"], **dataclasses.asdict(config.train)},

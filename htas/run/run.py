@@ -74,7 +74,7 @@ class Run:
     @property
     def target(self) -> Target:
         """The target, for the inputs of this data set."""
-        return replace(self.config.target, image=self.config.data.shape, more=self.config.data.shapes[1:])
+        return replace(self.config.target, shapes=self.config.data.shapes)
 
     @cached_property
     def surveyed(self) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Sessions:
     def chain(self, layer: Layer) -> tuple[Program, Program]:
         """The layer between two neighbours, and the neighbours without it."""
         target = self.target
-        first = is_first(layer, target.image)
+        first = is_first(layer, target.shapes)
         graphs = chain_graphs(layer, layer.build(), target.batch, first=first, dtype=target.dtype)
         one, other = (layer_program(self.what, target, layer, partial(self._open, graph)) for graph in graphs)
         return one, other

@@ -72,7 +72,7 @@ class OpenVINO(Runtime):
         the price of a call and an add that is fused into a convolution. It still holds that the tail reads other
         channels than without the layer (16 dot products of four pixels), and it lacks what caches do in longer chains.
         """
-        first = is_first(layer, self.target.image)
+        first = is_first(layer, self.target.shapes)
         graphs = chain_graphs(layer, layer.build(), self.target.batch, first=first)
         one, other = (layer_program("OpenVINO", self.target, layer, partial(self._open, graph)) for graph in graphs)
         return one, other

@@ -1,4 +1,4 @@
-"""Where a network must be fast: device, runtime, precision, batch, threads, image."""
+"""Where a network must be fast: device, runtime, precision, batch, threads, shapes of its inputs."""
 
 import os
 import platform
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from htas.data.split import Shape
 from htas.errors import UserError
 from htas.files import digest
 from htas.timing.quota import quota
@@ -35,10 +36,9 @@ class Target:
     """Images per call; 0 means the paper's: 4 on CPU, 1024 on CUDA."""
     threads: int = 0
     """CPU threads; 0 means every core this process may use."""
-    image: tuple[int, ...] = (3, 32, 32)
-    """Channels, height and width of one input; a data set's own shape replaces it."""
-    more: tuple[tuple[int, ...], ...] = ()
-    """Shapes of further inputs, of a network that takes several; a data set's own replace them."""
+    shapes: tuple[Shape, ...] = ((3, 32, 32),)
+    """Shape of each input, without the batch: channels, height and width of an image. A data set's shapes replace
+    these."""
     options: dict[str, Value] = field(default_factory=dict, hash=False)
     """Options of the runtime, the fields of its class: in a file options = { spin = 10 }, on the command line
     --target.options='{"spin": 10}'."""
@@ -58,19 +58,13 @@ class Target:
         """PyTorch's name for the precision."""
         return DTYPES[self.precision]
 
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of one item of every input."""
-        return self.image, *self.more
-
     def example(self) -> tuple[Tensor, ...]:
-        """Random inputs of a batch, fp32 on the CPU."""
+        """Random inputs, [batch, *shape] for each of `shapes`, fp32 on the CPU."""
         return tuple(torch.randn(self.batch, *shape) for shape in self.shapes)
 
     def facts(self) -> dict[str, str]:
         """Every field in words."""
-        found = {name: str(value) for name, value in asdict(self).items() if name != "more"}
-        return {**found, "image": shown(self.shapes)}
+        return {**{name: str(value) for name, value in asdict(self).items()}, "shapes": by_x(self.shapes)}
 
     def check(self) -> None:
         """Raise UserError where this machine is not the target's kind; its files can be read anywhere."""
@@ -84,7 +78,7 @@ class Target:
         return digest(asdict(self), machine())
 
 
-def shown(shapes: Sequence[tuple[int, ...]]) -> str:
+def by_x(shapes: Sequence[Shape]) -> str:
     """`3x32x32`, and `3x32x32 and 8` of two inputs."""
     return " and ".join("x".join(map(str, shape)) for shape in shapes)
 

@@ -15,7 +15,7 @@ from htas.models.cifar_resnet import CifarResNet
 from htas.spaces.space import Space
 from htas.timing.target import Target
 
-TARGET = Target(batch=3, image=(3, 16, 16))
+TARGET = Target(batch=3, shapes=((3, 16, 16),))
 
 
 class Branches(nn.Module):
@@ -40,7 +40,7 @@ def network(name: str) -> Network:
     made = {"bottleneck": CifarResNet(29, "bottleneck").build(10), "branches": Branches()}
     torch.manual_seed(0)
     module = made.get(name) or CifarResNet(20).build(10)
-    return trace(module, torch.zeros(1, *TARGET.image), adds=adds)  # type: ignore[arg-type]
+    return trace(module, torch.zeros(1, *TARGET.shapes[0]), adds=adds)  # type: ignore[arg-type]
 
 
 def space(net: Network) -> Space:
@@ -95,7 +95,7 @@ def test_the_expectation_is_differentiable_and_no_more_than_the_mean() -> None:
 
 def test_lives_of_tensors_add_up_to_the_peak() -> None:
     net = network("basic").module.eval()
-    images = (torch.zeros(2, *TARGET.image),)
+    images = (torch.zeros(2, *TARGET.shapes[0]),)
     found = lives(net, images)
     assert found[0].owner == "" and found[0].size == 2 * 3 * 16 * 16 * 4
     alive = [sum(life.size for life in found if life.born <= moment < life.died) for moment in range(len(found))]

@@ -120,7 +120,7 @@ class Planted(Dataset):
     train: Images | None = None
     test: Images | None = None
 
-    shape = (1, 4, 4)
+    shapes = ((1, 4, 4),)
     mean = (0.5,)
     std = (0.25,)
     flip = True
@@ -174,21 +174,21 @@ def test_a_data_set_is_a_frozen_dataclass_whose_options_are_documented(name: str
 def test_a_data_set_reads_what_it_promises_and_nothing_else(dataset: Dataset) -> None:
     for part in PARTS:
         read = dataset.read(part)
-        assert read.images.dtype == torch.uint8 and read.images.shape == (len(read.labels), *dataset.shape)
+        assert read.images.dtype == torch.uint8 and read.images.shape == (len(read.labels), *dataset.shapes[0])
         assert read.labels.dtype == torch.int64
         assert sorted(set(read.labels.tolist())) == list(range(dataset.classes))
         assert equal(read, dataset.read(part))
-    assert len(dataset.mean) == len(dataset.std) == dataset.shape[0]
+    assert len(dataset.mean) == len(dataset.std) == dataset.shapes[0][0]
     assert all(0 < mean < 1 for mean in dataset.mean) and all(0 < std < 1 for std in dataset.std)
     assert plugins.find(datasets, Dataset, dataset.name) is type(dataset)
 
 
 def test_a_data_set_loads_into_splits_of_its_shape(dataset: Dataset) -> None:
     data = load(dataset)
-    assert (data.classes, data.shape) == (dataset.classes, dataset.shape)
+    assert (data.classes, data.shapes) == (dataset.classes, dataset.shapes)
     assert len(data.weights) + len(data.validation) == len(data.train)
     batch, labels = next(data.train.batches(8, seed=0, augment=True))
-    assert batch.shape == (8, *dataset.shape) and batch.dtype == torch.float32 and labels.dtype == torch.int64
+    assert batch.shape == (8, *dataset.shapes[0]) and batch.dtype == torch.float32 and labels.dtype == torch.int64
 
 
 def test_a_data_set_from_elsewhere_is_named_as_it_is_configured() -> None:

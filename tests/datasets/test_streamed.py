@@ -52,7 +52,7 @@ def all_of(source: Any, **options: Any) -> tuple[Tensor, Tensor]:
 
 def test_a_folder_is_read_class_by_class_and_divided_by_class(folder: Path) -> None:
     data = load(folder_of(folder), validation=0.25)
-    assert (data.classes, data.shape) == (3, (3, 16, 16))
+    assert (data.classes, data.shapes) == (3, ((3, 16, 16),))
     assert [len(part) for part in (data.train, data.weights, data.validation, data.test)] == [36, 27, 9, 12]
     images, labels = all_of(data.test)
     assert images.shape == (12, 3, 16, 16) and images.dtype == torch.float32

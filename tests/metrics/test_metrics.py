@@ -29,7 +29,7 @@ from htas.timing.measurement import Measurement
 from htas.timing.target import Target
 
 CONV = Layer("conv", 3, 8, (8, 8), (3, 3), padding=(1, 1), norm=True, activation="relu")
-TARGET = Target(batch=2, threads=1, image=(3, 8, 8))
+TARGET = Target(batch=2, threads=1, shapes=((3, 8, 8),))
 NETWORK = nn.Sequential(
     nn.Conv2d(3, 8, 3, padding=1, bias=False),
     nn.BatchNorm2d(8),
@@ -141,14 +141,14 @@ def powercap(tmp_path):
 
 def meters(powercap: Path, **options: float) -> Energy:
     """The metric on the scripted runtime and a planted meter."""
-    target = Target(runtime=f"{__name__}:Scripted", batch=2, image=(3, 8, 8))
+    target = Target(runtime=f"{__name__}:Scripted", batch=2, shapes=((3, 8, 8),))
     return Energy(target, powercap=powercap, **options)
 
 
 @pytest.fixture
 def scripted() -> Latency:
     compiled.clear()
-    return Latency(Target(runtime=f"{__name__}:Scripted", batch=2, image=(3, 8, 8)), rounds=4)
+    return Latency(Target(runtime=f"{__name__}:Scripted", batch=2, shapes=((3, 8, 8),)), rounds=4)
 
 
 def wide(outputs: int) -> Layer:
@@ -231,7 +231,7 @@ def test_a_survey_is_one_call_and_its_context_says_where_readings_come_from(scri
         "precision": "fp32",
         "batch": "2",
         "threads": str(scripted.target.threads),
-        "image": "3x8x8",
+        "shapes": "3x8x8",
         "options": "{}",
         "date": date,
     }
@@ -327,7 +327,7 @@ def test_a_module_used_twice_counts_twice_and_its_parameters_once():
 )
 def test_a_layer_counts_as_much_as_the_module_it_builds(layer):
     image = (layer.inputs,) if layer.op == "linear" else (layer.inputs, *layer.size)
-    target = Target(image=image)
+    target = Target(shapes=(image,))
     for metric in (Macs(target), Params(target)):
         key, built = metric.measure([layer, layer.build()])
         assert key.values == built.values
@@ -514,7 +514,7 @@ def test_a_tensor_that_is_kept_counts_to_the_end():
 
 def test_memory_grows_with_the_batch_and_a_layer_takes_as_much_as_the_module_it_builds():
     image = (CONV.inputs, *CONV.size)
-    found = [Memory(Target(batch=batch, image=image)).measure([CONV, CONV.build()]) for batch in (1, 3)]
+    found = [Memory(Target(batch=batch, shapes=(image,))).measure([CONV, CONV.build()]) for batch in (1, 3)]
     assert found[0][0].values == found[0][1].values
     assert found[1][0].values[0] == 3 * found[0][0].values[0]
 
@@ -529,6 +529,6 @@ def test_memory_on_cuda_is_what_the_count_says_where_there_are_no_workspaces():
 @pytest.mark.gpu
 def test_joules_of_a_gpu_grow_with_the_work():
     pytest.importorskip("pynvml")
-    metric = Energy(Target("cuda", batch=256, image=(3, 32, 32)), rounds=2, reading=0.5)
+    metric = Energy(Target("cuda", batch=256, shapes=((3, 32, 32),)), rounds=2, reading=0.5)
     small, large = metric.measure([Layer("conv", 64, 64, (32, 32), (3, 3)), Layer("conv", 256, 256, (32, 32), (3, 3))])
     assert 0 < small.median < large.median

@@ -23,7 +23,7 @@ from htas.spaces.curve import CurveRecord
 from htas.text import plus_minus
 from htas.timing.measurement import Measurement
 
-TARGET = {"device": "cpu", "runtime": "eager", "precision": "fp32", "batch": 4, "threads": 2, "image": [3, 32, 32]}
+TARGET = {"device": "cpu", "runtime": "eager", "precision": "fp32", "batch": 4, "threads": 2, "shapes": [[3, 32, 32]]}
 STRANGE = "</td><script>alert(1)</script> | $a$ `b` *c* [d](http://e) & \N{SNOWMAN}\N{CJK UNIFIED IDEOGRAPH-7DB2}"
 
 
@@ -304,7 +304,7 @@ def test_a_score_is_the_fit_less_the_measurement() -> None:
 
 
 def test_targets_and_plain_values_are_written_on_a_line() -> None:
-    assert target(TARGET) == "cpu eager fp32, batch 4, threads 2, image 3x32x32"
+    assert target(TARGET) == "cpu eager fp32, batch 4, threads 2, input 3x32x32"
     assert value({"lr": 0.1, "betas": (0.9, 0.99), "name": ""}) == "lr 0.1, betas 0.9, 0.99, name \N{EN DASH}"
 
 
@@ -313,7 +313,7 @@ FIGURES = [
     *(plus_minus(4.0, 2e3 * readings(4.0).error), plus_minus(2.0, 2e3 * readings(2.0).error)),
     "median 2.05, min 1.95, 21 readings",
     *("40.81 M", "20.00 M", "0.27 M", "0.15 M", "2x16 24", "join", "differentiable", "paper, weight 2"),
-    *("cpu eager fp32, batch 4, threads 2, image 3x32x32", "ms per batch of 4", "predicted, ms", "epochs 60"),
+    *("cpu eager fp32, batch 4, threads 2, input 3x32x32", "ms per batch of 4", "predicted, ms", "epochs 60"),
     *("torch 2.13.0", "trained on half the data", "a 16, b 16, c 24", "stage 3", "digits", "360 test images", "7, 11"),
     *("layer1.0, layer1.1", "f(x) = 0.200 x^0.500 + 0.900 ms", "hardware: 4 8; tas: 2 3 4", "the fit is flat"),
     *("2 groups of widths 1 to 8", "median top probability 0.61", "seed 11, 1 min 02 s", "better than 3 of 4"),
@@ -437,7 +437,7 @@ def test_several_runs_stand_on_one_page_with_what_they_differ_in(tmp_path: Path)
         "on different images, so their accuracies say nothing of each other",
         "on different machines, so their latencies say nothing of each other",
         "| data | digits | cifar10 |",
-        "threads 1, image 3x32x32 |",
+        "threads 1, input 3x32x32 |",
     ):
         assert said in text
 

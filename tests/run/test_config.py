@@ -151,6 +151,14 @@ def test_an_option_without_a_default_is_asked_for() -> None:
             "it has: seed, family, data, split, target, survey, design, calibrate, constraints, strategy, train, "
             "distill",
         ),
+        (
+            "--target.image=[3,8,8]",
+            "target.image has another name: write target.shapes = [[3, 32, 32]], with a shape for each input",
+        ),
+        (
+            "--target.more=[[8]]",
+            "target.more has another name: write target.shapes = [[3, 32, 32]], with a shape for each input",
+        ),
         ("--design.groups", "--design.groups has no value; write --design.groups=VALUE"),
         ("--design=4", "--design is no option; write --design.OPTION=VALUE"),
         ("--seed.x=4", "--seed.x is no option; write --seed=NUMBER"),

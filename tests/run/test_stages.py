@@ -623,7 +623,7 @@ def whole(self: Latency, cases: Sequence[Any], **rest: Any) -> list[Measurement]
     few = len(cases) < 9
     for number, case in enumerate(cases):
         if not isinstance(case, Layer):
-            traced = trace(case, torch.zeros(2, *options().data.shape))
+            traced = trace(case, torch.zeros(2, *options().data.shapes[0]))
             layers = [use.layer for use in traced.uses(traced.base)]
             steps = sum(1e-6 * (1 + math.ceil(layer.outputs / 8)) for layer in layers)
             slower = 1.05 if few and number else 1.0

@@ -105,7 +105,7 @@ def network() -> nn.Module:
 
 
 def opened(name: str, **fields: object) -> Runtime:
-    return open_runtime(Target(runtime=name, **{"batch": 2, "threads": 1, "image": (3, 8, 8), **fields}))
+    return open_runtime(Target(runtime=name, **{"batch": 2, "threads": 1, "shapes": ((3, 8, 8),), **fields}))
 
 
 def allowed(expected: Tensor, name: str, precision: str) -> float:
@@ -229,7 +229,7 @@ def test_a_network_is_exported_once_and_opened_again(name, monkeypatch):
     monkeypatch.setattr(kind, "_open", lambda *a: opens.append(1) or opening(*a))
     monkeypatch.setattr("htas.timing.bench._Run._affords", lambda *_: True)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
-    target = Target(runtime=name, threads=2, image=(3, 8, 8), batch=2)
+    target = Target(runtime=name, threads=2, shapes=((3, 8, 8),), batch=2)
     metric = Latency(target, rounds=32)
     (reading,) = metric.measure([network])
     assert reading.estimate > 0 and len(exported) == 1 and len(opens) == 16
@@ -833,7 +833,7 @@ class Pair(nn.Module):
 
 @pytest.mark.parametrize("runtime", ["eager", "onnxruntime"])
 def test_a_network_of_two_outputs_runs_and_is_checked(runtime: str) -> None:
-    target = Target(runtime=runtime, threads=1, batch=2, image=(3, 8, 8))
+    target = Target(runtime=runtime, threads=1, batch=2, shapes=((3, 8, 8),))
     images = torch.randn(2, 3, 8, 8)
     opened, net = open_runtime(target), Pair().eval()
     with opened.session(), torch.no_grad():
@@ -843,7 +843,7 @@ def test_a_network_of_two_outputs_runs_and_is_checked(runtime: str) -> None:
 def test_a_file_runs_as_it_is_at_the_targets_batch(tmp_path: Path) -> None:
     path, net = tmp_path / "pair.onnx", Pair().eval()
     path.write_bytes(network_graph(net, (torch.randn(2, 3, 8, 8),), dynamic=True))
-    target = Target(runtime="onnxruntime", threads=1, batch=3, image=(3, 8, 8))
+    target = Target(runtime="onnxruntime", threads=1, batch=3, shapes=((3, 8, 8),))
     found, images = OnnxFile(path, 3), torch.randn(3, 3, 8, 8)
     assert [tuple(each.shape) for each in found.example()] == [(3, 3, 8, 8)]
     assert found.count == sum(parameter.numel() for parameter in net.parameters())

@@ -15,7 +15,7 @@ from htas.run.named import inspect as inspect_network
 from htas.spaces.inspection import Inspection, inspect
 from htas.timing.target import Target
 
-TARGET = Target(threads=1, batch=1, image=(3, 8, 8))
+TARGET = Target(threads=1, batch=1, shapes=((3, 8, 8),))
 
 
 IMAGES = torch.zeros(1, 3, 8, 8)

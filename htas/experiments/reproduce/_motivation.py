@@ -144,7 +144,7 @@ def _candidates(plan: Plan) -> tuple[list[Candidate], Run, list[str], list[Entry
         archs.append((f"uniform, {aim:.0%} of the MACs", "uniform narrowing", arch))
     notes = [f"Left out: {reason}" for reason in reasons]
     try:
-        model, example = run_rows.base_network(jobs[MANUAL, 0]), torch.zeros(2, *job.config.data.shape)
+        model, example = run_rows.base_network(jobs[MANUAL, 0]), torch.zeros(2, *job.config.data.shapes[0])
         for criterion in CRITERIA:
             every = pruning.candidates(network, model, example, criterion)
             for aim in MACS:
