@@ -143,9 +143,8 @@ def archs(target: "Target", what: str, given: argparse.Namespace) -> dict[str, A
     from htas.cost.calibrate import Calibrate, calibrate, cells, cost_model, held_out_error, sparing, spread
     from htas.cost.paper import paper_cost
     from htas.graph import resize
-    from htas.metrics.latency import Latency
+    from htas.metrics.latency import MAX_ROUNDS, Latency, rounds
     from htas.runtimes import open_runtime
-    from htas.search.finish import MOST, rounds
     from htas.spaces.design import Design, spaces
 
     depth, adds = what.split("-")
@@ -161,7 +160,7 @@ def archs(target: "Target", what: str, given: argparse.Namespace) -> dict[str, A
     chosen = evenly(network, space, given.archs, spread(network, [space], options.networks, seed=0))
     beside = [] if given.lot else [resize(network, arch) for arch in chosen]
     more = 1 + len(beside) / options.networks
-    networks = Beside(target, Latency(target, MOST, limits[1] * more), beside)
+    networks = Beside(target, Latency(target, MAX_ROUNDS, limits[1] * more), beside)
     metrics = Latency(target, 1000, limits[0]), networks
     content = calibrate(network, [space], metrics, options, seed=0, building=building, base=base)
     took = time.monotonic() - started - limits[1] * (more - 1) - exporting(target, beside)

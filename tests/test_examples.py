@@ -16,7 +16,7 @@ from scripted_device import scripted_device
 
 from htas import datasets
 from htas.cli.verbs import main
-from htas.cost.counts import MacsCost
+from htas.cost.counts import CountCost
 from htas.cost.paper import paper_cost
 from htas.experiments.arms import read_arms
 from htas.graph import Network, resize, trace
@@ -139,7 +139,7 @@ def planted(config: Config, checkpoint: Path) -> Problem:
     options = config.design
     content = survey(network, Stairs(Target(threads=1)), expand=options.expand, inputs=options.inputs)
     ((_, space),) = design.spaces(network, content, options).items()
-    cost = {"paper": paper_cost(network, content, options), "macs": MacsCost(network)}[config.strategy.cost]
+    cost = {"paper": paper_cost(network, content, options), "macs": CountCost(network)}[config.strategy.cost]
     return Problem(network, config.family.reset, data, space, cost, "cpu", 0, checkpoint, lambda: network.module)
 
 

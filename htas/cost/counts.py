@@ -1,60 +1,49 @@
 """Multiply-adds and parameters of an arch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from htas.cost.model import CostModel, by_block, expectation
+from htas.cost.model import by_block
 from htas.cost.tables import NORM, SCALE, Floats, LayerCost, Mixture
 from htas.graph.arch import Arch
 from htas.graph.layer import Layer
+from htas.metrics import Metric
 from htas.spaces.space import Space
 
 if TYPE_CHECKING:
-    from htas.graph import Network
     from htas.graph.network import Step
 
 
 @dataclass(frozen=True)
-class MacsCost(CostModel):
-    """Multiply-adds for one image. The expectation multiplies those of input and output widths, as in TAS."""
+class MetricSum(LayerCost):
+    """The sum of what a metric says of single layers."""
 
-    network: "Network"
-    unit: str = "MACs"
+    metric: Metric
+    unit: str = ""
+    _figures: dict[Layer, float] = field(default_factory=dict, repr=False, compare=False)
 
-    def cost(self, arch: Arch) -> float:
-        """Multiply-adds, projections included."""
-        return float(self.network.macs(arch))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "unit", self.metric.unit)
 
-    def expected(self, space: Space, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> Tensor:
-        """Multiply-adds; projections, which exist only where widths differ, are left out as in TAS."""
-        mean = {site: expectation(space.widths[site], widths[site]) for site in space.widths}
-        stays = {
-            name: by_block(space.depths[name], depths[name], site.base) for name, site in self.network.depths.items()
-        }
-        total: Any = 0.0
-        for step in self.network.flow(mean.__getitem__, stays.__getitem__):
-            layer = step.node.layer
-            if layer is None or step.node.kind not in ("conv", "grouped", "fixed"):
-                continue
-            height, width = layer.output_size
-            over = layer.size[0] * layer.size[1] if layer.op == "conv_transpose" else height * width
-            if step.node.kind == "fixed":
-                total = total + step.kept * layer.macs
-                continue
-            inputs = layer.each if step.node.kind == "grouped" else step.given / layer.groups
-            each = layer.kernel[0] * layer.kernel[1] * inputs * over + layer.bias * height * width
-            total = total + step.kept * each * step.channels
-        return torch.as_tensor(total)
+    def values(self, template: Layer, inputs: Sequence[int], outputs: Sequence[int]) -> Floats:
+        """Each layer is measured once."""
+        layers = [[template.sized(i, o) for o in outputs] for i in inputs]
+        new = [layer for layer in dict.fromkeys(chain.from_iterable(layers)) if layer not in self._figures]
+        if new:
+            self._figures.update(
+                (layer, reading.estimate) for layer, reading in zip(new, self.metric.measure(new), strict=True)
+            )
+        return np.array([[self._figures[layer] for layer in row] for row in layers], float)
 
 
 @dataclass(frozen=True)
 class CountCost(LayerCost):
-    """Multiply-adds for one image, or trainable parameters."""
+    """Multiply-adds for one image, or trainable parameters; projections are counted wherever widths differ."""
 
     count: Literal["macs", "params"] = "macs"
     unit: str = ""

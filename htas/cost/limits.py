@@ -6,26 +6,17 @@ AIM of it; what is chosen lies between USED and the whole.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 
+from htas import metrics
 from htas.cost.model import CostModel
 from htas.errors import UserError
 from htas.graph.arch import Arch
+from htas.metrics import Metric
 from htas.text import listing
 
-UNITS: Mapping[str, Mapping[str, float]] = {
-    "latency": {"s": 1.0, "ms": 1e-3, "us": 1e-6},
-    "energy": {"J": 1.0, "mJ": 1e-3, "uJ": 1e-6},
-    "memory": {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30},
-    "macs": {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9},
-    "params": {"": 1.0, "k": 1e3, "M": 1e6},
-}
-"""Units of a figure, by metric, and how much of the metric's own unit they are."""
-
-
-EXAMPLES = {"latency": "8 ms", "energy": "20 mJ", "memory": "4 MB", "macs": "20M", "params": "0.3M"}
-
-
+STANDARD = ("latency", "energy", "memory", "macs", "params")
+"""Metrics whose limits have an option of their own."""
 NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(\S*)\s*")
 
 
@@ -43,6 +34,8 @@ class Constraints:
     """Multiply-adds of an image: "50%", "20M"."""
     params: str = ""
     """Trainable parameters: "50%", "0.3M"."""
+    metrics: dict[str, str] = field(default_factory=dict)
+    """Limits by metrics of your own: {"package.module:Class" = "50%"}."""
     accuracy_floor: str = ""
     """For `htas fastest`: the accuracy to keep, in points below the base network's ("-0.3"), or absolute ("93.5%") of
     networks that are trained on one part of the training images and judged on the other (split.validation)."""
@@ -63,8 +56,8 @@ class Constraints:
     @property
     def given(self) -> dict[str, str]:
         """The limits that are given, by metric."""
-        return {field.name: getattr(self, field.name) for field in fields(self)
-                if field.name in UNITS and getattr(self, field.name)}  # fmt: skip
+        standard = {name: getattr(self, name) for name in STANDARD}
+        return {metric: text for metric, text in (standard | self.metrics).items() if text}
 
 
 def parse(metric: str, text: str, base: float) -> float:
@@ -72,16 +65,17 @@ def parse(metric: str, text: str, base: float) -> float:
 
     Raises UserError that says how limits are written where the text is no number over 0 with a unit of the metric.
     """
-    found = NUMBER.fullmatch(text)
-    units = UNITS[metric]
-    number, unit = (float(found[1]), found[2]) if found else (0.0, "?")
-    if number <= 0 or unit not in (*units, "%"):
-        named = listing([*(each for each in units if each), "%"])
+    match = NUMBER.fullmatch(text)
+    kind = metrics.named(metric)
+    number, unit = (float(match[1]), match[2]) if match else (0.0, "?")
+    if number <= 0 or unit not in (*kind.units, "%"):
+        option = metric if metric in STANDARD else f'metrics."{metric}"'
+        allowed = listing([*(each for each in kind.units if each), "%"])
         raise UserError(
-            f'constraints.{metric} must be a share of the base network such as "50%", or a number over 0 with a unit '
-            f'({named}) such as "{EXAMPLES[metric]}", got {text!r}'
+            f'constraints.{option} must be a share of the base network such as "50%", or a number over 0 with a unit '
+            f'({allowed}) such as "{kind.example}", got {text!r}'
         )
-    return number / 100 * base if unit == "%" else number * units[unit]
+    return number / 100 * base if unit == "%" else number * kind.units[unit]
 
 
 def floor(text: str, base: float) -> float:
@@ -110,6 +104,11 @@ class Limit:
     cost: CostModel
     most: float
     """In the cost's unit."""
+
+    @property
+    def kind(self) -> type[Metric]:
+        """The class of the metric, which says how the limit is checked."""
+        return metrics.named(self.metric)
 
     def ratio(self, arch: Arch) -> float:
         """The cost of an arch over the limit: at most 1 where it is kept."""

@@ -1,18 +1,25 @@
 """What a metric is: it measures or counts layers and whole networks, all cases at once.
 
-A metric is one file of this folder.
+A metric is one file of this folder, or a class of the user's as `package.module:Class`. It owns what the rest of the
+package asks about it: its unit, how limits on it are written, whether readings vary, and the cost model of an arch.
 """
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self
 
 from torch import nn
 
+from htas import plugins
 from htas.graph.layer import Layer
 from htas.timing.measurement import Measurement
 from htas.timing.target import Target
+
+if TYPE_CHECKING:
+    from htas.cost.model import CostModel
+    from htas.graph import Network
 
 Case = Layer | nn.Module
 """A layer, or a network that takes one batch of the target's images."""
@@ -24,13 +31,66 @@ More = Callable[[Mapping[Case, Measurement]], Collection[Case]]
 """Given what has been measured so far, the cases that need more readings, or a first one."""
 
 
+class CostSource(Protocol):
+    """What the cost model of a metric is built from; `htas.cost.source.NetworkCosts` implements it."""
+
+    @property
+    def network(self) -> "Network":
+        """The traced base network."""
+
+    @property
+    def target(self) -> Target:
+        """Where it will run."""
+
+    def calibrated(self) -> "CostModel":
+        """Latency of an arch: the table of layers, calibrated on whole networks."""
+
+    def fitted(self, metric: "type[Metric]") -> "CostModel":
+        """A metric that the calibration measured on whole networks, fitted on the same layers."""
+
+    def counted(self, figure: Literal["macs", "params"]) -> "CostModel":
+        """An exact sum over layers."""
+
+    def summed(self, metric: "type[Metric]") -> "CostModel":
+        """The sum of what a metric says of single layers."""
+
+    def peak_memory(self) -> "CostModel":
+        """Activations alive at once."""
+
+
 @dataclass(frozen=True)
 class Metric(ABC):
-    """A figure of layers and networks. Implementations are frozen dataclasses; further fields are their options."""
+    """A figure of layers and networks. Implementations are frozen dataclasses; further fields are their options.
+
+    The defaults are those of a figure that is read from a meter, on whole networks.
+    """
 
     target: Target
     unit: ClassVar[str]
-    """Of the readings: `s`, `MACs`, `parameters`."""
+    """Unit of the readings: `s`, `MACs`, `parameters`."""
+    units: ClassVar[Mapping[str, float]] = {}
+    """Units in which a limit may be written, each as a multiple of `unit`; without any a limit is a share, "50%"."""
+    example: ClassVar[str] = "50%"
+    """A limit as a person writes it."""
+    noisy: ClassVar[bool] = True
+    """Whether two readings of one network differ; a limit is then checked on fresh readings."""
+    whole: ClassVar[bool] = True
+    """Whether a limit is checked by measuring the whole network; otherwise its cost model counts exactly."""
+    fitted: ClassVar[bool] = True
+    """Whether the calibration measures whole networks by this metric, so that `cost` predicts others."""
+
+    @classmethod
+    def cost(cls, source: CostSource) -> "CostModel":
+        """The cost model that charges an arch in this metric's unit."""
+        return source.fitted(cls)
+
+    def check(self) -> None:
+        """Raise UserError where this machine cannot take the readings."""
+        self.target.check()
+
+    def reread(self, seed: int, predicted: Sequence[float] = ()) -> Self:
+        """The metric for another run over networks whose predicted figures are given: other draws, enough readings."""
+        return self
 
     @abstractmethod
     def measure(
@@ -60,6 +120,17 @@ class Metric(ABC):
         while wanted is not None and (new := [case for case in wanted(found) if case not in found]):
             found |= zip(new, self.measure(new), strict=True)
         return found
+
+
+def named(name: str) -> type[Metric]:
+    """The class of a metric by its file's name, or as `package.module:Class`; raises UserError that lists the names."""
+    return plugins.find(sys.modules[__name__], Metric, name)  # type: ignore[type-abstract]
+
+
+def name_of(metric: type[Metric]) -> str:
+    """The name by which `named` finds a metric."""
+    folder, _, file = metric.__module__.rpartition(".")
+    return file if folder == __name__ else f"{metric.__module__}:{metric.__qualname__}"
 
 
 def by_number(cases: Sequence[Case], wanted: More | None) -> Wanted | None:

@@ -8,11 +8,11 @@ of whole programs and brings a dozen packages; pyJoules and pyRAPL have not been
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 from uuid import uuid4
 
 import torch
@@ -162,6 +162,8 @@ class Energy(Metric):
     """
 
     unit: ClassVar[str] = "J"
+    units: ClassVar[Mapping[str, float]] = {"J": 1.0, "mJ": 1e-3, "uJ": 1e-6}
+    example: ClassVar[str] = "20 mJ"
     rounds: int = 5
     """Readings of each case."""
     reading: float = 1.0
@@ -176,6 +178,15 @@ class Energy(Metric):
             raise UserError(f"energy.rounds must be 1 or more, got {self.rounds}")
         if not 0 < self.reading <= 60:
             raise UserError(f"energy.reading must be over 0 and at most 60 seconds (1 is usual), got {self.reading}")
+
+    def check(self) -> None:
+        """Raise UserError where this machine has no meter that can be read."""
+        self.target.check()
+        meter(self.target.device, self.powercap)
+
+    def reread(self, seed: int, predicted: Sequence[float] = ()) -> Self:
+        """Another order of readings."""
+        return replace(self, seed=seed)
 
     def measure(
         self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None

@@ -1,11 +1,11 @@
 """Seconds per batch on the target, the readings of all cases interleaved."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from math import inf
-from typing import ClassVar, Literal
+from math import ceil, inf
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from uuid import uuid4
 
 import numpy as np
@@ -14,15 +14,24 @@ from torch import nn
 
 from htas.errors import UserError
 from htas.graph.layer import Layer
-from htas.metrics import Case, Metric, More, OnRound, Wanted, by_case
+from htas.metrics import Case, CostSource, Metric, More, OnRound, Wanted, by_case
 from htas.runtimes import Program, Runtime, open_runtime
 from htas.timing.bench import Bench, Call, Readings
 from htas.timing.contention import Watch, priority
 from htas.timing.measurement import BLOCKS, LOW, Measurement
 
+if TYPE_CHECKING:
+    from htas.cost.model import CostModel
+
 CHEAP = 0.05
 """Seconds to build a layer, up to which programs are built anew while they are measured: on a CPU, where two of each
 fit into memory."""
+MIN_ROUNDS, MAX_ROUNDS = 20, 1000
+"""Rounds in which whole networks are read; each network is read three times a round."""
+MIN_SECONDS = 6.0
+"""Seconds that reading whole networks lasts at least, unless MAX_ROUNDS end it: other programs come and go."""
+CALLS_PER_ROUND = 4
+"""Calls of a network in each round."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,9 @@ class Latency(Metric):
     """The time of one batch, inputs and weights drawn at random."""
 
     unit: ClassVar[str] = "s"
+    units: ClassVar[Mapping[str, float]] = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+    example: ClassVar[str] = "8 ms"
+    fitted: ClassVar[bool] = False
     rounds: int = 30
     """Times that each case's turn comes, at most; it is read three times then."""
     limit: float = inf
@@ -52,6 +64,15 @@ class Latency(Metric):
             raise UserError(
                 f"latency.reading must be 0 seconds (as short as the clock allows) or more, got {self.reading}"
             )
+
+    @classmethod
+    def cost(cls, source: CostSource) -> "CostModel":
+        """The calibrated table of layers."""
+        return source.calibrated()
+
+    def reread(self, seed: int, predicted: Sequence[float] = ()) -> Self:
+        """Another order of readings, in rounds enough for networks of these seconds; exported networks are kept."""
+        return replace(self, seed=seed, rounds=rounds(predicted))
 
     def measure(
         self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
@@ -177,6 +198,13 @@ class _Calls:
             for (case, without), each in read.items()
             if not without
         }
+
+
+def rounds(seconds: Sequence[float]) -> int:
+    """Rounds for networks of these latencies, in seconds: MIN_ROUNDS, or more, so that reading lasts MIN_SECONDS."""
+    if not seconds:
+        return MIN_ROUNDS
+    return min(MAX_ROUNDS, max(MIN_ROUNDS, ceil(MIN_SECONDS / (CALLS_PER_ROUND * sum(seconds)))))
 
 
 def increment(chain: Readings, without: Readings) -> Readings:

@@ -1,18 +1,21 @@
 """Multiply-adds of one image, which many papers call FLOPs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from htas.graph.layer import Layer
-from htas.metrics import Case, Metric, OnRound, Wanted
+from htas.metrics import Case, CostSource, Metric, OnRound, Wanted
 from htas.timing.measurement import Measurement
+
+if TYPE_CHECKING:
+    from htas.cost.model import CostModel
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,16 @@ class Macs(Metric):
     """
 
     unit: ClassVar[str] = "MACs"
+    units: ClassVar[Mapping[str, float]] = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+    example: ClassVar[str] = "20M"
+    noisy: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
+    fitted: ClassVar[bool] = False
+
+    @classmethod
+    def cost(cls, source: CostSource) -> "CostModel":
+        """An exact sum over layers, projections included."""
+        return source.counted("macs")
 
     def measure(
         self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None

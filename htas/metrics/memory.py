@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from htas.graph.layer import Layer
-from htas.metrics import Case, Metric, OnRound, Wanted
+from htas.metrics import Case, CostSource, Metric, OnRound, Wanted
 from htas.timing.measurement import Measurement
+
+if TYPE_CHECKING:
+    from htas.cost.model import CostModel
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,17 @@ class Memory(Metric):
     """
 
     unit: ClassVar[str] = "bytes"
+    units: ClassVar[Mapping[str, float]] = {
+        "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30,
+    }  # fmt: skip
+    example: ClassVar[str] = "4 MB"
+    noisy: ClassVar[bool] = False
+    fitted: ClassVar[bool] = False
+
+    @classmethod
+    def cost(cls, source: CostSource) -> "CostModel":
+        """The peak of an arch, from one look at how the tensors of its network are born and die."""
+        return source.peak_memory()
 
     def measure(
         self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None

@@ -1,14 +1,17 @@
 """Trainable parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
 from htas.graph.layer import Layer
-from htas.metrics import Case, Metric, OnRound, Wanted
+from htas.metrics import Case, CostSource, Metric, OnRound, Wanted
 from htas.timing.measurement import Measurement
+
+if TYPE_CHECKING:
+    from htas.cost.model import CostModel
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,16 @@ class Params(Metric):
     """Weights, biases, and two per normalised channel; a tensor used twice counts once."""
 
     unit: ClassVar[str] = "parameters"
+    units: ClassVar[Mapping[str, float]] = {"": 1.0, "k": 1e3, "M": 1e6}
+    example: ClassVar[str] = "0.3M"
+    noisy: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
+    fitted: ClassVar[bool] = False
+
+    @classmethod
+    def cost(cls, source: CostSource) -> "CostModel":
+        """An exact sum over layers, projections included."""
+        return source.counted("params")
 
     def measure(
         self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None

@@ -9,7 +9,6 @@ from htas.console.record import NAME as PROGRESS
 from htas.console.record import into
 from htas.errors import UserError
 from htas.files import digest, read_json, write_json, write_text
-from htas.metrics import energy
 from htas.run.config import Config
 from htas.run.run import Run, _environment, _lasting
 from htas.spaces.design import check
@@ -48,8 +47,8 @@ def open_run(config: Config, folder: Path) -> None:
         job = Run(config, folder)
         check(job.network, config.design)
         config.target.check()
-        if job.metered:
-            energy.meter(config.target.device)
+        for metric in job.fitted_metrics.values():
+            metric.check()
         write_text(path, text)
     if old != text or not (folder / "environment.json").exists():
         _environment(Run(config, folder))

@@ -13,13 +13,12 @@ from htas.files import __version__
 from htas.formats.onnx_file import OnnxFile
 from htas.graph import Network, trace
 from htas.metrics import Metric
-from htas.metrics.latency import Latency
+from htas.metrics.latency import MAX_ROUNDS, Latency
 from htas.plugins import find
 from htas.report import write_inspection
 from htas.run import networks
 from htas.run.rows import counted
 from htas.runtimes import open_runtime
-from htas.search.finish import MOST
 from htas.spaces import inspection
 from htas.spaces.survey import EACH
 from htas.text import TextTable
@@ -78,7 +77,7 @@ def inspect(network: Network, target: Target, title: str, folder: Path) -> tuple
     with progress("inspect, %", 100) as bar:
         found = inspection.inspect(
             network,
-            lambda seconds: Latency(target, rounds=MOST, limit=seconds),
+            lambda seconds: Latency(target, rounds=MAX_ROUNDS, limit=seconds),
             EACH + runtime.build_seconds,
             shares(bar),
         )

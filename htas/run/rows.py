@@ -13,14 +13,13 @@ from htas.console.progress import progress, say, shares
 from htas.files import __version__, digest, read_json, read_tensors, write_tensors
 from htas.graph import resize
 from htas.graph.arch import Arch
-from htas.metrics.latency import Latency
+from htas.metrics.latency import Latency, rounds
 from htas.metrics.macs import Macs
 from htas.metrics.params import Params
 from htas.report.result import Result
 from htas.run.config import Config
 from htas.run.folder import _finished, _write, plain
 from htas.run.run import Run
-from htas.search.finish import rounds
 from htas.search.record import SearchRecord
 from htas.text import listing, milliseconds
 from htas.timing.measurement import Measurement

@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from htas import datasets
+from htas import datasets, metrics
 from htas.console.progress import say
-from htas.cost.calibrate import Calibrate, cost_model, sparing
-from htas.cost.counts import CountCost, MacsCost
+from htas.cost.calibrate import Calibrate, sparing
 from htas.cost.model import CostModel
 from htas.cost.paper import paper_cost
-from htas.cost.peak import PeakCost, peak_cost
+from htas.cost.source import NetworkCosts
 from htas.cost.tables import TableCost
 from htas.data.split import Data
 from htas.files import __version__, digest, read_json, slug, write_json
@@ -87,45 +86,32 @@ class Run:
         return {name: Space.of(space) for name, space in read_json(self.folder / "design.json")["spaces"].items()}
 
     @cached_property
+    def costs(self) -> NetworkCosts:
+        """Cost models by metric; those that need cost.json read it when first asked for."""
+        return NetworkCosts(self.network, self.target, lambda: read_json(self.folder / "cost.json"))
+
+    @property
     def calibrated(self) -> TableCost:
         """Latency by cost.json, in seconds."""
-        return cost_model(self.network, read_json(self.folder / "cost.json"))
+        return self.costs.calibrated()
 
     @property
     def cost(self) -> CostModel:
-        """What the strategy is charged."""
+        """The cost model that the strategy is charged by."""
         match self.config.strategy.cost:
             case "table":
                 return self.calibrated
-            case "macs":
-                return MacsCost(self.network)
             case "paper":
                 return paper_cost(self.network, self.surveyed, self.config.design)
-            case other:
-                return self.cost_of(other)
-
-    def cost_of(self, metric: str) -> CostModel:
-        """What an arch costs by a metric that can be constrained."""
-        match metric:
-            case "latency":
-                return self.calibrated
-            case "energy":
-                return cost_model(self.network, read_json(self.folder / "cost.json"), "energy")
-            case "memory":
-                return self._peak
-            case "macs":
-                return CountCost(self.network, "macs")
-            case _:
-                return CountCost(self.network, "params")
-
-    @cached_property
-    def _peak(self) -> PeakCost:
-        return peak_cost(self.network, self.target)
+            case metric:
+                return self.costs.by(metric)
 
     @property
-    def metered(self) -> bool:
-        """Whether the energy of networks is asked for."""
-        return bool(self.config.constraints.energy) or self.config.strategy.cost == "energy"
+    def fitted_metrics(self) -> dict[str, Metric]:
+        """Metrics that are limited or charged and that the calibration has to measure next to latency, by name."""
+        names = [*self.config.constraints.given, self.config.strategy.cost]
+        kinds = {name: metrics.named(name) for name in names if name not in ("table", "paper")}
+        return {metrics.name_of(kind): kind(self.target) for kind in kinds.values() if kind.fitted}
 
     @property
     def calibration(self) -> Calibrate:
@@ -172,8 +158,7 @@ class Run:
                 return digest(basis, dataclasses.asdict(config.design), folder / "survey.json")
             case "calibrate":
                 options = dataclasses.asdict(config.calibrate)
-                more = ["energy"] if self.metered else []
-                return digest(basis, self.place, options, space, folder / "design.json", *more)
+                return digest(basis, self.place, options, space, folder / "design.json", *self.fitted_metrics)
             case "search":
                 files = [folder / f"{name}.json" for name in ("design", "survey", "cost")]
                 start = Path(getattr(config.strategy, "start", ""))

@@ -20,7 +20,7 @@ from htas.cost.paper import paper_cost
 from htas.errors import UserError
 from htas.files import digest, read_json, slug, write_json
 from htas.formats.export import export
-from htas.metrics.energy import Energy
+from htas.metrics.latency import MAX_ROUNDS
 from htas.report import read as read_report
 from htas.report import write, write_runs, write_survey
 from htas.report.result import Prediction, Report, Result
@@ -31,7 +31,7 @@ from htas.run.rows import _known, _rows, _title, base_network, load_network, mea
 from htas.run.run import Run, _environment
 from htas.runtimes import open_runtime
 from htas.search import moves
-from htas.search.finish import MOST, finish
+from htas.search.finish import finish
 from htas.search.problem import Problem, rivals
 from htas.search.record import SearchRecord
 from htas.spaces.curve import CurveRecord
@@ -140,7 +140,7 @@ def calibrate(config: Config, folder: Path, again: bool = False) -> None:
         content = fit_cost(
             job.network,
             spaces,
-            (job.latency(limits[0]), replace(job.latency(limits[1]), rounds=MOST)),
+            (job.latency(limits[0]), replace(job.latency(limits[1]), rounds=MAX_ROUNDS)),
             options,
             seed=0,
             building=building,
@@ -150,10 +150,10 @@ def calibrate(config: Config, folder: Path, again: bool = False) -> None:
     say(f"cost: {_held_out(content)}")
     for doubt in content["doubts"]:
         say(f"cost: doubt: {doubt}")
-    if job.metered:
-        with progress(f"energy of {options.networks} networks, %", 100) as bar:
-            content["energy"] = fit_metric(job.network, content, Energy(job.target), shares(bar))
-        say(f"cost: energy: {_held_out(content['energy'])}")
+    for name, metric in job.fitted_metrics.items():
+        with progress(f"{name} of {options.networks} networks, %", 100) as bar:
+            content[name] = fit_metric(job.network, content, metric, shares(bar))
+        say(f"cost: {name}: {_held_out(content[name])}")
     content["design"] = digest(folder / "design.json")
     _write(path, job.made_from("calibrate"), time.monotonic() - started, content)
 
@@ -352,7 +352,7 @@ def shares_possible(job: Run) -> tuple[float, float]:
 
 def limits(job: Run) -> tuple[Limit, ...]:
     """The constraints as numbers."""
-    costs = {metric: job.cost_of(metric) for metric in job.config.constraints.given}
+    costs = {metric: job.costs.by(metric) for metric in job.config.constraints.given}
     return budget.limits(job.config.constraints, costs, job.network.base)
 
 

@@ -3,20 +3,17 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import nn
 
+from htas import metrics
 from htas.console.progress import progress, say, shares
 from htas.cost.limits import Limit, parse
 from htas.graph import resize
 from htas.graph.arch import Arch
-from htas.metrics import Case, Metric
-from htas.metrics.energy import Energy
-from htas.metrics.latency import Latency
-from htas.metrics.memory import Memory
-from htas.runtimes import Program
+from htas.metrics import Metric
 from htas.search.moves import AIM, filled, finalists, leanest, miss, next_aim, over, uniforms
 from htas.search.problem import Problem, SearchOutcome
 from htas.search.record import LimitOutcome
@@ -37,16 +34,6 @@ MARGIN = 0.005
 """Share of a budget that the readings by which an arch is proposed should leave."""
 LEAST = 0.93
 """Share of a budget that an arch must use to be preferred for its accuracy."""
-ROUNDS, MOST = 20, 1000
-"""Times that every network's turn comes, at least and at most; it is read three times then."""
-LASTING = 6.0
-"""Seconds that reading whole networks lasts at least, as far as MOST rounds go: other programs come and go."""
-METERS = ("latency", "energy", "memory")
-"""Metrics of limits that are measured on the whole network, and not counted exactly from its layers."""
-CALLS = 4
-"""Of a network, in each round."""
-MOODY = ("latency", "energy")
-"""Metrics of which no two readings are the same."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +70,12 @@ class PairedReading:
 
 @dataclass
 class _Meters:
-    """Measures whole networks beside the base; what an export gave is kept from one time to the next."""
+    """Measures whole networks next to the base; networks and metrics are reused from one run to the next."""
 
     problem: Problem
     target: Target
     modules: dict[Arch, nn.Module] = field(default_factory=dict)
-    made: dict[Case, Callable[[], Program]] = field(default_factory=dict)
+    metrics: dict[str, Metric] = field(default_factory=dict)
 
     def against_base(self, archs: Sequence[Arch], metric: str, what: str) -> dict[Arch, PairedReading]:
         """In one interleaved run."""
@@ -105,20 +92,15 @@ class _Meters:
     def afresh(self, arch: Arch) -> tuple[LimitOutcome, ...]:
         """What it makes of every limit: of each metric that is measured, a run beside the base network."""
         limits = self.problem.limits
-        fresh = {own.metric: self.against_base([arch], own.metric, "anew") for own in limits if own.metric in METERS}
+        fresh = {own.metric: self.against_base([arch], own.metric, "anew") for own in limits if own.kind.whole}
         return tuple(_kept(own, arch, fresh.get(own.metric, {}).get(arch)) for own in limits)
 
-    def _metric(self, metric: str, archs: Sequence[Arch]) -> Metric:
-        seed = time.time_ns() % 2**31
-        match metric:
-            case "latency":
-                costs = [limit.cost for limit in self.problem.limits if limit.metric == "latency"]
-                times = [cost.cost(arch) for cost in costs for arch in (self.problem.network.base, *archs)]
-                return Latency(self.target, rounds=rounds(times), seed=seed, made=self.made)
-            case "energy":
-                return Energy(self.target, seed=seed)
-            case _:
-                return Memory(self.target)
+    def _metric(self, name: str, archs: Sequence[Arch]) -> Metric:
+        if name not in self.metrics:
+            self.metrics[name] = metrics.named(name)(self.target)
+        costs = [limit.cost for limit in self.problem.limits if limit.metric == name]
+        predicted = [cost.cost(arch) for cost in costs for arch in (self.problem.network.base, *archs)]
+        return self.metrics[name].reread(time.time_ns() % 2**31, predicted)
 
 
 def finish(problem: Problem, found: SearchOutcome, target: Target) -> FinishedSearch:
@@ -133,13 +115,13 @@ def finish(problem: Problem, found: SearchOutcome, target: Target) -> FinishedSe
     """
     if not problem.limits:
         return FinishedSearch(found.arch)
-    moody = [limit for limit in problem.limits if limit.metric in MOODY]
+    noisy = [limit for limit in problem.limits if limit.kind.noisy]
     meters = _Meters(problem, target)
-    turns: dict[str, list[tuple[float, float]]] = {limit.metric: [] for limit in moody}
+    turns: dict[str, list[tuple[float, float]]] = {limit.metric: [] for limit in noisy}
     seen: dict[Arch, float] = {}
     tried: dict[Arch, tuple[LimitOutcome, ...]] = {}
     for turn in range(REPEATS + 1):
-        new = _proposed(meters, found, moody, turns, seen, turn)
+        new = _proposed(meters, found, noisy, turns, seen, turn)
         seen |= new
         last = turn == REPEATS or not new
         for arch in _by_accuracy(found, {arch: its for arch, its in seen.items() if arch not in tried}, last):
@@ -166,7 +148,7 @@ def finish(problem: Problem, found: SearchOutcome, target: Target) -> FinishedSe
             f"{problem.title}: {own.metric} {quantity(own.measured, own.unit)}, predicted "
             f"{quantity(own.predicted, own.unit)}, {percent(own.ratio, 1)} of what {own.asked!r} allows"
         )
-    return FinishedSearch(arch, tried[arch], len(seen) if moody else 0, even)
+    return FinishedSearch(arch, tried[arch], len(seen) if noisy else 0, even)
 
 
 def _uniform(
@@ -198,15 +180,15 @@ def _uniform(
 def _proposed(
     meters: _Meters,
     found: SearchOutcome,
-    moody: Sequence[Limit],
+    noisy: Sequence[Limit],
     turns: dict[str, list[tuple[float, float]]],
     seen: Mapping[Arch, float],
     turn: int,
 ) -> dict[Arch, float]:
     """Archs not `seen` yet, measured whole, each over the limit that it is furthest over, or nearest to."""
     problem = meters.problem
-    others = [limit for limit in problem.limits if limit not in moody]
-    least = {limit.metric: limit.ratio(leanest([limit], problem.space)) for limit in moody}
+    others = [limit for limit in problem.limits if limit not in noisy]
+    least = {limit.metric: limit.ratio(leanest([limit], problem.space)) for limit in noisy}
     new: list[Arch] = []
     for shy in (0.0, SHY, 2 * SHY):
         aims = {metric: next_aim(its, AIM - shy) for metric, its in turns.items()}
@@ -219,7 +201,7 @@ def _proposed(
         if new:
             break
     ratios: dict[Arch, list[float]] = {arch: [other.ratio(arch) for other in others] for arch in new}
-    for limit in moody if new else []:
+    for limit in noisy if new else []:
         measured = meters.against_base(new, limit.metric, f"of finalists, turn {turn + 1}")
         for arch, beside in measured.items():
             ratios[arch].append(beside.ratio(limit))
@@ -253,15 +235,10 @@ def _worst(limits: Sequence[LimitOutcome]) -> float:
     return max(own.ratio for own in limits)
 
 
-def rounds(times: Sequence[float]) -> int:
-    """Rounds in which networks that take so many seconds are read: ROUNDS, or as many as last LASTING seconds."""
-    return min(MOST, max(ROUNDS, math.ceil(LASTING / (CALLS * sum(times))))) if times else ROUNDS
-
-
 def _kept(limit: Limit, arch: Arch, fresh: PairedReading | None) -> LimitOutcome:
     predicted = limit.cost.cost(arch)
     if fresh is None:
         return LimitOutcome(limit.metric, limit.text, limit.most, predicted, predicted, 0.0, limit.cost.unit)
     most = parse(limit.metric, limit.text, fresh.base.estimate)
-    error = fresh.error(limit) if limit.metric in MOODY else 0.0
+    error = fresh.error(limit) if limit.kind.noisy else 0.0
     return LimitOutcome(limit.metric, limit.text, most, predicted, fresh.own.estimate, error, limit.cost.unit)

@@ -2,18 +2,19 @@
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from htas.cost.counts import MacsCost
+from htas.cost.counts import CountCost
 from htas.cost.model import CostModel, expectation, keeps
 from htas.cost.paper import PaperCost, Term
-from htas.graph import Network, trace
+from htas.graph import Network, resize, trace
 from htas.graph.arch import Arch
 from htas.models.cifar_resnet import CifarResNet
 from htas.spaces.space import Space, depth_choices
@@ -107,32 +108,25 @@ def test_the_probability_of_keeping_a_block_is_that_of_the_depths_above_it() -> 
 # -- certain archs, and gradients --------------------------------------------------------------------------------------
 
 
-def models() -> Iterator[tuple[CostModel, Space, Callable[[Arch], Arch]]]:
-    """Cost models with a space, and what makes an arch one whose expectation is exact."""
-    yield PAPER, SPACE, lambda arch: arch
-    yield MacsCost(resnet()[0]), resnet()[1], lambda arch: arch
-    network, space = resnet("project")
-    joined = resnet()[0].sites
-    title = {module: name for name, site in joined.items() for module in site.producers}
-
-    def equal(arch: Arch) -> Arch:
-        return Arch({site: arch[title[network.sites[site].producers[0]]] for site in network.widths}, arch.depths)
-
-    yield MacsCost(network), space, equal
+def models() -> Iterator[tuple[CostModel, Space]]:
+    """Cost models with a space; with projected adds, most archs have projections."""
+    yield PAPER, SPACE
+    yield CountCost(resnet()[0]), resnet()[1]
+    yield CountCost(resnet("project")[0]), resnet("project")[1]
 
 
 @pytest.mark.parametrize("index", range(3), ids=["paper", "MACs, join", "MACs, project"])
 def test_the_expectation_of_a_certain_arch_is_its_cost(index: int) -> None:
-    model, space, made = list(models())[index]
+    model, space = list(models())[index]
     rng = random.Random(0)
     for _ in range(5):
-        arch = made(space.sample(rng))
+        arch = space.sample(rng)
         assert float(model.expected(space, *onehot(space, arch))) == pytest.approx(model.cost(arch), rel=1e-12)
 
 
 @pytest.mark.parametrize("index", range(3), ids=["paper", "MACs, join", "MACs, project"])
 def test_the_gradient_is_that_of_finite_differences(index: int) -> None:
-    model, space, _ = list(models())[index]
+    model, space = list(models())[index]
     start = [torch.randn(len(choices), dtype=torch.float64) for choices in space.choices.values()]
     scale = model.cost(space.widest)
 
@@ -171,12 +165,12 @@ def test_expected_multiply_adds_are_products_of_expected_widths() -> None:
     widths = {"0": torch.tensor([0.5, 0.25, 0.25]), "2": torch.tensor([0.25, 0.75])}
     one, two = 0.5 + 1 + 2, 0.5 + 4.5
     by_hand = 64 * 3 * one + 64 * (9 * one + 1) * two + (64 * two + 1) * 2
-    assert float(MacsCost(network).expected(space, widths, {})) == pytest.approx(by_hand)
-    mean = sum(share * MacsCost(network).cost(arch) for share, arch in archs(space, widths, {}))
+    assert float(CountCost(network).expected(space, widths, {})) == pytest.approx(by_hand)
+    mean = sum(share * CountCost(network).cost(arch) for share, arch in archs(space, widths, {}))
     assert mean == pytest.approx(by_hand)  # the two widths are independent
 
 
-def test_input_and_output_of_one_site_are_multiplied_as_if_independent() -> None:
+def test_input_and_output_of_one_site_are_charged_for_equal_widths() -> None:
     class Joined(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -193,8 +187,10 @@ def test_input_and_output_of_one_site_are_multiplied_as_if_independent() -> None
     network = trace(Joined(), torch.zeros(1, 3, 8, 8))
     assert set(network.widths) == {"stem"}
     space = Space("s", {"stem": (2, 6)}, {})
-    found = MacsCost(network).expected(space, {"stem": torch.tensor([0.5, 0.5])}, {})
-    assert float(found) == 64 * 3 * (1 + 1) + 64 * 3 * 4 + 64 * 9 * 4 + 64 * 4 * 4 + 4 * 2
+    widths = {"stem": torch.tensor([0.5, 0.5])}
+    expected = 64 * 3 * (1 + 1) + 64 * 3 * 4 + 64 * 9 * 4 + 64 * (2 * 2 + 6 * 6) / 2 + 4 * 2
+    assert float(CountCost(network).expected(space, widths, {})) == expected
+    assert expected == sum(share * CountCost(network).cost(arch) for share, arch in archs(space, widths, {}))
 
 
 def test_the_input_of_what_follows_a_cut_is_that_of_the_last_kept_block() -> None:
@@ -221,9 +217,38 @@ def test_the_input_of_what_follows_a_cut_is_that_of_the_last_kept_block() -> Non
     depths = {"blocks": torch.tensor([0.4, 0.6])}
     one, two = 3.0, 2.5
     by_hand = 64 * 3 * one + 0.6 * 64 * one * two + 2 * 64 * (0.4 * one + 0.6 * two)
-    assert float(MacsCost(network).expected(space, widths, depths)) == pytest.approx(by_hand)
-    mean = sum(share * MacsCost(network).cost(arch) for share, arch in archs(space, widths, depths))
+    assert float(CountCost(network).expected(space, widths, depths)) == pytest.approx(by_hand)
+    mean = sum(share * CountCost(network).cost(arch) for share, arch in archs(space, widths, depths))
     assert mean == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("figure", ["macs", "params"])
+def test_the_one_count_has_projections_in_both_its_cost_and_its_expectation(figure: Literal["macs", "params"]) -> None:
+    """Against PyTorch's own counter on the resized network, and against the mean over every arch of a space."""
+    network, full = resnet("project")
+    cost, rng = CountCost(network, figure), random.Random(1)
+    projected = 0
+    for _ in range(6):
+        arch = full.sample(rng)
+        projected += any(s.node.kind == "project" and s.given != s.channels for s in network.steps(arch))
+        module = resize(network, arch).eval()
+        with FlopCounterMode(display=False) as counter:
+            module(torch.zeros(1, 3, 8, 8))
+        biases = sum(each.bias.numel() for each in module.modules() if isinstance(each, nn.Linear))
+        params = sum(tensor.numel() for tensor in module.parameters())
+        expected = counter.get_total_flops() / 2 + biases if figure == "macs" else params
+        assert cost.cost(arch) == expected
+        assert float(cost.expected(full, *onehot(full, arch))) == pytest.approx(expected, rel=1e-12)
+    assert projected
+    few = sorted(network.widths)[:4]
+    space = Space(
+        "s",
+        {name: (site.base // 2, site.base) if name in few else (site.base,) for name, site in network.widths.items()},
+        full.depths,
+    )
+    widths, depths = uneven(space)
+    mean = sum(share * cost.cost(arch) for share, arch in archs(space, widths, depths))
+    assert float(cost.expected(space, widths, depths)) == pytest.approx(mean)
 
 
 def test_multiply_adds_of_a_cut_stage_by_enumeration() -> None:
@@ -231,5 +256,5 @@ def test_multiply_adds_of_a_cut_stage_by_enumeration() -> None:
     base = {name: (site.base,) for name, site in network.widths.items()}
     space = Space("s", base, {name: choices for name, choices in full.depths.items()})
     widths, depths = uneven(space)
-    mean = sum(share * MacsCost(network).cost(arch) for share, arch in archs(space, widths, depths))
-    assert float(MacsCost(network).expected(space, widths, depths)) == pytest.approx(mean)
+    mean = sum(share * CountCost(network).cost(arch) for share, arch in archs(space, widths, depths))
+    assert float(CountCost(network).expected(space, widths, depths)) == pytest.approx(mean)

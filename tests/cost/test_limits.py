@@ -1,18 +1,26 @@
 """Limits as people write them, and the archs that keep and use them."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from htas.cost.limits import Constraints, Limit, limits, parse
 from htas.cost.model import CostModel
+from htas.cost.source import NetworkCosts
+from htas.graph import trace
 from htas.graph.arch import Arch
+from htas.graph.layer import Layer
+from htas.metrics import Case, CostSource, Metric
 from htas.report.result import front
 from htas.search.moves import AIM, USED, check, filled, finalists, fitted, leanest, next_aim, over, uniforms
 from htas.spaces.space import Space
+from htas.timing.measurement import Measurement
+from htas.timing.target import Target
 
 SPACE = Space("some", {name: (4, 8, 12, 16) for name in "abc"}, {"d": (1, 2, 3)})
 BASE = Arch({name: 8 for name in "abc"}, {"d": 3})
@@ -190,3 +198,38 @@ def test_finalists_of_a_pool_are_its_own_the_best_that_keep_the_limits_first() -
     found = finalists(asked, SPACE, BASE, worth.__getitem__, 3, pool)
     assert found == [Arch(dict.fromkeys("abc", 4), {"d": depth}) for depth in (3, 2, 1)]
     assert [over(asked, arch) for arch in found] == pytest.approx([1.0, 2 / 3, 1 / 3])
+
+
+@dataclass(frozen=True)
+class WeightBytes(Metric):
+    """A stranger's metric: four bytes a parameter, summed over layers."""
+
+    unit: ClassVar[str] = "bytes"
+    units: ClassVar[dict[str, float]] = {"kB": 1e3}
+    example: ClassVar[str] = "7 kB"
+    noisy: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
+    fitted: ClassVar[bool] = False
+
+    @classmethod
+    def cost(cls, source: CostSource) -> CostModel:
+        return source.summed(cls)
+
+    def measure(self, cases: Sequence[Case], **_: Any) -> list[Measurement]:
+        return [Measurement((4.0 * (case.params if isinstance(case, Layer) else 0.0),), self.unit) for case in cases]
+
+
+def test_a_strangers_metric_is_limited_and_charged_with_nothing_else_changed() -> None:
+    name = f"{__name__}:WeightBytes"
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 1), nn.Flatten(), nn.Linear(216, 2))
+    network = trace(model, torch.zeros(1, 3, 8, 8))
+    costs = NetworkCosts(network, Target(shapes=((3, 8, 8),)), dict)
+    asked = Constraints(metrics={name: "50%"}, macs="60%")
+    (macs, own) = limits(asked, {metric: costs.by(metric) for metric in asked.given}, network.base)
+    assert (macs.metric, own.metric, own.kind, own.cost.unit) == ("macs", name, WeightBytes, "bytes")
+    assert own.most == 0.5 * 4 * network.params(network.base)
+    assert parse(name, "2 kB", 1.0) == 2000
+    with pytest.raises(ValueError, match=r'constraints.metrics.".*:WeightBytes" must be .* such as "7 kB", got .8 ms.'):
+        Constraints(metrics={name: "8 ms"})
+    with pytest.raises(ValueError, match="no metric called"):
+        Constraints(metrics={"none": "50%"})

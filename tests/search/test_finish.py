@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from htas.cost.counts import MacsCost
+from htas.cost.counts import CountCost
 from htas.cost.limits import Constraints, limits
 from htas.data.split import Data, Split
 from htas.graph import trace
@@ -26,7 +26,7 @@ SPACE = Space(
     {name: tuple(site.base * step // 4 for step in (1, 2, 3, 4, 5)) for name, site in NETWORK.widths.items()},
     {name: (1, 2) for name in NETWORK.depths},
 )
-COST = MacsCost(NETWORK)
+COST = CountCost(NETWORK)
 """What is predicted, called seconds."""
 ASKED = limits(Constraints(latency="60%"), {"latency": COST}, NETWORK.base)
 WIDE, NARROW = uniforms(ASKED, SPACE)[:2]

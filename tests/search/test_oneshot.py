@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from htas.cost.counts import MacsCost
+from htas.cost.counts import CountCost
 from htas.cost.limits import Limit
 from htas.cost.model import CostModel
 from htas.data.split import Data, Split
@@ -324,7 +324,7 @@ def test_scaled_tries_one_network_for_each_depth_and_takes_the_most_accurate(tmp
 
 
 def test_morphnet_knows_the_norms_and_the_price_of_every_site(tmp_path):
-    given = problem(tmp_path, cost=MacsCost(trace(FAMILY.build(2), torch.zeros(2, 3, 8, 8))), deep=False)
+    given = problem(tmp_path, cost=CountCost(trace(FAMILY.build(2), torch.zeros(2, 3, 8, 8))), deep=False)
     norms = scales(given.network)
     assert norms.keys() == given.network.widths.keys() and all(norms.values())
     found = prices(given)
@@ -446,7 +446,7 @@ def test_a_trial_that_diverges_names_the_strategys_rate(tmp_path):
 
 
 def test_a_search_begins_again_from_the_checkpoint_of_one_that_diverged(tmp_path, monkeypatch):
-    given = problem(tmp_path / "one", cost=MacsCost(trace(FAMILY.build(2), torch.zeros(2, 3, 8, 8))))
+    given = problem(tmp_path / "one", cost=CountCost(trace(FAMILY.build(2), torch.zeros(2, 3, 8, 8))))
     with monkeypatch.context() as patch:
         patch.setattr(oneshot, "LOST", 0.0)
         patch.setattr("htas.strategies.differentiable.check_sane", lambda problem, options, loss, epoch, rate: (

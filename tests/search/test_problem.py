@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from htas.cost.counts import MacsCost
+from htas.cost.counts import CountCost
 from htas.data.split import Data, Split
 from htas.graph import trace
 from htas.models.cifar_resnet import CifarResNet
@@ -23,7 +23,7 @@ def problem(widths: dict[str, Any], depths: dict[str, Any]) -> Problem:
     part = Split(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), (0.5,) * 3, (0.5,) * 3, False, 0)
     data = Data(2, (3, 8, 8), part, part, part, part)
     space = Space("test", widths, depths)
-    return Problem(NETWORK, nn.Module.eval, data, space, MacsCost(NETWORK), "cpu", 0, Path("search"), nn.Module)
+    return Problem(NETWORK, nn.Module.eval, data, space, CountCost(NETWORK), "cpu", 0, Path("search"), nn.Module)
 
 
 def test_a_space_with_a_choice_for_every_site_fits():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from htas import plugins, strategies
-from htas.cost.counts import CountCost, MacsCost
+from htas.cost.counts import CountCost
 from htas.cost.limits import Limit
 from htas.cost.model import CostModel
 from htas.data.split import Data, Split
@@ -54,7 +54,7 @@ def problem(folder: Path, family: CifarResNet = FAMILY, **changes: Any) -> Probl
     space = Space("tiny", widths, {name: tuple(range(1, site.base + 1)) for name, site in network.depths.items()})
     data = Data(2, (3, 8, 8), split(32, 0), split(16, 1), split(16, 2), split(16, 3))
     checkpoint = folder / "search.safetensors"
-    cost = MacsCost(network)
+    cost = CountCost(network)
     given = Problem(network, family.reset, data, space, cost, "cpu", 0, checkpoint, lambda: family.build(2))
     return dataclasses.replace(given, **changes)
 
@@ -609,7 +609,7 @@ def test_dropout_draws_the_same_after_an_interruption(tmp_path, monkeypatch):
     network = trace(Dropping(), torch.zeros(2, 3, 8, 8))
     space = Space("tiny", {name: (4, 8) for name in network.widths}, {})
     strategy = Differentiable(epochs=3, batch=8, precision="fp32")
-    changes = {"network": network, "space": space, "cost": MacsCost(network)}
+    changes = {"network": network, "space": space, "cost": CountCost(network)}
     wanted = strategy.search(problem(tmp_path / "whole", **changes))
     undo = interrupted_at(monkeypatch, "epoch", 2)
     with pytest.raises(KeyboardInterrupt):

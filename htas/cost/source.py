@@ -1,0 +1,58 @@
+"""The cost models of one network on one target, by metric."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from htas import metrics
+from htas.cost.calibrate import cost_model
+from htas.cost.counts import CountCost, MetricSum
+from htas.cost.model import CostModel
+from htas.cost.peak import PeakCost, peak_cost
+from htas.cost.tables import TableCost
+from htas.graph import Network
+from htas.metrics import Metric
+from htas.timing.target import Target
+
+
+@dataclass(frozen=True)
+class NetworkCosts:
+    """Builds each cost model when it is first needed; a metric chooses which (`Metric.cost`)."""
+
+    network: Network
+    target: Target
+    calibration: Callable[[], Mapping[str, Any]]
+    """Reads what the calibration wrote, cost.json."""
+
+    def by(self, metric: str) -> CostModel:
+        """The cost of an arch by a metric's name; raises UserError where there is no such metric."""
+        return metrics.named(metric).cost(self)
+
+    def calibrated(self) -> TableCost:
+        """Latency in seconds."""
+        return self._latency
+
+    def fitted(self, metric: type[Metric]) -> TableCost:
+        """In the metric's unit, by its fit in cost.json."""
+        return cost_model(self.network, self.calibration(), metrics.name_of(metric))
+
+    def counted(self, figure: Literal["macs", "params"]) -> CountCost:
+        """Multiply-adds of one image, or trainable parameters."""
+        return CountCost(self.network, figure)
+
+    def summed(self, metric: type[Metric]) -> MetricSum:
+        """The sum of what a metric says of single layers, each by itself."""
+        return MetricSum(self.network, metric(self.target))
+
+    def peak_memory(self) -> PeakCost:
+        """Bytes of a batch."""
+        return self._peak
+
+    @cached_property
+    def _latency(self) -> TableCost:
+        return cost_model(self.network, self.calibration())
+
+    @cached_property
+    def _peak(self) -> PeakCost:
+        return peak_cost(self.network, self.target)
