@@ -106,11 +106,12 @@ def show(out: Path, cases: list[tuple[int, int, str, int]], wanted: int) -> None
         base = read_json(folder(out, *case) / "cost.json")["networks"][0]["measured"]
         share = kept.limit / (budget / 100)  # the base network as measured then
         predictions.append((kept.predicted / base) / (kept.measured / share))
-        worse.append(record.uniform is not None and record.accuracy < record.uniform)
+        accuracy = record.accuracy or 0.0
+        worse.append(record.uniform is not None and accuracy < record.uniform)
         evenly = "-" if record.uniform is None else f"{100 * record.uniform:.1f} %"
         print(
             f"| ResNet-{depth} | {runtime} | {budget} % | {seed} | {kept.ratio:.3f} | {2 * kept.error:.3f} "
-            f"| {predictions[-1]:.3f} | {100 * record.accuracy:.1f} % | {evenly} "
+            f"| {predictions[-1]:.3f} | {100 * accuracy:.1f} % | {evenly} "
             f"| {100 * float(np.median(record.rivals)):.1f} % | {record.measured_archs} | {record.seconds:.0f} |"
         )
     if not cases:

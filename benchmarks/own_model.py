@@ -15,6 +15,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,9 +55,8 @@ def path(out: Path, seed: int) -> Path:
 
 def search(out: Path, seed: int, undecided: float) -> None:
     """The example from one seed, and both networks measured again."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-    import own_model
-
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from examples import own_model
     from htas.metrics.latency import Latency
 
     started = time.monotonic()
@@ -72,7 +72,7 @@ def search(out: Path, seed: int, undecided: float) -> None:
     path(out, seed).write_text(json.dumps({**content, "context": dict(found.result.measured.context)}))
 
 
-def show(content: dict[int, dict[str, object]]) -> None:
+def show(content: dict[int, Any]) -> None:
     """A row for each seed, and what was aimed at."""
     print("| seed | base, ms | found, predicted | found, measured | of the base | again | base | found | took |")
     print("| --: | --: | --: | --: | --: | :-- | --: | --: | --: |")

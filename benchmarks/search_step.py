@@ -106,7 +106,7 @@ def one(
     cost = TableCost(network, tables)
     limit = Limit("latency", "50%", cost, 0.5 * cost.cost(network.base))
     split = Split(noise, torch.randint(10, (batch,)), (0.5,) * 3, (0.25,) * 3, True, 4)
-    data = Data(10, (3, 32, 32), split, split, split, split)
+    data = Data(10, ((3, 32, 32),), split, split, split, split)
     with tempfile.TemporaryDirectory() as name:
         problem = Problem(
             network,
@@ -117,9 +117,9 @@ def one(
             device,
             0,
             Path(name) / "search",
-            base=lambda: None,
+            base=lambda: network.module,
             limits=(limit,),
-        )  # type: ignore[arg-type]
+        )
         search = _Search(Differentiable(epochs=10, batch=batch, precision=precision), problem)
         search.supernet.train()
         ((images, labels),) = split.batches(batch, channels_last=True)

@@ -17,12 +17,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from htas.timing.bench import Call
     from htas.timing.target import Target
 
 SPACES = {"cifar": ((16, 32), (32, 16), (64, 8)), "mobile": ((24, 32), (40, 16), (72, 16), (112, 8))}
@@ -143,6 +145,11 @@ def busy_loop() -> Iterator[None]:
 @contextmanager
 def nothing() -> Iterator[None]:
     yield
+
+
+def get(call: "Call", _: int) -> "Call":
+    """What a bench builds: the call, whatever its number."""
+    return call
 
 
 # -- steps -------------------------------------------------------------------------------------------------------------
@@ -270,7 +277,7 @@ def instruments(what: str, target: "Target") -> dict[str, Any]:
             call = backend.compile_layer(layer).run
             turns: dict[str, list[float]] = {name: [] for name in found}
             for turn in range(20):
-                (readings,) = Bench(backend.timer(), rounds=50, seed=turn).run(lambda _, call=call: call, 1)
+                (readings,) = Bench(backend.timer(), rounds=50, seed=turn).run(partial(get, call), 1)
                 turns["bench"].append(float(np.median(readings.seconds)))
                 timer = TorchTimer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
                 turns["torch.utils.benchmark"].append(timer.blocked_autorange(min_run_time=0.05).median)

@@ -24,7 +24,7 @@ class Block(nn.Module):
         self.norm1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
@@ -81,7 +81,7 @@ def train(model: nn.Module, data: TensorDataset, epochs: int) -> None:
     model.eval()
 
 
-def main(folder: Path, epochs: int = 8, seed: int = 0, **more: object) -> htas.Optimized:
+def main(folder: Path, epochs: int = 8, seed: int = 0, **more: object) -> htas.OptimizationResult:
     """Train the network, then find one of half its latency; `more` goes to htas.optimize."""
     torch.manual_seed(seed)
     training, validation = digits()
