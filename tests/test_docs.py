@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +15,13 @@ from htas.cli.verbs import VERBS, main
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARKDOWN = [
-    *ROOT.glob("*.md"),
+    *sorted(ROOT.glob("*.md")),
     *(page for folder in ("docs", "benchmarks", "examples") for page in sorted((ROOT / folder).rglob("*.md"))),
 ]
+LIVING = [page for page in MARKDOWN if "results" not in page.relative_to(ROOT).parts]
+"""Pages that change with the code; the dated ones stay as they were written."""
+WORDS = {"README.md": 1300}
+"""The most words that a page may have."""
 ELSEWHERE = ["own-model.md"]
 """Pages whose commands another test runs, as they need a file of their own."""
 TINY = [
@@ -72,7 +78,7 @@ def _scripted() -> Iterator[None]:
 
 def _marks(page: Path) -> list[pytest.MarkDecorator]:
     long = sum(line.split()[:2] in (["htas", "run"], ["htas", "reproduce"]) for line in commands(page))
-    return [pytest.mark.slow, pytest.mark.timeout(1800)] if long > 1 else []
+    return [pytest.mark.slow, pytest.mark.timeout(1800)] if long > 1 or page.stem == "quick-start" else []
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.stem, marks=_marks(page)) for page in PAGES])
@@ -114,7 +120,52 @@ def test_a_page_names_what_there_is(page: Path) -> None:
         assert (ROOT / file).exists(), file
 
 
+def _anchors(page: Path) -> set[str]:
+    """What the links to a page's headings end in, as GitHub spells it."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
-        assert link.startswith("http") or (page.parent / link).exists(), link
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not link.startswith("http"):
+            file, _, anchor = link.partition("#")
+            target = page.parent / file if file else page
+            assert target.exists(), link
+            assert not anchor or anchor in _anchors(target), link
+
+
+@pytest.mark.parametrize("page", LIVING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_can_be_read(page: Path) -> None:
+    """Lines are short outside tables, code and links; pages that people open first are not long."""
+    text = page.read_text()
+    assert len(text.split()) <= WORDS.get(page.name, 10_000)
+    prose = re.sub(r"^ *```.*?^ *```$|^ *\|.*?$", "", text, flags=re.DOTALL | re.MULTILINE)
+    for line in re.sub(r"\]\([^)]*\)", "]", prose).splitlines():
+        assert len(line) <= 120, line
+
+
+def test_the_readme_shows_what_was_measured() -> None:
+    document = (ROOT / "benchmarks/results/2026-11-26-compare-cifar10-cpu/README.md").read_text()
+    arms = {
+        "ResNet-20, the base network": "base, not distilled",
+        "ResNet-20 as published by TAS": "TAS's published ResNet-20",
+        "ResNet-8, the plain network of equal latency": "plain ResNet-8",
+        "searched for 35 % of the latency": "hardware at 35 %",
+    }
+    measured = r" \| ([\d.]+) \(± ([\d.]+)\) \|(?:[^|]*\|){3} ([\d.]+)"
+    (base,) = re.findall(r"^\| base, not distilled" + measured, document, re.MULTILINE)
+    for name, arm in arms.items():
+        (figures,) = re.findall(rf"^\| {re.escape(arm)}" + measured, document, re.MULTILINE)
+        (row,) = re.findall(rf"^\| \**{name}\** \|(.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+        accuracy, deviation, latency, share = re.findall(r"[\d.]+", row)[:4]
+        assert (accuracy, latency) == (figures[0], figures[2])
+        assert float(deviation) == pytest.approx(float(figures[1]), abs=0.05)
+        assert float(share) == pytest.approx(float(figures[2]) / float(base[2]), abs=0.01)
+
+
+def test_the_readmes_picture_is_drawn_from_what_was_measured(tmp_path: Path) -> None:
+    source, picture = "benchmarks/results/2026-11-26-compare-cifar10-cpu/README.md", tmp_path / "picture.svg"
+    subprocess.run([sys.executable, "docs/picture.py", source, str(picture)], cwd=ROOT, check=True)
+    assert picture.read_text() == (ROOT / "docs" / "accuracy-latency.svg").read_text()
