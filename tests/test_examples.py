@@ -6,6 +6,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +27,7 @@ from htas.run.config import Config, load
 from htas.search.problem import Problem
 from htas.spaces import design
 from htas.spaces.survey import survey
+from htas.strategies.tas import Tas
 from htas.timing.measurement import Measurement
 from htas.timing.target import Target
 from htas.training.train import evaluate, train
@@ -87,6 +89,13 @@ def test_a_row_of_the_paper_is_what_its_name_says_at_full_length(path):
     assert (config.strategy.epochs, config.train.length, config.design.alpha) == (600, 305, 1.0)
     assert f"htas run examples/paper/{path.name} --data.path=FOLDER" in path.read_text()
     assert f"[{path.stem}]({path.name})" in (path.parent / "README.md").read_text()
+
+
+def test_one_word_restores_the_search_of_tas_and_two_options_that_of_htas():
+    for path in PAPER:
+        search = replace(Tas(), ratio=load(path).strategy.ratio)
+        changes = {} if path.stem.endswith("-tas") else {"cost": "paper", "loss": "lambda", "weight": 1.0}
+        assert vars(replace(search, **changes)) == vars(load(path).strategy), path.name
 
 
 def test_tas_searches_alike_for_every_device():

@@ -25,14 +25,9 @@ from htas.run import stages as pipeline
 from htas.run.config import Config
 from htas.run.run import Run
 from htas.search.record import SearchRecord
-from htas.strategies.differentiable import Differentiable
 from htas.text import TextTable, milliseconds, percent, shown
 
 FRONT = "No other network of this sweep is both faster and more accurate."
-
-
-SHARED = 0.5
-"""Share of the epochs that a search needs which begins with the supernet of another budget's."""
 
 
 def sweep(
@@ -50,8 +45,9 @@ def sweep(
         raise UserError(f"--budgets must name different budgets with commas between, got {','.join(budgets)!r}")
     places = {text: folder / f"latency-{files.slug(text)}" for text in budgets}
     configs = [_with(config, text) for text in budgets]
-    if share and isinstance(config.strategy, Differentiable):
-        configs = _shared(configs, places[budgets[0]])
+    supernet = places[budgets[0]] / f"supernet-{config.design.spaces[0]}.safetensors"
+    if share and (pair := config.strategy.sharing(supernet)):
+        configs = [replace(each, strategy=pair[min(number, 1)]) for number, each in enumerate(configs)]
     elif share:
         name = config.names["strategy"]
         say(f"sweep: --share is for the strategy differentiable; what {name} can share between budgets, it does anyway")
@@ -65,19 +61,6 @@ def sweep(
     rows = _measured(runs, folder)
     _write(config, runs, rows, folder, command)
     return folder / "report.html", _table(rows, budgets)
-
-
-def _shared(configs: Sequence[Config], first: Path) -> list[Config]:
-    """The first search keeps its supernet, and the others begin with it, and need fewer epochs."""
-    found = []
-    for number, config in enumerate(configs):
-        own = config.strategy
-        assert isinstance(own, Differentiable)
-        kept = str(first / f"supernet-{config.design.spaces[0]}.safetensors")
-        fewer = max(own.warmup + 1, math.ceil(SHARED * own.epochs))
-        changed = replace(own, start=kept, epochs=fewer) if number else replace(own, keep=True)
-        found.append(replace(config, strategy=changed))
-    return found
 
 
 def _measured(runs: Mapping[str, Run], folder: Path) -> list[Result]:

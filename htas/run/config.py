@@ -172,6 +172,11 @@ PLAIN: Mapping[str, type[Any]] = {
     "distill": Distill,
 }
 SCALARS = {"seed": 0}
+MOVED = {
+    "strategy.cost": "it belongs to strategies that weigh archs by a cost (differentiable, tas; for morphnet it is "
+    "strategy.prices); leave it out, as the constraints say what the network may cost"
+}
+"""Options that left a table, or some of its classes, with what to do instead."""
 RENAMED = dict.fromkeys(("target.image", "target.more"), "shapes = [[3, 32, 32]], with a shape for each input")
 """Options of former versions, and what to write instead of each in its table."""
 
@@ -361,6 +366,8 @@ def _build(table: str, names: Mapping[str, str], given: Values) -> Any:
         if name not in fields and name not in key:
             if new := RENAMED.get(f"{table}.{name}"):
                 raise UserError(f"{table}.{name} has another name: write {table}.{new}")
+            if where := MOVED.get(f"{table}.{name}"):
+                raise UserError(f"{table} has no option {name!r}: {where}")
             raise UserError(f"{table} has {_unknown('no option', name, [*key, *fields])}")
         if name in fields:
             values[name] = _value(f"{table}.{name}", fields[name], value)

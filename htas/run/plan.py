@@ -57,7 +57,7 @@ def estimate(network: Network, data: Data, config: Config) -> Iterator[tuple[str
         "calibration, at most",
         sum(calibrating.limits(pairs, seconds, FORWARD * image * target.batch)) + pairs * seconds,
     )
-    yield f"search of {plural(spaces, 'space')}", spaces * config.strategy.images(len(data.weights)) * image
+    yield f"search of {plural(spaces, 'space')}", spaces * config.strategy.training_images(len(data.weights)) * image
     yield "train the base network", recipe.length * len(data.train) * image
     students = spaces + STUDENTS
     yield f"train {students} networks", students * recipe.length * len(data.train) * image * STUDENT

@@ -29,6 +29,7 @@ from htas.run.config import Config
 from htas.runtimes import open_runtime
 from htas.spaces.remember import CachedMetric
 from htas.spaces.space import Space
+from htas.strategies import SupernetStrategy
 from htas.timing.store import Store
 from htas.timing.target import Target, affinity, machine
 from htas.training.distill import Distill
@@ -98,7 +99,7 @@ class Run:
     @property
     def cost(self) -> CostModel:
         """The cost model that the strategy is charged by."""
-        match self.config.strategy.cost:
+        match self.config.strategy.charged:
             case "table":
                 return self.calibrated
             case "paper":
@@ -109,7 +110,7 @@ class Run:
     @property
     def fitted_metrics(self) -> dict[str, Metric]:
         """Metrics that are limited or charged and that the calibration has to measure next to latency, by name."""
-        names = [*self.config.constraints.given, self.config.strategy.cost]
+        names = [*self.config.constraints.given, self.config.strategy.charged]
         kinds = {name: metrics.named(name) for name in names if name not in ("table", "paper")}
         return {metrics.name_of(kind): kind(self.target) for kind in kinds.values() if kind.fitted}
 
@@ -161,9 +162,8 @@ class Run:
                 return digest(basis, self.place, options, space, folder / "design.json", *self.fitted_metrics)
             case "search":
                 files = [folder / f"{name}.json" for name in ("design", "survey", "cost")]
-                start = Path(getattr(config.strategy, "start", ""))
                 searched = lasting(replace(config, distill=Distill()))  # which a search has nothing to do with
-                return digest(searched, *files, *([start] if start.is_file() else []))
+                return digest(searched, *files, *config.strategy.files)
             case "train":
                 return digest(lasting(config), *(self.search_file(name) for name in config.design.spaces))
             case _:
@@ -184,14 +184,14 @@ class Run:
         teaching = dataclasses.asdict(config.distill) if taught else {}
         return digest(basis, data, dataclasses.asdict(config.train), teaching, arch.json())
 
-    def learning(self, space: Space) -> str:
-        """A hash of what the weights of a supernet depend on, and the costs that the course of its training tells."""
-        config = self.config
-        learning = config.strategy.learning
-        start = Path(learning.get("start", ""))
+    def supernet_key(self, space: Space) -> str:
+        """A hash of what the weights of a supernet depend on, and the costs that its records tell; empty where searches
+        share no supernet."""
+        config, strategy = self.config, self.config.strategy
+        options = strategy.supernet_key if isinstance(strategy, SupernetStrategy) else {}
         data = [self.training(self.network.base, taught=False), dataclasses.asdict(config.parts)]  # the base network's
-        files = [self.folder / "cost.json", *([start] if start.is_file() else [])]
-        return digest(data, space.json(), learning, *files)
+        files = [self.folder / "cost.json", *strategy.files]
+        return digest(data, space.json(), options, *files) if options else ""
 
     def files(self, stage: str) -> list[Path]:
         """What a stage before the report leaves behind."""

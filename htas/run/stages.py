@@ -199,7 +199,7 @@ def search(config: Config, folder: Path, again: bool = False, supernets: Path | 
         record = SearchRecord(
             space=name,
             strategy=_title(config),
-            cost=config.strategy.cost,
+            cost=config.strategy.charged,
             arch=arch,
             epochs=found.epochs,
             converged=found.converged,
@@ -357,7 +357,8 @@ def limits(job: Run) -> tuple[Limit, ...]:
 
 
 def _problem(job: Run, space: Space, supernets: Path | None = None) -> Problem:
-    trained = supernets / f"{job.learning(space)}.safetensors" if supernets and job.config.strategy.learning else None
+    key = job.supernet_key(space) if supernets else ""
+    trained = supernets / f"{key}.safetensors" if supernets and key else None
     return Problem(
         network=job.network,
         reset=job.reset,

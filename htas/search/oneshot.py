@@ -31,7 +31,7 @@ LOST = 10.0
 
 
 @dataclass(frozen=True)
-class Options:
+class SupernetOptions:
     """What a strategy that has a supernet lets be chosen of it."""
 
     epochs: int = 100
@@ -49,9 +49,9 @@ class Options:
     norm as in the network derived, or TAS's padding with zeros."""
     norms: Literal["own", "shared"] = "own"
     """Whether every width has a norm of its own, as TAS's, or the first channels of the widest one's."""
-    start: str = "random"
-    """Weights at the start: drawn anew, as TAS's (random), the trained base network's where they fit (base), or the
-    file that another search of the same space has kept, as `htas sweep` does."""
+    start: str = "base"
+    """Weights at the start: the trained base network's where they fit (base), drawn at random, as TAS's (random), or
+    the file that another search of the same space has kept, as `htas sweep` does."""
     keep: bool = False
     """Whether the supernet's weights stay in the run's folder, as supernet-SPACE.safetensors."""
     precision: Precision = "auto"
@@ -73,7 +73,7 @@ class Options:
 
 
 def opened(
-    problem: Problem, options: Options, device: Any, mix: Literal["interpolate", "pad"] = "pad"
+    problem: Problem, options: SupernetOptions, device: Any, mix: Literal["interpolate", "pad"] = "pad"
 ) -> Supernet:  # fmt: skip
     """The supernet of a problem's space with the weights that a search starts from; `mix` is how two widths meet."""
     torch.manual_seed(problem.seed)
@@ -85,7 +85,7 @@ def opened(
     return placed(supernet, device)
 
 
-def learner(supernet: Supernet, options: Options) -> torch.optim.SGD:
+def learner(supernet: Supernet, options: SupernetOptions) -> torch.optim.SGD:
     """What moves the weights: SGD with Nesterov's correction, as TAS's."""
     return torch.optim.SGD(
         supernet.parameters(), options.lr, options.momentum, weight_decay=options.weight_decay,
@@ -204,11 +204,11 @@ def diverged(problem: Problem, options: Any, loss: float, epoch: int, rate: floa
         rates = "strategy.lr or strategy.arch_lr" if hasattr(options, "arch_lr") else "strategy.lr"
         return UserError(f"{said}; lower {rates}, and name another folder with --out")
     again = f"--strategy.lr={significant(options.lr / 3, 1)} and another --out"
-    if isinstance(options, Options):
+    if isinstance(options, SupernetOptions):
         again = f"--strategy.start={problem.checkpoint} {again}"
     return UserError(
         f"{said}; the last good state, of epoch {epoch}, is in {problem.checkpoint}: begin again "
-        f"{'from there ' if isinstance(options, Options) else ''}at a lower rate with {again}"
+        f"{'from there ' if isinstance(options, SupernetOptions) else ''}at a lower rate with {again}"
     )
 
 

@@ -1,13 +1,19 @@
 """A strategy finds an arch in a Problem.
 
-Add one: a file here with one frozen dataclass that derives from Strategy; its fields are its options.
+Add one: a file here with one frozen dataclass that derives from Strategy; its fields are its options. `search` is the
+contract; everything else has a default.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from htas import metrics, plugins
 from htas.errors import UserError
+from htas.search.oneshot import SupernetOptions
 from htas.search.problem import Problem, SearchOutcome
+from htas.text import listing
 
 
 def need_limits(problem: Problem, strategy: "Strategy") -> None:
@@ -20,28 +26,69 @@ def need_limits(problem: Problem, strategy: "Strategy") -> None:
         )
 
 
+def check_charge(option: str, charge: str) -> None:
+    """Raise UserError unless an option names a cost: `table`, `paper`, or a metric other than latency."""
+    names = ["table", "paper", *(name for name in plugins.names(metrics) if name != "latency")]
+    if ":" in charge:
+        metrics.named(charge)
+    elif charge not in names:
+        raise UserError(
+            f"strategy.{option} must be one of {listing(names)}, or a metric of your own as 'package.module:Class', "
+            f"got {charge!r}"
+        )
+
+
 class Strategy(ABC):
     """How a space is searched. Implementations are frozen dataclasses."""
-
-    cost: Literal["table", "paper", "macs", "params", "memory", "energy"]
-    """What the search is charged: the calibrated latency, that of eq. 7 and 8, or another metric."""
 
     @abstractmethod
     def search(self, problem: Problem) -> SearchOutcome:
         """The arch to train. Looks at the training images only; goes on from `problem.checkpoint` if that exists."""
 
-    def images(self, weights: int) -> float:
-        """How many images of plain training steps of the base network a search takes as long as, about, of a data set
-        with so many for its weights; for the outlook before a run."""
+    @property
+    def title(self) -> str:
+        """Name and what matters most about it, for a table: `differentiable, lambda 1`."""
+        return self.name
+
+    @property
+    def name(self) -> str:
+        """The name of its file, or of a class of the user's."""
+        folder, _, file = type(self).__module__.rpartition(".")
+        return file if folder == __name__ else type(self).__name__.lower()
+
+    @property
+    def charged(self) -> str:
+        """The cost that the search weighs archs by: `table` (calibrated latency), `paper` (eq. 7, 8), or a metric."""
+        return "table"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files that the search starts from; a search is repeated where they have changed."""
+        return ()
+
+    def training_images(self, weights: int) -> float:
+        """Estimated cost of a search, in training images of the base network; `weights` is the number of images that
+        the weights learn from."""
         return 0.0
 
-    @property
-    def learning(self) -> dict[str, Any]:
-        """What the weights of its supernet depend on, where all of their training comes before any arch is judged, so
-        that searches alike in this may share them; empty where there is no such supernet."""
-        return {}
+    def sharing(self, supernet: Path) -> "tuple[Strategy, Strategy] | None":
+        """The search that leaves its supernet at this path, and the shorter one that starts from it for another budget;
+        None where searches of several budgets share nothing in this way."""
+        return None
+
+
+@dataclass(frozen=True)
+class SupernetStrategy(SupernetOptions, Strategy):
+    """A strategy that trains a supernet."""
 
     @property
-    @abstractmethod
-    def title(self) -> str:
-        """Name and what it is charged, for a table: `differentiable, 1.0 x paper`."""
+    def files(self) -> tuple[Path, ...]:
+        """The supernet of another search, where `start` names one."""
+        start = Path(self.start)
+        return (start,) if start.is_file() else ()
+
+    @property
+    def supernet_key(self) -> dict[str, Any]:
+        """Options that the supernet's weights depend on, where its training ends before any arch is judged: searches
+        alike in these share one supernet. Empty where weights and archs are learnt together."""
+        return {}

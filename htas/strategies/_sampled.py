@@ -19,7 +19,6 @@ from htas.search.oneshot import (
     CALIBRATION,
     JUDGED,
     Judge,
-    Options,
     accuracies,
     check_sane,
     kept,
@@ -31,7 +30,7 @@ from htas.search.oneshot import (
 from htas.search.problem import Problem, SearchOutcome
 from htas.search.record import EpochRecord
 from htas.search.supernet import Draw, Supernet
-from htas.strategies import Strategy, need_limits
+from htas.strategies import SupernetStrategy, need_limits
 from htas.text import percent, significant
 from htas.training.train import batches, cosine, engine, epoch_seed, load_optimizer, optimizer_tensors, set_rate
 
@@ -46,26 +45,24 @@ AROUND = 0.1
 
 
 @dataclass(frozen=True)
-class OneShotStrategy(Options, Strategy):
+class OneShotStrategy(SupernetStrategy):
     """One-shot: the weights of the supernet learn from archs drawn at random; then archs are judged by them."""
 
     sampling: Literal["uniform", "sandwich"] = "sandwich"
     """Archs of a step: one at random (uniform), or the widest, two at random and the narrowest, of which the others
     learn from the widest (sandwich; Yu and Huang 2019)."""
-    cost: Literal["table", "paper", "macs", "params", "memory", "energy"] = "table"
-    """Metric of the figures in the course of the search. What archs may cost is said by the constraints."""
 
     @property
-    def learning(self) -> dict[str, Any]:
-        """Every option of this class: those of its own decide which archs are judged, and how many."""
+    def supernet_key(self) -> dict[str, Any]:
+        """Every option of this class; those of a subclass decide which archs are judged, and how many."""
         return {each.name: getattr(self, each.name) for each in fields(OneShotStrategy) if each.name != "keep"}
 
     @property
     def title(self) -> str:
         """Its file's name, and how the weights learn."""
-        return f"{type(self).__module__.rpartition('.')[2]}, {self.sampling} sampling"
+        return f"{self.name}, {self.sampling} sampling"
 
-    def images(self, weights: int) -> float:
+    def training_images(self, weights: int) -> float:
         """Steps of archs at e = 2, and as many passes as archs are judged."""
         step = STEP * (4 if self.sampling == "sandwich" else 1)
         return self.epochs * weights * step + self.judged * (CALIBRATION + JUDGED) * PASS

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -35,8 +35,6 @@ class ByTrials(Strategy):
     """Images of a step."""
     lr: float = 0.1
     """Learning rate, falling to 0 along half a cosine."""
-    cost: Literal["table", "paper", "macs", "params", "memory", "energy"] = "table"
-    """Metric of the figures in the report. What archs may cost is said by the constraints."""
     precision: Precision = "auto"
     """Arithmetic of the trainings: auto is bf16 where the hardware has it."""
 

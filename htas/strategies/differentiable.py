@@ -3,8 +3,9 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,12 @@ from htas.errors import UserError
 from htas.files import read_tensors, write_tensors
 from htas.graph.arch import Arch
 from htas.search.moves import AIM
-from htas.search.oneshot import Options, accuracies, check_sane, diverged, kept, learner, opened, restored
+from htas.search.oneshot import accuracies, check_sane, diverged, kept, learner, opened, restored
 from htas.search.problem import Problem, SearchOutcome
 from htas.search.record import METRICS, SURE, EpochRecord
 from htas.search.supernet import Draw
 from htas.spaces.space import Space
-from htas.strategies import Strategy
+from htas.strategies import SupernetStrategy, check_charge
 from htas.text import percent, significant
 from htas.training.train import batches, cosine, engine, epoch_seed, load_optimizer, optimizer_tensors, set_rate
 
@@ -43,9 +44,13 @@ STEP = 5.0
 (benchmarks/search_step.py)."""
 
 
+SHARED = 0.5
+"""Share of the epochs that a search needs which begins with the supernet of another budget's."""
+
+
 @dataclass(frozen=True)
-class Differentiable(Options, Strategy):
-    """Two widths drawn per site, their outputs interpolated and mixed, depths mixed softly."""
+class Differentiable(SupernetStrategy):
+    """Two widths drawn per site, their outputs padded and mixed, depths mixed softly; `tas` has TAS's own settings."""
 
     epochs: int = 600
     """Passes over the half of the training images that the weights learn from."""
@@ -58,16 +63,16 @@ class Differentiable(Options, Strategy):
     """On the logits."""
     warmup: int = 0
     """First epochs in which only the weights learn."""
-    anneal: Literal["epoch", "step"] = "epoch"
-    """Whether temperature and learning rate fall once an epoch, as TAS's, or with every step, as a search of few
-    epochs needs."""
+    anneal: Literal["epoch", "step"] = "step"
+    """Whether temperature and learning rate fall with every step, as a search of few epochs needs, or once an epoch, as
+    TAS's."""
     hottest: float = 5.0
     """Temperature of the Gumbel softmax at the start."""
     coldest: float = 0.1
     """Temperature at the end of the half cosine between."""
-    cost: Literal["table", "paper", "macs", "params", "memory", "energy"] = "table"
+    cost: str = "table"
     """What is charged: the calibrated latency of layers at pairs of widths (table), that of eq. 7 and 8 (paper),
-    multiply-adds, parameters, the peak memory of activations, or energy."""
+    multiply-adds (macs), params, memory (the peak of activations), energy, or a metric of your own."""
     loss: Literal["lambda", "band"] = "lambda"
     """`lambda`: eq. 6. `band`: TAS's, which pushes the cost into [ratio - tolerance, ratio] of the base's. What is
     constrained is not charged: a penalty that finds its own weight leads the search to just within the limit."""
@@ -77,12 +82,13 @@ class Differentiable(Options, Strategy):
     """`band` only: cost of the arch over that of the base, at most."""
     tolerance: float = 0.05
     """`band` only: and at least so much less."""
-    mix: Literal["interpolate", "pad"] = "interpolate"
-    """How the outputs of two widths meet: TAS's channel-wise interpolation, or padding with zeros, with which the
-    shared weights learn in far fewer steps (docs/decisions.md)."""
+    mix: Literal["interpolate", "pad"] = "pad"
+    """How the outputs of two widths meet: padding with zeros, with which the channels of the narrower one are the same
+    in both and a short search learns, or TAS's channel-wise interpolation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_charge("cost", self.cost)
         if not 0 <= self.warmup < self.epochs:
             raise UserError(f"strategy.warmup must lie in 0..{self.epochs - 1}, got {self.warmup}")
         for name in ("arch_lr", "hottest", "coldest", "ratio"):
@@ -94,13 +100,23 @@ class Differentiable(Options, Strategy):
 
     @property
     def title(self) -> str:
-        """`differentiable`, eq. 6 with its lambda or TAS's band."""
+        """Its name, and eq. 6 with its lambda or TAS's band."""
         rule = f"lambda {self.weight:g}" if self.loss == "lambda" else f"band {self.ratio:g}-{self.tolerance:g}"
-        return f"differentiable, {rule}"
+        return f"{self.name}, {rule}"
 
-    def images(self, weights: int) -> float:
+    @property
+    def charged(self) -> str:
+        """Its option."""
+        return self.cost
+
+    def training_images(self, weights: int) -> float:
         """A weight and an architecture step each."""
         return self.epochs * weights * STEP
+
+    def sharing(self, supernet: Path) -> tuple[Self, Self]:
+        """The shorter search has SHARED of the epochs, and at least one after the warm-up."""
+        shorter = max(self.warmup + 1, math.ceil(SHARED * self.epochs))
+        return replace(self, keep=True), replace(self, start=str(supernet), epochs=shorter)
 
     def search(self, problem: Problem) -> SearchOutcome:
         """TAS: a weight step on one half of the training images, an architecture step on the other, in turn."""

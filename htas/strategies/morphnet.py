@@ -17,7 +17,7 @@ from htas.graph.arch import Arch
 from htas.search.oneshot import check_sane
 from htas.search.problem import Problem, SearchOutcome
 from htas.search.record import EpochRecord
-from htas.strategies import need_limits
+from htas.strategies import check_charge, need_limits
 from htas.strategies._trials import ByTrials, Trials, multiples, nearest, widest_of
 from htas.text import significant
 from htas.training.layout import placed
@@ -39,9 +39,13 @@ class MorphNet(ByTrials):
     bring it to a fifth; twice as many need half of it."""
     dead: float = 0.1
     """A channel is dead where its scale is below this share of the base network's median."""
+    prices: str = "table"
+    """What a channel costs: calibrated latency (table), that of eq. 7 and 8 (paper), multiply-adds (macs), params,
+    memory, energy, or a metric of your own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_charge("prices", self.prices)
         if self.strength < 0:
             raise UserError(f"strategy.strength must be 0 or more, got {self.strength}")
         if not 0 < self.dead < 1:
@@ -52,7 +56,12 @@ class MorphNet(ByTrials):
         """`morphnet` and the strength of its regulariser."""
         return f"morphnet, strength {self.strength:g}"
 
-    def images(self, weights: int) -> float:
+    @property
+    def charged(self) -> str:
+        """Its channels' prices."""
+        return self.prices
+
+    def training_images(self, weights: int) -> float:
         """The training that shrinks, and the one that judges what was found."""
         return 2.0 * self.epochs * weights
 

@@ -29,7 +29,7 @@ class Scaled(ByTrials):
         """`scaled, depths by one multiplier`."""
         return "scaled, depths by one multiplier"
 
-    def images(self, weights: int) -> float:
+    def training_images(self, weights: int) -> float:
         """A training for each depth."""
         return float(self.depths * self.epochs * weights)
 

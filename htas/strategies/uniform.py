@@ -18,7 +18,7 @@ class Uniform(ByTrials):
         """`uniform, one multiplier`."""
         return "uniform, one multiplier"
 
-    def images(self, weights: int) -> float:
+    def training_images(self, weights: int) -> float:
         """The training that judges what was found."""
         return float(self.epochs * weights)
 

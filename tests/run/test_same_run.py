@@ -26,6 +26,7 @@ OPTIONS = [
     "family.depth=14", "split.limit=240", "target.threads=1", "survey.rounds=1", "survey.store=none",
     "survey.undecided=1", "design.groups=2", "design.spaces=hardware,tas", "constraints.latency=60%",
     "strategy.epochs=2", "strategy.batch=30", "strategy.precision=fp32", "strategy.arch_lr=0.3",
+    "strategy.mix=interpolate", "strategy.start=random", "strategy.anneal=epoch",
     "train.epochs=6", "train.warmup=0", "train.rest=0", "train.batch=30", "train.precision=fp32",
 ]  # fmt: skip
 

@@ -44,6 +44,7 @@ OPTIONS = [
     "survey.undecided=1",
     "design.groups=2",
     "strategy.epochs=2", "strategy.batch=30", "strategy.precision=fp32", "strategy.arch_lr=0.3",
+    "strategy.mix=interpolate", "strategy.start=random", "strategy.anneal=epoch",
     "train.epochs=2", "train.warmup=0", "train.rest=0", "train.batch=30", "train.precision=fp32",
 ]  # fmt: skip
 FILES = [
@@ -870,7 +871,7 @@ def test_other_strategies_leave_a_whole_run_behind(tmp_path):
         "design.spaces=[grid]",
         "design.groups=8",
     ]
-    kept = [option for option in OPTIONS if "arch_lr" not in option]
+    kept = [option for option in OPTIONS if not any(name in option for name in ("arch_lr", "mix", "anneal"))]
     page = pipeline.run(load(None, [*kept, *more]), tmp_path / "random", "htas run some.toml")
     record = SearchRecord.of(run_folder.plain(read_json(page.parent / "search-grid.json")))
     assert record.strategy == "random within latency 60%" and len(record.epochs) == 2

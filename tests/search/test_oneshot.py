@@ -151,8 +151,8 @@ def test_strategies_that_train_alike_share_a_supernet(tmp_path, monkeypatch):
     """The second one trains nothing, judges by the same weights, and counts the time that they took."""
     given = dataclasses.replace(problem(tmp_path), trained=tmp_path / "supernets" / "one.safetensors")
     options: Any = {"epochs": 2, "batch": 16, "archs": 5, "precision": "fp32"}
-    assert RandomSearch(**options).learning == Evolution(**options, population=3).learning != RandomSearch().learning
-    assert not Scaled().learning and not MorphNet().learning
+    one, other = RandomSearch(**options), Evolution(**options, population=3)
+    assert one.supernet_key == other.supernet_key != RandomSearch().supernet_key and not Differentiable().supernet_key
     first = RandomSearch(**options).search(given)
     alone = Evolution(**options, population=3).search(problem(tmp_path / "alone"))
     given.checkpoint.unlink()
