@@ -62,19 +62,20 @@ def one(out: Path, seed: int, depth: int, runtime: str, budget: int) -> None:
     from htas.run import folder as run_folder
     from htas.run import stages as pipeline
     from htas.run.config import load
+    from htas.run.stage import ensure
 
     pipeline.RIVALS = RIVALS
     place = folder(out, seed, depth, runtime, budget)
     options = {**OPTIONS, "family.depth": str(depth), "target.runtime": runtime, "seed": str(seed)}
     config = load(None, [f"{k}={v}" for k, v in {**options, "constraints.latency": f"{budget}%"}.items()])
-    run_folder.open_run(config, place)
+    run = run_folder.open_run(config, place)
     started = time.monotonic()
     for other in sorted(out.glob(f"{depth}-{runtime}-*")):
         begin(other, place, ("survey.json", "design.json", "cost.json"))
     for other in sorted(out.glob(f"{depth}-*-{seed}")):
         begin(other, place, ("networks/base.safetensors",))
-    for stage in (pipeline.survey, pipeline.design, pipeline.calibrate, pipeline.search):
-        stage(config, place)
+    for stage in (pipeline.SURVEY, pipeline.DESIGN, pipeline.CALIBRATE, pipeline.SEARCH):
+        ensure(run, stage)
     print(f"{place.name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
 
@@ -90,7 +91,6 @@ def begin(other: Path, place: Path, names: tuple[str, ...]) -> None:
 def show(out: Path, cases: list[tuple[int, int, str, int]], wanted: int) -> None:
     """A line for each case, and at the end what was aimed at beside what was reached."""
     from htas.files import read_json
-    from htas.run.folder import plain
     from htas.search.record import SearchRecord
 
     print("| network | runtime | budget | seed | measured / budget | two standard errors | predicted / measured "
@@ -99,7 +99,7 @@ def show(out: Path, cases: list[tuple[int, int, str, int]], wanted: int) -> None
     ratios, errors, predictions, worse = [], [], [], []
     for case in cases:
         seed, depth, runtime, budget = case
-        record = SearchRecord.of(plain(read_json(folder(out, *case) / "search-hardware.json")))
+        record = SearchRecord.of(read_json(folder(out, *case) / "search-hardware.json"))
         (kept,) = record.limits
         ratios.append(kept.ratio)
         errors.append(2 * kept.error)

@@ -22,6 +22,7 @@ from htas.files import __version__
 
 if TYPE_CHECKING:
     from htas.run.config import Config
+    from htas.run.run import Run
     from htas.timing.store import Store
     from htas.timing.target import Target
 
@@ -94,31 +95,34 @@ def run(
 
     place = ["--out", str(out)] if out else []
     command = shlex.join(["htas", "run", str(config), *overrides, *place])
-    _summary(pipeline.run(*_opened(config, overrides, out), command), json)
+    _summary(pipeline.run(_opened(config, overrides, out), command), json)
 
 
 def survey(config: Source, overrides: Overrides, json: Json = False, out: Out = None, again: Again = False) -> None:
     """Measure the latency of every distinct layer at every width, draw the curves, and print the widths chosen."""
     from htas.run import stages as pipeline
+    from htas.run.stage import ensure
 
-    opened, folder = _opened(config, overrides, out)
-    pipeline.survey(opened, folder, again)
-    page, table = pipeline.survey_page(opened, folder)
+    opened = _opened(config, overrides, out)
+    ensure(opened, pipeline.SURVEY, again)
+    page, table = pipeline.survey_page(opened)
     show([table], {"page": str(page)}, json)
 
 
 def design(config: Source, overrides: Overrides, out: Out = None, again: Again = False) -> None:
     """Choose the widths that a search may choose from."""
     from htas.run import stages as pipeline
+    from htas.run.stage import ensure
 
-    pipeline.design(*_opened(config, overrides, out), again)
+    ensure(_opened(config, overrides, out), pipeline.DESIGN, again)
 
 
 def calibrate(config: Source, overrides: Overrides, out: Out = None, again: Again = False) -> None:
     """Measure layers at pairs of widths and whole networks, and fit what predicts a network's latency."""
     from htas.run import stages as pipeline
+    from htas.run.stage import ensure
 
-    pipeline.calibrate(*_opened(config, overrides, out), again)
+    ensure(_opened(config, overrides, out), pipeline.CALIBRATE, again)
 
 
 def search(
@@ -126,8 +130,9 @@ def search(
 ) -> None:
     """Find a fast and accurate network in each space."""
     from htas.run import stages as pipeline
+    from htas.run.stage import ensure
 
-    pipeline.search(*_opened(config, overrides, out), again)
+    ensure(_opened(config, overrides, out), pipeline.SEARCH, again)
 
 
 def train(
@@ -135,8 +140,9 @@ def train(
 ) -> None:
     """Train the networks found and those they are compared with."""
     from htas.run import stages as pipeline
+    from htas.run.stage import ensure
 
-    pipeline.train(*_opened(config, overrides, out), again)
+    ensure(_opened(config, overrides, out), pipeline.TRAIN, again)
 
 
 def measure(
@@ -313,11 +319,12 @@ def report(
 ) -> None:
     """Write report.html, report.md and report.json of what is there; of several runs, report.html and report.md."""
     from htas.run import stages as pipeline
+    from htas.run.stage import ensure
 
     if len(runs) == 1:
-        opened, folder = _opened(runs[0], overrides, out)
-        pipeline.report(opened, folder, again)
-        _summary(folder / "report.html", json)
+        opened = _opened(runs[0], overrides, out)
+        ensure(opened, pipeline.REPORT, again)
+        _summary(opened.folder / "report.html", json)
         return
     if overrides or again or json:
         name = overrides[0] if overrides else "--again" if again else "--json"
@@ -397,8 +404,8 @@ def demo(overrides: Overrides, tensorboard: Tensorboard = False, json: Json = Fa
 
     place = ["--out", str(out)] if out else []
     with as_file(files("htas.cli") / "demo.toml") as path:
-        config, folder = _opened(path, overrides, out)
-    _summary(pipeline.run(config, folder, shlex.join(["htas", "demo", *overrides, *place])), json)
+        opened = _opened(path, overrides, out)
+    _summary(pipeline.run(opened, shlex.join(["htas", "demo", *overrides, *place])), json)
 
 
 def watch(
@@ -506,13 +513,11 @@ def _verb_help(parser: Parser, configurable: bool, overrides: Sequence[str], res
     return f"{parser.format_help()}\n{intro}\n{explain(named[0] if named else None, overrides)}"
 
 
-def _opened(source: Path, overrides: Sequence[str], out: Path | None) -> tuple["Config", Path]:
-    """The configuration of a file or run folder, and the folder to work in, which it must fit."""
+def _opened(source: Path, overrides: Sequence[str], out: Path | None) -> "Run":
+    """The run of a file or run folder, in the folder to work in, which it must fit."""
     from htas.run import folder as run_folder
 
-    config, folder = _loaded(source, overrides, out)
-    run_folder.open_run(config, folder)
-    return config, folder
+    return run_folder.open_run(*_loaded(source, overrides, out))
 
 
 def _loaded(source: Path, overrides: Sequence[str], out: Path | None, beside: str = "") -> tuple["Config", Path]:
@@ -540,8 +545,9 @@ def _is_run(networks: Sequence[str]) -> bool:
 
 def _measure_run(source: Path, overrides: Sequence[str], out: Path | None, again: bool) -> None:
     from htas.run import stages as pipeline
+    from htas.run.stage import ensure
 
-    pipeline.measure(*_opened(source, overrides, out), again)
+    ensure(_opened(source, overrides, out), pipeline.MEASURE, again)
 
 
 Shapes = tuple[tuple[int, ...], ...]

@@ -28,12 +28,13 @@ from htas.files import digest, read_json, write_json
 from htas.graph import resize
 from htas.graph.arch import Arch
 from htas.report.result import Result
-from htas.run import folder as run_folder
 from htas.run import networks
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
 from htas.run.config import fitting, load
 from htas.run.run import Run
+from htas.run.stage import ensure
+from htas.run.stages import SEARCH
 from htas.search.moves import over
 from htas.search.record import SearchRecord
 from htas.text import TextTable, listing, no_such, percent, plural, shown
@@ -97,7 +98,10 @@ def arranged(
     source: Path | None, overrides: Sequence[str], arms: Sequence[Arm], seeds: int, folder: Path
 ) -> dict[tuple[str, int], Run]:
     """The runs of arms, by arm and seed; raises ValueError that names the arm whose options are wrong."""
-    jobs = {(arm.name, seed): _job(source, overrides, arm, seed, folder) for seed in range(seeds) for arm in arms}
+    shared: dict[str, Any] = {}
+    jobs = {
+        (arm.name, seed): _job(source, overrides, arm, seed, folder, shared) for seed in range(seeds) for arm in arms
+    }
     for arm in arms:
         kept = fitting(overrides, arm.overrides)
         if lost := [option for option in overrides if option not in kept]:
@@ -127,7 +131,9 @@ def finished(
     return {key: entry for key in jobs if (entry := _entry(jobs, named, key)) is not None}, reasons
 
 
-def _job(source: Path | None, overrides: Sequence[str], arm: Arm, seed: int, folder: Path) -> Run:
+def _job(
+    source: Path | None, overrides: Sequence[str], arm: Arm, seed: int, folder: Path, shared: dict[str, Any]
+) -> Run:
     """The run of an arm with a seed; raises ValueError that names the arm where its options are wrong."""
     try:
         config = load(source, [*fitting(overrides, arm.overrides), *arm.overrides, f"--seed={seed}"])
@@ -135,7 +141,8 @@ def _job(source: Path | None, overrides: Sequence[str], arm: Arm, seed: int, fol
         raise UserError(f"arm {arm.name}: {error}") from error
     first = config.design.spaces[0]
     design = replace(config.design, spaces=(first,), widths=config.design.widths if first == "explicit" else {})
-    return Run(replace(config, design=design), folder / f"{files.slug(arm.name)}-{seed}")
+    place = folder / f"{files.slug(arm.name)}-{seed}"
+    return Run(replace(config, design=design), place, folder / SUPERNETS, shared)
 
 
 def _refuse_targets(jobs: Mapping[tuple[str, int], Run]) -> None:
@@ -154,7 +161,7 @@ def _read(seen: dict[str, str], job: Run, name: str) -> None:
     key = digest(job.config.names["data"], dataclasses.asdict(job.config.data))  # type: ignore[call-overload]
     if key not in seen:
         try:
-            Run(job.config, job.folder).data  # noqa: B018, which reads them, and they are not kept
+            job.data  # noqa: B018, which reads them
             seen[key] = ""
         except UserError as error:
             seen[key] = str(error)
@@ -164,7 +171,7 @@ def _read(seen: dict[str, str], job: Run, name: str) -> None:
 
 def _prepare(job: Run, name: str) -> None:
     """Survey, space and cost of an arm, unless another arm or seed has had them made."""
-    prepared(job.config, job.folder)
+    prepared(job)
 
 
 def _finish(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], job: Run, name: str) -> None:
@@ -189,8 +196,8 @@ def _finish(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], job: 
         row = run_rows.new_row(job, name, its.arch, space=its.space, strategy=its.strategy, cost=its.cost)
         build, seconds = None, other.seconds
     else:
-        pipeline.search(config, place, supernets=place.parent / SUPERNETS)
-        record = SearchRecord.of(run_folder.plain(read_json(job.search_file(config.design.spaces[0]))))
+        ensure(job, SEARCH)
+        record = SearchRecord.of(read_json(job.search_file(config.design.spaces[0])))
         row = run_rows.new_row(
             job, _row_name(arm), record.arch, space=record.space, strategy=record.strategy, cost=record.cost
         )

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +19,12 @@ from htas.experiments.shared import SUPERNETS, _with, own_folder, prepared
 from htas.files import digest, read_json, read_tensors, write_json, write_tensors
 from htas.graph import resize
 from htas.graph.arch import Arch
-from htas.run import folder as run_folder
 from htas.run import stages as pipeline
 from htas.run.config import Config
+from htas.run.folder import open_run
 from htas.run.run import Run
+from htas.run.stage import ensure
+from htas.run.stages import SEARCH
 from htas.search.record import SearchRecord
 from htas.text import TextTable, columns, percent, points, shown
 from htas.training.train import evaluate
@@ -79,7 +82,8 @@ def fastest(config: Config, folder: Path, command: str) -> tuple[Path, TextTable
     if asked.latency:
         raise UserError("htas fastest finds the budget itself, so leave constraints.latency out")
     own_folder(folder)
-    job = prepared(_with(config, "100%"), folder / "start")
+    shared: dict[str, Any] = {}
+    job = prepared(Run(_with(config, "100%"), folder / "start", shared=shared))
     base = job.network.base
     trainings = asked.seeds * (1 + asked.tries)
     say(f"fastest: {trainings} trainings on half of the training images at most, and {asked.tries} searches")
@@ -91,7 +95,7 @@ def fastest(config: Config, folder: Path, command: str) -> tuple[Path, TextTable
     low, high = least, min(most, 1.0)
     for _ in range(asked.tries):
         share = (low + high) / 2
-        arch = _searched(config, folder, share)
+        arch = _searched(config, folder, share, shared)
         found = tuple(_judged(job, arch, seed, folder, base) for seed in range(asked.seeds))
         tried.append(BudgetTrial(share, found, floor, accuracies if below else ()))
         say(f"fastest: {percent(share, 1)} of the base's latency: {percent(tried[-1].mean)}, {tried[-1].verdict}")
@@ -107,7 +111,7 @@ def fastest(config: Config, folder: Path, command: str) -> tuple[Path, TextTable
     best = min(kept, key=lambda each: each.share)
     text = _percent(best.share)
     place = folder / f"latency-{files.slug(text)}"
-    pipeline.run(_with(config, text), place, command, folder / SUPERNETS)
+    pipeline.run(open_run(_with(config, text), place, supernets=folder / SUPERNETS, shared=shared), command)
     return place / "report.html", shown(table, 0, after=[f"taken: {text} of the base's latency, {best.verdict}"])
 
 
@@ -115,11 +119,12 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2f}%"
 
 
-def _searched(config: Config, folder: Path, share: float) -> Arch:
+def _searched(config: Config, folder: Path, share: float, shared: dict[str, Any]) -> Arch:
     """The arch found for a budget, in a folder of its own."""
-    job = prepared(_with(config, _percent(share)), folder / f"latency-{files.slug(_percent(share))}")
-    pipeline.search(job.config, job.folder, supernets=folder / SUPERNETS)
-    return SearchRecord.of(run_folder.plain(read_json(job.search_file(config.design.spaces[0])))).arch
+    place = folder / f"latency-{files.slug(_percent(share))}"
+    job = prepared(Run(_with(config, _percent(share)), place, folder / SUPERNETS, shared))
+    ensure(job, SEARCH)
+    return SearchRecord.of(read_json(job.search_file(config.design.spaces[0]))).arch
 
 
 def _judged(job: Run, arch: Arch, seed: int, folder: Path, teacher: Arch | None) -> float:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from htas.cost.limits import Constraints
 from htas.errors import UserError
-from htas.files import read_json, read_tensors
-from htas.run import folder as run_folder
-from htas.run import stages as pipeline
+from htas.files import read_tensors
 from htas.run.config import Config
+from htas.run.folder import open_run
 from htas.run.run import Run
+from htas.run.stage import ensure, made_from
+from htas.run.stages import CALIBRATE, DESIGN, SEARCH, SURVEY
 
 SUPERNETS = "supernets"
 """Folder of those that several searches share: of strategies that judge archs by a supernet which is trained before."""
@@ -33,13 +34,13 @@ def _with(config: Config, text: str) -> Config:
     return replace(config, constraints=asked, design=replace(config.design, spaces=(name,), widths=widths))
 
 
-def prepared(config: Config, place: Path) -> Run:
-    """A run up to its calibration, begun with what others beside it have found out."""
-    run_folder.open_run(config, place)
-    share_files(Run(config, place))
-    for stage in (pipeline.survey, pipeline.design, pipeline.calibrate):
-        stage(config, place)
-    return Run(config, place)
+def prepared(run: Run) -> Run:
+    """A run up to its calibration, begun with the files of others next to it."""
+    run = open_run(run.config, run.folder, supernets=run.supernets, shared=run.shared)
+    share_files(run)
+    for stage in (SURVEY, DESIGN, CALIBRATE):
+        ensure(run, stage)
+    return run
 
 
 def share_files(job: Run) -> None:
@@ -49,13 +50,11 @@ def share_files(job: Run) -> None:
     key = job.training(job.network.base, taught=False)
     weights = Path("networks") / "base.safetensors"
     _copied(place / weights, [other / weights for other in others], partial(_trained, key))
-    for stage in ("survey", "design", "calibrate"):
-        (own,) = job.files(stage)
-        _copied(own, [other / own.name for other in others], partial(_made, job.made_from(stage)))
-        if not own.exists():
-            return
-    for own in job.files("search"):
-        _copied(own, [other / own.name for other in others], partial(_made, job.made_from("search")))
+    for stage in (SURVEY, DESIGN, CALIBRATE, SEARCH):
+        for own in stage.files(job):
+            _copied(own, [other / own.name for other in others], partial(made_from, key=stage.key(job)))
+            if stage is not SEARCH and not own.exists():
+                return
 
 
 def _copied(own: Path, others: Sequence[Path], fits: Callable[[Path], bool]) -> None:
@@ -66,10 +65,6 @@ def _copied(own: Path, others: Sequence[Path], fits: Callable[[Path], bool]) -> 
         part = own.with_name(f".{own.name}.part")
         shutil.copyfile(source, part)
         part.replace(own)
-
-
-def _made(key: str, path: Path) -> bool:
-    return path.exists() and read_json(path).get("inputs") == key
 
 
 def _trained(key: str, path: Path) -> bool:

@@ -19,7 +19,6 @@ from htas.experiments.shared import SUPERNETS, _with, own_folder, prepared, shar
 from htas.files import digest, read_json, write_json
 from htas.report import result, write
 from htas.report.result import Report, Result
-from htas.run import folder as run_folder
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
 from htas.run.config import Config
@@ -52,12 +51,16 @@ def sweep(
         name = config.names["strategy"]
         say(f"sweep: --share is for the strategy differentiable; what {name} can share between budgets, it does anyway")
     own_folder(folder)
-    runs = {text: prepared(own, places[text]) for text, own in zip(budgets, configs, strict=True)}
+    shared: dict[str, Any] = {}
+    runs = {
+        text: prepared(Run(own, places[text], folder / SUPERNETS, shared))
+        for text, own in zip(budgets, configs, strict=True)
+    }
     for job in runs.values():
         pipeline.check_limits(job)
     for job in runs.values():
         share_files(job)
-        pipeline.run(job.config, job.folder, command, folder / SUPERNETS)
+        pipeline.run(job, command)
     rows = _measured(runs, folder)
     _write(config, runs, rows, folder, command)
     return folder / "report.html", _table(rows, budgets)
@@ -98,7 +101,7 @@ def _fronted(rows: Sequence[Result]) -> list[Result]:
 
 def _write(config: Config, runs: Mapping[str, Run], rows: Sequence[Result], folder: Path, command: str) -> None:
     name = config.design.spaces[0]
-    searches = [SearchRecord.of(run_folder.plain(read_json(job.search_file(name)))) for job in runs.values()]
+    searches = [SearchRecord.of(read_json(job.search_file(name))) for job in runs.values()]
     place = next(iter(runs.values())).folder
     made = Report(
         title=f"{config.family.title} on {config.names['data']}, {config.target.device}, {config.target.runtime}: "

@@ -100,6 +100,16 @@ class Config:
             found |= {f"{table}.{name}": _plain(value) for name, value in self._values(table).items()}
         return found
 
+    def key_options(self) -> dict[str, Any]:
+        """As `options`, without those that no result depends on: fields marked `metadata={"key": False}`."""
+        unmarked = {
+            f"{table}.{field.name}"
+            for table in TABLES
+            for field in dataclasses.fields(getattr(self, FIELDS.get(table, table)))
+            if not field.metadata.get("key", True)
+        }
+        return {name: value for name, value in self.options().items() if name not in unmarked}
+
     def usual(self) -> dict[str, Any]:
         """Of the classes and recipe that are named, the options that have a default, with it."""
         found: dict[str, Any] = dict(SCALARS)

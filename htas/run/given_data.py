@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from htas.datasets import Dataset
 from htas.errors import UserError
 from htas.text import shapes
 
-_KNOWN: dict[str, tuple["Items", "Items", Task]] = {}
+Parts = tuple[Items, Items, Task]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class UserData(Dataset):
     """The user's training and validation items; only the process that they were given to has them."""
 
     key: str
-    """By which that process knows them."""
+    """A digest of the items."""
     count: int
     """Classes."""
     sizes: tuple[int, ...]
@@ -35,19 +35,22 @@ class UserData(Dataset):
 
     mean = std = ()
     flip, crop = False, 0
+    _parts: ClassVar[Parts | None] = None
+    """Training and validation items, and the task: of the instance, and no field, as a configuration is only text."""
 
     @staticmethod
     def of(train: Any, test: Any, classes: int, shapes: tuple[Shape, ...], task: Task = CLASSIFY) -> "UserData":
-        """Remember them; raises ValueError for what is no data."""
+        """The data set of these items; raises UserError for what is no data."""
         parts = items(train, "the training data"), items(test, "the validation data")
         sizes = tuple(len(part) for part in parts)
         key = f"{type(parts[0].dataset).__name__}-{fingerprint(*parts)}"
-        _KNOWN[key] = *parts, task
-        return UserData(key, classes, sizes, shapes, task.name)
+        data = UserData(key, classes, sizes, shapes, task.name)
+        object.__setattr__(data, "_parts", (*parts, task))
+        return data
 
     def check_shape(self) -> None:
         """Raise UserError where an item has another shape than the network was shown."""
-        part = _KNOWN[self.key][0]
+        part, _, _ = self._items()
         inputs, _ = next(part._only(part.picks[:1]).batches(1))
         found = tuple(tuple(each.shape[1:]) for each in ((inputs,) if isinstance(inputs, Tensor) else inputs))
         if found != self.shapes:
@@ -67,12 +70,7 @@ class UserData(Dataset):
 
     def load(self, *, device: str, validation: float, seed: int, limit: int) -> Data:
         """As `htas.datasets.load`; raises UserError in another process."""
-        if self.key not in _KNOWN:
-            raise UserError(
-                "the data of this run were given to htas.optimize in Python; call it again with the same data and this "
-                "folder as out"
-            )
-        *parts, task = _KNOWN[self.key]
+        *parts, task = self._items()
         train, test = (limited(part.on(device), limit) for part in parts)
         labels = train.labels() if task.classifies else None
         if labels is not None and (labels.min() < 0 or labels.max() >= self.classes):
@@ -83,6 +81,14 @@ class UserData(Dataset):
         known = labels if labels is not None else torch.zeros(len(train), dtype=torch.long)
         held = proportional(known, round(len(train) * validation), seed)
         return Data(self.classes, self.shapes, train, train.where(~held), train.where(held), test, task)
+
+    def _items(self) -> Parts:
+        if self._parts is None:
+            raise UserError(
+                "the data of this run were given to htas.optimize in Python; call it again with the same data and this "
+                "folder as out"
+            )
+        return self._parts
 
 
 def fingerprint(*parts: Items) -> str:

@@ -4,6 +4,7 @@ import copy
 import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -12,8 +13,6 @@ from htas.errors import UserError
 from htas.graph._capture import capture
 from htas.models import ModelFamily
 from htas.text import plural
-
-_KNOWN: dict[str, nn.Module] = {}
 
 
 @dataclass(frozen=True)
@@ -27,21 +26,24 @@ class UserNetwork(ModelFamily):
     trained: bool = True
     """Whether the base network, and all that is made of it, starts from its weights; otherwise all are drawn anew."""
 
+    _module: ClassVar[nn.Module | None] = None
+    """Its copy: of the instance, and no field, as a configuration is only text."""
+
     @staticmethod
     def of(module: nn.Module, *, trained: bool) -> "UserNetwork":
-        """Remember a copy of the network, as it is now."""
-        found = UserNetwork(type(module).__name__, digest(module), trained)
-        _KNOWN[found.digest] = copy.deepcopy(module)
-        return found
+        """The network as it is now: it is copied."""
+        family = UserNetwork(type(module).__name__, digest(module), trained)
+        object.__setattr__(family, "_module", copy.deepcopy(module))
+        return family
 
     def build(self, classes: int) -> nn.Module:
         """A copy of it; raises UserError in another process."""
-        if self.digest not in _KNOWN:
+        if self._module is None:
             raise UserError(
                 f"the network of this run, {self.what}, was given to htas.optimize in Python; call it again with the "
                 "same network and this folder as out"
             )
-        return copy.deepcopy(_KNOWN[self.digest])
+        return copy.deepcopy(self._module)
 
     @property
     def inherits(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from htas import datasets, files, strategies
+from htas import files, strategies
 from htas.console.blame import blame
 from htas.console.progress import say
 from htas.data.task import Task, unit
@@ -22,11 +22,12 @@ from htas.graph.arch import Arch
 from htas.plugins import find
 from htas.report.result import Result
 from htas.run import rows as run_rows
-from htas.run import run
 from htas.run import stages as pipeline
-from htas.run.config import Config, load
+from htas.run.config import Config
+from htas.run.folder import open_run
 from htas.run.given_data import UserData
 from htas.run.given_network import UserNetwork
+from htas.run.run import Run
 from htas.strategies import Strategy
 from htas.text import millions, milliseconds, percent, shapes
 from htas.timing.target import Target
@@ -42,19 +43,27 @@ MARGIN = 0.05
 class OptimizationResult:
     """What `optimize` found; all of it is in the run's folder, too."""
 
-    folder: Path
-    """Of the run: every stage's files."""
-    config: Config
+    run: Run
+
+    @property
+    def folder(self) -> Path:
+        """Of the run: every stage's files."""
+        return self.run.folder
+
+    @property
+    def config(self) -> Config:
+        """Of the run."""
+        return self.run.config
 
     @cached_property
     def model(self) -> nn.Module:
         """The network found, trained, in eval mode, on the CPU: of the user's own class, its leaf modules resized."""
-        return run_rows.load_network(self._job, self.result)
+        return run_rows.load_network(self.run, self.result)
 
     @cached_property
     def base(self) -> nn.Module:
         """The network as it was given, or trained if it was not; its channels may be in another order."""
-        return run_rows.load_network(self._job, self.results[0])
+        return run_rows.load_network(self.run, self.results[0])
 
     @property
     def arch(self) -> Arch:
@@ -85,7 +94,7 @@ class OptimizationResult:
         """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        return export(self.model, self._job.target.example(), target)
+        return export(self.model, self.run.target.example(), target)
 
     def save(self, folder: str | Path) -> Path:
         """Write what lives without this library: weights (safetensors), widths and depths, the network as model.pt2,
@@ -99,10 +108,6 @@ class OptimizationResult:
         write_json(place / "arch.json", self.arch.json())
         write_text(place / "README.md", _card(self))
         return place
-
-    @property
-    def _job(self) -> run.Run:
-        return run.Run(self.config, self.folder)
 
 
 def optimize(
@@ -163,21 +168,22 @@ def optimize(
     made = UserData.of(*_parts(data), classes, tuple(tuple(each.shape[1:]) for each in example), task)
     made.check_shape()
     family = UserNetwork.of(model, trained=trained)
-    wanted = _options(made, trained, epochs, search_epochs, constraints, options or {}, seed)
-    config = load(None, [f"--{name}={_text(value)}" for name, value in wanted.items()])
+    usual = _usual(made, trained, epochs, search_epochs, constraints, options or {})
+    bounds = {str(name): [*limits] for name, limits in (widths or {}).items()}
+    design = {"design.ignored": [*ignored_layers], "design.bounds": bounds}
+    config = Config.default().changed({"seed": seed, **usual, **design, **(options or {})})
     names = {**config.names, "family": "htas.run.given_network:UserNetwork", "data": "htas.run.given_data:UserData"}
-    design = replace(
-        config.design, ignored=tuple(ignored_layers), bounds={str(name): [*own] for name, own in (widths or {}).items()}
-    )
-    config = replace(config, family=family, data=made, target=target or config.target, design=design, names=names)
+    config = replace(config, family=family, data=made, target=target or config.target, names=names)
     folder = Path(out) if str(out) else Path("runs") / f"optimize-{files.slug(type(model).__name__)}"
     if not task.classifies and distill_fn is None and train_fn is None:
         say("nothing is distilled, as the loss is your own; distill_fn says what networks learn from the base network")
         config = replace(config, distill=replace(config.distill, alpha=0.0))
+    shared: dict[str, Any] = {}
     if trained and task.classifies and score_func is None:
-        _check_trained(config, model)
-    pipeline.run(config, folder, f"htas.optimize(..., out={str(folder)!r})")
-    return OptimizationResult(folder, config)
+        _check_trained(Run(config, folder, shared=shared), model)
+    run = open_run(config, folder, shared=shared)
+    pipeline.run(run, f"htas.optimize(..., out={str(folder)!r})")
+    return OptimizationResult(run)
 
 
 def _checked(model: nn.Module, example_inputs: Any) -> tuple[Tensor, ...]:
@@ -238,24 +244,22 @@ def _parts(data: Any) -> tuple[Any, Any]:
     return data[0], data[1]
 
 
-def _options(
+def _usual(
     data: UserData,
     trained: bool,
     epochs: int,
     search_epochs: int,
     constraints: Mapping[str, Any] | None,
     options: Mapping[str, Any],
-    seed: int,
 ) -> dict[str, Any]:
-    """What is usual for a network of the user's own, what was said, and what `options` say besides."""
+    """The usual options for a network of the user's own, but for those that the strategy in `options` has not."""
     if epochs < 0 or search_epochs < 1:
         raise UserError(
             f"epochs must be 0 (the usual number) or more and search_epochs 1 or more, got {epochs} and {search_epochs}"
         )
     batch = max(1, min(128, data.sizes[0] // 20))
-    found: dict[str, Any] = {
-        "seed": seed,
-        "design.spaces": "hardware",
+    usual: dict[str, Any] = {
+        "design.spaces": ["hardware"],
         "strategy.epochs": search_epochs,
         "strategy.batch": batch,
         "strategy.lr": 0.03 if trained else 0.05,
@@ -265,33 +269,22 @@ def _options(
         "train.recipe": "finetune" if trained else "short",
         "train.epochs": epochs or (10 if trained else 20),
         "train.batch": batch,
-        **{f"constraints.{metric}": text for metric, text in (constraints or {"latency": "50%"}).items()},
-        **options,
+        **{f"constraints.{metric}": str(text) for metric, text in (constraints or {"latency": "50%"}).items()},
     }
-    half = data.sizes[0] * (1 - float(found.get("split.validation", 0.5)))
-    steps = max(1, int(half / int(found["strategy.batch"]))) * int(found["strategy.epochs"])
-    found = {"strategy.arch_lr": f"{min(0.3, LOGITS / steps):.3g}", **found}
-    kind: Any = find(strategies, Strategy, str(found.get("strategy.name", "differentiable")))
+    all_options = {**usual, **options}
+    half = data.sizes[0] * (1 - float(all_options.get("split.validation", 0.5)))
+    steps = max(1, int(half / int(all_options["strategy.batch"]))) * int(all_options["strategy.epochs"])
+    usual["strategy.arch_lr"] = float(f"{min(0.3, LOGITS / steps):.3g}")
+    kind: Any = find(strategies, Strategy, str(all_options.get("strategy.name", "differentiable")))
     known = {f"strategy.{each.name}" for each in fields(kind)}
-    return {
-        name: value
-        for name, value in found.items()
-        if name in options or not name.startswith("strategy.") or name in known
-    }
+    return {name: value for name, value in usual.items() if not name.startswith("strategy.") or name in known}
 
 
-def _text(value: Any) -> str:
-    """As the command line has it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
-
-
-def _check_trained(config: Config, model: nn.Module) -> None:
+def _check_trained(run: Run, model: nn.Module) -> None:
     """Raise UserError where a network is said to be trained and guesses."""
-    data = datasets.load(config.data, validation=config.parts.validation, seed=config.seed, limit=config.parts.limit)
-    accuracy = evaluate(copy.deepcopy(model), data.test, device="cpu", precision="fp32")
-    labels = torch.cat([labels for _, labels in data.test.batches(500)])
+    test = run.data.test
+    accuracy = evaluate(copy.deepcopy(model), test, device=run.device, precision="fp32")
+    labels = torch.cat([labels.cpu() for _, labels in test.batches(500)])
     guessed = float(labels.bincount().max()) / len(labels)
     if accuracy < guessed + MARGIN * (1 - guessed):
         raise UserError(

@@ -2,17 +2,17 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from htas.console.progress import say
-from htas.cost.calibrate import cells, sparing
+from htas.cost.calibrate import cells
 from htas.data.split import Data
 from htas.data.task import forward, images_in, precise
 from htas.graph import Network, Site, resize
 from htas.run.config import Config
+from htas.run.rows import base_trained
+from htas.run.run import Run
 from htas.runtimes import open_runtime
 from htas.spaces.design import Design, grid_widths
 from htas.spaces.sampling import at_most, widths_at_most
@@ -29,25 +29,24 @@ STUDENTS = 2
 """Networks trained beside the base and those found: the controls."""
 
 
-def show(network: Network, data: Data, config: Config, folder: Path) -> None:
+def show(run: Run) -> None:
     """Print the stages with the time each is expected to take."""
-    say(f"expected on this machine, into {folder}:")
+    say(f"expected on this machine, into {run.folder}:")
     total = 0.0
-    for stage, seconds in estimate(network, data, config):
+    for stage, seconds in estimate(run):
         total += seconds
         say(f"  {stage:<28}{duration(seconds):>12}")
     say(f"  {'all':<28}{duration(total):>12}")
 
 
-def estimate(network: Network, data: Data, config: Config) -> Iterator[tuple[str, float]]:
+def estimate(run: Run) -> Iterator[tuple[str, float]]:
     """Stage and seconds."""
+    network, data, config = run.network, run.data, run.config
     image = _step(network, data, config)
     spaces = len(config.design.spaces)
     recipe = config.train
     options = config.design
-    target = replace(config.target, shapes=config.data.shapes)
-    runtime = open_runtime(target)
-    seconds, calibrating = runtime.build_seconds, sparing(config.calibrate, network, runtime)
+    seconds, calibrating = open_runtime(run.target).build_seconds, run.calibration
     most = widths_at_most(seconds)
     layers = at_most(network, expand=options.expand, inputs=options.inputs, groups=options.groups, most=most)
     yield "survey, at most", config.survey.limit(layers) + layers * seconds
@@ -55,10 +54,11 @@ def estimate(network: Network, data: Data, config: Config) -> Iterator[tuple[str
     pairs = sum(map(len, cells(network, [Space("", choices, {})], calibrating.widths, seconds).values()))
     yield (
         "calibration, at most",
-        sum(calibrating.limits(pairs, seconds, FORWARD * image * target.batch)) + pairs * seconds,
+        sum(calibrating.limits(pairs, seconds, FORWARD * image * run.target.batch)) + pairs * seconds,
     )
     yield f"search of {plural(spaces, 'space')}", spaces * config.strategy.training_images(len(data.weights)) * image
-    yield "train the base network", recipe.length * len(data.train) * image
+    if not base_trained(run):
+        yield "train the base network", recipe.length * len(data.train) * image
     students = spaces + STUDENTS
     yield f"train {students} networks", students * recipe.length * len(data.train) * image * STUDENT
     yield "measure and report", 45.0

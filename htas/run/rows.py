@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from htas.metrics.macs import Macs
 from htas.metrics.params import Params
 from htas.report.result import Result
 from htas.run.config import Config
-from htas.run.folder import _finished, _write, plain
+from htas.run.keys import search_key
 from htas.run.run import Run
+from htas.run.stage import made_from, write_stage
 from htas.search.record import SearchRecord
 from htas.text import listing, milliseconds
 from htas.timing.measurement import Measurement
@@ -28,7 +30,7 @@ from htas.training.train import evaluate
 from htas.training.train import train as fit
 
 
-def _known(job: Run, contents: Mapping[str, Mapping[str, Any]], searches: Sequence[SearchRecord]) -> list[Result]:
+def known_rows(job: Run, contents: Mapping[str, Mapping[str, Any]], searches: Sequence[SearchRecord]) -> list[Result]:
     """The networks, as far as the run has come: measured, trained, found."""
     for name in ("measure.json", "networks.json"):
         if name in contents:
@@ -39,9 +41,9 @@ def _known(job: Run, contents: Mapping[str, Mapping[str, Any]], searches: Sequen
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
-def _rows(job: Run) -> list[Result]:
+def untrained_rows(job: Run) -> list[Result]:
     """The networks of a run, untrained: base, one per space, and the controls; the order of the report."""
-    records = [SearchRecord.of(plain(read_json(job.search_file(name)))) for name in job.config.design.spaces]
+    records = [SearchRecord.of(read_json(job.search_file(name))) for name in job.config.design.spaces]
     found = [_found_row(job, record) for record in records]
     return [_base_row(job), *found, *_controls(job, found[0])]
 
@@ -83,11 +85,11 @@ def _controls(job: Run, found: Result) -> list[Result]:
     They are picked by readings of their own, once, and kept in controls.json; the report measures all rows afresh.
     """
     path = job.folder / "controls.json"
-    key = digest(job.made_from("search"), found.arch.json())
-    if not _finished(path, key, False):
+    key = digest(search_key(job), found.arch.json())
+    if not made_from(path, key):
         started = time.monotonic()
         picked = _pick_controls(job, found)
-        _write(path, key, time.monotonic() - started, picked)
+        write_stage(path, key, time.monotonic() - started, picked)
     content = read_json(path)
     rows = []
     for control in content["controls"]:
@@ -153,10 +155,9 @@ def train_row(
     """
     path, key = job.model_file(row.name), job.training(row.arch, taught=row.name != "base")
     key = digest(key, row.family) if build else key
-    if path.exists() and not again:
-        _, about = read_tensors(path)
-        if about["inputs"] == key:
-            return replace(row, accuracy=about["accuracy"], teacher=about["teacher"]), about["seconds"]
+    about = None if again else _trained(path, key)
+    if about is not None:
+        return replace(row, accuracy=about["accuracy"], teacher=about["teacher"]), about["seconds"]
     config = job.config
     teacher = None if row.name == "base" or config.distill.alpha == 0 else base_network(job)
     torch.manual_seed(config.seed)
@@ -184,6 +185,18 @@ def train_row(
     write_tensors(path, model.state_dict(), about)
     checkpoint.unlink(missing_ok=True)
     return replace(row, accuracy=accuracy, teacher=name), seconds
+
+
+def _trained(path: Path, key: str) -> dict[str, Any] | None:
+    """What is known of trained weights; None where there are none of this key."""
+    about = read_tensors(path)[1] if path.exists() else {}
+    return about if about.get("inputs") == key else None
+
+
+def base_trained(job: Run) -> bool:
+    """Whether the base network needs no training: its weights are the user's, or lie in the folder."""
+    key = job.training(job.network.base, taught=False)
+    return job.config.family.inherits or _trained(job.model_file("base"), key) is not None
 
 
 def _trained_by(
@@ -219,7 +232,7 @@ def counted(module: nn.Module, target: Target) -> tuple[int, int]:
     return round(macs.median), round(params.median)
 
 
-def _title(config: Config) -> str:
+def strategy_title(config: Config) -> str:
     """The strategy, and what it had to keep."""
     asked = listing(f"{metric} {text}" for metric, text in config.constraints.given.items())
     return f"{config.names['strategy']} within {asked}" if asked else config.strategy.title

@@ -2,12 +2,12 @@
 
 import dataclasses
 import platform
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -32,31 +32,47 @@ from htas.spaces.space import Space
 from htas.strategies import SupernetStrategy
 from htas.timing.store import Store
 from htas.timing.target import Target, affinity, machine
-from htas.training.distill import Distill
 
-FILES = {"train": "networks", "calibrate": "cost"}
-"""Stages whose file has another name."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A configuration and its folder, with what every stage needs; made when first asked for."""
+    """A configuration and its folder, with everything that the stages need, made once when it is first used."""
 
     config: Config
     folder: Path
+    supernets: Path | None = None
+    """Folder of the supernets that the searches of several runs share; None for none."""
+    shared: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """Networks and data, by what they depend on; the runs of an experiment have one dictionary."""
+    _records: dict[Path, tuple[tuple[int, int], Any]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
-    @cached_property
+    @property
     def data(self) -> Data:
         """The images, on the device that trains."""
         config, parts = self.config, self.config.parts
-        say(f"reading {config.names['data']}")
-        return datasets.load(
-            config.data, device=self.device, validation=parts.validation, seed=config.seed, limit=parts.limit
-        )
+        options = dataclasses.asdict(config.data), dataclasses.asdict(parts)  # type: ignore[call-overload]
+        key = digest("data", config.names["data"], options, config.seed, self.device)
+        if key not in self.shared:
+            say(f"reading {config.names['data']}")
+            self.shared[key] = datasets.load(
+                config.data, device=self.device, validation=parts.validation, seed=config.seed, limit=parts.limit
+            )
+        return cast(Data, self.shared[key])
 
-    @cached_property
+    @property
     def network(self) -> Network:
-        """The base network, traced; its weights drawn from the seed, or as they were given."""
+        """The base network, traced; its weights drawn from the seed, or the user's."""
+        design = self.config.design
+        key = digest("network", self.config.seed, self.family, self.config.data.shapes, design.adds, design.ignored)
+        if key not in self.shared:
+            self.shared[key] = self._traced()
+        return cast(Network, self.shared[key])
+
+    def _traced(self) -> Network:
         torch.manual_seed(self.config.seed)
         module = self.config.family.build(self.config.data.classes)
         example = tuple(torch.zeros(2, *shape) for shape in self.config.data.shapes)
@@ -76,25 +92,35 @@ class Run:
         """The target, for the inputs of this data set."""
         return replace(self.config.target, shapes=self.config.data.shapes)
 
-    @cached_property
+    @property
     def surveyed(self) -> dict[str, Any]:
         """survey.json."""
-        return read_json(self.folder / "survey.json")
+        return self._record("survey.json", read_json)
 
-    @cached_property
+    @property
     def spaces(self) -> dict[str, Space]:
         """The spaces of design.json."""
-        return {name: Space.of(space) for name, space in read_json(self.folder / "design.json")["spaces"].items()}
+        return self._record(
+            "design.json", lambda path: {name: Space.of(space) for name, space in read_json(path)["spaces"].items()}
+        )
 
-    @cached_property
+    @property
     def costs(self) -> NetworkCosts:
         """Cost models by metric; those that need cost.json read it when first asked for."""
-        return NetworkCosts(self.network, self.target, lambda: read_json(self.folder / "cost.json"))
+        return self._record("cost.json", lambda path: NetworkCosts(self.network, self.target, lambda: read_json(path)))
 
     @property
     def calibrated(self) -> TableCost:
         """Latency by cost.json, in seconds."""
         return self.costs.calibrated()
+
+    def _record(self, name: str, make: Callable[[Path], T]) -> T:
+        """What a file holds; made once, and when the file has changed."""
+        path = self.folder / name
+        state = (path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else (0, 0)
+        if path not in self._records or self._records[path][0] != state:
+            self._records[path] = state, make(path)
+        return cast(T, self._records[path][1])
 
     @property
     def cost(self) -> CostModel:
@@ -146,29 +172,6 @@ class Run:
         if not self.config.family.inherits:
             self.config.family.reset(module)
 
-    def made_from(self, stage: str) -> str:
-        """A hash of what a stage is made from; a stage whose file holds another one is done again."""
-        config, folder = self.config, self.folder
-        basis = [*self.family, config.data.classes]
-        space = [config.design.expand, config.design.inputs, config.design.adds, *config.design.ignored]
-        match stage:
-            case "survey":
-                options = {**dataclasses.asdict(config.survey), "store": "", "undecided": 0}  # do not touch readings
-                return digest(basis, self.place, options, space)
-            case "design":
-                return digest(basis, dataclasses.asdict(config.design), folder / "survey.json")
-            case "calibrate":
-                options = dataclasses.asdict(config.calibrate)
-                return digest(basis, self.place, options, space, folder / "design.json", *self.fitted_metrics)
-            case "search":
-                files = [folder / f"{name}.json" for name in ("design", "survey", "cost")]
-                searched = lasting(replace(config, distill=Distill()))  # which a search has nothing to do with
-                return digest(searched, *files, *config.strategy.files)
-            case "train":
-                return digest(lasting(config), *(self.search_file(name) for name in config.design.spaces))
-            case _:
-                return digest(lasting(config), self.place, folder / "networks.json")
-
     @property
     def place(self) -> dict[str, Any]:
         """What latencies depend on: the target on this machine, its runtime's versions, and how layers are timed."""
@@ -192,12 +195,6 @@ class Run:
         data = [self.training(self.network.base, taught=False), dataclasses.asdict(config.parts)]  # the base network's
         files = [self.folder / "cost.json", *strategy.files]
         return digest(data, space.json(), options, *files) if options else ""
-
-    def files(self, stage: str) -> list[Path]:
-        """What a stage before the report leaves behind."""
-        if stage == "search":
-            return [self.search_file(name) for name in self.config.design.spaces]
-        return [self.folder / f"{FILES.get(stage, stage)}.json"]
 
     def search_file(self, space: str) -> Path:
         """Where the search of a space ends up."""
@@ -242,17 +239,7 @@ def _version(package: str) -> str:
         return ""
 
 
-def lasting(config: Config) -> str:
-    """All of a configuration that what is made depends on, as TOML."""
-    return _lasting(config.toml())
-
-
-def _lasting(text: str) -> str:
-    """A configuration without what may change in the folder of a run, as it touches nothing that was made."""
-    return "\n".join(line for line in text.splitlines() if line.partition(" = ")[0] not in ("store", "undecided"))
-
-
-def _environment(job: Run) -> None:
+def write_environment(job: Run) -> None:
     """Seed, versions and machine of the run, as they are now."""
     content = {"seed": job.config.seed, "fingerprint": job.target.fingerprint(), **versions()}
     write_json(job.folder / "environment.json", content)

@@ -1,13 +1,12 @@
-"""One function per stage, files in and files out: survey, design, calibrate, search, train, measure, report.
+"""The seven stages of a run, files in and files out: survey, design, calibrate, search, train, measure, report.
 
 A stage is finished when its file exists and was made from the inputs that are there now; anything else is done again.
 An interrupted search or training goes on from its last epoch.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,18 @@ from htas.report import write, write_runs, write_survey
 from htas.report.result import Prediction, Report, Result
 from htas.run import plan
 from htas.run.config import Config, load
-from htas.run.folder import STAGES, _finished, _lack, _need, _write, open_run, plain
-from htas.run.rows import _known, _rows, _title, base_network, load_network, measure_rows, train_row
-from htas.run.run import Run, _environment
+from htas.run.keys import calibrate_key, design_key, measure_key, search_key, survey_key, train_key
+from htas.run.rows import (
+    base_network,
+    known_rows,
+    load_network,
+    measure_rows,
+    strategy_title,
+    train_row,
+    untrained_rows,
+)
+from htas.run.run import Run, write_environment
+from htas.run.stage import Stage, ensure, made_from, need, unusable, write_stage
 from htas.runtimes import open_runtime
 from htas.search import moves
 from htas.search.finish import finish
@@ -45,26 +53,21 @@ from htas.timing.target import machine
 RIVALS = 20
 
 
-def run(config: Config, folder: Path, command: str, supernets: Path | None = None) -> Path:
-    """Every stage in turn; returns the path of report.html. In `supernets` lie those that several runs share."""
-    open_run(config, folder)
-    job = Run(config, folder)
+def run(job: Run, command: str) -> Path:
+    """Every stage in turn; returns the path of report.html."""
     open_runtime(job.target)
-    if not (folder / "report.json").exists():
-        plan.show(job.network, job.data, config, folder)
-    write_json(folder / "command.json", {"command": command})
-    for stage in (survey, design, calibrate, partial(search, supernets=supernets), train, measure, report):
-        stage(config, folder)
-    return folder / "report.html"
+    if not (job.folder / "report.json").exists():
+        plan.show(job)
+    write_json(job.folder / "command.json", {"command": command})
+    for stage in STAGES:
+        ensure(job, stage)
+    return job.folder / "report.html"
 
 
-def survey(config: Config, folder: Path, again: bool = False) -> None:
+def _survey(job: Run, again: bool) -> None:
     """Section 3.2: every distinct layer at every width -> survey.json."""
-    job = Run(config, folder)
-    path = folder / "survey.json"
-    if _finished(path, job.made_from("survey"), again):
-        return
     started = time.monotonic()
+    config = job.config
     options, most = config.design, widths_at_most(open_runtime(job.target).build_seconds)
     number = at_most(job.network, expand=options.expand, inputs=options.inputs, groups=options.groups, most=most)
     with progress(f"survey of {number} layers, %", 100) as bar:
@@ -80,32 +83,27 @@ def survey(config: Config, folder: Path, again: bool = False) -> None:
         )
     for doubt in content["doubts"]:
         say(f"survey: doubt: {doubt}")
-    _environment(job)
-    _write(path, job.made_from("survey"), time.monotonic() - started, content)
+    write_environment(job)
+    write_stage(job.folder / "survey.json", survey_key(job), time.monotonic() - started, content)
 
 
-def survey_page(config: Config, folder: Path) -> tuple[Path, TextTable]:
+def survey_page(job: Run) -> tuple[Path, TextTable]:
     """What the survey says by itself: the path of survey.html, and its table of choices (the paper's Table 2)."""
-    job = Run(config, folder)
-    _need(job, "survey")
-    content = job.surveyed
+    need(job, SURVEY)
+    config, content = job.config, job.surveyed
     options = replace(config.design, spaces=("hardware",), widths={})
     curves = records(job.network, content, options, spaces(job.network, content, options))
     title = f"Survey of {config.family.title}: {config.target.device}, {config.target.runtime}"
     layers = f"{content['cases']}" + (f", and {more} interpolated" if (more := content.get("interpolated")) else "")
     facts = {**machine(), **content["context"], "layers": layers, "seconds": round(content["took"], 1)}
     told = {name: str(fact) for name, fact in facts.items()}
-    return write_survey(title, curves, DECIDED, content["doubts"], _decided(curves), told, folder)
+    return write_survey(title, curves, DECIDED, content["doubts"], _decided(curves), told, job.folder)
 
 
-def design(config: Config, folder: Path, again: bool = False) -> None:
+def _design(job: Run, again: bool) -> None:
     """Eq. 1 to 4: curves, fits and choices -> design.json."""
-    job = Run(config, folder)
-    path = folder / "design.json"
-    _need(job, "survey")
-    if _finished(path, job.made_from("design"), again):
-        return
     started = time.monotonic()
+    config = job.config
     made = spaces(job.network, job.surveyed, config.design)
     curves = records(job.network, job.surveyed, config.design, made)
     for curve in curves:
@@ -119,22 +117,17 @@ def design(config: Config, folder: Path, again: bool = False) -> None:
     if "hardware" in made:
         _refuse_noise(curves, config.survey.undecided)
     content = {"spaces": {name: space.json() for name, space in made.items()}, "curves": [c.json() for c in curves]}
-    _write(path, job.made_from("design"), time.monotonic() - started, content)
+    write_stage(job.folder / "design.json", design_key(job), time.monotonic() - started, content)
 
 
-def calibrate(config: Config, folder: Path, again: bool = False) -> None:
+def _calibrate(job: Run, again: bool) -> None:
     """Layers at pairs of widths, whole networks, and the fit of one on the other -> cost.json."""
-    job = Run(config, folder)
-    path = folder / "cost.json"
-    _need(job, "design")
-    if _finished(path, job.made_from("calibrate"), again):
-        return
     started = time.monotonic()
     options = job.calibration
     spaces = list(job.spaces.values())
     building = open_runtime(job.target).build_seconds
     number = sum(map(len, cells(job.network, spaces, options.widths, building).values()))
-    base = paper_cost(job.network, job.surveyed, config.design).cost(job.network.base)
+    base = paper_cost(job.network, job.surveyed, job.config.design).cost(job.network.base)
     limits = options.limits(number, building, base)
     with progress(f"calibration: {number} layers and {options.networks} networks, %", 100) as bar:
         content = fit_cost(
@@ -154,8 +147,12 @@ def calibrate(config: Config, folder: Path, again: bool = False) -> None:
         with progress(f"{name} of {options.networks} networks, %", 100) as bar:
             content[name] = fit_metric(job.network, content, metric, shares(bar))
         say(f"cost: {name}: {_held_out(content[name])}")
-    content["design"] = digest(folder / "design.json")
-    _write(path, job.made_from("calibrate"), time.monotonic() - started, content)
+    content["design"] = _design_digest(job)
+    write_stage(job.folder / "cost.json", calibrate_key(job), time.monotonic() - started, content)
+
+
+def _design_digest(job: Run) -> str:
+    return digest(job.folder / "design.json")
 
 
 def _held_out(fitted: Mapping[str, Any]) -> str:
@@ -166,24 +163,20 @@ def _held_out(fitted: Mapping[str, Any]) -> str:
     )
 
 
-def search(config: Config, folder: Path, again: bool = False, supernets: Path | None = None) -> None:
-    """Section 3.3: one search per space -> search-SPACE.json, with its course and its random rivals.
-
-    In `supernets` lie those that searches share which train them alike and judge archs afterwards.
-    """
-    job = Run(config, folder)
-    _need(job, "survey", "design", "calibrate")
+def _search(job: Run, again: bool) -> None:
+    """Section 3.3: one search per space -> search-SPACE.json, with its course and its random rivals."""
+    config = job.config
     check_limits(job)  # of every space, before hours go into the first
     for name, space in job.spaces.items():
         path = job.search_file(name)
-        if _finished(path, job.made_from("search"), again):
+        if not again and made_from(path, search_key(job)):
             continue
-        problem = _problem(job, space, supernets)
+        problem = _problem(job, space)
         unfinished = (problem.checkpoint, problem.checkpoint.with_suffix(".json"))  # a supernet's, and short trainings
         for old in unfinished if again else ():
             old.unlink(missing_ok=True)
         if space.size == 1:
-            _write(path, job.made_from("search"), 0.0, _only(config, space).json())
+            write_stage(path, search_key(job), 0.0, _only(config, space).json())
             continue
         found = config.strategy.search(problem)
         judged = time.monotonic()
@@ -198,7 +191,7 @@ def search(config: Config, folder: Path, again: bool = False, supernets: Path | 
         took = found.seconds + time.monotonic() - judged
         record = SearchRecord(
             space=name,
-            strategy=_title(config),
+            strategy=strategy_title(config),
             cost=config.strategy.charged,
             arch=arch,
             epochs=found.epochs,
@@ -217,7 +210,7 @@ def search(config: Config, folder: Path, again: bool = False, supernets: Path | 
         state = "converged" if record.converged else "not converged"
         beside = f"; better than {record.beaten} of {len(theirs)} random archs of its latency" if theirs else ""
         say(f"search {name}: {state}{beside}")
-        _write(path, job.made_from("search"), took, record.json())
+        write_stage(path, search_key(job), took, record.json())
         for done in unfinished:
             done.unlink(missing_ok=True)
 
@@ -232,57 +225,51 @@ def _only(config: Config, space: Space) -> SearchRecord:
     )  # fmt: skip
 
 
-def train(config: Config, folder: Path, again: bool = False) -> None:
+def _train(job: Run, again: bool) -> None:
     """Section 4.1: the base network, then every found and control network, distilled from it -> networks.json."""
-    job = Run(config, folder)
-    _need(job, "survey", "design", "calibrate", "search")
-    path = folder / "networks.json"
-    if _finished(path, job.made_from("train"), again):
-        names = [content["name"] for content in read_json(path)["results"]]
-        if all(job.model_file(name).exists() for name in names):
-            return
-    trained = [train_row(job, row, again) for row in _rows(job)]
+    trained = [train_row(job, row, again) for row in untrained_rows(job)]
     content = {"results": [row.json() for row, _ in trained], "test_images": len(job.data.test)}
-    _write(path, job.made_from("train"), sum(seconds for _, seconds in trained), content)
+    write_stage(job.folder / "networks.json", train_key(job), sum(seconds for _, seconds in trained), content)
 
 
-def measure(config: Config, folder: Path, again: bool = False) -> None:
+def _weights_exist(job: Run) -> bool:
+    names = [content["name"] for content in read_json(job.folder / "networks.json")["results"]]
+    return all(job.model_file(name).exists() for name in names)
+
+
+def _measure(job: Run, again: bool) -> None:
     """Whole networks in one interleaved run, and their predictions -> measure.json."""
-    job = Run(config, folder)
-    _need(job, "train")
-    path = folder / "measure.json"
-    if _finished(path, job.made_from("measure"), again):
-        return
     started = time.monotonic()
-    rows = [Result.of(content) for content in read_json(folder / "networks.json")["results"]]
+    rows = [Result.of(content) for content in read_json(job.folder / "networks.json")["results"]]
     rows = [replace(row, predicted=job.calibrated.cost(row.arch)) for row in rows]
     readings = measure_rows(job, rows, [load_network(job, row) for row in rows], "measuring whole networks, %")
     rows = [replace(row, measured=reading) for row, reading in zip(rows, readings, strict=True)]
     for row in rows:
         assert row.measured is not None
         say(f"measure: {row.name}: {milliseconds(row.measured.estimate)}, accuracy {percent(row.accuracy or 0)}")
-    _environment(job)
-    _write(path, job.made_from("measure"), time.monotonic() - started, {"results": [row.json() for row in rows]})
+    write_environment(job)
+    content = {"results": [row.json() for row in rows]}
+    write_stage(job.folder / "measure.json", measure_key(job), time.monotonic() - started, content)
 
 
-def report(config: Config, folder: Path, again: bool = False) -> None:
+def _report(job: Run, again: bool) -> None:
     """report.json, report.md and report.html, from the files of the stages that are there; what is missing is named.
 
     Raises UserError where not even the survey is finished.
     """
-    job = Run(config, folder)
-    lacking = {path.name: _lack(job, stage, path) for stage in STAGES[:-1] for path in job.files(stage)}
+    config, folder = job.config, job.folder
+    lacking = {path.name: unusable(job, stage, path) for stage in STAGES[:-1] for path in stage.files(job)}
     if why := lacking["survey.json"]:
         raise UserError(why)
     missing = [why for why in lacking.values() if why]
     contents = {name: read_json(folder / name) for name, why in lacking.items() if not why}
-    files = {stage: [path.name for path in job.files(stage) if path.name in contents] for stage in STAGES[:-1]}
+    files = {stage.name: [path.name for path in stage.files(job) if path.name in contents] for stage in STAGES[:-1]}
     command = folder / "command.json"
-    searches = [SearchRecord.of(plain(contents[name])) for name in files["search"]]
+    searches = [SearchRecord.of(contents[name]) for name in files["search"]]
     made = Report(
         title=f"{config.family.title} on {config.names['data']}, {config.target.device}, {config.target.runtime}",
         command=read_json(command)["command"] if command.exists() else "htas run config.toml",
-        results=tuple(_known(job, contents, searches)),
+        results=tuple(known_rows(job, contents, searches)),
         curves=tuple(CurveRecord.of(each) for each in contents.get("design.json", {}).get("curves", ())),
         searches=tuple(searches),
         machine=read_json(folder / "environment.json"),
@@ -305,6 +292,27 @@ def report(config: Config, folder: Path, again: bool = False) -> None:
     say(f"report: {folder / 'report.html'}")
 
 
+def _file(name: str) -> Callable[[Run], list[Path]]:
+    return lambda job: [job.folder / name]
+
+
+SURVEY = Stage("survey", (), _file("survey.json"), survey_key, _survey, measures=True, lasting=True)
+DESIGN = Stage("design", (SURVEY,), _file("design.json"), design_key, _design)
+CALIBRATE = Stage(
+    "calibrate", (DESIGN,), _file("cost.json"), calibrate_key, _calibrate, measures=True,
+    outdated=lambda job, content: content.get("design") != _design_digest(job),
+)  # fmt: skip
+SEARCH = Stage(
+    "search", (SURVEY, DESIGN, CALIBRATE),
+    lambda job: [job.search_file(name) for name in job.config.design.spaces], search_key, _search,
+)  # fmt: skip
+TRAIN = Stage("train", (SEARCH,), _file("networks.json"), train_key, _train, complete=_weights_exist)
+MEASURE = Stage("measure", (TRAIN,), _file("measure.json"), measure_key, _measure, lasting=True)
+REPORT = Stage("report", (), _file("report.json"), lambda job: "the report compares itself", _report)
+STAGES = (SURVEY, DESIGN, CALIBRATE, SEARCH, TRAIN, MEASURE, REPORT)
+"""In the order of a run."""
+
+
 def compared(folders: Sequence[Path], out: Path) -> Path:
     """The reports of several runs on one page; its path. Raises UserError where one is no run, or is there twice."""
     if len({folder.resolve() for folder in folders}) < len(folders):
@@ -312,7 +320,7 @@ def compared(folders: Sequence[Path], out: Path) -> Path:
     runs = {}
     for folder in folders:
         if (folder / "config.toml").exists():
-            report(load(folder / "config.toml"), folder)
+            ensure(Run(load(folder / "config.toml"), folder), REPORT)
         name = folder.resolve().name
         runs[name if name not in runs else str(folder)] = read_report(folder)
     return write_runs(runs, out)
@@ -322,7 +330,7 @@ def export_network(folder: Path, to: str, network: str = "", file: Path | None =
     """A trained network of a run as a file: its path, and how far its outputs are from PyTorch's at most."""
     config = load(folder / "config.toml")
     job = Run(config, folder)
-    _need(job, "train")
+    need(job, TRAIN)
     rows = {row.name: row for row in map(Result.of, read_json(folder / "networks.json")["results"])}
     name = network or config.design.spaces[0]
     if name not in rows:
@@ -356,9 +364,9 @@ def limits(job: Run) -> tuple[Limit, ...]:
     return budget.limits(job.config.constraints, costs, job.network.base)
 
 
-def _problem(job: Run, space: Space, supernets: Path | None = None) -> Problem:
-    key = job.supernet_key(space) if supernets else ""
-    trained = supernets / f"{key}.safetensors" if supernets and key else None
+def _problem(job: Run, space: Space) -> Problem:
+    key = job.supernet_key(space) if job.supernets else ""
+    trained = job.supernets / f"{key}.safetensors" if job.supernets and key else None
     return Problem(
         network=job.network,
         reset=job.reset,
@@ -367,7 +375,7 @@ def _problem(job: Run, space: Space, supernets: Path | None = None) -> Problem:
         cost=job.cost,
         device=job.device,
         seed=job.config.seed,
-        checkpoint=job.checkpoint(f"search-{space.name}", job.made_from("search")),
+        checkpoint=job.checkpoint(f"search-{space.name}", search_key(job)),
         base=lambda: base_network(job),
         title=f"search {space.name}",
         limits=limits(job),

@@ -106,7 +106,7 @@ class SearchRecord:
     @staticmethod
     def of(content: Mapping[str, Any]) -> "SearchRecord":
         """Read what `json` gave."""
-        fields = {name: value for name, value in content.items() if name not in ("format", "inputs")}
+        fields = {name: value for name, value in content.items() if name not in ("format", "inputs", "took")}
         return SearchRecord(
             **{
                 **fields,

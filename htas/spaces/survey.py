@@ -1,7 +1,7 @@
 """Section 3.2, first half: measure every distinct layer at every width, and fit f(x) = k x^alpha + b (eq. 1)."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,10 @@ class Survey:
     """Times that each width's turn comes, at most; it is read three times then."""
     reading: float = 0.0
     """Seconds that a reading lasts at least, a faster layer being repeated; 0 means as short as the clock allows."""
-    store: str = "user"
+    store: str = field(default="user", metadata={"key": False})
     """Where measurements are kept for the next run: the path of a file, `user` for this user's own, `none`."""
 
-    undecided: float = 0.2
+    undecided: float = field(default=0.2, metadata={"key": False})
     """Share of the groups that may stay undecided; with more the survey is refused, as chosen by noise. 1 takes any."""
 
     def __post_init__(self) -> None:

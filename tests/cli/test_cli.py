@@ -19,16 +19,17 @@ from htas.cli import verbs as cli
 from htas.console import record
 from htas.errors import UserError
 from htas.graph.layer import Layer
-from htas.run import folder, named
+from htas.run import folder, named, stage
 from htas.run import stages as pipeline
 from htas.run.config import Config
+from htas.run.run import Run
 from htas.timing.measurement import Measurement
 from htas.timing.store import Entry, Store
 from htas.timing.target import Target, usable_cores
 from tests.report.test_report import REPORT
 
 Calls = list[tuple[str, dict[str, Any]]]
-OWNERS: dict[str, Any] = {"open_run": folder, "measure_networks": named}
+OWNERS: dict[str, Any] = {"open_run": folder, "measure_networks": named, "ensure": stage}
 STAGES = ("survey", "design", "calibrate", "search", "train", "measure", "report")
 
 
@@ -50,11 +51,11 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
 
         def record(*args: Any, **kwargs: Any) -> Any:
             made.append((name, dict(signature.bind(*args, **kwargs).arguments)))
-            return answers.get(name)
+            return Run(*args) if name == "open_run" else answers.get(name)
 
         return record
 
-    for name in ("run", "open_run", *STAGES, "survey_page", "measure_networks", "export_network"):
+    for name in ("run", "open_run", "ensure", "survey_page", "measure_networks", "export_network"):
         monkeypatch.setattr(OWNERS.get(name, pipeline), name, recorder(name))
     monkeypatch.setattr(reports, "read", lambda folder: REPORT)
     monkeypatch.chdir(tmp_path)
@@ -65,7 +66,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
 def test_a_report_leaves_what_a_run_says_of_itself(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = []
     for name in ("report", "survey"):
-        monkeypatch.setattr(pipeline, name, lambda *_: recorded.append(record._current is not None))
+        monkeypatch.setattr(stage, "ensure", lambda *_: recorded.append(record._current is not None))
         assert cli.main([name, "some.toml"]) == 0
     assert recorded == [False, True]
 
@@ -90,11 +91,11 @@ def test_run_works_in_a_folder_named_like_the_file(calls: Calls, capsys: pytest.
     assert cli.main(["run", "some.toml", "--design.expand", "3", "--seed=7"]) == 0
     (opened, first), (ran, second) = calls
     assert (opened, ran) == ("open_run", "run")
-    config = second["config"]
+    config = second["job"].config
     assert isinstance(config, Config)
     assert first == {"config": config, "folder": Path("runs/some")}
     assert (config.design.groups, config.design.expand, config.seed) == (4, 3.0, 7)
-    assert second["folder"] == Path("runs/some")
+    assert second["job"].folder == Path("runs/some")
     assert second["command"] == "htas run some.toml --design.expand=3 --seed=7"
     first, *_, last = capsys.readouterr().out.splitlines()
     assert (
@@ -149,7 +150,7 @@ def test_a_report_of_several_runs_takes_their_folders_alone(
 
 def test_run_repeats_its_folder_in_the_command(calls: Calls) -> None:
     assert cli.main(["run", "some.toml", "--out=my runs/1"]) == 0
-    assert calls[1][1]["folder"] == Path("my runs/1")
+    assert calls[1][1]["job"].folder == Path("my runs/1")
     assert calls[1][1]["command"] == "htas run some.toml --out 'my runs/1'"
 
 
@@ -158,10 +159,11 @@ def test_run_repeats_its_folder_in_the_command(calls: Calls) -> None:
 def test_a_stage_works_from_a_file(calls: Calls, stage: str, again: bool) -> None:
     assert cli.main([stage, "some.toml", *(["--again"] if again else [])]) == 0
     pages = ["survey_page"] if stage == "survey" else []
-    assert [name for name, _ in calls] == ["open_run", stage, *pages]
-    assert calls[1][1]["config"].design.groups == 4
-    assert calls[1][1]["folder"] == Path("runs/some")
-    assert calls[1][1]["again"] is again
+    assert [name for name, _ in calls] == ["open_run", "ensure", *pages]
+    ensured = calls[1][1]
+    assert (ensured["stage"].name, ensured["again"]) == (stage, again)
+    assert ensured["run"].config.design.groups == 4
+    assert ensured["run"].folder == Path("runs/some")
 
 
 def test_a_survey_prints_its_choices_and_where_its_page_is(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,8 +176,8 @@ def test_a_stage_works_from_the_folder_of_a_run(calls: Calls, stage: str) -> Non
     Path("done").mkdir()
     Path("done/config.toml").write_text("[design]\ngroups = 3\n")
     assert cli.main([stage, "done"]) == 0
-    assert calls[1][1]["config"].design.groups == 3
-    assert calls[1][1]["folder"] == Path("done")
+    assert calls[1][1]["run"].config.design.groups == 3
+    assert calls[1][1]["run"].folder == Path("done")
 
 
 def test_a_folder_that_no_run_made_is_refused(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
@@ -440,9 +442,9 @@ def test_the_doctor_keeps_what_the_command_asks_of_it() -> None:
 def test_the_demo_runs_the_packaged_configuration(calls: Calls) -> None:
     assert cli.main(["demo", "--out", "here"]) == 0
     assert calls[-1][0] == "run"
-    assert calls[-1][1]["folder"] == Path("here")
+    assert calls[-1][1]["job"].folder == Path("here")
     assert calls[-1][1]["command"] == "htas demo --out here"
-    assert calls[-1][1]["config"].names["data"] == "digits"
+    assert calls[-1][1]["job"].config.names["data"] == "digits"
 
 
 @pytest.mark.parametrize(
@@ -489,7 +491,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(pipeline, "survey", fail)
+    monkeypatch.setattr(stage, "ensure", fail)
 
 
 @pytest.mark.usefixtures("calls")

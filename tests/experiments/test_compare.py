@@ -16,9 +16,7 @@ from htas.experiments.table import table
 from htas.files import read_json, read_tensors, write_json
 from htas.graph.arch import Arch
 from htas.report.result import Result
-from htas.run import folder as run_folder
 from htas.run import rows as run_rows
-from htas.run import stages as pipeline
 from htas.search.record import SearchRecord
 from htas.timing.measurement import Measurement
 
@@ -93,7 +91,7 @@ def test_strategies_that_judge_archs_afterwards_share_a_supernet(tmp_path):
     """
     compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 2, tmp_path / "out")
     records = [
-        SearchRecord.of(run_folder.plain(read_json(tmp_path / "out" / f"{name}-{seed}" / "search-grid.json")))
+        SearchRecord.of(read_json(tmp_path / "out" / f"{name}-{seed}" / "search-grid.json"))
         for seed in range(2)
         for name in ("random", "evolution")
     ]
@@ -103,7 +101,7 @@ def test_strategies_that_judge_archs_afterwards_share_a_supernet(tmp_path):
 
 def test_a_search_that_has_not_converged_is_named(finished, tmp_path):
     """One epoch of two steps is too short for any."""
-    why = SearchRecord.of(run_folder.plain(read_json(finished / "found-1" / "search-grid.json"))).why
+    why = SearchRecord.of(read_json(finished / "found-1" / "search-grid.json")).why
     _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, finished, only=True)
     page = (finished / "compare.html").read_text()
     assert '<figure class="live">' in page and "found" in page
@@ -129,12 +127,12 @@ def test_arms_may_differ_in_expansion_cost_and_adds(tmp_path):
     rows = {each["arm"]: Result.of(each["result"]) for each in content}
     assert set(rows) == {"e2", "e1", "projected", "macs"} and all(row.accuracy for row in rows.values())
     assert rows["projected"].adds == "project" and rows["macs"].cost != rows["e2"].cost
-    base = compare._job(None, OPTIONS, Arm("e1"), 0, tmp_path).network.widths
+    base = compare._job(None, OPTIONS, Arm("e1"), 0, tmp_path, {}).network.widths
     assert all(width <= base[site].base for site, width in rows["e1"].arch.widths.items())
 
 
 def test_what_is_finished_is_not_done_again(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "search", None)
+    monkeypatch.setattr(compare, "ensure", None)
     monkeypatch.setattr(run_rows, "train_row", None)
     before = (finished / "latencies.json").stat().st_mtime_ns
     path, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, finished)
@@ -146,14 +144,14 @@ def test_what_is_finished_is_not_done_again(finished, tmp_path, monkeypatch):
     cells = rows["| found", "1"].strip("| ").split(" | ")
     assert len(rows) == 2 + 8 and cells[2] == f"{100 * found.accuracy:.2f}"
     assert rows["| base", "0"].split(" | ")[4] == "1.000" and rows["| plain 8", "1"].endswith("| - | - |")
-    used = {use.site for use in compare._job(None, OPTIONS, Arm("found"), 0, finished).network.uses(found.arch)}
+    used = {use.site for use in compare._job(None, OPTIONS, Arm("found"), 0, finished, {}).network.uses(found.arch)}
     assert cells[-1] == ", ".join(str(width) for site, width in found.arch.widths.items() if site in used)
     assert cells[-2] == ", ".join(map(str, found.arch.depths.values()))
 
 
 def test_results_alone_are_enough_to_go_on_with(finished, tmp_path, monkeypatch):
     """As when only the small files were carried to another machine: nothing is trained, everything is measured."""
-    monkeypatch.setattr(pipeline, "search", None)
+    monkeypatch.setattr(compare, "ensure", None)
     monkeypatch.setattr(run_rows, "train_row", None)
     for path in finished.glob("*/result.json"):
         (tmp_path / path.parent.name).mkdir()
@@ -164,7 +162,7 @@ def test_results_alone_are_enough_to_go_on_with(finished, tmp_path, monkeypatch)
 
 
 def test_where_the_data_lie_is_not_part_of_a_result(tmp_path):
-    jobs = [compare._job(None, ["data.name=cifar10", f"data.path=/{name}"], Arm("a"), 0, tmp_path) for name in "bc"]
+    jobs = [compare._job(None, ["data.name=cifar10", f"data.path=/{name}"], Arm("a"), 0, tmp_path, {}) for name in "bc"]
     basis = compare._basis(jobs[0], Arm("a"))
     assert compare._difference(basis, jobs[1], Arm("a")) == ""
     other = compare._difference(basis, jobs[0], Arm("a", network="base"))
@@ -173,13 +171,13 @@ def test_where_the_data_lie_is_not_part_of_a_result(tmp_path):
 
 def test_a_result_of_an_earlier_version_lacks_options_that_came_since(tmp_path):
     """They were, then, what they are by default now, whatever the defaults of others were."""
-    job = compare._job(None, ["strategy.epochs=3"], Arm("a"), 0, tmp_path)
+    job = compare._job(None, ["strategy.epochs=3"], Arm("a"), 0, tmp_path, {})
     basis = compare._basis(job, Arm("a"))
     del basis["strategy.arch_lr"], basis["design.widths"]
     assert compare._difference(basis, job, Arm("a")) == ""
-    moved = compare._job(None, ["strategy.epochs=3", "strategy.arch_lr=0.5"], Arm("a"), 0, tmp_path)
+    moved = compare._job(None, ["strategy.epochs=3", "strategy.arch_lr=0.5"], Arm("a"), 0, tmp_path, {})
     assert compare._difference(basis, moved, Arm("a")) == "strategy.arch_lr = 0.001 there, 0.5 here"
-    usual = compare._job(None, [], Arm("a"), 0, tmp_path)
+    usual = compare._job(None, [], Arm("a"), 0, tmp_path, {})
     assert compare._difference(basis, usual, Arm("a")) == "strategy.epochs = 3 there, 600 here"
 
 
@@ -323,11 +321,11 @@ def test_a_wrong_option_names_its_arm(tmp_path, capsys):
 def test_options_of_the_command_line_are_for_an_arm_that_takes_another_strategy_where_it_has_them(finished, capsys):
     given = ["--strategy.arch_lr=0.3", "strategy.epochs=2", "train.lr=0.3"]
     scaled, tas = Arm("scaled", ("--strategy.name=scaled",)), Arm("tas", ('--design.spaces=["tas"]',))
-    job = compare._job(None, given, scaled, 0, finished)
+    job = compare._job(None, given, scaled, 0, finished, {})
     assert (job.config.strategy.epochs, job.config.train.lr) == (2, 0.3)
-    assert compare._job(None, given, tas, 0, finished).config.strategy.arch_lr == 0.3
+    assert compare._job(None, given, tas, 0, finished, {}).config.strategy.arch_lr == 0.3
     own = Arm("own", ("--strategy.name=differentiable", "--strategy.epochs=5"))
-    strategy = compare._job(None, given, own, 0, finished).config.strategy
+    strategy = compare._job(None, given, own, 0, finished, {}).config.strategy
     assert (strategy.epochs, strategy.arch_lr) == (5, 0.3)
     with pytest.raises(UserError, match="another configuration"):
         compare.compare(None, [*OPTIONS, given[0]], [Arm("found"), scaled], 1, finished)
@@ -342,7 +340,7 @@ def test_an_arm_may_have_tables_and_lists_as_options(tmp_path):
     [two]
     """
     (arm, _) = read_arms(arms(tmp_path, text))
-    design = compare._job(None, OPTIONS, arm, 0, tmp_path).config.design
+    design = compare._job(None, OPTIONS, arm, 0, tmp_path, {}).config.design
     assert design.spaces == ("explicit",) and design.widths == {"16": [8, 16], "32": [24], "64": [32, 64]}
 
 
@@ -390,7 +388,7 @@ def test_a_pruned_network_is_the_least_pruned_one_within_the_measured_limit(fini
 
 def test_a_pruned_network_keeps_other_limits_too_and_a_second_reading(finished, tmp_path, monkeypatch):
     """The first reading, of all, says that every network is as fast as can be; the second tells the truth."""
-    job = compare._job(None, [*OPTIONS, "constraints.macs=70%"], Arm("pruned", prune="l1"), 0, tmp_path)
+    job = compare._job(None, [*OPTIONS, "constraints.macs=70%"], Arm("pruned", prune="l1"), 0, tmp_path, {})
     job = replace(job, folder=shutil.copytree(finished / "base-0", tmp_path / "run"))
     monkeypatch.setattr(run_rows, "base_network", lambda job: job.config.family.build(10))
     read = run_rows.measure_rows
@@ -448,7 +446,7 @@ def test_what_an_arm_has_found_is_trained_otherwise_with_no_search(finished, tmp
     (out / "found-0").mkdir(parents=True)
     shutil.copy(finished / "found-0" / "result.json", out / "found-0")
     text = '[found]\n["found, alone"]\nlike = "found"\ndistill = { alpha = 0.0 }\n'
-    monkeypatch.setattr(pipeline, "search", None)
+    monkeypatch.setattr(compare, "ensure", None)
     compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, out)
     first, other = (Result.of(each["result"]) for each in read_json(out / "compare.json")["arms"])
     assert first.arch == other.arch and first.space == other.space and (first.teacher, other.teacher) == ("base", "")

@@ -1,9 +1,11 @@
 """htas.optimize, on a scripted device: what a Python program gives, and what it gets."""
 
 import copy
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from functools import partial
 from typing import Any
 
@@ -24,6 +26,7 @@ from torch.utils.data import (
 import htas
 from htas.data.task import Task
 from htas.files import read_tensors
+from htas.run import plan
 from htas.run.given_data import UserData
 from htas.run.given_network import digest
 
@@ -175,8 +178,33 @@ def test_the_same_call_again_does_nothing_anew(found, net):
     assert again.arch == found.arch
 
 
+def test_a_call_reads_its_data_once_and_keeps_nothing_when_its_result_is_gone(net, tmp_path, monkeypatch):
+    loads, load = [], UserData.load
+    monkeypatch.setattr(UserData, "load", lambda self, **options: (loads.append(self), load(self, **options))[1])
+    parts = items(60, 2), items(30, 3)
+    with scripted_device():
+        result = htas.optimize(
+            net, torch.zeros(1, *SHAPE), parts, target=htas.Target(threads=1), constraints={"macs": "60%"}, epochs=1,
+            options=QUICK, out=tmp_path / "run",
+        )  # fmt: skip
+    assert len(loads) == 1
+    module = result.config.family._module
+    assert type(module) is Net and module is not net
+    alive = [weakref.ref(module), weakref.ref(parts[0])]
+    del result, module, parts, loads[:]
+    gc.collect()
+    assert [ref() for ref in alive] == [None, None]
+
+
+def test_the_outlook_counts_no_training_of_a_base_network_that_is_trained(found, capsys):
+    with scripted_device():
+        plan.show(found.run)
+    lines = capsys.readouterr().err
+    assert "search of 1 space" in lines and "train the base network" not in lines
+
+
 def test_another_process_says_that_the_network_was_given_in_python(found):
-    command = [sys.executable, "-m", "htas", "search", str(found.folder)]
+    command = [sys.executable, "-m", "htas", "search", str(found.folder), "--again"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "was given to htas.optimize in Python; call it again" in done.stderr and "Traceback" not in done.stderr

@@ -17,6 +17,7 @@ from scripted_device import scripted_device
 from htas.files import read_json
 from htas.run import stages as pipeline
 from htas.run.config import load
+from htas.run.folder import open_run
 
 HERE = Path(__file__).parent
 RECORD = HERE / "same_run.json"
@@ -34,7 +35,7 @@ OPTIONS = [
 def figures(folder: Path) -> dict[str, Any]:
     """What a run decided and reached: its cost tables, archs and accuracies."""
     with scripted_device():
-        pipeline.run(load(None, OPTIONS), folder, "htas run")
+        pipeline.run(open_run(load(None, OPTIONS), folder), "htas run")
     rows = read_json(folder / "measure.json")["results"]
     cost = read_json(folder / "cost.json")
     return {
@@ -66,7 +67,7 @@ def test_a_small_run_is_the_same_as_ever(tmp_path: Path) -> None:
     record = tmp_path / "now.json"
     subprocess.run(
         [sys.executable, __file__, record],
-        env={**os.environ, **ARITHMETIC, "PYTHONPATH": str(HERE.parent)},
+        env={**os.environ, **ARITHMETIC, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parents[1])])},
         check=True,
         capture_output=True,
     )

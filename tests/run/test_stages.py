@@ -32,6 +32,7 @@ from htas.run import named, plan, run
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
 from htas.run.config import Config, load
+from htas.run.stage import ensure
 from htas.search import finish
 from htas.search.record import SearchRecord
 from htas.strategies.differentiable import STEP, _Search
@@ -59,6 +60,14 @@ def options(*more: str) -> Config:
     return load(None, [*OPTIONS, *more])
 
 
+STAGES = {stage.name: stage for stage in pipeline.STAGES}
+
+
+def do(name: str, config: Config, folder: Path, again: bool = False) -> None:
+    """What the verb of a stage does in the folder of a run."""
+    ensure(run.Run(config, folder), STAGES[name], again)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _scripted() -> Iterator[None]:
     with scripted_device():
@@ -69,7 +78,7 @@ def _scripted() -> Iterator[None]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run, to be read only."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    assert pipeline.run(options(), folder, "htas run some.toml") == folder / "report.html"
+    assert pipeline.run(run_folder.open_run(options(), folder), "htas run some.toml") == folder / "report.html"
     return folder
 
 
@@ -139,7 +148,7 @@ def test_every_row_has_its_own_figures(finished):
 def test_the_searches_found_archs_of_their_spaces_and_judged_their_rivals(finished):
     spaces = run.Run(options(), finished).spaces
     for name, space in spaces.items():
-        record = SearchRecord.of(run_folder.plain(read_json(finished / f"search-{name}.json")))
+        record = SearchRecord.of(read_json(finished / f"search-{name}.json"))
         assert record.arch in space and record.arch == rows(finished)[name].arch
         assert len(record.epochs) == 2 and len(record.rivals) == len(record.rival_costs) == 2
 
@@ -157,6 +166,20 @@ def test_controls_are_the_widest_and_the_deepest_that_are_not_slower(copied):
     assert "not above that of hardware" in found["note"]
 
 
+def test_a_run_traces_its_network_once_and_reads_its_data_once(tmp_path, monkeypatch):
+    calls = []
+
+    def counted(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **kwargs: (calls.append(name), original(*args, **kwargs))[1])
+
+    counted(CifarResNet, "build")
+    counted(run, "trace")
+    counted(run.datasets, "load")
+    pipeline.run(run_folder.open_run(one_space(), tmp_path / "run"), "htas run")
+    assert sorted(calls) == ["build", "load", "trace"]
+
+
 # -- again, and in parts -----------------------------------------------------------------------------------------------
 
 
@@ -165,7 +188,7 @@ def test_a_second_run_does_nothing_again(copied, monkeypatch):
     for owner, name in [(Latency, "measure"), (_Search, "epoch"), (run_rows, "fit"), (pipeline, "write")]:
         monkeypatch.setattr(owner, name, None)
     monkeypatch.setattr(plan, "show", None)
-    pipeline.run(options(), copied, "htas run some.toml")
+    pipeline.run(run_folder.open_run(options(), copied), "htas run some.toml")
     after = times(copied)
     assert after.pop("command.json") and before.pop("command.json")
     assert after == before
@@ -174,10 +197,10 @@ def test_a_second_run_does_nothing_again(copied, monkeypatch):
 @pytest.mark.parametrize("stage", ["survey", "design", "train", "measure", "report"])
 def test_a_stage_alone_makes_its_file_from_those_before(stage, copied):
     job = run.Run(options(), copied)
-    path = copied / "report.json" if stage == "report" else job.files(stage)[0]
+    path = copied / "report.json" if stage == "report" else STAGES[stage].files(job)[0]
     before, old = times(copied), read_json(path)
     path.unlink()
-    getattr(pipeline, stage)(options(), copied)
+    do(stage, options(), copied)
     after = times(copied)
     assert {name for name in after if after[name] != before[name]} >= {path.name}
     written = {"report", "figures"} if stage == "report" else {path.stem}
@@ -195,7 +218,7 @@ def test_a_survey_chosen_by_noise_is_refused_and_kept(copied, monkeypatch):
         ValueError,
         match=r"0 of \d+ groups decided.*100% are not, where 90% may be.*too noisy to tell.*--survey\.undecided=1",
     ):
-        pipeline.design(options("survey.undecided=0.9"), copied)
+        do("design", options("survey.undecided=0.9"), copied)
     assert not (copied / "design.json").exists()
     assert times(copied)["survey.json"] == before["survey.json"]
 
@@ -206,7 +229,7 @@ def test_choices_made_by_noise_are_accepted_in_the_same_folder_and_nothing_is_do
     run_folder.open_run(accepted, copied)
     assert load(copied / "config.toml") == accepted
     for stage in ("survey", "design", "search", "train", "measure"):
-        getattr(pipeline, stage)(accepted, copied)
+        do(stage, accepted, copied)
     changed = {name for name, time in times(copied).items() if time != before.get(name)}
     assert changed <= {"config.toml", "environment.json"}
 
@@ -215,7 +238,7 @@ def test_a_second_run_finds_its_layers_in_the_store(tmp_path, capsys):
     stored = options(f"survey.store={tmp_path / 'kept.sqlite'}")
     for name in ("one", "two"):
         run_folder.open_run(stored, tmp_path / name)
-        pipeline.survey(stored, tmp_path / name)
+        do("survey", stored, tmp_path / name)
     one, two = (read_json(tmp_path / name / "survey.json") for name in ("one", "two"))
     assert "store: 865 of 865 layers were measured before and still hold" in capsys.readouterr().err
     key = next(iter(one["layers"]))
@@ -228,10 +251,10 @@ def without(content: dict[str, Any], *names: str) -> dict[str, Any]:
 
 def test_one_search_alone_is_done_again_when_its_file_is_gone(copied):
     path = copied / "search-grid.json"
-    old, before = SearchRecord.of(run_folder.plain(read_json(path))), times(copied)
+    old, before = SearchRecord.of(read_json(path)), times(copied)
     path.unlink()
-    pipeline.search(options(), copied)
-    new = SearchRecord.of(run_folder.plain(read_json(path)))
+    do("search", options(), copied)
+    new = SearchRecord.of(read_json(path))
     assert (new.arch, new.accuracy, new.rivals) == (old.arch, old.accuracy, old.rivals)
     changed = {name for name, time in times(copied).items() if time != before[name]}
     assert changed == {"search-grid.json"}
@@ -242,7 +265,7 @@ def test_a_stage_refuses_files_that_an_earlier_one_has_outdated(copied):
     content = read_json(copied / "cost.json")
     write_json(copied / "cost.json", {**without(content, "format"), "took": 1e9})
     with pytest.raises(UserError, match=r"search-hardware.json was made from other files .* run `htas search"):
-        pipeline.train(config, copied)
+        do("train", config, copied)
 
 
 def test_another_configuration_may_take_a_folder_in_which_nothing_is_finished(tmp_path):
@@ -254,7 +277,7 @@ def test_another_configuration_may_take_a_folder_in_which_nothing_is_finished(tm
 
 def test_a_stage_is_done_again_when_asked_for(copied):
     before = times(copied)
-    pipeline.measure(options(), copied, again=True)
+    do("measure", options(), copied, again=True)
     assert {name for name, time in times(copied).items() if time != before[name]} == {
         "measure.json",
         "environment.json",
@@ -271,21 +294,21 @@ def test_what_follows_a_new_survey_is_done_again(copied, monkeypatch):
         return [Measurement((step,), "s", {}, "two") if step else old for step, old in zip(steps, found, strict=True)]
 
     monkeypatch.setattr(Latency, "measure", other)
-    pipeline.survey(options(), copied, again=True)
-    pipeline.design(options(), copied)
+    do("survey", options(), copied, again=True)
+    do("design", options(), copied)
     new = read_json(copied / "design.json")["spaces"]["hardware"]
     assert new != old
-    pipeline.calibrate(options(), copied)
+    do("calibrate", options(), copied)
     kill(monkeypatch, _Search, "epoch")
     with pytest.raises(KeyboardInterrupt):
-        pipeline.search(options(), copied)
+        do("search", options(), copied)
 
 
 def test_weights_that_are_gone_are_trained_again_and_come_out_equal(copied):
     path = copied / "networks" / "grid.safetensors"
     old, _ = read_tensors(path)
     path.unlink()
-    pipeline.train(options(), copied)
+    do("train", options(), copied)
     new, _ = read_tensors(path)
     assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
 
@@ -321,7 +344,7 @@ KILLS = [
     (run_rows, "evaluate", 1),
     (run_rows, "write_tensors", 2),
     (training, "_keep", 2),
-    (pipeline, "_write", 1),
+    (pipeline, "write_stage", 1),
     (pipeline, "load_network", 2),
     (pipeline, "write", 1),
 ]
@@ -334,7 +357,7 @@ def one_space() -> Config:
 
 def outcome(folder: Path) -> Any:
     """What an interruption must not change."""
-    search = SearchRecord.of(run_folder.plain(read_json(folder / "search-hardware.json")))
+    search = SearchRecord.of(read_json(folder / "search-hardware.json"))
     courses = [(epoch.validation_loss, epoch.expected_cost) for epoch in search.epochs]
     results = {name: (row.arch, row.accuracy) for name, row in rows(folder).items()}
     return search.arch, search.accuracy, search.rivals, courses, results, read_json(folder / "survey.json")["layers"]
@@ -349,10 +372,10 @@ def test_a_run_killed_again_and_again_ends_as_an_uninterrupted_one(tmp_path, mon
                 patch.setattr(plan, "show", lambda *args: None)
             kill(patch, owner, name, call)
             with pytest.raises(KeyboardInterrupt):
-                pipeline.run(config, parts, "htas run")
+                pipeline.run(run_folder.open_run(config, parts), "htas run")
     monkeypatch.setattr(plan, "show", lambda *args: None)
-    pipeline.run(config, parts, "htas run")
-    pipeline.run(config, whole, "htas run")
+    pipeline.run(run_folder.open_run(config, parts), "htas run")
+    pipeline.run(run_folder.open_run(config, whole), "htas run")
     assert outcome(parts) == outcome(whole)
     assert {name for name in times(parts) if not name.startswith(".")} == set(times(whole))
 
@@ -364,23 +387,23 @@ def test_a_search_interrupted_before_a_new_survey_does_not_go_on_with_the_old_on
     with monkeypatch.context() as patch:
         kill(patch, _Search, "epoch", 2)
         with pytest.raises(KeyboardInterrupt):
-            pipeline.run(config, folder, "htas run")
+            pipeline.run(run_folder.open_run(config, folder), "htas run")
     design = read_json(folder / "design.json")
     site = next(iter(design["spaces"]["hardware"]["widths"]))
     design["spaces"]["hardware"]["widths"][site] = [3, 5, 7]
     (folder / "design.json").write_text(json.dumps(design))
-    pipeline.calibrate(config, folder)
-    pipeline.search(config, folder)
-    record = SearchRecord.of(run_folder.plain(read_json(folder / "search-hardware.json")))
+    do("calibrate", config, folder)
+    do("search", config, folder)
+    record = SearchRecord.of(read_json(folder / "search-hardware.json"))
     assert record.arch.widths[site] in (3, 5, 7) and len(record.epochs) == 2
     with monkeypatch.context() as patch:
         kill(patch, training, "_epoch", 4)
         with pytest.raises(KeyboardInterrupt):
-            pipeline.train(config, folder)
+            do("train", config, folder)
     found = read_json(folder / "search-hardware.json")
     found["arch"]["widths"][site] = next(width for width in (3, 5, 7) if width != record.arch.widths[site])
     (folder / "search-hardware.json").write_text(json.dumps(found))
-    pipeline.train(config, folder)
+    do("train", config, folder)
     row = next(row for row in read_json(folder / "networks.json")["results"] if row["name"] == "hardware")
     assert row["arch"]["widths"][site] == found["arch"]["widths"][site]
 
@@ -404,7 +427,7 @@ def test_a_missing_predecessor_names_the_verb_to_run(stage, missing, verb, copie
     (copied / missing).unlink()
     before = times(copied)
     with pytest.raises(UserError) as error:
-        getattr(pipeline, stage)(options(), copied)
+        do(stage, options(), copied)
     assert sentence(error) == f"{copied / missing} does not exist; run `htas {verb} {copied}` first"
     assert times(copied) == before
 
@@ -412,7 +435,7 @@ def test_a_missing_predecessor_names_the_verb_to_run(stage, missing, verb, copie
 def test_a_report_of_an_unfinished_run_has_what_is_there_and_names_what_is_missing(copied):
     for name in ("measure.json", "networks.json", "search-tas.json"):
         (copied / name).unlink()
-    pipeline.report(options(), copied)
+    do("report", options(), copied)
     made = read_report(copied)
     assert [row.name for row in made.results] == ["base", "hardware", "grid"]
     assert all(row.accuracy is None and row.measured is None for row in made.results)
@@ -425,7 +448,7 @@ def test_a_report_of_an_unfinished_run_has_what_is_there_and_names_what_is_missi
 
 def test_a_report_without_the_file_that_another_was_made_from_leaves_both_out(copied):
     (copied / "cost.json").unlink()
-    pipeline.report(options(), copied)
+    do("report", options(), copied)
     made = read_report(copied)
     assert not made.predictions and not made.searches and made.curves
     why = f"search-tas.json was made from {copied / 'cost.json'}, which does not exist; run `htas calibrate {copied}`"
@@ -435,7 +458,7 @@ def test_a_report_without_the_file_that_another_was_made_from_leaves_both_out(co
 def test_a_report_leaves_out_what_was_made_from_other_files(copied):
     content = read_json(copied / "design.json")
     write_json(copied / "design.json", {**content, "curves": content["curves"][:1]})
-    pipeline.report(options(), copied)
+    do("report", options(), copied)
     made = read_report(copied)
     assert len(made.curves) == 1 and not made.searches and made.results[0].name == "base"
     assert any("cost.json was made from other files than are there now" in remark for remark in made.remarks)
@@ -497,7 +520,7 @@ def test_a_truncated_json_file_is_refused_in_a_sentence(name, stage, size, copie
     path.write_bytes(path.read_bytes()[:size])
     before = times(copied)
     with pytest.raises(UserError) as error:
-        getattr(pipeline, stage)(options(), copied)
+        do(stage, options(), copied)
     assert str(path) in sentence(error) and "delete it" in sentence(error)
     assert times(copied) == before
 
@@ -509,7 +532,7 @@ def test_truncated_weights_are_refused_in_a_sentence(size, copied):
     (copied / "measure.json").unlink()
     before = times(copied)
     with pytest.raises(UserError) as error:
-        pipeline.measure(options(), copied)
+        do("measure", options(), copied)
     assert str(path) in sentence(error) and "delete it and run its stage again" in sentence(error)
     assert times(copied) == before
 
@@ -519,8 +542,8 @@ def test_after_deleting_truncated_weights_their_stage_makes_them_again(copied):
     path = copied / "networks" / "tas.safetensors"
     wanted, _ = read_tensors(path)
     path.unlink()
-    pipeline.train(options(), copied)
-    pipeline.measure(options(), copied)
+    do("train", options(), copied)
+    do("measure", options(), copied)
     found, _ = read_tensors(path)
     assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
 
@@ -545,7 +568,7 @@ def test_a_full_or_read_only_disk_leaves_the_old_file(stage, owner, name, code, 
 
     monkeypatch.setattr(owner, name, failing)
     with pytest.raises(UserError) as error:
-        getattr(pipeline, stage)(options(), copied, stage != "train")
+        do(stage, options(), copied, stage != "train")
     assert os.strerror(code) in sentence(error) and "--out" in sentence(error)
     monkeypatch.undo()
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
@@ -600,7 +623,7 @@ def test_the_plan_grows_with_spaces_and_epochs(tmp_path, monkeypatch):
 
     def seconds(*more: str) -> dict[str, float]:
         job = run.Run(options(*more), tmp_path)
-        return {stage.split()[0]: time for stage, time in plan.estimate(job.network, job.data, job.config)}
+        return {stage.split()[0]: time for stage, time in plan.estimate(job)}
 
     one, three, longer = seconds("design.spaces=[grid]"), seconds(), seconds("train.epochs=4")
     assert three["search"] == pytest.approx(3 * one["search"])
@@ -610,7 +633,7 @@ def test_the_plan_grows_with_spaces_and_epochs(tmp_path, monkeypatch):
 
 def test_the_plan_is_said_before_the_first_stage(tmp_path, capsys):
     job = run.Run(options(), tmp_path)
-    plan.show(job.network, job.data, job.config, tmp_path)
+    plan.show(job)
     said = capsys.readouterr().err
     assert said.index("survey") < said.index("search of 3 spaces") < said.index("train 5 networks") < said.index("all")
 
@@ -639,8 +662,8 @@ def test_a_budget_is_kept_when_measured_and_used(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Latency, "measure", whole)
     monkeypatch.setattr(plan, "show", lambda *args: None)
-    pipeline.run(config, folder, "htas run")
-    record = SearchRecord.of(run_folder.plain(read_json(folder / "search-grid.json")))
+    pipeline.run(run_folder.open_run(config, folder), "htas run")
+    record = SearchRecord.of(read_json(folder / "search-grid.json"))
     (kept,) = record.limits
     assert (kept.metric, kept.asked, kept.unit) == ("latency", "60%", "s")
     assert record.strategy == "differentiable within latency 60%"
@@ -655,12 +678,12 @@ def test_counted_limits_need_no_clock(tmp_path, monkeypatch):
     config = options("design.spaces=[grid]", "design.groups=8", "constraints.params=50%", "constraints.macs=70%")
     folder = tmp_path / "run"
     run_folder.open_run(config, folder)
-    for stage in (pipeline.survey, pipeline.design, pipeline.calibrate):
-        stage(config, folder)
+    for stage in ("survey", "design", "calibrate"):
+        do(stage, config, folder)
     monkeypatch.setattr(finish._Meters, "against_base", None)
     monkeypatch.setattr(finish, "uniforms", lambda *args: [])  # which may be more accurate by chance, and use less
-    pipeline.search(config, folder)
-    record = SearchRecord.of(run_folder.plain(read_json(folder / "search-grid.json")))
+    do("search", config, folder)
+    record = SearchRecord.of(read_json(folder / "search-grid.json"))
     network = run.Run(config, folder).network
     assert {kept.metric: kept.unit for kept in record.limits} == {"macs": "MACs", "params": "parameters"}
     assert network.params(record.arch) <= 0.5 * network.params(network.base)
@@ -672,9 +695,9 @@ def test_memory_is_kept_as_it_is_counted(tmp_path):
     config = options("design.spaces=[grid]", "design.groups=8", "constraints.memory=60%", "target.batch=2")
     folder = tmp_path / "run"
     run_folder.open_run(config, folder)
-    for stage in (pipeline.survey, pipeline.design, pipeline.calibrate, pipeline.search):
-        stage(config, folder)
-    record = SearchRecord.of(run_folder.plain(read_json(folder / "search-grid.json")))
+    for stage in ("survey", "design", "calibrate", "search"):
+        do(stage, config, folder)
+    record = SearchRecord.of(read_json(folder / "search-grid.json"))
     job = run.Run(config, folder)
     base, found = Memory(job.target).measure([resize(job.network, arch) for arch in (job.network.base, record.arch)])
     (kept,) = record.limits
@@ -697,10 +720,10 @@ def test_energy_is_metered_in_the_calibration_and_at_the_end(tmp_path, monkeypat
     config = options("design.spaces=[grid]", "design.groups=8", "constraints.energy=50%", "constraints.latency=70%")
     folder = tmp_path / "run"
     run_folder.open_run(config, folder)
-    for stage in (pipeline.survey, pipeline.design, pipeline.calibrate, pipeline.search):
-        stage(config, folder)
+    for stage in ("survey", "design", "calibrate", "search"):
+        do(stage, config, folder)
     assert read_json(folder / "cost.json")["energy"]["unit"] == "J"
-    record = SearchRecord.of(run_folder.plain(read_json(folder / "search-grid.json")))
+    record = SearchRecord.of(read_json(folder / "search-grid.json"))
     kept = {own.metric: own for own in record.limits}
     assert set(kept) == {"energy", "latency"} and kept["energy"].unit == "J"
     assert max(own.ratio for own in kept.values()) <= 1.0 and kept["energy"].ratio > 0.85
@@ -718,11 +741,11 @@ def test_energy_without_a_meter_is_refused_before_anything_is_written(tmp_path, 
 def test_a_budget_that_makes_no_sense_is_refused_before_the_search(latency, words, tmp_path, monkeypatch):
     config, folder = options("design.spaces=[grid]", f"constraints.latency={latency}"), tmp_path / "run"
     run_folder.open_run(config, folder)
-    for stage in (pipeline.survey, pipeline.design, pipeline.calibrate):
-        stage(config, folder)
+    for stage in ("survey", "design", "calibrate"):
+        do(stage, config, folder)
     kill(monkeypatch, _Search, "epoch")
     with pytest.raises(ValueError, match=words):
-        pipeline.search(config, folder)
+        do("search", config, folder)
 
 
 @pytest.mark.parametrize("name, verb", [("survey.json", "design"), ("cost.json", "search")])
@@ -732,7 +755,7 @@ def test_readings_of_another_target_are_refused_with_both(name, verb, copied):
     write_json(copied / name, content)
     asked = options()
     with pytest.raises(UserError) as error:
-        getattr(pipeline, verb)(asked, copied, True)
+        do(verb, asked, copied, True)
     assert f"{name} was measured with runtime onnxruntime, batch 64, and this run asks for runtime eager, batch" in str(
         error.value
     )
@@ -853,7 +876,7 @@ def test_what_fastest_cannot_do_is_said(more, words, tmp_path):
 def test_a_space_of_a_single_arch_is_trained_directly_and_says_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(_Search, "epoch", None)
     one = ["design.spaces=[explicit]", 'design.widths={"16": [8], "32": [16], "64": [32]}', "design.depth=false"]
-    page = pipeline.run(options(*one), tmp_path / "one", "htas run some.toml")
+    page = pipeline.run(run_folder.open_run(options(*one), tmp_path / "one"), "htas run some.toml")
     assert "the space explicit has a single choice at every site, so its network is trained directly" in (
         capsys.readouterr().err
     )
@@ -872,8 +895,8 @@ def test_other_strategies_leave_a_whole_run_behind(tmp_path):
         "design.groups=8",
     ]
     kept = [option for option in OPTIONS if not any(name in option for name in ("arch_lr", "mix", "anneal"))]
-    page = pipeline.run(load(None, [*kept, *more]), tmp_path / "random", "htas run some.toml")
-    record = SearchRecord.of(run_folder.plain(read_json(page.parent / "search-grid.json")))
+    page = pipeline.run(run_folder.open_run(load(None, [*kept, *more]), tmp_path / "random"), "htas run some.toml")
+    record = SearchRecord.of(read_json(page.parent / "search-grid.json"))
     assert record.strategy == "random within latency 60%" and len(record.epochs) == 2
     assert record.epochs[0].temperature is None and "not of this strategy" in page.read_text()
 
@@ -888,7 +911,9 @@ def test_a_network_judged_by_training_says_how(tmp_path):
         "design.groups=8",
     ]
     kept = [option for option in OPTIONS if not option.startswith("strategy") or "precision" in option]
-    page = pipeline.run(load(None, [*kept, *more, "strategy.batch=30"]), tmp_path / "uniform", "htas run some.toml")
-    record = SearchRecord.of(run_folder.plain(read_json(page.parent / "search-grid.json")))
+    page = pipeline.run(
+        run_folder.open_run(load(None, [*kept, *more, "strategy.batch=30"]), tmp_path / "uniform"), "htas run some.toml"
+    )
+    record = SearchRecord.of(read_json(page.parent / "search-grid.json"))
     assert record.rivals == () and record.judge.startswith("trained from scratch for 1 epoch")
     assert "Trained from scratch for 1 epoch" in page.read_text()

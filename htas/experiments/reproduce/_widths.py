@@ -6,9 +6,10 @@ from dataclasses import replace
 from htas.errors import UserError
 from htas.experiments.reproduce._plan import PAPER, Plan
 from htas.report.paper import Figure, Section, fitted_curve, scored_widths
-from htas.run import folder
-from htas.run import stages as pipeline
+from htas.run.folder import open_run
 from htas.run.run import Run
+from htas.run.stage import ensure
+from htas.run.stages import SURVEY
 from htas.spaces.curve import CurveRecord
 from htas.spaces.design import DECIDED, records, spaces
 from htas.text import plural, signed, significant
@@ -147,9 +148,8 @@ def _curves(plan: Plan) -> tuple[dict[int, CurveRecord], dict[int, CurveRecord],
             f"the paper's Table 2, Fig. 2 and Fig. 3 have {GROUPS} groups of widths up to {EXPAND:g} times the base "
             f"width, got --design.groups={asked[0]}, --design.expand={asked[1]:g}; leave those options out"
         )
-    job = Run(config, plan.folder / f"widths-{plan.paper}")
-    folder.open_run(config, job.folder)
-    pipeline.survey(config, job.folder)
+    job = open_run(config, plan.folder / f"widths-{plan.paper}")
+    ensure(job, SURVEY)
     found = []
     for selection in ("ties", "paper"):
         options = replace(config.design, spaces=("hardware", "grid"), selection=selection)

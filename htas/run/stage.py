@@ -1,0 +1,117 @@
+"""A stage of a run: what it needs, what it is made from, and whether its files can still be used."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from htas.console.progress import say
+from htas.errors import UserError
+from htas.files import read_json, write_json
+from htas.run.run import Run
+from htas.text import duration, listing
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run, from files to files; it is finished when each of them was made from what is there now."""
+
+    name: str
+    """The verb that runs it."""
+    needs: tuple["Stage", ...]
+    """Stages whose files it is made from."""
+    files: Callable[[Run], list[Path]]
+    """What it leaves behind."""
+    key: Callable[[Run], str]
+    """A hash of everything that its files depend on, which is written into them."""
+    make: Callable[[Run, bool], None]
+    """Writes the files that are not finished; with True, each of them."""
+    complete: Callable[[Run], bool] = lambda run: True
+    """Whether what lies outside of its files, such as weights, is there too."""
+    measures: bool = False
+    """Whether its file holds layers' readings of one device, runtime and load."""
+    lasting: bool = False
+    """Whether its file can be used whatever has become of what it was made from, as readings of a network can."""
+    outdated: Callable[[Run, dict[str, Any]], bool] | None = None
+    """Whether its file, by its content, was made from others than are there now; by default its key tells. A key with
+    the machine in it would refuse the files of another one."""
+
+    @property
+    def before(self) -> tuple["Stage", ...]:
+        """Every stage that must be finished first, in order."""
+        return tuple(dict.fromkeys(each for stage in self.needs for each in (*stage.before, stage)))
+
+    def finished(self, run: Run) -> bool:
+        """Whether nothing is left to do."""
+        key = self.key(run)
+        return all(made_from(path, key) for path in self.files(run)) and self.complete(run)
+
+
+def ensure(run: Run, stage: Stage, again: bool = False) -> None:
+    """Make the files of a stage, unless they are finished; with `again`, in any case.
+
+    Raises UserError, naming the verb to run, where a file of the stages before is missing or made from older ones.
+    """
+    for before in stage.before:
+        need(run, before)
+    if again or not stage.finished(run):
+        stage.make(run, again)
+
+
+def need(run: Run, stage: Stage) -> None:
+    """Raise UserError, naming the verb to run, where a file of a stage is missing or made from older ones."""
+    for path in stage.files(run):
+        if reason := unusable(run, stage, path):
+            raise UserError(reason)
+
+
+def unusable(run: Run, stage: Stage, path: Path) -> str:
+    """Why a file of a stage cannot be used, and the verb to run; empty where it can.
+
+    Readings of another machine can be used: only measuring again depends on the machine.
+    """
+    if not path.exists():
+        return f"{path} does not exist; run `htas {stage.name} {path.parent}` first"
+    if stage.measures and (other := _other_target(run, stage, path)):
+        return other
+    if stage.lasting:
+        return ""
+    for before, source in _sources(run, stage):
+        if not source.exists():
+            return f"{path} was made from {source}, which does not exist; run `htas {before.name} {path.parent}` first"
+    content = read_json(path)
+    if stage.outdated(run, content) if stage.outdated else content.get("inputs") != stage.key(run):
+        return f"{path} was made from other files than are there now; run `htas {stage.name} {path.parent}`"
+    return ""
+
+
+def made_from(path: Path, key: str) -> bool:
+    """Whether a file is there, and was made from what has this hash."""
+    return path.exists() and read_json(path).get("inputs") == key
+
+
+def write_stage(path: Path, key: str, seconds: float, content: dict[str, Any]) -> None:
+    """Write a file of a stage, with what it was made from and how long that took, and say so."""
+    write_json(path, {"inputs": key, "took": seconds, **content})
+    say(f"{path.stem}: {duration(seconds)}")
+
+
+def _sources(run: Run, stage: Stage) -> Iterator[tuple[Stage, Path]]:
+    for before in stage.needs:
+        for path in before.files(run):
+            yield before, path
+
+
+def _other_target(run: Run, stage: Stage, path: Path) -> str:
+    """Why not, where a file's readings are of another device, runtime or load than this run asks for."""
+    context = read_json(path).get("context", {})
+    names = ("device", "runtime", "precision", "threads", "batch")
+    target = {name: str(getattr(run.target, name)) for name in names}
+    other = [name for name, value in target.items() if context.get(name, value) != value]
+    if not other:
+        return ""
+    there, here = (listing(f"{name} {values[name]}" for name in other) for values in (context, target))
+    return (
+        f"{path} was measured with {there}, and this run asks for {here}; take a folder that was measured so, or "
+        f"measure anew: htas {stage.name} {path.parent} --again"
+    )
