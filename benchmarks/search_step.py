@@ -101,7 +101,7 @@ def one(
     for template, (inputs, outputs) in pairs(network, [space], 64).items():
         ways, out = sorted(inputs), sorted(outputs)
         tables[template] = Table(
-            tuple(ways), tuple(out), tuple(tuple(1e-9 * template.sized(i, o).macs for o in out) for i in ways)
+            tuple(ways), tuple(out), tuple(tuple(1e-9 * template.at(i, o).macs for o in out) for i in ways)
         )
     cost = TableCost(network, tables)
     limit = Limit("latency", "50%", cost, 0.5 * cost.cost(network.base))

@@ -20,7 +20,7 @@ from htas.errors import UserError
 from htas.formats.onnx_written import is_written
 from htas.graph import Network, resize
 from htas.graph.arch import Arch
-from htas.graph.layer import WEIGHTED, Layer
+from htas.graph.layer import Layer, Template
 from htas.metrics import Metric, OnRound
 from htas.metrics.latency import CHEAP, Latency
 from htas.runtimes import Runtime
@@ -128,7 +128,7 @@ def sparing(options: Calibrate, network: Network, runtime: Runtime) -> Calibrate
     return replace(options, widths=widths, networks=networks)
 
 
-def cells(network: Network, spaces: Sequence[Space], most: int, building: float = 0.0) -> dict[Layer, list[Layer]]:
+def cells(network: Network, spaces: Sequence[Space], most: int, building: float = 0.0) -> dict[Template, list[Layer]]:
     """Every layer to measure, by template; an operator that treats each channel alike has one for each width.
 
     `building` is the seconds that it takes to build one.
@@ -136,11 +136,12 @@ def cells(network: Network, spaces: Sequence[Space], most: int, building: float 
     found = {}
     for template, (all_inputs, outputs) in pairs(network, spaces, most).items():
         inputs = thinned(all_inputs, THIN) if building >= DEAR else all_inputs
-        alone = template.groups == 0 or template.op not in WEIGHTED
         sizes = (
-            [(o, o) for o in sorted(outputs)] if alone else [(i, o) for i in sorted(inputs) for o in sorted(outputs)]
+            [(o, o) for o in sorted(outputs)]
+            if template.keeps_width
+            else [(i, o) for i in sorted(inputs) for o in sorted(outputs)]
         )
-        found[template] = [template.sized(i, o) for i, o in sizes]
+        found[template] = [template.at(i, o) for i, o in sizes]
     return found
 
 
@@ -193,7 +194,7 @@ def calibrate(
 
 
 def _wanted(
-    by_template: Mapping[Layer, Sequence[Layer]], layers: Sequence[Layer], readings: Sequence[Measurement]
+    by_template: Mapping[Template, Sequence[Layer]], layers: Sequence[Layer], readings: Sequence[Measurement]
 ) -> set[int]:
     """The numbers of layers to read on: those that are unsure, and those that are odd beside their neighbours."""
     own = dict(zip(layers, readings, strict=True))
@@ -209,7 +210,7 @@ def _odd(layers: Sequence[Layer], readings: Mapping[Layer, Measurement]) -> Iter
     """Layers of one template that take more than their rows and columns in common would have them."""
     own = table(layers, readings)
     for i, o in np.argwhere(np.asarray(own.values) > ODD * polished(own)).tolist():
-        yield layers[0].sized(own.inputs[i], own.outputs[o]) if len(own.inputs) > 1 else layers[o]
+        yield layers[0].template.at(own.inputs[i], own.outputs[o]) if len(own.inputs) > 1 else layers[o]
 
 
 def polished(own: Table) -> Floats:
@@ -311,9 +312,9 @@ def _fitted(found: FittedCalibration, archs: Sequence[Arch], measured: Sequence[
     }
 
 
-def _tables(content: Mapping[str, Any]) -> dict[Layer, Table]:
+def _tables(content: Mapping[str, Any]) -> dict[Template, Table]:
     return {
-        Layer.of(key): Table(tuple(t["inputs"]), tuple(t["outputs"]), tuple(map(tuple, t["values"])))
+        Template.of(key): Table(tuple(t["inputs"]), tuple(t["outputs"]), tuple(map(tuple, t["values"])))
         for key, t in content["tables"].items()
     }
 

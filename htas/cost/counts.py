@@ -11,7 +11,7 @@ from torch import Tensor
 from htas.cost.model import by_block
 from htas.cost.tables import NORM, SCALE, Floats, LayerCost, Mixture
 from htas.graph.arch import Arch
-from htas.graph.layer import Layer
+from htas.graph.layer import Layer, Template
 from htas.metrics import Metric
 from htas.spaces.space import Space
 
@@ -30,9 +30,9 @@ class MetricSum(LayerCost):
     def __post_init__(self) -> None:
         object.__setattr__(self, "unit", self.metric.unit)
 
-    def values(self, template: Layer, inputs: Sequence[int], outputs: Sequence[int]) -> Floats:
+    def values(self, template: Template, inputs: Sequence[int], outputs: Sequence[int]) -> Floats:
         """Each layer is measured once."""
-        layers = [[template.sized(i, o) for o in outputs] for i in inputs]
+        layers = [[template.at(i, o) for o in outputs] for i in inputs]
         new = [layer for layer in dict.fromkeys(chain.from_iterable(layers)) if layer not in self._figures]
         if new:
             self._figures.update(
@@ -55,11 +55,11 @@ class CountCost(LayerCost):
         """As the network counts them, projections included."""
         return float(getattr(self.network, self.count)(arch))
 
-    def values(self, template: Layer, inputs: Sequence[int], outputs: Sequence[int]) -> Floats:
+    def values(self, template: Template, inputs: Sequence[int], outputs: Sequence[int]) -> Floats:
         """As the layer counts them."""
-        return np.array([[getattr(template.sized(i, o), self.count) for o in outputs] for i in inputs], float)
+        return np.array([[getattr(template.at(i, o), self.count) for o in outputs] for i in inputs], float)
 
-    def template(self, step: "Step") -> Layer | None:
+    def template(self, step: "Step") -> Template | None:
         """Parameters of a norm are counted where it stands, and those of a projection with it."""
         template = super().template(step)
         if self.count == "macs" or step.node.kind == "project":

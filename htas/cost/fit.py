@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from htas.cost.tables import Calibration, Table
 from htas.graph import Network
 from htas.graph.arch import Arch
-from htas.graph.layer import Layer
+from htas.graph.layer import Template
 
 Floats = NDArray[np.float64]
 
@@ -45,7 +45,7 @@ class FittedCalibration:
 
 
 def fit(
-    network: Network, tables: Mapping[Layer, Table], archs: Sequence[Arch], measured: Sequence[float]
+    network: Network, tables: Mapping[Template, Table], archs: Sequence[Arch], measured: Sequence[float]
 ) -> FittedCalibration:
     """The form with the least held-out error, the simpler one where another is hardly better (BETTER)."""
     sums = [_sums(network, tables, arch) for arch in archs]
@@ -65,7 +65,7 @@ def fit(
     return best[1]
 
 
-def _sums(network: Network, tables: Mapping[Layer, Table], arch: Arch) -> tuple[dict[str, float], int]:
+def _sums(network: Network, tables: Mapping[Template, Table], arch: Arch) -> tuple[dict[str, float], int]:
     """By kind of operator the sum of an arch's layers, and the number of layers."""
     found: dict[str, float] = {}
     count = 0

@@ -77,9 +77,13 @@ def paper_cost(network: Network, content: Mapping[str, Any], design: Design) -> 
         if use.layer.op not in WEIGHTED:
             continue
         if use.site:
-            fit = curve(content, use.layer, _widths(network, use.site, design), _estimate(design)).fit(design.alpha)
+            fit = curve(content, use.layer.curve_template, _widths(network, use.site, design), _estimate(design)).fit(
+                design.alpha
+            )
         else:
-            fit = Fit(0.0, 1.0, curve(content, use.layer, [use.layer.outputs], _estimate(design)).seconds[0])
+            fit = Fit(
+                0.0, 1.0, curve(content, use.layer.curve_template, [use.layer.outputs], _estimate(design)).seconds[0]
+            )
         terms[Term(use.site, use.blocks, fit.k, fit.alpha, fit.b)] += 1
     return PaperCost(
         tuple(replace(term, count=count) for term, count in terms.items()),

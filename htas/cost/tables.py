@@ -20,7 +20,7 @@ from torch import Tensor
 from htas.cost.model import CostModel, by_block
 from htas.errors import UserError
 from htas.graph.arch import Arch
-from htas.graph.layer import WEIGHTED, Layer
+from htas.graph.layer import Template
 from htas.spaces.space import Space
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ Source = Union[str, int, "Mean"]
 """What a number of channels is: that of a width site, a fixed one, or the mean of several sites together."""
 
 
-NORM = Layer("add", 0, 0, (1, 1), norm=True)
+NORM = Template("add", (1, 1), norm=True)
 """Stands for a norm by itself: two parameters a channel, and no time of its own."""
 
 
-SCALE = Layer("conv", 0, 0, (1, 1), groups=0)
+SCALE = Template("conv", (1, 1), group_channels=1)
 """Stands for a scale by itself: one parameter a channel."""
 
 
@@ -87,7 +87,7 @@ def mixture(width: Any) -> Mixture:
 class Term:
     """So many layers of one template that have their widths from the same two sources."""
 
-    template: Layer
+    template: Template
     inputs: tuple[Source, int]
     """Source, and how often each of its channels stands in a row."""
     outputs: tuple[Source, int]
@@ -102,7 +102,7 @@ class LayerCost(CostModel):
     network: "Network"
 
     @abstractmethod
-    def values(self, template: Layer, inputs: Sequence[int], outputs: Sequence[int]) -> Floats:
+    def values(self, template: Template, inputs: Sequence[int], outputs: Sequence[int]) -> Floats:
         """Of a template at every pair of these layer widths: [inputs, outputs]."""
 
     @property
@@ -110,7 +110,7 @@ class LayerCost(CostModel):
         """What every arch costs beside its layers."""
         return 0.0
 
-    def template(self, step: "Step") -> Layer | None:
+    def template(self, step: "Step") -> Template | None:
         """What a step is charged as; None for nothing."""
         return step.node.layer.template if step.node.layer is not None else None
 
@@ -140,7 +140,7 @@ class LayerCost(CostModel):
             if template is None:
                 continue
             outputs = self._sources(step.node.segments, step.outputs, space, widths)
-            alone = template.groups == 0 or template.op not in WEIGHTED or not step.inputs
+            alone = template.keeps_width or not step.inputs
             inputs = outputs if alone else self._sources(step.node.consumed, step.inputs[0], space, widths)
             pairs = [(each, each) for each in outputs] if alone else [(a, b) for a in inputs for b in outputs]
             for one, other in pairs:
@@ -245,8 +245,7 @@ class Calibration:
 class TableCost(LayerCost):
     """The measured figures of layers at pairs of widths, calibrated against whole networks."""
 
-    tables: Mapping[Layer, Table]
-    """By template."""
+    tables: Mapping[Template, Table]
     calibration: Calibration = field(default_factory=Calibration)
     unit: str = "s"
     known: Mapping[Arch, float] = field(default_factory=dict)
@@ -257,7 +256,7 @@ class TableCost(LayerCost):
         """As measured where that is known, else the calibrated sum."""
         return self.known[arch] if arch in self.known else super().cost(arch)
 
-    def values(self, template: Layer, inputs: Sequence[int], outputs: Sequence[int]) -> Floats:
+    def values(self, template: Template, inputs: Sequence[int], outputs: Sequence[int]) -> Floats:
         """Calibrated; raises ValueError where the layer was not measured."""
         place = (template, tuple(inputs), tuple(outputs))
         if place not in self._known:
@@ -274,11 +273,11 @@ class TableCost(LayerCost):
         return self.calibration.constant
 
 
-def pairs(network: "Network", spaces: Iterable[Space], most: int) -> dict[Layer, tuple[set[int], set[int]]]:
+def pairs(network: "Network", spaces: Iterable[Space], most: int) -> dict[Template, tuple[set[int], set[int]]]:
     """Every template that an arch of these spaces may use, with its input and output widths: the choices of each site
     (`most` of them, evenly spread, where there are more) and the base's."""
     made = list(spaces)
-    found: dict[Layer, tuple[set[int], set[int]]] = {}
+    found: dict[Template, tuple[set[int], set[int]]] = {}
     chosen = {
         site: thinned({width for space in made for width in space.widths[site]} | {own.base}, most, {own.base})
         for site, own in network.widths.items()

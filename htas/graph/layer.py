@@ -55,59 +55,40 @@ class Layer:
     @property
     def key(self) -> str:
         """Canonical JSON: equal keys mean the same work. The version changes when a field does."""
-        content = asdict(self)
-        if self.output_padding == (0, 0):  # a field that came later
-            del content["output_padding"]
-        return json.dumps({"layer": 1, **content}, sort_keys=True)
+        return json.dumps({"layer": 1, **asdict(self)}, sort_keys=True)
 
     @staticmethod
     def of(key: str) -> "Layer":
-        """Read what `key` gave."""
-        content: dict[str, Any] = json.loads(key)
-        del content["layer"]
-        fields: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in content.items()}
-        return Layer(**fields)
-
-    def wide(self, outputs: int) -> "Layer":
-        """The layer with so many outputs; one that works within groups of channels has as many inputs."""
-        if not self.grouped:
-            return replace(self, outputs=outputs)
-        if outputs == 0:
-            return replace(self, inputs=self.each if self.each > 1 else 0, outputs=0, groups=0)
-        return replace(self, inputs=outputs, outputs=outputs, groups=outputs // self.each)
+        """The layer that has this `key`."""
+        return Layer(**_fields(key, "layer"))
 
     @property
-    def template(self) -> "Layer":
-        """The layer without its widths: equal for layers that differ in nothing else. Of one that works within groups,
-        `groups` is 0, and `inputs` the channels of a group, 0 for one."""
-        return self.wide(0) if self.grouped else replace(self, inputs=0, outputs=0)
+    def template(self) -> "Template":
+        """The layer without its widths: equal for layers that differ in nothing else."""
+        return replace(self.curve_template, inputs=None)
 
-    def sized(self, inputs: int, outputs: int) -> "Layer":
-        """A template at these widths; of what treats each channel alike the inputs are its outputs."""
-        if self.groups == 0:
-            return self.wide(outputs)
-        return replace(self, inputs=inputs if self.op in WEIGHTED else outputs, outputs=outputs)
+    @property
+    def curve_template(self) -> "Template":
+        """The layer without its number of outputs: equal for the layers on one curve of latency over width."""
+        channels = self.inputs // self.groups if self.grouped else None
+        fields = {name: getattr(self, name) for name in SHARED}
+        if channels is not None:
+            return Template(**fields, group_channels=channels)
+        return Template(**fields, inputs=self.inputs, groups=self.groups)
+
+    def wide(self, outputs: int) -> "Layer":
+        """The layer with this many outputs; one that works within groups of channels gets as many inputs."""
+        return self.curve_template.wide(outputs)
 
     @property
     def grouped(self) -> bool:
-        """Does it convolve within groups of channels, with as many outputs as inputs in each?"""
-        return self.op == "conv" and self.groups != 1 and (self.groups == 0 or self.inputs == self.outputs)
-
-    @property
-    def each(self) -> int:
-        """Input channels of a group."""
-        return max(1, self.inputs // max(1, self.groups))
+        """Whether it convolves within groups of channels, with as many outputs as inputs in each."""
+        return self.op == "conv" and self.groups != 1 and self.inputs == self.outputs
 
     @property
     def kind(self) -> str:
         """The operator in words, without sizes: `conv 3x3 /2`, `depthwise 3x3`, `grouped conv 3x3`, `linear`, `add`."""
-        if self.op == "conv_transpose":
-            return f"transposed conv {self.kernel[0]}x{self.kernel[1]}"
-        if self.op != "conv":
-            return self.op
-        name = "conv" if self.groups == 1 else "depthwise" if self.grouped and self.each == 1 else "grouped conv"
-        stride = f" /{max(self.stride)}" if max(self.stride) > 1 else ""
-        return f"{name} {self.kernel[0]}x{self.kernel[1]}{stride}"
+        return self.template.kind
 
     @property
     def output_size(self) -> Pair:
@@ -208,6 +189,78 @@ class Layer:
                 return nn.AdaptiveAvgPool2d(1)
             case "add":
                 return nn.Identity()
+
+
+SHARED = ("op", "size", "kernel", "stride", "padding", "dilation", "bias", "norm", "activation", "output_padding")
+"""The fields that a Layer and its Template have in common."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """What layers have in common that differ in their widths alone: a Layer without its channels."""
+
+    op: Op
+    size: Pair
+    """Height and width of the input."""
+    kernel: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    bias: bool = False
+    norm: bool = False
+    activation: str = ""
+    output_padding: Pair = (0, 0)
+    inputs: int | None = None
+    """Input channels where these are fixed; None where they are free, too."""
+    groups: int = 1
+    """Groups of a convolution that has a fixed number of them."""
+    group_channels: int | None = None
+    """Channels in each group of a convolution with as many outputs as inputs (1: depthwise), whose number of groups
+    grows with its width; None for every other operator."""
+
+    @property
+    def key(self) -> str:
+        """Canonical JSON. The version changes when a field does."""
+        return json.dumps({"template": 1, **asdict(self)}, sort_keys=True)
+
+    @staticmethod
+    def of(key: str) -> "Template":
+        """The template that has this `key`."""
+        return Template(**_fields(key, "template"))
+
+    @property
+    def keeps_width(self) -> bool:
+        """Whether its layers have as many inputs as outputs: all but plain convolutions and linear layers do."""
+        return self.group_channels is not None or self.op not in WEIGHTED
+
+    def at(self, inputs: int, outputs: int) -> Layer:
+        """The layer with these channels; where it keeps its width, `outputs` of both."""
+        groups = self.groups if self.group_channels is None else outputs // self.group_channels
+        fields = {name: getattr(self, name) for name in SHARED}
+        return Layer(**fields, inputs=outputs if self.keeps_width else inputs, outputs=outputs, groups=groups)
+
+    def wide(self, outputs: int) -> Layer:
+        """The layer with this many outputs, and the template's inputs."""
+        return self.at(self.inputs or outputs, outputs)
+
+    @property
+    def kind(self) -> str:
+        """The operator in words: `conv 3x3 /2`, `depthwise 3x3`, `grouped conv 3x3`, `linear`, `add`."""
+        if self.op == "conv_transpose":
+            return f"transposed conv {self.kernel[0]}x{self.kernel[1]}"
+        if self.op != "conv":
+            return self.op
+        grouped = "grouped conv" if self.groups > 1 or self.group_channels is not None else "conv"
+        name = "depthwise" if self.group_channels == 1 else grouped
+        stride = f" /{max(self.stride)}" if max(self.stride) > 1 else ""
+        return f"{name} {self.kernel[0]}x{self.kernel[1]}{stride}"
+
+
+def _fields(key: str, version: str) -> dict[str, Any]:
+    """The fields in a key, without the name of its version."""
+    content: dict[str, Any] = json.loads(key)
+    del content[version]
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
 
 
 class Sum(nn.Module):

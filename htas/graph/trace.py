@@ -623,7 +623,9 @@ class _Builder:
         """By group of producers, what its width must be a multiple of: groups of convolutions and norms stay whole."""
         found: dict[str, int] = {}
         for node in self.nodes.values():
-            multiple = node.layer.each if node.kind == "grouped" and node.layer is not None else 1
+            multiple = (
+                node.layer.inputs // node.layer.groups if node.kind == "grouped" and node.layer is not None else 1
+            )
             if node.kind == "layer_norm" and isinstance(norm := self.modules[node.module], nn.GroupNorm):
                 multiple = norm.num_groups
             if multiple > 1:

@@ -136,7 +136,11 @@ class Supernet(nn.Module):
             shape = {name: getattr(old, name) for name in (*WINDOW, "output_padding")}
             return nn.ConvTranspose2d(inputs, outputs, bias=old.bias is not None, **shape)
         assert isinstance(old, nn.Conv2d)
-        groups = outputs // node.layer.each if node.kind == "grouped" and node.layer is not None else 1
+        groups = (
+            outputs // (node.layer.inputs // node.layer.groups)
+            if node.kind == "grouped" and node.layer is not None
+            else 1
+        )
         shape = {name: getattr(old, name) for name in WINDOW}
         return nn.Conv2d(inputs, outputs, groups=groups, bias=old.bias is not None, **shape)
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from htas.errors import UserError
-from htas.graph.layer import Layer
+from htas.graph.layer import Template
 
 LATER = ("doubts", "errors", "certain", "dominated", "interpolated")
 """Fields of a CurveRecord that files of older versions may lack."""
@@ -137,13 +137,14 @@ def add(curves: Sequence[tuple[int, Curve]]) -> Curve:
     return Curve(widths, tuple(sums.tolist()), tuple(errors.tolist()), guessed)
 
 
-def curve(content: Mapping[str, Any], layer: Layer, widths: Sequence[int], estimate: Estimate = "estimate") -> Curve:
-    """m(x) of one layer (its outputs do not count) at these widths, from what `survey` returned.
+def curve(
+    content: Mapping[str, Any], template: Template, widths: Sequence[int], estimate: Estimate = "estimate"
+) -> Curve:
+    """m(x) of the layers of a template at these widths, from what `survey` returned, which may have more widths.
 
-    Layers that differ in their outputs alone share a table, which may hold more widths than are asked for.
     Raises UserError where the survey lacks one.
     """
-    table = content["layers"].get(layer.wide(0).key, {"widths": ()})
+    table = content["layers"].get(template.key, {"widths": ()})
     rows = {width: row for row, width in enumerate(table["widths"])}
     if not rows.keys() >= set(widths):
         raise UserError("survey.json lacks a layer of this network; delete it and run the survey again")

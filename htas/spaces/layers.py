@@ -4,18 +4,18 @@ from collections import Counter
 
 from htas.graph import Network, Site
 from htas.graph.arch import Arch
-from htas.graph.layer import WEIGHTED, Layer
+from htas.graph.layer import WEIGHTED, Layer, Template
 
 
-def templates(network: Network, *, expand: float, inputs: str) -> dict[str, Counter[Layer]]:
-    """The layers that produce each width site, with their multiplicity; `outputs` is left at 0, to be filled in.
+def templates(network: Network, *, expand: float, inputs: str) -> dict[str, Counter[Template]]:
+    """The templates of the layers that produce each width site, with their multiplicity; their outputs are free.
 
     Their input widths are the base network's, or e times those (`inputs="expanded"`).
     """
-    found: dict[str, Counter[Layer]] = {name: Counter() for name in network.widths}
+    found: dict[str, Counter[Template]] = {name: Counter() for name in network.widths}
     for use in network.uses(surveyed(network, expand=expand, inputs=inputs)):
         if use.site:
-            found[use.site][use.layer.wide(0)] += 1
+            found[use.site][use.layer.curve_template] += 1
     return found
 
 
@@ -48,5 +48,5 @@ def cases(network: Network, *, expand: float, inputs: str) -> dict[Layer, set[st
                 found.setdefault(layer.wide(x), set()).add(layer.key)
     for use in network.uses(surveyed(network, expand=expand, inputs=inputs)):
         if not use.site and use.layer.op in WEIGHTED:
-            found.setdefault(use.layer, set()).add(use.layer.wide(0).key)
+            found.setdefault(use.layer, set()).add(use.layer.curve_template.key)
     return found

@@ -156,7 +156,7 @@ class CachedMetric(Metric):
 
 def _curve(case: Case) -> str:
     """What the layers of one curve have in common; nothing for a network."""
-    return case.wide(0).key if isinstance(case, Layer) else ""
+    return case.curve_template.key if isinstance(case, Layer) else ""
 
 
 def _moved(today: Mapping[Case, Measurement], known: Mapping[Case, Entry]) -> float | None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from htas.graph import Network
-from htas.graph.layer import Layer
+from htas.graph.layer import Layer, Template
 from htas.spaces.curve import add, curve
 from htas.spaces.layers import cases, templates, widths_of
 from htas.spaces.space import group_bounds
@@ -56,7 +56,7 @@ def widths_at_most(build_seconds: float) -> int:
 class _Family:
     """Sites that share layers and so are measured at the same widths: where one layer has a step, all are read."""
 
-    sites: tuple[tuple[range, Counter[Layer]], ...]
+    sites: tuple[tuple[range, Counter[Template]], ...]
     """The widths of each, and the layers that produce it."""
     groups: int
     most: int
@@ -82,7 +82,7 @@ class _Family:
     def at_most(self) -> int:
         """Layers that are measured at most."""
         number = max(self.most, len(self.first))
-        longest: dict[Layer, int] = {}
+        longest: dict[Template, int] = {}
         for own, layers in self.sites:
             longest |= {layer: max(len(own), longest.get(layer, 0)) for layer in layers}
         return sum(min(length, number) for length in longest.values())

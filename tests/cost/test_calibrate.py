@@ -32,7 +32,7 @@ from htas.cost.calibrate import (
 )
 from htas.graph import Network, trace
 from htas.graph.arch import Arch
-from htas.graph.layer import Layer
+from htas.graph.layer import Layer, Template
 from htas.metrics import Case, Metric, OnRound, Wanted
 from htas.models.cifar_resnet import CifarResNet
 from htas.plugins import find
@@ -154,7 +154,7 @@ def test_layers_are_measured_at_every_pair_of_choices_and_of_base_widths() -> No
         arch = space().sample(random.Random(0))
         for use in net.uses(arch):
             assert use.layer in found[use.layer.template]
-    strided = Layer("conv", 0, 0, (32, 32), (3, 3), (2, 2), (1, 1), norm=True, activation="relu")
+    strided = Template("conv", (32, 32), (3, 3), (2, 2), (1, 1), norm=True, activation="relu")
     assert {(layer.inputs, layer.outputs) for layer in found[strided]} == {(i, o) for i in (8, 16, 32) for o in (16, 32, 64)}  # fmt: skip  # noqa: E501
 
 
@@ -281,8 +281,8 @@ def spared(model: nn.Module, runtime: str, **options: int) -> Calibrate:
 
 
 def test_layers_that_are_odd_beside_their_neighbours_are_read_on() -> None:
-    template = Layer("conv", 0, 0, (8, 8), (3, 3), (1, 1), (1, 1))
-    layers = [template.sized(i, o) for i in (3, 8, 16, 24, 32) for o in (8, 12, 16)]
+    template = Template("conv", (8, 8), (3, 3), (1, 1), (1, 1))
+    layers = [template.at(i, o) for i in (3, 8, 16, 24, 32) for o in (8, 12, 16)]
 
     def read(slow: Collection[Layer], unsure: Collection[Layer] = ()) -> list[Measurement]:
         """A constant and what grows with the inputs, twice that where it is slow."""

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from htas.graph.layer import ACTIVATIONS, Layer
+from htas.graph.layer import ACTIVATIONS, Layer, Template
 
 CASES = {
     "plain": Layer("conv", 3, 8, (9, 7), (3, 3)),
@@ -43,6 +43,16 @@ def test_a_key_reads_back_and_tells_layers_apart(layer: Layer) -> None:
     assert sum(other.key == layer.key for other in CASES.values()) == 1
 
 
+@pytest.mark.parametrize("layer", CASES.values(), ids=CASES)
+def test_a_template_reads_back_and_gives_its_layers(layer: Layer) -> None:
+    for template in (layer.template, layer.curve_template):
+        assert Template.of(template.key) == template
+        assert template.at(layer.inputs, layer.outputs) == layer
+        assert template.kind == layer.kind
+    assert layer.curve_template.wide(layer.outputs) == layer
+    assert layer.template == layer.template.at(2 * layer.inputs, 3 * layer.outputs).template
+
+
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_every_activation_follows_the_norm(name: str) -> None:
     layer = Layer("conv", 2, 3, (4, 4), norm=True, activation=name)
@@ -61,4 +71,4 @@ def test_a_wider_layer_has_more_outputs_and_a_depthwise_one_more_of_all() -> Non
     assert CASES["grouped"].wide(9).inputs == 4
     wide = CASES["depthwise"].wide(9)
     assert (wide.inputs, wide.outputs, wide.groups) == (9, 9, 9)
-    assert wide.wide(0).wide(5) == CASES["depthwise"]
+    assert wide.wide(5) == CASES["depthwise"]

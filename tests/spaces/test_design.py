@@ -147,7 +147,9 @@ def test_more_readings_are_wanted_of_the_groups_that_are_open() -> None:
             table["error"][row] = table["estimate"][row]
     asked = undecided(network, content, design)
     assert sorted({layer.outputs for layer in asked}) == list(range(17, 25))
-    assert {layer.wide(0).key for layer in asked} == set(undecided_tables(network, design, "stages.1.1.conv1.conv"))
+    assert {layer.curve_template.key for layer in asked} == set(
+        undecided_tables(network, design, "stages.1.1.conv1.conv")
+    )
 
 
 def undecided_tables(network: Network, design: Design, site: str) -> list[str]:

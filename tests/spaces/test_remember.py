@@ -9,15 +9,15 @@ import pytest
 from torch import nn
 
 from htas.errors import UserError
-from htas.graph.layer import Layer
+from htas.graph.layer import Layer, Template
 from htas.metrics import Case, Metric, OnRound, Wanted
 from htas.spaces.remember import ANCHOR, FACTOR, MOVED, CachedMetric
 from htas.timing.measurement import Measurement
 from htas.timing.store import Store
 from htas.timing.target import Target
 
-CONV = Layer("conv", 3, 0, (8, 8))
-OTHER = Layer("conv", 5, 0, (8, 8))
+CONV = Template("conv", (8, 8), inputs=3)
+OTHER = Template("conv", (8, 8), inputs=5)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Scripted(Metric):
         return case.outputs / 1e3 / self.speed * self.slower.get(case.outputs, 1.0)
 
 
-def wide(*widths: int, layer: Layer = CONV) -> list[Layer]:
+def wide(*widths: int, layer: Template = CONV) -> list[Layer]:
     return [layer.wide(width) for width in widths]
 
 

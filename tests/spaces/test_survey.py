@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from htas.graph import Network, trace
-from htas.graph.layer import Layer
+from htas.graph.layer import Layer, Template
 from htas.metrics import Case, Metric, OnRound, Wanted
 from htas.metrics.latency import Latency
 from htas.models.cifar_resnet import CifarResNet
@@ -64,18 +64,17 @@ def scripted() -> Scripted:
     return Scripted(Target(threads=1))
 
 
-def conv(inputs: int, side: int, stride: int = 1, activation: str = "", kernel: int = 3, norm: bool = True) -> Layer:
+def conv(inputs: int, side: int, stride: int = 1, activation: str = "", kernel: int = 3, norm: bool = True) -> Template:
     pad = kernel // 2
-    return Layer(
+    return Template(
         "conv",
-        inputs,
-        0,
         (side, side),
         (kernel, kernel),
         (stride, stride),
         (pad, pad),
         norm=norm,
         activation=activation,
+        inputs=inputs,
     )
 
 
@@ -119,7 +118,7 @@ def test_curves_add_with_their_counts() -> None:
 def test_a_joined_site_has_every_producer_with_its_multiplicity() -> None:
     found = templates(resnet(), expand=2, inputs="base")
     assert found["stem.conv"] == Counter({conv(3, 32, activation="relu"): 1, conv(16, 32): 3})
-    shortcut = Layer("conv", 16, 0, (16, 16))  # after 2x2 pooling
+    shortcut = Template("conv", (16, 16), inputs=16)  # after 2x2 pooling
     assert found["stages.1.0.conv2.conv"] == Counter({conv(32, 16): 3, shortcut: 1})
     assert found["stages.1.0.conv1.conv"] == Counter({conv(16, 32, stride=2, activation="relu"): 1})
     for block in (1, 2):
@@ -162,7 +161,7 @@ def test_what_was_surveyed_reads_back_from_json() -> None:
     for estimate, factor in (("minimum", 1), ("median", 2), ("mean", 2)):
         assert curve(content, conv(16, 32), [5], estimate).seconds == pytest.approx([factor * 16.05])
     assert found.errors == pytest.approx([value / 1.5 * 0.5562 for value in found.seconds], rel=1e-3)
-    assert curve(content, Layer("linear", 64, 10, (1, 1), bias=True), [10]).seconds == pytest.approx([1.5 * 64.1])
+    assert curve(content, Template("linear", (1, 1), bias=True, inputs=64), [10]).seconds == pytest.approx([1.5 * 64.1])
 
 
 def test_layers_that_differ_in_outputs_alone_keep_curves_of_their_own_length() -> None:
@@ -194,7 +193,7 @@ def test_depthwise_layers_are_surveyed_at_every_width() -> None:
     network = trace(Net(), torch.zeros(1, 3, 8, 8))
     metric = scripted()
     content = survey(network, metric, expand=2, inputs="base")
-    (wise,) = [layer for layer in templates(network, expand=2, inputs="base")["conv"] if layer.groups != 1]
+    (wise,) = [layer for layer in templates(network, expand=2, inputs="base")["conv"] if layer.group_channels == 1]
     assert [case.groups for case in metric.asked if isinstance(case, Layer) and case.kernel == (3, 3)] == [*range(1, 9)]
     assert curve(content, wise, range(1, 9)).seconds == pytest.approx([1.5 * 1.01 * width for width in range(1, 9)])
 
