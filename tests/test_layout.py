@@ -17,6 +17,7 @@ from htas import datasets, metrics, models, plugins, runtimes, strategies
 
 ROOT = Path(htas.__file__).parent
 ORDER = [
+    "testing",
     "cli",
     "experiments",
     "run",

@@ -52,12 +52,22 @@ class Runtime(ABC):
         """What it computes in on that device of this machine; nothing where it does not run there."""
         return ("fp32",)
 
-    @abstractmethod
     def compile(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
         """The network in eval mode, for inputs of exactly the example's shapes; the model itself stays as it is.
 
-        Raises UserError that names the layer where it cannot be run, and where its outputs are not eager PyTorch's.
+        Here what `build` makes of a copy, compared with eager PyTorch. Raises UserError that names the layer where it
+        cannot be run, and where its outputs are not eager PyTorch's.
         """
+        from htas.runtimes._build import network_program
+
+        return network_program(f"target.runtime {self.target.runtime!r}", self.target, model, example, self.build)
+
+    def build(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
+        """The program of a network that is in eval mode, on the CPU and free to be changed; not yet compared.
+
+        A runtime has this method or a `compile` of its own; whatever it raises becomes a sentence that names the layer.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has neither build() nor compile()")
 
     @abstractmethod
     def describe(self) -> Mapping[str, str]:

@@ -1,16 +1,11 @@
 """Every data set keeps the contract, every layout is read, and every bad file gets its sentence."""
 
-import ast
-import dataclasses
 import hashlib
-import inspect
 import io
 import os
 import tarfile
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +24,8 @@ from htas.datasets.cifar10 import Cifar10
 from htas.datasets.cifar100 import Cifar100
 from htas.datasets.digits import Digits
 from htas.errors import UserError
+from htas.testing import DatasetContract
+from htas.testing.options import check_options
 
 MODULES: dict[str, Any] = {"cifar10": cifar10, "cifar100": cifar100}
 SHAPE = (3, 32, 32)
@@ -152,43 +149,18 @@ def split_of(count: int, *, flip: bool = True, crop: int = 1) -> Split:
 STREAMED = ("hub", "image_folder")  # tests/test_streamed.py
 
 
-@pytest.fixture(params=[name for name in plugins.names(datasets) if name not in STREAMED])
-def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> Dataset:
-    """Every plug-in, on a small folder where it takes one."""
-    kind: Callable[..., Dataset] = plugins.find(datasets, Dataset, request.param)
-    return kind(path=str(write_parquet(tmp_path, request.param))) if request.param in MODULES else kind()
+class TestEveryDataset(DatasetContract):
+    """All files of the folder that keep their images in memory, on a small folder where one is needed."""
+
+    @pytest.fixture(params=[name for name in plugins.names(datasets) if name not in STREAMED])
+    def plugin(self, request: pytest.FixtureRequest, tmp_path: Path) -> Dataset:
+        kind: Callable[..., Dataset] = plugins.find(datasets, Dataset, request.param)
+        return kind(path=str(write_parquet(tmp_path, request.param))) if request.param in MODULES else kind()
 
 
-@pytest.mark.parametrize("name", plugins.names(datasets))
-def test_a_data_set_is_a_frozen_dataclass_whose_options_are_documented(name: str) -> None:
-    kind: Any = plugins.find(datasets, Dataset, name)  # type: ignore[type-abstract]
-    assert kind.__dataclass_params__.frozen
-    after: dict[str, ast.stmt] = {}
-    for each in kind.__mro__[: kind.__mro__.index(Dataset)]:
-        body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0].body  # type: ignore[attr-defined]
-        after |= {line.target.id: beneath for line, beneath in pairwise(body) if hasattr(line, "target")}
-    for field in dataclasses.fields(kind):
-        assert isinstance(after[field.name], ast.Expr), f"{field.name} has no string beneath"
-
-
-def test_a_data_set_reads_what_it_promises_and_nothing_else(dataset: Dataset) -> None:
-    for part in PARTS:
-        read = dataset.read(part)
-        assert read.images.dtype == torch.uint8 and read.images.shape == (len(read.labels), *dataset.shapes[0])
-        assert read.labels.dtype == torch.int64
-        assert sorted(set(read.labels.tolist())) == list(range(dataset.classes))
-        assert equal(read, dataset.read(part))
-    assert len(dataset.mean) == len(dataset.std) == dataset.shapes[0][0]
-    assert all(0 < mean < 1 for mean in dataset.mean) and all(0 < std < 1 for std in dataset.std)
-    assert plugins.find(datasets, Dataset, dataset.name) is type(dataset)
-
-
-def test_a_data_set_loads_into_splits_of_its_shape(dataset: Dataset) -> None:
-    data = load(dataset)
-    assert (data.classes, data.shapes) == (dataset.classes, dataset.shapes)
-    assert len(data.weights) + len(data.validation) == len(data.train)
-    batch, labels = next(data.train.batches(8, seed=0, augment=True))
-    assert batch.shape == (8, *dataset.shapes[0]) and batch.dtype == torch.float32 and labels.dtype == torch.int64
+@pytest.mark.parametrize("name", STREAMED)
+def test_a_streamed_data_set_documents_its_options(name: str) -> None:
+    check_options(plugins.find(datasets, Dataset, name), Dataset)
 
 
 def test_a_data_set_from_elsewhere_is_named_as_it_is_configured() -> None:

@@ -24,8 +24,8 @@ from htas.metrics.memory import Memory, peak, peak_on_cuda
 from htas.metrics.params import Params, count_params
 from htas.plugins import find, names
 from htas.runtimes import Program, Runtime
+from htas.testing import MetricContract
 from htas.timing.bench import REPEAT, SOONEST, STRETCHES, HostTimer, Readings, Timer
-from htas.timing.measurement import Measurement
 from htas.timing.target import Target
 
 CONV = Layer("conv", 3, 8, (8, 8), (3, 3), padding=(1, 1), norm=True, activation="relu")
@@ -155,36 +155,17 @@ def wide(outputs: int) -> Layer:
     return Layer("conv", 3, outputs, (8, 8))
 
 
-def opened(name: str) -> Metric:
-    """A metric that works on this machine; one without its meter says so in a sentence, and is skipped."""
-    metric = find(htas.metrics, Metric, name)(TARGET)
-    try:
-        metric.measure([])
-    except ValueError as error:
-        assert re.fullmatch(rf"{name} needs a meter, and .+; .+", str(error)), error
-        pytest.skip(str(error))
-    return metric
+class TestEveryMetric(MetricContract):
+    """All files of the folder; one without its meter says so in a sentence, and is skipped."""
 
-
-@pytest.mark.parametrize("name", names(htas.metrics))
-def test_a_metric_measures_layers_and_networks_in_their_order(name):
-    metric = opened(name)
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout()).train()
-    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-    draws = torch.get_rng_state()
-    found = metric.measure([CONV, network, CONV])
-    assert [type(each) for each in found] == [Measurement] * 3
-    assert {each.unit for each in found} == {metric.unit}
-    assert all(value > 0 for each in found for value in each.values)
-    assert found[0] == found[2]
-    assert network.training and not network._forward_hooks and not network[0]._forward_hooks
-    assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), draws)
-
-
-@pytest.mark.parametrize("name", names(htas.metrics))
-def test_a_metric_of_nothing_is_nothing(name):
-    assert opened(name).measure([]) == []
+    @pytest.fixture(params=names(htas.metrics))
+    def plugin(self, request):
+        metric = find(htas.metrics, Metric, request.param)(TARGET)
+        try:
+            return self.present(metric)
+        except pytest.skip.Exception as skipped:
+            assert re.fullmatch(rf"{request.param} needs a meter, and .+; .+", str(skipped)), skipped
+            raise
 
 
 def test_latencies_come_back_in_the_order_of_the_cases(scripted):
@@ -267,15 +248,6 @@ def test_latency_samples_in_one_survey_and_builds_nothing_else(scripted, runtime
     assert len({each.survey for each in found.values()}) == 1
     assert set(compiled) == set(found)
     assert len(found[wide(5)].values) < len(found[wide(1)].values)
-
-
-@pytest.mark.parametrize("name", names(htas.metrics))
-def test_a_metric_samples_what_is_wanted_and_nothing_else(name):
-    metric = opened(name)
-    first, second, third = (Layer("conv", 3, outputs, (8, 8)) for outputs in (4, 8, 16))
-    found = metric.sample([first, second, third], [first], wanted=lambda found: [first, third])
-    assert set(found) == {first, third}
-    assert {each.unit for each in found.values()} == {metric.unit}
 
 
 def test_a_metric_that_samples_goes_on_where_readings_are_wanted(powercap):

@@ -1,6 +1,5 @@
 """What every model family owes, over every file of the folder; the CIFAR ResNets in particular."""
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import torch
 from torch import nn
 
 from htas import models
-from htas.graph import resize, trace
 from htas.models import ModelFamily
 from htas.models.cifar_resnet import CifarResNet
 from htas.models.custom import Custom
@@ -19,6 +17,7 @@ from htas.models.mobilenet_v2 import MobileNetV2
 from htas.models.vgg import Vgg
 from htas.plugins import find, names
 from htas.run.networks import build
+from htas.testing import FamilyContract
 
 FAMILIES = names(models)
 
@@ -37,45 +36,16 @@ def default(name: str) -> ModelFamily:
     return find(models, ModelFamily, name)(**GIVEN.get(name, {}))  # type: ignore[type-abstract]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_is_a_frozen_dataclass_that_documents_its_options(name: str) -> None:
-    family = default(name)
-    assert dataclasses.is_dataclass(family) and family.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    assert type(family).__doc__
+class TestEveryFamily(FamilyContract):
+    """All files of the folder."""
 
+    @pytest.fixture(params=FAMILIES)
+    def plugin(self, request: pytest.FixtureRequest) -> ModelFamily:
+        return default(request.param)
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_builds_networks_that_can_be_traced_and_resized(name: str) -> None:
-    module = default(name).build(7)
-    images = torch.randn(2, 3, 32, 32)
-    assert module(images).shape == (2, 7)
-    network = trace(module.eval(), images[:1])
-    assert network.widths
-    assert torch.equal(resize(network, network.base)(images), module(images))
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_title_of_a_family_names_it(name: str) -> None:
-    family = default(name)
-    built, named = family.build(10), build(family.title, 10)
-    assert [tuple(p.shape) for p in built.parameters()] == [tuple(p.shape) for p in named.parameters()]
-    assert family.member(1) and family.member(1) != family.member(2)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_reset_draws_every_weight_anew_and_repeats_under_a_seed(name: str) -> None:
-    family = default(name)
-    module = family.build(10)
-    drawn = []
-    for _ in range(2):
-        for value in module.state_dict().values():
-            value.fill_(3)
-        torch.manual_seed(5)
-        family.reset(module)
-        drawn.append({key: value.clone() for key, value in module.state_dict().items()})
-    for key, value in drawn[0].items():
-        assert not (value == 3).all(), key
-        assert torch.equal(value, drawn[1][key]), key
+    def test_its_title_builds_it(self, plugin: ModelFamily) -> None:
+        built, named = plugin.build(10), build(plugin.title, 10)
+        assert [tuple(p.shape) for p in built.parameters()] == [tuple(p.shape) for p in named.parameters()]
 
 
 def test_the_weights_are_drawn_as_tas_draws_them() -> None:

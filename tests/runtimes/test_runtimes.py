@@ -24,13 +24,15 @@ from htas.formats.onnx_written import static_graph, written_graph
 from htas.formats.parity import largest_difference, tolerance
 from htas.graph import resize, trace
 from htas.graph.arch import Arch
-from htas.graph.layer import ACTIVATIONS, Layer
+from htas.graph.layer import Layer
 from htas.metrics.latency import Latency
 from htas.models.cifar_resnet import CifarResNet
 from htas.plugins import find, names
 from htas.run.config import load
 from htas.runtimes import Program, Runtime, open_runtime
 from htas.runtimes._build import in_words, layer_program, network_program
+from htas.testing import RuntimeContract
+from htas.testing.runtime import LAYERS, Residual, spread_norms
 from htas.timing.bench import CudaTimer, HostTimer
 from htas.timing.target import Target
 
@@ -41,61 +43,17 @@ def contract(name: str) -> type[Runtime]:
     return find(htas.runtimes, Runtime, name)
 
 
-def case(name: str, *more: str, slow: bool = True) -> object:
+def case(name: str) -> object:
     """Parameters of a test; a compiler takes seconds, and not every machine has one."""
     no_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
-    marks = [no_compiler, pytest.mark.slow] if slow else [no_compiler]
-    return pytest.param(name, *more, marks=marks if name == "compiled" else [])
+    return pytest.param(name, marks=[no_compiler, pytest.mark.slow] if name == "compiled" else [])
 
 
 ON_CPU = [name for name in RUNTIMES if contract(name).precisions("cpu")]
 ONLY_CUDA = [name for name in RUNTIMES if name not in ON_CPU]
-OPENED = [case(name, slow=False) for name in ON_CPU]
 BUILT = [case(name) for name in ON_CPU]
-PRECISIONS = [case(name, each) for name in ON_CPU for each in contract(name).precisions("cpu")]
 
-CONV = Layer("conv", 3, 5, (9, 8), (3, 3), padding=(1, 1))
-LAYERS = {
-    "conv": CONV,
-    "conv with bias": Layer("conv", 3, 5, (9, 8), (3, 3), bias=True),
-    "conv, norm and relu": Layer("conv", 3, 5, (9, 8), (3, 3), (2, 2), (1, 1), norm=True, activation="relu"),
-    "uneven conv": Layer("conv", 4, 6, (9, 8), (1, 3), (1, 2), (0, 2), (1, 2), groups=2),
-    "depthwise conv": Layer("conv", 6, 6, (8, 8), (3, 3), padding=(1, 1), groups=6, norm=True, activation="relu6"),
-    "linear": Layer("linear", 7, 5, (1, 1), bias=True),
-    "linear without bias, norm": Layer("linear", 7, 5, (1, 1), norm=True, activation="relu"),
-    "max pool": Layer("max_pool", 4, 4, (9, 8), (3, 3), (2, 2), (1, 1)),
-    "dilated max pool": Layer("max_pool", 4, 4, (9, 8), (2, 2), (1, 1), (0, 0), (2, 2)),
-    "average pool": Layer("avg_pool", 4, 4, (9, 8), (3, 3), (2, 2), (1, 1)),
-    "global pool": Layer("global_pool", 4, 4, (9, 8)),
-    "add": Layer("add", 4, 4, (9, 8)),
-    "add, norm and relu": Layer("add", 4, 4, (9, 8), norm=True, activation="relu"),
-    **{f"conv and {name}": Layer("conv", 3, 5, (6, 6), (3, 3), norm=True, activation=name) for name in ACTIVATIONS},
-}
-
-
-class Residual(nn.Module):
-    """Small, but with all that a residual network has; dropout and norms tell eval mode from training."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, 4, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(4)
-        self.dropout = nn.Dropout(0.5)
-        self.last = nn.Linear(4, 5)
-
-    def forward(self, images: Tensor) -> Tensor:
-        out = self.norm(self.first(images)).relu()
-        out = self.dropout(out) + out
-        return self.last(out.mean((2, 3)))
-
-
-def spread_norms(module: nn.Module) -> nn.Module:
-    """Norms that change something: fresh ones are the identity in eval mode."""
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
-            for tensor in (part.weight, part.bias, part.running_mean, part.running_var):
-                nn.init.uniform_(tensor, 0.5, 1.5)
-    return module
+CONV = LAYERS["conv"]
 
 
 @pytest.fixture
@@ -113,84 +71,20 @@ def allowed(expected: Tensor, name: str, precision: str) -> float:
     return tolerance(Target(runtime=name, precision=precision)) * float(expected.abs().max())
 
 
-@pytest.mark.parametrize(("name", "precision"), PRECISIONS)
-def test_a_program_computes_what_pytorch_computes(name, precision, network):
-    example, other = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
-    program = opened(name, precision=precision).compile(network, (example,))
-    program.run()
-    with torch.no_grad():
-        expected = network.eval()(other)
-    found = program.outputs(other)
-    assert found.dtype == torch.float32
-    assert (found - expected).abs().max() <= allowed(expected, name, precision)
-    if precision != "fp32":
-        assert not torch.equal(found, expected)  # it did compute with fewer digits
+class TestEveryRuntime(RuntimeContract):
+    """All files of the folder that run on a CPU."""
+
+    @pytest.fixture(params=BUILT)
+    def plugin(self, request):
+        return request.param
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
 def test_torch_compile_computes_what_pytorch_computes():
-    program = opened("compiled").compile(nn.Sequential(nn.Linear(3, 4), nn.ReLU()).eval(), (torch.randn(2, 3),))
+    runtime = opened("compiled")
+    assert runtime.describe()["torch"] == torch.__version__ and isinstance(runtime.timer(), HostTimer)
+    program = runtime.compile(nn.Sequential(nn.Linear(3, 4), nn.ReLU()).eval(), (torch.randn(2, 3),))
     assert (program.outputs(torch.randn(2, 3)) >= 0).all()  # compiling has compared the outputs
-
-
-@pytest.mark.parametrize("name", BUILT)
-def test_compiling_leaves_the_model_as_it_was(name, network):
-    network.train()
-    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-    program = opened(name).compile(network, (torch.randn(2, 3, 8, 8),))
-    program.run()
-    assert all(part.training for part in network.modules())
-    for key, tensor in network.state_dict().items():
-        assert torch.equal(tensor, before[key])
-
-
-@pytest.mark.parametrize("name", BUILT)
-def test_training_on_does_not_change_a_program(name, network):
-    images = torch.randn(2, 3, 8, 8)
-    program = opened(name).compile(network, (images,))
-    before = program.outputs(images)
-    with torch.no_grad():
-        network.last.weight.zero_()
-    assert torch.equal(program.outputs(images), before)
-
-
-@pytest.mark.parametrize("name", BUILT)
-def test_other_inputs_change_neither_the_first_ones_nor_later_outputs(name):
-    network, first, other = nn.Linear(3, 4).eval(), torch.randn(2, 3), torch.randn(2, 3)
-    example = first.clone()
-    program = opened(name).compile(network, (example,))
-    before = program.outputs(first)
-    assert not torch.equal(program.outputs(other), before)
-    assert torch.equal(program.outputs(first), before)
-    assert torch.equal(example, first)
-
-
-@pytest.mark.parametrize("name", BUILT)
-@pytest.mark.parametrize("layer", [CONV, LAYERS["linear"], LAYERS["add"]], ids=lambda layer: layer.op)
-def test_a_layer_compiles_at_the_targets_batch(name, layer):
-    program = opened(name).compile_layer(layer)
-    program.run()
-    assert program.outputs(*layer.example(2)).shape[:2] == (2, layer.outputs)
-
-
-@pytest.mark.parametrize("name", OPENED)
-def test_a_runtime_describes_itself_in_words(name):
-    about = opened(name).describe()
-    assert about["torch"] == torch.__version__
-    assert all(isinstance(key, str) and isinstance(value, str) and value for key, value in about.items())
-
-
-@pytest.mark.parametrize("name", OPENED)
-def test_on_the_cpu_the_hosts_clock_is_read(name):
-    assert isinstance(opened(name).timer(), HostTimer)
-
-
-@pytest.mark.parametrize("name", OPENED)
-def test_a_session_restores_the_number_of_threads(name):
-    before = torch.get_num_threads()
-    with pytest.raises(KeyError), opened(name, threads=before + 1).session():
-        raise KeyError
-    assert torch.get_num_threads() == before
 
 
 def test_eager_computes_with_the_targets_threads():
@@ -201,21 +95,6 @@ def test_eager_computes_with_the_targets_threads():
 def test_a_runtime_that_does_not_exist_names_those_that_do():
     with pytest.raises(ValueError, match="no runtime called 'onxruntime'; did you mean 'onnxruntime'"):
         opened("onxruntime")
-
-
-@pytest.mark.parametrize("name", ["eager", "onnxruntime", "openvino"])
-@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
-def test_a_runtimes_layer_computes_what_the_module_does(name, layer, monkeypatch):
-    module, example = spread_norms(layer.build()), layer.example(2)
-    monkeypatch.setattr(Layer, "build", lambda _: module)
-    for precision in contract(name).precisions("cpu"):
-        with torch.no_grad():
-            expected = module.float()(*example)
-        program = opened(name, precision=precision).compile_layer(layer)
-        program.run()
-        found = program.outputs(*example)
-        assert found.shape == expected.shape
-        assert (found - expected).abs().max() <= allowed(expected, name, precision)
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
@@ -408,7 +287,7 @@ def test_a_layers_norm_and_activation_are_fused_into_its_convolution(tmp_path):
     import onnx
     from onnxruntime import InferenceSession, SessionOptions
 
-    layer = LAYERS["conv, norm and relu"]
+    layer = LAYERS["conv, norm, relu"]
     options = SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "fused.onnx")
     options.log_severity_level = 3
@@ -653,13 +532,6 @@ CHAINED = {
 }
 
 
-@pytest.mark.parametrize("name", OPENED)
-@pytest.mark.parametrize("layer", CHAINED.values(), ids=CHAINED.keys())
-def test_a_chain_runs_with_the_layer_and_without(name, layer):
-    for program in opened(name).chain(layer) or ():
-        program.run()
-
-
 @pytest.mark.parametrize("layer", CHAINED.values(), ids=CHAINED.keys())
 def test_a_chain_differs_from_its_neighbours_by_the_layer(layer):
     import onnx
@@ -781,7 +653,7 @@ def test_every_layer_runs_on_cuda(name, layer):
 @pytest.mark.gpu
 def test_graphs_that_share_memory_do_not_disturb_each_other():
     runtime = opened("cuda_graph", device="cuda")
-    programs = [runtime.compile_layer(LAYERS["conv, norm and relu"]) for _ in range(3)]
+    programs = [runtime.compile_layer(LAYERS["conv, norm, relu"]) for _ in range(3)]
     images = CONV.example(2)
     before = [program.outputs(*images) for program in programs]
     for program in reversed(programs):

@@ -19,7 +19,6 @@ from htas import plugins, strategies
 from htas.cost.counts import CountCost
 from htas.cost.limits import Limit
 from htas.cost.model import CostModel
-from htas.data.split import Data, Split
 from htas.errors import UserError
 from htas.files import read_tensors
 from htas.graph import trace
@@ -30,6 +29,8 @@ from htas.search.record import EpochRecord
 from htas.spaces.space import Space
 from htas.strategies import Strategy
 from htas.strategies.differentiable import Differentiable, Logits, Multiplier, _Search, penalty, verdict
+from htas.testing import StrategyContract
+from htas.testing.strategy import problem as tiny
 from htas.training.train import cosine
 
 FAMILY = CifarResNet(14)
@@ -40,33 +41,14 @@ QUICK = {"epochs": 3, "batch": 8, "precision": "fp32", "archs": 12, "population"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def split(count: int, seed: int) -> Split:
-    """Images of two classes, 8x8: dark and bright."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % 2
-    noise = torch.randint(100, (count, 3, 8, 8), generator=generator)
-    return Split((noise + 100 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels, (0.4,) * 3, (0.25,) * 3, False, 1)
+def limited(folder: Path, family: CifarResNet = FAMILY) -> Problem:
+    """With a limit on multiply-adds."""
+    return tiny(folder, family=family)
 
 
-def problem(folder: Path, family: CifarResNet = FAMILY, **changes: Any) -> Problem:
-    network = trace(family.build(2), torch.zeros(2, 3, 8, 8))
-    widths = {name: (site.base // 4, site.base // 2, site.base) for name, site in network.widths.items()}
-    space = Space("tiny", widths, {name: tuple(range(1, site.base + 1)) for name, site in network.depths.items()})
-    data = Data(2, (3, 8, 8), split(32, 0), split(16, 1), split(16, 2), split(16, 3))
-    checkpoint = folder / "search.safetensors"
-    cost = CountCost(network)
-    given = Problem(network, family.reset, data, space, cost, "cpu", 0, checkpoint, lambda: family.build(2))
-    return dataclasses.replace(given, **changes)
-
-
-def limited(folder: Path, name: str = "", most: float = 0.6, family: CifarResNet = FAMILY) -> Problem:
-    """With a limit on multiply-adds; without depths for a strategy that has none."""
-    given = problem(folder, family)
-    if name == "morphnet":
-        fixed = {site: choices[-1:] for site, choices in given.space.depths.items()}
-        given = dataclasses.replace(given, space=Space("tiny", given.space.widths, fixed))
-    limit = Limit("macs", f"{most:.0%}", given.cost, most * given.cost.cost(given.network.base))
-    return dataclasses.replace(given, limits=(limit,))
+def problem(folder: Path, **changes: Any) -> Problem:
+    """Without."""
+    return dataclasses.replace(limited(folder), **{"limits": (), **changes})
 
 
 def quick(name: str) -> Strategy:
@@ -78,46 +60,18 @@ def quick(name: str) -> Strategy:
 
 # -- the contract ------------------------------------------------------------------------------------------------------
 
-every = pytest.mark.parametrize("name", plugins.names(strategies))
 
+class TestEveryStrategy(StrategyContract):
+    """All files of the folder; MorphNet has no depths, and the differentiable search weighs the cost."""
 
-@every
-def test_a_strategy_finds_an_arch_of_the_space_and_judges_others_alike(name, tmp_path):
-    given = limited(tmp_path, name)
-    found = quick(name).search(given)
-    assert found.arch in given.space and all(arch in given.space for arch in found.pool)
-    assert name in ("differentiable", "tas") or given.limits[0].ratio(found.arch) <= 1
-    assert all(isinstance(epoch, EpochRecord) for epoch in found.epochs)
-    assert isinstance(found.converged, bool) and found.why and found.seconds >= 0
-    archs = [found.arch, given.space.narrowest, given.space.widest, found.arch]
-    accuracies = found.validate(archs)
-    assert len(accuracies) == 4 and all(0 <= accuracy <= 1 for accuracy in accuracies)
-    assert accuracies[0] == accuracies[3] == found.validate([found.arch])[0]
-
-
-@every
-def test_a_strategy_finds_the_same_with_the_same_seed(name, tmp_path):
-    found = [quick(name).search(limited(tmp_path / str(run), name)) for run in range(2)]
-    assert found[0].arch == found[1].arch
-    assert without_seconds(found[0].epochs) == without_seconds(found[1].epochs)
-
-
-@every
-def test_a_strategy_leaves_the_network_alone_and_never_sees_the_test_images(name, tmp_path):
-    given = limited(tmp_path, name)
-    given = dataclasses.replace(given, data=dataclasses.replace(given.data, test=None))
-    before = {key: tensor.clone() for key, tensor in given.network.module.state_dict().items()}
-    found = quick(name).search(given)
-    found.validate([found.arch])
-    assert all(torch.equal(tensor, before[key]) for key, tensor in given.network.module.state_dict().items())
-
-
-@every
-def test_a_strategy_says_what_it_is_and_what_it_is_charged(name):
-    made = quick(name)
-    assert made.title.startswith(name) and made.charged == ("macs" if name == "tas" else "table")
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        made.epochs = 7  # type: ignore[attr-defined]
+    @pytest.fixture(params=plugins.names(strategies))
+    def plugin(self, request: pytest.FixtureRequest) -> Strategy:
+        self.keeps_limits = request.param not in ("differentiable", "tas")
+        self.searches_depths = request.param != "morphnet"
+        strategy = quick(request.param)
+        assert strategy.title.startswith(request.param)
+        assert strategy.charged == ("macs" if request.param == "tas" else "table")
+        return strategy
 
 
 # -- draws -------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,12 @@
+"""What a plug-in must keep, as tests to inherit: one class a kind, one attribute that names the plug-in.
+
+It needs pytest (`pip install pytest`); nothing else of the package imports it. docs/extending.md shows its use.
+"""
+
+from htas.testing.dataset import DatasetContract
+from htas.testing.family import FamilyContract
+from htas.testing.metric import MetricContract
+from htas.testing.runtime import RuntimeContract
+from htas.testing.strategy import StrategyContract
+
+__all__ = ["DatasetContract", "FamilyContract", "MetricContract", "RuntimeContract", "StrategyContract"]
