@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +14,23 @@ from htas.console.progress import progress
 from htas.data.split import Batch, Source
 from htas.data.task import CLASSIFY, Inputs, Task, images_in, precise, scalar
 from htas.errors import UserError
-from htas.files import read_tensors
+from htas.files import read_tensors, write_tensors
 from htas.graph.arch import Arch
 from htas.search.problem import Problem
-from htas.search.supernet import MOMENTUM, Draw, Supernet
+from htas.search.record import EpochRecord
+from htas.search.supernet import Draw, Supernet
 from htas.text import percent, significant
 from htas.training.layout import placed
-from htas.training.train import Precision
+from htas.training.loop import EpochLoop
+from htas.training.train import (
+    Precision,
+    engine,
+    epoch_seed,
+    load_optimizer,
+    load_prefixed,
+    optimizer_tensors,
+    prefixed,
+)
 
 PREFIX = "supernet/"
 """Of a supernet's tensors in a checkpoint."""
@@ -30,10 +40,34 @@ LOST = 10.0
 """A loss of so many times that of guessing at random is no loss that a search comes back from."""
 
 
+class SearchOptions(Protocol):
+    """Options of a strategy that trains weights in epochs."""
+
+    rates: ClassVar[str]
+    """Options that a search which diverged should lower."""
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the weights' half of the training images."""
+
+    @property
+    def batch(self) -> int:
+        """Images of a step."""
+
+    @property
+    def lr(self) -> float:
+        """Learning rate at its highest."""
+
+    @property
+    def precision(self) -> Precision:
+        """Arithmetic of the training."""
+
+
 @dataclass(frozen=True)
 class SupernetOptions:
-    """What a strategy that has a supernet lets be chosen of it."""
+    """Options of a strategy that trains a supernet."""
 
+    rates: ClassVar[str] = "strategy.lr"
     epochs: int = 100
     """Passes over the half of the training images that the weights learn from."""
     batch: int = 256
@@ -140,10 +174,8 @@ def _accuracy(problem: Problem, supernet: Supernet, runner: Any, arch: Arch) -> 
     draw = Draw.of(arch, problem.network)
     supernet.train()
     for index, (images, _) in enumerate(some(problem.data.weights, CALIBRATION)):
-        supernet.momentum = 1 / (index + 1)
         with runner.autocast():
-            supernet(images, draw)
-    supernet.momentum = MOMENTUM
+            supernet(images, replace(draw, momentum=1 / (index + 1)))
     supernet.eval()
     total, seen = torch.zeros((), dtype=torch.float64, device=runner.device), 0
     for images, labels in some(problem.data.validation, JUDGED):
@@ -179,30 +211,76 @@ class Judge:
         return [self.known[arch] for arch in archs]
 
 
-def kept(supernet: Supernet) -> dict[str, Tensor]:
-    """A supernet's part of a checkpoint."""
-    return {f"{PREFIX}{name}": tensor for name, tensor in supernet.state_dict().items()}
+class SearchLoop(EpochLoop[EpochRecord]):
+    """The epochs of a search."""
+
+    record = EpochRecord
+
+    def __init__(self, problem: Problem, options: SearchOptions) -> None:
+        self.problem = problem
+        self.runner = engine(problem.device, options.precision)
+        self.sgd: torch.optim.SGD
+        steps = max(1, len(problem.data.weights) // options.batch)
+        super().__init__(problem.title, problem.checkpoint, options.epochs, steps)
+
+    def seeded(self, epoch: int) -> int:
+        """The seed of an epoch's draws; those of the network itself, as dropout's, start from it too."""
+        seed = epoch_seed(self.problem.seed, epoch)
+        torch.manual_seed(seed)
+        return seed
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the weights, now."""
+        return float(self.sgd.param_groups[0]["lr"])
+
+    def summary(self, figures: EpochRecord) -> str:
+        """The loss."""
+        return f"loss {significant(figures.train_loss)}"
 
 
-def restored(supernet: Supernet, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `kept` gave."""
-    supernet.load_state_dict({k.removeprefix(PREFIX): v for k, v in tensors.items() if k.startswith(PREFIX)})
+class SupernetLoop(SearchLoop):
+    """The epochs of a search that trains a supernet."""
+
+    def __init__(self, problem: Problem, options: SupernetOptions, mix: Literal["interpolate", "pad"] = "pad") -> None:
+        super().__init__(problem, options)
+        self.save = options.keep
+        self.supernet = opened(problem, options, self.runner.device, mix)
+        self.sgd = learner(self.supernet, options)
+
+    def run(self) -> None:
+        """All epochs that are missing; the supernet is written to its file where the options ask for it."""
+        super().run()
+        if self.save:
+            write_tensors(self.problem.supernet, self.supernet.state_dict(), {"space": self.problem.space.name})
+
+    def validate(self, archs: Sequence[Arch]) -> list[float]:
+        """Accuracy on the validation half of each arch, 0 to 1, its norm statistics estimated for it alone."""
+        return accuracies(self.problem, self.supernet, self.runner, archs)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and momenta of the supernet."""
+        return {**prefixed(self.supernet, PREFIX), **optimizer_tensors(self.sgd, "sgd")}
+
+    def load(self, tensors: dict[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Weights and momenta of the supernet."""
+        load_prefixed(self.supernet, tensors, PREFIX)
+        load_optimizer(self.sgd, tensors, "sgd")
 
 
-def check_sane(problem: Problem, options: Any, loss: float, epoch: int, rate: float) -> None:
-    """Raise UserError where the mean loss of an epoch (of `epoch`, from 0) says that a search has diverged."""
+def check_sane(problem: Problem, options: SearchOptions, loss: float, epoch: int, rate: float) -> None:
+    """Raise UserError where the mean loss of an epoch (the first being 0) says that a search has diverged."""
     lost = LOST * math.log(problem.data.classes) if problem.data.task.classifies else math.inf
     if not (math.isfinite(loss) and loss < lost):
         raise diverged(problem, options, loss, epoch, rate)
 
 
-def diverged(problem: Problem, options: Any, loss: float, epoch: int, rate: float) -> UserError:
+def diverged(problem: Problem, options: SearchOptions, loss: float, epoch: int, rate: float) -> UserError:
     """What to say of it: `options` are the strategy's, which tell what may be lowered, and `rate` is the learning rate
     at which it was seen."""
     said = f"the search diverged in epoch {epoch + 1} at a learning rate of {significant(rate)}: its loss is {loss:.3g}"
     if epoch == 0:
-        rates = "strategy.lr or strategy.arch_lr" if hasattr(options, "arch_lr") else "strategy.lr"
-        return UserError(f"{said}; lower {rates}, and name another folder with --out")
+        return UserError(f"{said}; lower {options.rates}, and name another folder with --out")
     again = f"--strategy.lr={significant(options.lr / 3, 1)} and another --out"
     if isinstance(options, SupernetOptions):
         again = f"--strategy.start={problem.checkpoint} {again}"

@@ -62,6 +62,8 @@ class Draw:
     widths: Mapping[str, tuple[tuple[int, ...], Any]]
     depths: Mapping[str, Any]
     """Weights by block of the site: [k] is that of keeping k + 1 blocks; exact zeros are left out of the mixture."""
+    momentum: float = MOMENTUM
+    """Share of this batch in the running statistics of norms, in training mode."""
 
     @staticmethod
     def of(arch: Arch, network: Network) -> "Draw":
@@ -96,7 +98,6 @@ class Supernet(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.space, self.shortcut, self.mix, self.norms = network, space, shortcut, mix, norms
-        self.momentum: float = MOMENTUM
         self.capacity = _capacity(network, space, pad=shortcut == "pad")
         self.body = copy.deepcopy(network.module)
         self.projections = nn.ModuleDict()
@@ -378,32 +379,35 @@ class Supernet(nn.Module):
         norms = self.body.get_submodule(node.module)
         assert isinstance(norms, nn.ModuleDict)
         if len(before) > 1:
-            return self._part(norms[ALL], inputs, self._own(node, before, inputs.device)), before
+            return self._part(norms[ALL], inputs, self._own(node, before, inputs.device), draw.momentum), before
         source = self._producer.get(node.name)
         if source is None or not source.site or len(draw.widths[source.site][0]) == 1:
             inputs = self._narrowed(node.inputs[0], inputs, before)
-            return self._one(norms[str(inputs.shape[1])], inputs), before
+            return self._one(norms[str(inputs.shape[1])], inputs, draw.momentum), before
         chosen, weights = draw.widths[source.site]
-        return self._two(inputs, chosen, weights, [norms[str(width)] for width in chosen]), before
+        pair = [norms[str(width)] for width in chosen]
+        return self._two(inputs, chosen, weights, pair, draw.momentum), before
 
-    def _one(self, norm: nn.Module, inputs: Tensor) -> Tensor:
+    def _one(self, norm: nn.Module, inputs: Tensor, momentum: float) -> Tensor:
         assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | FirstOf)
         return F.batch_norm(
-            inputs, norm.running_mean, norm.running_var, norm.weight, norm.bias, self.training, self.momentum, norm.eps
+            inputs, norm.running_mean, norm.running_var, norm.weight, norm.bias, self.training, momentum, norm.eps
         )
 
-    def _part(self, norm: nn.Module, inputs: Tensor, own: Tensor) -> Tensor:
+    def _part(self, norm: nn.Module, inputs: Tensor, own: Tensor, momentum: float) -> Tensor:
         """Some channels of a norm, by their numbers."""
         assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
         assert norm.running_mean is not None and norm.running_var is not None
         mean, var, eps = norm.running_mean[own], norm.running_var[own], norm.eps
-        out = F.batch_norm(inputs, mean, var, norm.weight[own], norm.bias[own], self.training, self.momentum, eps)
+        out = F.batch_norm(inputs, mean, var, norm.weight[own], norm.bias[own], self.training, momentum, eps)
         if self.training:
             with torch.no_grad():
                 norm.running_mean[own], norm.running_var[own] = mean, var
         return out
 
-    def _two(self, inputs: Tensor, chosen: tuple[int, ...], weights: Any, norms: Sequence[nn.Module]) -> Tensor:
+    def _two(
+        self, inputs: Tensor, chosen: tuple[int, ...], weights: Any, norms: Sequence[nn.Module], momentum: float
+    ) -> Tensor:
         """Two candidates' norms, interpolated and mixed. In training they share the statistics of the batch."""
         if not self.training:
             return self._combine(inputs, chosen, weights, [_affine(norm) for norm in norms])
@@ -422,8 +426,8 @@ class Supernet(nn.Module):
             out, mean, var = NormMix.apply(inputs, shares, stretch, narrow, *affines, eps)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             for norm, width in zip(norms, chosen, strict=True):
-                norm.running_mean.lerp_(mean[:width], self.momentum)  # type: ignore[operator]
-                norm.running_var.lerp_(var[:width], self.momentum)  # type: ignore[operator]
+                norm.running_mean.lerp_(mean[:width], momentum)  # type: ignore[operator]
+                norm.running_var.lerp_(var[:width], momentum)  # type: ignore[operator]
         return out
 
     def _layer_norm(self, node: Node, inputs: Tensor, before: tuple[int, ...]) -> Tensor:
@@ -503,7 +507,7 @@ class Supernet(nn.Module):
                 part = inputs
             else:
                 part = projected[:, :candidate]
-                part = self._one(norms[str(candidate)], part) if node.normed else part
+                part = self._one(norms[str(candidate)], part, draw.momentum) if node.normed else part
             total = total + weights[index] * self._widen(part, part.shape[1], width, width)
         return total, before[1]
 

@@ -3,36 +3,29 @@
 import random
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from htas.console.progress import progress, say
-from htas.console.record import scalars
-from htas.files import read_tensors, write_tensors
+from htas.console.progress import Bar, say
 from htas.graph.arch import Arch
 from htas.search.moves import USED, changed, over
 from htas.search.oneshot import (
     CALIBRATION,
     JUDGED,
     Judge,
-    accuracies,
+    SupernetLoop,
     check_sane,
-    kept,
-    learner,
-    opened,
-    restored,
     sampled_step,
 )
 from htas.search.problem import Problem, SearchOutcome
 from htas.search.record import EpochRecord
-from htas.search.supernet import Draw, Supernet
+from htas.search.supernet import Draw
 from htas.strategies import SupernetStrategy, need_limits
-from htas.text import percent, significant
-from htas.training.train import batches, cosine, engine, epoch_seed, load_optimizer, optimizer_tensors, set_rate
+from htas.text import percent
+from htas.training.train import batches, cosine, set_rate
 
 STEP, PASS = 1.3, 0.5
 """A weight step of an arch at random at e = 2, and a forward pass, in plain training steps of the base network."""
@@ -80,22 +73,14 @@ class OneShotStrategy(SupernetStrategy):
         """The supernet is trained, archs are judged, and the most accurate one within the limits is taken."""
         need_limits(problem, self)
         run = _Training(self, problem)
-        run.restore()
-        with progress(problem.title, self.epochs * run.steps, done=len(run.epochs) * run.steps) as bar:
-            for epoch in range(len(run.epochs), self.epochs):
-                record = run.epoch(epoch, bar.step)
-                scalars(problem.title, record.epoch, record.scalars)
-                run.keep(problem.checkpoint)
-                bar.step(f"epoch {epoch + 1} of {self.epochs}: loss {significant(record.train_loss)}", by=0)
+        run.run()
         if problem.trained is not None and not problem.trained.exists():
             run.keep(problem.trained)
-        if self.keep:
-            write_tensors(problem.supernet, run.supernet.state_dict(), {"space": problem.space.name})
         started = time.monotonic()
-        judge = Judge(lambda archs: accuracies(problem, run.supernet, run.runner, archs))
+        judge = Judge(run.validate)
         self.pick(problem, judge)
         arch = best(problem, judge)
-        seconds = sum(record.seconds for record in run.epochs) + time.monotonic() - started
+        seconds = run.seconds + time.monotonic() - started
         accuracy = percent(judge([arch])[0])
         say(f"{problem.title}: {len(judge.known)} archs judged, the best within the limits at {accuracy}")
         why = f"{len(judge.known)} archs were judged by a supernet trained for {self.epochs} epochs"
@@ -147,24 +132,17 @@ def step(problem: Problem, rng: random.Random, arch: Arch, by: int) -> Arch | No
     return changed(arch, *rng.choice(sites)) if sites else None
 
 
-class _Training:
-    """The supernet as it is trained: its weights, their optimizer, and the epochs so far."""
+class _Training(SupernetLoop):
+    """The supernet as it is trained, by archs drawn at random."""
 
     def __init__(self, options: OneShotStrategy, problem: Problem) -> None:
-        self.options, self.problem = options, problem
-        self.runner = engine(problem.device, options.precision)
-        self.supernet: Supernet = opened(problem, options, self.runner.device)
-        self.sgd = learner(self.supernet, options)
-        self.steps = max(1, len(problem.data.weights) // options.batch)
+        super().__init__(problem, options)
+        self.options = options
         self.base = problem.cost.cost(problem.network.base)
-        self.epochs: list[EpochRecord] = []
 
-    def epoch(self, epoch: int, on_step: Callable[[], None]) -> EpochRecord:
+    def epoch(self, epoch: int, bar: Bar) -> EpochRecord:
         """One pass over the weights' half."""
-        started = time.monotonic()
-        options = self.options
-        seed = epoch_seed(self.problem.seed, epoch)
-        torch.manual_seed(seed)
+        options, seed = self.options, self.seeded(epoch)
         rng = random.Random(seed)
         self.supernet.train()
         total = torch.zeros((), device=self.runner.device)
@@ -176,12 +154,10 @@ class _Training:
             total += sampled_step(self.supernet, self.sgd, self.runner, images, labels, draws, self.problem.data.task)
             cost += sum(self.problem.cost.cost(arch) for arch in archs) / len(archs) / self.base
             count += 1
-            on_step()
+            bar.step()
         loss = float(total) / count
-        check_sane(self.problem, options, loss, epoch, self.sgd.param_groups[0]["lr"])
-        record = EpochRecord(epoch + 1, None, loss, None, None, cost / count, None, None, time.monotonic() - started)
-        self.epochs.append(record)
-        return record
+        check_sane(self.problem, options, loss, epoch, self.rate)
+        return EpochRecord(epoch + 1, None, loss, None, None, cost / count, None, None, self.elapsed)
 
     def _drawn(self, rng: random.Random) -> Sequence[Arch]:
         space = self.problem.space
@@ -190,20 +166,10 @@ class _Training:
         others = [space.sample(rng, rng.uniform(-LEANING, LEANING)) for _ in range(2)]
         return [space.widest, *others, space.narrowest]
 
-    def keep(self, path: Path) -> None:
-        """Write everything that the next epoch needs."""
-        tensors = {**kept(self.supernet), **optimizer_tensors(self.sgd, "sgd")}
-        write_tensors(path, tensors, {"epochs": [vars(record) for record in self.epochs]})
-
     def restore(self) -> None:
-        """Go on from the checkpoint, if there is one, or from what another search has trained."""
-        known = (self.problem.checkpoint, self.problem.trained)
-        path = next((path for path in known if path is not None and path.exists()), None)
-        if path is None:
-            return
-        tensors, about = read_tensors(path)
-        restored(self.supernet, tensors)
-        load_optimizer(self.sgd, tensors, "sgd")
-        self.epochs = [EpochRecord(**record) for record in about["epochs"]]
-        if path != self.problem.checkpoint:
-            say(f"{self.problem.title}: the supernet is that of another search, {path.name}")
+        """Go on from the checkpoint, if there is one, or from the supernet that another search has trained."""
+        super().restore()
+        trained = self.problem.trained
+        if not self.epochs and trained is not None and trained.exists():
+            self.restore_from(trained)
+            say(f"{self.problem.title}: the supernet is that of another search, {trained.name}")

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -29,6 +29,7 @@ STEPS = 32
 class ByTrials(Strategy):
     """A strategy that has no supernet; an arch is judged by a training from scratch on half of the training images."""
 
+    rates: ClassVar[str] = "strategy.lr"
     epochs: int = 5
     """Of each such training; the other half of the images judges."""
     batch: int = 128

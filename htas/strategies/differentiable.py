@@ -1,31 +1,28 @@
 """Section 3.3: the differentiable search of TAS, with the latency loss of eq. 6 to 8."""
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from htas.console.progress import Bar, progress
-from htas.console.record import scalars
+from htas.console.progress import Bar
 from htas.cost.limits import Limit
 from htas.data.task import Inputs, precise, scalar
 from htas.errors import UserError
-from htas.files import read_tensors, write_tensors
 from htas.graph.arch import Arch
 from htas.search.moves import AIM
-from htas.search.oneshot import accuracies, check_sane, diverged, kept, learner, opened, restored
+from htas.search.oneshot import SupernetLoop, check_sane, diverged
 from htas.search.problem import Problem, SearchOutcome
 from htas.search.record import METRICS, SURE, EpochRecord
 from htas.search.supernet import Draw
 from htas.spaces.space import Space
 from htas.strategies import SupernetStrategy, check_charge
 from htas.text import percent, significant
-from htas.training.train import batches, cosine, engine, epoch_seed, load_optimizer, optimizer_tensors, set_rate
+from htas.training.train import batches, cosine, load_optimizer, optimizer_tensors, set_rate
 
 CLOSE = 0.1
 """... if the cost of the most probable arch lies within this share of the expected cost."""
@@ -52,6 +49,7 @@ SHARED = 0.5
 class Differentiable(SupernetStrategy):
     """Two widths drawn per site, their outputs padded and mixed, depths mixed softly; `tas` has TAS's own settings."""
 
+    rates: ClassVar[str] = "strategy.lr or strategy.arch_lr"
     epochs: int = 600
     """Passes over the half of the training images that the weights learn from."""
     batch: int = 256
@@ -121,24 +119,10 @@ class Differentiable(SupernetStrategy):
     def search(self, problem: Problem) -> SearchOutcome:
         """TAS: a weight step on one half of the training images, an architecture step on the other, in turn."""
         run = _Search(self, problem)
-        run.restore()
-        with progress(problem.title, self.epochs * run.steps, done=len(run.epochs) * run.steps) as bar:
-            for epoch in range(len(run.epochs), self.epochs):
-                record = run.epoch(epoch, bar)
-                scalars(problem.title, record.epoch, record.scalars)
-                run.keep()
-                bar.step(
-                    f"epoch {epoch + 1} of {self.epochs}: validation {percent(record.validation_accuracy or 0.0, 1)}, "
-                    f"E[cost] {significant(record.expected_cost)} of the base, "
-                    f"top p {significant(record.top_probability or 0.0, 2)}",
-                    by=0,
-                )
-        if self.keep:
-            write_tensors(problem.supernet, run.supernet.state_dict(), {"space": problem.space.name})
+        run.run()
         converged, why = verdict(run.epochs[-1])
-        seconds = sum(record.seconds for record in run.epochs)
         return SearchOutcome(
-            run.logits.argmax(), tuple(run.epochs), converged, why, run.validate, seconds, run.logits.worth()
+            run.logits.argmax(), tuple(run.epochs), converged, why, run.validate, run.seconds, run.logits.worth()
         )
 
 
@@ -289,35 +273,25 @@ class Logits(nn.Module):
         return {site: round(value, 4) for site, value in zip(self.sites, own.tolist(), strict=True)}
 
 
-class _Search:
+class _Search(SupernetLoop):
     """One search as it runs: supernet, logits, their optimizers, and the epochs so far."""
 
     def __init__(self, options: Differentiable, problem: Problem) -> None:
-        self.options, self.problem = options, problem
-        self.runner = engine(problem.device, options.precision)
-        self.supernet = opened(problem, options, self.runner.device, options.mix)
+        super().__init__(problem, options, options.mix)
+        self.options = options
         blocks = {name: site.base for name, site in problem.network.depths.items()}
         generator = torch.Generator().manual_seed(problem.seed)
         self.logits = Logits(problem.space, blocks, generator).to(self.runner.device)
         self.base = problem.cost.cost(problem.network.base)
         self.multiplier = Multiplier(problem.limits, problem.space)
-        self.sgd = learner(self.supernet, options)
         self.adam = torch.optim.Adam(
             self.logits.parameters(), options.arch_lr, (0.5, 0.999), weight_decay=options.arch_weight_decay
         )
-        self.epochs: list[EpochRecord] = []
-
-    @property
-    def steps(self) -> int:
-        """Weight steps, and architecture steps, of an epoch."""
-        return max(1, len(self.problem.data.weights) // self.options.batch)
 
     def epoch(self, epoch: int, bar: Bar) -> EpochRecord:
         """One pass over the weights' half, with an architecture step after each weight step."""
-        started = time.monotonic()
         options, data = self.options, self.problem.data
-        seed = epoch_seed(self.problem.seed, epoch)
-        torch.manual_seed(seed)  # for what a network draws itself, as dropout does
+        seed = self.seeded(epoch)
         generator = torch.Generator().manual_seed(seed)
         learn = epoch >= options.warmup and bool(self.logits.sites)
         temperature = options.hottest
@@ -334,20 +308,26 @@ class _Search:
                 images, labels = next(judging)
                 judged = self._arch_step(images, labels, temperature, generator, learn=learn)
             except FloatingPointError:
-                raise diverged(self.problem, options, math.nan, epoch, self.sgd.param_groups[0]["lr"]) from None
+                raise diverged(self.problem, options, math.nan, epoch, self.rate) from None
             sums += torch.stack([trained, *judged, torch.ones_like(trained)])
             bar.step()
         train_loss, loss, accuracy, steps = sums.tolist()
         mean = (train_loss + loss) / (2 * steps)
-        check_sane(self.problem, options, mean, epoch, self.sgd.param_groups[0]["lr"])
+        check_sane(self.problem, options, mean, epoch, self.rate)
         with torch.no_grad():
             expected = float(self._expected())
-        record = EpochRecord(
+        return EpochRecord(
             epoch + 1, temperature, train_loss / steps, loss / steps, accuracy / steps, expected, self._argmax(),
-            self.logits.top(), time.monotonic() - started, self.logits.entropies(),
+            self.logits.top(), self.elapsed, self.logits.entropies(),
         )  # fmt: skip
-        self.epochs.append(record)
-        return record
+
+    def summary(self, figures: EpochRecord) -> str:
+        """Accuracy of the architecture steps, cost, and how sure the logits are."""
+        return (
+            f"validation {percent(figures.validation_accuracy or 0.0, 1)}, "
+            f"E[cost] {significant(figures.expected_cost)} of the base, "
+            f"top p {significant(figures.top_probability or 0.0, 2)}"
+        )
 
     def _weight_step(self, images: Inputs, labels: Any, temperature: float, generator: torch.Generator) -> Tensor:
         with torch.no_grad():
@@ -396,32 +376,18 @@ class _Search:
     def _argmax(self) -> float:
         return self.problem.cost.cost(self.logits.argmax()) / self.base
 
-    def validate(self, archs: Sequence[Arch]) -> list[float]:
-        """Accuracy on the validation half of each arch, its norm statistics estimated anew for it."""
-        return accuracies(self.problem, self.supernet, self.runner, archs)
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of the supernet, logits, and Adam's moments."""
+        return {**super().tensors(), "logits": self.logits.table, **optimizer_tensors(self.adam, "adam")}
 
-    # -- resuming ----------------------------------------------------------------------------------------------------
+    def values(self) -> dict[str, Any]:
+        """The weight that the limits' penalty has found."""
+        return {"multiplier": self.multiplier.value}
 
-    def keep(self) -> None:
-        """Write everything that the next epoch needs."""
-        tensors = {
-            **kept(self.supernet),
-            "logits": self.logits.table,
-            **optimizer_tensors(self.sgd, "sgd"),
-            **optimizer_tensors(self.adam, "adam"),
-        }
-        about = {"epochs": [vars(record) for record in self.epochs], "multiplier": self.multiplier.value}
-        write_tensors(self.problem.checkpoint, tensors, about)
-
-    def restore(self) -> None:
-        """Go on from the checkpoint, if there is one."""
-        if not self.problem.checkpoint.exists():
-            return
-        tensors, about = read_tensors(self.problem.checkpoint)
-        restored(self.supernet, tensors)
+    def load(self, tensors: dict[str, Tensor], values: Mapping[str, Any]) -> None:
+        """What `tensors` and `values` gave."""
+        super().load(tensors, values)
         with torch.no_grad():
             self.logits.table.copy_(tensors["logits"])
-        load_optimizer(self.sgd, tensors, "sgd")
         load_optimizer(self.adam, tensors, "adam")
-        self.epochs = [EpochRecord(**record) for record in about["epochs"]]
-        self.multiplier.value = about["multiplier"]
+        self.multiplier.value = values["multiplier"]

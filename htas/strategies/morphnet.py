@@ -1,27 +1,35 @@
 """MorphNet (Gordon et al. 2018): a regulariser that weighs norm scales by latency shrinks the widths, a multiplier
 expands them again to the limits."""
 
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from htas.console.progress import Bar, progress
-from htas.console.record import scalars
+from htas.console.progress import Bar
 from htas.data.task import forward, precise
 from htas.errors import UserError
-from htas.files import read_tensors, write_tensors
 from htas.graph import Network, resize
 from htas.graph.arch import Arch
-from htas.search.oneshot import check_sane
+from htas.search.oneshot import SearchLoop, check_sane
 from htas.search.problem import Problem, SearchOutcome
 from htas.search.record import EpochRecord
 from htas.strategies import check_charge, need_limits
 from htas.strategies._trials import ByTrials, Trials, multiples, nearest, widest_of
 from htas.text import significant
 from htas.training.layout import placed
-from htas.training.train import batches, cosine, engine, epoch_seed, load_optimizer, optimizer_tensors, set_rate
+from htas.training.train import (
+    MODEL,
+    batches,
+    cosine,
+    load_optimizer,
+    load_prefixed,
+    optimizer_tensors,
+    prefixed,
+    set_rate,
+)
 
 
 @dataclass(frozen=True)
@@ -70,24 +78,13 @@ class MorphNet(ByTrials):
         need_limits(problem, self)
         _refuse_depths(problem)
         run = _Shrinking(self, problem)
-        run.restore()
-        with progress(problem.title, self.epochs * run.steps, done=len(run.epochs) * run.steps) as bar:
-            for epoch in range(len(run.epochs), self.epochs):
-                record = run.epoch(epoch, bar)
-                scalars(problem.title, record.epoch, record.scalars)
-                run.keep()
-                bar.step(
-                    f"epoch {epoch + 1} of {self.epochs}: loss {significant(record.train_loss)}, "
-                    f"{significant(record.expected_cost, 2)} of the latency alive",
-                    by=0,
-                )
+        run.run()
         alive = run.alive()
         pool = multiples(alive, problem.space, problem.space.widest.depths)
         left = sum(alive.values()) / sum(problem.network.base.widths.values())
         why = f"{left:.0%} of the channels were alive after {self.epochs} epochs"
-        seconds = sum(epoch.seconds for epoch in run.epochs)
         return widest_of(
-            problem, Trials(problem, self), pool, why, seconds, epochs=run.epochs, converged=left < 1
+            problem, Trials(problem, self), pool, why, run.seconds, epochs=run.epochs, converged=left < 1
         )  # fmt: skip
 
 
@@ -126,12 +123,12 @@ def prices(problem: Problem) -> dict[str, float]:
     return found
 
 
-class _Shrinking:
+class _Shrinking(SearchLoop):
     """The base network as it learns to need fewer channels."""
 
     def __init__(self, options: MorphNet, problem: Problem) -> None:
-        self.options, self.problem = options, problem
-        self.runner = engine(problem.device, options.precision)
+        super().__init__(problem, options)
+        self.options = options
         torch.manual_seed(problem.seed)
         self.model = resize(problem.network, problem.network.base)
         self.model.load_state_dict(problem.base().state_dict())
@@ -147,8 +144,6 @@ class _Shrinking:
             )
         self.usual = float(torch.cat(list(self._sizes().values())).median())
         """Of the scales of the base network, the median."""
-        self.steps = max(1, len(problem.data.weights) // options.batch)
-        self.epochs: list[EpochRecord] = []
 
     def regulariser(self) -> Tensor:
         """Latency alive, over the base's, were every scale the share of its channel that is there."""
@@ -162,10 +157,7 @@ class _Shrinking:
 
     def epoch(self, epoch: int, bar: Bar) -> EpochRecord:
         """One pass over the weights' half."""
-        started = time.monotonic()
-        options = self.options
-        seed = epoch_seed(self.problem.seed, epoch)
-        torch.manual_seed(seed)
+        options, seed = self.options, self.seeded(epoch)
         self.model.train()
         total = torch.zeros(2, device=self.runner.device)
         count = 0
@@ -182,10 +174,12 @@ class _Shrinking:
             count += 1
             bar.step()
         loss_mean, alive_mean = (total / count).tolist()
-        check_sane(self.problem, options, loss_mean, epoch, self.sgd.param_groups[0]["lr"])
-        record = EpochRecord(epoch + 1, None, loss_mean, None, None, alive_mean, None, None, time.monotonic() - started)
-        self.epochs.append(record)
-        return record
+        check_sane(self.problem, options, loss_mean, epoch, self.rate)
+        return EpochRecord(epoch + 1, None, loss_mean, None, None, alive_mean, None, None, self.elapsed)
+
+    def summary(self, figures: EpochRecord) -> str:
+        """The loss, and the share of the latency that is alive."""
+        return f"{super().summary(figures)}, {significant(figures.expected_cost, 2)} of the latency alive"
 
     def alive(self) -> dict[str, float]:
         """Channels that are not dead, by site; one at least."""
@@ -199,20 +193,14 @@ class _Shrinking:
             for site, norms in self.norms.items()
         }
 
-    def keep(self) -> None:
-        """Write everything that the next epoch needs."""
-        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
-        about = {"epochs": [vars(record) for record in self.epochs]}
-        write_tensors(self.problem.checkpoint, {**tensors, **optimizer_tensors(self.sgd, "sgd")}, about)
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and momenta."""
+        return {**prefixed(self.model, MODEL), **optimizer_tensors(self.sgd, "sgd")}
 
-    def restore(self) -> None:
-        """Go on from the checkpoint, if there is one."""
-        if not self.problem.checkpoint.exists():
-            return
-        tensors, about = read_tensors(self.problem.checkpoint)
-        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model/")})
+    def load(self, tensors: dict[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Weights and momenta."""
+        load_prefixed(self.model, tensors, MODEL)
         load_optimizer(self.sgd, tensors, "sgd")
-        self.epochs = [EpochRecord(**record) for record in about["epochs"]]
 
 
 def _scale(norm: nn.Module) -> Tensor:

@@ -1,8 +1,7 @@
 """The only ordinary training loop: a Recipe, `train` and `evaluate`."""
 
 import math
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,17 +9,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from htas.console.progress import Bar, progress
-from htas.console.record import scalars
+from htas.console.progress import Bar
 from htas.data.split import Batch, Source
-from htas.data.task import CLASSIFY, Task, forward, images_in, precise, scalar
+from htas.data.task import CLASSIFY, Inputs, Task, forward, images_in, precise, scalar
 from htas.errors import UserError
-from htas.files import read_tensors, write_tensors
 from htas.graph.modes import evaluating
 from htas.text import percent, significant
 from htas.timing.allocator import keep_memory
 from htas.training.distill import Distill
 from htas.training.layout import placed
+from htas.training.loop import EpochLoop
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -88,6 +86,10 @@ RECIPES = {
 `finetune` for networks that start from trained weights."""
 
 
+MODEL = "model/"
+"""Prefix of a network's tensors in a checkpoint."""
+
+
 def cosine(start: float, end: float, share: float) -> float:
     """From start to end along half a cosine."""
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
@@ -142,64 +144,91 @@ def train(
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0
     )
-    done, before = _restore(checkpoint, model, optimizer)
-    started = time.monotonic()
     if teacher is not None:
         placed(teacher, runner.device).eval()
-    steps = max(1, len(split) // recipe.batch)
-    with progress(title, recipe.length * steps, done=done * steps) as bar:
-        for epoch in range(done, recipe.length):
-            loss, accuracy = _epoch(model, split, recipe, optimizer, runner, epoch, seed, teacher, distill, task, bar)
-            if not math.isfinite(loss):
-                at = f"{optimizer.param_groups[0]['lr']:.3g}"
-                good = f"; its last good state, of epoch {epoch}, is in {checkpoint}" if epoch else ""
-                raise UserError(
-                    f"training of {title} diverged in epoch {epoch + 1} at a learning rate of {at}{good}; lower {rate}"
-                )
-            _keep(checkpoint, model, optimizer, epoch + 1, before + time.monotonic() - started)
-            scalars(title, epoch + 1, {"loss": loss, "accuracy": accuracy})
-            figures = f"epoch {epoch + 1} of {recipe.length}: loss {significant(loss)}, accuracy {percent(accuracy)}"
-            bar.step(figures, by=0)
-    return before + time.monotonic() - started
+    loop = _Training(title, checkpoint, recipe.length, max(1, len(split) // recipe.batch))
+    loop.model, loop.split, loop.recipe, loop.optimizer, loop.runner = model, split, recipe, optimizer, runner
+    loop.teacher, loop.distill, loop.task, loop.seed, loop.rate = teacher, distill, task, seed, rate
+    loop.run()
+    return loop.seconds
 
 
-def _epoch(
-    model: nn.Module,
-    split: Source,
-    recipe: Recipe,
-    optimizer: torch.optim.Optimizer,
-    runner: Any,
-    epoch: int,
-    seed: int,
-    teacher: nn.Module | None,
-    distill: Distill | None,
-    task: Task,
-    bar: Bar,
-) -> tuple[float, float]:
-    """Mean loss and score (share of right answers) on the training images of one pass."""
-    model.train()
-    torch.manual_seed(epoch_seed(seed, epoch))  # for what a network draws itself, as dropout does
-    steps = max(1, len(split) // recipe.batch)
-    total = torch.zeros(2, device=runner.device)
-    for step, (images, labels) in enumerate(batches(split, recipe.batch, epoch_seed(seed, epoch))):
-        set_rate(optimizer, recipe.rate(epoch, step, steps))
-        with runner.autocast():
-            outputs = forward(model, images)
+@dataclass(frozen=True)
+class TrainingEpoch:
+    """Means over the training images of one pass."""
+
+    loss: float
+    accuracy: float
+    """The task's score; share of right answers where it classifies."""
+    seconds: float
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """Loss and accuracy."""
+        return {"loss": self.loss, "accuracy": self.accuracy}
+
+
+class _Training(EpochLoop[TrainingEpoch]):
+    record = TrainingEpoch
+    model: nn.Module
+    split: Source
+    recipe: Recipe
+    optimizer: torch.optim.Optimizer
+    runner: Any
+    teacher: nn.Module | None
+    distill: Distill | None
+    task: Task
+    seed: int
+    rate: str
+
+    def epoch(self, number: int, bar: Bar) -> TrainingEpoch:
+        """One pass; raises UserError where the loss is no number any more."""
+        self.model.train()
+        seed = epoch_seed(self.seed, number)
+        torch.manual_seed(seed)  # for what a network draws itself, as dropout does
+        total = torch.zeros(2, device=self.runner.device)
+        for step, (images, labels) in enumerate(batches(self.split, self.recipe.batch, seed)):
+            set_rate(self.optimizer, self.recipe.rate(number, step, self.steps))
+            loss, outputs = self._loss(images, labels)
+            self.optimizer.zero_grad()
+            self.runner.backward(loss)
+            self.optimizer.step()
+            with torch.no_grad():
+                total += torch.stack([loss.detach(), scalar(self.task.score(outputs, labels), loss).to(loss.dtype)])
+            bar.step()
+        mean, accuracy = (total / self.steps).tolist()
+        if not math.isfinite(mean):
+            at = f"{self.optimizer.param_groups[0]['lr']:.3g}"
+            good = f"; its last good state, of epoch {number}, is in {self.checkpoint}" if number else ""
+            raise UserError(
+                f"training of {self.title} diverged in epoch {number + 1} at a learning rate of {at}{good}; "
+                f"lower {self.rate}"
+            )
+        return TrainingEpoch(mean, accuracy, self.elapsed)
+
+    def _loss(self, images: Inputs, labels: Any) -> tuple[Tensor, Any]:
+        """Loss, a scalar, and the network's outputs."""
+        with self.runner.autocast():
+            outputs = forward(self.model, images)
         outputs = precise(outputs)
-        if teacher is None or distill is None:
-            loss = task.loss(outputs, labels)
-        else:
-            with torch.no_grad(), runner.autocast():
-                target = forward(teacher, images)
-            loss = distill.loss(outputs, precise(target), labels, task)
-        optimizer.zero_grad()
-        runner.backward(loss)
-        optimizer.step()
-        with torch.no_grad():
-            total += torch.stack([loss.detach(), scalar(task.score(outputs, labels), loss).to(loss.dtype)])
-        bar.step()
-    mean = (total / steps).tolist()
-    return mean[0], mean[1]
+        if self.teacher is None or self.distill is None:
+            return self.task.loss(outputs, labels), outputs
+        with torch.no_grad(), self.runner.autocast():
+            target = forward(self.teacher, images)
+        return self.distill.loss(outputs, precise(target), labels, self.task), outputs
+
+    def summary(self, figures: TrainingEpoch) -> str:
+        """Loss and accuracy."""
+        return f"loss {significant(figures.loss)}, accuracy {percent(figures.accuracy)}"
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and momenta."""
+        return {**prefixed(self.model, MODEL), **optimizer_tensors(self.optimizer, "sgd")}
+
+    def load(self, tensors: dict[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Weights and momenta."""
+        load_prefixed(self.model, tensors, MODEL)
+        load_optimizer(self.optimizer, tensors, "sgd")
 
 
 def evaluate(
@@ -261,16 +290,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor],
     optimizer.load_state_dict({**content, "state": state})
 
 
-def _keep(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, seconds: float) -> None:
-    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-    write_tensors(path, {**tensors, **optimizer_tensors(optimizer, "sgd")}, {"epoch": epoch, "seconds": seconds})
+def prefixed(module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """The state of a module with a prefix on every name; `load_prefixed` reads it back."""
+    return {f"{prefix}{name}": tensor for name, tensor in module.state_dict().items()}
 
 
-def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    """Epochs done according to a checkpoint and the seconds they took; zeros without one."""
-    if not path.exists():
-        return 0, 0.0
-    tensors, about = read_tensors(path)
-    model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model/")})
-    load_optimizer(optimizer, tensors, "sgd")
-    return int(about["epoch"]), float(about["seconds"])
+def load_prefixed(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    """Put back what `prefixed` gave."""
+    module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})

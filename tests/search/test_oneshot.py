@@ -36,7 +36,7 @@ from htas.strategies.netadapt import NetAdapt, reductions
 from htas.strategies.random import RandomSearch
 from htas.strategies.scaled import Scaled
 from htas.strategies.uniform import Uniform
-from htas.training import train as training
+from htas.training import loop
 
 FAMILY = CifarResNet(14)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -211,8 +211,7 @@ def test_an_interrupted_search_ends_as_an_uninterrupted_one(kind, tmp_path, monk
     options = {"epochs": 2, "batch": 16, "precision": "fp32", **({"archs": 6} if kind is RandomSearch else {})}
     whole = kind(**options).search(problem(tmp_path / "whole", deep=kind is not MorphNet))
     writes = []
-    own = {RandomSearch: _sampled, MorphNet: morphnet}.get(kind, training)
-    original = own.write_tensors
+    original = loop.write_tensors
 
     def once(path: Path, tensors: Any, about: Any) -> None:
         original(path, tensors, about)
@@ -222,7 +221,7 @@ def test_an_interrupted_search_ends_as_an_uninterrupted_one(kind, tmp_path, monk
 
     given = problem(tmp_path / "parts", deep=kind is not MorphNet)
     with monkeypatch.context() as patch:
-        patch.setattr(own, "write_tensors", once)
+        patch.setattr(loop, "write_tensors", once)
         with pytest.raises(KeyboardInterrupt):
             kind(**options).search(given)
     again = kind(**options).search(given)

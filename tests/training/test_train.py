@@ -129,27 +129,27 @@ def same(one: nn.Module, two: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-@pytest.mark.parametrize("method, at", [("_epoch", 1), ("_epoch", 4), ("_keep", 3)])
+@pytest.mark.parametrize("method, at", [("epoch", 1), ("epoch", 4), ("keep", 3)])
 def test_an_interrupted_training_ends_as_a_whole_one_to_the_last_bit(method, at, dropout, tmp_path, monkeypatch):
     wanted = fitted(net(dropout), tmp_path / "whole")
-    original, calls = getattr(module, method), iter(range(100))
+    original, calls = getattr(module._Training, method), iter(range(100))
 
     def patched(*args: Any) -> Any:
         if next(calls) == at:
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(module, method, patched)
+    monkeypatch.setattr(module._Training, method, patched)
     with pytest.raises(KeyboardInterrupt):
         fitted(net(dropout), tmp_path / "parts")
-    monkeypatch.setattr(module, method, original)
+    monkeypatch.setattr(module._Training, method, original)
     torch.manual_seed(99)
     assert same(fitted(net(dropout), tmp_path / "parts"), wanted)
 
 
 def test_a_training_that_is_done_is_only_read_again(tmp_path, monkeypatch):
     wanted = fitted(net(), tmp_path / "c")
-    monkeypatch.setattr(module, "_epoch", None)
+    monkeypatch.setattr(module._Training, "epoch", None)
     assert same(fitted(net(), tmp_path / "c"), wanted)
 
 
@@ -163,7 +163,11 @@ def test_a_split_smaller_than_a_batch_is_trained_whole(tmp_path):
 
 def test_at_rest_only_the_statistics_of_norms_move(tmp_path, monkeypatch):
     states = []
-    monkeypatch.setattr(module, "_keep", lambda path, model, *rest: states.append(copy.deepcopy(model.state_dict())))
+
+    def noted(loop: Any, path: Path) -> None:
+        states.append(copy.deepcopy(loop.model.state_dict()))
+
+    monkeypatch.setattr(module._Training, "keep", noted)
     fitted(net(), tmp_path / "c")
     moved = {name for name in states[-1] if not torch.equal(states[-1][name], states[-2][name])}
     assert moved == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
