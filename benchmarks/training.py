@@ -120,7 +120,8 @@ def made(batch: int, folder: Path) -> dict[str, Callable[[Any], None]]:
 
 def ours(model: Any, batch: int, precision: Any, folder: Path) -> Callable[[Any], None]:
     """htas.train's own loop."""
-    from htas.training.train import Recipe, train
+    from htas.training.recipe import Recipe
+    from htas.training.train import train
 
     recipe = Recipe(
         epochs=1, warmup=0, batch=batch, lr=RATE, momentum=MOMENTUM, weight_decay=DECAY, precision=precision

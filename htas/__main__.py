@@ -2,7 +2,7 @@
 
 import sys
 
-from htas.cli.verbs import main
+from htas.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,13 +10,14 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from htas.errors import UserError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__version__ = "0.1.0"
 FORMAT = 1
 
 
@@ -66,8 +67,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], about: Mapping[str, Any] | None = None) -> None:
     """Write named tensors as safetensors; `about` (JSON values) travels in the header of the same file."""
+    import torch
     from safetensors.torch import save
 
     layout = torch.contiguous_format  # a copy each: safetensors refuses tensors that share storage
@@ -75,7 +77,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
     write_bytes(path, save(plain, metadata={"about": json.dumps(about or {})}))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """Read what write_tensors wrote: the tensors and the `about` mapping; raises UserError."""
     from safetensors import SafetensorError, safe_open
 
@@ -94,9 +96,6 @@ def digest(*parts: Any) -> str:
         sha.update(part.read_bytes() if isinstance(part, Path) else json.dumps(part, sort_keys=True).encode())
         sha.update(b"\0")
     return sha.hexdigest()[:16]
-
-
-__version__ = "0.1.0"
 
 
 def slug(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -11,9 +12,18 @@ from htas.text import no_such
 T = TypeVar("T")
 
 
-def names(package: ModuleType) -> list[str]:
-    """The plug-ins of a package: its files, sorted, those with a leading underscore left out."""
-    return sorted(info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_"))
+def names(package: ModuleType | str) -> list[str]:
+    """The plug-ins of a package (its name will do): its files, sorted, without those with a leading underscore."""
+    name = package if isinstance(package, str) else package.__name__
+    folder = Path(__file__).parent.joinpath(*name.split(".")[1:])
+    return sorted(info.name for info in pkgutil.iter_modules([str(folder)]) if not info.name.startswith("_"))
+
+
+def check_name(package: str, name: str) -> None:
+    """Raise UserError, which names the plug-ins of the package, where `name` is none of them."""
+    if name not in names(package):
+        message = no_such(_singular(package.rsplit(".", 1)[-1]), name, names(package))
+        raise UserError(f"{message}, or name your own class as 'package.module:Class'")
 
 
 def find(package: ModuleType, contract: type[T], name: str) -> type[T]:
@@ -21,12 +31,9 @@ def find(package: ModuleType, contract: type[T], name: str) -> type[T]:
 
     Raises UserError that names the ones there are.
     """
-    what = package.__name__.rsplit(".", 1)[-1]
     if ":" in name:
         return _own(contract, name)
-    if name not in names(package):
-        message = no_such(_singular(what), name, names(package))
-        raise UserError(f"{message}, or name your own class as 'package.module:Class'")
+    check_name(package.__name__, name)
     module = importlib.import_module(f"{package.__name__}.{name}")
     found = [
         thing

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from scripted_device import scripted_device
 
-from htas.cli.verbs import VERBS, main
+from htas.cli import main
+from htas.cli.verbs import VERBS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -16,7 +16,7 @@ import torch
 from scripted_device import scripted_device
 
 from htas import datasets
-from htas.cli.verbs import main
+from htas.cli import main
 from htas.cost.counts import CountCost
 from htas.cost.paper import paper_cost
 from htas.experiments.arms import read_arms

@@ -37,6 +37,7 @@ ORDER = [
     "plugins",
     "data",
     "console",
+    "options",
     "text",
     "files",
     "errors",
@@ -57,7 +58,7 @@ HEAVY = [
     "vl_convert",
     "accelerate",
     "optuna",
-    "jsonargparse",
+    "cyclopts",
     "PIL",
     "rich",
 ]

@@ -1,1 +1,75 @@
-"""The command `htas`: verbs, their arguments, and tables for a terminal."""
+"""The command `htas`. Here: exit codes, and what is printed for a mistake, a fault and Ctrl-C.
+
+Only light modules are imported: `htas --help` and every refused option answer without PyTorch.
+"""
+
+import errno
+import os
+import select
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+
+from htas.errors import UserError
+from htas.files import __version__
+
+ENVIRONMENT = (errno.ENOSPC, errno.EROFS, errno.EACCES)
+"""Errors of the operating system that the user can put right: a full or read-only disk, a missing permission."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns the exit code: 0; 1 for a fault of this package, with its traceback; 2 for a mistake of the user's, in one
+    sentence; 130 for Ctrl-C.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        from htas.cli.app import call
+
+        call(words)
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:
+        if _reader_closed_pipe():
+            return 0
+        return _fault(words)
+    except KeyboardInterrupt:
+        print("\nhtas: stopped; the same command continues where this one was", file=sys.stderr)
+        return 130
+    except UserError as error:
+        return _refusal(str(error))
+    except OSError as error:
+        if error.errno not in ENVIRONMENT:
+            return _fault(words)
+        place, reason = error.filename or "the disk", os.strerror(error.errno or 0)
+        return _refusal(f"{place} cannot be used: {reason}; free some space or name another folder with --out")
+    except Exception:
+        return _fault(words)
+
+
+def _refusal(sentence: str) -> int:
+    print(f"htas: {' '.join(sentence.split())}", file=sys.stderr)
+    return 2
+
+
+def _fault(argv: Sequence[str]) -> int:
+    """Print the traceback of the exception that is being handled, and where to report it."""
+    traceback.print_exc()
+    print(
+        f"htas: this is a fault of htas {__version__}, not of yours; please report it in the issue tracker of the "
+        f"project, with the lines above and the command: {shlex.join(['htas', *argv])}",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _reader_closed_pipe() -> bool:
+    """True if the reader of stdout closed the pipe (`head`); further output is dropped."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)  # errors are reported in any case
+    closed = any(event & select.POLLERR for _, event in output.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes
+    return closed

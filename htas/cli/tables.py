@@ -1,6 +1,6 @@
 """What verbs print: tables for readers, JSON for programs."""
 
-import json
+import json as json_format
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from htas.timing.store import Store
 
 
-def _plain(figures: "Figures") -> dict[str, Any]:
+def networks_json(figures: "Figures") -> dict[str, Any]:
     """One network as JSON values: milliseconds and millions."""
     latency = figures.latency
     return {
@@ -39,7 +39,7 @@ def _plain(figures: "Figures") -> dict[str, Any]:
     }
 
 
-def _table(figures: Sequence["Figures"]) -> text.TextTable:
+def networks_table(figures: Sequence["Figures"]) -> text.TextTable:
     """One line per network, in columns, and below what casts doubt on a reading."""
     others = list(figures[0].others)
     rows: list[tuple[str, ...]] = [
@@ -54,52 +54,52 @@ def _table(figures: Sequence["Figures"]) -> text.TextTable:
     doubts = [
         f"{each.network}: {name}{doubt}"
         for each in figures
-        for name, measured in {"": each.latency, **{f"{name}: ": found for name, found in each.others.items()}}.items()
+        for name, measured in {"": each.latency, **{f"{name}: ": other for name, other in each.others.items()}}.items()
         for doubt in measured.doubts
     ]
     return text.shown(rows, 2, after=doubts)
 
 
-def _surveys(opened: "Store", as_json: bool) -> str:
+def surveys_table(opened: "Store", json: bool) -> str:
     """One line per survey, metric and place."""
-    found = opened.surveys()
-    if as_json:
-        return _as_json([asdict(each) for each in found])
-    if not found:
+    surveys = opened.surveys()
+    if json:
+        return as_json([asdict(each) for each in surveys])
+    if not surveys:
         return f"no measurements in {opened.path}"
-    named = ("device", "runtime", "precision", "batch", "threads")
-    rows: list[tuple[str, ...]] = [("survey", "metric", "date (UTC)", "place", *named, "layers", "doubtful")]
-    for each in found:
+    settings = ("device", "runtime", "precision", "batch", "threads")
+    rows: list[tuple[str, ...]] = [("survey", "metric", "date (UTC)", "place", *settings, "layers", "doubtful")]
+    for each in surveys:
         date = each.date[:16].replace("T", " ")
-        where = (each.context.get(name, text.NONE) for name in named)
+        where = (each.context.get(name, text.NONE) for name in settings)
         counts = (str(each.layers), str(each.doubtful))
         rows.append((each.survey, each.metric, date, each.place, *where, *counts))
     return text.shown(rows, 7)
 
 
-def _survey(opened: "Store", name: str, as_json: bool) -> str:
-    """One line per layer, and below what casts doubt on its readings."""
-    found = opened.entries(name)
-    if not found:
-        raise UserError(_no_survey(opened, name))
-    if as_json:
-        return _as_json([each.json() for each in found])
+def survey_table(opened: "Store", name: str, json: bool) -> str:
+    """One line per layer, and below what casts doubt on its readings; raises UserError for an unknown survey."""
+    entries = opened.entries(name)
+    if not entries:
+        raise UserError(no_survey(opened, name))
+    if json:
+        return as_json([each.json() for each in entries])
     rows: list[tuple[str, ...]] = [("layer", "metric", "readings", "median", "min", "spread", "anchor")]
-    for each in found:
+    for each in entries:
         readings = each.measurement
         figures = (
             text.quantity(value, readings.unit) for value in (readings.median, readings.minimum, readings.spread)
         )
         anchor = text.quantity(median(each.anchor), readings.unit) if each.anchor else text.NONE
         rows.append((_layer(each.layer), each.metric, str(len(readings.values)), *figures, anchor))
-    doubts = Counter(doubt for each in found for doubt in dict.fromkeys((*each.measurement.remarks, *each.doubts)))
+    doubts = Counter(doubt for each in entries for doubt in dict.fromkeys((*each.measurement.remarks, *each.doubts)))
     lines = [f"{text.plural(count, 'layer')}: {doubt}" for doubt, count in doubts.items()]
     return text.shown(rows, 2, after=lines)
 
 
-def _no_survey(opened: "Store", name: str) -> str:
-    known = dict.fromkeys(each.survey for each in opened.surveys())
-    return text.no_such("survey", name, known) if known else f"no survey called {name!r}: {opened.path} has none"
+def no_survey(opened: "Store", name: str) -> str:
+    surveys = dict.fromkeys(each.survey for each in opened.surveys())
+    return text.no_such("survey", name, surveys) if surveys else f"no survey called {name!r}: {opened.path} has none"
 
 
 def _layer(key: str) -> str:
@@ -119,21 +119,21 @@ def _layer(key: str) -> str:
     return ", ".join(parts)
 
 
-def _printed(given: str) -> None:
-    """A table in the way of this terminal, or a text as it is."""
-    if isinstance(given, text.TextTable):
-        show([given], {}, False)
+def print_table(table: str) -> None:
+    """Print a table in the way of this terminal, or a text as it is."""
+    if isinstance(table, text.TextTable):
+        show([table], {}, False)
     else:
-        print(given)
+        print(table)
 
 
-def _summary(page: Path, as_json: bool) -> None:
-    """The answer and the networks of a report, and where it is."""
-    from htas.report import read
-    from htas.report import summary as made
+def print_summary(page: Path, json: bool) -> None:
+    """Print the answer and the networks of a report, and where it is."""
+    from htas.report import read, summary
 
-    show([made(read(page.parent))], {"page": str(page)}, as_json)
+    show([summary(read(page.parent))], {"page": str(page)}, json)
 
 
-def _as_json(content: Any) -> str:
-    return json.dumps(content, indent=1)
+def as_json(content: Any) -> str:
+    """JSON for programs."""
+    return json_format.dumps(content, indent=1)

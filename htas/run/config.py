@@ -1,32 +1,37 @@
 """A TOML file and dotted overrides become the frozen dataclasses that the stages work with.
 
 Nothing is listed twice: the options of a table are the fields of its class, and their help is the string beneath each.
+Everything that can be refused without the classes is refused before they, and PyTorch with them, are imported.
 """
 
 import dataclasses
 import json
-import math
 import tomllib
-import types
-from argparse import SUPPRESS, ArgumentError
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
-from htas import datasets, models, plugins, strategies
-from htas.cost.calibrate import Calibrate
-from htas.cost.limits import Constraints
-from htas.datasets import Dataset
+import tomli_w
+
+from htas import plugins
 from htas.errors import UserError
-from htas.models import ModelFamily
-from htas.spaces.design import Design
-from htas.spaces.survey import Survey
-from htas.strategies import Strategy
+from htas.options import REFUSED, Option, Options, allowed, check, options_of, parse, source_file
 from htas.text import listing, near, no_such
-from htas.timing.target import Target
-from htas.training.distill import Distill
-from htas.training.train import RECIPES, Recipe
+from htas.training.recipe import RECIPES, Recipe
+
+if TYPE_CHECKING:
+    from htas.cost.calibrate import Calibrate
+    from htas.cost.limits import Constraints
+    from htas.datasets import Dataset
+    from htas.models import ModelFamily
+    from htas.spaces.design import Design
+    from htas.spaces.survey import Survey
+    from htas.strategies import Strategy
+    from htas.timing.target import Target
+    from htas.training.distill import Distill
 
 
 @dataclass(frozen=True)
@@ -51,17 +56,17 @@ class Config:
     """Everything a run depends on; equal configurations make equal runs."""
 
     seed: int
-    family: ModelFamily
-    data: Dataset
+    family: "ModelFamily"
+    data: "Dataset"
     parts: SplitOptions
-    target: Target
-    survey: Survey
-    design: Design
-    calibrate: Calibrate
-    constraints: Constraints
-    strategy: Strategy
+    target: "Target"
+    survey: "Survey"
+    design: "Design"
+    calibrate: "Calibrate"
+    constraints: "Constraints"
+    strategy: "Strategy"
     train: Recipe
-    distill: Distill
+    distill: "Distill"
     names: Mapping[str, str]
     """What was named: the plug-ins of `family`, `data` and `strategy`, and the recipe of `train`."""
 
@@ -86,12 +91,16 @@ class Config:
         _leave_out_others(tables, {t: str(content[t][key]) for t, key in named.items() if key in content[t]})
         tables = {table: {**tables[table], **changes} for table, changes in content.items()}
         names = _names({**{table: {NAMED[table].key: name} for table, name in self.names.items()}, **tables})
-        built = {FIELDS.get(table, table): _build(table, names, new) for table, new in tables.items()}
-        return dataclasses.replace(self, seed=seed, names=names, **built)
+        values = {table: _typed(table, names, content) for table, content in tables.items()}
+        return replace(self, seed=seed, names=names, **_built(names, values))
 
     def toml(self) -> str:
         """Every option with its value, as a file that `load` reads back to an equal configuration."""
-        return "\n".join([f"seed = {self.seed}\n", *(self._table(table) for table in TABLES)])
+        tables = {table: self._values(table) for table in TABLES}
+        # TOML has no null: a field that is None is left out.
+        present = {table: {name: _plain(value) for name, value in values.items() if value is not None}
+                   for table, values in tables.items()}  # fmt: skip
+        return tomli_w.dumps({"seed": self.seed, **present})
 
     def options(self) -> dict[str, Any]:
         """Every option as `table.option` with its value, in which tuples are lists; and the seed."""
@@ -118,11 +127,6 @@ class Config:
             found |= {f"{table}.{name}": _plain(value) for name, value in defaults.items()}
         return found
 
-    def _table(self, table: str) -> str:
-        # TOML has no null: a field that is None is one that was left out.
-        lines = [f"{name} = {_toml(value)}" for name, value in self._values(table).items() if value is not None]
-        return "\n".join([f"[{table}]", *lines]) + "\n"
-
     def _values(self, table: str) -> dict[str, Any]:
         chosen = {NAMED[table].key: self.names[table]} if table in NAMED else {}
         content = getattr(self, FIELDS.get(table, table))
@@ -136,20 +140,35 @@ class NamedTable:
 
     key: str
     default: str
-    package: types.ModuleType | None = None
-    contract: type[Any] = object
+    contract: str = ""
+    """Of plug-ins, what they implement, as `package:Class`."""
+
+    @property
+    def package(self) -> str:
+        """The folder of the plug-ins, as a module's name."""
+        return self.contract.partition(":")[0]
 
     def choices(self) -> list[str]:
-        """The names there are."""
-        return plugins.names(self.package) if self.package else list(RECIPES)
+        """Every name."""
+        return plugins.names(self.package) if self.contract else list(RECIPES)
 
     def find(self, name: str) -> type[Any]:
-        """The class whose fields are the options of the table; raises ValueError that names the right names."""
-        if self.package:
-            return plugins.find(self.package, self.contract, name)
-        if name not in RECIPES:
-            raise UserError(no_such("recipe", name, RECIPES))
-        return Recipe
+        """The class whose fields are the options of the table; raises UserError that names the right names."""
+        if not self.contract:
+            return Recipe
+        return plugins.find(import_module(self.package), _imported(self.contract), name)
+
+    def options(self, name: str) -> Options:
+        """The options of the class or recipe; raises UserError that names the right names."""
+        if not self.contract:
+            if name not in RECIPES:
+                raise UserError(no_such("recipe", name, RECIPES))
+            values = dataclasses.asdict(RECIPES[name])
+            return {each.name: replace(each, default=values[each.name]) for each in options_of(Recipe).values()}
+        if ":" in name:
+            return options_of(self.find(name))
+        plugins.check_name(self.package, name)
+        return source_file(f"{self.package}.{name}").implementation(self.contract).options()
 
 
 TABLES = (
@@ -167,20 +186,21 @@ TABLES = (
 )
 FIELDS = {"split": "parts"}
 NAMED = {
-    "family": NamedTable("name", "cifar_resnet", models, ModelFamily),
-    "data": NamedTable("name", "digits", datasets, Dataset),
-    "strategy": NamedTable("name", "differentiable", strategies, Strategy),
+    "family": NamedTable("name", "cifar_resnet", "htas.models:ModelFamily"),
+    "data": NamedTable("name", "digits", "htas.datasets:Dataset"),
+    "strategy": NamedTable("name", "differentiable", "htas.strategies:Strategy"),
     "train": NamedTable("recipe", "paper"),
 }
-PLAIN: Mapping[str, type[Any]] = {
-    "split": SplitOptions,
-    "target": Target,
-    "survey": Survey,
-    "design": Design,
-    "calibrate": Calibrate,
-    "constraints": Constraints,
-    "distill": Distill,
+PLAIN = {
+    "split": "htas.run.config:SplitOptions",
+    "target": "htas.timing.target:Target",
+    "survey": "htas.spaces.survey:Survey",
+    "design": "htas.spaces.design:Design",
+    "calibrate": "htas.cost.calibrate:Calibrate",
+    "constraints": "htas.cost.limits:Constraints",
+    "distill": "htas.training.distill:Distill",
 }
+"""The class of each other table, as `module:Class`."""
 SCALARS = {"seed": 0}
 MOVED = {
     "strategy.cost": "it belongs to strategies that weigh archs by a cost (differentiable, tas; for morphnet it is "
@@ -189,6 +209,25 @@ MOVED = {
 """Options that left a table, or some of its classes, with what to do instead."""
 RENAMED = dict.fromkeys(("target.image", "target.more"), "shapes = [[3, 32, 32]], with a shape for each input")
 """Options of former versions, and what to write instead of each in its table."""
+
+
+def table_options(table: str, name: str = "") -> Options:
+    """The options of a table; of one in NAMED, those of the class or recipe `name`. Raises UserError."""
+    return NAMED[table].options(name) if table in NAMED else _plain_options(table)
+
+
+@cache
+def _plain_options(table: str) -> Options:
+    module, _, name = PLAIN[table].partition(":")
+    options: Options = source_file(module)[name].options()
+    return options
+
+
+def _imported(place: str) -> type[Any]:
+    """The class `module:Class`."""
+    module, _, name = place.partition(":")
+    kind: type[Any] = getattr(import_module(module), name)
+    return kind
 
 
 @dataclass(frozen=True)
@@ -208,8 +247,13 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """
     tables, seed = _given(path, overrides)
     names = _names(tables)
-    built = {table: _build(table, names, values) for table, values in tables.items()}
-    return Config(seed=seed, names=names, **{FIELDS.get(table, table): made for table, made in built.items()})
+    values = {table: _typed(table, names, content) for table, content in tables.items()}
+    return Config(seed=seed, names=names, **_built(names, values))
+
+
+def configured_names(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, str]:
+    """The classes and recipe that a file and overrides name, by table; raises UserError."""
+    return _names(_given(path, overrides)[0])
 
 
 def fitting(overrides: Sequence[str], others: Sequence[str]) -> list[str]:
@@ -218,33 +262,9 @@ def fitting(overrides: Sequence[str], others: Sequence[str]) -> list[str]:
     kept = []
     for each in overrides:
         table, _, name = _override(each)[0].partition(".")
-        if table not in named or name in _fields(NAMED[table].find(named[table])):
+        if table not in named or name in NAMED[table].options(named[table]):
             kept.append(each)
     return kept
-
-
-def explain(path: Path | None = None, overrides: Sequence[str] = ()) -> str:
-    """Every option by table, with its meaning, type and default; of the plug-ins that file and overrides name."""
-    from jsonargparse import ArgumentParser, set_parsing_settings
-
-    names = _names(_given(path, overrides)[0])
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(add_help=False, usage=SUPPRESS)
-    for table in TABLES:
-        parser.add_class_arguments(_class(table, names), table)
-    recipe = dataclasses.asdict(RECIPES[names["train"]])
-    parser.set_defaults({f"train.{name}": value for name, value in recipe.items()})
-    parser.add_argument("--seed", type=int, default=SCALARS["seed"], help="Start of every random draw; 0 or more.")
-    for table, group in (parser.groups or {}).items():
-        group.title = f"[{table}] {group.title}"
-        if table in NAMED:
-            named = NAMED[table]
-            group.add_argument(f"--{table}.{named.key}", default=names[table], help=_choices(named))
-            group._group_actions.insert(0, group._group_actions.pop())  # what decides the others comes first
-    for action in parser._actions:
-        if action.dest in TABLES:
-            action.help = SUPPRESS  # the library's own way to give a whole table from another file
-    return parser.format_help()
 
 
 def _given(path: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Values], int]:
@@ -293,8 +313,8 @@ def _leave_out_others(tables: dict[str, Values], replaced: Mapping[str, str]) ->
         usual = _defaults(table, old)
         spelled = all(option in given for option, value in usual.items() if value is not None)
         own = {option for option, value in usual.items() if spelled and given.get(option) == value}
-        fields = _fields(named.find(text))
-        tables[table] = {option: value for option, value in given.items() if option in fields and option not in own}
+        options = named.options(text)
+        tables[table] = {option: value for option, value in given.items() if option in options and option not in own}
 
 
 def _replaced(overrides: Sequence[str]) -> dict[str, str]:
@@ -304,17 +324,11 @@ def _replaced(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def _defaults(table: str, name: str) -> dict[str, Any]:
-    """What the options of a class or recipe are when nothing is said."""
-    if table == "train":
-        return dataclasses.asdict(RECIPES[name]) if name in RECIPES else {}
-    missing = dataclasses.MISSING
-    found = {}
-    for field in dataclasses.fields(NAMED[table].find(name) if table in NAMED else PLAIN[table]):
-        if field.default is not missing:
-            found[field.name] = field.default
-        elif field.default_factory is not missing:
-            found[field.name] = field.default_factory()
-    return found
+    """The options that have a default, with it."""
+    if table == "train" and name not in RECIPES:
+        return {}
+    options = table_options(table, name).values()
+    return {each.name: each.default for each in options if not each.required}
 
 
 def _plain(value: Any) -> Any:
@@ -362,99 +376,54 @@ def _names(tables: Mapping[str, Values]) -> dict[str, str]:
     return names
 
 
-def _class(table: str, names: Mapping[str, str]) -> type[Any]:
-    return NAMED[table].find(names[table]) if table in NAMED else PLAIN[table]
-
-
-def _build(table: str, names: Mapping[str, str], given: Values) -> Any:
-    """The object of one table."""
-    kind = _class(table, names)
-    fields = _fields(kind)
+def _typed(table: str, names: Mapping[str, str], content: Values) -> Values:
+    """The values of one table, each of its option's type; raises UserError."""
+    options = table_options(table, names.get(table, ""))
     key = [NAMED[table].key] if table in NAMED else []
-    values = dataclasses.asdict(RECIPES[names[table]]) if table == "train" else {}
-    for name, value in given.items():
-        if name not in fields and name not in key:
+    values = _defaults(table, names[table]) if table == "train" else {}
+    for name, value in content.items():
+        if name not in options and name not in key:
             if new := RENAMED.get(f"{table}.{name}"):
                 raise UserError(f"{table}.{name} has another name: write {table}.{new}")
             if where := MOVED.get(f"{table}.{name}"):
                 raise UserError(f"{table} has no option {name!r}: {where}")
-            raise UserError(f"{table} has {_unknown('no option', name, [*key, *fields])}")
-        if name in fields:
-            values[name] = _value(f"{table}.{name}", fields[name], value)
-    for name in _required(kind):
-        if name not in values:
-            raise UserError(f"{table}.{name} must be given: {allowed(fields[name])}")
-    try:
-        return kind(**values)
-    except ValueError as error:
-        raise UserError(_placed(table, fields, str(error))) from error
+            raise UserError(f"{table} has {_unknown('no option', name, [*key, *options])}")
+        if name in options:
+            values[name] = _value(f"{table}.{name}", options[name], value)
+    for name, option in options.items():
+        if option.required and name not in values:
+            raise UserError(f"{table}.{name} must be given: {allowed(option.hint)}")
+    return values
 
 
-def _fields(kind: type[Any]) -> dict[str, Any]:
-    """The options of a class, with their types."""
-    hints = get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.init}
-
-
-def _required(kind: type[Any]) -> list[str]:
-    """The options without a default."""
-    missing = dataclasses.MISSING
-    fields = (field for field in dataclasses.fields(kind) if field.init)
-    return [field.name for field in fields if field.default is missing and field.default_factory is missing]
-
-
-def _value(key: str, hint: Any, given: Any) -> Any:
-    """A given value as its field has it; raises ValueError."""
-    text = isinstance(given, CommandLineValue)
-    for parsed in _readings(key, hint, given):
-        # The library reads "8" as the number 8; in a file, text is text.
-        if isinstance(parsed, float) and not math.isfinite(parsed):
-            break
-        if text or not isinstance(given, str) or not isinstance(parsed, bool | int | float | list | tuple | dict):
-            return parsed
-    raise UserError(f"{key} must be {allowed(hint)}, got {given.text if text else _toml(given)}")
-
-
-def _readings(key: str, hint: Any, given: Any) -> Iterator[Any]:
-    """The values of that type that may be meant; on the command line a list needs no brackets."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False, add_help=False)
-    parser.add_argument(f"--{key}", type=hint)
-    attempts = [given.text, f"[{given.text}]"] if isinstance(given, CommandLineValue) else [given]
-    for attempt in attempts:
+def _built(names: Mapping[str, str], tables: Mapping[str, Values]) -> dict[str, Any]:
+    """The object of each table, by the field of Config; raises UserError."""
+    built = {}
+    for table, values in tables.items():
+        kind = NAMED[table].find(names[table]) if table in NAMED else _imported(PLAIN[table])
+        refusals = ValueError if ":" in names.get(table, "") else UserError  # a class of the user's own raises either
         try:
-            if isinstance(given, CommandLineValue):
-                yield parser.parse_args([f"--{key}={attempt}"])[key]
-            else:
-                yield parser.parse_object({key: attempt})[key]
-        except ArgumentError:
-            continue
+            built[FIELDS.get(table, table)] = kind(**values)
+        except refusals as error:
+            raise UserError(_placed(table, values, str(error))) from error
+    return built
 
 
-def allowed(hint: Any) -> str:
-    """A type in words: `a whole number`, `one of base, expanded`, `a list of whole numbers`."""
-    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
-    if hint in plain:
-        return plain[hint]
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return f"one of {listing(map(str, arguments))}" if len(arguments) > 1 else str(arguments[0])
-    if origin in (Union, types.UnionType):
-        return " or ".join(allowed(each) for each in arguments if each is not types.NoneType)
-    if origin in (list, tuple) and arguments:
-        items = {int: "whole numbers", float: "numbers", str: "names"}.get(arguments[0])
-        return f"a list of {items}" if items else "a list"
-    if origin is dict:
-        return f"a table, each value {allowed(arguments[1])}"
-    return str(getattr(hint, "__name__", hint))
+def _value(key: str, option: Option, value: Any) -> Any:
+    """A value of a file or of the command line as its option's type; raises UserError."""
+    text = value.text if isinstance(value, CommandLineValue) else None
+    try:
+        return check(value, option.hint) if text is None else parse(text, option.hint)
+    except REFUSED as error:
+        shown = json.dumps(value, ensure_ascii=False, default=str) if text is None else text
+        raise UserError(f"{key} must be {allowed(option.hint)}, got {shown}") from error
 
 
-def _placed(table: str, fields: Mapping[str, Any], message: str) -> str:
+def _placed(table: str, options: Values, message: str) -> str:
     """A class's own message with the table it is about, where it does not say."""
     if f"{table}." in message:
         return message
-    starts_with_field = message.split(maxsplit=1)[:1] and message.split(maxsplit=1)[0] in fields
+    starts_with_field = message.split(maxsplit=1)[:1] and message.split(maxsplit=1)[0] in options
     return f"{table}.{message}" if starts_with_field else f"{table}: {message}"
 
 
@@ -463,29 +432,6 @@ def _unknown(what: str, given: str, known: Sequence[str]) -> str:
     return f"{what} {given!r}; {near(given, known)}it has: {listing(known)}"
 
 
-def _choices(named: NamedTable) -> str:
-    own = ", or your own class as 'package.module:Class'" if named.package else ""
-    what = "Which one" if named.package else "The named recipe that the other options of this table change"
-    return f"{what}: {listing(named.choices())}{own}."
-
-
 def as_text(value: Any) -> str:
     """A value of a TOML file as the command line has it: JSON, which is YAML too."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def _toml(value: Any) -> str:
-    """A value as TOML writes it."""
-    match value:
-        case bool():
-            return str(value).lower()
-        case int() | float():
-            return repr(value)
-        case list() | tuple():
-            return f"[{', '.join(map(_toml, value))}]"
-        case dict():
-            pairs = ", ".join(f"{_toml(str(name))} = {_toml(each)}" for name, each in value.items())
-            return f"{{{pairs}}}"
-        case _:
-            # JSON's escapes are TOML's, but for this one character.
-            return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -22,8 +22,8 @@ from htas.search.supernet import Draw, Supernet
 from htas.text import percent, significant
 from htas.training.layout import placed
 from htas.training.loop import EpochLoop
+from htas.training.recipe import Precision
 from htas.training.train import (
-    Precision,
     engine,
     epoch_seed,
     load_optimizer,

@@ -25,7 +25,8 @@ from htas.search.record import EpochRecord
 from htas.search.supernet import Draw
 from htas.strategies import SupernetStrategy, need_limits
 from htas.text import percent
-from htas.training.train import batches, cosine, set_rate
+from htas.training.recipe import cosine
+from htas.training.train import batches, set_rate
 
 STEP, PASS = 1.3, 0.5
 """A weight step of an arch at random at e = 2, and a forward pass, in plain training steps of the base network."""

@@ -19,7 +19,8 @@ from htas.search.record import EpochRecord
 from htas.spaces.space import Space
 from htas.strategies import Strategy
 from htas.text import percent, plural
-from htas.training.train import Precision, Recipe, evaluate, train
+from htas.training.recipe import Precision, Recipe
+from htas.training.train import evaluate, train
 
 STEPS = 32
 """Multipliers that are tried up to the base width itself, and as many to twice that."""

@@ -22,7 +22,8 @@ from htas.search.supernet import Draw
 from htas.spaces.space import Space
 from htas.strategies import SupernetStrategy, check_charge
 from htas.text import percent, significant
-from htas.training.train import batches, cosine, load_optimizer, optimizer_tensors, set_rate
+from htas.training.recipe import cosine
+from htas.training.train import batches, load_optimizer, optimizer_tensors, set_rate
 
 CLOSE = 0.1
 """... if the cost of the most probable arch lies within this share of the expected cost."""

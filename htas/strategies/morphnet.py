@@ -20,10 +20,10 @@ from htas.strategies import check_charge, need_limits
 from htas.strategies._trials import ByTrials, Trials, multiples, nearest, widest_of
 from htas.text import significant
 from htas.training.layout import placed
+from htas.training.recipe import cosine
 from htas.training.train import (
     MODEL,
     batches,
-    cosine,
     load_optimizer,
     load_prefixed,
     optimizer_tensors,

@@ -1,5 +1,6 @@
 """The command line, with a pipeline that only writes down what it was asked."""
 
+import dataclasses
 import errno
 import inspect
 import json
@@ -14,14 +15,17 @@ from typing import Any
 import pytest
 
 import htas
+from htas import cli
 from htas import report as reports
-from htas.cli import verbs as cli
+from htas.cli.parameters import TargetOptions
+from htas.cli.sources import load_source
+from htas.cli.verbs import CONFIGURED, VERBS
 from htas.console import record
 from htas.errors import UserError
 from htas.graph.layer import Layer
 from htas.run import folder, named, stage
 from htas.run import stages as pipeline
-from htas.run.config import Config
+from htas.run.config import FIELDS, TABLES, Config, load
 from htas.run.run import Run
 from htas.timing.measurement import Measurement
 from htas.timing.store import Entry, Store
@@ -74,7 +78,7 @@ def test_a_report_leaves_what_a_run_says_of_itself(calls: Calls, monkeypatch: py
 def test_a_reader_that_has_read_enough_gets_no_traceback() -> None:
     command = f"{sys.executable} -m htas run --help | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
-    assert done.stdout.startswith("usage: htas run") and done.stderr == ""
+    assert done.stdout.startswith("Usage: htas run") and done.stderr == ""
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -118,15 +122,13 @@ def test_a_sweep_shares_its_supernet_when_asked_and_repeats_that(
 
 
 def test_the_folder_of_a_run_may_be_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from htas.run.config import load
-
     place = tmp_path / "mine"
     place.mkdir()
     (place / "config.toml").write_text(load(None).toml())
     monkeypatch.chdir(place)
-    assert cli._loaded(Path("."), [], None)[1] == Path(".")
-    assert cli._loaded(Path("."), [], None, "-arms")[1] == tmp_path / "mine-arms"
-    assert cli._loaded(Path("../mine"), [], None, "-arms")[1] == Path("../mine-arms")
+    assert load_source(Path("."), [], None)[1] == Path(".")
+    assert load_source(Path("."), [], None, "-arms")[1] == tmp_path / "mine-arms"
+    assert load_source(Path("../mine"), [], None, "-arms")[1] == Path("../mine-arms")
 
 
 @pytest.mark.parametrize(
@@ -370,8 +372,8 @@ def test_surveys_are_forgotten(kept: Store, capsys: pytest.CaptureFixture[str]) 
         ("store show", "htas store show needs a survey; see htas store --help"),
         ("store import", "htas store import needs a file; see htas store --help"),
         ("store forget --yes", "htas store forget needs a survey, or all; see htas store --help"),
-        ("store ls aaa", "htas store ls has no use for 'aaa'; htas store show aaa shows one survey"),
-        ("store show aaa bbb", "htas store has no use for 'bbb'; see htas store --help"),
+        ("store ls aaa", "htas store ls takes no 'aaa'; htas store show aaa shows one survey"),
+        ("store show aaa bbb", "htas store: unexpected argument 'bbb'; see htas store --help"),
         ("store export a.csv --json", "--json is for htas store ls and show, so leave it out of htas store export"),
         ("store ls --yes", "--yes is for htas store forget, so leave it out of htas store ls"),
         ("store show aab", "no survey called 'aab'; did you mean 'aaa'? choose one of bbb, aaa"),
@@ -454,7 +456,7 @@ def test_the_demo_runs_the_packaged_configuration(calls: Calls) -> None:
             "rnu some.toml",
             "no verb called 'rnu'; did you mean 'run'? choose one of "
             "run, survey, design, calibrate, search, train, measure, inspect, sweep, fastest, compare, reproduce, "
-            "report, export, store, doctor, watch, demo",
+            "report, export, store, doctor, watch, demo, options, completion",
         ),
         (
             "survey some.toml --agian",
@@ -465,7 +467,7 @@ def test_the_demo_runs_the_packaged_configuration(calls: Calls) -> None:
             "run some.toml --again",
             "htas run has no option '--again'; it has: --tensorboard, --json, --out, --table.field=value",
         ),
-        ("run some.toml other.toml", "htas run has no use for 'other.toml'; see htas run --help"),
+        ("run some.toml other.toml", "htas run: unexpected argument 'other.toml'; see htas run --help"),
         ("run", "the following arguments are required: CONFIG; see htas run --help"),
         ("export runs/some", "the following arguments are required: --to; see htas export --help"),
         ("run no.toml", "no.toml does not exist; name a TOML file, or a folder that a run made"),
@@ -521,40 +523,183 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 @pytest.mark.usefixtures("calls")
-@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(errno.EIO, "a broken disk")])
-def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a bug"), ValueError("of a library"), OSError(errno.EIO, "a broken disk")]
+)
+def test_a_fault_is_called_one_and_shows_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
     failing(monkeypatch, error)
-    with pytest.raises(type(error)):
-        cli.main(["survey", "some.toml"])
+    assert cli.main(["survey", "some.toml", "--seed", "3"]) == 1
+    out, err = capsys.readouterr()
+    first, *_, report = err.splitlines()
+    assert out == ""
+    assert first == "Traceback (most recent call last):"
+    assert f"{type(error).__name__}: {error}" in err
+    assert report == (
+        f"htas: this is a fault of htas {htas.__version__}, not of yours; please report it in the issue tracker of the "
+        "project, with the lines above and the command: htas survey some.toml --seed 3"
+    )
+
+
+def test_ctrl_c_while_modules_are_imported_is_no_traceback() -> None:
+    script = """
+import sys
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "htas.cli.app":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+from htas.cli import main
+sys.exit(main(["run", "some.toml"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "\nhtas: stopped; the same command continues where this one was\n"
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
 def test_the_help_has_every_verb_with_one_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
-    for verb in cli.VERBS:
-        assert sum(line.startswith(f"  {verb} ") for line in lines) == 1
+    for verb in VERBS:
+        assert sum(line.startswith(f"  {verb}: ") for line in lines) == 1
     assert max(map(len, lines)) <= 120
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+def flags(parameter: inspect.Parameter) -> list[str]:
+    """What a parameter is called on the command line."""
+    if parameter.name == "overrides":
+        return ["--design.expand"]
+    if parameter.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL):
+        return [parameter.name.upper()]
+    if isinstance(parameter.default, TargetOptions):
+        return [f"--{field.name} " for field in dataclasses.fields(TargetOptions)]
+    return [f"--{parameter.name}"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_the_help_of_a_verb_has_its_arguments(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([verb, "--help"]) == 0
     out = capsys.readouterr().out
-    for name, parameter in inspect.signature(cli.VERBS[verb]).parameters.items():
-        if name == "overrides":
-            assert "--design.groups" in out
-        elif parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
-            assert name.upper() in out
-        elif parameter.default is not inspect.Parameter.empty:
-            assert f"--{name}" in out
+    for parameter in inspect.signature(VERBS[verb]).parameters.values():
+        for flag in flags(parameter):
+            assert flag in out
+    assert max(map(len, out.splitlines())) <= 120
+    assert (verb in CONFIGURED) == ("htas options shows all of them" in out)
 
 
 def test_the_help_of_run_is_about_the_file_that_is_named(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     Path("some.toml").write_text('[train]\nrecipe = "short"\n')
     assert cli.main(["run", "some.toml", "--help"]) == 0
-    assert "(default: short)" in " ".join(capsys.readouterr().out.split())  # wherever a line ends
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "--train.recipe  text; default: short" in lines
+    assert "--train.epochs  a whole number; default: 2" in lines
+    assert len(lines) < 60
     assert calls == []
+
+
+def test_the_options_of_a_configuration_are_shown_with_their_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    config = load(None)
+    assert cli.main(["options"]) == 0
+    out = capsys.readouterr().out
+    for table in TABLES:
+        assert f"[{table}]" in out
+        for field in dataclasses.fields(getattr(config, FIELDS.get(table, table))):
+            assert f"  --{table}.{field.name}  " in out
+    share = "Share of the training images that a search's architecture learns from"
+    assert f"--split.validation a number; default: 0.5 {share}" in " ".join(out.split())
+
+
+def test_the_options_of_one_table_are_of_the_class_that_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["options", "train", "family", "--train.recipe", "short", "--family.name=vgg"]) == 0
+    out = capsys.readouterr().out
+    assert "--train.epochs  a whole number; default: 2" in out
+    assert "--family.head" in out
+    assert "--family.block" not in out and "[design]" not in out
+    assert refused(capsys, "options", "desing").startswith("no table called 'desing'; did you mean 'design'?")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_every_verb_and_its_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in (*VERBS, "--tensorboard", "--precision"):
+        assert word.removeprefix("--") in script
+
+
+def test_bash_understands_its_completion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", "bash"]) == 0
+    script = tmp_path / "htas.bash"
+    script.write_text(capsys.readouterr().out)
+    command = f"source {script}; COMP_WORDS=(htas rep) COMP_CWORD=1 COMP_LINE='htas rep'; _htas; echo ${{COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["reproduce", "report"]
+
+
+LIGHT = """
+--version
+--help
+rnu
+--rnu
+run --help
+measure --help
+options
+options design
+completion bash
+run
+run some.toml --agian
+run some.toml other.toml
+run some.toml --out
+measure net --batch two
+measure net --device tpu
+store lst
+doctor --design.groups=3
+run some.toml --desing.groups=4
+run some.toml --design.group=4
+run some.toml --design.groups
+run some.toml --design.groups=eight
+run some.toml --design.adds=jion
+run some.toml --seed=one
+run some.toml --train.recipe=shrt
+run some.toml --family.name=resnet
+run some.toml --strategy.name=random --strategy.arch_lr=1
+run no.toml
+survey some.toml --target.image=3
+sweep some.toml --design.group=4
+fastest some.toml --design.group=4
+compare some.toml arms.toml --design.group=4
+inspect some.toml --design.group=4
+search some.toml --strategy.epochs=two
+demo --design.group=4
+"""
+"""Help and refusals, a command a line."""
+
+
+def test_help_and_refusals_answer_without_pytorch(tmp_path: Path) -> None:
+    script = """
+import json, shlex, sys
+from htas.cli import main
+
+for line in sys.argv[1].splitlines():
+    code = main(shlex.split(line))
+    print("END", json.dumps([line, code, [name for name in ("torch", "numpy", "scipy") if name in sys.modules]]))
+"""
+    (tmp_path / "some.toml").write_text("[design]\ngroups = 4\n")
+    done = subprocess.run(
+        [sys.executable, "-c", script, LIGHT], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    ends = [json.loads(line.removeprefix("END ")) for line in done.stdout.splitlines() if line.startswith("END ")]
+    assert [line for line, _, _ in ends] == LIGHT.splitlines()
+    for line, code, loaded in ends:
+        assert loaded == [], line
+        assert code == (0 if line in ANSWERED else 2), line
+    assert done.stderr.count("\n") == len(ends) - len(ANSWERED)
+
+
+ANSWERED = ("", "--version", "--help", "run --help", "measure --help", "options", "options design", "completion bash")
 
 
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:

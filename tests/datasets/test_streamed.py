@@ -19,7 +19,8 @@ from htas.files import read_json
 from htas.report.result import Result
 from htas.run import config
 from htas.run import stages as pipeline
-from htas.training.train import Recipe, evaluate, train
+from htas.training.recipe import Recipe
+from htas.training.train import evaluate, train
 
 NAMES = ("blue", "green", "red")
 SIZES = ((40, 30), (24, 24), (25, 61), (400, 300))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from scripted_device import scripted_device
 
-from htas.cli.verbs import main
+from htas.cli import main
 from htas.errors import UserError
 from htas.experiments import compare
 from htas.experiments.arms import Arm, Entry, read_arms

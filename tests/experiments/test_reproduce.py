@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from scripted_device import scripted_device
 
-from htas.cli.verbs import main
+from htas.cli import main
 from htas.experiments import compare, reproduce
 from htas.experiments.arms import Entry
 from htas.experiments.reproduce import ITEMS

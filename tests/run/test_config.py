@@ -1,5 +1,6 @@
 """TOML and overrides become objects, or one sentence that helps."""
 
+import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -9,9 +10,10 @@ from torch import nn
 
 from htas.errors import UserError
 from htas.models import ModelFamily
-from htas.run.config import FIELDS, NAMED, TABLES, Config, SplitOptions, allowed, explain, load
+from htas.options import allowed
+from htas.run.config import FIELDS, NAMED, TABLES, Config, SplitOptions, load
 from htas.spaces.design import Design
-from htas.training.train import RECIPES
+from htas.training.recipe import RECIPES
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,6 @@ class Own(ModelFamily):
         """Its name."""
         return "own"
 
-
-DOC = """Share of the training images that a search's architecture learns from and every choice is made by; the weights
-learn from the others. Above 0 and below 1."""
 
 OWN = f"--family.name={__name__}:Own"
 
@@ -99,31 +98,12 @@ def test_the_written_configuration_reads_back_equal(tmp_path: Path) -> None:
 
 def test_the_written_configuration_has_every_field_once() -> None:
     config = load(None)
-    blocks = config.toml().split("\n[")
-    assert [block.partition("]")[0] for block in blocks[1:]] == list(TABLES)
-    for table, block in zip(TABLES, blocks[1:], strict=True):
-        names = [line.partition(" = ")[0] for line in block.splitlines() if " = " in line]
-        key = [NAMED[table].key] if table in NAMED else []
-        assert names == key + [field.name for field in fields(getattr(config, FIELDS.get(table, table)))]
-
-
-def test_the_help_documents_every_field_with_its_default() -> None:
-    config = load(None)
-    shown = " ".join(explain().split())
+    content = tomllib.loads(config.toml())
+    assert list(content) == ["seed", *TABLES]
     for table in TABLES:
-        assert f"[{table}]" in shown
-        for field in fields(getattr(config, FIELDS.get(table, table))):
-            assert f"--{table}.{field.name} " in shown
-    assert f"{' '.join(DOC.split())} (type: float, default: 0.5)" in shown
-    assert "configuration file" not in shown
-
-
-def test_the_help_is_about_the_plug_ins_that_are_named() -> None:
-    shown = " ".join(explain(None, [OWN, "--train.recipe=short"]).split())
-    assert "--family.hidden" in shown
-    assert "--family.depth" not in shown
-    epochs = shown.split("--train.epochs EPOCHS ")[1].split(" --train.")[0]
-    assert epochs.endswith(f"(type: int, default: {RECIPES['short'].epochs})")
+        key = [NAMED[table].key] if table in NAMED else []
+        names = [field.name for field in fields(getattr(config, FIELDS.get(table, table)))]
+        assert sorted(content[table]) == sorted(key + names)
 
 
 def test_a_class_of_ones_own_is_a_plug_in(tmp_path: Path) -> None:
@@ -197,7 +177,7 @@ def test_a_wrong_override_gets_one_sentence(override: str, sentence: str) -> Non
         ("[design]\nspaces = 'tas'", 'design.spaces must be a list of names, got "tas"'),
         (
             "[design.widths]\n16 = [8, 8.5]",
-            'design.widths must be a table, each value a list of whole numbers, got {"16" = [8, 8.5]}',
+            'design.widths must be a table, each value a list of whole numbers, got {"16": [8, 8.5]}',
         ),
         ("[train]\nrecipe = 3", "train.recipe must be text, got 3"),
         ("seed = '1'", "seed must be a whole number, 0 or more, got '1'"),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import htas.runtimes
-from htas.cli.verbs import main
+from htas.cli import main
 from htas.formats.onnx import chain_graphs, layer_graph, network_graph
 from htas.formats.onnx_file import OnnxFile
 from htas.formats.onnx_written import static_graph, written_graph

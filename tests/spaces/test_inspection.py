@@ -8,7 +8,7 @@ import torch
 from scripted_device import scripted_device
 from torch import Tensor, nn
 
-from htas.cli.verbs import main
+from htas.cli import main
 from htas.graph import trace
 from htas.metrics.latency import Latency
 from htas.run.named import inspect as inspect_network

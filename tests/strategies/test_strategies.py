@@ -31,7 +31,7 @@ from htas.strategies import Strategy
 from htas.strategies.differentiable import Differentiable, Logits, Multiplier, _Search, penalty, verdict
 from htas.testing import StrategyContract
 from htas.testing.strategy import problem as tiny
-from htas.training.train import cosine
+from htas.training.recipe import cosine
 
 FAMILY = CifarResNet(14)
 QUICK = {"epochs": 3, "batch": 8, "precision": "fp32", "archs": 12, "population": 4, "rounds": 3}

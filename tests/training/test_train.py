@@ -15,7 +15,8 @@ from htas.errors import UserError
 from htas.training import train as module
 from htas.training.distill import Distill
 from htas.training.layout import Narrow, placed
-from htas.training.train import RECIPES, Recipe, epoch_seed, evaluate, has_bf16, train
+from htas.training.recipe import RECIPES, Recipe
+from htas.training.train import epoch_seed, evaluate, has_bf16, train
 
 SHORT = Recipe(epochs=4, warmup=1, rest=1, batch=16, lr=0.05, precision="fp32")
 

@@ -1,0 +1,108 @@
+"""The verbs as one application: words of the command line to typed parameters, and refusals in one sentence."""
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from cyclopts import (
+    App,
+    CoercionError,
+    CycloptsError,
+    MissingArgumentError,
+    Parameter,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
+from rich.console import Console
+
+from htas import text
+from htas.cli.help import common_options
+from htas.cli.verbs import CONFIGURED, VERBS, report
+from htas.console.record import recording
+from htas.errors import UserError
+from htas.files import __version__
+from htas.options import allowed
+
+APP = App(
+    name="htas",
+    help="htas: a PyTorch network and a machine in, a measured, faster network out.",
+    help_epilogue="htas VERB --help says what a verb takes, htas options what a configuration takes.",
+    version=f"htas {__version__}",
+    default_parameter=Parameter(negative="", show_default=False, allow_repeating=True),
+    help_format="plaintext",
+    help_formatter="plain",
+)
+for order, verb in enumerate(VERBS.values()):
+    APP.command(verb, sort_key=order, help_epilogue="")
+APP["--help"].group = APP["--version"].group = "Options"
+
+
+def call(argv: Sequence[str]) -> None:
+    """Run the verb that the words name; raises UserError where they are no command."""
+    verb = argv[0] if argv else ""
+    if verb and not verb.startswith("-") and verb not in VERBS:
+        raise UserError(text.no_such("verb", verb, VERBS))
+    overrides, words = split_overrides(argv) if verb in CONFIGURED else ([], list(argv))
+    try:
+        command, bound, unparsed = APP.parse_args(words, console=_console(), exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        raise UserError(_sentence(error, verb)) from error
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # a plug-in of the user's, 'mine:Net', is found where the command runs
+    more = {"overrides": overrides} if "overrides" in unparsed else {}
+    tensorboard = bound.arguments.get("tensorboard", False)
+    with nullcontext() if command is report else recording(tensorboard):  # a report may be read during a run
+        command(*bound.args, **bound.kwargs, **more)
+    if verb in CONFIGURED and {"--help", "-h"} & set(words):
+        print(common_options(words, overrides))
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Options of the configuration as `--table.field=value`, and the other words."""
+    overrides, others, rest = [], [], list(argv)
+    while rest:
+        word = rest.pop(0)
+        name, equals, _ = word.partition("=")
+        if not (name.startswith("--") and ("." in name or name == "--seed")):
+            others.append(word)
+        elif equals or not rest or rest[0].startswith("--"):
+            overrides.append(word)
+        else:
+            overrides.append(f"{word}={rest.pop(0)}")
+    return overrides, others
+
+
+def _console() -> Console:
+    """Help wraps at 120 columns or the terminal's width; a pipe has 120."""
+    columns = os.get_terminal_size().columns if sys.stdout.isatty() else 120
+    return Console(width=min(columns, 120), highlight=False)
+
+
+def _sentence(error: CycloptsError, verb: str) -> str:
+    """What was given, what is allowed, what to do next."""
+    more = f"see htas {verb} --help"
+    match error:
+        case UnknownOptionError():
+            return _no_option(error.token.keyword or error.token.value, verb)
+        case UnusedCliTokensError() if error.unused_tokens:
+            return f"htas {verb}: unexpected argument {error.unused_tokens[0]!r}; {more}"
+        case MissingArgumentError() if error.argument and error.keyword:
+            return f"{error.keyword} has no value; {more}"
+        case MissingArgumentError() if error.argument:
+            return f"the following arguments are required: {error.argument.name}; {more}"
+        case CoercionError() if error.argument and error.token:
+            name = error.token.keyword or error.argument.name
+            return f"{name} must be {allowed(error.argument.hint)}, got {error.token.value!r}; {more}"
+    return f"{error}; {more}"
+
+
+def _no_option(option: str, verb: str) -> str:
+    if not verb or verb.startswith("-"):
+        return text.no_such("verb", option, VERBS)
+    arguments = APP[verb].assemble_argument_collection(default_parameter=APP.default_parameter)
+    options = [name for each in arguments if each.parse for name in each.names if name.startswith("-")]
+    hint = text.near(option.partition("=")[0], options)
+    allowed = [*options, *(["--table.field=value"] if verb in CONFIGURED else [])]
+    return f"htas {verb} has no option {option!r}; {hint}it has: {text.listing(allowed)}"

@@ -1,0 +1,117 @@
+"""The verbs of several runs."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from htas.cli.parameters import Device, Json, Out, Overrides, Source
+from htas.cli.sources import config_file, load_source
+from htas.console.terminal import show
+from htas.errors import UserError
+
+
+def sweep(
+    config: Source,
+    /,
+    *,
+    overrides: Overrides,
+    budgets: Annotated[str, Parameter(help="budgets of latency, with commas between (80%,60%,40%)")] = "80%,60%,40%",
+    share: Annotated[
+        bool, Parameter(help="begin later searches with the first one's supernet, in half the epochs")
+    ] = False,
+    json: Json = False,
+    out: Out = None,
+) -> None:
+    """Find a network for each of several budgets, from one survey: a front of accuracy and latency."""
+    configuration, folder = load_source(config, overrides, out, "-sweep")
+    from htas.experiments import sweep as experiment
+
+    more = [*(["--share"] if share else []), *(["--out", str(out)] if out else [])]
+    command = shlex.join(["htas", "sweep", str(config), *overrides, "--budgets", budgets, *more])
+    limits = [text.strip() for text in budgets.split(",") if text.strip()]
+    page, table = experiment.sweep(configuration, folder, limits, command, share)
+    show([table], {"page": str(page)}, json)
+
+
+def fastest(config: Source, /, *, overrides: Overrides, json: Json = False, out: Out = None) -> None:
+    """Find the fastest network that keeps an accuracy: --constraints.accuracy_floor."""
+    configuration, folder = load_source(config, overrides, out, "-fastest")
+    from htas.experiments import fastest as experiment
+
+    place = ["--out", str(out)] if out else []
+    command = shlex.join(["htas", "fastest", str(config), *overrides, *place])
+    page, table = experiment.fastest(configuration, folder, command)
+    show([table], {"page": str(page)}, json)
+
+
+def compare(
+    config: Source,
+    /,
+    *arms: Annotated[
+        Path,
+        Parameter(required=True, help="TOML files with a table for every arm: options that differ, or a network"),
+    ],
+    overrides: Overrides,
+    seeds: Annotated[int, Parameter(help="trainings of each arm (3)")] = 3,
+    against: Annotated[str, Parameter(help="the arm that others are compared with; otherwise the first")] = "",
+    only: Annotated[bool, Parameter(help="run nothing: the table of what is there")] = False,
+    json: Json = False,
+    out: Out = None,
+) -> None:
+    """Train spaces, strategies and plain networks alike, over seeds, and compare them in one table."""
+    _, folder = load_source(config, overrides, out, f"-{arms[0].stem}")
+    from htas.experiments import compare as experiment
+    from htas.experiments.arms import read_arms
+
+    page, table = experiment.compare(config_file(config), overrides, read_arms(*arms), seeds, folder, against, only)
+    show([table], {"page": str(page)}, json)
+
+
+def reproduce(
+    *what: Annotated[
+        str, Parameter(required=True, help="table2, fig2, fig3, table3, table4, table5, motivation, or all")
+    ],
+    overrides: Overrides,
+    device: Device = None,
+    quick: Annotated[bool, Parameter(help="the shortest searches and trainings that still have every step")] = False,
+    full: Annotated[bool, Parameter(help="the paper's length; otherwise a short one, which is usual on a CPU")] = False,
+    seeds: Annotated[int, Parameter(help="searches and trainings of each row (1)")] = 1,
+    depths: Annotated[
+        str, Parameter(help="ResNets of Tables 3 and 4 that are trained, with commas between (32)")
+    ] = "32",
+    json: Json = False,
+    second: Annotated[
+        str, Parameter(help="Table 5's other target, as runtime=onnxruntime,threads=1 (that, on CUDA the CPU)")
+    ] = "",
+    out: Annotated[Path | None, Parameter(help="folder of all results; otherwise runs/reproduce")] = None,
+) -> None:
+    """Make the paper's tables and figures again on this machine, each next to the printed one."""
+    if quick and full:
+        raise UserError("--quick and --full are two lengths; give one of them")
+    if not all(depth.strip().isdecimal() for depth in depths.split(",")):
+        raise UserError(f"--depths must be numbers of layers with commas between, such as 110,56,32, got {depths!r}")
+    where = device or "cpu"
+    length = "quick" if quick else "full" if full or where == "cuda" else "short"
+    flags = {"device": device, "seeds": None if seeds == 1 else seeds, "second": second or None, "out": out}
+    repeated = [f"--{name}={value}" for name, value in flags.items() if value is not None]
+    repeated += [*(["--quick"] if quick else []), *(["--full"] if full else [])]
+    repeated += [f"--depths={depths}"] if depths != "32" else []
+    from htas.experiments import reproduce as experiment
+
+    plan = experiment.Plan(
+        folder=out or Path("runs") / "reproduce",
+        command=shlex.join(["htas", "reproduce", *what, *overrides, *repeated]),
+        device=where,
+        length=length,
+        seeds=seeds,
+        depths=tuple(int(depth) for depth in depths.split(",")),
+        second=second,
+        overrides=tuple(overrides),
+    )
+    page, tables, reasons = experiment.reproduce(list(what), plan)
+    if tables:
+        show(tables, {"page": str(page)}, json)
+    if reasons:
+        raise UserError("; ".join(reasons))

@@ -1,0 +1,107 @@
+"""What a configuration takes, as text; and completion for shells."""
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from htas import text
+from htas.cli.parameters import Overrides
+from htas.cli.sources import config_file, is_run
+from htas.errors import UserError
+from htas.options import Option, allowed
+from htas.run.config import NAMED, SCALARS, TABLES, NamedTable, configured_names, table_options
+
+COMMON = (
+    "family.name",
+    "data.path",
+    "target.runtime",
+    "target.batch",
+    "constraints.latency",
+    "strategy.name",
+    "strategy.epochs",
+    "train.recipe",
+    "train.epochs",
+    "design.expand",
+)
+"""The options that people change most."""
+SEED = Option("seed", int, SCALARS["seed"], "Start of every random draw; 0 or more.")
+
+
+def options(
+    *tables: Annotated[str, Parameter(help="a table, such as design; and a TOML file or the folder of a run")],
+    overrides: Overrides,
+) -> None:
+    """Show the options of a configuration: of every table, or of those named, with meaning, type and default."""
+    sources = [word for word in tables if is_run(word)]
+    named = [word for word in tables if word not in sources]
+    if len(sources) > 1:
+        raise UserError(f"options are those of one configuration, got {text.listing(sources)}")
+    for table in named:
+        if table not in TABLES:
+            raise UserError(text.no_such("table", table, TABLES))
+    names = configured_names(config_file(Path(sources[0])) if sources else None, overrides)
+    intro = "In a TOML file under [table], or behind a command as --table.option=value."
+    blocks = [f"{intro}\n\n{_entry('--seed', SEED)}"] if not named else []
+    print("\n\n".join([*blocks, *(_table(table, names) for table in named or TABLES)]))
+
+
+def common_options(words: Sequence[str], overrides: Sequence[str]) -> str:
+    """The ten options that people change, of the configuration that the words of a command name; raises UserError."""
+    source = next((config_file(Path(word)) for word in words if is_run(word)), None)
+    names = configured_names(source, overrides)
+    entries = []
+    for key in COMMON:
+        table, _, name = key.partition(".")
+        entries += [_entry(f"--{key}", option) for option in _options(table, names) if option.name == name]
+    return "\n".join([
+        "Options of the configuration that people change most:",
+        *entries,
+        _entry("--seed", SEED),
+        "htas options shows all of them, htas options TABLE those of one table.",
+    ])  # fmt: skip
+
+
+def completion(
+    shell: Annotated[Literal["bash", "zsh", "fish"], Parameter(help="the shell")],
+    /,
+) -> None:
+    """Print the script that completes verbs and options in a shell."""
+    from htas.cli.app import APP
+
+    print(APP.generate_completion(shell=shell))
+
+
+def _table(table: str, names: Mapping[str, str]) -> str:
+    name = f" {NAMED[table].key} = {names[table]}" if table in NAMED else ""
+    return "\n".join([f"[{table}]{name}", *(_entry(f"--{table}.{each.name}", each) for each in _options(table, names))])
+
+
+def _options(table: str, names: Mapping[str, str]) -> Iterable[Option]:
+    """The options of a table, first what decides the others."""
+    if table in NAMED:
+        named = NAMED[table]
+        yield Option(named.key, str, names[table], _choices(named))
+    yield from table_options(table, names.get(table, "")).values()
+
+
+def _choices(named: NamedTable) -> str:
+    own = ", or your own class as 'package.module:Class'" if named.contract else ""
+    what = "Which one" if named.contract else "The named recipe that the other options of this table change"
+    return f"{what}: {text.listing(named.choices())}{own}."
+
+
+def _entry(flag: str, option: Option) -> str:
+    """`--design.groups  a whole number (8)` and, below, its help."""
+    default = "required" if option.required else _default(option.default)
+    about = textwrap.wrap(option.about, 110)
+    return "\n".join([f"  {flag}  {allowed(option.hint)}; {default}", *(f"      {line}" for line in about)])
+
+
+def _default(value: Any) -> str:
+    """`default: 8` as the command line has it."""
+    if isinstance(value, dict | list | tuple):
+        return f"default: {text.listing(map(str, value)) or 'none'}"
+    return "default: " + (str(value).lower() if isinstance(value, bool) else str(value) or "none")

@@ -1,0 +1,127 @@
+"""The verbs that look at networks by name, and at this machine."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from htas.cli.parameters import (
+    DEFAULT_TARGET,
+    Again,
+    Image,
+    Json,
+    Out,
+    Overrides,
+    TargetOptions,
+    image_shapes,
+)
+from htas.cli.sources import ensure_stage, is_run, load_source, open_run
+from htas.cli.tables import as_json, networks_json, networks_table
+from htas.console.terminal import show
+from htas.errors import UserError
+from htas.files import slug
+
+
+def measure(
+    *networks: Annotated[
+        str,
+        Parameter(required=True, help="a run folder; or networks such as cifar_resnet:32, tas:C010-ResNet32, my.onnx"),
+    ],
+    overrides: Overrides,
+    target: TargetOptions = DEFAULT_TARGET,
+    rounds: Annotated[int | None, Parameter(help="measurement rounds (40), three readings each")] = None,
+    image: Image = None,
+    classes: Annotated[int | None, Parameter(help="outputs of each network (10)")] = None,
+    metrics: Annotated[
+        str | None, Parameter(help="further metrics, with commas between: energy, memory, your.module:Metric")
+    ] = None,
+    json: Json = False,
+    out: Out = None,
+    again: Again = False,
+) -> None:
+    """Measure whole networks: those of a run, or any by name."""
+    flags = _flags(target, rounds=rounds, image=image, classes=classes, metrics=metrics)
+    if len(networks) == 1 and is_run(networks[0]):
+        if flags or json:
+            name = next(iter(flags), "json")
+            raise UserError(f"a run is measured as its configuration says, so leave out --{name}")
+        ensure_stage("measure", open_run(Path(networks[0]), overrides, out), again)
+    else:
+        if overrides or out or again:
+            name = overrides[0] if overrides else "--out" if out else "--again"
+            raise UserError(f"{name} is for measuring a run, and {networks[0]!r} is neither a folder nor a TOML file")
+        _measure_named(list(networks), target, flags, json)
+
+
+def inspect(
+    network: Annotated[
+        str,
+        Parameter(help="a TOML file or run folder; or a network such as imagenet_resnet:50 or custom:my_nets:make"),
+    ],
+    /,
+    *,
+    overrides: Overrides,
+    target: TargetOptions = DEFAULT_TARGET,
+    image: Image = None,
+    classes: Annotated[int | None, Parameter(help="outputs of the network (10)")] = None,
+    json: Json = False,
+    out: Out = None,
+) -> None:
+    """Show what is free in a network, what is frozen and why, where its time goes, and what each site could save."""
+    if is_run(network):
+        if flags := _flags(target, image=image, classes=classes):
+            raise UserError(f"a configuration says what its network and target are, so leave out --{next(iter(flags))}")
+        config, folder = load_source(Path(network), overrides, out)
+        from htas.run import named
+        from htas.run.run import Run
+
+        job = Run(config, folder)
+        page, table = named.inspect(job.network, job.target, config.family.title, folder)
+    else:
+        if overrides:
+            raise UserError(
+                f"{overrides[0]} is for a configuration, and {network!r} is neither a folder nor a TOML file"
+            )
+        shapes = image_shapes(image, network)
+        from htas.run import named
+
+        folder = out or Path("runs") / f"inspect-{slug(network)}"
+        page, table = named.inspect_named(network, target.target(shapes), classes or 10, folder)
+    show([table], {"page": str(page)}, json)
+
+
+def doctor(
+    *,
+    target: TargetOptions = DEFAULT_TARGET,
+    json: Annotated[bool, Parameter(help="print JSON instead of lines")] = False,
+) -> None:
+    """Say what this machine is, how noisy it is now, and whether a survey started now would be decided."""
+    options = target.target()
+    from htas.cli.doctor import examine
+
+    findings = examine(options)
+    print(as_json(findings.json()) if json else "\n".join(findings.lines()))
+
+
+def _flags(target: TargetOptions, **others: Any) -> dict[str, Any]:
+    """The flags on the command line, by name."""
+    return target.flags() | {name: value for name, value in others.items() if value is not None}
+
+
+def _measure_named(networks: Sequence[str], options: TargetOptions, flags: Mapping[str, Any], print_json: bool) -> None:
+    from htas.run import named
+
+    shapes = {image_shapes(flags.get("image"), network) for network in networks if not network.endswith(".onnx")}
+    if len(shapes) > 1:
+        raise UserError("these networks usually have images of different sizes; say which with --image, as 3,224,224")
+    target = options.target(*shapes)
+    rounds, classes = flags.get("rounds", 40), flags.get("classes", 10)
+    if rounds < 1 or classes < 1:
+        raise UserError(f"--rounds and --classes must be 1 or more, got {rounds} and {classes}")
+    metrics = [name.strip() for name in flags.get("metrics", "").split(",") if name.strip()]
+    figures = named.measure_networks(networks, target, rounds, classes, metrics)
+    if print_json:
+        print(as_json([networks_json(each) for each in figures]))
+    else:
+        show([networks_table(figures)], {}, False)

@@ -1,0 +1,52 @@
+"""From a TOML file or the folder of a run to its configuration and the folder to work in."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from htas.errors import UserError
+
+if TYPE_CHECKING:
+    from htas.run.config import Config
+    from htas.run.run import Run
+
+
+def open_run(source: Path, overrides: Sequence[str], out: Path | None) -> "Run":
+    """The run of a source in its folder; raises UserError where the folder holds another run."""
+    config, folder = load_source(source, overrides, out)
+    from htas.run import folder as run_folder
+
+    return run_folder.open_run(config, folder)
+
+
+def ensure_stage(name: str, job: "Run", again: bool) -> None:
+    """Do a stage, and what it needs, unless it is finished and `again` is False."""
+    from htas.run import stages
+    from htas.run.stage import ensure
+
+    ensure(job, next(stage for stage in stages.STAGES if stage.name == name), again)
+
+
+def load_source(source: Path, overrides: Sequence[str], out: Path | None, suffix: str = "") -> tuple["Config", Path]:
+    """The configuration and the folder, not opened yet; without `out`, the usual folder's name ends with `suffix`."""
+    from htas.run.config import load
+
+    path = config_file(source)
+    if source.is_dir() and not path.exists():
+        raise UserError(f"{source} is not the folder of a run: it has no config.toml; name a TOML file first")
+    folder = source if source.is_dir() else Path("runs") / source.stem
+    if suffix:
+        named = folder if folder.name.strip(".") else Path(os.path.abspath(folder))  # `.` has no name
+        folder = named.with_name(named.name + suffix)
+    return load(path, overrides), out or folder
+
+
+def config_file(source: Path) -> Path:
+    """The TOML file of a source."""
+    return source / "config.toml" if source.is_dir() else source
+
+
+def is_run(network: str) -> bool:
+    """True for a TOML file or a folder; anything else is a network by name."""
+    return Path(network).is_dir() or network.endswith(".toml")

@@ -1,0 +1,275 @@
+"""Options are the fields of a dataclass: name, type, default, and the string below as their help.
+
+Those of the package are read from the source of its files, so that no file with PyTorch is imported for them. Text of
+the command line and values of a file become typed values here and nowhere else.
+"""
+
+import ast
+import dataclasses
+import inspect
+import json
+import math
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass
+from functools import cache
+from importlib import import_module
+from itertools import zip_longest
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+
+from htas.text import listing
+
+ROOT = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Option:
+    """One field of a class of options."""
+
+    name: str
+    hint: Any
+    """Its type."""
+    default: Any = MISSING
+    about: str = ""
+    """Its help."""
+
+    @property
+    def required(self) -> bool:
+        """True for an option without a default."""
+        return self.default is MISSING
+
+
+Options = Mapping[str, Option]
+
+
+def options_of(kind: type[Any]) -> Options:
+    """The options of a class, by name."""
+    hints = get_type_hints(kind)
+    abouts: dict[str, str] = {}
+    for each in reversed(kind.__mro__[:-1]):
+        abouts |= {name: about for name, _, about in _annotated(_class_source(each))}
+    options = {}
+    for field in dataclasses.fields(kind):
+        if field.init:
+            options[field.name] = Option(field.name, hints[field.name], _default(field), abouts.get(field.name, ""))
+    return options
+
+
+def _class_source(kind: type[Any]) -> ast.ClassDef:
+    try:
+        (node,) = ast.parse(inspect.cleandoc(inspect.getsource(kind))).body
+        assert isinstance(node, ast.ClassDef)
+        return node
+    except (OSError, TypeError, SyntaxError):  # a class that no file holds has no help
+        return ast.ClassDef(kind.__name__, [], [], [], [])
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+def _annotated(node: ast.ClassDef) -> Iterator[tuple[str, ast.AnnAssign, str]]:
+    """Name, statement and help of the annotated names of a class."""
+    for statement, below in zip_longest(node.body, node.body[1:]):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            text = below.value if isinstance(below, ast.Expr) else None
+            about = text.value if isinstance(text, ast.Constant) and isinstance(text.value, str) else ""
+            yield statement.target.id, statement, " ".join(about.split())
+
+
+class SourceFile:
+    """A file of the package that is read, not imported: names map to constants, types and SourceClasses."""
+
+    def __init__(self, module: str) -> None:
+        place = ROOT.joinpath(*module.split(".")[1:])
+        path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        self.module = module
+        self.body = ast.parse(path.read_text(encoding="utf-8")).body
+
+    def __getitem__(self, name: str) -> Any:
+        for node in self.body:
+            match node:
+                case ast.ClassDef() if node.name == name:
+                    return SourceClass(self, node)
+                case ast.Assign(targets=[ast.Name(id=target)]) if target == name:
+                    return self.evaluate(node.value)
+                case ast.AnnAssign(target=ast.Name(id=target), value=ast.expr() as value) if target == name:
+                    return self.evaluate(value)
+                case ast.ImportFrom(module=str(module)):
+                    for alias in node.names:
+                        if (alias.asname or alias.name) == name:
+                            return _imported(module, alias.name)
+        raise KeyError(name)
+
+    def evaluate(self, node: ast.expr) -> Any:
+        """The value of an expression; raises NameError where it needs more than can be read."""
+        return eval(compile(ast.Expression(node), self.module, "eval"), {}, self)  # type: ignore[arg-type]
+
+    def implementation(self, contract: str) -> "SourceClass":
+        """The class of this file that derives from a contract, `htas.models:ModelFamily`."""
+        classes = [SourceClass(self, node) for node in self.body if isinstance(node, ast.ClassDef)]
+        (found,) = (each for each in classes if contract in each.ancestors())
+        return found
+
+
+@cache
+def source_file(module: str) -> SourceFile:
+    """A file of the package by its module's name."""
+    return SourceFile(module)
+
+
+def _imported(module: str, name: str) -> Any:
+    top = module.split(".")[0]
+    if top == "htas":
+        return source_file(module)[name]
+    if top in sys.stdlib_module_names:
+        return getattr(import_module(module), name)
+    raise KeyError(name)
+
+
+@dataclass(frozen=True)
+class SourceClass:
+    """A class of a SourceFile."""
+
+    file: SourceFile
+    node: ast.ClassDef
+
+    @property
+    def about(self) -> str:
+        """Its docstring."""
+        return ast.get_docstring(self.node) or ""
+
+    def ancestors(self) -> list[str]:
+        """The classes of the package that it derives from, as `module:name`, those of its bases too."""
+        direct = list(self._bases())
+        return [f"{each.file.module}:{each.node.name}" for each in direct] + [
+            name for each in direct for name in each.ancestors()
+        ]
+
+    def options(self) -> Options:
+        """Its fields, in the order of a dataclass."""
+        options: dict[str, Option] = {}
+        for base in reversed(list(self._bases())):
+            options |= base.options()
+        if not any("dataclass" in ast.unparse(each) for each in self.node.decorator_list):
+            return options
+        for name, statement, about in _annotated(self.node):
+            hint = self.file.evaluate(statement.annotation)
+            if get_origin(hint) is ClassVar:
+                continue
+            default = self.file.evaluate(statement.value) if statement.value else MISSING
+            field: Any = default if isinstance(default, dataclasses.Field) else dataclasses.field(default=default)
+            if field.init:
+                options[name] = Option(name, hint, _default(field), about)
+        return options
+
+    def _bases(self) -> Iterator["SourceClass"]:
+        for base in self.node.bases:
+            try:
+                value = self.file.evaluate(base.value if isinstance(base, ast.Subscript) else base)
+            except (NameError, AttributeError):
+                continue  # a class of another package
+            if isinstance(value, SourceClass):
+                yield value
+
+
+def parse(text: str, hint: Any) -> Any:
+    """Text of the command line as a value of a type; a list needs no brackets. Raises ValueError."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return {str(each).lower() if isinstance(each, bool) else str(each): each for each in arguments}[text]
+    if origin in (Union, UnionType):
+        return None if NoneType in arguments and text in ("null", "None") else _first(parse, text, arguments)
+    if hint is bool:
+        return {"true": True, "false": False}[text.lower()]
+    if hint in (int, float):
+        return check(hint(text), hint)
+    if origin in (list, tuple):
+        return _parse_list(text, hint)
+    if origin is not None and issubclass(origin, Mapping):
+        return check(_read_value(text), hint)
+    return check(text, hint)
+
+
+def _parse_list(text: str, hint: Any) -> Any:
+    for attempt in (text, f"[{text}]"):
+        try:
+            return check(json.loads(attempt), hint)
+        except ValueError:
+            continue
+    words = text.strip().removeprefix("[").removesuffix("]").split(",")
+    item = get_args(hint)[0]
+    return check([parse(word.strip().strip("\"'"), item) for word in words if word.strip()], hint)
+
+
+def _read_value(text: str) -> Any:
+    """A table as JSON or as TOML writes it."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return tomllib.loads(f"value = {text}")["value"]
+
+
+def check(value: Any, hint: Any) -> Any:
+    """A value of a file, or of Python, as a value of a type; a whole number is a number. Raises ValueError."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin is Literal:
+        return next(each for each in arguments if type(each) is type(value) and each == value)
+    if origin in (Union, UnionType):
+        return None if NoneType in arguments and value is None else _first(check, value, arguments)
+    if origin in (list, tuple) and isinstance(value, list | tuple):
+        return origin(check(each, kind) for each, kind in zip(value, _items(hint, len(value)), strict=True))
+    if origin is not None and isinstance(value, Mapping) and issubclass(origin, Mapping):
+        return {check(name, arguments[0]): check(each, arguments[1]) for name, each in value.items()}
+    if hint is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if hint in (bool, int, float, str) or origin is not None:
+        if type(value) is hint and hint is not float:
+            return value
+        raise ValueError(value)
+    return value if isinstance(value, hint) else hint(value)
+
+
+def _items(hint: Any, count: int) -> list[Any]:
+    """The type of each item of a list or tuple."""
+    arguments = get_args(hint)
+    variable = get_origin(hint) is list or arguments[-1] is Ellipsis
+    return [arguments[0]] * count if variable else list(arguments)
+
+
+def _first(convert: Any, value: Any, hints: tuple[Any, ...]) -> Any:
+    """The value as the first of several types that it fits."""
+    for hint in hints:
+        try:
+            if hint is not NoneType:
+                return convert(value, hint)
+        except REFUSED:
+            continue
+    raise ValueError(value)
+
+
+REFUSED = (ValueError, TypeError, KeyError, StopIteration)
+"""What `parse` and `check` raise where a value does not fit."""
+
+
+def allowed(hint: Any) -> str:
+    """A type in words: `a whole number`, `one of base, expanded`, `a list of whole numbers`."""
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+    if hint in plain:
+        return plain[hint]
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"one of {listing(map(str, arguments))}" if len(arguments) > 1 else str(arguments[0])
+    if origin in (Union, UnionType):
+        return " or ".join(allowed(each) for each in arguments if each is not NoneType)
+    if origin in (list, tuple) and arguments:
+        items = {int: "whole numbers", float: "numbers", str: "names"}.get(arguments[0])
+        return f"a list of {items}" if items else "a list"
+    if origin is dict:
+        return f"a table, each value {allowed(arguments[1])}"
+    return str(getattr(hint, "__name__", hint))

@@ -1,0 +1,77 @@
+"""How long and how fast a network learns: the options of `[train]`, and the named recipes."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from htas.errors import UserError
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained. Only the last epoch counts; nothing is chosen by looking at the test split."""
+
+    epochs: int = 300
+    """Passes over the training images after the warm-up; the learning rate falls along them."""
+    warmup: int = 5
+    """Epochs before those in which the learning rate rises from 0."""
+    rest: int = 0
+    """The last of all epochs, at learning rate 0: only norm statistics move."""
+    batch: int = 256
+    """Images a step."""
+    lr: float = 0.1
+    """Learning rate at its highest; it falls to 0 along half a cosine."""
+    anneal: Literal["epoch", "step"] = "step"
+    """Whether it falls once an epoch, as TAS's, or with every step, as a short training needs."""
+    momentum: float = 0.9
+    """Of SGD with Nesterov's correction."""
+    weight_decay: float = 5e-4
+    """On every parameter, norms and biases included."""
+    precision: Precision = "auto"
+    """Arithmetic of training: auto is bf16 where the hardware has it."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise UserError(f"train.epochs must be 1 or more, got {self.epochs}")
+        if self.warmup < 0:
+            raise UserError(f"train.warmup must be 0 or more, got {self.warmup}")
+        if not 0 <= self.rest < self.epochs:
+            raise UserError(f"train.rest must lie in 0..{self.epochs - 1}, below train.epochs, got {self.rest}")
+        if self.batch < 1:
+            raise UserError(f"train.batch must be 1 or more, got {self.batch}")
+        if not self.lr > 0:
+            raise UserError(f"train.lr must be above 0, got {self.lr}")
+        for name in ("momentum", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise UserError(f"train.{name} must be 0 or more, got {getattr(self, name)}")
+
+    @property
+    def length(self) -> int:
+        """All epochs, the warm-up included."""
+        return self.warmup + self.epochs
+
+    def rate(self, epoch: int, step: int, steps: int) -> float:
+        """Learning rate of a step of an epoch that has so many."""
+        if epoch < self.warmup:
+            return self.lr * (epoch + step / steps) / self.warmup
+        if epoch >= self.length - self.rest:
+            return 0.0
+        done = epoch - self.warmup + (step / steps if self.anneal == "step" else 0)
+        return cosine(self.lr, 0.0, done / self.epochs)
+
+
+RECIPES = {
+    "paper": Recipe(epochs=300, warmup=5, rest=5, batch=256, lr=0.1, anneal="epoch"),
+    "short": Recipe(epochs=2, warmup=0, batch=128, lr=0.1),
+    "digits": Recipe(epochs=7, warmup=1, batch=64, lr=0.1),
+    "finetune": Recipe(epochs=10, warmup=0, batch=64, lr=0.02),
+}
+"""Named recipes; `paper` is TAS's E300-W5, `short` is for CIFAR on a CPU, `digits` for the embedded data set,
+`finetune` for networks that start from trained weights."""
+
+
+def cosine(start: float, end: float, share: float) -> float:
+    """From start to end along half a cosine."""
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
