@@ -525,7 +525,7 @@ class Supernet(nn.Module):
         if first and (self.shortcut == "pad" or len(set(before)) == 1):
             width = max(value.shape[1] for value in inputs)
             inputs = tuple(_padded_to(value, width) for value in inputs)
-        return node.run(self.body.get_submodule, inputs), max(before)
+        return node.run(self.body.get_submodule, inputs), _widest(before)
 
     def _mix_depths(
         self, node: Node, values: dict[str, Any], widths: dict[str, tuple[int, ...]], weights: Any
@@ -574,7 +574,7 @@ def _capacity(network: Network, space: Space, *, pad: bool) -> dict[str, tuple[i
             case "input" | "fixed":
                 found[node.name] = tuple(segment.base for segment in node.segments)
             case "depth" | "join":
-                found[node.name] = tuple(max(widths) for widths in zip(*inputs, strict=True))
+                found[node.name] = _widest(inputs)
             case "project":
                 found[node.name] = inputs[0] if pad else inputs[1]
             case "concat":
@@ -584,6 +584,13 @@ def _capacity(network: Network, space: Space, *, pad: bool) -> dict[str, tuple[i
             case _:
                 found[node.name] = inputs[0]
     return found
+
+
+def _widest(inputs: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The most channels of each segment; of inputs that are not laid out alike, which are frozen, the first's."""
+    if len({len(widths) for widths in inputs}) > 1:
+        return inputs[0]
+    return tuple(max(widths) for widths in zip(*inputs, strict=True))
 
 
 def _key(name: str) -> str:
