@@ -90,7 +90,7 @@ def begin(other: Path, place: Path, names: tuple[str, ...]) -> None:
 
 def show(out: Path, cases: list[tuple[int, int, str, int]], wanted: int) -> None:
     """A line for each case, and at the end what was aimed at beside what was reached."""
-    from htas.files import read_json
+    from htas.files import read_json, read_record
     from htas.search.record import SearchRecord
 
     print("| network | runtime | budget | seed | measured / budget | two standard errors | predicted / measured "
@@ -99,7 +99,7 @@ def show(out: Path, cases: list[tuple[int, int, str, int]], wanted: int) -> None
     ratios, errors, predictions, worse = [], [], [], []
     for case in cases:
         seed, depth, runtime, budget = case
-        record = SearchRecord.of(read_json(folder(out, *case) / "search-hardware.json"))
+        record = read_record(folder(out, *case) / "search-hardware.json", SearchRecord)
         (kept,) = record.limits
         ratios.append(kept.ratio)
         errors.append(2 * kept.error)

@@ -121,6 +121,7 @@ def traced(given: argparse.Namespace, depth: int, adds: str) -> "Network":
 
 def survey(target: "Target", given: argparse.Namespace) -> dict[str, Any]:
     """Every layer of the first network at every width, as `htas survey` has it: what the paper's cost is fitted to."""
+    from htas.files import to_json
     from htas.metrics.latency import Latency
     from htas.runtimes import open_runtime
     from htas.spaces.design import Design, undecided
@@ -133,23 +134,26 @@ def survey(target: "Target", given: argparse.Namespace) -> dict[str, Any]:
     started = time.monotonic()
     number = at_most(network, expand=2, inputs="base", groups=design.groups, most=most)
     metric = Latency(target, rounds=1000, limit=EACH * number)
-    content = take(network, metric, expand=2, inputs="base", groups=design.groups, most=most,
-                   wanted=lambda content: undecided(network, content, design))  # fmt: skip
-    return {"content": content, "took": time.monotonic() - started}
+    record = take(network, metric, expand=2, inputs="base", groups=design.groups, most=most,
+                   wanted=lambda tables: undecided(network, tables, design))  # fmt: skip
+    return {"content": to_json(record), "took": time.monotonic() - started}
 
 
 def archs(target: "Target", what: str, given: argparse.Namespace) -> dict[str, Any]:
     """A calibration, then random archs: by every cost, and measured over the base in the same rounds."""
-    from htas.cost.calibrate import Calibrate, calibrate, cells, cost_model, held_out_error, sparing, spread
+    from htas.cost.calibrate import Calibrate, calibrate, cells, cost_model, sparing, spread
     from htas.cost.paper import paper_cost
+    from htas.files import from_json, to_json
     from htas.graph import resize
     from htas.metrics.latency import MAX_ROUNDS, Latency, rounds
     from htas.runtimes import open_runtime
+    from htas.spaces.curve import SurveyRecord
     from htas.spaces.design import Design, spaces
 
     depth, adds = what.split("-")
     network, design = traced(given, int(depth), adds), Design(spaces=("hardware",), adds=adds)  # type: ignore[arg-type]
-    surveyed = json.loads(path(given, target.runtime, "survey").read_text())["content"]
+    place = path(given, target.runtime, "survey")
+    surveyed = from_json(json.loads(place.read_text())["content"], SurveyRecord, place).layers
     space = spaces(network, surveyed, design)["hardware"]
     options = sparing(Calibrate(), network, open_runtime(target))
     building = open_runtime(target).build_seconds
@@ -165,7 +169,7 @@ def archs(target: "Target", what: str, given: argparse.Namespace) -> dict[str, A
     content = calibrate(network, [space], metrics, options, seed=0, building=building, base=base)
     took = time.monotonic() - started - limits[1] * (more - 1) - exporting(target, beside)
     cost, paper = cost_model(network, content), paper_cost(network, surveyed, design)
-    seen = [arch_of(each) for each in content["networks"]]
+    seen = [each.arch for each in content.networks]
     number = rounds([cost.cost(arch) for arch in chosen])
     size = given.lot or len(chosen)
     lots = [[network.base, *chosen[at : at + size]] for at in range(0, len(chosen), size)]
@@ -173,14 +177,14 @@ def archs(target: "Target", what: str, given: argparse.Namespace) -> dict[str, A
     read = [long.measure([resize(network, arch) for arch in lot]) for lot in lots]
     first = read[0][0]
     later = [each.estimate / own.estimate * first.estimate for own, *readings in read for each in readings]
-    whole = [each["measured"] for each in content["networks"]]
+    whole = [each.measured for each in content.networks]
     return {
         "took": took,
-        "calibration": content,
-        "archs": [arch.json() for arch in chosen],
-        "layers": content["layers"],
-        "form": content["form"],
-        "held out": held_out_error(content),
+        "calibration": to_json(content),
+        "archs": [to_json(arch) for arch in chosen],
+        "layers": content.layers,
+        "form": list(content.form),
+        "held out": {"mean": content.mean_error, "worst": content.worst_error},
         "remarks": list(first.remarks),
         "context": dict(first.context),
         "seconds": [whole[0], *(each.estimate for each in networks.found)] if beside else [],
@@ -220,12 +224,6 @@ class Beside(Metric):
         readings = self.metric.measure([*cases, *self.more], on_round=on_round, wanted=wanted)
         self.found[:] = readings[len(cases) :]
         return list(readings[: len(cases)])
-
-
-def arch_of(content: dict[str, Any]) -> Any:
-    from htas.graph.arch import Arch
-
-    return Arch.of(content["arch"])
 
 
 def evenly(network: "Network", space: "Space", count: int, known: Sequence[Any]) -> list[Any]:

@@ -9,8 +9,9 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from htas.errors import UserError
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 FORMAT = 1
+KINDS = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
+T = TypeVar("T")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -65,6 +68,73 @@ def read_json(path: Path) -> dict[str, Any]:
         found = content.get("format") if isinstance(content, dict) else None
         raise UserError(f"{path} has format {found}, this version reads {FORMAT}; delete it and run its stage again")
     return content
+
+
+class RecordError(UserError):
+    """A file whose record lacks a field, or has one of another kind; `reason` says which, and what is wrong."""
+
+    def __init__(self, sentence: str, reason: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+
+
+def to_json(record: Any) -> Any:
+    """A record, a frozen dataclass, as plain JSON values."""
+    return _converter().unstructure(record)
+
+
+def from_json(content: Any, kind: type[T], source: Path | str) -> T:
+    """The record that `to_json` gave; fields that it has not are left out.
+
+    Raises RecordError that names the `source` and the field where one is missing or of another kind.
+    """
+    from cattrs import BaseValidationError, transform_error
+
+    try:
+        return cast(T, _converter().structure(content, kind))
+    except (BaseValidationError, UserError) as error:
+        reason = str(error) if isinstance(error, UserError) else transform_error(error, "file", _reason)[0]
+        field, _, place = reason.rpartition(" @ file")
+        words = f"{place.lstrip('.') or 'it'} {field}" if field else reason
+        raise RecordError(f"{source} cannot be used ({words}); delete it and run its stage again", words) from error
+
+
+def read_record(path: Path, kind: type[T]) -> T:
+    """The record in a file; raises UserError with a way out."""
+    return from_json(read_json(path), kind, path)
+
+
+def write_record(path: Path, record: Any, **more: Any) -> None:
+    """Write a record as a JSON object, behind further fields."""
+    write_json(path, {**more, **to_json(record)})
+
+
+@cache
+def _converter() -> Any:
+    """The one converter between records and JSON; it coerces no value of one kind into another."""
+    from cattrs import Converter
+
+    converter = Converter()
+    for kind in (str, bool, int, float):
+        converter.register_structure_hook(kind, _checked)
+    return converter
+
+
+def _checked(value: Any, kind: type[Any]) -> Any:
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise TypeError(f"must be {KINDS[kind]}, got {value!r}")
+    return value
+
+
+def _reason(error: BaseException, kind: type[Any] | None) -> str:
+    """What is wrong with a field, to stand behind its name."""
+    if isinstance(error, KeyError):
+        return "is missing"
+    return (
+        str(error) if isinstance(error, TypeError) and str(error).startswith("must be") else f"cannot be read ({error})"
+    )
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], about: Mapping[str, Any] | None = None) -> None:

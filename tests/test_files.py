@@ -1,13 +1,27 @@
 """Files written whole or not at all, and what is said of those that cannot be used."""
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from htas.errors import UserError
-from htas.files import FORMAT, digest, read_json, read_tensors, write_bytes, write_json, write_tensors, write_text
+from htas.files import (
+    FORMAT,
+    digest,
+    read_json,
+    read_record,
+    read_tensors,
+    write_bytes,
+    write_json,
+    write_record,
+    write_tensors,
+    write_text,
+)
 
 
 def test_json_reads_back_and_carries_its_format(tmp_path: Path) -> None:
@@ -104,3 +118,41 @@ def test_a_digest_depends_on_values_order_and_the_content_of_files(tmp_path: Pat
     path.write_text("two")
     assert first != digest({"x": 1, "y": 2}, path)
     assert digest("ab", "c") != digest("a", "bc")
+
+
+@dataclass(frozen=True)
+class Inner:
+    sizes: tuple[int, ...]
+    shares: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str
+    inner: Inner
+    more: Inner | None = None
+
+
+def test_a_record_reads_back_from_its_file(tmp_path: Path) -> None:
+    record = Outer("one", Inner((1, 2), {"a": 0.5, "b": 1.0}))
+    write_record(tmp_path / "some.json", record, took=3.0)
+    assert read_record(tmp_path / "some.json", Outer) == record
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"name": None}, "name must be text, got None"),
+        ({"inner": {"sizes": [1]}}, "inner.shares is missing"),
+        ({"inner": {"sizes": [1, 2.5], "shares": {}}}, "inner.sizes[1] must be a whole number, got 2.5"),
+        ({"inner": {"sizes": [True], "shares": {}}}, "inner.sizes[0] must be a whole number, got True"),
+        ({"inner": {"sizes": [], "shares": {"a": "much"}}}, "inner.shares['a'] must be a number, got 'much'"),
+        ({"inner": {"sizes": 3, "shares": {}}}, "inner.sizes cannot be read ('int' object is not iterable)"),
+    ],
+)
+def test_a_field_that_is_wrong_is_named_with_the_way_out(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    path = tmp_path / "some.json"
+    write_json(path, {"name": "one", "inner": {"sizes": [], "shares": {}}, **changes})
+    with pytest.raises(UserError) as error:
+        read_record(path, Outer)
+    assert str(error.value) == f"{path} cannot be used ({reason}); delete it and run its stage again"

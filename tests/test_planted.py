@@ -3,7 +3,6 @@
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from htas.graph import Network, trace
 from htas.graph.layer import Layer
 from htas.metrics.latency import Latency
 from htas.runtimes import Program, Runtime
-from htas.spaces.curve import Curve
+from htas.spaces.curve import Curve, LayerTable
 from htas.spaces.design import Design, choose, site_curves, spaces, undecided
 from htas.spaces.survey import survey
 from htas.timing.bench import HostTimer, Timer
@@ -91,13 +90,13 @@ DESIGN = Design(groups=GROUPS, spaces=("hardware",))
 ROUNDS = 60
 
 
-def surveyed(seed: int) -> dict[str, Any]:
-    """survey.json of a device in this mood."""
+def surveyed(seed: int) -> Mapping[str, LayerTable]:
+    """The tables of a device in this mood."""
     global device
     device = Device(seed, ROUNDS * (WIDTHS + 1))
     metric = Latency(Target(runtime=f"{__name__}:Planted", threads=1), rounds=ROUNDS, seed=seed)
     wanted = lambda content: undecided(NET, content, DESIGN)  # noqa: E731
-    return survey(NET, metric, expand=2, inputs="base", wanted=wanted)
+    return survey(NET, metric, expand=2, inputs="base", wanted=wanted).layers
 
 
 def recovered(seeds: range) -> tuple[int, int, int]:

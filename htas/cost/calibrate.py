@@ -10,12 +10,12 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any
 
 import numpy as np
 
 from htas.cost.fit import FittedCalibration, Floats, fit
-from htas.cost.tables import Calibration, Table, TableCost, pairs, thinned
+from htas.cost.record import CalibrationRecord, FitRecord, NetworkRecord
+from htas.cost.tables import Table, TableCost, pairs, thinned
 from htas.errors import UserError
 from htas.formats.onnx_written import is_written
 from htas.graph import Network, resize
@@ -166,9 +166,8 @@ def calibrate(
     building: float = 0.0,
     base: float = 0.0,
     on_round: OnRound | None = None,
-) -> dict[str, Any]:
-    """Measure layers by the first metric, then networks by the second, and fit: plain JSON values, of which
-    `cost_model` makes a CostModel."""
+) -> CalibrationRecord:
+    """Measure layers by the first metric, then networks by the second, and fit; `cost_model` makes a cost of it."""
     by_template = cells(network, spaces, options.widths, building)
     layers = list(dict.fromkeys(layer for mine in by_template.values() for layer in mine))
     archs = spread(network, spaces, options.networks, seed)
@@ -179,18 +178,13 @@ def calibrate(
     tables, slow = {template: own for template, (own, _) in mends.items()}, sum(number for _, number in mends.values())
     measured = whole(network, archs, metrics[1], parts[1])
     fitted = fit(network, tables, archs, [each.estimate for each in measured])
-    return {
-        "unit": metrics[1].unit,
-        "context": dict(measured[0].context),
-        "tables": {
-            template.key: {"inputs": list(own.inputs), "outputs": list(own.outputs), "values": [*map(list, own.values)]}
-            for template, own in tables.items()
-        },
-        **_fitted(fitted, archs, measured),
-        "layers": len(layers),
-        "mended": slow,
-        "doubts": list(dict.fromkeys([*_said([*readings.values()]), *_said(measured), *_mends(slow, len(layers))])),
-    }
+    return CalibrationRecord(
+        **vars(_fitted(fitted, archs, measured, metrics[1].unit)),
+        tables={template.key: table for template, table in tables.items()},
+        layers=len(layers),
+        mended=slow,
+        doubts=tuple(dict.fromkeys([*_said([*readings.values()]), *_said(measured), *_mends(slow, len(layers))])),
+    )
 
 
 def _wanted(
@@ -253,16 +247,16 @@ def _said(readings: Sequence[Measurement]) -> list[str]:
 
 
 def fit_metric(
-    network: Network, content: Mapping[str, Any], metric: Metric, on_round: OnRound | None = None
-) -> dict[str, Any]:
-    """Another metric's figures of a calibration's networks, fitted on the same layers' latencies, for `cost_model`.
+    network: Network, record: CalibrationRecord, metric: Metric, on_round: OnRound | None = None
+) -> FitRecord:
+    """Another metric's figures of a calibration's networks, fitted on the same layers' latencies.
 
     Energy is power times time, and the power differs between kinds of operators.
     """
-    archs = [Arch.of(each["arch"]) for each in content["networks"]]
+    archs = [each.arch for each in record.networks]
     measured = whole(network, archs, metric, on_round)
-    found = fit(network, _tables(content), archs, [each.estimate for each in measured])
-    return {"unit": metric.unit, "context": dict(measured[0].context), **_fitted(found, archs, measured)}
+    result = fit(network, _tables(record), archs, [each.estimate for each in measured])
+    return _fitted(result, archs, measured, metric.unit)
 
 
 def whole(
@@ -300,23 +294,16 @@ def _part(on_round: OnRound | None, number: int, count: int) -> OnRound | None:
     return lambda share, figures: tell((number + share) / count, figures)
 
 
-def _fitted(found: FittedCalibration, archs: Sequence[Arch], measured: Sequence[Measurement]) -> dict[str, Any]:
-    own = found.calibration
-    return {
-        "calibration": {"scales": dict(own.scales), "each": own.each, "constant": own.constant},
-        "form": list(found.form),
-        "networks": [
-            {"arch": arch.json(), "measured": own.estimate, "error": own.standard_error, "held_out": other}
-            for arch, own, other in zip(archs, measured, found.held_out, strict=True)
-        ],
-    }
+def _fitted(result: FittedCalibration, archs: Sequence[Arch], measured: Sequence[Measurement], unit: str) -> FitRecord:
+    networks = tuple(
+        NetworkRecord(arch, reading.estimate, reading.standard_error, held_out)
+        for arch, reading, held_out in zip(archs, measured, result.held_out, strict=True)
+    )
+    return FitRecord(unit, dict(measured[0].context), result.calibration, result.form, networks)
 
 
-def _tables(content: Mapping[str, Any]) -> dict[Template, Table]:
-    return {
-        Template.of(key): Table(tuple(t["inputs"]), tuple(t["outputs"]), tuple(map(tuple, t["values"])))
-        for key, t in content["tables"].items()
-    }
+def _tables(record: CalibrationRecord) -> dict[Template, Table]:
+    return {Template.of(key): table for key, table in record.tables.items()}
 
 
 def _parts(on_round: OnRound | None, seconds: tuple[float, float]) -> tuple[OnRound | None, OnRound | None]:
@@ -341,23 +328,11 @@ def table(layers: Sequence[Layer], readings: Mapping[Layer, Measurement]) -> Tab
     return Table(tuple(inputs), tuple(outputs), tuple(tuple(figures[i, o] for o in outputs) for i in inputs))
 
 
-def cost_model(network: Network, content: Mapping[str, Any], metric: str = "") -> TableCost:
-    """What `calibrate` returned, as the cost of archs of that network; the base network's is what it took then.
+def cost_model(network: Network, record: CalibrationRecord, metric: str = "") -> TableCost:
+    """The cost of archs of a network by its calibration, in seconds, or in the unit of another metric that was fitted.
 
-    With a metric, what `fit_metric` returned for it, and was put beside the rest under its name.
+    The base network costs what it took in the calibration.
     """
-    fitted = content[metric] if metric else content
-    own, (base, *_) = fitted["calibration"], fitted["networks"]
-    return TableCost(
-        network,
-        _tables(content),
-        Calibration(own["scales"], own["each"], own["constant"]),
-        fitted["unit"],
-        {Arch.of(base["arch"]): base["measured"]},
-    )
-
-
-def held_out_error(content: Mapping[str, Any]) -> dict[str, float]:
-    """Relative errors on networks that the fit had not seen: their mean, and the worst."""
-    off = [abs(each["held_out"] / each["measured"] - 1) for each in content["networks"]]
-    return {"mean": float(np.mean(off)), "worst": float(max(off))}
+    fitted = record.fits[metric] if metric else record
+    base = fitted.networks[0]
+    return TableCost(network, _tables(record), fitted.calibration, fitted.unit, {base.arch: base.measured})

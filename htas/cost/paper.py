@@ -12,8 +12,8 @@ from htas.cost.model import CostModel, expectation, keeps
 from htas.graph import Network
 from htas.graph.arch import Arch
 from htas.graph.layer import WEIGHTED
-from htas.spaces.curve import Fit, curve
-from htas.spaces.design import Design, _estimate, _widths
+from htas.spaces.curve import Fit, LayerTable, curve
+from htas.spaces.design import Design, estimate_of, site_widths
 from htas.spaces.layers import surveyed
 from htas.spaces.space import Space
 
@@ -70,20 +70,17 @@ class PaperCost(CostModel):
         return torch.as_tensor(total)
 
 
-def paper_cost(network: Network, content: Mapping[str, Any], design: Design) -> PaperCost:
+def paper_cost(network: Network, tables: Mapping[str, LayerTable], design: Design) -> PaperCost:
     """Eq. 7 and 8: a fitted line for every layer, a constant for layers whose width never changes."""
     terms: Counter[Term] = Counter()
     for use in network.uses(surveyed(network, expand=design.expand, inputs=design.inputs)):
         if use.layer.op not in WEIGHTED:
             continue
+        template, estimate = use.layer.curve_template, estimate_of(design)
         if use.site:
-            fit = curve(content, use.layer.curve_template, _widths(network, use.site, design), _estimate(design)).fit(
-                design.alpha
-            )
+            fit = curve(tables, template, site_widths(network, use.site, design), estimate).fit(design.alpha)
         else:
-            fit = Fit(
-                0.0, 1.0, curve(content, use.layer.curve_template, [use.layer.outputs], _estimate(design)).seconds[0]
-            )
+            fit = Fit(0.0, 1.0, curve(tables, template, [use.layer.outputs], estimate).seconds[0])
         terms[Term(use.site, use.blocks, fit.k, fit.alpha, fit.b)] += 1
     return PaperCost(
         tuple(replace(term, count=count) for term, count in terms.items()),

@@ -1,15 +1,16 @@
 """The cost models of one network on one target, by metric."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 from htas import metrics
 from htas.cost.calibrate import cost_model
 from htas.cost.counts import CountCost, MetricSum
 from htas.cost.model import CostModel
 from htas.cost.peak import PeakCost, peak_cost
+from htas.cost.record import CalibrationRecord
 from htas.cost.tables import TableCost
 from htas.graph import Network
 from htas.metrics import Metric
@@ -22,7 +23,7 @@ class NetworkCosts:
 
     network: Network
     target: Target
-    calibration: Callable[[], Mapping[str, Any]]
+    calibration: Callable[[], CalibrationRecord]
     """Reads what the calibration wrote, cost.json."""
 
     def by(self, metric: str) -> CostModel:

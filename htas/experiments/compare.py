@@ -24,7 +24,7 @@ from htas.experiments import pruning
 from htas.experiments.arms import Arm, Entry
 from htas.experiments.shared import SUPERNETS, own_folder, prepared, share_files
 from htas.experiments.table import _page, table
-from htas.files import digest, read_json, write_json
+from htas.files import digest, from_json, read_json, read_record, to_json, write_json
 from htas.graph import resize
 from htas.graph.arch import Arch
 from htas.report.result import Result
@@ -32,11 +32,11 @@ from htas.run import networks
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
 from htas.run.config import fitting, load
+from htas.run.records import StageHeader
 from htas.run.run import Run
 from htas.run.stage import ensure
 from htas.run.stages import SEARCH
 from htas.search.moves import over
-from htas.search.record import SearchRecord
 from htas.text import TextTable, listing, no_such, percent, plural, shown
 from htas.timing.measurement import Measurement
 from htas.timing.target import machine
@@ -88,7 +88,7 @@ def compare(
     notes = [f"Left out: {reason}" for reason in reasons] + [f"Not converged: {doubt}" for doubt in doubts]
     path = _page(there, lines, against, notes, next(iter(jobs.values())), seeds, folder, where)
     write_json(folder / "compare.json", {"arms": [
-        {"arm": name, "seed": seed, "search_seconds": entry.seconds, "result": entry.result.json()}
+        {"arm": name, "seed": seed, "search_seconds": entry.seconds, "result": to_json(entry.result)}
         for (name, seed), entry in there.items()
     ]})  # fmt: skip
     return path, shown(lines, 1, after=notes, marked=[against])
@@ -197,18 +197,18 @@ def _finish(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], job: 
         build, seconds = None, other.seconds
     else:
         ensure(job, SEARCH)
-        record = SearchRecord.of(read_json(job.search_file(config.design.spaces[0])))
+        record = job.search(config.design.spaces[0])
         row = run_rows.new_row(
             job, _row_name(arm), record.arch, space=record.space, strategy=record.strategy, cost=record.cost
         )
-        build, seconds = None, float(read_json(job.search_file(record.space))["took"])
+        build, seconds = None, read_record(job.search_file(record.space), StageHeader).took
         doubt = "" if record.converged else record.why
     row, _ = run_rows.train_row(job, row, build=build)
     if row.arch.widths:
         row = replace(row, predicted=job.calibrated.cost(row.arch))
     images = datasets.encoding(config.data) if hasattr(config.data, "path") else ""
     about = {"options": _basis(job, arm), "search_seconds": seconds, "doubt": doubt, "images": images}
-    write_json(place / "result.json", {**about, "result": row.json()})
+    write_json(place / "result.json", {**about, "result": to_json(row)})
 
 
 def _given(job: Run, arm: Arm) -> tuple[Result, Callable[[], nn.Module] | None]:
@@ -230,7 +230,7 @@ def _pruned(job: Run, arm: Arm) -> Result:
         raise UserError("a pruned network needs a latency to be pruned to; give one: --constraints.latency=50%")
     path, key = job.folder / "pruned.json", digest(_basis(job, arm))
     if path.exists() and (content := read_json(path))["inputs"] == key:
-        return _pruned_row(job, arm, Arch.of(content["arch"]))
+        return _pruned_row(job, arm, from_json(content["arch"], Arch, path))
     example = torch.zeros(2, *job.config.data.shapes[0])
     exact = [limit for limit in pipeline.limits(job) if limit.metric != "latency"]
     archs = pruning.candidates(job.network, run_rows.base_network(job), example, arm.prune)
@@ -247,7 +247,7 @@ def _pruned(job: Run, arm: Arm) -> Result:
         )
     again = _over(job, arm, within[:AGAIN], text, "measuring anew")  # a reading that picks is believed by another one
     arch = next((arch for arch in within if again.get(arch, 1.0) <= 1), within[-1])
-    write_json(path, {"inputs": key, "arch": arch.json()})
+    write_json(path, {"inputs": key, "arch": to_json(arch)})
     return _pruned_row(job, arm, arch)
 
 
@@ -306,8 +306,8 @@ def _entry(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], key: t
             f"{job.folder} holds a result of another configuration ({difference}); name another folder with --out, or "
             "delete this one"
         )
-    result, (doubt, images) = Result.of(content["result"]), (content.get(name, "") for name in ("doubt", "images"))
-    found = Entry(result, content["search_seconds"], doubt, images)
+    result = from_json(content["result"], Result, path)
+    found = Entry(result, content["search_seconds"], content.get("doubt", ""), content.get("images", ""))
     if arm.like:
         other = _entry(jobs, named, (arm.like, key[1]))
         if other is None or other.result.arch != found.result.arch:
@@ -331,7 +331,7 @@ def measured(
     """
     rows = {key: entry.result for key, entry in there.items()}
     first = on or jobs[next(iter(there))]
-    marks = {name: digest(*name, row.arch.json(), row.accuracy) for name, row in rows.items()}
+    marks = {name: digest(*name, to_json(row.arch), row.accuracy) for name, row in rows.items()}
     key = digest(first.place, list(marks.values()))
     if not (path.exists() and read_json(path)["inputs"] == key) and not only:
         started = time.monotonic()
@@ -339,14 +339,14 @@ def measured(
         most = max((row.predicted for row in rows.values() if row.predicted), default=GUESS)
         guessed = [replace(row, predicted=row.predicted or most) for row in rows.values()]
         readings = run_rows.measure_rows(first, guessed, modules, f"measuring {plural(len(rows), 'network')}, %")
-        taken = [[*name, marks[name], reading.json()] for name, reading in zip(rows, readings, strict=True)]
+        taken = [[*name, marks[name], to_json(reading)] for name, reading in zip(rows, readings, strict=True)]
         about = {"inputs": key, "machine": machine(), "took": time.monotonic() - started}
         write_json(path, {**about, "latencies": taken})
     content = read_json(path) if path.exists() else {"machine": {}, "latencies": []}
     known = {mark: reading for _, _, mark, reading in content["latencies"]}
     found = {}
     for name, entry in there.items():
-        reading = Measurement.of(known[marks[name]]) if marks[name] in known else None
+        reading = from_json(known[marks[name]], Measurement, path) if marks[name] in known else None
         found[name] = replace(entry, result=replace(entry.result, measured=reading))
     return found, content["machine"]
 

@@ -16,7 +16,7 @@ from htas.cost import limits as budget
 from htas.errors import UserError
 from htas.experiments import intervals
 from htas.experiments.shared import SUPERNETS, _with, own_folder, prepared
-from htas.files import digest, read_json, read_tensors, write_json, write_tensors
+from htas.files import digest, read_tensors, write_json, write_tensors
 from htas.graph import resize
 from htas.graph.arch import Arch
 from htas.run import stages as pipeline
@@ -25,7 +25,6 @@ from htas.run.folder import open_run
 from htas.run.run import Run
 from htas.run.stage import ensure
 from htas.run.stages import SEARCH
-from htas.search.record import SearchRecord
 from htas.text import TextTable, columns, percent, points, shown
 from htas.training.train import evaluate
 from htas.training.train import train as fit
@@ -124,7 +123,7 @@ def _searched(config: Config, folder: Path, share: float, shared: dict[str, Any]
     place = folder / f"latency-{files.slug(_percent(share))}"
     job = prepared(Run(_with(config, _percent(share)), place, folder / SUPERNETS, shared))
     ensure(job, SEARCH)
-    return SearchRecord.of(read_json(job.search_file(config.design.spaces[0]))).arch
+    return job.search(config.design.spaces[0]).arch
 
 
 def _judged(job: Run, arch: Arch, seed: int, folder: Path, teacher: Arch | None) -> float:

@@ -16,14 +16,15 @@ from htas.console.progress import say
 from htas.cost import limits as budget
 from htas.errors import UserError
 from htas.experiments.shared import SUPERNETS, _with, own_folder, prepared, share_files
-from htas.files import digest, read_json, write_json
+from htas.files import digest, read_json, read_record, to_json, write_record
 from htas.report import result, write
 from htas.report.result import Report, Result
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
 from htas.run.config import Config
+from htas.run.records import MeasureRecord, StageHeader, TrainingRecord
 from htas.run.run import Run
-from htas.search.record import SearchRecord
+from htas.run.stage import made_from
 from htas.text import TextTable, milliseconds, percent, shown
 
 FRONT = "No other network of this sweep is both faster and more accurate."
@@ -73,24 +74,23 @@ def _measured(runs: Mapping[str, Run], folder: Path) -> list[Result]:
     found: list[Result] = []
     models = []
     for text, job in runs.items():
-        named = {row.name: row for row in map(Result.of, read_json(job.folder / "measure.json")["results"])}
+        named = {row.name: row for row in read_record(job.folder / "measure.json", MeasureRecord).results}
         for wanted in ["base", name] if not found else [name]:
             found.append(replace(named[wanted], name=wanted if wanted == "base" else text))
             models.append(run_rows.load_network(job, named[wanted]))
     path = folder / "sweep.json"
     key = digest(first.place, *[_basis(row) for row in found])
-    if not (path.exists() and read_json(path).get("inputs") == key):
+    if not made_from(path, key):
         started = time.monotonic()
         readings = run_rows.measure_rows(first, found, models, "measuring the networks of all budgets, %")
         rows = [replace(row, measured=reading) for row, reading in zip(found, readings, strict=True)]
-        content = {"results": [row.json() for row in _fronted(rows)], "inputs": key, "took": time.monotonic() - started}
-        write_json(path, content)
-    return [Result.of(content) for content in read_json(path)["results"]]
+        write_record(path, MeasureRecord(tuple(_fronted(rows))), inputs=key, took=time.monotonic() - started)
+    return list(read_record(path, MeasureRecord).results)
 
 
 def _basis(row: Result) -> list[Any]:
     """What a sweep's own measurement of a network depends on."""
-    return [row.name, row.arch.json(), row.accuracy]
+    return [row.name, to_json(row.arch), row.accuracy]
 
 
 def _fronted(rows: Sequence[Result]) -> list[Result]:
@@ -101,7 +101,7 @@ def _fronted(rows: Sequence[Result]) -> list[Result]:
 
 def _write(config: Config, runs: Mapping[str, Run], rows: Sequence[Result], folder: Path, command: str) -> None:
     name = config.design.spaces[0]
-    searches = [SearchRecord.of(read_json(job.search_file(name))) for job in runs.values()]
+    searches = [job.search(name) for job in runs.values()]
     place = next(iter(runs.values())).folder
     made = Report(
         title=f"{config.family.title} on {config.names['data']}, {config.target.device}, {config.target.runtime}: "
@@ -113,8 +113,8 @@ def _write(config: Config, runs: Mapping[str, Run], rows: Sequence[Result], fold
         machine=read_json(place / "environment.json"),
         config=config.toml(),
         dataset=config.names["data"],
-        stages={"measure": read_json(folder / "sweep.json")["took"]},
-        test_images=read_json(place / "networks.json")["test_images"],
+        stages={"measure": read_record(folder / "sweep.json", StageHeader).took},
+        test_images=read_record(place / "networks.json", TrainingRecord).test_images,
     )
     write(made, folder)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True, init=False)
@@ -21,12 +20,3 @@ class Arch:
 
     def __getitem__(self, site: str) -> int:
         return self.widths[site] if site in self.widths else self.depths[site]
-
-    def json(self) -> dict[str, dict[str, int]]:
-        """The arch as plain JSON values; `Arch.of` reads it back."""
-        return {"widths": dict(self.widths), "depths": dict(self.depths)}
-
-    @staticmethod
-    def of(content: Mapping[str, Any]) -> "Arch":
-        """Read what `json` gave."""
-        return Arch(content["widths"], content["depths"])

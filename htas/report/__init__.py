@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from htas.errors import UserError
-from htas.files import __version__, read_json, write_bytes, write_json, write_text
+from htas.files import (
+    RecordError,
+    __version__,
+    from_json,
+    read_json,
+    write_bytes,
+    write_record,
+    write_text,
+)
 from htas.report.result import Report
 from htas.spaces.curve import CurveRecord
 from htas.text import TextTable
@@ -37,7 +45,7 @@ def write(report: Report, folder: Path) -> list[Path]:
         write_bytes(path, svg)
     write_text(text, markdown(report.title, blocks))
     write_text(page, html(report.title, blocks, pictures))
-    write_json(data, report.json())  # last: it tells that the others are whole
+    write_record(data, report)  # last: it tells that the others are whole
     return [data, text, page, *files]
 
 
@@ -91,12 +99,12 @@ def read(path: Path) -> Report:
     file = path / "report.json" if path.is_dir() else path
     content = read_json(file)
     try:
-        return Report.of(content)
-    except (KeyError, TypeError, ValueError) as error:
+        return from_json(content, Report, file)
+    except RecordError as error:
         machine = content.get("machine")
         by = machine.get("htas") if isinstance(machine, dict) else None
         other = f", written by htas {by}, where this is {__version__}" if by and by != __version__ else ""
         raise UserError(
-            f"{file} is not a report ({error!r}){other}; name the report.json of a run, or make it again with "
+            f"{file} is not a report ({error.reason}){other}; name the report.json of a run, or make it again with "
             "the version that made it"
         ) from error

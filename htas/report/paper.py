@@ -1,9 +1,8 @@
 """The paper's tables and figures beside what was measured here, on one page."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from htas.files import write_bytes, write_text
 from htas.report._blocks import Block, Cell, Heading, Picture, Points, Table, Text
@@ -43,25 +42,6 @@ class Section:
     """What must be known before a figure is believed."""
     facts: Mapping[str, str] | None = None
     """How it was made: length, target, machine, versions, the command."""
-
-    def json(self) -> dict[str, Any]:
-        """As plain JSON values; `Section.of` reads them back."""
-        return asdict(self)
-
-    @staticmethod
-    def of(content: Mapping[str, Any]) -> "Section":
-        """From what `json` gave."""
-        return Section(
-            content["title"],
-            tuple(content["says"]),
-            tuple(content["headings"]),
-            tuple(tuple(row) for row in content["rows"]),
-            content["words"],
-            tuple(content["marked"]),
-            tuple(Figure(**figure) for figure in content["figures"]),
-            tuple(content["notes"]),
-            content["facts"],
-        )
 
 
 def page(title: str, intro: str, sections: Sequence[Section], folder: Path) -> Path:

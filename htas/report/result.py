@@ -1,7 +1,7 @@
 """What a run has to say: one Result per network, and a Report that gathers them with what led there."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from htas.graph.arch import Arch
@@ -43,26 +43,6 @@ class Result:
     remarks: tuple[str, ...] = ()
     """What a reader must know of this row, each a sentence."""
 
-    def json(self) -> dict[str, Any]:
-        """As plain JSON values; `Result.of` reads them back."""
-        measured = self.measured.json() if self.measured else None
-        plain = {name: value for name, value in vars(self).items() if name not in ("arch", "measured")}
-        return {**plain, "arch": self.arch.json(), "measured": measured, "remarks": list(self.remarks)}
-
-    @staticmethod
-    def of(content: Mapping[str, Any]) -> "Result":
-        """Read what `json` gave."""
-        fields = {name: value for name, value in content.items() if name != "format"}
-        measured = fields["measured"]
-        return Result(
-            **{
-                **fields,
-                "arch": Arch.of(fields["arch"]),
-                "measured": Measurement.of(measured) if measured else None,
-                "remarks": tuple(fields["remarks"]),
-            }
-        )
-
 
 @dataclass(frozen=True)
 class Prediction:
@@ -98,33 +78,6 @@ class Report:
     """Networks that the calibration predicted without having seen them."""
     blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By depth site its blocks, in order: a depth of 2 keeps the first two."""
-
-    def json(self) -> dict[str, Any]:
-        """As plain JSON values; `Report.of` reads them back."""
-        return {
-            **{name: value for name, value in vars(self).items() if name not in ("results", "curves", "searches")},
-            "remarks": list(self.remarks),
-            "predictions": [asdict(each) for each in self.predictions],
-            "blocks": {site: list(blocks) for site, blocks in self.blocks.items()},
-            "results": [result.json() for result in self.results],
-            "curves": [curve.json() for curve in self.curves],
-            "searches": [search.json() for search in self.searches],
-        }
-
-    @staticmethod
-    def of(content: Mapping[str, Any]) -> "Report":
-        """Read what `json` gave."""
-        return Report(
-            **{
-                **{name: value for name, value in content.items() if name != "format"},
-                "remarks": tuple(content["remarks"]),
-                "predictions": tuple(Prediction(**each) for each in content.get("predictions", ())),
-                "blocks": {site: tuple(blocks) for site, blocks in content.get("blocks", {}).items()},
-                "results": tuple(Result.of(result) for result in content["results"]),
-                "curves": tuple(CurveRecord.of(curve) for curve in content["curves"]),
-                "searches": tuple(SearchRecord.of(search) for search in content["searches"]),
-            }
-        )
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:

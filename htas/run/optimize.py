@@ -16,7 +16,7 @@ from htas.console.blame import blame
 from htas.console.progress import say
 from htas.data.task import Task, unit
 from htas.errors import UserError
-from htas.files import read_json, write_json, write_tensors, write_text
+from htas.files import read_record, write_record, write_tensors, write_text
 from htas.formats.export import export
 from htas.graph.arch import Arch
 from htas.plugins import find
@@ -27,6 +27,7 @@ from htas.run.config import Config
 from htas.run.folder import open_run
 from htas.run.given_data import UserData
 from htas.run.given_network import UserNetwork
+from htas.run.records import MeasureRecord
 from htas.run.run import Run
 from htas.strategies import Strategy
 from htas.text import millions, milliseconds, percent, shapes
@@ -78,7 +79,7 @@ class OptimizationResult:
     @cached_property
     def results(self) -> list[Result]:
         """The same of every network of the run: the base first, then those found, then the controls."""
-        return [Result.of(content) for content in read_json(self.folder / "measure.json")["results"]]
+        return list(read_record(self.folder / "measure.json", MeasureRecord).results)
 
     def report(self, path: str | Path) -> Path:
         """Write the report as one HTML file, which needs no other; its path."""
@@ -105,7 +106,7 @@ class OptimizationResult:
         for suffix in ("pt2", "onnx"):
             self.export(place / f"model.{suffix}")
         write_tensors(place / "model.safetensors", self.model.state_dict(), {"network": self.config.family.title})
-        write_json(place / "arch.json", self.arch.json())
+        write_record(place / "arch.json", self.arch)
         write_text(place / "README.md", _card(self))
         return place
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from htas.console.progress import progress, say, shares
-from htas.files import __version__, digest, read_json, read_tensors, write_tensors
+from htas.files import __version__, digest, read_record, read_tensors, to_json, write_tensors
 from htas.graph import resize
 from htas.graph.arch import Arch
 from htas.metrics.latency import Latency, rounds
@@ -20,6 +20,7 @@ from htas.metrics.params import Params
 from htas.report.result import Result
 from htas.run.config import Config
 from htas.run.keys import search_key
+from htas.run.records import Control, ControlsRecord
 from htas.run.run import Run
 from htas.run.stage import made_from, write_stage
 from htas.search.record import SearchRecord
@@ -29,30 +30,20 @@ from htas.timing.target import Target, machine
 from htas.training.train import evaluate
 from htas.training.train import train as fit
 
-
-def known_rows(job: Run, contents: Mapping[str, Mapping[str, Any]], searches: Sequence[SearchRecord]) -> list[Result]:
-    """The networks, as far as the run has come: measured, trained, found."""
-    for name in ("measure.json", "networks.json"):
-        if name in contents:
-            return [Result.of(content) for content in contents[name]["results"]]
-    return [_base_row(job), *(_found_row(job, record) for record in searches)]
-
-
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
 def untrained_rows(job: Run) -> list[Result]:
     """The networks of a run, untrained: base, one per space, and the controls; the order of the report."""
-    records = [SearchRecord.of(read_json(job.search_file(name))) for name in job.config.design.spaces]
-    found = [_found_row(job, record) for record in records]
-    return [_base_row(job), *found, *_controls(job, found[0])]
+    searched = [searched_row(job, job.search(name)) for name in job.config.design.spaces]
+    return [base_row(job), *searched, *_controls(job, searched[0])]
 
 
-def _base_row(job: Run) -> Result:
+def base_row(job: Run) -> Result:
     return new_row(job, "base", job.network.base, space="-", strategy="given", cost="-")
 
 
-def _found_row(job: Run, record: SearchRecord) -> Result:
+def searched_row(job: Run, record: SearchRecord) -> Result:
     """The network that a search has found, untrained."""
     remarks = () if record.converged else (f"The search had not converged: {record.why}.",)
     return new_row(
@@ -85,23 +76,18 @@ def _controls(job: Run, found: Result) -> list[Result]:
     They are picked by readings of their own, once, and kept in controls.json; the report measures all rows afresh.
     """
     path = job.folder / "controls.json"
-    key = digest(search_key(job), found.arch.json())
+    key = digest(search_key(job), to_json(found.arch))
     if not made_from(path, key):
         started = time.monotonic()
-        picked = _pick_controls(job, found)
-        write_stage(path, key, time.monotonic() - started, picked)
-    content = read_json(path)
-    rows = []
-    for control in content["controls"]:
-        remarks = (content["note"],)
-        rows.append(
-            new_row(job, control["name"], Arch.of(control["arch"]), space="-", strategy=control["kind"], cost="-",
-                 remarks=remarks)
-        )  # fmt: skip
-    return rows
+        write_stage(path, key, time.monotonic() - started, _pick_controls(job, found))
+    record = read_record(path, ControlsRecord)
+    return [
+        new_row(job, control.name, control.arch, space="-", strategy=control.kind, cost="-", remarks=(record.note,))
+        for control in record.controls
+    ]
 
 
-def _pick_controls(job: Run, found: Result) -> dict[str, Any]:
+def _pick_controls(job: Run, found: Result) -> ControlsRecord:
     candidates = [*_uniform(job), *_plain_members(job)]
     modules = [resize(job.network, arch) for _, _, arch in [("", "", found.arch), *candidates]]
     with progress("looking for controls of equal latency, %", 100) as bar:
@@ -124,10 +110,10 @@ def _pick_controls(job: Run, found: Result) -> dict[str, Any]:
         ]
         if fitting:
             title, arch = fitting[-1]
-            controls.append({"kind": kind, "name": f"{kind} {title}", "arch": arch.json()})
+            controls.append(Control(kind, f"{kind} {title}", arch))
         else:
             say(f"controls: every {kind} network is slower than {found.name}")
-    return {"controls": controls, "note": note}
+    return ControlsRecord(tuple(controls), note)
 
 
 def _uniform(job: Run) -> Iterator[tuple[str, str, Arch]]:
@@ -211,7 +197,7 @@ def _trained_by(
 
 def base_network(job: Run) -> nn.Module:
     """The trained base network; trained now if it is not yet."""
-    train_row(job, _base_row(job))
+    train_row(job, base_row(job))
     model = resize(job.network, job.network.base)
     tensors, _ = read_tensors(job.model_file("base"))
     model.load_state_dict(tensors)

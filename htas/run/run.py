@@ -2,7 +2,7 @@
 
 import dataclasses
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -17,16 +17,20 @@ from htas.console.progress import say
 from htas.cost.calibrate import Calibrate, sparing
 from htas.cost.model import CostModel
 from htas.cost.paper import paper_cost
+from htas.cost.record import CalibrationRecord
 from htas.cost.source import NetworkCosts
 from htas.cost.tables import TableCost
 from htas.data.split import Data
-from htas.files import __version__, digest, read_json, slug, write_json
+from htas.files import __version__, digest, read_record, slug, to_json, write_json
 from htas.graph import Network, ordered, trace
 from htas.graph.arch import Arch
 from htas.metrics import Metric
 from htas.metrics.latency import Latency
 from htas.run.config import Config
 from htas.runtimes import open_runtime
+from htas.search.record import SearchRecord
+from htas.spaces.curve import SurveyRecord
+from htas.spaces.design import DesignRecord
 from htas.spaces.remember import CachedMetric
 from htas.spaces.space import Space
 from htas.strategies import SupernetStrategy
@@ -93,21 +97,27 @@ class Run:
         return replace(self.config.target, shapes=self.config.data.shapes)
 
     @property
-    def surveyed(self) -> dict[str, Any]:
+    def survey(self) -> SurveyRecord:
         """survey.json."""
-        return self._record("survey.json", read_json)
+        return self._record("survey.json", lambda path: read_record(path, SurveyRecord))
 
     @property
-    def spaces(self) -> dict[str, Space]:
-        """The spaces of design.json."""
-        return self._record(
-            "design.json", lambda path: {name: Space.of(space) for name, space in read_json(path)["spaces"].items()}
-        )
+    def design(self) -> DesignRecord:
+        """design.json."""
+        return self._record("design.json", lambda path: read_record(path, DesignRecord))
+
+    @property
+    def spaces(self) -> Mapping[str, Space]:
+        """The spaces to search."""
+        return self.design.spaces
 
     @property
     def costs(self) -> NetworkCosts:
         """Cost models by metric; those that need cost.json read it when first asked for."""
-        return self._record("cost.json", lambda path: NetworkCosts(self.network, self.target, lambda: read_json(path)))
+        return self._record(
+            "cost.json",
+            lambda path: NetworkCosts(self.network, self.target, lambda: read_record(path, CalibrationRecord)),
+        )
 
     @property
     def calibrated(self) -> TableCost:
@@ -129,7 +139,7 @@ class Run:
             case "table":
                 return self.calibrated
             case "paper":
-                return paper_cost(self.network, self.surveyed, self.config.design)
+                return paper_cost(self.network, self.survey.layers, self.config.design)
             case metric:
                 return self.costs.by(metric)
 
@@ -185,7 +195,7 @@ class Run:
         basis = [config.seed, *self.family, config.design.adds]
         data = [config.names["data"], dataclasses.asdict(config.data), config.parts.limit]  # type: ignore[call-overload]
         teaching = dataclasses.asdict(config.distill) if taught else {}
-        return digest(basis, data, dataclasses.asdict(config.train), teaching, arch.json())
+        return digest(basis, data, dataclasses.asdict(config.train), teaching, to_json(arch))
 
     def supernet_key(self, space: Space) -> str:
         """A hash of what the weights of a supernet depend on, and the costs that its records tell; empty where searches
@@ -194,7 +204,11 @@ class Run:
         options = strategy.supernet_key if isinstance(strategy, SupernetStrategy) else {}
         data = [self.training(self.network.base, taught=False), dataclasses.asdict(config.parts)]  # the base network's
         files = [self.folder / "cost.json", *strategy.files]
-        return digest(data, space.json(), options, *files) if options else ""
+        return digest(data, to_json(space), options, *files) if options else ""
+
+    def search(self, space: str) -> SearchRecord:
+        """What the search of a space found."""
+        return read_record(self.search_file(space), SearchRecord)
 
     def search_file(self, space: str) -> Path:
         """Where the search of a space ends up."""

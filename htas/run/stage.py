@@ -7,7 +7,7 @@ from typing import Any
 
 from htas.console.progress import say
 from htas.errors import UserError
-from htas.files import read_json, write_json
+from htas.files import read_json, write_record
 from htas.run.run import Run
 from htas.text import duration, listing
 
@@ -90,9 +90,9 @@ def made_from(path: Path, key: str) -> bool:
     return path.exists() and read_json(path).get("inputs") == key
 
 
-def write_stage(path: Path, key: str, seconds: float, content: dict[str, Any]) -> None:
-    """Write a file of a stage, with what it was made from and how long that took, and say so."""
-    write_json(path, {"inputs": key, "took": seconds, **content})
+def write_stage(path: Path, key: str, seconds: float, record: Any) -> None:
+    """Write a record as the file of a stage, with the key and how long it took, and say so."""
+    write_record(path, record, inputs=key, took=seconds)
     say(f"{path.stem}: {duration(seconds)}")
 
 

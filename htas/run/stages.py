@@ -5,19 +5,19 @@ An interrupted search or training goes on from its last epoch.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from htas.console.progress import progress, say, shares
 from htas.cost import limits as budget
 from htas.cost.calibrate import calibrate as fit_cost
-from htas.cost.calibrate import cells, fit_metric, held_out_error
+from htas.cost.calibrate import cells, fit_metric
 from htas.cost.limits import Limit
 from htas.cost.paper import paper_cost
+from htas.cost.record import CalibrationRecord, FitRecord
 from htas.errors import UserError
-from htas.files import digest, read_json, slug, write_json
+from htas.files import digest, read_json, read_record, slug, write_json
 from htas.formats.export import export
 from htas.metrics.latency import MAX_ROUNDS
 from htas.report import read as read_report
@@ -26,11 +26,13 @@ from htas.report.result import Prediction, Report, Result
 from htas.run import plan
 from htas.run.config import Config, load
 from htas.run.keys import calibrate_key, design_key, measure_key, search_key, survey_key, train_key
+from htas.run.records import MeasureRecord, StageHeader, TrainingRecord
 from htas.run.rows import (
     base_network,
-    known_rows,
+    base_row,
     load_network,
     measure_rows,
+    searched_row,
     strategy_title,
     train_row,
     untrained_rows,
@@ -43,7 +45,7 @@ from htas.search.finish import finish
 from htas.search.problem import Problem, rivals
 from htas.search.record import SearchRecord
 from htas.spaces.curve import CurveRecord
-from htas.spaces.design import DECIDED, records, spaces, undecided
+from htas.spaces.design import DECIDED, DesignRecord, records, spaces, undecided
 from htas.spaces.sampling import at_most, widths_at_most
 from htas.spaces.space import Space
 from htas.spaces.survey import survey as take_survey
@@ -71,41 +73,42 @@ def _survey(job: Run, again: bool) -> None:
     options, most = config.design, widths_at_most(open_runtime(job.target).build_seconds)
     number = at_most(job.network, expand=options.expand, inputs=options.inputs, groups=options.groups, most=most)
     with progress(f"survey of {number} layers, %", 100) as bar:
-        content = take_survey(
+        record = take_survey(
             job.network,
             job.remembering(job.latency(config.survey.limit(number)), again),
             expand=options.expand,
             inputs=options.inputs,
             groups=options.groups,
             most=most,
-            wanted=lambda content: undecided(job.network, content, options),
+            wanted=lambda tables: undecided(job.network, tables, options),
             on_round=shares(bar),
         )
-    for doubt in content["doubts"]:
+    for doubt in record.doubts:
         say(f"survey: doubt: {doubt}")
     write_environment(job)
-    write_stage(job.folder / "survey.json", survey_key(job), time.monotonic() - started, content)
+    write_stage(job.folder / "survey.json", survey_key(job), time.monotonic() - started, record)
 
 
 def survey_page(job: Run) -> tuple[Path, TextTable]:
     """What the survey says by itself: the path of survey.html, and its table of choices (the paper's Table 2)."""
     need(job, SURVEY)
-    config, content = job.config, job.surveyed
+    config, record = job.config, job.survey
     options = replace(config.design, spaces=("hardware",), widths={})
-    curves = records(job.network, content, options, spaces(job.network, content, options))
+    curves = records(job.network, record.layers, options, spaces(job.network, record.layers, options))
     title = f"Survey of {config.family.title}: {config.target.device}, {config.target.runtime}"
-    layers = f"{content['cases']}" + (f", and {more} interpolated" if (more := content.get("interpolated")) else "")
-    facts = {**machine(), **content["context"], "layers": layers, "seconds": round(content["took"], 1)}
-    told = {name: str(fact) for name, fact in facts.items()}
-    return write_survey(title, curves, DECIDED, content["doubts"], _decided(curves), told, job.folder)
+    layers = f"{record.cases}" + (f", and {record.interpolated} interpolated" if record.interpolated else "")
+    seconds = round(read_record(job.folder / "survey.json", StageHeader).took, 1)
+    facts = {**machine(), **record.context, "layers": layers, "seconds": seconds}
+    texts = {name: str(fact) for name, fact in facts.items()}
+    return write_survey(title, curves, DECIDED, record.doubts, _decided(curves), texts, job.folder)
 
 
 def _design(job: Run, again: bool) -> None:
     """Eq. 1 to 4: curves, fits and choices -> design.json."""
     started = time.monotonic()
     config = job.config
-    made = spaces(job.network, job.surveyed, config.design)
-    curves = records(job.network, job.surveyed, config.design, made)
+    made = spaces(job.network, job.survey.layers, config.design)
+    curves = records(job.network, job.survey.layers, config.design, made)
     for curve in curves:
         for doubt in curve.doubts:
             say(f"design: doubt: {doubt}")
@@ -116,8 +119,8 @@ def _design(job: Run, again: bool) -> None:
     say(f"design: {_decided(curves)}")
     if "hardware" in made:
         _refuse_noise(curves, config.survey.undecided)
-    content = {"spaces": {name: space.json() for name, space in made.items()}, "curves": [c.json() for c in curves]}
-    write_stage(job.folder / "design.json", design_key(job), time.monotonic() - started, content)
+    record = DesignRecord(made, tuple(curves))
+    write_stage(job.folder / "design.json", design_key(job), time.monotonic() - started, record)
 
 
 def _calibrate(job: Run, again: bool) -> None:
@@ -127,10 +130,10 @@ def _calibrate(job: Run, again: bool) -> None:
     spaces = list(job.spaces.values())
     building = open_runtime(job.target).build_seconds
     number = sum(map(len, cells(job.network, spaces, options.widths, building).values()))
-    base = paper_cost(job.network, job.surveyed, job.config.design).cost(job.network.base)
+    base = paper_cost(job.network, job.survey.layers, job.config.design).cost(job.network.base)
     limits = options.limits(number, building, base)
     with progress(f"calibration: {number} layers and {options.networks} networks, %", 100) as bar:
-        content = fit_cost(
+        record = fit_cost(
             job.network,
             spaces,
             (job.latency(limits[0]), replace(job.latency(limits[1]), rounds=MAX_ROUNDS)),
@@ -140,26 +143,26 @@ def _calibrate(job: Run, again: bool) -> None:
             base=base,
             on_round=shares(bar),
         )
-    say(f"cost: {_held_out(content)}")
-    for doubt in content["doubts"]:
+    say(f"cost: {_held_out(record)}")
+    for doubt in record.doubts:
         say(f"cost: doubt: {doubt}")
+    fits = {}
     for name, metric in job.fitted_metrics.items():
         with progress(f"{name} of {options.networks} networks, %", 100) as bar:
-            content[name] = fit_metric(job.network, content, metric, shares(bar))
-        say(f"cost: {name}: {_held_out(content[name])}")
-    content["design"] = _design_digest(job)
-    write_stage(job.folder / "cost.json", calibrate_key(job), time.monotonic() - started, content)
+            fits[name] = fit_metric(job.network, record, metric, shares(bar))
+        say(f"cost: {name}: {_held_out(fits[name])}")
+    record = replace(record, fits=fits, design=_design_digest(job))
+    write_stage(job.folder / "cost.json", calibrate_key(job), time.monotonic() - started, record)
 
 
 def _design_digest(job: Run) -> str:
     return digest(job.folder / "design.json")
 
 
-def _held_out(fitted: Mapping[str, Any]) -> str:
-    error = held_out_error(fitted)
+def _held_out(fitted: FitRecord) -> str:
     return (
-        f"networks that the fit has not seen are predicted with a mean error of {percent(error['mean'], 1)}, at "
-        f"worst {percent(error['worst'], 1)} ({listing(fitted['form'])})"
+        f"networks that the fit has not seen are predicted with a mean error of {percent(fitted.mean_error, 1)}, at "
+        f"worst {percent(fitted.worst_error, 1)} ({listing(fitted.form)})"
     )
 
 
@@ -176,7 +179,7 @@ def _search(job: Run, again: bool) -> None:
         for old in unfinished if again else ():
             old.unlink(missing_ok=True)
         if space.size == 1:
-            write_stage(path, search_key(job), 0.0, _only(config, space).json())
+            write_stage(path, search_key(job), 0.0, _only(config, space))
             continue
         found = config.strategy.search(problem)
         judged = time.monotonic()
@@ -210,7 +213,7 @@ def _search(job: Run, again: bool) -> None:
         state = "converged" if record.converged else "not converged"
         beside = f"; better than {record.beaten} of {len(theirs)} random archs of its latency" if theirs else ""
         say(f"search {name}: {state}{beside}")
-        write_stage(path, search_key(job), took, record.json())
+        write_stage(path, search_key(job), took, record)
         for done in unfinished:
             done.unlink(missing_ok=True)
 
@@ -228,28 +231,30 @@ def _only(config: Config, space: Space) -> SearchRecord:
 def _train(job: Run, again: bool) -> None:
     """Section 4.1: the base network, then every found and control network, distilled from it -> networks.json."""
     trained = [train_row(job, row, again) for row in untrained_rows(job)]
-    content = {"results": [row.json() for row, _ in trained], "test_images": len(job.data.test)}
-    write_stage(job.folder / "networks.json", train_key(job), sum(seconds for _, seconds in trained), content)
+    record = TrainingRecord(tuple(row for row, _ in trained), len(job.data.test))
+    write_stage(job.folder / "networks.json", train_key(job), sum(seconds for _, seconds in trained), record)
 
 
 def _weights_exist(job: Run) -> bool:
-    names = [content["name"] for content in read_json(job.folder / "networks.json")["results"]]
-    return all(job.model_file(name).exists() for name in names)
+    return all(job.model_file(row.name).exists() for row in _trained_rows(job))
+
+
+def _trained_rows(job: Run) -> tuple[Result, ...]:
+    return read_record(job.folder / "networks.json", TrainingRecord).results
 
 
 def _measure(job: Run, again: bool) -> None:
     """Whole networks in one interleaved run, and their predictions -> measure.json."""
     started = time.monotonic()
-    rows = [Result.of(content) for content in read_json(job.folder / "networks.json")["results"]]
-    rows = [replace(row, predicted=job.calibrated.cost(row.arch)) for row in rows]
+    rows = [replace(row, predicted=job.calibrated.cost(row.arch)) for row in _trained_rows(job)]
     readings = measure_rows(job, rows, [load_network(job, row) for row in rows], "measuring whole networks, %")
     rows = [replace(row, measured=reading) for row, reading in zip(rows, readings, strict=True)]
     for row in rows:
         assert row.measured is not None
         say(f"measure: {row.name}: {milliseconds(row.measured.estimate)}, accuracy {percent(row.accuracy or 0)}")
     write_environment(job)
-    content = {"results": [row.json() for row in rows]}
-    write_stage(job.folder / "measure.json", measure_key(job), time.monotonic() - started, content)
+    record = MeasureRecord(tuple(rows))
+    write_stage(job.folder / "measure.json", measure_key(job), time.monotonic() - started, record)
 
 
 def _report(job: Run, again: bool) -> None:
@@ -262,28 +267,35 @@ def _report(job: Run, again: bool) -> None:
     if why := lacking["survey.json"]:
         raise UserError(why)
     missing = [why for why in lacking.values() if why]
-    contents = {name: read_json(folder / name) for name, why in lacking.items() if not why}
-    files = {stage.name: [path.name for path in stage.files(job) if path.name in contents] for stage in STAGES[:-1]}
+    present = {stage.name: [path for path in stage.files(job) if not lacking[path.name]] for stage in STAGES[:-1]}
+    seconds = {
+        name: sum(read_record(path, StageHeader).took for path in paths) for name, paths in present.items() if paths
+    }
     command = folder / "command.json"
-    searches = [SearchRecord.of(contents[name]) for name in files["search"]]
+    searches = [read_record(path, SearchRecord) for path in present["search"]]
+    training = read_record(folder / "networks.json", TrainingRecord) if present["train"] else None
+    if present["measure"]:
+        rows = read_record(folder / "measure.json", MeasureRecord).results
+    else:
+        rows = training.results if training else (base_row(job), *(searched_row(job, each) for each in searches))
+    calibration = read_record(folder / "cost.json", CalibrationRecord) if present["calibrate"] else None
     made = Report(
         title=f"{config.family.title} on {config.names['data']}, {config.target.device}, {config.target.runtime}",
         command=read_json(command)["command"] if command.exists() else "htas run config.toml",
-        results=tuple(known_rows(job, contents, searches)),
-        curves=tuple(CurveRecord.of(each) for each in contents.get("design.json", {}).get("curves", ())),
+        results=rows,
+        curves=job.design.curves if present["design"] else (),
         searches=tuple(searches),
         machine=read_json(folder / "environment.json"),
         config=config.toml(),
         dataset=config.names["data"],
-        stages={stage: float(sum(contents[name]["took"] for name in own)) for stage, own in files.items() if own},
-        remarks=(*contents["survey.json"]["doubts"], *(f"Not in this report: {why}." for why in missing)),
-        test_images=contents.get("networks.json", {}).get("test_images", 0),
+        stages=seconds,
+        remarks=(*job.survey.doubts, *(f"Not in this report: {why}." for why in missing)),
+        test_images=training.test_images if training else 0,
         predictions=tuple(
-            Prediction(each["held_out"], each["measured"], each["error"])
-            for each in contents.get("cost.json", {}).get("networks", ())
-        ),
+            Prediction(each.held_out, each.measured, each.error) for each in calibration.networks
+        ) if calibration else (),
         blocks={name: site.producers for name, site in job.network.depths.items()},
-    )
+    )  # fmt: skip
     for why in missing:
         say(f"report: not there: {why}")
     if not again and _reported(made, folder):
@@ -331,7 +343,7 @@ def export_network(folder: Path, to: str, network: str = "", file: Path | None =
     config = load(folder / "config.toml")
     job = Run(config, folder)
     need(job, TRAIN)
-    rows = {row.name: row for row in map(Result.of, read_json(folder / "networks.json")["results"])}
+    rows = {row.name: row for row in _trained_rows(job)}
     name = network or config.design.spaces[0]
     if name not in rows:
         raise UserError(no_such("network of this run", name, rows))
@@ -389,8 +401,8 @@ def _reported(made: Report, folder: Path) -> bool:
     if not all(path.exists() for path in paths):
         return False
     try:
-        return Report.of(read_json(paths[0])) == made
-    except (KeyError, TypeError, ValueError):  # of another version
+        return read_report(paths[0]) == made
+    except UserError:  # of another version
         return False
 
 

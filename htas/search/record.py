@@ -1,8 +1,7 @@
 """What a search leaves in its file: every epoch, what it kept, and what it was compared with."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from htas.graph.arch import Arch
 
@@ -98,25 +97,6 @@ class SearchRecord:
     def beaten(self) -> int:
         """Rivals with a lower accuracy than the arch found."""
         return sum(rival < (self.accuracy or 0.0) for rival in self.rivals)
-
-    def json(self) -> dict[str, Any]:
-        """As plain JSON values; `SearchRecord.of` reads them back."""
-        return {**asdict(self), "arch": self.arch.json()}
-
-    @staticmethod
-    def of(content: Mapping[str, Any]) -> "SearchRecord":
-        """Read what `json` gave."""
-        fields = {name: value for name, value in content.items() if name not in ("format", "inputs", "took")}
-        return SearchRecord(
-            **{
-                **fields,
-                "arch": Arch.of(fields["arch"]),
-                "epochs": tuple(EpochRecord(**epoch) for epoch in fields["epochs"]),
-                "rivals": tuple(fields["rivals"]),
-                "rival_costs": tuple(fields["rival_costs"]),
-                "limits": tuple(LimitOutcome(**limit) for limit in fields.get("limits", ())),
-            }
-        )
 
 
 SURE = 0.6

@@ -1,16 +1,13 @@
 """Latency over width, and the fit f(x) = k x^a + b (eq. 1)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from htas.errors import UserError
 from htas.graph.layer import Template
-
-LATER = ("doubts", "errors", "certain", "dominated", "interpolated")
-"""Fields of a CurveRecord that files of older versions may lack."""
 
 
 @dataclass(frozen=True)
@@ -50,25 +47,6 @@ class CurveRecord:
         """s(x) = f(x) - m(x) at each width, in seconds (eq. 2): how much faster than the fit."""
         return tuple(self.fit(width) - latency for width, latency in zip(self.widths, self.latency, strict=True))
 
-    def json(self) -> dict[str, Any]:
-        """As plain JSON values; `CurveRecord.of` reads them back."""
-        return asdict(self)
-
-    @staticmethod
-    def of(content: Mapping[str, Any]) -> "CurveRecord":
-        """Read what `json` gave."""
-        return CurveRecord(
-            **{
-                **content,
-                "sites": tuple(content["sites"]),
-                "widths": tuple(content["widths"]),
-                "latency": tuple(content["latency"]),
-                "groups": tuple((first, last) for first, last in content["groups"]),
-                "choices": {space: tuple(widths) for space, widths in content["choices"].items()},
-                **{name: tuple(content.get(name, ())) for name in LATER},
-            }
-        )
-
 
 SUMMARIES = ("estimate", "error", "minimum", "median", "mean", "mean_error", "spread")
 """Of a Measurement, in survey.json."""
@@ -76,6 +54,37 @@ SUMMARIES = ("estimate", "error", "minimum", "median", "mean", "mean_error", "sp
 
 Estimate = Literal["estimate", "minimum", "median", "mean"]
 """What may stand for the readings of a width."""
+
+
+@dataclass(frozen=True)
+class LayerTable:
+    """Summaries of a layer's readings by its width, in seconds."""
+
+    widths: tuple[int, ...]
+    estimate: tuple[float, ...]
+    error: tuple[float, ...]
+    minimum: tuple[float, ...]
+    median: tuple[float, ...]
+    mean: tuple[float, ...]
+    mean_error: tuple[float, ...]
+    spread: tuple[float, ...]
+    readings: tuple[int, ...]
+    """Number of readings; 0 where the figures are interpolated."""
+
+
+@dataclass(frozen=True)
+class SurveyRecord:
+    """What a survey measured (survey.json)."""
+
+    survey: str
+    """The names of the surveys that the readings come from."""
+    context: Mapping[str, str]
+    layers: Mapping[str, LayerTable]
+    """By the key of a template."""
+    cases: int
+    """Layers measured."""
+    interpolated: int
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,19 +147,19 @@ def add(curves: Sequence[tuple[int, Curve]]) -> Curve:
 
 
 def curve(
-    content: Mapping[str, Any], template: Template, widths: Sequence[int], estimate: Estimate = "estimate"
+    tables: Mapping[str, LayerTable], template: Template, widths: Sequence[int], estimate: Estimate = "estimate"
 ) -> Curve:
-    """m(x) of the layers of a template at these widths, from what `survey` returned, which may have more widths.
+    """m(x) of the layers of a template at these widths, from the tables of a survey, which may have more widths.
 
     Raises UserError where the survey lacks one.
     """
-    table = content["layers"].get(template.key, {"widths": ()})
-    rows = {width: row for row, width in enumerate(table["widths"])}
-    if not rows.keys() >= set(widths):
+    table = tables.get(template.key)
+    rows = {width: row for row, width in enumerate(table.widths)} if table else {}
+    if table is None or not rows.keys() >= set(widths):
         raise UserError("survey.json lacks a layer of this network; delete it and run the survey again")
     error = {"estimate": "error", "mean": "mean_error"}.get(estimate)
     seconds, errors = (
-        tuple(table[column][rows[width]] for width in widths) if column else () for column in (estimate, error)
+        tuple(getattr(table, column)[rows[width]] for width in widths) if column else () for column in (estimate, error)
     )
-    guessed = tuple(width for width in widths if not table["readings"][rows[width]])
-    return Curve(tuple(widths), seconds, errors, guessed)
+    interpolated = tuple(width for width in widths if not table.readings[rows[width]])
+    return Curve(tuple(widths), seconds, errors, interpolated)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from htas.errors import UserError
 from htas.graph import Network, Site
 from htas.graph.layer import Layer
-from htas.spaces.curve import Curve, CurveRecord, Estimate, Fit, add, curve
+from htas.spaces.curve import Curve, CurveRecord, Estimate, Fit, LayerTable, add, curve
 from htas.spaces.layers import templates, widest, widths_of
 from htas.spaces.space import Space, depth_choices, group_bounds, tas_widths
 from htas.text import no_such
@@ -34,6 +34,14 @@ SETTLED = 1.5
 
 DRAWS = 300
 """To see how sure a choice is."""
+
+
+@dataclass(frozen=True)
+class DesignRecord:
+    """The spaces to search, and the curves that they were chosen by (design.json)."""
+
+    spaces: Mapping[str, Space]
+    curves: tuple[CurveRecord, ...]
 
 
 @dataclass(frozen=True)
@@ -145,7 +153,7 @@ def dominated(measured: Curve, choices: Sequence[int]) -> tuple[int, ...]:
     )
 
 
-def undecided(network: Network, content: Mapping[str, Any], design: Design) -> set[Layer]:
+def undecided(network: Network, tables: Mapping[str, LayerTable], design: Design) -> set[Layer]:
     """The layers that more readings are wanted of: every width of the groups whose choice is not settled yet.
 
     Of the widths that were not measured these are only those that might be chosen.
@@ -153,7 +161,7 @@ def undecided(network: Network, content: Mapping[str, Any], design: Design) -> s
     found: set[Layer] = set()
     seen: set[Any] = set()
     layers = templates(network, expand=design.expand, inputs=design.inputs)
-    for site, measured in site_curves(network, content, design).items():
+    for site, measured in site_curves(network, tables, design).items():
         if (alike := (frozenset(layers[site].items()), measured.widths)) in seen:
             continue
         seen.add(alike)
@@ -219,7 +227,7 @@ def _ties(design: Design) -> float:
     return 0.0 if design.selection == "paper" else design.ties
 
 
-def _estimate(design: Design) -> Estimate:
+def estimate_of(design: Design) -> Estimate:
     return "mean" if design.selection == "paper" else "estimate"
 
 
@@ -238,11 +246,11 @@ def check(network: Network, design: Design) -> None:
             raise UserError(f"design.bounds: {no_such('site or base width', name, sorted(known))}")
 
 
-def spaces(network: Network, content: Mapping[str, Any], design: Design) -> dict[str, Space]:
+def spaces(network: Network, tables: Mapping[str, LayerTable], design: Design) -> dict[str, Space]:
     """The spaces that the design names, from what the survey measured; equal sites have equal choices."""
     depths = {name: depth_choices(site.base) if design.depth else (site.base,) for name, site in network.depths.items()}
     makers = {
-        "hardware": lambda: _hardware(network, content, design),
+        "hardware": lambda: _hardware(network, tables, design),
         "tas": lambda: {name: tas_widths(site.base, site.multiple) for name, site in network.widths.items()},
         "grid": lambda: {name: grid_widths(site, design) for name, site in network.widths.items()},
         "explicit": lambda: _explicit(network, design),
@@ -271,23 +279,23 @@ def _bounds(site: Site, design: Design) -> tuple[float, float]:
     return least, most
 
 
-def site_curves(network: Network, content: Mapping[str, Any], design: Design) -> dict[str, Curve]:
+def site_curves(network: Network, tables: Mapping[str, LayerTable], design: Design) -> dict[str, Curve]:
     """m(x) of every site: the sum over the layers that produce it, with their multiplicity."""
     found = templates(network, expand=design.expand, inputs=design.inputs)
     curves = {}
     for site, layers in found.items():
-        widths = _widths(network, site, design)
-        parts = [(count, curve(content, layer, widths, _estimate(design))) for layer, count in layers.items()]
+        widths = site_widths(network, site, design)
+        parts = [(count, curve(tables, layer, widths, estimate_of(design))) for layer, count in layers.items()]
         curves[site] = add(parts)
     return curves
 
 
 def records(
-    network: Network, content: Mapping[str, Any], design: Design, made: Mapping[str, Space]
+    network: Network, tables: Mapping[str, LayerTable], design: Design, made: Mapping[str, Space]
 ) -> list[CurveRecord]:
     """One record per distinct curve and choices, with fit, groups and doubts."""
     found: dict[Any, list[str]] = {}
-    for site, measured in site_curves(network, content, design).items():
+    for site, measured in site_curves(network, tables, design).items():
         choices = tuple(space.widths[site] for space in made.values())
         found.setdefault((measured, network.sites[site].base, choices), []).append(site)
     return [_record(network, design, made, measured, sites) for (measured, _, _), sites in found.items()]
@@ -299,13 +307,13 @@ def grid_widths(site: Site, design: Design) -> tuple[int, ...]:
     return tuple(widths[last - 1] for _, last in group_bounds(len(widths), min(design.groups, len(widths))))
 
 
-def _widths(network: Network, site: str, design: Design) -> range:
+def site_widths(network: Network, site: str, design: Design) -> range:
     return widths_of(network.sites[site], design.expand)
 
 
-def _hardware(network: Network, content: Mapping[str, Any], design: Design) -> dict[str, tuple[int, ...]]:
+def _hardware(network: Network, tables: Mapping[str, LayerTable], design: Design) -> dict[str, tuple[int, ...]]:
     found = {}
-    for site, measured in site_curves(network, content, design).items():
+    for site, measured in site_curves(network, tables, design).items():
         choices = choose(measured, measured.fit(design.alpha), _groups(measured, design), _ties(design))
         left = set(dominated(measured, choices)) if design.drop_dominated else set()
         found[site] = tuple(width for width in choices if width not in left)

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from math import ceil, log2
-from typing import Any
 
 import numpy as np
 
 from htas.graph import Network
 from htas.graph.layer import Layer, Template
-from htas.spaces.curve import add, curve
+from htas.spaces.curve import LayerTable, add, curve
 from htas.spaces.layers import cases, templates, widths_of
 from htas.spaces.space import group_bounds
 
@@ -91,7 +90,7 @@ class _Family:
         """Its layers at these widths, as far as each goes."""
         return {layer.wide(x) for own, layers in self.sites for layer in layers for x in widths if x in own}
 
-    def split(self, content: Mapping[str, Any], measured: set[Layer], asked: set[Layer]) -> set[Layer]:
+    def split(self, tables: Mapping[str, LayerTable], measured: set[Layer], asked: set[Layer]) -> set[Layer]:
         """The layers to measure next: at the middle of intervals that hide a step, and beside it, to be read with it.
 
         Those that a choice might fall into come first, then large steps, then narrow intervals; and only so many as
@@ -103,7 +102,7 @@ class _Family:
         between = {(a, b): [x for x in self.widths if a < x < b] for a, b in pairwise(known)} if left > 0 else {}
         hiding = {interval: widths for interval, widths in between.items() if widths}
         is_open = {interval: not self.at(widths).isdisjoint(asked) for interval, widths in hiding.items()}
-        steps = self._steps(content, known) if hiding else {}
+        steps = self._steps(tables, known) if hiding else {}
         found = {each: steps[each] for each in hiding if each in steps} or {e: FLAT for e in hiding if is_open[e]}
 
         def urgency(interval: tuple[int, int]) -> tuple[bool, int, int, float]:
@@ -118,12 +117,12 @@ class _Family:
             widths |= {first, inside[(len(inside) - 1) // 2], last}
         return self.at(widths)
 
-    def _steps(self, content: Mapping[str, Any], known: Sequence[int]) -> dict[tuple[int, int], float]:
+    def _steps(self, tables: Mapping[str, LayerTable], known: Sequence[int]) -> dict[tuple[int, int], float]:
         """The intervals of known widths that hide a step, with its height as a share of the latency."""
         found: dict[tuple[int, int], float] = {}
         for own, layers in self.sites:
             widths = [x for x in known if x in own]
-            total = add([(count, curve(content, layer, widths)) for layer, count in layers.items()])
+            total = add([(count, curve(tables, layer, widths)) for layer, count in layers.items()])
             # few readings may agree by chance: none is taken for surer than half of them are
             typical = float(np.median(np.divide(total.errors, total.seconds)))
             errors = np.maximum(total.errors, np.multiply(total.seconds, typical))

@@ -4,7 +4,6 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from htas.errors import UserError
 from htas.graph.arch import Arch
@@ -55,23 +54,6 @@ class Space:
     def __contains__(self, arch: Arch) -> bool:
         sites = {**arch.widths, **arch.depths}
         return sites.keys() == self.choices.keys() and all(sites[name] in self.choices[name] for name in sites)
-
-    def json(self) -> dict[str, Any]:
-        """As plain JSON values; `Space.of` reads them back."""
-        return {
-            "name": self.name,
-            "widths": {site: list(choices) for site, choices in self.widths.items()},
-            "depths": {site: list(choices) for site, choices in self.depths.items()},
-        }
-
-    @staticmethod
-    def of(content: Mapping[str, Any]) -> "Space":
-        """Read what `json` gave."""
-        return Space(
-            content["name"],
-            {site: tuple(choices) for site, choices in content["widths"].items()},
-            {site: tuple(choices) for site, choices in content["depths"].items()},
-        )
 
     def _pick(self, choose: Callable[[Sequence[int]], int]) -> Arch:
         return Arch(

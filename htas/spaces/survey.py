@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -10,7 +9,7 @@ from htas.errors import UserError
 from htas.graph import Network
 from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, OnRound
-from htas.spaces.curve import SUMMARIES
+from htas.spaces.curve import SUMMARIES, LayerTable, SurveyRecord
 from htas.spaces.layers import cases
 from htas.spaces.sampling import MOST, _begun, _families
 from htas.timing.measurement import Measurement
@@ -67,41 +66,39 @@ def survey(
     inputs: str,
     groups: int = 1,
     most: int = MOST,
-    wanted: Callable[[Mapping[str, Any]], Collection[Layer]] | None = None,
+    wanted: Callable[[Mapping[str, LayerTable]], Collection[Layer]] | None = None,
     on_round: OnRound | None = None,
-) -> dict[str, Any]:
+) -> SurveyRecord:
     """Measure every distinct producing layer at widths 1..e*base, and every layer of frozen width once.
 
     Of a site with more than `most` widths, so many are measured: evenly spaced ones and the ends of its `groups`, then
     widths between those whose latencies differ, so that steps are located. The others are interpolated.
 
-    Returns plain JSON values: by layer key (outputs 0) the widths, and of each the summaries of its readings, in
-    seconds, and their number, which is 0 where it is interpolated. `wanted` is given such values while readings go on,
-    and says which layers need more of them.
+    `wanted` gets the tables while readings go on, and says which layers need more of them.
     """
     found = cases(network, expand=expand, inputs=inputs)
     families = _families(network, expand, inputs, groups, most)
 
     def more(readings: Mapping[Case, Measurement]) -> Collection[Layer]:
-        content = {"layers": _tables(found, readings)}
-        asked = set(found if wanted is None else wanted(content))
+        tables = _tables(found, readings)
+        asked = set(found if wanted is None else wanted(tables))
         measured = {layer for layer in found if layer in readings}
-        return asked & measured | {layer for family in families for layer in family.split(content, measured, asked)}
+        return asked & measured | {layer for family in families for layer in family.split(tables, measured, asked)}
 
     begun = _begun(found, families)
     sampling = len(begun) < len(found)
     readings = metric.sample(list(found), begun, on_round=on_round, wanted=more if wanted or sampling else None)
-    return {
-        "survey": " ".join(sorted({reading.survey for reading in readings.values()})),
-        "context": dict(next(iter(readings.values())).context),
-        "layers": _tables(found, readings),
-        "cases": len(readings),
-        "interpolated": len(found) - len(readings),
-        "doubts": _doubts(list(readings.values())),
-    }
+    return SurveyRecord(
+        survey=" ".join(sorted({reading.survey for reading in readings.values()})),
+        context=dict(next(iter(readings.values())).context),
+        layers=_tables(found, readings),
+        cases=len(readings),
+        interpolated=len(found) - len(readings),
+        doubts=_doubts(list(readings.values())),
+    )
 
 
-def _doubts(readings: Sequence[Measurement]) -> list[str]:
+def _doubts(readings: Sequence[Measurement]) -> tuple[str, ...]:
     """What the machine did meanwhile, how far its level moved, and how many layers are still uncertain."""
     doubts = list(dict.fromkeys(remark for reading in readings for remark in reading.remarks))
     levels = np.concatenate([reading.levels for reading in readings]) if readings[0].levels else np.ones(1)
@@ -117,12 +114,10 @@ def _doubts(readings: Sequence[Measurement]) -> list[str]:
             f"a layer's latency is known to {100 * typical:.1f}% only (standard error, median over {len(readings)} "
             "layers); give survey.seconds more, or stop other work"
         )
-    return doubts
+    return tuple(doubts)
 
 
-def _tables(
-    found: Mapping[Layer, Collection[str]], readings: Mapping[Case, Measurement]
-) -> dict[str, dict[str, list[Any]]]:
+def _tables(found: Mapping[Layer, Collection[str]], readings: Mapping[Case, Measurement]) -> dict[str, LayerTable]:
     """By layer key: the widths, and the summaries and the number of readings of each."""
     layers: dict[str, list[Layer]] = {}
     for layer, keys in found.items():
@@ -131,7 +126,7 @@ def _tables(
     return {key: _table(mine, readings) for key, mine in layers.items()}
 
 
-def _table(layers: Sequence[Layer], readings: Mapping[Case, Measurement]) -> dict[str, list[Any]]:
+def _table(layers: Sequence[Layer], readings: Mapping[Case, Measurement]) -> LayerTable:
     """What was not read is on the line between its neighbours, and uncertain by half of what they differ."""
     known = {layer.outputs: readings[layer] for layer in layers if layer in readings}
     widths, measured = [layer.outputs for layer in layers], sorted(known)
@@ -142,4 +137,5 @@ def _table(layers: Sequence[Layer], readings: Mapping[Case, Measurement]) -> dic
             above = int(np.searchsorted(measured, width))
             before, after = figures["estimate"][above - 1 : above + 1]
             table["error"][row] = float(np.hypot((after - before) / 2, table["error"][row]))
-    return {"widths": widths, **table, "readings": [len(known[x].values) if x in known else 0 for x in widths]}
+    counts = tuple(len(known[width].values) if width in known else 0 for width in widths)
+    return LayerTable(tuple(widths), readings=counts, **{column: tuple(table[column]) for column in SUMMARIES})

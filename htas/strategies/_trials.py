@@ -10,7 +10,7 @@ import torch
 
 from htas.console.progress import say
 from htas.errors import UserError
-from htas.files import digest, read_json, write_json
+from htas.files import digest, read_json, to_json, write_json
 from htas.graph import resize
 from htas.graph.arch import Arch
 from htas.search.moves import over
@@ -108,7 +108,7 @@ class Trials:
         return [self._one(arch) for arch in archs]
 
     def _one(self, arch: Arch) -> float:
-        key = digest(arch.json())
+        key = digest(to_json(arch))
         if key not in self.known:
             started = time.monotonic()
             problem = self.problem

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import hypot, sqrt
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,29 +126,6 @@ class Measurement:
     def scaled(self, factor: float) -> "Measurement":
         """Every reading times this: brought to the level of another run."""
         return replace(self, values=tuple(value * factor for value in self.values))
-
-    def json(self) -> dict[str, Any]:
-        """As plain JSON values; `Measurement.of` reads them back."""
-        return {
-            "values": list(self.values),
-            "unit": self.unit,
-            "context": dict(self.context),
-            "survey": self.survey,
-            "levels": list(self.levels),
-            "remarks": list(self.remarks),
-        }
-
-    @staticmethod
-    def of(content: Mapping[str, Any]) -> "Measurement":
-        """Read what `json` gave; files of older versions know neither levels nor remarks."""
-        return Measurement(
-            tuple(content["values"]),
-            content["unit"],
-            content["context"],
-            content["survey"],
-            tuple(content.get("levels", ())),
-            tuple(content.get("remarks", ())),
-        )
 
     @property
     def _steady(self) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import ClassVar
 
@@ -22,7 +22,6 @@ from htas.cost.calibrate import (
     cells,
     cost_model,
     fit_metric,
-    held_out_error,
     lots,
     mended,
     sparing,
@@ -98,15 +97,15 @@ def test_a_planted_fit_is_recovered_on_archs_it_has_not_seen() -> None:
     for _ in range(20):
         arch = space().sample(rng)
         assert cost.cost(arch) == pytest.approx(metric.of(net, arch), rel=0.02)
-    assert held_out_error(content)["worst"] < 0.03
-    assert cost.cost(net.base) == content["networks"][0]["measured"] == pytest.approx(metric.of(net, net.base))
-    assert content["calibration"]["scales"]["conv 3x3 /2"] == pytest.approx(1.4, rel=0.1)
+    assert content.worst_error < 0.03
+    assert cost.cost(net.base) == content.networks[0].measured == pytest.approx(metric.of(net, net.base))
+    assert content.calibration.scales["conv 3x3 /2"] == pytest.approx(1.4, rel=0.1)
 
 
 def test_the_error_on_networks_left_out_grows_with_the_noise() -> None:
     net = network()
     exact, noisy = (
-        held_out_error(calibrate(net, [space()], (metric, metric), Calibrate(), seed=0))["mean"]
+        calibrate(net, [space()], (metric, metric), Calibrate(), seed=0).mean_error
         for metric in (Planted(Target(threads=1), noise=noise) for noise in (0.0, 0.05))
     )
     assert exact < 0.01 < noisy < 0.10
@@ -144,7 +143,7 @@ def test_networks_that_do_not_fit_into_memory_are_measured_in_parts_brought_to_o
 def test_one_scale_is_enough_where_nothing_more_is_planted() -> None:
     net = network()
     plain = Planted(Target(threads=1), strided=0.8, each=0.0, constant=0.0, noise=0.01)
-    assert calibrate(net, [space()], (plain, plain), Calibrate(), seed=0)["form"] == ["scale"]
+    assert calibrate(net, [space()], (plain, plain), Calibrate(), seed=0).form == ("scale",)
 
 
 def test_layers_are_measured_at_every_pair_of_choices_and_of_base_widths() -> None:
@@ -161,7 +160,7 @@ def test_layers_are_measured_at_every_pair_of_choices_and_of_base_widths() -> No
 def test_a_kind_that_is_little_of_every_network_takes_up_no_errors() -> None:
     net = network()
     noisy = Planted(Target(threads=1), noise=0.03)
-    scales = calibrate(net, [space()], (noisy, noisy), Calibrate(networks=12), seed=0)["calibration"]["scales"]
+    scales = calibrate(net, [space()], (noisy, noisy), Calibrate(networks=12), seed=0).calibration.scales
     assert max(scales.values()) < 2 * min(scales.values())
 
 
@@ -187,7 +186,7 @@ def test_a_spoilt_reading_hardly_moves_the_fit() -> None:
     for _ in range(20):
         arch = space().sample(rng)
         assert cost.cost(arch) == pytest.approx(plain.of(net, arch), rel=0.03)
-    assert held_out_error(content)["worst"] > 0.5
+    assert content.worst_error > 0.5
 
 
 def test_another_metric_is_fitted_on_the_same_layers() -> None:
@@ -203,14 +202,14 @@ def test_another_metric_is_fitted_on_the_same_layers() -> None:
             return 20 * super().figure(case)
 
     drawing = Joules(Target(threads=1), strided=1.2)
-    content["energy"] = fit_metric(net, content, drawing)
+    content = replace(content, fits={"energy": fit_metric(net, content, drawing)})
     cost, rng = cost_model(net, content, "energy"), random.Random(6)
-    assert cost.unit == content["energy"]["unit"] == "J"
+    assert cost.unit == content.fits["energy"].unit == "J"
     for _ in range(20):
         arch = space().sample(rng)
         assert cost.cost(arch) == pytest.approx(20 * drawing.of(net, arch), rel=0.03)
     assert cost.cost(net.base) == pytest.approx(20 * drawing.of(net, net.base))
-    assert held_out_error(content["energy"])["worst"] < 0.03
+    assert content.fits["energy"].worst_error < 0.03
 
 
 def test_few_widths_stand_for_many() -> None:

@@ -15,7 +15,7 @@ from htas.datasets._streamed import AREA, RATIO, SHORTER, _drawn
 from htas.datasets.hub import Hub
 from htas.datasets.image_folder import ImageFolder
 from htas.errors import UserError
-from htas.files import read_json
+from htas.files import from_json, read_json
 from htas.report.result import Result
 from htas.run import config
 from htas.run import stages as pipeline
@@ -210,6 +210,6 @@ def test_a_whole_run_on_a_folder(folder: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     with scripted_device():
         pipeline.run(config.load(None, options), tmp_path / "run", "htas run")
-    rows = [Result.of(row) for row in read_json(tmp_path / "run" / "measure.json")["results"]]
+    rows = [from_json(row, Result, "row") for row in read_json(tmp_path / "run" / "measure.json")["results"]]
     assert [row.name for row in rows][:2] == ["base", "hardware"]
     assert rows[1].macs <= 0.6 * rows[0].macs and rows[0].accuracy is not None

@@ -13,7 +13,7 @@ from htas.errors import UserError
 from htas.experiments import compare
 from htas.experiments.arms import Arm, Entry, read_arms
 from htas.experiments.table import table
-from htas.files import read_json, read_tensors, write_json
+from htas.files import from_json, read_json, read_record, read_tensors, to_json, write_json
 from htas.graph.arch import Arch
 from htas.report.result import Result
 from htas.run import rows as run_rows
@@ -62,7 +62,7 @@ def test_every_arm_and_seed_is_trained_once_and_measured_with_the_others(finishe
     assert [(each["arm"], each["seed"]) for each in content] == [
         (arm, seed) for seed in (0, 1) for arm in ("found", "scaled", "base", "plain 8")
     ]
-    rows = [Result.of(each["result"]) for each in content]
+    rows = [from_json(each["result"], Result, "row") for each in content]
     assert all(row.accuracy is not None and row.measured is not None for row in rows)
     assert len({row.measured.survey for row in rows}) == 1
     found, scaled, base, plain = rows[:4]
@@ -91,7 +91,7 @@ def test_strategies_that_judge_archs_afterwards_share_a_supernet(tmp_path):
     """
     compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 2, tmp_path / "out")
     records = [
-        SearchRecord.of(read_json(tmp_path / "out" / f"{name}-{seed}" / "search-grid.json"))
+        read_record(tmp_path / "out" / f"{name}-{seed}" / "search-grid.json", SearchRecord)
         for seed in range(2)
         for name in ("random", "evolution")
     ]
@@ -101,7 +101,7 @@ def test_strategies_that_judge_archs_afterwards_share_a_supernet(tmp_path):
 
 def test_a_search_that_has_not_converged_is_named(finished, tmp_path):
     """One epoch of two steps is too short for any."""
-    why = SearchRecord.of(read_json(finished / "found-1" / "search-grid.json")).why
+    why = read_record(finished / "found-1" / "search-grid.json", SearchRecord).why
     _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, finished, only=True)
     page = (finished / "compare.html").read_text()
     assert '<figure class="live">' in page and "found" in page
@@ -124,7 +124,7 @@ def test_arms_may_differ_in_expansion_cost_and_adds(tmp_path):
     """
     compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, tmp_path / "out")
     content = read_json(tmp_path / "out" / "compare.json")["arms"]
-    rows = {each["arm"]: Result.of(each["result"]) for each in content}
+    rows = {each["arm"]: from_json(each["result"], Result, "row") for each in content}
     assert set(rows) == {"e2", "e1", "projected", "macs"} and all(row.accuracy for row in rows.values())
     assert rows["projected"].adds == "project" and rows["macs"].cost != rows["e2"].cost
     base = compare._job(None, OPTIONS, Arm("e1"), 0, tmp_path, {}).network.widths
@@ -140,7 +140,7 @@ def test_what_is_finished_is_not_done_again(finished, tmp_path, monkeypatch):
     arms_part, each_part = path.with_suffix(".md").read_text().split("## Every network")
     assert arms_part.count("\n| ") == 6 and "plain 8" in shown
     rows = {tuple(line.split(" | ")[:2]): line for line in each_part.splitlines() if line.startswith("| ")}
-    found = Result.of(read_json(finished / "found-1" / "result.json")["result"])
+    found = from_json(read_json(finished / "found-1" / "result.json")["result"], Result, "row")
     cells = rows["| found", "1"].strip("| ").split(" | ")
     assert len(rows) == 2 + 8 and cells[2] == f"{100 * found.accuracy:.2f}"
     assert rows["| base", "0"].split(" | ")[4] == "1.000" and rows["| plain 8", "1"].endswith("| - | - |")
@@ -223,8 +223,8 @@ def test_a_network_is_trained_again_where_the_arm_that_it_is_of_has_found_anothe
     _, shown = compare.compare(None, OPTIONS, given, 1, out, only=True)
     assert "0 of 1" in {line.split("  ")[0]: line for line in shown.splitlines()}["found, alone"]
     compare.compare(None, OPTIONS, given, 1, out)
-    first, other = (Result.of(each["result"]) for each in read_json(out / "compare.json")["arms"])
-    assert first.arch == other.arch and first.arch.json() == content["result"]["arch"]
+    first, other = (from_json(each["result"], Result, "row") for each in read_json(out / "compare.json")["arms"])
+    assert first.arch == other.arch and to_json(first.arch) == content["result"]["arch"]
 
 
 def test_a_network_that_does_not_fit_the_arms_own_is_said_and_the_others_go_on(finished, tmp_path):
@@ -375,14 +375,18 @@ def test_a_pruned_network_is_the_least_pruned_one_within_the_measured_limit(fini
     text = '[found]\n[pruned]\nprune = "l1"\n'
     some = shutil.copytree(finished, tmp_path / "some")
     compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, some)
-    (row,) = [Result.of(e["result"]) for e in read_json(some / "compare.json")["arms"] if e["arm"] == "pruned"]
-    base = Result.of(read_json(finished / "base-0" / "result.json")["result"])
+    (row,) = [
+        from_json(e["result"], Result, "row") for e in read_json(some / "compare.json")["arms"] if e["arm"] == "pruned"
+    ]
+    base = from_json(read_json(finished / "base-0" / "result.json")["result"], Result, "row")
     assert 0.5 < row.params / base.params <= 0.6
     assert row.strategy == "torch-pruning, l1" and row.teacher == "base" and row.predicted
     (some / "pruned-0" / "result.json").unlink()
     monkeypatch.setattr("htas.experiments.pruning.candidates", None)  # the network that was picked is kept
     compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, some)
-    (again,) = [Result.of(e["result"]) for e in read_json(some / "compare.json")["arms"] if e["arm"] == "pruned"]
+    (again,) = [
+        from_json(e["result"], Result, "row") for e in read_json(some / "compare.json")["arms"] if e["arm"] == "pruned"
+    ]
     assert again.arch == row.arch
 
 
@@ -425,7 +429,11 @@ def test_the_base_network_without_a_teacher_is_the_teacher_of_others(finished, t
     monkeypatch.setattr(run_rows, "fit", None)  # nothing is left to train
     text = '[found]\n["base, alone"]\nnetwork = "base"\ndistill = { alpha = 0.0 }\n'
     compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 2, some)
-    rows = [Result.of(e["result"]) for e in read_json(some / "compare.json")["arms"] if e["arm"] == "base, alone"]
+    rows = [
+        from_json(e["result"], Result, "row")
+        for e in read_json(some / "compare.json")["arms"]
+        if e["arm"] == "base, alone"
+    ]
     for seed, row in enumerate(rows):
         _, about = read_tensors(finished / f"found-{seed}" / "networks" / "base.safetensors")
         assert (row.accuracy, row.teacher) == (about["accuracy"], "")
@@ -436,7 +444,7 @@ def test_a_search_is_shared_by_arms_that_differ_in_distillation_alone(finished, 
     text = '[found]\n["found, alone"]\ndistill = { alpha = 0.0 }\n'
     monkeypatch.setattr(type(compare.load(None, OPTIONS).strategy), "search", None)
     compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, some)
-    rows = [Result.of(each["result"]) for each in read_json(some / "compare.json")["arms"]]
+    rows = [from_json(each["result"], Result, "row") for each in read_json(some / "compare.json")["arms"]]
     assert rows[0].arch == rows[1].arch and (rows[0].teacher, rows[1].teacher) == ("base", "")
 
 
@@ -448,7 +456,7 @@ def test_what_an_arm_has_found_is_trained_otherwise_with_no_search(finished, tmp
     text = '[found]\n["found, alone"]\nlike = "found"\ndistill = { alpha = 0.0 }\n'
     monkeypatch.setattr(compare, "ensure", None)
     compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, out)
-    first, other = (Result.of(each["result"]) for each in read_json(out / "compare.json")["arms"])
+    first, other = (from_json(each["result"], Result, "row") for each in read_json(out / "compare.json")["arms"])
     assert first.arch == other.arch and first.space == other.space and (first.teacher, other.teacher) == ("base", "")
     times = [each["search_seconds"] for each in read_json(out / "compare.json")["arms"]]
     assert times[0] == times[1] > 0

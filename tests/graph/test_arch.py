@@ -2,6 +2,7 @@
 
 import json
 
+from htas.files import from_json, to_json
 from htas.graph.arch import Arch
 
 
@@ -27,4 +28,4 @@ def test_an_arch_does_not_change_with_the_mapping_it_was_made_of() -> None:
 
 def test_an_arch_reads_back_from_json() -> None:
     arch = Arch({"b": 2, "a": 1}, {"d": 3})
-    assert Arch.of(json.loads(json.dumps(arch.json()))) == arch
+    assert from_json(json.loads(json.dumps(to_json(arch))), Arch, "it") == arch

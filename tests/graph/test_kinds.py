@@ -12,7 +12,7 @@ from scripted_device import scripted_device
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from htas.files import read_json
+from htas.files import from_json, read_json
 from htas.graph import Network, ordered, resize, trace
 from htas.graph.arch import Arch
 from htas.graph.resize import by_outputs
@@ -388,7 +388,12 @@ def test_a_whole_run_finds_a_smaller_network_of_any_kind(factory, tmp_path):
     ]  # fmt: skip
     with scripted_device():
         pipeline.run(load(None, options), tmp_path / "run", "htas run")
-    rows = {row.name: row for row in map(Result.of, read_json(tmp_path / "run" / "measure.json")["results"])}
+    rows = {
+        row.name: row
+        for row in [
+            from_json(row, Result, "results") for row in read_json(tmp_path / "run" / "measure.json")["results"]
+        ]
+    }
     assert rows["grid"].macs <= 0.6 * rows["base"].macs
 
 

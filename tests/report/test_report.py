@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from htas.errors import UserError
-from htas.files import FORMAT
+from htas.files import FORMAT, from_json, to_json
 from htas.graph.arch import Arch
 from htas.report import read, write, write_runs
 from htas.report._compare import accuracy, answer, speed
@@ -187,7 +187,7 @@ def test_the_json_gives_the_report_back(tmp_path: Path) -> None:
 
 
 def test_every_record_survives_json() -> None:
-    assert Report.of(json.loads(json.dumps(REPORT.json()))) == REPORT
+    assert from_json(json.loads(json.dumps(to_json(REPORT))), Report, "it") == REPORT
 
 
 def test_a_file_that_is_no_report_is_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from scripted_device import scripted, scripted_device
 
 from htas.errors import UserError
 from htas.experiments import fastest, sweep
-from htas.files import read_json, read_tensors, write_json
+from htas.files import from_json, read_json, read_record, read_tensors, write_json
 from htas.graph import resize, trace
 from htas.graph.arch import Arch
 from htas.graph.layer import Layer
@@ -93,7 +93,10 @@ def times(folder: Path) -> dict[str, int]:
 
 
 def rows(folder: Path) -> dict[str, Result]:
-    return {row.name: row for row in map(Result.of, read_json(folder / "measure.json")["results"])}
+    return {
+        row.name: row
+        for row in [from_json(row, Result, "results") for row in read_json(folder / "measure.json")["results"]]
+    }
 
 
 def sentence(error: pytest.ExceptionInfo[UserError]) -> str:
@@ -148,7 +151,7 @@ def test_every_row_has_its_own_figures(finished):
 def test_the_searches_found_archs_of_their_spaces_and_judged_their_rivals(finished):
     spaces = run.Run(options(), finished).spaces
     for name, space in spaces.items():
-        record = SearchRecord.of(read_json(finished / f"search-{name}.json"))
+        record = read_record(finished / f"search-{name}.json", SearchRecord)
         assert record.arch in space and record.arch == rows(finished)[name].arch
         assert len(record.epochs) == 2 and len(record.rivals) == len(record.rival_costs) == 2
 
@@ -159,11 +162,11 @@ def test_controls_are_the_widest_and_the_deepest_that_are_not_slower(copied):
     base = job.network.base
     half = Arch({name: width // 2 for name, width in base.widths.items()}, base.depths)
     found = run_rows._pick_controls(job, run_rows.new_row(job, "hardware", half, space="-", strategy="-", cost="-"))
-    assert [control["name"] for control in found["controls"]] == ["uniform x0.50"]  # every plain one has more
-    assert Arch.of(found["controls"][0]["arch"]) == half
+    assert [control.name for control in found.controls] == ["uniform x0.50"]  # every plain one has more
+    assert found.controls[0].arch == half
     found = run_rows._pick_controls(job, run_rows.new_row(job, "hardware", base, space="-", strategy="-", cost="-"))
-    assert [control["name"] for control in found["controls"]] == ["uniform x1.00", "plain cifar_resnet:14"]
-    assert "not above that of hardware" in found["note"]
+    assert [control.name for control in found.controls] == ["uniform x1.00", "plain cifar_resnet:14"]
+    assert "not above that of hardware" in found.note
 
 
 def test_a_run_traces_its_network_once_and_reads_its_data_once(tmp_path, monkeypatch):
@@ -251,10 +254,10 @@ def without(content: dict[str, Any], *names: str) -> dict[str, Any]:
 
 def test_one_search_alone_is_done_again_when_its_file_is_gone(copied):
     path = copied / "search-grid.json"
-    old, before = SearchRecord.of(read_json(path)), times(copied)
+    old, before = read_record(path, SearchRecord), times(copied)
     path.unlink()
     do("search", options(), copied)
-    new = SearchRecord.of(read_json(path))
+    new = read_record(path, SearchRecord)
     assert (new.arch, new.accuracy, new.rivals) == (old.arch, old.accuracy, old.rivals)
     changed = {name for name, time in times(copied).items() if time != before[name]}
     assert changed == {"search-grid.json"}
@@ -357,7 +360,7 @@ def one_space() -> Config:
 
 def outcome(folder: Path) -> Any:
     """What an interruption must not change."""
-    search = SearchRecord.of(read_json(folder / "search-hardware.json"))
+    search = read_record(folder / "search-hardware.json", SearchRecord)
     courses = [(epoch.validation_loss, epoch.expected_cost) for epoch in search.epochs]
     results = {name: (row.arch, row.accuracy) for name, row in rows(folder).items()}
     return search.arch, search.accuracy, search.rivals, courses, results, read_json(folder / "survey.json")["layers"]
@@ -394,10 +397,10 @@ def test_a_search_interrupted_before_a_new_survey_does_not_go_on_with_the_old_on
     (folder / "design.json").write_text(json.dumps(design))
     do("calibrate", config, folder)
     do("search", config, folder)
-    record = SearchRecord.of(read_json(folder / "search-hardware.json"))
+    record = read_record(folder / "search-hardware.json", SearchRecord)
     assert record.arch.widths[site] in (3, 5, 7) and len(record.epochs) == 2
     with monkeypatch.context() as patch:
-        kill(patch, training, "_epoch", 4)
+        kill(patch, training._Training, "epoch", 4)
         with pytest.raises(KeyboardInterrupt):
             do("train", config, folder)
     found = read_json(folder / "search-hardware.json")
@@ -663,7 +666,7 @@ def test_a_budget_is_kept_when_measured_and_used(tmp_path, monkeypatch):
     monkeypatch.setattr(Latency, "measure", whole)
     monkeypatch.setattr(plan, "show", lambda *args: None)
     pipeline.run(run_folder.open_run(config, folder), "htas run")
-    record = SearchRecord.of(read_json(folder / "search-grid.json"))
+    record = read_record(folder / "search-grid.json", SearchRecord)
     (kept,) = record.limits
     assert (kept.metric, kept.asked, kept.unit) == ("latency", "60%", "s")
     assert record.strategy == "differentiable within latency 60%"
@@ -683,7 +686,7 @@ def test_counted_limits_need_no_clock(tmp_path, monkeypatch):
     monkeypatch.setattr(finish._Meters, "against_base", None)
     monkeypatch.setattr(finish, "uniforms", lambda *args: [])  # which may be more accurate by chance, and use less
     do("search", config, folder)
-    record = SearchRecord.of(read_json(folder / "search-grid.json"))
+    record = read_record(folder / "search-grid.json", SearchRecord)
     network = run.Run(config, folder).network
     assert {kept.metric: kept.unit for kept in record.limits} == {"macs": "MACs", "params": "parameters"}
     assert network.params(record.arch) <= 0.5 * network.params(network.base)
@@ -697,7 +700,7 @@ def test_memory_is_kept_as_it_is_counted(tmp_path):
     run_folder.open_run(config, folder)
     for stage in ("survey", "design", "calibrate", "search"):
         do(stage, config, folder)
-    record = SearchRecord.of(read_json(folder / "search-grid.json"))
+    record = read_record(folder / "search-grid.json", SearchRecord)
     job = run.Run(config, folder)
     base, found = Memory(job.target).measure([resize(job.network, arch) for arch in (job.network.base, record.arch)])
     (kept,) = record.limits
@@ -723,7 +726,7 @@ def test_energy_is_metered_in_the_calibration_and_at_the_end(tmp_path, monkeypat
     for stage in ("survey", "design", "calibrate", "search"):
         do(stage, config, folder)
     assert read_json(folder / "cost.json")["energy"]["unit"] == "J"
-    record = SearchRecord.of(read_json(folder / "search-grid.json"))
+    record = read_record(folder / "search-grid.json", SearchRecord)
     kept = {own.metric: own for own in record.limits}
     assert set(kept) == {"energy", "latency"} and kept["energy"].unit == "J"
     assert max(own.ratio for own in kept.values()) <= 1.0 and kept["energy"].ratio > 0.85
@@ -780,7 +783,10 @@ def test_a_sweep_makes_a_front_from_one_survey_and_goes_on_where_it_was_stopped(
     one, other = (load(folder / name / "config.toml").strategy for name in ("latency-80-", "latency-50-"))
     kept = folder / "latency-80-" / "supernet-grid.safetensors"
     assert kept.exists() and (one.start, one.epochs, other.start, other.epochs) == ("random", 2, str(kept), 1)
-    found = {row.name: row for row in map(Result.of, read_json(folder / "sweep.json")["results"])}
+    found = {
+        row.name: row
+        for row in [from_json(row, Result, "results") for row in read_json(folder / "sweep.json")["results"]]
+    }
     assert list(found) == ["base", "80%", "50%"]
     assert found["50%"].measured.estimate < found["80%"].measured.estimate < found["base"].measured.estimate
     assert table.splitlines()[0].split()[0] == "budget" and "*" in table
@@ -896,7 +902,7 @@ def test_other_strategies_leave_a_whole_run_behind(tmp_path):
     ]
     kept = [option for option in OPTIONS if not any(name in option for name in ("arch_lr", "mix", "anneal"))]
     page = pipeline.run(run_folder.open_run(load(None, [*kept, *more]), tmp_path / "random"), "htas run some.toml")
-    record = SearchRecord.of(read_json(page.parent / "search-grid.json"))
+    record = read_record(page.parent / "search-grid.json", SearchRecord)
     assert record.strategy == "random within latency 60%" and len(record.epochs) == 2
     assert record.epochs[0].temperature is None and "not of this strategy" in page.read_text()
 
@@ -914,6 +920,6 @@ def test_a_network_judged_by_training_says_how(tmp_path):
     page = pipeline.run(
         run_folder.open_run(load(None, [*kept, *more, "strategy.batch=30"]), tmp_path / "uniform"), "htas run some.toml"
     )
-    record = SearchRecord.of(read_json(page.parent / "search-grid.json"))
+    record = read_record(page.parent / "search-grid.json", SearchRecord)
     assert record.rivals == () and record.judge.startswith("trained from scratch for 1 epoch")
     assert "Trained from scratch for 1 epoch" in page.read_text()

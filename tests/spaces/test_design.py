@@ -17,7 +17,7 @@ from htas.graph.arch import Arch
 from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, OnRound, Wanted
 from htas.models.cifar_resnet import CifarResNet
-from htas.spaces.curve import Curve, Fit
+from htas.spaces.curve import Curve, Fit, LayerTable
 from htas.spaces.design import (
     Design,
     certainty,
@@ -65,8 +65,8 @@ def planned(design: Design, clock: Callable[[Layer], float], network: Network | 
     return spaces(network, measured(network, design, clock), design)
 
 
-def measured(network: Network, design: Design, clock: Callable[[Layer], float]) -> dict[str, Any]:
-    return survey(network, Device(Target(threads=1), clock), expand=design.expand, inputs=design.inputs)
+def measured(network: Network, design: Design, clock: Callable[[Layer], float]) -> dict[str, LayerTable]:
+    return dict(survey(network, Device(Target(threads=1), clock), expand=design.expand, inputs=design.inputs).layers)
 
 
 def stairs(layer: Layer) -> float:
@@ -139,12 +139,14 @@ def test_more_readings_are_wanted_of_the_groups_that_are_open() -> None:
     network, design = resnet(), Design(groups=8, ties=0.0)
     content = measured(network, design, lambda layer: 100 + layer.outputs - 30 * (layer.outputs % 8 == 3))
     assert undecided(network, content, design) == set()  # single readings have no error
-    table = content["layers"][next(iter(undecided_tables(network, design, "stages.1.1.conv1.conv")))]
-    table["error"] = [value / 1000 for value in table["estimate"]]
+    key = next(iter(undecided_tables(network, design, "stages.1.1.conv1.conv")))
+    table = content[key]
+    content[key] = replace(table, error=tuple(value / 1000 for value in table.estimate))
     assert undecided(network, content, design) == set()
-    for row, width in enumerate(table["widths"]):
-        if 17 <= width <= 24:
-            table["error"][row] = table["estimate"][row]
+    unsure = [1.0 if 17 <= width <= 24 else 0.001 for width in table.widths]
+    content[key] = replace(
+        table, error=tuple(share * value for share, value in zip(unsure, table.estimate, strict=True))
+    )
     asked = undecided(network, content, design)
     assert sorted({layer.outputs for layer in asked}) == list(range(17, 25))
     assert {layer.curve_template.key for layer in asked} == set(
@@ -160,8 +162,8 @@ def undecided_tables(network: Network, design: Design, site: str) -> list[str]:
 def test_the_papers_selection_takes_means_and_the_very_best() -> None:
     network = resnet()
     content = measured(network, Design(), stairs)
-    for table in content["layers"].values():
-        table["mean"] = [2.0 * value for value in table["estimate"]]
+    for key, table in content.items():
+        content[key] = replace(table, mean=tuple(2.0 * value for value in table.estimate))
     paper = Design(selection="paper", ties=0.5)
     ours = site_curves(network, content, Design())["stem.conv"]
     means = site_curves(network, content, paper)["stem.conv"]

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from htas.files import from_json, to_json
 from htas.graph.arch import Arch
 from htas.spaces.space import Space, depth_choices, group_bounds, tas_widths
 
@@ -98,4 +99,4 @@ def test_choices_that_are_none_are_refused(choices: tuple[int, ...]) -> None:
 
 
 def test_a_space_reads_back_from_json() -> None:
-    assert Space.of(json.loads(json.dumps(SPACE.json()))) == SPACE
+    assert from_json(json.loads(json.dumps(to_json(SPACE))), Space, "it") == SPACE

@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from htas.files import from_json, to_json
 from htas.graph import Network, trace
 from htas.graph.layer import Layer, Template
 from htas.metrics import Case, Metric, OnRound, Wanted
 from htas.metrics.latency import Latency
 from htas.models.cifar_resnet import CifarResNet
 from htas.runtimes import Program, Runtime
-from htas.spaces.curve import Curve, Fit, add, curve
+from htas.spaces.curve import Curve, CurveRecord, Fit, LayerTable, SurveyRecord, add, curve
 from htas.spaces.design import Design, certainty, choose, records, site_curves, spaces, undecided
 from htas.spaces.layers import surveyed, templates, widest
 from htas.spaces.sampling import FEW, MOST, SOME, at_most, widths_at_most
@@ -144,39 +145,45 @@ def test_the_last_width_is_e_times_the_base_cut_to_a_whole_number(base: int, exp
 def test_every_distinct_layer_is_measured_once_at_every_width() -> None:
     metric = scripted()
     content = survey(resnet(), metric, expand=2, inputs="base")
-    assert len(set(metric.asked)) == len(metric.asked) == content["cases"]
-    assert content["cases"] == 3 * 32 + 4 * 64 + 4 * 128 + 1  # stage 1: 3 distinct, 2 and 3: 4 each, and the classifier
+    assert len(set(metric.asked)) == len(metric.asked) == content.cases
+    assert content.cases == 3 * 32 + 4 * 64 + 4 * 128 + 1  # stage 1: 3 distinct, 2 and 3: 4 each, and the classifier
     deeper = scripted()
     survey(resnet(32), deeper, expand=2, inputs="base")
     assert set(deeper.asked) == set(metric.asked)
-    assert content["survey"] == "s1"
-    assert content["context"] == {"x": "y"}
+    assert content.survey == "s1"
+    assert content.context == {"x": "y"}
 
 
 def test_what_was_surveyed_reads_back_from_json() -> None:
-    content = json.loads(json.dumps(survey(resnet(), scripted(), expand=2, inputs="base")))
-    found = curve(content, conv(16, 32), range(1, 33))
+    content = from_json(
+        json.loads(json.dumps(to_json(survey(resnet(), scripted(), expand=2, inputs="base")))),
+        SurveyRecord,
+        "survey.json",
+    )
+    found = curve(content.layers, conv(16, 32), range(1, 33))
     assert found.widths == tuple(range(1, 33))
     assert found.seconds == pytest.approx([1.5 * (16 + width / 100) for width in range(1, 33)])  # the 25th percentile
     for estimate, factor in (("minimum", 1), ("median", 2), ("mean", 2)):
-        assert curve(content, conv(16, 32), [5], estimate).seconds == pytest.approx([factor * 16.05])
+        assert curve(content.layers, conv(16, 32), [5], estimate).seconds == pytest.approx([factor * 16.05])
     assert found.errors == pytest.approx([value / 1.5 * 0.5562 for value in found.seconds], rel=1e-3)
-    assert curve(content, Template("linear", (1, 1), bias=True, inputs=64), [10]).seconds == pytest.approx([1.5 * 64.1])
+    assert curve(content.layers, Template("linear", (1, 1), bias=True, inputs=64), [10]).seconds == pytest.approx(
+        [1.5 * 64.1]
+    )
 
 
 def test_layers_that_differ_in_outputs_alone_keep_curves_of_their_own_length() -> None:
     network = resnet(20, "bottleneck")
     content = survey(network, scripted(), expand=2, inputs="base")
     reduce = conv(64, 32, activation="relu", kernel=1)  # to 16 in the first stage, to 32 in the second
-    assert curve(content, reduce, range(1, 33)).widths == tuple(range(1, 33))
-    assert curve(content, reduce, range(1, 65)).seconds[-1] == pytest.approx(1.5 * 64.64)
+    assert curve(content.layers, reduce, range(1, 33)).widths == tuple(range(1, 33))
+    assert curve(content.layers, reduce, range(1, 65)).seconds[-1] == pytest.approx(1.5 * 64.64)
 
 
 def test_a_survey_without_a_layer_says_what_to_do() -> None:
     content = survey(resnet(8), scripted(), expand=1, inputs="base")
     for missing in (conv(17, 32), conv(16, 32)):
         with pytest.raises(ValueError, match="lacks a layer of this network; delete it and run the survey again"):
-            curve(content, missing, range(1, 33))
+            curve(content.layers, missing, range(1, 33))
 
 
 def test_depthwise_layers_are_surveyed_at_every_width() -> None:
@@ -195,15 +202,17 @@ def test_depthwise_layers_are_surveyed_at_every_width() -> None:
     content = survey(network, metric, expand=2, inputs="base")
     (wise,) = [layer for layer in templates(network, expand=2, inputs="base")["conv"] if layer.group_channels == 1]
     assert [case.groups for case in metric.asked if isinstance(case, Layer) and case.kernel == (3, 3)] == [*range(1, 9)]
-    assert curve(content, wise, range(1, 9)).seconds == pytest.approx([1.5 * 1.01 * width for width in range(1, 9)])
+    assert curve(content.layers, wise, range(1, 9)).seconds == pytest.approx(
+        [1.5 * 1.01 * width for width in range(1, 9)]
+    )
 
 
 def test_a_layer_that_more_is_wanted_of_is_found_by_its_number() -> None:
     metric = scripted()
     asked = [conv(16, 32).wide(7), conv(32, 16).wide(40)]
 
-    def wanted(content: Mapping[str, Any]) -> list[Layer]:
-        assert curve(content, conv(16, 32), [7]).seconds == pytest.approx([1.5 * 16.07])
+    def wanted(tables: Mapping[str, LayerTable]) -> list[Layer]:
+        assert curve(tables, conv(16, 32), [7]).seconds == pytest.approx([1.5 * 16.07])
         return asked
 
     survey(resnet(), metric, expand=2, inputs="base", wanted=wanted)
@@ -211,7 +220,7 @@ def test_a_layer_that_more_is_wanted_of_is_found_by_its_number() -> None:
 
 
 def test_uncertain_figures_are_a_doubt() -> None:
-    (doubt,) = survey(resnet(8), scripted(), expand=1, inputs="base")["doubts"]
+    (doubt,) = survey(resnet(8), scripted(), expand=1, inputs="base").doubts
     assert doubt.startswith("a layer's latency is known to 37.1% only (standard error, median over 337 layers)")
 
 
@@ -302,18 +311,18 @@ def sampled(network: Network, metric: Metric, most: int = MOST, design: Design =
         inputs="base",
         groups=design.groups,
         most=most,
-        wanted=lambda content: undecided(network, content, design),
+        wanted=lambda tables: undecided(network, tables, design),
     )
 
 
-def read(content: Mapping[str, Any], network: Network) -> list[set[int]]:
+def read(content: SurveyRecord, network: Network) -> list[set[int]]:
     """The widths of each layer of the site that were measured."""
-    tables = [content["layers"][layer.key] for layer in templates(network, expand=2, inputs="base")["conv"]]
-    return [{width for width, number in zip(t["widths"], t["readings"], strict=True) if number} for t in tables]
+    tables = [content.layers[layer.key] for layer in templates(network, expand=2, inputs="base")["conv"]]
+    return [{width for width, number in zip(t.widths, t.readings, strict=True) if number} for t in tables]
 
 
-def chosen(content: Mapping[str, Any], network: Network, design: Design = BIG) -> tuple[int, ...]:
-    return spaces(network, content, design)["hardware"].widths["conv"]
+def chosen(content: SurveyRecord, network: Network, design: Design = BIG) -> tuple[int, ...]:
+    return spaces(network, content.layers, design)["hardware"].widths["conv"]
 
 
 def test_the_steps_of_a_big_site_are_located_to_the_width() -> None:
@@ -322,12 +331,12 @@ def test_the_steps_of_a_big_site_are_located_to_the_width() -> None:
     (widths,) = read(content, network)
     assert widths >= {width for step in STEPS for width in (step, step + 1)}
     assert len(widths) <= MOST
-    assert content["cases"] == len(metric.asked) == len(widths) + 1  # and the classifier
-    assert content["interpolated"] == 512 - len(widths)
+    assert content.cases == len(metric.asked) == len(widths) + 1  # and the classifier
+    assert content.interpolated == 512 - len(widths)
     whole = sampled(network, Staircase(Target(threads=1)), most=512)
-    assert whole["interpolated"] == 0
+    assert whole.interpolated == 0
     (layer,) = templates(network, expand=2, inputs="base")["conv"]
-    assert content["layers"][layer.key]["median"] == pytest.approx(whole["layers"][layer.key]["median"])
+    assert content.layers[layer.key].median == pytest.approx(whole.layers[layer.key].median)
     assert chosen(content, network) == chosen(whole, network)
     assert len(set(STEPS) & set(chosen(whole, network))) >= 4  # not the ends of groups
 
@@ -342,17 +351,19 @@ def test_the_steps_of_a_big_site_are_found_in_noise() -> None:
         assert widths >= {width for step in STEPS for width in (step, step + 1)}
         assert len(widths) <= MOST
         assert chosen(content, network) == chosen(sampled(network, Staircase(Target(threads=1)), most=512), network)
-        assert len(content["survey"]) == 12  # one
+        assert len(content.survey) == 12  # one
 
 
 def test_what_is_interpolated_is_marked_and_lies_between_its_neighbours() -> None:
     network = wide()
-    content = json.loads(json.dumps(sampled(network, scripted(), most=FEW)))
-    (measured,) = site_curves(network, content, BIG).values()
-    (record,) = records(network, content, BIG, spaces(network, content, BIG))
+    content = from_json(
+        json.loads(json.dumps(to_json(sampled(network, scripted(), most=FEW)))), SurveyRecord, "survey.json"
+    )
+    (measured,) = site_curves(network, content.layers, BIG).values()
+    (record,) = records(network, content.layers, BIG, spaces(network, content.layers, BIG))
     (widths,) = read(content, network)
     assert record.interpolated == measured.interpolated == tuple(sorted(set(range(1, 513)) - widths))
-    assert record.of(json.loads(json.dumps(record.json()))) == record
+    assert from_json(json.loads(json.dumps(to_json(record))), CurveRecord, "design.json") == record
     assert measured.seconds == pytest.approx([1.5 * (3 + width / 100) for width in range(1, 513)])  # a line, as it is
     below, above = max(w for w in widths if w < 500), min(w for w in widths if w >= 500)
     assert above > 500

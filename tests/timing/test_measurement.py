@@ -7,6 +7,7 @@ import statistics
 import numpy as np
 import pytest
 
+from htas.files import from_json, to_json
 from htas.timing.measurement import CONTENDED, MOMENTS, Measurement
 
 
@@ -109,6 +110,4 @@ def test_no_reading_is_refused() -> None:
 
 def test_a_measurement_reads_back_from_json() -> None:
     found = Measurement((1.0, 2.5), "s", {"runtime": "eager"}, "s1", (1.0, 1.1), ("busy",))
-    assert Measurement.of(json.loads(json.dumps(found.json()))) == found
-    older = {name: value for name, value in found.json().items() if name not in ("levels", "remarks")}
-    assert Measurement.of(older) == Measurement((1.0, 2.5), "s", {"runtime": "eager"}, "s1")
+    assert from_json(json.loads(json.dumps(to_json(found))), Measurement, "it") == found

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from htas.files import to_json
 from htas.graph.layer import Layer
 from htas.metrics.latency import CHEAP
 from htas.runtimes import open_runtime
@@ -96,7 +97,7 @@ class Noise:
             "slow": self.slow,
             "spread": self.spread,
             "drift": self.drift,
-            "layers": {layer.key: each.json() for layer, each in zip(self.layers, self.readings, strict=True)},
+            "layers": {layer.key: to_json(each) for layer, each in zip(self.layers, self.readings, strict=True)},
         }
 
 

@@ -15,7 +15,7 @@ from htas.experiments.reproduce._plan import LENGTHS, PAPER, Plan
 from htas.experiments.reproduce._rows import table3, table4
 from htas.experiments.reproduce._widths import fig2, fig3, table2
 from htas.experiments.shared import own_folder
-from htas.files import read_json, write_json
+from htas.files import RecordError, from_json, read_json, to_json, write_json
 from htas.report.paper import Section, page
 from htas.text import TextTable, no_such, shown
 
@@ -59,7 +59,7 @@ def reproduce(what: Sequence[str], plan: Plan) -> tuple[Path, list[TextTable], l
             reasons.append(f"{name}: {error}")
             say(f"reproduce: {reasons[-1]}")
             continue
-        write_json(plan.folder / "sections" / f"{name}.json", section.json())
+        write_json(plan.folder / "sections" / f"{name}.json", to_json(section))
         rows = [section.headings, *section.rows]
         made.append(shown(rows, section.words, [section.title], [*section.says, ""], section.marked))
         path = page(TITLE, INTRO, _sections(plan.folder), plan.folder)
@@ -71,11 +71,12 @@ def _sections(folder: Path) -> list[Section]:
     found = []
     for path in (folder / "sections" / f"{name}.json" for name in ITEMS):
         if path.exists():
+            content = read_json(path)
             try:
-                found.append(Section.of(read_json(path)))
-            except (KeyError, TypeError) as error:
+                found.append(from_json(content, Section, path))
+            except RecordError as error:
                 raise UserError(
-                    f"{path} was not written by this version ({error!r}); delete it, and it is made again from the "
-                    "results beside it, or name another --out"
+                    f"{path} was not written by this version ({error.reason}); delete it, and it is made again from "
+                    "the results next to it, or name another --out"
                 ) from error
     return found

@@ -14,7 +14,7 @@ from htas.experiments.arms import Entry
 from htas.experiments.reproduce._cross import DATA, DEPTH, crossed
 from htas.experiments.reproduce._plan import MANUAL, PAPER, PUBLISHED, TAS, Plan, describe
 from htas.experiments.reproduce._rows import trained
-from htas.files import digest, read_json, write_json
+from htas.files import digest, read_json, to_json, write_json
 from htas.graph import resize
 from htas.graph.arch import Arch
 from htas.metrics.latency import Latency
@@ -158,7 +158,7 @@ def _candidates(plan: Plan) -> tuple[list[Candidate], Run, list[str], list[Entry
         (other.name, "this project", there[other.name, 0]),
     ]
     candidates = [
-        Candidate(name, kind, lambda arch=arch: resize(network, arch), digest(arch.json()))  # type: ignore[misc]
+        Candidate(name, kind, lambda arch=arch: resize(network, arch), digest(to_json(arch)))  # type: ignore[misc]
         for name, kind, arch in archs
     ]
     published = f"tas:{PAPER['tas_published'][DATA]}-ResNet{DEPTH}"
@@ -169,7 +169,7 @@ def _candidates(plan: Plan) -> tuple[list[Candidate], Run, list[str], list[Entry
         if entry is not None:
             arch = entry.result.arch
             candidates.append(
-                Candidate(name, kind, lambda arch=arch: resize(network, arch), digest(arch.json()))  # type: ignore[misc]
+                Candidate(name, kind, lambda arch=arch: resize(network, arch), digest(to_json(arch)))  # type: ignore[misc]
             )
     return candidates, job, notes, [entry for _, _, entry in entries if entry is not None]
 

@@ -12,7 +12,7 @@ from htas.experiments import compare
 from htas.experiments.arms import Entry
 from htas.experiments.intervals import Blocks
 from htas.experiments.reproduce._plan import DEPTHS, LAMBDA, LENGTHS, MANUAL, PAPER, PUBLISHED, TAS, Plan, within
-from htas.files import digest, read_json, write_json
+from htas.files import digest, from_json, read_json, to_json, write_json
 from htas.report.paper import Section
 from htas.run import named as run_named
 from htas.run.run import Run
@@ -187,10 +187,10 @@ def _measured(plan: Plan, data: str, depth: int) -> dict[str, Row]:
     key = digest(Run(config, plan.folder).place, names)
     if not path.exists() or read_json(path).get("inputs") != key:
         found = run_named.measure_networks(list(names.values()), config.target, ROUNDS, config.data.classes)
-        write_json(path, {"inputs": key, "networks": [[each.latency.json(), each.macs] for each in found]})
+        write_json(path, {"inputs": key, "networks": [[to_json(each.latency), each.macs] for each in found]})
     content = read_json(path)["networks"]
     return {
-        arm: Row(seconds=(Measurement.of(reading).estimate,), macs=macs / 1e6)
+        arm: Row(seconds=(from_json(reading, Measurement, path).estimate,), macs=macs / 1e6)
         for arm, (reading, macs) in zip(names, content, strict=True)
     }
 

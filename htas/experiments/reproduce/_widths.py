@@ -5,8 +5,10 @@ from dataclasses import replace
 
 from htas.errors import UserError
 from htas.experiments.reproduce._plan import PAPER, Plan
+from htas.files import read_record
 from htas.report.paper import Figure, Section, fitted_curve, scored_widths
 from htas.run.folder import open_run
+from htas.run.records import StageHeader
 from htas.run.run import Run
 from htas.run.stage import ensure
 from htas.run.stages import SURVEY
@@ -153,7 +155,7 @@ def _curves(plan: Plan) -> tuple[dict[int, CurveRecord], dict[int, CurveRecord],
     found = []
     for selection in ("ties", "paper"):
         options = replace(config.design, spaces=("hardware", "grid"), selection=selection)
-        curves = records(job.network, job.surveyed, options, spaces(job.network, job.surveyed, options))
+        curves = records(job.network, job.survey.layers, options, spaces(job.network, job.survey.layers, options))
         found.append({base: _common(curves, base) for base in OUTPUTS})
     return found[0], found[1], job
 
@@ -174,10 +176,10 @@ def _alike(curve: CurveRecord) -> str:
 
 
 def _doubts(job: Run, curves: Mapping[int, CurveRecord]) -> tuple[str, ...]:
-    return (*job.surveyed["doubts"], *(doubt for curve in curves.values() for doubt in curve.doubts))
+    return (*job.survey.doubts, *(doubt for curve in curves.values() for doubt in curve.doubts))
 
 
 def _facts(plan: Plan, job: Run) -> dict[str, str]:
-    content = job.surveyed
-    layers = f"{plural(content['cases'], 'layer')} in {content['took']:.0f} s, less those that the store knew"
+    took = read_record(job.folder / "survey.json", StageHeader).took
+    layers = f"{plural(job.survey.cases, 'layer')} in {took:.0f} s, less those that the store knew"
     return {"Survey": layers, **plan.facts(job.target)}
