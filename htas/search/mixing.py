@@ -150,7 +150,7 @@ def _product(one: Tensor, other: Tensor) -> Tensor:
     return torch.dot(_flat(one).flatten(), _flat(other).flatten())
 
 
-def _stacked(weights: Any, device: torch.device) -> Tensor:
+def stacked(weights: Any, device: torch.device) -> Tensor:
     """Weights of a draw as one tensor."""
     return weights if isinstance(weights, Tensor) else torch.stack([torch.as_tensor(w, device=device) for w in weights])
 
@@ -169,12 +169,12 @@ def interpolation(narrow: int, wide: int) -> Tensor:
     return matrix
 
 
-def _padded_to(value: Tensor, width: int) -> Tensor:
+def padded_to(value: Tensor, width: int) -> Tensor:
     """With channels of zeros behind its own."""
     return F.pad(value, (0, 0) * (value.dim() - 2) + (0, width - value.shape[1])) if value.shape[1] < width else value
 
 
-def _padded(affine: Sequence[tuple[Any, Any]], chosen: Sequence[int], weights: Any, room: int) -> tuple[Tensor, Tensor]:
+def padded(affine: Sequence[tuple[Any, Any]], chosen: Sequence[int], weights: Any, room: int) -> tuple[Tensor, Tensor]:
     """Scale and shift of a mixture whose narrower candidates are padded with zeros."""
     scale: Any = 0.0
     shift: Any = 0.0
@@ -193,7 +193,7 @@ def columns(segments: Sequence[Segment], room: Sequence[int], widths: Sequence[i
     return torch.cat(found)
 
 
-def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Scale and shift of a norm in eval mode."""
     assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | FirstOf)
     assert norm.running_var is not None and norm.running_mean is not None
@@ -202,6 +202,6 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     return scale, norm.bias - norm.running_mean * scale
 
 
-def _positive(weight: Any) -> bool:
+def positive(weight: Any) -> bool:
     """Whether a depth's weight takes part; a tensor always does, so that the graph has no host synchronisation."""
     return isinstance(weight, Tensor) or weight > 0

@@ -16,6 +16,7 @@ from htas.data.task import CLASSIFY, Inputs, Task, images_in, precise, scalar
 from htas.errors import UserError
 from htas.files import read_tensors, write_tensors
 from htas.graph.arch import Arch
+from htas.search.inherit import inherit
 from htas.search.problem import Problem
 from htas.search.record import EpochRecord
 from htas.search.supernet import Draw, Supernet
@@ -113,7 +114,7 @@ def opened(
     torch.manual_seed(problem.seed)
     supernet = Supernet(problem.network, problem.space, problem.reset, options.shortcut, mix, options.norms)
     if options.start == "base":
-        supernet.inherit(problem.base())
+        inherit(supernet, problem.base())
     elif options.start != "random":
         _load(supernet, Path(options.start))
     return placed(supernet, device)

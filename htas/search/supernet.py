@@ -9,10 +9,8 @@ interpolation and the mixture become one small matrix applied as a 1x1 convoluti
 (NormMix). Convolutions compute whole blocks of 8 channels; what is too much the matrix leaves out.
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -21,18 +19,19 @@ from torch import Tensor, nn
 
 from htas.graph import Network, Node
 from htas.graph.arch import Arch
-from htas.graph.resize import WINDOW, by_outputs
+from htas.graph.resize import by_outputs
+from htas.search.allocation import ALL, Allocation, key, widest
 from htas.search.mixing import (
     FirstOf,
     NormMix,
     WeightedSum,
-    _affine,
-    _padded,
-    _padded_to,
-    _positive,
-    _stacked,
     columns,
     interpolation,
+    padded,
+    padded_to,
+    positive,
+    scale_and_shift,
+    stacked,
 )
 from htas.spaces.space import Space
 from htas.training.layout import conv2d
@@ -42,10 +41,6 @@ MOMENTUM = 0.1
 
 BLOCK = 8
 """Channels that processors compute together: a tensor of 14 takes longer than one of 16 (docs/decisions.md)."""
-
-
-ALL = "all"
-"""Key of the one norm that stands for all widths."""
 
 
 ROOMY = ("conv", "norm", "map", "join", "flatten")
@@ -97,117 +92,25 @@ class Supernet(nn.Module):
         norms: Literal["own", "shared"] = "own",
     ) -> None:
         super().__init__()
-        self.network, self.space, self.shortcut, self.mix, self.norms = network, space, shortcut, mix, norms
-        self.capacity = _capacity(network, space, pad=shortcut == "pad")
-        self.body = copy.deepcopy(network.module)
-        self.projections = nn.ModuleDict()
-        self._nodes = {node.name: node for node in network.nodes}
+        self.network, self.space, self.shortcut, self.mix = network, space, shortcut, mix
+        allocation = Allocation(network, space, shortcut, norms)
+        self.capacity, self._nodes = allocation.capacity, allocation.nodes
+        self.body, self.projections = allocation.body, allocation.projections
         self._producer = {node.norm: node for node in network.nodes if node.kind == "conv" and node.norm}
         self._identities: dict[tuple[int, int, int, torch.device], Tensor] = {}
-        for node in network.nodes:
-            self._allocate(node)
         self._block = BLOCK if all(self._keeps_zeros(node) for node in network.nodes if node.kind == "map") else 1
         reset(self)
-
-    # -- weights -----------------------------------------------------------------------------------------------------
-
-    def _allocate(self, node: Node) -> None:
-        if node.again:
-            return
-        if node.kind in ("conv", "grouped"):
-            self.body.set_submodule(node.module, self._wide(node))
-        elif node.kind in ("norm", "layer_norm"):
-            self.body.set_submodule(node.module, self._norms(node))
-        elif node.kind == "scale":
-            self._set_scale(node)
-        elif node.kind == "project" and self.shortcut == "project":
-            inputs, outputs = self._channels(node.inputs[0]), self._channels(node.name)
-            norms = self._by_width(nn.BatchNorm2d, self._widths_at(node.inputs[1]) if node.normed else ())
-            self.projections[_key(node.name)] = nn.ModuleDict(
-                {"conv": nn.Conv2d(inputs, outputs, 1, bias=False), "norm": norms}
-            )
-
-    def _wide(self, node: Node) -> nn.Module:
-        old = self.network.module.get_submodule(node.module)
-        inputs, outputs = self._channels(node.inputs[0]), self._channels(node.name)
-        shape: dict[str, Any]
-        if isinstance(old, nn.Linear):
-            return nn.Linear(inputs, outputs, old.bias is not None)
-        if isinstance(old, nn.ConvTranspose2d):
-            shape = {name: getattr(old, name) for name in (*WINDOW, "output_padding")}
-            return nn.ConvTranspose2d(inputs, outputs, bias=old.bias is not None, **shape)
-        assert isinstance(old, nn.Conv2d)
-        groups = (
-            outputs // (node.layer.inputs // node.layer.groups)
-            if node.kind == "grouped" and node.layer is not None
-            else 1
-        )
-        shape = {name: getattr(old, name) for name in WINDOW}
-        return nn.Conv2d(inputs, outputs, groups=groups, bias=old.bias is not None, **shape)
-
-    def _norms(self, node: Node) -> nn.ModuleDict:
-        """One norm per width that may stand here; after a concatenation one for all."""
-        old = self.network.module.get_submodule(node.module)
-        made: Callable[[int], nn.Module]
-        if isinstance(old, nn.GroupNorm):
-            made = partial(nn.GroupNorm, old.num_groups, eps=old.eps)
-        elif isinstance(old, nn.LayerNorm):
-            made = partial(nn.LayerNorm, eps=old.eps, bias=old.bias is not None)
-        else:
-            assert isinstance(old, nn.BatchNorm1d | nn.BatchNorm2d)
-            made = partial(type(old), eps=old.eps)
-        if len(node.segments) > 1:  # for every combination of widths one of its own would be too many
-            return nn.ModuleDict({ALL: made(self._channels(node.name))})
-        channels = [width * node.segments[0].repeat for width in self._widths_at(node.inputs[0])]
-        return self._by_width(made, channels)
-
-    def _set_scale(self, node: Node) -> None:
-        """The parameter as wide as it may be; what the base has not, has the mean."""
-        owner, _, name = node.param.rpartition(".")
-        own = self.body.get_submodule(owner)
-        old, axis = getattr(own, name), node.param_axis
-        most = self._channels(node.name)
-        wide = old.detach().mean().expand([most if dim == axis else 1 for dim in range(old.dim())]).clone()
-        setattr(own, name, nn.Parameter(wide, old.requires_grad) if isinstance(old, nn.Parameter) else wide)
-
-    @staticmethod
-    def _get(module: nn.Module, path: str) -> Tensor:
-        owner, _, name = path.rpartition(".")
-        tensor: Tensor = getattr(module.get_submodule(owner), name)
-        return tensor
-
-    def _by_width(self, made: Callable[[int], nn.Module], channels: Sequence[int]) -> nn.ModuleDict:
-        if self.norms == "own" or not channels:
-            return nn.ModuleDict({str(count): made(count) for count in channels})
-        whole = made(max(channels))
-        return nn.ModuleDict({str(n): whole if n == max(channels) else FirstOf(whole, n) for n in channels})
-
-    def _channels(self, name: str) -> int:
-        segments = self._node(name).segments
-        return sum(w * s.repeat for w, s in zip(self.capacity[name], segments, strict=True))
 
     def _node(self, name: str) -> Node:
         return self._nodes[name]
 
-    def _widths_at(self, name: str) -> tuple[int, ...]:
-        """Every width that the (one segment of the) output of a node may have."""
-        node = self._node(name)
-        match node.kind:
-            case "conv":
-                return self.space.widths[node.site] if node.site else (node.segments[0].base,)
-            case "input" | "fixed":
-                return (node.segments[0].base,)
-            case "depth" | "join":
-                return tuple(sorted({w for source in node.inputs for w in self._widths_at(source)}))
-            case "project":
-                return self._widths_at(node.inputs[1])
-            case _:
-                return self._widths_at(node.inputs[0])
-
     @torch.no_grad()
     def _keeps_zeros(self, node: Node) -> bool:
         """Whether channels of zeros stay zeros; not where it cannot be tried."""
-        for shape in ((1, self._channels(node.inputs[0]), 4, 4), (1, self._channels(node.inputs[0]))):
+        source = self._node(node.inputs[0])
+        segments = zip(self.capacity[source.name], source.segments, strict=True)
+        channels = sum(width * segment.repeat for width, segment in segments)
+        for shape in ((1, channels, 4, 4), (1, channels)):
             try:
                 out = node.run(self.body.get_submodule, (torch.zeros(shape),))
             except Exception:  # whatever a network of the user's does with an input of another shape
@@ -215,74 +118,13 @@ class Supernet(nn.Module):
             return isinstance(out, Tensor) and not out.any()
         return False
 
-    @torch.no_grad()
-    def inherit(self, trained: nn.Module) -> None:
-        """Start from a trained base network: every slice and norm takes what it has in common with it."""
-        for node in self.network.nodes:
-            if node.kind in ("conv", "grouped"):
-                self._inherit_conv(node, trained.get_submodule(node.module))
-            elif node.kind in ("norm", "layer_norm"):
-                self._inherit_norm(node, trained.get_submodule(node.module))
-            elif node.kind == "scale":
-                scale, given = self._get(self.body, node.param), self._get(trained, node.param)
-                axis = node.param_axis
-                there, here = self._common(node, scale.device)
-                scale.index_copy_(axis, there, given.to(scale.device).index_select(axis, here))
-            elif node.module:
-                self.body.get_submodule(node.module).load_state_dict(trained.get_submodule(node.module).state_dict())
-        into, out = self.body.state_dict(), trained.state_dict()
-        for name in self._direct & into.keys() & out.keys():  # parameters and buffers that forward uses by itself
-            into[name].copy_(out[name])
-
-    @property
-    def _direct(self) -> set[str]:
-        """Tensors of the network that no module that is resized has."""
-        resized = {node.module for node in self.network.nodes if node.kind in ("conv", "grouped", "norm", "layer_norm")}
-        scaled = {node.param for node in self.network.nodes if node.param}
-        names = {name for name in self.network.module.state_dict() if name.rpartition(".")[0] not in resized}
-        return names - scaled
-
-    def _inherit_norm(self, node: Node, source: nn.Module) -> None:
-        own = self.body.get_submodule(node.module)
-        for norm in own.children():
-            for name in ("weight", "bias", "running_mean", "running_var"):
-                if getattr(source, name, None) is None:
-                    continue
-                tensor, given = getattr(norm, name), getattr(source, name).to(getattr(norm, name).device)
-                if len(node.segments) > 1:
-                    there, here = self._common(node, given.device)
-                    tensor[there] = given[here]
-                else:
-                    common = min(len(tensor), len(given))
-                    tensor[:common] = given[:common]
-
-    def _inherit_conv(self, node: Node, source: nn.Module) -> None:
-        own = self.body.get_submodule(node.module)
-        there, here = self._common(node, own.weight.device)  # type: ignore[arg-type]
-        weight, given = by_outputs(own), by_outputs(source).to(own.weight.device)  # type: ignore[arg-type]
-        if node.kind == "grouped":
-            weight[there] = given[here]
-            rows = there, here
-        else:
-            count = min(len(weight), len(given))
-            weight[torch.arange(count)[:, None], there] = given[:count][:, here]
-            rows = (torch.arange(count),) * 2
-        if isinstance(own.bias, Tensor) and isinstance(source.bias, Tensor):
-            own.bias[rows[0]] = source.bias.to(own.bias.device)[rows[1]]
-
-    def _common(self, node: Node, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Of the channels that a node takes in, those of the base network: where they stand here, and there."""
-        room, base = self.capacity[node.inputs[0]], tuple(segment.base for segment in node.consumed)
-        common = tuple(min(one, two) for one, two in zip(room, base, strict=True))
-        return columns(node.consumed, room, common, device), columns(node.consumed, base, common, device)
-
     # -- forward -----------------------------------------------------------------------------------------------------
 
     def forward(self, images: Tensor | tuple[Tensor, ...], draw: Draw) -> Any:
         """[N, C, H, W], or a tensor for each input, to the network's output, under one draw."""
         values: dict[str, Any] = {}
         widths: dict[str, tuple[int, ...]] = {}
-        deepest = {site: max(k for k, p in enumerate(weights) if _positive(p)) for site, weights in draw.depths.items()}
+        deepest = {site: max(k for k, p in enumerate(weights) if positive(p)) for site, weights in draw.depths.items()}
         given = iter((images,) if isinstance(images, Tensor) else images)
         for node in self.network.nodes:
             if any(block > deepest[site] for site, block in node.blocks):
@@ -410,18 +252,18 @@ class Supernet(nn.Module):
     ) -> Tensor:
         """Two candidates' norms, interpolated and mixed. In training they share the statistics of the batch."""
         if not self.training:
-            return self._combine(inputs, chosen, weights, [_affine(norm) for norm in norms])
+            return self._combine(inputs, chosen, weights, [scale_and_shift(norm) for norm in norms])
         eps: float = norms[0].eps  # type: ignore[assignment]
         affine = [(norm.weight, norm.bias) for norm in norms]
         if self.mix == "pad":
             mean, var = inputs.new_zeros(2, inputs.shape[1], dtype=norms[0].weight.dtype)  # type: ignore[arg-type]
-            scale, shift = _padded(affine, chosen, weights, inputs.shape[1])
+            scale, shift = padded(affine, chosen, weights, inputs.shape[1])
             out = F.batch_norm(inputs, mean, var, scale, shift, True, 1.0, eps)
         else:
             narrow = chosen.index(min(chosen))
             wide = max(chosen)
             stretch = self._stretch(chosen[narrow], wide, inputs.device, inputs.shape[1])
-            shares = _stacked(weights, inputs.device)
+            shares = stacked(weights, inputs.device)
             affines = (*affine[narrow], *affine[1 - narrow])
             out, mean, var = NormMix.apply(inputs, shares, stretch, narrow, *affines, eps)  # type: ignore[no-untyped-call]
         with torch.no_grad():
@@ -493,7 +335,7 @@ class Supernet(nn.Module):
         if self.shortcut == "pad":
             return inputs, before[0]
         chosen, weights = self._candidates(node.inputs[1], before[1], draw)
-        parts = self.projections[_key(node.name)]
+        parts = self.projections[key(node.name)]
         assert isinstance(parts, nn.ModuleDict)
         width, have = max(chosen), before[0][0]
         if all(candidate == have for candidate in chosen):
@@ -524,17 +366,17 @@ class Supernet(nn.Module):
         first = node.axis == 1 and all(self._node(name).axis == 1 for name in node.inputs)
         if first and (self.shortcut == "pad" or len(set(before)) == 1):
             width = max(value.shape[1] for value in inputs)
-            inputs = tuple(_padded_to(value, width) for value in inputs)
-        return node.run(self.body.get_submodule, inputs), _widest(before)
+            inputs = tuple(padded_to(value, width) for value in inputs)
+        return node.run(self.body.get_submodule, inputs), widest(before)
 
     def _mix_depths(
         self, node: Node, values: dict[str, Any], widths: dict[str, tuple[int, ...]], weights: Any
     ) -> tuple[Tensor, tuple[int, ...]]:
-        used = [(p, name) for p, name in zip(weights, node.inputs, strict=True) if _positive(p)]
+        used = [(p, name) for p, name in zip(weights, node.inputs, strict=True) if positive(p)]
         wide = max(widths[name] for _, name in used)
         if len(used) == 1:
             return values[used[0][1]], wide
-        shares = _stacked([p for p, _ in used], values[used[0][1]].device)
+        shares = stacked([p for p, _ in used], values[used[0][1]].device)
         if len(wide) > 1:  # ends that are concatenated have one width each
             parts = [self._concatenated(name, values[name], widths[name]) for _, name in used]
             return WeightedSum.apply(shares, *parts), wide  # type: ignore[no-untyped-call]
@@ -551,7 +393,7 @@ class Supernet(nn.Module):
     def _widen(self, inputs: Tensor, narrow: int, wide: int, room: int) -> Tensor:
         """A tensor of `narrow` channels, and maybe zeros behind, as one of `wide`, and zeros to fill the room."""
         if narrow == wide:
-            return _padded_to(inputs, room)
+            return padded_to(inputs, room)
         matrix = F.pad(self._stretch(narrow, wide, inputs.device, room), (0, inputs.shape[1] - narrow))
         return F.conv2d(inputs, matrix[:, :, None, None].to(inputs.dtype))
 
@@ -561,37 +403,3 @@ class Supernet(nn.Module):
             return value
         width, axis = widths[0] * self._node(name).segments[0].repeat, self._node(name).axis
         return value.narrow(axis, 0, width) if value.shape[axis] > width else value
-
-
-def _capacity(network: Network, space: Space, *, pad: bool) -> dict[str, tuple[int, ...]]:
-    """The widest that each segment of each node's output can be."""
-    found: dict[str, tuple[int, ...]] = {}
-    for node in network.nodes:
-        inputs = [found[name] for name in node.inputs if name in found]
-        match node.kind:
-            case "conv":
-                found[node.name] = (max(space.widths[node.site]),) if node.site else (node.segments[0].base,)
-            case "input" | "fixed":
-                found[node.name] = tuple(segment.base for segment in node.segments)
-            case "depth" | "join":
-                found[node.name] = _widest(inputs)
-            case "project":
-                found[node.name] = inputs[0] if pad else inputs[1]
-            case "concat":
-                found[node.name] = tuple(w for widths in inputs for w in widths)
-            case "value":
-                continue
-            case _:
-                found[node.name] = inputs[0]
-    return found
-
-
-def _widest(inputs: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The most channels of each segment; of inputs that are not laid out alike, which are frozen, the first's."""
-    if len({len(widths) for widths in inputs}) > 1:
-        return inputs[0]
-    return tuple(max(widths) for widths in zip(*inputs, strict=True))
-
-
-def _key(name: str) -> str:
-    return name.replace(".", "/")

@@ -1,0 +1,154 @@
+"""The modules of a supernet: every tensor as wide as its widest candidate, and a norm for every width."""
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+from torch import nn
+
+from htas.graph import Network, Node
+from htas.graph.resize import WINDOW
+from htas.search.mixing import FirstOf
+from htas.spaces.space import Space
+
+ALL = "all"
+"""Key of the one norm that stands for all widths."""
+
+
+class Allocation:
+    """Modules for all archs of a space, their weights not yet drawn.
+
+    Raises UserError where a norm or grouping is not understood.
+    """
+
+    def __init__(
+        self, network: Network, space: Space, shortcut: Literal["project", "pad"], norms: Literal["own", "shared"]
+    ) -> None:
+        self.network, self.space, self.shortcut, self.norms = network, space, shortcut, norms
+        self.nodes = {node.name: node for node in network.nodes}
+        self.capacity = capacity(network, space, pad=shortcut == "pad")
+        """The widest that each segment of each node's output can be."""
+        self.body = copy.deepcopy(network.module)
+        self.projections = nn.ModuleDict()
+        for node in network.nodes:
+            self._allocate(node)
+
+    def _allocate(self, node: Node) -> None:
+        if node.again:
+            return
+        if node.kind in ("conv", "grouped"):
+            self.body.set_submodule(node.module, self._wide(node))
+        elif node.kind in ("norm", "layer_norm"):
+            self.body.set_submodule(node.module, self._norms(node))
+        elif node.kind == "scale":
+            self._set_scale(node)
+        elif node.kind == "project" and self.shortcut == "project":
+            inputs, outputs = self.channels(node.inputs[0]), self.channels(node.name)
+            norms = self._by_width(nn.BatchNorm2d, self._widths_at(node.inputs[1]) if node.normed else ())
+            self.projections[key(node.name)] = nn.ModuleDict(
+                {"conv": nn.Conv2d(inputs, outputs, 1, bias=False), "norm": norms}
+            )
+
+    def _wide(self, node: Node) -> nn.Module:
+        old = self.network.module.get_submodule(node.module)
+        inputs, outputs = self.channels(node.inputs[0]), self.channels(node.name)
+        shape: dict[str, Any]
+        if isinstance(old, nn.Linear):
+            return nn.Linear(inputs, outputs, old.bias is not None)
+        if isinstance(old, nn.ConvTranspose2d):
+            shape = {name: getattr(old, name) for name in (*WINDOW, "output_padding")}
+            return nn.ConvTranspose2d(inputs, outputs, bias=old.bias is not None, **shape)
+        assert isinstance(old, nn.Conv2d)
+        groups = (
+            outputs // (node.layer.inputs // node.layer.groups)
+            if node.kind == "grouped" and node.layer is not None
+            else 1
+        )
+        shape = {name: getattr(old, name) for name in WINDOW}
+        return nn.Conv2d(inputs, outputs, groups=groups, bias=old.bias is not None, **shape)
+
+    def _norms(self, node: Node) -> nn.ModuleDict:
+        """One norm per width that may stand here; after a concatenation one for all."""
+        old = self.network.module.get_submodule(node.module)
+        made: Callable[[int], nn.Module]
+        if isinstance(old, nn.GroupNorm):
+            made = partial(nn.GroupNorm, old.num_groups, eps=old.eps)
+        elif isinstance(old, nn.LayerNorm):
+            made = partial(nn.LayerNorm, eps=old.eps, bias=old.bias is not None)
+        else:
+            assert isinstance(old, nn.BatchNorm1d | nn.BatchNorm2d)
+            made = partial(type(old), eps=old.eps)
+        if len(node.segments) > 1:  # for every combination of widths one of its own would be too many
+            return nn.ModuleDict({ALL: made(self.channels(node.name))})
+        channels = [width * node.segments[0].repeat for width in self._widths_at(node.inputs[0])]
+        return self._by_width(made, channels)
+
+    def _set_scale(self, node: Node) -> None:
+        """The parameter as wide as it may be; what the base has not, has the mean."""
+        owner, _, name = node.param.rpartition(".")
+        own = self.body.get_submodule(owner)
+        old, axis = getattr(own, name), node.param_axis
+        most = self.channels(node.name)
+        wide = old.detach().mean().expand([most if dim == axis else 1 for dim in range(old.dim())]).clone()
+        setattr(own, name, nn.Parameter(wide, old.requires_grad) if isinstance(old, nn.Parameter) else wide)
+
+    def _by_width(self, made: Callable[[int], nn.Module], channels: Sequence[int]) -> nn.ModuleDict:
+        if self.norms == "own" or not channels:
+            return nn.ModuleDict({str(count): made(count) for count in channels})
+        whole = made(max(channels))
+        return nn.ModuleDict({str(n): whole if n == max(channels) else FirstOf(whole, n) for n in channels})
+
+    def channels(self, name: str) -> int:
+        segments = self.nodes[name].segments
+        return sum(w * s.repeat for w, s in zip(self.capacity[name], segments, strict=True))
+
+    def _widths_at(self, name: str) -> tuple[int, ...]:
+        """Every width that the (one segment of the) output of a node may have."""
+        node = self.nodes[name]
+        match node.kind:
+            case "conv":
+                return self.space.widths[node.site] if node.site else (node.segments[0].base,)
+            case "input" | "fixed":
+                return (node.segments[0].base,)
+            case "depth" | "join":
+                return tuple(sorted({w for source in node.inputs for w in self._widths_at(source)}))
+            case "project":
+                return self._widths_at(node.inputs[1])
+            case _:
+                return self._widths_at(node.inputs[0])
+
+
+def capacity(network: Network, space: Space, *, pad: bool) -> dict[str, tuple[int, ...]]:
+    """The widest that each segment of each node's output can be."""
+    found: dict[str, tuple[int, ...]] = {}
+    for node in network.nodes:
+        inputs = [found[name] for name in node.inputs if name in found]
+        match node.kind:
+            case "conv":
+                found[node.name] = (max(space.widths[node.site]),) if node.site else (node.segments[0].base,)
+            case "input" | "fixed":
+                found[node.name] = tuple(segment.base for segment in node.segments)
+            case "depth" | "join":
+                found[node.name] = widest(inputs)
+            case "project":
+                found[node.name] = inputs[0] if pad else inputs[1]
+            case "concat":
+                found[node.name] = tuple(w for widths in inputs for w in widths)
+            case "value":
+                continue
+            case _:
+                found[node.name] = inputs[0]
+    return found
+
+
+def widest(inputs: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The most channels of each segment; of inputs that are not laid out alike, which are frozen, the first's."""
+    if len({len(widths) for widths in inputs}) > 1:
+        return inputs[0]
+    return tuple(max(widths) for widths in zip(*inputs, strict=True))
+
+
+def key(name: str) -> str:
+    """A node's name as the key of a ModuleDict, in which no dot may stand."""
+    return name.replace(".", "/")
