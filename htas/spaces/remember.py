@@ -18,8 +18,9 @@ from htas.console.progress import say
 from htas.errors import UserError
 from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, More, OnRound, Wanted, by_case
+from htas.timing.entry import Entry
 from htas.timing.measurement import LOW, Measurement
-from htas.timing.store import Entry, Store
+from htas.timing.store import Store
 
 ANCHOR = Layer("conv", 16, 16, (32, 32), (3, 3), padding=(1, 1), norm=True, activation="relu")
 """Read in every survey."""

@@ -27,8 +27,9 @@ from htas.run import folder, named, stage
 from htas.run import stages as pipeline
 from htas.run.config import FIELDS, TABLES, Config, load
 from htas.run.run import Run
+from htas.timing.entry import Entry
 from htas.timing.measurement import Measurement
-from htas.timing.store import Entry, Store
+from htas.timing.store import Store
 from htas.timing.target import Target, usable_cores
 from tests.report.test_report import REPORT
 

@@ -13,16 +13,20 @@ from dataclasses import fields, replace
 from math import isfinite
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pyarrow
 import pytest
 from pyarrow import parquet
 
 from htas.errors import UserError
 from htas.graph.layer import Layer
+from htas.timing import entry as stored
 from htas.timing import store
+from htas.timing.entry import Entry
 from htas.timing.measurement import Measurement
-from htas.timing.store import Entry, Store
+from htas.timing.store import Store
 
 KINDS = [".csv", ".parquet"]
 
@@ -69,10 +73,10 @@ def test_entries_come_back_as_they_were_given(kept: Store) -> None:
 
 
 def any_floats(count: int) -> tuple[float, ...]:
-    """Finite floats of random bits, which is of all sizes, and the odd ones."""
+    """Positive floats of random bits, which is of all sizes, and the odd ones."""
     rng = random.Random(0)
-    drawn = (struct.unpack("d", rng.randbytes(8))[0] for _ in range(count))
-    return (*filter(isfinite, drawn), 5e-324, -0.0, sys.float_info.max, 0.1 + 0.2)
+    drawn = (abs(struct.unpack("d", rng.randbytes(8))[0]) for _ in range(count))
+    return (*filter(isfinite, drawn), 5e-324, sys.float_info.max, 0.1 + 0.2)
 
 
 def bits(values: tuple[float, ...]) -> list[bytes]:
@@ -91,8 +95,8 @@ def test_floats_come_back_to_the_last_bit(kept: Store) -> None:
 
 def test_every_field_of_a_measurement_has_a_column() -> None:
     columns = {"readings" if field.name == "values" else field.name for field in fields(Measurement)}
-    assert columns < set(store.COLUMNS)
-    assert set(entry().json()) == set(store.COLUMNS)
+    assert columns < set(stored.COLUMNS)
+    assert set(entry().json()) == set(stored.COLUMNS)
 
 
 def test_the_sqlite3_command_can_read_it(kept: Store) -> None:
@@ -195,6 +199,8 @@ def test_a_question_makes_no_file(kept: Store) -> None:
         (lambda: replace(entry(), layer='{"b": 1, "a": 2}'), "must be JSON as Layer.key writes it"),
         (lambda: replace(entry(), layer="[1]"), "must be JSON as Layer.key writes it"),
         (lambda: entry(value=float("inf")), "readings must be finite"),
+        (lambda: entry(value=0.0), "readings must be finite and above 0 to be stored"),
+        (lambda: entry(value=-0.001), "readings must be finite and above 0 to be stored"),
         (lambda: replace(entry(), anchor=(float("nan"),)), "readings must be finite"),
         (
             lambda: replace(entry(), measurement=Measurement((1.0,), "s", {}, "s1", (float("nan"),))),
@@ -281,6 +287,8 @@ def altered(path: Path, column: str, value: str) -> None:
         ("readings", "[1" + "0" * 400 + "]", r"readings is not .*000\.\.\."),
         ("readings", "[true]", "readings is not"),
         ("readings", "[]", "at least one reading"),
+        ("readings", "[0.001, 0.0]", "readings must be finite and above 0 to be stored"),
+        ("levels", "[1.0, -1.0]", "readings must be finite and above 0 to be stored"),
         ("readings", "[1.0", "row 2 of .* cannot be read"),
         ("anchor", '{"a": 1}', "anchor is not"),
         ("levels", "[null]", "levels is not"),
@@ -324,7 +332,8 @@ def test_a_row_cut_short_is_named(kept: Store, tmp_path: Path) -> None:
         ("table.csv", b"a,b\n1,2\n", "has no column 'format'"),
         ("table.csv", b"", "has no column 'format'"),
         ("table.csv", b"\xff\xfe\x00", "cannot be read .*utf-8"),
-        ("table.csv", b'format,place,metric\n1,"here', "has no column 'survey'"),
+        ("table.csv", b"format,place,metric\n1,here,latency\n", "has no column 'survey'"),
+        ("table.csv", b'format,place,metric\n1,"here', "cannot be read .unexpected end of data."),
         ("table.parquet", b"PAR1", "cannot be read"),
         ("table.parquet", b"", "cannot be read"),
         ("table.csv", None, "table.csv does not exist"),
@@ -383,7 +392,7 @@ def stop_half_way(path: Path) -> None:
             os._exit(9)
         return keep(connection, each)
 
-    keep, store._keep = store._keep, die
+    keep, store._insert = store._insert, die
     Store(path).add(given())
 
 
@@ -403,8 +412,9 @@ def test_several_processes_write_at_once(kept: Store, damaged: bool) -> None:
     assert {each.survey for each in found} == {f"p{n}-{number}" for n in range(4) for number in range(20)}
     assert {each.layers for each in found} == {2}
     assert rows(kept.path, "PRAGMA integrity_check") == [("ok",)]
-    left = [path.name for path in kept.path.parent.iterdir() if path != kept.path]
-    assert [name[:21] for name in left] == ["store.sqlite.damaged-"] * damaged
+    left = {path.name[:21] for path in kept.path.parent.iterdir() if path != kept.path}
+    assert left == ({"store.sqlite.damaged-", "store.sqlite.lock"} if damaged else set())
+    assert len(list(kept.path.parent.glob("*.damaged-*"))) == damaged
 
 
 def test_a_process_that_dies_half_way_leaves_nothing_of_its_survey(kept: Store) -> None:
@@ -429,40 +439,22 @@ def test_readers_do_not_wait_for_a_writer_where_the_file_system_allows(kept: Sto
 
 
 def test_a_store_on_a_shared_disk_has_no_write_ahead_log(kept: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept.add([entry(8)])
-    monkeypatch.setattr(store, "_is_local", lambda path: False)
-    kept.add([entry(16)])
+    monkeypatch.setattr(store, "_is_shared", lambda path: True)
+    kept.add([entry(8), entry(16)])
     assert rows(kept.path, "PRAGMA journal_mode") == [("delete",)]
     assert kept.entries("s1") == [entry(8), entry(16)]
 
 
-def test_the_way_of_writing_waits_until_others_are_done(kept: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(store, "_is_local", lambda path: False)
-        kept.add([entry(8)])
-    monkeypatch.setattr(store, "_is_local", lambda path: True)
-    with closing(sqlite3.connect(kept.path, isolation_level=None)) as reader:
-        reader.execute("BEGIN")
-        reader.execute("SELECT * FROM readings").fetchone()
-        assert replace(kept, timeout=0.0).entries("s1") == [entry(8)]
-        assert rows(kept.path, "PRAGMA journal_mode") == [("delete",)]
-    assert kept.entries("s1") == [entry(8)]
-    assert rows(kept.path, "PRAGMA journal_mode") == [("wal",)]
-
-
-def test_the_file_system_is_that_of_the_nearest_mount() -> None:
-    mounts = "\n".join(
-        [
-            "/dev/vda / ext4 rw 0 0",
-            "tmpfs /home tmpfs rw 0 0",
-            "server:/home /home nfs4 rw 0 0",
-            r"//server/x /home/me/my\040disk cifs rw 0 0",
-        ]
-    )
-    assert store._file_system(Path("/home/me/.local"), mounts) == "nfs4"
-    assert store._file_system(Path("/home/me/my disk/a"), mounts) == "cifs"
-    assert store._file_system(Path("/homes"), mounts) == "ext4"
-    assert store._file_system(Path("/homes"), "") == ""
+def test_the_file_system_is_that_of_the_nearest_mount(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mounts = {"/": "ext4", "/home": "nfs4", "/home/me/my disk": "cifs", "/homes": "xfs"}
+    partitions = [SimpleNamespace(mountpoint=point, fstype=kind) for point, kind in mounts.items()]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: partitions)
+    assert store._is_shared(Path("/home/.local/store.sqlite"))
+    assert store._is_shared(Path("/home/me/my disk/a/store.sqlite"))
+    assert not store._is_shared(Path("/homes/store.sqlite"))
+    assert not store._is_shared(Path("/elsewhere/store.sqlite"))
+    partitions.clear()
+    assert not store._is_shared(Path("/home/store.sqlite"))
 
 
 # -- files that cannot be used -----------------------------------------------------------------------------------------
@@ -483,15 +475,15 @@ def test_a_locked_store_is_waited_for_and_then_refused(kept: Store) -> None:
 
 def test_a_full_disk_is_said_and_loses_nothing(kept: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     kept.add([entry(8)])
-    whole = store._transaction
+    prepare = Store._prepare
 
-    def full(connection: sqlite3.Connection) -> object:
+    def full(self: Store, connection: sqlite3.Connection) -> None:
+        prepare(self, connection)
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite then answers as on a full disk
-        return whole(connection)
 
     with monkeypatch.context() as patched:
-        patched.setattr(store, "_transaction", full)
+        patched.setattr(Store, "_prepare", full)
         with pytest.raises(
             UserError, match=r"store.sqlite is on a disk that is full; free some space, or name another"
         ):
@@ -586,8 +578,7 @@ def test_a_damaged_store_is_set_aside_and_a_new_one_begun(
     broken = kept.path.read_bytes()
     assert kept.add([entry(8, "new")]) == 1
     said = capsys.readouterr().err
-    (aside,) = (path for path in kept.path.parent.iterdir() if path != kept.path)
-    assert aside.name.startswith("store.sqlite.damaged-20")
+    (aside,) = kept.path.parent.glob("store.sqlite.damaged-20*")
     assert aside.read_bytes() == broken
     assert said.startswith(f"the store {kept.path} is damaged (")
     assert f"it is {aside.name} now, and a new one is begun" in said
@@ -601,7 +592,7 @@ def test_the_log_of_a_damaged_store_goes_with_it(kept: Store) -> None:
     for ending in ("-wal", "-shm"):
         kept.path.with_name(f"store.sqlite{ending}").write_text(ending)
     kept._set_aside(inode, sqlite3.DatabaseError("some damage"))
-    found = sorted(path.name for path in kept.path.parent.iterdir())
+    found = sorted(path.name for path in kept.path.parent.glob("*.damaged-*"))
     assert found == [f"{found[0]}{ending}" for ending in ("", "-shm", "-wal")]
     assert kept.path.with_name(f"{found[0]}-wal").read_text() == "-wal"
     assert kept.entries("s1") == []
@@ -659,68 +650,6 @@ def test_one_row_that_cannot_be_read_is_named_and_can_be_forgotten(kept: Store, 
     assert {each.survey for each in kept.surveys()} == {"s1", "s2"}
     assert kept.forget("s1") == 1
     assert kept.entries("s2") == [entry(8, "s2")]
-
-
-# -- formats -----------------------------------------------------------------------------------------------------------
-
-
-def format_1(path: Path) -> None:
-    """A store as the first version wrote it, by hand: this text stays as it is when the store changes."""
-    path.parent.mkdir()
-    execute(
-        path,
-        "CREATE TABLE readings (id INTEGER PRIMARY KEY, place TEXT NOT NULL, metric TEXT NOT NULL,"
-        " survey TEXT NOT NULL, layer TEXT NOT NULL, unit TEXT NOT NULL, date TEXT NOT NULL, context TEXT NOT NULL,"
-        " doubts TEXT NOT NULL, remarks TEXT NOT NULL, readings TEXT NOT NULL, levels TEXT NOT NULL,"
-        " anchor TEXT NOT NULL, UNIQUE (place, metric, layer, survey))",
-        f"""INSERT INTO readings VALUES (7, 'here', 'latency', 's1', '{layer(8)}', 's',
-        '2026-11-23T01:00:00.000000+00:00',
-        '{{"device": "cpu", "runtime": "eager", "batch": "4"}}', '["too noisy; stop other work"]',
-        '["another process ran"]', '[0.001, 0.002]', '[1.0, 1.25]',
-        '[0.5, 0.25]')""",
-        "PRAGMA user_version = 1",
-        "PRAGMA application_id = 1752457587",
-    )
-
-
-def test_a_store_of_the_first_format_is_read(kept: Store) -> None:
-    format_1(kept.path)
-    assert kept.entries("s1") == [entry(8)]
-    assert kept.add([entry(8), entry(16)]) == 1
-
-
-def test_an_older_store_is_brought_to_this_format_in_place(kept: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    format_1(kept.path)
-    newer = (
-        "ALTER TABLE readings ADD COLUMN room TEXT NOT NULL DEFAULT 'attic'",
-        "CREATE INDEX by_survey ON readings (survey)",
-    )
-    monkeypatch.setattr(store, "STEPS", (*store.STEPS, newer))
-    assert kept.entries("s1") == [entry(8)]
-    assert rows(kept.path, "PRAGMA user_version") == [(2,)]
-    assert rows(kept.path, "SELECT id, room FROM readings") == [(7, "attic")]
-    assert kept.add([entry(16)]) == 1
-
-
-def test_a_migration_that_fails_half_way_changes_nothing(kept: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    format_1(kept.path)
-    newer = ("ALTER TABLE readings ADD COLUMN room TEXT", "ALTER TABLE no_such_table ADD COLUMN room TEXT")
-    with monkeypatch.context() as patched:
-        patched.setattr(store, "STEPS", (*store.STEPS, newer))
-        with pytest.raises(sqlite3.OperationalError, match="no such table"):
-            kept.entries("s1")
-    assert rows(kept.path, "PRAGMA user_version") == [(1,)]
-    assert "room" not in {row[1] for row in rows(kept.path, "PRAGMA table_info(readings)")}
-    assert kept.entries("s1") == [entry(8)]
-
-
-def test_a_new_store_takes_the_same_steps(kept: Store) -> None:
-    kept.add([entry(8)])
-    by_hand = kept.path.with_name("hand") / "store.sqlite"
-    format_1(by_hand)
-    columns = "PRAGMA table_info(readings)"
-    assert rows(kept.path, columns) == rows(by_hand, columns)
-    assert rows(kept.path, "PRAGMA user_version") == [(len(store.STEPS),)]
 
 
 # -- where it is -------------------------------------------------------------------------------------------------------
