@@ -37,7 +37,6 @@ ORDER = [
     "plugins",
     "data",
     "console",
-    "options",
     "text",
     "files",
     "errors",

@@ -23,7 +23,7 @@ from htas.cli.verbs import CONFIGURED, VERBS, report
 from htas.console.record import recording
 from htas.errors import UserError
 from htas.files import __version__
-from htas.options import allowed
+from htas.plugins.values import allowed
 
 APP = App(
     name="htas",

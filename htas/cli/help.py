@@ -11,7 +11,8 @@ from htas import text
 from htas.cli.parameters import Overrides
 from htas.cli.sources import config_file, is_run
 from htas.errors import UserError
-from htas.options import Option, allowed
+from htas.plugins.options import Option
+from htas.plugins.values import allowed
 from htas.run.config import NAMED, SCALARS, TABLES, NamedTable, configured_names, table_options
 
 COMMON = (

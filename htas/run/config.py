@@ -18,7 +18,8 @@ import tomli_w
 
 from htas import plugins
 from htas.errors import UserError
-from htas.options import REFUSED, Option, Options, allowed, check, options_of, parse, source_file
+from htas.plugins.options import Option, Options, options_of, source_file
+from htas.plugins.values import REFUSED, allowed, check, parse
 from htas.text import listing, near, no_such
 from htas.training.recipe import RECIPES, Recipe
 

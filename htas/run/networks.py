@@ -1,7 +1,6 @@
 """Networks by name: `cifar_resnet:164:bottleneck`, `imagenet_resnet:50`, `custom:my_nets:make` (a function of your
 own), and TAS's published ones, `tas:C010-ResNet32`."""
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from functools import cache
@@ -18,6 +17,8 @@ from htas.graph.arch import Arch
 from htas.models import ModelFamily
 from htas.models.cifar_resnet import CifarResNet
 from htas.plugins import find
+from htas.plugins.options import options_of
+from htas.plugins.values import REFUSED, allowed, parse
 from htas.text import no_such
 
 CLASSES = {"cifar10": 10, "cifar100": 100}
@@ -31,21 +32,21 @@ def build(name: str, classes: int) -> nn.Module:
     family, _, rest = name.partition(":")
     if family == "tas":
         return tas(rest)
-    options = [rest] if family == "custom" else rest.split(":") if rest else []
-    if "." in family and options:  # a class of your own
-        family, options = f"{family}:{options[0]}", options[1:]
+    parts = [rest] if family == "custom" else rest.split(":") if rest else []
+    if "." in family and parts:  # a class of the user's own
+        family, parts = f"{family}:{parts[0]}", parts[1:]
     kind: type[Any] = find(models, ModelFamily, family)
-    fields = [field for field in dataclasses.fields(kind) if field.init]
-    if len(options) > len(fields):
-        known = ":".join(field.name for field in fields)
-        raise UserError(f"{name!r} has too many parts; write it as {family}:{known}")
+    options = options_of(kind)
+    if len(parts) > len(options):
+        raise UserError(f"{name!r} has too many parts; write it as {family}:{':'.join(options)}")
     values = {}
-    for field, text in zip(fields, options, strict=False):
-        if field.type is int and not text.isdecimal():
-            raise UserError(f"{field.name} of {name!r} must be a whole number, got {text!r}")
-        values[field.name] = int(text) if field.type is int else text
-    made: ModelFamily = kind(**values)
-    return made.build(classes)
+    for option, text in zip(options.values(), parts, strict=False):
+        try:
+            values[option.name] = parse(text, option.hint)
+        except REFUSED as error:
+            raise UserError(f"{option.name} of {name!r} must be {allowed(option.hint)}, got {text!r}") from error
+    network: nn.Module = kind(**values).build(classes)
+    return network
 
 
 @cache

@@ -7,18 +7,19 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
-from types import UnionType
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from htas.errors import UserError
 from htas.graph.layer import Layer
 from htas.plugins import find
+from htas.plugins.options import options_of
+from htas.plugins.values import REFUSED, allowed, check
 from htas.text import listing, no_such
 from htas.timing.bench import CudaTimer, HostTimer, Timer
-from htas.timing.target import Target, Value
+from htas.timing.target import Target
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,9 @@ def open_runtime(target: Target) -> Runtime:
     Raises UserError that says what there is, where the runtime, its device, its precision or an option is missing.
     """
     target.check()
-    found: type[Runtime] = find(sys.modules[__name__], Runtime, target.runtime)  # type: ignore[type-abstract]
-    _check_precision(found, target)
-    _check_options(found, target)
-    return found(target, **target.options)
+    kind: type[Runtime] = find(sys.modules[__name__], Runtime, target.runtime)  # type: ignore[type-abstract]
+    _check_precision(kind, target)
+    return kind(target, **_options(kind, target))
 
 
 def _check_precision(kind: type[Runtime], target: Target) -> None:
@@ -125,30 +125,18 @@ def _check_precision(kind: type[Runtime], target: Target) -> None:
         )
 
 
-def _check_options(kind: type[Runtime], target: Target) -> None:
-    hints = get_type_hints(kind)
-    known = {field.name: hints[field.name] for field in fields(kind) if field.init and field.name != "target"}
+def _options(kind: type[Runtime], target: Target) -> dict[str, Any]:
+    """The target's options as the fields of the runtime have them."""
+    options = {name: option for name, option in options_of(kind).items() if name != "target"}
+    values = {}
     for name, value in target.options.items():
-        if not known:
+        if not options:
             raise UserError(f"target.options: {target.runtime!r} has no options, got {name!r}; leave them out")
-        if name not in known:
-            raise UserError(f"target.options: {no_such(f'option of {target.runtime!r}', name, known)}")
-        if not _fits(value, known[name]):
-            raise UserError(f"target.options: {name} must be {_allowed(known[name])}, got {value!r}")
-
-
-def _fits(value: Value, hint: Any) -> bool:
-    """Is it of that type? Types that a configuration cannot give are left to the class itself."""
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) in (Union, UnionType):
-        return any(_fits(value, each) for each in get_args(hint))
-    if hint in (bool, int, str):
-        return type(value) is hint
-    return type(value) in (int, float) if hint is float else True
-
-
-def _allowed(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return f"one of {listing(map(str, get_args(hint)))}"
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(hint, str(hint))
+        if name not in options:
+            raise UserError(f"target.options: {no_such(f'option of {target.runtime!r}', name, options)}")
+        try:
+            values[name] = check(value, options[name].hint)
+        except REFUSED as error:
+            hint = allowed(options[name].hint)
+            raise UserError(f"target.options: {name} must be {hint}, got {value!r}") from error
+    return values

@@ -10,7 +10,7 @@ from torch import nn
 
 from htas.errors import UserError
 from htas.models import ModelFamily
-from htas.options import allowed
+from htas.plugins.values import allowed
 from htas.run.config import FIELDS, NAMED, TABLES, Config, SplitOptions, load
 from htas.spaces.design import Design
 from htas.training.recipe import RECIPES

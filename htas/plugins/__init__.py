@@ -15,7 +15,7 @@ T = TypeVar("T")
 def names(package: ModuleType | str) -> list[str]:
     """The plug-ins of a package (its name will do): its files, sorted, without those with a leading underscore."""
     name = package if isinstance(package, str) else package.__name__
-    folder = Path(__file__).parent.joinpath(*name.split(".")[1:])
+    folder = Path(__file__).parents[1].joinpath(*name.split(".")[1:])
     return sorted(info.name for info in pkgutil.iter_modules([str(folder)]) if not info.name.startswith("_"))
 
 

@@ -1,28 +1,21 @@
 """Options are the fields of a dataclass: name, type, default, and the string below as their help.
 
-Those of the package are read from the source of its files, so that no file with PyTorch is imported for them. Text of
-the command line and values of a file become typed values here and nowhere else.
+Those of the package are read from the source of its files, so that no file with PyTorch is imported for them.
 """
 
 import ast
 import dataclasses
 import inspect
-import json
-import math
 import sys
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from functools import cache
 from importlib import import_module
 from itertools import zip_longest
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, get_origin, get_type_hints
 
-from htas.text import listing
-
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -174,102 +167,3 @@ class SourceClass:
                 continue  # a class of another package
             if isinstance(value, SourceClass):
                 yield value
-
-
-def parse(text: str, hint: Any) -> Any:
-    """Text of the command line as a value of a type; a list needs no brackets. Raises ValueError."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return {str(each).lower() if isinstance(each, bool) else str(each): each for each in arguments}[text]
-    if origin in (Union, UnionType):
-        return None if NoneType in arguments and text in ("null", "None") else _first(parse, text, arguments)
-    if hint is bool:
-        return {"true": True, "false": False}[text.lower()]
-    if hint in (int, float):
-        return check(hint(text), hint)
-    if origin in (list, tuple):
-        return _parse_list(text, hint)
-    if origin is not None and issubclass(origin, Mapping):
-        return check(_read_value(text), hint)
-    return check(text, hint)
-
-
-def _parse_list(text: str, hint: Any) -> Any:
-    for attempt in (text, f"[{text}]"):
-        try:
-            return check(json.loads(attempt), hint)
-        except ValueError:
-            continue
-    words = text.strip().removeprefix("[").removesuffix("]").split(",")
-    item = get_args(hint)[0]
-    return check([parse(word.strip().strip("\"'"), item) for word in words if word.strip()], hint)
-
-
-def _read_value(text: str) -> Any:
-    """A table as JSON or as TOML writes it."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return tomllib.loads(f"value = {text}")["value"]
-
-
-def check(value: Any, hint: Any) -> Any:
-    """A value of a file, or of Python, as a value of a type; a whole number is a number. Raises ValueError."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value
-    if origin is Literal:
-        return next(each for each in arguments if type(each) is type(value) and each == value)
-    if origin in (Union, UnionType):
-        return None if NoneType in arguments and value is None else _first(check, value, arguments)
-    if origin in (list, tuple) and isinstance(value, list | tuple):
-        return origin(check(each, kind) for each, kind in zip(value, _items(hint, len(value)), strict=True))
-    if origin is not None and isinstance(value, Mapping) and issubclass(origin, Mapping):
-        return {check(name, arguments[0]): check(each, arguments[1]) for name, each in value.items()}
-    if hint is float and type(value) in (int, float) and math.isfinite(value):
-        return float(value)
-    if hint in (bool, int, float, str) or origin is not None:
-        if type(value) is hint and hint is not float:
-            return value
-        raise ValueError(value)
-    return value if isinstance(value, hint) else hint(value)
-
-
-def _items(hint: Any, count: int) -> list[Any]:
-    """The type of each item of a list or tuple."""
-    arguments = get_args(hint)
-    variable = get_origin(hint) is list or arguments[-1] is Ellipsis
-    return [arguments[0]] * count if variable else list(arguments)
-
-
-def _first(convert: Any, value: Any, hints: tuple[Any, ...]) -> Any:
-    """The value as the first of several types that it fits."""
-    for hint in hints:
-        try:
-            if hint is not NoneType:
-                return convert(value, hint)
-        except REFUSED:
-            continue
-    raise ValueError(value)
-
-
-REFUSED = (ValueError, TypeError, KeyError, StopIteration)
-"""What `parse` and `check` raise where a value does not fit."""
-
-
-def allowed(hint: Any) -> str:
-    """A type in words: `a whole number`, `one of base, expanded`, `a list of whole numbers`."""
-    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
-    if hint in plain:
-        return plain[hint]
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return f"one of {listing(map(str, arguments))}" if len(arguments) > 1 else str(arguments[0])
-    if origin in (Union, UnionType):
-        return " or ".join(allowed(each) for each in arguments if each is not NoneType)
-    if origin in (list, tuple) and arguments:
-        items = {int: "whole numbers", float: "numbers", str: "names"}.get(arguments[0])
-        return f"a list of {items}" if items else "a list"
-    if origin is dict:
-        return f"a table, each value {allowed(arguments[1])}"
-    return str(getattr(hint, "__name__", hint))

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
-from htas.options import REFUSED, check, options_of, parse, source_file
+from htas.plugins.options import options_of, source_file
+from htas.plugins.values import REFUSED, check, parse
 from htas.run.config import NAMED, PLAIN, TABLES, table_options
 
 
