@@ -66,7 +66,7 @@ def shortened(words: list[str], images: Path) -> list[str]:
         return words
     named = next((word.partition("=")[2] for word in words if word.startswith("--strategy.name=")), "differentiable")
     data = [f"--data.path={images}"] if "cifar" in " ".join(words) and "--data.path" not in " ".join(words) else []
-    fewer = {"fastest": ["--constraints.tries=1"], "run": ['--design.spaces=["hardware"]']}.get(verb, [])
+    fewer = {"fastest": ["--tries=1"], "run": ['--design.spaces=["hardware"]']}.get(verb, [])
     groups = [] if verb == "reproduce" else ["--design.groups=4"]  # of the paper's tables there are eight
     return [*words, *data, *TINY, *groups, *SEARCH[named], *fewer]
 

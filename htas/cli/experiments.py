@@ -35,14 +35,31 @@ def sweep(
     show([table], {"page": str(page)}, json)
 
 
-def fastest(config: Source, /, *, overrides: Overrides, json: Json = False, out: Out = None) -> None:
-    """Find the fastest network that keeps an accuracy: --constraints.accuracy_floor."""
+def fastest(
+    config: Source,
+    /,
+    *,
+    overrides: Overrides,
+    accuracy_floor: Annotated[
+        str,
+        Parameter(
+            help='accuracy to keep, in points below the base network ("-0.3"), or absolute ("93.5%"), of networks '
+            "trained on one part of the training images and judged on the other (split.validation)"
+        ),
+    ] = "",
+    seeds: Annotated[int, Parameter(help="trainings of each network, whose mean accuracy counts (3)")] = 3,
+    tries: Annotated[int, Parameter(help="budgets tried at most, each half as far from the last (4)")] = 4,
+    json: Json = False,
+    out: Out = None,
+) -> None:
+    """Find the fastest network that keeps an accuracy."""
     configuration, folder = load_source(config, overrides, out, "-fastest")
     from htas.experiments import fastest as experiment
 
     place = ["--out", str(out)] if out else []
-    command = shlex.join(["htas", "fastest", str(config), *overrides, *place])
-    page, table = experiment.fastest(configuration, folder, command)
+    flags = [f"--accuracy-floor={accuracy_floor}", f"--seeds={seeds}", f"--tries={tries}"]
+    command = shlex.join(["htas", "fastest", str(config), *flags, *overrides, *place])
+    page, table = experiment.fastest(configuration, folder, command, accuracy_floor, seeds, tries)
     show([table], {"page": str(page)}, json)
 
 

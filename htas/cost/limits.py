@@ -36,22 +36,10 @@ class Constraints:
     """Trainable parameters: "50%", "0.3M"."""
     metrics: dict[str, str] = field(default_factory=dict)
     """Limits by metrics of your own: {"package.module:Class" = "50%"}."""
-    accuracy_floor: str = ""
-    """For `htas fastest`: the accuracy to keep, in points below the base network's ("-0.3"), or absolute ("93.5%") of
-    networks that are trained on one part of the training images and judged on the other (split.validation)."""
-    seeds: int = 3
-    """For `htas fastest`: trainings of each network, whose mean accuracy counts."""
-    tries: int = 4
-    """For `htas fastest`: budgets tried at most, each half as far from the last."""
 
     def __post_init__(self) -> None:
         for metric, text in self.given.items():
             parse(metric, text, 1.0)
-        if self.accuracy_floor:
-            floor(self.accuracy_floor, 1.0)
-        for name in ("seeds", "tries"):
-            if getattr(self, name) < 1:
-                raise UserError(f"constraints.{name} must be 1 or more, got {getattr(self, name)}")
 
     @property
     def given(self) -> dict[str, str]:
@@ -76,22 +64,6 @@ def parse(metric: str, text: str, base: float) -> float:
             f'({allowed}) such as "{kind.example}", got {text!r}'
         )
     return number / 100 * base if unit == "%" else number * kind.units[unit]
-
-
-def floor(text: str, base: float) -> float:
-    """The accuracy to keep, 0 to 1, given the base network's: "-0.3" is in points below it, "93.5%" absolute.
-
-    Raises UserError that says how it is written.
-    """
-    below, absolute = (re.fullmatch(pattern, text) for pattern in (r"\s*-\s*(\d+\.?\d*)\s*", r"\s*(\d+\.?\d*)\s*%\s*"))
-    if below:
-        return base - float(below[1]) / 100
-    if absolute and 0 < float(absolute[1]) <= 100:
-        return float(absolute[1]) / 100
-    raise UserError(
-        'constraints.accuracy_floor must be in points below the base network\'s accuracy such as "-0.3", or a share '
-        f'such as "93.5%", got {text!r}'
-    )
 
 
 @dataclass(frozen=True)

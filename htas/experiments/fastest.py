@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ import torch
 
 from htas import files
 from htas.console.progress import say
-from htas.cost import limits as budget
 from htas.errors import UserError
 from htas.experiments import intervals
 from htas.experiments.shared import SUPERNETS, _with, own_folder, prepared
@@ -66,37 +66,60 @@ class BudgetTrial:
         return "clearly met" if self.mean - self.reach >= self.floor else "met"
 
 
-def fastest(config: Config, folder: Path, command: str) -> tuple[Path, TextTable]:
-    """The smallest budget whose networks keep the accuracy floor, by bisection, then a whole run at that budget: the
-    path of its report.html, and what was tried as lines of text.
+def floor(text: str, base: float) -> float:
+    """The accuracy to keep, 0 to 1, given the base network's: "-0.3" is in points below it, "93.5%" absolute.
+
+    Raises UserError that says how it is written.
+    """
+    below, absolute = (re.fullmatch(pattern, text) for pattern in (r"\s*-\s*(\d+\.?\d*)\s*", r"\s*(\d+\.?\d*)\s*%\s*"))
+    if below:
+        return base - float(below[1]) / 100
+    if absolute and 0 < float(absolute[1]) <= 100:
+        return float(absolute[1]) / 100
+    raise UserError(
+        '--accuracy-floor must be in points below the base network\'s accuracy such as "-0.3", or a share '
+        f'such as "93.5%", got {text!r}'
+    )
+
+
+def fastest(
+    config: Config, folder: Path, command: str, accuracy_floor: str, seeds: int = 3, tries: int = 4
+) -> tuple[Path, TextTable]:
+    """The smallest budget whose networks keep the accuracy floor, by bisection over `tries` budgets, then a whole run
+    at that budget: the path of its report.html, and the budgets tried as lines of text.
 
     The floor is judged on images held out of training: every network is trained `seeds` times on one part of the
     training images and judged on the other, its teacher likewise. The search has seen these images too, to choose
-    widths by; the test images nobody has.
+    widths by; the test images nobody has. Raises UserError where an option is out of range, or no budget keeps the
+    floor.
     """
-    asked = config.constraints
-    if not asked.accuracy_floor:
-        raise UserError('htas fastest needs an accuracy to keep: --constraints.accuracy_floor="-0.3", in points below '
+    if not accuracy_floor:
+        raise UserError('htas fastest needs an accuracy to keep: --accuracy-floor="-0.3", in points below '
                          'the base network, or "93.5%"')  # fmt: skip
-    if asked.latency:
+    floor(accuracy_floor, 1.0)
+    for name, value in (("seeds", seeds), ("tries", tries)):
+        if value < 1:
+            raise UserError(f"--{name} must be 1 or more, got {value}")
+    if config.constraints.latency:
         raise UserError("htas fastest finds the budget itself, so leave constraints.latency out")
     own_folder(folder)
     shared: dict[str, Any] = {}
     job = prepared(Run(_with(config, "100%"), folder / "start", shared=shared))
     base = job.network.base
-    trainings = asked.seeds * (1 + asked.tries)
-    say(f"fastest: {trainings} trainings on half of the training images at most, and {asked.tries} searches")
+    trainings = seeds * (1 + tries)
+    say(f"fastest: {trainings} trainings on half of the training images at most, and {tries} searches")
     least, most = pipeline.shares_possible(job)
-    accuracies = tuple(_judged(job, base, seed, folder, None) for seed in range(asked.seeds))
-    floor, below = budget.floor(asked.accuracy_floor, float(np.mean(accuracies))), "-" in asked.accuracy_floor
-    say(f"fastest: base network {percent(float(np.mean(accuracies)))} on held-out images, to keep {percent(floor)}")
+    accuracies = tuple(_judged(job, base, seed, folder, None) for seed in range(seeds))
+    least_accuracy, below = floor(accuracy_floor, float(np.mean(accuracies))), "-" in accuracy_floor
+    base_accuracy = percent(float(np.mean(accuracies)))
+    say(f"fastest: base network {base_accuracy} on held-out images, to keep {percent(least_accuracy)}")
     tried: list[BudgetTrial] = []
     low, high = least, min(most, 1.0)
-    for _ in range(asked.tries):
+    for _ in range(tries):
         share = (low + high) / 2
         arch = _searched(config, folder, share, shared)
-        found = tuple(_judged(job, arch, seed, folder, base) for seed in range(asked.seeds))
-        tried.append(BudgetTrial(share, found, floor, accuracies if below else ()))
+        found = tuple(_judged(job, arch, seed, folder, base) for seed in range(seeds))
+        tried.append(BudgetTrial(share, found, least_accuracy, accuracies if below else ()))
         say(f"fastest: {percent(share, 1)} of the base's latency: {percent(tried[-1].mean)}, {tried[-1].verdict}")
         low, high = (low, share) if tried[-1].met else (share, high)
     write_json(folder / "fastest.json", {"tried": [dataclasses.asdict(each) for each in tried]})
@@ -104,8 +127,8 @@ def fastest(config: Config, folder: Path, command: str) -> tuple[Path, TextTable
     table = _tried_rows(tried)
     if not kept:
         raise UserError(
-            f"no budget tried keeps {percent(floor)}: {'; '.join(columns(table, words=0)[1:])}; lower "
-            "constraints.accuracy_floor, raise constraints.tries, or train longer"
+            f"no budget tried keeps {percent(least_accuracy)}: {'; '.join(columns(table, words=0)[1:])}; lower "
+            "--accuracy-floor, raise --tries, or train longer"
         )
     best = min(kept, key=lambda each: each.share)
     text = _percent(best.share)

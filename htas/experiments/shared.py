@@ -6,7 +6,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from htas.cost.limits import Constraints
 from htas.errors import UserError
 from htas.files import read_tensors
 from htas.run.config import Config
@@ -26,9 +25,8 @@ def own_folder(folder: Path) -> None:
 
 
 def _with(config: Config, text: str) -> Config:
-    """The configuration of a run within that budget, in the first space alone; what only `fastest` asks is left out."""
-    usual = Constraints()
-    asked = replace(config.constraints, latency=text, accuracy_floor="", seeds=usual.seeds, tries=usual.tries)
+    """The configuration of a run within that budget, in the first space alone."""
+    asked = replace(config.constraints, latency=text)
     name = config.design.spaces[0]
     widths = config.design.widths if name == "explicit" else {}
     return replace(config, constraints=asked, design=replace(config.design, spaces=(name,), widths=widths))

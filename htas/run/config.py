@@ -204,8 +204,11 @@ PLAIN = {
 """The class of each other table, as `module:Class`."""
 SCALARS = {"seed": 0}
 MOVED = {
+    "constraints.accuracy_floor": "htas fastest has it as --accuracy-floor",
+    "constraints.seeds": "htas fastest has it as --seeds",
+    "constraints.tries": "htas fastest has it as --tries",
     "strategy.cost": "it belongs to strategies that weigh archs by a cost (differentiable, tas; for morphnet it is "
-    "strategy.prices); leave it out, as the constraints say what the network may cost"
+    "strategy.prices); leave it out, as the constraints say what the network may cost",
 }
 """Options that left a table, or some of its classes, with what to do instead."""
 RENAMED = dict.fromkeys(("target.image", "target.more"), "shapes = [[3, 32, 32]], with a shape for each input")

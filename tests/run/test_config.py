@@ -139,6 +139,11 @@ def test_an_option_without_a_default_is_asked_for() -> None:
             "--target.more=[[8]]",
             "target.more has another name: write target.shapes = [[3, 32, 32]], with a shape for each input",
         ),
+        (
+            "--constraints.accuracy_floor=-0.3",
+            "constraints has no option 'accuracy_floor': htas fastest has it as --accuracy-floor",
+        ),
+        ("--constraints.tries=3", "constraints has no option 'tries': htas fastest has it as --tries"),
         ("--design.groups", "--design.groups has no value; write --design.groups=VALUE"),
         ("--design=4", "--design is no option; write --design.OPTION=VALUE"),
         ("--seed.x=4", "--seed.x is no option; write --seed=NUMBER"),
@@ -243,6 +248,8 @@ def test_another_class_on_the_command_line_leaves_out_what_the_file_says_for_its
     assert (config.strategy.epochs, config.strategy.archs) == (7, 9)
     with pytest.raises(ValueError, match="strategy has no option 'arch_lr'"):
         load(path, ["strategy.name=random", "strategy.arch_lr=0.1"])
+    with pytest.raises(ValueError, match="strategy has no option 'cost': it belongs to strategies that weigh archs"):
+        load(path, ["strategy.name=random", "strategy.cost=macs"])
     with pytest.raises(ValueError, match="data has no option 'there'"):
         load(path, ["data.there=1"])
 

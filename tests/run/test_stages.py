@@ -821,7 +821,7 @@ def test_budgets_that_are_none_are_refused_before_anything_is_written(budgets, t
 def test_the_fastest_network_at_an_accuracy_is_found_by_halving(tmp_path, monkeypatch):
     """Held-out accuracies are planted: they fall below 55 % of the base's parameters."""
     monkeypatch.setattr(plan, "show", lambda *args: None)
-    config = options("design.spaces=[grid]", "design.groups=8", "constraints.accuracy_floor=-1", "constraints.seeds=2")
+    config = options("design.spaces=[grid]", "design.groups=8")
     trained = []
 
     def judged(job, arch, seed, folder, teacher):
@@ -830,7 +830,7 @@ def test_the_fastest_network_at_an_accuracy_is_found_by_halving(tmp_path, monkey
         return (0.9 if share > 0.55 else 0.8) + 0.001 * seed
 
     monkeypatch.setattr(fastest, "_judged", judged)
-    page, table = fastest.fastest(config, tmp_path / "fastest", "htas fastest")
+    page, table = fastest.fastest(config, tmp_path / "fastest", "htas fastest", "-1", seeds=2)
     assert page.exists()
     assert len(trained) == 2 * (1 + 4)
     tried = read_json(tmp_path / "fastest" / "fastest.json")["tried"]
@@ -870,13 +870,22 @@ def test_a_floor_says_how_sure_it_is():
 
 
 @pytest.mark.parametrize(
-    "more, words",
-    [((), "needs an accuracy to keep"), (("constraints.latency=50%",), "leave constraints.latency out")],
+    "floor, more, words",
+    [
+        ("", (), "needs an accuracy to keep"),
+        ("-1", ("constraints.latency=50%",), "leave constraints.latency out"),
+        ("93.5", (), r"--accuracy-floor must be in points below .* such as \"93.5%\", got '93.5'"),
+        ("0%", (), "--accuracy-floor must be in points below"),
+    ],
 )
-def test_what_fastest_cannot_do_is_said(more, words, tmp_path):
-    floor = () if not more else ("constraints.accuracy_floor=-1",)
+def test_what_fastest_cannot_do_is_said(floor, more, words, tmp_path):
     with pytest.raises(ValueError, match=words):
-        fastest.fastest(options(*floor, *more), tmp_path / "x", "htas fastest")
+        fastest.fastest(options(*more), tmp_path / "x", "htas fastest", floor)
+
+
+def test_a_floor_is_in_points_below_the_base_or_absolute():
+    assert fastest.floor("-0.5", 0.9) == pytest.approx(0.895)
+    assert fastest.floor(" 93.5 %", 0.9) == 0.935
 
 
 def test_a_space_of_a_single_arch_is_trained_directly_and_says_so(tmp_path, capsys, monkeypatch):
