@@ -1,4 +1,4 @@
-"""A report: one page that says what came of a run, for people (HTML, Markdown) and programs (JSON)."""
+"""A report: one page with the outcome of a run, for people (HTML, Markdown) and programs (JSON)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,26 +31,28 @@ def write(report: Report, folder: Path) -> list[Path]:
     """
     from htas.report._blocks import Picture
     from htas.report._content import content
-    from htas.report._draw import drawn
+    from htas.report._draw import render
     from htas.report._figures import drawings
     from htas.report._html import html
     from htas.report._markdown import markdown
+    from htas.report._names import report_title
 
     blocks = content(report)
     later = {block.name for block in blocks if isinstance(block, Picture) and block.later}
-    pictures = drawn(drawings(report), later)
+    pictures = render(drawings(report), later)
     data, text, page = (folder / f"report.{suffix}" for suffix in ("json", "md", "html"))
-    files = {folder / "figures" / f"{name}.svg": own.svg for name, own in pictures.items() if own.svg}
+    files = {folder / "figures" / f"{name}.svg": chart.svg for name, chart in pictures.items() if chart.svg}
     for path, svg in files.items():
         write_bytes(path, svg)
-    write_text(text, markdown(report.title, blocks))
-    write_text(page, html(report.title, blocks, pictures))
-    write_record(data, report)  # last: it tells that the others are whole
+    title = report_title(report)
+    write_text(text, markdown(title, blocks))
+    write_text(page, html(title, blocks, pictures))
+    write_record(data, report)  # last: where it exists, the others are whole
     return [data, text, page, *files]
 
 
 def write_runs(runs: Mapping[str, Report], folder: Path) -> Path:
-    """Write report.html and report.md of several runs, by their names, beside each other; the path of the page.
+    """Write report.html and report.md of several runs, by their names, on one page; the path of the page.
 
     Raises UserError where the folder cannot be written.
     """
@@ -60,12 +62,12 @@ def write_runs(runs: Mapping[str, Report], folder: Path) -> Path:
 
 
 def write_inspection(
-    title: str, found: "Inspection", facts: Sequence[tuple[str, str]], folder: Path
+    title: str, inspection: "Inspection", facts: Sequence[tuple[str, str]], folder: Path
 ) -> tuple[Path, TextTable]:  # fmt: skip
     """Write inspect.html; its path, and a summary."""
     from htas.report._inspection import page
 
-    return page(title, found, facts, folder)
+    return page(title, inspection, facts, folder)
 
 
 def write_survey(
@@ -89,9 +91,9 @@ def write_survey(
 
 def summary(report: Report) -> TextTable:
     """The answer and the networks, for a terminal."""
-    from htas.report._summary import summary as made
+    from htas.report._summary import summary as table
 
-    return made(report)
+    return table(report)
 
 
 def read(path: Path) -> Report:

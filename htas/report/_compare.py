@@ -1,15 +1,18 @@
 """What may be claimed of two networks: faster, slower, or no clear difference."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import hypot, inf, sqrt
 from typing import Literal
 
+from htas.report._names import at_the_start, is_searched, network_names, search_name
 from htas.report.result import Report, Result
 from htas.text import ARROW, NONE, TIMES, millions, milliseconds, percent, points, signed, significant
 from htas.timing.measurement import Measurement
 
 FEWEST = 5
 """Readings below which their noise cannot be told."""
+PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,14 @@ class Figure:
 class Answer:
     """What a reader should know after five seconds."""
 
-    sentences: tuple[str, ...]
+    headline: str
+    details: tuple[str, ...]
     figures: tuple[Figure, ...]
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """The headline, and the sentences below it."""
+        return (self.headline, *self.details)
 
 
 def base_of(report: Report) -> Result | None:
@@ -78,11 +87,6 @@ def found_of(report: Report) -> Result | None:
     return next(filter(is_searched, report.results), None)
 
 
-def is_searched(result: Result) -> bool:
-    """Whether a search has found the network."""
-    return result.space not in ("", "-", NONE, "none")
-
-
 def against_base(result: Result, base: Result | None) -> Comparison | None:
     """The speed of a network against the base; None where either is not measured, or it is the base itself."""
     if base is None or base is result or base.measured is None or result.measured is None:
@@ -91,104 +95,128 @@ def against_base(result: Result, base: Result | None) -> Comparison | None:
 
 
 def answer(report: Report) -> Answer:
-    """The headline: the searched network against the base, claiming no more than the data."""
-    found, base = found_of(report), base_of(report)
-    if found is None or base is None or found is base:
+    """The searched network against the base, and against narrowing alike, claiming no more than the data."""
+    searched, base = found_of(report), base_of(report)
+    if searched is None or base is None or searched is base:
         missing = "base network" if base is None else "searched network"
-        return Answer((f"This report holds no {missing}, so nothing is compared.",), ())
-    sentences = (
-        speed_sentence(found, base),
-        accuracy_sentence(found, base, report.test_images),
-        *rival_sentence(found, report),
-        *convergence_sentence(found, report),
+        return Answer(f"This report holds no {missing}, so nothing is compared.", (), ())
+    names = {**network_names(report), searched.name: "the searched network"}
+    clear, narrowed = narrowing_sentence(searched, report)
+    headline = speed_sentence(searched, base, names)
+    details = (
+        accuracy_sentence(searched, base, report.test_images, names),
+        *([narrowed] if narrowed and not clear else []),
+        *rival_sentence(searched, report, names),
+        *convergence_sentence(searched, report),
     )
-    return Answer(sentences, tuple(_figures(found, base, report.test_images)))
+    figures = tuple(_figures(searched, base, report.test_images, names))
+    return Answer(f"{headline} {narrowed}" if clear else headline, details, figures)
 
 
-def speed_sentence(found: Result, base: Result) -> str:
+def speed_sentence(searched: Result, base: Result, names: Mapping[str, str]) -> str:
     """Faster, slower, or no clear difference."""
-    if found.measured is None or base.measured is None:
-        unmeasured = " and ".join(result.name for result in (found, base) if result.measured is None)
+    network, other = names[searched.name], names[base.name]
+    if searched.measured is None or base.measured is None:
+        unmeasured = " and ".join(names[result.name] for result in (searched, base) if result.measured is None)
         return f"Not measured yet: {unmeasured}. Nothing can be said about speed."
-    compared = speed(found.measured, base.measured)
-    times = f"{_time(found)} against {_time(base)} per batch"
+    compared = speed(searched.measured, base.measured)
+    times = f"{_time(searched)} against {_time(base)} per batch"
+    ratio = significant(compared.ratio)
     match compared.verdict:
         case "more":
-            return f"{found.name} is {significant(compared.ratio)} times as fast as {base.name}: {times}, measured."
+            return at_the_start(f"{network} is {ratio} times as fast as {other}: {times}, measured.")
         case "less":
-            ratio = significant(compared.ratio)
-            return f"{found.name} is slower than {base.name}, {ratio} times as fast: {times}, measured."
+            return at_the_start(f"{network} is slower than {other}, {ratio} times as fast: {times}, measured.")
     why = "within the noise" if compared.noise < inf else f"and fewer than {FEWEST} readings to tell it by"
-    return f"No clear difference in speed between {found.name} and {base.name}: {times}, {why}."
+    return f"No clear difference in speed between {network} and {other}: {times}, {why}."
 
 
-def accuracy_sentence(found: Result, base: Result, images: int) -> str:
-    """The difference in points, and whether so many test images can tell it."""
-    if found.accuracy is None or base.accuracy is None:
-        untrained = " and ".join(result.name for result in (found, base) if result.accuracy is None)
+def accuracy_sentence(searched: Result, base: Result, images: int, names: Mapping[str, str]) -> str:
+    """The difference in points, and whether that number of test images can tell it."""
+    if searched.accuracy is None or base.accuracy is None:
+        untrained = " and ".join(names[result.name] for result in (searched, base) if result.accuracy is None)
         return f"Not trained yet: {untrained}. Nothing can be said about accuracy."
-    compared = accuracy(found.accuracy, base.accuracy, images)
-    shares = f"{percent(found.accuracy)} against {percent(base.accuracy)}"
+    compared = accuracy(searched.accuracy, base.accuracy, images)
+    shares = f"{percent(searched.accuracy)} against {percent(base.accuracy)}"
     size = f"{points(abs(compared.difference))} {'higher' if compared.difference > 0 else 'lower'}"
     if compared.difference == 0:
-        return f"Accuracy is the same: {percent(found.accuracy)}."
+        return f"Its accuracy is the same: {percent(searched.accuracy)}."
     if compared.verdict == "unclear":
-        noise = f"within the noise of {images} test images (\N{PLUS-MINUS SIGN}{points(compared.noise)})"
+        noise = f"within the noise of {images} test images ({PLUS_MINUS}{points(compared.noise)})"
         return f"No clear difference in accuracy: {shares}, {size}, {noise}."
     return f"Its accuracy is {size}: {shares}."
 
 
-def rival_sentence(found: Result, report: Report) -> tuple[str, ...]:
-    """How the found network stands to the most accurate other one, the base apart, that is not clearly slower."""
-    if found.measured is None or found.accuracy is None:
+def narrowing_sentence(searched: Result, report: Report) -> tuple[bool, str]:
+    """Where narrowing all layers alike ended that is not slower, and whether the difference is clear; else nothing."""
+    control = next((other for other in report.results if other.strategy == "uniform" and not is_searched(other)), None)
+    if control is None or control.accuracy is None or searched.accuracy is None or not _as_fast(control, searched):
+        return False, ""
+    assert control.measured is not None and searched.measured is not None
+    times = speed(control.measured, searched.measured)
+    if times.noise == inf:
+        return False, ""
+    where = "at lower latency" if times.verdict == "more" else "at equal latency"
+    compared = accuracy(control.accuracy, searched.accuracy, report.test_images)
+    noise = f" ({PLUS_MINUS}{points(compared.noise)})" if compared.noise else ""
+    if compared.verdict == "unclear":
+        return False, f"No clear difference in accuracy to narrowing all layers alike {where}{noise}."
+    size = f"{points(abs(compared.difference))} {'higher' if compared.verdict == 'more' else 'lower'}{noise}"
+    return True, f"{where[0].upper()}{where[1:]}, narrowing all layers alike ended {size}."
+
+
+def rival_sentence(searched: Result, report: Report, names: Mapping[str, str]) -> tuple[str, ...]:
+    """How the network stands to the most accurate other one, base and narrowing apart, that is not clearly slower."""
+    if searched.measured is None or searched.accuracy is None:
         return ()
-    rivals = [other for other in report.results if other.name != "base" and _as_fast(other, found)]
+    others = [other for other in report.results if other.name != "base" and other.strategy != "uniform"]
+    rivals = [other for other in others if _as_fast(other, searched)]
     best = max(rivals, key=lambda other: other.accuracy or 0.0, default=None)
     if best is None or best.accuracy is None:
         return ()
-    lead = accuracy(found.accuracy, best.accuracy, report.test_images)
-    size = points(abs(lead.difference))
+    lead = accuracy(searched.accuracy, best.accuracy, report.test_images)
+    size, name = points(abs(lead.difference)), names[best.name]
     figures = f"{percent(best.accuracy)}, {_time(best)}"
     match lead.verdict:
         case "more":
-            return (
-                f"Of the networks here that are not slower, the next best is {best.name}, {size} less ({figures}).",
-            )
+            return (f"Of the networks here that are not slower, the next best is {name}, {size} less ({figures}).",)
         case "less":
-            return (f"But {best.name} is not slower and {size} more accurate ({figures}).",)
-    return (f"No clear difference in accuracy to {best.name}, which is not slower ({figures}).",)
+            return (f"But {name} is not slower and {size} more accurate ({figures}).",)
+    return (f"No clear difference in accuracy to {name}, which is not slower ({figures}).",)
 
 
-def _as_fast(other: Result, found: Result) -> bool:
-    if other is found or other.accuracy is None or other.measured is None or found.measured is None:
+def _as_fast(other: Result, searched: Result) -> bool:
+    if other is searched or other.accuracy is None or other.measured is None or searched.measured is None:
         return False
-    return speed(other.measured, found.measured).verdict != "less"
+    return speed(other.measured, searched.measured).verdict != "less"
 
 
-def convergence_sentence(found: Result, report: Report) -> tuple[str, ...]:
+def convergence_sentence(searched: Result, report: Report) -> tuple[str, ...]:
     """A warning where the search behind the network did not converge."""
-    open_ended = any(search.space == found.name and not search.converged for search in report.searches)
-    return (f"The search behind {found.name} has not converged.",) if open_ended else ()
+    unfinished = any(search.space == searched.name and not search.converged for search in report.searches)
+    return (f"The {search_name(searched.name)} has not converged.",) if unfinished else ()
 
 
 def _time(result: Result) -> str:
     return milliseconds(result.measured.estimate) if result.measured else NONE
 
 
-def _figures(found: Result, base: Result, images: int) -> list[Figure]:
+def _figures(searched: Result, base: Result, images: int, names: Mapping[str, str]) -> list[Figure]:
     figures = []
-    if found.measured and base.measured:
-        compared = speed(found.measured, base.measured)
+    if searched.measured and base.measured:
+        compared = speed(searched.measured, base.measured)
         clear = compared.verdict != "unclear"
-        label = f"as fast as {base.name}, measured" if clear else "no clear difference in speed"
-        value = f"{significant(compared.ratio)}{TIMES}"
-        figures.append(Figure(label, value if clear else f"({value})", f"{_time(base)} {ARROW} {_time(found)}"))
-    if found.accuracy is not None and base.accuracy is not None:
-        gained = accuracy(found.accuracy, base.accuracy, images)
+        label = f"as fast as {names[base.name]}, measured" if clear else "no clear difference in speed"
+        ratio = f"{significant(compared.ratio)}{TIMES}"
+        times = f"{_time(base)} {ARROW} {_time(searched)}"
+        figures.append(Figure(label, ratio if clear else f"({ratio})", times))
+    if searched.accuracy is not None and base.accuracy is not None:
+        gained = accuracy(searched.accuracy, base.accuracy, images)
         label = "points of accuracy" + (": no clear difference" if gained.verdict == "unclear" else "")
-        note = f"{percent(base.accuracy)} {ARROW} {percent(found.accuracy)}"
+        note = f"{percent(base.accuracy)} {ARROW} {percent(searched.accuracy)}"
         figures.append(Figure(label, signed(gained.difference * 100), note))
-    for label, after, before in (("multiply-adds", found.macs, base.macs), ("parameters", found.params, base.params)):
+    counts = (("multiply-adds", searched.macs, base.macs), ("parameters", searched.params, base.params))
+    for label, after, before in counts:
         if before:
             note = f"{millions(before)} {ARROW} {millions(after)}"
             figures.append(Figure(f"of the {label}", percent(after / before, 0), note))

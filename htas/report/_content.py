@@ -9,6 +9,7 @@ from htas.graph.arch import Arch
 from htas.report._blocks import Block, Cell, Code, Fold, Heading, Picture, Points, Table, Text
 from htas.report._compare import against_base, answer, base_of, found_of
 from htas.report._figures import BANDS, PICTURED, PREDICTED, arch_name, course_name, curve_name, pictured, searched
+from htas.report._names import at_the_start, network_names, row_name, search_name, space_name
 from htas.report.result import Report, Result
 from htas.search.record import EpochRecord, SearchRecord
 from htas.spaces.curve import CurveRecord
@@ -51,7 +52,7 @@ def _networks(report: Report) -> list[Block]:
     batches = {result.target.get("batch") for result in report.results}
     batch = f"ms per batch of {batches.pop()}" if len(batches) == 1 and None not in batches else "ms per batch"
     figures: dict[str, Column] = {
-        "network": lambda result, _: Cell(result.name, result.family),
+        "network": _name_column(report),
         "accuracy": lambda result, _: _maybe(result.accuracy, percent),
         f"measured, {batch}": lambda result, _: _measured(result),
         "predicted, ms": lambda result, _: _maybe(result.predicted, lambda value: significant(value * 1e3)),
@@ -76,16 +77,29 @@ def _networks(report: Report) -> list[Block]:
 
 
 def _results(report: Report, columns: dict[str, Column], wordy: Iterable[str]) -> Table:
-    """A row for each network; the one found is set off."""
-    base, found = base_of(report), found_of(report)
+    """A row for each network; the searched one is set off."""
+    base, first = base_of(report), found_of(report)
+    marked = frozenset({row_name(network_names(report)[first.name])} if first else ())
     rows = tuple(tuple(column(result, base) for column in columns.values()) for result in report.results)
-    return Table(tuple(columns), rows, frozenset(wordy), frozenset({found.name} if found else ()))
+    return Table(tuple(columns), rows, frozenset(wordy), marked)
+
+
+def _name_column(report: Report) -> Column:
+    """What people call a network, over what the files of the run call it."""
+    names = network_names(report)
+
+    def cell(result: Result, base: Result | None) -> Cell:
+        name = row_name(names[result.name])
+        return Cell(name, result.name if result.name != name else "")
+
+    return cell
 
 
 def _archs(report: Report) -> list[Block]:
-    """What was found, beside the base network."""
+    """The searched networks next to the base network, and how each network was made."""
+    names = network_names(report)
     making: dict[str, Column] = {
-        "network": lambda result, _: Cell(result.name),
+        "network": lambda result, _: Cell(row_name(names[result.name])),
         "widths": lambda result, _: Cell(runs(list(result.arch.widths.values())) or NONE),
         "depths": lambda result, _: Cell(runs(list(result.arch.depths.values())) or NONE),
         "adds": lambda result, _: _word(result.adds),
@@ -93,28 +107,31 @@ def _archs(report: Report) -> list[Block]:
         "strategy": lambda result, _: _word(result.strategy),
         "cost": lambda result, _: _word(result.cost),
         "target": lambda result, _: _word(target(result.target)),
-        "teacher": lambda result, _: _word(result.teacher),
+        "teacher": lambda result, _: _word(names.get(result.teacher, result.teacher)),
         "seed": lambda result, _: Cell(str(result.seed)),
     }
     pictures: list[Block] = [
         Picture(
             arch_name(number),
-            f"Widths of {result.name} beside the base network's",
-            f"{result.name}: the width of every site, from the image to the classes, and the base network's. "
-            f"{_kept(result)}".rstrip(),
+            f"Widths of {names[result.name]} beside the base network's",
+            at_the_start(
+                f"{names[result.name]}: the width of every site, from the image to the classes, and the base "
+                f"network's. {_blocks_left(result)}".rstrip()
+            ),
         )
         for number, result in enumerate(searched(report), 1)
     ]
+    details = tuple(_making(result, row_name(names[result.name])) for result in report.results)
     return [
-        Heading("The networks found, layer by layer"),
-        *(pictures or [Text("No search has found a network yet.")]),
+        Heading("The searched networks, layer by layer"),
+        *(pictures or [Text("No search has finished yet.")]),
         Heading("How each network was made"),
         _results(report, making, set(making) - {"seed"}),
-        Fold("Widths and depths by site, recipes and versions", tuple(_making(result) for result in report.results)),
+        Fold("Widths and depths by site, recipes and versions", details),
     ]
 
 
-def _kept(result: Result) -> str:
+def _blocks_left(result: Result) -> str:
     """How many blocks are left of each stage."""
     depths = result.arch.depths
     return f"Blocks kept: {listing(f'{depth} in {site}' for site, depth in depths.items())}." if depths else ""
@@ -156,9 +173,9 @@ def target(fields: Mapping[str, Any]) -> str:
     """A target on one line: `cpu onnxruntime fp32, batch 4, threads 2, input 3x32x32`."""
     plain = [str(fields[name]) for name in ("device", "runtime", "precision") if name in fields]
     named = [
-        f"{_singular(name, given)} {value(given)}"
-        for name, given in fields.items()
-        if name not in ("device", "runtime", "precision") and given != {}
+        f"{_singular(name, content)} {value(content)}"
+        for name, content in fields.items()
+        if name not in ("device", "runtime", "precision") and content not in ({}, [], (), "", None)
     ]
     return listing([" ".join(plain), *named] if plain else named)
 
@@ -168,20 +185,20 @@ def _singular(name: str, content: Any) -> str:
     return name if name != "shapes" else "input" if len(content) == 1 else "inputs"
 
 
-def value(given: Any) -> str:
+def value(content: Any) -> str:
     """A plain value as people write it: sizes as 3x32x32, mappings as `name value` pairs."""
-    if isinstance(given, Mapping):
-        return listing(f"{name} {value(inner)}" for name, inner in given.items()) or NONE
-    if isinstance(given, list | tuple):
-        numbers = bool(given) and all(isinstance(inner, int) for inner in given)
-        return ("x" if numbers else ", ").join(value(inner) for inner in given) or NONE
-    return NONE if given in (None, "") else str(given)
+    if isinstance(content, Mapping):
+        return listing(f"{name} {value(inner)}" for name, inner in content.items()) or NONE
+    if isinstance(content, list | tuple):
+        numbers = bool(content) and all(isinstance(inner, int) for inner in content)
+        return ("x" if numbers else ", ").join(value(inner) for inner in content) or NONE
+    return NONE if content in (None, "") else str(content)
 
 
-def _making(result: Result) -> Points:
-    made = (("recipe", value(result.recipe)), ("versions", value(result.versions)))
+def _making(result: Result, name: str) -> Points:
+    rest = (("recipe", value(result.recipe)), ("versions", value(result.versions)))
     arch = tuple((kind, sites) for kind, sites in by_site(result.arch) if sites)
-    return Points(tuple((f"{result.name}, {what}", words) for what, words in (*arch, *made) if words != NONE))
+    return Points(tuple((f"{name}, {what}", words) for what, words in (*arch, *rest) if words != NONE))
 
 
 def by_site(arch: Arch) -> tuple[tuple[str, str], tuple[str, str]]:
@@ -192,14 +209,14 @@ def by_site(arch: Arch) -> tuple[tuple[str, str], tuple[str, str]]:
 
 
 def _picture(report: Report) -> list[Block]:
-    shown = pictured(report)
-    if not shown:
+    names, results = network_names(report), pictured(report)
+    if not results:
         return [Text("No network is both trained and measured yet, so there is no picture of accuracy over latency.")]
-    missing = [result.name for result in report.results if result not in shown]
+    missing = [row_name(names[result.name]) for result in report.results if result not in results]
     left_out = f" Not trained or not measured, so not shown: {listing(missing)}." if missing else ""
-    names = listing(result.name for result in shown)
+    listed = listing(row_name(names[result.name]) for result in results)
     caption = f"Accuracy over measured latency. Lines span two standard errors to either side.{left_out}"
-    return [Picture(PICTURED, f"Accuracy over measured latency of {names}", caption)]
+    return [Picture(PICTURED, f"Accuracy over measured latency of {listed}", caption)]
 
 
 def _searches(report: Report) -> list[Block]:
@@ -207,26 +224,29 @@ def _searches(report: Report) -> list[Block]:
     for number, search in enumerate(report.searches, 1):
         course = [] if search.accuracy is None else [_course(number, search)]
         blocks += [Text(_verdict(search)), *_limits(search), *course]
-        blocks.append(Fold(f"The arch found in the space {search.space}", (Points(by_site(search.arch)),)))
+        blocks.append(Fold(f"Arch of the {search_name(search.space)}", (Points(by_site(search.arch)),)))
     return blocks
 
 
 def _limits(search: SearchRecord) -> list[Block]:
-    """What was asked, what that is, and what was predicted and measured."""
+    """Each limit: as the configuration has it, in its unit, and the predicted and measured values."""
     if not search.limits:
         return []
     rows = [
         (
-            Cell(own.metric),
-            Cell(own.asked),
-            Cell(quantity(own.limit, own.unit)),
-            Cell(quantity(own.predicted, own.unit)),
-            Cell(quantity(own.measured, own.unit)),
-            Cell(percent(own.ratio, 1), f"\N{PLUS-MINUS SIGN} {percent(2 * own.error, 1)}" if own.error else ""),
+            Cell(limit.metric),
+            Cell(limit.asked),
+            Cell(quantity(limit.limit, limit.unit)),
+            Cell(quantity(limit.predicted, limit.unit)),
+            Cell(quantity(limit.measured, limit.unit)),
+            Cell(
+                percent(limit.ratio, 1),
+                f"\N{PLUS-MINUS SIGN} {percent(2 * limit.error, 1)}" if limit.error else "",
+            ),
         )
-        for own in search.limits
+        for limit in search.limits
     ]
-    headings = ("limit", "asked", "that is", "predicted", "measured afresh", "measured / limit")
+    headings = ("limit", "configured", "in its unit", "predicted", "measured again", "measured / limit")
     return [
         Table(headings, tuple(rows), frozenset(headings[:2])),
         Text(" ".join(_how_kept(search))),
@@ -236,29 +256,29 @@ def _limits(search: SearchRecord) -> list[Block]:
 def _how_kept(search: SearchRecord) -> Iterator[str]:
     if search.measured_archs:
         yield (
-            f"{plural(search.measured_archs, 'arch')} near the end of the search were measured whole. What was taken "
-            "is measured afresh, beside the base network, on readings that took no part in proposing it."
+            f"{plural(search.measured_archs, 'arch')} near the end of the search were measured whole. The result "
+            "is measured again, next to the base network, on readings that played no part in proposing it."
         )
     if search.uniform is not None:
         yield (
-            f"The uniform network within the limits has {percent(search.uniform)} {search.judge}, what was taken "
+            f"The uniform network within the limits has {percent(search.uniform)} {search.judge}, the result "
             f"{percent(search.accuracy or 0.0)}."
         )
 
 
 def _verdict(search: SearchRecord) -> str:
     words = "has converged" if search.converged else "has not converged"
-    made = f"strategy {search.strategy}, cost {search.cost}, seed {search.seed}, {duration(search.seconds)}"
-    return f"The search in the space {search.space} {words}: {search.why} ({made}). {standing(search)}".rstrip()
+    options = f"strategy {search.strategy}, cost {search.cost}, seed {search.seed}, {duration(search.seconds)}"
+    return f"The {search_name(search.space)} {words}: {search.why} ({options}). {standing(search)}".rstrip()
 
 
 def standing(search: SearchRecord) -> str:
-    """How the arch found compares with its random rivals."""
+    """How the resulting arch compares with its random rivals."""
     if search.accuracy is None:
         return ""
     accuracy, judged = percent(search.accuracy), search.judge[0].upper() + search.judge[1:]
     if not search.rivals:
-        return f"{judged} its arch has {accuracy} on validation data; no random arch was set beside it."
+        return f"{judged} its arch has {accuracy} on validation data; no random arch was compared with it."
     middle = percent(median(search.rivals))
     furthest = percent(max(abs(cost - 1) for cost in search.rival_costs), 0)
     count = plural(len(search.rivals), "random arch").replace("archs", f"archs within {furthest} of its latency")
@@ -269,7 +289,7 @@ def standing(search: SearchRecord) -> str:
 
 
 def _course(number: int, search: SearchRecord) -> Picture:
-    shows = f"Course of the search in the space {search.space}"
+    shows = f"Course of the {search_name(search.space)}"
     if not search.epochs:
         return Picture(
             course_name(number), shows, "The search has no epochs; only its arch and the random ones are shown."
@@ -300,7 +320,7 @@ def _curves(report: Report) -> list[Block]:
         return []
     about = (
         "Above, the measured latency m(x) of a site at every width x, the fit f(x) of eq. 1, and in red the widths "
-        "chosen for the hardware space. Below, the score s(x) = f(x) \N{MINUS SIGN} m(x) of eq. 2, one choice a "
+        "selected for the measured space. Below, the score s(x) = f(x) \N{MINUS SIGN} m(x) of eq. 2, one choice a "
         "group. Dashed lines part the groups. Sites with equal layers share one curve."
     )
     pictures = [
@@ -312,24 +332,24 @@ def _curves(report: Report) -> list[Block]:
 
 def curve_picture(number: int, curve: CurveRecord) -> Picture:
     """A latency curve with its sites, fit, groups, choices and doubts."""
-    chosen = "; ".join(f"{space}: {' '.join(map(str, widths))}" for space, widths in curve.choices.items())
+    choices = "; ".join(f"{space_name(space)}: {' '.join(map(str, widths))}" for space, widths in curve.choices.items())
     sites = f"{plural(len(curve.sites), 'site')} of base width {curve.base}: {listing(curve.sites)}"
     groups = f"{plural(len(curve.groups), 'group')} of widths {curve.widths[0]} to {curve.widths[-1]}"
     doubts = "".join(f" Doubt: {doubt}." for doubt in curve.doubts)
-    caption = f"{sites}. {fitted(curve.k, curve.alpha, curve.b)}; {groups}. Choices, {chosen or 'none'}.{doubts}"
+    caption = f"{sites}. {fitted(curve.k, curve.alpha, curve.b)}; {groups}. Choices, {choices or 'none'}.{doubts}"
     return Picture(curve_name(number), f"Latency and score by width, base width {curve.base}", caption)
 
 
 def _predictions(report: Report) -> list[Block]:
-    """How far the cost model is off: on networks that it has not seen, and on those of this report."""
+    """How far the cost model is off: on networks outside its fit, and on those of this report."""
     if not report.predictions:
         return []
     off = [abs(each.predicted / each.measured - 1) for each in report.predictions]
     near = ", ".join(
         f"{percent(sum(o <= band for o in off) / len(off), 0)} within {percent(band, 0)}" for band in BANDS
     )
-    said = (
-        f"{plural(len(off), 'network')} of the calibration, each predicted by a fit that left it out: "
+    summary = (
+        f"{plural(len(off), 'network')} of the calibration, each predicted by a fit without it: "
         f"{percent(sum(off) / len(off), 1)} off in the mean, {percent(max(off), 1)} at worst, {near}. The networks of "
         "this report were predicted before they were measured, in another hour perhaps; a level that has changed moves "
         "them all alike."
@@ -341,31 +361,29 @@ def _predictions(report: Report) -> list[Block]:
     return [
         Heading("Predicted and measured"),
         Picture(PREDICTED, "Predicted against measured latency", caption),
-        Text(said),
+        Text(summary),
     ]
 
 
 def doubts(report: Report) -> list[tuple[str, str]]:
     """What speaks against the figures, each with its subject: readings, fits, searches, comparisons, remarks."""
-    said = [("", remark) for remark in report.remarks]
+    names, base = network_names(report), base_of(report)
+    remarks = [("", remark) for remark in report.remarks]
     for result in report.results:
-        said += [(result.name, remark) for remark in result.remarks]
-        said += [(result.name, doubt) for doubt in (result.measured.doubts if result.measured else ())]
-        said += [(result.name, doubt) for doubt in _unlike(result, base_of(report))]
+        readings = result.measured.doubts if result.measured else ()
+        reasons = (*result.remarks, *readings, *_unlike(result, base))
+        remarks += [(row_name(names[result.name]), reason) for reason in reasons]
     for curve in report.curves:
-        said += [(f"curve of {listing(curve.sites)}", doubt) for doubt in curve.doubts]
-    said += [
-        (f"search in {search.space}", f"{own.metric} is {percent(own.ratio, 1)} of what {own.asked!r} allows")
-        for search in report.searches
-        for own in search.limits
-        if own.ratio > 1
-    ]
-    said += [
-        (f"search in {search.space}", f"not converged: {search.why}")
-        for search in report.searches
-        if not search.converged
-    ]
-    return said
+        remarks += [(f"curve of {listing(curve.sites)}", doubt) for doubt in curve.doubts]
+    for search in report.searches:
+        subject = search_name(search.space)
+        remarks += [
+            (subject, f"{outcome.metric} is {percent(outcome.ratio, 1)} of what {outcome.asked!r} allows")
+            for outcome in search.limits
+            if outcome.ratio > 1
+        ]
+        remarks += [] if search.converged else [(subject, f"not converged: {search.why}")]
+    return remarks
 
 
 def _unlike(result: Result, base: Result | None) -> Iterable[str]:
@@ -373,14 +391,14 @@ def _unlike(result: Result, base: Result | None) -> Iterable[str]:
     if base is None or result.measured is None or base.measured is None:
         return
     if result.measured.survey != base.measured.survey:
-        yield "was not measured in the same interleaved run as base; measure both together before comparing them"
+        yield "was not measured in the same interleaved run as the base network; measure both before comparing them"
     if result.target != base.target:
-        yield f"was measured for another target than base ({target(base.target)})"
+        yield f"was measured for another target than the base network ({target(base.target)})"
 
 
 def _doubts(report: Report) -> list[Block]:
-    said = doubts(report)
-    return [Heading("Doubts and remarks"), Points(tuple(said)) if said else Text("None.")]
+    items = doubts(report)
+    return [Heading("Doubts and remarks"), Points(tuple(items)) if items else Text("None.")]
 
 
 def _measuring(report: Report) -> list[Block]:
@@ -390,12 +408,14 @@ def _measuring(report: Report) -> list[Block]:
     for result in read[:1]:
         assert result.measured is not None
         facts += [("target", target(result.target)), ("readings of each network", str(len(result.measured.values)))]
-        facts += [(name, value(given)) for name, given in result.measured.context.items() if name not in result.target]
+        facts += [
+            (name, value(content)) for name, content in result.measured.context.items() if name not in result.target
+        ]
     errors = sorted(result.measured.error / result.measured.estimate for result in read if result.measured)
     if errors:
         facts.append(("standard error, the middle network", percent(errors[len(errors) // 2], 1)))
-    told = [_pairs(facts, ("what", "value"))] if facts else [Text("Nothing has been measured yet.")]
-    return [Heading("How it was measured"), *told]
+    table = [_pairs(facts, ("what", "value"))] if facts else [Text("Nothing has been measured yet.")]
+    return [Heading("How it was measured"), *table]
 
 
 def _run(report: Report) -> list[Block]:
@@ -404,7 +424,7 @@ def _run(report: Report) -> list[Block]:
     stages = [(name, duration(seconds)) for name, seconds in report.stages.items()]
     total = [("all stages", duration(sum(report.stages.values())))] if stages else []
     facts = [("data", report.dataset + test), ("seeds", listing(map(str, seeds)) or NONE)]
-    facts += [(name, value(given)) for name, given in report.machine.items()]
+    facts += [(name, value(content)) for name, content in report.machine.items()]
     return [
         Heading("How to repeat it"),
         Code(report.command, "sh"),

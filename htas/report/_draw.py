@@ -24,7 +24,10 @@ VARIABLES = {INK: "ink", FAINT: "faint", RULE: "rule", PAPER: "paper", BLUE: "bl
 All are those of Okabe and Ito, which the colour-blind can tell apart, and no colour is alone in saying something."""
 
 WIDTH, MARGIN = 860, 70
-"""Of a picture, in pixels, where no window says how wide it is; and of that, what stands beside a panel."""
+"""Of a picture, in pixels, where no window says how wide it is; and how much of that the axis of a panel takes."""
+PLOT, PANEL = WIDTH - MARGIN, WIDTH // 3 - MARGIN
+"""Width of a plot, and of one of three next to each other."""
+FOUR, EIGHT = alt.Axis(tickCount=4), alt.Axis(tickCount=8)
 TEXT = {"labelColor": INK, "titleColor": INK, "labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal"}
 THEME: dict[str, Any] = {
     "background": PAPER,
@@ -47,29 +50,29 @@ class RenderedChart:
     """Nothing, where only a page draws it."""
 
 
-def drawn(specs: Mapping[str, Spec], later: Collection[str] = ()) -> dict[str, RenderedChart]:
+def render(specs: Mapping[str, Spec], later: Collection[str] = ()) -> dict[str, RenderedChart]:
     """Charts by name, each drawn but for those that a page draws `later`."""
-    return {name: RenderedChart(own, b"" if name in later else svg(own)) for name, own in specs.items()}
+    return {name: RenderedChart(chart, b"" if name in later else svg(chart)) for name, chart in specs.items()}
 
 
 def spec(chart: Any) -> Spec:
     """A chart in the report's style, as Vega-Lite; rows that several layers show are in it once."""
-    found: Spec = chart.configure(**THEME).to_dict()
+    content: Spec = chart.configure(**THEME).to_dict()
     names: dict[str, str] = {}
-    _gather(found, names)
-    return {**found, "datasets": {name: json.loads(text) for text, name in names.items()}}
+    _gather(content, names)
+    return {**content, "datasets": {name: json.loads(text) for text, name in names.items()}}
 
 
 def shape(chart: Any) -> Spec:
     """A chart in the report's style whose rows have names and are not in it yet: for many that differ in these alone,
     as Altair takes a fifth of a second for each that it looks through."""
-    found: Spec = chart.configure(**THEME).to_dict()
-    return found
+    content: Spec = chart.configure(**THEME).to_dict()
+    return content
 
 
-def filled(given: Spec, rows: Mapping[str, Iterable[Mapping[str, Any]]]) -> Spec:
+def filled(empty: Spec, rows: Mapping[str, Iterable[Mapping[str, Any]]]) -> Spec:
     """The chart of a shape, with its rows by name."""
-    return {**given, "datasets": {name: [_shortened(row) for row in own] for name, own in rows.items()}}
+    return {**empty, "datasets": {name: [_shortened(row) for row in each] for name, each in rows.items()}}
 
 
 def data(rows: Iterable[Mapping[str, Any]]) -> alt.NamedData:
@@ -86,7 +89,7 @@ def _short(value: Any) -> Any:
 
 
 def _gather(part: Any, names: dict[str, str]) -> None:
-    """Name the rows of all layers; `names` are found by their text."""
+    """Name the rows of all layers; `names` are keyed by their text."""
     if isinstance(part, dict):
         if (text := part.get("data", {}).get("name")) is not None:
             part["data"] = {"name": names.setdefault(text, f"rows{len(names)}")}
@@ -97,31 +100,31 @@ def _gather(part: Any, names: dict[str, str]) -> None:
             _gather(inner, names)
 
 
-def svg(given: Spec) -> bytes:
+def svg(chart: Spec) -> bytes:
     """A chart as an SVG file; the same chart gives the same bytes."""
     import vl_convert
 
-    text: str = vl_convert.vegalite_to_svg(given)
+    text: str = vl_convert.vegalite_to_svg(chart)
     numbers: dict[str, int] = {}  # Vega counts on through a process
-    text = re.sub(r"\bclip(\d+)", lambda found: f"clip{numbers.setdefault(found[1], len(numbers) + 1)}", text)
+    text = re.sub(r"\bclip(\d+)", lambda match: f"clip{numbers.setdefault(match[1], len(numbers) + 1)}", text)
     return text.encode()
 
 
-def png(given: Spec) -> bytes:
+def png(chart: Spec) -> bytes:
     """A chart as a PNG file, twice as large."""
     import vl_convert
 
-    picture: bytes = vl_convert.vegalite_to_png(given, scale=2)
+    picture: bytes = vl_convert.vegalite_to_png(chart, scale=2)
     return picture
 
 
 def inline(picture: bytes, name: str) -> str:
-    """An SVG file made part of a page: its names made its own, its colours and letters the page's."""
+    """An SVG file made part of a page: its names unique, its colours and letters the page's."""
     if not picture:
         return ""
     text = picture.decode()
     text = text[text.index("<svg") :]
-    text = re.sub(r' (?:xmlns(:\w+)?|aria-[a-z]+|role)="[^"]*"', "", text)  # what it shows is said once, around it
+    text = re.sub(r' (?:xmlns(:\w+)?|aria-[a-z]+|role)="[^"]*"', "", text)  # the figure around it says what it shows
     text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text)  # coordinates, no labels
     text = re.sub(r'(<svg [^>]*?)width="([\d.]+)" height="[\d.]+"', r'\1style="max-width: \2px"', text, count=1)
     text = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{name}-", text)
@@ -131,9 +134,9 @@ def inline(picture: bytes, name: str) -> str:
     return text
 
 
-def embedded(given: Spec) -> str:
+def embedded(chart: Spec) -> str:
     """A chart as JSON that may stand in a page."""
-    return json.dumps(given, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return json.dumps(chart, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 @cache
@@ -167,8 +170,8 @@ function fitted(figure) {
 }
 
 async function draw(figure) {
-  if (!figure.clientWidth || figure.drawn === figure.clientWidth) return;
-  figure.drawn = figure.clientWidth;
+  if (!figure.clientWidth || figure.drawnWidth === figure.clientWidth) return;
+  figure.drawnWidth = figure.clientWidth;
   try {
     await vegaEmbed(figure.querySelector(".chart"), fitted(figure), {actions: false, renderer: "svg"});
     figure.dataset.live = "yes";
@@ -176,19 +179,19 @@ async function draw(figure) {
 }
 
 const figures = [...document.querySelectorAll("figure.live")];
-const seen = new Set();
+const visible = new Set();
 const watcher = new IntersectionObserver(entries => {
-  for (const entry of entries) if (entry.isIntersecting) { seen.add(entry.target); draw(entry.target); }
+  for (const entry of entries) if (entry.isIntersecting) { visible.add(entry.target); draw(entry.target); }
 }, {rootMargin: "400px"});
 for (const figure of figures) watcher.observe(figure);
 let waiting;
 addEventListener("beforeprint", () => figures.forEach(draw));
 addEventListener("resize", () => {
   clearTimeout(waiting);
-  waiting = setTimeout(() => seen.forEach(draw), 150);
+  waiting = setTimeout(() => visible.forEach(draw), 150);
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-  for (const figure of seen) { figure.drawn = 0; draw(figure); }
+  for (const figure of visible) { figure.drawnWidth = 0; draw(figure); }
 });
 """
-"""Pictures are drawn anew as they come near the window: there may be a hundred."""
+"""Pictures are drawn again as they come near the window: there may be a hundred."""

@@ -45,15 +45,15 @@ def _block(block: Block, pictures: Mapping[str, RenderedChart]) -> str:
         case Text(text):
             return f"<p>{escape(text)}</p>"
         case Points(items):
-            return f"<ul>{''.join(f'<li>{_said(subject, said)}</li>' for subject, said in items)}</ul>"
+            return f"<ul>{''.join(f'<li>{_point(subject, text)}</li>' for subject, text in items)}</ul>"
         case Table():
             return _table(block)
         case Picture(name, shows, caption, later):
-            own = pictures[name]
+            chart = pictures[name]
             return (
                 f'<figure class="live{" later" if later else ""}">'
                 f'<div class="chart" role="img" aria-label="{escape(shows)}">'
-                f'{inline(own.svg, name)}</div><script type="application/json">{embedded(own.spec)}</script>'
+                f'{inline(chart.svg, name)}</div><script type="application/json">{embedded(chart.spec)}</script>'
                 f"<figcaption>{escape(caption)}</figcaption></figure>"
             )
         case Code(text, _):
@@ -65,19 +65,18 @@ def _block(block: Block, pictures: Mapping[str, RenderedChart]) -> str:
 
 
 def _answer(answer: Answer) -> str:
-    first, *others = (escape(sentence) for sentence in answer.sentences)
     figures = "".join(
         f"<div><dt>{escape(figure.label)}</dt><dd><b>{escape(figure.value)}</b></dd><dd>{escape(figure.note)}</dd></div>"
         for figure in answer.figures
     )
-    first = re.sub(r"(?<=\d) (?=ms|%|M\b)", "&nbsp;", first)
+    headline = re.sub(r"(?<=\d) (?=ms|%|M\b)", "&nbsp;", escape(answer.headline))
     tiles = f"<dl>{figures}</dl>" if figures else ""
-    rest = f"<p>{' '.join(others)}</p>" if others else ""
-    return f'<section class="answer"><p class="first">{first}</p>{tiles}{rest}</section>'
+    rest = f"<p>{escape(' '.join(answer.details))}</p>" if answer.details else ""
+    return f'<section class="answer"><p class="first">{headline}</p>{tiles}{rest}</section>'
 
 
-def _said(subject: str, said: str) -> str:
-    return f"<b>{escape(subject)}</b>: {escape(said)}" if subject else escape(said)
+def _point(subject: str, text: str) -> str:
+    return f"<b>{escape(subject)}</b>: {escape(text)}" if subject else escape(text)
 
 
 def _table(table: Table) -> str:

@@ -8,7 +8,7 @@ import altair as alt
 from htas.files import write_text
 from htas.graph.network import OUTPUT
 from htas.report._blocks import Block, Cell, Heading, Picture, Points, Table, Text
-from htas.report._draw import BLUE, FAINT, GREEN, WIDTH, Spec, data, drawn, spec
+from htas.report._draw import BLUE, FAINT, GREEN, WIDTH, Spec, data, render, spec
 from htas.report._html import html
 from htas.spaces.inspection import Inspection, LayerFacts, SiteFacts
 from htas.text import TextTable, millions, milliseconds, percent, plural, shown
@@ -19,59 +19,63 @@ SHOWN = 20
 """Sites, and layers, that a picture or the terminal shows at most."""
 
 
-def page(title: str, found: Inspection, facts: Sequence[tuple[str, str]], folder: Path) -> tuple[Path, TextTable]:
+def page(title: str, inspection: Inspection, facts: Sequence[tuple[str, str]], folder: Path) -> tuple[Path, TextTable]:
     """Write inspect.html; its path, and the summary with the sites that could save most."""
-    pictures = drawn({"layers": layers_picture(found), "sites": sites_picture(found)})
+    pictures = render({"layers": layers_picture(inspection), "sites": sites_picture(inspection)})
     path = folder / "inspect.html"
-    write_text(path, html(title, _blocks(found, facts), pictures))
-    rows = [_site(own, found) for own in found.sites[:SHOWN]]
-    more = [f"and {plural(len(found.sites) - SHOWN, 'more site')}, in the page"] if len(found.sites) > SHOWN else []
-    after = [*more, *(f"doubt: {doubt}" for doubt in found.doubts)]
-    return path, shown([SITES, *rows], 2, before=summary(found), after=after)
+    write_text(path, html(title, _blocks(inspection, facts), pictures))
+    rows = [_site(site, inspection) for site in inspection.sites[:SHOWN]]
+    more = (
+        [f"and {plural(len(inspection.sites) - SHOWN, 'more site')}, in the page"]
+        if len(inspection.sites) > SHOWN
+        else []
+    )
+    after = [*more, *(f"doubt: {doubt}" for doubt in inspection.doubts)]
+    return path, shown([SITES, *rows], 2, before=summary(inspection), after=after)
 
 
-def summary(found: Inspection) -> list[str]:
+def summary(inspection: Inspection) -> list[str]:
     """What there is, in sentences."""
-    widths = sum(own.site.kind == "width" for own in found.sites)
-    depths = len(found.sites) - widths
-    bound = [name for name, why in found.frozen.items() if why != OUTPUT]
+    widths = sum(site.site.kind == "width" for site in inspection.sites)
+    depths = len(inspection.sites) - widths
+    bound = [name for name, why in inspection.frozen.items() if why != OUTPUT]
     return [
-        f"{millions(found.macs)} multiply-adds, {millions(found.params)} parameters, "
-        f"{milliseconds(found.whole.estimate)} a batch ({milliseconds(found.sum)} as the sum of "
-        f"{plural(len(found.layers), 'layer')})",
-        f"{plural(widths, 'width site')} and {plural(depths, 'depth site')}; {percent(found.searchable, 1)} of the "
-        "multiply-adds can be searched",
+        f"{millions(inspection.macs)} multiply-adds, {millions(inspection.params)} parameters, "
+        f"{milliseconds(inspection.whole.estimate)} a batch ({milliseconds(inspection.sum)} as the sum of "
+        f"{plural(len(inspection.layers), 'layer')})",
+        f"{plural(widths, 'width site')} and {plural(depths, 'depth site')}; {percent(inspection.searchable, 1)} of "
+        "the multiply-adds can be searched",
         f"frozen, but for the classes: {len(bound) or 'nothing'}",
     ]
 
 
-def _blocks(found: Inspection, facts: Sequence[tuple[str, str]]) -> list[Block]:
-    rest = [(name, why) for name, why in found.frozen.items() if why != OUTPUT]
+def _blocks(inspection: Inspection, facts: Sequence[tuple[str, str]]) -> list[Block]:
+    rest = [(name, why) for name, why in inspection.frozen.items() if why != OUTPUT]
     return [
-        *(Text(f"{line[0].upper()}{line[1:]}.") for line in summary(found)),
+        *(Text(f"{line[0].upper()}{line[1:]}.") for line in summary(inspection)),
         Heading("What could be saved"),
         Text(
             "By half the width of a site, or by a block less of a stage, all else as it is: the sum of the layers that "
             "this changes, over that of all. A search changes many at once, and a wider site may be as fast."
         ),
         Picture("sites", "Bars of the latency that each site could save", "The sites that could save most."),
-        _table(SITES, [_site(own, found) for own in found.sites], SITES[:2]),
-        *_depths(found),
+        _table(SITES, [_site(site, inspection) for site in inspection.sites], SITES[:2]),
+        *_depths(inspection),
         Heading("Where the time goes"),
         Picture("layers", "Bars of latency and multiply-adds by layer", "The layers that take most, in their order."),
-        _table(LAYERS, [_layer(own, found) for own in found.layers], LAYERS[:3]),
+        _table(LAYERS, [_layer(layer, inspection) for layer in inspection.layers], LAYERS[:3]),
         Heading("What stays as it is, and why"),
         Points(tuple(rest)) if rest else Text("Nothing but the outputs, which are the classes."),
         Heading("Doubts"),
-        Points(tuple(("", doubt) for doubt in found.doubts)) if found.doubts else Text("None."),
+        Points(tuple(("", doubt) for doubt in inspection.doubts)) if inspection.doubts else Text("None."),
         Heading("How it was measured"),
         _table(("what", "value"), facts, ("what", "value")),
     ]
 
 
-def _depths(found: Inspection) -> list[Block]:
+def _depths(inspection: Inspection) -> list[Block]:
     """The order in which blocks are dropped."""
-    sites = [own.site for own in found.sites if own.site.kind == "depth"]
+    sites = [facts.site for facts in inspection.sites if facts.site.kind == "depth"]
     if not sites:
         return []
     rows = [(site.name, f"{', then '.join(reversed(site.producers[1:]))}; {site.producers[0]} stays") for site in sites]
@@ -82,21 +86,21 @@ def _depths(found: Inspection) -> list[Block]:
     ]
 
 
-def _site(own: SiteFacts, found: Inspection) -> tuple[str, ...]:
-    site = own.site
+def _site(facts: SiteFacts, inspection: Inspection) -> tuple[str, ...]:
+    site = facts.site
     more = f" and {len(site.producers) - 1} with it" if site.kind == "width" and len(site.producers) > 1 else ""
     groups = f", in groups of {site.multiple}" if site.multiple > 1 else ""
     return (
-        f"{site.name}{more}", site.kind + groups, str(site.base), str(own.half), percent(own.saved / found.sum, 1),
-        percent(own.seconds / found.sum, 1),
+        f"{site.name}{more}", site.kind + groups, str(site.base), str(facts.half),
+        percent(facts.saved / inspection.sum, 1), percent(facts.seconds / inspection.sum, 1),
     )  # fmt: skip
 
 
-def _layer(own: LayerFacts, found: Inspection) -> tuple[str, ...]:
-    layer = own.layer
+def _layer(facts: LayerFacts, inspection: Inspection) -> tuple[str, ...]:
+    layer = facts.layer
     return (
-        own.name, layer.kind, own.site or own.frozen, f"{layer.inputs} to {layer.outputs}", millions(layer.macs),
-        millions(layer.params), percent(own.seconds / found.sum, 1),
+        facts.name, layer.kind, facts.site or facts.frozen, f"{layer.inputs} to {layer.outputs}", millions(layer.macs),
+        millions(layer.params), percent(facts.seconds / inspection.sum, 1),
     )  # fmt: skip
 
 
@@ -104,21 +108,21 @@ def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], words: Se
     return Table(headings, tuple(tuple(Cell(text) for text in row) for row in rows), frozenset(words))
 
 
-def layers_picture(found: Inspection) -> Spec:
+def layers_picture(inspection: Inspection) -> Spec:
     """Share of the latency of the layers that take most, beside their share of the multiply-adds."""
-    most = sorted(found.layers, key=lambda own: own.seconds, reverse=True)[:SHOWN]
-    shown = [own for own in found.layers if own in most][:SHOWN]
-    names = [f"{own.name}  ({own.layer.kind})" for own in shown]
-    time = [100 * own.seconds / found.sum for own in shown]
-    work = [100 * own.layer.macs / max(1, found.macs) for own in shown]
+    most = sorted(inspection.layers, key=lambda layer: layer.seconds, reverse=True)[:SHOWN]
+    listed = [layer for layer in inspection.layers if layer in most][:SHOWN]
+    names = [f"{layer.name}  ({layer.layer.kind})" for layer in listed]
+    time = [100 * layer.seconds / inspection.sum for layer in listed]
+    work = [100 * layer.layer.macs / max(1, inspection.macs) for layer in listed]
     return _bars(names, {"latency": (time, BLUE), "multiply-adds": (work, FAINT)}, "share of the network, %")
 
 
-def sites_picture(found: Inspection) -> Spec:
+def sites_picture(inspection: Inspection) -> Spec:
     """What the first sites could save."""
-    shown = found.sites[:SHOWN]
-    names = [f"{own.site.name}  ({own.site.base} to {own.half})" for own in shown]
-    saving = [100 * own.saved / found.sum for own in shown]
+    sites = inspection.sites[:SHOWN]
+    names = [f"{facts.site.name}  ({facts.site.base} to {facts.half})" for facts in sites]
+    saving = [100 * facts.saved / inspection.sum for facts in sites]
     return _bars(names, {"saves": (saving, GREEN)}, "of the sum of all layers, %")
 
 

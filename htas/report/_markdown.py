@@ -19,16 +19,15 @@ def escape(text: str) -> str:
 
 def _block(block: Block) -> str:
     match block:
-        case Answer(sentences, _):
-            first, *others = (escape(sentence) for sentence in sentences)
-            return "\n\n".join([f"**{first}**", " ".join(others)] if others else [f"**{first}**"])
+        case Answer(headline, details, _):
+            return "\n\n".join([f"**{escape(headline)}**", *([escape(" ".join(details))] if details else [])])
         case Heading(text):
             return f"## {escape(text)}"
         case Text(text):
             return escape(text)
         case Points(items):
             return "\n".join(
-                f"- {f'**{escape(subject)}**: ' if subject else ''}{escape(said)}" for subject, said in items
+                f"- {f'**{escape(subject)}**: ' if subject else ''}{escape(text)}" for subject, text in items
             )
         case Table():
             return _table(block)

@@ -1,4 +1,4 @@
-"""Several runs on one page: what each found, their networks in one table and picture, and in what the runs differ."""
+"""Several runs on one page: the answer of each, their networks in one table and picture, and how the runs differ."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,10 +8,11 @@ from htas.files import write_bytes, write_text
 from htas.report._blocks import Block, Cell, Heading, Picture, Points, Table, Text
 from htas.report._compare import against_base, answer, base_of, found_of
 from htas.report._content import EMPTY, doubts, target, value
-from htas.report._draw import drawn
+from htas.report._draw import render
 from htas.report._figures import pictured, runs_over_latency
 from htas.report._html import html
 from htas.report._markdown import markdown
+from htas.report._names import family_name, network_names, row_name
 from htas.report.result import Report, Result
 from htas.text import listing, millions, percent, plus_minus, significant
 
@@ -32,9 +33,9 @@ def page(runs: Mapping[str, Report], folder: Path) -> Path:
     """Write report.html and report.md of several runs, by their names; the path of the page."""
     pictures = {}
     if any(pictured(report) for report in runs.values()):
-        pictures = drawn({PICTURE: runs_over_latency({name: pictured(report) for name, report in runs.items()})})
-    for name, own in pictures.items():
-        write_bytes(folder / "figures" / f"{name}.svg", own.svg)
+        pictures = render({PICTURE: runs_over_latency(runs)})
+    for name, chart in pictures.items():
+        write_bytes(folder / "figures" / f"{name}.svg", chart.svg)
     title, blocks = f"{len(runs)} runs: {listing(runs)}", _blocks(runs, bool(pictures))
     write_text(folder / "report.md", markdown(title, blocks))
     path = folder / "report.html"
@@ -42,30 +43,31 @@ def page(runs: Mapping[str, Report], folder: Path) -> Path:
     return path
 
 
-def _blocks(runs: Mapping[str, Report], shown: bool) -> list[Block]:
+def _blocks(runs: Mapping[str, Report], measured: bool) -> list[Block]:
     picture: Block = Text("No network of these runs is both trained and measured yet.")
-    if shown:
+    if measured:
         caption = (
             "Accuracy over measured latency. Latencies of one run were read together; those of two runs in two hours, "
             "which may be some percent apart."
         )
         picture = Picture(PICTURE, f"Accuracy over measured latency of the networks of {listing(runs)}", caption)
-    marked = frozenset(found.name for report in runs.values() if (found := found_of(report)))
+    searched = [(report, network) for report in runs.values() if (network := found_of(report))]
+    marked = frozenset(row_name(network_names(report)[network.name]) for report, network in searched)
     rows = tuple(_row(name, report, result) for name, report in runs.items() for result in report.results)
-    said = [(name, sentence) for name, report in runs.items() for sentence in answer(report).sentences]
+    answers = [(name, sentence) for name, report in runs.items() for sentence in answer(report).sentences]
     doubtful = [
         (f"{name}, {subject}" if subject else name, doubt)
         for name, report in runs.items()
         for subject, doubt in doubts(report)
     ]
     return [
-        Heading("What each run found"),
-        Points(tuple(said)),
+        Heading("The answer of each run"),
+        Points(tuple(answers)),
         Heading("Accuracy and latency"),
         picture,
         Heading("Networks"),
         Table(HEADINGS, rows, frozenset(HEADINGS[:2]), marked),
-        Heading("In what the runs differ"),
+        Heading("How the runs differ"),
         _differences(runs),
         Heading("Doubts and remarks"),
         Points((*_unlike(runs), *doubtful)) if doubtful or _unlike(runs) else Text("None."),
@@ -78,7 +80,7 @@ def _row(run: str, report: Report, result: Result) -> tuple[Cell, ...]:
     compared = against_base(result, base_of(report))
     measured = result.measured
     return (
-        Cell(result.name, result.family),
+        Cell(row_name(network_names(report)[result.name]), result.name),
         Cell(run),
         EMPTY if result.accuracy is None else Cell(percent(result.accuracy)),
         EMPTY if measured is None else Cell(plus_minus(1e3 * measured.estimate, 2e3 * measured.error)),
@@ -91,34 +93,39 @@ def _row(run: str, report: Report, result: Result) -> tuple[Cell, ...]:
 
 def _facts(report: Report) -> dict[str, str]:
     """What two runs may differ in."""
-    found = found_of(report) or base_of(report)
+    network = found_of(report) or base_of(report)
     facts: dict[str, Any] = {"data": report.dataset, "test images": report.test_images}
-    if found is not None:
-        facts |= {"base network": found.family, "target": target(found.target), "seed": found.seed}
-        facts |= {"strategy": found.strategy, "cost": found.cost, "space": found.space, "recipe": value(found.recipe)}
-    machine = {name: value(given) for name, given in report.machine.items() if name not in ("seed", "fingerprint")}
+    if network is not None:
+        facts |= {"base network": family_name(network.family), "target": target(network.target), "seed": network.seed}
+        facts |= {"strategy": network.strategy, "cost": network.cost, "space": network.space}
+        facts["recipe"] = value(network.recipe)
+    machine = {name: value(content) for name, content in report.machine.items() if name not in ("seed", "fingerprint")}
     return {name: str(fact) for name, fact in (facts | machine).items()}
 
 
 def _differences(runs: Mapping[str, Report]) -> Block:
     facts = {name: _facts(report) for name, report in runs.items()}
-    every = list(dict.fromkeys(what for own in facts.values() for what in own))
-    rows = [(what, *(own.get(what, "") for own in facts.values())) for what in every]
+    every = list(dict.fromkeys(what for fields in facts.values() for what in fields))
+    rows = [(what, *(fields.get(what, "") for fields in facts.values())) for what in every]
     unlike = [row for row in rows if len(set(row[1:])) > 1]
     if not unlike:
-        return Text("In nothing that is recorded.")
+        return Text("They differ in nothing that is recorded.")
     headings = ("what", *runs)
     return Table(headings, tuple(tuple(map(Cell, row)) for row in unlike), frozenset(headings))
 
 
 def _unlike(runs: Mapping[str, Report]) -> Sequence[tuple[str, str]]:
-    """Why figures of two runs may not be set beside each other."""
+    """Why figures of two runs may not be compared."""
     facts = [_facts(report) for report in runs.values()]
-    said = []
-    if len({own.get("target") for own in facts}) > 1:
-        said.append(("", "The runs were measured for different targets, so their latencies say nothing of each other."))
-    if len({own.get("processor") for own in facts}) > 1:
-        said.append(("", "The runs were measured on different machines, so their latencies say nothing of each other."))
-    if len({(own["data"], own["test images"]) for own in facts}) > 1:
-        said.append(("", "The runs were tested on different images, so their accuracies say nothing of each other."))
-    return said
+    reasons = []
+    if len({fields.get("target") for fields in facts}) > 1:
+        reasons.append(
+            ("", "The runs were measured for different targets, so their latencies say nothing of each other.")
+        )
+    if len({fields.get("processor") for fields in facts}) > 1:
+        reasons.append(
+            ("", "The runs were measured on different machines, so their latencies say nothing of each other.")
+        )
+    if len({(fields["data"], fields["test images"]) for fields in facts}) > 1:
+        reasons.append(("", "The runs were tested on different images, so their accuracies say nothing of each other."))
+    return reasons

@@ -37,9 +37,9 @@ table { border-collapse: collapse; width: 100%; font-size: .875rem; line-height:
 th, td { text-align: left; vertical-align: top; padding: .5rem .9rem .5rem 0; border-bottom: 1px solid var(--rule); }
 thead th { vertical-align: bottom; color: var(--faint); font-weight: 500; line-height: 1.25;
   border-bottom: 1px solid var(--ink); }
-tbody th { font-weight: 600; white-space: nowrap; }
+tbody th { font-weight: 600; min-width: 11rem; }
 .number { text-align: right; white-space: nowrap; padding: .5rem 0 .5rem .9rem; }
-thead .number { white-space: normal; }
+thead .number { white-space: normal; min-width: 4.5rem; }
 .words { max-width: 22rem; }
 th:first-child, td:first-child { padding-left: .7rem; }
 th:last-child, td:last-child { padding-right: .7rem; }

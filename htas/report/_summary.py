@@ -1,6 +1,7 @@
 """A report in a few lines: the answer, and the networks."""
 
 from htas.report._compare import against_base, answer, base_of, found_of
+from htas.report._names import network_names, row_name
 from htas.report.result import Report, Result
 from htas.text import NONE, TextTable, millions, percent, plus_minus, shown, significant
 
@@ -11,20 +12,21 @@ HEADINGS = (
 
 def summary(report: Report) -> TextTable:
     """What the top of the page says."""
-    base, found = base_of(report), found_of(report)
+    base, searched = base_of(report), found_of(report)
+    names = {name: row_name(label) for name, label in network_names(report).items()}
     return shown(
-        [HEADINGS, *(_row(result, base) for result in report.results)], 1,
-        before=answer(report).sentences, marked=(found.name,) if found else (),
+        [HEADINGS, *(_row(names[result.name], result, base) for result in report.results)], 1,
+        before=answer(report).sentences, marked=(names[searched.name],) if searched else (),
     )  # fmt: skip
 
 
-def _row(result: Result, base: Result | None) -> tuple[str, ...]:
+def _row(name: str, result: Result, base: Result | None) -> tuple[str, ...]:
     compared, measured = against_base(result, base), result.measured
     times = "1" if result is base and measured else NONE
     if compared is not None:
         times = significant(compared.ratio) + (" (no clear difference)" if compared.verdict == "unclear" else "")
     return (
-        result.name,
+        name,
         NONE if result.accuracy is None else percent(result.accuracy),
         NONE if measured is None else plus_minus(1e3 * measured.estimate, 2e3 * measured.error),
         NONE if result.predicted is None else significant(1e3 * result.predicted),

@@ -6,8 +6,9 @@ from pathlib import Path
 from htas.files import write_bytes, write_text
 from htas.report._blocks import Block, Cell, Heading, Points, Table, Text
 from htas.report._content import curve_picture
-from htas.report._draw import drawn, png
-from htas.report._figures import curve_name, latency_curve
+from htas.report._curves import latency_curve
+from htas.report._draw import png, render
+from htas.report._figures import curve_name
 from htas.report._html import html
 from htas.spaces.curve import CurveRecord
 from htas.text import TextTable, listing, milliseconds, plural, shown, significant
@@ -34,24 +35,24 @@ def page(
         write_bytes(folder / "survey" / f"{name}.png", png(chart))
     rows = [_row(curve, sure) for curve in curves]
     path = folder / "survey.html"
-    write_text(path, html(title, _blocks(rows, curves, [*doubts, decided], facts), drawn(charts)))
+    write_text(path, html(title, _blocks(rows, curves, [*doubts, decided], facts), render(charts)))
     return path, shown([HEADINGS, *rows], len(HEADINGS), after=[decided])
 
 
 def _row(curve: CurveRecord, sure: float) -> tuple[str, ...]:
     """Table 2: the width chosen in each group, with a question mark where the choice is less than `sure`."""
     unsure = [run for run, certain in zip(curve.groups, curve.certain, strict=True) if certain < sure]
-    chosen = [
+    widths = [
         f"{width}?" if any(first <= width <= last for first, last in unsure) else str(width)
         for width in curve.choices["hardware"]
     ]
-    known = sorted(error / seconds for error, seconds in zip(curve.errors, curve.latency, strict=False))
+    errors = sorted(error / seconds for error, seconds in zip(curve.errors, curve.latency, strict=False))
     return (
         curve.sites[0] + (f" and {len(curve.sites) - 1} alike" if len(curve.sites) > 1 else ""),
         str(curve.base),
-        " ".join(chosen),
+        " ".join(widths),
         milliseconds(curve.latency[curve.widths.index(curve.base)]),
-        f"{significant(100 * known[len(known) // 2], 2)} %" if known else "",
+        f"{significant(100 * errors[len(errors) // 2], 2)} %" if errors else "",
         " ".join(map(str, curve.dominated)),
     )
 
@@ -59,8 +60,8 @@ def _row(curve: CurveRecord, sure: float) -> tuple[str, ...]:
 def _blocks(
     rows: Sequence[tuple[str, ...]], curves: Sequence[CurveRecord], doubts: Sequence[str], facts: Mapping[str, str]
 ) -> list[Block]:
-    said = [("", doubt) for doubt in doubts]
-    said += [(f"curve of {listing(curve.sites)}", doubt) for curve in curves for doubt in curve.doubts]
+    points = [("", doubt) for doubt in doubts]
+    points += [(f"curve of {listing(curve.sites)}", doubt) for curve in curves for doubt in curve.doubts]
     return [
         Heading("The hardware-aware space"),
         _table(HEADINGS, rows),
@@ -75,7 +76,7 @@ def _blocks(
         ),
         *(curve_picture(number, curve) for number, curve in enumerate(curves, 1)),
         Heading("Doubts"),
-        Points(tuple(said)) if said else Text("None."),
+        Points(tuple(points)) if points else Text("None."),
         Heading("How it was measured"),
         _table(("what", "value"), list(facts.items())),
     ]

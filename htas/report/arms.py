@@ -1,11 +1,11 @@
-"""Arms of a comparison on one page: accuracy over measured latency, and the table that sets them beside one."""
+"""Arms of a comparison on one page: accuracy over measured latency, and the table that compares them with one."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from htas.files import write_bytes, write_text
 from htas.report._blocks import Block, Cell, Heading, Picture, Points, Table, Text
-from htas.report._draw import RenderedChart, drawn
+from htas.report._draw import RenderedChart, render
 from htas.report._figures import arms_over_latency
 from htas.report._html import html
 from htas.report._markdown import markdown
@@ -18,7 +18,7 @@ def page(
     table: Sequence[Sequence[str]],
     arms: Sequence[tuple[str, bool, Sequence[tuple[float, float]]]],
     against: str,
-    said: str,
+    note: str,
     notes: Sequence[str],
     facts: Mapping[str, str],
     every: Sequence[Sequence[str]],
@@ -27,26 +27,26 @@ def page(
     """Write compare.html, and compare.md with its picture in figures/; the path of the page.
 
     `arms` are the names, whether each was searched, and the latency in seconds and accuracy in shares of its trainings;
-    `against` is set off, and `said` says what the figures of the table are; `every` has a line for each training.
+    `against` is set off, and `note` says what the figures of the table are; `every` has a line for each training.
     Raises UserError where the folder cannot be written.
     """
     blocks: list[Block] = []
     pictures: dict[str, RenderedChart] = {}
-    known = [arm for arm in arms if arm[2]]
-    if known:
-        pictures = drawn({PICTURE: arms_over_latency(known, against)})
+    trained = [arm for arm in arms if arm[2]]
+    if trained:
+        pictures = render({PICTURE: arms_over_latency(trained, against)})
         write_bytes(folder / "figures" / f"{PICTURE}.svg", pictures[PICTURE].svg)
-        shows = f"Accuracy over measured latency of {', '.join(name for name, _, _ in known)}"
+        shows = f"Accuracy over measured latency of {', '.join(name for name, _, _ in trained)}"
         blocks.append(Picture(PICTURE, shows, (
             "The large mark of an arm is the mean of its trainings, the small ones. Searched networks are diamonds, "
-            "given ones circles. Up and to the left is better."
+            "others circles. Up and to the left is better."
         )))  # fmt: skip
     headings, *rows = table
     wordy = frozenset(headings[:1])
     cells = tuple((Cell(name), *map(_cell, figures)) for name, *figures in rows)
-    blocks += [Text(said), Table(tuple(headings), cells, wordy, frozenset([against]))]
+    blocks += [Text(note), Table(tuple(headings), cells, wordy, frozenset([against]))]
     if notes:
-        blocks += [Heading("What must be known"), Points(tuple(("", note) for note in notes))]
+        blocks += [Heading("Notes"), Points(tuple(("", note) for note in notes))]
     first, *others = every
     blocks += [Heading("Every network"), Table(
         tuple(first), tuple(tuple(map(Cell, line)) for line in others), frozenset({first[0], *first[-2:]}), frozenset()
@@ -61,7 +61,7 @@ def page(
 def _cell(text: str) -> Cell:
     """Deviations and intervals stand below what they belong to: `91.20 ± 0.15`, `1.05 (1.01 to 1.09)`."""
     for mark in (" ± ", " ("):
-        value, found, rest = text.partition(mark)
-        if found:
+        value, separator, rest = text.partition(mark)
+        if separator:
             return Cell(value, f"{mark.strip(' (')} {rest.removesuffix(')')}".strip())
     return Cell(text)

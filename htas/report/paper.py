@@ -1,4 +1,4 @@
-"""The paper's tables and figures beside what was measured here, on one page."""
+"""The paper's tables and figures next to those measured here, on one page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,8 +6,9 @@ from pathlib import Path
 
 from htas.files import write_bytes, write_text
 from htas.report._blocks import Block, Cell, Heading, Picture, Points, Table, Text
-from htas.report._draw import RenderedChart, Spec, drawn
-from htas.report._figures import fitted_curve, gained, scored_widths
+from htas.report._curves import fitted_curve, scored_widths
+from htas.report._draw import RenderedChart, Spec, render
+from htas.report._figures import gained
 from htas.report._html import html
 from htas.report._markdown import markdown
 
@@ -34,7 +35,7 @@ class Section:
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     words: int
-    """So many columns, from the first on, hold words and no numbers."""
+    """The number of columns, from the first on, that hold words and no numbers."""
     marked: tuple[str, ...] = ()
     """First cells of the rows to be set off."""
     figures: tuple[Figure, ...] = ()
@@ -52,10 +53,10 @@ def page(title: str, intro: str, sections: Sequence[Section], folder: Path) -> P
     blocks: list[Block] = [Text(intro)]
     pictures: dict[str, RenderedChart] = {}
     for section in sections:
-        own = drawn({figure.name: figure.chart for figure in section.figures})
-        for name, picture in own.items():
+        charts = render({figure.name: figure.chart for figure in section.figures})
+        for name, picture in charts.items():
             write_bytes(folder / "figures" / f"{name}.svg", picture.svg)
-        pictures |= own
+        pictures |= charts
         blocks += _blocks(section)
     write_text(folder / "reproduce.md", markdown(title, blocks))
     path = folder / "reproduce.html"
@@ -69,11 +70,11 @@ def _blocks(section: Section) -> list[Block]:
     blocks: list[Block] = [Heading(section.title), *map(Text, section.says)]
     blocks.append(Table(section.headings, rows, words, frozenset(section.marked)))
     blocks += [Picture(figure.name, figure.shows, figure.caption) for figure in section.figures]
-    known = [("", note) for note in section.notes] + list((section.facts or {}).items())
-    return [*blocks, *([Points(tuple(known))] if known else [])]
+    points = [("", note) for note in section.notes] + list((section.facts or {}).items())
+    return [*blocks, *([Points(tuple(points))] if points else [])]
 
 
 def _cell(text: str) -> Cell:
     """A deviation stands below what it belongs to."""
-    value, found, rest = text.partition(" \N{PLUS-MINUS SIGN} ")
-    return Cell(value, f"\N{PLUS-MINUS SIGN} {rest}") if found else Cell(text)
+    value, separator, rest = text.partition(" \N{PLUS-MINUS SIGN} ")
+    return Cell(value, f"\N{PLUS-MINUS SIGN} {rest}") if separator else Cell(text)

@@ -104,7 +104,7 @@ def test_run_works_in_a_folder_named_like_the_file(calls: Calls, capsys: pytest.
     assert second["command"] == "htas run some.toml --design.expand=3 --seed=7"
     first, *_, last = capsys.readouterr().out.splitlines()
     assert (
-        first.startswith("hardware is 2.00 times as fast as base") and last == "runs/report.html"
+        first.startswith("The searched network is 2.00 times as fast as ResNet-20") and last == "runs/report.html"
     )  # the answer, and where to read on
 
 

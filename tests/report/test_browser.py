@@ -21,7 +21,7 @@ CHROMIUM = next(
 SECTIONS = [
     "Networks",
     "Accuracy and latency",
-    "The networks found, layer by layer",
+    "The searched networks, layer by layer",
     "How each network was made",
     "Latency curves",
     "Searches",
@@ -84,7 +84,7 @@ def test_a_point_says_what_it_is(browser: Any, page_file: Path) -> None:
     first.locator("path[aria-roledescription='point']").nth(1).hover()
     page.locator("#vg-tooltip-element.visible").wait_for()
     told = page.locator("#vg-tooltip-element").inner_text()
-    assert "hardware" in told and "2.000" in told and "88.00" in told
+    assert "searched network" in told and "2.000" in told and "88.00" in told
     page.close()
 
 

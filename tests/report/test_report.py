@@ -14,8 +14,10 @@ from htas.graph.arch import Arch
 from htas.report import read, write, write_runs
 from htas.report._compare import accuracy, answer, speed
 from htas.report._content import doubts, standing, target, value
+from htas.report._course import asked_share
 from htas.report._draw import inline
-from htas.report._figures import accuracy_over_latency, archs, asked_share
+from htas.report._figures import accuracy_over_latency, archs
+from htas.report._names import family_name, network_names
 from htas.report.result import Prediction, Report, Result
 from htas.run.stages import _reported
 from htas.search.record import EpochRecord, LimitOutcome, SearchRecord
@@ -198,17 +200,23 @@ def test_a_file_that_is_no_report_is_refused_in_a_sentence(tmp_path: Path) -> No
 
 def test_a_clear_gain_is_called_faster() -> None:
     said = headline(FOUND)
-    assert said.startswith("hardware is 2.00 times as fast as base: 2.00 ms against 4.00 ms per batch, measured.")
+    assert said.startswith(
+        "The searched network is 2.00 times as fast as ResNet-20: 2.00 ms against 4.00 ms per batch, measured."
+    )
 
 
 def test_a_clear_loss_is_called_slower() -> None:
     said = headline(replace(FOUND, measured=readings(5.0)))
-    assert said.startswith("hardware is slower than base, 0.800 times as fast: 5.00 ms against 4.00 ms")
+    assert said.startswith(
+        "The searched network is slower than ResNet-20, 0.800 times as fast: 5.00 ms against 4.00 ms"
+    )
 
 
 def test_a_gain_within_the_noise_is_no_clear_difference() -> None:
     said = headline(replace(FOUND, measured=readings(3.9, spread=0.5)))
-    assert said.startswith("No clear difference in speed between hardware and base: 3.90 ms against 4.00 ms")
+    assert said.startswith(
+        "No clear difference in speed between the searched network and ResNet-20: 3.90 ms against 4.00 ms"
+    )
     assert "within the noise" in said
 
 
@@ -234,28 +242,101 @@ def test_a_difference_in_accuracy_is_judged_by_the_number_of_test_images() -> No
     assert "No clear difference in accuracy: 88.00 % against 90.00 %, 2.00 points lower" in headline(FOUND)
     assert "Its accuracy is 2.00 points lower: 88.00 % against 90.00 %." in headline(FOUND, images=10_000)
     assert "Its accuracy is 5.00 points higher" in headline(replace(FOUND, accuracy=0.95), images=10_000)
-    assert "Accuracy is the same: 90.00 %." in headline(replace(FOUND, accuracy=0.9))
+    assert "Its accuracy is the same: 90.00 %." in headline(replace(FOUND, accuracy=0.9))
 
 
 def test_what_is_not_measured_or_trained_is_said() -> None:
     said = headline(replace(FOUND, measured=None, accuracy=None))
     assert said == (
-        "Not measured yet: hardware. Nothing can be said about speed. "
-        "Not trained yet: hardware. Nothing can be said about accuracy."
+        "Not measured yet: the searched network. Nothing can be said about speed. "
+        "Not trained yet: the searched network. Nothing can be said about accuracy."
     )
 
 
 def test_a_better_rival_that_is_not_slower_is_named_on_top() -> None:
-    rival = network("plain cifar_resnet:14", readings(1.9), 0.89)
+    rival = network("plain cifar_resnet:14", readings(1.9), 0.89, strategy="plain")
     slow = network("tas", readings(3.0), 0.9)
     said = answer(replace(REPORT, results=(BASE, FOUND, rival, slow), test_images=100_000)).sentences
-    assert said[2] == "But plain cifar_resnet:14 is not slower and 1.00 points more accurate (89.00 %, 1.90 ms)."
+    assert said[2] == "But ResNet-14 is not slower and 1.00 points more accurate (89.00 %, 1.90 ms)."
+
+
+def narrowed(milliseconds: float, share: float | None) -> Result:
+    return network("uniform x0.50", readings(milliseconds), share, strategy="uniform")
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "share", "ending"),
+    [
+        (2.0, 0.8, "At equal latency, narrowing all layers alike ended 8.00 points lower"),
+        (1.0, 0.8, "At lower latency, narrowing all layers alike ended 8.00 points lower"),
+        (2.0, 0.95, "At equal latency, narrowing all layers alike ended 7.00 points higher"),
+    ],
+)
+def test_the_headline_says_where_narrowing_all_layers_alike_ended(
+    milliseconds: float, share: float, ending: str
+) -> None:
+    # two standard errors of 0.8 and 0.88 on 2000 images: 2 sqrt((0.16 + 0.1056) / 2000) = 0.0230
+    noise = {0.8: "2.30", 0.95: "1.75"}[share]
+    made = answer(replace(REPORT, results=(BASE, FOUND, narrowed(milliseconds, share)), test_images=2000))
+    assert made.headline.endswith(f"per batch, measured. {ending} (\N{PLUS-MINUS SIGN}{noise} points).")
+
+
+def test_narrowing_within_the_noise_is_no_clear_difference_and_no_headline() -> None:
+    # two standard errors of 0.87 and 0.88 on 360 images: 2 sqrt((0.1131 + 0.1056) / 360) = 0.0493
+    made = answer(replace(REPORT, results=(BASE, FOUND, narrowed(2.0, 0.87)), test_images=360))
+    assert "narrowing" not in made.headline
+    assert made.details[1] == (
+        "No clear difference in accuracy to narrowing all layers alike at equal latency "
+        "(\N{PLUS-MINUS SIGN}4.93 points)."
+    )
+
+
+@pytest.mark.parametrize("control", [narrowed(3.0, 0.8), narrowed(2.0, None)], ids=["slower", "not trained"])
+def test_narrowing_that_is_slower_or_untrained_is_not_compared(control: Result) -> None:
+    made = answer(replace(REPORT, results=(BASE, FOUND, control), test_images=10_000))
+    assert not any("narrowing" in sentence for sentence in made.sentences)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("cifar_resnet:20", "ResNet-20"),
+        ("cifar_resnet:164:bottleneck", "ResNet-164 (bottleneck)"),
+        ("imagenet_resnet:50", "ResNet-50"),
+        ("vgg:16", "VGG-16"),
+        ("mobilenet_v2:100", "MobileNetV2"),
+        ("mobilenet_v2:75", "MobileNetV2 at 75 % of its widths"),
+        ("custom:my_nets:make", "my_nets:make"),
+        ("given:Net:1f00d", "Net"),
+        ("small:32", "small:32"),
+    ],
+)
+def test_families_have_the_names_that_people_use(family: str, name: str) -> None:
+    assert family_name(family) == name
+
+
+def test_a_title_names_the_family_in_words(tmp_path: Path) -> None:
+    write(replace(REPORT, title="cifar_resnet:20 on digits", curves=(), searches=()), tmp_path)
+    assert (tmp_path / "report.md").read_text().startswith("# ResNet-20 on digits\n")
+
+
+def test_every_kind_of_network_has_a_name_in_words() -> None:
+    plain = network("plain given:Net:1f00d with 1, 1 blocks a stage", None, None, strategy="plain")
+    rows = (BASE, FOUND, network("tas", None, None), narrowed(2.0, 0.8), plain)
+    assert list(network_names(replace(REPORT, results=rows)).values()) == [
+        "ResNet-20",
+        "the searched network (measured widths)",
+        "the searched network (TAS's widths)",
+        "ResNet-20 with all widths x0.50",
+        "Net with 1, 1 blocks a stage",
+    ]
+    assert network_names(replace(REPORT, results=(BASE, FOUND)))["hardware"] == "the searched network"
 
 
 def test_a_search_that_did_not_converge_is_named_on_top_and_among_the_doubts() -> None:
     report = replace(REPORT, searches=(replace(SEARCH, converged=False),))
-    assert answer(report).sentences[-1] == "The search behind hardware has not converged."
-    assert ("search in hardware", "not converged: median top probability 0.61") in doubts(report)
+    assert answer(report).sentences[-1] == "The search among measured widths has not converged."
+    assert ("search among measured widths", "not converged: median top probability 0.61") in doubts(report)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +351,7 @@ def test_a_report_without_both_networks_compares_nothing(results: tuple[Result, 
 def test_the_answer_has_the_four_figures() -> None:
     figures = [(figure.value, figure.label) for figure in answer(replace(REPORT, test_images=0)).figures]
     assert figures == [
-        ("2.00\N{MULTIPLICATION SIGN}", "as fast as base, measured"),
+        ("2.00\N{MULTIPLICATION SIGN}", "as fast as ResNet-20, measured"),
         ("\N{MINUS SIGN}2.00", "points of accuracy"),
         ("49 %", "of the multiply-adds"),
         ("55 %", "of the parameters"),
@@ -286,9 +367,9 @@ def test_doubts_gather_readings_fits_remarks_and_unlike_targets() -> None:
     other = network("tas", readings(3.0, 1.0, survey="two"), 0.8, target={**TARGET, "batch": 1})
     said = doubts(replace(REPORT, results=(BASE, FOUND, other)))
     assert ("", "one seed only") in said
-    assert ("hardware", "trained on half the data") in said
+    assert ("searched network (measured widths)", "trained on half the data") in said
     assert ("curve of layer1.0, layer1.1", "the fit is flat") in said
-    assert [subject for subject, _ in said].count("tas") == 3
+    assert [subject for subject, _ in said].count("searched network (TAS's widths)") == 3
 
 
 def test_the_arch_found_stands_beside_its_rivals() -> None:
@@ -305,6 +386,7 @@ def test_a_score_is_the_fit_less_the_measurement() -> None:
 
 def test_targets_and_plain_values_are_written_on_a_line() -> None:
     assert target(TARGET) == "cpu eager fp32, batch 4, threads 2, input 3x32x32"
+    assert target({**TARGET, "options": {}, "more": []}) == target(TARGET)  # nothing is said of what is empty
     assert value({"lr": 0.1, "betas": (0.9, 0.99), "name": ""}) == "lr 0.1, betas 0.9, 0.99, name \N{EN DASH}"
 
 
@@ -315,7 +397,12 @@ FIGURES = [
     *("40.81 M", "20.00 M", "0.27 M", "0.15 M", "2x16 24", "join", "differentiable", "paper, weight 2"),
     *("cpu eager fp32, batch 4, threads 2, input 3x32x32", "ms per batch of 4", "predicted, ms", "epochs 60"),
     *("torch 2.13.0", "trained on half the data", "a 16, b 16, c 24", "stage 3", "digits", "360 test images", "7, 11"),
-    *("layer1.0, layer1.1", "f(x) = 0.200 x^0.500 + 0.900 ms", "hardware: 4 8; tas: 2 3 4", "the fit is flat"),
+    *(
+        "layer1.0, layer1.1",
+        "f(x) = 0.200 x^0.500 + 0.900 ms",
+        "measured widths: 4 8; TAS's widths: 2 3 4",
+        "the fit is flat",
+    ),
     *("2 groups of widths 1 to 8", "median top probability 0.61", "seed 11, 1 min 02 s", "better than 3 of 4"),
     *("loss 1.00 in training and 1.25 in validation", "accuracy 60.00 %", "expected cost 0.80", "arch 0.70"),
     *("temperature 2.50", "top probability 0.60", "one seed only", "Abacus 9000", "htas run config.toml"),
@@ -341,7 +428,7 @@ def test_every_picture_is_in_the_page_and_beside_the_markdown(folder: Path, page
 def test_chosen_widths_are_numbered_in_the_curve(folder: Path) -> None:
     drawn = (folder / "figures" / "curve-1.svg").read_text()
     assert drawn.count(">4</text>") >= 2
-    assert "chosen, hardware" in drawn
+    assert "selected, measured widths" in drawn
 
 
 def test_the_page_is_well_formed_and_fetches_nothing(folder: Path, page: Page) -> None:
@@ -376,7 +463,7 @@ def test_an_arch_is_drawn_beside_the_base_and_dropped_blocks_are_hollow() -> Non
     made = archs(found, base, {"stage": ("stage.0", "stage.1")})
     rows = {row["site"]: row for own in made["datasets"].values() for row in own if row["what"] != "base network"}
     assert {site: row["width"] for site, row in rows.items()} == {"stem": 6, "stage.0.conv": 24, "stage.1.conv": 0}
-    assert [row["what"] for row in rows.values()] == ["found", "found", "of a dropped block"]
+    assert [row["what"] for row in rows.values()] == ["searched network", "searched network", "of a dropped block"]
     assert {site: row["base"] for site, row in rows.items()} == base.widths
 
 
@@ -388,7 +475,7 @@ def test_the_front_is_drawn_through_those_that_none_beats() -> None:
     ]
     made = accuracy_over_latency(replace(REPORT, results=tuple(rows)))
     line = made["datasets"][made["layer"][0]["data"]["name"]]
-    assert [row["network"] for row in line] == ["hardware", "base"]
+    assert [row["network"] for row in line] == ["searched network (measured widths)", "ResNet-20"]
 
 
 def test_a_long_search_of_many_sites_stays_a_page_to_be_mailed(tmp_path: Path) -> None:
@@ -444,7 +531,7 @@ def test_several_runs_stand_on_one_page_with_what_they_differ_in(tmp_path: Path)
 
 def test_an_untrained_network_has_a_dash_for_its_accuracy(folder: Path) -> None:
     lines = (folder / "report.md").read_text().splitlines()
-    row = next(line for line in lines if line.startswith("| plain"))
+    row = next(line for line in lines if line.startswith("| ResNet-8"))
     assert row.split(" | ")[1:6] == ["\N{EN DASH}"] * 5
 
 
@@ -459,7 +546,7 @@ def test_the_same_report_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_a_search_without_epochs_or_rivals_is_drawn_all_the_same(tmp_path: Path) -> None:
     bare = replace(SEARCH, epochs=(), rivals=(), rival_costs=())
     write(replace(REPORT, curves=(), searches=(bare,), results=()), tmp_path)
-    assert "no random arch was set beside it" in (tmp_path / "report.md").read_text()
+    assert "no random arch was compared with it" in (tmp_path / "report.md").read_text()
 
 
 def test_backticks_in_a_configuration_stay_inside_its_fence(tmp_path: Path) -> None:

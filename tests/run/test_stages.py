@@ -471,11 +471,11 @@ def test_runs_are_compared_on_one_page(finished, copied, tmp_path):
     page = pipeline.compared([finished, copied], tmp_path / "both")
     text = (tmp_path / "both" / "report.md").read_text()
     assert page == tmp_path / "both" / "report.html" and page.exists()
-    assert "In nothing that is recorded" in text
+    assert "They differ in nothing that is recorded" in text
     assert (
-        text.count("| **hardware**")
+        text.count("| **searched network (measured widths)**")
         == 2
-        == text.count("**: hardware is ") + text.count("**: No clear difference in speed")
+        == text.count("**: The searched network ") + text.count("**: No clear difference in speed")
     )
     with pytest.raises(UserError, match="not 2 different runs"):
         pipeline.compared([finished, finished], tmp_path / "same")
@@ -674,7 +674,7 @@ def test_a_budget_is_kept_when_measured_and_used(tmp_path, monkeypatch):
     assert 0.93 <= kept.ratio <= 1.0
     assert kept.predicted * 1.05 == pytest.approx(kept.measured, rel=0.02)
     text = (folder / "report.md").read_text()
-    assert "measured afresh" in text and "60%" in text
+    assert "measured again" in text and "60%" in text
 
 
 def test_counted_limits_need_no_clock(tmp_path, monkeypatch):
@@ -790,7 +790,7 @@ def test_a_sweep_makes_a_front_from_one_survey_and_goes_on_where_it_was_stopped(
     assert list(found) == ["base", "80%", "50%"]
     assert found["50%"].measured.estimate < found["80%"].measured.estimate < found["base"].measured.estimate
     assert table.splitlines()[0].split()[0] == "budget" and "*" in table
-    (warned,) = re.findall(r"The search behind (\S+) has not converged", (folder / "report.md").read_text())
+    (warned,) = re.findall(r"The search for (\S+) has not converged\.", (folder / "report.md").read_text())
     assert warned in ("80%", "50%"), "an epoch or two are too short for any"
     again = (folder / "sweep.json").stat().st_mtime_ns
     sweep.sweep(config, folder, ["80%", "50%"], "htas sweep", share=True)
