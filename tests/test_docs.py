@@ -21,7 +21,7 @@ MARKDOWN = [
 ]
 LIVING = [page for page in MARKDOWN if "results" not in page.relative_to(ROOT).parts]
 """Pages that change with the code; the dated ones stay as they were written."""
-WORDS = {"README.md": 1300}
+WORDS = {"README.md": 1300, "docs/decisions.md": 4850}
 """The most words that a page may have."""
 ELSEWHERE = ["own-model.md"]
 """Pages whose commands another test runs, as they need a file of their own."""
@@ -141,7 +141,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_a_page_can_be_read(page: Path) -> None:
     """Lines are short outside tables, code and links; pages that people open first are not long."""
     text = page.read_text()
-    assert len(text.split()) <= WORDS.get(page.name, 10_000)
+    assert len(text.split()) <= WORDS.get(str(page.relative_to(ROOT)), 10_000)
     prose = re.sub(r"^ *```.*?^ *```$|^ *\|.*?$", "", text, flags=re.DOTALL | re.MULTILINE)
     for line in re.sub(r"\]\([^)]*\)", "]", prose).splitlines():
         assert len(line) <= 120, line
