@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from htas.graph._capture import owner_of, stack_of
 from htas.graph._steps import ADDS, CONTAINERS
+from htas.graph.capture import owner_of, stack_of
 
 
 @dataclass(frozen=True)

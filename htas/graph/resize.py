@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from htas.graph._capture import capture, names
 from htas.graph.arch import Arch
+from htas.graph.capture import capture, names
 from htas.graph.network import Network, Segment, Step
 
 

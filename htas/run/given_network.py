@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from htas.errors import UserError
-from htas.graph._capture import capture
+from htas.graph.capture import capture
 from htas.models import ModelFamily
 from htas.text import plural
 
