@@ -132,10 +132,10 @@ def survey(target: "Target", given: argparse.Namespace) -> dict[str, Any]:
     network, design = traced(given, depths(given)[0], "join"), Design(spaces=("hardware",))
     most = widths_at_most(open_runtime(target).build_seconds)
     started = time.monotonic()
-    number = at_most(network, expand=2, inputs="base", groups=design.groups, most=most)
+    plan = design.survey_plan(network, most)
+    number = at_most(plan)
     metric = Latency(target, rounds=1000, limit=EACH * number)
-    record = take(network, metric, expand=2, inputs="base", groups=design.groups, most=most,
-                   wanted=lambda tables: undecided(network, tables, design))  # fmt: skip
+    record = take(plan, metric, wanted=lambda tables: undecided(network, tables, design))  # fmt: skip
     return {"content": to_json(record), "took": time.monotonic() - started}
 
 

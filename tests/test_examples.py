@@ -146,7 +146,7 @@ def planted(config: Config, checkpoint: Path) -> Problem:
     data = datasets.load(config.data, limit=config.parts.limit)
     network = traced(config.family, config.data.classes, config.data.shapes[0], config.design.adds)
     options = config.design
-    content = survey(network, Stairs(Target(threads=1)), expand=options.expand, inputs=options.inputs).layers
+    content = survey(options.survey_plan(network), Stairs(Target(threads=1))).layers
     ((_, space),) = design.spaces(network, content, options).items()
     cost = {"paper": paper_cost(network, content, options), "macs": CountCost(network)}[config.strategy.cost]
     return Problem(network, config.family.reset, data, space, cost, "cpu", 0, checkpoint, lambda: network.module)

@@ -15,6 +15,7 @@ from htas.metrics.latency import Latency
 from htas.runtimes import Program, Runtime
 from htas.spaces.curve import Curve, LayerTable
 from htas.spaces.design import Design, choose, site_curves, spaces, undecided
+from htas.spaces.layers import SurveyPlan
 from htas.spaces.survey import survey
 from htas.timing.bench import HostTimer, Timer
 from htas.timing.target import Target
@@ -96,7 +97,7 @@ def surveyed(seed: int) -> Mapping[str, LayerTable]:
     device = Device(seed, ROUNDS * (WIDTHS + 1))
     metric = Latency(Target(runtime=f"{__name__}:Planted", threads=1), rounds=ROUNDS, seed=seed)
     wanted = lambda content: undecided(NET, content, DESIGN)  # noqa: E731
-    return survey(NET, metric, expand=2, inputs="base", wanted=wanted).layers
+    return survey(SurveyPlan(NET), metric, wanted=wanted).layers
 
 
 def recovered(seeds: range) -> tuple[int, int, int]:

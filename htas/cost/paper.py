@@ -13,8 +13,7 @@ from htas.graph import Network
 from htas.graph.arch import Arch
 from htas.graph.layer import WEIGHTED
 from htas.spaces.curve import Fit, LayerTable, curve
-from htas.spaces.design import Design, estimate_of, site_widths
-from htas.spaces.layers import surveyed
+from htas.spaces.design import Design
 from htas.spaces.space import Space
 
 
@@ -73,12 +72,13 @@ class PaperCost(CostModel):
 def paper_cost(network: Network, tables: Mapping[str, LayerTable], design: Design) -> PaperCost:
     """Eq. 7 and 8: a fitted line for every layer, a constant for layers whose width never changes."""
     terms: Counter[Term] = Counter()
-    for use in network.uses(surveyed(network, expand=design.expand, inputs=design.inputs)):
+    plan = design.survey_plan(network)
+    for use in network.uses(plan.arch):
         if use.layer.op not in WEIGHTED:
             continue
-        template, estimate = use.layer.curve_template, estimate_of(design)
+        template, estimate = use.layer.curve_template, design.estimate
         if use.site:
-            fit = curve(tables, template, site_widths(network, use.site, design), estimate).fit(design.alpha)
+            fit = curve(tables, template, plan.widths(use.site), estimate).fit(design.alpha)
         else:
             fit = Fit(0.0, 1.0, curve(tables, template, [use.layer.outputs], estimate).seconds[0])
         terms[Term(use.site, use.blocks, fit.k, fit.alpha, fit.b)] += 1

@@ -48,7 +48,7 @@ def estimate(run: Run) -> Iterator[tuple[str, float]]:
     options = config.design
     seconds, calibrating = open_runtime(run.target).build_seconds, run.calibration
     most = widths_at_most(seconds)
-    layers = at_most(network, expand=options.expand, inputs=options.inputs, groups=options.groups, most=most)
+    layers = at_most(options.survey_plan(network, most))
     yield "survey, at most", config.survey.limit(layers) + layers * seconds
     choices = {name: _widths(site, options) for name, site in network.widths.items()}
     pairs = sum(map(len, cells(network, [Space("", choices, {})], calibrating.widths, seconds).values()))

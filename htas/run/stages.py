@@ -23,7 +23,7 @@ from htas.metrics.latency import MAX_ROUNDS
 from htas.report import read as read_report
 from htas.report import write, write_runs, write_survey
 from htas.report.result import Prediction, Report, Result
-from htas.run import plan
+from htas.run import plan as outlook
 from htas.run.config import Config, load
 from htas.run.keys import calibrate_key, design_key, measure_key, search_key, survey_key, train_key
 from htas.run.records import MeasureRecord, StageHeader, TrainingRecord
@@ -59,7 +59,7 @@ def run(job: Run, command: str) -> Path:
     """Every stage in turn; returns the path of report.html."""
     open_runtime(job.target)
     if not (job.folder / "report.json").exists():
-        plan.show(job)
+        outlook.show(job)
     write_json(job.folder / "command.json", {"command": command})
     for stage in STAGES:
         ensure(job, stage)
@@ -70,17 +70,14 @@ def _survey(job: Run, again: bool) -> None:
     """Section 3.2: every distinct layer at every width -> survey.json."""
     started = time.monotonic()
     config = job.config
-    options, most = config.design, widths_at_most(open_runtime(job.target).build_seconds)
-    number = at_most(job.network, expand=options.expand, inputs=options.inputs, groups=options.groups, most=most)
+    most = widths_at_most(open_runtime(job.target).build_seconds)
+    plan = config.design.survey_plan(job.network, most)
+    number = at_most(plan)
     with progress(f"survey of {number} layers, %", 100) as bar:
         record = take_survey(
-            job.network,
+            plan,
             job.remembering(job.latency(config.survey.limit(number)), again),
-            expand=options.expand,
-            inputs=options.inputs,
-            groups=options.groups,
-            most=most,
-            wanted=lambda tables: undecided(job.network, tables, options),
+            wanted=lambda tables: undecided(job.network, tables, config.design),
             on_round=shares(bar),
         )
     for doubt in record.doubts:

@@ -11,7 +11,7 @@ from htas.errors import UserError
 from htas.graph import Network, Site
 from htas.graph.layer import Layer
 from htas.spaces.curve import Curve, CurveRecord, Estimate, Fit, LayerTable, add, curve
-from htas.spaces.layers import templates, widest, widths_of
+from htas.spaces.layers import MOST, SurveyPlan, widest, widths_of
 from htas.spaces.space import Space, depth_choices, group_bounds, tas_widths
 from htas.text import no_such
 
@@ -100,6 +100,15 @@ class Design:
             if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1]:
                 raise UserError(f"design.bounds of {name} must be the least and the most channels, got {bounds}")
 
+    @property
+    def estimate(self) -> Estimate:
+        """The summary of a width's readings that stands for its latency."""
+        return "mean" if self.selection == "paper" else "estimate"
+
+    def survey_plan(self, network: Network, most: int = MOST) -> SurveyPlan:
+        """The survey that this design needs; of a site at most so many widths are measured."""
+        return SurveyPlan(network, self.expand, self.inputs, self.groups, most)
+
 
 def score(measured: Curve, fit: Fit) -> list[float]:
     """s(x) = f(x) - m(x) at every width, in seconds (eq. 2)."""
@@ -160,7 +169,7 @@ def undecided(network: Network, tables: Mapping[str, LayerTable], design: Design
     """
     found: set[Layer] = set()
     seen: set[Any] = set()
-    layers = templates(network, expand=design.expand, inputs=design.inputs)
+    layers = design.survey_plan(network).templates
     for site, measured in site_curves(network, tables, design).items():
         if (alike := (frozenset(layers[site].items()), measured.widths)) in seen:
             continue
@@ -227,10 +236,6 @@ def _ties(design: Design) -> float:
     return 0.0 if design.selection == "paper" else design.ties
 
 
-def estimate_of(design: Design) -> Estimate:
-    return "mean" if design.selection == "paper" else "estimate"
-
-
 def check(network: Network, design: Design) -> None:
     """Raise UserError where the design does not fit the network, before anything is measured."""
     if not network.widths:
@@ -281,11 +286,10 @@ def _bounds(site: Site, design: Design) -> tuple[float, float]:
 
 def site_curves(network: Network, tables: Mapping[str, LayerTable], design: Design) -> dict[str, Curve]:
     """m(x) of every site: the sum over the layers that produce it, with their multiplicity."""
-    found = templates(network, expand=design.expand, inputs=design.inputs)
-    curves = {}
-    for site, layers in found.items():
-        widths = site_widths(network, site, design)
-        parts = [(count, curve(tables, layer, widths, estimate_of(design))) for layer, count in layers.items()]
+    plan, curves = design.survey_plan(network), {}
+    for site, layers in plan.templates.items():
+        widths = plan.widths(site)
+        parts = [(count, curve(tables, layer, widths, design.estimate)) for layer, count in layers.items()]
         curves[site] = add(parts)
     return curves
 
@@ -305,10 +309,6 @@ def grid_widths(site: Site, design: Design) -> tuple[int, ...]:
     """The last width of each group."""
     widths = widths_of(site, design.expand)
     return tuple(widths[last - 1] for _, last in group_bounds(len(widths), min(design.groups, len(widths))))
-
-
-def site_widths(network: Network, site: str, design: Design) -> range:
-    return widths_of(network.sites[site], design.expand)
 
 
 def _hardware(network: Network, tables: Mapping[str, LayerTable], design: Design) -> dict[str, tuple[int, ...]]:

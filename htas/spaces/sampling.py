@@ -9,15 +9,10 @@ from math import ceil, log2
 
 import numpy as np
 
-from htas.graph import Network
 from htas.graph.layer import Layer, Template
 from htas.spaces.curve import LayerTable, add, curve
-from htas.spaces.layers import cases, templates, widths_of
+from htas.spaces.layers import MOST, SurveyPlan
 from htas.spaces.space import group_bounds
-
-MOST = 128
-"""Widths of a site that are measured; where it has more, so many of them, and the others are interpolated."""
-
 
 FEW = 24
 """... where building a layer takes SLOW seconds or more."""
@@ -38,12 +33,11 @@ SEEN = 3.0
 """A difference of so many standard errors is one."""
 
 
-def at_most(network: Network, *, expand: float, inputs: str, groups: int = 1, most: int = MOST) -> int:
-    """How many layers such a survey measures at most."""
-    found = cases(network, expand=expand, inputs=inputs)
-    families = _families(network, expand, inputs, groups, most)
+def at_most(plan: SurveyPlan) -> int:
+    """How many layers a survey measures at most."""
+    families = site_families(plan)
     of_sites = sum(len(family.at(family.widths)) for family in families)
-    return len(found) - of_sites + sum(family.at_most for family in families)
+    return len(plan.layers) - of_sites + sum(family.at_most for family in families)
 
 
 def widths_at_most(build_seconds: float) -> int:
@@ -52,7 +46,7 @@ def widths_at_most(build_seconds: float) -> int:
 
 
 @dataclass(frozen=True)
-class _Family:
+class SiteFamily:
     """Sites that share layers and so are measured at the same widths: where one layer has a step, all are read."""
 
     sites: tuple[tuple[range, Counter[Template]], ...]
@@ -136,19 +130,19 @@ class _Family:
         return found
 
 
-def _families(network: Network, expand: float, inputs: str, groups: int, most: int) -> list[_Family]:
+def site_families(plan: SurveyPlan) -> list[SiteFamily]:
     """The sites, those together that share a layer."""
-    found: list[_Family] = []
-    for site, layers in templates(network, expand=expand, inputs=inputs).items():
-        mine = (widths_of(network.sites[site], expand), layers)
+    found: list[SiteFamily] = []
+    for site, layers in plan.templates.items():
+        mine = (plan.widths(site), layers)
         akin = [family for family in found if any(layers.keys() & theirs.keys() for _, theirs in family.sites)]
         sites = [each for family in akin for each in family.sites]
-        joined = _Family(tuple(sites if mine in sites else [*sites, mine]), groups, most)
+        joined = SiteFamily(tuple(sites if mine in sites else [*sites, mine]), plan.groups, plan.most)
         found = [*(family for family in found if family not in akin), joined]
     return found
 
 
-def _begun(found: Collection[Layer], families: Sequence[_Family]) -> set[Layer]:
+def first_layers(found: Collection[Layer], families: Sequence[SiteFamily]) -> set[Layer]:
     """The layers that a survey begins with: of every family its first widths, and those of frozen width."""
     begun, sampled = set(found), set()
     for family in families:

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from htas.errors import UserError
-from htas.graph import Network
 from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, OnRound
 from htas.spaces.curve import SUMMARIES, LayerTable, SurveyRecord
-from htas.spaces.layers import cases
-from htas.spaces.sampling import MOST, _begun, _families
+from htas.spaces.layers import SurveyPlan
+from htas.spaces.sampling import first_layers, site_families
 from htas.timing.measurement import Measurement
 
 EACH = 0.08
@@ -59,41 +58,36 @@ class Survey:
 
 
 def survey(
-    network: Network,
+    plan: SurveyPlan,
     metric: Metric,
     *,
-    expand: float,
-    inputs: str,
-    groups: int = 1,
-    most: int = MOST,
     wanted: Callable[[Mapping[str, LayerTable]], Collection[Layer]] | None = None,
     on_round: OnRound | None = None,
 ) -> SurveyRecord:
     """Measure every distinct producing layer at widths 1..e*base, and every layer of frozen width once.
 
-    Of a site with more than `most` widths, so many are measured: evenly spaced ones and the ends of its `groups`, then
+    Of a site with more widths than the plan measures, some are: evenly spaced ones and the ends of its groups, then
     widths between those whose latencies differ, so that steps are located. The others are interpolated.
 
     `wanted` gets the tables while readings go on, and says which layers need more of them.
     """
-    found = cases(network, expand=expand, inputs=inputs)
-    families = _families(network, expand, inputs, groups, most)
+    layers, families = plan.layers, site_families(plan)
 
     def more(readings: Mapping[Case, Measurement]) -> Collection[Layer]:
-        tables = _tables(found, readings)
-        asked = set(found if wanted is None else wanted(tables))
-        measured = {layer for layer in found if layer in readings}
+        tables = _tables(layers, readings)
+        asked = set(layers if wanted is None else wanted(tables))
+        measured = {layer for layer in layers if layer in readings}
         return asked & measured | {layer for family in families for layer in family.split(tables, measured, asked)}
 
-    begun = _begun(found, families)
-    sampling = len(begun) < len(found)
-    readings = metric.sample(list(found), begun, on_round=on_round, wanted=more if wanted or sampling else None)
+    begun = first_layers(layers, families)
+    sampling = len(begun) < len(layers)
+    readings = metric.sample(list(layers), begun, on_round=on_round, wanted=more if wanted or sampling else None)
     return SurveyRecord(
         survey=" ".join(sorted({reading.survey for reading in readings.values()})),
         context=dict(next(iter(readings.values())).context),
-        layers=_tables(found, readings),
+        layers=_tables(layers, readings),
         cases=len(readings),
-        interpolated=len(found) - len(readings),
+        interpolated=len(layers) - len(readings),
         doubts=_doubts(list(readings.values())),
     )
 

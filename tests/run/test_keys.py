@@ -34,7 +34,8 @@ LATER = {"search", "train", "measure"}
 ALL = {"survey", "design", "calibrate", *LATER}
 CHANGES = {
     "seed": LATER, "family": ALL, "data": LATER, "split": LATER, "target": {"survey", "calibrate", *LATER},
-    "survey": {"survey", *LATER}, "design": {"design", *LATER}, "calibrate": {"calibrate", *LATER}, "constraints": LATER,
+    "survey": {"survey", *LATER}, "design": {"design", *LATER}, "calibrate": {"calibrate", *LATER},
+    "constraints": LATER,
     "strategy": LATER, "train": LATER, "distill": {"train", "measure"},
 }  # fmt: skip
 """By table, the stages whose keys change with its options."""

@@ -30,7 +30,7 @@ from htas.spaces.design import (
     spaces,
     undecided,
 )
-from htas.spaces.layers import templates, widest
+from htas.spaces.layers import widest
 from htas.spaces.space import Space
 from htas.spaces.survey import survey
 from htas.timing.measurement import Measurement
@@ -66,7 +66,7 @@ def planned(design: Design, clock: Callable[[Layer], float], network: Network | 
 
 
 def measured(network: Network, design: Design, clock: Callable[[Layer], float]) -> dict[str, LayerTable]:
-    return dict(survey(network, Device(Target(threads=1), clock), expand=design.expand, inputs=design.inputs).layers)
+    return dict(survey(design.survey_plan(network), Device(Target(threads=1), clock)).layers)
 
 
 def stairs(layer: Layer) -> float:
@@ -156,7 +156,7 @@ def test_more_readings_are_wanted_of_the_groups_that_are_open() -> None:
 
 def undecided_tables(network: Network, design: Design, site: str) -> list[str]:
     """The survey's tables that a site's curve is made of."""
-    return [layer.key for layer in templates(network, expand=design.expand, inputs=design.inputs)[site]]
+    return [layer.key for layer in design.survey_plan(network).templates[site]]
 
 
 def test_the_papers_selection_takes_means_and_the_very_best() -> None:

@@ -22,7 +22,7 @@ from htas.models.cifar_resnet import CifarResNet
 from htas.runtimes import Program, Runtime
 from htas.spaces.curve import Curve, CurveRecord, Fit, LayerTable, SurveyRecord, add, curve
 from htas.spaces.design import Design, certainty, choose, records, site_curves, spaces, undecided
-from htas.spaces.layers import surveyed, templates, widest
+from htas.spaces.layers import SurveyPlan, widest
 from htas.spaces.sampling import FEW, MOST, SOME, at_most, widths_at_most
 from htas.spaces.survey import Survey, survey
 from htas.timing.bench import HostTimer, Timer
@@ -117,7 +117,7 @@ def test_curves_add_with_their_counts() -> None:
 
 
 def test_a_joined_site_has_every_producer_with_its_multiplicity() -> None:
-    found = templates(resnet(), expand=2, inputs="base")
+    found = SurveyPlan(resnet(), 2).templates
     assert found["stem.conv"] == Counter({conv(3, 32, activation="relu"): 1, conv(16, 32): 3})
     shortcut = Template("conv", (16, 16), inputs=16)  # after 2x2 pooling
     assert found["stages.1.0.conv2.conv"] == Counter({conv(32, 16): 3, shortcut: 1})
@@ -129,10 +129,10 @@ def test_a_joined_site_has_every_producer_with_its_multiplicity() -> None:
 
 def test_expanded_inputs_are_e_times_as_wide() -> None:
     network = resnet()
-    found = templates(network, expand=1.5, inputs="expanded")
+    found = SurveyPlan(network, 1.5, "expanded").templates
     assert found["stem.conv"] == Counter({conv(3, 32, activation="relu"): 1, conv(24, 32): 3})
-    assert surveyed(network, expand=1.5, inputs="expanded")["stages.2.0.conv1.conv"] == 96
-    assert surveyed(network, expand=1.5, inputs="base") == network.base
+    assert SurveyPlan(network, 1.5, "expanded").arch["stages.2.0.conv1.conv"] == 96
+    assert SurveyPlan(network, 1.5, "base").arch == network.base
 
 
 @pytest.mark.parametrize(
@@ -144,11 +144,11 @@ def test_the_last_width_is_e_times_the_base_cut_to_a_whole_number(base: int, exp
 
 def test_every_distinct_layer_is_measured_once_at_every_width() -> None:
     metric = scripted()
-    content = survey(resnet(), metric, expand=2, inputs="base")
+    content = survey(SurveyPlan(resnet(), 2), metric)
     assert len(set(metric.asked)) == len(metric.asked) == content.cases
     assert content.cases == 3 * 32 + 4 * 64 + 4 * 128 + 1  # stage 1: 3 distinct, 2 and 3: 4 each, and the classifier
     deeper = scripted()
-    survey(resnet(32), deeper, expand=2, inputs="base")
+    survey(SurveyPlan(resnet(32), 2), deeper)
     assert set(deeper.asked) == set(metric.asked)
     assert content.survey == "s1"
     assert content.context == {"x": "y"}
@@ -156,7 +156,7 @@ def test_every_distinct_layer_is_measured_once_at_every_width() -> None:
 
 def test_what_was_surveyed_reads_back_from_json() -> None:
     content = from_json(
-        json.loads(json.dumps(to_json(survey(resnet(), scripted(), expand=2, inputs="base")))),
+        json.loads(json.dumps(to_json(survey(SurveyPlan(resnet(), 2), scripted())))),
         SurveyRecord,
         "survey.json",
     )
@@ -173,14 +173,14 @@ def test_what_was_surveyed_reads_back_from_json() -> None:
 
 def test_layers_that_differ_in_outputs_alone_keep_curves_of_their_own_length() -> None:
     network = resnet(20, "bottleneck")
-    content = survey(network, scripted(), expand=2, inputs="base")
+    content = survey(SurveyPlan(network, 2), scripted())
     reduce = conv(64, 32, activation="relu", kernel=1)  # to 16 in the first stage, to 32 in the second
     assert curve(content.layers, reduce, range(1, 33)).widths == tuple(range(1, 33))
     assert curve(content.layers, reduce, range(1, 65)).seconds[-1] == pytest.approx(1.5 * 64.64)
 
 
 def test_a_survey_without_a_layer_says_what_to_do() -> None:
-    content = survey(resnet(8), scripted(), expand=1, inputs="base")
+    content = survey(SurveyPlan(resnet(8), 1), scripted())
     for missing in (conv(17, 32), conv(16, 32)):
         with pytest.raises(ValueError, match="lacks a layer of this network; delete it and run the survey again"):
             curve(content.layers, missing, range(1, 33))
@@ -199,8 +199,8 @@ def test_depthwise_layers_are_surveyed_at_every_width() -> None:
 
     network = trace(Net(), torch.zeros(1, 3, 8, 8))
     metric = scripted()
-    content = survey(network, metric, expand=2, inputs="base")
-    (wise,) = [layer for layer in templates(network, expand=2, inputs="base")["conv"] if layer.group_channels == 1]
+    content = survey(SurveyPlan(network, 2), metric)
+    (wise,) = [layer for layer in SurveyPlan(network, 2).templates["conv"] if layer.group_channels == 1]
     assert [case.groups for case in metric.asked if isinstance(case, Layer) and case.kernel == (3, 3)] == [*range(1, 9)]
     assert curve(content.layers, wise, range(1, 9)).seconds == pytest.approx(
         [1.5 * 1.01 * width for width in range(1, 9)]
@@ -215,12 +215,12 @@ def test_a_layer_that_more_is_wanted_of_is_found_by_its_number() -> None:
         assert curve(tables, conv(16, 32), [7]).seconds == pytest.approx([1.5 * 16.07])
         return asked
 
-    survey(resnet(), metric, expand=2, inputs="base", wanted=wanted)
+    survey(SurveyPlan(resnet(), 2), metric, wanted=wanted)
     assert [metric.asked[number] for number in sorted(metric.open)] == asked
 
 
 def test_uncertain_figures_are_a_doubt() -> None:
-    (doubt,) = survey(resnet(8), scripted(), expand=1, inputs="base").doubts
+    (doubt,) = survey(SurveyPlan(resnet(8), 1), scripted()).doubts
     assert doubt.startswith("a layer's latency is known to 37.1% only (standard error, median over 337 layers)")
 
 
@@ -305,19 +305,15 @@ def wide(base: int = 256, wise: bool = False) -> Network:
 
 def sampled(network: Network, metric: Metric, most: int = MOST, design: Design = BIG) -> dict[str, Any]:
     return survey(
-        network,
+        SurveyPlan(network, groups=design.groups, most=most),
         metric,
-        expand=2,
-        inputs="base",
-        groups=design.groups,
-        most=most,
         wanted=lambda tables: undecided(network, tables, design),
     )
 
 
 def read(content: SurveyRecord, network: Network) -> list[set[int]]:
     """The widths of each layer of the site that were measured."""
-    tables = [content.layers[layer.key] for layer in templates(network, expand=2, inputs="base")["conv"]]
+    tables = [content.layers[layer.key] for layer in SurveyPlan(network, 2).templates["conv"]]
     return [{width for width, number in zip(t.widths, t.readings, strict=True) if number} for t in tables]
 
 
@@ -335,7 +331,7 @@ def test_the_steps_of_a_big_site_are_located_to_the_width() -> None:
     assert content.interpolated == 512 - len(widths)
     whole = sampled(network, Staircase(Target(threads=1)), most=512)
     assert whole.interpolated == 0
-    (layer,) = templates(network, expand=2, inputs="base")["conv"]
+    (layer,) = SurveyPlan(network, 2).templates["conv"]
     assert content.layers[layer.key].median == pytest.approx(whole.layers[layer.key].median)
     assert chosen(content, network) == chosen(whole, network)
     assert len(set(STEPS) & set(chosen(whole, network))) >= 4  # not the ends of groups
@@ -392,9 +388,9 @@ def test_a_survey_measures_no_more_layers_than_it_says(most: int, groups: int) -
         metric = scripted()
         design = Design(groups=min(groups, 32), spaces=("hardware",))
         sampled(network, metric, most, design)
-        limit = at_most(network, expand=2, inputs="base", groups=design.groups, most=most)
+        limit = at_most(design.survey_plan(network, most))
         assert len(metric.asked) == len(set(metric.asked)) <= limit
-    assert at_most(resnet(), expand=2, inputs="base") == 3 * 32 + 4 * 64 + 4 * 128 + 1
+    assert at_most(SurveyPlan(resnet())) == 3 * 32 + 4 * 64 + 4 * 128 + 1
 
 
 def test_every_group_has_a_measured_width_and_no_other_is_chosen() -> None:
