@@ -71,32 +71,32 @@ class Allocation:
     def _norms(self, node: Node) -> nn.ModuleDict:
         """One norm per width that may stand here; after a concatenation one for all."""
         old = self.network.module.get_submodule(node.module)
-        made: Callable[[int], nn.Module]
+        build: Callable[[int], nn.Module]
         if isinstance(old, nn.GroupNorm):
-            made = partial(nn.GroupNorm, old.num_groups, eps=old.eps)
+            build = partial(nn.GroupNorm, old.num_groups, eps=old.eps)
         elif isinstance(old, nn.LayerNorm):
-            made = partial(nn.LayerNorm, eps=old.eps, bias=old.bias is not None)
+            build = partial(nn.LayerNorm, eps=old.eps, bias=old.bias is not None)
         else:
             assert isinstance(old, nn.BatchNorm1d | nn.BatchNorm2d)
-            made = partial(type(old), eps=old.eps)
+            build = partial(type(old), eps=old.eps)
         if len(node.segments) > 1:  # for every combination of widths one of its own would be too many
-            return nn.ModuleDict({ALL: made(self.channels(node.name))})
+            return nn.ModuleDict({ALL: build(self.channels(node.name))})
         channels = [width * node.segments[0].repeat for width in self._widths_at(node.inputs[0])]
-        return self._by_width(made, channels)
+        return self._by_width(build, channels)
 
     def _set_scale(self, node: Node) -> None:
         """The parameter as wide as it may be; what the base has not, has the mean."""
         owner, _, name = node.param.rpartition(".")
-        own = self.body.get_submodule(owner)
-        old, axis = getattr(own, name), node.param_axis
+        module = self.body.get_submodule(owner)
+        old, axis = getattr(module, name), node.param_axis
         most = self.channels(node.name)
         wide = old.detach().mean().expand([most if dim == axis else 1 for dim in range(old.dim())]).clone()
-        setattr(own, name, nn.Parameter(wide, old.requires_grad) if isinstance(old, nn.Parameter) else wide)
+        setattr(module, name, nn.Parameter(wide, old.requires_grad) if isinstance(old, nn.Parameter) else wide)
 
-    def _by_width(self, made: Callable[[int], nn.Module], channels: Sequence[int]) -> nn.ModuleDict:
+    def _by_width(self, build: Callable[[int], nn.Module], channels: Sequence[int]) -> nn.ModuleDict:
         if self.norms == "own" or not channels:
-            return nn.ModuleDict({str(count): made(count) for count in channels})
-        whole = made(max(channels))
+            return nn.ModuleDict({str(count): build(count) for count in channels})
+        whole = build(max(channels))
         return nn.ModuleDict({str(n): whole if n == max(channels) else FirstOf(whole, n) for n in channels})
 
     def channels(self, name: str) -> int:
@@ -121,25 +121,25 @@ class Allocation:
 
 def capacity(network: Network, space: Space, *, pad: bool) -> dict[str, tuple[int, ...]]:
     """The widest that each segment of each node's output can be."""
-    found: dict[str, tuple[int, ...]] = {}
+    widths_by_node: dict[str, tuple[int, ...]] = {}
     for node in network.nodes:
-        inputs = [found[name] for name in node.inputs if name in found]
+        inputs = [widths_by_node[name] for name in node.inputs if name in widths_by_node]
         match node.kind:
             case "conv":
-                found[node.name] = (max(space.widths[node.site]),) if node.site else (node.segments[0].base,)
+                widths_by_node[node.name] = (max(space.widths[node.site]),) if node.site else (node.segments[0].base,)
             case "input" | "fixed":
-                found[node.name] = tuple(segment.base for segment in node.segments)
+                widths_by_node[node.name] = tuple(segment.base for segment in node.segments)
             case "depth" | "join":
-                found[node.name] = widest(inputs)
+                widths_by_node[node.name] = widest(inputs)
             case "project":
-                found[node.name] = inputs[0] if pad else inputs[1]
+                widths_by_node[node.name] = inputs[0] if pad else inputs[1]
             case "concat":
-                found[node.name] = tuple(w for widths in inputs for w in widths)
+                widths_by_node[node.name] = tuple(w for segment_widths in inputs for w in segment_widths)
             case "value":
                 continue
             case _:
-                found[node.name] = inputs[0]
-    return found
+                widths_by_node[node.name] = inputs[0]
+    return widths_by_node
 
 
 def widest(inputs: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

@@ -53,19 +53,19 @@ class FinishedSearch:
 class PairedReading:
     """A network measured in the same rounds as the base network, by one metric."""
 
-    own: Measurement
+    network: Measurement
     base: Measurement
 
     def ratio(self, limit: Limit) -> float:
         """Over a limit, which is a share of the base as measured here, or a figure."""
-        return self.own.estimate / parse(limit.metric, limit.text, self.base.estimate)
+        return self.network.estimate / parse(limit.metric, limit.text, self.base.estimate)
 
     def error(self, limit: Limit) -> float:
         """Standard error of that."""
-        own = self.own.error / self.own.estimate
+        relative = self.network.error / self.network.estimate
         if limit.text.rstrip().endswith("%"):
-            return self.ratio(limit) * math.hypot(own, self.base.error / self.base.estimate)
-        return self.ratio(limit) * self.own.standard_error / self.own.estimate
+            return self.ratio(limit) * math.hypot(relative, self.base.error / self.base.estimate)
+        return self.ratio(limit) * self.network.standard_error / self.network.estimate
 
 
 @dataclass
@@ -92,8 +92,8 @@ class _Meters:
     def afresh(self, arch: Arch) -> tuple[LimitOutcome, ...]:
         """What it makes of every limit: of each metric that is measured, a run beside the base network."""
         limits = self.problem.limits
-        fresh = {own.metric: self.against_base([arch], own.metric, "anew") for own in limits if own.kind.whole}
-        return tuple(_kept(own, arch, fresh.get(own.metric, {}).get(arch)) for own in limits)
+        fresh = {limit.metric: self.against_base([arch], limit.metric, "anew") for limit in limits if limit.kind.whole}
+        return tuple(_outcome(limit, arch, fresh.get(limit.metric, {}).get(arch)) for limit in limits)
 
     def _metric(self, name: str, archs: Sequence[Arch]) -> Metric:
         if name not in self.metrics:
@@ -103,7 +103,7 @@ class _Meters:
         return self.metrics[name].reread(time.time_ns() % 2**31, predicted)
 
 
-def finish(problem: Problem, found: SearchOutcome, target: Target) -> FinishedSearch:
+def finish(problem: Problem, outcome: SearchOutcome, target: Target) -> FinishedSearch:
     """Of the archs near the end of a search the most accurate one that keeps the limits when measured.
 
     Finalists are measured whole, beside the base network; those that keep the limits and use them are measured afresh,
@@ -114,64 +114,64 @@ def finish(problem: Problem, found: SearchOutcome, target: Target) -> FinishedSe
     make a wider network faster than a narrower one.
     """
     if not problem.limits:
-        return FinishedSearch(found.arch)
+        return FinishedSearch(outcome.arch)
     noisy = [limit for limit in problem.limits if limit.kind.noisy]
     meters = _Meters(problem, target)
     turns: dict[str, list[tuple[float, float]]] = {limit.metric: [] for limit in noisy}
-    seen: dict[Arch, float] = {}
-    tried: dict[Arch, tuple[LimitOutcome, ...]] = {}
+    ratios: dict[Arch, float] = {}
+    fresh: dict[Arch, tuple[LimitOutcome, ...]] = {}
     for turn in range(REPEATS + 1):
-        new = _proposed(meters, found, noisy, turns, seen, turn)
-        seen |= new
+        new = _proposed(meters, outcome, noisy, turns, ratios, turn)
+        ratios |= new
         last = turn == REPEATS or not new
-        for arch in _by_accuracy(found, {arch: its for arch, its in seen.items() if arch not in tried}, last):
-            if found.pool and found.worth(arch) <= _best_worth(found, tried):
+        for arch in _by_accuracy(outcome, {arch: ratio for arch, ratio in ratios.items() if arch not in fresh}, last):
+            if outcome.pool and outcome.worth(arch) <= _best_worth(outcome, fresh):
                 break
-            tried[arch] = meters.afresh(arch)
-            if (0 if found.pool else LEAST) <= _worst(tried[arch]) <= 1:
+            fresh[arch] = meters.afresh(arch)
+            if (0 if outcome.pool else LEAST) <= _worst(fresh[arch]) <= 1:
                 break
-        if last or any(LEAST <= _worst(kept) <= 1 for kept in tried.values()):
+        if last or any(LEAST <= _worst(limits) <= 1 for limits in fresh.values()):
             break
-        best = _best_worth(found, tried)
-        better = [arch for arch in found.pool if arch not in seen and found.worth(arch) > best]
-        if found.pool and best > -math.inf and not better:
+        best = _best_worth(outcome, fresh)
+        better = [arch for arch in outcome.pool if arch not in ratios and outcome.worth(arch) > best]
+        if outcome.pool and best > -math.inf and not better:
             break
-    keep = [arch for arch in tried if _worst(tried[arch]) <= 1]
-    nearest = min(tried, key=lambda arch: miss(_worst(tried[arch])))
-    arch = max(keep, key=found.worth) if found.pool and keep else nearest
-    even, taken = _uniform(meters, found, arch, tried) if found.cheap else (None, arch)
-    if taken != arch:
+    keep = [arch for arch in fresh if _worst(fresh[arch]) <= 1]
+    nearest = min(fresh, key=lambda arch: miss(_worst(fresh[arch])))
+    arch = max(keep, key=outcome.worth) if outcome.pool and keep else nearest
+    even, best_arch = _uniform(meters, outcome, arch, fresh) if outcome.cheap else (None, arch)
+    if best_arch != arch:
         say(f"{problem.title}: a uniform network within the limits is taken, as nothing that was found is as good")
-        arch = taken
-    for own in tried[arch]:
+        arch = best_arch
+    for limit in fresh[arch]:
         say(
-            f"{problem.title}: {own.metric} {quantity(own.measured, own.unit)}, predicted "
-            f"{quantity(own.predicted, own.unit)}, {percent(own.ratio, 1)} of what {own.asked!r} allows"
+            f"{problem.title}: {limit.metric} {quantity(limit.measured, limit.unit)}, predicted "
+            f"{quantity(limit.predicted, limit.unit)}, {percent(limit.ratio, 1)} of what {limit.asked!r} allows"
         )
-    return FinishedSearch(arch, tried[arch], len(seen) if noisy else 0, even)
+    return FinishedSearch(arch, fresh[arch], len(ratios) if noisy else 0, even)
 
 
 def _uniform(
-    meters: _Meters, found: SearchOutcome, arch: Arch, tried: dict[Arch, tuple[LimitOutcome, ...]]
+    meters: _Meters, outcome: SearchOutcome, arch: Arch, fresh: dict[Arch, tuple[LimitOutcome, ...]]
 ) -> tuple[Arch | None, Arch]:
-    """The widest uniform network within the limits; and what is to be taken, which is among those `tried`: `arch`,
-    unless it is less accurate or keeps no limits, and that network, or its like with some widths a choice wider, keeps
-    them as measured."""
+    """The widest uniform network within the limits, and the arch to take, which is a key of `fresh`: `arch`, unless it
+    is less accurate or breaks the limits, and the uniform network, perhaps with some widths a choice wider, keeps them
+    when measured."""
     space, limits = meters.problem.space, meters.problem.limits
     off = 1.0  # what was measured over what was predicted
     for even in uniforms(limits, space):
         if over(limits, even) * off > 1:
             continue
-        own, its = found.validate([arch, even])
-        if _worst(tried[arch]) <= 1 and own >= its:
+        accuracy, even_accuracy = outcome.validate([arch, even])
+        if _worst(fresh[arch]) <= 1 and accuracy >= even_accuracy:
             return even, arch
         wider = filled([replace(limit, most=limit.most / off) for limit in limits], space, even)
-        better = wider != even and found.validate([wider])[0] >= its
+        better = wider != even and outcome.validate([wider])[0] >= even_accuracy
         for other in (wider, even) if better else (even,):
-            proposed = _worst(tried.get(other) or meters.afresh(other))
-            fresh = meters.afresh(other) if proposed <= 1 else ()
-            if fresh and _worst(fresh) <= 1:
-                tried[other] = fresh
+            proposed = _worst(fresh.get(other) or meters.afresh(other))
+            again = meters.afresh(other) if proposed <= 1 else ()
+            if again and _worst(again) <= 1:
+                fresh[other] = again
                 return even, other
             off = max(off, proposed / over(limits, other))
     return None, arch
@@ -179,25 +179,25 @@ def _uniform(
 
 def _proposed(
     meters: _Meters,
-    found: SearchOutcome,
+    outcome: SearchOutcome,
     noisy: Sequence[Limit],
     turns: dict[str, list[tuple[float, float]]],
-    seen: Mapping[Arch, float],
+    known_ratios: Mapping[Arch, float],
     turn: int,
 ) -> dict[Arch, float]:
-    """Archs not `seen` yet, measured whole, each over the limit that it is furthest over, or nearest to."""
+    """Archs without a ratio yet, measured whole, each with its cost over the limit that it is worst at."""
     problem = meters.problem
     others = [limit for limit in problem.limits if limit not in noisy]
     least = {limit.metric: limit.ratio(leanest([limit], problem.space)) for limit in noisy}
     new: list[Arch] = []
     for shy in (0.0, SHY, 2 * SHY):
-        aims = {metric: next_aim(its, AIM - shy) for metric, its in turns.items()}
-        if turn and any(aims[metric] < its for metric, its in least.items()):
+        aims = {metric: next_aim(values, AIM - shy) for metric, values in turns.items()}
+        if turn and any(aims[metric] < ratio for metric, ratio in least.items()):
             break
-        moved = tuple(replace(own, most=own.most * aims.get(own.metric, 1.0)) for own in problem.limits)
+        moved = tuple(replace(limit, most=limit.most * aims.get(limit.metric, 1.0)) for limit in problem.limits)
         count = FINALISTS if turn else FIRST
-        archs = finalists(moved, problem.space, found.arch, found.worth, count, found.pool)
-        new = [arch for arch in archs if arch not in seen]
+        archs = finalists(moved, problem.space, outcome.arch, outcome.worth, count, outcome.pool)
+        new = [arch for arch in archs if arch not in known_ratios]
         if new:
             break
     ratios: dict[Arch, list[float]] = {arch: [other.ratio(arch) for other in others] for arch in new}
@@ -205,40 +205,40 @@ def _proposed(
         measured = meters.against_base(new, limit.metric, f"of finalists, turn {turn + 1}")
         for arch, beside in measured.items():
             ratios[arch].append(beside.ratio(limit))
-        its = [own[-1] for own in ratios.values()]
-        turns[limit.metric].append((aims[limit.metric], statistics.median(its)))
-        shown = listing(percent(each, 1) for each in its)
-        say(f"{problem.title}: finalists, turn {turn + 1}: {shown} of the {limit.metric} allowed")
-    return {arch: max(its) for arch, its in ratios.items()}
+        values = [row[-1] for row in ratios.values()]
+        turns[limit.metric].append((aims[limit.metric], statistics.median(values)))
+        text = listing(percent(each, 1) for each in values)
+        say(f"{problem.title}: finalists, turn {turn + 1}: {text} of the {limit.metric} allowed")
+    return {arch: max(values) for arch, values in ratios.items()}
 
 
-def _by_accuracy(found: SearchOutcome, seen: Mapping[Arch, float], last: bool) -> list[Arch]:
+def _by_accuracy(outcome: SearchOutcome, ratios: Mapping[Arch, float], last: bool) -> list[Arch]:
     """Those to measure afresh, the most accurate first: they keep the limits, with a margin, and use them, unless they
     are from a pool of judged ones: what they spare is no fault of theirs. At the last turn others come after them:
     those that keep the limits, then the least over."""
-    within = [arch for arch in seen if (0 if found.pool else LEAST) <= seen[arch] <= 1 - MARGIN]
-    judged = found.validate(within) if found.cheap and within else [found.worth(arch) for arch in within]
+    within = [arch for arch in ratios if (0 if outcome.pool else LEAST) <= ratios[arch] <= 1 - MARGIN]
+    judged = outcome.validate(within) if outcome.cheap and within else [outcome.worth(arch) for arch in within]
     accuracies = dict(zip(within, judged, strict=True))
     ordered = sorted(within, key=accuracies.__getitem__, reverse=True)
     if last:
-        rest = [arch for arch in seen if arch not in within]
-        ordered += sorted(rest, key=lambda arch: miss(seen[arch]))
+        rest = [arch for arch in ratios if arch not in within]
+        ordered += sorted(rest, key=lambda arch: miss(ratios[arch]))
     return ordered[:FRESH]
 
 
-def _best_worth(found: SearchOutcome, tried: Mapping[Arch, tuple[LimitOutcome, ...]]) -> float:
+def _best_worth(outcome: SearchOutcome, fresh: Mapping[Arch, tuple[LimitOutcome, ...]]) -> float:
     """Of those that keep the limits."""
-    return max((found.worth(arch) for arch, kept in tried.items() if _worst(kept) <= 1), default=-math.inf)
+    return max((outcome.worth(arch) for arch, limits in fresh.items() if _worst(limits) <= 1), default=-math.inf)
 
 
 def _worst(limits: Sequence[LimitOutcome]) -> float:
-    return max(own.ratio for own in limits)
+    return max(limit.ratio for limit in limits)
 
 
-def _kept(limit: Limit, arch: Arch, fresh: PairedReading | None) -> LimitOutcome:
+def _outcome(limit: Limit, arch: Arch, fresh: PairedReading | None) -> LimitOutcome:
     predicted = limit.cost.cost(arch)
     if fresh is None:
         return LimitOutcome(limit.metric, limit.text, limit.most, predicted, predicted, 0.0, limit.cost.unit)
     most = parse(limit.metric, limit.text, fresh.base.estimate)
     error = fresh.error(limit) if limit.kind.noisy else 0.0
-    return LimitOutcome(limit.metric, limit.text, most, predicted, fresh.own.estimate, error, limit.cost.unit)
+    return LimitOutcome(limit.metric, limit.text, most, predicted, fresh.network.estimate, error, limit.cost.unit)

@@ -18,10 +18,10 @@ def inherit(supernet: Supernet, trained: nn.Module) -> None:
         elif node.kind in ("norm", "layer_norm"):
             _inherit_norm(supernet, node, trained.get_submodule(node.module))
         elif node.kind == "scale":
-            scale, given = _tensor(supernet.body, node.param), _tensor(trained, node.param)
+            scale, trained_scale = _tensor(supernet.body, node.param), _tensor(trained, node.param)
             axis = node.param_axis
             there, here = _common(supernet, node, scale.device)
-            scale.index_copy_(axis, there, given.to(scale.device).index_select(axis, here))
+            scale.index_copy_(axis, there, trained_scale.to(scale.device).index_select(axis, here))
         elif node.module:
             supernet.body.get_submodule(node.module).load_state_dict(trained.get_submodule(node.module).state_dict())
     into, out = supernet.body.state_dict(), trained.state_dict()
@@ -38,33 +38,33 @@ def _direct(network: Network) -> set[str]:
 
 
 def _inherit_norm(supernet: Supernet, node: Node, source: nn.Module) -> None:
-    own = supernet.body.get_submodule(node.module)
-    for norm in own.children():
+    norms = supernet.body.get_submodule(node.module)
+    for norm in norms.children():
         for name in ("weight", "bias", "running_mean", "running_var"):
             if getattr(source, name, None) is None:
                 continue
-            tensor, given = getattr(norm, name), getattr(source, name).to(getattr(norm, name).device)
+            tensor, values = getattr(norm, name), getattr(source, name).to(getattr(norm, name).device)
             if len(node.segments) > 1:
-                there, here = _common(supernet, node, given.device)
-                tensor[there] = given[here]
+                there, here = _common(supernet, node, values.device)
+                tensor[there] = values[here]
             else:
-                common = min(len(tensor), len(given))
-                tensor[:common] = given[:common]
+                common = min(len(tensor), len(values))
+                tensor[:common] = values[:common]
 
 
 def _inherit_conv(supernet: Supernet, node: Node, source: nn.Module) -> None:
-    own = supernet.body.get_submodule(node.module)
-    there, here = _common(supernet, node, own.weight.device)  # type: ignore[arg-type]
-    weight, given = by_outputs(own), by_outputs(source).to(own.weight.device)  # type: ignore[arg-type]
+    module = supernet.body.get_submodule(node.module)
+    there, here = _common(supernet, node, module.weight.device)  # type: ignore[arg-type]
+    weight, trained = by_outputs(module), by_outputs(source).to(module.weight.device)  # type: ignore[arg-type]
     if node.kind == "grouped":
-        weight[there] = given[here]
+        weight[there] = trained[here]
         rows = there, here
     else:
-        count = min(len(weight), len(given))
-        weight[torch.arange(count)[:, None], there] = given[:count][:, here]
+        count = min(len(weight), len(trained))
+        weight[torch.arange(count)[:, None], there] = trained[:count][:, here]
         rows = (torch.arange(count),) * 2
-    if isinstance(own.bias, Tensor) and isinstance(source.bias, Tensor):
-        own.bias[rows[0]] = source.bias.to(own.bias.device)[rows[1]]
+    if isinstance(module.bias, Tensor) and isinstance(source.bias, Tensor):
+        module.bias[rows[0]] = source.bias.to(module.bias.device)[rows[1]]
 
 
 def _common(supernet: Supernet, node: Node, device: torch.device) -> tuple[Tensor, Tensor]:

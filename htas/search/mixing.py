@@ -76,15 +76,15 @@ class NormMix(torch.autograd.Function):
         """The narrower candidate has shares[first], and `stretch` [C, its width] interpolates it; then scale, shift of
         its norm, and those of the wider one's."""
         count = x.numel() // x.shape[1]
-        mean, var = (found.to(gain.dtype) for found in torch.batch_norm_update_stats(x, None, None, 1.0))
+        mean, var = (statistic.to(gain.dtype) for statistic in torch.batch_norm_update_stats(x, None, None, 1.0))
         inverse = torch.rsqrt(var + eps)
-        own, other = shares[first], shares[1 - first]
+        narrow_share, wide_share = shares[first], shares[1 - first]
         narrow, wide = len(gain), len(wide_gain)
         matrix = stretch.new_zeros(len(stretch), len(stretch))
-        torch.mul(stretch, own * gain, out=matrix[:, :narrow])
-        matrix.diagonal()[:wide].addcmul_(wide_gain, other)
-        shift = stretch @ (own * offset)
-        shift[:wide].addcmul_(wide_offset, other)
+        torch.mul(stretch, narrow_share * gain, out=matrix[:, :narrow])
+        matrix.diagonal()[:wide].addcmul_(wide_gain, wide_share)
+        shift = stretch @ (narrow_share * offset)
+        shift[:wide].addcmul_(wide_offset, wide_share)
         scaled = matrix * inverse
         weight, bias = scaled.to(x.dtype), shift.sub_(scaled @ mean).to(x.dtype)
         out = F.linear(x, weight, bias) if x.dim() == 2 else F.conv2d(x, weight[:, :, None, None], bias)
@@ -96,28 +96,28 @@ class NormMix(torch.autograd.Function):
         return out, mean, unbiased
 
     @staticmethod
-    def backward(ctx: Any, given: Tensor, *_: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Any, ...]:
         """d matrix = sum given z^T, of which the others follow; dz = matrix^T given, then as of any batch norm."""
         x, shares, stretch, gain, offset, wide_gain, wide_offset, matrix, mean, inverse = ctx.saved_tensors
-        own, other = shares[ctx.first], shares[1 - ctx.first]
+        narrow_share, wide_share = shares[ctx.first], shares[1 - ctx.first]
         narrow, wide = len(gain), len(wide_gain)
-        rows, grads = _flat(x), _flat(given)
+        rows, grads = _flat(x), _flat(gradient)
         total = grads.sum(0, dtype=matrix.dtype)
         product = torch.addr((grads.t() @ rows).to(matrix.dtype), total, mean, alpha=-1).mul_(inverse)
         slopes = ((product[:, :narrow] * stretch).sum(0), total @ stretch)
         wides = (product.diagonal()[:wide], total[:wide])
         parts = [slopes[0] @ gain + slopes[1] @ offset, wides[0] @ wide_gain + wides[1] @ wide_offset]
         d_shares = torch.stack(parts if ctx.first == 0 else parts[::-1])
-        affines = (own * slopes[0], own * slopes[1], other * wides[0], other * wides[1])
+        affines = (narrow_share * slopes[0], narrow_share * slopes[1], wide_share * wides[0], wide_share * wides[1])
         if not ctx.needs_input_grad[0]:
             return None, d_shares, None, None, *affines, None
         slope = (matrix * product).sum(0).mul_(inverse).mul_(inverse).div_(-len(rows))
         constant = (total @ matrix).mul_(inverse).div_(-len(rows)).addcmul_(slope, mean, value=-1)
-        found = torch.addcmul(constant.to(x.dtype), rows, slope.to(x.dtype))
-        found.addmm_(grads, (matrix * inverse).to(x.dtype))
+        d_x = torch.addcmul(constant.to(x.dtype), rows, slope.to(x.dtype))
+        d_x.addmm_(grads, (matrix * inverse).to(x.dtype))
         if x.dim() > 2:
-            found = found.reshape(len(x), *x.shape[2:], -1).movedim(-1, 1)
-        return found, d_shares, None, None, *affines, None
+            d_x = d_x.reshape(len(x), *x.shape[2:], -1).movedim(-1, 1)
+        return d_x, d_shares, None, None, *affines, None
 
 
 class WeightedSum(torch.autograd.Function):
@@ -127,20 +127,20 @@ class WeightedSum(torch.autograd.Function):
     def forward(ctx: Any, shares: Tensor, *tensors: Tensor) -> Tensor:
         """shares [K], K tensors."""
         ctx.save_for_backward(shares, *tensors)
-        own = shares.to(tensors[0].dtype)
-        found = tensors[0] * own[0]
-        for share, tensor in zip(own[1:], tensors[1:], strict=True):
-            found.addcmul_(tensor, share)
-        return found
+        weights = shares.to(tensors[0].dtype)
+        total = tensors[0] * weights[0]
+        for share, tensor in zip(weights[1:], tensors[1:], strict=True):
+            total.addcmul_(tensor, share)
+        return total
 
     @staticmethod
-    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Of each share the product of its tensor and the gradient."""
         shares, *tensors = ctx.saved_tensors
         d_shares = None
         if ctx.needs_input_grad[0]:
-            d_shares = torch.stack([_product(given, tensor) for tensor in tensors]).to(shares.dtype)
-        return d_shares, *(given * share for share in shares.to(given.dtype))
+            d_shares = torch.stack([_product(gradient, tensor) for tensor in tensors]).to(shares.dtype)
+        return d_shares, *(gradient * share for share in shares.to(gradient.dtype))
 
 
 def _product(one: Tensor, other: Tensor) -> Tensor:
@@ -174,11 +174,11 @@ def padded_to(value: Tensor, width: int) -> Tensor:
     return F.pad(value, (0, 0) * (value.dim() - 2) + (0, width - value.shape[1])) if value.shape[1] < width else value
 
 
-def padded(affine: Sequence[tuple[Any, Any]], chosen: Sequence[int], weights: Any, room: int) -> tuple[Tensor, Tensor]:
+def padded(affine: Sequence[tuple[Any, Any]], widths: Sequence[int], weights: Any, room: int) -> tuple[Tensor, Tensor]:
     """Scale and shift of a mixture whose narrower candidates are padded with zeros."""
     scale: Any = 0.0
     shift: Any = 0.0
-    for index, ((gain, offset), width) in enumerate(zip(affine, chosen, strict=True)):
+    for index, ((gain, offset), width) in enumerate(zip(affine, widths, strict=True)):
         scale = scale + weights[index] * F.pad(gain, (0, room - width))
         shift = shift + weights[index] * F.pad(offset, (0, room - width))
     return scale, shift
@@ -186,11 +186,11 @@ def padded(affine: Sequence[tuple[Any, Any]], chosen: Sequence[int], weights: An
 
 def columns(segments: Sequence[Segment], room: Sequence[int], widths: Sequence[int], device: torch.device) -> Tensor:
     """Where the channels of narrower segments stand in a tensor that has room for the widest."""
-    found, start = [], 0
+    parts, start = [], 0
     for segment, most, width in zip(segments, room, widths, strict=True):
-        found.append(torch.arange(start, start + width * segment.repeat, device=device))
+        parts.append(torch.arange(start, start + width * segment.repeat, device=device))
         start += most * segment.repeat
-    return torch.cat(found)
+    return torch.cat(parts)
 
 
 def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:

@@ -17,17 +17,18 @@ USED = 0.95
 """Share of a limit, by prediction, under which an arch is made wider again."""
 
 
-def check(asked: Sequence[Limit], space: Space, base: Arch) -> list[str]:
+def check(limits: Sequence[Limit], space: Space, base: Arch) -> list[str]:
     """A table of what there is and what is asked, as lines; raises ValueError where no arch can keep the limits, or
     every arch does."""
-    if not asked:
+    if not limits:
         return []
     rows: list[tuple[str, ...]] = [("limit", "least possible", "base", "widest", "asked")]
-    least = leanest(asked, space)
-    for limit in asked:
+    least = leanest(limits, space)
+    for limit in limits:
         unit = limit.cost.unit
-        own, low, high = (limit.cost.cost(arch) for arch in (base, least, space.widest))
-        figures = [f"{quantity(value, unit)} ({percent(value / own, 0)})" for value in (low, own, high, limit.most)]
+        base_cost, low, high = (limit.cost.cost(arch) for arch in (base, least, space.widest))
+        values = (low, base_cost, high, limit.most)
+        figures = [f"{quantity(value, unit)} ({percent(value / base_cost, 0)})" for value in values]
         rows.append((limit.metric, *figures))
         if limit.most < low:
             raise UserError(
@@ -43,14 +44,14 @@ def check(asked: Sequence[Limit], space: Space, base: Arch) -> list[str]:
     return columns(rows, words=1)
 
 
-def over(asked: Sequence[Limit], arch: Arch) -> float:
+def over(limits: Sequence[Limit], arch: Arch) -> float:
     """The largest ratio to a limit."""
-    return max(limit.ratio(arch) for limit in asked)
+    return max(limit.ratio(arch) for limit in limits)
 
 
-def leanest(asked: Sequence[Limit], space: Space) -> Arch:
+def leanest(limits: Sequence[Limit], space: Space) -> Arch:
     """The arch that is furthest within the limits: the narrowest, unless a wider choice costs less."""
-    return _downhill(space.narrowest, space, lambda arch: over(asked, arch))
+    return _downhill(space.narrowest, space, lambda arch: over(limits, arch))
 
 
 def _downhill(arch: Arch, space: Space, cost: Callable[[Arch], float]) -> Arch:
@@ -67,13 +68,13 @@ def _downhill(arch: Arch, space: Space, cost: Callable[[Arch], float]) -> Arch:
 
 def neighbours(arch: Arch, space: Space, step: int | None = None) -> list[Arch]:
     """Archs that differ at one site, by `step` choices at most."""
-    found = []
+    archs = []
     for site, choices in space.choices.items():
         here = choices.index(arch[site])
         for index, choice in enumerate(choices):
             if index != here and (step is None or abs(index - here) <= step):
-                found.append(changed(arch, site, choice))
-    return found
+                archs.append(changed(arch, site, choice))
+    return archs
 
 
 def changed(arch: Arch, site: str, choice: int) -> Arch:
@@ -83,89 +84,91 @@ def changed(arch: Arch, site: str, choice: int) -> Arch:
     return Arch(arch.widths, {**arch.depths, site: choice})
 
 
-def fitted(asked: Sequence[Limit], space: Space, start: Arch, worth: Callable[[Arch], float], aim: float = 1.0) -> Arch:
+def fitted(
+    limits: Sequence[Limit], space: Space, start: Arch, worth: Callable[[Arch], float], aim: float = 1.0
+) -> Arch:
     """The arch of most worth near `start` that keeps `aim` of the limits, and uses them.
 
     Of all changes of one site, that which loses least worth for what it saves is made until the limits are kept; then
     that which gains most for what it costs, while one fits. Where nothing keeps the limits it is the leanest arch.
     """
-    arch, ratio = start, over(asked, start)
+    arch, ratio = start, over(limits, start)
     for _ in range(sum(map(len, space.choices.values()))):
         if ratio <= aim:
             break
-        moves = [(other, over(asked, other)) for other in neighbours(arch, space)]
-        saving = [(other, its) for other, its in moves if its < ratio]
+        moves = [(other, over(limits, other)) for other in neighbours(arch, space)]
+        saving = [(other, other_ratio) for other, other_ratio in moves if other_ratio < ratio]
         if not saving:  # nor may two changes do what one does not: begin at the other end
-            arch = leanest(asked, space)
+            arch = leanest(limits, space)
             break
         value = worth(arch)
         # further than asked saves nothing
         arch, ratio = max(saving, key=lambda m: (worth(m[0]) - value) / (ratio - max(m[1], aim) + 1e-9))
-    arch = _climbed(arch, asked, space, worth, 0.0, aim)
+    arch = _climbed(arch, limits, space, worth, 0.0, aim)
     for _ in range(sum(map(len, space.choices.values()))):
-        ratio = over(asked, arch)
-        moves = [(other, over(asked, other)) for other in neighbours(arch, space)]
-        wider = [(other, its) for other, its in moves if ratio < its <= aim]
+        ratio = over(limits, arch)
+        moves = [(other, over(limits, other)) for other in neighbours(arch, space)]
+        wider = [(other, other_ratio) for other, other_ratio in moves if ratio < other_ratio <= aim]
         if ratio >= USED * aim or not wider:
             break
         value = worth(arch)
         arch, _ = max(wider, key=lambda m: (worth(m[0]) - value) / (m[1] - ratio))
-    return _climbed(arch, asked, space, worth, min(USED * aim, over(asked, arch)), aim)
+    return _climbed(arch, limits, space, worth, min(USED * aim, over(limits, arch)), aim)
 
 
 def _climbed(
-    arch: Arch, asked: Sequence[Limit], space: Space, worth: Callable[[Arch], float], least: float, most: float
+    arch: Arch, limits: Sequence[Limit], space: Space, worth: Callable[[Arch], float], least: float, most: float
 ) -> Arch:
     """As much worth as changes of one site lead to, between these ratios to the limits."""
     for _ in range(sum(map(len, space.choices.values()))):
         value = worth(arch)
         better = [other for other in neighbours(arch, space) if worth(other) > value]
-        better = [other for other in better if least <= over(asked, other) <= most]
+        better = [other for other in better if least <= over(limits, other) <= most]
         if not better:
             break
         arch = max(better, key=worth)
     return arch
 
 
-def next_aim(turns: Sequence[tuple[float, float]], wanted: float = AIM) -> float:
-    """Where to lead predictions, as a share of the limit, so that what is measured comes to `wanted` of it.
+def next_aim(turns: Sequence[tuple[float, float]], share: float = AIM) -> float:
+    """Where to lead predictions, as a share of the limit, so that what is measured comes to `share` of it.
 
     `turns` are pairs of an aim and what its archs came to when measured, over the limit. From one, prediction and
     measurement are taken to be proportional; from several, the line (of logarithms) through the two nearest the limit.
     """
     if not turns:
         return 1.0
-    nearest = sorted(turns, key=lambda turn: abs(log(turn[1] / wanted)))
+    nearest = sorted(turns, key=lambda turn: abs(log(turn[1] / share)))
     (aim, came), *rest = nearest
     slope = 1.0
-    for other, its in rest[:1]:
-        if other != aim and (log(its) - log(came)) / (log(other) - log(aim)) > 0:
-            slope = min(max((log(its) - log(came)) / (log(other) - log(aim)), 0.7), 4.0)
-    return float(aim * (wanted / came) ** (1 / slope))
+    for other, other_came in rest[:1]:
+        if other != aim and (log(other_came) - log(came)) / (log(other) - log(aim)) > 0:
+            slope = min(max((log(other_came) - log(came)) / (log(other) - log(aim)), 0.7), 4.0)
+    return float(aim * (share / came) ** (1 / slope))
 
 
-def uniforms(asked: Sequence[Limit], space: Space) -> list[Arch]:
+def uniforms(limits: Sequence[Limit], space: Space) -> list[Arch]:
     """The archs within the limits that have all blocks and the same of its choices at every site, the widest first."""
-    found = []
+    archs = []
     for index in reversed(range(max((len(choices) for choices in space.widths.values()), default=0))):
         widths = {site: choices[min(index, len(choices) - 1)] for site, choices in space.widths.items()}
         arch = Arch(widths, {site: choices[-1] for site, choices in space.depths.items()})
-        if asked and over(asked, arch) <= 1:
-            found.append(arch)
-    return found
+        if limits and over(limits, arch) <= 1:
+            archs.append(arch)
+    return archs
 
 
-def filled(asked: Sequence[Limit], space: Space, arch: Arch) -> Arch:
+def filled(limits: Sequence[Limit], space: Space, arch: Arch) -> Arch:
     """The arch with as many widths as the limits leave room for one choice wider, in the order of the sites."""
     for site, choices in space.widths.items():
         wider = changed(arch, site, next((choice for choice in choices if choice > arch[site]), arch[site]))
-        if over(asked, wider) <= 1:
+        if over(limits, wider) <= 1:
             arch = wider
     return arch
 
 
 def finalists(
-    asked: Sequence[Limit],
+    limits: Sequence[Limit],
     space: Space,
     start: Arch,
     worth: Callable[[Arch], float],
@@ -175,17 +178,17 @@ def finalists(
     """`fitted`, and those of its neighbours of most worth that keep and use the limits too; of a pool, if there is one,
     those of most worth that keep them, then the nearest to them."""
     if pool:
-        ratios = {arch: over(asked, arch) for arch in pool}
+        ratios = {arch: over(limits, arch) for arch in pool}
         order = sorted(pool, key=worth, reverse=True)
         keep = [arch for arch in order if ratios[arch] <= 1]
         beyond = sorted((arch for arch in pool if ratios[arch] > 1), key=ratios.__getitem__)
         return [*keep, *beyond][:count]
-    first = fitted(asked, space, start, worth)
+    first = fitted(limits, space, start, worth)
     around = neighbours(first, space)
-    near = [other for other in around if USED <= over(asked, other) <= 1]
+    near = [other for other in around if USED <= over(limits, other) <= 1]
     if len(near) < count - 1:  # then two changes
         further = dict.fromkeys(each for other in around for each in neighbours(other, space, step=1))
-        near += [other for other in further if other not in (first, *near) and USED <= over(asked, other) <= 1]
+        near += [other for other in further if other not in (first, *near) and USED <= over(limits, other) <= 1]
     return [first, *sorted(near, key=worth, reverse=True)[: count - 1]]
 
 

@@ -163,11 +163,11 @@ def sampled_step(
 def accuracies(problem: Problem, supernet: Supernet, runner: Any, archs: Sequence[Arch]) -> list[float]:
     """Accuracy on the validation half of each arch, its norm statistics estimated anew for it."""
     with progress(f"{problem.title}: validation", len(archs)) as bar:
-        found = []
+        results = []
         for arch in archs:
-            found.append(_accuracy(problem, supernet, runner, arch))
-            bar.step(percent(found[-1], 1))
-    return found
+            results.append(_accuracy(problem, supernet, runner, arch))
+            bar.step(percent(results[-1], 1))
+    return results
 
 
 @torch.no_grad()
@@ -178,22 +178,22 @@ def _accuracy(problem: Problem, supernet: Supernet, runner: Any, arch: Arch) -> 
         with runner.autocast():
             supernet(images, replace(draw, momentum=1 / (index + 1)))
     supernet.eval()
-    total, seen = torch.zeros((), dtype=torch.float64, device=runner.device), 0
+    total, count = torch.zeros((), dtype=torch.float64, device=runner.device), 0
     for images, labels in some(problem.data.validation, JUDGED):
         with runner.autocast():
             outputs = supernet(images, draw)
         total += scalar(problem.data.task.score(precise(outputs), labels), total) * images_in(images)
-        seen += images_in(images)
-    return float(total) / seen
+        count += images_in(images)
+    return float(total) / count
 
 
 def some(split: Source, most: int) -> Iterator[Batch]:
     """Some images of a split, always the same, in batches, not augmented; a data set may be stored class by class."""
-    seen = 0
+    count = 0
     for images, labels in split.batches(256, seed=0, channels_last=True):
-        if seen >= most:
+        if count >= most:
             return
-        seen += len(labels)
+        count += len(labels)
         yield images, labels
 
 
@@ -201,15 +201,15 @@ class Judge:
     """Accuracies of archs, each found out once."""
 
     def __init__(self, accuracies: Callable[[Sequence[Arch]], list[float]]) -> None:
-        self._accuracies = accuracies
-        self.known: dict[Arch, float] = {}
+        self._find = accuracies
+        self.accuracies: dict[Arch, float] = {}
 
     def __call__(self, archs: Sequence[Arch]) -> list[float]:
         """Of each, 0 to 1."""
-        new = [arch for arch in dict.fromkeys(archs) if arch not in self.known]
+        new = [arch for arch in dict.fromkeys(archs) if arch not in self.accuracies]
         if new:
-            self.known |= dict(zip(new, self._accuracies(new), strict=True))
-        return [self.known[arch] for arch in archs]
+            self.accuracies |= dict(zip(new, self._find(new), strict=True))
+        return [self.accuracies[arch] for arch in archs]
 
 
 class SearchLoop(EpochLoop[EpochRecord]):
@@ -279,14 +279,14 @@ def check_sane(problem: Problem, options: SearchOptions, loss: float, epoch: int
 def diverged(problem: Problem, options: SearchOptions, loss: float, epoch: int, rate: float) -> UserError:
     """What to say of it: `options` are the strategy's, which tell what may be lowered, and `rate` is the learning rate
     at which it was seen."""
-    said = f"the search diverged in epoch {epoch + 1} at a learning rate of {significant(rate)}: its loss is {loss:.3g}"
+    what = f"the search diverged in epoch {epoch + 1} at a learning rate of {significant(rate)}: its loss is {loss:.3g}"
     if epoch == 0:
-        return UserError(f"{said}; lower {options.rates}, and name another folder with --out")
+        return UserError(f"{what}; lower {options.rates}, and name another folder with --out")
     again = f"--strategy.lr={significant(options.lr / 3, 1)} and another --out"
     if isinstance(options, SupernetOptions):
         again = f"--strategy.start={problem.checkpoint} {again}"
     return UserError(
-        f"{said}; the last good state, of epoch {epoch}, is in {problem.checkpoint}: begin again "
+        f"{what}; the last good state, of epoch {epoch}, is in {problem.checkpoint}: begin again "
         f"{'from there ' if isinstance(options, SupernetOptions) else ''}at a lower rate with {again}"
     )
 
@@ -299,8 +299,9 @@ def _load(supernet: Supernet, path: Path) -> None:
     tensors, _ = read_tensors(path)
     if any(name.startswith(PREFIX) for name in tensors):
         tensors = {k.removeprefix(PREFIX): v for k, v in tensors.items() if k.startswith(PREFIX)}
-    own = supernet.state_dict()
-    if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in tensors.items()}:
+    state = supernet.state_dict()
+    shapes, others = ({name: tensor.shape for name, tensor in each.items()} for each in (state, tensors))
+    if shapes != others:
         raise UserError(
             f"strategy.start: {path} holds the supernet of another network or space; name one that a search of the "
             "same configuration has kept (strategy.keep), or start from base"

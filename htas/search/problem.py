@@ -54,10 +54,10 @@ def rivals(problem: Problem, arch: Arch, count: int, *, seed: int, tolerance: fl
     Drawn at random leanings to wide or narrow, since uniform draws seldom reach the ends of a space.
     """
     rng = random.Random(seed)
-    wanted = problem.cost.cost(arch)
-    drawn = {problem.space.sample(rng, rng.uniform(-6, 6)) for _ in range(200 * count)} - {arch}
-    off = {other: abs(problem.cost.cost(other) / wanted - 1) for other in drawn}
-    ordered = sorted(drawn, key=lambda other: (off[other], sorted(other.widths.items()), sorted(other.depths.items())))
+    cost = problem.cost.cost(arch)
+    archs = {problem.space.sample(rng, rng.uniform(-6, 6)) for _ in range(200 * count)} - {arch}
+    off = {other: abs(problem.cost.cost(other) / cost - 1) for other in archs}
+    ordered = sorted(archs, key=lambda other: (off[other], sorted(other.widths.items()), sorted(other.depths.items())))
     near = [other for other in ordered if off[other] <= tolerance]
     return rng.sample(near, count) if len(near) >= count else ordered[:count]
 

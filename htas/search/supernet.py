@@ -125,12 +125,12 @@ class Supernet(nn.Module):
         values: dict[str, Any] = {}
         widths: dict[str, tuple[int, ...]] = {}
         deepest = {site: max(k for k, p in enumerate(weights) if positive(p)) for site, weights in draw.depths.items()}
-        given = iter((images,) if isinstance(images, Tensor) else images)
+        inputs = iter((images,) if isinstance(images, Tensor) else images)
         for node in self.network.nodes:
             if any(block > deepest[site] for site, block in node.blocks):
                 continue
             if node.kind == "input":
-                values[node.name], widths[node.name] = next(given), tuple(s.base for s in node.segments)
+                values[node.name], widths[node.name] = next(inputs), tuple(s.base for s in node.segments)
             else:
                 values[node.name], widths[node.name] = self._step(node, values, widths, draw)
         return self.network.result(tuple(values[name] for name in self.network.outputs))
@@ -144,7 +144,7 @@ class Supernet(nn.Module):
         before = tuple(widths[name] for name in node.inputs)
         if node.kind not in ROOMY or node.axis != 1 or self._node(node.inputs[0]).axis != 1:
             named = zip(node.inputs, inputs, before, strict=True)
-            inputs = tuple(self._narrowed(name, value, own) for name, value, own in named)
+            inputs = tuple(self._narrowed(name, value, sizes) for name, value, sizes in named)
         match node.kind:
             case "conv":
                 return self._conv(node, inputs[0], before[0], draw)
@@ -155,8 +155,8 @@ class Supernet(nn.Module):
             case "layer_norm":
                 return self._layer_norm(node, inputs[0], before[0]), before[0]
             case "scale":
-                axis, own = node.param_axis, self._own(node, before[0], inputs[0].device)
-                param = inputs[1].movedim(axis, 0)[own].movedim(0, axis)
+                axis, index = node.param_axis, self._channel_index(node, before[0], inputs[0].device)
+                param = inputs[1].movedim(axis, 0)[index].movedim(0, axis)
                 return node.run(self.body.get_submodule, (inputs[0], param)), before[0]
             case "project":
                 return self._project(node, inputs[0], before, draw)
@@ -173,12 +173,12 @@ class Supernet(nn.Module):
 
     def _conv(self, node: Node, inputs: Tensor, before: tuple[int, ...], draw: Draw) -> tuple[Tensor, tuple[int, ...]]:
         module = self.body.get_submodule(node.module)
-        chosen, weights = draw.widths[node.site] if node.site else ((node.segments[0].base,), (1.0,))
-        width = max(chosen)
-        rows = self._rows(node, width) if node.norm and len(chosen) > 1 else width
+        candidates, weights = draw.widths[node.site] if node.site else ((node.segments[0].base,), (1.0,))
+        width = max(candidates)
+        rows = self._rows(node, width) if node.norm and len(candidates) > 1 else width
         bias = module.bias[:rows] if module.bias is not None else None  # type: ignore[index]
-        given = inputs.shape[self._node(node.inputs[0]).axis]
-        weight = self._sliced(by_outputs(module), rows, node, before, given)
+        channels = inputs.shape[self._node(node.inputs[0]).axis]
+        weight = self._sliced(by_outputs(module), rows, node, before, channels)
         if isinstance(module, nn.Linear):
             out = F.linear(inputs, weight, bias)
         elif isinstance(module, nn.ConvTranspose2d):
@@ -187,8 +187,8 @@ class Supernet(nn.Module):
         else:
             assert isinstance(module, nn.Conv2d)
             out = conv2d(inputs, weight, bias, module)
-        if not node.norm and len(chosen) > 1:
-            out = self._combine(out, chosen, weights, None, node.axis)
+        if not node.norm and len(candidates) > 1:
+            out = self._combine(out, candidates, weights, None, node.axis)
         return out, (width,)
 
     def _rows(self, node: Node, width: int) -> int:
@@ -196,22 +196,22 @@ class Supernet(nn.Module):
         out by the interpolation, which makes zeros of it for all that follows."""
         return min(-(-width // self._block) * self._block, self.capacity[node.name][0])
 
-    def _sliced(self, weight: Tensor, width: int, node: Node, before: tuple[int, ...], given: int) -> Tensor:
-        """Rows of the outputs; columns of the `given` inputs by index map."""
+    def _sliced(self, weight: Tensor, width: int, node: Node, before: tuple[int, ...], channels: int) -> Tensor:
+        """Rows of the outputs; columns of the input channels by index map: [width, channels, ...]."""
         room = self.capacity[node.inputs[0]]
         if len(before) == 1:
-            return weight if weight.shape[:2] == (width, given) else weight[:width, :given]
+            return weight if weight.shape[:2] == (width, channels) else weight[:width, :channels]
         return weight[:width].index_select(1, columns(node.consumed, room, before, weight.device))
 
     def _grouped(self, node: Node, inputs: Tensor, before: tuple[int, ...]) -> Tensor:
         module = self.body.get_submodule(node.module)
         assert isinstance(module, nn.Conv2d)
-        own = self._own(node, before, inputs.device)
-        bias = module.bias[own] if module.bias is not None else None
+        index = self._channel_index(node, before, inputs.device)
+        bias = module.bias[index] if module.bias is not None else None
         groups = inputs.shape[1] // module.weight.shape[1]
-        return conv2d(inputs, module.weight[own], bias, module, groups)
+        return conv2d(inputs, module.weight[index], bias, module, groups)
 
-    def _own(self, node: Node, widths: tuple[int, ...], device: torch.device) -> Any:
+    def _channel_index(self, node: Node, widths: tuple[int, ...], device: torch.device) -> Any:
         """Where the channels of a node of these widths stand among all that it may have: an index."""
         if len(widths) == 1:
             return slice(widths[0] * node.segments[0].repeat)
@@ -221,14 +221,15 @@ class Supernet(nn.Module):
         norms = self.body.get_submodule(node.module)
         assert isinstance(norms, nn.ModuleDict)
         if len(before) > 1:
-            return self._part(norms[ALL], inputs, self._own(node, before, inputs.device), draw.momentum), before
+            index = self._channel_index(node, before, inputs.device)
+            return self._part(norms[ALL], inputs, index, draw.momentum), before
         source = self._producer.get(node.name)
         if source is None or not source.site or len(draw.widths[source.site][0]) == 1:
             inputs = self._narrowed(node.inputs[0], inputs, before)
             return self._one(norms[str(inputs.shape[1])], inputs, draw.momentum), before
-        chosen, weights = draw.widths[source.site]
-        pair = [norms[str(width)] for width in chosen]
-        return self._two(inputs, chosen, weights, pair, draw.momentum), before
+        candidates, weights = draw.widths[source.site]
+        pair = [norms[str(width)] for width in candidates]
+        return self._two(inputs, candidates, weights, pair, draw.momentum), before
 
     def _one(self, norm: nn.Module, inputs: Tensor, momentum: float) -> Tensor:
         assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | FirstOf)
@@ -236,38 +237,38 @@ class Supernet(nn.Module):
             inputs, norm.running_mean, norm.running_var, norm.weight, norm.bias, self.training, momentum, norm.eps
         )
 
-    def _part(self, norm: nn.Module, inputs: Tensor, own: Tensor, momentum: float) -> Tensor:
+    def _part(self, norm: nn.Module, inputs: Tensor, index: Tensor, momentum: float) -> Tensor:
         """Some channels of a norm, by their numbers."""
         assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
         assert norm.running_mean is not None and norm.running_var is not None
-        mean, var, eps = norm.running_mean[own], norm.running_var[own], norm.eps
-        out = F.batch_norm(inputs, mean, var, norm.weight[own], norm.bias[own], self.training, momentum, eps)
+        mean, var, eps = norm.running_mean[index], norm.running_var[index], norm.eps
+        out = F.batch_norm(inputs, mean, var, norm.weight[index], norm.bias[index], self.training, momentum, eps)
         if self.training:
             with torch.no_grad():
-                norm.running_mean[own], norm.running_var[own] = mean, var
+                norm.running_mean[index], norm.running_var[index] = mean, var
         return out
 
     def _two(
-        self, inputs: Tensor, chosen: tuple[int, ...], weights: Any, norms: Sequence[nn.Module], momentum: float
+        self, inputs: Tensor, candidates: tuple[int, ...], weights: Any, norms: Sequence[nn.Module], momentum: float
     ) -> Tensor:
         """Two candidates' norms, interpolated and mixed. In training they share the statistics of the batch."""
         if not self.training:
-            return self._combine(inputs, chosen, weights, [scale_and_shift(norm) for norm in norms])
+            return self._combine(inputs, candidates, weights, [scale_and_shift(norm) for norm in norms])
         eps: float = norms[0].eps  # type: ignore[assignment]
         affine = [(norm.weight, norm.bias) for norm in norms]
         if self.mix == "pad":
             mean, var = inputs.new_zeros(2, inputs.shape[1], dtype=norms[0].weight.dtype)  # type: ignore[arg-type]
-            scale, shift = padded(affine, chosen, weights, inputs.shape[1])
+            scale, shift = padded(affine, candidates, weights, inputs.shape[1])
             out = F.batch_norm(inputs, mean, var, scale, shift, True, 1.0, eps)
         else:
-            narrow = chosen.index(min(chosen))
-            wide = max(chosen)
-            stretch = self._stretch(chosen[narrow], wide, inputs.device, inputs.shape[1])
+            narrow = candidates.index(min(candidates))
+            wide = max(candidates)
+            stretch = self._stretch(candidates[narrow], wide, inputs.device, inputs.shape[1])
             shares = stacked(weights, inputs.device)
             affines = (*affine[narrow], *affine[1 - narrow])
             out, mean, var = NormMix.apply(inputs, shares, stretch, narrow, *affines, eps)  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            for norm, width in zip(norms, chosen, strict=True):
+            for norm, width in zip(norms, candidates, strict=True):
                 norm.running_mean.lerp_(mean[:width], momentum)  # type: ignore[operator]
                 norm.running_var.lerp_(var[:width], momentum)  # type: ignore[operator]
         return out
@@ -280,8 +281,8 @@ class Supernet(nn.Module):
             norm = norms[str(inputs.shape[node.axis])]
             weight, bias = norm.weight, norm.bias
         else:
-            norm, own = norms[ALL], self._own(node, before, inputs.device)
-            weight, bias = (None if each is None else each[own] for each in (norm.weight, norm.bias))  # type: ignore[index]
+            norm, index = norms[ALL], self._channel_index(node, before, inputs.device)
+            weight, bias = (None if each is None else each[index] for each in (norm.weight, norm.bias))  # type: ignore[index]
         eps: float = norm.eps  # type: ignore[assignment]
         old = self.network.module.get_submodule(node.module)
         if isinstance(old, nn.GroupNorm):
@@ -292,26 +293,31 @@ class Supernet(nn.Module):
     def _combine(
         self,
         inputs: Tensor,
-        chosen: tuple[int, ...],
+        candidates: tuple[int, ...],
         weights: Any,
         affine: Sequence[tuple[Any, Any]] | None,
         axis: int = 1,
     ) -> Tensor:
         """Two candidates interpolated and mixed."""
-        matrix, shift = self._mixture(inputs, chosen, weights, affine, axis)
+        matrix, shift = self._mixture(inputs, candidates, weights, affine, axis)
         if axis == inputs.dim() - 1:
             return F.linear(inputs, matrix, shift)
         return F.conv2d(inputs, matrix[:, :, None, None], shift)
 
     def _mixture(
-        self, inputs: Tensor, chosen: tuple[int, ...], weights: Any, affine: Sequence[tuple[Any, Any]] | None, axis: int
+        self,
+        inputs: Tensor,
+        candidates: tuple[int, ...],
+        weights: Any,
+        affine: Sequence[tuple[Any, Any]] | None,
+        axis: int,
     ) -> tuple[Any, Any]:
         """sum_j weights_j x interpolate(scale_j x prefix_j + shift_j), as one matrix and one vector; zeros in channels
         beyond the widest."""
-        width, room = max(chosen), inputs.shape[axis]
+        width, room = max(candidates), inputs.shape[axis]
         matrix: Any = 0.0
         shift: Any = 0.0 if affine else None
-        for index, candidate in enumerate(chosen):
+        for index, candidate in enumerate(candidates):
             part = weights[index] * self._stretch(candidate, width, inputs.device, room)
             if affine is not None:
                 scale, offset = affine[index]
@@ -324,8 +330,8 @@ class Supernet(nn.Module):
         """The [room, narrow] matrix that makes a narrow candidate's output as wide as the wide one's; zeros below."""
         key = (narrow, wide, room, device)
         if key not in self._identities:
-            made = interpolation(narrow, wide) if self.mix == "interpolate" else torch.eye(wide)[:, :narrow]
-            self._identities[key] = F.pad(made, (0, 0, 0, room - wide)).to(device)
+            matrix = interpolation(narrow, wide) if self.mix == "interpolate" else torch.eye(wide)[:, :narrow]
+            self._identities[key] = F.pad(matrix, (0, 0, 0, room - wide)).to(device)
         return self._identities[key]
 
     def _project(
@@ -334,17 +340,17 @@ class Supernet(nn.Module):
         """The shortcut as wide as what it is added to: per candidate the input itself, or its projection."""
         if self.shortcut == "pad":
             return inputs, before[0]
-        chosen, weights = self._candidates(node.inputs[1], before[1], draw)
+        candidates, weights = self._candidates(node.inputs[1], before[1], draw)
         parts = self.projections[key(node.name)]
         assert isinstance(parts, nn.ModuleDict)
-        width, have = max(chosen), before[0][0]
-        if all(candidate == have for candidate in chosen):
+        width, have = max(candidates), before[0][0]
+        if all(candidate == have for candidate in candidates):
             return inputs, before[1]
         conv, norms = parts["conv"], parts["norm"]
         assert isinstance(norms, nn.ModuleDict)
         projected = F.conv2d(inputs, conv.weight[:width, :have])  # type: ignore[index]
         total: Any = 0.0
-        for index, candidate in enumerate(chosen):
+        for index, candidate in enumerate(candidates):
             if candidate == have:
                 part = inputs
             else:
@@ -387,7 +393,7 @@ class Supernet(nn.Module):
     def _concatenated(self, name: str, value: Tensor, widths: tuple[int, ...]) -> Tensor:
         """A value of several segments, without channels of zeros behind the others."""
         segments = self._node(name).segments
-        width = sum(own * segment.repeat for own, segment in zip(widths, segments, strict=True))
+        width = sum(segment_width * segment.repeat for segment_width, segment in zip(widths, segments, strict=True))
         return value[:, :width]
 
     def _widen(self, inputs: Tensor, narrow: int, wide: int, room: int) -> Tensor:

@@ -83,9 +83,9 @@ class OneShotStrategy(SupernetStrategy):
         arch = best(problem, judge)
         seconds = run.seconds + time.monotonic() - started
         accuracy = percent(judge([arch])[0])
-        say(f"{problem.title}: {len(judge.known)} archs judged, the best within the limits at {accuracy}")
-        why = f"{len(judge.known)} archs were judged by a supernet trained for {self.epochs} epochs"
-        known = dict(judge.known)
+        say(f"{problem.title}: {len(judge.accuracies)} archs judged, the best within the limits at {accuracy}")
+        why = f"{len(judge.accuracies)} archs were judged by a supernet trained for {self.epochs} epochs"
+        known = dict(judge.accuracies)
         return SearchOutcome(
             arch, tuple(run.epochs), True, why, judge, seconds, worth=lambda one: known.get(one, -1.0),
             pool=tuple(sorted(known, key=known.__getitem__, reverse=True)),
@@ -94,10 +94,10 @@ class OneShotStrategy(SupernetStrategy):
 
 def best(problem: Problem, judge: Judge) -> Arch:
     """The most accurate arch within the limits of those judged; of the others the one least over where none is."""
-    within = [arch for arch in judge.known if over(problem.limits, arch) <= 1]
+    within = [arch for arch in judge.accuracies if over(problem.limits, arch) <= 1]
     if within:
-        return max(within, key=judge.known.__getitem__)
-    return min(judge.known, key=lambda arch: over(problem.limits, arch))
+        return max(within, key=judge.accuracies.__getitem__)
+    return min(judge.accuracies, key=lambda arch: over(problem.limits, arch))
 
 
 def trimmed(problem: Problem, arch: Arch) -> Arch:

@@ -70,7 +70,7 @@ class Evolution(OneShotStrategy):
             arch = near_limits(problem, rng, rng.uniform(1 - AROUND, 1.0))
             study.enqueue_trial({site: own.index(arch[site]) for site, own in choices.items()})
         for _ in range(TRIALS * self.archs):
-            if len(judge.known) >= self.archs:
+            if len(judge.accuracies) >= self.archs:
                 break
             trial = study.ask()
             arch = asked(trial)

@@ -137,14 +137,14 @@ def test_evolution_judges_as_many_networks_as_asked_for(tmp_path):
     given = problem(tmp_path)
     judge = Judge(planted(near_limits(given, random.Random(7))))
     Evolution(archs=120, population=30).pick(given, judge)
-    networks = {tuple((use.node, use.layer) for use in given.network.uses(arch)) for arch in judge.known}
-    assert len(judge.known) == len(networks) == 120
+    networks = {tuple((use.node, use.layer) for use in given.network.uses(arch)) for arch in judge.accuracies}
+    assert len(judge.accuracies) == len(networks) == 120
     few = Space(
         "few", {**dict.fromkeys(given.space.widths, (8,)), "stem.conv": (4, 8)}, dict.fromkeys(given.space.depths, (1,))
     )
     judge = Judge(lambda archs: [0.5] * len(archs))
     Evolution(archs=50, population=10).pick(dataclasses.replace(given, space=few), judge)
-    assert 1 <= len(judge.known) <= 2
+    assert 1 <= len(judge.accuracies) <= 2
 
 
 def test_strategies_that_train_alike_share_a_supernet(tmp_path, monkeypatch):
@@ -273,10 +273,12 @@ def test_random_judges_as_many_networks_as_asked_for_where_there_are_so_many(tmp
     given = dataclasses.replace(given, space=space, limits=limits)
     judge = Judge(lambda archs: [0.5] * len(archs))
     RandomSearch(archs=20).pick(given, judge)
-    assert len(sites) == 6 and len(judge.known) == 20
+    assert len(sites) == 6 and len(judge.accuracies) == 20
     rng = random.Random(given.seed)
     drawn = [near_limits(given, rng, rng.uniform(0.9, 1.1) if number % 3 == 2 else 1.0) for number in range(100)]
-    assert list(judge.known) == list(dict.fromkeys(drawn))[:20], "in the order drawn: of equal ones the first is taken"
+    assert list(judge.accuracies) == list(dict.fromkeys(drawn))[:20], (
+        "in the order drawn: of equal ones the first is taken"
+    )
 
 
 def test_the_time_of_trials_is_told_after_an_interruption_too(tmp_path, monkeypatch):
