@@ -35,15 +35,15 @@ _PLACES = {
     "Site": "graph", "ordered": "graph", "resize": "graph", "trace": "graph", "Space": "spaces.space",
     "Target": "timing.target", "__version__": "files",
 }  # fmt: skip
-"""Where each name is found, when it is asked for: importing this package stays quick."""
+"""The file that defines each public name; it is imported with the first use, so that `import htas` is quick."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'htas' has no attribute {name!r}; it has {', '.join(__all__)}")
-    found = getattr(import_module(f"htas.{_PLACES[name]}"), name)
-    globals()[name] = found
-    return found
+    value = getattr(import_module(f"htas.{_PLACES[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

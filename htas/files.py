@@ -65,8 +65,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}); delete it and run its stage again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else None
-        raise UserError(f"{path} has format {found}, this version reads {FORMAT}; delete it and run its stage again")
+        number = content.get("format") if isinstance(content, dict) else None
+        raise UserError(f"{path} has format {number}, this version reads {FORMAT}; delete it and run its stage again")
     return content
 
 

@@ -6,7 +6,7 @@ from math import floor, isfinite, log10
 from typing import Any
 
 NONE = "\N{EN DASH}"
-"""What stands in a cell that has no value."""
+"""The text of a table cell without a value."""
 TIMES = "\N{MULTIPLICATION SIGN}"
 ARROW = "\N{RIGHTWARDS ARROW}"
 
@@ -17,22 +17,22 @@ def milliseconds(seconds: float) -> str:
 
 
 UNITS = {"s": (1e3, "ms"), "J": (1e3, "mJ"), "bytes": (1e-6, "MB"), "MACs": (1e-6, "M"), "parameters": (1e-6, "M")}
-"""What people write in place of a metric's own unit, and how many of it that is."""
+"""The factor and name of the unit that people write in place of a metric's own."""
 
 
 def quantity(value: float, unit: str) -> str:
-    """`4.22 ms` from 0.00422 and `s`; a unit that is not known stands as it is."""
-    factor, shown = UNITS.get(unit, (1.0, unit))
-    return f"{significant(value * factor)} {shown}"
+    """`4.22 ms` from 0.00422 and `s`; a unit without an entry in UNITS stands as it is."""
+    factor, usual = UNITS.get(unit, (1.0, unit))
+    return f"{significant(value * factor)} {usual}"
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """A number to so many significant digits, never in exponent form: 0.0123, 1.23, 12.3, 123, 1234."""
+    """A number to `digits` significant digits, never in exponent form: 0.0123, 1.23, 12.3, 123, 1234."""
     return f"{value:.{_places(value, digits)}f}" if value else "0"
 
 
 def _places(value: float, digits: int) -> int:
-    """Decimal places that show so many significant digits, judged after rounding: 9.999 is 10.0, not 10.00."""
+    """Decimal places for `digits` significant digits, after rounding: 9.999 is 10.0, not 10.00."""
     if value == 0 or not isfinite(value):
         return 0
     rounded = float(f"{value:.{digits - 1}e}")
@@ -102,7 +102,7 @@ def runs(values: Sequence[int]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, cut to a line; its class where it says nothing."""
+    """The first line of an error's message; its class where the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -112,9 +112,9 @@ def listing(names: Iterable[str]) -> str:
     return ", ".join(names)
 
 
-def shapes(given: Iterable[Iterable[int]]) -> str:
-    """`(1, 3, 8, 8) and (1, 5)`: of tensors, as PyTorch writes them."""
-    return " and ".join(str(tuple(shape)) for shape in given)
+def shapes(sizes: Iterable[Iterable[int]]) -> str:
+    """`(1, 3, 8, 8) and (1, 5)`: shapes of tensors, as PyTorch writes them."""
+    return " and ".join(str(tuple(shape)) for shape in sizes)
 
 
 def columns(rows: Sequence[Sequence[str]], words: int) -> list[str]:
@@ -165,13 +165,13 @@ def shown(
     return found
 
 
-def no_such(what: str, given: str, known: Iterable[str]) -> str:
+def no_such(what: str, name: str, names: Iterable[str]) -> str:
     """The sentence for a name that does not exist: the nearest one, and all of them."""
-    names = list(known)
-    return f"no {what} called {given!r}; {near(given, names)}choose one of {listing(names)}"
+    choices = list(names)
+    return f"no {what} called {name!r}; {near(name, choices)}choose one of {listing(choices)}"
 
 
-def near(given: str, known: Iterable[str]) -> str:
-    """`did you mean 'groups'? ` with the space behind it, or nothing where no name comes near."""
-    found = get_close_matches(given, list(known), n=1)
-    return f"did you mean {found[0]!r}? " if found else ""
+def near(name: str, names: Iterable[str]) -> str:
+    """`did you mean 'groups'? ` with a space at the end, or nothing where no name is similar."""
+    matches = get_close_matches(name, list(names), n=1)
+    return f"did you mean {matches[0]!r}? " if matches else ""

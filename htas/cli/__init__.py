@@ -58,8 +58,8 @@ def _fault(argv: Sequence[str]) -> int:
     """Print the traceback of the exception that is being handled, and where to report it."""
     traceback.print_exc()
     print(
-        f"htas: this is a fault of htas {__version__}, not of yours; please report it in the issue tracker of the "
-        f"project, with the lines above and the command: {shlex.join(['htas', *argv])}",
+        f"htas: this is a fault of htas {__version__}, unless the lines above end in code of your own; please report "
+        f"it in the project's issue tracker, with these lines and the command: {shlex.join(['htas', *argv])}",
         file=sys.stderr,
     )
     return 1

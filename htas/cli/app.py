@@ -82,6 +82,8 @@ def _console() -> Console:
 
 def _sentence(error: CycloptsError, verb: str) -> str:
     """What was given, what is allowed, what to do next."""
+    if not verb or verb.startswith("-"):
+        return text.no_such("verb", verb, VERBS)
     more = f"see htas {verb} --help"
     match error:
         case UnknownOptionError():
@@ -99,8 +101,6 @@ def _sentence(error: CycloptsError, verb: str) -> str:
 
 
 def _no_option(option: str, verb: str) -> str:
-    if not verb or verb.startswith("-"):
-        return text.no_such("verb", option, VERBS)
     arguments = APP[verb].assemble_argument_collection(default_parameter=APP.default_parameter)
     options = [name for each in arguments if each.parse for name in each.names if name.startswith("-")]
     hint = text.near(option.partition("=")[0], options)

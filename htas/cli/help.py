@@ -17,6 +17,7 @@ from htas.run.config import NAMED, SCALARS, TABLES, NamedTable, configured_names
 
 COMMON = (
     "family.name",
+    "data.name",
     "data.path",
     "target.runtime",
     "target.batch",
@@ -50,7 +51,7 @@ def options(
 
 
 def common_options(words: Sequence[str], overrides: Sequence[str]) -> str:
-    """The ten options that people change, of the configuration that the words of a command name; raises UserError."""
+    """The options in COMMON, for the configuration that the words of a command name; raises UserError."""
     source = next((config_file(Path(word)) for word in words if is_run(word)), None)
     names = configured_names(source, overrides)
     entries = []
@@ -89,9 +90,10 @@ def _options(table: str, names: Mapping[str, str]) -> Iterable[Option]:
 
 
 def _choices(named: NamedTable) -> str:
-    own = ", or your own class as 'package.module:Class'" if named.contract else ""
-    what = "Which one" if named.contract else "The named recipe that the other options of this table change"
-    return f"{what}: {text.listing(named.choices())}{own}."
+    names = text.listing(named.choices())
+    if named.contract:
+        return f"Which one: {names}, or your own class as 'package.module:Class'."
+    return f"The named recipe that the other options of this table change: {names}."
 
 
 def _entry(flag: str, option: Option) -> str:

@@ -1,4 +1,4 @@
-"""What a user's own code raised, and the line of theirs that did."""
+"""An exception that the user's code raised, in one line with its place in their file."""
 
 import importlib
 import traceback
@@ -10,24 +10,24 @@ _OURS, _PYTHON = Path(__file__).parents[1], Path(importlib.__file__).parents[1]
 
 
 def blame(error: BaseException) -> str:
-    """`ValueError: what it says (nets.py, line 42)`, in one line; see `where`."""
+    """`ValueError: its message (nets.py, line 42)`, in one line; see `where`."""
     place = where(error)
     return f"{what(error)} ({place})" if place else what(error)
 
 
 def what(error: BaseException) -> str:
-    """Its class, and the first line of what it says."""
-    kind, said = type(error).__name__, first_line(error)
-    return kind if said == kind else f"{kind}: {said}"
+    """The class of an exception, and the first line of its message."""
+    kind, message = type(error).__name__, first_line(error)
+    return kind if message == kind else f"{kind}: {message}"
 
 
 def where(error: BaseException) -> str:
-    """File and line of the innermost frame that is the user's own, not a library's; empty where there is none."""
+    """File and line of the innermost frame in a file of the user's, not of a library; empty without one."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith("<") and not _installed(Path(frame.filename))]
-    return f"{own[-1].filename}, line {own[-1].lineno}" if own else ""
+    users = [frame for frame in frames if not frame.filename.startswith("<") and not _installed(Path(frame.filename))]
+    return f"{users[-1].filename}, line {users[-1].lineno}" if users else ""
 
 
 def _installed(file: Path) -> bool:

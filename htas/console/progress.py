@@ -1,4 +1,4 @@
-"""How far long work is: a bar with time left on a terminal, plain lines on stderr elsewhere."""
+"""Progress of long work: a bar with the time left on a terminal, plain lines on stderr elsewhere."""
 
 import os
 import sys
@@ -18,12 +18,12 @@ class Bar(Protocol):
     """Work under way."""
 
     def step(self, figures: str = "", by: int = 1) -> None:
-        """So many more steps are done; `figures` are the current ones, as people read them."""
+        """Count `by` more steps; `figures` are the current readings as text."""
 
 
 @contextmanager
 def progress(title: str, total: int, *, done: int = 0) -> Iterator[Bar]:
-    """Show `total` steps of which `done` were done before; the time left is judged by those done since.
+    """Show `total` steps, of which `done` were done by an earlier command; the time left follows from this one's pace.
 
     Without a terminal there is a line at the start, one every five seconds at most, and one at the end.
     """
@@ -32,7 +32,7 @@ def progress(title: str, total: int, *, done: int = 0) -> Iterator[Bar]:
 
 
 class RecordedBar:
-    """A bar that those who watch the run see too."""
+    """A bar that `htas watch` shows too."""
 
     def __init__(self, bar: Bar, title: str, total: int, done: int) -> None:
         self._bar = bar
@@ -42,7 +42,7 @@ class RecordedBar:
         record.work(title, self._pace.words, "", done / max(1, total))
 
     def step(self, figures: str = "", by: int = 1) -> None:
-        """Count on."""
+        """Count steps, on the bar and in the record."""
         self._bar.step(figures, by)
         self._pace.step(by)
         self._figures = figures or self._figures
@@ -50,16 +50,16 @@ class RecordedBar:
 
 
 def shares(bar: Bar) -> Callable[[float, str], None]:
-    """Move a bar of 100 steps to the share that is done."""
-    shown = 0
+    """A function that moves a bar of 100 steps to a share of it, 0 to 1."""
+    steps = 0
 
-    def tell(share: float, figures: str) -> None:
-        nonlocal shown
+    def move(share: float, figures: str) -> None:
+        nonlocal steps
         reached = int(100 * share)
-        bar.step(figures, by=reached - shown)
-        shown = reached
+        bar.step(figures, by=reached - steps)
+        steps = reached
 
-    return tell
+    return move
 
 
 def say(line: str) -> None:
@@ -69,11 +69,11 @@ def say(line: str) -> None:
 
 
 def _print(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # a live bar has put itself in the place of sys.stderr
+    print(line, file=sys.stderr, flush=True)  # a live bar replaces sys.stderr
 
 
 def on_terminal() -> bool:
-    """Whether a bar can be redrawn in place."""
+    """True if a bar can be redrawn in place."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
@@ -93,11 +93,11 @@ class Pace:
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return self._clock() - self._start
 
     @property
-    def left(self) -> float | None:
+    def remaining(self) -> float | None:
         """Seconds to the end at the speed so far; None before the first step."""
         since = self.done - self._before
         return self.seconds / since * max(0, self.total - self.done) if since else None
@@ -106,14 +106,14 @@ class Pace:
     def words(self) -> str:
         """`12/40`, `12/40, 1 min 20 s left`, `40/40, 2 min 00 s`."""
         count = f"{self.done}/{self.total}"
-        if self.left is None:
+        if self.remaining is None:
             return count
-        time_of = f"{duration(self.left)} left" if self.done < self.total else duration(self.seconds)
+        time_of = f"{duration(self.remaining)} left" if self.done < self.total else duration(self.seconds)
         return f"{count}, {time_of}"
 
 
 class Lines:
-    """Plain lines, no more often than EVERY seconds."""
+    """Plain lines, one every EVERY seconds at most."""
 
     def __init__(self, title: str, pace: Pace) -> None:
         self._title = title

@@ -1,4 +1,4 @@
-"""What a run leaves while it works: how far it is, for `htas watch`; and scalars for TensorBoard, where asked."""
+"""The record of a running command: its progress, for `htas watch`, and with --tensorboard scalars."""
 
 import json
 import os
@@ -13,15 +13,15 @@ from typing import Any
 from htas.errors import UserError
 
 NAME = "progress.json"
-"""In the folder of a run; no stage is made from it."""
+"""The file in the folder of a run; no stage depends on it."""
 EVERY = 1.0
-"""Seconds between two states that are written, at least."""
+"""Least seconds between two writes."""
 LINES = 8
-"""Lines that are kept."""
+"""Number of recorded lines."""
 
 
 class Record:
-    """How far one command is, in the folder it works in."""
+    """The progress of one command, written into the folder of its run."""
 
     def __init__(self, tensorboard: bool) -> None:
         self._tensorboard = tensorboard
@@ -33,8 +33,11 @@ class Record:
         self._began = time.time()
 
     def open(self, folder: Path) -> None:
-        """Write into this folder from now on, and only then end in the one before: who watches a folder around both
-        finds one of them running at any time."""
+        """Write into this folder from now on.
+
+        The record in the folder before ends after that, so that `htas watch` of a folder around both always finds one
+        of them running.
+        """
         before = self._folder
         if folder == before:
             return
@@ -45,25 +48,25 @@ class Record:
             self._writer = _writer(folder / "tensorboard")
 
     def line(self, text: str) -> None:
-        """A line was said."""
+        """Record a line."""
         self._lines.append(text)
         self._write("running", "", self._folder)
 
     def work(self, title: str, words: str, figures: str, share: float) -> None:
-        """A bar has moved."""
+        """Record the state of a bar; `share` of it is done, 0 to 1."""
         self._work = {"title": title, "words": words, "figures": figures, "share": share}
         if time.monotonic() >= self._written + EVERY or share >= 1:
             self._write("running", "", self._folder)
 
     def scalars(self, title: str, step: int, values: Mapping[str, float]) -> None:
-        """Figures of an epoch."""
+        """Write figures of an epoch for TensorBoard."""
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(f"{title}/{name}", value, step)
             self._writer.flush()
 
     def end(self, state: str, why: str) -> None:
-        """The command has ended in this folder."""
+        """Write that the command ended, and why."""
         self._end(state, why, self._folder)
         self._folder = None
 
@@ -74,7 +77,7 @@ class Record:
         self._writer = None
 
     def _write(self, state: str, why: str, folder: Path | None) -> None:
-        """Not waited for: the disk must not be busy while something is measured. What cannot be written is left out."""
+        """Write the state without waiting for the disk, which would disturb a measurement; a failure is ignored."""
         if folder is None:
             return
         self._written = time.monotonic()
@@ -95,7 +98,7 @@ _current: Record | None = None
 
 @contextmanager
 def recording(tensorboard: bool = False) -> Iterator[None]:
-    """What is said and worked at within is written into the folders that `into` names."""
+    """Record lines and progress in the folders that `into` names."""
     global _current
     before, _current = _current, Record(tensorboard)
     try:
@@ -110,7 +113,7 @@ def recording(tensorboard: bool = False) -> Iterator[None]:
 
 
 def into(folder: Path) -> None:
-    """Name the folder that is worked in, which is there; nothing where no recording goes on."""
+    """Name the folder of the run, which must exist; without a recording, nothing happens."""
     if _current is not None:
         _current.open(folder)
 
@@ -122,7 +125,7 @@ def line(text: str) -> None:
 
 
 def work(title: str, words: str, figures: str, share: float) -> None:
-    """Record how far a piece of work is."""
+    """Record the state of a bar; `share` of it is done, 0 to 1."""
     if _current is not None:
         _current.work(title, words, figures, share)
 

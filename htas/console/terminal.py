@@ -1,4 +1,4 @@
-"""What a command prints: a table on a terminal, plain columns elsewhere, JSON for programs."""
+"""Printed tables: drawn on a terminal, plain columns elsewhere, JSON for programs."""
 
 import json
 import sys
@@ -8,41 +8,41 @@ from typing import Any
 from htas.text import TextTable
 
 
-def show(shown: Sequence[TextTable], more: Mapping[str, Any], as_json: bool) -> None:
+def show(tables: Sequence[TextTable], more: Mapping[str, Any], as_json: bool) -> None:
     """Print tables, and `more` below them, a line each; as JSON one object with all of it.
 
     On a terminal tables have rules and the fields of a table that is too wide are wrapped; colour is left out where
     NO_COLOR is set or TERM is dumb. Elsewhere every row is one line, however wide.
     """
     if as_json:
-        print(json.dumps({**more, "tables": [each.json() for each in shown]}, indent=1))
+        print(json.dumps({**more, "tables": [table.json() for table in tables]}, indent=1))
         return
-    for each in shown:
+    for table in tables:
         if sys.stdout.isatty():
-            _drawn(each)
+            _draw(table)
         else:
-            print(each)
+            print(table)
     for value in more.values():
         print(value)
 
 
-def _drawn(shown: TextTable) -> None:
+def _draw(content: TextTable) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False)
-    for number, line in enumerate(shown.before):
+    for number, line in enumerate(content.before):
         console.print(Text(line, style="bold" if number == 0 else ""))
-    if shown.rows:
-        headings, *rows = shown.rows
+    if content.rows:
+        headings, *rows = content.rows
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
         for number, heading in enumerate(headings):
-            table.add_column(Text(heading), justify="left" if number < shown.words else "right")
+            table.add_column(Text(heading), justify="left" if number < content.words else "right")
         for row in rows:
-            marked = row[0] in shown.marked
+            marked = row[0] in content.marked
             table.add_row(*map(Text, row), style="bold green" if marked else "")
         console.print(table)
-    for line in shown.after:
+    for line in content.after:
         console.print(Text(line))

@@ -1,4 +1,4 @@
-"""A run that goes on elsewhere, seen from another terminal."""
+"""The progress of a run that another process does."""
 
 import json
 import os
@@ -16,24 +16,24 @@ from htas.errors import UserError
 from htas.text import duration
 
 EVERY = 1.0
-"""Seconds between two looks."""
+"""Seconds between two reads."""
 QUIET = 30.0
-"""Seconds between two lines of a run that says nothing new, where there is no terminal."""
+"""Seconds between two lines of a run without news, where there is no terminal."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What a run has left of itself."""
+    """The record of a run (record.py), read from its folder."""
 
     folder: Path
     state: str
-    """`running`, `finished`, `stopped`, or `gone`: its process is no more."""
+    """`running`, `finished`, `stopped`, or `gone`: its process ended without a word."""
     why: str
     lines: tuple[str, ...]
     work: str
     """The piece of work under way, in words; empty for none."""
     share: float
-    """Of that piece that is done."""
+    """Share of that piece that is done, 0 to 1."""
     began: float
     time: float
 
@@ -51,15 +51,17 @@ class State:
 
 
 def state(folder: Path) -> State:
-    """How far the run is; of a folder of runs the one that moved last, of those that are running where one is. Raises
-    UserError where none has begun."""
-    found = [path for path in (folder / NAME, *folder.glob(f"*/{NAME}"), *folder.glob(f"*/*/{NAME}")) if path.exists()]
-    if not found:
+    """The state of a run; in a folder of several, of the last one that wrote, and rather of a running one.
+
+    Raises UserError where no run has begun.
+    """
+    paths = [path for path in (folder / NAME, *folder.glob(f"*/{NAME}"), *folder.glob(f"*/*/{NAME}")) if path.exists()]
+    if not paths:
         raise UserError(
             f"{folder} is no folder in which a run has begun; name the folder of one, which htas run prints and --out "
             "names"
         )
-    latest, *others = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    latest, *others = sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
     last = _read(latest)
     for path in others if last.state != "running" else ():
         with suppress(UserError):  # of a run before this one
@@ -72,19 +74,19 @@ def _read(path: Path) -> State:
     try:
         content = json.loads(path.read_text())
         work = content["work"]
-        shown = f"{work['title']} {work['words']}" + (f": {work['figures']}" if work["figures"] else "") if work else ""
+        words = f"{work['title']} {work['words']}" + (f": {work['figures']}" if work["figures"] else "") if work else ""
         return State(
-            path.parent, _state(content), content["why"], tuple(content["lines"]), shown,
+            path.parent, _state(content), content["why"], tuple(content["lines"]), words,
             work.get("share", 0.0), content["began"], content["time"],
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} does not say how far a run is ({error!r}); it is written anew while one works"
+            f"{path} does not say how far a run is ({error!r}); a running command writes it again"
         ) from error
 
 
 def watch(folder: Path, once: bool, sleep: Callable[[float], None] = time.sleep) -> State:
-    """Show how far a run is until it ends, on a terminal in place and else by lines; its last state."""
+    """Show the progress of a run until it ends, in place on a terminal, by lines elsewhere; returns its last state."""
     last = state(folder)
     if once:
         print("\n".join(last.words))
@@ -100,23 +102,23 @@ def watch(folder: Path, once: bool, sleep: Callable[[float], None] = time.sleep)
                 live.update(Text("\n".join(last.words)), refresh=True)
         return last
     print("\n".join(last.words), flush=True)
-    said, shown = set(last.lines), time.monotonic()
+    printed, last_print = set(last.lines), time.monotonic()
     while last.state == "running":
         sleep(EVERY)
         last = state(folder)
-        new = [line for line in last.lines if line not in said]
-        said |= set(new)
-        if not new and time.monotonic() > shown + QUIET:
+        new = [line for line in last.lines if line not in printed]
+        printed |= set(new)
+        if not new and time.monotonic() > last_print + QUIET:
             new = [last.work]
         if new:
-            shown = time.monotonic()
+            last_print = time.monotonic()
             print("\n".join(new), flush=True)
     print(last.words[0], flush=True)
     return last
 
 
 def _state(content: dict[str, Any]) -> str:
-    """As it is written, unless its process of this machine is no more."""
+    """The recorded state; `gone` if the process ran on this machine and ended without a word."""
     if content["state"] != "running" or content["host"] != socket.gethostname():
         return str(content["state"])
     try:

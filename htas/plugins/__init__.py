@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from htas.console.blame import blame
 from htas.errors import UserError
 from htas.text import no_such
 
@@ -29,30 +30,33 @@ def check_name(package: str, name: str) -> None:
 def find(package: ModuleType, contract: type[T], name: str) -> type[T]:
     """The class called `name`: the one implementation in that file, or your own as 'package.module:Class'.
 
-    Raises UserError that names the ones there are.
+    Raises UserError, which lists the names.
     """
     if ":" in name:
-        return _own(contract, name)
+        return _imported(contract, name)
     check_name(package.__name__, name)
     module = importlib.import_module(f"{package.__name__}.{name}")
-    found = [
-        thing
-        for thing in vars(module).values()
-        if isinstance(thing, type) and issubclass(thing, contract) and thing.__module__ == module.__name__
+    classes = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, contract) and value.__module__ == module.__name__
     ]
-    assert len(found) == 1, f"{module.__name__} must hold exactly one {contract.__name__}, it has {len(found)}"
-    return found[0]
+    assert len(classes) == 1, f"{module.__name__} must hold exactly one {contract.__name__}, it has {len(classes)}"
+    return classes[0]
 
 
-def _own(contract: type[T], name: str) -> type[T]:
+def _imported(contract: type[T], name: str) -> type[T]:
+    """The user's class 'package.module:Class'; raises UserError."""
     path, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(path), attribute)
+        kind = getattr(importlib.import_module(path), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"cannot import {name!r} ({error}); write it as 'package.module:Class'") from error
-    if not (isinstance(found, type) and issubclass(found, contract)):
+    except Exception as error:  # the user's module may raise anything
+        raise UserError(f"cannot import {name!r} ({blame(error)}); mend that file") from error
+    if not (isinstance(kind, type) and issubclass(kind, contract)):
         raise UserError(f"{name!r} is not a {contract.__name__}; derive it from {contract.__module__}")
-    return found
+    return kind
 
 
 def _singular(folder: str) -> str:
@@ -60,7 +64,7 @@ def _singular(folder: str) -> str:
 
 
 def needed(module: str, extra: str, what: str) -> Any:
-    """An optional package, imported; raises ValueError that names the extra which installs it."""
+    """An optional package, imported; raises UserError, which names the extra that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

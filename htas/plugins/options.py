@@ -104,8 +104,8 @@ class SourceFile:
     def implementation(self, contract: str) -> "SourceClass":
         """The class of this file that derives from a contract, `htas.models:ModelFamily`."""
         classes = [SourceClass(self, node) for node in self.body if isinstance(node, ast.ClassDef)]
-        (found,) = (each for each in classes if contract in each.ancestors())
-        return found
+        (implementation,) = (each for each in classes if contract in each.ancestors())
+        return implementation
 
 
 @cache

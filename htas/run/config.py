@@ -69,7 +69,7 @@ class Config:
     train: Recipe
     distill: "Distill"
     names: Mapping[str, str]
-    """What was named: the plug-ins of `family`, `data` and `strategy`, and the recipe of `train`."""
+    """The plug-ins of `family`, `data` and `strategy` and the recipe of `train`, by table."""
 
     @staticmethod
     def default() -> "Config":
@@ -79,8 +79,8 @@ class Config:
     def changed(self, values: Mapping[str, Any]) -> "Config":
         """This configuration with other values: Python values by `table.option`, and `seed`.
 
-        Another class or recipe (`strategy.name`, `train.recipe`) keeps the values of this one that it has as options,
-        and that differ from this one's defaults. Raises UserError in one sentence, as `load` does.
+        Where they name another class or recipe (`strategy.name`, `train.recipe`), values stay that the new one has as
+        options and that differ from the old one's defaults. Raises UserError, as `load` does.
         """
         content: dict[str, Values] = {}
         for key, value in values.items():
@@ -89,7 +89,7 @@ class Config:
         seed = _seed(content.pop("")["seed"]) if "" in content else self.seed
         tables = {table: self._values(table) for table in content}
         named = {table: NAMED[table].key for table in content if table in NAMED}
-        _leave_out_others(tables, {t: str(content[t][key]) for t, key in named.items() if key in content[t]})
+        _drop_other_options(tables, {t: str(content[t][key]) for t, key in named.items() if key in content[t]})
         tables = {table: {**tables[table], **changes} for table, changes in content.items()}
         names = _names({**{table: {NAMED[table].key: name} for table, name in self.names.items()}, **tables})
         values = {table: _typed(table, names, content) for table, content in tables.items()}
@@ -99,16 +99,18 @@ class Config:
         """Every option with its value, as a file that `load` reads back to an equal configuration."""
         tables = {table: self._values(table) for table in TABLES}
         # TOML has no null: a field that is None is left out.
-        present = {table: {name: _plain(value) for name, value in values.items() if value is not None}
-                   for table, values in tables.items()}  # fmt: skip
+        present = {
+            table: {name: _plain(value) for name, value in values.items() if value is not None}
+            for table, values in tables.items()
+        }
         return tomli_w.dumps({"seed": self.seed, **present})
 
     def options(self) -> dict[str, Any]:
         """Every option as `table.option` with its value, in which tuples are lists; and the seed."""
-        found = {"seed": self.seed}
+        options = {"seed": self.seed}
         for table in TABLES:
-            found |= {f"{table}.{name}": _plain(value) for name, value in self._values(table).items()}
-        return found
+            options |= {f"{table}.{name}": _plain(value) for name, value in self._values(table).items()}
+        return options
 
     def key_options(self) -> dict[str, Any]:
         """As `options`, without those that no result depends on: fields marked `metadata={"key": False}`."""
@@ -121,28 +123,28 @@ class Config:
         return {name: value for name, value in self.options().items() if name not in unmarked}
 
     def usual(self) -> dict[str, Any]:
-        """Of the classes and recipe that are named, the options that have a default, with it."""
-        found: dict[str, Any] = dict(SCALARS)
+        """The default of every option that has one, for this configuration's classes and recipe."""
+        options: dict[str, Any] = dict(SCALARS)
         for table in TABLES:
             defaults = _defaults(table, self.names.get(table, ""))
-            found |= {f"{table}.{name}": _plain(value) for name, value in defaults.items()}
-        return found
+            options |= {f"{table}.{name}": _plain(value) for name, value in defaults.items()}
+        return options
 
     def _values(self, table: str) -> dict[str, Any]:
-        chosen = {NAMED[table].key: self.names[table]} if table in NAMED else {}
+        name = {NAMED[table].key: self.names[table]} if table in NAMED else {}
         content = getattr(self, FIELDS.get(table, table))
         fields = {field.name: getattr(content, field.name) for field in dataclasses.fields(content) if field.init}
-        return {**chosen, **fields}
+        return {**name, **fields}
 
 
 @dataclass(frozen=True)
 class NamedTable:
-    """A table whose class or values are found by a name."""
+    """A table whose class or values have a name."""
 
     key: str
     default: str
     contract: str = ""
-    """Of plug-ins, what they implement, as `package:Class`."""
+    """The contract of its plug-ins as `package:Class`; empty for recipes."""
 
     @property
     def package(self) -> str:
@@ -154,13 +156,13 @@ class NamedTable:
         return plugins.names(self.package) if self.contract else list(RECIPES)
 
     def find(self, name: str) -> type[Any]:
-        """The class whose fields are the options of the table; raises UserError that names the right names."""
+        """The class whose fields are the options of the table; raises UserError, which lists the names."""
         if not self.contract:
             return Recipe
         return plugins.find(import_module(self.package), _imported(self.contract), name)
 
     def options(self, name: str) -> Options:
-        """The options of the class or recipe; raises UserError that names the right names."""
+        """The options of the class or recipe; raises UserError, which lists the names."""
         if not self.contract:
             if name not in RECIPES:
                 raise UserError(no_such("recipe", name, RECIPES))
@@ -203,6 +205,8 @@ PLAIN = {
 }
 """The class of each other table, as `module:Class`."""
 SCALARS = {"seed": 0}
+KEYS = (*SCALARS, *TABLES)
+"""The keys of a configuration file."""
 MOVED = {
     "constraints.accuracy_floor": "htas fastest has it as --accuracy-floor",
     "constraints.seeds": "htas fastest has it as --seeds",
@@ -236,7 +240,7 @@ def _imported(place: str) -> type[Any]:
 
 @dataclass(frozen=True)
 class CommandLineValue:
-    """A value from the command line, whose type its field decides."""
+    """The text of a value on the command line; its option decides the type."""
 
     text: str
 
@@ -247,9 +251,9 @@ Values = dict[str, Any]
 def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a TOML file (None: all defaults) with `--table.field=value` overrides on top.
 
-    Raises UserError in one sentence that names the option, what was given and what is allowed.
+    Raises UserError in one sentence: the option, its value, and what is allowed.
     """
-    tables, seed = _given(path, overrides)
+    tables, seed = _contents(path, overrides)
     names = _names(tables)
     values = {table: _typed(table, names, content) for table, content in tables.items()}
     return Config(seed=seed, names=names, **_built(names, values))
@@ -257,33 +261,32 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
 def configured_names(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, str]:
     """The classes and recipe that a file and overrides name, by table; raises UserError."""
-    return _names(_given(path, overrides)[0])
+    return _names(_contents(path, overrides)[0])
 
 
 def fitting(overrides: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Of overrides those that are left where others come after them that name classes: what these have as options."""
-    named = _replaced(others)
-    kept = []
-    for each in overrides:
-        table, _, name = _override(each)[0].partition(".")
-        if table not in named or name in NAMED[table].options(named[table]):
-            kept.append(each)
-    return kept
+    """Overrides still valid after `others` choose other plug-ins: options that the new class lacks are dropped."""
+    names = _named_classes(others)
+    valid = []
+    for override in overrides:
+        table, _, option = _split_override(override)[0].partition(".")
+        if table not in names or option in NAMED[table].options(names[table]):
+            valid.append(override)
+    return valid
 
 
-def _given(path: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Values], int]:
-    """What was given, by table and field, and the seed; values of overrides are Text."""
+def _contents(path: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Values], int]:
+    """The values of a file and of overrides by table and option, and the seed; overrides are CommandLineValues."""
     content = _read(path) if path else {}
-    known = [*SCALARS, *TABLES]
     for name, value in content.items():
-        if name not in known:
-            raise UserError(f"{path} has {_unknown('no table or option', name, known)}")
+        if name not in KEYS:
+            raise UserError(f"{path} has {_unknown('no table or option', name, KEYS)}")
         if name in TABLES and not isinstance(value, dict):
             raise UserError(f"{path}: {name} must be a table, [{name}] with its options below, got {value!r}")
     tables: dict[str, Values] = {table: dict(content.get(table, {})) for table in TABLES}
     seed = content.get("seed", SCALARS["seed"])
-    _leave_out_others(tables, _replaced(overrides))
-    for key, text in map(_override, overrides):
+    _drop_other_options(tables, _named_classes(overrides))
+    for key, text in map(_split_override, overrides):
         table, name = _split_key(key)
         if table:
             tables[table][name] = CommandLineValue(text)
@@ -294,36 +297,37 @@ def _given(path: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Value
 
 def _split_key(key: str) -> tuple[str, str]:
     """The table and the option of `table.option`, no table for `seed`; raises UserError for others."""
-    known = [*SCALARS, *TABLES]
     table, dot, name = key.partition(".")
-    if table not in known:
-        raise UserError(f"the configuration has {_unknown('no table or option', table, known)}")
+    if table not in KEYS:
+        raise UserError(f"the configuration has {_unknown('no table or option', table, KEYS)}")
     if bool(dot) != (table in TABLES):
         right = "--seed=NUMBER" if table == "seed" else f"--{table}.OPTION=VALUE"
         raise UserError(f"--{key} is no option; write {right}")
     return (table, name) if dot else ("", table)
 
 
-def _leave_out_others(tables: dict[str, Values], replaced: Mapping[str, str]) -> None:
-    """Of tables that get another class or recipe, by name, drop what they say for their own alone.
+def _drop_other_options(tables: dict[str, Values], names: Mapping[str, str]) -> None:
+    """Drop from tables that get another class or recipe (`names`, by table) the options that the new one lacks.
 
-    A file that spells every option, as that of a run does, says the defaults of its own class, too.
+    The file of a run spells every option, so that the old class's defaults are dropped from it, too.
     """
-    for table, text in replaced.items():
-        named, given = NAMED[table], tables[table]
-        old = str(given.get(named.key, named.default))
-        if text == old:
+    for table, name in names.items():
+        named, values = NAMED[table], tables[table]
+        old = str(values.get(named.key, named.default))
+        if name == old:
             continue
         usual = _defaults(table, old)
-        spelled = all(option in given for option, value in usual.items() if value is not None)
-        own = {option for option, value in usual.items() if spelled and given.get(option) == value}
-        options = named.options(text)
-        tables[table] = {option: value for option, value in given.items() if option in options and option not in own}
+        spelled = all(option in values for option, value in usual.items() if value is not None)
+        defaults = {option for option, value in usual.items() if spelled and values.get(option) == value}
+        options = named.options(name)
+        tables[table] = {
+            option: value for option, value in values.items() if option in options and option not in defaults
+        }
 
 
-def _replaced(overrides: Sequence[str]) -> dict[str, str]:
+def _named_classes(overrides: Sequence[str]) -> dict[str, str]:
     """The classes and recipes that overrides name, by table."""
-    pairs = [(key.partition("."), text) for key, text in map(_override, overrides)]
+    pairs = [(key.partition("."), text) for key, text in map(_split_override, overrides)]
     return {table: text for (table, _, name), text in pairs if table in NAMED and name == NAMED[table].key}
 
 
@@ -336,7 +340,7 @@ def _defaults(table: str, name: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
+    """A value as JSON reads it back: tuples are lists."""
     return json.loads(json.dumps(value, default=str))
 
 
@@ -351,25 +355,26 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {error.strerror}; name a TOML file") from error
 
 
-def _override(given: str) -> tuple[str, str]:
-    key, equals, text = given.removeprefix("--").partition("=")
+def _split_override(override: str) -> tuple[str, str]:
+    """`design.groups` and `8` of `--design.groups=8`."""
+    key, equals, text = override.removeprefix("--").partition("=")
     if not equals:
         raise UserError(f"--{key} has no value; write --{key}=VALUE")
     return key, text
 
 
-def _seed(given: Any) -> int:
+def _seed(value: Any) -> int:
     try:
-        seed = int(given.text) if isinstance(given, CommandLineValue) else given
+        seed = int(value.text) if isinstance(value, CommandLineValue) else value
     except ValueError:
-        seed = given.text
+        seed = value.text
     if type(seed) is not int or seed < 0:
         raise UserError(f"seed must be a whole number, 0 or more, got {seed!r}")
     return seed
 
 
 def _names(tables: Mapping[str, Values]) -> dict[str, str]:
-    """The name each named table gives; checked when its class is found."""
+    """The class or recipe of each table in NAMED; whether it exists is checked later."""
     names = {}
     for table, named in NAMED.items():
         name = tables[table].get(named.key, named.default)
@@ -419,21 +424,21 @@ def _value(key: str, option: Option, value: Any) -> Any:
     try:
         return check(value, option.hint) if text is None else parse(text, option.hint)
     except REFUSED as error:
-        shown = json.dumps(value, ensure_ascii=False, default=str) if text is None else text
-        raise UserError(f"{key} must be {allowed(option.hint)}, got {shown}") from error
+        words = json.dumps(value, ensure_ascii=False, default=str) if text is None else text
+        raise UserError(f"{key} must be {allowed(option.hint)}, got {words}") from error
 
 
 def _placed(table: str, options: Values, message: str) -> str:
-    """A class's own message with the table it is about, where it does not say."""
+    """The message of a class, with the table in front where the message does not name it."""
     if f"{table}." in message:
         return message
     starts_with_field = message.split(maxsplit=1)[:1] and message.split(maxsplit=1)[0] in options
     return f"{table}.{message}" if starts_with_field else f"{table}: {message}"
 
 
-def _unknown(what: str, given: str, known: Sequence[str]) -> str:
+def _unknown(what: str, name: str, names: Sequence[str]) -> str:
     """`no option 'group'; did you mean 'groups'? it has: expand, groups`."""
-    return f"{what} {given!r}; {near(given, known)}it has: {listing(known)}"
+    return f"{what} {name!r}; {near(name, names)}it has: {listing(names)}"
 
 
 def as_text(value: Any) -> str:

@@ -472,6 +472,10 @@ def test_the_demo_runs_the_packaged_configuration(calls: Calls) -> None:
         ("run", "the following arguments are required: CONFIG; see htas run --help"),
         ("export runs/some", "the following arguments are required: --to; see htas export --help"),
         ("run no.toml", "no.toml does not exist; name a TOML file, or a folder that a run made"),
+        ("--vers", f"no verb called '--vers'; choose one of {', '.join(VERBS)}"),
+        ("run some.toml --out", "--out has no value; see htas run --help"),
+        ("measure some --rounds=x", "--rounds must be a whole number, got 'x'; see htas measure --help"),
+        ("doctor --device=gpu", "--device must be one of cpu, cuda, got 'gpu'; see htas doctor --help"),
         ("run some.toml --design.groups", "--design.groups has no value; write --design.groups=VALUE"),
         ("run some.toml --design.groups=0", "design.groups must be 1 or more, got 0"),
     ],
@@ -538,8 +542,8 @@ def test_a_fault_is_called_one_and_shows_its_traceback(
     assert first == "Traceback (most recent call last):"
     assert f"{type(error).__name__}: {error}" in err
     assert report == (
-        f"htas: this is a fault of htas {htas.__version__}, not of yours; please report it in the issue tracker of the "
-        "project, with the lines above and the command: htas survey some.toml --seed 3"
+        f"htas: this is a fault of htas {htas.__version__}, unless the lines above end in code of your own; please "
+        "report it in the project's issue tracker, with these lines and the command: htas survey some.toml --seed 3"
     )
 
 
@@ -578,7 +582,7 @@ def flags(parameter: inspect.Parameter) -> list[str]:
         return [parameter.name.upper()]
     if isinstance(parameter.default, TargetOptions):
         return [f"--{field.name} " for field in dataclasses.fields(TargetOptions)]
-    return [f"--{parameter.name}"]
+    return [f"--{parameter.name.replace('_', '-')}"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -31,7 +31,7 @@ def test_the_time_left_follows_from_the_speed_so_far() -> None:
     assert pace.words == "0/40"
     clock.now += 30
     pace.step(12)
-    assert pace.left == pytest.approx(30 / 12 * 28)
+    assert pace.remaining == pytest.approx(30 / 12 * 28)
     assert pace.words == "12/40, 1 min 10 s left"
 
 
@@ -40,7 +40,7 @@ def test_steps_done_before_do_not_count_as_speed() -> None:
     pace = Pace(40, 20, clock)
     clock.now += 10
     pace.step(1)
-    assert pace.left == pytest.approx(10 * 19)
+    assert pace.remaining == pytest.approx(10 * 19)
 
 
 def test_the_last_line_says_how_long_it_took() -> None:

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
+from htas import models, plugins
+from htas.errors import UserError
 from htas.plugins.options import options_of, source_file
 from htas.plugins.values import REFUSED, check, parse
 from htas.run.config import NAMED, PLAIN, TABLES, table_options
@@ -73,6 +75,13 @@ print("torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_a_file_of_the_users_that_cannot_be_imported_is_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_nets.py").write_text("x = 1\n\nx / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"^cannot import 'broken_nets:Net' \(ZeroDivisionError: .*py, line 3\)\)"):
+        plugins.find(models, models.ModelFamily, "broken_nets:Net")  # type: ignore[type-abstract]
 
 
 def test_a_name_that_needs_another_package_cannot_be_read() -> None:
