@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from htas.metrics import Case, Metric, OnRound, Wanted
+from htas.metrics import Case, Metric, OnRound, Pending
 from htas.timing.measurement import Measurement
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def survey(target: "Target", given: argparse.Namespace) -> dict[str, Any]:
     plan = design.survey_plan(network, most)
     number = at_most(plan)
     metric = Latency(target, rounds=1000, limit=EACH * number)
-    record = take(plan, metric, wanted=lambda tables: undecided(network, tables, design))  # fmt: skip
+    record = take(plan, metric, pending=lambda tables: undecided(network, tables, design))  # fmt: skip
     return {"content": to_json(record), "took": time.monotonic() - started}
 
 
@@ -218,10 +218,10 @@ class Beside(Metric):
     found: list[Measurement] = field(default_factory=list)
 
     def measure(
-        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
         """Of the cases asked for."""
-        readings = self.metric.measure([*cases, *self.more], on_round=on_round, wanted=wanted)
+        readings = self.metric.measure([*cases, *self.more], on_round=on_round, pending=pending)
         self.found[:] = readings[len(cases) :]
         return list(readings[: len(cases)])
 

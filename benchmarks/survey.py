@@ -185,7 +185,7 @@ def survey(what: str, target: "Target") -> dict[str, Any]:
                 ),
             )
 
-    def wanted(found: Any) -> set[int]:
+    def pending(found: Any) -> set[int]:
         open_ones = set()
         for base, curve in curves(found):
             for group, sure in enumerate(certainty(curve, 1.0, GROUPS, TIES, SETTLED)):
@@ -197,7 +197,7 @@ def survey(what: str, target: "Target") -> dict[str, Any]:
     limit = EACH.get(target.runtime, OTHER) * int(times) * len(layers) - ENDING
     metric = Latency(target, rounds=100_000, limit=limit, seed=time.time_ns() % 2**31)
     started = time.monotonic()
-    found = metric.measure(layers, wanted=wanted)
+    found = metric.measure(layers, pending=pending)
     took = time.monotonic() - started
     others = {name: dict(curves(found, name)) for name in ("mean", "median", "minimum")}
     return {

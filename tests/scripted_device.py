@@ -18,7 +18,7 @@ from htas.run import stages as pipeline
 from htas.timing.measurement import Measurement
 
 
-def scripted(self: Latency, cases: Sequence[Any], *, on_round: OnRound | None = None, wanted: Any = None) -> Any:
+def scripted(self: Latency, cases: Sequence[Any], *, on_round: OnRound | None = None, pending: Any = None) -> Any:
     """A device that computes eight channels at a time, and whole networks by their parameters."""
     if on_round is not None:
         on_round(1.0, "steady")

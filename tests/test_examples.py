@@ -22,7 +22,7 @@ from htas.cost.paper import paper_cost
 from htas.experiments.arms import read_arms
 from htas.graph import Network, resize, trace
 from htas.graph.layer import Layer
-from htas.metrics import Case, Metric, OnRound, Wanted
+from htas.metrics import Case, Metric, OnRound, Pending
 from htas.run.config import Config, load
 from htas.search.problem import Problem
 from htas.spaces import design
@@ -132,7 +132,7 @@ class Stairs(Metric):
     unit: ClassVar[str] = "s"
 
     def measure(
-        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
         return [
             Measurement((1e-6 * (100 + 8 * math.ceil(case.outputs / 8)),), "s")

@@ -96,8 +96,8 @@ def surveyed(seed: int) -> Mapping[str, LayerTable]:
     global device
     device = Device(seed, ROUNDS * (WIDTHS + 1))
     metric = Latency(Target(runtime=f"{__name__}:Planted", threads=1), rounds=ROUNDS, seed=seed)
-    wanted = lambda content: undecided(NET, content, DESIGN)  # noqa: E731
-    return survey(SurveyPlan(NET), metric, wanted=wanted).layers
+    pending = lambda content: undecided(NET, content, DESIGN)  # noqa: E731
+    return survey(SurveyPlan(NET), metric, pending=pending).layers
 
 
 def recovered(seeds: range) -> tuple[int, int, int]:

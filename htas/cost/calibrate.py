@@ -172,7 +172,7 @@ def calibrate(
     layers = list(dict.fromkeys(layer for mine in by_template.values() for layer in mine))
     archs = spread(network, spaces, options.networks, seed)
     parts = _parts(on_round, options.limits(len(layers), building, base))
-    found = metrics[0].measure(layers, on_round=parts[0], wanted=lambda its: _wanted(by_template, layers, its))
+    found = metrics[0].measure(layers, on_round=parts[0], pending=lambda its: _pending(by_template, layers, its))
     readings = dict(zip(layers, found, strict=True))
     mends = {template: mended(table(mine, readings)) for template, mine in by_template.items()}
     tables, slow = {template: own for template, (own, _) in mends.items()}, sum(number for _, number in mends.values())
@@ -187,7 +187,7 @@ def calibrate(
     )
 
 
-def _wanted(
+def _pending(
     by_template: Mapping[Template, Sequence[Layer]], layers: Sequence[Layer], readings: Sequence[Measurement]
 ) -> set[int]:
     """The numbers of layers to read on: those that are unsure, and those that are odd beside their neighbours."""

@@ -25,9 +25,9 @@ Case = Layer | nn.Module
 """A layer, or a network that takes one batch of the target's images."""
 OnRound = Callable[[float, str], None]
 """Hears the share of the work that is done, and a figure of the moment."""
-Wanted = Callable[[Sequence[Measurement]], Collection[int]]
+Pending = Callable[[Sequence[Measurement]], Collection[int]]
 """Given the measurements of all cases so far, the numbers of the cases that need more readings."""
-More = Callable[[Mapping[Case, Measurement]], Collection[Case]]
+PendingCases = Callable[[Mapping[Case, Measurement]], Collection[Case]]
 """Given what has been measured so far, the cases that need more readings, or a first one."""
 
 
@@ -94,11 +94,11 @@ class Metric(ABC):
 
     @abstractmethod
     def measure(
-        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
         """One measurement for each case, in their order; the models themselves stay as they are.
 
-        A metric that reads goes on where readings are `wanted`, within its limits; one that counts ignores both.
+        A metric that reads goes on where readings are `pending`, within its limits; one that counts ignores both.
         """
 
     def sample(
@@ -107,17 +107,17 @@ class Metric(ABC):
         first: Collection[Case],
         *,
         on_round: OnRound | None = None,
-        wanted: More | None = None,
+        pending: PendingCases | None = None,
     ) -> dict[Case, Measurement]:
-        """Measure the `first` of the cases, then others as they are `wanted`: what was measured, of no other case.
+        """Measure the `first` of the cases, then others as they are `pending`: what was measured, of no other case.
 
         Here one after the other, as is right where figures are counted. A metric that readings of one moment bind
         together has its own, which takes the others into the same rounds.
         """
         begun = [case for case in dict.fromkeys(cases) if case in set(first)]
-        measured = self.measure(begun, on_round=on_round, wanted=by_number(begun, wanted))
+        measured = self.measure(begun, on_round=on_round, pending=by_number(begun, pending))
         found = dict(zip(begun, measured, strict=True))
-        while wanted is not None and (new := [case for case in wanted(found) if case not in found]):
+        while pending is not None and (new := [case for case in pending(found) if case not in found]):
             found |= zip(new, self.measure(new), strict=True)
         return found
 
@@ -133,20 +133,20 @@ def name_of(metric: type[Metric]) -> str:
     return file if folder == __name__ else f"{metric.__module__}:{metric.__qualname__}"
 
 
-def by_number(cases: Sequence[Case], wanted: More | None) -> Wanted | None:
-    """What is wanted of these cases, by their numbers."""
-    if wanted is None:
+def by_number(cases: Sequence[Case], pending: PendingCases | None) -> Pending | None:
+    """What is pending of these cases, by their numbers."""
+    if pending is None:
         return None
 
     def more(readings: Sequence[Measurement]) -> set[int]:
-        asked = set(wanted(dict(zip(cases, readings, strict=True))))
+        asked = set(pending(dict(zip(cases, readings, strict=True))))
         return {number for number, case in enumerate(cases) if case in asked}
 
     return more
 
 
-def by_case(cases: Sequence[Case], wanted: Wanted | None) -> More | None:
-    """What is wanted by number, as cases; the inverse of `by_number`."""
-    if wanted is None:
+def by_case(cases: Sequence[Case], pending: Pending | None) -> PendingCases | None:
+    """What is pending by number, as cases; the inverse of `by_number`."""
+    if pending is None:
         return None
-    return lambda found: {cases[number] for number in wanted([found[case] for case in cases])}
+    return lambda found: {cases[number] for number in pending([found[case] for case in cases])}

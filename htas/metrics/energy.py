@@ -19,7 +19,7 @@ import torch
 
 from htas.errors import UserError
 from htas.graph.layer import Layer
-from htas.metrics import Case, Metric, OnRound, Wanted
+from htas.metrics import Case, Metric, OnRound, Pending
 from htas.runtimes import Program, Runtime, open_runtime
 from htas.timing.bench import Call, Timer
 from htas.timing.contention import Watch
@@ -189,7 +189,7 @@ class Energy(Metric):
         return replace(self, seed=seed)
 
     def measure(
-        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
         """One measurement for each case; a case given twice is measured once. Raises UserError without a meter."""
         self.target.check()
@@ -211,8 +211,8 @@ class Energy(Metric):
             for done, turn in enumerate(self._rounds(runtime, counters, readings), 1):
                 if on_round is not None:
                     on_round(done / self.rounds, counters.name)
-                if wanted is not None:
-                    turn &= {cases[number] for number in wanted(measured())}
+                if pending is not None:
+                    turn &= {cases[number] for number in pending(measured())}
         return measured(watch.remarks())  # other programs draw from the same meter
 
     def _rounds(self, runtime: Runtime, counters: Meter, readings: Mapping[Case, list[float]]) -> Iterator[set[Case]]:

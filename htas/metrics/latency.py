@@ -14,7 +14,7 @@ from torch import nn
 
 from htas.errors import UserError
 from htas.graph.layer import Layer
-from htas.metrics import Case, CostSource, Metric, More, OnRound, Wanted, by_case
+from htas.metrics import Case, CostSource, Metric, OnRound, Pending, PendingCases, by_case
 from htas.runtimes import Program, Runtime, open_runtime
 from htas.timing.bench import Bench, Call, Readings
 from htas.timing.contention import Watch, priority
@@ -75,10 +75,10 @@ class Latency(Metric):
         return replace(self, seed=seed, rounds=rounds(predicted))
 
     def measure(
-        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
         """One measurement for each case; a case given twice is measured once."""
-        found = self._measured(cases, None, by_case(cases, wanted), on_round)
+        found = self._measured(cases, None, by_case(cases, pending), on_round)
         return [found[case] for case in cases]
 
     def sample(
@@ -87,13 +87,17 @@ class Latency(Metric):
         first: Collection[Case],
         *,
         on_round: OnRound | None = None,
-        wanted: More | None = None,
+        pending: PendingCases | None = None,
     ) -> dict[Case, Measurement]:
-        """Those that were measured, all in the same rounds: the `first`, and what was `wanted` then."""
-        return self._measured(cases, first, wanted, on_round)
+        """Those that were measured, all in the same rounds: the `first`, and what was `pending` then."""
+        return self._measured(cases, first, pending, on_round)
 
     def _measured(
-        self, cases: Sequence[Case], first: Collection[Case] | None, wanted: More | None, on_round: OnRound | None
+        self,
+        cases: Sequence[Case],
+        first: Collection[Case] | None,
+        pending: PendingCases | None,
+        on_round: OnRound | None,
     ) -> dict[Case, Measurement]:
         """In one run of the bench; all cases from the beginning where there is no `first`."""
         runtime = open_runtime(self.target)
@@ -110,8 +114,8 @@ class Latency(Metric):
             }
 
         def open_calls(readings: Sequence[Readings]) -> Collection[int]:
-            assert wanted is not None
-            return calls.numbers(set(wanted(made(readings))))
+            assert pending is not None
+            return calls.numbers(set(pending(made(readings))))
 
         def heard(share: float, figures: str) -> None:
             watch.look()
@@ -129,7 +133,7 @@ class Latency(Metric):
                 first=None if first is None or len(set(first)) == len(distinct) else calls.numbers(set(first)),
                 anew=self.target.device == "cpu" and runtime.build_seconds <= CHEAP,
                 renew=runtime.renew,
-                wanted=open_calls if wanted is not None else None,
+                pending=open_calls if pending is not None else None,
                 on_round=heard,
             )
         return made(readings, watch.remarks())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from htas.graph.layer import Layer
-from htas.metrics import Case, CostSource, Metric, OnRound, Wanted
+from htas.metrics import Case, CostSource, Metric, OnRound, Pending
 from htas.timing.measurement import Measurement
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Macs(Metric):
         return source.counted("macs")
 
     def measure(
-        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
         """Counted, so each measurement has one reading."""
         return [Measurement((float(self._count(case)),), self.unit) for case in cases]

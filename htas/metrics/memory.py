@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from htas.graph.layer import Layer
-from htas.metrics import Case, CostSource, Metric, OnRound, Wanted
+from htas.metrics import Case, CostSource, Metric, OnRound, Pending
 from htas.timing.measurement import Measurement
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Memory(Metric):
         return source.peak_memory()
 
     def measure(
-        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
         """Counted, so each measurement has one reading."""
         self.target.check()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import nn
 
 from htas.graph.layer import Layer
-from htas.metrics import Case, CostSource, Metric, OnRound, Wanted
+from htas.metrics import Case, CostSource, Metric, OnRound, Pending
 from htas.timing.measurement import Measurement
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Params(Metric):
         return source.counted("params")
 
     def measure(
-        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
         """Counted, so each measurement has one reading."""
         return [Measurement((float(_count(case)),), self.unit) for case in cases]

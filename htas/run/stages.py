@@ -77,7 +77,7 @@ def _survey(job: Run, again: bool) -> None:
         record = take_survey(
             plan,
             job.remembering(job.latency(config.survey.limit(number)), again),
-            wanted=lambda tables: undecided(job.network, tables, config.design),
+            pending=lambda tables: undecided(job.network, tables, config.design),
             on_round=shares(bar),
         )
     for doubt in record.doubts:

@@ -17,7 +17,7 @@ import numpy as np
 from htas.console.progress import say
 from htas.errors import UserError
 from htas.graph.layer import Layer
-from htas.metrics import Case, Metric, More, OnRound, Wanted, by_case
+from htas.metrics import Case, Metric, OnRound, Pending, PendingCases, by_case
 from htas.timing.entry import Entry
 from htas.timing.measurement import LOW, Measurement
 from htas.timing.store import Store
@@ -47,10 +47,10 @@ class CachedMetric(Metric):
     """Whether all is measured anew; it is kept either way."""
 
     def measure(
-        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
         """One measurement for each case; networks are always measured. A store that fails is said and done without."""
-        found = self.sample(cases, cases, on_round=on_round, wanted=by_case(cases, wanted))
+        found = self.sample(cases, cases, on_round=on_round, pending=by_case(cases, pending))
         return [found[case] for case in cases]
 
     def sample(
@@ -59,9 +59,9 @@ class CachedMetric(Metric):
         first: Collection[Case],
         *,
         on_round: OnRound | None = None,
-        wanted: More | None = None,
+        pending: PendingCases | None = None,
     ) -> dict[Case, Measurement]:
-        """The `first`, and what was `wanted` then; of a curve from the store, what the store has of it."""
+        """The `first`, and what was `pending` then; of a curve from the store, what the store has of it."""
         known = {} if self.fresh else self._known(cases, set(first))
         held = self._held(known)
         if len(held) < len(known):
@@ -69,7 +69,7 @@ class CachedMetric(Metric):
             known, held = {}, {}
         found: dict[Case, Measurement] = {}
         if not held or set(first) - set(held):
-            found, anchor = self._measured(cases, set(first), known, on_round, wanted)
+            found, anchor = self._measured(cases, set(first), known, on_round, pending)
             self._keep(found, anchor)
         if held:
             number = len({*found, *held}.intersection(cases))
@@ -84,7 +84,7 @@ class CachedMetric(Metric):
             surveys.setdefault(entry.survey, []).append(case)
         beside = [case for mine in surveys.values() for case in mine[:: max(1, len(mine) // BESIDE)]]
         asked = list(dict.fromkeys([ANCHOR, *beside])) if known else []
-        today = dict(zip(asked, self.metric.measure(asked, wanted=lambda found: ()), strict=True)) if asked else {}
+        today = dict(zip(asked, self.metric.measure(asked, pending=lambda found: ()), strict=True)) if asked else {}
         held: dict[Case, Measurement] = {}
         for mine in surveys.values():
             factor = _moved(today, {case: known[case] for case in mine})
@@ -97,7 +97,7 @@ class CachedMetric(Metric):
         first: set[Case],
         known: Mapping[Case, Entry],
         on_round: OnRound | None,
-        wanted: More | None,
+        pending: PendingCases | None,
     ) -> tuple[dict[Case, Measurement], Measurement]:
         """Readings of what is not of a known curve, and of the anchor in the same rounds."""
         curves = {_curve(case) for case in known}
@@ -105,13 +105,13 @@ class CachedMetric(Metric):
         stored = {case: entry.measurement for case, entry in known.items()}
 
         def more(readings: Mapping[Case, Measurement]) -> set[Case]:
-            assert wanted is not None
+            assert pending is not None
             so_far = {**readings, **stored}
-            open_ones = set(wanted(so_far)).intersection(asked)
+            open_ones = set(pending(so_far)).intersection(asked)
             return open_ones | {ANCHOR} if open_ones else set()
 
         begun = [case for case in asked if case in first or case == ANCHOR]
-        readings = self.metric.sample(asked, begun, on_round=on_round, wanted=more if wanted is not None else None)
+        readings = self.metric.sample(asked, begun, on_round=on_round, pending=more if pending is not None else None)
         return readings, readings[ANCHOR]
 
     def _known(self, cases: Sequence[Case], first: set[Case]) -> dict[Case, Entry]:

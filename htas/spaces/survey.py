@@ -61,7 +61,7 @@ def survey(
     plan: SurveyPlan,
     metric: Metric,
     *,
-    wanted: Callable[[Mapping[str, LayerTable]], Collection[Layer]] | None = None,
+    pending: Callable[[Mapping[str, LayerTable]], Collection[Layer]] | None = None,
     on_round: OnRound | None = None,
 ) -> SurveyRecord:
     """Measure every distinct producing layer at widths 1..e*base, and every layer of frozen width once.
@@ -69,19 +69,19 @@ def survey(
     Of a site with more widths than the plan measures, some are: evenly spaced ones and the ends of its groups, then
     widths between those whose latencies differ, so that steps are located. The others are interpolated.
 
-    `wanted` gets the tables while readings go on, and says which layers need more of them.
+    `pending` gets the tables while readings go on, and says which layers need more of them.
     """
     layers, families = plan.layers, site_families(plan)
 
     def more(readings: Mapping[Case, Measurement]) -> Collection[Layer]:
         tables = _tables(layers, readings)
-        asked = set(layers if wanted is None else wanted(tables))
+        asked = set(layers if pending is None else pending(tables))
         measured = {layer for layer in layers if layer in readings}
         return asked & measured | {layer for family in families for layer in family.split(tables, measured, asked)}
 
     begun = first_layers(layers, families)
     sampling = len(begun) < len(layers)
-    readings = metric.sample(list(layers), begun, on_round=on_round, wanted=more if wanted or sampling else None)
+    readings = metric.sample(list(layers), begun, on_round=on_round, pending=more if pending or sampling else None)
     return SurveyRecord(
         survey=" ".join(sorted({reading.survey for reading in readings.values()})),
         context=dict(next(iter(readings.values())).context),

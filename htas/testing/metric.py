@@ -51,6 +51,6 @@ class MetricContract:
 
     def test_it_samples_what_is_wanted_and_nothing_else(self, plugin: Metric) -> None:
         first, second, third = (Layer("conv", 3, outputs, (8, 8)) for outputs in (4, 8, 16))
-        measurements = plugin.sample([first, second, third], [first], wanted=lambda _: [first, third])
+        measurements = plugin.sample([first, second, third], [first], pending=lambda _: [first, third])
         assert set(measurements) == {first, third}
         assert {each.unit for each in measurements.values()} == {plugin.unit}

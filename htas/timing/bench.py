@@ -1,4 +1,4 @@
-"""Times calls: warm up, calibrate, then short readings interleaved in shuffled rounds, where they are still wanted.
+"""Times calls: warm up, calibrate, then short readings interleaved in shuffled rounds, where they are still pending.
 
 Short, because the chance that nothing disturbs a reading falls with its length; interleaved, because the machine is
 seldom the same a second later (level.py); and taken in stretches, after each of which the calls are built anew,
@@ -106,7 +106,7 @@ class Readings:
     """Seconds that the shortest reading took, all its calls together."""
 
 
-Wanted = Callable[[Sequence[Readings]], Collection[int]]
+Pending = Callable[[Sequence[Readings]], Collection[int]]
 """Given what has been read of every call, the numbers of those that need more; nothing may have been read of some."""
 
 
@@ -144,23 +144,23 @@ class Bench:
         first: Collection[int] | None = None,
         anew: bool = True,
         renew: Callable[[], object] | None = None,
-        wanted: Wanted | None = None,
+        pending: Pending | None = None,
         on_round: Callable[[float, str], None] | None = None,
     ) -> list[Readings]:
         """Readings of `count` calls, each made by `build` of its number; with `anew`, again in every stretch, after
         `renew` has dropped what calls share, compiled kernels above all.
 
-        Every round reads each call that is still wanted, in an order of its own, so that a slow moment of the machine
+        Every round reads each call that is still pending, in an order of its own, so that a slow moment of the machine
         falls on all alike. At least one round is read, of all calls. `on_round` hears the share that is done and how
         slow the machine is.
 
         With `first` the run samples: it begins with these calls, looks every few rounds, all being read on, whether
-        others are wanted too, and builds those. Of calls that are never wanted there are no readings.
+        others are pending too, and builds those. Of calls that are never pending there are no readings.
         """
         if not count:
             return []
         active = list(range(count)) if first is None else sorted(first)
-        return _Run(self, build, count, anew, renew, wanted, on_round).go(active, looking=first is not None)
+        return _Run(self, build, count, anew, renew, pending, on_round).go(active, looking=first is not None)
 
 
 @dataclass
@@ -172,7 +172,7 @@ class _Run:
     count: int
     anew: bool
     renew: Callable[[], object] | None
-    wanted: Wanted | None
+    pending: Pending | None
     on_round: Callable[[float, str], None] | None
     seconds: "array[float]" = field(default_factory=lambda: array("d"))
     calls: "array[int]" = field(default_factory=lambda: array("l"))
@@ -190,10 +190,10 @@ class _Run:
     """Rounds."""
 
     def go(self, active: Sequence[int], looking: bool) -> list[Readings]:
-        """Stretch by stretch, until nothing is wanted or time is up."""
+        """Stretch by stretch, until nothing is pending or time is up."""
         self.started, self.rng = self.bench.now(), random.Random(self.bench.seed)
-        if looking and self.wanted is not None:
-            active = self._look(active, self.wanted)
+        if looking and self.pending is not None:
+            active = self._look(active, self.pending)
         begun, spent = self.done, self._share if self.done else 0.0
         taken = set(active)  # in, by looking; what is taken in later would be read in too few places of memory
         for stretch in range(1, STRETCHES + 1):
@@ -202,8 +202,8 @@ class _Run:
             self._make(active, anew=stretch > 1 and self._affords(active))
             part = stretch / STRETCHES
             self._read(active, ceil(begun + (self.bench.rounds - begun) * part), spent + (1 - spent) * part)
-            if self.wanted is not None and SOONEST <= part < 1:
-                active = sorted(taken.intersection(self.wanted(self.readings())))
+            if self.pending is not None and SOONEST <= part < 1:
+                active = sorted(taken.intersection(self.pending(self.readings())))
         _let_go(self.made)
         return self.readings()
 
@@ -212,8 +212,8 @@ class _Run:
         building = sum(self.price.get(number, 0.0) for number in active)
         return self.anew and self.rebuilding + building <= REBUILDING * (self.bench.now() - self.started)
 
-    def _look(self, active: Sequence[int], wanted: Wanted) -> Sequence[int]:
-        """Take in what is wanted, a few rounds of all at a time, until that is nothing new; all that was taken in.
+    def _look(self, active: Sequence[int], pending: Pending) -> Sequence[int]:
+        """Take in what is pending, a few rounds of all at a time, until that is nothing new; all that was taken in.
 
         All are read on, because only calls that are read together can be told from the machine's moods.
         """
@@ -224,7 +224,7 @@ class _Run:
             self._read(active, self.done + LOOK, LOOKING)
             if self.done >= LOOKING * self.bench.rounds or self._share >= LOOKING:
                 break
-            new = set(wanted(self.readings())) - set(active)
+            new = set(pending(self.readings())) - set(active)
         return active
 
     def readings(self) -> list[Readings]:
@@ -288,7 +288,7 @@ class _Run:
     def _round(self, active: Sequence[int]) -> float:
         """Read each call; the median of what they took over their fastest readings."""
         order, slow = list(active), []
-        wanted = self.bench.reading or self.bench.timer.shortest
+        pending = self.bench.reading or self.bench.timer.shortest
         self.rng.shuffle(order)
         with collector_off():
             for number in order:
@@ -296,8 +296,8 @@ class _Run:
                 call()  # untimed: others have filled the caches with their weights, and oneDNN's with their kernels
                 for _ in range(REPEAT):
                     lasted = self.bench.timer.time(call, loops)
-                    if 0 < lasted < wanted / 2 and loops < MOST_LOOPS:  # faster than it was when it was warmed up
-                        loops = min(ceil(loops * wanted / lasted), 10 * loops, MOST_LOOPS)
+                    if 0 < lasted < pending / 2 and loops < MOST_LOOPS:  # faster than it was when it was warmed up
+                        loops = min(ceil(loops * pending / lasted), 10 * loops, MOST_LOOPS)
                         self.made[number] = call, loops
                         lasted = self.bench.timer.time(call, loops)
                     seconds = lasted / loops
@@ -326,9 +326,9 @@ def _settle(call: Call, timer: Timer, reading: float, warmup: float) -> int:
         steady = seconds / loops >= STEADY * fastest
         fastest = min(fastest, seconds / loops)
         # a clock may show nothing for one short call: then go up in tens
-        wanted = ceil(reading / fastest) if fastest > 0 else MOST_LOOPS
-        long_enough = loops >= wanted
-        loops = min(wanted, 10 * loops, MOST_LOOPS)
+        pending = ceil(reading / fastest) if fastest > 0 else MOST_LOOPS
+        long_enough = loops >= pending
+        loops = min(pending, 10 * loops, MOST_LOOPS)
         if long_enough and (steady or spent >= warmup):
             break
     return loops

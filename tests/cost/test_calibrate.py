@@ -17,7 +17,7 @@ from htas.cost.calibrate import (
     FLOAT,
     SHARE,
     Calibrate,
-    _wanted,
+    _pending,
     calibrate,
     cells,
     cost_model,
@@ -32,7 +32,7 @@ from htas.cost.calibrate import (
 from htas.graph import Network, trace
 from htas.graph.arch import Arch
 from htas.graph.layer import Layer, Template
-from htas.metrics import Case, Metric, OnRound, Wanted
+from htas.metrics import Case, Metric, OnRound, Pending
 from htas.models.cifar_resnet import CifarResNet
 from htas.plugins import find
 from htas.runtimes import Runtime
@@ -67,7 +67,7 @@ class Planted(Metric):
     noise: float = 0.0
 
     def measure(
-        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
         rng = np.random.default_rng(0)
         return [Measurement((self.figure(case) * (1 + self.noise * rng.normal()),), "s") for case in cases]
@@ -118,7 +118,7 @@ class Moody(Planted):
     runs: list[int] = field(default_factory=list)
 
     def measure(
-        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
         self.runs.append(len(cases))
         return [each.scaled(1.0 + 0.1 * len(self.runs)) for each in super().measure(cases)]
@@ -132,8 +132,8 @@ def test_networks_that_do_not_fit_into_memory_are_measured_in_parts_brought_to_o
         metric, plain = Moody(Target(threads=1)), Planted(Target(threads=1))
         found = whole(net, archs, metric, free=free)
         assert metric.runs == runs
-        wanted = [1.1 * plain.of(net, arch) for arch in archs]
-        assert [each.estimate for each in found] == pytest.approx(wanted)
+        pending = [1.1 * plain.of(net, arch) for arch in archs]
+        assert [each.estimate for each in found] == pytest.approx(pending)
     (one, other, last) = lots(net, archs, bytes_of / SHARE / 2.5)
     assert one[0] == other[0] == last[0] == net.base
     assert sorted(map(net.macs, one[1:] + other[1:] + last[1:])) == sorted(map(net.macs, archs[1:]))
@@ -169,7 +169,7 @@ class Spoilt(Planted):
     """Of one network the readings are three times too high."""
 
     def measure(
-        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
         found = super().measure(cases)
         if not isinstance(cases[0], Layer):
@@ -293,10 +293,10 @@ def test_layers_that_are_odd_beside_their_neighbours_are_read_on() -> None:
             for figure, spread in zip(figures, spreads, strict=True)
         ]
 
-    assert _wanted({template: layers}, layers, read(())) == set()
+    assert _pending({template: layers}, layers, read(())) == set()
     for slow in (0, 7, 14):
-        assert slow in _wanted({template: layers}, layers, read({layers[slow]}))
-    assert _wanted({template: layers}, layers, read((), {layers[4]})) == {4}
+        assert slow in _pending({template: layers}, layers, read({layers[slow]}))
+    assert _pending({template: layers}, layers, read((), {layers[4]})) == {4}
     whole, slow = (table(layers, dict(zip(layers, read(each), strict=True))) for each in ((), {layers[7]}))
     assert mended(whole) == (whole, 0)
     again, count = mended(slow)

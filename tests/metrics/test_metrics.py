@@ -224,8 +224,8 @@ def test_rounds_are_announced(scripted):
     assert heard == [0.25, 0.5, 0.75, 1.0]
 
 
-def test_latency_is_read_on_where_it_is_wanted(scripted):
-    found = scripted.measure([wide(7), wide(3), wide(7)], wanted=lambda found: {1})
+def test_latency_is_read_on_where_it_is_pending(scripted):
+    found = scripted.measure([wide(7), wide(3), wide(7)], pending=lambda found: {1})
     first = math.ceil(SOONEST * 4) * REPEAT  # of four rounds those before the first question
     assert [len(each.values) for each in found] == [first, 4 * REPEAT, first]
 
@@ -235,12 +235,12 @@ def test_latency_samples_in_one_survey_and_builds_nothing_else(scripted, runtime
     cases = [wide(number) for number in (1, 2, 3, 4, 5)]
     seen = []
 
-    def wanted(found):
+    def pending(found):
         seen.append(set(found))
         return [wide(3), wide(1)]
 
     metric = replace(scripted, target=replace(scripted.target, runtime=f"{__name__}:{runtime}"), rounds=16)
-    found = metric.sample(cases, [wide(1), wide(5)], wanted=wanted)
+    found = metric.sample(cases, [wide(1), wide(5)], pending=pending)
     assert seen[:2] == [{wide(1), wide(5)}, {wide(1), wide(3), wide(5)}]
     assert {layer: each.median for layer, each in found.items()} == pytest.approx(
         {wide(1): 0.001, wide(5): 0.005, wide(3): 0.003}
@@ -250,10 +250,10 @@ def test_latency_samples_in_one_survey_and_builds_nothing_else(scripted, runtime
     assert len(found[wide(5)].values) < len(found[wide(1)].values)
 
 
-def test_a_metric_that_samples_goes_on_where_readings_are_wanted(powercap):
+def test_a_metric_that_samples_goes_on_where_readings_are_pending(powercap):
     cases = [wide(7), wide(3), wide(5)]
     metric = meters(powercap, rounds=3, reading=0.02)
-    found = metric.sample(cases, cases[:2], wanted=lambda found: [wide(3), wide(5)])
+    found = metric.sample(cases, cases[:2], pending=lambda found: [wide(3), wide(5)])
     assert {layer.outputs: len(each.values) for layer, each in found.items()} == {7: 1, 3: 3, 5: 3}
 
 
@@ -337,14 +337,14 @@ def test_rounds_of_energy_are_announced(powercap):
     assert heard == [(0.5, "RAPL (package-0, dram, package-1)"), (1.0, "RAPL (package-0, dram, package-1)")]
 
 
-def test_energy_is_read_on_where_it_is_wanted(powercap):
-    def wanted(found):
+def test_energy_is_read_on_where_it_is_pending(powercap):
+    def pending(found):
         assert [len(each.values) for each in found[:2]] == [1 + len(asked), 1]
         asked.append(found)
         return {0, 2}  # the same layer, given twice
 
     asked = []
-    found = meters(powercap, rounds=3, reading=0.02).measure([wide(7), wide(3), wide(7)], wanted=wanted)
+    found = meters(powercap, rounds=3, reading=0.02).measure([wide(7), wide(3), wide(7)], pending=pending)
     assert [len(each.values) for each in found] == [3, 1, 3]
 
 

@@ -714,7 +714,7 @@ def test_energy_is_metered_in_the_calibration_and_at_the_end(tmp_path, monkeypat
     """A meter is planted that shows 20 watts."""
     monkeypatch.setattr("htas.metrics.energy.meter", lambda *_: None)
 
-    def metered(self: Energy, cases: Sequence[Any], *, on_round: Any = None, wanted: Any = None) -> list[Measurement]:
+    def metered(self: Energy, cases: Sequence[Any], *, on_round: Any = None, pending: Any = None) -> list[Measurement]:
         return [Measurement((20 * each.estimate,) * 3, "J") for each in whole(None, cases)]
 
     monkeypatch.setattr(Latency, "measure", whole)

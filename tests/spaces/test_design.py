@@ -15,7 +15,7 @@ from htas.cost.paper import paper_cost
 from htas.graph import Network, trace
 from htas.graph.arch import Arch
 from htas.graph.layer import Layer
-from htas.metrics import Case, Metric, OnRound, Wanted
+from htas.metrics import Case, Metric, OnRound, Pending
 from htas.models.cifar_resnet import CifarResNet
 from htas.spaces.curve import Curve, Fit, LayerTable
 from htas.spaces.design import (
@@ -48,7 +48,7 @@ class Device(Metric):
     clock: Callable[[Layer], float] = lambda layer: layer.outputs
 
     def measure(
-        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
         return [Measurement((1e-6 * self.clock(case),), "s") for case in cases if isinstance(case, Layer)]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from htas.files import from_json, to_json
 from htas.graph import Network, trace
 from htas.graph.layer import Layer, Template
-from htas.metrics import Case, Metric, OnRound, Wanted
+from htas.metrics import Case, Metric, OnRound, Pending
 from htas.metrics.latency import Latency
 from htas.models.cifar_resnet import CifarResNet
 from htas.runtimes import Program, Runtime
@@ -34,7 +34,7 @@ from htas.timing.target import Target
 class Scripted(Metric):
     """A layer takes one second per input plus a hundredth per output, and three times that.
 
-    `asked` notes what was measured, `open` what more was wanted of.
+    `asked` notes what was measured, `open` what more was pending of.
     """
 
     unit: ClassVar[str] = "s"
@@ -42,11 +42,11 @@ class Scripted(Metric):
     open: list[int] = field(default_factory=list)
 
     def measure(
-        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
         self.asked.extend(cases)
         found = [Measurement((self.seconds(case), 3 * self.seconds(case)), "s", {"x": "y"}, "s1") for case in cases]
-        self.open.extend(wanted(found) if wanted is not None else ())
+        self.open.extend(pending(found) if pending is not None else ())
         return found
 
     def seconds(self, case: Case) -> float:
@@ -211,11 +211,11 @@ def test_a_layer_that_more_is_wanted_of_is_found_by_its_number() -> None:
     metric = scripted()
     asked = [conv(16, 32).wide(7), conv(32, 16).wide(40)]
 
-    def wanted(tables: Mapping[str, LayerTable]) -> list[Layer]:
+    def pending(tables: Mapping[str, LayerTable]) -> list[Layer]:
         assert curve(tables, conv(16, 32), [7]).seconds == pytest.approx([1.5 * 16.07])
         return asked
 
-    survey(SurveyPlan(resnet(), 2), metric, wanted=wanted)
+    survey(SurveyPlan(resnet(), 2), metric, pending=pending)
     assert [metric.asked[number] for number in sorted(metric.open)] == asked
 
 
@@ -260,7 +260,7 @@ class Staircase(Scripted):
         return stairs(case)
 
     def measure(
-        self, cases: Sequence[Case], *, on_round: OnRound | None = None, wanted: Wanted | None = None
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
         self.asked.extend(cases)
         return [Measurement((self.seconds(case),) * 2, "s", {}, "s1") for case in cases]
@@ -307,7 +307,7 @@ def sampled(network: Network, metric: Metric, most: int = MOST, design: Design =
     return survey(
         SurveyPlan(network, groups=design.groups, most=most),
         metric,
-        wanted=lambda tables: undecided(network, tables, design),
+        pending=lambda tables: undecided(network, tables, design),
     )
 
 

@@ -59,7 +59,7 @@ class Recorder(Timer):
 
 def bench(calls: list[Callable[[], object]], timer: Timer, **options: Any) -> list[Readings]:
     """Readings of calls that are there already."""
-    run = {name: options.pop(name) for name in ("wanted", "on_round", "anew", "first") if name in options}
+    run = {name: options.pop(name) for name in ("pending", "on_round", "anew", "first") if name in options}
     return Bench(timer, **options).run(calls.__getitem__, len(calls), **run)
 
 
@@ -201,12 +201,12 @@ def test_what_is_decided_is_read_no_more():
     machine = Machine()
     asked = []
 
-    def wanted(readings: Sequence[Readings]) -> list[int]:
+    def pending(readings: Sequence[Readings]) -> list[int]:
         asked.append([len(found.seconds) for found in readings])
         return [2, 1] if len(asked) == 1 else [1] if len(asked) == 2 else []
 
     calls = [machine.call(seconds) for seconds in (0.001, 0.002, 0.003)]
-    found = bench(calls, machine.timer(), rounds=2 * STRETCHES, wanted=wanted)
+    found = bench(calls, machine.timer(), rounds=2 * STRETCHES, pending=pending)
     first, each = SOONEST * STRETCHES * 2 * REPEAT, 2 * REPEAT  # of the stretches before the first question, and of one
     assert [len(readings.seconds) for readings in found] == [first, first + 2 * each, first + each]
     assert [readings.seconds[-1] for readings in found] == pytest.approx([0.001, 0.002, 0.003])
@@ -275,15 +275,15 @@ def test_a_run_that_samples_takes_in_what_is_wanted_and_reads_all_it_has_meanwhi
     machine = Machine()
     asked = []
 
-    def wanted(readings: Sequence[Readings]) -> list[int]:
+    def pending(readings: Sequence[Readings]) -> list[int]:
         asked.append([len(found.seconds) // REPEAT for found in readings])
         return [[1, 2], [3], [3], [0], [0], []][len(asked) - 1]
 
     calls = [machine.call(0.001 * number) for number in range(1, 6)]
     rounds = 3 * LOOK + 4 * STRETCHES
-    found = bench(calls, machine.timer(), rounds=rounds, first=[0, 2], wanted=wanted)
+    found = bench(calls, machine.timer(), rounds=rounds, first=[0, 2], pending=pending)
     assert asked[:3] == [[2, 0, 2, 0, 0], [4, 2, 4, 0, 0], [6, 4, 6, 2, 0]]
-    read = 4 * round(SOONEST * STRETCHES)  # rounds before the next question; then in stretches of 4, where wanted
+    read = 4 * round(SOONEST * STRETCHES)  # rounds before the next question; then in stretches of 4, where pending
     more = [[each + read if each else 0 for each in (6, 4, 6, 2, 0)]]
     more += [[more[0][0] + 4 * number, *more[0][1:]] for number in (1, 2)]
     assert asked[3:] == more
@@ -301,11 +301,11 @@ def test_a_run_that_samples_looks_no_further_than_half_of_its_rounds_and_its_tim
 
     machine = Machine()
     calls = [machine.call(0.01) for _ in range(100)]
-    bench(calls, machine.timer(), rounds=16 * LOOK, first=[0], wanted=greedy)
+    bench(calls, machine.timer(), rounds=16 * LOOK, first=[0], pending=greedy)
     looks = [LOOK * look for look in range(1, 8)]
     assert asked[:7] == looks  # at half of the rounds it looks no more
     assert asked[7] == round((8 + 8 * SOONEST) * LOOK)  # and asks again when every call was read in several places
-    found = bench(calls, machine.timer(), rounds=10**6, limit=1.0, first=[0], wanted=greedy, now=lambda: machine.now)
+    found = bench(calls, machine.timer(), rounds=10**6, limit=1.0, first=[0], pending=greedy, now=lambda: machine.now)
     assert sum(bool(each.seconds) for each in found) < 10
     assert len(found[0].seconds) > REPEAT * LOOK
 
@@ -319,11 +319,11 @@ def test_calls_that_are_built_once_are_built_when_they_are_wanted_and_not_on_the
         machine.now += 100.0
         return machine.call(0.01)
 
-    def wanted(readings: Sequence[Readings]) -> list[int]:
+    def pending(readings: Sequence[Readings]) -> list[int]:
         return [0, 3] if readings[3].seconds or readings[1].seconds else []
 
     run = Bench(machine.timer(), rounds=1000, limit=10.0, now=lambda: machine.now)
-    found = run.run(build, 4, first=[0, 1], anew=False, wanted=wanted)
+    found = run.run(build, 4, first=[0, 1], anew=False, pending=pending)
     assert built == [0, 1, 3]
     assert 300 + 10 <= machine.now < 300 + 11
     assert len(found[3].seconds) > 100 and found[2].seconds == ()
