@@ -26,6 +26,7 @@ def networks_json(figures: "Figures") -> dict[str, Any]:
         "latency_ms": {
             "estimate": latency.estimate * 1e3,
             "error": latency.error * 1e3,
+            "interval": [end * 1e3 for end in latency.interval],
             "median": latency.median * 1e3,
             "min": latency.minimum * 1e3,
             "spread": latency.spread * 1e3,
@@ -43,12 +44,14 @@ def networks_table(figures: Sequence["Figures"]) -> text.TextTable:
     """One line per network, in columns, and below what casts doubt on a reading."""
     others = list(figures[0].others)
     rows: list[tuple[str, ...]] = [
-        ("network", "runtime", "latency", "error", "median", "min", "spread", "MACs", "parameters", *others)
+        ("network", "runtime", "latency", "error", "interval", "median", "min", "spread", "MACs", "parameters", *others)
     ]
     for each in figures:
         latency = each.latency
+        first, last = (text.significant(end * 1e3) for end in latency.interval)
         seconds = (latency.estimate, latency.error, latency.median, latency.minimum, latency.spread)
         times = [text.milliseconds(each) for each in seconds]
+        times.insert(2, f"{first}-{last} ms")
         more = [text.quantity(measured.estimate, measured.unit) for measured in each.others.values()]
         rows.append((each.network, each.runtime, *times, text.millions(each.macs), text.millions(each.params), *more))
     doubts = [

@@ -48,9 +48,9 @@ class Items:
     def __len__(self) -> int:
         return len(self.picks)
 
-    def where(self, chosen: Tensor) -> "Items":
+    def where(self, mask: Tensor) -> "Items":
         """The items at a bool mask [N], in their order."""
-        return replace(self, picks=self.picks[chosen])
+        return replace(self, picks=self.picks[mask])
 
     def _only(self, picks: Tensor) -> "Items":
         return replace(self, picks=picks, device="cpu", workers=0)

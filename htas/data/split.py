@@ -1,7 +1,7 @@
 """Images and labels of a part of a data set, on a device, in batches."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -30,15 +30,19 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def where(self, chosen: Tensor) -> "Images":
+    def where(self, mask: Tensor) -> "Images":
         """The images at a bool mask [N], in their order."""
-        return Images(self.images[chosen], self.labels[chosen])
+        return Images(self.images[mask], self.labels[mask])
 
 
 class Source(Protocol):
-    """Inputs and labels, as training and searching ask for them: images in memory (Split), or items that are loaded."""
+    """Inputs and targets for training and searching: images in memory (Split), or items that are loaded (Items)."""
 
     def __len__(self) -> int: ...
+
+    def where(self, mask: Tensor) -> "Source":
+        """The items at a bool mask [N], in their order."""
+        ...
 
     def batches(
         self,
@@ -74,6 +78,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def where(self, mask: Tensor) -> "Split":
+        """The images at a bool mask [N], in their order."""
+        mask = mask.to(self.labels.device)
+        return replace(self, images=self.images[mask], labels=self.labels[mask])
 
     def batches(
         self,
@@ -150,6 +159,25 @@ class Data:
     test: Source
     task: Task = CLASSIFY
     """What outputs are worth."""
+
+    @staticmethod
+    def of(
+        classes: int,
+        shapes: tuple[Shape, ...],
+        train: Source,
+        labels: Tensor,
+        test: Source,
+        *,
+        validation: float,
+        seed: int,
+        task: Task = CLASSIFY,
+    ) -> "Data":
+        """Divide `train`, class by class with `seed`: the share `validation` for validation, the rest for weights.
+
+        `labels` are the int64 labels [N] of `train`, or zeros where it has no classes.
+        """
+        held_out = proportional(labels, round(len(train) * validation), seed)
+        return Data(classes, shapes, train, train.where(~held_out), train.where(held_out), test, task)
 
 
 def proportional(labels: Tensor, count: int, seed: int) -> Tensor:

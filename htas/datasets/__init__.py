@@ -55,15 +55,13 @@ class Dataset(ABC):
     def load(self, *, device: str, validation: float, seed: int, limit: int) -> "Data":
         """On a device, in parts: as `htas.datasets.load`, which checks the options."""
         train, test = (_limited(_read(self, part), limit) for part in ("train", "test"))
-        held = proportional(train.labels, round(len(train) * validation), seed)
 
-        def split(images: Images) -> Split:
-            on_device = images.images.to(device), images.labels.to(device)
-            return Split(*on_device, self.mean, self.std, self.flip, self.crop)
+        def split(part: Images) -> Split:
+            return Split(part.images.to(device), part.labels.to(device), self.mean, self.std, self.flip, self.crop)
 
-        parts = (train, train.where(~held), train.where(held), test)
-        whole, weights, judging, tested = map(split, parts)
-        return Data(self.classes, self.shapes, whole, weights, judging, tested)
+        return Data.of(
+            self.classes, self.shapes, split(train), train.labels, split(test), validation=validation, seed=seed
+        )
 
     @property
     def name(self) -> str:

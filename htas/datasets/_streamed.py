@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from htas.data.items import Items, limited
-from htas.data.split import Data, Images, Part, Shape, proportional
+from htas.data.split import Data, Images, Part, Shape
 from htas.datasets import Dataset, checked_labels
 from htas.errors import UserError
 from htas.timing.target import usable_cores
@@ -153,8 +153,7 @@ class Streamed(Dataset):
         """As `htas.datasets.load`."""
         train, test = (limited(self._items(part, device), limit) for part in ("train", "test"))
         labels = torch.as_tensor(self.source("train").labels)[train.picks]
-        held = proportional(labels, round(len(train) * validation), seed)
-        return Data(self.classes, self.shapes, train, train.where(~held), train.where(held), test)
+        return Data.of(self.classes, self.shapes, train, labels, test, validation=validation, seed=seed)
 
     def _items(self, part: Part, device: str) -> Items:
         source = self.source(part)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from htas.data.items import SEEN, Items, items, limited
-from htas.data.split import Data, Images, Part, Shape, proportional
+from htas.data.split import Data, Images, Part, Shape
 from htas.data.task import CLASSIFY, Task
 from htas.datasets import Dataset
 from htas.errors import UserError
@@ -78,9 +78,9 @@ class UserData(Dataset):
                 f"labels of the training data must lie in 0 to {self.classes - 1}, as the network has {self.classes} "
                 f"outputs; they are {labels.min().item()} to {labels.max().item()}"
             )
-        known = labels if labels is not None else torch.zeros(len(train), dtype=torch.long)
-        held = proportional(known, round(len(train) * validation), seed)
-        return Data(self.classes, self.shapes, train, train.where(~held), train.where(held), test, task)
+        if labels is None:
+            labels = torch.zeros(len(train), dtype=torch.long)
+        return Data.of(self.classes, self.shapes, train, labels, test, validation=validation, seed=seed, task=task)
 
     def _items(self) -> Parts:
         if self._parts is None:

@@ -207,6 +207,7 @@ def test_networks_are_measured_by_name_as_json(calls: Calls, capsys: pytest.Capt
         "latency_ms": {
             "estimate": pytest.approx(4.5),
             "error": pytest.approx(0.5),
+            "interval": [pytest.approx(2.4561, abs=1e-3), pytest.approx(6.5439, abs=1e-3)],
             "median": 5.0,
             "min": 4.0,
             "spread": pytest.approx(1.0),
@@ -221,8 +222,11 @@ def test_networks_are_measured_by_name_as_a_table(calls: Calls, capsys: pytest.C
     assert (calls[0][1]["rounds"], calls[0][1]["classes"]) == (5, 100)
     assert calls[0][1]["target"].threads == usable_cores()
     head, row, doubt = capsys.readouterr().out.splitlines()
-    assert head.split() == ["network", "runtime", "latency", "error", "median", "min", "spread", "MACs", "parameters"]
-    assert " ".join(row.split()) == "cifar_resnet:32 eager 4.50 ms 0.500 ms 5.00 ms 4.00 ms 1.00 ms 69.12 M 0.47 M"
+    assert " ".join(head.split()) == "network runtime latency error interval median min spread MACs parameters"
+    assert (
+        " ".join(row.split())
+        == "cifar_resnet:32 eager 4.50 ms 0.500 ms 2.46-6.54 ms 5.00 ms 4.00 ms 1.00 ms 69.12 M 0.47 M"
+    )
     assert len(head) == len(row)
     assert doubt.startswith("cifar_resnet:32: the readings spread over 20% of their median")
 
