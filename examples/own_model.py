@@ -16,7 +16,7 @@ import htas
 
 
 class Block(nn.Module):
-    """Two convolutions beside a shortcut."""
+    """Two convolutions and a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -62,12 +62,12 @@ def digits() -> tuple[TensorDataset, TensorDataset]:
     images = F.interpolate(images, (16, 16), mode="bilinear")
     labels = torch.from_numpy(content.target).long()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    held, rest = order[:359], order[359:]
-    return TensorDataset(images[rest], labels[rest]), TensorDataset(images[held], labels[held])
+    validation, training = order[:359], order[359:]
+    return TensorDataset(images[training], labels[training]), TensorDataset(images[validation], labels[validation])
 
 
 def train(model: nn.Module, data: TensorDataset, epochs: int) -> None:
-    """As anyone would."""
+    """A plain training loop."""
     loader = DataLoader(data, 64, shuffle=True, drop_last=True)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, epochs * len(loader))

@@ -11,7 +11,7 @@ from htas.text import ARROW, NONE, TIMES, millions, milliseconds, percent, point
 from htas.timing.measurement import Measurement
 
 FEWEST = 5
-"""Readings below which their noise cannot be told."""
+"""With fewer readings their noise is unknown."""
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 
 
@@ -166,7 +166,7 @@ def narrowing_sentence(searched: Result, report: Report) -> tuple[bool, str]:
 
 
 def rival_sentence(searched: Result, report: Report, names: Mapping[str, str]) -> tuple[str, ...]:
-    """How the network stands to the most accurate other one, base and narrowing apart, that is not clearly slower."""
+    """The most accurate other network that is not clearly slower, apart from the base and narrowing."""
     if searched.measured is None or searched.accuracy is None:
         return ()
     others = [other for other in report.results if other.name != "base" and other.strategy != "uniform"]

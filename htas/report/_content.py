@@ -67,9 +67,9 @@ def _networks(report: Report) -> list[Block]:
         Text(
             "Accuracy is that of the last epoch on the test split. Measured is the 25th percentile of the readings of "
             "the whole network, each over the machine's level at that moment, \N{PLUS-MINUS SIGN} two standard errors; "
-            "the raw readings' median and minimum stand below it. Predicted is the sum of the measured layers, "
-            "calibrated against other whole networks (cost.json), before this row was measured; the base network's is "
-            "what it took in the calibration."
+            "below it are the median and minimum of the raw readings. Predicted is the sum of the measured layers, "
+            "calibrated against other whole networks (cost.json), before this row was measured; for the base network "
+            "it is its latency in the calibration."
         ),
         Heading("Accuracy and latency"),
         *_picture(report),
@@ -113,7 +113,7 @@ def _archs(report: Report) -> list[Block]:
     pictures: list[Block] = [
         Picture(
             arch_name(number),
-            f"Widths of {names[result.name]} beside the base network's",
+            f"Widths of {names[result.name]} and of the base network",
             at_the_start(
                 f"{names[result.name]}: the width of every site, from the image to the classes, and the base "
                 f"network's. {_blocks_left(result)}".rstrip()
@@ -355,8 +355,8 @@ def _predictions(report: Report) -> list[Block]:
         "them all alike."
     )
     caption = (
-        "Predicted against measured latency, both in logarithms. Between the solid green lines lies what is off by 5 % "
-        "at most, between the dashed ones by 10 %."
+        "Predicted against measured latency, both in logarithms. Errors are at most 5 % between the solid green lines "
+        "and at most 10 % between the dashed ones."
     )
     return [
         Heading("Predicted and measured"),

@@ -35,7 +35,7 @@ PREDICTED = "predictions"
 BANDS = (0.05, 0.1)
 """Relative errors that lie between lines in the picture of predictions."""
 NAMED = 24
-"""Sites whose names stand below the bars of an arch, at most."""
+"""The most sites whose names fit below the bars of an arch."""
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -224,7 +224,7 @@ SEARCHED, DROPPED, BASE = "searched network", "of a dropped block", "base networ
 
 
 def archs(arch: Arch, base: Arch, blocks: Mapping[str, Sequence[str]]) -> Spec:
-    """The width of every site as a bar, in the network's order, beside the base's; dropped blocks are hollow."""
+    """The width of every site as a bar, in the network's order, and the base's; dropped blocks are hollow."""
     dropped_blocks = [name for site, names in blocks.items() for name in names[arch.depths.get(site, len(names)) :]]
     rows: list[dict[str, Any]] = []
     for number, (site, width) in enumerate(arch.widths.items()):

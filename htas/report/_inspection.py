@@ -109,7 +109,7 @@ def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], words: Se
 
 
 def layers_picture(inspection: Inspection) -> Spec:
-    """Share of the latency of the layers that take most, beside their share of the multiply-adds."""
+    """Share of the latency of the layers that take most, and their share of the multiply-adds."""
     most = sorted(inspection.layers, key=lambda layer: layer.seconds, reverse=True)[:SHOWN]
     listed = [layer for layer in inspection.layers if layer in most][:SHOWN]
     names = [f"{layer.name}  ({layer.layer.kind})" for layer in listed]

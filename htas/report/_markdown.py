@@ -1,4 +1,4 @@
-"""A report as Markdown, in the dialect that GitHub shows; the pictures are files in figures/ beside it."""
+"""A report as Markdown, in the dialect that GitHub shows; the pictures are files in figures/."""
 
 import re
 from html import escape as html_escape

@@ -67,7 +67,7 @@ def _blocks(
         _table(HEADINGS, rows),
         Text(
             f"{plural(len(rows), 'distinct curve')}; one width a group, as in the paper's Table 2. A question mark "
-            "stands behind a width whose group is not decided: more readings could choose another."
+            "marks a width whose group is not decided: more readings could choose another."
         ),
         Heading("Latency curves"),
         Text(
