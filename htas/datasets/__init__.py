@@ -64,6 +64,11 @@ class Dataset(ABC):
         )
 
     @property
+    def encoding(self) -> str:
+        """How its images come, where copies of it differ: `PNG images, lossless`, `JPEG images of quality 95`."""
+        return ""
+
+    @property
     def name(self) -> str:
         """What a configuration calls it: its file, or 'package.module:Class' when it is not of this folder."""
         folder, _, file = type(self).__module__.rpartition(".")
@@ -88,13 +93,6 @@ def load(dataset: Dataset, *, device: str = "cpu", validation: float = 0.5, seed
             f"validation = {validation} of {count} images leaves one side empty; raise limit or change validation"
         )
     return data
-
-
-def encoding(dataset: Dataset) -> str:
-    """How a data set's images come, as accuracies depend on it: `PNG images, lossless`, `JPEG images of quality 95`."""
-    from htas.datasets._copies import encoding as of
-
-    return of(str(getattr(dataset, "path", "")))
 
 
 def _read(dataset: Dataset, part: Part) -> Images:

@@ -7,6 +7,7 @@ from htas.data.split import Images, Part, Shape
 from htas.datasets import Dataset
 from htas.datasets._binary import Archive
 from htas.datasets._cifar import CifarSource, read
+from htas.datasets._copies import encoding
 from htas.datasets._parquet import Columns
 
 SOURCE = CifarSource(
@@ -43,6 +44,11 @@ class Cifar10(Dataset):
     std: ClassVar[tuple[float, ...]] = (63.0 / 255, 62.1 / 255, 66.7 / 255)
     flip: ClassVar[bool] = True
     crop: ClassVar[int] = 4
+
+    @property
+    def encoding(self) -> str:
+        """How the images of this copy come."""
+        return encoding(self.path)
 
     def read(self, part: Part) -> Images:
         """All images of one part; raises UserError that names the file at fault."""

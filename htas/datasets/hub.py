@@ -5,6 +5,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from htas.data.split import Part
+from htas.datasets._copies import encoding
 from htas.datasets._streamed import ImageSource, Streamed
 from htas.errors import UserError
 from htas.text import first_line, listing
@@ -29,6 +30,11 @@ class Hub(Streamed):
     """The column with images."""
     label: str = "label"
     """The column with labels."""
+
+    @property
+    def encoding(self) -> str:
+        """How the images of this copy come."""
+        return encoding(self.path)
 
     @property
     def classes(self) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from htas.data.split import Part
+from htas.datasets._copies import encoding
 from htas.datasets._pictures import SUFFIXES
 from htas.datasets._streamed import ImageSource, Streamed
 from htas.errors import UserError
@@ -24,6 +25,11 @@ class ImageFolder(Streamed):
 
     path: str = ""
     """The folder that has train/ and val/ (or validation/, or test/), with the same class folders in both."""
+
+    @property
+    def encoding(self) -> str:
+        """How the images of this copy come."""
+        return encoding(self.path)
 
     @property
     def classes(self) -> int:

@@ -1,32 +1,38 @@
-"""The arms of a comparison, read from TOML files."""
+"""The arms of a comparison, read from TOML files: how each comes by the network that it trains."""
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from htas import files
+from htas.cost.limits import parse
 from htas.errors import UserError
 from htas.experiments import pruning
+from htas.files import digest, from_json, read_json, to_json, write_json
+from htas.graph import resize
+from htas.graph.arch import Arch
 from htas.report.result import Result
+from htas.run import networks, rows
+from htas.run import stages as pipeline
 from htas.run.config import as_text
-from htas.text import listing
+from htas.run.records import StageHeader
+from htas.run.run import Run
+from htas.run.stage import ensure
+from htas.run.stages import SEARCH
+from htas.search.moves import over
+from htas.text import listing, percent
 
-
-@dataclass(frozen=True)
-class Arm:
-    """What is compared."""
-
-    name: str
-    overrides: tuple[str, ...] = ()
-    """Options that differ from the configuration's."""
-    network: str = ""
-    """A network by its name, trained as it is, instead of a search: base, cifar_resnet:14, tas:C010-ResNet20."""
-    prune: str = ""
-    """A criterion of Torch-Pruning, instead of a search: the base network pruned to the limit of latency, measured."""
-    like: str = ""
-    """Another arm, instead of a search: what it found, trained with this arm's options."""
+BASE = "base"
+"""The network of the configuration's family, unchanged."""
+REPEATS = 3
+"""Pruned networks that are measured a second time: the least pruned of those that keep the limit."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,178 @@ class Entry:
     """Why its search has not converged; empty where it has, or where there was none."""
     images: str = ""
     """How the images came that it was trained on, where its data set has copies that differ; empty where not known."""
+
+
+Others = Callable[[str], Entry | None]
+"""The entry of another arm with the same seed, by name; None where it is not finished."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The network of an arm, before it is trained."""
+
+    row: Result
+    seconds: float | None = None
+    doubt: str = ""
+
+
+@dataclass(frozen=True)
+class Arm(ABC):
+    """Options that differ from the configuration's, and where the network comes from."""
+
+    name: str
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> dict[str, str]:
+        """Where the network comes from, as a file of arms says it."""
+        return {"network": "", "prune": "", "like": ""}
+
+    @property
+    def row_name(self) -> str:
+        """Name of the network trained; `base` alone is that of the teacher, which learns from nobody."""
+        return f"{BASE} network" if self.name == BASE else self.name
+
+    def basis(self, run: Run) -> dict[str, Any]:
+        """All options that a result depends on, by name, and the source; it does not matter where the data lie."""
+        options = run.config.key_options()
+        options.pop("data.path", None)
+        return {**options, **self.source}
+
+    @abstractmethod
+    def candidate(self, run: Run, others: Others) -> Candidate:
+        """The network to train; raises UserError where there is none."""
+
+    def builder(self, run: Run) -> Callable[[], nn.Module] | None:
+        """Builds the network where it is no arch of the base network; otherwise None."""
+        return None
+
+    def current(self, result: Result, others: Others) -> bool:
+        """Whether a result follows from those of the other arms as they are now."""
+        return True
+
+
+@dataclass(frozen=True)
+class SearchedArm(Arm):
+    """A search."""
+
+    def candidate(self, run: Run, others: Others) -> Candidate:
+        """The arch that the search of the first space finds."""
+        ensure(run, SEARCH)
+        space = run.config.design.spaces[0]
+        record = run.search(space)
+        row = rows.new_row(
+            run, self.row_name, record.arch, space=record.space, strategy=record.strategy, cost=record.cost
+        )
+        seconds = files.read_record(run.search_file(space), StageHeader).took
+        return Candidate(row, seconds, "" if record.converged else record.why)
+
+
+@dataclass(frozen=True)
+class NamedArm(Arm):
+    """A network by its name, trained as it is."""
+
+    network: str = BASE
+    """`base`, `cifar_resnet:14`, `tas:C010-ResNet20`."""
+
+    @property
+    def source(self) -> dict[str, str]:
+        """The name of the network."""
+        return {**super().source, "network": self.network}
+
+    def builder(self, run: Run) -> Callable[[], nn.Module] | None:
+        """Builds the network, unless it is the base network."""
+        return None if self.network == BASE else partial(networks.build, self.network, run.config.data.classes)
+
+    def candidate(self, run: Run, others: Others) -> Candidate:
+        """The network, with its counts."""
+        untaught = self.network == BASE and run.config.distill.alpha == 0  # as the teacher of others is trained
+        name = BASE if untaught else self.row_name
+        row = rows.new_row(run, name, run.network.base, space="-", strategy="given", cost="-")
+        build = self.builder(run)
+        if build is None:
+            return Candidate(row)
+        macs, params = rows.counted(build(), run.target)
+        return Candidate(replace(row, arch=Arch({}), macs=macs, params=params, family=self.network))
+
+
+@dataclass(frozen=True)
+class PrunedArm(Arm):
+    """The base network pruned by Torch-Pruning to the limit of latency, as measured."""
+
+    criterion: str = "l1"
+
+    @property
+    def source(self) -> dict[str, str]:
+        """The criterion."""
+        return {**super().source, "prune": self.criterion}
+
+    def candidate(self, run: Run, others: Others) -> Candidate:
+        """The least pruned network within the limits: of latency, by two readings next to the base network."""
+        text = run.config.constraints.latency
+        if not text:
+            raise UserError("a pruned network needs a latency to be pruned to; give one: --constraints.latency=50%")
+        path, key = run.folder / "pruned.json", digest(self.basis(run))
+        if path.exists() and (content := read_json(path))["inputs"] == key:
+            return Candidate(self._row(run, from_json(content["arch"], Arch, path)))
+        exact = [limit for limit in pipeline.limits(run) if limit.metric != "latency"]
+        example = torch.zeros(2, *run.config.data.shapes[0])
+        archs = pruning.candidates(run.network, rows.base_network(run), example, self.criterion)
+        archs = [arch for arch in archs if not exact or over(exact, arch) <= 1]
+        if not archs:
+            limits = listing(f"{limit.metric} {limit.text}" for limit in exact)
+            raise UserError(f"no network pruned by {self.criterion} keeps what is asked for, {limits}")
+        ratios = self._ratios(run, archs, text, "looking for")
+        within = [arch for arch in archs if ratios[arch] <= 1]
+        if not within:
+            raise UserError(
+                f"no network pruned by {self.criterion} keeps the latency asked for, {text}; the fastest takes "
+                f"{percent(min(ratios.values()))} of that"
+            )
+        # the readings that pick a network favour it, so others confirm it
+        again = self._ratios(run, within[:REPEATS], text, "measuring again the")
+        arch = next((arch for arch in within if again.get(arch, 1.0) <= 1), within[-1])
+        write_json(path, {"inputs": key, "arch": to_json(arch)})
+        return Candidate(self._row(run, arch))
+
+    def _ratios(self, run: Run, archs: Sequence[Arch], text: str, what: str) -> dict[Arch, float]:
+        """Latency of each over the limit, in one run with the base network."""
+        measured = [self._row(run, arch) for arch in (run.network.base, *archs)]
+        modules = [resize(run.network, row.arch) for row in measured]
+        base, *readings = rows.measure_rows(run, measured, modules, f"{what} networks pruned to {text}, %")
+        most = parse("latency", text, base.estimate)
+        return {arch: reading.estimate / most for arch, reading in zip(archs, readings, strict=True)}
+
+    def _row(self, run: Run, arch: Arch) -> Result:
+        row = rows.new_row(run, self.row_name, arch, space="-", strategy=f"torch-pruning, {self.criterion}", cost="-")
+        return replace(row, predicted=run.calibrated.cost(arch))
+
+
+@dataclass(frozen=True)
+class SameAsArm(Arm):
+    """The network that another arm searches, trained with this arm's options."""
+
+    other: str = ""
+
+    @property
+    def source(self) -> dict[str, str]:
+        """The other arm."""
+        return {**super().source, "like": self.other}
+
+    def candidate(self, run: Run, others: Others) -> Candidate:
+        """The arch of the other arm."""
+        entry = others(self.other)
+        if entry is None:
+            raise UserError(f"the arm {self.other}, whose network it trains, is not finished")
+        result = entry.result
+        run.network.check(result.arch)
+        row = rows.new_row(run, self.name, result.arch, space=result.space, strategy=result.strategy, cost=result.cost)
+        return Candidate(row, entry.seconds)
+
+    def current(self, result: Result, others: Others) -> bool:
+        """Whether the other arm is finished and still has this arch."""
+        entry = others(self.other)
+        return entry is not None and entry.result.arch == result.arch
 
 
 def read_arms(*paths: Path) -> list[Arm]:
@@ -65,14 +243,21 @@ def read_arms(*paths: Path) -> list[Arm]:
                 f"{path}: prune of the arm {name} must be one of {listing(pruning.CRITERIA)}, without a network beside "
                 f"it, got {prune!r}"
             )
-        first = {arm.name: arm for arm in arms if not (arm.network or arm.prune or arm.like)}
+        first = {arm.name: arm for arm in arms if isinstance(arm, SearchedArm)}
         if like and (str(like) not in first or network or prune):
             raise UserError(
                 f"{path}: like of the arm {name} must be an arm above it that searches, of which there are "
                 f"{listing(first) or 'none'}, without a network or prune beside it, got {like!r}"
             )
-        its = first[like].overrides if like else ()
-        arms.append(Arm(name, (*its, *_overrides(path, name, rest)), network, prune, like))
+        overrides = (*(first[like].overrides if like else ()), *_overrides(path, name, rest))
+        if network:
+            arms.append(NamedArm(name, overrides, network))
+        elif prune:
+            arms.append(PrunedArm(name, overrides, prune))
+        elif like:
+            arms.append(SameAsArm(name, overrides, like))
+        else:
+            arms.append(SearchedArm(name, overrides))
     slugs = [files.slug(arm.name) for arm in arms]
     if len(arms) < 2 or len(set(slugs)) < len(slugs):
         raise UserError(
@@ -93,11 +278,11 @@ def _tables(path: Path) -> dict[str, Any]:
 
 def _overrides(path: Path, arm: str, options: Mapping[str, Any]) -> list[str]:
     """`--table.option=value` of each option."""
-    found = []
+    overrides = []
     for table, values in options.items():
         if not isinstance(values, dict):
             raise UserError(
                 f"{path}: the arm {arm} has {table} = {values!r}, which is no table of options; write {table}.OPTION"
             )
-        found += [f"--{table}.{name}={as_text(value)}" for name, value in values.items()]
-    return found
+        overrides += [f"--{table}.{name}={as_text(value)}" for name, value in values.items()]
+    return overrides

@@ -6,55 +6,45 @@ run's folder and ends in a result.json; what is there already is kept, so a comp
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from htas import datasets, files
+from htas import files
 from htas.console.progress import say
 from htas.console.record import into
-from htas.cost.limits import parse
 from htas.errors import UserError
-from htas.experiments import pruning
-from htas.experiments.arms import Arm, Entry
+from htas.experiments.arms import Arm, Entry, Others
 from htas.experiments.shared import SUPERNETS, own_folder, prepared, share_files
 from htas.experiments.table import _page, table
-from htas.files import digest, from_json, read_json, read_record, to_json, write_json
+from htas.files import digest, from_json, read_json, read_record, to_json, write_json, write_record
 from htas.graph import resize
-from htas.graph.arch import Arch
 from htas.report.result import Result
-from htas.run import networks
 from htas.run import rows as run_rows
-from htas.run import stages as pipeline
 from htas.run.config import fitting, load
-from htas.run.records import StageHeader
 from htas.run.run import Run
-from htas.run.stage import ensure
-from htas.run.stages import SEARCH
-from htas.search.moves import over
-from htas.text import TextTable, listing, no_such, percent, plural, shown
+from htas.text import TextTable, listing, no_such, plural, shown
 from htas.timing.measurement import Measurement
 from htas.timing.target import machine
 
-BASE = "base"
-"""The network of the configuration's family, unchanged."""
-
-
-AGAIN = 3
-"""Pruned networks that are measured a second time: the least pruned of those that keep the limit."""
-
-
-FREE = ("data.path", "survey.store", "survey.undecided")
-"""Options that no result depends on."""
-
-
 GUESS = 1e-3
 """Seconds of a call, where no network's latency is predicted: how often to read them follows from it."""
+
+
+@dataclass(frozen=True)
+class ArmRecord:
+    """result.json: an arm with one seed, trained."""
+
+    options: Mapping[str, Any]
+    """All that the result depends on, by name."""
+    search_seconds: float | None
+    doubt: str
+    images: str
+    result: Result
 
 
 def compare(
@@ -181,99 +171,16 @@ def _finish(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], job: 
     if _entry(jobs, named, (name, config.seed)) is not None:  # it trains what another arm has found again
         return
     share_files(job)  # searches and networks that others have made since
-    seconds: float | None = None
-    doubt = ""
-    if arm.network:
-        row, build = _given(job, arm)
-    elif arm.prune:
-        row, build = _pruned(job, arm), None
-    elif arm.like:
-        other = _entry(jobs, named, (arm.like, config.seed))
-        if other is None:
-            raise UserError(f"the arm {arm.like}, whose network it trains, is not finished")
-        its = other.result
-        job.network.check(its.arch)
-        row = run_rows.new_row(job, name, its.arch, space=its.space, strategy=its.strategy, cost=its.cost)
-        build, seconds = None, other.seconds
-    else:
-        ensure(job, SEARCH)
-        record = job.search(config.design.spaces[0])
-        row = run_rows.new_row(
-            job, _row_name(arm), record.arch, space=record.space, strategy=record.strategy, cost=record.cost
-        )
-        build, seconds = None, read_record(job.search_file(record.space), StageHeader).took
-        doubt = "" if record.converged else record.why
-    row, _ = run_rows.train_row(job, row, build=build)
+    candidate = arm.candidate(job, _others(jobs, named, config.seed))
+    row, _ = run_rows.train_row(job, candidate.row, build=arm.builder(job))
     if row.arch.widths:
         row = replace(row, predicted=job.calibrated.cost(row.arch))
-    images = datasets.encoding(config.data) if hasattr(config.data, "path") else ""
-    about = {"options": _basis(job, arm), "search_seconds": seconds, "doubt": doubt, "images": images}
-    write_json(place / "result.json", {**about, "result": to_json(row)})
+    record = ArmRecord(arm.basis(job), candidate.seconds, candidate.doubt, config.data.encoding, row)
+    write_record(place / "result.json", record)
 
 
-def _given(job: Run, arm: Arm) -> tuple[Result, Callable[[], nn.Module] | None]:
-    """The row of a network that is not searched, and how it is built where it is no arch of the base network."""
-    untaught = arm.network == BASE and job.config.distill.alpha == 0  # which is how the teacher of others is trained
-    name = BASE if untaught else _row_name(arm)
-    row = run_rows.new_row(job, name, job.network.base, space="-", strategy="given", cost="-")
-    if arm.network == BASE:
-        return row, None
-    build = partial(networks.build, arm.network, job.config.data.classes)
-    macs, params = run_rows.counted(build(), job.target)
-    return replace(row, arch=Arch({}), macs=macs, params=params, family=arm.network), build
-
-
-def _pruned(job: Run, arm: Arm) -> Result:
-    """The row of the least pruned network within the limits: of latency, by two readings beside the base network."""
-    text = job.config.constraints.latency
-    if not text:
-        raise UserError("a pruned network needs a latency to be pruned to; give one: --constraints.latency=50%")
-    path, key = job.folder / "pruned.json", digest(_basis(job, arm))
-    if path.exists() and (content := read_json(path))["inputs"] == key:
-        return _pruned_row(job, arm, from_json(content["arch"], Arch, path))
-    example = torch.zeros(2, *job.config.data.shapes[0])
-    exact = [limit for limit in pipeline.limits(job) if limit.metric != "latency"]
-    archs = pruning.candidates(job.network, run_rows.base_network(job), example, arm.prune)
-    archs = [arch for arch in archs if not exact or over(exact, arch) <= 1]
-    if not archs:
-        asked = listing(f"{limit.metric} {limit.text}" for limit in exact)
-        raise UserError(f"no network pruned by {arm.prune} keeps what is asked for, {asked}")
-    ratios = _over(job, arm, archs, text, "looking for")
-    within = [arch for arch in archs if ratios[arch] <= 1]
-    if not within:
-        raise UserError(
-            f"no network pruned by {arm.prune} keeps the latency asked for, {text}; the fastest takes "
-            f"{percent(min(ratios.values()))} of that"
-        )
-    again = _over(job, arm, within[:AGAIN], text, "measuring anew")  # a reading that picks is believed by another one
-    arch = next((arch for arch in within if again.get(arch, 1.0) <= 1), within[-1])
-    write_json(path, {"inputs": key, "arch": to_json(arch)})
-    return _pruned_row(job, arm, arch)
-
-
-def _over(job: Run, arm: Arm, archs: Sequence[Arch], text: str, what: str) -> dict[Arch, float]:
-    """Latency of each over the limit, in one run beside the base network."""
-    rows = [_pruned_row(job, arm, arch) for arch in (job.network.base, *archs)]
-    modules = [resize(job.network, row.arch) for row in rows]
-    base, *readings = run_rows.measure_rows(job, rows, modules, f"{what} networks pruned to {text}, %")
-    most = parse("latency", text, base.estimate)
-    return {arch: reading.estimate / most for arch, reading in zip(archs, readings, strict=True)}
-
-
-def _pruned_row(job: Run, arm: Arm, arch: Arch) -> Result:
-    row = run_rows.new_row(job, _row_name(arm), arch, space="-", strategy=f"torch-pruning, {arm.prune}", cost="-")
-    return replace(row, predicted=job.calibrated.cost(arch))
-
-
-def _row_name(arm: Arm) -> str:
-    """Of the network trained; `base` alone is that of the teacher, which learns from nobody."""
-    return f"{BASE} network" if arm.name == BASE else arm.name
-
-
-def _basis(job: Run, arm: Arm) -> dict[str, Any]:
-    """All that a result depends on, by name; where the data lie is not part of it."""
-    options = {name: value for name, value in job.config.options().items() if name not in FREE}
-    return {**options, "network": arm.network, "prune": arm.prune, "like": arm.like}
+def _others(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], seed: int) -> Others:
+    return lambda name: _entry(jobs, named, (name, seed))
 
 
 def _difference(then: Mapping[str, Any], job: Run, arm: Arm) -> str:
@@ -282,7 +189,7 @@ def _difference(then: Mapping[str, Any], job: Run, arm: Arm) -> str:
     An option that there was not yet, when the result was made, is taken to have been what it is by default now.
     """
     usual = job.config.usual()
-    for name, value in _basis(job, arm).items():
+    for name, value in arm.basis(job).items():
         before = then.get(name, usual.get(name))
         if before != value:
             return f"{name} = {before!r} there, {value!r} here"
@@ -296,23 +203,15 @@ def _entry(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], key: t
     path = job.folder / "result.json"
     if not path.exists():
         return None
-    content = read_json(path)
-    if "options" not in content:
-        raise UserError(
-            f"{path} was written by an earlier version and does not say of what; delete it, or name another --out"
-        )
-    if difference := _difference(content["options"], job, arm):
+    record = read_record(path, ArmRecord)
+    if difference := _difference(record.options, job, arm):
         raise UserError(
             f"{job.folder} holds a result of another configuration ({difference}); name another folder with --out, or "
             "delete this one"
         )
-    result = from_json(content["result"], Result, path)
-    found = Entry(result, content["search_seconds"], content.get("doubt", ""), content.get("images", ""))
-    if arm.like:
-        other = _entry(jobs, named, (arm.like, key[1]))
-        if other is None or other.result.arch != found.result.arch:
-            return None
-    return found
+    if not arm.current(record.result, _others(jobs, named, key[1])):
+        return None
+    return Entry(record.result, record.search_seconds, record.doubt, record.images)
 
 
 def measured(
@@ -352,7 +251,7 @@ def measured(
 
 
 def _network(job: Run, arm: Arm, row: Result) -> nn.Module:
-    build = _given(job, arm)[1] if arm.network else None
+    build = arm.builder(job)
     if job.model_file(row.name).exists():
         return run_rows.load_network(job, row, build=build)
     model = build() if build else resize(job.network, row.arch)

@@ -1,6 +1,7 @@
 """How far the difference of two means may be off: Welch's interval, and one of values that come in blocks."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,14 +11,14 @@ def reach(samples: Sequence[Sequence[float]], confidence: float = 0.95) -> float
     """Half of the interval of the difference of two means, or of one mean; endless where a sample has one value."""
     if min(map(len, samples)) < 2:
         return math.inf
-    shares = [np.var(values, ddof=1) / len(values) for values in samples]
-    if not sum(shares):
+    if not any(np.ptp(values) for values in samples):
         return 0.0
-    # Welch's degrees of freedom; of one sample, its own
-    freedom = sum(shares) ** 2 / sum(
-        share**2 / (len(values) - 1) for share, values in zip(shares, samples, strict=True)
-    )
-    return _quantile(float(freedom), confidence) * math.sqrt(sum(shares))
+    from scipy.stats import ttest_1samp, ttest_ind
+
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of values that are nearly equal
+        test = ttest_ind(*samples, equal_var=False) if len(samples) > 1 else ttest_1samp(samples[0], 0.0)
+        low, high = test.confidence_interval(confidence)
+    return float(high - low) / 2
 
 
 class Blocks:

@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 
 from htas import datasets, plugins
 from htas.data.split import Images, Part, Split, augmented, proportional
-from htas.datasets import Dataset, cifar10, cifar100, encoding, load
+from htas.datasets import Dataset, cifar10, cifar100, load
 from htas.datasets.cifar10 import Cifar10
 from htas.datasets.cifar100 import Cifar100
 from htas.datasets.digits import Digits
@@ -703,18 +703,18 @@ def test_an_accuracy_says_how_its_images_were_kept(
     place.mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(place / f"0.{suffix}", **options)
-    assert encoding(Cifar10(path=str(tmp_path))) == said
+    assert Cifar10(path=str(tmp_path)).encoding == said
 
 
 def test_images_of_the_publisher_and_of_the_hub_are_called_so(tmp_path: Path) -> None:
-    assert encoding(Cifar10()) == "from the Hugging Face hub"
+    assert Cifar10().encoding == "from the Hugging Face hub"
     (tmp_path / "data_batch_1.bin").write_bytes(b"")
-    assert encoding(Cifar10(path=str(tmp_path))) == "the publisher's binary files"
+    assert Cifar10(path=str(tmp_path)).encoding == "the publisher's binary files"
 
 
 @pytest.mark.data
 def test_the_encoding_of_a_parquet_copy_is_that_of_its_images(real: Dataset) -> None:
-    said = encoding(real)
+    said = real.encoding
     file = next(iter(sorted(Path(real.path).rglob("train-*.parquet"))))  # type: ignore[attr-defined]
     first = parquet.ParquetFile(file).read().slice(0, 1).to_pylist()[0]
     (content,) = (value["bytes"] for value in first.values() if isinstance(value, dict))

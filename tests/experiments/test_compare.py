@@ -10,8 +10,9 @@ from scripted_device import scripted_device
 
 from htas.cli import main
 from htas.errors import UserError
+from htas.experiments import arms as arms_of_tests
 from htas.experiments import compare
-from htas.experiments.arms import Arm, Entry, read_arms
+from htas.experiments.arms import Entry, NamedArm, PrunedArm, SearchedArm, read_arms
 from htas.experiments.table import table
 from htas.files import from_json, read_json, read_record, read_tensors, to_json, write_json
 from htas.graph.arch import Arch
@@ -127,12 +128,12 @@ def test_arms_may_differ_in_expansion_cost_and_adds(tmp_path):
     rows = {each["arm"]: from_json(each["result"], Result, "row") for each in content}
     assert set(rows) == {"e2", "e1", "projected", "macs"} and all(row.accuracy for row in rows.values())
     assert rows["projected"].adds == "project" and rows["macs"].cost != rows["e2"].cost
-    base = compare._job(None, OPTIONS, Arm("e1"), 0, tmp_path, {}).network.widths
+    base = compare._job(None, OPTIONS, SearchedArm("e1"), 0, tmp_path, {}).network.widths
     assert all(width <= base[site].base for site, width in rows["e1"].arch.widths.items())
 
 
 def test_what_is_finished_is_not_done_again(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "ensure", None)
+    monkeypatch.setattr(arms_of_tests, "ensure", None)
     monkeypatch.setattr(run_rows, "train_row", None)
     before = (finished / "latencies.json").stat().st_mtime_ns
     path, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, finished)
@@ -144,14 +145,16 @@ def test_what_is_finished_is_not_done_again(finished, tmp_path, monkeypatch):
     cells = rows["| found", "1"].strip("| ").split(" | ")
     assert len(rows) == 2 + 8 and cells[2] == f"{100 * found.accuracy:.2f}"
     assert rows["| base", "0"].split(" | ")[4] == "1.000" and rows["| plain 8", "1"].endswith("| - | - |")
-    used = {use.site for use in compare._job(None, OPTIONS, Arm("found"), 0, finished, {}).network.uses(found.arch)}
+    used = {
+        use.site for use in compare._job(None, OPTIONS, SearchedArm("found"), 0, finished, {}).network.uses(found.arch)
+    }
     assert cells[-1] == ", ".join(str(width) for site, width in found.arch.widths.items() if site in used)
     assert cells[-2] == ", ".join(map(str, found.arch.depths.values()))
 
 
 def test_results_alone_are_enough_to_go_on_with(finished, tmp_path, monkeypatch):
     """As when only the small files were carried to another machine: nothing is trained, everything is measured."""
-    monkeypatch.setattr(compare, "ensure", None)
+    monkeypatch.setattr(arms_of_tests, "ensure", None)
     monkeypatch.setattr(run_rows, "train_row", None)
     for path in finished.glob("*/result.json"):
         (tmp_path / path.parent.name).mkdir()
@@ -162,23 +165,26 @@ def test_results_alone_are_enough_to_go_on_with(finished, tmp_path, monkeypatch)
 
 
 def test_where_the_data_lie_is_not_part_of_a_result(tmp_path):
-    jobs = [compare._job(None, ["data.name=cifar10", f"data.path=/{name}"], Arm("a"), 0, tmp_path, {}) for name in "bc"]
-    basis = compare._basis(jobs[0], Arm("a"))
-    assert compare._difference(basis, jobs[1], Arm("a")) == ""
-    other = compare._difference(basis, jobs[0], Arm("a", network="base"))
+    jobs = [
+        compare._job(None, ["data.name=cifar10", f"data.path=/{name}"], SearchedArm("a"), 0, tmp_path, {})
+        for name in "bc"
+    ]
+    basis = SearchedArm("a").basis(jobs[0])
+    assert compare._difference(basis, jobs[1], SearchedArm("a")) == ""
+    other = compare._difference(basis, jobs[0], NamedArm("a"))
     assert other == "network = '' there, 'base' here"
 
 
 def test_a_result_of_an_earlier_version_lacks_options_that_came_since(tmp_path):
     """They were, then, what they are by default now, whatever the defaults of others were."""
-    job = compare._job(None, ["strategy.epochs=3"], Arm("a"), 0, tmp_path, {})
-    basis = compare._basis(job, Arm("a"))
+    job = compare._job(None, ["strategy.epochs=3"], SearchedArm("a"), 0, tmp_path, {})
+    basis = SearchedArm("a").basis(job)
     del basis["strategy.arch_lr"], basis["design.widths"]
-    assert compare._difference(basis, job, Arm("a")) == ""
-    moved = compare._job(None, ["strategy.epochs=3", "strategy.arch_lr=0.5"], Arm("a"), 0, tmp_path, {})
-    assert compare._difference(basis, moved, Arm("a")) == "strategy.arch_lr = 0.001 there, 0.5 here"
-    usual = compare._job(None, [], Arm("a"), 0, tmp_path, {})
-    assert compare._difference(basis, usual, Arm("a")) == "strategy.epochs = 3 there, 600 here"
+    assert compare._difference(basis, job, SearchedArm("a")) == ""
+    moved = compare._job(None, ["strategy.epochs=3", "strategy.arch_lr=0.5"], SearchedArm("a"), 0, tmp_path, {})
+    assert compare._difference(basis, moved, SearchedArm("a")) == "strategy.arch_lr = 0.001 there, 0.5 here"
+    usual = compare._job(None, [], SearchedArm("a"), 0, tmp_path, {})
+    assert compare._difference(basis, usual, SearchedArm("a")) == "strategy.epochs = 3 there, 600 here"
 
 
 def test_a_comparison_shows_what_there_is_and_marks_the_rest(finished, tmp_path):
@@ -320,15 +326,15 @@ def test_a_wrong_option_names_its_arm(tmp_path, capsys):
 
 def test_options_of_the_command_line_are_for_an_arm_that_takes_another_strategy_where_it_has_them(finished, capsys):
     given = ["--strategy.arch_lr=0.3", "strategy.epochs=2", "train.lr=0.3"]
-    scaled, tas = Arm("scaled", ("--strategy.name=scaled",)), Arm("tas", ('--design.spaces=["tas"]',))
+    scaled, tas = SearchedArm("scaled", ("--strategy.name=scaled",)), SearchedArm("tas", ('--design.spaces=["tas"]',))
     job = compare._job(None, given, scaled, 0, finished, {})
     assert (job.config.strategy.epochs, job.config.train.lr) == (2, 0.3)
     assert compare._job(None, given, tas, 0, finished, {}).config.strategy.arch_lr == 0.3
-    own = Arm("own", ("--strategy.name=differentiable", "--strategy.epochs=5"))
+    own = SearchedArm("own", ("--strategy.name=differentiable", "--strategy.epochs=5"))
     strategy = compare._job(None, given, own, 0, finished, {}).config.strategy
     assert (strategy.epochs, strategy.arch_lr) == (5, 0.3)
     with pytest.raises(UserError, match="another configuration"):
-        compare.compare(None, [*OPTIONS, given[0]], [Arm("found"), scaled], 1, finished)
+        compare.compare(None, [*OPTIONS, given[0]], [SearchedArm("found"), scaled], 1, finished)
     assert "not for the arm scaled, by what it names itself: --strategy.arch_lr=0.3" in capsys.readouterr().err
 
 
@@ -352,19 +358,19 @@ def test_another_configuration_in_the_same_folder_is_refused(finished, tmp_path)
 
 
 def test_arms_of_different_targets_are_refused(tmp_path):
-    other = Arm("two", ("--target.batch=8",))
+    other = SearchedArm("two", ("--target.batch=8",))
     with pytest.raises(ValueError, match="the arms one and two have different targets"):
-        compare.compare(None, OPTIONS, [Arm("one"), other], 1, tmp_path)
+        compare.compare(None, OPTIONS, [SearchedArm("one"), other], 1, tmp_path)
 
 
 def test_a_seed_of_its_own_is_refused(tmp_path):
     with pytest.raises(ValueError, match="has seeds from 0 on: leave --seed out, and give their number with --seeds=2"):
-        compare.compare(None, [*OPTIONS, "--seed=5"], [Arm("found"), Arm("other")], 2, tmp_path)
+        compare.compare(None, [*OPTIONS, "--seed=5"], [SearchedArm("found"), SearchedArm("other")], 2, tmp_path)
 
 
 def test_an_unknown_arm_to_set_others_beside_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no arm called 'foun'; did you mean 'found'"):
-        compare.compare(None, OPTIONS, [Arm("found"), Arm("other")], 1, tmp_path, against="foun")
+        compare.compare(None, OPTIONS, [SearchedArm("found"), SearchedArm("other")], 1, tmp_path, against="foun")
 
 
 # -- pruning -----------------------------------------------------------------------------------------------------------
@@ -392,7 +398,7 @@ def test_a_pruned_network_is_the_least_pruned_one_within_the_measured_limit(fini
 
 def test_a_pruned_network_keeps_other_limits_too_and_a_second_reading(finished, tmp_path, monkeypatch):
     """The first reading, of all, says that every network is as fast as can be; the second tells the truth."""
-    job = compare._job(None, [*OPTIONS, "constraints.macs=70%"], Arm("pruned", prune="l1"), 0, tmp_path, {})
+    job = compare._job(None, [*OPTIONS, "constraints.macs=70%"], PrunedArm("pruned"), 0, tmp_path, {})
     job = replace(job, folder=shutil.copytree(finished / "base-0", tmp_path / "run"))
     monkeypatch.setattr(run_rows, "base_network", lambda job: job.config.family.build(10))
     read = run_rows.measure_rows
@@ -408,8 +414,8 @@ def test_a_pruned_network_keeps_other_limits_too_and_a_second_reading(finished, 
         )
 
     monkeypatch.setattr(run_rows, "measure_rows", measured)
-    monkeypatch.setattr(compare, "AGAIN", 30)
-    row = compare._pruned(job, Arm("pruned", prune="l1"))
+    monkeypatch.setattr(arms_of_tests, "REPEATS", 30)
+    row = PrunedArm("pruned").candidate(job, lambda name: None).row
     assert asked[0] > 10 and asked[1] > 1
     assert row.macs <= 0.7 * job.network.macs(job.network.base)
     assert row.params <= 0.6 * job.network.params(job.network.base) < row.params * 1.3
@@ -454,7 +460,7 @@ def test_what_an_arm_has_found_is_trained_otherwise_with_no_search(finished, tmp
     (out / "found-0").mkdir(parents=True)
     shutil.copy(finished / "found-0" / "result.json", out / "found-0")
     text = '[found]\n["found, alone"]\nlike = "found"\ndistill = { alpha = 0.0 }\n'
-    monkeypatch.setattr(compare, "ensure", None)
+    monkeypatch.setattr(arms_of_tests, "ensure", None)
     compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, out)
     first, other = (from_json(each["result"], Result, "row") for each in read_json(out / "compare.json")["arms"])
     assert first.arch == other.arch and first.space == other.space and (first.teacher, other.teacher) == ("base", "")

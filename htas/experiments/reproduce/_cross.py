@@ -4,7 +4,7 @@ from typing import Any
 
 from htas.errors import UserError
 from htas.experiments import compare
-from htas.experiments.arms import Arm
+from htas.experiments.arms import Arm, NamedArm
 from htas.experiments.reproduce._plan import LENGTHS, MANUAL, PAPER, Plan, describe, within
 from htas.experiments.reproduce._rows import Row, accuracy, budget, doubted, millions, milliseconds, row_of, times
 from htas.report.paper import Section
@@ -81,7 +81,7 @@ def crossed(plan: Plan) -> tuple[Any, Any, list[Arm], list[str]]:
     one, second = plan.config(DATA, DEPTH).target, plan.second_target()
     share = budget(DATA, DEPTH, plan.paper)
     arms = [
-        Arm(MANUAL, ("--distill.alpha=0",), network="base"),
+        NamedArm(MANUAL, ("--distill.alpha=0",)),
         within(share),
         within(share, *plan.other(), beside=_name(second, one)),
     ]

@@ -7,9 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from htas import datasets, text
+from htas import text
 from htas.errors import UserError
-from htas.experiments.arms import Arm, Entry
+from htas.experiments.arms import Arm, Entry, NamedArm, SearchedArm
 from htas.run import run
 from htas.run.config import Config, load
 from htas.timing.target import Target
@@ -119,8 +119,8 @@ class Plan:
         }
         if config is not None:
             facts["Length"] = self.said(config)
-            copies = dict.fromkeys(entry.images or datasets.encoding(config.data) for entry in entries)
-            images = "; others ".join(copies) or datasets.encoding(config.data)
+            copies = dict.fromkeys(entry.images or config.data.encoding for entry in entries)
+            images = "; others ".join(copies) or config.data.encoding
             facts["Data"] = f"{config.names['data']}: {images}"
         return {**facts, "Date": found["date"][:10], "Command": self.command}
 
@@ -153,10 +153,12 @@ class Plan:
         band = ("loss=band", f"ratio={ratio}", "tolerance=0.05", "weight=2.0", "cost=macs")
         published = f"tas:{PAPER['tas_published'][data]}-ResNet{depth}"
         return [
-            Arm(MANUAL, ("--distill.alpha=0",), network="base"),
-            Arm(TAS, ('--design.spaces=["tas"]', "--design.expand=1.0", *(f"--strategy.{each}" for each in band))),
-            Arm(PUBLISHED, network=published),
-            Arm(LAMBDA),
+            NamedArm(MANUAL, ("--distill.alpha=0",)),
+            SearchedArm(
+                TAS, ('--design.spaces=["tas"]', "--design.expand=1.0", *(f"--strategy.{each}" for each in band))
+            ),
+            NamedArm(PUBLISHED, network=published),
+            SearchedArm(LAMBDA),
             within(budget),
         ]
 
@@ -164,7 +166,7 @@ class Plan:
 def within(budget: float, *options: str, beside: str = "") -> Arm:
     """The search within a share of the base network's latency; with further options, its name says of what."""
     name = f"HTAS within {100 * budget:.0f} %" + (f", for {beside}" if beside else "")
-    return Arm(name, ("--strategy.cost=table", f"--constraints.latency={100 * budget:.0f}%", *options))
+    return SearchedArm(name, ("--strategy.cost=table", f"--constraints.latency={100 * budget:.0f}%", *options))
 
 
 def describe(target: Target) -> str:
