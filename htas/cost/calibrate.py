@@ -108,8 +108,8 @@ class Calibrate:
     def limits(self, layers: int, building: float = 0.0, base: float = 0.0) -> tuple[float, float]:
         """Seconds for so many layers, each of which takes so long to build, and for the networks, of which the base
         takes about so long."""
-        own = TWICE * building if building <= CHEAP else 0.0  # what takes longer is built once, on top
-        parts = (max(EACH, TURNS * base) + own) * layers, max(WHOLE, TURNS_WHOLE * base) * self.networks
+        building_twice = TWICE * building if building <= CHEAP else 0.0  # what takes longer is built once, on top
+        parts = (max(EACH, TURNS * base) + building_twice) * layers, max(WHOLE, TURNS_WHOLE * base) * self.networks
         share = self.seconds / sum(parts) if self.seconds else 1.0
         return parts[0] * share, parts[1] * share
 
@@ -133,7 +133,7 @@ def cells(network: Network, spaces: Sequence[Space], most: int, building: float 
 
     `building` is the seconds that it takes to build one.
     """
-    found = {}
+    layers = {}
     for template, (all_inputs, outputs) in pairs(network, spaces, most).items():
         inputs = thinned(all_inputs, THIN) if building >= DEAR else all_inputs
         sizes = (
@@ -141,15 +141,15 @@ def cells(network: Network, spaces: Sequence[Space], most: int, building: float 
             if template.keeps_width
             else [(i, o) for i in sorted(inputs) for o in sorted(outputs)]
         )
-        found[template] = [template.at(i, o) for i, o in sizes]
-    return found
+        layers[template] = [template.at(i, o) for i, o in sizes]
+    return layers
 
 
 def spread(network: Network, spaces: Sequence[Space], count: int, seed: int) -> list[Arch]:
     """The base, and random archs of the spaces whose multiply-adds are spread evenly; always the same for a seed."""
     rng = random.Random(seed)
-    drawn = [space.sample(rng, rng.uniform(-5, 5)) for space in spaces for _ in range(DRAWN * count // len(spaces))]
-    ordered = sorted(dict.fromkeys(drawn), key=network.macs)
+    archs = [space.sample(rng, rng.uniform(-5, 5)) for space in spaces for _ in range(DRAWN * count // len(spaces))]
+    ordered = sorted(dict.fromkeys(archs), key=network.macs)
     costs = np.asarray([network.macs(arch) for arch in ordered])
     aims = np.linspace(costs[0], costs[-1], count - 1)
     nearest = [ordered[int(np.abs(costs - aim).argmin())] for aim in aims]
@@ -172,10 +172,13 @@ def calibrate(
     layers = list(dict.fromkeys(layer for mine in by_template.values() for layer in mine))
     archs = spread(network, spaces, options.networks, seed)
     parts = _parts(on_round, options.limits(len(layers), building, base))
-    found = metrics[0].measure(layers, on_round=parts[0], pending=lambda its: _pending(by_template, layers, its))
-    readings = dict(zip(layers, found, strict=True))
+    measurements = metrics[0].measure(
+        layers, on_round=parts[0], pending=lambda so_far: _pending(by_template, layers, so_far)
+    )
+    readings = dict(zip(layers, measurements, strict=True))
     mends = {template: mended(table(mine, readings)) for template, mine in by_template.items()}
-    tables, slow = {template: own for template, (own, _) in mends.items()}, sum(number for _, number in mends.values())
+    tables = {template: mended_table for template, (mended_table, _) in mends.items()}
+    slow = sum(number for _, number in mends.values())
     measured = whole(network, archs, metrics[1], parts[1])
     fitted = fit(network, tables, archs, [each.estimate for each in measured])
     return CalibrationRecord(
@@ -191,28 +194,28 @@ def _pending(
     by_template: Mapping[Template, Sequence[Layer]], layers: Sequence[Layer], readings: Sequence[Measurement]
 ) -> set[int]:
     """The numbers of layers to read on: those that are unsure, and those that are odd beside their neighbours."""
-    own = dict(zip(layers, readings, strict=True))
-    odd = {layer for mine in by_template.values() for layer in _odd(mine, own)}
+    by_layer = dict(zip(layers, readings, strict=True))
+    odd = {layer for mine in by_template.values() for layer in _odd(mine, by_layer)}
     return {
         number
         for number, layer in enumerate(layers)
-        if layer in odd or own[layer].error > UNSURE * abs(own[layer].estimate)
+        if layer in odd or by_layer[layer].error > UNSURE * abs(by_layer[layer].estimate)
     }
 
 
 def _odd(layers: Sequence[Layer], readings: Mapping[Layer, Measurement]) -> Iterator[Layer]:
     """Layers of one template that take more than their rows and columns in common would have them."""
-    own = table(layers, readings)
-    for i, o in np.argwhere(np.asarray(own.values) > ODD * polished(own)).tolist():
-        yield layers[0].template.at(own.inputs[i], own.outputs[o]) if len(own.inputs) > 1 else layers[o]
+    grid = table(layers, readings)
+    for i, o in np.argwhere(np.asarray(grid.values) > ODD * polished(grid)).tolist():
+        yield layers[0].template.at(grid.inputs[i], grid.outputs[o]) if len(grid.inputs) > 1 else layers[o]
 
 
-def polished(own: Table) -> Floats:
+def polished(grid: Table) -> Floats:
     """What each cell would be if every row were in proportion to the others: a median polish of logarithms (Tukey).
 
     A few cells that are far too high do not touch it. Tables of one or two rows stay as they are.
     """
-    values = np.asarray(own.values, float)
+    values = np.asarray(grid.values, float)
     if min(values.shape) < 3:
         return values
     logs = np.log(np.maximum(values, 1e-3 * np.median(values)))
@@ -220,15 +223,15 @@ def polished(own: Table) -> Floats:
     for _ in range(POLISHING):
         rows = np.median(logs - columns, axis=1, keepdims=True)
         columns = np.median(logs - rows, axis=0)
-    found: Floats = np.exp(rows + columns)
-    return found
+    product: Floats = np.exp(rows + columns)
+    return product
 
 
-def mended(own: Table) -> tuple[Table, int]:
+def mended(grid: Table) -> tuple[Table, int]:
     """The table with cells that are far too high as the others would have them, and how many these are."""
-    values, fair = np.asarray(own.values, float), polished(own)
+    values, fair = np.asarray(grid.values, float), polished(grid)
     slow = values > MEND * fair
-    return replace(own, values=tuple(map(tuple, np.where(slow, fair, values).tolist()))), int(slow.sum())
+    return replace(grid, values=tuple(map(tuple, np.where(slow, fair, values).tolist()))), int(slow.sum())
 
 
 def _mends(slow: int, layers: int) -> list[str]:
@@ -266,16 +269,16 @@ def whole(
     machine has free), in several, each with the base, by whose readings they are brought to one level."""
     import psutil
 
-    found: dict[Arch, Measurement] = {}
+    by_arch: dict[Arch, Measurement] = {}
     together = lots(network, archs, free or psutil.virtual_memory().available)
     for number, lot in enumerate(together):
         part = replace(metric, limit=metric.limit * len(lot) / len(archs)) if isinstance(metric, Latency) else metric
         base, *others = part.measure(
             [resize(network, arch) for arch in lot], on_round=_part(on_round, number, len(together))
         )
-        level = found.setdefault(archs[0], base).estimate / base.estimate
-        found |= {arch: own.scaled(level) for arch, own in zip(lot[1:], others, strict=True)}
-    return [found[arch] for arch in archs]
+        level = by_arch.setdefault(archs[0], base).estimate / base.estimate
+        by_arch |= {arch: reading.scaled(level) for arch, reading in zip(lot[1:], others, strict=True)}
+    return [by_arch[arch] for arch in archs]
 
 
 def lots(network: Network, archs: Sequence[Arch], free: float) -> list[list[Arch]]:

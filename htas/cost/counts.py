@@ -77,7 +77,7 @@ class CountCost(LayerCost):
         total = super().expected(space, widths, depths)
         stays = {name: by_block(space.depths[name], depths[name], s.base) for name, s in self.network.depths.items()}
         for step in self.network.flow(lambda site: Mixture({site: 1.0}), stays.__getitem__):
-            own = getattr(step.node, self.count)
-            if step.node.kind == "fixed" and own:
-                total = total + step.kept * own
+            amount = getattr(step.node, self.count)
+            if step.node.kind == "fixed" and amount:
+                total = total + step.kept * amount
         return total

@@ -49,25 +49,28 @@ def fit(
 ) -> FittedCalibration:
     """The form with the least held-out error, the simpler one where another is hardly better (BETTER)."""
     sums = [_sums(network, tables, arch) for arch in archs]
-    kinds = sorted({kind for own, _ in sums for kind in own})
+    kinds = sorted({kind for by_kind, _ in sums for kind in by_kind})
     best: tuple[float, FittedCalibration] = (inf, FittedCalibration(Calibration(), (), ()))
     target = np.asarray(measured)
     for form in FORMS:
-        rows = np.array([_features(own, count, form, kinds) for own, count in sums])
-        found = tuple(
-            float(rows[left] @ _weights(np.delete(rows, left, axis=0), np.delete(target, left), form, kinds))
-            for left in range(len(rows))
+        rows = np.array([_features(by_kind, count, form, kinds) for by_kind, count in sums])
+        held_out = tuple(
+            float(rows[row] @ _weights(np.delete(rows, row, axis=0), np.delete(target, row), form, kinds))
+            for row in range(len(rows))
         )
-        off = np.abs(np.asarray(found) / target - 1)
+        off = np.abs(np.asarray(held_out) / target - 1)
         error = float(np.mean(np.minimum(off, _far(off))))
         if error < BETTER * best[0]:
-            best = error, FittedCalibration(_calibration(_weights(rows, target, form, kinds), form, kinds), found, form)
+            best = (
+                error,
+                FittedCalibration(_calibration(_weights(rows, target, form, kinds), form, kinds), held_out, form),
+            )
     return best[1]
 
 
 def _sums(network: Network, tables: Mapping[Template, Table], arch: Arch) -> tuple[dict[str, float], int]:
     """By kind of operator the sum of an arch's layers, and the number of layers."""
-    found: dict[str, float] = {}
+    by_kind: dict[str, float] = {}
     count = 0
     for step in network.steps(arch):
         if step.layer is None or step.node.layer is None:
@@ -75,9 +78,9 @@ def _sums(network: Network, tables: Mapping[Template, Table], arch: Arch) -> tup
         # the node's own template: a depthwise layer of one channel looks like a plain one
         template = step.node.layer.template
         value = float(tables[template].at([step.layer.inputs], [step.layer.outputs])[0, 0])
-        found[template.kind] = found.get(template.kind, 0.0) + value
+        by_kind[template.kind] = by_kind.get(template.kind, 0.0) + value
         count += 1
-    return found, count
+    return by_kind, count
 
 
 def _features(sums: Mapping[str, float], count: int, form: Collection[str], kinds: Sequence[str]) -> list[float]:
@@ -93,10 +96,10 @@ def _weights(rows: Floats, measured: Floats, form: Collection[str], kinds: Seque
     """
     trust = np.ones(len(measured))
     for _ in range(AGAIN):
-        found = _weighed(rows, measured, form, kinds, trust)
-        off = np.abs(rows @ found / measured - 1)
+        weights = _weighed(rows, measured, form, kinds, trust)
+        off = np.abs(rows @ weights / measured - 1)
         trust = _far(off) / np.maximum(off, _far(off))  # Huber's
-    return found
+    return weights
 
 
 def _far(off: Floats) -> float:
@@ -129,8 +132,8 @@ def _solve(rows: Floats, target: Floats) -> Floats:
 def _calibration(weights: Floats, form: Collection[str], kinds: Sequence[str]) -> Calibration:
     rest = weights.tolist()
     count = len(kinds) if "kinds" in form else 1
-    own, rest = rest[:count], rest[count:]
+    scales, rest = rest[:count], rest[count:]
     each = rest.pop(0) if "each" in form else 0.0
     constant = rest.pop(0) if "constant" in form else 0.0
-    scales = dict(zip(kinds, own, strict=True)) if "kinds" in form else dict.fromkeys(kinds, own[0])
+    scales = dict(zip(kinds, scales, strict=True)) if "kinds" in form else dict.fromkeys(kinds, scales[0])
     return Calibration(scales, each, constant)

@@ -38,11 +38,11 @@ class Constraints:
     """Limits by metrics of your own: {"package.module:Class" = "50%"}."""
 
     def __post_init__(self) -> None:
-        for metric, text in self.given.items():
+        for metric, text in self.by_metric.items():
             parse(metric, text, 1.0)
 
     @property
-    def given(self) -> dict[str, str]:
+    def by_metric(self) -> dict[str, str]:
         """The limits that are given, by metric."""
         standard = {name: getattr(self, name) for name in STANDARD}
         return {metric: text for metric, text in (standard | self.metrics).items() if text}
@@ -91,5 +91,5 @@ def limits(constraints: Constraints, costs: Mapping[str, CostModel], base: Arch)
     """The constraints as numbers; `costs` has a model of every metric that is constrained."""
     return tuple(
         Limit(metric, text, costs[metric], parse(metric, text, costs[metric].cost(base)))
-        for metric, text in constraints.given.items()
+        for metric, text in constraints.by_metric.items()
     )

@@ -42,5 +42,5 @@ def keeps(choices: Sequence[int], probabilities: Tensor, blocks: int) -> list[Te
 def by_block(choices: Sequence[int], probabilities: Tensor, blocks: int) -> list[Tensor]:
     """Probability of keeping 1, 2, ... blocks; zero for depths that are no choice."""
     zero = probabilities.new_zeros(())
-    found = dict(zip(choices, probabilities, strict=True))
-    return [found.get(depth, zero) for depth in range(1, blocks + 1)]
+    by_depth = dict(zip(choices, probabilities, strict=True))
+    return [by_depth.get(depth, zero) for depth in range(1, blocks + 1)]

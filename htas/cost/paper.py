@@ -59,12 +59,12 @@ class PaperCost(CostModel):
     def expected(self, space: Space, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> Tensor:
         """f(E[x]) of eq. 8 for each term, times the probability that it is kept."""
         mean = {site: expectation(space.widths[site], widths[site]) for site in space.widths}
-        kept = {site: keeps(space.depths[site], depths[site], self.blocks[site]) for site in space.depths}
+        keep = {site: keeps(space.depths[site], depths[site], self.blocks[site]) for site in space.depths}
         total: Any = 0.0
         for term in self.terms:
             share: Any = 1.0
             for site, block in term.blocks:
-                share = share * kept[site][block]
+                share = share * keep[site][block]
             total = total + share * term.at(mean[term.site] if term.site else 0)
         return torch.as_tensor(total)
 

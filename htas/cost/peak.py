@@ -47,28 +47,28 @@ class PeakCost(CostModel):
     """The most bytes alive at once in a pass over a batch in eager PyTorch, as the metric `memory` counts them."""
 
     network: Network
-    told: tuple[TensorFacts, ...]
+    tensors: tuple[TensorFacts, ...]
     plain: tuple[TensorFacts, ...] = ()
     """With projected adds, of archs that need no projection: these are of the user's own class, no GraphModule."""
     scale: float = 1.0
     """What the device holds over what is told: 1 on a CPU."""
     unit: str = "bytes"
-    known: Mapping[Arch, float] = field(default_factory=dict)
+    counted: Mapping[Arch, float] = field(default_factory=dict)
     """Archs that were counted: the base network."""
 
     def cost(self, arch: Arch) -> float:
         """Bytes."""
-        if arch in self.known:
-            return self.known[arch]
+        if arch in self.counted:
+            return self.counted[arch]
         steps = {step.node.name: step for step in self.network.steps(arch)}
         projects = {name: step.layer is not None for name, step in steps.items() if step.node.kind == "project"}
-        story = self.told if any(projects.values()) or not self.plain else self.plain
-        there = np.array([all(block < arch.depths[site] for site, block in told.blocks) for told in story])
+        story = self.tensors if any(projects.values()) or not self.plain else self.plain
+        there = np.array([all(block < arch.depths[site] for site, block in tensor.blocks) for tensor in story])
         died = _extended(story, arch.depths, {name for name, there in projects.items() if not there})
-        there &= np.array([projects.get(told.projection, True) for told in story])
+        there &= np.array([projects.get(tensor.projection, True) for tensor in story])
         sizes = np.array([
-            (told.each * (steps[told.node].channels if told.node else 1)) if kept else 0.0
-            for told, kept in zip(story, there, strict=True)
+            (tensor.each * (steps[tensor.node].channels if tensor.node else 1)) if exists else 0.0
+            for tensor, exists in zip(story, there, strict=True)
         ])  # fmt: skip
         change = np.zeros(len(story) + 1)
         change[: len(sizes)] = sizes
@@ -86,11 +86,13 @@ class PeakCost(CostModel):
         steps = {step.node.name: step for step in self.network.flow(mean.__getitem__, stays.__getitem__)}
         like = next(iter([*widths.values(), *depths.values()]), torch.zeros(()))
         one = like.new_ones(())
-        sizes = torch.stack([told.each * (steps[told.node].channels if told.node else one) * one for told in self.told])
+        sizes = torch.stack(
+            [tensor.each * (steps[tensor.node].channels if tensor.node else one) * one for tensor in self.tensors]
+        )
         comes = []
-        for told in self.told:
+        for tensor in self.tensors:
             share = one
-            for site, block in told.blocks:
+            for site, block in tensor.blocks:
                 share = share * torch.stack(stays[site][block:]).sum()
             comes.append(share)
         return self.scale * (torch.stack(comes) * (self._alive.to(sizes) @ sizes)).max()
@@ -98,36 +100,36 @@ class PeakCost(CostModel):
     @cached_property
     def _alive(self) -> Tensor:
         """Which tensors (columns) live at the birth of each (rows)."""
-        number = torch.arange(len(self.told))
-        died = torch.tensor([min(told.life.died, len(self.told)) for told in self.told])
+        number = torch.arange(len(self.tensors))
+        died = torch.tensor([min(tensor.life.died, len(self.tensors)) for tensor in self.tensors])
         return ((number <= number[:, None]) & (died > number[:, None])).double()
 
 
 def _extended(story: Sequence[TensorFacts], depths: Mapping[str, int], bare: set[str]) -> NDArray[np.int64]:
     """When each dies: what stands in for a tensor that is not made lives as long as that."""
-    died = np.array([min(told.life.died, len(story)) for told in story])
+    died = np.array([min(tensor.life.died, len(story)) for tensor in story])
     for site, depth in depths.items():
-        cut = [number for number, told in enumerate(story) if dict(told.blocks).get(site, -1) >= depth]
+        cut = [number for number, tensor in enumerate(story) if dict(tensor.blocks).get(site, -1) >= depth]
         if cut:
             last = [number for number in range(cut[0]) if (site, depth - 1) in story[number].blocks]
             died[[number for number in last if died[number] > cut[0]]] = max(died[number] for number in cut)
     for name in bare:
-        made = [number for number, told in enumerate(story) if told.projection == name]
-        if made:  # in its place the source of the shortcut stays until the add
-            source = [number for number in range(made[0]) if made[0] < died[number] <= made[-1] + 1]
-            died[source] = max(died[number] for number in made)
+        births = [number for number, tensor in enumerate(story) if tensor.projection == name]
+        if births:  # in its place the source of the shortcut stays until the add
+            source = [number for number in range(births[0]) if births[0] < died[number] <= births[-1] + 1]
+            died[source] = max(died[number] for number in births)
     return died
 
 
 def peak_cost(network: Network, target: Target) -> PeakCost:
     """Follow the network at a few widths; raises ValueError for a tensor that has the channels of no node."""
-    told = _story(network, target)
+    tensors = _story(network, target)
     plain: tuple[TensorFacts, ...] = ()
     if network.adds == "project":
         plain = _story(trace(network.module, network.example(), adds="join"), target)
-    model, probe = PeakCost(network, told, plain), _probe(network, 0)
+    model, probe = PeakCost(network, tensors, plain), _probe(network, 0)
     base, other = Memory(target).measure([resize(network, arch) for arch in (network.base, probe)])
-    return replace(model, scale=other.estimate / model.cost(probe), known={network.base: base.estimate})
+    return replace(model, scale=other.estimate / model.cost(probe), counted={network.base: base.estimate})
 
 
 def _story(network: Network, target: Target) -> tuple[TensorFacts, ...]:
@@ -135,16 +137,16 @@ def _story(network: Network, target: Target) -> tuple[TensorFacts, ...]:
     modules = [resize(network, arch).eval().cpu() for arch in archs]
     followed = [lives(module, network.example()) for module in modules]
     channels = [{step.node.name: step.channels for step in network.steps(arch)} for arch in archs]
-    told: list[TensorFacts] = []
+    tensors: list[TensorFacts] = []
     blocks: tuple[tuple[str, int], ...] = ()
-    for own in zip(*followed, strict=True):
-        owner = own[0].owner
+    for lives_of in zip(*followed, strict=True):
+        owner = lives_of[0].owner
         if owner or not isinstance(modules[0], fx.GraphModule):  # whose operators belong to what was before
             blocks = _blocks(network, owner)
-        node, each = _channels(network, [life.size for life in own], channels, blocks, owner)
+        node, each = _channels(network, [life.size for life in lives_of], channels, blocks, owner)
         projection = next((n.name for n in network.nodes if n.kind == "project" and _within(owner, n.name)), "")
-        told.append(TensorFacts(own[0], node, each * target.batch, blocks, projection))
-    return tuple(told)
+        tensors.append(TensorFacts(lives_of[0], node, each * target.batch, blocks, projection))
+    return tuple(tensors)
 
 
 def _probe(network: Network, seed: int) -> Arch:
@@ -180,8 +182,12 @@ def _channels(
     if len(set(sizes)) == 1:
         return "", float(sizes[0])
     for node in network.nodes:
-        if set(node.blocks) <= set(blocks) and node.name in channels[0] and all(its[node.name] for its in channels):
-            each = {size / its[node.name] for size, its in zip(sizes, channels, strict=True)}
+        if (
+            set(node.blocks) <= set(blocks)
+            and node.name in channels[0]
+            and all(by_node[node.name] for by_node in channels)
+        ):
+            each = {size / by_node[node.name] for size, by_node in zip(sizes, channels, strict=True)}
             if len(each) == 1:
                 return node.name, each.pop()
     raise UserError(

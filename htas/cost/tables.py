@@ -61,7 +61,7 @@ class Mixture:
 
     def __rmul__(self, share: Any) -> "Mixture":
         """Weighed by a probability."""
-        return Mixture({source: share * own for source, own in self.shares.items()})
+        return Mixture({source: share * weight for source, weight in self.shares.items()})
 
     def __radd__(self, other: Any) -> "Mixture":
         """`sum` begins with 0."""
@@ -134,7 +134,7 @@ class LayerCost(CostModel):
     def _terms(self, space: Space, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> dict[Term, Any]:
         """Every term with its expected number."""
         stays = {name: by_block(space.depths[name], depths[name], s.base) for name, s in self.network.depths.items()}
-        found: dict[Term, Any] = {}
+        terms: dict[Term, Any] = {}
         for step in self.network.flow(lambda site: Mixture({site: 1.0}), stays.__getitem__):
             template = self.template(step)
             if template is None:
@@ -146,19 +146,19 @@ class LayerCost(CostModel):
             for one, other in pairs:
                 share = step.kept * one[1] * (1.0 if alone else other[1])
                 term = Term(template, one[0], other[0], step.node.kind == "project")
-                found[term] = found[term] + share if term in found else share
-        return found
+                terms[term] = terms[term] + share if term in terms else share
+        return terms
 
     def _sources(
-        self, segments: Sequence[Any], given: Sequence[Any], space: Space, widths: Mapping[str, Tensor]
+        self, segments: Sequence[Any], channels: Sequence[Any], space: Space, widths: Mapping[str, Tensor]
     ) -> list[tuple[tuple[Source, int], Any]]:
         """What a number of channels may be, each with its share."""
-        mixtures = [mixture(width) for width in given]
+        mixtures = [mixture(width) for width in channels]
         if len(mixtures) == 1:
             repeat = segments[0].repeat
             return [((source, repeat), share) for source, share in mixtures[0].shares.items()]
-        if all(isinstance(width, int) for width in given):
-            return [((sum(w * each.repeat for w, each in zip(given, segments, strict=True)), 1), 1.0)]
+        if all(isinstance(width, int) for width in channels):
+            return [((sum(w * each.repeat for w, each in zip(channels, segments, strict=True)), 1), 1.0)]
         total: Any = 0.0
         for segment, each in zip(segments, mixtures, strict=True):
             for source, share in each.shares.items():
@@ -212,19 +212,19 @@ class Table:
 
     def at(self, inputs: Sequence[int], outputs: Sequence[int]) -> Floats:
         """At every pair: [inputs, outputs], linear between the pairs of the table."""
-        found: Floats = _between(self.inputs, inputs) @ np.asarray(self.values) @ _between(self.outputs, outputs).T
-        return np.maximum(found, 0.0)
+        values: Floats = _between(self.inputs, inputs) @ np.asarray(self.values) @ _between(self.outputs, outputs).T
+        return np.maximum(values, 0.0)
 
 
-def _between(known: Sequence[int], asked: Sequence[int]) -> Floats:
+def _between(places: Sequence[int], points: Sequence[int]) -> Floats:
     """Weights that make values at the asked places of those at the known ones: [asked, known], linear."""
-    weights = np.zeros((len(asked), len(known)))
-    for row, x in enumerate(asked):
-        if len(known) == 1:
+    weights = np.zeros((len(points), len(places)))
+    for row, x in enumerate(points):
+        if len(places) == 1:
             weights[row, 0] = 1.0
             continue
-        above = min(max(int(np.searchsorted(known, x)), 1), len(known) - 1)
-        share = (x - known[above - 1]) / (known[above] - known[above - 1])
+        above = min(max(int(np.searchsorted(places, x)), 1), len(places) - 1)
+        share = (x - places[above - 1]) / (places[above] - places[above - 1])
         weights[row, above - 1 : above + 1] = 1 - share, share
     return weights
 
@@ -248,24 +248,24 @@ class TableCost(LayerCost):
     tables: Mapping[Template, Table]
     calibration: Calibration = field(default_factory=Calibration)
     unit: str = "s"
-    known: Mapping[Arch, float] = field(default_factory=dict)
+    measured: Mapping[Arch, float] = field(default_factory=dict)
     """Archs that cost what they took when measured: the base network, to which percentages refer."""
-    _known: dict[Any, Floats] = field(default_factory=dict, repr=False, compare=False)
+    _values: dict[Any, Floats] = field(default_factory=dict, repr=False, compare=False)
 
     def cost(self, arch: Arch) -> float:
         """As measured where that is known, else the calibrated sum."""
-        return self.known[arch] if arch in self.known else super().cost(arch)
+        return self.measured[arch] if arch in self.measured else super().cost(arch)
 
     def values(self, template: Template, inputs: Sequence[int], outputs: Sequence[int]) -> Floats:
         """Calibrated; raises ValueError where the layer was not measured."""
         place = (template, tuple(inputs), tuple(outputs))
-        if place not in self._known:
+        if place not in self._values:
             if template not in self.tables:
                 raise UserError(f"cost.json lacks the layer {template.kind} of this network; calibrate it again")
-            own = self.calibration
+            fit = self.calibration
             raw = self.tables[template].at(inputs, outputs)
-            self._known[place] = own.scales.get(template.kind, 1.0) * raw + own.each
-        return self._known[place]
+            self._values[place] = fit.scales.get(template.kind, 1.0) * raw + fit.each
+        return self._values[place]
 
     @property
     def constant(self) -> float:
@@ -276,37 +276,40 @@ class TableCost(LayerCost):
 def pairs(network: "Network", spaces: Iterable[Space], most: int) -> dict[Template, tuple[set[int], set[int]]]:
     """Every template that an arch of these spaces may use, with its input and output widths: the choices of each site
     (`most` of them, evenly spread, where there are more) and the base's."""
-    made = list(spaces)
-    found: dict[Template, tuple[set[int], set[int]]] = {}
-    chosen = {
-        site: thinned({width for space in made for width in space.widths[site]} | {own.base}, most, {own.base})
-        for site, own in network.widths.items()
+    all_spaces = list(spaces)
+    widths_by_template: dict[Template, tuple[set[int], set[int]]] = {}
+    choices = {
+        name: thinned({width for space in all_spaces for width in space.widths[name]} | {site.base}, most, {site.base})
+        for name, site in network.widths.items()
     }
     stays = {name: [1.0 / site.base] * site.base for name, site in network.depths.items()}
     for step in network.flow(lambda site: Mixture({site: 1.0}), stays.__getitem__):
         if step.node.layer is None:
             continue
-        inputs, outputs = found.setdefault(step.node.layer.template, (set(), set()))
-        outputs |= _reached(step.node.segments, step.outputs, chosen, most)
+        inputs, outputs = widths_by_template.setdefault(step.node.layer.template, (set(), set()))
+        outputs |= _reached(step.node.segments, step.outputs, choices, most)
         if step.inputs:
-            inputs |= _reached(step.node.consumed, step.inputs[0], chosen, most)
-    return found
+            inputs |= _reached(step.node.consumed, step.inputs[0], choices, most)
+    return widths_by_template
 
 
-def _reached(segments: Sequence[Any], given: Sequence[Any], chosen: Mapping[str, Sequence[int]], most: int) -> set[int]:
+def _reached(
+    segments: Sequence[Any], channels: Sequence[Any], choices: Mapping[str, Sequence[int]], most: int
+) -> set[int]:
     """The numbers of channels that these widths may come to."""
     totals = {0}
-    for segment, width in zip(segments, given, strict=True):
-        own = {w for source in mixture(width).shares for w in (chosen[source] if isinstance(source, str) else [source])}
-        totals = set(thinned({total + w * segment.repeat for total in totals for w in own}, most))
+    for segment, width in zip(segments, channels, strict=True):
+        sources = mixture(width).shares
+        widths = {w for source in sources for w in (choices[source] if isinstance(source, str) else [source])}
+        totals = set(thinned({total + w * segment.repeat for total in totals for w in widths}, most))
     return totals
 
 
-def thinned(widths: set[int], most: int, kept: Collection[int] = ()) -> list[int]:
-    """So many of them at most, evenly spread, those `kept` among them."""
-    ordered, rest = sorted(widths), most - len(kept)
+def thinned(widths: set[int], most: int, always: Collection[int] = ()) -> list[int]:
+    """So many of them at most, evenly spread, those `always` among them."""
+    ordered, rest = sorted(widths), most - len(always)
     if len(ordered) <= most:
         return ordered
-    ordered = [width for width in ordered if width not in kept]
+    ordered = [width for width in ordered if width not in always]
     spread = [ordered[round(index * (len(ordered) - 1) / max(rest - 1, 1))] for index in range(rest)]
-    return sorted({*spread, *kept})
+    return sorted({*spread, *always})

@@ -116,10 +116,10 @@ class Metric(ABC):
         """
         begun = [case for case in dict.fromkeys(cases) if case in set(first)]
         measured = self.measure(begun, on_round=on_round, pending=by_number(begun, pending))
-        found = dict(zip(begun, measured, strict=True))
-        while pending is not None and (new := [case for case in pending(found) if case not in found]):
-            found |= zip(new, self.measure(new), strict=True)
-        return found
+        readings = dict(zip(begun, measured, strict=True))
+        while pending is not None and (new := [case for case in pending(readings) if case not in readings]):
+            readings |= zip(new, self.measure(new), strict=True)
+        return readings
 
 
 def named(name: str) -> type[Metric]:
@@ -139,8 +139,8 @@ def by_number(cases: Sequence[Case], pending: PendingCases | None) -> Pending | 
         return None
 
     def more(readings: Sequence[Measurement]) -> set[int]:
-        asked = set(pending(dict(zip(cases, readings, strict=True))))
-        return {number for number, case in enumerate(cases) if case in asked}
+        open_cases = set(pending(dict(zip(cases, readings, strict=True))))
+        return {number for number, case in enumerate(cases) if case in open_cases}
 
     return more
 
@@ -149,4 +149,4 @@ def by_case(cases: Sequence[Case], pending: Pending | None) -> PendingCases | No
     """What is pending by number, as cases; the inverse of `by_number`."""
     if pending is None:
         return None
-    return lambda found: {cases[number] for number in pending([found[case] for case in cases])}
+    return lambda so_far: {cases[number] for number in pending([so_far[case] for case in cases])}

@@ -108,8 +108,8 @@ def _rapl(powercap: Path) -> Rapl:
         )
     try:
         name = f"RAPL ({', '.join(_named(zone) for zone in zones)})"
-        found = Rapl(name, zones, tuple(_number(zone / "max_energy_range_uj") for zone in zones))
-        found.read()
+        rapl = Rapl(name, zones, tuple(_number(zone / "max_energy_range_uj") for zone in zones))
+        rapl.read()
     except PermissionError as error:
         raise UserError(
             f"energy needs a meter, and {error.filename} may be read by root alone; allow it until the next boot with: "
@@ -117,7 +117,7 @@ def _rapl(powercap: Path) -> Rapl:
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"energy needs a meter, and the one in {powercap} cannot be read: {error}") from error
-    return found
+    return rapl
 
 
 def _named(zone: Path) -> str:
@@ -143,14 +143,14 @@ def _nvml() -> Nvml:
         pynvml.nvmlInit()
         # by its own number: CUDA and NVML may count the GPUs in different orders
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties().uuid}")
-        found = Nvml(f"NVML ({torch.cuda.get_device_name()})", pynvml, handle)
-        found.read()
+        nvml = Nvml(f"NVML ({torch.cuda.get_device_name()})", pynvml, handle)
+        nvml.read()
     except pynvml.NVMLError as error:
         raise UserError(
             f"energy needs a meter, and NVML shows none of this GPU ({error}); "
             "GPUs from Volta on have one, a MIG slice has none"
         ) from error
-    return found
+    return nvml
 
 
 @dataclass(frozen=True)
@@ -198,11 +198,11 @@ class Energy(Metric):
         context, survey = self._context(runtime, counters), uuid4().hex[:12]
 
         def measured(remarks: tuple[str, ...] = ()) -> list[Measurement]:
-            found = {
+            by_case = {
                 case: Measurement(tuple(values), self.unit, context, survey, remarks=remarks)
                 for case, values in readings.items()
             }
-            return [found[case] for case in cases]
+            return [by_case[case] for case in cases]
 
         readings: dict[Case, list[float]] = {case: [] for case in cases}
         watch = Watch()

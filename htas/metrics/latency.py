@@ -52,7 +52,7 @@ class Latency(Metric):
     """Of the inputs, the weights of layers, and the order of readings."""
     layers: Literal["auto", "alone", "chain"] = "auto"
     """How a layer is timed: alone, as the increment of a chain of layers, or as its runtime does best."""
-    made: dict[Case, Callable[[], Program]] = field(default_factory=dict, repr=False, compare=False)
+    programs: dict[Case, Callable[[], Program]] = field(default_factory=dict, repr=False, compare=False)
     """How networks that were measured before are made again without an export; goes from one Latency to the next."""
 
     def __post_init__(self) -> None:
@@ -78,8 +78,8 @@ class Latency(Metric):
         self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
         """One measurement for each case; a case given twice is measured once."""
-        found = self._measured(cases, None, by_case(cases, pending), on_round)
-        return [found[case] for case in cases]
+        readings = self._measured(cases, None, by_case(cases, pending), on_round)
+        return [readings[case] for case in cases]
 
     def sample(
         self,
@@ -103,9 +103,9 @@ class Latency(Metric):
         runtime = open_runtime(self.target)
         timer, context, survey = runtime.timer(), self._context(runtime), uuid4().hex[:12]
         distinct = list(dict.fromkeys(cases))
-        calls = _Calls(runtime, distinct, self.chained(runtime), self.made)
+        calls = _Calls(runtime, distinct, self.chained(runtime), self.programs)
 
-        def made(readings: Sequence[Readings], remarks: tuple[str, ...] = ()) -> dict[Case, Measurement]:
+        def measurements(readings: Sequence[Readings], remarks: tuple[str, ...] = ()) -> dict[Case, Measurement]:
             return {
                 case: Measurement(
                     each.seconds, self.unit, context, survey, each.levels, (*remarks, *too_short(each, timer.shortest))
@@ -115,7 +115,7 @@ class Latency(Metric):
 
         def open_calls(readings: Sequence[Readings]) -> Collection[int]:
             assert pending is not None
-            return calls.numbers(set(pending(made(readings))))
+            return calls.numbers(set(pending(measurements(readings))))
 
         def heard(share: float, figures: str) -> None:
             watch.look()
@@ -136,7 +136,7 @@ class Latency(Metric):
                 pending=open_calls if pending is not None else None,
                 on_round=heard,
             )
-        return made(readings, watch.remarks())
+        return measurements(readings, watch.remarks())
 
     def chained(self, runtime: Runtime) -> bool:
         """Whether layers are timed within a chain."""
@@ -151,9 +151,9 @@ class _Calls:
     """The calls that cases are timed by: one each; for the increment of a chain two, with the layer and without."""
 
     def __init__(
-        self, runtime: Runtime, cases: Sequence[Case], chained: bool, made: dict[Case, Callable[[], Program]]
+        self, runtime: Runtime, cases: Sequence[Case], chained: bool, programs: dict[Case, Callable[[], Program]]
     ) -> None:
-        self.runtime, self.made = runtime, made
+        self.runtime, self.programs = runtime, programs
         self.parts = [
             (case, without)
             for case in cases
@@ -169,11 +169,11 @@ class _Calls:
                 self.waiting[case, False] = self._compile(case).run
 
     def _compile(self, module: nn.Module) -> Program:
-        if module in self.made:
-            return self.made[module]()
+        if module in self.programs:
+            return self.programs[module]()
         program = self.runtime.compile(module, self.runtime.target.example())
         if program.anew is not None:
-            self.made[module] = program.anew
+            self.programs[module] = program.anew
         return program
 
     def build(self, number: int) -> Call:

@@ -63,13 +63,13 @@ def count_macs(model: nn.Module, *shapes: tuple[int, ...]) -> int:
     return sum(counts)
 
 
-def _each(module: nn.Module, given: Tensor, output: Tensor) -> int:
+def _each(module: nn.Module, inputs: Tensor, output: Tensor) -> int:
     bias = 0 if module.bias is None else output.numel()
     match module:
         case nn.Linear():
             return output.numel() * module.in_features + bias
         case _ConvTransposeNd():
-            return given.numel() * prod(module.kernel_size) * (module.out_channels // module.groups) + bias
+            return inputs.numel() * prod(module.kernel_size) * (module.out_channels // module.groups) + bias
         case _ConvNd():
             return output.numel() * prod(module.kernel_size) * (module.in_channels // module.groups) + bias
         case _:

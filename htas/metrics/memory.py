@@ -146,14 +146,14 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        made = func(*args, **(kwargs or {}))
+        outputs = func(*args, **(kwargs or {}))
         # a view, an operator in place, and what is cut out of a weight share the storage of an argument
-        known = {_place(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
-        for each in tree_leaves(made):
-            if isinstance(each, Tensor) and _place(each) not in known:
-                known.add(_place(each))
+        places = {_place(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        for each in tree_leaves(outputs):
+            if isinstance(each, Tensor) and _place(each) not in places:
+                places.add(_place(each))
                 self.born(each)
-        return made
+        return outputs
 
 
 def _place(tensor: Tensor) -> int:

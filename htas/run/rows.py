@@ -220,7 +220,7 @@ def counted(module: nn.Module, target: Target) -> tuple[int, int]:
 
 def strategy_title(config: Config) -> str:
     """The strategy, and what it had to keep."""
-    asked = listing(f"{metric} {text}" for metric, text in config.constraints.given.items())
+    asked = listing(f"{metric} {text}" for metric, text in config.constraints.by_metric.items())
     return f"{config.names['strategy']} within {asked}" if asked else config.strategy.title
 
 

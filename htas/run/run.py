@@ -146,7 +146,7 @@ class Run:
     @property
     def fitted_metrics(self) -> dict[str, Metric]:
         """Metrics that are limited or charged and that the calibration has to measure next to latency, by name."""
-        names = [*self.config.constraints.given, self.config.strategy.charged]
+        names = [*self.config.constraints.by_metric, self.config.strategy.charged]
         kinds = {name: metrics.named(name) for name in names if name not in ("table", "paper")}
         return {metrics.name_of(kind): kind(self.target) for kind in kinds.values() if kind.fitted}
 

@@ -369,7 +369,7 @@ def shares_possible(job: Run) -> tuple[float, float]:
 
 def limits(job: Run) -> tuple[Limit, ...]:
     """The constraints as numbers."""
-    costs = {metric: job.costs.by(metric) for metric in job.config.constraints.given}
+    costs = {metric: job.costs.by(metric) for metric in job.config.constraints.by_metric}
     return budget.limits(job.config.constraints, costs, job.network.base)
 
 

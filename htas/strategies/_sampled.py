@@ -85,10 +85,10 @@ class OneShotStrategy(SupernetStrategy):
         accuracy = percent(judge([arch])[0])
         say(f"{problem.title}: {len(judge.accuracies)} archs judged, the best within the limits at {accuracy}")
         why = f"{len(judge.accuracies)} archs were judged by a supernet trained for {self.epochs} epochs"
-        known = dict(judge.accuracies)
+        accuracies = dict(judge.accuracies)
         return SearchOutcome(
-            arch, tuple(run.epochs), True, why, judge, seconds, worth=lambda one: known.get(one, -1.0),
-            pool=tuple(sorted(known, key=known.__getitem__, reverse=True)),
+            arch, tuple(run.epochs), True, why, judge, seconds, worth=lambda one: accuracies.get(one, -1.0),
+            pool=tuple(sorted(accuracies, key=accuracies.__getitem__, reverse=True)),
         )  # fmt: skip
 
 
@@ -150,7 +150,7 @@ class _Training(SupernetLoop):
         count, cost = 0, 0.0
         for step, (images, labels) in enumerate(batches(self.problem.data.weights, options.batch, seed)):
             set_rate(self.sgd, cosine(options.lr, 0.0, (epoch + step / self.steps) / options.epochs))
-            archs = self._drawn(rng)
+            archs = self._archs(rng)
             draws = [Draw.of(arch, self.problem.network) for arch in archs]
             total += sampled_step(self.supernet, self.sgd, self.runner, images, labels, draws, self.problem.data.task)
             cost += sum(self.problem.cost.cost(arch) for arch in archs) / len(archs) / self.base
@@ -160,7 +160,7 @@ class _Training(SupernetLoop):
         check_sane(self.problem, options, loss, epoch, self.rate)
         return EpochRecord(epoch + 1, None, loss, None, None, cost / count, None, None, self.elapsed)
 
-    def _drawn(self, rng: random.Random) -> Sequence[Arch]:
+    def _archs(self, rng: random.Random) -> Sequence[Arch]:
         space = self.problem.space
         if self.options.sampling == "uniform":
             return [space.sample(rng, rng.uniform(-LEANING, LEANING))]

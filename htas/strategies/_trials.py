@@ -63,16 +63,16 @@ def widest_of(
 def multiples(base: Mapping[str, float], space: Space, depths: Mapping[str, int]) -> list[Arch]:
     """Multiples of some widths, each the nearest choice of its site, narrowest first."""
     most = max((choices[-1] / base[site] for site, choices in space.widths.items()), default=1.0)
-    found = []
+    archs = []
     for number in range(1, math.ceil(STEPS * most) + 1):
-        wanted = {site: number / STEPS * base[site] for site in space.widths}
-        found.append(Arch({site: nearest(space.widths[site], width) for site, width in wanted.items()}, depths))
-    return list(dict.fromkeys(found))
+        scaled = {site: number / STEPS * base[site] for site in space.widths}
+        archs.append(Arch({site: nearest(space.widths[site], width) for site, width in scaled.items()}, depths))
+    return list(dict.fromkeys(archs))
 
 
-def nearest(choices: Sequence[int], wanted: float) -> int:
+def nearest(choices: Sequence[int], width: float) -> int:
     """The choice next to a width in proportion; of two alike the wider."""
-    return min(reversed(choices), key=lambda choice: max(choice / wanted, wanted / choice))
+    return min(reversed(choices), key=lambda choice: max(choice / width, width / choice))
 
 
 def widest_within(problem: Problem, pool: Sequence[Arch]) -> Arch:
@@ -94,7 +94,7 @@ class Trials:
         )
         self.path = problem.checkpoint.with_suffix(".json")
         content: dict[str, Any] = read_json(self.path) if self.path.exists() else {"accuracies": {}, "seconds": 0.0}
-        self.known: dict[str, float] = content["accuracies"]
+        self.accuracies: dict[str, float] = content["accuracies"]
         self.seconds: float = content["seconds"]
         """Of all trainings, those before an interruption included."""
 
@@ -109,25 +109,25 @@ class Trials:
 
     def _one(self, arch: Arch) -> float:
         key = digest(to_json(arch))
-        if key not in self.known:
+        if key not in self.accuracies:
             started = time.monotonic()
             problem = self.problem
             torch.manual_seed(problem.seed)
             model = resize(problem.network, arch)
             problem.reset(model)
             checkpoint = problem.checkpoint.with_name(f"{problem.checkpoint.stem}-{key}.safetensors")
-            title = f"{problem.title}: trial {len(self.known) + 1}"
+            title = f"{problem.title}: trial {len(self.accuracies) + 1}"
             train(
                 model, problem.data.weights, self.recipe, seed=problem.seed, device=problem.device,
                 checkpoint=checkpoint, title=title, rate="strategy.lr", task=problem.data.task,
             )  # fmt: skip
-            found = evaluate(
+            accuracy = evaluate(
                 model, problem.data.validation, device=problem.device, precision=self.recipe.precision,
                 task=problem.data.task,
             )  # fmt: skip
-            self.known[key] = found
-            say(f"{title}: {percent(found)} on validation images")
+            self.accuracies[key] = accuracy
+            say(f"{title}: {percent(accuracy)} on validation images")
             self.seconds += time.monotonic() - started
-            write_json(self.path, {"accuracies": self.known, "seconds": self.seconds})
+            write_json(self.path, {"accuracies": self.accuracies, "seconds": self.seconds})
             checkpoint.unlink(missing_ok=True)
-        return self.known[key]
+        return self.accuracies[key]

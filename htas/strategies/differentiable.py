@@ -168,9 +168,9 @@ class Multiplier:
         """What is added to the loss; the weight moves by it."""
         ratios = [limit.cost.expected(self.space, widths, depths) / (AIM * limit.most) for limit in self.limits]
         off = torch.stack([ratio.log() for ratio in ratios]).max()
-        found = self.value * off + STIFFNESS / 2 * off**2
+        penalty = self.value * off + STIFFNESS / 2 * off**2
         self.value += LEARNING * STIFFNESS * float(off.detach())
-        return found
+        return penalty
 
 
 class Logits(nn.Module):
@@ -219,9 +219,9 @@ class Logits(nn.Module):
         chances = ((soft.detach() + 1e-7) * room).cpu()
         if not chances.isfinite().all():
             raise FloatingPointError("a logit is not a number")
-        drawn = torch.multinomial(chances, 2, generator=generator) if len(self.sites) else torch.zeros(0, 2).long()
-        shares = torch.softmax(z.gather(1, drawn.to(z.device)), dim=1)
-        picked = drawn.tolist()
+        indices = torch.multinomial(chances, 2, generator=generator) if len(self.sites) else torch.zeros(0, 2).long()
+        shares = torch.softmax(z.gather(1, indices.to(z.device)), dim=1)
+        picked = indices.tolist()
         widths: dict[str, tuple[tuple[int, ...], Any]] = {}
         for site, choices in self.space.widths.items():
             if site in self.rows:
@@ -253,11 +253,11 @@ class Logits(nn.Module):
     def worth(self) -> Callable[[Arch], float]:
         """The log-probability of an arch."""
         log = self._log().detach().cpu()
-        known = {
+        logs_by_site = {
             site: dict(zip(self.space.choices[site], log[row].tolist(), strict=False))
             for site, row in self.rows.items()
         }
-        return lambda arch: sum(logs[arch[site]] for site, logs in known.items())
+        return lambda arch: sum(logs[arch[site]] for site, logs in logs_by_site.items())
 
     def top(self) -> float:
         """Median over sites of the largest probability; 1 where there is nothing to choose."""
@@ -270,8 +270,8 @@ class Logits(nn.Module):
         log = self._log().detach().cpu()
         room: Tensor = self.room  # type: ignore[assignment]
         room = room.cpu()
-        own = -(log.exp() * log.masked_fill(~room, 0.0)).sum(dim=1) / room.sum(dim=1).log()
-        return {site: round(value, 4) for site, value in zip(self.sites, own.tolist(), strict=True)}
+        entropy = -(log.exp() * log.masked_fill(~room, 0.0)).sum(dim=1) / room.sum(dim=1).log()
+        return {site: round(value, 4) for site, value in zip(self.sites, entropy.tolist(), strict=True)}
 
 
 class _Search(SupernetLoop):

@@ -51,12 +51,12 @@ class Evolution(OneShotStrategy):
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        choices = {site: own for site, own in problem.space.choices.items() if len(own) > 1}
+        choices = {site: options for site, options in problem.space.choices.items() if len(options) > 1}
 
-        def asked(trial: Any) -> Arch:
-            picked = {site: own[0] for site, own in problem.space.choices.items()}
-            for site, own in choices.items():
-                picked[site] = own[trial.suggest_int(site, 0, len(own) - 1)]
+        def arch_of(trial: Any) -> Arch:
+            picked = {site: options[0] for site, options in problem.space.choices.items()}
+            for site, options in choices.items():
+                picked[site] = options[trial.suggest_int(site, 0, len(options) - 1)]
             widths = {site: picked[site] for site in problem.space.widths}
             return trimmed(problem, Arch(widths, {site: picked[site] for site in problem.space.depths}))
 
@@ -68,12 +68,12 @@ class Evolution(OneShotStrategy):
         rng = random.Random(problem.seed)
         for _ in range(min(self.population, self.archs)):
             arch = near_limits(problem, rng, rng.uniform(1 - AROUND, 1.0))
-            study.enqueue_trial({site: own.index(arch[site]) for site, own in choices.items()})
+            study.enqueue_trial({site: options.index(arch[site]) for site, options in choices.items()})
         for _ in range(TRIALS * self.archs):
             if len(judge.accuracies) >= self.archs:
                 break
             trial = study.ask()
-            arch = asked(trial)
+            arch = arch_of(trial)
             ratio = over(problem.limits, arch)
             trial.set_constraint("limits", ratio - 1 - AROUND)
             accuracy = judge([arch])[0] if ratio <= 1 + AROUND else 0.0

@@ -81,10 +81,10 @@ class MorphNet(ByTrials):
         run.run()
         alive = run.alive()
         pool = multiples(alive, problem.space, problem.space.widest.depths)
-        left = sum(alive.values()) / sum(problem.network.base.widths.values())
-        why = f"{left:.0%} of the channels were alive after {self.epochs} epochs"
+        share = sum(alive.values()) / sum(problem.network.base.widths.values())
+        why = f"{share:.0%} of the channels were alive after {self.epochs} epochs"
         return widest_of(
-            problem, Trials(problem, self), pool, why, run.seconds, epochs=run.epochs, converged=left < 1
+            problem, Trials(problem, self), pool, why, run.seconds, epochs=run.epochs, converged=share < 1
         )  # fmt: skip
 
 
@@ -99,11 +99,11 @@ def _refuse_depths(problem: Problem) -> None:
 
 def scales(network: Network) -> dict[str, list[str]]:
     """By width site, the modules of the norms whose channels are its."""
-    found: dict[str, list[str]] = {site: [] for site in network.widths}
+    norms: dict[str, list[str]] = {site: [] for site in network.widths}
     for node in network.nodes:
         if node.kind == "conv" and node.site and node.norm:
-            found[node.site].append(next(other.module for other in network.nodes if other.name == node.norm))
-    return found
+            norms[node.site].append(next(other.module for other in network.nodes if other.name == node.norm))
+    return norms
 
 
 def prices(problem: Problem) -> dict[str, float]:
@@ -113,14 +113,14 @@ def prices(problem: Problem) -> dict[str, float]:
     base = {site: nearest(choices, network.base.widths[site]) for site, choices in space.widths.items()}
     deepest = {site: choices[-1] for site, choices in space.depths.items()}
     whole = problem.cost.cost(network.base)
-    found = {}
+    prices_by_site = {}
     for site, choices in space.widths.items():
-        own = base[site]
-        others = [width for width in choices if width < own] or [width for width in choices[-1:] if width > own]
-        costs = {width: problem.cost.cost(Arch({**base, site: width}, deepest)) for width in (own, *others)}
-        each = [(costs[own] - costs[width]) / (own - width) for width in others]
-        found[site] = max(0.0, *each) / whole if each else 0.0
-    return found
+        width = base[site]
+        others = [other for other in choices if other < width] or [other for other in choices[-1:] if other > width]
+        costs = {other: problem.cost.cost(Arch({**base, site: other}, deepest)) for other in (width, *others)}
+        each = [(costs[width] - costs[other]) / (width - other) for other in others]
+        prices_by_site[site] = max(0.0, *each) / whole if each else 0.0
+    return prices_by_site
 
 
 class _Shrinking(SearchLoop):

@@ -64,7 +64,7 @@ class NetAdapt(OneShotStrategy):
         space, base = problem.space, problem.network.base
         if self.begin == "widest":
             return space.widest
-        near = {site: min(own, key=lambda one: abs(one - base[site])) for site, own in space.choices.items()}
+        near = {site: min(options, key=lambda one: abs(one - base[site])) for site, options in space.choices.items()}
         return Arch({site: near[site] for site in space.widths}, {site: near[site] for site in space.depths})
 
 
@@ -72,13 +72,13 @@ def reductions(problem: Problem, arch: Arch, ratio: float) -> list[Arch]:
     """For each site the arch with the widest of its narrower choices that brings the cost to `ratio` of the limits; the
     cheapest of them where none does, if it saves anything."""
     now = over(problem.limits, arch)
-    found = []
+    candidates = []
     for site, choices in problem.space.choices.items():
         narrower = [changed(arch, site, choice) for choice in choices if choice < arch[site]]
         costs = {other: over(problem.limits, other) for other in narrower}
         enough = [other for other in narrower if costs[other] <= ratio]
         if enough:
-            found.append(enough[-1])
+            candidates.append(enough[-1])
         elif narrower and min(costs.values()) < now:
-            found.append(min(narrower, key=costs.__getitem__))
-    return found
+            candidates.append(min(narrower, key=costs.__getitem__))
+    return candidates

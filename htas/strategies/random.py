@@ -30,10 +30,10 @@ class RandomSearch(OneShotStrategy):
     def pick(self, problem: Problem, judge: Judge) -> None:
         """Two in three use the limits; one in three lies up to a tenth above or below, for when predictions are off."""
         rng = random.Random(problem.seed)
-        drawn: dict[Arch, None] = {}  # in the order drawn, by which equal ones are told apart
+        archs: dict[Arch, None] = {}  # in the order drawn, by which equal ones are told apart
         for number in range(TRIALS * self.archs):
-            if len(drawn) == self.archs:
+            if len(archs) == self.archs:
                 break
             most = rng.uniform(1 - AROUND, 1 + AROUND) if number % 3 == 2 else 1.0
-            drawn[trimmed(problem, near_limits(problem, rng, most))] = None
-        judge(list(drawn))
+            archs[trimmed(problem, near_limits(problem, rng, most))] = None
+        judge(list(archs))

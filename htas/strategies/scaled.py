@@ -39,29 +39,29 @@ class Scaled(ByTrials):
         trials = Trials(problem, self)
         rows: dict[int, list[Arch]] = {}
         for blocks in self._blocks(problem):
-            depths = {site: _nearest_depth(own, blocks) for site, own in problem.space.depths.items()}
+            depths = {site: _nearest_depth(options, blocks) for site, options in problem.space.depths.items()}
             rows[blocks] = multiples(problem.network.base.widths, problem.space, depths)
         best = {blocks: widest_within(problem, row) for blocks, row in rows.items()}
         within = {blocks: arch for blocks, arch in best.items() if over(problem.limits, arch) <= 1} or best
         accuracies = trials(list(within.values())) if len(within) > 1 else [1.0]
         judged = dict(zip(within, accuracies, strict=True))
-        chosen = max(judged, key=judged.__getitem__)
-        tried = listing(map(str, within))
-        why = f"the most accurate after {self.epochs} epochs of networks with {tried} blocks a stage"
-        known = {within[blocks]: accuracy for blocks, accuracy in judged.items()}
+        best_blocks = max(judged, key=judged.__getitem__)
+        numbers = listing(map(str, within))
+        why = f"the most accurate after {self.epochs} epochs of networks with {numbers} blocks a stage"
+        accuracy_of = {within[blocks]: accuracy for blocks, accuracy in judged.items()}
         # where the chosen one is too slow when measured, that of another depth is next; then those of most MACs
-        others = [arch for blocks in rows for arch in rows[blocks] if arch not in known]
+        others = [arch for blocks in rows for arch in rows[blocks] if arch not in accuracy_of]
         order = {arch: number / len(others) - 1 for number, arch in enumerate(sorted(others, key=problem.network.macs))}
-        worths = known | order
+        worths = accuracy_of | order
         return SearchOutcome(
-            within[chosen], (), True, why, trials, trials.seconds, pool=(*known, *others), cheap=False,
+            within[best_blocks], (), True, why, trials, trials.seconds, pool=(*accuracy_of, *others), cheap=False,
             worth=lambda arch: worths.get(arch, -1.0), judge=trials.judge,
         )  # fmt: skip
 
     def _blocks(self, problem: Problem) -> list[int]:
         """Numbers of blocks to try, from few to many."""
         most = max((choices[-1] for choices in problem.space.depths.values()), default=1)
-        there = sorted({own for choices in problem.space.depths.values() for own in choices}) or [most]
+        there = sorted({depth for choices in problem.space.depths.values() for depth in choices}) or [most]
         if len(there) <= self.depths:
             return there
         return sorted({there[round(k * (len(there) - 1) / max(1, self.depths - 1))] for k in range(self.depths)})

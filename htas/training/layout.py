@@ -15,12 +15,12 @@ channels are last (PyTorch 2.13, docs/decisions.md)."""
 
 def placed(model: M, device: Any) -> M:
     """The same module, moved to a device in the memory format that convolutions are fastest in."""
-    found: M = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    moved: M = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if torch.device(device).type == "cpu":
-        for part in found.modules():
+        for part in moved.modules():
             if type(part) is nn.Conv2d and part.padding_mode == "zeros" and _is_narrow(part.weight, _window(part)):
                 part.__class__ = Narrow
-    return found
+    return moved
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, module: nn.Conv2d, groups: int = 1) -> Tensor:

@@ -225,7 +225,7 @@ def test_a_strangers_metric_is_limited_and_charged_with_nothing_else_changed() -
     network = trace(model, torch.zeros(1, 3, 8, 8))
     costs = NetworkCosts(network, Target(shapes=((3, 8, 8),)), dict)
     asked = Constraints(metrics={name: "50%"}, macs="60%")
-    (macs, own) = limits(asked, {metric: costs.by(metric) for metric in asked.given}, network.base)
+    (macs, own) = limits(asked, {metric: costs.by(metric) for metric in asked.by_metric}, network.base)
     assert (macs.metric, own.metric, own.kind, own.cost.unit) == ("macs", name, WeightBytes, "bytes")
     assert own.most == 0.5 * 4 * network.params(network.base)
     assert parse(name, "2 kB", 1.0) == 2000

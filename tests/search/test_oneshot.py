@@ -177,10 +177,10 @@ def test_evolution_ends_nearer_a_planted_goal_than_random_draws(tmp_path):
 
 def test_a_sandwich_has_the_widest_the_narrowest_and_two_at_random(tmp_path):
     given = problem(tmp_path)
-    drawn = _sampled._Training(RandomSearch(epochs=1, batch=8, precision="fp32"), given)._drawn(random.Random(0))
+    drawn = _sampled._Training(RandomSearch(epochs=1, batch=8, precision="fp32"), given)._archs(random.Random(0))
     assert len(drawn) == 4 and (drawn[0], drawn[3]) == (given.space.widest, given.space.narrowest)
     one = _sampled._Training(RandomSearch(epochs=1, batch=8, precision="fp32", sampling="uniform"), given)
-    assert len(one._drawn(random.Random(0))) == 1
+    assert len(one._archs(random.Random(0))) == 1
 
 
 def test_a_step_of_several_archs_adds_their_gradients(tmp_path):
