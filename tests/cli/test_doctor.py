@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import htas.runtimes
-from htas.cli.doctor import _found, _gpus, _machine, examine
+from htas.cli.doctor import _gpus, _machine, examine
 from htas.cli.doctor._gpus import Gpu, gpus
 from htas.cli.doctor._load import Busy, Load, Snapshot, between, snapshot
 from htas.cli.doctor._machine import Machine, machine, throttled
@@ -341,7 +341,7 @@ def test_a_machine_that_never_changes_is_quiet_and_its_survey_decided():
 
 
 def test_every_runtime_is_found_or_says_how_to_get_it():
-    found = {each.name: each for each in _found.runtimes(on(Scripted))}
+    found = {each.name: each for each in _available.runtimes(on(Scripted))}
     assert list(found) == [*names(htas.runtimes), f"{__name__}:Scripted"]
     assert found["eager"].about["torch"] == torch.__version__
     assert found[f"{__name__}:Scripted"].words == "scripted 1.0"
@@ -349,16 +349,16 @@ def test_every_runtime_is_found_or_says_how_to_get_it():
 
 
 def test_a_runtime_that_is_not_installed_names_its_extra(monkeypatch):
-    monkeypatch.setattr(_found.plugins, "names", lambda package: [])
-    (found,) = _found.runtimes(on(Missing))
+    monkeypatch.setattr(_available.plugins, "names", lambda package: [])
+    (found,) = _available.runtimes(on(Missing))
     name = f"{__name__}:Missing"
     assert not found.there
     assert found.words == f"not here: No module named 'missing'; pip install 'htas[{name}]'"
 
 
 def test_a_broken_runtime_is_one_line_and_not_a_crash(monkeypatch):
-    monkeypatch.setattr(_found.plugins, "names", lambda package: [])
-    (found,) = _found.runtimes(on(Broken))
+    monkeypatch.setattr(_available.plugins, "names", lambda package: [])
+    (found,) = _available.runtimes(on(Broken))
     assert found.words == "not here: OSError: libbroken.so: cannot open shared object"
 
 
@@ -449,7 +449,7 @@ def test_a_runtime_that_is_missing_is_a_finding():
     found = examine(on(Missing), seconds=0.2)
     assert (found.noise, found.outlook) == (None, None)
     assert found.json()["outlook"] is None
-    assert "how noisy it is was not tested: No module named 'missing'" in found.lines()
+    assert "the noise was not tested: No module named 'missing'" in found.lines()
 
 
 def test_noise_that_nothing_explains_is_said_to_be_unexplained(still):
@@ -457,7 +457,7 @@ def test_noise_that_nothing_explains_is_said_to_be_unexplained(still):
     calm = replace(found, machine=still, load=Load((), 0.0, 0.0, 0, ()), noise=steady(*[1.0] * 20))
     assert calm.advice == ()
     (advice,) = replace(calm, noise=steady(*[1.0, 2.0] * 10)).advice
-    assert advice.startswith("nothing that can be seen from here explains the noise")
+    assert advice.startswith("nothing visible from here explains the noise")
 
 
 def test_a_runtime_that_nobody_knows_is_refused():

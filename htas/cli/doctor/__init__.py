@@ -1,11 +1,11 @@
-"""What this machine is, how noisy it is now, and whether a survey started now would be decided."""
+"""This machine, its noise now, and whether a survey started now would be decided."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import htas.runtimes
-from htas.cli.doctor._found import Availability, meters, runtimes
+from htas.cli.doctor._available import Availability, meters, runtimes
 from htas.cli.doctor._gpus import Gpu, gpus
 from htas.cli.doctor._load import Load, averages, between, snapshot
 from htas.cli.doctor._machine import Machine, machine
@@ -22,7 +22,7 @@ __all__ = ["Findings", "examine"]
 
 @dataclass(frozen=True)
 class Findings:
-    """All that was found, as facts; `lines` and `json` say it."""
+    """The facts about a machine and a target; `lines` and `json` print them."""
 
     target: Target
     machine: Machine
@@ -38,17 +38,17 @@ class Findings:
 
     @property
     def advice(self) -> tuple[str, ...]:
-        """What to try before a survey, the most useful first; empty when nothing needs it."""
+        """What to change before a survey, the most useful first; empty where nothing needs it."""
         threads = self.target.threads if self.target.device == "cpu" else 1
-        found = [*self.load.advice(threads, self.machine.usable), *self.machine.advice(threads, self.target.device)]
+        advice = [*self.load.advice(threads, self.machine.usable), *self.machine.advice(threads, self.target.device)]
         if self.target.device == "cuda":
-            found += [words for gpu in self.gpus for words in gpu.advice()]
-        if not found and self.noise is not None and self.noise.level != "quiet":
-            found.append(
-                "nothing that can be seen from here explains the noise; it may be heat, or another virtual machine: "
+            advice += [words for gpu in self.gpus for words in gpu.advice()]
+        if not advice and self.noise is not None and self.noise.level != "quiet":
+            advice.append(
+                "nothing visible from here explains the noise; it may be heat, or another virtual machine: "
                 "try again later, and give the survey more time"
             )
-        return tuple(found)
+        return tuple(advice)
 
     def json(self) -> dict[str, Any]:
         """As plain JSON values; null is unknown."""
@@ -68,7 +68,7 @@ class Findings:
         }
 
     def lines(self) -> list[str]:
-        """For a terminal: what there is in columns, then sentences."""
+        """For a terminal: the machine in columns, then sentences."""
         gpu = [("GPU", each.words) for each in self.gpus] or [("GPU", "none found")]
         return [
             *_block("this machine", [*self.machine.rows(), *self.load.rows(), *gpu]),
@@ -80,16 +80,16 @@ class Findings:
 
     def _test(self) -> list[str]:
         if self.noise is None or self.outlook is None:
-            return [f"how noisy it is was not tested: {self.trouble}"]
+            return [f"the noise was not tested: {self.trouble}"]
         target = self.target
         title = f"readings now ({target.runtime}, {target.device}, batch {target.batch}, threads {target.threads})"
         return [*_block(title, self.noise.rows()), self.noise.verdict, self.outlook.words]
 
 
 def examine(target: Target, seconds: float = 10.0) -> Findings:
-    """Look at the machine, and read a few layers on the target for about so many seconds.
+    """Look at the machine, and read a few layers on the target for about `seconds`.
 
-    Raises UserError for a runtime that nobody knows; one that is not installed is a finding.
+    Raises UserError for a runtime that does not exist; one that is not installed is a finding.
     """
     if not seconds > 0:
         raise UserError(f"seconds must be above 0 (10 is usual), got {seconds}")
@@ -112,15 +112,15 @@ def examine(target: Target, seconds: float = 10.0) -> Findings:
 
 
 def shortest(target: Target) -> float:
-    """Seconds that a reading lasts at least on this target."""
+    """Least seconds of a reading on this target."""
     return open_runtime(target).timer().shortest
 
 
 def _listened(target: Target, seconds: float) -> tuple[Noise | None, str]:
-    """The noise, or why there is none."""
+    """The noise; or None, and why the target cannot be read."""
     try:
         return listen(target, seconds), ""
-    except Exception as error:  # a broken runtime raises whatever it likes, and finding it out is the purpose
+    except Exception as error:  # a broken runtime may raise anything; that is a finding
         return None, " ".join(str(error).split()) or type(error).__name__
 
 

@@ -13,14 +13,14 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU; None where nothing tells."""
+    """One GPU; None where the driver does not say."""
 
     name: str
     memory: int
     """Bytes."""
     driver: str | None = None
     megahertz: int | None = None
-    """Of its multiprocessors, now: low while it has nothing to do."""
+    """Clock of its multiprocessors now; low while the GPU is idle."""
     megahertz_most: int | None = None
     persistence: bool | None = None
     """Whether the driver stays loaded when no program uses the GPU."""
@@ -44,17 +44,17 @@ class Gpu:
 
     def advice(self) -> list[str]:
         """What to change before a survey on it."""
-        found = []
+        advice = []
         if not self.usable:
-            found.append(f"PyTorch {torch.__version__} cannot use the {self.name}: install a CUDA build of it")
+            advice.append(f"PyTorch {torch.__version__} cannot use the {self.name}: install a CUDA build of it")
         if self.persistence is False:
-            found.append(
+            advice.append(
                 f"the {self.name} is put to sleep between programs (persistence mode is off), and the first readings "
                 "wait for it: sudo nvidia-smi -pm 1"
             )
         if self.mig:
-            found.append(f"the {self.name} is cut into slices (MIG): readings hold for this slice alone")
-        return found
+            advice.append(f"the {self.name} is cut into slices (MIG): readings hold for this slice alone")
+        return advice
 
 
 def gpus() -> tuple[Gpu, ...]:
@@ -73,8 +73,8 @@ def gpus() -> tuple[Gpu, ...]:
 def _by_torch() -> tuple[Gpu, ...]:
     if not torch.cuda.is_available():
         return ()
-    found = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
-    return tuple(Gpu(each.name, each.total_memory) for each in found)
+    devices = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
+    return tuple(Gpu(each.name, each.total_memory) for each in devices)
 
 
 def _by_nvml(nvml: Any) -> tuple[Gpu, ...]:
@@ -83,23 +83,23 @@ def _by_nvml(nvml: Any) -> tuple[Gpu, ...]:
 
 
 def _gpu(nvml: Any, handle: Any) -> Gpu:
-    def asked(question: Callable[[], Any]) -> Any:
-        """The answer, or None: many are not supported by every GPU."""
+    def answer(question: Callable[[], Any]) -> Any:
+        """The answer of the driver; None where this GPU does not support the question."""
         try:
             return question()
         except nvml.NVMLError:
             return None
 
     clock = nvml.NVML_CLOCK_SM
-    mig = asked(lambda: nvml.nvmlDeviceGetMigMode(handle))
-    persistence = asked(lambda: nvml.nvmlDeviceGetPersistenceMode(handle))
-    memory = asked(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
+    mig = answer(lambda: nvml.nvmlDeviceGetMigMode(handle))
+    persistence = answer(lambda: nvml.nvmlDeviceGetPersistenceMode(handle))
+    memory = answer(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
     return Gpu(
-        name=asked(lambda: nvml.nvmlDeviceGetName(handle)) or UNKNOWN,
+        name=answer(lambda: nvml.nvmlDeviceGetName(handle)) or UNKNOWN,
         memory=0 if memory is None else memory.total,
-        driver=asked(nvml.nvmlSystemGetDriverVersion),
-        megahertz=asked(lambda: nvml.nvmlDeviceGetClockInfo(handle, clock)),
-        megahertz_most=asked(lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, clock)),
+        driver=answer(nvml.nvmlSystemGetDriverVersion),
+        megahertz=answer(lambda: nvml.nvmlDeviceGetClockInfo(handle, clock)),
+        megahertz_most=answer(lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, clock)),
         persistence=None if persistence is None else bool(persistence),
         mig=None if mig is None else bool(mig[0]),
         usable=torch.cuda.is_available(),

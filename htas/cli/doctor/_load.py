@@ -1,4 +1,4 @@
-"""Who else uses the processor while something is measured."""
+"""Other programs that use the processor during a measurement."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,8 @@ from htas.cli.doctor._machine import throttled
 from htas.text import listing, percent, plural, significant
 from htas.timing.contention import OTHERS, STOLEN, Usage
 
-MOST_SHOWN = 3
+BUSIEST = 3
+"""Processes that are named."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,9 @@ class Snapshot:
     usage: Usage
     """Of the whole system."""
     processes: Mapping[int, tuple[str, float]] = field(default_factory=dict)
-    """Name and seconds of every other process that may be seen, by its number."""
+    """Name and seconds of every other process that is visible, by its number."""
     throttled: int | None = None
-    """How often the CPU quota has stopped this control group."""
+    """Times that the CPU quota has stopped this control group."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,16 @@ class Busy:
 
 @dataclass(frozen=True)
 class Load:
-    """What happened between two snapshots."""
+    """The load between two snapshots."""
 
     average: tuple[float, ...]
     """Of the last 1, 5 and 15 minutes, as `uptime` gives it, this program included; empty where there is none."""
     others: float
-    """Cores that other programs took, those included that this one may not see."""
+    """Cores that other programs took, invisible ones included."""
     stolen: float
-    """The share of time in which the hypervisor let somebody else run."""
+    """Share of the time that the hypervisor gave to other virtual machines."""
     throttled: int
-    """How often the CPU quota stopped this control group."""
+    """Times that the CPU quota stopped this control group."""
     busiest: tuple[Busy, ...]
 
     def rows(self) -> list[tuple[str, str]]:
@@ -57,27 +58,27 @@ class Load:
         ]
 
     def advice(self, threads: int, usable: int) -> list[str]:
-        """What to do about it before a survey with so many threads on so many usable cores."""
-        found = []
+        """What to change before a survey with `threads` threads on `usable` cores."""
+        advice = []
         if self.others > OTHERS:
-            found.append(f"other programs take {significant(self.others)} cores{self._names()}: stop them, or wait")
+            advice.append(f"other programs take {significant(self.others)} cores{self._names()}: stop them, or wait")
             free = max(1, int(usable - self.others))
             if threads > free:
-                found.append(
+                advice.append(
                     f"the threads of a layer wait for the slowest of them, and other programs leave too few cores for "
                     f"{threads}: use --threads {free} if they must go on"
                 )
         if self.stolen > STOLEN:
-            found.append(
+            advice.append(
                 f"the host gave {percent(self.stolen, 1)} of the time to other virtual machines: nothing in here can "
                 "change that; try another hour or a machine with cores of its own"
             )
         if self.throttled:
-            found.append(
+            advice.append(
                 f"the CPU quota stopped this program {plural(self.throttled, 'time')} during the test: "
                 "raise the quota or use fewer threads"
             )
-        return found
+        return advice
 
     def _names(self) -> str:
         names = listing(f"{each.name} (pid {each.pid}) {significant(each.cores)}" for each in self.busiest)
@@ -86,17 +87,17 @@ class Load:
 
 def snapshot() -> Snapshot:
     """The counters now."""
-    own = {psutil.Process().pid, *(child.pid for child in psutil.Process().children(recursive=True))}
-    seen = {
+    ours = {psutil.Process().pid, *(child.pid for child in psutil.Process().children(recursive=True))}
+    others = {
         process.pid: (process.info["name"] or "?", process.info["cpu_times"].user + process.info["cpu_times"].system)
         for process in psutil.process_iter(["name", "cpu_times"])
-        if process.pid not in own and process.info["cpu_times"] is not None
+        if process.pid not in ours and process.info["cpu_times"] is not None
     }
-    return Snapshot(Usage.now(), seen, throttled())
+    return Snapshot(Usage.now(), others, throttled())
 
 
 def between(before: Snapshot, after: Snapshot, average: tuple[float, ...] = ()) -> Load:
-    """What happened from one snapshot to a later one."""
+    """The load from one snapshot to a later one."""
     old, new = before.usage, after.usage
     seconds = max(new.seconds - old.seconds, 1e-9)
     return Load(
@@ -117,10 +118,10 @@ def averages() -> tuple[float, ...]:
 
 
 def _busiest(before: Snapshot, after: Snapshot, seconds: float) -> tuple[Busy, ...]:
-    """Those that took most; one that started meanwhile began at 0."""
-    found = [
+    """The processes that took most; one that started in between began at 0 seconds."""
+    processes = [
         Busy(name, pid, (spent - before.processes.get(pid, (name, 0.0))[1]) / seconds)
         for pid, (name, spent) in after.processes.items()
     ]
-    found.sort(key=lambda each: -each.cores)
-    return tuple(each for each in found[:MOST_SHOWN] if each.cores > OTHERS)
+    processes.sort(key=lambda each: -each.cores)
+    return tuple(each for each in processes[:BUSIEST] if each.cores > OTHERS)

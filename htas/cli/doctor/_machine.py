@@ -1,4 +1,4 @@
-"""What the processor, its memory and its limits are, from the kernel's files and psutil."""
+"""The processor, its memory and its limits, from the kernel's files and psutil."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ INSTRUCTIONS = (
     *("amx_int8", "amx_bf16", "amx_fp16"),
     *("neon", "dot", "fp16_arith", "bf16", "i8mm", "sve", "sve2", "sve_bf16", "sme", "sme2"),
 )
-"""Those that convolutions and matrix products are written for, in PyTorch's names."""
+"""Instructions that convolutions and matrix products use, in PyTorch's names."""
 CONTAINERS = (".dockerenv", "run/.containerenv")
 """Files that Docker and Podman leave in every container."""
 UNKNOWN = "unknown"
@@ -26,11 +26,11 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Machine:
-    """A processor and what limits it here; None where this system does not tell."""
+    """A processor and its limits; None where this system does not say."""
 
     processor: str
     logical: int | None
-    """Threads of the processor, those included that this process may not use."""
+    """Threads of the processor, also those that this process may not use."""
     physical: int | None
     usable: int
     """Threads that this process may run on."""
@@ -50,11 +50,11 @@ class Machine:
     available: int
     """Bytes that programs could take now."""
     virtual: bool | None
-    """Whether a hypervisor stands below the system."""
+    """True under a hypervisor."""
     container: bool
 
     def rows(self) -> list[tuple[str, str]]:
-        """What a terminal shows: a label and words."""
+        """Lines for a terminal: a label and words."""
         return [
             ("processor", f"{self.processor}{self._kind()}"),
             ("cores", self._cores()),
@@ -137,7 +137,7 @@ def usable() -> Sequence[int]:
 
 
 def throttled(root: Path = Path("/")) -> int | None:
-    """How often the control group's CPU quota has stopped this process and its neighbours so far."""
+    """Times that the CPU quota of the control group has stopped it so far."""
     counts = [
         int(words[1])
         for folder in groups(root)
@@ -148,14 +148,14 @@ def throttled(root: Path = Path("/")) -> int | None:
 
 
 def _cores(root: Path, cpus: Sequence[int]) -> int | None:
-    """Threads of one core name the same siblings."""
+    """The number of physical cores: threads of one core name the same siblings."""
     siblings = [text(_cpu(root, cpu) / "topology/thread_siblings_list") for cpu in cpus]
     return None if None in siblings else len(set(siblings))
 
 
 def _governor(root: Path, cpus: Sequence[int]) -> str | None:
-    found = {text(_cpu(root, cpu) / "cpufreq/scaling_governor") for cpu in cpus}
-    return ", ".join(sorted(name for name in found if name)) or None
+    governors = {text(_cpu(root, cpu) / "cpufreq/scaling_governor") for cpu in cpus}
+    return ", ".join(sorted(name for name in governors if name)) or None
 
 
 def _megahertz(root: Path, cpus: Sequence[int]) -> float | None:
@@ -164,9 +164,9 @@ def _megahertz(root: Path, cpus: Sequence[int]) -> float | None:
 
 
 def _frequencies(root: Path, cpus: Sequence[int], name: str) -> list[float]:
-    """The kernel writes kHz."""
-    found = [number(text(_cpu(root, cpu) / "cpufreq" / name)) for cpu in cpus]
-    return [kilohertz / 1e3 for kilohertz in found if kilohertz is not None]
+    """In MHz; the kernel writes kHz."""
+    frequencies = [number(text(_cpu(root, cpu) / "cpufreq" / name)) for cpu in cpus]
+    return [kilohertz / 1e3 for kilohertz in frequencies if kilohertz is not None]
 
 
 def _turbo(root: Path) -> bool | None:

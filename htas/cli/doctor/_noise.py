@@ -1,4 +1,4 @@
-"""How noisy the target is now: a few ordinary layers, read in turn for some seconds."""
+"""The noise of the target now, from a few ordinary layers that are read in turn for some seconds."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -24,19 +24,19 @@ LAYERS = tuple(
 )
 """The three stages of the CIFAR ResNets."""
 FEWEST = 12
-"""Readings of a layer; fewer say nothing about noise, unless that something holds the layers up."""
+"""Least readings of a layer; fewer mean that something holds the layers up."""
 MOST = 2000
-"""Rounds; with more nothing is learnt."""
+"""Most rounds; more teach nothing."""
 SLOW = 1.1
-"""A reading so many times its layer's minimum is a slow one."""
+"""A reading above this multiple of its layer's minimum is slow."""
 QUIET = {"slow": 0.1, "spread": 0.05, "drift": 0.03}
 NOISY = {"slow": 0.4, "spread": 0.2, "drift": 0.1}
-"""Up to all of the first is quiet, over any of the second is noisy; between them it depends on the survey."""
+"""At most all of QUIET is quiet, above any of NOISY is noisy, anything between is restless."""
 
 
 @dataclass(frozen=True)
 class Noise:
-    """The readings of the test, each layer's in the order they were taken, and what they say."""
+    """The readings of the test, of each layer in order of time, and what follows from them."""
 
     layers: tuple[Layer, ...]
     readings: tuple[Measurement, ...]
@@ -59,17 +59,17 @@ class Noise:
 
     @property
     def level(self) -> Literal["quiet", "restless", "noisy"]:
-        """In one word; too few readings are as bad as noise."""
+        """The noise in one word; too few readings count as noisy."""
         if min(len(each.values) for each in self.readings) < FEWEST:
             return "noisy"
-        found = {"slow": self.slow, "spread": self.spread, "drift": abs(self.drift)}
-        if any(value > NOISY[name] for name, value in found.items()):
+        figures = {"slow": self.slow, "spread": self.spread, "drift": abs(self.drift)}
+        if any(value > NOISY[name] for name, value in figures.items()):
             return "noisy"
-        return "quiet" if all(value <= QUIET[name] for name, value in found.items()) else "restless"
+        return "quiet" if all(value <= QUIET[name] for name, value in figures.items()) else "restless"
 
     @property
     def verdict(self) -> str:
-        """The word, and the figures behind it."""
+        """The level and the figures behind it."""
         fewest = min(len(each.values) for each in self.readings)
         few = f"only {plural(fewest, 'reading')} of a layer in the time of the test, and " if fewest < FEWEST else ""
         return (
@@ -80,7 +80,7 @@ class Noise:
         )
 
     def rows(self) -> list[tuple[str, str]]:
-        """What a terminal shows: a layer, and its readings."""
+        """Lines for a terminal: a layer and its readings."""
         return [
             (
                 f"conv {layer.inputs} to {layer.outputs}, {layer.size[0]}x{layer.size[1]}",
@@ -102,15 +102,15 @@ class Noise:
 
 
 def listen(target: Target, seconds: float, now: Callable[[], float] = time.monotonic) -> Noise:
-    """Read the layers for about so many seconds of the clock `now`, as a survey reads its own."""
+    """Read the layers for about `seconds` of the clock `now`, as a survey does."""
     runtime = open_runtime(target)
     with runtime.session(), torch.random.fork_rng(devices=[]), priority():
-        found = Bench(runtime.timer(), rounds=MOST, limit=seconds, now=now).run(
+        readings = Bench(runtime.timer(), rounds=MOST, limit=seconds, now=now).run(
             lambda number: runtime.compile_layer(LAYERS[number]).run,
             len(LAYERS),
             anew=runtime.build_seconds <= CHEAP,
         )
-    return Noise(LAYERS, tuple(Measurement(each.seconds, "s", levels=each.levels) for each in found))
+    return Noise(LAYERS, tuple(Measurement(each.seconds, "s", levels=each.levels) for each in readings))
 
 
 def _drift(values: Sequence[float]) -> float:

@@ -12,20 +12,20 @@ from htas.timing.bench import REPEAT, HostTimer
 from htas.timing.measurement import Measurement
 
 WIDTHS = 224
-"""Of the CIFAR ResNets at e = 2: 32, 64 and 128."""
+"""Widths of the CIFAR ResNets at e = 2: 32, 64 and 128."""
 SECONDS = 20.0
 SURE = 2.0
-"""Standard errors that a difference must keep away from the margin: right 19 times of 20."""
+"""Standard errors between a difference and the margin; right 19 times of 20."""
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a survey of so many widths in so many seconds could tell apart, if the noise stays as it is."""
+    """What a survey of `widths` widths in `seconds` could tell apart, if the noise stays the same."""
 
     widths: int
     seconds: float
     count: int
-    """Readings that each width would get."""
+    """Readings of each width."""
     error: float
     """Standard error of a width's latency after those, as a share of it; of the layer where that is largest."""
     ties: float
@@ -33,19 +33,19 @@ class Outlook:
 
     @property
     def uncertainty(self) -> float:
-        """How far the difference of two widths may be off, as a share of the latency."""
+        """Error of the difference of two widths, as a share of the latency."""
         return SURE * sqrt(2) * self.error
 
     @property
     def decided(self) -> Literal["yes", "partly", "no"]:
-        """`yes` where that is within the margin, `no` where it is more than twice as large."""
+        """`yes` where the uncertainty is within the margin, `no` where it is more than twice as large."""
         if self.count < 2 or self.uncertainty > 2 * self.ties:
             return "no"
         return "yes" if self.uncertainty <= self.ties else "partly"
 
     @property
     def words(self) -> str:
-        """The answer, and what it rests on."""
+        """The answer and its reasons."""
         answer = {
             "yes": "would be decided",
             "partly": "would leave some groups undecided",
@@ -66,10 +66,10 @@ def outlook(
     seconds: float = SECONDS,
     shortest: float = HostTimer.shortest,
 ) -> Outlook:
-    """The forecast from readings such as a survey would take; their standard error shrinks with the root of the count.
+    """The forecast from readings as a survey takes them; their standard error shrinks with the root of the count.
 
-    `shortest` is what a reading lasts at least. It is the error beside others of one survey: what slows the machine for
-    a while falls on all widths alike.
+    `shortest`: least seconds of a reading. The error is that between readings of one survey: a slow phase of the
+    machine falls on all widths alike.
     """
     count = int(seconds / widths / float(np.mean([_cost(each, shortest) for each in readings])))
     errors = [each.error / each.estimate * sqrt(len(each.values) / max(count, 1)) for each in readings]

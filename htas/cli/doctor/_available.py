@@ -1,4 +1,4 @@
-"""Which runtimes and energy meters there are, and how to get those that are missing."""
+"""The runtimes and energy meters that work here, and how to get the others."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,17 +38,17 @@ def runtimes(target: Target) -> list[Availability]:
 
 
 def meters(devices: Sequence[str]) -> list[Availability]:
-    """What the energy of each device would be read from."""
+    """The energy meter of each device."""
     return [_meter(device) for device in devices]
 
 
 def _runtime(target: Target, name: str) -> Availability:
     try:
-        own = target if name == target.runtime else replace(target, runtime=name, options={})
-        return Availability(name, True, dict(open_runtime(own).describe()))
+        opened = open_runtime(target if name == target.runtime else replace(target, runtime=name, options={}))
+        return Availability(name, True, dict(opened.describe()))
     except ImportError as error:
         return Availability(name, False, trouble=f"{_clean(error)}; pip install 'htas[{name}]'")
-    except Exception as error:  # a broken installation raises whatever it likes, and finding it out is the purpose
+    except Exception as error:  # a broken installation may raise anything; that is a finding
         return Availability(name, False, trouble=_clean(error))
 
 
@@ -60,6 +60,6 @@ def _meter(device: str) -> Availability:
 
 
 def _clean(error: Exception) -> str:
-    """One line, whatever was raised."""
+    """The message of any exception in one line."""
     words = " ".join(str(error).split()) or type(error).__name__
     return words if isinstance(error, UserError | ImportError) else f"{type(error).__name__}: {words}"
