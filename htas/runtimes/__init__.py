@@ -1,4 +1,4 @@
-"""What a runtime is: it turns a network or a layer into a program that can be timed and checked.
+"""The contract of a runtime, which turns a network or a layer into a program that can be timed and checked.
 
 A runtime is one file of this folder; its name is the target's `runtime`.
 """
@@ -31,7 +31,7 @@ class Program:
     outputs: Callable[..., Tensor]
     """Tensors in, the network's output on the CPU in fp32: for checking."""
     anew: "Callable[[], Program] | None" = None
-    """The same program made again, without what takes long and is the same each time: an export, a check."""
+    """Builds the same program again, without the slow steps that never differ: the export, the check."""
 
 
 @dataclass(frozen=True)
@@ -39,69 +39,69 @@ class Runtime(ABC):
     """Compiles for one target. Implementations are frozen dataclasses; further fields are their options."""
 
     build_seconds: ClassVar[float] = 0.001
-    """About what one layer's program costs to make, so that a survey knows when to be sparing."""
+    """Approximate seconds to build the program of a layer; a survey of a slow runtime builds fewer."""
     chained: ClassVar[tuple[str, ...]] = ()
-    """Devices on which layers timed as the increment of a chain add up to networks better than layers timed alone."""
+    """Devices on which layers are timed as the increment of a chain, which adds up to networks better."""
     exports: ClassVar[bool] = False
-    """Whether a network becomes ONNX first: seconds for a deep one, unless its steps are known (`_written.py`)."""
+    """True if a network becomes ONNX first, which takes seconds for a deep one."""
     lacking: ClassVar[str] = ""
-    """Why a precision is missing, where that needs saying: the end of the sentence that refuses it."""
+    """Why a precision is missing; ends the sentence that refuses it."""
     target: Target
 
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:
-        """What it computes in on that device of this machine; nothing where it does not run there."""
+        """Precisions on a device of this machine; empty where the runtime does not run there."""
         return ("fp32",)
 
     def compile(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
         """The network in eval mode, for inputs of exactly the example's shapes; the model itself stays as it is.
 
-        Here what `build` makes of a copy, compared with eager PyTorch. Raises UserError that names the layer where it
-        cannot be run, and where its outputs are not eager PyTorch's.
+        The default builds a copy and compares its outputs with eager PyTorch's. Raises UserError, which names the layer
+        that cannot be run, or where outputs differ.
         """
         from htas.runtimes._build import network_program
 
         return network_program(f"target.runtime {self.target.runtime!r}", self.target, model, example, self.build)
 
     def build(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
-        """The program of a network that is in eval mode, on the CPU and free to be changed; not yet compared.
+        """The program of a network in eval mode on the CPU, which may be changed; nothing is compared yet.
 
-        A runtime has this method or a `compile` of its own; whatever it raises becomes a sentence that names the layer.
+        A runtime overrides this method or `compile`; an exception of any kind becomes a sentence that names the layer.
         """
         raise NotImplementedError(f"{type(self).__name__} has neither build() nor compile()")
 
     @abstractmethod
     def describe(self) -> Mapping[str, str]:
-        """Versions and settings that readings depend on; they become part of a measurement's context."""
+        """Versions and settings that readings depend on, for the context of a measurement."""
 
     def compile_layer(self, layer: Layer) -> Program:
-        """The layer with weights drawn at random, at the target's batch."""
+        """The program of a layer with random weights, at the target's batch."""
         return self.compile(layer.build(), layer.example(self.target.batch))
 
     def chain(self, layer: Layer) -> tuple[Program, Program] | None:
         """The layer between two neighbours, and the neighbours without it: the layer's time is the difference.
 
-        None where a layer alone takes the time that it takes in a network.
+        None if a layer timed alone costs what it costs inside a network.
         """
         return None
 
     def renew(self) -> None:
-        """Drop what programs share and the runtime keeps, so that programs built from now on get it anew."""
+        """Drop what the runtime keeps for all programs, so that later programs build it again."""
         return None
 
     def session(self) -> AbstractContextManager[object]:
-        """Holds the settings that programs need while they run, and puts the old ones back."""
+        """A context with the settings that programs need; the old ones return at its end."""
         return nullcontext()
 
     def timer(self) -> Timer:
-        """The clock that sees all of a program's work."""
+        """The clock that covers all of a program's work."""
         return HostTimer() if self.target.device == "cpu" else CudaTimer()
 
 
 def open_runtime(target: Target) -> Runtime:
     """The runtime that the target names, with the target's options.
 
-    Raises UserError that says what there is, where the runtime, its device, its precision or an option is missing.
+    Raises UserError, which lists the choices, where the runtime, device, precision or an option does not exist.
     """
     target.check()
     kind: type[Runtime] = find(sys.modules[__name__], Runtime, target.runtime)  # type: ignore[type-abstract]
@@ -110,18 +110,18 @@ def open_runtime(target: Target) -> Runtime:
 
 
 def _check_precision(kind: type[Runtime], target: Target) -> None:
-    known = kind.precisions(target.device)
-    if not known:
+    precisions = kind.precisions(target.device)
+    if not precisions:
         other = "cpu" if target.device == "cuda" else "cuda"
         raise UserError(
             f"target.runtime {target.runtime!r} does not run on {target.device}; use target.device {other!r}, or "
             "target.runtime 'eager', which runs on both"
         )
-    if target.precision not in known:
+    if target.precision not in precisions:
         reason = f" ({kind.lacking})" if kind.lacking else ""
         raise UserError(
             f"target.runtime {target.runtime!r} has no {target.precision} on {target.device}{reason}; "
-            f"use target.precision {listing(known)}, or target.runtime 'eager', which has all three"
+            f"use target.precision {listing(precisions)}, or target.runtime 'eager', which has all three"
         )
 
 

@@ -1,4 +1,4 @@
-"""Making a program of a copy, checking it, and saying in one sentence why it could not be made."""
+"""Programs of copies of networks, of layers and files; or one sentence why there is none."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -18,23 +18,23 @@ Build = Callable[[nn.Module, tuple[Tensor, ...]], Program]
 
 
 MEMORY = ("out of memory", "can't allocate memory", "failed to allocate memory")
-"""How PyTorch, CUDA and ONNX Runtime say it."""
+"""Words of PyTorch, CUDA and ONNX Runtime for too little memory."""
 
 
 def network_program(
     what: str, target: Target, model: nn.Module, example: tuple[Tensor, ...], build: Build, *, same: bool = False
 ) -> Program:
-    """What `build` makes of a copy of the network on the CPU in eval mode, its outputs compared with eager PyTorch's.
+    """`build` of a copy of the network on the CPU in eval mode, with its outputs compared with eager PyTorch's.
 
-    `what` is the runtime in words. `same` where it is eager fp32 itself. Raises UserError that names the layer which
-    cannot be run, says that there is too little memory, or that the outputs differ.
+    `what` is the runtime in words; `same` leaves out the comparison, for eager fp32 itself. Raises UserError, which
+    names the layer that cannot be run, or says that memory is short or that outputs differ.
     """
     example = tuple(tensor.detach().cpu() for tensor in example)
     try:
         program = build(_copy(model), example)
         if not same:
             check(program, _copy(model), example, target, what)
-    except Exception as error:  # every library has kinds of its own
+    except Exception as error:  # every library raises classes of its own
         if isinstance(error, UserError) and not _caused(error):
             raise
         where = "" if _is_memory(error) else _culprit(_copy(model), example, build)
@@ -43,10 +43,10 @@ def network_program(
 
 
 def layer_program(what: str, target: Target, layer: Layer, build: Callable[[], Program]) -> Program:
-    """What `build` makes of a layer; raises ValueError that names the layer where it cannot be run."""
+    """`build` of a layer; raises UserError, which names the layer, where it cannot be run."""
     try:
         program = build()
-    except Exception as error:  # every library has kinds of its own
+    except Exception as error:  # every library raises classes of its own
         raise UserError(_sentence(what, target, in_words(layer), "", error)) from error
     return _guarded(what, target, program)
 
@@ -54,17 +54,17 @@ def layer_program(what: str, target: Target, layer: Layer, build: Callable[[], P
 def file_program(
     what: str, target: Target, model: OnnxFile, build: Callable[[str, tuple[Tensor, ...]], Program]
 ) -> Program:
-    """What `build` makes of a file; raises ValueError that says why it cannot be run."""
+    """`build` of an ONNX file; raises UserError, which says why it cannot be run."""
     example = model.example()
 
-    def made() -> Program:
+    def rebuild() -> Program:
         return build(str(model.path), example)  # by its path: weights may lie beside it
 
     try:
-        program = made()
-    except Exception as error:  # every library has kinds of its own
+        program = rebuild()
+    except Exception as error:  # every library raises classes of its own
         raise UserError(_sentence(what, target, str(model.path), "", error)) from error
-    return _guarded(what, target, Program(program.run, program.outputs, made))
+    return _guarded(what, target, Program(program.run, program.outputs, rebuild))
 
 
 def _guarded(what: str, target: Target, program: Program) -> Program:
@@ -77,7 +77,7 @@ def _guarded(what: str, target: Target, program: Program) -> Program:
 
 
 def within_memory(what: str, target: Target, call: Callable[..., Any]) -> Callable[..., Any]:
-    """The call, which on a GPU that is full raises one sentence; on a CPU the call itself."""
+    """The call; on a GPU, UserError where its memory is full."""
     if target.device == "cpu":
         return call
 
@@ -133,18 +133,18 @@ def _is_memory(error: BaseException) -> bool:
 
 
 def _caused(error: Exception) -> bool:
-    """Was it made of another error? Then a single layer may be the cause."""
+    """True if another error is the cause; then a single layer may be at fault."""
     return error.__cause__ is not None
 
 
 def _culprit(network: nn.Module, example: tuple[Tensor, ...], build: Build) -> str:
-    """The first module without parts that cannot be built alone, by its path; nothing where every one can."""
-    tried = set()
+    """The first module without children that cannot be built alone, by its path; empty where every one can."""
+    built = set()
     for path, (part, inputs) in _calls(network, example).items():
         kind = (repr(part), tuple(tensor.shape for tensor in inputs))
-        if kind in tried:
+        if kind in built:
             continue
-        tried.add(kind)
+        built.add(kind)
         try:
             build(deepcopy(part), inputs)
         except Exception:
@@ -153,13 +153,13 @@ def _culprit(network: nn.Module, example: tuple[Tensor, ...], build: Build) -> s
 
 
 def _calls(network: nn.Module, example: tuple[Tensor, ...]) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
-    """Every module without parts, by its path, with the tensors it is given; others are left out."""
-    found: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {}
+    """Every module without children that takes only tensors, by its path, with its inputs."""
+    calls: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {}
 
     def watch(path: str, part: nn.Module) -> None:
         def note(_: nn.Module, inputs: tuple[Any, ...]) -> None:
             if all(isinstance(each, Tensor) for each in inputs):
-                found.setdefault(path, (part, inputs))
+                calls.setdefault(path, (part, inputs))
 
         part.register_forward_pre_hook(note)
 
@@ -173,4 +173,4 @@ def _calls(network: nn.Module, example: tuple[Tensor, ...]) -> dict[str, tuple[n
         return {}  # it does not run at all, and the first error says why
     for part in parts.values():
         part._forward_pre_hooks.clear()
-    return found
+    return calls

@@ -1,9 +1,9 @@
 """Sessions of ONNX Runtime, with any of its providers.
 
-Many programs are alive at once in a survey, each with threads of its own. By default a thread without work spins for
-milliseconds: it stole the cores of the next program, whose readings on two cores came out up to eight times too high.
-Without spinning, waking up costs a small layer 20 to 30 %. So threads spin just long enough to go from one call to the
-next, which gives the readings of a program that is alone in its process.
+A survey holds many programs at once, each with its own threads. By default an idle thread spins for milliseconds and
+takes cores from the next program, whose readings on two cores were up to eight times too high. Without spinning, a
+small layer pays 20 to 30 % for waking up. So threads spin just long enough to bridge two calls, which gives the
+readings of a program that is alone in its process.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from htas.timing.target import Target
 ERRORS = 3
 """ONNX Runtime's log severity."""
 SPIN = 50
-"""Microseconds; between two calls in a row pass about five."""
+"""Microseconds of spinning; about five pass between two calls in a row."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Sessions:
     """The runtime in words."""
     target: Target
     provider: str
-    """ONNX Runtime's own name for it."""
+    """The provider's name in ONNX Runtime."""
     settings: Mapping[str, Any]
-    """Of the provider."""
+    """Settings of the provider."""
     spin: int = SPIN
     """Microseconds that a CPU thread waits busily for the next call."""
 
@@ -86,22 +86,21 @@ class Sessions:
         return HostTimer() if self.target.device == "cpu" else HostTimer(wait=torch.cuda.synchronize)
 
     def _export(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
-        network, given = deepcopy(network).to(self.target.dtype), _cast(example, self.target)
-        graph = static_graph(network, given)
+        graph = static_graph(deepcopy(network).to(self.target.dtype), _cast(example, self.target))
         return replace(self._open(graph, example), anew=partial(self._open, graph, example))
 
     def _open_file(self, path: str, example: tuple[Tensor, ...]) -> Program:
-        return self._open(path, example, kept=True)
+        return self._open(path, example, raw=True)
 
-    def _open(self, graph: bytes | str, example: tuple[Tensor, ...] | None = None, kept: bool = False) -> Program:
-        """Inputs are cast to the target's precision, unless their types are `kept`."""
+    def _open(self, graph: bytes | str, example: tuple[Tensor, ...] | None = None, raw: bool = False) -> Program:
+        """The program of a graph or file; inputs are cast to the target's precision unless `raw`."""
         import onnxruntime
 
         providers = [(self.provider, dict(self.settings))]
         options = _options(self.target, self.spin)
-        # without fallback: it would print to stdout, and time the processor in place of the GPU
+        # no fallback: it would print to stdout and time the processor instead of the GPU
         session = onnxruntime.InferenceSession(graph, options, providers=providers, enable_fallback=False)
-        bound = _Bound(session, self.target, example or _random(session), kept)
+        bound = _Bound(session, self.target, example or _random(session), raw)
         return Program(bound.run, bound.outputs)
 
 
@@ -109,18 +108,18 @@ def check_provider(provider: str, way_out: str) -> None:
     """Raise UserError where this build of ONNX Runtime lacks the provider."""
     import onnxruntime
 
-    known = onnxruntime.get_available_providers()
-    if provider not in known:
-        raise UserError(f"this needs ONNX Runtime's {provider}, this build has {listing(known)}; {way_out}")
+    providers = onnxruntime.get_available_providers()
+    if provider not in providers:
+        raise UserError(f"this needs ONNX Runtime's {provider}, this build has {listing(providers)}; {way_out}")
 
 
 class _Bound:
     """A session whose inputs lie on its device; the output stays there until it is overwritten."""
 
-    def __init__(self, session: Any, target: Target, example: tuple[Tensor, ...], kept: bool) -> None:
+    def __init__(self, session: Any, target: Target, example: tuple[Tensor, ...], raw: bool) -> None:
         from onnxruntime import OrtValue
 
-        self.session, self.target, self.kept = session, target, kept
+        self.session, self.target, self.raw = session, target, raw
         self.names = [argument.name for argument in session.get_inputs()]
         arrays = [tensor.numpy() for tensor in self._cast(example)]
         self.values = [OrtValue.ortvalue_from_numpy(array, target.device, 0) for array in arrays]
@@ -135,7 +134,7 @@ class _Bound:
         self.session.run_with_iobinding(self.binding)
 
     def _cast(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tensors if self.kept else _cast(tensors, self.target)
+        return tensors if self.raw else _cast(tensors, self.target)
 
     def outputs(self, *tensors: Tensor) -> Tensor:
         """The first output for other inputs of the same shapes."""
@@ -145,7 +144,7 @@ class _Bound:
 
 
 def _cast(tensors: tuple[Tensor, ...], target: Target) -> tuple[Tensor, ...]:
-    """Floating point in the target's precision."""
+    """Tensors on the CPU, floating-point ones in the target's precision."""
     return tuple(tensor.cpu().to(target.dtype) if tensor.is_floating_point() else tensor.cpu() for tensor in tensors)
 
 
@@ -164,14 +163,14 @@ def _options(target: Target, spin: int) -> Any:
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin))
     options.add_session_config_entry("session.use_env_allocators", "1")
-    if target.device != "cpu":  # what the GPU cannot run would be timed on the processor, copies included
+    if target.device != "cpu":  # otherwise steps that the GPU lacks would run on the processor
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options
 
 
 @cache
 def _share_memory() -> None:
-    """Offer one arena to all sessions of this process: half the memory of one each."""
+    """Offer one arena to all sessions of this process, which halves the memory."""
     import onnxruntime as ort
 
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)

@@ -1,4 +1,4 @@
-"""What the runtimes that are PyTorch share: where things lie, threads, versions."""
+"""Parts of the runtimes that are PyTorch: devices, threads, versions."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from htas.timing.allocator import keep_memory
 from htas.timing.target import Target
 
 FORGOTTEN = 33
-"""Squared it is more kernels than oneDNN keeps."""
+"""Its square is more kernels than oneDNN keeps."""
 
 
 def placed(network: nn.Module, example: tuple[Tensor, ...], target: Target) -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -24,7 +24,7 @@ def placed(network: nn.Module, example: tuple[Tensor, ...], target: Target) -> t
 
 
 def program(call: Callable[..., Any], inputs: tuple[Tensor, ...], target: Target) -> Program:
-    """The program of a call that takes such inputs."""
+    """The program of a call, with these inputs."""
 
     @torch.inference_mode()
     def run() -> object:
@@ -38,10 +38,10 @@ def program(call: Callable[..., Any], inputs: tuple[Tensor, ...], target: Target
 
 
 def forget_kernels() -> None:
-    """Have oneDNN forget the kernels that it has compiled.
+    """Make oneDNN drop its compiled kernels, by compiling as many others.
 
-    It keeps the last 1024, and where one lies can make a layer half as slow again, in one process and not in the next,
-    however often the layer is built anew (docs/decisions.md). So as many others are compiled.
+    It keeps the last 1024. The address of a kernel can make a layer half as slow again in one process and not in the
+    next, however often the layer is built (docs/decisions.md).
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return
@@ -53,7 +53,7 @@ def forget_kernels() -> None:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """PyTorch computes with so many threads meanwhile, and the process keeps its memory."""
+    """Within it PyTorch computes with `count` threads, and the process keeps its memory."""
     keep_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -64,7 +64,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def about(target: Target) -> Mapping[str, str]:
-    """PyTorch's version and what its convolutions are computed with."""
+    """PyTorch's version and the libraries and settings of its convolutions."""
     common = {"torch": torch.__version__, "memory format": "contiguous"}
     if target.device == "cpu":
         instructions = torch.backends.cpu.get_cpu_capability()
@@ -81,7 +81,7 @@ def about(target: Target) -> Mapping[str, str]:
 
 
 def _emulated(target: Target) -> Mapping[str, str]:
-    """Whether this processor computes the precision itself, or PyTorch falls back to slow code."""
+    """Whether this processor has instructions for the precision, or PyTorch emulates it slowly."""
     if target.precision == "fp32":
         return {}
     native = getattr(torch.ops.mkldnn, f"_is_mkldnn_{target.precision}_supported")()

@@ -53,11 +53,11 @@ class Compiled(Runtime):
         return layer_program("torch.compile", self.target, layer, lambda: self._build(layer.build(), example))
 
     def describe(self) -> Mapping[str, str]:
-        """PyTorch's version and what it compiles with."""
+        """PyTorch's version and the compiler's settings."""
         return {**about(self.target), "compiler": "inductor", "mode": self.mode, "frozen": str(self._freezes)}
 
     def session(self) -> AbstractContextManager[object]:
-        """PyTorch computes with the target's number of threads meanwhile."""
+        """Within it PyTorch computes with the target's number of threads."""
         return threads(self.target.threads)
 
     @property
@@ -71,9 +71,9 @@ class Compiled(Runtime):
             call = torch.compile(  # type: ignore[call-overload]  # its overloads lack the last argument
                 network, dynamic=False, options={**_modes()[self.mode], **options}, isolate_recompiles=True
             )
-            built = program(call, inputs, self.target)
-            built.run()  # it compiles now
-        return built
+            compiled = program(call, inputs, self.target)
+            compiled.run()  # it compiles now
+        return compiled
 
 
 def _modes() -> dict[str, Any]:

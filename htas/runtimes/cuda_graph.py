@@ -18,7 +18,7 @@ from htas.runtimes._build import layer_program, network_program
 from htas.runtimes._torch import about, placed
 
 WARM = 3
-"""Calls before the recording, in which libraries choose kernels and allocate; PyTorch's own advice."""
+"""Calls before the recording, in which libraries choose kernels and allocate, as PyTorch advises."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class CudaGraph(Runtime):
         return layer_program("a CUDA graph", self.target, layer, lambda: self._build(layer.build(), example))
 
     def describe(self) -> Mapping[str, str]:
-        """PyTorch's version and what its convolutions are computed with."""
+        """PyTorch's version and the libraries and settings of its convolutions."""
         return about(self.target)
 
     def _build(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
@@ -68,12 +68,12 @@ class _Recorded:
             self.output = network(*inputs)
 
     def run(self) -> None:
-        """One replay. A method of what holds the memory, which must outlive the graph's last call."""
+        """One replay; this object holds the memory, which must outlive the graph's last call."""
         self.graph.replay()
 
     @torch.inference_mode()
     def outputs(self, *tensors: Tensor) -> Tensor:
-        """The output for other inputs of the same shapes, which take the place of the first ones."""
+        """The output for other inputs of the same shapes, which replace the first ones."""
         for place, tensor in zip(self.inputs, tensors, strict=True):
             place.copy_(tensor)
         self.graph.replay()

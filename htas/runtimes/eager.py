@@ -22,7 +22,7 @@ class Eager(Runtime):
     """
 
     build_seconds: ClassVar[float] = 0.001
-    """With its warming up, on a core of an EPYC."""
+    """Warm-up included, on a core of an EPYC."""
 
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:
@@ -40,15 +40,15 @@ class Eager(Runtime):
         return layer_program("eager PyTorch", self.target, layer, lambda: self._build(layer.build(), example))
 
     def describe(self) -> Mapping[str, str]:
-        """PyTorch's version and what its convolutions are computed with."""
+        """PyTorch's version and the libraries and settings of its convolutions."""
         return about(self.target)
 
     def renew(self) -> None:
-        """Compiled kernels, on a CPU."""
+        """Drop compiled kernels, on a CPU."""
         forget_kernels()
 
     def session(self) -> AbstractContextManager[object]:
-        """PyTorch computes with the target's number of threads meanwhile."""
+        """Within it PyTorch computes with the target's number of threads."""
         return threads(self.target.threads)
 
     def _build(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:

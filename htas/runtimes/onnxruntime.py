@@ -19,7 +19,7 @@ class OnnxRuntime(Runtime):
 
     exports: ClassVar[bool] = True
     build_seconds: ClassVar[float] = 0.002
-    """With its warming up, on a core of an EPYC."""
+    """Warm-up included, on a core of an EPYC."""
     chained: ClassVar[tuple[str, ...]] = ("cpu",)
     lacking: ClassVar[str] = "on a CPU it would cast to fp32 and back around every operator, and it has no bf16 at all"
     spin: int = SPIN
@@ -37,7 +37,7 @@ class OnnxRuntime(Runtime):
 
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:
-        """fp16 only where it is computed, which the CPU's operators do not."""
+        """fp16 only on CUDA: the CPU's operators do not compute in it."""
         return ("fp32",) if device == "cpu" else ("fp32", "fp16")
 
     def compile(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
@@ -55,8 +55,8 @@ class OnnxRuntime(Runtime):
         is reordered into blocks and back, inside a network hardly ever; but a width that is no multiple of 4 is
         reordered in a network too, since the next convolution cannot read its blocks. The difference of the two
         programs is what the network pays: no price of a call, an add fused into the convolution before it, and a
-        reorder exactly where the next layer causes one. It still contains that the tail reads other channels than
-        without the layer (16 dot products of four pixels), and it lacks what caches do in longer chains.
+        reorder exactly where the next layer causes one. It still contains a tail that reads other channels than
+        without the layer (16 dot products of four pixels), and lacks the effect of caches in longer chains.
         """
         return self._sessions.chain(layer)
 

@@ -1,9 +1,9 @@
 """OpenVINO on a CPU: the network as one graph of oneDNN kernels.
 
-Its threads are one pool of oneTBB for all programs of the process. A thread without work looks for some for about a
-millisecond, yielding its core meanwhile, and then sleeps (1.1 ms of processor time after a call, two threads; OpenVINO
-has no option for it): the next program is given the same threads, so programs do not take each other's cores. Threads
-are not pinned to cores: on a shared machine a pinned one waits for whoever else is on its core.
+Its threads are one oneTBB pool for all programs of the process. An idle thread looks for work for about a millisecond,
+yields its core, and then sleeps (1.1 ms of processor time after a call, two threads; OpenVINO has no option for it).
+The next program gets the same threads, so programs do not take each other's cores. Threads are not pinned: on a shared
+machine a pinned thread waits for other programs on its core.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from htas.runtimes import Program, Runtime
 from htas.runtimes._build import file_program, layer_program, network_program
 
 CAPABILITIES = {"FP32": "fp32", "BF16": "bf16", "FP16": "fp16"}
-"""What the CPU plug-in says of the processor, and our name for it."""
+"""Capabilities of the CPU plug-in, and the precision of each."""
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
@@ -34,7 +34,7 @@ class OpenVINO(Runtime):
 
     exports: ClassVar[bool] = True
     build_seconds: ClassVar[float] = 0.02
-    """With its warming up, on a core of an EPYC."""
+    """Warm-up included, on a core of an EPYC."""
     chained: ClassVar[tuple[str, ...]] = ("cpu",)
     lacking: ClassVar[str] = "OpenVINO finds no instructions for it in this processor"
 
@@ -43,11 +43,11 @@ class OpenVINO(Runtime):
 
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:
-        """What the processor has instructions for; elsewhere OpenVINO would silently compute in fp32."""
+        """Precisions with instructions in the processor; for others OpenVINO would silently compute in fp32."""
         if device != "cpu":
             return ()
-        found = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        return tuple(ours for theirs, ours in CAPABILITIES.items() if theirs in found)
+        capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return tuple(precision for name, precision in CAPABILITIES.items() if name in capabilities)
 
     def compile(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
         """The exported network; an ONNX file as it is."""
@@ -67,10 +67,10 @@ class OpenVINO(Runtime):
     def chain(self, layer: Layer) -> tuple[Program, Program]:
         """The layer between two cheap convolutions, and these alone.
 
-        A layer alone is reordered from NCHW to what its kernel wants (on AVX2 mostly channels last) and back; inside a
+        A layer alone is reordered from NCHW to the layout of its kernel (on AVX2 mostly channels last) and back; in a
         network its neighbours have that layout already. The difference of the two programs leaves out these reorders,
-        the price of a call and an add that is fused into a convolution. It still holds that the tail reads other
-        channels than without the layer (16 dot products of four pixels), and it lacks what caches do in longer chains.
+        the price of a call, and an add that is fused into a convolution. It still contains a tail that reads other
+        channels than without the layer (16 dot products of four pixels), and lacks caching in longer chains.
         """
         first = is_first(layer, self.target.shapes)
         graphs = chain_graphs(layer, layer.build(), self.target.batch, first=first)
@@ -93,13 +93,15 @@ class OpenVINO(Runtime):
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": self.target.threads,
             "ENABLE_CPU_PINNING": False,
-            "ENABLE_HYPER_THREADING": True,  # or it takes fewer threads than it is told to
+            "ENABLE_HYPER_THREADING": True,  # otherwise it takes fewer threads
             "INFERENCE_PRECISION_HINT": HINTS[self.target.precision],
         }
         compiled = _core().compile_model(_core().read_model(graph), "CPU", settings)
-        given = compiled.get_property("INFERENCE_NUM_THREADS")
-        if given != self.target.threads:
-            raise UserError(f"OpenVINO takes {given} threads here; set target.threads to that, or use another runtime")
+        threads = compiled.get_property("INFERENCE_NUM_THREADS")
+        if threads != self.target.threads:
+            raise UserError(
+                f"OpenVINO takes {threads} threads here; set target.threads to that, or use another runtime"
+            )
         bound = _Bound(compiled, example or tuple(torch.randn(list(port.shape)) for port in compiled.inputs))
         return Program(bound.run, bound.outputs)
 
@@ -111,7 +113,7 @@ class _Bound:
         from openvino import Tensor as Place
 
         self.request = compiled.create_infer_request()
-        # copies of our own: a request writes what it is given into the memory of the inputs before
+        # copies: a request writes new inputs into the memory of the first ones
         self.inputs = [Place(tensor.clone().contiguous().numpy(), shared_memory=True) for tensor in example]
         for index, place in enumerate(self.inputs):
             self.request.set_input_tensor(index, place)
@@ -123,11 +125,10 @@ class _Bound:
     def outputs(self, *tensors: Tensor) -> Tensor:
         """The first output for other inputs of the same shapes."""
         feed = {index: tensor.contiguous().numpy() for index, tensor in enumerate(tensors)}
-        found = self.request.infer(feed)[0]
-        return torch.from_numpy(found).float()
+        return torch.from_numpy(self.request.infer(feed)[0]).float()
 
 
 @cache
 def _core() -> Any:
-    """OpenVINO's entrance, one for the process; raises ValueError where it is not installed."""
+    """OpenVINO's Core, one for the process; raises UserError where it is not installed."""
     return needed("openvino", "openvino", "openvino").Core()

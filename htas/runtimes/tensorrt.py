@@ -43,7 +43,7 @@ class TensorRT(Runtime):
     def chain(self, layer: Layer) -> tuple[Program, Program]:
         """The layer between two cheap convolutions, and these alone: without the price of a call and of reordering.
 
-        The difference may hold other kernels for the neighbours, which TensorRT chooses anew for each program.
+        The difference may contain other kernels for the neighbours, since TensorRT chooses them for each program.
         """
         return self._sessions.chain(layer)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import htas.runtimes
-from htas.cli.doctor import _gpus, _machine, examine
+from htas.cli.doctor import _available, _gpus, _machine, examine
 from htas.cli.doctor._gpus import Gpu, gpus
 from htas.cli.doctor._load import Busy, Load, Snapshot, between, snapshot
 from htas.cli.doctor._machine import Machine, machine, throttled
