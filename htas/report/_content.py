@@ -103,8 +103,8 @@ def _archs(report: Report) -> list[Block]:
         "widths": lambda result, _: Cell(runs(list(result.arch.widths.values())) or NONE),
         "depths": lambda result, _: Cell(runs(list(result.arch.depths.values())) or NONE),
         "adds": lambda result, _: _word(result.adds),
-        "space": lambda result, _: _word(result.space),
-        "strategy": lambda result, _: _word(result.strategy),
+        "space": lambda result, _: _word(space_name(result.space)),
+        "strategy": lambda result, _: _word(result.strategy if result.strategy != "given" else ""),
         "cost": lambda result, _: _word(result.cost),
         "target": lambda result, _: _word(target(result.target)),
         "teacher": lambda result, _: _word(names.get(result.teacher, result.teacher)),
@@ -351,8 +351,8 @@ def _predictions(report: Report) -> list[Block]:
     summary = (
         f"{plural(len(off), 'network')} of the calibration, each predicted by a fit without it: "
         f"{percent(sum(off) / len(off), 1)} off in the mean, {percent(max(off), 1)} at worst, {near}. The networks of "
-        "this report were predicted before they were measured, in another hour perhaps; a level that has changed moves "
-        "them all alike."
+        "this report were predicted before they were measured; where the machine's level changed in between, all are "
+        "off alike."
     )
     caption = (
         "Predicted against measured latency, both in logarithms. Errors are at most 5 % between the solid green lines "
@@ -413,7 +413,7 @@ def _measuring(report: Report) -> list[Block]:
         ]
     errors = sorted(result.measured.error / result.measured.estimate for result in read if result.measured)
     if errors:
-        facts.append(("standard error, the middle network", percent(errors[len(errors) // 2], 1)))
+        facts.append(("median standard error of a network", percent(errors[len(errors) // 2], 1)))
     table = [_pairs(facts, ("what", "value"))] if facts else [Text("Nothing has been measured yet.")]
     return [Heading("How it was measured"), *table]
 
