@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
-# One process a core, and every file of tests in one of them.
-APART := -n auto --dist loadfile
+# One process a core, and every file of tests in one of them; the long ones come before the last.
+APART := -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install test test-all gpu check format demo
 

@@ -14,6 +14,7 @@ from htas import datasets
 from htas.graph.layer import Layer
 from htas.metrics import Metric, OnRound
 from htas.metrics.latency import Latency
+from htas.report import _draw
 from htas.run import stages as pipeline
 from htas.timing.measurement import Measurement
 
@@ -31,9 +32,13 @@ def scripted(self: Latency, cases: Sequence[Any], *, on_round: OnRound | None = 
     return [Measurement((seconds(case), 1.01 * seconds(case)), "s", {"clock": "scripted"}, "one") for case in cases]
 
 
+BLANK = b'<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1" viewBox="0 0 1 1"/>'
+"""In place of a chart, which takes longer to draw than many of these networks to train."""
+
+
 @contextmanager
-def scripted_device() -> Iterator[None]:
-    """No clock is read, few rivals are judged, images are read once, and one thread computes."""
+def scripted_device(pictures: bool = False) -> Iterator[None]:
+    """No clock is read, few rivals are judged, images are read once, no charts are drawn, and one thread computes."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -41,5 +46,7 @@ def scripted_device() -> Iterator[None]:
         patch.setattr(Latency, "sample", Metric.sample)  # one after the other, of what is scripted
         patch.setattr(pipeline, "RIVALS", 2)
         patch.setattr(datasets, "load", cache(datasets.load))
+        if not pictures:
+            patch.setattr(_draw, "svg", lambda given: BLANK)
         yield
     torch.set_num_threads(before)

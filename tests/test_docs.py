@@ -13,6 +13,8 @@ from scripted_device import scripted_device
 from htas.cli import main
 from htas.cli.verbs import VERBS
 
+pytestmark = pytest.mark.timeout(300)  # whole runs
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARKDOWN = [
@@ -73,7 +75,7 @@ def shortened(words: list[str], images: Path) -> list[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _scripted() -> Iterator[None]:
-    with scripted_device():
+    with scripted_device(pictures=True):
         yield
 
 

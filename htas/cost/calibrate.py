@@ -108,8 +108,8 @@ class Calibrate:
     def limits(self, layers: int, building: float = 0.0, base: float = 0.0) -> tuple[float, float]:
         """Seconds for so many layers, each of which takes so long to build, and for the networks, of which the base
         takes about so long."""
-        building_twice = TWICE * building if building <= CHEAP else 0.0  # what takes longer is built once, on top
-        parts = (max(EACH, TURNS * base) + building_twice) * layers, max(WHOLE, TURNS_WHOLE * base) * self.networks
+        building *= TWICE if building <= CHEAP else 1  # what takes longer is built once
+        parts = (max(EACH, TURNS * base) + building) * layers, max(WHOLE, TURNS_WHOLE * base) * self.networks
         share = self.seconds / sum(parts) if self.seconds else 1.0
         return parts[0] * share, parts[1] * share
 

@@ -49,13 +49,10 @@ def estimate(run: Run) -> Iterator[tuple[str, float]]:
     seconds, calibrating = open_runtime(run.target).build_seconds, run.calibration
     most = widths_at_most(seconds)
     layers = at_most(options.survey_plan(network, most))
-    yield "survey, at most", config.survey.limit(layers) + layers * seconds
+    yield "survey, at most", config.survey.limit(layers, seconds)
     choices = {name: _widths(site, options) for name, site in network.widths.items()}
     pairs = sum(map(len, cells(network, [Space("", choices, {})], calibrating.widths, seconds).values()))
-    yield (
-        "calibration, at most",
-        sum(calibrating.limits(pairs, seconds, FORWARD * image * run.target.batch)) + pairs * seconds,
-    )
+    yield "calibration, at most", sum(calibrating.limits(pairs, seconds, FORWARD * image * run.target.batch))
     yield f"search of {plural(spaces, 'space')}", spaces * config.strategy.training_images(len(data.weights)) * image
     if not base_trained(run):
         yield "train the base network", recipe.length * len(data.train) * image

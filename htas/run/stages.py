@@ -70,13 +70,13 @@ def _survey(job: Run, again: bool) -> None:
     """Section 3.2: every distinct layer at every width -> survey.json."""
     started = time.monotonic()
     config = job.config
-    most = widths_at_most(open_runtime(job.target).build_seconds)
-    plan = config.design.survey_plan(job.network, most)
+    building = open_runtime(job.target).build_seconds
+    plan = config.design.survey_plan(job.network, widths_at_most(building))
     number = at_most(plan)
     with progress(f"survey of {number} layers, %", 100) as bar:
         record = take_survey(
             plan,
-            job.remembering(job.latency(config.survey.limit(number)), again),
+            job.remembering(job.latency(config.survey.limit(number, building)), again),
             pending=lambda tables: undecided(job.network, tables, config.design),
             on_round=shares(bar),
         )

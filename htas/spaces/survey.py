@@ -8,6 +8,7 @@ import numpy as np
 from htas.errors import UserError
 from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, OnRound
+from htas.metrics.latency import CHEAP
 from htas.spaces.curve import SUMMARIES, LayerTable, SurveyRecord
 from htas.spaces.layers import SurveyPlan
 from htas.spaces.sampling import first_layers, site_families
@@ -30,8 +31,8 @@ class Survey:
     """How the latency of the widths is measured."""
 
     seconds: float = 0.0
-    """Seconds that a survey takes at most; 0 means 0.08 for each width of each distinct layer that is measured. It ends
-    earlier when every choice is decided. Where building a layer takes seconds, that comes on top."""
+    """Seconds that a survey takes at most, building layers included; 0 means 0.08 for each width of each distinct layer
+    that is measured, and what it takes to build where that is long. It ends earlier when every choice is decided."""
     rounds: int = 1000
     """Times that each width's turn comes, at most; it is read three times then."""
     reading: float = 0.0
@@ -52,9 +53,9 @@ class Survey:
         if not self.reading >= 0:
             raise UserError(f"survey.reading must be 0 (as short as the clock allows) or more, got {self.reading}")
 
-    def limit(self, cases: int) -> float:
-        """Seconds for so many layers."""
-        return self.seconds or EACH * cases
+    def limit(self, cases: int, building: float = 0.0) -> float:
+        """Seconds for a number of layers, each of which takes `building` seconds to build."""
+        return self.seconds or (EACH + (building if building > CHEAP else 0.0)) * cases
 
 
 def survey(

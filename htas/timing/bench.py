@@ -118,8 +118,7 @@ class Bench:
     rounds: int = 30
     """Times that each call's turn comes, at most; it is read REPEAT times then."""
     limit: float = inf
-    """Seconds after which no further round begins. Building and warming up are included where calls are built anew in
-    every stretch; where each is built once, as it takes long, that comes on top."""
+    """Seconds after which no further round begins, building and warming up included."""
     reading: float = 0.0
     """Seconds that a reading lasts at least; 0 means as short as the timer allows."""
     warmup: float = 0.01
@@ -186,6 +185,8 @@ class _Run:
     fillers: list[bytearray] = field(default_factory=list)
     rebuilding: float = 0.0
     """Seconds spent on building anew."""
+    building: float = 0.0
+    """Seconds spent on building calls that are built only once."""
     done: int = 0
     """Rounds."""
 
@@ -241,8 +242,9 @@ class _Run:
 
     @property
     def _share(self) -> float:
-        """Of the time there is."""
-        return (self.bench.now() - self.started) / self.bench.limit
+        """Of the time there is for reading: what is left of the limit by building calls that are built only once."""
+        left = self.bench.limit - self.building
+        return (self.bench.now() - self.started - self.building) / left if left > 0 else inf
 
     def _make(self, active: Sequence[int], anew: bool) -> None:
         """Build and warm up: all `anew`, or what is missing.
@@ -266,9 +268,8 @@ class _Run:
         old, self.made = self.made, made
         _let_go(old)
         self.rebuilding += self.bench.now() - began if anew else 0.0
+        self.building += 0.0 if self.anew else self.bench.now() - began
         gc.collect(1)
-        if not self.anew:
-            self.started += self.bench.now() - began
 
     def _disturb_memory(self) -> None:
         """Leave other holes than before, as outputs are given the smallest one that fits, the same in every call."""

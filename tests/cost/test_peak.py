@@ -58,7 +58,7 @@ def certain(choices: tuple[int, ...], choice: int) -> Tensor:
 def test_what_is_told_of_an_arch_is_what_is_counted(name: str) -> None:
     net, rng = network(name), random.Random(1)
     cost = peak_cost(net, TARGET)
-    archs = [net.base, *(space(net).sample(rng, rng.uniform(-3, 3)) for _ in range(25))]
+    archs = [net.base, *(space(net).sample(rng, rng.uniform(-3, 3)) for _ in range(10))]
     assert any(arch.depths != net.base.depths for arch in archs) or not net.depths
     for arch, counted in zip(archs, Memory(TARGET).measure([resize(net, arch) for arch in archs]), strict=True):
         assert cost.cost(arch) == counted.estimate

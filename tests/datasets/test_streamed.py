@@ -23,6 +23,8 @@ from htas.run.folder import open_run
 from htas.training.recipe import Recipe
 from htas.training.train import evaluate, train
 
+pytestmark = pytest.mark.timeout(180)  # whole runs
+
 NAMES = ("blue", "green", "red")
 SIZES = ((40, 30), (24, 24), (25, 61), (400, 300))
 

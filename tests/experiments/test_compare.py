@@ -21,6 +21,8 @@ from htas.run import rows as run_rows
 from htas.search.record import SearchRecord
 from htas.timing.measurement import Measurement
 
+pytestmark = pytest.mark.timeout(300)  # whole runs
+
 OPTIONS = [
     "family.depth=14", "split.limit=60", "target.threads=1", "survey.rounds=1", "survey.store=none",
     "survey.undecided=1", "design.groups=4", "design.spaces=[grid]", "constraints.latency=60%",

@@ -21,6 +21,8 @@ from htas.report.result import Result
 from htas.run.config import load
 from htas.timing.target import machine
 
+pytestmark = pytest.mark.timeout(300)  # whole runs
+
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "paper").glob("*.toml"))
 SHORT = [
     "--split.limit=100", "--target.threads=1", "--survey.rounds=1", "--survey.store=none", "--design.groups=4",

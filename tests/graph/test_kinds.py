@@ -26,6 +26,8 @@ from htas.search.supernet import ALL, Draw, Supernet
 from htas.spaces.layers import widths_of
 from htas.spaces.space import Space
 
+pytestmark = pytest.mark.timeout(180)  # whole runs
+
 IMAGES = torch.Size((4, 3, 8, 8))
 
 

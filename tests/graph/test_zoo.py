@@ -21,7 +21,7 @@ from htas.text import significant
 TABLE = Path(__file__).parents[2] / "docs" / "models.md"
 QUICK = ("resnet18", "mobilenet_v3_small", "squeezenet1_1", "unet", "fpn", "siamese", "two_input")
 """What `make test` samples."""
-ARCHS = 20
+ARCHS = 8
 KINDS = ("vgg", "resnet", "densenet", "mobilenet_v2", "mobilenet_v3", "regnet", "convnext")
 """Of which at least 95 % can be searched."""
 

@@ -30,6 +30,8 @@ from htas.run import plan
 from htas.run.given_data import UserData
 from htas.run.given_network import digest
 
+pytestmark = pytest.mark.timeout(300)  # whole runs
+
 SHAPE = (1, 8, 8)
 CLASSES = 3
 QUICK = {

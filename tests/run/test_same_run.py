@@ -19,16 +19,18 @@ from htas.run import stages as pipeline
 from htas.run.config import load
 from htas.run.folder import open_run
 
+pytestmark = pytest.mark.timeout(300)  # whole runs
+
 HERE = Path(__file__).parent
 RECORD = HERE / "same_run.json"
 ARITHMETIC = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
 """Instructions that every x86-64 machine of these years has, so that sums come out the same on all of them."""
 OPTIONS = [
-    "family.depth=14", "split.limit=240", "target.threads=1", "survey.rounds=1", "survey.store=none",
+    "family.depth=14", "split.limit=120", "target.threads=1", "survey.rounds=1", "survey.store=none",
     "survey.undecided=1", "design.groups=2", "design.spaces=hardware,tas", "constraints.latency=60%",
     "strategy.epochs=2", "strategy.batch=30", "strategy.precision=fp32", "strategy.arch_lr=0.3",
     "strategy.mix=interpolate", "strategy.start=random", "strategy.anneal=epoch",
-    "train.epochs=6", "train.warmup=0", "train.rest=0", "train.batch=30", "train.precision=fp32",
+    "train.epochs=3", "train.warmup=0", "train.rest=0", "train.batch=30", "train.precision=fp32",
 ]  # fmt: skip
 
 

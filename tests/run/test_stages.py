@@ -40,6 +40,8 @@ from htas.timing.measurement import Measurement
 from htas.timing.target import Target
 from htas.training import train as training
 
+pytestmark = pytest.mark.timeout(300)  # whole runs
+
 OPTIONS = [
     "family.depth=14", "split.limit=60", "target.threads=1", "survey.rounds=1", "survey.store=none",
     "survey.undecided=1",

@@ -235,7 +235,8 @@ def test_a_survey_that_measures_nothing_is_refused(field: str, value: float) -> 
 
 def test_the_time_of_a_survey_goes_by_its_layers_unless_it_is_given() -> None:
     assert Survey().limit(250) == pytest.approx(20.0)
-    assert Survey(seconds=7).limit(250) == 7
+    assert Survey(seconds=7).limit(250) == Survey(seconds=7).limit(250, 3.0) == 7
+    assert Survey().limit(250, 0.001) == Survey().limit(250) and Survey().limit(250, 3.0) == pytest.approx(770.0)
 
 
 # -- big sites ---------------------------------------------------------------------------------------------------------
@@ -382,9 +383,10 @@ def test_where_building_takes_seconds_few_widths_are_measured(build: float, most
     assert widths_at_most(build) == most
 
 
-@pytest.mark.parametrize(("most", "groups"), [(128, 8), (24, 8), (24, 40)])
-def test_a_survey_measures_no_more_layers_than_it_says(most: int, groups: int) -> None:
-    for network in (resnet(), resnet(20, "bottleneck"), wide(), wide(160, wise=True)):
+@pytest.mark.parametrize(("most", "groups", "which"), [(128, 8, (0, 1)), (24, 8, (2, 3)), (24, 40, (0, 3))])
+def test_a_survey_measures_no_more_layers_than_it_says(most: int, groups: int, which: tuple[int, ...]) -> None:
+    networks = (resnet(), resnet(20, "bottleneck"), wide(), wide(160, wise=True))
+    for network in (networks[each] for each in which):
         metric = scripted()
         design = Design(groups=min(groups, 32), spaces=("hardware",))
         sampled(network, metric, most, design)

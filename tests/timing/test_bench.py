@@ -3,7 +3,7 @@
 import gc
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -310,7 +310,7 @@ def test_a_run_that_samples_looks_no_further_than_half_of_its_rounds_and_its_tim
     assert len(found[0].seconds) > REPEAT * LOOK
 
 
-def test_calls_that_are_built_once_are_built_when_they_are_wanted_and_not_on_the_time_of_the_run():
+def test_calls_that_are_built_once_are_built_when_they_are_wanted_within_the_limit():
     machine = Machine()
     built = []
 
@@ -322,11 +322,16 @@ def test_calls_that_are_built_once_are_built_when_they_are_wanted_and_not_on_the
     def pending(readings: Sequence[Readings]) -> list[int]:
         return [0, 3] if readings[3].seconds or readings[1].seconds else []
 
-    run = Bench(machine.timer(), rounds=1000, limit=10.0, now=lambda: machine.now)
+    run = Bench(machine.timer(), rounds=1000, limit=310.0, now=lambda: machine.now)
     found = run.run(build, 4, first=[0, 1], anew=False, pending=pending)
     assert built == [0, 1, 3]
     assert 300 + 10 <= machine.now < 300 + 11
     assert len(found[3].seconds) > 100 and found[2].seconds == ()
+    built.clear()
+    start = machine.now
+    found = replace(run, limit=150.0).run(build, 4, first=[0, 1], anew=False, pending=pending)
+    assert built == [0, 1] and 200 <= machine.now - start < 201  # nothing is left for more than a round
+    assert [len(each.seconds) for each in found] == [REPEAT, REPEAT, 0, 0]
 
 
 def test_a_machine_that_slows_down_is_seen_in_the_levels_and_not_in_the_ratio_of_two_calls():
