@@ -130,9 +130,9 @@ def columns(rows: Sequence[Sequence[str]], words: int) -> list[str]:
 
 
 class TextTable(str):
-    """A table as plain lines, which knows its rows: the first is the headings, and `words` columns hold no numbers.
+    """A table as plain lines, with its rows: the first holds the headings, the first `words` columns no numbers.
 
-    Sentences stand `before` and `after` it; rows whose first cell is `marked` are set off.
+    Sentences stand `before` and `after` it; rows whose first cell is in `marked` are highlighted.
     """
 
     rows: Sequence[Sequence[str]]
@@ -151,7 +151,7 @@ class TextTable(str):
         }
 
 
-def shown(
+def text_table(
     rows: Sequence[Sequence[str]],
     words: int,
     before: Iterable[str] = (),
@@ -160,9 +160,9 @@ def shown(
 ) -> TextTable:
     """Rows in columns, with sentences around them."""
     first, last = list(before), list(after)
-    found = TextTable("\n".join([*first, *(columns(rows, words) if rows else []), *last]))
-    found.rows, found.words, found.before, found.after, found.marked = rows, words, first, last, list(marked)
-    return found
+    table = TextTable("\n".join([*first, *(columns(rows, words) if rows else []), *last]))
+    table.rows, table.words, table.before, table.after, table.marked = rows, words, first, last, list(marked)
+    return table
 
 
 def no_such(what: str, name: str, names: Iterable[str]) -> str:

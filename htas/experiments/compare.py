@@ -27,7 +27,7 @@ from htas.report.result import Result
 from htas.run import rows as run_rows
 from htas.run.config import fitting, load
 from htas.run.run import Run
-from htas.text import TextTable, listing, no_such, plural, shown
+from htas.text import TextTable, listing, no_such, plural, text_table
 from htas.timing.measurement import Measurement
 from htas.timing.target import machine
 
@@ -81,7 +81,7 @@ def compare(
         {"arm": name, "seed": seed, "search_seconds": entry.seconds, "result": to_json(entry.result)}
         for (name, seed), entry in there.items()
     ]})  # fmt: skip
-    return path, shown(lines, 1, after=notes, marked=[against])
+    return path, text_table(lines, 1, after=notes, marked=[against])
 
 
 def arranged(

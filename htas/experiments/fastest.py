@@ -25,7 +25,7 @@ from htas.run.folder import open_run
 from htas.run.run import Run
 from htas.run.stage import ensure
 from htas.run.stages import SEARCH
-from htas.text import TextTable, columns, percent, points, shown
+from htas.text import TextTable, columns, percent, points, text_table
 from htas.training.train import evaluate
 from htas.training.train import train as fit
 
@@ -134,7 +134,7 @@ def fastest(
     text = _percent(best.share)
     place = folder / f"latency-{files.slug(text)}"
     pipeline.run(open_run(_with(config, text), place, supernets=folder / SUPERNETS, shared=shared), command)
-    return place / "report.html", shown(table, 0, after=[f"taken: {text} of the base's latency, {best.verdict}"])
+    return place / "report.html", text_table(table, 0, after=[f"taken: {text} of the base's latency, {best.verdict}"])
 
 
 def _percent(share: float) -> str:

@@ -25,7 +25,7 @@ from htas.run.config import Config
 from htas.run.records import MeasureRecord, StageHeader, TrainingRecord
 from htas.run.run import Run
 from htas.run.stage import made_from
-from htas.text import TextTable, milliseconds, percent, shown
+from htas.text import TextTable, milliseconds, percent, text_table
 
 FRONT = "No other network of this sweep is both faster and more accurate."
 
@@ -135,4 +135,4 @@ def _table(rows: Sequence[Result], budgets: Sequence[str]) -> TextTable:
                 "*" if FRONT in row.remarks else "",
             )
         )
-    return shown(lines, 1)
+    return text_table(lines, 1)

@@ -11,7 +11,7 @@ from htas.report._blocks import Block, Cell, Heading, Picture, Points, Table, Te
 from htas.report._draw import BLUE, FAINT, GREEN, WIDTH, Spec, data, render, spec
 from htas.report._html import html
 from htas.spaces.inspection import Inspection, LayerFacts, SiteFacts
-from htas.text import TextTable, millions, milliseconds, percent, plural, shown
+from htas.text import TextTable, millions, milliseconds, percent, plural, text_table
 
 SITES = ("site", "kind", "base", "smaller", "saves", "its layers take")
 LAYERS = ("layer", "kind", "width site, or why frozen", "channels", "MACs", "parameters", "share of the latency")
@@ -31,7 +31,7 @@ def page(title: str, inspection: Inspection, facts: Sequence[tuple[str, str]], f
         else []
     )
     after = [*more, *(f"doubt: {doubt}" for doubt in inspection.doubts)]
-    return path, shown([SITES, *rows], 2, before=summary(inspection), after=after)
+    return path, text_table([SITES, *rows], 2, before=summary(inspection), after=after)
 
 
 def summary(inspection: Inspection) -> list[str]:

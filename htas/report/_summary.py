@@ -3,7 +3,7 @@
 from htas.report._compare import against_base, answer, base_of, found_of
 from htas.report._names import network_names, row_name
 from htas.report.result import Report, Result
-from htas.text import NONE, TextTable, millions, percent, plus_minus, shown, significant
+from htas.text import NONE, TextTable, millions, percent, plus_minus, significant, text_table
 
 HEADINGS = (
     "network", "accuracy", "measured, ms", "predicted, ms", "times as fast as base", "multiply-adds", "parameters"
@@ -14,7 +14,7 @@ def summary(report: Report) -> TextTable:
     """What the top of the page says."""
     base, searched = base_of(report), found_of(report)
     names = {name: row_name(label) for name, label in network_names(report).items()}
-    return shown(
+    return text_table(
         [HEADINGS, *(_row(names[result.name], result, base) for result in report.results)], 1,
         before=answer(report).sentences, marked=(names[searched.name],) if searched else (),
     )  # fmt: skip

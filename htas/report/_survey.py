@@ -11,7 +11,7 @@ from htas.report._draw import png, render
 from htas.report._figures import curve_name
 from htas.report._html import html
 from htas.spaces.curve import CurveRecord
-from htas.text import TextTable, listing, milliseconds, plural, shown, significant
+from htas.text import TextTable, listing, milliseconds, plural, significant, text_table
 
 HEADINGS = ("site", "base width", "widths chosen", "latency of the base", "known to", "no faster than a wider one")
 
@@ -36,7 +36,7 @@ def page(
     rows = [_row(curve, sure) for curve in curves]
     path = folder / "survey.html"
     write_text(path, html(title, _blocks(rows, curves, [*doubts, decided], facts), render(charts)))
-    return path, shown([HEADINGS, *rows], len(HEADINGS), after=[decided])
+    return path, text_table([HEADINGS, *rows], len(HEADINGS), after=[decided])
 
 
 def _row(curve: CurveRecord, sure: float) -> tuple[str, ...]:
