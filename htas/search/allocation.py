@@ -13,7 +13,7 @@ from htas.search.mixing import FirstOf
 from htas.spaces.space import Space
 
 ALL = "all"
-"""Key of the one norm that stands for all widths."""
+"""Key of a norm that serves all widths."""
 
 
 class Allocation:
@@ -69,7 +69,7 @@ class Allocation:
         return nn.Conv2d(inputs, outputs, groups=groups, bias=old.bias is not None, **shape)
 
     def _norms(self, node: Node) -> nn.ModuleDict:
-        """One norm per width that may stand here; after a concatenation one for all."""
+        """One norm for every possible width; after a concatenation one for all widths."""
         old = self.network.module.get_submodule(node.module)
         build: Callable[[int], nn.Module]
         if isinstance(old, nn.GroupNorm):
@@ -79,13 +79,13 @@ class Allocation:
         else:
             assert isinstance(old, nn.BatchNorm1d | nn.BatchNorm2d)
             build = partial(type(old), eps=old.eps)
-        if len(node.segments) > 1:  # for every combination of widths one of its own would be too many
+        if len(node.segments) > 1:  # one for every combination of widths would be too many
             return nn.ModuleDict({ALL: build(self.channels(node.name))})
         channels = [width * node.segments[0].repeat for width in self._widths_at(node.inputs[0])]
         return self._by_width(build, channels)
 
     def _set_scale(self, node: Node) -> None:
-        """The parameter as wide as it may be; what the base has not, has the mean."""
+        """The parameter at its largest width, filled with its mean."""
         owner, _, name = node.param.rpartition(".")
         module = self.body.get_submodule(owner)
         old, axis = getattr(module, name), node.param_axis
@@ -104,7 +104,7 @@ class Allocation:
         return sum(w * s.repeat for w, s in zip(self.capacity[name], segments, strict=True))
 
     def _widths_at(self, name: str) -> tuple[int, ...]:
-        """Every width that the (one segment of the) output of a node may have."""
+        """Every possible width of a node's output, which has one segment."""
         node = self.nodes[name]
         match node.kind:
             case "conv":

@@ -1,4 +1,4 @@
-"""The end of a search that has limits: whole networks are measured before one is taken."""
+"""The end of a search that has limits: whole networks are measured before one is chosen."""
 
 import math
 import statistics
@@ -21,30 +21,36 @@ from htas.text import listing, percent, quantity
 from htas.timing.measurement import Measurement
 from htas.timing.target import Target
 
-FIRST, FINALISTS = 3, 5
-"""Archs near the end of a search that are measured whole: in the first turn, which tells how far off predictions are,
-and in later ones."""
-REPEATS = 2
-"""Further turns, where none of them lies within the budget and uses it."""
-FRESH = 3
-"""Archs that are measured afresh in a turn, at most."""
-SHY = 0.01
-"""Share of a budget by which archs are sought lower where all that are found have been measured."""
-MARGIN = 0.005
-"""Share of a budget that the readings by which an arch is proposed should leave."""
-LEAST = 0.93
-"""Share of a budget that an arch must use to be preferred for its accuracy."""
+
+@dataclass(frozen=True)
+class Tolerances:
+    """How many archs are measured at the end of a search, and how much of a limit they should use."""
+
+    first_finalists: int = 3
+    """Archs measured whole in the first turn, which shows how far off predictions are."""
+    finalists: int = 5
+    """Archs measured whole in each later turn."""
+    repeats: int = 2
+    """Further turns, if no finalist keeps and uses the limits."""
+    fresh_archs: int = 3
+    """Largest number of archs measured again, on fresh readings, in a turn."""
+    lower_step: float = 0.01
+    """Fraction of a limit by which the aim is lowered if all archs near it have been measured."""
+    margin: float = 0.005
+    """Fraction of a limit that the first readings of an arch should leave free."""
+    least_used: float = 0.93
+    """Fraction of a limit that an arch must use to be preferred for its accuracy."""
 
 
 @dataclass(frozen=True)
 class FinishedSearch:
-    """What a search ends in."""
+    """The arch of a search after measuring."""
 
     arch: Arch
     limits: tuple[LimitOutcome, ...] = ()
-    """What it makes of each."""
+    """One for each limit, in their order."""
     measured: int = 0
-    """Archs that were measured whole."""
+    """Number of archs measured whole."""
     uniform: Arch | None = None
     """The widest uniform network within the limits: by prediction, or measured where it is the more accurate."""
 
@@ -57,11 +63,11 @@ class PairedReading:
     base: Measurement
 
     def ratio(self, limit: Limit) -> float:
-        """Over a limit, which is a share of the base as measured here, or a figure."""
+        """The network's figure over a limit, which is a share of the base as measured here, or a figure."""
         return self.network.estimate / parse(limit.metric, limit.text, self.base.estimate)
 
     def error(self, limit: Limit) -> float:
-        """Standard error of that."""
+        """Standard error of the ratio."""
         relative = self.network.error / self.network.estimate
         if limit.text.rstrip().endswith("%"):
             return self.ratio(limit) * math.hypot(relative, self.base.error / self.base.estimate)
@@ -74,11 +80,12 @@ class _Meters:
 
     problem: Problem
     target: Target
+    tolerances: Tolerances
     modules: dict[Arch, nn.Module] = field(default_factory=dict)
     metrics: dict[str, Metric] = field(default_factory=dict)
 
     def against_base(self, archs: Sequence[Arch], metric: str, what: str) -> dict[Arch, PairedReading]:
-        """In one interleaved run."""
+        """Measure the archs and the base network in one interleaved run; `what` is for the bar."""
         network = self.problem.network
         for arch in (network.base, *archs):
             if arch not in self.modules:
@@ -90,9 +97,9 @@ class _Meters:
         return {arch: PairedReading(reading, base) for arch, reading in zip(archs, readings, strict=True)}
 
     def afresh(self, arch: Arch) -> tuple[LimitOutcome, ...]:
-        """What it makes of every limit: of each metric that is measured, a run beside the base network."""
+        """The outcome for every limit, on fresh readings next to the base network for metrics that are measured."""
         limits = self.problem.limits
-        fresh = {limit.metric: self.against_base([arch], limit.metric, "anew") for limit in limits if limit.kind.whole}
+        fresh = {limit.metric: self.against_base([arch], limit.metric, "again") for limit in limits if limit.kind.whole}
         return tuple(_outcome(limit, arch, fresh.get(limit.metric, {}).get(arch)) for limit in limits)
 
     def _metric(self, name: str, archs: Sequence[Arch]) -> Metric:
@@ -103,34 +110,37 @@ class _Meters:
         return self.metrics[name].reread(time.time_ns() % 2**31, predicted)
 
 
-def finish(problem: Problem, outcome: SearchOutcome, target: Target) -> FinishedSearch:
-    """Of the archs near the end of a search the most accurate one that keeps the limits when measured.
+def finish(
+    problem: Problem, outcome: SearchOutcome, target: Target, tolerances: Tolerances = Tolerances()
+) -> FinishedSearch:
+    """The most accurate arch near the end of a search that keeps the limits when measured.
 
-    Finalists are measured whole, beside the base network; those that keep the limits and use them are measured afresh,
-    the most accurate first, until one still does: these readings took no part in proposing it. Where none does, the
-    limit is moved for the prediction by what finalists had in common, and others are drawn, REPEATS times at most.
-    A uniform network is taken where it is more accurate than all that, or nothing else keeps the limits. From a pool
-    of judged networks the best one that keeps the limits is taken, whatever it leaves of them: a device's steps may
-    make a wider network faster than a narrower one.
+    Finalists are measured whole, next to the base network. Those that keep and use the limits are measured again, the
+    most accurate first, until one still does: these readings took no part in proposing it. If none does, the limit for
+    predictions is moved by the error that the finalists have in common, and others are proposed, `repeats` times at
+    most. A uniform network wins if it is more accurate than all of them, or if nothing else keeps the limits. From a
+    pool of judged networks the best one that keeps the limits wins, however little of them it uses: on a device with
+    steps a wider network may be faster than a narrower one.
     """
     if not problem.limits:
         return FinishedSearch(outcome.arch)
     noisy = [limit for limit in problem.limits if limit.kind.noisy]
-    meters = _Meters(problem, target)
+    meters = _Meters(problem, target, tolerances)
     turns: dict[str, list[tuple[float, float]]] = {limit.metric: [] for limit in noisy}
     ratios: dict[Arch, float] = {}
     fresh: dict[Arch, tuple[LimitOutcome, ...]] = {}
-    for turn in range(REPEATS + 1):
+    for turn in range(tolerances.repeats + 1):
         new = _proposed(meters, outcome, noisy, turns, ratios, turn)
         ratios |= new
-        last = turn == REPEATS or not new
-        for arch in _by_accuracy(outcome, {arch: ratio for arch, ratio in ratios.items() if arch not in fresh}, last):
+        last = turn == tolerances.repeats or not new
+        unchecked = {arch: ratio for arch, ratio in ratios.items() if arch not in fresh}
+        for arch in _by_accuracy(outcome, unchecked, last, tolerances):
             if outcome.pool and outcome.worth(arch) <= _best_worth(outcome, fresh):
                 break
             fresh[arch] = meters.afresh(arch)
-            if (0 if outcome.pool else LEAST) <= _worst(fresh[arch]) <= 1:
+            if (0 if outcome.pool else tolerances.least_used) <= _worst(fresh[arch]) <= 1:
                 break
-        if last or any(LEAST <= _worst(limits) <= 1 for limits in fresh.values()):
+        if last or any(tolerances.least_used <= _worst(limits) <= 1 for limits in fresh.values()):
             break
         best = _best_worth(outcome, fresh)
         better = [arch for arch in outcome.pool if arch not in ratios and outcome.worth(arch) > best]
@@ -141,7 +151,7 @@ def finish(problem: Problem, outcome: SearchOutcome, target: Target) -> Finished
     arch = max(keep, key=outcome.worth) if outcome.pool and keep else nearest
     even, best_arch = _uniform(meters, outcome, arch, fresh) if outcome.cheap else (None, arch)
     if best_arch != arch:
-        say(f"{problem.title}: a uniform network within the limits is taken, as nothing that was found is as good")
+        say(f"{problem.title}: using a uniform network within the limits, as nothing found was as accurate")
         arch = best_arch
     for limit in fresh[arch]:
         say(
@@ -158,7 +168,7 @@ def _uniform(
     is less accurate or breaks the limits, and the uniform network, perhaps with some widths a choice wider, keeps them
     when measured."""
     space, limits = meters.problem.space, meters.problem.limits
-    off = 1.0  # what was measured over what was predicted
+    off = 1.0  # measured over predicted
     for even in uniforms(limits, space):
         if over(limits, even) * off > 1:
             continue
@@ -190,12 +200,12 @@ def _proposed(
     others = [limit for limit in problem.limits if limit not in noisy]
     least = {limit.metric: limit.ratio(leanest([limit], problem.space)) for limit in noisy}
     new: list[Arch] = []
-    for shy in (0.0, SHY, 2 * SHY):
-        aims = {metric: next_aim(values, AIM - shy) for metric, values in turns.items()}
+    for lower in (0.0, meters.tolerances.lower_step, 2 * meters.tolerances.lower_step):
+        aims = {metric: next_aim(values, AIM - lower) for metric, values in turns.items()}
         if turn and any(aims[metric] < ratio for metric, ratio in least.items()):
             break
         moved = tuple(replace(limit, most=limit.most * aims.get(limit.metric, 1.0)) for limit in problem.limits)
-        count = FINALISTS if turn else FIRST
+        count = meters.tolerances.finalists if turn else meters.tolerances.first_finalists
         archs = finalists(moved, problem.space, outcome.arch, outcome.worth, count, outcome.pool)
         new = [arch for arch in archs if arch not in known_ratios]
         if new:
@@ -203,8 +213,8 @@ def _proposed(
     ratios: dict[Arch, list[float]] = {arch: [other.ratio(arch) for other in others] for arch in new}
     for limit in noisy if new else []:
         measured = meters.against_base(new, limit.metric, f"of finalists, turn {turn + 1}")
-        for arch, beside in measured.items():
-            ratios[arch].append(beside.ratio(limit))
+        for arch, pair in measured.items():
+            ratios[arch].append(pair.ratio(limit))
         values = [row[-1] for row in ratios.values()]
         turns[limit.metric].append((aims[limit.metric], statistics.median(values)))
         text = listing(percent(each, 1) for each in values)
@@ -212,22 +222,24 @@ def _proposed(
     return {arch: max(values) for arch, values in ratios.items()}
 
 
-def _by_accuracy(outcome: SearchOutcome, ratios: Mapping[Arch, float], last: bool) -> list[Arch]:
-    """Those to measure afresh, the most accurate first: they keep the limits, with a margin, and use them, unless they
-    are from a pool of judged ones: what they spare is no fault of theirs. At the last turn others come after them:
-    those that keep the limits, then the least over."""
-    within = [arch for arch in ratios if (0 if outcome.pool else LEAST) <= ratios[arch] <= 1 - MARGIN]
+def _by_accuracy(
+    outcome: SearchOutcome, ratios: Mapping[Arch, float], last: bool, tolerances: Tolerances
+) -> list[Arch]:
+    """Archs to measure again, the most accurate first: they keep the limits with a margin, and use them unless they are
+    from a pool of judged archs. At the last turn others follow: those that keep the limits, then the nearest."""
+    least = 0 if outcome.pool else tolerances.least_used
+    within = [arch for arch in ratios if least <= ratios[arch] <= 1 - tolerances.margin]
     judged = outcome.validate(within) if outcome.cheap and within else [outcome.worth(arch) for arch in within]
     accuracies = dict(zip(within, judged, strict=True))
     ordered = sorted(within, key=accuracies.__getitem__, reverse=True)
     if last:
         rest = [arch for arch in ratios if arch not in within]
         ordered += sorted(rest, key=lambda arch: miss(ratios[arch]))
-    return ordered[:FRESH]
+    return ordered[: tolerances.fresh_archs]
 
 
 def _best_worth(outcome: SearchOutcome, fresh: Mapping[Arch, tuple[LimitOutcome, ...]]) -> float:
-    """Of those that keep the limits."""
+    """The highest worth of archs that keep the limits."""
     return max((outcome.worth(arch) for arch, limits in fresh.items() if _worst(limits) <= 1), default=-math.inf)
 
 

@@ -11,7 +11,7 @@ from htas.search.supernet import Supernet
 
 @torch.no_grad()
 def inherit(supernet: Supernet, trained: nn.Module) -> None:
-    """Start a supernet from a trained base network: every slice and norm takes what it has in common with it."""
+    """Copy the weights of a trained base network into every slice and norm of a supernet that they fit."""
     for node in supernet.network.nodes:
         if node.kind in ("conv", "grouped"):
             _inherit_conv(supernet, node, trained.get_submodule(node.module))
@@ -68,7 +68,7 @@ def _inherit_conv(supernet: Supernet, node: Node, source: nn.Module) -> None:
 
 
 def _common(supernet: Supernet, node: Node, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of the channels that a node takes in, those of the base network: where they stand here, and there."""
+    """Indices of the input channels that a node shares with the base network: in the supernet, and in the base."""
     room, base = supernet.capacity[node.inputs[0]], tuple(segment.base for segment in node.consumed)
     common = tuple(min(one, two) for one, two in zip(room, base, strict=True))
     return columns(node.consumed, room, common, device), columns(node.consumed, base, common, device)

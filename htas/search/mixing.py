@@ -1,4 +1,4 @@
-"""How the outputs of two widths become one: padded and weighted, or interpolated as in TAS."""
+"""Mixing the outputs of two widths: padded with zeros and weighted, or interpolated as in TAS."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,16 +11,16 @@ from htas.graph import Segment
 
 
 class FirstOf(nn.Module):
-    """The first channels of a wider batch norm, as one by itself: it has no tensors of its own."""
+    """The first channels of a wider batch norm as a norm; it shares the tensors of the wider one."""
 
     def __init__(self, whole: nn.Module, channels: int) -> None:
         super().__init__()
-        self.__dict__["_whole"] = whole  # not as a module of this one, which would name its tensors twice
+        self.__dict__["_whole"] = whole  # not a child module: its tensors would have two names
         self._channels = channels
 
     @property
     def eps(self) -> float:
-        """That of the whole."""
+        """Epsilon of the wider norm."""
         return float(self._norm.eps)
 
     @property
@@ -30,7 +30,7 @@ class FirstOf(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
-        """[channels], a view; None for a layer norm without."""
+        """[channels], a view; None for a layer norm without bias."""
         return self._norm.bias[: self._channels] if self._norm.bias is not None else None
 
     @property
@@ -55,9 +55,9 @@ class NormMix(torch.autograd.Function):
     """Two norms of one tensor, interpolated and mixed: matrix @ z + shift, where z is x [N, C, ...] normalised by the
     batch's own mean and variance, in training mode; the rows of both beyond the wider candidate are zeros.
 
-    z is never made, so nothing is kept for the backward pass but x: forward is one pass for the statistics and one
-    small product, and backward takes the sums that a norm needs from the product's gradient. Gives the statistics too:
-    mean [C], and variance [C] as running statistics have it (unbiased).
+    z is never materialised, so the backward pass stores nothing but x: forward is one pass for the statistics and one
+    small product, and backward reads the sums that a norm needs off the product's gradient. The statistics are returned
+    too: mean [C], and unbiased variance [C], as running statistics use it.
     """
 
     @staticmethod
@@ -73,8 +73,8 @@ class NormMix(torch.autograd.Function):
         wide_offset: Tensor,
         eps: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The narrower candidate has shares[first], and `stretch` [C, its width] interpolates it; then scale, shift of
-        its norm, and those of the wider one's."""
+        """`shares` [2]: the narrower candidate has shares[first], and `stretch` [C, narrow] interpolates it. `gain` and
+        `offset` [narrow] belong to its norm, `wide_gain` and `wide_offset` [wide] to the wider one's."""
         count = x.numel() // x.shape[1]
         mean, var = (statistic.to(gain.dtype) for statistic in torch.batch_norm_update_stats(x, None, None, 1.0))
         inverse = torch.rsqrt(var + eps)
@@ -97,7 +97,7 @@ class NormMix(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Any, ...]:
-        """d matrix = sum given z^T, of which the others follow; dz = matrix^T given, then as of any batch norm."""
+        """d matrix = sum gradient z^T gives the others; dz = matrix^T gradient, then as for any batch norm."""
         x, shares, stretch, gain, offset, wide_gain, wide_offset, matrix, mean, inverse = ctx.saved_tensors
         narrow_share, wide_share = shares[ctx.first], shares[1 - ctx.first]
         narrow, wide = len(gain), len(wide_gain)
@@ -121,11 +121,11 @@ class NormMix(torch.autograd.Function):
 
 
 class WeightedSum(torch.autograd.Function):
-    """sum_k shares[k] x tensors[k], of tensors of one shape; nothing is made in between."""
+    """sum_k shares[k] x tensors[k] for tensors of one shape, without intermediate tensors."""
 
     @staticmethod
     def forward(ctx: Any, shares: Tensor, *tensors: Tensor) -> Tensor:
-        """shares [K], K tensors."""
+        """shares [K] and K tensors of one shape."""
         ctx.save_for_backward(shares, *tensors)
         weights = shares.to(tensors[0].dtype)
         total = tensors[0] * weights[0]
@@ -135,7 +135,7 @@ class WeightedSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Of each share the product of its tensor and the gradient."""
+        """The gradient of a share is the inner product of its tensor and the output's gradient."""
         shares, *tensors = ctx.saved_tensors
         d_shares = None
         if ctx.needs_input_grad[0]:
@@ -144,19 +144,19 @@ class WeightedSum(torch.autograd.Function):
 
 
 def _product(one: Tensor, other: Tensor) -> Tensor:
-    """The sum of all products, a scalar."""
-    if one.dtype == torch.bfloat16:  # of which a CPU's dot product takes forty times as long
+    """Inner product of two tensors of one shape, a scalar."""
+    if one.dtype == torch.bfloat16:  # a CPU's dot product takes forty times as long
         return (one * other).sum(dtype=torch.float32)
     return torch.dot(_flat(one).flatten(), _flat(other).flatten())
 
 
 def stacked(weights: Any, device: torch.device) -> Tensor:
-    """Weights of a draw as one tensor."""
+    """Weights of a draw as one tensor [candidates]."""
     return weights if isinstance(weights, Tensor) else torch.stack([torch.as_tensor(w, device=device) for w in weights])
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    """[N, C, ...] as [N x ..., C]; of a tensor in channels_last a view."""
+    """[N, C, ...] as [N x ..., C]; a view of a tensor in channels_last."""
     return tensor.movedim(1, -1).reshape(-1, tensor.shape[1])
 
 
@@ -170,12 +170,12 @@ def interpolation(narrow: int, wide: int) -> Tensor:
 
 
 def padded_to(value: Tensor, width: int) -> Tensor:
-    """With channels of zeros behind its own."""
+    """[N, C, ...] padded with channels of zeros to [N, width, ...]."""
     return F.pad(value, (0, 0) * (value.dim() - 2) + (0, width - value.shape[1])) if value.shape[1] < width else value
 
 
 def padded(affine: Sequence[tuple[Any, Any]], widths: Sequence[int], weights: Any, room: int) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a mixture whose narrower candidates are padded with zeros."""
+    """Scale and shift [room] of a mixture whose narrower candidates are padded with zeros."""
     scale: Any = 0.0
     shift: Any = 0.0
     for index, ((gain, offset), width) in enumerate(zip(affine, widths, strict=True)):
@@ -185,7 +185,7 @@ def padded(affine: Sequence[tuple[Any, Any]], widths: Sequence[int], weights: An
 
 
 def columns(segments: Sequence[Segment], room: Sequence[int], widths: Sequence[int], device: torch.device) -> Tensor:
-    """Where the channels of narrower segments stand in a tensor that has room for the widest."""
+    """Index of the channels of narrower segments in a tensor with room for the widest ones."""
     parts, start = [], 0
     for segment, most, width in zip(segments, room, widths, strict=True):
         parts.append(torch.arange(start, start + width * segment.repeat, device=device))
@@ -194,7 +194,7 @@ def columns(segments: Sequence[Segment], room: Sequence[int], widths: Sequence[i
 
 
 def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a norm in eval mode."""
+    """Scale and shift [C] of a norm in eval mode."""
     assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | FirstOf)
     assert norm.running_var is not None and norm.running_mean is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
@@ -203,5 +203,5 @@ def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def positive(weight: Any) -> bool:
-    """Whether a depth's weight takes part; a tensor always does, so that the graph has no host synchronisation."""
+    """Whether a depth takes part in the mixture; a tensor always does, which saves waiting for the device."""
     return isinstance(weight, Tensor) or weight > 0

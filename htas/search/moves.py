@@ -1,4 +1,4 @@
-"""Archs near another one, within limits: up, down, and evenly narrowed."""
+"""Archs within limits: neighbours of another arch, wider or narrower, and uniform networks."""
 
 from collections.abc import Callable, Sequence
 from math import log
@@ -10,16 +10,18 @@ from htas.spaces.space import Space
 from htas.text import columns, percent, quantity
 
 AIM = 0.975
-"""Share of a limit that a search is led to: prediction and measurement differ by a percent or two."""
+"""Fraction of a limit that a search aims for: prediction and measurement differ by a percent or two."""
 
 
 USED = 0.95
-"""Share of a limit, by prediction, under which an arch is made wider again."""
+"""Fraction of a limit, by prediction, below which an arch is widened again."""
 
 
 def check(limits: Sequence[Limit], space: Space, base: Arch) -> list[str]:
-    """A table of what there is and what is asked, as lines; raises ValueError where no arch can keep the limits, or
-    every arch does."""
+    """A table of the costs that the space allows and of the limits, as lines of text.
+
+    Raises UserError if no arch can keep a limit, or if every arch does.
+    """
     if not limits:
         return []
     rows: list[tuple[str, ...]] = [("limit", "least possible", "base", "widest", "asked")]
@@ -45,17 +47,17 @@ def check(limits: Sequence[Limit], space: Space, base: Arch) -> list[str]:
 
 
 def over(limits: Sequence[Limit], arch: Arch) -> float:
-    """The largest ratio to a limit."""
+    """The largest ratio of an arch's cost to a limit; at most 1 if all limits are kept."""
     return max(limit.ratio(arch) for limit in limits)
 
 
 def leanest(limits: Sequence[Limit], space: Space) -> Arch:
-    """The arch that is furthest within the limits: the narrowest, unless a wider choice costs less."""
+    """The arch furthest within the limits: the narrowest, unless a wider choice costs less."""
     return _downhill(space.narrowest, space, lambda arch: over(limits, arch))
 
 
 def _downhill(arch: Arch, space: Space, cost: Callable[[Arch], float]) -> Arch:
-    """As low as changes of one site lead."""
+    """The arch of least cost that changes of one site at a time reach."""
     best = cost(arch)
     for _ in range(10 * len(space.choices)):
         costs = {other: cost(other) for other in neighbours(arch, space, step=1)}
@@ -67,7 +69,7 @@ def _downhill(arch: Arch, space: Space, cost: Callable[[Arch], float]) -> Arch:
 
 
 def neighbours(arch: Arch, space: Space, step: int | None = None) -> list[Arch]:
-    """Archs that differ at one site, by `step` choices at most."""
+    """Archs that differ at one site, by at most `step` choices."""
     archs = []
     for site, choices in space.choices.items():
         here = choices.index(arch[site])
@@ -87,10 +89,10 @@ def changed(arch: Arch, site: str, choice: int) -> Arch:
 def fitted(
     limits: Sequence[Limit], space: Space, start: Arch, worth: Callable[[Arch], float], aim: float = 1.0
 ) -> Arch:
-    """The arch of most worth near `start` that keeps `aim` of the limits, and uses them.
+    """The arch of highest worth near `start` that keeps `aim` of the limits, and uses them.
 
-    Of all changes of one site, that which loses least worth for what it saves is made until the limits are kept; then
-    that which gains most for what it costs, while one fits. Where nothing keeps the limits it is the leanest arch.
+    While the limits are broken, the change of one site that loses least worth per saved cost is made; then, while one
+    fits, the change that gains most worth per added cost. If nothing keeps the limits, the leanest arch.
     """
     arch, ratio = start, over(limits, start)
     for _ in range(sum(map(len, space.choices.values()))):
@@ -98,11 +100,11 @@ def fitted(
             break
         moves = [(other, over(limits, other)) for other in neighbours(arch, space)]
         saving = [(other, other_ratio) for other, other_ratio in moves if other_ratio < ratio]
-        if not saving:  # nor may two changes do what one does not: begin at the other end
+        if not saving:  # two changes might, so begin at the other end
             arch = leanest(limits, space)
             break
         value = worth(arch)
-        # further than asked saves nothing
+        # a change beyond the aim earns nothing more
         arch, ratio = max(saving, key=lambda m: (worth(m[0]) - value) / (ratio - max(m[1], aim) + 1e-9))
     arch = _climbed(arch, limits, space, worth, 0.0, aim)
     for _ in range(sum(map(len, space.choices.values()))):
@@ -119,7 +121,7 @@ def fitted(
 def _climbed(
     arch: Arch, limits: Sequence[Limit], space: Space, worth: Callable[[Arch], float], least: float, most: float
 ) -> Arch:
-    """As much worth as changes of one site lead to, between these ratios to the limits."""
+    """The arch of highest worth that changes of one site reach with a ratio to the limits in [least, most]."""
     for _ in range(sum(map(len, space.choices.values()))):
         value = worth(arch)
         better = [other for other in neighbours(arch, space) if worth(other) > value]
@@ -131,10 +133,10 @@ def _climbed(
 
 
 def next_aim(turns: Sequence[tuple[float, float]], share: float = AIM) -> float:
-    """Where to lead predictions, as a share of the limit, so that what is measured comes to `share` of it.
+    """Predicted cost to aim for, as a fraction of the limit, so that the measured cost lands at `share` of it.
 
-    `turns` are pairs of an aim and what its archs came to when measured, over the limit. From one, prediction and
-    measurement are taken to be proportional; from several, the line (of logarithms) through the two nearest the limit.
+    `turns` are pairs of an aim and the measured cost of its archs over the limit. One pair makes measurement
+    proportional to prediction; of several, a line in logarithms goes through the two nearest the limit.
     """
     if not turns:
         return 1.0
@@ -148,7 +150,7 @@ def next_aim(turns: Sequence[tuple[float, float]], share: float = AIM) -> float:
 
 
 def uniforms(limits: Sequence[Limit], space: Space) -> list[Arch]:
-    """The archs within the limits that have all blocks and the same of its choices at every site, the widest first."""
+    """Archs within the limits with all blocks and the same index of choice at every site, the widest first."""
     archs = []
     for index in reversed(range(max((len(choices) for choices in space.widths.values()), default=0))):
         widths = {site: choices[min(index, len(choices) - 1)] for site, choices in space.widths.items()}
@@ -159,7 +161,7 @@ def uniforms(limits: Sequence[Limit], space: Space) -> list[Arch]:
 
 
 def filled(limits: Sequence[Limit], space: Space, arch: Arch) -> Arch:
-    """The arch with as many widths as the limits leave room for one choice wider, in the order of the sites."""
+    """The arch with widths one choice wider, site after site, while the limits leave room."""
     for site, choices in space.widths.items():
         wider = changed(arch, site, next((choice for choice in choices if choice > arch[site]), arch[site]))
         if over(limits, wider) <= 1:
@@ -175,8 +177,8 @@ def finalists(
     count: int,
     pool: Sequence[Arch] = (),
 ) -> list[Arch]:
-    """`fitted`, and those of its neighbours of most worth that keep and use the limits too; of a pool, if there is one,
-    those of most worth that keep them, then the nearest to them."""
+    """`fitted`, and its neighbours of highest worth that keep and use the limits too. From a pool, if there is one: the
+    archs of highest worth that keep the limits, then the nearest to them."""
     if pool:
         ratios = {arch: over(limits, arch) for arch in pool}
         order = sorted(pool, key=worth, reverse=True)
@@ -193,5 +195,5 @@ def finalists(
 
 
 def miss(ratio: float) -> tuple[bool, float]:
-    """What keeps a limit comes before what does not, then by the distance from it."""
+    """Sort key of a ratio to a limit: those that keep it first, then by the distance from it."""
     return ratio > 1, abs(ratio - 1)

@@ -1,4 +1,4 @@
-"""A supernet as strategies use it: opened, trained by its sub-networks, and asked what an arch is worth."""
+"""A supernet as strategies use it: built, trained by its sub-networks, and judging archs."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,11 +34,11 @@ from htas.training.train import (
 )
 
 PREFIX = "supernet/"
-"""Of a supernet's tensors in a checkpoint."""
+"""Prefix of a supernet's tensors in a checkpoint."""
 CALIBRATION, JUDGED = 1024, 2500
-"""Images by which an arch's norm statistics are estimated, and by which it is judged, at most."""
+"""Largest numbers of images: for an arch's norm statistics, and for its accuracy."""
 LOST = 10.0
-"""A loss of so many times that of guessing at random is no loss that a search comes back from."""
+"""A search is given up once its loss exceeds this multiple of the chance-level loss."""
 
 
 class SearchOptions(Protocol):
@@ -107,10 +107,10 @@ class SupernetOptions:
                 raise UserError(f"strategy.{name} must be 0 or more, got {getattr(self, name)}")
 
 
-def opened(
+def build_supernet(
     problem: Problem, options: SupernetOptions, device: Any, mix: Literal["interpolate", "pad"] = "pad"
 ) -> Supernet:  # fmt: skip
-    """The supernet of a problem's space with the weights that a search starts from; `mix` is how two widths meet."""
+    """The supernet of a problem's space with the weights that a search starts from; `mix` combines two widths."""
     torch.manual_seed(problem.seed)
     supernet = Supernet(problem.network, problem.space, problem.reset, options.shortcut, mix, options.norms)
     if options.start == "base":
@@ -120,8 +120,8 @@ def opened(
     return placed(supernet, device)
 
 
-def learner(supernet: Supernet, options: SupernetOptions) -> torch.optim.SGD:
-    """What moves the weights: SGD with Nesterov's correction, as TAS's."""
+def weight_optimizer(supernet: Supernet, options: SupernetOptions) -> torch.optim.SGD:
+    """SGD with Nesterov's correction on all weights, as in TAS."""
     return torch.optim.SGD(
         supernet.parameters(), options.lr, options.momentum, weight_decay=options.weight_decay,
         nesterov=options.momentum > 0, foreach=True,
@@ -137,11 +137,11 @@ def sampled_step(
     draws: Sequence[Draw],
     task: Task = CLASSIFY,
 ) -> Tensor:
-    """One weight step by the gradients of several sub-networks; the mean of their losses.
+    """One weight step by the gradients of several sub-networks; returns the mean of their losses, a scalar.
 
-    The first learns from the labels, the others from its logits too, half and half (the sandwich rule of Yu and Huang,
-    "Universally slimmable networks", 2019, when the first is the widest and one of them the narrowest); where outputs
-    are no logits, all learn from the targets.
+    The first learns from the labels, the others half from the labels and half from its logits [N, classes]: the
+    sandwich rule of Yu and Huang, "Universally slimmable networks", 2019, if the first is the widest and another the
+    narrowest. If outputs are no logits, all learn from the targets.
     """
     sgd.zero_grad()
     losses = []
@@ -161,7 +161,7 @@ def sampled_step(
 
 
 def accuracies(problem: Problem, supernet: Supernet, runner: Any, archs: Sequence[Arch]) -> list[float]:
-    """Accuracy on the validation half of each arch, its norm statistics estimated anew for it."""
+    """Accuracy of each arch on the validation half, 0 to 1, with norm statistics estimated for that arch."""
     with progress(f"{problem.title}: validation", len(archs)) as bar:
         results = []
         for arch in archs:
@@ -188,7 +188,8 @@ def _accuracy(problem: Problem, supernet: Supernet, runner: Any, arch: Arch) -> 
 
 
 def some(split: Source, most: int) -> Iterator[Batch]:
-    """Some images of a split, always the same, in batches, not augmented; a data set may be stored class by class."""
+    """The same images of a split every time, shuffled since data sets may be stored by class, not augmented, in
+    batches until there are `most` or more."""
     count = 0
     for images, labels in split.batches(256, seed=0, channels_last=True):
         if count >= most:
@@ -198,14 +199,14 @@ def some(split: Source, most: int) -> Iterator[Batch]:
 
 
 class Judge:
-    """Accuracies of archs, each found out once."""
+    """Accuracies of archs, each computed once."""
 
     def __init__(self, accuracies: Callable[[Sequence[Arch]], list[float]]) -> None:
         self._find = accuracies
         self.accuracies: dict[Arch, float] = {}
 
     def __call__(self, archs: Sequence[Arch]) -> list[float]:
-        """Of each, 0 to 1."""
+        """Accuracy of each arch, 0 to 1."""
         new = [arch for arch in dict.fromkeys(archs) if arch not in self.accuracies]
         if new:
             self.accuracies |= dict(zip(new, self._find(new), strict=True))
@@ -246,8 +247,8 @@ class SupernetLoop(SearchLoop):
     def __init__(self, problem: Problem, options: SupernetOptions, mix: Literal["interpolate", "pad"] = "pad") -> None:
         super().__init__(problem, options)
         self.save = options.keep
-        self.supernet = opened(problem, options, self.runner.device, mix)
-        self.sgd = learner(self.supernet, options)
+        self.supernet = build_supernet(problem, options, self.runner.device, mix)
+        self.sgd = weight_optimizer(self.supernet, options)
 
     def run(self) -> None:
         """All epochs that are missing; the supernet is written to its file where the options ask for it."""
@@ -277,8 +278,7 @@ def check_sane(problem: Problem, options: SearchOptions, loss: float, epoch: int
 
 
 def diverged(problem: Problem, options: SearchOptions, loss: float, epoch: int, rate: float) -> UserError:
-    """What to say of it: `options` are the strategy's, which tell what may be lowered, and `rate` is the learning rate
-    at which it was seen."""
+    """The error of a search that diverged in an epoch (the first being 0), at this learning rate."""
     what = f"the search diverged in epoch {epoch + 1} at a learning rate of {significant(rate)}: its loss is {loss:.3g}"
     if epoch == 0:
         return UserError(f"{what}; lower {options.rates}, and name another folder with --out")
@@ -292,8 +292,8 @@ def diverged(problem: Problem, options: SearchOptions, loss: float, epoch: int, 
 
 
 def _load(supernet: Supernet, path: Path) -> None:
-    """Weights that another search has kept, or its checkpoint's; raises UserError where they are no such, or of another
-    space."""
+    """Load the weights that another search left, or its checkpoint's; raises UserError if the file is missing or holds
+    another network or space."""
     if not path.exists():
         raise UserError(f"strategy.start: there is no file {path}; name one that a search has kept (strategy.keep)")
     tensors, _ = read_tensors(path)

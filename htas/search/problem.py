@@ -1,4 +1,4 @@
-"""All that a strategy may look at."""
+"""What a strategy may look at, and what it returns."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -22,21 +22,21 @@ class Problem:
 
     network: Network
     reset: Callable[[nn.Module], None]
-    """Draws the weights of a network of this family anew."""
+    """Draws new weights for a network of this family."""
     data: Data
     space: Space
     cost: CostModel
     device: str
     seed: int
     checkpoint: Path
-    """Where a strategy may keep what it needs to go on after an interruption."""
+    """File from which a strategy goes on after an interruption."""
     base: Callable[[], nn.Module]
-    """The trained base network; the first call may have to train it."""
+    """Returns the trained base network; the first call may train it."""
     title: str = "search"
     limits: tuple[Limit, ...] = ()
-    """What the arch may cost at most."""
+    """Limits on the cost of the arch."""
     trained: Path | None = None
-    """Where a supernet lies, or is to be put, that learns in the same way for other searches."""
+    """File of a supernet that searches with the same options share; written by the first of them."""
 
     def __post_init__(self) -> None:
         self.network.check(self.space.widest)
@@ -44,14 +44,14 @@ class Problem:
 
     @property
     def supernet(self) -> Path:
-        """Where a strategy keeps what the searches of other budgets may begin with."""
+        """File of the supernet that searches for other budgets may start from."""
         return self.checkpoint.parent.parent / f"supernet-{self.space.name}.safetensors"
 
 
 def rivals(problem: Problem, arch: Arch, count: int, *, seed: int, tolerance: float = 0.05) -> list[Arch]:
-    """Random archs of the space whose cost lies within `tolerance` of the given one's (the nearest ones, if few do).
+    """Random archs of the space whose cost lies within the fraction `tolerance` of `arch`'s, or the nearest ones.
 
-    Drawn at random leanings to wide or narrow, since uniform draws seldom reach the ends of a space.
+    Draws lean to wide or narrow at random, since uniform draws seldom reach the ends of a space.
     """
     rng = random.Random(seed)
     cost = problem.cost.cost(arch)
@@ -64,7 +64,7 @@ def rivals(problem: Problem, arch: Arch, count: int, *, seed: int, tolerance: fl
 
 @dataclass(frozen=True)
 class SearchOutcome:
-    """What a search leaves behind."""
+    """The result of a search, with the means to judge other archs."""
 
     arch: Arch
     epochs: tuple[EpochRecord, ...]
@@ -72,13 +72,13 @@ class SearchOutcome:
     why: str
     """The figures behind `converged`, in words."""
     validate: Callable[[Sequence[Arch]], list[float]]
-    """Validation accuracy, 0 to 1, of any archs of the space, all judged alike (by a supernet, say)."""
+    """Validation accuracy, 0 to 1, of any archs of the space, all judged in the same way, such as by a supernet."""
     seconds: float
     worth: Callable[[Arch], float] = lambda arch: 0.0
-    """How much the search prefers an arch, for choosing among those near the limits; no more than an order."""
+    """How much the search prefers an arch; only its order counts, among archs near the limits."""
     pool: tuple[Arch, ...] = ()
-    """The only archs that may be taken instead of `arch` where it turns out to miss the limits; empty for any."""
+    """The only archs that may replace `arch` if it misses the limits when measured; empty for any arch."""
     cheap: bool = True
-    """Whether `validate` takes seconds for an arch, as by a supernet, and not a training."""
+    """Whether `validate` takes seconds for an arch, as a supernet does, and not a training."""
     judge: str = "in the supernet"
     """How `validate` finds accuracies, for a report."""

@@ -1,12 +1,12 @@
 """Every arch of a space in one network (section 3.3; TAS).
 
 Candidates are slices, by index map, of one tensor; each candidate has its own norm; the outputs of two candidates are
-interpolated to the wider one and mixed; the outputs of a stage's candidate depths are mixed in the same way.
+brought to the wider one's channels and mixed; the outputs of a stage's candidate depths are mixed in the same way.
 
-Faster than the plain formulation, and equal to it: in training mode both norms of a layer see the same batch
+This is faster than the plain formulation, and equal to it: in training mode both norms of a layer see the same batch
 statistics on their common channels, so one norm without weights is computed, and the two affine maps, the
-interpolation and the mixture become one small matrix applied as a 1x1 convolution, of which the norm itself is a part
-(NormMix). Convolutions compute whole blocks of 8 channels; what is too much the matrix leaves out.
+interpolation and the mixture become one small matrix, applied together with the norm as a 1x1 convolution (NormMix).
+Convolutions compute whole blocks of 8 channels; the matrix drops the surplus.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,25 +40,24 @@ MOMENTUM = 0.1
 
 
 BLOCK = 8
-"""Channels that processors compute together: a tensor of 14 takes longer than one of 16 (docs/decisions.md)."""
+"""Channels that processors compute together: a tensor of 14 channels takes longer than one of 16
+(docs/decisions.md)."""
 
 
 ROOMY = ("conv", "norm", "map", "join", "flatten")
-"""Kinds of nodes that take tensors with channels of zeros behind the others."""
+"""Kinds of nodes that accept tensors with channels of zeros after the others."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What one forward pass uses: per width site one or two widths with their weights, per depth site a weight each.
-
-    Weights are scalars or tensors of one element; those of a site sum to 1.
-    """
+    """The choices of one forward pass: one or two widths of every width site and the blocks of every depth site, each
+    with a weight. Weights are scalars or tensors of one element; those of a site sum to 1."""
 
     widths: Mapping[str, tuple[tuple[int, ...], Any]]
     depths: Mapping[str, Any]
-    """Weights by block of the site: [k] is that of keeping k + 1 blocks; exact zeros are left out of the mixture."""
+    """Weights by block of the site: [k] is that of keeping k + 1 blocks; the mixture skips exact zeros."""
     momentum: float = MOMENTUM
-    """Share of this batch in the running statistics of norms, in training mode."""
+    """Weight of this batch in the running statistics of norms, in training mode."""
 
     @staticmethod
     def of(arch: Arch, network: Network) -> "Draw":
@@ -73,13 +72,13 @@ class Draw:
 
 
 class Supernet(nn.Module):
-    """All archs of `space` over `network`, with weights of their own, drawn by `reset`.
+    """All archs of `space` over `network`, with weights drawn by `reset`.
 
-    `shortcut` is what stands where added widths differ (`adds="project"`): a sliced 1x1 convolution with norm, as in
-    the network derived, or TAS's padding with zeros. `mix` is how a narrow candidate meets a wide one: TAS's
-    channel-wise interpolation, or padding with zeros, which keeps channel c of both the same thing. `norms` is whether
-    every width has a norm of its own, as TAS's, or the first channels of the widest one's.
-    Raises UserError where a norm or grouping is not understood.
+    `shortcut` replaces the identity where added widths differ (`adds="project"`): a sliced 1x1 convolution with norm,
+    as in the derived network, or TAS's padding with zeros. `mix` brings a narrow candidate to a wide one's channels:
+    TAS's channel-wise interpolation, or padding with zeros, after which channel c means the same in both. `norms` gives
+    every width a norm of its own, as in TAS, or the first channels of the widest one's.
+    Raises UserError if a norm or grouping is not supported.
     """
 
     def __init__(
@@ -106,14 +105,14 @@ class Supernet(nn.Module):
 
     @torch.no_grad()
     def _keeps_zeros(self, node: Node) -> bool:
-        """Whether channels of zeros stay zeros; not where it cannot be tried."""
+        """Whether channels of zeros stay zeros; False if the node cannot be run alone."""
         source = self._node(node.inputs[0])
         segments = zip(self.capacity[source.name], source.segments, strict=True)
         channels = sum(width * segment.repeat for width, segment in segments)
         for shape in ((1, channels, 4, 4), (1, channels)):
             try:
                 out = node.run(self.body.get_submodule, (torch.zeros(shape),))
-            except Exception:  # whatever a network of the user's does with an input of another shape
+            except Exception:  # a user's network may raise anything for an input of another shape
                 continue
             return isinstance(out, Tensor) and not out.any()
         return False
@@ -121,7 +120,7 @@ class Supernet(nn.Module):
     # -- forward -----------------------------------------------------------------------------------------------------
 
     def forward(self, images: Tensor | tuple[Tensor, ...], draw: Draw) -> Any:
-        """[N, C, H, W], or a tensor for each input, to the network's output, under one draw."""
+        """The network's output for [N, C, H, W], or a tensor for each input, under one draw."""
         values: dict[str, Any] = {}
         widths: dict[str, tuple[int, ...]] = {}
         deepest = {site: max(k for k, p in enumerate(weights) if positive(p)) for site, weights in draw.depths.items()}
@@ -192,8 +191,8 @@ class Supernet(nn.Module):
         return out, (width,)
 
     def _rows(self, node: Node, width: int) -> int:
-        """Channels that are computed for so many: whole blocks, as far as there are weights. What is too much is left
-        out by the interpolation, which makes zeros of it for all that follows."""
+        """Number of channels to compute for a width: whole blocks, while there are weights. The mixture turns the
+        surplus into zeros."""
         return min(-(-width // self._block) * self._block, self.capacity[node.name][0])
 
     def _sliced(self, weight: Tensor, width: int, node: Node, before: tuple[int, ...], channels: int) -> Tensor:
@@ -212,7 +211,7 @@ class Supernet(nn.Module):
         return conv2d(inputs, module.weight[index], bias, module, groups)
 
     def _channel_index(self, node: Node, widths: tuple[int, ...], device: torch.device) -> Any:
-        """Where the channels of a node of these widths stand among all that it may have: an index."""
+        """Index of the channels of a node of these widths among the channels of its widest output."""
         if len(widths) == 1:
             return slice(widths[0] * node.segments[0].repeat)
         return columns(node.segments, self.capacity[node.name], widths, device)
@@ -238,7 +237,7 @@ class Supernet(nn.Module):
         )
 
     def _part(self, norm: nn.Module, inputs: Tensor, index: Tensor, momentum: float) -> Tensor:
-        """Some channels of a norm, by their numbers."""
+        """Norm of some channels, by their numbers."""
         assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
         assert norm.running_mean is not None and norm.running_var is not None
         mean, var, eps = norm.running_mean[index], norm.running_var[index], norm.eps
@@ -251,7 +250,7 @@ class Supernet(nn.Module):
     def _two(
         self, inputs: Tensor, candidates: tuple[int, ...], weights: Any, norms: Sequence[nn.Module], momentum: float
     ) -> Tensor:
-        """Two candidates' norms, interpolated and mixed. In training they share the statistics of the batch."""
+        """Norms of two candidates, mixed. In training mode they share the statistics of the batch."""
         if not self.training:
             return self._combine(inputs, candidates, weights, [scale_and_shift(norm) for norm in norms])
         eps: float = norms[0].eps  # type: ignore[assignment]
@@ -274,7 +273,7 @@ class Supernet(nn.Module):
         return out
 
     def _layer_norm(self, node: Node, inputs: Tensor, before: tuple[int, ...]) -> Tensor:
-        """Of the channels that are there, whatever widths were mixed to make them."""
+        """Layer norm over the channels at hand, regardless of the widths that were mixed."""
         norms = self.body.get_submodule(node.module)
         assert isinstance(norms, nn.ModuleDict)
         if len(before) == 1:
@@ -298,7 +297,7 @@ class Supernet(nn.Module):
         affine: Sequence[tuple[Any, Any]] | None,
         axis: int = 1,
     ) -> Tensor:
-        """Two candidates interpolated and mixed."""
+        """Two candidates, mixed: [N, room, ...]."""
         matrix, shift = self._mixture(inputs, candidates, weights, affine, axis)
         if axis == inputs.dim() - 1:
             return F.linear(inputs, matrix, shift)
@@ -327,7 +326,7 @@ class Supernet(nn.Module):
         return matrix, shift
 
     def _stretch(self, narrow: int, wide: int, device: torch.device, room: int) -> Tensor:
-        """The [room, narrow] matrix that makes a narrow candidate's output as wide as the wide one's; zeros below."""
+        """The [room, narrow] matrix that brings a narrow candidate to the wide one's channels; zeros below."""
         key = (narrow, wide, room, device)
         if key not in self._identities:
             matrix = interpolation(narrow, wide) if self.mix == "interpolate" else torch.eye(wide)[:, :narrow]
@@ -337,7 +336,7 @@ class Supernet(nn.Module):
     def _project(
         self, node: Node, inputs: Tensor, before: tuple[tuple[int, ...], ...], draw: Draw
     ) -> tuple[Tensor, tuple[int, ...]]:
-        """The shortcut as wide as what it is added to: per candidate the input itself, or its projection."""
+        """The shortcut at the widths of the other branch: for each candidate the input itself, or its projection."""
         if self.shortcut == "pad":
             return inputs, before[0]
         candidates, weights = self._candidates(node.inputs[1], before[1], draw)
@@ -360,7 +359,7 @@ class Supernet(nn.Module):
         return total, before[1]
 
     def _candidates(self, name: str, widths: tuple[int, ...], draw: Draw) -> tuple[tuple[int, ...], Any]:
-        """The draw behind the output of a branch: that of its convolution."""
+        """Candidates and weights of a branch: those of its last convolution."""
         node = self._node(name)
         while node.kind in ("norm", "map"):
             node = self._node(node.inputs[0])
@@ -391,20 +390,20 @@ class Supernet(nn.Module):
         return WeightedSum.apply(shares, *tensors), wide  # type: ignore[no-untyped-call]
 
     def _concatenated(self, name: str, value: Tensor, widths: tuple[int, ...]) -> Tensor:
-        """A value of several segments, without channels of zeros behind the others."""
+        """A value of several segments, without the channels of zeros at its end."""
         segments = self._node(name).segments
         width = sum(segment_width * segment.repeat for segment_width, segment in zip(widths, segments, strict=True))
         return value[:, :width]
 
     def _widen(self, inputs: Tensor, narrow: int, wide: int, room: int) -> Tensor:
-        """A tensor of `narrow` channels, and maybe zeros behind, as one of `wide`, and zeros to fill the room."""
+        """A tensor of `narrow` channels (zeros may follow), brought to `wide` channels and padded to `room`."""
         if narrow == wide:
             return padded_to(inputs, room)
         matrix = F.pad(self._stretch(narrow, wide, inputs.device, room), (0, inputs.shape[1] - narrow))
         return F.conv2d(inputs, matrix[:, :, None, None].to(inputs.dtype))
 
     def _narrowed(self, name: str, value: Any, widths: tuple[int, ...]) -> Any:
-        """Without the channels of zeros behind the others."""
+        """A value without the channels of zeros at its end."""
         if len(widths) != 1 or not isinstance(value, Tensor) or value.dim() < 2:
             return value
         width, axis = widths[0] * self._node(name).segments[0].repeat, self._node(name).axis

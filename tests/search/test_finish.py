@@ -74,7 +74,7 @@ def ratio(taken: finish.FinishedSearch) -> float:
 def test_an_arch_that_uses_the_limit_is_taken_before_a_less_accurate_uniform_one(monkeypatch):
     device = Device(lambda arch: 1.0)
     taken = end(monkeypatch, device, lambda arch: 0.5 if arch == WIDE else 0.9)
-    assert taken.arch not in uniforms(ASKED, SPACE) and finish.LEAST <= ratio(taken) <= 1
+    assert taken.arch not in uniforms(ASKED, SPACE) and finish.Tolerances().least_used <= ratio(taken) <= 1
     assert taken.uniform == WIDE
     assert not any(WIDE in archs for archs in device.measured), "and it is not measured"
 

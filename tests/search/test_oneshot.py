@@ -457,8 +457,8 @@ def test_a_search_begins_again_from_the_checkpoint_of_one_that_diverged(tmp_path
             Differentiable(epochs=3, batch=16, precision="fp32").search(given)
     kept = {k: v for k, v in read_tensors(given.checkpoint)[0].items() if k.startswith(oneshot.PREFIX)}
     options = Differentiable(epochs=1, batch=16, precision="fp32", start=str(given.checkpoint))
-    begun = oneshot.opened(given, options, "cpu").state_dict()
+    begun = oneshot.build_supernet(given, options, "cpu").state_dict()
     assert begun.keys() == {name.removeprefix(oneshot.PREFIX) for name in kept}
     assert all(torch.equal(tensor, kept[oneshot.PREFIX + name]) for name, tensor in begun.items())
     with pytest.raises(UserError, match="there is no file"):
-        oneshot.opened(given, dataclasses.replace(options, start="none.safetensors"), "cpu")
+        oneshot.build_supernet(given, dataclasses.replace(options, start="none.safetensors"), "cpu")
