@@ -79,5 +79,5 @@ class CountCost(LayerCost):
         for step in self.network.flow(lambda site: Mixture({site: 1.0}), stays.__getitem__):
             amount = getattr(step.node, self.count)
             if step.node.kind == "fixed" and amount:
-                total = total + step.kept * amount
+                total = total + step.share * amount
         return total

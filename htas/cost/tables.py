@@ -119,8 +119,8 @@ class LayerCost(CostModel):
         total = self.constant
         for step in self.network.steps(arch):
             template = self.template(step)
-            if template is not None and not (step.node.kind == "project" and step.given == step.channels):
-                inputs = [step.given if step.inputs else step.channels]
+            if template is not None and not (step.node.kind == "project" and step.channels_in == step.channels):
+                inputs = [step.channels_in if step.inputs else step.channels]
                 total += float(self.values(template, inputs, [step.channels])[0, 0])
         return total
 
@@ -144,7 +144,7 @@ class LayerCost(CostModel):
             inputs = outputs if alone else self._sources(step.node.consumed, step.inputs[0], space, widths)
             pairs = [(each, each) for each in outputs] if alone else [(a, b) for a in inputs for b in outputs]
             for one, other in pairs:
-                share = step.kept * one[1] * (1.0 if alone else other[1])
+                share = step.share * one[1] * (1.0 if alone else other[1])
                 term = Term(template, one[0], other[0], step.node.kind == "project")
                 terms[term] = terms[term] + share if term in terms else share
         return terms

@@ -100,12 +100,12 @@ class Items:
     def labels(self) -> Tensor | None:
         """int64 [N]; None where they cannot be had without loading a great many items."""
         for name in ("targets", "labels"):
-            found = getattr(self.dataset, name, None)
-            if isinstance(found, list | Tensor) and len(found) > int(self.picks.max()):
-                labels = torch.as_tensor(found)[self.picks].long().reshape(len(self), -1)[:, 0]
+            labels = getattr(self.dataset, name, None)
+            if isinstance(labels, list | Tensor) and len(labels) > int(self.picks.max()):
+                labels = torch.as_tensor(labels)[self.picks].long().reshape(len(self), -1)[:, 0]
                 some = torch.linspace(0, len(self) - 1, min(SEEN, len(self))).long()
-                _, given = next(self._only(self.picks[some]).batches(len(some)))
-                if torch.equal(labels[some], given.cpu().long().reshape(len(some), -1)[:, 0]):  # no target_transform
+                _, targets = next(self._only(self.picks[some]).batches(len(some)))
+                if torch.equal(labels[some], targets.cpu().long().reshape(len(some), -1)[:, 0]):  # no target_transform
                     return labels
         if isinstance(self.dataset, TensorDataset) and len(self.dataset.tensors) == 2:
             return self.dataset.tensors[1][self.picks].long().reshape(len(self), -1)[:, 0]
@@ -115,13 +115,13 @@ class Items:
 
     def _placed(self, batch: Any, channels_last: bool) -> Batch:
         inputs, targets = _divided(batch)
-        given = [each.to(self.device, non_blocking=True) for each in inputs]
+        tensors = [each.to(self.device, non_blocking=True) for each in inputs]
         if channels_last:
-            given = [each.contiguous(memory_format=_LAST) if each.dim() == 4 else each for each in given]
+            tensors = [each.contiguous(memory_format=_LAST) if each.dim() == 4 else each for each in tensors]
         targets = tree_map(lambda each: each.to(self.device, non_blocking=True) if _is_tensor(each) else each, targets)
         if isinstance(targets, Tensor) and not targets.is_floating_point() and not targets.is_complex():
             targets = targets.long()
-        return (given[0] if len(given) == 1 else tuple(given)), targets
+        return (tensors[0] if len(tensors) == 1 else tuple(tensors)), targets
 
 
 _LAST = torch.channels_last
@@ -137,9 +137,9 @@ def _divided(batch: Any) -> tuple[list[Tensor], Any]:
     inputs: Any = ()
     targets: Any = None
     if isinstance(batch, Mapping):
-        known = [name for name in NAMES if name in batch]
-        if len(known) == 1:
-            inputs, targets = [each for name, each in batch.items() if name != known[0]], batch[known[0]]
+        keys = [name for name in NAMES if name in batch]
+        if len(keys) == 1:
+            inputs, targets = [each for name, each in batch.items() if name != keys[0]], batch[keys[0]]
     elif isinstance(batch, tuple | list) and len(batch) >= 2:
         *inputs, targets = batch
         if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
@@ -157,14 +157,14 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
-def items(given: Any, what: str) -> Items:
+def items(data: Any, what: str) -> Items:
     """A torch Dataset, or what a DataLoader loads, as Items; raises ValueError for anything else."""
-    loader = given if isinstance(given, DataLoader) else None
-    dataset = loader.dataset if loader is not None else given
+    loader = data if isinstance(data, DataLoader) else None
+    dataset = loader.dataset if loader is not None else data
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not isinstance(dataset, Sized):
         raise UserError(
             f"{what} must be a torch Dataset with a length and items by number, or a DataLoader of one; got "
-            f"{type(given).__name__}"
+            f"{type(data).__name__}"
         )
     if not len(dataset):
         raise UserError(f"{what} are empty")
@@ -189,9 +189,9 @@ def _picks(loader: DataLoader[Any] | None, count: int, what: str) -> Tensor:
 def limited(part: Items, limit: int) -> Items:
     if not 0 < limit < len(part):
         return part
-    chosen = torch.zeros(len(part), dtype=torch.bool)
-    chosen[torch.randperm(len(part), generator=Generator().manual_seed(0))[:limit]] = True
-    return part.where(chosen)
+    mask = torch.zeros(len(part), dtype=torch.bool)
+    mask[torch.randperm(len(part), generator=Generator().manual_seed(0))[:limit]] = True
+    return part.where(mask)
 
 
 def _shown(batch: Any) -> str:

@@ -185,9 +185,9 @@ def proportional(labels: Tensor, count: int, seed: int) -> Tensor:
     order = torch.randperm(len(labels), generator=Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]  # class after class, at random within each
     share = torch.arange(len(labels) + 1) * count // len(labels)
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    chosen[order] = share.diff() > 0
-    return chosen
+    mask = torch.zeros(len(labels), dtype=torch.bool)
+    mask[order] = share.diff() > 0
+    return mask
 
 
 def augmented(images: Tensor, *, crop: int, flip: bool, generator: Generator) -> Tensor:
@@ -196,10 +196,10 @@ def augmented(images: Tensor, *, crop: int, flip: bool, generator: Generator) ->
     Takes and gives uint8 [B, C, H, W]; the draws come from a CPU generator, in one order for every device.
     """
     count, channels, height, width = images.shape
-    top, left = torch.randint(2 * crop + 1, (2, count), generator=generator).to(images.device)
+    top, start = torch.randint(2 * crop + 1, (2, count), generator=generator).to(images.device)
     mirrored = torch.rand(count, generator=generator).to(images.device) < 0.5
     rows = top[:, None] + torch.arange(height, device=images.device)
-    columns = left[:, None] + torch.arange(width, device=images.device)
+    columns = start[:, None] + torch.arange(width, device=images.device)
     if flip:
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     padded = functional.pad(images, (crop, crop, crop, crop)).flatten(2)

@@ -57,9 +57,9 @@ class Task:
     def name(self) -> str:
         """What of it is the user's own, for a configuration; empty for nothing."""
         usual = Task()
-        own = [(name, getattr(self, name)) for name in ("loss", "score", "distil", "train", "judge")]
+        parts = [(name, getattr(self, name)) for name in ("loss", "score", "distil", "train", "judge")]
         return ", ".join(
-            f"{name} {_named(each)} {_mark(each)}" for name, each in own if each is not getattr(usual, name)
+            f"{name} {_named(each)} {_mark(each)}" for name, each in parts if each is not getattr(usual, name)
         )
 
 

@@ -101,11 +101,11 @@ def _read(dataset: Dataset, part: Part) -> Images:
     images, labels = read.images, read.labels
     where = f"the {part} part of {dataset.name}"
     if images.dtype != torch.uint8 or images.shape[1:] != torch.Size(dataset.shapes[0]):
-        found = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape[1:])}"
-        raise UserError(f"images in {where} must be uint8 {list(dataset.shapes[0])}, they are {found}")
+        actual = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape[1:])}"
+        raise UserError(f"images in {where} must be uint8 {list(dataset.shapes[0])}, they are {actual}")
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        found = f"{str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
-        raise UserError(f"{where} must have one int64 label for each of {len(images)} images, it has {found}")
+        actual = f"{str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
+        raise UserError(f"{where} must have one int64 label for each of {len(images)} images, it has {actual}")
     checked_labels(labels, dataset.classes, part, dataset.name)
     return read
 
@@ -116,8 +116,8 @@ def checked_labels(labels: Tensor, classes: int, part: Part, name: str) -> None:
     if len(labels) == 0:
         raise UserError(f"{where} has no images; check its files")
     if labels.min() < 0 or labels.max() >= classes:
-        found = f"{labels.min().item()} to {labels.max().item()}"
-        raise UserError(f"labels in {where} must lie in 0 to {classes - 1}, they are {found}")
+        bounds = f"{labels.min().item()} to {labels.max().item()}"
+        raise UserError(f"labels in {where} must lie in 0 to {classes - 1}, they are {bounds}")
     present = len(set(labels.tolist()))
     if part == "train" and present < classes:
         raise UserError(f"{where} has images of {present} classes only, it must have {classes}")

@@ -41,9 +41,9 @@ class Archive:
 def read_archive(archive: Archive, file: Path, part: Part, shape: Shape) -> Images:
     """One part out of the packed archive, once its checksum is found right."""
     with file.open("rb") as packed:
-        found = hashlib.file_digest(packed, "md5").hexdigest()
-    if found != archive.md5:
-        raise UserError(f"{file} has the MD5 checksum {found}, the published one is {archive.md5}; fetch it again")
+        checksum = hashlib.file_digest(packed, "md5").hexdigest()
+    if checksum != archive.md5:
+        raise UserError(f"{file} has the MD5 checksum {checksum}, the published one is {archive.md5}; fetch it again")
     names = _names(archive, part)
     contents = _members(file, names)
     return _joined([_images(archive, contents[name], file / name, part, shape) for name in names])

@@ -47,11 +47,11 @@ def _quality(image: Any) -> int | None:
     """The quality that gives a JPEG's tables; None where none of 1 to 100 does."""
     from PIL import Image
 
-    wanted = image.quantization[0]
+    table = image.quantization[0]
     for quality in range(100, 0, -1):
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8)).save(buffer, "JPEG", quality=quality)
-        own: Any = Image.open(buffer)
-        if own.quantization[0] == wanted:
+        trial: Any = Image.open(buffer)
+        if trial.quantization[0] == table:
             return quality
     return None

@@ -28,19 +28,19 @@ class Columns:
 def shards(folder: Path, part: Part) -> list[Path]:
     """The parquet files of one part in order; raises UserError that names the one that is missing."""
     pattern = re.compile(rf"{part}-(\d{{5}})-of-(\d{{5}})(-[0-9a-f]+)?\.parquet")
-    found = sorted(
+    files = sorted(
         (int(match[2]), int(match[1]), file) for file in folder.iterdir() if (match := pattern.fullmatch(file.name))
     )
-    if not found:
+    if not files:
         raise UserError(f"{folder} has no {part}-00000-of-0000N.parquet; copy the {part} files of the data set there")
-    total = found[-1][0]
-    numbers = [number for announced, number, _ in found if announced == total]
+    total = files[-1][0]
+    numbers = [number for announced, number, _ in files if announced == total]
     for number in range(total):
         if number not in numbers:
             raise UserError(f"{folder / f'{part}-{number:05}-of-{total:05}.parquet'} is missing; copy it there too")
-    if len(found) != total:
-        raise UserError(f"{folder} has {len(found)} files for the {total} {part} shards; remove those of another copy")
-    return [file for *_, file in found]
+    if len(files) != total:
+        raise UserError(f"{folder} has {len(files)} files for the {total} {part} shards; remove those of another copy")
+    return [file for *_, file in files]
 
 
 def read_shards(files: list[Path], columns: Columns, shape: Shape) -> Images:
@@ -60,8 +60,8 @@ def read_table(table: "pyarrow.Table", columns: Columns, shape: Shape, where: st
 
 def reason(error: Exception) -> str:
     """The first sentence of what a library says."""
-    said = str(error).strip() or type(error).__name__
-    return said.splitlines()[0].split(". ")[0].rstrip(".")
+    message = str(error).strip() or type(error).__name__
+    return message.splitlines()[0].split(". ")[0].rstrip(".")
 
 
 def _read_file(file: Path, columns: Columns, shape: Shape) -> Images:

@@ -52,11 +52,11 @@ class Pictures(TorchDataset[tuple[Tensor, int]]):
             pixels = np.asarray(_cut(image, box, self.size))
         except (OSError, SyntaxError, ValueError) as error:  # as Pillow raises
             raise UserError(f"{self.source.name(number)} cannot be decoded ({error}); replace it") from error
-        found = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float()
+        tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float()
         if self.augmented and self.mirrored and torch.rand(()) < 0.5:
-            found = found.flip(2)
+            tensor = tensor.flip(2)
         mean, std = (torch.tensor(values).mul_(255).view(-1, 1, 1) for values in (self.mean, self.std))
-        return found.sub_(mean).div_(std), int(self.source.labels[number])
+        return tensor.sub_(mean).div_(std), int(self.source.labels[number])
 
 
 class ImageSource:
@@ -79,8 +79,8 @@ class ImageSource:
 def _middle(size: tuple[int, int]) -> Box:
     """The square in the middle."""
     side = SHORTER * min(size)
-    left, top = (size[0] - side) / 2, (size[1] - side) / 2
-    return left, top, left + side, top + side
+    x, y = (size[0] - side) / 2, (size[1] - side) / 2
+    return x, y, x + side, y + side
 
 
 def _drawn(size: tuple[int, int]) -> Box:
@@ -92,8 +92,8 @@ def _drawn(size: tuple[int, int]) -> Box:
         ratio = math.exp(math.log(RATIO[0]) + stretch * math.log(RATIO[1] / RATIO[0]))
         wide, high = math.sqrt(area * ratio), math.sqrt(area / ratio)
         if wide <= width and high <= height:
-            left, top = x * (width - wide), y * (height - high)
-            return left, top, left + wide, top + high
+            column, row = x * (width - wide), y * (height - high)
+            return column, row, column + wide, row + high
     return _middle(size)
 
 

@@ -52,11 +52,11 @@ class Hub(Streamed):
         if not self.path:
             raise UserError("data.path must be a data set's name on the hub, or a folder; it is empty")
         split = self.test if part == "test" else self.train
-        found = _opened(self.path, self.config, split)
+        table = _opened(self.path, self.config, split)
         for option, column in (("image", self.image), ("label", self.label)):
-            if column not in found.column_names:
-                raise UserError(f"{self.path} has no column {column!r} (data.{option}); it has {_names(found)}")
-        return found
+            if column not in table.column_names:
+                raise UserError(f"{self.path} has no column {column!r} (data.{option}); it has {_names(table)}")
+        return table
 
 
 class Rows(ImageSource):
@@ -67,10 +67,10 @@ class Rows(ImageSource):
 
     def open(self, number: int) -> "Image":
         """As the hub's library decodes it."""
-        found = self.table[number][self.image]
-        if not hasattr(found, "convert"):
-            raise UserError(f"column {self.image!r} holds {type(found).__name__}, no image")
-        return found  # type: ignore[no-any-return]
+        image = self.table[number][self.image]
+        if not hasattr(image, "convert"):
+            raise UserError(f"column {self.image!r} holds {type(image).__name__}, no image")
+        return image  # type: ignore[no-any-return]
 
     def name(self, number: int) -> str:
         """`row 12 of train`."""
@@ -93,12 +93,12 @@ def _opened(path: str, config: str, split: str) -> Any:
 
     datasets.disable_progress_bars()
     try:
-        found = datasets.load_dataset(path, config or None)
+        splits = datasets.load_dataset(path, config or None)
     except Exception as error:  # many kinds, of network, names and files
         raise UserError(f"{path} cannot be loaded from the hub ({first_line(error)}); check data.path") from error
-    if split not in found:
-        raise UserError(f"{path} has no split {split!r}; it has {listing(found)}: set data.train and data.test")
-    return found[split]
+    if split not in splits:
+        raise UserError(f"{path} has no split {split!r}; it has {listing(splits)}: set data.train and data.test")
+    return splits[split]
 
 
 def _names(table: Any) -> str:

@@ -75,10 +75,10 @@ def _classes(path: str) -> tuple[str, ...]:
 def _place(path: str, part: str) -> Path:
     root = Path(path).expanduser()
     names = ("train",) if part == "train" else TESTS
-    found = next((root / name for name in names if (root / name).is_dir()), None)
-    if found is None:
+    place = next((root / name for name in names if (root / name).is_dir()), None)
+    if place is None:
         raise UserError(f"{root} has no folder {' or '.join(names)}; it must have train/CLASS and val/CLASS")
-    return found
+    return place
 
 
 def _folders(place: Path) -> set[str]:
@@ -90,9 +90,9 @@ def _files(path: str, part: str) -> Files:
     paths, labels = [], []
     for label, name in enumerate(_classes(path)):
         folder = _place(path, part) / name
-        found = sorted(entry.path for entry in os.scandir(folder) if entry.name.lower().endswith(SUFFIXES))
-        if not found:
+        images = sorted(entry.path for entry in os.scandir(folder) if entry.name.lower().endswith(SUFFIXES))
+        if not images:
             raise UserError(f"{folder} has no images ({', '.join(SUFFIXES)}); add some")
-        paths += found
-        labels += [label] * len(found)
+        paths += images
+        labels += [label] * len(images)
     return Files(paths, labels)

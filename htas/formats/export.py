@@ -55,7 +55,7 @@ def _check(network: nn.Module, run: Run, example: tuple[Tensor, ...], what: str)
     for batch in (len(example[0]), len(example[0]) + 1):
         inputs = [torch.randn(batch, *each.shape[1:], generator=generator) for each in example]
         pairs = zip(tree_leaves(network(*inputs)), tree_leaves(run(*inputs)), strict=True)
-        differences += [largest_difference(expected, found, what) for expected, found in pairs]
+        differences += [largest_difference(expected, output, what) for expected, output in pairs]
     return max(differences)
 
 
@@ -72,8 +72,8 @@ def _read_onnx(content: bytes) -> Run:
     names = [each.name for each in session.get_inputs()]
 
     def run(*inputs: Tensor) -> list[Tensor]:
-        given = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
-        return [torch.from_numpy(found) for found in session.run(None, given)]
+        feeds = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(output) for output in session.run(None, feeds)]
 
     return run
 
@@ -82,8 +82,8 @@ def _read_ir(content: bytes) -> Run:
     compiled = _openvino().Core().compile_model(_openvino().Core().read_model(content), "CPU", PRECISE)
 
     def run(*inputs: Tensor) -> list[Tensor]:
-        found = compiled([tensor.numpy() for tensor in inputs])
-        return [torch.from_numpy(found[port].copy()) for port in compiled.outputs]
+        outputs = compiled([tensor.numpy() for tensor in inputs])
+        return [torch.from_numpy(outputs[port].copy()) for port in compiled.outputs]
 
     return run
 
@@ -92,10 +92,10 @@ def _save_ir(content: bytes, path: Path) -> None:
     """The weights first: a reader looks for the .xml."""
     model = _openvino().Core().read_model(content)
     with TemporaryDirectory() as folder:
-        made = Path(folder) / path.name
-        _openvino().save_model(model, str(made), compress_to_fp16=False)
-        write_bytes(path.with_suffix(".bin"), made.with_suffix(".bin").read_bytes())
-        write_bytes(path, made.read_bytes())
+        draft = Path(folder) / path.name
+        _openvino().save_model(model, str(draft), compress_to_fp16=False)
+        write_bytes(path.with_suffix(".bin"), draft.with_suffix(".bin").read_bytes())
+        write_bytes(path, draft.read_bytes())
 
 
 def _openvino() -> Any:

@@ -213,14 +213,19 @@ def _layer(writer: Writer, layer: Layer, module: nn.Module, inputs: list[str]) -
 
 
 def _operator(writer: Writer, layer: Layer, module: nn.Module, inputs: list[str]) -> str:
-    window = {"kernel_shape": layer.kernel, "strides": layer.stride, "pads": layer.padding * 2}
+    window: dict[str, Sequence[int]] = {
+        "kernel_shape": layer.kernel,
+        "strides": layer.stride,
+        "pads": layer.padding * 2,
+    }
     match layer.op:
         case "conv":
-            given = [*inputs, *weights_of(writer, module)]
-            return writer.node("Conv", given, dilations=layer.dilation, group=layer.groups, **window)
+            operands = [*inputs, *weights_of(writer, module)]
+            return writer.node("Conv", operands, dilations=layer.dilation, group=layer.groups, **window)
         case "conv_transpose":
-            given, more = [*inputs, *weights_of(writer, module)], {"output_padding": layer.output_padding}
-            return writer.node("ConvTranspose", given, dilations=layer.dilation, group=layer.groups, **window, **more)
+            operands = [*inputs, *weights_of(writer, module)]
+            window["output_padding"] = layer.output_padding
+            return writer.node("ConvTranspose", operands, dilations=layer.dilation, group=layer.groups, **window)
         case "linear" if layer.size != (1, 1):
             linear = next(part for part in module.modules() if isinstance(part, nn.Linear))
             last = writer.node("MatMul", [*inputs, writer.weight(linear.weight.t())])

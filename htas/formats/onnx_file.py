@@ -39,15 +39,15 @@ class OnnxFile(nn.Module):
 
     def example(self) -> tuple[Tensor, ...]:
         """Random inputs of its shapes: of the target's batch where the file leaves that open."""
-        found = []
+        tensors = []
         for each in self.inputs:
             kind = each.type.tensor_type
             shape = self._shape(each.name, kind.shape.dim)
             dtype = TYPES.get(kind.elem_type)
             if dtype is None:
                 raise UserError(f"{self.path}: the input {each.name} has a type that cannot be measured")
-            found.append(torch.randn(shape).to(dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype))
-        return tuple(found)
+            tensors.append(torch.randn(shape).to(dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype))
+        return tuple(tensors)
 
     def _shape(self, name: str, dims: Any) -> list[int]:
         sizes = [dim.dim_value for dim in dims]
@@ -72,15 +72,15 @@ class OnnxFile(nn.Module):
     def macs(self) -> int:
         """Multiply-adds of convolutions and matrix products for one image, biases left out; 0 where shapes are open."""
         weights = {tensor.name: list(tensor.dims) for tensor in self.graph.initializer}
-        known = [*self.graph.value_info, *self.graph.output, *self.graph.input]
-        shapes = {each.name: [dim.dim_value for dim in each.type.tensor_type.shape.dim] for each in known}
+        values = [*self.graph.value_info, *self.graph.output, *self.graph.input]
+        shapes = {each.name: [dim.dim_value for dim in each.type.tensor_type.shape.dim] for each in values}
         total = 0
         for node in self.graph.node:
             weight = next((weights[name] for name in node.input[1:2] if name in weights), None)
-            out, given = shapes.get(node.output[0], []), shapes.get(node.input[0] if node.input else "", [])
+            out, shape_in = shapes.get(node.output[0], []), shapes.get(node.input[0] if node.input else "", [])
             if weight is None or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
                 continue
-            pixels = given if node.op_type == "ConvTranspose" else out
+            pixels = shape_in if node.op_type == "ConvTranspose" else out
             over = pixels[2:] if node.op_type.startswith("Conv") else out[1:-1]
             total += prod(weight) * prod(over)
         return total

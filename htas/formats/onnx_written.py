@@ -84,10 +84,10 @@ def _only(node: fx.Node) -> fx.Node:
     return node.args[0]
 
 
-def _alone(given: fx.Node, inplace: bool) -> None:
+def _alone(source: fx.Node, inplace: bool) -> None:
     """What is overwritten in place may have no other reader, which would see the new values."""
-    if inplace and len(given.users) > 1:
-        raise _Unknown(given)
+    if inplace and len(source.users) > 1:
+        raise _Unknown(source)
 
 
 def _shape(node: fx.Node) -> torch.Size:
@@ -96,10 +96,10 @@ def _shape(node: fx.Node) -> torch.Size:
 
 
 def _module(writer: Writer, module: nn.Module, node: fx.Node, names: Mapping[fx.Node, str]) -> str:
-    given = _only(node)
-    name = names[given]
+    source = _only(node)
+    name = names[source]
     if type(module) in KNOWN:
-        _alone(given, getattr(module, "inplace", False))
+        _alone(source, getattr(module, "inplace", False))
         return add_activation(writer, KNOWN[type(module)], name)
     match module:
         case nn.Identity() | nn.Dropout() | nn.Dropout2d() if not module.training:
@@ -110,8 +110,8 @@ def _module(writer: Writer, module: nn.Module, node: fx.Node, names: Mapping[fx.
                 group=module.groups, kernel_shape=module.kernel_size, strides=module.stride, pads=module.padding * 2,
             )  # fmt: skip
         case nn.BatchNorm1d() | nn.BatchNorm2d() if _is_known(module):
-            return name if _norm_after(given) is module else add_norm(writer, module, name)
-        case nn.Linear() if len(_shape(given)) == 2:
+            return name if _norm_after(source) is module else add_norm(writer, module, name)
+        case nn.Linear() if len(_shape(source)) == 2:
             return writer.node("Gemm", [name, *weights_of(writer, module)], transB=1)
         case nn.MaxPool2d() if not (module.ceil_mode or module.return_indices):
             window = _window(module.kernel_size, module.stride, module.padding)
@@ -170,21 +170,21 @@ def _flat(writer: Writer, name: str, node: fx.Node) -> str:
 
 
 def _function(writer: Writer, node: fx.Node, names: Mapping[fx.Node, str]) -> str:
-    given = [each for each in node.args if isinstance(each, fx.Node)]
-    if node.target is torch.flatten and len(given) == 1 and node.args[1:] == (1,):
-        return _flat(writer, names[given[0]], node)
-    if node.target not in FUNCTIONS or len(given) < len(node.args) or node.kwargs.keys() - {"inplace"}:
+    sources = [each for each in node.args if isinstance(each, fx.Node)]
+    if node.target is torch.flatten and len(sources) == 1 and node.args[1:] == (1,):
+        return _flat(writer, names[sources[0]], node)
+    if node.target not in FUNCTIONS or len(sources) < len(node.args) or node.kwargs.keys() - {"inplace"}:
         raise _Unknown(node.target)
-    _alone(given[0], bool(node.kwargs.get("inplace")))
-    return writer.node(FUNCTIONS[node.target], [names[each] for each in given])
+    _alone(sources[0], bool(node.kwargs.get("inplace")))
+    return writer.node(FUNCTIONS[node.target], [names[each] for each in sources])
 
 
 def _method(writer: Writer, node: fx.Node, names: Mapping[fx.Node, str]) -> str:
-    given = node.args[0]
-    if not isinstance(given, fx.Node) or node.kwargs:
+    source = node.args[0]
+    if not isinstance(source, fx.Node) or node.kwargs:
         raise _Unknown(node.target)
     if node.target == "flatten" and node.args[1:] == (1,):
-        return _flat(writer, names[given], node)
+        return _flat(writer, names[source], node)
     if node.target == "relu" and len(node.args) == 1:
-        return writer.node("Relu", [names[given]])
+        return writer.node("Relu", [names[source]])
     raise _Unknown(node.target)

@@ -24,14 +24,14 @@ def tolerance(target: Target) -> float:
     return TOLERANCE if target.device == "cpu" else STEPS * torch.finfo(torch.float16).eps
 
 
-def largest_difference(expected: Tensor, found: Tensor, what: str, tolerance: float = TOLERANCE) -> float:
+def largest_difference(expected: Tensor, actual: Tensor, what: str, tolerance: float = TOLERANCE) -> float:
     """The largest absolute difference of two outputs of one shape; ValueError when it exceeds the tolerance.
 
     `what` begins the message: the file or runtime that computed `found`. The tolerance is a share of the largest.
     """
-    if expected.shape != found.shape:
-        raise UserError(f"{what} gives outputs of shape {tuple(found.shape)}, PyTorch {tuple(expected.shape)}")
-    difference = float((expected - found).abs().max())
+    if expected.shape != actual.shape:
+        raise UserError(f"{what} gives outputs of shape {tuple(actual.shape)}, PyTorch {tuple(expected.shape)}")
+    difference = float((expected - actual).abs().max())
     allowed = tolerance * float(expected.abs().max())
     if not difference <= allowed:  # also when either is not a number
         raise UserError(
@@ -43,5 +43,5 @@ def largest_difference(expected: Tensor, found: Tensor, what: str, tolerance: fl
 
 def first(outputs: object) -> Tensor:
     """The first tensor of what a network returns."""
-    found: Tensor = next(leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
-    return found
+    tensor: Tensor = next(leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
+    return tensor

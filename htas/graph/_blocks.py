@@ -29,7 +29,7 @@ def runs_of(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[Run]:
     for path, module in modules.items():
         listed = type(module).forward is nn.Sequential.forward
         run: list[str] = []
-        found: list[list[str]] = []
+        runs: list[list[str]] = []
         for child, block in module.named_children():
             name = f"{path}.{child}" if path else child
             called = name in inside and (
@@ -41,8 +41,8 @@ def runs_of(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[Run]:
                 run.append(name)
                 continue
             run = [name] if composite else []
-            found.append(run)
-        for blocks in found:
+            runs.append(run)
+        for blocks in runs:
             if len(blocks) > 1:
                 site = path if path and len(blocks) == len(list(module.children())) else f"{blocks[0]}+"
                 yield Run(site, tuple(blocks), tuple(inside[block][-1] for block in blocks), listed)
@@ -50,20 +50,20 @@ def runs_of(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[Run]:
 
 def _inside(graph: fx.Graph) -> dict[str, list[fx.Node]]:
     """The nodes of every submodule, in order."""
-    found: dict[str, list[fx.Node]] = {}
+    by_module: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
         owner = str(node.target) if node.op == "call_module" else owner_of(node)
         parts = owner.split(".") if owner else []
         for length in range(1, len(parts) + 1):
-            found.setdefault(".".join(parts[:length]), []).append(node)
-    return found
+            by_module.setdefault(".".join(parts[:length]), []).append(node)
+    return by_module
 
 
 def _keeps_shape(inside: dict[str, list[fx.Node]], before: str, block: str) -> bool:
     """Whether `block` reads the output of `before` and nothing else, and its output has the same shape."""
-    own, end, source = set(inside[block]), inside[block][-1], inside[before][-1]
-    outside = {given for node in own for given in node.all_input_nodes if given not in own}
-    if outside != {source} or any(user not in own for user in source.users):
+    nodes, end, source = set(inside[block]), inside[block][-1], inside[before][-1]
+    outside = {other for node in nodes for other in node.all_input_nodes if other not in nodes}
+    if outside != {source} or any(user not in nodes for user in source.users):
         return False
     if _leaving(inside[before]) or _leaving(inside[block]):
         return False
@@ -86,8 +86,8 @@ def droppable(module: nn.Module, blocks: Sequence[str], examples: tuple[Tensor, 
 
 def _residual(nodes: list[fx.Node]) -> bool:
     """Whether a block adds something to its input."""
-    own = set(nodes)
-    return any(node.target in ADDS and any(given not in own for given in node.all_input_nodes) for node in nodes)
+    inner = set(nodes)
+    return any(node.target in ADDS and any(operand not in inner for operand in node.all_input_nodes) for node in nodes)
 
 
 def _leaving(nodes: list[fx.Node]) -> bool:

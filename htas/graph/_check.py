@@ -17,15 +17,15 @@ QUANTISED = ("torch.ao.", "torch.nn.quantized", "torch.nn.qat", "torch.nn.intrin
 def check(module: nn.Module) -> None:
     """Raise UserError, in one sentence, where a network could not be searched rightly."""
     for name, part in module.named_modules():
-        shown = f"{type(part).__name__} {name}" if name else type(part).__name__
+        title = f"{type(part).__name__} {name}" if name else type(part).__name__
         for kind, hook in _hooks(part):
             raise UserError(
-                f"{shown} has a {kind}, {_named(hook)}, which resized layers would lose: remove it (handle.remove()) "
+                f"{title} has a {kind}, {_named(hook)}, which resized layers would lose: remove it (handle.remove()) "
                 "and register it anew on the network found"
             )
         if type(part).__module__.startswith(QUANTISED):
             raise UserError(
-                f"{shown} is quantised ({type(part).__module__}): give the network in floating point, and quantise the "
+                f"{title} is quantised ({type(part).__module__}): give the network in floating point, and quantise the "
                 "one found"
             )
     devices = sorted({str(tensor.device) for tensor in module.state_dict().values()} - {"cpu"})

@@ -57,8 +57,8 @@ def weightless(fxnode: fx.Node, module: nn.Module | None) -> bool:
     """Whether this multiplies nothing by weights or other tensors, or is a layer, whose multiply-adds are known."""
     if module is not None:
         return understood(module) or isinstance(module, (*MAPS, *NORMS, nn.Flatten))
-    known = MAP_FUNCTIONS | MAP_METHODS | JOINS | RESHAPES | CONCATS | MOVES | SIZES
-    return fxnode.target in known
+    free = MAP_FUNCTIONS | MAP_METHODS | JOINS | RESHAPES | CONCATS | MOVES | SIZES
+    return fxnode.target in free
 
 
 def private(fxnode: fx.Node) -> bool:

@@ -38,15 +38,15 @@ def capture(module: nn.Module, inputs: int) -> fx.GraphModule:
                 ) from error
             reasons[kind] = f"cannot be followed by torch.fx: {blame(error)}"
         else:
-            found = {name: reasons[type(part)] for name, part in module.named_modules() if type(part) in reasons}
-            graph.meta["kept whole"] = found
+            kept_parts = {name: reasons[type(part)] for name, part in module.named_modules() if type(part) in reasons}
+            graph.meta["kept whole"] = kept_parts
             return graph
 
 
 def kept_whole(graph: fx.GraphModule) -> Mapping[str, str]:
     """The submodules that torch.fx could not follow, and why."""
-    found: Mapping[str, str] = graph.meta["kept whole"]
-    return found
+    reasons: Mapping[str, str] = graph.meta["kept whole"]
+    return reasons
 
 
 class _Tracer(fx.Tracer):
@@ -72,7 +72,7 @@ class _Tracer(fx.Tracer):
 def names(graph: fx.Graph) -> dict[fx.Node, str]:
     """A name for each node that stays when blocks elsewhere are cut: its module, or `owner:operation` and a count."""
     counts: dict[str, int] = {}
-    found = {}
+    by_node = {}
     for node in graph.nodes:
         if node.op == "call_module":
             name = str(node.target)
@@ -80,8 +80,8 @@ def names(graph: fx.Graph) -> dict[fx.Node, str]:
             what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "function")
             name = f"{owner_of(node)}:{what}"
         counts[name] = counts.get(name, 0) + 1
-        found[node] = name if counts[name] == 1 else f"{name}#{counts[name]}"
-    return found
+        by_node[node] = name if counts[name] == 1 else f"{name}#{counts[name]}"
+    return by_node
 
 
 def owner_of(node: fx.Node) -> str:
@@ -103,8 +103,8 @@ def captured(module: nn.Module, examples: tuple[Tensor, ...]) -> fx.GraphModule:
         with evaluating(module), torch.no_grad():
             _Run(graph, len(examples[0])).run(*(example.clone() for example in examples))
     except Exception as error:
-        what, given = "an input" if len(examples) == 1 else "inputs", shapes(each.shape for each in examples)
-        raise UserError(f"{type(module).__name__} does not run on {what} of shape {given}: {blame(error)}") from error
+        what, sizes = "an input" if len(examples) == 1 else "inputs", shapes(each.shape for each in examples)
+        raise UserError(f"{type(module).__name__} does not run on {what} of shape {sizes}: {blame(error)}") from error
     return graph
 
 

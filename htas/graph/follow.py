@@ -164,17 +164,17 @@ class Follower:
         """A tensor and the parameter of its channels that it is multiplied by, or that is added, and nothing else."""
         if fxnode.target not in JOINS or len(fxnode.all_input_nodes) != 2 or fxnode.op == "call_module":
             return None
-        for given, param in permutations(fxnode.all_input_nodes):
-            name, shape = self.names.get(given), given.meta["shape"]
-            if param.op != "get_attr" or given.op == "get_attr" or shape is None or name is None:
+        for tensor, param in permutations(fxnode.all_input_nodes):
+            name, shape = self.names.get(tensor), tensor.meta["shape"]
+            if param.op != "get_attr" or tensor.op == "get_attr" or shape is None or name is None:
                 continue
-            own, node = param.meta["shape"], self.nodes.get(name)
-            if node is None or not len(own) <= len(shape) == len(fxnode.meta["shape"]):
+            size, node = param.meta["shape"], self.nodes.get(name)
+            if node is None or not len(size) <= len(shape) == len(fxnode.meta["shape"]):
                 continue
             alone = len(param.users) == 1 and self.attributes[str(param.target)] == 1
             alone = alone and getattr(self.nodes.get(self.names[param]), "kind", "value") == "value"
-            if alone and (1,) * (len(shape) - len(own)) + own == only_at(node.axis, shape):
-                return given, param
+            if alone and (1,) * (len(shape) - len(size)) + size == only_at(node.axis, shape):
+                return tensor, param
         return None
 
     def _follows(self, fxnode: fx.Node) -> bool:
@@ -187,13 +187,13 @@ class Follower:
             return False
         if not isinstance(args[1], fx.Node):
             return bool(args[1] == -1)
-        asked = sized_by(args[1])
-        if asked is None or asked[1] != self._axis(asked[0]):
+        sized = sized_by(args[1])
+        if sized is None or sized[1] != self._axis(sized[0]):
             return False
-        own, given = self.names[asked[0]], self.names[fxnode.all_input_nodes[0]]
-        if self.nodes[own].segments != self.nodes[given].segments:
+        like, source = self.names[sized[0]], self.names[fxnode.all_input_nodes[0]]
+        if self.nodes[like].segments != self.nodes[source].segments:
             return False
-        for one, other in zip(self.sources[own], self.sources[given], strict=True):
+        for one, other in zip(self.sources[like], self.sources[source], strict=True):
             self.groups.join(one, other)  # or the reshape would fail at other widths
         return True
 
@@ -205,21 +205,21 @@ class Follower:
             segments = self.nodes[source].segments
             each = module.num_channels // module.num_groups
             whole = (len(segments) == 1 or each == 1) and segments[0].repeat == 1
-            whole = whole and all(own.base % module.num_groups == 0 for own in segments)
+            whole = whole and all(segment.base % module.num_groups == 0 for segment in segments)
             return axis == 1 and type(module) is nn.GroupNorm and bool(module.affine) and whole
         if len(module.normalized_shape) != 1 or not module.elementwise_affine:
             return False
         if type(module) is nn.LayerNorm:
             return axis == len(shape) - 1
-        given = torch.randn([2 if dim != axis else size for dim, size in enumerate(shape)]).to(module.weight)
+        example = torch.randn([2 if dim != axis else size for dim, size in enumerate(shape)]).to(module.weight)
         with torch.no_grad():
-            return bool(torch.allclose(module(given), layer_norm(given, module, axis), atol=1e-5))
+            return bool(torch.allclose(module(example), layer_norm(example, module, axis), atol=1e-5))
 
     def _whole_groups(self, module: nn.Conv2d, source: str) -> bool:
         """Whether each group has as many outputs as inputs, and none of them reaches over parts of a concatenation."""
         each = module.in_channels // module.groups
         return module.in_channels == module.out_channels and all(
-            own.base % each == 0 and own.repeat == 1 for own in self.nodes[source].segments
+            segment.base % each == 0 and segment.repeat == 1 for segment in self.nodes[source].segments
         )
 
     def _function_kind(self, fxnode: fx.Node, shape: tuple[int, ...], tensors: list[fx.Node], axis: int) -> Kind:
@@ -267,12 +267,12 @@ class Follower:
         first = not any(other.module == node.module for other in self.nodes.values())
         new = [p for p in module.parameters() if id(p) not in self.counted] if module and first else []
         self.counted |= {id(parameter) for parameter in new}  # one that is tied counts once
-        own = sum(parameter.numel() for parameter in new if parameter.requires_grad)
+        learnt = sum(parameter.numel() for parameter in new if parameter.requires_grad)
         last = len(fxnode.meta["shape"] or ()) - 1
         size = self._size(fxnode, last if isinstance(module, nn.Linear) else 1) if module else (1, 1)
         layer = layer_of(module, size) if module and understood(module) else None
         return replace(
-            self._fresh(node, fxnode, f"{what} {why}"), layer=layer, params=fxnode.meta.get("params", own),
+            self._fresh(node, fxnode, f"{what} {why}"), layer=layer, params=fxnode.meta.get("params", learnt),
             macs=0 if layer else fxnode.meta["macs"],
         )  # fmt: skip
 
@@ -318,8 +318,8 @@ class Follower:
         """A module that is called again has the widths that it had."""
         pairs = [(node.name, earlier.name)] + [(node.inputs[0], earlier.inputs[0])] * (node.kind == "conv")
         for one, other in pairs:
-            for left, right in zip(self.sources[one], self.sources[other], strict=True):
-                self.groups.join(left, right)
+            for member, first in zip(self.sources[one], self.sources[other], strict=True):
+                self.groups.join(member, first)
         self.nodes[node.name] = replace(node, again=True)
 
     def _norm(self, node: Node, fxnode: fx.Node) -> Node:
@@ -330,8 +330,8 @@ class Follower:
 
     def _scale(self, node: Node, fxnode: fx.Node) -> Node:
         param = next(source for source in fxnode.all_input_nodes if source.op == "get_attr")
-        learns, own = "params" in param.meta, param.meta["shape"]
-        place = node.axis - (len(fxnode.meta["shape"]) - len(own))
+        learns, size = "params" in param.meta, param.meta["shape"]
+        place = node.axis - (len(fxnode.meta["shape"]) - len(size))
         return replace(self._same(node), param=str(param.target), params=int(learns), param_axis=place)
 
     def _map(self, node: Node, fxnode: fx.Node) -> Node:
@@ -346,8 +346,8 @@ class Follower:
             for source in node.inputs:
                 self._freeze(source, f"{node.name} joins channels that are not laid out alike")
         else:
-            for left, right in zip(one, two, strict=True):
-                self.groups.join(left, right)
+            for member, partner in zip(one, two, strict=True):
+                self.groups.join(member, partner)
         node = self._same(node)
         layer = Layer("add", node.base, node.base, self._size(fxnode, node.axis)) if plain_add(fxnode) else None
         return replace(node, layer=layer)
@@ -378,9 +378,9 @@ class Follower:
         module = self.modules[node.module] if node.module else None
         if isinstance(module, nn.Linear | nn.LayerNorm):
             return len(shape) - 1
-        given = fxnode.all_input_nodes[0].meta["shape"] if fxnode.all_input_nodes else None
-        kept = given is not None and node.axis < min(len(shape), len(given)) and given[node.axis] == shape[node.axis]
-        return node.axis if kept else 1
+        before = fxnode.all_input_nodes[0].meta["shape"] if fxnode.all_input_nodes else None
+        same = before is not None and node.axis < min(len(shape), len(before)) and before[node.axis] == shape[node.axis]
+        return node.axis if same else 1
 
     def _freeze(self, name: str, reason: str) -> None:
         for member in self.sources[name]:
@@ -402,10 +402,10 @@ class Follower:
     def _project(self, node: Node, fxnode: fx.Node) -> Node:
         """Where one operand of an add also goes elsewhere (an identity shortcut), put a project node on it."""
         operands = fxnode.all_input_nodes
-        own = [private(operand) for operand in operands]
-        if own[0] == own[1]:
+        is_private = [private(operand) for operand in operands]
+        if is_private[0] == is_private[1]:
             return node
-        skip, branch = (0, 1) if own[1] else (1, 0)
+        skip, branch = (0, 1) if is_private[1] else (1, 0)
         source, other = node.inputs[skip], node.inputs[branch]
         name = self._fresh_name(self.names[fxnode].rsplit(":", 1)[0])
         consumed, segments = self.nodes[source].segments, self.nodes[other].segments
@@ -415,7 +415,7 @@ class Follower:
             layer=layer, normed=self.normed,
         )  # fmt: skip
         self.sources[name] = self.sources[other]
-        inputs = tuple(name if index == skip else given for index, given in enumerate(node.inputs))
+        inputs = tuple(name if index == skip else operand for index, operand in enumerate(node.inputs))
         return replace(node, inputs=inputs, consumed=segments)
 
     def _fresh_name(self, owner: str) -> str:
@@ -480,7 +480,7 @@ class Follower:
                 op, width, width, size, kernel=pair(module.kernel_size), stride=pair(stride),
                 padding=pair(module.padding), dilation=pair(getattr(module, "dilation", 1)),
             )  # fmt: skip
-        channels = sum(own.base * own.repeat for own in node.consumed)
+        channels = sum(segment.base * segment.repeat for segment in node.consumed)
         is_global = len(before) == 4 and channels == prod(after[1:]) < prod(before[1:])
         return Layer("global_pool", width, width, size) if is_global else None
 

@@ -130,10 +130,10 @@ class Step:
     node: Node
     inputs: tuple[tuple[Any, ...], ...]
     outputs: tuple[Any, ...]
-    kept: Any
+    share: Any
 
     @property
-    def given(self) -> Any:
+    def channels_in(self) -> Any:
         """Channels of the first input."""
         return _total(self.node.consumed, self.inputs[0])
 
@@ -146,13 +146,13 @@ class Step:
     def layer(self) -> Layer | None:
         """The layer at the step's whole widths; None where it has none, or does nothing."""
         node = self.node
-        if node.layer is None or (node.kind == "project" and self.given == self.channels):
+        if node.layer is None or (node.kind == "project" and self.channels_in == self.channels):
             return None
         match node.kind:
             case "fixed":
                 return node.layer
             case "conv" | "project":
-                return replace(node.layer, inputs=self.given, outputs=self.channels)
+                return replace(node.layer, inputs=self.channels_in, outputs=self.channels)
             case "grouped":
                 return node.layer.wide(self.channels)
             case _:
@@ -204,12 +204,12 @@ class Network:
 
     def check(self, arch: Arch) -> None:
         """Raise UserError where the arch does not fit this network."""
-        for kind, given, known in (("width", arch.widths, self.widths), ("depth", arch.depths, self.depths)):
-            odd = set(given) ^ set(known)
+        for kind, sizes, sites in (("width", arch.widths, self.widths), ("depth", arch.depths, self.depths)):
+            odd = set(sizes) ^ set(sites)
             if odd:
                 name = sorted(odd)[0]
-                state = "names no" if name in given else "lacks the"
-                raise UserError(f"the arch {state} {kind} site {name!r}; the network has {', '.join(known) or 'none'}")
+                state = "names no" if name in sizes else "lacks the"
+                raise UserError(f"the arch {state} {kind} site {name!r}; the network has {', '.join(sites) or 'none'}")
         for name, width in arch.widths.items():
             if width < 1 or width % self.sites[name].multiple:
                 multiple = self.sites[name].multiple
@@ -234,13 +234,13 @@ class Network:
                 continue
             if node.blocks not in shares:
                 shares[node.blocks] = prod(sum(depth(site)[block:]) for site, block in node.blocks)
-            kept = shares[node.blocks]
-            if whole and not kept:
+            share = shares[node.blocks]
+            if whole and not share:
                 continue
             inputs = tuple(channels[name] for name in node.inputs if name in channels)
             outputs = _outputs(node, inputs, channels, width, depth)
             channels[node.name] = outputs
-            yield Step(node, inputs, outputs, kept)
+            yield Step(node, inputs, outputs, share)
 
     def steps(self, arch: Arch) -> Iterator[Step]:
         """`flow` for one arch, cut blocks left out."""
@@ -252,12 +252,12 @@ class Network:
 
     def uses(self, arch: Arch) -> list[Use]:
         """The layers of one arch, in the order they run; equal layers appear as often as they run."""
-        found = []
+        layers = []
         for step in self.steps(arch):
             layer = step.layer
             if layer is not None:
-                found.append(Use(layer, step.node.name, step.node.site, step.node.blocks))
-        return found
+                layers.append(Use(layer, step.node.name, step.node.site, step.node.blocks))
+        return layers
 
     def macs(self, arch: Arch) -> int:
         """Multiply-adds for one image."""
@@ -274,23 +274,23 @@ class Network:
         open_ends: dict[str, tuple[bool, ...]] = {}  # by node, of each segment
         shares = [0, 0]
         for node in self.nodes:
-            given = [open_ends[name] for name in node.inputs if name in open_ends]
+            inputs = [open_ends[name] for name in node.inputs if name in open_ends]
             match node.kind:
                 case "conv":
-                    own: tuple[bool, ...] = (bool(node.site) or self.frozen.get(node.module) == OUTPUT,)
+                    outputs: tuple[bool, ...] = (bool(node.site) or self.frozen.get(node.module) == OUTPUT,)
                 case "fixed":
-                    own = (self.frozen.get(node.module or node.name) == OUTPUT,) * len(node.segments)
+                    outputs = (self.frozen.get(node.module or node.name) == OUTPUT,) * len(node.segments)
                 case "input":
-                    own = (True,) * len(node.segments)
+                    outputs = (True,) * len(node.segments)
                 case "value":
                     continue
                 case "concat":
-                    own = tuple(each for one in given for each in one)
+                    outputs = tuple(each for one in inputs for each in one)
                 case _:
-                    own = given[0]
-            open_ends[node.name] = own
+                    outputs = inputs[0]
+            open_ends[node.name] = outputs
             if node.layer is not None and node.layer.macs:
-                shares[all(own) and all(given[0]) and node.kind != "fixed"] += node.layer.macs
+                shares[all(outputs) and all(inputs[0]) and node.kind != "fixed"] += node.layer.macs
             shares[False] += node.macs
         return shares[True] / max(1, sum(shares))
 

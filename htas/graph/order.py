@@ -26,14 +26,15 @@ def ordered(module: nn.Module, example: Tensor | Sequence[Tensor]) -> nn.Module:
     (in eval mode), and those of the weights that read it: magnitude pruning over all layers that share it. Channels
     in groups move by whole groups; those that a group norm parts stay where they are.
     """
-    made = copy.deepcopy(module)
-    network = trace(made, example)
+    clone = copy.deepcopy(module)
+    network = trace(clone, example)
     sites = _free(network)
     orders = {name: _order(worth, network.sites[name].multiple) for name, worth in _worth(network, sites).items()}
-    for step, given, outputs in _steps(network, sites):
+    for step, inputs, outputs in _steps(network, sites):
         if not step.node.again:
-            _permute(made, step, _index(step.node.consumed, given, orders), _index(step.node.segments, outputs, orders))
-    return made
+            columns, rows = _index(step.node.consumed, inputs, orders), _index(step.node.segments, outputs, orders)
+            _permute(clone, step, columns, rows)
+    return clone
 
 
 Where = Sequence[str]
@@ -54,53 +55,53 @@ def _free(network: Network) -> set[str]:
 def _steps(network: Network, sites: set[str]) -> list[tuple[Step, Where, Where]]:
     """Every step with the sites of its first input and of its output."""
     where: dict[str, Where] = {}
-    found = []
+    steps = []
     for step in network.steps(network.base):
         node = step.node
-        given = where[node.inputs[0]] if node.inputs and node.inputs[0] in where else ()
+        inputs = where[node.inputs[0]] if node.inputs and node.inputs[0] in where else ()
         match node.kind:
             case "conv":
-                own: Where = (node.site if node.site in sites else "",)
+                outputs: Where = (node.site if node.site in sites else "",)
             case "input" | "fixed":
-                own = ("",) * len(node.segments)
+                outputs = ("",) * len(node.segments)
             case "concat":
-                own = tuple(name for source in node.inputs for name in where[source])
+                outputs = tuple(name for source in node.inputs for name in where[source])
             case _:
-                own = given
-        where[node.name] = own
-        found.append((step, given, own))
-    return found
+                outputs = inputs
+        where[node.name] = outputs
+        steps.append((step, inputs, outputs))
+    return steps
 
 
 def _worth(network: Network, sites: set[str]) -> dict[str, Tensor]:
     """Importance by site, [channels]."""
-    found = {name: torch.zeros(network.sites[name].base) for name in sites}
+    importance = {name: torch.zeros(network.sites[name].base) for name in sites}
     norms = {node.norm: node for node in network.nodes if node.norm}
     scales: dict[str, Tensor] = {}
     for name, node in norms.items():
-        norm = network.module.get_submodule(next(own.module for own in network.nodes if own.name == name))
+        norm = network.module.get_submodule(next(other.module for other in network.nodes if other.name == name))
         if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.running_var is not None:
             scales[node.name] = (norm.weight.abs() / (norm.running_var + norm.eps).sqrt()).cpu()
-    for step, given, outputs in _steps(network, sites):
+    for step, inputs, outputs in _steps(network, sites):
         node = step.node
         if node.kind not in ("conv", "grouped") or not node.module:
             continue
         weight = by_outputs(network.module.get_submodule(node.module)).detach().float().cpu().abs()
         rows = weight.flatten(1).sum(1) * scales.get(node.name, torch.ones(len(weight)))
-        _add(found, outputs, node.segments, rows / rows.mean().clamp_min(1e-12))
+        _add(importance, outputs, node.segments, rows / rows.mean().clamp_min(1e-12))
         if node.kind == "conv":
             columns = weight.transpose(0, 1).flatten(1).sum(1)
-            _add(found, given, node.consumed, columns / columns.mean().clamp_min(1e-12))
-    return found
+            _add(importance, inputs, node.consumed, columns / columns.mean().clamp_min(1e-12))
+    return importance
 
 
-def _add(found: dict[str, Tensor], where: Where, segments: Sequence[Segment], values: Tensor) -> None:
+def _add(importance: dict[str, Tensor], where: Where, segments: Sequence[Segment], values: Tensor) -> None:
     """To the importance of the channels that these segments are."""
     start = 0
     for name, segment in zip(where, segments, strict=True):
         count = segment.base * segment.repeat
         if name:
-            found[name] += values[start : start + count].reshape(segment.base, segment.repeat).mean(1)
+            importance[name] += values[start : start + count].reshape(segment.base, segment.repeat).mean(1)
         start += count
 
 
@@ -114,15 +115,15 @@ def _index(segments: Sequence[Segment], where: Where, orders: Kept) -> Tensor | 
     """Where each channel of a layout comes from; None where all stay."""
     if not any(name in orders for name in where):
         return None
-    found, start = [], 0
+    indices, start = [], 0
     for name, segment in zip(where, segments, strict=True):
-        own = orders.get(name, torch.arange(segment.base))
-        found.append((start + own[:, None] * segment.repeat + torch.arange(segment.repeat)).flatten())
+        order = orders.get(name, torch.arange(segment.base))
+        indices.append((start + order[:, None] * segment.repeat + torch.arange(segment.repeat)).flatten())
         start += segment.base * segment.repeat
-    return torch.cat(found)
+    return torch.cat(indices)
 
 
-def _permute(module: nn.Module, step: Step, given: Tensor | None, outputs: Tensor | None) -> None:
+def _permute(module: nn.Module, step: Step, inputs: Tensor | None, outputs: Tensor | None) -> None:
     node = step.node
     if node.kind == "scale" and outputs is not None:
         owner, _, name = node.param.rpartition(".")
@@ -135,8 +136,8 @@ def _permute(module: nn.Module, step: Step, given: Tensor | None, outputs: Tenso
         weight = by_outputs(part)
         if outputs is not None:
             weight.copy_(weight[outputs.to(weight.device)])
-        if node.kind == "conv" and given is not None:
-            weight.copy_(weight[:, given.to(weight.device)])
+        if node.kind == "conv" and inputs is not None:
+            weight.copy_(weight[:, inputs.to(weight.device)])
         tensors = ("bias",)
     else:
         tensors = ("weight", "bias", "running_mean", "running_var")  # type: ignore[assignment]

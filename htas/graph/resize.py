@@ -33,9 +33,9 @@ def resize(network: Network, arch: Arch) -> nn.Module:
             projections.append(step)
         elif step.node.module and not step.node.again and step.node.kind in ("conv", "grouped", "norm", "layer_norm"):
             old = module.get_submodule(step.node.module)
-            made = _resized(old, step)
-            for place in places[id(old)] if made is not old else ():  # a user may have it under several names
-                module.set_submodule(place, made)
+            new = _resized(old, step)
+            for place in places[id(old)] if new is not old else ():  # a user may have it under several names
+                module.set_submodule(place, new)
         elif step.node.kind == "scale" and not _as_given(step.node.segments, step.outputs):
             owner, _, name = step.node.param.rpartition(".")
             rows = _kept(step.node.segments, step.outputs)
@@ -72,17 +72,18 @@ def _resized(module: nn.Module, step: Step) -> nn.Module:
     columns = _kept(node.consumed, step.inputs[0])
     bias = module.bias is not None
     if isinstance(module, nn.Linear):
-        return _filled(nn.Linear(step.given, step.channels, bias), module, rows, columns)
+        return _filled(nn.Linear(step.channels_in, step.channels, bias), module, rows, columns)
     if isinstance(module, nn.ConvTranspose2d):
         window: Any = {name: getattr(module, name) for name in (*WINDOW, "output_padding")}
-        turned = nn.ConvTranspose2d(step.given, step.channels, bias=bias, **window)
+        turned = nn.ConvTranspose2d(step.channels_in, step.channels, bias=bias, **window)
         return _filled(turned, module, rows, columns)
     assert isinstance(module, nn.Conv2d)
     each, groups = module.in_channels // module.groups, 1
     if node.kind == "grouped":
         columns, groups = (torch.arange(each),) * 2, step.channels // each
+    channels = step.channels_in, step.channels
     conv = nn.Conv2d(
-        step.given, step.channels, module.kernel_size, module.stride, module.padding, module.dilation, groups, bias  # type: ignore[arg-type]
+        *channels, module.kernel_size, module.stride, module.padding, module.dilation, groups, bias  # type: ignore[arg-type]
     )  # fmt: skip
     return _filled(conv, module, rows, columns)
 
@@ -170,8 +171,8 @@ def _rescale(owner: nn.Module, name: str, axis: int, rows: Index, channels: int)
     with torch.no_grad():
         tensor = old.mean().expand([channels if dim == axis else 1 for dim in range(old.dim())]).clone()
         tensor.index_copy_(axis, rows[1].to(old.device), old.index_select(axis, rows[0].to(old.device)))
-    made = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
-    setattr(owner, name, made)
+    new = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+    setattr(owner, name, new)
 
 
 def _projected(module: nn.Module, network: Network, steps: Sequence[Step]) -> fx.GraphModule:
@@ -194,7 +195,7 @@ def _projected(module: nn.Module, network: Network, steps: Sequence[Step]) -> fx
 
 def _projection(step: Step) -> nn.Sequential:
     parts: OrderedDict[str, nn.Module] = OrderedDict()
-    parts["conv"] = nn.Conv2d(step.given, step.channels, 1, bias=False)
+    parts["conv"] = nn.Conv2d(step.channels_in, step.channels, 1, bias=False)
     if step.node.normed:
         parts["norm"] = nn.BatchNorm2d(step.channels)
     return nn.Sequential(parts)

@@ -11,9 +11,9 @@ def runner(fxnode: fx.Node, sources: Sequence[fx.Node]) -> Callable[[Callable[[s
     target: Any = fxnode.target
 
     def run(modules: Callable[[str], nn.Module], values: tuple[Any, ...]) -> Any:
-        found = dict(zip(sources, values, strict=True))
-        args = fx.node.map_arg(fxnode.args, found.__getitem__)
-        kwargs = fx.node.map_arg(fxnode.kwargs, found.__getitem__)
+        by_source = dict(zip(sources, values, strict=True))
+        args = fx.node.map_arg(fxnode.args, by_source.__getitem__)
+        kwargs = fx.node.map_arg(fxnode.kwargs, by_source.__getitem__)
         match fxnode.op:
             case "call_module":
                 return modules(target)(*args, **kwargs)

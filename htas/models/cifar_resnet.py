@@ -27,9 +27,10 @@ class CifarResNet(ModelFamily):
         if self.block not in ("basic", "bottleneck"):
             raise UserError(f"family.block must be 'basic' or 'bottleneck', got {self.block!r}")
         if self.depth < self._each + 2 or self.depth % self._each != 2:
-            known = "8, 14, 20, 32, 44, 56, 110" if self.block == "basic" else "11, 20, 29, 56, 110, 164"
+            examples = "8, 14, 20, 32, 44, 56, 110" if self.block == "basic" else "11, 20, 29, 56, 110, 164"
             raise UserError(
-                f"family.depth must be {self._each}n + 2 with block = {self.block!r} ({known}, ...), got {self.depth}"
+                f"family.depth must be {self._each}n + 2 with block = {self.block!r} ({examples}, ...), "
+                f"got {self.depth}"
             )
 
     def build(self, classes: int) -> nn.Module:

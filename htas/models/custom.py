@@ -44,12 +44,12 @@ class Custom(ModelFamily):
             )
         named = {"classes", "num_classes"} & set(parameters)
         try:
-            made = make(**{named.pop(): classes}) if named else make(*[classes] * len(taking))
+            network = make(**{named.pop(): classes}) if named else make(*[classes] * len(taking))
         except Exception as error:  # a user's code may raise anything
             raise UserError(f"{self.factory} raised {blame(error)}") from error
-        if not isinstance(made, nn.Module):
-            raise UserError(f"{self.factory} must return an nn.Module, it returned {type(made).__name__}")
-        return made
+        if not isinstance(network, nn.Module):
+            raise UserError(f"{self.factory} must return an nn.Module, it returned {type(network).__name__}")
+        return network
 
     def check(self, module: nn.Module, example: tuple[Tensor, ...], classes: int) -> None:
         """Outputs must be logits of the data set's classes."""
@@ -57,13 +57,13 @@ class Custom(ModelFamily):
             with evaluating(module), torch.no_grad():
                 out = module(*example)
         except Exception as error:  # a user's code may raise anything
-            given = shapes(each.shape for each in example)
-            raise UserError(f"{self.factory} does not run on images of shape {given}: {blame(error)}") from error
+            sizes = shapes(each.shape for each in example)
+            raise UserError(f"{self.factory} does not run on images of shape {sizes}: {blame(error)}") from error
         if not isinstance(out, Tensor) or out.shape != (len(example[0]), classes):
-            shown = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            actual = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise UserError(
                 f"{self.factory} must give logits [N, {classes}], as the data set has {classes} classes; it gives "
-                f"{shown}"
+                f"{actual}"
             )
 
     @property
@@ -80,10 +80,10 @@ class Custom(ModelFamily):
     def _function(self) -> Callable[..., Any]:
         path, _, name = self.factory.partition(":")
         module = _imported(path, self.factory)
-        if not callable(found := getattr(module, name, None)):
+        if not callable(function := getattr(module, name, None)):
             there = [each for each, thing in vars(module).items() if callable(thing) and not each.startswith("_")]
             raise UserError(f"{path} has no function {name!r}; it has {', '.join(there[:8]) or 'none'}")
-        return found  # type: ignore[no-any-return]
+        return function  # type: ignore[no-any-return]
 
 
 def _imported(path: str, what: str) -> ModuleType:

@@ -175,7 +175,7 @@ class _Run:
     on_round: Callable[[float, str], None] | None
     seconds: "array[float]" = field(default_factory=lambda: array("d"))
     calls: "array[int]" = field(default_factory=lambda: array("l"))
-    made: dict[int, tuple[Call, int]] = field(default_factory=dict)
+    built: dict[int, tuple[Call, int]] = field(default_factory=dict)
     price: dict[int, float] = field(default_factory=dict)
     """Seconds that it took to build and warm up each call, the last time."""
     fastest: dict[int, float] = field(default_factory=dict)
@@ -196,7 +196,7 @@ class _Run:
         if looking and self.pending is not None:
             active = self._look(active, self.pending)
         begun, spent = self.done, self._share if self.done else 0.0
-        taken = set(active)  # in, by looking; what is taken in later would be read in too few places of memory
+        admitted = set(active)  # in, by looking; what is taken in later would be read in too few places of memory
         for stretch in range(1, STRETCHES + 1):
             if not active or self.done >= self.bench.rounds or (self.done and self._share >= 1):
                 break
@@ -204,8 +204,8 @@ class _Run:
             part = stretch / STRETCHES
             self._read(active, ceil(begun + (self.bench.rounds - begun) * part), spent + (1 - spent) * part)
             if self.pending is not None and SOONEST <= part < 1:
-                active = sorted(taken.intersection(self.pending(self.readings())))
-        _let_go(self.made)
+                active = sorted(admitted.intersection(self.pending(self.readings())))
+        _let_go(self.built)
         return self.readings()
 
     def _affords(self, active: Collection[int]) -> bool:
@@ -236,8 +236,8 @@ class _Run:
         cuts = np.cumsum(np.bincount(calls, minlength=self.count))[:-1]
         parts = zip(np.split(seconds[order], cuts), np.split(level[order], cuts), strict=True)
         return [
-            Readings(tuple(mine.tolist()), tuple(its.tolist()), self.shortest.get(number, inf))
-            for number, (mine, its) in enumerate(parts)
+            Readings(tuple(taken_seconds.tolist()), tuple(slowness.tolist()), self.shortest.get(number, inf))
+            for number, (taken_seconds, slowness) in enumerate(parts)
         ]
 
     @property
@@ -253,19 +253,19 @@ class _Run:
         """
         timer, began = self.bench.timer, self.bench.now()
         reading = self.bench.reading or timer.shortest
-        missing = [number for number in active if anew or number not in self.made]
+        missing = [number for number in active if anew or number not in self.built]
         if anew:
             self._disturb_memory()
             if self.renew is not None:
                 self.renew()
         self.rng.shuffle(missing)  # or memory would be laid out as the last time
-        made = {} if anew else dict(self.made)
+        built = {} if anew else dict(self.built)
         for number in missing:
             before = self.bench.now()
             call = self.build(number)
-            made[number] = call, _settle(call, timer, reading, self.bench.warmup)
+            built[number] = call, _settle(call, timer, reading, self.bench.warmup)
             self.price[number] = self.bench.now() - before
-        old, self.made = self.made, made
+        old, self.built = self.built, built
         _let_go(old)
         self.rebuilding += self.bench.now() - began if anew else 0.0
         self.building += 0.0 if self.anew else self.bench.now() - began
@@ -289,17 +289,17 @@ class _Run:
     def _round(self, active: Sequence[int]) -> float:
         """Read each call; the median of what they took over their fastest readings."""
         order, slow = list(active), []
-        pending = self.bench.reading or self.bench.timer.shortest
+        least = self.bench.reading or self.bench.timer.shortest
         self.rng.shuffle(order)
         with collector_off():
             for number in order:
-                call, loops = self.made[number]
+                call, loops = self.built[number]
                 call()  # untimed: others have filled the caches with their weights, and oneDNN's with their kernels
                 for _ in range(REPEAT):
                     lasted = self.bench.timer.time(call, loops)
-                    if 0 < lasted < pending / 2 and loops < MOST_LOOPS:  # faster than it was when it was warmed up
-                        loops = min(ceil(loops * pending / lasted), 10 * loops, MOST_LOOPS)
-                        self.made[number] = call, loops
+                    if 0 < lasted < least / 2 and loops < MOST_LOOPS:  # faster than it was when it was warmed up
+                        loops = min(ceil(loops * least / lasted), 10 * loops, MOST_LOOPS)
+                        self.built[number] = call, loops
                         lasted = self.bench.timer.time(call, loops)
                     seconds = lasted / loops
                     self.shortest[number] = min(lasted, self.shortest.get(number, inf))
@@ -310,11 +310,11 @@ class _Run:
         return float(np.median(slow))
 
 
-def _let_go(made: dict[int, tuple[Call, int]]) -> None:
+def _let_go(built: dict[int, tuple[Call, int]]) -> None:
     """Forget calls, the last first: OpenVINO walks through all free memory for each program that it frees, 20 ms each
     towards the end of 1200 (malloc_trim); in this order they take a third less than in that they were built in."""
-    while made:
-        made.popitem()
+    while built:
+        built.popitem()
 
 
 def _settle(call: Call, timer: Timer, reading: float, warmup: float) -> int:
@@ -327,9 +327,9 @@ def _settle(call: Call, timer: Timer, reading: float, warmup: float) -> int:
         steady = seconds / loops >= STEADY * fastest
         fastest = min(fastest, seconds / loops)
         # a clock may show nothing for one short call: then go up in tens
-        pending = ceil(reading / fastest) if fastest > 0 else MOST_LOOPS
-        long_enough = loops >= pending
-        loops = min(pending, 10 * loops, MOST_LOOPS)
+        needed = ceil(reading / fastest) if fastest > 0 else MOST_LOOPS
+        long_enough = loops >= needed
+        loops = min(needed, 10 * loops, MOST_LOOPS)
         if long_enough and (steady or spent >= warmup):
             break
     return loops

@@ -60,14 +60,14 @@ def clock(device: str) -> float:
 
 def clock_remarks(clocks: Sequence[float], device: str) -> tuple[str, ...]:
     """From hertz at several moments; 0 is not known."""
-    known = [each for each in clocks if each > 0]
-    if not known or max(known) <= (1 + CLOCK) * min(known):
+    rates = [each for each in clocks if each > 0]
+    if not rates or max(rates) <= (1 + CLOCK) * min(rates):
         return ()
     whose, fix = (
         ("GPU", "nvidia-smi -lgc") if device == "cuda" else ("processor", "cpupower frequency-set -g performance")
     )
     return (
-        f"the {whose}'s clock moved between {min(known) / 1e9:.2f} and {max(known) / 1e9:.2f} GHz meanwhile; "
+        f"the {whose}'s clock moved between {min(rates) / 1e9:.2f} and {max(rates) / 1e9:.2f} GHz meanwhile; "
         f"fix it ({fix}), or let the machine warm up first",
     )
 
@@ -76,13 +76,13 @@ def remarks(seconds: float, cores: int, others: float, stolen: float) -> tuple[s
     """From wall seconds, and the processor seconds that others used and that were stolen."""
     if seconds <= 0:
         return ()
-    said = []
+    sentences = []
     if others / seconds > OTHERS:
-        said.append(f"other processes used {others / seconds:.2f} of {cores} cores meanwhile; stop them")
+        sentences.append(f"other processes used {others / seconds:.2f} of {cores} cores meanwhile; stop them")
     if stolen / seconds / cores > STOLEN:
         share = 100 * stolen / seconds / cores
-        said.append(f"the hypervisor gave {share:.0f}% of this machine's time to others; measure at another hour")
-    return tuple(said)
+        sentences.append(f"the hypervisor gave {share:.0f}% of this machine's time to others; measure at another hour")
+    return tuple(sentences)
 
 
 @dataclass(frozen=True)

@@ -24,16 +24,16 @@ def levels(seconds: Floats, calls: Ints, window: int) -> Floats:
     `seconds` and `calls` (the number of the call that was read) are [readings] in order of time; `window` is how many
     neighbours see the same machine. A single call has no neighbours to be told from: its levels are 1.
     """
-    found, calls = np.unique(calls, return_inverse=True)
-    if len(found) < 2:
+    numbers, calls = np.unique(calls, return_inverse=True)
+    if len(numbers) < 2:
         return np.ones_like(seconds)
     from scipy.ndimage import percentile_filter
 
     logs = np.log(np.maximum(seconds, np.finfo(float).tiny))
     level = np.zeros_like(logs)
     for _ in range(PASSES):
-        own = percentiles(logs - level, calls, LOW)
-        level = percentile_filter(logs - own[calls], LOW, size=min(window, len(logs)), mode="nearest")
+        figures = percentiles(logs - level, calls, LOW)
+        level = percentile_filter(logs - figures[calls], LOW, size=min(window, len(logs)), mode="nearest")
         level -= np.median(level)
     return np.exp(level)
 
@@ -46,5 +46,5 @@ def percentiles(values: Floats, calls: Ints, percentile: float) -> Floats:
     ranks = (sizes - 1) * percentile / 100
     low = np.floor(ranks).astype(int)
     below, above = ordered[starts + low], ordered[starts + np.minimum(low + 1, sizes - 1)]
-    found: Floats = below + (above - below) * (ranks - low)
-    return found
+    values_at: Floats = below + (above - below) * (ranks - low)
+    return values_at

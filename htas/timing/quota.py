@@ -23,8 +23,8 @@ def groups(root: Path) -> Iterator[Path]:
         if group != "0" and "cpu" not in controllers.split(","):
             continue
         mount = root / "sys/fs/cgroup" / controllers
-        own = mount / path.lstrip("/")
-        yield from (folder for folder in (own, *own.parents) if folder == mount or mount in folder.parents)
+        innermost = mount / path.lstrip("/")
+        yield from (folder for folder in (innermost, *innermost.parents) if folder == mount or mount in folder.parents)
 
 
 def _limit(folder: Path) -> float | None:

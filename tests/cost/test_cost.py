@@ -230,7 +230,7 @@ def test_the_one_count_has_projections_in_both_its_cost_and_its_expectation(figu
     projected = 0
     for _ in range(6):
         arch = full.sample(rng)
-        projected += any(s.node.kind == "project" and s.given != s.channels for s in network.steps(arch))
+        projected += any(s.node.kind == "project" and s.channels_in != s.channels for s in network.steps(arch))
         module = resize(network, arch).eval()
         with FlopCounterMode(display=False) as counter:
             module(torch.zeros(1, 3, 8, 8))

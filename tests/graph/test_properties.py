@@ -196,7 +196,7 @@ def test_a_flow_of_whole_numbers_is_one_of_tensors(network: Network, seed: int) 
     arch = sampled(network, seed)
     depths = {site: onehot(range(1, each.base + 1), arch.depths[site]) for site, each in network.depths.items()}
     flow = network.flow(lambda site: torch.tensor(float(arch.widths[site])), depths.__getitem__)
-    expected = {step.node.name: float(step.channels) for step in flow if float(step.kept) > 0}
+    expected = {step.node.name: float(step.channels) for step in flow if float(step.share) > 0}
     assert expected == {step.node.name: step.channels for step in network.steps(arch)}
 
 
