@@ -16,6 +16,7 @@ from test_kinds import cut, everything, shaken
 from torch import Tensor, nn
 
 from htas.cost.counts import CountCost
+from htas.files import from_json, to_json
 from htas.graph import Network, resize, trace
 from htas.graph.arch import Arch
 from htas.graph.network import OUTPUT
@@ -245,9 +246,10 @@ spaces = st.builds(
 def test_a_space_is_read_as_it_was_written_and_holds_what_is_drawn_from_it(
     space: Space, seed: int, tilt: float
 ) -> None:
-    assert Space.of(json.loads(json.dumps(space.json()))) == space
+    assert from_json(json.loads(json.dumps(to_json(space))), Space, "the test") == space
     archs = [space.narrowest, space.widest, space.sample(random.Random(seed), tilt)]
-    assert all(arch in space and Arch.of(json.loads(json.dumps(arch.json()))) == arch for arch in archs)
+    assert all(arch in space for arch in archs)
+    assert from_json(json.loads(json.dumps(to_json(archs))), list[Arch], "the test") == archs
     for site, widths in space.widths.items():
         assert widths[0] <= archs[2].widths[site] <= widths[-1]
         assert Arch({**archs[2].widths, site: widths[-1] + 1}, archs[2].depths) not in space
