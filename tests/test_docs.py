@@ -119,6 +119,8 @@ def test_a_page_names_what_there_is(page: Path) -> None:
             assert (ROOT / words[1]).exists(), line
     for verb in re.findall(r"`htas ([a-z]+)", text):
         assert verb in VERBS, verb
+    for name, file in re.findall(r"`([\w.]+)` in\s+\[`[\w/.]+`\]\(([^)]+\.py)\)", text):
+        assert name.rpartition(".")[2] in (page.parent / file).read_text(), f"{name} is not in {file}"
     for file in re.findall(r"`(benchmarks/[\w./-]+\.(?:py|toml))`", text):
         assert (ROOT / file).exists(), file
 
