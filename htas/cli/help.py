@@ -1,4 +1,4 @@
-"""What a configuration takes, as text; and completion for shells."""
+"""The verbs about the command itself: the options of a configuration, and completion in shells."""
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -97,7 +97,7 @@ def _choices(named: NamedTable) -> str:
 
 
 def _entry(flag: str, option: Option) -> str:
-    """`--design.groups  a whole number (8)` and, below, its help."""
+    """`--design.groups  a whole number; default: 8` and, below, its help."""
     default = "required" if option.required else _default(option.default)
     about = textwrap.wrap(option.about, 110)
     return "\n".join([f"  {flag}  {allowed(option.hint)}; {default}", *(f"      {line}" for line in about)])

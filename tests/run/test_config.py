@@ -112,6 +112,29 @@ def test_a_class_of_ones_own_is_a_plug_in(tmp_path: Path) -> None:
     assert load(written(tmp_path, config.toml())) == config
 
 
+@dataclass(frozen=True)
+class Picky(Own):
+    """A family that refuses."""
+
+    def __post_init__(self) -> None:
+        raise ValueError("weights must lie in this folder")
+
+
+def test_a_class_of_ones_own_refuses_with_any_value_error() -> None:
+    with pytest.raises(UserError, match=r"^family\.weights must lie in this folder$"):
+        load(None, [f"--family.name={__name__}:Picky", "--family.weights=x"])
+
+
+def test_a_value_error_of_the_packages_own_classes_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(Design, "__post_init__", fail)
+    with pytest.raises(ValueError, match=r"^a bug$") as error:
+        load(None)
+    assert not isinstance(error.value, UserError)
+
+
 def test_an_option_without_a_default_is_asked_for() -> None:
     with pytest.raises(ValueError, match=r"^family\.weights must be given: a path$"):
         load(None, [OWN])
