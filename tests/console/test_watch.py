@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -129,10 +130,18 @@ def test_a_folder_without_a_run_is_refused(content: str, tmp_path: Path) -> None
         watch.state(tmp_path)
 
 
-def test_a_folder_that_is_gone_stops_no_run(tmp_path: Path) -> None:
+def test_a_folder_that_is_gone_stops_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
     with record.recording():
-        record.into(tmp_path / "gone")
+        record.into(folder)
+        assert (folder / record.NAME).exists()
+        shutil.rmtree(folder)
         say("still working")
+        assert "still working" in capsys.readouterr().err and not folder.exists()
+        folder.mkdir()
+        say("there again")
+        assert "there again" in (folder / record.NAME).read_text()
 
 
 def test_scalars_are_written_for_tensorboard(tmp_path: Path) -> None:
