@@ -36,21 +36,21 @@ def main() -> None:
     parser.add_argument("--depths", default="20,56")
     parser.add_argument("--budgets", default="80,60,40,25")
     parser.add_argument("--seeds", type=int, default=3)
-    given = parser.parse_args()
-    runtimes, depths = given.runtimes.split(","), [int(depth) for depth in given.depths.split(",")]
-    budgets = [int(text) for text in given.budgets.split(",")]
+    arguments = parser.parse_args()
+    runtimes, depths = arguments.runtimes.split(","), [int(depth) for depth in arguments.depths.split(",")]
+    budgets = [int(text) for text in arguments.budgets.split(",")]
     cases = [
         (seed, depth, runtime, budget)
-        for seed, depth, runtime, budget in itertools.product(range(given.seeds), depths, runtimes, budgets)
+        for seed, depth, runtime, budget in itertools.product(range(arguments.seeds), depths, runtimes, budgets)
     ]
-    left = [case for case in cases if not (folder(given.out, *case) / "search-hardware.json").exists()]
-    seconds = sum(SEARCH.get(depth, 60.0) for _, depth, _, _ in left)
-    seconds += sum(BEGIN.get(depth, 150.0) for depth, _ in {(depth, runtime) for _, depth, runtime, _ in left})
-    print(f"expected: {seconds / 60:.0f} minutes for {len(left)} of {len(cases)} searches", file=sys.stderr)
-    for case in left:
-        one(given.out, *case)
-    done = [case for case in cases if (folder(given.out, *case) / "search-hardware.json").exists()]
-    show(given.out, done, len(cases))
+    remaining = [case for case in cases if not (folder(arguments.out, *case) / "search-hardware.json").exists()]
+    seconds = sum(SEARCH.get(depth, 60.0) for _, depth, _, _ in remaining)
+    seconds += sum(BEGIN.get(depth, 150.0) for depth, _ in {(depth, runtime) for _, depth, runtime, _ in remaining})
+    print(f"expected: {seconds / 60:.0f} minutes for {len(remaining)} of {len(cases)} searches", file=sys.stderr)
+    for case in remaining:
+        one(arguments.out, *case)
+    done = [case for case in cases if (folder(arguments.out, *case) / "search-hardware.json").exists()]
+    show(arguments.out, done, len(cases))
 
 
 def folder(out: Path, seed: int, depth: int, runtime: str, budget: int) -> Path:
@@ -88,7 +88,7 @@ def begin(other: Path, place: Path, names: tuple[str, ...]) -> None:
             shutil.copyfile(other / name, place / name)
 
 
-def show(out: Path, cases: list[tuple[int, int, str, int]], wanted: int) -> None:
+def show(out: Path, cases: list[tuple[int, int, str, int]], total: int) -> None:
     """A line for each case, and at the end what was aimed at beside what was reached."""
     from htas.files import read_json, read_record
     from htas.search.record import SearchRecord
@@ -100,17 +100,17 @@ def show(out: Path, cases: list[tuple[int, int, str, int]], wanted: int) -> None
     for case in cases:
         seed, depth, runtime, budget = case
         record = read_record(folder(out, *case) / "search-hardware.json", SearchRecord)
-        (kept,) = record.limits
-        ratios.append(kept.ratio)
-        errors.append(2 * kept.error)
+        (outcome,) = record.limits
+        ratios.append(outcome.ratio)
+        errors.append(2 * outcome.error)
         base = read_json(folder(out, *case) / "cost.json")["networks"][0]["measured"]
-        share = kept.limit / (budget / 100)  # the base network as measured then
-        predictions.append((kept.predicted / base) / (kept.measured / share))
+        share = outcome.limit / (budget / 100)  # the base network as measured then
+        predictions.append((outcome.predicted / base) / (outcome.measured / share))
         accuracy = record.accuracy or 0.0
         worse.append(record.uniform is not None and accuracy < record.uniform)
         evenly = "-" if record.uniform is None else f"{100 * record.uniform:.1f} %"
         print(
-            f"| ResNet-{depth} | {runtime} | {budget} % | {seed} | {kept.ratio:.3f} | {2 * kept.error:.3f} "
+            f"| ResNet-{depth} | {runtime} | {budget} % | {seed} | {outcome.ratio:.3f} | {2 * outcome.error:.3f} "
             f"| {predictions[-1]:.3f} | {100 * accuracy:.1f} % | {evenly} "
             f"| {100 * float(np.median(record.rivals)):.1f} % | {record.measured_archs} | {record.seconds:.0f} |"
         )
@@ -125,7 +125,7 @@ def show(out: Path, cases: list[tuple[int, int, str, int]], wanted: int) -> None
         ("less accurate than the uniform network", "0", str(sum(worse)), not any(worse)),
         ("predicted within 5 %, over the base", "85 %", f"{100 * close:.0f} %", close >= 0.85),
     ]
-    print(f"\n{len(cases)} of {wanted} searches\n\n| aim | target | reached | met |\n| :-- | --: | --: | :-- |")
+    print(f"\n{len(cases)} of {total} searches\n\n| aim | target | reached | met |\n| :-- | --: | --: | :-- |")
     for what, target, reached, met in rows:
         print(f"| {what} | {target} | {reached} | {'yes' if met else '**no**'} |")
 

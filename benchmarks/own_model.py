@@ -35,17 +35,17 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--undecided", type=float, default=0.2, help="share of the groups that noise may choose (0.2)")
     parser.add_argument("--step", type=int, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.step is not None:
-        search(given.out, given.step, given.undecided)
+    arguments = parser.parse_args()
+    if arguments.step is not None:
+        search(arguments.out, arguments.step, arguments.undecided)
         return
-    seeds = [int(seed) for seed in given.seeds.split(",")]
-    missing = [seed for seed in seeds if not path(given.out, seed).exists()]
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    missing = [seed for seed in seeds if not path(arguments.out, seed).exists()]
     print(f"expected: {len(missing) * SECONDS / 60:.0f} minutes", file=sys.stderr)
     for seed in missing:
-        step = ["--step", str(seed), "--undecided", str(given.undecided)]
-        subprocess.run([sys.executable, __file__, str(given.out), *step], check=True, stdout=sys.stderr)
-    show({seed: json.loads(path(given.out, seed).read_text()) for seed in seeds})
+        step = ["--step", str(seed), "--undecided", str(arguments.undecided)]
+        subprocess.run([sys.executable, __file__, str(arguments.out), *step], check=True, stdout=sys.stderr)
+    show({seed: json.loads(path(arguments.out, seed).read_text()) for seed in seeds})
 
 
 def path(out: Path, seed: int) -> Path:
@@ -60,16 +60,22 @@ def search(out: Path, seed: int, undecided: float) -> None:
     from htas.metrics.latency import Latency
 
     started = time.monotonic()
-    found = own_model.main(out / f"seed-{seed}", seed=seed, options={"survey.undecided": undecided})
+    optimized = own_model.main(out / f"seed-{seed}", seed=seed, options={"survey.undecided": undecided})
     took = time.monotonic() - started
-    target, again = replace(found.config.target, shapes=((1, 16, 16),)), []
+    target, again = replace(optimized.config.target, shapes=((1, 16, 16),)), []
     for _ in range(AGAIN):
         time.sleep(PAUSE)
-        base, own = Latency(target, ROUNDS).measure([found.base, found.model])
+        base, own = Latency(target, ROUNDS).measure([optimized.base, optimized.model])
         again.append(own.estimate / base.estimate)
-    rows = {row.name: (row.accuracy, row.predicted, row.measured.estimate) for row in found.results}
-    content = {"took": took, "base": found.results[0].name, "own": found.result.name, "rows": rows, "again": again}
-    path(out, seed).write_text(json.dumps({**content, "context": dict(found.result.measured.context)}))
+    rows = {row.name: (row.accuracy, row.predicted, row.measured.estimate) for row in optimized.results}
+    content = {
+        "took": took,
+        "base": optimized.results[0].name,
+        "own": optimized.result.name,
+        "rows": rows,
+        "again": again,
+    }
+    path(out, seed).write_text(json.dumps({**content, "context": dict(optimized.result.measured.context)}))
 
 
 def show(content: dict[int, Any]) -> None:

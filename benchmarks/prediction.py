@@ -57,61 +57,61 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=0)
     parser.add_argument("--lot", type=int, default=0, help="archs that are read at once; 0: all")
     parser.add_argument("--step", nargs=2, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.step:
+    arguments = parser.parse_args()
+    if arguments.step:
         from htas.timing.target import Target
 
-        what, file = given.step
-        image = FAMILIES[given.family][1]
-        target = Target(device=given.device, runtime=given.runtimes, batch=given.batch, shapes=(image,))
-        found = survey(target, given) if what == "survey" else archs(target, what, given)
+        what, file = arguments.step
+        image = FAMILIES[arguments.family][1]
+        target = Target(device=arguments.device, runtime=arguments.runtimes, batch=arguments.batch, shapes=(image,))
+        found = survey(target, arguments) if what == "survey" else archs(target, what, arguments)
         Path(file).write_text(json.dumps(found))
         return
-    given.out.mkdir(parents=True, exist_ok=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     steps = [
         (runtime, what)
-        for runtime in given.runtimes.split(",")
-        for what in ("survey", *(f"{depth}-{adds}" for depth, adds in each(given)))
+        for runtime in arguments.runtimes.split(",")
+        for what in ("survey", *(f"{depth}-{adds}" for depth, adds in each(arguments)))
     ]
-    missing = [step for step in steps if not path(given, *step).exists()]
+    missing = [step for step in steps if not path(arguments, *step).exists()]
     seconds = sum(SECONDS.get(runtime, 300.0) for runtime, _ in missing)
     print(f"expected: {seconds / 60:.0f} minutes for {len(missing)} steps", file=sys.stderr)
     for runtime, what in missing:
-        file = path(given, runtime, what)
+        file = path(arguments, runtime, what)
         part = file.with_suffix(".part")
         print(f"{file.name} ...", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, *sys.argv, "--runtimes", runtime, "--step", what, str(part)], check=True)
         part.rename(file)
-    show(given)
+    show(arguments)
 
 
-def depths(given: argparse.Namespace) -> list[int]:
+def depths(arguments: argparse.Namespace) -> list[int]:
     """Of the ResNets."""
-    return [int(depth) for depth in given.depths.split(",")]
+    return [int(depth) for depth in arguments.depths.split(",")]
 
 
-def each(given: argparse.Namespace) -> list[tuple[int, str]]:
+def each(arguments: argparse.Namespace) -> list[tuple[int, str]]:
     """Depths, with joined and projected adds."""
-    return list(itertools.product(depths(given), given.adds.split(",")))
+    return list(itertools.product(depths(arguments), arguments.adds.split(",")))
 
 
-def path(given: argparse.Namespace, runtime: str, what: str) -> Path:
+def path(arguments: argparse.Namespace, runtime: str, what: str) -> Path:
     """Where a step's figures are."""
-    return given.out / f"prediction-{given.device}-{runtime}-{what}.json"
+    return arguments.out / f"prediction-{arguments.device}-{runtime}-{what}.json"
 
 
 # -- steps -------------------------------------------------------------------------------------------------------------
 
 
-def traced(given: argparse.Namespace, depth: int, adds: str) -> "Network":
+def traced(arguments: argparse.Namespace, depth: int, adds: str) -> "Network":
     import torch
 
     from htas.graph import trace
     from htas.models.cifar_resnet import CifarResNet
     from htas.models.imagenet_resnet import ImageNetResNet
 
-    kind = {"cifar_resnet": CifarResNet, "imagenet_resnet": ImageNetResNet}[given.family]
-    classes, image, _ = FAMILIES[given.family]
+    kind = {"cifar_resnet": CifarResNet, "imagenet_resnet": ImageNetResNet}[arguments.family]
+    classes, image, _ = FAMILIES[arguments.family]
     model = kind(depth).build(classes)
     started = time.monotonic()
     network = trace(model, torch.zeros(1, *image), adds=adds)  # type: ignore[arg-type]
@@ -119,7 +119,7 @@ def traced(given: argparse.Namespace, depth: int, adds: str) -> "Network":
     return network
 
 
-def survey(target: "Target", given: argparse.Namespace) -> dict[str, Any]:
+def survey(target: "Target", arguments: argparse.Namespace) -> dict[str, Any]:
     """Every layer of the first network at every width, as `htas survey` has it: what the paper's cost is fitted to."""
     from htas.files import to_json
     from htas.metrics.latency import Latency
@@ -129,7 +129,7 @@ def survey(target: "Target", given: argparse.Namespace) -> dict[str, Any]:
     from htas.spaces.survey import EACH
     from htas.spaces.survey import survey as take
 
-    network, design = traced(given, depths(given)[0], "join"), Design(spaces=("hardware",))
+    network, design = traced(arguments, depths(arguments)[0], "join"), Design(spaces=("hardware",))
     most = widths_at_most(open_runtime(target).build_seconds)
     started = time.monotonic()
     plan = design.survey_plan(network, most)
@@ -139,7 +139,7 @@ def survey(target: "Target", given: argparse.Namespace) -> dict[str, Any]:
     return {"content": to_json(record), "took": time.monotonic() - started}
 
 
-def archs(target: "Target", what: str, given: argparse.Namespace) -> dict[str, Any]:
+def archs(target: "Target", what: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """A calibration, then random archs: by every cost, and measured over the base in the same rounds."""
     from htas.cost.calibrate import Calibrate, calibrate, cells, cost_model, sparing, spread
     from htas.cost.paper import paper_cost
@@ -151,8 +151,8 @@ def archs(target: "Target", what: str, given: argparse.Namespace) -> dict[str, A
     from htas.spaces.design import Design, spaces
 
     depth, adds = what.split("-")
-    network, design = traced(given, int(depth), adds), Design(spaces=("hardware",), adds=adds)  # type: ignore[arg-type]
-    place = path(given, target.runtime, "survey")
+    network, design = traced(arguments, int(depth), adds), Design(spaces=("hardware",), adds=adds)  # type: ignore[arg-type]
+    place = path(arguments, target.runtime, "survey")
     surveyed = from_json(json.loads(place.read_text())["content"], SurveyRecord, place).layers
     space = spaces(network, surveyed, design)["hardware"]
     options = sparing(Calibrate(), network, open_runtime(target))
@@ -161,8 +161,8 @@ def archs(target: "Target", what: str, given: argparse.Namespace) -> dict[str, A
     started = time.monotonic()
     base = paper_cost(network, surveyed, design).cost(network.base)
     limits = options.limits(number, building, base)
-    chosen = evenly(network, space, given.archs, spread(network, [space], options.networks, seed=0))
-    beside = [] if given.lot else [resize(network, arch) for arch in chosen]
+    random_archs = evenly(network, space, arguments.archs, spread(network, [space], options.networks, seed=0))
+    beside = [] if arguments.lot else [resize(network, arch) for arch in random_archs]
     more = 1 + len(beside) / options.networks
     networks = Beside(target, Latency(target, MAX_ROUNDS, limits[1] * more), beside)
     metrics = Latency(target, 1000, limits[0]), networks
@@ -170,10 +170,10 @@ def archs(target: "Target", what: str, given: argparse.Namespace) -> dict[str, A
     took = time.monotonic() - started - limits[1] * (more - 1) - exporting(target, beside)
     cost, paper = cost_model(network, content), paper_cost(network, surveyed, design)
     seen = [each.arch for each in content.networks]
-    number = rounds([cost.cost(arch) for arch in chosen])
-    size = given.lot or len(chosen)
-    lots = [[network.base, *chosen[at : at + size]] for at in range(0, len(chosen), size)]
-    long = Latency(target, number, LOT if given.lot else inf, seed=1)
+    number = rounds([cost.cost(arch) for arch in random_archs])
+    size = arguments.lot or len(random_archs)
+    lots = [[network.base, *random_archs[at : at + size]] for at in range(0, len(random_archs), size)]
+    long = Latency(target, number, LOT if arguments.lot else inf, seed=1)
     read = [long.measure([resize(network, arch) for arch in lot]) for lot in lots]
     first = read[0][0]
     later = [each.estimate / own.estimate * first.estimate for own, *readings in read for each in readings]
@@ -181,7 +181,7 @@ def archs(target: "Target", what: str, given: argparse.Namespace) -> dict[str, A
     return {
         "took": took,
         "calibration": to_json(content),
-        "archs": [to_json(arch) for arch in chosen],
+        "archs": [to_json(arch) for arch in random_archs],
         "layers": content.layers,
         "form": list(content.form),
         "held out": {"mean": content.mean_error, "worst": content.worst_error},
@@ -189,9 +189,9 @@ def archs(target: "Target", what: str, given: argparse.Namespace) -> dict[str, A
         "context": dict(first.context),
         "seconds": [whole[0], *(each.estimate for each in networks.found)] if beside else [],
         "later": [first.estimate, *later],
-        "table": [cost.cost(arch) for arch in [network.base, *chosen]],
-        "paper": _linear(seen, whole, [network.base, *chosen], paper.cost),
-        "macs": _linear(seen, whole, [network.base, *chosen], network.macs),
+        "table": [cost.cost(arch) for arch in [network.base, *random_archs]],
+        "paper": _linear(seen, whole, [network.base, *random_archs], paper.cost),
+        "macs": _linear(seen, whole, [network.base, *random_archs], network.macs),
     }
 
 
@@ -229,11 +229,11 @@ class Beside(Metric):
 def evenly(network: "Network", space: "Space", count: int, known: Sequence[Any]) -> list[Any]:
     """Different random archs whose multiply-adds are spread evenly over the space; none that is known."""
     rng = random.Random(2026)
-    drawn = {space.sample(rng, rng.uniform(-5, 5)) for _ in range(30 * count)} - set(known)
-    macs = {arch: network.macs(arch) for arch in drawn}
-    left = sorted(drawn, key=lambda arch: (macs[arch], sorted(arch.widths.items())))
-    aims = np.linspace(macs[left[0]], macs[left[-1]], count)
-    return [left.pop(int(np.abs(np.asarray([macs[arch] for arch in left]) - aim).argmin())) for aim in aims]
+    candidates = {space.sample(rng, rng.uniform(-5, 5)) for _ in range(30 * count)} - set(known)
+    macs = {arch: network.macs(arch) for arch in candidates}
+    remaining = sorted(candidates, key=lambda arch: (macs[arch], sorted(arch.widths.items())))
+    aims = np.linspace(macs[remaining[0]], macs[remaining[-1]], count)
+    return [remaining.pop(int(np.abs(np.asarray([macs[arch] for arch in remaining]) - aim).argmin())) for aim in aims]
 
 
 def _linear(
@@ -247,28 +247,28 @@ def _linear(
 # -- what came of it ---------------------------------------------------------------------------------------------------
 
 
-def show(given: argparse.Namespace) -> None:
+def show(arguments: argparse.Namespace) -> None:
     """Print every table, and at the end what was aimed at beside what was reached."""
     rng = np.random.default_rng(0)
     aims = []
-    for runtime in given.runtimes.split(","):
+    for runtime in arguments.runtimes.split(","):
         steps = {
-            (depth, adds): json.loads(path(given, runtime, f"{depth}-{adds}").read_text())
-            for depth, adds in each(given)
+            (depth, adds): json.loads(path(arguments, runtime, f"{depth}-{adds}").read_text())
+            for depth, adds in each(arguments)
         }
-        took = json.loads(path(given, runtime, "survey").read_text())["took"]
+        took = json.loads(path(arguments, runtime, "survey").read_text())["took"]
         slowest = took + max(each["took"] for each in steps.values())
-        print(f"\n## {given.device}, {runtime}\n")
+        print(f"\n## {arguments.device}, {runtime}\n")
         print("| cost | archs | mean absolute error | worst | within 5 % | within 10 % | Kendall tau, pooled | "
-              + " | ".join(f"ResNet-{depth}" for depth in depths(given)) + " |")  # fmt: skip
-        print("| :-- |" + " --: |" * (6 + len(depths(given))))
+              + " | ".join(f"ResNet-{depth}" for depth in depths(arguments)) + " |")  # fmt: skip
+        print("| :-- |" + " --: |" * (6 + len(depths(arguments))))
         for title, cost, read in (("table", "table", "seconds"), ("table, a minute later", "table", "later"),
                                   ("paper", "paper", "seconds"), ("macs", "macs", "seconds")):  # fmt: skip
-            if given.lot and read == "seconds" and cost == "table":
+            if arguments.lot and read == "seconds" and cost == "table":
                 continue
-            found = summary(steps, cost, "later" if given.lot else read, rng)
+            found = summary(steps, cost, "later" if arguments.lot else read, rng)
             print(f"| {title} | " + " | ".join(found["cells"]) + " |")
-            if cost == "table" and (given.lot or read == "seconds"):
+            if cost == "table" and (arguments.lot or read == "seconds"):
                 aims += [
                     (f"{runtime}: {name}", aim, found[name],
                      found[name] <= aim if name.startswith("mean") else found[name] >= aim)
@@ -278,7 +278,7 @@ def show(given: argparse.Namespace) -> None:
             f"ResNet-{depth} {adds} {each['took']:.0f} s for {each['layers']} layers (held out: mean "
             f"{100 * each['held out']['mean']:.1f} %, worst {100 * each['held out']['worst']:.1f} %; "
             f"{'+'.join(each['form'])})" for (depth, adds), each in steps.items()) + ".")  # fmt: skip
-        most = FAMILIES[given.family][2]
+        most = FAMILIES[arguments.family][2]
         aims.append((f"{runtime}: survey and calibration, seconds", most, slowest, slowest <= most))
     print("\n| aim | target | reached | met |\n| :-- | --: | --: | :-- |")
     for name, aim, reached, met in aims:

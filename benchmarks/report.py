@@ -24,7 +24,7 @@ print(time.monotonic() - started)
 """
 
 
-def made() -> dict[str, object]:
+def long_report() -> dict[str, object]:
     """A report as a run of that size leaves it; its figures are made up."""
     from htas.files import to_json
     from htas.graph.arch import Arch
@@ -34,7 +34,7 @@ def made() -> dict[str, object]:
     from htas.timing.measurement import Measurement
 
     sites = [f"stages.{number}.conv" for number in range(SITES)]
-    base, found = Arch(dict.fromkeys(sites, 32)), Arch(dict.fromkeys(sites, 24))
+    base, searched = Arch(dict.fromkeys(sites, 32)), Arch(dict.fromkeys(sites, 24))
     target = {
         "device": "cpu",
         "runtime": "eager",
@@ -58,7 +58,7 @@ def made() -> dict[str, object]:
         for n in range(EPOCHS)
     )  # fmt: skip
     search = SearchRecord(
-        space="hardware", strategy="differentiable", cost="table", arch=found, epochs=epochs, converged=True,
+        space="hardware", strategy="differentiable", cost="table", arch=searched, epochs=epochs, converged=True,
         why="sure", accuracy=0.9, rivals=(0.8,) * 20, rival_costs=(1.0,) * 20, seconds=1800.0, seed=0,
     )  # fmt: skip
     curves = tuple(
@@ -72,7 +72,7 @@ def made() -> dict[str, object]:
     )  # fmt: skip
     report = Report(
         title="a run of 200 epochs and 60 sites", command="htas run", results=(row("base", base, 4e-3),
-        row("hardware", found, 2e-3)), curves=curves, searches=(search,), machine={}, config="", dataset="made up",
+        row("hardware", searched, 2e-3)), curves=curves, searches=(search,), machine={}, config="", dataset="made up",
         stages={"search": 1800.0}, remarks=(), test_images=10_000,
     )  # fmt: skip
     return {"format": 1, **to_json(report)}
@@ -80,7 +80,7 @@ def made() -> dict[str, object]:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
-        (Path(place) / "report.json").write_text(json.dumps(made()))
+        (Path(place) / "report.json").write_text(json.dumps(long_report()))
         done = subprocess.run([sys.executable, "-c", SCRIPT, place], capture_output=True, text=True, check=True)
         reached = {
             "seconds": float(done.stdout),

@@ -42,26 +42,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--adds", default="join", choices=("join", "project"))
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    given = parser.parse_args()
-    depths, expands = ([int(text) for text in value.split(",")] for value in (given.depths, given.expand))
-    precisions = given.precisions.split(",")
+    arguments = parser.parse_args()
+    depths, expands = ([int(text) for text in value.split(",")] for value in (arguments.depths, arguments.expand))
+    precisions = arguments.precisions.split(",")
     cases = list(itertools.product(depths, expands, precisions))
-    seconds = sum(SECONDS.get(depth, depth / 14) * given.rounds * (e / 2) ** 1.5 for depth, e, _ in cases)
+    seconds = sum(SECONDS.get(depth, depth / 14) * arguments.rounds * (e / 2) ** 1.5 for depth, e, _ in cases)
     print(f"expected: {seconds / 60:.0f} minutes", file=sys.stderr)
     import torch
 
     from htas.timing.target import machine
 
-    print(f"{machine()}, PyTorch {torch.__version__}, Python {platform.python_version()}; batch {given.batch}, "
-          f"{given.rounds} rounds, {given.adds} adds\n")  # fmt: skip
+    print(f"{machine()}, PyTorch {torch.__version__}, Python {platform.python_version()}; batch {arguments.batch}, "
+          f"{arguments.rounds} rounds, {arguments.adds} adds\n")  # fmt: skip
     print("| network | e | arithmetic | plain step | weight step / plain | architecture step / plain | pair / plain "
           "| target | as drawn | weight step / resized | architecture step / resized | target "
           "| memory / widest | target |\n| :-- | --: | :-- |" + " --: |" * 11, flush=True)  # fmt: skip
     for depth, e, precision in cases:
-        times, memory = one(depth, e, precision, given.batch, given.rounds, given.adds, given.device)
+        times, memory = one(depth, e, precision, arguments.batch, arguments.rounds, arguments.adds, arguments.device)
         plain, resized, weight, arch = (np.array(times[name]) for name in ("plain", "resized", "weight", "arch"))
         pair = (np.median(weight) + np.median(arch)) / np.median(plain)
-        drawn = sum(np.median(times[f"{name}, as drawn"]) for name in ("weight", "arch")) / np.median(plain)
+        first = sum(np.median(times[f"{name}, as drawn"]) for name in ("weight", "arch")) / np.median(plain)
         each = [float(np.median(own / resized)) for own in (weight, arch)]
         good = (pair <= PAIR[e], max(each) <= EACH, memory <= MEMORY)
         marks = ["" if met else " **missed**" for met in good]
@@ -69,7 +69,7 @@ def main() -> None:
             marks = [""] * 3
         print(f"| ResNet-{depth} | {e} | {precision} | {1e3 * np.median(plain):.0f} ms "
               f"| {np.median(weight) / np.median(plain):.2f} | {np.median(arch) / np.median(plain):.2f} | {pair:.2f} "
-              f"| {PAIR[e]}{marks[0]} | {drawn:.2f} | {each[0]:.2f} | {each[1]:.2f} | {EACH}{marks[1]} | {memory:.2f} "
+              f"| {PAIR[e]}{marks[0]} | {first:.2f} | {each[0]:.2f} | {each[1]:.2f} | {EACH}{marks[1]} | {memory:.2f} "
               f"| {MEMORY}{marks[2]} |", flush=True)  # fmt: skip
 
 
@@ -126,18 +126,18 @@ def one(
         images, labels = images.to(device), labels.to(device)
         wait = torch.cuda.synchronize if device == "cuda" else lambda: None
 
-        def drawn(number: int) -> torch.Generator:
+        def generator(number: int) -> torch.Generator:
             return torch.Generator().manual_seed(number)
 
         def steps(number: int) -> dict[str, Callable[[], Any]]:
-            draw = search.logits.draw(5.0, drawn(number))
+            draw = search.logits.draw(5.0, generator(number))
             wide = {site: max(chosen) for site, (chosen, _) in draw.widths.items()}
             larger = resize(network, Arch(wide, network.base.depths))
             return {
                 "plain": plain_step(base, search.runner, images, labels),
                 "resized": plain_step(larger, search.runner, images, labels),
-                "weight": lambda: search._weight_step(images, labels, 5.0, drawn(number)),
-                "arch": lambda: search._arch_step(images, labels, 5.0, drawn(number), learn=True),
+                "weight": lambda: search._weight_step(images, labels, 5.0, generator(number)),
+                "arch": lambda: search._arch_step(images, labels, 5.0, generator(number), learn=True),
             }
 
         base = resize(network, network.base)
@@ -183,15 +183,15 @@ def plain_step(model: Any, runner: Any, images: Any, labels: Any) -> Callable[[]
 
 def saved(step: Callable[[], Any], model: Any) -> int:
     """Bytes kept for the backward pass of a step, each storage once, and those of the parameters."""
-    kept: dict[int, int] = {}
-    with watching(kept):
+    storages: dict[int, int] = {}
+    with watching(storages):
         step()
     parameters = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
-    return sum({**kept, **parameters}.values())
+    return sum({**storages, **parameters}.values())
 
 
 @contextlib.contextmanager
-def watching(kept: dict[int, int]) -> Iterator[None]:
+def watching(storages: dict[int, int]) -> Iterator[None]:
     import torch
 
     alive = []  # else a later tensor might get the address of one that is gone
@@ -199,7 +199,7 @@ def watching(kept: dict[int, int]) -> Iterator[None]:
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         alive.append(storage)
-        kept[storage.data_ptr()] = storage.nbytes()
+        storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -73,60 +73,60 @@ def main() -> None:
     parser.add_argument("--loads", default="quiet,busy")
     parser.add_argument("--surveys", type=int, default=5)
     parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.step:
+    arguments = parser.parse_args()
+    if arguments.step:
         from htas.timing.target import Target
 
-        kind, what, file = given.step
-        target = Target(device=given.device, runtime=given.runtime)
+        kind, what, file = arguments.step
+        target = Target(device=arguments.device, runtime=arguments.runtime)
         Path(file).write_text(json.dumps(STEPS[kind](what, target)))
         return
-    given.out.mkdir(parents=True, exist_ok=True)
-    parts, spaces, loads = (value.split(",") for value in (given.parts, given.spaces, given.loads))
-    print(f"expected: {expected(given, parts, spaces, loads) / 60:.0f} minutes at most, less what is there already",
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    parts, spaces, loads = (value.split(",") for value in (arguments.parts, arguments.spaces, arguments.loads))
+    print(f"expected: {expected(arguments, parts, spaces, loads) / 60:.0f} minutes at most, less what is there already",
           file=sys.stderr)  # fmt: skip
     if "surveys" in parts:
         for space in spaces:
-            do(given, "survey", f"{space}:{REFERENCE}", "quiet", "reference")
-            for load, number in itertools.product(loads, range(given.surveys)):
-                do(given, "survey", f"{space}:1", load, str(number))
+            do(arguments, "survey", f"{space}:{REFERENCE}", "quiet", "reference")
+            for load, number in itertools.product(loads, range(arguments.surveys)):
+                do(arguments, "survey", f"{space}:1", load, str(number))
     if "networks" in parts:
         for load in loads:
-            do(given, "networks", "first", load, "first")
-            do(given, "networks", f"{BETWEEN}", load, "second")
+            do(arguments, "networks", "first", load, "first")
+            do(arguments, "networks", f"{BETWEEN}", load, "second")
     if "instruments" in parts:
-        do(given, "instruments", "all", "quiet", "all")
+        do(arguments, "instruments", "all", "quiet", "all")
     if "layers" in parts:
-        do(given, "layers", "18", "quiet", "all")
-    show(given, parts, spaces, loads)
+        do(arguments, "layers", "18", "quiet", "all")
+    show(arguments, parts, spaces, loads)
 
 
-def expected(given: argparse.Namespace, parts: list[str], spaces: list[str], loads: list[str]) -> float:
+def expected(arguments: argparse.Namespace, parts: list[str], spaces: list[str], loads: list[str]) -> float:
     """Seconds."""
     widths = sum(EXPAND * base for space in spaces for base, _ in SPACES[space])
-    surveys = (REFERENCE + len(loads) * given.surveys) * widths * EACH.get(given.runtime, OTHER)
+    surveys = (REFERENCE + len(loads) * arguments.surveys) * widths * EACH.get(arguments.runtime, OTHER)
     lengths = {**LENGTHS, "surveys": surveys, "networks": LENGTHS["networks"] * len(loads)}
     return sum(lengths[part] for part in parts)
 
 
-def do(given: argparse.Namespace, kind: str, what: str, load: str, name: str) -> None:
+def do(arguments: argparse.Namespace, kind: str, what: str, load: str, name: str) -> None:
     """One step in a process of its own, unless its file is there."""
-    file = path(given, kind, what.split(":")[0] if kind == "survey" else "", load, name)
+    file = path(arguments, kind, what.split(":")[0] if kind == "survey" else "", load, name)
     if file.exists():
         return
     part = file.with_suffix(".part")
     print(f"{file.name} ...", file=sys.stderr, flush=True)
-    command = [sys.executable, __file__, str(given.out), "--runtime", given.runtime]
-    command += ["--device", given.device, "--step", kind, what, str(part)]
+    command = [sys.executable, __file__, str(arguments.out), "--runtime", arguments.runtime]
+    command += ["--device", arguments.device, "--step", kind, what, str(part)]
     with busy_loop() if load == "busy" else nothing():
         subprocess.run(command, check=True)
     part.rename(file)
 
 
-def path(given: argparse.Namespace, kind: str, space: str, load: str, name: str) -> Path:
+def path(arguments: argparse.Namespace, kind: str, space: str, load: str, name: str) -> Path:
     """Where a step's figures are."""
-    words = (kind, given.device, given.runtime, space, load, name)
-    return given.out / ("-".join(word for word in words if word) + ".json")
+    words = (kind, arguments.device, arguments.runtime, space, load, name)
+    return arguments.out / ("-".join(word for word in words if word) + ".json")
 
 
 @contextmanager
@@ -326,7 +326,7 @@ STEPS: dict[str, Any] = {"survey": survey, "networks": networks, "instruments": 
 # -- what came of it ---------------------------------------------------------------------------------------------------
 
 
-def show(given: argparse.Namespace, parts: list[str], spaces: list[str], loads: list[str]) -> None:
+def show(arguments: argparse.Namespace, parts: list[str], spaces: list[str], loads: list[str]) -> None:
     """Print every table, and at the end what was aimed at beside what was reached."""
     aims: list[Aim] = []
     if "surveys" in parts:
@@ -335,26 +335,28 @@ def show(given: argparse.Namespace, parts: list[str], spaces: list[str], loads: 
               "| random: median | worst |")  # fmt: skip
         print("| :-- | :-- |" + " --: |" * 13)
         for space, load in itertools.product(spaces, loads):
-            figures = Figures.of(given, space, load)
+            figures = Figures.of(arguments, space, load)
             print(figures.row(space, load))
-            aims += figures.aims(space, load, EACH.get(given.runtime, OTHER))
+            aims += figures.aims(space, load, EACH.get(arguments.runtime, OTHER))
         print("\n| space | load | figure of a width | equal pairwise | regret, median | worst |")
         print("| :-- | :-- | :-- | --: | --: | --: |")
         for space, load in itertools.product(spaces, loads):
-            print("\n".join(estimators(given, space, load)))
+            print("\n".join(estimators(arguments, space, load)))
         for space, load in itertools.product(spaces, loads):
-            print(f"\nStated standard error over what repetitions show, {space}, {load}: {errors(given, space, load)}")
+            print(
+                f"\nStated standard error over what repetitions show, {space}, {load}: {errors(arguments, space, load)}"
+            )
     if "networks" in parts:
         for load in loads:
-            words, reached = twice(given, load)
+            words, reached = twice(arguments, load)
             print(words)
             aims += reached
     if "instruments" in parts:
-        words, reached = agreement(json.loads(path(given, "instruments", "", "quiet", "all").read_text()))
+        words, reached = agreement(json.loads(path(arguments, "instruments", "", "quiet", "all").read_text()))
         print(words)
         aims += reached
     if "layers" in parts:
-        print(added_up(json.loads(path(given, "layers", "", "quiet", "all").read_text())))
+        print(added_up(json.loads(path(arguments, "layers", "", "quiet", "all").read_text())))
     if aims:
         print("\n| aim | target | reached | met |\n| :-- | :-- | --: | :-- |")
         print("\n".join(aim.row() for aim in aims))
@@ -378,10 +380,12 @@ class Figures:
     """What a survey says of others on the machine."""
 
     @staticmethod
-    def of(given: argparse.Namespace, space: str, load: str) -> "Figures":
+    def of(arguments: argparse.Namespace, space: str, load: str) -> "Figures":
         """From the files."""
-        surveys = [json.loads(path(given, "survey", space, load, str(n)).read_text()) for n in range(given.surveys)]
-        reference = json.loads(path(given, "survey", space, "quiet", "reference").read_text())
+        surveys = [
+            json.loads(path(arguments, "survey", space, load, str(n)).read_text()) for n in range(arguments.surveys)
+        ]
+        reference = json.loads(path(arguments, "survey", space, "quiet", "reference").read_text())
         decided, sure, every, mean = [], [], [], []
         lost: dict[str, list[float]] = {"chosen": [], "mean": [], "widest": [], "random": []}
         rng = np.random.default_rng(0)
@@ -433,10 +437,10 @@ class Figures:
         return found
 
 
-def estimators(given: argparse.Namespace, space: str, load: str) -> Iterator[str]:
+def estimators(arguments: argparse.Namespace, space: str, load: str) -> Iterator[str]:
     """The same readings and the same rule for ties, with other figures for a width."""
-    surveys = [json.loads(path(given, "survey", space, load, str(n)).read_text()) for n in range(given.surveys)]
-    reference = json.loads(path(given, "survey", space, "quiet", "reference").read_text())
+    surveys = [json.loads(path(arguments, "survey", space, load, str(n)).read_text()) for n in range(arguments.surveys)]
+    reference = json.loads(path(arguments, "survey", space, "quiet", "reference").read_text())
     for name in ("chosen", "minimum", "median", "mean"):
         same, lost = [], []
         for site, true in reference["sites"].items():
@@ -458,13 +462,13 @@ def regret(seconds: Any) -> Any:
     return (np.repeat(best, length) - scores) / seconds
 
 
-def errors(given: argparse.Namespace, space: str, load: str) -> str:
+def errors(arguments: argparse.Namespace, space: str, load: str) -> str:
     """Root mean square of the stated errors, and the deviation of repeated surveys from each other.
 
     Of neighbouring widths, on which choices rest, and of whole curves, which the machine's state bends a little: there
     all narrow widths together stand a percent or two higher or lower against all wide ones.
     """
-    surveys = [json.loads(path(given, "survey", space, load, str(n)).read_text()) for n in range(given.surveys)]
+    surveys = [json.loads(path(arguments, "survey", space, load, str(n)).read_text()) for n in range(arguments.surveys)]
     said = []
     for site in surveys[0]["sites"]:
         logs = np.log([each["sites"][site]["seconds"] for each in surveys])
@@ -480,9 +484,11 @@ def errors(given: argparse.Namespace, space: str, load: str) -> str:
     return "; ".join(said)
 
 
-def twice(given: argparse.Namespace, load: str) -> tuple[str, list[Aim]]:
+def twice(arguments: argparse.Namespace, load: str) -> tuple[str, list[Aim]]:
     """The same networks, minutes apart: by themselves, and over an anchor read in the same rounds."""
-    first, second = (json.loads(path(given, "networks", "", load, name).read_text()) for name in ("first", "second"))
+    first, second = (
+        json.loads(path(arguments, "networks", "", load, name).read_text()) for name in ("first", "second")
+    )
     raw, anchored, covered = [], [], []
     for name in NETWORKS:
         one, other = first["networks"][name], second["networks"][name]

@@ -39,21 +39,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch", type=int, default=128)
-    given = parser.parse_args()
-    count = given.steps * given.batch
-    number = (given.rounds + 0.1) * (2 + len(PLAIN))
+    arguments = parser.parse_args()
+    count = arguments.steps * arguments.batch
+    number = (arguments.rounds + 0.1) * (2 + len(PLAIN))
     print(f"expected: {number * count / SPEED / 60:.1f} minutes", file=sys.stderr)
     import torch
 
     from htas.timing.target import machine
     from htas.training.train import has_bf16
 
-    split, kind = images(given.data, count)
+    split, kind = images(arguments.data, count)
     bf16 = has_bf16("cpu", "auto")
     print(f"{machine()}, PyTorch {torch.__version__}, NumPy {np.__version__}, Python {platform.python_version()}; "
-          f"ResNet-20, {len(split)} images ({kind}), batch {given.batch}, {given.rounds} rounds, "
+          f"ResNet-20, {len(split)} images ({kind}), batch {arguments.batch}, {arguments.rounds} rounds, "
           f"{torch.get_num_threads()} threads; auto is {'bf16' if bf16 else 'fp32'} here\n", flush=True)  # fmt: skip
-    show(measured(split, given.rounds, given.batch))
+    show(measured(split, arguments.rounds, arguments.batch))
 
 
 def images(folder: Path | None, count: int) -> tuple[Any, str]:
@@ -79,7 +79,7 @@ def measured(split: Any, rounds: int, batch: int) -> dict[str, list[float]]:
     """Images per second by arm, round for round."""
     order = random.Random(0)
     with tempfile.TemporaryDirectory() as name:
-        arms = made(batch, Path(name))
+        arms = passes(batch, Path(name))
         speeds: dict[str, list[float]] = {arm: [] for arm in arms}
         for pass_ in arms.values():
             pass_(part(split, 2 * batch))  # what a size needs once is done here
@@ -102,7 +102,7 @@ def part(split: Any, count: int) -> Any:
     return replace(split, images=split.images[:count], labels=split.labels[:count])
 
 
-def made(batch: int, folder: Path) -> dict[str, Callable[[Any], None]]:
+def passes(batch: int, folder: Path) -> dict[str, Callable[[Any], None]]:
     """By arm: one pass over a split, with a network of its own that stays from pass to pass."""
     import torch
 

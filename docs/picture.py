@@ -35,11 +35,11 @@ def rows(document: str) -> list[dict[str, object]]:
     figures = re.findall(
         r"^\| \**([^|*]+?)\** \| ([\d.]+) \(± ([\d.]+)\) \|[^|]*\|[^|]*\|[^|]*\| ([\d.]+)", document, re.M
     )
-    found = {arm: (float(accuracy), float(deviation), float(latency)) for arm, accuracy, deviation, latency in figures}
+    by_arm = {arm: (float(accuracy), float(deviation), float(latency)) for arm, accuracy, deviation, latency in figures}
     return [
         {
-            "name": name, "kind": KINDS[kind][2], "place": place, "x": found[arm][2], "y": found[arm][0],
-            "low": found[arm][0] - found[arm][1], "high": found[arm][0] + found[arm][1],
+            "name": name, "kind": KINDS[kind][2], "place": place, "x": by_arm[arm][2], "y": by_arm[arm][0],
+            "low": by_arm[arm][0] - by_arm[arm][1], "high": by_arm[arm][0] + by_arm[arm][1],
         }
         for arm, (name, kind, place) in NAMES.items()
     ]  # fmt: skip

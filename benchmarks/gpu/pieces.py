@@ -49,10 +49,10 @@ def work(queue: list[Item], out: Path, data: Path | None, seconds: float) -> int
         content = json.loads(path.read_text())
         pieces, done = content["pieces"], content["done"]
     for item in queue:
-        left = end - time.monotonic()
+        remaining = end - time.monotonic()
         if item.number in done:
             continue
-        if left < LEAST:
+        if remaining < LEAST:
             print(f"no time is left for item {item.number}, {item.title}")
             return 0
         if "$DATA" in item.commands and data is None:
@@ -60,7 +60,7 @@ def work(queue: list[Item], out: Path, data: Path | None, seconds: float) -> int
             return 2
         print(f"item {item.number}, {item.title}", flush=True)
         started = time.monotonic()
-        status = ran(item.commands, out, data, left)
+        status = ran(item.commands, out, data, remaining)
         pieces.setdefault(str(item.number), []).append(round(time.monotonic() - started, 1))
         done += [item.number] if status == 0 else []
         part = path.with_suffix(".part")
@@ -78,10 +78,12 @@ def work(queue: list[Item], out: Path, data: Path | None, seconds: float) -> int
 
 def ran(commands: str, out: Path, data: Path | None, seconds: float) -> int | None:
     """The status of commands, the first that fails; None where the time ended them, with all that they had begun."""
-    own = {"OUT": str(out.absolute()), "DATA": str(data.absolute()) if data else ""}
+    folders = {"OUT": str(out.absolute()), "DATA": str(data.absolute()) if data else ""}
     paths = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     process = subprocess.Popen(
-        ["bash", "-euo", "pipefail", "-c", commands], env={**os.environ, **own, "PATH": paths}, start_new_session=True
+        ["bash", "-euo", "pipefail", "-c", commands],
+        env={**os.environ, **folders, "PATH": paths},
+        start_new_session=True,
     )
     try:
         return process.wait(seconds)
@@ -101,12 +103,12 @@ def main() -> int:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--list", action="store_true", help="only say what there is")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     queue = items(QUEUE.read_text())
-    if given.list:
+    if arguments.list:
         print("\n".join(f"{item.number}. {item.title}" for item in queue))
         return 0
-    return work(queue, given.out, given.data, 60 * given.minutes)
+    return work(queue, arguments.out, arguments.data, 60 * arguments.minutes)
 
 
 if __name__ == "__main__":
