@@ -120,8 +120,8 @@ class Curve:
             return _line(self, float(alpha))[0]
         from scipy.optimize import minimize_scalar
 
-        found = minimize_scalar(lambda exponent: _line(self, exponent)[1], bounds=(0.1, 3.0), method="bounded")
-        return _line(self, float(found.x))[0]
+        best = minimize_scalar(lambda exponent: _line(self, exponent)[1], bounds=(0.1, 3.0), method="bounded")
+        return _line(self, float(best.x))[0]
 
 
 def _line(curve: Curve, alpha: float) -> tuple[Fit, float]:

@@ -134,16 +134,16 @@ def certainty(measured: Curve, alpha: float, groups: int, ties: float, scale: fl
     """
     if not measured.errors:
         return (1.0,) * groups
-    first, others = _drawn(measured, alpha, groups, ties, scale)
+    first, others = _resampled(measured, alpha, groups, ties, scale)
     return tuple((others == first).mean(axis=0).tolist())
 
 
-def _drawn(measured: Curve, alpha: float, groups: int, ties: float, scale: float) -> tuple[Ints, Ints]:
+def _resampled(measured: Curve, alpha: float, groups: int, ties: float, scale: float) -> tuple[Ints, Ints]:
     """The choice of each group, and those that drawn curves make, as numbers of widths: [groups], [draws, groups]."""
     rng = np.random.default_rng(0)
     noise = scale * rng.standard_normal((DRAWS, len(measured.widths)))
-    drawn = _stepped(measured, np.asarray(measured.seconds) + noise * np.asarray(measured.errors), rng)
-    seconds = np.vstack([measured.seconds, drawn])
+    curves = _stepped(measured, np.asarray(measured.seconds) + noise * np.asarray(measured.errors), rng)
+    seconds = np.vstack([measured.seconds, curves])
     x = np.asarray(measured.widths, float) ** alpha
     columns = np.stack([x, np.ones_like(x)], axis=1)
     fits = seconds @ (columns @ np.linalg.pinv(columns)).T
@@ -167,59 +167,59 @@ def undecided(network: Network, tables: Mapping[str, LayerTable], design: Design
 
     Of the widths that were not measured these are only those that might be chosen.
     """
-    found: set[Layer] = set()
-    seen: set[Any] = set()
+    open_layers: set[Layer] = set()
+    visited: set[Any] = set()
     layers = design.survey_plan(network).templates
     for site, measured in site_curves(network, tables, design).items():
-        if (alike := (frozenset(layers[site].items()), measured.widths)) in seen:
+        if (alike := (frozenset(layers[site].items()), measured.widths)) in visited:
             continue
-        seen.add(alike)
+        visited.add(alike)
         bounds = group_bounds(len(measured.widths), _groups(measured, design))
-        chosen, others = _drawn(measured, *_how(measured, design), SETTLED)
-        for (first, last), choice, rivals in zip(bounds, chosen, others.T, strict=True):
+        current, others = _resampled(measured, *_how(measured, design), SETTLED)
+        for (first, last), choice, rivals in zip(bounds, current, others.T, strict=True):
             if (rivals != choice).any():
                 might = {measured.widths[number] for number in rivals.tolist()}
-                wanted = {*measured.widths[first - 1 : last]} - {*measured.interpolated} | might
-                found |= {layer.wide(width) for layer in layers[site] for width in wanted}
-    return found
+                widths = {*measured.widths[first - 1 : last]} - {*measured.interpolated} | might
+                open_layers |= {layer.wide(width) for layer in layers[site] for width in widths}
+    return open_layers
 
 
 def _choices(scores: Floats, seconds: Floats, groups: int, ties: float) -> Ints:
     """Eq. 3 and 4 for many surveys at once: [surveys, widths] to the number of the chosen one, [surveys, groups]."""
-    chosen = []
+    columns = []
     for first, last in group_bounds(scores.shape[1], groups):
         run = slice(first - 1, last)
         best = scores[:, run].argmax(axis=1)[:, None]
         margin = ties * np.take_along_axis(seconds[:, run], best, axis=1)
         equal = scores[:, run] >= np.take_along_axis(scores[:, run], best, axis=1) - margin
-        chosen.append(last - 1 - equal[:, ::-1].argmax(axis=1))
-    return np.stack(chosen, axis=1)
+        columns.append(last - 1 - equal[:, ::-1].argmax(axis=1))
+    return np.stack(columns, axis=1)
 
 
-def _known(measured: Curve) -> NDArray[np.bool_]:
+def _is_measured(measured: Curve) -> NDArray[np.bool_]:
     """Which of its widths were measured."""
     return ~np.isin(measured.widths, measured.interpolated)
 
 
 def _choosable(measured: Curve, groups: int) -> NDArray[np.bool_]:
     """The widths that were measured; all of a group that has none."""
-    allowed = _known(measured)
+    allowed = _is_measured(measured)
     for first, last in group_bounds(len(allowed), groups):
         allowed[first - 1 : last] |= not allowed[first - 1 : last].any()
     return allowed
 
 
-def _stepped(measured: Curve, drawn: Floats, rng: np.random.Generator) -> Floats:
+def _stepped(measured: Curve, curves: Floats, rng: np.random.Generator) -> Floats:
     """Drawn curves, [draws, widths], with one step anywhere between two measured widths, in place of a line."""
-    known = _known(measured)
-    if known.all() or not known.any():
-        return drawn
-    numbers = np.arange(len(known))
-    below = np.maximum.accumulate(np.where(known, numbers, numbers[known][0]))
-    above = np.minimum.accumulate(np.where(known, numbers, numbers[known][-1])[::-1])[::-1]
+    measured_at = _is_measured(measured)
+    if measured_at.all() or not measured_at.any():
+        return curves
+    numbers = np.arange(len(measured_at))
+    below = np.maximum.accumulate(np.where(measured_at, numbers, numbers[measured_at][0]))
+    above = np.minimum.accumulate(np.where(measured_at, numbers, numbers[measured_at][-1])[::-1])[::-1]
     share = (numbers - below) / np.maximum(above - below, 1)
-    steps = rng.random(drawn.shape)[:, below]
-    return np.where(share > steps, drawn[:, above], drawn[:, below])
+    steps = rng.random(curves.shape)[:, below]
+    return np.where(share > steps, curves[:, above], curves[:, below])
 
 
 def _how(measured: Curve, design: Design) -> tuple[float, int, float]:
@@ -245,10 +245,10 @@ def check(network: Network, design: Design) -> None:
     group_bounds(min(alone, default=design.groups), design.groups)
     if "explicit" in design.spaces:
         _explicit(network, design)
-    known = {*network.widths, *(str(site.base) for site in network.widths.values())}
+    names = {*network.widths, *(str(site.base) for site in network.widths.values())}
     for name in design.bounds:
-        if name not in known:
-            raise UserError(f"design.bounds: {no_such('site or base width', name, sorted(known))}")
+        if name not in names:
+            raise UserError(f"design.bounds: {no_such('site or base width', name, sorted(names))}")
 
 
 def spaces(network: Network, tables: Mapping[str, LayerTable], design: Design) -> dict[str, Space]:
@@ -267,16 +267,16 @@ def _within(
     network: Network, widths: Mapping[str, tuple[int, ...]], design: Design, space: str
 ) -> dict[str, tuple[int, ...]]:
     """Choices within the bounds; raises ValueError where a site has none."""
-    found = {}
+    bounded = {}
     for name, choices in widths.items():
         least, most = _bounds(network.sites[name], design)
-        found[name] = tuple(width for width in choices if least <= width <= most)
-        if not found[name]:
+        bounded[name] = tuple(width for width in choices if least <= width <= most)
+        if not bounded[name]:
             raise UserError(
                 f"design.bounds leaves {name} no choice in the space {space}, which has "
                 f"{', '.join(map(str, choices))}; widen the bounds, or raise design.groups"
             )
-    return found
+    return bounded
 
 
 def _bounds(site: Site, design: Design) -> tuple[float, float]:
@@ -295,14 +295,14 @@ def site_curves(network: Network, tables: Mapping[str, LayerTable], design: Desi
 
 
 def records(
-    network: Network, tables: Mapping[str, LayerTable], design: Design, made: Mapping[str, Space]
+    network: Network, tables: Mapping[str, LayerTable], design: Design, spaces: Mapping[str, Space]
 ) -> list[CurveRecord]:
     """One record per distinct curve and choices, with fit, groups and doubts."""
-    found: dict[Any, list[str]] = {}
+    sites_by_curve: dict[Any, list[str]] = {}
     for site, measured in site_curves(network, tables, design).items():
-        choices = tuple(space.widths[site] for space in made.values())
-        found.setdefault((measured, network.sites[site].base, choices), []).append(site)
-    return [_record(network, design, made, measured, sites) for (measured, _, _), sites in found.items()]
+        choices = tuple(space.widths[site] for space in spaces.values())
+        sites_by_curve.setdefault((measured, network.sites[site].base, choices), []).append(site)
+    return [_record(network, design, spaces, measured, sites) for (measured, _, _), sites in sites_by_curve.items()]
 
 
 def grid_widths(site: Site, design: Design) -> tuple[int, ...]:
@@ -312,20 +312,20 @@ def grid_widths(site: Site, design: Design) -> tuple[int, ...]:
 
 
 def _hardware(network: Network, tables: Mapping[str, LayerTable], design: Design) -> dict[str, tuple[int, ...]]:
-    found = {}
+    widths = {}
     for site, measured in site_curves(network, tables, design).items():
         choices = choose(measured, measured.fit(design.alpha), _groups(measured, design), _ties(design))
-        left = set(dominated(measured, choices)) if design.drop_dominated else set()
-        found[site] = tuple(width for width in choices if width not in left)
-    return found
+        slow = set(dominated(measured, choices)) if design.drop_dominated else set()
+        widths[site] = tuple(width for width in choices if width not in slow)
+    return widths
 
 
 def _explicit(network: Network, design: Design) -> dict[str, tuple[int, ...]]:
-    known = {*network.widths, *(str(site.base) for site in network.widths.values())}
-    odd = sorted(set(design.widths) - known)
+    names = {*network.widths, *(str(site.base) for site in network.widths.values())}
+    odd = sorted(set(design.widths) - names)
     if odd:
-        raise UserError(f"design.widths names {odd[0]!r}; it may name base widths or sites: {', '.join(sorted(known))}")
-    found = {}
+        raise UserError(f"design.widths names {odd[0]!r}; it may name base widths or sites: {', '.join(sorted(names))}")
+    widths = {}
     for name, site in network.widths.items():
         choices = design.widths.get(name) or design.widths.get(str(site.base))
         if not choices:
@@ -337,12 +337,12 @@ def _explicit(network: Network, design: Design) -> dict[str, tuple[int, ...]]:
                 f"the choices of {name} in design.widths must be multiples of {site.multiple}, as its channels stand "
                 f"in groups; got {off[0]}"
             )
-        found[name] = tuple(sorted(set(choices)))
-    return found
+        widths[name] = tuple(sorted(set(choices)))
+    return widths
 
 
 def _record(
-    network: Network, design: Design, made: Mapping[str, Space], measured: Curve, sites: Sequence[str]
+    network: Network, design: Design, spaces: Mapping[str, Space], measured: Curve, sites: Sequence[str]
 ) -> CurveRecord:
     fit = measured.fit(design.alpha)
     bounds = group_bounds(len(measured.widths), _groups(measured, design))
@@ -361,7 +361,7 @@ def _record(
         fit.alpha,
         fit.b,
         tuple((measured.widths[first - 1], measured.widths[last - 1]) for first, last in bounds),
-        {name: space.widths[sites[0]] for name, space in made.items()},
+        {name: space.widths[sites[0]] for name, space in spaces.items()},
         doubts,
         measured.errors,
         certainty(measured, *_how(measured, design)),

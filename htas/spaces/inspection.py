@@ -79,12 +79,12 @@ def inspect(
     base = network.base
     archs = {name: _with(base, site) for name, site in network.sites.items()}
     uses = {name: network.uses(arch) for name, arch in {"": base, **archs}.items()}
-    layers = list(dict.fromkeys(use.layer for own in uses.values() for use in own))
+    layers = list(dict.fromkeys(use.layer for group in uses.values() for use in group))
     metric: Metric = latency(each * len(layers))
-    found = dict(zip(layers, metric.measure(layers, on_round=on_round), strict=True))
-    seconds = {layer: reading.estimate for layer, reading in found.items()}
+    readings = dict(zip(layers, metric.measure(layers, on_round=on_round), strict=True))
+    seconds = {layer: reading.estimate for layer, reading in readings.items()}
     (whole,) = latency(WHOLE).measure([resize(network, base)])
-    sums = {name: sum(seconds[use.layer] for use in own) for name, own in uses.items()}
+    sums = {name: sum(seconds[use.layer] for use in group) for name, group in uses.items()}
     nodes = {node.name: node for node in network.nodes}
     facts = tuple(
         LayerFacts(
@@ -97,12 +97,12 @@ def inspect(
         for use in uses[""]
     )
     sites = [
-        SiteFacts(site, sum(own.seconds for own in facts if _belongs(network, own, site)), sums[""] - sums[name])
+        SiteFacts(site, sum(layer.seconds for layer in facts if _belongs(network, layer, site)), sums[""] - sums[name])
         for name, site in network.sites.items()
     ]
-    doubts = dict.fromkeys(remark for reading in (*found.values(), whole) for remark in reading.remarks)
+    doubts = dict.fromkeys(remark for reading in (*readings.values(), whole) for remark in reading.remarks)
     return Inspection(
-        facts, tuple(sorted(sites, key=lambda own: own.saved, reverse=True)), dict(network.frozen), network.macs(base),
+        facts, tuple(sorted(sites, key=lambda one: one.saved, reverse=True)), dict(network.frozen), network.macs(base),
         network.params(base), network.searchable, whole, tuple(doubts),
     )  # fmt: skip
 
@@ -118,7 +118,7 @@ def _with(base: Arch, site: Site) -> Arch:
     return replace(base, widths={**base.widths, site.name: smaller(site)})
 
 
-def _belongs(network: Network, own: LayerFacts, site: Site) -> bool:
+def _belongs(network: Network, facts: LayerFacts, site: Site) -> bool:
     if site.kind == "width":
-        return own.site == site.name
-    return any(own.name == block or own.name.startswith((f"{block}.", f"{block}:")) for block in site.producers)
+        return facts.site == site.name
+    return any(facts.name == block or facts.name.startswith((f"{block}.", f"{block}:")) for block in site.producers)

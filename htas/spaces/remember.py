@@ -50,8 +50,8 @@ class CachedMetric(Metric):
         self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
         """One measurement for each case; networks are always measured. A store that fails is said and done without."""
-        found = self.sample(cases, cases, on_round=on_round, pending=by_case(cases, pending))
-        return [found[case] for case in cases]
+        readings = self.sample(cases, cases, on_round=on_round, pending=by_case(cases, pending))
+        return [readings[case] for case in cases]
 
     def sample(
         self,
@@ -62,75 +62,75 @@ class CachedMetric(Metric):
         pending: PendingCases | None = None,
     ) -> dict[Case, Measurement]:
         """The `first`, and what was `pending` then; of a curve from the store, what the store has of it."""
-        known = {} if self.fresh else self._known(cases, set(first))
-        held = self._held(known)
-        if len(held) < len(known):
+        stored = {} if self.fresh else self._stored_curves(cases, set(first))
+        valid = self._still_valid(stored)
+        if len(valid) < len(stored):
             say(f"store: layers moved by more than {MOVED:.0%} against each other since; all is measured anew")
-            known, held = {}, {}
-        found: dict[Case, Measurement] = {}
-        if not held or set(first) - set(held):
-            found, anchor = self._measured(cases, set(first), known, on_round, pending)
-            self._keep(found, anchor)
-        if held:
-            number = len({*found, *held}.intersection(cases))
-            say(f"store: {len(held)} of {number} layers were measured before and still hold")
-        both = {**found, **held}
+            stored, valid = {}, {}
+        new: dict[Case, Measurement] = {}
+        if not valid or set(first) - set(valid):
+            new, anchor = self._measured(cases, set(first), stored, on_round, pending)
+            self._keep(new, anchor)
+        if valid:
+            number = len({*new, *valid}.intersection(cases))
+            say(f"store: {len(valid)} of {number} layers were measured before and still hold")
+        both = {**new, **valid}
         return {case: both[case] for case in dict.fromkeys(cases) if case in both}
 
-    def _held(self, known: Mapping[Case, Entry]) -> dict[Case, Measurement]:
+    def _still_valid(self, stored: Mapping[Case, Entry]) -> dict[Case, Measurement]:
         """What still holds, at today's speed."""
         surveys: dict[str, list[Case]] = {}
-        for case, entry in known.items():
+        for case, entry in stored.items():
             surveys.setdefault(entry.survey, []).append(case)
         beside = [case for mine in surveys.values() for case in mine[:: max(1, len(mine) // BESIDE)]]
-        asked = list(dict.fromkeys([ANCHOR, *beside])) if known else []
-        today = dict(zip(asked, self.metric.measure(asked, pending=lambda found: ()), strict=True)) if asked else {}
-        held: dict[Case, Measurement] = {}
+        cases = list(dict.fromkeys([ANCHOR, *beside])) if stored else []
+        today = dict(zip(cases, self.metric.measure(cases, pending=lambda readings: ()), strict=True)) if cases else {}
+        valid: dict[Case, Measurement] = {}
         for mine in surveys.values():
-            factor = _moved(today, {case: known[case] for case in mine})
-            held |= {case: _rescaled(known[case], factor) for case in mine} if factor is not None else {}
-        return held
+            factor = _moved(today, {case: stored[case] for case in mine})
+            valid |= {case: _rescaled(stored[case], factor) for case in mine} if factor is not None else {}
+        return valid
 
     def _measured(
         self,
         cases: Sequence[Case],
         first: set[Case],
-        known: Mapping[Case, Entry],
+        stored: Mapping[Case, Entry],
         on_round: OnRound | None,
         pending: PendingCases | None,
     ) -> tuple[dict[Case, Measurement], Measurement]:
         """Readings of what is not of a known curve, and of the anchor in the same rounds."""
-        curves = {_curve(case) for case in known}
-        asked = list(dict.fromkeys([*(case for case in cases if _curve(case) not in curves), ANCHOR]))
-        stored = {case: entry.measurement for case, entry in known.items()}
+        curves = {_curve(case) for case in stored}
+        needed = list(dict.fromkeys([*(case for case in cases if _curve(case) not in curves), ANCHOR]))
+        old_readings = {case: entry.measurement for case, entry in stored.items()}
 
         def more(readings: Mapping[Case, Measurement]) -> set[Case]:
             assert pending is not None
-            so_far = {**readings, **stored}
-            open_ones = set(pending(so_far)).intersection(asked)
+            so_far = {**readings, **old_readings}
+            open_ones = set(pending(so_far)).intersection(needed)
             return open_ones | {ANCHOR} if open_ones else set()
 
-        begun = [case for case in asked if case in first or case == ANCHOR]
-        readings = self.metric.sample(asked, begun, on_round=on_round, pending=more if pending is not None else None)
+        begun = [case for case in needed if case in first or case == ANCHOR]
+        readings = self.metric.sample(needed, begun, on_round=on_round, pending=more if pending is not None else None)
         return readings, readings[ANCHOR]
 
-    def _known(self, cases: Sequence[Case], first: set[Case]) -> dict[Case, Entry]:
+    def _stored_curves(self, cases: Sequence[Case], first: set[Case]) -> dict[Case, Entry]:
         """The stored measurements of curves: of all that are whole, and of those that are sampled."""
         curves: dict[str, list[Layer]] = {}
         for case in cases:
             if isinstance(case, Layer):
                 curves.setdefault(_curve(case), []).append(case)
         sampled = [layer for layers in curves.values() if not first.issuperset(layers) for layer in layers]
-        found: dict[Case, Entry] = {}
+        entries_by_case: dict[Case, Entry] = {}
         try:
             for layers in filter(first.issuperset, curves.values()):
                 entries = self.store.curve(self.place, self.name, [layer.key for layer in layers])
-                found |= dict(zip(layers, entries, strict=True)) if entries else {}
-            found |= self._samples(sampled, first)
+                entries_by_case |= dict(zip(layers, entries, strict=True)) if entries else {}
+            entries_by_case |= self._samples(sampled, first)
         except UserError as error:
             say(f"store: {error}; all is measured anew")
             return {}
-        return found
+        return entries_by_case
 
     def _samples(self, layers: Sequence[Layer], first: set[Case]) -> dict[Case, Entry]:
         """What the newest survey has of these layers; nothing where it lacks one of the first."""
@@ -141,12 +141,12 @@ class CachedMetric(Metric):
         stored = {entry.layer: entry for entry in entries if (entry.place, entry.metric) == (self.place, self.name)}
         return {layer: stored[layer.key] for layer in layers if layer.key in stored}
 
-    def _keep(self, found: Mapping[Case, Measurement], anchor: Measurement) -> None:
+    def _keep(self, readings: Mapping[Case, Measurement], anchor: Measurement) -> None:
         """Put what was measured now into the store."""
         steady = tuple(np.divide(anchor.values, anchor.levels or 1.0).tolist())
         entries = [
             Entry(self.place, self.name, case.key, reading, steady, reading.doubts)
-            for case, reading in found.items()
+            for case, reading in readings.items()
             if isinstance(case, Layer)
         ]
         try:
@@ -160,10 +160,10 @@ def _curve(case: Case) -> str:
     return case.curve_template.key if isinstance(case, Layer) else ""
 
 
-def _moved(today: Mapping[Case, Measurement], known: Mapping[Case, Entry]) -> float | None:
+def _moved(today: Mapping[Case, Measurement], stored: Mapping[Case, Entry]) -> float | None:
     """What the layers of a survey take today over what they took then; None where they do not move together."""
-    then = {case: entry.measurement.estimate for case, entry in known.items()}
-    if anchor := next(iter(known.values())).anchor:
+    then = {case: entry.measurement.estimate for case, entry in stored.items()}
+    if anchor := next(iter(stored.values())).anchor:
         then[ANCHOR] = float(np.percentile(anchor, LOW))
     ratios = np.asarray([today[case].estimate / then[case] for case in today if case in then])
     factor = float(np.median(ratios))
@@ -174,5 +174,7 @@ def _moved(today: Mapping[Case, Measurement], known: Mapping[Case, Entry]) -> fl
 def _rescaled(entry: Entry, factor: float) -> Measurement:
     """A stored measurement at today's speed of the machine."""
     remark = f"measured on {entry.date[:10]} and rescaled by {factor:.3f}, as the machine's speed moved"
-    kept = entry.measurement
-    return replace(kept, values=tuple(value * factor for value in kept.values), remarks=(*kept.remarks, remark))
+    reading = entry.measurement
+    return replace(
+        reading, values=tuple(value * factor for value in reading.values), remarks=(*reading.remarks, remark)
+    )

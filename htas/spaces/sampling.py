@@ -57,7 +57,7 @@ class SiteFamily:
     @cached_property
     def widths(self) -> list[int]:
         """Of all its sites together."""
-        return sorted({x for own, _ in self.sites for x in own})
+        return sorted({x for widths, _ in self.sites for x in widths})
 
     @property
     def first(self) -> set[int]:
@@ -68,7 +68,11 @@ class SiteFamily:
         if len(self.widths) <= self.most:
             return set(self.widths)
         spacing = 2 ** ceil(log2(2 * len(self.widths) / self.most))
-        ends = {own[end - 1] for own, _ in self.sites for _, end in group_bounds(len(own), min(self.groups, len(own)))}
+        ends = {
+            widths[end - 1]
+            for widths, _ in self.sites
+            for _, end in group_bounds(len(widths), min(self.groups, len(widths)))
+        }
         return {self.widths[0], *self.widths[spacing - 1 :: spacing], *ends}
 
     @property
@@ -76,46 +80,48 @@ class SiteFamily:
         """Layers that are measured at most."""
         number = max(self.most, len(self.first))
         longest: dict[Template, int] = {}
-        for own, layers in self.sites:
-            longest |= {layer: max(len(own), longest.get(layer, 0)) for layer in layers}
+        for widths, layers in self.sites:
+            longest |= {layer: max(len(widths), longest.get(layer, 0)) for layer in layers}
         return sum(min(length, number) for length in longest.values())
 
     def at(self, widths: Collection[int]) -> set[Layer]:
         """Its layers at these widths, as far as each goes."""
-        return {layer.wide(x) for own, layers in self.sites for layer in layers for x in widths if x in own}
+        return {
+            layer.wide(x) for site_widths, layers in self.sites for layer in layers for x in widths if x in site_widths
+        }
 
-    def split(self, tables: Mapping[str, LayerTable], measured: set[Layer], asked: set[Layer]) -> set[Layer]:
+    def split(self, tables: Mapping[str, LayerTable], measured: set[Layer], open_layers: set[Layer]) -> set[Layer]:
         """The layers to measure next: at the middle of intervals that hide a step, and beside it, to be read with it.
 
         Those that a choice might fall into come first, then large steps, then narrow intervals; and only so many as
         there are widths left to follow each down to the width. When no step is seen that is not located, it is the turn
         of those that a choice might fall into though none is seen.
         """
-        known = [x for x in self.widths if self.at([x]) <= measured]
-        left = self.most - len(known)
-        between = {(a, b): [x for x in self.widths if a < x < b] for a, b in pairwise(known)} if left > 0 else {}
-        hiding = {interval: widths for interval, widths in between.items() if widths}
-        is_open = {interval: not self.at(widths).isdisjoint(asked) for interval, widths in hiding.items()}
-        steps = self._steps(tables, known) if hiding else {}
-        found = {each: steps[each] for each in hiding if each in steps} or {e: FLAT for e in hiding if is_open[e]}
+        measured_widths = [x for x in self.widths if self.at([x]) <= measured]
+        remaining = self.most - len(measured_widths)
+        between = {(a, b): [x for x in self.widths if a < x < b] for a, b in pairwise(measured_widths)}
+        hiding = {interval: widths for interval, widths in between.items() if widths and remaining > 0}
+        is_open = {interval: not self.at(widths).isdisjoint(open_layers) for interval, widths in hiding.items()}
+        steps = self._steps(tables, measured_widths) if hiding else {}
+        heights = {each: steps[each] for each in hiding if each in steps} or {e: FLAT for e in hiding if is_open[e]}
 
         def urgency(interval: tuple[int, int]) -> tuple[bool, int, int, float]:
-            return is_open[interval], round(log2(found[interval])), -len(hiding[interval]), found[interval]
+            return is_open[interval], round(log2(heights[interval])), -len(hiding[interval]), heights[interval]
 
         widths: set[int] = set()
-        for first, last in sorted(found, key=urgency, reverse=True):
+        for first, last in sorted(heights, key=urgency, reverse=True):
             inside = hiding[first, last]
-            left -= ceil(log2(len(inside) + 1))
-            if widths and left < 0:
+            remaining -= ceil(log2(len(inside) + 1))
+            if widths and remaining < 0:
                 break
             widths |= {first, inside[(len(inside) - 1) // 2], last}
         return self.at(widths)
 
-    def _steps(self, tables: Mapping[str, LayerTable], known: Sequence[int]) -> dict[tuple[int, int], float]:
+    def _steps(self, tables: Mapping[str, LayerTable], measured_widths: Sequence[int]) -> dict[tuple[int, int], float]:
         """The intervals of known widths that hide a step, with its height as a share of the latency."""
-        found: dict[tuple[int, int], float] = {}
-        for own, layers in self.sites:
-            widths = [x for x in known if x in own]
+        heights: dict[tuple[int, int], float] = {}
+        for site_widths, layers in self.sites:
+            widths = [x for x in measured_widths if x in site_widths]
             total = add([(count, curve(tables, layer, widths)) for layer, count in layers.items()])
             # few readings may agree by chance: none is taken for surer than half of them are
             typical = float(np.median(np.divide(total.errors, total.seconds)))
@@ -124,27 +130,27 @@ class SiteFamily:
             for (first, before, one), (last, after, other) in pairwise(rows):
                 height = abs(after - before)
                 least = max(FLAT * min(before, after), SEEN * float(np.hypot(one, other)))
-                if last - first > own.step and height > least:
+                if last - first > site_widths.step and height > least:
                     share = height / max(before, after, height)
-                    found[first, last] = max(share, found.get((first, last), 0.0))
-        return found
+                    heights[first, last] = max(share, heights.get((first, last), 0.0))
+        return heights
 
 
 def site_families(plan: SurveyPlan) -> list[SiteFamily]:
     """The sites, those together that share a layer."""
-    found: list[SiteFamily] = []
+    families: list[SiteFamily] = []
     for site, layers in plan.templates.items():
         mine = (plan.widths(site), layers)
-        akin = [family for family in found if any(layers.keys() & theirs.keys() for _, theirs in family.sites)]
+        akin = [family for family in families if any(layers.keys() & theirs.keys() for _, theirs in family.sites)]
         sites = [each for family in akin for each in family.sites]
         joined = SiteFamily(tuple(sites if mine in sites else [*sites, mine]), plan.groups, plan.most)
-        found = [*(family for family in found if family not in akin), joined]
-    return found
+        families = [*(family for family in families if family not in akin), joined]
+    return families
 
 
-def first_layers(found: Collection[Layer], families: Sequence[SiteFamily]) -> set[Layer]:
+def first_layers(layers: Collection[Layer], families: Sequence[SiteFamily]) -> set[Layer]:
     """The layers that a survey begins with: of every family its first widths, and those of frozen width."""
-    begun, sampled = set(found), set()
+    begun, sampled = set(layers), set()
     for family in families:
         sampled |= family.at(family.widths) - family.at(family.first)
     return begun - sampled

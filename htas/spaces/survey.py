@@ -76,9 +76,11 @@ def survey(
 
     def more(readings: Mapping[Case, Measurement]) -> Collection[Layer]:
         tables = _tables(layers, readings)
-        asked = set(layers if pending is None else pending(tables))
+        open_layers = set(layers if pending is None else pending(tables))
         measured = {layer for layer in layers if layer in readings}
-        return asked & measured | {layer for family in families for layer in family.split(tables, measured, asked)}
+        return open_layers & measured | {
+            layer for family in families for layer in family.split(tables, measured, open_layers)
+        }
 
     begun = first_layers(layers, families)
     sampling = len(begun) < len(layers)
@@ -112,10 +114,12 @@ def _doubts(readings: Sequence[Measurement]) -> tuple[str, ...]:
     return tuple(doubts)
 
 
-def _tables(found: Mapping[Layer, Collection[str]], readings: Mapping[Case, Measurement]) -> dict[str, LayerTable]:
+def _tables(
+    keys_by_layer: Mapping[Layer, Collection[str]], readings: Mapping[Case, Measurement]
+) -> dict[str, LayerTable]:
     """By layer key: the widths, and the summaries and the number of readings of each."""
     layers: dict[str, list[Layer]] = {}
-    for layer, keys in found.items():
+    for layer, keys in keys_by_layer.items():
         for key in keys:
             layers.setdefault(key, []).append(layer)
     return {key: _table(mine, readings) for key, mine in layers.items()}
@@ -123,14 +127,14 @@ def _tables(found: Mapping[Layer, Collection[str]], readings: Mapping[Case, Meas
 
 def _table(layers: Sequence[Layer], readings: Mapping[Case, Measurement]) -> LayerTable:
     """What was not read is on the line between its neighbours, and uncertain by half of what they differ."""
-    known = {layer.outputs: readings[layer] for layer in layers if layer in readings}
-    widths, measured = [layer.outputs for layer in layers], sorted(known)
-    figures = {column: [getattr(known[width], column) for width in measured] for column in SUMMARIES}
+    by_width = {layer.outputs: readings[layer] for layer in layers if layer in readings}
+    widths, measured = [layer.outputs for layer in layers], sorted(by_width)
+    figures = {column: [getattr(by_width[width], column) for width in measured] for column in SUMMARIES}
     table = {column: np.interp(widths, measured, figures[column]).tolist() for column in SUMMARIES}
     for row, width in enumerate(widths):
-        if width not in known:
+        if width not in by_width:
             above = int(np.searchsorted(measured, width))
             before, after = figures["estimate"][above - 1 : above + 1]
             table["error"][row] = float(np.hypot((after - before) / 2, table["error"][row]))
-    counts = tuple(len(known[width].values) if width in known else 0 for width in widths)
+    counts = tuple(len(by_width[width].values) if width in by_width else 0 for width in widths)
     return LayerTable(tuple(widths), readings=counts, **{column: tuple(table[column]) for column in SUMMARIES})

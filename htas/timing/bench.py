@@ -243,8 +243,8 @@ class _Run:
     @property
     def _share(self) -> float:
         """Of the time there is for reading: what is left of the limit by building calls that are built only once."""
-        left = self.bench.limit - self.building
-        return (self.bench.now() - self.started - self.building) / left if left > 0 else inf
+        rest = self.bench.limit - self.building
+        return (self.bench.now() - self.started - self.building) / rest if rest > 0 else inf
 
     def _make(self, active: Sequence[int], anew: bool) -> None:
         """Build and warm up: all `anew`, or what is missing.
