@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MetricSum(LayerCost):
-    """The sum of what a metric says of single layers."""
+    """The sum of a metric's figures of single layers."""
 
     metric: Metric
     unit: str = ""
@@ -31,7 +31,7 @@ class MetricSum(LayerCost):
         object.__setattr__(self, "unit", self.metric.unit)
 
     def values(self, template: Template, inputs: Sequence[int], outputs: Sequence[int]) -> Floats:
-        """Each layer is measured once."""
+        """The metric's figures, [inputs, outputs]; each layer is measured once."""
         layers = [[template.at(i, o) for o in outputs] for i in inputs]
         new = [layer for layer in dict.fromkeys(chain.from_iterable(layers)) if layer not in self._figures]
         if new:
@@ -52,15 +52,15 @@ class CountCost(LayerCost):
         object.__setattr__(self, "unit", {"macs": "MACs", "params": "parameters"}[self.count])
 
     def cost(self, arch: Arch) -> float:
-        """As the network counts them, projections included."""
+        """The network's own count, projections included."""
         return float(getattr(self.network, self.count)(arch))
 
     def values(self, template: Template, inputs: Sequence[int], outputs: Sequence[int]) -> Floats:
-        """As the layer counts them."""
+        """The layers' own counts, [inputs, outputs]."""
         return np.array([[getattr(template.at(i, o), self.count) for o in outputs] for i in inputs], float)
 
     def template(self, step: "Step") -> Template | None:
-        """Parameters of a norm are counted where it stands, and those of a projection with it."""
+        """The norm of a convolution counts as a norm by itself, that of a projection with the projection."""
         template = super().template(step)
         if self.count == "macs" or step.node.kind == "project":
             return template
@@ -73,7 +73,7 @@ class CountCost(LayerCost):
         return replace(template, norm=False) if template else None
 
     def expected(self, space: Space, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> Tensor:
-        """What is no layer of ours is counted where its block is kept."""
+        """The mean over archs, a scalar; fixed parts of the network count if their block is kept."""
         total = super().expected(space, widths, depths)
         stays = {name: by_block(space.depths[name], depths[name], s.base) for name, s in self.network.depths.items()}
         for step in self.network.flow(lambda site: Mixture({site: 1.0}), stays.__getitem__):

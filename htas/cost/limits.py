@@ -1,7 +1,6 @@
-"""Limits that a network must keep: as people write them, as numbers, and archs that keep them and use them.
+"""Limits that a network must keep: as people write them, and as numbers.
 
-A limit is a share of the base network's figure ("50%") or a figure with its unit ("8 ms", "1.0M"). A search is led to
-AIM of it; what is chosen lies between USED and the whole.
+A limit is a share of the base network's figure ("50%") or a figure with its unit ("8 ms", "1.0M").
 """
 
 import re
@@ -43,15 +42,15 @@ class Constraints:
 
     @property
     def by_metric(self) -> dict[str, str]:
-        """The limits that are given, by metric."""
+        """The limits as text, by metric; metrics without one are left out."""
         standard = {name: getattr(self, name) for name in STANDARD}
         return {metric: text for metric, text in (standard | self.metrics).items() if text}
 
 
 def parse(metric: str, text: str, base: float) -> float:
-    """The limit in the metric's own unit, given the base network's figure.
+    """The limit in the metric's unit; `base` is the base network's figure.
 
-    Raises UserError that says how limits are written where the text is no number over 0 with a unit of the metric.
+    Raises UserError if the text is no number over 0 with a unit of the metric.
     """
     match = NUMBER.fullmatch(text)
     kind = metrics.named(metric)
@@ -72,7 +71,7 @@ class Limit:
 
     metric: str
     text: str
-    """As it was given."""
+    """As the user wrote it: "50%", "8 ms"."""
     cost: CostModel
     most: float
     """In the cost's unit."""
@@ -83,12 +82,12 @@ class Limit:
         return metrics.named(self.metric)
 
     def ratio(self, arch: Arch) -> float:
-        """The cost of an arch over the limit: at most 1 where it is kept."""
+        """The cost of an arch over the limit: at most 1 if the limit is kept."""
         return self.cost.cost(arch) / self.most
 
 
 def limits(constraints: Constraints, costs: Mapping[str, CostModel], base: Arch) -> tuple[Limit, ...]:
-    """The constraints as numbers; `costs` has a model of every metric that is constrained."""
+    """The constraints as numbers; `costs` has a cost model for every metric with a limit."""
     return tuple(
         Limit(metric, text, costs[metric], parse(metric, text, costs[metric].cost(base)))
         for metric, text in constraints.by_metric.items()

@@ -29,18 +29,18 @@ class CostModel(ABC):
 
 
 def expectation(choices: Sequence[int], probabilities: Tensor) -> Tensor:
-    """The mean of the choices, a scalar."""
+    """The mean of the choices under probabilities [choices], a scalar."""
     return probabilities @ torch.tensor(choices, dtype=probabilities.dtype, device=probabilities.device)
 
 
 def keeps(choices: Sequence[int], probabilities: Tensor, blocks: int) -> list[Tensor]:
-    """For each block, the probability that it is kept: that the depth is above its number."""
+    """Probability of keeping each block: that the depth exceeds its number, the first being 0."""
     stays = by_block(choices, probabilities, blocks)
     return [torch.stack(stays[block:]).sum() for block in range(blocks)]
 
 
 def by_block(choices: Sequence[int], probabilities: Tensor, blocks: int) -> list[Tensor]:
-    """Probability of keeping 1, 2, ... blocks; zero for depths that are no choice."""
+    """Probability of keeping exactly 1, 2, ... blocks; zero for depths that are no choice."""
     zero = probabilities.new_zeros(())
     by_depth = dict(zip(choices, probabilities, strict=True))
     return [by_depth.get(depth, zero) for depth in range(1, blocks + 1)]

@@ -19,7 +19,7 @@ from htas.spaces.space import Space
 
 @dataclass(frozen=True)
 class Term:
-    """Layers of one site that are kept together: count x (k x^alpha + b) seconds."""
+    """Layers of one site that stay or go together: count x (k x^alpha + b) seconds (eq. 1)."""
 
     site: str
     """Empty for layers whose width never changes."""
@@ -36,7 +36,7 @@ class Term:
 
 @dataclass(frozen=True)
 class PaperCost(CostModel):
-    """Eq. 7 and 8: the sum over layers of f(E[width]), each times the share of archs that keep the layer.
+    """Eq. 7 and 8: the sum over layers of f(E[width]), each times the probability of keeping the layer.
 
     The input width of a layer is held at the survey's, as in the paper.
     """
@@ -57,7 +57,7 @@ class PaperCost(CostModel):
         )
 
     def expected(self, space: Space, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> Tensor:
-        """f(E[x]) of eq. 8 for each term, times the probability that it is kept."""
+        """f(E[x]) of eq. 8 for each term times the probability of keeping it: seconds, a scalar."""
         mean = {site: expectation(space.widths[site], widths[site]) for site in space.widths}
         keep = {site: keeps(space.depths[site], depths[site], self.blocks[site]) for site in space.depths}
         total: Any = 0.0

@@ -1,8 +1,8 @@
 """Peak activation memory of an arch, from one look at how the tensors of its network are born and die.
 
-Which tensors a pass holds at each moment depends on how the network is written, and not on its widths. So one pass is
-followed, tensor by tensor (htas/metrics/memory.py), and of any other arch the same story is told with other sizes:
-without what is cut, and with the output of the last kept block in the place of that of the last block.
+Which tensors a pass holds at each moment depends on the code of the network, not on its widths. So one pass is
+followed, tensor by tensor (htas/metrics/memory.py), and any other arch has the same tensors with other sizes, without
+those of dropped blocks, and with the output of the last kept block in place of the last block's.
 """
 
 import random
@@ -24,22 +24,22 @@ from htas.spaces.space import Space
 from htas.timing.target import Target
 
 PROBES = 3
-"""Archs of different widths everywhere, by which is told whose channels a tensor has."""
+"""Number of probe archs. Every site gets a distinct width, which identifies the node of each tensor."""
 
 
 @dataclass(frozen=True)
 class TensorFacts:
-    """A tensor of any arch."""
+    """A tensor of the pass, for any arch."""
 
     life: Life
     node: str
-    """The node whose output has as many channels; empty where the size never changes."""
+    """The node whose output has as many channels; empty if the size never changes."""
     each: float
-    """Bytes for each of these channels, of a batch; of all, where there is no node."""
+    """Bytes of a batch for each channel; of all channels if there is no node."""
     blocks: tuple[tuple[str, int], ...]
-    """Depth sites around it, each with the number of its block."""
+    """Depth sites around it, each with a block number."""
     projection: str
-    """The node of a projection that makes it, which is there only where widths differ."""
+    """The projection that creates it, which exists only if widths differ."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class PeakCost(CostModel):
     network: Network
     tensors: tuple[TensorFacts, ...]
     plain: tuple[TensorFacts, ...] = ()
-    """With projected adds, of archs that need no projection: these are of the user's own class, no GraphModule."""
+    """With projected adds, the tensors of archs without projections, which run as the user's class, no GraphModule."""
     scale: float = 1.0
-    """What the device holds over what is told: 1 on a CPU."""
+    """Ratio of device memory to predicted memory: 1 on a CPU."""
     unit: str = "bytes"
     counted: Mapping[Arch, float] = field(default_factory=dict)
-    """Archs that were counted: the base network."""
+    """Counted bytes of some archs: the base network."""
 
     def cost(self, arch: Arch) -> float:
         """Bytes."""
@@ -76,10 +76,10 @@ class PeakCost(CostModel):
         return self.scale * float(np.cumsum(change).max())
 
     def expected(self, space: Space, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> Tensor:
-        """The largest, over the moments of a pass, of the probability that it comes times the mean bytes then.
+        """The largest, over the moments of a pass, of the moment's probability times its mean bytes; a scalar.
 
-        Exact where the probabilities are 0 and 1 and no shortcut is projected; else a little less than the mean of the
-        largest (Jensen).
+        Exact if probabilities are 0 and 1 and no shortcut is projected; otherwise slightly below the mean peak
+        (Jensen).
         """
         mean = {site: expectation(space.widths[site], widths[site]) for site in space.widths}
         stays = {name: by_block(space.depths[name], depths[name], s.base) for name, s in self.network.depths.items()}
@@ -106,7 +106,7 @@ class PeakCost(CostModel):
 
 
 def _extended(story: Sequence[TensorFacts], depths: Mapping[str, int], bare: set[str]) -> NDArray[np.int64]:
-    """When each dies: what stands in for a tensor that is not made lives as long as that."""
+    """When each tensor dies; one that replaces a missing tensor lives as long as that."""
     died = np.array([min(tensor.life.died, len(story)) for tensor in story])
     for site, depth in depths.items():
         cut = [number for number, tensor in enumerate(story) if dict(tensor.blocks).get(site, -1) >= depth]
@@ -122,7 +122,7 @@ def _extended(story: Sequence[TensorFacts], depths: Mapping[str, int], bare: set
 
 
 def peak_cost(network: Network, target: Target) -> PeakCost:
-    """Follow the network at a few widths; raises ValueError for a tensor that has the channels of no node."""
+    """Follow the network at a few widths; raises UserError for a tensor whose size follows no node's channels."""
     tensors = _story(network, target)
     plain: tuple[TensorFacts, ...] = ()
     if network.adds == "project":
@@ -141,7 +141,7 @@ def _story(network: Network, target: Target) -> tuple[TensorFacts, ...]:
     blocks: tuple[tuple[str, int], ...] = ()
     for lives_of in zip(*followed, strict=True):
         owner = lives_of[0].owner
-        if owner or not isinstance(modules[0], fx.GraphModule):  # whose operators belong to what was before
+        if owner or not isinstance(modules[0], fx.GraphModule):  # else an operator belongs to the module before
             blocks = _blocks(network, owner)
         node, each = _channels(network, [life.size for life in lives_of], channels, blocks, owner)
         projection = next((n.name for n in network.nodes if n.kind == "project" and _within(owner, n.name)), "")
@@ -150,7 +150,7 @@ def _story(network: Network, target: Target) -> tuple[TensorFacts, ...]:
 
 
 def _probe(network: Network, seed: int) -> Arch:
-    """All blocks, and another width at every site."""
+    """An arch with all blocks, and another width at every site."""
     sites = network.widths
     rng = random.Random(seed)
     factors = rng.sample(range(2, 3 * len(sites) + 3), len(sites))
@@ -178,7 +178,7 @@ def _channels(
     blocks: tuple[tuple[str, int], ...],
     owner: str,
 ) -> tuple[str, float]:
-    """The node of the same blocks whose channels explain the sizes, and the bytes of each channel."""
+    """The node of the same blocks whose channels explain the sizes, and the bytes of a channel."""
     if len(set(sizes)) == 1:
         return "", float(sizes[0])
     for node in network.nodes:

@@ -43,7 +43,7 @@ class NetworkCosts:
         return CountCost(self.network, figure)
 
     def summed(self, metric: type[Metric]) -> MetricSum:
-        """The sum of what a metric says of single layers, each by itself."""
+        """The sum of a metric's figures of single layers."""
         return MetricSum(self.network, metric(self.target))
 
     def peak_memory(self) -> PeakCost:

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 Case = Layer | nn.Module
 """A layer, or a network that takes one batch of the target's images."""
 OnRound = Callable[[float, str], None]
-"""Hears the share of the work that is done, and a figure of the moment."""
+"""Called with the fraction of the work that is done, 0 to 1, and a current figure as text."""
 Pending = Callable[[Sequence[Measurement]], Collection[int]]
-"""Given the measurements of all cases so far, the numbers of the cases that need more readings."""
+"""Numbers of the cases that need more readings, from the measurements of all cases so far."""
 PendingCases = Callable[[Mapping[Case, Measurement]], Collection[Case]]
-"""Given what has been measured so far, the cases that need more readings, or a first one."""
+"""Cases that need more readings, or a first one, from the measurements so far."""
 
 
 class CostSource(Protocol):
@@ -52,7 +52,7 @@ class CostSource(Protocol):
         """An exact sum over layers."""
 
     def summed(self, metric: "type[Metric]") -> "CostModel":
-        """The sum of what a metric says of single layers."""
+        """The sum of a metric's figures of single layers."""
 
     def peak_memory(self) -> "CostModel":
         """Activations alive at once."""
@@ -96,9 +96,9 @@ class Metric(ABC):
     def measure(
         self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
-        """One measurement for each case, in their order; the models themselves stay as they are.
+        """One measurement for each case, in their order; models are not changed.
 
-        A metric that reads goes on where readings are `pending`, within its limits; one that counts ignores both.
+        A metric that reads repeats `pending` cases, within its limits; one that counts ignores both arguments.
         """
 
     def sample(
@@ -109,10 +109,10 @@ class Metric(ABC):
         on_round: OnRound | None = None,
         pending: PendingCases | None = None,
     ) -> dict[Case, Measurement]:
-        """Measure the `first` of the cases, then others as they are `pending`: what was measured, of no other case.
+        """Measure the `first` of the cases, then others while they are `pending`; returns the measured cases only.
 
-        Here one after the other, as is right where figures are counted. A metric that readings of one moment bind
-        together has its own, which takes the others into the same rounds.
+        This implementation measures one set after the other, which suits counted figures. A metric whose readings
+        depend on the moment overrides it and adds the others to the same rounds.
         """
         begun = [case for case in dict.fromkeys(cases) if case in set(first)]
         measured = self.measure(begun, on_round=on_round, pending=by_number(begun, pending))
@@ -134,7 +134,7 @@ def name_of(metric: type[Metric]) -> str:
 
 
 def by_number(cases: Sequence[Case], pending: PendingCases | None) -> Pending | None:
-    """What is pending of these cases, by their numbers."""
+    """Pending cases as numbers of `cases`."""
     if pending is None:
         return None
 
@@ -146,7 +146,7 @@ def by_number(cases: Sequence[Case], pending: PendingCases | None) -> Pending | 
 
 
 def by_case(cases: Sequence[Case], pending: Pending | None) -> PendingCases | None:
-    """What is pending by number, as cases; the inverse of `by_number`."""
+    """Pending numbers as cases; the inverse of `by_number`."""
     if pending is None:
         return None
     return lambda so_far: {cases[number] for number in pending([so_far[case] for case in cases])}

@@ -26,11 +26,11 @@ from htas.timing.contention import Watch
 from htas.timing.measurement import Measurement
 
 POWERCAP = Path("/sys/class/powercap")
-"""Where Linux shows the counters of RAPL (Intel, and AMD from Zen on)."""
+"""Folder of the RAPL counters on Linux (Intel, and AMD from Zen on)."""
 CHUNK = 0.01
-"""Seconds of calls between two looks at the meter: a reading is exact to about one such chunk."""
+"""Seconds of calls between two reads of the meter; a reading is exact to about one chunk."""
 PATIENCE = 5.0
-"""A meter that shows no change for so many seconds of work is not one; NVML's move at least every 0.1 s."""
+"""Seconds of work without a change after which a meter is rejected; NVML's counters move at least every 0.1 s."""
 MOST_LOOPS = 1_000_000
 
 
@@ -38,11 +38,11 @@ class Meter(ABC):
     """Counters of energy that only go up."""
 
     name: str
-    """What a person calls it."""
+    """Name for reports."""
 
     @abstractmethod
     def read(self) -> tuple[int, ...]:
-        """The counters now, in units of the meter's own."""
+        """The current counters, in units of the meter."""
 
     @abstractmethod
     def joules(self, before: tuple[int, ...], after: tuple[int, ...]) -> float:
@@ -51,20 +51,20 @@ class Meter(ABC):
 
 @dataclass(frozen=True)
 class Rapl(Meter):
-    """The processor's packages and the memory beside them, idle cores and other programs included."""
+    """The processor's packages and their memory, idle cores and other programs included."""
 
     name: str
     zones: tuple[Path, ...]
     """Folders of the kernel's powercap tree."""
     ranges: tuple[int, ...]
-    """Microjoules at which each counter starts again from 0."""
+    """Microjoules at which each counter wraps to 0."""
 
     def read(self) -> tuple[int, ...]:
         """Microjoules of each zone."""
         return tuple(_number(zone / "energy_uj") for zone in self.zones)
 
     def joules(self, before: tuple[int, ...], after: tuple[int, ...]) -> float:
-        """The sum over zones; a counter that went down has started again, once: full ranges last many minutes."""
+        """The sum over zones; a counter that went down has wrapped once, since a full range lasts many minutes."""
         spent = (
             new - old if new >= old else new - old + most
             for old, new, most in zip(before, after, self.ranges, strict=True)
@@ -92,7 +92,7 @@ class Nvml(Meter):
 
 
 def meter(device: str, powercap: Path = POWERCAP) -> Meter:
-    """The meter of a device; raises ValueError that says what was looked for and what to do."""
+    """The meter of a device; raises UserError if there is none that can be read."""
     return _rapl(powercap) if device == "cpu" else _nvml()
 
 
@@ -141,7 +141,7 @@ def _nvml() -> Nvml:
         ) from error
     try:
         pynvml.nvmlInit()
-        # by its own number: CUDA and NVML may count the GPUs in different orders
+        # by UUID: CUDA and NVML may number the GPUs differently
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties().uuid}")
         nvml = Nvml(f"NVML ({torch.cuda.get_device_name()})", pynvml, handle)
         nvml.read()
@@ -155,7 +155,7 @@ def _nvml() -> Nvml:
 
 @dataclass(frozen=True)
 class Energy(Metric):
-    """Joules of one batch: all that the processor or the GPU board draws while it runs, the idle share included.
+    """Joules of one batch, drawn by the whole processor or GPU board while it runs, the idle share included.
 
     Calls follow each other without a pause, so the figure is power under load times latency. On CUDA the processor that
     feeds the GPU is not counted. Inputs and weights are drawn at random.
@@ -165,13 +165,13 @@ class Energy(Metric):
     units: ClassVar[Mapping[str, float]] = {"J": 1.0, "mJ": 1e-3, "uJ": 1e-6}
     example: ClassVar[str] = "20 mJ"
     rounds: int = 5
-    """Readings of each case."""
+    """Number of readings of each case."""
     reading: float = 1.0
-    """Seconds that one reading lasts at least: meters move only every 1 ms (RAPL) to 100 ms (NVML)."""
+    """Shortest length of a reading in seconds: meters move only every 1 ms (RAPL) to 100 ms (NVML)."""
     seed: int = 0
-    """Of the inputs, the weights of layers, and the order of readings."""
+    """Seed of inputs, of weights of layers, and of the order of readings."""
     powercap: Path = POWERCAP
-    """Where the kernel shows the processor's counters."""
+    """Folder of the processor's counters."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -191,7 +191,8 @@ class Energy(Metric):
     def measure(
         self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
-        """One measurement for each case; a case given twice is measured once. Raises UserError without a meter."""
+        """One measurement for each case, in joules; a repeated case is measured once. Raises UserError without a
+        meter."""
         self.target.check()
         counters = meter(self.target.device, self.powercap)
         runtime = open_runtime(self.target)
@@ -216,7 +217,7 @@ class Energy(Metric):
         return measured(watch.remarks())  # other programs draw from the same meter
 
     def _rounds(self, runtime: Runtime, counters: Meter, readings: Mapping[Case, list[float]]) -> Iterator[set[Case]]:
-        """Read every case in rounds, in an order of each round's own; a case taken out of the set is read no more."""
+        """Read every case in rounds, each in another order; a case removed from the yielded set is read no more."""
         timer, rng, turn = runtime.timer(), random.Random(self.seed), set(readings)
         runs = {case: self._compile(runtime, case).run for case in readings}
         loops = {case: _loops(run, timer) for case, run in runs.items()}
@@ -234,13 +235,13 @@ class Energy(Metric):
         return runtime.compile(case, self.target.example())
 
     def _context(self, runtime: Runtime, counters: Meter) -> dict[str, str]:
-        """Where the readings come from: the meter, the runtime's versions and settings, the target, and when."""
+        """Context of the readings: the meter, versions and settings of the runtime, the target, and the date."""
         date = datetime.now(UTC).isoformat(timespec="seconds")
         return {**runtime.describe(), **self.target.facts(), "meter": counters.name, "date": date}
 
 
 def _loops(run: Call, timer: Timer) -> int:
-    """How many calls in a row last about CHUNK seconds."""
+    """Number of calls that last about CHUNK seconds."""
     timer.time(run, 1)  # the first call allocates and chooses kernels
     loops = 1
     while (seconds := timer.time(run, loops)) < CHUNK / 2 and loops < MOST_LOOPS:
@@ -249,14 +250,14 @@ def _loops(run: Call, timer: Timer) -> int:
 
 
 def _reading(run: Call, loops: int, counters: Meter, timer: Timer, seconds: float) -> float:
-    """Joules per call between two moves of the meter, `seconds` apart or more, without a pause in the work."""
+    """Joules per call between two changes of the meter, at least `seconds` apart, without a pause in the work."""
     before, _ = _to_move(run, loops, counters, timer, 0.0)
     after, calls = _to_move(run, loops, counters, timer, seconds)
     return counters.joules(before, after) / calls
 
 
 def _to_move(run: Call, loops: int, counters: Meter, timer: Timer, seconds: float) -> tuple[tuple[int, ...], int]:
-    """Call until the meter moves, `seconds` from now at the soonest: its counters then, and the number of calls."""
+    """Call until the meter changes, after `seconds` or more; returns its counters and the number of calls."""
     spent, calls, last = 0.0, 0, counters.read()
     while spent < seconds + PATIENCE:
         spent += timer.time(run, loops)

@@ -1,4 +1,4 @@
-"""Seconds per batch on the target, the readings of all cases interleaved."""
+"""Seconds per batch on the target; the readings of all cases are interleaved."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from htas.cost.model import CostModel
 
 CHEAP = 0.05
-"""Seconds to build a layer, up to which programs are built anew while they are measured: on a CPU, where two of each
-fit into memory."""
+"""Largest number of seconds to build a layer for its program to be rebuilt while it is measured, on a CPU, where two
+of each fit into memory."""
 MIN_ROUNDS, MAX_ROUNDS = 20, 1000
 """Rounds in which whole networks are read; each network is read three times a round."""
 MIN_SECONDS = 6.0
@@ -36,24 +36,24 @@ CALLS_PER_ROUND = 4
 
 @dataclass(frozen=True)
 class Latency(Metric):
-    """The time of one batch, inputs and weights drawn at random."""
+    """Seconds of one batch; inputs and weights are random."""
 
     unit: ClassVar[str] = "s"
     units: ClassVar[Mapping[str, float]] = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
     example: ClassVar[str] = "8 ms"
     fitted: ClassVar[bool] = False
     rounds: int = 30
-    """Times that each case's turn comes, at most; it is read three times then."""
+    """Largest number of rounds; each case is read three times a round."""
     limit: float = inf
-    """Seconds after which no further round begins."""
+    """Seconds after which no round begins."""
     reading: float = 0.0
-    """Seconds that one reading lasts at least; 0 means as short as the clock allows."""
+    """Shortest length of a reading in seconds; 0 means as short as the clock allows."""
     seed: int = 0
-    """Of the inputs, the weights of layers, and the order of readings."""
+    """Seed of inputs, of weights of layers, and of the order of readings."""
     layers: Literal["auto", "alone", "chain"] = "auto"
-    """How a layer is timed: alone, as the increment of a chain of layers, or as its runtime does best."""
+    """How a layer is timed: alone, as the increment of a chain of layers, or as suits its runtime (auto)."""
     programs: dict[Case, Callable[[], Program]] = field(default_factory=dict, repr=False, compare=False)
-    """How networks that were measured before are made again without an export; goes from one Latency to the next."""
+    """Builders of programs of networks measured before, which skip the export; `replace` passes them on."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -77,7 +77,7 @@ class Latency(Metric):
     def measure(
         self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
-        """One measurement for each case; a case given twice is measured once."""
+        """One measurement for each case, in seconds; a repeated case is measured once."""
         readings = self._measured(cases, None, by_case(cases, pending), on_round)
         return [readings[case] for case in cases]
 
@@ -89,7 +89,7 @@ class Latency(Metric):
         on_round: OnRound | None = None,
         pending: PendingCases | None = None,
     ) -> dict[Case, Measurement]:
-        """Those that were measured, all in the same rounds: the `first`, and what was `pending` then."""
+        """The `first` cases and those `pending` then, all in the same rounds."""
         return self._measured(cases, first, pending, on_round)
 
     def _measured(
@@ -99,7 +99,7 @@ class Latency(Metric):
         pending: PendingCases | None,
         on_round: OnRound | None,
     ) -> dict[Case, Measurement]:
-        """In one run of the bench; all cases from the beginning where there is no `first`."""
+        """One run of the bench; all cases from the beginning if there is no `first`."""
         runtime = open_runtime(self.target)
         timer, context, survey = runtime.timer(), self._context(runtime), uuid4().hex[:12]
         distinct = list(dict.fromkeys(cases))
@@ -139,16 +139,16 @@ class Latency(Metric):
         return measurements(readings, watch.remarks())
 
     def chained(self, runtime: Runtime) -> bool:
-        """Whether layers are timed within a chain."""
+        """Whether layers are timed in a chain."""
         return self.target.device in runtime.chained if self.layers == "auto" else self.layers == "chain"
 
     def _context(self, runtime: Runtime) -> dict[str, str]:
-        """Where the readings come from: the runtime's versions and settings, the target, and when."""
+        """Context of the readings: versions and settings of the runtime, the target, and the date."""
         return {**runtime.describe(), **self.target.facts(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 class _Calls:
-    """The calls that cases are timed by: one each; for the increment of a chain two, with the layer and without."""
+    """Calls that time the cases: one each, or two for a layer in a chain, with the layer and without."""
 
     def __init__(
         self, runtime: Runtime, cases: Sequence[Case], chained: bool, programs: dict[Case, Callable[[], Program]]
@@ -163,7 +163,7 @@ class _Calls:
         self.waiting: dict[tuple[Case, bool], Call] = {}
 
     def prepare(self) -> None:
-        """Make the networks, which may take long the first time, and only then."""
+        """Build the networks, since an export may take long."""
         for case, _ in self.parts:
             if not isinstance(case, Layer):
                 self.waiting[case, False] = self._compile(case).run
@@ -177,7 +177,7 @@ class _Calls:
         return program
 
     def build(self, number: int) -> Call:
-        """The call of that number; a chain with a layer and the one without are built together."""
+        """Build the call of that number; the two chains of a layer are built together."""
         part = case, without = self.parts[number]
         if part in self.waiting:
             return self.waiting.pop(part)
@@ -191,11 +191,11 @@ class _Calls:
         return both[without]
 
     def numbers(self, cases: Collection[Case]) -> set[int]:
-        """The calls of these cases."""
+        """Numbers of the calls of these cases."""
         return {number for number, (case, _) in enumerate(self.parts) if case in cases}
 
     def of_cases(self, readings: Sequence[Readings]) -> dict[Case, Readings]:
-        """One for each case that was read: its call's, or what the chain takes more with it than without."""
+        """Readings of each case: its call's, or the increment of its chain."""
         read = {part: each for part, each in zip(self.parts, readings, strict=True) if each.seconds}
         return {
             case: increment(each, read[case, True]) if case in self.pairs else each
@@ -212,9 +212,9 @@ def rounds(seconds: Sequence[float]) -> int:
 
 
 def increment(chain: Readings, without: Readings) -> Readings:
-    """The readings of a chain, less what it takes without the layer.
+    """Readings of a chain minus the time of the chain without the layer.
 
-    That is estimated in stretches of time, so that its error shows in how the stretches differ.
+    That time is estimated for each stretch of the run, so that its error shows in the differences between stretches.
     """
     steady, rest = (np.divide(each.seconds, each.levels) for each in (chain, without))
     blocks = BLOCKS if min(len(steady), len(rest)) >= 2 * BLOCKS else 1
@@ -226,7 +226,7 @@ def increment(chain: Readings, without: Readings) -> Readings:
 
 
 def too_short(readings: Readings, shortest: float) -> tuple[str, ...]:
-    """What is to be said of readings that last less than half of what the clock needs, in seconds."""
+    """A remark if readings last less than half of `shortest`, the seconds that the clock needs."""
     if readings.lasted >= shortest / 2:
         return ()
     return (
@@ -237,7 +237,7 @@ def too_short(readings: Readings, shortest: float) -> tuple[str, ...]:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """PyTorch draws from this seed meanwhile, and goes on afterwards as if nothing had been drawn."""
+    """PyTorch draws from this seed inside; its state is restored afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

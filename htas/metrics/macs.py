@@ -40,7 +40,7 @@ class Macs(Metric):
     def measure(
         self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
-        """Counted, so each measurement has one reading."""
+        """One counted reading for each case."""
         return [Measurement((float(self._count(case)),), self.unit) for case in cases]
 
     def _count(self, case: Case) -> int:
@@ -48,7 +48,7 @@ class Macs(Metric):
 
 
 def count_macs(model: nn.Module, *shapes: tuple[int, ...]) -> int:
-    """Multiply-adds of a network for one image of this shape (of several inputs, these); found by running a copy."""
+    """Multiply-adds of a network for one image, with a shape for each input; counted while a copy runs."""
     network = deepcopy(model).eval().cpu()
     counts: list[int] = []
 

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 class Memory(Metric):
     """Bytes of the input and of everything computed from it, weights left out, in eager PyTorch.
 
-    On CPU it is counted, tensor by tensor as the pass makes and drops them; what an operator needs for itself while it
-    runs is not seen. On CUDA it is what PyTorch's allocator held at most, over what it held before: workspaces and
-    rounding to its blocks are in it. The input counts to the end, because the caller holds it. Other runtimes plan
-    their memory themselves, so a target's runtime makes no difference here.
+    On CPU tensors are counted as the pass creates and frees them; workspaces inside an operator are not seen. On CUDA
+    it is the rise of the peak of PyTorch's allocator, with workspaces and rounding to its blocks. The input counts to
+    the end, because the caller holds it. Other runtimes plan their memory themselves, so the target's runtime makes no
+    difference here.
     """
 
     unit: ClassVar[str] = "bytes"
@@ -47,7 +47,7 @@ class Memory(Metric):
     def measure(
         self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
-        """Counted, so each measurement has one reading."""
+        """One counted reading for each case."""
         self.target.check()
         return [Measurement((float(self._count(case)),), self.unit) for case in cases]
 
@@ -61,7 +61,7 @@ class Memory(Metric):
 
 
 def peak(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    """The most bytes alive at once while a network runs on the CPU, its inputs among them."""
+    """The most bytes alive at once while a network runs on the CPU, inputs included."""
     living = _Living()
     living.follow(network, inputs)
     return living.most
@@ -69,18 +69,18 @@ def peak(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
 
 @dataclass
 class Life:
-    """A storage that a pass makes: alive from the birth of that number until just before that of another."""
+    """A storage that a pass creates: alive from birth number `born` until just before birth number `died`."""
 
     size: int
     """Bytes."""
     born: int
     died: int
     owner: str
-    """The innermost module that was running; empty outside of all but the network itself."""
+    """Name of the innermost running module; empty for the network itself."""
 
 
 def lives(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[Life]:
-    """Every storage of a pass on the CPU in the order of birth, the inputs first; the inputs live to the end."""
+    """Every storage of a pass on the CPU in order of birth, the inputs first; inputs live to the end."""
     living = _Living()
     hooks = [hook for name, part in network.named_modules() for hook in living.hooks(name, part)]
     try:
@@ -92,7 +92,7 @@ def lives(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[Life]:
 
 
 def peak_on_cuda(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    """The most bytes that a pass adds to what PyTorch has allocated on the GPU, its inputs among them."""
+    """The most bytes that a pass adds to PyTorch's allocation on the GPU, inputs included."""
     network = network.cuda()
     with torch.no_grad():
         network(*(tensor.cuda() for tensor in inputs))  # libraries keep their workspaces from the first call on
@@ -105,7 +105,7 @@ def peak_on_cuda(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
 
 
 class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows the storages that operators make, from birth until nothing refers to them."""
+    """Follows storages from birth until nothing refers to them."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -121,7 +121,7 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
             network(*inputs)
 
     def hooks(self, name: str, part: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:
-        """What tells that a module begins and ends."""
+        """Hooks that record which module runs."""
         return (
             part.register_forward_pre_hook(lambda *_: self.running.append(name)),
             part.register_forward_hook(lambda *_: self._ended(), always_call=True),
@@ -147,7 +147,7 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         outputs = func(*args, **(kwargs or {}))
-        # a view, an operator in place, and what is cut out of a weight share the storage of an argument
+        # views, operators in place and slices of weights share the storage of an argument
         places = {_place(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
         for each in tree_leaves(outputs):
             if isinstance(each, Tensor) and _place(each) not in places:

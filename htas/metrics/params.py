@@ -33,7 +33,7 @@ class Params(Metric):
     def measure(
         self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
-        """Counted, so each measurement has one reading."""
+        """One counted reading for each case."""
         return [Measurement((float(_count(case)),), self.unit) for case in cases]
 
 

@@ -1,4 +1,4 @@
-"""What strategies share that train a supernet by its sub-networks first and pick one of them afterwards."""
+"""Base of strategies that train a supernet by its sub-networks and pick an arch afterwards."""
 
 import random
 import time
@@ -29,13 +29,13 @@ from htas.training.recipe import cosine
 from htas.training.train import batches, set_rate
 
 STEP, PASS = 1.3, 0.5
-"""A weight step of an arch at random at e = 2, and a forward pass, in plain training steps of the base network."""
+"""Time of a weight step of a random arch at e = 2, and of a forward pass, in training steps of the base network."""
 LEANING = 3.0
-"""Archs that the weights learn from lean this much to wide or to narrow, at most."""
+"""Largest leaning to wide or narrow of the archs that the weights learn from."""
 TRIALS = 20
-"""Draws for each arch that is to be judged, at most: of a small space many are known already."""
+"""Largest number of draws for each arch to judge: in a small space many repeat."""
 AROUND = 0.1
-"""Archs are looked for up to this share above the limits, in case predictions are too high."""
+"""Archs are judged up to this fraction above the limits, in case predictions are too high."""
 
 
 @dataclass(frozen=True)
@@ -43,35 +43,35 @@ class OneShotStrategy(SupernetStrategy):
     """One-shot: the weights of the supernet learn from archs drawn at random; then archs are judged by them."""
 
     sampling: Literal["uniform", "sandwich"] = "sandwich"
-    """Archs of a step: one at random (uniform), or the widest, two at random and the narrowest, of which the others
-    learn from the widest (sandwich; Yu and Huang 2019)."""
+    """Archs of a step: one at random (uniform), or the widest, two at random and the narrowest, where the others learn
+    from the widest (sandwich; Yu and Huang 2019)."""
 
     @property
     def supernet_key(self) -> dict[str, Any]:
-        """Every option of this class; those of a subclass decide which archs are judged, and how many."""
+        """Every option of this class; those of a subclass only decide which archs are judged."""
         return {each.name: getattr(self, each.name) for each in fields(OneShotStrategy) if each.name != "keep"}
 
     @property
     def title(self) -> str:
-        """Its file's name, and how the weights learn."""
+        """Its name, and how the weights learn."""
         return f"{self.name}, {self.sampling} sampling"
 
     def training_images(self, weights: int) -> float:
-        """Steps of archs at e = 2, and as many passes as archs are judged."""
+        """The training steps at e = 2, and the passes that judge archs."""
         step = STEP * (4 if self.sampling == "sandwich" else 1)
         return self.epochs * weights * step + self.judged * (CALIBRATION + JUDGED) * PASS
 
     @property
     @abstractmethod
     def judged(self) -> int:
-        """How many archs are judged, about."""
+        """Approximate number of archs judged."""
 
     @abstractmethod
     def pick(self, problem: Problem, judge: Judge) -> None:
-        """Ask the judge for archs; the most accurate one within the limits of those that it knows then is taken."""
+        """Ask the judge about archs; the most accurate one within the limits wins."""
 
     def search(self, problem: Problem) -> SearchOutcome:
-        """The supernet is trained, archs are judged, and the most accurate one within the limits is taken."""
+        """Train the supernet, judge archs, and return the most accurate one within the limits."""
         need_limits(problem, self)
         run = _Training(self, problem)
         run.run()
@@ -93,7 +93,7 @@ class OneShotStrategy(SupernetStrategy):
 
 
 def best(problem: Problem, judge: Judge) -> Arch:
-    """The most accurate arch within the limits of those judged; of the others the one least over where none is."""
+    """The most accurate judged arch within the limits; if none is, the one least over them."""
     within = [arch for arch in judge.accuracies if over(problem.limits, arch) <= 1]
     if within:
         return max(within, key=judge.accuracies.__getitem__)
@@ -101,15 +101,15 @@ def best(problem: Problem, judge: Judge) -> Arch:
 
 
 def trimmed(problem: Problem, arch: Arch) -> Arch:
-    """The arch with the least widths in the blocks that it cuts: of those that are one network, always the same."""
+    """The arch with the narrowest widths in the blocks that it cuts: the same for all archs of one network."""
     used = {use.site for use in problem.network.uses(arch)}
     choices = problem.space.widths
     return Arch({site: width if site in used else choices[site][0] for site, width in arch.widths.items()}, arch.depths)
 
 
 def near_limits(problem: Problem, rng: random.Random, most: float = 1.0) -> Arch:
-    """An arch at random that uses `most` of the limits or a little less: drawn, then narrowed or widened by single
-    choices of sites at random."""
+    """A random arch that uses `most` of the limits or a little less: drawn, then narrowed or widened one choice of a
+    random site at a time."""
     space, limits = problem.space, problem.limits
     arch = space.sample(rng, rng.uniform(-LEANING, LEANING))
     for _ in range(10 * sum(map(len, space.choices.values()))):
@@ -124,7 +124,7 @@ def near_limits(problem: Problem, rng: random.Random, most: float = 1.0) -> Arch
 
 
 def step(problem: Problem, rng: random.Random, arch: Arch, by: int) -> Arch | None:
-    """The arch with the next choice up or down at a site at random; None where there is none."""
+    """The arch with the next choice up (1) or down (-1) at a random site; None if no site has one."""
     sites = []
     for site, choices in problem.space.choices.items():
         index = choices.index(arch[site]) + by
@@ -134,7 +134,7 @@ def step(problem: Problem, rng: random.Random, arch: Arch, by: int) -> Arch | No
 
 
 class _Training(SupernetLoop):
-    """The supernet as it is trained, by archs drawn at random."""
+    """Training of the supernet by archs drawn at random."""
 
     def __init__(self, options: OneShotStrategy, problem: Problem) -> None:
         super().__init__(problem, options)

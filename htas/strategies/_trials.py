@@ -23,16 +23,16 @@ from htas.training.recipe import Precision, Recipe
 from htas.training.train import evaluate, train
 
 STEPS = 32
-"""Multipliers that are tried up to the base width itself, and as many to twice that."""
+"""Number of multipliers up to the base width, and as many up to twice the base width."""
 
 
 @dataclass(frozen=True)
 class ByTrials(Strategy):
-    """A strategy that has no supernet; an arch is judged by a training from scratch on half of the training images."""
+    """A strategy without a supernet; it judges an arch by training it from scratch on half of the training images."""
 
     rates: ClassVar[str] = "strategy.lr"
     epochs: int = 5
-    """Of each such training; the other half of the images judges."""
+    """Epochs of each such training; the other half of the images judges."""
     batch: int = 128
     """Images of a step."""
     lr: float = 0.1
@@ -52,7 +52,7 @@ def widest_of(
     problem: Problem, trials: "Trials", pool: Sequence[Arch], why: str, seconds: float, *,
     epochs: Sequence[EpochRecord] = (), converged: bool = True,
 ) -> SearchOutcome:  # fmt: skip
-    """What a search has found that takes the widest arch within the limits of a pool that grows in width."""
+    """The outcome of a search that picks the widest arch within the limits from a pool that grows in width."""
     order = {arch: number for number, arch in enumerate(pool)}
     return SearchOutcome(
         widest_within(problem, pool), tuple(epochs), converged, why, trials, seconds,
@@ -61,7 +61,7 @@ def widest_of(
 
 
 def multiples(base: Mapping[str, float], space: Space, depths: Mapping[str, int]) -> list[Arch]:
-    """Multiples of some widths, each the nearest choice of its site, narrowest first."""
+    """Archs at multiples of the base widths, each width the nearest choice of its site; narrowest first."""
     most = max((choices[-1] / base[site] for site, choices in space.widths.items()), default=1.0)
     archs = []
     for number in range(1, math.ceil(STEPS * most) + 1):
@@ -71,20 +71,20 @@ def multiples(base: Mapping[str, float], space: Space, depths: Mapping[str, int]
 
 
 def nearest(choices: Sequence[int], width: float) -> int:
-    """The choice next to a width in proportion; of two alike the wider."""
+    """The choice nearest to a width in proportion; the wider of two equally near."""
     return min(reversed(choices), key=lambda choice: max(choice / width, width / choice))
 
 
 def widest_within(problem: Problem, pool: Sequence[Arch]) -> Arch:
-    """The last arch within the limits of those that grow in width; the cheapest where none is."""
+    """The last arch within the limits of a pool that grows in width; the cheapest if none is."""
     within = [arch for arch in pool if over(problem.limits, arch) <= 1]
     return within[-1] if within else min(pool, key=lambda arch: over(problem.limits, arch))
 
 
 class Trials:
-    """Trains each arch on the weights' half of the training images, from scratch, and judges it on the other half.
+    """Trains each arch from scratch on the weights' half of the training images and judges it on the other half.
 
-    What was found out is kept at the problem's checkpoint, so an interrupted search goes on.
+    Accuracies are written next to the problem's checkpoint, so an interrupted search goes on.
     """
 
     def __init__(self, problem: Problem, options: ByTrials) -> None:
@@ -96,15 +96,15 @@ class Trials:
         content: dict[str, Any] = read_json(self.path) if self.path.exists() else {"accuracies": {}, "seconds": 0.0}
         self.accuracies: dict[str, float] = content["accuracies"]
         self.seconds: float = content["seconds"]
-        """Of all trainings, those before an interruption included."""
+        """Seconds of all trainings, those before an interruption included."""
 
     @property
     def judge(self) -> str:
-        """How accuracies are found, for a report."""
+        """How archs are judged, for a report."""
         return f"trained from scratch for {plural(self.recipe.epochs, 'epoch')} on one part of the training images"
 
     def __call__(self, archs: Sequence[Arch]) -> list[float]:
-        """Validation accuracy of each, 0 to 1; every arch is trained once."""
+        """Validation accuracy of each arch, 0 to 1; every arch is trained once."""
         return [self._one(arch) for arch in archs]
 
     def _one(self, arch: Arch) -> float:

@@ -26,24 +26,24 @@ from htas.training.recipe import cosine
 from htas.training.train import batches, load_optimizer, optimizer_tensors, set_rate
 
 CLOSE = 0.1
-"""... if the cost of the most probable arch lies within this share of the expected cost."""
+"""A search has converged only if the cost of its most probable arch is within this fraction of the expected cost."""
 
 
 STIFFNESS = 10.0
-"""Of the penalty on the distance from the budget, in units of cross-entropy."""
+"""Cross-entropy per squared unit of log distance from the budget."""
 
 
 LEARNING = 0.02
-"""Share of the stiffness by which the penalty's weight moves, for every step and unit of distance."""
+"""Change of the penalty's weight for each step and unit of log distance, as a fraction of the stiffness."""
 
 
 STEP = 5.0
-"""A weight and an architecture step at e = 2 take about so many plain steps of the base network
+"""Time of a weight and an architecture step at e = 2, in plain training steps of the base network
 (benchmarks/search_step.py)."""
 
 
 SHARED = 0.5
-"""Share of the epochs that a search needs which begins with the supernet of another budget's."""
+"""Fraction of the epochs that a search needs if it starts from another budget's supernet."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class Differentiable(SupernetStrategy):
     epochs: int = 600
     """Passes over the half of the training images that the weights learn from."""
     batch: int = 256
-    """Images of a weight step, and of an architecture step."""
+    """Images of a weight step and of an architecture step."""
     arch_lr: float = 1e-3
-    """Learning rate of the logits (Adam): a logit moves at most this much a step, so a short search needs more:
-    arch_lr x steps should be 10 or more."""
+    """Learning rate of the logits (Adam). A logit moves at most this much a step, so arch_lr x steps should be 10 or
+    more."""
     arch_weight_decay: float = 1e-3
-    """On the logits."""
+    """Weight decay of the logits."""
     warmup: int = 0
     """First epochs in which only the weights learn."""
     anneal: Literal["epoch", "step"] = "step"
@@ -70,17 +70,18 @@ class Differentiable(SupernetStrategy):
     coldest: float = 0.1
     """Temperature at the end of the half cosine between."""
     cost: str = "table"
-    """What is charged: the calibrated latency of layers at pairs of widths (table), that of eq. 7 and 8 (paper),
-    multiply-adds (macs), params, memory (the peak of activations), energy, or a metric of your own."""
+    """The cost that the search weighs archs by: the calibrated latency of layers at pairs of widths (table), that of
+    eq. 7 and 8 (paper), multiply-adds (macs), params, memory (the peak of activations), energy, or a metric of your
+    own."""
     loss: Literal["lambda", "band"] = "lambda"
-    """`lambda`: eq. 6. `band`: TAS's, which pushes the cost into [ratio - tolerance, ratio] of the base's. What is
-    constrained is not charged: a penalty that finds its own weight leads the search to just within the limit."""
+    """`lambda`: eq. 6. `band`: TAS's, which pushes the cost into [ratio - tolerance, ratio] of the base's. A metric
+    with a limit is not charged: a penalty that adapts its weight leads the search to just within the limit."""
     weight: float = 1.0
     """lambda of eq. 6, without a unit: it multiplies E[cost] / cost of the base. With `band`, TAS's is 2."""
     ratio: float = 0.5
     """`band` only: cost of the arch over that of the base, at most."""
     tolerance: float = 0.05
-    """`band` only: and at least so much less."""
+    """`band` only: width of the band below `ratio`."""
     mix: Literal["interpolate", "pad"] = "pad"
     """How the outputs of two widths meet: padding with zeros, with which the channels of the narrower one are the same
     in both and a short search learns, or TAS's channel-wise interpolation."""
@@ -105,7 +106,7 @@ class Differentiable(SupernetStrategy):
 
     @property
     def charged(self) -> str:
-        """Its option."""
+        """The option `cost`."""
         return self.cost
 
     def training_images(self, weights: int) -> float:
@@ -128,7 +129,8 @@ class Differentiable(SupernetStrategy):
 
 
 def verdict(last: EpochRecord) -> tuple[bool, str]:
-    """Whether a search has converged: the logits are sure, and what is likely costs what is expected."""
+    """Whether a search has converged, and the figures behind that in words: the logits are sure, and the most probable
+    arch costs about the expected cost."""
     assert last.argmax_cost is not None and last.top_probability is not None
     gap = abs(last.argmax_cost - last.expected_cost) / last.expected_cost
     converged = last.top_probability >= SURE and gap <= CLOSE
@@ -154,10 +156,10 @@ def penalty(options: Differentiable, expected: Tensor, argmax: float) -> Tensor:
 
 
 class Multiplier:
-    """A penalty that finds its own weight: an augmented Lagrangian of log(E[cost] / aim) = 0.
+    """A penalty that adapts its weight: an augmented Lagrangian of log(E[cost] / aim) = 0.
 
-    Of several limits that which is furthest over, or least kept, counts. An equation and no inequality: a search of
-    few steps seldom widens a network by its accuracy alone, and what a budget allows should be used.
+    Of several limits the most exceeded one counts. It is an equation, not an inequality: a search of few steps seldom
+    widens a network by its accuracy alone, and a budget should be used.
     """
 
     def __init__(self, limits: Sequence[Limit], space: Space) -> None:
@@ -165,7 +167,7 @@ class Multiplier:
         self.value = 0.0
 
     def penalty(self, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> Tensor:
-        """What is added to the loss; the weight moves by it."""
+        """A scalar to add to the loss; the call also moves the weight."""
         ratios = [limit.cost.expected(self.space, widths, depths) / (AIM * limit.most) for limit in self.limits]
         off = torch.stack([ratio.log() for ratio in ratios]).max()
         penalty = self.value * off + STIFFNESS / 2 * off**2
@@ -189,14 +191,14 @@ class Logits(nn.Module):
         self.table = nn.Parameter(torch.randn(len(self.sites), longest, generator=generator) * 0.01)
 
     def _log(self) -> Tensor:
-        """log softmax of every row; minus infinity where a row has no choice."""
+        """log softmax of every row, [sites, choices]; minus infinity beyond the choices of a site."""
         room: Tensor = self.room  # type: ignore[assignment]
         return torch.log_softmax(self.table.masked_fill(~room, -math.inf), dim=1)
 
     def probabilities(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Plain softmax of the logits: of the widths and of the depths, by site.
+        """Plain softmax of the logits, [choices] by site: of the widths, and of the depths.
 
-        On the CPU, in one copy: the many small sums of an expected cost would each wait for another device.
+        They are copied to the CPU once: each of the many small sums of an expected cost would wait for another device.
         """
         table = self._log().exp().cpu()
 
@@ -209,8 +211,8 @@ class Logits(nn.Module):
         )
 
     def draw(self, temperature: float, generator: torch.Generator) -> Draw:
-        """TAS: Gumbel-softmax; of each width site two different choices by their probabilities, their weights
-        renormalised; of each depth site the probabilities of all. Raises FloatingPointError where logits are none."""
+        """TAS's Gumbel-softmax: two different choices of each width site with renormalised weights, and the
+        probabilities of all choices of each depth site. Raises FloatingPointError if a logit is not a number."""
         log = self._log()
         noise = -torch.empty(log.shape).exponential_(generator=generator).log().to(log.device)
         z = (log + noise) / temperature
@@ -260,13 +262,13 @@ class Logits(nn.Module):
         return lambda arch: sum(logs[arch[site]] for site, logs in logs_by_site.items())
 
     def top(self) -> float:
-        """Median over sites of the largest probability; 1 where there is nothing to choose."""
+        """Median over sites of the largest probability; 1 if no site has a choice."""
         if not self.sites:
             return 1.0
         return float(self._log().detach().exp().amax(dim=1).quantile(0.5))
 
     def entropies(self) -> dict[str, float]:
-        """By site, the entropy of its probabilities over that of equal ones: 1 undecided, 0 decided."""
+        """Entropy of each site's probabilities over that of equal ones: 1 is undecided, 0 decided."""
         log = self._log().detach().cpu()
         room: Tensor = self.room  # type: ignore[assignment]
         room = room.cpu()
@@ -344,7 +346,7 @@ class _Search(SupernetLoop):
     def _arch_step(
         self, images: Inputs, labels: Any, temperature: float, generator: torch.Generator, *, learn: bool
     ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and accuracy on the other half. No gradient of any weight is computed."""
+        """Loss and score on the other half, scalars; computes no gradient of any weight."""
         self.supernet.requires_grad_(False)
         with torch.set_grad_enabled(learn):
             draw = self.logits.draw(temperature, generator)
@@ -382,11 +384,11 @@ class _Search(SupernetLoop):
         return {**super().tensors(), "logits": self.logits.table, **optimizer_tensors(self.adam, "adam")}
 
     def values(self) -> dict[str, Any]:
-        """The weight that the limits' penalty has found."""
+        """The weight of the limits' penalty."""
         return {"multiplier": self.multiplier.value}
 
     def load(self, tensors: dict[str, Tensor], values: Mapping[str, Any]) -> None:
-        """What `tensors` and `values` gave."""
+        """Put back what `tensors` and `values` returned."""
         super().load(tensors, values)
         with torch.no_grad():
             self.logits.table.copy_(tensors["logits"])

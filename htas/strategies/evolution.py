@@ -14,16 +14,16 @@ from htas.strategies._sampled import AROUND, TRIALS, OneShotStrategy, near_limit
 
 @dataclass(frozen=True)
 class Evolution(OneShotStrategy):
-    """Two aims, accuracy and cost over the limits; archs that are further over them than predictions may be wrong are
+    """Two objectives: accuracy, and cost over the limits. Archs further over the limits than predictions may err are
     not bred from."""
 
     archs: int = 300
-    """How many are judged, each by validation images with norm statistics estimated anew; fewer where generations bring
-    no others."""
+    """Number of archs judged on validation images, each with norm statistics of its own; fewer if generations repeat
+    themselves."""
     population: int = 50
-    """Archs of a generation."""
+    """Number of archs of a generation."""
     mutation: float | None = None
-    """Probability that a site's choice is drawn anew; without it, one site in all."""
+    """Probability that a site's choice is redrawn; by default one site of an arch on average."""
     crossover: float = 0.9
     """Probability that an arch has two parents."""
 
@@ -40,13 +40,13 @@ class Evolution(OneShotStrategy):
 
     @property
     def judged(self) -> int:
-        """As many as asked for."""
+        """The option `archs`."""
         return self.archs
 
     def pick(self, problem: Problem, judge: Judge) -> None:
-        """Generations until `strategy.archs` have been judged, the first one near the limits.
+        """Generations until `strategy.archs` archs are judged, the first generation near the limits.
 
-        A child over the limits and one that is known already cost nothing; so there may be TRIALS times as many.
+        A child over the limits or judged before costs nothing, so there may be TRIALS times as many.
         """
         import optuna
 
@@ -77,5 +77,5 @@ class Evolution(OneShotStrategy):
             ratio = over(problem.limits, arch)
             trial.set_constraint("limits", ratio - 1 - AROUND)
             accuracy = judge([arch])[0] if ratio <= 1 + AROUND else 0.0
-            # what is spared beneath the limits is worth nothing
+            # staying further below the limits earns nothing
             study.tell(trial, [accuracy, max(ratio, 1 - AROUND)])

@@ -1,5 +1,5 @@
-"""MorphNet (Gordon et al. 2018): a regulariser that weighs norm scales by latency shrinks the widths, a multiplier
-expands them again to the limits."""
+"""MorphNet (Gordon et al. 2018): a regulariser that weights norm scales by latency shrinks the widths, and a
+multiplier expands them to the limits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,22 +34,22 @@ from htas.training.train import (
 
 @dataclass(frozen=True)
 class MorphNet(ByTrials):
-    """The trained base network goes on learning with an L1 norm on its norms' scales, each weighted by the latency that
-    a channel of its site costs; a channel whose scale ends near 0 is dead; the widths that are left, times the largest
-    multiplier within the limits, are the arch. Depths are not searched: all blocks stay."""
+    """Trains the base network further with an L1 penalty on the scales of its norms, each weighted by the price of a
+    channel of its site. A channel whose scale ends near 0 is dead; the live widths times the largest multiplier within
+    the limits are the arch. It searches no depths and keeps all blocks."""
 
     epochs: int = 20
-    """Of training with the regulariser, and of the trainings by which archs are judged."""
+    """Epochs of the training with the regulariser, and of the trainings that judge archs."""
     lr: float = 0.05
     """Learning rate, falling to 0 along half a cosine."""
     strength: float = 3.0
-    """Of the regulariser, which is 1 where every scale is 1: the share of the latency that is alive. Some 400 steps
-    bring it to a fifth; twice as many need half of it."""
+    """Weight of the regulariser, which is the live share of the latency: 1 if every scale is 1. At 3, some 400 steps
+    bring it to a fifth; twice as many steps need half the strength."""
     dead: float = 0.1
-    """A channel is dead where its scale is below this share of the base network's median."""
+    """A channel is dead if its scale is below this fraction of the base network's median scale."""
     prices: str = "table"
-    """What a channel costs: calibrated latency (table), that of eq. 7 and 8 (paper), multiply-adds (macs), params,
-    memory, energy, or a metric of your own."""
+    """The cost that prices channels: calibrated latency (table), that of eq. 7 and 8 (paper), multiply-adds (macs),
+    params, memory, energy, or a metric of your own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,15 +66,15 @@ class MorphNet(ByTrials):
 
     @property
     def charged(self) -> str:
-        """Its channels' prices."""
+        """The option `prices`."""
         return self.prices
 
     def training_images(self, weights: int) -> float:
-        """The training that shrinks, and the one that judges what was found."""
+        """The training that shrinks, and the one that judges the arch."""
         return 2.0 * self.epochs * weights
 
     def search(self, problem: Problem) -> SearchOutcome:
-        """Raises UserError where depths are to be searched, or a site has no norm whose scales could tell."""
+        """Raises UserError if the space has depths to search, or a site has no norm."""
         need_limits(problem, self)
         _refuse_depths(problem)
         run = _Shrinking(self, problem)
@@ -98,7 +98,7 @@ def _refuse_depths(problem: Problem) -> None:
 
 
 def scales(network: Network) -> dict[str, list[str]]:
-    """By width site, the modules of the norms whose channels are its."""
+    """Names of the norms over the channels of each width site."""
     norms: dict[str, list[str]] = {site: [] for site in network.widths}
     for node in network.nodes:
         if node.kind == "conv" and node.site and node.norm:
@@ -107,8 +107,8 @@ def scales(network: Network) -> dict[str, list[str]]:
 
 
 def prices(problem: Problem) -> dict[str, float]:
-    """What a channel of each site costs, over the cost of the base network: by the narrower choice that saves most for
-    each channel, as a device may be as slow with fewer; by the widest choice where none is narrower."""
+    """Price of a channel of each site, as a fraction of the base network's cost: from the narrower choice that saves
+    most per channel, since a device may be as slow with a few channels less; from the widest if none is narrower."""
     space, network = problem.space, problem.network
     base = {site: nearest(choices, network.base.widths[site]) for site, choices in space.widths.items()}
     deepest = {site: choices[-1] for site, choices in space.depths.items()}
@@ -124,7 +124,7 @@ def prices(problem: Problem) -> dict[str, float]:
 
 
 class _Shrinking(SearchLoop):
-    """The base network as it learns to need fewer channels."""
+    """Training of the base network with the regulariser."""
 
     def __init__(self, options: MorphNet, problem: Problem) -> None:
         super().__init__(problem, options)
@@ -143,10 +143,10 @@ class _Shrinking(SearchLoop):
                 f"strategy morphnet shrinks by the scales of norms, and {bare[0]} has none; take another strategy"
             )
         self.usual = float(torch.cat(list(self._sizes().values())).median())
-        """Of the scales of the base network, the median."""
+        """Median scale of the base network."""
 
     def regulariser(self) -> Tensor:
-        """Latency alive, over the base's, were every scale the share of its channel that is there."""
+        """Live share of the latency, a scalar: every scale counts as the share of its channel that is left."""
         total = torch.zeros((), device=self.runner.device)
         weighed = 0.0
         for site, norms in self.norms.items():
@@ -182,12 +182,12 @@ class _Shrinking(SearchLoop):
         return f"{super().summary(figures)}, {significant(figures.expected_cost, 2)} of the latency alive"
 
     def alive(self) -> dict[str, float]:
-        """Channels that are not dead, by site; one at least."""
+        """Number of live channels by site, at least one."""
         limit = self.options.dead * self.usual
         return {site: float(max(1, int((size > limit).sum()))) for site, size in self._sizes().items()}
 
     def _sizes(self) -> dict[str, Tensor]:
-        """Of each site's channels the scale, the largest where several norms have it."""
+        """Scale of each site's channels, [channels]; the largest if several norms share the site."""
         return {
             site: torch.stack([_scale(norm).detach().abs().cpu() for norm in norms]).amax(0)
             for site, norms in self.norms.items()

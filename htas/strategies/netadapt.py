@@ -1,4 +1,4 @@
-"""NetAdapt (Yang et al. 2018): a network that is too slow is narrowed one site at a time, by the latency table."""
+"""NetAdapt (Yang et al. 2018): narrows a network that is too slow one site at a time, by the latency table."""
 
 from dataclasses import dataclass
 
@@ -14,16 +14,16 @@ from htas.text import percent
 
 @dataclass(frozen=True)
 class NetAdapt(OneShotStrategy):
-    """Every round takes a share of the latency away, wherever it costs the least accuracy.
+    """Every round removes a share of the latency wherever that costs the least accuracy.
 
     As in the paper, candidates of a round differ in one site, narrowed until the round's latency is kept; unlike it,
     they are judged by a trained supernet and not by a short fine-tuning each. Depths are sites like others.
     """
 
     rounds: int = 16
-    """Rounds from the start to the limits, each with about the same share of the latency between."""
+    """Number of rounds from the start to the limits; each removes about the same share of the latency."""
     begin: str = "widest"
-    """Where it starts: widest, the widest network of the space; or base, the choices nearest to the base network."""
+    """Starting point: the widest network of the space (widest), or the choices nearest to the base network (base)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -34,11 +34,11 @@ class NetAdapt(OneShotStrategy):
 
     @property
     def judged(self) -> int:
-        """About one for each of twenty sites in every round."""
+        """Twenty sites in every round."""
         return 20 * self.rounds
 
     def search(self, problem: Problem) -> SearchOutcome:
-        """Raises UserError where it would begin at a network that keeps the limits already."""
+        """Raises UserError if the starting network keeps the limits already."""
         need_limits(problem, self)
         ratio = over(problem.limits, self._first(problem))
         if ratio <= 1 - AROUND:
@@ -49,7 +49,7 @@ class NetAdapt(OneShotStrategy):
         return super().search(problem)
 
     def pick(self, problem: Problem, judge: Judge) -> None:
-        """Rounds until the limits are kept, and those a little beneath them."""
+        """Rounds until an arch is a little below the limits."""
         arch = self._first(problem)
         share = (over(problem.limits, arch) / (1 - AROUND)) ** (1 / self.rounds)
         while over(problem.limits, arch) > 1 - AROUND:
@@ -69,8 +69,8 @@ class NetAdapt(OneShotStrategy):
 
 
 def reductions(problem: Problem, arch: Arch, ratio: float) -> list[Arch]:
-    """For each site the arch with the widest of its narrower choices that brings the cost to `ratio` of the limits; the
-    cheapest of them where none does, if it saves anything."""
+    """For each site the arch with the widest of its narrower choices that brings the cost to `ratio` of the limits; if
+    none does, the cheapest one that saves anything."""
     now = over(problem.limits, arch)
     candidates = []
     for site, choices in problem.space.choices.items():

@@ -1,4 +1,4 @@
-"""Random search: archs drawn near the limits, judged by a trained supernet, the best one taken."""
+"""Random search: archs drawn near the limits are judged by a trained supernet, and the best one wins."""
 
 import random
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from htas.strategies._sampled import AROUND, TRIALS, OneShotStrategy, near_limit
 
 @dataclass(frozen=True)
 class RandomSearch(OneShotStrategy):
-    """As many archs as `strategy.archs` says, at random, each near the limits."""
+    """Judges `strategy.archs` random archs, each near the limits."""
 
     archs: int = 300
-    """How many are judged, each by validation images with norm statistics estimated anew."""
+    """Number of archs judged on validation images, each with norm statistics of its own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -24,13 +24,13 @@ class RandomSearch(OneShotStrategy):
 
     @property
     def judged(self) -> int:
-        """As many as asked for."""
+        """The option `archs`."""
         return self.archs
 
     def pick(self, problem: Problem, judge: Judge) -> None:
-        """Two in three use the limits; one in three lies up to a tenth above or below, for when predictions are off."""
+        """Two in three use the limits; one in three lies up to a tenth above or below, in case predictions are off."""
         rng = random.Random(problem.seed)
-        archs: dict[Arch, None] = {}  # in the order drawn, by which equal ones are told apart
+        archs: dict[Arch, None] = {}  # in the order drawn, which decides between equals
         for number in range(TRIALS * self.archs):
             if len(archs) == self.archs:
                 break

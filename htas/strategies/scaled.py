@@ -1,4 +1,4 @@
-"""The family's own members, a small grid of depths with one multiplier for each: what a search must beat."""
+"""Members of the family: a small grid of depths with one multiplier for each; the baseline for any search."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,11 @@ from htas.text import listing
 
 @dataclass(frozen=True)
 class Scaled(ByTrials):
-    """The same number of blocks in every stage, and the largest multiple of the base widths within the limits; of
-    these networks, one for each number of blocks, the most accurate after a short training."""
+    """For each number of blocks a stage, the largest multiple of the base widths within the limits; of these networks
+    the most accurate after a short training."""
 
     depths: int = 4
-    """How many numbers of blocks are tried at most, spread over those there are."""
+    """Largest number of depths tried, spread evenly over the possible ones."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,7 +49,7 @@ class Scaled(ByTrials):
         numbers = listing(map(str, within))
         why = f"the most accurate after {self.epochs} epochs of networks with {numbers} blocks a stage"
         accuracy_of = {within[blocks]: accuracy for blocks, accuracy in judged.items()}
-        # where the chosen one is too slow when measured, that of another depth is next; then those of most MACs
+        # if the best one is too slow when measured, another depth follows, then the archs of most MACs
         others = [arch for blocks in rows for arch in rows[blocks] if arch not in accuracy_of]
         order = {arch: number / len(others) - 1 for number, arch in enumerate(sorted(others, key=problem.network.macs))}
         worths = accuracy_of | order

@@ -15,7 +15,7 @@ class Tas(Differentiable):
     anneal: Literal["epoch", "step"] = "epoch"
     """Whether temperature and learning rate fall once an epoch, or with every step."""
     cost: str = "macs"
-    """What is charged, as for the strategy differentiable."""
+    """The cost that the search weighs archs by, as for the strategy differentiable."""
     loss: Literal["lambda", "band"] = "band"
     """`band`: pushes the cost into [ratio - tolerance, ratio] of the base's. `lambda`: eq. 6."""
     weight: float = 2.0

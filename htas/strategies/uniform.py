@@ -1,4 +1,4 @@
-"""One multiplier for all widths, all blocks kept: the simplest way to a faster network, and every search's control."""
+"""One multiplier for all widths and all blocks: the simplest way to a faster network, and the control of a search."""
 
 import time
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from htas.strategies._trials import ByTrials, Trials, multiples, widest_of
 
 @dataclass(frozen=True)
 class Uniform(ByTrials):
-    """The largest multiple of the base widths within the limits, every width the nearest choice of its site."""
+    """Picks the largest multiple of the base widths within the limits, every width the nearest choice of its site."""
 
     @property
     def title(self) -> str:
@@ -19,11 +19,11 @@ class Uniform(ByTrials):
         return "uniform, one multiplier"
 
     def training_images(self, weights: int) -> float:
-        """The training that judges what was found."""
+        """The training that judges the arch."""
         return float(self.epochs * weights)
 
     def search(self, problem: Problem) -> SearchOutcome:
-        """No weight is trained for it."""
+        """Pick by predicted cost alone; no weight is trained."""
         need_limits(problem, self)
         started = time.monotonic()
         pool = multiples(problem.network.base.widths, problem.space, problem.space.widest.depths)

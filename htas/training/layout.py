@@ -1,4 +1,4 @@
-"""Where networks are trained: on a device, with channels last, and around a fault of oneDNN."""
+"""Placing networks for training: on a device, with channels last, and around a fault of oneDNN."""
 
 from typing import Any, TypeVar
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 M = TypeVar("M", bound=nn.Module)
 
 NARROW = 8
-"""On a CPU of AVX2, the backward pass of a strided 1x1 convolution of fewer inputs writes beyond its memory where the
+"""On a CPU with AVX2, the backward pass of a strided 1x1 convolution with fewer inputs writes beyond its memory if
 channels are last (PyTorch 2.13, docs/decisions.md)."""
 
 
 def placed(model: M, device: Any) -> M:
-    """The same module, moved to a device in the memory format that convolutions are fastest in."""
+    """The same module, moved to a device in the memory format in which convolutions are fastest."""
     moved: M = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if torch.device(device).type == "cpu":
         for part in moved.modules():
@@ -24,8 +24,8 @@ def placed(model: M, device: Any) -> M:
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, module: nn.Conv2d, groups: int = 1) -> Tensor:
-    """F.conv2d with a module's stride, padding and dilation, and any weights; a strided 1x1 convolution of few inputs
-    reads only the pixels that it takes, which gives the same."""
+    """F.conv2d of x [N, C, H, W] with a module's stride, padding and dilation, and any weights; a strided 1x1
+    convolution of few inputs reads only the pixels that it needs, with the same result."""
     stride, padding, dilation = _window(module)
     if x.device.type == "cpu" and _is_narrow(weight, (stride, padding, dilation)):
         down, across = _pair(stride)
@@ -34,7 +34,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, module: nn.Conv2d, gr
 
 
 class Narrow(nn.Conv2d):
-    """What a module becomes while it is trained, where it is such a convolution."""
+    """Class of such a convolution while it is trained."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return conv2d(input, weight, bias, self, self.groups)

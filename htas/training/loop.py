@@ -57,7 +57,7 @@ class EpochLoop(ABC, Generic[Figures]):
         """An epoch in a few words, for the bar."""
 
     def values(self) -> dict[str, Any]:
-        """JSON values that the next epoch needs beside the tensors."""
+        """JSON values that the next epoch needs in addition to the tensors."""
         return {}
 
     @property
