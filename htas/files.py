@@ -117,6 +117,7 @@ def _converter() -> Any:
     converter = Converter()
     for kind in (str, bool, int, float):
         converter.register_structure_hook(kind, _checked)
+    converter.register_structure_hook(str | int, lambda value, _: _checked(value, str if type(value) is str else int))
     return converter
 
 

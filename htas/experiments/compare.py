@@ -7,7 +7,7 @@ run's folder and ends in a result.json; what is there already is kept, so a comp
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from htas.errors import UserError
 from htas.experiments.arms import Arm, Entry, Others
 from htas.experiments.shared import SUPERNETS, own_folder, prepared, share_files
 from htas.experiments.table import _page, table
-from htas.files import digest, from_json, read_json, read_record, to_json, write_json, write_record
+from htas.files import digest, read_record, to_json, write_json, write_record
 from htas.graph import resize
 from htas.report.result import Result
 from htas.run import rows as run_rows
 from htas.run.config import fitting, load
-from htas.run.run import Run
+from htas.run.run import Run, Sources
+from htas.run.stage import made_from
 from htas.text import TextTable, listing, no_such, plural, text_table
 from htas.timing.measurement import Measurement
 from htas.timing.target import machine
@@ -45,6 +46,15 @@ class ArmRecord:
     doubt: str
     images: str
     result: Result
+
+
+@dataclass(frozen=True)
+class LatenciesRecord:
+    """latencies.json: the networks of a comparison, measured in one interleaved run."""
+
+    machine: Mapping[str, str | int] = field(default_factory=dict)
+    latencies: tuple[tuple[str, int, str, Measurement], ...] = ()
+    """Arm, seed, a hash of the network, and its readings."""
 
 
 def compare(
@@ -88,9 +98,9 @@ def arranged(
     source: Path | None, overrides: Sequence[str], arms: Sequence[Arm], seeds: int, folder: Path
 ) -> dict[tuple[str, int], Run]:
     """The runs of arms, by arm and seed; raises ValueError that names the arm whose options are wrong."""
-    shared: dict[str, Any] = {}
+    sources = Sources()
     jobs = {
-        (arm.name, seed): _job(source, overrides, arm, seed, folder, shared) for seed in range(seeds) for arm in arms
+        (arm.name, seed): _job(source, overrides, arm, seed, folder, sources) for seed in range(seeds) for arm in arms
     }
     for arm in arms:
         kept = fitting(overrides, arm.overrides)
@@ -121,9 +131,7 @@ def finished(
     return {key: entry for key in jobs if (entry := _entry(jobs, named, key)) is not None}, reasons
 
 
-def _job(
-    source: Path | None, overrides: Sequence[str], arm: Arm, seed: int, folder: Path, shared: dict[str, Any]
-) -> Run:
+def _job(source: Path | None, overrides: Sequence[str], arm: Arm, seed: int, folder: Path, sources: Sources) -> Run:
     """The run of an arm with a seed; raises ValueError that names the arm where its options are wrong."""
     try:
         config = load(source, [*fitting(overrides, arm.overrides), *arm.overrides, f"--seed={seed}"])
@@ -132,7 +140,7 @@ def _job(
     first = config.design.spaces[0]
     design = replace(config.design, spaces=(first,), widths=config.design.widths if first == "explicit" else {})
     place = folder / f"{files.slug(arm.name)}-{seed}"
-    return Run(replace(config, design=design), place, folder / SUPERNETS, shared)
+    return Run(replace(config, design=design), place, folder / SUPERNETS, sources)
 
 
 def _refuse_targets(jobs: Mapping[tuple[str, int], Run]) -> None:
@@ -221,7 +229,7 @@ def measured(
     path: Path,
     only: bool = False,
     on: Run | None = None,
-) -> tuple[dict[tuple[str, int], Entry], dict[str, Any]]:
+) -> tuple[dict[tuple[str, int], Entry], Mapping[str, str | int]]:
     """All networks in one interleaved run, on the target of the run `on`, or of the first -> the file of that path;
     as they were read last where nothing is to be run. Entries with their readings, and the machine that took them.
 
@@ -232,22 +240,22 @@ def measured(
     first = on or jobs[next(iter(there))]
     marks = {name: digest(*name, to_json(row.arch), row.accuracy) for name, row in rows.items()}
     key = digest(first.place, list(marks.values()))
-    if not (path.exists() and read_json(path)["inputs"] == key) and not only:
+    if not only and not made_from(path, key):
         started = time.monotonic()
         modules = [_network(jobs[name], named[name[0]], row) for name, row in rows.items()]
         most = max((row.predicted for row in rows.values() if row.predicted), default=GUESS)
         guessed = [replace(row, predicted=row.predicted or most) for row in rows.values()]
         readings = run_rows.measure_rows(first, guessed, modules, f"measuring {plural(len(rows), 'network')}, %")
-        taken = [[*name, marks[name], to_json(reading)] for name, reading in zip(rows, readings, strict=True)]
-        about = {"inputs": key, "machine": machine(), "took": time.monotonic() - started}
-        write_json(path, {**about, "latencies": taken})
-    content = read_json(path) if path.exists() else {"machine": {}, "latencies": []}
-    known = {mark: reading for _, _, mark, reading in content["latencies"]}
-    found = {}
-    for name, entry in there.items():
-        reading = from_json(known[marks[name]], Measurement, path) if marks[name] in known else None
-        found[name] = replace(entry, result=replace(entry.result, measured=reading))
-    return found, content["machine"]
+        latencies = tuple((*name, marks[name], reading) for name, reading in zip(rows, readings, strict=True))
+        seconds = time.monotonic() - started
+        write_record(path, LatenciesRecord(machine(), latencies), inputs=key, took=seconds)
+    record = read_record(path, LatenciesRecord) if path.exists() else LatenciesRecord()
+    by_mark = {mark: reading for _, _, mark, reading in record.latencies}
+    entries = {
+        name: replace(entry, result=replace(entry.result, measured=by_mark.get(marks[name])))
+        for name, entry in there.items()
+    }
+    return entries, record.machine
 
 
 def _network(job: Run, arm: Arm, row: Result) -> nn.Module:

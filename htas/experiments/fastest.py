@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from htas.graph.arch import Arch
 from htas.run import stages as pipeline
 from htas.run.config import Config
 from htas.run.folder import open_run
-from htas.run.run import Run
+from htas.run.run import Run, Sources
 from htas.run.stage import ensure
 from htas.run.stages import SEARCH
 from htas.text import TextTable, columns, percent, points, text_table
@@ -103,8 +102,8 @@ def fastest(
     if config.constraints.latency:
         raise UserError("htas fastest finds the budget itself, so leave constraints.latency out")
     own_folder(folder)
-    shared: dict[str, Any] = {}
-    job = prepared(Run(_with(config, "100%"), folder / "start", shared=shared))
+    sources = Sources()
+    job = prepared(Run(_with(config, "100%"), folder / "start", sources=sources))
     base = job.network.base
     trainings = seeds * (1 + tries)
     say(f"fastest: {trainings} trainings on half of the training images at most, and {tries} searches")
@@ -117,7 +116,7 @@ def fastest(
     low, high = least, min(most, 1.0)
     for _ in range(tries):
         share = (low + high) / 2
-        arch = _searched(config, folder, share, shared)
+        arch = _searched(config, folder, share, sources)
         found = tuple(_judged(job, arch, seed, folder, base) for seed in range(seeds))
         tried.append(BudgetTrial(share, found, least_accuracy, accuracies if below else ()))
         say(f"fastest: {percent(share, 1)} of the base's latency: {percent(tried[-1].mean)}, {tried[-1].verdict}")
@@ -133,7 +132,7 @@ def fastest(
     best = min(kept, key=lambda each: each.share)
     text = _percent(best.share)
     place = folder / f"latency-{files.slug(text)}"
-    pipeline.run(open_run(_with(config, text), place, supernets=folder / SUPERNETS, shared=shared), command)
+    pipeline.run(open_run(_with(config, text), place, supernets=folder / SUPERNETS, sources=sources), command)
     return place / "report.html", text_table(table, 0, after=[f"taken: {text} of the base's latency, {best.verdict}"])
 
 
@@ -141,10 +140,10 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2f}%"
 
 
-def _searched(config: Config, folder: Path, share: float, shared: dict[str, Any]) -> Arch:
+def _searched(config: Config, folder: Path, share: float, sources: Sources) -> Arch:
     """The arch found for a budget, in a folder of its own."""
     place = folder / f"latency-{files.slug(_percent(share))}"
-    job = prepared(Run(_with(config, _percent(share)), place, folder / SUPERNETS, shared))
+    job = prepared(Run(_with(config, _percent(share)), place, folder / SUPERNETS, sources))
     ensure(job, SEARCH)
     return job.search(config.design.spaces[0]).arch
 

@@ -34,7 +34,7 @@ def _with(config: Config, text: str) -> Config:
 
 def prepared(run: Run) -> Run:
     """A run up to its calibration, begun with the files of others next to it."""
-    run = open_run(run.config, run.folder, supernets=run.supernets, shared=run.shared)
+    run = open_run(run.config, run.folder, supernets=run.supernets, sources=run.sources)
     share_files(run)
     for stage in (SURVEY, DESIGN, CALIBRATE):
         ensure(run, stage)

@@ -23,7 +23,7 @@ from htas.run import rows as run_rows
 from htas.run import stages as pipeline
 from htas.run.config import Config
 from htas.run.records import MeasureRecord, StageHeader, TrainingRecord
-from htas.run.run import Run
+from htas.run.run import Run, Sources
 from htas.run.stage import made_from
 from htas.text import TextTable, milliseconds, percent, text_table
 
@@ -52,9 +52,9 @@ def sweep(
         name = config.names["strategy"]
         say(f"sweep: --share is for the strategy differentiable; what {name} can share between budgets, it does anyway")
     own_folder(folder)
-    shared: dict[str, Any] = {}
+    sources = Sources()
     runs = {
-        text: prepared(Run(own, places[text], folder / SUPERNETS, shared))
+        text: prepared(Run(own, places[text], folder / SUPERNETS, sources))
         for text, own in zip(budgets, configs, strict=True)
     }
     for job in runs.values():

@@ -5,7 +5,6 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from htas.experiments.arms import Entry
 from htas.experiments.intervals import Blocks, reach
@@ -134,7 +133,7 @@ def _page(
     job: Run,
     seeds: int,
     folder: Path,
-    where: Mapping[str, Any],
+    where: Mapping[str, str | int],
 ) -> Path:
     """compare.html and compare.md; `where` is the machine that took the readings."""
     points: dict[str, list[tuple[float, float]]] = {}

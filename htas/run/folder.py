@@ -1,26 +1,23 @@
 """The folder of a run: which of its files can still be used, and why not."""
 
 from pathlib import Path
-from typing import Any
 
 from htas.console.record import NAME as PROGRESS
 from htas.console.record import into
 from htas.errors import UserError
 from htas.files import write_text
 from htas.run.config import Config, load
-from htas.run.run import Run, write_environment
+from htas.run.run import Run, Sources, write_environment
 from htas.spaces.design import check
 
 
-def open_run(
-    config: Config, folder: Path, *, supernets: Path | None = None, shared: dict[str, Any] | None = None
-) -> Run:
+def open_run(config: Config, folder: Path, *, supernets: Path | None = None, sources: Sources | None = None) -> Run:
     """The run of a configuration in a folder, which is made, or is this configuration's already; see `Run`.
 
     Raises UserError where the folder holds something else, and where the configuration does not fit the network or
     this machine.
     """
-    run = Run(config, folder, supernets, {} if shared is None else shared)
+    run = Run(config, folder, supernets, sources or Sources())
     path, text = folder / "config.toml", config.toml()
     if path.exists():
         try:

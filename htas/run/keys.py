@@ -51,7 +51,7 @@ def _widths(run: Run) -> list[Any]:
     return [design.expand, design.inputs, design.adds, *design.ignored]
 
 
-def result_options(options: Any) -> dict[str, Any]:
+def result_options(options: Any) -> dict[str, object]:
     """The options of a table that results depend on: all that are not marked `metadata={"key": False}`."""
     values = dataclasses.asdict(options)
     return {each.name: values[each.name] for each in dataclasses.fields(options) if each.metadata.get("key", True)}

@@ -28,7 +28,7 @@ from htas.run.folder import open_run
 from htas.run.given_data import UserData
 from htas.run.given_network import UserNetwork
 from htas.run.records import MeasureRecord
-from htas.run.run import Run
+from htas.run.run import Run, Sources
 from htas.strategies import Strategy
 from htas.text import millions, milliseconds, percent, shapes
 from htas.timing.target import Target
@@ -179,10 +179,10 @@ def optimize(
     if not task.classifies and distill_fn is None and train_fn is None:
         say("nothing is distilled, as the loss is your own; distill_fn says what networks learn from the base network")
         config = replace(config, distill=replace(config.distill, alpha=0.0))
-    shared: dict[str, Any] = {}
+    sources = Sources()
     if trained and task.classifies and score_func is None:
-        _check_trained(Run(config, folder, shared=shared), model)
-    run = open_run(config, folder, shared=shared)
+        _check_trained(Run(config, folder, sources=sources), model)
+    run = open_run(config, folder, sources=sources)
     pipeline.run(run, f"htas.optimize(..., out={str(folder)!r})")
     return OptimizationResult(run)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from htas.console.progress import progress, say, shares
-from htas.files import __version__, digest, read_record, read_tensors, to_json, write_tensors
+from htas.files import __version__, digest, from_json, read_record, read_tensors, to_json, write_tensors
 from htas.graph import resize
 from htas.graph.arch import Arch
 from htas.metrics.latency import Latency, rounds
@@ -141,9 +141,9 @@ def train_row(
     """
     path, key = job.model_file(row.name), job.training(row.arch, taught=row.name != "base")
     key = digest(key, row.family) if build else key
-    about = None if again else _trained(path, key)
-    if about is not None:
-        return replace(row, accuracy=about["accuracy"], teacher=about["teacher"]), about["seconds"]
+    weights = None if again else _trained(path, key)
+    if weights is not None:
+        return replace(row, accuracy=weights.accuracy, teacher=weights.teacher), weights.seconds
     config = job.config
     teacher = None if row.name == "base" or config.distill.alpha == 0 else base_network(job)
     torch.manual_seed(config.seed)
@@ -167,16 +167,30 @@ def train_row(
     else:
         accuracy = evaluate(model, job.data.test, device=job.device, precision=config.train.precision, task=task)
     name = "" if teacher is None else "base"
-    about = {"accuracy": accuracy, "inputs": key, "teacher": name, "name": row.name, "seconds": seconds}
-    write_tensors(path, model.state_dict(), about)
+    write_tensors(path, model.state_dict(), to_json(WeightsRecord(accuracy, key, name, row.name, seconds)))
     checkpoint.unlink(missing_ok=True)
     return replace(row, accuracy=accuracy, teacher=name), seconds
 
 
-def _trained(path: Path, key: str) -> dict[str, Any] | None:
-    """What is known of trained weights; None where there are none of this key."""
-    about = read_tensors(path)[1] if path.exists() else {}
-    return about if about.get("inputs") == key else None
+@dataclass(frozen=True)
+class WeightsRecord:
+    """The header of a file of trained weights."""
+
+    accuracy: float
+    inputs: str
+    """A hash of what the training depended on."""
+    teacher: str
+    """The network it was distilled from; empty for none."""
+    name: str
+    seconds: float
+
+
+def _trained(path: Path, key: str) -> WeightsRecord | None:
+    """The header of trained weights; None where there are none of this key."""
+    if not path.exists():
+        return None
+    record = from_json(read_tensors(path)[1], WeightsRecord, path)
+    return record if record.inputs == key else None
 
 
 def base_trained(job: Run) -> bool:

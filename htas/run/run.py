@@ -21,7 +21,7 @@ from htas.cost.record import CalibrationRecord
 from htas.cost.source import NetworkCosts
 from htas.cost.tables import TableCost
 from htas.data.split import Data
-from htas.files import __version__, digest, read_record, slug, to_json, write_json
+from htas.files import __version__, digest, read_record, slug, to_json, write_record
 from htas.graph import Network, ordered, trace
 from htas.graph.arch import Arch
 from htas.metrics import Metric
@@ -41,6 +41,26 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class Sources:
+    """Networks and data, by a hash of what they depend on; the runs of an experiment share one."""
+
+    networks: dict[str, Network] = field(default_factory=dict)
+    data: dict[str, Data] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Versions:
+    """What a result may depend on beside its configuration."""
+
+    htas: str
+    machine: Mapping[str, str | int]
+    packages: Mapping[str, str]
+    host: str
+    """Its architecture."""
+    date: str
+
+
+@dataclass(frozen=True)
 class Run:
     """A configuration and its folder, with everything that the stages need, made once when it is first used."""
 
@@ -48,8 +68,7 @@ class Run:
     folder: Path
     supernets: Path | None = None
     """Folder of the supernets that the searches of several runs share; None for none."""
-    shared: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """Networks and data, by what they depend on; the runs of an experiment have one dictionary."""
+    sources: Sources = field(default_factory=Sources, repr=False, compare=False)
     _records: dict[Path, tuple[tuple[int, int], Any]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -59,22 +78,22 @@ class Run:
         """The images, on the device that trains."""
         config, parts = self.config, self.config.parts
         options = dataclasses.asdict(config.data), dataclasses.asdict(parts)  # type: ignore[call-overload]
-        key = digest("data", config.names["data"], options, config.seed, self.device)
-        if key not in self.shared:
+        key = digest(config.names["data"], options, config.seed, self.device)
+        if key not in self.sources.data:
             say(f"reading {config.names['data']}")
-            self.shared[key] = datasets.load(
+            self.sources.data[key] = datasets.load(
                 config.data, device=self.device, validation=parts.validation, seed=config.seed, limit=parts.limit
             )
-        return cast(Data, self.shared[key])
+        return self.sources.data[key]
 
     @property
     def network(self) -> Network:
         """The base network, traced; its weights drawn from the seed, or the user's."""
         design = self.config.design
-        key = digest("network", self.config.seed, self.family, self.config.data.shapes, design.adds, design.ignored)
-        if key not in self.shared:
-            self.shared[key] = self._traced()
-        return cast(Network, self.shared[key])
+        key = digest(self.config.seed, self.family, self.config.data.shapes, design.adds, design.ignored)
+        if key not in self.sources.networks:
+            self.sources.networks[key] = self._traced()
+        return self.sources.networks[key]
 
     def _traced(self) -> Network:
         torch.manual_seed(self.config.seed)
@@ -183,11 +202,11 @@ class Run:
             self.config.family.reset(module)
 
     @property
-    def place(self) -> dict[str, Any]:
-        """What latencies depend on: the target on this machine, its runtime's versions, and how layers are timed."""
+    def place(self) -> str:
+        """A hash of what latencies depend on: the target on this machine, its runtime, and how layers are timed."""
         runtime = open_runtime(self.target)
         timed = {"layers": "chain"} if Latency(self.target).chained(runtime) else {}
-        return {"target": self.target.fingerprint(), **runtime.describe(), **timed}
+        return digest(self.target.fingerprint(), runtime.describe(), timed)
 
     def training(self, arch: Arch, *, taught: bool) -> str:
         """A hash of what a training depends on."""
@@ -223,26 +242,16 @@ class Run:
         return self.folder / "checkpoints" / f"{slug(name)}-{key}.safetensors"
 
 
-def versions() -> dict[str, Any]:
-    """The machine, the versions that a result may depend on, and the date."""
-    packages = (
-        "torch",
-        "numpy",
-        "scipy",
-        "onnx",
-        "onnxruntime",
-        "onnxruntime-gpu",
-        "openvino",
-        "accelerate",
-        "scikit-learn",
-    )
-    return {
-        "htas": __version__,
-        "machine": machine(),
-        "packages": {name: found for name in packages if (found := _version(name))},
-        "host": platform.machine(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+PACKAGES = (
+    "torch", "numpy", "scipy", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "accelerate", "scikit-learn"
+)  # fmt: skip
+
+
+def versions() -> Versions:
+    """Those of this machine, now."""
+    packages = {name: number for name in PACKAGES if (number := _version(name))}
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return Versions(__version__, machine(), packages, platform.machine(), date)
 
 
 def _version(package: str) -> str:
@@ -253,7 +262,7 @@ def _version(package: str) -> str:
         return ""
 
 
-def write_environment(job: Run) -> None:
-    """Seed, versions and machine of the run, as they are now."""
-    content = {"seed": job.config.seed, "fingerprint": job.target.fingerprint(), **versions()}
-    write_json(job.folder / "environment.json", content)
+def write_environment(run: Run) -> None:
+    """Write seed, versions and machine of the run, as they are now."""
+    path = run.folder / "environment.json"
+    write_record(path, versions(), seed=run.config.seed, fingerprint=run.target.fingerprint())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -94,7 +94,7 @@ def affinity() -> list[int]:
 
 
 @cache
-def machine() -> dict[str, Any]:
+def machine() -> dict[str, str | int]:
     """What this machine is: processor, cores, memory, GPU, system and versions."""
     return {
         "processor": _processor(),

@@ -18,6 +18,7 @@ from htas.files import from_json, read_json, read_record, read_tensors, to_json,
 from htas.graph.arch import Arch
 from htas.report.result import Result
 from htas.run import rows as run_rows
+from htas.run.run import Sources
 from htas.search.record import SearchRecord
 from htas.timing.measurement import Measurement
 
@@ -130,7 +131,7 @@ def test_arms_may_differ_in_expansion_cost_and_adds(tmp_path):
     rows = {each["arm"]: from_json(each["result"], Result, "row") for each in content}
     assert set(rows) == {"e2", "e1", "projected", "macs"} and all(row.accuracy for row in rows.values())
     assert rows["projected"].adds == "project" and rows["macs"].cost != rows["e2"].cost
-    base = compare._job(None, OPTIONS, SearchedArm("e1"), 0, tmp_path, {}).network.widths
+    base = compare._job(None, OPTIONS, SearchedArm("e1"), 0, tmp_path, Sources()).network.widths
     assert all(width <= base[site].base for site, width in rows["e1"].arch.widths.items())
 
 
@@ -148,7 +149,8 @@ def test_what_is_finished_is_not_done_again(finished, tmp_path, monkeypatch):
     assert len(rows) == 2 + 8 and cells[2] == f"{100 * found.accuracy:.2f}"
     assert rows["| base", "0"].split(" | ")[4] == "1.000" and rows["| plain 8", "1"].endswith("| - | - |")
     used = {
-        use.site for use in compare._job(None, OPTIONS, SearchedArm("found"), 0, finished, {}).network.uses(found.arch)
+        use.site
+        for use in compare._job(None, OPTIONS, SearchedArm("found"), 0, finished, Sources()).network.uses(found.arch)
     }
     assert cells[-1] == ", ".join(str(width) for site, width in found.arch.widths.items() if site in used)
     assert cells[-2] == ", ".join(map(str, found.arch.depths.values()))
@@ -168,7 +170,7 @@ def test_results_alone_are_enough_to_go_on_with(finished, tmp_path, monkeypatch)
 
 def test_where_the_data_lie_is_not_part_of_a_result(tmp_path):
     jobs = [
-        compare._job(None, ["data.name=cifar10", f"data.path=/{name}"], SearchedArm("a"), 0, tmp_path, {})
+        compare._job(None, ["data.name=cifar10", f"data.path=/{name}"], SearchedArm("a"), 0, tmp_path, Sources())
         for name in "bc"
     ]
     basis = SearchedArm("a").basis(jobs[0])
@@ -179,13 +181,13 @@ def test_where_the_data_lie_is_not_part_of_a_result(tmp_path):
 
 def test_a_result_of_an_earlier_version_lacks_options_that_came_since(tmp_path):
     """They were, then, what they are by default now, whatever the defaults of others were."""
-    job = compare._job(None, ["strategy.epochs=3"], SearchedArm("a"), 0, tmp_path, {})
+    job = compare._job(None, ["strategy.epochs=3"], SearchedArm("a"), 0, tmp_path, Sources())
     basis = SearchedArm("a").basis(job)
     del basis["strategy.arch_lr"], basis["design.widths"]
     assert compare._difference(basis, job, SearchedArm("a")) == ""
-    moved = compare._job(None, ["strategy.epochs=3", "strategy.arch_lr=0.5"], SearchedArm("a"), 0, tmp_path, {})
+    moved = compare._job(None, ["strategy.epochs=3", "strategy.arch_lr=0.5"], SearchedArm("a"), 0, tmp_path, Sources())
     assert compare._difference(basis, moved, SearchedArm("a")) == "strategy.arch_lr = 0.001 there, 0.5 here"
-    usual = compare._job(None, [], SearchedArm("a"), 0, tmp_path, {})
+    usual = compare._job(None, [], SearchedArm("a"), 0, tmp_path, Sources())
     assert compare._difference(basis, usual, SearchedArm("a")) == "strategy.epochs = 3 there, 600 here"
 
 
@@ -329,11 +331,11 @@ def test_a_wrong_option_names_its_arm(tmp_path, capsys):
 def test_options_of_the_command_line_are_for_an_arm_that_takes_another_strategy_where_it_has_them(finished, capsys):
     given = ["--strategy.arch_lr=0.3", "strategy.epochs=2", "train.lr=0.3"]
     scaled, tas = SearchedArm("scaled", ("--strategy.name=scaled",)), SearchedArm("tas", ('--design.spaces=["tas"]',))
-    job = compare._job(None, given, scaled, 0, finished, {})
+    job = compare._job(None, given, scaled, 0, finished, Sources())
     assert (job.config.strategy.epochs, job.config.train.lr) == (2, 0.3)
-    assert compare._job(None, given, tas, 0, finished, {}).config.strategy.arch_lr == 0.3
+    assert compare._job(None, given, tas, 0, finished, Sources()).config.strategy.arch_lr == 0.3
     own = SearchedArm("own", ("--strategy.name=differentiable", "--strategy.epochs=5"))
-    strategy = compare._job(None, given, own, 0, finished, {}).config.strategy
+    strategy = compare._job(None, given, own, 0, finished, Sources()).config.strategy
     assert (strategy.epochs, strategy.arch_lr) == (5, 0.3)
     with pytest.raises(UserError, match="another configuration"):
         compare.compare(None, [*OPTIONS, given[0]], [SearchedArm("found"), scaled], 1, finished)
@@ -348,7 +350,7 @@ def test_an_arm_may_have_tables_and_lists_as_options(tmp_path):
     [two]
     """
     (arm, _) = read_arms(arms(tmp_path, text))
-    design = compare._job(None, OPTIONS, arm, 0, tmp_path, {}).config.design
+    design = compare._job(None, OPTIONS, arm, 0, tmp_path, Sources()).config.design
     assert design.spaces == ("explicit",) and design.widths == {"16": [8, 16], "32": [24], "64": [32, 64]}
 
 
@@ -400,7 +402,7 @@ def test_a_pruned_network_is_the_least_pruned_one_within_the_measured_limit(fini
 
 def test_a_pruned_network_keeps_other_limits_too_and_a_second_reading(finished, tmp_path, monkeypatch):
     """The first reading, of all, says that every network is as fast as can be; the second tells the truth."""
-    job = compare._job(None, [*OPTIONS, "constraints.macs=70%"], PrunedArm("pruned"), 0, tmp_path, {})
+    job = compare._job(None, [*OPTIONS, "constraints.macs=70%"], PrunedArm("pruned"), 0, tmp_path, Sources())
     job = replace(job, folder=shutil.copytree(finished / "base-0", tmp_path / "run"))
     monkeypatch.setattr(run_rows, "base_network", lambda job: job.config.family.build(10))
     read = run_rows.measure_rows

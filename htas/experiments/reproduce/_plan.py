@@ -101,18 +101,18 @@ class Plan:
 
     def facts(self, target: Target, config: Config | None = None, entries: Iterable[Entry] = ()) -> dict[str, str]:
         """How a section was made: on what, how long, with which images, by which command."""
-        found = run.versions()
-        here, packages = found["machine"], {"htas": found["htas"], **found["packages"]}
+        versions = run.versions()
+        here, packages = versions.machine, {"htas": versions.htas, **versions.packages}
         named = ("htas", "torch", "onnxruntime", "openvino")
         facts = {
             "Target": describe(target),
             "Machine": ", ".join(
                 [
-                    here["processor"],
-                    text.plural(here["cores"], "core"),
-                    here["instructions"],
+                    str(here["processor"]),
+                    text.plural(int(here["cores"]), "core"),
+                    str(here["instructions"]),
                     *_gpu(here),
-                    here["system"],
+                    str(here["system"]),
                 ]
             ),
             "Versions": ", ".join(f"{name} {packages[name]}" for name in named if name in packages),
@@ -122,7 +122,7 @@ class Plan:
             copies = dict.fromkeys(entry.images or config.data.encoding for entry in entries)
             images = "; others ".join(copies) or config.data.encoding
             facts["Data"] = f"{config.names['data']}: {images}"
-        return {**facts, "Date": found["date"][:10], "Command": self.command}
+        return {**facts, "Date": versions.date[:10], "Command": self.command}
 
     def said(self, config: Config) -> str:
         """The length of searches and trainings, in words, beside the paper's."""
@@ -175,5 +175,5 @@ def describe(target: Target) -> str:
     return f"{target.device}, {target.runtime}, {target.precision}, batch {target.batch}{threads}"
 
 
-def _gpu(here: Mapping[str, Any]) -> list[str]:
+def _gpu(here: Mapping[str, str | int]) -> list[str]:
     return [] if here["gpu"] == "none" else [str(here["gpu"])]

@@ -161,9 +161,9 @@ def doubted(there: Mapping[tuple[str, int], Entry]) -> list[str]:
     ]  # fmt: skip
 
 
-def _machine(about: Mapping[str, Any]) -> str:
-    known = (about.get("processor", ""), about.get("instructions", ""), about.get("gpu", "none"))
-    return ", ".join(each for each in known if each and each != "none") or "unknown"
+def _machine(about: Mapping[str, str | int]) -> str:
+    facts = [str(about.get(name, "")) for name in ("processor", "instructions", "gpu")]
+    return ", ".join(each for each in facts if each not in ("", "none")) or "unknown"
 
 
 def row_of(entries: Sequence[Entry]) -> Row:
