@@ -22,6 +22,8 @@ __version__ = "0.1.0"
 FORMAT = 1
 KINDS = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
 T = TypeVar("T")
+JsonObject = dict[str, Any]
+"""A JSON object that is handed through."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -51,12 +53,12 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: JsonObject) -> None:
     """Write a JSON object with the format number first."""
     write_text(path, json.dumps({"format": FORMAT, **content}, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonObject:
     """Read a JSON object that write_json wrote; raises UserError with a way out."""
     try:
         content = json.loads(path.read_text())
@@ -138,7 +140,7 @@ def _reason(error: BaseException, kind: type[Any] | None) -> str:
     )
 
 
-def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], about: Mapping[str, Any] | None = None) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], about: JsonObject | None = None) -> None:
     """Write named tensors as safetensors; `about` (JSON values) travels in the header of the same file."""
     import torch
     from safetensors.torch import save
@@ -148,7 +150,7 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], about: Mapping[st
     write_bytes(path, save(plain, metadata={"about": json.dumps(about or {})}))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], JsonObject]:
     """Read what write_tensors wrote: the tensors and the `about` mapping; raises UserError."""
     from safetensors import SafetensorError, safe_open
 

@@ -1,8 +1,8 @@
 """The verbs that look at networks by name, and at this machine."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -44,14 +44,22 @@ def measure(
     flags = _flags(target, rounds=rounds, image=image, classes=classes, metrics=metrics)
     if len(networks) == 1 and is_run(networks[0]):
         if flags or json:
-            name = next(iter(flags), "json")
+            name = flags[0] if flags else "json"
             raise UserError(f"a run is measured as its configuration says, so leave out --{name}")
         ensure_stage("measure", open_run(Path(networks[0]), overrides, out), again)
     else:
         if overrides or out or again:
             name = overrides[0] if overrides else "--out" if out else "--again"
             raise UserError(f"{name} is for measuring a run, and {networks[0]!r} is neither a folder nor a TOML file")
-        _measure_named(list(networks), target, flags, json)
+        _measure_named(
+            list(networks),
+            target,
+            image,
+            40 if rounds is None else rounds,
+            10 if classes is None else classes,
+            metrics or "",
+            json,
+        )
 
 
 def inspect(
@@ -71,7 +79,7 @@ def inspect(
     """Show what is free in a network, what is frozen and why, where its time goes, and what each site could save."""
     if is_run(network):
         if flags := _flags(target, image=image, classes=classes):
-            raise UserError(f"a configuration says what its network and target are, so leave out --{next(iter(flags))}")
+            raise UserError(f"a configuration says what its network and target are, so leave out --{flags[0]}")
         config, folder = load_source(Path(network), overrides, out)
         from htas.run import named
         from htas.run.run import Run
@@ -104,23 +112,30 @@ def doctor(
     print(as_json(findings.json()) if json else "\n".join(findings.lines()))
 
 
-def _flags(target: TargetOptions, **others: Any) -> dict[str, Any]:
-    """The flags on the command line, by name."""
-    return target.flags() | {name: value for name, value in others.items() if value is not None}
+def _flags(target: TargetOptions, **others: object) -> list[str]:
+    """The names of the flags on the command line."""
+    return [*target.flags(), *(name for name, value in others.items() if value is not None)]
 
 
-def _measure_named(networks: Sequence[str], options: TargetOptions, flags: Mapping[str, Any], print_json: bool) -> None:
+def _measure_named(
+    networks: Sequence[str],
+    options: TargetOptions,
+    image: str | None,
+    rounds: int,
+    classes: int,
+    metrics: str,
+    print_json: bool,
+) -> None:
     from htas.run import named
 
-    shapes = {image_shapes(flags.get("image"), network) for network in networks if not network.endswith(".onnx")}
+    shapes = {image_shapes(image, network) for network in networks if not network.endswith(".onnx")}
     if len(shapes) > 1:
         raise UserError("these networks usually have images of different sizes; say which with --image, as 3,224,224")
     target = options.target(*shapes)
-    rounds, classes = flags.get("rounds", 40), flags.get("classes", 10)
     if rounds < 1 or classes < 1:
         raise UserError(f"--rounds and --classes must be 1 or more, got {rounds} and {classes}")
-    metrics = [name.strip() for name in flags.get("metrics", "").split(",") if name.strip()]
-    figures = named.measure_networks(networks, target, rounds, classes, metrics)
+    others = [name.strip() for name in metrics.split(",") if name.strip()]
+    figures = named.measure_networks(networks, target, rounds, classes, others)
     if print_json:
         print(as_json([networks_json(each) for each in figures]))
     else:

@@ -44,15 +44,16 @@ class TargetOptions:
     threads: Annotated[int | None, Parameter(help="CPU threads (every core)")] = None
     precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, Parameter(help="number format (fp32)")] = None
 
-    def flags(self) -> dict[str, Any]:
-        """The flags on the command line, by name."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+    def flags(self) -> list[str]:
+        """The names of the flags on the command line."""
+        return [name for name, value in asdict(self).items() if value is not None]
 
     def target(self, shapes: Shapes = ()) -> "Target":
         """The target, for inputs of these shapes (channels, height, width); raises UserError."""
         from htas.timing.target import Target
 
-        return Target(**self.flags() | ({"shapes": shapes} if shapes else {}))
+        values: dict[str, Any] = {name: getattr(self, name) for name in self.flags()}
+        return Target(**values | ({"shapes": shapes} if shapes else {}))
 
 
 DEFAULT_TARGET = TargetOptions()

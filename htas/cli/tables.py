@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from htas import text
 from htas.console.terminal import show
 from htas.errors import UserError
+from htas.files import JsonObject
 
 if TYPE_CHECKING:
     from htas.run.named import Figures
     from htas.timing.store import Store
 
 
-def networks_json(figures: "Figures") -> dict[str, Any]:
+def networks_json(figures: "Figures") -> JsonObject:
     """One network as JSON values: milliseconds and millions."""
     latency = figures.latency
     return {

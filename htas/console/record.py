@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,38 @@ LINES = 8
 """Number of recorded lines."""
 
 
+@dataclass(frozen=True)
+class Work:
+    """The state of a bar."""
+
+    title: str
+    words: str
+    """Steps done and the time left, as text."""
+    figures: str
+    """The current readings, as text."""
+    share: float
+    """Share that is done, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The content of the file."""
+
+    state: str
+    """`running`, `finished` or `stopped`."""
+    why: str
+    """Why it stopped."""
+    lines: tuple[str, ...]
+    """The last lines that the command printed."""
+    work: Work | None
+    began: float
+    """Seconds since 1970, as `time`."""
+    time: float
+    """Of this state."""
+    process: int
+    host: str
+
+
 class Record:
     """The progress of one command, written into the folder of its run."""
 
@@ -28,7 +61,7 @@ class Record:
         self._folder: Path | None = None
         self._writer: Any = None
         self._lines: deque[str] = deque(maxlen=LINES)
-        self._work: Mapping[str, Any] = {}
+        self._work: Work | None = None
         self._written = 0.0
         self._began = time.time()
 
@@ -41,7 +74,7 @@ class Record:
         before = self._folder
         if folder == before:
             return
-        self._folder, self._work = folder, {}
+        self._folder, self._work = folder, None
         self._write("running", "", folder)
         self._end("finished", "", before)
         if self._tensorboard:
@@ -54,7 +87,7 @@ class Record:
 
     def work(self, title: str, words: str, figures: str, share: float) -> None:
         """Record the state of a bar; `share` of it is done, 0 to 1."""
-        self._work = {"title": title, "words": words, "figures": figures, "share": share}
+        self._work = Work(title, words, figures, share)
         if time.monotonic() >= self._written + EVERY or share >= 1:
             self._write("running", "", self._folder)
 
@@ -81,13 +114,12 @@ class Record:
         if folder is None:
             return
         self._written = time.monotonic()
-        content = {
-            "state": state, "why": why, "lines": list(self._lines), "work": self._work, "began": self._began,
-            "time": time.time(), "process": os.getpid(), "host": socket.gethostname(),
-        }  # fmt: skip
+        progress = Progress(
+            state, why, tuple(self._lines), self._work, self._began, time.time(), os.getpid(), socket.gethostname()
+        )
         part = folder / f".{NAME}.part"
         try:
-            part.write_text(json.dumps(content))
+            part.write_text(json.dumps(asdict(progress)))
             part.replace(folder / NAME)
         except OSError:
             return

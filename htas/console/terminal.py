@@ -3,12 +3,11 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from htas.text import TextTable
 
 
-def show(tables: Sequence[TextTable], more: Mapping[str, Any], as_json: bool) -> None:
+def show(tables: Sequence[TextTable], more: Mapping[str, str], as_json: bool) -> None:
     """Print tables, and `more` below them, a line each; as JSON one object with all of it.
 
     On a terminal tables have rules and the fields of a table that is too wide are wrapped; colour is left out where

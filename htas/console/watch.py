@@ -9,10 +9,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from htas.console.record import NAME
+from htas.console.record import NAME, Progress
 from htas.errors import UserError
+from htas.files import RecordError, from_json
 from htas.text import duration
 
 EVERY = 1.0
@@ -72,17 +72,18 @@ def state(folder: Path) -> State:
 
 def _read(path: Path) -> State:
     try:
-        content = json.loads(path.read_text())
-        work = content["work"]
-        words = f"{work['title']} {work['words']}" + (f": {work['figures']}" if work["figures"] else "") if work else ""
-        return State(
-            path.parent, _state(content), content["why"], tuple(content["lines"]), words,
-            work.get("share", 0.0), content["began"], content["time"],
-        )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        progress = from_json(json.loads(path.read_text()), Progress, path)
+    except (OSError, ValueError) as error:
+        reason = error.reason if isinstance(error, RecordError) else repr(error)
         raise UserError(
-            f"{path} does not say how far a run is ({error!r}); a running command writes it again"
+            f"{path} does not say how far a run is ({reason}); a running command writes it again"
         ) from error
+    work = progress.work
+    words = f"{work.title} {work.words}" + (f": {work.figures}" if work.figures else "") if work else ""
+    return State(
+        path.parent, _state(progress), progress.why, progress.lines, words, work.share if work else 0.0,
+        progress.began, progress.time,
+    )  # fmt: skip
 
 
 def watch(folder: Path, once: bool, sleep: Callable[[float], None] = time.sleep) -> State:
@@ -117,12 +118,12 @@ def watch(folder: Path, once: bool, sleep: Callable[[float], None] = time.sleep)
     return last
 
 
-def _state(content: dict[str, Any]) -> str:
+def _state(progress: Progress) -> str:
     """The recorded state; `gone` if the process ran on this machine and ended without a word."""
-    if content["state"] != "running" or content["host"] != socket.gethostname():
-        return str(content["state"])
+    if progress.state != "running" or progress.host != socket.gethostname():
+        return progress.state
     try:
-        os.kill(content["process"], 0)
+        os.kill(progress.process, 0)
     except ProcessLookupError:
         return "gone"
     except PermissionError:

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from htas.training.distill import Distill
 
 
+Values = dict[str, Any]
+"""Values by option."""
+
+
 @dataclass(frozen=True)
 class SplitOptions:
     """Which images of the data set learn what."""
@@ -76,7 +80,7 @@ class Config:
         """Every option at its default."""
         return load(None)
 
-    def changed(self, values: Mapping[str, Any]) -> "Config":
+    def changed(self, values: Values) -> "Config":
         """This configuration with other values: Python values by `table.option`, and `seed`.
 
         Where they name another class or recipe (`strategy.name`, `train.recipe`), values stay that the new one has as
@@ -105,14 +109,14 @@ class Config:
         }
         return tomli_w.dumps({"seed": self.seed, **present})
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Values:
         """Every option as `table.option` with its value, in which tuples are lists; and the seed."""
         options = {"seed": self.seed}
         for table in TABLES:
             options |= {f"{table}.{name}": _plain(value) for name, value in self._values(table).items()}
         return options
 
-    def key_options(self) -> dict[str, Any]:
+    def key_options(self) -> Values:
         """As `options`, without those that no result depends on: fields marked `metadata={"key": False}`."""
         unmarked = {
             f"{table}.{field.name}"
@@ -122,7 +126,7 @@ class Config:
         }
         return {name: value for name, value in self.options().items() if name not in unmarked}
 
-    def usual(self) -> dict[str, Any]:
+    def usual(self) -> Values:
         """The default of every option that has one, for this configuration's classes and recipe."""
         options: dict[str, Any] = dict(SCALARS)
         for table in TABLES:
@@ -130,7 +134,7 @@ class Config:
             options |= {f"{table}.{name}": _plain(value) for name, value in defaults.items()}
         return options
 
-    def _values(self, table: str) -> dict[str, Any]:
+    def _values(self, table: str) -> Values:
         name = {NAMED[table].key: self.names[table]} if table in NAMED else {}
         content = getattr(self, FIELDS.get(table, table))
         fields = {field.name: getattr(content, field.name) for field in dataclasses.fields(content) if field.init}
@@ -245,9 +249,6 @@ class CommandLineValue:
     text: str
 
 
-Values = dict[str, Any]
-
-
 def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a TOML file (None: all defaults) with `--table.field=value` overrides on top.
 
@@ -331,7 +332,7 @@ def _named_classes(overrides: Sequence[str]) -> dict[str, str]:
     return {table: text for (table, _, name), text in pairs if table in NAMED and name == NAMED[table].key}
 
 
-def _defaults(table: str, name: str) -> dict[str, Any]:
+def _defaults(table: str, name: str) -> Values:
     """The options that have a default, with it."""
     if table == "train" and name not in RECIPES:
         return {}
@@ -344,7 +345,7 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Values:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -405,7 +406,7 @@ def _typed(table: str, names: Mapping[str, str], content: Values) -> Values:
     return values
 
 
-def _built(names: Mapping[str, str], tables: Mapping[str, Values]) -> dict[str, Any]:
+def _built(names: Mapping[str, str], tables: Mapping[str, Values]) -> Values:
     """The object of each table, by the field of Config; raises UserError."""
     built = {}
     for table, values in tables.items():

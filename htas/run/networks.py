@@ -3,15 +3,17 @@ own), and TAS's published ones, `tas:C010-ResNet32`."""
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from htas import models
 from htas.errors import UserError
+from htas.files import from_json
 from htas.graph import Network, resize, trace
 from htas.graph.arch import Arch
 from htas.models import ModelFamily
@@ -49,11 +51,25 @@ def build(name: str, classes: int) -> nn.Module:
     return network
 
 
+@dataclass(frozen=True)
+class PublishedArch:
+    """A CIFAR architecture published with TAS (NeurIPS 2019)."""
+
+    dataset: str
+    depth: int
+    """Layers of the base ResNet."""
+    block: Literal["basic", "bottleneck"]
+    channels: list[int]
+    """Channels of the image, then of each searched convolution, dropped ones included."""
+    blocks: list[int]
+    """Blocks that stay in each stage."""
+
+
 @cache
-def published() -> Mapping[str, Mapping[str, Any]]:
-    """The CIFAR architectures published with TAS (NeurIPS 2019): channels by layer, kept blocks by stage."""
-    content: dict[str, dict[str, Any]] = json.loads(files(models).joinpath("tas_published.json").read_text())
-    return content
+def published() -> Mapping[str, PublishedArch]:
+    """The architectures published with TAS, by name."""
+    content = json.loads(files(models).joinpath("tas_published.json").read_text())
+    return from_json(content, dict[str, PublishedArch], "tas_published.json")
 
 
 def tas(name: str) -> nn.Module:
@@ -61,13 +77,13 @@ def tas(name: str) -> nn.Module:
     if name not in published():
         raise UserError(no_such("TAS network", name, published()))
     facts = published()[name]
-    family = CifarResNet(facts["depth"], facts["block"])
+    family = CifarResNet(facts.depth, facts.block)
     network = trace(
-        family.build(CLASSES[facts["dataset"]]), torch.zeros(1, 3, 32, 32), adds="project",
+        family.build(CLASSES[facts.dataset]), torch.zeros(1, 3, 32, 32), adds="project",
         project_norm=family.project_norm,
     )  # fmt: skip
-    module = resize(network, tas_arch(network, facts["channels"], facts["blocks"]))
-    if facts["block"] == "bottleneck":  # derived by TAS without the norm that the base network has here
+    module = resize(network, tas_arch(network, facts.channels, facts.blocks))
+    if facts.block == "bottleneck":  # derived by TAS without the norm that the base network has here
         module.set_submodule("stages.0.0.shortcut.norm", nn.Identity())
     family.reset(module)
     return module

@@ -170,4 +170,4 @@ def test_states_are_written_once_a_second_at_most(tmp_path: Path, monkeypatch: p
         with progress("much", 1000) as bar:
             for _ in range(500):
                 bar.step()
-            assert begun(tmp_path)["work"] == {}
+            assert begun(tmp_path)["work"] is None

@@ -109,14 +109,14 @@ def test_seventeen_networks_are_published() -> None:
 @pytest.mark.parametrize("name", ESTIMATED)
 def test_the_lists_of_tas_give_the_estimates_printed_with_them(name: str) -> None:
     facts = published()[name]
-    found = estimated(facts["channels"], facts["blocks"], facts["block"], CLASSES[facts["dataset"]])
+    found = estimated(facts.channels, facts.blocks, facts.block, CLASSES[facts.dataset])
     assert found == pytest.approx(ESTIMATED[name], abs=1e-4 if name == "C100-ResNet32" else 1e-7)
 
 
 @pytest.mark.parametrize("name", ESTIMATED)
 def test_the_networks_of_tas_have_the_counts_of_the_rules(name: str) -> None:
     facts = published()[name]
-    expected = count(facts["channels"], facts["blocks"], facts["block"], CLASSES[facts["dataset"]])
+    expected = count(facts.channels, facts.blocks, facts.block, CLASSES[facts.dataset])
     assert expected == COUNTED.get(name, expected)
     module = tas(name)
     assert (count_macs(module, IMAGE), count_params(module)) == expected
@@ -125,8 +125,8 @@ def test_the_networks_of_tas_have_the_counts_of_the_rules(name: str) -> None:
 def test_the_lists_of_tas_without_cuts_are_counted_as_estimated() -> None:
     for name in ("C010-ResNet20", "CIFAR100-RAND-R32"):
         facts = published()[name]
-        classes = CLASSES[facts["dataset"]]
-        macs, _ = count(facts["channels"], facts["blocks"], facts["block"], classes)
+        classes = CLASSES[facts.dataset]
+        macs, _ = count(facts.channels, facts.blocks, facts.block, classes)
         assert macs == round(ESTIMATED[name] * 1e6) + classes
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import htas.runtimes
 from htas.cli.doctor._available import Availability, meters, runtimes
@@ -12,6 +11,7 @@ from htas.cli.doctor._machine import Machine, machine
 from htas.cli.doctor._noise import Noise, listen
 from htas.cli.doctor._outlook import Outlook, outlook
 from htas.errors import UserError
+from htas.files import JsonObject
 from htas.plugins import find
 from htas.runtimes import Runtime, open_runtime
 from htas.spaces.design import Design
@@ -50,7 +50,7 @@ class Findings:
             )
         return tuple(advice)
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> JsonObject:
         """As plain JSON values; null is unknown."""
         return {
             "target": asdict(self.target),

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
-from htas.files import to_json
+from htas.files import JsonObject, to_json
 from htas.graph.layer import Layer
 from htas.metrics.latency import CHEAP
 from htas.runtimes import open_runtime
@@ -90,7 +90,7 @@ class Noise:
             for layer, each in zip(self.layers, self.readings, strict=True)
         ]
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> JsonObject:
         """As plain JSON values."""
         return {
             "level": self.level,
