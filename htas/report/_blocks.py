@@ -1,5 +1,6 @@
 """The pieces a report is made of, before it is known whether they become Markdown or HTML."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from htas.report._compare import Answer
@@ -44,6 +45,21 @@ class Table:
     """Headings of the columns that hold words, not numbers."""
     marked: frozenset[str] = frozenset()
     """First cells of the rows to be set off."""
+
+
+def plain_table(headings: Sequence[str], rows: Iterable[Sequence[str]], wordy: Iterable[str] = ()) -> Table:
+    """A table of texts without notes; all columns hold words where none is named."""
+    cells = tuple(tuple(map(Cell, row)) for row in rows)
+    return Table(tuple(headings), cells, frozenset(wordy) or frozenset(headings))
+
+
+def cell_with_note(text: str, marks: Sequence[str] = (" \N{PLUS-MINUS SIGN} ",)) -> Cell:
+    """The deviation or interval of a value is its note: `91.20 ± 0.15`, or `1.05 (1.01 to 1.09)` with the mark ` (`."""
+    for mark in marks:
+        value, separator, rest = text.partition(mark)
+        if separator:
+            return Cell(value, f"{mark.strip(' (')} {rest.removesuffix(')')}".strip())
+    return Cell(text)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from htas.graph.arch import Arch
-from htas.report._blocks import Block, Cell, Code, Fold, Heading, Picture, Points, Table, Text
+from htas.report._blocks import Block, Cell, Code, Fold, Heading, Picture, Points, Table, Text, plain_table
 from htas.report._compare import against_base, answer, base_of, found_of
 from htas.report._figures import BANDS, PICTURED, PREDICTED, arch_name, course_name, curve_name, pictured, searched
 from htas.report._names import at_the_start, network_names, row_name, search_name, space_name
@@ -414,7 +414,7 @@ def _measuring(report: Report) -> list[Block]:
     errors = sorted(result.measured.error / result.measured.estimate for result in read if result.measured)
     if errors:
         facts.append(("median standard error of a network", percent(errors[len(errors) // 2], 1)))
-    table = [_pairs(facts, ("what", "value"))] if facts else [Text("Nothing has been measured yet.")]
+    table = [plain_table(("what", "value"), facts)] if facts else [Text("Nothing has been measured yet.")]
     return [Heading("How it was measured"), *table]
 
 
@@ -429,11 +429,7 @@ def _run(report: Report) -> list[Block]:
         Heading("How to repeat it"),
         Code(report.command, "sh"),
         Heading("Machine and time"),
-        _pairs(facts, ("what", "value")),
-        *([_pairs(stages + total, ("stage", "time"))] if stages else []),
+        plain_table(("what", "value"), facts),
+        *([plain_table(("stage", "time"), stages + total)] if stages else []),
         Fold("The whole configuration", (Code(report.config, "toml"),)),
     ]
-
-
-def _pairs(facts: list[tuple[str, str]], headings: tuple[str, str]) -> Table:
-    return Table(headings, tuple((Cell(name), Cell(text)) for name, text in facts), frozenset(headings))

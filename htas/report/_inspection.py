@@ -7,7 +7,7 @@ import altair as alt
 
 from htas.files import write_text
 from htas.graph.network import OUTPUT
-from htas.report._blocks import Block, Cell, Heading, Picture, Points, Table, Text
+from htas.report._blocks import Block, Heading, Picture, Points, Text, plain_table
 from htas.report._draw import BLUE, FAINT, GREEN, WIDTH, Spec, data, render, spec
 from htas.report._html import html
 from htas.spaces.inspection import Inspection, LayerFacts, SiteFacts
@@ -59,17 +59,17 @@ def _blocks(inspection: Inspection, facts: Sequence[tuple[str, str]]) -> list[Bl
             "this changes, over that of all. A search changes many at once, and a wider site may be as fast."
         ),
         Picture("sites", "Bars of the latency that each site could save", "The sites that could save most."),
-        _table(SITES, [_site(site, inspection) for site in inspection.sites], SITES[:2]),
+        plain_table(SITES, [_site(site, inspection) for site in inspection.sites], SITES[:2]),
         *_depths(inspection),
         Heading("Where the time goes"),
         Picture("layers", "Bars of latency and multiply-adds by layer", "The layers that take most, in their order."),
-        _table(LAYERS, [_layer(layer, inspection) for layer in inspection.layers], LAYERS[:3]),
+        plain_table(LAYERS, [_layer(layer, inspection) for layer in inspection.layers], LAYERS[:3]),
         Heading("What stays as it is, and why"),
         Points(tuple(rest)) if rest else Text("Nothing but the outputs, which are the classes."),
         Heading("Doubts"),
         Points(tuple(("", doubt) for doubt in inspection.doubts)) if inspection.doubts else Text("None."),
         Heading("How it was measured"),
-        _table(("what", "value"), facts, ("what", "value")),
+        plain_table(("what", "value"), facts),
     ]
 
 
@@ -102,10 +102,6 @@ def _layer(facts: LayerFacts, inspection: Inspection) -> tuple[str, ...]:
         facts.name, layer.kind, facts.site or facts.frozen, f"{layer.inputs} to {layer.outputs}", millions(layer.macs),
         millions(layer.params), percent(facts.seconds / inspection.sum, 1),
     )  # fmt: skip
-
-
-def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], words: Sequence[str]) -> Table:
-    return Table(headings, tuple(tuple(Cell(text) for text in row) for row in rows), frozenset(words))
 
 
 def layers_picture(inspection: Inspection) -> Spec:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from htas.files import write_bytes, write_text
-from htas.report._blocks import Block, Cell, Heading, Points, Table, Text
+from htas.report._blocks import Block, Heading, Points, Text, plain_table
 from htas.report._content import curve_picture
 from htas.report._curves import latency_curve
 from htas.report._draw import png, render
@@ -64,7 +64,7 @@ def _blocks(
     points += [(f"curve of {listing(curve.sites)}", doubt) for curve in curves for doubt in curve.doubts]
     return [
         Heading("The hardware-aware space"),
-        _table(HEADINGS, rows),
+        plain_table(HEADINGS, rows),
         Text(
             f"{plural(len(rows), 'distinct curve')}; one width a group, as in the paper's Table 2. A question mark "
             "marks a width whose group is not decided: more readings could choose another."
@@ -78,9 +78,5 @@ def _blocks(
         Heading("Doubts"),
         Points(tuple(points)) if points else Text("None."),
         Heading("How it was measured"),
-        _table(("what", "value"), list(facts.items())),
+        plain_table(("what", "value"), facts.items()),
     ]
-
-
-def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
-    return Table(headings, tuple(tuple(Cell(text) for text in row) for row in rows), frozenset(headings))

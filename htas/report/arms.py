@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from htas.files import write_bytes, write_text
-from htas.report._blocks import Block, Cell, Heading, Picture, Points, Table, Text
+from htas.report._blocks import Block, Cell, Heading, Picture, Points, Table, Text, cell_with_note, plain_table
 from htas.report._draw import RenderedChart, render
 from htas.report._figures import arms_over_latency
 from htas.report._html import html
 from htas.report._markdown import markdown
 
 PICTURE = "arms"
+MARKS = (" ± ", " (")
 
 
 def page(
@@ -43,25 +44,14 @@ def page(
         )))  # fmt: skip
     headings, *rows = table
     wordy = frozenset(headings[:1])
-    cells = tuple((Cell(name), *map(_cell, figures)) for name, *figures in rows)
+    cells = tuple((Cell(name), *(cell_with_note(figure, MARKS) for figure in figures)) for name, *figures in rows)
     blocks += [Text(note), Table(tuple(headings), cells, wordy, frozenset([against]))]
     if notes:
         blocks += [Heading("Notes"), Points(tuple(("", note) for note in notes))]
     first, *others = every
-    blocks += [Heading("Every network"), Table(
-        tuple(first), tuple(tuple(map(Cell, line)) for line in others), frozenset({first[0], *first[-2:]}), frozenset()
-    )]  # fmt: skip
+    blocks += [Heading("Every network"), plain_table(first, others, (first[0], *first[-2:]))]
     blocks += [Heading("How it was measured"), Points(tuple(facts.items()))]
     write_text(folder / "compare.md", markdown(title, blocks))
     path = folder / "compare.html"
     write_text(path, html(title, blocks, pictures))
     return path
-
-
-def _cell(text: str) -> Cell:
-    """Deviations and intervals stand below what they belong to: `91.20 ± 0.15`, `1.05 (1.01 to 1.09)`."""
-    for mark in (" ± ", " ("):
-        value, separator, rest = text.partition(mark)
-        if separator:
-            return Cell(value, f"{mark.strip(' (')} {rest.removesuffix(')')}".strip())
-    return Cell(text)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from htas.files import write_bytes, write_text
-from htas.report._blocks import Block, Cell, Heading, Picture, Points, Table, Text
+from htas.report._blocks import Block, Heading, Picture, Points, Table, Text, cell_with_note
 from htas.report._curves import fitted_curve, scored_widths
 from htas.report._draw import RenderedChart, Spec, render
 from htas.report._figures import gained
@@ -65,16 +65,10 @@ def page(title: str, intro: str, sections: Sequence[Section], folder: Path) -> P
 
 
 def _blocks(section: Section) -> list[Block]:
-    rows = tuple(tuple(map(_cell, row)) for row in section.rows)
+    rows = tuple(tuple(map(cell_with_note, row)) for row in section.rows)
     words = frozenset(section.headings[: section.words])
     blocks: list[Block] = [Heading(section.title), *map(Text, section.says)]
     blocks.append(Table(section.headings, rows, words, frozenset(section.marked)))
     blocks += [Picture(figure.name, figure.shows, figure.caption) for figure in section.figures]
     points = [("", note) for note in section.notes] + list((section.facts or {}).items())
     return [*blocks, *([Points(tuple(points))] if points else [])]
-
-
-def _cell(text: str) -> Cell:
-    """A deviation stands below what it belongs to."""
-    value, separator, rest = text.partition(" \N{PLUS-MINUS SIGN} ")
-    return Cell(value, f"\N{PLUS-MINUS SIGN} {rest}") if separator else Cell(text)
