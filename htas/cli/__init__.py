@@ -1,4 +1,4 @@
-"""The command `htas`. Here: exit codes, and what is printed for a mistake, a fault and Ctrl-C.
+"""The command `htas`. Here: exit codes, and the lines for a mistake, a fault and Ctrl-C.
 
 Only light modules are imported: `htas --help` and every refused option answer without PyTorch.
 """

@@ -50,7 +50,7 @@ def call(argv: Sequence[str]) -> None:
     except CycloptsError as error:
         raise UserError(_sentence(error, verb)) from error
     if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # a plug-in of the user's, 'mine:Net', is found where the command runs
+        sys.path.append(str(Path.cwd()))  # plug-ins of the user's, such as 'mine:Net', lie in the folder of the command
     more = {"overrides": overrides} if "overrides" in unparsed else {}
     tensorboard = bound.arguments.get("tensorboard", False)
     with nullcontext() if command is report else recording(tensorboard):  # a report may be read during a run
@@ -81,7 +81,7 @@ def _console() -> Console:
 
 
 def _sentence(error: CycloptsError, verb: str) -> str:
-    """What was given, what is allowed, what to do next."""
+    """The sentence of a refusal: the word, the words allowed, and what to do next."""
     if not verb or verb.startswith("-"):
         return text.no_such("verb", verb, VERBS)
     more = f"see htas {verb} --help"

@@ -73,7 +73,7 @@ def compare(
     overrides: Overrides,
     seeds: Annotated[int, Parameter(help="trainings of each arm (3)")] = 3,
     against: Annotated[str, Parameter(help="the arm that others are compared with; otherwise the first")] = "",
-    only: Annotated[bool, Parameter(help="run nothing: the table of what is there")] = False,
+    only: Annotated[bool, Parameter(help="run nothing, and print the table of finished trainings")] = False,
     json: Json = False,
     out: Out = None,
 ) -> None:

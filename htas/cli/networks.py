@@ -76,7 +76,7 @@ def inspect(
     json: Json = False,
     out: Out = None,
 ) -> None:
-    """Show what is free in a network, what is frozen and why, where its time goes, and what each site could save."""
+    """Show the free and the frozen sites of a network, where its time goes, and what each site could save."""
     if is_run(network):
         if flags := _flags(target, image=image, classes=classes):
             raise UserError(f"a configuration says what its network and target are, so leave out --{flags[0]}")
@@ -104,7 +104,7 @@ def doctor(
     target: TargetOptions = DEFAULT_TARGET,
     json: Annotated[bool, Parameter(help="print JSON instead of lines")] = False,
 ) -> None:
-    """Say what this machine is, how noisy it is now, and whether a survey started now would be decided."""
+    """Show this machine and its noise, and whether a survey started now would be decided."""
     options = target.target()
     from htas.cli.doctor import examine
 

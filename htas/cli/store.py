@@ -27,7 +27,7 @@ def store(
     ls                  every survey in the store, the newest first
     show SURVEY         the layers of one survey
     export FILE         write all readings to a .csv or .parquet file, exactly
-    import FILE         add the readings of such a file; what is there already is not doubled
+    import FILE         add the readings of such a file, each once
     forget SURVEY|all   remove a survey, all surveys of a place, or, with --yes, everything
     """
     _check_store(action, name, json, yes)

@@ -1,4 +1,4 @@
-"""The verbs of one run: each stage, all of them, and what is done with the folder afterwards.
+"""The verbs of one run: all stages, each stage alone, and the uses of its folder.
 
 A verb is a plain function; its parameters are the arguments and options of the command.
 """
@@ -25,7 +25,7 @@ from htas.errors import UserError
 def run(
     config: Source, /, *, overrides: Overrides, tensorboard: Tensorboard = False, json: Json = False, out: Out = None
 ) -> None:
-    """Do every stage, from the base network to the report; what is finished already is kept."""
+    """Do every stage, from the base network to the report; finished stages are not repeated."""
     job = open_run(config, overrides, out)
     from htas.run import stages
 
@@ -66,7 +66,7 @@ def search(
 def train(
     config: Source, /, *, overrides: Overrides, tensorboard: Tensorboard = False, out: Out = None, again: Again = False
 ) -> None:
-    """Train the networks found and those they are compared with."""
+    """Train the searched networks and those that they are compared with."""
     ensure_stage("train", open_run(config, overrides, out), again)
 
 
@@ -82,7 +82,7 @@ def report(
     out: Out = None,
     again: Again = False,
 ) -> None:
-    """Write report.html, report.md and report.json of what is there; of several runs, report.html and report.md."""
+    """Write report.html, report.md and report.json of a run, finished or not; of several runs, the first two."""
     if len(runs) == 1:
         job = open_run(runs[0], overrides, out)
         ensure_stage("report", job, again)

@@ -23,7 +23,7 @@ class Bar(Protocol):
 
 @contextmanager
 def progress(title: str, total: int, *, done: int = 0) -> Iterator[Bar]:
-    """Show `total` steps, of which `done` were done by an earlier command; the time left follows from this one's pace.
+    """Show `total` steps, `done` of them by an earlier command; the time left follows from the pace of this one.
 
     Without a terminal there is a line at the start, one every five seconds at most, and one at the end.
     """

@@ -44,7 +44,7 @@ class State:
         if self.state == "running":
             head += f" for {duration(self.time - self.began)}, seen {duration(max(0.0, time.time() - self.time))} ago"
         elif self.state == "gone":
-            head += "; its process is no more, and the same command goes on where it was"
+            head += "; its process ended without a word, and the same command continues where it was"
         elif self.why:
             head += f": {self.why}"
         return (head, *self.lines, *([self.work] if self.work and self.state == "running" else []))

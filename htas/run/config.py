@@ -1,7 +1,7 @@
 """A TOML file and dotted overrides become the frozen dataclasses that the stages work with.
 
 Nothing is listed twice: the options of a table are the fields of its class, and their help is the string beneath each.
-Everything that can be refused without the classes is refused before they, and PyTorch with them, are imported.
+Names and types are refused before the classes, and PyTorch with them, are imported.
 """
 
 import dataclasses
@@ -41,13 +41,13 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """Which images of the data set learn what."""
+    """The split of the training images."""
 
     validation: float = 0.5
-    """Share of the training images that a search's architecture learns from and every choice is made by; the weights
-    learn from the others. Above 0 and below 1."""
+    """Share of the training images that architectures learn from and choices are judged on; weights learn from the
+    others. Above 0 and below 1."""
     limit: int = 0
-    """Images of training, and of test, that are used at most; 0 means all."""
+    """Most training images, and most test images; 0 means all."""
 
     def __post_init__(self) -> None:
         if not 0 < self.validation < 1:

@@ -27,9 +27,9 @@ class Program:
     """A compiled network or layer, with inputs in place."""
 
     run: Callable[[], object]
-    """One batch, its inputs already where the runtime wants them: what is timed."""
+    """Computes one batch, with inputs already in the memory of the runtime; this call is timed."""
     outputs: Callable[..., Tensor]
-    """Tensors in, the network's output on the CPU in fp32: for checking."""
+    """From input tensors to the network's output, on the CPU in fp32; for checks."""
     anew: "Callable[[], Program] | None" = None
     """Builds the same program again, without the slow steps that never differ: the export, the check."""
 

@@ -58,7 +58,7 @@ def file_program(
     example = model.example()
 
     def rebuild() -> Program:
-        return build(str(model.path), example)  # by its path: weights may lie beside it
+        return build(str(model.path), example)  # by its path: weights may lie next to it
 
     try:
         program = rebuild()

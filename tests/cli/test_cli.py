@@ -618,7 +618,7 @@ def test_the_options_of_a_configuration_are_shown_with_their_defaults(capsys: py
         assert f"[{table}]" in out
         for field in dataclasses.fields(getattr(config, FIELDS.get(table, table))):
             assert f"  --{table}.{field.name}  " in out
-    share = "Share of the training images that a search's architecture learns from"
+    share = "Share of the training images that architectures learn from and choices are judged on"
     assert f"--split.validation a number; default: 0.5 {share}" in " ".join(out.split())
 
 

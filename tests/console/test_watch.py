@@ -58,7 +58,7 @@ def test_a_process_that_is_no_more_is_gone(tmp_path: Path) -> None:
     os.waitpid(child, 0)
     (tmp_path / record.NAME).write_text(json.dumps({**content, "process": child}))
     assert watch.state(tmp_path).state == "gone"
-    assert "the same command goes on" in watch.state(tmp_path).words[0]
+    assert "the same command continues" in watch.state(tmp_path).words[0]
     other = {**content, "process": child, "host": "elsewhere"}  # of which this machine cannot tell
     (tmp_path / record.NAME).write_text(json.dumps(other))
     assert watch.state(tmp_path).state == "running"
