@@ -1,4 +1,4 @@
-"""Data that were given as they are, to htas.optimize: any torch Dataset of (input, label), or a DataLoader of them."""
+"""Items of any torch Dataset of (input, label), or of a DataLoader, as training and searching read them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ _UNUSABLE = f"{UserError.__module__}.{UserError.__qualname__}"
 
 
 SEEN = 8
-"""Items that data are told from others by."""
+"""Items that a data set's fingerprint is computed from."""
 
 
 LABELS = 100_000
@@ -68,7 +68,10 @@ class Items:
         drop_last: bool = False,
         channels_last: bool = False,
     ) -> Iterator[Batch]:
-        """Every item once: inputs [B, ...] and labels [B]; the seed draws the order, None keeps it as it is."""
+        """Every item once: inputs [B, ...] and targets [B, ...]; the seed draws the order, None keeps it as it is.
+
+        Raises UserError where an item is no pair of inputs and targets.
+        """
         generator = Generator().manual_seed(seed or 0)
         order = self.picks if seed is None else self.picks[torch.randperm(len(self), generator=generator)]
         return self._loaded(order, size, generator, augment, drop_last, channels_last)
@@ -76,8 +79,10 @@ class Items:
     def draws(
         self, size: int, count: int, *, generator: Generator, augment: bool = False, channels_last: bool = False
     ) -> Iterator[Batch]:
-        """So many batches of so many items drawn uniformly with replacement; all picks are drawn at once, so that
-        workers can load ahead."""
+        """`count` batches of `size` items drawn uniformly with replacement: inputs [B, ...] and targets [B, ...].
+
+        All picks are drawn at once, so that workers can load ahead.
+        """
         picks = self.picks[torch.randint(len(self), (size * count,), generator=generator)]
         return self._loaded(picks, size, generator, augment, False, channels_last)
 
@@ -133,7 +138,7 @@ NAMES = ("label", "labels", "target", "targets")
 
 def _divided(batch: Any) -> tuple[list[Tensor], Any]:
     """The inputs of a batch, and its targets: (input, targets), ((input, input), targets), (input, input, targets), or
-    a dictionary with "label", "labels", "target" or "targets" beside its inputs."""
+    a dictionary of inputs with "label", "labels", "target" or "targets"."""
     inputs: Any = ()
     targets: Any = None
     if isinstance(batch, Mapping):
@@ -158,7 +163,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def items(data: Any, what: str) -> Items:
-    """A torch Dataset, or what a DataLoader loads, as Items; raises ValueError for anything else."""
+    """A torch Dataset, or the items of a DataLoader, as Items; raises UserError for anything else."""
     loader = data if isinstance(data, DataLoader) else None
     dataset = loader.dataset if loader is not None else data
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not isinstance(dataset, Sized):
@@ -174,7 +179,7 @@ def items(data: Any, what: str) -> Items:
 
 
 def _picks(loader: DataLoader[Any] | None, count: int, what: str) -> Tensor:
-    """Which items a loader loads; raises ValueError where its sampler does not say."""
+    """The numbers of the items that a loader loads, int64 [N]; raises UserError where its sampler does not say."""
     sampler = loader.sampler if loader is not None else None
     if isinstance(sampler, SubsetRandomSampler):
         return torch.as_tensor(list(sampler.indices), dtype=torch.long)

@@ -53,13 +53,14 @@ class Source(Protocol):
         drop_last: bool = False,
         channels_last: bool = False,
     ) -> Iterator[Batch]:
-        """Every one once, in batches of at most so many; in an order that the seed draws."""
+        """Every item once, in batches of `size` at most: inputs [B, ...], targets [B, ...]; the seed draws the
+        order."""
         ...
 
     def draws(
         self, size: int, count: int, *, generator: Generator, augment: bool = False, channels_last: bool = False
     ) -> Iterator[Batch]:
-        """So many batches of so many, drawn uniformly with replacement by a generator of the CPU."""
+        """`count` batches of `size` items, drawn uniformly with replacement by a generator of the CPU."""
         ...
 
 
@@ -110,7 +111,7 @@ class Split:
     def draws(
         self, size: int, count: int, *, generator: Generator, augment: bool = False, channels_last: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """So many batches of so many images drawn uniformly with replacement, normalised, and their labels.
+        """`count` batches drawn uniformly with replacement: float32 [B, C, H, W] normalised, and int64 labels [B].
 
         The generator must be one of the CPU, so that the draw is the same on every device; each batch is drawn when its
         turn comes.
@@ -158,7 +159,7 @@ class Data:
     """The rest of `train`: architecture steps, and every choice."""
     test: Source
     task: Task = CLASSIFY
-    """What outputs are worth."""
+    """The loss and the score."""
 
     @staticmethod
     def of(

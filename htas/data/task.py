@@ -1,4 +1,4 @@
-"""What outputs are worth: the loss that networks learn by, and the score by which they are judged."""
+"""The loss that networks learn by, and the score that judges them."""
 
 import hashlib
 import inspect
@@ -19,17 +19,17 @@ Inputs = Tensor | tuple[Tensor, ...]
 
 
 def forward(model: nn.Module, inputs: Inputs) -> Outputs:
-    """Of a batch."""
+    """The outputs of a model for a batch of inputs, [N, ...] each."""
     return model(inputs) if isinstance(inputs, Tensor) else model(*inputs)
 
 
 def images_in(inputs: Inputs) -> int:
-    """How many a batch has."""
+    """The number of items in a batch."""
     return len(inputs if isinstance(inputs, Tensor) else inputs[0])
 
 
 def right(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of right answers: logits [N, classes], labels [N]; a scalar."""
+    """Fraction of right answers, a float64 scalar, from logits [N, classes] and int64 labels [N]."""
     return (logits.argmax(1) == labels).double().mean()
 
 
@@ -38,11 +38,11 @@ class Task:
     """Classification, unless other functions are given."""
 
     loss: Callable[[Outputs, Any], Tensor] = F.cross_entropy
-    """Of a batch's outputs and targets; a scalar."""
+    """From the outputs and targets of a batch to a scalar tensor."""
     score: Callable[[Outputs, Any], Tensor | float] = right
-    """The same, mean over the batch: the higher the better. It stands where accuracies do."""
+    """From the same to the mean over the batch, the higher the better. It is reported as an accuracy is."""
     distil: Callable[[Outputs, Outputs, Any], Tensor] | None = None
-    """Of a student's outputs, its teacher's and the targets; None for classification's own (training/distill.py)."""
+    """From a student's outputs, its teacher's and the targets to a loss; None for the one of training/distill.py."""
     train: Callable[[nn.Module, nn.Module | None], object] | None = None
     """Trains a whole network in place, in the user's way; the teacher is None for the base network, and without one."""
     judge: Callable[[nn.Module], float] | None = None
@@ -55,7 +55,7 @@ class Task:
 
     @property
     def name(self) -> str:
-        """What of it is the user's own, for a configuration; empty for nothing."""
+        """The functions that are the user's own, for a configuration; empty where none is."""
         usual = Task()
         parts = [(name, getattr(self, name)) for name in ("loss", "score", "distil", "train", "judge")]
         return ", ".join(
@@ -77,7 +77,7 @@ def unit(loss: Callable[[Outputs, Any], Tensor]) -> Callable[[Outputs, Any], Ten
 
 
 def precise(outputs: Outputs) -> Outputs:
-    """In fp32, whatever autocast made of them."""
+    """The outputs in fp32, whatever their type under autocast."""
 
     def full(each: Any) -> Any:
         return each.float() if isinstance(each, Tensor) and each.is_floating_point() else each
@@ -95,7 +95,7 @@ def _named(function: Any) -> str:
 
 
 def _mark(function: Any) -> str:
-    """What tells a function from another one of its name: its text, and the values that it holds."""
+    """A hash of a function's text and the values that it holds, which another function of its name has not."""
     if isinstance(function, partial):
         return _mark(function.func) + hashlib.sha256(repr((function.args, function.keywords)).encode()).hexdigest()[:4]
     try:

@@ -1,4 +1,4 @@
-"""What a data set is, and how one becomes tensors on a device with train, validation and test kept apart.
+"""The contract of data sets, and how one becomes tensors on a device, with train, validation and test apart.
 
 A data set is one file of this folder. It only reads; splitting, shuffling, augmenting and checking come free.
 """
@@ -21,7 +21,7 @@ class Dataset(ABC):
     @property
     @abstractmethod
     def classes(self) -> int:
-        """How many; labels are 0 to classes - 1."""
+        """Number of classes; labels are 0 to classes - 1."""
 
     @property
     @abstractmethod
@@ -50,7 +50,8 @@ class Dataset(ABC):
 
     @abstractmethod
     def read(self, part: Part) -> Images:
-        """All images of one part, always in the same order; raises ValueError that names the file at fault."""
+        """All images of one part, uint8 [N, C, H, W], always in the same order; raises UserError that names the file at
+        fault."""
 
     def load(self, *, device: str, validation: float, seed: int, limit: int) -> "Data":
         """On a device, in parts: as `htas.datasets.load`, which checks the options."""
@@ -70,7 +71,7 @@ class Dataset(ABC):
 
     @property
     def name(self) -> str:
-        """What a configuration calls it: its file, or 'package.module:Class' when it is not of this folder."""
+        """Its name in a configuration: its file, or 'package.module:Class' when it is not of this folder."""
         folder, _, file = type(self).__module__.rpartition(".")
         return file if folder == __name__ else f"{type(self).__module__}:{type(self).__qualname__}"
 
@@ -79,7 +80,7 @@ def load(dataset: Dataset, *, device: str = "cpu", validation: float = 0.5, seed
     """Read a data set, check it and put it on a device.
 
     `validation` is the share of the training part that is drawn from it, class by class, with `seed`. A `limit`
-    above 0 keeps at most so many images of training and as many of test, the same ones in every run.
+    above 0 keeps at most this many images of training and of test, the same ones in every run.
     Raises UserError for a file or option that cannot be used.
     """
     if not 0 < validation < 1:

@@ -18,7 +18,7 @@ class Archive:
 
     file: str
     md5: str
-    """As published beside the archive."""
+    """As published with the archive."""
     folder: str
     """The folder inside."""
     train: tuple[str, ...]

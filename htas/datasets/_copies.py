@@ -1,4 +1,4 @@
-"""How a local copy of a data set has its images: what must be known of an accuracy."""
+"""How a local copy of a data set encodes its images, which its accuracies depend on."""
 
 import io
 from collections.abc import Iterator

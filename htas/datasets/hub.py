@@ -25,7 +25,7 @@ class Hub(Streamed):
     train: str = "train"
     """The split to train with."""
     test: str = "validation"
-    """The split that accuracies are told from."""
+    """The split for accuracies."""
     image: str = "image"
     """The column with images."""
     label: str = "label"

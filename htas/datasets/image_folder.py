@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 TESTS = ("val", "validation", "test")
-"""What the folder beside train/ may be called; the first of them that there is."""
+"""Names of the folder next to train/; the first that exists is taken."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ Run = Callable[..., object]
 def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: Path) -> float:
     """The largest absolute difference between the file's outputs and PyTorch's, on random inputs of two batch sizes.
 
-    The suffix of the path chooses the format: `.onnx`, `.pt2`, or `.xml` (OpenVINO's, with a `.bin` beside it). The
+    The suffix of the path chooses the format: `.onnx`, `.pt2`, or `.xml` (OpenVINO's, with a `.bin` next to it). The
     example is a tensor, or one for each input, [batch, channels, height, width]; the file takes any batch. The model is
     exported in eval mode, and stays as it is.
     Raises UserError for another suffix, a network that cannot be exported, and outputs that differ by more than 1e-4

@@ -91,7 +91,7 @@ def layer_graph(layer: Layer, module: nn.Module, batch: int, dtype: torch.dtype 
 def chain_graphs(
     layer: Layer, module: nn.Module, batch: int, *, first: bool, dtype: torch.dtype = torch.float32
 ) -> tuple[bytes, bytes]:
-    """The layer between neighbours, and the same neighbours without it; `first` where it is fed by the image.
+    """The layer between neighbours, and the same neighbours without it; `first` where it reads the image.
 
     A head makes each input of the layer out of one channel, so that it arrives in the memory layout that convolutions
     leave; a tail for each head looks at four pixels of what comes out, so that the layer must leave it as a

@@ -1,6 +1,6 @@
-"""A whole network as ONNX, written step by step from its torch.fx graph, where every step is one that is known here.
+"""A whole network as ONNX, written step by step from its torch.fx graph, where this file knows every step.
 
-PyTorch's exporter takes seconds for a deep network, of which a calibration and a search measure dozens; this takes a
+PyTorch's exporter takes seconds for a deep network, and a calibration and a search measure dozens; this takes a
 tenth of that. It writes the operators that the exporter would (a test compares them); a network with any other step is
 left to the exporter. Files for the user are always the exporter's.
 """
@@ -52,7 +52,7 @@ def written_graph(model: nn.Module, example: tuple[Tensor, ...]) -> bytes | None
         with torch.no_grad():
             ShapeProp(traced).propagate(*example)
         return _write(traced, example)
-    except Exception:  # whatever stops this, the exporter may know better, or says what is wrong
+    except Exception:  # the exporter may succeed, or its error is the one to show
         return None
 
 
@@ -85,7 +85,7 @@ def _only(node: fx.Node) -> fx.Node:
 
 
 def _alone(source: fx.Node, inplace: bool) -> None:
-    """What is overwritten in place may have no other reader, which would see the new values."""
+    """Raise where a value that is overwritten in place has another reader, which would see the new values."""
     if inplace and len(source.users) > 1:
         raise _Unknown(source)
 

@@ -25,9 +25,10 @@ def tolerance(target: Target) -> float:
 
 
 def largest_difference(expected: Tensor, actual: Tensor, what: str, tolerance: float = TOLERANCE) -> float:
-    """The largest absolute difference of two outputs of one shape; ValueError when it exceeds the tolerance.
+    """The largest absolute difference of two outputs of one shape; raises UserError where it exceeds the tolerance.
 
-    `what` begins the message: the file or runtime that computed `found`. The tolerance is a share of the largest.
+    `what` begins the message: the file or runtime that computed `actual`. The tolerance is a fraction of the largest
+    output.
     """
     if expected.shape != actual.shape:
         raise UserError(f"{what} gives outputs of shape {tuple(actual.shape)}, PyTorch {tuple(expected.shape)}")

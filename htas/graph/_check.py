@@ -21,7 +21,7 @@ def check(module: nn.Module) -> None:
         for kind, hook in _hooks(part):
             raise UserError(
                 f"{title} has a {kind}, {_named(hook)}, which resized layers would lose: remove it (handle.remove()) "
-                "and register it anew on the network found"
+                "and register it on the network that comes out"
             )
         if type(part).__module__.startswith(QUANTISED):
             raise UserError(

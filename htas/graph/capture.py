@@ -16,10 +16,11 @@ from htas.text import shapes
 
 
 def capture(module: nn.Module, inputs: int) -> fx.GraphModule:
-    """The module in eval mode as a torch.fx graph, whose nodes know which submodule they stand in; raises ValueError.
+    """The module in eval mode as a torch.fx graph, whose nodes know their submodules.
 
-    What forward takes beyond so many `inputs` has its default. Where torch.fx cannot follow a submodule, all of its
-    class are one node each; `kept_whole` has them. Raises UserError where it cannot follow the network's own forward.
+    Parameters of forward() after the first `inputs` ones have their defaults. Where torch.fx cannot follow a submodule,
+    each of its class is one node; `kept_whole` has them. Raises UserError where it cannot follow the network's own
+    forward.
     """
     rest = list(inspect.signature(module.forward).parameters.values())[inputs:]
     defaults = {each.name: each.default for each in rest if each.default is not each.empty}
@@ -95,9 +96,12 @@ def stack_of(node: fx.Node) -> list[str]:
 
 
 def captured(module: nn.Module, examples: tuple[Tensor, ...]) -> fx.GraphModule:
-    """`capture`, with what running it shows in every node's meta: the "shape" of its value (None where it is no
-    tensor), whether there are "tensors" in it, the "params" that it is, and, of what is no layer, its "macs" for one
-    image, by torch's own counter."""
+    """`capture`, then run on `examples`, [N, *shape] each, with facts in every node's meta.
+
+    They are the "shape" of its value (None where it is no tensor), whether there are "tensors" in it, the number of
+    "params" in it, and, where it is no layer, its "macs" for one image by torch's own counter. Raises UserError where
+    the network does not run.
+    """
     graph = capture(module, len(examples))
     try:
         with evaluating(module), torch.no_grad():

@@ -373,8 +373,8 @@ class Follower:
         return replace(node, axis=axis, segments=(Segment(shape[axis] if axis < len(shape) else 1),))
 
     def _fixed_axis(self, node: Node, fxnode: fx.Node, shape: tuple[int, ...]) -> int:
-        """Where the channels of what is not understood are: last behind linear layers and layer norms, where they were
-        if there are as many, else in the second dimension."""
+        """The dimension of the channels after a step of an unknown kind: the last after linear layers and layer norms,
+        the same as before if it has the same size, else the second."""
         module = self.modules[node.module] if node.module else None
         if isinstance(module, nn.Linear | nn.LayerNorm):
             return len(shape) - 1

@@ -50,7 +50,7 @@ class Layer:
     activation: str = ""
     """A key of ACTIVATIONS, or nothing."""
     output_padding: Pair = (0, 0)
-    """conv_transpose: what is added to one side of the output."""
+    """conv_transpose: rows and columns added to one side of the output."""
 
     @property
     def key(self) -> str:
@@ -137,7 +137,7 @@ class Layer:
                 return norm
 
     def build(self) -> nn.Module:
-        """The layer as a module in eval mode, with weights drawn at random. An add takes two tensors."""
+        """The layer as a module in eval mode, with random weights, that takes `example`; an add takes two tensors."""
         parts: list[nn.Module] = [self._operator()]
         if self.norm:
             parts.append(nn.BatchNorm1d(self.outputs) if self.op == "linear" else nn.BatchNorm2d(self.outputs))

@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """In eval mode meanwhile; then every part is in the mode that it had."""
+    """Put a module into eval mode; afterwards every part has the mode that it had."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:

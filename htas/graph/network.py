@@ -1,7 +1,7 @@
 """The nouns of a traced network, and the one pass that carries widths through it.
 
-A Network is a list of Nodes in the order they run. It does not know what made it: torch.fx fills it today
-(trace.py), another graph could. Every question about an arch (shapes, layers, MACs, costs, expected costs) is
+A Network is a list of Nodes in the order they run. It is filled from torch.fx (trace.py), and could
+be from another graph. Every question about an arch (shapes, layers, MACs, costs, expected costs) is
 answered by `Network.flow`, which carries widths, whole numbers or differentiable expectations alike, from node to node.
 """
 
@@ -37,7 +37,7 @@ Kind = Literal[
 
 
 OUTPUT = "it is the network's output"
-"""Why a width is frozen that the user's classes give."""
+"""The reason for a width that the number of classes fixes."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Node:
-    """One step of the network. `run(modules, values)` does it as the base network does."""
+    """One step of the network. `run(modules, values)` computes it as in the base network."""
 
     name: str
     kind: Kind
@@ -67,8 +67,8 @@ class Node:
     blocks: tuple[tuple[str, int], ...] = ()
     """Depth sites around it, each with the number of its block."""
     layer: Layer | None = None
-    """What a runtime does here, at base widths, with the norm and activation it fuses; None: nothing that takes time,
-    or part of the layer before."""
+    """The layer that a runtime computes here, at base widths, with the norm and activation it fuses; None where it
+    takes no time, or is part of the layer before."""
     norm: str = ""
     """conv, grouped: the norm that directly follows."""
     normed: bool = True
@@ -108,7 +108,7 @@ class Site:
     """Widths must be multiples of this."""
 
     def near(self, width: float) -> int:
-        """The nearest width that it may have."""
+        """The nearest allowed width."""
         return max(1, round(width / self.multiple)) * self.multiple
 
 
@@ -125,7 +125,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Step:
-    """One node of `flow`: widths as given, per segment, and the share of archs in which it runs."""
+    """One node of `flow`: the widths of each segment, and the fraction of archs in which it runs."""
 
     node: Node
     inputs: tuple[tuple[Any, ...], ...]
@@ -165,7 +165,7 @@ def _only(values: tuple[Any, ...]) -> Any:
 
 @dataclass(frozen=True)
 class Network:
-    """What trace found: the steps, the free sites, and what is frozen, with the reason."""
+    """A traced network: its steps, its free sites, and the frozen widths with the reasons."""
 
     module: nn.Module
     nodes: tuple[Node, ...]
@@ -178,7 +178,7 @@ class Network:
     outputs: tuple[str, ...] = ()
     """The nodes whose values leave the network."""
     result: Callable[[tuple[Any, ...]], Any] = field(default=_only, repr=False, compare=False)
-    """What the network returns, made of these values: one of them, a tuple, a dictionary."""
+    """Makes the value that the network returns from these outputs: one of them, a tuple, a dictionary."""
 
     def example(self, images: int = 1) -> tuple[Tensor, ...]:
         """Zeros, [images, *shape] for each of `shapes`."""
@@ -196,7 +196,7 @@ class Network:
 
     @property
     def base(self) -> Arch:
-        """The arch of the network as it was given."""
+        """The arch of the network before any change."""
         return Arch(
             {name: site.base for name, site in self.widths.items()},
             {name: site.base for name, site in self.depths.items()},
@@ -224,7 +224,7 @@ class Network:
         """Carry widths through the network.
 
         width(site) is its number of channels; depth(site)[k] the weight of keeping k + 1 blocks (they sum to 1).
-        Whole numbers describe one arch (`whole` leaves out what is cut); tensors give expectations, in which the
+        Whole numbers describe one arch (`whole` leaves cut blocks out); tensors give expectations, in which the
         widths of layers are taken as independent, as in TAS.
         """
         channels: dict[str, tuple[Any, ...]] = {}

@@ -20,7 +20,7 @@ def resize(network: Network, arch: Arch) -> nn.Module:
     a Sequential; unless a shortcut needs a projection (`adds="project"` at unequal widths): then it is a torch.fx
     GraphModule with the same module names plus a `project` beside the parts of each such block. Weights that fit are
     kept, others are drawn by `reset_parameters`.
-    Raises UserError for an arch that is not of this network.
+    Raises UserError for an arch of another network.
     """
     network.check(arch)
     module = _cut(copy.deepcopy(network.module), network, arch)

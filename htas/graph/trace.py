@@ -23,12 +23,13 @@ def trace(
     project_norm: bool = True,
     ignored: Collection[str] = (),
 ) -> Network:
-    """What is free in `module`, found by running `example` ([N, C, H, W], or one for each input) through it.
+    """The free widths and depths of `module`, from a run with `example`: [N, C, H, W], or one tensor [N, ...] an input.
 
     `adds="join"` gives layers that are added one width; "project" gives each its own, with a 1x1 convolution (and a
-    norm, if `project_norm`) on an identity shortcut where they differ. Modules that are `ignored`, with all that is in
-    them, keep the widths that they give, and their blocks. The module is not changed. Raises UserError where torch.fx
-    cannot follow the forward pass, for an ignored module that there is not, and for hooks and quantised layers.
+    norm, if `project_norm`) on an identity shortcut where they differ. Modules that are `ignored`, with all their
+    submodules, keep the widths of their outputs, and their blocks. The module is not changed. Raises UserError where
+    torch.fx cannot follow the forward pass, for an ignored module that does not exist, and for hooks and quantised
+    layers.
     """
     examples = (example,) if isinstance(example, Tensor) else tuple(example)
     check(module)

@@ -131,7 +131,7 @@ class Latency(Metric):
                 calls.build,
                 len(calls.parts),
                 first=None if first is None or len(set(first)) == len(distinct) else calls.numbers(set(first)),
-                anew=self.target.device == "cpu" and runtime.build_seconds <= CHEAP,
+                rebuild=self.target.device == "cpu" and runtime.build_seconds <= CHEAP,
                 renew=runtime.renew,
                 pending=open_calls if pending is not None else None,
                 on_round=heard,

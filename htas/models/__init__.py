@@ -31,8 +31,8 @@ class ModelFamily(ABC):
 
     @property
     def source(self) -> str:
-        """What else its networks depend on beside its options, such as a user's file; what is made of them is made anew
-        when that changes."""
+        """What its networks depend on besides its options, such as the text of a user's file; when it changes, stages
+        are done again."""
         return ""
 
     @property
@@ -41,11 +41,11 @@ class ModelFamily(ABC):
         return False
 
     def member(self, blocks: int) -> str:
-        """What a table calls the plain network with so many blocks a stage."""
+        """What a table calls the plain network with this many blocks a stage."""
         return f"{self.title} with {blocks} blocks a stage"
 
     def reset(self, module: nn.Module) -> None:
-        """Draw all weights of a network of this family anew, in place, at any widths and depths."""
+        """Draw all weights of a network of this family again, in place, at any widths and depths."""
         for part in module.modules():
             reset = getattr(part, "reset_parameters", None)
             if callable(reset):

@@ -69,7 +69,7 @@ class ResNet(nn.Module):
 
 
 class Basic(nn.Module):
-    """Two 3x3 convolutions beside a shortcut."""
+    """Two 3x3 convolutions and a shortcut."""
 
     expansion = 1
 
@@ -88,7 +88,7 @@ class Basic(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions beside a shortcut; the last has four times the width."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut; the last has four times the width."""
 
     expansion = 4
 

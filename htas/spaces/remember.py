@@ -1,11 +1,11 @@
-"""A metric that looks into the store first: what was measured here before, and still holds, is not measured again.
+"""A metric with a store: a layer that was measured here before, and whose readings still hold, is not measured again.
 
-What is reused is whole curves, the layers that differ in their outputs alone, each from one survey. Curves of which
-only samples are measured have these at widths that one survey chose for all of them: they are reused together, as far
-as that survey went, or not at all. Every survey also reads an anchor layer. Before a curve is reused, the anchor and
+Whole curves are reused, the layers that differ in their outputs alone, each from one survey. A sampled curve has
+readings at widths that one survey chose for all curves, so these are reused together, up to the end of that survey, or
+not at all. Every survey also reads an anchor layer. Before a curve is reused, the anchor and
 some of the survey's layers are read again. A shared machine is faster in one hour and slower in the next: that is one
 factor, and the curve is rescaled by it. Where the layers moved apart by more than MOVED, or all of them by more than
-FACTOR, the machine is not what it was, and the curve is measured anew.
+FACTOR, the machine has changed, and the curve is measured again.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -24,17 +24,17 @@ from htas.timing.store import Store
 
 ANCHOR = Layer("conv", 16, 16, (32, 32), (3, 3), padding=(1, 1), norm=True, activation="relu")
 """Read in every survey."""
-BESIDE = 8
-"""Layers of a survey that are read with it."""
+CHECKED = 8
+"""Layers of a stored survey that are read again."""
 MOVED = 0.03
-"""Curves of layers that moved apart by more than this share (root mean square) are measured anew."""
+"""Curves of layers that moved apart by more than this share (root mean square) are measured again."""
 FACTOR = 1.5
 """... and of layers that moved together by more than this."""
 
 
 @dataclass(frozen=True)
 class CachedMetric(Metric):
-    """Another metric, with a store beside it. The target is the other's."""
+    """Another metric with a store. Its target is the other metric's."""
 
     unit: ClassVar[str] = "s"
     metric: Metric
@@ -44,12 +44,12 @@ class CachedMetric(Metric):
     place: str
     """Digest of all that readings depend on."""
     fresh: bool = False
-    """Whether all is measured anew; it is kept either way."""
+    """Whether everything is measured again; it is stored either way."""
 
     def measure(
         self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
-        """One measurement for each case; networks are always measured. A store that fails is said and done without."""
+        """One measurement for each case; networks are always measured. A store that fails is reported and ignored."""
         readings = self.sample(cases, cases, on_round=on_round, pending=by_case(cases, pending))
         return [readings[case] for case in cases]
 
@@ -61,11 +61,13 @@ class CachedMetric(Metric):
         on_round: OnRound | None = None,
         pending: PendingCases | None = None,
     ) -> dict[Case, Measurement]:
-        """The `first`, and what was `pending` then; of a curve from the store, what the store has of it."""
+        """Measurements of the `first` cases and of those that became `pending`; of a stored curve, all of it."""
         stored = {} if self.fresh else self._stored_curves(cases, set(first))
         valid = self._still_valid(stored)
         if len(valid) < len(stored):
-            say(f"store: layers moved by more than {MOVED:.0%} against each other since; all is measured anew")
+            say(
+                f"store: layers moved by more than {MOVED:.0%} against each other since; all of them are measured again"
+            )
             stored, valid = {}, {}
         new: dict[Case, Measurement] = {}
         if not valid or set(first) - set(valid):
@@ -78,12 +80,12 @@ class CachedMetric(Metric):
         return {case: both[case] for case in dict.fromkeys(cases) if case in both}
 
     def _still_valid(self, stored: Mapping[Case, Entry]) -> dict[Case, Measurement]:
-        """What still holds, at today's speed."""
+        """The stored measurements that still hold, at today's speed of the machine."""
         surveys: dict[str, list[Case]] = {}
         for case, entry in stored.items():
             surveys.setdefault(entry.survey, []).append(case)
-        beside = [case for mine in surveys.values() for case in mine[:: max(1, len(mine) // BESIDE)]]
-        cases = list(dict.fromkeys([ANCHOR, *beside])) if stored else []
+        checked = [case for mine in surveys.values() for case in mine[:: max(1, len(mine) // CHECKED)]]
+        cases = list(dict.fromkeys([ANCHOR, *checked])) if stored else []
         today = dict(zip(cases, self.metric.measure(cases, pending=lambda readings: ()), strict=True)) if cases else {}
         valid: dict[Case, Measurement] = {}
         for mine in surveys.values():
@@ -99,7 +101,7 @@ class CachedMetric(Metric):
         on_round: OnRound | None,
         pending: PendingCases | None,
     ) -> tuple[dict[Case, Measurement], Measurement]:
-        """Readings of what is not of a known curve, and of the anchor in the same rounds."""
+        """Readings of the cases on no stored curve, and of the anchor in the same rounds."""
         curves = {_curve(case) for case in stored}
         needed = list(dict.fromkeys([*(case for case in cases if _curve(case) not in curves), ANCHOR]))
         old_readings = {case: entry.measurement for case, entry in stored.items()}
@@ -128,12 +130,12 @@ class CachedMetric(Metric):
                 entries_by_case |= dict(zip(layers, entries, strict=True)) if entries else {}
             entries_by_case |= self._samples(sampled, first)
         except UserError as error:
-            say(f"store: {error}; all is measured anew")
+            say(f"store: {error}; all layers are measured again")
             return {}
         return entries_by_case
 
     def _samples(self, layers: Sequence[Layer], first: set[Case]) -> dict[Case, Entry]:
-        """What the newest survey has of these layers; nothing where it lacks one of the first."""
+        """The entries of these layers in the newest survey; empty where it lacks one of the first."""
         begun = self.store.curve(self.place, self.name, [layer.key for layer in layers if layer in first])
         if not begun:
             return {}
@@ -142,7 +144,7 @@ class CachedMetric(Metric):
         return {layer: stored[layer.key] for layer in layers if layer.key in stored}
 
     def _keep(self, readings: Mapping[Case, Measurement], anchor: Measurement) -> None:
-        """Put what was measured now into the store."""
+        """Store new readings."""
         steady = tuple(np.divide(anchor.values, anchor.levels or 1.0).tolist())
         entries = [
             Entry(self.place, self.name, case.key, reading, steady, reading.doubts)
@@ -156,12 +158,12 @@ class CachedMetric(Metric):
 
 
 def _curve(case: Case) -> str:
-    """What the layers of one curve have in common; nothing for a network."""
+    """The key of a layer's curve; empty for a network."""
     return case.curve_template.key if isinstance(case, Layer) else ""
 
 
 def _moved(today: Mapping[Case, Measurement], stored: Mapping[Case, Entry]) -> float | None:
-    """What the layers of a survey take today over what they took then; None where they do not move together."""
+    """Latency of a survey's layers today over that of then; None where they did not move together."""
     then = {case: entry.measurement.estimate for case, entry in stored.items()}
     if anchor := next(iter(stored.values())).anchor:
         then[ANCHOR] = float(np.percentile(anchor, LOW))

@@ -1,4 +1,4 @@
-"""Memory: the C library's, kept by the process once it has it, and Python's collector, kept out of what is timed.
+"""Memory while readings are taken: the C library keeps what it has, and Python's garbage collector is off.
 
 glibc gives large blocks, and whatever is free at the top of the heap, back to the system as soon as they are freed.
 Where an output happens to lie there, every call asks for its pages again: 84 page faults a call for one width of a
@@ -17,14 +17,14 @@ from functools import cache
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """glibc's names for the settings (malloc.h)."""
 KEPT = 1 << 30
-"""Bytes: blocks up to this size come from the heap, and so much may be free at its top."""
+"""Bytes: blocks up to this size come from the heap, and this much may be free at its top."""
 MOST = 1 << 25
 """The largest MMAP_THRESHOLD that older versions accept."""
 
 
 @cache
 def keep_memory() -> bool:
-    """Keep freed memory in this process from now on; whether the C library can be told to.
+    """Make this process keep freed memory from now on; returns whether the C library can.
 
     It is not undone: glibc would then stop adjusting itself, and training in the same process would be slower.
     """
@@ -37,7 +37,7 @@ def keep_memory() -> bool:
 
 @contextmanager
 def collector_off() -> Iterator[None]:
-    """No garbage collection meanwhile: of what is timed, and of an export, a tenth of which it would take."""
+    """Turn garbage collection off: it would disturb readings, and takes a tenth of the time of an export."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -1,7 +1,7 @@
 """Times calls: warm up, calibrate, then short readings interleaved in shuffled rounds, where they are still pending.
 
 Short, because the chance that nothing disturbs a reading falls with its length; interleaved, because the machine is
-seldom the same a second later (level.py); and taken in stretches, after each of which the calls are built anew,
+seldom the same a second later (level.py); and taken in stretches, after each of which the calls are built again,
 because where a program's memory happens to lie moves its latency: by a percent as a rule, by a third in the worst case.
 """
 
@@ -34,24 +34,24 @@ REPEAT = 3
 NEIGHBOURS = 16
 """Calls read one after the other that see the same machine."""
 STRETCHES = 16
-"""Parts of a run, at most; between them calls are built anew, and those that are decided drop out."""
+"""Parts of a run, at most; between them calls are rebuilt, and those that are decided drop out."""
 REBUILDING = 0.3
-"""Share of the time that building anew may take; where it takes long, it is done less often, or never."""
+"""Largest fraction of the time that rebuilding may take; calls that take long are rebuilt less often, or never."""
 FILLERS, FILLER = 128, 1 << 19
-"""Blocks of memory that are taken before calls are built anew, and bytes of each at most; half of them are let go."""
+"""Blocks of memory allocated before calls are rebuilt, and the most bytes of each; half of them are freed again."""
 SOONEST = 0.375
-"""Share of the stretches before which nothing drops out, so that every call is read in several places of memory."""
+"""Fraction of the stretches before which no call drops out, so that each is read at several places in memory."""
 LOOK = 2
-"""Rounds between two moments at which a run that samples may take in further calls."""
+"""Rounds after which a run that samples may add calls."""
 LOOKING = 0.5
-"""Share of the rounds and of the time after which it looks no further, but reads what it has."""
+"""Fraction of the rounds and of the time after which it adds none, and reads those that it has."""
 
 
 class Timer(ABC):
     """Times a run of calls on one device."""
 
     shortest: ClassVar[float]
-    """Seconds that a reading should last at least: a thousand times what the clock itself is unsure of."""
+    """Least seconds of a reading: a thousand times the clock's own uncertainty."""
 
     @abstractmethod
     def time(self, call: Call, loops: int) -> float:
@@ -60,7 +60,7 @@ class Timer(ABC):
 
 @dataclass(frozen=True)
 class HostTimer(Timer):
-    """The clock of the processor; `wait` returns when the device has finished all it was given."""
+    """The clock of the processor; `wait` returns when the device has finished its work."""
 
     shortest: ClassVar[float] = 1e-4
     clock: Callable[[], float] = time.perf_counter
@@ -97,7 +97,7 @@ class CudaTimer(Timer):
 
 @dataclass(frozen=True)
 class Readings:
-    """Of one call, in order of time."""
+    """The readings of one call, in order of time."""
 
     seconds: tuple[float, ...]
     levels: tuple[float, ...]
@@ -107,7 +107,7 @@ class Readings:
 
 
 Pending = Callable[[Sequence[Readings]], Collection[int]]
-"""Given what has been read of every call, the numbers of those that need more; nothing may have been read of some."""
+"""From the readings of every call so far, of some of which there may be none, the numbers of those that need more."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,13 @@ class Bench:
 
     timer: Timer
     rounds: int = 30
-    """Times that each call's turn comes, at most; it is read REPEAT times then."""
+    """Most turns of each call; it is read REPEAT times in each."""
     limit: float = inf
-    """Seconds after which no further round begins, building and warming up included."""
+    """Seconds after which no round begins, building and warming up included."""
     reading: float = 0.0
-    """Seconds that a reading lasts at least; 0 means as short as the timer allows."""
+    """Least seconds of a reading; 0 means as short as the timer allows."""
     warmup: float = 0.01
-    """Seconds of warming up a call, at most."""
+    """Most seconds of warming up a call."""
     seed: int = 0
     """Of the order of the calls."""
     now: Callable[[], float] = time.monotonic
@@ -141,35 +141,35 @@ class Bench:
         count: int,
         *,
         first: Collection[int] | None = None,
-        anew: bool = True,
+        rebuild: bool = True,
         renew: Callable[[], object] | None = None,
         pending: Pending | None = None,
         on_round: Callable[[float, str], None] | None = None,
     ) -> list[Readings]:
-        """Readings of `count` calls, each made by `build` of its number; with `anew`, again in every stretch, after
-        `renew` has dropped what calls share, compiled kernels above all.
+        """Readings of `count` calls, each built by `build` from its number.
 
-        Every round reads each call that is still pending, in an order of its own, so that a slow moment of the machine
-        falls on all alike. At least one round is read, of all calls. `on_round` hears the share that is done and how
-        slow the machine is.
+        With `rebuild` each is built again in every stretch, after `renew` has dropped what calls share, such as
+        compiled kernels. Every round reads each pending call, in a new order, so that a slow moment of the machine
+        affects all alike. At least one round is read, of all calls. `on_round` gets the fraction that is done, and how
+        slow the machine is in words.
 
-        With `first` the run samples: it begins with these calls, looks every few rounds, all being read on, whether
-        others are pending too, and builds those. Of calls that are never pending there are no readings.
+        With `first` the run samples: it begins with these calls and, every few rounds, adds those that have become
+        pending. Calls that are never pending have no readings.
         """
         if not count:
             return []
         active = list(range(count)) if first is None else sorted(first)
-        return _Run(self, build, count, anew, renew, pending, on_round).go(active, looking=first is not None)
+        return _Run(self, build, count, rebuild, renew, pending, on_round).go(active, looking=first is not None)
 
 
 @dataclass
 class _Run:
-    """A run as it goes: the readings so far, and whose they are."""
+    """The state of a run: the readings so far, and the call of each."""
 
     bench: Bench
     build: Callable[[int], Call]
     count: int
-    anew: bool
+    rebuild: bool
     renew: Callable[[], object] | None
     pending: Pending | None
     on_round: Callable[[float, str], None] | None
@@ -177,14 +177,14 @@ class _Run:
     calls: "array[int]" = field(default_factory=lambda: array("l"))
     built: dict[int, tuple[Call, int]] = field(default_factory=dict)
     price: dict[int, float] = field(default_factory=dict)
-    """Seconds that it took to build and warm up each call, the last time."""
+    """Seconds that each call took to build and warm up, the last time."""
     fastest: dict[int, float] = field(default_factory=dict)
     """Seconds per call."""
     shortest: dict[int, float] = field(default_factory=dict)
     """Seconds of a whole reading."""
     fillers: list[bytearray] = field(default_factory=list)
     rebuilding: float = 0.0
-    """Seconds spent on building anew."""
+    """Seconds spent on building calls again."""
     building: float = 0.0
     """Seconds spent on building calls that are built only once."""
     done: int = 0
@@ -196,11 +196,11 @@ class _Run:
         if looking and self.pending is not None:
             active = self._look(active, self.pending)
         begun, spent = self.done, self._share if self.done else 0.0
-        admitted = set(active)  # in, by looking; what is taken in later would be read in too few places of memory
+        admitted = set(active)  # a call added later would be read at too few places in memory
         for stretch in range(1, STRETCHES + 1):
             if not active or self.done >= self.bench.rounds or (self.done and self._share >= 1):
                 break
-            self._make(active, anew=stretch > 1 and self._affords(active))
+            self._make(active, rebuild=stretch > 1 and self._affords(active))
             part = stretch / STRETCHES
             self._read(active, ceil(begun + (self.bench.rounds - begun) * part), spent + (1 - spent) * part)
             if self.pending is not None and SOONEST <= part < 1:
@@ -209,19 +209,19 @@ class _Run:
         return self.readings()
 
     def _affords(self, active: Collection[int]) -> bool:
-        """Whether building these anew would leave enough of the time for reading."""
+        """Whether building these again would leave enough of the time for reading."""
         building = sum(self.price.get(number, 0.0) for number in active)
-        return self.anew and self.rebuilding + building <= REBUILDING * (self.bench.now() - self.started)
+        return self.rebuild and self.rebuilding + building <= REBUILDING * (self.bench.now() - self.started)
 
     def _look(self, active: Sequence[int], pending: Pending) -> Sequence[int]:
-        """Take in what is pending, a few rounds of all at a time, until that is nothing new; all that was taken in.
+        """Add pending calls, a few rounds of all at a time, until none is new; returns all of them.
 
-        All are read on, because only calls that are read together can be told from the machine's moods.
+        All are read again each time, because only readings taken together show which change was the machine's.
         """
         new: Collection[int] = active
         while new:
             active = sorted({*active, *new})
-            self._make(active, anew=False)
+            self._make(active, rebuild=False)
             self._read(active, self.done + LOOK, LOOKING)
             if self.done >= LOOKING * self.bench.rounds or self._share >= LOOKING:
                 break
@@ -229,37 +229,37 @@ class _Run:
         return active
 
     def readings(self) -> list[Readings]:
-        """What has been read so far, by call."""
+        """The readings so far, by call."""
         seconds, calls = np.asarray(self.seconds), np.asarray(self.calls, dtype=np.int64)
         level = levels(seconds, calls, NEIGHBOURS * REPEAT)
         order = np.argsort(calls, kind="stable")
         cuts = np.cumsum(np.bincount(calls, minlength=self.count))[:-1]
         parts = zip(np.split(seconds[order], cuts), np.split(level[order], cuts), strict=True)
         return [
-            Readings(tuple(taken_seconds.tolist()), tuple(slowness.tolist()), self.shortest.get(number, inf))
-            for number, (taken_seconds, slowness) in enumerate(parts)
+            Readings(tuple(values.tolist()), tuple(slowness.tolist()), self.shortest.get(number, inf))
+            for number, (values, slowness) in enumerate(parts)
         ]
 
     @property
     def _share(self) -> float:
-        """Of the time there is for reading: what is left of the limit by building calls that are built only once."""
+        """Fraction of the time for reading that has passed: the limit, less building calls that are built only once."""
         rest = self.bench.limit - self.building
         return (self.bench.now() - self.started - self.building) / rest if rest > 0 else inf
 
-    def _make(self, active: Sequence[int], anew: bool) -> None:
-        """Build and warm up: all `anew`, or what is missing.
+    def _make(self, active: Sequence[int], rebuild: bool) -> None:
+        """Build and warm up all calls with `rebuild`, or those that are missing.
 
-        What was built before is let go only when the new is there, so that memory is another.
+        The old ones are freed only after the new ones exist, so that these get other memory.
         """
         timer, began = self.bench.timer, self.bench.now()
         reading = self.bench.reading or timer.shortest
-        missing = [number for number in active if anew or number not in self.built]
-        if anew:
+        missing = [number for number in active if rebuild or number not in self.built]
+        if rebuild:
             self._disturb_memory()
             if self.renew is not None:
                 self.renew()
         self.rng.shuffle(missing)  # or memory would be laid out as the last time
-        built = {} if anew else dict(self.built)
+        built = {} if rebuild else dict(self.built)
         for number in missing:
             before = self.bench.now()
             call = self.build(number)
@@ -267,18 +267,19 @@ class _Run:
             self.price[number] = self.bench.now() - before
         old, self.built = self.built, built
         _let_go(old)
-        self.rebuilding += self.bench.now() - began if anew else 0.0
-        self.building += 0.0 if self.anew else self.bench.now() - began
+        self.rebuilding += self.bench.now() - began if rebuild else 0.0
+        self.building += 0.0 if self.rebuild else self.bench.now() - began
         gc.collect(1)
 
     def _disturb_memory(self) -> None:
-        """Leave other holes than before, as outputs are given the smallest one that fits, the same in every call."""
+        """Leave other holes in memory than before, as an output gets the smallest hole that fits, always the same
+        one."""
         blocks = [bytearray(self.rng.randrange(64, FILLER)) for _ in range(FILLERS)]
         self.rng.shuffle(blocks)
         self.fillers = blocks[::2]
 
     def _read(self, active: Sequence[int], rounds: int, share: float) -> None:
-        """Rounds up to so many, or to this share of the time; one at least of a run."""
+        """Read rounds up to this number, or to this fraction of the time; at least one in a run."""
         while self.done < min(rounds, self.bench.rounds) and (not self.done or self._share < share):
             slow = self._round(active)
             self.done += 1

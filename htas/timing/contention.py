@@ -1,4 +1,4 @@
-"""What else happened to the machine while something was measured: who used it, and whether its clock moved."""
+"""What happened to the machine during a measurement: who else used it, and whether its clock moved."""
 
 import os
 import time
@@ -23,7 +23,7 @@ LOOKS = 1.0
 
 @dataclass
 class Watch:
-    """Counts from its making on what other processes, and other machines on the same hardware, use."""
+    """Counts, from its creation, the time that other processes and other machines on the same hardware use."""
 
     device: str = "cpu"
     """Whose clock is watched."""
@@ -32,13 +32,13 @@ class Watch:
     _looked: float = field(default_factory=lambda: time.monotonic())
 
     def look(self) -> None:
-        """Note the clock, now and then; to be called while the device works, as one that rests slows down."""
+        """Note the clock, once a second at most. Call it while the device works, as an idle one slows down."""
         if time.monotonic() - self._looked >= LOOKS:
             self._clocks.append(clock(self.device))
             self._looked = time.monotonic()
 
     def remarks(self) -> tuple[str, ...]:
-        """What may mislead, in words with what to do; nothing where all was quiet, or where the system does not say."""
+        """What may mislead, and what to do; empty where the machine was quiet, or the system does not report it."""
         end = Usage.now()
         return (
             *remarks(end.seconds - self._start.seconds, end.cores, end.others - self._start.others,
@@ -59,7 +59,7 @@ def clock(device: str) -> float:
 
 
 def clock_remarks(clocks: Sequence[float], device: str) -> tuple[str, ...]:
-    """From hertz at several moments; 0 is not known."""
+    """Remarks on a clock in hertz at several moments, 0 where it is unknown."""
     rates = [each for each in clocks if each > 0]
     if not rates or max(rates) <= (1 + CLOCK) * min(rates):
         return ()
@@ -73,7 +73,7 @@ def clock_remarks(clocks: Sequence[float], device: str) -> tuple[str, ...]:
 
 
 def remarks(seconds: float, cores: int, others: float, stolen: float) -> tuple[str, ...]:
-    """From wall seconds, and the processor seconds that others used and that were stolen."""
+    """Remarks on `others` and `stolen`, processor seconds in `seconds` of wall time on `cores`."""
     if seconds <= 0:
         return ()
     sentences = []
@@ -111,9 +111,9 @@ class Usage:
 
 @contextmanager
 def priority(niceness: int = -15) -> Iterator[bool]:
-    """All threads of this process before others within it, where the system allows; whether it does.
+    """Give all threads of this process priority over others, where the system allows; yields whether it does.
 
-    Beside a loop that keeps one of two cores busy, every call of two threads waits for its turn there.
+    While another process keeps one of two cores busy, every call of two threads waits for its turn on that core.
     """
     before: dict[int, int] = {}
     allowed = False
@@ -126,7 +126,7 @@ def priority(niceness: int = -15) -> Iterator[bool]:
     try:
         yield allowed
     finally:
-        for thread in _threads() if allowed else ():  # those begun meanwhile have inherited it
+        for thread in _threads() if allowed else ():  # threads that started since have inherited it
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, thread, before.get(thread, usual))
 

@@ -1,4 +1,4 @@
-"""What the machine does and what a call takes, told apart.
+"""Separates how slow the machine is from how long a call takes.
 
 On a shared machine readings rise and fall together, by a third and more, for milliseconds to minutes. Neighbours in
 time see the same machine, so a reading is judged against them: the *level* at a moment is a low percentile of what the
@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 PASSES = 4
-"""Levels and the calls' own figures depend on each other; so often each is computed from the other."""
+"""Levels and the figures of calls depend on each other: how often each is computed from the other."""
 
 
 def levels(seconds: Floats, calls: Ints, window: int) -> Floats:

@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 from htas.errors import UserError
 
 LOW = 25.0
-"""The percentile of readings over their levels that stands for them: interference only ever adds."""
+"""The percentile of readings over their levels that is the estimate, as interference only ever adds."""
 BLOCKS = 6
 """Stretches of time that are left out in turn for a standard error."""
 FEW = 0.02
-"""Relative deviation that a reading is taken to have at least, where too few were taken to see it: readings of one turn
-agree with each other, and not with those of the next."""
+"""Least relative deviation of a reading, where too few were taken to show it: readings of one turn agree with
+each other and not with those of the next."""
 DRIFT = 0.1
 """Share by which the second half of the readings may differ from the first without a doubt."""
 MOMENTS = 0.075
 """Relative standard deviation of a shared machine's usual level from one quarter of an hour to the next, which readings
 of one run cannot tell (docs/decisions.md). It falls on all networks alike, so it is in no comparison within a run."""
 CONTENDED = 0.15
-"""... of one on which something was remarked meanwhile: other processes, a clock that moved."""
+"""... of a machine with remarks: other processes ran, or its clock moved."""
 STUDENT = 2.57
-"""Standard errors to either end of a 95 % interval, from so many stretches (Student's t, 5 degrees of freedom)."""
+"""Standard errors to either end of a 95 % interval from BLOCKS stretches (Student's t, 5 degrees of freedom)."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Measurement:
     survey: str = ""
     """The readings of one survey were interleaved; only those may be compared closely."""
     levels: tuple[float, ...] = ()
-    """How slow the machine was at each reading, 1 being usual (level.py); nothing where that is not known."""
+    """How slow the machine was at each reading, where 1 is usual (level.py); empty where it is unknown."""
     remarks: tuple[str, ...] = ()
-    """What the machine did meanwhile that may mislead, in words."""
+    """What the machine did during the readings that may mislead, in words."""
 
     def __post_init__(self) -> None:
         if not self.values:
@@ -49,24 +49,24 @@ class Measurement:
 
     @property
     def estimate(self) -> float:
-        """What stands for the readings: their LOW percentile, each over the machine's level when it was taken."""
+        """The LOW percentile of the readings, each over the machine's level at that moment, in `unit`."""
         return float(np.percentile(self._steady, LOW))
 
     @property
     def error(self) -> float:
-        """Standard error of the estimate beside others of the same survey, which share the machine's levels."""
+        """Standard error of the estimate against others of the same survey, which share the machine's levels."""
         return _error(self._steady, LOW)
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the estimate by itself: how well the machine's usual level is known comes on top."""
+        """Standard error of the estimate by itself, which includes that of the machine's usual level."""
         level = _error(np.asarray(self.levels), 50) if self.levels else 0.0
         return hypot(self.error, self.estimate * level)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the estimate of a repetition at another hour is to be expected, in 95 of 100 cases: both have their
-        error, and the machine its moods (MOMENTS)."""
+        """Where the estimate of a repetition at another hour lies in 95 of 100 cases: from the errors of
+        both and the machine's changes from hour to hour (MOMENTS)."""
         moments = CONTENDED if self.remarks else MOMENTS
         reach = sqrt(2) * hypot(STUDENT * self.standard_error, 1.96 * moments * self.estimate)
         return self.estimate - reach, self.estimate + reach
@@ -103,14 +103,14 @@ class Measurement:
 
     @property
     def drift(self) -> float:
-        """By what share the median of the second half of the readings is over the first's; 0 where they are few."""
+        """How far the median of the second half of the readings lies above the first's, as a fraction; 0 for few."""
         half = len(self.values) // 2
         first = float(np.median(self.values[:half])) if half >= BLOCKS else 0.0
         return float(np.median(self.values[half:])) / first - 1 if first > 0 else 0.0
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """Why these readings may mislead, in words; empty when nothing speaks against them."""
+        """Why these readings may mislead, in words; empty for good ones."""
         doubts = list(self.remarks)
         if self.minimum > 0 and self.spread > 0.1 * self.median:
             share = round(100 * self.spread / self.median)
@@ -124,7 +124,7 @@ class Measurement:
         return tuple(doubts)
 
     def scaled(self, factor: float) -> "Measurement":
-        """Every reading times this: brought to the level of another run."""
+        """Every reading times `factor`, which brings it to the level of another run."""
         return replace(self, values=tuple(value * factor for value in self.values))
 
     @property

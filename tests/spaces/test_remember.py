@@ -106,7 +106,10 @@ def test_on_another_machine_all_is_measured_anew(tmp_path, capsys, change):
     found = beside(tmp_path, again).measure(cases, pending=nothing)
     assert again.asked == [ANCHOR, *cases, *cases, ANCHOR]
     assert {(each.survey, each.remarks) for each in found} == {("s2", ())}
-    assert "layers moved by more than 3% against each other since; all is measured anew" in capsys.readouterr().err
+    assert (
+        "layers moved by more than 3% against each other since; all of them are measured again"
+        in capsys.readouterr().err
+    )
     (later, *_) = beside(tmp_path, Scripted(**change, survey="s3")).measure(cases, pending=nothing)
     assert later.survey == "s2"  # the newest is what counts then
 
@@ -146,7 +149,7 @@ def test_a_store_that_fails_is_said_and_done_without(tmp_path, monkeypatch, caps
     assert estimates(beside(tmp_path, metric).measure(wide(1, 2), pending=nothing)) == [0.001, 0.002]
     assert metric.asked == [*wide(1, 2), ANCHOR]
     said = capsys.readouterr().err
-    assert "store: the disk is full; all is measured anew" in said
+    assert "store: the disk is full; all layers are measured again" in said
     assert "store: the disk is full; this survey is not in it" in said
 
 

@@ -59,7 +59,7 @@ class Recorder(Timer):
 
 def bench(calls: list[Callable[[], object]], timer: Timer, **options: Any) -> list[Readings]:
     """Readings of calls that are there already."""
-    run = {name: options.pop(name) for name in ("pending", "on_round", "anew", "first") if name in options}
+    run = {name: options.pop(name) for name in ("pending", "on_round", "rebuild", "first") if name in options}
     return Bench(timer, **options).run(calls.__getitem__, len(calls), **run)
 
 
@@ -67,7 +67,7 @@ def recorded(planted: list[float], rounds: int = 4, seed: int = 0, **options: An
     """By round: the calls' numbers in the order they were read, with the length of each reading in calls."""
     calls = [lambda number=number: number for number in range(len(planted))]
     recorder = Recorder(dict(zip(calls, planted, strict=True)))
-    bench(calls, recorder, rounds=rounds, seed=seed, anew=False, **options)
+    bench(calls, recorder, rounds=rounds, seed=seed, rebuild=False, **options)
     readings = [(calls.index(call), loops) for call, loops in recorder.log[-rounds * len(calls) * REPEAT :: REPEAT]]
     return [readings[start : start + len(calls)] for start in range(0, len(readings), len(calls))]
 
@@ -178,7 +178,7 @@ def test_rounds_are_announced_with_how_slow_the_machine_is():
     machine = Machine()
     heard = []
     call = machine.call(*[0.01] * 5, *[0.01] * 3, *[0.015] * 100)  # warm up, read a round, become slower
-    bench([call], machine.timer(), rounds=2, anew=False, on_round=lambda share, words: heard.append((share, words)))
+    bench([call], machine.timer(), rounds=2, rebuild=False, on_round=lambda share, words: heard.append((share, words)))
     assert heard == [(0.5, "the machine at 1.00 of its fastest"), (1.0, "the machine at 1.50 of its fastest")]
 
 
@@ -234,7 +234,7 @@ def test_calls_are_built_anew_in_every_stretch_and_the_old_ones_let_go_afterward
     assert len(built) == STRETCHES
     assert max(most) == 2  # while the second is warmed up, the first holds its memory
     once = []
-    Bench(machine.timer(), rounds=STRETCHES).run(lambda number: once.append(number) or Call(), 1, anew=False)
+    Bench(machine.timer(), rounds=STRETCHES).run(lambda number: once.append(number) or Call(), 1, rebuild=False)
     assert once == [0]
 
 
@@ -323,13 +323,13 @@ def test_calls_that_are_built_once_are_built_when_they_are_wanted_within_the_lim
         return [0, 3] if readings[3].seconds or readings[1].seconds else []
 
     run = Bench(machine.timer(), rounds=1000, limit=310.0, now=lambda: machine.now)
-    found = run.run(build, 4, first=[0, 1], anew=False, pending=pending)
+    found = run.run(build, 4, first=[0, 1], rebuild=False, pending=pending)
     assert built == [0, 1, 3]
     assert 300 + 10 <= machine.now < 300 + 11
     assert len(found[3].seconds) > 100 and found[2].seconds == ()
     built.clear()
     start = machine.now
-    found = replace(run, limit=150.0).run(build, 4, first=[0, 1], anew=False, pending=pending)
+    found = replace(run, limit=150.0).run(build, 4, first=[0, 1], rebuild=False, pending=pending)
     assert built == [0, 1] and 200 <= machine.now - start < 201  # nothing is left for more than a round
     assert [len(each.seconds) for each in found] == [REPEAT, REPEAT, 0, 0]
 

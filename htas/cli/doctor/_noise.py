@@ -108,7 +108,7 @@ def listen(target: Target, seconds: float, now: Callable[[], float] = time.monot
         readings = Bench(runtime.timer(), rounds=MOST, limit=seconds, now=now).run(
             lambda number: runtime.compile_layer(LAYERS[number]).run,
             len(LAYERS),
-            anew=runtime.build_seconds <= CHEAP,
+            rebuild=runtime.build_seconds <= CHEAP,
         )
     return Noise(LAYERS, tuple(Measurement(each.seconds, "s", levels=each.levels) for each in readings))
 
