@@ -1,1 +1,1 @@
-"""Several runs beside each other: comparisons, sweeps, the fastest network, the paper's tables."""
+"""Several runs together: comparisons, sweeps, the fastest network, the paper's tables."""

@@ -240,8 +240,8 @@ def read_arms(*paths: Path) -> list[Arm]:
             raise UserError(f"{path}: network of the arm {name} must be the name of one, got {network!r}")
         if prune and (str(prune) not in pruning.CRITERIA or network):
             raise UserError(
-                f"{path}: prune of the arm {name} must be one of {listing(pruning.CRITERIA)}, without a network beside "
-                f"it, got {prune!r}"
+                f"{path}: prune of the arm {name} must be one of {listing(pruning.CRITERIA)}, without a network next "
+                f"to it, got {prune!r}"
             )
         first = {arm.name: arm for arm in arms if isinstance(arm, SearchedArm)}
         if like and (str(like) not in first or network or prune):

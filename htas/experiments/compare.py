@@ -1,7 +1,7 @@
-"""Arms beside each other: spaces, strategies, costs and plain networks, trained alike over seeds, in one table.
+"""Compare arms: spaces, strategies, costs and plain networks, trained alike over seeds, in one table.
 
 An arm is a table of options that differ from the configuration, or a network by its name. Every arm and seed has a
-run's folder and ends in a result.json; what is there already is kept, so a comparison goes on, and grows.
+run's folder and ends in a result.json; those that exist are used, so a comparison continues, and grows.
 """
 
 import dataclasses
@@ -63,8 +63,8 @@ def compare(
 ) -> tuple[Path, TextTable]:  # fmt: skip
     """Every arm with every seed, then all networks in one interleaved run: the path of compare.html, and its table.
 
-    `against` is the arm that others are set beside, the first by default. With `only`, nothing is run: the table of
-    what is there. An arm that cannot be run is said, and leaves its cells empty.
+    `against` is the arm that others are compared with, the first by default. With `only`, nothing is run and the table
+    shows the existing results. An arm that cannot be run is named, and its cells stay empty.
     """
     if seeds < 1:
         raise UserError(f"--seeds must be 1 or more, got {seeds}")
@@ -103,8 +103,8 @@ def arranged(
         (arm.name, seed): _job(source, overrides, arm, seed, folder, sources) for seed in range(seeds) for arm in arms
     }
     for arm in arms:
-        kept = fitting(overrides, arm.overrides)
-        if lost := [option for option in overrides if option not in kept]:
+        fitting_options = fitting(overrides, arm.overrides)
+        if lost := [option for option in overrides if option not in fitting_options]:
             say(f"compare: not for the arm {arm.name}, by what it names itself: {listing(lost)}")
     return jobs
 
@@ -112,7 +112,7 @@ def arranged(
 def finished(
     jobs: Mapping[tuple[str, int], Run], arms: Sequence[Arm], only: bool = False
 ) -> tuple[dict[tuple[str, int], Entry], list[str]]:
-    """What is there when every run is done that is not yet, or with `only` none; and why others could not be."""
+    """The entries after every unfinished run is done (with `only`, none is run); and why others are missing."""
     named = {arm.name: arm for arm in arms}
     reasons: list[str] = []
     if not only:
@@ -154,21 +154,21 @@ def _refuse_targets(jobs: Mapping[tuple[str, int], Run]) -> None:
             )
 
 
-def _read(seen: dict[str, str], job: Run, name: str) -> None:
-    """Raise UserError where the images of an arm cannot be read; `seen` has what came of those of others."""
+def _read(errors: dict[str, str], job: Run, name: str) -> None:
+    """Raise UserError where the images of an arm cannot be read; `errors` has the result of data sets read before."""
     key = digest(job.config.names["data"], dataclasses.asdict(job.config.data))  # type: ignore[call-overload]
-    if key not in seen:
+    if key not in errors:
         try:
             job.data  # noqa: B018, which reads them
-            seen[key] = ""
+            errors[key] = ""
         except UserError as error:
-            seen[key] = str(error)
-    if seen[key]:
-        raise UserError(seen[key])
+            errors[key] = str(error)
+    if errors[key]:
+        raise UserError(errors[key])
 
 
 def _prepare(job: Run, name: str) -> None:
-    """Survey, space and cost of an arm, unless another arm or seed has had them made."""
+    """Survey, space and cost of an arm; those of another arm or seed are copied where they are the same."""
     prepared(job)
 
 
@@ -176,9 +176,9 @@ def _finish(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], job: 
     """The search and the training, up to result.json."""
     config, place, arm = job.config, job.folder, named[name]
     into(place)
-    if _entry(jobs, named, (name, config.seed)) is not None:  # it trains what another arm has found again
+    if _entry(jobs, named, (name, config.seed)) is not None:  # it follows another arm that has finished again
         return
-    share_files(job)  # searches and networks that others have made since
+    share_files(job)  # searches and networks of others since then
     candidate = arm.candidate(job, _others(jobs, named, config.seed))
     row, _ = run_rows.train_row(job, candidate.row, build=arm.builder(job))
     if row.arch.widths:
@@ -192,9 +192,9 @@ def _others(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], seed:
 
 
 def _difference(then: Mapping[str, Any], job: Run, arm: Arm) -> str:
-    """`train.lr = 0.1 there, 0.2 here`: the first in which a result differs from what is asked for; empty for none.
+    """`train.lr = 0.1 there, 0.2 here`: the first option in which a result differs from this run; empty for none.
 
-    An option that there was not yet, when the result was made, is taken to have been what it is by default now.
+    A result that lacks an option counts as made with its default.
     """
     usual = job.config.usual()
     for name, value in arm.basis(job).items():
@@ -205,8 +205,8 @@ def _difference(then: Mapping[str, Any], job: Run, arm: Arm) -> str:
 
 
 def _entry(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], key: tuple[str, int]) -> Entry | None:
-    """What result.json says, if it was made by this configuration; where the arm trains what another one has found,
-    None as long as that is not there, or is another network by now."""
+    """The entry of result.json, which must be of this configuration; None where it is missing, or follows another arm
+    that is unfinished or has another network by now."""
     job, arm = jobs[key], named[key[0]]
     path = job.folder / "result.json"
     if not path.exists():
@@ -230,11 +230,11 @@ def measured(
     only: bool = False,
     on: Run | None = None,
 ) -> tuple[dict[tuple[str, int], Entry], Mapping[str, str | int]]:
-    """All networks in one interleaved run, on the target of the run `on`, or of the first -> the file of that path;
-    as they were read last where nothing is to be run. Entries with their readings, and the machine that took them.
+    """Measure all networks in one interleaved run, on the target of the run `on`, or of the first -> the file `path`;
+    with `only`, use the last readings. Returns entries with their readings, and the machine that took them.
 
-    A result whose weights are gone, or were never copied here, is measured with weights as they are drawn. A reading
-    is that of a network and not of an arm's name, which may have another network since.
+    A result without its weights is measured with random ones. Readings belong to a network and not to an arm's name,
+    which may have another network since.
     """
     rows = {key: entry.result for key, entry in there.items()}
     first = on or jobs[next(iter(there))]

@@ -112,24 +112,24 @@ def fastest(
     least_accuracy, below = floor(accuracy_floor, float(np.mean(accuracies))), "-" in accuracy_floor
     base_accuracy = percent(float(np.mean(accuracies)))
     say(f"fastest: base network {base_accuracy} on held-out images, to keep {percent(least_accuracy)}")
-    tried: list[BudgetTrial] = []
+    trials: list[BudgetTrial] = []
     low, high = least, min(most, 1.0)
     for _ in range(tries):
         share = (low + high) / 2
         arch = _searched(config, folder, share, sources)
-        found = tuple(_judged(job, arch, seed, folder, base) for seed in range(seeds))
-        tried.append(BudgetTrial(share, found, least_accuracy, accuracies if below else ()))
-        say(f"fastest: {percent(share, 1)} of the base's latency: {percent(tried[-1].mean)}, {tried[-1].verdict}")
-        low, high = (low, share) if tried[-1].met else (share, high)
-    write_json(folder / "fastest.json", {"tried": [dataclasses.asdict(each) for each in tried]})
-    kept = [each for each in tried if each.met]
-    table = _tried_rows(tried)
-    if not kept:
+        trial_accuracies = tuple(_judged(job, arch, seed, folder, base) for seed in range(seeds))
+        trials.append(BudgetTrial(share, trial_accuracies, least_accuracy, accuracies if below else ()))
+        say(f"fastest: {percent(share, 1)} of the base's latency: {percent(trials[-1].mean)}, {trials[-1].verdict}")
+        low, high = (low, share) if trials[-1].met else (share, high)
+    write_json(folder / "fastest.json", {"tried": [dataclasses.asdict(each) for each in trials]})
+    met = [each for each in trials if each.met]
+    table = _tried_rows(trials)
+    if not met:
         raise UserError(
             f"no budget tried keeps {percent(least_accuracy)}: {'; '.join(columns(table, words=0)[1:])}; lower "
             "--accuracy-floor, raise --tries, or train longer"
         )
-    best = min(kept, key=lambda each: each.share)
+    best = min(met, key=lambda each: each.share)
     text = _percent(best.share)
     place = folder / f"latency-{files.slug(text)}"
     pipeline.run(open_run(_with(config, text), place, supernets=folder / SUPERNETS, sources=sources), command)
@@ -177,9 +177,9 @@ def _judged(job: Run, arch: Arch, seed: int, folder: Path, teacher: Arch | None)
     return accuracy
 
 
-def _tried_rows(tried: Sequence[BudgetTrial]) -> list[tuple[str, ...]]:
+def _tried_rows(trials: Sequence[BudgetTrial]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("latency, of the base", "held-out accuracy, mean", "to keep", "interval", "floor")]
-    for each in tried:
+    for each in trials:
         reach = points(each.reach) if math.isfinite(each.reach) else "one training"
         rows.append((percent(each.share, 1), percent(each.mean), percent(each.floor), reach, each.verdict))
     return rows

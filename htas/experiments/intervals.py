@@ -1,4 +1,4 @@
-"""How far the difference of two means may be off: Welch's interval, and one of values that come in blocks."""
+"""Confidence intervals of the difference of two means: Welch's, and that of a block design."""
 
 import math
 import warnings
@@ -22,8 +22,8 @@ def reach(samples: Sequence[Sequence[float]], confidence: float = 0.95) -> float
 
 
 class Blocks:
-    """Values of arms that come in blocks, such as seeds that share a teacher: what a block does to all its arms alike
-    is told apart from what differs at random.
+    """Values of arms that come in blocks, such as seeds that share a teacher: an effect that a block has on all its
+    arms is separated from random differences.
 
     The additive model of a randomised block design, value = arm + block + error, is fitted by least squares; the
     errors are taken to be alike in all arms. Cells may be missing: differences are those of shared blocks. Of two
@@ -37,13 +37,13 @@ class Blocks:
         design = np.zeros((len(values), len(self.arms) + len(blocks)))
         for row, (arm, block) in enumerate(values):
             design[row, self.arms.index(arm)] = design[row, len(self.arms) + blocks.index(block)] = 1
-        found = np.array(list(values.values()))
+        observations = np.array(list(values.values()))
         self._square = design.T @ design
         self._inverse = np.linalg.pinv(self._square)
-        self._effects = self._inverse @ design.T @ found
+        self._effects = self._inverse @ design.T @ observations
         self.freedom = len(values) - int(np.linalg.matrix_rank(design))
         """Degrees of freedom of the errors."""
-        errors = found - design @ self._effects
+        errors = observations - design @ self._effects
         self.variance = float(errors @ errors) / self.freedom if self.freedom else math.inf
         """Of the errors."""
 

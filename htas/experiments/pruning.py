@@ -47,10 +47,10 @@ def pruned(network: Network, model: nn.Module, example: Tensor, criterion: str, 
     widths: dict[str, int] = {}
     for node in network.nodes:
         if node.kind == "conv" and node.site:
-            found = len(model.get_submodule(node.module).weight)  # type: ignore[arg-type]
-            if widths.setdefault(node.site, found) != found:
-                had = widths[node.site]
-                raise UserError(f"Torch-Pruning left layers of {node.site} with {had} and {found} channels")
+            channels = len(model.get_submodule(node.module).weight)  # type: ignore[arg-type]
+            if widths.setdefault(node.site, channels) != channels:
+                before = widths[node.site]
+                raise UserError(f"Torch-Pruning left layers of {node.site} with {before} and {channels} channels")
     return Arch(widths, network.base.depths)
 
 
@@ -69,5 +69,5 @@ def _importance(criterion: str) -> Callable[..., Any]:
             f"pruning by {criterion} needs Torch-Pruning, which is not installed ({error}): pip install 'htas[pruning]'"
         ) from error
     kind, arguments = CRITERIA[criterion]
-    made: Callable[..., Any] = getattr(importance, kind)(**arguments)
-    return made
+    factory: Callable[..., Any] = getattr(importance, kind)(**arguments)
+    return factory

@@ -1,4 +1,4 @@
-"""Runs that share what is the same in all of them: surveys, costs, supernets, trainings."""
+"""Runs that share surveys, costs, supernets and trainings where these are the same."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -25,11 +25,11 @@ def own_folder(folder: Path) -> None:
 
 
 def _with(config: Config, text: str) -> Config:
-    """The configuration of a run within that budget, in the first space alone."""
-    asked = replace(config.constraints, latency=text)
+    """The configuration of a run within a budget of latency, in the first space alone."""
+    constraints = replace(config.constraints, latency=text)
     name = config.design.spaces[0]
     widths = config.design.widths if name == "explicit" else {}
-    return replace(config, constraints=asked, design=replace(config.design, spaces=(name,), widths=widths))
+    return replace(config, constraints=constraints, design=replace(config.design, spaces=(name,), widths=widths))
 
 
 def prepared(run: Run) -> Run:
@@ -42,27 +42,27 @@ def prepared(run: Run) -> Run:
 
 
 def share_files(job: Run) -> None:
-    """Begin a run with what another one beside it has found out, and this one would find too."""
+    """Copy files of the runs next to this one that this run would make too."""
     place = job.folder
     others = sorted(path for path in place.parent.glob("*/") if path != place)
     key = job.training(job.network.base, taught=False)
     weights = Path("networks") / "base.safetensors"
     _copied(place / weights, [other / weights for other in others], partial(_trained, key))
     for stage in (SURVEY, DESIGN, CALIBRATE, SEARCH):
-        for own in stage.files(job):
-            _copied(own, [other / own.name for other in others], partial(made_from, key=stage.key(job)))
-            if stage is not SEARCH and not own.exists():
+        for path in stage.files(job):
+            _copied(path, [other / path.name for other in others], partial(made_from, key=stage.key(job)))
+            if stage is not SEARCH and not path.exists():
                 return
 
 
-def _copied(own: Path, others: Sequence[Path], fits: Callable[[Path], bool]) -> None:
-    """The file of the first other run that fits, unless this one's own does."""
+def _copied(path: Path, others: Sequence[Path], fits: Callable[[Path], bool]) -> None:
+    """Copy the first of other files that fits to `path`, unless the file there fits."""
     source = next((path for path in others if fits(path)), None)
-    if source is not None and not fits(own):
-        own.parent.mkdir(parents=True, exist_ok=True)
-        part = own.with_name(f".{own.name}.part")
+    if source is not None and not fits(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.part")
         shutil.copyfile(source, part)
-        part.replace(own)
+        part.replace(path)
 
 
 def _trained(key: str, path: Path) -> bool:

@@ -54,8 +54,8 @@ def sweep(
     own_folder(folder)
     sources = Sources()
     runs = {
-        text: prepared(Run(own, places[text], folder / SUPERNETS, sources))
-        for text, own in zip(budgets, configs, strict=True)
+        text: prepared(Run(budget_config, places[text], folder / SUPERNETS, sources))
+        for text, budget_config in zip(budgets, configs, strict=True)
     }
     for job in runs.values():
         pipeline.check_limits(job)
@@ -71,39 +71,39 @@ def _measured(runs: Mapping[str, Run], folder: Path) -> list[Result]:
     """The base network and what was found for each budget, measured together -> sweep.json."""
     first = next(iter(runs.values()))
     name = first.config.design.spaces[0]
-    found: list[Result] = []
+    rows_measured: list[Result] = []
     models = []
     for text, job in runs.items():
         named = {row.name: row for row in read_record(job.folder / "measure.json", MeasureRecord).results}
-        for wanted in ["base", name] if not found else [name]:
-            found.append(replace(named[wanted], name=wanted if wanted == "base" else text))
-            models.append(run_rows.load_network(job, named[wanted]))
+        for row_name in ["base", name] if not rows_measured else [name]:
+            rows_measured.append(replace(named[row_name], name=row_name if row_name == "base" else text))
+            models.append(run_rows.load_network(job, named[row_name]))
     path = folder / "sweep.json"
-    key = digest(first.place, *[_basis(row) for row in found])
+    key = digest(first.place, *[_basis(row) for row in rows_measured])
     if not made_from(path, key):
         started = time.monotonic()
-        readings = run_rows.measure_rows(first, found, models, "measuring the networks of all budgets, %")
-        rows = [replace(row, measured=reading) for row, reading in zip(found, readings, strict=True)]
+        readings = run_rows.measure_rows(first, rows_measured, models, "measuring the networks of all budgets, %")
+        rows = [replace(row, measured=reading) for row, reading in zip(rows_measured, readings, strict=True)]
         write_record(path, MeasureRecord(tuple(_fronted(rows))), inputs=key, took=time.monotonic() - started)
     return list(read_record(path, MeasureRecord).results)
 
 
 def _basis(row: Result) -> list[Any]:
-    """What a sweep's own measurement of a network depends on."""
+    """The parts of a row that identify its measurement in a sweep."""
     return [row.name, to_json(row.arch), row.accuracy]
 
 
 def _fronted(rows: Sequence[Result]) -> list[Result]:
-    """Those that no other beats say so."""
-    kept = result.front([(row.measured.estimate if row.measured else math.inf, row.accuracy or 0.0) for row in rows])
-    return [replace(row, remarks=(*row.remarks, FRONT)) if number in kept else row for number, row in enumerate(rows)]
+    """Rows that no other beats get the remark FRONT."""
+    front = result.front([(row.measured.estimate if row.measured else math.inf, row.accuracy or 0.0) for row in rows])
+    return [replace(row, remarks=(*row.remarks, FRONT)) if number in front else row for number, row in enumerate(rows)]
 
 
 def _write(config: Config, runs: Mapping[str, Run], rows: Sequence[Result], folder: Path, command: str) -> None:
     name = config.design.spaces[0]
     searches = [job.search(name) for job in runs.values()]
     place = next(iter(runs.values())).folder
-    made = Report(
+    swept = Report(
         title=f"{config.family.title} on {config.names['data']}, {config.target.device}, {config.target.runtime}: "
         f"{len(runs)} budgets",
         command=command,
@@ -116,7 +116,7 @@ def _write(config: Config, runs: Mapping[str, Run], rows: Sequence[Result], fold
         stages={"measure": read_record(folder / "sweep.json", StageHeader).took},
         test_images=read_record(place / "networks.json", TrainingRecord).test_images,
     )
-    write(made, folder)
+    write(swept, folder)
 
 
 def _table(rows: Sequence[Result], budgets: Sequence[str]) -> TextTable:

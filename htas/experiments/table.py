@@ -14,7 +14,7 @@ from htas.run.run import Run
 from htas.text import duration, millions, plural
 
 EMPTY = "-"
-"""A cell that is not known, or not yet."""
+"""A cell without a figure, or without one yet."""
 
 
 FEW = "too few trainings"
@@ -27,11 +27,11 @@ FEW = "too few trainings"
 def table(
     there: Mapping[tuple[str, int], Entry], arms: Sequence[str], seeds: int, against: str
 ) -> list[tuple[str, ...]]:
-    """A line for each arm: means over its seeds, deviations behind them, and what it is beside `against`.
+    """A line for each arm: means over its seeds, deviations behind them, and the comparison with `against`.
 
     The difference of accuracies is that of the same seeds, which share a teacher, with its 95 % interval; where that
     holds 0 it is no difference. `at least` is the one-sided bound: the arm is not worse than that, at 95 %. The speed
-    has Welch's interval, of the archs that the seeds led to, whatever the noise of reading them.
+    has Welch's interval over the archs of the seeds; the noise of reading them is left out.
     """
     lines: list[tuple[str, ...]] = [(
         "arm", "accuracy, %", f"less {against}", "at least", "so", "measured, ms", f"speed over {against}", "so",
@@ -41,17 +41,17 @@ def table(
     accuracies = {key: 100 * entry.result.accuracy for key, entry in there.items() if entry.result.accuracy is not None}
     blocks = Blocks(accuracies)
     for arm in arms:
-        own = [entry for (name, _), entry in there.items() if name == arm]
-        accuracy, measured, *rest = _figures(own)
-        difference = _more(blocks, own, other, arm, against)
-        speed = _speed(own, other) if arm != against else (EMPTY, EMPTY)
-        lines.append((arm, accuracy, *difference, measured, *speed, *rest, f"{len(own)} of {seeds}"))
+        entries = [entry for (name, _), entry in there.items() if name == arm]
+        accuracy, measured, *rest = _figures(entries)
+        difference = _more(blocks, entries, other, arm, against)
+        speed = _speed(entries, other) if arm != against else (EMPTY, EMPTY)
+        lines.append((arm, accuracy, *difference, measured, *speed, *rest, f"{len(entries)} of {seeds}"))
     return lines
 
 
-def _figures(own: Sequence[Entry]) -> tuple[str, ...]:
-    rows = [entry.result for entry in own]
-    searched = [entry.seconds for entry in own if entry.seconds is not None]
+def _figures(entries: Sequence[Entry]) -> tuple[str, ...]:
+    rows = [entry.result for entry in entries]
+    searched = [entry.seconds for entry in entries if entry.seconds is not None]
     return (
         _mean([100 * row.accuracy for row in rows if row.accuracy is not None], "{:.2f}"),
         _mean([1e3 * row.measured.estimate for row in rows if row.measured], "{:.3g}"),
@@ -62,17 +62,17 @@ def _figures(own: Sequence[Entry]) -> tuple[str, ...]:
     )
 
 
-def _mean(values: Sequence[float], shown: str) -> str:
+def _mean(values: Sequence[float], template: str) -> str:
     """`91.20 ± 0.15`: the mean, and the deviation of more than one, to two digits."""
     if not values:
         return EMPTY
     off = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
-    return f"{shown.format(statistics.mean(values))}{off}"
+    return f"{template.format(statistics.mean(values))}{off}"
 
 
-def _more(blocks: Blocks, own: Sequence[Entry], other: Sequence[Entry], arm: str, against: str) -> tuple[str, ...]:
+def _more(blocks: Blocks, entries: Sequence[Entry], other: Sequence[Entry], arm: str, against: str) -> tuple[str, ...]:
     """How much more accurate, in points, with the 95 % interval; the one-sided bound; and that in words."""
-    if arm == against or not own or not other:
+    if arm == against or not entries or not other:
         return (EMPTY,) * 3
     off, wide = blocks.difference(arm, against), blocks.reach(arm, against)
     if wide == math.inf:
@@ -81,10 +81,10 @@ def _more(blocks: Blocks, own: Sequence[Entry], other: Sequence[Entry], arm: str
     return f"{off:+.2f} ± {wide:.2f}", f"{off - blocks.reach(arm, against, 0.9):+.2f}", verdict
 
 
-def _speed(own: Sequence[Entry], other: Sequence[Entry]) -> tuple[str, str]:
+def _speed(ours: Sequence[Entry], other: Sequence[Entry]) -> tuple[str, str]:
     """How many times as fast, by geometric means, with Welch's 95 % interval of the logarithms; and that in words."""
     logs = [[math.log(each.result.measured.estimate) for each in entries if each.result.measured]
-            for entries in (own, other)]  # fmt: skip
+            for entries in (ours, other)]  # fmt: skip
     if not all(logs):
         return EMPTY, EMPTY
     off, wide = statistics.mean(logs[1]) - statistics.mean(logs[0]), reach(logs)
@@ -95,15 +95,15 @@ def _speed(own: Sequence[Entry], other: Sequence[Entry]) -> tuple[str, str]:
 
 
 def every(there: Mapping[tuple[str, int], Entry], network: Network) -> list[tuple[str, ...]]:
-    """A line for each training: what was found, and what came of it. Widths are those of blocks that are kept."""
+    """A line for each training: its network and figures. Widths are those of the blocks that stay."""
     lines: list[tuple[str, ...]] = [
         ("arm", "seed", "accuracy, %", "measured, ms", "of the base", "MACs", "search", "blocks", "widths")
     ]
     rows = {name: entry.result for name, entry in there.items()}
-    known = {name: row.measured.estimate for name, row in rows.items() if row.measured}
-    plain = [seconds for name, seconds in known.items() if rows[name].arch == network.base]
+    latencies = {name: row.measured.estimate for name, row in rows.items() if row.measured}
+    plain = [seconds for name, seconds in latencies.items() if rows[name].arch == network.base]
     for (arm, seed), entry in there.items():
-        row, seconds = entry.result, known.get((arm, seed))
+        row, seconds = entry.result, latencies.get((arm, seed))
         fits = bool(row.arch.widths) and set(row.arch.widths) == set(network.widths)
         used = {use.site for use in network.uses(row.arch)} if fits else set(row.arch.widths)
         widths = ", ".join(str(width) for site, width in row.arch.widths.items() if site in used)
@@ -142,7 +142,7 @@ def _page(
         if row.measured and row.accuracy is not None:
             points.setdefault(name, []).append((row.measured.estimate, row.accuracy))
     searched = {name for (name, _), entry in there.items() if entry.seconds is not None}
-    arms = [(name, name in searched, found) for name, found in points.items()]
+    arms = [(name, name in searched, pairs) for name, pairs in points.items()]
     title = f"{job.config.family.title} on {job.config.names['data']}, {plural(seeds, 'seed')}"
     facts = {name: str(value) for name, value in {**where, **dataclasses.asdict(job.target)}.items()}
     return page(title, lines, arms, against, SAID, notes, facts, every(there, job.network), folder)

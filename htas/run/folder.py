@@ -1,4 +1,4 @@
-"""The folder of a run: which of its files can still be used, and why not."""
+"""The folder of a run: opened for one configuration."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def open_run(config: Config, folder: Path, *, supernets: Path | None = None, sou
 
 
 def _differs(path: Path, config: Config) -> bool:
-    """Whether results of the configuration in a file may be others."""
+    """Whether the configuration in a file may give other results."""
     try:
         return load(path).key_options() != config.key_options()
     except UserError:  # of a plug-in that is gone, or has other options by now
@@ -54,14 +54,14 @@ def _differs(path: Path, config: Config) -> bool:
 
 
 def _unfinished(path: Path) -> bool:
-    """Whether this is what a killed process leaves of the first file of a run."""
+    """Whether a killed process left this part of the first file of a run."""
     return path.name.startswith(".config.toml.")
 
 
 def _unstarted(path: Path) -> bool:
-    """Whether a file of a run's folder is there before any stage has finished."""
-    own = ("config.toml", "environment.json", "command.json", PROGRESS, f".{PROGRESS}.part")
-    return path.name in own or _unfinished(path)
+    """Whether this file may exist before any stage has finished."""
+    names = ("config.toml", "environment.json", "command.json", PROGRESS, f".{PROGRESS}.part")
+    return path.name in names or _unfinished(path)
 
 
 def _difference(old: str, new: str) -> str:

@@ -40,7 +40,7 @@ class UserData(Dataset):
 
     @staticmethod
     def of(train: Any, test: Any, classes: int, shapes: tuple[Shape, ...], task: Task = CLASSIFY) -> "UserData":
-        """The data set of these items; raises UserError for what is no data."""
+        """A data set of these items; raises UserError where they are no data."""
         parts = items(train, "the training data"), items(test, "the validation data")
         sizes = tuple(len(part) for part in parts)
         key = f"{type(parts[0].dataset).__name__}-{fingerprint(*parts)}"
@@ -49,13 +49,13 @@ class UserData(Dataset):
         return data
 
     def check_shape(self) -> None:
-        """Raise UserError where an item has another shape than the network was shown."""
+        """Raise UserError where an item has another shape than example_inputs."""
         part, _, _ = self._items()
         inputs, _ = next(part._only(part.picks[:1]).batches(1))
-        found = tuple(tuple(each.shape[1:]) for each in ((inputs,) if isinstance(inputs, Tensor) else inputs))
-        if found != self.shapes:
+        item_shapes = tuple(tuple(each.shape[1:]) for each in ((inputs,) if isinstance(inputs, Tensor) else inputs))
+        if item_shapes != self.shapes:
             raise UserError(
-                f"an item of the training data has inputs of shape {shapes(found)}, and example_inputs "
+                f"an item of the training data has inputs of shape {shapes(item_shapes)}, and example_inputs "
                 f"{shapes(self.shapes)}; give an example of the shape that the data have"
             )
 
@@ -93,16 +93,16 @@ class UserData(Dataset):
 
 def fingerprint(*parts: Items) -> str:
     """Of some of the items of each; of those that are another every time (augmented) the shapes and labels."""
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for part in parts:
-        found.update(f"{type(part.dataset).__qualname__} {len(part)} {part.picks.sum().item()}".encode())
+        sha.update(f"{type(part.dataset).__qualname__} {len(part)} {part.picks.sum().item()}".encode())
         for number in torch.linspace(0, len(part) - 1, min(SEEN, len(part))).long().tolist():
             once, twice = (_leaves(part.dataset[int(part.picks[number])]) for _ in range(2))
             for one, other in zip(once, twice, strict=True):
                 same = one.shape == other.shape and torch.equal(one, other)
-                found.update(f"{tuple(one.shape)} {one.dtype}".encode())
-                found.update(one.contiguous().flatten().view(torch.uint8).numpy().tobytes() if same else b"")
-    return found.hexdigest()[:12]
+                sha.update(f"{tuple(one.shape)} {one.dtype}".encode())
+                sha.update(one.contiguous().flatten().view(torch.uint8).numpy().tobytes() if same else b"")
+    return sha.hexdigest()[:12]
 
 
 def _leaves(item: Any) -> list[Tensor]:

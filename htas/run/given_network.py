@@ -1,4 +1,4 @@
-"""A network that was given as it is, to htas.optimize: it has no name by which another process could make it."""
+"""The network of a call of htas.optimize: it has no name by which another process could build it."""
 
 import copy
 import hashlib
@@ -24,7 +24,7 @@ class UserNetwork(ModelFamily):
     digest: str
     """Of its weights and its parts."""
     trained: bool = True
-    """Whether the base network, and all that is made of it, starts from its weights; otherwise all are drawn anew."""
+    """Whether the base network and all others start from its weights; otherwise weights are drawn at random."""
 
     _module: ClassVar[nn.Module | None] = None
     """Its copy: of the instance, and no field, as a configuration is only text."""
@@ -62,10 +62,10 @@ class UserNetwork(ModelFamily):
 
 def digest(module: nn.Module) -> str:
     """Of its parts, what its forward pass does with them, and every number in it."""
-    found = hashlib.sha256(repr(module).encode())
-    with suppress(ValueError):  # it will be refused where it is traced
-        found.update(capture(module, 1).code.encode())
+    sha = hashlib.sha256(repr(module).encode())
+    with suppress(ValueError):  # tracing refuses it later
+        sha.update(capture(module, 1).code.encode())
     for name, tensor in sorted(module.state_dict().items()):
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:12]
+        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:12]

@@ -72,15 +72,15 @@ def inspect_named(name: str, target: Target, classes: int, folder: Path) -> tupl
 
 
 def inspect(network: Network, target: Target, title: str, folder: Path) -> tuple[Path, TextTable]:
-    """Where the base network's time goes, and what each site could save: the path of inspect.html, and a summary."""
+    """Measure where the base network's time goes and what each site could save; the path of inspect.html, a summary."""
     runtime = open_runtime(target)
     with progress("inspect, %", 100) as bar:
-        found = inspection.inspect(
+        inspected = inspection.inspect(
             network,
             lambda seconds: Latency(target, rounds=MAX_ROUNDS, limit=seconds),
             EACH + runtime.build_seconds,
             shares(bar),
         )
-    facts = {**machine(), **found.whole.context, "htas": __version__}
-    shown = [(name, str(value)) for name, value in facts.items()]
-    return write_inspection(f"{title}: {target.device}, {target.runtime}", found, shown, folder)
+    facts = {**machine(), **inspected.whole.context, "htas": __version__}
+    texts = [(name, str(value)) for name, value in facts.items()]
+    return write_inspection(f"{title}: {target.device}, {target.runtime}", inspected, texts, folder)

@@ -35,14 +35,14 @@ from htas.timing.target import Target
 from htas.training.train import evaluate
 
 LOGITS = 58.0
-"""Steps of a search times the learning rate of its logits: so far that they can decide (docs/decisions.md)."""
+"""Steps of a search times the learning rate of its logits that let them decide (docs/decisions.md)."""
 MARGIN = 0.05
-"""A network that is not so much of the way from guessing to knowing is not taken for a trained one."""
+"""A trained network is better than guessing by this fraction of the distance to perfect accuracy, or more."""
 
 
 @dataclass(frozen=True)
 class OptimizationResult:
-    """What `optimize` found; all of it is in the run's folder, too."""
+    """The result of `optimize`; its files are in the run's folder."""
 
     run: Run
 
@@ -144,7 +144,7 @@ def optimize(
             validation items, which only tell accuracies.
         target: where it must be fast; otherwise PyTorch on every core of this CPU.
         constraints: `{"latency": "50%"}`, `{"latency": "8ms", "macs": "60%"}`, of the metrics of `[constraints]`; half
-            of the latency where nothing is said.
+            of the latency by default.
         trained: whether the model's weights are trained. They are then those of the base network, from which all others
             inherit (the most important channels first) and learn; otherwise the base network is trained here.
         epochs: of training; 0 means 10 for networks that inherit and 20 for those that do not.
@@ -166,15 +166,15 @@ def optimize(
     example = _checked(model, example_inputs)
     task = _task(loss_fn, eval_fn, distill_fn, train_fn, score_func)
     classes = _classes(model, example, task)
-    made = UserData.of(*_parts(data), classes, tuple(tuple(each.shape[1:]) for each in example), task)
-    made.check_shape()
+    dataset = UserData.of(*_parts(data), classes, tuple(tuple(each.shape[1:]) for each in example), task)
+    dataset.check_shape()
     family = UserNetwork.of(model, trained=trained)
-    usual = _usual(made, trained, epochs, search_epochs, constraints, options or {})
+    usual = _usual(dataset, trained, epochs, search_epochs, constraints, options or {})
     bounds = {str(name): [*limits] for name, limits in (widths or {}).items()}
     design = {"design.ignored": [*ignored_layers], "design.bounds": bounds}
     config = Config.default().changed({"seed": seed, **usual, **design, **(options or {})})
     names = {**config.names, "family": "htas.run.given_network:UserNetwork", "data": "htas.run.given_data:UserData"}
-    config = replace(config, family=family, data=made, target=target or config.target, names=names)
+    config = replace(config, family=family, data=dataset, target=target or config.target, names=names)
     folder = Path(out) if str(out) else Path("runs") / f"optimize-{files.slug(type(model).__name__)}"
     if not task.classifies and distill_fn is None and train_fn is None:
         say("nothing is distilled, as the loss is your own; distill_fn says what networks learn from the base network")
@@ -190,34 +190,34 @@ def optimize(
 def _checked(model: nn.Module, example_inputs: Any) -> tuple[Tensor, ...]:
     if not isinstance(model, nn.Module):
         raise UserError(f"model must be an nn.Module, got {type(model).__name__}")
-    given = [example_inputs] if isinstance(example_inputs, Tensor) else example_inputs
-    if not isinstance(given, list | tuple) or not given or not all(isinstance(each, Tensor) for each in given):
+    examples = [example_inputs] if isinstance(example_inputs, Tensor) else example_inputs
+    if not isinstance(examples, list | tuple) or not examples or not all(isinstance(each, Tensor) for each in examples):
         raise UserError(
-            f"example_inputs must be a tensor [N, C, H, W], or a list with one for each input, got {_kinds(given)}"
+            f"example_inputs must be a tensor [N, C, H, W], or a list with one for each input, got {_kinds(examples)}"
         )
-    if given[0].dim() != 4:
-        raise UserError(f"example_inputs must begin with images [N, C, H, W], got a tensor {tuple(given[0].shape)}")
+    if examples[0].dim() != 4:
+        raise UserError(f"example_inputs must begin with images [N, C, H, W], got a tensor {tuple(examples[0].shape)}")
     devices = {str(tensor.device) for tensor in model.state_dict().values()} - {"cpu"}
     if devices:
         raise UserError(f"the model must be on the CPU, it is on {', '.join(sorted(devices))}: call model.cpu() first")
-    return tuple(each.detach().cpu() for each in given)
+    return tuple(each.detach().cpu() for each in examples)
 
 
-def _kinds(given: Any) -> str:
-    if isinstance(given, list | tuple):
-        return " and ".join(type(each).__name__ for each in given) or "nothing"
-    return type(given).__name__
+def _kinds(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " and ".join(type(each).__name__ for each in value) or "nothing"
+    return type(value).__name__
 
 
 def _task(loss: Any, score: Any, distil: Any, train: Any, judge: Any) -> Task:
-    """What is the user's own, and what is usual."""
-    given = {"loss_fn": loss, "eval_fn": score, "distill_fn": distil, "train_fn": train, "score_func": judge}
-    for name, function in given.items():
+    """The user's functions, with the defaults of classification for the others."""
+    functions = {"loss_fn": loss, "eval_fn": score, "distill_fn": distil, "train_fn": train, "score_func": judge}
+    for name, function in functions.items():
         if function is not None and not callable(function):
             raise UserError(f"{name} must be a function, got {type(function).__name__}")
     usual = Task()
-    own = score or (unit(loss) if loss is not None else usual.score)
-    return Task(loss or usual.loss, own, distil, train, judge)
+    score_function = score or (unit(loss) if loss is not None else usual.score)
+    return Task(loss or usual.loss, score_function, distil, train, judge)
 
 
 def _classes(model: nn.Module, example: tuple[Tensor, ...], task: Task) -> int:
@@ -226,14 +226,14 @@ def _classes(model: nn.Module, example: tuple[Tensor, ...], task: Task) -> int:
         with torch.no_grad():
             out = copy.deepcopy(model).eval()(*example)
     except Exception as error:  # a user's code may raise anything
-        given = shapes(each.shape for each in example)
-        raise UserError(f"the model does not run on example_inputs of shape {given}: {blame(error)}") from error
+        input_shapes = shapes(each.shape for each in example)
+        raise UserError(f"the model does not run on example_inputs of shape {input_shapes}: {blame(error)}") from error
     if not task.classifies:
         return 1
     if not isinstance(out, Tensor) or out.dim() != 2 or out.shape[1] < 2:
-        shown = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        output = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise UserError(
-            f"the model must give logits [N, classes] of 2 classes or more, it gives {shown}; for another task give "
+            f"the model must give logits [N, classes] of 2 classes or more, it gives {output}; for another task give "
             "loss_fn"
         )
     return int(out.shape[1])
@@ -277,12 +277,14 @@ def _usual(
     steps = max(1, int(half / int(all_options["strategy.batch"]))) * int(all_options["strategy.epochs"])
     usual["strategy.arch_lr"] = float(f"{min(0.3, LOGITS / steps):.3g}")
     kind: Any = find(strategies, Strategy, str(all_options.get("strategy.name", "differentiable")))
-    known = {f"strategy.{each.name}" for each in fields(kind)}
-    return {name: value for name, value in usual.items() if not name.startswith("strategy.") or name in known}
+    options_of_strategy = {f"strategy.{each.name}" for each in fields(kind)}
+    return {
+        name: value for name, value in usual.items() if not name.startswith("strategy.") or name in options_of_strategy
+    }
 
 
 def _check_trained(run: Run, model: nn.Module) -> None:
-    """Raise UserError where a network is said to be trained and guesses."""
+    """Raise UserError where a network that should be trained is hardly better than guessing."""
     test = run.data.test
     accuracy = evaluate(copy.deepcopy(model), test, device=run.device, precision="fp32")
     labels = torch.cat([labels.cpu() for _, labels in test.batches(500)])
@@ -294,21 +296,21 @@ def _check_trained(run: Run, model: nn.Module) -> None:
         )
 
 
-def _card(found: OptimizationResult) -> str:
+def _card(result: OptimizationResult) -> str:
     """A model card: what it is, the measured table, and how to load it."""
     rows = []
-    for row in found.results:
+    for row in result.results:
         times = [milliseconds(each) if each else "" for each in (row.measured and row.measured.estimate, row.predicted)]
         cells = [row.name, percent(row.accuracy or 0), *times, millions(row.macs), millions(row.params)]
         rows.append(f"| {' | '.join(cells)} |")
-    target = found.config.target
-    inputs = found.config.data.shapes
+    target = result.config.target
+    inputs = result.config.data.shapes
     names = ["images"] if len(inputs) == 1 else [f"input{number + 1}" for number in range(len(inputs))]
     each = " and ".join(f"[N, {', '.join(map(str, shape))}]" for shape in inputs)
     return "\n".join([
-        f"# {found.config.family.title.split(':')[1]}, made faster",  # given:Net:digest
+        f"# {result.config.family.title.split(':')[1]}, made faster",  # given:Net:digest
         "",
-        f"`{found.config.design.spaces[0]}` is this network; latencies of a batch of {target.batch} with "
+        f"`{result.config.design.spaces[0]}` is this network; latencies of a batch of {target.batch} with "
         f"{target.runtime} on {target.device}, {target.threads or 'all'} threads, {target.precision}, measured in one "
         "interleaved run.",
         "",

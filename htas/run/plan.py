@@ -1,4 +1,4 @@
-"""How long a run will take, said before it starts: a few steps are timed, the rest is arithmetic."""
+"""How long a run will take, printed before it starts: a few steps are timed, the rest is arithmetic."""
 
 import time
 from collections.abc import Iterator
@@ -24,9 +24,9 @@ from htas.training.train import batches, engine, epoch_seed
 STUDENT = 0.8
 """A distilled step of a found network, its teacher's forward pass included, in plain steps of the base network."""
 FORWARD = 1 / 3
-"""Of a training step: what an image takes in the base network, about."""
+"""Forward pass of the base network, as a fraction of a training step."""
 STUDENTS = 2
-"""Networks trained beside the base and those found: the controls."""
+"""Controls that are trained, next to the base and the searched networks."""
 
 
 def show(run: Run) -> None:
@@ -62,7 +62,7 @@ def estimate(run: Run) -> Iterator[tuple[str, float]]:
 
 
 def _widths(site: Site, options: Design) -> tuple[int, ...]:
-    """About the choices that all spaces together will have."""
+    """An estimate of the choices that all spaces together will have."""
     tas = tas_widths(site.base, site.multiple) if "tas" in options.spaces else ()
     return tuple(sorted({*grid_widths(site, options), *tas}))
 

@@ -1,4 +1,4 @@
-"""The networks of a run: the base, those found, and the controls; trained, loaded, measured."""
+"""The networks of a run: the base, the searched ones, and the controls; trained, loaded, measured."""
 
 import dataclasses
 import time
@@ -44,7 +44,7 @@ def base_row(job: Run) -> Result:
 
 
 def searched_row(job: Run, record: SearchRecord) -> Result:
-    """The network that a search has found, untrained."""
+    """The network of a search, untrained."""
     remarks = () if record.converged else (f"The search had not converged: {record.why}.",)
     return new_row(
         job, record.space, record.arch, space=record.space, strategy=record.strategy, cost=record.cost, remarks=remarks
@@ -70,16 +70,17 @@ def new_row(job: Run, name: str, arch: Arch, **fields: Any) -> Result:
     )
 
 
-def _controls(job: Run, found: Result) -> list[Result]:
+def _controls(job: Run, searched: Result) -> list[Result]:
     """The widest uniform multiplier and the deepest plain member that are not slower than the found network.
 
-    They are picked by readings of their own, once, and kept in controls.json; the report measures all rows afresh.
+    They are picked once, by separate readings, and stored in controls.json; the report measures all rows again.
     """
     path = job.folder / "controls.json"
-    key = digest(search_key(job), to_json(found.arch))
+    key = digest(search_key(job), to_json(searched.arch))
     if not made_from(path, key):
         started = time.monotonic()
-        write_stage(path, key, time.monotonic() - started, _pick_controls(job, found))
+        picked = _pick_controls(job, searched)
+        write_stage(path, key, time.monotonic() - started, picked)
     record = read_record(path, ControlsRecord)
     return [
         new_row(job, control.name, control.arch, space="-", strategy=control.kind, cost="-", remarks=(record.note,))
@@ -87,16 +88,16 @@ def _controls(job: Run, found: Result) -> list[Result]:
     ]
 
 
-def _pick_controls(job: Run, found: Result) -> ControlsRecord:
+def _pick_controls(job: Run, searched: Result) -> ControlsRecord:
     candidates = [*_uniform(job), *_plain_members(job)]
-    modules = [resize(job.network, arch) for _, _, arch in [("", "", found.arch), *candidates]]
+    modules = [resize(job.network, arch) for _, _, arch in [("", "", searched.arch), *candidates]]
     with progress("looking for controls of equal latency, %", 100) as bar:
-        number = rounds([job.calibrated.cost(arch) for arch in (found.arch, *(each for *_, each in candidates))])
+        number = rounds([job.calibrated.cost(arch) for arch in (searched.arch, *(each for *_, each in candidates))])
         metric = Latency(job.target, rounds=number, seed=job.config.seed)
         readings = metric.measure(modules, on_round=shares(bar))
     limit = readings[0].estimate
     note = (
-        f"The widest, or deepest, of its kind whose latency was not above that of {found.name} "
+        f"The widest, or deepest, of its kind whose latency was not above that of {searched.name} "
         f"({milliseconds(limit)}) in one interleaved run before training."
     )
     controls = []
@@ -112,7 +113,7 @@ def _pick_controls(job: Run, found: Result) -> ControlsRecord:
             title, arch = fitting[-1]
             controls.append(Control(kind, f"{kind} {title}", arch))
         else:
-            say(f"controls: every {kind} network is slower than {found.name}")
+            say(f"controls: every {kind} network is slower than {searched.name}")
     return ControlsRecord(tuple(controls), note)
 
 
@@ -137,7 +138,7 @@ def train_row(
 ) -> tuple[Result, float]:
     """The row with its accuracy, and the seconds of its training; its weights are in networks/.
 
-    What has been trained already is kept. `build` makes a network that is no arch of the base network.
+    Weights that exist already are used. `build` builds a network that is no arch of the base network.
     """
     path, key = job.model_file(row.name), job.training(row.arch, taught=row.name != "base")
     key = digest(key, row.family) if build else key
@@ -227,15 +228,15 @@ def load_network(job: Run, row: Result, build: Callable[[], nn.Module] | None = 
 
 
 def counted(module: nn.Module, target: Target) -> tuple[int, int]:
-    """Multiply-adds of an image and parameters of a network."""
+    """Multiply-adds of one image, and parameters of a network."""
     (macs,), (params,) = Macs(target).measure([module]), Params(target).measure([module])
     return round(macs.median), round(params.median)
 
 
 def strategy_title(config: Config) -> str:
-    """The strategy, and what it had to keep."""
-    asked = listing(f"{metric} {text}" for metric, text in config.constraints.by_metric.items())
-    return f"{config.names['strategy']} within {asked}" if asked else config.strategy.title
+    """The strategy with its limits: `differentiable within latency 50%`."""
+    limits = listing(f"{metric} {text}" for metric, text in config.constraints.by_metric.items())
+    return f"{config.names['strategy']} within {limits}" if limits else config.strategy.title
 
 
 def measure_rows(job: Run, rows: Sequence[Result], modules: Sequence[nn.Module], title: str) -> list[Measurement]:

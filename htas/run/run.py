@@ -50,7 +50,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class Versions:
-    """What a result may depend on beside its configuration."""
+    """The machine and packages that a result may depend on."""
 
     htas: str
     machine: Mapping[str, str | int]
@@ -62,7 +62,7 @@ class Versions:
 
 @dataclass(frozen=True)
 class Run:
-    """A configuration and its folder, with everything that the stages need, made once when it is first used."""
+    """A configuration and its folder, with everything that the stages need, each built when first used."""
 
     config: Config
     folder: Path
@@ -100,14 +100,14 @@ class Run:
         module = self.config.family.build(self.config.data.classes)
         example = tuple(torch.zeros(2, *shape) for shape in self.config.data.shapes)
         self.config.family.check(module, example, self.config.data.classes)
-        if self.config.family.inherits:  # what is narrower shall have the channels that matter most
+        if self.config.family.inherits:  # narrower networks keep the most important channels
             module = ordered(module, example)
         options, normed = self.config.design, self.config.family.project_norm
         return trace(module, example, adds=options.adds, project_norm=normed, ignored=options.ignored)
 
     @property
     def device(self) -> str:
-        """Training happens where there is a GPU, whatever the target."""
+        """The device that trains: a GPU if there is one, whichever the target is."""
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     @property
@@ -144,7 +144,7 @@ class Run:
         return self.costs.calibrated()
 
     def _record(self, name: str, make: Callable[[Path], T]) -> T:
-        """What a file holds; made once, and when the file has changed."""
+        """An object built from a file; built again only when the file has changed."""
         path = self.folder / name
         state = (path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else (0, 0)
         if path not in self._records or self._records[path][0] != state:
@@ -171,33 +171,33 @@ class Run:
 
     @property
     def calibration(self) -> Calibrate:
-        """The options of the calibration, as far as the runtime is quick."""
+        """Calibration options, reduced for runtimes that are slow to build."""
         return sparing(self.config.calibrate, self.network, open_runtime(self.target))
 
     def latency(self, seconds: float) -> Latency:
-        """What measures layers for so many seconds, as the survey's options say."""
+        """The metric that measures layers, within a number of seconds, by the survey's options."""
         options = self.config.survey
         return Latency(self.target, options.rounds, seconds, options.reading, self.config.seed)
 
     def remembering(self, metric: Latency, fresh: bool) -> Metric:
-        """The metric with the store beside it that the survey's options name; `fresh` measures all anew."""
+        """The metric, cached in the store of survey.store; with `fresh` every layer is measured again."""
         name = self.config.survey.store
         if name == "none":
             return metric
         store = Store() if name == "user" else Store(Path(name).expanduser())
-        asked = (self.config.survey.seconds, metric.reading)  # more time is worth other readings
-        place = digest(self.place, affinity(), *asked)
+        options = (self.config.survey.seconds, metric.reading)  # surveys of other lengths share no readings
+        place = digest(self.place, affinity(), *options)
         return CachedMetric(metric.target, metric, "latency", store, place, fresh)
 
     @property
     def family(self) -> list[Any]:
-        """What the base network is made from."""
-        own = self.config.family
-        source = [own.source] if own.source else []
-        return [self.config.names["family"], dataclasses.asdict(own), *source]  # type: ignore[call-overload]
+        """Name, options and source of the model family."""
+        family = self.config.family
+        source = [family.source] if family.source else []
+        return [self.config.names["family"], dataclasses.asdict(family), *source]  # type: ignore[call-overload]
 
     def reset(self, module: nn.Module) -> None:
-        """Draw all weights of a network anew, unless it starts from those that it has of the base network."""
+        """Re-initialise a network, unless networks of this run inherit the base network's weights."""
         if not self.config.family.inherits:
             self.config.family.reset(module)
 
@@ -209,7 +209,7 @@ class Run:
         return digest(self.target.fingerprint(), runtime.describe(), timed)
 
     def training(self, arch: Arch, *, taught: bool) -> str:
-        """A hash of what a training depends on."""
+        """A hash of everything that a training depends on; `taught` tells whether it is distilled."""
         config = self.config
         basis = [config.seed, *self.family, config.design.adds]
         data = [config.names["data"], dataclasses.asdict(config.data), config.parts.limit]  # type: ignore[call-overload]
@@ -230,15 +230,15 @@ class Run:
         return read_record(self.search_file(space), SearchRecord)
 
     def search_file(self, space: str) -> Path:
-        """Where the search of a space ends up."""
+        """The file of a space's search."""
         return self.folder / f"search-{space}.json"
 
     def model_file(self, name: str) -> Path:
-        """Where a network's trained weights are."""
+        """The file of a network's trained weights."""
         return self.folder / "networks" / f"{slug(name)}.safetensors"
 
     def checkpoint(self, name: str, key: str) -> Path:
-        """Where unfinished work is kept; `key` is the hash of what it is made from."""
+        """The checkpoint of unfinished work; `key` is a hash of everything the work depends on."""
         return self.folder / "checkpoints" / f"{slug(name)}-{key}.safetensors"
 
 

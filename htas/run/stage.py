@@ -14,7 +14,7 @@ from htas.text import duration, listing
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a run, from files to files; it is finished when each of them was made from what is there now."""
+    """One step of a run, from files to files; it is finished when its files were made from the present inputs."""
 
     name: str
     """The verb that runs it."""
@@ -23,7 +23,7 @@ class Stage:
     files: Callable[[Run], list[Path]]
     """What it leaves behind."""
     key: Callable[[Run], str]
-    """A hash of everything that its files depend on, which is written into them."""
+    """A hash of everything that its files depend on; each file stores it."""
     make: Callable[[Run, bool], None]
     """Writes the files that are not finished; with True, each of them."""
     complete: Callable[[Run], bool] = lambda run: True
@@ -31,7 +31,7 @@ class Stage:
     measures: bool = False
     """Whether its file holds layers' readings of one device, runtime and load."""
     lasting: bool = False
-    """Whether its file can be used whatever has become of what it was made from, as readings of a network can."""
+    """Whether its file stays usable when its inputs change, as readings of a network do."""
     outdated: Callable[[Run, dict[str, Any]], bool] | None = None
     """Whether its file, by its content, was made from others than are there now; by default its key tells. A key with
     the machine in it would refuse the files of another one."""

@@ -56,7 +56,7 @@ RIVALS = 20
 
 
 def run(job: Run, command: str) -> Path:
-    """Every stage in turn; returns the path of report.html."""
+    """Do every stage in turn; returns the path of report.html."""
     open_runtime(job.target)
     if not (job.folder / "report.json").exists():
         outlook.show(job)
@@ -87,7 +87,7 @@ def _survey(job: Run, again: bool) -> None:
 
 
 def survey_page(job: Run) -> tuple[Path, TextTable]:
-    """What the survey says by itself: the path of survey.html, and its table of choices (the paper's Table 2)."""
+    """Write survey.html; its path, and the table of choices (the paper's Table 2)."""
     need(job, SURVEY)
     config, record = job.config, job.survey
     options = replace(config.design, spaces=("hardware",), widths={})
@@ -104,8 +104,8 @@ def _design(job: Run, again: bool) -> None:
     """Eq. 1 to 4: curves, fits and choices -> design.json."""
     started = time.monotonic()
     config = job.config
-    made = spaces(job.network, job.survey.layers, config.design)
-    curves = records(job.network, job.survey.layers, config.design, made)
+    design_spaces = spaces(job.network, job.survey.layers, config.design)
+    curves = records(job.network, job.survey.layers, config.design, design_spaces)
     for curve in curves:
         for doubt in curve.doubts:
             say(f"design: doubt: {doubt}")
@@ -114,9 +114,9 @@ def _design(job: Run, again: bool) -> None:
         if curve.dominated:
             say(f"design: no faster than a wider choice: {listing(map(str, curve.dominated))} (design.drop_dominated)")
     say(f"design: {_decided(curves)}")
-    if "hardware" in made:
+    if "hardware" in design_spaces:
         _refuse_noise(curves, config.survey.undecided)
-    record = DesignRecord(made, tuple(curves))
+    record = DesignRecord(design_spaces, tuple(curves))
     write_stage(job.folder / "design.json", design_key(job), time.monotonic() - started, record)
 
 
@@ -178,45 +178,45 @@ def _search(job: Run, again: bool) -> None:
         if space.size == 1:
             write_stage(path, search_key(job), 0.0, _only(config, space))
             continue
-        found = config.strategy.search(problem)
+        outcome = config.strategy.search(problem)
         judged = time.monotonic()
-        taken = finish(problem, found, job.target)
-        arch = taken.arch
+        finished = finish(problem, outcome, job.target)
+        arch = finished.arch
         latency = job.calibrated
-        count = RIVALS if found.cheap else 0
+        count = RIVALS if outcome.cheap else 0
         others = rivals(replace(problem, cost=latency), arch, count, seed=config.seed)
-        even = [] if taken.uniform is None else [taken.uniform]
-        accuracy, *theirs = found.validate([arch, *even, *others])
+        even = [] if finished.uniform is None else [finished.uniform]
+        accuracy, *theirs = outcome.validate([arch, *even, *others])
         evenly = theirs.pop(0) if even else None
-        took = found.seconds + time.monotonic() - judged
+        took = outcome.seconds + time.monotonic() - judged
         record = SearchRecord(
             space=name,
             strategy=strategy_title(config),
             cost=config.strategy.charged,
             arch=arch,
-            epochs=found.epochs,
-            converged=found.converged,
-            why=found.why,
+            epochs=outcome.epochs,
+            converged=outcome.converged,
+            why=outcome.why,
             accuracy=accuracy,
             rivals=tuple(theirs),
             rival_costs=tuple(latency.cost(other) / latency.cost(arch) for other in others),
-            seconds=found.seconds,
+            seconds=outcome.seconds,
             seed=config.seed,
-            limits=taken.limits,
-            measured_archs=taken.measured,
+            limits=finished.limits,
+            measured_archs=finished.measured,
             uniform=evenly,
-            judge=found.judge,
+            judge=outcome.judge,
         )
         state = "converged" if record.converged else "not converged"
-        beside = f"; better than {record.beaten} of {len(theirs)} random archs of its latency" if theirs else ""
-        say(f"search {name}: {state}{beside}")
+        rank = f"; better than {record.beaten} of {len(theirs)} random archs of its latency" if theirs else ""
+        say(f"search {name}: {state}{rank}")
         write_stage(path, search_key(job), took, record)
         for done in unfinished:
             done.unlink(missing_ok=True)
 
 
 def _only(config: Config, space: Space) -> SearchRecord:
-    """Of a space without a choice; it is said that nothing is searched."""
+    """The record for a space with a single arch: there is nothing to search."""
     why = f"the space {space.name} has a single choice at every site, so its network is trained directly"
     say(f"search {space.name}: {why}")
     return SearchRecord(
@@ -255,7 +255,7 @@ def _measure(job: Run, again: bool) -> None:
 
 
 def _report(job: Run, again: bool) -> None:
-    """report.json, report.md and report.html, from the files of the stages that are there; what is missing is named.
+    """report.json, report.md and report.html, from the files that exist; the report names those that are missing.
 
     Raises UserError where not even the survey is finished.
     """
@@ -276,7 +276,7 @@ def _report(job: Run, again: bool) -> None:
     else:
         rows = training.results if training else (base_row(job), *(searched_row(job, each) for each in searches))
     calibration = read_record(folder / "cost.json", CalibrationRecord) if present["calibrate"] else None
-    made = Report(
+    made_report = Report(
         title=f"{config.family.title} on {config.names['data']}, {config.target.device}, {config.target.runtime}",
         command=read_json(command)["command"] if command.exists() else "htas run config.toml",
         results=rows,
@@ -295,9 +295,9 @@ def _report(job: Run, again: bool) -> None:
     )  # fmt: skip
     for why in missing:
         say(f"report: not there: {why}")
-    if not again and _reported(made, folder):
+    if not again and _reported(made_report, folder):
         return
-    write(made, folder)
+    write(made_report, folder)
     say(f"report: {folder / 'report.html'}")
 
 
@@ -336,7 +336,7 @@ def compared(folders: Sequence[Path], out: Path) -> Path:
 
 
 def export_network(folder: Path, to: str, network: str = "", file: Path | None = None) -> tuple[Path, float]:
-    """A trained network of a run as a file: its path, and how far its outputs are from PyTorch's at most."""
+    """Write a trained network for another runtime; its path, and the largest absolute difference from PyTorch."""
     config = load(folder / "config.toml")
     job = Run(config, folder)
     need(job, TRAIN)
@@ -354,14 +354,14 @@ def export_network(folder: Path, to: str, network: str = "", file: Path | None =
 
 
 def check_limits(job: Run) -> None:
-    """Say what there is and what is asked; raises ValueError where the limits cannot be kept in one of the spaces."""
+    """Print the range of each limited metric in each space; raises UserError where no arch of a space keeps a limit."""
     for name, space in job.spaces.items():
         for line in moves.check(limits(job), space, job.network.base):
             say(f"{name}: {line}")
 
 
 def shares_possible(job: Run) -> tuple[float, float]:
-    """The least and the most latency of the first space, over the base network's, by cost.json."""
+    """Predicted latency of the leanest and the widest arch of the first space, as fractions of the base network's."""
     space, base = next(iter(job.spaces.values())), job.calibrated.cost(job.network.base)
     whole = [Limit("latency", "100%", job.calibrated, base)]
     return moves.over(whole, moves.leanest(whole, space)), moves.over(whole, space.widest)
@@ -392,13 +392,13 @@ def _problem(job: Run, space: Space) -> Problem:
     )
 
 
-def _reported(made: Report, folder: Path) -> bool:
-    """Whether the report that is there says the same."""
+def _reported(new: Report, folder: Path) -> bool:
+    """Whether the folder's report has the same content."""
     paths = [folder / f"report.{suffix}" for suffix in ("json", "md", "html")]
     if not all(path.exists() for path in paths):
         return False
     try:
-        return read_report(paths[0]) == made
+        return read_report(paths[0]) == new
     except UserError:  # of another version
         return False
 
@@ -406,12 +406,12 @@ def _reported(made: Report, folder: Path) -> bool:
 def _refuse_noise(curves: Sequence[CurveRecord], allowed: float) -> None:
     """Raise UserError where too many groups were chosen by noise."""
     certain = [sure for curve in curves for sure in curve.certain]
-    left = sum(each < DECIDED for each in certain) / max(1, len(certain))
-    if left > allowed:
+    undecided_share = sum(each < DECIDED for each in certain) / max(1, len(certain))
+    if undecided_share > allowed:
         raise UserError(
-            f"{_decided(curves)}, and {left:.0%} are not, where {allowed:.0%} may be (survey.undecided): this machine "
-            "is too noisy to tell; stop other work (htas doctor names it) and survey again with --again, give "
-            "--survey.seconds more in another folder, or accept choices made by noise with --survey.undecided=1"
+            f"{_decided(curves)}, and {undecided_share:.0%} are not, where {allowed:.0%} may be (survey.undecided): "
+            "this machine is too noisy to tell; stop other work (htas doctor names it) and survey again with --again, "
+            "give --survey.seconds more in another folder, or accept choices made by noise with --survey.undecided=1"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a search leaves in its file: every epoch, what it kept, and what it was compared with."""
+"""The file of a search: every epoch, the limits of its arch, and the archs it was compared with."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -54,7 +54,7 @@ class LimitOutcome:
 
     @property
     def ratio(self) -> float:
-        """Measured over the limit: at most 1 where it is kept."""
+        """Measured over the limit: at most 1 where the arch keeps it."""
         return self.measured / self.limit
 
     @property
@@ -65,7 +65,7 @@ class LimitOutcome:
 
 @dataclass(frozen=True)
 class SearchRecord:
-    """One search: its course, whether it converged, and how its arch stands beside random ones."""
+    """One search: its course, whether it converged, and how its arch compares with random ones."""
 
     space: str
     strategy: str
@@ -89,7 +89,7 @@ class SearchRecord:
     """Archs that were measured whole before one was taken."""
     uniform: float | None = None
     """Supernet validation accuracy of the widest arch within the limits that has all blocks and, at every site, the
-    same of its choices; None without limits, or where none keeps them. It is the arch taken where it is better."""
+    same of its choices; None without limits, or where none keeps them. It becomes the arch where it is better."""
     judge: str = "in the supernet"
     """How accuracies were found."""
 

@@ -242,11 +242,11 @@ def test_a_section_of_another_version_is_refused_before_anything_is_made(
 
 def test_a_shortened_run_is_not_called_the_papers() -> None:
     short = Plan(Path("runs"), length="full", overrides=("--train.epochs=20", "--split.limit=1000"))
-    said = short.said(short.config("cifar10", 32))
+    said = short.length_text(short.config("cifar10", 32))
     assert said.startswith("full, but 600 epochs of search, 25 of training, 1000 training images")
     assert said.endswith("; the paper's is 600 epochs of search and 305 of training with all images")
     whole = Plan(Path("runs"), length="full")
-    assert whole.said(whole.config("cifar100", 32)).startswith(
+    assert whole.length_text(whole.config("cifar100", 32)).startswith(
         "the paper's: 600 epochs of search, 305 of training, all"
     )
 

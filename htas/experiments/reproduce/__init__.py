@@ -1,7 +1,8 @@
-"""The paper's tables and figures made again on this machine, each beside what is printed there.
+"""The paper's tables and figures made again on this machine, each next to the printed ones.
 
 Milliseconds of the paper are of its hardware, so ratios are compared. What this machine cannot train at the paper's
-length is trained at a shorter one, which is said. Every item keeps what it has found in the folder and goes on there.
+length is trained at a shorter one, which the page names. Every item stores its results in the folder and continues
+there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ ITEMS: Mapping[str, Callable[[Plan], Section]] = {
 TITLE = "The paper's tables and figures on this machine"
 INTRO = (
     f"{PAPER['source']}. Its latencies are those of {PAPER['hardware']['gpu']}, and of {PAPER['hardware']['cpu']}; "
-    "of other machines only ratios can be set beside them."
+    "of other machines only ratios can be compared with them."
 )
 
 
@@ -45,11 +46,11 @@ def reproduce(what: Sequence[str], plan: Plan) -> tuple[Path, list[TextTable], l
             raise UserError(no_such("table or figure", name, (*ITEMS, "all")))
     names = [name for name in ITEMS if name in names or "all" in names]
     own_folder(plan.folder)
-    plan.config("cifar10", 32)  # what is wrong with an option is said once, before anything is made
+    plan.config("cifar10", 32)  # a wrong option is refused once, before anything starts
     if {"table5", "motivation"} & set(names):
         plan.second_target()
     _sections(plan.folder)
-    made, reasons = [], []
+    tables, reasons = [], []
     path = plan.folder / "reproduce.html"
     for name in names:
         say(f"reproduce: {name}")
@@ -61,22 +62,22 @@ def reproduce(what: Sequence[str], plan: Plan) -> tuple[Path, list[TextTable], l
             continue
         write_json(plan.folder / "sections" / f"{name}.json", to_json(section))
         rows = [section.headings, *section.rows]
-        made.append(text_table(rows, section.words, [section.title], [*section.says, ""], section.marked))
+        tables.append(text_table(rows, section.words, [section.title], [*section.says, ""], section.marked))
         path = page(TITLE, INTRO, _sections(plan.folder), plan.folder)
-    return path, made, reasons
+    return path, tables, reasons
 
 
 def _sections(folder: Path) -> list[Section]:
     """What has been made in a folder; raises UserError where a section is none of this version's."""
-    found = []
+    sections = []
     for path in (folder / "sections" / f"{name}.json" for name in ITEMS):
         if path.exists():
             content = read_json(path)
             try:
-                found.append(from_json(content, Section, path))
+                sections.append(from_json(content, Section, path))
             except RecordError as error:
                 raise UserError(
                     f"{path} was not written by this version ({error.reason}); delete it, and it is made again from "
                     "the results next to it, or name another --out"
                 ) from error
-    return found
+    return sections

@@ -26,29 +26,29 @@ def table5(plan: Plan) -> Section:
         on = jobs[arm, 0]
         targets[where] = on.target
         path = place / f"latencies-{_name(on.target, jobs[first, 0].target)}.json"
-        found, _ = compare.measured(jobs, there, named, path, on=on)
+        entries, _ = compare.measured(jobs, there, named, path, on=on)
         rows[where] = {
-            name: row_of([each for (its, _), each in found.items() if its == name]) for name in (MANUAL, first, other)
+            name: row_of([each for (arm, _), each in entries.items() if arm == name]) for name in (MANUAL, first, other)
         }
     printed = {row["target"]: row for row in PAPER["table5"]}
     lines: list[tuple[str, ...]] = []
-    for model, own, theirs in (("ResNet32-G", "gpu", "cpu"), ("ResNet32-C", "cpu", "gpu")):
-        row, rival = printed[own], printed[theirs]
+    for model, home, theirs in (("ResNet32-G", "gpu", "cpu"), ("ResNet32-C", "cpu", "gpu")):
+        row, rival = printed[home], printed[theirs]
         lines.append((
-            f"the paper's {model}, for its {own.upper()}", f"{row['top1']:.2f}", f"{row['gpu_ms']} (GPU)",
-            f"{row['cpu_ms']} (CPU)", f"{rival[f'{own}_ms'] / row[f'{own}_ms']:.3f}", f"{row['mmacs']}",
+            f"the paper's {model}, for its {home.upper()}", f"{row['top1']:.2f}", f"{row['gpu_ms']} (GPU)",
+            f"{row['cpu_ms']} (CPU)", f"{rival[f'{home}_ms'] / row[f'{home}_ms']:.3f}", f"{row['mmacs']}",
         ))  # fmt: skip
     says = []
-    for name, own, rival, where in ((first, "A", other, "B"), (other, "B", first, "A")):
-        gain = times(rows[own].get(rival), rows[own].get(name, Row()))
+    for name, home, rival, where in ((first, "A", other, "B"), (other, "B", first, "A")):
+        gain = times(rows[home].get(rival), rows[home].get(name, Row()))
         lines.append((
-            f"here, searched for {own}", accuracy(rows[own][name]),
+            f"here, searched for {home}", accuracy(rows[home][name]),
             milliseconds(rows["A"][name]), milliseconds(rows["B"][name]),
-            "-" if gain is None else f"{gain:.3f}", millions(rows[own][name]),
+            "-" if gain is None else f"{gain:.3f}", millions(rows[home][name]),
         ))  # fmt: skip
         if gain is not None:
             says.append(
-                f"On {own} ({describe(targets[own])}) the network searched for it is {gain:.2f} times as fast as "
+                f"On {home} ({describe(targets[home])}) the network searched for it is {gain:.2f} times as fast as "
                 f"the one searched for {where}."
             )
     lines.append((
@@ -57,7 +57,7 @@ def table5(plan: Plan) -> Section:
     ))  # fmt: skip
     config = plan.config(DATA, DEPTH)
     paper = [
-        printed[theirs][f"{own}_ms"] / printed[own][f"{own}_ms"] for own, theirs in (("gpu", "cpu"), ("cpu", "gpu"))
+        printed[theirs][f"{home}_ms"] / printed[home][f"{home}_ms"] for home, theirs in (("gpu", "cpu"), ("cpu", "gpu"))
     ]
     return Section(
         "Table 5: searched for one target, measured on two",
@@ -77,13 +77,13 @@ def table5(plan: Plan) -> Section:
 
 
 def crossed(plan: Plan) -> tuple[Any, Any, list[Arm], list[str]]:
-    """The manual network and a search for each target: runs, what is there, the three arms, and what is lacking."""
+    """The manual network and a search for each target: runs, entries, the three arms, and why some are missing."""
     one, second = plan.config(DATA, DEPTH).target, plan.second_target()
     share = budget(DATA, DEPTH, plan.paper)
     arms = [
         NamedArm(MANUAL, ("--distill.alpha=0",)),
         within(share),
-        within(share, *plan.other(), beside=_name(second, one)),
+        within(share, *plan.other(), name_of=_name(second, one)),
     ]
     jobs = compare.arranged(LENGTHS[plan.length], plan.options(DATA, DEPTH), arms, plan.seeds, plan.place(DATA, DEPTH))
     there, reasons = compare.finished(jobs, arms)

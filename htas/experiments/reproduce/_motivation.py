@@ -41,18 +41,18 @@ class Candidate:
     kind: str
     build: Callable[[], nn.Module]
     mark: str
-    """What it is, where a name does not say."""
+    """A hash or a name that identifies it."""
 
 
 def motivation(plan: Plan) -> Section:
-    """Torch-Pruning, TAS, uniform narrowing and searches, each beside the base network on every runtime."""
-    found, job, notes, entries = _candidates(plan)
+    """Torch-Pruning, TAS, uniform narrowing and searches, each compared with the base network on every runtime."""
+    candidates, job, notes, entries = _candidates(plan)
     targets = _targets(job.target)
     table: dict[str, list[float]] = {}
     spread: dict[str, list[float]] = {}
     macs: list[int] = []
     for target in targets:
-        readings, macs = _measured(plan, target, found)
+        readings, macs = _measured(plan, target, candidates)
         (base, off), seconds = readings[0], [each for each, _ in readings]
         table[target.runtime] = speeds = [base / each for each in seconds]
         spread[target.runtime] = [
@@ -63,11 +63,11 @@ def motivation(plan: Plan) -> Section:
     points = [
         {"network": each.name, "kind": each.kind, "runtime": runtime, "saved": saved[n], "speed": speeds[n],
          "macs": macs[n] / 1e6}
-        for runtime, speeds in table.items() for n, each in enumerate(found) if n
+        for runtime, speeds in table.items() for n, each in enumerate(candidates) if n
     ]  # fmt: skip
-    order = sorted(range(1, len(found)), key=lambda n: saved[n])
+    order = sorted(range(1, len(candidates)), key=lambda n: saved[n])
     rows = tuple(
-        (found[n].name, found[n].kind, f"{100 * saved[n]:.1f}", f"{macs[0] / macs[n]:.2f}",
+        (candidates[n].name, candidates[n].kind, f"{100 * saved[n]:.1f}", f"{macs[0] / macs[n]:.2f}",
          *(f"{speeds[n]:.2f} ± {spread[runtime][n]:.2g}" for runtime, speeds in table.items()))
         for n in order
     )  # fmt: skip
@@ -75,7 +75,7 @@ def motivation(plan: Plan) -> Section:
     return Section(
         "Why one measures: multiply-adds saved against speed gained",
         tuple(
-            _says(runtime, speeds, spread[runtime], saved, [each.kind for each in found])
+            _says(runtime, speeds, spread[runtime], saved, [each.kind for each in candidates])
             for runtime, speeds in table.items()
         ),
         ("network", "made by", "MACs saved, %", "promised by them", *table),
@@ -113,7 +113,7 @@ def _says(runtime: str, speeds: list[float], spread: list[float], saved: list[fl
 
 def _targets(first: Target) -> list[Target]:
     """The run's own target, and the other runtimes that this machine has."""
-    found = [first]
+    targets = [first]
     for runtime in RUNTIMES[first.device]:
         if runtime == first.runtime:
             continue
@@ -124,15 +124,15 @@ def _targets(first: Target) -> list[Target]:
         except UserError as error:
             say(f"motivation: without {runtime}: {error}")
             continue
-        found.append(target)
-    return found
+        targets.append(target)
+    return targets
 
 
 def _candidates(plan: Plan) -> tuple[list[Candidate], Run, list[str], list[Entry]]:
     """The base network first; those of searches are the first seed's. With them a run of the target, what must be known
     of them, and what they come from."""
     jobs, there, (_, first, other), _ = crossed(plan)
-    _, found, _, reasons = trained(plan, DATA, DEPTH, plan.paper, (MANUAL, TAS))
+    _, searched, _, reasons = trained(plan, DATA, DEPTH, plan.paper, (MANUAL, TAS))
     job, network = jobs[first.name, 0], jobs[first.name, 0].network
     archs: list[tuple[str, str, Arch]] = [("base", "the base network", network.base)]
     narrow = [
@@ -153,7 +153,7 @@ def _candidates(plan: Plan) -> tuple[list[Candidate], Run, list[str], list[Entry
     except UserError as error:
         notes.append(f"Left out: {error}")
     entries: list[tuple[str, str, Entry | None]] = [
-        (TAS, "TAS", found.get((TAS, 0))),
+        (TAS, "TAS", searched.get((TAS, 0))),
         (f"{first.name}, for {job.target.runtime}", "this project", there[first.name, 0]),
         (other.name, "this project", there[other.name, 0]),
     ]
@@ -174,19 +174,22 @@ def _candidates(plan: Plan) -> tuple[list[Candidate], Run, list[str], list[Entry
     return candidates, job, notes, [entry for _, _, entry in entries if entry is not None]
 
 
-def _measured(plan: Plan, target: Target, found: list[Candidate]) -> tuple[list[tuple[float, float]], list[int]]:
+def _measured(plan: Plan, target: Target, candidates: list[Candidate]) -> tuple[list[tuple[float, float]], list[int]]:
     """Seconds with their standard errors, and multiply-adds, of all on one target, in one interleaved run that is
     kept."""
     path = plan.folder / f"motivation-{target.runtime}-{target.device}.json"
     key = digest(
-        "readings", target.fingerprint(), open_runtime(target).describe(), [[each.name, each.mark] for each in found]
+        "readings",
+        target.fingerprint(),
+        open_runtime(target).describe(),
+        [[each.name, each.mark] for each in candidates],
     )
     if not path.exists() or read_json(path).get("inputs") != key:
-        modules = [each.build().eval() for each in found]
-        with progress(f"measuring {len(found)} networks on {target.runtime}, %", 100) as bar:
+        modules = [each.build().eval() for each in candidates]
+        with progress(f"measuring {len(candidates)} networks on {target.runtime}, %", 100) as bar:
             readings = Latency(target, rounds=ROUNDS).measure(modules, on_round=shares(bar))
         counts = [run_rows.counted(module, target)[0] for module in modules]
-        taken = [[each.estimate, each.error] for each in readings]
-        write_json(path, {"inputs": key, "readings": taken, "macs": counts})
+        figures = [[each.estimate, each.error] for each in readings]
+        write_json(path, {"inputs": key, "readings": figures, "macs": counts})
     content = read_json(path)
     return [(seconds, error) for seconds, error in content["readings"]], content["macs"]

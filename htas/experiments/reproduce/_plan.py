@@ -1,4 +1,4 @@
-"""What is to be made again: where, how long, and on what."""
+"""What to reproduce: where, how long, and on which device."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -52,20 +52,20 @@ class Plan:
             raise UserError(f"--depths may name {text.listing(map(str, DEPTHS))}, the paper's ResNets, got {odd[0]}")
         if self.seeds < 1:
             raise UserError(f"--seeds must be 1 or more, got {self.seeds}")
-        for given in self.overrides:
-            name, _, value = given.partition("=")
+        for option in self.overrides:
+            name, _, value = option.partition("=")
             if name in OWN or name.startswith("--family."):
                 usual = OWN.get(name, "the networks are those of the paper")
                 raise UserError(f"htas reproduce takes no {name}, got {value!r}: {usual}")
 
     def options(self, data: str, depth: int) -> list[str]:
-        """What is the row's own; where --data.path holds several data sets in folders of their names, that folder."""
-        own = ["--family.name=cifar_resnet", f"--family.depth={depth}", f"--data.name={data}"]
-        for given in self.overrides:
-            name, _, value = given.partition("=")
+        """The options of a row; where --data.path holds several data sets in folders of their names, that folder."""
+        row_options = ["--family.name=cifar_resnet", f"--family.depth={depth}", f"--data.name={data}"]
+        for option in self.overrides:
+            name, _, value = option.partition("=")
             inner = Path(value) / data
-            own.append(f"{name}={inner}" if name == "--data.path" and inner.is_dir() else given)
-        return [*own, f"--target.device={self.device}"]
+            row_options.append(f"{name}={inner}" if name == "--data.path" and inner.is_dir() else option)
+        return [*row_options, f"--target.device={self.device}"]
 
     def config(self, data: str, depth: int, *more: str) -> Config:
         """The configuration of a row, with options of an arm."""
@@ -82,11 +82,11 @@ class Plan:
         return self.config("cifar10", 32).target
 
     def second_target(self) -> Target:
-        """The other target. Raises UserError where it is the first one, and UserError where it is none."""
-        found = self.config("cifar100", 32, *self.other()).target
-        if found == self.config("cifar100", 32).target:
-            raise UserError(f"--second is the target of the first search too, {describe(found)}; name another one")
-        return found
+        """The other target; raises UserError where it is the first one, or no target."""
+        target = self.config("cifar100", 32, *self.other()).target
+        if target == self.config("cifar100", 32).target:
+            raise UserError(f"--second is the target of the first search too, {describe(target)}; name another one")
+        return target
 
     def other(self) -> list[str]:
         """The options of the other target. Raises UserError where they are none."""
@@ -94,10 +94,10 @@ class Plan:
         parts = [part.strip() for part in (self.second or usual).split(",") if part.strip()]
         if odd := [part for part in parts if "=" not in part]:
             raise UserError(f"--second must be options of a target with commas between, as {usual}, got {odd[0]!r}")
-        found = [f"--target.{part}" for part in parts]
+        options = [f"--target.{part}" for part in parts]
         if any(part.startswith("device=") for part in parts) and not any(part.startswith("batch=") for part in parts):
-            found.append("--target.batch=0")  # the paper's for that device
-        return found
+            options.append("--target.batch=0")  # the paper's for that device
+        return options
 
     def facts(self, target: Target, config: Config | None = None, entries: Iterable[Entry] = ()) -> dict[str, str]:
         """How a section was made: on what, how long, with which images, by which command."""
@@ -118,14 +118,14 @@ class Plan:
             "Versions": ", ".join(f"{name} {packages[name]}" for name in named if name in packages),
         }
         if config is not None:
-            facts["Length"] = self.said(config)
+            facts["Length"] = self.length_text(config)
             copies = dict.fromkeys(entry.images or config.data.encoding for entry in entries)
             images = "; others ".join(copies) or config.data.encoding
             facts["Data"] = f"{config.names['data']}: {images}"
         return {**facts, "Date": versions.date[:10], "Command": self.command}
 
-    def said(self, config: Config) -> str:
-        """The length of searches and trainings, in words, beside the paper's."""
+    def length_text(self, config: Config) -> str:
+        """The length of searches and trainings, and the paper's, in words."""
         images = f"{config.parts.limit} training images" if config.parts.limit else "all training images"
         tested = f", {min(config.parts.limit, 10000)} test images" if config.parts.limit else ""
         searching = text.plural(config.strategy.epochs, "epoch")  # type: ignore[attr-defined]
@@ -163,9 +163,9 @@ class Plan:
         ]
 
 
-def within(budget: float, *options: str, beside: str = "") -> Arm:
+def within(budget: float, *options: str, name_of: str = "") -> Arm:
     """The search within a share of the base network's latency; with further options, its name says of what."""
-    name = f"HTAS within {100 * budget:.0f} %" + (f", for {beside}" if beside else "")
+    name = f"HTAS within {100 * budget:.0f} %" + (f", for {name_of}" if name_of else "")
     return SearchedArm(name, ("--strategy.cost=table", f"--constraints.latency={100 * budget:.0f}%", *options))
 
 

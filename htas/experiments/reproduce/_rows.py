@@ -66,14 +66,14 @@ def table4(plan: Plan) -> Section:
 def budget(data: str, depth: int, device: str) -> float:
     """The share of the manual network's latency that the paper's own network has, in whole percent."""
     table = "table3" if data == "cifar10" else "table4"
-    found = _printed(table, depth, device)
-    return round(float(found["htas"]["latency_ms"] / found["manual"]["latency_ms"]), 2)
+    printed = _printed(table, depth, device)
+    return round(float(printed["htas"]["latency_ms"] / printed["manual"]["latency_ms"]), 2)
 
 
 def trained(
     plan: Plan, data: str, depth: int, device: str, only: Sequence[str] = ()
 ) -> tuple[dict[tuple[str, int], Run], dict[tuple[str, int], Entry], list[experiments_arms.Arm], list[str]]:
-    """The arms of one depth, all or those named, found and trained: runs, what is there, and why others are not."""
+    """The arms of one depth, all or `only` those, trained: runs, entries, arms, and why some are missing."""
     arms = [arm for arm in plan.arms(data, depth, budget(data, depth, device)) if not only or arm.name in only]
     jobs = compare.arranged(LENGTHS[plan.length], plan.options(data, depth), arms, plan.seeds, plan.place(data, depth))
     there, reasons = compare.finished(jobs, arms)
@@ -89,8 +89,8 @@ def _table(plan: Plan, name: str, data: str, device: str, notes: Sequence[str] =
     config = plan.config(data, plan.depths[0])
     for depth in DEPTHS:
         if depth in plan.depths:
-            here, its, doubts = _trained_rows(plan, data, depth, device)
-            entries, reasons = [*entries, *its], [*reasons, *doubts]
+            here, depth_entries, doubts = _trained_rows(plan, data, depth, device)
+            entries, reasons = [*entries, *depth_entries], [*reasons, *doubts]
         else:
             here = _measured(plan, data, depth)
         printed = _printed(name, depth, device)
@@ -125,8 +125,8 @@ def _table(plan: Plan, name: str, data: str, device: str, notes: Sequence[str] =
             "Networks of one depth are measured here in one interleaved run. Accuracies are those of the last epoch, "
             "mean and standard deviation over the seeds; latencies the geometric mean.",
             f"{LAMBDA} is searched with the paper's loss and its sum of fitted lines (eq. 6 to 8); the paper gives no "
-            "lambda, and its unit is not told, so what size the search ends at cannot be set beside the paper's. "
-            "HTAS within a budget is what the paper's rows are set beside: the same space and search, calibrated "
+            "lambda and no unit of it, so the size that the search ends at cannot be compared with the paper's. "
+            "HTAS within a budget is what the paper's rows are compared with: the same space and search, calibrated "
             "latencies, and as budget the share of the manual network's latency that the paper's network has.",
             *reasons,
         ),
@@ -152,11 +152,11 @@ def doubted(there: Mapping[tuple[str, int], Entry]) -> list[str]:
     here = _machine(machine())
     others: dict[str, list[str]] = {}
     for (arm, seed), each in there.items():
-        if (its := _machine(each.result.versions)) != here:
-            others.setdefault(its, []).append(f"{arm}, seed {seed}")
+        if (machine_text := _machine(each.result.versions)) != here:
+            others.setdefault(machine_text, []).append(f"{arm}, seed {seed}")
     return [
-        *(f"Found and trained on another machine ({its}), and measured here: {listing(which)}"
-          for its, which in others.items()),
+        *(f"Found and trained on another machine ({machine_text}), and measured here: {listing(which)}"
+          for machine_text, which in others.items()),
         *(f"{arm}, seed {seed}, has not converged: {each.doubt}" for (arm, seed), each in there.items() if each.doubt),
     ]  # fmt: skip
 
@@ -186,8 +186,8 @@ def _measured(plan: Plan, data: str, depth: int) -> dict[str, Row]:
     path = plan.folder / f"untrained-{data}-resnet{depth}-{plan.paper}.json"
     key = digest(Run(config, plan.folder).place, names)
     if not path.exists() or read_json(path).get("inputs") != key:
-        found = run_named.measure_networks(list(names.values()), config.target, ROUNDS, config.data.classes)
-        write_json(path, {"inputs": key, "networks": [[to_json(each.latency), each.macs] for each in found]})
+        figures = run_named.measure_networks(list(names.values()), config.target, ROUNDS, config.data.classes)
+        write_json(path, {"inputs": key, "networks": [[to_json(each.latency), each.macs] for each in figures]})
     content = read_json(path)["networks"]
     return {
         arm: Row(seconds=(from_json(reading, Measurement, path).estimate,), macs=macs / 1e6)
@@ -197,11 +197,11 @@ def _measured(plan: Plan, data: str, depth: int) -> dict[str, Row]:
 
 def _printed(name: str, depth: int, device: str) -> dict[str, Mapping[str, Any]]:
     """The paper's rows of one depth, by method. Table 3 has no manual network, and the latency of Table 4's serves."""
-    found = {row["method"]: row for row in PAPER[name] if (row["depth"], row["device"]) == (depth, device)}
-    if "manual" not in found:
+    rows = {row["method"]: row for row in PAPER[name] if (row["depth"], row["device"]) == (depth, device)}
+    if "manual" not in rows:
         like = _printed("table4", depth, device)["manual"]
-        found["manual"] = {"latency_ms": like["latency_ms"], "mmacs": like["mmacs"]}
-    return found
+        rows["manual"] = {"latency_ms": like["latency_ms"], "mmacs": like["mmacs"]}
+    return rows
 
 
 def _of_paper(printed: Mapping[str, Any] | None) -> Row:
@@ -252,20 +252,21 @@ def times(other: Row | None, row: Row) -> float | None:
 
 
 def _times(other: Row | None, row: Row) -> str:
-    found = times(other, row)
-    return EMPTY if found is None else f"{found:.2f}"
+    ratio = times(other, row)
+    return EMPTY if ratio is None else f"{ratio:.2f}"
 
 
 def _verdict(depth: int, paper: Mapping[str, Row], here: Mapping[str, Row], ours: str) -> list[str]:
-    """What came out at one depth that was trained, beside the paper's."""
-    said = []
+    """The result at one trained depth, and the paper's, in words."""
+    sentences = []
     for arm in (ours, LAMBDA):
         mine = here.get(arm, Row())
-        found = [_times(here.get(other), mine) for other in (MANUAL, PUBLISHED)]
-        if EMPTY in found:
+        speeds = [_times(here.get(other), mine) for other in (MANUAL, PUBLISHED)]
+        if EMPTY in speeds:
             continue
         speed = (
-            f"{found[0]} times as fast as the manual network and {found[1]} times as fast as TAS's published one, with "
+            f"{speeds[0]} times as fast as the manual network and {speeds[1]} times as fast as TAS's published one, "
+            "with "
             f"{millions(mine)} M multiply-adds"
         )
         if arm == ours:  # only its budget is the paper's
@@ -274,15 +275,15 @@ def _verdict(depth: int, paper: Mapping[str, Row], here: Mapping[str, Row], ours
                 f" (the paper's: {printed[0]}, {printed[1]}, {millions(paper[ours])} M). The first of these speeds is "
                 "what the budget asks for"
             )
-        said.append(f"ResNet-{depth}: {arm} is {speed}. {_accuracy(here, arm)}")
-    return said
+        sentences.append(f"ResNet-{depth}: {arm} is {speed}. {_accuracy(here, arm)}")
+    return sentences
 
 
 def _accuracy(here: Mapping[str, Row], arm: str) -> str:
     """How much more accurate than the manual network, and whether that is clear."""
     shared = set(here[arm].seeds) & set(here.get(MANUAL, Row()).seeds)
     if not shared:
-        return "The manual network beside it is not there."
+        return "The manual network of the same seeds is missing."
     blocks = Blocks({
         (name, seed): 100 * share for name, row in here.items()
         for seed, share in zip(row.seeds, row.accuracies, strict=True)
@@ -296,9 +297,9 @@ def _accuracy(here: Mapping[str, Row], arm: str) -> str:
 
 
 def _untrained(depth: int, paper: Mapping[str, Row], here: Mapping[str, Row]) -> list[str]:
-    """What came out at one depth of which nothing was trained."""
-    found, printed = _times(here[MANUAL], here[PUBLISHED]), _times(paper[MANUAL], paper[PUBLISHED])
+    """The result at one depth where nothing was trained, in words."""
+    here_ratio, printed = _times(here[MANUAL], here[PUBLISHED]), _times(paper[MANUAL], paper[PUBLISHED])
     return [
-        f"ResNet-{depth}, untrained: the network that TAS published is {found} times as fast as the manual one "
+        f"ResNet-{depth}, untrained: the network that TAS published is {here_ratio} times as fast as the manual one "
         f"(the paper's: {printed})."
     ]

@@ -29,23 +29,23 @@ def table2(plan: Plan) -> Section:
     ours, theirs, job = _curves(plan)
     rows, says = [], []
     for base, output in OUTPUTS.items():
-        own, paper = ours[base], theirs[base]
+        curve, paper = ours[base], theirs[base]
         printed = {device: tuple(PAPER["table2"][device][output]) for device in ("cpu", "gpu")}
-        unsure = {own.choices["hardware"][n] for n, sure in enumerate(own.certain) if sure < DECIDED}
+        unsure = {curve.choices["hardware"][n] for n, sure in enumerate(curve.certain) if sure < DECIDED}
         kinds = {
             "the paper, CPU": printed["cpu"],
             "the paper, GPU": printed["gpu"],
             "here, the paper's rule": paper.choices["hardware"],
-            "here, this project's rule": own.choices["hardware"],
-            "the last of each group": own.choices["grid"],
+            "here, this project's rule": curve.choices["hardware"],
+            "the last of each group": curve.choices["grid"],
         }
         for kind, widths in kinds.items():
             marks = unsure if kind.endswith("project's rule") else set()
             same = sum(one == other for one, other in zip(widths, printed[plan.paper], strict=True))
-            shown = " ".join(f"{width}?" if width in marks else str(width) for width in widths)
-            rows.append((f"{output}x{output}, {base}", kind, shown, f"{same} of {len(widths)}", _gain(own, widths)))
-        same = sum(one == other for one, other in zip(own.choices["hardware"], printed[plan.paper], strict=True))
-        says.append(f"{same} of {len(own.groups)} at {output}x{output}")
+            text = " ".join(f"{width}?" if width in marks else str(width) for width in widths)
+            rows.append((f"{output}x{output}, {base}", kind, text, f"{same} of {len(widths)}", _gain(curve, widths)))
+        same = sum(one == other for one, other in zip(curve.choices["hardware"], printed[plan.paper], strict=True))
+        says.append(f"{same} of {len(curve.groups)} at {output}x{output}")
     return Section(
         "Table 2: the hardware-aware space",
         (
@@ -142,22 +142,26 @@ def _curves(plan: Plan) -> tuple[dict[int, CurveRecord], dict[int, CurveRecord],
     It depends on no length and no images, so any later call goes on from it. Raises UserError for widths that are not
     those of the paper's groups.
     """
-    own = [given for given in plan.overrides if given.startswith(("--target.", "--survey.", "--design."))]
-    config = replace(plan, length="short", overrides=tuple(own)).config("cifar10", DEPTH, "--survey.undecided=1")
-    asked = (config.design.groups, config.design.expand, config.design.widths)
-    if asked != (GROUPS, EXPAND, {}):
+    options_of_widths = [
+        option for option in plan.overrides if option.startswith(("--target.", "--survey.", "--design."))
+    ]
+    config = replace(plan, length="short", overrides=tuple(options_of_widths)).config(
+        "cifar10", DEPTH, "--survey.undecided=1"
+    )
+    design = (config.design.groups, config.design.expand, config.design.widths)
+    if design != (GROUPS, EXPAND, {}):
         raise UserError(
             f"the paper's Table 2, Fig. 2 and Fig. 3 have {GROUPS} groups of widths up to {EXPAND:g} times the base "
-            f"width, got --design.groups={asked[0]}, --design.expand={asked[1]:g}; leave those options out"
+            f"width, got --design.groups={design[0]}, --design.expand={design[1]:g}; leave those options out"
         )
     job = open_run(config, plan.folder / f"widths-{plan.paper}")
     ensure(job, SURVEY)
-    found = []
+    by_rule = []
     for selection in ("ties", "paper"):
         options = replace(config.design, spaces=("hardware", "grid"), selection=selection)
         curves = records(job.network, job.survey.layers, options, spaces(job.network, job.survey.layers, options))
-        found.append({base: _common(curves, base) for base in OUTPUTS})
-    return found[0], found[1], job
+        by_rule.append({base: _common(curves, base) for base in OUTPUTS})
+    return by_rule[0], by_rule[1], job
 
 
 def _common(curves: Sequence[CurveRecord], base: int) -> CurveRecord:
