@@ -2,11 +2,10 @@
 
 import tomllib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +20,7 @@ from htas.graph.arch import Arch
 from htas.report.result import Result
 from htas.run import networks, rows
 from htas.run import stages as pipeline
-from htas.run.config import as_text
+from htas.run.config import Values, as_text
 from htas.run.records import StageHeader
 from htas.run.run import Run
 from htas.run.stage import ensure
@@ -78,7 +77,7 @@ class Arm(ABC):
         """Name of the network trained; `base` alone is that of the teacher, which learns from nobody."""
         return f"{BASE} network" if self.name == BASE else self.name
 
-    def basis(self, run: Run) -> dict[str, Any]:
+    def basis(self, run: Run) -> Values:
         """All options that a result depends on, by name, and the source; it does not matter where the data lie."""
         options = run.config.key_options()
         options.pop("data.path", None)
@@ -225,7 +224,7 @@ def read_arms(*paths: Path) -> list[Arm]:
 
     Raises UserError where a file is none, an arm says nothing that is understood, or is another one in another file.
     """
-    content: dict[str, tuple[Path, dict[str, Any]]] = {}
+    content: dict[str, tuple[Path, Values]] = {}
     for path in paths:
         for name, options in _tables(path).items():
             if not isinstance(options, dict):
@@ -267,7 +266,7 @@ def read_arms(*paths: Path) -> list[Arm]:
     return arms
 
 
-def _tables(path: Path) -> dict[str, Any]:
+def _tables(path: Path) -> Values:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -276,7 +275,7 @@ def _tables(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read as TOML: {error}") from error
 
 
-def _overrides(path: Path, arm: str, options: Mapping[str, Any]) -> list[str]:
+def _overrides(path: Path, arm: str, options: Values) -> list[str]:
     """`--table.option=value` of each option."""
     overrides = []
     for table, values in options.items():

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -25,7 +24,7 @@ from htas.files import digest, read_record, to_json, write_json, write_record
 from htas.graph import resize
 from htas.report.result import Result
 from htas.run import rows as run_rows
-from htas.run.config import fitting, load
+from htas.run.config import Values, fitting, load
 from htas.run.run import Run, Sources
 from htas.run.stage import made_from
 from htas.text import TextTable, listing, no_such, plural, text_table
@@ -40,7 +39,7 @@ GUESS = 1e-3
 class ArmRecord:
     """result.json: an arm with one seed, trained."""
 
-    options: Mapping[str, Any]
+    options: Values
     """All that the result depends on, by name."""
     search_seconds: float | None
     doubt: str
@@ -191,7 +190,7 @@ def _others(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], seed:
     return lambda name: _entry(jobs, named, (name, seed))
 
 
-def _difference(then: Mapping[str, Any], job: Run, arm: Arm) -> str:
+def _difference(then: Values, job: Run, arm: Arm) -> str:
     """`train.lr = 0.1 there, 0.2 here`: the first option in which a result differs from this run; empty for none.
 
     A result that lacks an option counts as made with its default.

@@ -23,7 +23,7 @@ from htas.plugins import find
 from htas.report.result import Result
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
-from htas.run.config import Config
+from htas.run.config import Config, Values
 from htas.run.folder import open_run
 from htas.run.given_data import UserData
 from htas.run.given_network import UserNetwork
@@ -117,7 +117,7 @@ def optimize(
     data: tuple[Any, Any],
     *,
     target: Target | None = None,
-    constraints: Mapping[str, Any] | None = None,
+    constraints: Mapping[str, str | float] | None = None,
     trained: bool = True,
     epochs: int = 0,
     search_epochs: int = 3,
@@ -169,7 +169,7 @@ def optimize(
     dataset = UserData.of(*_parts(data), classes, tuple(tuple(each.shape[1:]) for each in example), task)
     dataset.check_shape()
     family = UserNetwork.of(model, trained=trained)
-    usual = _usual(dataset, trained, epochs, search_epochs, constraints, options or {})
+    usual = _usual(dataset, trained, epochs, search_epochs, constraints, dict(options or {}))
     bounds = {str(name): [*limits] for name, limits in (widths or {}).items()}
     design = {"design.ignored": [*ignored_layers], "design.bounds": bounds}
     config = Config.default().changed({"seed": seed, **usual, **design, **(options or {})})
@@ -250,16 +250,16 @@ def _usual(
     trained: bool,
     epochs: int,
     search_epochs: int,
-    constraints: Mapping[str, Any] | None,
-    options: Mapping[str, Any],
-) -> dict[str, Any]:
+    constraints: Mapping[str, str | float] | None,
+    options: Values,
+) -> Values:
     """The usual options for a network of the user's own, but for those that the strategy in `options` has not."""
     if epochs < 0 or search_epochs < 1:
         raise UserError(
             f"epochs must be 0 (the usual number) or more and search_epochs 1 or more, got {epochs} and {search_epochs}"
         )
     batch = max(1, min(128, data.sizes[0] // 20))
-    usual: dict[str, Any] = {
+    usual: Values = {
         "design.spaces": ["hardware"],
         "strategy.epochs": search_epochs,
         "strategy.batch": batch,

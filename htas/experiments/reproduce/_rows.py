@@ -3,8 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from htas.errors import UserError
 from htas.experiments import arms as experiments_arms
@@ -67,7 +66,7 @@ def budget(data: str, depth: int, device: str) -> float:
     """The share of the manual network's latency that the paper's own network has, in whole percent."""
     table = "table3" if data == "cifar10" else "table4"
     printed = _printed(table, depth, device)
-    return round(float(printed["htas"]["latency_ms"] / printed["manual"]["latency_ms"]), 2)
+    return round(1 / (times(printed["manual"], printed["htas"]) or 1.0), 2)
 
 
 def trained(
@@ -96,7 +95,7 @@ def _table(plan: Plan, name: str, data: str, device: str, notes: Sequence[str] =
         printed = _printed(name, depth, device)
         ours = within(budget(data, depth, device)).name
         named = {MANUAL: "manual", PUBLISHED: "tas", TAS: "", ours: "htas", LAMBDA: ""}
-        paper = {arm: _of_paper(printed.get(kind)) for arm, kind in named.items()}
+        paper = {arm: printed.get(kind, Row()) for arm, kind in named.items()}
         for arm in named:
             mine = here.get(arm, Row())
             if arm in (TAS, LAMBDA) and not mine.seconds:
@@ -195,20 +194,20 @@ def _measured(plan: Plan, data: str, depth: int) -> dict[str, Row]:
     }
 
 
-def _printed(name: str, depth: int, device: str) -> dict[str, Mapping[str, Any]]:
+def _printed(name: str, depth: int, device: str) -> dict[str, Row]:
     """The paper's rows of one depth, by method. Table 3 has no manual network, and the latency of Table 4's serves."""
-    rows = {row["method"]: row for row in PAPER[name] if (row["depth"], row["device"]) == (depth, device)}
+    rows = {
+        row["method"]: Row(
+            accuracies=(row["top1"] / 100,) if "top1" in row else (),
+            seconds=(row["latency_ms"] / 1e3,),
+            macs=row["mmacs"],
+        )
+        for row in PAPER[name]
+        if (row["depth"], row["device"]) == (depth, device)
+    }
     if "manual" not in rows:
-        like = _printed("table4", depth, device)["manual"]
-        rows["manual"] = {"latency_ms": like["latency_ms"], "mmacs": like["mmacs"]}
+        rows["manual"] = replace(_printed("table4", depth, device)["manual"], accuracies=())
     return rows
-
-
-def _of_paper(printed: Mapping[str, Any] | None) -> Row:
-    if printed is None:
-        return Row()
-    accuracy = (printed["top1"] / 100,) if "top1" in printed else ()
-    return Row(accuracy, (printed["latency_ms"] / 1e3,), None, printed["mmacs"])
 
 
 def _row(title: str, paper: Row, here: Row, papers: Mapping[str, Row], heres: Mapping[str, Row]) -> tuple[str, ...]:
