@@ -137,14 +137,15 @@ def accuracy_sentence(searched: Result, base: Result, images: int, names: Mappin
         untrained = " and ".join(names[result.name] for result in (searched, base) if result.accuracy is None)
         return f"Not trained yet: {untrained}. Nothing can be said about accuracy."
     compared = accuracy(searched.accuracy, base.accuracy, images)
+    other = names[base.name]
     shares = f"{percent(searched.accuracy)} against {percent(base.accuracy)}"
-    size = f"{points(abs(compared.difference))} {'higher' if compared.difference > 0 else 'lower'}"
+    gap, direction = points(abs(compared.difference)), "more" if compared.difference > 0 else "less"
     if compared.difference == 0:
-        return f"Its accuracy is the same: {percent(searched.accuracy)}."
+        return at_the_start(f"{names[searched.name]} is as accurate as {other}: {percent(searched.accuracy)}.")
     if compared.verdict == "unclear":
         noise = f"within the noise of {images} test images ({PLUS_MINUS}{points(compared.noise)})"
-        return f"No clear difference in accuracy: {shares}, {size}, {noise}."
-    return f"Its accuracy is {size}: {shares}."
+        return f"No clear difference in accuracy to {other}: {shares}, {gap} {direction}, {noise}."
+    return at_the_start(f"{names[searched.name]} is {gap} {direction} accurate than {other}: {shares}.")
 
 
 def narrowing_sentence(searched: Result, report: Report) -> tuple[bool, str]:

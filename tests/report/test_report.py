@@ -239,10 +239,14 @@ def test_a_difference_in_accuracy_is_judged_by_the_number_of_test_images() -> No
     # two standard errors of 0.9 and 0.88 on 360 images: 2 sqrt((0.09 + 0.1056) / 360) = 0.0466
     assert accuracy(0.88, 0.9, 360).noise == pytest.approx(0.0466, abs=1e-4)
     assert accuracy(0.88, 0.9, 10_000).verdict == "less"
-    assert "No clear difference in accuracy: 88.00 % against 90.00 %, 2.00 points lower" in headline(FOUND)
-    assert "Its accuracy is 2.00 points lower: 88.00 % against 90.00 %." in headline(FOUND, images=10_000)
-    assert "Its accuracy is 5.00 points higher" in headline(replace(FOUND, accuracy=0.95), images=10_000)
-    assert "Its accuracy is the same: 90.00 %." in headline(replace(FOUND, accuracy=0.9))
+    assert "No clear difference in accuracy to ResNet-20: 88.00 % against 90.00 %, 2.00 points less" in headline(FOUND)
+    assert "The searched network is 2.00 points less accurate than ResNet-20: 88.00 % against 90.00 %." in headline(
+        FOUND, images=10_000
+    )
+    assert "The searched network is 5.00 points more accurate than ResNet-20" in headline(
+        replace(FOUND, accuracy=0.95), images=10_000
+    )
+    assert "The searched network is as accurate as ResNet-20: 90.00 %." in headline(replace(FOUND, accuracy=0.9))
 
 
 def test_what_is_not_measured_or_trained_is_said() -> None:
