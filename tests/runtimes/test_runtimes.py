@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import htas.runtimes
 from htas.cli import main
+from htas.errors import UserError
 from htas.formats.onnx import chain_graphs, layer_graph, network_graph
 from htas.formats.onnx_file import OnnxFile
 from htas.formats.onnx_written import static_graph, written_graph
@@ -407,6 +408,30 @@ class Optional(Runtime):
 
 
 OPTIONAL = f"{__name__}:Optional"
+
+
+@dataclass(frozen=True)
+class Wrong(Runtime):
+    """Has the one method that a runtime needs, and computes one percent too much with it."""
+
+    factor: float = 1.01
+
+    def build(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
+        network.add_module("more", nn.Identity())  # the copy is the runtime's
+        return Program(lambda: network(*example), lambda *inputs: self.factor * network(*inputs).detach())
+
+    def describe(self) -> Mapping[str, str]:
+        return {}
+
+
+def test_a_runtime_that_builds_is_compared_by_its_base(network):
+    images = (torch.randn(2, 3, 8, 8),)
+    with pytest.raises(UserError, match="Wrong' differs from PyTorch by up to"):
+        opened(f"{__name__}:Wrong").compile(network.eval(), images)
+    right = opened(f"{__name__}:Wrong", options={"factor": 1.0})
+    assert torch.equal(right.compile(network, images).outputs(*images), network(*images))
+    assert not hasattr(network, "more")
+    assert right.compile_layer(CONV).outputs(*CONV.example(2)).shape == (2, 5, 9, 8)
 
 
 def test_options_of_a_configuration_reach_the_runtime(tmp_path):
