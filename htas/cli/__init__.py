@@ -1,18 +1,14 @@
 """The command `htas`. Here: exit codes, and the lines for a mistake, a fault and Ctrl-C.
 
-Only light modules are imported: `htas --help` and every refused option answer without PyTorch.
+Everything else is imported within `main`, so that Ctrl-C during the imports is no traceback.
 """
 
 import errno
 import os
-import select
-import shlex
 import sys
-import traceback
 from collections.abc import Sequence
 
 from htas.errors import UserError
-from htas.files import __version__
 
 ENVIRONMENT = (errno.ENOSPC, errno.EROFS, errno.EACCES)
 """Errors of the operating system that the user can put right: a full or read-only disk, a missing permission."""
@@ -56,6 +52,11 @@ def _refusal(sentence: str) -> int:
 
 def _fault(argv: Sequence[str]) -> int:
     """Print the traceback of the exception that is being handled, and where to report it."""
+    import shlex
+    import traceback
+
+    from htas.files import __version__
+
     traceback.print_exc()
     print(
         f"htas: this is a fault of htas {__version__}, unless the lines above end in code of your own; please report "
@@ -67,6 +68,8 @@ def _fault(argv: Sequence[str]) -> int:
 
 def _reader_closed_pipe() -> bool:
     """True if the reader of stdout closed the pipe (`head`); further output is dropped."""
+    import select
+
     output = select.poll()
     output.register(sys.stdout.fileno(), 0)  # errors are reported in any case
     closed = any(event & select.POLLERR for _, event in output.poll(0))
