@@ -1,9 +1,9 @@
 """From measured layers to whole networks: a table of every layer at pairs of widths, and the fit of networks on it.
 
-Networks are read by themselves, as they are wherever they are compared: among hundreds of layers each finds the caches
-filled by others, and of a network of many small layers that is a larger share (docs/decisions.md). Which terms the fit
-has (one scale, a scale for every kind of operator, a constant for every layer) is decided by the error on networks
-that the fit has not seen; that error is kept with the fit.
+Networks are read by themselves, as in every comparison: among hundreds of layers each finds the caches filled by
+others, which slows networks of many small layers more (docs/decisions.md). The error on networks that the fit has not
+seen decides which terms it has (one scale, a scale for every kind of operator, a constant for every layer) and is
+recorded with it.
 """
 
 import random
@@ -28,74 +28,49 @@ from htas.spaces.sampling import DEAR, SLOW
 from htas.spaces.space import Space
 from htas.timing.measurement import Measurement
 
-EACH = 0.05
-"""Seconds for each pair of widths of each distinct layer, unless calibrate.seconds says otherwise."""
-
-
-TWICE = 2
-"""... and for building them: a chain is two programs."""
-
-
-WHOLE = 1.0
-"""... and for each whole network."""
-
-
-TURNS, TURNS_WHOLE = 1, 60
-"""... or so many times what the base network takes, by the survey, where that is more."""
-
-
-FEW = 4
-"""Widths of a site, where building a layer takes seconds; and half as many networks."""
-
-
-SOME = 16
-"""Networks, where building is DEAR."""
-
-
-EXPORTED = 1200
-"""Layers of all networks together, where PyTorch exports these: a core of an EPYC exports thirty a second."""
-
-
-ODD, MEND = 1.15, 1.25
-"""A layer that takes so many times what others of its inputs and of its outputs would have it take is read on, as its
-program may be a slow one; and what is still so far off is taken from these."""
-
-
-POLISHING = 20
-
-
-MENDED = 0.05
-"""Share of the layers that may be mended without a doubt."""
-
-
-UNSURE = 0.02
-"""Relative standard error of a layer that is read on."""
-
-
-THIN = 5
-"""Input widths of a site, where building a layer is DEAR: what a layer takes grows evenly with these."""
-
-
-DRAWN = 40
-"""Random archs from which one that is to be measured is taken, so that their costs are spread evenly."""
-
-
-FLOAT, COPIES, SHARE = 4, 5, 0.4
-"""Bytes of a weight; how often it is in memory while its network is measured, in PyTorch's, the exported and the
-runtime's copy, packed, and built anew; and the share of what is free that networks may fill at once."""
+SECONDS_PER_LAYER = 0.05
+"""Measuring time for each pair of widths of each distinct layer, unless calibrate.seconds is set."""
+PROGRAMS_PER_LAYER = 2
+"""Programs to build for a layer: a chain with it, and one without."""
+SECONDS_PER_NETWORK = 1.0
+"""Measuring time for each whole network, unless calibrate.seconds is set."""
+READINGS_PER_LAYER, READINGS_PER_NETWORK = 1, 60
+"""The same in multiples of the base network's latency, where that is more."""
+FEW_WIDTHS = 4
+"""Widths of a site if building a layer takes seconds; twice as many networks are measured then."""
+FEW_NETWORKS = 16
+"""Number of networks if building a layer is DEAR."""
+EXPORTED_LAYERS = 1200
+"""Layers of all networks together if PyTorch exports them: a core of an EPYC exports thirty a second."""
+REREAD_RATIO, MEND_RATIO = 1.15, 1.25
+"""A layer slower than its rows and columns predict by the first ratio is read again, as its program may be a slow one;
+if it stays slower by the second, the prediction replaces its reading."""
+POLISH_ROUNDS = 20
+MENDED_SHARE = 0.05
+"""Fraction of the layers that may be replaced without a doubt in the record."""
+REREAD_ERROR = 0.02
+"""Relative standard error above which a layer is read again."""
+FEW_INPUTS = 5
+"""Input widths of a site if building a layer is DEAR: latency grows evenly with them."""
+DRAWS_PER_NETWORK = 40
+"""Random archs for each measured one, so that costs are spread evenly."""
+WEIGHT_BYTES, WEIGHT_COPIES, MEMORY_SHARE = 4, 5, 0.4
+"""Bytes of a weight; its copies while its network is measured (PyTorch, exported, the runtime's, packed, rebuilt); and
+the fraction of free memory that networks may fill at once."""
 
 
 @dataclass(frozen=True)
 class Calibrate:
-    """How layers at pairs of widths, and whole networks, are measured."""
+    """How many layers and whole networks are measured, and for how long."""
 
     networks: int = 24
-    """Whole networks that the sums of layers are calibrated against, and their error is told from."""
+    """Number of whole networks that calibrate the sums of layers and show their error."""
     widths: int = 16
-    """Widths of a site, as input and as output, at which layers are measured at most; others are interpolated."""
+    """Largest number of widths of a site, as input and as output, at which layers are measured; others are
+    interpolated."""
     seconds: float = 0.0
-    """Seconds that measuring takes at most; 0 means 0.05 for each pair of widths of each distinct layer and 1 for each
-    network, or 1 and 60 times what the base network takes, where that is more; what is given is shared alike."""
+    """Time limit of measuring in seconds, divided in the default's proportions. 0 means 0.05 for each pair of widths
+    of each distinct layer and 1 for each network, or 1 and 60 times the base network's latency if that is more."""
 
     def __post_init__(self) -> None:
         if self.networks < 4:
@@ -106,36 +81,39 @@ class Calibrate:
             raise UserError(f"calibrate.seconds must be 0 (the default) or more, got {self.seconds}")
 
     def limits(self, layers: int, building: float = 0.0, base: float = 0.0) -> tuple[float, float]:
-        """Seconds for so many layers, each of which takes so long to build, and for the networks, of which the base
-        takes about so long."""
-        building *= TWICE if building <= CHEAP else 1  # what takes longer is built once
-        parts = (max(EACH, TURNS * base) + building) * layers, max(WHOLE, TURNS_WHOLE * base) * self.networks
+        """Seconds for measuring this number of layers, and for the networks. `building` is the seconds to build a
+        layer, `base` the latency of the base network in seconds."""
+        building *= PROGRAMS_PER_LAYER if building <= CHEAP else 1  # what takes longer is built once
+        parts = (
+            (max(SECONDS_PER_LAYER, READINGS_PER_LAYER * base) + building) * layers,
+            max(SECONDS_PER_NETWORK, READINGS_PER_NETWORK * base) * self.networks,
+        )
         share = self.seconds / sum(parts) if self.seconds else 1.0
         return parts[0] * share, parts[1] * share
 
 
 def sparing(options: Calibrate, network: Network, runtime: Runtime) -> Calibrate:
-    """The options with fewer widths where a layer takes seconds to build, and fewer networks where these take long to
-    export, so that a survey and a calibration of a CIFAR ResNet take three minutes at most, however deep it is."""
+    """The options with fewer widths if a layer takes seconds to build, and fewer networks if their export is slow, so
+    that survey and calibration of a CIFAR ResNet of any depth take three minutes at most."""
     widths, networks = options.widths, options.networks
     if runtime.build_seconds >= SLOW:
-        widths, networks = min(widths, FEW), min(networks, 2 * FEW)
+        widths, networks = min(widths, FEW_WIDTHS), min(networks, 2 * FEW_WIDTHS)
     if runtime.build_seconds >= DEAR:
-        networks = min(networks, SOME)
-    few = max(2 * FEW, EXPORTED // len(network.uses(network.base)))
+        networks = min(networks, FEW_NETWORKS)
+    few = max(2 * FEW_WIDTHS, EXPORTED_LAYERS // len(network.uses(network.base)))
     if runtime.exports and few < networks and not is_written(network.module, runtime.target.example()):
         networks = few
     return replace(options, widths=widths, networks=networks)
 
 
 def cells(network: Network, spaces: Sequence[Space], most: int, building: float = 0.0) -> dict[Template, list[Layer]]:
-    """Every layer to measure, by template; an operator that treats each channel alike has one for each width.
+    """Every layer to measure, by template; an operator on single channels has one layer for each width.
 
-    `building` is the seconds that it takes to build one.
+    `building` is the seconds to build a layer.
     """
     layers = {}
     for template, (all_inputs, outputs) in pairs(network, spaces, most).items():
-        inputs = thinned(all_inputs, THIN) if building >= DEAR else all_inputs
+        inputs = thinned(all_inputs, FEW_INPUTS) if building >= DEAR else all_inputs
         sizes = (
             [(o, o) for o in sorted(outputs)]
             if template.keeps_width
@@ -146,9 +124,13 @@ def cells(network: Network, spaces: Sequence[Space], most: int, building: float 
 
 
 def spread(network: Network, spaces: Sequence[Space], count: int, seed: int) -> list[Arch]:
-    """The base, and random archs of the spaces whose multiply-adds are spread evenly; always the same for a seed."""
+    """The base and random archs of the spaces with evenly spread multiply-adds; the same for the same seed."""
     rng = random.Random(seed)
-    archs = [space.sample(rng, rng.uniform(-5, 5)) for space in spaces for _ in range(DRAWN * count // len(spaces))]
+    archs = [
+        space.sample(rng, rng.uniform(-5, 5))
+        for space in spaces
+        for _ in range(DRAWS_PER_NETWORK * count // len(spaces))
+    ]
     ordered = sorted(dict.fromkeys(archs), key=network.macs)
     costs = np.asarray([network.macs(arch) for arch in ordered])
     aims = np.linspace(costs[0], costs[-1], count - 1)
@@ -167,7 +149,7 @@ def calibrate(
     base: float = 0.0,
     on_round: OnRound | None = None,
 ) -> CalibrationRecord:
-    """Measure layers by the first metric, then networks by the second, and fit; `cost_model` makes a cost of it."""
+    """Measure layers by the first metric, then networks by the second, and fit; `cost_model` reads the record."""
     by_template = cells(network, spaces, options.widths, building)
     layers = list(dict.fromkeys(layer for mine in by_template.values() for layer in mine))
     archs = spread(network, spaces, options.networks, seed)
@@ -186,41 +168,45 @@ def calibrate(
         tables={template.key: table for template, table in tables.items()},
         layers=len(layers),
         mended=slow,
-        doubts=tuple(dict.fromkeys([*_said([*readings.values()]), *_said(measured), *_mends(slow, len(layers))])),
+        doubts=tuple(
+            dict.fromkeys(
+                [*_common_remarks([*readings.values()]), *_common_remarks(measured), *_mends(slow, len(layers))]
+            )
+        ),
     )
 
 
 def _pending(
     by_template: Mapping[Template, Sequence[Layer]], layers: Sequence[Layer], readings: Sequence[Measurement]
 ) -> set[int]:
-    """The numbers of layers to read on: those that are unsure, and those that are odd beside their neighbours."""
+    """Numbers of the layers to read again: with a large error, or slower than their rows and columns predict."""
     by_layer = dict(zip(layers, readings, strict=True))
     odd = {layer for mine in by_template.values() for layer in _odd(mine, by_layer)}
     return {
         number
         for number, layer in enumerate(layers)
-        if layer in odd or by_layer[layer].error > UNSURE * abs(by_layer[layer].estimate)
+        if layer in odd or by_layer[layer].error > REREAD_ERROR * abs(by_layer[layer].estimate)
     }
 
 
 def _odd(layers: Sequence[Layer], readings: Mapping[Layer, Measurement]) -> Iterator[Layer]:
-    """Layers of one template that take more than their rows and columns in common would have them."""
+    """Layers of one template that are slower than their rows and columns predict."""
     grid = table(layers, readings)
-    for i, o in np.argwhere(np.asarray(grid.values) > ODD * polished(grid)).tolist():
+    for i, o in np.argwhere(np.asarray(grid.values) > REREAD_RATIO * polished(grid)).tolist():
         yield layers[0].template.at(grid.inputs[i], grid.outputs[o]) if len(grid.inputs) > 1 else layers[o]
 
 
 def polished(grid: Table) -> Floats:
-    """What each cell would be if every row were in proportion to the others: a median polish of logarithms (Tukey).
+    """The table with proportional rows, [inputs, outputs]: a median polish of logarithms (Tukey).
 
-    A few cells that are far too high do not touch it. Tables of one or two rows stay as they are.
+    A few outliers do not affect it. Tables of one or two rows are returned unchanged.
     """
     values = np.asarray(grid.values, float)
     if min(values.shape) < 3:
         return values
     logs = np.log(np.maximum(values, 1e-3 * np.median(values)))
     rows, columns = np.zeros((len(values), 1)), np.zeros(values.shape[1])
-    for _ in range(POLISHING):
+    for _ in range(POLISH_ROUNDS):
         rows = np.median(logs - columns, axis=1, keepdims=True)
         columns = np.median(logs - rows, axis=0)
     product: Floats = np.exp(rows + columns)
@@ -228,14 +214,14 @@ def polished(grid: Table) -> Floats:
 
 
 def mended(grid: Table) -> tuple[Table, int]:
-    """The table with cells that are far too high as the others would have them, and how many these are."""
+    """The table with outliers replaced by what the other cells predict, and the number of outliers."""
     values, fair = np.asarray(grid.values, float), polished(grid)
-    slow = values > MEND * fair
+    slow = values > MEND_RATIO * fair
     return replace(grid, values=tuple(map(tuple, np.where(slow, fair, values).tolist()))), int(slow.sum())
 
 
 def _mends(slow: int, layers: int) -> list[str]:
-    if slow <= MENDED * layers:
+    if slow <= MENDED_SHARE * layers:
         return []
     return [
         f"{slow} of {layers} layers took far more than others of their inputs and outputs, which stand in for them; "
@@ -243,8 +229,8 @@ def _mends(slow: int, layers: int) -> list[str]:
     ]
 
 
-def _said(readings: Sequence[Measurement]) -> list[str]:
-    """What is remarked of every one of them."""
+def _common_remarks(readings: Sequence[Measurement]) -> list[str]:
+    """Remarks that all of these measurements share."""
     first, *others = readings
     return [remark for remark in first.remarks if all(remark in other.remarks for other in others)]
 
@@ -265,8 +251,8 @@ def fit_metric(
 def whole(
     network: Network, archs: Sequence[Arch], metric: Metric, on_round: OnRound | None = None, free: float = 0.0
 ) -> list[Measurement]:
-    """Of networks, the base first: all in one run, or, where they do not fit into the `free` bytes (0: what this
-    machine has free), in several, each with the base, by whose readings they are brought to one level."""
+    """Measurements of networks, the base first: in one run, or in several if they do not fit into `free` bytes (0: the
+    machine's free memory). Each run includes the base, whose readings bring the runs to one level."""
     import psutil
 
     by_arch: dict[Arch, Measurement] = {}
@@ -282,15 +268,15 @@ def whole(
 
 
 def lots(network: Network, archs: Sequence[Arch], free: float) -> list[list[Arch]]:
-    """The archs in as few parts as fit into so many bytes, large and small ones in each, the first of all in each."""
+    """The archs in as few parts as fit into `free` bytes, each with large and small ones and the first arch."""
     base, *others = archs
-    size = sum(FLOAT * COPIES * network.params(arch) for arch in archs)
-    parts = min(max(1, ceil(size / (SHARE * free))), max(1, len(others)))
+    size = sum(WEIGHT_BYTES * WEIGHT_COPIES * network.params(arch) for arch in archs)
+    parts = min(max(1, ceil(size / (MEMORY_SHARE * free))), max(1, len(others)))
     return [[base, *others[number::parts]] for number in range(parts)]
 
 
 def _part(on_round: OnRound | None, number: int, count: int) -> OnRound | None:
-    """One of several runs that are heard as one."""
+    """The callback of one of several runs that report as one."""
     if on_round is None:
         return None
     tell = on_round
@@ -310,7 +296,7 @@ def _tables(record: CalibrationRecord) -> dict[Template, Table]:
 
 
 def _parts(on_round: OnRound | None, seconds: tuple[float, float]) -> tuple[OnRound | None, OnRound | None]:
-    """Two runs that are heard as one."""
+    """The callbacks of two runs that report as one."""
     if on_round is None:
         return None, None
     tell, first = on_round, seconds[0] / sum(seconds)
@@ -321,7 +307,7 @@ def _parts(on_round: OnRound | None, seconds: tuple[float, float]) -> tuple[OnRo
 
 
 def table(layers: Sequence[Layer], readings: Mapping[Layer, Measurement]) -> Table:
-    """Of the layers of one template, at every pair of widths, or every width where inputs follow outputs."""
+    """Readings of the layers of one template, at every pair of widths, or every width if inputs follow outputs."""
     outputs = sorted({layer.outputs for layer in layers})
     inputs = sorted({layer.inputs for layer in layers}) if len(layers) > len(outputs) else [layers[0].inputs]
     figures = {(layer.inputs, layer.outputs): readings[layer].estimate for layer in layers}
@@ -334,7 +320,7 @@ def table(layers: Sequence[Layer], readings: Mapping[Layer, Measurement]) -> Tab
 def cost_model(network: Network, record: CalibrationRecord, metric: str = "") -> TableCost:
     """The cost of archs of a network by its calibration, in seconds, or in the unit of another metric that was fitted.
 
-    The base network costs what it took in the calibration.
+    The base network costs its measured figure.
     """
     fitted = record.fits[metric] if metric else record
     base = fitted.networks[0]

@@ -17,27 +17,19 @@ Floats = NDArray[np.float64]
 
 FORMS = (("scale",), ("scale", "each"), ("kinds",), ("kinds", "each"), ("kinds", "each", "constant"))
 """Terms that a fit may have, simplest first."""
-
-
 NOISE, SPREAD = 0.02, 0.2
-"""Relative error of a network's prediction, and deviation of a kind's scale from the common one, that are expected."""
-
-
+"""Expected relative error of a network's prediction, and expected deviation of a kind's scale from the common one."""
 BETTER = 0.95
-"""A form with more terms must bring the held-out error to this share of a simpler one's."""
-
-
-AGAIN = 5
-"""Rounds of weighing."""
-
-
-FAR, FAR_OFF = 6.0, 0.05
-"""A network whose error is so many times the usual one, and so large, counts less in the fit: its reading is spoilt."""
+"""A form with more terms must reduce the held-out error to this fraction of a simpler one's."""
+ROUNDS = 5
+"""Rounds of robust reweighting."""
+OUTLIER_RATIO, OUTLIER_ERROR = 6.0, 0.05
+"""A network whose relative error exceeds both this multiple of the median and this error counts less in the fit."""
 
 
 @dataclass(frozen=True)
 class FittedCalibration:
-    """A calibration, and what it gives for the networks that it was made from, each left out in turn."""
+    """A calibration, and its predictions of the measured networks, each left out in turn."""
 
     calibration: Calibration
     held_out: tuple[float, ...]
@@ -47,7 +39,7 @@ class FittedCalibration:
 def fit(
     network: Network, tables: Mapping[Template, Table], archs: Sequence[Arch], measured: Sequence[float]
 ) -> FittedCalibration:
-    """The form with the least held-out error, the simpler one where another is hardly better (BETTER)."""
+    """The form with the least held-out error, or a simpler one if it is hardly worse (BETTER)."""
     sums = [_sums(network, tables, arch) for arch in archs]
     kinds = sorted({kind for by_kind, _ in sums for kind in by_kind})
     best: tuple[float, FittedCalibration] = (inf, FittedCalibration(Calibration(), (), ()))
@@ -61,15 +53,13 @@ def fit(
         off = np.abs(np.asarray(held_out) / target - 1)
         error = float(np.mean(np.minimum(off, _far(off))))
         if error < BETTER * best[0]:
-            best = (
-                error,
-                FittedCalibration(_calibration(_weights(rows, target, form, kinds), form, kinds), held_out, form),
-            )
+            calibration = _calibration(_weights(rows, target, form, kinds), form, kinds)
+            best = error, FittedCalibration(calibration, held_out, form)
     return best[1]
 
 
 def _sums(network: Network, tables: Mapping[Template, Table], arch: Arch) -> tuple[dict[str, float], int]:
-    """By kind of operator the sum of an arch's layers, and the number of layers."""
+    """Sum of an arch's layers by kind of operator, and the number of layers."""
     by_kind: dict[str, float] = {}
     count = 0
     for step in network.steps(arch):
@@ -89,26 +79,26 @@ def _features(sums: Mapping[str, float], count: int, form: Collection[str], kind
 
 
 def _weights(rows: Floats, measured: Floats, form: Collection[str], kinds: Sequence[str]) -> Floats:
-    """Non-negative weights with the least squared relative error, what is far off counting less.
+    """Non-negative weights [features] with the least squared relative error, outliers counting less.
 
-    The scales of kinds stay near a common one, by NOISE over SPREAD: what is little of every network (its one pooling
-    layer, say) would else take up the errors of all others.
+    NOISE over SPREAD holds the scales of kinds near a common one: otherwise a small part of every network, such as its
+    one pooling layer, would absorb the errors of all others.
     """
     trust = np.ones(len(measured))
-    for _ in range(AGAIN):
-        weights = _weighed(rows, measured, form, kinds, trust)
+    for _ in range(ROUNDS):
+        weights = _weighted(rows, measured, form, kinds, trust)
         off = np.abs(rows @ weights / measured - 1)
-        trust = _far(off) / np.maximum(off, _far(off))  # Huber's
+        trust = _far(off) / np.maximum(off, _far(off))  # Huber weights
     return weights
 
 
 def _far(off: Floats) -> float:
-    """The relative error from which a network counts less."""
-    return max(FAR * float(np.median(off)), FAR_OFF)
+    """Relative error above which a network counts less."""
+    return max(OUTLIER_RATIO * float(np.median(off)), OUTLIER_ERROR)
 
 
-def _weighed(rows: Floats, measured: Floats, form: Collection[str], kinds: Sequence[str], trust: Floats) -> Floats:
-    """One step of these: each network's squared error counts by how far it is trusted."""
+def _weighted(rows: Floats, measured: Floats, form: Collection[str], kinds: Sequence[str], trust: Floats) -> Floats:
+    """One round: each network's squared error is weighted by `trust` [networks]."""
     root = np.sqrt(trust)
     relative, target = rows * (root / measured)[:, None], root
     if "kinds" in form:
@@ -121,7 +111,7 @@ def _weighed(rows: Floats, measured: Floats, form: Collection[str], kinds: Seque
 
 
 def _solve(rows: Floats, target: Floats) -> Floats:
-    """Non-negative least squares, whatever the sizes of the columns."""
+    """Non-negative least squares with normalised columns."""
     from scipy.optimize import nnls
 
     norms = np.maximum(np.linalg.norm(rows, axis=0), 1e-12)
@@ -132,8 +122,8 @@ def _solve(rows: Floats, target: Floats) -> Floats:
 def _calibration(weights: Floats, form: Collection[str], kinds: Sequence[str]) -> Calibration:
     rest = weights.tolist()
     count = len(kinds) if "kinds" in form else 1
-    scales, rest = rest[:count], rest[count:]
+    factors, rest = rest[:count], rest[count:]
     each = rest.pop(0) if "each" in form else 0.0
     constant = rest.pop(0) if "constant" in form else 0.0
-    scales = dict(zip(kinds, scales, strict=True)) if "kinds" in form else dict.fromkeys(kinds, scales[0])
+    scales = dict(zip(kinds, factors, strict=True)) if "kinds" in form else dict.fromkeys(kinds, factors[0])
     return Calibration(scales, each, constant)

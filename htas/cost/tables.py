@@ -1,10 +1,10 @@
 """The cost of an arch as the sum of its layers, each a function of its input and its output width.
 
-Where eq. 8 takes a line through the output width, here the layer's own figures at pairs of widths stand: measured
-(TableCost) or counted (CountCost). The expectation is exact: under the distributions of the input and of the output,
-of which the input's is that of the last kept block after a cut, and with the probability that the layer's block is
-kept. A layer whose input and output are one site is charged for equal widths only. Only the sum of several widths
-(a concatenation) enters by its mean.
+Where eq. 8 has a line through the output width, this has the layer's figures at pairs of widths, measured (TableCost)
+or counted (CountCost). The expectation is exact, under the distributions of the input width (after a cut that of the
+last kept block) and of the output width, and with the probability of keeping the layer's block. A layer whose input
+and output are one site is charged for equal widths only. Only the sum of several widths (a concatenation) enters by
+its mean.
 """
 
 from abc import abstractmethod
@@ -27,18 +27,11 @@ if TYPE_CHECKING:
     from htas.graph import Network
     from htas.graph.network import Step
 
-
 Floats = NDArray[np.float64]
-
-
 Source = Union[str, int, "Mean"]
-"""What a number of channels is: that of a width site, a fixed one, or the mean of several sites together."""
-
-
+"""Source of a number of channels: a width site, a fixed number, or the mean of several sites together."""
 NORM = Template("add", (1, 1), norm=True)
 """Stands for a norm by itself: two parameters a channel, and no time of its own."""
-
-
 SCALE = Template("conv", (1, 1), group_channels=1)
 """Stands for a scale by itself: one parameter a channel."""
 
@@ -55,12 +48,12 @@ class Mean:
 
 @dataclass(frozen=True)
 class Mixture:
-    """A width as `Network.flow` carries it: shares of what it may be, sites and fixed numbers, which sum to 1."""
+    """A width as `Network.flow` carries it: probabilities of sites and fixed numbers, which sum to 1."""
 
     shares: Mapping[str | int, Any]
 
     def __rmul__(self, share: Any) -> "Mixture":
-        """Weighed by a probability."""
+        """Weighted by a probability."""
         return Mixture({source: share * weight for source, weight in self.shares.items()})
 
     def __radd__(self, other: Any) -> "Mixture":
@@ -69,7 +62,7 @@ class Mixture:
         return self
 
     def __add__(self, other: "Mixture") -> "Mixture":
-        """The mixture of two that were weighed."""
+        """The mixture of two weighted ones."""
         shares = dict(self.shares)
         for source, share in other.shares.items():
             shares[source] = shares[source] + share if source in shares else share
@@ -85,33 +78,33 @@ def mixture(width: Any) -> Mixture:
 
 @dataclass(frozen=True)
 class Term:
-    """So many layers of one template that have their widths from the same two sources."""
+    """Layers of one template whose widths have the same two sources."""
 
     template: Template
     inputs: tuple[Source, int]
-    """Source, and how often each of its channels stands in a row."""
+    """Source, and how often each of its channels is repeated."""
     outputs: tuple[Source, int]
     projects: bool
-    """Whether it is left out where its widths are equal."""
+    """Whether the layer is a projection, which is absent if its widths are equal."""
 
 
 @dataclass(frozen=True)
 class LayerCost(CostModel):
-    """The sum over layers; subclasses say what one takes."""
+    """The sum over layers; subclasses give the cost of one."""
 
     network: "Network"
 
     @abstractmethod
     def values(self, template: Template, inputs: Sequence[int], outputs: Sequence[int]) -> Floats:
-        """Of a template at every pair of these layer widths: [inputs, outputs]."""
+        """Costs of a template at every pair of these layer widths, [inputs, outputs]."""
 
     @property
     def constant(self) -> float:
-        """What every arch costs beside its layers."""
+        """Cost of every arch in addition to its layers."""
         return 0.0
 
     def template(self, step: "Step") -> Template | None:
-        """What a step is charged as; None for nothing."""
+        """The template that a step is charged as; None if it is free."""
         return step.node.layer.template if step.node.layer is not None else None
 
     def cost(self, arch: Arch) -> float:
@@ -132,7 +125,7 @@ class LayerCost(CostModel):
         return torch.as_tensor(total)
 
     def _terms(self, space: Space, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> dict[Term, Any]:
-        """Every term with its expected number."""
+        """Every term with its expected number of layers."""
         stays = {name: by_block(space.depths[name], depths[name], s.base) for name, s in self.network.depths.items()}
         terms: dict[Term, Any] = {}
         for step in self.network.flow(lambda site: Mixture({site: 1.0}), stays.__getitem__):
@@ -152,7 +145,7 @@ class LayerCost(CostModel):
     def _sources(
         self, segments: Sequence[Any], channels: Sequence[Any], space: Space, widths: Mapping[str, Tensor]
     ) -> list[tuple[tuple[Source, int], Any]]:
-        """What a number of channels may be, each with its share."""
+        """Possible sources of a number of channels, each with its probability."""
         mixtures = [mixture(width) for width in channels]
         if len(mixtures) == 1:
             repeat = segments[0].repeat
@@ -189,7 +182,7 @@ def _expectation(source: str | int, space: Space, widths: Mapping[str, Tensor]) 
 
 
 def _ways(source: tuple[Source, int], space: Space, widths: Mapping[str, Tensor]) -> tuple[list[int], Tensor]:
-    """The layer widths that a source may have, and their probabilities; a mean lies between two whole widths."""
+    """Possible layer widths of a source and their probabilities [widths]; a mean lies between two whole widths."""
     what, repeat = source
     if isinstance(what, str):
         return [width * repeat for width in space.widths[what]], widths[what]
@@ -203,7 +196,7 @@ def _ways(source: tuple[Source, int], space: Space, widths: Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Table:
-    """What a layer takes at pairs of widths; of those between, and beyond, as the nearest pairs go on."""
+    """Figures of a layer at pairs of widths; between and beyond them the nearest pairs are continued linearly."""
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
@@ -211,13 +204,13 @@ class Table:
     """[inputs, outputs]"""
 
     def at(self, inputs: Sequence[int], outputs: Sequence[int]) -> Floats:
-        """At every pair: [inputs, outputs], linear between the pairs of the table."""
+        """Figures at every pair, [inputs, outputs], linear between the pairs of the table."""
         values: Floats = _between(self.inputs, inputs) @ np.asarray(self.values) @ _between(self.outputs, outputs).T
         return np.maximum(values, 0.0)
 
 
 def _between(places: Sequence[int], points: Sequence[int]) -> Floats:
-    """Weights that make values at the asked places of those at the known ones: [asked, known], linear."""
+    """Weights [points, places] of linear interpolation from values at `places` to values at `points`."""
     weights = np.zeros((len(points), len(places)))
     for row, x in enumerate(points):
         if len(places) == 1:
@@ -231,10 +224,10 @@ def _between(places: Sequence[int], points: Sequence[int]) -> Floats:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What makes the sum of layers a network's own figure."""
+    """Turns the sum of layers into a network's figure."""
 
     scales: Mapping[str, float] = field(default_factory=dict)
-    """By kind of operator (Layer.kind); 1 for those that are not there."""
+    """By kind of operator (Layer.kind); 1 for other kinds."""
     each: float = 0.0
     """Added for every layer."""
     constant: float = 0.0
@@ -249,15 +242,15 @@ class TableCost(LayerCost):
     calibration: Calibration = field(default_factory=Calibration)
     unit: str = "s"
     measured: Mapping[Arch, float] = field(default_factory=dict)
-    """Archs that cost what they took when measured: the base network, to which percentages refer."""
+    """Measured figures that override the sum: the base network's, to which percentages refer."""
     _values: dict[Any, Floats] = field(default_factory=dict, repr=False, compare=False)
 
     def cost(self, arch: Arch) -> float:
-        """As measured where that is known, else the calibrated sum."""
+        """The measured figure if there is one, otherwise the calibrated sum."""
         return self.measured[arch] if arch in self.measured else super().cost(arch)
 
     def values(self, template: Template, inputs: Sequence[int], outputs: Sequence[int]) -> Floats:
-        """Calibrated; raises ValueError where the layer was not measured."""
+        """Calibrated figures, [inputs, outputs]; raises UserError if the layer was not measured."""
         place = (template, tuple(inputs), tuple(outputs))
         if place not in self._values:
             if template not in self.tables:
@@ -269,13 +262,13 @@ class TableCost(LayerCost):
 
     @property
     def constant(self) -> float:
-        """Of the calibration."""
+        """The calibration's constant for every network."""
         return self.calibration.constant
 
 
 def pairs(network: "Network", spaces: Iterable[Space], most: int) -> dict[Template, tuple[set[int], set[int]]]:
-    """Every template that an arch of these spaces may use, with its input and output widths: the choices of each site
-    (`most` of them, evenly spread, where there are more) and the base's."""
+    """Every template that an arch of these spaces may use, with its input and output widths: the base's and the
+    choices of each site, at most `most` of them, evenly spread."""
     all_spaces = list(spaces)
     widths_by_template: dict[Template, tuple[set[int], set[int]]] = {}
     choices = {
@@ -296,7 +289,7 @@ def pairs(network: "Network", spaces: Iterable[Space], most: int) -> dict[Templa
 def _reached(
     segments: Sequence[Any], channels: Sequence[Any], choices: Mapping[str, Sequence[int]], most: int
 ) -> set[int]:
-    """The numbers of channels that these widths may come to."""
+    """Possible sums of these widths."""
     totals = {0}
     for segment, width in zip(segments, channels, strict=True):
         sources = mixture(width).shares
@@ -306,7 +299,7 @@ def _reached(
 
 
 def thinned(widths: set[int], most: int, always: Collection[int] = ()) -> list[int]:
-    """So many of them at most, evenly spread, those `always` among them."""
+    """At most `most` of the widths, evenly spread, including those in `always`."""
     ordered, rest = sorted(widths), most - len(always)
     if len(ordered) <= most:
         return ordered

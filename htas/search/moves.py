@@ -11,8 +11,6 @@ from htas.text import columns, percent, quantity
 
 AIM = 0.975
 """Fraction of a limit that a search aims for: prediction and measurement differ by a percent or two."""
-
-
 USED = 0.95
 """Fraction of a limit, by prediction, below which an arch is widened again."""
 

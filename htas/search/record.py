@@ -101,7 +101,5 @@ class SearchRecord:
 
 SURE = 0.6
 """Median top probability from which a search counts as converged."""
-
-
 METRICS = {"table": "latency", "paper": "latency"}
 """What a cost is a cost of, where it has another name."""

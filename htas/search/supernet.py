@@ -37,13 +37,9 @@ from htas.spaces.space import Space
 from htas.training.layout import conv2d
 
 MOMENTUM = 0.1
-
-
 BLOCK = 8
 """Channels that processors compute together: a tensor of 14 channels takes longer than one of 16
 (docs/decisions.md)."""
-
-
 ROOMY = ("conv", "norm", "map", "join", "flatten")
 """Kinds of nodes that accept tensors with channels of zeros after the others."""
 

@@ -27,21 +27,13 @@ from htas.training.train import batches, load_optimizer, optimizer_tensors, set_
 
 CLOSE = 0.1
 """A search has converged only if the cost of its most probable arch is within this fraction of the expected cost."""
-
-
 STIFFNESS = 10.0
 """Cross-entropy per squared unit of log distance from the budget."""
-
-
 LEARNING = 0.02
 """Change of the penalty's weight for each step and unit of log distance, as a fraction of the stiffness."""
-
-
 STEP = 5.0
 """Time of a weight and an architecture step at e = 2, in plain training steps of the base network
 (benchmarks/search_step.py)."""
-
-
 SHARED = 0.5
 """Fraction of the epochs that a search needs if it starts from another budget's supernet."""
 

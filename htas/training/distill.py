@@ -12,12 +12,12 @@ from htas.errors import UserError
 
 @dataclass(frozen=True)
 class Distill:
-    """How much a student listens to its teacher, the trained base network."""
+    """How much a student learns from its teacher, the trained base network."""
 
     alpha: float = 0.9
-    """Share of the teacher's part in the loss; 0 trains without a teacher."""
+    """Weight of the teacher's part in the loss; 0 trains without a teacher."""
     temperature: float = 4.0
-    """Both networks' logits are divided by it."""
+    """Divides the logits of both networks."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -26,8 +26,8 @@ class Distill:
             raise UserError(f"distill.temperature must be above 0, got {self.temperature}")
 
     def loss(self, student: Outputs, teacher: Outputs, labels: Any, task: Task = CLASSIFY) -> Tensor:
-        """(1 - alpha) CE(student, labels) + alpha T^2 KL(teacher || student), of logits [N, classes]; a scalar. Of
-        another task, its own losses in these shares."""
+        """(1 - alpha) CE(student, labels) + alpha T^2 KL(teacher || student) of logits [N, classes], a scalar. A task
+        with a `distil` loss uses that and its own loss with the same weights."""
         if task.distil is not None:
             return (1 - self.alpha) * task.loss(student, labels) + self.alpha * task.distil(student, teacher, labels)
         soft = F.kl_div(

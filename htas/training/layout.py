@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
-
 NARROW = 8
 """On a CPU with AVX2, the backward pass of a strided 1x1 convolution with fewer inputs writes beyond its memory if
 channels are last (PyTorch 2.13, docs/decisions.md)."""

@@ -11,26 +11,26 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained. Only the last epoch counts; nothing is chosen by looking at the test split."""
+    """How a network is trained. The last epoch counts; no choice looks at the test split."""
 
     epochs: int = 300
     """Passes over the training images after the warm-up; the learning rate falls along them."""
     warmup: int = 5
-    """Epochs before those in which the learning rate rises from 0."""
+    """Epochs at the start in which the learning rate rises from 0."""
     rest: int = 0
-    """The last of all epochs, at learning rate 0: only norm statistics move."""
+    """Epochs at the end with learning rate 0: only norm statistics move."""
     batch: int = 256
-    """Images a step."""
+    """Images of a step."""
     lr: float = 0.1
-    """Learning rate at its highest; it falls to 0 along half a cosine."""
+    """Highest learning rate; it falls to 0 along half a cosine."""
     anneal: Literal["epoch", "step"] = "step"
-    """Whether it falls once an epoch, as TAS's, or with every step, as a short training needs."""
+    """Whether the learning rate falls once an epoch, as in TAS, or with every step, as a short training needs."""
     momentum: float = 0.9
-    """Of SGD with Nesterov's correction."""
+    """Momentum of SGD with Nesterov's correction."""
     weight_decay: float = 5e-4
-    """On every parameter, norms and biases included."""
+    """Weight decay of every parameter, norms and biases included."""
     precision: Precision = "auto"
-    """Arithmetic of training: auto is bf16 where the hardware has it."""
+    """Arithmetic of the training; auto is bf16 if the hardware has it."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -53,7 +53,7 @@ class Recipe:
         return self.warmup + self.epochs
 
     def rate(self, epoch: int, step: int, steps: int) -> float:
-        """Learning rate of a step of an epoch that has so many."""
+        """Learning rate of a step of an epoch of `steps` steps, both numbers from 0."""
         if epoch < self.warmup:
             return self.lr * (epoch + step / steps) / self.warmup
         if epoch >= self.length - self.rest:

@@ -64,21 +64,12 @@ def train(
     rate: str = "train.lr",
     task: Task = CLASSIFY,
 ) -> float:
-    """Train `model` in place. Goes on from `checkpoint` if that exists; it is written every epoch.
+    """Train `model` in place. Goes on from `checkpoint` if it exists; it is written every epoch.
 
-    Returns the seconds that the epochs took, those before an interruption included. Raises UserError where the loss
-    stops being a number; `rate` names the option that should be lower then.
+    Returns the seconds of all epochs, those before an interruption included. Raises UserError if the loss stops being a
+    number; `rate` names the option to lower.
     """
-    runner = engine(device, recipe.precision)
-    placed(model, runner.device)
-    optimizer = torch.optim.SGD(
-        model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0
-    )
-    if teacher is not None:
-        placed(teacher, runner.device).eval()
-    loop = _Training(title, checkpoint, recipe.length, max(1, len(split) // recipe.batch))
-    loop.model, loop.split, loop.recipe, loop.optimizer, loop.runner = model, split, recipe, optimizer, runner
-    loop.teacher, loop.distill, loop.task, loop.seed, loop.rate = teacher, distill, task, seed, rate
+    loop = _Training(model, split, recipe, seed, device, checkpoint, title, teacher, distill, rate, task)
     loop.run()
     return loop.seconds
 
@@ -100,16 +91,32 @@ class TrainingEpoch:
 
 class _Training(EpochLoop[TrainingEpoch]):
     record = TrainingEpoch
-    model: nn.Module
-    split: Source
-    recipe: Recipe
-    optimizer: torch.optim.Optimizer
-    runner: Any
-    teacher: nn.Module | None
-    distill: Distill | None
-    task: Task
-    seed: int
-    rate: str
+
+    def __init__(
+        self,
+        model: nn.Module,
+        split: Source,
+        recipe: Recipe,
+        seed: int,
+        device: str,
+        checkpoint: Path,
+        title: str,
+        teacher: nn.Module | None,
+        distill: Distill | None,
+        rate: str,
+        task: Task,
+    ) -> None:
+        super().__init__(title, checkpoint, recipe.length, max(1, len(split) // recipe.batch))
+        self.split, self.recipe, self.seed, self.distill, self.rate, self.task = (
+            split, recipe, seed, distill, rate, task
+        )  # fmt: skip
+        self.runner = engine(device, recipe.precision)
+        self.model = placed(model, self.runner.device)
+        self.teacher = placed(teacher, self.runner.device).eval() if teacher is not None else None
+        self.optimizer = torch.optim.SGD(
+            model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay,
+            nesterov=recipe.momentum > 0,
+        )  # fmt: skip
 
     def epoch(self, number: int, bar: Bar) -> TrainingEpoch:
         """One pass; raises UserError where the loss is no number any more."""

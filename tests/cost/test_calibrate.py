@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from htas import runtimes
 from htas.cost.calibrate import (
-    COPIES,
-    FLOAT,
-    SHARE,
+    MEMORY_SHARE,
+    WEIGHT_BYTES,
+    WEIGHT_COPIES,
     Calibrate,
     _pending,
     calibrate,
@@ -127,14 +127,14 @@ class Moody(Planted):
 def test_networks_that_do_not_fit_into_memory_are_measured_in_parts_brought_to_one_level() -> None:
     net = network()
     archs = spread(net, [space()], 12, seed=0)
-    bytes_of = FLOAT * COPIES * sum(map(net.params, archs))
-    for free, runs in ((10 * bytes_of, [12]), (bytes_of / SHARE / 2.5, [5, 5, 4]), (1.0, [2] * 11)):
+    bytes_of = WEIGHT_BYTES * WEIGHT_COPIES * sum(map(net.params, archs))
+    for free, runs in ((10 * bytes_of, [12]), (bytes_of / MEMORY_SHARE / 2.5, [5, 5, 4]), (1.0, [2] * 11)):
         metric, plain = Moody(Target(threads=1)), Planted(Target(threads=1))
         found = whole(net, archs, metric, free=free)
         assert metric.runs == runs
         pending = [1.1 * plain.of(net, arch) for arch in archs]
         assert [each.estimate for each in found] == pytest.approx(pending)
-    (one, other, last) = lots(net, archs, bytes_of / SHARE / 2.5)
+    (one, other, last) = lots(net, archs, bytes_of / MEMORY_SHARE / 2.5)
     assert one[0] == other[0] == last[0] == net.base
     assert sorted(map(net.macs, one[1:] + other[1:] + last[1:])) == sorted(map(net.macs, archs[1:]))
     assert max(map(net.macs, last[1:])) > 2 * min(map(net.macs, last[1:]))  # large and small ones in each
@@ -234,7 +234,7 @@ def test_where_building_is_dear_few_input_widths_are_measured() -> None:
     assert all({own.outputs for own in dear[each]} == {own.outputs for own in plain[each]} for each in convs)
     assert Calibrate().limits(100) == pytest.approx((5.0, 24.0))
     assert Calibrate().limits(100, 0.02) == pytest.approx((9.0, 24.0))
-    assert Calibrate().limits(100, 5.0) == pytest.approx((5.0, 24.0))
+    assert Calibrate().limits(100, 5.0) == pytest.approx((505.0, 24.0))  # building is within the limit
     assert Calibrate().limits(100, base=0.1) == pytest.approx((10.0, 144.0))
     assert Calibrate().limits(100, base=0.005) == pytest.approx((5.0, 24.0))
     assert Calibrate(seconds=58).limits(100) == pytest.approx((10.0, 48.0))
