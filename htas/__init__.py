@@ -10,7 +10,7 @@
     result.export("fast.onnx")
 
 Every step alone: `trace` reads the free widths and depths of a network, `ordered` sorts its channels, `resize` writes
-an Arch into it, `Target` says where it must be fast. Stages with files are functions of `htas.run.stages`.
+an Arch into it, `Target` says where it must be fast. Stages with files are `htas.run.stages.STAGES`.
 """
 
 from importlib import import_module

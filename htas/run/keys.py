@@ -1,4 +1,4 @@
-"""What the files of each stage depend on, as hashes."""
+"""The keys of the stages: hashes of everything that their files depend on."""
 
 import dataclasses
 from dataclasses import replace

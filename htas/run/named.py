@@ -28,7 +28,7 @@ from htas.timing.target import Target, machine
 
 @dataclass(frozen=True)
 class Figures:
-    """What `htas measure NETWORK` prints of one network."""
+    """The figures that `htas measure NETWORK` prints for one network."""
 
     network: str
     runtime: str

@@ -25,10 +25,10 @@ from htas.run import rows as run_rows
 from htas.run import stages as pipeline
 from htas.run.config import Config, Values
 from htas.run.folder import open_run
-from htas.run.given_data import UserData
-from htas.run.given_network import UserNetwork
 from htas.run.records import MeasureRecord
 from htas.run.run import Run, Sources
+from htas.run.user_data import UserData
+from htas.run.user_network import UserNetwork
 from htas.strategies import Strategy
 from htas.text import millions, milliseconds, percent, shapes
 from htas.timing.target import Target
@@ -58,27 +58,27 @@ class OptimizationResult:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The network found, trained, in eval mode, on the CPU: of the user's own class, its leaf modules resized."""
+        """The resulting network, trained, in eval mode, on the CPU: of the user's class, with resized leaf modules."""
         return run_rows.load_network(self.run, self.result)
 
     @cached_property
     def base(self) -> nn.Module:
-        """The network as it was given, or trained if it was not; its channels may be in another order."""
+        """The user's network, trained here unless it was; its channels may be in another order."""
         return run_rows.load_network(self.run, self.results[0])
 
     @property
     def arch(self) -> Arch:
-        """The widths and depths found."""
+        """Widths and depths of the resulting network."""
         return self.result.arch
 
     @property
     def result(self) -> Result:
-        """Accuracy, predicted and measured latency, and counts of the network found."""
+        """Accuracy, predicted and measured latency, and counts of the resulting network."""
         return next(row for row in self.results if row.name == self.config.design.spaces[0])
 
     @cached_property
     def results(self) -> list[Result]:
-        """The same of every network of the run: the base first, then those found, then the controls."""
+        """The same for every network of the run: the base, then the searched ones, then the controls."""
         return list(read_record(self.folder / "measure.json", MeasureRecord).results)
 
     def report(self, path: str | Path) -> Path:
@@ -88,7 +88,7 @@ class OptimizationResult:
         return Path(shutil.copyfile(self.folder / "report.html", target))
 
     def export(self, path: str | Path) -> float:
-        """Write the network found as .onnx, .pt2 or .xml (OpenVINO), for any batch; how far outputs differ at most.
+        """Write the network as .onnx, .pt2 or .xml (OpenVINO), for any batch; the largest difference of outputs.
 
         Raises UserError for another suffix, and where outputs differ by more than 1e-4 of the largest; nothing is
         written then.
@@ -98,7 +98,7 @@ class OptimizationResult:
         return export(self.model, self.run.target.example(), target)
 
     def save(self, folder: str | Path) -> Path:
-        """Write what lives without this library: weights (safetensors), widths and depths, the network as model.pt2,
+        """Write files that need no htas: weights (safetensors), widths and depths, the network as model.pt2,
         which torch alone can load, and as model.onnx, for any batch, and a README with the measured table; the folder.
         """
         place = Path(folder)
@@ -173,7 +173,7 @@ def optimize(
     bounds = {str(name): [*limits] for name, limits in (widths or {}).items()}
     design = {"design.ignored": [*ignored_layers], "design.bounds": bounds}
     config = Config.default().changed({"seed": seed, **usual, **design, **(options or {})})
-    names = {**config.names, "family": "htas.run.given_network:UserNetwork", "data": "htas.run.given_data:UserData"}
+    names = {**config.names, "family": "htas.run.user_network:UserNetwork", "data": "htas.run.user_data:UserData"}
     config = replace(config, family=family, data=dataset, target=target or config.target, names=names)
     folder = Path(out) if str(out) else Path("runs") / f"optimize-{files.slug(type(model).__name__)}"
     if not task.classifies and distill_fn is None and train_fn is None:

@@ -22,7 +22,7 @@ from htas.training.layout import placed
 from htas.training.train import batches, engine, epoch_seed
 
 STUDENT = 0.8
-"""A distilled step of a found network, its teacher's forward pass included, in plain steps of the base network."""
+"""Cost of a distilled step of a searched network, with its teacher, in plain steps of the base network."""
 FORWARD = 1 / 3
 """Forward pass of the base network, as a fraction of a training step."""
 STUDENTS = 2

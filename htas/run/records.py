@@ -1,4 +1,4 @@
-"""What the files of a run hold that are not of one of the earlier rooms."""
+"""Records of the files that training, controls and measuring write."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ class StageHeader:
     """The fields that the file of every stage begins with."""
 
     inputs: str
-    """A hash of what the file was made from."""
+    """The key of the stage: a hash of everything that the file depends on."""
     took: float
     """Seconds."""
 
@@ -34,7 +34,7 @@ class MeasureRecord:
 
 @dataclass(frozen=True)
 class Control:
-    """A network that is no slower than the one found, for comparison."""
+    """A network that is no slower than the searched one, for comparison."""
 
     kind: str
     """`uniform` or `plain`."""
@@ -48,4 +48,4 @@ class ControlsRecord:
 
     controls: tuple[Control, ...]
     note: str
-    """How, as a remark of their rows."""
+    """How they were picked, as a remark of their rows."""

@@ -71,7 +71,7 @@ def new_row(job: Run, name: str, arch: Arch, **fields: Any) -> Result:
 
 
 def _controls(job: Run, searched: Result) -> list[Result]:
-    """The widest uniform multiplier and the deepest plain member that are not slower than the found network.
+    """The widest uniform multiplier and the deepest plain member that are no slower than the searched network.
 
     They are picked once, by separate readings, and stored in controls.json; the report measures all rows again.
     """
@@ -179,7 +179,7 @@ class WeightsRecord:
 
     accuracy: float
     inputs: str
-    """A hash of what the training depended on."""
+    """A hash of everything that the training depends on."""
     teacher: str
     """The network it was distilled from; empty for none."""
     name: str

@@ -1,4 +1,4 @@
-"""A configuration and its folder, with what every stage needs."""
+"""A run: a configuration in a folder, with everything that its stages share."""
 
 import dataclasses
 import platform
@@ -217,7 +217,7 @@ class Run:
         return digest(basis, data, dataclasses.asdict(config.train), teaching, to_json(arch))
 
     def supernet_key(self, space: Space) -> str:
-        """A hash of what the weights of a supernet depend on, and the costs that its records tell; empty where searches
+        """A hash of what the weights of a supernet depend on, and the costs in its records; empty where searches
         share no supernet."""
         config, strategy = self.config, self.config.strategy
         options = strategy.supernet_key if isinstance(strategy, SupernetStrategy) else {}
@@ -226,7 +226,7 @@ class Run:
         return digest(data, to_json(space), options, *files) if options else ""
 
     def search(self, space: str) -> SearchRecord:
-        """What the search of a space found."""
+        """The record of a space's search."""
         return read_record(self.search_file(space), SearchRecord)
 
     def search_file(self, space: str) -> Path:

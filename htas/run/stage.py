@@ -1,4 +1,4 @@
-"""A stage of a run: what it needs, what it is made from, and whether its files can still be used."""
+"""A stage of a run: its needs, its key, and whether its files can still be used."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ class Stage:
     needs: tuple["Stage", ...]
     """Stages whose files it is made from."""
     files: Callable[[Run], list[Path]]
-    """What it leaves behind."""
+    """The files that it writes."""
     key: Callable[[Run], str]
     """A hash of everything that its files depend on; each file stores it."""
     make: Callable[[Run, bool], None]
     """Writes the files that are not finished; with True, each of them."""
     complete: Callable[[Run], bool] = lambda run: True
-    """Whether what lies outside of its files, such as weights, is there too."""
+    """Whether everything next to its files, such as weights, exists too."""
     measures: bool = False
     """Whether its file holds layers' readings of one device, runtime and load."""
     lasting: bool = False
@@ -86,7 +86,7 @@ def unusable(run: Run, stage: Stage, path: Path) -> str:
 
 
 def made_from(path: Path, key: str) -> bool:
-    """Whether a file is there, and was made from what has this hash."""
+    """Whether a stage's file exists and has this key."""
     return path.exists() and read_json(path).get("inputs") == key
 
 

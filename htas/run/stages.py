@@ -1,7 +1,7 @@
 """The seven stages of a run, files in and files out: survey, design, calibrate, search, train, measure, report.
 
-A stage is finished when its file exists and was made from the inputs that are there now; anything else is done again.
-An interrupted search or training goes on from its last epoch.
+A stage is finished when its files exist and have its key; otherwise it is done again. An interrupted search or training
+continues from its last epoch.
 """
 
 import time
@@ -226,7 +226,7 @@ def _only(config: Config, space: Space) -> SearchRecord:
 
 
 def _train(job: Run, again: bool) -> None:
-    """Section 4.1: the base network, then every found and control network, distilled from it -> networks.json."""
+    """Section 4.1: train the base network, then all others, distilled from it -> networks.json."""
     trained = [train_row(job, row, again) for row in untrained_rows(job)]
     record = TrainingRecord(tuple(row for row, _ in trained), len(job.data.test))
     write_stage(job.folder / "networks.json", train_key(job), sum(seconds for _, seconds in trained), record)

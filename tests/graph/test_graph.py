@@ -164,7 +164,7 @@ def test_every_module_has_the_widths_of_its_site(name: str) -> None:
 
 
 @pytest.mark.parametrize("adds", ["join", "project"])
-def test_resize_leaves_the_given_network_as_it_was(adds: Adds) -> None:
+def test_resize_leaves_the_user_network_as_it_was(adds: Adds) -> None:
     network = made("resnet-20", adds)
     before = {name: value.clone() for name, value in network.module.state_dict().items()}
     resized = resize(network, drawn(network, random.Random(3)))

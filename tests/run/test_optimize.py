@@ -27,8 +27,8 @@ import htas
 from htas.data.task import Task
 from htas.files import read_tensors
 from htas.run import plan
-from htas.run.given_data import UserData
-from htas.run.given_network import digest
+from htas.run.user_data import UserData
+from htas.run.user_network import digest
 
 pytestmark = pytest.mark.timeout(300)  # whole runs
 
@@ -122,7 +122,7 @@ def test_a_trained_network_is_the_base_as_it_is_and_what_is_found_inherits(found
     assert found.results[0].accuracy == pytest.approx(accuracy(net))
 
 
-def test_the_given_network_stays_as_it_was(net, tmp_path):
+def test_the_user_network_stays_as_it_was(net, tmp_path):
     given = copy.deepcopy(net).train()
     given.stem[1].eval()
     before = copy.deepcopy(given)

@@ -1,4 +1,4 @@
-"""The data set that a Python program gave to htas.optimize."""
+"""The data set of a call of htas.optimize."""
 
 import hashlib
 from dataclasses import dataclass
@@ -20,23 +20,23 @@ Parts = tuple[Items, Items, Task]
 
 @dataclass(frozen=True)
 class UserData(Dataset):
-    """The user's training and validation items; only the process that they were given to has them."""
+    """The user's training and validation items; only the process that called htas.optimize has them."""
 
     key: str
     """A digest of the items."""
     count: int
-    """Classes."""
+    """Number of classes."""
     sizes: tuple[int, ...]
-    """Training and validation items."""
+    """Number of training and of validation items."""
     shapes: tuple[Shape, ...] = ()
-    """Of every input."""
+    """Shape of every input, without the batch: (channels, height, width)."""
     task: str = ""
-    """What of the task is the user's own."""
+    """The user's own functions of the task, each with a digest; empty for none."""
 
     mean = std = ()
     flip, crop = False, 0
     _parts: ClassVar[Parts | None] = None
-    """Training and validation items, and the task: of the instance, and no field, as a configuration is only text."""
+    """Training items, validation items and task. No field, since a configuration is only text."""
 
     @staticmethod
     def of(train: Any, test: Any, classes: int, shapes: tuple[Shape, ...], task: Task = CLASSIFY) -> "UserData":
@@ -61,15 +61,15 @@ class UserData(Dataset):
 
     @property
     def classes(self) -> int:
-        """As many as the network has outputs."""
+        """Number of outputs of the network."""
         return self.count
 
     def read(self, part: Part) -> Images:
-        """Never: items are loaded as they are asked for."""
+        """Never called: `load` reads items when they are needed."""
         raise NotImplementedError
 
     def load(self, *, device: str, validation: float, seed: int, limit: int) -> Data:
-        """As `htas.datasets.load`; raises UserError in another process."""
+        """See `htas.datasets.load`; raises UserError in another process."""
         *parts, task = self._items()
         train, test = (limited(part.on(device), limit) for part in parts)
         labels = train.labels() if task.classifies else None
@@ -92,7 +92,7 @@ class UserData(Dataset):
 
 
 def fingerprint(*parts: Items) -> str:
-    """Of some of the items of each; of those that are another every time (augmented) the shapes and labels."""
+    """A digest of some items of each part; of items that differ at each reading (augmented), shapes and labels only."""
     sha = hashlib.sha256()
     for part in parts:
         sha.update(f"{type(part.dataset).__qualname__} {len(part)} {part.picks.sum().item()}".encode())
@@ -106,5 +106,5 @@ def fingerprint(*parts: Items) -> str:
 
 
 def _leaves(item: Any) -> list[Tensor]:
-    """Its tensors and numbers."""
+    """The tensors and numbers of an item, as tensors."""
     return [torch.as_tensor(each).cpu() for each in tree_leaves(item) if isinstance(each, Tensor | int | float | bool)]

@@ -17,27 +17,27 @@ from htas.text import plural
 
 @dataclass(frozen=True)
 class UserNetwork(ModelFamily):
-    """The user's network; only the process that it was given to has it."""
+    """The user's network; only the process that called htas.optimize has it."""
 
     what: str
-    """Its class."""
+    """Name of its class."""
     digest: str
-    """Of its weights and its parts."""
+    """A digest of its weights, modules and forward pass."""
     trained: bool = True
     """Whether the base network and all others start from its weights; otherwise weights are drawn at random."""
 
     _module: ClassVar[nn.Module | None] = None
-    """Its copy: of the instance, and no field, as a configuration is only text."""
+    """A copy of the network. No field, since a configuration is only text."""
 
     @staticmethod
     def of(module: nn.Module, *, trained: bool) -> "UserNetwork":
-        """The network as it is now: it is copied."""
+        """A family whose base network is a copy of this module."""
         family = UserNetwork(type(module).__name__, digest(module), trained)
         object.__setattr__(family, "_module", copy.deepcopy(module))
         return family
 
     def build(self, classes: int) -> nn.Module:
-        """A copy of it; raises UserError in another process."""
+        """A copy of the network; raises UserError in another process."""
         if self._module is None:
             raise UserError(
                 f"the network of this run, {self.what}, was given to htas.optimize in Python; call it again with the "
@@ -61,7 +61,7 @@ class UserNetwork(ModelFamily):
 
 
 def digest(module: nn.Module) -> str:
-    """Of its parts, what its forward pass does with them, and every number in it."""
+    """A digest of a network's modules, forward pass and state."""
     sha = hashlib.sha256(repr(module).encode())
     with suppress(ValueError):  # tracing refuses it later
         sha.update(capture(module, 1).code.encode())
