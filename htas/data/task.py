@@ -67,7 +67,7 @@ CLASSIFY = Task()
 
 
 def unit(loss: Callable[[Outputs, Any], Tensor]) -> Callable[[Outputs, Any], Tensor]:
-    """A score made of a loss: 1 / (1 + loss), which is 1 for no loss."""
+    """A score from a loss: 1 / (1 + loss), a float64 scalar, which is 1 where the loss is 0."""
 
     def score(outputs: Outputs, targets: Any) -> Tensor:
         return 1 / (1 + loss(outputs, targets).detach().double())
@@ -86,7 +86,7 @@ def precise(outputs: Outputs) -> Outputs:
 
 
 def scalar(value: Tensor | float, like: Tensor) -> Tensor:
-    """A score as a tensor on the device of another."""
+    """A score as a float64 scalar tensor, on the device of `like`, of any shape."""
     return torch.as_tensor(value, dtype=torch.float64, device=like.device)
 
 

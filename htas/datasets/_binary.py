@@ -39,7 +39,7 @@ class Archive:
 
 
 def read_archive(archive: Archive, file: Path, part: Part, shape: Shape) -> Images:
-    """One part out of the packed archive, once its checksum is found right."""
+    """One part out of the packed archive; raises UserError where its checksum is another than the published one."""
     with file.open("rb") as packed:
         checksum = hashlib.file_digest(packed, "md5").hexdigest()
     if checksum != archive.md5:
@@ -50,7 +50,7 @@ def read_archive(archive: Archive, file: Path, part: Part, shape: Shape) -> Imag
 
 
 def read_unpacked(archive: Archive, folder: Path, part: Part, shape: Shape) -> Images:
-    """One part from the files that were in the archive, each of its exact size."""
+    """One part from the unpacked files; raises UserError where one is missing or of another size."""
     files = [folder / name for name in _names(archive, part)]
     for file in files:
         if not file.is_file():

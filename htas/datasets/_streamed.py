@@ -146,7 +146,7 @@ class Streamed(Dataset):
         """The images of one part, always in the same order; raises UserError that names what is at fault."""
 
     def read(self, part: Part) -> Images:
-        """Never: images are decoded as they are asked for."""
+        """Raises NotImplementedError: images are decoded one by one, and never all in memory."""
         raise NotImplementedError
 
     def load(self, *, device: str, validation: float, seed: int, limit: int) -> Data:

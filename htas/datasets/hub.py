@@ -66,7 +66,7 @@ class Rows(ImageSource):
         self.table, self.image, self.labels, self.split = table, image, labels, split
 
     def open(self, number: int) -> "Image":
-        """As the hub's library decodes it."""
+        """The image as the hub's library decodes it; raises UserError where the column holds something else."""
         image = self.table[number][self.image]
         if not hasattr(image, "convert"):
             raise UserError(f"column {self.image!r} holds {type(image).__name__}, no image")

@@ -40,8 +40,9 @@ _ACTIVATIONS: Mapping[str, tuple[str, Mapping[str, float]]] = {
 
 
 def network_graph(model: nn.Module, example: tuple[Tensor, ...], *, dynamic: bool) -> bytes:
-    """A network in eval mode as one self-contained ONNX file; `dynamic` leaves dimension 0 of the inputs open.
+    """A network in eval mode as one self-contained ONNX file, for inputs like `example`, [N, *shape] each.
 
+    `dynamic` leaves dimension 0 of the inputs open.
     Raises UserError where PyTorch cannot export the network.
     """
     batch = torch.export.Dim("batch")
@@ -171,7 +172,7 @@ class Writer:
         return output
 
     def weight(self, tensor: Tensor) -> str:
-        """Add a constant; its name."""
+        """Add a constant of any shape, in the writer's number format; returns its name."""
         from onnx import numpy_helper
 
         name = f"weight{len(self.weights)}"

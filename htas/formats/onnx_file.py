@@ -14,7 +14,7 @@ TYPES = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: to
 
 
 class OnnxFile(nn.Module):
-    """What a file holds. It is no PyTorch network: `forward` says what to do."""
+    """The network in an ONNX file. PyTorch cannot run it: `forward` says which runtimes can."""
 
     def __init__(self, path: Path, batch: int) -> None:
         super().__init__()
@@ -38,7 +38,10 @@ class OnnxFile(nn.Module):
         )
 
     def example(self) -> tuple[Tensor, ...]:
-        """Random inputs of its shapes: of the target's batch where the file leaves that open."""
+        """Random inputs, [N, *shape] each: N is the target's batch where the file leaves it open.
+
+        Raises UserError where the file fixes another batch, leaves other sizes open, or has an input of a strange type.
+        """
         tensors = []
         for each in self.inputs:
             kind = each.type.tensor_type
@@ -65,7 +68,7 @@ class OnnxFile(nn.Module):
 
     @property
     def count(self) -> int:
-        """Numbers that it holds: weights and constants."""
+        """Weights and constants, counted as numbers."""
         return sum(prod(tensor.dims) for tensor in self.graph.initializer if tensor.data_type in (1, 10, 11))
 
     @property

@@ -30,12 +30,13 @@ class _Unknown(Exception):
 
 
 def is_written(model: nn.Module, example: tuple[Tensor, ...]) -> bool:
-    """Whether a network is written here, for inputs like these, and not exported, which takes long."""
+    """Whether a network is written here, for inputs like `example`, [N, *shape] each, and not by the slow exporter."""
     return written_graph(copy.deepcopy(model).eval().cpu(), example) is not None
 
 
 def static_graph(model: nn.Module, example: tuple[Tensor, ...]) -> bytes:
-    """A network in eval mode as one self-contained ONNX file for inputs of exactly these shapes: written here, or by
+    """A network in eval mode as one self-contained ONNX file for inputs of exactly the shapes of `example`,
+    [N, *shape] each: written here, or by
     PyTorch's exporter where a step is not known here.
 
     Raises UserError where PyTorch cannot export the network.
@@ -44,7 +45,8 @@ def static_graph(model: nn.Module, example: tuple[Tensor, ...]) -> bytes:
 
 
 def written_graph(model: nn.Module, example: tuple[Tensor, ...]) -> bytes | None:
-    """A network in eval mode as ONNX for inputs of exactly these shapes; None where a step of it is not known."""
+    """A network in eval mode as ONNX for inputs of exactly the shapes of `example`, [N, *shape] each; None for an
+    unknown step."""
     if any(part._forward_hooks or part._forward_pre_hooks for part in model.modules()):
         return None  # a graph of steps would lack what they do
     try:

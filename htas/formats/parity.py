@@ -25,7 +25,8 @@ def tolerance(target: Target) -> float:
 
 
 def largest_difference(expected: Tensor, actual: Tensor, what: str, tolerance: float = TOLERANCE) -> float:
-    """The largest absolute difference of two outputs of one shape; raises UserError where it exceeds the tolerance.
+    """The largest absolute difference of two outputs, [N, ...] of one shape; raises UserError where it exceeds the
+    tolerance.
 
     `what` begins the message: the file or runtime that computed `actual`. The tolerance is a fraction of the largest
     output.
@@ -43,6 +44,6 @@ def largest_difference(expected: Tensor, actual: Tensor, what: str, tolerance: f
 
 
 def first(outputs: object) -> Tensor:
-    """The first tensor of what a network returns."""
+    """The first tensor, [N, ...], in the outputs of a network."""
     tensor: Tensor = next(leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
     return tensor

@@ -72,8 +72,8 @@ def _keeps_shape(inside: dict[str, list[fx.Node]], before: str, block: str) -> b
 
 @torch.no_grad()
 def droppable(module: nn.Module, blocks: Sequence[str], examples: tuple[Tensor, ...]) -> bool:
-    """Whether the network still runs where an Identity stands for all blocks but the first: they may be called with
-    further arguments, or asked for attributes."""
+    """Whether the network still runs on `examples`, [N, *shape] each, with an Identity for all blocks but the first:
+    blocks may be called with further arguments, or their attributes read."""
     cut = copy.deepcopy(module).eval()
     for block in blocks[1:]:
         cut.set_submodule(block, nn.Identity())

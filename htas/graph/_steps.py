@@ -1,4 +1,4 @@
-"""What a step of a torch.fx graph is: sets of functions by what they do to channels, and questions about one step."""
+"""The steps of a torch.fx graph: sets of functions by their effect on channels, and questions about one step."""
 
 import operator
 from typing import Any
@@ -174,6 +174,6 @@ def only_at(axis: int, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def layer_norm(x: Tensor, norm: nn.Module, axis: int) -> Tensor:
-    """Over the channels, which are in this dimension; `norm` has weight, bias and eps."""
+    """`x`, [N, ...], normed over dimension `axis`, its channels; `norm` has weight and bias [channels] and eps."""
     out = F.layer_norm(x.movedim(axis, -1), norm.weight.shape, norm.weight, norm.bias, norm.eps)  # type: ignore
     return out.movedim(-1, axis)

@@ -264,13 +264,13 @@ def _fields(key: str, version: str) -> dict[str, Any]:
 
 
 class Sum(nn.Module):
-    """Two tensors added, then what follows."""
+    """Two tensors added, then a norm and an activation."""
 
     def __init__(self, after: list[nn.Module]) -> None:
         super().__init__()
         self.after = nn.Sequential(*after)
 
     def forward(self, one: Tensor, two: Tensor) -> Tensor:
-        """Both of one shape."""
+        """[N, channels, height, width] twice, to one of that shape."""
         out: Tensor = self.after(one + two)
         return out

@@ -22,6 +22,8 @@ Kept = Mapping[str, Tensor]
 def ordered(module: nn.Module, example: Tensor | Sequence[Tensor]) -> nn.Module:
     """A copy whose channels are sorted, the most important first: equal outputs for equal inputs, in eval mode.
 
+    `example` is [N, C, H, W], or one tensor [N, ...] for each input.
+
     A channel is as important as the norms of the filters that make it, times the scale of the batch norm behind each
     (in eval mode), and those of the weights that read it: magnitude pruning over all layers that share it. Channels
     in groups move by whole groups; those that a group norm parts stay where they are.

@@ -26,7 +26,9 @@ class ModelFamily(ABC):
         return True
 
     def check(self, module: nn.Module, example: tuple[Tensor, ...], classes: int) -> None:
-        """Raise UserError where a network of this family does not fit such inputs and classes."""
+        """Raise UserError where a network of this family does not fit the inputs `example`, [N, *shape] each, or has
+        not
+        logits [N, classes]."""
         return None
 
     @property

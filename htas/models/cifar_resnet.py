@@ -119,7 +119,7 @@ class Basic(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The ReLU stands after the sum."""
+        """[N, C, H, W] in and out, with the width and stride of the block; the ReLU stands after the sum."""
         out = self.conv2(self.relu(self.conv1(inputs)))
         result: Tensor = self.relu(out + self.shortcut(inputs))
         return result
@@ -139,7 +139,7 @@ class Bottleneck(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The ReLU stands after the sum."""
+        """[N, C, H, W] in and out, with the width and stride of the block; the ReLU stands after the sum."""
         out = self.conv3(self.relu(self.conv2(self.relu(self.conv1(inputs)))))
         result: Tensor = self.relu(out + self.shortcut(inputs))
         return result

@@ -33,7 +33,7 @@ class Custom(ModelFamily):
             raise UserError(f"family.factory must be 'package.module:function', got {self.factory!r}")
 
     def build(self, classes: int) -> nn.Module:
-        """What the function returns; raises ValueError that names the file and line where it fails."""
+        """The network that the function returns; raises UserError with the file and line where it fails."""
         make = self._function()
         parameters = inspect.signature(make).parameters
         taking = [name for name, each in parameters.items() if each.default is each.empty and each.kind in BY_PLACE]
@@ -52,7 +52,7 @@ class Custom(ModelFamily):
         return network
 
     def check(self, module: nn.Module, example: tuple[Tensor, ...], classes: int) -> None:
-        """Outputs must be logits of the data set's classes."""
+        """Raise UserError where the outputs for `example`, [N, *shape] each, are not logits [N, classes]."""
         try:
             with evaluating(module), torch.no_grad():
                 out = module(*example)

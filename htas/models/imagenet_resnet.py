@@ -81,7 +81,7 @@ class Basic(nn.Module):
         self.downsample = _shortcut(inputs, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The ReLU stands after the sum."""
+        """[N, C, H, W] in and out, with the width and stride of the block; the ReLU stands after the sum."""
         out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         result: Tensor = self.relu(out + (x if self.downsample is None else self.downsample(x)))
         return result
@@ -101,7 +101,7 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(inputs, width * 4, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The ReLU stands after the sum."""
+        """[N, C, H, W] in and out, with the width and stride of the block; the ReLU stands after the sum."""
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(out)))))
         result: Tensor = self.relu(out + (x if self.downsample is None else self.downsample(x)))

@@ -79,7 +79,7 @@ class Inverted(nn.Module):
         self.adds = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """Added to its input where the shapes are the same."""
+        """[N, C, H, W] in and out; the input is added where the shapes are the same."""
         out: Tensor = self.conv(x)
         return x + out if self.adds else out
 

@@ -36,7 +36,7 @@ class CurveRecord:
     dominated: tuple[int, ...] = ()
     """Choices of the space `hardware` that are no faster than a wider one."""
     interpolated: tuple[int, ...] = ()
-    """Widths that were not measured: their latency lies on the line between the measured ones beside them."""
+    """Widths that were not measured: their latency lies on the line between their measured neighbours."""
 
     def fit(self, width: float) -> float:
         """f(x) of eq. 1, in seconds."""
@@ -108,14 +108,14 @@ class Curve:
     errors: tuple[float, ...] = ()
     """Standard error of each, in seconds; nothing where they are not known."""
     interpolated: tuple[int, ...] = ()
-    """Widths that were not measured: their seconds lie on the line between the measured ones beside them."""
+    """Widths that were not measured: their seconds lie on the line between their measured neighbours."""
 
     def at(self, width: int) -> float:
         """m(width)."""
         return self.seconds[self.widths.index(width)]
 
     def fit(self, alpha: float | Literal["fit"]) -> Fit:
-        """Least squares; `fit` finds the exponent too, between 0.1 and 3."""
+        """The least-squares fit of eq. 1; `fit` finds the exponent too, between 0.1 and 3."""
         if alpha != "fit":
             return _line(self, float(alpha))[0]
         from scipy.optimize import minimize_scalar

@@ -29,7 +29,7 @@ DECIDED = 0.9
 
 
 SETTLED = 1.5
-"""... and is read no more when not one draw with errors so many times as large chooses otherwise."""
+"""... and is settled, so that it is read no more, when not one draw with errors this many times as large differs."""
 
 
 DRAWS = 300
@@ -49,9 +49,9 @@ class Design:
     """How the widths that a search may choose from are chosen."""
 
     expand: float = 2.0
-    """e of section 3.1: the widest choice is so many times the base width; 1 or more."""
+    """e of section 3.1: the widest choice over the base width; 1 or more."""
     groups: int = 8
-    """g of eq. 3: the widths are cut into so many equal runs, and each gives one choice."""
+    """g of eq. 3: the number of equal runs that the widths are cut into; each gives one choice."""
     alpha: float | Literal["fit"] = 1.0
     """The exponent of eq. 1: a number (the paper's is 1), or 'fit' to find it."""
     ties: float = 0.025
@@ -106,7 +106,7 @@ class Design:
         return "mean" if self.selection == "paper" else "estimate"
 
     def survey_plan(self, network: Network, most: int = MOST) -> SurveyPlan:
-        """The survey that this design needs; of a site at most so many widths are measured."""
+        """The survey that this design needs; at most this many widths of a site are measured."""
         return SurveyPlan(network, self.expand, self.inputs, self.groups, most)
 
 
@@ -126,11 +126,11 @@ def choose(measured: Curve, fit: Fit, groups: int, ties: float = 0.0) -> tuple[i
 
 
 def certainty(measured: Curve, alpha: float, groups: int, ties: float, scale: float = 1.0) -> tuple[float, ...]:
-    """How sure the choice of each group is: the probability that an endless survey would choose the same.
+    """The probability, for each group, that an endless survey would choose the same width.
 
-    It is the share of curves drawn within `scale` times the standard errors that do; each has its own fit, of exponent
-    `alpha`. A curve without errors is certain. Between two measured widths the curve may rise or fall anywhere, which
-    each draw does at a place of its own; so a group is not sure where a width that was not measured may be better.
+    It is the fraction of random curves, within `scale` times the standard errors, that choose it; each has its own fit
+    of exponent `alpha`. A curve without errors is certain. Each random curve steps at another place between two
+    measured widths, so a group is uncertain where a width that was not measured may be better.
     """
     if not measured.errors:
         return (1.0,) * groups
@@ -139,7 +139,7 @@ def certainty(measured: Curve, alpha: float, groups: int, ties: float, scale: fl
 
 
 def _resampled(measured: Curve, alpha: float, groups: int, ties: float, scale: float) -> tuple[Ints, Ints]:
-    """The choice of each group, and those that drawn curves make, as numbers of widths: [groups], [draws, groups]."""
+    """The choice of each group, and those of random curves, as indices of widths: [groups] and [draws, groups]."""
     rng = np.random.default_rng(0)
     noise = scale * rng.standard_normal((DRAWS, len(measured.widths)))
     curves = _stepped(measured, np.asarray(measured.seconds) + noise * np.asarray(measured.errors), rng)
@@ -163,9 +163,9 @@ def dominated(measured: Curve, choices: Sequence[int]) -> tuple[int, ...]:
 
 
 def undecided(network: Network, tables: Mapping[str, LayerTable], design: Design) -> set[Layer]:
-    """The layers that more readings are wanted of: every width of the groups whose choice is not settled yet.
+    """The layers that need more readings: every width of the groups whose choice is not settled yet.
 
-    Of the widths that were not measured these are only those that might be chosen.
+    Of the widths that were not measured, only those that may be chosen.
     """
     open_layers: set[Layer] = set()
     visited: set[Any] = set()
@@ -185,7 +185,8 @@ def undecided(network: Network, tables: Mapping[str, LayerTable], design: Design
 
 
 def _choices(scores: Floats, seconds: Floats, groups: int, ties: float) -> Ints:
-    """Eq. 3 and 4 for many surveys at once: [surveys, widths] to the number of the chosen one, [surveys, groups]."""
+    """Eq. 3 and 4 for many surveys at once: scores [surveys, widths] to the index of each group's choice, [surveys,
+    groups]."""
     columns = []
     for first, last in group_bounds(scores.shape[1], groups):
         run = slice(first - 1, last)
@@ -197,7 +198,7 @@ def _choices(scores: Floats, seconds: Floats, groups: int, ties: float) -> Ints:
 
 
 def _is_measured(measured: Curve) -> NDArray[np.bool_]:
-    """Which of its widths were measured."""
+    """Which of its widths were measured: [widths]."""
     return ~np.isin(measured.widths, measured.interpolated)
 
 
@@ -210,7 +211,7 @@ def _choosable(measured: Curve, groups: int) -> NDArray[np.bool_]:
 
 
 def _stepped(measured: Curve, curves: Floats, rng: np.random.Generator) -> Floats:
-    """Drawn curves, [draws, widths], with one step anywhere between two measured widths, in place of a line."""
+    """Random curves, [draws, widths], with one step anywhere between two measured widths, in place of a line."""
     measured_at = _is_measured(measured)
     if measured_at.all() or not measured_at.any():
         return curves
@@ -266,7 +267,7 @@ def spaces(network: Network, tables: Mapping[str, LayerTable], design: Design) -
 def _within(
     network: Network, widths: Mapping[str, tuple[int, ...]], design: Design, space: str
 ) -> dict[str, tuple[int, ...]]:
-    """Choices within the bounds; raises ValueError where a site has none."""
+    """Choices within the bounds; raises UserError where a site has none."""
     bounded = {}
     for name, choices in widths.items():
         least, most = _bounds(network.sites[name], design)

@@ -1,4 +1,4 @@
-"""What a network holds before anything is searched: its layers' shares of the latency, and what a site could save."""
+"""A network before a search: its layers' shares of the latency, and what a smaller site would save."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -65,7 +65,7 @@ class Inspection:
 
 
 def smaller(site: Site) -> int:
-    """Half the width, or a block less; what there is where it cannot be less."""
+    """Half the width, or a block less; the base where it cannot be smaller."""
     return max(1, site.base - 1) if site.kind == "depth" else site.near(site.base / 2)
 
 
@@ -74,7 +74,7 @@ def inspect(
 ) -> Inspection:  # fmt: skip
     """Measure every distinct layer of the base network, and those that half a width or a block less would make of it.
 
-    `latency` makes what measures for so many seconds, and `each` is the seconds for a layer.
+    `latency` builds a metric that measures for a number of seconds, and `each` is the seconds for a layer.
     """
     base = network.base
     archs = {name: _with(base, site) for name, site in network.sites.items()}

@@ -26,11 +26,11 @@ SOME, DEAR = 48, 0.01
 
 
 FLAT = 0.01
-"""Latencies of neighbours that differ by less than this share have no step between them that is worth looking for."""
+"""Neighbours whose latencies differ by less than this fraction have no step between them worth locating."""
 
 
 SEEN = 3.0
-"""A difference of so many standard errors is one."""
+"""Standard errors from which on two latencies differ."""
 
 
 def at_most(plan: SurveyPlan) -> int:
@@ -41,7 +41,7 @@ def at_most(plan: SurveyPlan) -> int:
 
 
 def widths_at_most(build_seconds: float) -> int:
-    """How many widths of a site are worth measuring, where a layer takes so long to build."""
+    """How many widths of a site to measure at most, where a layer takes `build_seconds` to build."""
     return FEW if build_seconds >= SLOW else SOME if build_seconds >= DEAR else MOST
 
 
@@ -56,7 +56,7 @@ class SiteFamily:
 
     @cached_property
     def widths(self) -> list[int]:
-        """Of all its sites together."""
+        """The widths of all its sites together."""
         return sorted({x for widths, _ in self.sites for x in widths})
 
     @property
@@ -85,17 +85,17 @@ class SiteFamily:
         return sum(min(length, number) for length in longest.values())
 
     def at(self, widths: Collection[int]) -> set[Layer]:
-        """Its layers at these widths, as far as each goes."""
+        """Its layers at those of `widths` that each site has."""
         return {
             layer.wide(x) for site_widths, layers in self.sites for layer in layers for x in widths if x in site_widths
         }
 
     def split(self, tables: Mapping[str, LayerTable], measured: set[Layer], open_layers: set[Layer]) -> set[Layer]:
-        """The layers to measure next: at the middle of intervals that hide a step, and beside it, to be read with it.
+        """The layers to measure next: in the middle and at the ends of intervals that hide a step, to be read together.
 
-        Those that a choice might fall into come first, then large steps, then narrow intervals; and only so many as
-        there are widths left to follow each down to the width. When no step is seen that is not located, it is the turn
-        of those that a choice might fall into though none is seen.
+        Intervals that a choice may fall into come first, then large steps, then narrow intervals; only as many as the
+        remaining widths can follow down to one width. Once every visible step is located, the turn comes to intervals
+        without one that a choice may fall into.
         """
         measured_widths = [x for x in self.widths if self.at([x]) <= measured]
         remaining = self.most - len(measured_widths)
@@ -123,7 +123,7 @@ class SiteFamily:
         for site_widths, layers in self.sites:
             widths = [x for x in measured_widths if x in site_widths]
             total = add([(count, curve(tables, layer, widths)) for layer, count in layers.items()])
-            # few readings may agree by chance: none is taken for surer than half of them are
+            # few readings may agree by chance: no error counts as smaller than the median error
             typical = float(np.median(np.divide(total.errors, total.seconds)))
             errors = np.maximum(total.errors, np.multiply(total.seconds, typical))
             rows = list(zip(total.widths, total.seconds, errors, strict=True))

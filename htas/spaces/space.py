@@ -1,4 +1,4 @@
-"""The choices a search has at every site."""
+"""The choices of a search at every site."""
 
 import math
 import random
@@ -34,16 +34,16 @@ class Space:
 
     @property
     def narrowest(self) -> Arch:
-        """The least of every site."""
+        """The smallest choice of every site."""
         return self._pick(lambda choices: choices[0])
 
     @property
     def widest(self) -> Arch:
-        """The most of every site."""
+        """The largest choice of every site."""
         return self._pick(lambda choices: choices[-1])
 
     def sample(self, rng: random.Random, tilt: float = 0.0) -> Arch:
-        """An arch at random; `tilt` above 0 leans to wide and deep, below 0 to narrow and shallow, 0 is uniform."""
+        """A random arch; a `tilt` above 0 favours wide and deep, below 0 narrow and shallow, 0 is uniform."""
 
         def draw(choices: Sequence[int]) -> int:
             weights = [math.exp(tilt * index / max(1, len(choices) - 1)) for index in range(len(choices))]
@@ -76,7 +76,7 @@ def tas_widths(base: int, multiple: int = 1) -> tuple[int, ...]:
 
 
 def group_bounds(widest: int, groups: int) -> tuple[tuple[int, int], ...]:
-    """First and last width of each of the equal runs that 1..widest is cut into; the last takes what is left (eq. 3).
+    """First and last width of each of the equal runs that 1..widest is cut into; the last takes the remainder (eq. 3).
 
     Raises UserError where there are more groups than widths.
     """

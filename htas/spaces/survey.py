@@ -19,7 +19,7 @@ EACH = 0.08
 
 
 UNSTEADY = 1.2
-"""The machine's fast and slow moments may be so far apart without a doubt."""
+"""Ratio of the machine's slow moments to its fast ones that raises no doubt."""
 
 
 UNSURE = 0.01
@@ -41,7 +41,8 @@ class Survey:
     """Where measurements are kept for the next run: the path of a file, `user` for this user's own, `none`."""
 
     undecided: float = field(default=0.2, metadata={"key": False})
-    """Share of the groups that may stay undecided; with more the survey is refused, as chosen by noise. 1 takes any."""
+    """Largest fraction of groups left undecided; above it the survey is rejected, since noise picked the widths. 1
+    turns the check off."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.undecided <= 1:
@@ -96,7 +97,7 @@ def survey(
 
 
 def _doubts(readings: Sequence[Measurement]) -> tuple[str, ...]:
-    """What the machine did meanwhile, how far its level moved, and how many layers are still uncertain."""
+    """Remarks on the machine, how far its level moved, and how uncertain the layers still are."""
     doubts = list(dict.fromkeys(remark for reading in readings for remark in reading.remarks))
     levels = np.concatenate([reading.levels for reading in readings]) if readings[0].levels else np.ones(1)
     low, high = np.percentile(levels, [10, 90])
@@ -126,7 +127,8 @@ def _tables(
 
 
 def _table(layers: Sequence[Layer], readings: Mapping[Case, Measurement]) -> LayerTable:
-    """What was not read is on the line between its neighbours, and uncertain by half of what they differ."""
+    """Summaries by width. One that was not read lies on the line between its neighbours, uncertain by half their
+    difference."""
     by_width = {layer.outputs: readings[layer] for layer in layers if layer in readings}
     widths, measured = [layer.outputs for layer in layers], sorted(by_width)
     figures = {column: [getattr(by_width[width], column) for width in measured] for column in SUMMARIES}

@@ -83,7 +83,8 @@ class Entry:
 
     @staticmethod
     def of_row(row: Mapping[str, Any]) -> "Entry":
-        """The entry in a row of a table, whose lists and mappings may be JSON text; raises ValueError."""
+        """The entry in a row of a table, whose lists and mappings may be JSON text; raises ValueError, which UserError
+        is too."""
         return Entry.of(
             {
                 name: json.loads(row[name]) if name not in WORDS and isinstance(row[name], str) else row[name]

@@ -141,7 +141,10 @@ class Store:
         return self._remove("TRUE")
 
     def export(self, path: Path) -> int:
-        """Write everything to a .csv or .parquet file, floats to the last bit; returns the number of layers."""
+        """Write everything to a .csv or .parquet file, floats to the last bit; returns the number of layers.
+
+        Raises UserError for another kind of file, and where the store is empty.
+        """
         table = Table.of(path)
         entries = self._entries("TRUE")
         if not entries:
@@ -150,7 +153,10 @@ class Store:
         return len(entries)
 
     def import_(self, path: Path) -> int:
-        """Add the entries of a file that `export` wrote, all or none; returns how many layers were new."""
+        """Add the entries of a file that `export` wrote, all or none; returns how many layers were new.
+
+        Raises UserError that names the row at fault.
+        """
         return self.add(Table.of(path).read())
 
     def _entries(self, where: str, *values: Any) -> list[Entry]:
