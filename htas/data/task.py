@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 Outputs = Any
 """A tensor, or whatever a network returns."""
 Inputs = Tensor | tuple[Tensor, ...]
-"""A batch of what a network takes: a tensor for each of its inputs where it has several."""
+"""A batch of inputs, [N, ...]: a tensor, or one for each input of a network that has several."""
 
 
 def forward(model: nn.Module, inputs: Inputs) -> Outputs:

@@ -30,7 +30,7 @@ class Archive:
     label_bytes: int
     """At the head of a record; the last one is the class."""
     pickles: tuple[str, ...]
-    """What the Python version of the same data goes by: its archive, its folder, a file in it."""
+    """Names of the Python version of the same data: its archive, its folder, a file in it."""
 
     @property
     def files(self) -> tuple[str, ...]:

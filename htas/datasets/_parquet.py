@@ -59,7 +59,7 @@ def read_table(table: "pyarrow.Table", columns: Columns, shape: Shape, where: st
 
 
 def reason(error: Exception) -> str:
-    """The first sentence of what a library says."""
+    """The first sentence of a library's message."""
     message = str(error).strip() or type(error).__name__
     return message.splitlines()[0].split(". ")[0].rstrip(".")
 

@@ -48,7 +48,7 @@ def written_graph(model: nn.Module, example: tuple[Tensor, ...]) -> bytes | None
     """A network in eval mode as ONNX for inputs of exactly the shapes of `example`, [N, *shape] each; None for an
     unknown step."""
     if any(part._forward_hooks or part._forward_pre_hooks for part in model.modules()):
-        return None  # a graph of steps would lack what they do
+        return None  # a graph of steps would lack the hooks
     try:
         traced = fx.symbolic_trace(model)
         with torch.no_grad():

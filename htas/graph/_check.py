@@ -1,4 +1,4 @@
-"""What a network may not be: hooked, quantised, or on another device."""
+"""Refusals of networks that are hooked, quantised, or on another device."""
 
 import inspect
 from collections.abc import Iterator

@@ -123,7 +123,7 @@ def pair(value: Any) -> tuple[int, int]:
 
 def moved(fxnode: fx.Node, axis: int) -> int | None:
     """Where the channels are after dimensions were put in another order, or the mean was taken over some of them; None
-    if that is not what the node does, or does to the channels or the batch."""
+    if the node does something else, or moves the channels or the batch."""
     target: Any = fxnode.target
     if fxnode.op not in ("call_function", "call_method") or not fxnode.args or not isinstance(fxnode.args[0], fx.Node):
         return None

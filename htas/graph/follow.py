@@ -82,7 +82,7 @@ class Follower:
         """Visit every step of the graph, in the order they run."""
         renamed: dict[fx.Node, str] = {}  # where the consumers of a run's last block find their input
         for fxnode in self.graph.nodes:
-            if fxnode.op == "get_attr" and fxnode.users:  # when what it is used with is known
+            if fxnode.op == "get_attr" and fxnode.users:  # visited with the node that uses it
                 continue
             for source in fxnode.all_input_nodes:
                 if self.names[source] not in self.nodes and source.op == "get_attr":
@@ -200,7 +200,7 @@ class Follower:
     def _whole_norm(
         self, module: nn.LayerNorm | nn.GroupNorm, shape: tuple[int, ...], source: str, axis: int
     ) -> bool:  # fmt: skip
-        """Whether it does to the channels what a norm of its class does; of a user's class that is tried."""
+        """Whether it norms the channels as a norm of its class does; a user's class is run to see."""
         if isinstance(module, nn.GroupNorm):
             segments = self.nodes[source].segments
             each = module.num_channels // module.num_groups
@@ -485,7 +485,7 @@ class Follower:
         return Layer("global_pool", width, width, size) if is_global else None
 
     def activation(self, node: Node) -> str:
-        """The key in ACTIVATIONS of what a map does; empty for anything else."""
+        """The key in ACTIVATIONS of a map; empty for any other."""
         if node.module:
             module = type(self.modules[node.module])
             return next((name for name, kind in ACTIVATIONS.items() if kind is module), "")

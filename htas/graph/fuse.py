@@ -9,7 +9,7 @@ from htas.graph.network import Node
 def fused(nodes: Mapping[str, Node], activation: Callable[[Node], str]) -> dict[str, Node]:
     """The nodes, by name, each layer with the norm and the activation that follow it and that nothing else reads.
 
-    `activation` names what a map does: a key of ACTIVATIONS, or nothing.
+    `activation` gives the key in ACTIVATIONS of a map, or nothing.
     """
     readers: dict[str, list[Node]] = {}
     for node in nodes.values():

@@ -1,6 +1,6 @@
 """One operator at one exact size, with the norm and activation a runtime fuses into it.
 
-Layers are what a survey measures: a network of a hundred layers has about ten distinct ones.
+A survey measures layers: a network of a hundred layers has about ten distinct ones.
 """
 
 import json

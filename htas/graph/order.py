@@ -1,7 +1,7 @@
 """Channels in the order of their importance, so that the first ones are those worth keeping.
 
 A narrower network, and every sub-network of a supernet, takes the first channels of each width site. After this they
-are the most important ones, and the network computes what it did before.
+are the most important ones, and the network computes the same as before.
 """
 
 import copy

@@ -18,7 +18,7 @@ def resize(network: Network, arch: Arch) -> nn.Module:
 
     It is of the user's own class, with leaf modules swapped, and an Identity where a block is cut that is not called by
     a Sequential; unless a shortcut needs a projection (`adds="project"` at unequal widths): then it is a torch.fx
-    GraphModule with the same module names plus a `project` beside the parts of each such block. Weights that fit are
+    GraphModule with the same module names plus a `project` in each such block. Weights that fit are
     kept, others are drawn by `reset_parameters`.
     Raises UserError for an arch of another network.
     """

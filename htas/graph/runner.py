@@ -1,4 +1,4 @@
-"""What a step of a torch.fx graph does, as a function of its inputs."""
+"""A step of a torch.fx graph as a function of its inputs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from torch import fx, nn
 
 
 def runner(fxnode: fx.Node, sources: Sequence[fx.Node]) -> Callable[[Callable[[str], nn.Module], tuple[Any, ...]], Any]:
-    """Does what the node did, on values given in the order of these sources."""
+    """A function that computes the node from its modules and the values of `sources`, in their order."""
     target: Any = fxnode.target
 
     def run(modules: Callable[[str], nn.Module], values: tuple[Any, ...]) -> Any:

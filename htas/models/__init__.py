@@ -18,7 +18,7 @@ class ModelFamily(ABC):
     @property
     @abstractmethod
     def title(self) -> str:
-        """`cifar_resnet:20`: what a table calls the base network."""
+        """`cifar_resnet:20`: the base network's name in tables."""
 
     @property
     def project_norm(self) -> bool:
@@ -43,7 +43,7 @@ class ModelFamily(ABC):
         return False
 
     def member(self, blocks: int) -> str:
-        """What a table calls the plain network with this many blocks a stage."""
+        """The name in tables of the plain network with this many blocks a stage."""
         return f"{self.title} with {blocks} blocks a stage"
 
     def reset(self, module: nn.Module) -> None:

@@ -12,7 +12,7 @@ from htas.graph.layer import Template
 
 @dataclass(frozen=True)
 class CurveRecord:
-    """One latency curve of the survey, with its fit and what was chosen on it (the paper's Fig. 2 and 3)."""
+    """One latency curve of the survey, with its fit and its choices (the paper's Fig. 2 and 3)."""
 
     sites: tuple[str, ...]
     """The sites that share it."""
@@ -74,7 +74,7 @@ class LayerTable:
 
 @dataclass(frozen=True)
 class SurveyRecord:
-    """What a survey measured (survey.json)."""
+    """The measurements of a survey (survey.json)."""
 
     survey: str
     """The names of the surveys that the readings come from."""

@@ -13,7 +13,8 @@ from htas.timing.measurement import Measurement
 
 WORDS = ("place", "metric", "survey", "layer", "unit", "date")
 LISTS: Mapping[str, type] = {"doubts": str, "remarks": str, "readings": float, "levels": float, "anchor": float}
-"""Columns with JSON lists, and what is in them; the long ones are last, as a query need not read them from the disk."""
+"""Columns with JSON lists, and the type of their items; the long ones are last, as a query need not read them from the
+disk."""
 COLUMNS = (*WORDS, "context", *LISTS)
 
 

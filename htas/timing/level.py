@@ -22,7 +22,7 @@ def levels(seconds: Floats, calls: Ints, window: int) -> Floats:
     """How slow the machine was at each reading; 1 is usual, the median over all.
 
     `seconds` and `calls` (the number of the call that was read) are [readings] in order of time; `window` is how many
-    neighbours see the same machine. A single call has no neighbours to be told from: its levels are 1.
+    neighbours see the same machine. A single call has no neighbours: its levels are 1.
     """
     numbers, calls = np.unique(calls, return_inverse=True)
     if len(numbers) < 2:

@@ -37,7 +37,7 @@ def _limit(folder: Path) -> float | None:
 
 
 def text(file: Path) -> str | None:
-    """What a file says; None where it cannot be read."""
+    """The text of a file; None where it cannot be read."""
     try:
         return file.read_text().strip()
     except (OSError, UnicodeDecodeError):

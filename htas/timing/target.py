@@ -18,7 +18,7 @@ from htas.timing.quota import quota
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Value = bool | int | float | str
-"""What an option of a runtime may be."""
+"""Types of a runtime's options."""
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
