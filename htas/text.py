@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from math import floor, isfinite, log10
-from typing import Any
 
 NONE = "\N{EN DASH}"
 """The text of a table cell without a value."""
@@ -141,7 +140,7 @@ class TextTable(str):
     after: Sequence[str]
     marked: Sequence[str]
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> dict[str, list[str] | list[dict[str, str]]]:
         """As plain JSON values, cells as they are printed: an object for each row, by heading."""
         headings, *rows = self.rows or [()]
         return {

@@ -17,10 +17,11 @@ from htas.experiments import pruning
 from htas.files import digest, from_json, read_json, to_json, write_json
 from htas.graph import resize
 from htas.graph.arch import Arch
+from htas.plugins.values import Values
 from htas.report.result import Result
 from htas.run import networks, rows
 from htas.run import stages as pipeline
-from htas.run.config import Values, as_text
+from htas.run.config import as_text
 from htas.run.records import StageHeader
 from htas.run.run import Run
 from htas.run.stage import ensure

@@ -22,9 +22,10 @@ from htas.experiments.shared import SUPERNETS, own_folder, prepared, share_files
 from htas.experiments.table import _page, table
 from htas.files import digest, read_record, to_json, write_json, write_record
 from htas.graph import resize
+from htas.plugins.values import Values
 from htas.report.result import Result
 from htas.run import rows as run_rows
-from htas.run.config import Values, fitting, load
+from htas.run.config import fitting, load
 from htas.run.run import Run, Sources
 from htas.run.stage import made_from
 from htas.text import TextTable, listing, no_such, plural, text_table

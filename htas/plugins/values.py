@@ -10,6 +10,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from htas.text import listing
 
+Values = dict[str, Any]
+"""Values by option."""
+
 
 def parse(text: str, hint: Any) -> Any:
     """Text of the command line as a value of a type; a list needs no brackets. Raises ValueError."""

@@ -19,7 +19,7 @@ import tomli_w
 from htas import plugins
 from htas.errors import UserError
 from htas.plugins.options import Option, Options, options_of, source_file
-from htas.plugins.values import REFUSED, allowed, check, parse
+from htas.plugins.values import REFUSED, Values, allowed, check, parse
 from htas.text import listing, near, no_such
 from htas.training.recipe import RECIPES, Recipe
 
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
     from htas.strategies import Strategy
     from htas.timing.target import Target
     from htas.training.distill import Distill
-
-
-Values = dict[str, Any]
-"""Values by option."""
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from htas.files import read_record, write_record, write_tensors, write_text
 from htas.formats.export import export
 from htas.graph.arch import Arch
 from htas.plugins import find
+from htas.plugins.values import Values
 from htas.report.result import Result
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
-from htas.run.config import Config, Values
+from htas.run.config import Config
 from htas.run.folder import open_run
 from htas.run.records import MeasureRecord
 from htas.run.run import Run, Sources

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -16,7 +16,7 @@ from htas.errors import UserError
 from htas.graph.layer import Layer
 from htas.plugins import find
 from htas.plugins.options import options_of
-from htas.plugins.values import REFUSED, allowed, check
+from htas.plugins.values import REFUSED, Values, allowed, check
 from htas.text import listing, no_such
 from htas.timing.bench import CudaTimer, HostTimer, Timer
 from htas.timing.target import Target
@@ -125,7 +125,7 @@ def _check_precision(kind: type[Runtime], target: Target) -> None:
         )
 
 
-def _options(kind: type[Runtime], target: Target) -> dict[str, Any]:
+def _options(kind: type[Runtime], target: Target) -> Values:
     """The target's options as the fields of the runtime have them."""
     options = {name: option for name, option in options_of(kind).items() if name != "target"}
     values = {}

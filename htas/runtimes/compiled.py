@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -66,20 +66,16 @@ class Compiled(Runtime):
 
     def _build(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
         network, inputs = placed(network, example, self.target)
+        from torch._inductor import list_mode_options
+
         options = {"freezing": self._freezes, "cpp.threads": self.target.threads}
         with quiet(), self.session():
             call = torch.compile(  # type: ignore[call-overload]  # its overloads lack the last argument
-                network, dynamic=False, options={**_modes()[self.mode], **options}, isolate_recompiles=True
+                network, dynamic=False, options={**list_mode_options()[self.mode], **options}, isolate_recompiles=True
             )
             compiled = program(call, inputs, self.target)
             compiled.run()  # it compiles now
         return compiled
-
-
-def _modes() -> dict[str, Any]:
-    from torch._inductor import list_mode_options
-
-    return list_mode_options()
 
 
 def _check_compiler() -> None:

@@ -113,7 +113,7 @@ def test_a_network_is_exported_once_and_opened_again(name, monkeypatch):
     metric = Latency(target, rounds=32)
     (reading,) = metric.measure([network])
     assert reading.estimate > 0 and len(exported) == 1 and len(opens) == 16
-    Latency(target, rounds=1, made=metric.made).measure([network])
+    Latency(target, rounds=1, programs=metric.programs).measure([network])
     assert len(exported) == 1 and len(opens) == 17
     program = opened(name).compile(network, (torch.randn(2, 3, 8, 8),))
     images = torch.randn(2, 3, 8, 8)
