@@ -727,7 +727,7 @@ def test_energy_is_metered_in_the_calibration_and_at_the_end(tmp_path, monkeypat
     run_folder.open_run(config, folder)
     for stage in ("survey", "design", "calibrate", "search"):
         do(stage, config, folder)
-    assert read_json(folder / "cost.json")["energy"]["unit"] == "J"
+    assert read_json(folder / "cost.json")["fits"]["energy"]["unit"] == "J"
     record = read_record(folder / "search-grid.json", SearchRecord)
     kept = {own.metric: own for own in record.limits}
     assert set(kept) == {"energy", "latency"} and kept["energy"].unit == "J"
