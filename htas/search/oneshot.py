@@ -1,7 +1,7 @@
 """A supernet as strategies use it: built, trained by its sub-networks, and judging archs."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -22,7 +22,7 @@ from htas.search.record import EpochRecord
 from htas.search.supernet import Draw, Supernet
 from htas.text import percent, significant
 from htas.training.layout import placed
-from htas.training.loop import EpochLoop
+from htas.training.loop import EpochLoop, Values
 from htas.training.recipe import Precision
 from htas.training.train import (
     engine,
@@ -264,7 +264,7 @@ class SupernetLoop(SearchLoop):
         """Weights and momenta of the supernet."""
         return {**prefixed(self.supernet, PREFIX), **optimizer_tensors(self.sgd, "sgd")}
 
-    def load(self, tensors: dict[str, Tensor], values: Mapping[str, Any]) -> None:
+    def load(self, tensors: dict[str, Tensor], values: Values) -> None:
         """Weights and momenta of the supernet."""
         load_prefixed(self.supernet, tensors, PREFIX)
         load_optimizer(self.sgd, tensors, "sgd")

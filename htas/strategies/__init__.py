@@ -7,7 +7,6 @@ contract; everything else has a default.
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from htas import metrics, plugins
 from htas.errors import UserError
@@ -88,7 +87,7 @@ class SupernetStrategy(SupernetOptions, Strategy):
         return (start,) if start.is_file() else ()
 
     @property
-    def supernet_key(self) -> dict[str, Any]:
+    def supernet_key(self) -> dict[str, object]:
         """Options that the supernet's weights depend on, where its training ends before any arch is judged: searches
         alike in these share one supernet. Empty where weights and archs are learnt together."""
         return {}

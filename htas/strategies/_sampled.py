@@ -5,7 +5,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -47,7 +47,7 @@ class OneShotStrategy(SupernetStrategy):
     from the widest (sandwich; Yu and Huang 2019)."""
 
     @property
-    def supernet_key(self) -> dict[str, Any]:
+    def supernet_key(self) -> dict[str, object]:
         """Every option of this class; those of a subclass only decide which archs are judged."""
         return {each.name: getattr(self, each.name) for each in fields(OneShotStrategy) if each.name != "keep"}
 

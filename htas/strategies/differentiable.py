@@ -22,6 +22,7 @@ from htas.search.supernet import Draw
 from htas.spaces.space import Space
 from htas.strategies import SupernetStrategy, check_charge
 from htas.text import percent, significant
+from htas.training.loop import Values
 from htas.training.recipe import cosine
 from htas.training.train import batches, load_optimizer, optimizer_tensors, set_rate
 
@@ -375,11 +376,11 @@ class _Search(SupernetLoop):
         """Those of the supernet, logits, and Adam's moments."""
         return {**super().tensors(), "logits": self.logits.table, **optimizer_tensors(self.adam, "adam")}
 
-    def values(self) -> dict[str, Any]:
+    def values(self) -> Values:
         """The weight of the limits' penalty."""
         return {"multiplier": self.multiplier.value}
 
-    def load(self, tensors: dict[str, Tensor], values: Mapping[str, Any]) -> None:
+    def load(self, tensors: dict[str, Tensor], values: Values) -> None:
         """Put back what `tensors` and `values` returned."""
         super().load(tensors, values)
         with torch.no_grad():

@@ -1,9 +1,7 @@
 """MorphNet (Gordon et al. 2018): a regulariser that weights norm scales by latency shrinks the widths, and a
 multiplier expands them to the limits."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +18,7 @@ from htas.strategies import check_charge, need_limits
 from htas.strategies._trials import ByTrials, Trials, multiples, nearest, widest_of
 from htas.text import significant
 from htas.training.layout import placed
+from htas.training.loop import Values
 from htas.training.recipe import cosine
 from htas.training.train import (
     MODEL,
@@ -197,7 +196,7 @@ class _Shrinking(SearchLoop):
         """Weights and momenta."""
         return {**prefixed(self.model, MODEL), **optimizer_tensors(self.sgd, "sgd")}
 
-    def load(self, tensors: dict[str, Tensor], values: Mapping[str, Any]) -> None:
+    def load(self, tensors: dict[str, Tensor], values: Values) -> None:
         """Weights and momenta."""
         load_prefixed(self.model, tensors, MODEL)
         load_optimizer(self.sgd, tensors, "sgd")

@@ -2,7 +2,6 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -25,6 +24,8 @@ class EpochFigures(Protocol):
         """Figures by name, for TensorBoard and those who watch."""
 
 
+Values = dict[str, Any]
+"""JSON values of a checkpoint, by name."""
 Figures = TypeVar("Figures", bound=EpochFigures)
 
 
@@ -49,14 +50,14 @@ class EpochLoop(ABC, Generic[Figures]):
         """Everything that the next epoch needs, by name."""
 
     @abstractmethod
-    def load(self, tensors: dict[str, Tensor], values: Mapping[str, Any]) -> None:
+    def load(self, tensors: dict[str, Tensor], values: Values) -> None:
         """Put back what `tensors` and `values` gave."""
 
     @abstractmethod
     def summary(self, figures: Figures) -> str:
         """An epoch in a few words, for the bar."""
 
-    def values(self) -> dict[str, Any]:
+    def values(self) -> Values:
         """JSON values that the next epoch needs in addition to the tensors."""
         return {}
 

@@ -18,7 +18,7 @@ from htas.text import percent, significant
 from htas.timing.allocator import keep_memory
 from htas.training.distill import Distill
 from htas.training.layout import placed
-from htas.training.loop import EpochLoop
+from htas.training.loop import EpochLoop, Values
 from htas.training.recipe import Precision, Recipe
 
 MODEL = "model/"
@@ -162,7 +162,7 @@ class _Training(EpochLoop[TrainingEpoch]):
         """Weights and momenta."""
         return {**prefixed(self.model, MODEL), **optimizer_tensors(self.optimizer, "sgd")}
 
-    def load(self, tensors: dict[str, Tensor], values: Mapping[str, Any]) -> None:
+    def load(self, tensors: dict[str, Tensor], values: Values) -> None:
         """Weights and momenta."""
         load_prefixed(self.model, tensors, MODEL)
         load_optimizer(self.optimizer, tensors, "sgd")
