@@ -133,7 +133,7 @@ def _pair(size: Any) -> tuple[int, int]:
     return tuple(size) if isinstance(size, tuple) else (size, size)
 
 
-def _window(kernel: Any, stride: Any, padding: Any) -> dict[str, Any]:
+def _window(kernel: Any, stride: Any, padding: Any) -> dict[str, tuple[int, ...]]:
     return {"kernel_shape": _pair(kernel), "strides": _pair(stride or kernel), "pads": _pair(padding) * 2}
 
 
