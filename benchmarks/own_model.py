@@ -67,7 +67,8 @@ def search(out: Path, seed: int, undecided: float) -> None:
         time.sleep(PAUSE)
         base, own = Latency(target, ROUNDS).measure([optimized.base, optimized.model])
         again.append(own.estimate / base.estimate)
-    rows = {row.name: (row.accuracy, row.predicted, row.measured.estimate) for row in optimized.results}
+    measured = {row.name: row.measured for row in optimized.results if row.measured is not None}
+    rows = {row.name: (row.accuracy, row.predicted, measured[row.name].estimate) for row in optimized.results}
     content = {
         "took": took,
         "base": optimized.results[0].name,
@@ -75,7 +76,7 @@ def search(out: Path, seed: int, undecided: float) -> None:
         "rows": rows,
         "again": again,
     }
-    path(out, seed).write_text(json.dumps({**content, "context": dict(optimized.result.measured.context)}))
+    path(out, seed).write_text(json.dumps({**content, "context": dict(measured[optimized.result.name].context)}))
 
 
 def show(content: dict[int, Any]) -> None:

@@ -14,7 +14,15 @@ an Arch into it, `Target` says where it must be fast. Stages with files are `hta
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from htas.files import __version__ as __version__
+    from htas.graph import Network, Site, ordered, resize, trace
+    from htas.graph.arch import Arch
+    from htas.run.optimize import OptimizationResult, optimize
+    from htas.spaces.space import Space
+    from htas.timing.target import Target
 
 __all__ = [
     "Arch",

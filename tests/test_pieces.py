@@ -13,6 +13,7 @@ from htas.experiments import arms as experiments_arms
 from htas.experiments import compare
 from htas.run import networks
 from htas.run.config import load
+from htas.run.run import Sources
 
 ROOT = Path(__file__).parents[1]
 QUEUE = (ROOT / "benchmarks" / "gpu" / "QUEUE.md").read_text()
@@ -89,7 +90,7 @@ def test_the_comparisons_of_the_queue_have_the_papers_options(data, tmp_path):
     tas = htas.with_stem(htas.stem.replace("htas", "tas"))
     found = {arm.name: arm for arm in experiments_arms.read_arms(arms)}
     for name, path in (("hardware", htas), ("tas", tas)):
-        own, wanted = compare._job(htas, [], found[name], 0, tmp_path).config, load(path)
+        own, wanted = compare._job(htas, [], found[name], 0, tmp_path, Sources()).config, load(path)
         assert (own.strategy, own.design, own.train, own.target) == (
             wanted.strategy, wanted.design, wanted.train, wanted.target
         )  # fmt: skip
