@@ -47,7 +47,7 @@ th:last-child, td:last-child { padding-right: .7rem; }
 .marked > :first-child { box-shadow: inset 3px 0 var(--red); }
 small { display: block; color: var(--faint); font-weight: 400; font-size: .8rem; }
 figure { margin: 1.5rem 0 2.4rem; break-inside: avoid; }
-figure svg { display: block; }
+figure svg { display: block; overflow: visible; }
 .chart { width: 100%; }
 .later .chart { min-height: 430px; }
 .chart > svg { width: 100%; height: auto; }
