@@ -31,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if _reader_closed_pipe():
             return 0
         return _fault(words)
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # rich, which prints help, ends so
+            return 0
+        raise
     except KeyboardInterrupt:
         print("\nhtas: stopped; the same command continues where this one was", file=sys.stderr)
         return 130

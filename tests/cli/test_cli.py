@@ -76,10 +76,11 @@ def test_a_report_leaves_what_a_run_says_of_itself(calls: Calls, monkeypatch: py
     assert recorded == [False, True]
 
 
-def test_a_reader_that_has_read_enough_gets_no_traceback() -> None:
-    command = f"{sys.executable} -m htas run --help | head -1"
+@pytest.mark.parametrize("verb", ["", "run"])
+def test_a_reader_that_has_read_enough_gets_no_traceback(verb: str) -> None:
+    command = f"{sys.executable} -m htas {verb} --help | (read -r line; echo $line)"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
-    assert done.stdout.startswith("Usage: htas run") and done.stderr == ""
+    assert done.stdout.startswith(f"Usage: htas {verb}".strip()) and done.stderr == "" and done.returncode == 0
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
