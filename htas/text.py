@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from itertools import groupby
 from math import floor, isfinite, log10
 
 NONE = "\N{EN DASH}"
@@ -91,13 +92,8 @@ def duration(seconds: float) -> str:
 
 def runs(values: Sequence[int]) -> str:
     """`16 16 8` as `2x16 8`: equal neighbours once, with their count."""
-    counted: list[list[int]] = []
-    for value in values:
-        if counted and counted[-1][0] == value:
-            counted[-1][1] += 1
-        else:
-            counted.append([value, 1])
-    return " ".join(f"{count}x{value}" if count > 1 else str(value) for value, count in counted)
+    counted = ((len(list(equal)), value) for value, equal in groupby(values))
+    return " ".join(f"{count}x{value}" if count > 1 else str(value) for count, value in counted)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,21 +1,11 @@
 """The verbs that look at networks by name, and at this machine."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from htas.cli.parameters import (
-    DEFAULT_TARGET,
-    Again,
-    Image,
-    Json,
-    Out,
-    Overrides,
-    TargetOptions,
-    image_shapes,
-)
+from htas.cli.parameters import DEFAULT_TARGET, Again, Image, Json, Out, Overrides, TargetOptions, image_shapes
 from htas.cli.sources import ensure_stage, is_run, load_source, open_run
 from htas.cli.tables import as_json, networks_json, networks_table
 from htas.console.terminal import show
@@ -47,19 +37,26 @@ def measure(
             name = flags[0] if flags else "json"
             raise UserError(f"a run is measured as its configuration says, so leave out --{name}")
         ensure_stage("measure", open_run(Path(networks[0]), overrides, out), again)
+        return
+    if overrides or out or again:
+        name = overrides[0] if overrides else "--out" if out else "--again"
+        raise UserError(f"{name} is for measuring a run, and {networks[0]!r} is neither a folder nor a TOML file")
+    from htas.run import named
+
+    shapes = {image_shapes(image, network) for network in networks if not network.endswith(".onnx")}
+    if len(shapes) > 1:
+        raise UserError("these networks usually have images of different sizes; say which with --image, as 3,224,224")
+    place = target.target(*shapes)
+    rounds = 40 if rounds is None else rounds
+    classes = 10 if classes is None else classes
+    if rounds < 1 or classes < 1:
+        raise UserError(f"--rounds and --classes must be 1 or more, got {rounds} and {classes}")
+    others = [name.strip() for name in (metrics or "").split(",") if name.strip()]
+    figures = named.measure_networks(list(networks), place, rounds, classes, others)
+    if json:
+        print(as_json([networks_json(each) for each in figures]))
     else:
-        if overrides or out or again:
-            name = overrides[0] if overrides else "--out" if out else "--again"
-            raise UserError(f"{name} is for measuring a run, and {networks[0]!r} is neither a folder nor a TOML file")
-        _measure_named(
-            list(networks),
-            target,
-            image,
-            40 if rounds is None else rounds,
-            10 if classes is None else classes,
-            metrics or "",
-            json,
-        )
+        show([networks_table(figures)], {}, False)
 
 
 def inspect(
@@ -115,28 +112,3 @@ def doctor(
 def _flags(target: TargetOptions, **others: object) -> list[str]:
     """The names of the flags on the command line."""
     return [*target.flags(), *(name for name, value in others.items() if value is not None)]
-
-
-def _measure_named(
-    networks: Sequence[str],
-    options: TargetOptions,
-    image: str | None,
-    rounds: int,
-    classes: int,
-    metrics: str,
-    print_json: bool,
-) -> None:
-    from htas.run import named
-
-    shapes = {image_shapes(image, network) for network in networks if not network.endswith(".onnx")}
-    if len(shapes) > 1:
-        raise UserError("these networks usually have images of different sizes; say which with --image, as 3,224,224")
-    target = options.target(*shapes)
-    if rounds < 1 or classes < 1:
-        raise UserError(f"--rounds and --classes must be 1 or more, got {rounds} and {classes}")
-    others = [name.strip() for name in metrics.split(",") if name.strip()]
-    figures = named.measure_networks(networks, target, rounds, classes, others)
-    if print_json:
-        print(as_json([networks_json(each) for each in figures]))
-    else:
-        show([networks_table(figures)], {}, False)

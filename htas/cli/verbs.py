@@ -146,26 +146,9 @@ def watch(
 VERBS: dict[str, Callable[..., None]] = {
     verb.__name__: verb
     for verb in (
-        run,
-        survey,
-        design,
-        calibrate,
-        search,
-        train,
-        measure,
-        inspect,
-        sweep,
-        fastest,
-        compare,
-        reproduce,
-        report,
-        export,
-        store,
-        doctor,
-        watch,
-        demo,
-        options,
-        completion,
+        *(run, survey, design, calibrate, search, train),
+        *(measure, inspect, sweep, fastest, compare, reproduce),
+        *(report, export, store, doctor, watch, demo, options, completion),
     )
 }
 CONFIGURED = [name for name, verb in VERBS.items() if "overrides" in verb.__annotations__]

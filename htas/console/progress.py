@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from htas.console import record
 from htas.text import duration
@@ -14,11 +13,29 @@ EVERY = 5.0
 """Seconds between two plain lines, at least."""
 
 
-class Bar(Protocol):
-    """Work under way."""
+class Bar:
+    """Work under way; `htas watch` shows it too."""
+
+    def __init__(self, title: str, pace: "Pace") -> None:
+        self.title = title
+        self.pace = pace
+        self.figures = ""
+        self.show()
 
     def step(self, figures: str = "", by: int = 1) -> None:
         """Count `by` more steps; `figures` are the current readings as text."""
+        self.pace.step(by)
+        self.figures = figures or self.figures
+        self.show()
+
+    def show(self) -> None:
+        """Write the state into the record of the command."""
+        record.work(self.line, self.pace.done / max(1, self.pace.total))
+
+    @property
+    def line(self) -> str:
+        """`train base 12/40, 1 min 20 s left: loss 0.50`."""
+        return f"{self.title} {self.pace.words}" + (f": {self.figures}" if self.figures else "")
 
 
 @contextmanager
@@ -27,26 +44,13 @@ def progress(title: str, total: int, *, done: int = 0) -> Iterator[Bar]:
 
     Without a terminal there is a line at the start, one every five seconds at most, and one at the end.
     """
-    with _live(title, total, done) if on_terminal() else _plain(title, total, done) as bar:
-        yield RecordedBar(bar, title, total, done)
-
-
-class RecordedBar:
-    """A bar that `htas watch` shows too."""
-
-    def __init__(self, bar: Bar, title: str, total: int, done: int) -> None:
-        self._bar = bar
-        self._title = title
-        self._pace = Pace(total, done)
-        self._figures = ""
-        record.work(title, self._pace.words, "", done / max(1, total))
-
-    def step(self, figures: str = "", by: int = 1) -> None:
-        """Count steps, on the bar and in the record."""
-        self._bar.step(figures, by)
-        self._pace.step(by)
-        self._figures = figures or self._figures
-        record.work(self._title, self._pace.words, self._figures, self._pace.done / max(1, self._pace.total))
+    if on_terminal():
+        with _live(title, Pace(total, done)) as bar:
+            yield bar
+    else:
+        lines = Lines(title, Pace(total, done))
+        yield lines
+        say(lines.line)
 
 
 def shares(bar: Bar) -> Callable[[float, str], None]:
@@ -112,62 +116,35 @@ class Pace:
         return f"{count}, {time_of}"
 
 
-class Lines:
+class Lines(Bar):
     """Plain lines, one every EVERY seconds at most."""
 
-    def __init__(self, title: str, pace: Pace) -> None:
-        self._title = title
-        self._pace = pace
-        self._figures = ""
-        self._next = EVERY
-        _print(self._line())
+    _next = 0.0
 
-    def step(self, figures: str = "", by: int = 1) -> None:
-        """Count, and write a line when one is due."""
-        self._pace.step(by)
-        self._figures = figures or self._figures
-        if self._pace.seconds >= self._next and self._pace.done < self._pace.total:
-            self._next = self._pace.seconds + EVERY
-            _print(self._line())
-
-    def end(self) -> None:
-        """Write the last line."""
-        say(self._line())
-
-    def _line(self) -> str:
-        return f"{self._title} {self._pace.words}" + (f": {self._figures}" if self._figures else "")
+    def show(self) -> None:
+        """Print a line where one is due."""
+        super().show()
+        if not self._next or (self.pace.seconds >= self._next and self.pace.done < self.pace.total):
+            self._next = self.pace.seconds + EVERY
+            _print(self.line)
 
 
 @contextmanager
-def _plain(title: str, total: int, done: int) -> Iterator[Bar]:
-    lines = Lines(title, Pace(total, done))
-    yield lines
-    lines.end()
-
-
-@contextmanager
-def _live(title: str, total: int, done: int) -> Iterator[Bar]:
+def _live(title: str, pace: Pace) -> Iterator[Bar]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
-    pace = Pace(total, done)
+    class Live(Bar):
+        def show(self) -> None:
+            super().show()
+            bar.update(task, completed=pace.done, words=pace.words, figures=self.figures)
+
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.fields[words]}", markup=False),
         TextColumn("{task.fields[figures]}", markup=False),
     )
-
-    class Live:
-        def __init__(self, bar: Progress, task: TaskID) -> None:
-            self._bar = bar
-            self._task = task
-            self._figures = ""
-
-        def step(self, figures: str = "", by: int = 1) -> None:
-            pace.step(by)
-            self._figures = figures or self._figures
-            self._bar.update(self._task, advance=by, words=pace.words, figures=self._figures)
-
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        yield Live(bar, bar.add_task(title, total=total, completed=done, words=pace.words, figures=""))
+        task = bar.add_task(title, total=pace.total, words="", figures="")
+        yield Live(title, pace)

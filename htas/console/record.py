@@ -6,7 +6,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,6 @@ LINES = 8
 
 
 @dataclass(frozen=True)
-class Work:
-    """The state of a bar."""
-
-    title: str
-    words: str
-    """Steps done and the time left, as text."""
-    figures: str
-    """The current readings, as text."""
-    share: float
-    """Share that is done, 0 to 1."""
-
-
-@dataclass(frozen=True)
 class Progress:
     """The content of the file."""
 
@@ -44,7 +31,10 @@ class Progress:
     """Why it stopped."""
     lines: tuple[str, ...]
     """The last lines that the command printed."""
-    work: Work | None
+    work: str
+    """The piece of work under way, with the steps done and the current readings; empty for none."""
+    share: float
+    """Share of that piece that is done, 0 to 1."""
     began: float
     """Seconds since 1970, as `time`."""
     time: float
@@ -57,72 +47,33 @@ class Record:
     """The progress of one command, written into the folder of its run."""
 
     def __init__(self, tensorboard: bool) -> None:
-        self._tensorboard = tensorboard
-        self._folder: Path | None = None
-        self._writer: Any = None
-        self._lines: deque[str] = deque(maxlen=LINES)
-        self._work: Work | None = None
-        self._written = 0.0
+        self.tensorboard = tensorboard
+        self.folder: Path | None = None
+        self.writer: Any = None
+        self.lines: deque[str] = deque(maxlen=LINES)
+        self.work = ("", 0.0)
+        self.written = 0.0
         self._began = time.time()
 
-    def open(self, folder: Path) -> None:
-        """Write into this folder from now on.
+    def end(self, state: str, why: str, folder: Path | None) -> None:
+        """Write that the work in a folder ended, and why."""
+        self.write(state, why, folder)
+        if self.writer is not None:
+            self.writer.close()
+        self.writer = None
 
-        The record in the folder before ends after that, so that `htas watch` of a folder around both always finds one
-        of them running.
-        """
-        before = self._folder
-        if folder == before:
-            return
-        self._folder, self._work = folder, None
-        self._write("running", "", folder)
-        self._end("finished", "", before)
-        if self._tensorboard:
-            self._writer = _writer(folder / "tensorboard")
-
-    def line(self, text: str) -> None:
-        """Record a line."""
-        self._lines.append(text)
-        self._write("running", "", self._folder)
-
-    def work(self, title: str, words: str, figures: str, share: float) -> None:
-        """Record the state of a bar; `share` of it is done, 0 to 1."""
-        self._work = Work(title, words, figures, share)
-        if time.monotonic() >= self._written + EVERY or share >= 1:
-            self._write("running", "", self._folder)
-
-    def scalars(self, title: str, step: int, values: Mapping[str, float]) -> None:
-        """Write figures of an epoch for TensorBoard."""
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(f"{title}/{name}", value, step)
-            self._writer.flush()
-
-    def end(self, state: str, why: str) -> None:
-        """Write that the command ended, and why."""
-        self._end(state, why, self._folder)
-        self._folder = None
-
-    def _end(self, state: str, why: str, folder: Path | None) -> None:
-        self._write(state, why, folder)
-        if self._writer is not None:
-            self._writer.close()
-        self._writer = None
-
-    def _write(self, state: str, why: str, folder: Path | None) -> None:
+    def write(self, state: str, why: str, folder: Path | None) -> None:
         """Write the state without waiting for the disk, which would disturb a measurement; a failure is ignored."""
         if folder is None:
             return
-        self._written = time.monotonic()
-        progress = Progress(
-            state, why, tuple(self._lines), self._work, self._began, time.time(), os.getpid(), socket.gethostname()
-        )
+        self.written = time.monotonic()
+        words, share = self.work
+        lines, host = tuple(self.lines), socket.gethostname()
+        progress = Progress(state, why, lines, words, share, self._began, time.time(), os.getpid(), host)
         part = folder / f".{NAME}.part"
-        try:
+        with suppress(OSError):
             part.write_text(json.dumps(asdict(progress)))
             part.replace(folder / NAME)
-        except OSError:
-            return
 
 
 _current: Record | None = None
@@ -136,36 +87,50 @@ def recording(tensorboard: bool = False) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        _current.end("stopped", str(error) or type(error).__name__)
+        _current.end("stopped", str(error) or type(error).__name__, _current.folder)
         raise
     else:
-        _current.end("finished", "")
+        _current.end("finished", "", _current.folder)
     finally:
         _current = before
 
 
 def into(folder: Path) -> None:
-    """Name the folder of the run, which must exist; without a recording, nothing happens."""
-    if _current is not None:
-        _current.open(folder)
+    """Name the folder of the run, which must exist; without a recording, nothing happens.
+
+    The record in the folder before ends after that, so that `htas watch` of a folder around both always finds one of
+    them running.
+    """
+    if _current is None or folder == _current.folder:
+        return
+    before, _current.folder, _current.work = _current.folder, folder, ("", 0.0)
+    _current.write("running", "", folder)
+    _current.end("finished", "", before)
+    if _current.tensorboard:
+        _current.writer = _writer(folder / "tensorboard")
 
 
 def line(text: str) -> None:
     """Record a line."""
     if _current is not None:
-        _current.line(text)
+        _current.lines.append(text)
+        _current.write("running", "", _current.folder)
 
 
-def work(title: str, words: str, figures: str, share: float) -> None:
-    """Record the state of a bar; `share` of it is done, 0 to 1."""
+def work(words: str, share: float) -> None:
+    """Record the state of a bar in words; `share` of it is done, 0 to 1."""
     if _current is not None:
-        _current.work(title, words, figures, share)
+        _current.work = (words, share)
+        if time.monotonic() >= _current.written + EVERY or share >= 1:
+            _current.write("running", "", _current.folder)
 
 
 def scalars(title: str, step: int, values: Mapping[str, float]) -> None:
-    """Record figures of an epoch, by name."""
-    if _current is not None:
-        _current.scalars(title, step, values)
+    """Write figures of an epoch, by name, for TensorBoard."""
+    if _current is not None and _current.writer is not None:
+        for name, value in values.items():
+            _current.writer.add_scalar(f"{title}/{name}", value, step)
+        _current.writer.flush()
 
 
 def _writer(folder: Path) -> Any:

@@ -1,7 +1,6 @@
 """The progress of a run that another process does."""
 
 import json
-import os
 import socket
 import sys
 import time
@@ -9,6 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from htas.console.record import NAME, Progress
 from htas.errors import UserError
@@ -22,20 +23,10 @@ QUIET = 30.0
 
 
 @dataclass(frozen=True)
-class State:
-    """The record of a run (record.py), read from its folder."""
+class State(Progress):
+    """The record of a run, read from its folder; `state` is also `gone`: its process ended without a word."""
 
     folder: Path
-    state: str
-    """`running`, `finished`, `stopped`, or `gone`: its process ended without a word."""
-    why: str
-    lines: tuple[str, ...]
-    work: str
-    """The piece of work under way, in words; empty for none."""
-    share: float
-    """Share of that piece that is done, 0 to 1."""
-    began: float
-    time: float
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -78,12 +69,9 @@ def _read(path: Path) -> State:
         raise UserError(
             f"{path} does not say how far a run is ({reason}); a running command writes it again"
         ) from error
-    work = progress.work
-    words = f"{work.title} {work.words}" + (f": {work.figures}" if work.figures else "") if work else ""
-    return State(
-        path.parent, _state(progress), progress.why, progress.lines, words, work.share if work else 0.0,
-        progress.began, progress.time,
-    )  # fmt: skip
+    here = progress.host == socket.gethostname()
+    gone = progress.state == "running" and here and not psutil.pid_exists(progress.process)
+    return State(**{**vars(progress), **({"state": "gone"} if gone else {})}, folder=path.parent)
 
 
 def watch(folder: Path, once: bool, sleep: Callable[[float], None] = time.sleep) -> State:
@@ -116,16 +104,3 @@ def watch(folder: Path, once: bool, sleep: Callable[[float], None] = time.sleep)
             print("\n".join(new), flush=True)
     print(last.words[0], flush=True)
     return last
-
-
-def _state(progress: Progress) -> str:
-    """The recorded state; `gone` if the process ran on this machine and ended without a word."""
-    if progress.state != "running" or progress.host != socket.gethostname():
-        return progress.state
-    try:
-        os.kill(progress.process, 0)
-    except ProcessLookupError:
-        return "gone"
-    except PermissionError:
-        return "running"
-    return "running"

@@ -9,7 +9,6 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,21 +95,18 @@ class Config:
         return replace(self, seed=seed, names=names, **_built(names, values))
 
     def toml(self) -> str:
-        """Every option with its value, as a file that `load` reads back to an equal configuration."""
-        tables = {table: self._values(table) for table in TABLES}
-        # TOML has no null: a field that is None is left out.
-        present = {
-            table: {name: _plain(value) for name, value in values.items() if value is not None}
-            for table, values in tables.items()
+        """Every option with its value, as a file that `load` reads back to an equal configuration; None is left out."""
+        tables = {
+            table: {name: _plain(value) for name, value in self._values(table).items() if value is not None}
+            for table in TABLES
         }
-        return tomli_w.dumps({"seed": self.seed, **present})
+        return tomli_w.dumps({"seed": self.seed, **tables})
 
     def options(self) -> Values:
         """Every option as `table.option` with its value, in which tuples are lists; and the seed."""
-        options = {"seed": self.seed}
-        for table in TABLES:
-            options |= {f"{table}.{name}": _plain(value) for name, value in self._values(table).items()}
-        return options
+        tables = {table: self._values(table) for table in TABLES}
+        options = {f"{table}.{name}": _plain(value) for table in TABLES for name, value in tables[table].items()}
+        return {"seed": self.seed, **options}
 
     def key_options(self) -> Values:
         """As `options`, without those that no result depends on: fields marked `metadata={"key": False}`."""
@@ -208,6 +204,7 @@ SCALARS = {"seed": 0}
 KEYS = (*SCALARS, *TABLES)
 """The keys of a configuration file."""
 MOVED = {
+    **dict.fromkeys(("target.image", "target.more"), "write shapes = [[3, 32, 32]], with a shape for each input"),
     "constraints.accuracy_floor": "htas fastest has it as --accuracy-floor",
     "constraints.seeds": "htas fastest has it as --seeds",
     "constraints.tries": "htas fastest has it as --tries",
@@ -215,19 +212,14 @@ MOVED = {
     "strategy.prices); leave it out, as the constraints say what the network may cost",
 }
 """Options that left a table, or some of its classes, with what to do instead."""
-RENAMED = dict.fromkeys(("target.image", "target.more"), "shapes = [[3, 32, 32]], with a shape for each input")
-"""Options of former versions, and what to write instead of each in its table."""
 
 
 def table_options(table: str, name: str = "") -> Options:
     """The options of a table; of one in NAMED, those of the class or recipe `name`. Raises UserError."""
-    return NAMED[table].options(name) if table in NAMED else _plain_options(table)
-
-
-@cache
-def _plain_options(table: str) -> Options:
-    module, _, name = PLAIN[table].partition(":")
-    options: Options = source_file(module)[name].options()
+    if table in NAMED:
+        return NAMED[table].options(name)
+    module, _, kind = PLAIN[table].partition(":")
+    options: Options = source_file(module)[kind].options()
     return options
 
 
@@ -389,8 +381,6 @@ def _typed(table: str, names: Mapping[str, str], content: Values) -> Values:
     values = _defaults(table, names[table]) if table == "train" else {}
     for name, value in content.items():
         if name not in options and name not in key:
-            if new := RENAMED.get(f"{table}.{name}"):
-                raise UserError(f"{table}.{name} has another name: write {table}.{new}")
             if where := MOVED.get(f"{table}.{name}"):
                 raise UserError(f"{table} has no option {name!r}: {where}")
             raise UserError(f"{table} has {_unknown('no option', name, [*key, *options])}")

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from htas import metrics
 from htas.console.progress import progress, shares
@@ -44,7 +43,10 @@ def measure_networks(
 ) -> list[Figures]:
     """Named networks on a target, in one interleaved run; then by other metrics, which are named."""
     meters = {name: find(metrics, Metric, name)(target) for name in others}  # type: ignore[type-abstract]
-    modules = [_named(name, target, classes) for name in names]
+    modules = [
+        OnnxFile(Path(name), target.batch) if name.endswith(".onnx") else networks.build(name, classes)
+        for name in names
+    ]
     measured = {}
     for name, meter in meters.items():  # first, as a machine without a meter is refused
         with progress(f"{name}, %", 100) as bar:
@@ -56,11 +58,6 @@ def measure_networks(
         Figures(name, target.runtime, latency, macs, params, dict(zip(measured, rest, strict=True)))
         for name, latency, (macs, params), *rest in zip(names, latencies, counts, *measured.values(), strict=True)
     ]
-
-
-def _named(name: str, target: Target, classes: int) -> nn.Module:
-    """A network by name, or an ONNX file."""
-    return OnnxFile(Path(name), target.batch) if name.endswith(".onnx") else networks.build(name, classes)
 
 
 def inspect_named(name: str, target: Target, classes: int, folder: Path) -> tuple[Path, TextTable]:

@@ -157,7 +157,10 @@ def train_row(
     if row.name == "base" and config.family.inherits:
         say(f"train {row.name}: it is trained already")
     elif task.train is not None:
-        seconds = _trained_by(task.train, model, teacher, row.name)
+        say(f"train {row.name}: by your own function")
+        started = time.monotonic()
+        task.train(model.train(), teacher.eval() if teacher is not None else None)
+        seconds = time.monotonic() - started
     else:
         seconds = fit(
             model, job.data.train, config.train, seed=config.seed, device=job.device, checkpoint=checkpoint, task=task,
@@ -198,16 +201,6 @@ def base_trained(job: Run) -> bool:
     """Whether the base network needs no training: its weights are the user's, or lie in the folder."""
     key = job.training(job.network.base, taught=False)
     return job.config.family.inherits or _trained(job.model_file("base"), key) is not None
-
-
-def _trained_by(
-    function: Callable[[nn.Module, nn.Module | None], object], model: nn.Module, teacher: nn.Module | None, name: str
-) -> float:
-    """Seconds of a training by the user's own function."""
-    started = time.monotonic()
-    say(f"train {name}: by your own function")
-    function(model.train(), teacher.eval() if teacher is not None else None)
-    return time.monotonic() - started
 
 
 def base_network(job: Run) -> nn.Module:

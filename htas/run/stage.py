@@ -1,6 +1,6 @@
 """A stage of a run: its needs, its key, and whether its files can still be used."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,9 @@ def unusable(run: Run, stage: Stage, path: Path) -> str:
         return other
     if stage.lasting:
         return ""
-    for before, source in _sources(run, stage):
-        if not source.exists():
-            return f"{path} was made from {source}, which does not exist; run `htas {before.name} {path.parent}` first"
+    for before in stage.needs:
+        if gone := next((source for source in before.files(run) if not source.exists()), None):
+            return f"{path} was made from {gone}, which does not exist; run `htas {before.name} {path.parent}` first"
     content = read_json(path)
     if stage.outdated(run, content) if stage.outdated else content.get("inputs") != stage.key(run):
         return f"{path} was made from other files than are there now; run `htas {stage.name} {path.parent}`"
@@ -94,12 +94,6 @@ def write_stage(path: Path, key: str, seconds: float, record: Any) -> None:
     """Write a record as the file of a stage, with the key and how long it took, and say so."""
     write_record(path, record, inputs=key, took=seconds)
     say(f"{path.stem}: {duration(seconds)}")
-
-
-def _sources(run: Run, stage: Stage) -> Iterator[tuple[Stage, Path]]:
-    for before in stage.needs:
-        for path in before.files(run):
-            yield before, path
 
 
 def _other_target(run: Run, stage: Stage, path: Path) -> str:

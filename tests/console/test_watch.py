@@ -78,13 +78,13 @@ def test_of_several_runs_one_is_running_until_all_have_ended(tmp_path: Path, mon
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
     seen = []
-    put = record.Record._write
+    put = record.Record.write
 
     def write(own: record.Record, *words: object) -> None:
         put(own, *words)  # type: ignore[arg-type]
         seen.append(watch.state(tmp_path).state)
 
-    monkeypatch.setattr(record.Record, "_write", write)
+    monkeypatch.setattr(record.Record, "write", write)
     with record.recording():
         for name in ("first", "second", "first"):
             record.into(tmp_path / name)
@@ -170,4 +170,4 @@ def test_states_are_written_once_a_second_at_most(tmp_path: Path, monkeypatch: p
         with progress("much", 1000) as bar:
             for _ in range(500):
                 bar.step()
-            assert begun(tmp_path)["work"] is None
+            assert begun(tmp_path)["work"] == ""

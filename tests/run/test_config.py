@@ -156,11 +156,11 @@ def test_an_option_without_a_default_is_asked_for() -> None:
         ),
         (
             "--target.image=[3,8,8]",
-            "target.image has another name: write target.shapes = [[3, 32, 32]], with a shape for each input",
+            "target has no option 'image': write shapes = [[3, 32, 32]], with a shape for each input",
         ),
         (
             "--target.more=[[8]]",
-            "target.more has another name: write target.shapes = [[3, 32, 32]], with a shape for each input",
+            "target has no option 'more': write shapes = [[3, 32, 32]], with a shape for each input",
         ),
         (
             "--constraints.accuracy_floor=-0.3",

@@ -52,20 +52,13 @@ class Findings:
 
     def json(self) -> JsonObject:
         """As plain JSON values; null is unknown."""
-        return {
-            "target": asdict(self.target),
-            "machine": asdict(self.machine),
-            "load": asdict(self.load),
-            "gpus": [asdict(each) for each in self.gpus],
-            "runtimes": [asdict(each) for each in self.runtimes],
-            "meters": [asdict(each) for each in self.meters],
-            "noise": None if self.noise is None else self.noise.json(),
-            "outlook": None
-            if self.outlook is None
-            else {**asdict(self.outlook), "uncertainty": self.outlook.uncertainty, "decided": self.outlook.decided},
-            "trouble": self.trouble,
-            "advice": list(self.advice),
+        forecast = self.outlook and {
+            **asdict(self.outlook),
+            "uncertainty": self.outlook.uncertainty,
+            "decided": self.outlook.decided,
         }
+        noise = self.noise and self.noise.json()
+        return {**asdict(self), "noise": noise, "outlook": forecast, "advice": list(self.advice)}
 
     def lines(self) -> list[str]:
         """For a terminal: the machine in columns, then sentences."""
@@ -97,6 +90,7 @@ def examine(target: Target, seconds: float = 10.0) -> Findings:
     average, before = averages(), snapshot()
     noise, trouble = _listened(target, seconds)
     load = between(before, snapshot(), average)
+    forecast = outlook(noise.readings, Design.ties, shortest=open_runtime(target).timer().shortest) if noise else None
     cards = gpus()
     return Findings(
         target=target,
@@ -106,14 +100,9 @@ def examine(target: Target, seconds: float = 10.0) -> Findings:
         runtimes=tuple(runtimes(target)),
         meters=tuple(meters(["cpu", "cuda"] if cards else ["cpu"])),
         noise=noise,
-        outlook=None if noise is None else outlook(noise.readings, Design.ties, shortest=shortest(target)),
+        outlook=forecast,
         trouble=trouble,
     )
-
-
-def shortest(target: Target) -> float:
-    """Least seconds of a reading on this target."""
-    return open_runtime(target).timer().shortest
 
 
 def _listened(target: Target, seconds: float) -> tuple[Noise | None, str]:

@@ -65,7 +65,8 @@ def gpus() -> tuple[Gpu, ...]:
         return _by_torch()
     try:
         pynvml.nvmlInit()
-        return _by_nvml(pynvml)
+        count = pynvml.nvmlDeviceGetCount()
+        return tuple(_gpu(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index)) for index in range(count))
     except pynvml.NVMLError:  # no driver, or a GPU that it has lost
         return _by_torch()
 
@@ -75,11 +76,6 @@ def _by_torch() -> tuple[Gpu, ...]:
         return ()
     devices = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
     return tuple(Gpu(each.name, each.total_memory) for each in devices)
-
-
-def _by_nvml(nvml: Any) -> tuple[Gpu, ...]:
-    handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-    return tuple(_gpu(nvml, handle) for handle in handles)
 
 
 def _gpu(nvml: Any, handle: Any) -> Gpu:

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,31 +66,30 @@ class Machine:
 
     def advice(self, threads: int, device: str) -> list[str]:
         """What to change about the machine, or about the target's threads, before a survey on this device."""
-        return [] if device != "cpu" else [*self._about_threads(threads), *self._about_frequency()]
-
-    def _about_threads(self, threads: int) -> Iterator[str]:
+        advice: list[str] = []
+        if device != "cpu":
+            return advice
         if self.quota is not None and self.quota < threads:
-            yield (
+            advice.append(
                 f"the CPU quota is {significant(self.quota)} cores, and {plural(threads, 'thread')} will be stopped "
                 f"for using more: raise the quota, or use --threads {max(1, int(self.quota))}"
             )
         if threads > self.usable:
-            yield (
+            advice.append(
                 f"{plural(threads, 'thread')} on {plural(self.usable, 'usable core')} take turns: "
                 f"use --threads {self.usable}"
             )
         elif self.cores is not None and threads > self.cores:
-            yield (
+            advice.append(
                 f"{plural(threads, 'thread')} share {plural(self.cores, 'physical core')} in pairs (SMT), which makes "
                 f"readings depend on who is paired with whom: use --threads {self.cores}"
             )
-
-    def _about_frequency(self) -> Iterator[str]:
         if self.governor is not None and self.governor != "performance":
-            yield (
+            advice.append(
                 f"the frequency governor is {self.governor}, which follows the load: "
                 "sudo cpupower frequency-set -g performance"
             )
+        return advice
 
     def _kind(self) -> str:
         kind = {True: "virtual machine", False: "", None: "virtual or not: unknown"}[self.virtual]
