@@ -21,12 +21,8 @@ from htas.data.split import Batch
 from htas.errors import UserError
 
 _UNUSABLE = f"{UserError.__module__}.{UserError.__qualname__}"
-
-
 SEEN = 8
 """Items that a data set's fingerprint is computed from."""
-
-
 LABELS = 100_000
 """Items whose labels are looked at one by one, at most, to divide them class by class."""
 
@@ -122,14 +118,13 @@ class Items:
         inputs, targets = _divided(batch)
         tensors = [each.to(self.device, non_blocking=True) for each in inputs]
         if channels_last:
-            tensors = [each.contiguous(memory_format=_LAST) if each.dim() == 4 else each for each in tensors]
+            tensors = [
+                each.contiguous(memory_format=torch.channels_last) if each.dim() == 4 else each for each in tensors
+            ]
         targets = tree_map(lambda each: each.to(self.device, non_blocking=True) if _is_tensor(each) else each, targets)
         if isinstance(targets, Tensor) and not targets.is_floating_point() and not targets.is_complex():
             targets = targets.long()
         return (tensors[0] if len(tensors) == 1 else tuple(tensors)), targets
-
-
-_LAST = torch.channels_last
 
 
 NAMES = ("label", "labels", "target", "targets")

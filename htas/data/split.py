@@ -1,6 +1,6 @@
 """Images and labels of a part of a data set, on a device, in batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -12,8 +12,6 @@ from htas.data.task import CLASSIFY, Inputs, Task
 from htas.errors import UserError
 
 Part = Literal["train", "test"]
-
-
 Shape = tuple[int, ...]
 """Of one item of one input, without the batch: channels, height and width of an image."""
 Batch = tuple[Inputs, Any]
@@ -33,6 +31,11 @@ class Images:
     def where(self, mask: Tensor) -> "Images":
         """The images at a bool mask [N], in their order."""
         return Images(self.images[mask], self.labels[mask])
+
+    @staticmethod
+    def joined(parts: "Sequence[Images]") -> "Images":
+        """The images of all parts, one after the other."""
+        return Images(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
 
 
 class Source(Protocol):

@@ -1,70 +1,145 @@
-"""Where CIFAR images come from: the hub, or a folder in one of the three layouts they are passed around in."""
+"""CIFAR's images: from the hub, or from a folder in one of the three layouts they are passed around in.
 
+The publisher's binary files hold records of one or two label bytes and 3072 pixels, packed or unpacked.
+"""
+
+import hashlib
+import tarfile
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import ClassVar
+
+import torch
 
 from htas.data.split import Images, Part, Shape
-from htas.datasets._binary import Archive, read_archive, read_unpacked
-from htas.datasets._parquet import Columns, read_shards, read_table, reason, shards
-from htas.datasets._pictures import read_pictures
+from htas.datasets import Dataset
+from htas.datasets._copies import encoding
+from htas.datasets._parquet import IMAGE, read_shards, read_table, reason, shards
+from htas.datasets._pictures import SHAPE, read_pictures
 from htas.errors import UserError
 
 
 @dataclass(frozen=True)
 class CifarSource:
-    """What one CIFAR data set is called in each place."""
+    """The names of one CIFAR data set in each place."""
 
     hub: str
     """Its name on the hub."""
-    folder: str
+    hub_folder: str
     """The folder of its parquet files there."""
-    columns: Columns
-    archive: Archive
-    classes: int
-    shape: Shape
+    label: str
+    """Their column of labels."""
+    file: str
+    """The publisher's archive of binary files."""
+    md5: str
+    """As published with the archive."""
+    folder: str
+    """The folder inside."""
+    train: tuple[str, ...]
+    """Its files with training images, equally many in each."""
+    test: tuple[str, ...]
+    label_bytes: int
+    """At the head of a record; the last one is the class."""
+    pickles: tuple[str, ...]
+    """Names of the Python version of the same data: its archive, its folder, a file in it."""
+    train_images: int = 50_000
+    test_images: int = 10_000
+
+    def records(self, name: str, content: bytes, where: Path) -> Images:
+        """The images of one binary file; raises UserError where it has another size."""
+        files, count = (self.train, self.train_images) if name in self.train else (self.test, self.test_images)
+        record = self.label_bytes + prod(SHAPE)
+        expected = record * (count // len(files))
+        if len(content) != expected:
+            raise UserError(f"{where} has {len(content)} bytes, it must have {expected}; unpack {self.file} again")
+        records = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(-1, record)
+        return Images(records[:, self.label_bytes :].reshape(-1, *SHAPE), records[:, self.label_bytes - 1].long())
+
+    def packed(self, file: Path, part: Part) -> Images:
+        """One part out of the archive; raises UserError where its checksum is another than the published one."""
+        with file.open("rb") as archive:
+            checksum = hashlib.file_digest(archive, "md5").hexdigest()
+        if checksum != self.md5:
+            raise UserError(f"{file} has the MD5 checksum {checksum}, the published one is {self.md5}; fetch it again")
+        names, contents = self._names(part), {}
+        with tarfile.open(file, "r|gz") as stream:  # in one pass: seeking backwards would unpack it again for each
+            for member in stream:
+                name = Path(member.name).name
+                if name in names and (content := stream.extractfile(member)):
+                    contents[name] = content.read()
+        return Images.joined([self.records(name, contents[name], file / name) for name in names])
+
+    def unpacked(self, folder: Path, part: Part) -> Images:
+        """One part from the unpacked files; raises UserError where one is missing or of another size."""
+        files = [folder / name for name in self._names(part)]
+        for file in files:
+            if not file.is_file():
+                raise UserError(f"{file} is missing; unpack {self.file} there again")
+        return Images.joined([self.records(file.name, file.read_bytes(), file) for file in files])
+
+    def _names(self, part: Part) -> tuple[str, ...]:
+        return self.train if part == "train" else self.test
 
 
-def read(source: CifarSource, path: str, part: Part) -> Images:
-    """All images of one part, from the hub if `path` is empty; raises UserError that names what is at fault."""
-    if not path:
-        return _from_hub(source, part)
-    place = Path(path).expanduser()
-    try:
-        return _from_folder(source, place, part) if place.is_dir() else _from_file(source, place, part)
-    except OSError as error:
-        raise UserError(f"{error.filename or place} cannot be read: {error.strerror or error}") from error
+@dataclass(frozen=True)
+class Cifar(Dataset):
+    """50,000 training and 10,000 test images of 32x32 pixels."""
+
+    path: str = ""
+    """A local copy: a folder in the hub's parquet layout, the publisher's binary archive (cifar-10-binary.tar.gz,
+    cifar-100-binary.tar.gz) or a folder with it or its .bin files, or a folder of train/CLASS/*.png and
+    test/CLASS/*.png; empty for the Hugging Face hub."""
+
+    source: ClassVar[CifarSource]
+    shapes: ClassVar[tuple[Shape, ...]] = (SHAPE,)
+    flip: ClassVar[bool] = True
+    crop: ClassVar[int] = 4
+
+    @property
+    def encoding(self) -> str:
+        """How the images of this copy come."""
+        return encoding(self.path)
+
+    def read(self, part: Part) -> Images:
+        """All images of one part; raises UserError that names the file at fault."""
+        if not self.path:
+            return _from_hub(self.source, part)
+        place = Path(self.path).expanduser()
+        try:
+            return self._from_folder(place, part) if place.is_dir() else self._from_file(place, part)
+        except OSError as error:
+            raise UserError(f"{error.filename or place} cannot be read: {error.strerror or error}") from error
+
+    def _from_folder(self, folder: Path, part: Part) -> Images:
+        source = self.source
+        for place in (folder, *(folder / name for name in ("data", "plain_text", source.hub_folder))):
+            if any(place.glob("*.parquet")):
+                return read_shards(shards(place, part), source.label)
+        if (folder / source.file).is_file():
+            return source.packed(folder / source.file, part)
+        for place in (folder, folder / source.folder):
+            if any((place / name).is_file() for name in (*source.train, *source.test)):
+                return source.unpacked(place, part)
+        if (folder / "train").is_dir() or (folder / "test").is_dir():
+            return read_pictures(folder, part, self.classes)
+        for name in source.pickles:
+            if (folder / name).exists():
+                raise _pickled(source, folder / name)
+        raise UserError(f"{folder} holds no images in a layout that is known; {_layouts(source)}")
+
+    def _from_file(self, file: Path, part: Part) -> Images:
+        if not file.exists():
+            raise UserError(f"{file} does not exist; {_layouts(self.source)}")
+        if file.name in self.source.pickles:
+            raise _pickled(self.source, file)
+        if file.name != self.source.file:
+            raise UserError(f"{file} is neither a folder nor {self.source.file}; {_layouts(self.source)}")
+        return self.source.packed(file, part)
 
 
-def _from_folder(source: CifarSource, folder: Path, part: Part) -> Images:
-    archive = source.archive
-    for place in (folder, *(folder / name for name in ("data", "plain_text", source.folder))):
-        if any(place.glob("*.parquet")):
-            return read_shards(shards(place, part), source.columns, source.shape)
-    if (folder / archive.file).is_file():
-        return read_archive(archive, folder / archive.file, part, source.shape)
-    for place in (folder, folder / archive.folder):
-        if any((place / name).is_file() for name in archive.files):
-            return read_unpacked(archive, place, part, source.shape)
-    if (folder / "train").is_dir() or (folder / "test").is_dir():
-        return read_pictures(folder, part, source.classes, source.shape)
-    for name in archive.pickles:
-        if (folder / name).exists():
-            raise _pickled(archive, folder / name)
-    raise UserError(f"{folder} holds no images in a layout that is known; {_wanted(archive)}")
-
-
-def _from_file(source: CifarSource, file: Path, part: Part) -> Images:
-    if not file.exists():
-        raise UserError(f"{file} does not exist; {_wanted(source.archive)}")
-    if file.name in source.archive.pickles:
-        raise _pickled(source.archive, file)
-    if file.name != source.archive.file:
-        raise UserError(f"{file} is neither a folder nor {source.archive.file}; {_wanted(source.archive)}")
-    return read_archive(source.archive, file, part, source.shape)
-
-
-def _pickled(archive: Archive, file: Path) -> UserError:
-    return UserError(f"{file} is made of Python pickles, which can run any code when read; use {archive.file} instead")
+def _pickled(source: CifarSource, file: Path) -> UserError:
+    return UserError(f"{file} is made of Python pickles, which can run any code when read; use {source.file} instead")
 
 
 def _from_hub(source: CifarSource, part: Part) -> Images:
@@ -76,12 +151,12 @@ def _from_hub(source: CifarSource, part: Part) -> Images:
         raise UserError(
             f"cannot get {source.hub} from the Hugging Face hub ({reason(error)}); name a local copy with --data.path"
         ) from error
-    table = rows.cast_column(source.columns.image, datasets.Image(decode=False)).with_format("arrow")[:]
-    return read_table(table, source.columns, source.shape, where=f"{source.hub} ({part})")
+    table = rows.cast_column(IMAGE, datasets.Image(decode=False)).with_format("arrow")[:]
+    return read_table(table, source.label, where=f"{source.hub} ({part})")
 
 
-def _wanted(archive: Archive) -> str:
+def _layouts(source: CifarSource) -> str:
     return (
         "data.path must be a folder with the hub's train-*.parquet and test-*.parquet files, "
-        f"with {archive.file} or its .bin files, or with train/CLASS/*.png and test/CLASS/*.png"
+        f"with {source.file} or its .bin files, or with train/CLASS/*.png and test/CLASS/*.png"
     )

@@ -1,13 +1,12 @@
 """Encoded images in the hub's parquet files, with every announced shard there."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from htas.data.split import Images, Part, Shape
+from htas.data.split import Images, Part
 from htas.datasets._pictures import decode
 from htas.errors import UserError
 
@@ -15,14 +14,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 
-@dataclass(frozen=True)
-class Columns:
-    """The columns that are read."""
-
-    image: str
-    """A struct whose field `bytes` is an encoded image."""
-    label: str
-    """Integers."""
+IMAGE = "img"
+"""The column with structs whose field `bytes` is an encoded image."""
 
 
 def shards(folder: Path, part: Part) -> list[Path]:
@@ -43,19 +36,18 @@ def shards(folder: Path, part: Part) -> list[Path]:
     return [file for *_, file in files]
 
 
-def read_shards(files: list[Path], columns: Columns, shape: Shape) -> Images:
-    """The images of all files, one after the other."""
-    parts = [_read_file(file, columns, shape) for file in files]
-    return Images(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
+def read_shards(files: list[Path], label: str) -> Images:
+    """The images of all files, one after the other; `label` is the column of labels."""
+    return Images.joined([_read_file(file, label) for file in files])
 
 
-def read_table(table: "pyarrow.Table", columns: Columns, shape: Shape, where: str) -> Images:
+def read_table(table: "pyarrow.Table", label: str, where: str) -> Images:
     """The images of a table in memory; `where` names it in errors."""
-    _check(table, columns, where)
-    labels = torch.tensor(table[columns.label].to_pylist(), dtype=torch.int64)
-    encoded = table[columns.image].combine_chunks().field("bytes").to_pylist()
+    _check(table, label, where)
+    labels = torch.tensor(table[label].to_pylist(), dtype=torch.int64)
+    encoded = table[IMAGE].combine_chunks().field("bytes").to_pylist()
     named = ((f"row {row} of {where}", content) for row, content in enumerate(encoded))
-    return Images(decode(named, shape), labels)
+    return Images(decode(named), labels)
 
 
 def reason(error: Exception) -> str:
@@ -64,7 +56,7 @@ def reason(error: Exception) -> str:
     return message.splitlines()[0].split(". ")[0].rstrip(".")
 
 
-def _read_file(file: Path, columns: Columns, shape: Shape) -> Images:
+def _read_file(file: Path, label: str) -> Images:
     import pyarrow
     from pyarrow import parquet
 
@@ -72,23 +64,23 @@ def _read_file(file: Path, columns: Columns, shape: Shape) -> Images:
         table = parquet.ParquetFile(file).read()
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"{file} cannot be read as parquet ({reason(error)}); fetch it again") from error
-    return read_table(table, columns, shape, where=str(file))
+    return read_table(table, label, where=str(file))
 
 
-def _check(table: "pyarrow.Table", columns: Columns, where: str) -> None:
+def _check(table: "pyarrow.Table", label: str, where: str) -> None:
     from pyarrow import types
 
-    for name in (columns.image, columns.label):
+    for name in (IMAGE, label):
         if name not in table.column_names:
             raise UserError(f"{where} has no column {name!r}, only {', '.join(table.column_names)}")
         if table[name].null_count:
             raise UserError(f"column {name!r} of {where} has empty rows; fetch it again")
-    if not types.is_integer(table.schema.field(columns.label).type):
-        raise UserError(f"column {columns.label!r} of {where} must hold whole numbers")
-    image = table.schema.field(columns.image).type
+    if not types.is_integer(table.schema.field(label).type):
+        raise UserError(f"column {label!r} of {where} must hold whole numbers")
+    image = table.schema.field(IMAGE).type
     if (
         not types.is_struct(image)
         or image.get_field_index("bytes") < 0
         or not types.is_binary(image.field("bytes").type)
     ):
-        raise UserError(f"column {columns.image!r} of {where} must hold encoded images under 'bytes', it is {image}")
+        raise UserError(f"column {IMAGE!r} of {where} must hold encoded images under 'bytes', it is {image}")

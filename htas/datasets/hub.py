@@ -53,9 +53,10 @@ class Hub(Streamed):
             raise UserError("data.path must be a data set's name on the hub, or a folder; it is empty")
         split = self.test if part == "test" else self.train
         table = _opened(self.path, self.config, split)
+        names = table.column_names
         for option, column in (("image", self.image), ("label", self.label)):
-            if column not in table.column_names:
-                raise UserError(f"{self.path} has no column {column!r} (data.{option}); it has {_names(table)}")
+            if column not in names:
+                raise UserError(f"{self.path} has no column {column!r} (data.{option}); it has {listing(names)}")
         return table
 
 
@@ -99,7 +100,3 @@ def _opened(path: str, config: str, split: str) -> Any:
     if split not in splits:
         raise UserError(f"{path} has no split {split!r}; it has {listing(splits)}: set data.train and data.test")
     return splits[split]
-
-
-def _names(table: Any) -> str:
-    return listing(table.column_names)

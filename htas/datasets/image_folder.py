@@ -1,6 +1,5 @@
 """A folder of images as ImageNet is passed around: train/CLASS/*.jpg and val/CLASS/*.jpg."""
 
-import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from htas.data.split import Part
 from htas.datasets._copies import encoding
-from htas.datasets._pictures import SUFFIXES
+from htas.datasets._pictures import class_folders, image_files
 from htas.datasets._streamed import ImageSource, Streamed
 from htas.errors import UserError
 
@@ -63,7 +62,7 @@ def _classes(path: str) -> tuple[str, ...]:
     """The names of the classes, in the order of their labels."""
     if not path:
         raise UserError("data.path must be the folder that has train/ and val/; it is empty")
-    train, test = (_folders(_place(path, part)) for part in ("train", "test"))
+    train, test = (class_folders(_place(path, part)) for part in ("train", "test"))
     for name in sorted(train ^ test):
         where = _place(path, "test" if name in train else "train") / name
         raise UserError(f"{where} is missing; both parts must have the same class folders")
@@ -81,18 +80,12 @@ def _place(path: str, part: str) -> Path:
     return place
 
 
-def _folders(place: Path) -> set[str]:
-    return {entry.name for entry in os.scandir(place) if entry.is_dir() and not entry.name.startswith(".")}
-
-
 @cache
 def _files(path: str, part: str) -> Files:
-    paths, labels = [], []
+    paths: list[str] = []
+    labels: list[int] = []
     for label, name in enumerate(_classes(path)):
-        folder = _place(path, part) / name
-        images = sorted(entry.path for entry in os.scandir(folder) if entry.name.lower().endswith(SUFFIXES))
-        if not images:
-            raise UserError(f"{folder} has no images ({', '.join(SUFFIXES)}); add some")
+        images = image_files(_place(path, part) / name)
         paths += images
         labels += [label] * len(images)
     return Files(paths, labels)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -173,19 +174,11 @@ class Writer:
 
     def weight(self, tensor: Tensor) -> str:
         """Add a constant of any shape, in the writer's number format; returns its name."""
-        from onnx import numpy_helper
-
-        name = f"weight{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(tensor.detach().cpu().to(self.dtype).numpy(), name))
-        return name
+        return self._constant(tensor.detach().cpu().to(self.dtype).numpy())
 
     def integers(self, values: Sequence[int]) -> str:
         """Add a constant of whole numbers, such as a shape; its name."""
-        from onnx import numpy_helper
-
-        name = f"weight{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(np.asarray(values, dtype=np.int64), name))
-        return name
+        return self._constant(np.asarray(values, dtype=np.int64))
 
     def content(self) -> bytes:
         """All of it as one file."""
@@ -195,6 +188,13 @@ class Writer:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
         content: bytes = model.SerializeToString()
         return content
+
+    def _constant(self, values: NDArray[Any]) -> str:
+        from onnx import numpy_helper
+
+        name = f"weight{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(values, name))
+        return name
 
     def _declare(self, name: str, shape: Sequence[int] | None) -> Any:
         from onnx import TensorProto, helper
@@ -214,19 +214,15 @@ def _layer(writer: Writer, layer: Layer, module: nn.Module, inputs: list[str]) -
 
 
 def _operator(writer: Writer, layer: Layer, module: nn.Module, inputs: list[str]) -> str:
-    window: dict[str, Sequence[int]] = {
-        "kernel_shape": layer.kernel,
-        "strides": layer.stride,
-        "pads": layer.padding * 2,
-    }
+    window = {"kernel_shape": layer.kernel, "strides": layer.stride, "pads": layer.padding * 2}
     match layer.op:
         case "conv":
             operands = [*inputs, *weights_of(writer, module)]
             return writer.node("Conv", operands, dilations=layer.dilation, group=layer.groups, **window)
         case "conv_transpose":
             operands = [*inputs, *weights_of(writer, module)]
-            window["output_padding"] = layer.output_padding
-            return writer.node("ConvTranspose", operands, dilations=layer.dilation, group=layer.groups, **window)
+            more = {"dilations": layer.dilation, "output_padding": layer.output_padding}
+            return writer.node("ConvTranspose", operands, group=layer.groups, **more, **window)
         case "linear" if layer.size != (1, 1):
             linear = next(part for part in module.modules() if isinstance(part, nn.Linear))
             last = writer.node("MatMul", [*inputs, writer.weight(linear.weight.t())])

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,14 +11,12 @@ from torch import Tensor, nn
 
 from htas.errors import UserError
 from htas.formats.onnx_file import OnnxFile
+from htas.formats.parity import first, largest_difference, tolerance
 from htas.graph.layer import Layer
 from htas.runtimes import Program
-from htas.runtimes._parity import check
 from htas.timing.target import Target
 
 Build = Callable[[nn.Module, tuple[Tensor, ...]], Program]
-
-
 MEMORY = ("out of memory", "can't allocate memory", "failed to allocate memory")
 """Words of PyTorch, CUDA and ONNX Runtime for too little memory."""
 
@@ -33,9 +33,9 @@ def network_program(
     try:
         program = build(_copy(model), example)
         if not same:
-            check(program, _copy(model), example, target, what)
+            _compare(program, _copy(model), example, target, what)
     except Exception as error:  # every library raises classes of its own
-        if isinstance(error, UserError) and not _caused(error):
+        if isinstance(error, UserError) and error.__cause__ is None:  # else a single layer may be at fault
             raise
         where = "" if _is_memory(error) else _culprit(_copy(model), example, build)
         raise UserError(_sentence(what, target, f"this {type(model).__name__}", where, error)) from error
@@ -44,39 +44,51 @@ def network_program(
 
 def layer_program(what: str, target: Target, layer: Layer, build: Callable[[], Program]) -> Program:
     """`build` of a layer; raises UserError, which names the layer, where it cannot be run."""
-    try:
-        program = build()
-    except Exception as error:  # every library raises classes of its own
-        raise UserError(_sentence(what, target, in_words(layer), "", error)) from error
-    return _guarded(what, target, program)
+    return _built(what, target, in_words(layer), build)
 
 
 def file_program(
     what: str, target: Target, model: OnnxFile, build: Callable[[str, tuple[Tensor, ...]], Program]
 ) -> Program:
     """`build` of an ONNX file; raises UserError, which says why it cannot be run."""
-    example = model.example()
+    rebuild = partial(build, str(model.path), model.example())  # by its path: weights may lie next to it
+    return _built(what, target, str(model.path), lambda: replace(rebuild(), anew=rebuild))
 
-    def rebuild() -> Program:
-        return build(str(model.path), example)  # by its path: weights may lie next to it
 
+def _built(what: str, target: Target, subject: str, build: Callable[[], Program]) -> Program:
     try:
-        program = rebuild()
+        program = build()
     except Exception as error:  # every library raises classes of its own
-        raise UserError(_sentence(what, target, str(model.path), "", error)) from error
-    return _guarded(what, target, Program(program.run, program.outputs, rebuild))
+        raise UserError(_sentence(what, target, subject, "", error)) from error
+    return _guarded(what, target, program)
+
+
+def _compare(program: Program, network: nn.Module, example: tuple[Tensor, ...], target: Target, what: str) -> None:
+    """Raise UserError where a program's outputs differ from those of eager PyTorch in fp32 on the target's device.
+
+    The network is moved to that device.
+    """
+    with torch.inference_mode():
+        reference = network.to(target.device)
+        expected = first(reference(*(tensor.to(target.device) for tensor in example))).cpu()
+        outputs = program.outputs(*example)
+    if target.precision == "fp16" and expected.isfinite().all() and not outputs.isfinite().all():
+        raise UserError(
+            f"{what} overflows with this network in fp16, which ends at 65504; use target.precision 'bf16' or 'fp32'"
+        )
+    largest_difference(expected, outputs, what, tolerance(target))
 
 
 def _guarded(what: str, target: Target, program: Program) -> Program:
     again = program.anew
     return Program(
-        within_memory(what, target, program.run),
-        within_memory(what, target, program.outputs),
+        _within_memory(what, target, program.run),
+        _within_memory(what, target, program.outputs),
         (lambda: _guarded(what, target, again())) if again is not None else None,
     )
 
 
-def within_memory(what: str, target: Target, call: Callable[..., Any]) -> Callable[..., Any]:
+def _within_memory(what: str, target: Target, call: Callable[..., Any]) -> Callable[..., Any]:
     """The call; on a GPU, UserError where its memory is full."""
     if target.device == "cpu":
         return call
@@ -130,11 +142,6 @@ def _is_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         words in str(error).lower() for words in MEMORY
     )
-
-
-def _caused(error: Exception) -> bool:
-    """True if another error is the cause; then a single layer may be at fault."""
-    return error.__cause__ is not None
 
 
 def _culprit(network: nn.Module, example: tuple[Tensor, ...], build: Build) -> str:

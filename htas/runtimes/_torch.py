@@ -1,20 +1,49 @@
-"""Parts of the runtimes that are PyTorch: devices, threads, versions."""
+"""What the runtimes that are PyTorch share: building, devices, threads, versions."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from htas.formats.parity import first
-from htas.runtimes import Program
+from htas.graph.layer import Layer
+from htas.runtimes import Program, Runtime
+from htas.runtimes._build import layer_program, network_program
 from htas.timing.allocator import keep_memory
-from htas.timing.target import Target
+from htas.timing.target import DTYPES, Target
 
 FORGOTTEN = 33
 """Its square is more kernels than oneDNN keeps."""
+
+
+@dataclass(frozen=True)
+class TorchRuntime(Runtime):
+    """A runtime that builds modules, of networks and of layers alike."""
+
+    what: ClassVar[str]
+    """The runtime in words."""
+
+    @classmethod
+    def precisions(cls, device: str) -> tuple[str, ...]:
+        """All, on every device."""
+        return tuple(DTYPES)
+
+    def compile(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
+        """A copy of the network in the target's precision, checked."""
+        return network_program(self.what, self.target, model, example, self.build)
+
+    def compile_layer(self, layer: Layer) -> Program:
+        """The layer's module, unchecked."""
+        example = layer.example(self.target.batch)
+        return layer_program(self.what, self.target, layer, lambda: self.build(layer.build(), example))
+
+    def describe(self) -> Mapping[str, str]:
+        """PyTorch's version and the libraries and settings of its convolutions."""
+        return about(self.target)
 
 
 def placed(network: nn.Module, example: tuple[Tensor, ...], target: Target) -> tuple[nn.Module, tuple[Tensor, ...]]:

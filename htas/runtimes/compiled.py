@@ -11,14 +11,12 @@ from torch import Tensor, nn
 
 from htas.errors import UserError
 from htas.formats.onnx import quiet
-from htas.graph.layer import Layer
-from htas.runtimes import Program, Runtime
-from htas.runtimes._build import layer_program, network_program
-from htas.runtimes._torch import about, placed, program, threads
+from htas.runtimes import Program
+from htas.runtimes._torch import TorchRuntime, placed, program, threads
 
 
 @dataclass(frozen=True)
-class Compiled(Runtime):
+class Compiled(TorchRuntime):
     """Inductor, for exactly the target's shapes and threads.
 
     Every program has compile caches of its own: by default programs that share a class share eight, and the ninth would
@@ -27,6 +25,7 @@ class Compiled(Runtime):
 
     build_seconds: ClassVar[float] = 5.0
     """Estimated; to be measured."""
+    what: ClassVar[str] = "torch.compile"
     mode: Literal["default", "max-autotune-no-cudagraphs"] = "default"
     """What Inductor tries. "max-autotune-no-cudagraphs" times kernels while it builds: minutes a network instead of
     seconds, and other kernels in every build, which a survey would read as steps. Modes with CUDA graphs are left out,
@@ -38,23 +37,9 @@ class Compiled(Runtime):
         else:
             _check_triton()
 
-    @classmethod
-    def precisions(cls, device: str) -> tuple[str, ...]:
-        """All, on every device."""
-        return ("fp32", "bf16", "fp16")
-
-    def compile(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
-        """The compiled network, which has run once."""
-        return network_program("torch.compile", self.target, model, example, self._build)
-
-    def compile_layer(self, layer: Layer) -> Program:
-        """The layer's module, compiled, unchecked."""
-        example = layer.example(self.target.batch)
-        return layer_program("torch.compile", self.target, layer, lambda: self._build(layer.build(), example))
-
     def describe(self) -> Mapping[str, str]:
         """PyTorch's version and the compiler's settings."""
-        return {**about(self.target), "compiler": "inductor", "mode": self.mode, "frozen": str(self._freezes)}
+        return {**super().describe(), "compiler": "inductor", "mode": self.mode, "frozen": str(self._freezes)}
 
     def session(self) -> AbstractContextManager[object]:
         """Within it PyTorch computes with the target's number of threads."""
@@ -64,7 +49,8 @@ class Compiled(Runtime):
     def _freezes(self) -> bool:
         return self.target.device == "cpu"
 
-    def _build(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
+    def build(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
+        """The compiled network, which has run once."""
         network, inputs = placed(network, example, self.target)
         from torch._inductor import list_mode_options
 

@@ -3,7 +3,6 @@
 A small network in eager mode is as slow as the processor launches its kernels; the graph shows what the GPU can do.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
@@ -12,41 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from htas.formats.parity import first
-from htas.graph.layer import Layer
-from htas.runtimes import Program, Runtime
-from htas.runtimes._build import layer_program, network_program
-from htas.runtimes._torch import about, placed
+from htas.runtimes import Program
+from htas.runtimes._torch import TorchRuntime, placed
 
 WARM = 3
 """Calls before the recording, in which libraries choose kernels and allocate, as PyTorch advises."""
 
 
 @dataclass(frozen=True)
-class CudaGraph(Runtime):
+class CudaGraph(TorchRuntime):
     """Eager PyTorch's kernels without its overhead; CUDA only. Timed by events, which the replay stands between."""
 
     build_seconds: ClassVar[float] = 0.05
     """Estimated; to be measured."""
+    what: ClassVar[str] = "a CUDA graph"
 
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:
         """All, on CUDA."""
-        return ("fp32", "bf16", "fp16") if device == "cuda" else ()
+        return super().precisions(device) if device == "cuda" else ()
 
-    def compile(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
+    def build(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
         """The recorded network."""
-        return network_program("a CUDA graph", self.target, model, example, self._build)
-
-    def compile_layer(self, layer: Layer) -> Program:
-        """The layer's module, recorded."""
-        example = layer.example(self.target.batch)
-        return layer_program("a CUDA graph", self.target, layer, lambda: self._build(layer.build(), example))
-
-    def describe(self) -> Mapping[str, str]:
-        """PyTorch's version and the libraries and settings of its convolutions."""
-        return about(self.target)
-
-    def _build(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
         recorded = _Recorded(*placed(network, example, self.target))
         return Program(recorded.run, recorded.outputs)
 

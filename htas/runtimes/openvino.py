@@ -3,25 +3,21 @@
 Its threads are one oneTBB pool for all programs of the process. An idle thread looks for work for about a millisecond,
 yields its core, and then sleeps (1.1 ms of processor time after a call, two threads; OpenVINO has no option for it).
 The next program gets the same threads, so programs do not take each other's cores. Threads are not pinned: on a shared
-machine a pinned thread waits for other programs on its core.
+machine a pinned thread waits for other programs on its core. On AVX2 its kernels mostly have channels last.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from htas.errors import UserError
-from htas.formats.onnx import chain_graphs, is_first, layer_graph
-from htas.formats.onnx_file import OnnxFile
-from htas.formats.onnx_written import static_graph
-from htas.graph.layer import Layer
 from htas.plugins import needed
-from htas.runtimes import Program, Runtime
-from htas.runtimes._build import file_program, layer_program, network_program
+from htas.runtimes import Program
+from htas.runtimes._graphs import GraphRuntime
 
 CAPABILITIES = {"FP32": "fp32", "BF16": "bf16", "FP16": "fp16"}
 """Capabilities of the CPU plug-in, and the precision of each."""
@@ -29,14 +25,14 @@ HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
 @dataclass(frozen=True)
-class OpenVINO(Runtime):
+class OpenVINO(GraphRuntime):
     """Networks through PyTorch's ONNX exporter, layers written directly; one stream, tuned for latency."""
 
-    exports: ClassVar[bool] = True
     build_seconds: ClassVar[float] = 0.02
     """Warm-up included, on a core of an EPYC."""
     chained: ClassVar[tuple[str, ...]] = ("cpu",)
     lacking: ClassVar[str] = "OpenVINO finds no instructions for it in this processor"
+    what: ClassVar[str] = "OpenVINO"
 
     def __post_init__(self) -> None:
         _core()
@@ -49,45 +45,14 @@ class OpenVINO(Runtime):
         capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return tuple(precision for name, precision in CAPABILITIES.items() if name in capabilities)
 
-    def compile(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
-        """The exported network; an ONNX file as it is."""
-        if isinstance(model, OnnxFile):
-            return file_program("OpenVINO", self.target, model, self._open)
-        return network_program("OpenVINO", self.target, model, example, self._export)
-
-    def compile_layer(self, layer: Layer) -> Program:
-        """The layer as a graph of its own, without the exporter."""
-
-        def build() -> Program:
-            graph = layer_graph(layer, layer.build(), self.target.batch)
-            return self._open(graph, layer.example(self.target.batch))
-
-        return layer_program("OpenVINO", self.target, layer, build)
-
-    def chain(self, layer: Layer) -> tuple[Program, Program]:
-        """The layer between two cheap convolutions, and these alone.
-
-        A layer alone is reordered from NCHW to the layout of its kernel (on AVX2 mostly channels last) and back; in a
-        network its neighbours have that layout already. The difference of the two programs leaves out these reorders,
-        the price of a call, and an add that is fused into a convolution. It still contains a tail that reads other
-        channels than without the layer (16 dot products of four pixels), and lacks caching in longer chains.
-        """
-        first = is_first(layer, self.target.shapes)
-        graphs = chain_graphs(layer, layer.build(), self.target.batch, first=first)
-        one, other = (layer_program("OpenVINO", self.target, layer, partial(self._open, graph)) for graph in graphs)
-        return one, other
-
     def describe(self) -> Mapping[str, str]:
         """Versions and settings."""
         from openvino import get_version
 
         return {"openvino": get_version(), "torch": torch.__version__, "streams": "1", "pinned": "no"}
 
-    def _export(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
-        graph = static_graph(network, example)
-        return replace(self._open(graph, example), anew=partial(self._open, graph, example))
-
-    def _open(self, graph: bytes | str, example: tuple[Tensor, ...] | None = None) -> Program:
+    def open(self, graph: bytes | str, example: tuple[Tensor, ...] | None = None) -> Program:
+        """The program of a graph or a file, with the target's threads, not pinned."""
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,

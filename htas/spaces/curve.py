@@ -50,8 +50,6 @@ class CurveRecord:
 
 SUMMARIES = ("estimate", "error", "minimum", "median", "mean", "mean_error", "spread")
 """Of a Measurement, in survey.json."""
-
-
 Estimate = Literal["estimate", "minimum", "median", "mean"]
 """What may stand for the readings of a width."""
 

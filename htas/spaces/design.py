@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Literal
 
 import numpy as np
@@ -16,22 +17,12 @@ from htas.spaces.space import Space, depth_choices, group_bounds, tas_widths
 from htas.text import no_such
 
 Floats = NDArray[np.float64]
-
-
 Ints = NDArray[np.int64]
-
-
 SPACES = ("hardware", "tas", "grid", "explicit")
-
-
 DECIDED = 0.9
 """A group is decided when its choice is right with this probability."""
-
-
 SETTLED = 1.5
 """... and is settled, so that it is read no more, when not one draw with errors this many times as large differs."""
-
-
 DRAWS = 300
 """To see how sure a choice is."""
 
@@ -270,7 +261,7 @@ def _within(
     """Choices within the bounds; raises UserError where a site has none."""
     bounded = {}
     for name, choices in widths.items():
-        least, most = _bounds(network.sites[name], design)
+        least, most = design.bounds.get(name) or design.bounds.get(str(network.sites[name].base)) or (1, inf)
         bounded[name] = tuple(width for width in choices if least <= width <= most)
         if not bounded[name]:
             raise UserError(
@@ -278,11 +269,6 @@ def _within(
                 f"{', '.join(map(str, choices))}; widen the bounds, or raise design.groups"
             )
     return bounded
-
-
-def _bounds(site: Site, design: Design) -> tuple[float, float]:
-    least, most = design.bounds.get(site.name) or design.bounds.get(str(site.base)) or (1, float("inf"))
-    return least, most
 
 
 def site_curves(network: Network, tables: Mapping[str, LayerTable], design: Design) -> dict[str, Curve]:

@@ -176,7 +176,4 @@ def _moved(today: Mapping[Case, Measurement], stored: Mapping[Case, Entry]) -> f
 def _rescaled(entry: Entry, factor: float) -> Measurement:
     """A stored measurement at today's speed of the machine."""
     remark = f"measured on {entry.date[:10]} and rescaled by {factor:.3f}, as the machine's speed moved"
-    reading = entry.measurement
-    return replace(
-        reading, values=tuple(value * factor for value in reading.values), remarks=(*reading.remarks, remark)
-    )
+    return replace(entry.measurement.scaled(factor), remarks=(*entry.measurement.remarks, remark))

@@ -16,19 +16,11 @@ from htas.spaces.space import group_bounds
 
 FEW = 24
 """... where building a layer takes SLOW seconds or more."""
-
-
 SLOW = 1.0
-
-
 SOME, DEAR = 48, 0.01
 """Widths of a site where building a layer takes DEAR seconds or more: hundreds of layers are built then."""
-
-
 FLAT = 0.01
 """Neighbours whose latencies differ by less than this fraction have no step between them worth locating."""
-
-
 SEEN = 3.0
 """Standard errors from which on two latencies differ."""
 

@@ -16,12 +16,8 @@ from htas.timing.measurement import Measurement
 
 EACH = 0.08
 """Seconds for each width of each distinct layer, unless survey.seconds says otherwise."""
-
-
 UNSTEADY = 1.2
 """Ratio of the machine's slow moments to its fast ones that raises no doubt."""
-
-
 UNSURE = 0.01
 """Relative standard error of a layer's latency, without a doubt."""
 

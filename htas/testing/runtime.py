@@ -179,10 +179,7 @@ class RuntimeContract:
     def test_a_layer_computes_what_its_module_does(
         self, plugin: str, layer: Layer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        self.check_layer(plugin, layer, monkeypatch)
-
-    def check_layer(self, plugin: str, layer: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Assert it of one layer, in every precision: its weights are those of `layer.build()`."""
+        """In every precision; its weights are those of `layer.build()`."""
         module, example = spread_norms(layer.build()).eval(), layer.example(2)
         monkeypatch.setattr(Layer, "build", lambda _: module)
         with torch.no_grad():

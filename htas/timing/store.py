@@ -18,7 +18,7 @@ from htas import text
 from htas.console.progress import say
 from htas.errors import UserError
 from htas.timing.entry import COLUMNS, Entry
-from htas.timing.exchange import Table
+from htas.timing.exchange import check_suffix, read_table, write_table
 
 T = TypeVar("T")
 
@@ -145,11 +145,11 @@ class Store:
 
         Raises UserError for another kind of file, and where the store is empty.
         """
-        table = Table.of(path)
+        check_suffix(path)
         entries = self._entries("TRUE")
         if not entries:
             raise UserError(f"{self.path} has no measurements to export")
-        table.write(entries)
+        write_table(path, entries)
         return len(entries)
 
     def import_(self, path: Path) -> int:
@@ -157,7 +157,7 @@ class Store:
 
         Raises UserError that names the row at fault.
         """
-        return self.add(Table.of(path).read())
+        return self.add(read_table(path))
 
     def _entries(self, where: str, *values: Any) -> list[Entry]:
         entries = []

@@ -2,7 +2,6 @@
 
 import os
 import platform
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -64,7 +63,8 @@ class Target:
 
     def facts(self) -> dict[str, str]:
         """Every field in words."""
-        return {**{name: str(value) for name, value in asdict(self).items()}, "shapes": by_x(self.shapes)}
+        shapes = " and ".join("x".join(map(str, shape)) for shape in self.shapes)  # 3x32x32, 3x32x32 and 8
+        return {**{name: str(value) for name, value in asdict(self).items()}, "shapes": shapes}
 
     def check(self) -> None:
         """Raise UserError where this machine is not the target's kind; its files can be read anywhere."""
@@ -78,14 +78,9 @@ class Target:
         return digest(asdict(self), machine())
 
 
-def by_x(shapes: Sequence[Shape]) -> str:
-    """`3x32x32`, and `3x32x32 and 8` of two inputs."""
-    return " and ".join("x".join(map(str, shape)) for shape in shapes)
-
-
 def usable_cores() -> int:
     """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(affinity()) or os.cpu_count() or 1
 
 
 def affinity() -> list[int]:

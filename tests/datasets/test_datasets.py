@@ -19,7 +19,8 @@ from torch import Generator, Tensor
 
 from htas import datasets, plugins
 from htas.data.split import Images, Part, Split, augmented, proportional
-from htas.datasets import Dataset, cifar10, cifar100, load
+from htas.datasets import Dataset, load
+from htas.datasets._cifar import Cifar
 from htas.datasets.cifar10 import Cifar10
 from htas.datasets.cifar100 import Cifar100
 from htas.datasets.digits import Digits
@@ -27,7 +28,7 @@ from htas.errors import UserError
 from htas.testing import DatasetContract
 from htas.testing.options import check_options
 
-MODULES: dict[str, Any] = {"cifar10": cifar10, "cifar100": cifar100}
+CIFAR: dict[str, type[Cifar]] = {"cifar10": Cifar10, "cifar100": Cifar100}
 SHAPE = (3, 32, 32)
 PARTS: tuple[Part, Part] = ("train", "test")
 
@@ -51,37 +52,36 @@ def encoded(image: Tensor, kind: str = "PNG") -> bytes:
 
 
 def write_parquet(folder: Path, name: str, *, shards: int = 2, kind: str = "PNG") -> Path:
-    source = MODULES[name].SOURCE
+    source = CIFAR[name].source
     folder.mkdir(parents=True, exist_ok=True)
     for part, count in zip(PARTS, (shards, 1), strict=True):
-        whole = images(part, source.classes)
+        whole = images(part, CIFAR[name].classes)
         for number, picks in enumerate(torch.arange(len(whole)).chunk(count)):
             rows = [{"bytes": encoded(whole.images[pick], kind), "path": None} for pick in picks]
             kinds = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-            columns = {"img": pyarrow.array(rows, kinds), source.columns.label: whole.labels[picks].numpy()}
+            columns = {"img": pyarrow.array(rows, kinds), source.label: whole.labels[picks].numpy()}
             parquet.write_table(pyarrow.table(columns), folder / f"{part}-{number:05}-of-{count:05}.parquet")
     return folder
 
 
 def write_bins(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The original files, but short: the expected number of images is made to fit."""
-    archive = MODULES[name].SOURCE.archive
+    archive = CIFAR[name].source
     folder.mkdir(parents=True, exist_ok=True)
     for part, files in zip(PARTS, (archive.train, archive.test), strict=True):
-        whole = images(part, MODULES[name].SOURCE.classes)
+        whole = images(part, CIFAR[name].classes)
         for file, picks in zip(files, torch.arange(len(whole)).chunk(len(files)), strict=True):
             coarse = torch.full((len(picks), archive.label_bytes - 1), 7)
             labels = torch.cat([coarse, whole.labels[picks, None]], 1).to(torch.uint8)
             (folder / file).write_bytes(torch.cat([labels, whole.images[picks].flatten(1)], 1).numpy().tobytes())
-    each = 2 * MODULES[name].SOURCE.classes // len(archive.train)
-    expect(name, monkeypatch, train_images=each, test_images=MODULES[name].SOURCE.classes)
+    expect(name, monkeypatch, train_images=2 * CIFAR[name].classes, test_images=CIFAR[name].classes)
     return folder
 
 
 def write_archive(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The files packed as published, with the expected checksum made to fit."""
     bins = write_bins(folder / "unpacked", name, monkeypatch)
-    archive = MODULES[name].SOURCE.archive
+    archive = CIFAR[name].source
     packed = folder / archive.file
     with tarfile.open(packed, "w:gz") as tar:
         tar.add(bins, archive.folder)
@@ -90,7 +90,7 @@ def write_archive(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def write_pictures(folder: Path, name: str) -> Path:
-    classes = MODULES[name].SOURCE.classes
+    classes = CIFAR[name].classes
     for part in PARTS:
         whole = images(part, classes)
         for number, (image, label) in enumerate(zip(whole.images, whole.labels, strict=True)):
@@ -101,8 +101,8 @@ def write_pictures(folder: Path, name: str) -> Path:
 
 
 def expect(name: str, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
-    source = MODULES[name].SOURCE
-    monkeypatch.setattr(MODULES[name], "SOURCE", replace(source, archive=replace(source.archive, **changes)))
+    source = CIFAR[name].source
+    monkeypatch.setattr(CIFAR[name], "source", replace(source, **changes))
 
 
 def equal(one: Images, two: Images) -> bool:
@@ -155,7 +155,7 @@ class TestEveryDataset(DatasetContract):
     @pytest.fixture(params=[name for name in plugins.names(datasets) if name not in STREAMED])
     def plugin(self, request: pytest.FixtureRequest, tmp_path: Path) -> Dataset:
         kind: Callable[..., Dataset] = plugins.find(datasets, Dataset, request.param)
-        return kind(path=str(write_parquet(tmp_path, request.param))) if request.param in MODULES else kind()
+        return kind(path=str(write_parquet(tmp_path, request.param))) if request.param in CIFAR else kind()
 
 
 @pytest.mark.parametrize("name", STREAMED)
@@ -422,7 +422,7 @@ def test_the_figures_of_digits_are_those_of_its_training_part() -> None:
 # CIFAR: every layout gives the same tensors
 
 
-@pytest.fixture(params=sorted(MODULES))
+@pytest.fixture(params=sorted(CIFAR))
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -432,7 +432,7 @@ def cifar(name: str, path: Path | str) -> Dataset:
 
 
 def reads_as_written(name: str, path: Path) -> bool:
-    classes = MODULES[name].SOURCE.classes
+    classes = CIFAR[name].classes
     return all(equal(cifar(name, path).read(part), images(part, classes)) for part in PARTS)
 
 
@@ -456,7 +456,7 @@ def test_jpeg_images_are_decoded(tmp_path: Path) -> None:
 
 
 def test_an_unpacked_archive_is_read(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_bins(tmp_path / MODULES[name].SOURCE.archive.folder, name, monkeypatch)
+    folder = write_bins(tmp_path / CIFAR[name].source.folder, name, monkeypatch)
     assert reads_as_written(name, folder)
     assert reads_as_written(name, tmp_path)
 
@@ -469,7 +469,7 @@ def test_a_packed_archive_is_read(tmp_path: Path, name: str, monkeypatch: pytest
 
 def test_a_folder_of_images_per_class_is_read_in_the_order_of_the_names(tmp_path: Path, name: str) -> None:
     read = cifar(name, write_pictures(tmp_path, name)).read("train")
-    written = images("train", MODULES[name].SOURCE.classes)
+    written = images("train", CIFAR[name].classes)
     order = written.labels.argsort(stable=True)
     assert equal(read, Images(written.images[order], written.labels[order]))
 
@@ -490,23 +490,23 @@ def test_grey_pictures_become_three_equal_channels(tmp_path: Path) -> None:
 def test_the_hub_is_asked_for_what_it_calls_the_data_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets as hub
 
-    source = MODULES[name].SOURCE
+    source = CIFAR[name].source
 
     def load_dataset(path: str, split: Part) -> hub.Dataset:
         assert path == f"uoft-cs/{name}"
-        whole = images(split, source.classes)
+        whole = images(split, CIFAR[name].classes)
         pictures = [{"bytes": encoded(image), "path": None} for image in whole.images]
-        columns = {"img": pictures, source.columns.label: whole.labels.tolist()}
+        columns = {"img": pictures, source.label: whole.labels.tolist()}
         return hub.Dataset.from_dict(columns).cast_column("img", hub.Image())
 
     monkeypatch.setattr(hub, "load_dataset", load_dataset)
     for part in PARTS:
-        assert equal(cifar(name, "").read(part), images(part, source.classes))
+        assert equal(cifar(name, "").read(part), images(part, CIFAR[name].classes))
 
 
 def test_the_published_checksums_are_the_ones_expected() -> None:
-    assert cifar10.SOURCE.archive.md5 == "c32a1d4ab5d03f1284b67883e8d87530"
-    assert cifar100.SOURCE.archive.md5 == "03b5dce01913d631647c71ecec9e9cb8"
+    assert Cifar10.source.md5 == "c32a1d4ab5d03f1284b67883e8d87530"
+    assert Cifar100.source.md5 == "03b5dce01913d631647c71ecec9e9cb8"
 
 
 # CIFAR: every bad file gets one sentence that names it
@@ -615,7 +615,7 @@ def test_a_row_that_cannot_be_used_is_named(tmp_path: Path, img: list[Any], labe
 
 
 def test_an_archive_of_another_checksum_is_refused(tmp_path: Path, name: str) -> None:
-    archive = MODULES[name].SOURCE.archive
+    archive = CIFAR[name].source
     (tmp_path / archive.file).write_bytes(b"half an archive")
     found = hashlib.md5(b"half an archive").hexdigest()
     refused(tmp_path, archive.file, found, archive.md5, "fetch it again", name=name)
@@ -663,7 +663,7 @@ def test_a_picture_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
 # The real thing
 
 
-@pytest.fixture(scope="module", params=sorted(MODULES))
+@pytest.fixture(scope="module", params=sorted(CIFAR))
 def real(request: pytest.FixtureRequest) -> Dataset:
     root = Path(os.environ.get("HTAS_DATA", "data"))
     if not (root / request.param).is_dir():

@@ -102,11 +102,10 @@ def test_a_runtime_that_does_not_exist_names_those_that_do():
 def test_a_network_is_exported_once_and_opened_again(name, monkeypatch):
     contract(name)
     exported, opens = [], []
-    module = importlib.import_module("htas.runtimes._session" if name == "onnxruntime" else "htas.runtimes.openvino")
-    kind = module.Sessions if name == "onnxruntime" else module.OpenVINO
-    whole, opening = module.static_graph, kind._open
+    module, kind = importlib.import_module("htas.runtimes._graphs"), type(opened(name))
+    whole, opening = module.static_graph, kind.open
     monkeypatch.setattr(module, "static_graph", lambda *a, **k: exported.append(1) or whole(*a, **k))
-    monkeypatch.setattr(kind, "_open", lambda *a: opens.append(1) or opening(*a))
+    monkeypatch.setattr(kind, "open", lambda *a: opens.append(1) or opening(*a))
     monkeypatch.setattr("htas.timing.bench._Run._affords", lambda *_: True)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
     target = Target(runtime=name, threads=2, shapes=((3, 8, 8),), batch=2)
