@@ -45,14 +45,22 @@ class Hub(Streamed):
 
     def source(self, part: Part) -> "Rows":
         """The rows of one part."""
-        return _rows(self._table(part), self.image, self.label, self.test if part == "test" else self.train)
+        table = self._table(part)
+        labels = list(table[self.label])
+        if not all(isinstance(each, int) for each in labels):
+            raise UserError(
+                f"column {self.label!r} must hold whole numbers, the labels; class_encode_column makes them from text"
+            )
+        return Rows(table, self.image, labels, self._split(part))
+
+    def _split(self, part: Part) -> str:
+        return self.test if part == "test" else self.train
 
     def _table(self, part: Part) -> Any:
         """The split, its columns checked."""
         if not self.path:
             raise UserError("data.path must be a data set's name on the hub, or a folder; it is empty")
-        split = self.test if part == "test" else self.train
-        table = _opened(self.path, self.config, split)
+        table = _opened(self.path, self.config, self._split(part))
         names = table.column_names
         for option, column in (("image", self.image), ("label", self.label)):
             if column not in names:
@@ -76,15 +84,6 @@ class Rows(ImageSource):
     def name(self, number: int) -> str:
         """`row 12 of train`."""
         return f"row {number} of {self.split}"
-
-
-def _rows(table: Any, image: str, label: str, split: str) -> Rows:
-    labels = list(table[label])
-    if not all(isinstance(each, int) for each in labels):
-        raise UserError(
-            f"column {label!r} must hold whole numbers, the labels; class_encode_column makes them from text"
-        )
-    return Rows(table, image, labels, split)
 
 
 @cache

@@ -36,8 +36,7 @@ def is_written(model: nn.Module, example: tuple[Tensor, ...]) -> bool:
 
 def static_graph(model: nn.Module, example: tuple[Tensor, ...]) -> bytes:
     """A network in eval mode as one self-contained ONNX file for inputs of exactly the shapes of `example`,
-    [N, *shape] each: written here, or by
-    PyTorch's exporter where a step is not known here.
+    [N, *shape] each: written here, or by PyTorch's exporter where a step is not known here.
 
     Raises UserError where PyTorch cannot export the network.
     """

@@ -26,9 +26,8 @@ class ModelFamily(ABC):
         return True
 
     def check(self, module: nn.Module, example: tuple[Tensor, ...], classes: int) -> None:
-        """Raise UserError where a network of this family does not fit the inputs `example`, [N, *shape] each, or has
-        not
-        logits [N, classes]."""
+        """Raise UserError where a network of this family does not fit the inputs `example`, [N, *shape] each, or gives
+        no logits [N, classes]."""
         return None
 
     @property

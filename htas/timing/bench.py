@@ -272,8 +272,7 @@ class _Run:
         gc.collect(1)
 
     def _disturb_memory(self) -> None:
-        """Leave other holes in memory than before, as an output gets the smallest hole that fits, always the same
-        one."""
+        """Leave other holes in memory than before, as an output always gets the smallest hole that fits."""
         blocks = [bytearray(self.rng.randrange(64, FILLER)) for _ in range(FILLERS)]
         self.rng.shuffle(blocks)
         self.fillers = blocks[::2]
