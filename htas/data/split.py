@@ -138,13 +138,8 @@ class Split:
         if generator is not None:
             images = augmented(images, crop=self.crop, flip=self.flip, generator=generator)
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        return self._normalised(images).contiguous(memory_format=layout), self.labels[picks]
-
-    def _normalised(self, images: Tensor) -> Tensor:
-        mean, std = (
-            torch.tensor(values, device=images.device).mul_(255).view(-1, 1, 1) for values in (self.mean, self.std)
-        )
-        return images.float().sub_(mean).div_(std)
+        mean, std = (torch.tensor(x, device=images.device).mul_(255).view(-1, 1, 1) for x in (self.mean, self.std))
+        return images.float().sub_(mean).div_(std).contiguous(memory_format=layout), self.labels[picks]
 
 
 @dataclass(frozen=True, eq=False)
