@@ -36,4 +36,4 @@ class Distill:
             reduction="batchmean",
             log_target=True,
         )
-        return (1 - self.alpha) * F.cross_entropy(student, labels) + self.alpha * self.temperature**2 * soft
+        return (1 - self.alpha) * task.loss(student, labels) + self.alpha * self.temperature**2 * soft

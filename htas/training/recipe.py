@@ -22,13 +22,17 @@ class Recipe:
     batch: int = 256
     """Images of a step."""
     lr: float = 0.1
-    """Highest learning rate; it falls to 0 along half a cosine."""
+    """Highest learning rate, from which it falls to 0."""
     anneal: Literal["epoch", "step"] = "step"
     """Whether the learning rate falls once an epoch, as in TAS, or with every step, as a short training needs."""
+    fall: Literal["cosine", "line"] = "cosine"
+    """Shape of the fall to 0: half a cosine, or a straight line."""
     momentum: float = 0.9
     """Momentum of SGD with Nesterov's correction."""
     weight_decay: float = 5e-4
     """Weight decay of every parameter, norms and biases included."""
+    smoothing: float = 0.0
+    """Share of each label that is spread evenly over all classes; below 1."""
     precision: Precision = "auto"
     """Arithmetic of the training; auto is bf16 if the hardware has it."""
 
@@ -46,6 +50,8 @@ class Recipe:
         for name in ("momentum", "weight_decay"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name} must be 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.smoothing < 1:
+            raise UserError(f"train.smoothing must be 0 or more and below 1, got {self.smoothing}")
 
     @property
     def length(self) -> int:
@@ -59,17 +65,19 @@ class Recipe:
         if epoch >= self.length - self.rest:
             return 0.0
         done = epoch - self.warmup + (step / steps if self.anneal == "step" else 0)
-        return cosine(self.lr, 0.0, done / self.epochs)
+        share = done / self.epochs
+        return cosine(self.lr, 0.0, share) if self.fall == "cosine" else self.lr * (1 - share)
 
 
 RECIPES = {
     "paper": Recipe(epochs=300, warmup=5, rest=5, batch=256, lr=0.1, anneal="epoch"),
     "short": Recipe(epochs=2, warmup=0, batch=128, lr=0.1),
+    "medium": Recipe(epochs=18, warmup=2, batch=128, lr=0.4),
     "digits": Recipe(epochs=7, warmup=1, batch=64, lr=0.1),
     "finetune": Recipe(epochs=10, warmup=0, batch=64, lr=0.02),
 }
-"""Named recipes; `paper` is TAS's E300-W5, `short` is for CIFAR on a CPU, `digits` for the embedded data set,
-`finetune` for networks that start from trained weights."""
+"""Named recipes; `paper` is TAS's E300-W5, `short` is for CIFAR on a CPU, `medium` for CIFAR networks that are to
+be told apart, `digits` for the embedded data set, `finetune` for networks that start from trained weights."""
 
 
 def cosine(start: float, end: float, share: float) -> float:

@@ -1,12 +1,14 @@
 """The only ordinary training loop: a Recipe, `train` and `evaluate`."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from htas.console.progress import Bar
@@ -63,13 +65,18 @@ def train(
     distill: Distill | None = None,
     rate: str = "train.lr",
     task: Task = CLASSIFY,
+    on_epoch: Callable[[int, float, float], None] | None = None,
 ) -> float:
     """Train `model` in place. Goes on from `checkpoint` if it exists; it is written every epoch.
 
-    Returns the seconds of all epochs, those before an interruption included. Raises UserError if the loss stops being a
-    number; `rate` names the option to lower.
+    `on_epoch` is called with the number of an epoch, its mean loss and its score on the training images, once its
+    checkpoint is written. Returns the seconds of all epochs, those before an interruption included. Raises UserError if
+    the loss stops being a number, where `rate` names the option to lower, and for smoothed labels of a task that has
+    none.
     """
+    task = smoothed(task, recipe.smoothing)
     loop = _Training(model, split, recipe, seed, device, checkpoint, title, teacher, distill, rate, task)
+    loop.on_epoch = on_epoch
     loop.run()
     return loop.seconds
 
@@ -89,8 +96,24 @@ class TrainingEpoch:
         return {"loss": self.loss, "accuracy": self.accuracy}
 
 
+def smoothed(task: Task, smoothing: float) -> Task:
+    """The task with labels spread over all classes; raises UserError if it has a loss of its own."""
+    if not smoothing:
+        return task
+    if not task.classifies:
+        raise UserError(f"train.smoothing = {smoothing} is for classification by cross-entropy; set it to 0")
+    return replace(task, loss=partial(F.cross_entropy, label_smoothing=smoothing))
+
+
 class _Training(EpochLoop[TrainingEpoch]):
     record = TrainingEpoch
+    on_epoch: Callable[[int, float, float], None] | None = None
+
+    def keep(self, path: Path) -> None:
+        """Write a checkpoint, and say that an epoch is done."""
+        super().keep(path)
+        if self.on_epoch is not None:
+            self.on_epoch(len(self.epochs), self.epochs[-1].loss, self.epochs[-1].accuracy)
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ OTHER: dict[str, Any] = {
     "constraints.metrics": {"macs": "50%"}, "constraints.accuracy_floor": "-1", "strategy.name": "random",
     "strategy.shortcut": "pad", "strategy.norms": "shared", "strategy.start": "random", "strategy.precision": "fp32",
     "strategy.anneal": "epoch", "strategy.cost": "macs", "strategy.loss": "band", "strategy.mix": "interpolate",
-    "train.recipe": "short", "train.anneal": "step", "train.precision": "fp32",
+    "train.recipe": "short", "train.anneal": "step", "train.fall": "line", "train.precision": "fp32",
 }  # fmt: skip
 """Another value of options that are no numbers."""
 WITH = {"design.widths": {"design.spaces": ["hardware", "explicit"]}}

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from htas.data.split import Split
+from htas.data.task import Task
 from htas.errors import UserError
+from htas.files import read_tensors
+from htas.training import loop
 from htas.training import train as module
 from htas.training.distill import Distill
 from htas.training.layout import Narrow, placed
@@ -65,12 +69,29 @@ def test_the_paper_recipe_warms_up_by_step_and_falls_by_epoch():
     assert [recipe.rate(epoch, 0, steps) for epoch in range(300, 305)] == [0.0] * 5
 
 
+def test_the_medium_recipe_is_one_cycle_of_twenty_epochs():
+    recipe = RECIPES["medium"]
+    assert (recipe.length, recipe.batch, recipe.weight_decay, recipe.precision) == (20, 128, 5e-4, "auto")
+    rates = [recipe.rate(epoch, step, 390) for epoch in range(20) for step in range(390)]
+    top = rates.index(max(rates))
+    assert (rates[0], top, rates[top]) == (0.0, 2 * 390, 0.4)
+    assert rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(rates[top:], reverse=True)
+    assert 0 < rates[-1] < 1e-6
+
+
 def test_a_recipe_by_step_falls_within_an_epoch_and_rests_at_zero():
     recipe = Recipe(epochs=3, warmup=0, rest=1, lr=0.2)
     assert recipe.rate(0, 0, 4) == pytest.approx(0.2)
     assert recipe.rate(0, 2, 4) == pytest.approx(0.1 * (1 + math.cos(math.pi / 6)))
     assert recipe.rate(1, 2, 4) == pytest.approx(0.1)
     assert recipe.length == 3 and recipe.rate(2, 0, 4) == 0.0 == recipe.rate(2, 3, 4)
+
+
+def test_a_recipe_along_a_line_falls_alike_with_every_step_and_ends_just_above_zero():
+    recipe = Recipe(epochs=4, warmup=2, lr=0.4, fall="line")
+    assert recipe.rate(1, 5, 10) == pytest.approx(0.3)
+    assert [recipe.rate(epoch, 0, 10) for epoch in range(2, 6)] == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    assert recipe.rate(5, 9, 10) == pytest.approx(0.01)
 
 
 def test_every_step_is_taken_at_the_recipes_rate(tmp_path, monkeypatch):
@@ -89,6 +110,7 @@ def test_every_step_is_taken_at_the_recipes_rate(tmp_path, monkeypatch):
         ({"epochs": 3, "rest": 3}, "train.rest must lie in 0..2, below train.epochs, got 3"),
         ({"batch": 0}, "train.batch must be 1 or more, got 0"),
         ({"lr": float("nan")}, "train.lr must be above 0, got nan"),
+        ({"smoothing": 1.0}, "train.smoothing must be 0 or more and below 1, got 1.0"),
     ],
 )
 def test_an_option_out_of_range_is_refused(options, message):
@@ -154,6 +176,25 @@ def test_a_training_that_is_done_is_only_read_again(tmp_path, monkeypatch):
     assert same(fitted(net(), tmp_path / "c"), wanted)
 
 
+def test_each_epoch_is_told_when_its_checkpoint_is_there_and_may_be_the_last_for_now(tmp_path):
+    wanted = fitted(net(), tmp_path / "whole")
+    told: list[tuple[int, int]] = []
+
+    class Enough(Exception):
+        pass
+
+    def on_epoch(epoch: int, loss: float, accuracy: float) -> None:
+        assert math.isfinite(loss) and 0 <= accuracy <= 1
+        told.append((epoch, len(read_tensors(tmp_path / "parts")[1]["epochs"])))
+        if epoch == 2:
+            raise Enough
+
+    with pytest.raises(Enough):
+        fitted(net(), tmp_path / "parts", on_epoch=on_epoch)
+    assert same(fitted(net(), tmp_path / "parts", on_epoch=on_epoch), wanted)
+    assert told == [(epoch, epoch) for epoch in (1, 2, 3, 4, 5)]
+
+
 def test_a_split_smaller_than_a_batch_is_trained_whole(tmp_path):
     model = net()
     before = copy.deepcopy(model)
@@ -199,6 +240,43 @@ def test_a_truncated_checkpoint_is_refused_in_a_sentence(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"cannot be read as safetensors.*delete it and run its stage again"):
         fitted(net(), path)
+
+
+@pytest.mark.parametrize("alpha", [None, 0.0, 0.5])
+def test_smoothed_labels_are_spread_over_all_classes(alpha, tmp_path, monkeypatch):
+    """By hand: 0.2 of each of two classes, so that a label counts 0.8 + 0.1 and the other class 0.1."""
+    losses = []
+    original = Distill.loss if alpha is not None else None
+
+    def kept(self: Distill, *args: Any) -> Tensor:
+        losses.append((self.alpha, args, original(self, *args)))
+        return losses[-1][-1]
+
+    monkeypatch.setattr(Distill, "loss", kept)
+    recipe = replace(SHORT, epochs=1, warmup=0, rest=0, smoothing=0.2)
+    logged = []
+    monkeypatch.setattr(loop, "scalars", lambda title, epoch, values: logged.append(values["loss"]))
+    model = net()
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: None)
+    teaching = {} if alpha is None else {"teacher": net(), "distill": Distill(alpha)}
+    fitted(model, tmp_path / "c", recipe, **teaching)
+    if alpha is None:
+        wanted = []
+        for images, labels in module.batches(toy(), 16, epoch_seed(3, 0)):
+            logs = F.log_softmax(net().train()(images), 1)
+            wanted.append(-(0.8 * logs[range(16), labels] + 0.2 * logs.mean(1)).mean())
+        assert logged == [pytest.approx(torch.stack(wanted).mean().item(), rel=1e-5)]
+    for share, (student, teacher, labels, _), loss in losses:
+        logs, temperature = F.log_softmax(student, 1), 4
+        hard = -(0.8 * logs[range(16), labels] + 0.2 * logs.mean(1)).mean()
+        soft = F.softmax(teacher / temperature, 1)
+        apart = (soft * (soft.log() - F.log_softmax(student / temperature, 1))).sum(1).mean()
+        torch.testing.assert_close(loss, (1 - share) * hard + share * temperature**2 * apart)
+
+
+def test_labels_of_a_task_with_a_loss_of_its_own_are_not_smoothed(tmp_path):
+    with pytest.raises(ValueError, match=r"^train.smoothing = 0.1 is for classification by cross-entropy; set it to 0"):
+        fitted(net(), tmp_path / "c", replace(SHORT, smoothing=0.1), task=Task(loss=F.multi_margin_loss))
 
 
 # -- with a teacher ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,496 @@
+"""Trains what queue.toml lists, one network and seed after the other, each to a result of a few kB in results/.
+
+    python benchmarks/evidence/evidence.py --data FOLDER [--queue FILE] [--out FOLDER] [--results FOLDER]
+        [--only PATTERN] [--threads 1] [--minutes N] [--pause FILE] [--list]
+
+FOLDER holds cifar10 and cifar100. Checkpoints and weights go to --out (runs/evidence). Any number of these commands may
+work side by side, on any machines; what has a result is left alone, and a unit that another one works on too. While the
+--pause file is there nothing is computed. SIGTERM, Ctrl-C and the end of --minutes stop after the epoch at hand; a
+second SIGTERM, or one in a pause, stops at once, and the next command goes on from the last epoch.
+"""
+
+import argparse
+import dataclasses
+import fcntl
+import fnmatch
+import hashlib
+import inspect
+import json
+import signal
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from htas import datasets
+from htas.data.split import Batch, Data, Source, augmented
+from htas.datasets.cifar10 import Cifar10
+from htas.datasets.cifar100 import Cifar100
+from htas.files import __version__, digest, from_json, read_json, read_tensors, to_json, write_json, write_tensors
+from htas.graph import Network, resize, trace
+from htas.graph.arch import Arch
+from htas.models.cifar_resnet import CifarResNet
+from htas.run import networks
+from htas.timing.target import machine
+from htas.training.distill import Distill
+from htas.training.layout import placed
+from htas.training.recipe import RECIPES, Recipe
+from htas.training.train import evaluate, has_bf16, train
+
+HERE = Path(__file__).parent
+DATASETS = {"cifar10": Cifar10, "cifar100": Cifar100}
+TEACHER = "base"
+"""The arm whose network of the same group and seed teaches all others."""
+SPLIT = 0
+"""Seed of the training images that are held out where a recipe is chosen; the same ones in every run."""
+
+
+class Interruption(Exception):
+    """The work stops here for now; the last checkpoint is written."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One network of one arm, trained once."""
+
+    group: str
+    """A data set and base network: those that are compared with each other."""
+    arm: str
+    seed: int
+    dataset: str
+    base: int
+    """Depth of the CIFAR ResNet that archs belong to."""
+    network: str = ""
+    """A network by its name, such as cifar_resnet:14 or tas:C010-ResNet20, in place of an arch of the base network."""
+    arch: Arch | None = None
+    """None is the base network itself."""
+    recipe: Recipe = field(default_factory=Recipe)
+    teacher: str = ""
+    """The arm that teaches; empty for none."""
+    distill: Distill = field(default_factory=Distill)
+    held_out: int = 0
+    """Training images that judge in place of the test images, and that are not trained on."""
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return named(self.group, self.arm, self.seed)
+
+    @property
+    def teaching(self) -> str:
+        """Name of the unit that teaches it; empty for none."""
+        return named(self.group, self.teacher, self.seed) if self.teacher else ""
+
+    @property
+    def key(self) -> str:
+        """A hash of all that its result depends on; options that are as usual are left out, so that there may be others
+        one day."""
+        options = [unusual(self.recipe), unusual(self.distill) if self.teacher else {}]
+        arch = to_json(self.arch) if self.arch else None
+        return digest(self.dataset, self.base, self.network, arch, self.seed, self.teacher, self.held_out, *options)
+
+
+def unusual(options: Recipe | Distill) -> dict[str, object]:
+    """The fields that are not as they are by default."""
+    usual = dataclasses.asdict(type(options)())
+    return {name: value for name, value in dataclasses.asdict(options).items() if value != usual[name]}
+
+
+def named(group: str, arm: str, seed: int) -> str:
+    """`cifar10-resnet20-base-s0`."""
+    return f"{group}-{'-'.join(arm.replace(',', '').split())}-s{seed}"
+
+
+def units(path: Path) -> list[Unit]:
+    """Those of a queue file, in its order; one that several rounds have comes with the first of them."""
+    content = tomllib.loads(path.read_text())
+    found: dict[str, Unit] = {}
+    for entry in content["round"]:
+        group: dict[str, Any] = content["group"][entry["group"]]
+        archs = read_json(path.parent / group["archs"])["archs"] if "archs" in group else {}
+        for seed in entry["seeds"]:
+            for arm in entry["arms"]:
+                unit = arranged(entry["group"], group, archs, arm, seed)
+                found.setdefault(unit.name, unit)
+    return list(found.values())
+
+
+def arranged(name: str, group: Mapping[str, Any], archs: Mapping[str, Any], arm: str, seed: int) -> Unit:
+    """A unit of a group; raises ValueError for an arm that it does not have."""
+    own = group.get("arms", {}).get(arm)
+    if own is None and arm not in archs:
+        raise ValueError(f"the group {name} has no arm {arm}, and {group.get('archs', 'it')} no arch of that name")
+    options = {**group, **({"arch": arm} if own is None else own)}
+    recipe = replace(RECIPES[options.get("recipe", "medium")], **group.get("train", {}))
+    return Unit(
+        group=name,
+        arm=arm,
+        seed=seed,
+        dataset=options["dataset"],
+        base=options["base"],
+        network=options.get("network", ""),
+        arch=from_json(archs[options["arch"]], Arch, group["archs"]) if "arch" in options else None,
+        recipe=replace(recipe, **(own or {}).get("train", {})),
+        teacher=options.get("teacher", TEACHER),
+        distill=Distill(**options.get("distill", {})),
+        held_out=options.get("held_out", 0),
+    )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where things are, and when to stop."""
+
+    data: Path
+    out: Path
+    results: Path
+    pause: Path | None = None
+    threads: int = 1
+    until: float = float("inf")
+    """Of time.monotonic()."""
+    signals: list[int] = field(default_factory=list)
+    """Those that asked to stop."""
+
+    def result(self, name: str) -> Path:
+        """What is committed."""
+        return self.results / f"{name}.json"
+
+    def weights(self, name: str) -> Path:
+        """A trained network."""
+        return self.out / "weights" / f"{name}.safetensors"
+
+    def checkpoint(self, unit: Unit) -> Path:
+        """An unfinished training."""
+        return self.out / "checkpoints" / f"{unit.name}-{unit.key}.safetensors"
+
+    def course(self, unit: Unit) -> Path:
+        """A line of JSON for each of its epochs; of an epoch that was run twice the last one counts."""
+        return self.checkpoint(unit).with_suffix(".jsonl")
+
+    def wait(self) -> None:
+        """Between two steps: returns once there is no pause."""
+        while self.pause is not None and self.pause.exists():
+            if self.signals:
+                raise Interruption
+            time.sleep(1.0)
+        if len(self.signals) > 1:
+            raise Interruption
+
+    def check(self) -> None:
+        """Between two epochs."""
+        if self.signals or time.monotonic() > self.until:
+            raise Interruption
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Images between whose batches something is looked at."""
+
+    source: Source
+    between: Callable[[], None]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def where(self, mask: Tensor) -> "Watched":
+        """The images at a bool mask [N]."""
+        return replace(self, source=self.source.where(mask))
+
+    def batches(
+        self,
+        size: int,
+        *,
+        seed: int | None = None,
+        augment: bool = False,
+        drop_last: bool = False,
+        channels_last: bool = False,
+    ) -> Iterator[Batch]:
+        """As those of the source."""
+        options = {"seed": seed, "augment": augment, "drop_last": drop_last, "channels_last": channels_last}
+        for batch in self.source.batches(size, **options):  # type: ignore[arg-type]
+            self.between()
+            yield batch
+
+    def draws(
+        self, size: int, count: int, *, generator: Generator, augment: bool = False, channels_last: bool = False
+    ) -> Iterator[Batch]:
+        """As those of the source."""
+        return self.source.draws(size, count, generator=generator, augment=augment, channels_last=channels_last)
+
+
+class Remembering(nn.Module):
+    """A teacher that answers from a file what it was asked before, to the last bit.
+
+    All students of one seed see the same images in the same order, so that it is the first of them that pays. The file
+    is a sequence of records, each a hash of a batch of images and the logits; a record cut off at its end is dropped.
+    """
+
+    HASH = 8
+
+    def __init__(self, network: nn.Module, path: Path) -> None:
+        super().__init__()
+        self.network = network
+        self.path = path
+        self.known: dict[bytes, int] | None = None
+        """Where in the file the answers begin."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[N, 3, H, W] to [N, classes]."""
+        if images.device.type != "cpu":
+            logits: Tensor = self.network(images)
+            return logits
+        pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
+        mark = hashlib.blake2b(pixels.data, digest_size=self.HASH).digest()
+        if self.known is not None and mark in self.known:
+            return self._answer(self.known[mark])
+        logits = self.network(images)
+        if self.known is None:
+            self._open(logits)
+            if mark in (self.known or {}):
+                return logits
+        self._learn(mark, logits)
+        return logits
+
+    def _open(self, like: Tensor) -> None:
+        """Read the hashes of what was answered before; answers have the form of this one."""
+        self.form = (like.shape, like.dtype)
+        self.length = like.numel() * like.element_size()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.known = {}
+        with self.path.open("a+b") as file:
+            whole = file.seek(0, 2) // (self.HASH + self.length) * (self.HASH + self.length)
+            for start in range(0, whole, self.HASH + self.length):
+                file.seek(start)
+                self.known[file.read(self.HASH)] = start + self.HASH
+            file.truncate(whole)
+
+    def _answer(self, start: int) -> Tensor:
+        with self.path.open("rb") as file:
+            file.seek(start)
+            content = bytearray(file.read(self.length))
+        return torch.frombuffer(content, dtype=self.form[1]).view(self.form[0])
+
+    def _learn(self, mark: bytes, logits: Tensor) -> None:
+        if (logits.shape, logits.dtype) != self.form:
+            return
+        assert self.known is not None
+        with self.path.open("ab") as file:
+            self.known[mark] = file.seek(0, 2) + self.HASH
+            file.write(mark + logits.contiguous().view(torch.uint8).numpy().tobytes())
+
+
+def classes(dataset: str) -> int:
+    """Outputs of its networks."""
+    return DATASETS[dataset]().classes
+
+
+@cache
+def traced(depth: int, dataset: str) -> Network:
+    """The base network of archs."""
+    torch.manual_seed(0)
+    family = CifarResNet(depth)
+    return trace(
+        family.build(classes(dataset)), torch.zeros(2, 3, 32, 32), adds="join", project_norm=family.project_norm
+    )
+
+
+def drawn(unit: Unit) -> nn.Module:
+    """The network of a unit, weights as its seed draws them."""
+    torch.manual_seed(unit.seed)
+    if unit.network:
+        model = networks.build(unit.network, classes(unit.dataset))
+    else:
+        base = traced(unit.base, unit.dataset)
+        model = resize(base, unit.arch or base.base)
+    CifarResNet(unit.base).reset(model)
+    return model
+
+
+@cache
+def images(dataset: str, folder: Path, held_out: int, device: str) -> Data:
+    """The images of a data set, which has 50,000 to train on."""
+    made = DATASETS[dataset](path=str(folder / dataset))
+    return datasets.load(made, device=device, validation=(held_out or 5000) / 50_000, seed=SPLIT)
+
+
+def trained(unit: Unit, teacher: Unit | None, place: Place) -> None:
+    """Train a unit, or go on with it, and write its result; raises Interruption."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    data = images(unit.dataset, place.data, unit.held_out, device)
+    source, judges = (data.weights, data.validation) if unit.held_out else (data.train, data.test)
+    model = drawn(unit)
+    network = traced(unit.base, unit.dataset) if not unit.network else traced_of(model)
+    arch = unit.arch or network.base
+    about = {
+        "name": unit.name,
+        "group": unit.group,
+        "arm": unit.arm,
+        "seed": unit.seed,
+        "dataset": unit.dataset,
+        "network": unit.network or f"cifar_resnet:{unit.base}",
+        "arch": to_json(unit.arch) if unit.arch else None,
+        "macs": network.macs(arch),
+        "params": network.params(arch),
+        "recipe": dataclasses.asdict(unit.recipe),
+        "bf16": has_bf16(device, unit.recipe.precision),
+        "teacher": unit.teaching,
+        "distill": dataclasses.asdict(unit.distill) if unit.teacher else None,
+        "trained_on": len(source),
+        "judged_on": f"{len(judges)} {'training images held out' if unit.held_out else 'test images'}",
+        "inputs": unit.key,
+    }
+    mentor: nn.Module | None = None
+    if teacher is not None:
+        mentor = drawn(teacher)
+        mentor.load_state_dict(read_tensors(place.weights(teacher.name))[0])
+        mentor = Remembering(mentor, place.out / "answers" / f"{teacher.name}-{unit.recipe.batch}.bin")
+    course, spent = place.course(unit), time.process_time()
+
+    def on_epoch(epoch: int, loss: float, accuracy: float) -> None:
+        nonlocal spent
+        now = time.process_time()
+        line = {"epoch": epoch, "loss": round(loss, 5), "accuracy": round(accuracy, 5), "cpu_seconds": now - spent}
+        spent = now
+        with course.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if epoch < unit.recipe.length:
+            place.check()
+
+    why = ""
+    seconds = 0.0
+    try:
+        seconds = train(
+            model, Watched(source, place.wait), unit.recipe, seed=unit.seed, device=device, title=unit.name,
+            checkpoint=place.checkpoint(unit), teacher=mentor, distill=unit.distill if mentor else None,
+            on_epoch=on_epoch,
+        )  # fmt: skip
+    except ValueError as error:
+        if "diverged" not in str(error):
+            raise
+        why = "diverged"
+    place.wait()
+    accuracy = None if why else evaluate(model, judges, device=device, precision=unit.recipe.precision)
+    lines = course.read_text().splitlines() if course.exists() else []
+    epochs = list({line["epoch"]: line for line in map(json.loads, lines)}.values())
+    busy = sum(line["cpu_seconds"] for line in epochs)
+    write_tensors(place.weights(unit.name), model.state_dict(), {"name": unit.name, "inputs": unit.key})
+    write_json(place.result(unit.name), {
+        **about,
+        "accuracy": accuracy,
+        "failed": why,
+        "epochs": [[line["epoch"], line["loss"], line["accuracy"]] for line in epochs],
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(busy, 1),
+        "images_per_cpu_second": round(len(epochs) * len(source) / busy, 1) if busy else None,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "machine": machine(),
+        "versions": {"htas": __version__, "code": code()},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    })  # fmt: skip
+    for done in (place.checkpoint(unit), course):
+        done.unlink(missing_ok=True)
+
+
+def traced_of(model: nn.Module) -> Network:
+    """Of a network that is no arch of the base network, to count its parts."""
+    return trace(model, torch.zeros(2, 3, 32, 32))
+
+
+@cache
+def code() -> str:
+    """A hash of the files that a training runs through, as they were when the command began."""
+    parts = (train, Distill, augmented, placed)
+    return digest(*(Path(inspect.getfile(part)) for part in parts))
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Whether the lock of a unit could be had; it ends with the process, however that ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def state(unit: Unit, known: dict[str, Unit], place: Place) -> str:
+    """`done`, `ready`, or what it waits for. Raises ValueError for a result of something else under its name."""
+    path = place.result(unit.name)
+    if path.exists():
+        if read_json(path)["inputs"] != unit.key:
+            raise ValueError(f"{path} is of another recipe or network than the queue's; delete it, or rename the arm")
+        return "done"
+    if unit.teacher:
+        if unit.teaching not in known:
+            raise ValueError(f"{unit.name} has the teacher {unit.teaching}, which the queue has not")
+        if state(known[unit.teaching], known, place) != "done" or not place.weights(unit.teaching).exists():
+            return f"waits for the weights of {unit.teaching}"
+    return "ready"
+
+
+def work(queue: Path, place: Place, only: str) -> bool:
+    """Train the first unit that is ready and that nobody else works on; whether there was one."""
+    listed = units(queue)
+    known = {unit.name: unit for unit in listed}
+    ready = [unit for unit in listed if state(unit, known, place) == "ready"]
+    for unit in ready:
+        if not fnmatch.fnmatch(unit.name, only):
+            continue
+        with locked(place.out / "locks" / f"{unit.name}.lock") as mine:
+            if mine and state(unit, known, place) == "ready":
+                print(f"{datetime.now(UTC):%H:%M:%S} {unit.name}", flush=True)
+                trained(unit, known[unit.teaching] if unit.teacher else None, place)
+                accuracy = read_json(place.result(unit.name))["accuracy"]
+                print(f"{datetime.now(UTC):%H:%M:%S} {unit.name}: {accuracy}", flush=True)
+                return True
+    return False
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--queue", type=Path, default=HERE / "queue.toml")
+    parser.add_argument("--out", type=Path, default=Path("runs/evidence"))
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--only", default="*", help="units whose names are like this, such as 'cifar10-resnet20-*-s0'")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--pause", type=Path)
+    parser.add_argument("--list", action="store_true", help="only say what there is, and how far it is")
+    given = parser.parse_args()
+    until = time.monotonic() + 60 * given.minutes
+    place = Place(given.data, given.out, given.results, given.pause, given.threads, until)
+    if given.list:
+        listed = units(given.queue)
+        known = {unit.name: unit for unit in listed}
+        print("\n".join(f"{unit.name}: {state(unit, known, place)}" for unit in listed))
+        return 0
+    torch.set_num_threads(given.threads)
+    code()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: place.signals.append(number))
+    try:
+        while work(given.queue, place, given.only):
+            place.check()
+    except Interruption:
+        print("stopped; the same command goes on", flush=True)
+        return 0
+    print("nothing is left to do here", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""The tables of README.md, from results/*.json: everything between its two marks is written anew.
+
+python benchmarks/evidence/table.py [--results FOLDER] [--readme FILE]
+"""
+
+import argparse
+import json
+import statistics
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+BEGIN, END = "<!-- results: made by table.py -->", "<!-- end of results -->"
+EMPTY = "-"
+
+Result = Mapping[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--readme", type=Path, default=HERE / "README.md")
+    given = parser.parse_args()
+    results = [json.loads(path.read_text()) for path in sorted(given.results.glob("*.json"))]
+    queue = tomllib.loads((HERE / "queue.toml").read_text())
+    before, _, rest = given.readme.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    given.readme.write_text(f"{before}{BEGIN}\n\n{tables(results, queue, HERE)}\n{END}{after}")
+
+
+def tables(results: Sequence[Result], queue: Mapping[str, Any], folder: Path) -> str:
+    """One for each group of the queue, of the arms that have results, in the order of its rounds, and one for its archs
+    at random."""
+    parts = []
+    for group, options in queue["group"].items():
+        own = [result for result in results if result["group"] == group]
+        planned: dict[str, set[int]] = {}
+        for entry in queue["round"]:
+            for arm in entry["arms"] if entry["group"] == group else []:
+                planned.setdefault(arm, set()).update(entry["seeds"])
+        archs = json.loads((folder / options["archs"]).read_text())["archs"] if "archs" in options else {}
+        lines: list[list[str]] = []
+        ranked: list[list[str]] = []
+        for arm, seeds in planned.items():
+            if not any(each["arm"] == arm for each in own):
+                continue
+            arch = archs.get(options["arms"].get(arm, {}).get("arch", arm), {})
+            cells = line(arm, [each for each in own if each["arm"] == arm], len(seeds), arch, own)
+            (lines if arm in options["arms"] else ranked).append(cells)
+        done = sum(1 for each in own if each["accuracy"] is not None)
+        heads = ("arm", "accuracy, %", "less base", "predicted, over the base", "multiply-adds", "parameters",
+                 "training loss", "CPU minutes", "trainings")  # fmt: skip
+        parts.append(f"### {group}: {done} of {sum(map(len, planned.values()))}\n\n{options['title']}\n")
+        if lines:
+            parts.append(table(heads, lines))
+        if ranked:
+            parts.append(f"Archs by their names in {options['archs']}:\n\n{table(heads, ranked)}")
+    return "\n".join(parts)
+
+
+def line(arm: str, own: Sequence[Result], planned: int, arch: Mapping[str, Any], group: Sequence[Result]) -> list[str]:
+    """Of an arm; `less base` is the mean difference from the base network of the same seeds, which learns from none."""
+    known = [each for each in own if each["accuracy"] is not None]
+    base = {each["seed"]: each["accuracy"] for each in group if each["arm"] == "base"}
+    less = [each["accuracy"] - base[each["seed"]] for each in known if each["seed"] in base and arm != "base"]
+    failed = f", {len(own) - len(known)} diverged" if len(known) < len(own) else ""
+    first = own[0] if own else {**arch}
+    return [
+        arm,
+        mean([100 * each["accuracy"] for each in known]),
+        mean([100 * each for each in less], "{:+.2f}"),
+        f"{arch['predicted_over_base']:.3f}" if arch else EMPTY,
+        f"{first['macs'] / 1e6:.1f} M" if first else EMPTY,
+        f"{first['params'] / 1e6:.3f} M" if first else EMPTY,
+        mean([each["epochs"][-1][1] for each in known if each["epochs"]], "{:.3f}"),
+        mean([each["cpu_seconds"] / 60 for each in known], "{:.1f}", spread=False),
+        f"{len(known)} of {planned}{failed}",
+    ]
+
+
+def mean(values: Sequence[float], shown: str = "{:.2f}", spread: bool = True) -> str:
+    """`91.20 ± 0.15`: the mean, and the standard deviation of more than one."""
+    if not values:
+        return EMPTY
+    off = f" ± {statistics.stdev(values):.2f}" if spread and len(values) > 1 else ""
+    return f"{shown.format(statistics.mean(values))}{off}"
+
+
+def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """In Markdown: the first column of words, the others of numbers."""
+    rule = "| :-- |" + " --: |" * (len(heads) - 1)
+    return "\n".join([f"| {' | '.join(heads)} |", rule, *(f"| {' | '.join(cells)} |" for cells in lines)]) + "\n"
+
+
+if __name__ == "__main__":
+    main()
