@@ -133,7 +133,8 @@ def print_table(table: str) -> None:
 
 def print_summary(page: Path, json: bool) -> None:
     """Print the answer and the networks of a report, and where it is."""
-    from htas.report import read, summary
+    from htas.report import read
+    from htas.report.summary import summary
 
     show([summary(read(page.parent))], {"page": str(page)}, json)
 

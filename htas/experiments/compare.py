@@ -48,6 +48,10 @@ class ArmRecord:
     result: Result
 
 
+Key = tuple[str, int]
+"""An arm's name and a seed."""
+
+
 @dataclass(frozen=True)
 class LatenciesRecord:
     """latencies.json: the networks of a comparison, measured in one interleaved run."""
@@ -72,21 +76,21 @@ def compare(
         raise UserError(
             f"htas compare has seeds from 0 on: leave --seed out, and give their number with --seeds={seeds}"
         )
-    named = {arm.name: arm for arm in arms}
-    if against and against not in named:
-        raise UserError(no_such("arm", against, named))
+    names = [arm.name for arm in arms]
+    if against and against not in names:
+        raise UserError(no_such("arm", against, names))
     own_folder(folder)
-    jobs = arranged(source, overrides, arms, seeds, folder)
-    _refuse_targets(jobs)
-    there, reasons = finished(jobs, arms, only)
+    comparison = Comparison.arranged(source, overrides, arms, seeds, folder)
+    comparison.refuse_targets()
+    there, reasons = comparison.finished(only)
     if not there:
         raise UserError(f"nothing is finished in {folder}; {reasons[0] if reasons else 'run it without --only'}")
-    there, where = measured(jobs, there, named, folder / "latencies.json", only)
-    against = against or arms[0].name
-    lines = table(there, [arm.name for arm in arms], seeds, against)
+    there, where = comparison.measured(there, folder / "latencies.json", only)
+    against = against or names[0]
+    lines = table(there, names, seeds, against)
     doubts = [f"{name}, seed {seed}: {entry.doubt}" for (name, seed), entry in there.items() if entry.doubt]
     notes = [f"Left out: {reason}" for reason in reasons] + [f"Not converged: {doubt}" for doubt in doubts]
-    path = _page(there, lines, against, notes, next(iter(jobs.values())), seeds, folder, where)
+    path = _page(there, lines, against, notes, comparison.jobs[names[0], 0], seeds, folder, where)
     write_json(folder / "compare.json", {"arms": [
         {"arm": name, "seed": seed, "search_seconds": entry.seconds, "result": to_json(entry.result)}
         for (name, seed), entry in there.items()
@@ -94,41 +98,107 @@ def compare(
     return path, text_table(lines, 1, after=notes, marked=[against])
 
 
-def arranged(
-    source: Path | None, overrides: Sequence[str], arms: Sequence[Arm], seeds: int, folder: Path
-) -> dict[tuple[str, int], Run]:
-    """The runs of arms, by arm and seed; raises ValueError that names the arm whose options are wrong."""
-    sources = Sources()
-    jobs = {
-        (arm.name, seed): _job(source, overrides, arm, seed, folder, sources) for seed in range(seeds) for arm in arms
-    }
-    for arm in arms:
-        fitting_options = fitting(overrides, arm.overrides)
-        if lost := [option for option in overrides if option not in fitting_options]:
-            say(f"compare: not for the arm {arm.name}, by what it names itself: {listing(lost)}")
-    return jobs
+@dataclass(frozen=True)
+class Comparison:
+    """Arms, and a run for each of them with each seed."""
 
+    arms: Mapping[str, Arm]
+    jobs: Mapping[Key, Run]
 
-def finished(
-    jobs: Mapping[tuple[str, int], Run], arms: Sequence[Arm], only: bool = False
-) -> tuple[dict[tuple[str, int], Entry], list[str]]:
-    """The entries after every unfinished run is done (with `only`, none is run); and why others are missing."""
-    named = {arm.name: arm for arm in arms}
-    reasons: list[str] = []
-    if not only:
-        todo = {key: job for key, job in jobs.items() if _entry(jobs, named, key) is None}
-        count = f"{len(todo)} of {len(jobs)} networks to be found and trained"
-        say(f"compare: {len(arms)} arms, {plural(len({seed for _, seed in jobs}), 'seed')}; {count}")
-        # what cannot be trained is refused before it is measured, and layers are timed while the machine may be quiet
-        for work in (partial(_read, {}), _prepare, partial(_finish, jobs, named)):
-            for (name, seed), job in list(todo.items()):
-                try:
-                    work(job, name)
-                except UserError as error:
-                    reasons.append(f"{name}, seed {seed}: {error}")
-                    say(f"compare: {reasons[-1]}")
-                    del todo[name, seed]
-    return {key: entry for key in jobs if (entry := _entry(jobs, named, key)) is not None}, reasons
+    @classmethod
+    def arranged(
+        cls, source: Path | None, overrides: Sequence[str], arms: Sequence[Arm], seeds: int, folder: Path
+    ) -> "Comparison":
+        """Nothing is run yet; raises UserError that names the arm whose options are wrong."""
+        sources = Sources()
+        jobs = {
+            (arm.name, seed): _job(source, overrides, arm, seed, folder, sources)
+            for seed in range(seeds) for arm in arms
+        }  # fmt: skip
+        for arm in arms:
+            fitting_options = fitting(overrides, arm.overrides)
+            if lost := [option for option in overrides if option not in fitting_options]:
+                say(f"compare: not for the arm {arm.name}, by what it names itself: {listing(lost)}")
+        return cls({arm.name: arm for arm in arms}, jobs)
+
+    def refuse_targets(self) -> None:
+        """Raise UserError where arms are to be fast on different targets: all are measured in one run."""
+        (first, _), job = next(iter(self.jobs.items()))
+        for (name, _), other in self.jobs.items():
+            if other.target != job.target:
+                raise UserError(
+                    f"the arms {first} and {name} have different targets, and all networks are measured in one run: "
+                    "give target options on the command line or in the configuration, and compare each target by itself"
+                )
+
+    def finished(self, only: bool = False) -> tuple[dict[Key, Entry], list[str]]:
+        """The entries after every unfinished run is done (with `only`, none is run); and why others are missing."""
+        reasons: list[str] = []
+        if not only:
+            todo = {key: job for key, job in self.jobs.items() if self.entry(key) is None}
+            count = f"{len(todo)} of {len(self.jobs)} networks to be found and trained"
+            say(f"compare: {len(self.arms)} arms, {plural(len({seed for _, seed in self.jobs}), 'seed')}; {count}")
+            # what cannot be trained is refused before it is measured; layers are timed while the machine may be quiet
+            for work in (partial(_read, {}), _prepare, partial(_finish, self)):
+                for (name, seed), job in list(todo.items()):
+                    try:
+                        work(job, name)
+                    except UserError as error:
+                        reasons.append(f"{name}, seed {seed}: {error}")
+                        say(f"compare: {reasons[-1]}")
+                        del todo[name, seed]
+        return {key: entry for key in self.jobs if (entry := self.entry(key)) is not None}, reasons
+
+    def others(self, seed: int) -> Others:
+        """The entry of an arm with this seed, by the arm's name."""
+        return lambda name: self.entry((name, seed))
+
+    def entry(self, key: Key) -> Entry | None:
+        """The entry of result.json, which must be of this configuration; None where it is missing, or follows another
+        arm that is unfinished or has another network by now."""
+        job, arm = self.jobs[key], self.arms[key[0]]
+        path = job.folder / "result.json"
+        if not path.exists():
+            return None
+        record = read_record(path, ArmRecord)
+        if difference := _difference(record.options, job, arm):
+            raise UserError(
+                f"{job.folder} holds a result of another configuration ({difference}); name another folder with --out, "
+                "or delete this one"
+            )
+        if not arm.current(record.result, self.others(key[1])):
+            return None
+        return Entry(record.result, record.search_seconds, record.doubt, record.images)
+
+    def measured(
+        self, there: Mapping[Key, Entry], path: Path, only: bool = False, on: Run | None = None
+    ) -> tuple[dict[Key, Entry], Mapping[str, str | int]]:
+        """Measure all networks in one interleaved run, on the target of the run `on`, or of the first -> the file
+        `path`; with `only`, use the last readings. Returns entries with their readings, and the machine that took them.
+
+        A result without its weights is measured with random ones. Readings belong to a network and not to an arm's
+        name, which may have another network since.
+        """
+        rows = {key: entry.result for key, entry in there.items()}
+        first = on or self.jobs[next(iter(there))]
+        marks = {name: digest(*name, to_json(row.arch), row.accuracy) for name, row in rows.items()}
+        key = digest(first.place, list(marks.values()))
+        if not only and not made_from(path, key):
+            started = time.monotonic()
+            modules = [_network(self.jobs[name], self.arms[name[0]], row) for name, row in rows.items()]
+            most = max((row.predicted for row in rows.values() if row.predicted), default=GUESS)
+            guessed = [replace(row, predicted=row.predicted or most) for row in rows.values()]
+            readings = run_rows.measure_rows(first, guessed, modules, f"measuring {plural(len(rows), 'network')}, %")
+            latencies = tuple((*name, marks[name], reading) for name, reading in zip(rows, readings, strict=True))
+            seconds = time.monotonic() - started
+            write_record(path, LatenciesRecord(machine(), latencies), inputs=key, took=seconds)
+        record = read_record(path, LatenciesRecord) if path.exists() else LatenciesRecord()
+        by_mark = {mark: reading for _, _, mark, reading in record.latencies}
+        entries = {
+            name: replace(entry, result=replace(entry.result, measured=by_mark.get(marks[name])))
+            for name, entry in there.items()
+        }
+        return entries, record.machine
 
 
 def _job(source: Path | None, overrides: Sequence[str], arm: Arm, seed: int, folder: Path, sources: Sources) -> Run:
@@ -141,17 +211,6 @@ def _job(source: Path | None, overrides: Sequence[str], arm: Arm, seed: int, fol
     design = replace(config.design, spaces=(first,), widths=config.design.widths if first == "explicit" else {})
     place = folder / f"{files.slug(arm.name)}-{seed}"
     return Run(replace(config, design=design), place, folder / SUPERNETS, sources)
-
-
-def _refuse_targets(jobs: Mapping[tuple[str, int], Run]) -> None:
-    """Raise UserError where arms are to be fast on different targets: all are measured in one run."""
-    (first, _), job = next(iter(jobs.items()))
-    for (name, _), other in jobs.items():
-        if other.target != job.target:
-            raise UserError(
-                f"the arms {first} and {name} have different targets, and all networks are measured in one run: give "
-                "target options on the command line or in the configuration, and compare each target by itself"
-            )
 
 
 def _read(errors: dict[str, str], job: Run, name: str) -> None:
@@ -172,23 +231,19 @@ def _prepare(job: Run, name: str) -> None:
     prepared(job)
 
 
-def _finish(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], job: Run, name: str) -> None:
+def _finish(comparison: Comparison, job: Run, name: str) -> None:
     """The search and the training, up to result.json."""
-    config, place, arm = job.config, job.folder, named[name]
+    config, place, arm = job.config, job.folder, comparison.arms[name]
     into(place)
-    if _entry(jobs, named, (name, config.seed)) is not None:  # it follows another arm that has finished again
+    if comparison.entry((name, config.seed)) is not None:  # it follows another arm that has finished again
         return
     share_files(job)  # searches and networks of others since then
-    candidate = arm.candidate(job, _others(jobs, named, config.seed))
+    candidate = arm.candidate(job, comparison.others(config.seed))
     row, _ = run_rows.train_row(job, candidate.row, build=arm.builder(job))
     if row.arch.widths:
         row = replace(row, predicted=job.calibrated.cost(row.arch))
     record = ArmRecord(arm.basis(job), candidate.seconds, candidate.doubt, config.data.encoding, row)
     write_record(place / "result.json", record)
-
-
-def _others(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], seed: int) -> Others:
-    return lambda name: _entry(jobs, named, (name, seed))
 
 
 def _difference(then: Values, job: Run, arm: Arm) -> str:
@@ -202,60 +257,6 @@ def _difference(then: Values, job: Run, arm: Arm) -> str:
         if before != value:
             return f"{name} = {before!r} there, {value!r} here"
     return ""
-
-
-def _entry(jobs: Mapping[tuple[str, int], Run], named: Mapping[str, Arm], key: tuple[str, int]) -> Entry | None:
-    """The entry of result.json, which must be of this configuration; None where it is missing, or follows another arm
-    that is unfinished or has another network by now."""
-    job, arm = jobs[key], named[key[0]]
-    path = job.folder / "result.json"
-    if not path.exists():
-        return None
-    record = read_record(path, ArmRecord)
-    if difference := _difference(record.options, job, arm):
-        raise UserError(
-            f"{job.folder} holds a result of another configuration ({difference}); name another folder with --out, or "
-            "delete this one"
-        )
-    if not arm.current(record.result, _others(jobs, named, key[1])):
-        return None
-    return Entry(record.result, record.search_seconds, record.doubt, record.images)
-
-
-def measured(
-    jobs: Mapping[tuple[str, int], Run],
-    there: Mapping[tuple[str, int], Entry],
-    named: Mapping[str, Arm],
-    path: Path,
-    only: bool = False,
-    on: Run | None = None,
-) -> tuple[dict[tuple[str, int], Entry], Mapping[str, str | int]]:
-    """Measure all networks in one interleaved run, on the target of the run `on`, or of the first -> the file `path`;
-    with `only`, use the last readings. Returns entries with their readings, and the machine that took them.
-
-    A result without its weights is measured with random ones. Readings belong to a network and not to an arm's name,
-    which may have another network since.
-    """
-    rows = {key: entry.result for key, entry in there.items()}
-    first = on or jobs[next(iter(there))]
-    marks = {name: digest(*name, to_json(row.arch), row.accuracy) for name, row in rows.items()}
-    key = digest(first.place, list(marks.values()))
-    if not only and not made_from(path, key):
-        started = time.monotonic()
-        modules = [_network(jobs[name], named[name[0]], row) for name, row in rows.items()]
-        most = max((row.predicted for row in rows.values() if row.predicted), default=GUESS)
-        guessed = [replace(row, predicted=row.predicted or most) for row in rows.values()]
-        readings = run_rows.measure_rows(first, guessed, modules, f"measuring {plural(len(rows), 'network')}, %")
-        latencies = tuple((*name, marks[name], reading) for name, reading in zip(rows, readings, strict=True))
-        seconds = time.monotonic() - started
-        write_record(path, LatenciesRecord(machine(), latencies), inputs=key, took=seconds)
-    record = read_record(path, LatenciesRecord) if path.exists() else LatenciesRecord()
-    by_mark = {mark: reading for _, _, mark, reading in record.latencies}
-    entries = {
-        name: replace(entry, result=replace(entry.result, measured=by_mark.get(marks[name])))
-        for name, entry in there.items()
-    }
-    return entries, record.machine
 
 
 def _network(job: Run, arm: Arm, row: Result) -> nn.Module:

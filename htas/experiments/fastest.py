@@ -28,8 +28,6 @@ from htas.text import TextTable, columns, percent, points, text_table
 from htas.training.train import evaluate
 from htas.training.train import train as fit
 
-# -- the fastest at an accuracy ----------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class BudgetTrial:

@@ -58,19 +58,15 @@ class Blocks:
 
         A one-sided bound at 95 % lies as far off as a two-sided interval of `confidence` 0.9 reaches.
         """
+        from scipy.stats import t
+
         contrast = self._contrast(arm, other)
         if not self.freedom or not np.allclose(contrast @ self._inverse @ self._square, contrast):
             return math.inf
         error = math.sqrt(self.variance * float(contrast @ self._inverse @ contrast))
-        return _quantile(self.freedom, confidence) * error
+        return float(t.ppf((1 + confidence) / 2, self.freedom)) * error
 
     def _contrast(self, arm: str, other: str) -> np.ndarray:
         contrast = np.zeros(len(self._effects))
         contrast[self.arms.index(arm)], contrast[self.arms.index(other)] = 1, -1
         return contrast
-
-
-def _quantile(freedom: float, confidence: float) -> float:
-    from scipy.stats import t
-
-    return float(t.ppf((1 + confidence) / 2, freedom))

@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from htas import files
 from htas.console.progress import say
@@ -79,18 +78,13 @@ def _measured(runs: Mapping[str, Run], folder: Path) -> list[Result]:
             rows_measured.append(replace(named[row_name], name=row_name if row_name == "base" else text))
             models.append(run_rows.load_network(job, named[row_name]))
     path = folder / "sweep.json"
-    key = digest(first.place, *[_basis(row) for row in rows_measured])
+    key = digest(first.place, *[[row.name, to_json(row.arch), row.accuracy] for row in rows_measured])
     if not made_from(path, key):
         started = time.monotonic()
         readings = run_rows.measure_rows(first, rows_measured, models, "measuring the networks of all budgets, %")
         rows = [replace(row, measured=reading) for row, reading in zip(rows_measured, readings, strict=True)]
         write_record(path, MeasureRecord(tuple(_fronted(rows))), inputs=key, took=time.monotonic() - started)
     return list(read_record(path, MeasureRecord).results)
-
-
-def _basis(row: Result) -> list[Any]:
-    """The parts of a row that identify its measurement in a sweep."""
-    return [row.name, to_json(row.arch), row.accuracy]
 
 
 def _fronted(rows: Sequence[Result]) -> list[Result]:
@@ -125,14 +119,7 @@ def _table(rows: Sequence[Result], budgets: Sequence[str]) -> TextTable:
     lines: list[tuple[str, ...]] = [("budget", "accuracy", "latency", "of the base", "predicted", "front")]
     for row in rows:
         assert row.measured is not None and base is not None
-        lines.append(
-            (
-                row.name,
-                percent(row.accuracy or 0.0),
-                milliseconds(row.measured.estimate),
-                percent(row.measured.estimate / base.estimate, 1),
-                milliseconds(row.predicted or 0.0),
-                "*" if FRONT in row.remarks else "",
-            )
-        )
+        seconds, marked = row.measured.estimate, "*" if FRONT in row.remarks else ""
+        figures = (milliseconds(seconds), percent(seconds / base.estimate, 1), milliseconds(row.predicted or 0.0))
+        lines.append((row.name, percent(row.accuracy or 0.0), *figures, marked))
     return text_table(lines, 1)

@@ -16,12 +16,8 @@ from htas.text import duration, millions, plural
 EMPTY = "-"
 """A cell without a figure, or without one yet."""
 
-
 FEW = "too few trainings"
 """No interval can be given."""
-
-
-# -- the table ---------------------------------------------------------------------------------------------------------
 
 
 def table(

@@ -8,7 +8,7 @@ from typing import Any
 from htas.graph.arch import Arch
 from htas.report._blocks import Block, Cell, Code, Fold, Heading, Picture, Points, Table, Text, plain_table
 from htas.report._compare import against_base, answer, base_of, found_of
-from htas.report._figures import BANDS, PICTURED, PREDICTED, arch_name, course_name, curve_name, pictured, searched
+from htas.report._figures import ARCH, BANDS, COURSE, CURVE, PICTURED, PREDICTED, pictured, searched
 from htas.report._names import at_the_start, network_names, row_name, search_name, space_name
 from htas.report.result import Report, Result
 from htas.search.record import EpochRecord, SearchRecord
@@ -112,7 +112,7 @@ def _archs(report: Report) -> list[Block]:
     }
     pictures: list[Block] = [
         Picture(
-            arch_name(number),
+            ARCH.format(number),
             f"Widths of {names[result.name]} and of the base network",
             at_the_start(
                 f"{names[result.name]}: the width of every site, from the image to the classes, and the base "
@@ -173,16 +173,11 @@ def target(fields: Mapping[str, Any]) -> str:
     """A target on one line: `cpu onnxruntime fp32, batch 4, threads 2, input 3x32x32`."""
     plain = [str(fields[name]) for name in ("device", "runtime", "precision") if name in fields]
     named = [
-        f"{_singular(name, content)} {value(content)}"
+        f"{name if name != 'shapes' else 'input' if len(content) == 1 else 'inputs'} {value(content)}"
         for name, content in fields.items()
         if name not in ("device", "runtime", "precision") and content not in ({}, [], (), "", None)
     ]
     return listing([" ".join(plain), *named] if plain else named)
-
-
-def _singular(name: str, content: Any) -> str:
-    """How a line names a field of a target: `input` or `inputs` for the shapes."""
-    return name if name != "shapes" else "input" if len(content) == 1 else "inputs"
 
 
 def value(content: Any) -> str:
@@ -234,23 +229,14 @@ def _limits(search: SearchRecord) -> list[Block]:
         return []
     rows = [
         (
-            Cell(limit.metric),
-            Cell(limit.asked),
-            Cell(quantity(limit.limit, limit.unit)),
-            Cell(quantity(limit.predicted, limit.unit)),
-            Cell(quantity(limit.measured, limit.unit)),
-            Cell(
-                percent(limit.ratio, 1),
-                f"\N{PLUS-MINUS SIGN} {percent(2 * limit.error, 1)}" if limit.error else "",
-            ),
+            *map(Cell, (limit.metric, limit.asked)),
+            *(Cell(quantity(each, limit.unit)) for each in (limit.limit, limit.predicted, limit.measured)),
+            Cell(percent(limit.ratio, 1), f"\N{PLUS-MINUS SIGN} {percent(2 * limit.error, 1)}" if limit.error else ""),
         )
         for limit in search.limits
     ]
     headings = ("limit", "configured", "in its unit", "predicted", "measured again", "measured / limit")
-    return [
-        Table(headings, tuple(rows), frozenset(headings[:2])),
-        Text(" ".join(_how_kept(search))),
-    ]
+    return [Table(headings, tuple(rows), frozenset(headings[:2])), Text(" ".join(_how_kept(search)))]
 
 
 def _how_kept(search: SearchRecord) -> Iterator[str]:
@@ -290,11 +276,10 @@ def standing(search: SearchRecord) -> str:
 
 def _course(number: int, search: SearchRecord) -> Picture:
     shows = f"Course of the {search_name(search.space)}"
-    if not search.epochs:
-        return Picture(
-            course_name(number), shows, "The search has no epochs; only its arch and the random ones are shown."
-        )
-    return Picture(course_name(number), shows, f"{shows}. {_ended(search.epochs[-1])}")
+    caption = "The search has no epochs; only its arch and the random ones are shown."
+    if search.epochs:
+        caption = f"{shows}. {_ended(search.epochs[-1])}"
+    return Picture(COURSE.format(number), shows, caption)
 
 
 def _ended(last: EpochRecord) -> str:
@@ -337,7 +322,7 @@ def curve_picture(number: int, curve: CurveRecord) -> Picture:
     groups = f"{plural(len(curve.groups), 'group')} of widths {curve.widths[0]} to {curve.widths[-1]}"
     doubts = "".join(f" Doubt: {doubt}." for doubt in curve.doubts)
     caption = f"{sites}. {fitted(curve.k, curve.alpha, curve.b)}; {groups}. Choices, {choices or 'none'}.{doubts}"
-    return Picture(curve_name(number), f"Latency and score by width, base width {curve.base}", caption)
+    return Picture(CURVE.format(number), f"Latency and score by width, base width {curve.base}", caption)
 
 
 def _predictions(report: Report) -> list[Block]:

@@ -13,10 +13,7 @@ from htas.text import percent
 Read = Callable[[EpochRecord], float | None]
 
 EPOCHS = alt.X(
-    "epoch:Q",
-    title="epoch",
-    axis=alt.Axis(tickMinStep=1, format="d", tickCount=5),
-    scale=alt.Scale(nice=False),
+    "epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1, format="d", tickCount=5), scale=alt.Scale(nice=False)
 )
 
 

@@ -89,11 +89,7 @@ def data(rows: Iterable[Mapping[str, Any]]) -> alt.NamedData:
 
 
 def _shortened(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _short(value) for name, value in row.items()}
-
-
-def _short(value: Any) -> Any:
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in row.items()}
 
 
 def _gather(part: Any, names: dict[str, str]) -> None:

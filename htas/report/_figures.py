@@ -9,22 +9,7 @@ from htas.graph.arch import Arch
 from htas.report._compare import base_of
 from htas.report._course import course
 from htas.report._curves import latency_curve
-from htas.report._draw import (
-    BLUE,
-    EIGHT,
-    FAINT,
-    GREEN,
-    INK,
-    ORANGE,
-    PLOT,
-    PURPLE,
-    RED,
-    RULE,
-    SKY,
-    Spec,
-    data,
-    spec,
-)
+from htas.report._draw import BLUE, EIGHT, FAINT, GREEN, INK, ORANGE, PLOT, PURPLE, RED, RULE, SKY, Spec, data, spec
 from htas.report._names import is_searched, network_names, row_name
 from htas.report.result import Report, Result, front
 
@@ -37,22 +22,12 @@ BANDS = (0.05, 0.1)
 NAMED = 24
 """The most sites whose names fit below the bars of an arch."""
 
-Rows = Sequence[Mapping[str, Any]]
-
-
-def curve_name(number: int) -> str:
-    """The name of the picture of the report's curve of that number, counted from 1."""
-    return f"curve-{number}"
-
-
-def course_name(number: int) -> str:
-    """The name of the picture of the report's search of that number, counted from 1."""
-    return f"search-{number}"
-
-
-def arch_name(number: int) -> str:
-    """The name of the picture of the report's searched network of that number, counted from 1."""
-    return f"arch-{number}"
+LATENCY = alt.X("x:Q", title="measured latency, ms per batch", scale=alt.Scale(zero=False, padding=24), axis=EIGHT)
+ACCURACY = alt.Y("y:Q", title="test accuracy, %", scale=alt.Scale(zero=False, padding=24))
+FIGURES = [alt.Tooltip("x:Q", title="latency, ms", format=".3f"), alt.Tooltip("y:Q", title="accuracy, %", format=".2f")]
+"""What lies under the pointer in pictures of accuracy over latency."""
+CURVE, COURSE, ARCH = "curve-{}", "search-{}", "arch-{}"
+"""Names of the pictures of a report's curves, searches and searched networks, by their numbers, counted from 1."""
 
 
 def searched(report: Report) -> list[Result]:
@@ -78,14 +53,14 @@ def drawings(report: Report) -> dict[str, Spec]:
     base = base_of(report)
     for number, result in enumerate(searched(report) if base else (), 1):
         assert base is not None
-        specs[arch_name(number)] = archs(result.arch, base.arch, report.blocks)
+        specs[ARCH.format(number)] = archs(result.arch, base.arch, report.blocks)
     if report.predictions:
         specs[PREDICTED] = predictions(report)
     for number, search in enumerate(report.searches, 1):
         if search.accuracy is not None:  # else nothing was searched
-            specs[course_name(number)] = course(search, base)
+            specs[COURSE.format(number)] = course(search, base)
     for number, curve in enumerate(report.curves, 1):
-        specs[curve_name(number)] = latency_curve(curve)
+        specs[CURVE.format(number)] = latency_curve(curve)
     return specs
 
 
@@ -103,36 +78,30 @@ def accuracy_over_latency(report: Report) -> Spec:
             "macs": result.macs / 1e6, "params": result.params / 1e6,
             "predicted": None if result.predicted is None else 1e3 * result.predicted,
         })  # fmt: skip
+    labels = [row["network"] for row in rows]
     looks = [_look(result) for result in results]
-    return _scatter(rows, [colour for colour, _ in looks], [form for _, form in looks])
-
-
-def _scatter(rows: Rows, colours: Sequence[str], shapes: Sequence[str]) -> Spec:
-    """Networks as marks, named in a legend in the order of their accuracies, over the front."""
-    names = [row["network"] for row in rows]
-    best = front([(row["x"], row["y"]) for row in rows])
-    ahead = sorted((row for number, row in enumerate(rows) if number in best), key=lambda row: row["x"])
-    x = alt.X("x:Q", title="measured latency, ms per batch", scale=alt.Scale(zero=False, padding=24), axis=EIGHT)
-    y = alt.Y("y:Q", title="test accuracy, %", scale=alt.Scale(zero=False, padding=24))
+    ahead = [rows[number] for number in front([(row["x"], row["y"]) for row in rows])]
     tooltip = [
         alt.Tooltip("network:N"),
-        alt.Tooltip("x:Q", title="latency, ms", format=".3f"),
-        alt.Tooltip("y:Q", title="accuracy, %", format=".2f"),
+        *FIGURES,
         alt.Tooltip("predicted:Q", title="predicted, ms", format=".3f"),
         alt.Tooltip("macs:Q", title="multiply-adds, M", format=".2f"),
         alt.Tooltip("params:Q", title="parameters, M", format=".3f"),
     ]
-    line = alt.Chart(data(ahead)).mark_line(interpolate="step-after", color=FAINT, strokeDash=[4, 3]).encode(x, y)
+    line = alt.Chart(data(ahead)).mark_line(interpolate="step-after", color=FAINT, strokeDash=[4, 3])
     legend = alt.Legend(symbolSize=90)
-    colour = alt.Color("network:N", sort=None, scale=alt.Scale(domain=names, range=list(colours)), legend=legend)
-    shape = alt.Shape("network:N", sort=None, scale=alt.Scale(domain=names, range=list(shapes)), legend=legend)
-    reach = alt.Chart(data(rows)).mark_rule(strokeWidth=1.4, opacity=0.6).encode(
-        alt.X("low:Q"), alt.X2("high:Q"), y, colour
-    )  # fmt: skip
-    marks = (
-        alt.Chart(data(rows)).mark_point(filled=True, size=110, opacity=1).encode(x, y, colour, shape, tooltip=tooltip)
+    colour = alt.Color(
+        "network:N", sort=None, scale=alt.Scale(domain=labels, range=[look[0] for look in looks]), legend=legend
     )
-    return spec(alt.layer(line, reach, marks).properties(width=PLOT, height=380))
+    shape = alt.Shape(
+        "network:N", sort=None, scale=alt.Scale(domain=labels, range=[look[1] for look in looks]), legend=legend
+    )
+    reach = alt.Chart(data(rows)).mark_rule(strokeWidth=1.4, opacity=0.6).encode(
+        alt.X("low:Q"), alt.X2("high:Q"), ACCURACY, colour
+    )  # fmt: skip
+    marks = alt.Chart(data(rows)).mark_point(filled=True, size=110, opacity=1)
+    marks = marks.encode(LATENCY, ACCURACY, colour, shape, tooltip=tooltip)
+    return spec(alt.layer(line.encode(LATENCY, ACCURACY), reach, marks).properties(width=PLOT, height=380))
 
 
 def arms_over_latency(arms: Sequence[tuple[str, bool, Sequence[tuple[float, float]]]], against: str) -> Spec:
@@ -148,22 +117,14 @@ def arms_over_latency(arms: Sequence[tuple[str, bool, Sequence[tuple[float, floa
         means = {axis: sum(row[axis] for row in points) / len(points) for axis in "xy"}
         rows.append({"arm": name, "what": kind, "seeds": len(points), **means})
     domain = [against, "searched", "not searched"]
-    x = alt.X("x:Q", title="measured latency, ms per batch", scale=alt.Scale(zero=False, padding=20), axis=EIGHT)
-    y = alt.Y("y:Q", title="test accuracy, %", scale=alt.Scale(zero=False, padding=20))
     colour = alt.Color("what:N", scale=alt.Scale(domain=domain, range=[RED, BLUE, ORANGE]))
     shape = alt.Shape("what:N", scale=alt.Scale(domain=domain, range=["diamond", "diamond", "circle"]))
-    tooltip = [
-        alt.Tooltip("arm:N"),
-        alt.Tooltip("x:Q", title="latency, ms", format=".3f"),
-        alt.Tooltip("y:Q", title="accuracy, %", format=".2f"),
-    ]
-    dots = alt.Chart(data(every)).mark_point(filled=True, size=14, opacity=0.5).encode(
-        x, y, colour, shape, tooltip=tooltip
-    )  # fmt: skip
-    marks = alt.Chart(data(rows)).mark_point(filled=True, size=110, opacity=1).encode(
-        x, y, colour, shape, tooltip=[*tooltip, alt.Tooltip("seeds:Q")]
-    )  # fmt: skip
-    names = alt.Chart(data(rows)).mark_text(align="left", dx=9, fontSize=10).encode(x, y, alt.Text("arm:N"))
+    place = (LATENCY, ACCURACY, colour, shape)
+    tooltip = [alt.Tooltip("arm:N"), *FIGURES, alt.Tooltip("seeds:Q")]
+    dots = alt.Chart(data(every)).mark_point(filled=True, size=14, opacity=0.5).encode(*place, tooltip=tooltip[:-1])
+    whole = alt.Chart(data(rows))
+    marks = whole.mark_point(filled=True, size=110, opacity=1).encode(*place, tooltip=tooltip)
+    names = whole.mark_text(align="left", dx=9, fontSize=10).encode(LATENCY, ACCURACY, alt.Text("arm:N"))
     return spec(alt.layer(dots, marks, names).properties(width=PLOT, height=440))
 
 
@@ -193,31 +154,25 @@ def runs_over_latency(runs: Mapping[str, Report]) -> Spec:
     colours = [COLOURS[number % len(COLOURS)] for number in range(len(names))]
     shapes = [SHAPES[number % len(SHAPES)] for number in range(len(kinds))]
     marks = alt.Chart(data(rows)).mark_point(filled=True, size=110, opacity=0.9).encode(
-        alt.X("x:Q", title="measured latency, ms per batch", scale=alt.Scale(zero=False, padding=24), axis=EIGHT),
-        alt.Y("y:Q", title="test accuracy, %", scale=alt.Scale(zero=False, padding=24)),
+        LATENCY,
+        ACCURACY,
         alt.Color("run:N", sort=None, scale=alt.Scale(domain=names, range=colours)),
         alt.Shape("kind:N", sort=None, scale=alt.Scale(domain=kinds, range=shapes)),
-        tooltip=[
-            alt.Tooltip("network:N"),
-            alt.Tooltip("run:N"),
-            alt.Tooltip("x:Q", title="latency, ms", format=".3f"),
-            alt.Tooltip("y:Q", title="accuracy, %", format=".2f"),
-        ],
+        tooltip=[alt.Tooltip("network:N"), alt.Tooltip("run:N"), *FIGURES],
     )  # fmt: skip
     return spec(alt.layer(marks).properties(width=PLOT, height=380))
 
 
+LOOKS = {
+    **{"base": (INK, "square"), "hardware": (RED, "diamond")},
+    **{"tas": (BLUE, "triangle-up"), "grid": (GREEN, "triangle-down")},
+}
+STRATEGY_LOOKS = {"uniform": (PURPLE, "cross"), "plain": (ORANGE, "circle")}
+
+
 def _look(result: Result) -> tuple[str, str]:
     """Colour and shape: by what the network is, the searched ones each their own."""
-    looks = {
-        "base": (INK, "square"),
-        "hardware": (RED, "diamond"),
-        "tas": (BLUE, "triangle-up"),
-        "grid": (GREEN, "triangle-down"),
-    }
-    if result.name in looks:
-        return looks[result.name]
-    return {"uniform": (PURPLE, "cross"), "plain": (ORANGE, "circle")}.get(result.strategy, (SKY, "circle"))
+    return LOOKS.get(result.name) or STRATEGY_LOOKS.get(result.strategy, (SKY, "circle"))
 
 
 SEARCHED, DROPPED, BASE = "searched network", "of a dropped block", "base network"
@@ -244,19 +199,16 @@ def archs(arch: Arch, base: Arch, blocks: Mapping[str, Sequence[str]]) -> Spec:
     ]
     scale = alt.Scale(domain=[SEARCHED, BASE, DROPPED], range=[RED, INK, FAINT])
     colour = alt.Color("what:N", scale=scale)
-    bars = (
-        alt.Chart(data(rows)).mark_bar().encode(x, alt.Y("width:Q", title="width, channels"), colour, tooltip=tooltip)
-    )
-    dropped_rows = alt.Chart(data(row for row in rows if row["what"] == DROPPED))
-    hollow = dropped_rows.mark_bar(filled=False, strokeDash=[2, 2]).encode(x, alt.Y("base:Q"), colour, tooltip=tooltip)
+    bars = alt.Chart(data(rows)).mark_bar()
+    bars = bars.encode(x, alt.Y("width:Q", title="width, channels"), colour, tooltip=tooltip)
+    dropped_rows = [row for row in rows if row["what"] == DROPPED]
+    hollow = alt.Chart(data(dropped_rows)).mark_bar(filled=False, strokeDash=[2, 2])
+    hollow = hollow.encode(x, alt.Y("base:Q"), colour, tooltip=tooltip)
     thin = 0.012 * max((row["base"] for row in rows), default=1)
     levels = alt.Chart(data({**row, "what": BASE, "under": row["base"] - thin} for row in rows))
     ticks = levels.mark_bar().encode(x, alt.Y("base:Q"), alt.Y2("under:Q"), colour, tooltip=tooltip)
-    return spec(
-        alt.layer(bars, *([hollow] if any(row["what"] == DROPPED for row in rows) else []), ticks).properties(
-            width=PLOT, height=210
-        )
-    )
+    layers = [bars, *([hollow] if dropped_rows else []), ticks]
+    return spec(alt.layer(*layers).properties(width=PLOT, height=210))
 
 
 def predictions(report: Report) -> Spec:
@@ -268,15 +220,10 @@ def predictions(report: Report) -> Spec:
         for each in report.predictions
     ]
     rows += [
-        {
-            "network": row_name(names[result.name]),
-            "what": rest,
-            "x": 1e3 * result.measured.estimate,
-            "y": 1e3 * result.predicted,
-        }
-        for result in report.results
-        if result.measured is not None and result.predicted
-    ]
+        {"network": row_name(names[result.name]), "what": rest, "x": 1e3 * result.measured.estimate,
+         "y": 1e3 * result.predicted}
+        for result in report.results if result.measured is not None and result.predicted
+    ]  # fmt: skip
     for row in rows:
         row["off"] = row["y"] / row["x"] - 1
     every = [row[axis] for row in rows for axis in "xy"]

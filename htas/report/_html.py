@@ -45,7 +45,8 @@ def _block(block: Block, pictures: Mapping[str, RenderedChart]) -> str:
         case Text(text):
             return f"<p>{escape(text)}</p>"
         case Points(items):
-            return f"<ul>{''.join(f'<li>{_point(subject, text)}</li>' for subject, text in items)}</ul>"
+            points = ((f"<b>{escape(subject)}</b>: " if subject else "") + escape(text) for subject, text in items)
+            return f"<ul>{''.join(f'<li>{point}</li>' for point in points)}</ul>"
         case Table():
             return _table(block)
         case Picture(name, shows, caption, later):
@@ -73,10 +74,6 @@ def _answer(answer: Answer) -> str:
     tiles = f"<dl>{figures}</dl>" if figures else ""
     rest = f"<p>{escape(' '.join(answer.details))}</p>" if answer.details else ""
     return f'<section class="answer"><p class="first">{headline}</p>{tiles}{rest}</section>'
-
-
-def _point(subject: str, text: str) -> str:
-    return f"<b>{escape(subject)}</b>: {escape(text)}" if subject else escape(text)
 
 
 def _table(table: Table) -> str:

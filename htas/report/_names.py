@@ -66,9 +66,7 @@ def _network_name(result: Result, several: bool) -> str:
     if kind == result.strategy == "uniform":
         return f"{family} with all widths {rest}"
     if kind == result.strategy == "plain":
-        member, space, blocks = rest.partition(
-            " "
-        )  # a class of the user's: given:CLASS:DIGEST with 1, 1 blocks a stage
+        member, space, blocks = rest.partition(" ")  # of a user's class: given:CLASS:DIGEST with 1, 1 blocks a stage
         return f"{family_name(member)}{space}{blocks}"
     return result.name
 

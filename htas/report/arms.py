@@ -3,12 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from htas.files import write_bytes, write_text
 from htas.report._blocks import Block, Cell, Heading, Picture, Points, Table, Text, cell_with_note, plain_table
 from htas.report._draw import RenderedChart, render
 from htas.report._figures import arms_over_latency
-from htas.report._html import html
-from htas.report._markdown import markdown
+from htas.report._publish import publish
 
 PICTURE = "arms"
 MARKS = (" ± ", " (")
@@ -36,7 +34,6 @@ def page(
     trained = [arm for arm in arms if arm[2]]
     if trained:
         pictures = render({PICTURE: arms_over_latency(trained, against)})
-        write_bytes(folder / "figures" / f"{PICTURE}.svg", pictures[PICTURE].svg)
         shows = f"Accuracy over measured latency of {', '.join(name for name, _, _ in trained)}"
         blocks.append(Picture(PICTURE, shows, (
             "The large mark of an arm is the mean of its trainings, the small ones. Searched networks are diamonds, "
@@ -51,7 +48,4 @@ def page(
     first, *others = every
     blocks += [Heading("Every network"), plain_table(first, others, (first[0], *first[-2:]))]
     blocks += [Heading("How it was measured"), Points(tuple(facts.items()))]
-    write_text(folder / "compare.md", markdown(title, blocks))
-    path = folder / "compare.html"
-    write_text(path, html(title, blocks, pictures))
-    return path
+    return publish(title, blocks, pictures, folder, "compare")

@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from htas.files import write_bytes, write_text
 from htas.report._blocks import Block, Heading, Picture, Points, Table, Text, cell_with_note
 from htas.report._curves import fitted_curve, scored_widths
 from htas.report._draw import RenderedChart, Spec, render
 from htas.report._figures import gained
-from htas.report._html import html
-from htas.report._markdown import markdown
+from htas.report._publish import publish
 
 __all__ = ["Figure", "Section", "fitted_curve", "gained", "page", "scored_widths"]
 
@@ -53,15 +51,9 @@ def page(title: str, intro: str, sections: Sequence[Section], folder: Path) -> P
     blocks: list[Block] = [Text(intro)]
     pictures: dict[str, RenderedChart] = {}
     for section in sections:
-        charts = render({figure.name: figure.chart for figure in section.figures})
-        for name, picture in charts.items():
-            write_bytes(folder / "figures" / f"{name}.svg", picture.svg)
-        pictures |= charts
+        pictures |= render({figure.name: figure.chart for figure in section.figures})
         blocks += _blocks(section)
-    write_text(folder / "reproduce.md", markdown(title, blocks))
-    path = folder / "reproduce.html"
-    write_text(path, html(title, blocks, pictures))
-    return path
+    return publish(title, blocks, pictures, folder, "reproduce")
 
 
 def _blocks(section: Section) -> list[Block]:

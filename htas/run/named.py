@@ -14,7 +14,6 @@ from htas.graph import Network, trace
 from htas.metrics import Metric
 from htas.metrics.latency import MAX_ROUNDS, Latency
 from htas.plugins import find
-from htas.report import write_inspection
 from htas.run import networks
 from htas.run.rows import counted
 from htas.runtimes import open_runtime
@@ -70,6 +69,8 @@ def inspect_named(name: str, target: Target, classes: int, folder: Path) -> tupl
 
 def inspect(network: Network, target: Target, title: str, folder: Path) -> tuple[Path, TextTable]:
     """Measure where the base network's time goes and what each site could save; the path of inspect.html, a summary."""
+    from htas.report.inspection import page
+
     runtime = open_runtime(target)
     with progress("inspect, %", 100) as bar:
         inspected = inspection.inspect(
@@ -80,4 +81,4 @@ def inspect(network: Network, target: Target, title: str, folder: Path) -> tuple
         )
     facts = {**machine(), **inspected.whole.context, "htas": __version__}
     texts = [(name, str(value)) for name, value in facts.items()]
-    return write_inspection(f"{title}: {target.device}, {target.runtime}", inspected, texts, folder)
+    return page(f"{title}: {target.device}, {target.runtime}", inspected, texts, folder)

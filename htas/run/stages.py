@@ -21,7 +21,7 @@ from htas.files import digest, read_json, read_record, slug, write_json
 from htas.formats.export import export
 from htas.metrics.latency import MAX_ROUNDS
 from htas.report import read as read_report
-from htas.report import write, write_runs, write_survey
+from htas.report import write
 from htas.report.result import Prediction, Report, Result
 from htas.run import plan as outlook
 from htas.run.config import Config, load
@@ -88,6 +88,8 @@ def _survey(job: Run, again: bool) -> None:
 
 def survey_page(job: Run) -> tuple[Path, TextTable]:
     """Write survey.html; its path, and the table of choices (the paper's Table 2)."""
+    from htas.report.survey import page
+
     need(job, SURVEY)
     config, record = job.config, job.survey
     options = replace(config.design, spaces=("hardware",), widths={})
@@ -97,7 +99,7 @@ def survey_page(job: Run) -> tuple[Path, TextTable]:
     seconds = round(read_record(job.folder / "survey.json", StageHeader).took, 1)
     facts = {**machine(), **record.context, "layers": layers, "seconds": seconds}
     texts = {name: str(fact) for name, fact in facts.items()}
-    return write_survey(title, curves, DECIDED, record.doubts, _decided(curves), texts, job.folder)
+    return page(title, curves, DECIDED, record.doubts, _decided(curves), texts, job.folder)
 
 
 def _design(job: Run, again: bool) -> None:
@@ -324,6 +326,8 @@ STAGES = (SURVEY, DESIGN, CALIBRATE, SEARCH, TRAIN, MEASURE, REPORT)
 
 def compared(folders: Sequence[Path], out: Path) -> Path:
     """The reports of several runs on one page; its path. Raises UserError where one is no run, or is there twice."""
+    from htas.report.runs import page
+
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError(f"these are not {len(folders)} different runs: {listing(map(str, folders))}")
     runs = {}
@@ -332,7 +336,7 @@ def compared(folders: Sequence[Path], out: Path) -> Path:
             ensure(Run(load(folder / "config.toml"), folder), REPORT)
         name = folder.resolve().name
         runs[name if name not in runs else str(folder)] = read_report(folder)
-    return write_runs(runs, out)
+    return page(runs, out)
 
 
 def export_network(folder: Path, to: str, network: str = "", file: Path | None = None) -> tuple[Path, float]:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from htas.console.terminal import show
-from htas.report import summary
+from htas.report.summary import summary
 from htas.text import text_table
 from tests.report.test_report import REPORT
 

@@ -11,7 +11,7 @@ import pytest
 from htas.errors import UserError
 from htas.files import FORMAT, from_json, to_json
 from htas.graph.arch import Arch
-from htas.report import read, write, write_runs
+from htas.report import read, write
 from htas.report._compare import accuracy, answer, speed
 from htas.report._content import doubts, standing, target, value
 from htas.report._course import asked_share
@@ -19,6 +19,7 @@ from htas.report._draw import inline
 from htas.report._figures import accuracy_over_latency, archs
 from htas.report._names import family_name, network_names
 from htas.report.result import Prediction, Report, Result
+from htas.report.runs import page as runs_page
 from htas.run.stages import _reported
 from htas.search.record import EpochRecord, LimitOutcome, SearchRecord
 from htas.spaces.curve import CurveRecord
@@ -520,7 +521,7 @@ def test_a_report_of_another_version_is_written_anew(tmp_path: Path) -> None:
 def test_several_runs_stand_on_one_page_with_what_they_differ_in(tmp_path: Path) -> None:
     rows = tuple(replace(row, target={**TARGET, "threads": 1}) for row in REPORT.results)
     other = replace(REPORT, dataset="cifar10", results=rows, machine={**REPORT.machine, "processor": "Cray-1"})
-    page = Page(write_runs({"one": REPORT, STRANGE: other}, tmp_path).read_text())
+    page = Page(runs_page({"one": REPORT, STRANGE: other}, tmp_path).read_text())
     text = (tmp_path / "report.md").read_text().replace("\\", "")
     assert page.open == [] and STRANGE in page.said
     for said in (

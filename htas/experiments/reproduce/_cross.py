@@ -1,12 +1,20 @@
 """Table 5: networks searched for one target, measured on it and on another."""
 
-from typing import Any
-
 from htas.errors import UserError
-from htas.experiments import compare
-from htas.experiments.arms import Arm, NamedArm
-from htas.experiments.reproduce._plan import LENGTHS, MANUAL, PAPER, Plan, describe, within
-from htas.experiments.reproduce._rows import Row, accuracy, budget, doubted, millions, milliseconds, row_of, times
+from htas.experiments.arms import Entry, NamedArm
+from htas.experiments.compare import Comparison, Key
+from htas.experiments.reproduce._plan import MANUAL, PAPER, Plan, describe, within
+from htas.experiments.reproduce._rows import (
+    Row,
+    accuracy,
+    budget,
+    doubted,
+    measured,
+    millions,
+    milliseconds,
+    times,
+    trained,
+)
 from htas.report.paper import Section
 from htas.timing.target import Target
 
@@ -16,20 +24,16 @@ DATA, DEPTH = "cifar100", 32
 
 def table5(plan: Plan) -> Section:
     """The paper's search for each of two targets, and both networks on both."""
-    jobs, there, arms, reasons = crossed(plan)
-    _, first, other = (arm.name for arm in arms)
-    named = {arm.name: arm for arm in arms}
+    comparison, there, reasons = crossed(plan)
+    _, first, other = comparison.arms
     place = plan.place(DATA, DEPTH)
     rows: dict[str, dict[str, Row]] = {}
     targets = {}
     for where, arm in {"A": first, "B": other}.items():
-        on = jobs[arm, 0]
+        on = comparison.jobs[arm, 0]
         targets[where] = on.target
-        path = place / f"latencies-{_name(on.target, jobs[first, 0].target)}.json"
-        entries, _ = compare.measured(jobs, there, named, path, on=on)
-        rows[where] = {
-            name: row_of([each for (arm, _), each in entries.items() if arm == name]) for name in (MANUAL, first, other)
-        }
+        path = place / f"latencies-{_name(on.target, comparison.jobs[first, 0].target)}.json"
+        rows[where] = measured(comparison, there, path, on)
     printed = {row["target"]: row for row in PAPER["table5"]}
     lines: list[tuple[str, ...]] = []
     for model, home, theirs in (("ResNet32-G", "gpu", "cpu"), ("ResNet32-C", "cpu", "gpu")):
@@ -76,8 +80,8 @@ def table5(plan: Plan) -> Section:
     )  # fmt: skip
 
 
-def crossed(plan: Plan) -> tuple[Any, Any, list[Arm], list[str]]:
-    """The manual network and a search for each target: runs, entries, the three arms, and why some are missing."""
+def crossed(plan: Plan) -> tuple[Comparison, dict[Key, Entry], list[str]]:
+    """The manual network and a search for each target: the three arms' runs, entries, and why some are missing."""
     one, second = plan.config(DATA, DEPTH).target, plan.second_target()
     share = budget(DATA, DEPTH, plan.paper)
     arms = [
@@ -85,12 +89,11 @@ def crossed(plan: Plan) -> tuple[Any, Any, list[Arm], list[str]]:
         within(share),
         within(share, *plan.other(), name_of=_name(second, one)),
     ]
-    jobs = compare.arranged(LENGTHS[plan.length], plan.options(DATA, DEPTH), arms, plan.seeds, plan.place(DATA, DEPTH))
-    there, reasons = compare.finished(jobs, arms)
+    comparison, there, reasons = trained(plan, DATA, DEPTH, arms)
     lacking = [arm.name for arm in arms if (arm.name, 0) not in there]
     if lacking:
         raise UserError(f"Table 5 lacks {lacking[0]}: {reasons[0] if reasons else 'it is not finished'}")
-    return jobs, there, arms, reasons
+    return comparison, there, reasons
 
 
 def _name(target: Target, first: Target) -> str:

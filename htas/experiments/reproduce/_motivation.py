@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from htas.experiments import pruning
 from htas.experiments.arms import Entry
 from htas.experiments.reproduce._cross import DATA, DEPTH, crossed
 from htas.experiments.reproduce._plan import MANUAL, PAPER, PUBLISHED, TAS, Plan, describe
-from htas.experiments.reproduce._rows import trained
+from htas.experiments.reproduce._rows import budget, trained
 from htas.files import digest, read_json, to_json, write_json
 from htas.graph import resize
 from htas.graph.arch import Arch
@@ -22,6 +23,7 @@ from htas.report.paper import Figure, Section, gained
 from htas.run import networks
 from htas.run import rows as run_rows
 from htas.run.run import Run
+from htas.run.stage import made_from
 from htas.runtimes import open_runtime
 from htas.text import plural
 from htas.timing.target import Target
@@ -131,46 +133,44 @@ def _targets(first: Target) -> list[Target]:
 def _candidates(plan: Plan) -> tuple[list[Candidate], Run, list[str], list[Entry]]:
     """The base network first; those of searches are the first seed's. With them a run of the target, what must be known
     of them, and what they come from."""
-    jobs, there, (_, first, other), _ = crossed(plan)
-    _, searched, _, reasons = trained(plan, DATA, DEPTH, plan.paper, (MANUAL, TAS))
-    job, network = jobs[first.name, 0], jobs[first.name, 0].network
-    archs: list[tuple[str, str, Arch]] = [("base", "the base network", network.base)]
+    comparison, there, _ = crossed(plan)
+    _, first, other = comparison.arms
+    every = plan.arms(DATA, DEPTH, budget(DATA, DEPTH, plan.paper))
+    _, searched, reasons = trained(plan, DATA, DEPTH, [arm for arm in every if arm.name in (MANUAL, TAS)])
+    job, network = comparison.jobs[first, 0], comparison.jobs[first, 0].network
+
+    def candidate(name: str, kind: str, arch: Arch) -> Candidate:
+        return Candidate(name, kind, partial(resize, network, arch), digest(to_json(arch)))
+
+    def nearest(archs: list[Arch], aim: float) -> Arch:
+        return min(archs, key=lambda arch: abs(network.macs(arch) / network.macs(network.base) - aim))
+
+    candidates = [candidate("base", "the base network", network.base)]
     narrow = [
         Arch({name: site.near(site.base * step / 64) for name, site in network.widths.items()}, network.base.depths)
         for step in range(8, 64)
     ]
     for aim in MACS:
-        arch = min(narrow, key=lambda arch: abs(network.macs(arch) / network.macs(network.base) - aim))
-        archs.append((f"uniform, {aim:.0%} of the MACs", "uniform narrowing", arch))
+        candidates.append(candidate(f"uniform, {aim:.0%} of the MACs", "uniform narrowing", nearest(narrow, aim)))
     notes = [f"Left out: {reason}" for reason in reasons]
     try:
-        model, example = run_rows.base_network(jobs[MANUAL, 0]), torch.zeros(2, *job.config.data.shapes[0])
+        model, example = run_rows.base_network(comparison.jobs[MANUAL, 0]), torch.zeros(2, *job.config.data.shapes[0])
         for criterion in CRITERIA:
-            every = pruning.candidates(network, model, example, criterion)
+            pruned = pruning.candidates(network, model, example, criterion)
             for aim in MACS:
-                arch = min(every, key=lambda arch: abs(network.macs(arch) / network.macs(network.base) - aim))
-                archs.append((f"pruned by {criterion}, {aim:.0%} of the MACs", "Torch-Pruning", arch))
+                name = f"pruned by {criterion}, {aim:.0%} of the MACs"
+                candidates.append(candidate(name, "Torch-Pruning", nearest(pruned, aim)))
     except UserError as error:
         notes.append(f"Left out: {error}")
     entries: list[tuple[str, str, Entry | None]] = [
         (TAS, "TAS", searched.get((TAS, 0))),
-        (f"{first.name}, for {job.target.runtime}", "this project", there[first.name, 0]),
-        (other.name, "this project", there[other.name, 0]),
-    ]
-    candidates = [
-        Candidate(name, kind, lambda arch=arch: resize(network, arch), digest(to_json(arch)))  # type: ignore[misc]
-        for name, kind, arch in archs
+        (f"{first}, for {job.target.runtime}", "this project", there[first, 0]),
+        (other, "this project", there[other, 0]),
     ]
     published = f"tas:{PAPER['tas_published'][DATA]}-ResNet{DEPTH}"
-    candidates.append(
-        Candidate(PUBLISHED, "TAS", lambda: networks.build(published, job.config.data.classes), published)
-    )
-    for name, kind, entry in entries:
-        if entry is not None:
-            arch = entry.result.arch
-            candidates.append(
-                Candidate(name, kind, lambda arch=arch: resize(network, arch), digest(to_json(arch)))  # type: ignore[misc]
-            )
+    build = partial(networks.build, published, job.config.data.classes)
+    candidates.append(Candidate(PUBLISHED, "TAS", build, published))
+    candidates += [candidate(name, kind, entry.result.arch) for name, kind, entry in entries if entry is not None]
     return candidates, job, notes, [entry for _, _, entry in entries if entry is not None]
 
 
@@ -178,13 +178,9 @@ def _measured(plan: Plan, target: Target, candidates: list[Candidate]) -> tuple[
     """Seconds with their standard errors, and multiply-adds, of all on one target, in one interleaved run that is
     kept."""
     path = plan.folder / f"motivation-{target.runtime}-{target.device}.json"
-    key = digest(
-        "readings",
-        target.fingerprint(),
-        open_runtime(target).describe(),
-        [[each.name, each.mark] for each in candidates],
-    )
-    if not path.exists() or read_json(path).get("inputs") != key:
+    marks = [[each.name, each.mark] for each in candidates]
+    key = digest("readings", target.fingerprint(), open_runtime(target).describe(), marks)
+    if not made_from(path, key):
         modules = [each.build().eval() for each in candidates]
         with progress(f"measuring {len(candidates)} networks on {target.runtime}, %", 100) as bar:
             readings = Latency(target, rounds=ROUNDS).measure(modules, on_round=shares(bar))

@@ -104,17 +104,11 @@ class Plan:
         versions = run.versions()
         here, packages = versions.machine, {"htas": versions.htas, **versions.packages}
         named = ("htas", "torch", "onnxruntime", "openvino")
+        cores = text.plural(int(here["cores"]), "core")
+        parts = (here["processor"], cores, here["instructions"], here["gpu"], here["system"])
         facts = {
             "Target": describe(target),
-            "Machine": ", ".join(
-                [
-                    str(here["processor"]),
-                    text.plural(int(here["cores"]), "core"),
-                    str(here["instructions"]),
-                    *_gpu(here),
-                    str(here["system"]),
-                ]
-            ),
+            "Machine": text.listing(str(part) for part in parts if part != "none"),
             "Versions": ", ".join(f"{name} {packages[name]}" for name in named if name in packages),
         }
         if config is not None:
@@ -173,7 +167,3 @@ def describe(target: Target) -> str:
     """`cpu, eager, fp32, batch 4, 2 threads`."""
     threads = f", {target.threads} thread{'s' if target.threads > 1 else ''}" if target.device == "cpu" else ""
     return f"{target.device}, {target.runtime}, {target.precision}, batch {target.batch}{threads}"
-
-
-def _gpu(here: Mapping[str, str | int]) -> list[str]:
-    return [] if here["gpu"] == "none" else [str(here["gpu"])]

@@ -4,17 +4,18 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from htas.errors import UserError
-from htas.experiments import arms as experiments_arms
-from htas.experiments import compare
-from htas.experiments.arms import Entry
+from htas.experiments.arms import Arm, Entry
+from htas.experiments.compare import Comparison, Key
 from htas.experiments.intervals import Blocks
 from htas.experiments.reproduce._plan import DEPTHS, LAMBDA, LENGTHS, MANUAL, PAPER, PUBLISHED, TAS, Plan, within
 from htas.files import digest, from_json, read_json, to_json, write_json
 from htas.report.paper import Section
 from htas.run import named as run_named
 from htas.run.run import Run
+from htas.run.stage import made_from
 from htas.text import listing, plural, signed, significant
 from htas.timing.measurement import Measurement
 from htas.timing.target import machine
@@ -69,14 +70,17 @@ def budget(data: str, depth: int, device: str) -> float:
     return round(1 / (times(printed["manual"], printed["htas"]) or 1.0), 2)
 
 
-def trained(
-    plan: Plan, data: str, depth: int, device: str, only: Sequence[str] = ()
-) -> tuple[dict[tuple[str, int], Run], dict[tuple[str, int], Entry], list[experiments_arms.Arm], list[str]]:
-    """The arms of one depth, all or `only` those, trained: runs, entries, arms, and why some are missing."""
-    arms = [arm for arm in plan.arms(data, depth, budget(data, depth, device)) if not only or arm.name in only]
-    jobs = compare.arranged(LENGTHS[plan.length], plan.options(data, depth), arms, plan.seeds, plan.place(data, depth))
-    there, reasons = compare.finished(jobs, arms)
-    return jobs, there, arms, reasons
+def trained(plan: Plan, data: str, depth: int, arms: Sequence[Arm]) -> tuple[Comparison, dict[Key, Entry], list[str]]:
+    """Arms of one depth, trained: their runs, their entries, and why some are missing."""
+    options, place = plan.options(data, depth), plan.place(data, depth)
+    comparison = Comparison.arranged(LENGTHS[plan.length], options, arms, plan.seeds, place)
+    return comparison, *comparison.finished()
+
+
+def measured(comparison: Comparison, there: Mapping[Key, Entry], path: Path, on: Run | None = None) -> dict[str, Row]:
+    """The row of each arm, measured with the others in one interleaved run, on the target of the run `on`."""
+    entries, _ = comparison.measured(there, path, on=on)
+    return {arm: row_of([each for (name, _), each in entries.items() if name == arm]) for arm in comparison.arms}
 
 
 def _table(plan: Plan, name: str, data: str, device: str, notes: Sequence[str] = ()) -> Section:
@@ -91,7 +95,7 @@ def _table(plan: Plan, name: str, data: str, device: str, notes: Sequence[str] =
             here, depth_entries, doubts = _trained_rows(plan, data, depth, device)
             entries, reasons = [*entries, *depth_entries], [*reasons, *doubts]
         else:
-            here = _measured(plan, data, depth)
+            here = _measured_untrained(plan, data, depth)
         printed = _printed(name, depth, device)
         ours = within(budget(data, depth, device)).name
         named = {MANUAL: "manual", PUBLISHED: "tas", TAS: "", ours: "htas", LAMBDA: ""}
@@ -112,12 +116,7 @@ def _table(plan: Plan, name: str, data: str, device: str, notes: Sequence[str] =
         ))  # fmt: skip
     title = {"table3": "Table 3: CIFAR-10", "table4": "Table 4: CIFAR-100"}[name]
     return Section(
-        f"{title}, {plan.device}, {config.target.runtime}",
-        tuple(says),
-        HEADINGS,
-        tuple(rows),
-        1,
-        tuple(marked),
+        f"{title}, {plan.device}, {config.target.runtime}", tuple(says), HEADINGS, tuple(rows), 1, tuple(marked),
         notes=(
             *notes,
             *PAPER["notes"].get(name, ()),
@@ -130,23 +129,22 @@ def _table(plan: Plan, name: str, data: str, device: str, notes: Sequence[str] =
             *reasons,
         ),
         facts=plan.facts(config.target, config, entries),
-    )
+    )  # fmt: skip
 
 
 def _trained_rows(
     plan: Plan, data: str, depth: int, device: str
 ) -> tuple[dict[str, Row], Sequence[Entry], Sequence[str]]:
     """The row of each arm, what it was made of, and what must be known of that. Raises UserError without any."""
-    jobs, there, arms, lacking = trained(plan, data, depth, device)
+    arms = plan.arms(data, depth, budget(data, depth, device))
+    comparison, there, lacking = trained(plan, data, depth, arms)
     if not there:
         raise UserError(f"no network of ResNet-{depth} could be trained: {lacking[0]}")
-    named = {arm.name: arm for arm in arms}
-    measured, _ = compare.measured(jobs, there, named, plan.place(data, depth) / "latencies.json")
-    rows = {arm.name: row_of([each for (name, _), each in measured.items() if name == arm.name]) for arm in arms}
+    rows = measured(comparison, there, plan.place(data, depth) / "latencies.json")
     return rows, [*there.values()], [*(f"Left out: {reason}" for reason in lacking), *doubted(there)]
 
 
-def doubted(there: Mapping[tuple[str, int], Entry]) -> list[str]:
+def doubted(there: Mapping[Key, Entry]) -> list[str]:
     """The searches that have not converged, and what was found on another machine than the one that measures."""
     here = _machine(machine())
     others: dict[str, list[str]] = {}
@@ -178,13 +176,13 @@ def row_of(entries: Sequence[Entry]) -> Row:
     )
 
 
-def _measured(plan: Plan, data: str, depth: int) -> dict[str, Row]:
+def _measured_untrained(plan: Plan, data: str, depth: int) -> dict[str, Row]:
     """Latency and multiply-adds of networks that are known without a search, untrained."""
     config = plan.config(data, depth)
     names = {MANUAL: f"cifar_resnet:{depth}", PUBLISHED: f"tas:{PAPER['tas_published'][data]}-ResNet{depth}"}
     path = plan.folder / f"untrained-{data}-resnet{depth}-{plan.paper}.json"
     key = digest(Run(config, plan.folder).place, names)
-    if not path.exists() or read_json(path).get("inputs") != key:
+    if not made_from(path, key):
         figures = run_named.measure_networks(list(names.values()), config.target, ROUNDS, config.data.classes)
         write_json(path, {"inputs": key, "networks": [[to_json(each.latency), each.macs] for each in figures]})
     content = read_json(path)["networks"]
@@ -265,8 +263,7 @@ def _verdict(depth: int, paper: Mapping[str, Row], here: Mapping[str, Row], ours
             continue
         speed = (
             f"{speeds[0]} times as fast as the manual network and {speeds[1]} times as fast as TAS's published one, "
-            "with "
-            f"{millions(mine)} M multiply-adds"
+            f"with {millions(mine)} M multiply-adds"
         )
         if arm == ours:  # only its budget is the paper's
             printed = [_times(paper[other], paper[ours]) for other in (MANUAL, PUBLISHED)]

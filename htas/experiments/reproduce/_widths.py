@@ -74,7 +74,7 @@ def fig2(plan: Plan) -> Section:
     rows = []
     for base, output in OUTPUTS.items():
         curve = ours[base]
-        shares = {x: score / m for x, score, m in zip(curve.widths, curve.scores, curve.latency, strict=True)}
+        shares = _shares(curve)
         best, worst = max(shares, key=shares.__getitem__), min(shares, key=shares.__getitem__)
         errors = sorted(error / m for error, m in zip(curve.errors, curve.latency, strict=bool(curve.errors)))
         rows.append((
@@ -109,8 +109,7 @@ def fig3(plan: Plan) -> Section:
     figures, rows = [], []
     for base, output in OUTPUTS.items():
         curve = ours[base]
-        share = dict(zip(curve.widths, curve.scores, strict=True))
-        latency = dict(zip(curve.widths, curve.latency, strict=True))
+        shares = _shares(curve)
         printed = PAPER["table2"][plan.paper][output]
         for number, ((first, last), width, sure) in enumerate(
             zip(curve.groups, curve.choices["hardware"], curve.certain, strict=True)
@@ -118,8 +117,7 @@ def fig3(plan: Plan) -> Section:
             inside = [x for x in curve.widths if first <= x <= last]
             rows.append((
                 f"{output}x{output}, {base}", f"{first} to {last}", str(printed[number]), str(width),
-                signed(100 * share[width] / latency[width], 1),
-                signed(100 * max(share[x] / latency[x] for x in inside), 1), f"{100 * sure:.0f}",
+                signed(100 * shares[width], 1), signed(100 * max(shares[x] for x in inside), 1), f"{100 * sure:.0f}",
             ))  # fmt: skip
         figures.append(Figure(
             f"fig3-{output}", scored_widths(curve), f"Score of every width at {output}x{output}",
@@ -142,12 +140,9 @@ def _curves(plan: Plan) -> tuple[dict[int, CurveRecord], dict[int, CurveRecord],
     It depends on no length and no images, so any later call goes on from it. Raises UserError for widths that are not
     those of the paper's groups.
     """
-    options_of_widths = [
-        option for option in plan.overrides if option.startswith(("--target.", "--survey.", "--design."))
-    ]
-    config = replace(plan, length="short", overrides=tuple(options_of_widths)).config(
-        "cifar10", DEPTH, "--survey.undecided=1"
-    )
+    overrides = tuple(option for option in plan.overrides if option.startswith(("--target.", "--survey.", "--design.")))
+    short = replace(plan, length="short", overrides=overrides)
+    config = short.config("cifar10", DEPTH, "--survey.undecided=1")
     design = (config.design.groups, config.design.expand, config.design.widths)
     if design != (GROUPS, EXPAND, {}):
         raise UserError(
@@ -169,9 +164,14 @@ def _common(curves: Sequence[CurveRecord], base: int) -> CurveRecord:
     return max((curve for curve in curves if curve.base == base), key=lambda curve: len(curve.sites))
 
 
+def _shares(curve: CurveRecord) -> dict[int, float]:
+    """The score of each width, as a share of its latency."""
+    return {x: score / m for x, score, m in zip(curve.widths, curve.scores, curve.latency, strict=True)}
+
+
 def _gain(curve: CurveRecord, widths: Sequence[int]) -> str:
-    share = {x: score / m for x, score, m in zip(curve.widths, curve.scores, curve.latency, strict=True)}
-    return signed(100 * sum(share[width] for width in widths) / len(widths), 1)
+    shares = _shares(curve)
+    return signed(100 * sum(shares[width] for width in widths) / len(widths), 1)
 
 
 def _alike(curve: CurveRecord) -> str:

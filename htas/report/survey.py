@@ -8,7 +8,7 @@ from htas.report._blocks import Block, Heading, Points, Text, plain_table
 from htas.report._content import curve_picture
 from htas.report._curves import latency_curve
 from htas.report._draw import png, render
-from htas.report._figures import curve_name
+from htas.report._figures import CURVE
 from htas.report._html import html
 from htas.spaces.curve import CurveRecord
 from htas.text import TextTable, listing, milliseconds, plural, significant, text_table
@@ -27,9 +27,10 @@ def page(
 ) -> tuple[Path, TextTable]:
     """Write survey.html and a PNG of each curve; the path of the page, and its table.
 
-    `decided` says how many choices are.
+    `decided` says how many choices are. A choice that is less than `sure` to be right is marked. Raises UserError where
+    the folder cannot be written.
     """
-    names = [curve_name(number) for number in range(1, len(curves) + 1)]
+    names = [CURVE.format(number) for number in range(1, len(curves) + 1)]
     charts = {name: latency_curve(curve) for name, curve in zip(names, curves, strict=True)}
     for name, chart in charts.items():
         write_bytes(folder / "survey" / f"{name}.png", png(chart))

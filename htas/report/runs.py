@@ -4,43 +4,38 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from htas.files import write_bytes, write_text
-from htas.report._blocks import Block, Cell, Heading, Picture, Points, Table, Text
-from htas.report._compare import against_base, answer, base_of, found_of
-from htas.report._content import EMPTY, doubts, target, value
+from htas.report._blocks import Block, Cell, Heading, Picture, Points, Table, Text, cell_with_note
+from htas.report._compare import answer, base_of, found_of
+from htas.report._content import doubts, target, value
 from htas.report._draw import render
 from htas.report._figures import pictured, runs_over_latency
-from htas.report._html import html
-from htas.report._markdown import markdown
 from htas.report._names import family_name, network_names, row_name
+from htas.report._publish import publish
 from htas.report.result import Report, Result
-from htas.text import listing, millions, percent, plus_minus, significant
+from htas.report.summary import figures
+from htas.text import listing
 
 PICTURE = "runs"
 HEADINGS = (
-    "network",
-    "run",
-    "accuracy",
-    "measured, ms per batch",
-    "predicted, ms",
-    "times as fast as its base",
-    "multiply-adds",
-    "parameters",
+    *("network", "run", "accuracy", "measured, ms per batch", "predicted, ms", "times as fast as its base"),
+    *("multiply-adds", "parameters"),
 )
+UNLIKE = {
+    ("target",): "The runs were measured for different targets, so their latencies say nothing of each other.",
+    ("processor",): "The runs were measured on different machines, so their latencies say nothing of each other.",
+    ("data", "test images"): "The runs were tested on different images, so their accuracies say nothing of each other.",
+}
+"""Why figures of two runs may not be compared, by the facts in which the runs differ."""
 
 
 def page(runs: Mapping[str, Report], folder: Path) -> Path:
-    """Write report.html and report.md of several runs, by their names; the path of the page."""
-    pictures = {}
-    if any(pictured(report) for report in runs.values()):
-        pictures = render({PICTURE: runs_over_latency(runs)})
-    for name, chart in pictures.items():
-        write_bytes(folder / "figures" / f"{name}.svg", chart.svg)
-    title, blocks = f"{len(runs)} runs: {listing(runs)}", _blocks(runs, bool(pictures))
-    write_text(folder / "report.md", markdown(title, blocks))
-    path = folder / "report.html"
-    write_text(path, html(title, blocks, pictures))
-    return path
+    """Write report.html and report.md of several runs, by their names, on one page; the path of the page.
+
+    Raises UserError where the folder cannot be written.
+    """
+    measured = any(pictured(report) for report in runs.values())
+    pictures = render({PICTURE: runs_over_latency(runs)} if measured else {})
+    return publish(f"{len(runs)} runs: {listing(runs)}", _blocks(runs, measured), pictures, folder, "report")
 
 
 def _blocks(runs: Mapping[str, Report], measured: bool) -> list[Block]:
@@ -77,18 +72,9 @@ def _blocks(runs: Mapping[str, Report], measured: bool) -> list[Block]:
 
 
 def _row(run: str, report: Report, result: Result) -> tuple[Cell, ...]:
-    compared = against_base(result, base_of(report))
-    measured = result.measured
-    return (
-        Cell(row_name(network_names(report)[result.name]), result.name),
-        Cell(run),
-        EMPTY if result.accuracy is None else Cell(percent(result.accuracy)),
-        EMPTY if measured is None else Cell(plus_minus(1e3 * measured.estimate, 2e3 * measured.error)),
-        EMPTY if result.predicted is None else Cell(significant(1e3 * result.predicted)),
-        EMPTY if compared is None else Cell(significant(compared.ratio)),
-        Cell(millions(result.macs)),
-        Cell(millions(result.params)),
-    )
+    name = row_name(network_names(report)[result.name])
+    cells = (cell_with_note(figure, (" (",)) for figure in figures(result, base_of(report)))
+    return (Cell(name, result.name), Cell(run), *cells)
 
 
 def _facts(report: Report) -> dict[str, str]:
@@ -115,17 +101,5 @@ def _differences(runs: Mapping[str, Report]) -> Block:
 
 
 def _unlike(runs: Mapping[str, Report]) -> Sequence[tuple[str, str]]:
-    """Why figures of two runs may not be compared."""
     facts = [_facts(report) for report in runs.values()]
-    reasons = []
-    if len({fields.get("target") for fields in facts}) > 1:
-        reasons.append(
-            ("", "The runs were measured for different targets, so their latencies say nothing of each other.")
-        )
-    if len({fields.get("processor") for fields in facts}) > 1:
-        reasons.append(
-            ("", "The runs were measured on different machines, so their latencies say nothing of each other.")
-        )
-    if len({(fields["data"], fields["test images"]) for fields in facts}) > 1:
-        reasons.append(("", "The runs were tested on different images, so their accuracies say nothing of each other."))
-    return reasons
+    return [("", why) for names, why in UNLIKE.items() if len({tuple(map(each.get, names)) for each in facts}) > 1]
