@@ -31,15 +31,10 @@ def asked_share(search: SearchRecord, base: Result | None) -> float | None:
 def course(search: SearchRecord, base: Result | None = None) -> Spec:
     """Losses, accuracy, cost and its budget, temperature, top probability and the entropy of every site by epoch,
     and the arch among its random rivals."""
-    limit = asked_share(search, base)
+    costs: dict[str, Read] = {"expected": lambda e: e.expected_cost, "most probable": lambda e: e.argmax_cost}
     panels = [
         _lines(search, "loss", {"training": lambda e: e.train_loss, "validation": lambda e: e.validation_loss}),
-        _lines(
-            search,
-            "cost, share of the base's",
-            {"expected": lambda e: e.expected_cost, "most probable": lambda e: e.argmax_cost},
-            limit,
-        ),
+        _lines(search, "cost, share of the base's", costs, asked_share(search, base)),
         _lines(search, "accuracy of mixtures, %", {"validation": lambda e: _hundredfold(e.validation_accuracy)}),
         _lines(search, "temperature", {"temperature": lambda e: e.temperature}),
         _lines(search, "top probability, median of sites", {"top": lambda e: e.top_probability}, SURE),
@@ -61,25 +56,20 @@ def _lines(search: SearchRecord, title: str, figures: Mapping[str, Read], mark: 
         for epoch in search.epochs
         if (value := read(epoch)) is not None
     ]
-    colour = alt.Color(
-        "what:N",
-        sort=None,
-        scale=alt.Scale(domain=list(figures), range=[BLUE, RED]),
-        legend=alt.Legend() if len(figures) > 1 else None,
-    )
+    legend = alt.Legend() if len(figures) > 1 else None
+    scale = alt.Scale(domain=list(figures), range=[BLUE, RED])
     chart = alt.Chart(data(rows)).mark_line(point={"size": 22}, strokeWidth=1.6).encode(
         EPOCHS,
         alt.Y("value:Q", title=None, scale=alt.Scale(zero=False, nice=True)),
-        colour,
+        alt.Color("what:N", sort=None, scale=scale, legend=legend),
         tooltip=[alt.Tooltip("what:N", title="figure"), alt.Tooltip("epoch:Q"), alt.Tooltip("value:Q", format=".4g")],
     )  # fmt: skip
     parts = [chart]
     if mark is not None:
         rule = alt.Chart(data([{"value": mark}])).mark_rule(color=FAINT, strokeDash=[4, 3])
         parts.append(rule.encode(alt.Y("value:Q")))
-    return alt.layer(*parts).properties(
-        width=PANEL, height=150, title=title if rows else f"{title}: not of this strategy"
-    )
+    title = title if rows else f"{title}: not of this strategy"
+    return alt.layer(*parts).properties(width=PANEL, height=150, title=title)
 
 
 def _entropies(search: SearchRecord) -> Any:

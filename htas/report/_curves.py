@@ -80,9 +80,7 @@ def _fitted() -> Any:
     height = alt.Y("latency:Q", title="latency, ms", scale=alt.Scale(zero=False, padding=14))
     whole = alt.Chart(alt.NamedData("widths"))
     band = whole.mark_area(color=SKY, opacity=0.25).encode(x, alt.Y("low:Q"), alt.Y2("high:Q"))
-    fit = alt.Chart(alt.NamedData("fit")).mark_line(strokeDash=[5, 4], strokeWidth=1.3).encode(
-        x, alt.Y("fit:Q"), what
-    )  # fmt: skip
+    fit = alt.Chart(alt.NamedData("fit")).mark_line(strokeDash=[5, 4], strokeWidth=1.3).encode(x, alt.Y("fit:Q"), what)
     line = whole.mark_line(color=BLUE, strokeWidth=1).encode(x, height)
     dots = whole.mark_point(filled=True, size=26, opacity=1).encode(x, height, what, tooltip=tooltip)
     base = alt.Chart(alt.NamedData("base"))
@@ -96,16 +94,8 @@ def _fitted() -> Any:
 def _scored(height: int = 120) -> Any:
     x, tooltip, edges = _width_axis()
     whole, best = alt.Chart(alt.NamedData("widths")), alt.Chart(alt.NamedData("best"))
-    tint = alt.Color(
-        "selected:N", scale=alt.Scale(domain=["selected", "not"], range=[RED, SKY]), legend=None
-    )  # fmt: skip
-    bars = whole.mark_rect().encode(
-        alt.X("left:Q"),
-        alt.X2("right:Q"),
-        alt.Y("score:Q", title="score s(x), ms"),
-        alt.Y2("none:Q"),
-        tint,
-        tooltip=tooltip,
-    )
+    tint = alt.Color("selected:N", scale=alt.Scale(domain=["selected", "not"], range=[RED, SKY]), legend=None)
+    sides = (alt.X("left:Q"), alt.X2("right:Q"), alt.Y("score:Q", title="score s(x), ms"), alt.Y2("none:Q"))
+    bars = whole.mark_rect().encode(*sides, tint, tooltip=tooltip)
     numbers = best.mark_text(color=RED, dy=-7).encode(x, alt.Y("top:Q"), alt.Text("width:Q"))
     return alt.layer(numbers, edges, bars).properties(width=PLOT, height=height)

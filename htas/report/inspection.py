@@ -25,11 +25,8 @@ def page(title: str, inspection: Inspection, facts: Sequence[tuple[str, str]], f
     path = folder / "inspect.html"
     write_text(path, html(title, _blocks(inspection, facts), pictures))
     rows = [_site(site, inspection) for site in inspection.sites[:SHOWN]]
-    more = (
-        [f"and {plural(len(inspection.sites) - SHOWN, 'more site')}, in the page"]
-        if len(inspection.sites) > SHOWN
-        else []
-    )
+    rest = len(inspection.sites) - SHOWN
+    more = [f"and {plural(rest, 'more site')}, in the page"] if rest > 0 else []
     after = [*more, *(f"doubt: {doubt}" for doubt in inspection.doubts)]
     return path, text_table([SITES, *rows], 2, before=summary(inspection), after=after)
 

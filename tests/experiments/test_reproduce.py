@@ -252,7 +252,7 @@ def test_a_shortened_run_is_not_called_the_papers() -> None:
 
 
 def test_each_second_target_has_a_name_of_its_own() -> None:
-    first = Plan(Path("runs")).target
+    first = Plan(Path("runs")).config("cifar10", 32).target
     threads = 2 if first.threads != 2 else 1
     others = [replace(first, batch=1), replace(first, precision="bf16"), replace(first, threads=threads), first]
     names = [_name(other, first) for other in (*others, replace(first, runtime="openvino"))]

@@ -76,11 +76,6 @@ class Plan:
         """The paper's name for the device."""
         return "gpu" if self.device == "cuda" else "cpu"
 
-    @property
-    def target(self) -> Target:
-        """Where everything is measured."""
-        return self.config("cifar10", 32).target
-
     def second_target(self) -> Target:
         """The other target; raises UserError where it is the first one, or no target."""
         target = self.config("cifar100", 32, *self.other()).target
