@@ -49,16 +49,16 @@ def _figures(entries: Sequence[Entry]) -> tuple[str, ...]:
     rows = [entry.result for entry in entries]
     searched = [entry.seconds for entry in entries if entry.seconds is not None]
     return (
-        _mean([100 * row.accuracy for row in rows if row.accuracy is not None], "{:.2f}"),
-        _mean([1e3 * row.measured.estimate for row in rows if row.measured], "{:.3g}"),
-        _mean([1e3 * row.predicted for row in rows if row.predicted], "{:.3g}"),
+        mean_text([100 * row.accuracy for row in rows if row.accuracy is not None], "{:.2f}"),
+        mean_text([1e3 * row.measured.estimate for row in rows if row.measured], "{:.3g}"),
+        mean_text([1e3 * row.predicted for row in rows if row.predicted], "{:.3g}"),
         millions(statistics.mean(row.macs for row in rows)) if rows else EMPTY,
         millions(statistics.mean(row.params for row in rows)) if rows else EMPTY,
         duration(statistics.mean(searched)) if searched else EMPTY,
     )
 
 
-def _mean(values: Sequence[float], template: str) -> str:
+def mean_text(values: Sequence[float], template: str) -> str:
     """`91.20 ± 0.15`: the mean, and the deviation of more than one, to two digits."""
     if not values:
         return EMPTY

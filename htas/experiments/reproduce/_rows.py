@@ -11,6 +11,7 @@ from htas.experiments.arms import Arm, Entry
 from htas.experiments.compare import Comparison, Key
 from htas.experiments.intervals import Blocks
 from htas.experiments.reproduce._plan import DEPTHS, LAMBDA, LENGTHS, MANUAL, PAPER, PUBLISHED, TAS, Plan, within
+from htas.experiments.table import EMPTY, mean_text
 from htas.files import digest, from_json, read_json, to_json, write_json
 from htas.report.paper import Section
 from htas.run import named as run_named
@@ -26,7 +27,6 @@ HEADINGS = (
     "than manual, here",
     "MACs, M, paper", "MACs, M, here", "trainings",
 )  # fmt: skip
-EMPTY = "-"
 ROUNDS = 40
 """Of the networks that are measured without being trained."""
 
@@ -224,10 +224,7 @@ def _row(title: str, paper: Row, here: Row, papers: Mapping[str, Row], heres: Ma
 
 def accuracy(row: Row) -> str:
     """`72.41 ± 0.2`, in percent."""
-    if not row.accuracies:
-        return EMPTY
-    off = f" ± {100 * statistics.stdev(row.accuracies):.2g}" if len(row.accuracies) > 1 else ""
-    return f"{100 * statistics.mean(row.accuracies):.2f}{off}"
+    return mean_text([100 * share for share in row.accuracies], "{:.2f}")
 
 
 def milliseconds(row: Row) -> str:
