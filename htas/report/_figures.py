@@ -66,7 +66,7 @@ def drawings(report: Report) -> dict[str, Spec]:
 
 def accuracy_over_latency(report: Report) -> Spec:
     """Accuracy in percent over the measured latency in milliseconds, and the front of those that none beats."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     names = network_names(report)
     results = sorted(pictured(report), key=lambda result: result.accuracy or 0.0, reverse=True)
     for result in results:
