@@ -6,3 +6,17 @@ class UserError(ValueError):
 
     The command prints it and ends with exit code 2. Any other exception is a fault of this package.
     """
+
+
+def need_least(least: float, options: object, section: str, *names: str) -> None:
+    """Raise UserError where one of these options is below `least`: strategy.epochs must be 1 or more, got 0."""
+    for name in names:
+        if not getattr(options, name) >= least:
+            raise UserError(f"{section}.{name} must be {least:g} or more, got {getattr(options, name)}")
+
+
+def need_above_zero(options: object, section: str, *names: str) -> None:
+    """Raise UserError where one of these options is not above 0: strategy.lr must be above 0, got 0.0."""
+    for name in names:
+        if not getattr(options, name) > 0:
+            raise UserError(f"{section}.{name} must be above 0, got {getattr(options, name)}")

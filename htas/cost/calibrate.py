@@ -13,10 +13,10 @@ from math import ceil
 
 import numpy as np
 
-from htas.cost.fit import FittedCalibration, Floats, fit
+from htas.cost.fit import FittedCalibration, fit
 from htas.cost.record import CalibrationRecord, FitRecord, NetworkRecord
-from htas.cost.tables import Table, TableCost, pairs, thinned
-from htas.errors import UserError
+from htas.cost.tables import Floats, Table, TableCost, pairs, thinned
+from htas.errors import UserError, need_least
 from htas.formats.onnx_written import is_written
 from htas.graph import Network, resize
 from htas.graph.arch import Arch
@@ -73,10 +73,8 @@ class Calibrate:
     of each distinct layer and 1 for each network, or 1 and 60 times the base network's latency if that is more."""
 
     def __post_init__(self) -> None:
-        if self.networks < 4:
-            raise UserError(f"calibrate.networks must be 4 or more, got {self.networks}")
-        if self.widths < 2:
-            raise UserError(f"calibrate.widths must be 2 or more, got {self.widths}")
+        need_least(4, self, "calibrate", "networks")
+        need_least(2, self, "calibrate", "widths")
         if not self.seconds >= 0:
             raise UserError(f"calibrate.seconds must be 0 (the default) or more, got {self.seconds}")
 
@@ -153,26 +151,29 @@ def calibrate(
     by_template = cells(network, spaces, options.widths, building)
     layers = list(dict.fromkeys(layer for mine in by_template.values() for layer in mine))
     archs = spread(network, spaces, options.networks, seed)
-    parts = _parts(on_round, options.limits(len(layers), building, base))
+    seconds = options.limits(len(layers), building, base)
+    first = seconds[0] / sum(seconds)
     measurements = metrics[0].measure(
-        layers, on_round=parts[0], pending=lambda so_far: _pending(by_template, layers, so_far)
+        layers, on_round=_part(on_round, 0, first), pending=lambda so_far: _pending(by_template, layers, so_far)
     )
     readings = dict(zip(layers, measurements, strict=True))
     mends = {template: mended(table(mine, readings)) for template, mine in by_template.items()}
     tables = {template: mended_table for template, (mended_table, _) in mends.items()}
     slow = sum(number for _, number in mends.values())
-    measured = whole(network, archs, metrics[1], parts[1])
+    measured = whole(network, archs, metrics[1], _part(on_round, first, 1))
     fitted = fit(network, tables, archs, [each.estimate for each in measured])
+    doubts = [*_common_remarks(measurements), *_common_remarks(measured)]
+    if slow > MENDED_SHARE * len(layers):
+        doubts.append(
+            f"{slow} of {len(layers)} layers took far more than others of their inputs and outputs, which stand in for "
+            "them; calibrate.seconds gives them more time"
+        )
     return CalibrationRecord(
         **vars(_fitted(fitted, archs, measured, metrics[1].unit)),
         tables={template.key: table for template, table in tables.items()},
         layers=len(layers),
         mended=slow,
-        doubts=tuple(
-            dict.fromkeys(
-                [*_common_remarks([*readings.values()]), *_common_remarks(measured), *_mends(slow, len(layers))]
-            )
-        ),
+        doubts=tuple(dict.fromkeys(doubts)),
     )
 
 
@@ -220,15 +221,6 @@ def mended(grid: Table) -> tuple[Table, int]:
     return replace(grid, values=tuple(map(tuple, np.where(slow, fair, values).tolist()))), int(slow.sum())
 
 
-def _mends(slow: int, layers: int) -> list[str]:
-    if slow <= MENDED_SHARE * layers:
-        return []
-    return [
-        f"{slow} of {layers} layers took far more than others of their inputs and outputs, which stand in for them; "
-        "calibrate.seconds gives them more time"
-    ]
-
-
 def _common_remarks(readings: Sequence[Measurement]) -> list[str]:
     """Remarks that all of these measurements share."""
     first, *others = readings
@@ -259,9 +251,8 @@ def whole(
     together = lots(network, archs, free or psutil.virtual_memory().available)
     for number, lot in enumerate(together):
         part = replace(metric, limit=metric.limit * len(lot) / len(archs)) if isinstance(metric, Latency) else metric
-        base, *others = part.measure(
-            [resize(network, arch) for arch in lot], on_round=_part(on_round, number, len(together))
-        )
+        report = _part(on_round, number / len(together), (number + 1) / len(together))
+        base, *others = part.measure([resize(network, arch) for arch in lot], on_round=report)
         level = by_arch.setdefault(archs[0], base).estimate / base.estimate
         by_arch |= {arch: reading.scaled(level) for arch, reading in zip(lot[1:], others, strict=True)}
     return [by_arch[arch] for arch in archs]
@@ -275,12 +266,9 @@ def lots(network: Network, archs: Sequence[Arch], free: float) -> list[list[Arch
     return [[base, *others[number::parts]] for number in range(parts)]
 
 
-def _part(on_round: OnRound | None, number: int, count: int) -> OnRound | None:
-    """The callback of one of several runs that report as one."""
-    if on_round is None:
-        return None
-    tell = on_round
-    return lambda share, figures: tell((number + share) / count, figures)
+def _part(tell: OnRound | None, start: float, end: float) -> OnRound | None:
+    """The callback of one of several runs that report as one: this one from `start` to `end`."""
+    return None if tell is None else lambda share, figures: tell(start + share * (end - start), figures)
 
 
 def _fitted(result: FittedCalibration, archs: Sequence[Arch], measured: Sequence[Measurement], unit: str) -> FitRecord:
@@ -295,25 +283,12 @@ def _tables(record: CalibrationRecord) -> dict[Template, Table]:
     return {Template.of(key): table for key, table in record.tables.items()}
 
 
-def _parts(on_round: OnRound | None, seconds: tuple[float, float]) -> tuple[OnRound | None, OnRound | None]:
-    """The callbacks of two runs that report as one."""
-    if on_round is None:
-        return None, None
-    tell, first = on_round, seconds[0] / sum(seconds)
-    return (
-        lambda share, figures: tell(share * first, figures),
-        lambda share, figures: tell(first + share * (1 - first), figures),
-    )
-
-
 def table(layers: Sequence[Layer], readings: Mapping[Layer, Measurement]) -> Table:
     """Readings of the layers of one template, at every pair of widths, or every width if inputs follow outputs."""
     outputs = sorted({layer.outputs for layer in layers})
     inputs = sorted({layer.inputs for layer in layers}) if len(layers) > len(outputs) else [layers[0].inputs]
-    figures = {(layer.inputs, layer.outputs): readings[layer].estimate for layer in layers}
-    if len(inputs) == 1:
-        row = {layer.outputs: readings[layer].estimate for layer in layers}
-        return Table((inputs[0],), tuple(outputs), (tuple(row[o] for o in outputs),))
+    alone = len(inputs) == 1
+    figures = {(inputs[0] if alone else each.inputs, each.outputs): readings[each].estimate for each in layers}
     return Table(tuple(inputs), tuple(outputs), tuple(tuple(figures[i, o] for o in outputs) for i in inputs))
 
 

@@ -5,15 +5,11 @@ from dataclasses import dataclass
 from math import inf
 
 import numpy as np
-from numpy.typing import NDArray
 
-from htas.cost.tables import Calibration, Table
+from htas.cost.tables import Calibration, Floats, Table
 from htas.graph import Network
 from htas.graph.arch import Arch
 from htas.graph.layer import Template
-
-Floats = NDArray[np.float64]
-
 
 FORMS = (("scale",), ("scale", "each"), ("kinds",), ("kinds", "each"), ("kinds", "each", "constant"))
 """Terms that a fit may have, simplest first."""

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -62,9 +63,7 @@ class PaperCost(CostModel):
         keep = {site: keeps(space.depths[site], depths[site], self.blocks[site]) for site in space.depths}
         total: Any = 0.0
         for term in self.terms:
-            share: Any = 1.0
-            for site, block in term.blocks:
-                share = share * keep[site][block]
+            share = prod(keep[site][block] for site, block in term.blocks)
             total = total + share * term.at(mean[term.site] if term.site else 0)
         return torch.as_tensor(total)
 

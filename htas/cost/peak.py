@@ -9,13 +9,14 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import prod
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from htas.cost.model import CostModel, by_block, expectation
+from htas.cost.model import CostModel, by_block, expectation, keeps
 from htas.errors import UserError
 from htas.graph import Network, resize, trace
 from htas.graph.arch import Arch
@@ -89,12 +90,8 @@ class PeakCost(CostModel):
         sizes = torch.stack(
             [tensor.each * (steps[tensor.node].channels if tensor.node else one) * one for tensor in self.tensors]
         )
-        comes = []
-        for tensor in self.tensors:
-            share = one
-            for site, block in tensor.blocks:
-                share = share * torch.stack(stays[site][block:]).sum()
-            comes.append(share)
+        keep = {name: keeps(space.depths[name], depths[name], s.base) for name, s in self.network.depths.items()}
+        comes = [one * prod(keep[site][block] for site, block in tensor.blocks) for tensor in self.tensors]
         return self.scale * (torch.stack(comes) * (self._alive.to(sizes) @ sizes)).max()
 
     @cached_property

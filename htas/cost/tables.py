@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from htas.cost.model import CostModel, by_block
+from htas.cost.model import CostModel, by_block, expectation
 from htas.errors import UserError
 from htas.graph.arch import Arch
 from htas.graph.layer import Template
@@ -155,7 +155,8 @@ class LayerCost(CostModel):
         total: Any = 0.0
         for segment, each in zip(segments, mixtures, strict=True):
             for source, share in each.shares.items():
-                total = total + share * segment.repeat * _expectation(source, space, widths)
+                mean = source if isinstance(source, int) else expectation(space.widths[source], widths[source])
+                total = total + share * segment.repeat * mean
         return [((Mean(torch.as_tensor(total)), 1), 1.0)]
 
     def _mean(self, term: Term, space: Space, widths: Mapping[str, Tensor]) -> Any:
@@ -172,13 +173,6 @@ class LayerCost(CostModel):
         if term.projects:
             table = np.where(np.equal.outer(ways, out), 0.0, table)
         return chances @ torch.as_tensor(table, dtype=chances.dtype, device=chances.device) @ likely
-
-
-def _expectation(source: str | int, space: Space, widths: Mapping[str, Tensor]) -> Any:
-    if isinstance(source, int):
-        return float(source)
-    choices = torch.tensor(space.widths[source], dtype=widths[source].dtype, device=widths[source].device)
-    return widths[source] @ choices
 
 
 def _ways(source: tuple[Source, int], space: Space, widths: Mapping[str, Tensor]) -> tuple[list[int], Tensor]:

@@ -135,12 +135,12 @@ class Step:
     @property
     def channels_in(self) -> Any:
         """Channels of the first input."""
-        return _total(self.node.consumed, self.inputs[0])
+        return total_channels(self.node.consumed, self.inputs[0])
 
     @property
     def channels(self) -> Any:
         """Channels of the output."""
-        return _total(self.node.segments, self.outputs)
+        return total_channels(self.node.segments, self.outputs)
 
     @property
     def layer(self) -> Layer | None:
@@ -313,7 +313,8 @@ def _params(step: Step) -> int:
             return replace(layer, norm=False).params if layer else 0
 
 
-def _total(segments: Sequence[Segment], widths: Sequence[Any]) -> Any:
+def total_channels(segments: Sequence[Segment], widths: Sequence[Any]) -> Any:
+    """All channels of a tensor, whose segments have these widths."""
     return sum(width * segment.repeat for width, segment in zip(widths, segments, strict=True))
 
 

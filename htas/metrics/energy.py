@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import torch
 
-from htas.errors import UserError
+from htas.errors import UserError, need_least
 from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, OnRound, Pending
 from htas.runtimes import Program, Runtime, open_runtime
@@ -174,8 +174,7 @@ class Energy(Metric):
     """Folder of the processor's counters."""
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise UserError(f"energy.rounds must be 1 or more, got {self.rounds}")
+        need_least(1, self, "energy", "rounds")
         if not 0 < self.reading <= 60:
             raise UserError(f"energy.reading must be over 0 and at most 60 seconds (1 is usual), got {self.reading}")
 
@@ -196,7 +195,8 @@ class Energy(Metric):
         self.target.check()
         counters = meter(self.target.device, self.powercap)
         runtime = open_runtime(self.target)
-        context, survey = self._context(runtime, counters), uuid4().hex[:12]
+        survey, date = uuid4().hex[:12], datetime.now(UTC).isoformat(timespec="seconds")
+        context = {**runtime.describe(), **self.target.facts(), "meter": counters.name, "date": date}
 
         def measured(remarks: tuple[str, ...] = ()) -> list[Measurement]:
             by_case = {
@@ -233,11 +233,6 @@ class Energy(Metric):
         if isinstance(case, Layer):
             return runtime.compile_layer(case)
         return runtime.compile(case, self.target.example())
-
-    def _context(self, runtime: Runtime, counters: Meter) -> dict[str, str]:
-        """Context of the readings: the meter, versions and settings of the runtime, the target, and the date."""
-        date = datetime.now(UTC).isoformat(timespec="seconds")
-        return {**runtime.describe(), **self.target.facts(), "meter": counters.name, "date": date}
 
 
 def _loops(run: Call, timer: Timer) -> int:

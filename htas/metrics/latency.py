@@ -1,7 +1,6 @@
 """Seconds per batch on the target; the readings of all cases are interleaved."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from math import ceil, inf
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from htas.errors import UserError
+from htas.errors import UserError, need_least
 from htas.graph.layer import Layer
 from htas.metrics import Case, CostSource, Metric, OnRound, Pending, PendingCases, by_case
 from htas.runtimes import Program, Runtime, open_runtime
@@ -56,8 +55,7 @@ class Latency(Metric):
     """Builders of programs of networks measured before, which skip the export; `replace` passes them on."""
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise UserError(f"latency.rounds must be 1 or more, got {self.rounds}")
+        need_least(1, self, "latency", "rounds")
         if not self.limit > 0:
             raise UserError(f"latency.limit must be over 0 seconds, got {self.limit}")
         if not self.reading >= 0:
@@ -78,7 +76,7 @@ class Latency(Metric):
         self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
         """One measurement for each case, in seconds; a repeated case is measured once."""
-        readings = self._measured(cases, None, by_case(cases, pending), on_round)
+        readings = self.sample(cases, cases, on_round=on_round, pending=by_case(cases, pending))
         return [readings[case] for case in cases]
 
     def sample(
@@ -90,18 +88,9 @@ class Latency(Metric):
         pending: PendingCases | None = None,
     ) -> dict[Case, Measurement]:
         """The `first` cases and those `pending` then, all in the same rounds."""
-        return self._measured(cases, first, pending, on_round)
-
-    def _measured(
-        self,
-        cases: Sequence[Case],
-        first: Collection[Case] | None,
-        pending: PendingCases | None,
-        on_round: OnRound | None,
-    ) -> dict[Case, Measurement]:
-        """One run of the bench; all cases from the beginning if there is no `first`."""
         runtime = open_runtime(self.target)
-        timer, context, survey = runtime.timer(), self._context(runtime), uuid4().hex[:12]
+        timer, survey, date = runtime.timer(), uuid4().hex[:12], datetime.now(UTC).isoformat(timespec="seconds")
+        context = {**runtime.describe(), **self.target.facts(), "date": date}
         distinct = list(dict.fromkeys(cases))
         calls = _Calls(runtime, distinct, self.chained(runtime), self.programs)
 
@@ -123,14 +112,15 @@ class Latency(Metric):
                 on_round(share, figures)
 
         bench = Bench(timer, self.rounds, self.limit, self.reading, seed=self.seed)
-        with runtime.session(), _seeded(self.seed), priority() as raised:
+        with runtime.session(), torch.random.fork_rng(devices=[]), priority() as raised:
+            torch.default_generator.manual_seed(self.seed)
             calls.prepare()
             watch = Watch(self.target.device)
             context["priority"] = "raised" if raised else "usual"
             readings = bench.run(
                 calls.build,
                 len(calls.parts),
-                first=None if first is None or len(set(first)) == len(distinct) else calls.numbers(set(first)),
+                first=None if len(set(first)) == len(distinct) else calls.numbers(set(first)),
                 rebuild=self.target.device == "cpu" and runtime.build_seconds <= CHEAP,
                 renew=runtime.renew,
                 pending=open_calls if pending is not None else None,
@@ -141,10 +131,6 @@ class Latency(Metric):
     def chained(self, runtime: Runtime) -> bool:
         """Whether layers are timed in a chain."""
         return self.target.device in runtime.chained if self.layers == "auto" else self.layers == "chain"
-
-    def _context(self, runtime: Runtime) -> dict[str, str]:
-        """Context of the readings: versions and settings of the runtime, the target, and the date."""
-        return {**runtime.describe(), **self.target.facts(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 class _Calls:
@@ -233,11 +219,3 @@ def too_short(readings: Readings, shortest: float) -> tuple[str, ...]:
         f"readings lasted less than {1e6 * shortest / 2:g} us, which this clock cannot tell well; leave survey.reading "
         f"at 0, or give it at least {shortest:g} s",
     )
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """PyTorch draws from this seed inside; its state is restored afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from htas.graph import Network, Node
+from htas.graph.network import total_channels
 from htas.graph.resize import WINDOW
 from htas.search.mixing import FirstOf
 from htas.spaces.space import Space
@@ -100,8 +101,7 @@ class Allocation:
         return nn.ModuleDict({str(n): whole if n == max(channels) else FirstOf(whole, n) for n in channels})
 
     def channels(self, name: str) -> int:
-        segments = self.nodes[name].segments
-        return sum(w * s.repeat for w, s in zip(self.capacity[name], segments, strict=True))
+        return int(total_channels(self.nodes[name].segments, self.capacity[name]))
 
     def _widths_at(self, name: str) -> tuple[int, ...]:
         """Every possible width of a node's output, which has one segment."""

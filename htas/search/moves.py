@@ -51,14 +51,10 @@ def over(limits: Sequence[Limit], arch: Arch) -> float:
 
 def leanest(limits: Sequence[Limit], space: Space) -> Arch:
     """The arch furthest within the limits: the narrowest, unless a wider choice costs less."""
-    return _downhill(space.narrowest, space, lambda arch: over(limits, arch))
-
-
-def _downhill(arch: Arch, space: Space, cost: Callable[[Arch], float]) -> Arch:
-    """The arch of least cost that changes of one site at a time reach."""
-    best = cost(arch)
+    arch = space.narrowest
+    best = over(limits, arch)
     for _ in range(10 * len(space.choices)):
-        costs = {other: cost(other) for other in neighbours(arch, space, step=1)}
+        costs = {other: over(limits, other) for other in neighbours(arch, space, step=1)}
         if not costs or min(costs.values()) >= best:
             return arch
         arch = min(costs, key=costs.__getitem__)

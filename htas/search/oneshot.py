@@ -13,7 +13,7 @@ from torch import Tensor
 from htas.console.progress import progress
 from htas.data.split import Batch, Source
 from htas.data.task import CLASSIFY, Inputs, Task, images_in, precise, scalar
-from htas.errors import UserError
+from htas.errors import UserError, need_above_zero, need_least
 from htas.files import read_tensors, write_tensors
 from htas.graph.arch import Arch
 from htas.search.inherit import inherit
@@ -22,16 +22,8 @@ from htas.search.record import EpochRecord
 from htas.search.supernet import Draw, Supernet
 from htas.text import percent, significant
 from htas.training.layout import placed
-from htas.training.loop import EpochLoop, Values
 from htas.training.recipe import Precision
-from htas.training.train import (
-    engine,
-    epoch_seed,
-    load_optimizer,
-    load_prefixed,
-    optimizer_tensors,
-    prefixed,
-)
+from htas.training.train import ModelLoop, engine, epoch_seed
 
 PREFIX = "supernet/"
 """Prefix of a supernet's tensors in a checkpoint."""
@@ -93,18 +85,13 @@ class SupernetOptions:
     """Arithmetic of the search: auto is bf16 where the hardware has it."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"strategy.{name} must be 1 or more, got {getattr(self, name)}")
+        need_least(1, self, "strategy", "epochs", "batch")
         if self.start not in ("random", "base") and not self.start.endswith(".safetensors"):
             raise UserError(
                 f"strategy.start must be random, base or the .safetensors file of a supernet, got {self.start!r}"
             )
-        if not self.lr > 0:
-            raise UserError(f"strategy.lr must be above 0, got {self.lr}")
-        for name in ("momentum", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise UserError(f"strategy.{name} must be 0 or more, got {getattr(self, name)}")
+        need_above_zero(self, "strategy", "lr")
+        need_least(0, self, "strategy", "momentum", "weight_decay")
 
 
 def build_supernet(
@@ -118,14 +105,6 @@ def build_supernet(
     elif options.start != "random":
         _load(supernet, Path(options.start))
     return placed(supernet, device)
-
-
-def weight_optimizer(supernet: Supernet, options: SupernetOptions) -> torch.optim.SGD:
-    """SGD with Nesterov's correction on all weights, as in TAS."""
-    return torch.optim.SGD(
-        supernet.parameters(), options.lr, options.momentum, weight_decay=options.weight_decay,
-        nesterov=options.momentum > 0, foreach=True,
-    )  # fmt: skip
 
 
 def sampled_step(
@@ -158,16 +137,6 @@ def sampled_step(
         soft = outputs.detach().softmax(1) if soft is None and task.classifies else soft
     sgd.step()
     return torch.stack(losses).mean()
-
-
-def accuracies(problem: Problem, supernet: Supernet, runner: Any, archs: Sequence[Arch]) -> list[float]:
-    """Accuracy of each arch on the validation half, 0 to 1, with norm statistics estimated for that arch."""
-    with progress(f"{problem.title}: validation", len(archs)) as bar:
-        results = []
-        for arch in archs:
-            results.append(_accuracy(problem, supernet, runner, arch))
-            bar.step(percent(results[-1], 1))
-    return results
 
 
 @torch.no_grad()
@@ -213,7 +182,7 @@ class Judge:
         return [self.accuracies[arch] for arch in archs]
 
 
-class SearchLoop(EpochLoop[EpochRecord]):
+class SearchLoop(ModelLoop[EpochRecord]):
     """The epochs of a search."""
 
     record = EpochRecord
@@ -221,7 +190,6 @@ class SearchLoop(EpochLoop[EpochRecord]):
     def __init__(self, problem: Problem, options: SearchOptions) -> None:
         self.problem = problem
         self.runner = engine(problem.device, options.precision)
-        self.sgd: torch.optim.SGD
         steps = max(1, len(problem.data.weights) // options.batch)
         super().__init__(problem.title, problem.checkpoint, options.epochs, steps)
 
@@ -244,11 +212,16 @@ class SearchLoop(EpochLoop[EpochRecord]):
 class SupernetLoop(SearchLoop):
     """The epochs of a search that trains a supernet."""
 
+    prefix = PREFIX
+
     def __init__(self, problem: Problem, options: SupernetOptions, mix: Literal["interpolate", "pad"] = "pad") -> None:
         super().__init__(problem, options)
         self.save = options.keep
-        self.supernet = build_supernet(problem, options, self.runner.device, mix)
-        self.sgd = weight_optimizer(self.supernet, options)
+        self.model = self.supernet = build_supernet(problem, options, self.runner.device, mix)
+        self.sgd = torch.optim.SGD(
+            self.supernet.parameters(), options.lr, options.momentum, weight_decay=options.weight_decay,
+            nesterov=options.momentum > 0, foreach=True,
+        )  # fmt: skip
 
     def run(self) -> None:
         """All epochs that are missing; the supernet is written to its file where the options ask for it."""
@@ -258,16 +231,12 @@ class SupernetLoop(SearchLoop):
 
     def validate(self, archs: Sequence[Arch]) -> list[float]:
         """Accuracy on the validation half of each arch, 0 to 1, its norm statistics estimated for it alone."""
-        return accuracies(self.problem, self.supernet, self.runner, archs)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Weights and momenta of the supernet."""
-        return {**prefixed(self.supernet, PREFIX), **optimizer_tensors(self.sgd, "sgd")}
-
-    def load(self, tensors: dict[str, Tensor], values: Values) -> None:
-        """Weights and momenta of the supernet."""
-        load_prefixed(self.supernet, tensors, PREFIX)
-        load_optimizer(self.sgd, tensors, "sgd")
+        results = []
+        with progress(f"{self.problem.title}: validation", len(archs)) as bar:
+            for arch in archs:
+                results.append(_accuracy(self.problem, self.supernet, self.runner, arch))
+                bar.step(percent(results[-1], 1))
+        return results
 
 
 def check_sane(problem: Problem, options: SearchOptions, loss: float, epoch: int, rate: float) -> None:

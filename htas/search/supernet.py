@@ -11,6 +11,7 @@ Convolutions compute whole blocks of 8 channels; the matrix drops the surplus.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from htas.graph import Network, Node
 from htas.graph.arch import Arch
+from htas.graph.network import total_channels
 from htas.graph.resize import by_outputs
 from htas.search.allocation import ALL, Allocation, key, widest
 from htas.search.mixing import (
@@ -96,15 +98,11 @@ class Supernet(nn.Module):
         self._block = BLOCK if all(self._keeps_zeros(node) for node in network.nodes if node.kind == "map") else 1
         reset(self)
 
-    def _node(self, name: str) -> Node:
-        return self._nodes[name]
-
     @torch.no_grad()
     def _keeps_zeros(self, node: Node) -> bool:
         """Whether channels of zeros stay zeros; False if the node cannot be run alone."""
-        source = self._node(node.inputs[0])
-        segments = zip(self.capacity[source.name], source.segments, strict=True)
-        channels = sum(width * segment.repeat for width, segment in segments)
+        source = self._nodes[node.inputs[0]]
+        channels = total_channels(source.segments, self.capacity[source.name])
         for shape in ((1, channels, 4, 4), (1, channels)):
             try:
                 out = node.run(self.body.get_submodule, (torch.zeros(shape),))
@@ -137,7 +135,7 @@ class Supernet(nn.Module):
             return self._mix_depths(node, values, widths, draw.depths[node.site])
         inputs = tuple(values[name] for name in node.inputs)
         before = tuple(widths[name] for name in node.inputs)
-        if node.kind not in ROOMY or node.axis != 1 or self._node(node.inputs[0]).axis != 1:
+        if node.kind not in ROOMY or node.axis != 1 or self._nodes[node.inputs[0]].axis != 1:
             named = zip(node.inputs, inputs, before, strict=True)
             inputs = tuple(self._narrowed(name, value, sizes) for name, value, sizes in named)
         match node.kind:
@@ -158,13 +156,12 @@ class Supernet(nn.Module):
             case "join":
                 return self._join(node, inputs, before)
             case "concat":
-                return node.run(self.body.get_submodule, inputs), tuple(w for one in before for w in one)
+                after = tuple(chain.from_iterable(before))
             case "fixed":
-                return node.run(self.body.get_submodule, inputs), tuple(s.base for s in node.segments)
-            case "value":
-                return node.run(self.body.get_submodule, inputs), ()
+                after = tuple(segment.base for segment in node.segments)
             case _:
-                return node.run(self.body.get_submodule, inputs), before[0]
+                after = () if node.kind == "value" else before[0]
+        return node.run(self.body.get_submodule, inputs), after
 
     def _conv(self, node: Node, inputs: Tensor, before: tuple[int, ...], draw: Draw) -> tuple[Tensor, tuple[int, ...]]:
         module = self.body.get_submodule(node.module)
@@ -172,7 +169,7 @@ class Supernet(nn.Module):
         width = max(candidates)
         rows = self._rows(node, width) if node.norm and len(candidates) > 1 else width
         bias = module.bias[:rows] if module.bias is not None else None  # type: ignore[index]
-        channels = inputs.shape[self._node(node.inputs[0]).axis]
+        channels = inputs.shape[self._nodes[node.inputs[0]].axis]
         weight = self._sliced(by_outputs(module), rows, node, before, channels)
         if isinstance(module, nn.Linear):
             out = F.linear(inputs, weight, bias)
@@ -293,22 +290,8 @@ class Supernet(nn.Module):
         affine: Sequence[tuple[Any, Any]] | None,
         axis: int = 1,
     ) -> Tensor:
-        """Two candidates, mixed: [N, room, ...]."""
-        matrix, shift = self._mixture(inputs, candidates, weights, affine, axis)
-        if axis == inputs.dim() - 1:
-            return F.linear(inputs, matrix, shift)
-        return F.conv2d(inputs, matrix[:, :, None, None], shift)
-
-    def _mixture(
-        self,
-        inputs: Tensor,
-        candidates: tuple[int, ...],
-        weights: Any,
-        affine: Sequence[tuple[Any, Any]] | None,
-        axis: int,
-    ) -> tuple[Any, Any]:
-        """sum_j weights_j x interpolate(scale_j x prefix_j + shift_j), as one matrix and one vector; zeros in channels
-        beyond the widest."""
+        """sum_j weights_j x interpolate(scale_j x prefix_j + shift_j), by one matrix and one vector: [N, room, ...];
+        zeros in channels beyond the widest."""
         width, room = max(candidates), inputs.shape[axis]
         matrix: Any = 0.0
         shift: Any = 0.0 if affine else None
@@ -319,7 +302,9 @@ class Supernet(nn.Module):
                 shift = shift + part @ offset
                 part = part * scale
             matrix = matrix + (F.pad(part, (0, room - candidate)) if candidate < room else part)
-        return matrix, shift
+        if axis == inputs.dim() - 1:
+            return F.linear(inputs, matrix, shift)
+        return F.conv2d(inputs, matrix[:, :, None, None], shift)
 
     def _stretch(self, narrow: int, wide: int, device: torch.device, room: int) -> Tensor:
         """The [room, narrow] matrix that brings a narrow candidate to the wide one's channels; zeros below."""
@@ -356,15 +341,15 @@ class Supernet(nn.Module):
 
     def _candidates(self, name: str, widths: tuple[int, ...], draw: Draw) -> tuple[tuple[int, ...], Any]:
         """Candidates and weights of a branch: those of its last convolution."""
-        node = self._node(name)
+        node = self._nodes[name]
         while node.kind in ("norm", "map"):
-            node = self._node(node.inputs[0])
+            node = self._nodes[node.inputs[0]]
         return draw.widths[node.site] if node.kind == "conv" and node.site else (widths, (1.0,))
 
     def _join(
         self, node: Node, inputs: tuple[Any, ...], before: tuple[tuple[int, ...], ...]
     ) -> tuple[Tensor, tuple[int, ...]]:
-        first = node.axis == 1 and all(self._node(name).axis == 1 for name in node.inputs)
+        first = node.axis == 1 and all(self._nodes[name].axis == 1 for name in node.inputs)
         if first and (self.shortcut == "pad" or len(set(before)) == 1):
             width = max(value.shape[1] for value in inputs)
             inputs = tuple(padded_to(value, width) for value in inputs)
@@ -378,18 +363,12 @@ class Supernet(nn.Module):
         if len(used) == 1:
             return values[used[0][1]], wide
         shares = stacked([p for p, _ in used], values[used[0][1]].device)
-        if len(wide) > 1:  # ends that are concatenated have one width each
-            parts = [self._concatenated(name, values[name], widths[name]) for _, name in used]
+        if len(wide) > 1:  # ends that are concatenated have one width each; channels of zeros may follow
+            parts = [values[name][:, : total_channels(self._nodes[name].segments, widths[name])] for _, name in used]
             return WeightedSum.apply(shares, *parts), wide  # type: ignore[no-untyped-call]
         width = max(values[name].shape[1] for _, name in used)
         tensors = [self._widen(values[name], max(widths[name]), wide[0], width) for _, name in used]
         return WeightedSum.apply(shares, *tensors), wide  # type: ignore[no-untyped-call]
-
-    def _concatenated(self, name: str, value: Tensor, widths: tuple[int, ...]) -> Tensor:
-        """A value of several segments, without the channels of zeros at its end."""
-        segments = self._node(name).segments
-        width = sum(segment_width * segment.repeat for segment_width, segment in zip(widths, segments, strict=True))
-        return value[:, :width]
 
     def _widen(self, inputs: Tensor, narrow: int, wide: int, room: int) -> Tensor:
         """A tensor of `narrow` channels (zeros may follow), brought to `wide` channels and padded to `room`."""
@@ -402,5 +381,5 @@ class Supernet(nn.Module):
         """A value without the channels of zeros at its end."""
         if len(widths) != 1 or not isinstance(value, Tensor) or value.dim() < 2:
             return value
-        width, axis = widths[0] * self._node(name).segments[0].repeat, self._node(name).axis
+        width, axis = widths[0] * self._nodes[name].segments[0].repeat, self._nodes[name].axis
         return value.narrow(axis, 0, width) if value.shape[axis] > width else value

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from htas.errors import UserError
+from htas.errors import UserError, need_least
 from htas.graph import Network, Site
 from htas.graph.layer import Layer
 from htas.spaces.curve import Curve, CurveRecord, Estimate, Fit, LayerTable, add, curve
@@ -70,10 +70,7 @@ class Design:
     """Least and most channels by site name, or by base width as text: {"layer1.0.conv1" = [16, 64]}."""
 
     def __post_init__(self) -> None:
-        if not self.expand >= 1:
-            raise UserError(f"design.expand must be 1 or more, got {self.expand}")
-        if self.groups < 1:
-            raise UserError(f"design.groups must be 1 or more, got {self.groups}")
+        need_least(1, self, "design", "expand", "groups")
         if self.alpha != "fit" and not self.alpha > 0:
             raise UserError(f"design.alpha must be above 0 or 'fit', got {self.alpha!r}")
         if not 0 <= self.ties < 1:

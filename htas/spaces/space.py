@@ -55,11 +55,12 @@ class Space:
         sites = {**arch.widths, **arch.depths}
         return sites.keys() == self.choices.keys() and all(sites[name] in self.choices[name] for name in sites)
 
+    def arch(self, picks: Mapping[str, int]) -> Arch:
+        """The arch with these choices, by site."""
+        return Arch({site: picks[site] for site in self.widths}, {site: picks[site] for site in self.depths})
+
     def _pick(self, choose: Callable[[Sequence[int]], int]) -> Arch:
-        return Arch(
-            {site: choose(choices) for site, choices in self.widths.items()},
-            {site: choose(choices) for site, choices in self.depths.items()},
-        )
+        return self.arch({site: choose(choices) for site, choices in self.choices.items()})
 
 
 def depth_choices(blocks: int) -> tuple[int, ...]:

@@ -12,14 +12,7 @@ import torch
 from htas.console.progress import Bar, say
 from htas.graph.arch import Arch
 from htas.search.moves import USED, changed, over
-from htas.search.oneshot import (
-    CALIBRATION,
-    JUDGED,
-    Judge,
-    SupernetLoop,
-    check_sane,
-    sampled_step,
-)
+from htas.search.oneshot import CALIBRATION, JUDGED, Judge, SupernetLoop, check_sane, sampled_step
 from htas.search.problem import Problem, SearchOutcome
 from htas.search.record import EpochRecord
 from htas.search.supernet import Draw

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from htas.console.progress import say
-from htas.errors import UserError
+from htas.errors import need_above_zero, need_least
 from htas.files import digest, read_json, to_json, write_json
 from htas.graph import resize
 from htas.graph.arch import Arch
@@ -41,11 +41,8 @@ class ByTrials(Strategy):
     """Arithmetic of the trainings: auto is bf16 where the hardware has it."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"strategy.{name} must be 1 or more, got {getattr(self, name)}")
-        if not self.lr > 0:
-            raise UserError(f"strategy.lr must be above 0, got {self.lr}")
+        need_least(1, self, "strategy", "epochs", "batch")
+        need_above_zero(self, "strategy", "lr")
 
 
 def widest_of(

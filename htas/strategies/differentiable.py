@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from htas.console.progress import Bar
 from htas.cost.limits import Limit
 from htas.data.task import Inputs, precise, scalar
-from htas.errors import UserError
+from htas.errors import UserError, need_above_zero, need_least
 from htas.graph.arch import Arch
 from htas.search.moves import AIM
 from htas.search.oneshot import SupernetLoop, check_sane, diverged
@@ -84,12 +84,8 @@ class Differentiable(SupernetStrategy):
         check_charge("cost", self.cost)
         if not 0 <= self.warmup < self.epochs:
             raise UserError(f"strategy.warmup must lie in 0..{self.epochs - 1}, got {self.warmup}")
-        for name in ("arch_lr", "hottest", "coldest", "ratio"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"strategy.{name} must be above 0, got {getattr(self, name)}")
-        for name in ("weight", "tolerance", "arch_weight_decay"):
-            if getattr(self, name) < 0:
-                raise UserError(f"strategy.{name} must be 0 or more, got {getattr(self, name)}")
+        need_above_zero(self, "strategy", "arch_lr", "hottest", "coldest", "ratio")
+        need_least(0, self, "strategy", "weight", "tolerance", "arch_weight_decay")
 
     @property
     def title(self) -> str:
@@ -171,6 +167,8 @@ class Multiplier:
 class Logits(nn.Module):
     """The architecture parameters: a row of logits for every site that has a choice, from N(0, 0.01)."""
 
+    room: Tensor
+
     def __init__(self, space: Space, blocks: Mapping[str, int], generator: torch.Generator) -> None:
         super().__init__()
         self.space, self.blocks = space, blocks
@@ -185,8 +183,7 @@ class Logits(nn.Module):
 
     def _log(self) -> Tensor:
         """log softmax of every row, [sites, choices]; minus infinity beyond the choices of a site."""
-        room: Tensor = self.room  # type: ignore[assignment]
-        return torch.log_softmax(self.table.masked_fill(~room, -math.inf), dim=1)
+        return torch.log_softmax(self.table.masked_fill(~self.room, -math.inf), dim=1)
 
     def probabilities(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Plain softmax of the logits, [choices] by site: of the widths, and of the depths.
@@ -194,14 +191,11 @@ class Logits(nn.Module):
         They are copied to the CPU once: each of the many small sums of an expected cost would wait for another device.
         """
         table = self._log().exp().cpu()
-
-        def row(site: str, choices: Sequence[int]) -> Tensor:
-            return table[self.rows[site], : len(choices)] if site in self.rows else table.new_ones(1)
-
-        return (
-            {site: row(site, choices) for site, choices in self.space.widths.items()},
-            {site: row(site, choices) for site, choices in self.space.depths.items()},
-        )
+        by_site = {
+            site: table[self.rows[site], : len(choices)] if site in self.rows else table.new_ones(1)
+            for site, choices in self.space.choices.items()
+        }
+        return {site: by_site[site] for site in self.space.widths}, {site: by_site[site] for site in self.space.depths}
 
     def draw(self, temperature: float, generator: torch.Generator) -> Draw:
         """TAS's Gumbel-softmax: two different choices of each width site with renormalised weights, and the
@@ -210,8 +204,7 @@ class Logits(nn.Module):
         noise = -torch.empty(log.shape).exponential_(generator=generator).log().to(log.device)
         z = (log + noise) / temperature
         soft = torch.softmax(z, dim=1)
-        room: Tensor = self.room  # type: ignore[assignment]
-        chances = ((soft.detach() + 1e-7) * room).cpu()
+        chances = ((soft.detach() + 1e-7) * self.room).cpu()
         if not chances.isfinite().all():
             raise FloatingPointError("a logit is not a number")
         indices = torch.multinomial(chances, 2, generator=generator) if len(self.sites) else torch.zeros(0, 2).long()
@@ -235,15 +228,10 @@ class Logits(nn.Module):
 
     def argmax(self) -> Arch:
         """The most probable choice of every site."""
-        best = self._log().argmax(dim=1).tolist()
-
-        def pick(site: str, choices: Sequence[int]) -> int:
-            return choices[best[self.rows[site]]] if site in self.rows else choices[0]
-
-        return Arch(
-            {site: pick(site, choices) for site, choices in self.space.widths.items()},
-            {site: pick(site, choices) for site, choices in self.space.depths.items()},
-        )
+        picks = {site: choices[0] for site, choices in self.space.choices.items()}
+        for site, best in zip(self.sites, self._log().argmax(dim=1).tolist(), strict=True):
+            picks[site] = self.space.choices[site][best]
+        return self.space.arch(picks)
 
     def worth(self) -> Callable[[Arch], float]:
         """The log-probability of an arch."""
@@ -263,8 +251,7 @@ class Logits(nn.Module):
     def entropies(self) -> dict[str, float]:
         """Entropy of each site's probabilities over that of equal ones: 1 is undecided, 0 decided."""
         log = self._log().detach().cpu()
-        room: Tensor = self.room  # type: ignore[assignment]
-        room = room.cpu()
+        room = self.room.cpu()
         entropy = -(log.exp() * log.masked_fill(~room, 0.0)).sum(dim=1) / room.sum(dim=1).log()
         return {site: round(value, 4) for site, value in zip(self.sites, entropy.tolist(), strict=True)}
 

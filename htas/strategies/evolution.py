@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from htas.errors import UserError
+from htas.errors import UserError, need_least
 from htas.graph.arch import Arch
 from htas.search.moves import over
 from htas.search.oneshot import Judge
@@ -29,10 +29,8 @@ class Evolution(OneShotStrategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.archs < 1:
-            raise UserError(f"strategy.archs must be 1 or more, got {self.archs}")
-        if self.population < 2:
-            raise UserError(f"strategy.population must be 2 or more, got {self.population}")
+        need_least(1, self, "strategy", "archs")
+        need_least(2, self, "strategy", "population")
         for name in ("mutation", "crossover"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -57,8 +55,7 @@ class Evolution(OneShotStrategy):
             picked = {site: options[0] for site, options in problem.space.choices.items()}
             for site, options in choices.items():
                 picked[site] = options[trial.suggest_int(site, 0, len(options) - 1)]
-            widths = {site: picked[site] for site in problem.space.widths}
-            return trimmed(problem, Arch(widths, {site: picked[site] for site in problem.space.depths}))
+            return trimmed(problem, problem.space.arch(picked))
 
         sampler = optuna.samplers.NSGAIISampler(
             population_size=min(self.population, self.archs), mutation_prob=self.mutation,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from htas.console.progress import Bar
 from htas.data.task import forward, precise
-from htas.errors import UserError
+from htas.errors import UserError, need_least
 from htas.graph import Network, resize
 from htas.graph.arch import Arch
 from htas.search.oneshot import SearchLoop, check_sane
@@ -18,17 +18,8 @@ from htas.strategies import check_charge, need_limits
 from htas.strategies._trials import ByTrials, Trials, multiples, nearest, widest_of
 from htas.text import significant
 from htas.training.layout import placed
-from htas.training.loop import Values
 from htas.training.recipe import cosine
-from htas.training.train import (
-    MODEL,
-    batches,
-    load_optimizer,
-    load_prefixed,
-    optimizer_tensors,
-    prefixed,
-    set_rate,
-)
+from htas.training.train import batches, set_rate
 
 
 @dataclass(frozen=True)
@@ -53,8 +44,7 @@ class MorphNet(ByTrials):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_charge("prices", self.prices)
-        if self.strength < 0:
-            raise UserError(f"strategy.strength must be 0 or more, got {self.strength}")
+        need_least(0, self, "strategy", "strength")
         if not 0 < self.dead < 1:
             raise UserError(f"strategy.dead must lie in 0..1, got {self.dead}")
 
@@ -141,15 +131,14 @@ class _Shrinking(SearchLoop):
             raise UserError(
                 f"strategy morphnet shrinks by the scales of norms, and {bare[0]} has none; take another strategy"
             )
-        self.usual = float(torch.cat(list(self._sizes().values())).median())
+        self.usual = float(torch.cat([size.detach().cpu() for size in self._sizes().values()]).median())
         """Median scale of the base network."""
 
     def regulariser(self) -> Tensor:
         """Live share of the latency, a scalar: every scale counts as the share of its channel that is left."""
         total = torch.zeros((), device=self.runner.device)
         weighed = 0.0
-        for site, norms in self.norms.items():
-            size = torch.stack([_scale(norm).abs() for norm in norms]).amax(0)
+        for site, size in self._sizes().items():
             total = total + self.prices[site] * size.sum()
             weighed += self.prices[site] * len(size)
         return total / weighed
@@ -187,19 +176,7 @@ class _Shrinking(SearchLoop):
 
     def _sizes(self) -> dict[str, Tensor]:
         """Scale of each site's channels, [channels]; the largest if several norms share the site."""
-        return {
-            site: torch.stack([_scale(norm).detach().abs().cpu() for norm in norms]).amax(0)
-            for site, norms in self.norms.items()
-        }
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Weights and momenta."""
-        return {**prefixed(self.model, MODEL), **optimizer_tensors(self.sgd, "sgd")}
-
-    def load(self, tensors: dict[str, Tensor], values: Values) -> None:
-        """Weights and momenta."""
-        load_prefixed(self.model, tensors, MODEL)
-        load_optimizer(self.sgd, tensors, "sgd")
+        return {site: torch.stack([_scale(norm).abs() for norm in norms]).amax(0) for site, norms in self.norms.items()}
 
 
 def _scale(norm: nn.Module) -> Tensor:

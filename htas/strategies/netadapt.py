@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from htas.errors import UserError
+from htas.errors import UserError, need_least
 from htas.graph.arch import Arch
 from htas.search.moves import changed, over
 from htas.search.oneshot import Judge
@@ -27,8 +27,7 @@ class NetAdapt(OneShotStrategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rounds < 1:
-            raise UserError(f"strategy.rounds must be 1 or more, got {self.rounds}")
+        need_least(1, self, "strategy", "rounds")
         if self.begin not in ("widest", "base"):
             raise UserError(f"strategy.begin must be widest or base, got {self.begin!r}")
 
@@ -64,8 +63,8 @@ class NetAdapt(OneShotStrategy):
         space, base = problem.space, problem.network.base
         if self.begin == "widest":
             return space.widest
-        near = {site: min(options, key=lambda one: abs(one - base[site])) for site, options in space.choices.items()}
-        return Arch({site: near[site] for site in space.widths}, {site: near[site] for site in space.depths})
+        picks = {site: min(options, key=lambda one: abs(one - base[site])) for site, options in space.choices.items()}
+        return space.arch(picks)
 
 
 def reductions(problem: Problem, arch: Arch, ratio: float) -> list[Arch]:

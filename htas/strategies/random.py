@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass
 
-from htas.errors import UserError
+from htas.errors import need_least
 from htas.graph.arch import Arch
 from htas.search.oneshot import Judge
 from htas.search.problem import Problem
@@ -19,8 +19,7 @@ class RandomSearch(OneShotStrategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.archs < 1:
-            raise UserError(f"strategy.archs must be 1 or more, got {self.archs}")
+        need_least(1, self, "strategy", "archs")
 
     @property
     def judged(self) -> int:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from htas.errors import UserError
+from htas.errors import need_least
 from htas.graph.arch import Arch
 from htas.search.moves import over
 from htas.search.problem import Problem, SearchOutcome
@@ -21,8 +21,7 @@ class Scaled(ByTrials):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.depths < 1:
-            raise UserError(f"strategy.depths must be 1 or more, got {self.depths}")
+        need_least(1, self, "strategy", "depths")
 
     @property
     def title(self) -> str:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from htas.errors import UserError
+from htas.errors import UserError, need_above_zero, need_least
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -37,19 +37,11 @@ class Recipe:
     """Arithmetic of the training; auto is bf16 if the hardware has it."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise UserError(f"train.epochs must be 1 or more, got {self.epochs}")
-        if self.warmup < 0:
-            raise UserError(f"train.warmup must be 0 or more, got {self.warmup}")
+        need_least(1, self, "train", "epochs", "batch")
+        need_least(0, self, "train", "warmup", "momentum", "weight_decay")
+        need_above_zero(self, "train", "lr")
         if not 0 <= self.rest < self.epochs:
             raise UserError(f"train.rest must lie in 0..{self.epochs - 1}, below train.epochs, got {self.rest}")
-        if self.batch < 1:
-            raise UserError(f"train.batch must be 1 or more, got {self.batch}")
-        if not self.lr > 0:
-            raise UserError(f"train.lr must be above 0, got {self.lr}")
-        for name in ("momentum", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise UserError(f"train.{name} must be 0 or more, got {getattr(self, name)}")
         if not 0 <= self.smoothing < 1:
             raise UserError(f"train.smoothing must be 0 or more and below 1, got {self.smoothing}")
 

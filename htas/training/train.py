@@ -1,7 +1,7 @@
 """The only ordinary training loop: a Recipe, `train` and `evaluate`."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from htas.text import percent, significant
 from htas.timing.allocator import keep_memory
 from htas.training.distill import Distill
 from htas.training.layout import placed
-from htas.training.loop import EpochLoop, Values
+from htas.training.loop import EpochLoop, Figures, Values
 from htas.training.recipe import Precision, Recipe
 
 MODEL = "model/"
@@ -105,7 +105,27 @@ def smoothed(task: Task, smoothing: float) -> Task:
     return replace(task, loss=partial(F.cross_entropy, label_smoothing=smoothing))
 
 
-class _Training(EpochLoop[TrainingEpoch]):
+class ModelLoop(EpochLoop[Figures]):
+    """Epochs that train a network by SGD."""
+
+    prefix = MODEL
+    """Prefix of the network's tensors in a checkpoint."""
+    model: nn.Module
+    sgd: torch.optim.SGD
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and momenta."""
+        weights = {f"{self.prefix}{name}": tensor for name, tensor in self.model.state_dict().items()}
+        return {**weights, **optimizer_tensors(self.sgd, "sgd")}
+
+    def load(self, tensors: dict[str, Tensor], values: Values) -> None:
+        """Weights and momenta."""
+        weights = {k.removeprefix(self.prefix): v for k, v in tensors.items() if k.startswith(self.prefix)}
+        self.model.load_state_dict(weights)
+        load_optimizer(self.sgd, tensors, "sgd")
+
+
+class _Training(ModelLoop[TrainingEpoch]):
     record = TrainingEpoch
     on_epoch: Callable[[int, float, float], None] | None = None
 
@@ -136,7 +156,7 @@ class _Training(EpochLoop[TrainingEpoch]):
         self.runner = engine(device, recipe.precision)
         self.model = placed(model, self.runner.device)
         self.teacher = placed(teacher, self.runner.device).eval() if teacher is not None else None
-        self.optimizer = torch.optim.SGD(
+        self.sgd = torch.optim.SGD(
             model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay,
             nesterov=recipe.momentum > 0,
         )  # fmt: skip
@@ -148,17 +168,17 @@ class _Training(EpochLoop[TrainingEpoch]):
         torch.manual_seed(seed)  # for what a network draws itself, as dropout does
         total = torch.zeros(2, device=self.runner.device)
         for step, (images, labels) in enumerate(batches(self.split, self.recipe.batch, seed)):
-            set_rate(self.optimizer, self.recipe.rate(number, step, self.steps))
+            set_rate(self.sgd, self.recipe.rate(number, step, self.steps))
             loss, outputs = self._loss(images, labels)
-            self.optimizer.zero_grad()
+            self.sgd.zero_grad()
             self.runner.backward(loss)
-            self.optimizer.step()
+            self.sgd.step()
             with torch.no_grad():
                 total += torch.stack([loss.detach(), scalar(self.task.score(outputs, labels), loss).to(loss.dtype)])
             bar.step()
         mean, accuracy = (total / self.steps).tolist()
         if not math.isfinite(mean):
-            at = f"{self.optimizer.param_groups[0]['lr']:.3g}"
+            at = f"{self.sgd.param_groups[0]['lr']:.3g}"
             good = f"; its last good state, of epoch {number}, is in {self.checkpoint}" if number else ""
             raise UserError(
                 f"training of {self.title} diverged in epoch {number + 1} at a learning rate of {at}{good}; "
@@ -180,15 +200,6 @@ class _Training(EpochLoop[TrainingEpoch]):
     def summary(self, figures: TrainingEpoch) -> str:
         """Loss and accuracy."""
         return f"loss {significant(figures.loss)}, accuracy {percent(figures.accuracy)}"
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Weights and momenta."""
-        return {**prefixed(self.model, MODEL), **optimizer_tensors(self.optimizer, "sgd")}
-
-    def load(self, tensors: dict[str, Tensor], values: Values) -> None:
-        """Weights and momenta."""
-        load_prefixed(self.model, tensors, MODEL)
-        load_optimizer(self.optimizer, tensors, "sgd")
 
 
 def evaluate(
@@ -248,13 +259,3 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor],
             _, index, field = key.split("/")
             state.setdefault(int(index), {})[field] = value
     optimizer.load_state_dict({**content, "state": state})
-
-
-def prefixed(module: nn.Module, prefix: str) -> dict[str, Tensor]:
-    """The state of a module with a prefix on every name; `load_prefixed` reads it back."""
-    return {f"{prefix}{name}": tensor for name, tensor in module.state_dict().items()}
-
-
-def load_prefixed(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
-    """Put back what `prefixed` gave."""
-    module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
