@@ -38,7 +38,9 @@ class Scaled(ByTrials):
         trials = Trials(problem, self)
         rows: dict[int, list[Arch]] = {}
         for blocks in self._blocks(problem):
-            depths = {site: _nearest_depth(options, blocks) for site, options in problem.space.depths.items()}
+            depths = {
+                site: min(options, key=lambda n: abs(n - blocks)) for site, options in problem.space.depths.items()
+            }
             rows[blocks] = multiples(problem.network.base.widths, problem.space, depths)
         best = {blocks: widest_within(problem, row) for blocks, row in rows.items()}
         within = {blocks: arch for blocks, arch in best.items() if over(problem.limits, arch) <= 1} or best
@@ -64,7 +66,3 @@ class Scaled(ByTrials):
         if len(there) <= self.depths:
             return there
         return sorted({there[round(k * (len(there) - 1) / max(1, self.depths - 1))] for k in range(self.depths)})
-
-
-def _nearest_depth(choices: tuple[int, ...], blocks: int) -> int:
-    return min(choices, key=lambda choice: abs(choice - blocks))
