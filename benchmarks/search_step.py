@@ -123,6 +123,7 @@ def one(
         search = _Search(Differentiable(epochs=10, batch=batch, precision=precision), problem)
         search.supernet.train()
         ((images, labels),) = split.batches(batch, channels_last=True)
+        assert isinstance(images, torch.Tensor)
         images, labels = images.to(device), labels.to(device)
         wait = torch.cuda.synchronize if device == "cuda" else lambda: None
 

@@ -17,7 +17,7 @@ from torch.utils.data import (
 )
 from torch.utils.data import Dataset as TorchDataset
 
-from htas.data.split import Batch
+from htas.data.split import Batch, Source
 from htas.errors import UserError
 
 _UNUSABLE = f"{UserError.__module__}.{UserError.__qualname__}"
@@ -28,7 +28,7 @@ LABELS = 100_000
 
 
 @dataclass(frozen=True, eq=False)
-class Items:
+class Items(Source):
     """Some items of a torch Dataset, which augments and normalises them as it likes; the counterpart of a Split."""
 
     dataset: TorchDataset[Any]
@@ -55,23 +55,6 @@ class Items:
         """The same, put on a device as they are asked for."""
         return replace(self, device=device)
 
-    def batches(
-        self,
-        size: int,
-        *,
-        seed: int | None = None,
-        augment: bool = False,
-        drop_last: bool = False,
-        channels_last: bool = False,
-    ) -> Iterator[Batch]:
-        """Every item once: inputs [B, ...] and targets [B, ...]; the seed draws the order, None keeps it as it is.
-
-        Raises UserError where an item is no pair of inputs and targets.
-        """
-        generator = Generator().manual_seed(seed or 0)
-        order = self.picks if seed is None else self.picks[torch.randperm(len(self), generator=generator)]
-        return self._loaded(order, size, generator, augment, drop_last, channels_last)
-
     def draws(
         self, size: int, count: int, *, generator: Generator, augment: bool = False, channels_last: bool = False
     ) -> Iterator[Batch]:
@@ -79,17 +62,18 @@ class Items:
 
         All picks are drawn at once, so that workers can load ahead.
         """
-        picks = self.picks[torch.randint(len(self), (size * count,), generator=generator)]
-        return self._loaded(picks, size, generator, augment, False, channels_last)
+        order = torch.randint(len(self), (size * count,), generator=generator)
+        return self._batches(order, size, generator, augment, False, channels_last)
 
-    def _loaded(
-        self, picks: Tensor, size: int, generator: Generator, augment: bool, drop_last: bool, channels_last: bool
+    def _batches(
+        self, order: Tensor, size: int, generator: Generator, augment: bool, drop_last: bool, channels_last: bool
     ) -> Iterator[Batch]:
-        """These items, in batches; the generator seeds what the workers draw."""
+        """The generator seeds what the workers draw; raises UserError where an item is no inputs and targets."""
         seeded = Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        picks = self.picks[order].tolist()
         loader: DataLoader[Any] = DataLoader(
             self.varied if augment and self.varied is not None else self.dataset, size,
-            sampler=cast(Any, picks.tolist()), num_workers=self.workers, collate_fn=self.collate, drop_last=drop_last,
+            sampler=cast(Any, picks), num_workers=self.workers, collate_fn=self.collate, drop_last=drop_last,
             pin_memory=self.device.startswith("cuda"), generator=seeded,
         )  # fmt: skip
         try:

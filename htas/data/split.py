@@ -1,8 +1,9 @@
 """Images and labels of a part of a data set, on a device, in batches."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
@@ -38,14 +39,15 @@ class Images:
         return Images(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
 
 
-class Source(Protocol):
+class Source(ABC):
     """Inputs and targets for training and searching: images in memory (Split), or items that are loaded (Items)."""
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def where(self, mask: Tensor) -> "Source":
         """The items at a bool mask [N], in their order."""
-        ...
 
     def batches(
         self,
@@ -56,19 +58,37 @@ class Source(Protocol):
         drop_last: bool = False,
         channels_last: bool = False,
     ) -> Iterator[Batch]:
-        """Every item once, in batches of `size` at most: inputs [B, ...], targets [B, ...]; the seed draws the
-        order."""
-        ...
+        """Every item once: inputs [B, ...] and targets [B, ...]; of a Split float32 [B, C, H, W] and int64 labels [B].
 
+        The seed draws the order and the augmentation, alike on every device; None keeps the order as it is. The
+        last batch may be shorter; `drop_last` leaves it out. Raises UserError for a size below 1, for augmentation
+        without a seed, and for `drop_last` where that would leave no batch at all.
+        """
+        if size < 1:
+            raise UserError(f"a batch must have at least 1 image, got {size}")
+        if augment and seed is None:
+            raise UserError("augmented batches are drawn at random, so they need a seed; give one")
+        if drop_last and size > len(self):
+            raise UserError(f"a full batch of {size} cannot be made of {len(self)} images; choose a smaller batch")
+        generator = Generator().manual_seed(seed or 0)
+        order = torch.arange(len(self)) if seed is None else torch.randperm(len(self), generator=generator)
+        return self._batches(order, size, generator, augment, drop_last, channels_last)
+
+    @abstractmethod
     def draws(
         self, size: int, count: int, *, generator: Generator, augment: bool = False, channels_last: bool = False
     ) -> Iterator[Batch]:
         """`count` batches of `size` items, drawn uniformly with replacement by a generator of the CPU."""
-        ...
+
+    @abstractmethod
+    def _batches(
+        self, order: Tensor, size: int, generator: Generator, augment: bool, drop_last: bool, channels_last: bool
+    ) -> Iterator[Batch]:
+        """The items of these numbers, int64 [N], in batches."""
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class Split(Source):
     """Images and labels that live on one device, and how they are normalised and augmented there."""
 
     images: Tensor
@@ -88,29 +108,6 @@ class Split:
         mask = mask.to(self.labels.device)
         return replace(self, images=self.images[mask], labels=self.labels[mask])
 
-    def batches(
-        self,
-        size: int,
-        *,
-        seed: int | None = None,
-        augment: bool = False,
-        drop_last: bool = False,
-        channels_last: bool = False,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once: float32 [B, C, H, W] normalised, and int64 labels [B].
-
-        The seed draws the order and the augmentation, alike on every device; None keeps the order as it is. The
-        last batch may be shorter; `drop_last` leaves it out. Raises UserError for a size below 1, for augmentation
-        without a seed, and for `drop_last` where that would leave no batch at all.
-        """
-        if size < 1:
-            raise UserError(f"a batch must have at least 1 image, got {size}")
-        if augment and seed is None:
-            raise UserError("augmented batches are drawn at random, so they need a seed; give one")
-        if drop_last and size > len(self):
-            raise UserError(f"a full batch of {size} cannot be made of {len(self)} images; choose a smaller batch")
-        return self._batches(size, seed, augment, drop_last, channels_last)
-
     def draws(
         self, size: int, count: int, *, generator: Generator, augment: bool = False, channels_last: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -124,11 +121,9 @@ class Split:
             yield self._take(picks, generator if augment else None, channels_last)
 
     def _batches(
-        self, size: int, seed: int | None, augment: bool, drop_last: bool, channels_last: bool
+        self, order: Tensor, size: int, generator: Generator, augment: bool, drop_last: bool, channels_last: bool
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = Generator().manual_seed(seed or 0)
-        order = torch.arange(len(self)) if seed is None else torch.randperm(len(self), generator=generator)
-        stop = len(self) - size + 1 if drop_last else len(self)
+        stop = len(order) - size + 1 if drop_last else len(order)
         for start in range(0, stop, size):
             yield self._take(order[start : start + size], generator if augment else None, channels_last)
 
