@@ -192,7 +192,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Watched:
+class Watched(Source):
     """Images between whose batches something is looked at."""
 
     source: Source
@@ -205,26 +205,18 @@ class Watched:
         """The images at a bool mask [N]."""
         return replace(self, source=self.source.where(mask))
 
-    def batches(
-        self,
-        size: int,
-        *,
-        seed: int | None = None,
-        augment: bool = False,
-        drop_last: bool = False,
-        channels_last: bool = False,
-    ) -> Iterator[Batch]:
-        """As those of the source."""
-        options = {"seed": seed, "augment": augment, "drop_last": drop_last, "channels_last": channels_last}
-        for batch in self.source.batches(size, **options):  # type: ignore[arg-type]
-            self.between()
-            yield batch
-
     def draws(
         self, size: int, count: int, *, generator: Generator, augment: bool = False, channels_last: bool = False
     ) -> Iterator[Batch]:
         """As those of the source."""
         return self.source.draws(size, count, generator=generator, augment=augment, channels_last=channels_last)
+
+    def _batches(
+        self, order: Tensor, size: int, generator: Generator, augment: bool, drop_last: bool, channels_last: bool
+    ) -> Iterator[Batch]:
+        for batch in self.source._batches(order, size, generator, augment, drop_last, channels_last):
+            self.between()
+            yield batch
 
 
 class Remembering(nn.Module):
