@@ -49,3 +49,5 @@ class ControlsRecord:
     controls: tuple[Control, ...]
     note: str
     """How they were picked, as a remark of their rows."""
+    slower: tuple[str, ...] = ()
+    """Kinds of which every network was slower, in words, as remarks of the searched network."""

@@ -30,13 +30,21 @@ from htas.timing.target import Target, machine
 from htas.training.train import evaluate
 from htas.training.train import train as fit
 
+KINDS = {"uniform": "network with all widths narrowed alike", "plain": "shallower member of the family"}
+"""Kinds of controls, in words."""
+
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
 def untrained_rows(job: Run) -> list[Result]:
     """The networks of a run, untrained: base, one per space, and the controls; the order of the report."""
-    searched = [searched_row(job, job.search(name)) for name in job.config.design.spaces]
-    return [base_row(job), *searched, *_controls(job, searched[0])]
+    first, *others = [searched_row(job, job.search(name)) for name in job.config.design.spaces]
+    controls = _controls(job, first)
+    rows = [
+        new_row(job, each.name, each.arch, space="-", strategy=each.kind, cost="-", remarks=(controls.note,))
+        for each in controls.controls
+    ]
+    return [base_row(job), replace(first, remarks=(*first.remarks, *controls.slower)), *others, *rows]
 
 
 def base_row(job: Run) -> Result:
@@ -70,7 +78,7 @@ def new_row(job: Run, name: str, arch: Arch, **fields: Any) -> Result:
     )
 
 
-def _controls(job: Run, searched: Result) -> list[Result]:
+def _controls(job: Run, searched: Result) -> ControlsRecord:
     """The widest uniform multiplier and the deepest plain member that are no slower than the searched network.
 
     They are picked once, by separate readings, and stored in controls.json; the report measures all rows again.
@@ -81,11 +89,7 @@ def _controls(job: Run, searched: Result) -> list[Result]:
         started = time.monotonic()
         picked = _pick_controls(job, searched)
         write_stage(path, key, time.monotonic() - started, picked)
-    record = read_record(path, ControlsRecord)
-    return [
-        new_row(job, control.name, control.arch, space="-", strategy=control.kind, cost="-", remarks=(record.note,))
-        for control in record.controls
-    ]
+    return read_record(path, ControlsRecord)
 
 
 def _pick_controls(job: Run, searched: Result) -> ControlsRecord:
@@ -100,8 +104,8 @@ def _pick_controls(job: Run, searched: Result) -> ControlsRecord:
         f"The widest, or deepest, of its kind whose latency was not above that of {searched.name} "
         f"({milliseconds(limit)}) in one interleaved run before training."
     )
-    controls = []
-    for kind in ("uniform", "plain"):
+    controls, slower = [], []
+    for kind, words in KINDS.items():
         if not any(sort == kind for sort, _, _ in candidates):
             continue
         fitting = [
@@ -114,7 +118,8 @@ def _pick_controls(job: Run, searched: Result) -> ControlsRecord:
             controls.append(Control(kind, f"{kind} {title}", arch))
         else:
             say(f"controls: every {kind} network is slower than {searched.name}")
-    return ControlsRecord(tuple(controls), note)
+            slower.append(f"Every {words} was slower, in one interleaved run before training.")
+    return ControlsRecord(tuple(controls), note, tuple(slower))
 
 
 def _uniform(job: Run) -> Iterator[tuple[str, str, Arch]]:

@@ -158,6 +158,21 @@ def test_the_searches_found_archs_of_their_spaces_and_judged_their_rivals(finish
         assert len(record.epochs) == 2 and len(record.rivals) == len(record.rival_costs) == 2
 
 
+def test_a_report_says_where_every_control_is_slower(copied):
+    """The planted latency grows with the parameters, and nothing has fewer than the narrowest arch."""
+    job = run.Run(options(), copied)
+    narrowest = Arch(dict.fromkeys(job.network.widths, 1), dict.fromkeys(job.network.depths, 1))
+    picked = run_rows._pick_controls(job, run_rows.new_row(job, "tiny", narrowest, space="-", strategy="-", cost="-"))
+    assert not picked.controls
+    assert picked.slower == (
+        "Every network with all widths narrowed alike was slower, in one interleaved run before training.",
+        "Every shallower member of the family was slower, in one interleaved run before training.",
+    )
+    content = read_json(copied / "controls.json")
+    write_json(copied / "controls.json", {**content, "slower": list(picked.slower)})
+    assert run_rows.untrained_rows(job)[1].remarks[-2:] == picked.slower
+
+
 def test_controls_are_the_widest_and_the_deepest_that_are_not_slower(copied):
     """Told by planted latencies: parameters, so that a network at half its widths is its own control."""
     job = run.Run(options(), copied)
