@@ -64,7 +64,7 @@ class Recipe:
 RECIPES = {
     "paper": Recipe(epochs=300, warmup=5, rest=5, batch=256, lr=0.1, anneal="epoch"),
     "short": Recipe(epochs=2, warmup=0, batch=128, lr=0.1),
-    "medium": Recipe(epochs=18, warmup=2, batch=128, lr=0.4),
+    "medium": Recipe(epochs=28, warmup=2, batch=128, lr=0.4),
     "digits": Recipe(epochs=7, warmup=1, batch=64, lr=0.1),
     "finetune": Recipe(epochs=10, warmup=0, batch=64, lr=0.02),
 }

@@ -69,10 +69,10 @@ def test_the_paper_recipe_warms_up_by_step_and_falls_by_epoch():
     assert [recipe.rate(epoch, 0, steps) for epoch in range(300, 305)] == [0.0] * 5
 
 
-def test_the_medium_recipe_is_one_cycle_of_twenty_epochs():
+def test_the_medium_recipe_is_one_cycle_of_thirty_epochs():
     recipe = RECIPES["medium"]
-    assert (recipe.length, recipe.batch, recipe.weight_decay, recipe.precision) == (20, 128, 5e-4, "auto")
-    rates = [recipe.rate(epoch, step, 390) for epoch in range(20) for step in range(390)]
+    assert (recipe.length, recipe.batch, recipe.weight_decay, recipe.precision) == (30, 128, 5e-4, "auto")
+    rates = [recipe.rate(epoch, step, 390) for epoch in range(30) for step in range(390)]
     top = rates.index(max(rates))
     assert (rates[0], top, rates[top]) == (0.0, 2 * 390, 0.4)
     assert rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(rates[top:], reverse=True)
