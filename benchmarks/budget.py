@@ -59,16 +59,16 @@ def folder(out: Path, seed: int, depth: int, runtime: str, budget: int) -> Path:
 
 def one(out: Path, seed: int, depth: int, runtime: str, budget: int) -> None:
     """A search, begun with whatever another case has found out already, and the uniform network of that budget."""
-    from htas.run import folder as run_folder
     from htas.run import stages as pipeline
     from htas.run.config import load
+    from htas.run.run import open_run
     from htas.run.stage import ensure
 
     pipeline.RIVALS = RIVALS
     place = folder(out, seed, depth, runtime, budget)
     options = {**OPTIONS, "family.depth": str(depth), "target.runtime": runtime, "seed": str(seed)}
     config = load(None, [f"{k}={v}" for k, v in {**options, "constraints.latency": f"{budget}%"}.items()])
-    run = run_folder.open_run(config, place)
+    run = open_run(config, place)
     started = time.monotonic()
     for other in sorted(out.glob(f"{depth}-{runtime}-*")):
         begin(other, place, ("survey.json", "design.json", "cost.json"))

@@ -41,7 +41,7 @@ def measure(
     if overrides or out or again:
         name = overrides[0] if overrides else "--out" if out else "--again"
         raise UserError(f"{name} is for measuring a run, and {networks[0]!r} is neither a folder nor a TOML file")
-    from htas.run import named
+    from htas.run.networks import measure_networks
 
     shapes = {image_shapes(image, network) for network in networks if not network.endswith(".onnx")}
     if len(shapes) > 1:
@@ -52,7 +52,7 @@ def measure(
     if rounds < 1 or classes < 1:
         raise UserError(f"--rounds and --classes must be 1 or more, got {rounds} and {classes}")
     others = [name.strip() for name in (metrics or "").split(",") if name.strip()]
-    figures = named.measure_networks(list(networks), place, rounds, classes, others)
+    figures = measure_networks(list(networks), place, rounds, classes, others)
     if json:
         print(as_json([networks_json(each) for each in figures]))
     else:
@@ -78,21 +78,21 @@ def inspect(
         if flags := _flags(target, image=image, classes=classes):
             raise UserError(f"a configuration says what its network and target are, so leave out --{flags[0]}")
         config, folder = load_source(Path(network), overrides, out)
-        from htas.run import named
+        from htas.run.networks import inspect
         from htas.run.run import Run
 
         job = Run(config, folder)
-        page, table = named.inspect(job.network, job.target, config.family.title, folder)
+        page, table = inspect(job.network, job.target, config.family.title, folder)
     else:
         if overrides:
             raise UserError(
                 f"{overrides[0]} is for a configuration, and {network!r} is neither a folder nor a TOML file"
             )
         shapes = image_shapes(image, network)
-        from htas.run import named
+        from htas.run.networks import inspect_named
 
         folder = out or Path("runs") / f"inspect-{slug(network)}"
-        page, table = named.inspect_named(network, target.target(shapes), classes or 10, folder)
+        page, table = inspect_named(network, target.target(shapes), classes or 10, folder)
     show([table], {"page": str(page)}, json)
 
 

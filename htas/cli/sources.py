@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 def open_run(source: Path, overrides: Sequence[str], out: Path | None) -> "Run":
     """The run of a source in its folder; raises UserError where the folder holds another run."""
     config, folder = load_source(source, overrides, out)
-    from htas.run import folder as run_folder
+    from htas.run import run
 
-    return run_folder.open_run(config, folder)
+    return run.open_run(config, folder)
 
 
 def ensure_stage(name: str, job: "Run", again: bool) -> None:

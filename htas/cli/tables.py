@@ -14,7 +14,7 @@ from htas.errors import UserError
 from htas.files import JsonObject
 
 if TYPE_CHECKING:
-    from htas.run.named import Figures
+    from htas.run.networks import Figures
     from htas.timing.store import Store
 
 

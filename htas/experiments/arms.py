@@ -22,9 +22,8 @@ from htas.report.result import Result
 from htas.run import networks, rows
 from htas.run import stages as pipeline
 from htas.run.config import as_text
-from htas.run.records import StageHeader
 from htas.run.run import Run
-from htas.run.stage import ensure
+from htas.run.stage import StageHeader, ensure
 from htas.run.stages import SEARCH
 from htas.search.moves import over
 from htas.text import listing, percent

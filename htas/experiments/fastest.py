@@ -20,8 +20,7 @@ from htas.graph import resize
 from htas.graph.arch import Arch
 from htas.run import stages as pipeline
 from htas.run.config import Config
-from htas.run.folder import open_run
-from htas.run.run import Run, Sources
+from htas.run.run import Run, Sources, open_run
 from htas.run.stage import ensure
 from htas.run.stages import SEARCH
 from htas.text import TextTable, columns, percent, points, text_table

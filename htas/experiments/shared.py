@@ -9,8 +9,7 @@ from pathlib import Path
 from htas.errors import UserError
 from htas.files import read_tensors
 from htas.run.config import Config
-from htas.run.folder import open_run
-from htas.run.run import Run
+from htas.run.run import Run, open_run
 from htas.run.stage import ensure, made_from
 from htas.run.stages import CALIBRATE, DESIGN, SEARCH, SURVEY
 

@@ -21,9 +21,9 @@ from htas.report.result import Report, Result
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
 from htas.run.config import Config
-from htas.run.records import MeasureRecord, StageHeader, TrainingRecord
+from htas.run.rows import MeasureRecord, TrainingRecord
 from htas.run.run import Run, Sources
-from htas.run.stage import made_from
+from htas.run.stage import StageHeader, made_from
 from htas.text import TextTable, milliseconds, percent, text_table
 
 FRONT = "No other network of this sweep is both faster and more accurate."

@@ -1,27 +1,38 @@
-"""Networks by name: `cifar_resnet:164:bottleneck`, `imagenet_resnet:50`, `custom:my_nets:make` (a function of your
-own), and TAS's published ones, `tas:C010-ResNet32`."""
+"""Networks by name, built, measured or inspected without a run: `cifar_resnet:164:bottleneck`, `imagenet_resnet:50`,
+`custom:my_nets:make` (a function of your own), and TAS's published ones, `tas:C010-ResNet32`."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from htas import models
+from htas import metrics, models
+from htas.console.progress import progress, shares
 from htas.errors import UserError
-from htas.files import from_json
+from htas.files import __version__, from_json
+from htas.formats.onnx_file import OnnxFile
 from htas.graph import Network, resize, trace
 from htas.graph.arch import Arch
+from htas.metrics import Metric
+from htas.metrics.latency import MAX_ROUNDS, Latency
 from htas.models import ModelFamily
 from htas.models.cifar_resnet import CifarResNet
 from htas.plugins import find
 from htas.plugins.options import options_of
 from htas.plugins.values import REFUSED, allowed, parse
-from htas.text import no_such
+from htas.run.rows import counted
+from htas.runtimes import open_runtime
+from htas.spaces import inspection
+from htas.spaces.survey import EACH
+from htas.text import TextTable, no_such
+from htas.timing.measurement import Measurement
+from htas.timing.target import Target, machine
 
 CLASSES = {"cifar10": 10, "cifar100": 100}
 
@@ -94,3 +105,60 @@ def tas_arch(network: Network, channels: list[int], blocks: list[int]) -> Arch:
     sites = [node.site for node in network.nodes if node.kind == "conv" and node.site == node.name]
     assert len(sites) == len(channels) - 1
     return Arch(dict(zip(sites, channels[1:], strict=True)), dict(zip(network.depths, blocks, strict=True)))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures that `htas measure NETWORK` prints for one network."""
+
+    network: str
+    runtime: str
+    latency: Measurement
+    macs: int
+    params: int
+    others: Mapping[str, Measurement] = field(default_factory=dict)
+    """By the name of a further metric: energy, memory, one of the user's own."""
+
+
+def measure_networks(
+    names: Sequence[str], target: Target, rounds: int, classes: int, others: Sequence[str] = ()
+) -> list[Figures]:
+    """Named networks on a target, in one interleaved run; then by other metrics, which are named."""
+    meters = {name: find(metrics, Metric, name)(target) for name in others}  # type: ignore[type-abstract]
+    modules = [OnnxFile(Path(name), target.batch) if name.endswith(".onnx") else build(name, classes) for name in names]
+    measured = {}
+    for name, meter in meters.items():  # first, as a machine without a meter is refused
+        with progress(f"{name}, %", 100) as bar:
+            measured[name] = meter.measure(modules, on_round=shares(bar))
+    with progress("measure, %", 100) as bar:
+        latencies = Latency(target, rounds=rounds).measure(modules, on_round=shares(bar))
+    counts = [(each.macs, each.count) if isinstance(each, OnnxFile) else counted(each, target) for each in modules]
+    return [
+        Figures(name, target.runtime, latency, macs, params, dict(zip(measured, rest, strict=True)))
+        for name, latency, (macs, params), *rest in zip(names, latencies, counts, *measured.values(), strict=True)
+    ]
+
+
+def inspect_named(name: str, target: Target, classes: int, folder: Path) -> tuple[Path, TextTable]:
+    """`inspect` of a network by name, for images of the target's shape."""
+    target.check()
+    torch.manual_seed(0)
+    network = trace(build(name, classes), target.example())
+    return inspect(network, target, name, folder)
+
+
+def inspect(network: Network, target: Target, title: str, folder: Path) -> tuple[Path, TextTable]:
+    """Measure where the base network's time goes and what each site could save; the path of inspect.html, a summary."""
+    from htas.report.inspection import page
+
+    runtime = open_runtime(target)
+    with progress("inspect, %", 100) as bar:
+        inspected = inspection.inspect(
+            network,
+            lambda seconds: Latency(target, rounds=MAX_ROUNDS, limit=seconds),
+            EACH + runtime.build_seconds,
+            shares(bar),
+        )
+    facts = {**machine(), **inspected.whole.context, "htas": __version__}
+    texts = [(name, str(value)) for name, value in facts.items()]
+    return page(f"{title}: {target.device}, {target.runtime}", inspected, texts, folder)

@@ -25,11 +25,9 @@ from htas.report.result import Result
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
 from htas.run.config import Config
-from htas.run.folder import open_run
-from htas.run.records import MeasureRecord
-from htas.run.run import Run, Sources
-from htas.run.user_data import UserData
-from htas.run.user_network import UserNetwork
+from htas.run.rows import MeasureRecord
+from htas.run.run import Run, Sources, open_run
+from htas.run.user import UserData, UserNetwork
 from htas.strategies import Strategy
 from htas.text import millions, milliseconds, percent, shapes
 from htas.timing.target import Target
@@ -174,7 +172,7 @@ def optimize(
     bounds = {str(name): [*limits] for name, limits in (widths or {}).items()}
     design = {"design.ignored": [*ignored_layers], "design.bounds": bounds}
     config = Config.default().changed({"seed": seed, **usual, **design, **(options or {})})
-    names = {**config.names, "family": "htas.run.user_network:UserNetwork", "data": "htas.run.user_data:UserData"}
+    names = {**config.names, "family": "htas.run.user:UserNetwork", "data": "htas.run.user:UserData"}
     config = replace(config, family=family, data=dataset, target=target or config.target, names=names)
     folder = Path(out) if str(out) else Path("runs") / f"optimize-{files.slug(type(model).__name__)}"
     if not task.classifies and distill_fn is None and train_fn is None:

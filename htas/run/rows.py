@@ -19,10 +19,8 @@ from htas.metrics.macs import Macs
 from htas.metrics.params import Params
 from htas.report.result import Result
 from htas.run.config import Config
-from htas.run.keys import search_key
-from htas.run.records import Control, ControlsRecord
 from htas.run.run import Run
-from htas.run.stage import made_from, write_stage
+from htas.run.stage import made_from, search_key, write_stage
 from htas.search.record import SearchRecord
 from htas.text import listing, milliseconds
 from htas.timing.measurement import Measurement
@@ -32,6 +30,44 @@ from htas.training.train import train as fit
 
 KINDS = {"uniform": "network with all widths narrowed alike", "plain": "shallower member of the family"}
 """Kinds of controls, in words."""
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """networks.json: the networks of a run, trained."""
+
+    results: tuple[Result, ...]
+    test_images: int
+    """Images that accuracies are judged by."""
+
+
+@dataclass(frozen=True)
+class MeasureRecord:
+    """measure.json: the same networks with their readings."""
+
+    results: tuple[Result, ...]
+
+
+@dataclass(frozen=True)
+class Control:
+    """A network that is no slower than the searched one, for comparison."""
+
+    kind: str
+    """`uniform` or `plain`."""
+    name: str
+    arch: Arch
+
+
+@dataclass(frozen=True)
+class ControlsRecord:
+    """controls.json: the controls that were picked, once."""
+
+    controls: tuple[Control, ...]
+    note: str
+    """How they were picked, as a remark of their rows."""
+    slower: tuple[str, ...] = ()
+    """Kinds of which every network was slower, in words, as remarks of the searched network."""
+
 
 # -- rows --------------------------------------------------------------------------------------------------------------
 

@@ -1,15 +1,16 @@
 """A stage of a run: its needs, its key, and whether its files can still be used."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from htas.console.progress import say
 from htas.errors import UserError
-from htas.files import read_json, write_record
+from htas.files import digest, read_json, write_record
 from htas.run.run import Run
 from htas.text import duration, listing
+from htas.training.distill import Distill
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,16 @@ def made_from(path: Path, key: str) -> bool:
     return path.exists() and read_json(path).get("inputs") == key
 
 
+@dataclass(frozen=True)
+class StageHeader:
+    """The fields that the file of every stage begins with."""
+
+    inputs: str
+    """The key of the stage: a hash of everything that the file depends on."""
+    took: float
+    """Seconds."""
+
+
 def write_stage(path: Path, key: str, seconds: float, record: Any) -> None:
     """Write a record as the file of a stage, with the key and how long it took, and say so."""
     write_record(path, record, inputs=key, took=seconds)
@@ -109,3 +120,54 @@ def _other_target(run: Run, stage: Stage, path: Path) -> str:
         f"{path} was measured with {there}, and this run asks for {here}; take a folder that was measured so, or "
         f"measure anew: htas {stage.name} {path.parent} --again"
     )
+
+
+# -- keys: hashes of everything that the files of a stage depend on --------------------------------------------------
+
+
+def survey_key(run: Run) -> str:
+    """The layers, the target on this machine, and how the layers are timed."""
+    return digest(_basis(run), run.place, result_options(run.config.survey), _widths(run))
+
+
+def design_key(run: Run) -> str:
+    """The survey, and how widths are chosen."""
+    return digest(_basis(run), asdict(run.config.design), run.folder / "survey.json")
+
+
+def calibrate_key(run: Run) -> str:
+    """The spaces, the target on this machine, and how layers and networks are measured."""
+    options = asdict(run.config.calibrate)
+    return digest(_basis(run), run.place, options, _widths(run), run.folder / "design.json", *run.fitted_metrics)
+
+
+def search_key(run: Run) -> str:
+    """The configuration, but for distilling, which comes later; spaces, costs, and the weights a search starts from."""
+    files = [run.folder / f"{name}.json" for name in ("design", "survey", "cost")]
+    config = replace(run.config, distill=Distill())
+    return digest(config.key_options(), *files, *config.strategy.files)
+
+
+def train_key(run: Run) -> str:
+    """The configuration, and the searches."""
+    return digest(run.config.key_options(), *(run.search_file(name) for name in run.config.design.spaces))
+
+
+def measure_key(run: Run) -> str:
+    """The configuration, the networks, and the target on this machine."""
+    return digest(run.config.key_options(), run.place, run.folder / "networks.json")
+
+
+def _basis(run: Run) -> list[Any]:
+    return [*run.family, run.config.data.classes]
+
+
+def _widths(run: Run) -> list[Any]:
+    design = run.config.design
+    return [design.expand, design.inputs, design.adds, *design.ignored]
+
+
+def result_options(options: Any) -> dict[str, object]:
+    """The options of a table that results depend on: all that are not marked `metadata={"key": False}`."""
+    values = asdict(options)
+    return {each.name: values[each.name] for each in fields(options) if each.metadata.get("key", True)}

@@ -25,9 +25,9 @@ from htas.report import write
 from htas.report.result import Prediction, Report, Result
 from htas.run import plan as outlook
 from htas.run.config import Config, load
-from htas.run.keys import calibrate_key, design_key, measure_key, search_key, survey_key, train_key
-from htas.run.records import MeasureRecord, StageHeader, TrainingRecord
 from htas.run.rows import (
+    MeasureRecord,
+    TrainingRecord,
     base_network,
     base_row,
     load_network,
@@ -38,7 +38,21 @@ from htas.run.rows import (
     untrained_rows,
 )
 from htas.run.run import Run, write_environment
-from htas.run.stage import Stage, ensure, made_from, need, unusable, write_stage
+from htas.run.stage import (
+    Stage,
+    StageHeader,
+    calibrate_key,
+    design_key,
+    ensure,
+    made_from,
+    measure_key,
+    need,
+    search_key,
+    survey_key,
+    train_key,
+    unusable,
+    write_stage,
+)
 from htas.runtimes import open_runtime
 from htas.search import moves
 from htas.search.finish import finish

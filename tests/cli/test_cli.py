@@ -23,7 +23,7 @@ from htas.cli.verbs import CONFIGURED, VERBS
 from htas.console import record
 from htas.errors import UserError
 from htas.graph.layer import Layer
-from htas.run import folder, named, stage
+from htas.run import networks, run, stage
 from htas.run import stages as pipeline
 from htas.run.config import FIELDS, TABLES, Config, load
 from htas.run.run import Run
@@ -34,7 +34,7 @@ from htas.timing.target import Target, usable_cores
 from tests.report.test_report import REPORT
 
 Calls = list[tuple[str, dict[str, Any]]]
-OWNERS: dict[str, Any] = {"open_run": folder, "measure_networks": named, "ensure": stage}
+OWNERS: dict[str, Any] = {"open_run": run, "measure_networks": networks, "ensure": stage}
 STAGES = ("survey", "design", "calibrate", "search", "train", "measure", "report")
 
 
@@ -45,7 +45,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     answers = {
         "run": Path("runs/report.html"),
         "measure_networks": [
-            named.Figures("cifar_resnet:32", "eager", Measurement((0.004, 0.005, 0.006), "s"), 69_124_736, 466_906)
+            networks.Figures("cifar_resnet:32", "eager", Measurement((0.004, 0.005, 0.006), "s"), 69_124_736, 466_906)
         ],
         "export_network": (Path("runs/some/base.onnx"), 1.2e-6),
         "survey_page": (Path("runs/some/survey.html"), "site  widths"),

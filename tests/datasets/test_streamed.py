@@ -19,7 +19,7 @@ from htas.files import from_json, read_json
 from htas.report.result import Result
 from htas.run import config
 from htas.run import stages as pipeline
-from htas.run.folder import open_run
+from htas.run.run import open_run
 from htas.training.recipe import Recipe
 from htas.training.train import evaluate, train
 

@@ -19,7 +19,7 @@ from htas.graph.resize import by_outputs
 from htas.report.result import Result
 from htas.run import stages as pipeline
 from htas.run.config import load
-from htas.run.folder import open_run
+from htas.run.run import open_run
 from htas.search.inherit import inherit
 from htas.search.mixing import columns
 from htas.search.supernet import ALL, Draw, Supernet

@@ -8,8 +8,7 @@ import pytest
 from scripted_device import scripted_device
 
 from htas.run.config import Config
-from htas.run.folder import open_run
-from htas.run.run import Run
+from htas.run.run import Run, open_run
 from htas.run.stages import REPORT, STAGES
 from htas.strategies.differentiable import Differentiable
 

@@ -27,8 +27,7 @@ import htas
 from htas.data.task import Task
 from htas.files import read_tensors
 from htas.run import plan
-from htas.run.user_data import UserData
-from htas.run.user_network import digest
+from htas.run.user import UserData, digest
 
 pytestmark = pytest.mark.timeout(300)  # whole runs
 

@@ -17,7 +17,7 @@ from scripted_device import scripted_device
 from htas.files import read_json
 from htas.run import stages as pipeline
 from htas.run.config import load
-from htas.run.folder import open_run
+from htas.run.run import open_run
 
 pytestmark = pytest.mark.timeout(300)  # whole runs
 

@@ -27,8 +27,7 @@ from htas.metrics.memory import Memory
 from htas.models.cifar_resnet import CifarResNet
 from htas.report import read as read_report
 from htas.report.result import Result
-from htas.run import folder as run_folder
-from htas.run import named, plan, run
+from htas.run import networks, plan, run
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
 from htas.run.config import Config, load
@@ -80,7 +79,7 @@ def _scripted() -> Iterator[None]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run, to be read only."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    assert pipeline.run(run_folder.open_run(options(), folder), "htas run some.toml") == folder / "report.html"
+    assert pipeline.run(run.open_run(options(), folder), "htas run some.toml") == folder / "report.html"
     return folder
 
 
@@ -196,7 +195,7 @@ def test_a_run_traces_its_network_once_and_reads_its_data_once(tmp_path, monkeyp
     counted(CifarResNet, "build")
     counted(run, "trace")
     counted(run.datasets, "load")
-    pipeline.run(run_folder.open_run(one_space(), tmp_path / "run"), "htas run")
+    pipeline.run(run.open_run(one_space(), tmp_path / "run"), "htas run")
     assert sorted(calls) == ["build", "load", "trace"]
 
 
@@ -208,7 +207,7 @@ def test_a_second_run_does_nothing_again(copied, monkeypatch):
     for owner, name in [(Latency, "measure"), (_Search, "epoch"), (run_rows, "fit"), (pipeline, "write")]:
         monkeypatch.setattr(owner, name, None)
     monkeypatch.setattr(plan, "show", None)
-    pipeline.run(run_folder.open_run(options(), copied), "htas run some.toml")
+    pipeline.run(run.open_run(options(), copied), "htas run some.toml")
     after = times(copied)
     assert after.pop("command.json") and before.pop("command.json")
     assert after == before
@@ -246,7 +245,7 @@ def test_a_survey_chosen_by_noise_is_refused_and_kept(copied, monkeypatch):
 def test_choices_made_by_noise_are_accepted_in_the_same_folder_and_nothing_is_done_again(copied):
     before = times(copied)
     accepted = options("survey.undecided=0.5")
-    run_folder.open_run(accepted, copied)
+    run.open_run(accepted, copied)
     assert load(copied / "config.toml") == accepted
     for stage in ("survey", "design", "search", "train", "measure"):
         do(stage, accepted, copied)
@@ -257,7 +256,7 @@ def test_choices_made_by_noise_are_accepted_in_the_same_folder_and_nothing_is_do
 def test_a_second_run_finds_its_layers_in_the_store(tmp_path, capsys):
     stored = options(f"survey.store={tmp_path / 'kept.sqlite'}")
     for name in ("one", "two"):
-        run_folder.open_run(stored, tmp_path / name)
+        run.open_run(stored, tmp_path / name)
         do("survey", stored, tmp_path / name)
     one, two = (read_json(tmp_path / name / "survey.json") for name in ("one", "two"))
     assert "store: 865 of 865 layers were measured before and still hold" in capsys.readouterr().err
@@ -289,9 +288,9 @@ def test_a_stage_refuses_files_that_an_earlier_one_has_outdated(copied):
 
 
 def test_another_configuration_may_take_a_folder_in_which_nothing_is_finished(tmp_path):
-    run_folder.open_run(options(), tmp_path / "run")
+    run.open_run(options(), tmp_path / "run")
     other = options("train.epochs=1")
-    run_folder.open_run(other, tmp_path / "run")
+    run.open_run(other, tmp_path / "run")
     assert (tmp_path / "run" / "config.toml").read_text() == other.toml()
 
 
@@ -392,10 +391,10 @@ def test_a_run_killed_again_and_again_ends_as_an_uninterrupted_one(tmp_path, mon
                 patch.setattr(plan, "show", lambda *args: None)
             kill(patch, owner, name, call)
             with pytest.raises(KeyboardInterrupt):
-                pipeline.run(run_folder.open_run(config, parts), "htas run")
+                pipeline.run(run.open_run(config, parts), "htas run")
     monkeypatch.setattr(plan, "show", lambda *args: None)
-    pipeline.run(run_folder.open_run(config, parts), "htas run")
-    pipeline.run(run_folder.open_run(config, whole), "htas run")
+    pipeline.run(run.open_run(config, parts), "htas run")
+    pipeline.run(run.open_run(config, whole), "htas run")
     assert outcome(parts) == outcome(whole)
     assert {name for name in times(parts) if not name.startswith(".")} == set(times(whole))
 
@@ -407,7 +406,7 @@ def test_a_search_interrupted_before_a_new_survey_does_not_go_on_with_the_old_on
     with monkeypatch.context() as patch:
         kill(patch, _Search, "epoch", 2)
         with pytest.raises(KeyboardInterrupt):
-            pipeline.run(run_folder.open_run(config, folder), "htas run")
+            pipeline.run(run.open_run(config, folder), "htas run")
     design = read_json(folder / "design.json")
     site = next(iter(design["spaces"]["hardware"]["widths"]))
     design["spaces"]["hardware"]["widths"][site] = [3, 5, 7]
@@ -499,7 +498,7 @@ def test_runs_are_compared_on_one_page(finished, copied, tmp_path):
 def test_a_folder_of_another_configuration_is_refused_with_the_option_that_differs(copied):
     before = times(copied)
     with pytest.raises(UserError) as error:
-        run_folder.open_run(options("family.depth=20"), copied)
+        run.open_run(options("family.depth=20"), copied)
     assert "depth = 14 there, depth = 20 here" in sentence(error) and "--out" in sentence(error)
     assert times(copied) == before
 
@@ -509,14 +508,14 @@ def test_what_is_no_folder_of_a_run_is_refused_and_left_alone(make, tmp_path):
     make(tmp_path / "x")
     before = times(tmp_path)
     with pytest.raises(UserError) as error:
-        run_folder.open_run(options(), tmp_path / "x")
+        run.open_run(options(), tmp_path / "x")
     assert "is not the folder of a run; name another one with --out" in sentence(error)
     assert times(tmp_path) == before
 
 
 def test_a_design_that_does_not_fit_is_refused_before_a_folder_is_made(tmp_path):
     with pytest.raises(ValueError, match=r"design\.groups = 40 is more than the 32 widths"):
-        run_folder.open_run(options("design.groups=40"), tmp_path / "run")
+        run.open_run(options("design.groups=40"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -597,7 +596,7 @@ def test_a_full_or_read_only_disk_leaves_the_old_file(stage, owner, name, code, 
 
 def test_named_networks_have_their_counts():
     target = Target(threads=1)
-    plain, published = named.measure_networks(["cifar_resnet:32", "tas:C010-ResNet32"], target, 2, 10)
+    plain, published = networks.measure_networks(["cifar_resnet:32", "tas:C010-ResNet32"], target, 2, 10)
     assert (plain.network, plain.runtime) == ("cifar_resnet:32", "eager")
     assert plain.macs / 1e6 == pytest.approx(69.125, abs=0.001)
     assert plain.params == sum(parameter.numel() for parameter in CifarResNet(32).build(10).parameters())
@@ -608,10 +607,10 @@ def test_named_networks_have_their_counts():
 
 def test_further_metrics_are_measured_where_they_are_asked_for(monkeypatch):
     target = Target(threads=1)
-    (found,) = named.measure_networks(["cifar_resnet:8"], target, 2, 10, ["memory"])
+    (found,) = networks.measure_networks(["cifar_resnet:8"], target, 2, 10, ["memory"])
     assert found.others["memory"].unit == "bytes" and found.others["memory"].median > 4 * 3 * 32 * 32 * 4
     with pytest.raises(ValueError, match="no metric called 'memry'; did you mean 'memory'"):
-        named.measure_networks(["cifar_resnet:8"], target, 2, 10, ["memry"])
+        networks.measure_networks(["cifar_resnet:8"], target, 2, 10, ["memry"])
 
 
 @pytest.mark.parametrize("to, network", [("onnx", ""), ("pt2", "base")])
@@ -680,7 +679,7 @@ def test_a_budget_is_kept_when_measured_and_used(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Latency, "measure", whole)
     monkeypatch.setattr(plan, "show", lambda *args: None)
-    pipeline.run(run_folder.open_run(config, folder), "htas run")
+    pipeline.run(run.open_run(config, folder), "htas run")
     record = read_record(folder / "search-grid.json", SearchRecord)
     (kept,) = record.limits
     assert (kept.metric, kept.asked, kept.unit) == ("latency", "60%", "s")
@@ -695,7 +694,7 @@ def test_a_budget_is_kept_when_measured_and_used(tmp_path, monkeypatch):
 def test_counted_limits_need_no_clock(tmp_path, monkeypatch):
     config = options("design.spaces=[grid]", "design.groups=8", "constraints.params=50%", "constraints.macs=70%")
     folder = tmp_path / "run"
-    run_folder.open_run(config, folder)
+    run.open_run(config, folder)
     for stage in ("survey", "design", "calibrate"):
         do(stage, config, folder)
     monkeypatch.setattr(finish._Meters, "against_base", None)
@@ -712,7 +711,7 @@ def test_counted_limits_need_no_clock(tmp_path, monkeypatch):
 def test_memory_is_kept_as_it_is_counted(tmp_path):
     config = options("design.spaces=[grid]", "design.groups=8", "constraints.memory=60%", "target.batch=2")
     folder = tmp_path / "run"
-    run_folder.open_run(config, folder)
+    run.open_run(config, folder)
     for stage in ("survey", "design", "calibrate", "search"):
         do(stage, config, folder)
     record = read_record(folder / "search-grid.json", SearchRecord)
@@ -737,7 +736,7 @@ def test_energy_is_metered_in_the_calibration_and_at_the_end(tmp_path, monkeypat
     monkeypatch.setattr(Energy, "measure", metered)
     config = options("design.spaces=[grid]", "design.groups=8", "constraints.energy=50%", "constraints.latency=70%")
     folder = tmp_path / "run"
-    run_folder.open_run(config, folder)
+    run.open_run(config, folder)
     for stage in ("survey", "design", "calibrate", "search"):
         do(stage, config, folder)
     assert read_json(folder / "cost.json")["fits"]["energy"]["unit"] == "J"
@@ -751,14 +750,14 @@ def test_energy_without_a_meter_is_refused_before_anything_is_written(tmp_path, 
     monkeypatch.setattr("htas.metrics.energy.POWERCAP", tmp_path)
     monkeypatch.setattr("htas.metrics.energy.meter.__defaults__", (tmp_path,))
     with pytest.raises(ValueError, match="energy needs a meter, and this machine shows none"):
-        run_folder.open_run(options("constraints.energy=50%"), tmp_path / "run")
+        run.open_run(options("constraints.energy=50%"), tmp_path / "run")
     assert not (tmp_path / "run" / "config.toml").exists()
 
 
 @pytest.mark.parametrize("latency, words", [("1%", "cannot be kept"), ("900%", "even the widest")])
 def test_a_budget_that_makes_no_sense_is_refused_before_the_search(latency, words, tmp_path, monkeypatch):
     config, folder = options("design.spaces=[grid]", f"constraints.latency={latency}"), tmp_path / "run"
-    run_folder.open_run(config, folder)
+    run.open_run(config, folder)
     for stage in ("survey", "design", "calibrate"):
         do(stage, config, folder)
     kill(monkeypatch, _Search, "epoch")
@@ -857,7 +856,7 @@ def test_the_fastest_network_at_an_accuracy_is_found_by_halving(tmp_path, monkey
 
 def test_held_out_accuracy_is_trained_on_one_half_and_judged_on_the_other_once(tmp_path, monkeypatch):
     config, folder = options("design.spaces=[grid]"), tmp_path / "run"
-    run_folder.open_run(config, folder)
+    run.open_run(config, folder)
     job = run.Run(config, folder)
     seen = []
     original = fastest.fit
@@ -906,7 +905,7 @@ def test_a_floor_is_in_points_below_the_base_or_absolute():
 def test_a_space_of_a_single_arch_is_trained_directly_and_says_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(_Search, "epoch", None)
     one = ["design.spaces=[explicit]", 'design.widths={"16": [8], "32": [16], "64": [32]}', "design.depth=false"]
-    page = pipeline.run(run_folder.open_run(options(*one), tmp_path / "one"), "htas run some.toml")
+    page = pipeline.run(run.open_run(options(*one), tmp_path / "one"), "htas run some.toml")
     assert "the space explicit has a single choice at every site, so its network is trained directly" in (
         capsys.readouterr().err
     )
@@ -925,7 +924,7 @@ def test_other_strategies_leave_a_whole_run_behind(tmp_path):
         "design.groups=8",
     ]
     kept = [option for option in OPTIONS if not any(name in option for name in ("arch_lr", "mix", "anneal"))]
-    page = pipeline.run(run_folder.open_run(load(None, [*kept, *more]), tmp_path / "random"), "htas run some.toml")
+    page = pipeline.run(run.open_run(load(None, [*kept, *more]), tmp_path / "random"), "htas run some.toml")
     record = read_record(page.parent / "search-grid.json", SearchRecord)
     assert record.strategy == "random within latency 60%" and len(record.epochs) == 2
     assert record.epochs[0].temperature is None and "not of this strategy" in page.read_text()
@@ -942,7 +941,7 @@ def test_a_network_judged_by_training_says_how(tmp_path):
     ]
     kept = [option for option in OPTIONS if not option.startswith("strategy") or "precision" in option]
     page = pipeline.run(
-        run_folder.open_run(load(None, [*kept, *more, "strategy.batch=30"]), tmp_path / "uniform"), "htas run some.toml"
+        run.open_run(load(None, [*kept, *more, "strategy.batch=30"]), tmp_path / "uniform"), "htas run some.toml"
     )
     record = read_record(page.parent / "search-grid.json", SearchRecord)
     assert record.rivals == () and record.judge.startswith("trained from scratch for 1 epoch")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from htas.cli import main
 from htas.graph import trace
 from htas.metrics.latency import Latency
-from htas.run.named import inspect as inspect_network
+from htas.run.networks import inspect as inspect_network
 from htas.spaces.inspection import Inspection, inspect
 from htas.timing.target import Target
 

@@ -14,7 +14,7 @@ from htas.experiments.reproduce._plan import DEPTHS, LAMBDA, LENGTHS, MANUAL, PA
 from htas.experiments.table import EMPTY, mean_text
 from htas.files import digest, from_json, read_json, to_json, write_json
 from htas.report.paper import Section
-from htas.run import named as run_named
+from htas.run.networks import measure_networks
 from htas.run.run import Run
 from htas.run.stage import made_from
 from htas.text import listing, plural, signed, significant
@@ -183,7 +183,7 @@ def _measured_untrained(plan: Plan, data: str, depth: int) -> dict[str, Row]:
     path = plan.folder / f"untrained-{data}-resnet{depth}-{plan.paper}.json"
     key = digest(Run(config, plan.folder).place, names)
     if not made_from(path, key):
-        figures = run_named.measure_networks(list(names.values()), config.target, ROUNDS, config.data.classes)
+        figures = measure_networks(list(names.values()), config.target, ROUNDS, config.data.classes)
         write_json(path, {"inputs": key, "networks": [[to_json(each.latency), each.macs] for each in figures]})
     content = read_json(path)["networks"]
     return {

@@ -7,10 +7,8 @@ from htas.errors import UserError
 from htas.experiments.reproduce._plan import PAPER, Plan
 from htas.files import read_record
 from htas.report.paper import Figure, Section, fitted_curve, scored_widths
-from htas.run.folder import open_run
-from htas.run.records import StageHeader
-from htas.run.run import Run
-from htas.run.stage import ensure
+from htas.run.run import Run, open_run
+from htas.run.stage import StageHeader, ensure
 from htas.run.stages import SURVEY
 from htas.spaces.curve import CurveRecord
 from htas.spaces.design import DECIDED, records, spaces
