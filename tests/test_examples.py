@@ -68,7 +68,7 @@ def test_a_shipped_configuration_loads_and_its_design_fits_its_network(path):
 def test_a_shipped_search_lets_its_logits_move(path):
     config = load(path)
     images = {"digits": 1797 * 4 // 5, "cifar10": 50_000, "cifar100": 50_000}[config.data.name]
-    steps = config.strategy.epochs * int(images * (1 - config.parts.validation)) // config.strategy.batch
+    steps = config.strategy.epochs * int(images * (1 - config.split.validation)) // config.strategy.batch
     assert config.strategy.arch_lr * steps >= 10
 
 
@@ -143,7 +143,7 @@ class Stairs(Metric):
 
 def planted(config: Config, checkpoint: Path) -> Problem:
     """What a run of it would search, on a device whose latencies are made up."""
-    data = datasets.load(config.data, limit=config.parts.limit)
+    data = datasets.load(config.data, limit=config.split.limit)
     network = traced(config.family, config.data.classes, config.data.shapes[0], config.design.adds)
     options = config.design
     content = survey(options.survey_plan(network), Stairs(Target(threads=1))).layers

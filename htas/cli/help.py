@@ -13,7 +13,7 @@ from htas.cli.sources import config_file, is_run
 from htas.errors import UserError
 from htas.plugins.options import Option
 from htas.plugins.values import allowed
-from htas.run.config import NAMED, SCALARS, TABLES, NamedTable, configured_names, table_options
+from htas.run.config import NAMED, SEED, TABLES, Table, configured_names
 
 COMMON = (
     "family.name",
@@ -29,7 +29,6 @@ COMMON = (
     "design.expand",
 )
 """The options that people change most."""
-SEED = Option("seed", int, SCALARS["seed"], "Start of every random draw; 0 or more.")
 
 
 def options(
@@ -86,12 +85,12 @@ def _options(table: str, names: Mapping[str, str]) -> Iterable[Option]:
     if table in NAMED:
         named = NAMED[table]
         yield Option(named.key, str, names[table], _choices(named))
-    yield from table_options(table, names.get(table, "")).values()
+    yield from TABLES[table].options(names.get(table, "")).values()
 
 
-def _choices(named: NamedTable) -> str:
+def _choices(named: Table) -> str:
     names = text.listing(named.choices())
-    if named.contract:
+    if named.key == "name":
         return f"Which one: {names}, or your own class as 'package.module:Class'."
     return f"The named recipe that the other options of this table change: {names}."
 

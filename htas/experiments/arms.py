@@ -79,7 +79,7 @@ class Arm(ABC):
 
     def basis(self, run: Run) -> Values:
         """All options that a result depends on, by name, and the source; it does not matter where the data lie."""
-        options = run.config.key_options()
+        options = run.config.options(keys=True)
         options.pop("data.path", None)
         return {**options, **self.source}
 

@@ -148,7 +148,7 @@ def _searched(config: Config, folder: Path, share: float, sources: Sources) -> A
 def _judged(job: Run, arch: Arch, seed: int, folder: Path, teacher: Arch | None) -> float:
     """Accuracy on the validation half after a training on the other half; kept in a file."""
     config = job.config
-    key = digest(job.training(arch, taught=teacher is not None), seed, config.parts.validation, "held out")
+    key = digest(job.training(arch, taught=teacher is not None), seed, config.split.validation, "held out")
     path = folder / "held-out" / f"{key}.safetensors"
     if path.exists():
         return float(read_tensors(path)[1]["accuracy"])
@@ -158,7 +158,7 @@ def _judged(job: Run, arch: Arch, seed: int, folder: Path, teacher: Arch | None)
     learned_from = None
     if teacher is not None and config.distill.alpha > 0:
         _judged(job, teacher, seed, folder, None)
-        basis = digest(job.training(teacher, taught=False), seed, config.parts.validation, "held out")
+        basis = digest(job.training(teacher, taught=False), seed, config.split.validation, "held out")
         learned_from = resize(job.network, teacher)
         learned_from.load_state_dict(read_tensors(folder / "held-out" / f"{basis}.safetensors")[0])
     seconds = fit(

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -58,7 +59,7 @@ class Config:
     seed: int
     family: "ModelFamily"
     data: "Dataset"
-    parts: SplitOptions
+    split: SplitOptions
     target: "Target"
     survey: "Survey"
     design: "Design"
@@ -81,128 +82,99 @@ class Config:
         Where they name another class or recipe (`strategy.name`, `train.recipe`), values stay that the new one has as
         options and that differ from the old one's defaults. Raises UserError, as `load` does.
         """
-        content: dict[str, Values] = {}
-        for key, value in values.items():
-            table, name = _split_key(key)
-            content.setdefault(table, {})[name] = value
-        seed = _seed(content.pop("")["seed"]) if "" in content else self.seed
-        tables = {table: self._values(table) for table in content}
-        named = {table: NAMED[table].key for table in content if table in NAMED}
-        _drop_other_options(tables, {t: str(content[t][key]) for t, key in named.items() if key in content[t]})
-        tables = {table: {**tables[table], **changes} for table, changes in content.items()}
-        names = _names({**{table: {NAMED[table].key: name} for table, name in self.names.items()}, **tables})
-        values = {table: _typed(table, names, content) for table, content in tables.items()}
-        return replace(self, seed=seed, names=names, **_built(names, values))
+        tables = _merged({"": {"seed": self.seed}, **{table: self.values(table) for table in TABLES}}, values)
+        names = _names(tables)
+        changed = {key.partition(".")[0] for key in values}
+        built = _built(names, {table: tables[table] for table in TABLES if table in changed})
+        return replace(self, seed=_seed(tables), names=names, **built)
 
     def toml(self) -> str:
         """Every option with its value, as a file that `load` reads back to an equal configuration; None is left out."""
         tables = {
-            table: {name: _plain(value) for name, value in self._values(table).items() if value is not None}
+            table: {name: _plain(value) for name, value in self.values(table).items() if value is not None}
             for table in TABLES
         }
         return tomli_w.dumps({"seed": self.seed, **tables})
 
-    def options(self) -> Values:
-        """Every option as `table.option` with its value, in which tuples are lists; and the seed."""
-        tables = {table: self._values(table) for table in TABLES}
-        options = {f"{table}.{name}": _plain(value) for table in TABLES for name, value in tables[table].items()}
-        return {"seed": self.seed, **options}
-
-    def key_options(self) -> Values:
-        """As `options`, without those that no result depends on: fields marked `metadata={"key": False}`."""
-        unmarked = {
-            f"{table}.{field.name}"
-            for table in TABLES
-            for field in dataclasses.fields(getattr(self, FIELDS.get(table, table)))
-            if not field.metadata.get("key", True)
-        }
-        return {name: value for name, value in self.options().items() if name not in unmarked}
+    def options(self, *, keys: bool = False) -> Values:
+        """Every option as `table.option` with its value, in which tuples are lists; and the seed. For `keys`, without
+        those that no result depends on."""
+        values = {table: self.values(table, keys=keys) for table in TABLES}
+        return {"seed": self.seed, **_dotted(values)}
 
     def usual(self) -> Values:
-        """The default of every option that has one, for this configuration's classes and recipe."""
-        options: dict[str, Any] = dict(SCALARS)
-        for table in TABLES:
-            defaults = _defaults(table, self.names.get(table, ""))
-            options |= {f"{table}.{name}": _plain(value) for name, value in defaults.items()}
-        return options
+        """The default of every option that has one, for this configuration's classes and recipe, as `options`."""
+        options = {name: table.options(self.names.get(name, "")) for name, table in TABLES.items()}
+        return {"seed": SEED.default, **_dotted({table: _defaults(each) for table, each in options.items()})}
 
-    def _values(self, table: str) -> Values:
+    def values(self, table: str, *, keys: bool = False) -> Values:
+        """The options of a table with their values; for `keys`, without fields marked `metadata={"key": False}`."""
+        content = getattr(self, table)
+        fields = [each for each in dataclasses.fields(content) if each.init and not (keys and _unmarked(each))]
         name = {NAMED[table].key: self.names[table]} if table in NAMED else {}
-        content = getattr(self, FIELDS.get(table, table))
-        fields = {field.name: getattr(content, field.name) for field in dataclasses.fields(content) if field.init}
-        return {**name, **fields}
+        return {**name, **{each.name: getattr(content, each.name) for each in fields}}
 
 
 @dataclass(frozen=True)
-class NamedTable:
-    """A table whose class or values have a name."""
+class Table:
+    """A table of a configuration; its options are the fields of a class."""
 
-    key: str
-    default: str
-    contract: str = ""
-    """The contract of its plug-ins as `package:Class`; empty for recipes."""
+    place: str
+    """The class, or the contract of the plug-ins that the table chooses from, as `module:Class`."""
+    key: str = ""
+    """The option that names the plug-in (`name`) or the recipe (`recipe`); empty where the class is always the same."""
+    default: str = ""
+    """The name that stands without one."""
 
     @property
-    def package(self) -> str:
-        """The folder of the plug-ins, as a module's name."""
-        return self.contract.partition(":")[0]
+    def module(self) -> str:
+        """The file of the class, or the folder of the plug-ins."""
+        return self.place.partition(":")[0]
 
     def choices(self) -> list[str]:
-        """Every name."""
-        return plugins.names(self.package) if self.contract else list(RECIPES)
+        """Every name; an empty one where the class is always the same."""
+        if self.key == "name":
+            return plugins.names(self.module)
+        return list(RECIPES) if self.key else [""]
 
-    def find(self, name: str) -> type[Any]:
+    def find(self, name: str = "") -> type[Any]:
         """The class whose fields are the options of the table; raises UserError, which lists the names."""
-        if not self.contract:
-            return Recipe
-        return plugins.find(import_module(self.package), _imported(self.contract), name)
+        module = import_module(self.module)
+        kind: type[Any] = getattr(module, self.place.partition(":")[2])
+        return plugins.find(module, kind, name) if self.key == "name" else kind
 
-    def options(self, name: str) -> Options:
+    def options(self, name: str = "") -> Options:
         """The options of the class or recipe; raises UserError, which lists the names."""
-        if not self.contract:
-            if name not in RECIPES:
-                raise UserError(no_such("recipe", name, RECIPES))
-            values = dataclasses.asdict(RECIPES[name])
-            return {each.name: replace(each, default=values[each.name]) for each in options_of(Recipe).values()}
-        if ":" in name:
+        if ":" in name and self.key == "name":
             return options_of(self.find(name))
-        plugins.check_name(self.package, name)
-        return source_file(f"{self.package}.{name}").implementation(self.contract).options()
+        if self.key == "name":
+            plugins.check_name(self.module, name)
+            return source_file(f"{self.module}.{name}").implementation(self.place).options()
+        options: Options = source_file(self.module)[self.place.partition(":")[2]].options()
+        if not self.key:
+            return options
+        if name not in RECIPES:
+            raise UserError(no_such("recipe", name, RECIPES))
+        values = dataclasses.asdict(RECIPES[name])
+        return {option: replace(each, default=values[option]) for option, each in options.items()}
 
 
-TABLES = (
-    "family",
-    "data",
-    "split",
-    "target",
-    "survey",
-    "design",
-    "calibrate",
-    "constraints",
-    "strategy",
-    "train",
-    "distill",
-)
-FIELDS = {"split": "parts"}
-NAMED = {
-    "family": NamedTable("name", "cifar_resnet", "htas.models:ModelFamily"),
-    "data": NamedTable("name", "digits", "htas.datasets:Dataset"),
-    "strategy": NamedTable("name", "differentiable", "htas.strategies:Strategy"),
-    "train": NamedTable("recipe", "paper"),
+TABLES = {
+    "family": Table("htas.models:ModelFamily", "name", "cifar_resnet"),
+    "data": Table("htas.datasets:Dataset", "name", "digits"),
+    "split": Table("htas.run.config:SplitOptions"),
+    "target": Table("htas.timing.target:Target"),
+    "survey": Table("htas.spaces.survey:Survey"),
+    "design": Table("htas.spaces.design:Design"),
+    "calibrate": Table("htas.cost.calibrate:Calibrate"),
+    "constraints": Table("htas.cost.limits:Constraints"),
+    "strategy": Table("htas.strategies:Strategy", "name", "differentiable"),
+    "train": Table("htas.training.recipe:Recipe", "recipe", "paper"),
+    "distill": Table("htas.training.distill:Distill"),
 }
-PLAIN = {
-    "split": "htas.run.config:SplitOptions",
-    "target": "htas.timing.target:Target",
-    "survey": "htas.spaces.survey:Survey",
-    "design": "htas.spaces.design:Design",
-    "calibrate": "htas.cost.calibrate:Calibrate",
-    "constraints": "htas.cost.limits:Constraints",
-    "distill": "htas.training.distill:Distill",
-}
-"""The class of each other table, as `module:Class`."""
-SCALARS = {"seed": 0}
-KEYS = (*SCALARS, *TABLES)
-"""The keys of a configuration file."""
+NAMED = {name: table for name, table in TABLES.items() if table.key}
+"""Tables whose class or values have a name."""
+SEED = Option("seed", int, 0, "Start of every random draw; 0 or more.")
 MOVED = {
     **dict.fromkeys(("target.image", "target.more"), "write shapes = [[3, 32, 32]], with a shape for each input"),
     "constraints.accuracy_floor": "htas fastest has it as --accuracy-floor",
@@ -214,27 +186,8 @@ MOVED = {
 """Options that left a table, or some of its classes, with what to do instead."""
 
 
-def table_options(table: str, name: str = "") -> Options:
-    """The options of a table; of one in NAMED, those of the class or recipe `name`. Raises UserError."""
-    if table in NAMED:
-        return NAMED[table].options(name)
-    module, _, kind = PLAIN[table].partition(":")
-    options: Options = source_file(module)[kind].options()
-    return options
-
-
-def _imported(place: str) -> type[Any]:
-    """The class `module:Class`."""
-    module, _, name = place.partition(":")
-    kind: type[Any] = getattr(import_module(module), name)
-    return kind
-
-
-@dataclass(frozen=True)
-class CommandLineValue:
+class CommandLineValue(str):
     """The text of a value on the command line; its option decides the type."""
-
-    text: str
 
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -242,95 +195,95 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
     Raises UserError in one sentence: the option, its value, and what is allowed.
     """
-    tables, seed = _contents(path, overrides)
-    names = _names(tables)
-    values = {table: _typed(table, names, content) for table, content in tables.items()}
-    return Config(seed=seed, names=names, **_built(names, values))
+    tables = _contents(path, overrides)
+    seed, names = _seed(tables), _names(tables)
+    return Config(seed=seed, names=names, **_built(names, {table: tables[table] for table in TABLES}))
 
 
 def configured_names(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, str]:
     """The classes and recipe that a file and overrides name, by table; raises UserError."""
-    return _names(_contents(path, overrides)[0])
+    return _names(_contents(path, overrides))
 
 
 def fitting(overrides: Sequence[str], others: Sequence[str]) -> list[str]:
     """Overrides still valid after `others` choose other plug-ins: options that the new class lacks are dropped."""
-    names = _named_classes(others)
+    options = {table: NAMED[table].options(name) for table, name in _new_names(_split(others)).items()}
     valid = []
     for override in overrides:
-        table, _, option = _split_override(override)[0].partition(".")
-        if table not in names or option in NAMED[table].options(names[table]):
+        table, _, option = next(iter(_split([override]))).partition(".")
+        if table not in options or option in options[table]:
             valid.append(override)
     return valid
 
 
-def _contents(path: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Values], int]:
-    """The values of a file and of overrides by table and option, and the seed; overrides are CommandLineValues."""
+def _contents(path: Path | None, overrides: Sequence[str]) -> dict[str, Values]:
+    """The values of a file and of overrides by table and option, the seed in the table without a name."""
     content = _read(path) if path else {}
     for name, value in content.items():
-        if name not in KEYS:
-            raise UserError(f"{path} has {_unknown('no table or option', name, KEYS)}")
+        if name not in ("seed", *TABLES):
+            raise UserError(f"{path} has {_unknown('no table or option', name, ['seed', *TABLES])}")
         if name in TABLES and not isinstance(value, dict):
             raise UserError(f"{path}: {name} must be a table, [{name}] with its options below, got {value!r}")
-    tables: dict[str, Values] = {table: dict(content.get(table, {})) for table in TABLES}
-    seed = content.get("seed", SCALARS["seed"])
-    _drop_other_options(tables, _named_classes(overrides))
-    for key, text in map(_split_override, overrides):
-        table, name = _split_key(key)
-        if table:
-            tables[table][name] = CommandLineValue(text)
-        else:
-            seed = CommandLineValue(text)
-    return tables, _seed(seed)
+    tables = {table: dict(content.get(table, {})) for table in TABLES}
+    return _merged({"": {"seed": content.get("seed", SEED.default)}, **tables}, _split(overrides))
+
+
+def _merged(tables: dict[str, Values], changes: Values) -> dict[str, Values]:
+    """The tables with other values, by `table.option`.
+
+    A table that gets another class or recipe loses the options that the new one lacks. The file of a run spells every
+    option, so that the old class's defaults are dropped from it, too.
+    """
+    places = {key: _split_key(key) for key in changes}
+    for table, name in _new_names(changes).items():
+        named, values = NAMED[table], tables[table]
+        old = str(values.get(named.key, named.default))
+        if name != old:
+            usual, options = _defaults(named.options(old)), named.options(name)
+            spelled = all(option in values for option, value in usual.items() if value is not None)
+            tables[table] = {
+                option: value
+                for option, value in values.items()
+                if option in options and not (spelled and option in usual and usual[option] == value)
+            }
+    for key, (table, option) in places.items():
+        tables[table][option] = changes[key]
+    return tables
 
 
 def _split_key(key: str) -> tuple[str, str]:
     """The table and the option of `table.option`, no table for `seed`; raises UserError for others."""
     table, dot, name = key.partition(".")
-    if table not in KEYS:
-        raise UserError(f"the configuration has {_unknown('no table or option', table, KEYS)}")
+    if table not in ("seed", *TABLES):
+        raise UserError(f"the configuration has {_unknown('no table or option', table, ['seed', *TABLES])}")
     if bool(dot) != (table in TABLES):
         right = "--seed=NUMBER" if table == "seed" else f"--{table}.OPTION=VALUE"
         raise UserError(f"--{key} is no option; write {right}")
     return (table, name) if dot else ("", table)
 
 
-def _drop_other_options(tables: dict[str, Values], names: Mapping[str, str]) -> None:
-    """Drop from tables that get another class or recipe (`names`, by table) the options that the new one lacks.
-
-    The file of a run spells every option, so that the old class's defaults are dropped from it, too.
-    """
-    for table, name in names.items():
-        named, values = NAMED[table], tables[table]
-        old = str(values.get(named.key, named.default))
-        if name == old:
-            continue
-        usual = _defaults(table, old)
-        spelled = all(option in values for option, value in usual.items() if value is not None)
-        defaults = {option for option, value in usual.items() if spelled and values.get(option) == value}
-        options = named.options(name)
-        tables[table] = {
-            option: value for option, value in values.items() if option in options and option not in defaults
-        }
+def _new_names(changes: Values) -> dict[str, str]:
+    """The classes and recipes that values by `table.option` name, by table."""
+    keys = {table: f"{table}.{named.key}" for table, named in NAMED.items()}
+    return {table: str(changes[key]) for table, key in keys.items() if key in changes}
 
 
-def _named_classes(overrides: Sequence[str]) -> dict[str, str]:
-    """The classes and recipes that overrides name, by table."""
-    pairs = [(key.partition("."), text) for key, text in map(_split_override, overrides)]
-    return {table: text for (table, _, name), text in pairs if table in NAMED and name == NAMED[table].key}
-
-
-def _defaults(table: str, name: str) -> Values:
-    """The options that have a default, with it."""
-    if table == "train" and name not in RECIPES:
-        return {}
-    options = table_options(table, name).values()
-    return {each.name: each.default for each in options if not each.required}
+def _dotted(tables: Mapping[str, Values]) -> Values:
+    """The values of tables by `table.option`, as JSON reads them back: tuples are lists."""
+    return {f"{table}.{name}": _plain(value) for table, values in tables.items() for name, value in values.items()}
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON reads it back: tuples are lists."""
+    """A value as JSON reads it back."""
     return json.loads(json.dumps(value, default=str))
+
+
+def _defaults(options: Options) -> Values:
+    return {each.name: each.default for each in options.values() if not each.required}
+
+
+def _unmarked(field: "dataclasses.Field[Any]") -> bool:
+    return not field.metadata.get("key", True)
 
 
 def _read(path: Path) -> Values:
@@ -344,19 +297,21 @@ def _read(path: Path) -> Values:
         raise UserError(f"{path} cannot be read: {error.strerror}; name a TOML file") from error
 
 
-def _split_override(override: str) -> tuple[str, str]:
-    """`design.groups` and `8` of `--design.groups=8`."""
-    key, equals, text = override.removeprefix("--").partition("=")
-    if not equals:
-        raise UserError(f"--{key} has no value; write --{key}=VALUE")
-    return key, text
+def _split(overrides: Sequence[str]) -> Values:
+    """`{"design.groups": "8"}` of `--design.groups=8`."""
+    values = {}
+    for override in overrides:
+        key, equals, text = override.removeprefix("--").partition("=")
+        if not equals:
+            raise UserError(f"--{key} has no value; write --{key}=VALUE")
+        values[key] = CommandLineValue(text)
+    return values
 
 
-def _seed(value: Any) -> int:
-    try:
-        seed = int(value.text) if isinstance(value, CommandLineValue) else value
-    except ValueError:
-        seed = value.text
+def _seed(tables: Mapping[str, Values]) -> int:
+    seed = tables[""]["seed"]
+    with suppress(ValueError):
+        seed = int(seed) if isinstance(seed, CommandLineValue) else seed
     if type(seed) is not int or seed < 0:
         raise UserError(f"seed must be a whole number, 0 or more, got {seed!r}")
     return seed
@@ -364,50 +319,46 @@ def _seed(value: Any) -> int:
 
 def _names(tables: Mapping[str, Values]) -> dict[str, str]:
     """The class or recipe of each table in NAMED; whether it exists is checked later."""
-    names = {}
-    for table, named in NAMED.items():
-        name = tables[table].get(named.key, named.default)
-        name = name.text if isinstance(name, CommandLineValue) else name
+    names = {table: tables[table].get(named.key, named.default) for table, named in NAMED.items()}
+    for table, name in names.items():
         if not isinstance(name, str):
-            raise UserError(f"{table}.{named.key} must be text, got {name!r}")
-        names[table] = name
-    return names
-
-
-def _typed(table: str, names: Mapping[str, str], content: Values) -> Values:
-    """The values of one table, each of its option's type; raises UserError."""
-    options = table_options(table, names.get(table, ""))
-    key = [NAMED[table].key] if table in NAMED else []
-    values = _defaults(table, names[table]) if table == "train" else {}
-    for name, value in content.items():
-        if name not in options and name not in key:
-            if where := MOVED.get(f"{table}.{name}"):
-                raise UserError(f"{table} has no option {name!r}: {where}")
-            raise UserError(f"{table} has {_unknown('no option', name, [*key, *options])}")
-        if name in options:
-            values[name] = _value(f"{table}.{name}", options[name], value)
-    for name, option in options.items():
-        if option.required and name not in values:
-            raise UserError(f"{table}.{name} must be given: {allowed(option.hint)}")
-    return values
+            raise UserError(f"{table}.{NAMED[table].key} must be text, got {name!r}")
+    return {table: str(name) for table, name in names.items()}
 
 
 def _built(names: Mapping[str, str], tables: Mapping[str, Values]) -> Values:
-    """The object of each table, by the field of Config; raises UserError."""
+    """The object of each table; raises UserError, for names and types of every table before a class is imported."""
     built = {}
-    for table, values in tables.items():
-        kind = NAMED[table].find(names[table]) if table in NAMED else _imported(PLAIN[table])
+    for table, values in {table: _typed(table, names, content) for table, content in tables.items()}.items():
+        kind = TABLES[table].find(names.get(table, ""))
         refusals = ValueError if ":" in names.get(table, "") else UserError  # a class of the user's own raises either
         try:
-            built[FIELDS.get(table, table)] = kind(**values)
+            built[table] = kind(**values)
         except refusals as error:
             raise UserError(_placed(table, values, str(error))) from error
     return built
 
 
+def _typed(table: str, names: Mapping[str, str], content: Values) -> Values:
+    """The values of one table, each of its option's type; raises UserError."""
+    options, key = TABLES[table].options(names.get(table, "")), TABLES[table].key
+    values = _defaults(options)
+    for name, value in content.items():
+        if name in options:
+            values[name] = _value(f"{table}.{name}", options[name], value)
+        elif where := MOVED.get(f"{table}.{name}"):
+            raise UserError(f"{table} has no option {name!r}: {where}")
+        elif name != key:
+            raise UserError(f"{table} has {_unknown('no option', name, [*([key] if key else []), *options])}")
+    for name, option in options.items():
+        if name not in values:
+            raise UserError(f"{table}.{name} must be given: {allowed(option.hint)}")
+    return values
+
+
 def _value(key: str, option: Option, value: Any) -> Any:
     """A value of a file or of the command line as its option's type; raises UserError."""
-    text = value.text if isinstance(value, CommandLineValue) else None
+    text = str(value) if isinstance(value, CommandLineValue) else None
     try:
         return check(value, option.hint) if text is None else parse(text, option.hint)
     except REFUSED as error:

@@ -79,13 +79,13 @@ class Run:
     @property
     def data(self) -> Data:
         """The images, on the device that trains."""
-        config, parts = self.config, self.config.parts
-        options = dataclasses.asdict(config.data), dataclasses.asdict(parts)  # type: ignore[call-overload]
+        config, split = self.config, self.config.split
+        options = dataclasses.asdict(config.data), dataclasses.asdict(split)  # type: ignore[call-overload]
         key = digest(config.names["data"], options, config.seed, self.device)
         if key not in self.sources.data:
             say(f"reading {config.names['data']}")
             self.sources.data[key] = datasets.load(
-                config.data, device=self.device, validation=parts.validation, seed=config.seed, limit=parts.limit
+                config.data, device=self.device, validation=split.validation, seed=config.seed, limit=split.limit
             )
         return self.sources.data[key]
 
@@ -215,7 +215,7 @@ class Run:
         """A hash of everything that a training depends on; `taught` tells whether it is distilled."""
         config = self.config
         basis = [config.seed, *self.family, config.design.adds]
-        data = [config.names["data"], dataclasses.asdict(config.data), config.parts.limit]  # type: ignore[call-overload]
+        data = [config.names["data"], dataclasses.asdict(config.data), config.split.limit]  # type: ignore[call-overload]
         teaching = dataclasses.asdict(config.distill) if taught else {}
         return digest(basis, data, dataclasses.asdict(config.train), teaching, to_json(arch))
 
@@ -224,7 +224,7 @@ class Run:
         share no supernet."""
         config, strategy = self.config, self.config.strategy
         options = strategy.supernet_key if isinstance(strategy, SupernetStrategy) else {}
-        data = [self.training(self.network.base, taught=False), dataclasses.asdict(config.parts)]  # the base network's
+        data = [self.training(self.network.base, taught=False), dataclasses.asdict(config.split)]  # the base network's
         files = [self.folder / "cost.json", *strategy.files]
         return digest(data, to_json(space), options, *files) if options else ""
 
@@ -308,7 +308,7 @@ def open_run(config: Config, folder: Path, *, supernets: Path | None = None, sou
 def _differs(path: Path, config: Config) -> bool:
     """Whether the configuration in a file may give other results."""
     try:
-        return load(path).key_options() != config.key_options()
+        return load(path).options(keys=True) != config.options(keys=True)
     except UserError:  # of a plug-in that is gone, or has other options by now
         return True
 

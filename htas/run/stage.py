@@ -1,7 +1,7 @@
 """A stage of a run: its needs, its key, and whether its files can still be used."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ def _other_target(run: Run, stage: Stage, path: Path) -> str:
 
 def survey_key(run: Run) -> str:
     """The layers, the target on this machine, and how the layers are timed."""
-    return digest(_basis(run), run.place, result_options(run.config.survey), _widths(run))
+    return digest(_basis(run), run.place, run.config.values("survey", keys=True), _widths(run))
 
 
 def design_key(run: Run) -> str:
@@ -145,17 +145,17 @@ def search_key(run: Run) -> str:
     """The configuration, but for distilling, which comes later; spaces, costs, and the weights a search starts from."""
     files = [run.folder / f"{name}.json" for name in ("design", "survey", "cost")]
     config = replace(run.config, distill=Distill())
-    return digest(config.key_options(), *files, *config.strategy.files)
+    return digest(config.options(keys=True), *files, *config.strategy.files)
 
 
 def train_key(run: Run) -> str:
     """The configuration, and the searches."""
-    return digest(run.config.key_options(), *(run.search_file(name) for name in run.config.design.spaces))
+    return digest(run.config.options(keys=True), *(run.search_file(name) for name in run.config.design.spaces))
 
 
 def measure_key(run: Run) -> str:
     """The configuration, the networks, and the target on this machine."""
-    return digest(run.config.key_options(), run.place, run.folder / "networks.json")
+    return digest(run.config.options(keys=True), run.place, run.folder / "networks.json")
 
 
 def _basis(run: Run) -> list[Any]:
@@ -165,9 +165,3 @@ def _basis(run: Run) -> list[Any]:
 def _widths(run: Run) -> list[Any]:
     design = run.config.design
     return [design.expand, design.inputs, design.adds, *design.ignored]
-
-
-def result_options(options: Any) -> dict[str, object]:
-    """The options of a table that results depend on: all that are not marked `metadata={"key": False}`."""
-    values = asdict(options)
-    return {each.name: values[each.name] for each in fields(options) if each.metadata.get("key", True)}

@@ -25,7 +25,7 @@ from htas.errors import UserError
 from htas.graph.layer import Layer
 from htas.run import networks, run, stage
 from htas.run import stages as pipeline
-from htas.run.config import FIELDS, TABLES, Config, load
+from htas.run.config import TABLES, Config, load
 from htas.run.run import Run
 from htas.timing.entry import Entry
 from htas.timing.measurement import Measurement
@@ -617,7 +617,7 @@ def test_the_options_of_a_configuration_are_shown_with_their_defaults(capsys: py
     out = capsys.readouterr().out
     for table in TABLES:
         assert f"[{table}]" in out
-        for field in dataclasses.fields(getattr(config, FIELDS.get(table, table))):
+        for field in dataclasses.fields(getattr(config, table)):
             assert f"  --{table}.{field.name}  " in out
     share = "Share of the training images that architectures learn from and choices are judged on"
     assert f"--split.validation a number; default: 0.5 {share}" in " ".join(out.split())

@@ -13,7 +13,7 @@ from htas import models, plugins
 from htas.errors import UserError
 from htas.plugins.options import options_of, source_file
 from htas.plugins.values import REFUSED, check, parse
-from htas.run.config import NAMED, PLAIN, TABLES, table_options
+from htas.run.config import TABLES
 
 
 class Colour(Enum):
@@ -51,26 +51,21 @@ def test_options_of_a_class_are_its_fields_with_their_help() -> None:
 
 @pytest.mark.parametrize(
     ("table", "name"),
-    [(table, name) for table in TABLES for name in (NAMED[table].choices() if table in NAMED else [""])],
+    [(table, name) for table in TABLES for name in TABLES[table].choices()],
 )
 def test_the_source_of_a_file_has_the_options_of_its_class(table: str, name: str) -> None:
     if table == "train":
         return
-    if table in NAMED:
-        kind = NAMED[table].find(name)
-    else:
-        module, _, attribute = PLAIN[table].partition(":")
-        kind = getattr(__import__(module, fromlist=["x"]), attribute)
-    assert list(table_options(table, name).items()) == list(options_of(kind).items())
+    assert list(TABLES[table].options(name).items()) == list(options_of(TABLES[table].find(name)).items())
 
 
 def test_reading_every_option_imports_no_pytorch() -> None:
     script = """
 import sys
-from htas.run.config import NAMED, TABLES, table_options
+from htas.run.config import TABLES
 for table in TABLES:
-    for name in NAMED[table].choices() if table in NAMED else [""]:
-        assert table_options(table, name) or name == "digits", (table, name)
+    for name in TABLES[table].choices():
+        assert TABLES[table].options(name) or name == "digits", (table, name)
 print("torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ from torch import nn
 from htas.errors import UserError
 from htas.models import ModelFamily
 from htas.plugins.values import allowed
-from htas.run.config import FIELDS, NAMED, TABLES, Config, SplitOptions, load
+from htas.run.config import NAMED, TABLES, Config, SplitOptions, load
 from htas.spaces.design import Design
 from htas.training.recipe import RECIPES
 
@@ -49,7 +49,7 @@ def written(folder: Path, text: str) -> Path:
 def test_without_a_file_everything_has_its_default() -> None:
     config = load(None)
     assert config.seed == 0
-    assert config.parts == SplitOptions()
+    assert config.split == SplitOptions()
     assert config.train == RECIPES["paper"]
     assert config.names == {table: named.default for table, named in NAMED.items()}
 
@@ -59,7 +59,7 @@ def test_a_file_and_then_overrides_decide(tmp_path: Path) -> None:
     config = load(path, ["--design.groups=6", "--seed=5", "--train.lr=1e-3", "--split.limit=100"])
     assert config.family.title == "cifar_resnet:32"
     assert (config.design.groups, config.design.alpha, config.design.expand) == (6, "fit", 3.0)
-    assert (config.seed, config.train.lr, config.parts.limit) == (5, 0.001, 100)
+    assert (config.seed, config.train.lr, config.split.limit) == (5, 0.001, 100)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_the_written_configuration_has_every_field_once() -> None:
     assert list(content) == ["seed", *TABLES]
     for table in TABLES:
         key = [NAMED[table].key] if table in NAMED else []
-        names = [field.name for field in fields(getattr(config, FIELDS.get(table, table)))]
+        names = [field.name for field in fields(getattr(config, table))]
         assert sorted(content[table]) == sorted(key + names)
 
 

@@ -115,13 +115,13 @@ class Plan:
 
     def length_text(self, config: Config) -> str:
         """The length of searches and trainings, and the paper's, in words."""
-        images = f"{config.parts.limit} training images" if config.parts.limit else "all training images"
-        tested = f", {min(config.parts.limit, 10000)} test images" if config.parts.limit else ""
+        images = f"{config.split.limit} training images" if config.split.limit else "all training images"
+        tested = f", {min(config.split.limit, 10000)} test images" if config.split.limit else ""
         searching = text.plural(config.strategy.epochs, "epoch")  # type: ignore[attr-defined]
         here = f"{searching} of search, {config.train.length} of training, {images}{tested}"
         usual = load(LENGTHS["full"], ["--family.name=cifar_resnet", "--data.name=cifar10"])
         lengths = [
-            (each.strategy.epochs, each.train.length, each.parts.limit)  # type: ignore[attr-defined]
+            (each.strategy.epochs, each.train.length, each.split.limit)  # type: ignore[attr-defined]
             for each in (config, usual)
         ]
         if lengths[0] == lengths[1]:
