@@ -87,7 +87,7 @@ def survey_table(opened: "Store", name: str, json: bool) -> str:
     if not entries:
         raise UserError(no_survey(opened, name))
     if json:
-        return as_json([each.json() for each in entries])
+        return as_json([each.row() for each in entries])
     rows: list[tuple[str, ...]] = [("layer", "metric", "readings", "median", "min", "spread", "anchor")]
     for each in entries:
         readings = each.measurement

@@ -8,7 +8,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from torch import nn
 
@@ -19,7 +19,7 @@ from htas.timing.target import Target
 
 if TYPE_CHECKING:
     from htas.cost.model import CostModel
-    from htas.graph import Network
+    from htas.cost.source import NetworkCosts
 
 Case = Layer | nn.Module
 """A layer, or a network that takes one batch of the target's images."""
@@ -29,33 +29,6 @@ Pending = Callable[[Sequence[Measurement]], Collection[int]]
 """Numbers of the cases that need more readings, from the measurements of all cases so far."""
 PendingCases = Callable[[Mapping[Case, Measurement]], Collection[Case]]
 """Cases that need more readings, or a first one, from the measurements so far."""
-
-
-class CostSource(Protocol):
-    """What the cost model of a metric is built from; `htas.cost.source.NetworkCosts` implements it."""
-
-    @property
-    def network(self) -> "Network":
-        """The traced base network."""
-
-    @property
-    def target(self) -> Target:
-        """Where it will run."""
-
-    def calibrated(self) -> "CostModel":
-        """Latency of an arch: the table of layers, calibrated on whole networks."""
-
-    def fitted(self, metric: "type[Metric]") -> "CostModel":
-        """A metric that the calibration measured on whole networks, fitted on the same layers."""
-
-    def counted(self, figure: Literal["macs", "params"]) -> "CostModel":
-        """An exact sum over layers."""
-
-    def summed(self, metric: "type[Metric]") -> "CostModel":
-        """The sum of a metric's figures of single layers."""
-
-    def peak_memory(self) -> "CostModel":
-        """Activations alive at once."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +53,9 @@ class Metric(ABC):
     """Whether the calibration measures whole networks by this metric, so that `cost` predicts others."""
 
     @classmethod
-    def cost(cls, source: CostSource) -> "CostModel":
+    def cost(cls, costs: "NetworkCosts") -> "CostModel":
         """The cost model that charges an arch in this metric's unit."""
-        return source.fitted(cls)
+        return costs.fitted(cls)
 
     def check(self) -> None:
         """Raise UserError where this machine cannot take the readings."""
@@ -120,6 +93,24 @@ class Metric(ABC):
         while pending is not None and (new := [case for case in pending(readings) if case not in readings]):
             readings |= zip(new, self.measure(new), strict=True)
         return readings
+
+
+@dataclass(frozen=True)
+class CountedMetric(Metric):
+    """A figure that is worked out, each time the same."""
+
+    noisy: ClassVar[bool] = False
+    fitted: ClassVar[bool] = False
+
+    @abstractmethod
+    def count(self, case: Case) -> int:
+        """The figure of one case, in `unit`; models are not changed."""
+
+    def measure(
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
+    ) -> list[Measurement]:
+        """One reading for each case."""
+        return [Measurement((float(self.count(case)),), self.unit) for case in cases]
 
 
 def named(name: str) -> type[Metric]:

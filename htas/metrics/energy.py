@@ -6,13 +6,11 @@ of whole programs and brings a dozen packages; pyJoules and pyRAPL have not been
 """
 
 import random
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 from uuid import uuid4
 
 import torch
@@ -34,61 +32,22 @@ PATIENCE = 5.0
 MOST_LOOPS = 1_000_000
 
 
-class Meter(ABC):
-    """Counters of energy that only go up."""
+@dataclass(frozen=True)
+class Meter:
+    """Counters of energy that only go up, until they start again at 0."""
 
     name: str
     """Name for reports."""
-
-    @abstractmethod
-    def read(self) -> tuple[int, ...]:
-        """The current counters, in units of the meter."""
-
-    @abstractmethod
-    def joules(self, before: tuple[int, ...], after: tuple[int, ...]) -> float:
-        """The energy between two reads."""
-
-
-@dataclass(frozen=True)
-class Rapl(Meter):
-    """The processor's packages and their memory, idle cores and other programs included."""
-
-    name: str
-    zones: tuple[Path, ...]
-    """Folders of the kernel's powercap tree."""
+    read: Callable[[], tuple[int, ...]]
+    """The current counters."""
     ranges: tuple[int, ...]
-    """Microjoules at which each counter wraps to 0."""
-
-    def read(self) -> tuple[int, ...]:
-        """Microjoules of each zone."""
-        return tuple(_number(zone / "energy_uj") for zone in self.zones)
+    """The count at which each starts again; a full range lasts many minutes."""
+    per_joule: float
 
     def joules(self, before: tuple[int, ...], after: tuple[int, ...]) -> float:
-        """The sum over zones; a counter that went down has wrapped once, since a full range lasts many minutes."""
-        spent = (
-            new - old if new >= old else new - old + most
-            for old, new, most in zip(before, after, self.ranges, strict=True)
-        )
-        return sum(spent) / 1e6
-
-
-@dataclass(frozen=True)
-class Nvml(Meter):
-    """The whole GPU board, as its driver counts it."""
-
-    name: str
-    library: Any
-    """The module pynvml, initialised."""
-    handle: Any
-    """NVML's name for the GPU that PyTorch uses."""
-
-    def read(self) -> tuple[int, ...]:
-        """Millijoules since the driver was loaded."""
-        return (self.library.nvmlDeviceGetTotalEnergyConsumption(self.handle),)
-
-    def joules(self, before: tuple[int, ...], after: tuple[int, ...]) -> float:
-        """The difference: 64 bits do not wrap."""
-        return (after[0] - before[0]) / 1e3
+        """The energy between two reads, summed over the counters."""
+        changes = zip(before, after, self.ranges, strict=True)
+        return sum((new - old) % most for old, new, most in changes) / self.per_joule
 
 
 def meter(device: str, powercap: Path = POWERCAP) -> Meter:
@@ -96,7 +55,8 @@ def meter(device: str, powercap: Path = POWERCAP) -> Meter:
     return _rapl(powercap) if device == "cpu" else _nvml()
 
 
-def _rapl(powercap: Path) -> Rapl:
+def _rapl(powercap: Path) -> Meter:
+    """The processor's packages and their memory, idle cores and other programs included, in microjoules."""
     # cores and graphics are parts of a package, memory is not; psys holds all of them
     folders = sorted(powercap.glob("intel-rapl:*"))
     zones = tuple(zone for zone in folders if _named(zone).startswith("package") or _named(zone) == "dram")
@@ -108,7 +68,8 @@ def _rapl(powercap: Path) -> Rapl:
         )
     try:
         name = f"RAPL ({', '.join(_named(zone) for zone in zones)})"
-        rapl = Rapl(name, zones, tuple(_number(zone / "max_energy_range_uj") for zone in zones))
+        ranges = tuple(_number(zone / "max_energy_range_uj") for zone in zones)
+        rapl = Meter(name, lambda: tuple(_number(zone / "energy_uj") for zone in zones), ranges, 1e6)
         rapl.read()
     except PermissionError as error:
         raise UserError(
@@ -131,7 +92,8 @@ def _number(file: Path) -> int:
     return int(file.read_text())
 
 
-def _nvml() -> Nvml:
+def _nvml() -> Meter:
+    """The whole GPU board, as its driver counts it: millijoules since that was loaded, in 64 bits."""
     try:
         import pynvml
     except ImportError as error:
@@ -143,7 +105,8 @@ def _nvml() -> Nvml:
         pynvml.nvmlInit()
         # by UUID: CUDA and NVML may number the GPUs differently
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties().uuid}")
-        nvml = Nvml(f"NVML ({torch.cuda.get_device_name()})", pynvml, handle)
+        name = f"NVML ({torch.cuda.get_device_name()})"
+        nvml = Meter(name, lambda: (pynvml.nvmlDeviceGetTotalEnergyConsumption(handle),), (1 << 64,), 1e3)
         nvml.read()
     except pynvml.NVMLError as error:
         raise UserError(
@@ -193,41 +156,32 @@ class Energy(Metric):
         """One measurement for each case, in joules; a repeated case is measured once. Raises UserError without a
         meter."""
         self.target.check()
-        counters = meter(self.target.device, self.powercap)
-        runtime = open_runtime(self.target)
-        survey, date = uuid4().hex[:12], datetime.now(UTC).isoformat(timespec="seconds")
-        context = {**runtime.describe(), **self.target.facts(), "meter": counters.name, "date": date}
+        counters, runtime = meter(self.target.device, self.powercap), open_runtime(self.target)
+        survey, context = uuid4().hex[:12], {**runtime.context(), "meter": counters.name}
+        readings: dict[Case, list[float]] = {case: [] for case in cases}
 
-        def measured(remarks: tuple[str, ...] = ()) -> list[Measurement]:
+        def measurements(remarks: tuple[str, ...] = ()) -> list[Measurement]:
             by_case = {
                 case: Measurement(tuple(values), self.unit, context, survey, remarks=remarks)
                 for case, values in readings.items()
             }
             return [by_case[case] for case in cases]
 
-        readings: dict[Case, list[float]] = {case: [] for case in cases}
-        watch = Watch()
+        watch, timer, order, rng = Watch(), runtime.timer(), list(readings), random.Random(self.seed)
         with runtime.session(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
-            for done, turn in enumerate(self._rounds(runtime, counters, readings), 1):
+            runs = {case: self._compile(runtime, case).run for case in order}
+            loops = {case: _loops(run, timer) for case, run in runs.items()}
+            active = set(order)
+            for done in range(1, self.rounds + 1):
+                rng.shuffle(order)
+                for case in filter(active.__contains__, order):
+                    readings[case].append(_reading(runs[case], loops[case], counters, timer, self.reading))
                 if on_round is not None:
                     on_round(done / self.rounds, counters.name)
                 if pending is not None:
-                    turn &= {cases[number] for number in pending(measured())}
-        return measured(watch.remarks())  # other programs draw from the same meter
-
-    def _rounds(self, runtime: Runtime, counters: Meter, readings: Mapping[Case, list[float]]) -> Iterator[set[Case]]:
-        """Read every case in rounds, each in another order; a case removed from the yielded set is read no more."""
-        timer, rng, turn = runtime.timer(), random.Random(self.seed), set(readings)
-        runs = {case: self._compile(runtime, case).run for case in readings}
-        loops = {case: _loops(run, timer) for case, run in runs.items()}
-        order = list(readings)
-        for _ in range(self.rounds if order else 0):
-            rng.shuffle(order)
-            for case in order:
-                if case in turn:
-                    readings[case].append(_reading(runs[case], loops[case], counters, timer, self.reading))
-            yield turn
+                    active &= {cases[number] for number in pending(measurements())}
+        return measurements(watch.remarks())  # other programs draw from the same meter
 
     def _compile(self, runtime: Runtime, case: Case) -> Program:
         if isinstance(case, Layer):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from math import ceil, inf
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from uuid import uuid4
@@ -13,7 +12,7 @@ from torch import nn
 
 from htas.errors import UserError, need_least
 from htas.graph.layer import Layer
-from htas.metrics import Case, CostSource, Metric, OnRound, Pending, PendingCases, by_case
+from htas.metrics import Case, Metric, OnRound, Pending, PendingCases, by_case
 from htas.runtimes import Program, Runtime, open_runtime
 from htas.timing.bench import Bench, Call, Readings
 from htas.timing.contention import Watch, priority
@@ -21,6 +20,7 @@ from htas.timing.measurement import BLOCKS, LOW, Measurement
 
 if TYPE_CHECKING:
     from htas.cost.model import CostModel
+    from htas.cost.source import NetworkCosts
 
 CHEAP = 0.05
 """Largest number of seconds to build a layer for its program to be rebuilt while it is measured, on a CPU, where two
@@ -64,9 +64,9 @@ class Latency(Metric):
             )
 
     @classmethod
-    def cost(cls, source: CostSource) -> "CostModel":
+    def cost(cls, costs: "NetworkCosts") -> "CostModel":
         """The calibrated table of layers."""
-        return source.calibrated()
+        return costs.calibrated()
 
     def reread(self, seed: int, predicted: Sequence[float] = ()) -> Self:
         """Another order of readings, in rounds enough for networks of these seconds; exported networks are kept."""
@@ -89,8 +89,7 @@ class Latency(Metric):
     ) -> dict[Case, Measurement]:
         """The `first` cases and those `pending` then, all in the same rounds."""
         runtime = open_runtime(self.target)
-        timer, survey, date = runtime.timer(), uuid4().hex[:12], datetime.now(UTC).isoformat(timespec="seconds")
-        context = {**runtime.describe(), **self.target.facts(), "date": date}
+        timer, survey, context = runtime.timer(), uuid4().hex[:12], runtime.context()
         distinct = list(dict.fromkeys(cases))
         calls = _Calls(runtime, distinct, self.chained(runtime), self.programs)
 

@@ -1,6 +1,6 @@
 """Multiply-adds of one image, which many papers call FLOPs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from math import prod
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from htas.graph.layer import Layer
-from htas.metrics import Case, CostSource, Metric, OnRound, Pending
-from htas.timing.measurement import Measurement
+from htas.metrics import Case, CountedMetric
 
 if TYPE_CHECKING:
     from htas.cost.model import CostModel
+    from htas.cost.source import NetworkCosts
 
 
 @dataclass(frozen=True)
-class Macs(Metric):
+class Macs(CountedMetric):
     """Multiply-adds of convolutions and linear layers; a bias counts as one per output, as TAS counts it.
 
     What a network computes outside such modules (attention, norms, functional calls) is not counted.
@@ -28,22 +28,15 @@ class Macs(Metric):
     unit: ClassVar[str] = "MACs"
     units: ClassVar[Mapping[str, float]] = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
     example: ClassVar[str] = "20M"
-    noisy: ClassVar[bool] = False
     whole: ClassVar[bool] = False
-    fitted: ClassVar[bool] = False
 
     @classmethod
-    def cost(cls, source: CostSource) -> "CostModel":
+    def cost(cls, costs: "NetworkCosts") -> "CostModel":
         """An exact sum over layers, projections included."""
-        return source.counted("macs")
+        return costs.counted("macs")
 
-    def measure(
-        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
-    ) -> list[Measurement]:
-        """One counted reading for each case."""
-        return [Measurement((float(self._count(case)),), self.unit) for case in cases]
-
-    def _count(self, case: Case) -> int:
+    def count(self, case: Case) -> int:
+        """Multiply-adds of one image."""
         return case.macs if isinstance(case, Layer) else count_macs(case, *self.target.shapes)
 
 

@@ -2,7 +2,7 @@
 
 import sys
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,15 +14,15 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from htas.graph.layer import Layer
-from htas.metrics import Case, CostSource, Metric, OnRound, Pending
-from htas.timing.measurement import Measurement
+from htas.metrics import Case, CountedMetric
 
 if TYPE_CHECKING:
     from htas.cost.model import CostModel
+    from htas.cost.source import NetworkCosts
 
 
 @dataclass(frozen=True)
-class Memory(Metric):
+class Memory(CountedMetric):
     """Bytes of the input and of everything computed from it, weights left out, in eager PyTorch.
 
     On CPU tensors are counted as the pass creates and frees them; workspaces inside an operator are not seen. On CUDA
@@ -36,22 +36,15 @@ class Memory(Metric):
         "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30,
     }  # fmt: skip
     example: ClassVar[str] = "4 MB"
-    noisy: ClassVar[bool] = False
-    fitted: ClassVar[bool] = False
 
     @classmethod
-    def cost(cls, source: CostSource) -> "CostModel":
+    def cost(cls, costs: "NetworkCosts") -> "CostModel":
         """The peak of an arch, from one look at how the tensors of its network are born and die."""
-        return source.peak_memory()
+        return costs.peak_memory()
 
-    def measure(
-        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
-    ) -> list[Measurement]:
-        """One counted reading for each case."""
+    def count(self, case: Case) -> int:
+        """Bytes of a batch."""
         self.target.check()
-        return [Measurement((float(self._count(case)),), self.unit) for case in cases]
-
-    def _count(self, case: Case) -> int:
         with torch.random.fork_rng(devices=[]):  # building a layer draws its weights
             if isinstance(case, Layer):
                 network, inputs = case.build(), case.example(self.target.batch)

@@ -1,44 +1,36 @@
 """Trainable parameters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
 from htas.graph.layer import Layer
-from htas.metrics import Case, CostSource, Metric, OnRound, Pending
-from htas.timing.measurement import Measurement
+from htas.metrics import Case, CountedMetric
 
 if TYPE_CHECKING:
     from htas.cost.model import CostModel
+    from htas.cost.source import NetworkCosts
 
 
 @dataclass(frozen=True)
-class Params(Metric):
+class Params(CountedMetric):
     """Weights, biases, and two per normalised channel; a tensor used twice counts once."""
 
     unit: ClassVar[str] = "parameters"
     units: ClassVar[Mapping[str, float]] = {"": 1.0, "k": 1e3, "M": 1e6}
     example: ClassVar[str] = "0.3M"
-    noisy: ClassVar[bool] = False
     whole: ClassVar[bool] = False
-    fitted: ClassVar[bool] = False
 
     @classmethod
-    def cost(cls, source: CostSource) -> "CostModel":
+    def cost(cls, costs: "NetworkCosts") -> "CostModel":
         """An exact sum over layers, projections included."""
-        return source.counted("params")
+        return costs.counted("params")
 
-    def measure(
-        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
-    ) -> list[Measurement]:
-        """One counted reading for each case."""
-        return [Measurement((float(_count(case)),), self.unit) for case in cases]
-
-
-def _count(case: Case) -> int:
-    return case.params if isinstance(case, Layer) else count_params(case)
+    def count(self, case: Case) -> int:
+        """Trainable parameters."""
+        return case.params if isinstance(case, Layer) else count_params(case)
 
 
 def count_params(model: nn.Module) -> int:

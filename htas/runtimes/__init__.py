@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -73,6 +74,10 @@ class Runtime(ABC):
     @abstractmethod
     def describe(self) -> Mapping[str, str]:
         """Versions and settings that readings depend on, for the context of a measurement."""
+
+    def context(self) -> dict[str, str]:
+        """Where readings of this moment come from: `describe`, the target and the date."""
+        return {**self.describe(), **self.target.facts(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
 
     def compile_layer(self, layer: Layer) -> Program:
         """The program of a layer with random weights, at the target's batch."""

@@ -1,26 +1,36 @@
-"""The readings of one layer in one survey, as a store and its tables have them."""
+"""The readings of one layer in one survey, as a store has them, and tables of them: .csv and .parquet files."""
 
+import csv
+import io
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import inf
+from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 from htas.errors import UserError
+from htas.files import JsonObject, write_bytes
+from htas.plugins.values import REFUSED, check
+from htas.text import first_line
 from htas.timing.measurement import Measurement
 
-WORDS = ("place", "metric", "survey", "layer", "unit", "date")
-LISTS: Mapping[str, type] = {"doubts": str, "remarks": str, "readings": float, "levels": float, "anchor": float}
-"""Columns with JSON lists, and the type of their items; the long ones are last, as a query need not read them from the
-disk."""
-COLUMNS = (*WORDS, "context", *LISTS)
-
-
-def now() -> str:
-    """This moment, in UTC and to the microsecond, so that dates sort as text."""
-    return datetime.now(UTC).isoformat(timespec="microseconds")
+COLUMNS: Mapping[str, Any] = {
+    **dict.fromkeys(("place", "metric", "survey", "layer", "unit", "date"), str),
+    "context": dict[str, str],
+    **dict.fromkeys(("doubts", "remarks"), tuple[str, ...]),
+    **dict.fromkeys(("readings", "levels", "anchor"), tuple[float, ...]),
+}
+"""Columns and their types. The long ones are last, as a query need not read them from the disk."""
+FORMAT = 1
+"""Of a table, in its first column."""
+WRITTEN = "give a file that htas store export of this version wrote"
+"""How error sentences end: the way out."""
+Rows = tuple[Sequence[str], Sequence[Mapping[str, Any]]]
+"""The columns and the rows of a file."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +49,18 @@ class Entry:
     """Readings of the anchor layer, from the same rounds."""
     doubts: tuple[str, ...] = ()
     """Why the survey distrusts these readings, besides the measurement's own remarks."""
-    date: str = field(default_factory=now, compare=False)
-    """ISO 8601 with a zone, converted to UTC."""
+    date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(), compare=False)
+    """ISO 8601 with a zone, converted to UTC and to the microsecond, so that dates sort as text."""
 
     def __post_init__(self) -> None:
-        for name, word in (("place", self.place), ("metric", self.metric), ("survey", self.survey)):
-            if not word:
+        for name in ("place", "metric", "survey"):
+            if not getattr(self, name):
                 raise UserError(f"{name} of a stored measurement must not be empty")
         if not _is_canonical(self.layer):
             raise UserError(f"layer of a stored measurement must be JSON as Layer.key writes it, got {self.layer!r}")
-        if not _fits("context", dict(self.measurement.context)):
-            raise UserError(
-                f"the context of a stored measurement must be words by name, got {self.measurement.context}"
-            )
+        context = self.measurement.context
+        if not all(isinstance(each, str) for each in (*context, *context.values())):
+            raise UserError(f"the context of a stored measurement must be words by name, got {context}")
         if not all(0 < each < inf for each in (*self.measurement.values, *self.measurement.levels, *self.anchor)):
             raise UserError(f"readings must be finite and above 0 to be stored, got others for {self.layer}")
         object.__setattr__(self, "date", _in_utc(self.date))
@@ -61,41 +70,29 @@ class Entry:
         """The survey that its readings belong to."""
         return self.measurement.survey
 
-    def json(self) -> dict[str, Any]:
-        """As plain JSON values; `Entry.of` reads them back."""
-        readings = self.measurement
-        words = (self.place, self.metric, readings.survey, self.layer, readings.unit, self.date)
-        texts = (self.doubts, readings.remarks)
-        numbers = (list(map(float, each)) for each in (readings.values, readings.levels, self.anchor))
-        return dict(zip(COLUMNS, (*words, dict(readings.context), *map(list, texts), *numbers), strict=True))
+    def row(self) -> JsonObject:
+        """The value of each column; `Entry.of` reads them back."""
+        readings = {**vars(self.measurement), "readings": self.measurement.values}
+        return {name: readings[name] if name in readings else getattr(self, name) for name in COLUMNS}
 
-    @staticmethod
-    def of(content: Mapping[str, Any]) -> "Entry":
-        """The entry that `json` gave; raises UserError that names the field at fault."""
-        for name in COLUMNS:
-            if not _fits(name, content[name]):
-                short = value if len(value := repr(content[name])) <= 60 else f"{value[:57]}..."
-                raise UserError(f"{name} is not what htas store export writes there: {short}")
-        values, levels, anchor = (tuple(map(float, content[name])) for name in ("readings", "levels", "anchor"))
-        source = (content["unit"], dict(content["context"]), content["survey"])
-        measurement = Measurement(values, *source, levels, tuple(content["remarks"]))
-        words = (content["place"], content["metric"], content["layer"])
-        return Entry(*words, measurement, anchor, tuple(content["doubts"]), content["date"])
-
-    @staticmethod
-    def of_row(row: Mapping[str, Any]) -> "Entry":
-        """The entry in a row of a table, whose lists and mappings may be JSON text; raises ValueError, which UserError
-        is too."""
-        return Entry.of(
-            {
-                name: json.loads(row[name]) if name not in WORDS and isinstance(row[name], str) else row[name]
-                for name in COLUMNS
-            }
-        )
-
-    def row(self) -> dict[str, str]:
+    def texts(self) -> dict[str, str]:
         """One text for each column; lists and mappings as JSON."""
-        return {name: value if name in WORDS else json.dumps(value) for name, value in self.json().items()}
+        return {name: value if COLUMNS[name] is str else json.dumps(value) for name, value in self.row().items()}
+
+    @staticmethod
+    def of(row: Mapping[str, Any]) -> "Entry":
+        """The entry of a row, whose lists and mappings may be JSON text; raises ValueError that names the field at
+        fault."""
+        values = {}
+        for name, kind in COLUMNS.items():
+            value = json.loads(row[name]) if kind is not str and isinstance(row[name], str) else row[name]
+            try:
+                values[name] = check(value, kind)
+            except (*REFUSED, OverflowError) as error:
+                raise UserError(f"{name} is not what htas store export writes there: {shortened(value)}") from error
+        fields = ("readings", "unit", "context", "survey", "levels", "remarks")
+        measurement = Measurement(*(values.pop(name) for name in fields))
+        return Entry(measurement=measurement, **values)
 
 
 def _in_utc(date: str) -> str:
@@ -117,14 +114,77 @@ def _is_canonical(layer: str) -> bool:
     return isinstance(content, dict) and json.dumps(content, sort_keys=True) == layer
 
 
-def _fits(column: str, value: object) -> bool:
-    """Whether a value is of its column's kind; numbers are those that a float can hold."""
-    if column in WORDS:
-        return isinstance(value, str)
-    if column == "context":
-        return isinstance(value, dict) and all(isinstance(each, str) for each in (*value, *value.values()))
-    if not isinstance(value, list):
-        return False
-    if LISTS[column] is str:
-        return all(isinstance(each, str) for each in value)
-    return all(type(each) in (int, float) and abs(each) <= sys.float_info.max for each in value)
+def write_table(path: Path, entries: Sequence[Entry]) -> None:
+    """Write a .csv or .parquet file with a row for each entry, floats to the last bit."""
+    write_bytes(path, _FORMATS[path.suffix][0](entries))
+
+
+def read_table(path: Path) -> Iterator[Entry]:
+    """Every row as an entry; raises UserError that names the row at fault."""
+    check_suffix(path)
+    try:
+        columns, rows = _FORMATS[path.suffix][1](path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; {WRITTEN}") from error
+    except (OSError, ValueError, csv.Error) as error:  # pyarrow's own are ValueErrors
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"{path} cannot be read ({why}); {WRITTEN}") from error
+    for name in ("format", *COLUMNS):
+        if name not in columns:
+            raise UserError(f"{path} has no column {name!r}; {WRITTEN}")
+    for number, row in enumerate(rows, 1):
+        where = f"row {number} of {path}"
+        if str(row["format"]) != str(FORMAT):
+            raise UserError(f"{where} has format {row['format']}, this version reads {FORMAT}; {WRITTEN}")
+        try:
+            yield Entry.of(row)
+        except ValueError as error:
+            raise UserError(f"{where} cannot be read ({error}); {WRITTEN}") from error
+
+
+def check_suffix(path: Path) -> None:
+    """Raise UserError where a path is of no table."""
+    if path.suffix not in _FORMATS:
+        raise UserError(f"a table of measurements is a .csv or a .parquet file, got {path}")
+
+
+def _to_csv(entries: Sequence[Entry]) -> bytes:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, ("format", *COLUMNS), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({"format": FORMAT, **entry.texts()} for entry in entries)
+    return file.getvalue().encode()
+
+
+def _of_csv(path: Path) -> Rows:
+    limit = csv.field_size_limit(sys.maxsize)  # thousands of readings are one field
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            return reader.fieldnames or (), list(reader)
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _to_parquet(entries: Sequence[Entry]) -> bytes:
+    """One row for each entry; the context is JSON, the lists are lists."""
+    import pyarrow
+    from pyarrow import parquet
+
+    text = pyarrow.string()
+    types = {tuple[str, ...]: pyarrow.list_(text), tuple[float, ...]: pyarrow.list_(pyarrow.float64())}
+    schema = {"format": pyarrow.int64(), **{name: types.get(kind, text) for name, kind in COLUMNS.items()}}
+    rows = [{"format": FORMAT, **entry.row(), "context": entry.texts()["context"]} for entry in entries]
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(rows, pyarrow.schema(schema)), file)
+    return file.getvalue()
+
+
+def _of_parquet(path: Path) -> Rows:
+    from pyarrow import parquet
+
+    table = parquet.ParquetFile(path).read()
+    return table.column_names, table.to_pylist()
+
+
+_FORMATS = {".csv": (_to_csv, _of_csv), ".parquet": (_to_parquet, _of_parquet)}

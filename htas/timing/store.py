@@ -17,8 +17,7 @@ from typing import Any, NoReturn, TypeVar
 from htas import text
 from htas.console.progress import say
 from htas.errors import UserError
-from htas.timing.entry import COLUMNS, Entry
-from htas.timing.exchange import check_suffix, read_table, write_table
+from htas.timing.entry import COLUMNS, Entry, check_suffix, read_table, write_table
 
 T = TypeVar("T")
 
@@ -98,12 +97,7 @@ class Store:
         An entry that is there already is not doubled. Raises UserError where a survey has other readings of a layer.
         """
         new = list(entries)
-
-        def work(connection: sqlite3.Connection) -> int:
-            with connection:
-                return sum(_insert(connection, entry) for entry in new)
-
-        return self._do(work)
+        return self._do(lambda connection: sum(_insert(connection, entry) for entry in new))
 
     def curve(self, place: str, metric: str, layers: Sequence[str]) -> list[Entry] | None:
         """These layers in the newest survey that has all of them, in their order; None where no survey has."""
@@ -134,11 +128,11 @@ class Store:
 
     def forget(self, name: str) -> int:
         """Remove a survey, or all surveys of a place; returns the number of layers removed."""
-        return self._remove("survey = ?1 OR place = ?1", name)
+        return len(self._query("DELETE FROM readings WHERE survey = ?1 OR place = ?1 RETURNING id", name))
 
     def forget_all(self) -> int:
         """Remove everything; returns the number of layers removed."""
-        return self._remove("TRUE")
+        return len(self._query("DELETE FROM readings RETURNING id"))
 
     def export(self, path: Path) -> int:
         """Write everything to a .csv or .parquet file, floats to the last bit; returns the number of layers.
@@ -163,7 +157,7 @@ class Store:
         entries = []
         for row in self._query(f"SELECT {', '.join(COLUMNS)} FROM readings WHERE {where} ORDER BY id", *values):
             try:
-                entries.append(Entry.of_row(dict(row)))
+                entries.append(Entry.of(dict(row)))
             except ValueError as error:
                 raise UserError(
                     f"the store {self.path} has a row of survey {row['survey']} that cannot be read: {error};"
@@ -173,20 +167,12 @@ class Store:
 
     def _query(self, query: str, *values: Any) -> list[sqlite3.Row]:
         """The rows; none where there is no file, and then none is created."""
-        return self._do(lambda connection: connection.execute(query, values).fetchall()) if self._exists() else []
-
-    def _remove(self, where: str, *values: Any) -> int:
-        def work(connection: sqlite3.Connection) -> int:
-            with connection:
-                return connection.execute(f"DELETE FROM readings WHERE {where}", values).rowcount
-
-        return self._do(work) if self._exists() else 0
-
-    def _exists(self) -> bool:
         try:
-            return self.path.exists()
+            if not self.path.exists():
+                return []
         except OSError as error:
             raise UserError(f"the store {self.path} cannot be read: {error.strerror}; {OTHER}") from error
+        return self._do(lambda connection: connection.execute(query, values).fetchall())
 
     # -- the file ------------------------------------------------------------------------------------------------------
 
@@ -211,7 +197,8 @@ class Store:
             connection.row_factory = sqlite3.Row
             connection.text_factory = lambda raw: raw.decode(errors="backslashreplace")
             self._prepare(connection)
-            return work(connection)
+            with connection:
+                return work(connection)
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Create the table in an empty file; refuse a file that is no store, or one of a later version."""
@@ -287,7 +274,7 @@ def _is_shared(path: Path) -> bool:
 
 def _insert(connection: sqlite3.Connection, entry: Entry) -> int:
     """Add an entry, unless it is there: 1 or 0."""
-    row, names = entry.row(), ", ".join(COLUMNS)
+    row, names = entry.texts(), ", ".join(COLUMNS)
     added = connection.execute(
         f"INSERT INTO readings ({names}) VALUES ({', '.join(f':{name}' for name in COLUMNS)})"
         " ON CONFLICT (place, metric, layer, survey) DO NOTHING",
@@ -296,7 +283,7 @@ def _insert(connection: sqlite3.Connection, entry: Entry) -> int:
     if not added:
         key = "place = :place AND metric = :metric AND layer = :layer AND survey = :survey"
         stored = connection.execute(f"SELECT {names} FROM readings WHERE {key}", row).fetchone()
-        if Entry.of_row(dict(stored)) != entry:
+        if Entry.of(dict(stored)) != entry:
             raise UserError(
                 f"survey {entry.survey} already has other readings of {entry.layer}; give the new ones a survey of"
                 f" their own, or remove the old ones with htas store forget {entry.survey}"

@@ -15,7 +15,7 @@ from htas.cost.source import NetworkCosts
 from htas.graph import trace
 from htas.graph.arch import Arch
 from htas.graph.layer import Layer
-from htas.metrics import Case, CostSource, Metric
+from htas.metrics import Case, Metric
 from htas.report.result import front
 from htas.search.moves import AIM, USED, check, filled, finalists, fitted, leanest, next_aim, over, uniforms
 from htas.spaces.space import Space
@@ -212,8 +212,8 @@ class WeightBytes(Metric):
     fitted: ClassVar[bool] = False
 
     @classmethod
-    def cost(cls, source: CostSource) -> CostModel:
-        return source.summed(cls)
+    def cost(cls, costs: NetworkCosts) -> CostModel:
+        return costs.summed(cls)
 
     def measure(self, cases: Sequence[Case], **_: Any) -> list[Measurement]:
         return [Measurement((4.0 * (case.params if isinstance(case, Layer) else 0.0),), self.unit) for case in cases]

@@ -96,7 +96,7 @@ def test_floats_come_back_to_the_last_bit(kept: Store) -> None:
 def test_every_field_of_a_measurement_has_a_column() -> None:
     columns = {"readings" if field.name == "values" else field.name for field in fields(Measurement)}
     assert columns < set(stored.COLUMNS)
-    assert set(entry().json()) == set(stored.COLUMNS)
+    assert set(entry().row()) == set(stored.COLUMNS)
 
 
 def test_the_sqlite3_command_can_read_it(kept: Store) -> None:
