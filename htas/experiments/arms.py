@@ -2,8 +2,8 @@
 
 import tomllib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from htas.run import networks, rows
 from htas.run import stages as pipeline
 from htas.run.config import as_text
 from htas.run.run import Run
-from htas.run.stage import StageHeader, ensure
+from htas.run.stage import StageHeader, ensure, made_from
 from htas.run.stages import SEARCH
 from htas.search.moves import over
 from htas.text import listing, percent
@@ -36,28 +36,21 @@ REPEATS = 3
 
 @dataclass(frozen=True)
 class Entry:
-    """An arm with one seed, when it is finished."""
+    """result.json: the network of an arm with one seed, trained; a new one is untrained."""
 
     result: Result
-    seconds: float | None
+    search_seconds: float | None = None
     """Of the search, its finalists included; None where nothing was searched."""
     doubt: str = ""
     """Why its search has not converged; empty where it has, or where there was none."""
     images: str = ""
     """How the images came that it was trained on, where its data set has copies that differ; empty where not known."""
+    options: Values = field(default_factory=dict)
+    """All that the result depends on, by name."""
 
 
 Others = Callable[[str], Entry | None]
 """The entry of another arm with the same seed, by name; None where it is not finished."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """The network of an arm, before it is trained."""
-
-    row: Result
-    seconds: float | None = None
-    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,8 +62,8 @@ class Arm(ABC):
 
     @property
     def source(self) -> dict[str, str]:
-        """Where the network comes from, as a file of arms says it."""
-        return {"network": "", "prune": "", "like": ""}
+        """Where the network comes from, as a file of arms says it: each key of SOURCES with its text or none."""
+        return {key: getattr(self, key, "") for key in SOURCES}
 
     @property
     def row_name(self) -> str:
@@ -84,7 +77,7 @@ class Arm(ABC):
         return {**options, **self.source}
 
     @abstractmethod
-    def candidate(self, run: Run, others: Others) -> Candidate:
+    def untrained(self, run: Run, others: Others) -> Entry:
         """The network to train; raises UserError where there is none."""
 
     def builder(self, run: Run) -> Callable[[], nn.Module] | None:
@@ -100,16 +93,14 @@ class Arm(ABC):
 class SearchedArm(Arm):
     """A search."""
 
-    def candidate(self, run: Run, others: Others) -> Candidate:
+    def untrained(self, run: Run, others: Others) -> Entry:
         """The arch that the search of the first space finds."""
         ensure(run, SEARCH)
         space = run.config.design.spaces[0]
         record = run.search(space)
-        row = rows.new_row(
-            run, self.row_name, record.arch, space=record.space, strategy=record.strategy, cost=record.cost
-        )
+        row = replace(rows.searched_row(run, record), name=self.row_name, remarks=())
         seconds = files.read_record(run.search_file(space), StageHeader).took
-        return Candidate(row, seconds, "" if record.converged else record.why)
+        return Entry(row, seconds, "" if record.converged else record.why)
 
 
 @dataclass(frozen=True)
@@ -119,65 +110,56 @@ class NamedArm(Arm):
     network: str = BASE
     """`base`, `cifar_resnet:14`, `tas:C010-ResNet20`."""
 
-    @property
-    def source(self) -> dict[str, str]:
-        """The name of the network."""
-        return {**super().source, "network": self.network}
-
     def builder(self, run: Run) -> Callable[[], nn.Module] | None:
         """Builds the network, unless it is the base network."""
         return None if self.network == BASE else partial(networks.build, self.network, run.config.data.classes)
 
-    def candidate(self, run: Run, others: Others) -> Candidate:
+    def untrained(self, run: Run, others: Others) -> Entry:
         """The network, with its counts."""
         untaught = self.network == BASE and run.config.distill.alpha == 0  # as the teacher of others is trained
         name = BASE if untaught else self.row_name
         row = rows.new_row(run, name, run.network.base, space="-", strategy="given", cost="-")
         build = self.builder(run)
         if build is None:
-            return Candidate(row)
+            return Entry(row)
         macs, params = rows.counted(build(), run.target)
-        return Candidate(replace(row, arch=Arch({}), macs=macs, params=params, family=self.network))
+        return Entry(replace(row, arch=Arch({}), macs=macs, params=params, family=self.network))
 
 
 @dataclass(frozen=True)
 class PrunedArm(Arm):
     """The base network pruned by Torch-Pruning to the limit of latency, as measured."""
 
-    criterion: str = "l1"
+    prune: str = "l1"
+    """A criterion, a key of `pruning.CRITERIA`."""
 
-    @property
-    def source(self) -> dict[str, str]:
-        """The criterion."""
-        return {**super().source, "prune": self.criterion}
-
-    def candidate(self, run: Run, others: Others) -> Candidate:
+    def untrained(self, run: Run, others: Others) -> Entry:
         """The least pruned network within the limits: of latency, by two readings next to the base network."""
         text = run.config.constraints.latency
         if not text:
             raise UserError("a pruned network needs a latency to be pruned to; give one: --constraints.latency=50%")
         path, key = run.folder / "pruned.json", digest(self.basis(run))
-        if path.exists() and (content := read_json(path))["inputs"] == key:
-            return Candidate(self._row(run, from_json(content["arch"], Arch, path)))
+        if made_from(path, key):
+            return Entry(self._row(run, from_json(read_json(path)["arch"], Arch, path)))
         exact = [limit for limit in pipeline.limits(run) if limit.metric != "latency"]
         example = torch.zeros(2, *run.config.data.shapes[0])
-        archs = pruning.candidates(run.network, rows.base_network(run), example, self.criterion)
+        archs = pruning.candidates(run.network, rows.base_network(run), example, self.prune)
         archs = [arch for arch in archs if not exact or over(exact, arch) <= 1]
         if not archs:
             limits = listing(f"{limit.metric} {limit.text}" for limit in exact)
-            raise UserError(f"no network pruned by {self.criterion} keeps what is asked for, {limits}")
+            raise UserError(f"no network pruned by {self.prune} keeps what is asked for, {limits}")
         ratios = self._ratios(run, archs, text, "looking for")
         within = [arch for arch in archs if ratios[arch] <= 1]
         if not within:
             raise UserError(
-                f"no network pruned by {self.criterion} keeps the latency asked for, {text}; the fastest takes "
+                f"no network pruned by {self.prune} keeps the latency asked for, {text}; the fastest takes "
                 f"{percent(min(ratios.values()))} of that"
             )
         # the readings that pick a network favour it, so others confirm it
         again = self._ratios(run, within[:REPEATS], text, "measuring again the")
         arch = next((arch for arch in within if again.get(arch, 1.0) <= 1), within[-1])
         write_json(path, {"inputs": key, "arch": to_json(arch)})
-        return Candidate(self._row(run, arch))
+        return Entry(self._row(run, arch))
 
     def _ratios(self, run: Run, archs: Sequence[Arch], text: str, what: str) -> dict[Arch, float]:
         """Latency of each over the limit, in one run with the base network."""
@@ -188,7 +170,7 @@ class PrunedArm(Arm):
         return {arch: reading.estimate / most for arch, reading in zip(archs, readings, strict=True)}
 
     def _row(self, run: Run, arch: Arch) -> Result:
-        row = rows.new_row(run, self.row_name, arch, space="-", strategy=f"torch-pruning, {self.criterion}", cost="-")
+        row = rows.new_row(run, self.row_name, arch, space="-", strategy=f"torch-pruning, {self.prune}", cost="-")
         return replace(row, predicted=run.calibrated.cost(arch))
 
 
@@ -196,27 +178,31 @@ class PrunedArm(Arm):
 class SameAsArm(Arm):
     """The network that another arm searches, trained with this arm's options."""
 
-    other: str = ""
+    like: str = ""
+    """The name of the other arm."""
 
-    @property
-    def source(self) -> dict[str, str]:
-        """The other arm."""
-        return {**super().source, "like": self.other}
-
-    def candidate(self, run: Run, others: Others) -> Candidate:
+    def untrained(self, run: Run, others: Others) -> Entry:
         """The arch of the other arm."""
-        entry = others(self.other)
+        entry = others(self.like)
         if entry is None:
-            raise UserError(f"the arm {self.other}, whose network it trains, is not finished")
+            raise UserError(f"the arm {self.like}, whose network it trains, is not finished")
         result = entry.result
         run.network.check(result.arch)
         row = rows.new_row(run, self.name, result.arch, space=result.space, strategy=result.strategy, cost=result.cost)
-        return Candidate(row, entry.seconds)
+        return Entry(row, entry.search_seconds)
 
     def current(self, result: Result, others: Others) -> bool:
         """Whether the other arm is finished and still has this arch."""
-        entry = others(self.other)
+        entry = others(self.like)
         return entry is not None and entry.result.arch == result.arch
+
+
+SOURCES: Mapping[str, Callable[[str, tuple[str, ...], str], Arm]] = {
+    "network": NamedArm,
+    "prune": PrunedArm,
+    "like": SameAsArm,
+}
+"""The arms that search nothing, by the key that says in a file of arms where their network comes from."""
 
 
 def read_arms(*paths: Path) -> list[Arm]:
@@ -234,7 +220,8 @@ def read_arms(*paths: Path) -> list[Arm]:
     arms: list[Arm] = []
     for name, (path, options) in content.items():
         rest = dict(options)
-        network, prune, like = (rest.pop(key, "") for key in ("network", "prune", "like"))
+        source = {key: rest.pop(key, "") for key in SOURCES}
+        network, prune, like = source.values()
         if not isinstance(network, str):
             raise UserError(f"{path}: network of the arm {name} must be the name of one, got {network!r}")
         if prune and (str(prune) not in pruning.CRITERIA or network):
@@ -249,14 +236,8 @@ def read_arms(*paths: Path) -> list[Arm]:
                 f"{listing(first) or 'none'}, without a network or prune beside it, got {like!r}"
             )
         overrides = (*(first[like].overrides if like else ()), *_overrides(path, name, rest))
-        if network:
-            arms.append(NamedArm(name, overrides, network))
-        elif prune:
-            arms.append(PrunedArm(name, overrides, prune))
-        elif like:
-            arms.append(SameAsArm(name, overrides, like))
-        else:
-            arms.append(SearchedArm(name, overrides))
+        sourced = [SOURCES[key](name, overrides, value) for key, value in source.items() if value]
+        arms += sourced or [SearchedArm(name, overrides)]
     slugs = [files.slug(arm.name) for arm in arms]
     if len(arms) < 2 or len(set(slugs)) < len(slugs):
         raise UserError(

@@ -19,10 +19,11 @@ from htas.console.record import into
 from htas.errors import UserError
 from htas.experiments.arms import Arm, Entry, Others
 from htas.experiments.shared import SUPERNETS, own_folder, prepared, share_files
-from htas.experiments.table import _page, table
+from htas.experiments.table import FIGURES, dots, every, table
 from htas.files import digest, read_record, to_json, write_json, write_record
 from htas.graph import resize
 from htas.plugins.values import Values
+from htas.report.arms import page
 from htas.report.result import Result
 from htas.run import rows as run_rows
 from htas.run.config import fitting, load
@@ -34,18 +35,6 @@ from htas.timing.target import machine
 
 GUESS = 1e-3
 """Seconds of a call, where no network's latency is predicted: how often to read them follows from it."""
-
-
-@dataclass(frozen=True)
-class ArmRecord:
-    """result.json: an arm with one seed, trained."""
-
-    options: Values
-    """All that the result depends on, by name."""
-    search_seconds: float | None
-    doubt: str
-    images: str
-    result: Result
 
 
 Key = tuple[str, int]
@@ -90,9 +79,12 @@ def compare(
     lines = table(there, names, seeds, against)
     doubts = [f"{name}, seed {seed}: {entry.doubt}" for (name, seed), entry in there.items() if entry.doubt]
     notes = [f"Left out: {reason}" for reason in reasons] + [f"Not converged: {doubt}" for doubt in doubts]
-    path = _page(there, lines, against, notes, comparison.jobs[names[0], 0], seeds, folder, where)
+    job = comparison.jobs[names[0], 0]
+    title = f"{job.config.family.title} on {job.config.names['data']}, {plural(seeds, 'seed')}"
+    facts = {name: str(value) for name, value in {**where, **dataclasses.asdict(job.target)}.items()}
+    path = page(title, lines, dots(there), against, FIGURES, notes, facts, every(there, job.network), folder)
     write_json(folder / "compare.json", {"arms": [
-        {"arm": name, "seed": seed, "search_seconds": entry.seconds, "result": to_json(entry.result)}
+        {"arm": name, "seed": seed, "search_seconds": entry.search_seconds, "result": to_json(entry.result)}
         for (name, seed), entry in there.items()
     ]})  # fmt: skip
     return path, text_table(lines, 1, after=notes, marked=[against])
@@ -139,7 +131,7 @@ class Comparison:
             count = f"{len(todo)} of {len(self.jobs)} networks to be found and trained"
             say(f"compare: {len(self.arms)} arms, {plural(len({seed for _, seed in self.jobs}), 'seed')}; {count}")
             # what cannot be trained is refused before it is measured; layers are timed while the machine may be quiet
-            for work in (partial(_read, {}), _prepare, partial(_finish, self)):
+            for work in (partial(_read, {}), lambda job, _: prepared(job), partial(_finish, self)):
                 for (name, seed), job in list(todo.items()):
                     try:
                         work(job, name)
@@ -160,15 +152,13 @@ class Comparison:
         path = job.folder / "result.json"
         if not path.exists():
             return None
-        record = read_record(path, ArmRecord)
-        if difference := _difference(record.options, job, arm):
+        entry = read_record(path, Entry)
+        if difference := _difference(entry.options, job, arm):
             raise UserError(
                 f"{job.folder} holds a result of another configuration ({difference}); name another folder with --out, "
                 "or delete this one"
             )
-        if not arm.current(record.result, self.others(key[1])):
-            return None
-        return Entry(record.result, record.search_seconds, record.doubt, record.images)
+        return entry if arm.current(entry.result, self.others(key[1])) else None
 
     def measured(
         self, there: Mapping[Key, Entry], path: Path, only: bool = False, on: Run | None = None
@@ -213,22 +203,17 @@ def _job(source: Path | None, overrides: Sequence[str], arm: Arm, seed: int, fol
     return Run(replace(config, design=design), place, folder / SUPERNETS, sources)
 
 
-def _read(errors: dict[str, str], job: Run, name: str) -> None:
+def _read(errors: dict[str, UserError | None], job: Run, name: str) -> None:
     """Raise UserError where the images of an arm cannot be read; `errors` has the result of data sets read before."""
-    key = digest(job.config.names["data"], dataclasses.asdict(job.config.data))  # type: ignore[call-overload]
+    key = digest({option: value for option, value in job.config.options().items() if option.startswith("data.")})
     if key not in errors:
         try:
             job.data  # noqa: B018, which reads them
-            errors[key] = ""
+            errors[key] = None
         except UserError as error:
-            errors[key] = str(error)
-    if errors[key]:
-        raise UserError(errors[key])
-
-
-def _prepare(job: Run, name: str) -> None:
-    """Survey, space and cost of an arm; those of another arm or seed are copied where they are the same."""
-    prepared(job)
+            errors[key] = error
+    if refusal := errors[key]:
+        raise refusal
 
 
 def _finish(comparison: Comparison, job: Run, name: str) -> None:
@@ -238,12 +223,12 @@ def _finish(comparison: Comparison, job: Run, name: str) -> None:
     if comparison.entry((name, config.seed)) is not None:  # it follows another arm that has finished again
         return
     share_files(job)  # searches and networks of others since then
-    candidate = arm.candidate(job, comparison.others(config.seed))
-    row, _ = run_rows.train_row(job, candidate.row, build=arm.builder(job))
+    entry = arm.untrained(job, comparison.others(config.seed))
+    row, _ = run_rows.train_row(job, entry.result, build=arm.builder(job))
     if row.arch.widths:
         row = replace(row, predicted=job.calibrated.cost(row.arch))
-    record = ArmRecord(arm.basis(job), candidate.seconds, candidate.doubt, config.data.encoding, row)
-    write_record(place / "result.json", record)
+    entry = replace(entry, result=row, images=config.data.encoding, options=arm.basis(job))
+    write_record(place / "result.json", entry)
 
 
 def _difference(then: Values, job: Run, arm: Arm) -> str:

@@ -1,17 +1,13 @@
 """The table of a comparison: means and intervals over seeds."""
 
-import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from htas.experiments.arms import Entry
 from htas.experiments.intervals import Blocks, reach
 from htas.graph import Network
-from htas.report.arms import page
-from htas.run.run import Run
-from htas.text import duration, millions, plural
+from htas.text import duration, millions
 
 EMPTY = "-"
 """A cell without a figure, or without one yet."""
@@ -47,7 +43,7 @@ def table(
 
 def _figures(entries: Sequence[Entry]) -> tuple[str, ...]:
     rows = [entry.result for entry in entries]
-    searched = [entry.seconds for entry in entries if entry.seconds is not None]
+    searched = [entry.search_seconds for entry in entries if entry.search_seconds is not None]
     return (
         mean_text([100 * row.accuracy for row in rows if row.accuracy is not None], "{:.2f}"),
         mean_text([1e3 * row.measured.estimate for row in rows if row.measured], "{:.3g}"),
@@ -107,38 +103,27 @@ def every(there: Mapping[tuple[str, int], Entry], network: Network) -> list[tupl
             arm, str(seed), f"{100 * row.accuracy:.2f}" if row.accuracy is not None else EMPTY,
             f"{1e3 * seconds:.3g}" if seconds else EMPTY,
             f"{seconds / statistics.mean(plain):.3f}" if seconds and plain else EMPTY,
-            millions(row.macs), duration(entry.seconds) if entry.seconds is not None else EMPTY,
+            millions(row.macs), duration(entry.search_seconds) if entry.search_seconds is not None else EMPTY,
             ", ".join(map(str, row.arch.depths.values())) or EMPTY, widths or EMPTY,
         ))  # fmt: skip
     return lines
 
 
-SAID = (
+FIGURES = (
     "Accuracy is that of the last epoch on the test images, mean and standard deviation over the seeds; latencies are "
     "of one interleaved run. Differences of accuracy, in points, are those of the same seeds, which share a teacher, "
     "with the 95 % interval of a block design; 'at least' is the one-sided 95 % bound. Speed has Welch's interval; "
     "an empty cell is not known, or not yet."
 )
+"""What the figures of the table are."""
 
 
-def _page(
-    there: Mapping[tuple[str, int], Entry],
-    lines: Sequence[Sequence[str]],
-    against: str,
-    notes: Sequence[str],
-    job: Run,
-    seeds: int,
-    folder: Path,
-    where: Mapping[str, str | int],
-) -> Path:
-    """compare.html and compare.md; `where` is the machine that took the readings."""
-    points: dict[str, list[tuple[float, float]]] = {}
+def dots(there: Mapping[tuple[str, int], Entry]) -> list[tuple[str, bool, list[tuple[float, float]]]]:
+    """Of each arm with a measured network: whether it was searched, and latency and accuracy of its trainings."""
+    pairs: dict[str, list[tuple[float, float]]] = {}
     for (name, _), entry in there.items():
         row = entry.result
         if row.measured and row.accuracy is not None:
-            points.setdefault(name, []).append((row.measured.estimate, row.accuracy))
-    searched = {name for (name, _), entry in there.items() if entry.seconds is not None}
-    arms = [(name, name in searched, pairs) for name, pairs in points.items()]
-    title = f"{job.config.family.title} on {job.config.names['data']}, {plural(seeds, 'seed')}"
-    facts = {name: str(value) for name, value in {**where, **dataclasses.asdict(job.target)}.items()}
-    return page(title, lines, arms, against, SAID, notes, facts, every(there, job.network), folder)
+            pairs.setdefault(name, []).append((row.measured.estimate, row.accuracy))
+    searched = {name for (name, _), entry in there.items() if entry.search_seconds is not None}
+    return [(name, name in searched, each) for name, each in pairs.items()]

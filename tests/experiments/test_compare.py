@@ -419,7 +419,7 @@ def test_a_pruned_network_keeps_other_limits_too_and_a_second_reading(finished, 
 
     monkeypatch.setattr(run_rows, "measure_rows", measured)
     monkeypatch.setattr(arms_of_tests, "REPEATS", 30)
-    row = PrunedArm("pruned").candidate(job, lambda name: None).row
+    row = PrunedArm("pruned").untrained(job, lambda name: None).result
     assert asked[0] > 10 and asked[1] > 1
     assert row.macs <= 0.7 * job.network.macs(job.network.base)
     assert row.params <= 0.6 * job.network.params(job.network.base) < row.params * 1.3

@@ -172,7 +172,7 @@ def test_what_is_there_is_kept(made: Path, images: Path, monkeypatch: pytest.Mon
         raise AssertionError("it was found and trained before")
 
     monkeypatch.setattr(compare, "_finish", never)
-    monkeypatch.setattr(compare, "_prepare", never)
+    monkeypatch.setattr(compare, "prepared", never)
     before = section(made, "table4")
     options = ["table4", "--quick", *SHORT, f"--data.path={images}", f"--out={made}", "--json"]
     assert main(["reproduce", *options]) == 0
