@@ -26,7 +26,7 @@ def sweep(
 ) -> None:
     """Find a network for each of several budgets, from one survey: a front of accuracy and latency."""
     configuration, folder = load_source(config, overrides, out, "-sweep")
-    from htas.experiments import sweep as experiment
+    from htas.experiments import budgets as experiment
 
     more = [*(["--share"] if share else []), *(["--out", str(out)] if out else [])]
     command = shlex.join(["htas", "sweep", str(config), *overrides, "--budgets", budgets, *more])
@@ -54,7 +54,7 @@ def fastest(
 ) -> None:
     """Find the fastest network that keeps an accuracy."""
     configuration, folder = load_source(config, overrides, out, "-fastest")
-    from htas.experiments import fastest as experiment
+    from htas.experiments import budgets as experiment
 
     place = ["--out", str(out)] if out else []
     flags = [f"--accuracy-floor={accuracy_floor}", f"--seeds={seeds}", f"--tries={tries}"]

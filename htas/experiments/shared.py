@@ -2,13 +2,11 @@
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from htas.errors import UserError
 from htas.files import read_tensors
-from htas.run.config import Config
 from htas.run.run import Run, open_run
 from htas.run.stage import ensure, made_from
 from htas.run.stages import CALIBRATE, DESIGN, SEARCH, SURVEY
@@ -21,14 +19,6 @@ def own_folder(folder: Path) -> None:
     """Raise UserError where the folder is a run's own."""
     if (folder / "config.toml").exists():
         raise UserError(f"{folder} holds a run; name another folder for several runs with --out")
-
-
-def _with(config: Config, text: str) -> Config:
-    """The configuration of a run within a budget of latency, in the first space alone."""
-    constraints = replace(config.constraints, latency=text)
-    name = config.design.spaces[0]
-    widths = config.design.widths if name == "explicit" else {}
-    return replace(config, constraints=constraints, design=replace(config.design, spaces=(name,), widths=widths))
 
 
 def prepared(run: Run) -> Run:

@@ -113,11 +113,11 @@ def test_run_works_in_a_folder_named_like_the_file(calls: Calls, capsys: pytest.
 def test_a_sweep_shares_its_supernet_when_asked_and_repeats_that(
     asked: list[str], more: str, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from htas.experiments import sweep
+    from htas.experiments import budgets
 
     found: list[tuple[list[str], str, bool]] = []
     monkeypatch.setattr(
-        sweep, "sweep", lambda config, folder, *rest: (found.append(rest), (folder / "report.html", "table"))[1]
+        budgets, "sweep", lambda config, folder, *rest: (found.append(rest), (folder / "report.html", "table"))[1]
     )
     assert cli.main(["sweep", "some.toml", "--budgets", "70%, 30%", *asked]) == 0
     assert found == [(["70%", "30%"], f"htas sweep some.toml --budgets '70%, 30%'{more}", bool(asked))]

@@ -16,7 +16,7 @@ import torch
 from scripted_device import scripted, scripted_device
 
 from htas.errors import UserError
-from htas.experiments import fastest, sweep
+from htas.experiments import budgets as experiment
 from htas.files import from_json, read_json, read_record, read_tensors, write_json
 from htas.graph import resize, trace
 from htas.graph.arch import Arch
@@ -787,9 +787,9 @@ def test_a_sweep_makes_a_front_from_one_survey_and_goes_on_where_it_was_stopped(
     with monkeypatch.context() as patch:
         kill(patch, _Search, "epoch", 3)  # in the second search
         with pytest.raises(KeyboardInterrupt):
-            sweep.sweep(config, folder, ["80%", "50%"], "htas sweep", share=True)
+            experiment.sweep(config, folder, ["80%", "50%"], "htas sweep", share=True)
     first = (folder / "latency-80-" / "report.json").stat().st_mtime_ns
-    page, table = sweep.sweep(config, folder, ["80%", "50%"], "htas sweep", share=True)
+    page, table = experiment.sweep(config, folder, ["80%", "50%"], "htas sweep", share=True)
     assert (folder / "latency-80-" / "report.json").stat().st_mtime_ns == first
     assert page == folder / "report.html" and page.exists()
     surveys = {(folder / name / "survey.json").read_text() for name in ("latency-80-", "latency-50-")}
@@ -807,7 +807,7 @@ def test_a_sweep_makes_a_front_from_one_survey_and_goes_on_where_it_was_stopped(
     (warned,) = re.findall(r"The search for (\S+) has not converged\.", (folder / "report.md").read_text())
     assert warned in ("80%", "50%"), "an epoch or two are too short for any"
     again = (folder / "sweep.json").stat().st_mtime_ns
-    sweep.sweep(config, folder, ["80%", "50%"], "htas sweep", share=True)
+    experiment.sweep(config, folder, ["80%", "50%"], "htas sweep", share=True)
     assert (folder / "sweep.json").stat().st_mtime_ns == again
 
 
@@ -820,7 +820,7 @@ def test_the_searches_of_a_sweep_share_a_survey_alone_unless_asked(tmp_path, mon
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(pipeline, "run", stop)
-        sweep.sweep(config, folder, ["80%", "50%"], "htas sweep")
+        experiment.sweep(config, folder, ["80%", "50%"], "htas sweep")
     assert [load(folder / name / "config.toml").strategy for name in names] == 2 * [config.strategy]
     assert len({(folder / name / "survey.json").read_text() for name in names}) == 1
 
@@ -828,7 +828,7 @@ def test_the_searches_of_a_sweep_share_a_survey_alone_unless_asked(tmp_path, mon
 @pytest.mark.parametrize("budgets", [["80%", "80%"], [], ["fast"]])
 def test_budgets_that_are_none_are_refused_before_anything_is_written(budgets, tmp_path):
     with pytest.raises(ValueError, match=r"constraints\.latency must be|--budgets must name different"):
-        sweep.sweep(options(), tmp_path / "sweep", budgets, "htas sweep")
+        experiment.sweep(options(), tmp_path / "sweep", budgets, "htas sweep")
     assert not (tmp_path / "sweep").exists()
 
 
@@ -843,8 +843,8 @@ def test_the_fastest_network_at_an_accuracy_is_found_by_halving(tmp_path, monkey
         share = job.network.params(arch) / job.network.params(job.network.base)
         return (0.9 if share > 0.55 else 0.8) + 0.001 * seed
 
-    monkeypatch.setattr(fastest, "_judged", judged)
-    page, table = fastest.fastest(config, tmp_path / "fastest", "htas fastest", "-1", seeds=2)
+    monkeypatch.setattr(experiment, "_judged", judged)
+    page, table = experiment.fastest(config, tmp_path / "fastest", "htas fastest", "-1", seeds=2)
     assert page.exists()
     assert len(trained) == 2 * (1 + 4)
     tried = read_json(tmp_path / "fastest" / "fastest.json")["tried"]
@@ -859,28 +859,28 @@ def test_held_out_accuracy_is_trained_on_one_half_and_judged_on_the_other_once(t
     run.open_run(config, folder)
     job = run.Run(config, folder)
     seen = []
-    original = fastest.fit
+    original = experiment.fit
 
     def noted(model, split, *args, **kwargs):
         seen.append((split, kwargs["teacher"] is not None))
         return original(model, split, *args, **kwargs)
 
-    monkeypatch.setattr(fastest, "fit", noted)
+    monkeypatch.setattr(experiment, "fit", noted)
     base = job.network.base
-    first = fastest._judged(job, base, 0, folder, base)
+    first = experiment._judged(job, base, 0, folder, base)
     assert [(split is job.data.weights, taught) for split, taught in seen] == [(True, False), (True, True)]
-    assert fastest._judged(job, base, 0, folder, base) == first
+    assert experiment._judged(job, base, 0, folder, base) == first
     assert len(seen) == 2
 
 
 def test_a_floor_says_how_sure_it_is():
-    tried = fastest.BudgetTrial(0.5, (0.90, 0.91, 0.92), 0.905, (0.93, 0.93, 0.93))
+    tried = experiment.BudgetTrial(0.5, (0.90, 0.91, 0.92), 0.905, (0.93, 0.93, 0.93))
     assert (tried.mean, tried.met) == (pytest.approx(0.91), True)
     assert tried.reach == pytest.approx(4.303 * 0.01 / 3**0.5, rel=1e-3)  # Student's t, 2 degrees of freedom
     assert tried.verdict == "met"
-    assert fastest.BudgetTrial(0.5, (0.93, 0.93), 0.905, (0.93, 0.93)).verdict == "clearly met"
-    assert fastest.BudgetTrial(0.5, (0.90,), 0.905, (0.93,)).verdict == "not met"
-    assert fastest.BudgetTrial(0.5, (0.95,), 0.905, (0.93,)).verdict == "met"
+    assert experiment.BudgetTrial(0.5, (0.93, 0.93), 0.905, (0.93, 0.93)).verdict == "clearly met"
+    assert experiment.BudgetTrial(0.5, (0.90,), 0.905, (0.93,)).verdict == "not met"
+    assert experiment.BudgetTrial(0.5, (0.95,), 0.905, (0.93,)).verdict == "met"
 
 
 @pytest.mark.parametrize(
@@ -894,12 +894,12 @@ def test_a_floor_says_how_sure_it_is():
 )
 def test_what_fastest_cannot_do_is_said(floor, more, words, tmp_path):
     with pytest.raises(ValueError, match=words):
-        fastest.fastest(options(*more), tmp_path / "x", "htas fastest", floor)
+        experiment.fastest(options(*more), tmp_path / "x", "htas fastest", floor)
 
 
 def test_a_floor_is_in_points_below_the_base_or_absolute():
-    assert fastest.floor("-0.5", 0.9) == pytest.approx(0.895)
-    assert fastest.floor(" 93.5 %", 0.9) == 0.935
+    assert experiment.floor("-0.5", 0.9) == pytest.approx(0.895)
+    assert experiment.floor(" 93.5 %", 0.9) == 0.935
 
 
 def test_a_space_of_a_single_arch_is_trained_directly_and_says_so(tmp_path, capsys, monkeypatch):

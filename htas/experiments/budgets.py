@@ -1,0 +1,297 @@
+"""Runs within budgets of latency: a front of networks from one survey, and the fastest network at a given accuracy.
+
+Each budget is a run of its own in a folder of its own, begun with the survey, the design, the calibration and the
+trained base network of whichever was there before; so everything that a run can do, continuing above all, they can.
+"""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from htas import files
+from htas.console.progress import say
+from htas.cost import limits as budget
+from htas.errors import UserError
+from htas.experiments import intervals
+from htas.experiments.shared import SUPERNETS, own_folder, prepared, share_files
+from htas.files import digest, read_json, read_record, read_tensors, to_json, write_json, write_record, write_tensors
+from htas.graph import resize
+from htas.graph.arch import Arch
+from htas.report import result, write
+from htas.report.result import Report, Result
+from htas.run import rows as run_rows
+from htas.run import stages as pipeline
+from htas.run.config import Config
+from htas.run.rows import MeasureRecord, TrainingRecord
+from htas.run.run import Run, Sources
+from htas.run.stage import StageHeader, ensure, made_from
+from htas.run.stages import SEARCH
+from htas.text import TextTable, columns, milliseconds, percent, points, text_table
+from htas.training.train import evaluate
+from htas.training.train import train as fit
+
+FRONT = "No other network of this sweep is both faster and more accurate."
+
+
+def _within(config: Config, text: str) -> Config:
+    """The configuration of a run within a budget of latency, in the first space alone."""
+    constraints = replace(config.constraints, latency=text)
+    name = config.design.spaces[0]
+    widths = config.design.widths if name == "explicit" else {}
+    return replace(config, constraints=constraints, design=replace(config.design, spaces=(name,), widths=widths))
+
+
+def _budget_run(config: Config, text: str, folder: Path, sources: Sources) -> Run:
+    """The run within a budget, prepared, in a folder of its own."""
+    place = folder / f"latency-{files.slug(text)}"
+    return prepared(Run(_within(config, text), place, folder / SUPERNETS, sources))
+
+
+# -- several budgets ---------------------------------------------------------------------------------------------------
+
+
+def sweep(
+    config: Config, folder: Path, budgets: Sequence[str], command: str, share: bool = False
+) -> tuple[Path, TextTable]:
+    """A run for every budget of latency, then all their networks in one interleaved run: the path of report.html, and
+    the front. With `share`, every search but the first begins with the first one's supernet, in half
+    the epochs; on digits no harm was found (docs/decisions.md).
+
+    Raises UserError for a budget that is none or that cannot be kept, before anything is trained.
+    """
+    for text in budgets:
+        budget.parse("latency", text, 1.0)
+    if len(set(budgets)) < len(budgets) or not budgets:
+        raise UserError(f"--budgets must name different budgets with commas between, got {','.join(budgets)!r}")
+    first = folder / f"latency-{files.slug(budgets[0])}"
+    pair = config.strategy.sharing(first / f"supernet-{config.design.spaces[0]}.safetensors") if share else None
+    strategies = [pair[min(number, 1)] if pair else config.strategy for number in range(len(budgets))]
+    if share and not pair:
+        name = config.names["strategy"]
+        say(f"sweep: --share is for the strategy differentiable; what {name} can share between budgets, it does anyway")
+    own_folder(folder)
+    sources = Sources()
+    runs = {
+        text: _budget_run(replace(config, strategy=strategy), text, folder, sources)
+        for text, strategy in zip(budgets, strategies, strict=True)
+    }
+    for job in runs.values():
+        pipeline.check_limits(job)
+    for job in runs.values():
+        share_files(job)
+        pipeline.run(job, command)
+    rows = _measured(runs, folder)
+    first_run, name = runs[budgets[0]], config.design.spaces[0]
+    swept = Report(
+        title=f"{config.family.title} on {config.names['data']}, {config.target.device}, {config.target.runtime}: "
+        f"{len(runs)} budgets",
+        command=command,
+        results=tuple(rows),
+        curves=(),
+        searches=tuple(replace(job.search(name), space=text) for text, job in runs.items()),
+        machine=read_json(first_run.folder / "environment.json"),
+        config=config.toml(),
+        dataset=config.names["data"],
+        stages={"measure": read_record(folder / "sweep.json", StageHeader).took},
+        test_images=read_record(first_run.folder / "networks.json", TrainingRecord).test_images,
+    )
+    write(swept, folder)
+    return folder / "report.html", _table(rows)
+
+
+def _measured(runs: Mapping[str, Run], folder: Path) -> list[Result]:
+    """The base network and what was found for each budget, measured together -> sweep.json."""
+    first = next(iter(runs.values()))
+    name = first.config.design.spaces[0]
+    rows_measured: list[Result] = []
+    models = []
+    for text, job in runs.items():
+        named = {row.name: row for row in read_record(job.folder / "measure.json", MeasureRecord).results}
+        for row_name in ["base", name] if not rows_measured else [name]:
+            rows_measured.append(replace(named[row_name], name=row_name if row_name == "base" else text))
+            models.append(run_rows.load_network(job, named[row_name]))
+    path = folder / "sweep.json"
+    key = digest(first.place, *[[row.name, to_json(row.arch), row.accuracy] for row in rows_measured])
+    if not made_from(path, key):
+        started = time.monotonic()
+        readings = run_rows.measure_rows(first, rows_measured, models, "measuring the networks of all budgets, %")
+        rows = [replace(row, measured=reading) for row, reading in zip(rows_measured, readings, strict=True)]
+        write_record(path, MeasureRecord(tuple(_fronted(rows))), inputs=key, took=time.monotonic() - started)
+    return list(read_record(path, MeasureRecord).results)
+
+
+def _fronted(rows: Sequence[Result]) -> list[Result]:
+    """Rows that no other beats get the remark FRONT."""
+    front = result.front([(row.measured.estimate if row.measured else math.inf, row.accuracy or 0.0) for row in rows])
+    return [replace(row, remarks=(*row.remarks, FRONT)) if number in front else row for number, row in enumerate(rows)]
+
+
+def _table(rows: Sequence[Result]) -> TextTable:
+    """One line for each network, the front marked."""
+    base = rows[0].measured
+    lines: list[tuple[str, ...]] = [("budget", "accuracy", "latency", "of the base", "predicted", "front")]
+    for row in rows:
+        assert row.measured is not None and base is not None
+        seconds, marked = row.measured.estimate, "*" if FRONT in row.remarks else ""
+        figures = (milliseconds(seconds), percent(seconds / base.estimate, 1), milliseconds(row.predicted or 0.0))
+        lines.append((row.name, percent(row.accuracy or 0.0), *figures, marked))
+    return text_table(lines, 1)
+
+
+# -- the fastest network ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BudgetTrial:
+    """One budget: the share of the base's latency, and the accuracies of its trainings on data held out of training."""
+
+    share: float
+    accuracies: tuple[float, ...]
+    floor: float
+    base: tuple[float, ...] = ()
+    """Of the base network, trained and judged alike; empty where the floor does not depend on it."""
+
+    @property
+    def mean(self) -> float:
+        """Over the trainings."""
+        return float(np.mean(self.accuracies))
+
+    @property
+    def met(self) -> bool:
+        """Whether the mean keeps the floor."""
+        return self.mean >= self.floor
+
+    @property
+    def reach(self) -> float:
+        """Half of the 95 % interval of the mean, over the floor; endless for a single training."""
+        samples = [values for values in (self.accuracies, self.base) if values]
+        return intervals.reach(samples)
+
+    @property
+    def verdict(self) -> str:
+        """`clearly met`, `met`, `not met`."""
+        if not self.met:
+            return "not met"
+        return "clearly met" if self.mean - self.reach >= self.floor else "met"
+
+
+def floor(text: str, base: float) -> float:
+    """The accuracy to keep, 0 to 1, given the base network's: "-0.3" is in points below it, "93.5%" absolute.
+
+    Raises UserError that says how it is written.
+    """
+    below, absolute = (re.fullmatch(pattern, text) for pattern in (r"\s*-\s*(\d+\.?\d*)\s*", r"\s*(\d+\.?\d*)\s*%\s*"))
+    if below:
+        return base - float(below[1]) / 100
+    if absolute and 0 < float(absolute[1]) <= 100:
+        return float(absolute[1]) / 100
+    raise UserError(
+        '--accuracy-floor must be in points below the base network\'s accuracy such as "-0.3", or a share '
+        f'such as "93.5%", got {text!r}'
+    )
+
+
+def fastest(
+    config: Config, folder: Path, command: str, accuracy_floor: str, seeds: int = 3, tries: int = 4
+) -> tuple[Path, TextTable]:
+    """The smallest budget whose networks keep the accuracy floor, by bisection over `tries` budgets, then a whole run
+    at that budget: the path of its report.html, and the budgets tried as lines of text.
+
+    The floor is judged on images held out of training: every network is trained `seeds` times on one part of the
+    training images and judged on the other, its teacher likewise. The search has seen these images too, to choose
+    widths by; the test images nobody has. Raises UserError where an option is out of range, or no budget keeps the
+    floor.
+    """
+    if not accuracy_floor:
+        raise UserError('htas fastest needs an accuracy to keep: --accuracy-floor="-0.3", in points below '
+                         'the base network, or "93.5%"')  # fmt: skip
+    floor(accuracy_floor, 1.0)
+    for name, value in (("seeds", seeds), ("tries", tries)):
+        if value < 1:
+            raise UserError(f"--{name} must be 1 or more, got {value}")
+    if config.constraints.latency:
+        raise UserError("htas fastest finds the budget itself, so leave constraints.latency out")
+    own_folder(folder)
+    sources = Sources()
+    job = prepared(Run(_within(config, "100%"), folder / "start", sources=sources))
+    base = job.network.base
+    trainings = seeds * (1 + tries)
+    say(f"fastest: {trainings} trainings on half of the training images at most, and {tries} searches")
+    least, most = pipeline.shares_possible(job)
+    accuracies = tuple(_judged(job, base, seed, folder, None) for seed in range(seeds))
+    least_accuracy, below = floor(accuracy_floor, float(np.mean(accuracies))), "-" in accuracy_floor
+    base_accuracy = percent(float(np.mean(accuracies)))
+    say(f"fastest: base network {base_accuracy} on held-out images, to keep {percent(least_accuracy)}")
+    trials: list[BudgetTrial] = []
+    low, high = least, min(most, 1.0)
+    for _ in range(tries):
+        share = (low + high) / 2
+        searched = _budget_run(config, _percent(share), folder, sources)
+        ensure(searched, SEARCH)
+        arch = searched.search(config.design.spaces[0]).arch
+        trial_accuracies = tuple(_judged(job, arch, seed, folder, base) for seed in range(seeds))
+        trials.append(BudgetTrial(share, trial_accuracies, least_accuracy, accuracies if below else ()))
+        say(f"fastest: {percent(share, 1)} of the base's latency: {percent(trials[-1].mean)}, {trials[-1].verdict}")
+        low, high = (low, share) if trials[-1].met else (share, high)
+    write_json(folder / "fastest.json", {"tried": [dataclasses.asdict(each) for each in trials]})
+    met = [each for each in trials if each.met]
+    table = _tried_rows(trials)
+    if not met:
+        raise UserError(
+            f"no budget tried keeps {percent(least_accuracy)}: {'; '.join(columns(table, words=0)[1:])}; lower "
+            "--accuracy-floor, raise --tries, or train longer"
+        )
+    best = min(met, key=lambda each: each.share)
+    text = _percent(best.share)
+    report = pipeline.run(_budget_run(config, text, folder, sources), command)
+    return report, text_table(table, 0, after=[f"taken: {text} of the base's latency, {best.verdict}"])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}%"
+
+
+def _judged(job: Run, arch: Arch, seed: int, folder: Path, teacher: Arch | None) -> float:
+    """Accuracy on the validation half after a training on the other half; kept in a file."""
+    config, path = job.config, _held_out(job, arch, seed, folder, taught=teacher is not None)
+    if path.exists():
+        return float(read_tensors(path)[1]["accuracy"])
+    torch.manual_seed(seed)
+    model = resize(job.network, arch)
+    job.reset(model)
+    learned_from = None
+    if teacher is not None and config.distill.alpha > 0:
+        _judged(job, teacher, seed, folder, None)
+        learned_from = resize(job.network, teacher)
+        learned_from.load_state_dict(read_tensors(_held_out(job, teacher, seed, folder, taught=False))[0])
+    task, checkpoint = job.data.task, folder / "checkpoints" / path.name
+    seconds = fit(
+        model, job.data.weights, config.train, seed=seed, device=job.device, checkpoint=checkpoint, task=task,
+        title=f"train on half of the images, seed {seed}", teacher=learned_from,
+        distill=config.distill if learned_from is not None else None,
+    )  # fmt: skip
+    accuracy = evaluate(model, job.data.validation, device=job.device, precision=config.train.precision, task=task)
+    write_tensors(path, model.state_dict(), {"accuracy": accuracy, "seconds": seconds})
+    checkpoint.unlink(missing_ok=True)
+    return accuracy
+
+
+def _held_out(job: Run, arch: Arch, seed: int, folder: Path, taught: bool) -> Path:
+    """The file of a network that is trained on one half."""
+    key = digest(job.training(arch, taught=taught), seed, job.config.split.validation, "held out")
+    return folder / "held-out" / f"{key}.safetensors"
+
+
+def _tried_rows(trials: Sequence[BudgetTrial]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("latency, of the base", "held-out accuracy, mean", "to keep", "interval", "floor")]
+    for each in trials:
+        reach = points(each.reach) if math.isfinite(each.reach) else "one training"
+        rows.append((percent(each.share, 1), percent(each.mean), percent(each.floor), reach, each.verdict))
+    return rows
