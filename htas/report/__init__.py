@@ -14,21 +14,14 @@ def write(report: Report, folder: Path) -> list[Path]:
 
     Raises UserError where the folder cannot be written.
     """
-    from htas.report._blocks import Picture
     from htas.report._content import content
-    from htas.report._draw import render
-    from htas.report._figures import drawings
     from htas.report._names import report_title
-    from htas.report._publish import publish
+    from htas.report._page import publish
 
-    blocks = content(report)
-    later = {block.name for block in blocks if isinstance(block, Picture) and block.later}
-    pictures = render(drawings(report), later)
-    page = publish(report_title(report), blocks, pictures, folder, "report")
+    pages = publish(report_title(report), content(report), folder, "report")
     data = folder / "report.json"
     write_record(data, report)  # last: where it exists, the others are whole
-    figures = [folder / "figures" / f"{name}.svg" for name, chart in pictures.items() if chart.svg]
-    return [data, page.with_suffix(".md"), page, *figures]
+    return [data, *pages]
 
 
 def read(path: Path) -> Report:

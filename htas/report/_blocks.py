@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from htas.report._compare import Answer
 
@@ -35,6 +37,12 @@ class Points:
     items: tuple[tuple[str, str], ...]
 
 
+def points(items: Iterable[tuple[str, str]], none: str = "None.") -> Points | Text:
+    """A list, or the sentence that there is none."""
+    each = tuple(items)
+    return Points(each) if each else Text(none)
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows under headings; the first column names the row."""
@@ -64,13 +72,22 @@ def cell_with_note(text: str, marks: Sequence[str] = (" \N{PLUS-MINUS SIGN} ",))
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure by the name it was drawn under, what it shows for those who cannot see it, and the text below it."""
+    """A figure: its name, the chart, what it shows for those who cannot see it, and the text below it."""
 
     name: str
+    chart: dict[str, Any]
+    """As Vega-Lite has it."""
     shows: str
     caption: str
     later: bool = False
     """Drawn by the page itself, and in no other file."""
+
+    @cached_property
+    def svg(self) -> bytes:
+        """The chart as a file; empty where the page draws it."""
+        from htas.report._draw import svg
+
+        return b"" if self.later else svg(self.chart)
 
 
 @dataclass(frozen=True)

@@ -1,36 +1,24 @@
 """What a report says, in order: the answer, networks, picture, searches, curves, doubts, and how to repeat it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
 
 from htas.graph.arch import Arch
-from htas.report._blocks import Block, Cell, Code, Fold, Heading, Picture, Points, Table, Text, plain_table
-from htas.report._compare import against_base, answer, base_of, found_of
-from htas.report._figures import ARCH, BANDS, COURSE, CURVE, PICTURED, PREDICTED, pictured, searched
-from htas.report._names import at_the_start, network_names, row_name, search_name, space_name
+from htas.report._blocks import Block, Cell, Code, Fold, Heading, Picture, Points, Table, Text, plain_table, points
+from htas.report._compare import answer, base_of, found_of
+from htas.report._course import course
+from htas.report._curves import curve_picture
+from htas.report._figures import BANDS, accuracy_over_latency, archs, pictured, predictions
+from htas.report._names import at_the_start, is_searched, network_names, row_name, search_name, space_name
 from htas.report.result import Report, Result
+from htas.report.summary import figures
 from htas.search.record import EpochRecord, SearchRecord
-from htas.spaces.curve import CurveRecord
-from htas.text import (
-    NONE,
-    duration,
-    fitted,
-    listing,
-    millions,
-    percent,
-    plural,
-    plus_minus,
-    quantity,
-    runs,
-    significant,
-)
+from htas.text import NONE, duration, listing, percent, plural, quantity, runs, significant
 
-EMPTY = Cell(NONE)
 EVERYWHERE = 12
 """Curves that are pictures of their own; further ones are drawn by the page alone, which stays small."""
-Column = Callable[[Result, Result | None], Cell]
 
 
 def content(report: Report) -> list[Block]:
@@ -51,19 +39,21 @@ def content(report: Report) -> list[Block]:
 def _networks(report: Report) -> list[Block]:
     batches = {result.target.get("batch") for result in report.results}
     batch = f"ms per batch of {batches.pop()}" if len(batches) == 1 and None not in batches else "ms per batch"
-    figures: dict[str, Column] = {
-        "network": _name_column(report),
-        "accuracy": lambda result, _: _maybe(result.accuracy, percent),
-        f"measured, {batch}": lambda result, _: _measured(result),
-        "predicted, ms": lambda result, _: _maybe(result.predicted, lambda value: significant(value * 1e3)),
-        "predicted / measured": lambda result, _: _agreement(result),
-        "times as fast as base": _times,
-        "multiply-adds": lambda result, _: Cell(millions(result.macs)),
-        "parameters": lambda result, _: Cell(millions(result.params)),
-    }
+    headings = (
+        "network", "accuracy", f"measured, {batch}", "predicted, ms", "predicted / measured", "times as fast as base",
+        "multiply-adds", "parameters",
+    )  # fmt: skip
+    names, base = network_names(report), base_of(report)
+    rows = []
+    for result in report.results:
+        accuracy, measured, predicted, *rest = figures(result, base)
+        name = row_name(names[result.name])
+        label = Cell(name, result.name if result.name != name else "")
+        readings = replace(measured, note=_readings(result))
+        rows.append((label, accuracy, readings, predicted, Cell(_agreement(result)), *rest))
     return [
         Heading("Networks"),
-        _results(report, figures, ["network"]),
+        _results(report, headings, rows, ["network"]),
         Text(
             "Accuracy is that of the last epoch on the test split. Measured is the 25th percentile of the readings of "
             "the whole network, each over the machine's level at that moment, \N{PLUS-MINUS SIGN} two standard errors; "
@@ -72,61 +62,73 @@ def _networks(report: Report) -> list[Block]:
             "it is its latency in the calibration."
         ),
         Heading("Accuracy and latency"),
-        *_picture(report),
+        _picture(report),
     ]
 
 
-def _results(report: Report, columns: dict[str, Column], wordy: Iterable[str]) -> Table:
+def _results(report: Report, headings: Sequence[str], rows: Iterable[Sequence[Cell]], wordy: Iterable[str]) -> Table:
     """A row for each network; the searched one is set off."""
-    base, first = base_of(report), found_of(report)
+    first = found_of(report)
     marked = frozenset({row_name(network_names(report)[first.name])} if first else ())
-    rows = tuple(tuple(column(result, base) for column in columns.values()) for result in report.results)
-    return Table(tuple(columns), rows, frozenset(wordy), marked)
+    return Table(tuple(headings), tuple(map(tuple, rows)), frozenset(wordy), marked)
 
 
-def _name_column(report: Report) -> Column:
-    """What people call a network, over what the files of the run call it."""
-    names = network_names(report)
+def _readings(result: Result) -> str:
+    measured = result.measured
+    if measured is None:
+        return ""
+    middle, least = significant(1e3 * measured.median), significant(1e3 * measured.minimum)
+    return f"median {middle}, min {least}, {plural(len(measured.values), 'reading')}"
 
-    def cell(result: Result, base: Result | None) -> Cell:
-        name = row_name(names[result.name])
-        return Cell(name, result.name if result.name != name else "")
 
-    return cell
+def _agreement(result: Result) -> str:
+    if result.measured is None or result.predicted is None or result.measured.estimate == 0:
+        return NONE
+    return f"{result.predicted / result.measured.estimate:.2f}"
 
 
 def _archs(report: Report) -> list[Block]:
     """The searched networks next to the base network, and how each network was made."""
-    names = network_names(report)
-    making: dict[str, Column] = {
-        "network": lambda result, _: Cell(row_name(names[result.name])),
-        "widths": lambda result, _: Cell(runs(list(result.arch.widths.values())) or NONE),
-        "depths": lambda result, _: Cell(runs(list(result.arch.depths.values())) or NONE),
-        "adds": lambda result, _: _word(result.adds),
-        "space": lambda result, _: _word(space_name(result.space)),
-        "strategy": lambda result, _: _word(result.strategy if result.strategy != "given" else ""),
-        "cost": lambda result, _: _word(result.cost),
-        "target": lambda result, _: _word(target(result.target)),
-        "teacher": lambda result, _: _word(names.get(result.teacher, result.teacher)),
-        "seed": lambda result, _: Cell(str(result.seed)),
-    }
+    names, base = network_names(report), base_of(report)
+    headings = "network", "widths", "depths", "adds", "space", "strategy", "cost", "target", "teacher", "seed"
+    rows = [
+        (
+            row_name(names[result.name]),
+            *(runs(list(sites.values())) for sites in (result.arch.widths, result.arch.depths)),
+            result.adds,
+            space_name(result.space),
+            result.strategy if result.strategy != "given" else "",
+            result.cost,
+            target(result.target),
+            names.get(result.teacher, result.teacher),
+            str(result.seed),
+        )
+        for result in report.results
+    ]
+    cells = [[Cell(text if text not in ("", "-") else NONE) for text in row] for row in rows]
+    searched = [
+        (result, base)
+        for result in report.results
+        if is_searched(result) and base and result.arch.widths.keys() == base.arch.widths.keys()
+    ]
     pictures: list[Block] = [
         Picture(
-            ARCH.format(number),
+            f"arch-{number}",
+            archs(result.arch, base.arch, report.blocks),
             f"Widths of {names[result.name]} and of the base network",
             at_the_start(
                 f"{names[result.name]}: the width of every site, from the image to the classes, and the base "
                 f"network's. {_blocks_left(result)}".rstrip()
             ),
         )
-        for number, result in enumerate(searched(report), 1)
+        for number, (result, base) in enumerate(searched, 1)
     ]
     details = tuple(_making(result, row_name(names[result.name])) for result in report.results)
     return [
         Heading("The searched networks, layer by layer"),
         *(pictures or [Text("No search has finished yet.")]),
         Heading("How each network was made"),
-        _results(report, making, set(making) - {"seed"}),
+        _results(report, headings, cells, headings[:-1]),
         Fold("Widths and depths by site, recipes and versions", details),
     ]
 
@@ -135,38 +137,6 @@ def _blocks_left(result: Result) -> str:
     """How many blocks are left of each stage."""
     depths = result.arch.depths
     return f"Blocks kept: {listing(f'{depth} in {site}' for site, depth in depths.items())}." if depths else ""
-
-
-def _maybe(value: float | None, written: Callable[[float], str]) -> Cell:
-    return EMPTY if value is None else Cell(written(value))
-
-
-def _word(text: str) -> Cell:
-    return Cell(text if text not in ("", "-") else NONE)
-
-
-def _measured(result: Result) -> Cell:
-    if result.measured is None:
-        return EMPTY
-    measured = result.measured
-    estimate, error, middle, least = (
-        1e3 * figure for figure in (measured.estimate, measured.error, measured.median, measured.minimum)
-    )
-    raw = f"median {significant(middle)}, min {significant(least)}, {plural(len(measured.values), 'reading')}"
-    return Cell(plus_minus(estimate, 2 * error), raw)
-
-
-def _agreement(result: Result) -> Cell:
-    if result.measured is None or result.predicted is None or result.measured.estimate == 0:
-        return EMPTY
-    return Cell(f"{result.predicted / result.measured.estimate:.2f}")
-
-
-def _times(result: Result, base: Result | None) -> Cell:
-    compared = against_base(result, base)
-    if compared is None:
-        return Cell("1") if result is base and result.measured else EMPTY
-    return Cell(significant(compared.ratio), "no clear difference" if compared.verdict == "unclear" else "")
 
 
 def target(fields: Mapping[str, Any]) -> str:
@@ -203,23 +173,29 @@ def by_site(arch: Arch) -> tuple[tuple[str, str], tuple[str, str]]:
     return ("widths", widths), ("depths", depths)
 
 
-def _picture(report: Report) -> list[Block]:
+def _picture(report: Report) -> Block:
     names, results = network_names(report), pictured(report)
     if not results:
-        return [Text("No network is both trained and measured yet, so there is no picture of accuracy over latency.")]
+        return Text("No network is both trained and measured yet, so there is no picture of accuracy over latency.")
     missing = [row_name(names[result.name]) for result in report.results if result not in results]
     left_out = f" Not trained or not measured, so not shown: {listing(missing)}." if missing else ""
-    listed = listing(row_name(names[result.name]) for result in results)
+    shows = f"Accuracy over measured latency of {listing(row_name(names[result.name]) for result in results)}"
     caption = f"Accuracy over measured latency. Lines span two standard errors to either side.{left_out}"
-    return [Picture(PICTURED, f"Accuracy over measured latency of {listed}", caption)]
+    return Picture("accuracy-latency", accuracy_over_latency(report), shows, caption)
 
 
 def _searches(report: Report) -> list[Block]:
     blocks: list[Block] = [Heading("Searches")] if report.searches else []
     for number, search in enumerate(report.searches, 1):
-        course = [] if search.accuracy is None else [_course(number, search)]
-        blocks += [Text(_verdict(search)), *_limits(search), *course]
-        blocks.append(Fold(f"Arch of the {search_name(search.space)}", (Points(by_site(search.arch)),)))
+        name = search_name(search.space)
+        blocks += [Text(_verdict(search)), *_limits(search)]
+        if search.accuracy is not None:  # else nothing was searched
+            caption = "The search has no epochs; only its arch and the random ones are shown."
+            if search.epochs:
+                caption = f"Course of the {name}. {_ended(search.epochs[-1])}"
+            chart = course(search, base_of(report))
+            blocks.append(Picture(f"search-{number}", chart, f"Course of the {name}", caption))
+        blocks.append(Fold(f"Arch of the {name}", (Points(by_site(search.arch)),)))
     return blocks
 
 
@@ -274,14 +250,6 @@ def standing(search: SearchRecord) -> str:
     )
 
 
-def _course(number: int, search: SearchRecord) -> Picture:
-    shows = f"Course of the {search_name(search.space)}"
-    caption = "The search has no epochs; only its arch and the random ones are shown."
-    if search.epochs:
-        caption = f"{shows}. {_ended(search.epochs[-1])}"
-    return Picture(COURSE.format(number), shows, caption)
-
-
 def _ended(last: EpochRecord) -> str:
     """The last epoch in words; what the strategy has not is left out."""
     parts = [f"loss {significant(last.train_loss)} in training"]
@@ -308,21 +276,8 @@ def _curves(report: Report) -> list[Block]:
         "selected for the measured space. Below, the score s(x) = f(x) \N{MINUS SIGN} m(x) of eq. 2, one choice a "
         "group. Dashed lines part the groups. Sites with equal layers share one curve."
     )
-    pictures = [
-        replace(curve_picture(number, curve), later=number > EVERYWHERE)
-        for number, curve in enumerate(report.curves, 1)
-    ]
+    pictures = [curve_picture(number, curve, number > EVERYWHERE) for number, curve in enumerate(report.curves, 1)]
     return [Heading("Latency curves"), Text(about), *pictures]
-
-
-def curve_picture(number: int, curve: CurveRecord) -> Picture:
-    """A latency curve with its sites, fit, groups, choices and doubts."""
-    choices = "; ".join(f"{space_name(space)}: {' '.join(map(str, widths))}" for space, widths in curve.choices.items())
-    sites = f"{plural(len(curve.sites), 'site')} of base width {curve.base}: {listing(curve.sites)}"
-    groups = f"{plural(len(curve.groups), 'group')} of widths {curve.widths[0]} to {curve.widths[-1]}"
-    doubts = "".join(f" Doubt: {doubt}." for doubt in curve.doubts)
-    caption = f"{sites}. {fitted(curve.k, curve.alpha, curve.b)}; {groups}. Choices, {choices or 'none'}.{doubts}"
-    return Picture(CURVE.format(number), f"Latency and score by width, base width {curve.base}", caption)
 
 
 def _predictions(report: Report) -> list[Block]:
@@ -345,7 +300,7 @@ def _predictions(report: Report) -> list[Block]:
     )
     return [
         Heading("Predicted and measured"),
-        Picture(PREDICTED, "Predicted against measured latency", caption),
+        Picture("predictions", predictions(report), "Predicted against measured latency", caption),
         Text(summary),
     ]
 
@@ -382,8 +337,7 @@ def _unlike(result: Result, base: Result | None) -> Iterable[str]:
 
 
 def _doubts(report: Report) -> list[Block]:
-    items = doubts(report)
-    return [Heading("Doubts and remarks"), Points(tuple(items)) if items else Text("None.")]
+    return [Heading("Doubts and remarks"), points(doubts(report))]
 
 
 def _measuring(report: Report) -> list[Block]:

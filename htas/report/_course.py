@@ -5,7 +5,8 @@ from typing import Any
 
 import altair as alt
 
-from htas.report._draw import BLUE, FAINT, FOUR, PANEL, RED, SKY, Spec, data, spec
+from htas.report._draw import FOUR, PANEL, Spec, looks, plot, spec, tooltip
+from htas.report._style import BLUE, FAINT, RED, SKY
 from htas.report.result import Result
 from htas.search.record import METRICS, SURE, EpochRecord, SearchRecord
 from htas.text import percent
@@ -31,21 +32,19 @@ def asked_share(search: SearchRecord, base: Result | None) -> float | None:
 def course(search: SearchRecord, base: Result | None = None) -> Spec:
     """Losses, accuracy, cost and its budget, temperature, top probability and the entropy of every site by epoch,
     and the arch among its random rivals."""
+    losses: dict[str, Read] = {"training": lambda e: e.train_loss, "validation": lambda e: e.validation_loss}
     costs: dict[str, Read] = {"expected": lambda e: e.expected_cost, "most probable": lambda e: e.argmax_cost}
+    accuracy: dict[str, Read] = {"validation": lambda e: e.validation_accuracy and 100 * e.validation_accuracy}
     panels = [
-        _lines(search, "loss", {"training": lambda e: e.train_loss, "validation": lambda e: e.validation_loss}),
+        _lines(search, "loss", losses),
         _lines(search, "cost, share of the base's", costs, asked_share(search, base)),
-        _lines(search, "accuracy of mixtures, %", {"validation": lambda e: _hundredfold(e.validation_accuracy)}),
+        _lines(search, "accuracy of mixtures, %", accuracy),
         _lines(search, "temperature", {"temperature": lambda e: e.temperature}),
         _lines(search, "top probability, median of sites", {"top": lambda e: e.top_probability}, SURE),
         *([_entropies(search)] if any(epoch.entropy for epoch in search.epochs) else []),
         _rivals(search),
     ]
     return spec(alt.concat(*panels, columns=3).resolve_scale(color="independent", x="independent", y="independent"))
-
-
-def _hundredfold(share: float | None) -> float | None:
-    return None if share is None else 100 * share
 
 
 def _lines(search: SearchRecord, title: str, figures: Mapping[str, Read], mark: float | None = None) -> Any:
@@ -58,34 +57,29 @@ def _lines(search: SearchRecord, title: str, figures: Mapping[str, Read], mark: 
     ]
     legend = alt.Legend() if len(figures) > 1 else None
     scale = alt.Scale(domain=list(figures), range=[BLUE, RED])
-    chart = alt.Chart(data(rows)).mark_line(point={"size": 22}, strokeWidth=1.6).encode(
+    parts = [plot(rows).mark_line(point={"size": 22}, strokeWidth=1.6).encode(
         EPOCHS,
         alt.Y("value:Q", title=None, scale=alt.Scale(zero=False, nice=True)),
         alt.Color("what:N", sort=None, scale=scale, legend=legend),
-        tooltip=[alt.Tooltip("what:N", title="figure"), alt.Tooltip("epoch:Q"), alt.Tooltip("value:Q", format=".4g")],
-    )  # fmt: skip
-    parts = [chart]
+        tooltip=tooltip(("what:N", "figure"), "epoch:Q", ("value:Q", "value", ".4g")),
+    )]  # fmt: skip
     if mark is not None:
-        rule = alt.Chart(data([{"value": mark}])).mark_rule(color=FAINT, strokeDash=[4, 3])
-        parts.append(rule.encode(alt.Y("value:Q")))
+        parts.append(plot([{"value": mark}]).mark_rule(color=FAINT, strokeDash=[4, 3]).encode(alt.Y("value:Q")))
     title = title if rows else f"{title}: not of this strategy"
     return alt.layer(*parts).properties(width=PANEL, height=150, title=title)
 
 
 def _entropies(search: SearchRecord) -> Any:
     """A line for every site that has a choice."""
-    rows = [
+    rows = (
         {"epoch": epoch.epoch, "value": value, "site": site}
         for epoch in search.epochs
         for site, value in epoch.entropy.items()
-    ]
-    chart = alt.Chart(data(rows)).mark_line(color=BLUE, strokeWidth=1.4, opacity=0.45)
-    return chart.encode(
-        EPOCHS,
-        alt.Y("value:Q", title=None, scale=alt.Scale(domain=[0, 1])),
-        alt.Detail("site:N"),
-        tooltip=[alt.Tooltip("site:N")],
-    ).properties(width=PANEL, height=150, title="entropy of each site, equal choices = 1")
+    )
+    height = alt.Y("value:Q", title=None, scale=alt.Scale(domain=[0, 1]))
+    lines = plot(rows).mark_line(color=BLUE, strokeWidth=1.4, opacity=0.45)
+    lines = lines.encode(EPOCHS, height, alt.Detail("site:N"), tooltip=tooltip("site:N"))
+    return lines.properties(width=PANEL, height=150, title="entropy of each site, equal choices = 1")
 
 
 def _rivals(search: SearchRecord) -> Any:
@@ -96,18 +90,12 @@ def _rivals(search: SearchRecord) -> Any:
         for rival, cost in zip(search.rivals, search.rival_costs, strict=True)
     ]
     rows.append({"cost": 1.0, "accuracy": 100 * accuracy, "what": "searched"})
-    beaten = f"better than {search.beaten} of {len(search.rivals)} random"
-    domain = ["searched", "random arch"]
-    return alt.Chart(data(rows)).mark_point(filled=True, size=60, opacity=0.9).encode(
+    marks = plot(rows).mark_point(filled=True, size=60, opacity=0.9).encode(
         alt.X("cost:Q", title="latency, searched = 1", scale=alt.Scale(zero=False, padding=10), axis=FOUR),
         alt.Y("accuracy:Q", title="validation accuracy, %", scale=alt.Scale(zero=False, padding=10)),
-        alt.Color("what:N", scale=alt.Scale(domain=domain, range=[RED, SKY]), legend=None),
-        alt.Shape("what:N", scale=alt.Scale(domain=domain, range=["diamond", "circle"]), legend=None),
-        tooltip=[
-            alt.Tooltip("what:N", title="arch"),
-            alt.Tooltip("accuracy:Q", title="accuracy, %", format=".2f"),
-            alt.Tooltip("cost:Q", format=".3f"),
-        ],
-    ).properties(
-        width=PANEL, height=150, title=beaten if search.rivals else f"{percent(accuracy, 1)}, no random arch"
+        *looks("what:N", {"searched": (RED, "diamond"), "random arch": (SKY, "circle")}, legend=None),
+        tooltip=tooltip(("what:N", "arch"), ("accuracy:Q", "accuracy, %", ".2f"), ("cost:Q", "cost", ".3f")),
     )  # fmt: skip
+    beaten = f"better than {search.beaten} of {len(search.rivals)} random"
+    title = beaten if search.rivals else f"{percent(accuracy, 1)}, no random arch"
+    return marks.properties(width=PANEL, height=150, title=title)

@@ -5,31 +5,44 @@ from typing import Any
 
 import altair as alt
 
-from htas.report._draw import BLUE, FAINT, INK, PLOT, RED, RULE, SKY, Spec, filled, shape
+from htas.report._blocks import Picture
+from htas.report._draw import PLOT, Spec, filled, spec, tooltip
+from htas.report._names import space_name
+from htas.report._style import BLUE, FAINT, INK, RED, RULE, SKY
 from htas.spaces.curve import CurveRecord
+from htas.text import fitted, listing, plural
 
 MEASURED, INTERPOLATED, SELECTED = "measured m(x)", "interpolated", "selected, measured widths"
 BASE, FIT = "base width", "fit f(x)"
 
 
-def latency_curve(curve: CurveRecord) -> Spec:
-    """m(x), its fit and the selected widths (the paper's Fig. 2) over the score of every width (Fig. 3), in ms."""
-    return filled(_curve_shape(), _curve_rows(curve))
+def curve_picture(number: int, curve: CurveRecord, later: bool = False) -> Picture:
+    """A latency curve with its sites, fit, groups, choices and doubts.
+
+    Its chart has m(x), the fit and the selected widths (the paper's Fig. 2) over the scores (Fig. 3), in ms.
+    """
+    choices = "; ".join(f"{space_name(space)}: {' '.join(map(str, widths))}" for space, widths in curve.choices.items())
+    sites = f"{plural(len(curve.sites), 'site')} of base width {curve.base}: {listing(curve.sites)}"
+    groups = f"{plural(len(curve.groups), 'group')} of widths {curve.widths[0]} to {curve.widths[-1]}"
+    doubts = "".join(f" Doubt: {doubt}." for doubt in curve.doubts)
+    caption = f"{sites}. {fitted(curve.k, curve.alpha, curve.b)}; {groups}. Choices, {choices or 'none'}.{doubts}"
+    chart = filled(_both(), _curve_rows(curve))
+    return Picture(f"curve-{number}", chart, f"Latency and score by width, base width {curve.base}", caption, later)
 
 
 def fitted_curve(curve: CurveRecord) -> Spec:
     """m(x) and its fit alone: the paper's Fig. 2."""
-    return filled(shape(_fitted()), _curve_rows(curve))
+    return filled(spec(_fitted()), _curve_rows(curve))
 
 
 def scored_widths(curve: CurveRecord) -> Spec:
     """The score of every width and the selected ones alone: the paper's Fig. 3."""
-    return filled(shape(_scored(height=190)), _curve_rows(curve))
+    return filled(spec(_scored(height=190)), _curve_rows(curve))
 
 
 @cache
-def _curve_shape() -> Spec:
-    return shape(alt.vconcat(_fitted(), _scored()).resolve_scale(color="independent", x="shared"))
+def _both() -> Spec:
+    return spec(alt.vconcat(_fitted(), _scored()).resolve_scale(color="independent", x="shared"))
 
 
 def _curve_rows(curve: CurveRecord) -> dict[str, list[dict[str, Any]]]:
@@ -56,46 +69,36 @@ def _curve_rows(curve: CurveRecord) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def _width_axis() -> tuple[alt.X, list[alt.Tooltip], alt.Chart]:
-    """The axis of widths, the details of one, and the lines between groups."""
-    x = alt.X(
-        "width:Q", title="width, output channels", scale=alt.Scale(nice=False, padding=8), axis=alt.Axis(grid=False)
-    )
-    tooltip = [
-        alt.Tooltip("width:Q"),
-        alt.Tooltip("latency:Q", title="measured, ms", format=".5f"),
-        alt.Tooltip("fit:Q", title="fit, ms", format=".5f"),
-        alt.Tooltip("score:Q", title="score, ms", format=".5f"),
-        alt.Tooltip("group:Q"),
-        alt.Tooltip("sure:Q", title="probability that its choice is right", format=".0%"),
-    ]
-    edges = alt.Chart(alt.NamedData("edges")).mark_rule(color=RULE, strokeDash=[3, 3]).encode(alt.X("edge:Q"))
-    return x, tooltip, edges
+WIDTHS, FITS, BASES, BEST, EDGES = (
+    alt.Chart(alt.NamedData(name)) for name in ("widths", "fit", "base", "best", "edges")
+)
+"""The rows of a curve by name, which `filled` adds."""
+X = alt.X("width:Q", title="width, output channels", scale=alt.Scale(nice=False, padding=8), axis=alt.Axis(grid=False))
+DETAILS = tooltip(
+    "width:Q", ("latency:Q", "measured, ms", ".5f"), ("fit:Q", "fit, ms", ".5f"), ("score:Q", "score, ms", ".5f"),
+    "group:Q", ("sure:Q", "probability that its choice is right", ".0%"),
+)  # fmt: skip
+BETWEEN = EDGES.mark_rule(color=RULE, strokeDash=[3, 3]).encode(alt.X("edge:Q"))
+"""The lines between groups."""
 
 
 def _fitted() -> Any:
-    x, tooltip, edges = _width_axis()
     scale = alt.Scale(domain=[MEASURED, INTERPOLATED, FIT, SELECTED, BASE], range=[BLUE, SKY, FAINT, RED, INK])
     what = alt.Color("what:N", scale=scale)
     height = alt.Y("latency:Q", title="latency, ms", scale=alt.Scale(zero=False, padding=14))
-    whole = alt.Chart(alt.NamedData("widths"))
-    band = whole.mark_area(color=SKY, opacity=0.25).encode(x, alt.Y("low:Q"), alt.Y2("high:Q"))
-    fit = alt.Chart(alt.NamedData("fit")).mark_line(strokeDash=[5, 4], strokeWidth=1.3).encode(x, alt.Y("fit:Q"), what)
-    line = whole.mark_line(color=BLUE, strokeWidth=1).encode(x, height)
-    dots = whole.mark_point(filled=True, size=26, opacity=1).encode(x, height, what, tooltip=tooltip)
-    base = alt.Chart(alt.NamedData("base"))
-    ring = base.mark_point(size=150, strokeWidth=1.8).encode(x, height, what, tooltip=tooltip)
-    best = alt.Chart(alt.NamedData("best"))
-    marks = best.mark_point(filled=True, shape="diamond", size=80, opacity=1).encode(x, height, what, tooltip=tooltip)
-    names = best.mark_text(color=RED, dy=-10).encode(x, height, alt.Text("width:Q"))
-    return alt.layer(edges, band, fit, line, dots, ring, marks, names).properties(width=PLOT, height=230)
+    band = WIDTHS.mark_area(color=SKY, opacity=0.25).encode(X, alt.Y("low:Q"), alt.Y2("high:Q"))
+    fit = FITS.mark_line(strokeDash=[5, 4], strokeWidth=1.3).encode(X, alt.Y("fit:Q"), what)
+    line = WIDTHS.mark_line(color=BLUE, strokeWidth=1).encode(X, height)
+    dots = WIDTHS.mark_point(filled=True, size=26, opacity=1).encode(X, height, what, tooltip=DETAILS)
+    ring = BASES.mark_point(size=150, strokeWidth=1.8).encode(X, height, what, tooltip=DETAILS)
+    marks = BEST.mark_point(filled=True, shape="diamond", size=80, opacity=1).encode(X, height, what, tooltip=DETAILS)
+    names = BEST.mark_text(color=RED, dy=-10).encode(X, height, alt.Text("width:Q"))
+    return alt.layer(BETWEEN, band, fit, line, dots, ring, marks, names).properties(width=PLOT, height=230)
 
 
 def _scored(height: int = 120) -> Any:
-    x, tooltip, edges = _width_axis()
-    whole, best = alt.Chart(alt.NamedData("widths")), alt.Chart(alt.NamedData("best"))
     tint = alt.Color("selected:N", scale=alt.Scale(domain=["selected", "not"], range=[RED, SKY]), legend=None)
     sides = (alt.X("left:Q"), alt.X2("right:Q"), alt.Y("score:Q", title="score s(x), ms"), alt.Y2("none:Q"))
-    bars = whole.mark_rect().encode(*sides, tint, tooltip=tooltip)
-    numbers = best.mark_text(color=RED, dy=-7).encode(x, alt.Y("top:Q"), alt.Text("width:Q"))
-    return alt.layer(numbers, edges, bars).properties(width=PLOT, height=height)
+    bars = WIDTHS.mark_rect().encode(*sides, tint, tooltip=DETAILS)
+    numbers = BEST.mark_text(color=RED, dy=-7).encode(X, alt.Y("top:Q"), alt.Text("width:Q"))
+    return alt.layer(numbers, BETWEEN, bars).properties(width=PLOT, height=height)

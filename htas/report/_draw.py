@@ -6,22 +6,17 @@ and it lies in the page, where Vega draws it again for the width of the window, 
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from functools import cache
+from itertools import cycle
 from typing import Any
 
 import altair as alt
 
+from htas.report._style import FAINT, INK, PAPER, RULE, SHAPES, TURNS, VARIABLES
+
 Spec = dict[str, Any]
 """A chart as Vega-Lite has it."""
-
-INK, FAINT, RULE, PAPER = "#1f2328", "#6b7280", "#d5d9e0", "#fefefe"
-BLUE, RED, GREEN, PURPLE, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
-VARIABLES = {INK: "ink", FAINT: "faint", RULE: "rule", PAPER: "paper", BLUE: "blue", RED: "red", GREEN: "green"}
-"""Colours that the page changes with its theme, by the name of its CSS variable.
-
-All are those of Okabe and Ito, which the colour-blind can tell apart, and no colour is alone in saying something."""
 
 WIDTH, MARGIN = 860, 70
 """Of a picture, in pixels, where no window says how wide it is; and how much of that the axis of a panel takes."""
@@ -49,59 +44,49 @@ THEME: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class RenderedChart:
-    """A chart, and the picture of it."""
-
-    spec: Spec
-    svg: bytes
-    """Nothing, where only a page draws it."""
-
-
-def render(specs: Mapping[str, Spec], later: Collection[str] = ()) -> dict[str, RenderedChart]:
-    """Charts by name, each drawn but for those that a page draws `later`."""
-    return {name: RenderedChart(chart, b"" if name in later else svg(chart)) for name, chart in specs.items()}
-
-
 def spec(chart: Any) -> Spec:
     """A chart in the report's style, as Vega-Lite; rows that several layers show are in it once."""
-    content: Spec = chart.configure(**THEME).to_dict()
-    names: dict[str, str] = {}
-    _gather(content, names)
-    return {**content, "datasets": {name: json.loads(text) for text, name in names.items()}}
-
-
-def shape(chart: Any) -> Spec:
-    """A chart in the report's style whose rows have names and are not in it yet: for many that differ in these alone,
-    as Altair takes a fifth of a second for each that it looks through."""
     content: Spec = chart.configure(**THEME).to_dict()
     return content
 
 
 def filled(empty: Spec, rows: Mapping[str, Iterable[Mapping[str, Any]]]) -> Spec:
-    """The chart of a shape, with its rows by name."""
-    return {**empty, "datasets": {name: [_shortened(row) for row in each] for name, each in rows.items()}}
+    """A chart of named rows, with the rows: for many that differ in these alone, as Altair takes a fifth of a second
+    for each that it looks through."""
+    return {**empty, "datasets": {name: list(map(_shortened, each)) for name, each in rows.items()}}
 
 
-def data(rows: Iterable[Mapping[str, Any]]) -> alt.NamedData:
-    """Rows as a chart has them, numbers to six digits: one text to Altair, which would look into every row."""
-    return alt.NamedData(json.dumps([_shortened(row) for row in rows]))
+def plot(rows: Iterable[Mapping[str, Any]]) -> alt.Chart:
+    """A chart of rows, numbers to six digits, without a mark yet; Altair does not look into a plain mapping."""
+    return alt.Chart({"values": list(map(_shortened, rows))})
 
 
 def _shortened(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in row.items()}
 
 
-def _gather(part: Any, names: dict[str, str]) -> None:
-    """Name the rows of all layers; `names` are keyed by their text."""
-    if isinstance(part, dict):
-        if (text := part.get("data", {}).get("name")) is not None:
-            part["data"] = {"name": names.setdefault(text, f"rows{len(names)}")}
-        for inner in part.values():
-            _gather(inner, names)
-    elif isinstance(part, list):
-        for inner in part:
-            _gather(inner, names)
+def tooltip(*fields: str | tuple[str, ...]) -> list[alt.Tooltip]:
+    """What lies under the pointer: fields by themselves, or with their title, and their format after it."""
+    each = []
+    for field in fields:
+        name, *words = (field,) if isinstance(field, str) else field
+        options: dict[str, Any] = dict(zip(("title", "format"), words, strict=False))
+        each.append(alt.Tooltip(name, **options))
+    return each
+
+
+def looks(field: str, each: Mapping[str, tuple[str, str]], **options: Any) -> tuple[alt.Color, alt.Shape]:
+    """The colour and shape of the values of a field, in the order of the legend."""
+    colours, shapes = ([look[part] for look in each.values()] for part in (0, 1))
+    return (
+        alt.Color(field, sort=None, scale=alt.Scale(domain=list(each), range=colours), **options),
+        alt.Shape(field, sort=None, scale=alt.Scale(domain=list(each), range=shapes), **options),
+    )
+
+
+def by_turns(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """The colours and shapes in turn, for names that have none of their own."""
+    return dict(zip(dict.fromkeys(names), zip(cycle(TURNS), cycle(SHAPES), strict=False), strict=False))
 
 
 def svg(chart: Spec) -> bytes:

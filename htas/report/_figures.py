@@ -1,4 +1,4 @@
-"""The pictures of a report: accuracy over latency, archs, predictions."""
+"""The pictures of networks: accuracy over latency, archs, predictions, speed over multiply-adds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,17 +6,11 @@ from typing import Any
 import altair as alt
 
 from htas.graph.arch import Arch
-from htas.report._compare import base_of
-from htas.report._course import course
-from htas.report._curves import latency_curve
-from htas.report._draw import BLUE, EIGHT, FAINT, GREEN, INK, ORANGE, PLOT, PURPLE, RED, RULE, SKY, Spec, data, spec
-from htas.report._names import is_searched, network_names, row_name
+from htas.report._draw import EIGHT, PLOT, Spec, by_turns, looks, plot, spec, tooltip
+from htas.report._names import network_names, row_name
+from htas.report._style import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, SKY
 from htas.report.result import Report, Result, front
 
-PICTURED = "accuracy-latency"
-"""The name of the picture of accuracy over latency."""
-PREDICTED = "predictions"
-"""The name of the picture of predicted against measured latency."""
 BANDS = (0.05, 0.1)
 """Relative errors that lie between lines in the picture of predictions."""
 NAMED = 24
@@ -24,20 +18,19 @@ NAMED = 24
 
 LATENCY = alt.X("x:Q", title="measured latency, ms per batch", scale=alt.Scale(zero=False, padding=24), axis=EIGHT)
 ACCURACY = alt.Y("y:Q", title="test accuracy, %", scale=alt.Scale(zero=False, padding=24))
-FIGURES = [alt.Tooltip("x:Q", title="latency, ms", format=".3f"), alt.Tooltip("y:Q", title="accuracy, %", format=".2f")]
+FIGURES = (("x:Q", "latency, ms", ".3f"), ("y:Q", "accuracy, %", ".2f"))
 """What lies under the pointer in pictures of accuracy over latency."""
-CURVE, COURSE, ARCH = "curve-{}", "search-{}", "arch-{}"
-"""Names of the pictures of a report's curves, searches and searched networks, by their numbers, counted from 1."""
-
-
-def searched(report: Report) -> list[Result]:
-    """The networks that a search produced, whose sites are the base network's."""
-    base = base_of(report)
-    return [
-        result
-        for result in report.results
-        if is_searched(result) and base and result.arch.widths.keys() == base.arch.widths.keys()
-    ]
+LOOKS = {
+    **{"base": (INK, "square"), "hardware": (RED, "diamond")},
+    **{"tas": (BLUE, "triangle-up"), "grid": (GREEN, "triangle-down")},
+    **{"uniform": (PURPLE, "cross"), "plain": (ORANGE, "circle")},
+}
+"""Colour and shape of a network, by its name or else its strategy: the searched ones each their own."""
+KINDS = {
+    "base": "base network", "hardware": "searched, measured widths", "tas": "searched, TAS's widths",
+    "grid": "searched, evenly spaced widths", "uniform": "all layers narrowed alike", "plain": "plain member",
+}  # fmt: skip
+"""What the legend calls a network, by its name or else its strategy."""
 
 
 def pictured(report: Report) -> list[Result]:
@@ -45,23 +38,10 @@ def pictured(report: Report) -> list[Result]:
     return [result for result in report.results if result.accuracy is not None and result.measured is not None]
 
 
-def drawings(report: Report) -> dict[str, Spec]:
-    """Every picture of a report, by name."""
-    specs: dict[str, Spec] = {}
-    if pictured(report):
-        specs[PICTURED] = accuracy_over_latency(report)
-    base = base_of(report)
-    for number, result in enumerate(searched(report) if base else (), 1):
-        assert base is not None
-        specs[ARCH.format(number)] = archs(result.arch, base.arch, report.blocks)
-    if report.predictions:
-        specs[PREDICTED] = predictions(report)
-    for number, search in enumerate(report.searches, 1):
-        if search.accuracy is not None:  # else nothing was searched
-            specs[COURSE.format(number)] = course(search, base)
-    for number, curve in enumerate(report.curves, 1):
-        specs[CURVE.format(number)] = latency_curve(curve)
-    return specs
+def _place(result: Result) -> dict[str, Any]:
+    """Where a network lies: milliseconds across, percent up."""
+    assert result.measured is not None and result.accuracy is not None
+    return {"x": 1e3 * result.measured.estimate, "y": 100 * result.accuracy}
 
 
 def accuracy_over_latency(report: Report) -> Spec:
@@ -70,109 +50,68 @@ def accuracy_over_latency(report: Report) -> Spec:
     names = network_names(report)
     results = sorted(pictured(report), key=lambda result: result.accuracy or 0.0, reverse=True)
     for result in results:
-        assert result.measured is not None and result.accuracy is not None
-        x, reach = 1e3 * result.measured.estimate, 2e3 * result.measured.error
+        place, reach = _place(result), 2e3 * (result.measured.error if result.measured else 0.0)
         rows.append({
-            "network": row_name(names[result.name]), "x": x, "low": x - reach, "high": x + reach,
-            "y": 100 * result.accuracy,
+            "network": row_name(names[result.name]), **place, "low": place["x"] - reach, "high": place["x"] + reach,
             "macs": result.macs / 1e6, "params": result.params / 1e6,
             "predicted": None if result.predicted is None else 1e3 * result.predicted,
         })  # fmt: skip
-    labels = [row["network"] for row in rows]
-    looks = [_look(result) for result in results]
-    ahead = [rows[number] for number in front([(row["x"], row["y"]) for row in rows])]
-    tooltip = [
-        alt.Tooltip("network:N"),
-        *FIGURES,
-        alt.Tooltip("predicted:Q", title="predicted, ms", format=".3f"),
-        alt.Tooltip("macs:Q", title="multiply-adds, M", format=".2f"),
-        alt.Tooltip("params:Q", title="parameters, M", format=".3f"),
-    ]
-    line = alt.Chart(data(ahead)).mark_line(interpolate="step-after", color=FAINT, strokeDash=[4, 3])
-    legend = alt.Legend(symbolSize=90)
-    colour = alt.Color(
-        "network:N", sort=None, scale=alt.Scale(domain=labels, range=[look[0] for look in looks]), legend=legend
-    )
-    shape = alt.Shape(
-        "network:N", sort=None, scale=alt.Scale(domain=labels, range=[look[1] for look in looks]), legend=legend
-    )
-    reach = alt.Chart(data(rows)).mark_rule(strokeWidth=1.4, opacity=0.6).encode(
-        alt.X("low:Q"), alt.X2("high:Q"), ACCURACY, colour
+    each = {
+        row["network"]: LOOKS.get(result.name) or LOOKS.get(result.strategy, (SKY, "circle"))
+        for row, result in zip(rows, results, strict=True)
+    }
+    colour, shape = looks("network:N", each, legend=alt.Legend(symbolSize=90))
+    details = tooltip(
+        "network:N", *FIGURES, ("predicted:Q", "predicted, ms", ".3f"), ("macs:Q", "multiply-adds, M", ".2f"),
+        ("params:Q", "parameters, M", ".3f"),
     )  # fmt: skip
-    marks = alt.Chart(data(rows)).mark_point(filled=True, size=110, opacity=1)
-    marks = marks.encode(LATENCY, ACCURACY, colour, shape, tooltip=tooltip)
-    return spec(alt.layer(line.encode(LATENCY, ACCURACY), reach, marks).properties(width=PLOT, height=380))
+    ahead = [rows[number] for number in front([(row["x"], row["y"]) for row in rows])]
+    line = plot(ahead).mark_line(interpolate="step-after", color=FAINT, strokeDash=[4, 3]).encode(LATENCY, ACCURACY)
+    spans = plot(rows).mark_rule(strokeWidth=1.4, opacity=0.6)
+    spans = spans.encode(alt.X("low:Q"), alt.X2("high:Q"), ACCURACY, colour)
+    marks = plot(rows).mark_point(filled=True, size=110, opacity=1)
+    marks = marks.encode(LATENCY, ACCURACY, colour, shape, tooltip=details)
+    return spec(alt.layer(line, spans, marks).properties(width=PLOT, height=380))
 
 
 def arms_over_latency(arms: Sequence[tuple[str, bool, Sequence[tuple[float, float]]]], against: str) -> Spec:
     """Accuracy over measured latency of arms: name, whether it was searched, and (seconds, accuracy) of each seed."""
-    rows: list[dict[str, Any]] = []
+    means: list[dict[str, Any]] = []
     every: list[dict[str, Any]] = []
     for name, searched, trainings in arms:
-        points: list[dict[str, Any]] = [
-            {"arm": name, "x": 1e3 * seconds, "y": 100 * share} for seconds, share in trainings
-        ]
         kind = against if name == against else "searched" if searched else "not searched"
-        every += [{**row, "what": kind} for row in points]
-        means = {axis: sum(row[axis] for row in points) / len(points) for axis in "xy"}
-        rows.append({"arm": name, "what": kind, "seeds": len(points), **means})
-    domain = [against, "searched", "not searched"]
-    colour = alt.Color("what:N", scale=alt.Scale(domain=domain, range=[RED, BLUE, ORANGE]))
-    shape = alt.Shape("what:N", scale=alt.Scale(domain=domain, range=["diamond", "diamond", "circle"]))
-    place = (LATENCY, ACCURACY, colour, shape)
-    tooltip = [alt.Tooltip("arm:N"), *FIGURES, alt.Tooltip("seeds:Q")]
-    dots = alt.Chart(data(every)).mark_point(filled=True, size=14, opacity=0.5).encode(*place, tooltip=tooltip[:-1])
-    whole = alt.Chart(data(rows))
-    marks = whole.mark_point(filled=True, size=110, opacity=1).encode(*place, tooltip=tooltip)
-    names = whole.mark_text(align="left", dx=9, fontSize=10).encode(LATENCY, ACCURACY, alt.Text("arm:N"))
+        rows: list[dict[str, Any]] = [
+            {"arm": name, "what": kind, "x": 1e3 * seconds, "y": 100 * share} for seconds, share in trainings
+        ]
+        every += rows
+        place = {axis: sum(row[axis] for row in rows) / len(rows) for axis in "xy"}
+        means.append({"arm": name, "what": kind, "seeds": len(rows), **place})
+    kinds = {against: (RED, "diamond"), "searched": (BLUE, "diamond"), "not searched": (ORANGE, "circle")}
+    encoding = (LATENCY, ACCURACY, *looks("what:N", kinds))
+    details = tooltip("arm:N", *FIGURES, "seeds:Q")
+    dots = plot(every).mark_point(filled=True, size=14, opacity=0.5).encode(*encoding, tooltip=details[:-1])
+    marks = plot(means).mark_point(filled=True, size=110, opacity=1).encode(*encoding, tooltip=details)
+    names = plot(means).mark_text(align="left", dx=9, fontSize=10).encode(LATENCY, ACCURACY, alt.Text("arm:N"))
     return spec(alt.layer(dots, marks, names).properties(width=PLOT, height=440))
-
-
-SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
-KINDS = {
-    "base": "base network", "hardware": "searched, measured widths", "tas": "searched, TAS's widths",
-    "grid": "searched, evenly spaced widths", "uniform": "all layers narrowed alike", "plain": "plain member",
-}  # fmt: skip
-"""What the legend calls a network, by its name or else its strategy."""
-COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, INK)
 
 
 def runs_over_latency(runs: Mapping[str, Report]) -> Spec:
     """Accuracy over measured latency of the networks of several runs: a colour for each run, a shape for each kind."""
-    rows: list[dict[str, Any]] = []
-    for run, report in runs.items():
-        network_name = network_names(report)
-        for result in pictured(report):
-            assert result.measured is not None and result.accuracy is not None
-            kind = KINDS.get(result.name, KINDS.get(result.strategy, result.strategy))
-            rows.append({
-                "run": run, "network": row_name(network_name[result.name]), "kind": kind,
-                "x": 1e3 * result.measured.estimate, "y": 100 * result.accuracy,
-            })  # fmt: skip
-    kinds: list[str] = list(dict.fromkeys(row["kind"] for row in rows))
-    names = list(runs)
-    colours = [COLOURS[number % len(COLOURS)] for number in range(len(names))]
-    shapes = [SHAPES[number % len(SHAPES)] for number in range(len(kinds))]
-    marks = alt.Chart(data(rows)).mark_point(filled=True, size=110, opacity=0.9).encode(
-        LATENCY,
-        ACCURACY,
-        alt.Color("run:N", sort=None, scale=alt.Scale(domain=names, range=colours)),
-        alt.Shape("kind:N", sort=None, scale=alt.Scale(domain=kinds, range=shapes)),
-        tooltip=[alt.Tooltip("network:N"), alt.Tooltip("run:N"), *FIGURES],
-    )  # fmt: skip
+    rows = [
+        {
+            "run": run,
+            "network": row_name(network_names(report)[result.name]),
+            "kind": KINDS.get(result.name, KINDS.get(result.strategy, result.strategy)),
+            **_place(result),
+        }
+        for run, report in runs.items()
+        for result in pictured(report)
+    ]
+    colour, _ = looks("run:N", by_turns(runs))
+    _, shape = looks("kind:N", by_turns(row["kind"] for row in rows))
+    marks = plot(rows).mark_point(filled=True, size=110, opacity=0.9)
+    marks = marks.encode(LATENCY, ACCURACY, colour, shape, tooltip=tooltip("network:N", "run:N", *FIGURES))
     return spec(alt.layer(marks).properties(width=PLOT, height=380))
-
-
-LOOKS = {
-    **{"base": (INK, "square"), "hardware": (RED, "diamond")},
-    **{"tas": (BLUE, "triangle-up"), "grid": (GREEN, "triangle-down")},
-}
-STRATEGY_LOOKS = {"uniform": (PURPLE, "cross"), "plain": (ORANGE, "circle")}
-
-
-def _look(result: Result) -> tuple[str, str]:
-    """Colour and shape: by what the network is, the searched ones each their own."""
-    return LOOKS.get(result.name) or STRATEGY_LOOKS.get(result.strategy, (SKY, "circle"))
 
 
 SEARCHED, DROPPED, BASE = "searched network", "of a dropped block", "base network"
@@ -191,23 +130,16 @@ def archs(arch: Arch, base: Arch, blocks: Mapping[str, Sequence[str]]) -> Spec:
         })  # fmt: skip
     axis = alt.Axis(labelAngle=-50, labelLimit=130) if len(rows) <= NAMED else alt.Axis(labels=False, ticks=False)
     x = alt.X("site:N", sort=None, title=None if len(rows) <= NAMED else "width sites, in order", axis=axis)
-    tooltip = [
-        alt.Tooltip("site:N"),
-        alt.Tooltip("says:N", title="width"),
-        alt.Tooltip("base:Q", title="width of the base"),
-        alt.Tooltip("stage:N"),
-    ]
-    scale = alt.Scale(domain=[SEARCHED, BASE, DROPPED], range=[RED, INK, FAINT])
-    colour = alt.Color("what:N", scale=scale)
-    bars = alt.Chart(data(rows)).mark_bar()
-    bars = bars.encode(x, alt.Y("width:Q", title="width, channels"), colour, tooltip=tooltip)
-    dropped_rows = [row for row in rows if row["what"] == DROPPED]
-    hollow = alt.Chart(data(dropped_rows)).mark_bar(filled=False, strokeDash=[2, 2])
-    hollow = hollow.encode(x, alt.Y("base:Q"), colour, tooltip=tooltip)
+    details = tooltip("site:N", ("says:N", "width"), ("base:Q", "width of the base"), "stage:N")
+    colour = alt.Color("what:N", scale=alt.Scale(domain=[SEARCHED, BASE, DROPPED], range=[RED, INK, FAINT]))
+    height = alt.Y("width:Q", title="width, channels")
+    layers = [plot(rows).mark_bar().encode(x, height, colour, tooltip=details)]
+    if dropped_rows := [row for row in rows if row["what"] == DROPPED]:
+        hollow = plot(dropped_rows).mark_bar(filled=False, strokeDash=[2, 2])
+        layers.append(hollow.encode(x, alt.Y("base:Q"), colour, tooltip=details))
     thin = 0.012 * max((row["base"] for row in rows), default=1)
-    levels = alt.Chart(data({**row, "what": BASE, "under": row["base"] - thin} for row in rows))
-    ticks = levels.mark_bar().encode(x, alt.Y("base:Q"), alt.Y2("under:Q"), colour, tooltip=tooltip)
-    layers = [bars, *([hollow] if dropped_rows else []), ticks]
+    levels = plot({**row, "what": BASE, "under": row["base"] - thin} for row in rows).mark_bar()
+    layers.append(levels.encode(x, alt.Y("base:Q"), alt.Y2("under:Q"), colour, tooltip=details))
     return spec(alt.layer(*layers).properties(width=PLOT, height=210))
 
 
@@ -215,74 +147,32 @@ def predictions(report: Report) -> Spec:
     """Predicted against measured latency of whole networks, with the bands of 5 and 10 %."""
     calibration, rest = f"of the calibration, outside its fit ({len(report.predictions)})", "of this report"
     names = network_names(report)
-    rows: list[dict[str, Any]] = [
-        {"network": calibration, "what": calibration, "x": 1e3 * each.measured, "y": 1e3 * each.predicted}
-        for each in report.predictions
+    pairs = [(calibration, calibration, each.measured, each.predicted) for each in report.predictions]
+    pairs += [
+        (row_name(names[result.name]), rest, result.measured.estimate, result.predicted)
+        for result in report.results
+        if result.measured is not None and result.predicted
     ]
-    rows += [
-        {"network": row_name(names[result.name]), "what": rest, "x": 1e3 * result.measured.estimate,
-         "y": 1e3 * result.predicted}
-        for result in report.results if result.measured is not None and result.predicted
-    ]  # fmt: skip
-    for row in rows:
-        row["off"] = row["y"] / row["x"] - 1
-    every = [row[axis] for row in rows for axis in "xy"]
+    rows = [
+        {"network": name, "what": what, "x": 1e3 * measured, "y": 1e3 * predicted, "off": predicted / measured - 1}
+        for name, what, measured, predicted in pairs
+    ]
+    every = [1e3 * seconds for pair in pairs for seconds in pair[2:]]
     ends = [0.9 * min(every), 1.1 * max(every)]
     scale = alt.Scale(type="log", domain=ends, nice=False)
     x = alt.X("x:Q", title="measured, ms per batch", scale=scale)
     y = alt.Y("y:Q", title="predicted, ms per batch", scale=scale)
-    colour = alt.Color("what:N", sort=None, scale=alt.Scale(domain=[calibration, rest], range=[SKY, RED]))
-    shape = alt.Shape("what:N", sort=None, scale=alt.Scale(domain=[calibration, rest], range=["circle", "diamond"]))
     bands = [
-        alt.Chart(data({"x": end, "y": end * (1 + sign * band)} for end in ends))
+        plot({"x": end, "y": end * (1 + sign * band)} for end in ends)
         .mark_line(color=GREEN, strokeWidth=1, strokeDash=dash, clip=True)
         .encode(x, y)
         for band, dash in zip(BANDS, ([1, 0], [5, 4]), strict=True)
         for sign in (-1, 1)
     ]
-    line = alt.Chart(data({"x": end, "y": end} for end in ends)).mark_line(color=FAINT, strokeWidth=1).encode(x, y)
-    marks = alt.Chart(data(rows)).mark_point(filled=True, size=55, opacity=0.9).encode(
-        x, y, colour, shape,
-        tooltip=[
-            alt.Tooltip("network:N"),
-            alt.Tooltip("x:Q", title="measured, ms", format=".4f"),
-            alt.Tooltip("y:Q", title="predicted, ms", format=".4f"),
-            alt.Tooltip("off:Q", title="off by", format="+.1%"),
-        ],
-    )  # fmt: skip
+    line = plot({"x": end, "y": end} for end in ends).mark_line(color=FAINT, strokeWidth=1).encode(x, y)
+    colour, shape = looks("what:N", {calibration: (SKY, "circle"), rest: (RED, "diamond")})
+    details = tooltip(
+        "network:N", ("x:Q", "measured, ms", ".4f"), ("y:Q", "predicted, ms", ".4f"), ("off:Q", "off by", "+.1%")
+    )
+    marks = plot(rows).mark_point(filled=True, size=55, opacity=0.9).encode(x, y, colour, shape, tooltip=details)
     return spec(alt.layer(*bands, line, marks).properties(width=PLOT, height=360))
-
-
-def gained(points: Sequence[Mapping[str, Any]]) -> Spec:
-    """Speed gained over multiply-adds saved, a panel for each runtime: `network`, `kind`, `runtime`, `saved` (a
-    share) and `speed` (times the base network's) of each point, and the line of what the multiply-adds promise.
-    """
-    rows = [{**point, "saved": 100 * point["saved"]} for point in points]
-    kinds = list(dict.fromkeys(row["kind"] for row in rows))
-    runtimes = list(dict.fromkeys(row["runtime"] for row in rows))
-    most = max([row["saved"] for row in rows], default=0.0)
-    promised = [{"saved": share, "speed": 100 / (100 - share)} for share in range(0, min(95, int(most) + 3))]
-    x = alt.X("saved:Q", title="multiply-adds saved, %", scale=alt.Scale(padding=10, nice=False), axis=EIGHT)
-    y = alt.Y("speed:Q", title="times as fast as the base network, measured", scale=alt.Scale(zero=False, padding=10))
-    colours = [COLOURS[number % len(COLOURS)] for number in range(len(kinds))]
-    shapes = [SHAPES[number % len(SHAPES)] for number in range(len(kinds))]
-    tooltip = [
-        alt.Tooltip("network:N"),
-        alt.Tooltip("runtime:N"),
-        alt.Tooltip("saved:Q", title="multiply-adds saved, %", format=".1f"),
-        alt.Tooltip("speed:Q", title="times as fast", format=".3f"),
-        alt.Tooltip("macs:Q", title="multiply-adds, M", format=".2f"),
-    ]
-    panels = []
-    for runtime in runtimes:
-        points_here = alt.Chart(data(row for row in rows if row["runtime"] == runtime))
-        line = alt.Chart(data(promised)).mark_line(color=FAINT, strokeDash=[5, 4]).encode(x, y)
-        even = alt.Chart(data([{"speed": 1.0}])).mark_rule(color=RULE).encode(y)
-        marks = points_here.mark_point(filled=True, size=90, opacity=0.9).encode(
-            x, y,
-            alt.Color("kind:N", sort=None, scale=alt.Scale(domain=kinds, range=colours)),
-            alt.Shape("kind:N", sort=None, scale=alt.Scale(domain=kinds, range=shapes)),
-            tooltip=tooltip,
-        )  # fmt: skip
-        panels.append(alt.layer(line, even, marks).properties(width=PLOT, height=240, title=runtime))
-    return spec(alt.vconcat(*panels))

@@ -1,4 +1,14 @@
-"""How the page looks: light and dark, on a screen and on paper."""
+"""How the page and its pictures look: light and dark, on a screen and on paper."""
+
+INK, FAINT, RULE, PAPER = "#1f2328", "#6b7280", "#d5d9e0", "#fefefe"
+BLUE, RED, GREEN, PURPLE, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
+VARIABLES = {INK: "ink", FAINT: "faint", RULE: "rule", PAPER: "paper", BLUE: "blue", RED: "red", GREEN: "green"}
+"""Colours that the page changes with its theme, by the name of its CSS variable.
+
+All are those of Okabe and Ito, which the colour-blind can tell apart, and no colour is alone in saying something."""
+TURNS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, INK)
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
+"""Of what has no look of its own, one after the other."""
 
 STYLE = """
 :root {

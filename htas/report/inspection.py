@@ -7,9 +7,10 @@ import altair as alt
 
 from htas.files import write_text
 from htas.graph.network import OUTPUT
-from htas.report._blocks import Block, Heading, Picture, Points, Text, plain_table
-from htas.report._draw import BLUE, FAINT, GREEN, WIDTH, Spec, data, render, spec
-from htas.report._html import html
+from htas.report._blocks import Block, Heading, Picture, Text, plain_table, points
+from htas.report._draw import WIDTH, Spec, plot, spec, tooltip
+from htas.report._page import html
+from htas.report._style import BLUE, FAINT, GREEN
 from htas.spaces.inspection import Inspection, LayerFacts, SiteFacts
 from htas.text import TextTable, millions, milliseconds, percent, plural, text_table
 
@@ -21,9 +22,8 @@ SHOWN = 20
 
 def page(title: str, inspection: Inspection, facts: Sequence[tuple[str, str]], folder: Path) -> tuple[Path, TextTable]:
     """Write inspect.html; its path, and the summary with the sites that could save most."""
-    pictures = render({"layers": layers_picture(inspection), "sites": sites_picture(inspection)})
     path = folder / "inspect.html"
-    write_text(path, html(title, _blocks(inspection, facts), pictures))
+    write_text(path, html(title, _blocks(inspection, facts)))
     rows = [_site(site, inspection) for site in inspection.sites[:SHOWN]]
     rest = len(inspection.sites) - SHOWN
     more = [f"and {plural(rest, 'more site')}, in the page"] if rest > 0 else []
@@ -55,16 +55,26 @@ def _blocks(inspection: Inspection, facts: Sequence[tuple[str, str]]) -> list[Bl
             "By half the width of a site, or by a block less of a stage, all else as it is: the sum of the layers that "
             "this changes, over that of all. A search changes many at once, and a wider site may be as fast."
         ),
-        Picture("sites", "Bars of the latency that each site could save", "The sites that could save most."),
+        Picture(
+            "sites",
+            _sites_chart(inspection),
+            "Bars of the latency that each site could save",
+            "The sites that could save most.",
+        ),
         plain_table(SITES, [_site(site, inspection) for site in inspection.sites], SITES[:2]),
         *_depths(inspection),
         Heading("Where the time goes"),
-        Picture("layers", "Bars of latency and multiply-adds by layer", "The layers that take most, in their order."),
+        Picture(
+            "layers",
+            _layers_chart(inspection),
+            "Bars of latency and multiply-adds by layer",
+            "The layers that take most, in their order.",
+        ),
         plain_table(LAYERS, [_layer(layer, inspection) for layer in inspection.layers], LAYERS[:3]),
         Heading("What stays as it is, and why"),
-        Points(tuple(rest)) if rest else Text("Nothing but the outputs, which are the classes."),
+        points(rest, "Nothing but the outputs, which are the classes."),
         Heading("Doubts"),
-        Points(tuple(("", doubt) for doubt in inspection.doubts)) if inspection.doubts else Text("None."),
+        points(("", doubt) for doubt in inspection.doubts),
         Heading("How it was measured"),
         plain_table(("what", "value"), facts),
     ]
@@ -79,7 +89,7 @@ def _depths(inspection: Inspection) -> list[Block]:
     return [
         Heading("Blocks that can be dropped"),
         Text("From the end of each stage, in this order; each stage keeps its first block."),
-        Points(tuple(rows)),
+        points(rows),
     ]
 
 
@@ -101,7 +111,7 @@ def _layer(facts: LayerFacts, inspection: Inspection) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def layers_picture(inspection: Inspection) -> Spec:
+def _layers_chart(inspection: Inspection) -> Spec:
     """Share of the latency of the layers that take most, and their share of the multiply-adds."""
     most = sorted(inspection.layers, key=lambda layer: layer.seconds, reverse=True)[:SHOWN]
     listed = [layer for layer in inspection.layers if layer in most][:SHOWN]
@@ -111,7 +121,7 @@ def layers_picture(inspection: Inspection) -> Spec:
     return _bars(names, {"latency": (time, BLUE), "multiply-adds": (work, FAINT)}, "share of the network, %")
 
 
-def sites_picture(inspection: Inspection) -> Spec:
+def _sites_chart(inspection: Inspection) -> Spec:
     """What the first sites could save."""
     sites = inspection.sites[:SHOWN]
     names = [f"{facts.site.name}  ({facts.site.base} to {facts.half})" for facts in sites]
@@ -126,11 +136,11 @@ def _bars(names: Sequence[str], groups: dict[str, tuple[Sequence[float], str]], 
         for name, share in zip(names, shares, strict=True)
     ]
     scale = alt.Scale(domain=list(groups), range=[colour for _, colour in groups.values()])
-    bars = alt.Chart(data(rows)).mark_bar().encode(
+    bars = plot(rows).mark_bar().encode(
         alt.X("share:Q", title=label),
         alt.Y("name:N", title=None, sort=None, axis=alt.Axis(labelLimit=220)),
         alt.Color("what:N", scale=scale, legend=alt.Legend() if len(groups) > 1 else None),
         alt.YOffset("what:N", sort=None),
-        tooltip=[alt.Tooltip("name:N"), alt.Tooltip("what:N"), alt.Tooltip("share:Q", title="%", format=".2f")],
+        tooltip=tooltip("name:N", "what:N", ("share:Q", "%", ".2f")),
     )  # fmt: skip
     return spec(bars.properties(width=WIDTH - 220, height=alt.Step(11 if len(groups) > 1 else 17)))

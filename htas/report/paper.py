@@ -3,24 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from htas.report._blocks import Block, Heading, Picture, Points, Table, Text, cell_with_note
+import altair as alt
+
+from htas.report._blocks import Block, Heading, Picture, Table, Text, cell_with_note, points
 from htas.report._curves import fitted_curve, scored_widths
-from htas.report._draw import RenderedChart, Spec, render
-from htas.report._figures import gained
-from htas.report._publish import publish
+from htas.report._draw import EIGHT, PLOT, Spec, by_turns, looks, plot, spec, tooltip
+from htas.report._page import publish
+from htas.report._style import FAINT, RULE
 
-__all__ = ["Figure", "Section", "fitted_curve", "gained", "page", "scored_widths"]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A picture of a section: its name, the chart, what it shows for those who cannot see it, the text below it."""
-
-    name: str
-    chart: Spec
-    shows: str
-    caption: str
+__all__ = ["Picture", "Section", "fitted_curve", "gained", "page", "scored_widths"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +29,7 @@ class Section:
     """The number of columns, from the first on, that hold words and no numbers."""
     marked: tuple[str, ...] = ()
     """First cells of the rows to be set off."""
-    figures: tuple[Figure, ...] = ()
+    figures: tuple[Picture, ...] = ()
     notes: tuple[str, ...] = ()
     """What must be known before a figure is believed."""
     facts: Mapping[str, str] | None = None
@@ -48,19 +41,42 @@ def page(title: str, intro: str, sections: Sequence[Section], folder: Path) -> P
 
     Raises UserError where the folder cannot be written.
     """
-    blocks: list[Block] = [Text(intro)]
-    pictures: dict[str, RenderedChart] = {}
-    for section in sections:
-        pictures |= render({figure.name: figure.chart for figure in section.figures})
-        blocks += _blocks(section)
-    return publish(title, blocks, pictures, folder, "reproduce")
+    blocks = [Text(intro), *(block for section in sections for block in _blocks(section))]
+    return publish(title, blocks, folder, "reproduce")[0]
 
 
 def _blocks(section: Section) -> list[Block]:
     rows = tuple(tuple(map(cell_with_note, row)) for row in section.rows)
     words = frozenset(section.headings[: section.words])
-    blocks: list[Block] = [Heading(section.title), *map(Text, section.says)]
-    blocks.append(Table(section.headings, rows, words, frozenset(section.marked)))
-    blocks += [Picture(figure.name, figure.shows, figure.caption) for figure in section.figures]
-    points = [("", note) for note in section.notes] + list((section.facts or {}).items())
-    return [*blocks, *([Points(tuple(points))] if points else [])]
+    remarks = [("", note) for note in section.notes] + list((section.facts or {}).items())
+    return [
+        Heading(section.title),
+        *map(Text, section.says),
+        Table(section.headings, rows, words, frozenset(section.marked)),
+        *section.figures,
+        *([points(remarks)] if remarks else []),
+    ]
+
+
+def gained(points: Sequence[Mapping[str, Any]]) -> Spec:
+    """Speed gained over multiply-adds saved, a panel for each runtime: `network`, `kind`, `runtime`, `saved` (a
+    share) and `speed` (times the base network's) of each point, and the line of what the multiply-adds promise.
+    """
+    rows = [{**point, "saved": 100 * point["saved"]} for point in points]
+    most = max([row["saved"] for row in rows], default=0.0)
+    promised = [{"saved": share, "speed": 100 / (100 - share)} for share in range(0, min(95, int(most) + 3))]
+    x = alt.X("saved:Q", title="multiply-adds saved, %", scale=alt.Scale(padding=10, nice=False), axis=EIGHT)
+    y = alt.Y("speed:Q", title="times as fast as the base network, measured", scale=alt.Scale(zero=False, padding=10))
+    encoding = (x, y, *looks("kind:N", by_turns(row["kind"] for row in rows)))
+    details = tooltip(
+        "network:N", "runtime:N", ("saved:Q", "multiply-adds saved, %", ".1f"), ("speed:Q", "times as fast", ".3f"),
+        ("macs:Q", "multiply-adds, M", ".2f"),
+    )  # fmt: skip
+    line = plot(promised).mark_line(color=FAINT, strokeDash=[5, 4]).encode(x, y)
+    even = plot([{"speed": 1.0}]).mark_rule(color=RULE).encode(y)
+    panels = []
+    for runtime in dict.fromkeys(row["runtime"] for row in rows):
+        marks = plot(row for row in rows if row["runtime"] == runtime).mark_point(filled=True, size=90, opacity=0.9)
+        marks = marks.encode(*encoding, tooltip=details)
+        panels.append(alt.layer(line, even, marks).properties(width=PLOT, height=240, title=runtime))
+    return spec(alt.vconcat(*panels))

@@ -4,18 +4,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from htas.report._blocks import Block, Cell, Heading, Picture, Points, Table, Text, cell_with_note
+from htas.report._blocks import Block, Cell, Heading, Picture, Table, Text, plain_table, points
 from htas.report._compare import answer, base_of, found_of
 from htas.report._content import doubts, target, value
-from htas.report._draw import render
 from htas.report._figures import pictured, runs_over_latency
 from htas.report._names import family_name, network_names, row_name
-from htas.report._publish import publish
+from htas.report._page import publish
 from htas.report.result import Report, Result
 from htas.report.summary import figures
 from htas.text import listing
 
-PICTURE = "runs"
 HEADINGS = (
     *("network", "run", "accuracy", "measured, ms per batch", "predicted, ms", "times as fast as its base"),
     *("multiply-adds", "parameters"),
@@ -33,48 +31,45 @@ def page(runs: Mapping[str, Report], folder: Path) -> Path:
 
     Raises UserError where the folder cannot be written.
     """
-    measured = any(pictured(report) for report in runs.values())
-    pictures = render({PICTURE: runs_over_latency(runs)} if measured else {})
-    return publish(f"{len(runs)} runs: {listing(runs)}", _blocks(runs, measured), pictures, folder, "report")
-
-
-def _blocks(runs: Mapping[str, Report], measured: bool) -> list[Block]:
-    picture: Block = Text("No network of these runs is both trained and measured yet.")
-    if measured:
-        caption = (
-            "Accuracy over measured latency. Latencies of one run were read together; those of two runs in two hours, "
-            "which may be some percent apart."
-        )
-        picture = Picture(PICTURE, f"Accuracy over measured latency of the networks of {listing(runs)}", caption)
     searched = [(report, network) for report in runs.values() if (network := found_of(report))]
     marked = frozenset(row_name(network_names(report)[network.name]) for report, network in searched)
     rows = tuple(_row(name, report, result) for name, report in runs.items() for result in report.results)
-    answers = [(name, sentence) for name, report in runs.items() for sentence in answer(report).sentences]
     doubtful = [
         (f"{name}, {subject}" if subject else name, doubt)
         for name, report in runs.items()
         for subject, doubt in doubts(report)
     ]
-    return [
+    blocks = [
         Heading("The answer of each run"),
-        Points(tuple(answers)),
+        points((name, sentence) for name, report in runs.items() for sentence in answer(report).sentences),
         Heading("Accuracy and latency"),
-        picture,
+        _picture(runs),
         Heading("Networks"),
         Table(HEADINGS, rows, frozenset(HEADINGS[:2]), marked),
         Heading("How the runs differ"),
         _differences(runs),
         Heading("Doubts and remarks"),
-        Points((*_unlike(runs), *doubtful)) if doubtful or _unlike(runs) else Text("None."),
+        points((*_unlike(runs), *doubtful)),
         Heading("How to repeat them"),
-        Points(tuple((name, report.command) for name, report in runs.items())),
+        points((name, report.command) for name, report in runs.items()),
     ]
+    return publish(f"{len(runs)} runs: {listing(runs)}", blocks, folder, "report")[0]
+
+
+def _picture(runs: Mapping[str, Report]) -> Block:
+    if not any(pictured(report) for report in runs.values()):
+        return Text("No network of these runs is both trained and measured yet.")
+    caption = (
+        "Accuracy over measured latency. Latencies of one run were read together; those of two runs in two hours, "
+        "which may be some percent apart."
+    )
+    shows = f"Accuracy over measured latency of the networks of {listing(runs)}"
+    return Picture("runs", runs_over_latency(runs), shows, caption)
 
 
 def _row(run: str, report: Report, result: Result) -> tuple[Cell, ...]:
     name = row_name(network_names(report)[result.name])
-    cells = (cell_with_note(figure, (" (",)) for figure in figures(result, base_of(report)))
-    return (Cell(name, result.name), Cell(run), *cells)
+    return (Cell(name, result.name), Cell(run), *figures(result, base_of(report)))
 
 
 def _facts(report: Report) -> dict[str, str]:
@@ -96,8 +91,7 @@ def _differences(runs: Mapping[str, Report]) -> Block:
     unlike = [row for row in rows if len(set(row[1:])) > 1]
     if not unlike:
         return Text("They differ in nothing that is recorded.")
-    headings = ("what", *runs)
-    return Table(headings, tuple(tuple(map(Cell, row)) for row in unlike), frozenset(headings))
+    return plain_table(("what", *runs), unlike)
 
 
 def _unlike(runs: Mapping[str, Report]) -> Sequence[tuple[str, str]]:

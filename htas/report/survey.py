@@ -4,12 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from htas.files import write_bytes, write_text
-from htas.report._blocks import Block, Heading, Points, Text, plain_table
-from htas.report._content import curve_picture
-from htas.report._curves import latency_curve
-from htas.report._draw import png, render
-from htas.report._figures import CURVE
-from htas.report._html import html
+from htas.report._blocks import Heading, Text, plain_table, points
+from htas.report._curves import curve_picture
+from htas.report._draw import png
+from htas.report._page import html
 from htas.spaces.curve import CurveRecord
 from htas.text import TextTable, listing, milliseconds, plural, significant, text_table
 
@@ -30,13 +28,32 @@ def page(
     `decided` says how many choices are. A choice that is less than `sure` to be right is marked. Raises UserError where
     the folder cannot be written.
     """
-    names = [CURVE.format(number) for number in range(1, len(curves) + 1)]
-    charts = {name: latency_curve(curve) for name, curve in zip(names, curves, strict=True)}
-    for name, chart in charts.items():
-        write_bytes(folder / "survey" / f"{name}.png", png(chart))
+    pictures = [curve_picture(number, curve) for number, curve in enumerate(curves, 1)]
+    for picture in pictures:
+        write_bytes(folder / "survey" / f"{picture.name}.png", png(picture.chart))
     rows = [_row(curve, sure) for curve in curves]
+    remarks = [("", doubt) for doubt in (*doubts, decided)]
+    remarks += [(f"curve of {listing(curve.sites)}", doubt) for curve in curves for doubt in curve.doubts]
+    blocks = [
+        Heading("The hardware-aware space"),
+        plain_table(HEADINGS, rows),
+        Text(
+            f"{plural(len(rows), 'distinct curve')}; one width a group, as in the paper's Table 2. A question mark "
+            "marks a width whose group is not decided: more readings could choose another."
+        ),
+        Heading("Latency curves"),
+        Text(
+            "Above, the latency m(x) of a site at every width x, the fit f(x) of eq. 1, and in red the widths chosen. "
+            "Below, the score s(x) = f(x) \N{MINUS SIGN} m(x) of eq. 2. Dashed lines part the groups."
+        ),
+        *pictures,
+        Heading("Doubts"),
+        points(remarks),
+        Heading("How it was measured"),
+        plain_table(("what", "value"), facts.items()),
+    ]
     path = folder / "survey.html"
-    write_text(path, html(title, _blocks(rows, curves, [*doubts, decided], facts), render(charts)))
+    write_text(path, html(title, blocks))
     return path, text_table([HEADINGS, *rows], len(HEADINGS), after=[decided])
 
 
@@ -56,28 +73,3 @@ def _row(curve: CurveRecord, sure: float) -> tuple[str, ...]:
         f"{significant(100 * errors[len(errors) // 2], 2)} %" if errors else "",
         " ".join(map(str, curve.dominated)),
     )
-
-
-def _blocks(
-    rows: Sequence[tuple[str, ...]], curves: Sequence[CurveRecord], doubts: Sequence[str], facts: Mapping[str, str]
-) -> list[Block]:
-    points = [("", doubt) for doubt in doubts]
-    points += [(f"curve of {listing(curve.sites)}", doubt) for curve in curves for doubt in curve.doubts]
-    return [
-        Heading("The hardware-aware space"),
-        plain_table(HEADINGS, rows),
-        Text(
-            f"{plural(len(rows), 'distinct curve')}; one width a group, as in the paper's Table 2. A question mark "
-            "marks a width whose group is not decided: more readings could choose another."
-        ),
-        Heading("Latency curves"),
-        Text(
-            "Above, the latency m(x) of a site at every width x, the fit f(x) of eq. 1, and in red the widths chosen. "
-            "Below, the score s(x) = f(x) \N{MINUS SIGN} m(x) of eq. 2. Dashed lines part the groups."
-        ),
-        *(curve_picture(number, curve) for number, curve in enumerate(curves, 1)),
-        Heading("Doubts"),
-        Points(tuple(points)) if points else Text("None."),
-        Heading("How it was measured"),
-        plain_table(("what", "value"), facts.items()),
-    ]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from htas.report import write
-from htas.report.paper import Figure, Section, fitted_curve, gained
+from htas.report.paper import Picture, Section, fitted_curve, gained
 from htas.report.paper import page as paper_page
 from tests.report.test_report import CURVE, PICTURES, REPORT
 
@@ -98,9 +98,9 @@ def test_without_a_script_the_pictures_are_there_all_the_same(browser: Any, page
 
 @pytest.mark.parametrize("width", [400, 1400])
 def test_the_papers_tables_are_whole_in_a_browser(width: int, browser: Any, tmp_path: Path) -> None:
-    figure = Figure("fig2", fitted_curve(CURVE), "Latency over width", "A <caption>")
+    figure = Picture("fig2", fitted_curve(CURVE), "Latency over width", "A <caption>")
     points = [{"network": "a", "kind": "TAS", "runtime": "eager", "saved": 0.5, "speed": 0.9, "macs": 20.0}]
-    other = Figure("motivation", gained(points), "Speed over multiply-adds", "Two")
+    other = Picture("motivation", gained(points), "Speed over multiply-adds", "Two")
     headings = tuple(f"column {number}" for number in range(13))
     row = ("<b>network</b>", *(f"{number}.25 \N{PLUS-MINUS SIGN} 0.5" for number in range(12)))
     sections = [

@@ -19,7 +19,7 @@ from htas.files import digest, read_json, to_json, write_json
 from htas.graph import resize
 from htas.graph.arch import Arch
 from htas.metrics.latency import Latency
-from htas.report.paper import Figure, Section, gained
+from htas.report.paper import Picture, Section, gained
 from htas.run import networks
 from htas.run import rows as run_rows
 from htas.run.run import Run
@@ -82,7 +82,7 @@ def motivation(plan: Plan) -> Section:
         ),
         ("network", "made by", "MACs saved, %", "promised by them", *table),
         rows, 2,
-        figures=(Figure(
+        figures=(Picture(
             "motivation", gained(points), "Speed gained over multiply-adds saved, a panel for each runtime",
             f"ResNet-{DEPTH}, {names} and the other runtimes alike; the dashed line is what the multiply-adds promise.",
         ),),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from htas.errors import UserError
 from htas.experiments.reproduce._plan import PAPER, Plan
 from htas.files import read_record
-from htas.report.paper import Figure, Section, fitted_curve, scored_widths
+from htas.report.paper import Picture, Section, fitted_curve, scored_widths
 from htas.run.run import Run, open_run
 from htas.run.stage import StageHeader, ensure
 from htas.run.stages import SURVEY
@@ -81,7 +81,7 @@ def fig2(plan: Plan) -> Section:
             significant(100 * errors[len(errors) // 2], 2) if errors else "-",
         ))  # fmt: skip
     figures = tuple(
-        Figure(
+        Picture(
             f"fig2-{output}", fitted_curve(ours[base]), f"Latency over width at {output}x{output}, and its fit",
             f"Feature maps of {output}x{output}, base width {base}; {_alike(ours[base])}.",
         )
@@ -117,7 +117,7 @@ def fig3(plan: Plan) -> Section:
                 f"{output}x{output}, {base}", f"{first} to {last}", str(printed[number]), str(width),
                 signed(100 * shares[width], 1), signed(100 * max(shares[x] for x in inside), 1), f"{100 * sure:.0f}",
             ))  # fmt: skip
-        figures.append(Figure(
+        figures.append(Picture(
             f"fig3-{output}", scored_widths(curve), f"Score of every width at {output}x{output}",
             f"Feature maps of {output}x{output}: red are the widths chosen, dashed lines part the groups.",
         ))  # fmt: skip
