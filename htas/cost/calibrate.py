@@ -17,7 +17,7 @@ from htas.cost.fit import FittedCalibration, fit
 from htas.cost.record import CalibrationRecord, FitRecord, NetworkRecord
 from htas.cost.tables import Floats, Table, TableCost, pairs, thinned
 from htas.errors import UserError, need_least
-from htas.formats.onnx_written import is_written
+from htas.formats.onnx import is_written
 from htas.graph import Network, resize
 from htas.graph.arch import Arch
 from htas.graph.layer import Layer, Template

@@ -1,24 +1,28 @@
-"""ONNX graphs as bytes: of a whole network through PyTorch's exporter, of one layer directly.
+"""ONNX graphs as bytes: of a network through PyTorch's exporter, and of layers and most networks directly.
 
-The exporter takes half a second and more, which a survey of hundreds of layers cannot afford.
+The exporter takes half a second and more, and seconds for a deep network. A survey of hundreds of layers cannot afford
+that, nor can a calibration and a search, which measure dozens of networks. A network is written step by step from its
+torch.fx graph, with the operators that the exporter would write (a test compares them), in a tenth of the time; one
+with any other step is left to the exporter. Files for the user are always the exporter's.
 """
 
+import copy
 import logging
+import operator
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 
 from htas.data.split import Shape
 from htas.errors import UserError
-from htas.graph.layer import Layer
+from htas.graph.layer import Layer, Sum
 from htas.timing.allocator import collector_off
 
 OPSET = 20
@@ -26,18 +30,21 @@ IR_VERSION = 9
 """The oldest that has OPSET, so that older runtimes read the graph."""
 TAIL = 16
 """Channels that a chain ends in: whole blocks of 8 (AVX2) and of 16 (AVX-512)."""
+FUNCTIONS: Mapping[Any, str] = {
+    operator.add: "Add", torch.add: "Add", operator.mul: "Mul", torch.mul: "Mul",
+    F.relu: "Relu", torch.relu: "Relu", "relu": "Relu",
+}  # fmt: skip
+"""Functions and methods of a network that are written as one operator."""
+ACTIVATIONS: Mapping[type[nn.Module], str] = {
+    nn.ReLU: "Relu", nn.Hardswish: "HardSwish", nn.GELU: "Gelu", nn.Sigmoid: "Sigmoid", nn.Tanh: "Tanh",
+}  # fmt: skip
+"""Those that are one operator without attributes."""
+EXPORTED = (nn.ConvTranspose2d, nn.GELU, nn.LeakyReLU, nn.ELU)
+"""Modules that are written in a layer only: in a network they may have options, or become part of others."""
 
-# name of the operator and its attributes; Clip and the two-step SiLU are written out below
-_ACTIVATIONS: Mapping[str, tuple[str, Mapping[str, float]]] = {
-    "relu": ("Relu", {}),
-    "hardswish": ("HardSwish", {}),
-    "gelu": ("Gelu", {}),
-    "sigmoid": ("Sigmoid", {}),
-    "tanh": ("Tanh", {}),
-    "leaky_relu": ("LeakyRelu", {"alpha": 0.01}),
-    "elu": ("Elu", {"alpha": 1.0}),
-    "hardsigmoid": ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}),
-}
+
+class _Unknown(Exception):
+    """A step that is not known here."""
 
 
 def network_graph(model: nn.Module, example: tuple[Tensor, ...], *, dynamic: bool) -> bytes:
@@ -85,7 +92,7 @@ def layer_graph(layer: Layer, module: nn.Module, batch: int, dtype: torch.dtype 
     """One layer as ONNX, with the weights of `module`, which layer.build() gave."""
     writer = Writer(dtype)
     names = ["input", "other"] if layer.op == "add" else ["input"]
-    inputs = [writer.input(name, shape) for name, shape in zip(names, _shapes(layer, batch), strict=False)]
+    inputs = [writer.input(name, shape) for name, shape in zip(names, layer.shapes(batch), strict=True)]
     writer.output(_layer(writer, layer, module, inputs))
     return writer.content()
 
@@ -110,7 +117,7 @@ def is_first(layer: Layer, shapes: Sequence[Shape]) -> bool:
 
 def _chain(layer: Layer, module: nn.Module | None, batch: int, first: bool, dtype: torch.dtype) -> bytes:
     writer = Writer(dtype)
-    heads = [_head(writer, layer, shape, first) for shape in _shapes(layer, batch)]
+    heads = [_head(writer, layer, shape, first) for shape in layer.shapes(batch)]
     lasts = heads if module is None else [_layer(writer, layer, module, heads)] * len(heads)
     channels, size = (layer.inputs, layer.size) if module is None else (layer.outputs, layer.output_size)
     if layer.op == "conv" and layer.kernel == (1, 1) != layer.stride:
@@ -121,28 +128,219 @@ def _chain(layer: Layer, module: nn.Module | None, batch: int, first: bool, dtyp
     return writer.content()
 
 
-def _head(writer: "Writer", layer: Layer, shape: list[int], first: bool) -> str:
+def _head(writer: "Writer", layer: Layer, shape: Shape, first: bool) -> str:
     name = f"input{len(writer.inputs)}"
     if first:
         return writer.input(name, shape)
     if layer.op == "linear":
         return writer.node("Relu", [writer.input(name, shape)])
     batch, channels, *size = shape
-    return writer.node("Conv", [writer.input(name, [batch, 1, *size]), writer.weight(torch.randn(channels, 1, 1, 1))])
+    return writer.node("Conv", [writer.input(name, (batch, 1, *size)), writer.constant(torch.randn(channels, 1, 1, 1))])
 
 
 def _tail(writer: "Writer", last: str, channels: int, size: tuple[int, int]) -> str:
     # not 1x1: OpenVINO moves the stride of a 1x1 convolution into the layer before it
     kernel = [min(side, 2) for side in size]
-    weight = writer.weight(torch.randn(TAIL, channels, *kernel))
+    weight = writer.constant(torch.randn(TAIL, channels, *kernel))
     return writer.node("Conv", [last, weight], kernel_shape=kernel, strides=size)
 
 
-def _shapes(layer: Layer, batch: int) -> list[list[int]]:
-    """Of each input."""
-    pixels = layer.size if layer.size != (1, 1) else ()
-    shape = [batch, *pixels, layer.inputs] if layer.op == "linear" else [batch, layer.inputs, *layer.size]
-    return [shape] * (2 if layer.op == "add" else 1)
+def _layer(writer: "Writer", layer: Layer, module: nn.Module, inputs: list[str]) -> str:
+    """The operator, then its norm and activation; the name of what comes out."""
+    last = writer.node("Add", inputs) if layer.op == "add" else inputs[0]
+    for part in module.modules():
+        if not isinstance(part, nn.Sequential | Sum):
+            last = _module(writer, part, last, len(layer.shapes(1)[0]))
+    return last
+
+
+def is_written(model: nn.Module, example: tuple[Tensor, ...]) -> bool:
+    """Whether a network is written here, for inputs like `example`, [N, *shape] each, and not by the slow exporter."""
+    return written_graph(copy.deepcopy(model).eval().cpu(), example) is not None
+
+
+def static_graph(model: nn.Module, example: tuple[Tensor, ...]) -> bytes:
+    """A network in eval mode as one self-contained ONNX file for inputs of exactly the shapes of `example`,
+    [N, *shape] each: written here, or by PyTorch's exporter where a step is not known here.
+
+    Raises UserError where PyTorch cannot export the network.
+    """
+    return written_graph(model, example) or network_graph(model, example, dynamic=False)
+
+
+def written_graph(model: nn.Module, example: tuple[Tensor, ...]) -> bytes | None:
+    """A network in eval mode as ONNX for inputs of exactly the shapes of `example`, [N, *shape] each; None for an
+    unknown step."""
+    if any(part._forward_hooks or part._forward_pre_hooks for part in model.modules()):
+        return None  # a graph of steps would lack the hooks
+    try:
+        traced = fx.symbolic_trace(model)
+        with torch.no_grad():
+            ShapeProp(traced).propagate(*example)
+        return _write(traced, example)
+    except Exception:  # the exporter may succeed, or its error is the one to show
+        return None
+
+
+def _write(traced: fx.GraphModule, example: tuple[Tensor, ...]) -> bytes:
+    writer = Writer(example[0].dtype)
+    names: dict[fx.Node, str] = {}
+    inputs = iter(example)
+    for node in traced.graph.nodes:
+        match node.op:
+            case "placeholder":
+                names[node] = writer.input(f"input{len(writer.inputs)}", next(inputs).shape)
+            case "output":
+                writer.output(names[_only(node)])
+            case "call_module":
+                names[node] = _called_module(writer, traced.get_submodule(str(node.target)), node, names)
+            case "call_function" | "call_method":
+                names[node] = _called_function(writer, node, names)
+            case _:
+                raise _Unknown(node.op)
+    return writer.content()
+
+
+def _only(node: fx.Node) -> fx.Node:
+    """The one argument of a step that has no other."""
+    if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
+        raise _Unknown(node)
+    return node.args[0]
+
+
+def _check_overwritten(source: fx.Node, inplace: bool) -> None:
+    """Raise where a value that is overwritten in place has another reader, which would see the new values."""
+    if inplace and len(source.users) > 1:
+        raise _Unknown(source)
+
+
+def _shape(node: fx.Node) -> torch.Size:
+    shape: torch.Size = node.meta["tensor_meta"].shape
+    return shape
+
+
+def _called_module(writer: "Writer", module: nn.Module, node: fx.Node, names: Mapping[fx.Node, str]) -> str:
+    source = _only(node)
+    name, rank = names[source], len(_shape(source))
+    _check_overwritten(source, getattr(module, "inplace", False))
+    match module:
+        case nn.Identity() | nn.Dropout() | nn.Dropout2d() if not module.training:
+            return name
+        case nn.BatchNorm2d() if _norm_after(source) is module:
+            return name
+        case nn.AdaptiveAvgPool2d() if tuple(_shape(node)[2:]) == (1, 1) and rank == 4:
+            return writer.node("ReduceMean", [name, writer.constant(torch.tensor([-1, -2]))], keepdims=1)
+        case nn.Flatten() if module.start_dim == 1 and module.end_dim == -1:
+            return _flat(writer, name, node)
+    if isinstance(module, EXPORTED) or (isinstance(module, nn.Linear) and rank != 2):
+        raise _Unknown(module)
+    return _module(writer, module, name, rank, _norm_after(node))
+
+
+def _called_function(writer: "Writer", node: fx.Node, names: Mapping[fx.Node, str]) -> str:
+    """A function or a method."""
+    sources = [each for each in node.args if isinstance(each, fx.Node)]
+    if node.target in (torch.flatten, "flatten") and len(sources) == 1 and node.args[1:] == (1,) and not node.kwargs:
+        return _flat(writer, names[sources[0]], node)
+    if node.target not in FUNCTIONS or len(sources) < len(node.args) or node.kwargs.keys() - {"inplace"}:
+        raise _Unknown(node.target)
+    _check_overwritten(sources[0], bool(node.kwargs.get("inplace")))
+    return writer.node(FUNCTIONS[node.target], [names[each] for each in sources])
+
+
+def _norm_after(node: fx.Node) -> nn.BatchNorm2d | None:
+    """The norm that a convolution feeds alone, which becomes part of it."""
+
+    def called(step: fx.Node) -> nn.Module | None:
+        owner = step.graph.owning_module
+        return owner.get_submodule(str(step.target)) if owner is not None and step.op == "call_module" else None
+
+    if not isinstance(called(node), nn.Conv2d) or len(node.users) != 1:
+        return None
+    norm = called(next(iter(node.users)))
+    return norm if isinstance(norm, nn.BatchNorm2d) and _is_known(norm) else None
+
+
+def _flat(writer: "Writer", name: str, node: fx.Node) -> str:
+    """All but the first dimension as one."""
+    return writer.node("Reshape", [name, writer.constant(torch.tensor(_shape(node)))], allowzero=1)
+
+
+def _module(writer: "Writer", module: nn.Module, name: str, rank: int, norm: nn.BatchNorm2d | None = None) -> str:
+    """One module for an input with this many dimensions; the name of what comes out. A `norm` becomes part of it.
+
+    Raises where the module, or an option of it, is not known here.
+    """
+    match module:
+        case nn.Conv2d() | nn.ConvTranspose2d() if module.padding_mode == "zeros" and not isinstance(
+            module.padding, str
+        ):
+            transposed = isinstance(module, nn.ConvTranspose2d)
+            more = {"output_padding": module.output_padding} if transposed else {}
+            return writer.node(
+                "ConvTranspose" if transposed else "Conv", [name, *_folded(writer, module, norm)],
+                dilations=module.dilation, group=module.groups, **_window(module), **more,
+            )  # fmt: skip
+        case nn.BatchNorm1d() | nn.BatchNorm2d() if _is_known(module):
+            tensors = [module.weight, module.bias, module.running_mean, module.running_var]
+            weights = [writer.constant(tensor) for tensor in tensors if tensor is not None]
+            return writer.node("BatchNormalization", [name, *weights], epsilon=module.eps)
+        case nn.Linear() if rank > 2:
+            last = writer.node("MatMul", [name, writer.constant(module.weight.t())])
+            return last if module.bias is None else writer.node("Add", [last, writer.constant(module.bias)])
+        case nn.Linear():
+            weights = [writer.constant(tensor) for tensor in (module.weight, module.bias) if tensor is not None]
+            return writer.node("Gemm", [name, *weights], transB=1)
+        case nn.MaxPool2d() if not (module.ceil_mode or module.return_indices):
+            return writer.node("MaxPool", [name], dilations=_pair(module.dilation), **_window(module))
+        case nn.AvgPool2d() if not (module.ceil_mode or module.divisor_override):
+            counted = int(module.count_include_pad)
+            return writer.node("AveragePool", [name], count_include_pad=counted, **_window(module))
+        case nn.AdaptiveAvgPool2d(output_size=1):
+            return writer.node("GlobalAveragePool", [name])
+        case nn.ReLU6():
+            bounds = [writer.constant(torch.tensor(bound)) for bound in (0.0, 6.0)]
+            return writer.node("Clip", [name, *bounds])
+        case nn.SiLU():
+            return writer.node("Mul", [name, writer.node("Sigmoid", [name])])
+        case nn.LeakyReLU():
+            return writer.node("LeakyRelu", [name], alpha=module.negative_slope)
+        case nn.ELU():
+            return writer.node("Elu", [name], alpha=module.alpha)
+        case nn.Hardsigmoid():
+            return writer.node("HardSigmoid", [name], alpha=1 / 6, beta=0.5)
+        case _ if type(module) in ACTIVATIONS:
+            return writer.node(ACTIVATIONS[type(module)], [name])
+        case _:
+            raise _Unknown(module)
+
+
+def _folded(writer: "Writer", conv: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d | None) -> list[str]:
+    """Weight and bias of a convolution and the norm after it, without a bias of zeros; their names."""
+    weight, bias = (
+        conv.weight,
+        torch.zeros(conv.out_channels, device=conv.weight.device) if conv.bias is None else conv.bias,
+    )
+    if norm is not None:
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight.float() * torch.rsqrt(norm.running_var.float() + norm.eps)
+        weight = weight.float() * scale[:, None, None, None]
+        bias = norm.bias.float() + (bias.float() - norm.running_mean.float()) * scale
+    return [writer.constant(tensor) for tensor in ([weight, bias] if bool(bias.any()) else [weight])]
+
+
+def _is_known(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:
+    return norm.affine and norm.running_mean is not None
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return tuple(size) if isinstance(size, tuple) else (size, size)
+
+
+def _window(module: Any) -> Mapping[str, tuple[int, ...]]:
+    """The attributes of a convolution, or of a pool."""
+    kernel, stride, padding = (_pair(each) for each in (module.kernel_size, module.stride, module.padding))
+    return {"kernel_shape": kernel, "strides": stride, "pads": padding * 2}
 
 
 class Writer:
@@ -155,7 +353,7 @@ class Writer:
         self.nodes: list[Any] = []
         self.weights: list[Any] = []
 
-    def input(self, name: str, shape: Sequence[int]) -> str:
+    def input(self, name: str, shape: Shape) -> str:
         """Declare an input; its name."""
         self.inputs.append(self._declare(name, shape))
         return name
@@ -172,13 +370,14 @@ class Writer:
         self.nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
         return output
 
-    def weight(self, tensor: Tensor) -> str:
-        """Add a constant of any shape, in the writer's number format; returns its name."""
-        return self._constant(tensor.detach().cpu().to(self.dtype).numpy())
+    def constant(self, tensor: Tensor) -> str:
+        """Add a constant of any shape, whose real numbers take the writer's number format; its name."""
+        from onnx import numpy_helper
 
-    def integers(self, values: Sequence[int]) -> str:
-        """Add a constant of whole numbers, such as a shape; its name."""
-        return self._constant(np.asarray(values, dtype=np.int64))
+        name = f"weight{len(self.weights)}"
+        values = tensor.detach().cpu().to(self.dtype if tensor.is_floating_point() else tensor.dtype)
+        self.weights.append(numpy_helper.from_array(values.numpy(), name))
+        return name
 
     def content(self) -> bytes:
         """All of it as one file."""
@@ -189,78 +388,8 @@ class Writer:
         content: bytes = model.SerializeToString()
         return content
 
-    def _constant(self, values: NDArray[Any]) -> str:
-        from onnx import numpy_helper
-
-        name = f"weight{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(values, name))
-        return name
-
-    def _declare(self, name: str, shape: Sequence[int] | None) -> Any:
+    def _declare(self, name: str, shape: Shape | None) -> Any:
         from onnx import TensorProto, helper
 
         kind = TensorProto.FLOAT16 if self.dtype == torch.float16 else TensorProto.FLOAT
         return helper.make_tensor_value_info(name, kind, shape)
-
-
-def _layer(writer: Writer, layer: Layer, module: nn.Module, inputs: list[str]) -> str:
-    """The operator, then its norm and activation; the name of what comes out."""
-    last = _operator(writer, layer, module, inputs)
-    if layer.norm:
-        last = add_norm(writer, module, last)
-    if layer.activation:
-        last = add_activation(writer, layer.activation, last)
-    return last
-
-
-def _operator(writer: Writer, layer: Layer, module: nn.Module, inputs: list[str]) -> str:
-    window = {"kernel_shape": layer.kernel, "strides": layer.stride, "pads": layer.padding * 2}
-    match layer.op:
-        case "conv":
-            operands = [*inputs, *weights_of(writer, module)]
-            return writer.node("Conv", operands, dilations=layer.dilation, group=layer.groups, **window)
-        case "conv_transpose":
-            operands = [*inputs, *weights_of(writer, module)]
-            more = {"dilations": layer.dilation, "output_padding": layer.output_padding}
-            return writer.node("ConvTranspose", operands, group=layer.groups, **more, **window)
-        case "linear" if layer.size != (1, 1):
-            linear = next(part for part in module.modules() if isinstance(part, nn.Linear))
-            last = writer.node("MatMul", [*inputs, writer.weight(linear.weight.t())])
-            return last if linear.bias is None else writer.node("Add", [last, writer.weight(linear.bias)])
-        case "linear":
-            return writer.node("Gemm", [*inputs, *weights_of(writer, module)], transB=1)
-        case "max_pool":
-            return writer.node("MaxPool", inputs, dilations=layer.dilation, **window)
-        case "avg_pool":
-            return writer.node("AveragePool", inputs, count_include_pad=1, **window)
-        case "global_pool":
-            return writer.node("GlobalAveragePool", inputs)
-        case "add":
-            return writer.node("Add", inputs)
-
-
-def weights_of(writer: Writer, module: nn.Module) -> list[str]:
-    """Weight and bias, if it has one, of the first convolution or linear layer in a module; their names."""
-    operator = next(part for part in module.modules() if isinstance(part, nn.Conv2d | nn.ConvTranspose2d | nn.Linear))
-    return [writer.weight(tensor) for tensor in (operator.weight, operator.bias) if tensor is not None]
-
-
-def add_norm(writer: Writer, module: nn.Module, last: str) -> str:
-    """The first batch norm in a module; the name of what comes out."""
-    norm = next(part for part in module.modules() if isinstance(part, _BatchNorm))
-    assert norm.running_mean is not None and norm.running_var is not None
-    tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    return writer.node("BatchNormalization", [last, *(writer.weight(tensor) for tensor in tensors)], epsilon=norm.eps)
-
-
-def add_activation(writer: Writer, activation: str, last: str) -> str:
-    """An activation by the name that Layer has for it; the name of what comes out."""
-    match activation:
-        case "relu6":
-            bounds = [writer.weight(torch.tensor(bound)) for bound in (0.0, 6.0)]
-            return writer.node("Clip", [last, *bounds])
-        case "silu":
-            return writer.node("Mul", [last, writer.node("Sigmoid", [last])])
-        case _:
-            op, attributes = _ACTIVATIONS[activation]
-            return writer.node(op, [last], **attributes)

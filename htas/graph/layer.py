@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from htas.data.split import Shape
+
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
@@ -147,12 +149,16 @@ class Layer:
             return Sum(parts[1:]).eval()
         return nn.Sequential(*parts).eval() if len(parts) > 1 else parts[0].eval()
 
-    def example(self, batch: int) -> tuple[Tensor, ...]:
-        """Inputs of the right shapes: [batch, inputs, height, width]; for linear [batch, inputs], or with the height
-        and width of pixels between these two."""
+    def shapes(self, batch: int) -> tuple[Shape, ...]:
+        """Of its inputs: [batch, inputs, height, width]; for linear [batch, inputs], or with the height and width of
+        pixels between these two."""
         pixels = self.size if self.size != (1, 1) else ()
         shape = (batch, *pixels, self.inputs) if self.op == "linear" else (batch, self.inputs, *self.size)
-        return tuple(torch.randn(shape) for _ in range(2 if self.op == "add" else 1))
+        return (shape,) * (2 if self.op == "add" else 1)
+
+    def example(self, batch: int) -> tuple[Tensor, ...]:
+        """Random inputs, of its `shapes`."""
+        return tuple(torch.randn(shape) for shape in self.shapes(batch))
 
     def _operator(self) -> nn.Module:
         match self.op:

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 import htas.runtimes
 from htas.cli import main
 from htas.errors import UserError
-from htas.formats.onnx import chain_graphs, layer_graph, network_graph
+from htas.formats.onnx import chain_graphs, layer_graph, network_graph, static_graph, written_graph
 from htas.formats.onnx_file import OnnxFile
-from htas.formats.onnx_written import static_graph, written_graph
 from htas.formats.parity import largest_difference, tolerance
 from htas.graph import resize, trace
 from htas.graph.arch import Arch
