@@ -13,11 +13,11 @@ from typing import ClassVar
 import torch
 
 from htas.data.split import Images, Part, Shape
-from htas.datasets import Dataset
-from htas.datasets._copies import encoding
-from htas.datasets._parquet import IMAGE, read_shards, read_table, reason, shards
-from htas.datasets._pictures import SHAPE, read_pictures
+from htas.datasets._encoded import IMAGE, SHAPE, CopiedDataset, read_parquet, read_pictures, read_table, reason
 from htas.errors import UserError
+
+HUB_FOLDERS = ("data", "plain_text", "cifar100")
+"""Where the hub keeps the parquet files of these data sets."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,6 @@ class CifarSource:
 
     hub: str
     """Its name on the hub."""
-    hub_folder: str
-    """The folder of its parquet files there."""
     label: str
     """Their column of labels."""
     file: str
@@ -83,7 +81,7 @@ class CifarSource:
 
 
 @dataclass(frozen=True)
-class Cifar(Dataset):
+class Cifar(CopiedDataset):
     """50,000 training and 10,000 test images of 32x32 pixels."""
 
     path: str = ""
@@ -95,11 +93,6 @@ class Cifar(Dataset):
     shapes: ClassVar[tuple[Shape, ...]] = (SHAPE,)
     flip: ClassVar[bool] = True
     crop: ClassVar[int] = 4
-
-    @property
-    def encoding(self) -> str:
-        """How the images of this copy come."""
-        return encoding(self.path)
 
     def read(self, part: Part) -> Images:
         """All images of one part; raises UserError that names the file at fault."""
@@ -113,9 +106,9 @@ class Cifar(Dataset):
 
     def _from_folder(self, folder: Path, part: Part) -> Images:
         source = self.source
-        for place in (folder, *(folder / name for name in ("data", "plain_text", source.hub_folder))):
+        for place in (folder, *(folder / name for name in HUB_FOLDERS)):
             if any(place.glob("*.parquet")):
-                return read_shards(shards(place, part), source.label)
+                return read_parquet(place, part, source.label)
         if (folder / source.file).is_file():
             return source.packed(folder / source.file, part)
         for place in (folder, folder / source.folder):

@@ -4,7 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from htas.data.items import Items, limited
 from htas.data.split import Data, Images, Part, Shape
-from htas.datasets import Dataset, checked_labels
+from htas.datasets import checked_labels
+from htas.datasets._encoded import CopiedDataset
 from htas.errors import UserError
 from htas.timing.target import usable_cores
 
@@ -32,10 +33,38 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
+class ImageSource:
+    """Numbered images that can be opened one by one, in any process."""
+
+    images: Any
+    """Paths; of the hub, a memory-mapped table."""
+    labels: Sequence[int]
+    column: str = ""
+    """The column of the table that has the images; empty for paths."""
+    split: str = ""
+    """The table's name on the hub."""
+
+    def open(self, number: int) -> "Image":
+        """By number, not yet decoded if possible; raises UserError where a column holds something else."""
+        from PIL import Image
+
+        if not self.column:
+            return Image.open(self.images[number])
+        image = self.images[number][self.column]
+        if not isinstance(image, Image.Image):
+            raise UserError(f"column {self.column!r} holds {type(image).__name__}, no image")
+        return image
+
+    def name(self, number: int) -> str:
+        """A path, or `row 12 of train`."""
+        return f"row {number} of {self.split}" if self.column else str(self.images[number])
+
+
+@dataclass(frozen=True)
 class Pictures(TorchDataset[tuple[Tensor, int]]):
     """One part as a torch Dataset: float32 [3, size, size] normalised, and the label. Pickled for every worker."""
 
-    source: "ImageSource"
+    source: ImageSource
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -43,7 +72,7 @@ class Pictures(TorchDataset[tuple[Tensor, int]]):
     mirrored: bool
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.source.labels)
 
     def __getitem__(self, number: int) -> tuple[Tensor, int]:
         try:
@@ -57,23 +86,6 @@ class Pictures(TorchDataset[tuple[Tensor, int]]):
             tensor = tensor.flip(2)
         mean, std = (torch.tensor(values).mul_(255).view(-1, 1, 1) for values in (self.mean, self.std))
         return tensor.sub_(mean).div_(std), int(self.source.labels[number])
-
-
-class ImageSource:
-    """Numbered images that can be opened one by one, in any process."""
-
-    labels: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @abstractmethod
-    def open(self, number: int) -> "Image":
-        """By number, not yet decoded if possible."""
-
-    @abstractmethod
-    def name(self, number: int) -> str:
-        """For errors."""
 
 
 def _middle(size: tuple[int, int]) -> Box:
@@ -111,7 +123,7 @@ def _cut(image: "Image", box: Box, size: int) -> "Image":
 
 
 @dataclass(frozen=True)
-class Streamed(Dataset):
+class Streamed(CopiedDataset):
     """A data set of images of any size, which are cut to squares; subclasses say where they are."""
 
     size: int = 224
@@ -162,4 +174,4 @@ class Streamed(Dataset):
             Pictures(source, self.size, self.mean, self.std, augmented, self.mirror) for augmented in (False, True)
         )
         workers = usable_cores() if self.workers < 0 else self.workers
-        return Items(plain, torch.arange(len(source)), device, workers, varied=varied)
+        return Items(plain, torch.arange(len(source.labels)), device, workers, varied=varied)

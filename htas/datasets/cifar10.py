@@ -12,7 +12,6 @@ class Cifar10(Cifar):
 
     source: ClassVar[CifarSource] = CifarSource(
         hub="uoft-cs/cifar10",
-        hub_folder="plain_text",
         label="label",
         file="cifar-10-binary.tar.gz",
         md5="c32a1d4ab5d03f1284b67883e8d87530",

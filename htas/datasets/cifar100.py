@@ -12,7 +12,6 @@ class Cifar100(Cifar):
 
     source: ClassVar[CifarSource] = CifarSource(
         hub="uoft-cs/cifar100",
-        hub_folder="cifar100",
         label="fine_label",
         file="cifar-100-binary.tar.gz",
         md5="03b5dce01913d631647c71ecec9e9cb8",

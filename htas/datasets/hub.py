@@ -2,16 +2,12 @@
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from htas.data.split import Part
-from htas.datasets._copies import encoding
 from htas.datasets._streamed import ImageSource, Streamed
 from htas.errors import UserError
 from htas.text import first_line, listing
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -32,18 +28,13 @@ class Hub(Streamed):
     """The column with labels."""
 
     @property
-    def encoding(self) -> str:
-        """How the images of this copy come."""
-        return encoding(self.path)
-
-    @property
     def classes(self) -> int:
         """As the label's type says, or one more than the largest label."""
         feature = self._table("train").features[self.label]
         named = getattr(feature, "num_classes", None)
         return int(named) if named else 1 + max(self.source("train").labels)
 
-    def source(self, part: Part) -> "Rows":
+    def source(self, part: Part) -> ImageSource:
         """The rows of one part."""
         table = self._table(part)
         labels = list(table[self.label])
@@ -51,7 +42,7 @@ class Hub(Streamed):
             raise UserError(
                 f"column {self.label!r} must hold whole numbers, the labels; class_encode_column makes them from text"
             )
-        return Rows(table, self.image, labels, self._split(part))
+        return ImageSource(table, labels, self.image, self._split(part))
 
     def _split(self, part: Part) -> str:
         return self.test if part == "test" else self.train
@@ -66,24 +57,6 @@ class Hub(Streamed):
             if column not in names:
                 raise UserError(f"{self.path} has no column {column!r} (data.{option}); it has {listing(names)}")
         return table
-
-
-class Rows(ImageSource):
-    """A memory-mapped table."""
-
-    def __init__(self, table: Any, image: str, labels: list[int], split: str) -> None:
-        self.table, self.image, self.labels, self.split = table, image, labels, split
-
-    def open(self, number: int) -> "Image":
-        """The image as the hub's library decodes it; raises UserError where the column holds something else."""
-        image = self.table[number][self.image]
-        if not hasattr(image, "convert"):
-            raise UserError(f"column {self.image!r} holds {type(image).__name__}, no image")
-        return image  # type: ignore[no-any-return]
-
-    def name(self, number: int) -> str:
-        """`row 12 of train`."""
-        return f"row {number} of {self.split}"
 
 
 @cache
