@@ -157,8 +157,8 @@ class _Calls:
         if module in self.programs:
             return self.programs[module]()
         program = self.runtime.compile(module, self.runtime.target.example())
-        if program.anew is not None:
-            self.programs[module] = program.anew
+        if program.rebuild is not None:
+            self.programs[module] = program.rebuild
         return program
 
     def build(self, number: int) -> Call:

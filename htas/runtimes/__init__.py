@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
@@ -22,6 +22,9 @@ from htas.text import listing, no_such
 from htas.timing.bench import CudaTimer, HostTimer, Timer
 from htas.timing.target import Target
 
+if TYPE_CHECKING:
+    from htas.runtimes._build import Builder
+
 
 @dataclass(frozen=True)
 class Program:
@@ -31,7 +34,7 @@ class Program:
     """Computes one batch, with inputs already in the memory of the runtime; this call is timed."""
     outputs: Callable[..., Tensor]
     """From input tensors to the network's output, on the CPU in fp32; for checks."""
-    anew: "Callable[[], Program] | None" = None
+    rebuild: "Callable[[], Program] | None" = None
     """Builds the same program again, without the slow steps that never differ: the export, the check."""
 
 
@@ -47,6 +50,8 @@ class Runtime(ABC):
     """True if a network becomes ONNX first, which takes seconds for a deep one."""
     lacking: ClassVar[str] = ""
     """Why a precision is missing; ends the sentence that refuses it."""
+    what: ClassVar[str] = ""
+    """The runtime in words; empty for its name."""
     target: Target
 
     @classmethod
@@ -60,9 +65,14 @@ class Runtime(ABC):
         The default builds a copy and compares its outputs with eager PyTorch's. Raises UserError, which names the layer
         that cannot be run, or where outputs differ.
         """
-        from htas.runtimes._build import network_program
+        return self.builder.network(model, example, self.build)
 
-        return network_program(f"target.runtime {self.target.runtime!r}", self.target, model, example, self.build)
+    @property
+    def builder(self) -> "Builder":
+        """Compares what `build` returns, and says in a sentence why it fails."""
+        from htas.runtimes._build import Builder
+
+        return Builder(self.what or f"target.runtime {self.target.runtime!r}", self.target)
 
     def build(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
         """The program of a network in eval mode on the CPU, which may be changed; nothing is compared yet.

@@ -12,7 +12,6 @@ from htas.formats.onnx import chain_graphs, is_first, layer_graph, static_graph
 from htas.formats.onnx_file import OnnxFile
 from htas.graph.layer import Layer
 from htas.runtimes import Program, Runtime
-from htas.runtimes._build import file_program, layer_program, network_program
 
 
 @dataclass(frozen=True)
@@ -20,8 +19,6 @@ class GraphRuntime(Runtime):
     """A subclass opens graphs."""
 
     exports: ClassVar[bool] = True
-    what: ClassVar[str]
-    """The runtime in words."""
 
     @abstractmethod
     def open(self, graph: bytes | str, example: tuple[Tensor, ...] | None = None) -> Program:
@@ -35,13 +32,13 @@ class GraphRuntime(Runtime):
     def compile(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
         """The exported network, checked; an ONNX file as it is."""
         if isinstance(model, OnnxFile):
-            return file_program(self.what, self.target, model, self.open)
-        return network_program(self.what, self.target, model, example, self.build)
+            return self.builder.file(model, self.open)
+        return super().compile(model, example)
 
     def build(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
-        """The exported network; `anew` opens the same graph again."""
+        """The exported network; `rebuild` opens the same graph again."""
         graph = static_graph(network.to(self.dtype), cast(example, self.dtype))
-        return replace(self.open(graph, example), anew=partial(self.open, graph, example))
+        return replace(self.open(graph, example), rebuild=partial(self.open, graph, example))
 
     def compile_layer(self, layer: Layer) -> Program:
         """The layer as a graph of its own, without the exporter."""
@@ -50,7 +47,7 @@ class GraphRuntime(Runtime):
             graph = layer_graph(layer, layer.build(), self.target.batch, self.dtype)
             return self.open(graph, layer.example(self.target.batch))
 
-        return layer_program(self.what, self.target, layer, build)
+        return self.builder.layer(layer, build)
 
     def chain(self, layer: Layer) -> tuple[Program, Program]:
         """The layer between two cheap convolutions, and these alone.
@@ -63,7 +60,7 @@ class GraphRuntime(Runtime):
         """
         first, batch = is_first(layer, self.target.shapes), self.target.batch
         graphs = chain_graphs(layer, layer.build(), batch, first=first, dtype=self.dtype)
-        one, other = (layer_program(self.what, self.target, layer, partial(self.open, graph)) for graph in graphs)
+        one, other = (self.builder.layer(layer, partial(self.open, graph)) for graph in graphs)
         return one, other
 
 

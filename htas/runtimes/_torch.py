@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from htas.formats.parity import first
 from htas.graph.layer import Layer
 from htas.runtimes import Program, Runtime
-from htas.runtimes._build import layer_program, network_program
 from htas.timing.allocator import keep_memory
 from htas.timing.target import DTYPES, Target
 
@@ -24,26 +23,31 @@ FORGOTTEN = 33
 class TorchRuntime(Runtime):
     """A runtime that builds modules, of networks and of layers alike."""
 
-    what: ClassVar[str]
-    """The runtime in words."""
-
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:
         """All, on every device."""
         return tuple(DTYPES)
 
-    def compile(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
-        """A copy of the network in the target's precision, checked."""
-        return network_program(self.what, self.target, model, example, self.build)
-
     def compile_layer(self, layer: Layer) -> Program:
         """The layer's module, unchecked."""
         example = layer.example(self.target.batch)
-        return layer_program(self.what, self.target, layer, lambda: self.build(layer.build(), example))
+        return self.builder.layer(layer, lambda: self.build(layer.build(), example))
 
     def describe(self) -> Mapping[str, str]:
         """PyTorch's version and the libraries and settings of its convolutions."""
-        return about(self.target)
+        common = {"torch": torch.__version__, "memory format": "contiguous"}
+        if self.target.device == "cpu":
+            instructions = torch.backends.cpu.get_cpu_capability()
+            freed = "kept" if keep_memory() else "returned"
+            return {**common, "instructions": instructions, "freed memory": freed, **_emulated(self.target)}
+        return {
+            **common,
+            "gpu": torch.cuda.get_device_name(),
+            "cuda": str(torch.version.cuda),
+            "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+            "cudnn benchmark": str(torch.backends.cudnn.benchmark),
+            "convolutions": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+        }
 
 
 def placed(network: nn.Module, example: tuple[Tensor, ...], target: Target) -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -90,23 +94,6 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def about(target: Target) -> Mapping[str, str]:
-    """PyTorch's version and the libraries and settings of its convolutions."""
-    common = {"torch": torch.__version__, "memory format": "contiguous"}
-    if target.device == "cpu":
-        instructions = torch.backends.cpu.get_cpu_capability()
-        freed = "kept" if keep_memory() else "returned"
-        return {**common, "instructions": instructions, "freed memory": freed, **_emulated(target)}
-    return {
-        **common,
-        "gpu": torch.cuda.get_device_name(),
-        "cuda": str(torch.version.cuda),
-        "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
-        "cudnn benchmark": str(torch.backends.cudnn.benchmark),
-        "convolutions": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
-    }
 
 
 def _emulated(target: Target) -> Mapping[str, str]:

@@ -7,7 +7,6 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from htas.runtimes import Program
-from htas.runtimes._build import network_program
 from htas.runtimes._torch import TorchRuntime, forget_kernels, placed, program, threads
 
 
@@ -25,8 +24,8 @@ class Eager(TorchRuntime):
 
     def compile(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
         """A copy of the network on the target's device, in its precision."""
-        same = self.target.device == "cpu" and self.target.precision == "fp32"
-        return network_program(self.what, self.target, model, example, self.build, same=same)
+        compare = (self.target.device, self.target.precision) != ("cpu", "fp32")  # else it is what it is compared with
+        return self.builder.network(model, example, self.build, compare=compare)
 
     def renew(self) -> None:
         """Drop compiled kernels, on a CPU."""

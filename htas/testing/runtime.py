@@ -170,7 +170,7 @@ class RuntimeContract:
             program = runtime.compile(network, (images,))
             outputs = program.outputs(images)
             runtime.renew()
-            again = program.anew() if program.anew is not None else runtime.compile(network, (images,))
+            again = program.rebuild() if program.rebuild is not None else runtime.compile(network, (images,))
             again.run()
             self.close(again.outputs(images), outputs, runtime)
             self.close(program.outputs(images), outputs, runtime)
@@ -190,8 +190,8 @@ class RuntimeContract:
                 program = runtime.compile_layer(layer)
                 program.run()
                 self.close(program.outputs(*example), expected, runtime)
-                if program.anew is not None:
-                    self.close(program.anew().outputs(*example), expected, runtime)
+                if program.rebuild is not None:
+                    self.close(program.rebuild().outputs(*example), expected, runtime)
             module.float()
 
     @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())

@@ -30,7 +30,7 @@ from htas.models.cifar_resnet import CifarResNet
 from htas.plugins import find, names
 from htas.run.config import load
 from htas.runtimes import Program, Runtime, open_runtime
-from htas.runtimes._build import in_words, layer_program, network_program
+from htas.runtimes._build import Builder, in_words
 from htas.testing import RuntimeContract
 from htas.testing.runtime import LAYERS, Residual, spread_norms
 from htas.timing.bench import CudaTimer, HostTimer
@@ -115,8 +115,8 @@ def test_a_network_is_exported_once_and_opened_again(name, monkeypatch):
     assert len(exported) == 1 and len(opens) == 17
     program = opened(name).compile(network, (torch.randn(2, 3, 8, 8),))
     images = torch.randn(2, 3, 8, 8)
-    assert program.anew is not None
-    assert torch.equal(program.anew().outputs(images), program.outputs(images))
+    assert program.rebuild is not None
+    assert torch.equal(program.rebuild().outputs(images), program.outputs(images))
 
 
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
@@ -509,7 +509,7 @@ def test_a_layer_that_a_runtime_cannot_build_is_named():
     with pytest.raises(
         ValueError, match=r"It cannot run the layer conv 1x3, .* \(RuntimeError: no kernel\); replace it"
     ):
-        layer_program("It", Target(), layer, failing(RuntimeError("\nno kernel\nmore lines")))
+        Builder("It", Target()).layer(layer, failing(RuntimeError("\nno kernel\nmore lines")))
 
 
 @pytest.mark.parametrize("words", ["CUDA out of memory. Tried", "Failed to allocate memory for requested buffer"])
@@ -517,12 +517,12 @@ def test_a_full_gpu_says_what_to_lower(words):
     target = Target(device="cuda", batch=512)
     full = "It ran out of memory on cuda at batch 512; lower target.batch"
     with pytest.raises(ValueError, match=full):
-        layer_program("It", target, CONV, failing(torch.OutOfMemoryError(words)))
+        Builder("It", target).layer(CONV, failing(torch.OutOfMemoryError(words)))
     with pytest.raises(ValueError, match=full):
-        network_program("It", target, CONV.build(), CONV.example(2), failing(RuntimeError(words)))
+        Builder("It", target).network(CONV.build(), CONV.example(2), failing(RuntimeError(words)))
     late = failing(RuntimeError(words))
     with pytest.raises(ValueError, match=full):
-        layer_program("It", target, CONV, lambda: Program(late, late)).run()
+        Builder("It", target).layer(CONV, lambda: Program(late, late)).run()
 
 
 def test_outputs_that_overflow_in_fp16_are_refused_with_the_way_out():
@@ -537,7 +537,7 @@ def test_outputs_that_overflow_in_fp16_are_refused_with_the_way_out():
 def test_a_program_that_computes_something_else_is_refused():
     target = Target(batch=2)
     with pytest.raises(ValueError, match="It differs from PyTorch by up to"):
-        network_program("It", target, CONV.build(), CONV.example(2), lambda *_: Program(int, CONV.build()))
+        Builder("It", target).network(CONV.build(), CONV.example(2), lambda *_: Program(int, CONV.build()))
 
 
 CHAINED = {
@@ -746,8 +746,8 @@ def test_a_file_runs_as_it_is_at_the_targets_batch(tmp_path: Path) -> None:
     program = open_runtime(target).compile(found, ())
     with torch.no_grad():
         torch.testing.assert_close(program.outputs(images), net(images)[0], atol=1e-5, rtol=1e-4)
-    assert program.anew is not None
-    program.anew().run()
+    assert program.rebuild is not None
+    program.rebuild().run()
 
 
 def test_a_file_that_cannot_be_measured_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
