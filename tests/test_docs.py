@@ -17,6 +17,8 @@ pytestmark = pytest.mark.timeout(300)  # whole runs
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+ELSEWHERE = ["own-model.md"]
+"""Pages whose commands tests/test_examples.py runs, as they need a file of their own."""
 MARKDOWN = [
     *sorted(ROOT.glob("*.md")),
     *(page for folder in ("docs", "benchmarks", "examples") for page in sorted((ROOT / folder).rglob("*.md"))),
@@ -25,8 +27,6 @@ LIVING = [page for page in MARKDOWN if "results" not in page.relative_to(ROOT).p
 """Pages that change with the code; the dated ones stay as they were written."""
 WORDS = {"README.md": 1300, "docs/decisions.md": 4850}
 """The most words that a page may have."""
-ELSEWHERE = ["own-model.md"]
-"""Pages whose commands another test runs, as they need a file of their own."""
 TINY = [
     "--target.threads=1", "--survey.rounds=1", "--survey.store=none", "--survey.undecided=1",
     "--split.limit=60", "--train.epochs=1", "--train.warmup=0", "--train.rest=0", "--train.batch=30",
@@ -84,12 +84,12 @@ def _marks(page: Path) -> list[pytest.MarkDecorator]:
     return [pytest.mark.slow, pytest.mark.timeout(1800)] if long > 1 or page.stem == "quick-start" else []
 
 
-@pytest.mark.parametrize("page", [pytest.param(page, id=page.stem, marks=_marks(page)) for page in PAGES])
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=page.stem, marks=_marks(page)) for page in PAGES if page.name not in ELSEWHERE]
+)
 def test_the_commands_of_a_page_run(
     page: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if page.name in ELSEWHERE:
-        pytest.skip("tests/test_examples.py runs them beside the file that they need")
     for folder in ("examples", "htas", "benchmarks"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
