@@ -120,8 +120,8 @@ def one(
             base=lambda: network.module,
             limits=(limit,),
         )
-        search = _Search(Differentiable(epochs=10, batch=batch, precision=precision), problem)
-        search.supernet.train()
+        search = _Search(problem, Differentiable(epochs=10, batch=batch, precision=precision))
+        search.model.train()
         ((images, labels),) = split.batches(batch, channels_last=True)
         assert isinstance(images, torch.Tensor)
         images, labels = images.to(device), labels.to(device)
@@ -157,7 +157,7 @@ def one(
         widest = resize(network, space.widest)
         most = saved(plain_step(widest, search.runner, images, labels), widest)
         every = [steps(number) for number in range(5)]
-        own = max(saved(each[kind], search.supernet) for each in every for kind in ("weight", "arch"))
+        own = max(saved(each[kind], search.model) for each in every for kind in ("weight", "arch"))
     return times, own / most
 
 

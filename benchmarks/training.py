@@ -121,7 +121,7 @@ def passes(batch: int, folder: Path) -> dict[str, Callable[[Any], None]]:
 def ours(model: Any, batch: int, precision: Any, folder: Path) -> Callable[[Any], None]:
     """htas.train's own loop."""
     from htas.training.recipe import Recipe
-    from htas.training.train import train
+    from htas.training.train import Training
 
     recipe = Recipe(
         epochs=1, warmup=0, batch=batch, lr=RATE, momentum=MOMENTUM, weight_decay=DECAY, precision=precision
@@ -131,7 +131,7 @@ def ours(model: Any, batch: int, precision: Any, folder: Path) -> Callable[[Any]
         path = folder / "checkpoint.safetensors"
         path.unlink(missing_ok=True)  # else there would be nothing left to do
         with contextlib.redirect_stderr(io.StringIO()):
-            train(model, split, recipe, seed=0, device="cpu", checkpoint=path, title="ours")
+            Training(model, split, recipe, seed=0, device="cpu", checkpoint=path, title="ours").run()
 
     return one
 

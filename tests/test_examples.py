@@ -30,7 +30,7 @@ from htas.spaces.survey import survey
 from htas.strategies.tas import Tas
 from htas.timing.measurement import Measurement
 from htas.timing.target import Target
-from htas.training.train import evaluate, train
+from htas.training.train import Training, evaluate
 
 ROOT = Path(__file__).parent.parent
 PAPER = sorted((ROOT / "examples" / "paper").glob("*.toml"))
@@ -119,10 +119,10 @@ def test_a_row_of_the_paper_runs_for_a_few_steps(path, tmp_path):
     assert 0 < epoch.expected_cost < 2 and 0 < epoch.argmax_cost < 2
     network = problem.network
     model = resize(network, found.arch)
-    train(
+    Training(
         model, problem.data.train, config.train, seed=0, device="cpu", title="found",
         checkpoint=tmp_path / "train.safetensors", teacher=resize(network, network.base), distill=config.distill,
-    )  # fmt: skip
+    ).run()  # fmt: skip
     assert 0 <= evaluate(model, problem.data.validation, device="cpu") <= 1
 
 

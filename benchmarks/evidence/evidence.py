@@ -44,7 +44,7 @@ from htas.timing.target import machine
 from htas.training.distill import Distill
 from htas.training.layout import placed
 from htas.training.recipe import RECIPES, Recipe
-from htas.training.train import evaluate, has_bf16, train
+from htas.training.train import Training, evaluate, has_bf16
 
 HERE = Path(__file__).parent
 DATASETS = {"cifar10": Cifar10, "cifar100": Cifar100}
@@ -360,11 +360,11 @@ def trained(unit: Unit, teacher: Unit | None, place: Place) -> None:
     why = ""
     seconds = 0.0
     try:
-        seconds = train(
+        seconds = Training(
             model, Watched(source, place.wait), unit.recipe, seed=unit.seed, device=device, title=unit.name,
-            checkpoint=place.checkpoint(unit), teacher=mentor, distill=unit.distill if mentor else None,
+            checkpoint=place.checkpoint(unit), teacher=mentor, distill=unit.distill,
             on_epoch=on_epoch,
-        )  # fmt: skip
+        ).run()  # fmt: skip
     except ValueError as error:
         if "diverged" not in str(error):
             raise
@@ -401,7 +401,7 @@ def traced_of(model: nn.Module) -> Network:
 @cache
 def code() -> str:
     """A hash of the files that a training runs through, as they were when the command began."""
-    parts = (train, Distill, augmented, placed)
+    parts = (Training, Distill, augmented, placed)
     return digest(*(Path(inspect.getfile(part)) for part in parts))
 
 

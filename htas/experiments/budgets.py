@@ -34,8 +34,7 @@ from htas.run.run import Run, Sources
 from htas.run.stage import StageHeader, ensure, made_from
 from htas.run.stages import SEARCH
 from htas.text import TextTable, columns, milliseconds, percent, points, text_table
-from htas.training.train import evaluate
-from htas.training.train import train as fit
+from htas.training.train import Training, evaluate
 
 FRONT = "No other network of this sweep is both faster and more accurate."
 
@@ -272,11 +271,10 @@ def _judged(job: Run, arch: Arch, seed: int, folder: Path, teacher: Arch | None)
         learned_from = resize(job.network, teacher)
         learned_from.load_state_dict(read_tensors(_held_out(job, teacher, seed, folder, taught=False))[0])
     task, checkpoint = job.data.task, folder / "checkpoints" / path.name
-    seconds = fit(
+    seconds = Training(
         model, job.data.weights, config.train, seed=seed, device=job.device, checkpoint=checkpoint, task=task,
-        title=f"train on half of the images, seed {seed}", teacher=learned_from,
-        distill=config.distill if learned_from is not None else None,
-    )  # fmt: skip
+        title=f"train on half of the images, seed {seed}", teacher=learned_from, distill=config.distill,
+    ).run()  # fmt: skip
     accuracy = evaluate(model, job.data.validation, device=job.device, precision=config.train.precision, task=task)
     write_tensors(path, model.state_dict(), {"accuracy": accuracy, "seconds": seconds})
     checkpoint.unlink(missing_ok=True)

@@ -25,8 +25,7 @@ from htas.search.record import SearchRecord
 from htas.text import listing, milliseconds
 from htas.timing.measurement import Measurement
 from htas.timing.target import Target, machine
-from htas.training.train import evaluate
-from htas.training.train import train as fit
+from htas.training.train import Training, evaluate
 
 KINDS = {"uniform": "network with all widths narrowed alike", "plain": "shallower member of the family"}
 """Kinds of controls, in words."""
@@ -203,10 +202,10 @@ def train_row(
         task.train(model.train(), teacher.eval() if teacher is not None else None)
         seconds = time.monotonic() - started
     else:
-        seconds = fit(
+        seconds = Training(
             model, job.data.train, config.train, seed=config.seed, device=job.device, checkpoint=checkpoint, task=task,
-            title=f"train {row.name}", teacher=teacher, distill=config.distill if teacher is not None else None,
-        )  # fmt: skip
+            title=f"train {row.name}", teacher=teacher, distill=config.distill,
+        ).run()  # fmt: skip
     if task.judge is not None:
         accuracy = float(task.judge(model.eval()))
     else:

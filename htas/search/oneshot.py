@@ -4,15 +4,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import nn
 
 from htas.console.progress import progress
 from htas.data.split import Batch, Source
-from htas.data.task import CLASSIFY, Inputs, Task, images_in, precise, scalar
+from htas.data.task import Inputs, precise
 from htas.errors import UserError, need_above_zero, need_least
 from htas.files import read_tensors, write_tensors
 from htas.graph.arch import Arch
@@ -21,9 +20,8 @@ from htas.search.problem import Problem
 from htas.search.record import EpochRecord
 from htas.search.supernet import Draw, Supernet
 from htas.text import percent, significant
-from htas.training.layout import placed
-from htas.training.recipe import Precision
-from htas.training.train import ModelLoop, engine, epoch_seed
+from htas.training.recipe import Precision, Recipe
+from htas.training.train import ModelLoop, mean_score
 
 PREFIX = "supernet/"
 """Prefix of a supernet's tensors in a checkpoint."""
@@ -33,40 +31,35 @@ LOST = 10.0
 """A search is given up once its loss exceeds this multiple of the chance-level loss."""
 
 
-class SearchOptions(Protocol):
-    """Options of a strategy that trains weights in epochs."""
-
-    rates: ClassVar[str]
-    """Options that a search which diverged should lower."""
-
-    @property
-    def epochs(self) -> int:
-        """Passes over the weights' half of the training images."""
-
-    @property
-    def batch(self) -> int:
-        """Images of a step."""
-
-    @property
-    def lr(self) -> float:
-        """Learning rate at its highest."""
-
-    @property
-    def precision(self) -> Precision:
-        """Arithmetic of the training."""
-
-
 @dataclass(frozen=True)
-class SupernetOptions:
-    """Options of a strategy that trains a supernet."""
+class SearchOptions:
+    """Options of a strategy that trains weights in epochs, from half of the training images."""
 
     rates: ClassVar[str] = "strategy.lr"
+    """Options that a search which diverged should lower."""
     epochs: int = 100
     """Passes over the half of the training images that the weights learn from."""
     batch: int = 256
     """Images of a step."""
     lr: float = 0.1
     """Learning rate of the weights (SGD), falling to 0 along half a cosine."""
+    precision: Precision = "auto"
+    """Arithmetic of the search: auto is bf16 where the hardware has it."""
+
+    def __post_init__(self) -> None:
+        need_least(1, self, "strategy", "epochs", "batch")
+        need_above_zero(self, "strategy", "lr")
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the weights learn."""
+        return Recipe(epochs=self.epochs, warmup=0, batch=self.batch, lr=self.lr, precision=self.precision)
+
+
+@dataclass(frozen=True)
+class SupernetOptions(SearchOptions):
+    """Options of a strategy that trains a supernet."""
+
     momentum: float = 0.9
     """Of SGD with Nesterov's correction."""
     weight_decay: float = 5e-4
@@ -81,22 +74,22 @@ class SupernetOptions:
     the file that another search of the same space has kept, as `htas sweep` does."""
     keep: bool = False
     """Whether the supernet's weights stay in the run's folder, as supernet-SPACE.safetensors."""
-    precision: Precision = "auto"
-    """Arithmetic of the search: auto is bf16 where the hardware has it."""
 
     def __post_init__(self) -> None:
-        need_least(1, self, "strategy", "epochs", "batch")
+        super().__post_init__()
         if self.start not in ("random", "base") and not self.start.endswith(".safetensors"):
             raise UserError(
                 f"strategy.start must be random, base or the .safetensors file of a supernet, got {self.start!r}"
             )
-        need_above_zero(self, "strategy", "lr")
         need_least(0, self, "strategy", "momentum", "weight_decay")
 
+    @property
+    def recipe(self) -> Recipe:
+        """How the weights learn."""
+        return replace(super().recipe, momentum=self.momentum, weight_decay=self.weight_decay)
 
-def build_supernet(
-    problem: Problem, options: SupernetOptions, device: Any, mix: Literal["interpolate", "pad"] = "pad"
-) -> Supernet:  # fmt: skip
+
+def build_supernet(problem: Problem, options: SupernetOptions, mix: Literal["interpolate", "pad"] = "pad") -> Supernet:
     """The supernet of a problem's space with the weights that a search starts from; `mix` combines two widths."""
     torch.manual_seed(problem.seed)
     supernet = Supernet(problem.network, problem.space, problem.reset, options.shortcut, mix, options.norms)
@@ -104,56 +97,7 @@ def build_supernet(
         inherit(supernet, problem.base())
     elif options.start != "random":
         _load(supernet, Path(options.start))
-    return placed(supernet, device)
-
-
-def sampled_step(
-    supernet: Supernet,
-    sgd: torch.optim.Optimizer,
-    runner: Any,
-    images: Inputs,
-    labels: Any,
-    draws: Sequence[Draw],
-    task: Task = CLASSIFY,
-) -> Tensor:
-    """One weight step by the gradients of several sub-networks; returns the mean of their losses, a scalar.
-
-    The first learns from the labels, the others half from the labels and half from its logits [N, classes]: the
-    sandwich rule of Yu and Huang, "Universally slimmable networks", 2019, if the first is the widest and another the
-    narrowest. If outputs are no logits, all learn from the targets.
-    """
-    sgd.zero_grad()
-    losses = []
-    soft: Tensor | None = None
-    for draw in draws:
-        with runner.autocast():
-            outputs = supernet(images, draw)
-        outputs = precise(outputs)
-        loss = task.loss(outputs, labels)
-        if soft is not None:
-            loss = (loss + F.cross_entropy(outputs, soft)) / 2
-        runner.backward(loss / len(draws))
-        losses.append(loss.detach())
-        soft = outputs.detach().softmax(1) if soft is None and task.classifies else soft
-    sgd.step()
-    return torch.stack(losses).mean()
-
-
-@torch.no_grad()
-def _accuracy(problem: Problem, supernet: Supernet, runner: Any, arch: Arch) -> float:
-    draw = Draw.of(arch, problem.network)
-    supernet.train()
-    for index, (images, _) in enumerate(some(problem.data.weights, CALIBRATION)):
-        with runner.autocast():
-            supernet(images, replace(draw, momentum=1 / (index + 1)))
-    supernet.eval()
-    total, count = torch.zeros((), dtype=torch.float64, device=runner.device), 0
-    for images, labels in some(problem.data.validation, JUDGED):
-        with runner.autocast():
-            outputs = supernet(images, draw)
-        total += scalar(problem.data.task.score(precise(outputs), labels), total) * images_in(images)
-        count += images_in(images)
-    return float(total) / count
+    return supernet
 
 
 def some(split: Source, most: int) -> Iterator[Batch]:
@@ -183,81 +127,83 @@ class Judge:
 
 
 class SearchLoop(ModelLoop[EpochRecord]):
-    """The epochs of a search."""
+    """The epochs of a search, which train a network on one half of the training images."""
 
     record = EpochRecord
 
-    def __init__(self, problem: Problem, options: SearchOptions) -> None:
-        self.problem = problem
-        self.runner = engine(problem.device, options.precision)
-        steps = max(1, len(problem.data.weights) // options.batch)
-        super().__init__(problem.title, problem.checkpoint, options.epochs, steps)
-
-    def seeded(self, epoch: int) -> int:
-        """The seed of an epoch's draws; those of the network itself, as dropout's, start from it too."""
-        seed = epoch_seed(self.problem.seed, epoch)
-        torch.manual_seed(seed)
-        return seed
-
-    @property
-    def rate(self) -> float:
-        """Learning rate of the weights, now."""
-        return float(self.sgd.param_groups[0]["lr"])
+    def __init__(self, problem: Problem, options: SearchOptions, model: nn.Module) -> None:
+        super().__init__(
+            model, problem.data.weights, options.recipe, seed=problem.seed, device=problem.device,
+            checkpoint=problem.checkpoint, title=problem.title,
+        )  # fmt: skip
+        self.problem, self.task = problem, problem.data.task
+        self.options = options
 
     def summary(self, figures: EpochRecord) -> str:
         """The loss."""
         return f"loss {significant(figures.train_loss)}"
+
+    def check(self, number: int, loss: float) -> None:
+        """Raise UserError where the mean loss of an epoch (the first being 0) says that the search has diverged."""
+        lost = LOST * math.log(self.problem.data.classes) if self.task.classifies else math.inf
+        if not (math.isfinite(loss) and loss < lost):
+            raise self.diverged(number, loss)
+
+    def diverged(self, number: int, loss: float) -> UserError:
+        """The error of a search that diverged in an epoch, the first being 0."""
+        rate, warm = significant(self.rate), isinstance(self.options, SupernetOptions)
+        what = f"the search diverged in epoch {number + 1} at a learning rate of {rate}: its loss is {loss:.3g}"
+        if number == 0:
+            return UserError(f"{what}; lower {self.options.rates}, and name another folder with --out")
+        start = f"--strategy.start={self.checkpoint} " if warm else ""
+        return UserError(
+            f"{what}; the last good state, of epoch {number}, is in {self.checkpoint}: begin again "
+            f"{'from there ' if warm else ''}at a lower rate with {start}"
+            f"--strategy.lr={significant(self.options.lr / 3, 1)} and another --out"
+        )
 
 
 class SupernetLoop(SearchLoop):
     """The epochs of a search that trains a supernet."""
 
     prefix = PREFIX
+    model: Supernet
+    options: SupernetOptions
 
     def __init__(self, problem: Problem, options: SupernetOptions, mix: Literal["interpolate", "pad"] = "pad") -> None:
-        super().__init__(problem, options)
-        self.save = options.keep
-        self.model = self.supernet = build_supernet(problem, options, self.runner.device, mix)
-        self.sgd = torch.optim.SGD(
-            self.supernet.parameters(), options.lr, options.momentum, weight_decay=options.weight_decay,
-            nesterov=options.momentum > 0, foreach=True,
-        )  # fmt: skip
+        super().__init__(problem, options, build_supernet(problem, options, mix))
 
-    def run(self) -> None:
+    def run(self) -> float:
         """All epochs that are missing; the supernet is written to its file where the options ask for it."""
-        super().run()
-        if self.save:
-            write_tensors(self.problem.supernet, self.supernet.state_dict(), {"space": self.problem.space.name})
+        seconds = super().run()
+        if self.options.keep:
+            write_tensors(self.problem.supernet, self.model.state_dict(), {"space": self.problem.space.name})
+        return seconds
+
+    def mixed(self, images: Inputs, draw: Draw) -> Any:
+        """What the supernet makes of images with the choices of a draw, as precise as a loss needs."""
+        with self.runner.autocast():
+            outputs = self.model(images, draw)
+        return precise(outputs)
 
     def validate(self, archs: Sequence[Arch]) -> list[float]:
         """Accuracy on the validation half of each arch, 0 to 1, its norm statistics estimated for it alone."""
         results = []
         with progress(f"{self.problem.title}: validation", len(archs)) as bar:
             for arch in archs:
-                results.append(_accuracy(self.problem, self.supernet, self.runner, arch))
+                results.append(self._accuracy(Draw.of(arch, self.problem.network)))
                 bar.step(percent(results[-1], 1))
         return results
 
-
-def check_sane(problem: Problem, options: SearchOptions, loss: float, epoch: int, rate: float) -> None:
-    """Raise UserError where the mean loss of an epoch (the first being 0) says that a search has diverged."""
-    lost = LOST * math.log(problem.data.classes) if problem.data.task.classifies else math.inf
-    if not (math.isfinite(loss) and loss < lost):
-        raise diverged(problem, options, loss, epoch, rate)
-
-
-def diverged(problem: Problem, options: SearchOptions, loss: float, epoch: int, rate: float) -> UserError:
-    """The error of a search that diverged in an epoch (the first being 0), at this learning rate."""
-    what = f"the search diverged in epoch {epoch + 1} at a learning rate of {significant(rate)}: its loss is {loss:.3g}"
-    if epoch == 0:
-        return UserError(f"{what}; lower {options.rates}, and name another folder with --out")
-    again = f"--strategy.lr={significant(options.lr / 3, 1)} and another --out"
-    if isinstance(options, SupernetOptions):
-        again = f"--strategy.start={problem.checkpoint} {again}"
-    return UserError(
-        f"{what}; the last good state, of epoch {epoch}, is in {problem.checkpoint}: begin again "
-        f"{'from there ' if isinstance(options, SupernetOptions) else ''}at a lower rate with {again}"
-    )
+    @torch.no_grad()
+    def _accuracy(self, draw: Draw) -> float:
+        self.model.train()
+        for index, (images, _) in enumerate(some(self.split, CALIBRATION)):
+            with self.runner.autocast():
+                self.model(images, replace(draw, momentum=1 / (index + 1)))
+        self.model.eval()
+        judges = some(self.problem.data.validation, JUDGED)
+        return mean_score(self.task, judges, self.runner, lambda images: self.model(images, draw))
 
 
 def _load(supernet: Supernet, path: Path) -> None:

@@ -5,21 +5,22 @@ import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from htas.console.progress import Bar, say
+from htas.console.progress import say
+from htas.data.task import Inputs
 from htas.graph.arch import Arch
 from htas.search.moves import USED, changed, over
-from htas.search.oneshot import CALIBRATION, JUDGED, Judge, SupernetLoop, check_sane, sampled_step
+from htas.search.oneshot import CALIBRATION, JUDGED, Judge, SupernetLoop
 from htas.search.problem import Problem, SearchOutcome
 from htas.search.record import EpochRecord
 from htas.search.supernet import Draw
 from htas.strategies import SupernetStrategy, need_limits
 from htas.text import percent
-from htas.training.recipe import cosine
-from htas.training.train import batches, set_rate
 
 STEP, PASS = 1.3, 0.5
 """Time of a weight step of a random arch at e = 2, and of a forward pass, in training steps of the base network."""
@@ -66,7 +67,7 @@ class OneShotStrategy(SupernetStrategy):
     def search(self, problem: Problem) -> SearchOutcome:
         """Train the supernet, judge archs, and return the most accurate one within the limits."""
         need_limits(problem, self)
-        run = _Training(self, problem)
+        run = _Training(problem, self)
         run.run()
         if problem.trained is not None and not problem.trained.exists():
             run.keep(problem.trained)
@@ -129,31 +130,49 @@ def step(problem: Problem, rng: random.Random, arch: Arch, by: int) -> Arch | No
 class _Training(SupernetLoop):
     """Training of the supernet by archs drawn at random."""
 
-    def __init__(self, options: OneShotStrategy, problem: Problem) -> None:
-        super().__init__(problem, options)
-        self.options = options
-        self.base = problem.cost.cost(problem.network.base)
+    options: OneShotStrategy
 
-    def epoch(self, epoch: int, bar: Bar) -> EpochRecord:
-        """One pass over the weights' half."""
-        options, seed = self.options, self.seeded(epoch)
-        rng = random.Random(seed)
-        self.supernet.train()
-        total = torch.zeros((), device=self.runner.device)
-        count, cost = 0, 0.0
-        for step, (images, labels) in enumerate(batches(self.problem.data.weights, options.batch, seed)):
-            set_rate(self.sgd, cosine(options.lr, 0.0, (epoch + step / self.steps) / options.epochs))
-            archs = self._archs(rng)
-            draws = [Draw.of(arch, self.problem.network) for arch in archs]
-            total += sampled_step(self.supernet, self.sgd, self.runner, images, labels, draws, self.problem.data.task)
-            cost += sum(self.problem.cost.cost(arch) for arch in archs) / len(archs) / self.base
-            count += 1
-            bar.step()
-        loss = float(total) / count
-        check_sane(self.problem, options, loss, epoch, self.rate)
-        return EpochRecord(epoch + 1, None, loss, None, None, cost / count, None, None, self.elapsed)
+    def begin(self, number: int, seed: int) -> None:
+        """Archs are drawn by the epoch's seed."""
+        self.rng = random.Random(seed)
+        self.costs: list[float] = []
 
-    def _archs(self, rng: random.Random) -> Sequence[Arch]:
+    def step(self, images: Inputs, labels: Any, share: float) -> Tensor:
+        """A step of the archs drawn; returns the mean of their losses."""
+        archs = self._archs(self.rng)
+        self.costs.append(sum(map(self.problem.cost.cost, archs)) / len(archs))
+        return self.learn(images, labels, [Draw.of(arch, self.problem.network) for arch in archs])
+
+    def learn(self, images: Inputs, labels: Any, draws: Sequence[Draw]) -> Tensor:
+        """One weight step by the gradients of several sub-networks; returns the mean of their losses, a scalar.
+
+        The first learns from the labels, the others half from the labels and half from its logits [N, classes]: the
+        sandwich rule of Yu and Huang, "Universally slimmable networks", 2019, if the first is the widest and another
+        the narrowest. If outputs are no logits, all learn from the targets.
+        """
+        self.sgd.zero_grad()
+        losses = []
+        soft: Tensor | None = None
+        for draw in draws:
+            outputs = self.mixed(images, draw)
+            loss = self.task.loss(outputs, labels)
+            if soft is not None:
+                loss = (loss + F.cross_entropy(outputs, soft)) / 2
+            self.runner.backward(loss / len(draws))
+            losses.append(loss.detach())
+            soft = outputs.detach().softmax(1) if soft is None and self.task.classifies else soft
+        self.sgd.step()
+        return torch.stack(losses).mean()
+
+    def figures(self, number: int, sums: Tensor) -> EpochRecord:
+        """The mean loss, and the mean cost of the archs drawn."""
+        loss = float(sums) / self.steps
+        self.check(number, loss)
+        base = self.problem.cost.cost(self.problem.network.base)
+        cost = sum(cost / base for cost in self.costs) / self.steps
+        return EpochRecord(number + 1, None, loss, None, None, cost, None, None, self.elapsed)
+
+    def _archs(self, rng: random.Random) -> list[Arch]:
         space = self.problem.space
         if self.options.sampling == "uniform":
             return [space.sample(rng, rng.uniform(-LEANING, LEANING))]

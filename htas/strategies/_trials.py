@@ -4,45 +4,37 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from htas.console.progress import say
-from htas.errors import need_above_zero, need_least
 from htas.files import digest, read_json, to_json, write_json
 from htas.graph import resize
 from htas.graph.arch import Arch
 from htas.search.moves import over
+from htas.search.oneshot import SearchOptions
 from htas.search.problem import Problem, SearchOutcome
 from htas.search.record import EpochRecord
 from htas.spaces.space import Space
 from htas.strategies import Strategy
 from htas.text import percent, plural
-from htas.training.recipe import Precision, Recipe
-from htas.training.train import evaluate, train
+from htas.training.train import Training, evaluate
 
 STEPS = 32
 """Number of multipliers up to the base width, and as many up to twice the base width."""
 
 
 @dataclass(frozen=True)
-class ByTrials(Strategy):
+class ByTrials(SearchOptions, Strategy):
     """A strategy without a supernet; it judges an arch by training it from scratch on half of the training images."""
 
-    rates: ClassVar[str] = "strategy.lr"
     epochs: int = 5
     """Epochs of each such training; the other half of the images judges."""
     batch: int = 128
     """Images of a step."""
     lr: float = 0.1
     """Learning rate, falling to 0 along half a cosine."""
-    precision: Precision = "auto"
-    """Arithmetic of the trainings: auto is bf16 where the hardware has it."""
-
-    def __post_init__(self) -> None:
-        need_least(1, self, "strategy", "epochs", "batch")
-        need_above_zero(self, "strategy", "lr")
 
 
 def widest_of(
@@ -85,10 +77,7 @@ class Trials:
     """
 
     def __init__(self, problem: Problem, options: ByTrials) -> None:
-        self.problem = problem
-        self.recipe = Recipe(
-            epochs=options.epochs, warmup=0, batch=options.batch, lr=options.lr, precision=options.precision
-        )
+        self.problem, self.recipe = problem, options.recipe
         self.path = problem.checkpoint.with_suffix(".json")
         content: dict[str, Any] = read_json(self.path) if self.path.exists() else {"accuracies": {}, "seconds": 0.0}
         self.accuracies: dict[str, float] = content["accuracies"]
@@ -114,10 +103,10 @@ class Trials:
             problem.reset(model)
             checkpoint = problem.checkpoint.with_name(f"{problem.checkpoint.stem}-{key}.safetensors")
             title = f"{problem.title}: trial {len(self.accuracies) + 1}"
-            train(
+            Training(
                 model, problem.data.weights, self.recipe, seed=problem.seed, device=problem.device,
-                checkpoint=checkpoint, title=title, rate="strategy.lr", task=problem.data.task,
-            )  # fmt: skip
+                checkpoint=checkpoint, title=title, rate_option="strategy.lr", task=problem.data.task,
+            ).run()  # fmt: skip
             accuracy = evaluate(
                 model, problem.data.validation, device=problem.device, precision=self.recipe.precision,
                 task=problem.data.task,

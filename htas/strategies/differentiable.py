@@ -9,13 +9,12 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from htas.console.progress import Bar
 from htas.cost.limits import Limit
-from htas.data.task import Inputs, precise, scalar
+from htas.data.task import Inputs, scalar
 from htas.errors import UserError, need_above_zero, need_least
 from htas.graph.arch import Arch
 from htas.search.moves import AIM
-from htas.search.oneshot import SupernetLoop, check_sane, diverged
+from htas.search.oneshot import SupernetLoop
 from htas.search.problem import Problem, SearchOutcome
 from htas.search.record import METRICS, SURE, EpochRecord
 from htas.search.supernet import Draw
@@ -23,8 +22,8 @@ from htas.spaces.space import Space
 from htas.strategies import SupernetStrategy, check_charge
 from htas.text import percent, significant
 from htas.training.loop import Values
-from htas.training.recipe import cosine
-from htas.training.train import batches, load_optimizer, optimizer_tensors, set_rate
+from htas.training.recipe import Recipe, cosine
+from htas.training.train import load_optimizer, optimizer_tensors
 
 CLOSE = 0.1
 """A search has converged only if the cost of its most probable arch is within this fraction of the expected cost."""
@@ -98,6 +97,11 @@ class Differentiable(SupernetStrategy):
         """The option `cost`."""
         return self.cost
 
+    @property
+    def recipe(self) -> Recipe:
+        """The learning rate falls as the temperature does."""
+        return replace(super().recipe, anneal=self.anneal)
+
     def training_images(self, weights: int) -> float:
         """A weight and an architecture step each."""
         return self.epochs * weights * STEP
@@ -109,7 +113,7 @@ class Differentiable(SupernetStrategy):
 
     def search(self, problem: Problem) -> SearchOutcome:
         """TAS: a weight step on one half of the training images, an architecture step on the other, in turn."""
-        run = _Search(self, problem)
+        run = _Search(problem, self)
         run.run()
         converged, why = verdict(run.epochs[-1])
         return SearchOutcome(
@@ -259,9 +263,10 @@ class Logits(nn.Module):
 class _Search(SupernetLoop):
     """One search as it runs: supernet, logits, their optimizers, and the epochs so far."""
 
-    def __init__(self, options: Differentiable, problem: Problem) -> None:
+    options: Differentiable
+
+    def __init__(self, problem: Problem, options: Differentiable) -> None:
         super().__init__(problem, options, options.mix)
-        self.options = options
         blocks = {name: site.base for name, site in problem.network.depths.items()}
         generator = torch.Generator().manual_seed(problem.seed)
         self.logits = Logits(problem.space, blocks, generator).to(self.runner.device)
@@ -271,37 +276,33 @@ class _Search(SupernetLoop):
             self.logits.parameters(), options.arch_lr, (0.5, 0.999), weight_decay=options.arch_weight_decay
         )
 
-    def epoch(self, epoch: int, bar: Bar) -> EpochRecord:
-        """One pass over the weights' half, with an architecture step after each weight step."""
-        options, data = self.options, self.problem.data
-        seed = self.seeded(epoch)
-        generator = torch.Generator().manual_seed(seed)
-        learn = epoch >= options.warmup and bool(self.logits.sites)
-        temperature = options.hottest
-        self.supernet.train()
-        size = min(options.batch, len(data.validation))
-        judging = data.validation.draws(size, self.steps, generator=generator, augment=True, channels_last=True)
-        sums = torch.zeros(4, device=self.runner.device)
-        for step, (images, labels) in enumerate(batches(data.weights, options.batch, seed)):
-            share = (epoch + (step / self.steps if options.anneal == "step" else 0)) / options.epochs
-            temperature = cosine(options.hottest, options.coldest, share)
-            set_rate(self.sgd, cosine(options.lr, 0.0, share))
-            try:
-                trained = self._weight_step(images, labels, temperature, generator)
-                images, labels = next(judging)
-                judged = self._arch_step(images, labels, temperature, generator, learn=learn)
-            except FloatingPointError:
-                raise diverged(self.problem, options, math.nan, epoch, self.rate) from None
-            sums += torch.stack([trained, *judged, torch.ones_like(trained)])
-            bar.step()
-        train_loss, loss, accuracy, steps = sums.tolist()
-        mean = (train_loss + loss) / (2 * steps)
-        check_sane(self.problem, options, mean, epoch, self.rate)
+    def begin(self, number: int, seed: int) -> None:
+        """Architecture steps have batches of their own, of the other half, in an order of the same seed."""
+        self.number, self.generator = number, torch.Generator().manual_seed(seed)
+        validation = self.problem.data.validation
+        size = min(self.options.batch, len(validation))
+        self.judging = validation.draws(size, self.steps, generator=self.generator, augment=True, channels_last=True)
+
+    def step(self, images: Inputs, labels: Any, share: float) -> Tensor:
+        """A weight step, and an architecture step on the other half: both losses and the score of the second, [3]."""
+        self.temperature = cosine(self.options.hottest, self.options.coldest, share)
+        learn = self.number >= self.options.warmup and bool(self.logits.sites)
+        try:
+            trained = self._weight_step(images, labels, self.temperature, self.generator)
+            judged = self._arch_step(*next(self.judging), self.temperature, self.generator, learn=learn)
+        except FloatingPointError:
+            raise self.diverged(self.number, math.nan) from None
+        return torch.stack([trained, *judged])
+
+    def figures(self, number: int, sums: Tensor) -> EpochRecord:
+        """Means of the steps, and the logits at the end."""
+        train_loss, loss, accuracy = (total / self.steps for total in sums.tolist())
+        self.check(number, (train_loss + loss) / 2)
         with torch.no_grad():
             expected = float(self._expected())
         return EpochRecord(
-            epoch + 1, temperature, train_loss / steps, loss / steps, accuracy / steps, expected, self._argmax(),
-            self.logits.top(), self.elapsed, self.logits.entropies(),
+            number + 1, self.temperature, train_loss, loss, accuracy, expected, self._argmax(), self.logits.top(),
+            self.elapsed, self.logits.entropies(),
         )  # fmt: skip
 
     def summary(self, figures: EpochRecord) -> str:
@@ -315,32 +316,25 @@ class _Search(SupernetLoop):
     def _weight_step(self, images: Inputs, labels: Any, temperature: float, generator: torch.Generator) -> Tensor:
         with torch.no_grad():
             draw = self.logits.draw(temperature, generator)
-        with self.runner.autocast():
-            output = self.supernet(images, draw)
-        loss = self.problem.data.task.loss(precise(output), labels)
-        self.sgd.zero_grad()
-        self.runner.backward(loss)
-        self.sgd.step()
+        loss = self.task.loss(self.mixed(images, draw), labels)
+        self.descend(loss)
         return loss.detach()
 
     def _arch_step(
         self, images: Inputs, labels: Any, temperature: float, generator: torch.Generator, *, learn: bool
     ) -> tuple[Tensor, Tensor]:
         """Loss and score on the other half, scalars; computes no gradient of any weight."""
-        self.supernet.requires_grad_(False)
+        self.model.requires_grad_(False)
         with torch.set_grad_enabled(learn):
-            draw = self.logits.draw(temperature, generator)
-            with self.runner.autocast():
-                output = self.supernet(images, draw)
-            output = precise(output)
-            loss = self.problem.data.task.loss(output, labels)
+            output = self.mixed(images, self.logits.draw(temperature, generator))
+            loss = self.task.loss(output, labels)
             if learn:
                 self.adam.zero_grad()
                 self.runner.backward(loss + self._penalty())
                 self.adam.step()
-        self.supernet.requires_grad_(True)
+        self.model.requires_grad_(True)
         with torch.no_grad():
-            score = scalar(self.problem.data.task.score(output, labels), loss)
+            score = scalar(self.task.score(output, labels), loss)
         return loss.detach(), score.to(loss.dtype)
 
     def _penalty(self) -> Tensor:

@@ -2,24 +2,21 @@
 multiplier expands them to the limits."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from htas.console.progress import Bar
-from htas.data.task import forward, precise
+from htas.data.task import Inputs
 from htas.errors import UserError, need_least
 from htas.graph import Network, resize
 from htas.graph.arch import Arch
-from htas.search.oneshot import SearchLoop, check_sane
+from htas.search.oneshot import SearchLoop
 from htas.search.problem import Problem, SearchOutcome
 from htas.search.record import EpochRecord
 from htas.strategies import check_charge, need_limits
 from htas.strategies._trials import ByTrials, Trials, multiples, nearest, widest_of
 from htas.text import significant
-from htas.training.layout import placed
-from htas.training.recipe import cosine
-from htas.training.train import batches, set_rate
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ class MorphNet(ByTrials):
         """Raises UserError if the space has depths to search, or a site has no norm."""
         need_limits(problem, self)
         _refuse_depths(problem)
-        run = _Shrinking(self, problem)
+        run = _Shrinking(problem, self)
         run.run()
         alive = run.alive()
         pool = multiples(alive, problem.space, problem.space.widest.depths)
@@ -115,14 +112,13 @@ def prices(problem: Problem) -> dict[str, float]:
 class _Shrinking(SearchLoop):
     """Training of the base network with the regulariser."""
 
-    def __init__(self, options: MorphNet, problem: Problem) -> None:
-        super().__init__(problem, options)
-        self.options = options
+    options: MorphNet
+
+    def __init__(self, problem: Problem, options: MorphNet) -> None:
         torch.manual_seed(problem.seed)
-        self.model = resize(problem.network, problem.network.base)
-        self.model.load_state_dict(problem.base().state_dict())
-        placed(self.model, self.runner.device)
-        self.sgd = torch.optim.SGD(self.model.parameters(), options.lr, 0.9, weight_decay=5e-4, nesterov=True)
+        model = resize(problem.network, problem.network.base)
+        model.load_state_dict(problem.base().state_dict())
+        super().__init__(problem, options, model)
         self.norms = {site: [self.model.get_submodule(name) for name in names]
                       for site, names in scales(problem.network).items()}  # fmt: skip
         self.prices = prices(problem)
@@ -143,27 +139,18 @@ class _Shrinking(SearchLoop):
             weighed += self.prices[site] * len(size)
         return total / weighed
 
-    def epoch(self, epoch: int, bar: Bar) -> EpochRecord:
-        """One pass over the weights' half."""
-        options, seed = self.options, self.seeded(epoch)
-        self.model.train()
-        total = torch.zeros(2, device=self.runner.device)
-        count = 0
-        for step, (images, labels) in enumerate(batches(self.problem.data.weights, options.batch, seed)):
-            set_rate(self.sgd, cosine(options.lr, 0.0, (epoch + step / self.steps) / options.epochs))
-            with self.runner.autocast():
-                logits = forward(self.model, images)
-            loss = self.problem.data.task.loss(precise(logits), labels)
-            alive = self.regulariser()
-            self.sgd.zero_grad()
-            self.runner.backward(loss + options.strength * alive)
-            self.sgd.step()
-            total += torch.stack([loss.detach(), alive.detach()])
-            count += 1
-            bar.step()
-        loss_mean, alive_mean = (total / count).tolist()
-        check_sane(self.problem, options, loss_mean, epoch, self.rate)
-        return EpochRecord(epoch + 1, None, loss_mean, None, None, alive_mean, None, None, self.elapsed)
+    def step(self, images: Inputs, labels: Any, share: float) -> Tensor:
+        """Loss and regulariser, [2]."""
+        loss = self.task.loss(self.outputs(self.model, images), labels)
+        alive = self.regulariser()
+        self.descend(loss + self.options.strength * alive)
+        return torch.stack([loss.detach(), alive.detach()])
+
+    def figures(self, number: int, sums: Tensor) -> EpochRecord:
+        """The mean loss, and the mean live share of the latency as the cost."""
+        loss, alive = (sums / self.steps).tolist()
+        self.check(number, loss)
+        return EpochRecord(number + 1, None, loss, None, None, alive, None, None, self.elapsed)
 
     def summary(self, figures: EpochRecord) -> str:
         """The loss, and the share of the latency that is alive."""

@@ -71,8 +71,9 @@ class EpochLoop(ABC, Generic[Figures]):
         """Seconds that all epochs took."""
         return sum(each.seconds for each in self.epochs)
 
-    def run(self) -> None:
-        """All epochs that are missing; the checkpoint is written after each."""
+    def run(self) -> float:
+        """All epochs that are missing; the checkpoint is written after each. Returns the seconds of all epochs, those
+        before an interruption included."""
         self.restore()
         done = len(self.epochs)
         with progress(self.title, self.length * self.steps, done=done * self.steps) as bar:
@@ -83,6 +84,7 @@ class EpochLoop(ABC, Generic[Figures]):
                 scalars(self.title, number + 1, figures.scalars)
                 self.keep(self.checkpoint)
                 bar.step(f"epoch {number + 1} of {self.length}: {self.summary(figures)}", by=0)
+        return self.seconds
 
     def keep(self, path: Path) -> None:
         """Write a checkpoint."""

@@ -56,9 +56,13 @@ class Recipe:
             return self.lr * (epoch + step / steps) / self.warmup
         if epoch >= self.length - self.rest:
             return 0.0
-        done = epoch - self.warmup + (step / steps if self.anneal == "step" else 0)
-        share = done / self.epochs
+        share = self.share(epoch, step, steps)
         return cosine(self.lr, 0.0, share) if self.fall == "cosine" else self.lr * (1 - share)
+
+    def share(self, epoch: int, step: int, steps: int) -> float:
+        """How much of the training after the warm-up lies before a step of an epoch; that of the epoch's start, where
+        the rate falls once an epoch."""
+        return (epoch - self.warmup + (step / steps if self.anneal == "step" else 0)) / self.epochs
 
 
 RECIPES = {

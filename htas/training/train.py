@@ -1,7 +1,8 @@
-"""The only ordinary training loop: a Recipe, `train` and `evaluate`."""
+"""Training along a Recipe: the loop of every network that learns, `Training` and `evaluate`."""
 
 import math
-from collections.abc import Callable, Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -52,35 +53,6 @@ def has_bf16(device: str, precision: Precision) -> bool:
     return any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def train(
-    model: nn.Module,
-    split: Source,
-    recipe: Recipe,
-    *,
-    seed: int,
-    device: str,
-    checkpoint: Path,
-    title: str,
-    teacher: nn.Module | None = None,
-    distill: Distill | None = None,
-    rate: str = "train.lr",
-    task: Task = CLASSIFY,
-    on_epoch: Callable[[int, float, float], None] | None = None,
-) -> float:
-    """Train `model` in place. Goes on from `checkpoint` if it exists; it is written every epoch.
-
-    `on_epoch` is called with the number of an epoch, its mean loss and its score on the training images, once its
-    checkpoint is written. Returns the seconds of all epochs, those before an interruption included. Raises UserError if
-    the loss stops being a number, where `rate` names the option to lower, and for smoothed labels of a task that has
-    none.
-    """
-    task = smoothed(task, recipe.smoothing)
-    loop = _Training(model, split, recipe, seed, device, checkpoint, title, teacher, distill, rate, task)
-    loop.on_epoch = on_epoch
-    loop.run()
-    return loop.seconds
-
-
 @dataclass(frozen=True)
 class TrainingEpoch:
     """Means over the training images of one pass."""
@@ -106,12 +78,64 @@ def smoothed(task: Task, smoothing: float) -> Task:
 
 
 class ModelLoop(EpochLoop[Figures]):
-    """Epochs that train a network by SGD."""
+    """Epochs that train a network in place, by SGD along a recipe."""
 
     prefix = MODEL
     """Prefix of the network's tensors in a checkpoint."""
-    model: nn.Module
-    sgd: torch.optim.SGD
+
+    def __init__(
+        self, model: nn.Module, split: Source, recipe: Recipe, *, seed: int, device: str, checkpoint: Path, title: str
+    ) -> None:
+        super().__init__(title, checkpoint, recipe.length, max(1, len(split) // recipe.batch))
+        self.split, self.recipe, self.seed = split, recipe, seed
+        self.runner = engine(device, recipe.precision)
+        self.model = placed(model, self.runner.device)
+        self.sgd = torch.optim.SGD(
+            model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay,
+            nesterov=recipe.momentum > 0, foreach=True,
+        )  # fmt: skip
+
+    def begin(self, number: int, seed: int) -> None:
+        """Prepare an epoch, the first being 0, whose draws start from this seed."""
+        return None
+
+    @abstractmethod
+    def step(self, images: Inputs, labels: Any, share: float) -> Tensor:
+        """Learn from a batch, at this share of all epochs; returns figures, [any number], to be summed."""
+
+    @abstractmethod
+    def figures(self, number: int, sums: Tensor) -> Figures:
+        """An epoch's figures by their sums over its steps; raises UserError where the training diverged."""
+
+    def epoch(self, number: int, bar: Bar) -> Figures:
+        """One pass; raises UserError where the training diverged."""
+        seed = epoch_seed(self.seed, number)
+        torch.manual_seed(seed)  # for what a network draws itself, as dropout does
+        self.begin(number, seed)
+        self.model.train()
+        sums = torch.zeros((), device=self.runner.device)
+        for step, (images, labels) in enumerate(batches(self.split, self.recipe.batch, seed)):
+            set_rate(self.sgd, self.recipe.rate(number, step, self.steps))
+            sums = sums + self.step(images, labels, self.recipe.share(number, step, self.steps))
+            bar.step()
+        return self.figures(number, sums)
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the weights, now."""
+        return float(self.sgd.param_groups[0]["lr"])
+
+    def outputs(self, network: nn.Module, images: Inputs) -> Any:
+        """What a network makes of images, in the arithmetic of the recipe and as precise as a loss needs."""
+        with self.runner.autocast():
+            outputs = forward(network, images)
+        return precise(outputs)
+
+    def descend(self, loss: Tensor) -> None:
+        """A step of the weights down the gradient of a loss, a scalar."""
+        self.sgd.zero_grad()
+        self.runner.backward(loss)
+        self.sgd.step()
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and momenta."""
@@ -125,9 +149,36 @@ class ModelLoop(EpochLoop[Figures]):
         load_optimizer(self.sgd, tensors, "sgd")
 
 
-class _Training(ModelLoop[TrainingEpoch]):
+class Training(ModelLoop[TrainingEpoch]):
+    """The training of a network in place; `run` goes on from the checkpoint, which is written every epoch.
+
+    A teacher gives the loss of `distill`. `rate_option` names what a user lowers where the loss stops being a number.
+    `on_epoch` is called with the number of an epoch, its mean loss and its score on the training images, once its
+    checkpoint is written. Raises UserError for smoothed labels of a task that has a loss of its own.
+    """
+
     record = TrainingEpoch
-    on_epoch: Callable[[int, float, float], None] | None = None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        split: Source,
+        recipe: Recipe,
+        *,
+        seed: int,
+        device: str,
+        checkpoint: Path,
+        title: str,
+        teacher: nn.Module | None = None,
+        distill: Distill | None = None,
+        rate_option: str = "train.lr",
+        task: Task = CLASSIFY,
+        on_epoch: Callable[[int, float, float], None] | None = None,
+    ) -> None:
+        self.task = smoothed(task, recipe.smoothing)
+        super().__init__(model, split, recipe, seed=seed, device=device, checkpoint=checkpoint, title=title)
+        self.teacher = placed(teacher, self.runner.device).eval() if teacher is not None else None
+        self.distill, self.rate_option, self.on_epoch = distill, rate_option, on_epoch
 
     def keep(self, path: Path) -> None:
         """Write a checkpoint, and say that an epoch is done."""
@@ -135,67 +186,29 @@ class _Training(ModelLoop[TrainingEpoch]):
         if self.on_epoch is not None:
             self.on_epoch(len(self.epochs), self.epochs[-1].loss, self.epochs[-1].accuracy)
 
-    def __init__(
-        self,
-        model: nn.Module,
-        split: Source,
-        recipe: Recipe,
-        seed: int,
-        device: str,
-        checkpoint: Path,
-        title: str,
-        teacher: nn.Module | None,
-        distill: Distill | None,
-        rate: str,
-        task: Task,
-    ) -> None:
-        super().__init__(title, checkpoint, recipe.length, max(1, len(split) // recipe.batch))
-        self.split, self.recipe, self.seed, self.distill, self.rate, self.task = (
-            split, recipe, seed, distill, rate, task
-        )  # fmt: skip
-        self.runner = engine(device, recipe.precision)
-        self.model = placed(model, self.runner.device)
-        self.teacher = placed(teacher, self.runner.device).eval() if teacher is not None else None
-        self.sgd = torch.optim.SGD(
-            model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay,
-            nesterov=recipe.momentum > 0,
-        )  # fmt: skip
-
-    def epoch(self, number: int, bar: Bar) -> TrainingEpoch:
-        """One pass; raises UserError where the loss is no number any more."""
-        self.model.train()
-        seed = epoch_seed(self.seed, number)
-        torch.manual_seed(seed)  # for what a network draws itself, as dropout does
-        total = torch.zeros(2, device=self.runner.device)
-        for step, (images, labels) in enumerate(batches(self.split, self.recipe.batch, seed)):
-            set_rate(self.sgd, self.recipe.rate(number, step, self.steps))
-            loss, outputs = self._loss(images, labels)
-            self.sgd.zero_grad()
-            self.runner.backward(loss)
-            self.sgd.step()
+    def step(self, images: Inputs, labels: Any, share: float) -> Tensor:
+        """Loss and score, [2]."""
+        outputs = self.outputs(self.model, images)
+        if self.teacher is None or self.distill is None:
+            loss = self.task.loss(outputs, labels)
+        else:
             with torch.no_grad():
-                total += torch.stack([loss.detach(), scalar(self.task.score(outputs, labels), loss).to(loss.dtype)])
-            bar.step()
-        mean, accuracy = (total / self.steps).tolist()
+                target = self.outputs(self.teacher, images)
+            loss = self.distill.loss(outputs, target, labels, self.task)
+        self.descend(loss)
+        with torch.no_grad():
+            return torch.stack([loss.detach(), scalar(self.task.score(outputs, labels), loss).to(loss.dtype)])
+
+    def figures(self, number: int, sums: Tensor) -> TrainingEpoch:
+        """Raises UserError where the loss is no number any more."""
+        mean, accuracy = (sums / self.steps).tolist()
         if not math.isfinite(mean):
-            at = f"{self.sgd.param_groups[0]['lr']:.3g}"
             good = f"; its last good state, of epoch {number}, is in {self.checkpoint}" if number else ""
             raise UserError(
-                f"training of {self.title} diverged in epoch {number + 1} at a learning rate of {at}{good}; "
-                f"lower {self.rate}"
+                f"training of {self.title} diverged in epoch {number + 1} at a learning rate of {self.rate:.3g}{good}; "
+                f"lower {self.rate_option}"
             )
         return TrainingEpoch(mean, accuracy, self.elapsed)
-
-    def _loss(self, images: Inputs, labels: Any) -> tuple[Tensor, Any]:
-        """Loss, a scalar, and the network's outputs."""
-        with self.runner.autocast():
-            outputs = forward(self.model, images)
-        outputs = precise(outputs)
-        if self.teacher is None or self.distill is None:
-            return self.task.loss(outputs, labels), outputs
-        with torch.no_grad(), self.runner.autocast():
-            target = forward(self.teacher, images)
-        return self.distill.loss(outputs, precise(target), labels, self.task), outputs
 
     def summary(self, figures: TrainingEpoch) -> str:
         """Loss and accuracy."""
@@ -203,24 +216,25 @@ class _Training(ModelLoop[TrainingEpoch]):
 
 
 def evaluate(
-    model: nn.Module,
-    split: Source,
-    *,
-    device: str,
-    precision: Precision = "auto",
-    batch: int = 500,
+    model: nn.Module, split: Source, *, device: str, precision: Precision = "auto", batch: int = 500,
     task: Task = CLASSIFY,
-) -> float:
+) -> float:  # fmt: skip
     """Mean score (share of right answers) on a split, in eval mode; the model's mode is restored."""
     runner = engine(device, precision)
     placed(model, runner.device)
-    total = torch.zeros((), dtype=torch.float64, device=runner.device)
     with evaluating(model), torch.no_grad():
-        for images, labels in split.batches(batch, channels_last=True):
-            with runner.autocast():
-                outputs = forward(model, images)
-            total += scalar(task.score(precise(outputs), labels), total) * images_in(images)
-    return float(total) / len(split)
+        return mean_score(task, split.batches(batch, channels_last=True), runner, partial(forward, model))
+
+
+def mean_score(task: Task, split: Iterable[Batch], runner: Any, network: Callable[[Inputs], Any]) -> float:
+    """Mean score of a network's outputs for all images of some batches."""
+    total, count = torch.zeros((), dtype=torch.float64, device=runner.device), 0
+    for images, labels in split:
+        with runner.autocast():
+            outputs = network(images)
+        total += scalar(task.score(precise(outputs), labels), total) * images_in(images)
+        count += images_in(images)
+    return float(total) / count
 
 
 def batches(split: Source, size: int, seed: int) -> Iterator[Batch]:

@@ -21,7 +21,7 @@ from htas.run import config
 from htas.run import stages as pipeline
 from htas.run.run import open_run
 from htas.training.recipe import Recipe
-from htas.training.train import evaluate, train
+from htas.training.train import Training, evaluate
 
 pytestmark = pytest.mark.timeout(180)  # whole runs
 
@@ -121,7 +121,8 @@ def test_a_network_learns_from_a_folder_by_workers(folder: Path, tmp_path: Path)
         nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
     )
     recipe = Recipe(epochs=12, warmup=0, batch=9, lr=0.05, precision="fp32")
-    train(model, data.train, recipe, seed=0, device="cpu", checkpoint=tmp_path / "last.safetensors", title="own")
+    place = {"device": "cpu", "checkpoint": tmp_path / "last.safetensors", "title": "own"}
+    Training(model, data.train, recipe, seed=0, **place).run()
     assert evaluate(model, data.test, device="cpu", precision="fp32") == 1.0
 
 

@@ -436,7 +436,7 @@ def test_pruning_needs_a_latency_and_a_criterion_that_there_is(tmp_path, capsys)
 
 def test_the_base_network_without_a_teacher_is_the_teacher_of_others(finished, tmp_path, monkeypatch):
     some = shutil.copytree(finished, tmp_path / "some")
-    monkeypatch.setattr(run_rows, "fit", None)  # nothing is left to train
+    monkeypatch.setattr(run_rows, "Training", None)  # nothing is left to train
     text = '[found]\n["base, alone"]\nnetwork = "base"\ndistill = { alpha = 0.0 }\n'
     compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 2, some)
     rows = [

@@ -204,7 +204,7 @@ def test_a_run_traces_its_network_once_and_reads_its_data_once(tmp_path, monkeyp
 
 def test_a_second_run_does_nothing_again(copied, monkeypatch):
     before = times(copied)
-    for owner, name in [(Latency, "measure"), (_Search, "epoch"), (run_rows, "fit"), (pipeline, "write")]:
+    for owner, name in [(Latency, "measure"), (_Search, "epoch"), (run_rows, "Training"), (pipeline, "write")]:
         monkeypatch.setattr(owner, name, None)
     monkeypatch.setattr(plan, "show", None)
     pipeline.run(run.open_run(options(), copied), "htas run some.toml")
@@ -359,10 +359,10 @@ KILLS = [
     (_Search, "validate", 1),
     (pipeline, "rivals", 1),
     (run_rows, "resize", 1),
-    (training._Training, "epoch", 2),
+    (training.Training, "epoch", 2),
     (run_rows, "evaluate", 1),
     (run_rows, "write_tensors", 2),
-    (training._Training, "keep", 2),
+    (training.Training, "keep", 2),
     (pipeline, "write_stage", 1),
     (pipeline, "load_network", 2),
     (pipeline, "write", 1),
@@ -416,7 +416,7 @@ def test_a_search_interrupted_before_a_new_survey_does_not_go_on_with_the_old_on
     record = read_record(folder / "search-hardware.json", SearchRecord)
     assert record.arch.widths[site] in (3, 5, 7) and len(record.epochs) == 2
     with monkeypatch.context() as patch:
-        kill(patch, training._Training, "epoch", 4)
+        kill(patch, training.Training, "epoch", 4)
         with pytest.raises(KeyboardInterrupt):
             do("train", config, folder)
     found = read_json(folder / "search-hardware.json")
@@ -859,13 +859,13 @@ def test_held_out_accuracy_is_trained_on_one_half_and_judged_on_the_other_once(t
     run.open_run(config, folder)
     job = run.Run(config, folder)
     seen = []
-    original = experiment.fit
+    original = experiment.Training
 
     def noted(model, split, *args, **kwargs):
         seen.append((split, kwargs["teacher"] is not None))
         return original(model, split, *args, **kwargs)
 
-    monkeypatch.setattr(experiment, "fit", noted)
+    monkeypatch.setattr(experiment, "Training", noted)
     base = job.network.base
     first = experiment._judged(job, base, 0, folder, base)
     assert [(split is job.data.weights, taught) for split, taught in seen] == [(True, False), (True, True)]

@@ -22,14 +22,14 @@ from htas.graph.arch import Arch
 from htas.models.cifar_resnet import CifarResNet
 from htas.search import oneshot
 from htas.search.moves import over
-from htas.search.oneshot import Judge, check_sane
+from htas.search.oneshot import Judge, SearchLoop
 from htas.search.problem import Problem
 from htas.search.supernet import Draw
 from htas.spaces.space import Space
 from htas.strategies import _sampled, morphnet
 from htas.strategies._sampled import best, near_limits
 from htas.strategies._trials import Trials, multiples, nearest
-from htas.strategies.differentiable import Differentiable
+from htas.strategies.differentiable import Differentiable, _Search
 from htas.strategies.evolution import Evolution
 from htas.strategies.morphnet import MorphNet, prices, scales
 from htas.strategies.netadapt import NetAdapt, reductions
@@ -37,6 +37,7 @@ from htas.strategies.random import RandomSearch
 from htas.strategies.scaled import Scaled
 from htas.strategies.uniform import Uniform
 from htas.training import loop
+from htas.training.train import set_rate
 
 FAMILY = CifarResNet(14)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -156,7 +157,7 @@ def test_strategies_that_train_alike_share_a_supernet(tmp_path, monkeypatch):
     first = RandomSearch(**options).search(given)
     alone = Evolution(**options, population=3).search(problem(tmp_path / "alone"))
     given.checkpoint.unlink()
-    monkeypatch.setattr(_sampled, "sampled_step", None)
+    monkeypatch.setattr(_sampled._Training, "learn", None)
     second = Evolution(**options, population=3).search(given)
     assert second.epochs == first.epochs and second.arch == alone.arch
     assert second.validate([second.arch]) == alone.validate([second.arch])
@@ -177,9 +178,9 @@ def test_evolution_ends_nearer_a_planted_goal_than_random_draws(tmp_path):
 
 def test_a_sandwich_has_the_widest_the_narrowest_and_two_at_random(tmp_path):
     given = problem(tmp_path)
-    drawn = _sampled._Training(RandomSearch(epochs=1, batch=8, precision="fp32"), given)._archs(random.Random(0))
+    drawn = _sampled._Training(given, RandomSearch(epochs=1, batch=8, precision="fp32"))._archs(random.Random(0))
     assert len(drawn) == 4 and (drawn[0], drawn[3]) == (given.space.widest, given.space.narrowest)
-    one = _sampled._Training(RandomSearch(epochs=1, batch=8, precision="fp32", sampling="uniform"), given)
+    one = _sampled._Training(given, RandomSearch(epochs=1, batch=8, precision="fp32", sampling="uniform"))
     assert len(one._archs(random.Random(0))) == 1
 
 
@@ -187,21 +188,21 @@ def test_a_step_of_several_archs_adds_their_gradients(tmp_path):
     """Against losses by hand: of the labels for the first, half of the labels and half of its logits for the other."""
     given = problem(tmp_path)
     options = RandomSearch(epochs=1, batch=8, precision="fp32", lr=1.0, momentum=0.0, weight_decay=0.0)
-    run = _sampled._Training(options, given)
+    run = _sampled._Training(given, options)
     images, labels = next(given.data.weights.batches(8))
     draws = [Draw.of(arch, given.network) for arch in (given.space.widest, given.space.narrowest)]
-    before = run.supernet.body.get_submodule("stem.conv").weight.detach().clone()
-    state = {name: tensor.clone() for name, tensor in run.supernet.state_dict().items()}
-    first = run.supernet(images, draws[0])
-    other = run.supernet(images, draws[1])
+    before = run.model.body.get_submodule("stem.conv").weight.detach().clone()
+    state = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    first = run.model(images, draws[0])
+    other = run.model(images, draws[1])
     target = first.detach().softmax(1)
     soft = -(target * other.log_softmax(1)).sum(1).mean()
     hard = [nn.functional.cross_entropy(logits, labels) for logits in (first, other)]
     loss = (hard[0] + (hard[1] + soft) / 2) / 2
-    (gradient,) = torch.autograd.grad(loss, run.supernet.body.get_submodule("stem.conv").weight)
-    run.supernet.load_state_dict(state)
-    found = oneshot.sampled_step(run.supernet, run.sgd, run.runner, images, labels, draws)
-    moved = run.supernet.body.get_submodule("stem.conv").weight.detach() - before
+    (gradient,) = torch.autograd.grad(loss, run.model.body.get_submodule("stem.conv").weight)
+    run.model.load_state_dict(state)
+    found = run.learn(images, labels, draws)
+    moved = run.model.body.get_submodule("stem.conv").weight.detach() - before
     torch.testing.assert_close(moved, -gradient, rtol=1e-3, atol=1e-6)
     assert float(found) == pytest.approx(loss.item(), rel=1e-4)
 
@@ -284,7 +285,7 @@ def test_random_judges_as_many_networks_as_asked_for_where_there_are_so_many(tmp
 def test_the_time_of_trials_is_told_after_an_interruption_too(tmp_path, monkeypatch):
     given, options = problem(tmp_path), {"epochs": 1, "batch": 16, "precision": "fp32"}
     whole = Scaled(**options).search(given)
-    monkeypatch.setattr("htas.strategies._trials.train", None)
+    monkeypatch.setattr("htas.strategies._trials.Training", None)
     assert Scaled(**options).search(given).seconds == whole.seconds > 0
 
 
@@ -351,7 +352,7 @@ def test_a_channels_price_is_that_of_the_narrower_choice_that_saves_most(tmp_pat
 
 
 def test_a_channel_is_dead_by_the_scales_that_the_base_network_had(tmp_path):
-    run = morphnet._Shrinking(MorphNet(epochs=1, batch=16, precision="fp32", dead=0.2), problem(tmp_path, deep=False))
+    run = morphnet._Shrinking(problem(tmp_path, deep=False), MorphNet(epochs=1, batch=16, precision="fp32", dead=0.2))
     site = "stages.2.1.conv1.conv"
     (norm,) = run.norms[site]
     with torch.no_grad():
@@ -416,28 +417,35 @@ def test_an_option_out_of_range_is_refused(make, message):
 # -- divergence --------------------------------------------------------------------------------------------------------
 
 
+def check(given: Problem, options: Differentiable | MorphNet, loss: float, number: int, rate: float) -> None:
+    """What an epoch of a search makes of a mean loss at a learning rate."""
+    run = (morphnet._Shrinking if isinstance(options, MorphNet) else _Search)(given, options)
+    set_rate(run.sgd, rate)
+    run.check(number, loss)
+
+
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), 100.0])
 def test_divergence_names_the_epoch_the_rate_and_the_last_good_state(loss, tmp_path):
-    given, options = problem(tmp_path), Differentiable(lr=0.1)
-    check_sane(given, options, 0.69, 3, 0.1)
+    given = problem(tmp_path)
+    check(given, Differentiable(lr=0.1), 0.69, 3, 0.1)
     message = r"diverged in epoch 1 at a learning rate of 0.100: .*; lower strategy.lr or strategy.arch_lr, and"
     with pytest.raises(ValueError, match=message):
-        check_sane(given, options, loss, 0, 0.1)
+        check(given, Differentiable(lr=0.1), loss, 0, 0.1)
     message = (
         rf"diverged in epoch 4 at a learning rate of 0.0123: .* of epoch 3, is in {given.checkpoint}: begin again "
     )
     message += rf"from there at a lower rate with --strategy.start={given.checkpoint} --strategy.lr=0.03 and another"
     with pytest.raises(ValueError, match=message):
-        check_sane(given, options, loss, 3, 0.0123)
+        check(given, Differentiable(lr=0.1), loss, 3, 0.0123)
 
 
 def test_divergence_names_only_options_that_the_strategy_has(tmp_path):
     given = problem(tmp_path)
     with pytest.raises(ValueError, match=r"; lower strategy.lr, and name another"):
-        check_sane(given, MorphNet(), math.nan, 0, 0.1)
+        check(given, MorphNet(), math.nan, 0, 0.1)
     message = rf"is in {given.checkpoint}: begin again at a lower rate with --strategy.lr=0.02 and another --out$"
     with pytest.raises(ValueError, match=message):
-        check_sane(given, MorphNet(lr=0.06), math.nan, 3, 0.1)
+        check(given, MorphNet(lr=0.06), math.nan, 3, 0.1)
 
 
 def test_a_trial_that_diverges_names_the_strategys_rate(tmp_path):
@@ -450,15 +458,14 @@ def test_a_search_begins_again_from_the_checkpoint_of_one_that_diverged(tmp_path
     given = problem(tmp_path / "one", cost=CountCost(trace(FAMILY.build(2), torch.zeros(2, 3, 8, 8))))
     with monkeypatch.context() as patch:
         patch.setattr(oneshot, "LOST", 0.0)
-        patch.setattr("htas.strategies.differentiable.check_sane", lambda problem, options, loss, epoch, rate: (
-            oneshot.check_sane(problem, options, loss, epoch, rate) if epoch else None
-        ))  # fmt: skip
+        check = SearchLoop.check
+        patch.setattr(SearchLoop, "check", lambda loop, number, loss: check(loop, number, loss) if number else None)
         with pytest.raises(ValueError, match=r"diverged in epoch 2"):
             Differentiable(epochs=3, batch=16, precision="fp32").search(given)
     kept = {k: v for k, v in read_tensors(given.checkpoint)[0].items() if k.startswith(oneshot.PREFIX)}
     options = Differentiable(epochs=1, batch=16, precision="fp32", start=str(given.checkpoint))
-    begun = oneshot.build_supernet(given, options, "cpu").state_dict()
+    begun = oneshot.build_supernet(given, options).state_dict()
     assert begun.keys() == {name.removeprefix(oneshot.PREFIX) for name in kept}
     assert all(torch.equal(tensor, kept[oneshot.PREFIX + name]) for name, tensor in begun.items())
     with pytest.raises(UserError, match="there is no file"):
-        oneshot.build_supernet(given, dataclasses.replace(options, start="none.safetensors"), "cpu")
+        oneshot.build_supernet(given, dataclasses.replace(options, start="none.safetensors"))

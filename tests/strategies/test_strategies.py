@@ -182,7 +182,7 @@ def test_the_temperature_falls_as_in_tas():
 
 
 def test_the_temperature_and_the_learning_rate_of_an_epoch_are_those_of_its_start(tmp_path):
-    search = _Search(Differentiable(epochs=4, batch=8, anneal="epoch", precision="fp32"), problem(tmp_path))
+    search = _Search(problem(tmp_path), Differentiable(epochs=4, batch=8, anneal="epoch", precision="fp32"))
     records = [search.epoch(epoch, Silent()) for epoch in (0, 2)]
     assert [record.temperature for record in records] == pytest.approx([5.0, 2.55])
     assert search.sgd.param_groups[0]["lr"] == pytest.approx(0.05)
@@ -190,7 +190,7 @@ def test_the_temperature_and_the_learning_rate_of_an_epoch_are_those_of_its_star
 
 def test_annealing_by_step_goes_all_the_way_within_one_epoch(tmp_path):
     options = Differentiable(epochs=1, batch=8, anneal="step", precision="fp32")
-    search = _Search(options, problem(tmp_path))
+    search = _Search(problem(tmp_path), options)
     last = 1 - 1 / search.steps
     assert search.epoch(0, Silent()).temperature == pytest.approx(cosine(5.0, 0.1, last))
     assert search.sgd.param_groups[0]["lr"] == pytest.approx(cosine(0.1, 0.0, last))
@@ -249,25 +249,25 @@ def test_a_search_has_converged_when_it_is_sure_and_costs_what_it_expects(top, e
 
 
 def weights_of(search: _Search) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in search.supernet.named_parameters()}
+    return {name: parameter.detach().clone() for name, parameter in search.model.named_parameters()}
 
 
 @pytest.mark.parametrize("loss", ["lambda", "band"])
 def test_the_architecture_step_moves_the_logits_and_no_weight_has_a_gradient(loss, tmp_path):
-    search = _Search(Differentiable(precision="fp32", loss=loss), problem(tmp_path))
-    search.supernet.train()
+    search = _Search(problem(tmp_path), Differentiable(precision="fp32", loss=loss))
+    search.model.train()
     weights, table = weights_of(search), search.logits.table.detach().clone()
     images, labels = next(search.problem.data.validation.batches(8))
     search._arch_step(images, labels, 1.0, torch.Generator(), learn=True)
-    assert all(parameter.grad is None for parameter in search.supernet.parameters())
+    assert all(parameter.grad is None for parameter in search.model.parameters())
     assert all(torch.equal(tensor, weights[name]) for name, tensor in weights_of(search).items())
     assert not torch.equal(search.logits.table, table)
-    assert all(parameter.requires_grad for parameter in search.supernet.parameters())
+    assert all(parameter.requires_grad for parameter in search.model.parameters())
 
 
 def test_the_weight_step_moves_weights_and_leaves_the_logits(tmp_path):
-    search = _Search(Differentiable(precision="fp32"), problem(tmp_path))
-    search.supernet.train()
+    search = _Search(problem(tmp_path), Differentiable(precision="fp32"))
+    search.model.train()
     weights, table = weights_of(search), search.logits.table.detach().clone()
     images, labels = next(search.problem.data.weights.batches(8))
     search._weight_step(images, labels, 1.0, torch.Generator())
@@ -276,7 +276,7 @@ def test_the_weight_step_moves_weights_and_leaves_the_logits(tmp_path):
 
 
 def test_logits_rest_while_only_the_weights_warm_up(tmp_path):
-    search = _Search(Differentiable(epochs=2, warmup=1, batch=8, precision="fp32"), problem(tmp_path))
+    search = _Search(problem(tmp_path), Differentiable(epochs=2, warmup=1, batch=8, precision="fp32"))
     table = search.logits.table.detach().clone()
     search.epoch(0, Silent())
     assert torch.equal(search.logits.table, table)
@@ -301,7 +301,7 @@ def test_a_search_that_diverges_within_an_epoch_names_it_its_rate_and_the_last_g
     def broken(search: _Search, *rest: Any) -> Tensor:
         steps.append(1)
         if len(steps) == 4 + 2:  # of four steps of the second epoch
-            next(search.supernet.parameters()).data.fill_(float("nan"))
+            next(search.model.parameters()).data.fill_(float("nan"))
         return step(search, *rest)
 
     monkeypatch.setattr(_Search, "_weight_step", broken)
@@ -328,7 +328,7 @@ def test_an_expected_cost_waits_for_the_device_as_often_at_any_depth(tmp_path):
     counts = []
     for depth in (14, 20):
         given = limited(tmp_path, family=CifarResNet(depth))
-        search = _Search(Differentiable(precision="fp32", batch=4), given)
+        search = _Search(given, Differentiable(precision="fp32", batch=4))
         images, labels = next(given.data.validation.draws(4, 1, generator=torch.Generator(), augment=False))
         with Reads() as reads:
             search._arch_step(images, labels, 5.0, torch.Generator().manual_seed(0), learn=True)
@@ -341,7 +341,7 @@ def test_a_pair_of_steps_waits_for_the_gpu_as_often_at_any_depth(tmp_path):
     counts = []
     for depth in (14, 20):
         given = dataclasses.replace(limited(tmp_path, family=CifarResNet(depth)), device="cuda")
-        search = _Search(Differentiable(batch=4), given)
+        search = _Search(given, Differentiable(batch=4))
         images, labels = (tensor.cuda() for tensor in (torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 0, 1])))
         for mode in ("default", "warn"):  # what is done once comes in the first pair
             torch.cuda.set_sync_debug_mode(mode)
@@ -382,11 +382,11 @@ def test_a_search_may_start_from_the_trained_base_network(tmp_path):
     torch.manual_seed(5)
     base = FAMILY.build(2)
     given = problem(tmp_path, base=lambda: base)
-    search = _Search(Differentiable(precision="fp32", start="base"), given)
-    weights = search.supernet.body.get_submodule("stages.2.1.conv1.conv").weight
+    search = _Search(given, Differentiable(precision="fp32", start="base"))
+    weights = search.model.body.get_submodule("stages.2.1.conv1.conv").weight
     assert torch.equal(weights, base.get_submodule("stages.2.1.conv1.conv").weight)
-    anew = _Search(Differentiable(precision="fp32", start="random"), dataclasses.replace(given, base=None))
-    assert not torch.equal(anew.supernet.body.get_submodule("stages.2.1.conv1.conv").weight, weights)
+    anew = _Search(dataclasses.replace(given, base=None), Differentiable(precision="fp32", start="random"))
+    assert not torch.equal(anew.model.body.get_submodule("stages.2.1.conv1.conv").weight, weights)
 
 
 def test_a_search_may_start_from_the_supernet_that_another_has_kept(tmp_path):
@@ -396,13 +396,13 @@ def test_a_search_may_start_from_the_supernet_that_another_has_kept(tmp_path):
     kept = given.supernet
     assert kept.name == f"supernet-{given.space.name}.safetensors" and kept.exists()
     tensors, _ = read_tensors(kept)
-    search = _Search(Differentiable(precision="fp32", start=str(kept)), dataclasses.replace(given, seed=9))
-    assert all(torch.equal(tensor, tensors[name]) for name, tensor in search.supernet.state_dict().items())
+    search = _Search(dataclasses.replace(given, seed=9), Differentiable(precision="fp32", start=str(kept)))
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in search.model.state_dict().items())
     narrower = Space(given.space.name, {s: w[:1] for s, w in given.space.widths.items()}, given.space.depths)
     with pytest.raises(UserError, match=r"holds the supernet of another network or space.*start from base"):
-        _Search(Differentiable(start=str(kept)), dataclasses.replace(given, space=narrower))
+        _Search(dataclasses.replace(given, space=narrower), Differentiable(start=str(kept)))
     with pytest.raises(UserError, match=r"there is no file .*other\.safetensors"):
-        _Search(Differentiable(start=str(tmp_path / "other.safetensors")), given)
+        _Search(given, Differentiable(start=str(tmp_path / "other.safetensors")))
     with pytest.raises(ValueError, match=r"random, base or the \.safetensors file of a supernet, got 'bass'"):
         Differentiable(start="bass")
 
@@ -416,18 +416,18 @@ def test_what_is_not_constrained_is_charged_beside_the_penalty(tmp_path):
 
     def charged(cost: str, limit: Limit) -> float:
         own = dataclasses.replace(given, limits=(limit,))
-        return float(_Search(Differentiable(cost=cost, weight=2.0, precision="fp32"), own)._penalty().detach())
+        return float(_Search(own, Differentiable(cost=cost, weight=2.0, precision="fp32"))._penalty().detach())
 
-    shares = _Search(Differentiable(), given).logits.probabilities()
+    shares = _Search(given, Differentiable()).logits.probabilities()
     led = float(Multiplier((params,), given.space).penalty(*shares).detach())
-    expected = float(_Search(Differentiable(), given)._expected().detach())
+    expected = float(_Search(given, Differentiable())._expected().detach())
     assert charged("params", params) == pytest.approx(led)
     assert charged("macs", params) == pytest.approx(led + 2.0 * expected)
     assert charged("macs", macs) != pytest.approx(charged("macs", params))
 
 
 def test_validating_archs_moves_no_weight(tmp_path):
-    search = _Search(Differentiable(epochs=1, batch=8, precision="fp32"), problem(tmp_path))
+    search = _Search(problem(tmp_path), Differentiable(epochs=1, batch=8, precision="fp32"))
     search.epoch(0, Silent())
     weights = weights_of(search)
     search.validate([search.problem.space.widest])
@@ -436,11 +436,11 @@ def test_validating_archs_moves_no_weight(tmp_path):
 
 def test_a_validated_arch_has_norm_statistics_of_its_own(tmp_path):
     """Those of one batch that holds all images of the weights' half are that batch's mean and variance."""
-    search = _Search(Differentiable(epochs=1, batch=8, precision="fp32"), problem(tmp_path))
+    search = _Search(problem(tmp_path), Differentiable(epochs=1, batch=8, precision="fp32"))
     arch = search.problem.space.widest
     search.validate([arch])
     images, _ = next(search.problem.data.weights.batches(16))
-    stem = search.supernet.body.get_submodule("stem")
+    stem = search.model.body.get_submodule("stem")
     out = nn.functional.conv2d(images, stem.conv.weight[:16], padding=1)
     norm = stem.norm["16"]
     torch.testing.assert_close(norm.running_mean, out.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)

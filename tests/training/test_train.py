@@ -20,7 +20,7 @@ from htas.training import train as module
 from htas.training.distill import Distill
 from htas.training.layout import Narrow, placed
 from htas.training.recipe import RECIPES, Recipe
-from htas.training.train import epoch_seed, evaluate, has_bf16, train
+from htas.training.train import Training, epoch_seed, evaluate, has_bf16
 
 SHORT = Recipe(epochs=4, warmup=1, rest=1, batch=16, lr=0.05, precision="fp32")
 
@@ -47,7 +47,7 @@ def net(dropout: float = 0.0) -> nn.Module:
 
 
 def fitted(model: nn.Module, checkpoint: Path, recipe: Recipe = SHORT, **options: Any) -> nn.Module:
-    train(model, toy(), recipe, seed=3, device="cpu", checkpoint=checkpoint, title="toy", **options)
+    Training(model, toy(), recipe, seed=3, device="cpu", checkpoint=checkpoint, title="toy", **options).run()
     return model
 
 
@@ -142,7 +142,7 @@ def test_two_trainings_alike_give_equal_weights_and_another_seed_does_not(tmp_pa
     one, two = fitted(net(), tmp_path / "1"), fitted(net(), tmp_path / "2")
     assert same(one, two)
     other = net()
-    train(other, toy(), SHORT, seed=4, device="cpu", checkpoint=tmp_path / "3", title="toy")
+    Training(other, toy(), SHORT, seed=4, device="cpu", checkpoint=tmp_path / "3", title="toy").run()
     assert not same(one, other)
 
 
@@ -155,24 +155,24 @@ def same(one: nn.Module, two: nn.Module) -> bool:
 @pytest.mark.parametrize("method, at", [("epoch", 1), ("epoch", 4), ("keep", 3)])
 def test_an_interrupted_training_ends_as_a_whole_one_to_the_last_bit(method, at, dropout, tmp_path, monkeypatch):
     wanted = fitted(net(dropout), tmp_path / "whole")
-    original, calls = getattr(module._Training, method), iter(range(100))
+    original, calls = getattr(Training, method), iter(range(100))
 
     def patched(*args: Any) -> Any:
         if next(calls) == at:
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(module._Training, method, patched)
+    monkeypatch.setattr(Training, method, patched)
     with pytest.raises(KeyboardInterrupt):
         fitted(net(dropout), tmp_path / "parts")
-    monkeypatch.setattr(module._Training, method, original)
+    monkeypatch.setattr(Training, method, original)
     torch.manual_seed(99)
     assert same(fitted(net(dropout), tmp_path / "parts"), wanted)
 
 
 def test_a_training_that_is_done_is_only_read_again(tmp_path, monkeypatch):
     wanted = fitted(net(), tmp_path / "c")
-    monkeypatch.setattr(module._Training, "epoch", None)
+    monkeypatch.setattr(Training, "epoch", None)
     assert same(fitted(net(), tmp_path / "c"), wanted)
 
 
@@ -209,7 +209,7 @@ def test_at_rest_only_the_statistics_of_norms_move(tmp_path, monkeypatch):
     def noted(loop: Any, path: Path) -> None:
         states.append(copy.deepcopy(loop.model.state_dict()))
 
-    monkeypatch.setattr(module._Training, "keep", noted)
+    monkeypatch.setattr(Training, "keep", noted)
     fitted(net(), tmp_path / "c")
     moved = {name for name in states[-1] if not torch.equal(states[-1][name], states[-2][name])}
     assert moved == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
@@ -230,7 +230,7 @@ def test_a_training_that_diverges_later_names_its_last_good_state(tmp_path):
     message = rf"in epoch 2 at .*; its last good state, of epoch 1, is in {path}; lower strategy.lr$"
     recipe = Recipe(epochs=2, warmup=0, batch=16, lr=1e30, precision="fp32")
     with pytest.raises(ValueError, match=message):
-        fitted(model, path, recipe, rate="strategy.lr")
+        fitted(model, path, recipe, rate_option="strategy.lr")
     assert path.read_bytes() == good
 
 
