@@ -31,7 +31,7 @@ def run(
 
     place = ["--out", str(out)] if out else []
     command = shlex.join(["htas", "run", str(config), *overrides, *place])
-    print_summary(stages.run(job, command), json)
+    print_summary(stages.run_all(job, command), json)
 
 
 def survey(
@@ -121,7 +121,7 @@ def demo(*, overrides: Overrides, tensorboard: Tensorboard = False, json: Json =
         job = open_run(path, overrides, out)
     from htas.run import stages
 
-    print_summary(stages.run(job, shlex.join(["htas", "demo", *overrides, *place])), json)
+    print_summary(stages.run_all(job, shlex.join(["htas", "demo", *overrides, *place])), json)
 
 
 def watch(

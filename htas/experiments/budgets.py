@@ -85,7 +85,7 @@ def sweep(
         pipeline.check_limits(job)
     for job in runs.values():
         share_files(job)
-        pipeline.run(job, command)
+        pipeline.run_all(job, command)
     rows = _measured(runs, folder)
     first_run, name = runs[budgets[0]], config.design.spaces[0]
     swept = Report(
@@ -249,7 +249,7 @@ def fastest(
         )
     best = min(met, key=lambda each: each.share)
     text = _percent(best.share)
-    report = pipeline.run(_budget_run(config, text, folder, sources), command)
+    report = pipeline.run_all(_budget_run(config, text, folder, sources), command)
     return report, text_table(table, 0, after=[f"taken: {text} of the base's latency, {best.verdict}"])
 
 

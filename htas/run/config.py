@@ -82,7 +82,7 @@ class Config:
         Where they name another class or recipe (`strategy.name`, `train.recipe`), values stay that the new one has as
         options and that differ from the old one's defaults. Raises UserError, as `load` does.
         """
-        tables = _merged({"": {"seed": self.seed}, **{table: self.values(table) for table in TABLES}}, values)
+        tables = _merged({"": {"seed": self.seed}, **self._tables()}, values)
         names = _names(tables)
         changed = {key.partition(".")[0] for key in values}
         built = _built(names, {table: tables[table] for table in TABLES if table in changed})
@@ -90,29 +90,34 @@ class Config:
 
     def toml(self) -> str:
         """Every option with its value, as a file that `load` reads back to an equal configuration; None is left out."""
-        tables = {
-            table: {name: _plain(value) for name, value in self.values(table).items() if value is not None}
-            for table in TABLES
-        }
-        return tomli_w.dumps({"seed": self.seed, **tables})
+        content: dict[str, Any] = {"seed": self.seed}
+        for table, values in self._tables().items():
+            content[table] = {name: value for name, value in values.items() if value is not None}
+        return tomli_w.dumps(content)
 
     def options(self, *, keys: bool = False) -> Values:
-        """Every option as `table.option` with its value, in which tuples are lists; and the seed. For `keys`, without
-        those that no result depends on."""
-        values = {table: self.values(table, keys=keys) for table in TABLES}
-        return {"seed": self.seed, **_dotted(values)}
+        """Every option as `table.option` with its value, and the seed; for `keys` as `values` does."""
+        return {"seed": self.seed, **_dotted(self._tables(keys))}
 
     def usual(self) -> Values:
         """The default of every option that has one, for this configuration's classes and recipe, as `options`."""
-        options = {name: table.options(self.names.get(name, "")) for name, table in TABLES.items()}
-        return {"seed": SEED.default, **_dotted({table: _defaults(each) for table, each in options.items()})}
+        tables = {name: _defaults(table.options(self.names.get(name, ""))) for name, table in TABLES.items()}
+        return {"seed": SEED.default, **_dotted(_plain(tables))}
 
     def values(self, table: str, *, keys: bool = False) -> Values:
-        """The options of a table with their values; for `keys`, without fields marked `metadata={"key": False}`."""
+        """The options of a table with their values, as JSON reads them back: tuples are lists.
+
+        For `keys`, without those that no result depends on, fields marked `metadata={"key": False}`.
+        """
         content = getattr(self, table)
-        fields = [each for each in dataclasses.fields(content) if each.init and not (keys and _unmarked(each))]
-        name = {NAMED[table].key: self.names[table]} if table in NAMED else {}
-        return {**name, **{each.name: getattr(content, each.name) for each in fields}}
+        fields = [each for each in dataclasses.fields(content) if each.init]
+        names = [each.name for each in fields if not keys or each.metadata.get("key", True)]
+        return _plain({name: getattr(content, name) for name in names})
+
+    def _tables(self, keys: bool = False) -> dict[str, Values]:
+        """The values of every table, with the name of its class or recipe."""
+        names = {table: {NAMED[table].key: name} for table, name in self.names.items()}
+        return {table: {**names.get(table, {}), **self.values(table, keys=keys)} for table in TABLES}
 
 
 @dataclass(frozen=True)
@@ -239,7 +244,7 @@ def _merged(tables: dict[str, Values], changes: Values) -> dict[str, Values]:
         named, values = NAMED[table], tables[table]
         old = str(values.get(named.key, named.default))
         if name != old:
-            usual, options = _defaults(named.options(old)), named.options(name)
+            usual, options = _plain(_defaults(named.options(old))), named.options(name)
             spelled = all(option in values for option, value in usual.items() if value is not None)
             tables[table] = {
                 option: value
@@ -269,21 +274,18 @@ def _new_names(changes: Values) -> dict[str, str]:
 
 
 def _dotted(tables: Mapping[str, Values]) -> Values:
-    """The values of tables by `table.option`, as JSON reads them back: tuples are lists."""
-    return {f"{table}.{name}": _plain(value) for table, values in tables.items() for name, value in values.items()}
+    """The values of tables by `table.option`."""
+    return {f"{table}.{name}": value for table, values in tables.items() for name, value in values.items()}
 
 
-def _plain(value: Any) -> Any:
-    """A value as JSON reads it back."""
-    return json.loads(json.dumps(value, default=str))
+def _plain(values: Values) -> Values:
+    """Values as JSON reads them back."""
+    plain: Values = json.loads(json.dumps(values, default=str))
+    return plain
 
 
 def _defaults(options: Options) -> Values:
     return {each.name: each.default for each in options.values() if not each.required}
-
-
-def _unmarked(field: "dataclasses.Field[Any]") -> bool:
-    return not field.metadata.get("key", True)
 
 
 def _read(path: Path) -> Values:

@@ -182,7 +182,7 @@ def optimize(
     if trained and task.classifies and score_func is None:
         _check_trained(Run(config, folder, sources=sources), model)
     run = open_run(config, folder, sources=sources)
-    pipeline.run(run, f"htas.optimize(..., out={str(folder)!r})")
+    pipeline.run_all(run, f"htas.optimize(..., out={str(folder)!r})")
     return OptimizationResult(run)
 
 

@@ -71,129 +71,118 @@ class ControlsRecord:
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
-def untrained_rows(job: Run) -> list[Result]:
+def untrained_rows(run: Run) -> list[Result]:
     """The networks of a run, untrained: base, one per space, and the controls; the order of the report."""
-    first, *others = [searched_row(job, job.search(name)) for name in job.config.design.spaces]
-    controls = _controls(job, first)
+    first, *others = [searched_row(run, run.search(name)) for name in run.config.design.spaces]
+    controls = _controls(run, first)
     rows = [
-        new_row(job, each.name, each.arch, space="-", strategy=each.kind, cost="-", remarks=(controls.note,))
+        new_row(run, each.name, each.arch, space="-", strategy=each.kind, cost="-", remarks=(controls.note,))
         for each in controls.controls
     ]
-    return [base_row(job), replace(first, remarks=(*first.remarks, *controls.slower)), *others, *rows]
+    return [base_row(run), replace(first, remarks=(*first.remarks, *controls.slower)), *others, *rows]
 
 
-def base_row(job: Run) -> Result:
-    return new_row(job, "base", job.network.base, space="-", strategy="given", cost="-")
+def base_row(run: Run) -> Result:
+    return new_row(run, "base", run.network.base, space="-", strategy="given", cost="-")
 
 
-def searched_row(job: Run, record: SearchRecord) -> Result:
+def searched_row(run: Run, record: SearchRecord) -> Result:
     """The network of a search, untrained."""
     remarks = () if record.converged else (f"The search had not converged: {record.why}.",)
     return new_row(
-        job, record.space, record.arch, space=record.space, strategy=record.strategy, cost=record.cost, remarks=remarks
+        run, record.space, record.arch, space=record.space, strategy=record.strategy, cost=record.cost, remarks=remarks
     )
 
 
-def new_row(job: Run, name: str, arch: Arch, **fields: Any) -> Result:
+def new_row(run: Run, name: str, arch: Arch, **fields: Any) -> Result:
     """A network of the run, untrained."""
-    config = job.config
-    target = dataclasses.asdict(job.target)
+    config = run.config
     return Result(
         name=name,
         family=config.family.title,
         arch=arch,
         adds=config.design.adds,
-        target={**target, "shapes": list(map(list, job.target.shapes))},
-        macs=job.network.macs(arch),
-        params=job.network.params(arch),
-        recipe={"name": config.names["train"], **dataclasses.asdict(config.train)},
+        target={**dataclasses.asdict(run.target), "shapes": list(map(list, run.target.shapes))},
+        macs=run.network.macs(arch),
+        params=run.network.params(arch),
+        recipe={"name": config.names["train"], **config.values("train")},
         seed=config.seed,
         versions={"htas": __version__, **machine()},
         **fields,
     )
 
 
-def _controls(job: Run, searched: Result) -> ControlsRecord:
+def _controls(run: Run, searched: Result) -> ControlsRecord:
     """The widest uniform multiplier and the deepest plain member that are no slower than the searched network.
 
     They are picked once, by separate readings, and stored in controls.json; the report measures all rows again.
     """
-    path = job.folder / "controls.json"
-    key = digest(search_key(job), to_json(searched.arch))
+    path = run.folder / "controls.json"
+    key = digest(search_key(run), to_json(searched.arch))
     if not made_from(path, key):
         started = time.monotonic()
-        picked = _pick_controls(job, searched)
+        picked = _pick_controls(run, searched)
         write_stage(path, key, time.monotonic() - started, picked)
     return read_record(path, ControlsRecord)
 
 
-def _pick_controls(job: Run, searched: Result) -> ControlsRecord:
-    candidates = [*_uniform(job), *_plain_members(job)]
-    modules = [resize(job.network, arch) for _, _, arch in [("", "", searched.arch), *candidates]]
+def _pick_controls(run: Run, searched: Result) -> ControlsRecord:
+    candidates = [*_uniform(run), *_plain_members(run)]
+    archs = [searched.arch, *(each.arch for each in candidates)]
+    metric = Latency(run.target, rounds=rounds([run.calibrated.cost(arch) for arch in archs]), seed=run.config.seed)
     with progress("looking for controls of equal latency, %", 100) as bar:
-        number = rounds([job.calibrated.cost(arch) for arch in (searched.arch, *(each for *_, each in candidates))])
-        metric = Latency(job.target, rounds=number, seed=job.config.seed)
-        readings = metric.measure(modules, on_round=shares(bar))
-    limit = readings[0].estimate
-    note = (
-        f"The widest, or deepest, of its kind whose latency was not above that of {searched.name} "
-        f"({milliseconds(limit)}) in one interleaved run before training."
+        readings = metric.measure([resize(run.network, arch) for arch in archs], on_round=shares(bar))
+    limit, *latencies = [reading.estimate for reading in readings]
+    pairs = zip(candidates, latencies, strict=True)
+    last = {each.kind: each for each, latency in pairs if latency <= limit}
+    slower = [kind for kind in dict.fromkeys(each.kind for each in candidates) if kind not in last]
+    for kind in slower:
+        say(f"controls: every {kind} network is slower than {searched.name}")
+    return ControlsRecord(
+        controls=tuple(last.values()),
+        note=f"The widest, or deepest, of its kind whose latency was not above that of {searched.name} "
+        f"({milliseconds(limit)}) in one interleaved run before training.",
+        slower=tuple(f"Every {KINDS[kind]} was slower, in one interleaved run before training." for kind in slower),
     )
-    controls, slower = [], []
-    for kind, words in KINDS.items():
-        if not any(sort == kind for sort, _, _ in candidates):
-            continue
-        fitting = [
-            (title, arch)
-            for (sort, title, arch), reading in zip(candidates, readings[1:], strict=True)
-            if sort == kind and reading.estimate <= limit
-        ]
-        if fitting:
-            title, arch = fitting[-1]
-            controls.append(Control(kind, f"{kind} {title}", arch))
-        else:
-            say(f"controls: every {kind} network is slower than {searched.name}")
-            slower.append(f"Every {words} was slower, in one interleaved run before training.")
-    return ControlsRecord(tuple(controls), note, tuple(slower))
 
 
-def _uniform(job: Run) -> Iterator[tuple[str, str, Arch]]:
+def _uniform(run: Run) -> Iterator[Control]:
     """The base network times 1/16, 2/16 ... e, narrowest first."""
-    sites, depths = job.network.widths, job.network.base.depths
-    for step in range(1, int(16 * job.config.design.expand) + 1):
+    sites, depths = run.network.widths, run.network.base.depths
+    for step in range(1, int(16 * run.config.design.expand) + 1):
         widths = {name: site.near(site.base * step / 16) for name, site in sites.items()}
-        yield "uniform", f"x{step / 16:.2f}", Arch(widths, depths)
+        yield Control("uniform", f"uniform x{step / 16:.2f}", Arch(widths, depths))
 
 
-def _plain_members(job: Run) -> Iterator[tuple[str, str, Arch]]:
-    """The base network with 1, 2 ... blocks in every stage, shallowest first."""
-    network = job.network  # without depth sites it has no such members
-    for blocks in range(1, max((site.base for site in network.depths.values()), default=0) + 1):
-        depths = {name: min(blocks, site.base) for name, site in network.depths.items()}
-        yield "plain", job.config.family.member(blocks), Arch(network.base.widths, depths)
+def _plain_members(run: Run) -> Iterator[Control]:
+    """The base network with 1, 2 ... blocks in every stage, shallowest first; none without depth sites."""
+    sites, widths = run.network.depths, run.network.base.widths
+    for blocks in range(1, max((site.base for site in sites.values()), default=0) + 1):
+        depths = {name: min(blocks, site.base) for name, site in sites.items()}
+        yield Control("plain", f"plain {run.config.family.member(blocks)}", Arch(widths, depths))
 
 
 def train_row(
-    job: Run, row: Result, again: bool = False, build: Callable[[], nn.Module] | None = None
+    run: Run, row: Result, again: bool = False, build: Callable[[], nn.Module] | None = None
 ) -> tuple[Result, float]:
     """The row with its accuracy, and the seconds of its training; its weights are in networks/.
 
     Weights that exist already are used. `build` builds a network that is no arch of the base network.
     """
-    path, key = job.model_file(row.name), job.training(row.arch, taught=row.name != "base")
+    path, key = run.model_file(row.name), run.training(row.arch, taught=row.name != "base")
     key = digest(key, row.family) if build else key
     weights = None if again else _trained(path, key)
     if weights is not None:
         return replace(row, accuracy=weights.accuracy, teacher=weights.teacher), weights.seconds
-    config = job.config
-    teacher = None if row.name == "base" or config.distill.alpha == 0 else base_network(job)
+    config = run.config
+    teacher = None if row.name == "base" or config.distill.alpha == 0 else base_network(run)
     torch.manual_seed(config.seed)
-    model = build() if build else resize(job.network, row.arch)
-    job.reset(model)
-    checkpoint = job.checkpoint(f"train-{row.name}", key)
+    model = build() if build else resize(run.network, row.arch)
+    run.reset(model)
+    checkpoint = run.checkpoint(f"train-{row.name}", key)
     if again:
         checkpoint.unlink(missing_ok=True)
-    task, seconds = job.data.task, 0.0
+    task, seconds = run.data.task, 0.0
     if row.name == "base" and config.family.inherits:
         say(f"train {row.name}: it is trained already")
     elif task.train is not None:
@@ -203,13 +192,13 @@ def train_row(
         seconds = time.monotonic() - started
     else:
         seconds = Training(
-            model, job.data.train, config.train, seed=config.seed, device=job.device, checkpoint=checkpoint, task=task,
+            model, run.data.train, config.train, seed=config.seed, device=run.device, checkpoint=checkpoint, task=task,
             title=f"train {row.name}", teacher=teacher, distill=config.distill,
         ).run()  # fmt: skip
     if task.judge is not None:
         accuracy = float(task.judge(model.eval()))
     else:
-        accuracy = evaluate(model, job.data.test, device=job.device, precision=config.train.precision, task=task)
+        accuracy = evaluate(model, run.data.test, device=run.device, precision=config.train.precision, task=task)
     name = "" if teacher is None else "base"
     write_tensors(path, model.state_dict(), to_json(WeightsRecord(accuracy, key, name, row.name, seconds)))
     checkpoint.unlink(missing_ok=True)
@@ -237,26 +226,22 @@ def _trained(path: Path, key: str) -> WeightsRecord | None:
     return record if record.inputs == key else None
 
 
-def base_trained(job: Run) -> bool:
+def base_trained(run: Run) -> bool:
     """Whether the base network needs no training: its weights are the user's, or lie in the folder."""
-    key = job.training(job.network.base, taught=False)
-    return job.config.family.inherits or _trained(job.model_file("base"), key) is not None
+    key = run.training(run.network.base, taught=False)
+    return run.config.family.inherits or _trained(run.model_file("base"), key) is not None
 
 
-def base_network(job: Run) -> nn.Module:
-    """The trained base network; trained now if it is not yet."""
-    train_row(job, base_row(job))
-    model = resize(job.network, job.network.base)
-    tensors, _ = read_tensors(job.model_file("base"))
-    model.load_state_dict(tensors)
-    return model
+def base_network(run: Run) -> nn.Module:
+    """The trained base network, as `load_network` gives it; trained now if it is not yet."""
+    row, _ = train_row(run, base_row(run))
+    return load_network(run, row)
 
 
-def load_network(job: Run, row: Result, build: Callable[[], nn.Module] | None = None) -> nn.Module:
+def load_network(run: Run, row: Result, build: Callable[[], nn.Module] | None = None) -> nn.Module:
     """A trained network of the run, in eval mode, on the CPU; `build` as of `train_row`."""
-    model = build() if build else resize(job.network, row.arch)
-    tensors, _ = read_tensors(job.model_file(row.name))
-    model.load_state_dict(tensors)
+    model = build() if build else resize(run.network, row.arch)
+    model.load_state_dict(read_tensors(run.model_file(row.name))[0])
     return model.eval()
 
 
@@ -272,8 +257,8 @@ def strategy_title(config: Config) -> str:
     return f"{config.names['strategy']} within {limits}" if limits else config.strategy.title
 
 
-def measure_rows(job: Run, rows: Sequence[Result], modules: Sequence[nn.Module], title: str) -> list[Measurement]:
+def measure_rows(run: Run, rows: Sequence[Result], modules: Sequence[nn.Module], title: str) -> list[Measurement]:
     """Whole networks, whose latency is predicted, on the run's target, in one interleaved run."""
     number = rounds([row.predicted or 0.0 for row in rows])
     with progress(title, 100) as bar:
-        return Latency(job.target, rounds=number, seed=job.config.seed).measure(modules, on_round=shares(bar))
+        return Latency(run.target, rounds=number, seed=run.config.seed).measure(modules, on_round=shares(bar))

@@ -1,8 +1,8 @@
 """A run: a configuration in a folder, with everything that its stages share; opened for one configuration."""
 
-import dataclasses
 import platform
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -41,6 +41,10 @@ from htas.timing.store import Store
 from htas.timing.target import Target, affinity, machine
 
 T = TypeVar("T")
+UNSTARTED = ("config.toml", "environment.json", "command.json", PROGRESS, f".{PROGRESS}.part")
+"""Files of a run in which no stage has finished."""
+UNFINISHED = ".config.toml."
+"""How the name begins of what a killed process left of the first file of a run."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,7 @@ class Run:
     def data(self) -> Data:
         """The images, on the device that trains."""
         config, split = self.config, self.config.split
-        options = dataclasses.asdict(config.data), dataclasses.asdict(split)  # type: ignore[call-overload]
-        key = digest(config.names["data"], options, config.seed, self.device)
+        key = digest(config.names["data"], config.values("data"), config.values("split"), config.seed, self.device)
         if key not in self.sources.data:
             say(f"reading {config.names['data']}")
             self.sources.data[key] = datasets.load(
@@ -127,11 +130,6 @@ class Run:
     def design(self) -> DesignRecord:
         """design.json."""
         return self._record("design.json", lambda path: read_record(path, DesignRecord))
-
-    @property
-    def spaces(self) -> Mapping[str, Space]:
-        """The spaces to search."""
-        return self.design.spaces
 
     @property
     def costs(self) -> NetworkCosts:
@@ -184,20 +182,18 @@ class Run:
 
     def remembering(self, metric: Latency, fresh: bool) -> Metric:
         """The metric, cached in the store of survey.store; with `fresh` every layer is measured again."""
-        name = self.config.survey.store
-        if name == "none":
+        options = self.config.survey
+        if options.store == "none":
             return metric
-        store = Store() if name == "user" else Store(Path(name).expanduser())
-        options = (self.config.survey.seconds, metric.reading)  # surveys of other lengths share no readings
-        place = digest(self.place, affinity(), *options)
+        store = Store() if options.store == "user" else Store(Path(options.store).expanduser())
+        place = digest(self.place, affinity(), options.seconds, metric.reading)  # other lengths share no readings
         return CachedMetric(metric.target, metric, "latency", store, place, fresh)
 
     @property
     def family(self) -> list[Any]:
         """Name, options and source of the model family."""
-        family = self.config.family
-        source = [family.source] if family.source else []
-        return [self.config.names["family"], dataclasses.asdict(family), *source]  # type: ignore[call-overload]
+        source = self.config.family.source
+        return [self.config.names["family"], self.config.values("family"), *([source] if source else [])]
 
     def reset(self, module: nn.Module) -> None:
         """Re-initialise a network, unless networks of this run inherit the base network's weights."""
@@ -215,16 +211,15 @@ class Run:
         """A hash of everything that a training depends on; `taught` tells whether it is distilled."""
         config = self.config
         basis = [config.seed, *self.family, config.design.adds]
-        data = [config.names["data"], dataclasses.asdict(config.data), config.split.limit]  # type: ignore[call-overload]
-        teaching = dataclasses.asdict(config.distill) if taught else {}
-        return digest(basis, data, dataclasses.asdict(config.train), teaching, to_json(arch))
+        data = [config.names["data"], config.values("data"), config.split.limit]
+        return digest(basis, data, config.values("train"), config.values("distill") if taught else {}, to_json(arch))
 
     def supernet_key(self, space: Space) -> str:
         """A hash of what the weights of a supernet depend on, and the costs in its records; empty where searches
         share no supernet."""
         config, strategy = self.config, self.config.strategy
         options = strategy.supernet_key if isinstance(strategy, SupernetStrategy) else {}
-        data = [self.training(self.network.base, taught=False), dataclasses.asdict(config.split)]  # the base network's
+        data = [self.training(self.network.base, taught=False), config.values("split")]  # the base network's
         files = [self.folder / "cost.json", *strategy.files]
         return digest(data, to_json(space), options, *files) if options else ""
 
@@ -252,17 +247,12 @@ PACKAGES = (
 
 def versions() -> Versions:
     """Those of this machine, now."""
-    packages = {name: number for name in PACKAGES if (number := _version(name))}
+    packages = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            packages[name] = version(name)
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return Versions(__version__, machine(), packages, platform.machine(), date)
-
-
-def _version(package: str) -> str:
-    """The version of an installed package; empty for one that is not there."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def write_environment(run: Run) -> None:
@@ -278,21 +268,20 @@ def open_run(config: Config, folder: Path, *, supernets: Path | None = None, sou
     this machine.
     """
     run = Run(config, folder, supernets, sources or Sources())
-    path, text = folder / "config.toml", config.toml()
+    path, text, old = folder / "config.toml", config.toml(), ""
+    files = list(folder.iterdir()) if folder.is_dir() else []
     if path.exists():
         try:
             old = path.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path} cannot be read ({error}); name another folder with --out") from error
-        if old != text and _differs(path, config) and any(not _unstarted(each) for each in folder.iterdir()):
+        if old != text and _differs(path, config) and not all(map(_unstarted, files)):
             raise UserError(
                 f"{folder} holds a run of another configuration ({_difference(old, text)}); "
                 "name another folder with --out, or delete this one"
             )
-    else:
-        if folder.exists() and (not folder.is_dir() or any(not _unfinished(each) for each in folder.iterdir())):
-            raise UserError(f"{folder} exists and is not the folder of a run; name another one with --out")
-        old = ""
+    elif folder.is_file() or any(not each.name.startswith(UNFINISHED) for each in files):
+        raise UserError(f"{folder} exists and is not the folder of a run; name another one with --out")
     if old != text:
         check(run.network, config.design)
         config.target.check()
@@ -313,20 +302,12 @@ def _differs(path: Path, config: Config) -> bool:
         return True
 
 
-def _unfinished(path: Path) -> bool:
-    """Whether a killed process left this part of the first file of a run."""
-    return path.name.startswith(".config.toml.")
-
-
 def _unstarted(path: Path) -> bool:
     """Whether this file may exist before any stage has finished."""
-    names = ("config.toml", "environment.json", "command.json", PROGRESS, f".{PROGRESS}.part")
-    return path.name in names or _unfinished(path)
+    return path.name in UNSTARTED or path.name.startswith(UNFINISHED)
 
 
 def _difference(old: str, new: str) -> str:
     """The first line in which two configurations differ."""
-    for before, after in zip(old.splitlines(), new.splitlines(), strict=False):
-        if before != after:
-            return f"{before} there, {after} here"
-    return "their options differ"
+    pairs = zip(old.splitlines(), new.splitlines(), strict=False)
+    return next((f"{before} there, {after} here" for before, after in pairs if before != after), "their options differ")

@@ -1,7 +1,7 @@
 """A stage of a run: its needs, its key, and whether its files can still be used."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +132,12 @@ def survey_key(run: Run) -> str:
 
 def design_key(run: Run) -> str:
     """The survey, and how widths are chosen."""
-    return digest(_basis(run), asdict(run.config.design), run.folder / "survey.json")
+    return digest(_basis(run), run.config.values("design"), run.folder / "survey.json")
 
 
 def calibrate_key(run: Run) -> str:
     """The spaces, the target on this machine, and how layers and networks are measured."""
-    options = asdict(run.config.calibrate)
+    options = run.config.values("calibrate")
     return digest(_basis(run), run.place, options, _widths(run), run.folder / "design.json", *run.fitted_metrics)
 
 

@@ -69,59 +69,57 @@ from htas.timing.target import machine
 RIVALS = 20
 
 
-def run(job: Run, command: str) -> Path:
+def run_all(run: Run, command: str) -> Path:
     """Do every stage in turn; returns the path of report.html."""
-    open_runtime(job.target)
-    if not (job.folder / "report.json").exists():
-        outlook.show(job)
-    write_json(job.folder / "command.json", {"command": command})
+    open_runtime(run.target)
+    if not (run.folder / "report.json").exists():
+        outlook.show(run)
+    write_json(run.folder / "command.json", {"command": command})
     for stage in STAGES:
-        ensure(job, stage)
-    return job.folder / "report.html"
+        ensure(run, stage)
+    return run.folder / "report.html"
 
 
-def _survey(job: Run, again: bool) -> None:
+def _survey(run: Run, again: bool) -> None:
     """Section 3.2: every distinct layer at every width -> survey.json."""
     started = time.monotonic()
-    config = job.config
-    building = open_runtime(job.target).build_seconds
-    plan = config.design.survey_plan(job.network, widths_at_most(building))
+    config = run.config
+    building = open_runtime(run.target).build_seconds
+    plan = config.design.survey_plan(run.network, widths_at_most(building))
     number = at_most(plan)
     with progress(f"survey of {number} layers, %", 100) as bar:
+        metric = run.remembering(run.latency(config.survey.limit(number, building)), again)
         record = take_survey(
-            plan,
-            job.remembering(job.latency(config.survey.limit(number, building)), again),
-            pending=lambda tables: undecided(job.network, tables, config.design),
-            on_round=shares(bar),
+            plan, metric, pending=lambda tables: undecided(run.network, tables, config.design), on_round=shares(bar)
         )
     for doubt in record.doubts:
         say(f"survey: doubt: {doubt}")
-    write_environment(job)
-    write_stage(job.folder / "survey.json", survey_key(job), time.monotonic() - started, record)
+    write_environment(run)
+    write_stage(run.folder / "survey.json", survey_key(run), time.monotonic() - started, record)
 
 
-def survey_page(job: Run) -> tuple[Path, TextTable]:
+def survey_page(run: Run) -> tuple[Path, TextTable]:
     """Write survey.html; its path, and the table of choices (the paper's Table 2)."""
     from htas.report.survey import page
 
-    need(job, SURVEY)
-    config, record = job.config, job.survey
+    need(run, SURVEY)
+    config, record = run.config, run.survey
     options = replace(config.design, spaces=("hardware",), widths={})
-    curves = records(job.network, record.layers, options, spaces(job.network, record.layers, options))
+    curves = records(run.network, record.layers, options, spaces(run.network, record.layers, options))
     title = f"Survey of {config.family.title}: {config.target.device}, {config.target.runtime}"
     layers = f"{record.cases}" + (f", and {record.interpolated} interpolated" if record.interpolated else "")
-    seconds = round(read_record(job.folder / "survey.json", StageHeader).took, 1)
+    seconds = round(read_record(run.folder / "survey.json", StageHeader).took, 1)
     facts = {**machine(), **record.context, "layers": layers, "seconds": seconds}
     texts = {name: str(fact) for name, fact in facts.items()}
-    return page(title, curves, DECIDED, record.doubts, _decided(curves), texts, job.folder)
+    return page(title, curves, DECIDED, record.doubts, _decided(curves), texts, run.folder)
 
 
-def _design(job: Run, again: bool) -> None:
+def _design(run: Run, again: bool) -> None:
     """Eq. 1 to 4: curves, fits and choices -> design.json."""
     started = time.monotonic()
-    config = job.config
-    design_spaces = spaces(job.network, job.survey.layers, config.design)
-    curves = records(job.network, job.survey.layers, config.design, design_spaces)
+    config = run.config
+    design_spaces = spaces(run.network, run.survey.layers, config.design)
+    curves = records(run.network, run.survey.layers, config.design, design_spaces)
     for curve in curves:
         for doubt in curve.doubts:
             say(f"design: doubt: {doubt}")
@@ -130,46 +128,42 @@ def _design(job: Run, again: bool) -> None:
         if curve.dominated:
             say(f"design: no faster than a wider choice: {listing(map(str, curve.dominated))} (design.drop_dominated)")
     say(f"design: {_decided(curves)}")
-    if "hardware" in design_spaces:
-        _refuse_noise(curves, config.survey.undecided)
+    certain, most = [sure for curve in curves for sure in curve.certain], config.survey.undecided
+    undecided_share = sum(each < DECIDED for each in certain) / max(1, len(certain))
+    if "hardware" in design_spaces and undecided_share > most:
+        raise UserError(
+            f"{_decided(curves)}, and {undecided_share:.0%} are not, where {most:.0%} may be (survey.undecided): "
+            "this machine is too noisy to tell; stop other work (htas doctor names it) and survey again with --again, "
+            "give --survey.seconds more in another folder, or accept choices made by noise with --survey.undecided=1"
+        )
     record = DesignRecord(design_spaces, tuple(curves))
-    write_stage(job.folder / "design.json", design_key(job), time.monotonic() - started, record)
+    write_stage(run.folder / "design.json", design_key(run), time.monotonic() - started, record)
 
 
-def _calibrate(job: Run, again: bool) -> None:
+def _calibrate(run: Run, again: bool) -> None:
     """Layers at pairs of widths, whole networks, and the fit of one on the other -> cost.json."""
     started = time.monotonic()
-    options = job.calibration
-    spaces = list(job.spaces.values())
-    building = open_runtime(job.target).build_seconds
-    number = sum(map(len, cells(job.network, spaces, options.widths, building).values()))
-    base = paper_cost(job.network, job.survey.layers, job.config.design).cost(job.network.base)
+    options = run.calibration
+    spaces = list(run.design.spaces.values())
+    building = open_runtime(run.target).build_seconds
+    number = sum(map(len, cells(run.network, spaces, options.widths, building).values()))
+    base = paper_cost(run.network, run.survey.layers, run.config.design).cost(run.network.base)
     limits = options.limits(number, building, base)
     with progress(f"calibration: {number} layers and {options.networks} networks, %", 100) as bar:
+        metrics = run.latency(limits[0]), replace(run.latency(limits[1]), rounds=MAX_ROUNDS)
         record = fit_cost(
-            job.network,
-            spaces,
-            (job.latency(limits[0]), replace(job.latency(limits[1]), rounds=MAX_ROUNDS)),
-            options,
-            seed=0,
-            building=building,
-            base=base,
-            on_round=shares(bar),
+            run.network, spaces, metrics, options, seed=0, building=building, base=base, on_round=shares(bar)
         )
     say(f"cost: {_held_out(record)}")
     for doubt in record.doubts:
         say(f"cost: doubt: {doubt}")
     fits = {}
-    for name, metric in job.fitted_metrics.items():
+    for name, metric in run.fitted_metrics.items():
         with progress(f"{name} of {options.networks} networks, %", 100) as bar:
-            fits[name] = fit_metric(job.network, record, metric, shares(bar))
+            fits[name] = fit_metric(run.network, record, metric, shares(bar))
         say(f"cost: {name}: {_held_out(fits[name])}")
-    record = replace(record, fits=fits, design=_design_digest(job))
-    write_stage(job.folder / "cost.json", calibrate_key(job), time.monotonic() - started, record)
-
-
-def _design_digest(job: Run) -> str:
-    return digest(job.folder / "design.json")
+    record = replace(record, fits=fits, design=digest(run.folder / "design.json"))
+    write_stage(run.folder / "cost.json", calibrate_key(run), time.monotonic() - started, record)
 
 
 def _held_out(fitted: FitRecord) -> str:
@@ -179,31 +173,29 @@ def _held_out(fitted: FitRecord) -> str:
     )
 
 
-def _search(job: Run, again: bool) -> None:
+def _search(run: Run, again: bool) -> None:
     """Section 3.3: one search per space -> search-SPACE.json, with its course and its random rivals."""
-    config = job.config
-    check_limits(job)  # of every space, before hours go into the first
-    for name, space in job.spaces.items():
-        path = job.search_file(name)
-        if not again and made_from(path, search_key(job)):
+    config = run.config
+    check_limits(run)  # of every space, before hours go into the first
+    for name, space in run.design.spaces.items():
+        path = run.search_file(name)
+        if not again and made_from(path, search_key(run)):
             continue
-        problem = _problem(job, space)
+        problem = _problem(run, space)
         unfinished = (problem.checkpoint, problem.checkpoint.with_suffix(".json"))  # a supernet's, and short trainings
         for old in unfinished if again else ():
             old.unlink(missing_ok=True)
         if space.size == 1:
-            write_stage(path, search_key(job), 0.0, _only(config, space))
+            write_stage(path, search_key(run), 0.0, _only(config, space))
             continue
         outcome = config.strategy.search(problem)
         judged = time.monotonic()
-        finished = finish(problem, outcome, job.target)
-        arch = finished.arch
-        latency = job.calibrated
-        count = RIVALS if outcome.cheap else 0
-        others = rivals(replace(problem, cost=latency), arch, count, seed=config.seed)
-        even = [] if finished.uniform is None else [finished.uniform]
-        accuracy, *theirs = outcome.validate([arch, *even, *others])
-        evenly = theirs.pop(0) if even else None
+        finished = finish(problem, outcome, run.target)
+        arch, latency = finished.arch, run.calibrated
+        others = rivals(replace(problem, cost=latency), arch, RIVALS if outcome.cheap else 0, seed=config.seed)
+        uniform = [] if finished.uniform is None else [finished.uniform]
+        accuracy, *theirs = outcome.validate([arch, *uniform, *others])
+        uniform_accuracy = theirs.pop(0) if uniform else None
         took = outcome.seconds + time.monotonic() - judged
         record = SearchRecord(
             space=name,
@@ -220,13 +212,13 @@ def _search(job: Run, again: bool) -> None:
             seed=config.seed,
             limits=finished.limits,
             measured_archs=finished.measured,
-            uniform=evenly,
+            uniform=uniform_accuracy,
             judge=outcome.judge,
         )
         state = "converged" if record.converged else "not converged"
         rank = f"; better than {record.beaten} of {len(theirs)} random archs of its latency" if theirs else ""
         say(f"search {name}: {state}{rank}")
-        write_stage(path, search_key(job), took, record)
+        write_stage(path, search_key(run), took, record)
         for done in unfinished:
             done.unlink(missing_ok=True)
 
@@ -241,46 +233,46 @@ def _only(config: Config, space: Space) -> SearchRecord:
     )  # fmt: skip
 
 
-def _train(job: Run, again: bool) -> None:
+def _train(run: Run, again: bool) -> None:
     """Section 4.1: train the base network, then all others, distilled from it -> networks.json."""
-    trained = [train_row(job, row, again) for row in untrained_rows(job)]
-    record = TrainingRecord(tuple(row for row, _ in trained), len(job.data.test))
-    write_stage(job.folder / "networks.json", train_key(job), sum(seconds for _, seconds in trained), record)
+    trained = [train_row(run, row, again) for row in untrained_rows(run)]
+    record = TrainingRecord(tuple(row for row, _ in trained), len(run.data.test))
+    write_stage(run.folder / "networks.json", train_key(run), sum(seconds for _, seconds in trained), record)
 
 
-def _weights_exist(job: Run) -> bool:
-    return all(job.model_file(row.name).exists() for row in _trained_rows(job))
+def _weights_exist(run: Run) -> bool:
+    return all(run.model_file(row.name).exists() for row in _trained_rows(run))
 
 
-def _trained_rows(job: Run) -> tuple[Result, ...]:
-    return read_record(job.folder / "networks.json", TrainingRecord).results
+def _trained_rows(run: Run) -> tuple[Result, ...]:
+    return read_record(run.folder / "networks.json", TrainingRecord).results
 
 
-def _measure(job: Run, again: bool) -> None:
+def _measure(run: Run, again: bool) -> None:
     """Whole networks in one interleaved run, and their predictions -> measure.json."""
     started = time.monotonic()
-    rows = [replace(row, predicted=job.calibrated.cost(row.arch)) for row in _trained_rows(job)]
-    readings = measure_rows(job, rows, [load_network(job, row) for row in rows], "measuring whole networks, %")
+    rows = [replace(row, predicted=run.calibrated.cost(row.arch)) for row in _trained_rows(run)]
+    readings = measure_rows(run, rows, [load_network(run, row) for row in rows], "measuring whole networks, %")
     rows = [replace(row, measured=reading) for row, reading in zip(rows, readings, strict=True)]
     for row in rows:
         assert row.measured is not None
         say(f"measure: {row.name}: {milliseconds(row.measured.estimate)}, accuracy {percent(row.accuracy or 0)}")
-    write_environment(job)
+    write_environment(run)
     record = MeasureRecord(tuple(rows))
-    write_stage(job.folder / "measure.json", measure_key(job), time.monotonic() - started, record)
+    write_stage(run.folder / "measure.json", measure_key(run), time.monotonic() - started, record)
 
 
-def _report(job: Run, again: bool) -> None:
+def _report(run: Run, again: bool) -> None:
     """report.json, report.md and report.html, from the files that exist; the report names those that are missing.
 
     Raises UserError where not even the survey is finished.
     """
-    config, folder = job.config, job.folder
-    lacking = {path.name: unusable(job, stage, path) for stage in STAGES[:-1] for path in stage.files(job)}
+    config, folder = run.config, run.folder
+    lacking = {path.name: unusable(run, stage, path) for stage in STAGES[:-1] for path in stage.files(run)}
     if why := lacking["survey.json"]:
         raise UserError(why)
     missing = [why for why in lacking.values() if why]
-    present = {stage.name: [path for path in stage.files(job) if not lacking[path.name]] for stage in STAGES[:-1]}
+    present = {stage.name: [path for path in stage.files(run) if not lacking[path.name]] for stage in STAGES[:-1]}
     seconds = {
         name: sum(read_record(path, StageHeader).took for path in paths) for name, paths in present.items() if paths
     }
@@ -290,24 +282,24 @@ def _report(job: Run, again: bool) -> None:
     if present["measure"]:
         rows = read_record(folder / "measure.json", MeasureRecord).results
     else:
-        rows = training.results if training else (base_row(job), *(searched_row(job, each) for each in searches))
+        rows = training.results if training else (base_row(run), *(searched_row(run, each) for each in searches))
     calibration = read_record(folder / "cost.json", CalibrationRecord) if present["calibrate"] else None
     made_report = Report(
         title=f"{config.family.title} on {config.names['data']}, {config.target.device}, {config.target.runtime}",
         command=read_json(command)["command"] if command.exists() else "htas run config.toml",
         results=rows,
-        curves=job.design.curves if present["design"] else (),
+        curves=run.design.curves if present["design"] else (),
         searches=tuple(searches),
         machine=read_json(folder / "environment.json"),
         config=config.toml(),
         dataset=config.names["data"],
         stages=seconds,
-        remarks=(*job.survey.doubts, *(f"Not in this report: {why}." for why in missing)),
+        remarks=(*run.survey.doubts, *(f"Not in this report: {why}." for why in missing)),
         test_images=training.test_images if training else 0,
         predictions=tuple(
             Prediction(each.held_out, each.measured, each.error) for each in calibration.networks
         ) if calibration else (),
-        blocks={name: site.producers for name, site in job.network.depths.items()},
+        blocks={name: site.producers for name, site in run.network.depths.items()},
     )  # fmt: skip
     for why in missing:
         say(f"report: not there: {why}")
@@ -318,22 +310,22 @@ def _report(job: Run, again: bool) -> None:
 
 
 def _file(name: str) -> Callable[[Run], list[Path]]:
-    return lambda job: [job.folder / name]
+    return lambda run: [run.folder / name]
 
 
 SURVEY = Stage("survey", (), _file("survey.json"), survey_key, _survey, measures=True, lasting=True)
 DESIGN = Stage("design", (SURVEY,), _file("design.json"), design_key, _design)
 CALIBRATE = Stage(
     "calibrate", (DESIGN,), _file("cost.json"), calibrate_key, _calibrate, measures=True,
-    outdated=lambda job, content: content.get("design") != _design_digest(job),
+    outdated=lambda run, content: content.get("design") != digest(run.folder / "design.json"),
 )  # fmt: skip
 SEARCH = Stage(
     "search", (SURVEY, DESIGN, CALIBRATE),
-    lambda job: [job.search_file(name) for name in job.config.design.spaces], search_key, _search,
+    lambda run: [run.search_file(name) for name in run.config.design.spaces], search_key, _search,
 )  # fmt: skip
 TRAIN = Stage("train", (SEARCH,), _file("networks.json"), train_key, _train, complete=_weights_exist)
 MEASURE = Stage("measure", (TRAIN,), _file("measure.json"), measure_key, _measure, lasting=True)
-REPORT = Stage("report", (), _file("report.json"), lambda job: "the report compares itself", _report)
+REPORT = Stage("report", (), _file("report.json"), lambda run: "the report compares itself", _report)
 STAGES = (SURVEY, DESIGN, CALIBRATE, SEARCH, TRAIN, MEASURE, REPORT)
 """In the order of a run."""
 
@@ -356,9 +348,9 @@ def compared(folders: Sequence[Path], out: Path) -> Path:
 def export_network(folder: Path, to: str, network: str = "", file: Path | None = None) -> tuple[Path, float]:
     """Write a trained network for another runtime; its path, and the largest absolute difference from PyTorch."""
     config = load(folder / "config.toml")
-    job = Run(config, folder)
-    need(job, TRAIN)
-    rows = {row.name: row for row in _trained_rows(job)}
+    run = Run(config, folder)
+    need(run, TRAIN)
+    rows = {row.name: row for row in _trained_rows(run)}
     name = network or config.design.spaces[0]
     if name not in rows:
         raise UserError(no_such("network of this run", name, rows))
@@ -368,45 +360,44 @@ def export_network(folder: Path, to: str, network: str = "", file: Path | None =
         raise UserError(
             f"--to {to} writes a file that ends in .{suffix}, got --file {path}; name it so, or leave it out"
         )
-    return path, export(load_network(job, rows[name]), job.target.example(), path)
+    return path, export(load_network(run, rows[name]), run.target.example(), path)
 
 
-def check_limits(job: Run) -> None:
+def check_limits(run: Run) -> None:
     """Print the range of each limited metric in each space; raises UserError where no arch of a space keeps a limit."""
-    for name, space in job.spaces.items():
-        for line in moves.check(limits(job), space, job.network.base):
+    for name, space in run.design.spaces.items():
+        for line in moves.check(limits(run), space, run.network.base):
             say(f"{name}: {line}")
 
 
-def shares_possible(job: Run) -> tuple[float, float]:
+def shares_possible(run: Run) -> tuple[float, float]:
     """Predicted latency of the leanest and the widest arch of the first space, as fractions of the base network's."""
-    space, base = next(iter(job.spaces.values())), job.calibrated.cost(job.network.base)
-    whole = [Limit("latency", "100%", job.calibrated, base)]
+    space, base = next(iter(run.design.spaces.values())), run.calibrated.cost(run.network.base)
+    whole = [Limit("latency", "100%", run.calibrated, base)]
     return moves.over(whole, moves.leanest(whole, space)), moves.over(whole, space.widest)
 
 
-def limits(job: Run) -> tuple[Limit, ...]:
+def limits(run: Run) -> tuple[Limit, ...]:
     """The constraints as numbers."""
-    costs = {metric: job.costs.by(metric) for metric in job.config.constraints.by_metric}
-    return budget.limits(job.config.constraints, costs, job.network.base)
+    costs = {metric: run.costs.by(metric) for metric in run.config.constraints.by_metric}
+    return budget.limits(run.config.constraints, costs, run.network.base)
 
 
-def _problem(job: Run, space: Space) -> Problem:
-    key = job.supernet_key(space) if job.supernets else ""
-    trained = job.supernets / f"{key}.safetensors" if job.supernets and key else None
+def _problem(run: Run, space: Space) -> Problem:
+    shared = run.supernets and run.supernet_key(space)
     return Problem(
-        network=job.network,
-        reset=job.reset,
-        data=job.data,
+        network=run.network,
+        reset=run.reset,
+        data=run.data,
         space=space,
-        cost=job.cost,
-        device=job.device,
-        seed=job.config.seed,
-        checkpoint=job.checkpoint(f"search-{space.name}", search_key(job)),
-        base=lambda: base_network(job),
+        cost=run.cost,
+        device=run.device,
+        seed=run.config.seed,
+        checkpoint=run.checkpoint(f"search-{space.name}", search_key(run)),
+        base=lambda: base_network(run),
         title=f"search {space.name}",
-        limits=limits(job),
-        trained=trained,
+        limits=limits(run),
+        trained=run.supernets / f"{shared}.safetensors" if run.supernets and shared else None,
     )
 
 
@@ -419,18 +410,6 @@ def _reported(new: Report, folder: Path) -> bool:
         return read_report(paths[0]) == new
     except UserError:  # of another version
         return False
-
-
-def _refuse_noise(curves: Sequence[CurveRecord], allowed: float) -> None:
-    """Raise UserError where too many groups were chosen by noise."""
-    certain = [sure for curve in curves for sure in curve.certain]
-    undecided_share = sum(each < DECIDED for each in certain) / max(1, len(certain))
-    if undecided_share > allowed:
-        raise UserError(
-            f"{_decided(curves)}, and {undecided_share:.0%} are not, where {allowed:.0%} may be (survey.undecided): "
-            "this machine is too noisy to tell; stop other work (htas doctor names it) and survey again with --again, "
-            "give --survey.seconds more in another folder, or accept choices made by noise with --survey.undecided=1"
-        )
 
 
 def _decided(curves: Sequence[CurveRecord]) -> str:

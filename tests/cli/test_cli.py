@@ -43,7 +43,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     """What the pipeline was asked, by function and parameter, in an empty folder; wrong calls fail as real ones do."""
     made: Calls = []
     answers = {
-        "run": Path("runs/report.html"),
+        "run_all": Path("runs/report.html"),
         "measure_networks": [
             networks.Figures("cifar_resnet:32", "eager", Measurement((0.004, 0.005, 0.006), "s"), 69_124_736, 466_906)
         ],
@@ -60,7 +60,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
 
         return record
 
-    for name in ("run", "open_run", "ensure", "survey_page", "measure_networks", "export_network"):
+    for name in ("run_all", "open_run", "ensure", "survey_page", "measure_networks", "export_network"):
         monkeypatch.setattr(OWNERS.get(name, pipeline), name, recorder(name))
     monkeypatch.setattr(reports, "read", lambda folder: REPORT)
     monkeypatch.chdir(tmp_path)
@@ -96,12 +96,12 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 def test_run_works_in_a_folder_named_like_the_file(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "some.toml", "--design.expand", "3", "--seed=7"]) == 0
     (opened, first), (ran, second) = calls
-    assert (opened, ran) == ("open_run", "run")
-    config = second["job"].config
+    assert (opened, ran) == ("open_run", "run_all")
+    config = second["run"].config
     assert isinstance(config, Config)
     assert first == {"config": config, "folder": Path("runs/some")}
     assert (config.design.groups, config.design.expand, config.seed) == (4, 3.0, 7)
-    assert second["job"].folder == Path("runs/some")
+    assert second["run"].folder == Path("runs/some")
     assert second["command"] == "htas run some.toml --design.expand=3 --seed=7"
     first, *_, last = capsys.readouterr().out.splitlines()
     assert (
@@ -154,7 +154,7 @@ def test_a_report_of_several_runs_takes_their_folders_alone(
 
 def test_run_repeats_its_folder_in_the_command(calls: Calls) -> None:
     assert cli.main(["run", "some.toml", "--out=my runs/1"]) == 0
-    assert calls[1][1]["job"].folder == Path("my runs/1")
+    assert calls[1][1]["run"].folder == Path("my runs/1")
     assert calls[1][1]["command"] == "htas run some.toml --out 'my runs/1'"
 
 
@@ -449,10 +449,10 @@ def test_the_doctor_keeps_what_the_command_asks_of_it() -> None:
 
 def test_the_demo_runs_the_packaged_configuration(calls: Calls) -> None:
     assert cli.main(["demo", "--out", "here"]) == 0
-    assert calls[-1][0] == "run"
-    assert calls[-1][1]["job"].folder == Path("here")
+    assert calls[-1][0] == "run_all"
+    assert calls[-1][1]["run"].folder == Path("here")
     assert calls[-1][1]["command"] == "htas demo --out here"
-    assert calls[-1][1]["job"].config.names["data"] == "digits"
+    assert calls[-1][1]["run"].config.names["data"] == "digits"
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,7 @@ def test_a_whole_run_on_a_folder(folder: Path, tmp_path: Path) -> None:
         "train.warmup=0", "train.rest=0", "train.batch=6", "train.precision=fp32", "constraints.macs=60%",
     ]  # fmt: skip
     with scripted_device():
-        pipeline.run(open_run(config.load(None, options), tmp_path / "run"), "htas run")
+        pipeline.run_all(open_run(config.load(None, options), tmp_path / "run"), "htas run")
     rows = [from_json(row, Result, "row") for row in read_json(tmp_path / "run" / "measure.json")["results"]]
     assert [row.name for row in rows][:2] == ["base", "hardware"]
     assert rows[1].macs <= 0.6 * rows[0].macs and rows[0].accuracy is not None

@@ -391,7 +391,7 @@ def test_a_whole_run_finds_a_smaller_network_of_any_kind(factory, tmp_path):
         "train.batch=30", "train.precision=fp32",
     ]  # fmt: skip
     with scripted_device():
-        pipeline.run(open_run(load(None, options), tmp_path / "run"), "htas run")
+        pipeline.run_all(open_run(load(None, options), tmp_path / "run"), "htas run")
     rows = {
         row.name: row
         for row in [

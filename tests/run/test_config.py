@@ -9,9 +9,11 @@ import pytest
 from torch import nn
 
 from htas.errors import UserError
+from htas.files import digest
 from htas.models import ModelFamily
 from htas.plugins.values import allowed
 from htas.run.config import NAMED, TABLES, Config, SplitOptions, load
+from htas.run.run import Run
 from htas.spaces.design import Design
 from htas.training.recipe import RECIPES
 
@@ -110,6 +112,11 @@ def test_a_class_of_ones_own_is_a_plug_in(tmp_path: Path) -> None:
     config = load(None, [OWN, "--family.weights=here/it.is", "--family.sizes=3,4"])
     assert config.family == Own(Path("here/it.is"), None, (3, 4))
     assert load(written(tmp_path, config.toml())) == config
+
+
+def test_a_path_among_options_can_be_part_of_a_key(tmp_path: Path) -> None:
+    keys = [digest(Run(load(None, [OWN, f"--family.weights={name}"]), tmp_path).family) for name in "aab"]
+    assert keys[0] == keys[1] != keys[2]
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ OPTIONS = [
 def figures(folder: Path) -> dict[str, Any]:
     """What a run decided and reached: its cost tables, archs and accuracies."""
     with scripted_device():
-        pipeline.run(open_run(load(None, OPTIONS), folder), "htas run")
+        pipeline.run_all(open_run(load(None, OPTIONS), folder), "htas run")
     rows = read_json(folder / "measure.json")["results"]
     cost = read_json(folder / "cost.json")
     return {

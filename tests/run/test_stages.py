@@ -79,7 +79,7 @@ def _scripted() -> Iterator[None]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run, to be read only."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    assert pipeline.run(run.open_run(options(), folder), "htas run some.toml") == folder / "report.html"
+    assert pipeline.run_all(run.open_run(options(), folder), "htas run some.toml") == folder / "report.html"
     return folder
 
 
@@ -150,7 +150,7 @@ def test_every_row_has_its_own_figures(finished):
 
 
 def test_the_searches_found_archs_of_their_spaces_and_judged_their_rivals(finished):
-    spaces = run.Run(options(), finished).spaces
+    spaces = run.Run(options(), finished).design.spaces
     for name, space in spaces.items():
         record = read_record(finished / f"search-{name}.json", SearchRecord)
         assert record.arch in space and record.arch == rows(finished)[name].arch
@@ -195,7 +195,7 @@ def test_a_run_traces_its_network_once_and_reads_its_data_once(tmp_path, monkeyp
     counted(CifarResNet, "build")
     counted(run, "trace")
     counted(run.datasets, "load")
-    pipeline.run(run.open_run(one_space(), tmp_path / "run"), "htas run")
+    pipeline.run_all(run.open_run(one_space(), tmp_path / "run"), "htas run")
     assert sorted(calls) == ["build", "load", "trace"]
 
 
@@ -207,7 +207,7 @@ def test_a_second_run_does_nothing_again(copied, monkeypatch):
     for owner, name in [(Latency, "measure"), (_Search, "epoch"), (run_rows, "Training"), (pipeline, "write")]:
         monkeypatch.setattr(owner, name, None)
     monkeypatch.setattr(plan, "show", None)
-    pipeline.run(run.open_run(options(), copied), "htas run some.toml")
+    pipeline.run_all(run.open_run(options(), copied), "htas run some.toml")
     after = times(copied)
     assert after.pop("command.json") and before.pop("command.json")
     assert after == before
@@ -391,10 +391,10 @@ def test_a_run_killed_again_and_again_ends_as_an_uninterrupted_one(tmp_path, mon
                 patch.setattr(plan, "show", lambda *args: None)
             kill(patch, owner, name, call)
             with pytest.raises(KeyboardInterrupt):
-                pipeline.run(run.open_run(config, parts), "htas run")
+                pipeline.run_all(run.open_run(config, parts), "htas run")
     monkeypatch.setattr(plan, "show", lambda *args: None)
-    pipeline.run(run.open_run(config, parts), "htas run")
-    pipeline.run(run.open_run(config, whole), "htas run")
+    pipeline.run_all(run.open_run(config, parts), "htas run")
+    pipeline.run_all(run.open_run(config, whole), "htas run")
     assert outcome(parts) == outcome(whole)
     assert {name for name in times(parts) if not name.startswith(".")} == set(times(whole))
 
@@ -406,7 +406,7 @@ def test_a_search_interrupted_before_a_new_survey_does_not_go_on_with_the_old_on
     with monkeypatch.context() as patch:
         kill(patch, _Search, "epoch", 2)
         with pytest.raises(KeyboardInterrupt):
-            pipeline.run(run.open_run(config, folder), "htas run")
+            pipeline.run_all(run.open_run(config, folder), "htas run")
     design = read_json(folder / "design.json")
     site = next(iter(design["spaces"]["hardware"]["widths"]))
     design["spaces"]["hardware"]["widths"][site] = [3, 5, 7]
@@ -679,7 +679,7 @@ def test_a_budget_is_kept_when_measured_and_used(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Latency, "measure", whole)
     monkeypatch.setattr(plan, "show", lambda *args: None)
-    pipeline.run(run.open_run(config, folder), "htas run")
+    pipeline.run_all(run.open_run(config, folder), "htas run")
     record = read_record(folder / "search-grid.json", SearchRecord)
     (kept,) = record.limits
     assert (kept.metric, kept.asked, kept.unit) == ("latency", "60%", "s")
@@ -819,7 +819,7 @@ def test_the_searches_of_a_sweep_share_a_survey_alone_unless_asked(tmp_path, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pipeline, "run", stop)
+        patch.setattr(pipeline, "run_all", stop)
         experiment.sweep(config, folder, ["80%", "50%"], "htas sweep")
     assert [load(folder / name / "config.toml").strategy for name in names] == 2 * [config.strategy]
     assert len({(folder / name / "survey.json").read_text() for name in names}) == 1
@@ -905,7 +905,7 @@ def test_a_floor_is_in_points_below_the_base_or_absolute():
 def test_a_space_of_a_single_arch_is_trained_directly_and_says_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(_Search, "epoch", None)
     one = ["design.spaces=[explicit]", 'design.widths={"16": [8], "32": [16], "64": [32]}', "design.depth=false"]
-    page = pipeline.run(run.open_run(options(*one), tmp_path / "one"), "htas run some.toml")
+    page = pipeline.run_all(run.open_run(options(*one), tmp_path / "one"), "htas run some.toml")
     assert "the space explicit has a single choice at every site, so its network is trained directly" in (
         capsys.readouterr().err
     )
@@ -924,7 +924,7 @@ def test_other_strategies_leave_a_whole_run_behind(tmp_path):
         "design.groups=8",
     ]
     kept = [option for option in OPTIONS if not any(name in option for name in ("arch_lr", "mix", "anneal"))]
-    page = pipeline.run(run.open_run(load(None, [*kept, *more]), tmp_path / "random"), "htas run some.toml")
+    page = pipeline.run_all(run.open_run(load(None, [*kept, *more]), tmp_path / "random"), "htas run some.toml")
     record = read_record(page.parent / "search-grid.json", SearchRecord)
     assert record.strategy == "random within latency 60%" and len(record.epochs) == 2
     assert record.epochs[0].temperature is None and "not of this strategy" in page.read_text()
@@ -940,7 +940,7 @@ def test_a_network_judged_by_training_says_how(tmp_path):
         "design.groups=8",
     ]
     kept = [option for option in OPTIONS if not option.startswith("strategy") or "precision" in option]
-    page = pipeline.run(
+    page = pipeline.run_all(
         run.open_run(load(None, [*kept, *more, "strategy.batch=30"]), tmp_path / "uniform"), "htas run some.toml"
     )
     record = read_record(page.parent / "search-grid.json", SearchRecord)
