@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from itertools import groupby
 from math import floor, isfinite, log10
+from typing import Self
 
 NONE = "\N{EN DASH}"
 """The text of a table cell without a value."""
@@ -136,28 +137,24 @@ class TextTable(str):
     after: Sequence[str]
     marked: Sequence[str]
 
+    def __new__(
+        cls,
+        rows: Sequence[Sequence[str]],
+        words: int,
+        before: Sequence[str] = (),
+        after: Sequence[str] = (),
+        marked: Sequence[str] = (),
+    ) -> Self:
+        """Rows in columns, with sentences around them."""
+        table = super().__new__(cls, "\n".join([*before, *(columns(rows, words) if rows else []), *after]))
+        table.rows, table.words, table.before, table.after, table.marked = rows, words, before, after, marked
+        return table
+
     def json(self) -> dict[str, list[str] | list[dict[str, str]]]:
         """As plain JSON values, cells as they are printed: an object for each row, by heading."""
         headings, *rows = self.rows or [()]
-        return {
-            "before": list(self.before),
-            "rows": [dict(zip(headings, row, strict=True)) for row in rows],
-            "after": list(self.after),
-        }
-
-
-def text_table(
-    rows: Sequence[Sequence[str]],
-    words: int,
-    before: Iterable[str] = (),
-    after: Iterable[str] = (),
-    marked: Iterable[str] = (),
-) -> TextTable:
-    """Rows in columns, with sentences around them."""
-    first, last = list(before), list(after)
-    table = TextTable("\n".join([*first, *(columns(rows, words) if rows else []), *last]))
-    table.rows, table.words, table.before, table.after, table.marked = rows, words, first, last, list(marked)
-    return table
+        cells = [dict(zip(headings, row, strict=True)) for row in rows]
+        return {"before": list(self.before), "rows": cells, "after": list(self.after)}
 
 
 def no_such(what: str, name: str, names: Iterable[str]) -> str:

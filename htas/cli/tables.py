@@ -61,7 +61,7 @@ def networks_table(figures: Sequence["Figures"]) -> text.TextTable:
         for name, measured in {"": each.latency, **{f"{name}: ": other for name, other in each.others.items()}}.items()
         for doubt in measured.doubts
     ]
-    return text.text_table(rows, 2, after=doubts)
+    return text.TextTable(rows, 2, after=doubts)
 
 
 def surveys_table(opened: "Store", json: bool) -> str:
@@ -78,7 +78,7 @@ def surveys_table(opened: "Store", json: bool) -> str:
         where = (each.context.get(name, text.NONE) for name in settings)
         counts = (str(each.layers), str(each.doubtful))
         rows.append((each.survey, each.metric, date, each.place, *where, *counts))
-    return text.text_table(rows, 7)
+    return text.TextTable(rows, 7)
 
 
 def survey_table(opened: "Store", name: str, json: bool) -> str:
@@ -98,7 +98,7 @@ def survey_table(opened: "Store", name: str, json: bool) -> str:
         rows.append((_layer(each.layer), each.metric, str(len(readings.values)), *figures, anchor))
     doubts = Counter(doubt for each in entries for doubt in dict.fromkeys((*each.measurement.remarks, *each.doubts)))
     lines = [f"{text.plural(count, 'layer')}: {doubt}" for doubt, count in doubts.items()]
-    return text.text_table(rows, 2, after=lines)
+    return text.TextTable(rows, 2, after=lines)
 
 
 def no_survey(opened: "Store", name: str) -> str:

@@ -33,7 +33,7 @@ from htas.run.rows import MeasureRecord, TrainingRecord
 from htas.run.run import Run, Sources
 from htas.run.stage import StageHeader, ensure, made_from
 from htas.run.stages import SEARCH
-from htas.text import TextTable, columns, milliseconds, percent, points, text_table
+from htas.text import TextTable, columns, milliseconds, percent, points
 from htas.training.train import Training, evaluate
 
 FRONT = "No other network of this sweep is both faster and more accurate."
@@ -141,7 +141,7 @@ def _table(rows: Sequence[Result]) -> TextTable:
         seconds, marked = row.measured.estimate, "*" if FRONT in row.remarks else ""
         figures = (milliseconds(seconds), percent(seconds / base.estimate, 1), milliseconds(row.predicted or 0.0))
         lines.append((row.name, percent(row.accuracy or 0.0), *figures, marked))
-    return text_table(lines, 1)
+    return TextTable(lines, 1)
 
 
 # -- the fastest network ----------------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def fastest(
     best = min(met, key=lambda each: each.share)
     text = _percent(best.share)
     report = pipeline.run_all(_budget_run(config, text, folder, sources), command)
-    return report, text_table(table, 0, after=[f"taken: {text} of the base's latency, {best.verdict}"])
+    return report, TextTable(table, 0, after=[f"taken: {text} of the base's latency, {best.verdict}"])
 
 
 def _percent(share: float) -> str:

@@ -29,7 +29,7 @@ from htas.run import rows as run_rows
 from htas.run.config import fitting, load
 from htas.run.run import Run, Sources
 from htas.run.stage import made_from
-from htas.text import TextTable, listing, no_such, plural, text_table
+from htas.text import TextTable, listing, no_such, plural
 from htas.timing.measurement import Measurement
 from htas.timing.target import machine
 
@@ -76,18 +76,18 @@ def compare(
         raise UserError(f"nothing is finished in {folder}; {reasons[0] if reasons else 'run it without --only'}")
     there, where = comparison.measured(there, folder / "latencies.json", only)
     against = against or names[0]
-    lines = table(there, names, seeds, against)
     doubts = [f"{name}, seed {seed}: {entry.doubt}" for (name, seed), entry in there.items() if entry.doubt]
     notes = [f"Left out: {reason}" for reason in reasons] + [f"Not converged: {doubt}" for doubt in doubts]
     job = comparison.jobs[names[0], 0]
     title = f"{job.config.family.title} on {job.config.names['data']}, {plural(seeds, 'seed')}"
     facts = {name: str(value) for name, value in {**where, **dataclasses.asdict(job.target)}.items()}
-    path = page(title, lines, dots(there), against, FIGURES, notes, facts, every(there, job.network), folder)
+    lines = TextTable(table(there, names, seeds, against), 1, after=notes, marked=[against])
+    path = page(title, lines, dots(there), FIGURES, facts, every(there, job.network), folder)
     write_json(folder / "compare.json", {"arms": [
         {"arm": name, "seed": seed, "search_seconds": entry.search_seconds, "result": to_json(entry.result)}
         for (name, seed), entry in there.items()
     ]})  # fmt: skip
-    return path, text_table(lines, 1, after=notes, marked=[against])
+    return path, lines
 
 
 @dataclass(frozen=True)

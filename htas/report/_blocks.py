@@ -1,5 +1,6 @@
 """The pieces a report is made of, before it is known whether they become Markdown or HTML."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,12 +35,12 @@ class Text:
 class Points:
     """A list of sentences, each with its subject; an empty subject is left out."""
 
-    items: tuple[tuple[str, str], ...]
+    items: Sequence[tuple[str, str]]
 
 
 def points(items: Iterable[tuple[str, str]], none: str = "None.") -> Points | Text:
     """A list, or the sentence that there is none."""
-    each = tuple(items)
+    each = list(items)
     return Points(each) if each else Text(none)
 
 
@@ -47,27 +48,28 @@ def points(items: Iterable[tuple[str, str]], none: str = "None.") -> Points | Te
 class Table:
     """Rows under headings; the first column names the row."""
 
-    headings: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    wordy: frozenset[str]
+    headings: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    wordy: Sequence[str]
     """Headings of the columns that hold words, not numbers."""
-    marked: frozenset[str] = frozenset()
+    marked: Sequence[str] = ()
     """First cells of the rows to be set off."""
 
 
-def plain_table(headings: Sequence[str], rows: Iterable[Sequence[str]], wordy: Iterable[str] = ()) -> Table:
+def plain_table(headings: Sequence[str], rows: Iterable[Sequence[str]], wordy: Sequence[str] = ()) -> Table:
     """A table of texts without notes; all columns hold words where none is named."""
-    cells = tuple(tuple(map(Cell, row)) for row in rows)
-    return Table(tuple(headings), cells, frozenset(wordy) or frozenset(headings))
+    return Table(headings, [list(map(Cell, row)) for row in rows], wordy or headings)
 
 
-def cell_with_note(text: str, marks: Sequence[str] = (" \N{PLUS-MINUS SIGN} ",)) -> Cell:
-    """The deviation or interval of a value is its note: `91.20 ± 0.15`, or `1.05 (1.01 to 1.09)` with the mark ` (`."""
-    for mark in marks:
-        value, separator, rest = text.partition(mark)
-        if separator:
-            return Cell(value, f"{mark.strip(' (')} {rest.removesuffix(')')}".strip())
-    return Cell(text)
+def facts_table(facts: Iterable[tuple[str, str]]) -> Table:
+    """Names and their values."""
+    return plain_table(("what", "value"), facts)
+
+
+def cell_with_note(text: str) -> Cell:
+    """The deviation or interval of a value is its note: `91.20 ± 0.15`, `1.05 (1.01 to 1.09)`."""
+    parts = re.fullmatch(r"([-+\N{MINUS SIGN}]?[\d.]+) (± .*|\(.*\))", text)
+    return Cell(parts[1], parts[2].strip("()")) if parts else Cell(text)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Fold:
     """Blocks that open on request."""
 
     summary: str
-    blocks: tuple["Block", ...]
+    blocks: Sequence["Block"]
 
 
 Block = Answer | Heading | Text | Points | Table | Picture | Code | Fold

@@ -1,15 +1,28 @@
 """What a report says, in order: the answer, networks, picture, searches, curves, doubts, and how to repeat it."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
 
 from htas.graph.arch import Arch
-from htas.report._blocks import Block, Cell, Code, Fold, Heading, Picture, Points, Table, Text, plain_table, points
+from htas.report._blocks import (
+    Block,
+    Cell,
+    Code,
+    Fold,
+    Heading,
+    Picture,
+    Points,
+    Table,
+    Text,
+    facts_table,
+    plain_table,
+    points,
+)
 from htas.report._compare import answer, base_of, found_of
 from htas.report._course import course
-from htas.report._curves import curve_picture
+from htas.report._curves import ABOUT, curve_doubts, curve_picture
 from htas.report._figures import BANDS, accuracy_over_latency, archs, pictured, predictions
 from htas.report._names import at_the_start, is_searched, network_names, row_name, search_name, space_name
 from htas.report.result import Report, Result
@@ -30,7 +43,8 @@ def content(report: Report) -> list[Block]:
         *_curves(report),
         *_searches(report),
         *_predictions(report),
-        *_doubts(report),
+        Heading("Doubts and remarks"),
+        points(doubts(report)),
         *_measuring(report),
         *_run(report),
     ]
@@ -53,7 +67,7 @@ def _networks(report: Report) -> list[Block]:
         rows.append((label, accuracy, readings, predicted, Cell(_agreement(result)), *rest))
     return [
         Heading("Networks"),
-        _results(report, headings, rows, ["network"]),
+        _results(report, headings, rows, 1),
         Text(
             "Accuracy is that of the last epoch on the test split. Measured is the 25th percentile of the readings of "
             "the whole network, each over the machine's level at that moment, \N{PLUS-MINUS SIGN} two standard errors; "
@@ -66,11 +80,10 @@ def _networks(report: Report) -> list[Block]:
     ]
 
 
-def _results(report: Report, headings: Sequence[str], rows: Iterable[Sequence[Cell]], wordy: Iterable[str]) -> Table:
-    """A row for each network; the searched one is set off."""
+def _results(report: Report, headings: Sequence[str], rows: Sequence[Sequence[Cell]], words: int) -> Table:
+    """A row for each network; the searched one is set off. The first columns hold `words`."""
     first = found_of(report)
-    marked = frozenset({row_name(network_names(report)[first.name])} if first else ())
-    return Table(tuple(headings), tuple(map(tuple, rows)), frozenset(wordy), marked)
+    return Table(headings, rows, headings[:words], [row_name(network_names(report)[first.name])] if first else [])
 
 
 def _readings(result: Result) -> str:
@@ -123,12 +136,12 @@ def _archs(report: Report) -> list[Block]:
         )
         for number, (result, base) in enumerate(searched, 1)
     ]
-    details = tuple(_making(result, row_name(names[result.name])) for result in report.results)
+    details = [_making(result, row_name(names[result.name])) for result in report.results]
     return [
         Heading("The searched networks, layer by layer"),
         *(pictures or [Text("No search has finished yet.")]),
         Heading("How each network was made"),
-        _results(report, headings, cells, headings[:-1]),
+        _results(report, headings, cells, len(headings) - 1),
         Fold("Widths and depths by site, recipes and versions", details),
     ]
 
@@ -161,16 +174,13 @@ def value(content: Any) -> str:
 
 
 def _making(result: Result, name: str) -> Points:
-    rest = (("recipe", value(result.recipe)), ("versions", value(result.versions)))
-    arch = tuple((kind, sites) for kind, sites in by_site(result.arch) if sites)
-    return Points(tuple((f"{name}, {what}", words) for what, words in (*arch, *rest) if words != NONE))
+    facts = (*_by_site(result.arch), ("recipe", value(result.recipe)), ("versions", value(result.versions)))
+    return Points([(f"{name}, {what}", words) for what, words in facts if words != NONE])
 
 
-def by_site(arch: Arch) -> tuple[tuple[str, str], tuple[str, str]]:
+def _by_site(arch: Arch) -> tuple[tuple[str, str], tuple[str, str]]:
     """Widths and depths with the names of their sites."""
-    widths = listing(f"{site} {width}" for site, width in arch.widths.items())
-    depths = listing(f"{site} {depth}" for site, depth in arch.depths.items())
-    return ("widths", widths), ("depths", depths)
+    return ("widths", value(arch.widths)), ("depths", value(arch.depths))
 
 
 def _picture(report: Report) -> Block:
@@ -195,7 +205,7 @@ def _searches(report: Report) -> list[Block]:
                 caption = f"Course of the {name}. {_ended(search.epochs[-1])}"
             chart = course(search, base_of(report))
             blocks.append(Picture(f"search-{number}", chart, f"Course of the {name}", caption))
-        blocks.append(Fold(f"Arch of the {name}", (Points(by_site(search.arch)),)))
+        blocks.append(Fold(f"Arch of the {name}", [Points(_by_site(search.arch))]))
     return blocks
 
 
@@ -212,7 +222,7 @@ def _limits(search: SearchRecord) -> list[Block]:
         for limit in search.limits
     ]
     headings = ("limit", "configured", "in its unit", "predicted", "measured again", "measured / limit")
-    return [Table(headings, tuple(rows), frozenset(headings[:2])), Text(" ".join(_how_kept(search)))]
+    return [Table(headings, rows, headings[:2]), Text(" ".join(_how_kept(search)))]
 
 
 def _how_kept(search: SearchRecord) -> Iterator[str]:
@@ -271,13 +281,8 @@ def _ended(last: EpochRecord) -> str:
 def _curves(report: Report) -> list[Block]:
     if not report.curves:
         return []
-    about = (
-        "Above, the measured latency m(x) of a site at every width x, the fit f(x) of eq. 1, and in red the widths "
-        "selected for the measured space. Below, the score s(x) = f(x) \N{MINUS SIGN} m(x) of eq. 2, one choice a "
-        "group. Dashed lines part the groups. Sites with equal layers share one curve."
-    )
     pictures = [curve_picture(number, curve, number > EVERYWHERE) for number, curve in enumerate(report.curves, 1)]
-    return [Heading("Latency curves"), Text(about), *pictures]
+    return [Heading("Latency curves"), ABOUT, *pictures]
 
 
 def _predictions(report: Report) -> list[Block]:
@@ -313,8 +318,7 @@ def doubts(report: Report) -> list[tuple[str, str]]:
         readings = result.measured.doubts if result.measured else ()
         reasons = (*result.remarks, *readings, *_unlike(result, base))
         remarks += [(row_name(names[result.name]), reason) for reason in reasons]
-    for curve in report.curves:
-        remarks += [(f"curve of {listing(curve.sites)}", doubt) for doubt in curve.doubts]
+    remarks += curve_doubts(report.curves)
     for search in report.searches:
         subject = search_name(search.space)
         remarks += [
@@ -326,7 +330,7 @@ def doubts(report: Report) -> list[tuple[str, str]]:
     return remarks
 
 
-def _unlike(result: Result, base: Result | None) -> Iterable[str]:
+def _unlike(result: Result, base: Result | None) -> Iterator[str]:
     """Why a network's time may not be compared with the base's."""
     if base is None or result.measured is None or base.measured is None:
         return
@@ -336,25 +340,20 @@ def _unlike(result: Result, base: Result | None) -> Iterable[str]:
         yield f"was measured for another target than the base network ({target(base.target)})"
 
 
-def _doubts(report: Report) -> list[Block]:
-    return [Heading("Doubts and remarks"), points(doubts(report))]
-
-
 def _measuring(report: Report) -> list[Block]:
     """On what, and how well, latencies were read."""
-    read = [result for result in report.results if result.measured is not None]
-    facts: list[tuple[str, str]] = []
-    for result in read[:1]:
-        assert result.measured is not None
-        facts += [("target", target(result.target)), ("readings of each network", str(len(result.measured.values)))]
-        facts += [
-            (name, value(content)) for name, content in result.measured.context.items() if name not in result.target
-        ]
-    errors = sorted(result.measured.error / result.measured.estimate for result in read if result.measured)
-    if errors:
-        facts.append(("median standard error of a network", percent(errors[len(errors) // 2], 1)))
-    table = [plain_table(("what", "value"), facts)] if facts else [Text("Nothing has been measured yet.")]
-    return [Heading("How it was measured"), *table]
+    read = [(result, result.measured) for result in report.results if result.measured is not None]
+    if not read:
+        return [Heading("How it was measured"), Text("Nothing has been measured yet.")]
+    first, measured = read[0]
+    errors = sorted(each.error / each.estimate for _, each in read)
+    facts = [
+        ("target", target(first.target)),
+        ("readings of each network", str(len(measured.values))),
+        *((name, value(content)) for name, content in measured.context.items() if name not in first.target),
+        ("median standard error of a network", percent(errors[len(errors) // 2], 1)),
+    ]
+    return [Heading("How it was measured"), facts_table(facts)]
 
 
 def _run(report: Report) -> list[Block]:
@@ -368,7 +367,7 @@ def _run(report: Report) -> list[Block]:
         Heading("How to repeat it"),
         Code(report.command, "sh"),
         Heading("Machine and time"),
-        plain_table(("what", "value"), facts),
+        facts_table(facts),
         *([plain_table(("stage", "time"), stages + total)] if stages else []),
-        Fold("The whole configuration", (Code(report.config, "toml"),)),
+        Fold("The whole configuration", [Code(report.config, "toml")]),
     ]

@@ -1,11 +1,12 @@
 """Latency curves: the measured latency of every width, its fit and score, and the selected widths (Fig. 2 and 3)."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import altair as alt
 
-from htas.report._blocks import Picture
+from htas.report._blocks import Picture, Text
 from htas.report._draw import PLOT, Spec, filled, spec, tooltip
 from htas.report._names import space_name
 from htas.report._style import BLUE, FAINT, INK, RED, RULE, SKY
@@ -14,6 +15,13 @@ from htas.text import fitted, listing, plural
 
 MEASURED, INTERPOLATED, SELECTED = "measured m(x)", "interpolated", "selected, measured widths"
 BASE, FIT = "base width", "fit f(x)"
+
+
+ABOUT = Text(
+    "Above, the measured latency m(x) of a site at every width x, the fit f(x) of eq. 1, and in red the widths "
+    "selected for the measured space. Below, the score s(x) = f(x) \N{MINUS SIGN} m(x) of eq. 2, one choice a "
+    "group. Dashed lines part the groups. Sites with equal layers share one curve."
+)
 
 
 def curve_picture(number: int, curve: CurveRecord, later: bool = False) -> Picture:
@@ -28,6 +36,11 @@ def curve_picture(number: int, curve: CurveRecord, later: bool = False) -> Pictu
     caption = f"{sites}. {fitted(curve.k, curve.alpha, curve.b)}; {groups}. Choices, {choices or 'none'}.{doubts}"
     chart = filled(_both(), _curve_rows(curve))
     return Picture(f"curve-{number}", chart, f"Latency and score by width, base width {curve.base}", caption, later)
+
+
+def curve_doubts(curves: Sequence[CurveRecord]) -> list[tuple[str, str]]:
+    """The doubts of curves, each with its subject."""
+    return [(f"curve of {listing(curve.sites)}", doubt) for curve in curves for doubt in curve.doubts]
 
 
 def fitted_curve(curve: CurveRecord) -> Spec:

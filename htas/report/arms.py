@@ -6,8 +6,8 @@ from pathlib import Path
 from htas.report._blocks import Cell, Heading, Picture, Table, Text, cell_with_note, plain_table, points
 from htas.report._figures import arms_over_latency
 from htas.report._page import publish
+from htas.text import TextTable, listing
 
-MARKS = (" ± ", " (")
 CAPTION = (
     "The large mark of an arm is the mean of its trainings, the small ones. Searched networks are diamonds, others "
     "circles. Up and to the left is better."
@@ -16,11 +16,9 @@ CAPTION = (
 
 def page(
     title: str,
-    table: Sequence[Sequence[str]],
+    table: TextTable,
     arms: Sequence[tuple[str, bool, Sequence[tuple[float, float]]]],
-    against: str,
     note: str,
-    notes: Sequence[str],
     facts: Mapping[str, str],
     every: Sequence[Sequence[str]],
     folder: Path,
@@ -28,20 +26,18 @@ def page(
     """Write compare.html, and compare.md with its picture in figures/; the path of the page.
 
     `arms` are the names, whether each was searched, and the latency in seconds and accuracy in shares of its trainings;
-    `against` is set off, and `note` says what the figures of the table are; `every` has a line for each training.
-    Raises UserError where the folder cannot be written.
+    the marked one is compared with. `note` says what the figures of the table are; `every` has a line for each
+    training. Raises UserError where the folder cannot be written.
     """
-    headings, *rows = table
-    cells = tuple((Cell(name), *(cell_with_note(figure, MARKS) for figure in figures)) for name, *figures in rows)
+    headings, *rows = table.rows
+    cells = [[Cell(name), *map(cell_with_note, figures)] for name, *figures in rows]
     first, *others = every
-    trained = [arm for arm in arms if arm[2]]
-    shows = f"Accuracy over measured latency of {', '.join(name for name, _, _ in trained)}"
-    pictures = [Picture("arms", arms_over_latency(trained, against), shows, CAPTION)] if trained else []
+    shows = f"Accuracy over measured latency of {listing(name for name, _, _ in arms)}"
     blocks = [
-        *pictures,
+        *([Picture("arms", arms_over_latency(arms, *table.marked), shows, CAPTION)] if arms else []),
         Text(note),
-        Table(tuple(headings), cells, frozenset(headings[:1]), frozenset([against])),
-        *([Heading("Notes"), points(("", note) for note in notes)] if notes else []),
+        Table(headings, cells, headings[:1], table.marked),
+        *([Heading("Notes"), points(("", line) for line in table.after)] if table.after else []),
         Heading("Every network"),
         plain_table(first, others, (first[0], *first[-2:])),
         Heading("How it was measured"),

@@ -7,12 +7,12 @@ import altair as alt
 
 from htas.files import write_text
 from htas.graph.network import OUTPUT
-from htas.report._blocks import Block, Heading, Picture, Text, plain_table, points
+from htas.report._blocks import Block, Heading, Picture, Text, facts_table, plain_table, points
 from htas.report._draw import WIDTH, Spec, plot, spec, tooltip
 from htas.report._page import html
 from htas.report._style import BLUE, FAINT, GREEN
 from htas.spaces.inspection import Inspection, LayerFacts, SiteFacts
-from htas.text import TextTable, millions, milliseconds, percent, plural, text_table
+from htas.text import TextTable, millions, milliseconds, percent, plural
 
 SITES = ("site", "kind", "base", "smaller", "saves", "its layers take")
 LAYERS = ("layer", "kind", "width site, or why frozen", "channels", "MACs", "parameters", "share of the latency")
@@ -22,13 +22,37 @@ SHOWN = 20
 
 def page(title: str, inspection: Inspection, facts: Sequence[tuple[str, str]], folder: Path) -> tuple[Path, TextTable]:
     """Write inspect.html; its path, and the summary with the sites that could save most."""
+    lines = summary(inspection)
+    sites = [_site(site, inspection) for site in inspection.sites]
+    frozen = [(name, why) for name, why in inspection.frozen.items() if why != OUTPUT]
+    saving, most = "Bars of the latency that each site could save", "The sites that could save most."
+    taking, slowest = "Bars of latency and multiply-adds by layer", "The layers that take most, in their order."
+    blocks = [
+        *(Text(f"{line[0].upper()}{line[1:]}.") for line in lines),
+        Heading("What could be saved"),
+        Text(
+            "By half the width of a site, or by a block less of a stage, all else as it is: the sum of the layers that "
+            "this changes, over that of all. A search changes many at once, and a wider site may be as fast."
+        ),
+        Picture("sites", _sites_chart(inspection), saving, most),
+        plain_table(SITES, sites, SITES[:2]),
+        *_depths(inspection),
+        Heading("Where the time goes"),
+        Picture("layers", _layers_chart(inspection), taking, slowest),
+        plain_table(LAYERS, [_layer(layer, inspection) for layer in inspection.layers], LAYERS[:3]),
+        Heading("What stays as it is, and why"),
+        points(frozen, "Nothing but the outputs, which are the classes."),
+        Heading("Doubts"),
+        points(("", doubt) for doubt in inspection.doubts),
+        Heading("How it was measured"),
+        facts_table(facts),
+    ]
     path = folder / "inspect.html"
-    write_text(path, html(title, _blocks(inspection, facts)))
-    rows = [_site(site, inspection) for site in inspection.sites[:SHOWN]]
-    rest = len(inspection.sites) - SHOWN
+    write_text(path, html(title, blocks))
+    rest = len(sites) - SHOWN
     more = [f"and {plural(rest, 'more site')}, in the page"] if rest > 0 else []
     after = [*more, *(f"doubt: {doubt}" for doubt in inspection.doubts)]
-    return path, text_table([SITES, *rows], 2, before=summary(inspection), after=after)
+    return path, TextTable([SITES, *sites[:SHOWN]], 2, before=lines, after=after)
 
 
 def summary(inspection: Inspection) -> list[str]:
@@ -43,40 +67,6 @@ def summary(inspection: Inspection) -> list[str]:
         f"{plural(widths, 'width site')} and {plural(depths, 'depth site')}; {percent(inspection.searchable, 1)} of "
         "the multiply-adds can be searched",
         f"frozen, but for the classes: {len(bound) or 'nothing'}",
-    ]
-
-
-def _blocks(inspection: Inspection, facts: Sequence[tuple[str, str]]) -> list[Block]:
-    rest = [(name, why) for name, why in inspection.frozen.items() if why != OUTPUT]
-    return [
-        *(Text(f"{line[0].upper()}{line[1:]}.") for line in summary(inspection)),
-        Heading("What could be saved"),
-        Text(
-            "By half the width of a site, or by a block less of a stage, all else as it is: the sum of the layers that "
-            "this changes, over that of all. A search changes many at once, and a wider site may be as fast."
-        ),
-        Picture(
-            "sites",
-            _sites_chart(inspection),
-            "Bars of the latency that each site could save",
-            "The sites that could save most.",
-        ),
-        plain_table(SITES, [_site(site, inspection) for site in inspection.sites], SITES[:2]),
-        *_depths(inspection),
-        Heading("Where the time goes"),
-        Picture(
-            "layers",
-            _layers_chart(inspection),
-            "Bars of latency and multiply-adds by layer",
-            "The layers that take most, in their order.",
-        ),
-        plain_table(LAYERS, [_layer(layer, inspection) for layer in inspection.layers], LAYERS[:3]),
-        Heading("What stays as it is, and why"),
-        points(rest, "Nothing but the outputs, which are the classes."),
-        Heading("Doubts"),
-        points(("", doubt) for doubt in inspection.doubts),
-        Heading("How it was measured"),
-        plain_table(("what", "value"), facts),
     ]
 
 

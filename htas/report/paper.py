@@ -46,13 +46,12 @@ def page(title: str, intro: str, sections: Sequence[Section], folder: Path) -> P
 
 
 def _blocks(section: Section) -> list[Block]:
-    rows = tuple(tuple(map(cell_with_note, row)) for row in section.rows)
-    words = frozenset(section.headings[: section.words])
+    rows = [list(map(cell_with_note, row)) for row in section.rows]
     remarks = [("", note) for note in section.notes] + list((section.facts or {}).items())
     return [
         Heading(section.title),
         *map(Text, section.says),
-        Table(section.headings, rows, words, frozenset(section.marked)),
+        Table(section.headings, rows, section.headings[: section.words], section.marked),
         *section.figures,
         *([points(remarks)] if remarks else []),
     ]

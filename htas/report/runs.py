@@ -1,6 +1,6 @@
 """Several runs on one page: the answer of each, their networks in one table and picture, and how the runs differ."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,12 @@ def page(runs: Mapping[str, Report], folder: Path) -> Path:
     Raises UserError where the folder cannot be written.
     """
     searched = [(report, network) for report in runs.values() if (network := found_of(report))]
-    marked = frozenset(row_name(network_names(report)[network.name]) for report, network in searched)
-    rows = tuple(_row(name, report, result) for name, report in runs.items() for result in report.results)
+    marked = [row_name(network_names(report)[network.name]) for report, network in searched]
+    rows = [_row(name, report, result) for name, report in runs.items() for result in report.results]
+    facts = {name: _facts(report) for name, report in runs.items()}
+    unlike = [
+        ("", why) for names, why in UNLIKE.items() if len({tuple(map(each.get, names)) for each in facts.values()}) > 1
+    ]
     doubtful = [
         (f"{name}, {subject}" if subject else name, doubt)
         for name, report in runs.items()
@@ -45,11 +49,11 @@ def page(runs: Mapping[str, Report], folder: Path) -> Path:
         Heading("Accuracy and latency"),
         _picture(runs),
         Heading("Networks"),
-        Table(HEADINGS, rows, frozenset(HEADINGS[:2]), marked),
+        Table(HEADINGS, rows, HEADINGS[:2], marked),
         Heading("How the runs differ"),
-        _differences(runs),
+        _differences(facts),
         Heading("Doubts and remarks"),
-        points((*_unlike(runs), *doubtful)),
+        points([*unlike, *doubtful]),
         Heading("How to repeat them"),
         points((name, report.command) for name, report in runs.items()),
     ]
@@ -84,16 +88,9 @@ def _facts(report: Report) -> dict[str, str]:
     return {name: str(fact) for name, fact in (facts | machine).items()}
 
 
-def _differences(runs: Mapping[str, Report]) -> Block:
-    facts = {name: _facts(report) for name, report in runs.items()}
-    every = list(dict.fromkeys(what for fields in facts.values() for what in fields))
+def _differences(facts: Mapping[str, Mapping[str, str]]) -> Block:
+    """A line for each fact in which the runs, by their names, differ."""
+    every = dict.fromkeys(what for fields in facts.values() for what in fields)
     rows = [(what, *(fields.get(what, "") for fields in facts.values())) for what in every]
     unlike = [row for row in rows if len(set(row[1:])) > 1]
-    if not unlike:
-        return Text("They differ in nothing that is recorded.")
-    return plain_table(("what", *runs), unlike)
-
-
-def _unlike(runs: Mapping[str, Report]) -> Sequence[tuple[str, str]]:
-    facts = [_facts(report) for report in runs.values()]
-    return [("", why) for names, why in UNLIKE.items() if len({tuple(map(each.get, names)) for each in facts}) > 1]
+    return plain_table(("what", *facts), unlike) if unlike else Text("They differ in nothing that is recorded.")

@@ -4,7 +4,7 @@ from htas.report._blocks import Cell
 from htas.report._compare import against_base, answer, base_of, found_of
 from htas.report._names import network_names, row_name
 from htas.report.result import Report, Result
-from htas.text import NONE, TextTable, millions, percent, plus_minus, significant, text_table
+from htas.text import NONE, TextTable, millions, percent, plus_minus, significant
 
 HEADINGS = (
     "network", "accuracy", "measured, ms", "predicted, ms", "times as fast as base", "multiply-adds", "parameters"
@@ -23,7 +23,7 @@ def summary(report: Report) -> TextTable:
         for result in report.results
     ]
     marked = (names[searched.name],) if searched else ()
-    return text_table([HEADINGS, *rows], 1, before=answer(report).sentences, marked=marked)
+    return TextTable([HEADINGS, *rows], 1, before=answer(report).sentences, marked=marked)
 
 
 def figures(result: Result, base: Result | None) -> tuple[Cell, ...]:

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from htas.files import write_bytes, write_text
-from htas.report._blocks import Heading, Text, plain_table, points
-from htas.report._curves import curve_picture
+from htas.report._blocks import Heading, Text, facts_table, plain_table, points
+from htas.report._curves import ABOUT, curve_doubts, curve_picture
 from htas.report._draw import png
 from htas.report._page import html
 from htas.spaces.curve import CurveRecord
-from htas.text import TextTable, listing, milliseconds, plural, significant, text_table
+from htas.text import TextTable, milliseconds, plural, significant
 
 HEADINGS = ("site", "base width", "widths chosen", "latency of the base", "known to", "no faster than a wider one")
 
@@ -32,8 +32,6 @@ def page(
     for picture in pictures:
         write_bytes(folder / "survey" / f"{picture.name}.png", png(picture.chart))
     rows = [_row(curve, sure) for curve in curves]
-    remarks = [("", doubt) for doubt in (*doubts, decided)]
-    remarks += [(f"curve of {listing(curve.sites)}", doubt) for curve in curves for doubt in curve.doubts]
     blocks = [
         Heading("The hardware-aware space"),
         plain_table(HEADINGS, rows),
@@ -42,19 +40,16 @@ def page(
             "marks a width whose group is not decided: more readings could choose another."
         ),
         Heading("Latency curves"),
-        Text(
-            "Above, the latency m(x) of a site at every width x, the fit f(x) of eq. 1, and in red the widths chosen. "
-            "Below, the score s(x) = f(x) \N{MINUS SIGN} m(x) of eq. 2. Dashed lines part the groups."
-        ),
+        ABOUT,
         *pictures,
         Heading("Doubts"),
-        points(remarks),
+        points([*(("", doubt) for doubt in (*doubts, decided)), *curve_doubts(curves)]),
         Heading("How it was measured"),
-        plain_table(("what", "value"), facts.items()),
+        facts_table(facts.items()),
     ]
     path = folder / "survey.html"
     write_text(path, html(title, blocks))
-    return path, text_table([HEADINGS, *rows], len(HEADINGS), after=[decided])
+    return path, TextTable([HEADINGS, *rows], len(HEADINGS), after=[decided])
 
 
 def _row(curve: CurveRecord, sure: float) -> tuple[str, ...]:

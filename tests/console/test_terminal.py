@@ -9,10 +9,10 @@ import pytest
 
 from htas.console.terminal import show
 from htas.report.summary import summary
-from htas.text import text_table
+from htas.text import TextTable
 from tests.report.test_report import REPORT
 
-TABLE = text_table(
+TABLE = TextTable(
     [("network", "ms"), ("base", "3.54"), ("found [x]", "2.06")], 1, ["The answer."], ["A doubt."], ["found [x]"]
 )
 
@@ -69,6 +69,6 @@ def test_a_summary_has_the_answer_and_every_network() -> None:
 
 
 def test_a_table_of_nothing_is_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    show([text_table([], 0, after=["nothing yet"])], {}, False)
+    show([TextTable([], 0, after=["nothing yet"])], {}, False)
     assert capsys.readouterr().out == "nothing yet\n"
-    assert text_table([], 0).json()["rows"] == []
+    assert TextTable([], 0).json()["rows"] == []

@@ -18,7 +18,7 @@ from htas.experiments.reproduce._widths import fig2, fig3, table2
 from htas.experiments.shared import own_folder
 from htas.files import RecordError, from_json, read_json, to_json, write_json
 from htas.report.paper import Section, page
-from htas.text import TextTable, no_such, text_table
+from htas.text import TextTable, no_such
 
 __all__ = ["ITEMS", "LENGTHS", "Plan", "reproduce"]
 
@@ -62,7 +62,7 @@ def reproduce(what: Sequence[str], plan: Plan) -> tuple[Path, list[TextTable], l
             continue
         write_json(plan.folder / "sections" / f"{name}.json", to_json(section))
         rows = [section.headings, *section.rows]
-        tables.append(text_table(rows, section.words, [section.title], [*section.says, ""], section.marked))
+        tables.append(TextTable(rows, section.words, [section.title], [*section.says, ""], section.marked))
         path = page(TITLE, INTRO, _sections(plan.folder), plan.folder)
     return path, tables, reasons
 
