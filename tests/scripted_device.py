@@ -14,7 +14,7 @@ from htas import datasets
 from htas.graph.layer import Layer
 from htas.metrics import Metric, OnRound
 from htas.metrics.latency import Latency
-from htas.report import _draw, _html
+from htas.report import _draw, _page
 from htas.run import stages as pipeline
 from htas.timing.measurement import Measurement
 
@@ -48,6 +48,6 @@ def scripted_device(pictures: bool = False) -> Iterator[None]:
         patch.setattr(datasets, "load", cache(datasets.load))
         if not pictures:
             patch.setattr(_draw, "svg", lambda given: BLANK)
-            patch.setattr(_html, "script", str)
+            patch.setattr(_page, "script", str)
         yield
     torch.set_num_threads(before)
