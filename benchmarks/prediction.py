@@ -125,7 +125,7 @@ def survey(target: "Target", arguments: argparse.Namespace) -> dict[str, Any]:
     from htas.metrics.latency import Latency
     from htas.runtimes import open_runtime
     from htas.spaces.design import Design, undecided
-    from htas.spaces.sampling import at_most, widths_at_most
+    from htas.spaces.layers import widths_at_most
     from htas.spaces.survey import EACH
     from htas.spaces.survey import survey as take
 
@@ -133,7 +133,7 @@ def survey(target: "Target", arguments: argparse.Namespace) -> dict[str, Any]:
     most = widths_at_most(open_runtime(target).build_seconds)
     started = time.monotonic()
     plan = design.survey_plan(network, most)
-    number = at_most(plan)
+    number = plan.at_most
     metric = Latency(target, rounds=1000, limit=EACH * number)
     record = take(plan, metric, pending=lambda tables: undecided(network, tables, design))  # fmt: skip
     return {"content": to_json(record), "took": time.monotonic() - started}

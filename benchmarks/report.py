@@ -30,7 +30,7 @@ def long_report() -> dict[str, object]:
     from htas.graph.arch import Arch
     from htas.report.result import Report, Result
     from htas.search.record import EpochRecord, SearchRecord
-    from htas.spaces.curve import CurveRecord
+    from htas.spaces.curve import Curve, CurveRecord, Fit
     from htas.timing.measurement import Measurement
 
     sites = [f"stages.{number}.conv" for number in range(SITES)]
@@ -63,10 +63,13 @@ def long_report() -> dict[str, object]:
     )  # fmt: skip
     curves = tuple(
         CurveRecord(
-            (site,), 32, tuple(range(1, WIDTHS + 1)),
-            tuple(1e-4 * (5 + (x + 7) // 8 + number / 60) for x in range(WIDTHS)),
-            1e-5, 1.0, 5e-4, tuple((1 + 8 * g, 8 + 8 * g) for g in range(8)),
-            {"hardware": tuple(range(8, 65, 8))}, errors=(1e-6,) * WIDTHS, certain=(0.95,) * 8,
+            (site,), 32,
+            Curve(
+                tuple(range(1, WIDTHS + 1)),
+                tuple(1e-4 * (5 + (x + 7) // 8 + number / 60) for x in range(WIDTHS)), (1e-6,) * WIDTHS,
+            ),
+            Fit(1e-5, 1.0, 5e-4), tuple((1 + 8 * g, 8 + 8 * g) for g in range(8)),
+            {"hardware": tuple(range(8, 65, 8))}, certain=(0.95,) * 8,
         )
         for number, site in enumerate(sites)
     )  # fmt: skip

@@ -24,7 +24,7 @@ from htas.graph.layer import Layer, Template
 from htas.metrics import Metric, OnRound
 from htas.metrics.latency import CHEAP, Latency
 from htas.runtimes import Runtime
-from htas.spaces.sampling import DEAR, SLOW
+from htas.spaces.layers import DEAR, SLOW
 from htas.spaces.space import Space
 from htas.timing.measurement import Measurement
 

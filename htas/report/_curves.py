@@ -29,11 +29,12 @@ def curve_picture(number: int, curve: CurveRecord, later: bool = False) -> Pictu
 
     Its chart has m(x), the fit and the selected widths (the paper's Fig. 2) over the scores (Fig. 3), in ms.
     """
-    choices = "; ".join(f"{space_name(space)}: {' '.join(map(str, widths))}" for space, widths in curve.choices.items())
+    choices = "; ".join(f"{space_name(space)}: {' '.join(map(str, picks))}" for space, picks in curve.choices.items())
     sites = f"{plural(len(curve.sites), 'site')} of base width {curve.base}: {listing(curve.sites)}"
-    groups = f"{plural(len(curve.groups), 'group')} of widths {curve.widths[0]} to {curve.widths[-1]}"
+    widths, fit = curve.measured.widths, curve.fit
+    groups = f"{plural(len(curve.groups), 'group')} of widths {widths[0]} to {widths[-1]}"
     doubts = "".join(f" Doubt: {doubt}." for doubt in curve.doubts)
-    caption = f"{sites}. {fitted(curve.k, curve.alpha, curve.b)}; {groups}. Choices, {choices or 'none'}.{doubts}"
+    caption = f"{sites}. {fitted(fit.k, fit.alpha, fit.b)}; {groups}. Choices, {choices or 'none'}.{doubts}"
     chart = filled(_both(), _curve_rows(curve))
     return Picture(f"curve-{number}", chart, f"Latency and score by width, base width {curve.base}", caption, later)
 
@@ -61,17 +62,19 @@ def _both() -> Spec:
 def _curve_rows(curve: CurveRecord) -> dict[str, list[dict[str, Any]]]:
     """Every width; those of the fit, the base width and the choices, as the legend calls them; the ends of groups."""
     selected = set(curve.choices.get("hardware", ()))
-    errors = curve.errors or (0.0,) * len(curve.widths)
+    measured = curve.measured
+    errors = measured.errors or (0.0,) * len(measured.widths)
     certain = curve.certain or (None,) * len(curve.groups)
     rows: list[dict[str, Any]] = []
-    for width, seconds, error, score in zip(curve.widths, curve.latency, errors, curve.scores, strict=True):
+    scores = measured.scores(curve.fit)
+    for width, seconds, error, score in zip(measured.widths, measured.seconds, errors, scores, strict=True):
         group = next((n for n, (first, last) in enumerate(curve.groups) if first <= width <= last), 0)
         rows.append({
             "width": width, "latency": 1e3 * seconds, "fit": 1e3 * curve.fit(width), "score": 1e3 * score,
             "top": max(1e3 * score, 0.0), "none": 0, "left": width - 0.35, "right": width + 0.35,
             "low": 1e3 * (seconds - 2 * error), "high": 1e3 * (seconds + 2 * error), "group": group + 1,
             "sure": certain[group], "selected": "selected" if width in selected else "not",
-            "what": INTERPOLATED if width in curve.interpolated else MEASURED,
+            "what": INTERPOLATED if width in measured.interpolated else MEASURED,
         })  # fmt: skip
     return {
         "widths": rows,

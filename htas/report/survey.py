@@ -59,12 +59,13 @@ def _row(curve: CurveRecord, sure: float) -> tuple[str, ...]:
         f"{width}?" if any(first <= width <= last for first, last in unsure) else str(width)
         for width in curve.choices["hardware"]
     ]
-    errors = sorted(error / seconds for error, seconds in zip(curve.errors, curve.latency, strict=False))
+    measured = curve.measured
+    errors = sorted(error / seconds for error, seconds in zip(measured.errors, measured.seconds, strict=False))
     return (
         curve.sites[0] + (f" and {len(curve.sites) - 1} alike" if len(curve.sites) > 1 else ""),
         str(curve.base),
         " ".join(widths),
-        milliseconds(curve.latency[curve.widths.index(curve.base)]),
+        milliseconds(measured.at(curve.base)),
         f"{significant(100 * errors[len(errors) // 2], 2)} %" if errors else "",
         " ".join(map(str, curve.dominated)),
     )

@@ -15,7 +15,7 @@ from htas.run.rows import base_trained
 from htas.run.run import Run
 from htas.runtimes import open_runtime
 from htas.spaces.design import Design, grid_widths
-from htas.spaces.sampling import at_most, widths_at_most
+from htas.spaces.layers import widths_at_most
 from htas.spaces.space import Space, tas_widths
 from htas.text import duration, plural
 from htas.training.layout import placed
@@ -48,7 +48,7 @@ def estimate(run: Run) -> Iterator[tuple[str, float]]:
     options = config.design
     seconds, calibrating = open_runtime(run.target).build_seconds, run.calibration
     most = widths_at_most(seconds)
-    layers = at_most(options.survey_plan(network, most))
+    layers = options.survey_plan(network, most).at_most
     yield "survey, at most", config.survey.limit(layers, seconds)
     choices = {name: _widths(site, options) for name, site in network.widths.items()}
     pairs = sum(map(len, cells(network, [Space("", choices, {})], calibrating.widths, seconds).values()))

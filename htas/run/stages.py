@@ -60,7 +60,7 @@ from htas.search.problem import Problem, rivals
 from htas.search.record import SearchRecord
 from htas.spaces.curve import CurveRecord
 from htas.spaces.design import DECIDED, DesignRecord, records, spaces, undecided
-from htas.spaces.sampling import at_most, widths_at_most
+from htas.spaces.layers import widths_at_most
 from htas.spaces.space import Space
 from htas.spaces.survey import survey as take_survey
 from htas.text import TextTable, listing, milliseconds, no_such, percent
@@ -86,7 +86,7 @@ def _survey(run: Run, again: bool) -> None:
     config = run.config
     building = open_runtime(run.target).build_seconds
     plan = config.design.survey_plan(run.network, widths_at_most(building))
-    number = at_most(plan)
+    number = plan.at_most
     with progress(f"survey of {number} layers, %", 100) as bar:
         metric = run.remembering(run.latency(config.survey.limit(number, building)), again)
         record = take_survey(

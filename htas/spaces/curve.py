@@ -8,45 +8,7 @@ import numpy as np
 
 from htas.errors import UserError
 from htas.graph.layer import Template
-
-
-@dataclass(frozen=True)
-class CurveRecord:
-    """One latency curve of the survey, with its fit and its choices (the paper's Fig. 2 and 3)."""
-
-    sites: tuple[str, ...]
-    """The sites that share it."""
-    base: int
-    widths: tuple[int, ...]
-    latency: tuple[float, ...]
-    """Seconds at each width: m(x)."""
-    k: float
-    alpha: float
-    b: float
-    """f(x) = k x^alpha + b, in seconds (eq. 1)."""
-    groups: tuple[tuple[int, int], ...]
-    """First and last width of each group."""
-    choices: Mapping[str, tuple[int, ...]]
-    """By space: `hardware`, `tas`, `grid`, ..."""
-    doubts: tuple[str, ...] = ()
-    errors: tuple[float, ...] = ()
-    """Standard error of each latency, in seconds; nothing where they are not known."""
-    certain: tuple[float, ...] = ()
-    """How sure the choice of each group is, 0 to 1, of the space `hardware`."""
-    dominated: tuple[int, ...] = ()
-    """Choices of the space `hardware` that are no faster than a wider one."""
-    interpolated: tuple[int, ...] = ()
-    """Widths that were not measured: their latency lies on the line between their measured neighbours."""
-
-    def fit(self, width: float) -> float:
-        """f(x) of eq. 1, in seconds."""
-        return float(self.k * width**self.alpha + self.b)
-
-    @property
-    def scores(self) -> tuple[float, ...]:
-        """s(x) = f(x) - m(x) at each width, in seconds (eq. 2): how much faster than the fit."""
-        return tuple(self.fit(width) - latency for width, latency in zip(self.widths, self.latency, strict=True))
-
+from htas.spaces.space import group_slices
 
 SUMMARIES = ("estimate", "error", "minimum", "median", "mean", "mean_error", "spread")
 """Of a Measurement, in survey.json."""
@@ -112,6 +74,14 @@ class Curve:
         """m(width)."""
         return self.seconds[self.widths.index(width)]
 
+    def scores(self, fit: Fit) -> tuple[float, ...]:
+        """s(x) = f(x) - m(x) at each width, in seconds (eq. 2): how much faster than the fit."""
+        return tuple(fit(width) - seconds for width, seconds in zip(self.widths, self.seconds, strict=True))
+
+    def grouped(self, groups: int) -> list[tuple[int, ...]]:
+        """The widths of each group (eq. 3), at most one group for each width."""
+        return [self.widths[run] for run in group_slices(len(self.widths), groups)]
+
     def fit(self, alpha: float | Literal["fit"]) -> Fit:
         """The least-squares fit of eq. 1; `fit` finds the exponent too, between 0.1 and 3."""
         if alpha != "fit":
@@ -120,6 +90,28 @@ class Curve:
 
         best = minimize_scalar(lambda exponent: _line(self, exponent)[1], bounds=(0.1, 3.0), method="bounded")
         return _line(self, float(best.x))[0]
+
+
+@dataclass(frozen=True)
+class CurveRecord:
+    """One latency curve of the survey, with its fit and its choices (the paper's Fig. 2 and 3)."""
+
+    sites: tuple[str, ...]
+    """The sites that share it."""
+    base: int
+    measured: Curve
+    """m(x)."""
+    fit: Fit
+    """f(x)."""
+    groups: tuple[tuple[int, int], ...]
+    """First and last width of each group."""
+    choices: Mapping[str, tuple[int, ...]]
+    """By space: `hardware`, `tas`, `grid`, ..."""
+    doubts: tuple[str, ...] = ()
+    certain: tuple[float, ...] = ()
+    """How sure the choice of each group is, 0 to 1, of the space `hardware`."""
+    dominated: tuple[int, ...] = ()
+    """Choices of the space `hardware` that are no faster than a wider one."""
 
 
 def _line(curve: Curve, alpha: float) -> tuple[Fit, float]:

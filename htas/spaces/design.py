@@ -13,7 +13,7 @@ from htas.graph import Network, Site
 from htas.graph.layer import Layer
 from htas.spaces.curve import Curve, CurveRecord, Estimate, Fit, LayerTable, add, curve
 from htas.spaces.layers import MOST, SurveyPlan, widest, widths_of
-from htas.spaces.space import Space, depth_choices, group_bounds, tas_widths
+from htas.spaces.space import Space, depth_choices, group_bounds, group_slices, tas_widths
 from htas.text import no_such
 
 Floats = NDArray[np.float64]
@@ -93,14 +93,14 @@ class Design:
         """The summary of a width's readings that stands for its latency."""
         return "mean" if self.selection == "paper" else "estimate"
 
+    @property
+    def margin(self) -> float:
+        """Scores within this share of the latency count as equal."""
+        return 0.0 if self.selection == "paper" else self.ties
+
     def survey_plan(self, network: Network, most: int = MOST) -> SurveyPlan:
         """The survey that this design needs; at most this many widths of a site are measured."""
         return SurveyPlan(network, self.expand, self.inputs, self.groups, most)
-
-
-def score(measured: Curve, fit: Fit) -> list[float]:
-    """s(x) = f(x) - m(x) at every width, in seconds (eq. 2)."""
-    return [fit(width) - seconds for width, seconds in zip(measured.widths, measured.seconds, strict=True)]
 
 
 def choose(measured: Curve, fit: Fit, groups: int, ties: float = 0.0) -> tuple[int, ...]:
@@ -108,7 +108,7 @@ def choose(measured: Curve, fit: Fit, groups: int, ties: float = 0.0) -> tuple[i
 
     A width that was not measured is not chosen, unless its group has no other.
     """
-    scores, seconds = np.asarray(score(measured, fit)), np.asarray(measured.seconds)
+    scores, seconds = np.asarray(measured.scores(fit)), np.asarray(measured.seconds)
     scores[~_choosable(measured, groups)] = -np.inf
     return tuple(measured.widths[number] for number in _choices(scores[None], seconds[None], groups, ties)[0].tolist())
 
@@ -121,7 +121,7 @@ def certainty(measured: Curve, alpha: float, groups: int, ties: float, scale: fl
     measured widths, so a group is uncertain where a width that was not measured may be better.
     """
     if not measured.errors:
-        return (1.0,) * groups
+        return (1.0,) * min(groups, len(measured.widths))
     first, others = _resampled(measured, alpha, groups, ties, scale)
     return tuple((others == first).mean(axis=0).tolist())
 
@@ -162,12 +162,12 @@ def undecided(network: Network, tables: Mapping[str, LayerTable], design: Design
         if (alike := (frozenset(layers[site].items()), measured.widths)) in visited:
             continue
         visited.add(alike)
-        bounds = group_bounds(len(measured.widths), _groups(measured, design))
-        current, others = _resampled(measured, *_how(measured, design), SETTLED)
-        for (first, last), choice, rivals in zip(bounds, current, others.T, strict=True):
+        alpha = measured.fit(design.alpha).alpha
+        current, others = _resampled(measured, alpha, design.groups, design.margin, SETTLED)
+        for group, choice, rivals in zip(measured.grouped(design.groups), current, others.T, strict=True):
             if (rivals != choice).any():
                 might = {measured.widths[number] for number in rivals.tolist()}
-                widths = {*measured.widths[first - 1 : last]} - {*measured.interpolated} | might
+                widths = {*group} - {*measured.interpolated} | might
                 open_layers |= {layer.wide(width) for layer in layers[site] for width in widths}
     return open_layers
 
@@ -176,12 +176,11 @@ def _choices(scores: Floats, seconds: Floats, groups: int, ties: float) -> Ints:
     """Eq. 3 and 4 for many surveys at once: scores [surveys, widths] to the index of each group's choice, [surveys,
     groups]."""
     columns = []
-    for first, last in group_bounds(scores.shape[1], groups):
-        run = slice(first - 1, last)
+    for run in group_slices(scores.shape[1], groups):
         best = scores[:, run].argmax(axis=1)[:, None]
         margin = ties * np.take_along_axis(seconds[:, run], best, axis=1)
         equal = scores[:, run] >= np.take_along_axis(scores[:, run], best, axis=1) - margin
-        columns.append(last - 1 - equal[:, ::-1].argmax(axis=1))
+        columns.append(run.stop - 1 - equal[:, ::-1].argmax(axis=1))
     return np.stack(columns, axis=1)
 
 
@@ -193,8 +192,8 @@ def _is_measured(measured: Curve) -> NDArray[np.bool_]:
 def _choosable(measured: Curve, groups: int) -> NDArray[np.bool_]:
     """The widths that were measured; all of a group that has none."""
     allowed = _is_measured(measured)
-    for first, last in group_bounds(len(allowed), groups):
-        allowed[first - 1 : last] |= not allowed[first - 1 : last].any()
+    for run in group_slices(len(allowed), groups):
+        allowed[run] |= not allowed[run].any()
     return allowed
 
 
@@ -211,20 +210,6 @@ def _stepped(measured: Curve, curves: Floats, rng: np.random.Generator) -> Float
     return np.where(share > steps, curves[:, above], curves[:, below])
 
 
-def _how(measured: Curve, design: Design) -> tuple[float, int, float]:
-    """The exponent of its fit, the number of groups, and the margin of ties."""
-    return measured.fit(design.alpha).alpha, _groups(measured, design), _ties(design)
-
-
-def _groups(measured: Curve, design: Design) -> int:
-    """At most one for each width."""
-    return min(design.groups, len(measured.widths))
-
-
-def _ties(design: Design) -> float:
-    return 0.0 if design.selection == "paper" else design.ties
-
-
 def check(network: Network, design: Design) -> None:
     """Raise UserError where the design does not fit the network, before anything is measured."""
     if not network.widths:
@@ -232,12 +217,17 @@ def check(network: Network, design: Design) -> None:
         raise UserError(f"this network has no width that could change ({reason})")
     alone = [widest(site.base, design.expand) for site in network.widths.values() if site.multiple == 1]
     group_bounds(min(alone, default=design.groups), design.groups)
+    names = {*network.widths, *(str(site.base) for site in network.widths.values())}
+    for option, sites in (("widths", design.widths), ("bounds", design.bounds)):
+        for name in sorted(sites.keys() - names):
+            raise UserError(f"design.{option}: {no_such('site or base width', name, sorted(names))}")
     if "explicit" in design.spaces:
         _explicit(network, design)
-    names = {*network.widths, *(str(site.base) for site in network.widths.values())}
-    for name in design.bounds:
-        if name not in names:
-            raise UserError(f"design.bounds: {no_such('site or base width', name, sorted(names))}")
+
+
+def _of_site(options: Mapping[str, list[int]], site: Site) -> list[int]:
+    """An option of one site, by its name or its base width; empty where it has none."""
+    return options.get(site.name) or options.get(str(site.base)) or []
 
 
 def spaces(network: Network, tables: Mapping[str, LayerTable], design: Design) -> dict[str, Space]:
@@ -258,7 +248,7 @@ def _within(
     """Choices within the bounds; raises UserError where a site has none."""
     bounded = {}
     for name, choices in widths.items():
-        least, most = design.bounds.get(name) or design.bounds.get(str(network.sites[name].base)) or (1, inf)
+        least, most = _of_site(design.bounds, network.sites[name]) or (1, inf)
         bounded[name] = tuple(width for width in choices if least <= width <= most)
         if not bounded[name]:
             raise UserError(
@@ -292,26 +282,27 @@ def records(
 def grid_widths(site: Site, design: Design) -> tuple[int, ...]:
     """The last width of each group."""
     widths = widths_of(site, design.expand)
-    return tuple(widths[last - 1] for _, last in group_bounds(len(widths), min(design.groups, len(widths))))
+    return tuple(widths[run][-1] for run in group_slices(len(widths), design.groups))
+
+
+def _choice(measured: Curve, design: Design) -> tuple[int, ...]:
+    """The best width of each group, as the design says what is best."""
+    return choose(measured, measured.fit(design.alpha), design.groups, design.margin)
 
 
 def _hardware(network: Network, tables: Mapping[str, LayerTable], design: Design) -> dict[str, tuple[int, ...]]:
     widths = {}
     for site, measured in site_curves(network, tables, design).items():
-        choices = choose(measured, measured.fit(design.alpha), _groups(measured, design), _ties(design))
-        slow = set(dominated(measured, choices)) if design.drop_dominated else set()
+        choices = _choice(measured, design)
+        slow = dominated(measured, choices) if design.drop_dominated else ()
         widths[site] = tuple(width for width in choices if width not in slow)
     return widths
 
 
 def _explicit(network: Network, design: Design) -> dict[str, tuple[int, ...]]:
-    names = {*network.widths, *(str(site.base) for site in network.widths.values())}
-    odd = sorted(set(design.widths) - names)
-    if odd:
-        raise UserError(f"design.widths names {odd[0]!r}; it may name base widths or sites: {', '.join(sorted(names))}")
     widths = {}
     for name, site in network.widths.items():
-        choices = design.widths.get(name) or design.widths.get(str(site.base))
+        choices = _of_site(design.widths, site)
         if not choices:
             raise UserError(f'design.widths has no choices for {name}; add them under its name or "{site.base}"')
         if min(choices) < 1:
@@ -329,7 +320,6 @@ def _record(
     network: Network, design: Design, spaces: Mapping[str, Space], measured: Curve, sites: Sequence[str]
 ) -> CurveRecord:
     fit = measured.fit(design.alpha)
-    bounds = group_bounds(len(measured.widths), _groups(measured, design))
     doubts: tuple[str, ...] = ()
     if fit.k <= 0:
         doubts = (
@@ -339,16 +329,11 @@ def _record(
     return CurveRecord(
         tuple(sites),
         network.sites[sites[0]].base,
-        measured.widths,
-        measured.seconds,
-        fit.k,
-        fit.alpha,
-        fit.b,
-        tuple((measured.widths[first - 1], measured.widths[last - 1]) for first, last in bounds),
+        measured,
+        fit,
+        tuple((group[0], group[-1]) for group in measured.grouped(design.groups)),
         {name: space.widths[sites[0]] for name, space in spaces.items()},
         doubts,
-        measured.errors,
-        certainty(measured, *_how(measured, design)),
-        dominated(measured, choose(measured, fit, _groups(measured, design), _ties(design))),
-        measured.interpolated,
+        certainty(measured, fit.alpha, design.groups, design.margin),
+        dominated(measured, _choice(measured, design)),
     )

@@ -90,3 +90,8 @@ def group_bounds(widest: int, groups: int) -> tuple[tuple[int, int], ...]:
     return tuple(
         (group * length + 1, widest if group == groups - 1 else (group + 1) * length) for group in range(groups)
     )
+
+
+def group_slices(widths: int, groups: int) -> list[slice]:
+    """Where each group stands in a list of widths, of this length; at most one group for each width."""
+    return [slice(first - 1, last) for first, last in group_bounds(widths, min(groups, widths))]

@@ -11,7 +11,6 @@ from htas.metrics import Case, Metric, OnRound
 from htas.metrics.latency import CHEAP
 from htas.spaces.curve import SUMMARIES, LayerTable, SurveyRecord
 from htas.spaces.layers import SurveyPlan
-from htas.spaces.sampling import first_layers, site_families
 from htas.timing.measurement import Measurement
 
 EACH = 0.08
@@ -69,17 +68,16 @@ def survey(
 
     `pending` gets the tables while readings go on, and says which layers need more of them.
     """
-    layers, families = plan.layers, site_families(plan)
+    layers, begun = plan.layers, plan.first
 
     def more(readings: Mapping[Case, Measurement]) -> Collection[Layer]:
         tables = _tables(layers, readings)
         open_layers = set(layers if pending is None else pending(tables))
         measured = {layer for layer in layers if layer in readings}
         return open_layers & measured | {
-            layer for family in families for layer in family.split(tables, measured, open_layers)
+            layer for family in plan.families for layer in family.split(tables, measured, open_layers)
         }
 
-    begun = first_layers(layers, families)
     sampling = len(begun) < len(layers)
     readings = metric.sample(list(layers), begun, on_round=on_round, pending=more if pending or sampling else None)
     return SurveyRecord(

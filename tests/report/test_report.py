@@ -22,7 +22,7 @@ from htas.report.result import Prediction, Report, Result
 from htas.report.runs import page as runs_page
 from htas.run.stages import _reported
 from htas.search.record import EpochRecord, LimitOutcome, SearchRecord
-from htas.spaces.curve import CurveRecord
+from htas.spaces.curve import Curve, CurveRecord, Fit
 from htas.text import plus_minus
 from htas.timing.measurement import Measurement
 
@@ -69,11 +69,8 @@ FOUND = network(
 CURVE = CurveRecord(
     sites=("layer1.0", "layer1.1"),
     base=4,
-    widths=tuple(range(1, 9)),
-    latency=(1e-3, 1.1e-3, 1.2e-3, 1.25e-3, 2e-3, 2.1e-3, 2.2e-3, 2.3e-3),
-    k=0.0002,
-    alpha=0.5,
-    b=0.0009,
+    measured=Curve(tuple(range(1, 9)), (1e-3, 1.1e-3, 1.2e-3, 1.25e-3, 2e-3, 2.1e-3, 2.2e-3, 2.3e-3)),
+    fit=Fit(0.0002, 0.5, 0.0009),
     groups=((1, 4), (5, 8)),
     choices={"hardware": (4, 8), "tas": (2, 3, 4)},
     doubts=("the fit is flat",),
@@ -386,7 +383,7 @@ def test_the_arch_found_stands_beside_its_rivals() -> None:
 
 def test_a_score_is_the_fit_less_the_measurement() -> None:
     # f(4) = 0.2 x 2 + 0.9 = 1.3 ms against 1.25 ms measured
-    assert CURVE.scores[3] == pytest.approx(0.05e-3)
+    assert CURVE.measured.scores(CURVE.fit)[3] == pytest.approx(0.05e-3)
 
 
 def test_targets_and_plain_values_are_written_on_a_line() -> None:
@@ -489,10 +486,8 @@ def test_a_long_search_of_many_sites_stays_a_page_to_be_mailed(tmp_path: Path) -
     epochs = tuple(replace(SEARCH.epochs[0], epoch=n, entropy=dict.fromkeys(sites, 1 / (1 + n))) for n in range(200))
     curve = replace(
         CURVE,
-        widths=tuple(range(1, 129)),
-        latency=tuple(1e-5 * n * 1.01**n for n in range(1, 129)),
+        measured=Curve(tuple(range(1, 129)), tuple(1e-5 * n * 1.01**n for n in range(1, 129)), (1.234567e-5,) * 128),
         groups=((1, 128),),
-        errors=(1.234567e-5,) * 128,
     )
     curves = tuple(replace(curve, sites=(site,)) for site in sites)
     rows = tuple(replace(row, arch=arch) for row in (BASE, FOUND))

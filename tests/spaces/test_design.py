@@ -25,7 +25,6 @@ from htas.spaces.design import (
     choose,
     dominated,
     records,
-    score,
     site_curves,
     spaces,
     undecided,
@@ -78,7 +77,7 @@ def stairs(layer: Layer) -> float:
 
 
 def test_the_score_is_how_much_faster_than_the_fit() -> None:
-    assert score(HAND, LINE) == [0.0, 1.0, 0.0, 1.0, -1.0, 1.0]
+    assert HAND.scores(LINE) == (0.0, 1.0, 0.0, 1.0, -1.0, 1.0)
 
 
 def test_each_group_gives_the_width_of_its_best_score_and_the_widest_of_equals() -> None:
@@ -279,7 +278,7 @@ def test_the_spaces_that_are_not_measured() -> None:
 @pytest.mark.parametrize(
     ("widths", "message"),
     [
-        ({"16": [4], "32": [8], "63": [8]}, "design.widths names '63'"),
+        ({"16": [4], "32": [8], "63": [8]}, "design.widths: no site or base width called '63'; choose one of 16, 32, 64"),
         ({"16": [4], "32": [8]}, 'no choices for stages.2.0.conv1.conv; add them under its name or "64"'),
         ({"16": [0, 4], "32": [8], "64": [8]}, "choices of stem.conv in design.widths must be at least 1, got 0"),
     ],
@@ -333,8 +332,8 @@ def test_equal_curves_are_recorded_once_with_their_fit_groups_and_choices() -> N
     assert sorted(site for record in found for site in record.sites) == sorted(network.widths)
     (first,) = [record for record in found if "stages.0.0.conv1.conv" in record.sites]
     assert first.sites == tuple(f"stages.0.{block}.conv1.conv" for block in range(3))
-    assert (first.base, first.widths) == (16, tuple(range(1, 33)))
-    assert (first.k, first.alpha, first.b) == pytest.approx((2e-6, 1.0, 16e-6))
+    assert (first.base, first.measured.widths) == (16, tuple(range(1, 33)))
+    assert (first.fit.k, first.fit.alpha, first.fit.b) == pytest.approx((2e-6, 1.0, 16e-6))
     assert first.groups[:2] == ((1, 4), (5, 8))
     assert first.choices["tas"] == (4, 6, 8, 9, 11, 12, 14, 16)
     assert first.doubts == ()

@@ -22,8 +22,7 @@ from htas.models.cifar_resnet import CifarResNet
 from htas.runtimes import Program, Runtime
 from htas.spaces.curve import Curve, CurveRecord, Fit, LayerTable, SurveyRecord, add, curve
 from htas.spaces.design import Design, certainty, choose, records, site_curves, spaces, undecided
-from htas.spaces.layers import SurveyPlan, widest
-from htas.spaces.sampling import FEW, MOST, SOME, at_most, widths_at_most
+from htas.spaces.layers import FEW, MOST, SOME, SurveyPlan, widest, widths_at_most
 from htas.spaces.survey import Survey, survey
 from htas.timing.bench import HostTimer, Timer
 from htas.timing.measurement import Measurement
@@ -359,7 +358,7 @@ def test_what_is_interpolated_is_marked_and_lies_between_its_neighbours() -> Non
     (measured,) = site_curves(network, content.layers, BIG).values()
     (record,) = records(network, content.layers, BIG, spaces(network, content.layers, BIG))
     (widths,) = read(content, network)
-    assert record.interpolated == measured.interpolated == tuple(sorted(set(range(1, 513)) - widths))
+    assert record.measured == measured and measured.interpolated == tuple(sorted(set(range(1, 513)) - widths))
     assert from_json(json.loads(json.dumps(to_json(record))), CurveRecord, "design.json") == record
     assert measured.seconds == pytest.approx([1.5 * (3 + width / 100) for width in range(1, 513)])  # a line, as it is
     below, above = max(w for w in widths if w < 500), min(w for w in widths if w >= 500)
@@ -390,9 +389,9 @@ def test_a_survey_measures_no_more_layers_than_it_says(most: int, groups: int, w
         metric = scripted()
         design = Design(groups=min(groups, 32), spaces=("hardware",))
         sampled(network, metric, most, design)
-        limit = at_most(design.survey_plan(network, most))
+        limit = design.survey_plan(network, most).at_most
         assert len(metric.asked) == len(set(metric.asked)) <= limit
-    assert at_most(SurveyPlan(resnet())) == 3 * 32 + 4 * 64 + 4 * 128 + 1
+    assert SurveyPlan(resnet()).at_most == 3 * 32 + 4 * 64 + 4 * 128 + 1
 
 
 def test_every_group_has_a_measured_width_and_no_other_is_chosen() -> None:

@@ -74,9 +74,10 @@ def fig2(plan: Plan) -> Section:
         curve = ours[base]
         shares = _shares(curve)
         best, worst = max(shares, key=shares.__getitem__), min(shares, key=shares.__getitem__)
-        errors = sorted(error / m for error, m in zip(curve.errors, curve.latency, strict=bool(curve.errors)))
+        measured = curve.measured
+        errors = sorted(error / m for error, m in zip(measured.errors, measured.seconds, strict=bool(measured.errors)))
         rows.append((
-            f"{output}x{output}, {base}", significant(1e6 * curve.k), significant(1e6 * curve.b),
+            f"{output}x{output}, {base}", significant(1e6 * curve.fit.k), significant(1e6 * curve.fit.b),
             f"{signed(100 * shares[best], 1)} at {best}", f"{signed(100 * shares[worst], 1)} at {worst}",
             significant(100 * errors[len(errors) // 2], 2) if errors else "-",
         ))  # fmt: skip
@@ -112,7 +113,7 @@ def fig3(plan: Plan) -> Section:
         for number, ((first, last), width, sure) in enumerate(
             zip(curve.groups, curve.choices["hardware"], curve.certain, strict=True)
         ):
-            inside = [x for x in curve.widths if first <= x <= last]
+            inside = [x for x in curve.measured.widths if first <= x <= last]
             rows.append((
                 f"{output}x{output}, {base}", f"{first} to {last}", str(printed[number]), str(width),
                 signed(100 * shares[width], 1), signed(100 * max(shares[x] for x in inside), 1), f"{100 * sure:.0f}",
@@ -164,7 +165,8 @@ def _common(curves: Sequence[CurveRecord], base: int) -> CurveRecord:
 
 def _shares(curve: CurveRecord) -> dict[int, float]:
     """The score of each width, as a share of its latency."""
-    return {x: score / m for x, score, m in zip(curve.widths, curve.scores, curve.latency, strict=True)}
+    scores = curve.measured.scores(curve.fit)
+    return {x: score / m for x, score, m in zip(curve.measured.widths, scores, curve.measured.seconds, strict=True)}
 
 
 def _gain(curve: CurveRecord, widths: Sequence[int]) -> str:
