@@ -15,12 +15,10 @@ import torch
 from torch import Tensor, nn
 
 import htas.runtimes
-from htas.cli.doctor import _available, _gpus, _machine, examine
-from htas.cli.doctor._gpus import Gpu, gpus
-from htas.cli.doctor._load import Busy, Load, Snapshot, between, snapshot
-from htas.cli.doctor._machine import Machine, machine, throttled
-from htas.cli.doctor._noise import LAYERS, Noise, listen
-from htas.cli.doctor._outlook import Outlook, outlook
+from htas.cli import doctor
+from htas.cli.doctor import _machine, examine, runtimes
+from htas.cli.doctor._machine import Busy, Gpu, Load, Machine, Snapshot, between, gpus, machine, snapshot, throttled
+from htas.cli.doctor._noise import LAYERS, Noise, Outlook, listen, outlook
 from htas.plugins import names
 from htas.runtimes import Program, Runtime
 from htas.timing.bench import REPEAT, HostTimer, Timer
@@ -185,7 +183,12 @@ def test_the_processor_is_left_alone_for_a_survey_on_a_gpu(still):
     assert replace(still, governor="powersave").advice(64, "cuda") == []
 
 
-BEFORE = Snapshot(Usage(seconds=100.0, cores=4, others=50.0, stolen=2.0), {1: ("old", 9.0), 2: ("idle", 3.0)}, 5)
+BEFORE = Snapshot(
+    Usage(seconds=100.0, cores=4, others=50.0, stolen=2.0),
+    {1: ("old", 9.0), 2: ("idle", 3.0)},
+    5,
+    (1.0, 2.0, 3.0),
+)
 AFTER = Snapshot(
     Usage(seconds=110.0, cores=4, others=65.0, stolen=4.0),
     {1: ("old", 17.0), 2: ("idle", 3.2), 3: ("new", 5.0)},
@@ -194,7 +197,7 @@ AFTER = Snapshot(
 
 
 def test_the_load_between_two_snapshots_worked_out_by_hand():
-    found = between(BEFORE, AFTER, (1.0, 2.0, 3.0))
+    found = between(BEFORE, AFTER)
     assert found == Load((1.0, 2.0, 3.0), 1.5, 2 / 40, 4, (Busy("old", 1, 0.8), Busy("new", 3, 0.5)))
     assert [words.partition(":")[0] for words in found.advice(threads=4, usable=4)] == [
         "other programs take 1.50 cores, the most by old (pid 1) 0.800, new (pid 3) 0.500",
@@ -208,7 +211,7 @@ def test_the_load_between_two_snapshots_worked_out_by_hand():
 
 
 def test_a_quiet_system_has_nothing_to_say():
-    found = between(BEFORE, replace(BEFORE, usage=replace(BEFORE.usage, seconds=110.0)))
+    found = between(replace(BEFORE, average=()), replace(BEFORE, usage=replace(BEFORE.usage, seconds=110.0)))
     assert found.advice(threads=4, usable=4) == []
     assert shown(found.rows())["load average"] == "unknown"
 
@@ -341,7 +344,7 @@ def test_a_machine_that_never_changes_is_quiet_and_its_survey_decided():
 
 
 def test_every_runtime_is_found_or_says_how_to_get_it():
-    found = {each.name: each for each in _available.runtimes(on(Scripted))}
+    found = {each.name: each for each in runtimes(on(Scripted))}
     assert list(found) == [*names(htas.runtimes), f"{__name__}:Scripted"]
     assert found["eager"].about["torch"] == torch.__version__
     assert found[f"{__name__}:Scripted"].words == "scripted 1.0"
@@ -349,16 +352,16 @@ def test_every_runtime_is_found_or_says_how_to_get_it():
 
 
 def test_a_runtime_that_is_not_installed_names_its_extra(monkeypatch):
-    monkeypatch.setattr(_available.plugins, "names", lambda package: [])
-    (found,) = _available.runtimes(on(Missing))
+    monkeypatch.setattr(doctor.plugins, "names", lambda package: [])
+    (found,) = runtimes(on(Missing))
     name = f"{__name__}:Missing"
     assert not found.there
     assert found.words == f"not here: No module named 'missing'; pip install 'htas[{name}]'"
 
 
 def test_a_broken_runtime_is_one_line_and_not_a_crash(monkeypatch):
-    monkeypatch.setattr(_available.plugins, "names", lambda package: [])
-    (found,) = _available.runtimes(on(Broken))
+    monkeypatch.setattr(doctor.plugins, "names", lambda package: [])
+    (found,) = runtimes(on(Broken))
     assert found.words == "not here: OSError: libbroken.so: cannot open shared object"
 
 
@@ -393,7 +396,7 @@ def nvml(**more: object) -> SimpleNamespace:
 
 def test_a_gpu_is_described_by_its_driver(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", nvml())
-    monkeypatch.setattr(_gpus.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(_machine.torch.cuda, "is_available", lambda: True)
     (found,) = gpus()
     assert found.words == "Planted GPU: 80.0 GiB, driver 600.1, clock 345 of 1980 MHz, persistence off, MIG on"
     assert [words.rpartition(": ")[2] for words in found.advice()] == [
@@ -405,7 +408,7 @@ def test_a_gpu_is_described_by_its_driver(monkeypatch):
 def test_what_a_gpu_does_not_support_is_unknown(monkeypatch):
     questions = ("PersistenceMode", "MigMode", "ClockInfo", "MemoryInfo", "MaxClockInfo", "Name")
     monkeypatch.setitem(sys.modules, "pynvml", nvml(**{f"nvmlDeviceGet{name}": refused for name in questions}))
-    monkeypatch.setattr(_gpus.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(_machine.torch.cuda, "is_available", lambda: False)
     (found,) = gpus()
     assert found == Gpu("unknown", 0, driver="600.1", usable=False)
     assert found.words.endswith("clock unknown, persistence unknown, MIG unknown")
@@ -415,7 +418,7 @@ def test_what_a_gpu_does_not_support_is_unknown(monkeypatch):
 @pytest.mark.parametrize("module", [None, nvml(nvmlInit=refused)], ids=["not installed", "no driver"])
 def test_without_nvml_the_gpus_are_pytorchs(monkeypatch, module):
     monkeypatch.setitem(sys.modules, "pynvml", module)
-    cuda = _gpus.torch.cuda
+    cuda = _machine.torch.cuda
     monkeypatch.setattr(cuda, "is_available", lambda: False)
     assert gpus() == ()
     monkeypatch.setattr(cuda, "is_available", lambda: True)

@@ -13,9 +13,8 @@ from htas.cli import main
 from htas.experiments import compare, reproduce
 from htas.experiments.arms import Entry
 from htas.experiments.reproduce import ITEMS
-from htas.experiments.reproduce._cross import _name
 from htas.experiments.reproduce._plan import LAMBDA, PAPER, PUBLISHED, TAS, Plan
-from htas.experiments.reproduce._rows import Row, _verdict, budget, doubted
+from htas.experiments.reproduce._tables import Row, _name, _verdict, budget, doubted
 from htas.graph.arch import Arch
 from htas.report.result import Result
 from htas.run.config import load
@@ -140,8 +139,8 @@ def test_networks_of_two_targets_are_measured_on_both(crossed: Path) -> None:
     on_a = float(rows["here, searched for B"][2]) / float(rows["here, searched for A"][2])
     assert float(rows["here, searched for A"][4]) == pytest.approx(on_a, rel=0.01)
     place = crossed / "cifar100-resnet32-cpu-quick"
-    results = [json.loads(path.read_text()) for path in place.glob("*/result.json")]
-    assert [result["images"] for result in results] == 3 * ["PNG images, lossless"]
+    images = [json.loads(path.read_text())["images"] for path in place.glob("*/result.json")]
+    assert len(images) >= 3 and set(images) == {"PNG images, lossless"}  # Table 4 may have added others
     searched = json.loads((place / "HTAS-within-43---0" / "progress.json").read_text())  # not prepared last
     assert any(line.startswith("search-hardware: ") for line in searched["lines"])
     assert {path.name for path in place.glob("latencies-*.json")} == {

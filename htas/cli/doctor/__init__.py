@@ -1,23 +1,40 @@
 """This machine, its noise now, and whether a survey started now would be decided."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 import htas.runtimes
-from htas.cli.doctor._available import Availability, meters, runtimes
-from htas.cli.doctor._gpus import Gpu, gpus
-from htas.cli.doctor._load import Load, averages, between, snapshot
-from htas.cli.doctor._machine import Machine, machine
-from htas.cli.doctor._noise import Noise, listen
-from htas.cli.doctor._outlook import Outlook, outlook
+from htas import plugins
+from htas.cli.doctor._machine import Gpu, Load, Machine, between, gpus, machine, snapshot
+from htas.cli.doctor._noise import Noise, Outlook, listen, outlook
 from htas.errors import UserError
 from htas.files import JsonObject
-from htas.plugins import find
+from htas.metrics.energy import meter
 from htas.runtimes import Runtime, open_runtime
 from htas.spaces.design import Design
+from htas.text import listing
 from htas.timing.target import Target
 
 __all__ = ["Findings", "examine"]
+
+
+@dataclass(frozen=True)
+class Availability:
+    """A runtime or a meter, and whether it works here."""
+
+    name: str
+    there: bool
+    about: Mapping[str, str] = field(default_factory=dict)
+    """Versions and settings."""
+    trouble: str = ""
+    """Why it cannot be used, and what to do."""
+
+    @property
+    def words(self) -> str:
+        """One line for a terminal."""
+        if not self.there:
+            return f"not here: {self.trouble}"
+        return listing(f"{key} {value}" for key, value in self.about.items()) or "there"
 
 
 @dataclass(frozen=True)
@@ -86,10 +103,14 @@ def examine(target: Target, seconds: float = 10.0) -> Findings:
     """
     if not seconds > 0:
         raise UserError(f"seconds must be above 0 (10 is usual), got {seconds}")
-    find(htas.runtimes, Runtime, target.runtime)  # type: ignore[type-abstract]
-    average, before = averages(), snapshot()
-    noise, trouble = _listened(target, seconds)
-    load = between(before, snapshot(), average)
+    plugins.find(htas.runtimes, Runtime, target.runtime)  # type: ignore[type-abstract]
+    before = snapshot()
+    noise, trouble = None, ""
+    try:
+        noise = listen(target, seconds)
+    except Exception as error:  # a broken runtime may raise anything; that is a finding
+        trouble = _line(error)
+    load = between(before, snapshot())
     forecast = outlook(noise.readings, Design.ties, shortest=open_runtime(target).timer().shortest) if noise else None
     cards = gpus()
     return Findings(
@@ -98,19 +119,42 @@ def examine(target: Target, seconds: float = 10.0) -> Findings:
         load=load,
         gpus=cards,
         runtimes=tuple(runtimes(target)),
-        meters=tuple(meters(["cpu", "cuda"] if cards else ["cpu"])),
+        meters=tuple(
+            _available(device, lambda name: {"meter": meter(name).name})
+            for device in (["cpu", "cuda"] if cards else ["cpu"])
+        ),
         noise=noise,
         outlook=forecast,
         trouble=trouble,
     )
 
 
-def _listened(target: Target, seconds: float) -> tuple[Noise | None, str]:
-    """The noise; or None, and why the target cannot be read."""
+def runtimes(target: Target) -> list[Availability]:
+    """Every runtime of the package, and the target's own class if it names one."""
+
+    def facts(name: str) -> Mapping[str, str]:
+        options = target.options if name == target.runtime else {}
+        return open_runtime(replace(target, runtime=name, options=options)).describe()
+
+    names = dict.fromkeys([*plugins.names(htas.runtimes), target.runtime])
+    return [_available(name, facts, f"; pip install 'htas[{name}]'") for name in names]
+
+
+def _available(name: str, about: Callable[[str], Mapping[str, str]], remedy: str = "") -> Availability:
+    """A runtime or a meter, by what it says of itself; `remedy` is for one whose library is not installed."""
     try:
-        return listen(target, seconds), ""
-    except Exception as error:  # a broken runtime may raise anything; that is a finding
-        return None, " ".join(str(error).split()) or type(error).__name__
+        return Availability(name, True, dict(about(name)))
+    except ImportError as error:
+        return Availability(name, False, trouble=f"{_line(error)}{remedy}")
+    except UserError as error:
+        return Availability(name, False, trouble=_line(error))
+    except Exception as error:  # a broken installation may raise anything; that is a finding
+        return Availability(name, False, trouble=f"{type(error).__name__}: {_line(error)}")
+
+
+def _line(error: Exception) -> str:
+    """The message of any exception in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _block(title: str, rows: Sequence[tuple[str, str]]) -> list[str]:

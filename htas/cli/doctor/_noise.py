@@ -1,8 +1,10 @@
-"""The noise of the target now, from a few ordinary layers that are read in turn for some seconds."""
+"""The noise of the target now, from a few ordinary layers that are read in turn for some seconds, and a forecast from
+it: whether a survey started now would be decided."""
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Literal
 
 import numpy as np
@@ -13,7 +15,7 @@ from htas.graph.layer import Layer
 from htas.metrics.latency import CHEAP
 from htas.runtimes import open_runtime
 from htas.text import milliseconds, percent, plural
-from htas.timing.bench import Bench
+from htas.timing.bench import REPEAT, Bench, HostTimer
 from htas.timing.contention import priority
 from htas.timing.measurement import Measurement
 from htas.timing.target import Target
@@ -32,6 +34,11 @@ SLOW = 1.1
 QUIET = {"slow": 0.1, "spread": 0.05, "drift": 0.03}
 NOISY = {"slow": 0.4, "spread": 0.2, "drift": 0.1}
 """At most all of QUIET is quiet, above any of NOISY is noisy, anything between is restless."""
+WIDTHS = 224
+"""Widths of the CIFAR ResNets at e = 2: 32, 64 and 128."""
+SECONDS = 20.0
+SURE = 2.0
+"""Standard errors between a difference and the margin; right 19 times of 20."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,9 @@ class Noise:
     @property
     def drift(self) -> float:
         """How much slower the second half of the test ran than the first; below 0, faster. The median over layers."""
-        return float(np.median([_drift(each.values) for each in self.readings]))
+        halves = [(each.values, len(each.values) // 2) for each in self.readings]
+        late = [np.median(values[half:]) / np.median(values[:half]) - 1 if half else 0.0 for values, half in halves]
+        return float(np.median(late))
 
     @property
     def level(self) -> Literal["quiet", "restless", "noisy"]:
@@ -113,6 +122,60 @@ def listen(target: Target, seconds: float, now: Callable[[], float] = time.monot
     return Noise(LAYERS, tuple(Measurement(each.seconds, "s", levels=each.levels) for each in readings))
 
 
-def _drift(values: Sequence[float]) -> float:
-    half = len(values) // 2
-    return float(np.median(values[half:]) / np.median(values[:half])) - 1 if half else 0.0
+@dataclass(frozen=True)
+class Outlook:
+    """What a survey of `widths` widths in `seconds` could tell apart, if the noise stays the same."""
+
+    widths: int
+    seconds: float
+    count: int
+    """Readings of each width."""
+    error: float
+    """Standard error of a width's latency after those, as a share of it; of the layer where that is largest."""
+    ties: float
+    """The margin within which widths count as equal (design.ties)."""
+
+    @property
+    def uncertainty(self) -> float:
+        """Error of the difference of two widths, as a share of the latency."""
+        return SURE * sqrt(2) * self.error
+
+    @property
+    def decided(self) -> Literal["yes", "partly", "no"]:
+        """`yes` where the uncertainty is within the margin, `no` where it is more than twice as large."""
+        if self.count < 2 or self.uncertainty > 2 * self.ties:
+            return "no"
+        return "yes" if self.uncertainty <= self.ties else "partly"
+
+    @property
+    def words(self) -> str:
+        """The answer and its reasons."""
+        answer = {
+            "yes": "would be decided",
+            "partly": "would leave some groups undecided",
+            "no": "would be decided by noise",
+        }[self.decided]
+        return (
+            f"a survey started now {answer}: {self.widths} widths in {self.seconds:.0f} seconds get "
+            f"{plural(self.count, 'reading')} each, so that the difference of two widths is known to "
+            f"{percent(self.uncertainty, 1)}, against a margin for ties of {percent(self.ties, 1)}. "
+            "This is a forecast from the spread of three layers; it assumes that the noise stays as it is"
+        )
+
+
+def outlook(
+    readings: Sequence[Measurement],
+    ties: float,
+    widths: int = WIDTHS,
+    seconds: float = SECONDS,
+    shortest: float = HostTimer.shortest,
+) -> Outlook:
+    """The forecast from readings as a survey takes them; their standard error shrinks with the root of the count.
+
+    `shortest`: least seconds of a reading. The error is that between readings of one survey: a slow phase of the
+    machine falls on all widths alike.
+    """
+    medians = [each.median for each in readings]  # with its share of the call before it that is not timed
+    count = int(seconds / widths / float(np.mean([max(shortest, median) + median / REPEAT for median in medians])))
+    errors = [each.error / each.estimate * sqrt(len(each.values) / max(count, 1)) for each in readings]
+    return Outlook(widths, seconds, count, max(errors), ties)

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from htas.console.progress import say
 from htas.errors import UserError
-from htas.experiments.reproduce._cross import table5
 from htas.experiments.reproduce._motivation import motivation
 from htas.experiments.reproduce._plan import LENGTHS, PAPER, Plan
-from htas.experiments.reproduce._rows import table3, table4
+from htas.experiments.reproduce._tables import table3, table4, table5
 from htas.experiments.reproduce._widths import fig2, fig3, table2
 from htas.experiments.shared import own_folder
 from htas.files import RecordError, from_json, read_json, to_json, write_json

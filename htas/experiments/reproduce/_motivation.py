@@ -12,9 +12,8 @@ from htas.console.progress import progress, say, shares
 from htas.errors import UserError
 from htas.experiments import pruning
 from htas.experiments.arms import Entry
-from htas.experiments.reproduce._cross import DATA, DEPTH, crossed
-from htas.experiments.reproduce._plan import MANUAL, PAPER, PUBLISHED, TAS, Plan, describe
-from htas.experiments.reproduce._rows import budget, trained
+from htas.experiments.reproduce._plan import CROSSED, MANUAL, PUBLISHED, TAS, Plan, describe, published
+from htas.experiments.reproduce._tables import TrainedArms, budget, crossed_arms
 from htas.files import digest, read_json, to_json, write_json
 from htas.graph import resize
 from htas.graph.arch import Arch
@@ -46,45 +45,50 @@ class Candidate:
     """A hash or a name that identifies it."""
 
 
+@dataclass(frozen=True)
+class Speed:
+    """How many times as fast as the base network a network is on one runtime, and two standard errors of that."""
+
+    ratio: float
+    error: float
+
+    @classmethod
+    def of(cls, reading: tuple[float, float], base: tuple[float, float]) -> "Speed":
+        """From seconds and their standard errors."""
+        ratio = base[0] / reading[0]
+        return cls(ratio, 2 * ratio * math.hypot(reading[1] / reading[0], base[1] / base[0]))
+
+
 def motivation(plan: Plan) -> Section:
     """Torch-Pruning, TAS, uniform narrowing and searches, each compared with the base network on every runtime."""
     candidates, job, notes, entries = _candidates(plan)
     targets = _targets(job.target)
-    table: dict[str, list[float]] = {}
-    spread: dict[str, list[float]] = {}
+    table: dict[str, list[Speed]] = {}
     macs: list[int] = []
     for target in targets:
         readings, macs = _measured(plan, target, candidates)
-        (base, off), seconds = readings[0], [each for each, _ in readings]
-        table[target.runtime] = speeds = [base / each for each in seconds]
-        spread[target.runtime] = [
-            2 * speed * math.hypot(error / each, off / base) if n else 0.0
-            for n, (speed, (each, error)) in enumerate(zip(speeds, readings, strict=True))
-        ]
+        table[target.runtime] = [Speed.of(reading, readings[0]) for reading in readings]
     saved = [1 - each / macs[0] for each in macs]
     points = [
-        {"network": each.name, "kind": each.kind, "runtime": runtime, "saved": saved[n], "speed": speeds[n],
+        {"network": each.name, "kind": each.kind, "runtime": runtime, "saved": saved[n], "speed": speeds[n].ratio,
          "macs": macs[n] / 1e6}
         for runtime, speeds in table.items() for n, each in enumerate(candidates) if n
     ]  # fmt: skip
     order = sorted(range(1, len(candidates)), key=lambda n: saved[n])
     rows = tuple(
         (candidates[n].name, candidates[n].kind, f"{100 * saved[n]:.1f}", f"{macs[0] / macs[n]:.2f}",
-         *(f"{speeds[n]:.2f} ± {spread[runtime][n]:.2g}" for runtime, speeds in table.items()))
+         *(f"{speeds[n].ratio:.2f} ± {speeds[n].error:.2g}" for speeds in table.values()))
         for n in order
     )  # fmt: skip
-    names = " and ".join(describe(target) for target in targets[:1])
     return Section(
         "Why one measures: multiply-adds saved against speed gained",
-        tuple(
-            _says(runtime, speeds, spread[runtime], saved, [each.kind for each in candidates])
-            for runtime, speeds in table.items()
-        ),
+        tuple(_says(runtime, speeds, saved, candidates) for runtime, speeds in table.items()),
         ("network", "made by", "MACs saved, %", "promised by them", *table),
         rows, 2,
         figures=(Picture(
             "motivation", gained(points), "Speed gained over multiply-adds saved, a panel for each runtime",
-            f"ResNet-{DEPTH}, {names} and the other runtimes alike; the dashed line is what the multiply-adds promise.",
+            f"ResNet-{CROSSED[1]}, {describe(targets[0])} and the other runtimes alike; the dashed line is what the "
+            "multiply-adds promise.",
         ),),
         notes=(
             "Each column of speeds is of one interleaved run, over the base network in it, with two standard errors of "
@@ -97,47 +101,45 @@ def motivation(plan: Plan) -> Section:
     )  # fmt: skip
 
 
-def _says(runtime: str, speeds: list[float], spread: list[float], saved: list[float], kinds: list[str]) -> str:
+def _says(runtime: str, speeds: list[Speed], saved: list[float], candidates: list[Candidate]) -> str:
     much = [n for n in range(1, len(saved)) if saved[n] >= 0.4]
-    shares = {n: (speeds[n] - 1) / (1 / (1 - saved[n]) - 1) for n in much}
     if not much:
         return f"{runtime}: no network saves 40 % of the multiply-adds."
-    slower = sum(speeds[n] + spread[n] < 1 for n in much)
-    faster = sum(speeds[n] - spread[n] > 1 for n in much)
+    shares = {n: (speeds[n].ratio - 1) / (1 / (1 - saved[n]) - 1) for n in much}
+    slower = sum(speeds[n].ratio + speeds[n].error < 1 for n in much)
+    faster = sum(speeds[n].ratio - speeds[n].error > 1 for n in much)
     worst, best = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
     return (
         f"{runtime}: of {plural(len(much), 'network')} with 40 % of the multiply-adds saved or more, {faster} by two "
         f"standard errors faster than the base network, {slower} slower, {len(much) - faster - slower} neither. Of the "
-        f"gain that is promised, the best reaches {shares[best]:.0%} ({kinds[best]}) and the worst {shares[worst]:.0%} "
-        f"({kinds[worst]})."
+        f"gain that is promised, the best reaches {shares[best]:.0%} ({candidates[best].kind}) and the worst "
+        f"{shares[worst]:.0%} ({candidates[worst].kind})."
     )
 
 
 def _targets(first: Target) -> list[Target]:
     """The run's own target, and the other runtimes that this machine has."""
     targets = [first]
-    for runtime in RUNTIMES[first.device]:
-        if runtime == first.runtime:
-            continue
+    for runtime in (each for each in RUNTIMES[first.device] if each != first.runtime):
         target = replace(first, runtime=runtime, options={})
         try:
             target.check()
             open_runtime(target)
+            targets.append(target)
         except UserError as error:
             say(f"motivation: without {runtime}: {error}")
-            continue
-        targets.append(target)
     return targets
 
 
 def _candidates(plan: Plan) -> tuple[list[Candidate], Run, list[str], list[Entry]]:
     """The base network first; those of searches are the first seed's. With them a run of the target, what must be known
     of them, and what they come from."""
-    comparison, there, _ = crossed(plan)
-    _, first, other = comparison.arms
-    every = plan.arms(DATA, DEPTH, budget(DATA, DEPTH, plan.paper))
-    _, searched, reasons = trained(plan, DATA, DEPTH, [arm for arm in every if arm.name in (MANUAL, TAS)])
-    job, network = comparison.jobs[first, 0], comparison.jobs[first, 0].network
+    crossed = crossed_arms(plan)
+    jobs = crossed.comparison.jobs
+    _, first, other = crossed.comparison.arms
+    arms = plan.arms(*CROSSED, budget(*CROSSED, plan.paper))
+    tas = TrainedArms.of(plan, *CROSSED, [arm for arm in arms if arm.name in (MANUAL, TAS)])
+    job, network = jobs[first, 0], jobs[first, 0].network
 
     def candidate(name: str, kind: str, arch: Arch) -> Candidate:
         return Candidate(name, kind, partial(resize, network, arch), digest(to_json(arch)))
@@ -150,28 +152,27 @@ def _candidates(plan: Plan) -> tuple[list[Candidate], Run, list[str], list[Entry
         Arch({name: site.near(site.base * step / 64) for name, site in network.widths.items()}, network.base.depths)
         for step in range(8, 64)
     ]
-    for aim in MACS:
-        candidates.append(candidate(f"uniform, {aim:.0%} of the MACs", "uniform narrowing", nearest(narrow, aim)))
-    notes = [f"Left out: {reason}" for reason in reasons]
+    narrower = {("uniform", "uniform narrowing"): narrow}
+    notes = [f"Left out: {reason}" for reason in tas.reasons]
     try:
-        model, example = run_rows.base_network(comparison.jobs[MANUAL, 0]), torch.zeros(2, *job.config.data.shapes[0])
+        model, example = run_rows.base_network(jobs[MANUAL, 0]), torch.zeros(2, *job.config.data.shapes[0])
         for criterion in CRITERIA:
-            pruned = pruning.candidates(network, model, example, criterion)
-            for aim in MACS:
-                name = f"pruned by {criterion}, {aim:.0%} of the MACs"
-                candidates.append(candidate(name, "Torch-Pruning", nearest(pruned, aim)))
+            archs = pruning.candidates(network, model, example, criterion)
+            narrower[f"pruned by {criterion}", "Torch-Pruning"] = archs
     except UserError as error:
         notes.append(f"Left out: {error}")
-    entries: list[tuple[str, str, Entry | None]] = [
-        (TAS, "TAS", searched.get((TAS, 0))),
-        (f"{first}, for {job.target.runtime}", "this project", there[first, 0]),
-        (other, "this project", there[other, 0]),
-    ]
-    published = f"tas:{PAPER['tas_published'][DATA]}-ResNet{DEPTH}"
-    build = partial(networks.build, published, job.config.data.classes)
-    candidates.append(Candidate(PUBLISHED, "TAS", build, published))
-    candidates += [candidate(name, kind, entry.result.arch) for name, kind, entry in entries if entry is not None]
-    return candidates, job, notes, [entry for _, _, entry in entries if entry is not None]
+    for (how, kind), archs in narrower.items():
+        candidates += [candidate(f"{how}, {aim:.0%} of the MACs", kind, nearest(archs, aim)) for aim in MACS]
+    name = published(*CROSSED)
+    candidates.append(Candidate(PUBLISHED, "TAS", partial(networks.build, name, job.config.data.classes), name))
+    searched = {
+        (TAS, "TAS"): tas.entries.get((TAS, 0)),
+        (f"{first}, for {job.target.runtime}", "this project"): crossed.entries[first, 0],
+        (other, "this project"): crossed.entries[other, 0],
+    }
+    entries = {title: entry for title, entry in searched.items() if entry is not None}
+    candidates += [candidate(*title, entry.result.arch) for title, entry in entries.items()]
+    return candidates, job, notes, list(entries.values())
 
 
 def _measured(plan: Plan, target: Target, candidates: list[Candidate]) -> tuple[list[tuple[float, float]], list[int]]:

@@ -21,6 +21,8 @@ LENGTHS = {"full": HERE / "full.toml", "short": HERE / "short.toml", "quick": HE
 """The settings of the paper, and two shorter ones."""
 DEPTHS = (110, 56, 32)
 """Of the paper's CIFAR ResNets."""
+CROSSED = ("cifar100", 32)
+"""Data set and depth of Table 5, and of the motivation."""
 OWN = {
     "--seed": "seeds go from 0 on, and --seeds is their number",
     "--target.device": "name it with --device",
@@ -78,8 +80,8 @@ class Plan:
 
     def second_target(self) -> Target:
         """The other target; raises UserError where it is the first one, or no target."""
-        target = self.config("cifar100", 32, *self.other()).target
-        if target == self.config("cifar100", 32).target:
+        target = self.config(*CROSSED, *self.other()).target
+        if target == self.config(*CROSSED).target:
             raise UserError(f"--second is the target of the first search too, {describe(target)}; name another one")
         return target
 
@@ -117,18 +119,15 @@ class Plan:
         """The length of searches and trainings, and the paper's, in words."""
         images = f"{config.split.limit} training images" if config.split.limit else "all training images"
         tested = f", {min(config.split.limit, 10000)} test images" if config.split.limit else ""
-        searching = text.plural(config.strategy.epochs, "epoch")  # type: ignore[attr-defined]
-        here = f"{searching} of search, {config.train.length} of training, {images}{tested}"
         usual = load(LENGTHS["full"], ["--family.name=cifar_resnet", "--data.name=cifar10"])
-        lengths = [
-            (each.strategy.epochs, each.train.length, each.split.limit)  # type: ignore[attr-defined]
-            for each in (config, usual)
-        ]
-        if lengths[0] == lengths[1]:
+        (search, training, limit), paper = (
+            (each.options()["strategy.epochs"], each.train.length, each.split.limit) for each in (config, usual)
+        )
+        here = f"{text.plural(search, 'epoch')} of search, {training} of training, {images}{tested}"
+        if (search, training, limit) == paper:
             return f"the paper's: {here}"
         name = "full, but" if self.length == "full" else f"{self.length}:"
-        search, training, _ = lengths[1]
-        return f"{name} {here}; the paper's is {search} epochs of search and {training} of training with all images"
+        return f"{name} {here}; the paper's is {paper[0]} epochs of search and {paper[1]} of training with all images"
 
     def place(self, data: str, depth: int) -> Path:
         """The folder of a row's searches and trainings, which tables share."""
@@ -140,16 +139,20 @@ class Plan:
         budget, that share of the base network's latency, by calibrated latencies."""
         ratio = PAPER["tas_ratio"][data][str(depth)]
         band = ("loss=band", f"ratio={ratio}", "tolerance=0.05", "weight=2.0", "cost=macs")
-        published = f"tas:{PAPER['tas_published'][data]}-ResNet{depth}"
         return [
             NamedArm(MANUAL, ("--distill.alpha=0",)),
             SearchedArm(
                 TAS, ('--design.spaces=["tas"]', "--design.expand=1.0", *(f"--strategy.{each}" for each in band))
             ),
-            NamedArm(PUBLISHED, network=published),
+            NamedArm(PUBLISHED, network=published(data, depth)),
             SearchedArm(LAMBDA),
             within(budget),
         ]
+
+
+def published(data: str, depth: int) -> str:
+    """The network that TAS published."""
+    return f"tas:{PAPER['tas_published'][data]}-ResNet{depth}"
 
 
 def within(budget: float, *options: str, name_of: str = "") -> Arm:

@@ -1,7 +1,7 @@
 """Table 2, Fig. 2 and Fig. 3: what a survey of the layers of a CIFAR ResNet says on this machine."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from htas.errors import UserError
 from htas.experiments.reproduce._plan import PAPER, Plan
@@ -24,26 +24,27 @@ OUTPUTS = {16: "32", 32: "16", 64: "8"}
 
 def table2(plan: Plan) -> Section:
     """The widths chosen: the paper's, and those of this machine by the paper's rule and by this project's."""
-    ours, theirs, job = _curves(plan)
+    surveyed = Widths.of(plan)
     rows, says = [], []
     for base, output in OUTPUTS.items():
-        curve, paper = ours[base], theirs[base]
-        printed = {device: tuple(PAPER["table2"][device][output]) for device in ("cpu", "gpu")}
+        curve, shares = surveyed.ours[base], _shares(surveyed.ours[base])
+        printed = PAPER["table2"][plan.paper][output]
         unsure = {curve.choices["hardware"][n] for n, sure in enumerate(curve.certain) if sure < DECIDED}
         kinds = {
-            "the paper, CPU": printed["cpu"],
-            "the paper, GPU": printed["gpu"],
-            "here, the paper's rule": paper.choices["hardware"],
+            "the paper, CPU": PAPER["table2"]["cpu"][output],
+            "the paper, GPU": PAPER["table2"]["gpu"][output],
+            "here, the paper's rule": surveyed.paper[base].choices["hardware"],
             "here, this project's rule": curve.choices["hardware"],
             "the last of each group": curve.choices["grid"],
         }
         for kind, widths in kinds.items():
+            same = sum(one == other for one, other in zip(widths, printed, strict=True))
+            gain = signed(100 * sum(shares[width] for width in widths) / len(widths), 1)
             marks = unsure if kind.endswith("project's rule") else set()
-            same = sum(one == other for one, other in zip(widths, printed[plan.paper], strict=True))
+            if marks is unsure:
+                says.append(f"{same} of {len(widths)} at {output}x{output}")
             text = " ".join(f"{width}?" if width in marks else str(width) for width in widths)
-            rows.append((f"{output}x{output}, {base}", kind, text, f"{same} of {len(widths)}", _gain(curve, widths)))
-        same = sum(one == other for one, other in zip(curve.choices["hardware"], printed[plan.paper], strict=True))
-        says.append(f"{same} of {len(curve.groups)} at {output}x{output}")
+            rows.append((f"{output}x{output}, {base}", kind, text, f"{same} of {len(widths)}", gain))
     return Section(
         "Table 2: the hardware-aware space",
         (
@@ -60,19 +61,18 @@ def table2(plan: Plan) -> Section:
             "The paper's rule takes the mean of all readings and the best score (eq. 3 and 4). This project's takes "
             "the machine's level out of the readings, and the widest of those whose scores are within 2.5 % of the "
             "latency.",
-            *_doubts(job, ours),
+            *surveyed.doubts,
         ),
-        facts=_facts(plan, job),
+        facts=surveyed.facts(plan),
     )  # fmt: skip
 
 
 def fig2(plan: Plan) -> Section:
     """Latency over width with its fit, a picture for each stage; the paper's shows the first, on its CPU."""
-    ours, _, job = _curves(plan)
-    rows = []
+    surveyed = Widths.of(plan)
+    figures, rows = [], []
     for base, output in OUTPUTS.items():
-        curve = ours[base]
-        shares = _shares(curve)
+        curve, shares = surveyed.ours[base], _shares(surveyed.ours[base])
         best, worst = max(shares, key=shares.__getitem__), min(shares, key=shares.__getitem__)
         measured = curve.measured
         errors = sorted(error / m for error, m in zip(measured.errors, measured.seconds, strict=bool(measured.errors)))
@@ -81,13 +81,11 @@ def fig2(plan: Plan) -> Section:
             f"{signed(100 * shares[best], 1)} at {best}", f"{signed(100 * shares[worst], 1)} at {worst}",
             significant(100 * errors[len(errors) // 2], 2) if errors else "-",
         ))  # fmt: skip
-    figures = tuple(
-        Picture(
-            f"fig2-{output}", fitted_curve(ours[base]), f"Latency over width at {output}x{output}, and its fit",
-            f"Feature maps of {output}x{output}, base width {base}; {_alike(ours[base])}.",
-        )
-        for base, output in OUTPUTS.items()
-    )  # fmt: skip
+        alike = f"{plural(len(curve.sites), 'layer')} of ResNet-{DEPTH} {'has' if len(curve.sites) == 1 else 'have'}"
+        figures.append(Picture(
+            f"fig2-{output}", fitted_curve(curve), f"Latency over width at {output}x{output}, and its fit",
+            f"Feature maps of {output}x{output}, base width {base}; {alike} this curve, {curve.sites[0]} the first.",
+        ))  # fmt: skip
     return Section(
         "Fig. 2: latency over width, and its fit",
         (
@@ -98,17 +96,16 @@ def fig2(plan: Plan) -> Section:
             "output, base width", "k, µs a channel", "b, µs", "furthest below the fit, %", "furthest above, %",
             "a latency is known to, %",
         ),
-        tuple(rows), 1, figures=figures, notes=_doubts(job, ours), facts=_facts(plan, job),
+        tuple(rows), 1, figures=tuple(figures), notes=surveyed.doubts, facts=surveyed.facts(plan),
     )  # fmt: skip
 
 
 def fig3(plan: Plan) -> Section:
     """The score of every width, the groups and the choices."""
-    ours, _, job = _curves(plan)
+    surveyed = Widths.of(plan)
     figures, rows = [], []
     for base, output in OUTPUTS.items():
-        curve = ours[base]
-        shares = _shares(curve)
+        curve, shares = surveyed.ours[base], _shares(surveyed.ours[base])
         printed = PAPER["table2"][plan.paper][output]
         for number, ((first, last), width, sure) in enumerate(
             zip(curve.groups, curve.choices["hardware"], curve.certain, strict=True)
@@ -129,33 +126,54 @@ def fig3(plan: Plan) -> Section:
             "output, base width", "group", f"the paper's {plan.paper.upper()}", "chosen here", "its score, %",
             "best score of the group, %", "certain, %",
         ),
-        tuple(rows), 2, figures=tuple(figures), notes=_doubts(job, ours), facts=_facts(plan, job),
+        tuple(rows), 2, figures=tuple(figures), notes=surveyed.doubts, facts=surveyed.facts(plan),
     )  # fmt: skip
 
 
-def _curves(plan: Plan) -> tuple[dict[int, CurveRecord], dict[int, CurveRecord], Run]:
-    """The curve of each base width by this project's rule and by the paper's, from a survey that is kept.
+@dataclass(frozen=True)
+class Widths:
+    """A survey of the layers of one ResNet, and what two rules choose by it, by base width."""
 
-    It depends on no length and no images, so any later call goes on from it. Raises UserError for widths that are not
-    those of the paper's groups.
-    """
-    overrides = tuple(option for option in plan.overrides if option.startswith(("--target.", "--survey.", "--design.")))
-    short = replace(plan, length="short", overrides=overrides)
-    config = short.config("cifar10", DEPTH, "--survey.undecided=1")
-    design = (config.design.groups, config.design.expand, config.design.widths)
-    if design != (GROUPS, EXPAND, {}):
-        raise UserError(
-            f"the paper's Table 2, Fig. 2 and Fig. 3 have {GROUPS} groups of widths up to {EXPAND:g} times the base "
-            f"width, got --design.groups={design[0]}, --design.expand={design[1]:g}; leave those options out"
-        )
-    job = open_run(config, plan.folder / f"widths-{plan.paper}")
-    ensure(job, SURVEY)
-    by_rule = []
-    for selection in ("ties", "paper"):
-        options = replace(config.design, spaces=("hardware", "grid"), selection=selection)
-        curves = records(job.network, job.survey.layers, options, spaces(job.network, job.survey.layers, options))
-        by_rule.append({base: _common(curves, base) for base in OUTPUTS})
-    return by_rule[0], by_rule[1], job
+    job: Run
+    ours: Mapping[int, CurveRecord]
+    """The curve of each base width by this project's rule."""
+    paper: Mapping[int, CurveRecord]
+    """By the paper's."""
+
+    @classmethod
+    def of(cls, plan: Plan) -> "Widths":
+        """From a survey that is kept: it depends on no length and no images, so any later call goes on from it.
+
+        Raises UserError for widths that are not those of the paper's groups.
+        """
+        options = tuple(each for each in plan.overrides if each.startswith(("--target.", "--survey.", "--design.")))
+        config = replace(plan, length="short", overrides=options).config("cifar10", DEPTH, "--survey.undecided=1")
+        design = config.design
+        if (design.groups, design.expand, design.widths) != (GROUPS, EXPAND, {}):
+            raise UserError(
+                f"the paper's Table 2, Fig. 2 and Fig. 3 have {GROUPS} groups of widths up to {EXPAND:g} times the "
+                f"base width, got --design.groups={design.groups}, --design.expand={design.expand:g}; leave those "
+                "options out"
+            )
+        job = open_run(config, plan.folder / f"widths-{plan.paper}")
+        ensure(job, SURVEY)
+        by_rule = []
+        for selection in ("ties", "paper"):
+            rule = replace(design, spaces=("hardware", "grid"), selection=selection)
+            curves = records(job.network, job.survey.layers, rule, spaces(job.network, job.survey.layers, rule))
+            by_rule.append({base: _common(curves, base) for base in OUTPUTS})
+        return cls(job, *by_rule)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Of the survey, and of this project's curves."""
+        return (*self.job.survey.doubts, *(doubt for curve in self.ours.values() for doubt in curve.doubts))
+
+    def facts(self, plan: Plan) -> dict[str, str]:
+        """How the survey was made."""
+        took = read_record(self.job.folder / "survey.json", StageHeader).took
+        layers = f"{plural(self.job.survey.cases, 'layer')} in {took:.0f} s, less those that the store knew"
+        return {"Survey": layers, **plan.facts(self.job.target)}
 
 
 def _common(curves: Sequence[CurveRecord], base: int) -> CurveRecord:
@@ -167,23 +185,3 @@ def _shares(curve: CurveRecord) -> dict[int, float]:
     """The score of each width, as a share of its latency."""
     scores = curve.measured.scores(curve.fit)
     return {x: score / m for x, score, m in zip(curve.measured.widths, scores, curve.measured.seconds, strict=True)}
-
-
-def _gain(curve: CurveRecord, widths: Sequence[int]) -> str:
-    shares = _shares(curve)
-    return signed(100 * sum(shares[width] for width in widths) / len(widths), 1)
-
-
-def _alike(curve: CurveRecord) -> str:
-    has = "has" if len(curve.sites) == 1 else "have"
-    return f"{plural(len(curve.sites), 'layer')} of ResNet-{DEPTH} {has} this curve, {curve.sites[0]} the first"
-
-
-def _doubts(job: Run, curves: Mapping[int, CurveRecord]) -> tuple[str, ...]:
-    return (*job.survey.doubts, *(doubt for curve in curves.values() for doubt in curve.doubts))
-
-
-def _facts(plan: Plan, job: Run) -> dict[str, str]:
-    took = read_record(job.folder / "survey.json", StageHeader).took
-    layers = f"{plural(job.survey.cases, 'layer')} in {took:.0f} s, less those that the store knew"
-    return {"Survey": layers, **plan.facts(job.target)}

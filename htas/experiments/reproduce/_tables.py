@@ -1,4 +1,4 @@
-"""Tables 3 and 4: the base network, TAS, HTAS and this project's own search, trained alike and measured together."""
+"""Tables 3 to 5: the base network, TAS, HTAS and this project's own search, trained alike and measured together."""
 
 import math
 import statistics
@@ -7,19 +7,33 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from htas.errors import UserError
-from htas.experiments.arms import Arm, Entry
+from htas.experiments.arms import Arm, Entry, NamedArm
 from htas.experiments.compare import Comparison, Key
 from htas.experiments.intervals import Blocks
-from htas.experiments.reproduce._plan import DEPTHS, LAMBDA, LENGTHS, MANUAL, PAPER, PUBLISHED, TAS, Plan, within
+from htas.experiments.reproduce._plan import (
+    CROSSED,
+    DEPTHS,
+    LAMBDA,
+    LENGTHS,
+    MANUAL,
+    PAPER,
+    PUBLISHED,
+    TAS,
+    Plan,
+    describe,
+    published,
+    within,
+)
 from htas.experiments.table import EMPTY, mean_text
 from htas.files import digest, from_json, read_json, to_json, write_json
 from htas.report.paper import Section
+from htas.report.result import Result
 from htas.run.networks import measure_networks
 from htas.run.run import Run
 from htas.run.stage import made_from
 from htas.text import listing, plural, signed, significant
 from htas.timing.measurement import Measurement
-from htas.timing.target import machine
+from htas.timing.target import Target, machine
 
 HEADINGS = (
     "network", "top-1, %, paper", "top-1, %, here", "ms, paper", "ms, here", "predicted, ms",
@@ -49,6 +63,73 @@ class Row:
         """The geometric mean, in seconds."""
         return math.exp(statistics.mean(map(math.log, self.seconds))) if self.seconds else None
 
+    @classmethod
+    def of(cls, results: Sequence[Result]) -> "Row":
+        """The seeds of one arm together."""
+        guesses = [result.predicted for result in results if result.predicted]
+        trained = [result for result in results if result.accuracy is not None]
+        return cls(
+            tuple(result.accuracy for result in trained if result.accuracy is not None),
+            tuple(result.measured.estimate for result in results if result.measured),
+            statistics.mean(guesses) if guesses else None,
+            statistics.mean(result.macs for result in results) / 1e6 if results else None,
+            tuple(result.seed for result in trained),
+        )
+
+    @property
+    def top1(self) -> str:
+        """`72.41 ± 0.2`, in percent."""
+        return mean_text([100 * share for share in self.accuracies], "{:.2f}")
+
+    @property
+    def milliseconds(self) -> str:
+        """`24.4 ± 0.3`."""
+        if self.latency is None:
+            return EMPTY
+        off = f" ± {1e3 * statistics.stdev(self.seconds):.2g}" if len(self.seconds) > 1 else ""
+        return f"{significant(1e3 * self.latency)}{off}"
+
+    @property
+    def millions(self) -> str:
+        """Multiply-adds."""
+        return significant(self.macs) if self.macs else EMPTY
+
+    def speed_over(self, other: "Row | None", places: int = 2) -> str:
+        """How many times as fast as the other: `2.32`."""
+        if other is None or not other.latency or not self.latency:
+            return EMPTY
+        return f"{other.latency / self.latency:.{places}f}"
+
+
+@dataclass(frozen=True)
+class TrainedArms:
+    """The arms of one depth, trained."""
+
+    comparison: Comparison
+    entries: Mapping[Key, Entry]
+    reasons: Sequence[str]
+    """Why others are missing."""
+
+    @classmethod
+    def of(cls, plan: Plan, data: str, depth: int, arms: Sequence[Arm]) -> "TrainedArms":
+        """Search and train what is not finished."""
+        place = plan.place(data, depth)
+        comparison = Comparison.arranged(LENGTHS[plan.length], plan.options(data, depth), arms, plan.seeds, place)
+        return cls(comparison, *comparison.finished())
+
+    def rows(self, file: Path, on: Run | None = None) -> dict[str, Row]:
+        """The row of each arm, measured with the others in one interleaved run, on the target of the run `on`."""
+        entries, _ = self.comparison.measured(self.entries, file, on=on)
+        return {
+            arm: Row.of([entry.result for (name, _), entry in entries.items() if name == arm])
+            for arm in self.comparison.arms
+        }
+
+    @property
+    def notes(self) -> list[str]:
+        """What must be known of them."""
+        return [*(f"Left out: {reason}" for reason in self.reasons), *doubted(self.entries)]
+
 
 def table3(plan: Plan) -> Section:
     """CIFAR-10; the paper's are of its GPU alone."""
@@ -67,20 +148,7 @@ def budget(data: str, depth: int, device: str) -> float:
     """The share of the manual network's latency that the paper's own network has, in whole percent."""
     table = "table3" if data == "cifar10" else "table4"
     printed = _printed(table, depth, device)
-    return round(1 / (times(printed["manual"], printed["htas"]) or 1.0), 2)
-
-
-def trained(plan: Plan, data: str, depth: int, arms: Sequence[Arm]) -> tuple[Comparison, dict[Key, Entry], list[str]]:
-    """Arms of one depth, trained: their runs, their entries, and why some are missing."""
-    options, place = plan.options(data, depth), plan.place(data, depth)
-    comparison = Comparison.arranged(LENGTHS[plan.length], options, arms, plan.seeds, place)
-    return comparison, *comparison.finished()
-
-
-def measured(comparison: Comparison, there: Mapping[Key, Entry], path: Path, on: Run | None = None) -> dict[str, Row]:
-    """The row of each arm, measured with the others in one interleaved run, on the target of the run `on`."""
-    entries, _ = comparison.measured(there, path, on=on)
-    return {arm: row_of([each for (name, _), each in entries.items() if name == arm]) for arm in comparison.arms}
+    return round(printed["htas"].seconds[0] / printed["manual"].seconds[0], 2)
 
 
 def _table(plan: Plan, name: str, data: str, device: str, notes: Sequence[str] = ()) -> Section:
@@ -92,8 +160,11 @@ def _table(plan: Plan, name: str, data: str, device: str, notes: Sequence[str] =
     config = plan.config(data, plan.depths[0])
     for depth in DEPTHS:
         if depth in plan.depths:
-            here, depth_entries, doubts = _trained_rows(plan, data, depth, device)
-            entries, reasons = [*entries, *depth_entries], [*reasons, *doubts]
+            trained = TrainedArms.of(plan, data, depth, plan.arms(data, depth, budget(data, depth, device)))
+            if not trained.entries:
+                raise UserError(f"no network of ResNet-{depth} could be trained: {trained.reasons[0]}")
+            here = trained.rows(plan.place(data, depth) / "latencies.json")
+            entries, reasons = [*entries, *trained.entries.values()], [*reasons, *trained.notes]
         else:
             here = _measured_untrained(plan, data, depth)
         printed = _printed(name, depth, device)
@@ -132,18 +203,6 @@ def _table(plan: Plan, name: str, data: str, device: str, notes: Sequence[str] =
     )  # fmt: skip
 
 
-def _trained_rows(
-    plan: Plan, data: str, depth: int, device: str
-) -> tuple[dict[str, Row], Sequence[Entry], Sequence[str]]:
-    """The row of each arm, what it was made of, and what must be known of that. Raises UserError without any."""
-    arms = plan.arms(data, depth, budget(data, depth, device))
-    comparison, there, lacking = trained(plan, data, depth, arms)
-    if not there:
-        raise UserError(f"no network of ResNet-{depth} could be trained: {lacking[0]}")
-    rows = measured(comparison, there, plan.place(data, depth) / "latencies.json")
-    return rows, [*there.values()], [*(f"Left out: {reason}" for reason in lacking), *doubted(there)]
-
-
 def doubted(there: Mapping[Key, Entry]) -> list[str]:
     """The searches that have not converged, and what was found on another machine than the one that measures."""
     here = _machine(machine())
@@ -163,23 +222,10 @@ def _machine(about: Mapping[str, str | int]) -> str:
     return ", ".join(each for each in facts if each not in ("", "none")) or "unknown"
 
 
-def row_of(entries: Sequence[Entry]) -> Row:
-    """The seeds of one arm together."""
-    results = [each.result for each in entries]
-    guesses = [result.predicted for result in results if result.predicted]
-    return Row(
-        tuple(result.accuracy for result in results if result.accuracy is not None),
-        tuple(result.measured.estimate for result in results if result.measured),
-        statistics.mean(guesses) if guesses else None,
-        statistics.mean(result.macs for result in results) / 1e6 if results else None,
-        tuple(result.seed for result in results if result.accuracy is not None),
-    )
-
-
 def _measured_untrained(plan: Plan, data: str, depth: int) -> dict[str, Row]:
     """Latency and multiply-adds of networks that are known without a search, untrained."""
     config = plan.config(data, depth)
-    names = {MANUAL: f"cifar_resnet:{depth}", PUBLISHED: f"tas:{PAPER['tas_published'][data]}-ResNet{depth}"}
+    names = {MANUAL: f"cifar_resnet:{depth}", PUBLISHED: published(data, depth)}
     path = plan.folder / f"untrained-{data}-resnet{depth}-{plan.paper}.json"
     key = digest(Run(config, plan.folder).place, names)
     if not made_from(path, key):
@@ -209,45 +255,13 @@ def _printed(name: str, depth: int, device: str) -> dict[str, Row]:
 
 
 def _row(title: str, paper: Row, here: Row, papers: Mapping[str, Row], heres: Mapping[str, Row]) -> tuple[str, ...]:
+    speeds = [row.speed_over(rows.get(arm)) for arm in (PUBLISHED, MANUAL)
+              for row, rows in ((paper, papers), (here, heres))]  # fmt: skip
     return (
-        title,
-        accuracy(paper), accuracy(here),
-        milliseconds(paper), milliseconds(here),
+        title, paper.top1, here.top1, paper.milliseconds, here.milliseconds,
         significant(1e3 * here.predicted) if here.predicted else EMPTY,
-        _times(papers.get(PUBLISHED), paper), _times(heres.get(PUBLISHED), here),
-        _times(papers.get(MANUAL), paper), _times(heres.get(MANUAL), here),
-        millions(paper),
-        millions(here),
-        str(len(here.accuracies)) if here.accuracies else EMPTY,
+        *speeds, paper.millions, here.millions, str(len(here.accuracies)) if here.accuracies else EMPTY,
     )  # fmt: skip
-
-
-def accuracy(row: Row) -> str:
-    """`72.41 ± 0.2`, in percent."""
-    return mean_text([100 * share for share in row.accuracies], "{:.2f}")
-
-
-def milliseconds(row: Row) -> str:
-    """`24.4 ± 0.3`."""
-    if row.latency is None:
-        return EMPTY
-    off = f" ± {1e3 * statistics.stdev(row.seconds):.2g}" if len(row.seconds) > 1 else ""
-    return f"{significant(1e3 * row.latency)}{off}"
-
-
-def millions(row: Row) -> str:
-    """Multiply-adds."""
-    return significant(row.macs) if row.macs else EMPTY
-
-
-def times(other: Row | None, row: Row) -> float | None:
-    """How many times as fast as the other."""
-    return other.latency / row.latency if other and other.latency and row.latency else None
-
-
-def _times(other: Row | None, row: Row) -> str:
-    ratio = times(other, row)
-    return EMPTY if ratio is None else f"{ratio:.2f}"
 
 
 def _verdict(depth: int, paper: Mapping[str, Row], here: Mapping[str, Row], ours: str) -> list[str]:
@@ -255,17 +269,17 @@ def _verdict(depth: int, paper: Mapping[str, Row], here: Mapping[str, Row], ours
     sentences = []
     for arm in (ours, LAMBDA):
         mine = here.get(arm, Row())
-        speeds = [_times(here.get(other), mine) for other in (MANUAL, PUBLISHED)]
+        speeds = [mine.speed_over(here.get(other)) for other in (MANUAL, PUBLISHED)]
         if EMPTY in speeds:
             continue
         speed = (
             f"{speeds[0]} times as fast as the manual network and {speeds[1]} times as fast as TAS's published one, "
-            f"with {millions(mine)} M multiply-adds"
+            f"with {mine.millions} M multiply-adds"
         )
         if arm == ours:  # only its budget is the paper's
-            printed = [_times(paper[other], paper[ours]) for other in (MANUAL, PUBLISHED)]
+            printed = [paper[ours].speed_over(paper[other]) for other in (MANUAL, PUBLISHED)]
             speed += (
-                f" (the paper's: {printed[0]}, {printed[1]}, {millions(paper[ours])} M). The first of these speeds is "
+                f" (the paper's: {printed[0]}, {printed[1]}, {paper[ours].millions} M). The first of these speeds is "
                 "what the budget asks for"
             )
         sentences.append(f"ResNet-{depth}: {arm} is {speed}. {_accuracy(here, arm)}")
@@ -291,8 +305,77 @@ def _accuracy(here: Mapping[str, Row], arm: str) -> str:
 
 def _untrained(depth: int, paper: Mapping[str, Row], here: Mapping[str, Row]) -> list[str]:
     """The result at one depth where nothing was trained, in words."""
-    here_ratio, printed = _times(here[MANUAL], here[PUBLISHED]), _times(paper[MANUAL], paper[PUBLISHED])
+    speed, printed = (rows[PUBLISHED].speed_over(rows[MANUAL]) for rows in (here, paper))
     return [
-        f"ResNet-{depth}, untrained: the network that TAS published is {here_ratio} times as fast as the manual one "
+        f"ResNet-{depth}, untrained: the network that TAS published is {speed} times as fast as the manual one "
         f"(the paper's: {printed})."
     ]
+
+
+def table5(plan: Plan) -> Section:
+    """The paper's search for each of two targets, and both networks on both."""
+    crossed = crossed_arms(plan)
+    jobs = crossed.comparison.jobs
+    _, first, other = crossed.comparison.arms
+    rows, targets = {}, {}
+    for where, arm in {"A": first, "B": other}.items():
+        targets[where] = jobs[arm, 0].target
+        file = plan.place(*CROSSED) / f"latencies-{_name(targets[where], jobs[first, 0].target)}.json"
+        rows[where] = crossed.rows(file, on=jobs[arm, 0])
+    printed = {row["target"]: row for row in PAPER["table5"]}
+    gains = {home: printed[away][f"{home}_ms"] / printed[home][f"{home}_ms"]
+             for home, away in (("gpu", "cpu"), ("cpu", "gpu"))}  # fmt: skip
+    lines = [
+        (f"the paper's ResNet32-{home[0].upper()}, for its {home.upper()}", f"{printed[home]['top1']:.2f}",
+         f"{printed[home]['gpu_ms']} (GPU)", f"{printed[home]['cpu_ms']} (CPU)", f"{gain:.3f}",
+         f"{printed[home]['mmacs']}")
+        for home, gain in gains.items()
+    ]  # fmt: skip
+    says = []
+    for name, home, rival, away in ((first, "A", other, "B"), (other, "B", first, "A"), (MANUAL, "A", "", "")):
+        here, against = rows[home][name], rows[home].get(rival)
+        lines.append((
+            f"here, searched for {home}" if rival else "here, manual", here.top1, rows["A"][name].milliseconds,
+            rows["B"][name].milliseconds, here.speed_over(against, 3), here.millions,
+        ))  # fmt: skip
+        if (speed := here.speed_over(against)) != EMPTY:
+            says.append(
+                f"On {home} ({describe(targets[home])}) the network searched for it is {speed} times as fast as "
+                f"the one searched for {away}."
+            )
+    return Section(
+        "Table 5: searched for one target, measured on two",
+        (*says, f"The paper's are {gains['gpu']:.2f} times as fast on its GPU, and {gains['cpu']:.2f} on its CPU."),
+        ("network", "top-1, %", "on A, ms", "on B, ms", "on its own target, times as fast as the other", "MACs, M"),
+        tuple(lines), 1, ("here, searched for A", "here, searched for B"),
+        notes=(
+            f"A is {describe(targets['A'])}; B is {describe(targets['B'])}. All networks of this table are measured in "
+            "one interleaved run on each.",
+            f"Both searches have one budget, {first.removeprefix('HTAS within ')} of the manual network's latency, "
+            "each on its own target. A smaller network is faster on both, so speeds and multiply-adds belong together.",
+            *crossed.notes,
+        ),
+        facts=plan.facts(targets["A"], plan.config(*CROSSED), crossed.entries.values()),
+    )  # fmt: skip
+
+
+def crossed_arms(plan: Plan) -> TrainedArms:
+    """The manual network and a search for each target."""
+    share = budget(*CROSSED, plan.paper)
+    name = _name(plan.second_target(), plan.config(*CROSSED).target)
+    arms = [NamedArm(MANUAL, ("--distill.alpha=0",)), within(share), within(share, *plan.other(), name_of=name)]
+    crossed = TrainedArms.of(plan, *CROSSED, arms)
+    lacking = [arm.name for arm in arms if (arm.name, 0) not in crossed.entries]
+    if lacking:
+        raise UserError(
+            f"Table 5 lacks {lacking[0]}: {crossed.reasons[0] if crossed.reasons else 'it is not finished'}"
+        )
+    return crossed
+
+
+def _name(target: Target, first: Target) -> str:
+    """`eager-cpu-2`, with what else differs from the first one's, `eager-cpu-2-batch-1`: as a file may be called."""
+    batch = target.batch if target.batch != first.batch and target.device == first.device == "cpu" else 0
+    precision = target.precision if target.precision != first.precision else ""
+    parts = [target.runtime, target.device, str(target.threads if target.device == "cpu" else target.batch)]
+    return "-".join([*parts, *(["batch", str(batch)] if batch else []), *([precision] if precision else [])])
