@@ -67,9 +67,8 @@ class Record:
         if folder is None:
             return
         self.written = time.monotonic()
-        words, share = self.work
         lines, host = tuple(self.lines), socket.gethostname()
-        progress = Progress(state, why, lines, words, share, self._began, time.time(), os.getpid(), host)
+        progress = Progress(state, why, lines, *self.work, self._began, time.time(), os.getpid(), host)
         part = folder / f".{NAME}.part"
         with suppress(OSError):
             part.write_text(json.dumps(asdict(progress)))

@@ -1,6 +1,6 @@
 """What may be claimed of two networks: faster, slower, or no clear difference."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import hypot, inf, sqrt
 from typing import Literal
@@ -94,6 +94,13 @@ def against_base(result: Result, base: Result | None) -> Comparison | None:
     return speed(result.measured, base.measured)
 
 
+def _accuracy(result: Result, base: Result, report: Report) -> Comparison | None:
+    """The accuracy of a network against another's; None where either is not trained."""
+    if result.accuracy is None or base.accuracy is None:
+        return None
+    return accuracy(result.accuracy, base.accuracy, report.test_images)
+
+
 def answer(report: Report) -> Answer:
     """The searched network against the base, and against narrowing alike, claiming no more than the data."""
     searched, base = found_of(report), base_of(report)
@@ -101,64 +108,61 @@ def answer(report: Report) -> Answer:
         missing = "base network" if base is None else "searched network"
         return Answer(f"This report holds no {missing}, so nothing is compared.", (), ())
     names = {**network_names(report), searched.name: "the searched network"}
-    clear, narrowed = narrowing_sentence(searched, report)
-    headline = speed_sentence(searched, base, names)
+    headline = _speed_sentence(searched, base, names)
+    clear, narrowed = _narrowing_sentence(searched, report)
+    unfinished = any(search.space == searched.name and not search.converged for search in report.searches)
     details = (
-        accuracy_sentence(searched, base, report.test_images, names),
-        *([narrowed] if narrowed and not clear else []),
-        *rival_sentence(searched, report, names),
-        *convergence_sentence(searched, report),
+        _accuracy_sentence(searched, base, report, names),
+        "" if clear else narrowed,
+        _rival_sentence(searched, report, names),
+        f"The {search_name(searched.name)} has not converged." if unfinished else "",
     )
-    figures = tuple(_figures(searched, base, report.test_images, names))
-    return Answer(f"{headline} {narrowed}" if clear else headline, details, figures)
+    figures = tuple(_figures(searched, base, report, names))
+    return Answer(f"{headline} {narrowed}" if clear else headline, tuple(filter(None, details)), figures)
 
 
-def speed_sentence(searched: Result, base: Result, names: Mapping[str, str]) -> str:
+def _speed_sentence(searched: Result, base: Result, names: Mapping[str, str]) -> str:
     """Faster, slower, or no clear difference."""
     network, other = names[searched.name], names[base.name]
-    if searched.measured is None or base.measured is None:
+    compared = against_base(searched, base)
+    if compared is None:
         unmeasured = " and ".join(names[result.name] for result in (searched, base) if result.measured is None)
         return f"Not measured yet: {unmeasured}. Nothing can be said about speed."
-    compared = speed(searched.measured, base.measured)
     times = f"{_time(searched)} against {_time(base)} per batch"
     ratio = significant(compared.ratio)
-    match compared.verdict:
-        case "more":
-            return at_the_start(f"{network} is {ratio} times as fast as {other}: {times}, measured.")
-        case "less":
-            return at_the_start(f"{network} is slower than {other}, {ratio} times as fast: {times}, measured.")
+    if compared.verdict == "more":
+        return at_the_start(f"{network} is {ratio} times as fast as {other}: {times}, measured.")
+    if compared.verdict == "less":
+        return at_the_start(f"{network} is slower than {other}, {ratio} times as fast: {times}, measured.")
     why = "within the noise" if compared.noise < inf else f"and fewer than {FEWEST} readings to tell it by"
     return f"No clear difference in speed between {network} and {other}: {times}, {why}."
 
 
-def accuracy_sentence(searched: Result, base: Result, images: int, names: Mapping[str, str]) -> str:
+def _accuracy_sentence(searched: Result, base: Result, report: Report, names: Mapping[str, str]) -> str:
     """The difference in points, and whether that number of test images can tell it."""
-    if searched.accuracy is None or base.accuracy is None:
+    compared = _accuracy(searched, base, report)
+    if compared is None:
         untrained = " and ".join(names[result.name] for result in (searched, base) if result.accuracy is None)
         return f"Not trained yet: {untrained}. Nothing can be said about accuracy."
-    compared = accuracy(searched.accuracy, base.accuracy, images)
-    other = names[base.name]
-    shares = f"{percent(searched.accuracy)} against {percent(base.accuracy)}"
-    gap, direction = points(abs(compared.difference)), "more" if compared.difference > 0 else "less"
+    other, (after, before) = names[base.name], _shares(searched, base)
     if compared.difference == 0:
-        return at_the_start(f"{names[searched.name]} is as accurate as {other}: {percent(searched.accuracy)}.")
+        return at_the_start(f"{names[searched.name]} is as accurate as {other}: {after}.")
+    gap, direction = points(abs(compared.difference)), "more" if compared.difference > 0 else "less"
     if compared.verdict == "unclear":
-        noise = f"within the noise of {images} test images ({PLUS_MINUS}{points(compared.noise)})"
-        return f"No clear difference in accuracy to {other}: {shares}, {gap} {direction}, {noise}."
-    return at_the_start(f"{names[searched.name]} is {gap} {direction} accurate than {other}: {shares}.")
+        noise = f"within the noise of {report.test_images} test images ({PLUS_MINUS}{points(compared.noise)})"
+        return f"No clear difference in accuracy to {other}: {after} against {before}, {gap} {direction}, {noise}."
+    sentence = f"{names[searched.name]} is {gap} {direction} accurate than {other}: {after} against {before}."
+    return at_the_start(sentence)
 
 
-def narrowing_sentence(searched: Result, report: Report) -> tuple[bool, str]:
+def _narrowing_sentence(searched: Result, report: Report) -> tuple[bool, str]:
     """Where narrowing all layers alike ended that is not slower, and whether the difference is clear; else nothing."""
     control = next((other for other in report.results if other.strategy == "uniform" and not is_searched(other)), None)
-    if control is None or control.accuracy is None or searched.accuracy is None or not _as_fast(control, searched):
-        return False, ""
-    assert control.measured is not None and searched.measured is not None
-    times = speed(control.measured, searched.measured)
-    if times.noise == inf:
+    times = against_base(control, searched) if control else None
+    compared = _accuracy(control, searched, report) if control else None
+    if times is None or compared is None or times.verdict == "less" or times.noise == inf:
         return False, ""
     where = "at lower latency" if times.verdict == "more" else "at equal latency"
-    compared = accuracy(control.accuracy, searched.accuracy, report.test_images)
     noise = f" ({PLUS_MINUS}{points(compared.noise)})" if compared.noise else ""
     if compared.verdict == "unclear":
         return False, f"No clear difference in accuracy to narrowing all layers alike {where}{noise}."
@@ -166,59 +170,40 @@ def narrowing_sentence(searched: Result, report: Report) -> tuple[bool, str]:
     return True, f"{where[0].upper()}{where[1:]}, narrowing all layers alike ended {size}."
 
 
-def rival_sentence(searched: Result, report: Report, names: Mapping[str, str]) -> tuple[str, ...]:
+def _rival_sentence(searched: Result, report: Report, names: Mapping[str, str]) -> str:
     """The most accurate other network that is not clearly slower, apart from the base and narrowing."""
-    if searched.measured is None or searched.accuracy is None:
-        return ()
     others = [other for other in report.results if other.name != "base" and other.strategy != "uniform"]
-    rivals = [other for other in others if _as_fast(other, searched)]
+    rivals = [each for each in others if (times := against_base(each, searched)) and times.verdict != "less"]
     best = max(rivals, key=lambda other: other.accuracy or 0.0, default=None)
-    if best is None or best.accuracy is None:
-        return ()
-    lead = accuracy(searched.accuracy, best.accuracy, report.test_images)
+    lead = _accuracy(searched, best, report) if best else None
+    if best is None or lead is None:
+        return ""
     size, name = points(abs(lead.difference)), names[best.name]
-    figures = f"{percent(best.accuracy)}, {_time(best)}"
-    match lead.verdict:
-        case "more":
-            return (f"Of the networks here that are not slower, the next best is {name}, {size} less ({figures}).",)
-        case "less":
-            return (f"But {name} is not slower and {size} more accurate ({figures}).",)
-    return (f"No clear difference in accuracy to {name}, which is not slower ({figures}).",)
-
-
-def _as_fast(other: Result, searched: Result) -> bool:
-    if other is searched or other.accuracy is None or other.measured is None or searched.measured is None:
-        return False
-    return speed(other.measured, searched.measured).verdict != "less"
-
-
-def convergence_sentence(searched: Result, report: Report) -> tuple[str, ...]:
-    """A warning where the search behind the network did not converge."""
-    unfinished = any(search.space == searched.name and not search.converged for search in report.searches)
-    return (f"The {search_name(searched.name)} has not converged.",) if unfinished else ()
+    figures = f"{_shares(best)[0]}, {_time(best)}"
+    return {
+        "more": f"Of the networks here that are not slower, the next best is {name}, {size} less ({figures}).",
+        "less": f"But {name} is not slower and {size} more accurate ({figures}).",
+        "unclear": f"No clear difference in accuracy to {name}, which is not slower ({figures}).",
+    }[lead.verdict]
 
 
 def _time(result: Result) -> str:
     return milliseconds(result.measured.estimate) if result.measured else NONE
 
 
-def _figures(searched: Result, base: Result, images: int, names: Mapping[str, str]) -> list[Figure]:
-    figures = []
-    if searched.measured and base.measured:
-        compared = speed(searched.measured, base.measured)
-        clear = compared.verdict != "unclear"
+def _shares(*results: Result) -> list[str]:
+    return [NONE if result.accuracy is None else percent(result.accuracy) for result in results]
+
+
+def _figures(searched: Result, base: Result, report: Report, names: Mapping[str, str]) -> Iterator[Figure]:
+    if faster := against_base(searched, base):
+        clear, ratio = faster.verdict != "unclear", f"{significant(faster.ratio)}{TIMES}"
         label = f"as fast as {names[base.name]}, measured" if clear else "no clear difference in speed"
-        ratio = f"{significant(compared.ratio)}{TIMES}"
-        times = f"{_time(base)} {ARROW} {_time(searched)}"
-        figures.append(Figure(label, ratio if clear else f"({ratio})", times))
-    if searched.accuracy is not None and base.accuracy is not None:
-        gained = accuracy(searched.accuracy, base.accuracy, images)
-        label = "points of accuracy" + (": no clear difference" if gained.verdict == "unclear" else "")
-        note = f"{percent(base.accuracy)} {ARROW} {percent(searched.accuracy)}"
-        figures.append(Figure(label, signed(gained.difference * 100), note))
+        yield Figure(label, ratio if clear else f"({ratio})", f"{_time(base)} {ARROW} {_time(searched)}")
+    if gain := _accuracy(searched, base, report):
+        label = "points of accuracy" + (": no clear difference" if gain.verdict == "unclear" else "")
+        yield Figure(label, signed(gain.difference * 100), f" {ARROW} ".join(_shares(base, searched)))
     counts = (("multiply-adds", searched.macs, base.macs), ("parameters", searched.params, base.params))
     for label, after, before in counts:
         if before:
-            note = f"{millions(before)} {ARROW} {millions(after)}"
-            figures.append(Figure(f"of the {label}", percent(after / before, 0), note))
-    return figures
+            yield Figure(f"of the {label}", percent(after / before, 0), f"{millions(before)} {ARROW} {millions(after)}")

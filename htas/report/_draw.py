@@ -30,18 +30,12 @@ THEME: dict[str, Any] = {
     "view": {"stroke": None},
     "axis": {**TEXT, "gridColor": RULE, "domainColor": FAINT, "tickColor": FAINT, "gridWidth": 0.5},
     "legend": {
-        **TEXT,
-        "orient": "top",
-        "title": None,
-        "symbolSize": 70,
-        "columns": 6,
-        "labelLimit": 260,
-        "columnPadding": 36,
+        **TEXT, "orient": "top", "title": None, "symbolSize": 70, "columns": 6, "labelLimit": 260, "columnPadding": 36,
     },
     "title": {"color": INK, "anchor": "start", "fontSize": 12},
     "text": {"color": INK, "fontSize": 11},
     "concat": {"spacing": 26},
-}
+}  # fmt: skip
 
 
 def spec(chart: Any) -> Spec:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from htas.console.progress import EVERY, Lines, Pace, progress, say
+from htas.console.progress import EVERY, Bar, Lines, progress, say
 
 
 class Clock:
@@ -27,27 +27,27 @@ class Terminal(io.StringIO):
 
 def test_the_time_left_follows_from_the_speed_so_far() -> None:
     clock = Clock()
-    pace = Pace(40, 0, clock)
+    pace = Bar("train", 40, 0, clock)
     assert pace.words == "0/40"
     clock.now += 30
-    pace.step(12)
+    pace.step(by=12)
     assert pace.remaining == pytest.approx(30 / 12 * 28)
     assert pace.words == "12/40, 1 min 10 s left"
 
 
 def test_steps_done_before_do_not_count_as_speed() -> None:
     clock = Clock()
-    pace = Pace(40, 20, clock)
+    pace = Bar("train", 40, 20, clock)
     clock.now += 10
-    pace.step(1)
+    pace.step()
     assert pace.remaining == pytest.approx(10 * 19)
 
 
 def test_the_last_line_says_how_long_it_took() -> None:
     clock = Clock()
-    pace = Pace(2, 0, clock)
+    pace = Bar("train", 2, 0, clock)
     clock.now += 65
-    pace.step(2)
+    pace.step(by=2)
     assert pace.words == "2/2, 1 min 05 s"
 
 
@@ -64,7 +64,7 @@ def test_without_a_terminal_there_is_a_line_at_the_start_and_one_at_the_end(
 
 def test_plain_lines_keep_their_distance(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    lines = Lines("survey", Pace(100, 0, clock))
+    lines = Lines("survey", 100, 0, clock)
     for _ in range(20):
         clock.now += EVERY / 4
         lines.step("loss 1.23")
