@@ -89,6 +89,27 @@ def copied(finished: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished, tmp_path / "copied")
 
 
+GRID = ("design.spaces=[grid]", "design.groups=8")
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The survey, the design and the cost model of GRID, which no limit and no strategy changes; to be read only."""
+    folder = tmp_path_factory.mktemp("runs") / "calibrated"
+    run.open_run(options(*GRID), folder)
+    for stage in ("survey", "design", "calibrate"):
+        do(stage, options(*GRID), folder)
+    return folder
+
+
+def begun(config: Config, calibrated: Path, folder: Path) -> Path:
+    """The folder of a run of GRID in which these three stages are finished."""
+    run.open_run(config, folder)
+    for name in ("survey", "design", "cost"):
+        shutil.copy(calibrated / f"{name}.json", folder)
+    return folder
+
+
 def times(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
@@ -185,17 +206,25 @@ def test_controls_are_the_widest_and_the_deepest_that_are_not_slower(copied):
     assert "not above that of hardware" in found.note
 
 
-def test_a_run_traces_its_network_once_and_reads_its_data_once(tmp_path, monkeypatch):
-    calls = []
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A whole run of one_space(), to be read only, and what it built, traced and read."""
+    folder, calls = tmp_path_factory.mktemp("runs") / "one-space", []
+    with pytest.MonkeyPatch.context() as patch:
 
-    def counted(owner: Any, name: str) -> None:
-        original = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *args, **kwargs: (calls.append(name), original(*args, **kwargs))[1])
+        def count(owner: Any, name: str) -> None:
+            original = getattr(owner, name)
+            patch.setattr(owner, name, lambda *args, **kwargs: (calls.append(name), original(*args, **kwargs))[1])
 
-    counted(CifarResNet, "build")
-    counted(run, "trace")
-    counted(run.datasets, "load")
-    pipeline.run_all(run.open_run(one_space(), tmp_path / "run"), "htas run")
+        count(CifarResNet, "build")
+        count(run, "trace")
+        count(run.datasets, "load")
+        pipeline.run_all(run.open_run(one_space(), folder), "htas run")
+    return folder, calls
+
+
+def test_a_run_traces_its_network_once_and_reads_its_data_once(counted):
+    _, calls = counted
     assert sorted(calls) == ["build", "load", "trace"]
 
 
@@ -382,9 +411,8 @@ def outcome(folder: Path) -> Any:
     return search.arch, search.accuracy, search.rivals, courses, results, read_json(folder / "survey.json")["layers"]
 
 
-def test_a_run_killed_again_and_again_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
-    config, parts, whole = one_space(), tmp_path / "parts", tmp_path / "whole"
-    monkeypatch.setattr(pipeline, "write", lambda made, folder: (folder / "report.json").write_text("{}"))
+def test_a_run_killed_again_and_again_ends_as_an_uninterrupted_one(counted, tmp_path, monkeypatch):
+    config, parts, (whole, _) = one_space(), tmp_path / "parts", counted
     for owner, name, call in KILLS:
         with monkeypatch.context() as patch:
             if name != "show":
@@ -394,7 +422,6 @@ def test_a_run_killed_again_and_again_ends_as_an_uninterrupted_one(tmp_path, mon
                 pipeline.run_all(run.open_run(config, parts), "htas run")
     monkeypatch.setattr(plan, "show", lambda *args: None)
     pipeline.run_all(run.open_run(config, parts), "htas run")
-    pipeline.run_all(run.open_run(config, whole), "htas run")
     assert outcome(parts) == outcome(whole)
     assert {name for name in times(parts) if not name.startswith(".")} == set(times(whole))
 
@@ -675,7 +702,7 @@ def whole(self: Latency, cases: Sequence[Any], **rest: Any) -> list[Measurement]
 def test_a_budget_is_kept_when_measured_and_used(tmp_path, monkeypatch):
     """Whole networks take a quarter more than their layers, and beside the base network a twentieth more again: a moved
     limit corrects that."""
-    config, folder = options("design.spaces=[grid]", "design.groups=8", "constraints.latency=60%"), tmp_path / "run"
+    config, folder = options(*GRID, "constraints.latency=60%"), tmp_path / "run"
 
     monkeypatch.setattr(Latency, "measure", whole)
     monkeypatch.setattr(plan, "show", lambda *args: None)
@@ -691,12 +718,9 @@ def test_a_budget_is_kept_when_measured_and_used(tmp_path, monkeypatch):
     assert "measured again" in text and "60%" in text
 
 
-def test_counted_limits_need_no_clock(tmp_path, monkeypatch):
-    config = options("design.spaces=[grid]", "design.groups=8", "constraints.params=50%", "constraints.macs=70%")
-    folder = tmp_path / "run"
-    run.open_run(config, folder)
-    for stage in ("survey", "design", "calibrate"):
-        do(stage, config, folder)
+def test_counted_limits_need_no_clock(calibrated, tmp_path, monkeypatch):
+    config = options(*GRID, "constraints.params=50%", "constraints.macs=70%")
+    folder = begun(config, calibrated, tmp_path / "run")
     monkeypatch.setattr(finish._Meters, "against_base", None)
     monkeypatch.setattr(finish, "uniforms", lambda *args: [])  # which may be more accurate by chance, and use less
     do("search", config, folder)
@@ -708,12 +732,10 @@ def test_counted_limits_need_no_clock(tmp_path, monkeypatch):
     assert max(kept.ratio for kept in record.limits) >= 0.9
 
 
-def test_memory_is_kept_as_it_is_counted(tmp_path):
-    config = options("design.spaces=[grid]", "design.groups=8", "constraints.memory=60%", "target.batch=2")
-    folder = tmp_path / "run"
-    run.open_run(config, folder)
-    for stage in ("survey", "design", "calibrate", "search"):
-        do(stage, config, folder)
+def test_memory_is_kept_as_it_is_counted(calibrated, tmp_path):
+    config = options(*GRID, "constraints.memory=60%")
+    folder = begun(config, calibrated, tmp_path / "run")
+    do("search", config, folder)
     record = read_record(folder / "search-grid.json", SearchRecord)
     job = run.Run(config, folder)
     base, found = Memory(job.target).measure([resize(job.network, arch) for arch in (job.network.base, record.arch)])
@@ -755,11 +777,9 @@ def test_energy_without_a_meter_is_refused_before_anything_is_written(tmp_path, 
 
 
 @pytest.mark.parametrize("latency, words", [("1%", "cannot be kept"), ("900%", "even the widest")])
-def test_a_budget_that_makes_no_sense_is_refused_before_the_search(latency, words, tmp_path, monkeypatch):
-    config, folder = options("design.spaces=[grid]", f"constraints.latency={latency}"), tmp_path / "run"
-    run.open_run(config, folder)
-    for stage in ("survey", "design", "calibrate"):
-        do(stage, config, folder)
+def test_a_budget_that_makes_no_sense_is_refused_before_the_search(latency, words, calibrated, tmp_path, monkeypatch):
+    config = options(*GRID, f"constraints.latency={latency}")
+    folder = begun(config, calibrated, tmp_path / "run")
     kill(monkeypatch, _Search, "epoch")
     with pytest.raises(ValueError, match=words):
         do("search", config, folder)
@@ -783,7 +803,7 @@ def test_readings_of_another_target_are_refused_with_both(name, verb, copied):
 
 def test_a_sweep_makes_a_front_from_one_survey_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "show", lambda *args: None)
-    config, folder = options("design.spaces=[grid]", "design.groups=8"), tmp_path / "sweep"
+    config, folder = options(*GRID, "family.depth=8"), tmp_path / "sweep"
     with monkeypatch.context() as patch:
         kill(patch, _Search, "epoch", 3)  # in the second search
         with pytest.raises(KeyboardInterrupt):
@@ -812,7 +832,7 @@ def test_a_sweep_makes_a_front_from_one_survey_and_goes_on_where_it_was_stopped(
 
 
 def test_the_searches_of_a_sweep_share_a_survey_alone_unless_asked(tmp_path, monkeypatch):
-    config, folder = options("design.spaces=[grid]", "design.groups=8"), tmp_path / "sweep"
+    config, folder = options(*GRID, "family.depth=8"), tmp_path / "sweep"
     names = ("latency-80-", "latency-50-")
 
     def stop(*args):
@@ -835,7 +855,7 @@ def test_budgets_that_are_none_are_refused_before_anything_is_written(budgets, t
 def test_the_fastest_network_at_an_accuracy_is_found_by_halving(tmp_path, monkeypatch):
     """Held-out accuracies are planted: they fall below 55 % of the base's parameters."""
     monkeypatch.setattr(plan, "show", lambda *args: None)
-    config = options("design.spaces=[grid]", "design.groups=8")
+    config = options(*GRID, "family.depth=8")
     trained = []
 
     def judged(job, arch, seed, folder, teacher):
@@ -915,16 +935,12 @@ def test_a_space_of_a_single_arch_is_trained_directly_and_says_so(tmp_path, caps
     assert not list((page.parent / "figures").glob("search-*"))
 
 
-def test_other_strategies_leave_a_whole_run_behind(tmp_path):
-    more = [
-        "strategy.name=random",
-        "strategy.archs=5",
-        "constraints.latency=60%",
-        "design.spaces=[grid]",
-        "design.groups=8",
-    ]
+def test_other_strategies_leave_a_whole_run_behind(calibrated, tmp_path):
+    more = ["strategy.name=random", "strategy.archs=5", "constraints.latency=60%", *GRID]
     kept = [option for option in OPTIONS if not any(name in option for name in ("arch_lr", "mix", "anneal"))]
-    page = pipeline.run_all(run.open_run(load(None, [*kept, *more]), tmp_path / "random"), "htas run some.toml")
+    config = load(None, [*kept, *more])
+    folder = begun(config, calibrated, tmp_path / "random")
+    page = pipeline.run_all(run.open_run(config, folder), "htas run some.toml")
     record = read_record(page.parent / "search-grid.json", SearchRecord)
     assert record.strategy == "random within latency 60%" and len(record.epochs) == 2
     assert record.epochs[0].temperature is None and "not of this strategy" in page.read_text()
