@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from htas.cost.calibrate import cost_model
-from htas.cost.record import CalibrationRecord
+from htas.cost.fit import CalibrationRecord
 from htas.files import digest, read_record, to_json, write_json
 from htas.graph import Network, trace
 from htas.graph.arch import Arch

@@ -13,8 +13,7 @@ from math import ceil
 
 import numpy as np
 
-from htas.cost.fit import FittedCalibration, fit
-from htas.cost.record import CalibrationRecord, FitRecord, NetworkRecord
+from htas.cost.fit import CalibrationRecord, FitRecord, fit
 from htas.cost.tables import Floats, Table, TableCost, pairs, thinned
 from htas.errors import UserError, need_least
 from htas.formats.onnx import is_written
@@ -161,7 +160,7 @@ def calibrate(
     tables = {template: mended_table for template, (mended_table, _) in mends.items()}
     slow = sum(number for _, number in mends.values())
     measured = whole(network, archs, metrics[1], _part(on_round, first, 1))
-    fitted = fit(network, tables, archs, [each.estimate for each in measured])
+    fitted = fit(network, tables, archs, measured)
     doubts = [*_common_remarks(measurements), *_common_remarks(measured)]
     if slow > MENDED_SHARE * len(layers):
         doubts.append(
@@ -169,7 +168,7 @@ def calibrate(
             "them; calibrate.seconds gives them more time"
         )
     return CalibrationRecord(
-        **vars(_fitted(fitted, archs, measured, metrics[1].unit)),
+        **vars(fitted),
         tables={template.key: table for template, table in tables.items()},
         layers=len(layers),
         mended=slow,
@@ -235,9 +234,7 @@ def fit_metric(
     Energy is power times time, and the power differs between kinds of operators.
     """
     archs = [each.arch for each in record.networks]
-    measured = whole(network, archs, metric, on_round)
-    result = fit(network, _tables(record), archs, [each.estimate for each in measured])
-    return _fitted(result, archs, measured, metric.unit)
+    return fit(network, _tables(record), archs, whole(network, archs, metric, on_round))
 
 
 def whole(
@@ -269,14 +266,6 @@ def lots(network: Network, archs: Sequence[Arch], free: float) -> list[list[Arch
 def _part(tell: OnRound | None, start: float, end: float) -> OnRound | None:
     """The callback of one of several runs that report as one: this one from `start` to `end`."""
     return None if tell is None else lambda share, figures: tell(start + share * (end - start), figures)
-
-
-def _fitted(result: FittedCalibration, archs: Sequence[Arch], measured: Sequence[Measurement], unit: str) -> FitRecord:
-    networks = tuple(
-        NetworkRecord(arch, reading.estimate, reading.standard_error, held_out)
-        for arch, reading, held_out in zip(archs, measured, result.held_out, strict=True)
-    )
-    return FitRecord(unit, dict(measured[0].context), result.calibration, result.form, networks)
 
 
 def _tables(record: CalibrationRecord) -> dict[Template, Table]:

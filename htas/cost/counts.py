@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from torch import Tensor
 
-from htas.cost.model import by_block
-from htas.cost.tables import NORM, SCALE, Floats, LayerCost, Mixture
+from htas.cost.tables import NORM, SCALE, Floats, LayerCost
 from htas.graph.arch import Arch
 from htas.graph.layer import Layer, Template
 from htas.metrics import Metric
@@ -75,9 +74,7 @@ class CountCost(LayerCost):
     def expected(self, space: Space, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> Tensor:
         """The mean over archs, a scalar; fixed parts of the network count if their block is kept."""
         total = super().expected(space, widths, depths)
-        stays = {name: by_block(space.depths[name], depths[name], s.base) for name, s in self.network.depths.items()}
-        for step in self.network.flow(lambda site: Mixture({site: 1.0}), stays.__getitem__):
-            amount = getattr(step.node, self.count)
-            if step.node.kind == "fixed" and amount:
-                total = total + step.share * amount
+        for step in self._flow(space, depths):
+            if step.node.kind == "fixed":
+                total = total + step.share * getattr(step.node, self.count)
         return total

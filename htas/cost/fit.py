@@ -1,7 +1,7 @@
-"""Fitting sums of layers to whole networks: linear, in log space, robust."""
+"""Fits of whole networks on sums of their layers: linear, in log space, robust; and what cost.json keeps of them."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import inf
 
 import numpy as np
@@ -10,6 +10,7 @@ from htas.cost.tables import Calibration, Floats, Table
 from htas.graph import Network
 from htas.graph.arch import Arch
 from htas.graph.layer import Template
+from htas.timing.measurement import Measurement
 
 FORMS = (("scale",), ("scale", "each"), ("kinds",), ("kinds", "each"), ("kinds", "each", "constant"))
 """Terms that a fit may have, simplest first."""
@@ -24,34 +25,97 @@ OUTLIER_RATIO, OUTLIER_ERROR = 6.0, 0.05
 
 
 @dataclass(frozen=True)
-class FittedCalibration:
-    """A calibration, and its predictions of the measured networks, each left out in turn."""
+class NetworkRecord:
+    """A whole network that the fit was made from."""
 
+    arch: Arch
+    measured: float
+    error: float
+    """Standard error of `measured`."""
+    held_out: float
+    """Its prediction by a fit that left it out."""
+
+
+@dataclass(frozen=True)
+class FitRecord:
+    """A fit of whole networks, by one metric, on sums of layers; figures are in `unit`."""
+
+    unit: str
+    context: Mapping[str, str]
     calibration: Calibration
-    held_out: tuple[float, ...]
     form: tuple[str, ...]
+    """The terms of the fit."""
+    networks: tuple[NetworkRecord, ...]
+    """The base network first."""
+
+    @property
+    def errors(self) -> tuple[float, ...]:
+        """Relative error of each network's prediction by a fit that left it out."""
+        return tuple(abs(each.held_out / each.measured - 1) for each in self.networks)
+
+    @property
+    def mean_error(self) -> float:
+        """Mean of `errors`."""
+        return float(np.mean(self.errors))
+
+    @property
+    def worst_error(self) -> float:
+        """Largest of `errors`."""
+        return max(self.errors)
+
+
+@dataclass(frozen=True)
+class CalibrationRecord(FitRecord):
+    """The latencies of layers at pairs of widths, the fit of latencies on them, and fits of other metrics."""
+
+    tables: Mapping[str, Table]
+    """By the key of a layer's template; seconds."""
+    layers: int
+    """Layers measured."""
+    mended: int
+    """Layers that took far more than others of their inputs and outputs, which stand in for them."""
+    doubts: tuple[str, ...] = ()
+    fits: Mapping[str, FitRecord] = field(default_factory=dict)
+    """By metric: energy, or one of the user's."""
+    design: str = ""
+    """The hash of the design.json whose spaces were measured."""
 
 
 def fit(
-    network: Network, tables: Mapping[Template, Table], archs: Sequence[Arch], measured: Sequence[float]
-) -> FittedCalibration:
+    network: Network, tables: Mapping[Template, Table], archs: Sequence[Arch], measured: Sequence[Measurement]
+) -> FitRecord:
     """The form with the least held-out error, or a simpler one if it is hardly worse (BETTER)."""
     sums = [_sums(network, tables, arch) for arch in archs]
     kinds = sorted({kind for by_kind, _ in sums for kind in by_kind})
-    best: tuple[float, FittedCalibration] = (inf, FittedCalibration(Calibration(), (), ()))
-    target = np.asarray(measured)
-    for form in FORMS:
-        rows = np.array([_features(by_kind, count, form, kinds) for by_kind, count in sums])
-        held_out = tuple(
-            float(rows[row] @ _weights(np.delete(rows, row, axis=0), np.delete(target, row), form, kinds))
+    by_kind = np.array([[each.get(kind, 0.0) for kind in kinds] for each, _ in sums])
+    columns = {
+        "scale": np.array([[sum(each.values())] for each, _ in sums]),
+        "kinds": by_kind,
+        "each": np.array([[float(count)] for _, count in sums]),
+        "constant": np.ones((len(sums), 1)),
+    }
+    target = np.array([each.estimate for each in measured])
+    form: tuple[str, ...] = ()
+    least, calibration, predictions = inf, Calibration(), target
+    for terms in FORMS:
+        rows, near = np.hstack([columns[term] for term in terms]), len(kinds) if terms[0] == "kinds" else 0
+        held_out = np.array([
+            rows[row] @ _weights(np.delete(rows, row, axis=0), np.delete(target, row), near)
             for row in range(len(rows))
-        )
-        off = np.abs(np.asarray(held_out) / target - 1)
+        ])  # fmt: skip
+        off = np.abs(held_out / target - 1)
         error = float(np.mean(np.minimum(off, _far(off))))
-        if error < BETTER * best[0]:
-            calibration = _calibration(_weights(rows, target, form, kinds), form, kinds)
-            best = error, FittedCalibration(calibration, held_out, form)
-    return best[1]
+        if error < BETTER * least:
+            least, form, predictions = error, terms, held_out
+            weights = _weights(rows, target, near).tolist()
+            scales = weights[:near] or weights[:1] * len(kinds)
+            rest = dict(zip(terms[1:], weights[near or 1 :], strict=True))
+            calibration = Calibration(dict(zip(kinds, scales, strict=True)), **rest)
+    networks = tuple(
+        NetworkRecord(arch, reading.estimate, reading.standard_error, prediction)
+        for arch, reading, prediction in zip(archs, measured, predictions.tolist(), strict=True)
+    )
+    return FitRecord(measured[0].unit, dict(measured[0].context), calibration, form, networks)
 
 
 def _sums(network: Network, tables: Mapping[Template, Table], arch: Arch) -> tuple[dict[str, float], int]:
@@ -69,20 +133,21 @@ def _sums(network: Network, tables: Mapping[Template, Table], arch: Arch) -> tup
     return by_kind, count
 
 
-def _features(sums: Mapping[str, float], count: int, form: Collection[str], kinds: Sequence[str]) -> list[float]:
-    row = [sums.get(kind, 0.0) for kind in kinds] if "kinds" in form else [sum(sums.values())]
-    return [*row, *([count] if "each" in form else []), *([1.0] if "constant" in form else [])]
-
-
-def _weights(rows: Floats, measured: Floats, form: Collection[str], kinds: Sequence[str]) -> Floats:
+def _weights(rows: Floats, measured: Floats, near: int) -> Floats:
     """Non-negative weights [features] with the least squared relative error, outliers counting less.
 
-    NOISE over SPREAD holds the scales of kinds near a common one: otherwise a small part of every network, such as its
-    one pooling layer, would absorb the errors of all others.
+    NOISE over SPREAD holds the first `near` of them, the scales of kinds, near a common one: otherwise a small part of
+    every network, such as its one pooling layer, would absorb the errors of all others.
     """
     trust = np.ones(len(measured))
     for _ in range(ROUNDS):
-        weights = _weighted(rows, measured, form, kinds, trust)
+        root = np.sqrt(trust)
+        relative, target = rows * (root / measured)[:, None], root
+        if near:
+            (common,) = _solve(relative[:, :near].sum(axis=1, keepdims=True), target)
+            prior = np.eye(near, rows.shape[1]) * NOISE / SPREAD / max(common, 1e-12)
+            relative, target = np.vstack([relative, prior]), np.concatenate([target, np.full(near, NOISE / SPREAD)])
+        weights = _solve(relative, target)
         off = np.abs(rows @ weights / measured - 1)
         trust = _far(off) / np.maximum(off, _far(off))  # Huber weights
     return weights
@@ -93,19 +158,6 @@ def _far(off: Floats) -> float:
     return max(OUTLIER_RATIO * float(np.median(off)), OUTLIER_ERROR)
 
 
-def _weighted(rows: Floats, measured: Floats, form: Collection[str], kinds: Sequence[str], trust: Floats) -> Floats:
-    """One round: each network's squared error is weighted by `trust` [networks]."""
-    root = np.sqrt(trust)
-    relative, target = rows * (root / measured)[:, None], root
-    if "kinds" in form:
-        count = len(kinds)
-        (common,) = _solve(relative[:, :count].sum(axis=1, keepdims=True), target)
-        prior = np.zeros((count, rows.shape[1]))
-        prior[:, :count] = np.eye(count) * NOISE / SPREAD / max(common, 1e-12)
-        relative, target = np.vstack([relative, prior]), np.concatenate([target, np.full(count, NOISE / SPREAD)])
-    return _solve(relative, target)
-
-
 def _solve(rows: Floats, target: Floats) -> Floats:
     """Non-negative least squares with normalised columns."""
     from scipy.optimize import nnls
@@ -113,13 +165,3 @@ def _solve(rows: Floats, target: Floats) -> Floats:
     norms = np.maximum(np.linalg.norm(rows, axis=0), 1e-12)
     weights: Floats = nnls(rows / norms, target)[0] / norms
     return weights
-
-
-def _calibration(weights: Floats, form: Collection[str], kinds: Sequence[str]) -> Calibration:
-    rest = weights.tolist()
-    count = len(kinds) if "kinds" in form else 1
-    factors, rest = rest[:count], rest[count:]
-    each = rest.pop(0) if "each" in form else 0.0
-    constant = rest.pop(0) if "constant" in form else 0.0
-    scales = dict(zip(kinds, factors, strict=True)) if "kinds" in form else dict.fromkeys(kinds, factors[0])
-    return Calibration(scales, each, constant)

@@ -8,9 +8,9 @@ from typing import Literal
 from htas import metrics
 from htas.cost.calibrate import cost_model
 from htas.cost.counts import CountCost, MetricSum
+from htas.cost.fit import CalibrationRecord
 from htas.cost.model import CostModel
 from htas.cost.peak import PeakCost, peak_cost
-from htas.cost.record import CalibrationRecord
 from htas.cost.tables import TableCost
 from htas.graph import Network
 from htas.metrics import Metric
@@ -30,9 +30,10 @@ class NetworkCosts:
         """The cost of an arch by a metric's name; raises UserError where there is no such metric."""
         return metrics.named(metric).cost(self)
 
-    def calibrated(self) -> TableCost:
-        """Latency in seconds."""
-        return self._latency
+    @cached_property
+    def latency(self) -> TableCost:
+        """Seconds: the table of layers, calibrated on whole networks."""
+        return cost_model(self.network, self.calibration())
 
     def fitted(self, metric: type[Metric]) -> TableCost:
         """In the metric's unit, by its fit in cost.json."""
@@ -46,14 +47,7 @@ class NetworkCosts:
         """The sum of a metric's figures of single layers."""
         return MetricSum(self.network, metric(self.target))
 
-    def peak_memory(self) -> PeakCost:
-        """Bytes of a batch."""
-        return self._peak
-
     @cached_property
-    def _latency(self) -> TableCost:
-        return cost_model(self.network, self.calibration())
-
-    @cached_property
-    def _peak(self) -> PeakCost:
+    def memory(self) -> PeakCost:
+        """Bytes of activations that a batch has alive at once."""
         return peak_cost(self.network, self.target)

@@ -8,9 +8,9 @@ its mean.
 """
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,22 +28,12 @@ if TYPE_CHECKING:
     from htas.graph.network import Step
 
 Floats = NDArray[np.float64]
-Source = Union[str, int, "Mean"]
-"""Source of a number of channels: a width site, a fixed number, or the mean of several sites together."""
+Source = tuple[str | int, int]
+"""A width site or a fixed number of channels, and how often each channel is repeated."""
 NORM = Template("add", (1, 1), norm=True)
 """Stands for a norm by itself: two parameters a channel, and no time of its own."""
 SCALE = Template("conv", (1, 1), group_channels=1)
 """Stands for a scale by itself: one parameter a channel."""
-
-
-@dataclass(frozen=True)
-class Mean:
-    """The expected sum of several widths: a tensor that gradients flow through."""
-
-    value: Tensor
-
-    def __hash__(self) -> int:
-        return id(self.value)
 
 
 @dataclass(frozen=True)
@@ -81,9 +71,8 @@ class Term:
     """Layers of one template whose widths have the same two sources."""
 
     template: Template
-    inputs: tuple[Source, int]
-    """Source, and how often each of its channels is repeated."""
-    outputs: tuple[Source, int]
+    inputs: Source
+    outputs: Source
     projects: bool
     """Whether the layer is a projection, which is absent if its widths are equal."""
 
@@ -126,9 +115,8 @@ class LayerCost(CostModel):
 
     def _terms(self, space: Space, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> dict[Term, Any]:
         """Every term with its expected number of layers."""
-        stays = {name: by_block(space.depths[name], depths[name], s.base) for name, s in self.network.depths.items()}
         terms: dict[Term, Any] = {}
-        for step in self.network.flow(lambda site: Mixture({site: 1.0}), stays.__getitem__):
+        for step in self._flow(space, depths):
             template = self.template(step)
             if template is None:
                 continue
@@ -142,29 +130,37 @@ class LayerCost(CostModel):
                 terms[term] = terms[term] + share if term in terms else share
         return terms
 
+    def _flow(self, space: Space, depths: Mapping[str, Tensor]) -> "Iterator[Step]":
+        """The steps of the network, with mixtures as widths, and the probability of each."""
+        stays = {name: by_block(space.depths[name], depths[name], s.base) for name, s in self.network.depths.items()}
+        return self.network.flow(lambda site: Mixture({site: 1.0}), stays.__getitem__)
+
     def _sources(
         self, segments: Sequence[Any], channels: Sequence[Any], space: Space, widths: Mapping[str, Tensor]
-    ) -> list[tuple[tuple[Source, int], Any]]:
-        """Possible sources of a number of channels, each with its probability."""
+    ) -> list[tuple[Source, Any]]:
+        """Possible sources of a number of channels, each with its probability.
+
+        The sum of several sites is its mean, a tensor that gradients flow through, between two whole numbers.
+        """
         mixtures = [mixture(width) for width in channels]
         if len(mixtures) == 1:
             repeat = segments[0].repeat
             return [((source, repeat), share) for source, share in mixtures[0].shares.items()]
-        if all(isinstance(width, int) for width in channels):
-            return [((sum(w * each.repeat for w, each in zip(channels, segments, strict=True)), 1), 1.0)]
-        total: Any = 0.0
+        total: Any = 0
         for segment, each in zip(segments, mixtures, strict=True):
             for source, share in each.shares.items():
                 mean = source if isinstance(source, int) else expectation(space.widths[source], widths[source])
                 total = total + share * segment.repeat * mean
-        return [((Mean(torch.as_tensor(total)), 1), 1.0)]
+        low = int(total)
+        if not isinstance(total, Tensor):
+            return [((low, 1), 1.0)]
+        return [((low, 1), low + 1 - total), ((low + 1, 1), total - low)]
 
     def _mean(self, term: Term, space: Space, widths: Mapping[str, Tensor]) -> Any:
         """The expectation of one layer of a term."""
-        (source, _), (target, _) = term.inputs, term.outputs
         ways, chances = _ways(term.inputs, space, widths)
         out, likely = _ways(term.outputs, space, widths)
-        if source == target and isinstance(source, str):  # one draw decides both
+        if term.inputs[0] == term.outputs[0] and isinstance(term.inputs[0], str):  # one draw decides both
             values = np.array([self.values(term.template, [a], [b])[0, 0] for a, b in zip(ways, out, strict=True)])
             if term.projects:
                 values = np.where(np.equal(ways, out), 0.0, values)
@@ -175,17 +171,13 @@ class LayerCost(CostModel):
         return chances @ torch.as_tensor(table, dtype=chances.dtype, device=chances.device) @ likely
 
 
-def _ways(source: tuple[Source, int], space: Space, widths: Mapping[str, Tensor]) -> tuple[list[int], Tensor]:
-    """Possible layer widths of a source and their probabilities [widths]; a mean lies between two whole widths."""
-    what, repeat = source
-    if isinstance(what, str):
-        return [width * repeat for width in space.widths[what]], widths[what]
+def _ways(source: Source, space: Space, widths: Mapping[str, Tensor]) -> tuple[list[int], Tensor]:
+    """Possible layer widths of a source and their probabilities [widths]."""
+    site, repeat = source
+    if isinstance(site, str):
+        return [width * repeat for width in space.widths[site]], widths[site]
     like = next(iter(widths.values())) if widths else torch.zeros(())
-    if isinstance(what, int):
-        return [what * repeat], like.new_ones(1)
-    low = int(what.value.detach().floor())
-    above = what.value - low
-    return [low, low + 1], torch.stack([1 - above, above])
+    return [site * repeat], like.new_ones(1)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Latency(Metric):
     @classmethod
     def cost(cls, costs: "NetworkCosts") -> "CostModel":
         """The calibrated table of layers."""
-        return costs.calibrated()
+        return costs.latency
 
     def reread(self, seed: int, predicted: Sequence[float] = ()) -> Self:
         """Another order of readings, in rounds enough for networks of these seconds; exported networks are kept."""

@@ -17,9 +17,9 @@ from htas.console.progress import say
 from htas.console.record import NAME as PROGRESS
 from htas.console.record import into
 from htas.cost.calibrate import Calibrate, sparing
+from htas.cost.fit import CalibrationRecord
 from htas.cost.model import CostModel
 from htas.cost.paper import paper_cost
-from htas.cost.record import CalibrationRecord
 from htas.cost.source import NetworkCosts
 from htas.cost.tables import TableCost
 from htas.data.split import Data
@@ -142,7 +142,7 @@ class Run:
     @property
     def calibrated(self) -> TableCost:
         """Latency by cost.json, in seconds."""
-        return self.costs.calibrated()
+        return self.costs.latency
 
     def _record(self, name: str, make: Callable[[Path], T]) -> T:
         """An object built from a file; built again only when the file has changed."""

@@ -13,9 +13,9 @@ from htas.console.progress import progress, say, shares
 from htas.cost import limits as budget
 from htas.cost.calibrate import calibrate as fit_cost
 from htas.cost.calibrate import cells, fit_metric
+from htas.cost.fit import CalibrationRecord, FitRecord
 from htas.cost.limits import Limit
 from htas.cost.paper import paper_cost
-from htas.cost.record import CalibrationRecord, FitRecord
 from htas.errors import UserError
 from htas.files import digest, read_json, read_record, slug, write_json
 from htas.formats.export import export

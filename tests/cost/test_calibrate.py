@@ -70,7 +70,7 @@ class Planted(Metric):
         self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
         rng = np.random.default_rng(0)
-        return [Measurement((self.figure(case) * (1 + self.noise * rng.normal()),), "s") for case in cases]
+        return [Measurement((self.figure(case) * (1 + self.noise * rng.normal()),), self.unit) for case in cases]
 
     def figure(self, case: Case) -> float:
         if isinstance(case, Layer):
