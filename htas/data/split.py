@@ -74,11 +74,17 @@ class Source(ABC):
         order = torch.arange(len(self)) if seed is None else torch.randperm(len(self), generator=generator)
         return self._batches(order, size, generator, augment, drop_last, channels_last)
 
-    @abstractmethod
     def draws(
         self, size: int, count: int, *, generator: Generator, augment: bool = False, channels_last: bool = False
     ) -> Iterator[Batch]:
-        """`count` batches of `size` items, drawn uniformly with replacement by a generator of the CPU."""
+        """`count` batches of `size` items drawn uniformly with replacement: inputs [B, ...] and targets [B, ...].
+
+        The generator must be one of the CPU, so that the draw is the same on every device; each batch is drawn when its
+        turn comes.
+        """
+        for _ in range(count):
+            picks = torch.randint(len(self), (size,), generator=generator)
+            yield from self._batches(picks, size, generator, augment, False, channels_last)
 
     @abstractmethod
     def _batches(
@@ -108,33 +114,18 @@ class Split(Source):
         mask = mask.to(self.labels.device)
         return replace(self, images=self.images[mask], labels=self.labels[mask])
 
-    def draws(
-        self, size: int, count: int, *, generator: Generator, augment: bool = False, channels_last: bool = False
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """`count` batches drawn uniformly with replacement: float32 [B, C, H, W] normalised, and int64 labels [B].
-
-        The generator must be one of the CPU, so that the draw is the same on every device; each batch is drawn when its
-        turn comes.
-        """
-        for _ in range(count):
-            picks = torch.randint(len(self), (size,), generator=generator)
-            yield self._take(picks, generator if augment else None, channels_last)
-
     def _batches(
         self, order: Tensor, size: int, generator: Generator, augment: bool, drop_last: bool, channels_last: bool
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        stop = len(order) - size + 1 if drop_last else len(order)
-        for start in range(0, stop, size):
-            yield self._take(order[start : start + size], generator if augment else None, channels_last)
-
-    def _take(self, picks: Tensor, generator: Generator | None, channels_last: bool) -> tuple[Tensor, Tensor]:
-        picks = picks.to(self.images.device)
-        images = self.images[picks]
-        if generator is not None:
-            images = augmented(images, crop=self.crop, flip=self.flip, generator=generator)
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        mean, std = (torch.tensor(x, device=images.device).mul_(255).view(-1, 1, 1) for x in (self.mean, self.std))
-        return images.float().sub_(mean).div_(std).contiguous(memory_format=layout), self.labels[picks]
+        device = self.images.device
+        mean, std = (torch.tensor(x, device=device).mul_(255).view(-1, 1, 1) for x in (self.mean, self.std))
+        stop = len(order) - size + 1 if drop_last else len(order)
+        for picks in (order[start : start + size].to(device) for start in range(0, stop, size)):
+            images = self.images[picks]
+            if augment:
+                images = augmented(images, crop=self.crop, flip=self.flip, generator=generator)
+            yield images.float().sub_(mean).div_(std).contiguous(memory_format=layout), self.labels[picks]
 
 
 @dataclass(frozen=True, eq=False)

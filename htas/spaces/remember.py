@@ -62,17 +62,11 @@ class CachedMetric(Metric):
         pending: PendingCases | None = None,
     ) -> dict[Case, Measurement]:
         """Measurements of the `first` cases and of those that became `pending`; of a stored curve, all of it."""
-        stored = {} if self.fresh else self._stored_curves(cases, set(first))
-        valid = self._still_valid(stored)
-        if len(valid) < len(stored):
-            say(
-                f"store: layers moved by more than {MOVED:.0%} against each other since; all of them are measured again"
-            )
-            stored, valid = {}, {}
+        valid = {} if self.fresh else self._still_valid(self._stored_curves(cases, set(first)))
         new: dict[Case, Measurement] = {}
         if not valid or set(first) - set(valid):
-            new, anchor = self._measured(cases, set(first), stored, on_round, pending)
-            self._keep(new, anchor)
+            new = self._measured(cases, set(first), valid, on_round, pending)
+            self._keep(new)
         if valid:
             number = len({*new, *valid}.intersection(cases))
             say(f"store: {len(valid)} of {number} layers were measured before and still hold")
@@ -80,41 +74,46 @@ class CachedMetric(Metric):
         return {case: both[case] for case in dict.fromkeys(cases) if case in both}
 
     def _still_valid(self, stored: Mapping[Case, Entry]) -> dict[Case, Measurement]:
-        """The stored measurements that still hold, at today's speed of the machine."""
-        surveys: dict[str, list[Case]] = {}
+        """The stored measurements at today's speed of the machine; nothing where some of them no longer hold."""
+        if not stored:
+            return {}
+        surveys: dict[str, dict[Case, Entry]] = {}
         for case, entry in stored.items():
-            surveys.setdefault(entry.survey, []).append(case)
-        checked = [case for mine in surveys.values() for case in mine[:: max(1, len(mine) // CHECKED)]]
-        cases = list(dict.fromkeys([ANCHOR, *checked])) if stored else []
-        today = dict(zip(cases, self.metric.measure(cases, pending=lambda readings: ()), strict=True)) if cases else {}
+            surveys.setdefault(entry.survey, {})[case] = entry
+        checked = [case for mine in surveys.values() for case in list(mine)[:: max(1, len(mine) // CHECKED)]]
+        cases = list(dict.fromkeys([ANCHOR, *checked]))
+        today = dict(zip(cases, self.metric.measure(cases, pending=lambda readings: ()), strict=True))
         valid: dict[Case, Measurement] = {}
-        for mine in surveys.values():
-            factor = _moved(today, {case: stored[case] for case in mine})
-            valid |= {case: _rescaled(stored[case], factor) for case in mine} if factor is not None else {}
+        for entries in surveys.values():
+            factor = _moved(today, entries)
+            if factor is None:
+                say(
+                    f"store: layers moved by more than {MOVED:.0%} against each other since; "
+                    "all of them are measured again"
+                )
+                return {}
+            valid |= {case: _rescaled(entry, factor) for case, entry in entries.items()}
         return valid
 
     def _measured(
         self,
         cases: Sequence[Case],
         first: set[Case],
-        stored: Mapping[Case, Entry],
+        valid: Mapping[Case, Measurement],
         on_round: OnRound | None,
         pending: PendingCases | None,
-    ) -> tuple[dict[Case, Measurement], Measurement]:
+    ) -> dict[Case, Measurement]:
         """Readings of the cases on no stored curve, and of the anchor in the same rounds."""
-        curves = {_curve(case) for case in stored}
+        curves = {_curve(case) for case in valid}
         needed = list(dict.fromkeys([*(case for case in cases if _curve(case) not in curves), ANCHOR]))
-        old_readings = {case: entry.measurement for case, entry in stored.items()}
 
         def more(readings: Mapping[Case, Measurement]) -> set[Case]:
             assert pending is not None
-            so_far = {**readings, **old_readings}
-            open_ones = set(pending(so_far)).intersection(needed)
+            open_ones = set(pending({**readings, **valid})).intersection(needed)
             return open_ones | {ANCHOR} if open_ones else set()
 
         begun = [case for case in needed if case in first or case == ANCHOR]
-        readings = self.metric.sample(needed, begun, on_round=on_round, pending=more if pending is not None else None)
-        return readings, readings[ANCHOR]
+        return self.metric.sample(needed, begun, on_round=on_round, pending=more if pending is not None else None)
 
     def _stored_curves(self, cases: Sequence[Case], first: set[Case]) -> dict[Case, Entry]:
         """The stored measurements of curves: of all that are whole, and of those that are sampled."""
@@ -143,9 +142,9 @@ class CachedMetric(Metric):
         stored = {entry.layer: entry for entry in entries if (entry.place, entry.metric) == (self.place, self.name)}
         return {layer: stored[layer.key] for layer in layers if layer.key in stored}
 
-    def _keep(self, readings: Mapping[Case, Measurement], anchor: Measurement) -> None:
-        """Store new readings."""
-        steady = tuple(np.divide(anchor.values, anchor.levels or 1.0).tolist())
+    def _keep(self, readings: Mapping[Case, Measurement]) -> None:
+        """Store new readings, each with the anchor's."""
+        steady = tuple(np.divide(readings[ANCHOR].values, readings[ANCHOR].levels or 1.0).tolist())
         entries = [
             Entry(self.place, self.name, case.key, reading, steady, reading.doubts)
             for case, reading in readings.items()

@@ -3,9 +3,7 @@
 It needs pytest (`pip install pytest`); nothing else of the package imports it. docs/extending.md shows its use.
 """
 
-from htas.testing.dataset import DatasetContract
-from htas.testing.family import FamilyContract
-from htas.testing.metric import MetricContract
+from htas.testing.plugin import DatasetContract, FamilyContract, MetricContract
 from htas.testing.runtime import RuntimeContract
 from htas.testing.strategy import StrategyContract
 

@@ -17,7 +17,7 @@ from htas.search.problem import Problem
 from htas.search.record import EpochRecord
 from htas.spaces.space import Space
 from htas.strategies import Strategy
-from htas.testing.options import check_options
+from htas.testing.plugin import check_options
 
 SHAPE = (3, 8, 8)
 

@@ -26,7 +26,7 @@ from htas.datasets.cifar100 import Cifar100
 from htas.datasets.digits import Digits
 from htas.errors import UserError
 from htas.testing import DatasetContract
-from htas.testing.options import check_options
+from htas.testing.plugin import check_options
 
 CIFAR: dict[str, type[Cifar]] = {"cifar10": Cifar10, "cifar100": Cifar100}
 SHAPE = (3, 32, 32)
