@@ -4,7 +4,7 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,31 +74,27 @@ def _read(path: Path) -> State:
     return State(**{**vars(progress), **({"state": "gone"} if gone else {})}, folder=path.parent)
 
 
-def _states(folder: Path, sleep: Callable[[float], None]) -> Iterator[State]:
-    """The state now, and again until the run has ended."""
-    yield (last := state(folder))
-    while last.state == "running":
-        sleep(EVERY)
-        yield (last := state(folder))
-
-
 def watch(folder: Path, once: bool, sleep: Callable[[float], None] = time.sleep) -> State:
     """Show the progress of a run until it ends, in place on a terminal, by lines elsewhere; returns its last state."""
-    states = _states(folder, sleep)
-    last = next(states)
-    if sys.stdout.isatty() and not once:
+    last = state(folder)
+    if once:
+        print("\n".join(last.words))
+        return last
+    if sys.stdout.isatty():
         from rich.live import Live
         from rich.text import Text
 
         with Live(Text("\n".join(last.words)), auto_refresh=False) as live:
-            for last in states:
+            while last.state == "running":
+                sleep(EVERY)
+                last = state(folder)
                 live.update(Text("\n".join(last.words)), refresh=True)
         return last
     print("\n".join(last.words), flush=True)
-    if once:
-        return last
     printed, last_print = set(last.lines), time.monotonic()
-    for last in states:
+    while last.state == "running":
+        sleep(EVERY)
+        last = state(folder)
         new = [line for line in last.lines if line not in printed]
         printed |= set(new)
         if not new and time.monotonic() > last_print + QUIET:

@@ -1,7 +1,7 @@
 """The pieces a report is made of, before it is known whether they become Markdown or HTML."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,9 @@ class Cell:
 
     text: str
     note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.note})" if self.note else self.text
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,9 @@ def plain_table(headings: Sequence[str], rows: Iterable[Sequence[str]], wordy: S
     return Table(headings, [list(map(Cell, row)) for row in rows], wordy or headings)
 
 
-def facts_table(facts: Iterable[tuple[str, str]]) -> Table:
+def facts_table(facts: Mapping[str, object]) -> Table:
     """Names and their values."""
-    return plain_table(("what", "value"), facts)
+    return plain_table(("what", "value"), [(name, str(fact)) for name, fact in facts.items()])
 
 
 def cell_with_note(text: str) -> Cell:

@@ -1,6 +1,6 @@
 """What a report says, in order: the answer, networks, picture, searches, curves, doubts, and how to repeat it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -20,13 +20,13 @@ from htas.report._blocks import (
     plain_table,
     points,
 )
-from htas.report._compare import answer, base_of, found_of
+from htas.report._compare import answer, base_of
 from htas.report._course import course
 from htas.report._curves import ABOUT, curve_doubts, curve_picture
 from htas.report._figures import BANDS, accuracy_over_latency, archs, pictured, predictions
-from htas.report._names import at_the_start, is_searched, network_names, row_name, search_name, space_name
+from htas.report._names import at_the_start, is_searched, network_names, row_names, search_name, space_name
 from htas.report.result import Report, Result
-from htas.report.summary import figures
+from htas.report.summary import figures, marked
 from htas.search.record import EpochRecord, SearchRecord
 from htas.text import NONE, duration, listing, percent, plural, quantity, runs, significant
 
@@ -57,17 +57,15 @@ def _networks(report: Report) -> list[Block]:
         "network", "accuracy", f"measured, {batch}", "predicted, ms", "predicted / measured", "times as fast as base",
         "multiply-adds", "parameters",
     )  # fmt: skip
-    names, base = network_names(report), base_of(report)
+    names, base = row_names(report), base_of(report)
     rows = []
     for result in report.results:
         accuracy, measured, predicted, *rest = figures(result, base)
-        name = row_name(names[result.name])
-        label = Cell(name, result.name if result.name != name else "")
-        readings = replace(measured, note=_readings(result))
-        rows.append((label, accuracy, readings, predicted, Cell(_agreement(result)), *rest))
+        label = Cell(names[result.name], result.name if result.name != names[result.name] else "")
+        rows.append((label, accuracy, replace(measured, note=_readings(result)), predicted, _agreement(result), *rest))
     return [
         Heading("Networks"),
-        _results(report, headings, rows, 1),
+        Table(headings, rows, headings[:1], marked(report)),
         Text(
             "Accuracy is that of the last epoch on the test split. Measured is the 25th percentile of the readings of "
             "the whole network, each over the machine's level at that moment, \N{PLUS-MINUS SIGN} two standard errors; "
@@ -80,12 +78,6 @@ def _networks(report: Report) -> list[Block]:
     ]
 
 
-def _results(report: Report, headings: Sequence[str], rows: Sequence[Sequence[Cell]], words: int) -> Table:
-    """A row for each network; the searched one is set off. The first columns hold `words`."""
-    first = found_of(report)
-    return Table(headings, rows, headings[:words], [row_name(network_names(report)[first.name])] if first else [])
-
-
 def _readings(result: Result) -> str:
     measured = result.measured
     if measured is None:
@@ -94,62 +86,43 @@ def _readings(result: Result) -> str:
     return f"median {middle}, min {least}, {plural(len(measured.values), 'reading')}"
 
 
-def _agreement(result: Result) -> str:
-    if result.measured is None or result.predicted is None or result.measured.estimate == 0:
-        return NONE
-    return f"{result.predicted / result.measured.estimate:.2f}"
+def _agreement(result: Result) -> Cell:
+    seconds = result.measured.estimate if result.measured else 0.0
+    return Cell(NONE if result.predicted is None or not seconds else f"{result.predicted / seconds:.2f}")
 
 
 def _archs(report: Report) -> list[Block]:
     """The searched networks next to the base network, and how each network was made."""
-    names, base = network_names(report), base_of(report)
+    names, labels, base = network_names(report), row_names(report), base_of(report)
     headings = "network", "widths", "depths", "adds", "space", "strategy", "cost", "target", "teacher", "seed"
-    rows = [
-        (
-            row_name(names[result.name]),
-            *(runs(list(sites.values())) for sites in (result.arch.widths, result.arch.depths)),
-            result.adds,
-            space_name(result.space),
-            result.strategy if result.strategy != "given" else "",
-            result.cost,
-            target(result.target),
-            names.get(result.teacher, result.teacher),
-            str(result.seed),
-        )
-        for result in report.results
-    ]
-    cells = [[Cell(text if text not in ("", "-") else NONE) for text in row] for row in rows]
-    searched = [
-        (result, base)
-        for result in report.results
-        if is_searched(result) and base and result.arch.widths.keys() == base.arch.widths.keys()
-    ]
-    pictures: list[Block] = [
-        Picture(
-            f"arch-{number}",
-            archs(result.arch, base.arch, report.blocks),
-            f"Widths of {names[result.name]} and of the base network",
-            at_the_start(
-                f"{names[result.name]}: the width of every site, from the image to the classes, and the base "
-                f"network's. {_blocks_left(result)}".rstrip()
-            ),
-        )
-        for number, (result, base) in enumerate(searched, 1)
-    ]
-    details = [_making(result, row_name(names[result.name])) for result in report.results]
+    rows = []
+    pictures: list[Block] = []
+    for result in report.results:
+        arch, name = result.arch, names[result.name]
+        texts = (
+            labels[result.name], runs(list(arch.widths.values())), runs(list(arch.depths.values())), result.adds,
+            space_name(result.space), result.strategy if result.strategy != "given" else "", result.cost,
+            target(result.target), names.get(result.teacher, result.teacher), str(result.seed),
+        )  # fmt: skip
+        rows.append([Cell(text if text not in ("", "-") else NONE) for text in texts])
+        if is_searched(result) and base and arch.widths.keys() == base.arch.widths.keys():
+            blocks = listing(f"{depth} in {site}" for site, depth in arch.depths.items())
+            caption = (
+                f"{name}: the width of every site, from the image to the classes, and the base network's."
+                f"{f' Blocks kept: {blocks}.' if blocks else ''}"
+            )
+            chart, shows = archs(arch, base.arch, report.blocks), f"Widths of {name} and of the base network"
+            pictures.append(Picture(f"arch-{len(pictures) + 1}", chart, shows, at_the_start(caption)))
     return [
         Heading("The searched networks, layer by layer"),
         *(pictures or [Text("No search has finished yet.")]),
         Heading("How each network was made"),
-        _results(report, headings, cells, len(headings) - 1),
-        Fold("Widths and depths by site, recipes and versions", details),
+        Table(headings, rows, headings[:-1], marked(report)),
+        Fold(
+            "Widths and depths by site, recipes and versions",
+            [_making(result, labels[result.name]) for result in report.results],
+        ),
     ]
-
-
-def _blocks_left(result: Result) -> str:
-    """How many blocks are left of each stage."""
-    depths = result.arch.depths
-    return f"Blocks kept: {listing(f'{depth} in {site}' for site, depth in depths.items())}." if depths else ""
 
 
 def target(fields: Mapping[str, Any]) -> str:
@@ -184,12 +157,12 @@ def _by_site(arch: Arch) -> tuple[tuple[str, str], tuple[str, str]]:
 
 
 def _picture(report: Report) -> Block:
-    names, results = network_names(report), pictured(report)
+    names, results = row_names(report), pictured(report)
     if not results:
         return Text("No network is both trained and measured yet, so there is no picture of accuracy over latency.")
-    missing = [row_name(names[result.name]) for result in report.results if result not in results]
+    missing = [names[result.name] for result in report.results if result not in results]
     left_out = f" Not trained or not measured, so not shown: {listing(missing)}." if missing else ""
-    shows = f"Accuracy over measured latency of {listing(row_name(names[result.name]) for result in results)}"
+    shows = f"Accuracy over measured latency of {listing(names[result.name] for result in results)}"
     caption = f"Accuracy over measured latency. Lines span two standard errors to either side.{left_out}"
     return Picture("accuracy-latency", accuracy_over_latency(report), shows, caption)
 
@@ -312,12 +285,12 @@ def _predictions(report: Report) -> list[Block]:
 
 def doubts(report: Report) -> list[tuple[str, str]]:
     """What speaks against the figures, each with its subject: readings, fits, searches, comparisons, remarks."""
-    names, base = network_names(report), base_of(report)
+    names, base = row_names(report), base_of(report)
     remarks = [("", remark) for remark in report.remarks]
     for result in report.results:
         readings = result.measured.doubts if result.measured else ()
         reasons = (*result.remarks, *readings, *_unlike(result, base))
-        remarks += [(row_name(names[result.name]), reason) for reason in reasons]
+        remarks += [(names[result.name], reason) for reason in reasons]
     remarks += curve_doubts(report.curves)
     for search in report.searches:
         subject = search_name(search.space)
@@ -347,12 +320,12 @@ def _measuring(report: Report) -> list[Block]:
         return [Heading("How it was measured"), Text("Nothing has been measured yet.")]
     first, measured = read[0]
     errors = sorted(each.error / each.estimate for _, each in read)
-    facts = [
-        ("target", target(first.target)),
-        ("readings of each network", str(len(measured.values))),
-        *((name, value(content)) for name, content in measured.context.items() if name not in first.target),
-        ("median standard error of a network", percent(errors[len(errors) // 2], 1)),
-    ]
+    facts = {
+        "target": target(first.target),
+        "readings of each network": len(measured.values),
+        **{name: value(content) for name, content in measured.context.items() if name not in first.target},
+        "median standard error of a network": percent(errors[len(errors) // 2], 1),
+    }
     return [Heading("How it was measured"), facts_table(facts)]
 
 
@@ -361,8 +334,8 @@ def _run(report: Report) -> list[Block]:
     test = f", {report.test_images} test images" if report.test_images else ""
     stages = [(name, duration(seconds)) for name, seconds in report.stages.items()]
     total = [("all stages", duration(sum(report.stages.values())))] if stages else []
-    facts = [("data", report.dataset + test), ("seeds", listing(map(str, seeds)) or NONE)]
-    facts += [(name, value(content)) for name, content in report.machine.items()]
+    facts = {"data": report.dataset + test, "seeds": listing(map(str, seeds)) or NONE}
+    facts |= {name: value(content) for name, content in report.machine.items()}
     return [
         Heading("How to repeat it"),
         Code(report.command, "sh"),

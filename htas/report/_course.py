@@ -1,6 +1,6 @@
 """The course of a search: losses, accuracy, cost, temperature and probabilities by epoch, and its random rivals."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import altair as alt
@@ -8,10 +8,8 @@ import altair as alt
 from htas.report._draw import FOUR, PANEL, Spec, looks, plot, spec, tooltip
 from htas.report._style import BLUE, FAINT, RED, SKY
 from htas.report.result import Result
-from htas.search.record import METRICS, SURE, EpochRecord, SearchRecord
+from htas.search.record import METRICS, SURE, SearchRecord
 from htas.text import percent
-
-Read = Callable[[EpochRecord], float | None]
 
 EPOCHS = alt.X(
     "epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1, format="d", tickCount=5), scale=alt.Scale(nice=False)
@@ -32,31 +30,32 @@ def asked_share(search: SearchRecord, base: Result | None) -> float | None:
 def course(search: SearchRecord, base: Result | None = None) -> Spec:
     """Losses, accuracy, cost and its budget, temperature, top probability and the entropy of every site by epoch,
     and the arch among its random rivals."""
-    losses: dict[str, Read] = {"training": lambda e: e.train_loss, "validation": lambda e: e.validation_loss}
-    costs: dict[str, Read] = {"expected": lambda e: e.expected_cost, "most probable": lambda e: e.argmax_cost}
-    accuracy: dict[str, Read] = {"validation": lambda e: e.validation_accuracy and 100 * e.validation_accuracy}
+    losses = {"train_loss": "training", "validation_loss": "validation"}
+    costs = {"expected_cost": "expected", "argmax_cost": "most probable"}
     panels = [
         _lines(search, "loss", losses),
-        _lines(search, "cost, share of the base's", costs, asked_share(search, base)),
-        _lines(search, "accuracy of mixtures, %", accuracy),
-        _lines(search, "temperature", {"temperature": lambda e: e.temperature}),
-        _lines(search, "top probability, median of sites", {"top": lambda e: e.top_probability}, SURE),
+        _lines(search, "cost, share of the base's", costs, mark=asked_share(search, base)),
+        _lines(search, "accuracy of mixtures, %", {"validation_accuracy": "validation"}, times=100),
+        _lines(search, "temperature", {"temperature": "temperature"}),
+        _lines(search, "top probability, median of sites", {"top_probability": "top"}, mark=SURE),
         *([_entropies(search)] if any(epoch.entropy for epoch in search.epochs) else []),
         _rivals(search),
     ]
     return spec(alt.concat(*panels, columns=3).resolve_scale(color="independent", x="independent", y="independent"))
 
 
-def _lines(search: SearchRecord, title: str, figures: Mapping[str, Read], mark: float | None = None) -> Any:
-    """By epoch; without the figures that the strategy does not have."""
+def _lines(
+    search: SearchRecord, title: str, figures: Mapping[str, str], *, times: float = 1, mark: float | None = None
+) -> Any:
+    """By epoch, each figure with its name in the legend; without those that the strategy does not have."""
     rows = [
-        {"epoch": epoch.epoch, "value": value, "what": name}
-        for name, read in figures.items()
+        {"epoch": epoch.epoch, "value": times * epoch.scalars[figure], "what": name}
+        for figure, name in figures.items()
         for epoch in search.epochs
-        if (value := read(epoch)) is not None
+        if figure in epoch.scalars
     ]
     legend = alt.Legend() if len(figures) > 1 else None
-    scale = alt.Scale(domain=list(figures), range=[BLUE, RED])
+    scale = alt.Scale(domain=list(figures.values()), range=[BLUE, RED])
     parts = [plot(rows).mark_line(point={"size": 22}, strokeWidth=1.6).encode(
         EPOCHS,
         alt.Y("value:Q", title=None, scale=alt.Scale(zero=False, nice=True)),

@@ -7,7 +7,7 @@ import altair as alt
 
 from htas.graph.arch import Arch
 from htas.report._draw import EIGHT, PLOT, Spec, by_turns, looks, plot, spec, tooltip
-from htas.report._names import network_names, row_name
+from htas.report._names import row_names
 from htas.report._style import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, SKY
 from htas.report.result import Report, Result, front
 
@@ -47,12 +47,12 @@ def _place(result: Result) -> dict[str, Any]:
 def accuracy_over_latency(report: Report) -> Spec:
     """Accuracy in percent over the measured latency in milliseconds, and the front of those that none beats."""
     rows: list[dict[str, Any]] = []
-    names = network_names(report)
+    names = row_names(report)
     results = sorted(pictured(report), key=lambda result: result.accuracy or 0.0, reverse=True)
     for result in results:
         place, reach = _place(result), 2e3 * (result.measured.error if result.measured else 0.0)
         rows.append({
-            "network": row_name(names[result.name]), **place, "low": place["x"] - reach, "high": place["x"] + reach,
+            "network": names[result.name], **place, "low": place["x"] - reach, "high": place["x"] + reach,
             "macs": result.macs / 1e6, "params": result.params / 1e6,
             "predicted": None if result.predicted is None else 1e3 * result.predicted,
         })  # fmt: skip
@@ -100,7 +100,7 @@ def runs_over_latency(runs: Mapping[str, Report]) -> Spec:
     rows = [
         {
             "run": run,
-            "network": row_name(network_names(report)[result.name]),
+            "network": row_names(report)[result.name],
             "kind": KINDS.get(result.name, KINDS.get(result.strategy, result.strategy)),
             **_place(result),
         }
@@ -146,10 +146,10 @@ def archs(arch: Arch, base: Arch, blocks: Mapping[str, Sequence[str]]) -> Spec:
 def predictions(report: Report) -> Spec:
     """Predicted against measured latency of whole networks, with the bands of 5 and 10 %."""
     calibration, rest = f"of the calibration, outside its fit ({len(report.predictions)})", "of this report"
-    names = network_names(report)
+    names = row_names(report)
     pairs = [(calibration, calibration, each.measured, each.predicted) for each in report.predictions]
     pairs += [
-        (row_name(names[result.name]), rest, result.measured.estimate, result.predicted)
+        (names[result.name], rest, result.measured.estimate, result.predicted)
         for result in report.results
         if result.measured is not None and result.predicted
     ]

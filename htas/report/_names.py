@@ -71,9 +71,9 @@ def _network_name(result: Result, several: bool) -> str:
     return result.name
 
 
-def row_name(name: str) -> str:
-    """What the first column of a table calls a network: its name in a sentence, without the article."""
-    return name.removeprefix("the ")
+def row_names(report: Report) -> Mapping[str, str]:
+    """What the first column of a table calls each network: its name in a sentence, without the article."""
+    return {name: label.removeprefix("the ") for name, label in network_names(report).items()}
 
 
 def at_the_start(sentence: str) -> str:

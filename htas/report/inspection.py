@@ -1,6 +1,6 @@
 """What `htas inspect` shows: where a network's time goes, and what each free width or depth could save."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import altair as alt
@@ -20,7 +20,7 @@ SHOWN = 20
 """Sites, and layers, that a picture or the terminal shows at most."""
 
 
-def page(title: str, inspection: Inspection, facts: Sequence[tuple[str, str]], folder: Path) -> tuple[Path, TextTable]:
+def page(title: str, inspection: Inspection, facts: Mapping[str, object], folder: Path) -> tuple[Path, TextTable]:
     """Write inspect.html; its path, and the summary with the sites that could save most."""
     lines = summary(inspection)
     sites = [_site(site, inspection) for site in inspection.sites]

@@ -8,10 +8,10 @@ from htas.report._blocks import Block, Cell, Heading, Picture, Table, Text, plai
 from htas.report._compare import answer, base_of, found_of
 from htas.report._content import doubts, target, value
 from htas.report._figures import pictured, runs_over_latency
-from htas.report._names import family_name, network_names, row_name
+from htas.report._names import family_name, row_names
 from htas.report._page import publish
 from htas.report.result import Report, Result
-from htas.report.summary import figures
+from htas.report.summary import figures, marked
 from htas.text import listing
 
 HEADINGS = (
@@ -31,8 +31,6 @@ def page(runs: Mapping[str, Report], folder: Path) -> Path:
 
     Raises UserError where the folder cannot be written.
     """
-    searched = [(report, network) for report in runs.values() if (network := found_of(report))]
-    marked = [row_name(network_names(report)[network.name]) for report, network in searched]
     rows = [_row(name, report, result) for name, report in runs.items() for result in report.results]
     facts = {name: _facts(report) for name, report in runs.items()}
     unlike = [
@@ -49,7 +47,7 @@ def page(runs: Mapping[str, Report], folder: Path) -> Path:
         Heading("Accuracy and latency"),
         _picture(runs),
         Heading("Networks"),
-        Table(HEADINGS, rows, HEADINGS[:2], marked),
+        Table(HEADINGS, rows, HEADINGS[:2], [name for report in runs.values() for name in marked(report)]),
         Heading("How the runs differ"),
         _differences(facts),
         Heading("Doubts and remarks"),
@@ -72,8 +70,7 @@ def _picture(runs: Mapping[str, Report]) -> Block:
 
 
 def _row(run: str, report: Report, result: Result) -> tuple[Cell, ...]:
-    name = row_name(network_names(report)[result.name])
-    return (Cell(name, result.name), Cell(run), *figures(result, base_of(report)))
+    return (Cell(row_names(report)[result.name], result.name), Cell(run), *figures(result, base_of(report)))
 
 
 def _facts(report: Report) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from htas.report._blocks import Cell
 from htas.report._compare import against_base, answer, base_of, found_of
-from htas.report._names import network_names, row_name
+from htas.report._names import row_names
 from htas.report.result import Report, Result
 from htas.text import NONE, TextTable, millions, percent, plus_minus, significant
 
@@ -13,17 +13,15 @@ HEADINGS = (
 
 def summary(report: Report) -> TextTable:
     """What the top of the page says."""
-    base, searched = base_of(report), found_of(report)
-    names = {name: row_name(label) for name, label in network_names(report).items()}
-    rows = [
-        (
-            names[result.name],
-            *(f"{cell.text} ({cell.note})" if cell.note else cell.text for cell in figures(result, base)),
-        )
-        for result in report.results
-    ]
-    marked = (names[searched.name],) if searched else ()
-    return TextTable([HEADINGS, *rows], 1, before=answer(report).sentences, marked=marked)
+    names, base = row_names(report), base_of(report)
+    rows = [(names[result.name], *map(str, figures(result, base))) for result in report.results]
+    return TextTable([HEADINGS, *rows], 1, before=answer(report).sentences, marked=marked(report))
+
+
+def marked(report: Report) -> list[str]:
+    """The names of the rows to be set off: that of the searched network."""
+    searched = found_of(report)
+    return [row_names(report)[searched.name]] if searched else []
 
 
 def figures(result: Result, base: Result | None) -> tuple[Cell, ...]:

@@ -160,5 +160,4 @@ def inspect(network: Network, target: Target, title: str, folder: Path) -> tuple
             shares(bar),
         )
     facts = {**machine(), **inspected.whole.context, "htas": __version__}
-    texts = [(name, str(value)) for name, value in facts.items()]
-    return page(f"{title}: {target.device}, {target.runtime}", inspected, texts, folder)
+    return page(f"{title}: {target.device}, {target.runtime}", inspected, facts, folder)

@@ -110,8 +110,7 @@ def survey_page(run: Run) -> tuple[Path, TextTable]:
     layers = f"{record.cases}" + (f", and {record.interpolated} interpolated" if record.interpolated else "")
     seconds = round(read_record(run.folder / "survey.json", StageHeader).took, 1)
     facts = {**machine(), **record.context, "layers": layers, "seconds": seconds}
-    texts = {name: str(fact) for name, fact in facts.items()}
-    return page(title, curves, DECIDED, record.doubts, _decided(curves), texts, run.folder)
+    return page(title, curves, record.doubts, _decided(curves), facts, run.folder)
 
 
 def _design(run: Run, again: bool) -> None:
