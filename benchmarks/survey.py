@@ -185,13 +185,13 @@ def survey(what: str, target: "Target") -> dict[str, Any]:
                 ),
             )
 
-    def pending(found: Any) -> set[int]:
+    def pending(so_far: Any) -> set[Any]:
         open_ones = set()
-        for base, curve in curves(found):
+        for base, curve in curves([so_far[layer] for layer in layers]):
             for group, sure in enumerate(certainty(curve, 1.0, GROUPS, TIES, SETTLED)):
                 length = len(curve.widths) // GROUPS
                 if sure < 1:
-                    open_ones |= {numbers[layer] for layer in sites[base][group * length : (group + 1) * length]}
+                    open_ones.update(sites[base][group * length : (group + 1) * length])
         return open_ones
 
     limit = EACH.get(target.runtime, OTHER) * int(times) * len(layers) - ENDING

@@ -20,7 +20,7 @@ from htas.formats.onnx import is_written
 from htas.graph import Network, resize
 from htas.graph.arch import Arch
 from htas.graph.layer import Layer, Template
-from htas.metrics import Metric, OnRound
+from htas.metrics import Case, Metric, OnRound
 from htas.metrics.latency import CHEAP, Latency
 from htas.runtimes import Runtime
 from htas.spaces.layers import DEAR, SLOW
@@ -153,9 +153,9 @@ def calibrate(
     seconds = options.limits(len(layers), building, base)
     first = seconds[0] / sum(seconds)
     measurements = metrics[0].measure(
-        layers, on_round=_part(on_round, 0, first), pending=lambda so_far: _pending(by_template, layers, so_far)
+        layers, on_round=_part(on_round, 0, first), pending=lambda so_far: _pending(by_template, so_far)
     )
-    readings = dict(zip(layers, measurements, strict=True))
+    readings: dict[Case, Measurement] = dict(zip(layers, measurements, strict=True))
     mends = {template: mended(table(mine, readings)) for template, mine in by_template.items()}
     tables = {template: mended_table for template, (mended_table, _) in mends.items()}
     slow = sum(number for _, number in mends.values())
@@ -176,20 +176,13 @@ def calibrate(
     )
 
 
-def _pending(
-    by_template: Mapping[Template, Sequence[Layer]], layers: Sequence[Layer], readings: Sequence[Measurement]
-) -> set[int]:
-    """Numbers of the layers to read again: with a large error, or slower than their rows and columns predict."""
-    by_layer = dict(zip(layers, readings, strict=True))
-    odd = {layer for mine in by_template.values() for layer in _odd(mine, by_layer)}
-    return {
-        number
-        for number, layer in enumerate(layers)
-        if layer in odd or by_layer[layer].error > REREAD_ERROR * abs(by_layer[layer].estimate)
-    }
+def _pending(by_template: Mapping[Template, Sequence[Layer]], readings: Mapping[Case, Measurement]) -> set[Case]:
+    """Layers to read again: with a large error, or slower than their rows and columns predict."""
+    odd = {layer for layers in by_template.values() for layer in _odd(layers, readings)}
+    return odd | {case for case, each in readings.items() if each.error > REREAD_ERROR * abs(each.estimate)}
 
 
-def _odd(layers: Sequence[Layer], readings: Mapping[Layer, Measurement]) -> Iterator[Layer]:
+def _odd(layers: Sequence[Layer], readings: Mapping[Case, Measurement]) -> Iterator[Case]:
     """Layers of one template that are slower than their rows and columns predict."""
     grid = table(layers, readings)
     for i, o in np.argwhere(np.asarray(grid.values) > REREAD_RATIO * polished(grid)).tolist():
@@ -272,7 +265,7 @@ def _tables(record: CalibrationRecord) -> dict[Template, Table]:
     return {Template.of(key): table for key, table in record.tables.items()}
 
 
-def table(layers: Sequence[Layer], readings: Mapping[Layer, Measurement]) -> Table:
+def table(layers: Sequence[Layer], readings: Mapping[Case, Measurement]) -> Table:
     """Readings of the layers of one template, at every pair of widths, or every width if inputs follow outputs."""
     outputs = sorted({layer.outputs for layer in layers})
     inputs = sorted({layer.inputs for layer in layers}) if len(layers) > len(outputs) else [layers[0].inputs]

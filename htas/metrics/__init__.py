@@ -25,9 +25,7 @@ Case = Layer | nn.Module
 """A layer, or a network that takes one batch of the target's images."""
 OnRound = Callable[[float, str], None]
 """Called with the fraction of the work that is done, 0 to 1, and a current figure as text."""
-Pending = Callable[[Sequence[Measurement]], Collection[int]]
-"""Numbers of the cases that need more readings, from the measurements of all cases so far."""
-PendingCases = Callable[[Mapping[Case, Measurement]], Collection[Case]]
+Pending = Callable[[Mapping[Case, Measurement]], Collection[Case]]
 """Cases that need more readings, or a first one, from the measurements so far."""
 
 
@@ -80,7 +78,7 @@ class Metric(ABC):
         first: Collection[Case],
         *,
         on_round: OnRound | None = None,
-        pending: PendingCases | None = None,
+        pending: Pending | None = None,
     ) -> dict[Case, Measurement]:
         """Measure the `first` of the cases, then others while they are `pending`; returns the measured cases only.
 
@@ -88,8 +86,7 @@ class Metric(ABC):
         depend on the moment overrides it and adds the others to the same rounds.
         """
         begun = [case for case in dict.fromkeys(cases) if case in set(first)]
-        measured = self.measure(begun, on_round=on_round, pending=by_number(begun, pending))
-        readings = dict(zip(begun, measured, strict=True))
+        readings = dict(zip(begun, self.measure(begun, on_round=on_round, pending=pending), strict=True))
         while pending is not None and (new := [case for case in pending(readings) if case not in readings]):
             readings |= zip(new, self.measure(new), strict=True)
         return readings
@@ -122,22 +119,3 @@ def name_of(metric: type[Metric]) -> str:
     """The name by which `named` finds a metric."""
     folder, _, file = metric.__module__.rpartition(".")
     return file if folder == __name__ else f"{metric.__module__}:{metric.__qualname__}"
-
-
-def by_number(cases: Sequence[Case], pending: PendingCases | None) -> Pending | None:
-    """Pending cases as numbers of `cases`."""
-    if pending is None:
-        return None
-
-    def more(readings: Sequence[Measurement]) -> set[int]:
-        open_cases = set(pending(dict(zip(cases, readings, strict=True))))
-        return {number for number, case in enumerate(cases) if case in open_cases}
-
-    return more
-
-
-def by_case(cases: Sequence[Case], pending: Pending | None) -> PendingCases | None:
-    """Pending numbers as cases; the inverse of `by_number`."""
-    if pending is None:
-        return None
-    return lambda so_far: {cases[number] for number in pending([so_far[case] for case in cases])}

@@ -160,12 +160,11 @@ class Energy(Metric):
         survey, context = uuid4().hex[:12], {**runtime.context(), "meter": counters.name}
         readings: dict[Case, list[float]] = {case: [] for case in cases}
 
-        def measurements(remarks: tuple[str, ...] = ()) -> list[Measurement]:
-            by_case = {
+        def measurements(remarks: tuple[str, ...] = ()) -> dict[Case, Measurement]:
+            return {
                 case: Measurement(tuple(values), self.unit, context, survey, remarks=remarks)
                 for case, values in readings.items()
             }
-            return [by_case[case] for case in cases]
 
         watch, timer, order, rng = Watch(), runtime.timer(), list(readings), random.Random(self.seed)
         with runtime.session(), torch.random.fork_rng(devices=[]):
@@ -180,8 +179,9 @@ class Energy(Metric):
                 if on_round is not None:
                     on_round(done / self.rounds, counters.name)
                 if pending is not None:
-                    active &= {cases[number] for number in pending(measurements())}
-        return measurements(watch.remarks())  # other programs draw from the same meter
+                    active &= set(pending(measurements()))
+        by_case = measurements(watch.remarks())  # other programs draw from the same meter
+        return [by_case[case] for case in cases]
 
     def _compile(self, runtime: Runtime, case: Case) -> Program:
         if isinstance(case, Layer):

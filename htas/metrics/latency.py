@@ -12,7 +12,7 @@ from torch import nn
 
 from htas.errors import UserError, need_least
 from htas.graph.layer import Layer
-from htas.metrics import Case, Metric, OnRound, Pending, PendingCases, by_case
+from htas.metrics import Case, Metric, OnRound, Pending
 from htas.runtimes import Program, Runtime, open_runtime
 from htas.timing.bench import Bench, Call, Readings
 from htas.timing.contention import Watch, priority
@@ -76,7 +76,7 @@ class Latency(Metric):
         self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
         """One measurement for each case, in seconds; a repeated case is measured once."""
-        readings = self.sample(cases, cases, on_round=on_round, pending=by_case(cases, pending))
+        readings = self.sample(cases, cases, on_round=on_round, pending=pending)
         return [readings[case] for case in cases]
 
     def sample(
@@ -85,7 +85,7 @@ class Latency(Metric):
         first: Collection[Case],
         *,
         on_round: OnRound | None = None,
-        pending: PendingCases | None = None,
+        pending: Pending | None = None,
     ) -> dict[Case, Measurement]:
         """The `first` cases and those `pending` then, all in the same rounds."""
         runtime = open_runtime(self.target)

@@ -17,7 +17,7 @@ import numpy as np
 from htas.console.progress import say
 from htas.errors import UserError
 from htas.graph.layer import Layer
-from htas.metrics import Case, Metric, OnRound, Pending, PendingCases, by_case
+from htas.metrics import Case, Metric, OnRound, Pending
 from htas.timing.entry import Entry
 from htas.timing.measurement import LOW, Measurement
 from htas.timing.store import Store
@@ -50,7 +50,7 @@ class CachedMetric(Metric):
         self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
         """One measurement for each case; networks are always measured. A store that fails is reported and ignored."""
-        readings = self.sample(cases, cases, on_round=on_round, pending=by_case(cases, pending))
+        readings = self.sample(cases, cases, on_round=on_round, pending=pending)
         return [readings[case] for case in cases]
 
     def sample(
@@ -59,7 +59,7 @@ class CachedMetric(Metric):
         first: Collection[Case],
         *,
         on_round: OnRound | None = None,
-        pending: PendingCases | None = None,
+        pending: Pending | None = None,
     ) -> dict[Case, Measurement]:
         """Measurements of the `first` cases and of those that became `pending`; of a stored curve, all of it."""
         valid = {} if self.fresh else self._still_valid(self._stored_curves(cases, set(first)))
@@ -101,7 +101,7 @@ class CachedMetric(Metric):
         first: set[Case],
         valid: Mapping[Case, Measurement],
         on_round: OnRound | None,
-        pending: PendingCases | None,
+        pending: Pending | None,
     ) -> dict[Case, Measurement]:
         """Readings of the cases on no stored curve, and of the anchor in the same rounds."""
         curves = {_curve(case) for case in valid}

@@ -283,21 +283,21 @@ def test_layers_that_are_odd_beside_their_neighbours_are_read_on() -> None:
     template = Template("conv", (8, 8), (3, 3), (1, 1), (1, 1))
     layers = [template.at(i, o) for i in (3, 8, 16, 24, 32) for o in (8, 12, 16)]
 
-    def read(slow: Collection[Layer], unsure: Collection[Layer] = ()) -> list[Measurement]:
+    def read(slow: Collection[Layer], unsure: Collection[Layer] = ()) -> dict[Case, Measurement]:
         """A constant and what grows with the inputs, twice that where it is slow."""
         figures = [(1e-6 + 1e-6 * layer.inputs * layer.outputs / 8) * (2 if layer in slow else 1) for layer in layers]
         spreads = [1.0 if layer in unsure else 0.0 for layer in layers]
         rng = np.random.default_rng(0)
-        return [
-            Measurement(tuple(figure * (1 + spread * rng.random(60))), "s")
-            for figure, spread in zip(figures, spreads, strict=True)
-        ]
+        return {
+            layer: Measurement(tuple(figure * (1 + spread * rng.random(60))), "s")
+            for layer, figure, spread in zip(layers, figures, spreads, strict=True)
+        }
 
-    assert _pending({template: layers}, layers, read(())) == set()
+    assert _pending({template: layers}, read(())) == set()
     for slow in (0, 7, 14):
-        assert slow in _pending({template: layers}, layers, read({layers[slow]}))
-    assert _pending({template: layers}, layers, read((), {layers[4]})) == {4}
-    whole, slow = (table(layers, dict(zip(layers, read(each), strict=True))) for each in ((), {layers[7]}))
+        assert layers[slow] in _pending({template: layers}, read({layers[slow]}))
+    assert _pending({template: layers}, read((), {layers[4]})) == {layers[4]}
+    whole, slow = (table(layers, read(each)) for each in ((), {layers[7]}))
     assert mended(whole) == (whole, 0)
     again, count = mended(slow)
     assert count == 1 and slow.values[2][1] == 2 * whole.values[2][1]

@@ -1,6 +1,6 @@
 """A metric beside a store: what is reused, rescaled, measured anew, and kept, with scripted figures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -38,7 +38,8 @@ class Scripted(Metric):
     ) -> list[Measurement]:
         self.asked.extend(cases)
         found = [Measurement((self.seconds(case),) * 4, "s", {"x": "y"}, self.survey, (1.0,) * 4) for case in cases]
-        self.open.extend(cases[number] for number in (sorted(pending(found)) if pending is not None else ()))
+        readings = dict(zip(cases, found, strict=True))
+        self.open.extend(filter(set(pending(readings)).__contains__, cases) if pending is not None else ())
         return found
 
     def seconds(self, case: Case) -> float:
@@ -56,11 +57,11 @@ def beside(path: Path, metric: Metric, fresh: bool = False, place: str = "here")
     return CachedMetric(Target(threads=1), metric, "latency", Store(path / "store.sqlite"), place, fresh)
 
 
-def nothing(found: object) -> set[int]:
+def nothing(found: object) -> set[Case]:
     return set()
 
 
-def estimates(found: Sequence[Measurement]) -> list[float]:
+def estimates(found: Iterable[Measurement]) -> list[float]:
     return [each.estimate for each in found]
 
 
@@ -157,15 +158,15 @@ def test_wanted_hears_of_all_and_is_asked_of_what_is_measured_now(tmp_path):
     beside(tmp_path, Scripted()).measure(wide(1, 2), pending=nothing)
     cases = [*wide(1), *wide(7, 8, layer=OTHER), *wide(2)]
 
-    def pending(found: Sequence[Measurement]) -> set[int]:
-        assert estimates(found) == [0.001, 0.007, 0.008, 0.002]
+    def pending(found: Mapping[Case, Measurement]) -> list[Case]:
+        assert estimates(map(found.__getitem__, cases)) == [0.001, 0.007, 0.008, 0.002]
         return asked
 
-    asked = {0, 2}
+    asked = [cases[0], cases[2]]
     metric = Scripted(survey="s2")
     beside(tmp_path, metric).measure(cases, pending=pending)
     assert metric.open == [*wide(8, layer=OTHER), ANCHOR]
-    asked = {0, 3}
+    asked = [cases[0], cases[3]]
     metric = Scripted(survey="s3")
     beside(tmp_path, metric, fresh=False).measure(cases, pending=pending)
     assert metric.open == []  # all that is pending is from the store

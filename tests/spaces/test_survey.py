@@ -38,14 +38,14 @@ class Scripted(Metric):
 
     unit: ClassVar[str] = "s"
     asked: list[Case] = field(default_factory=list)
-    open: list[int] = field(default_factory=list)
+    open: list[Case] = field(default_factory=list)
 
     def measure(
         self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
     ) -> list[Measurement]:
         self.asked.extend(cases)
         found = [Measurement((self.seconds(case), 3 * self.seconds(case)), "s", {"x": "y"}, "s1") for case in cases]
-        self.open.extend(pending(found) if pending is not None else ())
+        self.open.extend(pending(dict(zip(cases, found, strict=True))) if pending is not None else ())
         return found
 
     def seconds(self, case: Case) -> float:
@@ -215,7 +215,7 @@ def test_a_layer_that_more_is_wanted_of_is_found_by_its_number() -> None:
         return asked
 
     survey(SurveyPlan(resnet(), 2), metric, pending=pending)
-    assert [metric.asked[number] for number in sorted(metric.open)] == asked
+    assert sorted(metric.open, key=asked.index) == asked
 
 
 def test_uncertain_figures_are_a_doubt() -> None:
