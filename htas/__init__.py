@@ -24,20 +24,7 @@ if TYPE_CHECKING:
     from htas.spaces.space import Space
     from htas.timing.target import Target
 
-__all__ = [
-    "Arch",
-    "Network",
-    "OptimizationResult",
-    "Site",
-    "Space",
-    "Target",
-    "optimize",
-    "ordered",
-    "resize",
-    "trace",
-]
-
-
+__all__ = ["Arch", "Network", "OptimizationResult", "Site", "Space", "Target", "optimize", "ordered", "resize", "trace"]
 _PLACES = {
     "OptimizationResult": "run.optimize", "optimize": "run.optimize", "Arch": "graph.arch", "Network": "graph",
     "Site": "graph", "ordered": "graph", "resize": "graph", "trace": "graph", "Space": "spaces.space",

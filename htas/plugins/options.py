@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass
 from functools import cache
 from importlib import import_module
@@ -44,11 +45,11 @@ def options_of(kind: type[Any]) -> Options:
     abouts: dict[str, str] = {}
     for each in reversed(kind.__mro__[:-1]):
         abouts |= {name: about for name, _, about in _annotated(_class_source(each))}
-    options = {}
-    for field in dataclasses.fields(kind):
-        if field.init:
-            options[field.name] = Option(field.name, hints[field.name], _default(field), abouts.get(field.name, ""))
-    return options
+    return {
+        field.name: Option(field.name, hints[field.name], _default(field), abouts.get(field.name, ""))
+        for field in dataclasses.fields(kind)
+        if field.init
+    }
 
 
 def _class_source(kind: type[Any]) -> ast.ClassDef:
@@ -104,7 +105,9 @@ class SourceFile:
     def implementation(self, contract: str) -> "SourceClass":
         """The class of this file that derives from a contract, `htas.models:ModelFamily`."""
         classes = [SourceClass(self, node) for node in self.body if isinstance(node, ast.ClassDef)]
-        (implementation,) = (each for each in classes if contract in each.ancestors())
+        (implementation,) = (
+            each for each in classes if contract in (f"{base.file.module}:{base.node.name}" for base in each.lineage())
+        )
         return implementation
 
 
@@ -130,25 +133,26 @@ class SourceClass:
     file: SourceFile
     node: ast.ClassDef
 
-    @property
-    def about(self) -> str:
-        """Its docstring."""
-        return ast.get_docstring(self.node) or ""
-
-    def ancestors(self) -> list[str]:
-        """The classes of the package that it derives from, as `module:name`, those of its bases too."""
-        direct = list(self._bases())
-        return [f"{each.file.module}:{each.node.name}" for each in direct] + [
-            name for each in direct for name in each.ancestors()
-        ]
+    def lineage(self) -> "Iterator[SourceClass]":
+        """The class and all classes of the package that it derives from, each before its bases."""
+        yield self
+        for base in self.node.bases:
+            with suppress(NameError, AttributeError):  # a class of another package
+                value = self.file.evaluate(base.value if isinstance(base, ast.Subscript) else base)
+                if isinstance(value, SourceClass):
+                    yield from value.lineage()
 
     def options(self) -> Options:
         """Its fields, in the order of a dataclass."""
         options: dict[str, Option] = {}
-        for base in reversed(list(self._bases())):
-            options |= base.options()
-        if not any("dataclass" in ast.unparse(each) for each in self.node.decorator_list):
-            return options
+        for each in reversed(list(self.lineage())):
+            if any("dataclass" in ast.unparse(decorator) for decorator in each.node.decorator_list):
+                options |= each._fields()
+        return options
+
+    def _fields(self) -> Options:
+        """The options that the class itself adds or changes."""
+        options = {}
         for name, statement, about in _annotated(self.node):
             hint = self.file.evaluate(statement.annotation)
             if get_origin(hint) is ClassVar:
@@ -158,12 +162,3 @@ class SourceClass:
             if field.init:
                 options[name] = Option(name, hint, _default(field), about)
         return options
-
-    def _bases(self) -> Iterator["SourceClass"]:
-        for base in self.node.bases:
-            try:
-                value = self.file.evaluate(base.value if isinstance(base, ast.Subscript) else base)
-            except (NameError, AttributeError):
-                continue  # a class of another package
-            if isinstance(value, SourceClass):
-                yield value
