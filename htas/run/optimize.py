@@ -3,7 +3,7 @@
 import copy
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from htas import files, strategies
+from htas import files
 from htas.console.blame import blame
 from htas.console.progress import say
 from htas.data.task import Task, unit
@@ -19,16 +19,14 @@ from htas.errors import UserError
 from htas.files import read_record, write_record, write_tensors, write_text
 from htas.formats.export import export
 from htas.graph.arch import Arch
-from htas.plugins import find
 from htas.plugins.values import Values
 from htas.report.result import Result
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
-from htas.run.config import Config
+from htas.run.config import TABLES, Config
 from htas.run.rows import MeasureRecord
-from htas.run.run import Run, Sources, open_run
+from htas.run.run import Run, open_run
 from htas.run.user import UserData, UserNetwork
-from htas.strategies import Strategy
 from htas.text import millions, milliseconds, percent, shapes
 from htas.timing.target import Target
 from htas.training.train import evaluate
@@ -165,24 +163,30 @@ def optimize(
     example = _checked(model, example_inputs)
     task = _task(loss_fn, eval_fn, distill_fn, train_fn, score_func)
     classes = _classes(model, example, task)
-    dataset = UserData.of(*_parts(data), classes, tuple(tuple(each.shape[1:]) for each in example), task)
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise UserError(f"data must be a pair (training, validation), got {type(data).__name__}")
+    dataset = UserData.of(*data, classes, tuple(tuple(each.shape[1:]) for each in example), task)
     dataset.check_shape()
-    family = UserNetwork.of(model, trained=trained)
-    usual = _usual(dataset, trained, epochs, search_epochs, constraints, dict(options or {}))
-    bounds = {str(name): [*limits] for name, limits in (widths or {}).items()}
-    design = {"design.ignored": [*ignored_layers], "design.bounds": bounds}
-    config = Config.default().changed({"seed": seed, **usual, **design, **(options or {})})
-    names = {**config.names, "family": "htas.run.user:UserNetwork", "data": "htas.run.user:UserData"}
-    config = replace(config, family=family, data=dataset, target=target or config.target, names=names)
-    folder = Path(out) if str(out) else Path("runs") / f"optimize-{files.slug(type(model).__name__)}"
+    changes: Values = {
+        "seed": seed,
+        "design.ignored": [*ignored_layers],
+        "design.bounds": {str(name): [*limits] for name, limits in (widths or {}).items()},
+        **(options or {}),
+    }
+    changes = {**_usual(dataset.sizes[0], trained, epochs, search_epochs, changes), **changes}
     if not task.classifies and distill_fn is None and train_fn is None:
         say("nothing is distilled, as the loss is your own; distill_fn says what networks learn from the base network")
-        config = replace(config, distill=replace(config.distill, alpha=0.0))
-    sources = Sources()
+        changes["distill.alpha"] = 0.0
+    limits = {f"constraints.{metric}": str(text) for metric, text in (constraints or {"latency": "50%"}).items()}
+    config = Config.default().changed({**limits, **changes})
+    names = {**config.names, "family": "htas.run.user:UserNetwork", "data": "htas.run.user:UserData"}
+    family = UserNetwork.of(model, trained=trained)
+    config = replace(config, family=family, data=dataset, target=target or config.target, names=names)
+    run = Run(config, Path(out) if str(out) else Path("runs") / f"optimize-{files.slug(type(model).__name__)}")
     if trained and task.classifies and score_func is None:
-        _check_trained(Run(config, folder, sources=sources), model)
-    run = open_run(config, folder, sources=sources)
-    pipeline.run_all(run, f"htas.optimize(..., out={str(folder)!r})")
+        _check_trained(run, model)
+    run = open_run(config, run.folder, sources=run.sources)
+    pipeline.run_all(run, f"htas.optimize(..., out={str(run.folder)!r})")
     return OptimizationResult(run)
 
 
@@ -238,47 +242,31 @@ def _classes(model: nn.Module, example: tuple[Tensor, ...], task: Task) -> int:
     return int(out.shape[1])
 
 
-def _parts(data: Any) -> tuple[Any, Any]:
-    if not isinstance(data, tuple | list) or len(data) != 2:
-        raise UserError(f"data must be a pair (training, validation), got {type(data).__name__}")
-    return data[0], data[1]
-
-
-def _usual(
-    data: UserData,
-    trained: bool,
-    epochs: int,
-    search_epochs: int,
-    constraints: Mapping[str, str | float] | None,
-    options: Values,
-) -> Values:
-    """The usual options for a network of the user's own, but for those that the strategy in `options` has not."""
+def _usual(count: int, trained: bool, epochs: int, search_epochs: int, options: Values) -> Values:
+    """The usual options for `count` training items, but for those that the strategy in `options` has not."""
     if epochs < 0 or search_epochs < 1:
         raise UserError(
             f"epochs must be 0 (the usual number) or more and search_epochs 1 or more, got {epochs} and {search_epochs}"
         )
-    batch = max(1, min(128, data.sizes[0] // 20))
-    usual: Values = {
+    batch = max(1, min(128, count // 20))
+    strategy: Values = {
+        "epochs": search_epochs,
+        "batch": batch,
+        "lr": 0.03 if trained else 0.05,
+        "start": "base",
+        "mix": "pad",
+        "anneal": "step",
+    }
+    half = count * (1 - float(options.get("split.validation", 0.5)))
+    length, size = (int(options.get(f"strategy.{name}", strategy[name])) for name in ("epochs", "batch"))
+    strategy["arch_lr"] = float(f"{min(0.3, LOGITS / (max(1, int(half / size)) * length)):.3g}")
+    names = TABLES["strategy"].options(str(options.get("strategy.name", TABLES["strategy"].default)))
+    return {
         "design.spaces": ["hardware"],
-        "strategy.epochs": search_epochs,
-        "strategy.batch": batch,
-        "strategy.lr": 0.03 if trained else 0.05,
-        "strategy.start": "base",
-        "strategy.mix": "pad",
-        "strategy.anneal": "step",
+        **{f"strategy.{name}": value for name, value in strategy.items() if name in names},
         "train.recipe": "finetune" if trained else "short",
         "train.epochs": epochs or (10 if trained else 20),
         "train.batch": batch,
-        **{f"constraints.{metric}": str(text) for metric, text in (constraints or {"latency": "50%"}).items()},
-    }
-    all_options = {**usual, **options}
-    half = data.sizes[0] * (1 - float(all_options.get("split.validation", 0.5)))
-    steps = max(1, int(half / int(all_options["strategy.batch"]))) * int(all_options["strategy.epochs"])
-    usual["strategy.arch_lr"] = float(f"{min(0.3, LOGITS / steps):.3g}")
-    kind: Any = find(strategies, Strategy, str(all_options.get("strategy.name", "differentiable")))
-    options_of_strategy = {f"strategy.{each.name}" for each in fields(kind)}
-    return {
-        name: value for name, value in usual.items() if not name.startswith("strategy.") or name in options_of_strategy
     }
 
 
