@@ -29,7 +29,7 @@ from htas.report.result import Report, Result
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
 from htas.run.config import Config
-from htas.run.rows import MeasureRecord, TrainingRecord
+from htas.run.rows import NetworksRecord
 from htas.run.run import Run, Sources
 from htas.run.stage import StageHeader, ensure, made_from
 from htas.run.stages import SEARCH
@@ -99,7 +99,7 @@ def sweep(
         config=config.toml(),
         dataset=config.names["data"],
         stages={"measure": read_record(folder / "sweep.json", StageHeader).took},
-        test_images=read_record(first_run.folder / "networks.json", TrainingRecord).test_images,
+        test_images=read_record(first_run.folder / "networks.json", NetworksRecord).test_images,
     )
     write(swept, folder)
     return folder / "report.html", _table(rows)
@@ -112,7 +112,7 @@ def _measured(runs: Mapping[str, Run], folder: Path) -> list[Result]:
     rows_measured: list[Result] = []
     models = []
     for text, job in runs.items():
-        named = {row.name: row for row in read_record(job.folder / "measure.json", MeasureRecord).results}
+        named = {row.name: row for row in read_record(job.folder / "measure.json", NetworksRecord).results}
         for row_name in ["base", name] if not rows_measured else [name]:
             rows_measured.append(replace(named[row_name], name=row_name if row_name == "base" else text))
             models.append(run_rows.load_network(job, named[row_name]))
@@ -122,8 +122,8 @@ def _measured(runs: Mapping[str, Run], folder: Path) -> list[Result]:
         started = time.monotonic()
         readings = run_rows.measure_rows(first, rows_measured, models, "measuring the networks of all budgets, %")
         rows = [replace(row, measured=reading) for row, reading in zip(rows_measured, readings, strict=True)]
-        write_record(path, MeasureRecord(tuple(_fronted(rows))), inputs=key, took=time.monotonic() - started)
-    return list(read_record(path, MeasureRecord).results)
+        write_record(path, NetworksRecord(tuple(_fronted(rows))), inputs=key, took=time.monotonic() - started)
+    return list(read_record(path, NetworksRecord).results)
 
 
 def _fronted(rows: Sequence[Result]) -> list[Result]:

@@ -24,7 +24,7 @@ from htas.report.result import Result
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
 from htas.run.config import TABLES, Config
-from htas.run.rows import MeasureRecord
+from htas.run.rows import NetworksRecord
 from htas.run.run import Run, open_run
 from htas.run.user import UserData, UserNetwork
 from htas.text import millions, milliseconds, percent, shapes
@@ -76,7 +76,7 @@ class OptimizationResult:
     @cached_property
     def results(self) -> list[Result]:
         """The same for every network of the run: the base, then the searched ones, then the controls."""
-        return list(read_record(self.folder / "measure.json", MeasureRecord).results)
+        return list(read_record(self.folder / "measure.json", NetworksRecord).results)
 
     def report(self, path: str | Path) -> Path:
         """Write the report as one HTML file, which needs no other; its path."""
@@ -250,20 +250,21 @@ def _usual(count: int, trained: bool, epochs: int, search_epochs: int, options: 
         )
     batch = max(1, min(128, count // 20))
     strategy: Values = {
-        "epochs": search_epochs,
-        "batch": batch,
-        "lr": 0.03 if trained else 0.05,
-        "start": "base",
-        "mix": "pad",
-        "anneal": "step",
+        "strategy.epochs": search_epochs,
+        "strategy.batch": batch,
+        "strategy.lr": 0.03 if trained else 0.05,
+        "strategy.start": "base",
+        "strategy.mix": "pad",
+        "strategy.anneal": "step",
     }
-    half = count * (1 - float(options.get("split.validation", 0.5)))
-    length, size = (int(options.get(f"strategy.{name}", strategy[name])) for name in ("epochs", "batch"))
-    strategy["arch_lr"] = float(f"{min(0.3, LOGITS / (max(1, int(half / size)) * length)):.3g}")
-    names = TABLES["strategy"].options(str(options.get("strategy.name", TABLES["strategy"].default)))
+    all_options = {"split.validation": 0.5, "strategy.name": TABLES["strategy"].default, **strategy, **options}
+    half = count * (1 - float(all_options["split.validation"]))
+    steps = max(1, int(half / int(all_options["strategy.batch"]))) * int(all_options["strategy.epochs"])
+    strategy["strategy.arch_lr"] = float(f"{min(0.3, LOGITS / steps):.3g}")
+    names = TABLES["strategy"].options(str(all_options["strategy.name"]))
     return {
         "design.spaces": ["hardware"],
-        **{f"strategy.{name}": value for name, value in strategy.items() if name in names},
+        **{option: value for option, value in strategy.items() if option.partition(".")[2] in names},
         "train.recipe": "finetune" if trained else "short",
         "train.epochs": epochs or (10 if trained else 20),
         "train.batch": batch,

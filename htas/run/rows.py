@@ -18,11 +18,10 @@ from htas.metrics.latency import Latency, rounds
 from htas.metrics.macs import Macs
 from htas.metrics.params import Params
 from htas.report.result import Result
-from htas.run.config import Config
 from htas.run.run import Run
 from htas.run.stage import made_from, search_key, write_stage
 from htas.search.record import SearchRecord
-from htas.text import listing, milliseconds
+from htas.text import milliseconds
 from htas.timing.measurement import Measurement
 from htas.timing.target import Target, machine
 from htas.training.train import Training, evaluate
@@ -32,19 +31,12 @@ KINDS = {"uniform": "network with all widths narrowed alike", "plain": "shallowe
 
 
 @dataclass(frozen=True)
-class TrainingRecord:
-    """networks.json: the networks of a run, trained."""
+class NetworksRecord:
+    """networks.json: the networks of a run, trained; measure.json: the same networks with their readings."""
 
     results: tuple[Result, ...]
-    test_images: int
-    """Images that accuracies are judged by."""
-
-
-@dataclass(frozen=True)
-class MeasureRecord:
-    """measure.json: the same networks with their readings."""
-
-    results: tuple[Result, ...]
+    test_images: int = 0
+    """Images that accuracies are judged by; 0 where unknown."""
 
 
 @dataclass(frozen=True)
@@ -249,12 +241,6 @@ def counted(module: nn.Module, target: Target) -> tuple[int, int]:
     """Multiply-adds of one image, and parameters of a network."""
     (macs,), (params,) = Macs(target).measure([module]), Params(target).measure([module])
     return round(macs.median), round(params.median)
-
-
-def strategy_title(config: Config) -> str:
-    """The strategy with its limits: `differentiable within latency 50%`."""
-    limits = listing(f"{metric} {text}" for metric, text in config.constraints.by_metric.items())
-    return f"{config.names['strategy']} within {limits}" if limits else config.strategy.title
 
 
 def measure_rows(run: Run, rows: Sequence[Result], modules: Sequence[nn.Module], title: str) -> list[Measurement]:

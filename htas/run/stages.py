@@ -22,18 +22,16 @@ from htas.formats.export import export
 from htas.metrics.latency import MAX_ROUNDS
 from htas.report import read as read_report
 from htas.report import write
-from htas.report.result import Prediction, Report, Result
+from htas.report.result import Prediction, Report
 from htas.run import plan as outlook
 from htas.run.config import Config, load
 from htas.run.rows import (
-    MeasureRecord,
-    TrainingRecord,
+    NetworksRecord,
     base_network,
     base_row,
     load_network,
     measure_rows,
     searched_row,
-    strategy_title,
     train_row,
     untrained_rows,
 )
@@ -196,9 +194,10 @@ def _search(run: Run, again: bool) -> None:
         accuracy, *theirs = outcome.validate([arch, *uniform, *others])
         uniform_accuracy = theirs.pop(0) if uniform else None
         took = outcome.seconds + time.monotonic() - judged
+        within = listing(f"{metric} {text}" for metric, text in config.constraints.by_metric.items())
         record = SearchRecord(
             space=name,
-            strategy=strategy_title(config),
+            strategy=f"{config.names['strategy']} within {within}" if within else config.strategy.title,
             cost=config.strategy.charged,
             arch=arch,
             epochs=outcome.epochs,
@@ -235,29 +234,30 @@ def _only(config: Config, space: Space) -> SearchRecord:
 def _train(run: Run, again: bool) -> None:
     """Section 4.1: train the base network, then all others, distilled from it -> networks.json."""
     trained = [train_row(run, row, again) for row in untrained_rows(run)]
-    record = TrainingRecord(tuple(row for row, _ in trained), len(run.data.test))
+    record = NetworksRecord(tuple(row for row, _ in trained), len(run.data.test))
     write_stage(run.folder / "networks.json", train_key(run), sum(seconds for _, seconds in trained), record)
 
 
 def _weights_exist(run: Run) -> bool:
-    return all(run.model_file(row.name).exists() for row in _trained_rows(run))
+    return all(run.model_file(row.name).exists() for row in _trained(run).results)
 
 
-def _trained_rows(run: Run) -> tuple[Result, ...]:
-    return read_record(run.folder / "networks.json", TrainingRecord).results
+def _trained(run: Run) -> NetworksRecord:
+    return read_record(run.folder / "networks.json", NetworksRecord)
 
 
 def _measure(run: Run, again: bool) -> None:
     """Whole networks in one interleaved run, and their predictions -> measure.json."""
     started = time.monotonic()
-    rows = [replace(row, predicted=run.calibrated.cost(row.arch)) for row in _trained_rows(run)]
+    trained = _trained(run)
+    rows = [replace(row, predicted=run.calibrated.cost(row.arch)) for row in trained.results]
     readings = measure_rows(run, rows, [load_network(run, row) for row in rows], "measuring whole networks, %")
     rows = [replace(row, measured=reading) for row, reading in zip(rows, readings, strict=True)]
     for row in rows:
         assert row.measured is not None
         say(f"measure: {row.name}: {milliseconds(row.measured.estimate)}, accuracy {percent(row.accuracy or 0)}")
     write_environment(run)
-    record = MeasureRecord(tuple(rows))
+    record = replace(trained, results=tuple(rows))
     write_stage(run.folder / "measure.json", measure_key(run), time.monotonic() - started, record)
 
 
@@ -271,17 +271,16 @@ def _report(run: Run, again: bool) -> None:
     if why := lacking["survey.json"]:
         raise UserError(why)
     missing = [why for why in lacking.values() if why]
+    for why in missing:
+        say(f"report: not there: {why}")
     present = {stage.name: [path for path in stage.files(run) if not lacking[path.name]] for stage in STAGES[:-1]}
     seconds = {
         name: sum(read_record(path, StageHeader).took for path in paths) for name, paths in present.items() if paths
     }
     command = folder / "command.json"
     searches = [read_record(path, SearchRecord) for path in present["search"]]
-    training = read_record(folder / "networks.json", TrainingRecord) if present["train"] else None
-    if present["measure"]:
-        rows = read_record(folder / "measure.json", MeasureRecord).results
-    else:
-        rows = training.results if training else (base_row(run), *(searched_row(run, each) for each in searches))
+    networks = [read_record(path, NetworksRecord) for name in ("measure", "train") for path in present[name]]
+    rows = networks[0].results if networks else (base_row(run), *(searched_row(run, each) for each in searches))
     calibration = read_record(folder / "cost.json", CalibrationRecord) if present["calibrate"] else None
     made_report = Report(
         title=f"{config.family.title} on {config.names['data']}, {config.target.device}, {config.target.runtime}",
@@ -294,14 +293,12 @@ def _report(run: Run, again: bool) -> None:
         dataset=config.names["data"],
         stages=seconds,
         remarks=(*run.survey.doubts, *(f"Not in this report: {why}." for why in missing)),
-        test_images=training.test_images if training else 0,
+        test_images=networks[-1].test_images if networks else 0,
         predictions=tuple(
             Prediction(each.held_out, each.measured, each.error) for each in calibration.networks
         ) if calibration else (),
         blocks={name: site.producers for name, site in run.network.depths.items()},
     )  # fmt: skip
-    for why in missing:
-        say(f"report: not there: {why}")
     if not again and _reported(made_report, folder):
         return
     write(made_report, folder)
@@ -349,7 +346,7 @@ def export_network(folder: Path, to: str, network: str = "", file: Path | None =
     config = load(folder / "config.toml")
     run = Run(config, folder)
     need(run, TRAIN)
-    rows = {row.name: row for row in _trained_rows(run)}
+    rows = {row.name: row for row in _trained(run).results}
     name = network or config.design.spaces[0]
     if name not in rows:
         raise UserError(no_such("network of this run", name, rows))
