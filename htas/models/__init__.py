@@ -51,3 +51,17 @@ class ModelFamily(ABC):
             reset = getattr(part, "reset_parameters", None)
             if callable(reset):
                 reset()
+
+
+def draw_kaiming(module: nn.Module, linear_std: float | None = None) -> None:
+    """Kaiming normal (fan out) convolutions and, where `linear_std` is there, linear weights from N(0, linear_std), all
+    without bias at first."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(part, nn.Linear) and linear_std is not None:
+            nn.init.normal_(part.weight, std=linear_std)
+        else:
+            continue
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from htas.errors import UserError
-from htas.models import ModelFamily
+from htas.models import ModelFamily, draw_kaiming
 
 WIDTHS = (16, 32, 64)
 
@@ -35,7 +35,7 @@ class CifarResNet(ModelFamily):
 
     def build(self, classes: int) -> nn.Module:
         """Weights as TAS draws them: [N, 3, H, W] in, [N, classes] logits out."""
-        net = ResNet(Basic if self.block == "basic" else Bottleneck, (self.depth - 2) // self._each, classes)
+        net = ResNet(1 if self.block == "basic" else 4, (self.depth - 2) // self._each, classes)
         self.reset(net)
         return net
 
@@ -56,13 +56,9 @@ class CifarResNet(ModelFamily):
     def reset(self, module: nn.Module) -> None:
         """Kaiming normal (fan out) convolutions, unit norms, linear weights from N(0, 0.01), no bias (TAS)."""
         for part in module.modules():
-            if isinstance(part, nn.Conv2d):
-                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(part, nn.BatchNorm2d):
+            if isinstance(part, nn.BatchNorm2d):
                 part.reset_parameters()
-            elif isinstance(part, nn.Linear):
-                nn.init.normal_(part.weight, std=0.01)
-                nn.init.zeros_(part.bias)
+        draw_kaiming(module, linear_std=0.01)
 
     def _named(self, depth: int) -> str:
         return f"cifar_resnet:{depth}" + ("" if self.block == "basic" else f":{self.block}")
@@ -75,7 +71,7 @@ class CifarResNet(ModelFamily):
 class ResNet(nn.Module):
     """The whole network: stem, three stages, classifier."""
 
-    def __init__(self, block: "type[Basic] | type[Bottleneck]", blocks: int, classes: int) -> None:
+    def __init__(self, expansion: int, blocks: int, classes: int) -> None:
         super().__init__()
         self.stem = ConvNorm(3, WIDTHS[0], 3)
         self.relu = nn.ReLU()
@@ -84,8 +80,8 @@ class ResNet(nn.Module):
         for stage, width in enumerate(WIDTHS):
             body = nn.Sequential()
             for index in range(blocks):
-                body.append(block(inputs, width, stride=2 if stage and index == 0 else 1))
-                inputs = width * block.expansion
+                body.append(Block(inputs, width, width * expansion, stride=2 if stage and index == 0 else 1))
+                inputs = width * expansion
             self.stages.append(body)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(inputs, classes)
@@ -106,41 +102,23 @@ class ConvNorm(nn.Sequential):
         self.norm = nn.BatchNorm2d(outputs)
 
 
-class Basic(nn.Module):
-    """Two 3x3 convolutions and a shortcut."""
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut; or a 1x1, a 3x3 and a 1x1 convolution, if outputs are wider than `width`."""
 
-    expansion = 1
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
+    def __init__(self, inputs: int, width: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = ConvNorm(inputs, width, 3, stride)
-        self.conv2 = ConvNorm(width, width, 3)
-        self.shortcut = shortcut(inputs, width, stride)
+        bottleneck = outputs > width
+        self.conv1 = ConvNorm(inputs, width, 1) if bottleneck else ConvNorm(inputs, width, 3, stride)
+        self.conv2 = ConvNorm(width, width, 3, stride if bottleneck else 1)
+        self.conv3 = ConvNorm(width, outputs, 1) if bottleneck else None
+        self.shortcut = shortcut(inputs, outputs, stride)
         self.relu = nn.ReLU()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[N, C, H, W] in and out, with the width and stride of the block; the ReLU stands after the sum."""
         out = self.conv2(self.relu(self.conv1(inputs)))
-        result: Tensor = self.relu(out + self.shortcut(inputs))
-        return result
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut; the last has four times the width."""
-
-    expansion = 4
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = ConvNorm(inputs, width, 1)
-        self.conv2 = ConvNorm(width, width, 3, stride)
-        self.conv3 = ConvNorm(width, width * self.expansion, 1)
-        self.shortcut = shortcut(inputs, width * self.expansion, stride)
-        self.relu = nn.ReLU()
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """[N, C, H, W] in and out, with the width and stride of the block; the ReLU stands after the sum."""
-        out = self.conv3(self.relu(self.conv2(self.relu(self.conv1(inputs)))))
+        if self.conv3 is not None:
+            out = self.conv3(self.relu(out))
         result: Tensor = self.relu(out + self.shortcut(inputs))
         return result
 

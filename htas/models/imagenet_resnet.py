@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from htas.errors import UserError
-from htas.models import ModelFamily
+from htas.models import ModelFamily, draw_kaiming
 
 STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 """Blocks of each stage, by depth."""
@@ -24,7 +24,7 @@ class ImageNetResNet(ModelFamily):
 
     def build(self, classes: int) -> nn.Module:
         """Any size of image; 11.69, 21.80 and 25.56 M parameters with 1000 classes."""
-        net = ResNet(Basic if self.depth < 50 else Bottleneck, STAGES[self.depth], classes)
+        net = ResNet(1 if self.depth < 50 else 4, STAGES[self.depth], classes)
         self.reset(net)
         return net
 
@@ -36,15 +36,13 @@ class ImageNetResNet(ModelFamily):
     def reset(self, module: nn.Module) -> None:
         """Kaiming normal (fan out) convolutions, unit norms, PyTorch's own linear layers."""
         super().reset(module)
-        for part in module.modules():
-            if isinstance(part, nn.Conv2d):
-                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+        draw_kaiming(module)
 
 
 class ResNet(nn.Module):
     """The whole network; names of its parts as in torchvision, whose weights it can load."""
 
-    def __init__(self, block: "type[Basic] | type[Bottleneck]", stages: tuple[int, ...], classes: int) -> None:
+    def __init__(self, expansion: int, stages: tuple[int, ...], classes: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -53,9 +51,10 @@ class ResNet(nn.Module):
         inputs, layers = 64, []
         for number, blocks in enumerate(stages):
             width, stride = 64 * 2**number, 2 if number else 1
-            rest = (block(width * block.expansion, width, 1) for _ in range(1, blocks))
-            layers.append(nn.Sequential(block(inputs, width, stride), *rest))
-            inputs = width * block.expansion
+            outputs = width * expansion
+            rest = (Block(outputs, width, outputs, 1) for _ in range(1, blocks))
+            layers.append(nn.Sequential(Block(inputs, width, outputs, stride), *rest))
+            inputs = outputs
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(inputs, classes)
@@ -68,48 +67,28 @@ class ResNet(nn.Module):
         return logits
 
 
-class Basic(nn.Module):
-    """Two 3x3 convolutions and a shortcut."""
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut; or a 1x1, a 3x3 and a 1x1 convolution, if outputs are wider than `width`."""
 
-    expansion = 1
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
+    def __init__(self, inputs: int, width: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        bottleneck = outputs > width
+        kernel, first, second = (1, 1, stride) if bottleneck else (3, stride, 1)
+        self.conv1, self.bn1 = _conv(inputs, width, kernel, first), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = _conv(width, width, 3, second), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = (_conv(width, outputs, 1), nn.BatchNorm2d(outputs)) if bottleneck else (None, None)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(inputs, width, stride)
+        changes = stride > 1 or inputs != outputs
+        self.downsample = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] in and out, with the width and stride of the block; the ReLU stands after the sum."""
         out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        if self.conv3 is not None and self.bn3 is not None:
+            out = self.bn3(self.conv3(self.relu(out)))
         result: Tensor = self.relu(out + (x if self.downsample is None else self.downsample(x)))
         return result
 
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut; the last has four times the width."""
-
-    expansion = 4
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = nn.Conv2d(width, width * 4, 1, bias=False), nn.BatchNorm2d(width * 4)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(inputs, width * 4, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] in and out, with the width and stride of the block; the ReLU stands after the sum."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(out)))))
-        result: Tensor = self.relu(out + (x if self.downsample is None else self.downsample(x)))
-        return result
-
-
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
-    """A strided 1x1 convolution and a norm where the shape changes."""
-    if stride == 1 and inputs == outputs:
-        return None
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from htas.errors import UserError
-from htas.models import ModelFamily
+from htas.models import ModelFamily, draw_kaiming
 
 BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 """Of each stage: expansion, outputs, blocks, stride of the first (table 2 of the paper)."""
@@ -37,12 +37,7 @@ class MobileNetV2(ModelFamily):
     def reset(self, module: nn.Module) -> None:
         """Kaiming normal (fan out) convolutions, unit norms, linear weights from N(0, 0.01)."""
         super().reset(module)
-        for part in module.modules():
-            if isinstance(part, nn.Conv2d):
-                nn.init.kaiming_normal_(part.weight, mode="fan_out")
-            elif isinstance(part, nn.Linear):
-                nn.init.normal_(part.weight, std=0.01)
-                nn.init.zeros_(part.bias)
+        draw_kaiming(module, linear_std=0.01)
 
 
 class Net(nn.Module):

@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from htas.errors import UserError
-from htas.models import ModelFamily
+from htas.models import ModelFamily, draw_kaiming
 
 STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 """Convolutions before each pooling, by depth."""
@@ -42,13 +42,7 @@ class Vgg(ModelFamily):
     def reset(self, module: nn.Module) -> None:
         """Kaiming normal (fan out) convolutions without bias at first, unit norms, linear weights from N(0, 0.01)."""
         super().reset(module)
-        for part in module.modules():
-            if isinstance(part, nn.Conv2d):
-                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(part, nn.Linear):
-                nn.init.normal_(part.weight, std=0.01)
-            if isinstance(part, nn.Conv2d | nn.Linear) and part.bias is not None:
-                nn.init.zeros_(part.bias)
+        draw_kaiming(module, linear_std=0.01)
 
 
 class Net(nn.Module):
