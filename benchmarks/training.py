@@ -46,7 +46,7 @@ def main() -> None:
     import torch
 
     from htas.timing.target import machine
-    from htas.training.train import has_bf16
+    from htas.training.loop import has_bf16
 
     split, kind = images(arguments.data, count)
     bf16 = has_bf16("cpu", "auto")

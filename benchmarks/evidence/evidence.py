@@ -43,8 +43,9 @@ from htas.run import networks
 from htas.timing.target import machine
 from htas.training.distill import Distill
 from htas.training.layout import placed
+from htas.training.loop import EpochLoop, has_bf16
 from htas.training.recipe import RECIPES, Recipe
-from htas.training.train import Training, evaluate, has_bf16
+from htas.training.train import Training, evaluate
 
 HERE = Path(__file__).parent
 DATASETS = {"cifar10": Cifar10, "cifar100": Cifar100}
@@ -401,7 +402,7 @@ def traced_of(model: nn.Module) -> Network:
 @cache
 def code() -> str:
     """A hash of the files that a training runs through, as they were when the command began."""
-    parts = (Training, Distill, augmented, placed)
+    parts = (Training, EpochLoop, Distill, augmented, placed)
     return digest(*(Path(inspect.getfile(part)) for part in parts))
 
 

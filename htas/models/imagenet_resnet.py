@@ -76,7 +76,8 @@ class Block(nn.Module):
         kernel, first, second = (1, 1, stride) if bottleneck else (3, stride, 1)
         self.conv1, self.bn1 = _conv(inputs, width, kernel, first), nn.BatchNorm2d(width)
         self.conv2, self.bn2 = _conv(width, width, 3, second), nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = (_conv(width, outputs, 1), nn.BatchNorm2d(outputs)) if bottleneck else (None, None)
+        self.conv3 = _conv(width, outputs, 1) if bottleneck else None
+        self.bn3 = nn.BatchNorm2d(outputs) if bottleneck else None
         self.relu = nn.ReLU(inplace=True)
         changes = stride > 1 or inputs != outputs
         self.downsample = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)) if changes else None

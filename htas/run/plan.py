@@ -19,7 +19,7 @@ from htas.spaces.layers import widths_at_most
 from htas.spaces.space import Space, tas_widths
 from htas.text import duration, plural
 from htas.training.layout import placed
-from htas.training.train import batches, engine, epoch_seed
+from htas.training.loop import batches, engine, epoch_seed
 
 STUDENT = 0.8
 """Cost of a distilled step of a searched network, with its teacher, in plain steps of the base network."""

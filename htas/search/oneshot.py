@@ -20,8 +20,9 @@ from htas.search.problem import Problem
 from htas.search.record import EpochRecord
 from htas.search.supernet import Draw, Supernet
 from htas.text import percent, significant
+from htas.training.loop import EpochLoop
 from htas.training.recipe import Precision, Recipe
-from htas.training.train import ModelLoop, mean_score
+from htas.training.train import mean_score
 
 PREFIX = "supernet/"
 """Prefix of a supernet's tensors in a checkpoint."""
@@ -126,7 +127,7 @@ class Judge:
         return [self.accuracies[arch] for arch in archs]
 
 
-class SearchLoop(ModelLoop[EpochRecord]):
+class SearchLoop(EpochLoop[EpochRecord]):
     """The epochs of a search, which train a network on one half of the training images."""
 
     record = EpochRecord

@@ -23,7 +23,6 @@ from htas.strategies import SupernetStrategy, check_charge
 from htas.text import percent, significant
 from htas.training.loop import Values
 from htas.training.recipe import Recipe, cosine
-from htas.training.train import load_optimizer, optimizer_tensors
 
 CLOSE = 0.1
 """A search has converged only if the cost of its most probable arch is within this fraction of the expected cost."""
@@ -275,6 +274,7 @@ class _Search(SupernetLoop):
         self.adam = torch.optim.Adam(
             self.logits.parameters(), options.arch_lr, (0.5, 0.999), weight_decay=options.arch_weight_decay
         )
+        self.optimizers["adam"] = self.adam
 
     def begin(self, number: int, seed: int) -> None:
         """Architecture steps have batches of their own, of the other half, in an order of the same seed."""
@@ -355,7 +355,7 @@ class _Search(SupernetLoop):
 
     def tensors(self) -> dict[str, Tensor]:
         """Those of the supernet, logits, and Adam's moments."""
-        return {**super().tensors(), "logits": self.logits.table, **optimizer_tensors(self.adam, "adam")}
+        return {**super().tensors(), "logits": self.logits.table}
 
     def values(self) -> Values:
         """The weight of the limits' penalty."""
@@ -366,5 +366,4 @@ class _Search(SupernetLoop):
         super().load(tensors, values)
         with torch.no_grad():
             self.logits.table.copy_(tensors["logits"])
-        load_optimizer(self.adam, tensors, "adam")
         self.multiplier.value = values["multiplier"]

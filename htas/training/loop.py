@@ -1,15 +1,22 @@
-"""The one loop over epochs: a bar, a checkpoint after each epoch, and going on after an interruption."""
+"""The one loop over epochs: a step for every batch, a checkpoint after each epoch, and going on after an interruption."""
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from htas.console.progress import Bar, progress
 from htas.console.record import scalars
+from htas.data.split import Batch, Source
+from htas.data.task import Inputs, forward, precise
 from htas.files import read_tensors, write_tensors
+from htas.timing.allocator import keep_memory
+from htas.training.layout import placed
+from htas.training.recipe import Precision, Recipe
 
 
 class EpochFigures(Protocol):
@@ -30,32 +37,91 @@ Figures = TypeVar("Figures", bound=EpochFigures)
 
 
 class EpochLoop(ABC, Generic[Figures]):
-    """Work in epochs. A run that was interrupted ends as an uninterrupted one, to the last bit."""
+    """Trains a network in place, by SGD along a recipe. A run that was interrupted ends as an uninterrupted one, to the
+    last bit."""
 
+    prefix = "model/"
+    """Prefix of the network's tensors in a checkpoint."""
     record: type[Figures]
     """Class of the epochs' figures; a checkpoint holds its fields."""
 
-    def __init__(self, title: str, checkpoint: Path, length: int, steps: int) -> None:
-        self.title, self.checkpoint, self.length, self.steps = title, checkpoint, length, steps
+    def __init__(
+        self, model: nn.Module, split: Source, recipe: Recipe, *, seed: int, device: str, checkpoint: Path, title: str
+    ) -> None:
+        self.title, self.checkpoint = title, checkpoint
+        self.length, self.steps = recipe.length, max(1, len(split) // recipe.batch)
         self.epochs: list[Figures] = []
         """Epochs done, those before an interruption included."""
         self._started = time.monotonic()
+        self.split, self.recipe, self.seed = split, recipe, seed
+        self.runner = engine(device, recipe.precision)
+        self.model = placed(model, self.runner.device)
+        self.sgd = torch.optim.SGD(
+            model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay,
+            nesterov=recipe.momentum > 0, foreach=True,
+        )  # fmt: skip
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"sgd": self.sgd}
+        """Those whose state a checkpoint holds, by name."""
+
+    def begin(self, number: int, seed: int) -> None:
+        """Prepare an epoch, the first being 0, whose draws start from this seed."""
+        return None
 
     @abstractmethod
+    def step(self, images: Inputs, labels: Any, share: float) -> Tensor:
+        """Learn from a batch, at this share of all epochs; returns figures, [any number], to be summed."""
+
+    @abstractmethod
+    def figures(self, number: int, sums: Tensor) -> Figures:
+        """An epoch's figures by their sums over its steps; raises UserError where the training diverged."""
+
     def epoch(self, number: int, bar: Bar) -> Figures:
-        """One epoch, the first being 0: `steps` steps of the bar."""
+        """One pass; raises UserError where the training diverged."""
+        seed = epoch_seed(self.seed, number)
+        torch.manual_seed(seed)  # for what a network draws itself, as dropout does
+        self.begin(number, seed)
+        self.model.train()
+        sums = torch.zeros((), device=self.runner.device)
+        for step, (images, labels) in enumerate(batches(self.split, self.recipe.batch, seed)):
+            set_rate(self.sgd, self.recipe.rate(number, step, self.steps))
+            sums = sums + self.step(images, labels, self.recipe.share(number, step, self.steps))
+            bar.step()
+        return self.figures(number, sums)
 
-    @abstractmethod
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything that the next epoch needs, by name."""
+    @property
+    def rate(self) -> float:
+        """Learning rate of the weights, now."""
+        return float(self.sgd.param_groups[0]["lr"])
 
-    @abstractmethod
-    def load(self, tensors: dict[str, Tensor], values: Values) -> None:
-        """Put back what `tensors` and `values` gave."""
+    def outputs(self, network: nn.Module, images: Inputs) -> Any:
+        """What a network makes of images, in the arithmetic of the recipe and as precise as a loss needs."""
+        with self.runner.autocast():
+            outputs = forward(network, images)
+        return precise(outputs)
+
+    def descend(self, loss: Tensor) -> None:
+        """A step of the weights down the gradient of a loss, a scalar."""
+        self.sgd.zero_grad()
+        self.runner.backward(loss)
+        self.sgd.step()
 
     @abstractmethod
     def summary(self, figures: Figures) -> str:
         """An epoch in a few words, for the bar."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and momenta."""
+        weights = {f"{self.prefix}{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for name, optimizer in self.optimizers.items():
+            weights |= _state(optimizer, name)
+        return weights
+
+    def load(self, tensors: dict[str, Tensor], values: Values) -> None:
+        """Weights and momenta."""
+        weights = {k.removeprefix(self.prefix): v for k, v in tensors.items() if k.startswith(self.prefix)}
+        self.model.load_state_dict(weights)
+        for name, optimizer in self.optimizers.items():
+            _load_state(optimizer, tensors, name)
 
     def values(self) -> Values:
         """JSON values that the next epoch needs in addition to the tensors."""
@@ -100,3 +166,65 @@ class EpochLoop(ABC, Generic[Figures]):
         tensors, values = read_tensors(path)
         self.load(tensors, values)
         self.epochs = [self.record(**fields) for fields in values["epochs"]]
+
+
+def engine(device: str, precision: Precision) -> Any:
+    """An accelerate.Accelerator for a device and precision; it gives `device`, `autocast()` and `backward(loss)`.
+
+    On a CPU the process keeps its memory from then on: tensors of other sizes in every step of a search cost 45 000
+    page faults a step for memory given back in between.
+    """
+    if device == "cpu":
+        keep_memory()
+    from accelerate import Accelerator  # type: ignore[import-untyped]
+    from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # else the first precision of a process would stay
+    return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if has_bf16(device, precision) else "no")
+
+
+def has_bf16(device: str, precision: Precision) -> bool:
+    """Whether to train in bf16: asked for, or `auto` on hardware that computes it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    features = torch.cpu.get_capabilities()
+    return any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def batches(split: Source, size: int, seed: int) -> Iterator[Batch]:
+    """One augmented pass in random order, whole batches only unless there is less than one."""
+    return split.batches(size, seed=seed, augment=True, drop_last=len(split) >= size, channels_last=True)
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """A seed of its own for every epoch, so that a continued run draws what an uninterrupted one would."""
+    return seed * 1_000_003 + epoch
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _state(optimizer: torch.optim.Optimizer, name: str) -> dict[str, Tensor]:
+    """The state of an optimizer as flat named tensors; `_load_state` reads them back."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{name}/{index}/{key}": torch.as_tensor(value)
+        for index, values in state.items()
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def _load_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], name: str) -> None:
+    content = optimizer.state_dict()
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(f"{name}/"):
+            _, index, field = key.split("/")
+            state.setdefault(int(index), {})[field] = value
+    optimizer.load_state_dict({**content, "state": state})

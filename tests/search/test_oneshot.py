@@ -37,7 +37,7 @@ from htas.strategies.random import RandomSearch
 from htas.strategies.scaled import Scaled
 from htas.strategies.uniform import Uniform
 from htas.training import loop
-from htas.training.train import set_rate
+from htas.training.loop import set_rate
 
 FAMILY = CifarResNet(14)
 pytestmark = pytest.mark.usefixtures("one_thread")

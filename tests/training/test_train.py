@@ -16,11 +16,11 @@ from htas.data.task import Task
 from htas.errors import UserError
 from htas.files import read_tensors
 from htas.training import loop
-from htas.training import train as module
 from htas.training.distill import Distill
 from htas.training.layout import Narrow, placed
+from htas.training.loop import epoch_seed, has_bf16
 from htas.training.recipe import RECIPES, Recipe
-from htas.training.train import Training, epoch_seed, evaluate, has_bf16
+from htas.training.train import Training, evaluate
 
 SHORT = Recipe(epochs=4, warmup=1, rest=1, batch=16, lr=0.05, precision="fp32")
 
@@ -96,8 +96,8 @@ def test_a_recipe_along_a_line_falls_alike_with_every_step_and_ends_just_above_z
 
 def test_every_step_is_taken_at_the_recipes_rate(tmp_path, monkeypatch):
     rates = []
-    original = module.set_rate
-    monkeypatch.setattr(module, "set_rate", lambda optimizer, rate: (rates.append(rate), original(optimizer, rate)))
+    original = loop.set_rate
+    monkeypatch.setattr(loop, "set_rate", lambda optimizer, rate: (rates.append(rate), original(optimizer, rate)))
     fitted(net(), tmp_path / "c")
     assert rates == [SHORT.rate(epoch, step, 4) for epoch in range(5) for step in range(4)]
 
@@ -262,7 +262,7 @@ def test_smoothed_labels_are_spread_over_all_classes(alpha, tmp_path, monkeypatc
     fitted(model, tmp_path / "c", recipe, **teaching)
     if alpha is None:
         wanted = []
-        for images, labels in module.batches(toy(), 16, epoch_seed(3, 0)):
+        for images, labels in loop.batches(toy(), 16, epoch_seed(3, 0)):
             logs = F.log_softmax(net().train()(images), 1)
             wanted.append(-(0.8 * logs[range(16), labels] + 0.2 * logs.mean(1)).mean())
         assert logged == [pytest.approx(torch.stack(wanted).mean().item(), rel=1e-5)]
