@@ -70,22 +70,24 @@ def _resized(module: nn.Module, step: Step) -> nn.Module:
     if isinstance(module, nn.LayerNorm | nn.GroupNorm):
         return _layer_norm(module, step.channels, rows)
     columns = _kept(node.consumed, step.inputs[0])
+    if node.kind == "grouped":
+        assert isinstance(module, nn.Conv2d)
+        columns = (torch.arange(module.weight.shape[1]),) * 2
+    new = remade(module, step.channels_in, step.channels, grouped=node.kind == "grouped")
+    return _filled(new, module, rows, columns)
+
+
+def remade(module: nn.Module, inputs: int, outputs: int, *, grouped: bool = False) -> nn.Module:
+    """A linear layer or convolution like this one with other widths; a grouped one has groups of the same size."""
     bias = module.bias is not None
     if isinstance(module, nn.Linear):
-        return _filled(nn.Linear(step.channels_in, step.channels, bias), module, rows, columns)
+        return nn.Linear(inputs, outputs, bias)
+    window: Any = {name: getattr(module, name) for name in WINDOW}
     if isinstance(module, nn.ConvTranspose2d):
-        window: Any = {name: getattr(module, name) for name in (*WINDOW, "output_padding")}
-        turned = nn.ConvTranspose2d(step.channels_in, step.channels, bias=bias, **window)
-        return _filled(turned, module, rows, columns)
+        return nn.ConvTranspose2d(inputs, outputs, bias=bias, output_padding=module.output_padding, **window)  # type: ignore[arg-type]
     assert isinstance(module, nn.Conv2d)
-    each, groups = module.in_channels // module.groups, 1
-    if node.kind == "grouped":
-        columns, groups = (torch.arange(each),) * 2, step.channels // each
-    channels = step.channels_in, step.channels
-    conv = nn.Conv2d(
-        *channels, module.kernel_size, module.stride, module.padding, module.dilation, groups, bias  # type: ignore[arg-type]
-    )  # fmt: skip
-    return _filled(conv, module, rows, columns)
+    groups = outputs // (module.in_channels // module.groups) if grouped else 1
+    return nn.Conv2d(inputs, outputs, groups=groups, bias=bias, **window)
 
 
 def _as_given(segments: Sequence[Segment], widths: Sequence[int]) -> bool:

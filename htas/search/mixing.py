@@ -11,44 +11,16 @@ from htas.graph import Segment
 
 
 class FirstOf(nn.Module):
-    """The first channels of a wider batch norm as a norm; it shares the tensors of the wider one."""
+    """The first channels of a wider batch norm as a norm: views of the tensors of the wider one, and its options."""
 
     def __init__(self, whole: nn.Module, channels: int) -> None:
         super().__init__()
         self.__dict__["_whole"] = whole  # not a child module: its tensors would have two names
         self._channels = channels
 
-    @property
-    def eps(self) -> float:
-        """Epsilon of the wider norm."""
-        return float(self._norm.eps)
-
-    @property
-    def weight(self) -> Tensor:
-        """[channels], a view."""
-        return self._norm.weight[: self._channels]
-
-    @property
-    def bias(self) -> Tensor | None:
-        """[channels], a view; None for a layer norm without bias."""
-        return self._norm.bias[: self._channels] if self._norm.bias is not None else None
-
-    @property
-    def running_mean(self) -> Tensor:
-        """[channels], a view."""
-        assert self._norm.running_mean is not None
-        return self._norm.running_mean[: self._channels]
-
-    @property
-    def running_var(self) -> Tensor:
-        """[channels], a view."""
-        assert self._norm.running_var is not None
-        return self._norm.running_var[: self._channels]
-
-    @property
-    def _norm(self) -> nn.BatchNorm2d:
-        whole: nn.BatchNorm2d = self.__dict__["_whole"]
-        return whole
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.__dict__["_whole"], name)
+        return value[: self._channels] if isinstance(value, Tensor) else value
 
 
 class NormMix(torch.autograd.Function):
@@ -162,11 +134,7 @@ def _flat(tensor: Tensor) -> Tensor:
 
 def interpolation(narrow: int, wide: int) -> Tensor:
     """Channel-wise interpolation as a [wide, narrow] matrix: row j averages channels floor(jn/w) to ceil((j+1)n/w)."""
-    matrix = torch.zeros(wide, narrow)
-    for row in range(wide):
-        first, last = row * narrow // wide, -(-(row + 1) * narrow // wide)
-        matrix[row, first:last] = 1 / (last - first)
-    return matrix
+    return F.adaptive_avg_pool1d(torch.eye(narrow), wide).t().contiguous()
 
 
 def padded_to(value: Tensor, width: int) -> Tensor:

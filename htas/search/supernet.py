@@ -22,7 +22,7 @@ from htas.graph import Network, Node
 from htas.graph.arch import Arch
 from htas.graph.network import total_channels
 from htas.graph.resize import by_outputs
-from htas.search.allocation import ALL, Allocation, key, widest
+from htas.search.allocation import ALL, Allocation, Widths, joined, key
 from htas.search.mixing import (
     FirstOf,
     NormMix,
@@ -51,7 +51,7 @@ class Draw:
     """The choices of one forward pass: one or two widths of every width site and the blocks of every depth site, each
     with a weight. Weights are scalars or tensors of one element; those of a site sum to 1."""
 
-    widths: Mapping[str, tuple[tuple[int, ...], Any]]
+    widths: Mapping[str, tuple[Widths, Any]]
     depths: Mapping[str, Any]
     """Weights by block of the site: [k] is that of keeping k + 1 blocks; the mixture skips exact zeros."""
     momentum: float = MOMENTUM
@@ -116,7 +116,7 @@ class Supernet(nn.Module):
     def forward(self, images: Tensor | tuple[Tensor, ...], draw: Draw) -> Any:
         """The network's output for [N, C, H, W], or a tensor for each input, under one draw."""
         values: dict[str, Any] = {}
-        widths: dict[str, tuple[int, ...]] = {}
+        widths: dict[str, Widths] = {}
         deepest = {site: max(k for k, p in enumerate(weights) if positive(p)) for site, weights in draw.depths.items()}
         inputs = iter((images,) if isinstance(images, Tensor) else images)
         for node in self.network.nodes:
@@ -128,9 +128,7 @@ class Supernet(nn.Module):
                 values[node.name], widths[node.name] = self._step(node, values, widths, draw)
         return self.network.result(tuple(values[name] for name in self.network.outputs))
 
-    def _step(
-        self, node: Node, values: dict[str, Any], widths: dict[str, tuple[int, ...]], draw: Draw
-    ) -> tuple[Any, tuple[int, ...]]:
+    def _step(self, node: Node, values: dict[str, Any], widths: dict[str, Widths], draw: Draw) -> tuple[Any, Widths]:
         if node.kind == "depth":
             return self._mix_depths(node, values, widths, draw.depths[node.site])
         inputs = tuple(values[name] for name in node.inputs)
@@ -156,14 +154,14 @@ class Supernet(nn.Module):
             case "join":
                 return self._join(node, inputs, before)
             case "concat":
-                after = tuple(chain.from_iterable(before))
+                after = tuple(chain(*before))
             case "fixed":
                 after = tuple(segment.base for segment in node.segments)
             case _:
                 after = () if node.kind == "value" else before[0]
         return node.run(self.body.get_submodule, inputs), after
 
-    def _conv(self, node: Node, inputs: Tensor, before: tuple[int, ...], draw: Draw) -> tuple[Tensor, tuple[int, ...]]:
+    def _conv(self, node: Node, inputs: Tensor, before: Widths, draw: Draw) -> tuple[Tensor, Widths]:
         module = self.body.get_submodule(node.module)
         candidates, weights = draw.widths[node.site] if node.site else ((node.segments[0].base,), (1.0,))
         width = max(candidates)
@@ -188,14 +186,14 @@ class Supernet(nn.Module):
         surplus into zeros."""
         return min(-(-width // self._block) * self._block, self.capacity[node.name][0])
 
-    def _sliced(self, weight: Tensor, width: int, node: Node, before: tuple[int, ...], channels: int) -> Tensor:
+    def _sliced(self, weight: Tensor, width: int, node: Node, before: Widths, channels: int) -> Tensor:
         """Rows of the outputs; columns of the input channels by index map: [width, channels, ...]."""
         room = self.capacity[node.inputs[0]]
         if len(before) == 1:
             return weight if weight.shape[:2] == (width, channels) else weight[:width, :channels]
         return weight[:width].index_select(1, columns(node.consumed, room, before, weight.device))
 
-    def _grouped(self, node: Node, inputs: Tensor, before: tuple[int, ...]) -> Tensor:
+    def _grouped(self, node: Node, inputs: Tensor, before: Widths) -> Tensor:
         module = self.body.get_submodule(node.module)
         assert isinstance(module, nn.Conv2d)
         index = self._channel_index(node, before, inputs.device)
@@ -203,13 +201,13 @@ class Supernet(nn.Module):
         groups = inputs.shape[1] // module.weight.shape[1]
         return conv2d(inputs, module.weight[index], bias, module, groups)
 
-    def _channel_index(self, node: Node, widths: tuple[int, ...], device: torch.device) -> Any:
+    def _channel_index(self, node: Node, widths: Widths, device: torch.device) -> Any:
         """Index of the channels of a node of these widths among the channels of its widest output."""
         if len(widths) == 1:
             return slice(widths[0] * node.segments[0].repeat)
         return columns(node.segments, self.capacity[node.name], widths, device)
 
-    def _norm(self, node: Node, inputs: Tensor, before: tuple[int, ...], draw: Draw) -> tuple[Tensor, tuple[int, ...]]:
+    def _norm(self, node: Node, inputs: Tensor, before: Widths, draw: Draw) -> tuple[Tensor, Widths]:
         norms = self.body.get_submodule(node.module)
         assert isinstance(norms, nn.ModuleDict)
         if len(before) > 1:
@@ -241,7 +239,7 @@ class Supernet(nn.Module):
         return out
 
     def _two(
-        self, inputs: Tensor, candidates: tuple[int, ...], weights: Any, norms: Sequence[nn.Module], momentum: float
+        self, inputs: Tensor, candidates: Widths, weights: Any, norms: Sequence[nn.Module], momentum: float
     ) -> Tensor:
         """Norms of two candidates, mixed. In training mode they share the statistics of the batch."""
         if not self.training:
@@ -265,7 +263,7 @@ class Supernet(nn.Module):
                 norm.running_var.lerp_(var[:width], momentum)  # type: ignore[operator]
         return out
 
-    def _layer_norm(self, node: Node, inputs: Tensor, before: tuple[int, ...]) -> Tensor:
+    def _layer_norm(self, node: Node, inputs: Tensor, before: Widths) -> Tensor:
         """Layer norm over the channels at hand, regardless of the widths that were mixed."""
         norms = self.body.get_submodule(node.module)
         assert isinstance(norms, nn.ModuleDict)
@@ -283,12 +281,7 @@ class Supernet(nn.Module):
         return F.layer_norm(moved, moved.shape[-1:], weight, bias, eps).movedim(-1, node.axis)  # type: ignore[arg-type]
 
     def _combine(
-        self,
-        inputs: Tensor,
-        candidates: tuple[int, ...],
-        weights: Any,
-        affine: Sequence[tuple[Any, Any]] | None,
-        axis: int = 1,
+        self, inputs: Tensor, candidates: Widths, weights: Any, affine: Sequence[tuple[Any, Any]] | None, axis: int = 1
     ) -> Tensor:
         """sum_j weights_j x interpolate(scale_j x prefix_j + shift_j), by one matrix and one vector: [N, room, ...];
         zeros in channels beyond the widest."""
@@ -314,9 +307,7 @@ class Supernet(nn.Module):
             self._identities[key] = F.pad(matrix, (0, 0, 0, room - wide)).to(device)
         return self._identities[key]
 
-    def _project(
-        self, node: Node, inputs: Tensor, before: tuple[tuple[int, ...], ...], draw: Draw
-    ) -> tuple[Tensor, tuple[int, ...]]:
+    def _project(self, node: Node, inputs: Tensor, before: tuple[Widths, ...], draw: Draw) -> tuple[Tensor, Widths]:
         """The shortcut at the widths of the other branch: for each candidate the input itself, or its projection."""
         if self.shortcut == "pad":
             return inputs, before[0]
@@ -339,25 +330,23 @@ class Supernet(nn.Module):
             total = total + weights[index] * self._widen(part, part.shape[1], width, width)
         return total, before[1]
 
-    def _candidates(self, name: str, widths: tuple[int, ...], draw: Draw) -> tuple[tuple[int, ...], Any]:
+    def _candidates(self, name: str, widths: Widths, draw: Draw) -> tuple[Widths, Any]:
         """Candidates and weights of a branch: those of its last convolution."""
         node = self._nodes[name]
         while node.kind in ("norm", "map"):
             node = self._nodes[node.inputs[0]]
         return draw.widths[node.site] if node.kind == "conv" and node.site else (widths, (1.0,))
 
-    def _join(
-        self, node: Node, inputs: tuple[Any, ...], before: tuple[tuple[int, ...], ...]
-    ) -> tuple[Tensor, tuple[int, ...]]:
+    def _join(self, node: Node, inputs: tuple[Any, ...], before: tuple[Widths, ...]) -> tuple[Tensor, Widths]:
         first = node.axis == 1 and all(self._nodes[name].axis == 1 for name in node.inputs)
         if first and (self.shortcut == "pad" or len(set(before)) == 1):
             width = max(value.shape[1] for value in inputs)
             inputs = tuple(padded_to(value, width) for value in inputs)
-        return node.run(self.body.get_submodule, inputs), widest(before)
+        return node.run(self.body.get_submodule, inputs), joined(before, max)
 
     def _mix_depths(
-        self, node: Node, values: dict[str, Any], widths: dict[str, tuple[int, ...]], weights: Any
-    ) -> tuple[Tensor, tuple[int, ...]]:
+        self, node: Node, values: dict[str, Any], widths: dict[str, Widths], weights: Any
+    ) -> tuple[Tensor, Widths]:
         used = [(p, name) for p, name in zip(weights, node.inputs, strict=True) if positive(p)]
         wide = max(widths[name] for _, name in used)
         if len(used) == 1:
@@ -377,7 +366,7 @@ class Supernet(nn.Module):
         matrix = F.pad(self._stretch(narrow, wide, inputs.device, room), (0, inputs.shape[1] - narrow))
         return F.conv2d(inputs, matrix[:, :, None, None].to(inputs.dtype))
 
-    def _narrowed(self, name: str, value: Any, widths: tuple[int, ...]) -> Any:
+    def _narrowed(self, name: str, value: Any, widths: Widths) -> Any:
         """A value without the channels of zeros at its end."""
         if len(widths) != 1 or not isinstance(value, Tensor) or value.dim() < 2:
             return value

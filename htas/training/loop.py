@@ -1,4 +1,4 @@
-"""The one loop over epochs: a step for every batch, a checkpoint after each epoch, and going on after an interruption."""
+"""The one loop over epochs: a step for every batch, a checkpoint after each, and going on after an interruption."""
 
 import time
 from abc import ABC, abstractmethod
