@@ -281,7 +281,7 @@ class ByTheBook:
     def convs(self, name: str) -> list[str]:
         """Those of the branch of a block, two or three."""
         block = self.body.get_submodule(name)
-        return [f"{name}.conv{number}" for number in (1, 2, 3) if hasattr(block, f"conv{number}")]
+        return [f"{name}.conv{number}" for number in (1, 2, 3) if getattr(block, f"conv{number}", None) is not None]
 
     def conv_norm(self, name: str, inputs: Tensor) -> Tensor:
         return self.mixed(f"{name}.conv", inputs, self.body.get_submodule(f"{name}.norm"))
