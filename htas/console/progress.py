@@ -82,10 +82,6 @@ def shares(bar: Bar) -> Callable[[float, str], None]:
 def say(line: str) -> None:
     """Write a line on stderr; a live bar stays whole below it."""
     record.line(line)
-    _print(line)
-
-
-def _print(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # a live bar replaces sys.stderr
 
 
@@ -99,7 +95,7 @@ class Lines(Bar):
         super().show()
         if not self._next or (self.seconds >= self._next and self.done < self.total):
             self._next = self.seconds + EVERY
-            _print(self.line)
+            print(self.line, file=sys.stderr, flush=True)
 
 
 @contextmanager

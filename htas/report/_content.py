@@ -22,11 +22,11 @@ from htas.report._blocks import (
 )
 from htas.report._compare import answer, base_of
 from htas.report._course import course
-from htas.report._curves import ABOUT, curve_doubts, curve_picture
-from htas.report._figures import BANDS, accuracy_over_latency, archs, pictured, predictions
+from htas.report._figures import BANDS, accuracy_over_latency, archs, predictions
 from htas.report._names import at_the_start, is_searched, network_names, row_names, search_name, space_name
 from htas.report.result import Report, Result
 from htas.report.summary import figures, marked
+from htas.report.survey import ABOUT, curve_doubts, curve_picture
 from htas.search.record import EpochRecord, SearchRecord
 from htas.text import NONE, duration, listing, percent, plural, quantity, runs, significant
 
@@ -74,7 +74,7 @@ def _networks(report: Report) -> list[Block]:
             "it is its latency in the calibration."
         ),
         Heading("Accuracy and latency"),
-        _picture(report),
+        accuracy_over_latency(report),
     ]
 
 
@@ -156,17 +156,6 @@ def _by_site(arch: Arch) -> tuple[tuple[str, str], tuple[str, str]]:
     return ("widths", value(arch.widths)), ("depths", value(arch.depths))
 
 
-def _picture(report: Report) -> Block:
-    names, results = row_names(report), pictured(report)
-    if not results:
-        return Text("No network is both trained and measured yet, so there is no picture of accuracy over latency.")
-    missing = [names[result.name] for result in report.results if result not in results]
-    left_out = f" Not trained or not measured, so not shown: {listing(missing)}." if missing else ""
-    shows = f"Accuracy over measured latency of {listing(names[result.name] for result in results)}"
-    caption = f"Accuracy over measured latency. Lines span two standard errors to either side.{left_out}"
-    return Picture("accuracy-latency", accuracy_over_latency(report), shows, caption)
-
-
 def _searches(report: Report) -> list[Block]:
     blocks: list[Block] = [Heading("Searches")] if report.searches else []
     for number, search in enumerate(report.searches, 1):
@@ -186,14 +175,11 @@ def _limits(search: SearchRecord) -> list[Block]:
     """Each limit: as the configuration has it, in its unit, and the predicted and measured values."""
     if not search.limits:
         return []
-    rows = [
-        (
-            *map(Cell, (limit.metric, limit.asked)),
-            *(Cell(quantity(each, limit.unit)) for each in (limit.limit, limit.predicted, limit.measured)),
-            Cell(percent(limit.ratio, 1), f"\N{PLUS-MINUS SIGN} {percent(2 * limit.error, 1)}" if limit.error else ""),
-        )
-        for limit in search.limits
-    ]
+    rows = []
+    for limit in search.limits:
+        values = [quantity(each, limit.unit) for each in (limit.limit, limit.predicted, limit.measured)]
+        noise = f"\N{PLUS-MINUS SIGN} {percent(2 * limit.error, 1)}" if limit.error else ""
+        rows.append([*map(Cell, (limit.metric, limit.asked, *values)), Cell(percent(limit.ratio, 1), noise)])
     headings = ("limit", "configured", "in its unit", "predicted", "measured again", "measured / limit")
     return [Table(headings, rows, headings[:2]), Text(" ".join(_how_kept(search)))]
 

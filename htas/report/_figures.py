@@ -6,10 +6,12 @@ from typing import Any
 import altair as alt
 
 from htas.graph.arch import Arch
+from htas.report._blocks import Block, Picture, Text
 from htas.report._draw import EIGHT, PLOT, Spec, by_turns, looks, plot, spec, tooltip
 from htas.report._names import row_names
 from htas.report._style import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, SKY
 from htas.report.result import Report, Result, front
+from htas.text import listing
 
 BANDS = (0.05, 0.1)
 """Relative errors that lie between lines in the picture of predictions."""
@@ -25,6 +27,7 @@ LOOKS = {
     **{"tas": (BLUE, "triangle-up"), "grid": (GREEN, "triangle-down")},
     **{"uniform": (PURPLE, "cross"), "plain": (ORANGE, "circle")},
 }
+OTHER = (SKY, "circle")
 """Colour and shape of a network, by its name or else its strategy: the searched ones each their own."""
 KINDS = {
     "base": "base network", "hardware": "searched, measured widths", "tas": "searched, TAS's widths",
@@ -44,11 +47,13 @@ def _place(result: Result) -> dict[str, Any]:
     return {"x": 1e3 * result.measured.estimate, "y": 100 * result.accuracy}
 
 
-def accuracy_over_latency(report: Report) -> Spec:
+def accuracy_over_latency(report: Report) -> Block:
     """Accuracy in percent over the measured latency in milliseconds, and the front of those that none beats."""
-    rows: list[dict[str, Any]] = []
     names = row_names(report)
     results = sorted(pictured(report), key=lambda result: result.accuracy or 0.0, reverse=True)
+    if not results:
+        return Text("No network is both trained and measured yet, so there is no picture of accuracy over latency.")
+    rows: list[dict[str, Any]] = []
     for result in results:
         place, reach = _place(result), 2e3 * (result.measured.error if result.measured else 0.0)
         rows.append({
@@ -56,25 +61,25 @@ def accuracy_over_latency(report: Report) -> Spec:
             "macs": result.macs / 1e6, "params": result.params / 1e6,
             "predicted": None if result.predicted is None else 1e3 * result.predicted,
         })  # fmt: skip
-    each = {
-        row["network"]: LOOKS.get(result.name) or LOOKS.get(result.strategy, (SKY, "circle"))
-        for row, result in zip(rows, results, strict=True)
-    }
+    each = {names[result.name]: LOOKS.get(result.name) or LOOKS.get(result.strategy, OTHER) for result in results}
     colour, shape = looks("network:N", each, legend=alt.Legend(symbolSize=90))
-    details = tooltip(
-        "network:N", *FIGURES, ("predicted:Q", "predicted, ms", ".3f"), ("macs:Q", "multiply-adds, M", ".2f"),
-        ("params:Q", "parameters, M", ".3f"),
-    )  # fmt: skip
+    counts = (("macs:Q", "multiply-adds, M", ".2f"), ("params:Q", "parameters, M", ".3f"))
+    details = tooltip("network:N", *FIGURES, ("predicted:Q", "predicted, ms", ".3f"), *counts)
     ahead = [rows[number] for number in front([(row["x"], row["y"]) for row in rows])]
     line = plot(ahead).mark_line(interpolate="step-after", color=FAINT, strokeDash=[4, 3]).encode(LATENCY, ACCURACY)
     spans = plot(rows).mark_rule(strokeWidth=1.4, opacity=0.6)
     spans = spans.encode(alt.X("low:Q"), alt.X2("high:Q"), ACCURACY, colour)
     marks = plot(rows).mark_point(filled=True, size=110, opacity=1)
     marks = marks.encode(LATENCY, ACCURACY, colour, shape, tooltip=details)
-    return spec(alt.layer(line, spans, marks).properties(width=PLOT, height=380))
+    chart = spec(alt.layer(line, spans, marks).properties(width=PLOT, height=380))
+    missing = [names[result.name] for result in report.results if result not in results]
+    left_out = f" Not trained or not measured, so not shown: {listing(missing)}." if missing else ""
+    shows = f"Accuracy over measured latency of {listing(names[each.name] for each in pictured(report))}"
+    caption = f"Accuracy over measured latency. Lines span two standard errors to either side.{left_out}"
+    return Picture("accuracy-latency", chart, shows, caption)
 
 
-def arms_over_latency(arms: Sequence[tuple[str, bool, Sequence[tuple[float, float]]]], against: str) -> Spec:
+def arms_over_latency(arms: Sequence[tuple[str, bool, Sequence[tuple[float, float]]]], against: str) -> Picture:
     """Accuracy over measured latency of arms: name, whether it was searched, and (seconds, accuracy) of each seed."""
     means: list[dict[str, Any]] = []
     every: list[dict[str, Any]] = []
@@ -92,10 +97,15 @@ def arms_over_latency(arms: Sequence[tuple[str, bool, Sequence[tuple[float, floa
     dots = plot(every).mark_point(filled=True, size=14, opacity=0.5).encode(*encoding, tooltip=details[:-1])
     marks = plot(means).mark_point(filled=True, size=110, opacity=1).encode(*encoding, tooltip=details)
     names = plot(means).mark_text(align="left", dx=9, fontSize=10).encode(LATENCY, ACCURACY, alt.Text("arm:N"))
-    return spec(alt.layer(dots, marks, names).properties(width=PLOT, height=440))
+    chart = spec(alt.layer(dots, marks, names).properties(width=PLOT, height=440))
+    caption = (
+        "The large mark of an arm is the mean of its trainings, the small ones. Searched networks are diamonds, "
+        "others circles. Up and to the left is better."
+    )
+    return Picture("arms", chart, f"Accuracy over measured latency of {listing(arm[0] for arm in arms)}", caption)
 
 
-def runs_over_latency(runs: Mapping[str, Report]) -> Spec:
+def runs_over_latency(runs: Mapping[str, Report]) -> Block:
     """Accuracy over measured latency of the networks of several runs: a colour for each run, a shape for each kind."""
     rows = [
         {
@@ -107,11 +117,18 @@ def runs_over_latency(runs: Mapping[str, Report]) -> Spec:
         for run, report in runs.items()
         for result in pictured(report)
     ]
+    if not rows:
+        return Text("No network of these runs is both trained and measured yet.")
     colour, _ = looks("run:N", by_turns(runs))
     _, shape = looks("kind:N", by_turns(row["kind"] for row in rows))
     marks = plot(rows).mark_point(filled=True, size=110, opacity=0.9)
     marks = marks.encode(LATENCY, ACCURACY, colour, shape, tooltip=tooltip("network:N", "run:N", *FIGURES))
-    return spec(alt.layer(marks).properties(width=PLOT, height=380))
+    chart = spec(alt.layer(marks).properties(width=PLOT, height=380))
+    caption = (
+        "Accuracy over measured latency. Latencies of one run were read together; those of two runs in two hours, "
+        "which may be some percent apart."
+    )
+    return Picture("runs", chart, f"Accuracy over measured latency of the networks of {listing(runs)}", caption)
 
 
 SEARCHED, DROPPED, BASE = "searched network", "of a dropped block", "base network"
@@ -121,10 +138,10 @@ def archs(arch: Arch, base: Arch, blocks: Mapping[str, Sequence[str]]) -> Spec:
     """The width of every site as a bar, in the network's order, and the base's; dropped blocks are hollow."""
     dropped_blocks = [name for site, names in blocks.items() for name in names[arch.depths.get(site, len(names)) :]]
     rows: list[dict[str, Any]] = []
-    for number, (site, width) in enumerate(arch.widths.items()):
+    for site, width in arch.widths.items():
         dropped = any(site == block or site.startswith(f"{block}.") for block in dropped_blocks)
         rows.append({
-            "number": number, "site": site, "base": base.widths[site], "width": 0 if dropped else width,
+            "site": site, "base": base.widths[site], "width": 0 if dropped else width,
             "what": DROPPED if dropped else SEARCHED, "says": "dropped" if dropped else str(width),
             "stage": next((block for block in blocks if site.startswith(f"{block}.")), ""),
         })  # fmt: skip

@@ -3,15 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from htas.report._blocks import Cell, Heading, Picture, Table, Text, cell_with_note, plain_table, points
+from htas.report._blocks import Cell, Heading, Table, Text, cell_with_note, plain_table, points
 from htas.report._figures import arms_over_latency
 from htas.report._page import publish
-from htas.text import TextTable, listing
-
-CAPTION = (
-    "The large mark of an arm is the mean of its trainings, the small ones. Searched networks are diamonds, others "
-    "circles. Up and to the left is better."
-)
+from htas.text import TextTable
 
 
 def page(
@@ -32,9 +27,8 @@ def page(
     headings, *rows = table.rows
     cells = [[Cell(name), *map(cell_with_note, figures)] for name, *figures in rows]
     first, *others = every
-    shows = f"Accuracy over measured latency of {listing(name for name, _, _ in arms)}"
     blocks = [
-        *([Picture("arms", arms_over_latency(arms, *table.marked), shows, CAPTION)] if arms else []),
+        *([arms_over_latency(arms, *table.marked)] if arms else []),
         Text(note),
         Table(headings, cells, headings[:1], table.marked),
         *([Heading("Notes"), points(("", line) for line in table.after)] if table.after else []),

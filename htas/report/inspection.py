@@ -22,9 +22,17 @@ SHOWN = 20
 
 def page(title: str, inspection: Inspection, facts: Mapping[str, object], folder: Path) -> tuple[Path, TextTable]:
     """Write inspect.html; its path, and the summary with the sites that could save most."""
-    lines = summary(inspection)
     sites = [_site(site, inspection) for site in inspection.sites]
     frozen = [(name, why) for name, why in inspection.frozen.items() if why != OUTPUT]
+    widths = sum(site.site.kind == "width" for site in inspection.sites)
+    lines = [
+        f"{millions(inspection.macs)} multiply-adds, {millions(inspection.params)} parameters, "
+        f"{milliseconds(inspection.whole.estimate)} a batch ({milliseconds(inspection.sum)} as the sum of "
+        f"{plural(len(inspection.layers), 'layer')})",
+        f"{plural(widths, 'width site')} and {plural(len(sites) - widths, 'depth site')}; "
+        f"{percent(inspection.searchable, 1)} of the multiply-adds can be searched",
+        f"frozen, but for the classes: {len(frozen) or 'nothing'}",
+    ]
     saving, most = "Bars of the latency that each site could save", "The sites that could save most."
     taking, slowest = "Bars of latency and multiply-adds by layer", "The layers that take most, in their order."
     blocks = [
@@ -53,21 +61,6 @@ def page(title: str, inspection: Inspection, facts: Mapping[str, object], folder
     more = [f"and {plural(rest, 'more site')}, in the page"] if rest > 0 else []
     after = [*more, *(f"doubt: {doubt}" for doubt in inspection.doubts)]
     return path, TextTable([SITES, *sites[:SHOWN]], 2, before=lines, after=after)
-
-
-def summary(inspection: Inspection) -> list[str]:
-    """What there is, in sentences."""
-    widths = sum(site.site.kind == "width" for site in inspection.sites)
-    depths = len(inspection.sites) - widths
-    bound = [name for name, why in inspection.frozen.items() if why != OUTPUT]
-    return [
-        f"{millions(inspection.macs)} multiply-adds, {millions(inspection.params)} parameters, "
-        f"{milliseconds(inspection.whole.estimate)} a batch ({milliseconds(inspection.sum)} as the sum of "
-        f"{plural(len(inspection.layers), 'layer')})",
-        f"{plural(widths, 'width site')} and {plural(depths, 'depth site')}; {percent(inspection.searchable, 1)} of "
-        "the multiply-adds can be searched",
-        f"frozen, but for the classes: {len(bound) or 'nothing'}",
-    ]
 
 
 def _depths(inspection: Inspection) -> list[Block]:

@@ -8,10 +8,10 @@ from typing import Any
 import altair as alt
 
 from htas.report._blocks import Block, Heading, Picture, Table, Text, cell_with_note, points
-from htas.report._curves import fitted_curve, scored_widths
 from htas.report._draw import EIGHT, PLOT, Spec, by_turns, looks, plot, spec, tooltip
 from htas.report._page import publish
 from htas.report._style import FAINT, RULE
+from htas.report.survey import fitted_curve, scored_widths
 
 __all__ = ["Picture", "Section", "fitted_curve", "gained", "page", "scored_widths"]
 

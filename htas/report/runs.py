@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from htas.report._blocks import Block, Cell, Heading, Picture, Table, Text, plain_table, points
+from htas.report._blocks import Block, Cell, Heading, Table, Text, plain_table, points
 from htas.report._compare import answer, base_of, found_of
 from htas.report._content import doubts, target, value
-from htas.report._figures import pictured, runs_over_latency
+from htas.report._figures import runs_over_latency
 from htas.report._names import family_name, row_names
 from htas.report._page import publish
 from htas.report.result import Report, Result
@@ -45,7 +45,7 @@ def page(runs: Mapping[str, Report], folder: Path) -> Path:
         Heading("The answer of each run"),
         points((name, sentence) for name, report in runs.items() for sentence in answer(report).sentences),
         Heading("Accuracy and latency"),
-        _picture(runs),
+        runs_over_latency(runs),
         Heading("Networks"),
         Table(HEADINGS, rows, HEADINGS[:2], [name for report in runs.values() for name in marked(report)]),
         Heading("How the runs differ"),
@@ -56,17 +56,6 @@ def page(runs: Mapping[str, Report], folder: Path) -> Path:
         points((name, report.command) for name, report in runs.items()),
     ]
     return publish(f"{len(runs)} runs: {listing(runs)}", blocks, folder, "report")[0]
-
-
-def _picture(runs: Mapping[str, Report]) -> Block:
-    if not any(pictured(report) for report in runs.values()):
-        return Text("No network of these runs is both trained and measured yet.")
-    caption = (
-        "Accuracy over measured latency. Latencies of one run were read together; those of two runs in two hours, "
-        "which may be some percent apart."
-    )
-    shows = f"Accuracy over measured latency of the networks of {listing(runs)}"
-    return Picture("runs", runs_over_latency(runs), shows, caption)
 
 
 def _row(run: str, report: Report, result: Result) -> tuple[Cell, ...]:

@@ -12,6 +12,7 @@ from htas.errors import UserError
 from htas.files import FORMAT, from_json, to_json
 from htas.graph.arch import Arch
 from htas.report import read, write
+from htas.report._blocks import Picture
 from htas.report._compare import accuracy, answer, speed
 from htas.report._content import doubts, standing, target, value
 from htas.report._course import asked_share
@@ -475,7 +476,9 @@ def test_the_front_is_drawn_through_those_that_none_beats() -> None:
         network("tas", readings(3.0), 0.8),
         network("hardware", readings(2.0), 0.85),
     ]
-    made = accuracy_over_latency(replace(REPORT, results=tuple(rows)))
+    picture = accuracy_over_latency(replace(REPORT, results=tuple(rows)))
+    assert isinstance(picture, Picture)
+    made = picture.chart
     line = made["datasets"][made["layer"][0]["data"]["name"]]
     assert [row["network"] for row in line] == ["searched network (measured widths)", "ResNet-20"]
 
