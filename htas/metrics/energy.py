@@ -8,7 +8,6 @@ of whole programs and brings a dozen packages; pyJoules and pyRAPL have not been
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
 from pathlib import Path
 from typing import ClassVar, Self
 from uuid import uuid4
@@ -19,7 +18,7 @@ from htas.errors import UserError, need_least
 from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, OnRound, Pending
 from htas.runtimes import Program, Runtime, open_runtime
-from htas.timing.bench import Call, Timer
+from htas.timing.bench import Call, Timer, settle
 from htas.timing.contention import Watch
 from htas.timing.measurement import Measurement
 
@@ -29,7 +28,6 @@ CHUNK = 0.01
 """Seconds of calls between two reads of the meter; a reading is exact to about one chunk."""
 PATIENCE = 5.0
 """Seconds of work without a change after which a meter is rejected; NVML's counters move at least every 0.1 s."""
-MOST_LOOPS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ class Energy(Metric):
         with runtime.session(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             runs = {case: self._compile(runtime, case).run for case in order}
-            loops = {case: _loops(run, timer) for case, run in runs.items()}
+            loops = {case: settle(run, timer, CHUNK, CHUNK) for case, run in runs.items()}
             active = set(order)
             for done in range(1, self.rounds + 1):
                 rng.shuffle(order)
@@ -187,15 +185,6 @@ class Energy(Metric):
         if isinstance(case, Layer):
             return runtime.compile_layer(case)
         return runtime.compile(case, self.target.example())
-
-
-def _loops(run: Call, timer: Timer) -> int:
-    """Number of calls that last about CHUNK seconds."""
-    timer.time(run, 1)  # the first call allocates and chooses kernels
-    loops = 1
-    while (seconds := timer.time(run, loops)) < CHUNK / 2 and loops < MOST_LOOPS:
-        loops = min(10 * loops, MOST_LOOPS)
-    return max(1, ceil(loops * CHUNK / seconds)) if seconds > CHUNK else loops
 
 
 def _reading(run: Call, loops: int, counters: Meter, timer: Timer, seconds: float) -> float:

@@ -5,13 +5,13 @@ import weakref
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.hooks import RemovableHandle
 
 from htas.graph.layer import Layer
 from htas.metrics import Case, CountedMetric
@@ -74,13 +74,11 @@ class Life:
 
 def lives(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[Life]:
     """Every storage of a pass on the CPU in order of birth, the inputs first; inputs live to the end."""
-    living = _Living()
-    hooks = [hook for name, part in network.named_modules() for hook in living.hooks(name, part)]
-    try:
-        living.follow(network, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    living, network = _Living(), deepcopy(network)
+    for name, part in network.named_modules():
+        part.register_forward_pre_hook(partial(living.enter, name))
+        part.register_forward_hook(living.leave)
+    living.follow(network, inputs)
     return living.lives
 
 
@@ -113,14 +111,12 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.born(tensor)
             network(*inputs)
 
-    def hooks(self, name: str, part: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:
-        """Hooks that record which module runs."""
-        return (
-            part.register_forward_pre_hook(lambda *_: self.running.append(name)),
-            part.register_forward_hook(lambda *_: self._ended(), always_call=True),
-        )
+    def enter(self, name: str, *_: Any) -> None:
+        """A module begins to run."""
+        self.running.append(name)
 
-    def _ended(self) -> None:
+    def leave(self, *_: Any) -> None:
+        """The innermost module has run."""
         self.running.pop()
 
     def born(self, tensor: Tensor) -> None:

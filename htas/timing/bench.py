@@ -263,7 +263,7 @@ class _Run:
         for number in missing:
             before = self.bench.now()
             call = self.build(number)
-            built[number] = call, _settle(call, timer, reading, self.bench.warmup)
+            built[number] = call, settle(call, timer, reading, self.bench.warmup)
             self.price[number] = self.bench.now() - before
         old, self.built = self.built, built
         _let_go(old)
@@ -317,8 +317,8 @@ def _let_go(built: dict[int, tuple[Call, int]]) -> None:
         built.popitem()
 
 
-def _settle(call: Call, timer: Timer, reading: float, warmup: float) -> int:
-    """Warm a call up; how many calls in a row make one reading."""
+def settle(call: Call, timer: Timer, reading: float, warmup: float) -> int:
+    """Warm a call up, for `warmup` seconds at most; returns how many calls in a row last `reading` seconds."""
     timer.time(call, 1)  # the first call allocates and chooses kernels: no measure of the others
     spent, loops, fastest = 0.0, 1, inf
     for _ in range(MOST_WARMUPS):

@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from htas.cost.counts import CountCost
-from htas.cost.tables import Calibration, LayerCost, Table, TableCost, pairs
+from htas.cost.tables import Calibration, CountCost, LayerCost, Table, TableCost, pairs
 from htas.graph import Network, trace
 from htas.graph.arch import Arch
 from htas.graph.layer import Layer

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from htas.cost.counts import CountCost
 from htas.cost.limits import Constraints, limits
+from htas.cost.tables import CountCost
 from htas.data.split import Data, Split
 from htas.graph import trace
 from htas.graph.arch import Arch
