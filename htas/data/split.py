@@ -13,6 +13,7 @@ from htas.data.task import CLASSIFY, Inputs, Task
 from htas.errors import UserError
 
 Part = Literal["train", "test"]
+PARTS: tuple[Part, Part] = ("train", "test")
 Shape = tuple[int, ...]
 """Of one item of one input, without the batch: channels, height and width of an image."""
 Batch = tuple[Inputs, Any]

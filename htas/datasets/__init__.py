@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from htas.data.split import Data, Images, Part, Shape, Split, proportional
+from htas.data.split import PARTS, Data, Images, Part, Shape, Split, proportional
 from htas.errors import UserError
 
 KEPT = 0
@@ -55,7 +55,7 @@ class Dataset(ABC):
 
     def load(self, *, device: str, validation: float, seed: int, limit: int) -> "Data":
         """On a device, in parts: as `htas.datasets.load`, which checks the options."""
-        train, test = (_limited(_read(self, part), limit) for part in ("train", "test"))
+        train, test = (_limited(_read(self, part), limit) for part in PARTS)
 
         def split(part: Images) -> Split:
             return Split(part.images.to(device), part.labels.to(device), self.mean, self.std, self.flip, self.crop)

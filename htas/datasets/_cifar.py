@@ -5,6 +5,7 @@ The publisher's binary files hold records of one or two label bytes and 3072 pix
 
 import hashlib
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -44,40 +45,43 @@ class CifarSource:
     train_images: int = 50_000
     test_images: int = 10_000
 
-    def records(self, name: str, content: bytes, where: Path) -> Images:
-        """The images of one binary file; raises UserError where it has another size."""
-        files, count = (self.train, self.train_images) if name in self.train else (self.test, self.test_images)
+    def read(self, place: Path, part: Part) -> Images:
+        """One part out of the publisher's archive, or of a folder with the unpacked files.
+
+        Raises UserError where a file is missing or has another size, and for an archive of another checksum than the
+        published one.
+        """
+        names, count = (self.train, self.train_images) if part == "train" else (self.test, self.test_images)
+        contents = self._unpacked(place, names) if place.is_dir() else self._packed(place, names)
         record = self.label_bytes + prod(SHAPE)
-        expected = record * (count // len(files))
-        if len(content) != expected:
-            raise UserError(f"{where} has {len(content)} bytes, it must have {expected}; unpack {self.file} again")
-        records = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(-1, record)
+        expected = record * (count // len(names))
+        for name, content in contents.items():
+            if len(content) != expected:
+                raise UserError(
+                    f"{place / name} has {len(content)} bytes, it must have {expected}; unpack {self.file} again"
+                )
+        whole = bytearray().join(contents[name] for name in names)
+        records = torch.frombuffer(whole, dtype=torch.uint8).view(-1, record)
         return Images(records[:, self.label_bytes :].reshape(-1, *SHAPE), records[:, self.label_bytes - 1].long())
 
-    def packed(self, file: Path, part: Part) -> Images:
-        """One part out of the archive; raises UserError where its checksum is another than the published one."""
+    def _packed(self, file: Path, names: Sequence[str]) -> dict[str, bytes]:
         with file.open("rb") as archive:
             checksum = hashlib.file_digest(archive, "md5").hexdigest()
         if checksum != self.md5:
             raise UserError(f"{file} has the MD5 checksum {checksum}, the published one is {self.md5}; fetch it again")
-        names, contents = self._names(part), {}
+        contents = {}
         with tarfile.open(file, "r|gz") as stream:  # in one pass: seeking backwards would unpack it again for each
             for member in stream:
                 name = Path(member.name).name
                 if name in names and (content := stream.extractfile(member)):
                     contents[name] = content.read()
-        return Images.joined([self.records(name, contents[name], file / name) for name in names])
+        return contents
 
-    def unpacked(self, folder: Path, part: Part) -> Images:
-        """One part from the unpacked files; raises UserError where one is missing or of another size."""
-        files = [folder / name for name in self._names(part)]
-        for file in files:
-            if not file.is_file():
-                raise UserError(f"{file} is missing; unpack {self.file} there again")
-        return Images.joined([self.records(file.name, file.read_bytes(), file) for file in files])
-
-    def _names(self, part: Part) -> tuple[str, ...]:
-        return self.train if part == "train" else self.test
+    def _unpacked(self, folder: Path, names: Sequence[str]) -> dict[str, bytes]:
+        for name in names:
+            if not (folder / name).is_file():
+                raise UserError(f"{folder / name} is missing; unpack {self.file} there again")
+        return {name: (folder / name).read_bytes() for name in names}
 
 
 @dataclass(frozen=True)
@@ -110,10 +114,10 @@ class Cifar(CopiedDataset):
             if any(place.glob("*.parquet")):
                 return read_parquet(place, part, source.label)
         if (folder / source.file).is_file():
-            return source.packed(folder / source.file, part)
+            return source.read(folder / source.file, part)
         for place in (folder, folder / source.folder):
             if any((place / name).is_file() for name in (*source.train, *source.test)):
-                return source.unpacked(place, part)
+                return source.read(place, part)
         if (folder / "train").is_dir() or (folder / "test").is_dir():
             return read_pictures(folder, part, self.classes)
         for name in source.pickles:
@@ -128,7 +132,7 @@ class Cifar(CopiedDataset):
             raise _pickled(self.source, file)
         if file.name != self.source.file:
             raise UserError(f"{file} is neither a folder nor {self.source.file}; {_layouts(self.source)}")
-        return self.source.packed(file, part)
+        return self.source.read(file, part)
 
 
 def _pickled(source: CifarSource, file: Path) -> UserError:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from htas.data.items import Items, limited
-from htas.data.split import Data, Images, Part, Shape
+from htas.data.split import PARTS, Data, Images, Part, Shape
 from htas.datasets import checked_labels
 from htas.datasets._encoded import CopiedDataset
 from htas.errors import UserError
@@ -41,8 +41,6 @@ class ImageSource:
     labels: Sequence[int]
     column: str = ""
     """The column of the table that has the images; empty for paths."""
-    split: str = ""
-    """The table's name on the hub."""
 
     def open(self, number: int) -> "Image":
         """By number, not yet decoded if possible; raises UserError where a column holds something else."""
@@ -57,7 +55,7 @@ class ImageSource:
 
     def name(self, number: int) -> str:
         """A path, or `row 12 of train`."""
-        return f"row {number} of {self.split}" if self.column else str(self.images[number])
+        return f"row {number} of {self.images.split}" if self.column else str(self.images[number])
 
 
 @dataclass(frozen=True)
@@ -163,12 +161,12 @@ class Streamed(CopiedDataset):
 
     def load(self, *, device: str, validation: float, seed: int, limit: int) -> Data:
         """As `htas.datasets.load`."""
-        train, test = (limited(self._items(part, device), limit) for part in ("train", "test"))
-        labels = torch.as_tensor(self.source("train").labels)[train.picks]
+        sources = self.source("train"), self.source("test")
+        train, test = (limited(self._items(*each, device), limit) for each in zip(sources, PARTS, strict=True))
+        labels = torch.as_tensor(sources[0].labels)[train.picks]
         return Data.of(self.classes, self.shapes, train, labels, test, validation=validation, seed=seed)
 
-    def _items(self, part: Part, device: str) -> Items:
-        source = self.source(part)
+    def _items(self, source: ImageSource, part: Part, device: str) -> Items:
         checked_labels(torch.as_tensor(source.labels, dtype=torch.int64), self.classes, part, self.name)
         plain, varied = (
             Pictures(source, self.size, self.mean, self.std, augmented, self.mirror) for augmented in (False, True)

@@ -42,16 +42,13 @@ class Hub(Streamed):
             raise UserError(
                 f"column {self.label!r} must hold whole numbers, the labels; class_encode_column makes them from text"
             )
-        return ImageSource(table, labels, self.image, self._split(part))
-
-    def _split(self, part: Part) -> str:
-        return self.test if part == "test" else self.train
+        return ImageSource(table, labels, self.image)
 
     def _table(self, part: Part) -> Any:
         """The split, its columns checked."""
         if not self.path:
             raise UserError("data.path must be a data set's name on the hub, or a folder; it is empty")
-        table = _opened(self.path, self.config, self._split(part))
+        table = _opened(self.path, self.config, self.test if part == "test" else self.train)
         names = table.column_names
         for option, column in (("image", self.image), ("label", self.label)):
             if column not in names:

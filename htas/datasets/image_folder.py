@@ -1,7 +1,7 @@
 """A folder of images as ImageNet is passed around: train/CLASS/*.jpg and val/CLASS/*.jpg."""
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 
 from htas.data.split import Part
@@ -23,34 +23,27 @@ class ImageFolder(Streamed):
     @property
     def classes(self) -> int:
         """The class folders of train/; labels follow their sorted names."""
-        return len(_classes(self.path))
+        return len(self._names)
 
     def source(self, part: Part) -> ImageSource:
         """The images of one part, class by class."""
-        return _files(self.path, part)
+        paths, labels = zip(*labelled_files(self._folder(part), self._names), strict=True)
+        return ImageSource(paths, labels)
 
+    @cached_property
+    def _names(self) -> list[str]:
+        """The names of the classes, in the order of their labels."""
+        names = class_names(self._folder("train"), self._folder("test"))
+        if not names:
+            raise UserError(f"{self._folder('train')} has no class folders; give it one folder of images per class")
+        return sorted(names)
 
-@cache
-def _classes(path: str) -> tuple[str, ...]:
-    """The names of the classes, in the order of their labels."""
-    names = class_names(_place(path, "train"), _place(path, "test"))
-    if not names:
-        raise UserError(f"{_place(path, 'train')} has no class folders; give it one folder of images per class")
-    return tuple(sorted(names))
-
-
-def _place(path: str, part: Part) -> Path:
-    if not path:
-        raise UserError("data.path must be the folder that has train/ and val/; it is empty")
-    root = Path(path).expanduser()
-    names = ("train",) if part == "train" else TESTS
-    place = next((root / name for name in names if (root / name).is_dir()), None)
-    if place is None:
-        raise UserError(f"{root} has no folder {' or '.join(names)}; it must have train/CLASS and val/CLASS")
-    return place
-
-
-@cache
-def _files(path: str, part: Part) -> ImageSource:
-    paths, labels = zip(*labelled_files(_place(path, part), _classes(path)), strict=True)
-    return ImageSource(paths, labels)
+    def _folder(self, part: Part) -> Path:
+        if not self.path:
+            raise UserError("data.path must be the folder that has train/ and val/; it is empty")
+        root = Path(self.path).expanduser()
+        names = ("train",) if part == "train" else TESTS
+        folder = next((root / name for name in names if (root / name).is_dir()), None)
+        if folder is None:
+            raise UserError(f"{root} has no folder {' or '.join(names)}; it must have train/CLASS and val/CLASS")
+        return folder

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -57,10 +58,6 @@ def _check(network: nn.Module, run: Run, example: tuple[Tensor, ...], what: str)
         pairs = zip(tree_leaves(network(*inputs)), tree_leaves(run(*inputs)), strict=True)
         differences += [largest_difference(expected, output, what) for expected, output in pairs]
     return max(differences)
-
-
-def _write_onnx(network: nn.Module, example: tuple[Tensor, ...]) -> bytes:
-    return network_graph(network, example, dynamic=True)
 
 
 def _read_onnx(content: bytes) -> Run:
@@ -119,6 +116,7 @@ def _read_pt2(content: bytes) -> Run:
     return run
 
 
+_write_onnx = partial(network_graph, dynamic=True)
 _FORMATS: Mapping[str, tuple[Callable[[nn.Module, tuple[Tensor, ...]], bytes], Callable[[bytes], Run]]] = {
     ".onnx": (_write_onnx, _read_onnx),
     ".pt2": (_write_pt2, _read_pt2),

@@ -23,14 +23,14 @@ SHOWN = 20
 def page(title: str, inspection: Inspection, facts: Mapping[str, object], folder: Path) -> tuple[Path, TextTable]:
     """Write inspect.html; its path, and the summary with the sites that could save most."""
     sites = [_site(site, inspection) for site in inspection.sites]
-    frozen = [(name, why) for name, why in inspection.frozen.items() if why != OUTPUT]
-    widths = sum(site.site.kind == "width" for site in inspection.sites)
+    network = inspection.network
+    frozen = [(name, why) for name, why in network.frozen.items() if why != OUTPUT]
     lines = [
-        f"{millions(inspection.macs)} multiply-adds, {millions(inspection.params)} parameters, "
+        f"{millions(network.macs(network.base))} multiply-adds, {millions(network.params(network.base))} parameters, "
         f"{milliseconds(inspection.whole.estimate)} a batch ({milliseconds(inspection.sum)} as the sum of "
         f"{plural(len(inspection.layers), 'layer')})",
-        f"{plural(widths, 'width site')} and {plural(len(sites) - widths, 'depth site')}; "
-        f"{percent(inspection.searchable, 1)} of the multiply-adds can be searched",
+        f"{plural(len(network.widths), 'width site')} and {plural(len(network.depths), 'depth site')}; "
+        f"{percent(network.searchable, 1)} of the multiply-adds can be searched",
         f"frozen, but for the classes: {len(frozen) or 'nothing'}",
     ]
     saving, most = "Bars of the latency that each site could save", "The sites that could save most."
@@ -100,7 +100,8 @@ def _layers_chart(inspection: Inspection) -> Spec:
     listed = [layer for layer in inspection.layers if layer in most][:SHOWN]
     names = [f"{layer.name}  ({layer.layer.kind})" for layer in listed]
     time = [100 * layer.seconds / inspection.sum for layer in listed]
-    work = [100 * layer.layer.macs / max(1, inspection.macs) for layer in listed]
+    macs = max(1, inspection.network.macs(inspection.network.base))
+    work = [100 * layer.layer.macs / macs for layer in listed]
     return _bars(names, {"latency": (time, BLUE), "multiply-adds": (work, FAINT)}, "share of the network, %")
 
 

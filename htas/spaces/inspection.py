@@ -1,14 +1,17 @@
 """A network before a search: its layers' shares of the latency, and what a smaller site would save."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from htas.graph import Network, Site, resize
 from htas.graph.arch import Arch
 from htas.graph.layer import Layer
-from htas.metrics import Metric, OnRound
+from htas.metrics import OnRound
 from htas.metrics.latency import Latency
 from htas.timing.measurement import Measurement
+
+WHOLE = 3.0
+"""Seconds for the whole network."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,8 @@ class SiteFacts:
     """Of the layers that produce it, or of its blocks."""
     saved: float
     """What half the width saves, or the last block: of the layers that it changes, those that read it included."""
-
-    @property
-    def half(self) -> int:
-        """The width, or the depth, that saves so much."""
-        return smaller(self.site)
+    half: int
+    """The width, or the depth, that saves so much; the base where it cannot be smaller."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,7 @@ class Inspection:
     layers: tuple[LayerFacts, ...]
     sites: tuple[SiteFacts, ...]
     """Those that save most come first."""
-    frozen: Mapping[str, str]
-    """By layer that has a width, why it cannot change."""
-    macs: int
-    params: int
-    searchable: float
-    """Share of the multiply-adds (Network.searchable)."""
+    network: Network
     whole: Measurement
     """The network as one program."""
     doubts: tuple[str, ...]
@@ -64,61 +59,50 @@ class Inspection:
         return sum(each.seconds for each in self.layers)
 
 
-def smaller(site: Site) -> int:
-    """Half the width, or a block less; the base where it cannot be smaller."""
-    return max(1, site.base - 1) if site.kind == "depth" else site.near(site.base / 2)
-
-
 def inspect(
     network: Network, latency: Callable[[float], Latency], each: float, on_round: OnRound | None = None
-) -> Inspection:  # fmt: skip
+) -> Inspection:
     """Measure every distinct layer of the base network, and those that half a width or a block less would make of it.
 
     `latency` builds a metric that measures for a number of seconds, and `each` is the seconds for a layer.
     """
     base = network.base
-    archs = {name: _with(base, site) for name, site in network.sites.items()}
-    uses = {name: network.uses(arch) for name, arch in {"": base, **archs}.items()}
+    halves = {name: _smaller(site) for name, site in network.sites.items()}
+    uses = {"": network.uses(base), **{name: network.uses(_with(base, name, half)) for name, half in halves.items()}}
     layers = list(dict.fromkeys(use.layer for group in uses.values() for use in group))
-    metric: Metric = latency(each * len(layers))
-    readings = dict(zip(layers, metric.measure(layers, on_round=on_round), strict=True))
-    seconds = {layer: reading.estimate for layer, reading in readings.items()}
+    readings = dict(zip(layers, latency(each * len(layers)).measure(layers, on_round=on_round), strict=True))
     (whole,) = latency(WHOLE).measure([resize(network, base)])
-    sums = {name: sum(seconds[use.layer] for use in group) for name, group in uses.items()}
-    nodes = {node.name: node for node in network.nodes}
+    sums = {name: sum(readings[use.layer].estimate for use in group) for name, group in uses.items()}
+    modules = {node.name: node.module or node.name for node in network.nodes}
     facts = tuple(
         LayerFacts(
-            use.node,
-            use.layer,
-            seconds[use.layer],
-            use.site,
-            network.frozen.get(nodes[use.node].module or use.node, ""),
+            use.node, use.layer, readings[use.layer].estimate, use.site, network.frozen.get(modules[use.node], "")
         )
         for use in uses[""]
     )
     sites = [
-        SiteFacts(site, sum(layer.seconds for layer in facts if _belongs(network, layer, site)), sums[""] - sums[name])
+        SiteFacts(
+            site, sum(layer.seconds for layer in facts if _belongs(layer, site)), sums[""] - sums[name], halves[name]
+        )
         for name, site in network.sites.items()
     ]
     doubts = dict.fromkeys(remark for reading in (*readings.values(), whole) for remark in reading.remarks)
-    return Inspection(
-        facts, tuple(sorted(sites, key=lambda one: one.saved, reverse=True)), dict(network.frozen), network.macs(base),
-        network.params(base), network.searchable, whole, tuple(doubts),
-    )  # fmt: skip
+    sites.sort(key=lambda one: one.saved, reverse=True)
+    return Inspection(facts, tuple(sites), network, whole, tuple(doubts))
 
 
-WHOLE = 3.0
-"""Seconds for the whole network."""
+def _smaller(site: Site) -> int:
+    """Half the width, or a block less."""
+    return max(1, site.base - 1) if site.kind == "depth" else site.near(site.base / 2)
 
 
-def _with(base: Arch, site: Site) -> Arch:
-    """The base with this site smaller."""
-    if site.kind == "depth":
-        return replace(base, depths={**base.depths, site.name: smaller(site)})
-    return replace(base, widths={**base.widths, site.name: smaller(site)})
+def _with(base: Arch, name: str, choice: int) -> Arch:
+    """The base with another choice for one site."""
+    both = (base.widths, base.depths)
+    return Arch(*({site: choice if site == name else size for site, size in sizes.items()} for sizes in both))
 
 
-def _belongs(network: Network, facts: LayerFacts, site: Site) -> bool:
+def _belongs(facts: LayerFacts, site: Site) -> bool:
     if site.kind == "width":
         return facts.site == site.name
     return any(facts.name == block or facts.name.startswith((f"{block}.", f"{block}:")) for block in site.producers)

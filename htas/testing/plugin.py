@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from htas import datasets, metrics
-from htas.data.split import Part
+from htas.data.split import PARTS
 from htas.datasets import Dataset, load
 from htas.errors import UserError
 from htas.graph import resize, trace
@@ -20,7 +20,6 @@ from htas.plugins.options import options_of
 from htas.timing.measurement import Measurement
 from htas.timing.target import Target
 
-PARTS: tuple[Part, ...] = ("train", "test")
 CONV = Layer("conv", 3, 8, (8, 8), (3, 3), padding=(1, 1), norm=True, activation="relu")
 TARGET = Target(batch=2, threads=1, shapes=((3, 8, 8),))
 

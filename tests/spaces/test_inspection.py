@@ -67,7 +67,7 @@ def test_layers_have_their_latency_and_the_reason_why_they_cannot_change(found):
     ]
     assert [own.seconds for own in convs[:3]] == pytest.approx([us(32), us(16), us(8)])
     assert found.sum == pytest.approx(sum(us(own.layer.outputs) for own in found.layers))
-    assert found.params == sum(parameter.numel() for parameter in Small().parameters())
+    assert found.network.params(found.network.base) == sum(parameter.numel() for parameter in Small().parameters())
 
 
 def test_a_site_saves_what_its_layers_take_less(found):
