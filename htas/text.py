@@ -8,7 +8,6 @@ from typing import Self
 
 NONE = "\N{EN DASH}"
 """The text of a table cell without a value."""
-TIMES = "\N{MULTIPLICATION SIGN}"
 ARROW = "\N{RIGHTWARDS ARROW}"
 
 

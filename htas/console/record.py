@@ -83,14 +83,14 @@ def recording(tensorboard: bool = False) -> Iterator[None]:
     """Record lines and progress in the folders that `into` names."""
     global _current
     before, _current = _current, Record(tensorboard)
+    state, why = "finished", ""
     try:
         yield
     except BaseException as error:
-        _current.end("stopped", str(error) or type(error).__name__, _current.folder)
+        state, why = "stopped", str(error) or type(error).__name__
         raise
-    else:
-        _current.end("finished", "", _current.folder)
     finally:
+        _current.end(state, why, _current.folder)
         _current = before
 
 

@@ -16,11 +16,9 @@ def show(tables: Sequence[TextTable], more: Mapping[str, str], as_json: bool) ->
     if as_json:
         print(json.dumps({**more, "tables": [table.json() for table in tables]}, indent=1))
         return
+    draw = _draw if sys.stdout.isatty() else print
     for table in tables:
-        if sys.stdout.isatty():
-            _draw(table)
-        else:
-            print(table)
+        draw(table)
     for value in more.values():
         print(value)
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from htas.report._compare import Answer
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -18,6 +16,29 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.text} ({self.note})" if self.note else self.text
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of the answer on top: what it is called, its value, and what it is made of."""
+
+    label: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a reader should know after five seconds."""
+
+    headline: str
+    details: tuple[str, ...]
+    figures: tuple[Figure, ...]
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """The headline, and the sentences below it."""
+        return (self.headline, *self.details)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What a report says, in order: the answer, networks, picture, searches, curves, doubts, and how to repeat it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -20,12 +20,11 @@ from htas.report._blocks import (
     plain_table,
     points,
 )
-from htas.report._compare import answer, base_of
 from htas.report._course import course
 from htas.report._figures import BANDS, accuracy_over_latency, archs, predictions
 from htas.report._names import at_the_start, is_searched, network_names, row_names, search_name, space_name
 from htas.report.result import Report, Result
-from htas.report.summary import figures, marked
+from htas.report.summary import answer, base_of, figures, marked
 from htas.report.survey import ABOUT, curve_doubts, curve_picture
 from htas.search.record import EpochRecord, SearchRecord
 from htas.text import NONE, duration, listing, percent, plural, quantity, runs, significant
@@ -62,7 +61,9 @@ def _networks(report: Report) -> list[Block]:
     for result in report.results:
         accuracy, measured, predicted, *rest = figures(result, base)
         label = Cell(names[result.name], result.name if result.name != names[result.name] else "")
-        rows.append((label, accuracy, replace(measured, note=_readings(result)), predicted, _agreement(result), *rest))
+        seconds = result.measured.estimate if result.measured else 0.0
+        agreement = Cell(NONE if result.predicted is None or not seconds else f"{result.predicted / seconds:.2f}")
+        rows.append((label, accuracy, replace(measured, note=_readings(result)), predicted, agreement, *rest))
     return [
         Heading("Networks"),
         Table(headings, rows, headings[:1], marked(report)),
@@ -84,11 +85,6 @@ def _readings(result: Result) -> str:
         return ""
     middle, least = significant(1e3 * measured.median), significant(1e3 * measured.minimum)
     return f"median {middle}, min {least}, {plural(len(measured.values), 'reading')}"
-
-
-def _agreement(result: Result) -> Cell:
-    seconds = result.measured.estimate if result.measured else 0.0
-    return Cell(NONE if result.predicted is None or not seconds else f"{result.predicted / seconds:.2f}")
 
 
 def _archs(report: Report) -> list[Block]:
@@ -181,20 +177,18 @@ def _limits(search: SearchRecord) -> list[Block]:
         noise = f"\N{PLUS-MINUS SIGN} {percent(2 * limit.error, 1)}" if limit.error else ""
         rows.append([*map(Cell, (limit.metric, limit.asked, *values)), Cell(percent(limit.ratio, 1), noise)])
     headings = ("limit", "configured", "in its unit", "predicted", "measured again", "measured / limit")
-    return [Table(headings, rows, headings[:2]), Text(" ".join(_how_kept(search)))]
-
-
-def _how_kept(search: SearchRecord) -> Iterator[str]:
+    sentences = []
     if search.measured_archs:
-        yield (
+        sentences.append(
             f"{plural(search.measured_archs, 'arch')} near the end of the search were measured whole. The result "
             "is measured again, next to the base network, on readings that played no part in proposing it."
         )
     if search.uniform is not None:
-        yield (
+        sentences.append(
             f"The uniform network within the limits has {percent(search.uniform)} {search.judge}, the result "
             f"{percent(search.accuracy or 0.0)}."
         )
+    return [Table(headings, rows, headings[:2]), Text(" ".join(sentences))]
 
 
 def _verdict(search: SearchRecord) -> str:
@@ -274,8 +268,15 @@ def doubts(report: Report) -> list[tuple[str, str]]:
     names, base = row_names(report), base_of(report)
     remarks = [("", remark) for remark in report.remarks]
     for result in report.results:
-        readings = result.measured.doubts if result.measured else ()
-        reasons = (*result.remarks, *readings, *_unlike(result, base))
+        reasons = [*result.remarks, *(result.measured.doubts if result.measured else ())]
+        if base and base.measured and result.measured:
+            if result.measured.survey != base.measured.survey:
+                reasons.append(
+                    "was not measured in the same interleaved run as the base network; measure both before "
+                    "comparing them"
+                )
+            if result.target != base.target:
+                reasons.append(f"was measured for another target than the base network ({target(base.target)})")
         remarks += [(names[result.name], reason) for reason in reasons]
     remarks += curve_doubts(report.curves)
     for search in report.searches:
@@ -287,16 +288,6 @@ def doubts(report: Report) -> list[tuple[str, str]]:
         ]
         remarks += [] if search.converged else [(subject, f"not converged: {search.why}")]
     return remarks
-
-
-def _unlike(result: Result, base: Result | None) -> Iterator[str]:
-    """Why a network's time may not be compared with the base's."""
-    if base is None or result.measured is None or base.measured is None:
-        return
-    if result.measured.survey != base.measured.survey:
-        yield "was not measured in the same interleaved run as the base network; measure both before comparing them"
-    if result.target != base.target:
-        yield f"was measured for another target than the base network ({target(base.target)})"
 
 
 def _measuring(report: Report) -> list[Block]:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import assert_never
 
 from htas.files import write_bytes, write_text
-from htas.report._blocks import Block, Cell, Code, Fold, Heading, Picture, Points, Table, Text
-from htas.report._compare import Answer
+from htas.report._blocks import Answer, Block, Cell, Code, Fold, Heading, Picture, Points, Table, Text
 from htas.report._draw import embedded, inline, script
 from htas.report._style import STYLE
 
@@ -96,15 +95,14 @@ def _table(table: Table) -> str:
     head = "".join(
         f'<th scope="col" class="{kind}">{escape(text)}</th>' for kind, text in zip(kinds, table.headings, strict=True)
     )
-    rows = "".join(_row(row, kinds, row[0].text in table.marked) for row in table.rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-
-
-def _row(row: Sequence[Cell], kinds: Sequence[str], marked: bool) -> str:
-    notes = (f"<small>{escape(cell.note)}</small>" if cell.note else "" for cell in row)
-    first, *others = (escape(cell.text) + note for cell, note in zip(row, notes, strict=True))
-    cells = "".join(f'<td class="{kind}">{text}</td>' for kind, text in zip(kinds[1:], others, strict=True))
-    return f'<tr{" class=marked" if marked else ""}><th scope="row" class="{kinds[0]}">{first}</th>{cells}</tr>'
+    rows = []
+    for row in table.rows:
+        texts = [escape(cell.text) + (f"<small>{escape(cell.note)}</small>" if cell.note else "") for cell in row]
+        cells = "".join(f'<td class="{kind}">{text}</td>' for kind, text in zip(kinds[1:], texts[1:], strict=True))
+        line = "<tr class=marked>" if row[0].text in table.marked else "<tr>"
+        rows.append(f'{line}<th scope="row" class="{kinds[0]}">{texts[0]}</th>{cells}</tr>')
+    body = "".join(rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def plain(text: str) -> str:

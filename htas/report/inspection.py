@@ -11,7 +11,7 @@ from htas.report._blocks import Block, Heading, Picture, Text, facts_table, plai
 from htas.report._draw import WIDTH, Spec, plot, spec, tooltip
 from htas.report._page import html
 from htas.report._style import BLUE, FAINT, GREEN
-from htas.spaces.inspection import Inspection, LayerFacts, SiteFacts
+from htas.spaces.inspection import Inspection, SiteFacts
 from htas.text import TextTable, millions, milliseconds, percent, plural
 
 SITES = ("site", "kind", "base", "smaller", "saves", "its layers take")
@@ -20,9 +20,14 @@ SHOWN = 20
 """Sites, and layers, that a picture or the terminal shows at most."""
 
 
-def page(title: str, inspection: Inspection, facts: Mapping[str, object], folder: Path) -> tuple[Path, TextTable]:
+def page(title: str, inspection: Inspection, about: Mapping[str, object], folder: Path) -> tuple[Path, TextTable]:
     """Write inspect.html; its path, and the summary with the sites that could save most."""
     sites = [_site(site, inspection) for site in inspection.sites]
+    layers = [
+        (facts.name, facts.layer.kind, facts.site or facts.frozen, f"{facts.layer.inputs} to {facts.layer.outputs}",
+         millions(facts.layer.macs), millions(facts.layer.params), percent(facts.seconds / inspection.sum, 1))
+        for facts in inspection.layers
+    ]  # fmt: skip
     network = inspection.network
     frozen = [(name, why) for name, why in network.frozen.items() if why != OUTPUT]
     lines = [
@@ -47,13 +52,13 @@ def page(title: str, inspection: Inspection, facts: Mapping[str, object], folder
         *_depths(inspection),
         Heading("Where the time goes"),
         Picture("layers", _layers_chart(inspection), taking, slowest),
-        plain_table(LAYERS, [_layer(layer, inspection) for layer in inspection.layers], LAYERS[:3]),
+        plain_table(LAYERS, layers, LAYERS[:3]),
         Heading("What stays as it is, and why"),
         points(frozen, "Nothing but the outputs, which are the classes."),
         Heading("Doubts"),
         points(("", doubt) for doubt in inspection.doubts),
         Heading("How it was measured"),
-        facts_table(facts),
+        facts_table(about),
     ]
     path = folder / "inspect.html"
     write_text(path, html(title, blocks))
@@ -83,14 +88,6 @@ def _site(facts: SiteFacts, inspection: Inspection) -> tuple[str, ...]:
     return (
         f"{site.name}{more}", site.kind + groups, str(site.base), str(facts.half),
         percent(facts.saved / inspection.sum, 1), percent(facts.seconds / inspection.sum, 1),
-    )  # fmt: skip
-
-
-def _layer(facts: LayerFacts, inspection: Inspection) -> tuple[str, ...]:
-    layer = facts.layer
-    return (
-        facts.name, layer.kind, facts.site or facts.frozen, f"{layer.inputs} to {layer.outputs}", millions(layer.macs),
-        millions(layer.params), percent(facts.seconds / inspection.sum, 1),
     )  # fmt: skip
 
 

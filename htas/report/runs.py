@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from htas.report._blocks import Block, Cell, Heading, Table, Text, plain_table, points
-from htas.report._compare import answer, base_of, found_of
 from htas.report._content import doubts, target, value
 from htas.report._figures import runs_over_latency
 from htas.report._names import family_name, row_names
 from htas.report._page import publish
 from htas.report.result import Report, Result
-from htas.report.summary import figures, marked
+from htas.report.summary import answer, base_of, figures, found_of, marked
 from htas.text import listing
 
 HEADINGS = (

@@ -1,11 +1,19 @@
-"""A report in a few lines: the answer, and the networks."""
+"""A report in a few lines: its networks, and what may be claimed of two: faster, slower, or no clear difference."""
 
-from htas.report._blocks import Cell
-from htas.report._compare import against_base, answer, base_of, found_of
-from htas.report._names import row_names
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import hypot, inf, sqrt
+from typing import Literal
+
+from htas.report._blocks import Answer, Cell, Figure
+from htas.report._names import at_the_start, is_searched, network_names, row_names, search_name
 from htas.report.result import Report, Result
-from htas.text import NONE, TextTable, millions, percent, plus_minus, significant
+from htas.text import ARROW, NONE, TextTable, millions, milliseconds, percent, plus_minus, points, signed, significant
+from htas.timing.measurement import Measurement
 
+FEWEST = 5
+"""With fewer readings their noise is unknown."""
+PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 HEADINGS = (
     "network", "accuracy", "measured, ms", "predicted, ms", "times as fast as base", "multiply-adds", "parameters"
 )  # fmt: skip
@@ -38,3 +46,174 @@ def figures(result: Result, base: Result | None) -> tuple[Cell, ...]:
         Cell(millions(result.macs)),
         Cell(millions(result.params)),
     )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One figure of two networks, with the difference that noise alone could make."""
+
+    difference: float
+    ratio: float
+    noise: float
+    """In the unit of the difference."""
+
+    @property
+    def verdict(self) -> Literal["more", "less", "unclear"]:
+        """Which way the difference goes, where it is larger than the noise."""
+        if abs(self.difference) <= self.noise:
+            return "unclear"
+        return "more" if self.difference > 0 else "less"
+
+
+def speed(network: Measurement, base: Measurement) -> Comparison:
+    """How many times as fast as the base: ratio of estimates, base over network; the difference is in seconds saved.
+
+    The noise is two standard errors of the difference; those of the machine's level do not count, since both were
+    read in the same rounds. With few readings it has no bound.
+    """
+    few = min(len(network.values), len(base.values)) < FEWEST
+    noise = inf if few else 2 * hypot(network.error, base.error)
+    saved = base.estimate - network.estimate
+    return Comparison(saved, base.estimate / network.estimate if network.estimate else inf, noise)
+
+
+def accuracy(network: float, base: float, images: int) -> Comparison:
+    """How much more accurate than the base, in shares of the test split (0.01 is a point).
+
+    The noise is two standard errors of the difference of two binomial shares; nothing is known where `images` is 0,
+    and then every difference counts.
+    """
+    variance = (network * (1 - network) + base * (1 - base)) / images if images else 0.0
+    return Comparison(network - base, network / base if base else inf, 2 * sqrt(variance))
+
+
+def base_of(report: Report) -> Result | None:
+    """The network called `base`, if the report has one."""
+    return next((result for result in report.results if result.name == "base"), None)
+
+
+def found_of(report: Report) -> Result | None:
+    """The searched network that counts: the first one, as the configuration orders its spaces."""
+    return next(filter(is_searched, report.results), None)
+
+
+def against_base(result: Result, base: Result | None) -> Comparison | None:
+    """The speed of a network against the base; None where either is not measured, or it is the base itself."""
+    if base is None or base is result or base.measured is None or result.measured is None:
+        return None
+    return speed(result.measured, base.measured)
+
+
+def _accuracy(result: Result, base: Result, report: Report) -> Comparison | None:
+    """The accuracy of a network against another's; None where either is not trained."""
+    if result.accuracy is None or base.accuracy is None:
+        return None
+    return accuracy(result.accuracy, base.accuracy, report.test_images)
+
+
+def answer(report: Report) -> Answer:
+    """The searched network against the base, and against narrowing alike, claiming no more than the data."""
+    searched, base = found_of(report), base_of(report)
+    if searched is None or base is None or searched is base:
+        missing = "base network" if base is None else "searched network"
+        return Answer(f"This report holds no {missing}, so nothing is compared.", (), ())
+    names = {**network_names(report), searched.name: "the searched network"}
+    headline = _speed_sentence(searched, base, names)
+    clear, narrowed = _narrowing_sentence(searched, report)
+    unfinished = any(search.space == searched.name and not search.converged for search in report.searches)
+    details = (
+        _accuracy_sentence(searched, base, report, names),
+        "" if clear else narrowed,
+        _rival_sentence(searched, report, names),
+        f"The {search_name(searched.name)} has not converged." if unfinished else "",
+    )
+    figures = tuple(_figures(searched, base, report, names))
+    return Answer(f"{headline} {narrowed}" if clear else headline, tuple(filter(None, details)), figures)
+
+
+def _speed_sentence(searched: Result, base: Result, names: Mapping[str, str]) -> str:
+    """Faster, slower, or no clear difference."""
+    network, other = names[searched.name], names[base.name]
+    compared = against_base(searched, base)
+    if compared is None:
+        unmeasured = " and ".join(names[result.name] for result in (searched, base) if result.measured is None)
+        return f"Not measured yet: {unmeasured}. Nothing can be said about speed."
+    times = f"{_time(searched)} against {_time(base)} per batch"
+    ratio = significant(compared.ratio)
+    if compared.verdict == "more":
+        return at_the_start(f"{network} is {ratio} times as fast as {other}: {times}, measured.")
+    if compared.verdict == "less":
+        return at_the_start(f"{network} is slower than {other}, {ratio} times as fast: {times}, measured.")
+    why = "within the noise" if compared.noise < inf else f"and fewer than {FEWEST} readings to tell it by"
+    return f"No clear difference in speed between {network} and {other}: {times}, {why}."
+
+
+def _accuracy_sentence(searched: Result, base: Result, report: Report, names: Mapping[str, str]) -> str:
+    """The difference in points, and whether that number of test images can tell it."""
+    compared = _accuracy(searched, base, report)
+    if compared is None:
+        untrained = " and ".join(names[result.name] for result in (searched, base) if result.accuracy is None)
+        return f"Not trained yet: {untrained}. Nothing can be said about accuracy."
+    other, (after, before) = names[base.name], _shares(searched, base)
+    if compared.difference == 0:
+        return at_the_start(f"{names[searched.name]} is as accurate as {other}: {after}.")
+    gap, direction = points(abs(compared.difference)), "more" if compared.difference > 0 else "less"
+    if compared.verdict == "unclear":
+        noise = f"within the noise of {report.test_images} test images ({PLUS_MINUS}{points(compared.noise)})"
+        return f"No clear difference in accuracy to {other}: {after} against {before}, {gap} {direction}, {noise}."
+    sentence = f"{names[searched.name]} is {gap} {direction} accurate than {other}: {after} against {before}."
+    return at_the_start(sentence)
+
+
+def _narrowing_sentence(searched: Result, report: Report) -> tuple[bool, str]:
+    """Where narrowing all layers alike ended that is not slower, and whether the difference is clear; else nothing."""
+    control = next((other for other in report.results if other.strategy == "uniform" and not is_searched(other)), None)
+    times = against_base(control, searched) if control else None
+    compared = _accuracy(control, searched, report) if control else None
+    if times is None or compared is None or times.verdict == "less" or times.noise == inf:
+        return False, ""
+    where = "at lower latency" if times.verdict == "more" else "at equal latency"
+    noise = f" ({PLUS_MINUS}{points(compared.noise)})" if compared.noise else ""
+    if compared.verdict == "unclear":
+        return False, f"No clear difference in accuracy to narrowing all layers alike {where}{noise}."
+    size = f"{points(abs(compared.difference))} {'higher' if compared.verdict == 'more' else 'lower'}{noise}"
+    return True, f"{where[0].upper()}{where[1:]}, narrowing all layers alike ended {size}."
+
+
+def _rival_sentence(searched: Result, report: Report, names: Mapping[str, str]) -> str:
+    """The most accurate other network that is not clearly slower, apart from the base and narrowing."""
+    others = [other for other in report.results if other.name != "base" and other.strategy != "uniform"]
+    rivals = [each for each in others if (times := against_base(each, searched)) and times.verdict != "less"]
+    best = max(rivals, key=lambda other: other.accuracy or 0.0, default=None)
+    lead = _accuracy(searched, best, report) if best else None
+    if best is None or lead is None:
+        return ""
+    size, name = points(abs(lead.difference)), names[best.name]
+    figures = f"{_shares(best)[0]}, {_time(best)}"
+    return {
+        "more": f"Of the networks here that are not slower, the next best is {name}, {size} less ({figures}).",
+        "less": f"But {name} is not slower and {size} more accurate ({figures}).",
+        "unclear": f"No clear difference in accuracy to {name}, which is not slower ({figures}).",
+    }[lead.verdict]
+
+
+def _time(result: Result) -> str:
+    return milliseconds(result.measured.estimate) if result.measured else NONE
+
+
+def _shares(*results: Result) -> list[str]:
+    return [NONE if result.accuracy is None else percent(result.accuracy) for result in results]
+
+
+def _figures(searched: Result, base: Result, report: Report, names: Mapping[str, str]) -> Iterator[Figure]:
+    if faster := against_base(searched, base):
+        clear, ratio = faster.verdict != "unclear", f"{significant(faster.ratio)}\N{MULTIPLICATION SIGN}"
+        label = f"as fast as {names[base.name]}, measured" if clear else "no clear difference in speed"
+        yield Figure(label, ratio if clear else f"({ratio})", f"{_time(base)} {ARROW} {_time(searched)}")
+    if gain := _accuracy(searched, base, report):
+        label = "points of accuracy" + (": no clear difference" if gain.verdict == "unclear" else "")
+        yield Figure(label, signed(gain.difference * 100), f" {ARROW} ".join(_shares(base, searched)))
+    counts = (("multiply-adds", searched.macs, base.macs), ("parameters", searched.params, base.params))
+    for label, after, before in counts:
+        if before:
+            yield Figure(f"of the {label}", percent(after / before, 0), f"{millions(before)} {ARROW} {millions(after)}")

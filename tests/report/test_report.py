@@ -13,7 +13,6 @@ from htas.files import FORMAT, from_json, to_json
 from htas.graph.arch import Arch
 from htas.report import read, write
 from htas.report._blocks import Picture
-from htas.report._compare import accuracy, answer, speed
 from htas.report._content import doubts, standing, target, value
 from htas.report._course import asked_share
 from htas.report._draw import inline
@@ -21,6 +20,7 @@ from htas.report._figures import accuracy_over_latency, archs
 from htas.report._names import family_name, network_names
 from htas.report.result import Prediction, Report, Result
 from htas.report.runs import page as runs_page
+from htas.report.summary import accuracy, answer, speed
 from htas.run.stages import _reported
 from htas.search.record import EpochRecord, LimitOutcome, SearchRecord
 from htas.spaces.curve import Curve, CurveRecord, Fit
