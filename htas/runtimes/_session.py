@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,18 @@ SPIN = 50
 @dataclass(frozen=True)
 class SessionRuntime(GraphRuntime):
     """ONNX Runtime with one provider."""
+
+    install: ClassVar[str]
+    """How to get a build of ONNX Runtime with the provider for CUDA; ends a sentence."""
+
+    def __post_init__(self) -> None:
+        if self.target.device == "cuda":
+            import onnxruntime
+
+            provider, providers = self.provider[0], onnxruntime.get_available_providers()
+            if provider not in providers:
+                what = f"this needs ONNX Runtime's {provider}, this build has {listing(providers)}"
+                raise UserError(f"{what}; {self.install}")
 
     @property
     @abstractmethod
@@ -72,15 +84,6 @@ class SessionRuntime(GraphRuntime):
         inputs = example or tuple(torch.randn(argument.shape) for argument in session.get_inputs())
         bound = _Bound(session, self.target.device, inputs, None if isinstance(graph, str) else self.dtype)
         return Program(bound.run, bound.outputs)
-
-
-def check_provider(provider: str, way_out: str) -> None:
-    """Raise UserError where this build of ONNX Runtime lacks the provider."""
-    import onnxruntime
-
-    providers = onnxruntime.get_available_providers()
-    if provider not in providers:
-        raise UserError(f"this needs ONNX Runtime's {provider}, this build has {listing(providers)}; {way_out}")
 
 
 class _Bound:

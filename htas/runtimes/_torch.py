@@ -1,9 +1,8 @@
 """What the runtimes that are PyTorch share: building, devices, threads, versions."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import torch
@@ -14,9 +13,6 @@ from htas.graph.layer import Layer
 from htas.runtimes import Program, Runtime
 from htas.timing.allocator import keep_memory
 from htas.timing.target import DTYPES, Target
-
-FORGOTTEN = 33
-"""Its square is more kernels than oneDNN keeps."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +28,10 @@ class TorchRuntime(Runtime):
         """The layer's module, unchecked."""
         example = layer.example(self.target.batch)
         return self.builder.layer(layer, lambda: self.build(layer.build(), example))
+
+    def session(self) -> AbstractContextManager[object]:
+        """Within it PyTorch computes with the target's number of threads."""
+        return threads(self.target.threads)
 
     def describe(self) -> Mapping[str, str]:
         """PyTorch's version and the libraries and settings of its convolutions."""
@@ -68,20 +68,6 @@ def program(call: Callable[..., Any], inputs: tuple[Tensor, ...], target: Target
         return first(call(*(tensor.to(target.device, target.dtype) for tensor in tensors))).float().cpu()
 
     return Program(run, outputs)
-
-
-def forget_kernels() -> None:
-    """Make oneDNN drop its compiled kernels, by compiling as many others.
-
-    It keeps the last 1024. The address of a kernel can make a layer half as slow again in one process and not in the
-    next, however often the layer is built (docs/decisions.md).
-    """
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return
-    with torch.inference_mode():
-        for inputs, outputs in product(range(1, FORGOTTEN + 1), repeat=2):
-            image, weight = torch.ones(1, inputs, 2, 2), torch.ones(outputs, inputs, 1, 1)
-            torch.mkldnn_convolution(image, weight, None, (0, 0), (1, 1), (1, 1), 1)
 
 
 @contextmanager

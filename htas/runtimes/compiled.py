@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from htas.errors import UserError
 from htas.formats.onnx import quiet
 from htas.runtimes import Program
-from htas.runtimes._torch import TorchRuntime, placed, program, threads
+from htas.runtimes._torch import TorchRuntime, placed, program
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,6 @@ class Compiled(TorchRuntime):
     def describe(self) -> Mapping[str, str]:
         """PyTorch's version and the compiler's settings."""
         return {**super().describe(), "compiler": "inductor", "mode": self.mode, "frozen": str(self._freezes)}
-
-    def session(self) -> AbstractContextManager[object]:
-        """Within it PyTorch computes with the target's number of threads."""
-        return threads(self.target.threads)
 
     @property
     def _freezes(self) -> bool:

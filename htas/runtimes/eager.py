@@ -1,13 +1,17 @@
 """Plain PyTorch, as most people run a network: NCHW, inference mode, nothing compiled."""
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import product
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from htas.runtimes import Program
-from htas.runtimes._torch import TorchRuntime, forget_kernels, placed, program, threads
+from htas.runtimes._torch import TorchRuntime, placed, program
+
+FORGOTTEN = 33
+"""Its square is more kernels than oneDNN keeps."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,17 @@ class Eager(TorchRuntime):
         return self.builder.network(model, example, self.build, compare=compare)
 
     def renew(self) -> None:
-        """Drop compiled kernels, on a CPU."""
-        forget_kernels()
+        """Make oneDNN drop its compiled kernels, by compiling as many others.
 
-    def session(self) -> AbstractContextManager[object]:
-        """Within it PyTorch computes with the target's number of threads."""
-        return threads(self.target.threads)
+        It keeps the last 1024. The address of a kernel can make a layer half as slow again in one process and not in
+        the next, however often the layer is built (docs/decisions.md).
+        """
+        if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+            return
+        with torch.inference_mode():
+            for inputs, outputs in product(range(1, FORGOTTEN + 1), repeat=2):
+                image, weight = torch.ones(1, inputs, 2, 2), torch.ones(outputs, inputs, 1, 1)
+                torch.mkldnn_convolution(image, weight, None, (0, 0), (1, 1), (1, 1), 1)
 
     def build(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
         """The network itself, on the target's device, in its precision."""

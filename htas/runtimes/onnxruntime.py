@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from htas.errors import UserError
-from htas.runtimes._session import SPIN, SessionRuntime, check_provider
+from htas.runtimes._session import SPIN, SessionRuntime
 
 
 @dataclass(frozen=True)
@@ -22,18 +22,17 @@ class OnnxRuntime(SessionRuntime):
     chained: ClassVar[tuple[str, ...]] = ("cpu",)
     lacking: ClassVar[str] = "on a CPU it would cast to fp32 and back around every operator, and it has no bf16 at all"
     what: ClassVar[str] = "ONNX Runtime"
+    install: ClassVar[str] = (
+        "replace the package onnxruntime by onnxruntime-gpu (uninstall the first: they share their files), or use "
+        "target.runtime 'eager' or target.device 'cpu'"
+    )
     spin: int = SPIN
     """Microseconds that a CPU thread waits busily for the next call."""
 
     def __post_init__(self) -> None:
         if self.spin < 0:
             raise UserError(f"target.options: spin must be 0 microseconds or more, got {self.spin}")
-        if self.target.device == "cuda":
-            check_provider(
-                "CUDAExecutionProvider",
-                "replace the package onnxruntime by onnxruntime-gpu (uninstall the first: they share their files), or "
-                "use target.runtime 'eager' or target.device 'cpu'",
-            )
+        super().__post_init__()
 
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from htas.runtimes._session import SessionRuntime, check_provider
-
-PROVIDER = "TensorrtExecutionProvider"
+from htas.runtimes._session import SessionRuntime
 
 
 @dataclass(frozen=True)
@@ -19,13 +17,10 @@ class TensorRT(SessionRuntime):
     build_seconds: ClassVar[float] = 5.0
     """Estimated; to be measured."""
     what: ClassVar[str] = "TensorRT"
-
-    def __post_init__(self) -> None:
-        check_provider(
-            PROVIDER,
-            "replace the package onnxruntime by onnxruntime-gpu (uninstall the first: they share their files) and "
-            "install TensorRT, or use target.runtime 'cuda_graph' or 'compiled'",
-        )
+    install: ClassVar[str] = (
+        "replace the package onnxruntime by onnxruntime-gpu (uninstall the first: they share their files) and install "
+        "TensorRT, or use target.runtime 'cuda_graph' or 'compiled'"
+    )
 
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:
@@ -35,4 +30,4 @@ class TensorRT(SessionRuntime):
     @property
     def provider(self) -> tuple[str, Mapping[str, Any]]:
         """TensorRT's, with its own switch for fp16."""
-        return PROVIDER, {"trt_fp16_enable": self.target.precision == "fp16"}
+        return "TensorrtExecutionProvider", {"trt_fp16_enable": self.target.precision == "fp16"}

@@ -5,6 +5,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import inf
@@ -96,22 +97,18 @@ class Entry:
 
 
 def _in_utc(date: str) -> str:
-    try:
-        moment = datetime.fromisoformat(date)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise UserError(f"date must be ISO 8601 with a zone, such as 2026-11-23T04:05:06+00:00, got {date!r}")
-    return moment.astimezone(UTC).isoformat(timespec="microseconds")
+    with suppress(ValueError):
+        if (moment := datetime.fromisoformat(date)).tzinfo is not None:
+            return moment.astimezone(UTC).isoformat(timespec="microseconds")
+    raise UserError(f"date must be ISO 8601 with a zone, such as 2026-11-23T04:05:06+00:00, got {date!r}")
 
 
 def _is_canonical(layer: str) -> bool:
     """Whether equal work would have an equal key: a JSON object with its names in order."""
-    try:
+    with suppress(ValueError):
         content = json.loads(layer)
-    except ValueError:
-        return False
-    return isinstance(content, dict) and json.dumps(content, sort_keys=True) == layer
+        return isinstance(content, dict) and json.dumps(content, sort_keys=True) == layer
+    return False
 
 
 def write_table(path: Path, entries: Sequence[Entry]) -> None:
