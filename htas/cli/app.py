@@ -1,6 +1,7 @@
 """The verbs as one application: words of the command line to typed parameters, and refusals in one sentence."""
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -51,7 +52,8 @@ def call(argv: Sequence[str]) -> None:
         raise UserError(_sentence(error, verb)) from error
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # plug-ins of the user's, such as 'mine:Net', lie in the folder of the command
-    more = {"overrides": overrides} if "overrides" in unparsed else {}
+    words_written = {"overrides": overrides, "command": shlex.join(["htas", *argv])}
+    more = {name: value for name, value in words_written.items() if name in unparsed}
     tensorboard = bound.arguments.get("tensorboard", False)
     with nullcontext() if command is report else recording(tensorboard):  # a report may be read during a run
         command(*bound.args, **bound.kwargs, **more)

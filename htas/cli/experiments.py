@@ -1,12 +1,11 @@
 """The verbs of several runs."""
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from htas.cli.parameters import Device, Json, Out, Overrides, Source
+from htas.cli.parameters import Command, Device, Json, Out, Overrides, Source
 from htas.cli.sources import config_file, load_source
 from htas.console.terminal import show
 from htas.errors import UserError
@@ -17,6 +16,7 @@ def sweep(
     /,
     *,
     overrides: Overrides,
+    command: Command,
     budgets: Annotated[str, Parameter(help="budgets of latency, with commas between (80%,60%,40%)")] = "80%,60%,40%",
     share: Annotated[
         bool, Parameter(help="begin later searches with the first one's supernet, in half the epochs")
@@ -28,8 +28,6 @@ def sweep(
     configuration, folder = load_source(config, overrides, out, "-sweep")
     from htas.experiments import budgets as experiment
 
-    more = [*(["--share"] if share else []), *(["--out", str(out)] if out else [])]
-    command = shlex.join(["htas", "sweep", str(config), *overrides, "--budgets", budgets, *more])
     limits = [text.strip() for text in budgets.split(",") if text.strip()]
     page, table = experiment.sweep(configuration, folder, limits, command, share)
     show([table], {"page": str(page)}, json)
@@ -40,6 +38,7 @@ def fastest(
     /,
     *,
     overrides: Overrides,
+    command: Command,
     accuracy_floor: Annotated[
         str,
         Parameter(
@@ -56,9 +55,6 @@ def fastest(
     configuration, folder = load_source(config, overrides, out, "-fastest")
     from htas.experiments import budgets as experiment
 
-    place = ["--out", str(out)] if out else []
-    flags = [f"--accuracy-floor={accuracy_floor}", f"--seeds={seeds}", f"--tries={tries}"]
-    command = shlex.join(["htas", "fastest", str(config), *flags, *overrides, *place])
     page, table = experiment.fastest(configuration, folder, command, accuracy_floor, seeds, tries)
     show([table], {"page": str(page)}, json)
 
@@ -91,6 +87,7 @@ def reproduce(
         str, Parameter(required=True, help="table2, fig2, fig3, table3, table4, table5, motivation, or all")
     ],
     overrides: Overrides,
+    command: Command,
     device: Device = None,
     quick: Annotated[bool, Parameter(help="the shortest searches and trainings that still have every step")] = False,
     full: Annotated[bool, Parameter(help="the paper's length; otherwise a short one, which is usual on a CPU")] = False,
@@ -111,15 +108,11 @@ def reproduce(
         raise UserError(f"--depths must be numbers of layers with commas between, such as 110,56,32, got {depths!r}")
     where = device or "cpu"
     length = "quick" if quick else "full" if full or where == "cuda" else "short"
-    flags = {"device": device, "seeds": None if seeds == 1 else seeds, "second": second or None, "out": out}
-    repeated = [f"--{name}={value}" for name, value in flags.items() if value is not None]
-    repeated += [*(["--quick"] if quick else []), *(["--full"] if full else [])]
-    repeated += [f"--depths={depths}"] if depths != "32" else []
     from htas.experiments import reproduce as experiment
 
     plan = experiment.Plan(
         folder=out or Path("runs") / "reproduce",
-        command=shlex.join(["htas", "reproduce", *what, *overrides, *repeated]),
+        command=command,
         device=where,
         length=length,
         seeds=seeds,

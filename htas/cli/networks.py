@@ -1,16 +1,21 @@
 """The verbs that look at networks by name, and at this machine."""
 
+from collections.abc import Sequence
+from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from htas import text
 from htas.cli.parameters import DEFAULT_TARGET, Again, Image, Json, Out, Overrides, TargetOptions, image_shapes
 from htas.cli.sources import ensure_stage, is_run, load_source, open_run
-from htas.cli.tables import as_json, networks_json, networks_table
 from htas.console.terminal import show
 from htas.errors import UserError
-from htas.files import slug
+from htas.files import JsonObject, slug
+
+if TYPE_CHECKING:
+    from htas.run.networks import Figures
 
 
 def measure(
@@ -54,9 +59,9 @@ def measure(
     others = [name.strip() for name in (metrics or "").split(",") if name.strip()]
     figures = measure_networks(list(networks), place, rounds, classes, others)
     if json:
-        print(as_json([networks_json(each) for each in figures]))
+        print(dumps([_json(each) for each in figures], indent=1))
     else:
-        show([networks_table(figures)], {}, False)
+        show([_table(figures)], {}, False)
 
 
 def inspect(
@@ -106,9 +111,55 @@ def doctor(
     from htas.cli.doctor import examine
 
     findings = examine(options)
-    print(as_json(findings.json()) if json else "\n".join(findings.lines()))
+    print(dumps(findings.json(), indent=1) if json else "\n".join(findings.lines()))
 
 
 def _flags(target: TargetOptions, **others: object) -> list[str]:
     """The names of the flags on the command line."""
     return [*target.flags(), *(name for name, value in others.items() if value is not None)]
+
+
+def _json(figures: "Figures") -> JsonObject:
+    """One network as JSON values: milliseconds and millions."""
+    latency = figures.latency
+    return {
+        "network": figures.network,
+        "runtime": figures.runtime,
+        "latency_ms": {
+            "estimate": latency.estimate * 1e3,
+            "error": latency.error * 1e3,
+            "interval": [end * 1e3 for end in latency.interval],
+            "median": latency.median * 1e3,
+            "min": latency.minimum * 1e3,
+            "spread": latency.spread * 1e3,
+        },
+        "mmacs": figures.macs / 1e6,
+        "mparams": figures.params / 1e6,
+        **{
+            name: {"estimate": each.estimate, "error": each.error, "unit": each.unit}
+            for name, each in figures.others.items()
+        },
+    }
+
+
+def _table(figures: Sequence["Figures"]) -> text.TextTable:
+    """One line per network, in columns, and below what casts doubt on a reading."""
+    others = list(figures[0].others)
+    rows: list[tuple[str, ...]] = [
+        ("network", "runtime", "latency", "error", "interval", "median", "min", "spread", "MACs", "parameters", *others)
+    ]
+    for each in figures:
+        latency = each.latency
+        first, last = (text.significant(end * 1e3) for end in latency.interval)
+        seconds = (latency.estimate, latency.error, latency.median, latency.minimum, latency.spread)
+        times = [text.milliseconds(each) for each in seconds]
+        times.insert(2, f"{first}-{last} ms")
+        more = [text.quantity(measured.estimate, measured.unit) for measured in each.others.values()]
+        rows.append((each.network, each.runtime, *times, text.millions(each.macs), text.millions(each.params), *more))
+    doubts = [
+        f"{each.network}: {name}{doubt}"
+        for each in figures
+        for name, measured in {"": each.latency, **{f"{name}: ": other for name, other in each.others.items()}}.items()
+        for doubt in measured.doubts
+    ]
+    return text.TextTable(rows, 2, after=doubts)

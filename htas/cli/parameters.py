@@ -29,6 +29,8 @@ Image = Annotated[
 ]
 Overrides = Annotated[Sequence[str], Parameter(parse=False)]
 """`--table.field=value` as written; a verb that takes these takes every option of a configuration."""
+Command = Annotated[str, Parameter(parse=False)]
+"""The whole command as written, for the report."""
 
 Shapes = tuple[tuple[int, ...], ...]
 

@@ -1,12 +1,16 @@
 """The verb of the measurement store."""
 
+from collections import Counter
+from dataclasses import asdict, fields
+from json import dumps
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from htas import text
-from htas.cli.tables import no_survey, print_table, survey_table, surveys_table
+from htas.console.terminal import show
 from htas.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,9 +40,9 @@ def store(
     opened = Store(path) if path else Store()
     match action:
         case "ls":
-            print_table(surveys_table(opened, json))
+            _print(_surveys(opened, json))
         case "show":
-            print_table(survey_table(opened, name, json))
+            _print(_survey(opened, name, json))
         case "export":
             print(f"{text.plural(opened.export(Path(name)), 'layer')} written to {name}")
         case "import":
@@ -65,5 +69,72 @@ def _check_store(action: str, name: str, json: bool, yes: bool) -> None:
 def _forget(opened: "Store", name: str) -> int:
     removed = opened.forget_all() if name == "all" else opened.forget(name)
     if not removed and name != "all":
-        raise UserError(no_survey(opened, name))
+        raise UserError(_no_survey(opened, name))
     return removed
+
+
+def _surveys(opened: "Store", json: bool) -> str:
+    """One line per survey, metric and place."""
+    surveys = opened.surveys()
+    if json:
+        return dumps([asdict(each) for each in surveys], indent=1)
+    if not surveys:
+        return f"no measurements in {opened.path}"
+    settings = ("device", "runtime", "precision", "batch", "threads")
+    rows: list[tuple[str, ...]] = [("survey", "metric", "date (UTC)", "place", *settings, "layers", "doubtful")]
+    for each in surveys:
+        date = each.date[:16].replace("T", " ")
+        where = (each.context.get(name, text.NONE) for name in settings)
+        counts = (str(each.layers), str(each.doubtful))
+        rows.append((each.survey, each.metric, date, each.place, *where, *counts))
+    return text.TextTable(rows, 7)
+
+
+def _survey(opened: "Store", name: str, json: bool) -> str:
+    """One line per layer, and below what casts doubt on its readings; raises UserError for an unknown survey."""
+    entries = opened.entries(name)
+    if not entries:
+        raise UserError(_no_survey(opened, name))
+    if json:
+        return dumps([each.row() for each in entries], indent=1)
+    rows: list[tuple[str, ...]] = [("layer", "metric", "readings", "median", "min", "spread", "anchor")]
+    for each in entries:
+        readings = each.measurement
+        figures = (
+            text.quantity(value, readings.unit) for value in (readings.median, readings.minimum, readings.spread)
+        )
+        anchor = text.quantity(median(each.anchor), readings.unit) if each.anchor else text.NONE
+        rows.append((_layer(each.layer), each.metric, str(len(readings.values)), *figures, anchor))
+    doubts = Counter(doubt for each in entries for doubt in dict.fromkeys((*each.measurement.remarks, *each.doubts)))
+    lines = [f"{text.plural(count, 'layer')}: {doubt}" for doubt, count in doubts.items()]
+    return text.TextTable(rows, 2, after=lines)
+
+
+def _no_survey(opened: "Store", name: str) -> str:
+    surveys = dict.fromkeys(each.survey for each in opened.surveys())
+    return text.no_such("survey", name, surveys) if surveys else f"no survey called {name!r}: {opened.path} has none"
+
+
+def _layer(key: str) -> str:
+    """`conv 16 -> 32, size 32x32, kernel 3x3, norm, activation relu`: what differs from a layer's defaults."""
+    from htas.graph.layer import Layer
+
+    try:
+        layer = Layer.of(key)
+    except (KeyError, TypeError):
+        return key  # not a layer, or one of another version
+    parts = [f"{layer.op} {layer.inputs} {text.ARROW} {layer.outputs}"]
+    for field in fields(layer)[3:]:
+        value = getattr(layer, field.name)
+        if value != field.default:
+            words = "x".join(map(str, value)) if isinstance(value, tuple) else "" if value is True else str(value)
+            parts.append(f"{field.name} {words}".rstrip())
+    return ", ".join(parts)
+
+
+def _print(table: str) -> None:
+    """Print a table in the way of this terminal, or a text as it is."""
+    if isinstance(table, text.TextTable):
+        show([table], {}, False)
+    else:
+        print(table)

@@ -3,7 +3,6 @@
 A verb is a plain function; its parameters are the arguments and options of the command.
 """
 
-import shlex
 from collections.abc import Callable
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -14,24 +13,28 @@ from cyclopts import Parameter
 from htas.cli.experiments import compare, fastest, reproduce, sweep
 from htas.cli.help import completion, options
 from htas.cli.networks import doctor, inspect, measure
-from htas.cli.parameters import Again, Json, Out, Overrides, Source, Tensorboard
+from htas.cli.parameters import Again, Command, Json, Out, Overrides, Source, Tensorboard
 from htas.cli.sources import ensure_stage, open_run
 from htas.cli.store import store
-from htas.cli.tables import print_summary
 from htas.console.terminal import show
 from htas.errors import UserError
 
 
 def run(
-    config: Source, /, *, overrides: Overrides, tensorboard: Tensorboard = False, json: Json = False, out: Out = None
+    config: Source,
+    /,
+    *,
+    overrides: Overrides,
+    command: Command,
+    tensorboard: Tensorboard = False,
+    json: Json = False,
+    out: Out = None,
 ) -> None:
     """Do every stage, from the base network to the report; finished stages are not repeated."""
     job = open_run(config, overrides, out)
     from htas.run import stages
 
-    place = ["--out", str(out)] if out else []
-    command = shlex.join(["htas", "run", str(config), *overrides, *place])
-    print_summary(stages.run_all(job, command), json)
+    _summarize(stages.run_all(job, command), json)
 
 
 def survey(
@@ -86,7 +89,7 @@ def report(
     if len(runs) == 1:
         job = open_run(runs[0], overrides, out)
         ensure_stage("report", job, again)
-        print_summary(job.folder / "report.html", json)
+        _summarize(job.folder / "report.html", json)
         return
     if overrides or again or json:
         name = overrides[0] if overrides else "--again" if again else "--json"
@@ -114,14 +117,15 @@ def export(
     print(f"{path} (outputs differ from PyTorch's by {difference:.1e} at most)")
 
 
-def demo(*, overrides: Overrides, tensorboard: Tensorboard = False, json: Json = False, out: Out = None) -> None:
+def demo(
+    *, overrides: Overrides, command: Command, tensorboard: Tensorboard = False, json: Json = False, out: Out = None
+) -> None:
     """Run everything once on scikit-learn's digits; nothing is downloaded."""
-    place = ["--out", str(out)] if out else []
     with as_file(files("htas.cli") / "demo.toml") as path:
         job = open_run(path, overrides, out)
     from htas.run import stages
 
-    print_summary(stages.run_all(job, shlex.join(["htas", "demo", *overrides, *place])), json)
+    _summarize(stages.run_all(job, command), json)
 
 
 def watch(
@@ -140,7 +144,15 @@ def watch(
 
     last = follow(run, once)
     if not once and (page := last.folder / "report.html").exists():
-        print_summary(page, False)
+        _summarize(page, False)
+
+
+def _summarize(page: Path, json: bool) -> None:
+    """Print the answer and the networks of a report, and where it is."""
+    from htas.report import read
+    from htas.report.summary import summary
+
+    show([summary(read(page.parent))], {"page": str(page)}, json)
 
 
 VERBS: dict[str, Callable[..., None]] = {
