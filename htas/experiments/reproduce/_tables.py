@@ -255,8 +255,8 @@ def _printed(name: str, depth: int, device: str) -> dict[str, Row]:
 
 
 def _row(title: str, paper: Row, here: Row, papers: Mapping[str, Row], heres: Mapping[str, Row]) -> tuple[str, ...]:
-    speeds = [row.speed_over(rows.get(arm)) for arm in (PUBLISHED, MANUAL)
-              for row, rows in ((paper, papers), (here, heres))]  # fmt: skip
+    pairs = ((paper, papers), (here, heres))
+    speeds = [row.speed_over(rows.get(arm)) for arm in (PUBLISHED, MANUAL) for row, rows in pairs]
     return (
         title, paper.top1, here.top1, paper.milliseconds, here.milliseconds,
         significant(1e3 * here.predicted) if here.predicted else EMPTY,
@@ -323,8 +323,8 @@ def table5(plan: Plan) -> Section:
         file = plan.place(*CROSSED) / f"latencies-{_name(targets[where], jobs[first, 0].target)}.json"
         rows[where] = crossed.rows(file, on=jobs[arm, 0])
     printed = {row["target"]: row for row in PAPER["table5"]}
-    gains = {home: printed[away][f"{home}_ms"] / printed[home][f"{home}_ms"]
-             for home, away in (("gpu", "cpu"), ("cpu", "gpu"))}  # fmt: skip
+    away = {"gpu": "cpu", "cpu": "gpu"}
+    gains = {home: printed[away[home]][f"{home}_ms"] / printed[home][f"{home}_ms"] for home in away}
     lines = [
         (f"the paper's ResNet32-{home[0].upper()}, for its {home.upper()}", f"{printed[home]['top1']:.2f}",
          f"{printed[home]['gpu_ms']} (GPU)", f"{printed[home]['cpu_ms']} (CPU)", f"{gain:.3f}",
@@ -332,7 +332,7 @@ def table5(plan: Plan) -> Section:
         for home, gain in gains.items()
     ]  # fmt: skip
     says = []
-    for name, home, rival, away in ((first, "A", other, "B"), (other, "B", first, "A"), (MANUAL, "A", "", "")):
+    for name, home, rival, where in ((first, "A", other, "B"), (other, "B", first, "A"), (MANUAL, "A", "", "")):
         here, against = rows[home][name], rows[home].get(rival)
         lines.append((
             f"here, searched for {home}" if rival else "here, manual", here.top1, rows["A"][name].milliseconds,
@@ -341,7 +341,7 @@ def table5(plan: Plan) -> Section:
         if (speed := here.speed_over(against)) != EMPTY:
             says.append(
                 f"On {home} ({describe(targets[home])}) the network searched for it is {speed} times as fast as "
-                f"the one searched for {away}."
+                f"the one searched for {where}."
             )
     return Section(
         "Table 5: searched for one target, measured on two",
