@@ -20,7 +20,7 @@ from htas.console.progress import say
 from htas.cost import limits as budget
 from htas.errors import UserError
 from htas.experiments import intervals
-from htas.experiments.shared import SUPERNETS, own_folder, prepared, share_files
+from htas.experiments.shared import SUPERNETS, in_first_space, own_folder, prepared, share_files
 from htas.files import digest, read_json, read_record, read_tensors, to_json, write_json, write_record, write_tensors
 from htas.graph import resize
 from htas.graph.arch import Arch
@@ -39,18 +39,10 @@ from htas.training.train import Training, evaluate
 FRONT = "No other network of this sweep is both faster and more accurate."
 
 
-def _within(config: Config, text: str) -> Config:
-    """The configuration of a run within a budget of latency, in the first space alone."""
-    constraints = replace(config.constraints, latency=text)
-    name = config.design.spaces[0]
-    widths = config.design.widths if name == "explicit" else {}
-    return replace(config, constraints=constraints, design=replace(config.design, spaces=(name,), widths=widths))
-
-
-def _budget_run(config: Config, text: str, folder: Path, sources: Sources) -> Run:
-    """The run within a budget, prepared, in a folder of its own."""
-    place = folder / f"latency-{files.slug(text)}"
-    return prepared(Run(_within(config, text), place, folder / SUPERNETS, sources))
+def _budget_run(config: Config, text: str, folder: Path, sources: Sources, start: str = "") -> Run:
+    """The run within a budget of latency, prepared, in a folder of its own."""
+    config = in_first_space(replace(config, constraints=replace(config.constraints, latency=text)))
+    return prepared(Run(config, folder / (start or f"latency-{files.slug(text)}"), folder / SUPERNETS, sources))
 
 
 # -- several budgets ---------------------------------------------------------------------------------------------------
@@ -92,7 +84,7 @@ def sweep(
         title=f"{config.family.title} on {config.names['data']}, {config.target.device}, {config.target.runtime}: "
         f"{len(runs)} budgets",
         command=command,
-        results=tuple(rows),
+        results=rows,
         curves=(),
         searches=tuple(replace(job.search(name), space=text) for text, job in runs.items()),
         machine=read_json(first_run.folder / "environment.json"),
@@ -105,31 +97,30 @@ def sweep(
     return folder / "report.html", _table(rows)
 
 
-def _measured(runs: Mapping[str, Run], folder: Path) -> list[Result]:
+def _measured(runs: Mapping[str, Run], folder: Path) -> tuple[Result, ...]:
     """The base network and what was found for each budget, measured together -> sweep.json."""
     first = next(iter(runs.values()))
     name = first.config.design.spaces[0]
-    rows_measured: list[Result] = []
+    picked: list[Result] = []
     models = []
     for text, job in runs.items():
         named = {row.name: row for row in read_record(job.folder / "measure.json", NetworksRecord).results}
-        for row_name in ["base", name] if not rows_measured else [name]:
-            rows_measured.append(replace(named[row_name], name=row_name if row_name == "base" else text))
+        for row_name in ["base", name] if not picked else [name]:
+            picked.append(replace(named[row_name], name=row_name if row_name == "base" else text))
             models.append(run_rows.load_network(job, named[row_name]))
     path = folder / "sweep.json"
-    key = digest(first.place, *[[row.name, to_json(row.arch), row.accuracy] for row in rows_measured])
+    key = digest(first.place, *[[row.name, to_json(row.arch), row.accuracy] for row in picked])
     if not made_from(path, key):
         started = time.monotonic()
-        readings = run_rows.measure_rows(first, rows_measured, models, "measuring the networks of all budgets, %")
-        rows = [replace(row, measured=reading) for row, reading in zip(rows_measured, readings, strict=True)]
-        write_record(path, NetworksRecord(tuple(_fronted(rows))), inputs=key, took=time.monotonic() - started)
-    return list(read_record(path, NetworksRecord).results)
-
-
-def _fronted(rows: Sequence[Result]) -> list[Result]:
-    """Rows that no other beats get the remark FRONT."""
-    front = result.front([(row.measured.estimate if row.measured else math.inf, row.accuracy or 0.0) for row in rows])
-    return [replace(row, remarks=(*row.remarks, FRONT)) if number in front else row for number, row in enumerate(rows)]
+        readings = run_rows.measure_rows(first, picked, models, "measuring the networks of all budgets, %")
+        pairs = list(zip(picked, readings, strict=True))
+        front = result.front([(reading.estimate, row.accuracy or 0.0) for row, reading in pairs])
+        rows = tuple(
+            replace(row, measured=reading, remarks=(*row.remarks, FRONT) if number in front else row.remarks)
+            for number, (row, reading) in enumerate(pairs)
+        )
+        write_record(path, NetworksRecord(rows), inputs=key, took=time.monotonic() - started)
+    return read_record(path, NetworksRecord).results
 
 
 def _table(rows: Sequence[Result]) -> TextTable:
@@ -170,8 +161,7 @@ class BudgetTrial:
     @property
     def reach(self) -> float:
         """Half of the 95 % interval of the mean, over the floor; endless for a single training."""
-        samples = [values for values in (self.accuracies, self.base) if values]
-        return intervals.reach(samples)
+        return intervals.reach([values for values in (self.accuracies, self.base) if values])
 
     @property
     def verdict(self) -> str:
@@ -219,15 +209,14 @@ def fastest(
         raise UserError("htas fastest finds the budget itself, so leave constraints.latency out")
     own_folder(folder)
     sources = Sources()
-    job = prepared(Run(_within(config, "100%"), folder / "start", sources=sources))
+    job = _budget_run(config, "100%", folder, sources, "start")
     base = job.network.base
-    trainings = seeds * (1 + tries)
-    say(f"fastest: {trainings} trainings on half of the training images at most, and {tries} searches")
+    say(f"fastest: {seeds * (1 + tries)} trainings on half of the training images at most, and {tries} searches")
     least, most = pipeline.shares_possible(job)
     accuracies = tuple(_judged(job, base, seed, folder, None) for seed in range(seeds))
-    least_accuracy, below = floor(accuracy_floor, float(np.mean(accuracies))), "-" in accuracy_floor
-    base_accuracy = percent(float(np.mean(accuracies)))
-    say(f"fastest: base network {base_accuracy} on held-out images, to keep {percent(least_accuracy)}")
+    base_accuracy = float(np.mean(accuracies))
+    least_accuracy, below = floor(accuracy_floor, base_accuracy), "-" in accuracy_floor
+    say(f"fastest: base network {percent(base_accuracy)} on held-out images, to keep {percent(least_accuracy)}")
     trials: list[BudgetTrial] = []
     low, high = least, min(most, 1.0)
     for _ in range(tries):

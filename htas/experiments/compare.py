@@ -18,7 +18,7 @@ from htas.console.progress import say
 from htas.console.record import into
 from htas.errors import UserError
 from htas.experiments.arms import Arm, Entry, Others
-from htas.experiments.shared import SUPERNETS, own_folder, prepared, share_files
+from htas.experiments.shared import SUPERNETS, in_first_space, own_folder, prepared, share_files
 from htas.experiments.table import FIGURES, dots, every, table
 from htas.files import digest, read_record, to_json, write_json, write_record
 from htas.graph import resize
@@ -35,8 +35,6 @@ from htas.timing.target import machine
 
 GUESS = 1e-3
 """Seconds of a call, where no network's latency is predicted: how often to read them follows from it."""
-
-
 Key = tuple[str, int]
 """An arm's name and a seed."""
 
@@ -103,13 +101,10 @@ class Comparison:
     ) -> "Comparison":
         """Nothing is run yet; raises UserError that names the arm whose options are wrong."""
         sources = Sources()
-        jobs = {
-            (arm.name, seed): _job(source, overrides, arm, seed, folder, sources)
-            for seed in range(seeds) for arm in arms
-        }  # fmt: skip
+        keys = [(arm, seed) for seed in range(seeds) for arm in arms]
+        jobs = {(arm.name, seed): _job(source, overrides, arm, seed, folder, sources) for arm, seed in keys}
         for arm in arms:
-            fitting_options = fitting(overrides, arm.overrides)
-            if lost := [option for option in overrides if option not in fitting_options]:
+            if lost := [option for option in overrides if option not in fitting(overrides, arm.overrides)]:
                 say(f"compare: not for the arm {arm.name}, by what it names itself: {listing(lost)}")
         return cls({arm.name: arm for arm in arms}, jobs)
 
@@ -180,8 +175,8 @@ class Comparison:
             guessed = [replace(row, predicted=row.predicted or most) for row in rows.values()]
             readings = run_rows.measure_rows(first, guessed, modules, f"measuring {plural(len(rows), 'network')}, %")
             latencies = tuple((*name, marks[name], reading) for name, reading in zip(rows, readings, strict=True))
-            seconds = time.monotonic() - started
-            write_record(path, LatenciesRecord(machine(), latencies), inputs=key, took=seconds)
+            record = LatenciesRecord(machine(), latencies)
+            write_record(path, record, inputs=key, took=time.monotonic() - started)
         record = read_record(path, LatenciesRecord) if path.exists() else LatenciesRecord()
         by_mark = {mark: reading for _, _, mark, reading in record.latencies}
         entries = {
@@ -197,10 +192,7 @@ def _job(source: Path | None, overrides: Sequence[str], arm: Arm, seed: int, fol
         config = load(source, [*fitting(overrides, arm.overrides), *arm.overrides, f"--seed={seed}"])
     except UserError as error:
         raise UserError(f"arm {arm.name}: {error}") from error
-    first = config.design.spaces[0]
-    design = replace(config.design, spaces=(first,), widths=config.design.widths if first == "explicit" else {})
-    place = folder / f"{files.slug(arm.name)}-{seed}"
-    return Run(replace(config, design=design), place, folder / SUPERNETS, sources)
+    return Run(in_first_space(config), folder / f"{files.slug(arm.name)}-{seed}", folder / SUPERNETS, sources)
 
 
 def _read(errors: dict[str, UserError | None], job: Run, name: str) -> None:

@@ -2,11 +2,13 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from htas.errors import UserError
 from htas.files import read_tensors
+from htas.run.config import Config
 from htas.run.run import Run, open_run
 from htas.run.stage import ensure, made_from
 from htas.run.stages import CALIBRATE, DESIGN, SEARCH, SURVEY
@@ -19,6 +21,13 @@ def own_folder(folder: Path) -> None:
     """Raise UserError where the folder is a run's own."""
     if (folder / "config.toml").exists():
         raise UserError(f"{folder} holds a run; name another folder for several runs with --out")
+
+
+def in_first_space(config: Config) -> Config:
+    """The configuration of a run in its first space alone."""
+    first, design = config.design.spaces[0], config.design
+    widths = design.widths if first == "explicit" else {}
+    return replace(config, design=replace(design, spaces=(first,), widths=widths))
 
 
 def prepared(run: Run) -> Run:

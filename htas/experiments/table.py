@@ -11,7 +11,6 @@ from htas.text import duration, millions
 
 EMPTY = "-"
 """A cell without a figure, or without one yet."""
-
 FEW = "too few trainings"
 """No interval can be given."""
 
@@ -30,8 +29,8 @@ def table(
         "predicted, ms", "MACs", "parameters", "search", "trainings",
     )]  # fmt: skip
     other = [entry for (name, _), entry in there.items() if name == against]
-    accuracies = {key: 100 * entry.result.accuracy for key, entry in there.items() if entry.result.accuracy is not None}
-    blocks = Blocks(accuracies)
+    accuracies = {key: entry.result.accuracy for key, entry in there.items()}
+    blocks = Blocks({key: 100 * share for key, share in accuracies.items() if share is not None})
     for arm in arms:
         entries = [entry for (name, _), entry in there.items() if name == arm]
         accuracy, measured, *rest = _figures(entries)

@@ -13,8 +13,8 @@ from htas.cli import main
 from htas.experiments import compare, reproduce
 from htas.experiments.arms import Entry
 from htas.experiments.reproduce import ITEMS
-from htas.experiments.reproduce._plan import LAMBDA, PAPER, PUBLISHED, TAS, Plan
-from htas.experiments.reproduce._tables import Row, _name, _verdict, budget, doubted
+from htas.experiments.reproduce._plan import LAMBDA, PAPER, PUBLISHED, TAS, Plan, budget
+from htas.experiments.reproduce._tables import Row, _name, _verdict, doubted
 from htas.graph.arch import Arch
 from htas.report.result import Result
 from htas.run.config import load
@@ -55,7 +55,7 @@ def test_at_full_length_a_row_is_the_example_of_it(path: Path) -> None:
     data, network, where, method = path.stem.split("-")
     depth, device = int(network.removeprefix("resnet")), "cuda" if where == "gpu" else "cpu"
     plan = Plan(Path("runs"), device=device, length="full")
-    (arm,) = [arm for arm in plan.arms(data, depth, 0.5) if arm.name == {"tas": TAS, "htas": LAMBDA}[method]]
+    (arm,) = [arm for arm in plan.arms(data, depth) if arm.name == {"tas": TAS, "htas": LAMBDA}[method]]
     assert plan.config(data, depth, *arm.overrides) == load(path)
 
 

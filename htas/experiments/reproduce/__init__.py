@@ -39,11 +39,10 @@ def reproduce(what: Sequence[str], plan: Plan) -> tuple[Path, list[TextTable], l
     Raises UserError for an item that there is none of, and where there is no second target for Table 5; UserError where
     the folder holds something else, or sections of another version.
     """
-    names = list(dict.fromkeys(what))
-    for name in names:
+    for name in what:
         if name not in (*ITEMS, "all"):
             raise UserError(no_such("table or figure", name, (*ITEMS, "all")))
-    names = [name for name in ITEMS if name in names or "all" in names]
+    names = [name for name in ITEMS if name in what or "all" in what]
     own_folder(plan.folder)
     plan.config("cifar10", 32)  # a wrong option is refused once, before anything starts
     if {"table5", "motivation"} & set(names):

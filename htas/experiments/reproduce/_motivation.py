@@ -12,8 +12,8 @@ from htas.console.progress import progress, say, shares
 from htas.errors import UserError
 from htas.experiments import pruning
 from htas.experiments.arms import Entry
-from htas.experiments.reproduce._plan import CROSSED, MANUAL, PUBLISHED, TAS, Plan, describe, published
-from htas.experiments.reproduce._tables import TrainedArms, budget, crossed_arms
+from htas.experiments.reproduce._plan import CROSSED, MANUAL, PUBLISHED, TAS, Plan, describe
+from htas.experiments.reproduce._tables import TrainedArms, crossed_arms
 from htas.files import digest, read_json, to_json, write_json
 from htas.graph import resize
 from htas.graph.arch import Arch
@@ -137,8 +137,7 @@ def _candidates(plan: Plan) -> tuple[list[Candidate], Run, list[str], list[Entry
     crossed = crossed_arms(plan)
     jobs = crossed.comparison.jobs
     _, first, other = crossed.comparison.arms
-    arms = plan.arms(*CROSSED, budget(*CROSSED, plan.paper))
-    tas = TrainedArms.of(plan, *CROSSED, [arm for arm in arms if arm.name in (MANUAL, TAS)])
+    tas = TrainedArms.of(plan, *CROSSED, plan.arms(*CROSSED)[:2])  # with the manual network
     job, network = jobs[first, 0], jobs[first, 0].network
 
     def candidate(name: str, kind: str, arch: Arch) -> Candidate:
@@ -163,7 +162,7 @@ def _candidates(plan: Plan) -> tuple[list[Candidate], Run, list[str], list[Entry
         notes.append(f"Left out: {error}")
     for (how, kind), archs in narrower.items():
         candidates += [candidate(f"{how}, {aim:.0%} of the MACs", kind, nearest(archs, aim)) for aim in MACS]
-    name = published(*CROSSED)
+    name = plan.published(*CROSSED)
     candidates.append(Candidate(PUBLISHED, "TAS", partial(networks.build, name, job.config.data.classes), name))
     searched = {
         (TAS, "TAS"): tas.entries.get((TAS, 0)),

@@ -1,7 +1,7 @@
 """What to reproduce: where, how long, and on which device."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any, Literal
 from htas import text
 from htas.errors import UserError
 from htas.experiments.arms import Arm, Entry, NamedArm, SearchedArm
+from htas.experiments.compare import Comparison
 from htas.run import run
 from htas.run.config import Config, load
 from htas.timing.target import Target
@@ -91,10 +92,9 @@ class Plan:
         parts = [part.strip() for part in (self.second or usual).split(",") if part.strip()]
         if odd := [part for part in parts if "=" not in part]:
             raise UserError(f"--second must be options of a target with commas between, as {usual}, got {odd[0]!r}")
-        options = [f"--target.{part}" for part in parts]
-        if any(part.startswith("device=") for part in parts) and not any(part.startswith("batch=") for part in parts):
-            options.append("--target.batch=0")  # the paper's for that device
-        return options
+        names = [part.partition("=")[0] for part in parts]
+        batch = ["batch=0"] if "device" in names and "batch" not in names else []  # the paper's for that device
+        return [f"--target.{part}" for part in [*parts, *batch]]
 
     def facts(self, target: Target, config: Config | None = None, entries: Iterable[Entry] = ()) -> dict[str, str]:
         """How a section was made: on what, how long, with which images, by which command."""
@@ -133,7 +133,16 @@ class Plan:
         """The folder of a row's searches and trainings, which tables share."""
         return self.folder / f"{data}-resnet{depth}-{self.paper}-{self.length}"
 
-    def arms(self, data: str, depth: int, budget: float) -> list[Arm]:
+    def printed_on(self, data: str) -> str:
+        """The paper's device of a data set: all its results on CIFAR-10 are of its GPU."""
+        return "gpu" if data == "cifar10" else self.paper
+
+    def arranged(self, data: str, depth: int, arms: Sequence[Arm]) -> Comparison:
+        """Runs of arms."""
+        options, place = self.options(data, depth), self.place(data, depth)
+        return Comparison.arranged(LENGTHS[self.length], options, arms, self.seeds, place)
+
+    def arms(self, data: str, depth: int) -> list[Arm]:
         """What a table trains at one depth: the base network, TAS's search and its published network, and two searches
         of the hardware-aware space: with the paper's loss and cost and a lambda of 1, as it gives none; and within a
         budget, that share of the base network's latency, by calibrated latencies."""
@@ -144,21 +153,31 @@ class Plan:
             SearchedArm(
                 TAS, ('--design.spaces=["tas"]', "--design.expand=1.0", *(f"--strategy.{each}" for each in band))
             ),
-            NamedArm(PUBLISHED, network=published(data, depth)),
+            NamedArm(PUBLISHED, network=self.published(data, depth)),
             SearchedArm(LAMBDA),
-            within(budget),
+            self.within(data, depth),
         ]
 
+    def within(self, data: str, depth: int, *options: str, name_of: str = "") -> Arm:
+        """The search within a budget, the paper's; with further options, its name says of what."""
+        share = f"{100 * budget(data, depth, self.printed_on(data)):.0f}"
+        name = f"HTAS within {share} %" + (f", for {name_of}" if name_of else "")
+        return SearchedArm(name, ("--strategy.cost=table", f"--constraints.latency={share}%", *options))
 
-def published(data: str, depth: int) -> str:
-    """The network that TAS published."""
-    return f"tas:{PAPER['tas_published'][data]}-ResNet{depth}"
+    @staticmethod
+    def published(data: str, depth: int) -> str:
+        """The network that TAS published."""
+        return f"tas:{PAPER['tas_published'][data]}-ResNet{depth}"
 
 
-def within(budget: float, *options: str, name_of: str = "") -> Arm:
-    """The search within a share of the base network's latency; with further options, its name says of what."""
-    name = f"HTAS within {100 * budget:.0f} %" + (f", for {name_of}" if name_of else "")
-    return SearchedArm(name, ("--strategy.cost=table", f"--constraints.latency={100 * budget:.0f}%", *options))
+def budget(data: str, depth: int, device: str) -> float:
+    """The share of the manual network's latency that the paper's own network has, in whole percent.
+
+    Table 3, of CIFAR-10, has no manual network, and the latency of Table 4's serves.
+    """
+    rows = [*PAPER["table4"], *(PAPER["table3"] if data == "cifar10" else ())]
+    latencies = {row["method"]: row["latency_ms"] for row in rows if (row["depth"], row["device"]) == (depth, device)}
+    return round(float(latencies["htas"] / latencies["manual"]), 2)
 
 
 def describe(target: Target) -> str:

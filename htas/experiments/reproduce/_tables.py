@@ -7,23 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from htas.errors import UserError
-from htas.experiments.arms import Arm, Entry, NamedArm
+from htas.experiments.arms import Arm, Entry
 from htas.experiments.compare import Comparison, Key
 from htas.experiments.intervals import Blocks
-from htas.experiments.reproduce._plan import (
-    CROSSED,
-    DEPTHS,
-    LAMBDA,
-    LENGTHS,
-    MANUAL,
-    PAPER,
-    PUBLISHED,
-    TAS,
-    Plan,
-    describe,
-    published,
-    within,
-)
+from htas.experiments.reproduce._plan import CROSSED, DEPTHS, LAMBDA, MANUAL, PAPER, PUBLISHED, TAS, Plan, describe
 from htas.experiments.table import EMPTY, mean_text
 from htas.files import digest, from_json, read_json, to_json, write_json
 from htas.report.paper import Section
@@ -113,8 +100,7 @@ class TrainedArms:
     @classmethod
     def of(cls, plan: Plan, data: str, depth: int, arms: Sequence[Arm]) -> "TrainedArms":
         """Search and train what is not finished."""
-        place = plan.place(data, depth)
-        comparison = Comparison.arranged(LENGTHS[plan.length], plan.options(data, depth), arms, plan.seeds, place)
+        comparison = plan.arranged(data, depth, arms)
         return cls(comparison, *comparison.finished())
 
     def rows(self, file: Path, on: Run | None = None) -> dict[str, Row]:
@@ -133,25 +119,17 @@ class TrainedArms:
 
 def table3(plan: Plan) -> Section:
     """CIFAR-10; the paper's are of its GPU alone."""
-    extra = () if plan.device == "cuda" else ("The paper has this table of its GPU only; here it is made on a CPU.",)
-    return _table(plan, "table3", "cifar10", "gpu", (
-        *extra, "The paper prints no manual networks for this table: their latencies are those of its Table 4.",
-    ))  # fmt: skip
+    gpu = () if plan.device == "cuda" else ("The paper has this table of its GPU only; here it is made on a CPU.",)
+    manual = "The paper prints no manual networks for this table: their latencies are those of its Table 4."
+    return _table(plan, "table3", "cifar10", (*gpu, manual))
 
 
 def table4(plan: Plan) -> Section:
     """CIFAR-100, on the device asked for."""
-    return _table(plan, "table4", "cifar100", plan.paper)
+    return _table(plan, "table4", "cifar100")
 
 
-def budget(data: str, depth: int, device: str) -> float:
-    """The share of the manual network's latency that the paper's own network has, in whole percent."""
-    table = "table3" if data == "cifar10" else "table4"
-    printed = _printed(table, depth, device)
-    return round(printed["htas"].seconds[0] / printed["manual"].seconds[0], 2)
-
-
-def _table(plan: Plan, name: str, data: str, device: str, notes: Sequence[str] = ()) -> Section:
+def _table(plan: Plan, name: str, data: str, notes: Sequence[str] = ()) -> Section:
     rows: list[tuple[str, ...]] = []
     says: list[str] = []
     reasons: list[str] = []
@@ -160,15 +138,15 @@ def _table(plan: Plan, name: str, data: str, device: str, notes: Sequence[str] =
     config = plan.config(data, plan.depths[0])
     for depth in DEPTHS:
         if depth in plan.depths:
-            trained = TrainedArms.of(plan, data, depth, plan.arms(data, depth, budget(data, depth, device)))
+            trained = TrainedArms.of(plan, data, depth, plan.arms(data, depth))
             if not trained.entries:
                 raise UserError(f"no network of ResNet-{depth} could be trained: {trained.reasons[0]}")
             here = trained.rows(plan.place(data, depth) / "latencies.json")
             entries, reasons = [*entries, *trained.entries.values()], [*reasons, *trained.notes]
         else:
             here = _measured_untrained(plan, data, depth)
-        printed = _printed(name, depth, device)
-        ours = within(budget(data, depth, device)).name
+        printed = _printed(name, depth, plan.printed_on(data))
+        ours = plan.within(data, depth).name
         named = {MANUAL: "manual", PUBLISHED: "tas", TAS: "", ours: "htas", LAMBDA: ""}
         paper = {arm: printed.get(kind, Row()) for arm, kind in named.items()}
         for arm in named:
@@ -178,7 +156,14 @@ def _table(plan: Plan, name: str, data: str, device: str, notes: Sequence[str] =
             rows.append(_row(f"ResNet-{depth}, {arm}", paper[arm], mine, paper, here))
             if arm == ours:
                 marked.append(rows[-1][0])
-        says += _verdict(depth, paper, here, ours) if depth in plan.depths else _untrained(depth, paper, here)
+        if depth in plan.depths:
+            says += _verdict(depth, paper, here, ours)
+        else:
+            speed, printed_speed = (each[PUBLISHED].speed_over(each[MANUAL]) for each in (here, paper))
+            says.append(
+                f"ResNet-{depth}, untrained: the network that TAS published is {speed} times as fast as the manual one "
+                f"(the paper's: {printed_speed})."
+            )
     untrained = [f"ResNet-{depth}" for depth in DEPTHS if depth not in plan.depths]
     if untrained:
         notes = (*notes, (
@@ -225,7 +210,7 @@ def _machine(about: Mapping[str, str | int]) -> str:
 def _measured_untrained(plan: Plan, data: str, depth: int) -> dict[str, Row]:
     """Latency and multiply-adds of networks that are known without a search, untrained."""
     config = plan.config(data, depth)
-    names = {MANUAL: f"cifar_resnet:{depth}", PUBLISHED: published(data, depth)}
+    names = {MANUAL: f"cifar_resnet:{depth}", PUBLISHED: plan.published(data, depth)}
     path = plan.folder / f"untrained-{data}-resnet{depth}-{plan.paper}.json"
     key = digest(Run(config, plan.folder).place, names)
     if not made_from(path, key):
@@ -303,15 +288,6 @@ def _accuracy(here: Mapping[str, Row], arm: str) -> str:
     return f"{words} ± {wide:.1f} points (95 %, {plural(len(shared), 'seed')}), {verdict} at this length."
 
 
-def _untrained(depth: int, paper: Mapping[str, Row], here: Mapping[str, Row]) -> list[str]:
-    """The result at one depth where nothing was trained, in words."""
-    speed, printed = (rows[PUBLISHED].speed_over(rows[MANUAL]) for rows in (here, paper))
-    return [
-        f"ResNet-{depth}, untrained: the network that TAS published is {speed} times as fast as the manual one "
-        f"(the paper's: {printed})."
-    ]
-
-
 def table5(plan: Plan) -> Section:
     """The paper's search for each of two targets, and both networks on both."""
     crossed = crossed_arms(plan)
@@ -361,9 +337,9 @@ def table5(plan: Plan) -> Section:
 
 def crossed_arms(plan: Plan) -> TrainedArms:
     """The manual network and a search for each target."""
-    share = budget(*CROSSED, plan.paper)
     name = _name(plan.second_target(), plan.config(*CROSSED).target)
-    arms = [NamedArm(MANUAL, ("--distill.alpha=0",)), within(share), within(share, *plan.other(), name_of=name)]
+    manual, *_, first = plan.arms(*CROSSED)
+    arms = [manual, first, plan.within(*CROSSED, *plan.other(), name_of=name)]
     crossed = TrainedArms.of(plan, *CROSSED, arms)
     lacking = [arm.name for arm in arms if (arm.name, 0) not in crossed.entries]
     if lacking:
