@@ -3,7 +3,9 @@
 import json
 import math
 import tomllib
-from collections.abc import Callable, Mapping
+from ast import literal_eval
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -12,43 +14,32 @@ from htas.text import listing
 
 Values = dict[str, Any]
 """Values by option."""
+REFUSED = (ValueError, TypeError, KeyError, StopIteration)
+"""What `parse` and `check` raise where a value does not fit."""
 
 
 def parse(text: str, hint: Any) -> Any:
     """Text of the command line as a value of a type; a list needs no brackets. Raises ValueError."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return {str(each).lower() if isinstance(each, bool) else str(each): each for each in arguments}[text]
-    if origin in (Union, UnionType):
-        return None if NoneType in arguments and text in ("null", "None") else _first(parse, text, arguments)
-    if hint is bool:
-        return {"true": True, "false": False}[text.lower()]
-    if hint in (int, float):
-        return check(hint(text), hint)
-    if origin in (list, tuple):
-        return _parse_list(text, hint)
-    if origin is not None and issubclass(origin, Mapping):
-        return check(_read_value(text), hint)
-    return check(text, hint)
+    if isinstance(hint, type) and hint not in (bool, int, float):
+        return check(text, hint)
+    for read in (_bool, literal_eval, json.loads, _toml, _list, str):
+        with suppress(*REFUSED, SyntaxError):
+            return check(read(text), hint)
+    raise ValueError(text)
 
 
-def _parse_list(text: str, hint: Any) -> Any:
-    for attempt in (text, f"[{text}]"):
-        try:
-            return check(json.loads(attempt), hint)
-        except ValueError:
-            continue
+def _bool(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
+def _toml(text: str) -> Any:
+    return tomllib.loads(f"value = {text}")["value"]
+
+
+def _list(text: str) -> list[str]:
+    """`["a", "b"]` of `a, b`, of `[a, b]` and of `['a', b]`."""
     words = text.strip().removeprefix("[").removesuffix("]").split(",")
-    item = get_args(hint)[0]
-    return check([parse(word.strip().strip("\"'"), item) for word in words if word.strip()], hint)
-
-
-def _read_value(text: str) -> Any:
-    """A table as JSON or as TOML writes it."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return tomllib.loads(f"value = {text}")["value"]
+    return [word.strip().strip("\"'") for word in words if word.strip()]
 
 
 def check(value: Any, hint: Any) -> Any:
@@ -59,7 +50,10 @@ def check(value: Any, hint: Any) -> Any:
     if origin is Literal:
         return next(each for each in arguments if type(each) is type(value) and each == value)
     if origin in (Union, UnionType):
-        return None if NoneType in arguments and value is None else _first(check, value, arguments)
+        for kind in arguments:
+            with suppress(*REFUSED):
+                return check(value, kind)
+        raise ValueError(value)
     if origin in (list, tuple) and isinstance(value, list | tuple):
         return origin(check(each, kind) for each, kind in zip(value, _items(hint, len(value)), strict=True))
     if origin is not None and isinstance(value, Mapping) and issubclass(origin, Mapping):
@@ -78,21 +72,6 @@ def _items(hint: Any, count: int) -> list[Any]:
     arguments = get_args(hint)
     variable = get_origin(hint) is list or arguments[-1] is Ellipsis
     return [arguments[0]] * count if variable else list(arguments)
-
-
-def _first(convert: Callable[[Any, Any], Any], value: Any, hints: tuple[Any, ...]) -> Any:
-    """The value as the first of several types that it fits."""
-    for hint in hints:
-        try:
-            if hint is not NoneType:
-                return convert(value, hint)
-        except REFUSED:
-            continue
-    raise ValueError(value)
-
-
-REFUSED = (ValueError, TypeError, KeyError, StopIteration)
-"""What `parse` and `check` raise where a value does not fit."""
 
 
 def allowed(hint: Any) -> str:
