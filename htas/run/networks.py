@@ -26,7 +26,7 @@ from htas.models.cifar_resnet import CifarResNet
 from htas.plugins import find
 from htas.plugins.options import options_of
 from htas.plugins.values import REFUSED, allowed, parse
-from htas.run.rows import counted
+from htas.run.rows import counted, measured
 from htas.runtimes import open_runtime
 from htas.spaces import inspection
 from htas.spaces.survey import EACH
@@ -126,16 +126,13 @@ def measure_networks(
     """Named networks on a target, in one interleaved run; then by other metrics, which are named."""
     meters = {name: find(metrics, Metric, name)(target) for name in others}  # type: ignore[type-abstract]
     modules = [OnnxFile(Path(name), target.batch) if name.endswith(".onnx") else build(name, classes) for name in names]
-    measured = {}
-    for name, meter in meters.items():  # first, as a machine without a meter is refused
-        with progress(f"{name}, %", 100) as bar:
-            measured[name] = meter.measure(modules, on_round=shares(bar))
-    with progress("measure, %", 100) as bar:
-        latencies = Latency(target, rounds=rounds).measure(modules, on_round=shares(bar))
+    # these first, as a machine without a meter is refused
+    readings = {name: measured(meter, modules, f"{name}, %") for name, meter in meters.items()}
+    latencies = measured(Latency(target, rounds=rounds), modules, "measure, %")
     counts = [(each.macs, each.count) if isinstance(each, OnnxFile) else counted(each, target) for each in modules]
     return [
-        Figures(name, target.runtime, latency, macs, params, dict(zip(measured, rest, strict=True)))
-        for name, latency, (macs, params), *rest in zip(names, latencies, counts, *measured.values(), strict=True)
+        Figures(name, target.runtime, latency, macs, params, dict(zip(readings, rest, strict=True)))
+        for name, latency, (macs, params), *rest in zip(names, latencies, counts, *readings.values(), strict=True)
     ]
 
 
@@ -151,13 +148,10 @@ def inspect(network: Network, target: Target, title: str, folder: Path) -> tuple
     """Measure where the base network's time goes and what each site could save; the path of inspect.html, a summary."""
     from htas.report.inspection import page
 
-    runtime = open_runtime(target)
+    each = EACH + open_runtime(target).build_seconds
     with progress("inspect, %", 100) as bar:
         inspected = inspection.inspect(
-            network,
-            lambda seconds: Latency(target, rounds=MAX_ROUNDS, limit=seconds),
-            EACH + runtime.build_seconds,
-            shares(bar),
+            network, lambda seconds: Latency(target, rounds=MAX_ROUNDS, limit=seconds), each, shares(bar)
         )
     facts = {**machine(), **inspected.whole.context, "htas": __version__}
     return page(f"{title}: {target.device}, {target.runtime}", inspected, facts, folder)

@@ -3,18 +3,14 @@
 import time
 from collections.abc import Iterator
 
-import torch
-
 from htas.console.progress import say
 from htas.cost.calibrate import cells
-from htas.data.split import Data
 from htas.data.task import forward, images_in, precise
-from htas.graph import Network, Site, resize
-from htas.run.config import Config
+from htas.graph import resize
 from htas.run.rows import base_trained
 from htas.run.run import Run
 from htas.runtimes import open_runtime
-from htas.spaces.design import Design, grid_widths
+from htas.spaces.design import grid_widths
 from htas.spaces.layers import widths_at_most
 from htas.spaces.space import Space, tas_widths
 from htas.text import duration, plural
@@ -41,38 +37,32 @@ def show(run: Run) -> None:
 
 def estimate(run: Run) -> Iterator[tuple[str, float]]:
     """Stage and seconds."""
-    network, data, config = run.network, run.data, run.config
-    image = _step(network, data, config)
-    spaces = len(config.design.spaces)
-    recipe = config.train
-    options = config.design
-    seconds, calibrating = open_runtime(run.target).build_seconds, run.calibration
-    most = widths_at_most(seconds)
-    layers = options.survey_plan(network, most).at_most
+    network, options, config = run.network, run.config.design, run.config
+    image, seconds, calibrating = _step(run), open_runtime(run.target).build_seconds, run.calibration
+    layers = options.survey_plan(network, widths_at_most(seconds)).at_most
     yield "survey, at most", config.survey.limit(layers, seconds)
-    choices = {name: _widths(site, options) for name, site in network.widths.items()}
+    choices = {}  # about those of all spaces together
+    for name, site in network.widths.items():
+        published = tas_widths(site.base, site.multiple) if "tas" in options.spaces else ()
+        choices[name] = tuple(sorted({*grid_widths(site, options), *published}))
     pairs = sum(map(len, cells(network, [Space("", choices, {})], calibrating.widths, seconds).values()))
     yield "calibration, at most", sum(calibrating.limits(pairs, seconds, FORWARD * image * run.target.batch))
-    yield f"search of {plural(spaces, 'space')}", spaces * config.strategy.training_images(len(data.weights)) * image
+    spaces, training = len(options.spaces), config.train.length * len(run.data.train) * image
+    search = config.strategy.training_images(len(run.data.weights)) * image
+    yield f"search of {plural(spaces, 'space')}", spaces * search
     if not base_trained(run):
-        yield "train the base network", recipe.length * len(data.train) * image
-    students = spaces + STUDENTS
-    yield f"train {students} networks", students * recipe.length * len(data.train) * image * STUDENT
+        yield "train the base network", training
+    yield f"train {spaces + STUDENTS} networks", (spaces + STUDENTS) * training * STUDENT
     yield "measure and report", 45.0
 
 
-def _widths(site: Site, options: Design) -> tuple[int, ...]:
-    """An estimate of the choices that all spaces together will have."""
-    tas = tas_widths(site.base, site.multiple) if "tas" in options.spaces else ()
-    return tuple(sorted({*grid_widths(site, options), *tas}))
-
-
-def _step(network: Network, data: Data, config: Config) -> float:
+def _step(run: Run) -> float:
     """Seconds that one image costs in a plain training step of the base network."""
-    runner = engine("cuda" if torch.cuda.is_available() else "cpu", config.train.precision)
-    model = placed(resize(network, network.base), runner.device)
+    data, recipe = run.data, run.config.train
+    runner = engine(run.device, recipe.precision)
+    model = placed(resize(run.network, run.network.base), runner.device)
     seconds = []
-    for _, (images, labels) in zip(range(3), batches(data.train, config.train.batch, epoch_seed(0, 0)), strict=False):
+    for _, (images, labels) in zip(range(3), batches(data.train, recipe.batch, epoch_seed(0, 0)), strict=False):
         started = time.monotonic()
         with runner.autocast():
             loss = data.task.loss(precise(forward(model, images)), labels)

@@ -14,6 +14,7 @@ from htas.console.progress import progress, say, shares
 from htas.files import __version__, digest, from_json, read_record, read_tensors, to_json, write_tensors
 from htas.graph import resize
 from htas.graph.arch import Arch
+from htas.metrics import Metric
 from htas.metrics.latency import Latency, rounds
 from htas.metrics.macs import Macs
 from htas.metrics.params import Params
@@ -121,9 +122,9 @@ def _controls(run: Run, searched: Result) -> ControlsRecord:
 def _pick_controls(run: Run, searched: Result) -> ControlsRecord:
     candidates = [*_uniform(run), *_plain_members(run)]
     archs = [searched.arch, *(each.arch for each in candidates)]
-    metric = Latency(run.target, rounds=rounds([run.calibrated.cost(arch) for arch in archs]), seed=run.config.seed)
-    with progress("looking for controls of equal latency, %", 100) as bar:
-        readings = metric.measure([resize(run.network, arch) for arch in archs], on_round=shares(bar))
+    metric = _latency(run, [run.calibrated.cost(arch) for arch in archs])
+    modules = [resize(run.network, arch) for arch in archs]
+    readings = measured(metric, modules, "looking for controls of equal latency, %")
     limit, *latencies = [reading.estimate for reading in readings]
     pairs = zip(candidates, latencies, strict=True)
     last = {each.kind: each for each, latency in pairs if latency <= limit}
@@ -243,8 +244,16 @@ def counted(module: nn.Module, target: Target) -> tuple[int, int]:
     return round(macs.median), round(params.median)
 
 
+def measured(metric: Metric, modules: Sequence[nn.Module], title: str) -> list[Measurement]:
+    """Whole networks by a metric, with a bar of this title."""
+    with progress(title, 100) as bar:
+        return metric.measure(modules, on_round=shares(bar))
+
+
 def measure_rows(run: Run, rows: Sequence[Result], modules: Sequence[nn.Module], title: str) -> list[Measurement]:
     """Whole networks, whose latency is predicted, on the run's target, in one interleaved run."""
-    number = rounds([row.predicted or 0.0 for row in rows])
-    with progress(title, 100) as bar:
-        return Latency(run.target, rounds=number, seed=run.config.seed).measure(modules, on_round=shares(bar))
+    return measured(_latency(run, [row.predicted or 0.0 for row in rows]), modules, title)
+
+
+def _latency(run: Run, predicted: Sequence[float]) -> Latency:
+    return Latency(run.target, rounds=rounds(predicted), seed=run.config.seed)
