@@ -721,7 +721,7 @@ def test_a_budget_is_kept_when_measured_and_used(tmp_path, monkeypatch):
 def test_counted_limits_need_no_clock(calibrated, tmp_path, monkeypatch):
     config = options(*GRID, "constraints.params=50%", "constraints.macs=70%")
     folder = begun(config, calibrated, tmp_path / "run")
-    monkeypatch.setattr(finish._Meters, "against_base", None)
+    monkeypatch.setattr(finish._Finish, "against_base", None)
     monkeypatch.setattr(finish, "uniforms", lambda *args: [])  # which may be more accurate by chance, and use less
     do("search", config, folder)
     record = read_record(folder / "search-grid.json", SearchRecord)

@@ -53,7 +53,7 @@ def end(
     monkeypatch, device: Device, accuracy: Callable[[Arch], float], pool: tuple[Arch, ...] = ()
 ) -> finish.FinishedSearch:  # fmt: skip
     """Of a search that prefers wide networks; `accuracy` is what the supernet finds, or is known of a pool."""
-    monkeypatch.setattr(finish._Meters, "against_base", lambda self, *args: device.against_base(*args))
+    monkeypatch.setattr(finish._Finish, "against_base", lambda self, *args: device.against_base(*args))
     part = Split(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), (0.5,) * 3, (0.5,) * 3, False, 0)
     data = Data(2, (3, 8, 8), part, part, part, part)
     problem = Problem(
@@ -74,7 +74,7 @@ def ratio(taken: finish.FinishedSearch) -> float:
 def test_an_arch_that_uses_the_limit_is_taken_before_a_less_accurate_uniform_one(monkeypatch):
     device = Device(lambda arch: 1.0)
     taken = end(monkeypatch, device, lambda arch: 0.5 if arch == WIDE else 0.9)
-    assert taken.arch not in uniforms(ASKED, SPACE) and finish.Tolerances().least_used <= ratio(taken) <= 1
+    assert taken.arch not in uniforms(ASKED, SPACE) and finish.LEAST_USED <= ratio(taken) <= 1
     assert taken.uniform == WIDE
     assert not any(WIDE in archs for archs in device.measured), "and it is not measured"
 
