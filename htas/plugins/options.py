@@ -9,7 +9,7 @@ import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, replace
 from functools import cache
 from importlib import import_module
 from itertools import zip_longest
@@ -40,11 +40,11 @@ Options = Mapping[str, Option]
 
 
 def options_of(kind: type[Any]) -> Options:
-    """The options of a class, by name."""
+    """The options of a class, by name; where a class only changes a default, the help of its base stays."""
     hints = get_type_hints(kind)
     abouts: dict[str, str] = {}
     for each in reversed(kind.__mro__[:-1]):
-        abouts |= {name: about for name, _, about in _annotated(_class_source(each))}
+        abouts |= {name: about for name, _, about in _annotated(_class_source(each)) if about}
     return {
         field.name: Option(field.name, hints[field.name], _default(field), abouts.get(field.name, ""))
         for field in dataclasses.fields(kind)
@@ -147,7 +147,8 @@ class SourceClass:
         options: dict[str, Option] = {}
         for each in reversed(list(self.lineage())):
             if any("dataclass" in ast.unparse(decorator) for decorator in each.node.decorator_list):
-                options |= each._fields()
+                for name, option in each._fields().items():
+                    options[name] = replace(option, about=option.about or options.get(name, option).about)
         return options
 
     def _fields(self) -> Options:

@@ -80,46 +80,45 @@ def changed(arch: Arch, site: str, choice: int) -> Arch:
     return Arch(arch.widths, {**arch.depths, site: choice})
 
 
-def fitted(
-    limits: Sequence[Limit], space: Space, start: Arch, worth: Callable[[Arch], float], aim: float = 1.0
-) -> Arch:
-    """The arch of highest worth near `start` that keeps `aim` of the limits, and uses them.
+def fitted(limits: Sequence[Limit], space: Space, start: Arch, worth: Callable[[Arch], float]) -> Arch:
+    """The arch of highest worth near `start` that keeps the limits, and uses them.
 
     While the limits are broken, the change of one site that loses least worth per saved cost is made; then, while one
     fits, the change that gains most worth per added cost. If nothing keeps the limits, the leanest arch.
     """
-    arch, ratio = start, over(limits, start)
-    for _ in range(sum(map(len, space.choices.values()))):
-        if ratio <= aim:
+    arch, ratio, most = start, over(limits, start), sum(map(len, space.choices.values()))
+    for _ in range(most):
+        if ratio <= 1:
             break
-        moves = [(other, over(limits, other)) for other in neighbours(arch, space)]
-        saving = [(other, other_ratio) for other, other_ratio in moves if other_ratio < ratio]
+        saving = [(other, after) for other, after in _ratios(arch, limits, space) if after < ratio]
         if not saving:  # two changes might, so begin at the other end
             arch = leanest(limits, space)
             break
         value = worth(arch)
-        # a change beyond the aim earns nothing more
-        arch, ratio = max(saving, key=lambda m: (worth(m[0]) - value) / (ratio - max(m[1], aim) + 1e-9))
-    arch = _climbed(arch, limits, space, worth, 0.0, aim)
-    for _ in range(sum(map(len, space.choices.values()))):
+        # a change beyond the limit earns nothing more
+        arch, ratio = max(saving, key=lambda m: (worth(m[0]) - value) / (ratio - max(m[1], 1.0) + 1e-9))
+    arch = _climbed(arch, limits, space, worth, 0.0)
+    for _ in range(most):
         ratio = over(limits, arch)
-        moves = [(other, over(limits, other)) for other in neighbours(arch, space)]
-        wider = [(other, other_ratio) for other, other_ratio in moves if ratio < other_ratio <= aim]
-        if ratio >= USED * aim or not wider:
+        wider = [(other, after) for other, after in _ratios(arch, limits, space) if ratio < after <= 1]
+        if ratio >= USED or not wider:
             break
         value = worth(arch)
         arch, _ = max(wider, key=lambda m: (worth(m[0]) - value) / (m[1] - ratio))
-    return _climbed(arch, limits, space, worth, min(USED * aim, over(limits, arch)), aim)
+    return _climbed(arch, limits, space, worth, min(USED, over(limits, arch)))
 
 
-def _climbed(
-    arch: Arch, limits: Sequence[Limit], space: Space, worth: Callable[[Arch], float], least: float, most: float
-) -> Arch:
-    """The arch of highest worth that changes of one site reach with a ratio to the limits in [least, most]."""
+def _ratios(arch: Arch, limits: Sequence[Limit], space: Space) -> list[tuple[Arch, float]]:
+    """The neighbours of an arch, each with its cost over the limits."""
+    return [(other, over(limits, other)) for other in neighbours(arch, space)]
+
+
+def _climbed(arch: Arch, limits: Sequence[Limit], space: Space, worth: Callable[[Arch], float], least: float) -> Arch:
+    """The arch of highest worth that changes of one site reach with a ratio to the limits in [least, 1]."""
     for _ in range(sum(map(len, space.choices.values()))):
         value = worth(arch)
         better = [other for other in neighbours(arch, space) if worth(other) > value]
-        better = [other for other in better if least <= over(limits, other) <= most]
+        better = [other for other in better if least <= over(limits, other) <= 1]
         if not better:
             break
         arch = max(better, key=worth)

@@ -32,9 +32,6 @@ class ByTrials(SearchOptions, Strategy):
     epochs: int = 5
     """Epochs of each such training; the other half of the images judges."""
     batch: int = 128
-    """Images of a step."""
-    lr: float = 0.1
-    """Learning rate, falling to 0 along half a cosine."""
 
 
 def widest_of(

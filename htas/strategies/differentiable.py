@@ -43,7 +43,6 @@ class Differentiable(SupernetStrategy):
 
     rates: ClassVar[str] = "strategy.lr or strategy.arch_lr"
     epochs: int = 600
-    """Passes over the half of the training images that the weights learn from."""
     batch: int = 256
     """Images of a weight step and of an architecture step."""
     arch_lr: float = 1e-3

@@ -28,7 +28,6 @@ class MorphNet(ByTrials):
     epochs: int = 20
     """Epochs of the training with the regulariser, and of the trainings that judge archs."""
     lr: float = 0.05
-    """Learning rate, falling to 0 along half a cosine."""
     strength: float = 3.0
     """Weight of the regulariser, which is the live share of the latency: 1 if every scale is 1. At 3, some 400 steps
     bring it to a fifth; twice as many steps need half the strength."""
@@ -132,12 +131,10 @@ class _Shrinking(SearchLoop):
 
     def regulariser(self) -> Tensor:
         """Live share of the latency, a scalar: every scale counts as the share of its channel that is left."""
-        total = torch.zeros((), device=self.runner.device)
-        weighed = 0.0
-        for site, size in self._sizes().items():
-            total = total + self.prices[site] * size.sum()
-            weighed += self.prices[site] * len(size)
-        return total / weighed
+        sizes = self._sizes()
+        alive = (self.prices[site] * size.sum() for site, size in sizes.items())
+        whole = sum(self.prices[site] * len(size) for site, size in sizes.items())
+        return sum(alive, torch.zeros((), device=self.runner.device)) / whole
 
     def step(self, images: Inputs, labels: Any, share: float) -> Tensor:
         """Loss and regulariser, [2]."""

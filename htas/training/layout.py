@@ -17,7 +17,7 @@ def placed(model: M, device: Any) -> M:
     moved: M = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if torch.device(device).type == "cpu":
         for part in moved.modules():
-            if type(part) is nn.Conv2d and part.padding_mode == "zeros" and _is_narrow(part.weight, _window(part)):
+            if type(part) is nn.Conv2d and part.padding_mode == "zeros" and _is_narrow(part.weight, part):
                 part.__class__ = Narrow
     return moved
 
@@ -25,11 +25,10 @@ def placed(model: M, device: Any) -> M:
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, module: nn.Conv2d, groups: int = 1) -> Tensor:
     """F.conv2d of x [N, C, H, W] with a module's stride, padding and dilation, and any weights; a strided 1x1
     convolution of few inputs reads only the pixels that it needs, with the same result."""
-    stride, padding, dilation = _window(module)
-    if x.device.type == "cpu" and _is_narrow(weight, (stride, padding, dilation)):
-        down, across = _pair(stride)
+    if x.device.type == "cpu" and _is_narrow(weight, module):
+        down, across = _pair(module.stride)
         return F.conv2d(x[:, :, ::down, ::across], weight, bias, groups=groups)
-    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    return F.conv2d(x, weight, bias, module.stride, module.padding, module.dilation, groups)
 
 
 class Narrow(nn.Conv2d):
@@ -39,19 +38,10 @@ class Narrow(nn.Conv2d):
         return conv2d(input, weight, bias, self, self.groups)
 
 
-def _window(module: nn.Conv2d) -> tuple[Any, Any, Any]:
-    return module.stride, module.padding, module.dilation
-
-
 def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-def _is_narrow(weight: Tensor, window: tuple[Any, Any, Any]) -> bool:
-    stride, padding, _ = window
-    return (
-        weight.shape[1] < NARROW
-        and tuple(weight.shape[2:]) == (1, 1)
-        and max(_pair(stride)) > 1
-        and (padding == "valid" or (padding != "same" and max(_pair(padding)) == 0))
-    )
+def _is_narrow(weight: Tensor, module: nn.Conv2d) -> bool:
+    is_strided = max(_pair(module.stride)) > 1 and module.padding in ("valid", 0, (0, 0))
+    return is_strided and weight.shape[1] < NARROW and tuple(weight.shape[2:]) == (1, 1)

@@ -37,15 +37,6 @@ class TrainingEpoch:
         return {"loss": self.loss, "accuracy": self.accuracy}
 
 
-def smoothed(task: Task, smoothing: float) -> Task:
-    """The task with labels spread over all classes; raises UserError if it has a loss of its own."""
-    if not smoothing:
-        return task
-    if not task.classifies:
-        raise UserError(f"train.smoothing = {smoothing} is for classification by cross-entropy; set it to 0")
-    return replace(task, loss=partial(F.cross_entropy, label_smoothing=smoothing))
-
-
 class Training(EpochLoop[TrainingEpoch]):
     """The training of a network in place; `run` goes on from the checkpoint, which is written every epoch.
 
@@ -72,7 +63,13 @@ class Training(EpochLoop[TrainingEpoch]):
         task: Task = CLASSIFY,
         on_epoch: Callable[[int, float, float], None] | None = None,
     ) -> None:
-        self.task = smoothed(task, recipe.smoothing)
+        self.task = task
+        if recipe.smoothing:
+            if not task.classifies:
+                raise UserError(
+                    f"train.smoothing = {recipe.smoothing} is for classification by cross-entropy; set it to 0"
+                )
+            self.task = replace(task, loss=partial(F.cross_entropy, label_smoothing=recipe.smoothing))
         super().__init__(model, split, recipe, seed=seed, device=device, checkpoint=checkpoint, title=title)
         self.teacher = placed(teacher, self.runner.device).eval() if teacher is not None else None
         self.distill, self.rate_option, self.on_epoch = distill, rate_option, on_epoch

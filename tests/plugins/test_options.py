@@ -40,11 +40,12 @@ class Derived(Base):
     sizes: list[int] = field(default_factory=lambda: [1])
     """Sizes."""
     name: str = field(kw_only=True)
+    width: int = 4
 
 
 def test_options_of_a_class_are_its_fields_with_their_help() -> None:
     width, sizes, name = options_of(Derived).values()
-    assert (width.name, width.hint, width.default, width.about) == ("width", int, 3, "Channels, in all.")
+    assert (width.name, width.hint, width.default, width.about) == ("width", int, 4, "Channels, in all.")
     assert (sizes.default, sizes.about, sizes.required) == ([1], "Sizes.", False)
     assert (name.required, name.about) == (True, "")
 
