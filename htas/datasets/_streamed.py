@@ -15,7 +15,7 @@ from htas.data.items import Items, limited
 from htas.data.split import PARTS, Data, Images, Part, Shape
 from htas.datasets import checked_labels
 from htas.datasets._encoded import CopiedDataset
-from htas.errors import UserError
+from htas.errors import UserError, need_least
 from htas.timing.target import usable_cores
 
 if TYPE_CHECKING:
@@ -62,12 +62,9 @@ class ImageSource:
 class Pictures(TorchDataset[tuple[Tensor, int]]):
     """One part as a torch Dataset: float32 [3, size, size] normalised, and the label. Pickled for every worker."""
 
+    options: "Streamed"
     source: ImageSource
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     augmented: bool
-    mirrored: bool
 
     def __len__(self) -> int:
         return len(self.source.labels)
@@ -76,13 +73,14 @@ class Pictures(TorchDataset[tuple[Tensor, int]]):
         try:
             image = self.source.open(number)
             box = _drawn(image.size) if self.augmented else _middle(image.size)
-            pixels = np.asarray(_cut(image, box, self.size))
+            pixels = np.asarray(_cut(image, box, self.options.size))
         except (OSError, SyntaxError, ValueError) as error:  # as Pillow raises
             raise UserError(f"{self.source.name(number)} cannot be decoded ({error}); replace it") from error
         tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float()
-        if self.augmented and self.mirrored and torch.rand(()) < 0.5:
+        if self.augmented and self.options.mirror and torch.rand(()) < 0.5:
             tensor = tensor.flip(2)
-        mean, std = (torch.tensor(values).mul_(255).view(-1, 1, 1) for values in (self.mean, self.std))
+        figures = (self.options.mean, self.options.std)
+        mean, std = (torch.tensor(values).mul_(255).view(-1, 1, 1) for values in figures)
         return tensor.sub_(mean).div_(std), int(self.source.labels[number])
 
 
@@ -136,8 +134,7 @@ class Streamed(CopiedDataset):
     crop: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise UserError(f"data.size must be 1 or more, got {self.size}")
+        need_least(1, self, "data", "size")
         if self.workers < -1:
             raise UserError(f"data.workers must be -1 (one for each core), 0 (none) or more, got {self.workers}")
 
@@ -168,8 +165,6 @@ class Streamed(CopiedDataset):
 
     def _items(self, source: ImageSource, part: Part, device: str) -> Items:
         checked_labels(torch.as_tensor(source.labels, dtype=torch.int64), self.classes, part, self.name)
-        plain, varied = (
-            Pictures(source, self.size, self.mean, self.std, augmented, self.mirror) for augmented in (False, True)
-        )
+        plain, varied = (Pictures(self, source, augmented) for augmented in (False, True))
         workers = usable_cores() if self.workers < 0 else self.workers
         return Items(plain, torch.arange(len(source.labels)), device, workers, varied=varied)

@@ -112,8 +112,7 @@ def _write_pt2(network: nn.Module, example: tuple[Tensor, ...]) -> bytes:
 
 
 def _read_pt2(content: bytes) -> Run:
-    run: Run = torch.export.load(io.BytesIO(content)).module()
-    return run
+    return torch.export.load(io.BytesIO(content)).module()
 
 
 _write_onnx = partial(network_graph, dynamic=True)

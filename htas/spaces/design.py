@@ -276,7 +276,21 @@ def records(
     for site, measured in site_curves(network, tables, design).items():
         choices = tuple(space.widths[site] for space in spaces.values())
         sites_by_curve.setdefault((measured, network.sites[site].base, choices), []).append(site)
-    return [_record(network, design, spaces, measured, sites) for (measured, _, _), sites in sites_by_curve.items()]
+    curves = []
+    for (measured, base, choices), sites in sites_by_curve.items():
+        fit = measured.fit(design.alpha)
+        flat = (
+            f"latency does not grow with the width of {sites[0]} (k = {fit.k:.3g} s per channel): "
+            "the readings are noise, or the width hardly matters; stop other work and survey again"
+        )
+        groups = tuple((group[0], group[-1]) for group in measured.grouped(design.groups))
+        curves.append(CurveRecord(
+            tuple(sites), base, measured, fit, groups, dict(zip(spaces, choices, strict=True)),
+            doubts=(flat,) if fit.k <= 0 else (),
+            certain=certainty(measured, fit.alpha, design.groups, design.margin),
+            dominated=dominated(measured, _choice(measured, design)),
+        ))  # fmt: skip
+    return curves
 
 
 def grid_widths(site: Site, design: Design) -> tuple[int, ...]:
@@ -314,26 +328,3 @@ def _explicit(network: Network, design: Design) -> dict[str, tuple[int, ...]]:
             )
         widths[name] = tuple(sorted(set(choices)))
     return widths
-
-
-def _record(
-    network: Network, design: Design, spaces: Mapping[str, Space], measured: Curve, sites: Sequence[str]
-) -> CurveRecord:
-    fit = measured.fit(design.alpha)
-    doubts: tuple[str, ...] = ()
-    if fit.k <= 0:
-        doubts = (
-            f"latency does not grow with the width of {sites[0]} (k = {fit.k:.3g} s per channel): "
-            "the readings are noise, or the width hardly matters; stop other work and survey again",
-        )
-    return CurveRecord(
-        tuple(sites),
-        network.sites[sites[0]].base,
-        measured,
-        fit,
-        tuple((group[0], group[-1]) for group in measured.grouped(design.groups)),
-        {name: space.widths[sites[0]] for name, space in spaces.items()},
-        doubts,
-        certainty(measured, fit.alpha, design.groups, design.margin),
-        dominated(measured, _choice(measured, design)),
-    )

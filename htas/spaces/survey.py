@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from htas.errors import UserError
+from htas.errors import UserError, need_least
 from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, OnRound
 from htas.metrics.latency import CHEAP
@@ -44,8 +44,7 @@ class Survey:
             raise UserError(f"survey.undecided must be 0 to 1, got {self.undecided}")
         if not self.seconds >= 0:
             raise UserError(f"survey.seconds must be 0 (the default) or more, got {self.seconds}")
-        if self.rounds < 1:
-            raise UserError(f"survey.rounds must be 1 or more, got {self.rounds}")
+        need_least(1, self, "survey", "rounds")
         if not self.reading >= 0:
             raise UserError(f"survey.reading must be 0 (as short as the clock allows) or more, got {self.reading}")
 
