@@ -135,9 +135,8 @@ def _reason(error: BaseException, kind: type[Any] | None) -> str:
     """What is wrong with a field, to stand behind its name."""
     if isinstance(error, KeyError):
         return "is missing"
-    return (
-        str(error) if isinstance(error, TypeError) and str(error).startswith("must be") else f"cannot be read ({error})"
-    )
+    expected = isinstance(error, TypeError) and str(error).startswith("must be")
+    return str(error) if expected else f"cannot be read ({error})"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], about: JsonObject | None = None) -> None:

@@ -55,7 +55,9 @@ def check(value: Any, hint: Any) -> Any:
                 return check(value, kind)
         raise ValueError(value)
     if origin in (list, tuple) and isinstance(value, list | tuple):
-        return origin(check(each, kind) for each, kind in zip(value, _items(hint, len(value)), strict=True))
+        variable = origin is list or arguments[-1] is Ellipsis
+        kinds = [arguments[0]] * len(value) if variable else arguments
+        return origin(check(each, kind) for each, kind in zip(value, kinds, strict=True))
     if origin is not None and isinstance(value, Mapping) and issubclass(origin, Mapping):
         return {check(name, arguments[0]): check(each, arguments[1]) for name, each in value.items()}
     if hint is float and type(value) in (int, float) and math.isfinite(value):
@@ -65,13 +67,6 @@ def check(value: Any, hint: Any) -> Any:
             return value
         raise ValueError(value)
     return value if isinstance(value, hint) else hint(value)
-
-
-def _items(hint: Any, count: int) -> list[Any]:
-    """The type of each item of a list or tuple."""
-    arguments = get_args(hint)
-    variable = get_origin(hint) is list or arguments[-1] is Ellipsis
-    return [arguments[0]] * count if variable else list(arguments)
 
 
 def allowed(hint: Any) -> str:

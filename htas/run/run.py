@@ -1,7 +1,7 @@
 """A run: a configuration in a folder, with everything that its stages share; opened for one configuration."""
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ from htas.cost.source import NetworkCosts
 from htas.cost.tables import TableCost
 from htas.data.split import Data
 from htas.errors import UserError
-from htas.files import __version__, digest, read_record, slug, to_json, write_record, write_text
+from htas.files import __version__, digest, read_record, slug, to_json, write_json, write_text
 from htas.graph import Network, ordered, trace
 from htas.graph.arch import Arch
 from htas.metrics import Metric
@@ -56,18 +56,6 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Versions:
-    """The machine and packages that a result may depend on."""
-
-    htas: str
-    machine: Mapping[str, str | int]
-    packages: Mapping[str, str]
-    host: str
-    """Its architecture."""
-    date: str
-
-
-@dataclass(frozen=True)
 class Run:
     """A configuration and its folder, with everything that the stages need, each built when first used."""
 
@@ -95,21 +83,19 @@ class Run:
     @property
     def network(self) -> Network:
         """The base network, traced; its weights drawn from the seed, or the user's."""
-        design = self.config.design
-        key = digest(self.config.seed, self.family, self.config.data.shapes, design.adds, design.ignored)
+        family, data, design = self.config.family, self.config.data, self.config.design
+        key = digest(self.config.seed, self.family, data.shapes, design.adds, design.ignored)
         if key not in self.sources.networks:
-            self.sources.networks[key] = self._traced()
+            torch.manual_seed(self.config.seed)
+            module = family.build(data.classes)
+            example = tuple(torch.zeros(2, *shape) for shape in data.shapes)
+            family.check(module, example, data.classes)
+            if family.inherits:  # narrower networks keep the most important channels
+                module = ordered(module, example)
+            self.sources.networks[key] = trace(
+                module, example, adds=design.adds, project_norm=family.project_norm, ignored=design.ignored
+            )
         return self.sources.networks[key]
-
-    def _traced(self) -> Network:
-        torch.manual_seed(self.config.seed)
-        module = self.config.family.build(self.config.data.classes)
-        example = tuple(torch.zeros(2, *shape) for shape in self.config.data.shapes)
-        self.config.family.check(module, example, self.config.data.classes)
-        if self.config.family.inherits:  # narrower networks keep the most important channels
-            module = ordered(module, example)
-        options, normed = self.config.design, self.config.family.project_norm
-        return trace(module, example, adds=options.adds, project_norm=normed, ignored=options.ignored)
 
     @property
     def device(self) -> str:
@@ -245,20 +231,21 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def versions() -> Versions:
-    """Those of this machine, now."""
-    packages = {}
+def packages() -> dict[str, str]:
+    """The versions of installed packages that a result may depend on."""
+    versions = {}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
-            packages[name] = version(name)
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    return Versions(__version__, machine(), packages, platform.machine(), date)
+            versions[name] = version(name)
+    return versions
 
 
 def write_environment(run: Run) -> None:
-    """Write seed, versions and machine of the run, as they are now."""
-    path = run.folder / "environment.json"
-    write_record(path, versions(), seed=run.config.seed, fingerprint=run.target.fingerprint())
+    """Write seed, versions and machine of the run, as they are now, into environment.json."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    host = {"machine": machine(), "packages": packages(), "host": platform.machine(), "date": date}
+    facts = {"seed": run.config.seed, "fingerprint": run.target.fingerprint(), "htas": __version__}
+    write_json(run.folder / "environment.json", {**facts, **host})
 
 
 def open_run(config: Config, folder: Path, *, supernets: Path | None = None, sources: Sources | None = None) -> Run:

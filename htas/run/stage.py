@@ -42,11 +42,6 @@ class Stage:
         """Every stage that must be finished first, in order."""
         return tuple(dict.fromkeys(each for stage in self.needs for each in (*stage.before, stage)))
 
-    def finished(self, run: Run) -> bool:
-        """Whether nothing is left to do."""
-        key = self.key(run)
-        return all(made_from(path, key) for path in self.files(run)) and self.complete(run)
-
 
 def ensure(run: Run, stage: Stage, again: bool = False) -> None:
     """Make the files of a stage, unless they are finished; with `again`, in any case.
@@ -55,7 +50,7 @@ def ensure(run: Run, stage: Stage, again: bool = False) -> None:
     """
     for before in stage.before:
         need(run, before)
-    if again or not stage.finished(run):
+    if again or not (all(made_from(path, stage.key(run)) for path in stage.files(run)) and stage.complete(run)):
         stage.make(run, again)
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +12,10 @@ from htas import text
 from htas.errors import UserError
 from htas.experiments.arms import Arm, Entry, NamedArm, SearchedArm
 from htas.experiments.compare import Comparison
+from htas.files import __version__
 from htas.run import run
 from htas.run.config import Config, load
-from htas.timing.target import Target
+from htas.timing.target import Target, machine
 
 HERE = Path(str(files("htas.experiments.reproduce")))
 PAPER: Mapping[str, Any] = json.loads((HERE / "published.json").read_text(encoding="utf-8"))
@@ -98,8 +100,7 @@ class Plan:
 
     def facts(self, target: Target, config: Config | None = None, entries: Iterable[Entry] = ()) -> dict[str, str]:
         """How a section was made: on what, how long, with which images, by which command."""
-        versions = run.versions()
-        here, packages = versions.machine, {"htas": versions.htas, **versions.packages}
+        here, packages = machine(), {"htas": __version__, **run.packages()}
         named = ("htas", "torch", "onnxruntime", "openvino")
         cores = text.plural(int(here["cores"]), "core")
         parts = (here["processor"], cores, here["instructions"], here["gpu"], here["system"])
@@ -113,7 +114,7 @@ class Plan:
             copies = dict.fromkeys(entry.images or config.data.encoding for entry in entries)
             images = "; others ".join(copies) or config.data.encoding
             facts["Data"] = f"{config.names['data']}: {images}"
-        return {**facts, "Date": versions.date[:10], "Command": self.command}
+        return {**facts, "Date": f"{datetime.now(UTC):%Y-%m-%d}", "Command": self.command}
 
     def length_text(self, config: Config) -> str:
         """The length of searches and trainings, and the paper's, in words."""
