@@ -46,8 +46,10 @@ def call(argv: Sequence[str]) -> None:
     if verb and not verb.startswith("-") and verb not in VERBS:
         raise UserError(text.no_such("verb", verb, VERBS))
     overrides, words = split_overrides(argv) if verb in CONFIGURED else ([], list(argv))
+    columns = os.get_terminal_size().columns if sys.stdout.isatty() else 120  # help is 120 wide, or as the terminal
+    console = Console(width=min(columns, 120), highlight=False)
     try:
-        command, bound, unparsed = APP.parse_args(words, console=_console(), exit_on_error=False, print_error=False)
+        command, bound, unparsed = APP.parse_args(words, console=console, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         raise UserError(_sentence(error, verb)) from error
     if str(Path.cwd()) not in sys.path:
@@ -74,12 +76,6 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             overrides.append(f"{word}={rest.pop(0)}")
     return overrides, others
-
-
-def _console() -> Console:
-    """Help wraps at 120 columns or the terminal's width; a pipe has 120."""
-    columns = os.get_terminal_size().columns if sys.stdout.isatty() else 120
-    return Console(width=min(columns, 120), highlight=False)
 
 
 def _sentence(error: CycloptsError, verb: str) -> str:

@@ -46,18 +46,17 @@ def measure(
     if overrides or out or again:
         name = overrides[0] if overrides else "--out" if out else "--again"
         raise UserError(f"{name} is for measuring a run, and {networks[0]!r} is neither a folder nor a TOML file")
-    from htas.run.networks import measure_networks
-
     shapes = {image_shapes(image, network) for network in networks if not network.endswith(".onnx")}
     if len(shapes) > 1:
         raise UserError("these networks usually have images of different sizes; say which with --image, as 3,224,224")
-    place = target.target(*shapes)
     rounds = 40 if rounds is None else rounds
     classes = 10 if classes is None else classes
     if rounds < 1 or classes < 1:
         raise UserError(f"--rounds and --classes must be 1 or more, got {rounds} and {classes}")
     others = [name.strip() for name in (metrics or "").split(",") if name.strip()]
-    figures = measure_networks(list(networks), place, rounds, classes, others)
+    from htas.run.networks import measure_networks
+
+    figures = measure_networks(list(networks), target.target(*shapes), rounds, classes, others)
     if json:
         print(dumps([_json(each) for each in figures], indent=1))
     else:
@@ -93,11 +92,13 @@ def inspect(
             raise UserError(
                 f"{overrides[0]} is for a configuration, and {network!r} is neither a folder nor a TOML file"
             )
-        shapes = image_shapes(image, network)
+        shapes, classes = image_shapes(image, network), 10 if classes is None else classes
+        if classes < 1:
+            raise UserError(f"--classes must be 1 or more, got {classes}")
         from htas.run.networks import inspect_named
 
         folder = out or Path("runs") / f"inspect-{slug(network)}"
-        page, table = inspect_named(network, target.target(shapes), classes or 10, folder)
+        page, table = inspect_named(network, target.target(shapes), classes, folder)
     show([table], {"page": str(page)}, json)
 
 

@@ -48,7 +48,10 @@ def store(
         case "import":
             print(f"{text.plural(opened.import_(Path(name)), 'new layer')} from {name} added to {opened.path}")
         case "forget":
-            print(f"{text.plural(_forget(opened, name), 'layer')} removed from {opened.path}")
+            removed = opened.forget_all() if name == "all" else opened.forget(name)
+            if not removed and name != "all":
+                raise UserError(_no_survey(opened, name))
+            print(f"{text.plural(removed, 'layer')} removed from {opened.path}")
 
 
 def _check_store(action: str, name: str, json: bool, yes: bool) -> None:
@@ -64,13 +67,6 @@ def _check_store(action: str, name: str, json: bool, yes: bool) -> None:
         raise UserError(f"--yes is for htas store forget, so leave it out of htas store {action}")
     if action == "forget" and name == "all" and not yes:
         raise UserError("htas store forget all removes every measurement; add --yes if you mean it")
-
-
-def _forget(opened: "Store", name: str) -> int:
-    removed = opened.forget_all() if name == "all" else opened.forget(name)
-    if not removed and name != "all":
-        raise UserError(_no_survey(opened, name))
-    return removed
 
 
 def _surveys(opened: "Store", json: bool) -> str:

@@ -682,6 +682,15 @@ sweep some.toml --design.group=4
 fastest some.toml --design.group=4
 compare some.toml arms.toml --design.group=4
 inspect some.toml --design.group=4
+inspect net --classes=0
+measure net --rounds=0
+measure net --image=3
+measure cifar_resnet:20 vgg
+measure some.toml --batch=2
+reproduce table4 --quick --full
+reproduce table4 --depths=deep
+report some.toml other.toml
+store show
 search some.toml --strategy.epochs=two
 demo --design.group=4
 """
