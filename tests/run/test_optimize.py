@@ -7,6 +7,7 @@ import subprocess
 import sys
 import weakref
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,6 +102,27 @@ def found(net: Net, tmp_path_factory: pytest.TempPathFactory) -> htas.Optimizati
         )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def call(net: Net, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A call whose result is dropped: the user's network and a copy from before, how often the data were loaded, and
+    what is alive afterwards of the run's copy of the network and of the data."""
+    given, loads, load = copy.deepcopy(net).train(), [], UserData.load
+    given.stem[1].eval()
+    before, parts = copy.deepcopy(given), (items(60, 2), items(30, 3))
+    with scripted_device(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UserData, "load", lambda self, **options: (loads.append(1), load(self, **options))[1])
+        result = htas.optimize(
+            given, torch.zeros(1, *SHAPE), parts, target=htas.Target(threads=1), constraints={"macs": "60%"}, epochs=1,
+            options=QUICK, out=tmp_path_factory.mktemp("runs") / "call",
+        )  # fmt: skip
+    module = result.config.family._module
+    assert type(module) is Net and module is not given
+    references = [weakref.ref(module), weakref.ref(parts[0])]
+    del result, module, parts
+    gc.collect()
+    return SimpleNamespace(net=given, before=before, loads=len(loads), alive=[each() for each in references])
+
+
 def accuracy(model: nn.Module) -> float:
     images, labels = DATA[1].tensors
     with torch.no_grad():
@@ -121,15 +143,8 @@ def test_a_trained_network_is_the_base_as_it_is_and_what_is_found_inherits(found
     assert found.results[0].accuracy == pytest.approx(accuracy(net))
 
 
-def test_the_user_network_stays_as_it_was(net, tmp_path):
-    given = copy.deepcopy(net).train()
-    given.stem[1].eval()
-    before = copy.deepcopy(given)
-    with scripted_device():
-        htas.optimize(
-            given, torch.zeros(1, *SHAPE), DATA, target=htas.Target(threads=1), constraints={"macs": "60%"}, epochs=1,
-            options=QUICK, out=tmp_path / "run",
-        )  # fmt: skip
+def test_the_user_network_stays_as_it_was(call):
+    given, before = call.net, call.before
     assert all(torch.equal(one, other) for one, other in zip(given.parameters(), before.parameters(), strict=True))
     assert [part.training for part in given.modules()] == [part.training for part in before.modules()]
     assert all(parameter.is_contiguous() for parameter in given.parameters())
@@ -179,22 +194,8 @@ def test_the_same_call_again_does_nothing_anew(found, net):
     assert again.arch == found.arch
 
 
-def test_a_call_reads_its_data_once_and_keeps_nothing_when_its_result_is_gone(net, tmp_path, monkeypatch):
-    loads, load = [], UserData.load
-    monkeypatch.setattr(UserData, "load", lambda self, **options: (loads.append(self), load(self, **options))[1])
-    parts = items(60, 2), items(30, 3)
-    with scripted_device():
-        result = htas.optimize(
-            net, torch.zeros(1, *SHAPE), parts, target=htas.Target(threads=1), constraints={"macs": "60%"}, epochs=1,
-            options=QUICK, out=tmp_path / "run",
-        )  # fmt: skip
-    assert len(loads) == 1
-    module = result.config.family._module
-    assert type(module) is Net and module is not net
-    alive = [weakref.ref(module), weakref.ref(parts[0])]
-    del result, module, parts, loads[:]
-    gc.collect()
-    assert [ref() for ref in alive] == [None, None]
+def test_a_call_reads_its_data_once_and_keeps_nothing_when_its_result_is_gone(call):
+    assert (call.loads, call.alive) == (1, [None, None])
 
 
 def test_the_outlook_counts_no_training_of_a_base_network_that_is_trained(found, capsys):
@@ -347,13 +348,23 @@ class Pairs(Dataset[Any]):
         return {"left": left, "label": label, "right": right} if self.named else (left, right, label)
 
 
-@pytest.mark.parametrize("named", [False, True])
-def test_a_network_of_two_inputs_is_measured_searched_trained_and_saved(named, tmp_path):
+def test_items_of_two_inputs_are_the_same_in_order_and_by_name():
+    both = [UserData.of(*(Pairs(part, named) for part in DATA), 2, (SHAPE, SHAPE)) for named in (False, True)]
+    for data in both:
+        data.check_shape()
+    one, other = (data.load(device="cpu", validation=0.5, seed=0, limit=0) for data in both)
+    for part in ("train", "weights", "validation", "test"):
+        mine, theirs = getattr(one, part), getattr(other, part)
+        for (inputs, labels), (others, same) in zip(mine.batches(50), theirs.batches(50), strict=True):
+            assert len(inputs) == 2 and all(map(torch.equal, inputs, others)) and torch.equal(labels, same)
+
+
+def test_a_network_of_two_inputs_is_measured_searched_trained_and_saved(tmp_path):
     torch.manual_seed(0)
     target = htas.Target(threads=1, batch=2, runtime="onnxruntime")
     with scripted_device():
         made = htas.optimize(
-            Two(), [torch.zeros(1, *SHAPE)] * 2, tuple(Pairs(part, named) for part in DATA), target=target,
+            Two(), [torch.zeros(1, *SHAPE)] * 2, tuple(Pairs(part, True) for part in DATA), target=target,
             constraints={"latency": "60%"}, trained=False, epochs=8, options=QUICK, out=tmp_path / "run",
         )  # fmt: skip
     assert made.result.measured.estimate <= 0.6 * made.results[0].measured.estimate
