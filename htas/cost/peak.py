@@ -139,7 +139,12 @@ def _story(network: Network, target: Target) -> tuple[TensorFacts, ...]:
     for lives_of in zip(*followed, strict=True):
         owner = lives_of[0].owner
         if owner or not isinstance(modules[0], fx.GraphModule):  # else an operator belongs to the module before
-            blocks = _blocks(network, owner)
+            blocks = tuple(
+                (name, number)
+                for name, site in network.depths.items()
+                for number, block in enumerate(site.producers)
+                if _within(owner, block)
+            )
         node, each = _channels(network, [life.size for life in lives_of], channels, blocks, owner)
         projection = next((n.name for n in network.nodes if n.kind == "project" and _within(owner, n.name)), "")
         tensors.append(TensorFacts(lives_of[0], node, each * target.batch, blocks, projection))
@@ -159,15 +164,6 @@ def _within(owner: str, path: str) -> bool:
     return owner == path or owner.startswith(f"{path}.")
 
 
-def _blocks(network: Network, owner: str) -> tuple[tuple[str, int], ...]:
-    return tuple(
-        (name, number)
-        for name, site in network.depths.items()
-        for number, block in enumerate(site.producers)
-        if _within(owner, block)
-    )
-
-
 def _channels(
     network: Network,
     sizes: Sequence[int],
@@ -179,11 +175,7 @@ def _channels(
     if len(set(sizes)) == 1:
         return "", float(sizes[0])
     for node in network.nodes:
-        if (
-            set(node.blocks) <= set(blocks)
-            and node.name in channels[0]
-            and all(by_node[node.name] for by_node in channels)
-        ):
+        if set(node.blocks) <= set(blocks) and all(by_node.get(node.name) for by_node in channels):
             each = {size / by_node[node.name] for size, by_node in zip(sizes, channels, strict=True)}
             if len(each) == 1:
                 return node.name, each.pop()

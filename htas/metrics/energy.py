@@ -17,7 +17,7 @@ import torch
 from htas.errors import UserError, need_least
 from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, OnRound, Pending
-from htas.runtimes import Program, Runtime, open_runtime
+from htas.runtimes import open_runtime
 from htas.timing.bench import Call, Timer, settle
 from htas.timing.contention import Watch
 from htas.timing.measurement import Measurement
@@ -167,7 +167,12 @@ class Energy(Metric):
         watch, timer, order, rng = Watch(), runtime.timer(), list(readings), random.Random(self.seed)
         with runtime.session(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
-            runs = {case: self._compile(runtime, case).run for case in order}
+            runs = {
+                case: runtime.compile_layer(case).run
+                if isinstance(case, Layer)
+                else runtime.compile(case, self.target.example()).run
+                for case in order
+            }
             loops = {case: settle(run, timer, CHUNK, CHUNK) for case, run in runs.items()}
             active = set(order)
             for done in range(1, self.rounds + 1):
@@ -180,11 +185,6 @@ class Energy(Metric):
                     active &= set(pending(measurements()))
         by_case = measurements(watch.remarks())  # other programs draw from the same meter
         return [by_case[case] for case in cases]
-
-    def _compile(self, runtime: Runtime, case: Case) -> Program:
-        if isinstance(case, Layer):
-            return runtime.compile_layer(case)
-        return runtime.compile(case, self.target.example())
 
 
 def _reading(run: Call, loops: int, counters: Meter, timer: Timer, seconds: float) -> float:

@@ -31,10 +31,20 @@ class Compiled(TorchRuntime):
     since the runtime `cuda_graph` has them."""
 
     def __post_init__(self) -> None:
-        if self.target.device == "cpu":
-            _check_compiler()
-        else:
-            _check_triton()
+        from torch._inductor import config
+        from torch.utils._triton import has_triton
+
+        compilers = config.cpp.cxx if isinstance(config.cpp.cxx, list | tuple) else (config.cpp.cxx,)
+        if self.target.device == "cpu" and not any(name and shutil.which(name) for name in compilers):
+            raise UserError(
+                "target.runtime 'compiled' needs a C++ compiler on a CPU and finds none; install g++, name one in the "
+                "environment variable CXX, or use target.runtime 'eager'"
+            )
+        if self.target.device == "cuda" and not has_triton():
+            raise UserError(
+                "target.runtime 'compiled' needs Triton on CUDA and finds none; install PyTorch's CUDA build for "
+                "Linux, which comes with it, or use target.runtime 'eager' or 'cuda_graph'"
+            )
 
     def describe(self) -> Mapping[str, str]:
         """PyTorch's version and the compiler's settings."""
@@ -57,26 +67,3 @@ class Compiled(TorchRuntime):
             compiled = program(call, inputs, self.target)
             compiled.run()  # it compiles now
         return compiled
-
-
-def _check_compiler() -> None:
-    """Raise UserError where Inductor finds no C++ compiler."""
-    from torch._inductor import config
-
-    names = config.cpp.cxx if isinstance(config.cpp.cxx, list | tuple) else (config.cpp.cxx,)
-    if not any(name and shutil.which(name) for name in names):
-        raise UserError(
-            "target.runtime 'compiled' needs a C++ compiler on a CPU and finds none; install g++, name one in the "
-            "environment variable CXX, or use target.runtime 'eager'"
-        )
-
-
-def _check_triton() -> None:
-    """Raise UserError where PyTorch has no Triton to write GPU kernels with."""
-    from torch.utils._triton import has_triton
-
-    if not has_triton():
-        raise UserError(
-            "target.runtime 'compiled' needs Triton on CUDA and finds none; install PyTorch's CUDA build for "
-            "Linux, which comes with it, or use target.runtime 'eager' or 'cuda_graph'"
-        )

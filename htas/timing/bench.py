@@ -142,7 +142,7 @@ class Bench:
         *,
         first: Collection[int] | None = None,
         rebuild: bool = True,
-        renew: Callable[[], object] | None = None,
+        renew: Callable[[], object] = lambda: None,
         pending: Pending | None = None,
         on_round: Callable[[float, str], None] | None = None,
     ) -> list[Readings]:
@@ -170,7 +170,7 @@ class _Run:
     build: Callable[[int], Call]
     count: int
     rebuild: bool
-    renew: Callable[[], object] | None
+    renew: Callable[[], object]
     pending: Pending | None
     on_round: Callable[[float, str], None] | None
     seconds: "array[float]" = field(default_factory=lambda: array("d"))
@@ -256,8 +256,7 @@ class _Run:
         missing = [number for number in active if rebuild or number not in self.built]
         if rebuild:
             self._disturb_memory()
-            if self.renew is not None:
-                self.renew()
+            self.renew()
         self.rng.shuffle(missing)  # or memory would be laid out as the last time
         built = {} if rebuild else dict(self.built)
         for number in missing:
