@@ -1,10 +1,10 @@
 """Numbers and units as people write them; the only place that formats either."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import groupby
 from math import floor, isfinite, log10
-from typing import Self
 
 NONE = "\N{EN DASH}"
 """The text of a table cell without a value."""
@@ -124,30 +124,20 @@ def columns(rows: Sequence[Sequence[str]], words: int) -> list[str]:
     ]
 
 
-class TextTable(str):
-    """A table as plain lines, with its rows: the first holds the headings, the first `words` columns no numbers.
-
-    Sentences stand `before` and `after` it; rows whose first cell is in `marked` are highlighted.
-    """
+@dataclass(frozen=True)
+class TextTable:
+    """Rows of a table, the headings first; as text, lines of columns. Sentences stand `before` and `after` it."""
 
     rows: Sequence[Sequence[str]]
     words: int
-    before: Sequence[str]
-    after: Sequence[str]
-    marked: Sequence[str]
+    """The number of columns, from the first on, that hold no numbers."""
+    before: Sequence[str] = ()
+    after: Sequence[str] = ()
+    marked: Sequence[str] = ()
+    """First cells of the rows to be set off."""
 
-    def __new__(
-        cls,
-        rows: Sequence[Sequence[str]],
-        words: int,
-        before: Sequence[str] = (),
-        after: Sequence[str] = (),
-        marked: Sequence[str] = (),
-    ) -> Self:
-        """Rows in columns, with sentences around them."""
-        table = super().__new__(cls, "\n".join([*before, *(columns(rows, words) if rows else []), *after]))
-        table.rows, table.words, table.before, table.after, table.marked = rows, words, before, after, marked
-        return table
+    def __str__(self) -> str:
+        return "\n".join([*self.before, *(columns(self.rows, self.words) if self.rows else []), *self.after])
 
     def json(self) -> dict[str, list[str] | list[dict[str, str]]]:
         """As plain JSON values, cells as they are printed: an object for each row, by heading."""

@@ -69,7 +69,7 @@ def _check_store(action: str, name: str, json: bool, yes: bool) -> None:
         raise UserError("htas store forget all removes every measurement; add --yes if you mean it")
 
 
-def _surveys(opened: "Store", json: bool) -> str:
+def _surveys(opened: "Store", json: bool) -> text.TextTable | str:
     """One line per survey, metric and place."""
     surveys = opened.surveys()
     if json:
@@ -86,7 +86,7 @@ def _surveys(opened: "Store", json: bool) -> str:
     return text.TextTable(rows, 7)
 
 
-def _survey(opened: "Store", name: str, json: bool) -> str:
+def _survey(opened: "Store", name: str, json: bool) -> text.TextTable | str:
     """One line per layer, and below what casts doubt on its readings; raises UserError for an unknown survey."""
     entries = opened.entries(name)
     if not entries:
@@ -128,7 +128,7 @@ def _layer(key: str) -> str:
     return ", ".join(parts)
 
 
-def _print(table: str) -> None:
+def _print(table: text.TextTable | str) -> None:
     """Print a table in the way of this terminal, or a text as it is."""
     if isinstance(table, text.TextTable):
         show([table], {}, False)

@@ -35,11 +35,13 @@ EVERYWHERE = 12
 
 def content(report: Report) -> list[Block]:
     """The blocks of a report, from the answer to the configuration."""
+    pictures = [curve_picture(number, curve, number > EVERYWHERE) for number, curve in enumerate(report.curves, 1)]
+    curves: list[Block] = [Heading("Latency curves"), ABOUT, *pictures] if pictures else []
     return [
         answer(report),
         *_networks(report),
         *_archs(report),
-        *_curves(report),
+        *curves,
         *_searches(report),
         *_predictions(report),
         Heading("Doubts and remarks"),
@@ -229,13 +231,6 @@ def _ended(last: EpochRecord) -> str:
     if last.top_probability is not None:
         parts.append(f"top probability {last.top_probability:.2f}")
     return f"After {plural(last.epoch, 'epoch')}: {', '.join(parts)}."
-
-
-def _curves(report: Report) -> list[Block]:
-    if not report.curves:
-        return []
-    pictures = [curve_picture(number, curve, number > EVERYWHERE) for number, curve in enumerate(report.curves, 1)]
-    return [Heading("Latency curves"), ABOUT, *pictures]
 
 
 def _predictions(report: Report) -> list[Block]:

@@ -93,14 +93,6 @@ def svg(chart: Spec) -> bytes:
     return text.encode()
 
 
-def png(chart: Spec) -> bytes:
-    """A chart as a PNG file, twice as large."""
-    import vl_convert
-
-    picture: bytes = vl_convert.vegalite_to_png(chart, scale=2)
-    return picture
-
-
 def inline(picture: bytes, name: str) -> str:
     """An SVG file made part of a page: its names unique, its colours and letters the page's."""
     if not picture:

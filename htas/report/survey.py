@@ -9,7 +9,7 @@ import altair as alt
 
 from htas.files import write_bytes, write_text
 from htas.report._blocks import Heading, Picture, Text, facts_table, plain_table, points
-from htas.report._draw import PLOT, Spec, filled, png, spec, tooltip
+from htas.report._draw import PLOT, Spec, filled, spec, tooltip
 from htas.report._names import space_name
 from htas.report._page import html
 from htas.report._style import BLUE, FAINT, INK, RED, RULE, SKY
@@ -36,9 +36,11 @@ def page(
     `decided` says how many choices are. A choice that is less than DECIDED to be right is marked. Raises UserError
     where the folder cannot be written.
     """
+    import vl_convert
+
     pictures = [curve_picture(number, curve) for number, curve in enumerate(curves, 1)]
     for picture in pictures:
-        write_bytes(folder / "survey" / f"{picture.name}.png", png(picture.chart))
+        write_bytes(folder / "survey" / f"{picture.name}.png", vl_convert.vegalite_to_png(picture.chart, scale=2))
     rows = list(map(_row, curves))
     blocks = [
         Heading("The hardware-aware space"),

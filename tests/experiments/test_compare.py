@@ -109,7 +109,7 @@ def test_a_search_that_has_not_converged_is_named(finished, tmp_path):
     _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, finished, only=True)
     page = (finished / "compare.html").read_text()
     assert '<figure class="live">' in page and "found" in page
-    for text in (shown, page, (finished / "compare.md").read_text()):
+    for text in (str(shown), page, (finished / "compare.md").read_text()):
         assert f"Not converged: found, seed 1: {why}" in text and "Not converged: base" not in text
 
 
@@ -142,7 +142,7 @@ def test_what_is_finished_is_not_done_again(finished, tmp_path, monkeypatch):
     path, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, finished)
     assert (finished / "latencies.json").stat().st_mtime_ns == before
     arms_part, each_part = path.with_suffix(".md").read_text().split("## Every network")
-    assert arms_part.count("\n| ") == 6 and "plain 8" in shown
+    assert arms_part.count("\n| ") == 6 and "plain 8" in str(shown)
     rows = {tuple(line.split(" | ")[:2]): line for line in each_part.splitlines() if line.startswith("| ")}
     found = from_json(read_json(finished / "found-1" / "result.json")["result"], Result, "row")
     cells = rows["| found", "1"].strip("| ").split(" | ")
@@ -197,13 +197,13 @@ def test_a_comparison_shows_what_there_is_and_marks_the_rest(finished, tmp_path)
     shutil.rmtree(some / "scaled-1")
     shutil.rmtree(some / "base-1")
     _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, some, only=True)
-    lines = {line.split("  ")[0]: line for line in shown.splitlines()}
+    lines = {line.split("  ")[0]: line for line in str(shown).splitlines()}
     assert "0 of 2" in lines["scaled"] and lines["scaled"].split()[1:-3] == ["-"] * 11
     assert "1 of 2" in lines["base"] and "plain 8" in lines
     for name in ("found-1", "plain-8-1"):
         shutil.rmtree(some / name)
     _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, some, only=True)
-    lines = {line.split("  ")[0]: line for line in shown.splitlines()}
+    lines = {line.split("  ")[0]: line for line in str(shown).splitlines()}
     assert "-  too few trainings" in lines["base"]
 
 
@@ -212,8 +212,8 @@ def test_an_arm_that_cannot_be_run_is_said_and_the_others_go_on(finished, tmp_pa
     text = ARMS + '[shrunk.strategy]\nname = "morphnet"\n'
     _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 2, some)
     assert "strategy morphnet does not search depths" in capsys.readouterr().err
-    lines = {line.split("  ")[0]: line for line in shown.splitlines()}
-    assert "0 of 2" in lines["shrunk"] and "Left out: shrunk, seed 0: strategy morphnet" in shown
+    lines = {line.split("  ")[0]: line for line in str(shown).splitlines()}
+    assert "0 of 2" in lines["shrunk"] and "Left out: shrunk, seed 0: strategy morphnet" in str(shown)
     assert "Left out: shrunk, seed 0: strategy morphnet" in (some / "compare.md").read_text()
 
 
@@ -231,7 +231,7 @@ def test_a_network_is_trained_again_where_the_arm_that_it_is_of_has_found_anothe
     write_json(out / "found-0" / "result.json", content)
     shutil.rmtree(out / "found-0" / "networks")
     _, shown = compare.compare(None, OPTIONS, given, 1, out, only=True)
-    assert "0 of 1" in {line.split("  ")[0]: line for line in shown.splitlines()}["found, alone"]
+    assert "0 of 1" in {line.split("  ")[0]: line for line in str(shown).splitlines()}["found, alone"]
     compare.compare(None, OPTIONS, given, 1, out)
     first, other = (from_json(each["result"], Result, "row") for each in read_json(out / "compare.json")["arms"])
     assert first.arch == other.arch and to_json(first.arch) == content["result"]["arch"]
@@ -241,7 +241,7 @@ def test_a_network_that_does_not_fit_the_arms_own_is_said_and_the_others_go_on(f
     out = shutil.copytree(finished, tmp_path / "out")
     text = '[found]\n[deeper]\nlike = "found"\nfamily = { depth = 20 }\n[base]\nnetwork = "base"\n'
     _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, out)
-    assert "Left out: deeper, seed 0: the arch lacks the width site" in shown and "1 of 1" in shown
+    assert "Left out: deeper, seed 0: the arch lacks the width site" in str(shown) and "1 of 1" in str(shown)
 
 
 def test_a_reading_is_that_of_a_network_and_not_of_an_arms_name(finished, tmp_path):

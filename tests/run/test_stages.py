@@ -823,7 +823,7 @@ def test_a_sweep_makes_a_front_from_one_survey_and_goes_on_where_it_was_stopped(
     }
     assert list(found) == ["base", "80%", "50%"]
     assert found["50%"].measured.estimate < found["80%"].measured.estimate < found["base"].measured.estimate
-    assert table.splitlines()[0].split()[0] == "budget" and "*" in table
+    assert str(table).splitlines()[0].split()[0] == "budget" and "*" in str(table)
     (warned,) = re.findall(r"The search for (\S+) has not converged\.", (folder / "report.md").read_text())
     assert warned in ("80%", "50%"), "an epoch or two are too short for any"
     again = (folder / "sweep.json").stat().st_mtime_ns
@@ -871,7 +871,7 @@ def test_the_fastest_network_at_an_accuracy_is_found_by_halving(tmp_path, monkey
     assert len(tried) == 4
     met = [each["share"] for each in tried if min(each["accuracies"]) > 0.85]
     assert 0.5 <= min(met) <= 0.75
-    assert f"taken: {100 * min(met):.2f}% of the base's latency, clearly met" in table
+    assert f"taken: {100 * min(met):.2f}% of the base's latency, clearly met" in str(table)
 
 
 def test_held_out_accuracy_is_trained_on_one_half_and_judged_on_the_other_once(tmp_path, monkeypatch):
