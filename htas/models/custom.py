@@ -69,7 +69,7 @@ class Custom(ModelFamily):
     @property
     def source(self) -> str:
         """The text of the file that the function stands in."""
-        file = _imported(self.factory.partition(":")[0], self.factory).__file__
+        file = self._module().__file__
         return Path(file).read_text(encoding="utf-8", errors="replace") if file else ""
 
     @property
@@ -79,22 +79,21 @@ class Custom(ModelFamily):
 
     def _function(self) -> Callable[..., Any]:
         path, _, name = self.factory.partition(":")
-        module = _imported(path, self.factory)
+        module = self._module()
         if not callable(function := getattr(module, name, None)):
             there = [each for each, thing in vars(module).items() if callable(thing) and not each.startswith("_")]
             raise UserError(f"{path} has no function {name!r}; it has {', '.join(there[:8]) or 'none'}")
         return function  # type: ignore[no-any-return]
 
-
-def _imported(path: str, what: str) -> ModuleType:
-    try:
-        return importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name and (path == error.name or path.startswith(f"{error.name}.")):
-            raise UserError(
-                f"there is no module {error.name!r}; run where {error.name}.py lies, or write family.factory as "
-                f"'package.module:function', got {what!r}"
-            ) from error
-        raise UserError(f"{path} cannot be imported: {blame(error)}") from error
-    except Exception as error:  # a user's code may raise anything
-        raise UserError(f"{path} cannot be imported: {blame(error)}") from error
+    def _module(self) -> ModuleType:
+        path = self.factory.partition(":")[0]
+        try:
+            return importlib.import_module(path)
+        except Exception as error:  # a user's code may raise anything
+            missing = error.name if isinstance(error, ModuleNotFoundError) else None
+            if missing and f"{path}.".startswith(f"{missing}."):
+                raise UserError(
+                    f"there is no module {missing!r}; run where {missing}.py lies, or write family.factory as "
+                    f"'package.module:function', got {self.factory!r}"
+                ) from error
+            raise UserError(f"{path} cannot be imported: {blame(error)}") from error

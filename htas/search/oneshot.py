@@ -15,7 +15,6 @@ from htas.data.task import Inputs, precise
 from htas.errors import UserError, need_above_zero, need_least
 from htas.files import read_tensors, write_tensors
 from htas.graph.arch import Arch
-from htas.search.inherit import inherit
 from htas.search.problem import Problem
 from htas.search.record import EpochRecord
 from htas.search.supernet import Draw, Supernet
@@ -95,7 +94,7 @@ def build_supernet(problem: Problem, options: SupernetOptions, mix: Literal["int
     torch.manual_seed(problem.seed)
     supernet = Supernet(problem.network, problem.space, problem.reset, options.shortcut, mix, options.norms)
     if options.start == "base":
-        inherit(supernet, problem.base())
+        supernet.inherit(problem.base())
     elif options.start != "random":
         _load(supernet, Path(options.start))
     return supernet

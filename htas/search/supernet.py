@@ -12,6 +12,7 @@ Convolutions compute whole blocks of 8 channels; the matrix drops the surplus.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -110,6 +111,64 @@ class Supernet(nn.Module):
                 continue
             return isinstance(out, Tensor) and not out.any()
         return False
+
+    # -- start -------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def inherit(self, trained: nn.Module) -> None:
+        """Copy the weights of a trained base network into every slice and norm that they fit."""
+        for node in self.network.nodes:
+            if node.kind in ("conv", "grouped"):
+                self._inherit_conv(node, trained.get_submodule(node.module))
+            elif node.kind in ("norm", "layer_norm"):
+                self._inherit_norm(node, trained.get_submodule(node.module))
+            elif node.kind == "scale":
+                scale, values = (attrgetter(node.param)(module) for module in (self.body, trained))
+                there, here = self._common(node, scale.device)
+                axis = node.param_axis
+                scale.index_copy_(axis, there, values.to(scale.device).index_select(axis, here))
+            elif node.module:
+                self.body.get_submodule(node.module).load_state_dict(trained.get_submodule(node.module).state_dict())
+        # parameters and buffers that `forward` uses by itself: those of no module that is resized
+        resized = {node.module for node in self.network.nodes if node.kind in ("conv", "grouped", "norm", "layer_norm")}
+        scaled = {node.param for node in self.network.nodes if node.param}
+        into, out = self.body.state_dict(), trained.state_dict()
+        for name in (self.network.module.state_dict().keys() & into.keys() & out.keys()) - scaled:
+            if name.rpartition(".")[0] not in resized:
+                into[name].copy_(out[name])
+
+    def _inherit_norm(self, node: Node, source: nn.Module) -> None:
+        for norm in self.body.get_submodule(node.module).children():
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                if getattr(source, name, None) is None:
+                    continue
+                tensor, values = getattr(norm, name), getattr(source, name).to(getattr(norm, name).device)
+                if len(node.segments) > 1:
+                    there, here = self._common(node, values.device)
+                    tensor[there] = values[here]
+                else:
+                    common = min(len(tensor), len(values))
+                    tensor[:common] = values[:common]
+
+    def _inherit_conv(self, node: Node, source: nn.Module) -> None:
+        module = self.body.get_submodule(node.module)
+        there, here = self._common(node, module.weight.device)  # type: ignore[arg-type]
+        weight, trained = by_outputs(module), by_outputs(source).to(module.weight.device)  # type: ignore[arg-type]
+        if node.kind == "grouped":
+            weight[there] = trained[here]
+            rows = there, here
+        else:
+            count = min(len(weight), len(trained))
+            weight[torch.arange(count)[:, None], there] = trained[:count][:, here]
+            rows = (torch.arange(count),) * 2
+        if isinstance(module.bias, Tensor) and isinstance(source.bias, Tensor):
+            module.bias[rows[0]] = source.bias.to(module.bias.device)[rows[1]]
+
+    def _common(self, node: Node, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Indices of the input channels that a node shares with the base network: here, and in the base."""
+        room, base = self.capacity[node.inputs[0]], tuple(segment.base for segment in node.consumed)
+        common = tuple(min(one, two) for one, two in zip(room, base, strict=True))
+        return columns(node.consumed, room, common, device), columns(node.consumed, base, common, device)
 
     # -- forward -----------------------------------------------------------------------------------------------------
 

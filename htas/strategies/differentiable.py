@@ -174,14 +174,12 @@ class Logits(nn.Module):
     def __init__(self, space: Space, blocks: Mapping[str, int], generator: torch.Generator) -> None:
         super().__init__()
         self.space, self.blocks = space, blocks
-        self.sites = [site for site, choices in space.choices.items() if len(choices) > 1]
-        self.rows = {site: row for row, site in enumerate(self.sites)}
-        longest = max((len(space.choices[site]) for site in self.sites), default=1)
-        room = torch.tensor(
-            [[index < len(space.choices[site]) for index in range(longest)] for site in self.sites], dtype=torch.bool
-        ).reshape(len(self.sites), longest)
+        free = {site: len(choices) for site, choices in space.choices.items() if len(choices) > 1}
+        self.rows = {site: row for row, site in enumerate(free)}
+        longest = max(free.values(), default=1)
+        room = torch.arange(longest) < torch.tensor(list(free.values())).reshape(-1, 1)
         self.register_buffer("room", room, persistent=False)
-        self.table = nn.Parameter(torch.randn(len(self.sites), longest, generator=generator) * 0.01)
+        self.table = nn.Parameter(torch.randn(len(free), longest, generator=generator) * 0.01)
 
     def _log(self) -> Tensor:
         """log softmax of every row, [sites, choices]; minus infinity beyond the choices of a site."""
@@ -209,16 +207,14 @@ class Logits(nn.Module):
         chances = ((soft.detach() + 1e-7) * self.room).cpu()
         if not chances.isfinite().all():
             raise FloatingPointError("a logit is not a number")
-        indices = torch.multinomial(chances, 2, generator=generator) if len(self.sites) else torch.zeros(0, 2).long()
+        indices = torch.multinomial(chances, 2, generator=generator) if self.rows else torch.zeros(0, 2).long()
         shares = torch.softmax(z.gather(1, indices.to(z.device)), dim=1)
         picked = indices.tolist()
         widths: dict[str, tuple[tuple[int, ...], Any]] = {}
         for site, choices in self.space.widths.items():
-            if site in self.rows:
-                row = self.rows[site]
-                widths[site] = (tuple(choices[index] for index in picked[row]), shares[row])
-            else:
-                widths[site] = (choices, (1.0,))
+            row = self.rows.get(site)
+            pair = None if row is None else (tuple(choices[index] for index in picked[row]), shares[row])
+            widths[site] = pair or (choices, (1.0,))
         return Draw(widths, {site: self._depth(site, soft) for site in self.space.depths})
 
     def _depth(self, site: str, soft: Tensor) -> list[Any]:
@@ -231,7 +227,7 @@ class Logits(nn.Module):
     def argmax(self) -> Arch:
         """The most probable choice of every site."""
         picks = {site: choices[0] for site, choices in self.space.choices.items()}
-        for site, best in zip(self.sites, self._log().argmax(dim=1).tolist(), strict=True):
+        for site, best in zip(self.rows, self._log().argmax(dim=1).tolist(), strict=True):
             picks[site] = self.space.choices[site][best]
         return self.space.arch(picks)
 
@@ -246,7 +242,7 @@ class Logits(nn.Module):
 
     def top(self) -> float:
         """Median over sites of the largest probability; 1 if no site has a choice."""
-        if not self.sites:
+        if not self.rows:
             return 1.0
         return float(self._log().detach().exp().amax(dim=1).quantile(0.5))
 
@@ -255,7 +251,7 @@ class Logits(nn.Module):
         log = self._log().detach().cpu()
         room = self.room.cpu()
         entropy = -(log.exp() * log.masked_fill(~room, 0.0)).sum(dim=1) / room.sum(dim=1).log()
-        return {site: round(value, 4) for site, value in zip(self.sites, entropy.tolist(), strict=True)}
+        return {site: round(value, 4) for site, value in zip(self.rows, entropy.tolist(), strict=True)}
 
 
 class _Search(SupernetLoop):
@@ -285,7 +281,7 @@ class _Search(SupernetLoop):
     def step(self, images: Inputs, labels: Any, share: float) -> Tensor:
         """A weight step, and an architecture step on the other half: both losses and the score of the second, [3]."""
         self.temperature = cosine(self.options.hottest, self.options.coldest, share)
-        learn = self.number >= self.options.warmup and bool(self.logits.sites)
+        learn = self.number >= self.options.warmup and bool(self.logits.rows)
         try:
             trained = self._weight_step(images, labels, self.temperature, self.generator)
             judged = self._arch_step(*next(self.judging), self.temperature, self.generator, learn=learn)

@@ -30,10 +30,6 @@ class Distill:
         with a `distil` loss uses that and its own loss with the same weights."""
         if task.distil is not None:
             return (1 - self.alpha) * task.loss(student, labels) + self.alpha * task.distil(student, teacher, labels)
-        soft = F.kl_div(
-            F.log_softmax(student / self.temperature, dim=1),
-            F.log_softmax(teacher / self.temperature, dim=1),
-            reduction="batchmean",
-            log_target=True,
-        )
+        learnt, right = (F.log_softmax(logits / self.temperature, dim=1) for logits in (student, teacher))
+        soft = F.kl_div(learnt, right, reduction="batchmean", log_target=True)
         return (1 - self.alpha) * task.loss(student, labels) + self.alpha * self.temperature**2 * soft

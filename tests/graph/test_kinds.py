@@ -20,7 +20,6 @@ from htas.report.result import Result
 from htas.run import stages as pipeline
 from htas.run.config import load
 from htas.run.run import open_run
-from htas.search.inherit import inherit
 from htas.search.mixing import columns
 from htas.search.supernet import ALL, Draw, Supernet
 from htas.spaces.layers import widths_of
@@ -361,7 +360,7 @@ def test_a_mixture_of_two_widths_trains_every_weight_that_it_uses(network):
 def test_a_supernet_starts_from_the_trained_network(network):
     space = everything(network)
     made = Supernet(network, space, lambda module: None).eval()
-    inherit(made, network.module)
+    made.inherit(network.module)
     images = torch.randn(IMAGES)
     torch.testing.assert_close(made(images, Draw.of(network.base, network)), network.module.eval()(images))
 
@@ -561,7 +560,7 @@ def test_what_is_free_can_be_ordered_resized_searched_and_counted(make):
     unique = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     assert network.params(network.base) == unique
     made = Supernet(network, everything(network), lambda module: None, mix="pad").eval()
-    inherit(made, module)
+    made.inherit(module)
     torch.testing.assert_close(made(images, Draw.of(network.base, network)), wanted)
     if network.depths:  # two depths of the same network at once are their mean
         shallow = Arch(network.base.widths, dict.fromkeys(network.depths, 1))
@@ -588,7 +587,7 @@ def test_an_argument_that_is_not_given_has_its_default_and_dropout_is_off_where_
     module, images = Optional().train(), torch.randn(IMAGES)
     network = trace(module, images)
     made = Supernet(network, everything(network), lambda module: None).eval()
-    inherit(made, module)
+    made.inherit(module)
     torch.testing.assert_close(made(images, Draw.of(network.base, network)), module.eval()(images))
     assert halved(network)(images).shape == (4, 4, 8, 8)
 

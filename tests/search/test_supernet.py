@@ -14,7 +14,6 @@ from htas.graph import Network, resize, trace
 from htas.graph.arch import Arch
 from htas.models import ModelFamily
 from htas.models.cifar_resnet import CifarResNet
-from htas.search.inherit import inherit
 from htas.search.mixing import interpolation
 from htas.search.supernet import MOMENTUM, Draw, Supernet
 from htas.spaces.space import Space
@@ -446,7 +445,7 @@ def test_a_supernet_that_inherits_from_the_trained_base_network_computes_what_th
     widths = {name: (site.base // 2, site.base, 2 * site.base) for name, site in network.widths.items()}
     made = Supernet(network, Space("test", widths, four_widths(network).depths), family.reset).eval()
     trained = shaken(family.build(CLASSES)).eval()
-    inherit(made, trained)
+    made.inherit(trained)
     images = torch.randn(2, 3, 8, 8)
     assert_near(made(images, Draw.of(network.base, network)), trained(images))
 
@@ -456,7 +455,7 @@ def test_concatenated_channels_are_inherited_to_their_places():
     widths = {name: (site.base // 2, site.base, 2 * site.base) for name, site in network.widths.items()}
     made = Supernet(network, Space("test", widths, {}), Plain().reset)
     trained = shaken(TwoBranches())
-    inherit(made, trained)
+    made.inherit(trained)
     images = torch.randn(2, 3, 8, 8)
     assert_near(made(images, Draw.of(network.base, network)), trained(images))
 
