@@ -87,22 +87,18 @@ def fit(
     """The form with the least held-out error, or a simpler one if it is hardly worse (BETTER)."""
     sums = [_sums(network, tables, arch) for arch in archs]
     kinds = sorted({kind for by_kind, _ in sums for kind in by_kind})
-    by_kind = np.array([[each.get(kind, 0.0) for kind in kinds] for each, _ in sums])
     columns = {
-        "scale": np.array([[sum(each.values())] for each, _ in sums]),
-        "kinds": by_kind,
+        "scale": np.array([[sum(by_kind.values())] for by_kind, _ in sums]),
+        "kinds": np.array([[by_kind.get(kind, 0.0) for kind in kinds] for by_kind, _ in sums]),
         "each": np.array([[float(count)] for _, count in sums]),
         "constant": np.ones((len(sums), 1)),
     }
     target = np.array([each.estimate for each in measured])
     form: tuple[str, ...] = ()
-    least, calibration, predictions = inf, Calibration(), target
+    least, calibration, predictions = inf, Calibration(), np.empty(0)
     for terms in FORMS:
         rows, near = np.hstack([columns[term] for term in terms]), len(kinds) if terms[0] == "kinds" else 0
-        held_out = np.array([
-            rows[row] @ _weights(np.delete(rows, row, axis=0), np.delete(target, row), near)
-            for row in range(len(rows))
-        ])  # fmt: skip
+        held_out = _held_out(rows, target, near)
         off = np.abs(held_out / target - 1)
         error = float(np.mean(np.minimum(off, _far(off))))
         if error < BETTER * least:
@@ -131,6 +127,12 @@ def _sums(network: Network, tables: Mapping[Template, Table], arch: Arch) -> tup
         by_kind[template.kind] = by_kind.get(template.kind, 0.0) + value
         count += 1
     return by_kind, count
+
+
+def _held_out(rows: Floats, measured: Floats, near: int) -> Floats:
+    """Predictions of the networks, each by a fit that leaves it out."""
+    every = range(len(rows))
+    return np.array([rows[i] @ _weights(np.delete(rows, i, axis=0), np.delete(measured, i), near) for i in every])
 
 
 def _weights(rows: Floats, measured: Floats, near: int) -> Floats:

@@ -39,12 +39,7 @@ class Watch:
 
     def remarks(self) -> tuple[str, ...]:
         """What may mislead, and what to do; empty where the machine was quiet, or the system does not report it."""
-        end = Usage.now()
-        return (
-            *remarks(end.seconds - self._start.seconds, end.cores, end.others - self._start.others,
-                     end.stolen - self._start.stolen),
-            *clock_remarks(self._clocks, self.device),
-        )  # fmt: skip
+        return (*remarks(self._start, Usage.now()), *clock_remarks(self._clocks, self.device))
 
 
 def clock(device: str) -> float:
@@ -72,16 +67,16 @@ def clock_remarks(clocks: Sequence[float], device: str) -> tuple[str, ...]:
     )
 
 
-def remarks(seconds: float, cores: int, others: float, stolen: float) -> tuple[str, ...]:
-    """Remarks on `others` and `stolen`, processor seconds in `seconds` of wall time on `cores`."""
+def remarks(start: "Usage", end: "Usage") -> tuple[str, ...]:
+    """Remarks on the others that used the machine between two moments."""
+    seconds, cores = end.seconds - start.seconds, end.cores
     if seconds <= 0:
         return ()
     sentences = []
-    if others / seconds > OTHERS:
-        sentences.append(f"other processes used {others / seconds:.2f} of {cores} cores meanwhile; stop them")
-    if stolen / seconds / cores > STOLEN:
-        share = 100 * stolen / seconds / cores
-        sentences.append(f"the hypervisor gave {share:.0f}% of this machine's time to others; measure at another hour")
+    if (others := (end.others - start.others) / seconds) > OTHERS:
+        sentences.append(f"other processes used {others:.2f} of {cores} cores meanwhile; stop them")
+    if (stolen := (end.stolen - start.stolen) / seconds / cores) > STOLEN:
+        sentences.append(f"the hypervisor gave {stolen:.0%} of this machine's time to others; measure at another hour")
     return tuple(sentences)
 
 

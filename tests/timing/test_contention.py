@@ -5,19 +5,21 @@ from contextlib import suppress
 
 from htas.timing.contention import Usage, Watch, clock, clock_remarks, priority, remarks
 
+START = Usage(0.0, 2, others=0.0, stolen=0.0)
+
 
 def test_a_quiet_machine_is_not_remarked_on() -> None:
-    assert remarks(10.0, 2, others=0.9, stolen=0.1) == ()
-    assert remarks(0.0, 2, others=5.0, stolen=5.0) == ()
+    assert remarks(START, Usage(10.0, 2, others=0.9, stolen=0.1)) == ()
+    assert remarks(START, Usage(0.0, 2, others=5.0, stolen=5.0)) == ()
 
 
 def test_other_processes_are_named_with_the_cores_they_used() -> None:
-    (said,) = remarks(10.0, 2, others=9.7, stolen=0.0)
+    (said,) = remarks(START, Usage(10.0, 2, others=9.7, stolen=0.0))
     assert said == "other processes used 0.97 of 2 cores meanwhile; stop them"
 
 
 def test_stolen_time_is_named_with_its_share() -> None:
-    (said,) = remarks(10.0, 2, others=0.0, stolen=1.0)
+    (said,) = remarks(START, Usage(10.0, 2, others=0.0, stolen=1.0))
     assert said.startswith("the hypervisor gave 5% of this machine's time to others")
 
 
