@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import (
     DataLoader,
     IterableDataset,
@@ -84,28 +84,31 @@ class Items(Source):
 
     def labels(self) -> Tensor | None:
         """int64 [N]; None where they cannot be had without loading a great many items."""
+
+        def first(labels: Tensor) -> Tensor:
+            """One label for each item, of those that have several."""
+            return labels.cpu().long().reshape(len(labels), -1)[:, 0]
+
         for name in ("targets", "labels"):
             labels = getattr(self.dataset, name, None)
             if isinstance(labels, list | Tensor) and len(labels) > int(self.picks.max()):
-                labels = torch.as_tensor(labels)[self.picks].long().reshape(len(self), -1)[:, 0]
+                labels = first(torch.as_tensor(labels)[self.picks])
                 some = torch.linspace(0, len(self) - 1, min(SEEN, len(self))).long()
                 _, targets = next(self._only(self.picks[some]).batches(len(some)))
-                if torch.equal(labels[some], targets.cpu().long().reshape(len(some), -1)[:, 0]):  # no target_transform
+                if torch.equal(labels[some], first(targets)):  # no target_transform
                     return labels
         if isinstance(self.dataset, TensorDataset) and len(self.dataset.tensors) == 2:
-            return self.dataset.tensors[1][self.picks].long().reshape(len(self), -1)[:, 0]
+            return first(self.dataset.tensors[1][self.picks])
         if len(self) > LABELS:
             return None
-        return torch.cat([labels.cpu() for _, labels in self.batches(256)]).long().reshape(len(self), -1)[:, 0]
+        return first(torch.cat([labels.cpu() for _, labels in self.batches(256)]))
 
     def _placed(self, batch: Any, channels_last: bool) -> Batch:
-        inputs, targets = _divided(batch)
-        tensors = [each.to(self.device, non_blocking=True) for each in inputs]
+        parts = _divided(batch)
+        tensors, targets = tree_map_only(Tensor, lambda each: each.to(self.device, non_blocking=True), parts)
         if channels_last:
-            tensors = [
-                each.contiguous(memory_format=torch.channels_last) if each.dim() == 4 else each for each in tensors
-            ]
-        targets = tree_map(lambda each: each.to(self.device, non_blocking=True) if _is_tensor(each) else each, targets)
+            layout = torch.channels_last
+            tensors = [each.contiguous(memory_format=layout) if each.dim() == 4 else each for each in tensors]
         if isinstance(targets, Tensor) and not targets.is_floating_point() and not targets.is_complex():
             targets = targets.long()
         return (tensors[0] if len(tensors) == 1 else tuple(tensors)), targets
@@ -128,17 +131,13 @@ def _divided(batch: Any) -> tuple[list[Tensor], Any]:
         *inputs, targets = batch
         if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
             inputs = inputs[0]
-    if not inputs or not all(map(_is_tensor, inputs)):
+    if not inputs or not all(isinstance(each, Tensor) for each in inputs):
         raise UserError(
             "an item of data must be (input tensor, targets), with several inputs (input, input, targets), or a "
             f'dictionary of them with "label", of which batches of tensors are made; got {_shown(batch)}: give a '
             "Dataset of such items, or a DataLoader with a collate_fn that makes them"
         )
     return list(inputs), targets
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
 
 
 def items(data: Any, what: str) -> Items:

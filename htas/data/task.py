@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 Outputs = Any
 """A tensor, or whatever a network returns."""
@@ -78,11 +78,7 @@ def unit(loss: Callable[[Outputs, Any], Tensor]) -> Callable[[Outputs, Any], Ten
 
 def precise(outputs: Outputs) -> Outputs:
     """The outputs in fp32, whatever their type under autocast."""
-
-    def full(each: Any) -> Any:
-        return each.float() if isinstance(each, Tensor) and each.is_floating_point() else each
-
-    return full(outputs) if isinstance(outputs, Tensor) else tree_map(full, outputs)
+    return tree_map_only(Tensor, lambda each: each.float() if each.is_floating_point() else each, outputs)
 
 
 def scalar(value: Tensor | float, like: Tensor) -> Tensor:

@@ -161,30 +161,12 @@ class Layer:
         return tuple(torch.randn(shape) for shape in self.shapes(batch))
 
     def _operator(self) -> nn.Module:
+        window = (self.inputs, self.outputs, self.kernel, self.stride, self.padding)
         match self.op:
             case "conv":
-                return nn.Conv2d(
-                    self.inputs,
-                    self.outputs,
-                    self.kernel,
-                    self.stride,
-                    self.padding,
-                    self.dilation,
-                    self.groups,
-                    self.bias,
-                )
+                return nn.Conv2d(*window, self.dilation, self.groups, self.bias)
             case "conv_transpose":
-                return nn.ConvTranspose2d(
-                    self.inputs,
-                    self.outputs,
-                    self.kernel,
-                    self.stride,
-                    self.padding,
-                    self.output_padding,
-                    self.groups,
-                    self.bias,
-                    self.dilation,
-                )
+                return nn.ConvTranspose2d(*window, self.output_padding, self.groups, self.bias, self.dilation)
             case "linear":
                 return nn.Linear(self.inputs, self.outputs, self.bias)
             case "max_pool":
