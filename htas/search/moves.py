@@ -144,13 +144,12 @@ def next_aim(turns: Sequence[tuple[float, float]], share: float = AIM) -> float:
 
 def uniforms(limits: Sequence[Limit], space: Space) -> list[Arch]:
     """Archs within the limits with all blocks and the same index of choice at every site, the widest first."""
-    archs = []
-    for index in reversed(range(max((len(choices) for choices in space.widths.values()), default=0))):
-        widths = {site: choices[min(index, len(choices) - 1)] for site, choices in space.widths.items()}
-        arch = Arch(widths, {site: choices[-1] for site, choices in space.depths.items()})
-        if limits and over(limits, arch) <= 1:
-            archs.append(arch)
-    return archs
+    most, depths = max(map(len, space.widths.values()), default=0), space.widest.depths
+    archs = [
+        Arch({site: choices[min(index, len(choices) - 1)] for site, choices in space.widths.items()}, depths)
+        for index in reversed(range(most))
+    ]
+    return [arch for arch in archs if limits and over(limits, arch) <= 1]
 
 
 def filled(limits: Sequence[Limit], space: Space, arch: Arch) -> Arch:

@@ -30,10 +30,9 @@ class EpochRecord:
     @property
     def scalars(self) -> dict[str, float]:
         """Its figures by name, those that it has; the entropy of a site as `entropy/SITE`."""
-        own = {name: value for name, value in vars(self).items() if name not in ("epoch", "entropy")}
-        return {name: value for name, value in own.items() if value is not None} | {
-            f"entropy/{site}": value for site, value in self.entropy.items()
-        }
+        figures = {name: value for name, value in vars(self).items() if name not in ("epoch", "entropy")}
+        entropies = {f"entropy/{site}": value for site, value in self.entropy.items()}
+        return {name: value for name, value in figures.items() if value is not None} | entropies
 
 
 @dataclass(frozen=True)

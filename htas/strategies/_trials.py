@@ -49,10 +49,10 @@ def widest_of(
 def multiples(base: Mapping[str, float], space: Space, depths: Mapping[str, int]) -> list[Arch]:
     """Archs at multiples of the base widths, each width the nearest choice of its site; narrowest first."""
     most = max((choices[-1] / base[site] for site, choices in space.widths.items()), default=1.0)
-    archs = []
-    for number in range(1, math.ceil(STEPS * most) + 1):
-        scaled = {site: number / STEPS * base[site] for site in space.widths}
-        archs.append(Arch({site: nearest(space.widths[site], width) for site, width in scaled.items()}, depths))
+    archs = (
+        Arch({site: nearest(choices, number / STEPS * base[site]) for site, choices in space.widths.items()}, depths)
+        for number in range(1, math.ceil(STEPS * most) + 1)
+    )
     return list(dict.fromkeys(archs))
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from htas.data.task import Inputs
 from htas.errors import UserError, need_least
@@ -61,7 +61,12 @@ class MorphNet(ByTrials):
     def search(self, problem: Problem) -> SearchOutcome:
         """Raises UserError if the space has depths to search, or a site has no norm."""
         need_limits(problem, self)
-        _refuse_depths(problem)
+        free = [site for site, choices in problem.space.depths.items() if len(choices) > 1]
+        if free:
+            raise UserError(
+                f"strategy morphnet does not search depths, and the space {problem.space.name} has {len(free)} sites "
+                "of depth; keep all blocks with --design.depth=false, or take another strategy"
+            )
         run = _Shrinking(problem, self)
         run.run()
         alive = run.alive()
@@ -71,15 +76,6 @@ class MorphNet(ByTrials):
         return widest_of(
             problem, Trials(problem, self), pool, why, run.seconds, epochs=run.epochs, converged=share < 1
         )  # fmt: skip
-
-
-def _refuse_depths(problem: Problem) -> None:
-    free = [site for site, choices in problem.space.depths.items() if len(choices) > 1]
-    if free:
-        raise UserError(
-            f"strategy morphnet does not search depths, and the space {problem.space.name} has {len(free)} sites of "
-            "depth; keep all blocks with --design.depth=false, or take another strategy"
-        )
 
 
 def scales(network: Network) -> dict[str, list[str]]:
@@ -118,10 +114,12 @@ class _Shrinking(SearchLoop):
         model = resize(problem.network, problem.network.base)
         model.load_state_dict(problem.base().state_dict())
         super().__init__(problem, options, model)
-        self.norms = {site: [self.model.get_submodule(name) for name in names]
-                      for site, names in scales(problem.network).items()}  # fmt: skip
+        self.scales: dict[str, list[Tensor]] = {
+            site: [self.model.get_parameter(f"{name}.weight") for name in names]
+            for site, names in scales(problem.network).items()
+        }
         self.prices = prices(problem)
-        bare = [site for site, norms in self.norms.items() if not norms]
+        bare = [site for site, each in self.scales.items() if not each]
         if bare:
             raise UserError(
                 f"strategy morphnet shrinks by the scales of norms, and {bare[0]} has none; take another strategy"
@@ -160,10 +158,4 @@ class _Shrinking(SearchLoop):
 
     def _sizes(self) -> dict[str, Tensor]:
         """Scale of each site's channels, [channels]; the largest if several norms share the site."""
-        return {site: torch.stack([_scale(norm).abs() for norm in norms]).amax(0) for site, norms in self.norms.items()}
-
-
-def _scale(norm: nn.Module) -> Tensor:
-    weight = norm.weight
-    assert isinstance(weight, Tensor)
-    return weight
+        return {site: torch.stack(each).abs().amax(0) for site, each in self.scales.items()}

@@ -354,12 +354,12 @@ def test_a_channels_price_is_that_of_the_narrower_choice_that_saves_most(tmp_pat
 def test_a_channel_is_dead_by_the_scales_that_the_base_network_had(tmp_path):
     run = morphnet._Shrinking(problem(tmp_path, deep=False), MorphNet(epochs=1, batch=16, precision="fp32", dead=0.2))
     site = "stages.2.1.conv1.conv"
-    (norm,) = run.norms[site]
+    (scale,) = run.scales[site]
     with torch.no_grad():
-        for norms in run.norms.values():
-            for each in norms:
-                each.weight.mul_(0.5)  # all shrink alike: nothing is dead by that
-        norm.weight[:5] = 0.19
+        for scales_of_site in run.scales.values():
+            for each in scales_of_site:
+                each.mul_(0.5)  # all shrink alike: nothing is dead by that
+        scale[:5] = 0.19
     alive = run.alive()
     assert alive[site] == 64 - 5
     assert all(alive[other] == base for other, base in run.problem.network.base.widths.items() if other != site)
