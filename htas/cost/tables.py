@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,14 +20,12 @@ from torch import Tensor
 
 from htas.cost.model import CostModel, by_block, expectation
 from htas.errors import UserError
+from htas.graph import Network
 from htas.graph.arch import Arch
 from htas.graph.layer import Layer, Template
+from htas.graph.network import Step
 from htas.metrics import Metric
 from htas.spaces.space import Space
-
-if TYPE_CHECKING:
-    from htas.graph import Network
-    from htas.graph.network import Step
 
 Floats = NDArray[np.float64]
 Source = tuple[str | int, int]
@@ -83,7 +81,7 @@ class Term:
 class LayerCost(CostModel):
     """The sum over layers; subclasses give the cost of one."""
 
-    network: "Network"
+    network: Network
 
     @abstractmethod
     def values(self, template: Template, inputs: Sequence[int], outputs: Sequence[int]) -> Floats:
@@ -94,7 +92,7 @@ class LayerCost(CostModel):
         """Cost of every arch in addition to its layers."""
         return 0.0
 
-    def template(self, step: "Step") -> Template | None:
+    def template(self, step: Step) -> Template | None:
         """The template that a step is charged as; None if it is free."""
         return step.node.layer.template if step.node.layer is not None else None
 
@@ -132,7 +130,7 @@ class LayerCost(CostModel):
                 terms[term] = terms[term] + share if term in terms else share
         return terms
 
-    def _flow(self, space: Space, depths: Mapping[str, Tensor]) -> "Iterator[Step]":
+    def _flow(self, space: Space, depths: Mapping[str, Tensor]) -> Iterator[Step]:
         """The steps of the network, with mixtures as widths, and the probability of each."""
         stays = {name: by_block(space.depths[name], depths[name], s.base) for name, s in self.network.depths.items()}
         return self.network.flow(lambda site: Mixture({site: 1.0}), stays.__getitem__)
@@ -294,7 +292,7 @@ class CountCost(LayerCost):
         """The layers' own counts, [inputs, outputs]."""
         return np.array([[getattr(template.at(i, o), self.count) for o in outputs] for i in inputs], float)
 
-    def template(self, step: "Step") -> Template | None:
+    def template(self, step: Step) -> Template | None:
         """The norm of a convolution counts as a norm by itself, that of a projection with the projection."""
         template = super().template(step)
         if self.count == "macs" or step.node.kind == "project":
@@ -316,7 +314,7 @@ class CountCost(LayerCost):
         return total
 
 
-def pairs(network: "Network", spaces: Iterable[Space], most: int) -> dict[Template, tuple[set[int], set[int]]]:
+def pairs(network: Network, spaces: Iterable[Space], most: int) -> dict[Template, tuple[set[int], set[int]]]:
     """Every template that an arch of these spaces may use, with its input and output widths: the base's and the
     choices of each site, at most `most` of them, evenly spread."""
     all_spaces = list(spaces)

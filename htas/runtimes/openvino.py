@@ -18,10 +18,7 @@ from htas.errors import UserError
 from htas.plugins import needed
 from htas.runtimes import Program
 from htas.runtimes._graphs import GraphRuntime
-
-CAPABILITIES = {"FP32": "fp32", "BF16": "bf16", "FP16": "fp16"}
-"""Capabilities of the CPU plug-in, and the precision of each."""
-HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+from htas.timing.target import DTYPES
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class OpenVINO(GraphRuntime):
         if device != "cpu":
             return ()
         capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        return tuple(precision for name, precision in CAPABILITIES.items() if name in capabilities)
+        return tuple(precision for precision in DTYPES if precision.upper() in capabilities)
 
     def describe(self) -> Mapping[str, str]:
         """Versions and settings."""
@@ -59,7 +56,7 @@ class OpenVINO(GraphRuntime):
             "INFERENCE_NUM_THREADS": self.target.threads,
             "ENABLE_CPU_PINNING": False,
             "ENABLE_HYPER_THREADING": True,  # otherwise it takes fewer threads
-            "INFERENCE_PRECISION_HINT": HINTS[self.target.precision],
+            "INFERENCE_PRECISION_HINT": self.target.precision.replace("fp", "f"),  # f32, bf16 or f16
         }
         compiled = _core().compile_model(_core().read_model(graph), "CPU", settings)
         threads = compiled.get_property("INFERENCE_NUM_THREADS")
