@@ -209,7 +209,7 @@ def test_what_the_hub_has_not_is_said(hub: Path, options: dict[str, Any], said: 
 
 def test_a_whole_run_on_a_folder(folder: Path, tmp_path: Path) -> None:
     options = [
-        "family.depth=8", "data.name=image_folder", f"data.path={folder}", "data.size=16", "data.workers=2",
+        "family.depth=8", "data.name=image_folder", f"data.path={folder}", "data.size=16", "data.workers=1",
         "target.threads=1", "survey.rounds=1", "survey.store=none", "survey.undecided=1", "design.groups=4",
         "design.spaces=hardware", "strategy.epochs=1", "strategy.batch=6", "strategy.precision=fp32", "train.epochs=2",
         "train.warmup=0", "train.rest=0", "train.batch=6", "train.precision=fp32", "constraints.macs=60%",
