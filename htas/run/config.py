@@ -179,6 +179,8 @@ TABLES = {
 }
 NAMED = {name: table for name, table in TABLES.items() if table.key}
 """Tables whose class or values have a name."""
+KEYS = ("seed", *TABLES)
+"""The keys of a configuration file."""
 SEED = Option("seed", int, 0, "Start of every random draw; 0 or more.")
 MOVED = {
     **dict.fromkeys(("target.image", "target.more"), "write shapes = [[3, 32, 32]], with a shape for each input"),
@@ -225,8 +227,8 @@ def _contents(path: Path | None, overrides: Sequence[str]) -> dict[str, Values]:
     """The values of a file and of overrides by table and option, the seed in the table without a name."""
     content = _read(path) if path else {}
     for name, value in content.items():
-        if name not in ("seed", *TABLES):
-            raise UserError(f"{path} has {_unknown('no table or option', name, ['seed', *TABLES])}")
+        if name not in KEYS:
+            raise UserError(f"{path} has {_unknown('no table or option', name, KEYS)}")
         if name in TABLES and not isinstance(value, dict):
             raise UserError(f"{path}: {name} must be a table, [{name}] with its options below, got {value!r}")
     tables = {table: dict(content.get(table, {})) for table in TABLES}
@@ -259,8 +261,8 @@ def _merged(tables: dict[str, Values], changes: Values) -> dict[str, Values]:
 def _split_key(key: str) -> tuple[str, str]:
     """The table and the option of `table.option`, no table for `seed`; raises UserError for others."""
     table, dot, name = key.partition(".")
-    if table not in ("seed", *TABLES):
-        raise UserError(f"the configuration has {_unknown('no table or option', table, ['seed', *TABLES])}")
+    if table not in KEYS:
+        raise UserError(f"the configuration has {_unknown('no table or option', table, KEYS)}")
     if bool(dot) != (table in TABLES):
         right = "--seed=NUMBER" if table == "seed" else f"--{table}.OPTION=VALUE"
         raise UserError(f"--{key} is no option; write {right}")

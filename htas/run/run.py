@@ -283,10 +283,9 @@ def open_run(config: Config, folder: Path, *, supernets: Path | None = None, sou
 
 def _differs(path: Path, config: Config) -> bool:
     """Whether the configuration in a file may give other results."""
-    try:
+    with suppress(UserError):  # of a plug-in that is gone, or has other options by now
         return load(path).options(keys=True) != config.options(keys=True)
-    except UserError:  # of a plug-in that is gone, or has other options by now
-        return True
+    return True
 
 
 def _unstarted(path: Path) -> bool:

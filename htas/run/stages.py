@@ -6,6 +6,7 @@ continues from its last epoch.
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -400,12 +401,9 @@ def _problem(run: Run, space: Space) -> Problem:
 def _reported(new: Report, folder: Path) -> bool:
     """Whether the folder's report has the same content."""
     paths = [folder / f"report.{suffix}" for suffix in ("json", "md", "html")]
-    if not all(path.exists() for path in paths):
-        return False
-    try:
-        return read_report(paths[0]) == new
-    except UserError:  # of another version
-        return False
+    with suppress(UserError):  # of another version
+        return all(path.exists() for path in paths) and read_report(paths[0]) == new
+    return False
 
 
 def _decided(curves: Sequence[CurveRecord]) -> str:

@@ -30,7 +30,7 @@ class UserNetwork(ModelFamily):
     """Name of its class."""
     digest: str
     """A digest of its weights, modules and forward pass."""
-    trained: bool = True
+    inherits: bool = True
     """Whether the base network and all others start from its weights; otherwise weights are drawn at random."""
 
     _module: ClassVar[nn.Module | None] = None
@@ -39,7 +39,7 @@ class UserNetwork(ModelFamily):
     @staticmethod
     def of(module: nn.Module, *, trained: bool) -> "UserNetwork":
         """A family whose base network is a copy of this module."""
-        family = UserNetwork(type(module).__name__, digest(module), trained)
+        family = UserNetwork(type(module).__name__, digest(module), inherits=trained)
         object.__setattr__(family, "_module", copy.deepcopy(module))
         return family
 
@@ -51,11 +51,6 @@ class UserNetwork(ModelFamily):
                 "same network and this folder as out"
             )
         return copy.deepcopy(self._module)
-
-    @property
-    def inherits(self) -> bool:
-        """Whether networks start from its weights."""
-        return self.trained
 
     def member(self, blocks: int) -> str:
         """`Net with 2 blocks a stage`."""
@@ -84,10 +79,10 @@ class UserData(Dataset):
 
     key: str
     """A digest of the items."""
-    count: int
-    """Number of classes."""
     sizes: tuple[int, ...]
     """Number of training and of validation items."""
+    classes: int = 0
+    """Number of outputs of the network."""
     shapes: tuple[Shape, ...] = ()
     """Shape of every input, without the batch: (channels, height, width)."""
     task: str = ""
@@ -104,7 +99,7 @@ class UserData(Dataset):
         parts = items(train, "the training data"), items(test, "the validation data")
         sizes = tuple(len(part) for part in parts)
         key = f"{type(parts[0].dataset).__name__}-{fingerprint(*parts)}"
-        data = UserData(key, classes, sizes, shapes, task.name)
+        data = UserData(key, sizes, classes, shapes, task.name)
         object.__setattr__(data, "_parts", (*parts, task))
         return data
 
@@ -118,11 +113,6 @@ class UserData(Dataset):
                 f"an item of the training data has inputs of shape {shapes(item_shapes)}, and example_inputs "
                 f"{shapes(self.shapes)}; give an example of the shape that the data have"
             )
-
-    @property
-    def classes(self) -> int:
-        """Number of outputs of the network."""
-        return self.count
 
     def read(self, part: Part) -> Images:
         """Never called: `load` reads items when they are needed."""
