@@ -105,8 +105,15 @@ def into(folder: Path) -> None:
     before, _current.folder, _current.work = _current.folder, folder, ("", 0.0)
     _current.write("running", "", folder)
     _current.end("finished", "", before)
-    if _current.tensorboard:
-        _current.writer = _writer(folder / "tensorboard")
+    if not _current.tensorboard:
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            f"--tensorboard needs TensorBoard, which is not installed ({error}): pip install 'htas[tensorboard]'"
+        ) from error
+    _current.writer = SummaryWriter(str(folder / "tensorboard"))
 
 
 def line(text: str) -> None:
@@ -130,13 +137,3 @@ def scalars(title: str, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             _current.writer.add_scalar(f"{title}/{name}", value, step)
         _current.writer.flush()
-
-
-def _writer(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError(
-            f"--tensorboard needs TensorBoard, which is not installed ({error}): pip install 'htas[tensorboard]'"
-        ) from error
-    return SummaryWriter(str(folder))

@@ -93,7 +93,7 @@ def _archs(report: Report) -> list[Block]:
     """The searched networks next to the base network, and how each network was made."""
     names, labels, base = network_names(report), row_names(report), base_of(report)
     headings = "network", "widths", "depths", "adds", "space", "strategy", "cost", "target", "teacher", "seed"
-    rows = []
+    rows, details = [], []
     pictures: list[Block] = []
     for result in report.results:
         arch, name = result.arch, names[result.name]
@@ -103,6 +103,8 @@ def _archs(report: Report) -> list[Block]:
             target(result.target), names.get(result.teacher, result.teacher), str(result.seed),
         )  # fmt: skip
         rows.append([Cell(text if text not in ("", "-") else NONE) for text in texts])
+        facts = (*_by_site(arch), ("recipe", value(result.recipe)), ("versions", value(result.versions)))
+        details.append(Points([(f"{labels[result.name]}, {what}", words) for what, words in facts if words != NONE]))
         if is_searched(result) and base and arch.widths.keys() == base.arch.widths.keys():
             blocks = listing(f"{depth} in {site}" for site, depth in arch.depths.items())
             caption = (
@@ -116,10 +118,7 @@ def _archs(report: Report) -> list[Block]:
         *(pictures or [Text("No search has finished yet.")]),
         Heading("How each network was made"),
         Table(headings, rows, headings[:-1], marked(report)),
-        Fold(
-            "Widths and depths by site, recipes and versions",
-            [_making(result, labels[result.name]) for result in report.results],
-        ),
+        Fold("Widths and depths by site, recipes and versions", details),
     ]
 
 
@@ -142,11 +141,6 @@ def value(content: Any) -> str:
         numbers = bool(content) and all(isinstance(inner, int) for inner in content)
         return ("x" if numbers else ", ").join(value(inner) for inner in content) or NONE
     return NONE if content in (None, "") else str(content)
-
-
-def _making(result: Result, name: str) -> Points:
-    facts = (*_by_site(result.arch), ("recipe", value(result.recipe)), ("versions", value(result.versions)))
-    return Points([(f"{name}, {what}", words) for what, words in facts if words != NONE])
 
 
 def _by_site(arch: Arch) -> tuple[tuple[str, str], tuple[str, str]]:
@@ -238,9 +232,7 @@ def _predictions(report: Report) -> list[Block]:
     if not report.predictions:
         return []
     off = [abs(each.predicted / each.measured - 1) for each in report.predictions]
-    near = ", ".join(
-        f"{percent(sum(o <= band for o in off) / len(off), 0)} within {percent(band, 0)}" for band in BANDS
-    )
+    near = listing(f"{percent(sum(o <= band for o in off) / len(off), 0)} within {percent(band, 0)}" for band in BANDS)
     summary = (
         f"{plural(len(off), 'network')} of the calibration, each predicted by a fit without it: "
         f"{percent(sum(off) / len(off), 1)} off in the mean, {percent(max(off), 1)} at worst, {near}. The networks of "

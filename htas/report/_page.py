@@ -47,8 +47,7 @@ def publish(title: str, blocks: Sequence[Block], folder: Path, name: str) -> lis
 
 def html(title: str, blocks: Sequence[Block]) -> str:
     """The whole page."""
-    live = any(isinstance(block, Picture) for block in blocks)
-    code = f"<script>{script()}</script>\n" if live else ""
+    code = f"<script>{script()}</script>\n" if any(isinstance(block, Picture) for block in blocks) else ""
     return PAGE.format(title=escape(title), style=STYLE, body="\n".join(map(_html, blocks)), script=code)
 
 

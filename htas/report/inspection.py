@@ -16,6 +16,7 @@ from htas.text import TextTable, millions, milliseconds, percent, plural
 
 SITES = ("site", "kind", "base", "smaller", "saves", "its layers take")
 LAYERS = ("layer", "kind", "width site, or why frozen", "channels", "MACs", "parameters", "share of the latency")
+DROPPED = "From the end of each stage, in this order; each stage keeps its first block."
 SHOWN = 20
 """Sites, and layers, that a picture or the terminal shows at most."""
 
@@ -30,6 +31,10 @@ def page(title: str, inspection: Inspection, about: Mapping[str, object], folder
     ]  # fmt: skip
     network = inspection.network
     frozen = [(name, why) for name, why in network.frozen.items() if why != OUTPUT]
+    dropped = [
+        (site.name, f"{', then '.join(reversed(site.producers[1:]))}; {site.producers[0]} stays")
+        for site in (facts.site for facts in inspection.sites if facts.site.kind == "depth")
+    ]
     lines = [
         f"{millions(network.macs(network.base))} multiply-adds, {millions(network.params(network.base))} parameters, "
         f"{milliseconds(inspection.whole.estimate)} a batch ({milliseconds(inspection.sum)} as the sum of "
@@ -40,7 +45,8 @@ def page(title: str, inspection: Inspection, about: Mapping[str, object], folder
     ]
     saving, most = "Bars of the latency that each site could save", "The sites that could save most."
     taking, slowest = "Bars of latency and multiply-adds by layer", "The layers that take most, in their order."
-    blocks = [
+    order: list[Block] = [Heading("Blocks that can be dropped"), Text(DROPPED), points(dropped)]
+    blocks: list[Block] = [
         *(Text(f"{line[0].upper()}{line[1:]}.") for line in lines),
         Heading("What could be saved"),
         Text(
@@ -49,7 +55,7 @@ def page(title: str, inspection: Inspection, about: Mapping[str, object], folder
         ),
         Picture("sites", _sites_chart(inspection), saving, most),
         plain_table(SITES, sites, SITES[:2]),
-        *_depths(inspection),
+        *(order if dropped else []),
         Heading("Where the time goes"),
         Picture("layers", _layers_chart(inspection), taking, slowest),
         plain_table(LAYERS, layers, LAYERS[:3]),
@@ -66,19 +72,6 @@ def page(title: str, inspection: Inspection, about: Mapping[str, object], folder
     more = [f"and {plural(rest, 'more site')}, in the page"] if rest > 0 else []
     after = [*more, *(f"doubt: {doubt}" for doubt in inspection.doubts)]
     return path, TextTable([SITES, *sites[:SHOWN]], 2, before=lines, after=after)
-
-
-def _depths(inspection: Inspection) -> list[Block]:
-    """The order in which blocks are dropped."""
-    sites = [facts.site for facts in inspection.sites if facts.site.kind == "depth"]
-    if not sites:
-        return []
-    rows = [(site.name, f"{', then '.join(reversed(site.producers[1:]))}; {site.producers[0]} stays") for site in sites]
-    return [
-        Heading("Blocks that can be dropped"),
-        Text("From the end of each stage, in this order; each stage keeps its first block."),
-        points(rows),
-    ]
 
 
 def _site(facts: SiteFacts, inspection: Inspection) -> tuple[str, ...]:

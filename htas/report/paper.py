@@ -7,7 +7,7 @@ from typing import Any
 
 import altair as alt
 
-from htas.report._blocks import Block, Heading, Picture, Table, Text, cell_with_note, points
+from htas.report._blocks import Block, Heading, Picture, Points, Table, Text, cell_with_note
 from htas.report._draw import EIGHT, PLOT, Spec, by_turns, looks, plot, spec, tooltip
 from htas.report._page import publish
 from htas.report._style import FAINT, RULE
@@ -41,20 +41,18 @@ def page(title: str, intro: str, sections: Sequence[Section], folder: Path) -> P
 
     Raises UserError where the folder cannot be written.
     """
-    blocks = [Text(intro), *(block for section in sections for block in _blocks(section))]
+    blocks: list[Block] = [Text(intro)]
+    for section in sections:
+        rows = [list(map(cell_with_note, row)) for row in section.rows]
+        blocks += [
+            Heading(section.title),
+            *map(Text, section.says),
+            Table(section.headings, rows, section.headings[: section.words], section.marked),
+            *section.figures,
+        ]
+        if remarks := [*(("", note) for note in section.notes), *(section.facts or {}).items()]:
+            blocks.append(Points(remarks))
     return publish(title, blocks, folder, "reproduce")[0]
-
-
-def _blocks(section: Section) -> list[Block]:
-    rows = [list(map(cell_with_note, row)) for row in section.rows]
-    remarks = [("", note) for note in section.notes] + list((section.facts or {}).items())
-    return [
-        Heading(section.title),
-        *map(Text, section.says),
-        Table(section.headings, rows, section.headings[: section.words], section.marked),
-        *section.figures,
-        *([points(remarks)] if remarks else []),
-    ]
 
 
 def gained(points: Sequence[Mapping[str, Any]]) -> Spec:

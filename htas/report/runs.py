@@ -9,7 +9,7 @@ from htas.report._content import doubts, target, value
 from htas.report._figures import runs_over_latency
 from htas.report._names import family_name, row_names
 from htas.report._page import publish
-from htas.report.result import Report, Result
+from htas.report.result import Report
 from htas.report.summary import answer, base_of, figures, found_of, marked
 from htas.text import listing
 
@@ -30,7 +30,11 @@ def page(runs: Mapping[str, Report], folder: Path) -> Path:
 
     Raises UserError where the folder cannot be written.
     """
-    rows = [_row(name, report, result) for name, report in runs.items() for result in report.results]
+    rows = [
+        (Cell(row_names(report)[result.name], result.name), Cell(name), *figures(result, base_of(report)))
+        for name, report in runs.items()
+        for result in report.results
+    ]
     facts = {name: _facts(report) for name, report in runs.items()}
     unlike = [
         ("", why) for names, why in UNLIKE.items() if len({tuple(map(each.get, names)) for each in facts.values()}) > 1
@@ -55,10 +59,6 @@ def page(runs: Mapping[str, Report], folder: Path) -> Path:
         points((name, report.command) for name, report in runs.items()),
     ]
     return publish(f"{len(runs)} runs: {listing(runs)}", blocks, folder, "report")[0]
-
-
-def _row(run: str, report: Report, result: Result) -> tuple[Cell, ...]:
-    return (Cell(row_names(report)[result.name], result.name), Cell(run), *figures(result, base_of(report)))
 
 
 def _facts(report: Report) -> dict[str, str]:
