@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -13,7 +13,7 @@ from htas.cli.sources import config_file, is_run
 from htas.errors import UserError
 from htas.plugins.options import Option
 from htas.plugins.values import allowed
-from htas.run.config import NAMED, SEED, TABLES, Table, configured_names
+from htas.run.config import NAMED, SEED, TABLES, configured_names
 
 COMMON = (
     "family.name",
@@ -53,13 +53,11 @@ def common_options(words: Sequence[str], overrides: Sequence[str]) -> str:
     """The options in COMMON, for the configuration that the words of a command name; raises UserError."""
     source = next((config_file(Path(word)) for word in words if is_run(word)), None)
     names = configured_names(source, overrides)
-    entries = []
-    for key in COMMON:
-        table, _, name = key.partition(".")
-        entries += [_entry(f"--{key}", option) for option in _options(table, names) if option.name == name]
+    tables = {table: list(_options(table, names)) for table in TABLES}
+    by_key = {f"{table}.{option.name}": option for table, each in tables.items() for option in each}
     return "\n".join([
         "Options of the configuration that people change most:",
-        *entries,
+        *(_entry(f"--{key}", by_key[key]) for key in COMMON if key in by_key),
         _entry("--seed", SEED),
         "htas options shows all of them, htas options TABLE those of one table.",
     ])  # fmt: skip
@@ -82,28 +80,20 @@ def _table(table: str, names: Mapping[str, str]) -> str:
 
 def _options(table: str, names: Mapping[str, str]) -> Iterable[Option]:
     """The options of a table, first what decides the others."""
-    if table in NAMED:
-        named = NAMED[table]
-        yield Option(named.key, str, names[table], _choices(named))
+    if named := NAMED.get(table):
+        choices = text.listing(named.choices())
+        about = f"The named recipe that the other options of this table change: {choices}."
+        if named.key == "name":
+            about = f"Which one: {choices}, or your own class as 'package.module:Class'."
+        yield Option(named.key, str, names[table], about)
     yield from TABLES[table].options(names.get(table, "")).values()
 
 
-def _choices(named: Table) -> str:
-    names = text.listing(named.choices())
-    if named.key == "name":
-        return f"Which one: {names}, or your own class as 'package.module:Class'."
-    return f"The named recipe that the other options of this table change: {names}."
-
-
 def _entry(flag: str, option: Option) -> str:
-    """`--design.groups  a whole number; default: 8` and, below, its help."""
-    default = "required" if option.required else _default(option.default)
+    """`--design.groups  a whole number; default: 8` and, below, its help; the default as the command line has it."""
+    value = option.default
+    words = text.listing(map(str, value)) if isinstance(value, dict | list | tuple) else str(value)
+    words = words.lower() if isinstance(value, bool) else words
+    default = "required" if option.required else f"default: {words or 'none'}"
     about = textwrap.wrap(option.about, 110)
     return "\n".join([f"  {flag}  {allowed(option.hint)}; {default}", *(f"      {line}" for line in about)])
-
-
-def _default(value: Any) -> str:
-    """`default: 8` as the command line has it."""
-    if isinstance(value, dict | list | tuple):
-        return f"default: {text.listing(map(str, value)) or 'none'}"
-    return "default: " + (str(value).lower() if isinstance(value, bool) else str(value) or "none")

@@ -143,8 +143,8 @@ class PrunedArm(Arm):
             return Entry(self._row(run, from_json(read_json(path)["arch"], Arch, path)))
         exact = [limit for limit in pipeline.limits(run) if limit.metric != "latency"]
         example = torch.zeros(2, *run.config.data.shapes[0])
-        archs = pruning.candidates(run.network, rows.base_network(run), example, self.prune)
-        archs = [arch for arch in archs if not exact or over(exact, arch) <= 1]
+        pruned = pruning.candidates(run.network, rows.base_network(run), example, self.prune)
+        archs = [arch for arch in pruned if not exact or over(exact, arch) <= 1]
         if not archs:
             limits = listing(f"{limit.metric} {limit.text}" for limit in exact)
             raise UserError(f"no network pruned by {self.prune} keeps what is asked for, {limits}")

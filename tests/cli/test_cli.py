@@ -581,8 +581,10 @@ def test_the_help_has_every_verb_with_one_line(argv: list[str], capsys: pytest.C
 
 def flags(parameter: inspect.Parameter) -> list[str]:
     """What a parameter is called on the command line."""
-    if parameter.name in ("overrides", "command"):
-        return ["--design.expand"] * (parameter.name == "overrides")
+    if parameter.name == "overrides":
+        return ["--design.expand"]
+    if parameter.name == "command":
+        return []
     if parameter.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL):
         return [parameter.name.upper()]
     if isinstance(parameter.default, TargetOptions):

@@ -3,6 +3,7 @@ psutil, PyTorch and the NVIDIA driver."""
 
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -270,12 +271,8 @@ def between(before: Snapshot, after: Snapshot) -> Load:
 
 def throttled(root: Path = Path("/")) -> int | None:
     """Times that the CPU quota of the control group has stopped it so far."""
-    counts = [
-        int(words[1])
-        for folder in groups(root)
-        for line in (text(folder / "cpu.stat") or "").splitlines()
-        if len(words := line.split()) == 2 and words[0] == "nr_throttled"
-    ]
+    files = (text(folder / "cpu.stat") or "" for folder in groups(root))
+    counts = [int(count) for file in files for count in re.findall(r"^nr_throttled (\d+)$", file, re.MULTILINE)]
     return max(counts, default=None)
 
 

@@ -54,13 +54,13 @@ class Row:
     def of(cls, results: Sequence[Result]) -> "Row":
         """The seeds of one arm together."""
         guesses = [result.predicted for result in results if result.predicted]
-        trained = [result for result in results if result.accuracy is not None]
+        accuracies = {result.seed: result.accuracy for result in results if result.accuracy is not None}
         return cls(
-            tuple(result.accuracy for result in trained if result.accuracy is not None),
+            tuple(accuracies.values()),
             tuple(result.measured.estimate for result in results if result.measured),
             statistics.mean(guesses) if guesses else None,
             statistics.mean(result.macs for result in results) / 1e6 if results else None,
-            tuple(result.seed for result in trained),
+            tuple(accuracies),
         )
 
     @property
