@@ -537,3 +537,26 @@ def test_in_bf16_all_gradients_point_where_those_in_fp32_do():
         )
     for one, other in zip(*found, strict=True):
         assert F.cosine_similarity(one, other, dim=0) > 0.98
+
+
+class Preactivated(nn.Module):
+    """A block whose shortcut is added before the norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1)
+        self.before, self.after, self.then = nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.Linear(8, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = self.stem(images)
+        images = images + self.conv(self.before(images).relu())
+        return self.then(self.after(images).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("stem, conv", [(4, 6), (12, 6), (4, 8), (12, 8)])
+def test_a_norm_after_a_padded_sum_has_every_width_that_the_sum_may_have(stem, conv):
+    network = trace(Preactivated(), torch.zeros(2, 3, 8, 8), adds="project")
+    space = Space("test", {"stem": (4, 12), "conv": (6, 8)}, {})
+    made = Supernet(network, space, lambda module: None, "pad", "pad")
+    found = made(torch.randn(4, 3, 8, 8), Draw.of(Arch({"stem": stem, "conv": conv}, {}), network))
+    assert found.shape == (4, 2) and found.isfinite().all()
