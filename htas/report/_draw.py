@@ -97,8 +97,7 @@ def inline(picture: bytes, name: str) -> str:
     """An SVG file made part of a page: its names unique, its colours and letters the page's."""
     if not picture:
         return ""
-    text = picture.decode()
-    text = text[text.index("<svg") :]
+    text = "<svg" + picture.decode().partition("<svg")[2]
     text = re.sub(r' (?:xmlns(:\w+)?|aria-[a-z]+|role)="[^"]*"', "", text)  # the figure around it says what it shows
     text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text)  # coordinates, no labels
     text = re.sub(r'(<svg [^>]*?)width="([\d.]+)" height="[\d.]+"', r'\1style="max-width: \2px"', text, count=1)
