@@ -7,15 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from cyclopts import (
-    App,
-    CoercionError,
-    CycloptsError,
-    MissingArgumentError,
-    Parameter,
-    UnknownOptionError,
-    UnusedCliTokensError,
-)
+import cyclopts
 from rich.console import Console
 
 from htas import text
@@ -26,12 +18,12 @@ from htas.errors import UserError
 from htas.files import __version__
 from htas.plugins.values import allowed
 
-APP = App(
+APP = cyclopts.App(
     name="htas",
     help="htas: a PyTorch network and a machine in, a measured, faster network out.",
     help_epilogue="htas VERB --help says what a verb takes, htas options what a configuration takes.",
     version=f"htas {__version__}",
-    default_parameter=Parameter(negative="", show_default=False, allow_repeating=True),
+    default_parameter=cyclopts.Parameter(negative="", show_default=False, allow_repeating=True),
     help_format="plaintext",
     help_formatter="plain",
 )
@@ -50,7 +42,7 @@ def call(argv: Sequence[str]) -> None:
     console = Console(width=min(columns, 120), highlight=False)
     try:
         command, bound, unparsed = APP.parse_args(words, console=console, exit_on_error=False, print_error=False)
-    except CycloptsError as error:
+    except cyclopts.CycloptsError as error:
         raise UserError(_sentence(error, verb)) from error
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # plug-ins of the user's, such as 'mine:Net', lie in the folder of the command
@@ -78,21 +70,21 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return overrides, others
 
 
-def _sentence(error: CycloptsError, verb: str) -> str:
+def _sentence(error: cyclopts.CycloptsError, verb: str) -> str:
     """The sentence of a refusal: the word, the words allowed, and what to do next."""
     if not verb or verb.startswith("-"):
         return text.no_such("verb", verb, VERBS)
     more = f"see htas {verb} --help"
     match error:
-        case UnknownOptionError():
+        case cyclopts.UnknownOptionError():
             return _no_option(error.token.keyword or error.token.value, verb)
-        case UnusedCliTokensError() if error.unused_tokens:
+        case cyclopts.UnusedCliTokensError() if error.unused_tokens:
             return f"htas {verb}: unexpected argument {error.unused_tokens[0]!r}; {more}"
-        case MissingArgumentError() if error.argument and error.keyword:
+        case cyclopts.MissingArgumentError() if error.argument and error.keyword:
             return f"{error.keyword} has no value; {more}"
-        case MissingArgumentError() if error.argument:
+        case cyclopts.MissingArgumentError() if error.argument:
             return f"the following arguments are required: {error.argument.name}; {more}"
-        case CoercionError() if error.argument and error.token:
+        case cyclopts.CoercionError() if error.argument and error.token:
             name = error.token.keyword or error.argument.name
             return f"{name} must be {allowed(error.argument.hint)}, got {error.token.value!r}; {more}"
     return f"{error}; {more}"

@@ -6,15 +6,9 @@ from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor
+from torch.utils import data as torch_data
 from torch.utils._pytree import tree_map_only
-from torch.utils.data import (
-    DataLoader,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    SubsetRandomSampler,
-    TensorDataset,
-)
+from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from htas.data.split import Batch, Source
@@ -97,7 +91,7 @@ class Items(Source):
                 _, targets = next(self._only(self.picks[some]).batches(len(some)))
                 if torch.equal(labels[some], first(targets)):  # no target_transform
                     return labels
-        if isinstance(self.dataset, TensorDataset) and len(self.dataset.tensors) == 2:
+        if isinstance(self.dataset, torch_data.TensorDataset) and len(self.dataset.tensors) == 2:
             return first(self.dataset.tensors[1][self.picks])
         if len(self) > LABELS:
             return None
@@ -144,7 +138,8 @@ def items(data: Any, what: str) -> Items:
     """A torch Dataset, or the items of a DataLoader, as Items; raises UserError for anything else."""
     loader = data if isinstance(data, DataLoader) else None
     dataset = loader.dataset if loader is not None else data
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not isinstance(dataset, Sized):
+    numbered = hasattr(dataset, "__getitem__") and not isinstance(dataset, torch_data.IterableDataset)
+    if not numbered or not isinstance(dataset, Sized):
         raise UserError(
             f"{what} must be a torch Dataset with a length and items by number, or a DataLoader of one; got "
             f"{type(data).__name__}"
@@ -159,9 +154,9 @@ def items(data: Any, what: str) -> Items:
 def _picks(loader: DataLoader[Any] | None, count: int, what: str) -> Tensor:
     """The numbers of the items that a loader loads, int64 [N]; raises UserError where its sampler does not say."""
     sampler = loader.sampler if loader is not None else None
-    if isinstance(sampler, SubsetRandomSampler):
+    if isinstance(sampler, torch_data.SubsetRandomSampler):
         return torch.as_tensor(list(sampler.indices), dtype=torch.long)
-    if sampler is not None and type(sampler) not in (RandomSampler, SequentialSampler):
+    if sampler is not None and type(sampler) not in (torch_data.RandomSampler, torch_data.SequentialSampler):
         raise UserError(
             f"the DataLoader of {what} has a {type(sampler).__name__}, which does not say which items are its own; "
             "give a torch.utils.data.Subset of the Dataset instead"

@@ -7,7 +7,6 @@ trained base network of whichever was there before; so everything that a run can
 import dataclasses
 import math
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from htas.cost import limits as budget
 from htas.errors import UserError
 from htas.experiments import intervals
 from htas.experiments.shared import SUPERNETS, in_first_space, own_folder, prepared, share_files
-from htas.files import digest, read_json, read_record, read_tensors, to_json, write_json, write_record, write_tensors
+from htas.files import digest, read_json, read_record, read_tensors, to_json, write_json, write_tensors
 from htas.graph import resize
 from htas.graph.arch import Arch
 from htas.report import result, write
@@ -31,7 +30,7 @@ from htas.run import stages as pipeline
 from htas.run.config import Config
 from htas.run.rows import NetworksRecord
 from htas.run.run import Run, Sources
-from htas.run.stage import StageHeader, ensure, made_from
+from htas.run.stage import StageHeader, ensure, stored
 from htas.run.stages import SEARCH
 from htas.text import TextTable, columns, milliseconds, percent, points
 from htas.training.train import Training, evaluate
@@ -108,19 +107,18 @@ def _measured(runs: Mapping[str, Run], folder: Path) -> tuple[Result, ...]:
         for row_name in ["base", name] if not picked else [name]:
             picked.append(replace(named[row_name], name=row_name if row_name == "base" else text))
             models.append(run_rows.load_network(job, named[row_name]))
-    path = folder / "sweep.json"
     key = digest(first.place, *[[row.name, to_json(row.arch), row.accuracy] for row in picked])
-    if not made_from(path, key):
-        started = time.monotonic()
+
+    def measured_rows() -> NetworksRecord:
         readings = run_rows.measure_rows(first, picked, models, "measuring the networks of all budgets, %")
         pairs = list(zip(picked, readings, strict=True))
         front = result.front([(reading.estimate, row.accuracy or 0.0) for row, reading in pairs])
-        rows = tuple(
+        return NetworksRecord(tuple(
             replace(row, measured=reading, remarks=(*row.remarks, FRONT) if number in front else row.remarks)
             for number, (row, reading) in enumerate(pairs)
-        )
-        write_record(path, NetworksRecord(rows), inputs=key, took=time.monotonic() - started)
-    return read_record(path, NetworksRecord).results
+        ))  # fmt: skip
+
+    return stored(folder / "sweep.json", key, NetworksRecord, measured_rows).results
 
 
 def _table(rows: Sequence[Result]) -> TextTable:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from htas.console.progress import progress, say, shares
-from htas.files import __version__, digest, from_json, read_record, read_tensors, to_json, write_tensors
+from htas.files import __version__, digest, from_json, read_tensors, to_json, write_tensors
 from htas.graph import resize
 from htas.graph.arch import Arch
 from htas.metrics import Metric
@@ -19,8 +19,9 @@ from htas.metrics.latency import Latency, rounds
 from htas.metrics.macs import Macs
 from htas.metrics.params import Params
 from htas.report.result import Result
+from htas.run import keys
 from htas.run.run import Run
-from htas.run.stage import made_from, search_key, write_stage
+from htas.run.stage import stored
 from htas.search.record import SearchRecord
 from htas.text import milliseconds
 from htas.timing.measurement import Measurement
@@ -110,13 +111,8 @@ def _controls(run: Run, searched: Result) -> ControlsRecord:
 
     They are picked once, by separate readings, and stored in controls.json; the report measures all rows again.
     """
-    path = run.folder / "controls.json"
-    key = digest(search_key(run), to_json(searched.arch))
-    if not made_from(path, key):
-        started = time.monotonic()
-        picked = _pick_controls(run, searched)
-        write_stage(path, key, time.monotonic() - started, picked)
-    return read_record(path, ControlsRecord)
+    key = digest(keys.search(run), to_json(searched.arch))
+    return stored(run.folder / "controls.json", key, ControlsRecord, lambda: _pick_controls(run, searched))
 
 
 def _pick_controls(run: Run, searched: Result) -> ControlsRecord:

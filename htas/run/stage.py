@@ -1,16 +1,18 @@
 """A stage of a run: its needs, its key, and whether its files can still be used."""
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from htas.console.progress import say
 from htas.errors import UserError
-from htas.files import digest, read_json, write_record
+from htas.files import read_json, read_record, write_record
 from htas.run.run import Run
 from htas.text import duration, listing
-from htas.training.distill import Distill
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,15 @@ def write_stage(path: Path, key: str, seconds: float, record: Any) -> None:
     say(f"{path.stem}: {duration(seconds)}")
 
 
+def stored(path: Path, key: str, kind: type[T], make: Callable[[], T]) -> T:
+    """The record of a file that has this key; without such a file `make` gives the record, which is written."""
+    if not made_from(path, key):
+        started = time.monotonic()
+        record = make()
+        write_stage(path, key, time.monotonic() - started, record)
+    return read_record(path, kind)
+
+
 def _other_target(run: Run, stage: Stage, path: Path) -> str:
     """Why not, where a file's readings are of another device, runtime or load than this run asks for."""
     context = read_json(path).get("context", {})
@@ -115,48 +126,3 @@ def _other_target(run: Run, stage: Stage, path: Path) -> str:
         f"{path} was measured with {there}, and this run asks for {here}; take a folder that was measured so, or "
         f"measure anew: htas {stage.name} {path.parent} --again"
     )
-
-
-# -- keys: hashes of everything that the files of a stage depend on --------------------------------------------------
-
-
-def survey_key(run: Run) -> str:
-    """The layers, the target on this machine, and how the layers are timed."""
-    return digest(_basis(run), run.place, run.config.values("survey", keys=True), _widths(run))
-
-
-def design_key(run: Run) -> str:
-    """The survey, and how widths are chosen."""
-    return digest(_basis(run), run.config.values("design"), run.folder / "survey.json")
-
-
-def calibrate_key(run: Run) -> str:
-    """The spaces, the target on this machine, and how layers and networks are measured."""
-    options = run.config.values("calibrate")
-    return digest(_basis(run), run.place, options, _widths(run), run.folder / "design.json", *run.fitted_metrics)
-
-
-def search_key(run: Run) -> str:
-    """The configuration, but for distilling, which comes later; spaces, costs, and the weights a search starts from."""
-    files = [run.folder / f"{name}.json" for name in ("design", "survey", "cost")]
-    config = replace(run.config, distill=Distill())
-    return digest(config.options(keys=True), *files, *config.strategy.files)
-
-
-def train_key(run: Run) -> str:
-    """The configuration, and the searches."""
-    return digest(run.config.options(keys=True), *(run.search_file(name) for name in run.config.design.spaces))
-
-
-def measure_key(run: Run) -> str:
-    """The configuration, the networks, and the target on this machine."""
-    return digest(run.config.options(keys=True), run.place, run.folder / "networks.json")
-
-
-def _basis(run: Run) -> list[Any]:
-    return [*run.family, run.config.data.classes]
-
-
-def _widths(run: Run) -> list[Any]:
-    design = run.config.design
-    return [design.expand, design.inputs, design.adds, *design.ignored]

@@ -24,34 +24,13 @@ from htas.metrics.latency import MAX_ROUNDS
 from htas.report import read as read_report
 from htas.report import write
 from htas.report.result import Prediction, Report
+from htas.run import keys
 from htas.run import plan as outlook
+from htas.run import rows as run_rows
 from htas.run.config import Config, load
-from htas.run.rows import (
-    NetworksRecord,
-    base_network,
-    base_row,
-    load_network,
-    measure_rows,
-    searched_row,
-    train_row,
-    untrained_rows,
-)
+from htas.run.rows import NetworksRecord
 from htas.run.run import Run, write_environment
-from htas.run.stage import (
-    Stage,
-    StageHeader,
-    calibrate_key,
-    design_key,
-    ensure,
-    made_from,
-    measure_key,
-    need,
-    search_key,
-    survey_key,
-    train_key,
-    unusable,
-    write_stage,
-)
+from htas.run.stage import Stage, StageHeader, ensure, made_from, need, unusable, write_stage
 from htas.runtimes import open_runtime
 from htas.search import moves
 from htas.search.finish import finish
@@ -94,7 +73,7 @@ def _survey(run: Run, again: bool) -> None:
     for doubt in record.doubts:
         say(f"survey: doubt: {doubt}")
     write_environment(run)
-    write_stage(run.folder / "survey.json", survey_key(run), time.monotonic() - started, record)
+    write_stage(run.folder / "survey.json", keys.survey(run), time.monotonic() - started, record)
 
 
 def survey_page(run: Run) -> tuple[Path, TextTable]:
@@ -135,7 +114,7 @@ def _design(run: Run, again: bool) -> None:
             "give --survey.seconds more in another folder, or accept choices made by noise with --survey.undecided=1"
         )
     record = DesignRecord(design_spaces, tuple(curves))
-    write_stage(run.folder / "design.json", design_key(run), time.monotonic() - started, record)
+    write_stage(run.folder / "design.json", keys.design(run), time.monotonic() - started, record)
 
 
 def _calibrate(run: Run, again: bool) -> None:
@@ -161,7 +140,7 @@ def _calibrate(run: Run, again: bool) -> None:
             fits[name] = fit_metric(run.network, record, metric, shares(bar))
         say(f"cost: {name}: {_held_out(fits[name])}")
     record = replace(record, fits=fits, design=digest(run.folder / "design.json"))
-    write_stage(run.folder / "cost.json", calibrate_key(run), time.monotonic() - started, record)
+    write_stage(run.folder / "cost.json", keys.calibrate(run), time.monotonic() - started, record)
 
 
 def _held_out(fitted: FitRecord) -> str:
@@ -177,14 +156,14 @@ def _search(run: Run, again: bool) -> None:
     check_limits(run)  # of every space, before hours go into the first
     for name, space in run.design.spaces.items():
         path = run.search_file(name)
-        if not again and made_from(path, search_key(run)):
+        if not again and made_from(path, keys.search(run)):
             continue
         problem = _problem(run, space)
         unfinished = (problem.checkpoint, problem.checkpoint.with_suffix(".json"))  # a supernet's, and short trainings
         for old in unfinished if again else ():
             old.unlink(missing_ok=True)
         if space.size == 1:
-            write_stage(path, search_key(run), 0.0, _only(config, space))
+            write_stage(path, keys.search(run), 0.0, _only(config, space))
             continue
         outcome = config.strategy.search(problem)
         judged = time.monotonic()
@@ -217,7 +196,7 @@ def _search(run: Run, again: bool) -> None:
         state = "converged" if record.converged else "not converged"
         rank = f"; better than {record.beaten} of {len(theirs)} random archs of its latency" if theirs else ""
         say(f"search {name}: {state}{rank}")
-        write_stage(path, search_key(run), took, record)
+        write_stage(path, keys.search(run), took, record)
         for done in unfinished:
             done.unlink(missing_ok=True)
 
@@ -234,9 +213,9 @@ def _only(config: Config, space: Space) -> SearchRecord:
 
 def _train(run: Run, again: bool) -> None:
     """Section 4.1: train the base network, then all others, distilled from it -> networks.json."""
-    trained = [train_row(run, row, again) for row in untrained_rows(run)]
+    trained = [run_rows.train_row(run, row, again) for row in run_rows.untrained_rows(run)]
     record = NetworksRecord(tuple(row for row, _ in trained), len(run.data.test))
-    write_stage(run.folder / "networks.json", train_key(run), sum(seconds for _, seconds in trained), record)
+    write_stage(run.folder / "networks.json", keys.train(run), sum(seconds for _, seconds in trained), record)
 
 
 def _weights_exist(run: Run) -> bool:
@@ -252,14 +231,15 @@ def _measure(run: Run, again: bool) -> None:
     started = time.monotonic()
     trained = _trained(run)
     rows = [replace(row, predicted=run.calibrated.cost(row.arch)) for row in trained.results]
-    readings = measure_rows(run, rows, [load_network(run, row) for row in rows], "measuring whole networks, %")
+    modules = [run_rows.load_network(run, row) for row in rows]
+    readings = run_rows.measure_rows(run, rows, modules, "measuring whole networks, %")
     rows = [replace(row, measured=reading) for row, reading in zip(rows, readings, strict=True)]
     for row in rows:
         assert row.measured is not None
         say(f"measure: {row.name}: {milliseconds(row.measured.estimate)}, accuracy {percent(row.accuracy or 0)}")
     write_environment(run)
     record = replace(trained, results=tuple(rows))
-    write_stage(run.folder / "measure.json", measure_key(run), time.monotonic() - started, record)
+    write_stage(run.folder / "measure.json", keys.measure(run), time.monotonic() - started, record)
 
 
 def _report(run: Run, again: bool) -> None:
@@ -281,12 +261,12 @@ def _report(run: Run, again: bool) -> None:
     command = folder / "command.json"
     searches = [read_record(path, SearchRecord) for path in present["search"]]
     networks = [read_record(path, NetworksRecord) for name in ("measure", "train") for path in present[name]]
-    rows = networks[0].results if networks else (base_row(run), *(searched_row(run, each) for each in searches))
+    untrained = (run_rows.base_row(run), *(run_rows.searched_row(run, each) for each in searches))
     calibration = read_record(folder / "cost.json", CalibrationRecord) if present["calibrate"] else None
     made_report = Report(
         title=f"{config.family.title} on {config.names['data']}, {config.target.device}, {config.target.runtime}",
         command=read_json(command)["command"] if command.exists() else "htas run config.toml",
-        results=rows,
+        results=networks[0].results if networks else untrained,
         curves=run.design.curves if present["design"] else (),
         searches=tuple(searches),
         machine=read_json(folder / "environment.json"),
@@ -310,18 +290,18 @@ def _file(name: str) -> Callable[[Run], list[Path]]:
     return lambda run: [run.folder / name]
 
 
-SURVEY = Stage("survey", (), _file("survey.json"), survey_key, _survey, measures=True, lasting=True)
-DESIGN = Stage("design", (SURVEY,), _file("design.json"), design_key, _design)
+SURVEY = Stage("survey", (), _file("survey.json"), keys.survey, _survey, measures=True, lasting=True)
+DESIGN = Stage("design", (SURVEY,), _file("design.json"), keys.design, _design)
 CALIBRATE = Stage(
-    "calibrate", (DESIGN,), _file("cost.json"), calibrate_key, _calibrate, measures=True,
+    "calibrate", (DESIGN,), _file("cost.json"), keys.calibrate, _calibrate, measures=True,
     outdated=lambda run, content: content.get("design") != digest(run.folder / "design.json"),
 )  # fmt: skip
 SEARCH = Stage(
     "search", (SURVEY, DESIGN, CALIBRATE),
-    lambda run: [run.search_file(name) for name in run.config.design.spaces], search_key, _search,
+    lambda run: [run.search_file(name) for name in run.config.design.spaces], keys.search, _search,
 )  # fmt: skip
-TRAIN = Stage("train", (SEARCH,), _file("networks.json"), train_key, _train, complete=_weights_exist)
-MEASURE = Stage("measure", (TRAIN,), _file("measure.json"), measure_key, _measure, lasting=True)
+TRAIN = Stage("train", (SEARCH,), _file("networks.json"), keys.train, _train, complete=_weights_exist)
+MEASURE = Stage("measure", (TRAIN,), _file("measure.json"), keys.measure, _measure, lasting=True)
 REPORT = Stage("report", (), _file("report.json"), lambda run: "the report compares itself", _report)
 STAGES = (SURVEY, DESIGN, CALIBRATE, SEARCH, TRAIN, MEASURE, REPORT)
 """In the order of a run."""
@@ -357,7 +337,7 @@ def export_network(folder: Path, to: str, network: str = "", file: Path | None =
         raise UserError(
             f"--to {to} writes a file that ends in .{suffix}, got --file {path}; name it so, or leave it out"
         )
-    return path, export(load_network(run, rows[name]), run.target.example(), path)
+    return path, export(run_rows.load_network(run, rows[name]), run.target.example(), path)
 
 
 def check_limits(run: Run) -> None:
@@ -390,8 +370,8 @@ def _problem(run: Run, space: Space) -> Problem:
         cost=run.cost,
         device=run.device,
         seed=run.config.seed,
-        checkpoint=run.checkpoint(f"search-{space.name}", search_key(run)),
-        base=lambda: base_network(run),
+        checkpoint=run.checkpoint(f"search-{space.name}", keys.search(run)),
+        base=lambda: run_rows.base_network(run),
         title=f"search {space.name}",
         limits=limits(run),
         trained=run.supernets / f"{shared}.safetensors" if run.supernets and shared else None,

@@ -23,19 +23,8 @@ from htas.graph import Network, Node
 from htas.graph.arch import Arch
 from htas.graph.network import total_channels
 from htas.graph.resize import by_outputs
+from htas.search import mixing
 from htas.search.allocation import ALL, Allocation, Widths, joined, key
-from htas.search.mixing import (
-    FirstOf,
-    NormMix,
-    WeightedSum,
-    columns,
-    interpolation,
-    padded,
-    padded_to,
-    positive,
-    scale_and_shift,
-    stacked,
-)
 from htas.spaces.space import Space
 from htas.training.layout import conv2d
 
@@ -168,7 +157,7 @@ class Supernet(nn.Module):
         """Indices of the input channels that a node shares with the base network: here, and in the base."""
         room, base = self.capacity[node.inputs[0]], tuple(segment.base for segment in node.consumed)
         common = tuple(min(one, two) for one, two in zip(room, base, strict=True))
-        return columns(node.consumed, room, common, device), columns(node.consumed, base, common, device)
+        return mixing.columns(node.consumed, room, common, device), mixing.columns(node.consumed, base, common, device)
 
     # -- forward -----------------------------------------------------------------------------------------------------
 
@@ -176,7 +165,9 @@ class Supernet(nn.Module):
         """The network's output for [N, C, H, W], or a tensor for each input, under one draw."""
         values: dict[str, Any] = {}
         widths: dict[str, Widths] = {}
-        deepest = {site: max(k for k, p in enumerate(weights) if positive(p)) for site, weights in draw.depths.items()}
+        deepest = {
+            site: max(k for k, p in enumerate(weights) if mixing.positive(p)) for site, weights in draw.depths.items()
+        }
         inputs = iter((images,) if isinstance(images, Tensor) else images)
         for node in self.network.nodes:
             if any(block > deepest[site] for site, block in node.blocks):
@@ -250,7 +241,7 @@ class Supernet(nn.Module):
         room = self.capacity[node.inputs[0]]
         if len(before) == 1:
             return weight if weight.shape[:2] == (width, channels) else weight[:width, :channels]
-        return weight[:width].index_select(1, columns(node.consumed, room, before, weight.device))
+        return weight[:width].index_select(1, mixing.columns(node.consumed, room, before, weight.device))
 
     def _grouped(self, node: Node, inputs: Tensor, before: Widths) -> Tensor:
         module = self.body.get_submodule(node.module)
@@ -264,7 +255,7 @@ class Supernet(nn.Module):
         """Index of the channels of a node of these widths among the channels of its widest output."""
         if len(widths) == 1:
             return slice(widths[0] * node.segments[0].repeat)
-        return columns(node.segments, self.capacity[node.name], widths, device)
+        return mixing.columns(node.segments, self.capacity[node.name], widths, device)
 
     def _norm(self, node: Node, inputs: Tensor, before: Widths, draw: Draw) -> tuple[Tensor, Widths]:
         norms = self.body.get_submodule(node.module)
@@ -281,7 +272,7 @@ class Supernet(nn.Module):
         return self._two(inputs, candidates, weights, pair, draw.momentum), before
 
     def _one(self, norm: nn.Module, inputs: Tensor, momentum: float) -> Tensor:
-        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | FirstOf)
+        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | mixing.FirstOf)
         return F.batch_norm(
             inputs, norm.running_mean, norm.running_var, norm.weight, norm.bias, self.training, momentum, norm.eps
         )
@@ -302,20 +293,20 @@ class Supernet(nn.Module):
     ) -> Tensor:
         """Norms of two candidates, mixed. In training mode they share the statistics of the batch."""
         if not self.training:
-            return self._combine(inputs, candidates, weights, [scale_and_shift(norm) for norm in norms])
+            return self._combine(inputs, candidates, weights, [mixing.scale_and_shift(norm) for norm in norms])
         eps: float = norms[0].eps  # type: ignore[assignment]
         affine = [(norm.weight, norm.bias) for norm in norms]
         if self.mix == "pad":
             mean, var = inputs.new_zeros(2, inputs.shape[1], dtype=norms[0].weight.dtype)  # type: ignore[arg-type]
-            scale, shift = padded(affine, candidates, weights, inputs.shape[1])
+            scale, shift = mixing.padded(affine, candidates, weights, inputs.shape[1])
             out = F.batch_norm(inputs, mean, var, scale, shift, True, 1.0, eps)
         else:
             narrow = candidates.index(min(candidates))
             wide = max(candidates)
             stretch = self._stretch(candidates[narrow], wide, inputs.device, inputs.shape[1])
-            shares = stacked(weights, inputs.device)
+            shares = mixing.stacked(weights, inputs.device)
             affines = (*affine[narrow], *affine[1 - narrow])
-            out, mean, var = NormMix.apply(inputs, shares, stretch, narrow, *affines, eps)  # type: ignore[no-untyped-call]
+            out, mean, var = mixing.NormMix.apply(inputs, shares, stretch, narrow, *affines, eps)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             for norm, width in zip(norms, candidates, strict=True):
                 norm.running_mean.lerp_(mean[:width], momentum)  # type: ignore[operator]
@@ -362,7 +353,7 @@ class Supernet(nn.Module):
         """The [room, narrow] matrix that brings a narrow candidate to the wide one's channels; zeros below."""
         key = (narrow, wide, room, device)
         if key not in self._identities:
-            matrix = interpolation(narrow, wide) if self.mix == "interpolate" else torch.eye(wide)[:, :narrow]
+            matrix = mixing.interpolation(narrow, wide) if self.mix == "interpolate" else torch.eye(wide)[:, :narrow]
             self._identities[key] = F.pad(matrix, (0, 0, 0, room - wide)).to(device)
         return self._identities[key]
 
@@ -400,28 +391,28 @@ class Supernet(nn.Module):
         first = node.axis == 1 and all(self._nodes[name].axis == 1 for name in node.inputs)
         if first and (self.shortcut == "pad" or len(set(before)) == 1):
             width = max(value.shape[1] for value in inputs)
-            inputs = tuple(padded_to(value, width) for value in inputs)
+            inputs = tuple(mixing.padded_to(value, width) for value in inputs)
         return node.run(self.body.get_submodule, inputs), joined(before, max)
 
     def _mix_depths(
         self, node: Node, values: dict[str, Any], widths: dict[str, Widths], weights: Any
     ) -> tuple[Tensor, Widths]:
-        used = [(p, name) for p, name in zip(weights, node.inputs, strict=True) if positive(p)]
+        used = [(p, name) for p, name in zip(weights, node.inputs, strict=True) if mixing.positive(p)]
         wide = max(widths[name] for _, name in used)
         if len(used) == 1:
             return values[used[0][1]], wide
-        shares = stacked([p for p, _ in used], values[used[0][1]].device)
+        shares = mixing.stacked([p for p, _ in used], values[used[0][1]].device)
         if len(wide) > 1:  # ends that are concatenated have one width each; channels of zeros may follow
             parts = [values[name][:, : total_channels(self._nodes[name].segments, widths[name])] for _, name in used]
-            return WeightedSum.apply(shares, *parts), wide  # type: ignore[no-untyped-call]
+            return mixing.WeightedSum.apply(shares, *parts), wide  # type: ignore[no-untyped-call]
         width = max(values[name].shape[1] for _, name in used)
         tensors = [self._widen(values[name], max(widths[name]), wide[0], width) for _, name in used]
-        return WeightedSum.apply(shares, *tensors), wide  # type: ignore[no-untyped-call]
+        return mixing.WeightedSum.apply(shares, *tensors), wide  # type: ignore[no-untyped-call]
 
     def _widen(self, inputs: Tensor, narrow: int, wide: int, room: int) -> Tensor:
         """A tensor of `narrow` channels (zeros may follow), brought to `wide` channels and padded to `room`."""
         if narrow == wide:
-            return padded_to(inputs, room)
+            return mixing.padded_to(inputs, room)
         matrix = F.pad(self._stretch(narrow, wide, inputs.device, room), (0, inputs.shape[1] - narrow))
         return F.conv2d(inputs, matrix[:, :, None, None].to(inputs.dtype))
 
