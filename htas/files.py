@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
+import tomllib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -70,6 +71,18 @@ def read_json(path: Path) -> JsonObject:
         number = content.get("format") if isinstance(content, dict) else None
         raise UserError(f"{path} has format {number}, this version reads {FORMAT}; delete it and run its stage again")
     return content
+
+
+def read_toml(path: Path, what: str) -> JsonObject:
+    """The tables of a TOML file; raises UserError, which ends with `what` to name in its place."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; name {what}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; name {what}") from error
 
 
 class RecordError(UserError):

@@ -144,7 +144,7 @@ def calibrate(
     seed: int,
     building: float = 0.0,
     base: float = 0.0,
-    on_round: OnRound | None = None,
+    on_round: OnRound = None,
 ) -> CalibrationRecord:
     """Measure layers by the first metric, then networks by the second, and fit; `cost_model` reads the record."""
     by_template = cells(network, spaces, options.widths, building)
@@ -219,9 +219,7 @@ def _common_remarks(readings: Sequence[Measurement]) -> list[str]:
     return [remark for remark in first.remarks if all(remark in other.remarks for other in others)]
 
 
-def fit_metric(
-    network: Network, record: CalibrationRecord, metric: Metric, on_round: OnRound | None = None
-) -> FitRecord:
+def fit_metric(network: Network, record: CalibrationRecord, metric: Metric, on_round: OnRound = None) -> FitRecord:
     """Another metric's figures of a calibration's networks, fitted on the same layers' latencies.
 
     Energy is power times time, and the power differs between kinds of operators.
@@ -231,7 +229,7 @@ def fit_metric(
 
 
 def whole(
-    network: Network, archs: Sequence[Arch], metric: Metric, on_round: OnRound | None = None, free: float = 0.0
+    network: Network, archs: Sequence[Arch], metric: Metric, on_round: OnRound = None, free: float = 0.0
 ) -> list[Measurement]:
     """Measurements of networks, the base first: in one run, or in several if they do not fit into `free` bytes (0: the
     machine's free memory). Each run includes the base, whose readings bring the runs to one level."""
@@ -256,7 +254,7 @@ def lots(network: Network, archs: Sequence[Arch], free: float) -> list[list[Arch
     return [[base, *others[number::parts]] for number in range(parts)]
 
 
-def _part(tell: OnRound | None, start: float, end: float) -> OnRound | None:
+def _part(tell: OnRound, start: float, end: float) -> OnRound:
     """The callback of one of several runs that report as one: this one from `start` to `end`."""
     return None if tell is None else lambda share, figures: tell(start + share * (end - start), figures)
 

@@ -1,6 +1,5 @@
 """The arms of a comparison, read from TOML files: how each comes by the network that it trains."""
 
-import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from htas import files
 from htas.cost.limits import parse
 from htas.errors import UserError
 from htas.experiments import pruning
-from htas.files import digest, from_json, read_json, to_json, write_json
+from htas.files import digest, from_json, read_json, read_toml, to_json, write_json
 from htas.graph import resize
 from htas.graph.arch import Arch
 from htas.plugins.values import Values
@@ -212,7 +211,7 @@ def read_arms(*paths: Path) -> list[Arm]:
     """
     content: dict[str, tuple[Path, Values]] = {}
     for path in paths:
-        for name, options in _tables(path).items():
+        for name, options in read_toml(path, "a TOML file with a table for every arm").items():
             if not isinstance(options, dict):
                 raise UserError(f"{path}: {name} must be a table, [{name}] with the options of an arm, got {options!r}")
             if content.setdefault(name, (path, options))[1] != options:
@@ -245,15 +244,6 @@ def read_arms(*paths: Path) -> list[Arm]:
             f"{listing(slugs) or 'none'}"
         )
     return arms
-
-
-def _tables(path: Path) -> Values:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; name a TOML file with a table for every arm") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} cannot be read as TOML: {error}") from error
 
 
 def _overrides(path: Path, arm: str, options: Values) -> list[str]:

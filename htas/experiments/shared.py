@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from htas.errors import UserError
-from htas.files import read_tensors
 from htas.run.config import Config
+from htas.run.rows import trained
 from htas.run.run import Run, open_run
 from htas.run.stage import ensure, made_from
 from htas.run.stages import CALIBRATE, DESIGN, SEARCH, SURVEY
@@ -45,7 +45,7 @@ def share_files(job: Run) -> None:
     others = sorted(path for path in place.parent.glob("*/") if path != place)
     key = job.training(job.network.base, taught=False)
     weights = Path("networks") / "base.safetensors"
-    _copied(place / weights, [other / weights for other in others], partial(_trained, key))
+    _copied(place / weights, [other / weights for other in others], lambda path: trained(path, key) is not None)
     for stage in (SURVEY, DESIGN, CALIBRATE, SEARCH):
         for path in stage.files(job):
             _copied(path, [other / path.name for other in others], partial(made_from, key=stage.key(job)))
@@ -61,7 +61,3 @@ def _copied(path: Path, others: Sequence[Path], fits: Callable[[Path], bool]) ->
         part = path.with_name(f".{path.name}.part")
         shutil.copyfile(source, part)
         part.replace(path)
-
-
-def _trained(key: str, path: Path) -> bool:
-    return path.exists() and read_tensors(path)[1].get("inputs") == key

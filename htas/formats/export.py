@@ -111,13 +111,9 @@ def _write_pt2(network: nn.Module, example: tuple[Tensor, ...]) -> bytes:
     return buffer.getvalue()
 
 
-def _read_pt2(content: bytes) -> Run:
-    return torch.export.load(io.BytesIO(content)).module()
-
-
 _write_onnx = partial(network_graph, dynamic=True)
 _FORMATS: Mapping[str, tuple[Callable[[nn.Module, tuple[Tensor, ...]], bytes], Callable[[bytes], Run]]] = {
     ".onnx": (_write_onnx, _read_onnx),
-    ".pt2": (_write_pt2, _read_pt2),
+    ".pt2": (_write_pt2, lambda content: torch.export.load(io.BytesIO(content)).module()),
     ".xml": (_write_onnx, _read_ir),
 }

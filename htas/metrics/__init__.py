@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 Case = Layer | nn.Module
 """A layer, or a network that takes one batch of the target's images."""
-OnRound = Callable[[float, str], None]
-"""Called with the fraction of the work that is done, 0 to 1, and a current figure as text."""
-Pending = Callable[[Mapping[Case, Measurement]], Collection[Case]]
-"""Cases that need more readings, or a first one, from the measurements so far."""
+OnRound = Callable[[float, str], None] | None
+"""Called with the fraction of the work that is done, 0 to 1, and a current figure as text; None where nobody looks."""
+Pending = Callable[[Mapping[Case, Measurement]], Collection[Case]] | None
+"""Cases that need more readings, or a first one, from the measurements so far; None where all are read alike."""
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,14 @@ class Metric(ABC):
         return self
 
     @abstractmethod
-    def measure(
-        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
-    ) -> list[Measurement]:
+    def measure(self, cases: Sequence[Case], *, on_round: OnRound = None, pending: Pending = None) -> list[Measurement]:
         """One measurement for each case, in their order; models are not changed.
 
         A metric that reads repeats `pending` cases, within its limits; one that counts ignores both arguments.
         """
 
     def sample(
-        self,
-        cases: Sequence[Case],
-        first: Collection[Case],
-        *,
-        on_round: OnRound | None = None,
-        pending: Pending | None = None,
+        self, cases: Sequence[Case], first: Collection[Case], *, on_round: OnRound = None, pending: Pending = None
     ) -> dict[Case, Measurement]:
         """Measure the `first` of the cases, then others while they are `pending`; returns the measured cases only.
 
@@ -103,9 +96,7 @@ class CountedMetric(Metric):
     def count(self, case: Case) -> int:
         """The figure of one case, in `unit`; models are not changed."""
 
-    def measure(
-        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
-    ) -> list[Measurement]:
+    def measure(self, cases: Sequence[Case], *, on_round: OnRound = None, pending: Pending = None) -> list[Measurement]:
         """One reading for each case."""
         return [Measurement((float(self.count(case)),), self.unit) for case in cases]
 

@@ -21,6 +21,7 @@ from htas.runtimes import open_runtime
 from htas.timing.bench import Call, Timer, settle
 from htas.timing.contention import Watch
 from htas.timing.measurement import Measurement
+from htas.timing.quota import text
 
 POWERCAP = Path("/sys/class/powercap")
 """Folder of the RAPL counters on Linux (Intel, and AMD from Zen on)."""
@@ -56,8 +57,8 @@ def meter(device: str, powercap: Path = POWERCAP) -> Meter:
 def _rapl(powercap: Path) -> Meter:
     """The processor's packages and their memory, idle cores and other programs included, in microjoules."""
     # cores and graphics are parts of a package, memory is not; psys holds all of them
-    folders = sorted(powercap.glob("intel-rapl:*"))
-    zones = tuple(zone for zone in folders if _named(zone).startswith("package") or _named(zone) == "dram")
+    names = {zone: text(zone / "name") or "" for zone in sorted(powercap.glob("intel-rapl:*"))}
+    zones = {zone: name for zone, name in names.items() if name.startswith("package") or name == "dram"}
     if not zones:
         raise UserError(
             f"energy needs a meter, and this machine shows none: no processor package in {powercap}/intel-rapl:*, as "
@@ -65,7 +66,7 @@ def _rapl(powercap: Path) -> Meter:
             "AMD), or an NVIDIA GPU with target.device 'cuda'"
         )
     try:
-        name = f"RAPL ({', '.join(_named(zone) for zone in zones)})"
+        name = f"RAPL ({', '.join(zones.values())})"
         ranges = tuple(_number(zone / "max_energy_range_uj") for zone in zones)
         rapl = Meter(name, lambda: tuple(_number(zone / "energy_uj") for zone in zones), ranges, 1e6)
         rapl.read()
@@ -77,13 +78,6 @@ def _rapl(powercap: Path) -> Meter:
     except (OSError, ValueError) as error:
         raise UserError(f"energy needs a meter, and the one in {powercap} cannot be read: {error}") from error
     return rapl
-
-
-def _named(zone: Path) -> str:
-    try:
-        return (zone / "name").read_text().strip()
-    except OSError:
-        return ""
 
 
 def _number(file: Path) -> int:
@@ -148,9 +142,7 @@ class Energy(Metric):
         """Another order of readings."""
         return replace(self, seed=seed)
 
-    def measure(
-        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
-    ) -> list[Measurement]:
+    def measure(self, cases: Sequence[Case], *, on_round: OnRound = None, pending: Pending = None) -> list[Measurement]:
         """One measurement for each case, in joules; a repeated case is measured once. Raises UserError without a
         meter."""
         self.target.check()

@@ -72,20 +72,13 @@ class Latency(Metric):
         """Another order of readings, in rounds enough for networks of these seconds; exported networks are kept."""
         return replace(self, seed=seed, rounds=rounds(predicted))
 
-    def measure(
-        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
-    ) -> list[Measurement]:
+    def measure(self, cases: Sequence[Case], *, on_round: OnRound = None, pending: Pending = None) -> list[Measurement]:
         """One measurement for each case, in seconds; a repeated case is measured once."""
         readings = self.sample(cases, cases, on_round=on_round, pending=pending)
         return [readings[case] for case in cases]
 
     def sample(
-        self,
-        cases: Sequence[Case],
-        first: Collection[Case],
-        *,
-        on_round: OnRound | None = None,
-        pending: Pending | None = None,
+        self, cases: Sequence[Case], first: Collection[Case], *, on_round: OnRound = None, pending: Pending = None
     ) -> dict[Case, Measurement]:
         """The `first` cases and those `pending` then, all in the same rounds."""
         runtime = open_runtime(self.target)

@@ -23,8 +23,9 @@ def names(package: ModuleType | str) -> list[str]:
 def check_name(package: str, name: str) -> None:
     """Raise UserError, which names the plug-ins of the package, where `name` is none of them."""
     if name not in names(package):
-        message = no_such(_singular(package.rsplit(".", 1)[-1]), name, names(package))
-        raise UserError(f"{message}, or name your own class as 'package.module:Class'")
+        folder = package.rpartition(".")[2]
+        what = {"strategies": "strategy", "models": "model family", "datasets": "data set"}.get(folder, folder[:-1])
+        raise UserError(f"{no_such(what, name, names(package))}, or name your own class as 'package.module:Class'")
 
 
 def find(package: ModuleType, contract: type[T], name: str) -> type[T]:
@@ -57,10 +58,6 @@ def _imported(contract: type[T], name: str) -> type[T]:
     if not (isinstance(kind, type) and issubclass(kind, contract)):
         raise UserError(f"{name!r} is not a {contract.__name__}; derive it from {contract.__module__}")
     return kind
-
-
-def _singular(folder: str) -> str:
-    return {"strategies": "strategy", "models": "model family", "datasets": "data set"}.get(folder, folder[:-1])
 
 
 def needed(module: str, extra: str, what: str) -> Any:

@@ -6,7 +6,6 @@ Names and types are refused before the classes, and PyTorch with them, are impor
 
 import dataclasses
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ import tomli_w
 
 from htas import plugins
 from htas.errors import UserError
+from htas.files import read_toml
 from htas.plugins.options import Option, Options, options_of, source_file
 from htas.plugins.values import REFUSED, Values, allowed, check, parse
 from htas.text import listing, near, no_such
@@ -225,7 +225,7 @@ def fitting(overrides: Sequence[str], others: Sequence[str]) -> list[str]:
 
 def _contents(path: Path | None, overrides: Sequence[str]) -> dict[str, Values]:
     """The values of a file and of overrides by table and option, the seed in the table without a name."""
-    content = _read(path) if path else {}
+    content = read_toml(path, "a TOML file, or a folder that a run made") if path else {}
     for name, value in content.items():
         if name not in KEYS:
             raise UserError(f"{path} has {_unknown('no table or option', name, KEYS)}")
@@ -288,17 +288,6 @@ def _plain(values: Values) -> Values:
 
 def _defaults(options: Options) -> Values:
     return {each.name: each.default for each in options.values() if not each.required}
-
-
-def _read(path: Path) -> Values:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; name a TOML file, or a folder that a run made") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML: {error}") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; name a TOML file") from error
 
 
 def _split(overrides: Sequence[str]) -> Values:

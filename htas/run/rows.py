@@ -160,7 +160,7 @@ def train_row(
     """
     path, key = run.model_file(row.name), run.training(row.arch, taught=row.name != "base")
     key = digest(key, row.family) if build else key
-    weights = None if again else _trained(path, key)
+    weights = None if again else trained(path, key)
     if weights is not None:
         return replace(row, accuracy=weights.accuracy, teacher=weights.teacher), weights.seconds
     config = run.config
@@ -207,7 +207,7 @@ class WeightsRecord:
     seconds: float
 
 
-def _trained(path: Path, key: str) -> WeightsRecord | None:
+def trained(path: Path, key: str) -> WeightsRecord | None:
     """The header of trained weights; None where there are none of this key."""
     if not path.exists():
         return None
@@ -218,7 +218,7 @@ def _trained(path: Path, key: str) -> WeightsRecord | None:
 def base_trained(run: Run) -> bool:
     """Whether the base network needs no training: its weights are the user's, or lie in the folder."""
     key = run.training(run.network.base, taught=False)
-    return run.config.family.inherits or _trained(run.model_file("base"), key) is not None
+    return run.config.family.inherits or trained(run.model_file("base"), key) is not None
 
 
 def base_network(run: Run) -> nn.Module:

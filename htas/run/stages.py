@@ -218,10 +218,6 @@ def _train(run: Run, again: bool) -> None:
     write_stage(run.folder / "networks.json", keys.train(run), sum(seconds for _, seconds in trained), record)
 
 
-def _weights_exist(run: Run) -> bool:
-    return all(run.model_file(row.name).exists() for row in _trained(run).results)
-
-
 def _trained(run: Run) -> NetworksRecord:
     return read_record(run.folder / "networks.json", NetworksRecord)
 
@@ -300,7 +296,10 @@ SEARCH = Stage(
     "search", (SURVEY, DESIGN, CALIBRATE),
     lambda run: [run.search_file(name) for name in run.config.design.spaces], keys.search, _search,
 )  # fmt: skip
-TRAIN = Stage("train", (SEARCH,), _file("networks.json"), keys.train, _train, complete=_weights_exist)
+TRAIN = Stage(
+    "train", (SEARCH,), _file("networks.json"), keys.train, _train,
+    complete=lambda run: all(run.model_file(row.name).exists() for row in _trained(run).results),
+)  # fmt: skip
 MEASURE = Stage("measure", (TRAIN,), _file("measure.json"), keys.measure, _measure, lasting=True)
 REPORT = Stage("report", (), _file("report.json"), lambda run: "the report compares itself", _report)
 STAGES = (SURVEY, DESIGN, CALIBRATE, SEARCH, TRAIN, MEASURE, REPORT)

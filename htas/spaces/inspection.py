@@ -59,15 +59,16 @@ class Inspection:
         return sum(each.seconds for each in self.layers)
 
 
-def inspect(
-    network: Network, latency: Callable[[float], Latency], each: float, on_round: OnRound | None = None
-) -> Inspection:
+def inspect(network: Network, latency: Callable[[float], Latency], each: float, on_round: OnRound = None) -> Inspection:
     """Measure every distinct layer of the base network, and those that half a width or a block less would make of it.
 
     `latency` builds a metric that measures for a number of seconds, and `each` is the seconds for a layer.
     """
     base = network.base
-    halves = {name: _smaller(site) for name, site in network.sites.items()}
+    halves = {
+        name: max(1, site.base - 1) if site.kind == "depth" else site.near(site.base / 2)
+        for name, site in network.sites.items()
+    }
     uses = {"": network.uses(base), **{name: network.uses(_with(base, name, half)) for name, half in halves.items()}}
     layers = list(dict.fromkeys(use.layer for group in uses.values() for use in group))
     readings = dict(zip(layers, latency(each * len(layers)).measure(layers, on_round=on_round), strict=True))
@@ -89,11 +90,6 @@ def inspect(
     doubts = dict.fromkeys(remark for reading in (*readings.values(), whole) for remark in reading.remarks)
     sites.sort(key=lambda one: one.saved, reverse=True)
     return Inspection(facts, tuple(sites), network, whole, tuple(doubts))
-
-
-def _smaller(site: Site) -> int:
-    """Half the width, or a block less."""
-    return max(1, site.base - 1) if site.kind == "depth" else site.near(site.base / 2)
 
 
 def _with(base: Arch, name: str, choice: int) -> Arch:

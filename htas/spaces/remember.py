@@ -46,20 +46,13 @@ class CachedMetric(Metric):
     fresh: bool = False
     """Whether everything is measured again; it is stored either way."""
 
-    def measure(
-        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
-    ) -> list[Measurement]:
+    def measure(self, cases: Sequence[Case], *, on_round: OnRound = None, pending: Pending = None) -> list[Measurement]:
         """One measurement for each case; networks are always measured. A store that fails is reported and ignored."""
         readings = self.sample(cases, cases, on_round=on_round, pending=pending)
         return [readings[case] for case in cases]
 
     def sample(
-        self,
-        cases: Sequence[Case],
-        first: Collection[Case],
-        *,
-        on_round: OnRound | None = None,
-        pending: Pending | None = None,
+        self, cases: Sequence[Case], first: Collection[Case], *, on_round: OnRound = None, pending: Pending = None
     ) -> dict[Case, Measurement]:
         """Measurements of the `first` cases and of those that became `pending`; of a stored curve, all of it."""
         valid = {} if self.fresh else self._still_valid(self._stored_curves(cases, set(first)))
@@ -96,13 +89,9 @@ class CachedMetric(Metric):
         return valid
 
     def _measured(
-        self,
-        cases: Sequence[Case],
-        first: set[Case],
-        valid: Mapping[Case, Measurement],
-        on_round: OnRound | None,
-        pending: Pending | None,
-    ) -> dict[Case, Measurement]:
+        self, cases: Sequence[Case], first: set[Case], valid: Mapping[Case, Measurement], on_round: OnRound,
+        pending: Pending,
+    ) -> dict[Case, Measurement]:  # fmt: skip
         """Readings of the cases on no stored curve, and of the anchor in the same rounds."""
         curves = {_curve(case) for case in valid}
         needed = list(dict.fromkeys([*(case for case in cases if _curve(case) not in curves), ANCHOR]))

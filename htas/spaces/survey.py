@@ -58,7 +58,7 @@ def survey(
     metric: Metric,
     *,
     pending: Callable[[Mapping[str, LayerTable]], Collection[Layer]] | None = None,
-    on_round: OnRound | None = None,
+    on_round: OnRound = None,
 ) -> SurveyRecord:
     """Measure every distinct producing layer at widths 1..e*base, and every layer of frozen width once.
 

@@ -1,4 +1,4 @@
-"""How much processor time the control groups of this process grant it, from the kernel's files."""
+"""The processor, and how much of its time the control groups of this process grant it, from the kernel's files."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +34,12 @@ def _limit(folder: Path) -> float | None:
         number, both if len(both) == 2 else [text(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
     )
     return granted / every if granted and granted > 0 and every else None
+
+
+def cpuinfo(root: Path = Path("/")) -> dict[str, str]:
+    """What the kernel says of the first processor, by name; empty where it says nothing."""
+    lines = [line.partition(":") for line in (text(root / "proc/cpuinfo") or "").splitlines()]
+    return {name.strip(): value.strip() for name, _, value in reversed(lines)}
 
 
 def text(file: Path) -> str | None:

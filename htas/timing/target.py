@@ -4,7 +4,6 @@ import os
 import platform
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from htas.data.split import Shape
 from htas.errors import UserError
 from htas.files import digest
-from htas.timing.quota import quota
+from htas.timing.quota import cpuinfo, quota
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Value = bool | int | float | str
@@ -92,7 +91,7 @@ def affinity() -> list[int]:
 def machine() -> dict[str, str | int]:
     """What this machine is: processor, cores, memory, GPU, system and versions."""
     return {
-        "processor": _processor(),
+        "processor": cpuinfo().get("model name") or platform.processor() or platform.machine(),
         "cores": usable_cores(),
         "quota": "none" if (cores := quota()) is None else f"{cores:g} cores",
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -101,11 +100,3 @@ def machine() -> dict[str, str | int]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -298,7 +298,7 @@ def test_a_speed_has_the_interval_of_its_logarithms():
         ("[one]\n[two]\nlike = 'three'\n", "must be an arm above it that searches, of which there are one, without"),
         ("[one]\nnetwork = 'base'\n[two]\nlike = ['one']\n", r"of which there are none, without .* got \['one'\]"),
         ("[one]\n[two]\nprune = ['l1']\n", r"prune of the arm two must be one of .*, got \['l1'\]"),
-        ("[one\n", "cannot be read as TOML"),
+        ("[one\n", "is not valid TOML"),
     ],
 )
 def test_a_file_of_arms_that_is_none_is_refused(text, message, tmp_path):

@@ -15,7 +15,7 @@ import torch
 
 from htas.text import listing, percent, plural, significant
 from htas.timing.contention import OTHERS, STOLEN, Usage
-from htas.timing.quota import groups, number, quota, text
+from htas.timing.quota import cpuinfo, groups, number, quota, text
 from htas.timing.target import affinity
 
 INSTRUCTIONS = (
@@ -112,8 +112,7 @@ def machine(root: Path = Path("/")) -> Machine:
     """This machine; `root` is where `proc` and `sys` lie."""
     cpus, memory = usable(), psutil.virtual_memory()
     folder = root / "sys/devices/system/cpu"
-    lines = [line.partition(":") for line in (text(root / "proc/cpuinfo") or "").splitlines()]
-    info = {name.strip(): value.strip() for name, _, value in reversed(lines)}  # of the first processor
+    info = cpuinfo(root)
 
     def each(file: str) -> list[str | None]:
         """A file of every usable thread."""
