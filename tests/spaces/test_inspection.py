@@ -86,9 +86,10 @@ def test_the_page_says_what_stays_and_why(tmp_path):
     free, bound = 3 * 9 * 32 * 64, 32 * 16 * 64 + 2 * 2 * 16 * 8 * 64 + 16 * 4 + 4
     share = 100 * free / (free + bound)
     assert (
-        lines.splitlines()[1] == f"3 width sites and 1 depth site; {share:.1f} % of the multiply-adds can be searched"
+        str(lines).splitlines()[1]
+        == f"3 width sites and 1 depth site; {share:.1f} % of the multiply-adds can be searched"
     )
-    assert lines.splitlines()[2] == "frozen, but for the classes: 4"
+    assert str(lines).splitlines()[2] == "frozen, but for the classes: 4"
 
 
 def test_the_command_inspects_a_named_network_and_a_configuration(tmp_path: Path, capsys, monkeypatch):
