@@ -116,7 +116,6 @@ def doctor(
 
 
 def _flags(target: TargetOptions, **others: object) -> list[str]:
-    """The names of the flags on the command line."""
     return [*target.flags(), *(name for name, value in others.items() if value is not None)]
 
 

@@ -214,7 +214,6 @@ def mended(grid: Table) -> tuple[Table, int]:
 
 
 def _common_remarks(readings: Sequence[Measurement]) -> list[str]:
-    """Remarks that all of these measurements share."""
     first, *others = readings
     return [remark for remark in first.remarks if all(remark in other.remarks for other in others)]
 

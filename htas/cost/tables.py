@@ -157,7 +157,6 @@ class LayerCost(CostModel):
         return [((low, 1), low + 1 - total), ((low + 1, 1), total - low)]
 
     def _mean(self, term: Term, space: Space, widths: Mapping[str, Tensor]) -> Any:
-        """The expectation of one layer of a term."""
         ways, chances = _ways(term.inputs, space, widths)
         out, likely = _ways(term.outputs, space, widths)
         if term.inputs[0] == term.outputs[0] and isinstance(term.inputs[0], str):  # one draw decides both

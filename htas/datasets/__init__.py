@@ -39,23 +39,23 @@ class Dataset(ABC):
         """Standard deviation of each channel, in the units of `mean`."""
 
     @property
-    @abstractmethod
     def flip(self) -> bool:
-        """Whether a mirrored image is still an image of its class."""
+        """Whether a mirrored image is still an image of its class; False by default."""
+        return False
 
     @property
-    @abstractmethod
     def crop(self) -> int:
-        """Black pixels padded on each side before a random crop to the old size; 0 for none."""
+        """Black pixels padded on each side before a random crop to the old size; 0, the default, for none."""
+        return 0
 
-    @abstractmethod
     def read(self, part: Part) -> Images:
         """All images of one part, uint8 [N, C, H, W], always in the same order; raises UserError that names the file at
-        fault."""
+        fault. A data set overrides this method or `load`."""
+        raise NotImplementedError(f"{type(self).__name__} has neither read() nor load()")
 
     def load(self, *, device: str, validation: float, seed: int, limit: int) -> "Data":
         """On a device, in parts: as `htas.datasets.load`, which checks the options."""
-        train, test = (_limited(_read(self, part), limit) for part in PARTS)
+        train, test = (_read(self, part, limit) for part in PARTS)
 
         def split(part: Images) -> Split:
             return Split(part.images.to(device), part.labels.to(device), self.mean, self.std, self.flip, self.crop)
@@ -96,8 +96,8 @@ def load(dataset: Dataset, *, device: str = "cpu", validation: float = 0.5, seed
     return data
 
 
-def _read(dataset: Dataset, part: Part) -> Images:
-    """One part, checked once, so that nothing after needs to."""
+def _read(dataset: Dataset, part: Part, limit: int) -> Images:
+    """One part, checked once, so that nothing after needs to, and limited."""
     read = dataset.read(part)
     images, labels = read.images, read.labels
     where = f"the {part} part of {dataset.name}"
@@ -108,7 +108,7 @@ def _read(dataset: Dataset, part: Part) -> Images:
         actual = f"{str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
         raise UserError(f"{where} must have one int64 label for each of {len(images)} images, it has {actual}")
     checked_labels(labels, dataset.classes, part, dataset.name)
-    return read
+    return read.where(proportional(labels, limit, KEPT)) if 0 < limit < len(read) else read
 
 
 def checked_labels(labels: Tensor, classes: int, part: Part, name: str) -> None:
@@ -122,7 +122,3 @@ def checked_labels(labels: Tensor, classes: int, part: Part, name: str) -> None:
     present = len(set(labels.tolist()))
     if part == "train" and present < classes:
         raise UserError(f"{where} has images of {present} classes only, it must have {classes}")
-
-
-def _limited(images: Images, limit: int) -> Images:
-    return images.where(proportional(images.labels, limit, KEPT)) if 0 < limit < len(images) else images

@@ -84,20 +84,17 @@ def _quality(image: Any) -> int | None:
 
 def class_names(train: Path, test: Path) -> set[str]:
     """The class folders of both parts; raises UserError where a part, or one of its class folders, is missing."""
+    for part in (train, test):
+        if not part.is_dir():
+            raise UserError(f"{part} is missing; give it one folder of images per class")
     train_names, test_names = (
-        {entry.name for entry in os.scandir(_folder(part)) if entry.is_dir() and not entry.name.startswith(".")}
+        {entry.name for entry in os.scandir(part) if entry.is_dir() and not entry.name.startswith(".")}
         for part in (train, test)
     )
     for name in sorted(train_names ^ test_names):
         where = (test if name in train_names else train) / name
         raise UserError(f"{where} is missing; both parts must have the same class folders")
     return train_names
-
-
-def _folder(part: Path) -> Path:
-    if not part.is_dir():
-        raise UserError(f"{part} is missing; give it one folder of images per class")
-    return part
 
 
 def labelled_files(folder: Path, names: Sequence[str]) -> list[tuple[str, int]]:

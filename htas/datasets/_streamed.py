@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from htas.data.items import Items, limited
-from htas.data.split import PARTS, Data, Images, Part, Shape
+from htas.data.split import PARTS, Data, Part, Shape
 from htas.datasets import checked_labels
 from htas.datasets._encoded import CopiedDataset
 from htas.errors import UserError, need_least
@@ -85,7 +85,6 @@ class Pictures(TorchDataset[tuple[Tensor, int]]):
 
 
 def _middle(size: tuple[int, int]) -> Box:
-    """The square in the middle."""
     side = SHORTER * min(size)
     x, y = (size[0] - side) / 2, (size[1] - side) / 2
     return x, y, x + side, y + side
@@ -131,7 +130,6 @@ class Streamed(CopiedDataset):
 
     mean: ClassVar[tuple[float, ...]] = (0.485, 0.456, 0.406)
     std: ClassVar[tuple[float, ...]] = (0.229, 0.224, 0.225)
-    crop: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         need_least(1, self, "data", "size")
@@ -143,18 +141,9 @@ class Streamed(CopiedDataset):
         """(3, size, size): of every image, once it is cut."""
         return ((3, self.size, self.size),)
 
-    @property
-    def flip(self) -> bool:
-        """As `mirror` says."""
-        return self.mirror
-
     @abstractmethod
     def source(self, part: Part) -> ImageSource:
         """The images of one part, always in the same order; raises UserError that names what is at fault."""
-
-    def read(self, part: Part) -> Images:
-        """Raises NotImplementedError: images are decoded one by one, and never all in memory."""
-        raise NotImplementedError
 
     def load(self, *, device: str, validation: float, seed: int, limit: int) -> Data:
         """As `htas.datasets.load`."""

@@ -23,7 +23,6 @@ class Digits(Dataset):
     shapes: ClassVar[tuple[Shape, ...]] = ((3, 32, 32),)
     mean: ClassVar[tuple[float, ...]] = (0.3053,) * 3
     std: ClassVar[tuple[float, ...]] = (0.3233,) * 3
-    flip: ClassVar[bool] = False
     crop: ClassVar[int] = 2
 
     def read(self, part: Part) -> Images:

@@ -238,7 +238,6 @@ def _called_module(writer: "Writer", module: nn.Module, node: fx.Node, names: Ma
 
 
 def _called_function(writer: "Writer", node: fx.Node, names: Mapping[fx.Node, str]) -> str:
-    """A function or a method."""
     sources = [each for each in node.args if isinstance(each, fx.Node)]
     if node.target in (torch.flatten, "flatten") and len(sources) == 1 and node.args[1:] == (1,) and not node.kwargs:
         return _flat(writer, names[sources[0]], node)

@@ -169,7 +169,6 @@ class _Calls:
         return both[without]
 
     def numbers(self, cases: Collection[Case]) -> set[int]:
-        """Numbers of the calls of these cases."""
         return {number for number, (case, _) in enumerate(self.parts) if case in cases}
 
     def of_cases(self, readings: Sequence[Readings]) -> dict[Case, Readings]:

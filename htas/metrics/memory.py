@@ -105,18 +105,15 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.running: list[str] = []
 
     def follow(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """One pass."""
         with torch.no_grad(), self:
             for tensor in inputs:
                 self.born(tensor)
             network(*inputs)
 
     def enter(self, name: str, *_: Any) -> None:
-        """A module begins to run."""
         self.running.append(name)
 
     def leave(self, *_: Any) -> None:
-        """The innermost module has run."""
         self.running.pop()
 
     def born(self, tensor: Tensor) -> None:

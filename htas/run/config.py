@@ -276,7 +276,6 @@ def _new_names(changes: Values) -> dict[str, str]:
 
 
 def _dotted(tables: Mapping[str, Values]) -> Values:
-    """The values of tables by `table.option`."""
     return {f"{table}.{name}": value for table, values in tables.items() for name, value in values.items()}
 
 

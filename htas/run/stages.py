@@ -378,7 +378,6 @@ def _problem(run: Run, space: Space) -> Problem:
 
 
 def _reported(new: Report, folder: Path) -> bool:
-    """Whether the folder's report has the same content."""
     paths = [folder / f"report.{suffix}" for suffix in ("json", "md", "html")]
     with suppress(UserError):  # of another version
         return all(path.exists() for path in paths) and read_report(paths[0]) == new

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from htas.data.items import SEEN, Items, items, limited
-from htas.data.split import Data, Images, Part, Shape
+from htas.data.split import Data, Shape
 from htas.data.task import CLASSIFY, Task
 from htas.datasets import Dataset
 from htas.errors import UserError
@@ -89,7 +89,6 @@ class UserData(Dataset):
     """The user's own functions of the task, each with a digest; empty for none."""
 
     mean = std = ()
-    flip, crop = False, 0
     _parts: ClassVar[Parts | None] = None
     """Training items, validation items and task. No field, since a configuration is only text."""
 
@@ -113,10 +112,6 @@ class UserData(Dataset):
                 f"an item of the training data has inputs of shape {shapes(item_shapes)}, and example_inputs "
                 f"{shapes(self.shapes)}; give an example of the shape that the data have"
             )
-
-    def read(self, part: Part) -> Images:
-        """Never called: `load` reads items when they are needed."""
-        raise NotImplementedError
 
     def load(self, *, device: str, validation: float, seed: int, limit: int) -> Data:
         """See `htas.datasets.load`; raises UserError in another process."""

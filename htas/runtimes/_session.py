@@ -103,7 +103,6 @@ class _Bound:
             self.binding.bind_output(output.name, device)
 
     def run(self) -> None:
-        """One batch."""
         self.session.run_with_iobinding(self.binding)
 
     def outputs(self, *tensors: Tensor) -> Tensor:

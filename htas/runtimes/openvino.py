@@ -81,7 +81,6 @@ class _Bound:
             self.request.set_input_tensor(index, place)
 
     def run(self) -> None:
-        """One batch."""
         self.request.infer(share_outputs=True)
 
     def outputs(self, *tensors: Tensor) -> Tensor:

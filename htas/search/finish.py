@@ -232,7 +232,6 @@ class _Finish:
         return ordered[:FRESH_ARCHS]
 
     def _best_worth(self) -> float:
-        """The highest worth of archs that keep the limits."""
         return max((self.outcome.worth(arch) for arch in self.fresh if self.worst(arch) <= 1), default=-math.inf)
 
 

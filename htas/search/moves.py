@@ -109,7 +109,6 @@ def fitted(limits: Sequence[Limit], space: Space, start: Arch, worth: Callable[[
 
 
 def _ratios(arch: Arch, limits: Sequence[Limit], space: Space) -> list[tuple[Arch, float]]:
-    """The neighbours of an arch, each with its cost over the limits."""
     return [(other, over(limits, other)) for other in neighbours(arch, space)]
 
 

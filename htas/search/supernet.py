@@ -278,7 +278,6 @@ class Supernet(nn.Module):
         )
 
     def _part(self, norm: nn.Module, inputs: Tensor, index: Tensor, momentum: float) -> Tensor:
-        """Norm of some channels, by their numbers."""
         assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
         assert norm.running_mean is not None and norm.running_var is not None
         mean, var, eps = norm.running_mean[index], norm.running_var[index], norm.eps

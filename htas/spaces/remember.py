@@ -132,7 +132,6 @@ class CachedMetric(Metric):
         return {layer: stored[layer.key] for layer in layers if layer.key in stored}
 
     def _keep(self, readings: Mapping[Case, Measurement]) -> None:
-        """Store new readings, each with the anchor's."""
         steady = tuple(np.divide(readings[ANCHOR].values, readings[ANCHOR].levels or 1.0).tolist())
         entries = [
             Entry(self.place, self.name, case.key, reading, steady, reading.doubts)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from htas.console.progress import say
 from htas.data.task import Inputs
+from htas.errors import need_least
 from htas.graph.arch import Arch
 from htas.search.moves import USED, changed, over
 from htas.search.oneshot import CALIBRATION, JUDGED, Judge, SupernetLoop
@@ -84,6 +85,24 @@ class OneShotStrategy(SupernetStrategy):
             arch, tuple(run.epochs), True, why, judge, seconds, worth=lambda one: accuracies.get(one, -1.0),
             pool=tuple(sorted(accuracies, key=accuracies.__getitem__, reverse=True)),
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ArchsStrategy(OneShotStrategy):
+    """A one-shot strategy that judges a number of archs."""
+
+    archs: int = 300
+    """Number of archs judged on validation images, each with norm statistics of its own; fewer if draws repeat
+    themselves."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        need_least(1, self, "strategy", "archs")
+
+    @property
+    def judged(self) -> int:
+        """The option `archs`."""
+        return self.archs
 
 
 def best(problem: Problem, judge: Judge) -> Arch:

@@ -357,7 +357,6 @@ class _Search(SupernetLoop):
         return {"multiplier": self.multiplier.value}
 
     def load(self, tensors: dict[str, Tensor], values: Values) -> None:
-        """Put back what `tensors` and `values` returned."""
         super().load(tensors, values)
         with torch.no_grad():
             self.logits.table.copy_(tensors["logits"])

@@ -9,17 +9,14 @@ from htas.graph.arch import Arch
 from htas.search.moves import over
 from htas.search.oneshot import Judge
 from htas.search.problem import Problem
-from htas.strategies._sampled import AROUND, TRIALS, OneShotStrategy, near_limits, trimmed
+from htas.strategies._sampled import AROUND, TRIALS, ArchsStrategy, near_limits, trimmed
 
 
 @dataclass(frozen=True)
-class Evolution(OneShotStrategy):
+class Evolution(ArchsStrategy):
     """Two objectives: accuracy, and cost over the limits. Archs further over the limits than predictions may err are
     not bred from."""
 
-    archs: int = 300
-    """Number of archs judged on validation images, each with norm statistics of its own; fewer if generations repeat
-    themselves."""
     population: int = 50
     """Number of archs of a generation."""
     mutation: float | None = None
@@ -29,17 +26,11 @@ class Evolution(OneShotStrategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        need_least(1, self, "strategy", "archs")
         need_least(2, self, "strategy", "population")
         for name in ("mutation", "crossover"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise UserError(f"strategy.{name} must lie in 0..1, got {value}")
-
-    @property
-    def judged(self) -> int:
-        """The option `archs`."""
-        return self.archs
 
     def pick(self, problem: Problem, judge: Judge) -> None:
         """Generations until `strategy.archs` archs are judged, the first generation near the limits.

@@ -3,28 +3,15 @@
 import random
 from dataclasses import dataclass
 
-from htas.errors import need_least
 from htas.graph.arch import Arch
 from htas.search.oneshot import Judge
 from htas.search.problem import Problem
-from htas.strategies._sampled import AROUND, TRIALS, OneShotStrategy, near_limits, trimmed
+from htas.strategies._sampled import AROUND, TRIALS, ArchsStrategy, near_limits, trimmed
 
 
 @dataclass(frozen=True)
-class RandomSearch(OneShotStrategy):
+class RandomSearch(ArchsStrategy):
     """Judges `strategy.archs` random archs, each near the limits."""
-
-    archs: int = 300
-    """Number of archs judged on validation images, each with norm statistics of its own."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        need_least(1, self, "strategy", "archs")
-
-    @property
-    def judged(self) -> int:
-        """The option `archs`."""
-        return self.archs
 
     def pick(self, problem: Problem, judge: Judge) -> None:
         """Two in three use the limits; one in three lies up to a tenth above or below, in case predictions are off."""

@@ -109,5 +109,4 @@ class StrategyContract:
 
 
 def _timeless(epochs: Sequence[EpochRecord]) -> list[EpochRecord]:
-    """Epochs without the time that they took."""
     return [replace(epoch, seconds=0.0) for epoch in epochs]

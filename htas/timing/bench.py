@@ -229,7 +229,6 @@ class _Run:
         return active
 
     def readings(self) -> list[Readings]:
-        """The readings so far, by call."""
         seconds, calls = np.asarray(self.seconds), np.asarray(self.calls, dtype=np.int64)
         level = levels(seconds, calls, NEIGHBOURS * REPEAT)
         order = np.argsort(calls, kind="stable")

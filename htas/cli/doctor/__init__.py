@@ -144,12 +144,10 @@ def _available(name: str, about: Callable[[str], Mapping[str, str]], remedy: str
     """A runtime or a meter, by what it says of itself; `remedy` is for one whose library is not installed."""
     try:
         return Availability(name, True, dict(about(name)))
-    except ImportError as error:
-        return Availability(name, False, trouble=f"{_line(error)}{remedy}")
-    except UserError as error:
-        return Availability(name, False, trouble=_line(error))
     except Exception as error:  # a broken installation may raise anything; that is a finding
-        return Availability(name, False, trouble=f"{type(error).__name__}: {_line(error)}")
+        kind = "" if isinstance(error, ImportError | UserError) else f"{type(error).__name__}: "
+        trouble = f"{kind}{_line(error)}{remedy if isinstance(error, ImportError) else ''}"
+        return Availability(name, False, trouble=trouble)
 
 
 def _line(error: Exception) -> str:
