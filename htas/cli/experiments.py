@@ -63,8 +63,7 @@ def compare(
     config: Source,
     /,
     *arms: Annotated[
-        Path,
-        Parameter(required=True, help="TOML files with a table for every arm: options that differ, or a network"),
+        Path, Parameter(required=True, help="TOML files with a table for every arm: options that differ, or a network")
     ],
     overrides: Overrides,
     seeds: Annotated[int, Parameter(help="trainings of each arm (3)")] = 3,

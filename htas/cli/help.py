@@ -63,10 +63,7 @@ def common_options(words: Sequence[str], overrides: Sequence[str]) -> str:
     ])  # fmt: skip
 
 
-def completion(
-    shell: Annotated[Literal["bash", "zsh", "fish"], Parameter(help="the shell")],
-    /,
-) -> None:
+def completion(shell: Annotated[Literal["bash", "zsh", "fish"], Parameter(help="the shell")], /) -> None:
     """Print the script that completes verbs and options in a shell."""
     from htas.cli.app import APP
 

@@ -65,8 +65,7 @@ def measure(
 
 def inspect(
     network: Annotated[
-        str,
-        Parameter(help="a TOML file or run folder; or a network such as imagenet_resnet:50 or custom:my_nets:make"),
+        str, Parameter(help="a TOML file or run folder; or a network such as imagenet_resnet:50 or custom:my_nets:make")
     ],
     /,
     *,

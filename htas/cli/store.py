@@ -96,9 +96,8 @@ def _survey(opened: "Store", name: str, json: bool) -> text.TextTable | str:
     rows: list[tuple[str, ...]] = [("layer", "metric", "readings", "median", "min", "spread", "anchor")]
     for each in entries:
         readings = each.measurement
-        figures = (
-            text.quantity(value, readings.unit) for value in (readings.median, readings.minimum, readings.spread)
-        )
+        seconds = (readings.median, readings.minimum, readings.spread)
+        figures = (text.quantity(value, readings.unit) for value in seconds)
         anchor = text.quantity(median(each.anchor), readings.unit) if each.anchor else text.NONE
         rows.append((_layer(each.layer), each.metric, str(len(readings.values)), *figures, anchor))
     doubts = Counter(doubt for each in entries for doubt in dict.fromkeys((*each.measurement.remarks, *each.doubts)))

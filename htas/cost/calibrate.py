@@ -9,6 +9,7 @@ recorded with it.
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import ceil
 
 import numpy as np
@@ -111,11 +112,8 @@ def cells(network: Network, spaces: Sequence[Space], most: int, building: float 
     layers = {}
     for template, (all_inputs, outputs) in pairs(network, spaces, most).items():
         inputs = thinned(all_inputs, FEW_INPUTS) if building >= DEAR else all_inputs
-        sizes = (
-            [(o, o) for o in sorted(outputs)]
-            if template.keeps_width
-            else [(i, o) for i in sorted(inputs) for o in sorted(outputs)]
-        )
+        every = sorted(outputs)
+        sizes = zip(every, every, strict=True) if template.keeps_width else product(sorted(inputs), every)
         layers[template] = [template.at(i, o) for i, o in sizes]
     return layers
 

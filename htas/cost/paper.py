@@ -49,13 +49,8 @@ class PaperCost(CostModel):
 
     def cost(self, arch: Arch) -> float:
         """Seconds."""
-        return float(
-            sum(
-                term.at(arch.widths[term.site] if term.site else 0)
-                for term in self.terms
-                if all(arch.depths[site] > block for site, block in term.blocks)
-            )
-        )
+        there = [term for term in self.terms if all(arch.depths[site] > block for site, block in term.blocks)]
+        return float(sum(term.at(arch.widths[term.site] if term.site else 0) for term in there))
 
     def expected(self, space: Space, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> Tensor:
         """f(E[x]) of eq. 8 for each term times the probability of keeping it: seconds, a scalar."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from htas.errors import UserError
 from htas.graph import Network
 from htas.graph.arch import Arch
+from htas.plugins import needed
 from htas.text import no_such
 
 CRITERIA: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -62,12 +63,7 @@ def candidates(network: Network, model: nn.Module, example: Tensor, criterion: s
 def _importance(criterion: str) -> Callable[..., Any]:
     if criterion not in CRITERIA:
         raise UserError(no_such("criterion of pruning", criterion, CRITERIA))
-    try:
-        from torch_pruning.pruner import importance  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise UserError(
-            f"pruning by {criterion} needs Torch-Pruning, which is not installed ({error}): pip install 'htas[pruning]'"
-        ) from error
+    importance = needed("torch_pruning.pruner.importance", "pruning", f"pruning by {criterion}")
     kind, arguments = CRITERIA[criterion]
     factory: Callable[..., Any] = getattr(importance, kind)(**arguments)
     return factory

@@ -1,12 +1,12 @@
 """Runs that share surveys, costs, supernets and trainings where these are the same."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from htas.errors import UserError
+from htas.files import write_bytes
 from htas.run.config import Config
 from htas.run.rows import trained
 from htas.run.run import Run, open_run
@@ -57,7 +57,4 @@ def _copied(path: Path, others: Sequence[Path], fits: Callable[[Path], bool]) ->
     """Copy the first of other files that fits to `path`, unless the file there fits."""
     source = next((path for path in others if fits(path)), None)
     if source is not None and not fits(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        shutil.copyfile(source, part)
-        part.replace(path)
+        write_bytes(path, source.read_bytes())

@@ -96,7 +96,7 @@ def _save_ir(content: bytes, path: Path) -> None:
 
 
 def _openvino() -> Any:
-    return needed("openvino", "openvino", "openvino")
+    return needed("openvino", "openvino", "an .xml file")
 
 
 def _write_pt2(network: nn.Module, example: tuple[Tensor, ...]) -> bytes:

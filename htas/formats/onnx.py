@@ -316,10 +316,8 @@ def _module(writer: "Writer", module: nn.Module, name: str, rank: int, norm: nn.
 
 def _folded(writer: "Writer", conv: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d | None) -> list[str]:
     """Weight and bias of a convolution and the norm after it, without a bias of zeros; their names."""
-    weight, bias = (
-        conv.weight,
-        torch.zeros(conv.out_channels, device=conv.weight.device) if conv.bias is None else conv.bias,
-    )
+    weight: Tensor = conv.weight
+    bias = torch.zeros(conv.out_channels, device=weight.device) if conv.bias is None else conv.bias
     if norm is not None:
         assert norm.running_mean is not None and norm.running_var is not None
         scale = norm.weight.float() * torch.rsqrt(norm.running_var.float() + norm.eps)

@@ -17,6 +17,7 @@ import torch
 from htas.errors import UserError, need_least
 from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, OnRound, Pending
+from htas.plugins import needed
 from htas.runtimes import open_runtime
 from htas.timing.bench import Call, Timer, settle
 from htas.timing.contention import Watch
@@ -86,13 +87,7 @@ def _number(file: Path) -> int:
 
 def _nvml() -> Meter:
     """The whole GPU board, as its driver counts it: millijoules since that was loaded, in 64 bits."""
-    try:
-        import pynvml
-    except ImportError as error:
-        raise UserError(
-            "energy needs a meter, and NVIDIA's is read with nvidia-ml-py, which is not installed; "
-            "pip install 'htas[energy]'"
-        ) from error
+    pynvml = needed("pynvml", "energy", "energy needs a meter, and NVIDIA's")
     try:
         pynvml.nvmlInit()
         # by UUID: CUDA and NVML may number the GPUs differently

@@ -4,6 +4,7 @@ Add one: a file here with one frozen dataclass that derives from ModelFamily; it
 """
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -51,6 +52,18 @@ class ModelFamily(ABC):
             reset = getattr(part, "reset_parameters", None)
             if callable(reset):
                 reset()
+
+
+class KaimingFamily(ModelFamily):
+    """A family that draws its convolutions Kaiming normal (fan out), and its linear weights from N(0, 0.01)."""
+
+    linear_std: ClassVar[float | None] = 0.01
+    """None for PyTorch's own linear layers."""
+
+    def reset(self, module: nn.Module) -> None:
+        """Norms are units; biases begin at 0, but for those of PyTorch's own linear layers."""
+        super().reset(module)
+        draw_kaiming(module, self.linear_std)
 
 
 def draw_kaiming(module: nn.Module, linear_std: float | None = None) -> None:

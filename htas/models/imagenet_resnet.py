@@ -1,20 +1,22 @@
 """ResNets for large images (He et al. 2016): a 7x7 stem, pooling, four stages, an average and a linear classifier."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from htas.errors import UserError
-from htas.models import ModelFamily, draw_kaiming
+from htas.models import KaimingFamily
 
 STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 """Blocks of each stage, by depth."""
 
 
 @dataclass(frozen=True)
-class ImageNetResNet(ModelFamily):
+class ImageNetResNet(KaimingFamily):
     """ResNet-18, -34 (basic blocks) and -50 (bottlenecks with the stride in the 3x3 convolution)."""
 
+    linear_std: ClassVar[float | None] = None
     depth: int = 18
     """Layers with weights: 18, 34 or 50."""
 
@@ -32,11 +34,6 @@ class ImageNetResNet(ModelFamily):
     def title(self) -> str:
         """`imagenet_resnet:50`."""
         return f"imagenet_resnet:{self.depth}"
-
-    def reset(self, module: nn.Module) -> None:
-        """Kaiming normal (fan out) convolutions, unit norms, PyTorch's own linear layers."""
-        super().reset(module)
-        draw_kaiming(module)
 
 
 class ResNet(nn.Module):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from htas.errors import UserError
-from htas.models import ModelFamily, draw_kaiming
+from htas.models import KaimingFamily
 
 BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 """Of each stage: expansion, outputs, blocks, stride of the first (table 2 of the paper)."""
@@ -13,7 +13,7 @@ LAST = 1280
 
 
 @dataclass(frozen=True)
-class MobileNetV2(ModelFamily):
+class MobileNetV2(KaimingFamily):
     """MobileNetV2 at any width multiplier."""
 
     percent: int = 100
@@ -33,11 +33,6 @@ class MobileNetV2(ModelFamily):
     def title(self) -> str:
         """`mobilenet_v2:100`."""
         return f"mobilenet_v2:{self.percent}"
-
-    def reset(self, module: nn.Module) -> None:
-        """Kaiming normal (fan out) convolutions, unit norms, linear weights from N(0, 0.01)."""
-        super().reset(module)
-        draw_kaiming(module, linear_std=0.01)
 
 
 class Net(nn.Module):

@@ -6,14 +6,14 @@ from typing import Literal
 from torch import Tensor, nn
 
 from htas.errors import UserError
-from htas.models import ModelFamily, draw_kaiming
+from htas.models import KaimingFamily
 
 STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 """Convolutions before each pooling, by depth."""
 
 
 @dataclass(frozen=True)
-class Vgg(ModelFamily):
+class Vgg(KaimingFamily):
     """VGG-11, -13, -16 and -19 with batch norms."""
 
     depth: int = 16
@@ -38,11 +38,6 @@ class Vgg(ModelFamily):
     def title(self) -> str:
         """`vgg:16`, `vgg:16:large`."""
         return f"vgg:{self.depth}" + ("" if self.head == "small" else f":{self.head}")
-
-    def reset(self, module: nn.Module) -> None:
-        """Kaiming normal (fan out) convolutions without bias at first, unit norms, linear weights from N(0, 0.01)."""
-        super().reset(module)
-        draw_kaiming(module, linear_std=0.01)
 
 
 class Net(nn.Module):

@@ -61,11 +61,11 @@ def _imported(contract: type[T], name: str) -> type[T]:
 
 
 def needed(module: str, extra: str, what: str) -> Any:
-    """An optional package, imported; raises UserError, which names the extra that installs it."""
+    """An optional package, imported; raises UserError, which says what needs it and which extra installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"target.runtime {what!r} needs the package {module}, which cannot be imported ({error}); "
-            f"install it with: pip install 'htas[{extra}]'"
+            f"{what} needs the package {module}, which cannot be imported ({error}); install it with: "
+            f"pip install 'htas[{extra}]'"
         ) from error

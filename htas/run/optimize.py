@@ -1,7 +1,6 @@
 """htas.optimize: the whole method for a network, data and a target that a Python program has."""
 
 import copy
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +15,7 @@ from htas.console.blame import blame
 from htas.console.progress import say
 from htas.data.task import Task, unit
 from htas.errors import UserError
-from htas.files import read_record, write_record, write_tensors, write_text
+from htas.files import read_record, write_bytes, write_record, write_tensors, write_text
 from htas.formats.export import export
 from htas.graph.arch import Arch
 from htas.plugins.values import Values
@@ -80,9 +79,8 @@ class OptimizationResult:
 
     def report(self, path: str | Path) -> Path:
         """Write the report as one HTML file, which needs no other; its path."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return Path(shutil.copyfile(self.folder / "report.html", target))
+        write_bytes(Path(path), (self.folder / "report.html").read_bytes())
+        return Path(path)
 
     def export(self, path: str | Path) -> float:
         """Write the network as .onnx, .pt2 or .xml (OpenVINO), for any batch; the largest difference of outputs.
@@ -90,16 +88,13 @@ class OptimizationResult:
         Raises UserError for another suffix, and where outputs differ by more than 1e-4 of the largest; nothing is
         written then.
         """
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return export(self.model, self.run.target.example(), target)
+        return export(self.model, self.run.target.example(), Path(path))
 
     def save(self, folder: str | Path) -> Path:
         """Write files that need no htas: weights (safetensors), widths and depths, the network as model.pt2,
         which torch alone can load, and as model.onnx, for any batch, and a README with the measured table; the folder.
         """
         place = Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
         for suffix in ("pt2", "onnx"):
             self.export(place / f"model.{suffix}")
         write_tensors(place / "model.safetensors", self.model.state_dict(), {"network": self.config.family.title})

@@ -92,4 +92,4 @@ class _Bound:
 @cache
 def _core() -> Any:
     """OpenVINO's Core, one for the process; raises UserError where it is not installed."""
-    return needed("openvino", "openvino", "openvino").Core()
+    return needed("openvino", "openvino", "target.runtime 'openvino'").Core()

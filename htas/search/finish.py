@@ -160,19 +160,14 @@ class _Finish:
         """Measure the archs and the base network in one interleaved run; `what` is for the bar."""
         network = self.problem.network
         every = [network.base, *archs]
-        for arch in every:
-            if arch not in self.modules:
-                self.modules[arch] = resize(network, arch)
+        self.modules |= {arch: resize(network, arch) for arch in every if arch not in self.modules}
         if metric not in self.metrics:
             self.metrics[metric] = metrics.named(metric)(self.target)
         costs = [limit.cost for limit in self.problem.limits if limit.metric == metric]
         predicted = [cost.cost(arch) for cost in costs for arch in every]
+        meter = self.metrics[metric].reread(time.time_ns() % 2**31, predicted)
         with progress(f"{metric} {what}, %", 100) as bar:
-            base, *readings = (
-                self.metrics[metric]
-                .reread(time.time_ns() % 2**31, predicted)
-                .measure([self.modules[arch] for arch in every], on_round=shares(bar))
-            )
+            base, *readings = meter.measure([self.modules[arch] for arch in every], on_round=shares(bar))
         return {arch: PairedReading(reading, base) for arch, reading in zip(archs, readings, strict=True)}
 
     def _afresh(self, arch: Arch) -> tuple[LimitOutcome, ...]:

@@ -11,6 +11,8 @@ from htas.text import columns, percent, quantity
 
 AIM = 0.975
 """Fraction of a limit that a search aims for: prediction and measurement differ by a percent or two."""
+Worth = Callable[[Arch], float]
+"""How much a search prefers an arch; only its order counts."""
 USED = 0.95
 """Fraction of a limit, by prediction, below which an arch is widened again."""
 
@@ -80,7 +82,7 @@ def changed(arch: Arch, site: str, choice: int) -> Arch:
     return Arch(arch.widths, {**arch.depths, site: choice})
 
 
-def fitted(limits: Sequence[Limit], space: Space, start: Arch, worth: Callable[[Arch], float]) -> Arch:
+def fitted(limits: Sequence[Limit], space: Space, start: Arch, worth: Worth) -> Arch:
     """The arch of highest worth near `start` that keeps the limits, and uses them.
 
     While the limits are broken, the change of one site that loses least worth per saved cost is made; then, while one
@@ -112,7 +114,7 @@ def _ratios(arch: Arch, limits: Sequence[Limit], space: Space) -> list[tuple[Arc
     return [(other, over(limits, other)) for other in neighbours(arch, space)]
 
 
-def _climbed(arch: Arch, limits: Sequence[Limit], space: Space, worth: Callable[[Arch], float], least: float) -> Arch:
+def _climbed(arch: Arch, limits: Sequence[Limit], space: Space, worth: Worth, least: float) -> Arch:
     """The arch of highest worth that changes of one site reach with a ratio to the limits in [least, 1]."""
     for _ in range(sum(map(len, space.choices.values()))):
         value = worth(arch)
@@ -161,12 +163,7 @@ def filled(limits: Sequence[Limit], space: Space, arch: Arch) -> Arch:
 
 
 def finalists(
-    limits: Sequence[Limit],
-    space: Space,
-    start: Arch,
-    worth: Callable[[Arch], float],
-    count: int,
-    pool: Sequence[Arch] = (),
+    limits: Sequence[Limit], space: Space, start: Arch, worth: Worth, count: int, pool: Sequence[Arch] = ()
 ) -> list[Arch]:
     """`fitted`, and its neighbours of highest worth that keep and use the limits too. From a pool, if there is one: the
     archs of highest worth that keep the limits, then the nearest to them."""

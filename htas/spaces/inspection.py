@@ -75,18 +75,14 @@ def inspect(network: Network, latency: Callable[[float], Latency], each: float, 
     (whole,) = latency(WHOLE).measure([resize(network, base)])
     sums = {name: sum(readings[use.layer].estimate for use in group) for name, group in uses.items()}
     modules = {node.name: node.module or node.name for node in network.nodes}
+    frozen = {name: network.frozen.get(module, "") for name, module in modules.items()}
     facts = tuple(
-        LayerFacts(
-            use.node, use.layer, readings[use.layer].estimate, use.site, network.frozen.get(modules[use.node], "")
-        )
-        for use in uses[""]
+        LayerFacts(use.node, use.layer, readings[use.layer].estimate, use.site, frozen[use.node]) for use in uses[""]
     )
-    sites = [
-        SiteFacts(
-            site, sum(layer.seconds for layer in facts if _belongs(layer, site)), sums[""] - sums[name], halves[name]
-        )
-        for name, site in network.sites.items()
-    ]
+    sites = []
+    for name, site in network.sites.items():
+        seconds = sum(layer.seconds for layer in facts if _belongs(layer, site))
+        sites.append(SiteFacts(site, seconds, sums[""] - sums[name], halves[name]))
     doubts = dict.fromkeys(remark for reading in (*readings.values(), whole) for remark in reading.remarks)
     sites.sort(key=lambda one: one.saved, reverse=True)
     return Inspection(facts, tuple(sites), network, whole, tuple(doubts))

@@ -64,11 +64,8 @@ class DatasetContract:
         assert (data.classes, data.shapes) == (plugin.classes, plugin.shapes)
         assert len(data.weights) + len(data.validation) == len(data.train)
         images, labels = next(data.train.batches(8, seed=0, augment=True))
-        assert (
-            isinstance(images, torch.Tensor)
-            and images.shape == (8, *plugin.shapes[0])
-            and images.dtype == torch.float32
-        )
+        assert isinstance(images, torch.Tensor) and images.dtype == torch.float32
+        assert images.shape == (8, *plugin.shapes[0])
         assert labels.dtype == torch.int64
 
 

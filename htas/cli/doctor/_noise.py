@@ -62,9 +62,7 @@ class Noise:
     @property
     def drift(self) -> float:
         """How much slower the second half of the test ran than the first; below 0, faster. The median over layers."""
-        halves = [(each.values, len(each.values) // 2) for each in self.readings]
-        late = [np.median(values[half:]) / np.median(values[:half]) - 1 if half else 0.0 for values, half in halves]
-        return float(np.median(late))
+        return float(np.median([each.drift for each in self.readings]))
 
     @property
     def level(self) -> Literal["quiet", "restless", "noisy"]:
