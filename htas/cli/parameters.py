@@ -52,9 +52,12 @@ class TargetOptions:
 
     def target(self, shapes: Shapes = ()) -> "Target":
         """The target, for inputs of these shapes (channels, height, width); raises UserError."""
-        from htas.timing.target import Target
+        from htas.run.config import TABLES
 
         values: dict[str, Any] = {name: getattr(self, name) for name in self.flags()}
+        TABLES["target"].check("", {name: each.default for name, each in TABLES["target"].options().items()} | values)
+        from htas.timing.target import Target
+
         return Target(**values | ({"shapes": shapes} if shapes else {}))
 
 

@@ -14,7 +14,10 @@ from functools import cache
 from importlib import import_module
 from itertools import zip_longest
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, get_origin, get_type_hints
+
+from htas.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -88,6 +91,8 @@ class SourceFile:
             match node:
                 case ast.ClassDef() if node.name == name:
                     return SourceClass(self, node)
+                case ast.FunctionDef() if node.name == name:
+                    return self.function(node)
                 case ast.Assign(targets=[ast.Name(id=target)]) if target == name:
                     return self.evaluate(node.value)
                 case ast.AnnAssign(target=ast.Name(id=target), value=ast.expr() as value) if target == name:
@@ -101,6 +106,12 @@ class SourceFile:
     def evaluate(self, node: ast.expr) -> Any:
         """The value of an expression; raises NameError where it needs more than can be read."""
         return eval(compile(ast.Expression(node), self.module, "eval"), {}, self)  # type: ignore[arg-type]
+
+    def function(self, node: ast.FunctionDef) -> Any:
+        """A function; called, it raises NameError where it needs more than can be read."""
+        names = _Names(self)
+        exec(compile(ast.fix_missing_locations(ast.Module([node], [])), self.module, "exec"), names)
+        return names[node.name]
 
     def implementation(self, contract: str) -> "SourceClass":
         """The class of this file that derives from a contract, `htas.models:ModelFamily`."""
@@ -117,11 +128,22 @@ def source_file(module: str) -> SourceFile:
     return SourceFile(module)
 
 
+class _Names(dict[str, Any]):
+    """The global names of a function: those of its file."""
+
+    def __init__(self, file: SourceFile) -> None:
+        super().__init__()
+        self.file = file
+
+    def __missing__(self, name: str) -> Any:
+        return self.file[name]
+
+
 def _imported(module: str, name: str) -> Any:
     top = module.split(".")[0]
-    if top == "htas":
+    if top == "htas" and module != "htas.errors":
         return source_file(module)[name]
-    if top in sys.stdlib_module_names:
+    if top == "htas" or top in sys.stdlib_module_names:
         return getattr(import_module(module), name)
     raise KeyError(name)
 
@@ -150,6 +172,21 @@ class SourceClass:
                 for name, option in each._fields().items():
                     options[name] = replace(option, about=option.about or options.get(name, option).about)
         return options
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Raise the UserError with which the class refuses these values, if its file alone can tell."""
+        options = SimpleNamespace(**values)
+        for each in self.lineage():
+            for node in each.node.body:
+                if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
+                    for statement in node.body:
+                        one = ast.FunctionDef("one", node.args, [statement], [])
+                        try:
+                            each.file.function(one)(options)
+                        except UserError:
+                            raise
+                        except Exception:  # it needs PyTorch, or the object itself: the class checks it when it is made
+                            continue
 
     def _fields(self) -> Options:
         """The options that the class itself adds or changes."""

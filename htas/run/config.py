@@ -18,7 +18,7 @@ import tomli_w
 from htas import plugins
 from htas.errors import UserError
 from htas.files import read_toml
-from htas.plugins.options import Option, Options, options_of, source_file
+from htas.plugins.options import Option, Options, SourceClass, options_of, source_file
 from htas.plugins.values import REFUSED, Values, allowed, check, parse
 from htas.text import listing, near, no_such
 from htas.training.recipe import RECIPES, Recipe
@@ -154,14 +154,24 @@ class Table:
             return options_of(self.find(name))
         if self.key == "name":
             plugins.check_name(self.module, name)
-            return source_file(f"{self.module}.{name}").implementation(self.place).options()
-        options: Options = source_file(self.module)[self.place.partition(":")[2]].options()
-        if not self.key:
+        options = self._source(name).options()
+        if self.key != "recipe":
             return options
         if name not in RECIPES:
             raise UserError(no_such("recipe", name, RECIPES))
         values = dataclasses.asdict(RECIPES[name])
         return {option: replace(each, default=values[option]) for option, each in options.items()}
+
+    def check(self, name: str, values: Values) -> None:
+        """Raise UserError for values that the class refuses, as far as that needs no import."""
+        if ":" not in name:
+            self._source(name).check(values)
+
+    def _source(self, name: str) -> SourceClass:
+        if self.key == "name":
+            return source_file(f"{self.module}.{name}").implementation(self.place)
+        found: SourceClass = source_file(self.module)[self.place.partition(":")[2]]
+        return found
 
 
 TABLES = {
@@ -321,7 +331,13 @@ def _names(tables: Mapping[str, Values]) -> dict[str, str]:
 def _built(names: Mapping[str, str], tables: Mapping[str, Values]) -> Values:
     """The object of each table; raises UserError, for names and types of every table before a class is imported."""
     built = {}
-    for table, values in {table: _typed(table, names, content) for table, content in tables.items()}.items():
+    typed = {table: _typed(table, names, content) for table, content in tables.items()}
+    for table, values in typed.items():
+        try:
+            TABLES[table].check(names.get(table, ""), values)
+        except UserError as error:
+            raise UserError(_placed(table, values, str(error))) from error
+    for table, values in typed.items():
         kind = TABLES[table].find(names.get(table, ""))
         refusals = ValueError if ":" in names.get(table, "") else UserError  # a class of the user's own raises either
         try:

@@ -695,6 +695,15 @@ report some.toml other.toml
 store show
 search some.toml --strategy.epochs=two
 demo --design.group=4
+run some.toml --design.groups=0
+run some.toml --design.spaces=
+run some.toml --split.validation=2
+run some.toml --train.epochs=0
+run some.toml --target.batch=-1
+run some.toml --survey.rounds=0
+run some.toml --strategy.lr=0
+run some.toml --distill.alpha=2
+doctor --batch=-1
 """
 """Help and refusals, a command a line."""
 
