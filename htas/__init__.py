@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from htas.files import __version__ as __version__
-    from htas.graph import Network, Site, ordered, resize, trace
-    from htas.graph.arch import Arch
+    from htas.graph import Arch, Network, Site, ordered, resize, trace
     from htas.run.optimize import OptimizationResult, optimize
     from htas.spaces.space import Space
     from htas.timing.target import Target

@@ -18,8 +18,7 @@ from htas.cost.fit import CalibrationRecord, FitRecord, fit
 from htas.cost.tables import Floats, Table, TableCost, pairs, thinned
 from htas.errors import UserError, need_least
 from htas.formats.onnx import is_written
-from htas.graph import Network, resize
-from htas.graph.arch import Arch
+from htas.graph import Arch, Network, resize
 from htas.graph.layer import Layer, Template
 from htas.metrics import Case, Metric, OnRound
 from htas.metrics.latency import CHEAP, Latency

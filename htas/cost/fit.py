@@ -7,8 +7,7 @@ from math import inf
 import numpy as np
 
 from htas.cost.tables import Calibration, Floats, Table
-from htas.graph import Network
-from htas.graph.arch import Arch
+from htas.graph import Arch, Network
 from htas.graph.layer import Template
 from htas.timing.measurement import Measurement
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from htas.cost.model import CostModel, expectation, keeps
-from htas.graph import Network
-from htas.graph.arch import Arch
+from htas.graph import Arch, Network
 from htas.graph.layer import WEIGHTED
 from htas.spaces.curve import Fit, LayerTable, curve
 from htas.spaces.design import Design

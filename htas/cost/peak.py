@@ -18,8 +18,7 @@ from torch import Tensor, fx
 
 from htas.cost.model import CostModel, by_block, expectation, keeps
 from htas.errors import UserError
-from htas.graph import Network, resize, trace
-from htas.graph.arch import Arch
+from htas.graph import Arch, Network, resize, trace
 from htas.metrics.memory import Life, Memory, lives
 from htas.spaces.space import Space
 from htas.timing.target import Target

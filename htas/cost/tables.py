@@ -20,8 +20,7 @@ from torch import Tensor
 
 from htas.cost.model import CostModel, by_block, expectation
 from htas.errors import UserError
-from htas.graph import Network
-from htas.graph.arch import Arch
+from htas.graph import Arch, Network
 from htas.graph.layer import Layer, Template
 from htas.graph.network import Step
 from htas.metrics import Metric

@@ -14,8 +14,7 @@ from htas.cost.limits import parse
 from htas.errors import UserError
 from htas.experiments import pruning
 from htas.files import digest, from_json, read_json, read_toml, to_json, write_json
-from htas.graph import resize
-from htas.graph.arch import Arch
+from htas.graph import Arch, resize
 from htas.plugins.values import Values
 from htas.report.result import Result
 from htas.run import networks, rows

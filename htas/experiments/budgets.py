@@ -21,8 +21,7 @@ from htas.errors import UserError
 from htas.experiments import intervals
 from htas.experiments.shared import SUPERNETS, in_first_space, own_folder, prepared, share_files
 from htas.files import digest, read_json, read_record, read_tensors, to_json, write_json, write_tensors
-from htas.graph import resize
-from htas.graph.arch import Arch
+from htas.graph import Arch, resize
 from htas.report import result, write
 from htas.report.result import Report, Result
 from htas.run import rows as run_rows

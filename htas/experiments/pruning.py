@@ -12,8 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from htas.errors import UserError
-from htas.graph import Network
-from htas.graph.arch import Arch
+from htas.graph import Arch, Network
 from htas.plugins import needed
 from htas.text import no_such
 

@@ -17,8 +17,7 @@ from htas.console.progress import progress, shares
 from htas.errors import UserError
 from htas.files import __version__, from_json
 from htas.formats.onnx_file import OnnxFile
-from htas.graph import Network, resize, trace
-from htas.graph.arch import Arch
+from htas.graph import Arch, Network, resize, trace
 from htas.metrics import Metric
 from htas.metrics.latency import MAX_ROUNDS, Latency
 from htas.models import ModelFamily

@@ -12,8 +12,7 @@ from torch import nn
 
 from htas.console.progress import progress, say, shares
 from htas.files import __version__, digest, from_json, read_tensors, to_json, write_tensors
-from htas.graph import resize
-from htas.graph.arch import Arch
+from htas.graph import Arch, resize
 from htas.metrics import Metric
 from htas.metrics.latency import Latency, rounds
 from htas.metrics.macs import Macs

@@ -25,8 +25,7 @@ from htas.cost.tables import TableCost
 from htas.data.split import Data
 from htas.errors import UserError
 from htas.files import __version__, digest, read_record, slug, to_json, write_json, write_text
-from htas.graph import Network, ordered, trace
-from htas.graph.arch import Arch
+from htas.graph import Arch, Network, ordered, trace
 from htas.metrics import Metric
 from htas.metrics.latency import Latency
 from htas.run.config import Config, load

@@ -11,8 +11,7 @@ from torch import nn
 from htas import metrics
 from htas.console.progress import progress, say, shares
 from htas.cost.limits import Limit, parse
-from htas.graph import resize
-from htas.graph.arch import Arch
+from htas.graph import Arch, resize
 from htas.metrics import Metric
 from htas.search.moves import AIM, filled, finalists, leanest, miss, next_aim, over, uniforms
 from htas.search.problem import Problem, SearchOutcome

@@ -10,8 +10,7 @@ from torch import nn
 from htas.cost.limits import Limit
 from htas.cost.model import CostModel
 from htas.data.split import Data
-from htas.graph import Network
-from htas.graph.arch import Arch
+from htas.graph import Arch, Network
 from htas.search.record import EpochRecord
 from htas.spaces.space import Space
 

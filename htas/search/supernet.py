@@ -19,8 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from htas.graph import Network, Node
-from htas.graph.arch import Arch
+from htas.graph import Arch, Network, Node
 from htas.graph.network import total_channels
 from htas.graph.resize import by_outputs
 from htas.search import mixing

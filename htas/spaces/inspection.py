@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from htas.graph import Network, Site, resize
-from htas.graph.arch import Arch
+from htas.graph import Arch, Network, Site, resize
 from htas.graph.layer import Layer
 from htas.metrics import OnRound
 from htas.metrics.latency import Latency

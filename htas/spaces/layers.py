@@ -10,8 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from htas.graph import Network, Site
-from htas.graph.arch import Arch
+from htas.graph import Arch, Network, Site
 from htas.graph.layer import WEIGHTED, Layer, Template
 from htas.spaces.curve import LayerTable, add, curve
 from htas.spaces.space import group_slices

@@ -10,8 +10,7 @@ import torch
 
 from htas.console.progress import say
 from htas.files import digest, read_json, to_json, write_json
-from htas.graph import resize
-from htas.graph.arch import Arch
+from htas.graph import Arch, resize
 from htas.search.moves import over
 from htas.search.oneshot import SearchOptions
 from htas.search.problem import Problem, SearchOutcome

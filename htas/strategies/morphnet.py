@@ -9,8 +9,7 @@ from torch import Tensor
 
 from htas.data.task import Inputs
 from htas.errors import UserError, need_least
-from htas.graph import Network, resize
-from htas.graph.arch import Arch
+from htas.graph import Arch, Network, resize
 from htas.search.oneshot import SearchLoop
 from htas.search.problem import Problem, SearchOutcome
 from htas.search.record import EpochRecord

@@ -10,8 +10,7 @@ from htas import datasets, metrics
 from htas.data.split import PARTS
 from htas.datasets import Dataset, load
 from htas.errors import UserError
-from htas.graph import resize, trace
-from htas.graph.arch import Arch
+from htas.graph import Arch, resize, trace
 from htas.graph.layer import Layer
 from htas.metrics import Metric
 from htas.models import ModelFamily

@@ -15,8 +15,7 @@ from htas.experiments.arms import Entry
 from htas.experiments.reproduce._plan import CROSSED, MANUAL, PUBLISHED, TAS, Plan, describe
 from htas.experiments.reproduce._tables import TrainedArms, crossed_arms
 from htas.files import digest, read_json, to_json, write_json
-from htas.graph import resize
-from htas.graph.arch import Arch
+from htas.graph import Arch, resize
 from htas.metrics.latency import Latency
 from htas.report.paper import Picture, Section, gained
 from htas.run import networks
