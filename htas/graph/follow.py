@@ -10,31 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from htas.graph import _steps
 from htas.graph._blocks import Run, droppable, runs_of
-from htas.graph._steps import (
-    CONCATS,
-    FUNCTION_ACTIVATIONS,
-    JOINS,
-    MAP_FUNCTIONS,
-    MAP_METHODS,
-    MAPS,
-    POINTWISE,
-    RESHAPES,
-    SHARED,
-    SPATIAL_FUNCTIONS,
-    WRITTEN_OUT,
-    layer_norm,
-    layer_of,
-    moved,
-    only_at,
-    only_ones,
-    pair,
-    plain_add,
-    private,
-    sized_by,
-    tied_in,
-    understood,
-)
 from htas.graph.capture import kept_whole, names, owner_of
 from htas.graph.groups import Groups
 from htas.graph.layer import ACTIVATIONS, Layer, Op
@@ -61,7 +38,7 @@ class Follower:
         self.whole = kept_whole(graph)
         self.modules = dict(module.named_modules())
         self.names = names(self.graph)
-        self.tied = tied_in(module)
+        self.tied = _steps.tied_in(module)
         self.counted: set[int] = set()
         self.attributes = Counter(str(node.target) for node in self.graph.nodes if node.op == "get_attr")
         self.calls: dict[str, int] = {}
@@ -103,7 +80,7 @@ class Follower:
         inputs = tuple(renamed.get(source, self.names[source]) for source in sources)
         axis = self.nodes[inputs[0]].axis if inputs else 1
         kind = self._kind(fxnode, inputs[0] if inputs else "", axis)
-        earlier = self.first.get(str(fxnode.target)) if fxnode.op == "call_module" and kind in SHARED else None
+        earlier = self.first.get(str(fxnode.target)) if fxnode.op == "call_module" and kind in _steps.SHARED else None
         if earlier is not None and not self._alike(earlier, kind, self.nodes[inputs[0]]):
             for bound in (earlier.name, *earlier.inputs):
                 self._freeze(bound, f"{earlier.module} is called again with other channels")
@@ -118,7 +95,7 @@ class Follower:
             consumed=self.nodes[inputs[0]].segments if inputs else (),
             axis=axis,
         )
-        if self.adds == "project" and node.kind == "join" and plain_add(fxnode):
+        if self.adds == "project" and node.kind == "join" and _steps.plain_add(fxnode):
             node = self._project(node, fxnode)
         self.nodes[name] = getattr(self, f"_{node.kind}")(node, fxnode)
         if earlier is None:
@@ -149,8 +126,8 @@ class Follower:
         if isinstance(module, nn.LayerNorm | nn.GroupNorm):
             return "layer_norm" if self._whole_norm(module, shape, source, axis) else "fixed"
         if axis != (len(shape) - 1 if isinstance(module, nn.Linear) else 1):
-            return "map" if isinstance(module, POINTWISE) else "fixed"
-        if understood(module):
+            return "map" if isinstance(module, _steps.POINTWISE) else "fixed"
+        if _steps.understood(module):
             if not isinstance(module, nn.Conv2d) or module.groups == 1:
                 return "conv"
             return "grouped" if self._whole_groups(module, source) else "fixed"
@@ -158,11 +135,11 @@ class Follower:
             return "norm"
         if isinstance(module, nn.Flatten) and module.start_dim == 1 and module.end_dim == -1:
             return "flatten"
-        return "map" if isinstance(module, MAPS) else "fixed"
+        return "map" if isinstance(module, _steps.MAPS) else "fixed"
 
     def _scaled(self, fxnode: fx.Node) -> tuple[fx.Node, fx.Node] | None:
         """A tensor and the parameter of its channels that it is multiplied by, or that is added, and nothing else."""
-        if fxnode.target not in JOINS or len(fxnode.all_input_nodes) != 2 or fxnode.op == "call_module":
+        if fxnode.target not in _steps.JOINS or len(fxnode.all_input_nodes) != 2 or fxnode.op == "call_module":
             return None
         for tensor, param in permutations(fxnode.all_input_nodes):
             name, shape = self.names.get(tensor), tensor.meta["shape"]
@@ -173,7 +150,7 @@ class Follower:
                 continue
             alone = len(param.users) == 1 and self.attributes[str(param.target)] == 1
             alone = alone and getattr(self.nodes.get(self.names[param]), "kind", "value") == "value"
-            if alone and (1,) * (len(shape) - len(size)) + size == only_at(node.axis, shape):
+            if alone and (1,) * (len(shape) - len(size)) + size == _steps.only_at(node.axis, shape):
                 return tensor, param
         return None
 
@@ -181,13 +158,13 @@ class Follower:
         """Whether a reshape that leaves the channels alone does so at other widths: their number is not written out, or
         is that of a tensor, which has the same width then."""
         args = fxnode.args[1] if len(fxnode.args) > 1 and isinstance(fxnode.args[1], tuple | list) else fxnode.args[1:]
-        if fxnode.target not in WRITTEN_OUT:
+        if fxnode.target not in _steps.WRITTEN_OUT:
             return True
         if len(args) < 2 or fxnode.kwargs:
             return False
         if not isinstance(args[1], fx.Node):
             return bool(args[1] == -1)
-        sized = sized_by(args[1])
+        sized = _steps.sized_by(args[1])
         if sized is None or sized[1] != self._axis(sized[0]):
             return False
         like, source = self.names[sized[0]], self.names[fxnode.all_input_nodes[0]]
@@ -213,7 +190,7 @@ class Follower:
             return axis == len(shape) - 1
         example = torch.randn([2 if dim != axis else size for dim, size in enumerate(shape)]).to(module.weight)
         with torch.no_grad():
-            return bool(torch.allclose(module(example), layer_norm(example, module, axis), atol=1e-5))
+            return bool(torch.allclose(module(example), _steps.layer_norm(example, module, axis), atol=1e-5))
 
     def _whole_groups(self, module: nn.Conv2d, source: str) -> bool:
         """Whether each group has as many outputs as inputs, and none of them reaches over parts of a concatenation."""
@@ -225,7 +202,7 @@ class Follower:
     def _function_kind(self, fxnode: fx.Node, shape: tuple[int, ...], tensors: list[fx.Node], axis: int) -> Kind:
         target: Any = fxnode.target
         first = tensors[0].meta["shape"]
-        if target in JOINS:
+        if target in _steps.JOINS:
             if len(tensors) == 1:
                 return "map"
             alike = axis < len(shape) and all(self._axis(tensor) == axis for tensor in tensors)
@@ -233,14 +210,14 @@ class Follower:
                 len(t.meta["shape"]) == len(shape) and t.meta["shape"][axis] == shape[axis] for t in tensors
             )
             return "join" if alike and len(tensors) == 2 else "fixed"
-        if target in CONCATS:
+        if target in _steps.CONCATS:
             parts: Any = fxnode.args[0] if fxnode.args else fxnode.kwargs["tensors"]
             dim = fxnode.kwargs.get("dim", fxnode.args[1] if len(fxnode.args) > 1 else 0)
             alike = all(self._axis(tensor) == axis for tensor in tensors)
             return "concat" if dim in (axis, axis - len(shape)) and list(parts) == tensors and alike else "fixed"
-        if target in MAP_FUNCTIONS or target in MAP_METHODS:
-            return "map" if axis == 1 or target not in SPATIAL_FUNCTIONS else "fixed"
-        if moved(fxnode, axis) is not None:
+        if target in _steps.MAP_FUNCTIONS or target in _steps.MAP_METHODS:
+            return "map" if axis == 1 or target not in _steps.SPATIAL_FUNCTIONS else "fixed"
+        if _steps.moved(fxnode, axis) is not None:
             return "map"
         if axis != 1:
             return "fixed"
@@ -249,7 +226,12 @@ class Follower:
             return "flatten"
         if flat and target in ("view", "reshape", torch.reshape) and fxnode.args[-1] == -1:
             return "flatten"
-        if target in RESHAPES and shape[:2] == first[:2] and only_ones(first[2:], shape[2:]) and self._follows(fxnode):
+        if (
+            target in _steps.RESHAPES
+            and shape[:2] == first[:2]
+            and _steps.only_ones(first[2:], shape[2:])
+            and self._follows(fxnode)
+        ):
             return "map"
         return "fixed"
 
@@ -270,7 +252,7 @@ class Follower:
         learnt = sum(parameter.numel() for parameter in new if parameter.requires_grad)
         last = len(fxnode.meta["shape"] or ()) - 1
         size = self._size(fxnode, last if isinstance(module, nn.Linear) else 1) if module else (1, 1)
-        layer = layer_of(module, size) if module and understood(module) else None
+        layer = _steps.layer_of(module, size) if module and _steps.understood(module) else None
         return replace(
             self._fresh(node, fxnode, f"{what} {why}"), layer=layer, params=fxnode.meta.get("params", learnt),
             macs=0 if layer else fxnode.meta["macs"],
@@ -298,7 +280,7 @@ class Follower:
         self.sources[node.name] = (self.groups.add(node.name),)
         if self._ignored(node.module):
             self.groups.freeze(node.name, IGNORED)
-        layer = layer_of(module, self._size(fxnode, node.axis))
+        layer = _steps.layer_of(module, self._size(fxnode, node.axis))
         return replace(node, segments=(Segment(layer.outputs),), layer=layer)
 
     def _ignored(self, module: str) -> bool:
@@ -307,7 +289,7 @@ class Follower:
     def _grouped(self, node: Node, fxnode: fx.Node) -> Node:
         if self._ignored(node.module):
             self._freeze(node.inputs[0], IGNORED)
-        return replace(self._map(node, fxnode), layer=layer_of(self.modules[node.module], self._size(fxnode)))
+        return replace(self._map(node, fxnode), layer=_steps.layer_of(self.modules[node.module], self._size(fxnode)))
 
     @staticmethod
     def _alike(earlier: Node, kind: Kind, source: Node) -> bool:
@@ -335,7 +317,7 @@ class Follower:
         return replace(self._same(node), param=str(param.target), params=int(learns), param_axis=place)
 
     def _map(self, node: Node, fxnode: fx.Node) -> Node:
-        place = moved(fxnode, node.axis)
+        place = _steps.moved(fxnode, node.axis)
         if place is not None:
             return replace(self._same(node), axis=place, layer=self._pool(node, fxnode))
         return replace(self._same(node), layer=self._pool(node, fxnode))
@@ -349,7 +331,7 @@ class Follower:
             for member, partner in zip(one, two, strict=True):
                 self.groups.join(member, partner)
         node = self._same(node)
-        layer = Layer("add", node.base, node.base, self._size(fxnode, node.axis)) if plain_add(fxnode) else None
+        layer = Layer("add", node.base, node.base, self._size(fxnode, node.axis)) if _steps.plain_add(fxnode) else None
         return replace(node, layer=layer)
 
     def _concat(self, node: Node, fxnode: fx.Node) -> Node:
@@ -402,7 +384,7 @@ class Follower:
     def _project(self, node: Node, fxnode: fx.Node) -> Node:
         """Where one operand of an add also goes elsewhere (an identity shortcut), put a project node on it."""
         operands = fxnode.all_input_nodes
-        is_private = [private(operand) for operand in operands]
+        is_private = [_steps.private(operand) for operand in operands]
         if is_private[0] == is_private[1]:
             return node
         skip, branch = (0, 1) if is_private[1] else (1, 0)
@@ -477,8 +459,8 @@ class Follower:
             op: Op = "max_pool" if isinstance(module, nn.MaxPool2d) else "avg_pool"
             stride = module.stride if module.stride is not None else module.kernel_size
             return Layer(
-                op, width, width, size, kernel=pair(module.kernel_size), stride=pair(stride),
-                padding=pair(module.padding), dilation=pair(getattr(module, "dilation", 1)),
+                op, width, width, size, kernel=_steps.pair(module.kernel_size), stride=_steps.pair(stride),
+                padding=_steps.pair(module.padding), dilation=_steps.pair(getattr(module, "dilation", 1)),
             )  # fmt: skip
         channels = sum(segment.base * segment.repeat for segment in node.consumed)
         is_global = len(before) == 4 and channels == prod(after[1:]) < prod(before[1:])
@@ -491,4 +473,4 @@ class Follower:
             return next((name for name, kind in ACTIVATIONS.items() if kind is module), "")
         fxnode = next(key for key, name in self.names.items() if name == node.name)
         target: Any = fxnode.target
-        return "relu" if target in ("relu", "relu_") else FUNCTION_ACTIVATIONS.get(target, "")
+        return "relu" if target in ("relu", "relu_") else _steps.FUNCTION_ACTIVATIONS.get(target, "")

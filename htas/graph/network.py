@@ -8,6 +8,7 @@ answered by `Network.flow`, which carries widths, whole numbers or differentiabl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
+from operator import itemgetter
 from typing import Any, Literal
 
 import torch
@@ -159,10 +160,6 @@ class Step:
                 return replace(node.layer, inputs=self.channels, outputs=self.channels)
 
 
-def _only(values: tuple[Any, ...]) -> Any:
-    return values[0]
-
-
 @dataclass(frozen=True)
 class Network:
     """A traced network: its steps, its free sites, and the frozen widths with the reasons."""
@@ -177,7 +174,7 @@ class Network:
     adds: Literal["join", "project"] = "join"
     outputs: tuple[str, ...] = ()
     """The nodes whose values leave the network."""
-    result: Callable[[tuple[Any, ...]], Any] = field(default=_only, repr=False, compare=False)
+    result: Callable[[tuple[Any, ...]], Any] = field(default=itemgetter(0), repr=False, compare=False)
     """Makes the value that the network returns from these outputs: one of them, a tuple, a dictionary."""
 
     def example(self, images: int = 1) -> tuple[Tensor, ...]:

@@ -77,26 +77,26 @@ def _annotated(node: ast.ClassDef) -> Iterator[tuple[str, ast.AnnAssign, str]]:
             yield statement.target.id, statement, " ".join(about.split())
 
 
-class SourceFile:
-    """A file of the package that is read, not imported: names map to constants, types and SourceClasses."""
+class SourceFile(dict[str, Any]):
+    """A file of the package that is read, not imported: names map to constants, types, functions and SourceClasses."""
 
     def __init__(self, module: str) -> None:
+        super().__init__()
         place = ROOT.joinpath(*module.split(".")[1:])
         path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
         self.module = module
         self.body = ast.parse(path.read_text(encoding="utf-8")).body
 
-    def __getitem__(self, name: str) -> Any:
+    def __missing__(self, name: str) -> Any:
         for node in self.body:
             match node:
                 case ast.ClassDef() if node.name == name:
                     return SourceClass(self, node)
                 case ast.FunctionDef() if node.name == name:
                     return self.function(node)
-                case ast.Assign(targets=[ast.Name(id=target)]) if target == name:
-                    return self.evaluate(node.value)
-                case ast.AnnAssign(target=ast.Name(id=target), value=ast.expr() as value) if target == name:
-                    return self.evaluate(value)
+                case ast.Assign(targets=[ast.Name(id=target)]) | ast.AnnAssign(target=ast.Name(id=target)):
+                    if target == name and node.value is not None:
+                        return self.evaluate(node.value)
                 case ast.ImportFrom(module=str(module)):
                     for alias in node.names:
                         if (alias.asname or alias.name) == name:
@@ -105,13 +105,12 @@ class SourceFile:
 
     def evaluate(self, node: ast.expr) -> Any:
         """The value of an expression; raises NameError where it needs more than can be read."""
-        return eval(compile(ast.Expression(node), self.module, "eval"), {}, self)  # type: ignore[arg-type]
+        return eval(compile(ast.Expression(node), self.module, "eval"), self)
 
     def function(self, node: ast.FunctionDef) -> Any:
         """A function; called, it raises NameError where it needs more than can be read."""
-        names = _Names(self)
-        exec(compile(ast.fix_missing_locations(ast.Module([node], [])), self.module, "exec"), names)
-        return names[node.name]
+        exec(compile(ast.fix_missing_locations(ast.Module([node], [])), self.module, "exec"), self)
+        return self.pop(node.name)
 
     def implementation(self, contract: str) -> "SourceClass":
         """The class of this file that derives from a contract, `htas.models:ModelFamily`."""
@@ -126,17 +125,6 @@ class SourceFile:
 def source_file(module: str) -> SourceFile:
     """A file of the package by its module's name."""
     return SourceFile(module)
-
-
-class _Names(dict[str, Any]):
-    """The global names of a function: those of its file."""
-
-    def __init__(self, file: SourceFile) -> None:
-        super().__init__()
-        self.file = file
-
-    def __missing__(self, name: str) -> Any:
-        return self.file[name]
 
 
 def _imported(module: str, name: str) -> Any:
@@ -180,7 +168,7 @@ class SourceClass:
             for node in each.node.body:
                 if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
                     for statement in node.body:
-                        one = ast.FunctionDef("one", node.args, [statement], [])
+                        one = ast.FunctionDef("__check__", node.args, [statement], [])
                         try:
                             each.file.function(one)(options)
                         except UserError:

@@ -6,20 +6,7 @@ from statistics import median
 from typing import Any
 
 from htas.graph.arch import Arch
-from htas.report._blocks import (
-    Block,
-    Cell,
-    Code,
-    Fold,
-    Heading,
-    Picture,
-    Points,
-    Table,
-    Text,
-    facts_table,
-    plain_table,
-    points,
-)
+from htas.report import _blocks as page
 from htas.report._course import course
 from htas.report._figures import BANDS, accuracy_over_latency, archs, predictions
 from htas.report._names import at_the_start, is_searched, network_names, row_names, search_name, space_name
@@ -33,10 +20,10 @@ EVERYWHERE = 12
 """Curves that are pictures of their own; further ones are drawn by the page alone, which stays small."""
 
 
-def content(report: Report) -> list[Block]:
+def content(report: Report) -> list[page.Block]:
     """The blocks of a report, from the answer to the configuration."""
     pictures = [curve_picture(number, curve, number > EVERYWHERE) for number, curve in enumerate(report.curves, 1)]
-    curves: list[Block] = [Heading("Latency curves"), ABOUT, *pictures] if pictures else []
+    curves: list[page.Block] = [page.Heading("Latency curves"), ABOUT, *pictures] if pictures else []
     return [
         answer(report),
         *_networks(report),
@@ -44,14 +31,14 @@ def content(report: Report) -> list[Block]:
         *curves,
         *_searches(report),
         *_predictions(report),
-        Heading("Doubts and remarks"),
-        points(doubts(report)),
+        page.Heading("Doubts and remarks"),
+        page.points(doubts(report)),
         *_measuring(report),
         *_run(report),
     ]
 
 
-def _networks(report: Report) -> list[Block]:
+def _networks(report: Report) -> list[page.Block]:
     batches = {result.target.get("batch") for result in report.results}
     batch = f"ms per batch of {batches.pop()}" if len(batches) == 1 and None not in batches else "ms per batch"
     headings = (
@@ -62,21 +49,21 @@ def _networks(report: Report) -> list[Block]:
     rows = []
     for result in report.results:
         accuracy, measured, predicted, *rest = figures(result, base)
-        label = Cell(names[result.name], result.name if result.name != names[result.name] else "")
+        label = page.Cell(names[result.name], result.name if result.name != names[result.name] else "")
         seconds = result.measured.estimate if result.measured else 0.0
-        agreement = Cell(NONE if result.predicted is None or not seconds else f"{result.predicted / seconds:.2f}")
+        agreement = page.Cell(NONE if result.predicted is None or not seconds else f"{result.predicted / seconds:.2f}")
         rows.append((label, accuracy, replace(measured, note=_readings(result)), predicted, agreement, *rest))
     return [
-        Heading("Networks"),
-        Table(headings, rows, headings[:1], marked(report)),
-        Text(
+        page.Heading("Networks"),
+        page.Table(headings, rows, headings[:1], marked(report)),
+        page.Text(
             "Accuracy is that of the last epoch on the test split. Measured is the 25th percentile of the readings of "
             "the whole network, each over the machine's level at that moment, \N{PLUS-MINUS SIGN} two standard errors; "
             "below it are the median and minimum of the raw readings. Predicted is the sum of the measured layers, "
             "calibrated against other whole networks (cost.json), before this row was measured; for the base network "
             "it is its latency in the calibration."
         ),
-        Heading("Accuracy and latency"),
+        page.Heading("Accuracy and latency"),
         accuracy_over_latency(report),
     ]
 
@@ -89,12 +76,12 @@ def _readings(result: Result) -> str:
     return f"median {middle}, min {least}, {plural(len(measured.values), 'reading')}"
 
 
-def _archs(report: Report) -> list[Block]:
+def _archs(report: Report) -> list[page.Block]:
     """The searched networks next to the base network, and how each network was made."""
     names, labels, base = network_names(report), row_names(report), base_of(report)
     headings = "network", "widths", "depths", "adds", "space", "strategy", "cost", "target", "teacher", "seed"
     rows, details = [], []
-    pictures: list[Block] = []
+    pictures: list[page.Block] = []
     for result in report.results:
         arch, name = result.arch, names[result.name]
         texts = (
@@ -102,9 +89,11 @@ def _archs(report: Report) -> list[Block]:
             space_name(result.space), result.strategy if result.strategy != "given" else "", result.cost,
             target(result.target), names.get(result.teacher, result.teacher), str(result.seed),
         )  # fmt: skip
-        rows.append([Cell(text if text not in ("", "-") else NONE) for text in texts])
+        rows.append([page.Cell(text if text not in ("", "-") else NONE) for text in texts])
         facts = (*_by_site(arch), ("recipe", value(result.recipe)), ("versions", value(result.versions)))
-        details.append(Points([(f"{labels[result.name]}, {what}", words) for what, words in facts if words != NONE]))
+        details.append(
+            page.Points([(f"{labels[result.name]}, {what}", words) for what, words in facts if words != NONE])
+        )
         if is_searched(result) and base and arch.widths.keys() == base.arch.widths.keys():
             blocks = listing(f"{depth} in {site}" for site, depth in arch.depths.items())
             caption = (
@@ -112,13 +101,13 @@ def _archs(report: Report) -> list[Block]:
                 f"{f' Blocks kept: {blocks}.' if blocks else ''}"
             )
             chart, shows = archs(arch, base.arch, report.blocks), f"Widths of {name} and of the base network"
-            pictures.append(Picture(f"arch-{len(pictures) + 1}", chart, shows, at_the_start(caption)))
+            pictures.append(page.Picture(f"arch-{len(pictures) + 1}", chart, shows, at_the_start(caption)))
     return [
-        Heading("The searched networks, layer by layer"),
-        *(pictures or [Text("No search has finished yet.")]),
-        Heading("How each network was made"),
-        Table(headings, rows, headings[:-1], marked(report)),
-        Fold("Widths and depths by site, recipes and versions", details),
+        page.Heading("The searched networks, layer by layer"),
+        *(pictures or [page.Text("No search has finished yet.")]),
+        page.Heading("How each network was made"),
+        page.Table(headings, rows, headings[:-1], marked(report)),
+        page.Fold("Widths and depths by site, recipes and versions", details),
     ]
 
 
@@ -148,22 +137,22 @@ def _by_site(arch: Arch) -> tuple[tuple[str, str], tuple[str, str]]:
     return ("widths", value(arch.widths)), ("depths", value(arch.depths))
 
 
-def _searches(report: Report) -> list[Block]:
-    blocks: list[Block] = [Heading("Searches")] if report.searches else []
+def _searches(report: Report) -> list[page.Block]:
+    blocks: list[page.Block] = [page.Heading("Searches")] if report.searches else []
     for number, search in enumerate(report.searches, 1):
         name = search_name(search.space)
-        blocks += [Text(_verdict(search)), *_limits(search)]
+        blocks += [page.Text(_verdict(search)), *_limits(search)]
         if search.accuracy is not None:  # else nothing was searched
             caption = "The search has no epochs; only its arch and the random ones are shown."
             if search.epochs:
                 caption = f"Course of the {name}. {_ended(search.epochs[-1])}"
             chart = course(search, base_of(report))
-            blocks.append(Picture(f"search-{number}", chart, f"Course of the {name}", caption))
-        blocks.append(Fold(f"Arch of the {name}", [Points(_by_site(search.arch))]))
+            blocks.append(page.Picture(f"search-{number}", chart, f"Course of the {name}", caption))
+        blocks.append(page.Fold(f"Arch of the {name}", [page.Points(_by_site(search.arch))]))
     return blocks
 
 
-def _limits(search: SearchRecord) -> list[Block]:
+def _limits(search: SearchRecord) -> list[page.Block]:
     """Each limit: as the configuration has it, in its unit, and the predicted and measured values."""
     if not search.limits:
         return []
@@ -171,7 +160,7 @@ def _limits(search: SearchRecord) -> list[Block]:
     for limit in search.limits:
         values = [quantity(each, limit.unit) for each in (limit.limit, limit.predicted, limit.measured)]
         noise = f"\N{PLUS-MINUS SIGN} {percent(2 * limit.error, 1)}" if limit.error else ""
-        rows.append([*map(Cell, (limit.metric, limit.asked, *values)), Cell(percent(limit.ratio, 1), noise)])
+        rows.append([*map(page.Cell, (limit.metric, limit.asked, *values)), page.Cell(percent(limit.ratio, 1), noise)])
     headings = ("limit", "configured", "in its unit", "predicted", "measured again", "measured / limit")
     sentences = []
     if search.measured_archs:
@@ -184,7 +173,7 @@ def _limits(search: SearchRecord) -> list[Block]:
             f"The uniform network within the limits has {percent(search.uniform)} {search.judge}, the result "
             f"{percent(search.accuracy or 0.0)}."
         )
-    return [Table(headings, rows, headings[:2]), Text(" ".join(sentences))]
+    return [page.Table(headings, rows, headings[:2]), page.Text(" ".join(sentences))]
 
 
 def _verdict(search: SearchRecord) -> str:
@@ -227,7 +216,7 @@ def _ended(last: EpochRecord) -> str:
     return f"After {plural(last.epoch, 'epoch')}: {', '.join(parts)}."
 
 
-def _predictions(report: Report) -> list[Block]:
+def _predictions(report: Report) -> list[page.Block]:
     """How far the cost model is off: on networks outside its fit, and on those of this report."""
     if not report.predictions:
         return []
@@ -244,9 +233,9 @@ def _predictions(report: Report) -> list[Block]:
         "and at most 10 % between the dashed ones."
     )
     return [
-        Heading("Predicted and measured"),
-        Picture("predictions", predictions(report), "Predicted against measured latency", caption),
-        Text(summary),
+        page.Heading("Predicted and measured"),
+        page.Picture("predictions", predictions(report), "Predicted against measured latency", caption),
+        page.Text(summary),
     ]
 
 
@@ -277,11 +266,11 @@ def doubts(report: Report) -> list[tuple[str, str]]:
     return remarks
 
 
-def _measuring(report: Report) -> list[Block]:
+def _measuring(report: Report) -> list[page.Block]:
     """On what, and how well, latencies were read."""
     read = [(result, result.measured) for result in report.results if result.measured is not None]
     if not read:
-        return [Heading("How it was measured"), Text("Nothing has been measured yet.")]
+        return [page.Heading("How it was measured"), page.Text("Nothing has been measured yet.")]
     first, measured = read[0]
     errors = sorted(each.error / each.estimate for _, each in read)
     facts = {
@@ -290,10 +279,10 @@ def _measuring(report: Report) -> list[Block]:
         **{name: value(content) for name, content in measured.context.items() if name not in first.target},
         "median standard error of a network": percent(errors[len(errors) // 2], 1),
     }
-    return [Heading("How it was measured"), facts_table(facts)]
+    return [page.Heading("How it was measured"), page.facts_table(facts)]
 
 
-def _run(report: Report) -> list[Block]:
+def _run(report: Report) -> list[page.Block]:
     seeds = sorted({result.seed for result in report.results} | {search.seed for search in report.searches})
     test = f", {report.test_images} test images" if report.test_images else ""
     stages = [(name, duration(seconds)) for name, seconds in report.stages.items()]
@@ -301,10 +290,10 @@ def _run(report: Report) -> list[Block]:
     facts = {"data": report.dataset + test, "seeds": listing(map(str, seeds)) or NONE}
     facts |= {name: value(content) for name, content in report.machine.items()}
     return [
-        Heading("How to repeat it"),
-        Code(report.command, "sh"),
-        Heading("Machine and time"),
-        facts_table(facts),
-        *([plain_table(("stage", "time"), stages + total)] if stages else []),
-        Fold("The whole configuration", [Code(report.config, "toml")]),
+        page.Heading("How to repeat it"),
+        page.Code(report.command, "sh"),
+        page.Heading("Machine and time"),
+        page.facts_table(facts),
+        *([page.plain_table(("stage", "time"), stages + total)] if stages else []),
+        page.Fold("The whole configuration", [page.Code(report.config, "toml")]),
     ]

@@ -333,11 +333,6 @@ def _built(names: Mapping[str, str], tables: Mapping[str, Values]) -> Values:
     built = {}
     typed = {table: _typed(table, names, content) for table, content in tables.items()}
     for table, values in typed.items():
-        try:
-            TABLES[table].check(names.get(table, ""), values)
-        except UserError as error:
-            raise UserError(_placed(table, values, str(error))) from error
-    for table, values in typed.items():
         kind = TABLES[table].find(names.get(table, ""))
         refusals = ValueError if ":" in names.get(table, "") else UserError  # a class of the user's own raises either
         try:
@@ -361,6 +356,10 @@ def _typed(table: str, names: Mapping[str, str], content: Values) -> Values:
     for name, option in options.items():
         if name not in values:
             raise UserError(f"{table}.{name} must be given: {allowed(option.hint)}")
+    try:
+        TABLES[table].check(names.get(table, ""), values)
+    except UserError as error:
+        raise UserError(_placed(table, values, str(error))) from error
     return values
 
 
