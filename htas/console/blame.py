@@ -19,9 +19,11 @@ def blame(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{what} ({error.filename}, line {error.lineno})"
     frames = traceback.extract_tb(error.__traceback__)
-    users = [frame for frame in frames if not frame.filename.startswith("<") and not _installed(Path(frame.filename))]
+    users = [frame for frame in frames if not frame.filename.startswith("<") and not installed(frame.filename)]
     return f"{what} ({users[-1].filename}, line {users[-1].lineno})" if users else what
 
 
-def _installed(file: Path) -> bool:
+def installed(filename: str) -> bool:
+    """Whether a file is of Python, of an installed library or of this package."""
+    file = Path(filename)
     return "site-packages" in file.parts or file.is_relative_to(_OURS) or file.is_relative_to(_PYTHON)

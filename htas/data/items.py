@@ -1,22 +1,28 @@
 """Items of any torch Dataset of (input, label), or of a DataLoader, as training and searching read them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor
 from torch.utils import data as torch_data
 from torch.utils._pytree import tree_map_only
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
+from htas.console.blame import blame
+from htas.data.batch import Format, class_targets, one_class, one_shape, stacked
 from htas.data.split import Batch, Source
 from htas.errors import UserError
 
 _UNUSABLE = f"{UserError.__module__}.{UserError.__qualname__}"
 SEEN = 8
 """Items that a data set's fingerprint is computed from."""
+USUAL = Format()
+"""Of data sets that make sure of their items themselves."""
 LABELS = 100_000
 """Items whose labels are looked at one by one, at most, to divide them class by class."""
 
@@ -32,8 +38,11 @@ class Items(Source):
     workers: int = 0
     """Processes that load items."""
     collate: Callable[[list[Any]], Any] | None = None
+    """Makes a batch of items, in the user's way; None for torch's."""
     varied: TorchDataset[Any] | None = None
     """The same items, augmented; None where `dataset` does that as it likes."""
+    form: Format = USUAL
+    """What batches hold."""
 
     def __len__(self) -> int:
         return len(self.picks)
@@ -41,6 +50,19 @@ class Items(Source):
     def where(self, mask: Tensor) -> "Items":
         """The items at a bool mask [N], in their order."""
         return replace(self, picks=self.picks[mask])
+
+    def item(self, number: int) -> Any:
+        """An item as the data set gives it; raises UserError where the user's code fails."""
+        try:
+            return self.dataset[int(self.picks[number])]
+        except Exception as error:
+            raise UserError(f"{self.form.what} cannot be read: {blame(error)}") from error
+
+    def some(self, count: int) -> Batch:
+        """One batch of at most `count` items from all over, an even number since some collate functions pair them."""
+        least = min(count, len(self))
+        numbers = torch.linspace(0, len(self) - 1, least - least % 2 or 1).long()
+        return next(self._only(self.picks[numbers]).batches(len(numbers)))
 
     def _only(self, picks: Tensor) -> "Items":
         return replace(self, picks=picks, device="cpu", workers=0)
@@ -64,41 +86,61 @@ class Items(Source):
     ) -> Iterator[Batch]:
         """The generator seeds what the workers draw; raises UserError where an item is no inputs and targets."""
         seeded = Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        dataset = self.varied if augment and self.varied is not None else self.dataset
         picks = self.picks[order].tolist()
+        starts = iter(range(0, len(picks), size))
+        for batch in self._loaded(dataset, picks, size, self.collate or stacked, drop_last, seeded):
+            start = next(starts)
+            yield self._placed(batch, picks[start : start + size], channels_last)
+
+    def _loaded(
+        self, dataset: TorchDataset[Any], picks: Sequence[int], size: int, collate: Callable[[list[Any]], Any],
+        drop_last: bool, seeded: Generator,
+    ) -> Iterator[Any]:  # fmt: skip
+        """Batches of the items of these numbers, as `collate` makes them."""
         loader: DataLoader[Any] = DataLoader(
-            self.varied if augment and self.varied is not None else self.dataset, size,
-            sampler=cast(Any, picks), num_workers=self.workers, collate_fn=self.collate, drop_last=drop_last,
+            dataset, size, sampler=cast(Any, picks), num_workers=self.workers, collate_fn=collate, drop_last=drop_last,
             pin_memory=self.device.startswith("cuda"), generator=seeded,
         )  # fmt: skip
         try:
-            for batch in loader:
-                yield self._placed(batch, channels_last)
-        except UserError as error:  # from a worker it comes with a traceback before its last line
-            raise UserError(str(error).strip().splitlines()[-1].removeprefix(f"{_UNUSABLE}: ")) from None
+            yield from loader
+        except Exception as error:  # a user's code may raise anything; of a worker, with a traceback in its message
+            lines = str(error).strip().splitlines()
+            if isinstance(error, UserError):
+                said = lines[-1].removeprefix(f"{_UNUSABLE}: ")
+            elif self.form.shapes:  # the user's data, not a data set of this package
+                said = f"{self.form.what} cannot be read: {lines[-1] if _of_worker(lines) else blame(error)}"
+            else:
+                raise
+            error.__traceback__ = None  # its frames would keep the loader, whose workers then wait
+            raise UserError(said) from None
 
     def labels(self) -> Tensor | None:
-        """int64 [N]; None where they cannot be had without loading a great many items."""
-
-        def first(labels: Tensor) -> Tensor:
-            """One label for each item, of those that have several."""
-            return labels.cpu().long().reshape(len(labels), -1)[:, 0]
-
-        for name in ("targets", "labels"):
-            labels = getattr(self.dataset, name, None)
-            if isinstance(labels, list | Tensor) and len(labels) > int(self.picks.max()):
-                labels = first(torch.as_tensor(labels)[self.picks])
-                some = torch.linspace(0, len(self) - 1, min(SEEN, len(self))).long()
-                _, targets = next(self._only(self.picks[some]).batches(len(some)))
-                if torch.equal(labels[some], first(targets)):  # no target_transform
+        """int64 [N], the most probable classes of items that have probabilities; None where they cannot be had without
+        loading a great many items."""
+        some = torch.linspace(0, len(self) - 1, min(SEEN, len(self))).long()
+        tensors = self.dataset.tensors if isinstance(self.dataset, torch_data.TensorDataset) else ()
+        lists = [tensors[1]] if len(tensors) == 2 else [getattr(self.dataset, name, None) for name in _LISTS]
+        for listed in lists:
+            with suppress(TypeError, ValueError, RuntimeError, IndexError):  # strings, dictionaries, of fewer items
+                labels = self._classes(torch.as_tensor(listed)[self.picks])
+                if torch.equal(labels[some], self._only(self.picks[some])._read_labels()):  # no target_transform
                     return labels
-        if isinstance(self.dataset, torch_data.TensorDataset) and len(self.dataset.tensors) == 2:
-            return first(self.dataset.tensors[1][self.picks])
-        if len(self) > LABELS:
-            return None
-        return first(torch.cat([labels.cpu() for _, labels in self.batches(256)]))
+        return None if len(self) > LABELS else self._read_labels()
 
-    def _placed(self, batch: Any, channels_last: bool) -> Batch:
-        parts = _divided(batch)
+    def _read_labels(self) -> Tensor:
+        """The labels [N] that items have before a collate_fn mixes them; otherwise, those of batches."""
+        alone = partial(_targets, self.form)
+        with suppress(UserError, TypeError, ValueError, RuntimeError):
+            batches = self._loaded(self.dataset, self.picks.tolist(), 256, alone, False, Generator())
+            return torch.cat([self._classes(each) for each in batches])
+        return torch.cat([one_class(labels) for _, labels in self.on("cpu").batches(256)])
+
+    def _classes(self, targets: Tensor) -> Tensor:
+        return one_class(class_targets(targets, len(targets), self.form))
+
+    def _placed(self, batch: Any, picks: Sequence[int], channels_last: bool) -> Batch:
+        parts = self.form.divided(batch, self._numbers(picks))
         tensors, targets = tree_map_only(Tensor, lambda each: each.to(self.device, non_blocking=True), parts)
         if channels_last:
             layout = torch.channels_last
@@ -107,31 +149,28 @@ class Items(Source):
             targets = targets.long()
         return (tensors[0] if len(tensors) == 1 else tuple(tensors)), targets
 
+    def _numbers(self, picks: Sequence[int]) -> list[Sequence[int]]:
+        """The numbers that items may have: in this data set, and in those that it is a part of."""
+        numbers, dataset = [picks], self.dataset
+        while isinstance(dataset, torch_data.Subset):
+            numbers.append([int(dataset.indices[number]) for number in numbers[-1]])
+            dataset = dataset.dataset
+        return numbers
 
-NAMES = ("label", "labels", "target", "targets")
-"""The entry of a batch by names that is not an input."""
+
+_LISTS = ("targets", "labels")
+"""Attributes of a data set that may hold the labels of all items."""
 
 
-def _divided(batch: Any) -> tuple[list[Tensor], Any]:
-    """The inputs of a batch, and its targets: (input, targets), ((input, input), targets), (input, input, targets), or
-    a dictionary of inputs with "label", "labels", "target" or "targets"."""
-    inputs: Any = ()
-    targets: Any = None
-    if isinstance(batch, Mapping):
-        keys = [name for name in NAMES if name in batch]
-        if len(keys) == 1:
-            inputs, targets = [each for name, each in batch.items() if name != keys[0]], batch[keys[0]]
-    elif isinstance(batch, tuple | list) and len(batch) >= 2:
-        *inputs, targets = batch
-        if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
-            inputs = inputs[0]
-    if not inputs or not all(isinstance(each, Tensor) for each in inputs):
-        raise UserError(
-            "an item of data must be (input tensor, targets), with several inputs (input, input, targets), or a "
-            f'dictionary of them with "label", of which batches of tensors are made; got {_shown(batch)}: give a '
-            "Dataset of such items, or a DataLoader with a collate_fn that makes them"
-        )
-    return list(inputs), targets
+def _of_worker(lines: list[str]) -> bool:
+    """Whether an error's lines are those that a DataLoader makes of a worker's."""
+    return len(lines) > 1 and lines[0].startswith("Caught ")
+
+
+def _targets(form: Format, items: list[Any]) -> Tensor:
+    """The targets of items, [N, ...]; raises UserError where their inputs have several shapes."""
+    one_shape(items)
+    return torch.stack([torch.as_tensor(form.target(each)) for each in items])
 
 
 def items(data: Any, what: str) -> Items:
@@ -140,28 +179,49 @@ def items(data: Any, what: str) -> Items:
     dataset = loader.dataset if loader is not None else data
     numbered = hasattr(dataset, "__getitem__") and not isinstance(dataset, torch_data.IterableDataset)
     if not numbered or not isinstance(dataset, Sized):
+        kind = f"{'' if loader is None else 'a DataLoader of '}{type(dataset).__name__}"
         raise UserError(
-            f"{what} must be a torch Dataset with a length and items by number, or a DataLoader of one; got "
-            f"{type(data).__name__}"
+            f"{what} must be a torch Dataset with a length and items by number, or a DataLoader of one; got {kind}"
         )
     if not len(dataset):
         raise UserError(f"{what} are empty")
+    picks = _picks(loader, len(dataset), what)
     workers = loader.num_workers if loader is not None else 0
-    collate = loader.collate_fn if loader is not None else None
-    return Items(cast(TorchDataset[Any], dataset), _picks(loader, len(dataset), what), "cpu", workers, collate)
+    collate = loader.collate_fn if loader is not None and loader.collate_fn is not default_collate else None
+    return Items(cast(TorchDataset[Any], dataset), picks, "cpu", workers, collate, form=Format(what))
 
 
 def _picks(loader: DataLoader[Any] | None, count: int, what: str) -> Tensor:
-    """The numbers of the items that a loader loads, int64 [N]; raises UserError where its sampler does not say."""
-    sampler = loader.sampler if loader is not None else None
-    if isinstance(sampler, torch_data.SubsetRandomSampler):
-        return torch.as_tensor(list(sampler.indices), dtype=torch.long)
-    if sampler is not None and type(sampler) not in (torch_data.RandomSampler, torch_data.SequentialSampler):
+    """The numbers of the items that a loader loads, int64 [N]; raises UserError where its samplers do not say."""
+    if loader is None:
+        return torch.arange(count)
+    if loader.batch_sampler is None:
+        raise UserError(
+            f"the DataLoader of {what} has batch_size=None, so that its Dataset makes whole batches; give a Dataset of "
+            "single items"
+        )
+    sampler: Any = loader.batch_sampler
+    if type(sampler) is torch_data.BatchSampler:
+        sampler = sampler.sampler
+    listed: Any = ()
+    if type(sampler) in (torch_data.RandomSampler, torch_data.SequentialSampler):
+        listed = range(len(sampler.data_source))
+    elif isinstance(sampler, torch_data.SubsetRandomSampler):
+        listed = sampler.indices
+    elif isinstance(sampler, Sequence | Tensor):  # numbers, or a list of them for each batch
+        listed = sampler
+    groups = (each if isinstance(each, Sequence | Tensor) and not _single(each) else (each,) for each in listed)
+    numbers = list(dict.fromkeys(int(number) for group in groups for number in group))
+    if not numbers or min(numbers) < 0 or max(numbers) >= count:
         raise UserError(
             f"the DataLoader of {what} has a {type(sampler).__name__}, which does not say which items are its own; "
             "give a torch.utils.data.Subset of the Dataset instead"
         )
-    return torch.arange(count)
+    return torch.tensor(numbers)
+
+
+def _single(number: Any) -> bool:
+    return isinstance(number, Tensor) and number.dim() == 0
 
 
 def limited(part: Items, limit: int) -> Items:
@@ -170,11 +230,3 @@ def limited(part: Items, limit: int) -> Items:
     mask = torch.zeros(len(part), dtype=torch.bool)
     mask[torch.randperm(len(part), generator=Generator().manual_seed(0))[:limit]] = True
     return part.where(mask)
-
-
-def _shown(batch: Any) -> str:
-    if isinstance(batch, tuple | list):
-        return f"{type(batch).__name__} of {', '.join(type(each).__name__ for each in batch) or 'nothing'}"
-    if isinstance(batch, Mapping):
-        return f"{type(batch).__name__} with {', '.join(map(str, batch)) or 'nothing'}"
-    return type(batch).__name__

@@ -1,16 +1,16 @@
 """The loss that networks learn by, and the score that judges them."""
 
-import hashlib
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
+
+from htas.data.batch import one_class
+from htas.data.marks import mark
 
 Outputs = Any
 """A tensor, or whatever a network returns."""
@@ -29,8 +29,9 @@ def images_in(inputs: Inputs) -> int:
 
 
 def right(logits: Tensor, labels: Tensor) -> Tensor:
-    """Fraction of right answers, a float64 scalar, from logits [N, classes] and int64 labels [N]."""
-    return (logits.argmax(1) == labels).double().mean()
+    """Fraction of right answers, a float64 scalar, from logits [N, classes] and int64 labels [N], or probabilities
+    [N, classes], of which the most probable class is right."""
+    return (logits.argmax(1) == one_class(labels)).double().mean()
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Task:
         usual = Task()
         parts = [(name, getattr(self, name)) for name in ("loss", "score", "distil", "train", "judge")]
         return ", ".join(
-            f"{name} {_named(each)} {_mark(each)}" for name, each in parts if each is not getattr(usual, name)
+            f"{name} {_named(each)} {mark(each)}" for name, each in parts if each is not getattr(usual, name)
         )
 
 
@@ -88,19 +89,3 @@ def scalar(value: Tensor | float, like: Tensor) -> Tensor:
 
 def _named(function: Any) -> str:
     return getattr(function, "__qualname__", type(function).__name__)
-
-
-def _mark(function: Any) -> str:
-    """A hash of a function's text and the values that it holds, which another function of its name has not."""
-    if isinstance(function, partial):
-        return _mark(function.func) + hashlib.sha256(repr((function.args, function.keywords)).encode()).hexdigest()[:4]
-    try:
-        text = inspect.getsource(function if inspect.isroutine(function) else type(function))
-    except (OSError, TypeError):
-        text = repr(type(function))
-    held = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-    values = [each for each in held if isinstance(each, int | float | str | bool | tuple)]
-    inner = [_mark(each) for each in held if callable(each)]
-    state = vars(function) if not inspect.isroutine(function) and hasattr(function, "__dict__") else {}
-    plain = {name: each for name, each in state.items() if isinstance(each, int | float | str | bool)}
-    return hashlib.sha256(repr((text, values, inner, plain)).encode()).hexdigest()[:8]

@@ -68,10 +68,15 @@ def page(title: str, inspection: Inspection, about: Mapping[str, object], folder
     ]
     path = folder / "inspect.html"
     write_text(path, html(title, blocks))
-    rest = len(sites) - SHOWN
-    more = [f"and {plural(rest, 'more site')}, in the page"] if rest > 0 else []
-    after = [*more, *(f"doubt: {doubt}" for doubt in inspection.doubts)]
-    return path, TextTable([SITES, *sites[:SHOWN]], 2, before=lines, after=after)
+    stays = [f"  {name}: {why}" for name, why in frozen]
+    after = [*_rest(len(sites), "site"), *(f"doubt: {doubt}" for doubt in inspection.doubts)]
+    before = [*lines, *stays[:SHOWN], *_rest(len(stays), "frozen part")]
+    return path, TextTable([SITES, *sites[:SHOWN]] if sites else [], 2, before=before, after=after)
+
+
+def _rest(count: int, noun: str) -> list[str]:
+    """A line for those that the terminal does not show."""
+    return [f"and {plural(count - SHOWN, f'more {noun}')}, in the page"] if count > SHOWN else []
 
 
 def _site(facts: SiteFacts, inspection: Inspection) -> tuple[str, ...]:

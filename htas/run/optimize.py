@@ -1,6 +1,7 @@
 """htas.optimize: the whole method for a network, data and a target that a Python program has."""
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from htas import files
 from htas.console.blame import blame
 from htas.console.progress import say
+from htas.data.batch import one_class
 from htas.data.task import Task, unit
 from htas.errors import UserError
 from htas.files import read_record, write_bytes, write_record, write_tensors, write_text
@@ -26,12 +28,14 @@ from htas.run.config import TABLES, Config
 from htas.run.rows import NetworksRecord
 from htas.run.run import Run, open_run
 from htas.run.user import UserData, UserNetwork
-from htas.text import millions, milliseconds, percent, shapes
+from htas.text import millions, milliseconds, percent, plural, shapes
 from htas.timing.target import Target
 from htas.training.train import evaluate
 
 LOGITS = 58.0
 """Steps of a search times the learning rate of its logits that let them decide (docs/decisions.md)."""
+FEW = 8
+"""Items of a batch at least, of which norms can compute statistics; the search's part of fewer items is one batch."""
 MARGIN = 0.05
 """A trained network is better than guessing by this fraction of the distance to perfect accuracy, or more."""
 
@@ -160,8 +164,10 @@ def optimize(
     classes = _classes(model, example, task)
     if not isinstance(data, tuple | list) or len(data) != 2:
         raise UserError(f"data must be a pair (training, validation), got {type(data).__name__}")
-    dataset = UserData.of(*data, classes, tuple(tuple(each.shape[1:]) for each in example), task)
-    dataset.check_shape()
+    example_shapes = tuple(tuple(each.shape[1:]) for each in example)
+    whole = tuple(not each.is_floating_point() for each in example)
+    dataset = UserData.of(*data, classes, example_shapes, task, _names(model, len(example)), whole)
+    dataset.check()
     changes: Values = {
         "seed": seed,
         "design.ignored": [*ignored_layers],
@@ -178,6 +184,7 @@ def optimize(
     family = UserNetwork.of(model, trained=trained)
     config = replace(config, family=family, data=dataset, target=target or config.target, names=names)
     run = Run(config, Path(out) if str(out) else Path("runs") / f"optimize-{files.slug(type(model).__name__)}")
+    _check_counts(run)
     if trained and task.classifies and score_func is None:
         _check_trained(run, model)
     run = open_run(config, run.folder, sources=run.sources)
@@ -199,6 +206,14 @@ def _checked(model: nn.Module, example_inputs: Any) -> tuple[Tensor, ...]:
     if devices:
         raise UserError(f"the model must be on the CPU, it is on {', '.join(sorted(devices))}: call model.cpu() first")
     return tuple(each.detach().cpu() for each in examples)
+
+
+def _names(model: nn.Module, count: int) -> tuple[str, ...]:
+    """Names of forward's first inputs; empty where it takes any (*inputs)."""
+    parameters = list(inspect.signature(model.forward).parameters.values())[:count]
+    usual = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = tuple(each.name for each in parameters if each.kind in usual)
+    return names if len(names) == count else ()
 
 
 def _kinds(value: Any) -> str:
@@ -243,7 +258,8 @@ def _usual(count: int, trained: bool, epochs: int, search_epochs: int, options: 
         raise UserError(
             f"epochs must be 0 (the usual number) or more and search_epochs 1 or more, got {epochs} and {search_epochs}"
         )
-    batch = max(1, min(128, count // 20))
+    share = float({"split.validation": 0.5, **options}["split.validation"])
+    batch = max(1, min(128, max(count // 20, FEW), int(count * (1 - share))))
     strategy: Values = {
         "strategy.epochs": search_epochs,
         "strategy.batch": batch,
@@ -252,9 +268,8 @@ def _usual(count: int, trained: bool, epochs: int, search_epochs: int, options: 
         "strategy.mix": "pad",
         "strategy.anneal": "step",
     }
-    all_options = {"split.validation": 0.5, "strategy.name": TABLES["strategy"].default, **strategy, **options}
-    half = count * (1 - float(all_options["split.validation"]))
-    steps = max(1, int(half / int(all_options["strategy.batch"]))) * int(all_options["strategy.epochs"])
+    all_options = {"strategy.name": TABLES["strategy"].default, **strategy, **options}
+    steps = max(1, int(count * (1 - share) / int(all_options["strategy.batch"]))) * int(all_options["strategy.epochs"])
     strategy["strategy.arch_lr"] = float(f"{min(0.3, LOGITS / steps):.3g}")
     names = TABLES["strategy"].options(str(all_options["strategy.name"]))
     return {
@@ -266,11 +281,21 @@ def _usual(count: int, trained: bool, epochs: int, search_epochs: int, options: 
     }
 
 
+def _check_counts(run: Run) -> None:
+    """Raise UserError where a part of the training items is too small for a batch of two."""
+    data = run.data
+    if len(data.weights) < 2 or len(data.validation) < 2:
+        raise UserError(
+            f"the training data have {plural(len(data.train), 'item')}, of which the search learns from "
+            f"{len(data.weights)} and judges by {len(data.validation)}; both need 2 or more"
+        )
+
+
 def _check_trained(run: Run, model: nn.Module) -> None:
     """Raise UserError where a network that should be trained is hardly better than guessing."""
     test = run.data.test
     accuracy = evaluate(copy.deepcopy(model), test, device=run.device, precision="fp32")
-    labels = torch.cat([labels.cpu() for _, labels in test.batches(500)])
+    labels = torch.cat([one_class(labels.cpu()) for _, labels in test.batches(500)])
     guessed = float(labels.bincount().max()) / len(labels)
     if accuracy < guessed + MARGIN * (1 - guessed):
         raise UserError(

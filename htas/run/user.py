@@ -2,15 +2,19 @@
 
 import copy
 import hashlib
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from htas.data.batch import Format
 from htas.data.items import SEEN, Items, items, limited
+from htas.data.marks import mark
 from htas.data.split import Data, Shape
 from htas.data.task import CLASSIFY, Task
 from htas.datasets import Dataset
@@ -19,6 +23,8 @@ from htas.graph.capture import capture
 from htas.models import ModelFamily
 from htas.text import plural, shapes
 
+LOOKED = 64
+"""Items of each part that are looked at before anything is measured."""
 Parts = tuple[Items, Items, Task]
 
 
@@ -93,36 +99,41 @@ class UserData(Dataset):
     """Training items, validation items and task. No field, since a configuration is only text."""
 
     @staticmethod
-    def of(train: Any, test: Any, classes: int, shapes: tuple[Shape, ...], task: Task = CLASSIFY) -> "UserData":
-        """A data set of these items; raises UserError where they are no data."""
-        parts = items(train, "the training data"), items(test, "the validation data")
+    def of(
+        train: Any, test: Any, classes: int, shapes: tuple[Shape, ...], task: Task = CLASSIFY,
+        names: tuple[str, ...] = (), whole: tuple[bool, ...] = (),
+    ) -> "UserData":  # fmt: skip
+        """A data set of these items; `names` are those of forward's inputs, `whole` says which of them may be whole
+        numbers. Raises UserError where the items are no data."""
+        parts = tuple(
+            replace(part, form=Format(what, shapes, names, classes if task.classifies else 0, whole))
+            for what in ("the training data", "the validation data")
+            for part in [items(train if what == "the training data" else test, what)]
+        )
         sizes = tuple(len(part) for part in parts)
         key = f"{type(parts[0].dataset).__name__}-{fingerprint(*parts)}"
         data = UserData(key, sizes, classes, shapes, task.name)
         object.__setattr__(data, "_parts", (*parts, task))
         return data
 
-    def check_shape(self) -> None:
-        """Raise UserError where an item has another shape than example_inputs."""
-        part, _, _ = self._items()
-        inputs, _ = next(part._only(part.picks[:1]).batches(1))
-        item_shapes = tuple(tuple(each.shape[1:]) for each in ((inputs,) if isinstance(inputs, Tensor) else inputs))
-        if item_shapes != self.shapes:
-            raise UserError(
-                f"an item of the training data has inputs of shape {shapes(item_shapes)}, and example_inputs "
-                f"{shapes(self.shapes)}; give an example of the shape that the data have"
-            )
+    def check(self) -> None:
+        """Raise UserError where some items have another shape than example_inputs, or are no inputs and targets."""
+        for part in self._items()[:2]:
+            inputs, _ = part.some(LOOKED)
+            item_shapes = tuple(tuple(each.shape[1:]) for each in ((inputs,) if isinstance(inputs, Tensor) else inputs))
+            if item_shapes != self.shapes:
+                raise UserError(
+                    f"an item of {part.form.what} has inputs of shape {shapes(item_shapes)}, and example_inputs "
+                    f"{shapes(self.shapes)}; give an example of the shape that the data have"
+                )
 
     def load(self, *, device: str, validation: float, seed: int, limit: int) -> Data:
         """See `htas.datasets.load`; raises UserError in another process."""
         *parts, task = self._items()
         train, test = (limited(part.on(device), limit) for part in parts)
         labels = train.labels() if task.classifies else None
-        if labels is not None and (labels.min() < 0 or labels.max() >= self.classes):
-            raise UserError(
-                f"labels of the training data must lie in 0 to {self.classes - 1}, as the network has {self.classes} "
-                f"outputs; they are {labels.min().item()} to {labels.max().item()}"
-            )
+        if task.classifies:
+            test.labels()  # raises UserError for those of no class
         if labels is None:
             labels = torch.zeros(len(train), dtype=torch.long)
         return Data.of(self.classes, self.shapes, train, labels, test, validation=validation, seed=seed, task=task)
@@ -137,12 +148,14 @@ class UserData(Dataset):
 
 
 def fingerprint(*parts: Items) -> str:
-    """A digest of some items of each part; of items that differ at each reading (augmented), shapes and labels only."""
+    """A digest of some items of each part, and of what makes batches of them; of items that differ at each reading
+    (augmented), shapes and labels only."""
     sha = hashlib.sha256()
     for part in parts:
         sha.update(f"{type(part.dataset).__qualname__} {len(part)} {part.picks.sum().item()}".encode())
+        sha.update(mark(part.collate).encode() if part.collate is not None else b"")
         for number in torch.linspace(0, len(part) - 1, min(SEEN, len(part))).long().tolist():
-            once, twice = (_leaves(part.dataset[int(part.picks[number])]) for _ in range(2))
+            once, twice = (_leaves(part.item(number)) for _ in range(2))
             for one, other in zip(once, twice, strict=True):
                 same = one.shape == other.shape and torch.equal(one, other)
                 sha.update(f"{tuple(one.shape)} {one.dtype}".encode())
@@ -151,5 +164,12 @@ def fingerprint(*parts: Items) -> str:
 
 
 def _leaves(item: Any) -> list[Tensor]:
-    """The tensors and numbers of an item, as tensors."""
-    return [torch.as_tensor(each).cpu() for each in tree_leaves(item) if isinstance(each, Tensor | int | float | bool)]
+    """The tensors, arrays, numbers, texts and images (Pillow's) of an item, as tensors."""
+    leaves = []
+    for each in tree_leaves(dict(item) if isinstance(item, Mapping) else item):
+        if isinstance(each, Tensor | int | float | bool):
+            leaves.append(torch.as_tensor(each).cpu())
+        elif isinstance(each, np.ndarray | np.generic | str | bytes) or hasattr(each, "tobytes"):
+            text = each.encode() if isinstance(each, str) else each if isinstance(each, bytes) else each.tobytes()
+            leaves.append(torch.tensor(list(text), dtype=torch.uint8))
+    return leaves

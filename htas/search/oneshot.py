@@ -11,7 +11,7 @@ from torch import nn
 
 from htas.console.progress import progress
 from htas.data.split import Batch, Source
-from htas.data.task import Inputs, precise
+from htas.data.task import Inputs, images_in, precise
 from htas.errors import UserError, need_above_zero, need_least
 from htas.files import read_tensors, write_tensors
 from htas.graph.arch import Arch
@@ -107,7 +107,7 @@ def some(split: Source, most: int) -> Iterator[Batch]:
     for images, labels in split.batches(256, seed=0, channels_last=True):
         if count >= most:
             return
-        count += len(labels)
+        count += images_in(images)
         yield images, labels
 
 

@@ -351,7 +351,7 @@ class Pairs(Dataset[Any]):
 def test_items_of_two_inputs_are_the_same_in_order_and_by_name():
     both = [UserData.of(*(Pairs(part, named) for part in DATA), 2, (SHAPE, SHAPE)) for named in (False, True)]
     for data in both:
-        data.check_shape()
+        data.check()
     one, other = (data.load(device="cpu", validation=0.5, seed=0, limit=0) for data in both)
     for part in ("train", "weights", "validation", "test"):
         mine, theirs = getattr(one, part), getattr(other, part)

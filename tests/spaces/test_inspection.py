@@ -9,6 +9,7 @@ from scripted_device import scripted_device
 from torch import Tensor, nn
 
 from htas.cli import main
+from htas.console.terminal import show
 from htas.graph import trace
 from htas.metrics.latency import Latency
 from htas.run.networks import inspect as inspect_network
@@ -129,6 +130,44 @@ def test_the_page_states_the_order_in_which_blocks_are_dropped(tmp_path):
         network = trace(nn.Sequential(nn.Conv2d(3, 16, 1), nn.Sequential(Block(), Block(), Block())), IMAGES)
         page = inspect_network(network, TARGET, "three", tmp_path)[0].read_text()
     assert "1.2, then 1.1; 1.0 stays" in page
+
+
+class Whole(nn.Module):
+    """Nothing of it can change but what the classes need."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.last = nn.Conv2d(3, 16, 1), nn.Linear(16, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(torch.cumsum(self.one(images), 1).mean((2, 3)))
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_terminal_names_what_stays_and_why(terminal, tmp_path, capsys, monkeypatch):
+    for name in ("Whole", "Small"):
+        with scripted_device():
+            network = trace(globals()[name](), torch.zeros(1, 3, 8, 8))
+            _, table = inspect_network(network, TARGET, name, tmp_path)
+        monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+        show([table], {}, False)
+        lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+        assert f"{'one' if name == 'Whole' else 'two'}: :cumsum, which reads it, is not understood" in lines
+        assert any("smaller" in line for line in lines) == (name == "Small")
+
+
+def test_a_long_list_of_what_stays_is_cut_on_the_terminal(tmp_path):
+    class Many(nn.Sequential):
+        def forward(self, images: Tensor) -> Tensor:
+            for layer in self:
+                images = torch.cumsum(layer(images), 1)
+            return images
+
+    with scripted_device():
+        network = trace(Many(*(nn.Conv2d(3, 3, 1) for _ in range(25))), torch.zeros(1, 3, 8, 8))
+        path, table = inspect_network(network, TARGET, "many", tmp_path)
+    assert str(table).splitlines()[-1] == f"and {len(network.frozen) - 20} more frozen parts, in the page"
+    assert all(name in path.read_text() for name in network.frozen)
 
 
 @pytest.mark.parametrize(
