@@ -17,6 +17,7 @@ from htas.console.blame import blame
 from htas.data.batch import Format, class_targets, one_class, one_shape, stacked
 from htas.data.split import Batch, Source
 from htas.errors import UserError
+from htas.text import plural
 
 _UNUSABLE = f"{UserError.__module__}.{UserError.__qualname__}"
 SEEN = 8
@@ -185,6 +186,11 @@ def items(data: Any, what: str) -> Items:
         )
     if not len(dataset):
         raise UserError(f"{what} are empty")
+    if isinstance(dataset, tuple | list) and all(hasattr(each, "shape") for each in dataset):
+        raise UserError(
+            f"{what} are {plural(len(dataset), 'array')}, not items; give torch.utils.data.TensorDataset(inputs, "
+            "labels), of tensors"
+        )
     picks = _picks(loader, len(dataset), what)
     workers = loader.num_workers if loader is not None else 0
     collate = loader.collate_fn if loader is not None and loader.collate_fn is not default_collate else None

@@ -135,6 +135,8 @@ def test_labels_of_any_type_and_of_one_column_are_labels(name, tmp_path):
         assert all(map(torch.equal, whole(source), whole(other)))
     model = network()
     assert evaluate(model, data.test, device="cpu") == evaluate(model, usual.test, device="cpu")
+    losses = [each.task.loss(model(images), labels) for each in (data, usual) for images, labels in [whole(each.train)]]
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.float64, torch.bool], ids=str)
@@ -169,7 +171,7 @@ def test_mixed_up_items_are_divided_by_their_own_classes_alike_at_every_call(tmp
 @pytest.mark.parametrize("strategy", ["differentiable", "random"])
 def test_a_mixup_collate_function_lasts_through_a_whole_run(strategy, tmp_path):
     loaders = DataLoader(PLAIN[0], 10, collate_fn=mixup), DataLoader(PLAIN[1], CLASSES)
-    options = {**QUICK, "strategy.batch": CLASSES}  # the batch as large as the number of classes
+    options = {**QUICK, "strategy.batch": CLASSES}  # as many items as classes
     if strategy == "random":
         options |= {"strategy.name": "random", "strategy.archs": 4}
     with scripted_device():
@@ -254,6 +256,12 @@ def test_a_late_item_that_cannot_be_used_is_named_before_the_survey_too(workers,
     loader = DataLoader(both(make)[0], 10, num_workers=workers)
     said = refusal((loader, PLAIN[1]), tmp_path)
     assert said.startswith("the training data cannot be read: FileNotFoundError: 1.png is missing")
+
+
+def test_whole_arrays_are_no_items(tmp_path):
+    for arrays in (TRAIN, [each.numpy() for each in TRAIN]):
+        said = refusal((arrays, TEST), tmp_path)
+        assert said.startswith("the training data are 2 arrays, not items; give torch.utils.data.TensorDataset(inputs")
 
 
 def test_labels_of_the_validation_items_are_looked_at_before_the_survey(tmp_path):
@@ -461,10 +469,9 @@ def test_a_sampler_of_the_first_items_has_those_only(tmp_path):
 
 
 def test_the_images_that_are_counted_are_those_of_the_inputs(tmp_path):
-    parts = both(lambda image, label, number: (image, {"a": label, "b": label}))
-    data = surveyed(parts, tmp_path, loss_fn=lambda outputs, targets: F.cross_entropy(outputs, targets["a"]))
-    assert sum(len(images) for images, _ in some(data.train, 90)) == 90
-    assert next(iter(some(data.train, 1)))[0].shape[0] == 90
+    train = Listed(*part(300, 0), lambda image, label, number: (image, {"a": label, "b": label}))
+    data = surveyed((train, train), tmp_path, loss_fn=lambda outputs, targets: F.cross_entropy(outputs, targets["a"]))
+    assert sum(len(images) for images, _ in some(data.train, 200)) == 256  # one batch, though targets have two entries
 
 
 # -- another loss is another run ---------------------------------------------------------------------------------------
