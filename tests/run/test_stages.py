@@ -393,7 +393,7 @@ KILLS = [
     (run_rows, "write_tensors", 2),
     (training.Training, "keep", 2),
     (pipeline, "write_stage", 1),
-    (pipeline, "load_network", 2),
+    (run_rows, "load_network", 2),
     (pipeline, "write", 1),
 ]
 """In the order of a run, so that each is met by the attempt after the one before it."""
