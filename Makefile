@@ -5,6 +5,9 @@ READY := .venv/.installed
 # One process a core, and every file of tests in one of them; the long ones come before the last.
 APART := -n auto --dist loadfile --no-loadscope-reorder
 
+# Networks for tests/graph/test_libraries.py; without their dependencies, which would bring another build of torch.
+LIBRARIES := timm torchvision
+
 .PHONY: help install test test-all gpu check format demo
 
 help:
@@ -21,6 +24,7 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "htas needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps $(LIBRARIES)
 	@touch $(READY)
 
 check: $(READY)

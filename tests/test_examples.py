@@ -185,10 +185,56 @@ def test_the_example_of_an_own_network_leaves_what_it_says(tmp_path: Path, monke
     assert type(found.model) is own_model.Net
 
 
+LEAST = {
+    "survey.store": "none", "survey.rounds": 1, "design.groups": 8, "design.spaces": ["hardware"],
+    "calibrate.networks": 4, "strategy.epochs": 1, "strategy.precision": "fp32", "train.epochs": 1,
+    "train.precision": "fp32",
+}  # fmt: skip
+
+
+@pytest.mark.timeout(300)
+def test_the_example_of_series_goes_through_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    series = importlib.import_module("series")
+    with scripted_device():
+        outcome = series.main(tmp_path, 4, 480, **LEAST)
+    assert outcome.result.predicted <= 0.5 * outcome.results[0].predicted
+    assert type(outcome.model) is series.SeriesNet
+    inputs = torch.randn(3, 3, 128)
+    session = onnxruntime.InferenceSession(tmp_path / "fast.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(logits), outcome.model(inputs), atol=1e-4, rtol=1e-4)
+    assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.timeout(300)
+def test_the_example_of_a_detector_learns_by_its_own_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    detector = importlib.import_module("detector")
+    with scripted_device():
+        outcome = detector.main(tmp_path, 1, 64, **LEAST)
+    assert outcome.result.predicted <= 0.5 * outcome.results[0].predicted
+    narrower = {site for site, width in outcome.arch.widths.items() if width < outcome.results[0].arch.widths[site]}
+    assert any(site.startswith(("neck", "heads")) for site in narrower)
+    assert any(site.startswith("heads") for site in outcome.arch.widths)
+    images = torch.randn(2, 3, 64, 64)
+    session = onnxruntime.InferenceSession(tmp_path / "fast.onnx", providers=["CPUExecutionProvider"])
+    found, *maps = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    assert found.shape == (2, 8 * 8 + 4 * 4, 6) and [each.shape[1:] for each in maps] == [(6, 8, 8), (6, 4, 4)]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), outcome.model(images)[0], atol=1e-3, rtol=1e-3)
+
+
 def test_the_page_on_own_networks_shows_the_code_of_the_example() -> None:
-    page, code = (ROOT / "docs" / "own-model.md").read_text(), (ROOT / "examples" / "own_model.py").read_text()
+    page = (ROOT / "docs" / "own-model.md").read_text()
+    code = [(ROOT / "examples" / name).read_text() for name in ("own_model.py", "detector.py")]
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 2 and all(block in code for block in blocks)
+    assert len(blocks) == 5 and all(any(block in text for text in code) for block in blocks)
 
 
 @pytest.mark.slow

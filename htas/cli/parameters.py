@@ -23,8 +23,8 @@ Device = Annotated[Literal["cpu", "cuda"] | None, Parameter(help="where they run
 Image = Annotated[
     str | None,
     Parameter(
-        help="channels, height and width of an image (3,224,224; 3,32,32 of CIFAR's networks); further inputs behind "
-        "a slash"
+        help="channels, height and width of an image (3,224,224; 3,32,32 of CIFAR's networks), or channels and steps "
+        "of a series; further inputs behind a slash"
     ),
 ]
 Overrides = Annotated[Sequence[str], Parameter(parse=False)]
@@ -71,9 +71,9 @@ def image_shapes(image: str | None, network: str) -> Shapes:
         return ((3, side, side),)
     inputs = [part.split(",") for part in image.split("/")]
     sizes = [size.strip() for part in inputs for size in part]
-    if len(inputs[0]) != 3 or not all(size.isdecimal() and int(size) for size in sizes):
+    if not 2 <= len(inputs[0]) <= 4 or not all(size.isdecimal() and int(size) for size in sizes):
         raise UserError(
             "--image must be channels, height and width with commas between, such as 3,224,224 (with further inputs "
-            f"behind a slash, 3,224,224/8); got {image!r}"
+            f"behind a slash, 3,224,224/8; channels and steps of a series, 3,128); got {image!r}"
         )
     return tuple(tuple(map(int, part)) for part in inputs)

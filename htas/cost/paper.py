@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from math import prod
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from htas.cost.model import CostModel, expectation, keeps
 from htas.graph import Arch, Network
 from htas.graph.layer import WEIGHTED
+from htas.graph.network import times
 from htas.spaces.curve import Fit, LayerTable, curve
 from htas.spaces.design import Design
 from htas.spaces.space import Space
@@ -22,15 +24,21 @@ class Term:
     """Layers of one site that stay or go together: count x (k x^alpha + b) seconds (eq. 1)."""
 
     site: str
-    """Empty for layers whose width never changes."""
+    """Empty for layers whose width never changes, and for those of several sites."""
     blocks: tuple[tuple[str, int], ...]
     k: float
     alpha: float
     b: float
     count: int = 1
+    parts: tuple[tuple[str, int | Fraction], ...] = ()
+    """Sites among the outputs where these are not one site's, each with its outputs for each channel."""
+    rest: int = 0
+    """Outputs that are of no site."""
 
-    def at(self, width: Any) -> Any:
-        """f(x) of eq. 1, times the count."""
+    def at(self, widths: Mapping[str, Any]) -> Any:
+        """f(x) of eq. 1 at these widths by site, times the count."""
+        parts = ((self.site, 1),) if self.site else self.parts
+        width = self.rest + sum(times(widths[site], repeat) for site, repeat in parts)
         return self.count * (self.k * width**self.alpha + self.b)
 
 
@@ -49,7 +57,7 @@ class PaperCost(CostModel):
     def cost(self, arch: Arch) -> float:
         """Seconds."""
         there = [term for term in self.terms if all(arch.depths[site] > block for site, block in term.blocks)]
-        return float(sum(term.at(arch.widths[term.site] if term.site else 0) for term in there))
+        return float(sum(term.at(arch.widths) for term in there))
 
     def expected(self, space: Space, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> Tensor:
         """f(E[x]) of eq. 8 for each term times the probability of keeping it: seconds, a scalar."""
@@ -58,7 +66,7 @@ class PaperCost(CostModel):
         total: Any = 0.0
         for term in self.terms:
             share = prod(keep[site][block] for site, block in term.blocks)
-            total = total + share * term.at(mean[term.site] if term.site else 0)
+            total = total + share * term.at(mean)
         return torch.as_tensor(total)
 
 
@@ -69,12 +77,15 @@ def paper_cost(network: Network, tables: Mapping[str, LayerTable], design: Desig
     for use in network.uses(plan.arch):
         if use.layer.op not in WEIGHTED:
             continue
-        template, estimate = use.layer.curve_template, design.estimate
-        if use.site:
-            fit = curve(tables, template, plan.widths(use.site), estimate).fit(design.alpha)
+        layer, estimate = use.curve, design.estimate
+        sites = tuple((segment.site, segment.repeat) for segment in use.outputs if segment.site)
+        rest = use.layer.outputs - int(sum(times(plan.arch.widths[site], repeat) for site, repeat in sites))
+        if sites:
+            fit = curve(tables, layer, plan.outputs(use), estimate).fit(design.alpha)
         else:
-            fit = Fit(0.0, 1.0, curve(tables, template, [use.layer.outputs], estimate).seconds[0])
-        terms[Term(use.site, use.blocks, fit.k, fit.alpha, fit.b)] += 1
+            fit = Fit(0.0, 1.0, curve(tables, layer, [use.layer.outputs], estimate).seconds[0])
+        parts, rest = ((), 0) if use.site or not sites else (sites, rest)
+        terms[Term(use.site, use.blocks, fit.k, fit.alpha, fit.b, 1, parts, rest)] += 1
     return PaperCost(
         tuple(replace(term, count=count) for term, count in terms.items()),
         {name: site.base for name, site in network.depths.items()},

@@ -8,9 +8,12 @@ enters by its mean.
 """
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import chain, product
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -18,21 +21,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from htas.cost.model import CostModel, by_block, expectation
+from htas.cost.model import CostModel, by_block, expectation, keeps
 from htas.errors import UserError
 from htas.graph import Arch, Network
 from htas.graph.layer import Layer, Template
-from htas.graph.network import Step
+from htas.graph.layout import Layout
+from htas.graph.network import Step, times
 from htas.metrics import Metric
 from htas.spaces.space import Space
 
 Floats = NDArray[np.float64]
-Source = tuple[str | int, int]
+Source = tuple[str | int, int | Fraction]
 """A width site or a fixed number of channels, and how often each channel is repeated."""
-NORM = Template("add", (1, 1), norm=True)
-"""Stands for a norm by itself: two parameters a channel, and no time of its own."""
-SCALE = Template("conv", (1, 1), group_channels=1)
-"""Stands for a scale by itself: one parameter a channel."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class LayerCost(CostModel):
 
     def template(self, step: Step) -> Template | None:
         """The template that a step is charged as; None if it is free."""
-        return step.node.layer.template if step.node.layer is not None else None
+        return step.node.template
 
     def cost(self, arch: Arch) -> float:
         """The cost of one arch, in `unit`."""
@@ -149,7 +149,7 @@ class LayerCost(CostModel):
         for segment, each in zip(segments, mixtures, strict=True):
             for source, share in each.shares.items():
                 mean = source if isinstance(source, int) else expectation(space.widths[source], widths[source])
-                total = total + share * segment.repeat * mean
+                total = total + share * times(mean, segment.repeat)
         low = int(total)
         if not isinstance(total, Tensor):
             return [((low, 1), 1.0)]
@@ -173,9 +173,9 @@ def _ways(source: Source, space: Space, widths: Mapping[str, Tensor]) -> tuple[l
     """Possible layer widths of a source and their probabilities [widths]."""
     site, repeat = source
     if isinstance(site, str):
-        return [width * repeat for width in space.widths[site]], widths[site]
+        return [int(times(width, repeat)) for width in space.widths[site]], widths[site]
     like = next(iter(widths.values())) if widths else torch.zeros(())
-    return [site * repeat], like.new_ones(1)
+    return [int(times(site, repeat))], like.new_ones(1)
 
 
 @dataclass(frozen=True)
@@ -291,25 +291,84 @@ class CountCost(LayerCost):
         return np.array([[getattr(template.at(i, o), self.count) for o in outputs] for i in inputs], float)
 
     def template(self, step: Step) -> Template | None:
-        """The norm of a convolution counts as a norm by itself, that of a projection with the projection."""
-        template = super().template(step)
-        if self.count == "macs" or step.node.kind == "project":
-            return template
-        if step.node.again:
-            return None
-        if step.node.kind in ("layer_norm", "scale"):
-            return (None, SCALE, NORM)[step.node.params]
-        if step.node.kind in ("norm", "fixed"):
-            return NORM if step.node.kind == "norm" else None
-        return replace(template, norm=False) if template else None
+        """That of its layer; of parameters only a projection's, since all others are the module's own."""
+        return super().template(step) if self.count == "macs" or step.node.kind == "project" else None
 
     def expected(self, space: Space, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> Tensor:
-        """The mean over archs, a scalar; fixed parts of the network count if their block is kept."""
-        total = super().expected(space, widths, depths)
+        """The mean over archs, a scalar; whatever has no layer counts if its block is kept."""
+        total: Any = super().expected(space, widths, depths)
+        sizes = _Sizes(space, widths, {site: Mixture({site: 1.0}) for site in space.widths})
         for step in self._flow(space, depths):
-            if step.node.kind == "fixed":
-                total = total + step.share * getattr(step.node, self.count)
+            if step.node.kind == "depth":
+                parts = zip(step.node.segments, step.outputs, strict=True)
+                sizes.sources |= {
+                    segment.site: mixture(width) for segment, width in parts if segment.site not in space.widths
+                }
+            if self.count == "macs" and step.node.layer is None and step.node.macs:
+                layouts, base = step.node.scaled, self.network.base_widths
+                each = step.node.macs / prod(layout.size(base) for layout in layouts)
+                total = total + step.share * each * sizes.product(layouts)
+        return torch.as_tensor(total + (self._params(space, depths, sizes) if self.count == "params" else 0.0))
+
+    def _params(self, space: Space, depths: Mapping[str, Tensor], sizes: "_Sizes") -> Any:
+        """Expected parameters of the module itself."""
+        keep = {name: keeps(space.depths[name], depths[name], s.base) for name, s in self.network.depths.items()}
+        total: Any = 0.0
+        for name, parameter in self.network.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            blocks = (
+                (s, at)
+                for s in keep
+                for at, block in enumerate(self.network.sites[s].producers)
+                if name.startswith(f"{block}.")
+            )
+            share = prod(keep[site][block] for site, block in blocks)
+            layouts = self.network.layouts.get(name, (None,) * parameter.dim())
+            fixed = prod(size for size, layout in zip(parameter.shape, layouts, strict=True) if layout is None)
+            total = total + share * fixed * sizes.product([layout for layout in layouts if layout is not None])
         return total
+
+
+@dataclass
+class _Sizes:
+    """Means of products of sizes, each a sum over sites, whose widths are independent."""
+
+    space: Space
+    widths: Mapping[str, Tensor]
+    sources: dict[str, Mixture]
+    """By site, and by what a depth site passes on, the sites and fixed numbers that its width may be."""
+    _moments: dict[tuple[str, int], Any] = field(default_factory=dict)
+
+    def product(self, layouts: Sequence[Layout]) -> Any:
+        """The mean of the product of the sizes of these layouts."""
+        total: Any = 0.0
+        for terms in product(*(self._terms(layout).items() for layout in layouts)):
+            powers = Counter(site for site, _ in terms if site)
+            means = [self._moment(site, power) for site, power in powers.items()]
+            total = total + prod(float(share) for _, share in terms) * prod(means)
+        return total
+
+    def _terms(self, layout: Layout) -> dict[str, Fraction]:
+        """How many positions there are for each channel of a site; for the empty site, how many never change."""
+        terms: dict[str, Fraction] = {}
+        for run in layout.runs:
+            share = Fraction(run.repeat, run.multiple) if run.site else Fraction(run.atoms * run.repeat)
+            terms[run.site] = terms.get(run.site, Fraction(0)) + share
+        return terms
+
+    def _moment(self, site: str, power: int) -> Any:
+        """The mean of a power of a width."""
+        if (site, power) not in self._moments:
+            total: Any = 0.0
+            for source, share in self.sources[site].shares.items():
+                if isinstance(source, int):
+                    total = total + share * source**power
+                else:
+                    choices = [width**power for width in self.space.widths[source]]
+                    total = total + share * expectation(choices, self.widths[source])
+            self._moments[site, power] = total
+        return self._moments[site, power]
 
 
 def pairs(network: Network, spaces: Iterable[Space], most: int) -> dict[Template, tuple[set[int], set[int]]]:
@@ -323,9 +382,9 @@ def pairs(network: Network, spaces: Iterable[Space], most: int) -> dict[Template
     }
     stays = {name: [1.0 / site.base] * site.base for name, site in network.depths.items()}
     for step in network.flow(lambda site: Mixture({site: 1.0}), stays.__getitem__):
-        if step.node.layer is None:
+        if step.node.template is None:
             continue
-        inputs, outputs = widths_by_template.setdefault(step.node.layer.template, (set(), set()))
+        inputs, outputs = widths_by_template.setdefault(step.node.template, (set(), set()))
         outputs |= _reached(step.node.segments, step.outputs, choices, most)
         if step.inputs:
             inputs |= _reached(step.node.consumed, step.inputs[0], choices, most)
@@ -340,7 +399,7 @@ def _reached(
     for segment, width in zip(segments, channels, strict=True):
         sources = mixture(width).shares
         widths = {w for source in sources for w in (choices[source] if isinstance(source, str) else [source])}
-        totals = set(thinned({total + w * segment.repeat for total in totals for w in widths}, most))
+        totals = set(thinned({total + int(times(w, segment.repeat)) for total in totals for w in widths}, most))
     return totals
 
 

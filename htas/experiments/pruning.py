@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from htas.errors import UserError
 from htas.graph import Arch, Network
+from htas.graph.resize import by_outputs
 from htas.plugins import needed
 from htas.text import no_such
 
@@ -36,7 +37,10 @@ def pruned(network: Network, model: nn.Module, example: Tensor, criterion: str, 
     import torch_pruning  # type: ignore[import-untyped]
 
     model = copy.deepcopy(model).cpu().eval()
-    frozen = [model.get_submodule(node.module) for node in network.nodes if node.kind == "conv" and not node.site]
+    layers = [node for node in network.nodes if node.kind == "conv"]
+    frozen = [
+        model.get_submodule(node.module) for node in layers if len(node.segments) > 1 or not node.segments[0].site
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a library that is not ours
         pruner = torch_pruning.pruner.BasePruner(
@@ -45,13 +49,14 @@ def pruned(network: Network, model: nn.Module, example: Tensor, criterion: str, 
         )  # fmt: skip
         pruner.step()
     widths: dict[str, int] = {}
-    for node in network.nodes:
-        if node.kind == "conv" and node.site:
-            channels = len(model.get_submodule(node.module).weight)  # type: ignore[arg-type]
-            if widths.setdefault(node.site, channels) != channels:
-                before = widths[node.site]
-                raise UserError(f"Torch-Pruning left layers of {node.site} with {before} and {channels} channels")
-    return Arch(widths, network.base.depths)
+    for node in layers:
+        site, module = node.segments[0].site, model.get_submodule(node.module)
+        if not site or module in frozen:
+            continue
+        channels = int(len(by_outputs(module)) / node.segments[0].repeat)
+        if widths.setdefault(site, channels) != channels:
+            raise UserError(f"Torch-Pruning left layers of {site} with {widths[site]} and {channels} channels")
+    return Arch({**network.base.widths, **widths}, network.base.depths)
 
 
 def candidates(network: Network, model: nn.Module, example: Tensor, criterion: str) -> list[Arch]:

@@ -96,7 +96,7 @@ def every(there: Mapping[tuple[str, int], Entry], network: Network) -> list[tupl
     for (arm, seed), entry in there.items():
         row, seconds = entry.result, latencies.get((arm, seed))
         fits = bool(row.arch.widths) and set(row.arch.widths) == set(network.widths)
-        used = {use.site for use in network.uses(row.arch)} if fits else set(row.arch.widths)
+        used = {site for use in network.uses(row.arch) for site in use.sites} if fits else set(row.arch.widths)
         widths = ", ".join(str(width) for site, width in row.arch.widths.items() if site in used)
         lines.append((
             arm, str(seed), f"{100 * row.accuracy:.2f}" if row.accuracy is not None else EMPTY,

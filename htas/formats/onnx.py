@@ -22,7 +22,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from htas.data.split import Shape
 from htas.errors import UserError
-from htas.graph.layer import Layer, Sum
+from htas.graph.layer import Layer, Sizes, Sum
 from htas.timing.allocator import collector_off
 
 OPSET = 20
@@ -39,8 +39,10 @@ ACTIVATIONS: Mapping[type[nn.Module], str] = {
     nn.ReLU: "Relu", nn.Hardswish: "HardSwish", nn.GELU: "Gelu", nn.Sigmoid: "Sigmoid", nn.Tanh: "Tanh",
 }  # fmt: skip
 """Those that are one operator without attributes."""
-EXPORTED = (nn.ConvTranspose2d, nn.GELU, nn.LeakyReLU, nn.ELU)
+EXPORTED = (nn.modules.conv._ConvTransposeNd, nn.GELU, nn.LeakyReLU, nn.ELU)
 """Modules that are written in a layer only: in a network they may have options, or become part of others."""
+
+Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 class _Unknown(Exception):
@@ -120,7 +122,7 @@ def _chain(layer: Layer, module: nn.Module | None, batch: int, first: bool, dtyp
     heads = [_head(writer, layer, shape, first) for shape in layer.shapes(batch)]
     lasts = heads if module is None else [_layer(writer, layer, module, heads)] * len(heads)
     channels, size = (layer.inputs, layer.size) if module is None else (layer.outputs, layer.output_size)
-    if layer.op == "conv" and layer.kernel == (1, 1) != layer.stride:
+    if layer.op == "conv" and set(layer.kernel) == {1} != set(layer.stride):
         # a second reader, or OpenVINO computes only the pixels of the head that the layer takes
         writer.output(_tail(writer, heads[0], layer.inputs, layer.size))
     for last in lasts:
@@ -135,10 +137,11 @@ def _head(writer: "Writer", layer: Layer, shape: Shape, first: bool) -> str:
     if layer.op == "linear":
         return writer.node("Relu", [writer.input(name, shape)])
     batch, channels, *size = shape
-    return writer.node("Conv", [writer.input(name, (batch, 1, *size)), writer.constant(torch.randn(channels, 1, 1, 1))])
+    weight = writer.constant(torch.randn(channels, 1, *(1 for _ in size)))
+    return writer.node("Conv", [writer.input(name, (batch, 1, *size)), weight])
 
 
-def _tail(writer: "Writer", last: str, channels: int, size: tuple[int, int]) -> str:
+def _tail(writer: "Writer", last: str, channels: int, size: Sizes) -> str:
     # not 1x1: OpenVINO moves the stride of a 1x1 convolution into the layer before it
     kernel = [min(side, 2) for side in size]
     weight = writer.constant(torch.randn(TAIL, channels, *kernel))
@@ -224,14 +227,20 @@ def _called_module(writer: "Writer", module: nn.Module, node: fx.Node, names: Ma
     name, rank = names[source], len(_shape(source))
     _check_overwritten(source, getattr(module, "inplace", False))
     match module:
-        case nn.Identity() | nn.Dropout() | nn.Dropout2d() if not module.training:
+        case nn.Identity() | nn.modules.dropout._DropoutNd() if not module.training:
             return name
-        case nn.BatchNorm2d() if _norm_after(source) is module:
+        case nn.modules.batchnorm._BatchNorm() if _norm_after(source) is module:
             return name
-        case nn.AdaptiveAvgPool2d() if tuple(_shape(node)[2:]) == (1, 1) and rank == 4:
-            return writer.node("ReduceMean", [name, writer.constant(torch.tensor([-1, -2]))], keepdims=1)
+        case nn.modules.pooling._AdaptiveAvgPoolNd() if set(_shape(node)[2:]) == {1} and rank == _rank(module):
+            axes = writer.constant(-torch.arange(1, rank - 1))
+            return writer.node("ReduceMean", [name, axes], keepdims=1)
         case nn.Flatten() if module.start_dim == 1 and module.end_dim == -1:
             return _flat(writer, name, node)
+    windowed = isinstance(
+        module, nn.modules.conv._ConvNd | nn.modules.pooling._MaxPoolNd | nn.modules.pooling._AvgPoolNd
+    )
+    if windowed and rank != _rank(module):
+        raise _Unknown(module)  # PyTorch takes it for an input without a batch
     if isinstance(module, EXPORTED) or (isinstance(module, nn.Linear) and rank != 2):
         raise _Unknown(module)
     return _module(writer, module, name, rank, _norm_after(node))
@@ -247,17 +256,17 @@ def _called_function(writer: "Writer", node: fx.Node, names: Mapping[fx.Node, st
     return writer.node(FUNCTIONS[node.target], [names[each] for each in sources])
 
 
-def _norm_after(node: fx.Node) -> nn.BatchNorm2d | None:
+def _norm_after(node: fx.Node) -> Norm | None:
     """The norm that a convolution feeds alone, which becomes part of it."""
 
     def called(step: fx.Node) -> nn.Module | None:
         owner = step.graph.owning_module
         return owner.get_submodule(str(step.target)) if owner is not None and step.op == "call_module" else None
 
-    if not isinstance(called(node), nn.Conv2d) or len(node.users) != 1:
+    if not isinstance(called(node), nn.Conv1d | nn.Conv2d | nn.Conv3d) or len(node.users) != 1:
         return None
     norm = called(next(iter(node.users)))
-    return norm if isinstance(norm, nn.BatchNorm2d) and _is_known(norm) else None
+    return norm if isinstance(norm, Norm) and _is_known(norm) else None
 
 
 def _flat(writer: "Writer", name: str, node: fx.Node) -> str:
@@ -265,22 +274,20 @@ def _flat(writer: "Writer", name: str, node: fx.Node) -> str:
     return writer.node("Reshape", [name, writer.constant(torch.tensor(_shape(node)))], allowzero=1)
 
 
-def _module(writer: "Writer", module: nn.Module, name: str, rank: int, norm: nn.BatchNorm2d | None = None) -> str:
+def _module(writer: "Writer", module: nn.Module, name: str, rank: int, norm: Norm | None = None) -> str:
     """One module for an input with this many dimensions; the name of what comes out. A `norm` becomes part of it.
 
     Raises where the module, or an option of it, is not known here.
     """
     match module:
-        case nn.Conv2d() | nn.ConvTranspose2d() if module.padding_mode == "zeros" and not isinstance(
-            module.padding, str
-        ):
-            transposed = isinstance(module, nn.ConvTranspose2d)
+        case nn.modules.conv._ConvNd() if module.padding_mode == "zeros" and not isinstance(module.padding, str):
+            transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
             more = {"output_padding": module.output_padding} if transposed else {}
             return writer.node(
                 "ConvTranspose" if transposed else "Conv", [name, *_folded(writer, module, norm)],
                 dilations=module.dilation, group=module.groups, **_window(module), **more,
             )  # fmt: skip
-        case nn.BatchNorm1d() | nn.BatchNorm2d() if _is_known(module):
+        case nn.BatchNorm1d() | nn.BatchNorm2d() | nn.BatchNorm3d() if _is_known(module):
             tensors = [module.weight, module.bias, module.running_mean, module.running_var]
             weights = [writer.constant(tensor) for tensor in tensors if tensor is not None]
             return writer.node("BatchNormalization", [name, *weights], epsilon=module.eps)
@@ -290,12 +297,12 @@ def _module(writer: "Writer", module: nn.Module, name: str, rank: int, norm: nn.
         case nn.Linear():
             weights = [writer.constant(tensor) for tensor in (module.weight, module.bias) if tensor is not None]
             return writer.node("Gemm", [name, *weights], transB=1)
-        case nn.MaxPool2d() if not (module.ceil_mode or module.return_indices):
-            return writer.node("MaxPool", [name], dilations=_pair(module.dilation), **_window(module))
-        case nn.AvgPool2d() if not (module.ceil_mode or module.divisor_override):
-            counted = int(module.count_include_pad)
+        case nn.modules.pooling._MaxPoolNd() if not (module.ceil_mode or module.return_indices):
+            return writer.node("MaxPool", [name], dilations=_each(module.dilation, module), **_window(module))
+        case nn.modules.pooling._AvgPoolNd() if not (module.ceil_mode or getattr(module, "divisor_override", None)):
+            counted = int(bool(module.count_include_pad))
             return writer.node("AveragePool", [name], count_include_pad=counted, **_window(module))
-        case nn.AdaptiveAvgPool2d(output_size=1):
+        case nn.modules.pooling._AdaptiveAvgPoolNd(output_size=1) if rank == _rank(module):
             return writer.node("GlobalAveragePool", [name])
         case nn.ReLU6():
             bounds = [writer.constant(torch.tensor(bound)) for bound in (0.0, 6.0)]
@@ -314,29 +321,37 @@ def _module(writer: "Writer", module: nn.Module, name: str, rank: int, norm: nn.
             raise _Unknown(module)
 
 
-def _folded(writer: "Writer", conv: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d | None) -> list[str]:
+def _folded(writer: "Writer", conv: nn.modules.conv._ConvNd, norm: Norm | None) -> list[str]:
     """Weight and bias of a convolution and the norm after it, without a bias of zeros; their names."""
     weight: Tensor = conv.weight
     bias = torch.zeros(conv.out_channels, device=weight.device) if conv.bias is None else conv.bias
     if norm is not None:
         assert norm.running_mean is not None and norm.running_var is not None
         scale = norm.weight.float() * torch.rsqrt(norm.running_var.float() + norm.eps)
-        weight = weight.float() * scale[:, None, None, None]
+        weight = weight.float() * scale.view(-1, *(1 for _ in weight.shape[1:]))
         bias = norm.bias.float() + (bias.float() - norm.running_mean.float()) * scale
     return [writer.constant(tensor) for tensor in ([weight, bias] if bool(bias.any()) else [weight])]
 
 
-def _is_known(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:
+def _is_known(norm: Norm) -> bool:
     return norm.affine and norm.running_mean is not None
 
 
-def _pair(size: Any) -> tuple[int, int]:
-    return tuple(size) if isinstance(size, tuple) else (size, size)
+def _rank(module: nn.Module) -> int:
+    """Number of dimensions of the tensors that a convolution or pool takes in batches: two more than its name says."""
+    names = (kind.__name__ for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn"))
+    return next(int(name[-2]) + 2 for name in names if name[-2:] in ("1d", "2d", "3d"))
 
 
-def _window(module: Any) -> Mapping[str, tuple[int, ...]]:
+def _each(size: Any, module: nn.Module) -> tuple[int, ...]:
+    """A number for each dimension of the pixels."""
+    return tuple(size) if isinstance(size, tuple | list) else (size,) * (_rank(module) - 2)
+
+
+def _window(module: nn.Module) -> Mapping[str, tuple[int, ...]]:
     """The attributes of a convolution, or of a pool."""
-    kernel, stride, padding = (_pair(each) for each in (module.kernel_size, module.stride, module.padding))
+    sizes = (module.kernel_size, module.stride, module.padding)
+    kernel, stride, padding = (_each(size, module) for size in sizes)
     return {"kernel_shape": kernel, "strides": stride, "pads": padding * 2}
 
 

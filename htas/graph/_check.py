@@ -1,13 +1,15 @@
-"""Refusals of networks that are hooked, quantised, or on another device."""
+"""Refusals of networks that are hooked, quantised, compiled, without sizes, or on another device."""
 
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from htas.errors import UserError
+from htas.graph.record import Record, Value, values_in
 
 KINDS = {"_forward_pre_hooks": "forward pre-hook", "_forward_hooks": "forward hook", "_backward_hooks": "backward hook",
          "_backward_pre_hooks": "backward pre-hook"}  # fmt: skip
@@ -16,8 +18,19 @@ QUANTISED = ("torch.ao.", "torch.nn.quantized", "torch.nn.qat", "torch.nn.intrin
 
 def check(module: nn.Module) -> None:
     """Raise UserError, in one sentence, where a network could not be searched rightly."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UserError(
+            f"{module.original_name} is compiled by TorchScript (torch.jit), which keeps its sizes: give the network "
+            "in Python that it was made from"
+        )
     for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            continue
         title = f"{type(part).__name__} {name}" if name else type(part).__name__
+        if isinstance(part, nn.modules.lazy.LazyModuleMixin) and part.has_uninitialized_params():  # type: ignore[misc]
+            raise UserError(
+                f"{title} has no sizes before its first run: run it once, model(example), and give the network then"
+            )
         for kind, hook in _hooks(part):
             raise UserError(
                 f"{title} has a {kind}, {_named(hook)}, which resized layers would lose: remove it (handle.remove()) "
@@ -28,12 +41,50 @@ def check(module: nn.Module) -> None:
                 f"{title} is quantised ({type(part).__module__}): give the network in floating point, and quantise the "
                 "one found"
             )
+    for name, parameter in module.named_parameters():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            raise UserError(
+                f"{name} is of {parameter.dtype}, in which nothing is searched: call model.float() first; training and "
+                "runtimes have precisions of their own"
+            )
     devices = sorted({str(tensor.device) for tensor in module.state_dict().values()} - {"cpu"})
     if devices:
         raise UserError(
             f"the network must be on the CPU, it is on {' and '.join(devices)}: call model.cpu() first; it is trained "
             "where that is fastest all the same"
         )
+
+
+ENDS = {"softmax", "log_softmax", "sigmoid", "sigmoid_", "softmin", "argmax", "max", "logsigmoid", "tanh",
+        "Softmax", "LogSoftmax", "Softmax2d", "Sigmoid", "LogSigmoid"}  # fmt: skip
+"""Steps that make probabilities, or answers, of what a loss reads."""
+
+
+def check_outputs(module: nn.Module, evaluated: Record, trained: Record) -> None:
+    """Raise UserError where a network returns probabilities in one mode and what they are made of in the other: it
+    would be trained on the wrong ones."""
+    modules = dict(module.named_modules())
+    ends = [_ends(record, modules) for record in (evaluated, trained)]
+    for one, two, mode, other in ((*ends, "eval", "training"), (*reversed(ends), "training", "eval")):
+        for (step, source), (last, _) in zip(one, two, strict=False):
+            if step in ENDS and step != last and source == last:
+                raise UserError(
+                    f"{type(module).__name__} returns the {step.lower()} of its output in {mode} mode, and not in "
+                    f"{other}: return the same in both, logits for instance, and apply {step.lower()} outside"
+                )
+
+
+def _ends(record: Record, modules: dict[str, nn.Module]) -> list[tuple[str, str]]:
+    """Of each output the name of the step that makes it, and of the step before."""
+
+    def name(value: Value | None) -> str:
+        if value is None or value.call is None:
+            return ""
+        return type(modules[value.call.module]).__name__ if value.call.module else value.call.name
+
+    outputs = values_in(record.outputs)
+    before = [next((each for each in (out.call.values if out.call else ()) if each.derived), None) for out in outputs]
+    return list(zip(map(name, outputs), map(name, before), strict=True))
 
 
 def _hooks(module: nn.Module) -> Iterator[tuple[str, Any]]:

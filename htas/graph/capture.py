@@ -4,15 +4,11 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
+from torch import fx, nn
 
 from htas.console.blame import blame
 from htas.errors import UserError
-from htas.graph._steps import weightless
 from htas.graph.modes import evaluating
-from htas.text import shapes
 
 
 def capture(module: nn.Module, inputs: int) -> fx.GraphModule:
@@ -79,7 +75,7 @@ def names(graph: fx.Graph) -> dict[fx.Node, str]:
             name = str(node.target)
         else:
             what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "function")
-            name = f"{owner_of(node)}:{what}"
+            name = f"{owner_of(node)}:{what.removeprefix('i') if what == 'iadd' else what.strip('_')}"
         counts[name] = counts.get(name, 0) + 1
         by_node[node] = name if counts[name] == 1 else f"{name}#{counts[name]}"
     return by_node
@@ -93,43 +89,3 @@ def owner_of(node: fx.Node) -> str:
 def stack_of(node: fx.Node) -> list[str]:
     """Paths of the modules under way, the outermost first."""
     return [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
-
-
-def captured(module: nn.Module, examples: tuple[Tensor, ...]) -> fx.GraphModule:
-    """`capture`, then run on `examples`, [N, *shape] each, with facts in every node's meta.
-
-    They are the "shape" of its value (None where it is no tensor), whether there are "tensors" in it, the number of
-    "params" in it, and, where it is no layer, its "macs" for one image by torch's own counter. Raises UserError where
-    the network does not run.
-    """
-    graph = capture(module, len(examples))
-    try:
-        with evaluating(module), torch.no_grad():
-            _Run(graph, len(examples[0])).run(*(example.clone() for example in examples))
-    except Exception as error:
-        what, sizes = "an input" if len(examples) == 1 else "inputs", shapes(each.shape for each in examples)
-        raise UserError(f"{type(module).__name__} does not run on {what} of shape {sizes}: {blame(error)}") from error
-    return graph
-
-
-class _Run(fx.Interpreter):
-    def __init__(self, graph: fx.GraphModule, images: int) -> None:
-        super().__init__(graph)
-        self.images = images
-
-    def run_node(self, n: fx.Node) -> Any:
-        module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
-        n.meta["macs"] = 0
-        if n.op in ("call_module", "call_function", "call_method") and not weightless(n, module):
-            from torch.utils.flop_counter import FlopCounterMode  # takes a second to load
-
-            with FlopCounterMode(display=False) as counter:
-                result = super().run_node(n)
-            n.meta["macs"] = round(counter.get_total_flops() / 2 / self.images)
-        else:
-            result = super().run_node(n)
-        n.meta["shape"] = tuple(result.shape) if isinstance(result, Tensor) else None
-        n.meta["tensors"] = any(isinstance(leaf, Tensor) for leaf in tree_leaves(result))
-        if isinstance(result, nn.Parameter) and result.requires_grad:
-            n.meta["params"] = result.numel()
-        return result

@@ -4,8 +4,9 @@ A survey measures layers: a network of a hundred layers has about ten distinct o
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from typing import Any, Literal
 
 import torch
@@ -26,8 +27,26 @@ ACTIVATIONS: Mapping[str, type[nn.Module]] = {
     "hardsigmoid": nn.Hardsigmoid,
 }
 
+Modules = Mapping[int, Callable[..., nn.Module]]
+CONVS: Modules = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+"""By number of dimensions of the pixels."""
+TRANSPOSED: Modules = {
+    1: nn.ConvTranspose1d,
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
+}
+NORMS: Mapping[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+MAX_POOLS: Modules = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
+AVERAGE_POOLS: Modules = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+GLOBAL_POOLS: Modules = {
+    1: nn.AdaptiveAvgPool1d,
+    2: nn.AdaptiveAvgPool2d,
+    3: nn.AdaptiveAvgPool3d,
+}
+
 Op = Literal["conv", "conv_transpose", "linear", "max_pool", "avg_pool", "global_pool", "add"]
-Pair = tuple[int, int]
+Sizes = tuple[int, ...]
+"""A number for each dimension of the pixels: height and width, or one of them, or three."""
 WEIGHTED = ("conv", "conv_transpose", "linear")
 """Operators that have weights, for every input channel and every output channel."""
 
@@ -39,20 +58,29 @@ class Layer:
     op: Op
     inputs: int
     outputs: int
-    size: Pair
-    """Height and width of the input; (1, 1) for a linear layer, unless it works on every pixel."""
-    kernel: Pair = (1, 1)
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
+    size: Sizes
+    """Height and width of the input, or as many sizes as it has; (1, 1) for a linear layer, unless it works on every
+    pixel."""
+    kernel: Sizes = (1, 1)
+    stride: Sizes = (1, 1)
+    padding: Sizes = (0, 0)
+    dilation: Sizes = (1, 1)
     groups: int = 1
     bias: bool = False
     norm: bool = False
     """A batch norm follows, fused by most runtimes."""
     activation: str = ""
     """A key of ACTIVATIONS, or nothing."""
-    output_padding: Pair = (0, 0)
+    output_padding: Sizes = (0, 0)
     """conv_transpose: rows and columns added to one side of the output."""
+
+    def __post_init__(self) -> None:
+        dims = len(self.size)
+        if dims != 2:  # the defaults are those of two
+            for name in ("kernel", "stride", "padding", "dilation", "output_padding"):
+                sizes = getattr(self, name)
+                if len(sizes) != dims:
+                    object.__setattr__(self, name, sizes[:1] * dims)
 
     @property
     def key(self) -> str:
@@ -72,11 +100,15 @@ class Layer:
     @property
     def curve_template(self) -> "Template":
         """The layer without its number of outputs: equal for the layers on one curve of latency over width."""
-        channels = self.inputs // self.groups if self.grouped else None
+        return self.curve(whole_groups=self.grouped)
+
+    def curve(self, *, whole_groups: bool) -> "Template":
+        """The layer without its number of outputs, which grows by whole groups of channels, or within each group."""
         fields = {name: getattr(self, name) for name in SHARED}
-        if channels is not None:
-            return Template(**fields, group_channels=channels)
-        return Template(**fields, inputs=self.inputs, groups=self.groups)
+        if not whole_groups:
+            return Template(**fields, inputs=self.inputs, groups=self.groups)
+        each, outputs = self.inputs // self.groups, self.outputs // self.groups
+        return Template(**fields, group_channels=each, group_outputs=outputs if outputs != each else 0)
 
     def wide(self, outputs: int) -> "Layer":
         """The layer with this many outputs; one that works within groups of channels gets as many inputs."""
@@ -93,10 +125,10 @@ class Layer:
         return self.template.kind
 
     @property
-    def output_size(self) -> Pair:
+    def output_size(self) -> Sizes:
         """Height and width of the output."""
         if self.op == "global_pool":
-            return (1, 1)
+            return (1,) * len(self.size)
         if self.op in ("linear", "add"):
             return self.size
 
@@ -107,21 +139,20 @@ class Layer:
                 return (self.size[axis] - 1) * self.stride[axis] + more
             return (self.size[axis] + 2 * self.padding[axis] - reach) // self.stride[axis] + 1
 
-        return along(0), along(1)
+        return tuple(along(axis) for axis in range(len(self.size)))
 
     @property
     def macs(self) -> int:
         """Multiply-adds for one image. A bias counts as one per output, as in the TAS publications."""
-        height, width = self.output_size
+        pixels = prod(self.output_size)
         match self.op:
             case "conv":
-                each = self.kernel[0] * self.kernel[1] * (self.inputs // self.groups) + self.bias
-                return each * self.outputs * height * width
+                return (prod(self.kernel) * (self.inputs // self.groups) + self.bias) * self.outputs * pixels
             case "conv_transpose":
-                each = self.kernel[0] * self.kernel[1] * self.inputs * self.size[0] * self.size[1]
-                return (each + self.bias * height * width) * self.outputs
+                each = prod(self.kernel) * (self.inputs // self.groups) * prod(self.size)
+                return (each + self.bias * pixels) * self.outputs
             case "linear":
-                return (self.inputs + self.bias) * self.outputs * height * width
+                return (self.inputs + self.bias) * self.outputs * pixels
             case _:
                 return 0
 
@@ -131,8 +162,7 @@ class Layer:
         norm = 2 * self.outputs if self.norm else 0
         match self.op:
             case "conv" | "conv_transpose":
-                each = self.kernel[0] * self.kernel[1] * (self.inputs // self.groups) + self.bias
-                return each * self.outputs + norm
+                return (prod(self.kernel) * (self.inputs // self.groups) + self.bias) * self.outputs + norm
             case "linear":
                 return (self.inputs + self.bias) * self.outputs + norm
             case _:
@@ -142,7 +172,8 @@ class Layer:
         """The layer as a module in eval mode, with random weights, that takes `example`; an add takes two tensors."""
         parts: list[nn.Module] = [self._operator()]
         if self.norm:
-            parts.append(nn.BatchNorm1d(self.outputs) if self.op == "linear" else nn.BatchNorm2d(self.outputs))
+            dims = 1 if self.op == "linear" else len(self.size)
+            parts.append(NORMS[dims](self.outputs))
         if self.activation:
             parts.append(ACTIVATIONS[self.activation]())
         if self.op == "add":
@@ -161,22 +192,25 @@ class Layer:
         return tuple(torch.randn(shape) for shape in self.shapes(batch))
 
     def _operator(self) -> nn.Module:
+        dims = len(self.size)
         window = (self.inputs, self.outputs, self.kernel, self.stride, self.padding)
+        module: nn.Module
         match self.op:
             case "conv":
-                return nn.Conv2d(*window, self.dilation, self.groups, self.bias)
+                module = CONVS[dims](*window, self.dilation, self.groups, self.bias)
             case "conv_transpose":
-                return nn.ConvTranspose2d(*window, self.output_padding, self.groups, self.bias, self.dilation)
+                module = TRANSPOSED[dims](*window, self.output_padding, self.groups, self.bias, self.dilation)
             case "linear":
-                return nn.Linear(self.inputs, self.outputs, self.bias)
+                module = nn.Linear(self.inputs, self.outputs, self.bias)
             case "max_pool":
-                return nn.MaxPool2d(self.kernel, self.stride, self.padding, self.dilation)
+                module = MAX_POOLS[dims](self.kernel, self.stride, self.padding, self.dilation)
             case "avg_pool":
-                return nn.AvgPool2d(self.kernel, self.stride, self.padding)
+                module = AVERAGE_POOLS[dims](self.kernel, self.stride, self.padding)
             case "global_pool":
-                return nn.AdaptiveAvgPool2d(1)
+                module = GLOBAL_POOLS[dims](1)
             case "add":
-                return nn.Identity()
+                module = nn.Identity()
+        return module
 
 
 SHARED = ("op", "size", "kernel", "stride", "padding", "dilation", "bias", "norm", "activation", "output_padding")
@@ -188,16 +222,16 @@ class Template:
     """What layers have in common that differ in their widths alone: a Layer without its channels."""
 
     op: Op
-    size: Pair
+    size: Sizes
     """Height and width of the input."""
-    kernel: Pair = (1, 1)
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
+    kernel: Sizes = (1, 1)
+    stride: Sizes = (1, 1)
+    padding: Sizes = (0, 0)
+    dilation: Sizes = (1, 1)
     bias: bool = False
     norm: bool = False
     activation: str = ""
-    output_padding: Pair = (0, 0)
+    output_padding: Sizes = (0, 0)
     inputs: int | None = None
     """Input channels where these are fixed; None where they are free, too."""
     groups: int = 1
@@ -205,11 +239,14 @@ class Template:
     group_channels: int | None = None
     """Channels in each group of a convolution with as many outputs as inputs (1: depthwise), whose number of groups
     grows with its width; None for every other operator."""
+    group_outputs: int = 0
+    """Outputs of each such group; 0 where it has as many as channels."""
 
     @property
     def key(self) -> str:
         """Canonical JSON. The version changes when a field does."""
-        return json.dumps({"template": 1, **asdict(self)}, sort_keys=True)
+        fields = {name: value for name, value in asdict(self).items() if name != "group_outputs" or value}
+        return json.dumps({"template": 1, **fields}, sort_keys=True)
 
     @staticmethod
     def of(key: str) -> "Template":
@@ -218,14 +255,21 @@ class Template:
 
     @property
     def keeps_width(self) -> bool:
-        """Whether its layers have as many inputs as outputs: all but plain convolutions and linear layers do."""
+        """Whether the outputs of its layers say how many inputs they have: all but plain convolutions and linear
+        layers do."""
         return self.group_channels is not None or self.op not in WEIGHTED
 
     def at(self, inputs: int, outputs: int) -> Layer:
-        """The layer with these channels; where it keeps its width, `outputs` of both."""
-        groups = self.groups if self.group_channels is None else outputs // self.group_channels
+        """The layer with these channels; where it keeps its width, those of so many outputs."""
         fields = {name: getattr(self, name) for name in SHARED}
-        return Layer(**fields, inputs=outputs if self.keeps_width else inputs, outputs=outputs, groups=groups)
+        if self.group_channels is not None:
+            groups = outputs // (self.group_outputs or self.group_channels)
+            return Layer(**fields, inputs=groups * self.group_channels, outputs=outputs, groups=groups)
+        return Layer(**fields, inputs=outputs if self.keeps_width else inputs, outputs=outputs, groups=self.groups)
+
+    def outputs(self, width: int) -> int:
+        """Those where the site that the layer makes has this width."""
+        return width
 
     def wide(self, outputs: int) -> Layer:
         """The layer with this many outputs, and the template's inputs."""
@@ -234,14 +278,15 @@ class Template:
     @property
     def kind(self) -> str:
         """The operator in words: `conv 3x3 /2`, `depthwise 3x3`, `grouped conv 3x3`, `linear`, `add`."""
+        window = "x".join(map(str, self.kernel))
         if self.op == "conv_transpose":
-            return f"transposed conv {self.kernel[0]}x{self.kernel[1]}"
+            return f"transposed conv {window}"
         if self.op != "conv":
             return self.op
         grouped = "grouped conv" if self.groups > 1 or self.group_channels is not None else "conv"
         name = "depthwise" if self.group_channels == 1 else grouped
         stride = f" /{max(self.stride)}" if max(self.stride) > 1 else ""
-        return f"{name} {self.kernel[0]}x{self.kernel[1]}{stride}"
+        return f"{name} {window}{stride}"
 
 
 def _fields(key: str, version: str) -> dict[str, Any]:

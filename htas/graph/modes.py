@@ -1,9 +1,14 @@
-"""A network in eval mode for a while."""
+"""A network in eval mode for a while, left as it was; copies of networks, and what wrappers hold."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+T = TypeVar("T", bound=nn.Module)
 
 
 @contextmanager
@@ -16,3 +21,47 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes.items():
             part.training = training
+
+
+@contextmanager
+def untouched(module: nn.Module) -> Iterator[None]:
+    """Let a forward pass keep on the module whatever it wants; afterwards every part holds what it held before."""
+    before = [(part, dict(vars(part)), _contents(part)) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, held, contents in before:
+            for name in [name for name in vars(part) if name not in held]:
+                del part.__dict__[name]
+            part.__dict__.update(held)
+            for container, values in contents:
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(values)
+
+
+def _contents(part: nn.Module) -> list[tuple[Any, Any]]:
+    """What the lists, dictionaries and sets that a module holds have in them."""
+    held = [value for name, value in vars(part).items() if not name.startswith("_")]
+    return [(value, copy.copy(value)) for value in held if type(value) in (list, dict, set)]
+
+
+def copied(module: T) -> T:
+    """A deep copy; of tensors that a forward pass has left on the module, whose gradients nobody can copy, the
+    values."""
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for leaf in tree_leaves([value for name, value in vars(part).items() if not name.startswith("_")]):
+            if isinstance(leaf, Tensor) and not leaf.is_leaf:
+                memo[id(leaf)] = leaf.detach().clone()
+    return copy.deepcopy(module, memo)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The network inside torch.compile, DataParallel and DistributedDataParallel."""
+    while True:
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif type(module).__name__ == "OptimizedModule":
+            module = module._orig_mod  # type: ignore[assignment]
+        else:
+            return module

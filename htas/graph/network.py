@@ -7,6 +7,9 @@ answered by `Network.flow`, which carries widths, whole numbers or differentiabl
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from functools import cached_property
+from itertools import chain
 from math import prod
 from operator import itemgetter
 from typing import Any, Literal
@@ -17,12 +20,14 @@ from torch import Tensor, nn
 from htas.data.split import Shape
 from htas.errors import UserError
 from htas.graph.arch import Arch
-from htas.graph.layer import Layer
+from htas.graph.layer import Layer, Template
+from htas.graph.layout import Layout, Layouts
+from htas.graph.record import Leaf
 
 Kind = Literal[
     "input",
-    "conv",  # a convolution or a linear layer: makes a site
-    "grouped",  # a convolution within groups of channels that has as many outputs as inputs; depthwise: groups of one
+    "conv",  # a convolution or a linear layer
+    "grouped",  # a convolution within groups of channels, each of which stays whole: as many groups as the width says
     "norm",  # a batch norm: each channel by itself
     "layer_norm",  # of all channels of a pixel, or of groups of channels, together
     "scale",  # times, or plus, a parameter with one number for each channel
@@ -31,40 +36,48 @@ Kind = Literal[
     "project",  # makes a shortcut as wide as what it is added to; nothing where it already is
     "concat",
     "flatten",  # height and width become channels
+    "move",  # anything else that runs at other widths, too: slices, shuffles, products of matrices
     "depth",  # takes the output of the last kept block
     "fixed",  # anything else: its widths never change
-    "value",  # no tensor: a size, a shape
+    "value",  # no activation: a parameter, and what is computed from parameters alone
 ]
 
 
+EMPTY = Layout(())
 OUTPUT = "it is the network's output"
 """The reason for a width that the number of classes fixes."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of channels that belong together: `base` channels of a site, each standing `repeat` times in a row."""
+    """Channels of one site in a tensor: `repeat` for each channel of the site, which has `base` in the base network."""
 
     base: int
-    repeat: int = 1
+    repeat: int | Fraction = 1
+    """A fraction where the tensor has a part of the site's channels: half of them after a `chunk`."""
+    site: str = ""
+    """Empty where the width is frozen."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """One step of the network. `run(modules, values)` computes it as in the base network."""
+    """One step of the network. `run(modules, values, widths)` computes it: as in the base network, or at other widths,
+    by site."""
 
     name: str
     kind: Kind
     inputs: tuple[str, ...]
-    run: Callable[[Callable[[str], nn.Module], tuple[Any, ...]], Any] = field(repr=False, compare=False)
+    run: Callable[..., Any] = field(repr=False, compare=False)
     module: str = ""
-    """Qualified name of the leaf module called, if any."""
+    """Qualified name of the module of torch.nn called, or of the one that owns a function's weights."""
     site: str = ""
-    """conv, grouped, depth: the site it makes, keeps or reads; empty where its width is frozen."""
+    """conv, grouped, depth: the site it makes, keeps or reads; empty where its width is frozen, or of several sites."""
     segments: tuple[Segment, ...] = ()
-    """Channels of the output."""
+    """Channels of the output, counted."""
     consumed: tuple[Segment, ...] = ()
     """Channels of the first input."""
+    layout: Layout = EMPTY
+    """Where the channels of the output stand."""
     blocks: tuple[tuple[str, int], ...] = ()
     """Depth sites around it, each with the number of its block."""
     layer: Layer | None = None
@@ -74,12 +87,16 @@ class Node:
     """conv, grouped: the norm that directly follows."""
     normed: bool = True
     """project: whether a norm follows the 1x1 convolution."""
+    called: bool = True
+    """Whether the module itself is called; else a function on its tensors."""
     params: int = 0
-    """fixed: trainable parameters of its own, those that an earlier node has left out. scale: of each channel."""
+    """project: parameters at base widths."""
     macs: int = 0
-    """fixed: multiply-adds for one image, where it has no `layer`."""
+    """fixed, move: multiply-adds for one image, where it has no `layer`."""
+    scaled: tuple[Layout, ...] = ()
+    """move: the dimensions that its multiply-adds grow with."""
     param: str = ""
-    """scale: qualified name of the parameter."""
+    """scale, value: qualified name of the parameter."""
     param_axis: int = 0
     """scale: the parameter's own dimension of the channels."""
     axis: int = 1
@@ -88,9 +105,23 @@ class Node:
     """Whether an earlier node has called the same module."""
 
     @property
+    def curve(self) -> Template | None:
+        """Its layer without its number of outputs."""
+        if self.layer is None:
+            return None
+        whole = self.kind == "grouped" or (self.kind == "fixed" and self.layer.grouped)
+        return self.layer.curve(whole_groups=whole)
+
+    @property
+    def template(self) -> Template | None:
+        """Its layer without its widths."""
+        curve = self.curve
+        return replace(curve, inputs=None) if curve else None
+
+    @property
     def base(self) -> int:
         """Channels of the output in the base network."""
-        return sum(segment.base * segment.repeat for segment in self.segments)
+        return int(total_channels(self.segments, [segment.base for segment in self.segments]))
 
 
 @dataclass(frozen=True)
@@ -120,8 +151,17 @@ class Use:
     layer: Layer
     node: str
     site: str
-    """The width site that its outputs are; empty for none."""
+    """The width site that its outputs are, all of them and nothing else; empty for none."""
     blocks: tuple[tuple[str, int], ...]
+    curve: Template
+    """The layer without its number of outputs."""
+    outputs: tuple[Segment, ...] = ()
+    """The channels that it makes, or that it keeps where they are of one site."""
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The sites among its outputs."""
+        return tuple(segment.site for segment in self.outputs if segment.site)
 
 
 @dataclass(frozen=True)
@@ -153,11 +193,17 @@ class Step:
             case "fixed":
                 return node.layer
             case "conv" | "project":
-                return replace(node.layer, inputs=self.channels_in, outputs=self.channels)
+                inputs = self.channels_in if _free(node.consumed) else node.layer.inputs
+                outputs = self.channels if _free(node.segments) else node.layer.outputs
+                return replace(node.layer, inputs=inputs, outputs=outputs)
             case "grouped":
-                return node.layer.wide(self.channels)
+                return node.curve.wide(self.channels) if node.curve else None
             case _:
                 return replace(node.layer, inputs=self.channels, outputs=self.channels)
+
+
+def _free(segments: Sequence[Segment]) -> bool:
+    return any(segment.site for segment in segments)
 
 
 @dataclass(frozen=True)
@@ -176,6 +222,14 @@ class Network:
     """The nodes whose values leave the network."""
     result: Callable[[tuple[Any, ...]], Any] = field(default=itemgetter(0), repr=False, compare=False)
     """Makes the value that the network returns from these outputs: one of them, a tuple, a dictionary."""
+    layouts: Mapping[str, Layouts] = field(default_factory=dict)
+    """By qualified name of a parameter or buffer that changes with widths, what stands along each dimension."""
+    counted: Mapping[Leaf, Layout] = field(default_factory=dict)
+    """Whole numbers that modules hold and that follow widths: ("attribute", module, name, index in a list)."""
+    checked: str = ""
+    """What `trace` checked at other widths, in words."""
+    fixed_order: frozenset[str] = frozenset()
+    """Sites whose channels may not change places."""
 
     def example(self, images: int = 1) -> tuple[Tensor, ...]:
         """Zeros, [images, *shape] for each of `shapes`."""
@@ -225,7 +279,14 @@ class Network:
         widths of layers are taken as independent, as in TAS.
         """
         channels: dict[str, tuple[Any, ...]] = {}
+        aliases: dict[str, Any] = {}
         shares: dict[tuple[tuple[str, int], ...], Any] = {}
+
+        def value(segment: Segment) -> Any:
+            if not segment.site:
+                return segment.base
+            return aliases[segment.site] if segment.site in aliases else width(segment.site)
+
         for node in self.nodes:
             if node.kind == "value":
                 continue
@@ -235,9 +296,32 @@ class Network:
             if whole and not share:
                 continue
             inputs = tuple(channels[name] for name in node.inputs if name in channels)
-            outputs = _outputs(node, inputs, channels, width, depth)
-            channels[node.name] = outputs
+            if node.kind == "depth":
+                chances = zip(depth(node.site), node.inputs, strict=True)
+                ends = [(chance, channels[name]) for chance, name in chances if name in channels]
+                for at, segment in enumerate(node.segments):
+                    if segment.site not in self.sites:
+                        aliases[segment.site] = sum(chance * widths[at] for chance, widths in ends)
+            channels[node.name] = outputs = tuple(map(value, node.segments))
             yield Step(node, inputs, outputs, share)
+
+    def widths_at(self, arch: Arch) -> dict[str, int]:
+        """Widths by site, and of what the last kept blocks make where their ends have widths of their own."""
+        widths = dict(arch.widths)
+        for node in self.nodes:
+            if node.kind == "depth" and node.segments[0].site not in {"", *self.sites}:
+                end = self._by_name[node.inputs[arch.depths[node.site] - 1]].segments[0]
+                widths[node.segments[0].site] = widths[end.site] if end.site else end.base
+        return widths
+
+    @cached_property
+    def whole_groups(self) -> frozenset[str]:
+        """Modules that convolve within groups of channels, whose number is the width."""
+        return frozenset(node.module for node in self.nodes if node.kind == "grouped")
+
+    @cached_property
+    def _by_name(self) -> dict[str, Node]:
+        return {node.name: node for node in self.nodes}
 
     def steps(self, arch: Arch) -> Iterator[Step]:
         """`flow` for one arch, cut blocks left out."""
@@ -251,89 +335,89 @@ class Network:
         """The layers of one arch, in the order they run; equal layers appear as often as they run."""
         layers = []
         for step in self.steps(arch):
-            layer = step.layer
-            if layer is not None:
-                layers.append(Use(layer, step.node.name, step.node.site, step.node.blocks))
+            layer, node, curve = step.layer, step.node, step.node.curve
+            if layer is not None and curve is not None:
+                makes = node.kind == "conv" or (node.kind == "grouped" and len(node.segments) == 1)
+                outputs = node.segments if makes and all(s.site in ("", *self.sites) for s in node.segments) else ()
+                site = node.site if node.site in self.sites else ""
+                curve = curve if curve.inputs is None else replace(curve, inputs=layer.inputs)
+                layers.append(Use(layer, node.name, site, node.blocks, curve, outputs))
         return layers
 
     def macs(self, arch: Arch) -> int:
         """Multiply-adds for one image."""
-        return sum(step.layer.macs if step.layer else step.node.macs for step in self.steps(arch))
+        widths = self.widths_at(arch)
+        steps = (step.layer.macs if step.layer else self._macs(step.node, widths) for step in self.steps(arch))
+        beside = (node for node in self.nodes if node.kind == "value" and node.macs)
+        kept = (node for node in beside if all(block < arch.depths[site] for site, block in node.blocks))
+        return sum(steps) + sum(self._macs(node, widths) for node in kept)
+
+    def _macs(self, node: Node, widths: Mapping[str, int]) -> int:
+        """Multiply-adds of a node without a layer."""
+        macs = node.macs
+        for layout in node.scaled if macs else ():
+            macs = macs * layout.size(widths) // layout.size(self.base_widths)
+        return macs
+
+    @cached_property
+    def base_widths(self) -> dict[str, int]:
+        """`widths_at` of the base network."""
+        return self.widths_at(self.base)
 
     def params(self, arch: Arch) -> int:
         """Trainable parameters."""
-        return sum(_params(step) for step in self.steps(arch))
+        widths = self.widths_at(arch)
+        cut = tuple(f"{block}." for site in self.depths.values() for block in site.producers[arch.depths[site.name] :])
+        kept = (
+            prod(self.shape(name, parameter.shape, widths))
+            for name, parameter in self.module.named_parameters()
+            if parameter.requires_grad and not name.startswith(cut)
+        )
+        projections = (step for step in self.steps(arch) if step.node.kind == "project" and step.layer)
+        return sum(kept) + sum(step.layer.params for step in projections if step.layer)
+
+    def shape(self, name: str, base: Sequence[int], widths: Mapping[str, int]) -> tuple[int, ...]:
+        """Sizes of a parameter or buffer of `base` sizes where sites have these widths (`widths_at`)."""
+        layouts = self.layouts.get(name, (None,) * len(base))
+        return tuple(
+            size if layout is None else layout.size(widths) for size, layout in zip(base, layouts, strict=True)
+        )
 
     @property
     def searchable(self) -> float:
         """Share of the multiply-adds, at base widths, in layers whose inputs and outputs are both free, or fixed by
         nothing but the images that come in and the classes that go out."""
-        open_ends: dict[str, tuple[bool, ...]] = {}  # by node, of each segment
         shares = [0, 0]
+        ends: dict[str, tuple[bool, ...]] = {}  # by node, whether each segment is free, or fixed by these alone
         for node in self.nodes:
-            inputs = [open_ends[name] for name in node.inputs if name in open_ends]
-            match node.kind:
-                case "conv":
-                    outputs: tuple[bool, ...] = (bool(node.site) or self.frozen.get(node.module) == OUTPUT,)
-                case "fixed":
-                    outputs = (self.frozen.get(node.module or node.name) == OUTPUT,) * len(node.segments)
-                case "input":
-                    outputs = (True,) * len(node.segments)
-                case "value":
-                    continue
-                case "concat":
-                    outputs = tuple(each for one in inputs for each in one)
-                case _:
-                    outputs = inputs[0]
-            open_ends[node.name] = outputs
+            inputs = [ends[name] for name in node.inputs if name in ends]
+            if node.kind == "input" or self._reason(node) == OUTPUT:
+                outputs = (True,) * len(node.segments)
+            elif node.kind == "concat" and sum(map(len, inputs)) == len(node.segments):
+                outputs = tuple(chain(*inputs))
+            elif inputs and node.kind != "conv" and node.segments == node.consumed:
+                outputs = inputs[0]
+            else:
+                handed_on = node.layer is None and not node.macs and all(chain(*inputs))
+                outputs = tuple(bool(segment.site) or handed_on for segment in node.segments)
+            ends[node.name] = outputs
             if node.layer is not None and node.layer.macs:
-                shares[all(outputs) and all(inputs[0]) and node.kind != "fixed"] += node.layer.macs
+                free = all(outputs) and all(inputs[0]) and node.kind != "fixed"
+                shares[free] += node.layer.macs
             shares[False] += node.macs
         return shares[True] / max(1, sum(shares))
 
+    def _reason(self, node: Node) -> str:
+        return self.frozen.get(node.module or node.name, "")
 
-def _params(step: Step) -> int:
-    """Trainable parameters of a step; those of a norm are counted where it stands."""
-    layer = step.layer
-    if step.node.again:
-        return 0
-    match step.node.kind:
-        case "fixed":
-            return step.node.params
-        case "norm":
-            return int(2 * step.channels)
-        case "layer_norm" | "scale":
-            return step.node.params * int(step.channels)
-        case "project":
-            return layer.params if layer else 0
-        case _:
-            return replace(layer, norm=False).params if layer else 0
+
+def times(width: Any, repeat: int | Fraction) -> Any:
+    """A width, a whole number or an expectation, times the share of a segment."""
+    if isinstance(repeat, int):
+        return width * repeat
+    return int(width * repeat) if isinstance(width, int) else width * float(repeat)
 
 
 def total_channels(segments: Sequence[Segment], widths: Sequence[Any]) -> Any:
     """All channels of a tensor, whose segments have these widths."""
-    return sum(width * segment.repeat for width, segment in zip(widths, segments, strict=True))
-
-
-def _outputs(
-    node: Node,
-    inputs: tuple[tuple[Any, ...], ...],
-    channels: Mapping[str, tuple[Any, ...]],
-    width: Callable[[str], Any],
-    depth: Callable[[str], Sequence[Any]],
-) -> tuple[Any, ...]:
-    match node.kind:
-        case "conv":
-            return (width(node.site),) if node.site else tuple(segment.base for segment in node.segments)
-        case "input" | "fixed":
-            return tuple(segment.base for segment in node.segments)
-        case "project":
-            return inputs[1]
-        case "concat":
-            return tuple(w for widths in inputs for w in widths)
-        case "depth":
-            shares = zip(depth(node.site), node.inputs, strict=True)
-            weighed = [(share, channels[name]) for share, name in shares if name in channels]
-            return tuple(sum(share * widths[i] for share, widths in weighed) for i in range(len(node.segments)))
-        case _:
-            return inputs[0]
+    return sum(times(width, segment.repeat) for width, segment in zip(widths, segments, strict=True))

@@ -1,8 +1,7 @@
 """Write widths and depths into a network, wider or narrower, keeping the weights that fit."""
 
-import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,37 +9,166 @@ from torch import Tensor, fx, nn
 
 from htas.graph.arch import Arch
 from htas.graph.capture import capture, names
-from htas.graph.network import Network, Segment, Step
+from htas.graph.layer import CONVS, NORMS, TRANSPOSED
+from htas.graph.layout import Layout, Layouts
+from htas.graph.modes import copied
+from htas.graph.network import Network, Step
 
 
 def resize(network: Network, arch: Arch) -> nn.Module:
     """The network at the widths and depths of `arch`: a new module; the given one is not changed.
 
-    It is of the user's own class, with leaf modules swapped, and an Identity where a block is cut that is not called by
-    a Sequential; unless a shortcut needs a projection (`adds="project"` at unequal widths): then it is a torch.fx
-    GraphModule with the same module names plus a `project` in each such block. Weights that fit are
+    It is of the user's own classes, all of them, with parameters of other sizes, and an Identity where a block is cut
+    that is not called by a Sequential; unless a shortcut needs a projection (`adds="project"` at unequal widths): then
+    it is a torch.fx GraphModule with the same module names plus a `project` in each such block. Weights that fit are
     kept, others are drawn by `reset_parameters`.
     Raises UserError for an arch of another network.
     """
     network.check(arch)
-    module = _cut(copy.deepcopy(network.module), network, arch)
-    places: dict[int, list[str]] = {}
-    for name, part in module.named_modules(remove_duplicate=False):
-        places.setdefault(id(part), []).append(name)
-    projections = []
-    for step in network.steps(arch):
-        if step.node.kind == "project" and step.layer is not None:
-            projections.append(step)
-        elif step.node.module and not step.node.again and step.node.kind in ("conv", "grouped", "norm", "layer_norm"):
-            old = module.get_submodule(step.node.module)
-            new = _resized(old, step)
-            for place in places[id(old)] if new is not old else ():  # a user may have it under several names
-                module.set_submodule(place, new)
-        elif step.node.kind == "scale" and not _as_given(step.node.segments, step.outputs):
-            owner, _, name = step.node.param.rpartition(".")
-            rows = _kept(step.node.segments, step.outputs)
-            _rescale(module.get_submodule(owner), name, step.node.param_axis, rows, step.channels)
+    widths = network.widths_at(arch)
+    module = _cut(copied(network.module), network, arch)
+    widen(module, network, widths)
+    projections = [step for step in network.steps(arch) if step.node.kind == "project" and step.layer is not None]
     return _projected(module, network, projections) if projections else module
+
+
+def widen(module: nn.Module, network: Network, widths: Mapping[str, int]) -> None:
+    """Give a copy of the network's module, with some blocks cut, parameters for these widths, in place."""
+    parts = dict(module.named_modules())
+    tied = _tied(network.module)
+    aliases = {other for others in tied.values() for other in others}
+    by_owner: dict[str, list[str]] = {}
+    for path, layouts in network.layouts.items():
+        owner, _, name = path.rpartition(".")
+        if owner in parts and path not in aliases and any(_changes(layout, network, widths) for layout in layouts):
+            by_owner.setdefault(owner, []).append(name)
+    order = {node.module: place for place, node in reversed([*enumerate(network.nodes)])}
+    for owner, changed in sorted(by_owner.items(), key=lambda each: order.get(each[0], len(network.nodes))):
+        _resized(parts[owner], owner, changed, network, widths)
+        for name in changed:
+            for other in tied.get(f"{owner}.{name}" if owner else name, ()):
+                place, _, alias = other.rpartition(".")
+                if place in parts:
+                    setattr(parts[place], alias, getattr(parts[owner], name))
+                    set_sizes(parts[place], whole=place in network.whole_groups)
+    for (_, owner, name, place), layout in network.counted.items():
+        if owner in parts:
+            set_count(parts[owner], name, place, layout.size(widths))
+
+
+def _changes(layout: Layout | None, network: Network, widths: Mapping[str, int]) -> bool:
+    """Whether other positions stand along a dimension at these widths; there may be as many as before."""
+    return layout is not None and any(widths[site] != network.base_widths[site] for site in layout.sites)
+
+
+def _tied(module: nn.Module) -> dict[str, list[str]]:
+    """By the first name of a parameter or buffer its others, where modules share it."""
+    first: dict[int, str] = {}
+    others: dict[str, list[str]] = {}
+    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    owners: dict[str, int] = {path: id(part) for path, part in module.named_modules(remove_duplicate=False)}
+    for path, tensor in named:
+        name = first.setdefault(id(tensor), path)
+        if name != path and owners[name.rpartition(".")[0]] != owners[path.rpartition(".")[0]]:
+            others.setdefault(name, []).append(path)
+    return others
+
+
+@torch.no_grad()
+def _resized(part: Any, owner: str, names: Sequence[str], network: Network, widths: Mapping[str, int]) -> None:
+    """Give a module parameters and buffers of other sizes, in place."""
+    old = {name: getattr(part, name) for name in names}
+    paths = {name: f"{owner}.{name}" if owner else name for name in names}
+    shapes = {name: network.shape(paths[name], tensor.shape, widths) for name, tensor in old.items()}
+    for name, tensor in old.items():
+        if isinstance(tensor, nn.Parameter):
+            fresh = tensor.detach().mean().expand(shapes[name]).clone()
+            setattr(part, name, nn.Parameter(fresh, tensor.requires_grad))
+        else:
+            part._buffers[name] = _again_and_again(tensor, shapes[name])
+    set_sizes(part, whole=owner in network.whole_groups)
+    if getattr(type(part), "reset_parameters", None) in RESETS:
+        _reset(part, names)
+    for name, tensor in old.items():
+        into = getattr(part, name)
+        copy_common(into.data, tensor, network.layouts[paths[name]], network.base_widths, widths)
+        into.data = into.data.contiguous(memory_format=_format(tensor))
+
+
+def copy_common(
+    into: Tensor, values: Tensor, layouts: Layouts, base: Mapping[str, int], widths: Mapping[str, int]
+) -> None:  # fmt: skip
+    """Copy what two tensors of one parameter share: `values` at the widths `base`, `into` at `widths`."""
+    rows = {dim: layout.common(base, widths) for dim, layout in enumerate(layouts) if layout is not None}
+    if not rows:
+        into.copy_(values)
+        return
+    dims, first = list(rows), list(range(len(rows)))
+    for dim, (there, _) in rows.items():
+        values = values.index_select(dim, there.to(values.device))
+    places = torch.meshgrid([here.to(into.device) for _, here in rows.values()], indexing="ij")
+    into.movedim(dims, first)[places] = values.movedim(dims, first)
+
+
+RESETS = {kind.reset_parameters for kind in (
+    nn.modules.conv._ConvNd, nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase,
+)}  # fmt: skip
+"""torch.nn's own ways to draw parameters."""
+
+
+def _again_and_again(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """A buffer of other sizes, whose entries start anew where they end: a filter that all channels share."""
+    for dim, size in enumerate(shape):
+        tensor = tensor.index_select(dim, torch.arange(size, device=tensor.device) % tensor.shape[dim])
+    return tensor.clone()
+
+
+def _format(tensor: Tensor) -> torch.memory_format:
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _reset(part: Any, names: Sequence[str]) -> None:
+    """Draw the parameters of new sizes, and no others."""
+    others = {name: tensor for name, tensor in (*part.named_parameters(), *part.named_buffers()) if name not in names}
+    kept = {name: tensor.detach().clone() for name, tensor in others.items()}
+    part.reset_parameters()
+    for name, tensor in others.items():
+        tensor.copy_(kept[name])
+
+
+def set_sizes(part: Any, *, whole: bool) -> None:
+    """The numbers that modules of torch.nn hold of their own sizes; groups of channels come and go where `whole`."""
+    weight = getattr(part, "weight", None)
+    match part:
+        case nn.modules.conv._ConvNd():
+            outputs, inputs = part.weight.shape[:2] if not part.transposed else part.weight.shape[1::-1]
+            if whole:
+                part.groups = outputs * part.groups // part.out_channels
+            part.out_channels = outputs * (part.groups if part.transposed else 1)
+            part.in_channels = inputs * (1 if part.transposed else part.groups)
+        case nn.Linear():
+            part.out_features, part.in_features = part.weight.shape
+        case nn.LayerNorm() | nn.RMSNorm() if weight is not None:
+            part.normalized_shape = tuple(weight.shape)
+        case nn.GroupNorm() if weight is not None:
+            part.num_channels = len(weight)
+        case nn.modules.batchnorm._NormBase():
+            tensor = weight if weight is not None else part.running_mean
+            part.num_features = len(tensor) if tensor is not None else part.num_features
+        case nn.PReLU():
+            part.num_parameters = part.weight.numel()
+
+
+def set_count(part: Any, name: str, place: int | None, number: int) -> None:
+    """A whole number that a module holds, by itself or in a list."""
+    if place is None:
+        part.__dict__[name] = number
+        return
+    held = list(part.__dict__[name])
+    held[place] = number
+    part.__dict__[name] = type(part.__dict__[name])(held)
 
 
 def _cut(module: nn.Module, network: Network, arch: Arch) -> nn.Module:
@@ -59,122 +187,35 @@ def _cut(module: nn.Module, network: Network, arch: Arch) -> nn.Module:
     return module
 
 
-def _resized(module: nn.Module, step: Step) -> nn.Module:
-    """A module with a step's widths; the same object where they are its own."""
-    node = step.node
-    if _as_given(node.segments, step.outputs) and _as_given(node.consumed, step.inputs[0]):
-        return module
-    rows = _kept(node.segments, step.outputs)
-    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-        return _norm(module, step.channels, rows)
-    if isinstance(module, nn.LayerNorm | nn.GroupNorm):
-        return _layer_norm(module, step.channels, rows)
-    columns = _kept(node.consumed, step.inputs[0])
-    if node.kind == "grouped":
-        assert isinstance(module, nn.Conv2d)
-        columns = (torch.arange(module.weight.shape[1]),) * 2
-    new = remade(module, step.channels_in, step.channels, grouped=node.kind == "grouped")
-    return _filled(new, module, rows, columns)
-
-
-def remade(module: nn.Module, inputs: int, outputs: int, *, grouped: bool = False) -> nn.Module:
+def remade(module: Any, inputs: int, outputs: int, *, grouped: bool = False) -> nn.Module:
     """A linear layer or convolution like this one with other widths; a grouped one has groups of the same size."""
     bias = module.bias is not None
     if isinstance(module, nn.Linear):
         return nn.Linear(inputs, outputs, bias)
     window: Any = {name: getattr(module, name) for name in WINDOW}
-    if isinstance(module, nn.ConvTranspose2d):
-        return nn.ConvTranspose2d(inputs, outputs, bias=bias, output_padding=module.output_padding, **window)  # type: ignore[arg-type]
-    assert isinstance(module, nn.Conv2d)
-    groups = outputs // (module.in_channels // module.groups) if grouped else 1
-    return nn.Conv2d(inputs, outputs, groups=groups, bias=bias, **window)
-
-
-def _as_given(segments: Sequence[Segment], widths: Sequence[int]) -> bool:
-    return all(segment.base == width for segment, width in zip(segments, widths, strict=True))
+    dims = module.weight.dim() - 2
+    if module.transposed:
+        turned: nn.Module = TRANSPOSED[dims](inputs, outputs, bias=bias, output_padding=module.output_padding, **window)
+        return turned
+    groups = inputs // (module.in_channels // module.groups) if grouped else 1
+    made: nn.Module = CONVS[dims](inputs, outputs, groups=groups, bias=bias, padding_mode=module.padding_mode, **window)
+    return made
 
 
 WINDOW = ("kernel_size", "stride", "padding", "dilation")
 """Options of a convolution that stay."""
-Index = tuple[Tensor, Tensor]
-
-
-def _kept(segments: Sequence[Segment], widths: Sequence[int]) -> Index:
-    """Channels of the old layout that stay, and where they stand in the new one."""
-    old, new, start, place = [], [], 0, 0
-    for segment, width in zip(segments, widths, strict=True):
-        count = min(segment.base, width) * segment.repeat
-        old.append(torch.arange(start, start + count))
-        new.append(torch.arange(place, place + count))
-        start += segment.base * segment.repeat
-        place += width * segment.repeat
-    return torch.cat(old), torch.cat(new)
-
-
-def _filled(new: nn.Module, old: nn.Module, rows: Index, columns: Index) -> nn.Module:
-    with torch.no_grad():
-        new.to(_param(old, "weight"))
-        ours, theirs = by_outputs(new), by_outputs(old)
-        ours[rows[1][:, None], columns[1]] = theirs[rows[0][:, None], columns[0]]
-        if getattr(old, "bias", None) is not None:
-            _param(new, "bias")[rows[1]] = _param(old, "bias")[rows[0]]
-    return _as_frozen(new, old)
 
 
 def by_outputs(module: nn.Module) -> Tensor:
     """The weight of a convolution or linear layer, [outputs, inputs, ...]: of a transposed convolution a view."""
     weight = _param(module, "weight")
-    return weight.transpose(0, 1) if isinstance(module, nn.ConvTranspose2d) else weight
+    return weight.transpose(0, 1) if isinstance(module, nn.modules.conv._ConvTransposeNd) else weight
 
 
 def _param(module: nn.Module, name: str) -> nn.Parameter:
     parameter = getattr(module, name)
     assert isinstance(parameter, nn.Parameter)
     return parameter
-
-
-def _norm(old: nn.Module, outputs: int, rows: Index) -> nn.Module:
-    assert isinstance(old, nn.BatchNorm1d | nn.BatchNorm2d)
-    assert old.num_batches_tracked is not None
-    new = type(old)(outputs, eps=old.eps, momentum=old.momentum).to(old.weight)
-    new.num_batches_tracked = old.num_batches_tracked.clone()
-    with torch.no_grad():
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            getattr(new, name)[rows[1]] = getattr(old, name)[rows[0]]
-    return _as_frozen(new, old)
-
-
-def _as_frozen(new: nn.Module, old: nn.Module) -> nn.Module:
-    """In the mode of the old one, and with the same parameters learning."""
-    for name, parameter in new.named_parameters():
-        parameter.requires_grad_(old.get_parameter(name).requires_grad)
-    return new.train(old.training)
-
-
-def _layer_norm(old: nn.LayerNorm | nn.GroupNorm, channels: int, rows: Index) -> nn.Module:
-    """Of the same class, which may be a user's own."""
-    new = copy.deepcopy(old)
-    if isinstance(new, nn.LayerNorm):
-        new.normalized_shape = (channels,)
-    else:
-        new.num_channels = channels
-    with torch.no_grad():
-        for name, fresh in (("weight", 1.0), ("bias", 0.0)):
-            if getattr(old, name) is not None:
-                tensor = getattr(old, name).new_full((channels,), fresh)
-                tensor[rows[1]] = getattr(old, name)[rows[0]]
-                setattr(new, name, nn.Parameter(tensor, getattr(old, name).requires_grad))
-    return new
-
-
-def _rescale(owner: nn.Module, name: str, axis: int, rows: Index, channels: int) -> None:
-    """A parameter with a number for each channel; new ones have the mean of the others."""
-    old = getattr(owner, name)
-    with torch.no_grad():
-        tensor = old.mean().expand([channels if dim == axis else 1 for dim in range(old.dim())]).clone()
-        tensor.index_copy_(axis, rows[1].to(old.device), old.index_select(axis, rows[0].to(old.device)))
-    new = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
-    setattr(owner, name, new)
 
 
 def _projected(module: nn.Module, network: Network, steps: Sequence[Step]) -> fx.GraphModule:
@@ -197,7 +238,8 @@ def _projected(module: nn.Module, network: Network, steps: Sequence[Step]) -> fx
 
 def _projection(step: Step) -> nn.Sequential:
     parts: OrderedDict[str, nn.Module] = OrderedDict()
-    parts["conv"] = nn.Conv2d(step.channels_in, step.channels, 1, bias=False)
+    dims = len(step.layer.size) if step.layer is not None else 2
+    parts["conv"] = CONVS[dims](step.channels_in, step.channels, 1, bias=False)
     if step.node.normed:
-        parts["norm"] = nn.BatchNorm2d(step.channels)
+        parts["norm"] = NORMS[dims](step.channels)
     return nn.Sequential(parts)

@@ -42,6 +42,7 @@ def page(title: str, inspection: Inspection, about: Mapping[str, object], folder
         f"{plural(len(network.widths), 'width site')} and {plural(len(network.depths), 'depth site')}; "
         f"{percent(network.searchable, 1)} of the multiply-adds can be searched",
         f"frozen, but for the classes: {len(frozen) or 'nothing'}",
+        f"checked: {network.checked}",
     ]
     saving, most = "Bars of the latency that each site could save", "The sites that could save most."
     taking, slowest = "Bars of latency and multiply-adds by layer", "The layers that take most, in their order."

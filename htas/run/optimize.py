@@ -1,6 +1,5 @@
 """htas.optimize: the whole method for a network, data and a target that a Python program has."""
 
-import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from htas.errors import UserError
 from htas.files import read_record, write_bytes, write_record, write_tensors, write_text
 from htas.formats.export import export
 from htas.graph.arch import Arch
+from htas.graph.modes import copied
 from htas.plugins.values import Values
 from htas.report.result import Result
 from htas.run import rows as run_rows
@@ -133,8 +133,8 @@ def optimize(
     Args:
         model: any network that torch.fx can follow, [N, ...] in, logits [N, classes] out (with `loss_fn`, anything); it
             is not changed.
-        example_inputs: a tensor as the network takes it, [N, C, H, W], or one for each of its inputs; the first
-            dimension does not count.
+        example_inputs: a tensor as the network takes it, [N, C, H, W] (of series [N, C, T]), or one for each of its
+            inputs; the first dimension does not count.
         data: (training, validation) items: torch Datasets of (input, label), of (input, input, label) for a network of
             two inputs, or DataLoaders of such. The training items are divided for the search; nothing is chosen by the
             validation items, which only tell accuracies.
@@ -181,7 +181,7 @@ def optimize(
     limits = {f"constraints.{metric}": str(text) for metric, text in (constraints or {"latency": "50%"}).items()}
     config = Config.default().changed({**limits, **changes})
     names = {**config.names, "family": "htas.run.user:UserNetwork", "data": "htas.run.user:UserData"}
-    family = UserNetwork.of(model, trained=trained)
+    family = UserNetwork.of(model, example, trained=trained)
     config = replace(config, family=family, data=dataset, target=target or config.target, names=names)
     run = Run(config, Path(out) if str(out) else Path("runs") / f"optimize-{files.slug(type(model).__name__)}")
     _check_counts(run)
@@ -200,8 +200,11 @@ def _checked(model: nn.Module, example_inputs: Any) -> tuple[Tensor, ...]:
         raise UserError(
             f"example_inputs must be a tensor [N, C, H, W], or a list with one for each input, got {_kinds(examples)}"
         )
-    if examples[0].dim() != 4:
-        raise UserError(f"example_inputs must begin with images [N, C, H, W], got a tensor {tuple(examples[0].shape)}")
+    if examples[0].dim() not in (3, 4, 5):
+        raise UserError(
+            "example_inputs must begin with images [N, C, H, W], series [N, C, T] or volumes [N, C, D, H, W], got a "
+            f"tensor {tuple(examples[0].shape)}"
+        )
     devices = {str(tensor.device) for tensor in model.state_dict().values()} - {"cpu"}
     if devices:
         raise UserError(f"the model must be on the CPU, it is on {', '.join(sorted(devices))}: call model.cpu() first")
@@ -237,7 +240,7 @@ def _classes(model: nn.Module, example: tuple[Tensor, ...], task: Task) -> int:
     """Outputs of the network, 1 where they are no logits; raises ValueError where they should be."""
     try:
         with torch.no_grad():
-            out = copy.deepcopy(model).eval()(*example)
+            out = copied(model).eval()(*example)
     except Exception as error:  # a user's code may raise anything
         input_shapes = shapes(each.shape for each in example)
         raise UserError(f"the model does not run on example_inputs of shape {input_shapes}: {blame(error)}") from error
@@ -294,7 +297,7 @@ def _check_counts(run: Run) -> None:
 def _check_trained(run: Run, model: nn.Module) -> None:
     """Raise UserError where a network that should be trained is hardly better than guessing."""
     test = run.data.test
-    accuracy = evaluate(copy.deepcopy(model), test, device=run.device, precision="fp32")
+    accuracy = evaluate(copied(model), test, device=run.device, precision="fp32")
     labels = torch.cat([one_class(labels.cpu()) for _, labels in test.batches(500)])
     guessed = float(labels.bincount().max()) / len(labels)
     if accuracy < guessed + MARGIN * (1 - guessed):

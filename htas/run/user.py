@@ -1,6 +1,5 @@
 """The network and the data of a call of htas.optimize: they have no name by which another process could build them."""
 
-import copy
 import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,7 +18,9 @@ from htas.data.split import Data, Shape
 from htas.data.task import CLASSIFY, Task
 from htas.datasets import Dataset
 from htas.errors import UserError
-from htas.graph.capture import capture
+from htas.graph.modes import copied, unwrapped
+from htas.graph.record import Value, replaced
+from htas.graph.trace import recorded_run
 from htas.models import ModelFamily
 from htas.text import plural, shapes
 
@@ -43,10 +44,11 @@ class UserNetwork(ModelFamily):
     """A copy of the network. No field, since a configuration is only text."""
 
     @staticmethod
-    def of(module: nn.Module, *, trained: bool) -> "UserNetwork":
-        """A family whose base network is a copy of this module."""
-        family = UserNetwork(type(module).__name__, digest(module), inherits=trained)
-        object.__setattr__(family, "_module", copy.deepcopy(module))
+    def of(module: nn.Module, examples: tuple[Tensor, ...], *, trained: bool) -> "UserNetwork":
+        """A family whose base network is a copy of this module; `examples` are its inputs, [N, *shape] each."""
+        module = unwrapped(module)
+        family = UserNetwork(type(module).__name__, digest(module, examples), inherits=trained)
+        object.__setattr__(family, "_module", copied(module))
         return family
 
     def build(self, classes: int) -> nn.Module:
@@ -56,7 +58,7 @@ class UserNetwork(ModelFamily):
                 f"the network of this run, {self.what}, was given to htas.optimize in Python; call it again with the "
                 "same network and this folder as out"
             )
-        return copy.deepcopy(self._module)
+        return copied(self._module)
 
     def member(self, blocks: int) -> str:
         """`Net with 2 blocks a stage`."""
@@ -68,15 +70,31 @@ class UserNetwork(ModelFamily):
         return f"given:{self.what}:{self.digest}"
 
 
-def digest(module: nn.Module) -> str:
-    """A digest of a network's modules, forward pass and state."""
+def digest(module: nn.Module, examples: tuple[Tensor, ...]) -> str:
+    """A digest of a network's modules, of the steps of its forward pass on examples [N, *shape], and of its state."""
     sha = hashlib.sha256(repr(module).encode())
-    with suppress(ValueError):  # tracing refuses it later
-        sha.update(capture(module, 1).code.encode())
+    with suppress(UserError):  # tracing refuses it later
+        sha.update(_steps(module, examples).encode())
     for name, tensor in sorted(module.state_dict().items()):
         sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()[:12]
+
+
+def _steps(module: nn.Module, examples: tuple[Tensor, ...]) -> str:
+    """The steps of a forward pass in eval mode as text, equal in every process."""
+    numbers: dict[Value, int] = {}
+
+    def text(leaf: object) -> str:
+        if isinstance(leaf, Value):
+            return leaf.param or f"tensor {numbers.setdefault(leaf, len(numbers))} {leaf.shape}"
+        return str(leaf) if isinstance(leaf, int | float | str | torch.dtype | None) else type(leaf).__name__
+
+    kind = next((each.dtype for each in module.parameters() if each.is_floating_point()), torch.float32)
+    inputs = tuple(each.to(kind) if each.is_floating_point() else each for each in examples)
+    run = recorded_run(copied(module).eval(), inputs)  # a copy, as a forward pass may keep tensors on modules
+    steps = [(each.name, each.module, replaced((each.args, each.kwargs, each.result), text)) for each in run.calls]
+    return repr((steps, replaced(run.outputs, text)))
 
 
 @dataclass(frozen=True)

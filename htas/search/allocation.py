@@ -1,16 +1,18 @@
 """The modules of a supernet: every tensor as wide as its widest candidate, and a norm for every width."""
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from htas.graph import Network, Node
-from htas.graph.network import total_channels
-from htas.graph.resize import remade
+from htas.graph.layer import CONVS, NORMS
+from htas.graph.modes import copied
+from htas.graph.network import times, total_channels
+from htas.graph.resize import remade, widen
 from htas.search.mixing import FirstOf
 from htas.spaces.space import Space
 
@@ -22,10 +24,7 @@ T = TypeVar("T")
 
 
 class Allocation:
-    """Modules for all archs of a space, their weights not yet drawn.
-
-    Raises UserError where a norm or grouping is not understood.
-    """
+    """Modules for all archs of a space, their weights not yet drawn."""
 
     def __init__(
         self, network: Network, space: Space, shortcut: Literal["project", "pad"], norms: Literal["own", "shared"]
@@ -35,53 +34,69 @@ class Allocation:
         self.choices = choices(network, space, pad=shortcut == "pad")
         self.capacity = {name: tuple(map(max, widths)) for name, widths in self.choices.items()}
         """The widest that each segment of each node's output can be."""
-        self.body = copy.deepcopy(network.module)
+        self.widest = {site: max(widths) for site, widths in space.widths.items()}
+        """By site, and by what a depth site passes on, its widest."""
+        for node in network.nodes:
+            for segment, width in zip(node.segments, self.capacity.get(node.name, ()), strict=node.kind != "value"):
+                if segment.site and segment.site not in space.widths:
+                    self.widest[segment.site] = max(width, self.widest.get(segment.site, 0))
+        self.body = copied(network.module)
         self.projections = nn.ModuleDict()
+        with torch.random.fork_rng(()):  # the layers that follow draw what they would draw without it
+            widen(self.body, network, self.widest)
         for node in network.nodes:
             self._allocate(node)
 
     def _allocate(self, node: Node) -> None:
         if node.again:
             return
-        if node.kind in ("conv", "grouped"):
+        if node.kind in ("conv", "grouped") and plain(node):
             old = self.network.module.get_submodule(node.module)
-            inputs, outputs = self.channels(node.inputs[0]), self.channels(node.name)
-            self.body.set_submodule(node.module, remade(old, inputs, outputs, grouped=node.kind == "grouped"))
-        elif node.kind in ("norm", "layer_norm"):
-            self.body.set_submodule(node.module, self._norms(node))
-        elif node.kind == "scale":
-            self._set_scale(node)
+            self.body.set_submodule(node.module, remade(old, *self._sizes(node, old), grouped=node.kind == "grouped"))
+        elif node.kind == "norm" or node.kind == "layer_norm":
+            norms = self._norms(node)
+            if node.called:
+                self.body.set_submodule(node.module, norms)
+            else:
+                owner: Any = self.body.get_submodule(node.module)
+                owner.weight = owner.bias = None
+                owner.add_module(NORMS_NAME, norms)
         elif node.kind == "project" and self.shortcut == "project":
             inputs, outputs = self.channels(node.inputs[0]), self.channels(node.name)
-            norms = self._by_width(nn.BatchNorm2d, self.choices[node.inputs[1]][0] if node.normed else ())
+            assert node.layer is not None
+            dims = len(node.layer.size)
+            norms = self._by_width(NORMS[dims], self.choices[node.inputs[1]][0] if node.normed else ())
             self.projections[key(node.name)] = nn.ModuleDict(
-                {"conv": nn.Conv2d(inputs, outputs, 1, bias=False), "norm": norms}
+                {"conv": CONVS[dims](inputs, outputs, 1, bias=False), "norm": norms}
             )
+
+    def _sizes(self, node: Node, old: Any) -> tuple[int, int]:
+        """Inputs and outputs of a layer: its own where nothing that it reads, or makes, changes."""
+        linear = isinstance(old, nn.Linear)
+        inputs, outputs = (old.in_features, old.out_features) if linear else (old.in_channels, old.out_channels)
+        source = self.nodes[node.inputs[0]]
+        if source.layout.free:
+            inputs = self.channels(source.name)
+        return inputs, self.channels(node.name) if node.layout.free else outputs
 
     def _norms(self, node: Node) -> nn.ModuleDict:
         """One norm for every possible width; after a concatenation one for all widths."""
-        old = self.network.module.get_submodule(node.module)
+        old: Any = self.network.module.get_submodule(node.module)
         build: Callable[[int], nn.Module]
         if isinstance(old, nn.GroupNorm):
             build = partial(nn.GroupNorm, old.num_groups, eps=old.eps)
         elif isinstance(old, nn.LayerNorm):
             build = partial(nn.LayerNorm, eps=old.eps, bias=old.bias is not None)
+        elif isinstance(old, nn.RMSNorm):
+            build = partial(nn.RMSNorm, eps=old.eps)
+        elif node.called and isinstance(old, nn.BatchNorm1d):
+            build = partial(nn.BatchNorm1d, eps=old.eps)
         else:
-            assert isinstance(old, nn.BatchNorm1d | nn.BatchNorm2d)
-            build = partial(type(old), eps=old.eps)
-        if len(node.segments) > 1:  # one for every combination of widths would be too many
+            build = partial(NORMS[_dims(old)], eps=old.eps)
+        if len(node.segments) > 1 or not plain_runs(node):  # one for every combination of widths would be too many
             return nn.ModuleDict({ALL: build(self.channels(node.name))})
-        channels = [width * node.segments[0].repeat for width in self.choices[node.inputs[0]][0]]
-        return self._by_width(build, channels)
-
-    def _set_scale(self, node: Node) -> None:
-        """The parameter at its largest width, filled with its mean."""
-        owner, _, name = node.param.rpartition(".")
-        module = self.body.get_submodule(owner)
-        old, axis = getattr(module, name), node.param_axis
-        most = self.channels(node.name)
-        wide = old.detach().mean().expand([most if dim == axis else 1 for dim in range(old.dim())]).clone()
-        setattr(module, name, nn.Parameter(wide, old.requires_grad) if isinstance(old, nn.Parameter) else wide)
+        repeat = node.segments[0].repeat
+        return self._by_width(build, [times(width, repeat) for width in self.choices[node.inputs[0]][0]])
 
     def _by_width(self, build: Callable[[int], nn.Module], channels: Sequence[int]) -> nn.ModuleDict:
         if self.norms == "own" or not channels:
@@ -89,31 +104,80 @@ class Allocation:
         whole = build(max(channels))
         return nn.ModuleDict({str(n): whole if n == max(channels) else FirstOf(whole, n) for n in channels})
 
+    @torch.no_grad()
+    def keeps_zeros(self, node: Node) -> bool:
+        """Whether channels of zeros stay zeros in a map; False if the node cannot be run alone."""
+        if node.kind != "map":
+            return True
+        for shape in ((1, self.channels(node.inputs[0]), 4, 4), (1, self.channels(node.inputs[0]))):
+            try:
+                out = node.run(self.body.get_submodule, (torch.zeros(shape),))
+            except Exception:  # a user's network may raise anything for an input of another shape
+                continue
+            return isinstance(out, Tensor) and not out.any()
+        return False
+
     def channels(self, name: str) -> int:
+        """Channels of a node at its widest."""
         return int(total_channels(self.nodes[name].segments, self.capacity[name]))
+
+
+NORMS_NAME = "by_width"
+"""The norms of a module whose forward calls a norm's function on its own tensors."""
+
+
+def _dims(norm: nn.Module) -> int:
+    return {nn.BatchNorm1d: 1, nn.BatchNorm3d: 3}.get(
+        next((kind for kind in type(norm).__mro__ if kind in (nn.BatchNorm1d, nn.BatchNorm3d)), nn.BatchNorm2d), 2
+    )
+
+
+def plain_runs(node: Node) -> bool:
+    """Whether a node's channels are one run of one site, or never change."""
+    return len(node.layout.runs) == 1
+
+
+def plain(node: Node) -> bool:
+    """Whether a layer is a module of torch.nn that makes all channels of one site, and of nothing else."""
+    whole = bool(node.site) or not node.layout.free or node.kind == "grouped"
+    call = getattr(node.run, "call", None)
+    return (
+        node.called
+        and whole
+        and (call is None or len(call.args) + len(call.kwargs) == 1)  # no output_size
+        and plain_runs(node)
+        and (node.kind == "grouped" or node.layer is None or node.layer.groups == 1)
+    )
 
 
 def choices(network: Network, space: Space, *, pad: bool) -> dict[str, tuple[Widths, ...]]:
     """By node, every width that each segment of its output can have, ascending."""
     by_node: dict[str, tuple[Widths, ...]] = {}
+    by_site: dict[str, Widths] = dict(space.widths)
     for node in network.nodes:
         inputs = [by_node[name] for name in node.inputs if name in by_node]
-        match node.kind:
-            case "conv" if node.site:
-                by_node[node.name] = (space.widths[node.site],)
-            case "conv" | "input" | "fixed":
-                by_node[node.name] = tuple((segment.base,) for segment in node.segments)
-            case "depth" | "join":
-                by_node[node.name] = joined(inputs, lambda widths: tuple(sorted(set(chain(*widths)))))
-            case "project":
-                by_node[node.name] = inputs[0] if pad else inputs[1]
-            case "concat":
-                by_node[node.name] = tuple(chain(*inputs))
-            case "value":
-                continue
-            case _:
-                by_node[node.name] = inputs[0]
+        if node.kind == "value":
+            continue
+        if node.kind == "depth" or (node.kind == "join" and network.adds == "project"):
+            by_node[node.name] = joined(inputs, lambda widths: tuple(sorted(set(chain(*widths)))))
+            for segment, widths in zip(node.segments, by_node[node.name], strict=True):
+                if segment.site and segment.site not in space.widths:
+                    by_site[segment.site] = widths
+        elif node.kind == "project":
+            by_node[node.name] = inputs[0] if pad else inputs[1]
+        elif inputs and node.kind != "conv" and node.segments == node.consumed:
+            by_node[node.name] = inputs[0]
+        elif node.kind == "concat":
+            by_node[node.name] = (
+                tuple(chain(*inputs)) if sum(map(len, inputs)) == len(node.segments) else _of(node, by_site)
+            )
+        else:
+            by_node[node.name] = _of(node, by_site)
     return by_node
+
+
+def _of(node: Node, by_site: Mapping[str, Widths]) -> tuple[Widths, ...]:
+    return tuple(by_site[segment.site] if segment.site else (segment.base,) for segment in node.segments)
 
 
 def joined(inputs: Sequence[tuple[T, ...]], combine: Callable[[Sequence[T]], T]) -> tuple[T, ...]:

@@ -1,13 +1,11 @@
 """Mixing the outputs of two widths: padded with zeros and weighted, or interpolated as in TAS."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from htas.graph import Segment
 
 
 class FirstOf(nn.Module):
@@ -59,7 +57,8 @@ class NormMix(torch.autograd.Function):
         shift[:wide].addcmul_(wide_offset, wide_share)
         scaled = matrix * inverse
         weight, bias = scaled.to(x.dtype), shift.sub_(scaled @ mean).to(x.dtype)
-        out = F.linear(x, weight, bias) if x.dim() == 2 else F.conv2d(x, weight[:, :, None, None], bias)
+        apply = (F.linear, F.conv1d, F.conv2d, F.conv3d)[x.dim() - 2]
+        out = apply(x, weight.reshape(*weight.shape, *(1,) * (x.dim() - 2)), bias)
         unbiased = var * (count / max(1, count - 1))
         ctx.first = first
         ctx.save_for_backward(x, shares, stretch, gain, offset, wide_gain, wide_offset, matrix, mean, inverse)
@@ -152,18 +151,9 @@ def padded(affine: Sequence[tuple[Any, Any]], widths: Sequence[int], weights: An
     return scale, shift
 
 
-def columns(segments: Sequence[Segment], room: Sequence[int], widths: Sequence[int], device: torch.device) -> Tensor:
-    """Index of the channels of narrower segments in a tensor with room for the widest ones."""
-    parts, start = [], 0
-    for segment, most, width in zip(segments, room, widths, strict=True):
-        parts.append(torch.arange(start, start + width * segment.repeat, device=device))
-        start += most * segment.repeat
-    return torch.cat(parts)
-
-
 def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Scale and shift [C] of a norm in eval mode."""
-    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | FirstOf)
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm | FirstOf)
     assert norm.running_var is not None and norm.running_mean is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     assert norm.bias is not None
@@ -173,3 +163,16 @@ def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
 def positive(weight: Any) -> bool:
     """Whether a depth takes part in the mixture; a tensor always does, which saves waiting for the device."""
     return isinstance(weight, Tensor) or weight > 0
+
+
+def channelwise(inputs: Tensor, matrix: Tensor, shift: Tensor | None, axis: int) -> Tensor:
+    """A matrix [outputs, channels] times the channels of every pixel: `inputs` [N, channels, ...], or with the channels
+    along another `axis`."""
+    if axis != 1 or inputs.dim() > 5:
+        return F.linear(inputs.movedim(axis, -1), matrix, shift).movedim(-1, axis)
+    apply = (F.linear, F.conv1d, F.conv2d, F.conv3d)[inputs.dim() - 2]
+    return apply(inputs, matrix.reshape(*matrix.shape, *(1,) * (inputs.dim() - 2)), shift)
+
+
+TURNED: Mapping[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+"""Transposed convolutions by the number of dimensions of the pixels."""

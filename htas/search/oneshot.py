@@ -15,9 +15,11 @@ from htas.data.task import Inputs, images_in, precise
 from htas.errors import UserError, need_above_zero, need_least
 from htas.files import read_tensors, write_tensors
 from htas.graph.arch import Arch
+from htas.search.draw import Draw
+from htas.search.equality import check
 from htas.search.problem import Problem
 from htas.search.record import EpochRecord
-from htas.search.supernet import Draw, Supernet
+from htas.search.supernet import Supernet
 from htas.text import percent, significant
 from htas.training.loop import EpochLoop
 from htas.training.recipe import Precision, Recipe
@@ -94,7 +96,9 @@ def build_supernet(problem: Problem, options: SupernetOptions, mix: Literal["int
     torch.manual_seed(problem.seed)
     supernet = Supernet(problem.network, problem.space, problem.reset, options.shortcut, mix, options.norms)
     if options.start == "base":
-        supernet.inherit(problem.base())
+        base = problem.base()
+        supernet.inherit(base)
+        check(supernet, base)
     elif options.start != "random":
         _load(supernet, Path(options.start))
     return supernet

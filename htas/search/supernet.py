@@ -9,8 +9,8 @@ interpolation and the mixture become one small matrix, applied together with the
 Convolutions compute whole blocks of 8 channels; the matrix drops the surplus.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
 from typing import Any, Literal
@@ -19,43 +19,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from htas.graph import Arch, Network, Node
-from htas.graph.network import total_channels
-from htas.graph.resize import by_outputs
-from htas.search import mixing
-from htas.search.allocation import ALL, Allocation, Widths, joined, key
+from htas.graph import Network, Node
+from htas.graph.network import times, total_channels
+from htas.graph.resize import by_outputs, copy_common, set_count, set_sizes
+from htas.search.allocation import ALL, NORMS_NAME, Allocation, Widths, joined, key, plain
+from htas.search.draw import Draw
+from htas.search.mixing import (
+    TURNED,
+    FirstOf,
+    NormMix,
+    WeightedSum,
+    channelwise,
+    interpolation,
+    padded,
+    padded_to,
+    positive,
+    scale_and_shift,
+    stacked,
+)
 from htas.spaces.space import Space
 from htas.training.layout import conv2d
 
-MOMENTUM = 0.1
 BLOCK = 8
 """Channels that processors compute together: a tensor of 14 channels takes longer than one of 16
 (docs/decisions.md)."""
 ROOMY = ("conv", "norm", "map", "join", "flatten")
 """Kinds of nodes that accept tensors with channels of zeros after the others."""
-
-
-@dataclass(frozen=True)
-class Draw:
-    """The choices of one forward pass: one or two widths of every width site and the blocks of every depth site, each
-    with a weight. Weights are scalars or tensors of one element; those of a site sum to 1."""
-
-    widths: Mapping[str, tuple[Widths, Any]]
-    depths: Mapping[str, Any]
-    """Weights by block of the site: [k] is that of keeping k + 1 blocks; the mixture skips exact zeros."""
-    momentum: float = MOMENTUM
-    """Weight of this batch in the running statistics of norms, in training mode."""
-
-    @staticmethod
-    def of(arch: Arch, network: Network) -> "Draw":
-        """One width per site, and depth one-hot."""
-        return Draw(
-            {site: ((width,), (1.0,)) for site, width in arch.widths.items()},
-            {
-                name: tuple(float(index == arch.depths[name] - 1) for index in range(site.base))
-                for name, site in network.depths.items()
-            },
-        )
 
 
 class Supernet(nn.Module):
@@ -80,152 +69,217 @@ class Supernet(nn.Module):
         super().__init__()
         self.network, self.space, self.shortcut, self.mix = network, space, shortcut, mix
         allocation = Allocation(network, space, shortcut, norms)
-        self.capacity, self._nodes = allocation.capacity, allocation.nodes
+        self.capacity, self.widest, self._nodes = allocation.capacity, allocation.widest, allocation.nodes
+        self._plain = {node.name for node in network.nodes if node.kind in ("conv", "grouped") and plain(node)}
+        """Layers that make all channels of one site: their widths are mixed by their norm."""
         self.body, self.projections = allocation.body, allocation.projections
-        self._producer = {node.norm: node for node in network.nodes if node.kind == "conv" and node.norm}
+        self._producer = {node.norm: node for node in network.nodes if node.name in self._plain and node.norm}
         self._identities: dict[tuple[int, int, int, torch.device], Tensor] = {}
-        self._block = BLOCK if all(self._keeps_zeros(node) for node in network.nodes if node.kind == "map") else 1
+        self._block = BLOCK if all(map(allocation.keeps_zeros, network.nodes)) else 1
+        self._changing = {path.rpartition(".")[0] for path in network.layouts} | {leaf[1] for leaf in network.counted}
+        """Modules that change with widths."""
         reset(self)
-
-    @torch.no_grad()
-    def _keeps_zeros(self, node: Node) -> bool:
-        """Whether channels of zeros stay zeros; False if the node cannot be run alone."""
-        source = self._nodes[node.inputs[0]]
-        channels = total_channels(source.segments, self.capacity[source.name])
-        for shape in ((1, channels, 4, 4), (1, channels)):
-            try:
-                out = node.run(self.body.get_submodule, (torch.zeros(shape),))
-            except Exception:  # a user's network may raise anything for an input of another shape
-                continue
-            return isinstance(out, Tensor) and not out.any()
-        return False
 
     # -- start -------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def inherit(self, trained: nn.Module) -> None:
         """Copy the weights of a trained base network into every slice and norm that they fit."""
-        for node in self.network.nodes:
-            if node.kind in ("conv", "grouped"):
-                self._inherit_conv(node, trained.get_submodule(node.module))
-            elif node.kind in ("norm", "layer_norm"):
-                self._inherit_norm(node, trained.get_submodule(node.module))
-            elif node.kind == "scale":
-                scale, values = (attrgetter(node.param)(module) for module in (self.body, trained))
-                there, here = self._common(node, scale.device)
-                axis = node.param_axis
-                scale.index_copy_(axis, there, values.to(scale.device).index_select(axis, here))
-            elif node.module:
-                self.body.get_submodule(node.module).load_state_dict(trained.get_submodule(node.module).state_dict())
-        # parameters and buffers that `forward` uses by itself: those of no module that is resized
-        resized = {node.module for node in self.network.nodes if node.kind in ("conv", "grouped", "norm", "layer_norm")}
-        scaled = {node.param for node in self.network.nodes if node.param}
         into, out = self.body.state_dict(), trained.state_dict()
-        for name in (self.network.module.state_dict().keys() & into.keys() & out.keys()) - scaled:
-            if name.rpartition(".")[0] not in resized:
-                into[name].copy_(out[name])
+        for node in self.network.nodes:
+            if node.kind in ("norm", "layer_norm"):
+                self._inherit_norm(node, trained.get_submodule(node.module))
+        for name, values in out.items():
+            if name not in into or name not in self.network.module.state_dict():
+                continue
+            layouts = self.network.layouts.get(name)
+            tensor, values = into[name], values.to(into[name].device)
+            if tensor.shape == values.shape:
+                tensor.copy_(values)
+            elif layouts is not None:
+                copy_common(tensor, values, layouts, self.network.base_widths, self.widest)
 
     def _inherit_norm(self, node: Node, source: nn.Module) -> None:
-        for norm in self.body.get_submodule(node.module).children():
+        for norm in self._norms(node).children():
             for name in ("weight", "bias", "running_mean", "running_var"):
-                if getattr(source, name, None) is None:
+                values = getattr(source, name, None)
+                if values is None:
                     continue
-                tensor, values = getattr(norm, name), getattr(source, name).to(getattr(norm, name).device)
-                if len(node.segments) > 1:
-                    there, here = self._common(node, values.device)
-                    tensor[there] = values[here]
+                tensor = getattr(norm, name)
+                if len(node.layout.runs) > 1:
+                    copy_common(tensor, values.to(tensor.device), (node.layout,), self.network.base_widths, self.widest)
                 else:
                     common = min(len(tensor), len(values))
                     tensor[:common] = values[:common]
 
-    def _inherit_conv(self, node: Node, source: nn.Module) -> None:
-        module = self.body.get_submodule(node.module)
-        there, here = self._common(node, module.weight.device)  # type: ignore[arg-type]
-        weight, trained = by_outputs(module), by_outputs(source).to(module.weight.device)  # type: ignore[arg-type]
-        if node.kind == "grouped":
-            weight[there] = trained[here]
-            rows = there, here
-        else:
-            count = min(len(weight), len(trained))
-            weight[torch.arange(count)[:, None], there] = trained[:count][:, here]
-            rows = (torch.arange(count),) * 2
-        if isinstance(module.bias, Tensor) and isinstance(source.bias, Tensor):
-            module.bias[rows[0]] = source.bias.to(module.bias.device)[rows[1]]
-
-    def _common(self, node: Node, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Indices of the input channels that a node shares with the base network: here, and in the base."""
-        room, base = self.capacity[node.inputs[0]], tuple(segment.base for segment in node.consumed)
-        common = tuple(min(one, two) for one, two in zip(room, base, strict=True))
-        return mixing.columns(node.consumed, room, common, device), mixing.columns(node.consumed, base, common, device)
+    def _norms(self, node: Node) -> nn.ModuleDict:
+        """The norms of a node, by width."""
+        owner = self.body.get_submodule(node.module)
+        norms = owner if node.called else owner.get_submodule(NORMS_NAME)
+        assert isinstance(norms, nn.ModuleDict)
+        return norms
 
     # -- forward -----------------------------------------------------------------------------------------------------
 
     def forward(self, images: Tensor | tuple[Tensor, ...], draw: Draw) -> Any:
         """The network's output for [N, C, H, W], or a tensor for each input, under one draw."""
+        values = self.values(images, draw, self.network.outputs)
+        return self.network.result(tuple(values[name] for name in self.network.outputs))
+
+    def values(self, images: Tensor | tuple[Tensor, ...], draw: Draw, names: Sequence[str]) -> dict[str, Any]:
+        """What some nodes compute under one draw, by name, without the channels of zeros after the others."""
         values: dict[str, Any] = {}
         widths: dict[str, Widths] = {}
-        deepest = {
-            site: max(k for k, p in enumerate(weights) if mixing.positive(p)) for site, weights in draw.depths.items()
-        }
+        deepest = {site: max(k for k, p in enumerate(weights) if positive(p)) for site, weights in draw.depths.items()}
+        now = {site: max(candidates) for site, (candidates, _) in draw.widths.items()}
         inputs = iter((images,) if isinstance(images, Tensor) else images)
         for node in self.network.nodes:
             if any(block > deepest[site] for site, block in node.blocks):
                 continue
             if node.kind == "input":
                 values[node.name], widths[node.name] = next(inputs), tuple(s.base for s in node.segments)
-            else:
-                values[node.name], widths[node.name] = self._step(node, values, widths, draw)
-        return self.network.result(tuple(values[name] for name in self.network.outputs))
+                continue
+            values[node.name], widths[node.name] = self._step(node, values, widths, draw, now)
+            if node.kind == "depth" and node.segments[0].site not in draw.widths:
+                now[node.segments[0].site] = max(widths[node.name])
+        return {name: self._narrowed(name, values[name], widths[name]) for name in names if name in values}
 
-    def _step(self, node: Node, values: dict[str, Any], widths: dict[str, Widths], draw: Draw) -> tuple[Any, Widths]:
+    def _step(
+        self, node: Node, values: dict[str, Any], widths: dict[str, Widths], draw: Draw, now: dict[str, int]
+    ) -> tuple[Any, Widths]:
         if node.kind == "depth":
             return self._mix_depths(node, values, widths, draw.depths[node.site])
+        if node.kind == "value" and node.param:
+            return self._param(node, now), ()
         inputs = tuple(values[name] for name in node.inputs)
         before = tuple(widths[name] for name in node.inputs)
-        if node.kind not in ROOMY or node.axis != 1 or self._nodes[node.inputs[0]].axis != 1:
+        if node.kind not in ROOMY or node.axis != 1 or self._nodes[node.inputs[0]].axis != 1 or not node.called:
             named = zip(node.inputs, inputs, before, strict=True)
             inputs = tuple(self._narrowed(name, value, sizes) for name, value, sizes in named)
-        match node.kind:
-            case "conv":
+        if node.name in self._plain:
+            if node.kind == "conv":
                 return self._conv(node, inputs[0], before[0], draw)
-            case "grouped":
-                return self._grouped(node, inputs[0], before[0]), before[0]
+            return self._grouped(node, inputs[0], before[0]), before[0]
+        match node.kind:
             case "norm":
-                return self._norm(node, inputs[0], before[0], draw)
+                return self._norm(node, inputs[0], before[0], draw, now)
             case "layer_norm":
-                return self._layer_norm(node, inputs[0], before[0]), before[0]
-            case "scale":
-                axis, index = node.param_axis, self._channel_index(node, before[0], inputs[0].device)
-                param = inputs[1].movedim(axis, 0)[index].movedim(0, axis)
-                return node.run(self.body.get_submodule, (inputs[0], param)), before[0]
+                return self._layer_norm(node, inputs[0], before[0], now), before[0]
             case "project":
                 return self._project(node, inputs[0], before, draw)
             case "join":
                 return self._join(node, inputs, before)
-            case "concat":
-                after = tuple(chain(*before))
-            case "fixed":
-                after = tuple(segment.base for segment in node.segments)
-            case _:
-                after = () if node.kind == "value" else before[0]
-        return node.run(self.body.get_submodule, inputs), after
+        if node.kind not in ("map", "flatten", "concat"):
+            inputs = tuple(self._fitted(name, value, now) for name, value in zip(node.inputs, inputs, strict=True))
+        if node.kind == "value":
+            return self._run(node, inputs, now), ()
+        if node.kind == "concat":
+            after = tuple(chain(*before))
+            whole = len(after) == len(node.segments)
+        else:
+            whole = node.segments == node.consumed
+            after = before[0] if whole and before else ()
+        if not whole:
+            after = tuple(now[segment.site] if segment.site else segment.base for segment in node.segments)
+        out = self._run(node, inputs, now)
+        if node.kind in ("conv", "grouped"):
+            out = self._mixed(node, out, draw)
+        return out, after
+
+    def _run(self, node: Node, inputs: tuple[Any, ...], now: Mapping[str, int]) -> Any:
+        """A step at the widths of now; a module that is called with the parameters that these leave it."""
+        if not node.module or not node.called or node.module not in self._changing:
+            return node.run(self.body.get_submodule, inputs, now)
+        twin = self._twin(node, now)
+        out = node.run(lambda path: twin if path == node.module else self.body.get_submodule(path), inputs, now)
+        if self.training:
+            self._keep(node, twin, now)
+        return out
+
+    def _twin(self, node: Node, now: Mapping[str, int]) -> Any:
+        """The module of a node with the parts of its parameters and buffers that the widths of now leave it."""
+        module: Any = self.body.get_submodule(node.module)
+        twin = copy.copy(module)
+        for name in ("_parameters", "_buffers"):
+            held = getattr(module, name)
+            cut = {key: self._slice(f"{node.module}.{key}", now) for key, each in held.items() if each is not None}
+            twin.__dict__[name] = {**held, **cut}
+        set_sizes(twin, whole=node.module in self.network.whole_groups)
+        for (_, owner, name, place), layout in self.network.counted.items():
+            if owner == node.module:
+                set_count(twin, name, place, layout.size(now))
+        return twin
+
+    @torch.no_grad()
+    def _keep(self, node: Node, twin: nn.Module, now: Mapping[str, int]) -> None:
+        """Write into the supernet the buffers of a twin that are copies, not views."""
+        for name, buffer in twin.named_buffers(recurse=False):
+            layouts, whole = self.network.layouts.get(f"{node.module}.{name}"), attrgetter(name)
+            tensor = whole(self.body.get_submodule(node.module))
+            if layouts and layouts[0] is not None and len(layouts[0].runs) > 1 and buffer.dim() == 1:
+                tensor[layouts[0].common(self.widest, now)[0].to(tensor.device)] = buffer
+
+    def _param(self, node: Node, now: Mapping[str, int]) -> Tensor:
+        return self._slice(node.param, now)
+
+    def _slice(self, path: str, now: Mapping[str, int]) -> Tensor:
+        """A parameter or buffer at the widths of now."""
+        tensor: Tensor = attrgetter(path)(self.body)
+        for dim, layout in enumerate(self.network.layouts.get(path, ())):
+            if layout is None or layout.size(now) == tensor.shape[dim]:
+                continue
+            if len(layout.runs) == 1:
+                tensor = tensor.narrow(dim, 0, layout.size(now))
+            else:
+                tensor = tensor.index_select(dim, layout.common(self.widest, now)[0].to(tensor.device))
+        return tensor
+
+    def _fitted(self, name: str, value: Any, now: Mapping[str, int]) -> Any:
+        """A value with as many channels as its layout has now: without those of zeros at its end, or with more."""
+        node = self._nodes[name]
+        if not isinstance(value, Tensor) or node.kind == "value" or node.axis >= value.dim() or not node.layout.free:
+            return value
+        size = node.layout.size(now)
+        if value.shape[node.axis] > size:
+            return value.narrow(node.axis, 0, size)
+        return value if value.shape[node.axis] == size else padded_to(value, size)
+
+    def _mixed(self, node: Node, out: Tensor, draw: Draw) -> Tensor:
+        """The outputs of a layer whose channels are of several sites, or of several runs of one, each mixed."""
+        parts, start, changed = [], 0, False
+        for run in node.layout.runs:
+            if not run.site or run.site not in draw.widths:
+                count = run.atoms * run.repeat
+                parts.append(out.narrow(node.axis, start, count))
+            else:
+                candidates, weights = draw.widths[run.site]
+                count = max(candidates) // run.multiple * run.repeat
+                part = out.narrow(node.axis, start, count)
+                if len(candidates) > 1:
+                    sizes = tuple(width // run.multiple * run.repeat for width in candidates)
+                    part, changed = self._combine(part, sizes, weights, None, node.axis), True
+                parts.append(part)
+            start += count
+        return torch.cat(parts, node.axis) if changed else out
 
     def _conv(self, node: Node, inputs: Tensor, before: Widths, draw: Draw) -> tuple[Tensor, Widths]:
         module = self.body.get_submodule(node.module)
         candidates, weights = draw.widths[node.site] if node.site else ((node.segments[0].base,), (1.0,))
-        width = max(candidates)
+        width = max(candidates) if node.layout.free else len(by_outputs(module))
         rows = self._rows(node, width) if node.norm and len(candidates) > 1 else width
         bias = module.bias[:rows] if module.bias is not None else None  # type: ignore[index]
         channels = inputs.shape[self._nodes[node.inputs[0]].axis]
         weight = self._sliced(by_outputs(module), rows, node, before, channels)
         if isinstance(module, nn.Linear):
             out = F.linear(inputs, weight, bias)
-        elif isinstance(module, nn.ConvTranspose2d):
+        elif isinstance(module, nn.modules.conv._ConvTransposeNd):
             window: Any = (module.stride, module.padding, module.output_padding, 1, module.dilation)
-            out = F.conv_transpose2d(inputs, weight.transpose(0, 1), bias, *window)
-        else:
-            assert isinstance(module, nn.Conv2d)
+            out = TURNED[weight.dim() - 2](inputs, weight.transpose(0, 1), bias, *window)
+        elif isinstance(module, nn.Conv2d) and module.padding_mode == "zeros":
             out = conv2d(inputs, weight, bias, module)
+        else:
+            assert isinstance(module, nn.modules.conv._ConvNd)
+            out = module._conv_forward(inputs, weight, bias)
         if not node.norm and len(candidates) > 1:
             out = self._combine(out, candidates, weights, None, node.axis)
         return out, (width,)
@@ -237,30 +291,36 @@ class Supernet(nn.Module):
 
     def _sliced(self, weight: Tensor, width: int, node: Node, before: Widths, channels: int) -> Tensor:
         """Rows of the outputs; columns of the input channels by index map: [width, channels, ...]."""
-        room = self.capacity[node.inputs[0]]
-        if len(before) == 1:
+        layout = self._nodes[node.inputs[0]].layout
+        if not layout.free:
+            return weight[:width]
+        if len(layout.runs) == 1:
             return weight if weight.shape[:2] == (width, channels) else weight[:width, :channels]
-        return weight[:width].index_select(1, mixing.columns(node.consumed, room, before, weight.device))
+        return weight[:width].index_select(1, self._index(self._nodes[node.inputs[0]], before, weight.device))
 
     def _grouped(self, node: Node, inputs: Tensor, before: Widths) -> Tensor:
         module = self.body.get_submodule(node.module)
-        assert isinstance(module, nn.Conv2d)
-        index = self._channel_index(node, before, inputs.device)
+        assert isinstance(module, nn.modules.conv._ConvNd)
+        index = slice(inputs.shape[1] * module.out_channels // module.in_channels)
         bias = module.bias[index] if module.bias is not None else None
         groups = inputs.shape[1] // module.weight.shape[1]
-        return conv2d(inputs, module.weight[index], bias, module, groups)
+        if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros":
+            return conv2d(inputs, module.weight[index], bias, module, groups)
+        out: Tensor = _like(module, groups)._conv_forward(inputs, module.weight[index], bias)
+        return out
 
-    def _channel_index(self, node: Node, widths: Widths, device: torch.device) -> Any:
-        """Index of the channels of a node of these widths among the channels of its widest output."""
-        if len(widths) == 1:
-            return slice(widths[0] * node.segments[0].repeat)
-        return mixing.columns(node.segments, self.capacity[node.name], widths, device)
+    def _index(self, node: Node, widths: Widths, device: torch.device) -> Tensor:
+        """Index of the channels of a node of these widths, one a segment, among the channels of its widest output."""
+        now = {segment.site: width for segment, width in zip(node.segments, widths, strict=True) if segment.site}
+        return node.layout.common(self.widest, now)[0].to(device)
 
-    def _norm(self, node: Node, inputs: Tensor, before: Widths, draw: Draw) -> tuple[Tensor, Widths]:
-        norms = self.body.get_submodule(node.module)
-        assert isinstance(norms, nn.ModuleDict)
-        if len(before) > 1:
-            index = self._channel_index(node, before, inputs.device)
+    def _norm(
+        self, node: Node, inputs: Tensor, before: Widths, draw: Draw, now: Mapping[str, int]
+    ) -> tuple[Tensor, Widths]:
+        norms = self._norms(node)
+        if ALL in norms:
+            inputs = self._fitted(node.inputs[0], inputs, now)
+            index = node.layout.common(self.widest, now)[0].to(inputs.device)
             return self._part(norms[ALL], inputs, index, draw.momentum), before
         source = self._producer.get(node.name)
         if source is None or not source.site or len(draw.widths[source.site][0]) == 1:
@@ -271,13 +331,14 @@ class Supernet(nn.Module):
         return self._two(inputs, candidates, weights, pair, draw.momentum), before
 
     def _one(self, norm: nn.Module, inputs: Tensor, momentum: float) -> Tensor:
-        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | mixing.FirstOf)
+        assert isinstance(norm, nn.modules.batchnorm._BatchNorm | FirstOf)
         return F.batch_norm(
             inputs, norm.running_mean, norm.running_var, norm.weight, norm.bias, self.training, momentum, norm.eps
         )
 
     def _part(self, norm: nn.Module, inputs: Tensor, index: Tensor, momentum: float) -> Tensor:
-        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+        """Norm of some channels, by their numbers."""
+        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
         assert norm.running_mean is not None and norm.running_var is not None
         mean, var, eps = norm.running_mean[index], norm.running_var[index], norm.eps
         out = F.batch_norm(inputs, mean, var, norm.weight[index], norm.bias[index], self.training, momentum, eps)
@@ -291,42 +352,43 @@ class Supernet(nn.Module):
     ) -> Tensor:
         """Norms of two candidates, mixed. In training mode they share the statistics of the batch."""
         if not self.training:
-            return self._combine(inputs, candidates, weights, [mixing.scale_and_shift(norm) for norm in norms])
+            return self._combine(inputs, candidates, weights, [scale_and_shift(norm) for norm in norms])
         eps: float = norms[0].eps  # type: ignore[assignment]
         affine = [(norm.weight, norm.bias) for norm in norms]
         if self.mix == "pad":
             mean, var = inputs.new_zeros(2, inputs.shape[1], dtype=norms[0].weight.dtype)  # type: ignore[arg-type]
-            scale, shift = mixing.padded(affine, candidates, weights, inputs.shape[1])
+            scale, shift = padded(affine, candidates, weights, inputs.shape[1])
             out = F.batch_norm(inputs, mean, var, scale, shift, True, 1.0, eps)
         else:
             narrow = candidates.index(min(candidates))
             wide = max(candidates)
             stretch = self._stretch(candidates[narrow], wide, inputs.device, inputs.shape[1])
-            shares = mixing.stacked(weights, inputs.device)
+            shares = stacked(weights, inputs.device)
             affines = (*affine[narrow], *affine[1 - narrow])
-            out, mean, var = mixing.NormMix.apply(inputs, shares, stretch, narrow, *affines, eps)  # type: ignore[no-untyped-call]
+            out, mean, var = NormMix.apply(inputs, shares, stretch, narrow, *affines, eps)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             for norm, width in zip(norms, candidates, strict=True):
                 norm.running_mean.lerp_(mean[:width], momentum)  # type: ignore[operator]
                 norm.running_var.lerp_(var[:width], momentum)  # type: ignore[operator]
         return out
 
-    def _layer_norm(self, node: Node, inputs: Tensor, before: Widths) -> Tensor:
+    def _layer_norm(self, node: Node, inputs: Tensor, before: Widths, now: Mapping[str, int]) -> Tensor:
         """Layer norm over the channels at hand, regardless of the widths that were mixed."""
-        norms = self.body.get_submodule(node.module)
-        assert isinstance(norms, nn.ModuleDict)
-        if len(before) == 1:
-            norm = norms[str(inputs.shape[node.axis])]
-            weight, bias = norm.weight, norm.bias
-        else:
-            norm, index = norms[ALL], self._channel_index(node, before, inputs.device)
-            weight, bias = (None if each is None else each[index] for each in (norm.weight, norm.bias))  # type: ignore[index]
-        eps: float = norm.eps  # type: ignore[assignment]
+        norms = self._norms(node)
+        inputs = self._fitted(node.inputs[0], inputs, now)
+        norm: Any = norms[ALL] if ALL in norms else norms[str(inputs.shape[node.axis])]
+        weight, bias = norm.weight, getattr(norm, "bias", None)
+        if ALL in norms:
+            index = node.layout.common(self.widest, now)[0].to(inputs.device)
+            weight, bias = (None if each is None else each[index] for each in (weight, bias))
         old = self.network.module.get_submodule(node.module)
         if isinstance(old, nn.GroupNorm):
-            return F.group_norm(inputs, old.num_groups, weight, bias, eps)  # type: ignore[arg-type]
+            groups = self.network.counted.get(("attribute", node.module, "num_groups", None))
+            return F.group_norm(inputs, groups.size(now) if groups else old.num_groups, weight, bias, norm.eps)
         moved = inputs.movedim(node.axis, -1)
-        return F.layer_norm(moved, moved.shape[-1:], weight, bias, eps).movedim(-1, node.axis)  # type: ignore[arg-type]
+        if isinstance(old, nn.RMSNorm):
+            return F.rms_norm(moved, moved.shape[-1:], weight, norm.eps).movedim(-1, node.axis)
+        return F.layer_norm(moved, moved.shape[-1:], weight, bias, norm.eps).movedim(-1, node.axis)
 
     def _combine(
         self, inputs: Tensor, candidates: Widths, weights: Any, affine: Sequence[tuple[Any, Any]] | None, axis: int = 1
@@ -343,15 +405,13 @@ class Supernet(nn.Module):
                 shift = shift + part @ offset
                 part = part * scale
             matrix = matrix + (F.pad(part, (0, room - candidate)) if candidate < room else part)
-        if axis == inputs.dim() - 1:
-            return F.linear(inputs, matrix, shift)
-        return F.conv2d(inputs, matrix[:, :, None, None], shift)
+        return channelwise(inputs, matrix, shift, axis)
 
     def _stretch(self, narrow: int, wide: int, device: torch.device, room: int) -> Tensor:
         """The [room, narrow] matrix that brings a narrow candidate to the wide one's channels; zeros below."""
         key = (narrow, wide, room, device)
         if key not in self._identities:
-            matrix = mixing.interpolation(narrow, wide) if self.mix == "interpolate" else torch.eye(wide)[:, :narrow]
+            matrix = interpolation(narrow, wide) if self.mix == "interpolate" else torch.eye(wide)[:, :narrow]
             self._identities[key] = F.pad(matrix, (0, 0, 0, room - wide)).to(device)
         return self._identities[key]
 
@@ -367,7 +427,8 @@ class Supernet(nn.Module):
             return inputs, before[1]
         conv, norms = parts["conv"], parts["norm"]
         assert isinstance(norms, nn.ModuleDict)
-        projected = F.conv2d(inputs, conv.weight[:width, :have])  # type: ignore[index]
+        assert isinstance(conv, nn.modules.conv._ConvNd)
+        projected = conv._conv_forward(inputs, conv.weight[:width, :have], None)
         total: Any = 0.0
         for index, candidate in enumerate(candidates):
             if candidate == have:
@@ -389,34 +450,50 @@ class Supernet(nn.Module):
         first = node.axis == 1 and all(self._nodes[name].axis == 1 for name in node.inputs)
         if first and (self.shortcut == "pad" or len(set(before)) == 1):
             width = max(value.shape[1] for value in inputs)
-            inputs = tuple(mixing.padded_to(value, width) for value in inputs)
+            inputs = tuple(padded_to(value, width) for value in inputs)
         return node.run(self.body.get_submodule, inputs), joined(before, max)
 
     def _mix_depths(
         self, node: Node, values: dict[str, Any], widths: dict[str, Widths], weights: Any
     ) -> tuple[Tensor, Widths]:
-        used = [(p, name) for p, name in zip(weights, node.inputs, strict=True) if mixing.positive(p)]
+        used = [(p, name) for p, name in zip(weights, node.inputs, strict=True) if positive(p)]
         wide = max(widths[name] for _, name in used)
         if len(used) == 1:
             return values[used[0][1]], wide
-        shares = mixing.stacked([p for p, _ in used], values[used[0][1]].device)
+        shares = stacked([p for p, _ in used], values[used[0][1]].device)
         if len(wide) > 1:  # ends that are concatenated have one width each; channels of zeros may follow
-            parts = [values[name][:, : total_channels(self._nodes[name].segments, widths[name])] for _, name in used]
-            return mixing.WeightedSum.apply(shares, *parts), wide  # type: ignore[no-untyped-call]
+            parts = [
+                values[name][:, : int(total_channels(self._nodes[name].segments, widths[name]))] for _, name in used
+            ]
+            return WeightedSum.apply(shares, *parts), wide  # type: ignore[no-untyped-call]
         width = max(values[name].shape[1] for _, name in used)
         tensors = [self._widen(values[name], max(widths[name]), wide[0], width) for _, name in used]
-        return mixing.WeightedSum.apply(shares, *tensors), wide  # type: ignore[no-untyped-call]
+        return WeightedSum.apply(shares, *tensors), wide  # type: ignore[no-untyped-call]
 
     def _widen(self, inputs: Tensor, narrow: int, wide: int, room: int) -> Tensor:
         """A tensor of `narrow` channels (zeros may follow), brought to `wide` channels and padded to `room`."""
         if narrow == wide:
-            return mixing.padded_to(inputs, room)
+            return padded_to(inputs, room)
         matrix = F.pad(self._stretch(narrow, wide, inputs.device, room), (0, inputs.shape[1] - narrow))
-        return F.conv2d(inputs, matrix[:, :, None, None].to(inputs.dtype))
+        return channelwise(inputs, matrix.to(inputs.dtype), None, 1)
 
     def _narrowed(self, name: str, value: Any, widths: Widths) -> Any:
         """A value without the channels of zeros at its end."""
-        if len(widths) != 1 or not isinstance(value, Tensor) or value.dim() < 2:
+        node = self._nodes[name]
+        if (
+            len(widths) != 1
+            or not isinstance(value, Tensor)
+            or value.dim() < 2
+            or len(node.layout.runs) > 1
+            or not node.layout.free
+        ):
             return value
-        width, axis = widths[0] * self._nodes[name].segments[0].repeat, self._nodes[name].axis
-        return value.narrow(axis, 0, width) if value.shape[axis] > width else value
+        width = times(widths[0], node.segments[0].repeat)
+        return value.narrow(node.axis, 0, width) if value.shape[node.axis] > width else value
+
+
+def _like(module: Any, groups: int) -> Any:
+    """A convolution with the same options and tensors, but another number of groups."""
+    twin = copy.copy(module)
+    twin.groups = groups
+    return twin

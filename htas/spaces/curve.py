@@ -2,18 +2,43 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 import numpy as np
 
 from htas.errors import UserError
-from htas.graph.layer import Template
+from htas.graph.layer import Layer, Template
+from htas.graph.network import times
 from htas.spaces.space import group_slices
 
 SUMMARIES = ("estimate", "error", "minimum", "median", "mean", "mean_error", "spread")
 """Of a Measurement, in survey.json."""
 Estimate = Literal["estimate", "minimum", "median", "mean"]
 """What may stand for the readings of a width."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A layer whose outputs are not one site's: `repeat` for each channel of the site, and `rest` others."""
+
+    template: Template
+    repeat: int | Fraction
+    rest: int
+    """Outputs that are not of the site."""
+
+    @property
+    def key(self) -> str:
+        """That of its template."""
+        return self.template.key
+
+    def outputs(self, width: int) -> int:
+        """Its outputs where the site has this width."""
+        return int(times(width, self.repeat)) + self.rest
+
+    def wide(self, width: int) -> Layer:
+        """The layer where the site has this width."""
+        return self.template.wide(self.outputs(width))
 
 
 @dataclass(frozen=True)
@@ -137,15 +162,16 @@ def add(curves: Sequence[tuple[int, Curve]]) -> Curve:
 
 
 def curve(
-    tables: Mapping[str, LayerTable], template: Template, widths: Sequence[int], estimate: Estimate = "estimate"
+    tables: Mapping[str, LayerTable], layer: Template | Part, widths: Sequence[int], estimate: Estimate = "estimate"
 ) -> Curve:
-    """m(x) of the layers of a template at these widths, from the tables of a survey, which may have more widths.
+    """m(x) of a layer where its site has these widths, from the tables of a survey, which may have more.
 
     Raises UserError where the survey lacks one.
     """
-    table = tables.get(template.key)
-    rows = {width: row for row, width in enumerate(table.widths)} if table else {}
-    if table is None or not rows.keys() >= set(widths):
+    table = tables.get(layer.key)
+    by_outputs = {outputs: row for row, outputs in enumerate(table.widths)} if table else {}
+    rows = {width: by_outputs[outputs] for width in widths if (outputs := layer.outputs(width)) in by_outputs}
+    if table is None or len(rows) < len(set(widths)):
         raise UserError("survey.json lacks a layer of this network; delete it and run the survey again")
     error = {"estimate": "error", "mean": "mean_error"}.get(estimate)
     seconds, errors = (

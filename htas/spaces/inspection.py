@@ -21,10 +21,15 @@ class LayerFacts:
     layer: Layer
     seconds: float
     """By itself, or within a chain, as the runtime does best; see `whole`."""
-    site: str
-    """The width site that its outputs are; empty where they are frozen."""
+    sites: tuple[str, ...]
+    """The width sites that its outputs are; none where they are frozen."""
     frozen: str
     """Why they are; empty where they are free."""
+
+    @property
+    def site(self) -> str:
+        """The names of its sites."""
+        return ", ".join(self.sites)
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def inspect(network: Network, latency: Callable[[float], Latency], each: float, 
     modules = {node.name: node.module or node.name for node in network.nodes}
     frozen = {name: network.frozen.get(module, "") for name, module in modules.items()}
     facts = tuple(
-        LayerFacts(use.node, use.layer, readings[use.layer].estimate, use.site, frozen[use.node]) for use in uses[""]
+        LayerFacts(use.node, use.layer, readings[use.layer].estimate, use.sites, frozen[use.node]) for use in uses[""]
     )
     sites = []
     for name, site in network.sites.items():
@@ -95,5 +100,5 @@ def _with(base: Arch, name: str, choice: int) -> Arch:
 
 def _belongs(facts: LayerFacts, site: Site) -> bool:
     if site.kind == "width":
-        return facts.site == site.name
+        return site.name in facts.sites
     return any(facts.name == block or facts.name.startswith((f"{block}.", f"{block}:")) for block in site.producers)

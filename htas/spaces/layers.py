@@ -12,7 +12,8 @@ import numpy as np
 
 from htas.graph import Arch, Network, Site
 from htas.graph.layer import WEIGHTED, Layer, Template
-from htas.spaces.curve import LayerTable, add, curve
+from htas.graph.network import Use, times
+from htas.spaces.curve import LayerTable, Part, add, curve
 from htas.spaces.space import group_slices
 
 MOST = 128
@@ -65,12 +66,15 @@ class SurveyPlan:
         return Arch({name: self.widths(name)[-1] for name in self.network.widths}, self.network.base.depths)
 
     @cached_property
-    def templates(self) -> dict[str, Counter[Template]]:
+    def templates(self) -> dict[str, Counter[Template | Part]]:
         """By width site, the templates of the layers that produce it, with their multiplicity; outputs are free."""
-        templates: dict[str, Counter[Template]] = {name: Counter() for name in self.network.widths}
+        templates: dict[str, Counter[Template | Part]] = {name: Counter() for name in self.network.widths}
         for use in self.network.uses(self.arch):
-            if use.site:
-                templates[use.site][use.layer.curve_template] += 1
+            for segment in use.outputs:
+                if segment.site:
+                    rest = use.layer.outputs - int(times(self.arch.widths[segment.site], segment.repeat))
+                    part = Part(use.curve, segment.repeat, rest)
+                    templates[segment.site][use.curve if (part.repeat, rest) == (1, 0) else part] += 1
         return templates
 
     @cached_property
@@ -85,13 +89,23 @@ class SurveyPlan:
                 for width in self.widths(site):
                     layers.setdefault(template.wide(width), set()).add(template.key)
         for use in self.network.uses(self.arch):
-            if not use.site and use.layer.op in WEIGHTED:
-                layers.setdefault(use.layer, set()).add(use.layer.curve_template.key)
+            if not use.sites and use.layer.op in WEIGHTED:
+                layers.setdefault(use.layer, set()).add(use.curve.key)
         return layers
 
     def widths(self, site: str) -> range:
         """The widths of a site in the expanded space."""
         return widths_of(self.network.sites[site], self.expand)
+
+    def outputs(self, use: Use) -> list[int]:
+        """The numbers of outputs that a layer is measured at, ascending: one of its sites changes at a time."""
+        return sorted({
+            layer.outputs(width)
+            for site in use.sites
+            for layer in self.templates[site]
+            if layer.key == use.curve.key
+            for width in self.widths(site)
+        })  # fmt: skip
 
     @cached_property
     def families(self) -> list["SiteFamily"]:
@@ -108,8 +122,9 @@ class SurveyPlan:
     @property
     def first(self) -> set[Layer]:
         """The layers that a survey begins with: of every family its first widths, and those of frozen width."""
-        later = [family.at(family.widths) - family.at(family.first) for family in self.families]
-        return set(self.layers).difference(*later)
+        later = {layer for family in self.families for layer in family.at(family.widths)}
+        begun = {layer for family in self.families for layer in family.at(family.first)}
+        return set(self.layers) - (later - begun)
 
     @property
     def at_most(self) -> int:
@@ -122,7 +137,7 @@ class SurveyPlan:
 class SiteFamily:
     """Sites that share layers and so are measured at the same widths: where one layer has a step, all are read."""
 
-    sites: tuple[tuple[range, Counter[Template]], ...]
+    sites: tuple[tuple[range, Counter[Template | Part]], ...]
     """The widths of each, and the layers that produce it."""
     groups: int
     most: int
@@ -148,7 +163,7 @@ class SiteFamily:
     def at_most(self) -> int:
         """Layers that are measured at most."""
         number = max(self.most, len(self.first))
-        longest: dict[Template, int] = {}
+        longest: dict[Template | Part, int] = {}
         for widths, layers in self.sites:
             longest |= {layer: max(len(widths), longest.get(layer, 0)) for layer in layers}
         return sum(min(length, number) for length in longest.values())

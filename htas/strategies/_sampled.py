@@ -15,11 +15,11 @@ from htas.console.progress import say
 from htas.data.task import Inputs
 from htas.errors import need_least
 from htas.graph.arch import Arch
+from htas.search.draw import Draw
 from htas.search.moves import USED, changed, over
 from htas.search.oneshot import CALIBRATION, JUDGED, Judge, SupernetLoop
 from htas.search.problem import Problem, SearchOutcome
 from htas.search.record import EpochRecord
-from htas.search.supernet import Draw
 from htas.strategies import SupernetStrategy, need_limits
 from htas.text import percent
 
@@ -115,7 +115,7 @@ def best(problem: Problem, judge: Judge) -> Arch:
 
 def trimmed(problem: Problem, arch: Arch) -> Arch:
     """The arch with the narrowest widths in the blocks that it cuts: the same for all archs of one network."""
-    used = {use.site for use in problem.network.uses(arch)}
+    used = {site for use in problem.network.uses(arch) for site in use.sites}
     choices = problem.space.widths
     return Arch({site: width if site in used else choices[site][0] for site, width in arch.widths.items()}, arch.depths)
 

@@ -13,11 +13,11 @@ from htas.cost.limits import Limit
 from htas.data.task import Inputs, scalar
 from htas.errors import UserError, need_above_zero, need_least
 from htas.graph.arch import Arch
+from htas.search.draw import Draw
 from htas.search.moves import AIM
 from htas.search.oneshot import SupernetLoop
 from htas.search.problem import Problem, SearchOutcome
 from htas.search.record import METRICS, SURE, EpochRecord
-from htas.search.supernet import Draw
 from htas.spaces.space import Space
 from htas.strategies import SupernetStrategy, check_charge
 from htas.text import percent, significant

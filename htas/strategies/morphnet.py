@@ -10,6 +10,7 @@ from torch import Tensor
 from htas.data.task import Inputs
 from htas.errors import UserError, need_least
 from htas.graph import Arch, Network, resize
+from htas.graph.layout import Run
 from htas.search.oneshot import SearchLoop
 from htas.search.problem import Problem, SearchOutcome
 from htas.search.record import EpochRecord
@@ -77,13 +78,26 @@ class MorphNet(ByTrials):
         )  # fmt: skip
 
 
-def scales(network: Network) -> dict[str, list[str]]:
-    """Names of the norms over the channels of each width site."""
-    norms: dict[str, list[str]] = {site: [] for site in network.widths}
+def scales(network: Network) -> dict[str, list[tuple[str, Run, int]]]:
+    """The norms over the channels of each width site: a norm's name, the site's run in it, and where that begins."""
+    norms: dict[str, list[tuple[str, Run, int]]] = {site: [] for site in network.widths}
+    by_name = {node.name: node for node in network.nodes}
     for node in network.nodes:
-        if node.kind == "conv" and node.site and node.norm:
-            norms[node.site].append(next(other.module for other in network.nodes if other.name == node.norm))
+        if node.kind != "conv" or not node.norm or f"{by_name[node.norm].module}.weight" not in network.layouts:
+            continue
+        start = 0
+        for run in node.layout.runs:
+            if run.site in norms:
+                norms[run.site].append((by_name[node.norm].module, run, start))
+            start += run.atoms * run.repeat
     return norms
+
+
+def of_channels(scale: Tensor, run: Run, start: int) -> Tensor:
+    """The scale of each channel of a site, [atoms, channels in each], in a norm of several sites; the largest of those
+    that stand or fall together."""
+    atoms = scale[start : start + run.atoms * run.repeat].abs().reshape(run.atoms, run.repeat)
+    return atoms if run.repeat == run.multiple else atoms.amax(1, keepdim=True).expand(-1, run.multiple)
 
 
 def prices(problem: Problem) -> dict[str, float]:
@@ -113,9 +127,10 @@ class _Shrinking(SearchLoop):
         model = resize(problem.network, problem.network.base)
         model.load_state_dict(problem.base().state_dict())
         super().__init__(problem, options, model)
+        self.norms = scales(problem.network)
         self.scales: dict[str, list[Tensor]] = {
-            site: [self.model.get_parameter(f"{name}.weight") for name in names]
-            for site, names in scales(problem.network).items()
+            site: [self.model.get_parameter(f"{name}.weight") for name, _, _ in norms]
+            for site, norms in self.norms.items()
         }
         self.prices = prices(problem)
         bare = [site for site, each in self.scales.items() if not each]
@@ -157,4 +172,10 @@ class _Shrinking(SearchLoop):
 
     def _sizes(self) -> dict[str, Tensor]:
         """Scale of each site's channels, [channels]; the largest if several norms share the site."""
-        return {site: torch.stack(each).abs().amax(0) for site, each in self.scales.items()}
+        return {
+            site: torch.stack([
+                of_channels(scale, run, start).flatten()
+                for scale, (_, run, start) in zip(self.scales[site], norms, strict=True)
+            ]).amax(0)
+            for site, norms in self.norms.items()
+        }  # fmt: skip

@@ -30,6 +30,14 @@ LAYERS = {
     "one pixel, hardswish": Layer("conv", 16, 4, (1, 1), activation="hardswish"),
     "linear, tanh": Layer("linear", 7, 5, (1, 1), bias=True, activation="tanh"),
     "linear, norm, leaky relu": Layer("linear", 7, 5, (1, 1), norm=True, activation="leaky_relu"),
+    "1-d conv, norm, relu": Layer("conv", 6, 8, (15,), (5,), (2,), (2,), (1,), norm=True, activation="relu"),
+    "1-d transposed conv": Layer("conv_transpose", 6, 8, (7,), (4,), (2,), (1,), (1,), bias=True),
+    "1-d max pool": Layer("max_pool", 4, 4, (16,), (3,), (2,), (1,), (1,)),
+    "1-d average pool": Layer("avg_pool", 4, 4, (16,), (2,), (2,), (0,), (1,)),
+    "1-d global pool": Layer("global_pool", 4, 4, (9,)),
+    "1-d add": Layer("add", 4, 4, (9,), activation="relu"),
+    "3-d conv, norm": Layer("conv", 3, 5, (4, 6, 7), (3, 3, 1), (1, 2, 1), (1, 1, 0), (1, 1, 1), norm=True),
+    "3-d max pool": Layer("max_pool", 4, 4, (4, 6, 6), (1, 2, 2), (1, 2, 2), (0, 0, 0), (1, 1, 1)),
     "max pool": Layer("max_pool", 4, 4, (9, 8), (3, 3), (2, 2), (1, 1)),
     "dilated max pool": Layer("max_pool", 4, 4, (9, 8), (2, 2), (1, 1), (0, 0), (2, 2)),
     "average pool": Layer("avg_pool", 4, 4, (9, 8), (3, 3), (2, 2), (1, 1)),
@@ -61,7 +69,7 @@ class Residual(nn.Module):
 def spread_norms(module: nn.Module) -> nn.Module:
     """The module with norms that change something: fresh ones are the identity in eval mode."""
     for part in module.modules():
-        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
             for tensor in (part.weight, part.bias, part.running_mean, part.running_var):
                 nn.init.uniform_(tensor, 0.5, 1.5)  # type: ignore[arg-type]
     return module

@@ -14,7 +14,9 @@ channels are last (PyTorch 2.13, docs/decisions.md)."""
 
 def placed(model: M, device: Any) -> M:
     """The same module, moved to a device in the memory format in which convolutions are fastest."""
-    moved: M = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    flat = not any(tensor.dim() > 4 for tensor in model.parameters())  # a format for two-dimensional pixels alone
+    layout = {"memory_format": torch.channels_last} if flat else {}
+    moved: M = model.to(device, **layout)  # type: ignore[call-overload]
     if torch.device(device).type == "cpu":
         for part in moved.modules():
             if type(part) is nn.Conv2d and part.padding_mode == "zeros" and _is_narrow(part.weight, part):

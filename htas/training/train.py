@@ -10,9 +10,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_structure
 
 from htas.data.split import Batch, Source
-from htas.data.task import CLASSIFY, Inputs, Task, forward, images_in, precise, scalar
+from htas.data.task import CLASSIFY, Inputs, Outputs, Task, forward, images_in, precise, scalar
 from htas.errors import UserError
 from htas.graph.modes import evaluating
 from htas.text import percent, significant
@@ -73,6 +74,7 @@ class Training(EpochLoop[TrainingEpoch]):
         super().__init__(model, split, recipe, seed=seed, device=device, checkpoint=checkpoint, title=title)
         self.teacher = placed(teacher, self.runner.device).eval() if teacher is not None else None
         self.distill, self.rate_option, self.on_epoch = distill, rate_option, on_epoch
+        self._same_outputs: bool | None = None
 
     def keep(self, path: Path) -> None:
         """Write a checkpoint, and say that an epoch is done."""
@@ -91,7 +93,18 @@ class Training(EpochLoop[TrainingEpoch]):
             loss = self.distill.loss(outputs, target, labels, self.task)
         self.descend(loss)
         with torch.no_grad():
-            return torch.stack([loss.detach(), scalar(self.task.score(outputs, labels), loss).to(loss.dtype)])
+            score = self.task.score(self._judged(outputs, images), labels)
+            return torch.stack([loss.detach(), scalar(score, loss).to(loss.dtype)])
+
+    def _judged(self, outputs: Outputs, images: Inputs) -> Outputs:
+        """What a score is of: these outputs, or where eval mode has others (boxes in place of maps), those."""
+        if self._same_outputs is None:
+            self._same_outputs = self.task.classifies or _form(self._in_eval(images)) == _form(outputs)
+        return outputs if self._same_outputs else self._in_eval(images)
+
+    def _in_eval(self, images: Inputs) -> Outputs:
+        with evaluating(self.model), torch.no_grad():
+            return self.outputs(self.model, images)
 
     def figures(self, number: int, sums: Tensor) -> TrainingEpoch:
         """Raises UserError where the loss is no number any more."""
@@ -107,6 +120,11 @@ class Training(EpochLoop[TrainingEpoch]):
     def summary(self, figures: TrainingEpoch) -> str:
         """Loss and accuracy."""
         return f"loss {significant(figures.loss)}, accuracy {percent(figures.accuracy)}"
+
+
+def _form(outputs: Outputs) -> object:
+    """How outputs are nested, and the shape of each tensor."""
+    return tree_structure(outputs), [tuple(each.shape) for each in tree_leaves(outputs) if isinstance(each, Tensor)]
 
 
 def evaluate(

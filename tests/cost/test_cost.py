@@ -258,3 +258,73 @@ def test_multiply_adds_of_a_cut_stage_by_enumeration() -> None:
     widths, depths = uneven(space)
     mean = sum(share * CountCost(network).cost(arch) for share, arch in archs(space, widths, depths))
     assert float(CountCost(network).expected(space, widths, depths)) == pytest.approx(mean)
+
+
+def _norm_conv(inputs: int, outputs: int, groups: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, 3, padding=1, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+class Multiplied(nn.Module):
+    """A depthwise layer with two outputs for each channel, and groups of two channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.wise, self.point = _norm_conv(3, 4), _norm_conv(4, 8, 4), _norm_conv(8, 6)
+        self.pairs, self.last = _norm_conv(6, 6, 3), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.pairs(self.point(self.wise(self.stem(x)))).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class TwoGroups(nn.Module):
+    """Two groups that stay, and get narrower."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.same, self.wide = _norm_conv(3, 16), _norm_conv(16, 16, 2), _norm_conv(16, 32, 2)
+        self.last = nn.Linear(32, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.wide(self.same(self.stem(x))).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Halves(nn.Module):
+    """Half of the channels go through a branch, as in ShuffleNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch, self.last = _norm_conv(3, 8), _norm_conv(4, 4), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.stem(x).chunk(2, 1)
+        return self.last(torch.cat([one, self.branch(two)], 1).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """A layer norm, a scale, and products of matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.scale = nn.Conv2d(3, 6, 4, 4), nn.LayerNorm(6), nn.Parameter(torch.rand(6))
+        self.queries, self.keys, self.last = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x).flatten(2).transpose(1, 2)) * self.scale
+        shares = (self.queries(x) @ self.keys(x).transpose(1, 2)).softmax(-1)
+        return self.last((x + shares @ x).mean(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("network", [Multiplied, TwoGroups, Halves, Attention])
+def test_a_count_and_its_mean_are_those_of_real_networks(network: type[nn.Module]) -> None:
+    traced = trace(network(), torch.zeros(1, 3, 8, 8))
+    assert traced.searchable > 0.85
+    space = Space("s", {name: (site.multiple, site.base) for name, site in traced.widths.items()}, {})
+    widths = {name: torch.tensor([0.25, 0.75], dtype=torch.float64) for name in space.widths}
+    params, macs = CountCost(traced, "params"), CountCost(traced, "macs")
+    for _, arch in archs(space, widths, {}):
+        module = resize(traced, arch)
+        assert params.cost(arch) == sum(parameter.numel() for parameter in module.parameters())
+    for cost in (params, macs):
+        mean = sum(share * cost.cost(arch) for share, arch in archs(space, widths, {}))
+        assert float(cost.expected(space, widths, {})) == pytest.approx(mean, rel=1e-3)

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from htas.cost.tables import CountCost
-from htas.graph import Network, resize, trace
+from htas.graph import Network, ordered, resize, trace
 from htas.graph.arch import Arch
 from htas.models.cifar_resnet import CifarResNet
 from htas.spaces.space import Space
@@ -453,11 +453,21 @@ class Fork(nn.Module):
         return torch.cat([self.one(x), self.two(x)], 1)
 
 
-def test_blocks_that_lay_out_their_channels_differently_are_no_depth_site() -> None:
-    network = trace(nn.Sequential(Block(3, 4), Fork(), nn.Flatten(), nn.Linear(256, 2)), torch.zeros(1, *IMAGE))
-    assert not network.depths
-    assert all(not node.blocks for node in network.nodes)
-    assert set(network.widths) == {"0.conv", "1.one", "1.two"}
+def test_blocks_that_lay_out_their_channels_differently_have_the_parts_of_both() -> None:
+    module = nn.Sequential(Block(3, 4), Fork(), nn.Flatten(), nn.Linear(256, 2)).eval()
+    network = trace(module, torch.zeros(1, *IMAGE))
+    assert {name: site.producers for name, site in network.widths.items()} == {
+        "0.conv": ("0.conv", "1.one"), "0.conv[1]": ("0.conv", "1.two")
+    }  # fmt: skip
+    assert set(network.depths) == {"0+"}
+    images = torch.randn(2, *IMAGE)
+    torch.testing.assert_close(resize(network, network.base)(images), module(images))
+    for one, two, depth in ((1, 2, 2), (2, 1, 1), (1, 1, 2)):
+        arch = Arch({"0.conv": one, "0.conv[1]": two}, {"0+": depth})
+        narrow = resize(network, arch)
+        assert counted(narrow) == (network.macs(arch), network.params(arch))
+        assert narrow[0].conv.out_channels == one + two
+        assert torch.equal(narrow[0].conv.weight[one:], module[0].conv.weight[2 : 2 + two])
 
 
 # -- what is frozen ----------------------------------------------------------------------------------------------------
@@ -478,33 +488,34 @@ def test_what_cannot_change_says_why() -> None:
         summed=nn.Conv2d(8, 8, 1),
         last=nn.Linear(512, 2),
     )
-    assert not network.widths
+    assert {name: (site.base, site.multiple) for name, site in network.widths.items()} == {
+        "stem": (8, 4), "before": (8, 1)
+    }  # fmt: skip
     assert network.frozen == {
-        "stem": "Conv2d grouped, which reads it, has 2 groups",
-        "grouped": "Conv2d grouped has 2 groups",
-        "before": ":repeat is not understood",
-        "twice": ":repeat, which reads it, is not understood",
-        ":repeat": ":repeat is not understood",
-        "summed": ":cumsum, which reads it, is not understood",
-        ":cumsum": ":cumsum is not understood",
+        "summed": "cumsum, which reads it, depends on the order of its channels",
+        ":cumsum": "cumsum depends on the order of its channels",
         "last": "it is the network's output",
     }
+    narrow = Arch({"stem": 4, "before": 5}, {})
+    assert counted(resize(network, narrow)) == (network.macs(narrow), network.params(narrow))
     assert counted(resize(network, network.base)) == (network.macs(network.base), network.params(network.base))
     assert torch.equal(resize(network, network.base)(images := torch.randn(2, *IMAGE)), network.module(images))
 
 
-@pytest.mark.parametrize(
-    "forward",
-    [
-        lambda net, x: net.last(torch.cat([net.conv(x)] * 2, 1).mean((2, 3))[:, :4]),
-        lambda net, x: net.last(torch.chunk(net.conv(x), 2, 1)[0].mean((2, 3)).repeat(1, 2)),
-        lambda net, x: net.last((net.conv(x) * net.scale.weight[0]).mean((2, 3))),
-        lambda net, x: net.last(net.conv(x).mean((2, 3)).view(-1, 4)),
-        lambda net, x: net.last(net.tokens(net.conv(x).flatten(2)).mean(2)),
-        lambda net, x: net.last(F.max_pool2d(net.conv(x), 2, return_indices=True)[0].mean((2, 3))),
-    ],
-)
-def test_what_trace_does_not_understand_freezes_what_it_reads(forward: Callable[[Any, Tensor], Tensor]) -> None:
+STEPS: list[tuple[Callable[[Any, Tensor], Tensor], tuple[int, ...]]] = [
+    (lambda net, x: net.last(torch.cat([net.conv(x)] * 2, 1).mean((2, 3))[:, :4]), ()),
+    (lambda net, x: net.last(torch.chunk(net.conv(x), 2, 1)[0].mean((2, 3)).repeat(1, 2)), (2, 2)),
+    (lambda net, x: net.last((net.conv(x) * net.scale.weight[0]).mean((2, 3))), (4,)),
+    (lambda net, x: net.last(net.conv(x).mean((2, 3)).view(-1, 4)), ()),
+    (lambda net, x: net.last(net.tokens(net.conv(x).flatten(2)).mean(2)), (4,)),
+    (lambda net, x: net.last(F.max_pool2d(net.conv(x), 2, return_indices=True)[0].mean((2, 3))), (4,)),
+]
+
+
+@pytest.mark.parametrize(("forward", "widths"), STEPS)
+def test_what_can_be_followed_is_free_and_the_rest_freezes_what_it_reads(
+    forward: Callable[[Any, Tensor], Tensor], widths: tuple[int, ...]
+) -> None:
     network = wrapped(
         forward,
         conv=nn.Conv2d(3, 4, 1),
@@ -512,8 +523,15 @@ def test_what_trace_does_not_understand_freezes_what_it_reads(forward: Callable[
         tokens=nn.Linear(64, 5),
         last=nn.Linear(4, 2),
     )
-    assert not network.widths
-    assert set(network.frozen) >= {"conv", "last"}
+    assert tuple(site.base for site in network.widths.values()) == widths
+    assert set(network.frozen) >= ({"last"} if widths else {"conv", "last"})
+    assert all(site.producers == ("conv",) for site in network.widths.values())
+    images = torch.randn(2, *IMAGE)
+    assert torch.equal(resize(network, network.base)(images), network.module(images))
+    if widths:
+        narrow = Arch({name: site.base - 1 for name, site in network.widths.items()}, {})
+        assert counted(resize(network, narrow))[1] == network.params(narrow)
+        assert resize(network, narrow)(images).shape == (2, 2)
 
 
 def test_parameters_outside_modules_are_counted() -> None:
@@ -540,7 +558,7 @@ def test_a_module_that_cannot_be_traced_is_refused_in_one_sentence() -> None:
     def branches(net: Any, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x
 
-    said = r"^Rest cannot be traced by torch\.fx: .*test_graph\.py, line \d+\); keep control flow"
+    said = r"^Rest depends on the values of a tensor \(.*test_graph\.py, line \d+\): keep control flow"
     with pytest.raises(ValueError, match=said) as caught:
         wrapped(branches)
     assert "\n" not in str(caught.value)
@@ -551,7 +569,7 @@ def test_a_module_that_cannot_be_traced_is_refused_in_one_sentence() -> None:
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
             return x + y
 
-    with pytest.raises(ValueError, match=r"^Two does not run on an input of shape \(1, 3, 8, 8\).*parameter y"):
+    with pytest.raises(ValueError, match=r"^Two does not run on an input of shape \(1, 3, 8, 8\).*argument: 'y'"):
         trace(Two(), torch.zeros(1, *IMAGE))
 
 
@@ -586,7 +604,7 @@ def test_what_looks_at_its_data_stays_whole_and_the_rest_is_searched() -> None:
     lines = Path(__file__).read_text().splitlines()
     line = next(at for at, text in enumerate(lines, 1) if text.endswith("# looked at"))
     why = network.frozen["gates.0"]
-    assert why.startswith("Gated gates.0 cannot be followed by torch.fx: TraceError: ")
+    assert why.startswith("Gated gates.0 depends on the values of a tensor (")
     assert why.endswith(f"test_graph.py, line {line})")
     assert list(network.widths) == ["mid"] and "stem" in network.frozen
     images = torch.randn(3, *IMAGE)
@@ -642,7 +660,7 @@ def test_hooks_and_quantised_layers_are_refused_by_name() -> None:
     handle.remove()
     assert trace(module, torch.zeros(1, *IMAGE)).widths
     nn.utils.spectral_norm(module[0])  # torch's own, which computes a weight
-    assert trace(module, torch.zeros(1, *IMAGE)).frozen["0"].endswith("has a weight that is computed")
+    assert trace(module, torch.zeros(1, *IMAGE)).frozen["0"] == "0:dot, which reads it, is not understood"
     quantised = nn.Sequential(torch.ao.nn.quantized.Conv2d(3, 4, 1))
     with pytest.raises(ValueError, match=r"^Conv2d 0 is quantised \(torch\.ao\.nn\.quantized.*floating point"):
         trace(quantised, torch.zeros(1, *IMAGE))
@@ -654,11 +672,22 @@ def test_a_network_on_another_device_is_refused() -> None:
         trace(module, torch.zeros(1, *IMAGE))
 
 
-def test_tied_weights_are_given_as_the_reason() -> None:
-    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1))
+def test_tied_weights_stay_tied_and_are_counted_once() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)).eval()
     module[2].weight = module[1].weight
-    frozen = trace(module, torch.zeros(1, *IMAGE)).frozen
-    assert frozen["1"] == "Conv2d 1 shares a weight with another module"
+    network, images = trace(module, torch.zeros(1, *IMAGE)), torch.randn(2, *IMAGE)
+    assert {name: site.producers for name, site in network.widths.items()} == {"0": ("0", "1", "2")}
+    for width in (2, 4, 7):
+        arch = Arch({"0": width}, {})
+        resized = resize(network, arch)
+        assert resized[2].weight is resized[1].weight and resized[2].out_channels == width
+        unique = sum(parameter.numel() for parameter in resized.parameters())
+        assert network.params(arch) == unique == 3 * width + width + width * width + 2 * width + 2 * width + 2
+        assert resized(images).shape == (2, 2, 8, 8)
+    torch.testing.assert_close(resize(network, network.base)(images), module(images))
+    sorted_ = ordered(module, torch.zeros(1, *IMAGE))
+    torch.testing.assert_close(sorted_(images), module(images))
+    assert sorted_[2].weight is sorted_[1].weight and not torch.equal(sorted_[0].weight, module[0].weight)
 
 
 def test_trace_leaves_modes_and_the_example_alone() -> None:

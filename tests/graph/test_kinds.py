@@ -15,13 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from htas.files import from_json, read_json
 from htas.graph import Network, ordered, resize, trace
 from htas.graph.arch import Arch
-from htas.graph.resize import by_outputs
+from htas.graph.resize import copy_common
 from htas.report.result import Result
 from htas.run import stages as pipeline
 from htas.run.config import load
 from htas.run.run import open_run
-from htas.search.mixing import columns
-from htas.search.supernet import ALL, Draw, Supernet
+from htas.search.draw import Draw
+from htas.search.supernet import ALL, Supernet
 from htas.spaces.layers import widths_of
 from htas.spaces.space import Space
 
@@ -293,40 +293,26 @@ def _biases(net: nn.Module, images: Tensor) -> float:
     return float(sum(found))
 
 
+@torch.no_grad()
 def cut(made: Supernet, arch: Arch) -> nn.Module:
     """The sub-network of an arch as a module of its own: the resized network with the supernet's weights."""
-    net = resize(made.network, arch).train(made.training)
-    with torch.no_grad():
-        for step in made.network.steps(arch):
-            node = step.node
-            if node.kind == "scale":
-                owner, _, name = node.param.rpartition(".")
-                own, wide = (getattr(part.get_submodule(owner), name) for part in (net, made.body))
-                own.copy_(wide[tuple(slice(size) for size in own.shape)])
-            if not node.module or node.kind not in ("conv", "grouped", "norm", "layer_norm"):
-                continue
-            module, own = net.get_submodule(node.module), made.body.get_submodule(node.module)
-            given, outputs = (
-                columns(segments, made.capacity[name], widths, torch.device("cpu"))
-                for segments, name, widths in (
-                    (node.consumed, node.inputs[0], step.inputs[0]),
-                    (node.segments, node.name, step.outputs),
-                )
-            )
-            if node.kind in ("norm", "layer_norm"):
-                if len(node.segments) == 1:
-                    own, outputs = own[str(step.channels)], torch.arange(step.channels)
-                else:
-                    own = own[ALL]
-                tensors = ("weight", "bias", "running_mean", "running_var")[: 4 if node.kind == "norm" else 2]
-            else:
-                tensors = ("weight",) if module.bias is None else ("weight", "bias")
-            for name in tensors:
-                ours, wide = (
-                    by_outputs(part) if (name, node.kind) == ("weight", "conv") else getattr(part, name)
-                    for part in (module, own)
-                )  # fmt: skip
-                ours.copy_(wide[outputs][:, given] if (name, node.kind) == ("weight", "conv") else wide[outputs])
+    network = made.network
+    net, widths = resize(network, arch).train(made.training), network.widths_at(arch)
+    tensors = {**dict(made.body.named_parameters()), **dict(made.body.named_buffers())}
+    own = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    for name in own.keys() & tensors.keys():
+        layouts = network.layouts.get(name, (None,) * own[name].dim())
+        copy_common(own[name], tensors[name], layouts, made.widest, widths)
+    for step in network.steps(arch):
+        if step.node.kind not in ("norm", "layer_norm"):
+            continue
+        norms = made._norms(step.node)
+        norm = norms[ALL] if ALL in norms else norms[str(step.channels)]
+        layouts = (step.node.layout,) if ALL in norms else (None,)
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            tensor, into = getattr(norm, name, None), getattr(net.get_submodule(step.node.module), name, None)
+            if tensor is not None and into is not None:
+                copy_common(into, tensor, layouts, made.widest, widths)
     return net
 
 

@@ -20,8 +20,9 @@ from htas.files import from_json, to_json
 from htas.graph import Network, resize, trace
 from htas.graph.arch import Arch
 from htas.graph.network import OUTPUT
+from htas.search.draw import Draw
 from htas.search.problem import rivals
-from htas.search.supernet import Draw, Supernet
+from htas.search.supernet import Supernet
 from htas.spaces.space import Space
 
 few = settings(max_examples=15, deadline=None, derandomize=True, database=None)
@@ -162,7 +163,7 @@ def onehot(choices: Sequence[int], choice: int) -> Tensor:
 @given(networks())
 def test_at_its_base_a_resized_network_is_the_network(network: Network) -> None:
     images = torch.randn(2, *IMAGE)
-    assert network.widths and all(why == OUTPUT or "laid out alike" in why for why in network.frozen.values())
+    assert network.widths and all(why == OUTPUT or why.endswith(" has one output") for why in network.frozen.values())
     resized = resize(network, network.base)
     assert torch.equal(resized(images), network.module(images))
     assert trace(resized, images).sites == network.sites
@@ -211,7 +212,7 @@ def test_a_supernet_at_one_arch_is_the_resized_network(network: Network, seed: i
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["branches first", "branches second"])
-def test_a_supernet_adds_frozen_channels_that_are_laid_out_in_two_ways(first: bool) -> None:
+def test_a_supernet_adds_channels_that_are_laid_out_in_two_ways(first: bool) -> None:
     """Two branches of 2 and 4 channels, plus a convolution of 6."""
 
     class Added(nn.Module):
@@ -228,8 +229,11 @@ def test_a_supernet_adds_frozen_channels_that_are_laid_out_in_two_ways(first: bo
     network = trace(Added().eval(), torch.zeros(2, *IMAGE))
     made = Supernet(network, everything(network), lambda module: None).eval()
     images = torch.randn(2, *IMAGE)
-    for width in (1, 4, 6):
-        arch = Arch({"stem": width}, {})
+    assert {name: (site.base, len(site.producers)) for name, site in network.widths.items()} == {
+        "stem": (4, 1), "left": (2, 2), "right": (4, 2)
+    }  # fmt: skip
+    for widths in ((1, 2, 3), (4, 1, 6), (6, 3, 1), (3, 2, 4)):
+        arch = Arch(dict(zip(("stem", "left", "right"), widths, strict=True)), {})
         torch.testing.assert_close(made(images, Draw.of(arch, network)), cut(made, arch)(images))
 
 

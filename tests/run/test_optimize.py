@@ -446,8 +446,9 @@ def test_a_network_is_told_from_another_by_its_forward_pass_too():
 
     one, other = Scaled(1.0), Scaled(5.0)
     other.load_state_dict(one.state_dict())
-    assert digest(one) != digest(other) and digest(one) == digest(copy.deepcopy(one))
-    assert digest(one.bfloat16()) != digest(other.bfloat16())
+    inputs = (torch.zeros(1, 1, 8, 8),)
+    assert digest(one, inputs) != digest(other, inputs) and digest(one, inputs) == digest(copy.deepcopy(one), inputs)
+    assert digest(one.bfloat16(), inputs) != digest(other.bfloat16(), inputs)
 
 
 def test_loaders_of_one_dataset_have_the_items_that_their_samplers_draw():
@@ -502,7 +503,7 @@ def guessing() -> nn.Module:
         ({"model": "net"}, "model must be an nn.Module, got str"),
         (
             {"example_inputs": torch.zeros(1, 64)},
-            "example_inputs must begin with images [N, C, H, W], got a tensor",
+            "example_inputs must begin with images [N, C, H, W], series [N, C, T] or volumes",
         ),
         (
             {"example_inputs": torch.zeros(1, 3, 8, 8)},

@@ -21,10 +21,10 @@ from htas.graph import trace
 from htas.graph.arch import Arch
 from htas.models.cifar_resnet import CifarResNet
 from htas.search import oneshot
+from htas.search.draw import Draw
 from htas.search.moves import over
 from htas.search.oneshot import Judge, SearchLoop
 from htas.search.problem import Problem
-from htas.search.supernet import Draw
 from htas.spaces.space import Space
 from htas.strategies import _sampled, morphnet
 from htas.strategies._sampled import best, near_limits

@@ -14,8 +14,9 @@ from htas.graph import Network, resize, trace
 from htas.graph.arch import Arch
 from htas.models import ModelFamily
 from htas.models.cifar_resnet import CifarResNet
+from htas.search.draw import MOMENTUM, Draw
 from htas.search.mixing import interpolation
-from htas.search.supernet import MOMENTUM, Draw, Supernet
+from htas.search.supernet import Supernet
 from htas.spaces.space import Space
 
 FAMILIES = [CifarResNet(14), CifarResNet(20), CifarResNet(11, "bottleneck"), CifarResNet(20, "bottleneck")]

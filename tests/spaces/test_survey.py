@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from htas.files import from_json, to_json
-from htas.graph import Network, trace
+from htas.graph import Arch, Network, trace
 from htas.graph.layer import Layer, Template
 from htas.metrics import Case, Metric, OnRound, Pending
 from htas.metrics.latency import Latency
@@ -416,3 +416,31 @@ def test_a_group_that_may_hide_a_better_width_is_not_sure() -> None:
 def test_a_sum_is_interpolated_where_one_of_its_curves_is() -> None:
     total = add([(1, Curve((1, 2, 3), (1.0, 2.0, 3.0), (), (2,))), (2, Curve((1, 2, 3), (1.0, 1.0, 1.0)))])
     assert total.interpolated == (2,)
+
+
+class Halves(nn.Module):
+    """Half of a layer's channels go through a branch that has half the outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.stem(x).chunk(2, 1)
+        return self.last(torch.cat([one, two + self.branch(two)], 1).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_every_layer_is_measured_at_the_outputs_that_the_network_has_then() -> None:
+    network, metric = trace(Halves(), torch.zeros(1, 3, 8, 8)), scripted()
+    plan = SurveyPlan(network, 1)
+    survey(plan, metric)
+    curves = {use.node: use.curve for use in network.uses(network.base)}
+    found = set()
+    for name in network.widths:
+        for width in plan.widths(name):
+            for use in network.uses(Arch({**network.base.widths, name: width})):
+                if name in use.sites:
+                    assert curves[use.node].wide(use.layer.outputs) in metric.asked, (name, width, use.node)
+                    found.add((use.node, use.layer.outputs / width))
+    assert len({share for _, share in found}) > 1, "some layer has another number of outputs than its site is wide"

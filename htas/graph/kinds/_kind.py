@@ -1,0 +1,88 @@
+"""What a kind of step is: the functions and modules that are of it, and what it does to channels."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import replace
+from math import prod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+
+from htas.graph.labels import Labels
+from htas.graph.layer import Layer
+from htas.graph.record import Call, Value
+from htas.graph.steps import Step, macs_of
+
+if TYPE_CHECKING:
+    from htas.graph.emit import Emitter
+    from htas.graph.layout import Layout
+    from htas.graph.network import Kind as NodeKind
+    from htas.graph.network import Node
+
+
+class Kind(ABC):
+    """A kind of step. A file of this folder with a class of it is all that a new kind needs."""
+
+    functions: ClassVar[frozenset[str]] = frozenset()
+    """Names of the tensor functions of the kind."""
+    modules: ClassVar[tuple[type[nn.Module], ...]] = ()
+    """Classes of torch.nn whose modules are of the kind."""
+
+    @abstractmethod
+    def label(self, call: Call, labels: Labels) -> None:
+        """Give the step's outputs their labels, and tie or freeze what the step binds."""
+
+    def order(self, call: Call, order: list[Value], emitter: "Emitter") -> list[Value]:
+        """The inputs of the node, `order` being those of the step: activations first, then parameters."""
+        return order
+
+    def node_kind(self, call: Call, value: Value, order: list[Value], emitter: "Emitter") -> "NodeKind":
+        """How the node of an output is computed at other widths."""
+        if emitter.is_plain(value, order):
+            return self.plain_kind(call, value, order, emitter)
+        if emitter.is_bare(value, order):
+            return "move"
+        return self.free_kind(call, value, order, emitter)
+
+    def plain_kind(self, call: Call, value: Value, order: list[Value], emitter: "Emitter") -> "NodeKind":
+        """`node_kind` where no channels are free."""
+        return "fixed"
+
+    def free_kind(self, call: Call, value: Value, order: list[Value], emitter: "Emitter") -> "NodeKind":
+        """`node_kind` where channels are free."""
+        return emitter.kind_by_layout(value, order)
+
+    def complete(self, node: "Node", call: Call, value: Value, emitter: "Emitter") -> "Node":
+        """The node with what its kind needs: a site, a layer, multiply-adds."""
+        return replace(node, layer=pool_of(node, call, value, emitter)) if node.kind == "map" else node
+
+
+def pool_of(node: "Node", call: Call, value: Value, emitter: "Emitter") -> Layer | None:
+    """The layer that a pooling step is, at base widths; None for any other."""
+    module: Any = emitter.labels.module(call)
+    source, width, size = call.values[0], node.consumed[0].base, emitter.unit(call, value)
+    dims = len(size)
+    if isinstance(module, nn.modules.pooling._MaxPoolNd | nn.modules.pooling._AvgPoolNd) and len(source.shape) > 2:
+        stride = module.stride if module.stride is not None else module.kernel_size
+        return Layer(
+            "max_pool" if isinstance(module, nn.modules.pooling._MaxPoolNd) else "avg_pool", width, width, size,
+            kernel=tuple_of(module.kernel_size, dims), stride=tuple_of(stride, dims),
+            padding=tuple_of(module.padding, dims), dilation=tuple_of(getattr(module, "dilation", 1), dims),
+        )  # fmt: skip
+    channels = source.shape[node.axis] if node.axis < len(source.shape) else 0
+    is_global = len(source.shape) == 4 and channels == prod(value.shape[1:]) < prod(source.shape[1:])
+    return Layer("global_pool", width, width, size) if is_global else None
+
+
+def tuple_of(value: Any, dims: int) -> tuple[int, ...]:
+    """A number for each dimension."""
+    if isinstance(value, list | tuple):
+        return tuple(int(each) for each in value) if len(value) == dims else (int(value[0]),) * dims
+    return (int(value),) * dims
+
+
+def counted_macs(node: "Node", call: Call, layouts: Iterable["Layout"], emitter: "Emitter") -> "Node":
+    """A node without a layer, with its multiply-adds and the dimensions that they grow with."""
+    assert isinstance(node.run, Step)
+    macs = macs_of(node.run, emitter.labels.modules.__getitem__, len(emitter.follower.examples[0]))
+    return replace(node, macs=macs, scaled=tuple(layout for layout in layouts if layout.free))

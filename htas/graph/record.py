@@ -1,0 +1,473 @@
+"""A network's steps, recorded while it runs on an example: every size is a number, every value a tensor.
+
+Tensor functions are seen by a TorchFunctionMode, whatever Python called them; modules of torch.nn itself are one step
+each. Sizes that a forward reads are `Length`s: whole numbers that remember which tensor's dimension they come from, so
+that a step can be run again on tensors of other widths.
+"""
+
+import inspect
+import operator
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from htas.console.blame import installed
+from htas.errors import UserError
+
+NUMBERS = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__", "is_nonzero",
+           "equal", "allclose"}  # fmt: skip
+"""Tensor methods that make a Python value of what a tensor holds."""
+SIZES = {"size", "shape", "__len__", "numel"}
+QUIET = {"dim", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad", "grad_fn", "is_nested", "is_sparse",
+         "is_quantized", "is_contiguous", "stride", "is_floating_point", "is_complex", "element_size", "is_mps",
+         "is_meta", "is_leaf", "grad", "names", "storage_offset", "data_ptr", "is_xla", "is_mkldnn", "__hash__",
+         "requires_grad_", "_version", "output_nr", "is_inference", "is_neg", "is_conj", "itemsize", "nbytes",
+         "_set_grad_enabled", "is_tensor", "is_grad_enabled", "retain_grad", "__format__", "__repr__"}  # fmt: skip
+"""Questions about a tensor whose answers no width changes, and what changes no values."""
+
+
+LIKE: Mapping[str, Any] = {"reshape_as": Tensor.reshape, "view_as": Tensor.view, "expand_as": Tensor.expand}
+"""Functions that read another tensor for its sizes alone, and those that are given sizes."""
+
+
+class Length(int):
+    """A whole number that a forward pass computed from the sizes of tensors."""
+
+    how: tuple[Any, ...]
+    """("size", value, dimension); ("attribute", module, name, index) for a number that a module of the user's holds
+    (the index within a list, or None); or a function of `operator` and its operands."""
+
+    def __new__(cls, number: int, how: tuple[Any, ...]) -> "Length":
+        length = super().__new__(cls, number)
+        length.how = how
+        return length
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a forward may keep it: pickled and copied as a plain number
+        return int, (int(self),)
+
+    def __deepcopy__(self, memo: Any) -> int:
+        return int(self)
+
+
+def _arithmetic(name: str, backwards: bool) -> Callable[[Any, Any], Any]:
+    function = getattr(operator, name)
+
+    def apply(self: Length, other: Any) -> Any:
+        one, two = (other, self) if backwards else (self, other)
+        if not isinstance(other, int):
+            return function(int(one) if one is self else one, int(two) if two is self else two)
+        return Length(function(int(one), int(two)), (function, one, two))
+
+    return apply
+
+
+for _name in ("add", "sub", "mul", "floordiv", "mod"):
+    setattr(Length, f"__{_name}__", _arithmetic(_name, False))
+    setattr(Length, f"__r{_name}__", _arithmetic(_name, True))
+setattr(Length, "__neg__", lambda self: Length(-int(self), (operator.neg, self)))  # noqa: B010 - as the others
+
+
+Leaf = tuple[Any, ...]
+"""What a Length is computed from: the `how` of one that no other Length is part of."""
+
+
+def length_at(length: Any, number: Callable[[Leaf, int], int]) -> Any:
+    """A Length computed again, where `number(leaf, recorded)` is what a leaf is now; other values as they are."""
+    if not isinstance(length, Length):
+        return length
+    head, *rest = length.how
+    if isinstance(head, str):
+        return number(length.how, int(length))
+    return head(*(length_at(each, number) for each in rest))
+
+
+def leaves_of(length: Any) -> Iterator[tuple[Leaf, int]]:
+    """The leaves of a Length, each with the number that it was in the recorded run."""
+    if isinstance(length, Length):
+        head, *rest = length.how
+        if isinstance(head, str):
+            yield length.how, int(length)
+        else:
+            for each in rest:
+                yield from leaves_of(each)
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor of the recorded run."""
+
+    tensor: Tensor = field(repr=False)
+    call: "Call | None" = field(default=None, repr=False)
+    """The step that made it; None for inputs, parameters and constants."""
+    param: str = ""
+    """Qualified name of a parameter or buffer."""
+    derived: bool = False
+    """Whether it depends on the network's inputs."""
+    number: int = 0
+    """Its place among the outputs of its step."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes in the recorded run."""
+        return tuple(int(size) for size in self.tensor.shape)
+
+
+@dataclass(eq=False)
+class Call:
+    """One step: a tensor function, or a module of torch.nn, with its arguments; tensors in them are Values."""
+
+    function: Callable[..., Any] | None
+    """None where a module is called."""
+    name: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    stack: tuple[str, ...]
+    """Qualified names of the modules under way, the outermost first."""
+    module: str = ""
+    """Qualified name of the module called."""
+    outputs: list[Value] = field(default_factory=list)
+    result: Any = None
+    """What it returned, with Values for tensors."""
+    whole: str = ""
+    """Why a module of the user's is one step."""
+
+    @property
+    def owner(self) -> str:
+        """Qualified name of the module whose forward makes this step."""
+        return self.stack[-1] if self.stack else ""
+
+    @property
+    def values(self) -> list[Value]:
+        """The tensors among the arguments, in their order."""
+        return values_in((self.args, self.kwargs))
+
+    @property
+    def lengths(self) -> list[Length]:
+        """The sizes among the arguments."""
+        found: list[Length] = []
+        replaced((self.args, self.kwargs), lambda leaf: found.append(leaf) if isinstance(leaf, Length) else None)
+        return found
+
+
+def replaced(tree: Any, change: Callable[[Any], Any]) -> Any:
+    """A nest of lists, tuples, dictionaries and slices with every leaf changed."""
+    if isinstance(tree, Mapping):
+        return {key: replaced(value, change) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [replaced(each, change) for each in tree]
+    if isinstance(tree, tuple):
+        parts = [replaced(each, change) for each in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    if isinstance(tree, slice):
+        return slice(*(replaced(each, change) for each in (tree.start, tree.stop, tree.step)))
+    return change(tree)
+
+
+def values_in(tree: Any) -> list[Value]:
+    """The Values in a nest, in their order."""
+    found: list[Value] = []
+    replaced(tree, lambda leaf: found.append(leaf) if isinstance(leaf, Value) else None)
+    return found
+
+
+@dataclass(eq=False)
+class Visit:
+    """One call of a module of the user's: what went in, what came out, and the steps between."""
+
+    path: str
+    start: int
+    """Place of its first step among all."""
+    end: int
+    """Place after its last step."""
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    caller: str
+    """Qualified name of the module that called it."""
+
+
+@dataclass
+class Record:
+    """All steps of one run, in their order, and what went in and came out."""
+
+    calls: list[Call]
+    visits: list[Visit]
+    inputs: list[Value]
+    params: dict[str, Value]
+    outputs: Any
+    """What the network returned, with Values for tensors."""
+
+
+class Stuck(Exception):
+    """A submodule that cannot be recorded; `path` names it."""
+
+    def __init__(self, path: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.path = path
+
+
+def record(
+    module: nn.Module,
+    examples: tuple[Tensor, ...],
+    whole: Mapping[type[nn.Module], str],
+) -> Record:
+    """Run `module` on `examples`, [N, *shape] each, in the mode that it is in, and record every step.
+
+    Modules of the classes in `whole` are one step, and so are those of torch.nn. Raises Stuck where
+    Python reads a number out of a tensor that depends on the input.
+    """
+    recorder = _Recorder(module, whole)
+    inputs = [recorder.value(example.clone(), derived=True) for example in examples]
+    with recorder.calling(), _numbered(module), torch.no_grad(), recorder:
+        outputs = module(*(value.tensor for value in inputs))
+    return Record(recorder.calls, recorder.visits, inputs, recorder.params, recorder.as_values(outputs))
+
+
+@contextmanager
+def _numbered(module: nn.Module) -> Iterator[None]:
+    """While the whole numbers that modules of the user's hold are Lengths."""
+    before: list[tuple[nn.Module, str, Any]] = []
+    for path, part in module.named_modules():
+        if _home(part).__module__.startswith("torch.nn."):
+            continue
+        for name, value in list(vars(part).items()):
+            if name == "training" or name.startswith("_"):
+                continue
+            if type(value) is int:
+                new: Any = Length(value, ("attribute", path, name, None))
+            elif type(value) in (list, tuple) and value and all(type(each) is int for each in value):
+                new = type(value)(Length(n, ("attribute", path, name, at)) for at, n in enumerate(value))
+            else:
+                continue
+            before.append((part, name, value))
+            part.__dict__[name] = new
+    try:
+        yield
+    finally:
+        for part, name, value in before:
+            part.__dict__[name] = value
+
+
+def _home(module: nn.Module) -> type:
+    """The class whose forward a module has."""
+    if "forward" in vars(module):
+        return type(module)
+    return next((kind for kind in type(module).__mro__ if "forward" in vars(kind)), nn.Module)
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self, module: nn.Module, whole: Mapping[type[nn.Module], str]) -> None:
+        super().__init__()
+        self.whole = whole
+        self.calls: list[Call] = []
+        self.visits: list[Visit] = []
+        self.values: dict[int, Value] = {}
+        self.params: dict[str, Value] = {}
+        self.paths = {id(part): path for path, part in module.named_modules()}
+        self.stack: list[str] = []
+        self.paused = False
+        named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+        for path, tensor in named:
+            if id(tensor) not in self.values:
+                self.values[id(tensor)] = Value(tensor, param=path)
+            self.params[path] = self.values[id(tensor)]
+
+    def value(self, tensor: Tensor, *, derived: bool = False, call: Call | None = None, number: int = 0) -> Value:
+        self.values[id(tensor)] = value = Value(tensor, call, "", derived, number)
+        return value
+
+    def as_values(self, tree: Any) -> Any:
+        def known(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor):
+                return self.values.get(id(leaf)) or self.value(leaf)
+            return leaf
+
+        return replaced(tree, known)
+
+    # -- modules -------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """While every call of a module comes here first."""
+        original = nn.Module.__call__
+
+        def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return self._module(module, original, args, kwargs)
+
+        nn.Module.__call__ = called  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            nn.Module.__call__ = original  # type: ignore[method-assign]
+
+    def _module(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        path = self.paths.get(id(module))
+        if self.paused or path is None:
+            return original(module, *args, **kwargs)
+        why = next((self.whole[kind] for kind in type(module).__mro__ if kind in self.whole), "")
+        if path and (why or is_leaf(module)):
+            arguments, options = self.as_values((args, kwargs))
+            step = Call(None, path, arguments, options, tuple(self.stack), module=path, whole=why)
+            self.paused = True
+            try:
+                result = original(module, *args, **kwargs)
+            finally:
+                self.paused = False
+            self._made(step, result)
+            caller = self.stack[-1] if self.stack else ""
+            visit = Visit(path, len(self.calls) - 1, len(self.calls), tuple(step.values), tuple(step.outputs), caller)
+            self.visits.append(visit)
+            return result
+        caller = self.stack[-1] if self.stack else ""
+        inputs = values_in(self.as_values((args, kwargs)))
+        self.stack.append(path)
+        before = len(self.calls)
+        try:
+            result = original(module, *args, **kwargs)
+        except Stuck:
+            raise
+        except Exception as error:
+            if not hasattr(error, "_htas_stuck"):
+                error._htas_stuck = path  # type: ignore[attr-defined]
+            raise
+        finally:
+            self.stack.pop()
+        if path and self._unexplained(result):
+            del self.calls[before:]
+            raise Stuck(path, "computes a tensor by other means than tensor functions")
+        outputs = values_in(self.as_values(result))
+        self.visits.append(Visit(path, before, len(self.calls), tuple(inputs), tuple(outputs), caller))
+        return result
+
+    def _unexplained(self, result: Any) -> bool:
+        """Whether a module returns a tensor that no recorded step has made."""
+        unknown: list[Tensor] = []
+        replaced(
+            result,
+            lambda leaf: unknown.append(leaf) if isinstance(leaf, Tensor) and id(leaf) not in self.values else None,
+        )
+        return bool(unknown)
+
+    # -- functions -----------------------------------------------------------------------------------------------------
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
+        name = name_of(func)
+        if name in SIZES:
+            return self._sizes(name, func, args, kwargs)
+        if name in QUIET or (name.startswith("__set") and name != "__setitem__"):
+            return func(*args, **kwargs)
+        if name in NUMBERS:
+            source = self.values.get(id(args[0]))
+            if source is None or source.derived:
+                raise Stuck(self.stack[-1] if self.stack else "", f"depends on the values of a tensor ({_place()})")
+            return func(*args, **kwargs)
+        if name in LIKE and len(args) == 2:
+            func, name, args = (
+                LIKE[name],
+                LIKE[name].__name__,
+                (args[0], tuple(self._sizes("size", _size, args[1:], {}))),
+            )
+        arguments, options = self.as_values((args, kwargs))
+        step = Call(func, name, arguments, options, tuple(self.stack))
+        plain_args, plain_kwargs = replaced((args, kwargs), _plain)
+        result = func(*plain_args, **plain_kwargs)
+        if result is None and name not in ("__setitem__",):
+            return None
+        return self._made(step, result)
+
+    def _sizes(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        result = func(*args, **kwargs)
+        value = self.values.get(id(args[0]))
+        if value is None:
+            return result
+        if name == "numel":
+            total: Any = 1
+            for dim, size in enumerate(args[0].shape):
+                total = Length(int(size), ("size", value, dim)) * total
+            return total
+        if isinstance(result, torch.Size):
+            return torch.Size([Length(int(size), ("size", value, dim)) for dim, size in enumerate(result)])
+        if isinstance(result, int):
+            dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+            return Length(result, ("size", value, dim % args[0].dim()))
+        return result
+
+    def _made(self, step: Call, result: Any) -> Any:
+        derived = any(value.derived for value in step.values)
+        inplace = result is None and step.name == "__setitem__"
+
+        def made(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            value = Value(leaf, step, "", derived, len(step.outputs))
+            step.outputs.append(value)
+            return value
+
+        step.result = made(step.args[0].tensor) if inplace else replaced(result, made)
+        for value in step.outputs:
+            self.values[id(value.tensor)] = value
+        self.calls.append(step)
+        return result
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is one step: one of torch.nn's own without submodules, or of a class derived from such that
+    keeps its forward; one that computes its weight (torch.nn.utils.parametrize) is followed."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return True
+    home = _home(module)
+    if not home.__module__.startswith("torch.nn.modules.") or hasattr(module, "parametrizations"):
+        return False
+    if home is nn.Sequential:
+        return False
+    hooked = bool(module._forward_pre_hooks)  # those that compute a weight (weight_norm), the only ones let in
+    return not hooked and (not any(True for _ in module.children()) or isinstance(module, nn.MultiheadAttention))
+
+
+def name_of(function: Any) -> str:
+    """The name of a tensor function: `conv2d`, `add`, `shape`."""
+    name = str(getattr(function, "__name__", type(function).__name__))
+    return str(function.__self__.__name__) if name == "__get__" else name
+
+
+def _size(tensor: Tensor) -> torch.Size:
+    return tensor.shape
+
+
+def _plain(leaf: Any) -> Any:
+    return int(leaf) if isinstance(leaf, Length) else leaf
+
+
+def _place() -> str:
+    """The user's file and line."""
+    frame = sys._getframe(1)
+    inner = ""
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith("<") and not installed(name):
+            return f"{name}, line {frame.f_lineno}"
+        if not inner and "htas" not in name and "/torch/" not in name:
+            inner = f"{name}, line {frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return inner or "in a library"
+
+
+def inputs_of(module: nn.Module) -> list[str]:
+    """Names of the parameters of a network's forward."""
+    return list(inspect.signature(module.forward).parameters)
+
+
+def refusal(module: nn.Module, sentence: str) -> UserError:
+    """What a user is told where the network's own forward cannot be recorded."""
+    return UserError(
+        f"{type(module).__name__} {sentence}: keep control flow that depends on data out of its forward(), or move it "
+        "into a submodule, which then stays as it is"
+    )

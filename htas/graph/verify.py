@@ -1,0 +1,191 @@
+"""Whether a traced network is what it says: checked on fresh inputs before anything relies on it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from htas.graph.arch import Arch
+from htas.graph.modes import copied, evaluating
+from htas.graph.network import Network, Node
+from htas.graph.resize import resize
+
+CLOSE = 1e-4
+"""Differences of outputs, as a share of the largest output, up to which they are equal."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A check that failed: what was checked, and how it failed."""
+
+    sentence: str
+
+
+def narrowed(network: Network, sites: Sequence[str], *, cut: bool = True) -> Arch:
+    """The base arch with about two fifths of the channels of these sites; `cut`: a block less at sites of depth."""
+    widths = dict(network.base.widths)
+    for name in sites:
+        if name in widths:
+            site = network.sites[name]
+            widths[name] = max(1, round(site.base / site.multiple * 0.4)) * site.multiple
+    depths = {name: max(1, depth - (cut and name in sites)) for name, depth in network.base.depths.items()}
+    return Arch(widths, depths)
+
+
+def failure(network: Network, examples: tuple[Tensor, ...], sites: Sequence[str], *, trains: bool) -> str:
+    """Why the network with these sites narrower, or with a block less, is not right; empty where it is.
+
+    It runs on fresh inputs with another number of images, every tensor in it has the channels foretold, it has the
+    parameters foretold, and, where it `trains`, it runs forward and backward in training.
+    """
+    whole, cut = narrowed(network, sites, cut=False), narrowed(network, sites)
+    sentence = _failure(network, examples, whole, trains=trains)
+    return sentence or ("" if cut == whole else _failure(network, examples, cut, trains=False))
+
+
+def _failure(network: Network, examples: tuple[Tensor, ...], arch: Arch, *, trains: bool) -> str:
+    try:
+        small = resize(network, arch)
+        real = sum(parameter.numel() for parameter in small.parameters() if parameter.requires_grad)
+        if real != network.params(arch):
+            return f"has {real} parameters where {network.params(arch)} are foretold"
+        inputs = fresh(examples, len(examples[0]) + 1)
+        with evaluating(small), torch.no_grad():
+            out = small(*(each.clone() for each in inputs))
+            if sentence := _replayed(network, small, arch, inputs, out):
+                return sentence
+        if trains:
+            out = small.train()(*(each.clone() for each in fresh(examples, max(2, len(examples[0])))))
+            total: Any = sum(each.float().mean() for each in tree_leaves(out) if _differentiable(each))
+            if isinstance(total, Tensor) and total.requires_grad:
+                total.backward()  # type: ignore[no-untyped-call]
+    except Exception as error:  # whatever a network of the user's makes of other widths
+        return f"does not run: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return ""
+
+
+def permuted(network: Network, examples: tuple[Tensor, ...], sites: Sequence[str]) -> str:
+    """Why channels of these sites cannot change places; empty where the outputs stay the same when they do."""
+    generator = torch.Generator().manual_seed(0)
+    orders = {
+        name: torch.randperm(network.sites[name].base // network.sites[name].multiple, generator=generator)
+        for name in sites
+        if name in network.widths and name not in network.fixed_order
+    }
+    twin = copied(network.module)
+    reorder(twin, network, orders)
+    inputs = fresh(examples, len(examples[0]))
+    if _alike_on(network.module, twin, inputs) or _alike_precisely(network.module, twin, inputs):
+        return ""
+    return "computes something else when its channels change places"
+
+
+def _alike_on(one: nn.Module, two: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether two networks compute the same in eval mode."""
+    with torch.no_grad(), evaluating(one), evaluating(two):
+        return alike(one(*(each.clone() for each in inputs)), two(*(each.clone() for each in inputs)))
+
+
+def _alike_precisely(one: nn.Module, two: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    """As above in double precision: a deep network without training may amplify rounding."""
+    doubled = tuple(each.double() if each.is_floating_point() else each for each in inputs)
+    try:
+        return _alike_on(copied(one).double(), copied(two).double(), doubled)
+    except Exception:  # a network that computes in one precision only
+        return False
+
+
+@torch.no_grad()
+def reorder(module: nn.Module, network: Network, orders: Mapping[str, Tensor]) -> None:
+    """Put the channels of sites into other places, in place: `orders` has the atoms, [atoms] by site."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for path, layouts in network.layouts.items():
+        if path not in tensors:  # another name of a tensor that has its place
+            continue
+        for dim, layout in enumerate(layouts):
+            index = layout.ordered(orders) if layout is not None else None
+            if index is not None:
+                tensors[path].copy_(tensors[path].index_select(dim, index.to(tensors[path].device)))
+
+
+def fresh(examples: tuple[Tensor, ...], images: int) -> tuple[Tensor, ...]:
+    """Random inputs like the examples, of another number of images."""
+    generator = torch.Generator().manual_seed(images)
+    made = []
+    for example in examples:
+        shape = (images, *example.shape[1:])
+        if example.is_floating_point():
+            made.append(torch.randn(shape, generator=generator).to(example.dtype))
+        else:
+            made.append(example[torch.arange(images) % len(example)])
+    return tuple(made)
+
+
+def alike(one: Any, two: Any) -> bool:
+    """Whether two outputs are equal but for rounding."""
+    ones, twos = tree_leaves(one), tree_leaves(two)
+    return len(ones) == len(twos) and all(_close(a, b) for a, b in zip(ones, twos, strict=True))
+
+
+def _close(one: Any, two: Any) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(two, Tensor):
+        return isinstance(one, Tensor) == isinstance(two, Tensor)
+    if one.shape != two.shape:
+        return False
+    if not one.is_floating_point():
+        return torch.equal(one, two)
+    if bool(torch.isnan(one).any()):
+        return bool((torch.isnan(one) == torch.isnan(two)).all())
+    return bool((one - two).abs().max() <= CLOSE * one.abs().max().clamp_min(1e-6)) if one.numel() else True
+
+
+def _differentiable(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.requires_grad and leaf.is_floating_point()
+
+
+def _replayed(network: Network, module: nn.Module, arch: Arch, inputs: tuple[Tensor, ...], out: Any) -> str:
+    """Why the recorded steps, on the tensors of `module`, do not compute what it computes; empty where they do."""
+    if network.adds == "project":
+        return ""
+    widths = network.widths_at(arch)
+    values: dict[str, Any] = {}
+    for node, value in replayed(network, module, arch, inputs):
+        values[node.name] = value
+        if isinstance(value, Tensor) and node.layout.free and node.axis < value.dim():
+            size = node.layout.size(widths)
+            if value.shape[node.axis] != size:
+                return f"has {value.shape[node.axis]} channels at {node.name} where {size} are foretold"
+    result = network.result(tuple(values[name] for name in network.outputs))
+    return "" if alike(out, result) else "computes something else than its recorded steps"
+
+
+def replayed(
+    network: Network, module: nn.Module, arch: Arch, inputs: tuple[Tensor, ...]
+) -> Iterator[tuple[Node, Any]]:  # fmt: skip
+    """The recorded steps on the tensors of `module`, which is the network at `arch`, each with what it computes."""
+    widths = network.widths_at(arch)
+    values: dict[str, Any] = {}
+    images = iter(inputs)
+    for node in network.nodes:
+        if any(block >= arch.depths[site] for site, block in node.blocks):
+            continue
+        if node.kind == "input":
+            values[node.name] = next(images).clone()
+        elif node.kind == "depth":
+            values[node.name] = values[node.inputs[arch.depths[node.site] - 1]]
+        else:
+            run: Callable[..., Any] = node.run
+            if node.kind == "norm" and not node.called:
+                values[node.name] = _normed(module.get_submodule(node.module), values[node.inputs[0]])
+            else:
+                values[node.name] = run(module.get_submodule, tuple(values[name] for name in node.inputs), widths)
+        yield node, values[node.name]
+
+
+def _normed(owner: Any, value: Tensor) -> Tensor:
+    return nn.functional.batch_norm(
+        value, owner.running_mean, owner.running_var, owner.weight, owner.bias, False, 0.0, owner.eps
+    )
