@@ -16,7 +16,7 @@ from htas.graph.fuse import fused
 from htas.graph.modes import copied, evaluating, untouched, unwrapped
 from htas.graph.network import Network, Site
 from htas.graph.record import Record, Stuck, Value, record, refusal, replaced, values_in
-from htas.graph.verify import failure, permuted
+from htas.graph.verify import failure, permuted, planted
 from htas.text import no_such, shapes
 
 
@@ -135,7 +135,9 @@ def _faults(network: Network, examples: tuple[Tensor, ...], *, trains: bool) -> 
 
     def wrong(sites: list[str]) -> str:
         reason = failure(network, examples, sites, trains=trains)
-        return reason or ("" if network.adds == "project" else permuted(network, examples, sites))
+        if reason or network.adds == "project":
+            return reason
+        return permuted(network, examples, sites) or planted(network, examples, sites)
 
     def search(sites: list[str]) -> dict[str, str]:
         reason = wrong(sites) if sites else ""

@@ -83,6 +83,61 @@ def permuted(network: Network, examples: tuple[Tensor, ...], sites: Sequence[str
     return "computes something else when its channels change places"
 
 
+def planted(network: Network, examples: tuple[Tensor, ...], sites: Sequence[str]) -> str:
+    """Why the network with fewer channels at these sites is not the one in which nobody reads the others; empty where
+    it is.
+
+    Sites of which a step reads all channels together (a norm over them, a mean, a product) are left out.
+    """
+    mixed = _mixed(network)
+    arch = narrowed(network, [name for name in sites if name in network.widths and name not in mixed], cut=False)
+    widths, twin = network.widths_at(arch), copied(network.module)
+    with torch.no_grad():
+        for node in network.nodes:
+            layouts = network.layouts.get(f"{node.module}.weight", ())
+            if node.kind != "conv" or node.layer is None or not layouts:
+                continue
+            turned = node.layer.op == "conv_transpose"
+            layout = layouts[0 if turned else 1]
+            if layout is not None:
+                weight = twin.get_parameter(f"{node.module}.weight")
+                unread = torch.ones(weight.shape[0 if turned else 1], dtype=torch.bool)
+                unread[layout.common(network.base_widths, widths)[0]] = False
+                weight.index_fill_(0 if turned else 1, unread.nonzero().flatten(), 0)
+    small, inputs = resize(network, arch), fresh(examples, len(examples[0]))
+    if _alike_on(twin, small, inputs) or _alike_precisely(twin, small, inputs):
+        return ""
+    return "computes something else than the whole network in which its other channels are not read"
+
+
+def _mixed(network: Network) -> set[str]:
+    """Sites of which some step reads all channels together, or not by a weight of its own."""
+    mixed = set(network.fixed_order)
+    read = {node.param for node in network.nodes if node.param}  # by forward itself, whatever it makes of them
+    mixed |= {site for path in read for layout in network.layouts.get(path, ()) if layout for site in layout.sites}
+    for node in network.nodes:
+        alone = node.called if node.kind in ("conv", "grouped") else node.kind in APART or _each_alone(node)
+        mixed |= set() if alone else {segment.site for segment in node.consumed if segment.site}
+    return mixed
+
+
+APART = ("norm", "join", "concat", "flatten", "scale", "depth", "value")
+"""Kinds of nodes that keep channels apart."""
+
+
+TOGETHER = ("softmax", "log_softmax", "normalize", "softmin")
+"""Maps whose every output depends on all channels."""
+
+
+def _each_alone(node: Node) -> bool:
+    call = getattr(node.run, "call", None)
+    return (
+        node.kind == "map"
+        and call is not None
+        and call.name.strip("_") not in ("softmax", "log_softmax", "normalize", "softmin")
+    )
+
+
 def _alike_on(one: nn.Module, two: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
     """Whether two networks compute the same in eval mode."""
     with torch.no_grad(), evaluating(one), evaluating(two):
