@@ -129,6 +129,8 @@ def source_file(module: str) -> SourceFile:
 
 def _imported(module: str, name: str) -> Any:
     top = module.split(".")[0]
+    if module == "htas":  # a folder by its name, but for this one
+        return import_module("htas.plugins") if name == "plugins" else f"htas.{name}"
     if top == "htas" and module != "htas.errors":
         return source_file(module)[name]
     if top == "htas" or top in sys.stdlib_module_names:

@@ -702,6 +702,7 @@ run some.toml --train.epochs=0
 run some.toml --target.batch=-1
 run some.toml --survey.rounds=0
 run some.toml --strategy.lr=0
+run some.toml --strategy.cost=watts
 run some.toml --distill.alpha=2
 doctor --batch=-1
 """
