@@ -15,7 +15,7 @@ def capture(module: nn.Module, inputs: int) -> fx.GraphModule:
     """The module in eval mode as a torch.fx graph, whose nodes know their submodules.
 
     Parameters of forward() after the first `inputs` ones have their defaults. Where torch.fx cannot follow a submodule,
-    each of its class is one node; `kept_whole` has them. Raises UserError where it cannot follow the network's own
+    each of its class is one node. Raises UserError where it cannot follow the network's own
     forward.
     """
     rest = list(inspect.signature(module.forward).parameters.values())[inputs:]
@@ -35,15 +35,7 @@ def capture(module: nn.Module, inputs: int) -> fx.GraphModule:
                 ) from error
             reasons[kind] = f"cannot be followed by torch.fx: {blame(error)}"
         else:
-            kept_parts = {name: reasons[type(part)] for name, part in module.named_modules() if type(part) in reasons}
-            graph.meta["kept whole"] = kept_parts
             return graph
-
-
-def kept_whole(graph: fx.GraphModule) -> Mapping[str, str]:
-    """The submodules that torch.fx could not follow, and why."""
-    reasons: Mapping[str, str] = graph.meta["kept whole"]
-    return reasons
 
 
 class _Tracer(fx.Tracer):

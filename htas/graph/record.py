@@ -5,7 +5,6 @@ each. Sizes that a forward reads are `Length`s: whole numbers that remember whic
 that a step can be run again on tensors of other widths.
 """
 
-import inspect
 import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -458,11 +457,6 @@ def _place() -> str:
             inner = f"{name}, line {frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return inner or "in a library"
-
-
-def inputs_of(module: nn.Module) -> list[str]:
-    """Names of the parameters of a network's forward."""
-    return list(inspect.signature(module.forward).parameters)
 
 
 def refusal(module: nn.Module, sentence: str) -> UserError:

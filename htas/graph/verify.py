@@ -1,7 +1,6 @@
 """Whether a traced network is what it says: checked on fresh inputs before anything relies on it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,13 +14,6 @@ from htas.graph.resize import resize
 
 CLOSE = 1e-4
 """Differences of outputs, as a share of the largest output, up to which they are equal."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A check that failed: what was checked, and how it failed."""
-
-    sentence: str
 
 
 def narrowed(network: Network, sites: Sequence[str], *, cut: bool = True) -> Arch:
