@@ -42,3 +42,21 @@ def test_channels_that_are_told_of_at_another_place_are_found(network):
     wrong = replace(network, layouts=layouts)
     assert verify.permuted(wrong, EXAMPLES, ["2"]).startswith("computes something else when")
     assert verify.failure(wrong, EXAMPLES, ["2"], trains=False) != ""
+
+
+class Turned(nn.Module):
+    """Its output has channels where others have images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, images):
+        return torch.relu(self.last(self.first(images)).mean((2, 3)).transpose(0, 1))
+
+
+def test_frozen_channels_in_the_place_of_images_are_no_fault():
+    network = trace(Turned(), torch.zeros(2, 3, 8, 8))
+    assert list(network.widths) == ["first"]
+    narrow = resize(network, Arch({"first": 3}, {}))
+    assert narrow(torch.zeros(4, 3, 8, 8)).shape == (5, 4)

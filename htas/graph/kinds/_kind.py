@@ -60,6 +60,8 @@ class Kind(ABC):
 def pool_of(node: "Node", call: Call, value: Value, emitter: "Emitter") -> Layer | None:
     """The layer that a pooling step is, at base widths; None for any other."""
     module: Any = emitter.labels.module(call)
+    if not node.consumed:  # along its channels it has as many images as the batch
+        return None
     source, width, size = call.values[0], node.consumed[0].base, emitter.unit(call, value)
     dims = len(size)
     if isinstance(module, nn.modules.pooling._MaxPoolNd | nn.modules.pooling._AvgPoolNd) and len(source.shape) > 2:
