@@ -191,7 +191,7 @@ def reasons(network: Network) -> dict[str, float]:
         macs = node.layer.macs if node.layer is not None else node.macs
         reason = next((why(name) for name in (node.name, *node.inputs[:1]) if macs and why(name)), "")
         if node.layer is None:
-            reason = "products of activations, which are no layer"
+            reason = "" if node.scaled else "products of activations, none of whose channels are free"
         if macs and reason:
             found[reason] = found.get(reason, 0.0) + macs / total
     ranked = sorted(found.items(), key=lambda item: -item[1])
@@ -248,7 +248,7 @@ def archs(network: Network, images: Tensor, count: int) -> Iterable[str]:
         real = sum(parameter.numel() for parameter in small.parameters() if parameter.requires_grad)
         if real != network.params(arch):
             yield f"arch {seed} has {real} parameters where {network.params(arch)} are foretold"
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             small(images[:1])
         macs = counter.get_total_flops() // 2
         foretold = network.macs(arch) - biases(network, arch)

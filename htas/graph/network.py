@@ -385,9 +385,10 @@ class Network:
 
     @property
     def searchable(self) -> float:
-        """Share of the multiply-adds, at base widths, in layers whose inputs and outputs are both free, or fixed by
-        nothing but the images that come in and the classes that go out."""
-        shares = [0, 0]
+        """Share of the multiply-adds, at base widths, between channels that are both free, or fixed by nothing but the
+        images that come in and the classes that go out; of products of activations, those with free channels.
+        """
+        free, total = 0.0, 0
         ends: dict[str, tuple[bool, ...]] = {}  # by node, whether each segment is free, or fixed by these alone
         for node in self.nodes:
             inputs = [ends[name] for name in node.inputs if name in ends]
@@ -401,14 +402,21 @@ class Network:
                 handed_on = node.layer is None and not node.macs and all(chain(*inputs))
                 outputs = tuple(bool(segment.site) or handed_on for segment in node.segments)
             ends[node.name] = outputs
-            if node.layer is not None and node.layer.macs:
-                free = all(outputs) and all(inputs[0]) and node.kind != "fixed"
-                shares[free] += node.layer.macs
-            shares[False] += node.macs
-        return shares[True] / max(1, sum(shares))
+            total += node.macs + (node.layer.macs if node.layer is not None else 0)
+            if node.layer is not None and node.layer.macs and node.kind != "fixed":
+                read = 1.0 if node.kind == "grouped" else _share(node.consumed, inputs[0])
+                free += node.layer.macs * read * _share(node.segments, outputs)
+            free += node.macs * bool(node.scaled)
+        return free / max(1, total)
 
     def _reason(self, node: Node) -> str:
         return self.frozen.get(node.module or node.name, "")
+
+
+def _share(segments: Sequence[Segment], free: Sequence[bool]) -> float:
+    """The share of channels in segments that are free."""
+    counts = [float(segment.base * segment.repeat) for segment in segments]
+    return sum(count for count, is_free in zip(counts, free, strict=True) if is_free) / max(1.0, sum(counts))
 
 
 def times(width: Any, repeat: int | Fraction) -> Any:

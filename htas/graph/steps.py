@@ -93,7 +93,7 @@ def macs_of(step: Step, modules: Modules, images: int) -> int:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            step(modules, tuple(value.tensor for value in step.order))
+            step(modules, tuple(value.tensor.detach() for value in step.order))  # its trackers want no parameters
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops() / 2 / images + 0.5)

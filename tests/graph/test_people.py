@@ -634,6 +634,51 @@ def test_a_step_freezes_nothing_without_need(name: str) -> None:
         assert "one.0" in network.widths, network.frozen
 
 
+def first_of(net: Any, x: Tensor) -> Tensor:
+    return x * x[:, :1].sigmoid()
+
+
+def unequal_chunks(net: Any, x: Tensor) -> Tensor:
+    one, two, three = x.chunk(3, 1)
+    return torch.cat([one, one + two, three], 1)
+
+
+class Weighed(nn.Module):
+    """A query of one number, keys and values, as MobileViTv2 splits them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.make = width, nn.Conv2d(width, 1 + 2 * width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, keys, values = self.make(x).split([1, self.width, self.width], 1)
+        return values.relu() * (keys * query.flatten(2).softmax(-1).view_as(query)).sum((2, 3), keepdim=True)
+
+
+PINNED: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
+    "a literal and the rest": (
+        lambda: around(lambda net, x: torch.cat([x[:, 6:], x[:, :6].relu()], 1), 16, 16), {"one.0": 10}
+    ),
+    "the last": (lambda: around(lambda net, x: x[:, :-6] * 2, 16, 10), {"one.0": 10}),
+    "literal parts": (
+        lambda: around(lambda net, x: torch.cat([*reversed(x.split(6, 1))], 1), 16, 16), {"one.0": 4}
+    ),
+    "one channel by its number": (lambda: around(first_of), {"one.0": 7}),
+    "unequal chunks": (lambda: around(unequal_chunks, 22, 22), {"one.0": 18}),
+    "a query of one number": (
+        lambda: around(lambda net, x: net.step(x), step=Weighed(8)), {"one.0": 8, "step.make": 16}
+    ),
+}  # fmt: skip
+"""Steps that are given the number of some channels, and how many are free all the same."""
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_only_what_a_step_is_given_the_number_of_stays(name: str) -> None:
+    make, free = PINNED[name]
+    network = examined(make())
+    assert {site: network.sites[site].base for site in free if site in network.sites} == free, network.frozen
+
+
 def test_a_convolution_before_a_pixel_shuffle_has_multiples_of_its_pixels() -> None:
     assert trace(STEPS["PixelShuffle"](), torch.zeros(IMAGES)).widths["one.0"].multiple == 4
 
@@ -1166,3 +1211,14 @@ def test_a_run_searches_the_network_inside_a_wrapper() -> None:
     module(torch.randn(IMAGES))  # with gradients, which nobody can copy
     family = UserNetwork.of(nn.DataParallel(module), (torch.randn(IMAGES),), trained=True)
     assert type(family.build(4)) is Keeps and set(trace(module, torch.randn(IMAGES)).widths) == {"one.0", "two.0"}
+
+
+def test_attention_of_learned_queries_is_traced_for_several_images() -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        pixels = net.one(x).flatten(2).transpose(1, 2)
+        return net.last(net.attention(net.query.expand(len(x), -1, -1), pixels, pixels)[0][:, 0])
+
+    parts = {"one": layers(3, 8), "last": nn.Linear(8, 4), "query": nn.Parameter(torch.randn(1, 1, 8))}
+    module = Parts(run, attention=nn.MultiheadAttention(8, 2, batch_first=True), **parts)
+    network = trace(module, torch.randn(IMAGES))
+    assert "not understood" in network.frozen["one.0"]

@@ -4,6 +4,7 @@ No list says what each of them does: it is run on labels in place of numbers, on
 channels left out, and what comes out says where every channel went, and which others must go with it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import prod
@@ -152,26 +153,60 @@ def _followed(call: Call, labels: Labels, chosen: dict[Value, int]) -> list[Dims
         first, *others = (labels.of(value)[dim] for value, dim in chosen.items())
         for other in others:
             labels.channels.tie(first, other)
-    patterns = list(_patterns(call, sizes))
     by_count = _by_count(call, labels, chosen)
+    patterns = list(_patterns(call, sizes))
     for strict in (True, False):  # numbers that modules hold change only where nothing else does
         for outer, inner in patterns if by_count is None or not labels.by_count else patterns[:1]:
-            ids = {value: _tied(labels.roots(value, dim), outer, inner) for value, dim in chosen.items()}
-            moved = _placed(call, labels, chosen, ids)
-            if moved is None or not _follows(call, labels, chosen, ids, moved, outer, inner, strict):
-                continue
-            if outer * inner > 1:
-                if by_count is not None:
-                    labels.recount = True
-                for value, dim in chosen.items():
-                    labels.channels.tie(labels.of(value)[dim], ids[value])
-            return moved
+            moved = _bound(call, labels, chosen, outer, inner, np.zeros(0, np.int64), strict)
+            if moved is not None:
+                labels.recount |= outer * inner > 1 and by_count is not None
+                return moved
         if by_count is not None and labels.by_count:
             labels.unordered += [line for dims in by_count[:1] for line in dims.values()]
             return by_count
     if by_count is not None:
         labels.recount = True
+    for pins in _pinned(call, labels, chosen) if len(chosen) == 1 else ():
+        for outer, inner in _patterns(call, {size - len(pins) for size in sizes}):
+            moved = _bound(call, labels, chosen, outer, inner, pins, False)
+            if moved is not None:
+                ((value, dim),) = chosen.items()
+                why = f"{title(call, labels.modules)}, which reads it, is given the number of these channels"
+                labels.channels.freeze(labels.of(value)[dim][pins], why)
+                return moved
     return None
+
+
+def _bound(
+    call: Call, labels: Labels, chosen: dict[Value, int], outer: int, inner: int, pins: Ids, strict: bool
+) -> list[Dims] | None:  # fmt: skip
+    """Labels of the outputs where channels are bound in this way, and tie them; None where that is not enough."""
+    ids = {value: _tied(labels.roots(value, dim), outer, inner, pins) for value, dim in chosen.items()}
+    moved = _placed(call, labels, chosen, ids, pins)
+    if moved is None or not _follows(call, labels, chosen, ids, moved, pins, strict):
+        return None
+    if outer * inner > 1:
+        for value, dim in chosen.items():
+            labels.channels.tie(labels.of(value)[dim], ids[value])
+    return moved
+
+
+def _pinned(call: Call, labels: Labels, chosen: dict[Value, int]) -> Iterator[Ids]:
+    """Positions that may have to stay so that the others can go: the surplus of the longer parts; what goes into
+    parts of one size, or into the others; what is taken, or what is not."""
+    ((value, dim),) = chosen.items()
+    roots = labels.roots(value, dim)
+    outputs = _run(call, labels, {value: _spread(_shape(call, value), dim, np.arange(len(roots)))}, {})
+    parts = [np.unique(out.numpy()) for out in outputs or ()]
+    sizes = sorted({len(part) for part in parts})
+    candidates = [[part[sizes[0] :] for part in parts]] if len(sizes) > 1 else []
+    for size in sizes:
+        alike = [part for part in parts if len(part) == size]
+        candidates += [alike[:-1], alike, [np.setdiff1d(np.arange(len(roots)), np.concatenate(alike))]]
+    for pins in candidates:
+        whole = np.flatnonzero(np.isin(roots, roots[np.concatenate([np.zeros(0, np.int64), *pins])]))
+        if 0 < len(whole) < len(roots) - 1:
+            yield whole
 
 
 def _by_count(call: Call, labels: Labels, chosen: dict[Value, int]) -> list[Dims] | None:
@@ -201,7 +236,7 @@ def _by_count(call: Call, labels: Labels, chosen: dict[Value, int]) -> list[Dims
 def _patterns(call: Call, sizes: set[int]) -> Iterator[tuple[int, int]]:
     """Ways in which channels may be bound: `outer` equal parts go alike, `inner` neighbours go together."""
     numbers = {size for out in call.outputs for size in out.shape}
-    numbers |= {len(call.outputs)}
+    numbers |= {len(call.outputs), *Counter(out.shape for out in call.outputs).values()}
     replaced((call.args, call.kwargs), lambda leaf: numbers.add(int(leaf)) if type(leaf) is int else None)
     numbers |= {one * other for one in numbers for other in numbers if one > 1 and 1 < other <= 16}
     fits = sorted(n for n in numbers if n > 1 and all(size % n == 0 and n < size for size in sizes))
@@ -212,12 +247,15 @@ def _patterns(call: Call, sizes: set[int]) -> Iterator[tuple[int, int]]:
         yield 1, number
 
 
-def _tied(ids: Ids, outer: int, inner: int) -> Ids:
-    """For every position the element that stands for all that are bound to it."""
+def _tied(ids: Ids, outer: int, inner: int, pins: Ids) -> Ids:
+    """For every position the element that stands for all that are bound to it; `pins` are bound to nothing."""
     if outer * inner == 1:
         return ids
-    parts = ids.reshape(outer, -1, inner)
-    return np.broadcast_to(parts[:1, :, :1], parts.shape).reshape(-1)
+    others = np.setdiff1d(np.arange(len(ids)), pins)
+    parts = ids[others].reshape(outer, -1, inner)
+    tied = ids.copy()
+    tied[others] = np.broadcast_to(parts[:1, :, :1], parts.shape).reshape(-1)
+    return tied
 
 
 def _tied_like(roots: Ids, ids: dict[Value, Ids], chosen: dict[Value, int], labels: Labels) -> Ids:
@@ -228,12 +266,17 @@ def _tied_like(roots: Ids, ids: dict[Value, Ids], chosen: dict[Value, int], labe
     return np.array([change.get(each, each) for each in roots.tolist()], np.int64)
 
 
-def _placed(call: Call, labels: Labels, chosen: dict[Value, int], ids: dict[Value, Ids]) -> list[Dims] | None:
-    """Labels of the outputs, found by running the step on labels; None where one varies along two dimensions."""
+def _placed(
+    call: Call, labels: Labels, chosen: dict[Value, int], ids: dict[Value, Ids], pins: Ids
+) -> list[Dims] | None:  # fmt: skip
+    """Labels of the outputs, found by running the step on labels; None where one varies along two dimensions, or is one
+    channel by its number, which may go."""
     outputs = _run(
         call, labels, {value: _spread(_shape(call, value), chosen[value], ids[value]) for value in chosen}, {}
     )
-    return None if outputs is None else _read(outputs)
+    return (
+        None if outputs is None else _read(outputs, {0, *(int(each) for line in ids.values() for each in line[pins])})
+    )
 
 
 def _shape(call: Call, value: Value, axis: int | None = None) -> tuple[int, ...]:
@@ -245,7 +288,7 @@ def _shape(call: Call, value: Value, axis: int | None = None) -> tuple[int, ...]
     return tuple(size if dim == axis or dim in along else 1 for dim, size in enumerate(value.shape))
 
 
-def _read(outputs: list[Tensor]) -> list[Dims] | None:
+def _read(outputs: list[Tensor], staying: set[int]) -> list[Dims] | None:
     found: list[Dims] = []
     for out in outputs:
         varying = [dim for dim in range(out.dim()) if out.shape[dim] > 1 and bool((out != out.narrow(dim, 0, 1)).any())]
@@ -254,8 +297,8 @@ def _read(outputs: list[Tensor]) -> list[Dims] | None:
         if varying:
             line = out.movedim(varying[0], 0).reshape(out.shape[varying[0]], -1)[:, 0]
             found.append({varying[0]: line.numpy()})
-        elif bool(out.flatten()[0]):
-            return None  # one channel by its number
+        elif int(out.flatten()[0]) not in staying:
+            return None
         else:
             found.append({})
     return found
@@ -292,11 +335,12 @@ def _run(
 
 
 def _follows(
-    call: Call, labels: Labels, chosen: dict[Value, int], ids: dict[Value, Ids], moved: list[Dims], outer: int,
-    inner: int, strict: bool,
+    call: Call, labels: Labels, chosen: dict[Value, int], ids: dict[Value, Ids], moved: list[Dims], pins: Ids,
+    strict: bool,
 ) -> bool:  # fmt: skip
-    """Whether the step with some channels left out gives the same as leaving them out of what it gives."""
-    stay = _some(ids, outer, inner)
+    """Whether the step with some channels left out, but no `pins`, gives the same as leaving them out of what it
+    gives."""
+    stay = _some(ids, pins)
     left = {value: ids[value][np.isin(ids[value], stay)] for value in chosen}
     tensors = {value: _spread(_shape(call, value), chosen[value], left[value]) for value in chosen}
     for guess in (0, 1, 2):
@@ -313,13 +357,13 @@ def _follows(
     return False
 
 
-def _some(ids: dict[Value, Ids], outer: int, inner: int) -> Ids:
-    """Some channels of each input, and element 0."""
-    stay, seen = {0}, {0}
+def _some(ids: dict[Value, Ids], pins: Ids) -> Ids:
+    """Some channels of each input, all at `pins`, and element 0."""
+    stay = {0, *(int(each) for line in ids.values() for each in line[pins])}
+    met = set(stay)
     for line in ids.values():
-        atoms = line.reshape(outer, -1, inner)[0, :, 0].tolist()
-        fresh = [each for each in dict.fromkeys(atoms) if each not in seen]
-        seen |= set(fresh)
+        fresh = [each for each in dict.fromkeys(line.tolist()) if each not in met]
+        met |= set(fresh)
         stay |= {*fresh[: len(fresh) // 2 - 1], *fresh[-1:]}  # as uneven as it can be: no parts or pairs alike
     return np.array(sorted(stay), np.int64)
 
@@ -397,5 +441,7 @@ def _as_expected(call: Call, outputs: list[Tensor], moved: list[Dims], stay: Ids
             shape[dim] = len(left)
             wanted = _spread(shape, dim, left)
         if list(out.shape) != shape or (wanted is not None and not torch.equal(out, wanted)):
+            return False
+        if wanted is None and not np.isin(out.numpy(), stay).all():
             return False
     return True
