@@ -112,8 +112,9 @@ def names_in(path: Path) -> list[str]:
     return [line.strip() for line in path.read_text().splitlines() if ":" in line and not line.startswith("#")]
 
 
-def build(name: str) -> tuple[nn.Module, Tensor]:
-    """A network as its library defines it, without trained weights, and two random images for it."""
+def build(name: str, pixels: int = 0) -> tuple[nn.Module, Tensor]:
+    """A network as its library defines it, without trained weights, and two random images for it, of `pixels` a side
+    where they are not to be of its own size."""
     library, _, model = name.partition(":")
     torch.manual_seed(0)
     sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("absent with a torch for CPUs"))
@@ -122,20 +123,20 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
 
         module = timm.create_model(model, pretrained=False)
         sizes: dict[str, Any] = module.default_cfg  # type: ignore[assignment]
-        return module, torch.randn(2, *sizes.get("input_size", (3, 224, 224)))
+        return module, torch.randn(2, *((3, pixels, pixels) if pixels else sizes.get("input_size", (3, 224, 224))))
     import torchvision  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     options = next((more for stem, more in UNPRETRAINED.items() if model.startswith(stem)), {})
     module = torchvision.models.get_model(model, weights=None, **options)
-    size = 299 if model.startswith("inception") else 224
+    size = pixels or (299 if model.startswith("inception") else 224)
     return module, torch.randn(2, *VIDEO.get(model, (3, size, size)))
 
 
-def examined(name: str, *, check: bool, archs: int, pruning: bool) -> Row:
+def examined(name: str, *, check: bool, archs: int, pruning: bool, pixels: int = 0, export: bool = True) -> Row:
     """What is found out about one network; an exception is a fault."""
     row = Row(name)
     try:
-        module, images = build(name)
+        module, images = build(name, pixels)
         stir(module)
         module.eval()
         row.shape = tuple(images.shape[1:])
@@ -146,7 +147,8 @@ def examined(name: str, *, check: bool, archs: int, pruning: bool) -> Row:
         row.free, row.widths, row.depths = round(network.searchable, 4), len(network.widths), len(network.depths)
         row.reasons = reasons(network)
         if check:
-            row.faults = [fault for part in CHECKS for fault in attempted(part, network, images, archs)]
+            checks = [part for part in CHECKS if export or part is not exported]
+            row.faults = [fault for part in checks for fault in attempted(part, network, images, archs)]
             row.checked = True
         if pruning:
             row.pruning = torch_pruning_error(module, images[:1])

@@ -5,6 +5,7 @@ docs/models.md is their table: `HTAS_DOCS=write pytest -m "slow or not slow" tes
 
 import os
 import random
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,19 @@ from htas.text import significant
 TABLE = Path(__file__).parents[2] / "docs" / "models.md"
 QUICK = ("resnet18", "mobilenet_v3_small", "squeezenet1_1", "unet", "fpn", "siamese", "two_input")
 """What `make test` samples."""
+LARGE = (
+    "alexnet", "vgg11_bn", "vgg16_bn", "resnet34", "resnet50", "wide_resnet50_2", "resnext50_32x4d", "se_resnet50",
+    "densenet121", "mobilenet_v3_large", "convnext_tiny", "inception_v3", "xception",
+)  # fmt: skip
+"""What `make test` does not compute at all; the others have their parts."""
 ARCHS = 8
 KINDS = ("vgg", "resnet", "densenet", "mobilenet_v2", "mobilenet_v3", "regnet", "convnext")
 """Of which at least 95 % can be searched."""
 
 each = pytest.mark.parametrize("entry", [pytest.param(entry, id=entry.name) for entry in ZOO])
+small = pytest.mark.parametrize(
+    "entry", [pytest.param(e, id=e.name, marks=[pytest.mark.slow] if e.name in LARGE else []) for e in ZOO]
+)
 
 
 def without_memory(entry: Entry) -> nn.Module:
@@ -63,7 +72,7 @@ def test_torch_fx_follows_a_network(entry: Entry) -> None:
         assert shapes(graph(*inputs)) == shapes(network(*inputs))
 
 
-@each
+@small
 def test_a_network_computes_finite_numbers(entry: Entry) -> None:
     network = entry.build().eval()
     with torch.no_grad():
@@ -80,6 +89,16 @@ some = pytest.mark.parametrize(
 
 
 def traced(entry: Entry) -> tuple[Network, list[Tensor]]:
+    """The network, and images for it, to be read only; one of QUICK is traced once for all tests."""
+    return _traced_once(entry) if entry.name in QUICK else _traced(entry)
+
+
+@cache
+def _traced_once(entry: Entry) -> tuple[Network, list[Tensor]]:
+    return _traced(entry)
+
+
+def _traced(entry: Entry) -> tuple[Network, list[Tensor]]:
     torch.manual_seed(0)
     images = [torch.randn(shape) for shape in entry.shapes]
     return trace(entry.build().eval(), images), images
@@ -134,7 +153,14 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("entry", [pytest.param(entry, id=entry.name) for entry in ZOO if entry.name not in OTHERS])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        pytest.param(entry, id=entry.name, marks=[pytest.mark.slow] if entry.name in LARGE else [])
+        for entry in ZOO
+        if entry.name not in OTHERS
+    ],
+)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_layers_of_one_width_are_those_that_torch_pruning_would_prune_together(entry: Entry) -> None:
     """A second method: its dependency graph is read off the gradients, not off torch.fx."""

@@ -47,6 +47,10 @@ ESTIMATED = {
     "CIFAR100-TAS-R56": 59.472556,
 }
 """What TAS printed for them, in millions: input widths after a cut are those of the cut blocks, and no bias counts."""
+DEEP = (
+    "C010-ResNet164", "C100-ResNet110", "CIFAR010-TAS-R110", "CIFAR100-TAS-R110", "CIFAR010-TAS-R56", "CIFAR100-TAS-R56"
+)  # fmt: skip
+"""Others of their depth and kind of blocks are counted in every test, these in the slow ones."""
 
 
 def convolutions(
@@ -113,7 +117,9 @@ def test_the_lists_of_tas_give_the_estimates_printed_with_them(name: str) -> Non
     assert found == pytest.approx(ESTIMATED[name], abs=1e-4 if name == "C100-ResNet32" else 1e-7)
 
 
-@pytest.mark.parametrize("name", ESTIMATED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in DEEP else []) for name in ESTIMATED]
+)
 def test_the_networks_of_tas_have_the_counts_of_the_rules(name: str) -> None:
     facts = published()[name]
     expected = count(facts.channels, facts.blocks, facts.block, CLASSES[facts.dataset])
