@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from htas.cli.parameters import Command, Device, Json, Out, Overrides, Source
-from htas.cli.sources import config_file, load_source
+from htas.cli.sources import config_file, read_source
 from htas.console.terminal import show
 from htas.errors import UserError
 
@@ -25,11 +25,14 @@ def sweep(
     out: Out = None,
 ) -> None:
     """Find a network for each of several budgets, from one survey: a front of accuracy and latency."""
-    configuration, folder = load_source(config, overrides, out, "-sweep")
+    settings, folder = read_source(config, overrides, out, "-sweep")
+    from htas.experiments.plans import SweepPlan, check_folder
+
+    plan = SweepPlan(tuple(text.strip() for text in budgets.split(",") if text.strip()), share)
+    check_folder(folder)
     from htas.experiments import budgets as experiment
 
-    limits = [text.strip() for text in budgets.split(",") if text.strip()]
-    page, table = experiment.sweep(configuration, folder, limits, command, share)
+    page, table = experiment.sweep(settings.config(), folder, plan, command)
     show([table], {"page": str(page)}, json)
 
 
@@ -52,10 +55,15 @@ def fastest(
     out: Out = None,
 ) -> None:
     """Find the fastest network that keeps an accuracy."""
-    configuration, folder = load_source(config, overrides, out, "-fastest")
+    settings, folder = read_source(config, overrides, out, "-fastest")
+    from htas.experiments.plans import FastestPlan, check_folder
+
+    plan = FastestPlan(accuracy_floor, seeds, tries)
+    plan.check(settings)
+    check_folder(folder)
     from htas.experiments import budgets as experiment
 
-    page, table = experiment.fastest(configuration, folder, command, accuracy_floor, seeds, tries)
+    page, table = experiment.fastest(settings.config(), folder, plan, command)
     show([table], {"page": str(page)}, json)
 
 
@@ -73,11 +81,17 @@ def compare(
     out: Out = None,
 ) -> None:
     """Train spaces, strategies and plain networks alike, over seeds, and compare them in one table."""
-    _, folder = load_source(config, overrides, out, f"-{arms[0].stem}")
-    from htas.experiments import compare as experiment
-    from htas.experiments.arms import read_arms
+    _, folder = read_source(config, overrides, out, f"-{arms[0].stem}")
+    from htas.experiments import arm_tables
+    from htas.experiments.plans import check_folder
 
-    page, table = experiment.compare(config_file(config), overrides, read_arms(*arms), seeds, folder, against, only)
+    source, tables = config_file(config), arm_tables.read_arms(*arms)
+    arm_tables.check(source, overrides, tables, seeds, against)
+    check_folder(folder)
+    from htas.experiments import compare as experiment
+    from htas.experiments.arms import arm_of
+
+    page, table = experiment.compare(source, overrides, list(map(arm_of, tables)), seeds, folder, against, only)
     show([table], {"page": str(page)}, json)
 
 
@@ -107,9 +121,10 @@ def reproduce(
         raise UserError(f"--depths must be numbers of layers with commas between, such as 110,56,32, got {depths!r}")
     where = device or "cpu"
     length = "quick" if quick else "full" if full or where == "cuda" else "short"
-    from htas.experiments import reproduce as experiment
+    from htas.experiments.plans import check_folder
+    from htas.experiments.reproduce.plan import Plan
 
-    plan = experiment.Plan(
+    plan = Plan(
         folder=out or Path("runs") / "reproduce",
         command=command,
         device=where,
@@ -119,7 +134,11 @@ def reproduce(
         second=second,
         overrides=tuple(overrides),
     )
-    page, tables, reasons = experiment.reproduce(list(what), plan)
+    names = plan.items(what)
+    check_folder(plan.folder)
+    from htas.experiments.reproduce import items
+
+    page, tables, reasons = items.reproduce(names, plan)
     if tables:
         show(tables, {"page": str(page)}, json)
     if reasons:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from htas import text
+from htas import plugins, text
 from htas.cli.parameters import DEFAULT_TARGET, Again, Image, Json, Out, Overrides, TargetOptions, image_shapes
 from htas.cli.sources import ensure_stage, is_run, load_source, open_run
 from htas.console.terminal import show
@@ -54,9 +54,17 @@ def measure(
     if rounds < 1 or classes < 1:
         raise UserError(f"--rounds and --classes must be 1 or more, got {rounds} and {classes}")
     others = [name.strip() for name in (metrics or "").split(",") if name.strip()]
+    where = target.target(*shapes)
+    from htas.run.names import read_name
+
+    for name in networks:
+        if not name.endswith(".onnx"):
+            read_name(name)
+    for name in others:
+        plugins.check_name("htas.metrics", name)
     from htas.run.networks import measure_networks
 
-    figures = measure_networks(list(networks), target.target(*shapes), rounds, classes, others)
+    figures = measure_networks(list(networks), where, rounds, classes, others)
     if json:
         print(dumps([_json(each) for each in figures], indent=1))
     else:
@@ -94,10 +102,13 @@ def inspect(
         shapes, classes = image_shapes(image, network), 10 if classes is None else classes
         if classes < 1:
             raise UserError(f"--classes must be 1 or more, got {classes}")
+        where, folder = target.target(shapes), out or Path("runs") / f"inspect-{slug(network)}"
+        from htas.run.names import read_name
+
+        read_name(network)
         from htas.run.networks import inspect_named
 
-        folder = out or Path("runs") / f"inspect-{slug(network)}"
-        page, table = inspect_named(network, target.target(shapes), classes, folder)
+        page, table = inspect_named(network, where, classes, folder)
     show([table], {"page": str(page)}, json)
 
 

@@ -52,13 +52,13 @@ class TargetOptions:
 
     def target(self, shapes: Shapes = ()) -> "Target":
         """The target, for inputs of these shapes (channels, height, width); raises UserError."""
-        from htas.run.config import TABLES
-
-        values: dict[str, Any] = {name: getattr(self, name) for name in self.flags()}
-        TABLES["target"].check("", {name: each.default for name, each in TABLES["target"].options().items()} | values)
+        from htas.run.config import check_runtime
         from htas.timing.target import Target
 
-        return Target(**values | ({"shapes": shapes} if shapes else {}))
+        values: dict[str, Any] = {name: getattr(self, name) for name in self.flags()}
+        target = Target(**values | ({"shapes": shapes} if shapes else {}))
+        check_runtime(target)
+        return target
 
 
 DEFAULT_TARGET = TargetOptions()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from htas.errors import UserError
 
 if TYPE_CHECKING:
-    from htas.run.config import Config
+    from htas.run.config import Config, Settings
     from htas.run.run import Run
 
 
@@ -28,9 +28,18 @@ def ensure_stage(name: str, job: "Run", again: bool) -> None:
     ensure(job, next(stage for stage in stages.STAGES if stage.name == name), again)
 
 
-def load_source(source: Path, overrides: Sequence[str], out: Path | None, suffix: str = "") -> tuple["Config", Path]:
-    """The configuration and the folder, not opened yet; without `out`, the usual folder's name ends with `suffix`."""
-    from htas.run.config import load
+def load_source(source: Path, overrides: Sequence[str], out: Path | None) -> tuple["Config", Path]:
+    """The configuration and the folder, not opened yet."""
+    settings, folder = read_source(source, overrides, out)
+    return settings.config(), folder
+
+
+def read_source(source: Path, overrides: Sequence[str], out: Path | None, suffix: str = "") -> tuple["Settings", Path]:
+    """The options, before PyTorch is imported, and the folder; without `out` that is the usual one.
+
+    The usual folder of several runs ends with `suffix`.
+    """
+    from htas.run.config import read
 
     path = config_file(source)
     if source.is_dir() and not path.exists():
@@ -39,7 +48,7 @@ def load_source(source: Path, overrides: Sequence[str], out: Path | None, suffix
     if suffix:
         named = folder if folder.name.strip(".") else Path(os.path.abspath(folder))  # `.` has no name
         folder = named.with_name(named.name + suffix)
-    return load(path, overrides), out or folder
+    return read(path, overrides), out or folder
 
 
 def config_file(source: Path) -> Path:

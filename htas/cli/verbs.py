@@ -18,6 +18,7 @@ from htas.cli.sources import ensure_stage, open_run
 from htas.cli.store import store
 from htas.console.terminal import show
 from htas.errors import UserError
+from htas.text import listing
 
 
 def run(
@@ -96,6 +97,8 @@ def report(
         raise UserError(f"{name} is for the report of one run, got {len(runs)}")
     if files := [run for run in runs if not run.is_dir()]:
         raise UserError(f"several runs are compared by their folders, and {files[0]} is none")
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise UserError(f"these are not {len(runs)} different runs: {listing(map(str, runs))}")
     from htas.run import stages
 
     usual = Path("runs") / "-".join(run.resolve().name for run in runs)
@@ -111,9 +114,14 @@ def export(
     file: Annotated[Path | None, Parameter(help="where to write it; otherwise into the folder")] = None,
 ) -> None:
     """Write a trained network for another runtime, and check that its outputs are PyTorch's."""
+    suffix = {"openvino": ".xml"}.get(to, f".{to}")
+    if file and file.suffix != suffix:
+        raise UserError(
+            f"--to {to} writes a file that ends in {suffix}, got --file {file}; name it so, or leave it out"
+        )
     from htas.run import stages
 
-    path, difference = stages.export_network(run, to, network, file)
+    path, difference = stages.export_network(run, suffix, network, file)
     print(f"{path} (outputs differ from PyTorch's by {difference:.1e} at most)")
 
 

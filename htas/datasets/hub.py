@@ -27,6 +27,11 @@ class Hub(Streamed):
     label: str = "label"
     """The column with labels."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.path:
+            raise UserError("data.path must be a data set's name on the hub, or a folder; it is empty")
+
     @property
     def classes(self) -> int:
         """As the label's type says, or one more than the largest label."""
@@ -46,8 +51,6 @@ class Hub(Streamed):
 
     def _table(self, part: Part) -> Any:
         """The split, its columns checked."""
-        if not self.path:
-            raise UserError("data.path must be a data set's name on the hub, or a folder; it is empty")
         table = _opened(self.path, self.config, self.test if part == "test" else self.train)
         names = table.column_names
         for option, column in (("image", self.image), ("label", self.label)):

@@ -20,6 +20,11 @@ class ImageFolder(Streamed):
     path: str = ""
     """The folder that has train/ and val/ (or validation/, or test/), with the same class folders in both."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.path:
+            raise UserError("data.path must be the folder that has train/ and val/; it is empty")
+
     @property
     def classes(self) -> int:
         """The class folders of train/; labels follow their sorted names."""
@@ -39,8 +44,6 @@ class ImageFolder(Streamed):
         return sorted(names)
 
     def _folder(self, part: Part) -> Path:
-        if not self.path:
-            raise UserError("data.path must be the folder that has train/ and val/; it is empty")
         root = Path(self.path).expanduser()
         names = ("train",) if part == "train" else TESTS
         folder = next((root / name for name in names if (root / name).is_dir()), None)

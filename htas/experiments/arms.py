@@ -1,33 +1,30 @@
-"""The arms of a comparison, read from TOML files: how each comes by the network that it trains."""
+"""The arms of a comparison: how each comes by the network that it trains."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from htas import files
-from htas.cost.limits import parse
+from htas.cost.constraints import parse
 from htas.errors import UserError
 from htas.experiments import pruning
-from htas.files import digest, from_json, read_json, read_toml, to_json, write_json
+from htas.experiments.arm_tables import BASE, SOURCES, ArmOptions, ArmTable
+from htas.files import digest, from_json, read_json, to_json, write_json
 from htas.graph import Arch, resize
 from htas.plugins.values import Values
 from htas.report.result import Result
 from htas.run import networks, rows
 from htas.run import stages as pipeline
-from htas.run.config import as_text
 from htas.run.run import Run
 from htas.run.stage import StageHeader, ensure, made_from
 from htas.run.stages import SEARCH
 from htas.search.moves import over
 from htas.text import listing, percent
 
-BASE = "base"
-"""The network of the configuration's family, unchanged."""
 REPEATS = 3
 """Pruned networks that are measured a second time: the least pruned of those that keep the limit."""
 
@@ -52,11 +49,8 @@ Others = Callable[[str], Entry | None]
 
 
 @dataclass(frozen=True)
-class Arm(ABC):
+class Arm(ArmOptions, ABC):
     """Options that differ from the configuration's, and where the network comes from."""
-
-    name: str
-    overrides: tuple[str, ...] = ()
 
     @property
     def source(self) -> dict[str, str]:
@@ -129,7 +123,7 @@ class PrunedArm(Arm):
     """The base network pruned by Torch-Pruning to the limit of latency, as measured."""
 
     prune: str = "l1"
-    """A criterion, a key of `pruning.CRITERIA`."""
+    """A criterion, a key of CRITERIA."""
 
     def untrained(self, run: Run, others: Others) -> Entry:
         """The least pruned network within the limits: of latency, by two readings next to the base network."""
@@ -195,63 +189,16 @@ class SameAsArm(Arm):
         return entry is not None and entry.result.arch == result.arch
 
 
-SOURCES: Mapping[str, Callable[[str, tuple[str, ...], str], Arm]] = {
+KINDS: Mapping[str, Callable[[str, tuple[str, ...], str], Arm]] = {
     "network": NamedArm,
     "prune": PrunedArm,
     "like": SameAsArm,
 }
-"""The arms that search nothing, by the key that says in a file of arms where their network comes from."""
+"""The arms that search nothing, by the key of SOURCES."""
 
 
-def read_arms(*paths: Path) -> list[Arm]:
-    """The arms of TOML files, a table each; several files may hold the same one.
-
-    Raises UserError where a file is none, an arm says nothing that is understood, or is another one in another file.
-    """
-    content: dict[str, tuple[Path, Values]] = {}
-    for path in paths:
-        for name, options in read_toml(path, "a TOML file with a table for every arm").items():
-            if not isinstance(options, dict):
-                raise UserError(f"{path}: {name} must be a table, [{name}] with the options of an arm, got {options!r}")
-            if content.setdefault(name, (path, options))[1] != options:
-                raise UserError(f"{path}: the arm {name} has other options in {content[name][0]}; give it another name")
-    arms: list[Arm] = []
-    for name, (path, options) in content.items():
-        rest = dict(options)
-        source = {key: rest.pop(key, "") for key in SOURCES}
-        network, prune, like = source.values()
-        if not isinstance(network, str):
-            raise UserError(f"{path}: network of the arm {name} must be the name of one, got {network!r}")
-        if prune and (str(prune) not in pruning.CRITERIA or network):
-            raise UserError(
-                f"{path}: prune of the arm {name} must be one of {listing(pruning.CRITERIA)}, without a network next "
-                f"to it, got {prune!r}"
-            )
-        first = {arm.name: arm for arm in arms if isinstance(arm, SearchedArm)}
-        if like and (str(like) not in first or network or prune):
-            raise UserError(
-                f"{path}: like of the arm {name} must be an arm above it that searches, of which there are "
-                f"{listing(first) or 'none'}, without a network or prune beside it, got {like!r}"
-            )
-        overrides = (*(first[like].overrides if like else ()), *_overrides(path, name, rest))
-        sourced = [SOURCES[key](name, overrides, value) for key, value in source.items() if value]
-        arms += sourced or [SearchedArm(name, overrides)]
-    slugs = [files.slug(arm.name) for arm in arms]
-    if len(arms) < 2 or len(set(slugs)) < len(slugs):
-        raise UserError(
-            f"{listing(map(str, paths))} must hold two arms or more, each a table of another name, got "
-            f"{listing(slugs) or 'none'}"
-        )
-    return arms
-
-
-def _overrides(path: Path, arm: str, options: Values) -> list[str]:
-    """`--table.option=value` of each option."""
-    overrides = []
-    for table, values in options.items():
-        if not isinstance(values, dict):
-            raise UserError(
-                f"{path}: the arm {arm} has {table} = {values!r}, which is no table of options; write {table}.OPTION"
-            )
-        overrides += [f"--{table}.{name}={as_text(value)}" for name, value in values.items()]
-    return overrides
+def arm_of(table: ArmTable) -> Arm:
+    """The arm of a table."""
+    if not table.source:
+        return SearchedArm(table.name, table.overrides)
+    return KINDS[table.source](table.name, table.overrides, table.value)

@@ -6,7 +6,6 @@ trained base network of whichever was there before; so everything that a run can
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +15,10 @@ import torch
 
 from htas import files
 from htas.console.progress import say
-from htas.cost import limits as budget
 from htas.errors import UserError
 from htas.experiments import intervals
-from htas.experiments.shared import SUPERNETS, in_first_space, own_folder, prepared, share_files
+from htas.experiments.plans import FastestPlan, SweepPlan
+from htas.experiments.shared import SUPERNETS, in_first_space, prepared, share_files
 from htas.files import digest, read_json, read_record, read_tensors, to_json, write_json, write_tensors
 from htas.graph import Arch, resize
 from htas.report import result, write
@@ -46,26 +45,19 @@ def _budget_run(config: Config, text: str, folder: Path, sources: Sources, start
 # -- several budgets ---------------------------------------------------------------------------------------------------
 
 
-def sweep(
-    config: Config, folder: Path, budgets: Sequence[str], command: str, share: bool = False
-) -> tuple[Path, TextTable]:
+def sweep(config: Config, folder: Path, plan: SweepPlan, command: str) -> tuple[Path, TextTable]:
     """A run for every budget of latency, then all their networks in one interleaved run: the path of report.html, and
-    the front. With `share`, every search but the first begins with the first one's supernet, in half
-    the epochs; on digits no harm was found (docs/decisions.md).
+    the front.
 
-    Raises UserError for a budget that is none or that cannot be kept, before anything is trained.
+    Raises UserError for a budget that cannot be kept, before anything is trained.
     """
-    for text in budgets:
-        budget.parse("latency", text, 1.0)
-    if len(set(budgets)) < len(budgets) or not budgets:
-        raise UserError(f"--budgets must name different budgets with commas between, got {','.join(budgets)!r}")
+    budgets = plan.budgets
     first = folder / f"latency-{files.slug(budgets[0])}"
-    pair = config.strategy.sharing(first / f"supernet-{config.design.spaces[0]}.safetensors") if share else None
+    pair = config.strategy.sharing(first / f"supernet-{config.design.spaces[0]}.safetensors") if plan.share else None
     strategies = [pair[min(number, 1)] if pair else config.strategy for number in range(len(budgets))]
-    if share and not pair:
+    if plan.share and not pair:
         name = config.names["strategy"]
         say(f"sweep: --share is for the strategy differentiable; what {name} can share between budgets, it does anyway")
-    own_folder(folder)
     sources = Sources()
     runs = {
         text: _budget_run(replace(config, strategy=strategy), text, folder, sources)
@@ -168,43 +160,15 @@ class BudgetTrial:
         return "clearly met" if self.mean - self.reach >= self.floor else "met"
 
 
-def floor(text: str, base: float) -> float:
-    """The accuracy to keep, 0 to 1, given the base network's: "-0.3" is in points below it, "93.5%" absolute.
-
-    Raises UserError that says how it is written.
-    """
-    below, absolute = (re.fullmatch(pattern, text) for pattern in (r"\s*-\s*(\d+\.?\d*)\s*", r"\s*(\d+\.?\d*)\s*%\s*"))
-    if below:
-        return base - float(below[1]) / 100
-    if absolute and 0 < float(absolute[1]) <= 100:
-        return float(absolute[1]) / 100
-    raise UserError(
-        '--accuracy-floor must be in points below the base network\'s accuracy such as "-0.3", or a share '
-        f'such as "93.5%", got {text!r}'
-    )
-
-
-def fastest(
-    config: Config, folder: Path, command: str, accuracy_floor: str, seeds: int = 3, tries: int = 4
-) -> tuple[Path, TextTable]:
+def fastest(config: Config, folder: Path, plan: FastestPlan, command: str) -> tuple[Path, TextTable]:
     """The smallest budget whose networks keep the accuracy floor, by bisection over `tries` budgets, then a whole run
     at that budget: the path of its report.html, and the budgets tried as lines of text.
 
     The floor is judged on images held out of training: every network is trained `seeds` times on one part of the
     training images and judged on the other, its teacher likewise. The search has seen these images too, to choose
-    widths by; the test images nobody has. Raises UserError where an option is out of range, or no budget keeps the
-    floor.
+    widths by; the test images nobody has. Raises UserError where no budget keeps the floor.
     """
-    if not accuracy_floor:
-        raise UserError('htas fastest needs an accuracy to keep: --accuracy-floor="-0.3", in points below '
-                         'the base network, or "93.5%"')  # fmt: skip
-    floor(accuracy_floor, 1.0)
-    for name, value in (("seeds", seeds), ("tries", tries)):
-        if value < 1:
-            raise UserError(f"--{name} must be 1 or more, got {value}")
-    if config.constraints.latency:
-        raise UserError("htas fastest finds the budget itself, so leave constraints.latency out")
-    own_folder(folder)
+    seeds, tries = plan.seeds, plan.tries
     sources = Sources()
     job = _budget_run(config, "100%", folder, sources, "start")
     base = job.network.base
@@ -212,7 +176,7 @@ def fastest(
     least, most = pipeline.shares_possible(job)
     accuracies = tuple(_judged(job, base, seed, folder, None) for seed in range(seeds))
     base_accuracy = float(np.mean(accuracies))
-    least_accuracy, below = floor(accuracy_floor, base_accuracy), "-" in accuracy_floor
+    least_accuracy = plan.least(base_accuracy)
     say(f"fastest: base network {percent(base_accuracy)} on held-out images, to keep {percent(least_accuracy)}")
     trials: list[BudgetTrial] = []
     low, high = least, min(most, 1.0)
@@ -222,7 +186,7 @@ def fastest(
         ensure(searched, SEARCH)
         arch = searched.search(config.design.spaces[0]).arch
         trial_accuracies = tuple(_judged(job, arch, seed, folder, base) for seed in range(seeds))
-        trials.append(BudgetTrial(share, trial_accuracies, least_accuracy, accuracies if below else ()))
+        trials.append(BudgetTrial(share, trial_accuracies, least_accuracy, accuracies if plan.relative else ()))
         say(f"fastest: {percent(share, 1)} of the base's latency: {percent(trials[-1].mean)}, {trials[-1].verdict}")
         low, high = (low, share) if trials[-1].met else (share, high)
     write_json(folder / "fastest.json", {"tried": [dataclasses.asdict(each) for each in trials]})

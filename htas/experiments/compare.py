@@ -17,8 +17,9 @@ from htas import files
 from htas.console.progress import say
 from htas.console.record import into
 from htas.errors import UserError
+from htas.experiments.arm_tables import about, settings_of
 from htas.experiments.arms import Arm, Entry, Others
-from htas.experiments.shared import SUPERNETS, in_first_space, own_folder, prepared, share_files
+from htas.experiments.shared import SUPERNETS, in_first_space, prepared, share_files
 from htas.experiments.table import FIGURES, dots, every, table
 from htas.files import digest, read_record, to_json, write_json, write_record
 from htas.graph import resize
@@ -26,10 +27,10 @@ from htas.plugins.values import Values
 from htas.report.arms import page
 from htas.report.result import Result
 from htas.run import rows as run_rows
-from htas.run.config import fitting, load
+from htas.run.config import fitting
 from htas.run.run import Run, Sources
 from htas.run.stage import made_from
-from htas.text import TextTable, listing, no_such, plural
+from htas.text import TextTable, listing, plural
 from htas.timing.measurement import Measurement
 from htas.timing.target import machine
 
@@ -57,18 +58,8 @@ def compare(
     `against` is the arm that others are compared with, the first by default. With `only`, nothing is run and the table
     shows the existing results. An arm that cannot be run is named, and its cells stay empty.
     """
-    if seeds < 1:
-        raise UserError(f"--seeds must be 1 or more, got {seeds}")
-    if any(option.removeprefix("--").startswith("seed=") for option in overrides):
-        raise UserError(
-            f"htas compare has seeds from 0 on: leave --seed out, and give their number with --seeds={seeds}"
-        )
     names = [arm.name for arm in arms]
-    if against and against not in names:
-        raise UserError(no_such("arm", against, names))
-    own_folder(folder)
     comparison = Comparison.arranged(source, overrides, arms, seeds, folder)
-    comparison.refuse_targets()
     there, reasons = comparison.finished(only)
     if not there:
         raise UserError(f"nothing is finished in {folder}; {reasons[0] if reasons else 'run it without --only'}")
@@ -107,16 +98,6 @@ class Comparison:
             if lost := [option for option in overrides if option not in fitting(overrides, arm.overrides)]:
                 say(f"compare: not for the arm {arm.name}, by what it names itself: {listing(lost)}")
         return cls({arm.name: arm for arm in arms}, jobs)
-
-    def refuse_targets(self) -> None:
-        """Raise UserError where arms are to be fast on different targets: all are measured in one run."""
-        (first, _), job = next(iter(self.jobs.items()))
-        for (name, _), other in self.jobs.items():
-            if other.target != job.target:
-                raise UserError(
-                    f"the arms {first} and {name} have different targets, and all networks are measured in one run: "
-                    "give target options on the command line or in the configuration, and compare each target by itself"
-                )
 
     def finished(self, only: bool = False) -> tuple[dict[Key, Entry], list[str]]:
         """The entries after every unfinished run is done (with `only`, none is run); and why others are missing."""
@@ -187,11 +168,9 @@ class Comparison:
 
 
 def _job(source: Path | None, overrides: Sequence[str], arm: Arm, seed: int, folder: Path, sources: Sources) -> Run:
-    """The run of an arm with a seed; raises ValueError that names the arm where its options are wrong."""
-    try:
-        config = load(source, [*fitting(overrides, arm.overrides), *arm.overrides, f"--seed={seed}"])
-    except UserError as error:
-        raise UserError(f"arm {arm.name}: {error}") from error
+    """The run of an arm with a seed; raises UserError that names the arm where its options are wrong."""
+    with about(arm):
+        config = settings_of(source, overrides, arm, seed).config()
     return Run(in_first_space(config), folder / f"{files.slug(arm.name)}-{seed}", folder / SUPERNETS, sources)
 
 

@@ -6,24 +6,18 @@ others are.
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from htas.errors import UserError
+from htas.experiments.arm_tables import CRITERIA
 from htas.graph import Arch, Network
 from htas.graph.resize import by_outputs
 from htas.plugins import needed
 from htas.text import no_such
 
-CRITERIA: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "l1": ("MagnitudeImportance", {"p": 1}),  # the L1 norms of filters
-    "bn-scale": ("BNScaleImportance", {}),  # the scales of norms: network slimming, without its sparse training
-    "fpgm": ("FPGMImportance", {}),  # the distance from the filters' geometric median
-    "group-norm": ("GroupMagnitudeImportance", {"p": 2}),  # the L2 norms of all that depends on a channel
-}
-"""By name, Torch-Pruning's class and its arguments."""
 RATIOS = tuple(step / 40 for step in range(1, 38))
 """Shares of the channels that are pruned, from which one is chosen by latency."""
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from htas.errors import UserError
 from htas.files import write_bytes
 from htas.run.config import Config
 from htas.run.rows import trained
@@ -15,12 +14,6 @@ from htas.run.stages import CALIBRATE, DESIGN, SEARCH, SURVEY
 
 SUPERNETS = "supernets"
 """Folder of those that several searches share: of strategies that judge archs by a supernet which is trained before."""
-
-
-def own_folder(folder: Path) -> None:
-    """Raise UserError where the folder is a run's own."""
-    if (folder / "config.toml").exists():
-        raise UserError(f"{folder} holds a run; name another folder for several runs with --out")
 
 
 def in_first_space(config: Config) -> Config:

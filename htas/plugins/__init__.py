@@ -2,6 +2,8 @@
 
 import importlib
 import pkgutil
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -21,8 +23,15 @@ def names(package: ModuleType | str) -> list[str]:
 
 
 def check_name(package: str, name: str) -> None:
-    """Raise UserError, which names the plug-ins of the package, where `name` is none of them."""
-    if name not in names(package):
+    """Raise UserError, which names the plug-ins of the package, where `name` is none of them.
+
+    Of a class of the user's own, 'package.module:Class', only the package is looked for; nothing is imported.
+    """
+    if ":" in name:
+        top = name.partition(":")[0].partition(".")[0]
+        if not top or (top not in sys.modules and find_spec(top) is None):
+            raise _cannot_import(name, f"No module named {top!r}")
+    elif name not in names(package):
         folder = package.rpartition(".")[2]
         what = {"strategies": "strategy", "models": "model family", "datasets": "data set"}.get(folder, folder[:-1])
         raise UserError(f"{no_such(what, name, names(package))}, or name your own class as 'package.module:Class'")
@@ -52,12 +61,16 @@ def _imported(contract: type[T], name: str) -> type[T]:
     try:
         kind = getattr(importlib.import_module(path), attribute)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"cannot import {name!r} ({error}); write it as 'package.module:Class'") from error
+        raise _cannot_import(name, str(error)) from error
     except Exception as error:  # the user's module may raise anything
         raise UserError(f"cannot import {name!r} ({blame(error)}); mend that file") from error
     if not (isinstance(kind, type) and issubclass(kind, contract)):
         raise UserError(f"{name!r} is not a {contract.__name__}; derive it from {contract.__module__}")
     return kind
+
+
+def _cannot_import(name: str, reason: str) -> UserError:
+    return UserError(f"cannot import {name!r} ({reason}); write it as 'package.module:Class'")
 
 
 def needed(module: str, extra: str, what: str) -> Any:

@@ -10,16 +10,17 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from itertools import zip_longest
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar, get_origin, get_type_hints
 
 from htas.errors import UserError
 
 ROOT = Path(__file__).parents[1]
+PLAIN = ("errors", "files", "plugins", "text")
+"""Rooms that import no other library that is slow, so that what stands in them is imported, not read."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ class SourceFile(dict[str, Any]):
                 case ast.Assign(targets=[ast.Name(id=target)]) | ast.AnnAssign(target=ast.Name(id=target)):
                     if target == name and node.value is not None:
                         return self.evaluate(node.value)
+                case ast.Import(names=[ast.alias(name=module)]) if module == name and name in sys.stdlib_module_names:
+                    return import_module(name)
                 case ast.ImportFrom(module=str(module)):
                     for alias in node.names:
                         if (alias.asname or alias.name) == name:
@@ -129,9 +132,9 @@ def source_file(module: str) -> SourceFile:
 
 def _imported(module: str, name: str) -> Any:
     top = module.split(".")[0]
-    if module == "htas":  # a folder by its name, but for this one
-        return import_module("htas.plugins") if name == "plugins" else f"htas.{name}"
-    if top == "htas" and module != "htas.errors":
+    if module == "htas":  # another folder by its name
+        return import_module(f"htas.{name}") if name in PLAIN else f"htas.{name}"
+    if top == "htas" and module.split(".")[1] not in PLAIN:
         return source_file(module)[name]
     if top == "htas" or top in sys.stdlib_module_names:
         return getattr(import_module(module), name)
@@ -165,18 +168,36 @@ class SourceClass:
 
     def check(self, values: Mapping[str, Any]) -> None:
         """Raise the UserError with which the class refuses these values, if its file alone can tell."""
-        options = SimpleNamespace(**values)
+        options = self.as_object(values)
         for each in self.lineage():
             for node in each.node.body:
                 if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
+                    names: list[ast.stmt] = []
                     for statement in node.body:
-                        one = ast.FunctionDef("__check__", node.args, [statement], [])
+                        one = ast.FunctionDef("__check__", node.args, [*names, statement], [])
                         try:
                             each.file.function(one)(options)
                         except UserError:
                             raise
                         except Exception:  # it needs PyTorch, or the object itself: the class checks it when it is made
                             continue
+                        names += [statement] if isinstance(statement, ast.Assign) else []
+
+    def as_object(self, values: Mapping[str, Any]) -> Any:
+        """An object with these values, and with the constants, properties and methods of the class."""
+        return SourceObject(self, values)
+
+    def attribute(self, name: str, instance: "SourceObject") -> Any:
+        """A constant, a property's value or a method; raises AttributeError where the class has none."""
+        for each in self.lineage():
+            for node in each.node.body:
+                match node:
+                    case ast.AnnAssign(target=ast.Name(id=target), value=ast.expr() as value) if target == name:
+                        return each.file.evaluate(value)
+                    case ast.FunctionDef(name=function) if function == name:
+                        plain = each.file.function(ast.FunctionDef(name, node.args, node.body, []))
+                        return plain(instance) if node.decorator_list else partial(plain, instance)
+        raise AttributeError(name)
 
     def _fields(self) -> Options:
         """The options that the class itself adds or changes."""
@@ -190,3 +211,13 @@ class SourceClass:
             if field.init:
                 options[name] = Option(name, hint, _default(field), about)
         return options
+
+
+class SourceObject:
+    """Values in the place of an object whose class is not imported."""
+
+    def __init__(self, kind: SourceClass, values: Mapping[str, Any]) -> None:
+        vars(self).update(values, _kind=kind)
+
+    def __getattr__(self, name: str) -> Any:
+        return vars(self)["_kind"].attribute(name, self)

@@ -21,11 +21,12 @@ from htas.files import read_toml
 from htas.plugins.options import Option, Options, SourceClass, options_of, source_file
 from htas.plugins.values import REFUSED, Values, allowed, check, parse
 from htas.text import listing, near, no_such
+from htas.timing.target import runtime_options
 from htas.training.recipe import RECIPES, Recipe
 
 if TYPE_CHECKING:
     from htas.cost.calibrate import Calibrate
-    from htas.cost.limits import Constraints
+    from htas.cost.constraints import Constraints
     from htas.datasets import Dataset
     from htas.models import ModelFamily
     from htas.spaces.design import Design
@@ -85,7 +86,7 @@ class Config:
         tables = _merged({"": {"seed": self.seed}, **self._tables()}, values)
         names = _names(tables)
         changed = {key.partition(".")[0] for key in values}
-        built = _built(names, {table: tables[table] for table in TABLES if table in changed})
+        built = _built(names, {table: _typed(table, names, tables[table]) for table in TABLES if table in changed})
         return replace(self, seed=_seed(tables), names=names, **built)
 
     def toml(self) -> str:
@@ -150,10 +151,10 @@ class Table:
 
     def options(self, name: str = "") -> Options:
         """The options of the class or recipe; raises UserError, which lists the names."""
-        if ":" in name and self.key == "name":
-            return options_of(self.find(name))
         if self.key == "name":
             plugins.check_name(self.module, name)
+        if ":" in name and self.key == "name":
+            return options_of(self.find(name))
         options = self._source(name).options()
         if self.key != "recipe":
             return options
@@ -182,11 +183,13 @@ TABLES = {
     "survey": Table("htas.spaces.survey:Survey"),
     "design": Table("htas.spaces.design:Design"),
     "calibrate": Table("htas.cost.calibrate:Calibrate"),
-    "constraints": Table("htas.cost.limits:Constraints"),
+    "constraints": Table("htas.cost.constraints:Constraints"),
     "strategy": Table("htas.strategies:Strategy", "name", "differentiable"),
     "train": Table("htas.training.recipe:Recipe", "recipe", "paper"),
     "distill": Table("htas.training.distill:Distill"),
 }
+RUNTIMES = Table("htas.runtimes:Runtime", "name", "eager")
+"""What target.runtime chooses from, and target.options has the options of."""
 NAMED = {name: table for name, table in TABLES.items() if table.key}
 """Tables whose class or values have a name."""
 KEYS = ("seed", *TABLES)
@@ -212,9 +215,33 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
     Raises UserError in one sentence: the option, its value, and what is allowed.
     """
+    return read(path, overrides).config()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every option with its value, of the option's type, before the classes are imported, and PyTorch with them."""
+
+    seed: int
+    names: Mapping[str, str]
+    tables: Mapping[str, Values]
+
+    def config(self) -> Config:
+        """The configuration; raises UserError for what only the classes can refuse."""
+        return Config(seed=self.seed, names=self.names, **_built(self.names, self.tables))
+
+    @property
+    def target(self) -> "Target":
+        """Where the network must be fast."""
+        target: Target = TABLES["target"].find()(**self.tables["target"])
+        return target
+
+
+def read(path: Path | None, overrides: Sequence[str] = ()) -> Settings:
+    """The values of a TOML file and of overrides, checked without PyTorch; raises UserError as `load` does."""
     tables = _contents(path, overrides)
     seed, names = _seed(tables), _names(tables)
-    return Config(seed=seed, names=names, **_built(names, {table: tables[table] for table in TABLES}))
+    return Settings(seed, names, {table: _typed(table, names, tables[table]) for table in TABLES})
 
 
 def configured_names(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, str]:
@@ -329,10 +356,9 @@ def _names(tables: Mapping[str, Values]) -> dict[str, str]:
 
 
 def _built(names: Mapping[str, str], tables: Mapping[str, Values]) -> Values:
-    """The object of each table; raises UserError, for names and types of every table before a class is imported."""
+    """The object of each table; raises UserError."""
     built = {}
-    typed = {table: _typed(table, names, content) for table, content in tables.items()}
-    for table, values in typed.items():
+    for table, values in tables.items():
         kind = TABLES[table].find(names.get(table, ""))
         refusals = ValueError if ":" in names.get(table, "") else UserError  # a class of the user's own raises either
         try:
@@ -360,7 +386,19 @@ def _typed(table: str, names: Mapping[str, str], content: Values) -> Values:
         TABLES[table].check(names.get(table, ""), values)
     except UserError as error:
         raise UserError(_placed(table, values, str(error))) from error
+    if table == "target":
+        check_runtime(TABLES[table].find()(**values))
     return values
+
+
+def check_runtime(target: "Target") -> None:
+    """Raise UserError for a runtime that does not exist, or options that it does not have.
+
+    One of the user's own is looked at where it runs, as the files of a run can be read anywhere.
+    """
+    if ":" not in target.runtime:
+        options = RUNTIMES.options(target.runtime)
+        RUNTIMES.check(target.runtime, _defaults(options) | runtime_options(target, options))
 
 
 def _value(key: str, option: Option, value: Any) -> Any:

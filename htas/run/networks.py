@@ -1,21 +1,17 @@
 """Networks by name, built, measured or inspected without a run: `cifar_resnet:164:bottleneck`, `imagenet_resnet:50`,
 `custom:my_nets:make` (a function of your own), and TAS's published ones, `tas:C010-ResNet32`."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from htas import metrics, models
 from htas.console.progress import progress, shares
-from htas.errors import UserError
-from htas.files import __version__, from_json
+from htas.files import __version__
 from htas.formats.onnx_file import OnnxFile
 from htas.graph import Arch, Network, resize, trace
 from htas.metrics import Metric
@@ -23,13 +19,12 @@ from htas.metrics.latency import MAX_ROUNDS, Latency
 from htas.models import ModelFamily
 from htas.models.cifar_resnet import CifarResNet
 from htas.plugins import find
-from htas.plugins.options import options_of
-from htas.plugins.values import REFUSED, allowed, parse
+from htas.run.names import PublishedArch, read_name
 from htas.run.rows import counted, measured
 from htas.runtimes import open_runtime
 from htas.spaces import inspection
 from htas.spaces.survey import EACH
-from htas.text import TextTable, no_such
+from htas.text import TextTable
 from htas.timing.measurement import Measurement
 from htas.timing.target import Target, machine
 
@@ -41,52 +36,16 @@ def build(name: str, classes: int) -> nn.Module:
 
     A network of TAS has the classes of its own data set. Raises UserError that names what there is.
     """
-    family, _, rest = name.partition(":")
-    if family == "tas":
-        return tas(rest)
-    parts = [rest] if family == "custom" else rest.split(":") if rest else []
-    if "." in family and parts:  # a class of the user's own
-        family, parts = f"{family}:{parts[0]}", parts[1:]
-    kind: type[Any] = find(models, ModelFamily, family)
-    options = options_of(kind)
-    if len(parts) > len(options):
-        raise UserError(f"{name!r} has too many parts; write it as {family}:{':'.join(options)}")
-    values = {}
-    for option, text in zip(options.values(), parts, strict=False):
-        try:
-            values[option.name] = parse(text, option.hint)
-        except REFUSED as error:
-            raise UserError(f"{option.name} of {name!r} must be {allowed(option.hint)}, got {text!r}") from error
-    network: nn.Module = kind(**values).build(classes)
+    named = read_name(name)
+    if isinstance(named, PublishedArch):
+        return tas(named)
+    kind: type[Any] = find(models, ModelFamily, named.family)
+    network: nn.Module = kind(**named.values).build(classes)
     return network
 
 
-@dataclass(frozen=True)
-class PublishedArch:
-    """A CIFAR architecture published with TAS (NeurIPS 2019)."""
-
-    dataset: str
-    depth: int
-    """Layers of the base ResNet."""
-    block: Literal["basic", "bottleneck"]
-    channels: list[int]
-    """Channels of the image, then of each searched convolution, dropped ones included."""
-    blocks: list[int]
-    """Blocks that stay in each stage."""
-
-
-@cache
-def published() -> Mapping[str, PublishedArch]:
-    """The architectures published with TAS, by name."""
-    content = json.loads(files(models).joinpath("tas_published.json").read_text())
-    return from_json(content, dict[str, PublishedArch], "tas_published.json")
-
-
-def tas(name: str) -> nn.Module:
+def tas(facts: PublishedArch) -> nn.Module:
     """A network published with TAS, as its `project` arch of the base ResNet; weights drawn at random."""
-    if name not in published():
-        raise UserError(no_such("TAS network", name, published()))
-    facts = published()[name]
     family = CifarResNet(facts.depth, facts.block)
     network = trace(
         family.build(CLASSES[facts.dataset]), torch.zeros(1, 3, 32, 32), adds="project",

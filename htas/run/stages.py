@@ -307,11 +307,9 @@ STAGES = (SURVEY, DESIGN, CALIBRATE, SEARCH, TRAIN, MEASURE, REPORT)
 
 
 def compared(folders: Sequence[Path], out: Path) -> Path:
-    """The reports of several runs on one page; its path. Raises UserError where one is no run, or is there twice."""
+    """The reports of several different runs on one page; its path. Raises UserError where one is no run."""
     from htas.report.runs import page
 
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise UserError(f"these are not {len(folders)} different runs: {listing(map(str, folders))}")
     runs = {}
     for folder in folders:
         if (folder / "config.toml").exists():
@@ -321,8 +319,9 @@ def compared(folders: Sequence[Path], out: Path) -> Path:
     return page(runs, out)
 
 
-def export_network(folder: Path, to: str, network: str = "", file: Path | None = None) -> tuple[Path, float]:
-    """Write a trained network for another runtime; its path, and the largest absolute difference from PyTorch."""
+def export_network(folder: Path, suffix: str, network: str = "", file: Path | None = None) -> tuple[Path, float]:
+    """Write a trained network for another runtime; its path, which ends in `suffix`, and the largest absolute
+    difference from PyTorch."""
     config = load(folder / "config.toml")
     run = Run(config, folder)
     need(run, TRAIN)
@@ -330,12 +329,7 @@ def export_network(folder: Path, to: str, network: str = "", file: Path | None =
     name = network or config.design.spaces[0]
     if name not in rows:
         raise UserError(no_such("network of this run", name, rows))
-    suffix = {"openvino": "xml"}.get(to, to)
-    path = file or folder / f"{slug(name)}.{suffix}"
-    if path.suffix != f".{suffix}":
-        raise UserError(
-            f"--to {to} writes a file that ends in .{suffix}, got --file {path}; name it so, or leave it out"
-        )
+    path = file or folder / f"{slug(name)}{suffix}"
     return path, export(run_rows.load_network(run, rows[name]), run.target.example(), path)
 
 

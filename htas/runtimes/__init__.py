@@ -17,10 +17,9 @@ from htas.errors import UserError
 from htas.graph.layer import Layer
 from htas.plugins import find
 from htas.plugins.options import options_of
-from htas.plugins.values import REFUSED, Values, allowed, check
-from htas.text import listing, no_such
+from htas.text import listing
 from htas.timing.bench import CudaTimer, HostTimer, Timer
-from htas.timing.target import Target
+from htas.timing.target import Target, runtime_options
 
 if TYPE_CHECKING:
     from htas.runtimes._build import Builder
@@ -121,7 +120,7 @@ def open_runtime(target: Target) -> Runtime:
     target.check()
     kind: type[Runtime] = find(sys.modules[__name__], Runtime, target.runtime)  # type: ignore[type-abstract]
     _check_precision(kind, target)
-    return kind(target, **_options(kind, target))
+    return kind(target, **runtime_options(target, options_of(kind)))
 
 
 def _check_precision(kind: type[Runtime], target: Target) -> None:
@@ -138,20 +137,3 @@ def _check_precision(kind: type[Runtime], target: Target) -> None:
             f"target.runtime {target.runtime!r} has no {target.precision} on {target.device}{reason}; "
             f"use target.precision {listing(precisions)}, or target.runtime 'eager', which has all three"
         )
-
-
-def _options(kind: type[Runtime], target: Target) -> Values:
-    """The target's options as the fields of the runtime have them."""
-    options = {name: option for name, option in options_of(kind).items() if name != "target"}
-    values = {}
-    for name, value in target.options.items():
-        if not options:
-            raise UserError(f"target.options: {target.runtime!r} has no options, got {name!r}; leave them out")
-        if name not in options:
-            raise UserError(f"target.options: {no_such(f'option of {target.runtime!r}', name, options)}")
-        try:
-            values[name] = check(value, options[name].hint)
-        except REFUSED as error:
-            hint = allowed(options[name].hint)
-            raise UserError(f"target.options: {name} must be {hint}, got {value!r}") from error
-    return values

@@ -12,7 +12,7 @@ from htas.formats.parity import first
 from htas.graph.layer import Layer
 from htas.runtimes import Program, Runtime
 from htas.timing.allocator import keep_memory
-from htas.timing.target import DTYPES, Target
+from htas.timing.target import PRECISIONS, Target
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class TorchRuntime(Runtime):
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:
         """All, on every device."""
-        return tuple(DTYPES)
+        return PRECISIONS
 
     def compile_layer(self, layer: Layer) -> Program:
         """The layer's module, unchecked."""

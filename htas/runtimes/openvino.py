@@ -18,7 +18,7 @@ from htas.errors import UserError
 from htas.plugins import needed
 from htas.runtimes import Program
 from htas.runtimes._graphs import GraphRuntime
-from htas.timing.target import DTYPES
+from htas.timing.target import PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class OpenVINO(GraphRuntime):
         if device != "cpu":
             return ()
         capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        return tuple(precision for precision in DTYPES if precision.upper() in capabilities)
+        return tuple(precision for precision in PRECISIONS if precision.upper() in capabilities)
 
     def describe(self) -> Mapping[str, str]:
         """Versions and settings."""

@@ -10,7 +10,8 @@ from torch import nn
 
 from htas import metrics
 from htas.console.progress import progress, say, shares
-from htas.cost.limits import Limit, parse
+from htas.cost.constraints import parse
+from htas.cost.limits import Limit
 from htas.graph import Arch, resize
 from htas.metrics import Metric
 from htas.search.moves import AIM, filled, finalists, leanest, miss, next_aim, over, uniforms

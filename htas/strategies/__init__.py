@@ -29,6 +29,7 @@ def check_charge(option: str, charge: str) -> None:
     """Raise UserError unless an option names a cost: `table`, `paper`, or a metric other than latency."""
     names = ["table", "paper", *(name for name in plugins.names(metrics) if name != "latency")]
     if ":" in charge:
+        plugins.check_name("htas.metrics", charge)
         metrics.named(charge)
     elif charge not in names:
         raise UserError(

@@ -4,20 +4,23 @@ import os
 import platform
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
-import torch
-from torch import Tensor
-
-from htas.data.split import Shape
 from htas.errors import UserError
 from htas.files import digest
+from htas.plugins.options import Options
+from htas.plugins.values import REFUSED, Values, allowed, check
+from htas.text import no_such
 from htas.timing.quota import cpuinfo, quota
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 Precision = Literal["fp32", "bf16", "fp16"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 Value = bool | int | float | str
 """Types of a runtime's options."""
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Target:
     """Images per call; 0 means the paper's: 4 on CPU, 1024 on CUDA."""
     threads: int = 0
     """CPU threads; 0 means every core this process may use."""
-    shapes: tuple[Shape, ...] = ((3, 32, 32),)
+    shapes: tuple[tuple[int, ...], ...] = ((3, 32, 32),)
     """Shape of each input, without the batch: channels, height and width of an image. A data set's shapes replace
     these."""
     options: dict[str, Value] = field(default_factory=dict, hash=False)
@@ -52,12 +55,16 @@ class Target:
             object.__setattr__(self, "threads", usable_cores())
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> "torch.dtype":
         """PyTorch's name for the precision."""
-        return DTYPES[self.precision]
+        import torch
 
-    def example(self) -> tuple[Tensor, ...]:
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+
+    def example(self) -> "tuple[Tensor, ...]":
         """Random inputs, [batch, *shape] for each of `shapes`, fp32 on the CPU."""
+        import torch
+
         return tuple(torch.randn(self.batch, *shape) for shape in self.shapes)
 
     def facts(self) -> dict[str, str]:
@@ -67,6 +74,8 @@ class Target:
 
     def check(self) -> None:
         """Raise UserError where this machine is not the target's kind; its files can be read anywhere."""
+        import torch
+
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError(
                 "target.device is 'cuda', but this PyTorch finds no CUDA device; use 'cpu', or install a CUDA build"
@@ -75,6 +84,23 @@ class Target:
     def fingerprint(self) -> str:
         """Equal only for targets whose latencies may be compared: machine, versions and every field."""
         return digest(asdict(self), machine())
+
+
+def runtime_options(target: Target, options: Options) -> Values:
+    """The target's options as a runtime has them, whose fields are `options`; raises UserError where they differ."""
+    allowed_options = {name: option for name, option in options.items() if name != "target"}
+    values = {}
+    for name, value in target.options.items():
+        if not allowed_options:
+            raise UserError(f"target.options: {target.runtime!r} has no options, got {name!r}; leave them out")
+        if name not in allowed_options:
+            raise UserError(f"target.options: {no_such(f'option of {target.runtime!r}', name, allowed_options)}")
+        try:
+            values[name] = check(value, allowed_options[name].hint)
+        except REFUSED as error:
+            hint = allowed(allowed_options[name].hint)
+            raise UserError(f"target.options: {name} must be {hint}, got {value!r}") from error
+    return values
 
 
 def usable_cores() -> int:
@@ -90,6 +116,8 @@ def affinity() -> list[int]:
 @cache
 def machine() -> dict[str, str | int]:
     """What this machine is: processor, cores, memory, GPU, system and versions."""
+    import torch
+
     return {
         "processor": cpuinfo().get("model name") or platform.processor() or platform.machine(),
         "cores": usable_cores(),

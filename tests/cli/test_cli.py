@@ -18,10 +18,11 @@ import htas
 from htas import cli
 from htas import report as reports
 from htas.cli.parameters import TargetOptions
-from htas.cli.sources import load_source
+from htas.cli.sources import load_source, read_source
 from htas.cli.verbs import CONFIGURED, VERBS
 from htas.console import record
 from htas.errors import UserError
+from htas.experiments.plans import SweepPlan
 from htas.graph.layer import Layer
 from htas.run import networks, run, stage
 from htas.run import stages as pipeline
@@ -115,12 +116,13 @@ def test_a_sweep_shares_its_supernet_when_asked_and_repeats_that(
 ) -> None:
     from htas.experiments import budgets
 
-    found: list[tuple[list[str], str, bool]] = []
+    found: list[tuple[SweepPlan, str]] = []
     monkeypatch.setattr(
         budgets, "sweep", lambda config, folder, *rest: (found.append(rest), (folder / "report.html", "table"))[1]
     )
     assert cli.main(["sweep", "some.toml", "--budgets", "70%, 30%", *asked]) == 0
-    assert found == [(["70%", "30%"], f"htas sweep some.toml --budgets '70%, 30%'{more}", bool(asked))]
+    plan = SweepPlan(("70%", "30%"), bool(asked))
+    assert found == [(plan, f"htas sweep some.toml --budgets '70%, 30%'{more}")]
 
 
 def test_the_folder_of_a_run_may_be_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,8 +131,8 @@ def test_the_folder_of_a_run_may_be_where_one_is(tmp_path: Path, monkeypatch: py
     (place / "config.toml").write_text(load(None).toml())
     monkeypatch.chdir(place)
     assert load_source(Path("."), [], None)[1] == Path(".")
-    assert load_source(Path("."), [], None, "-arms")[1] == tmp_path / "mine-arms"
-    assert load_source(Path("../mine"), [], None, "-arms")[1] == Path("../mine-arms")
+    assert read_source(Path("."), [], None, "-arms")[1] == tmp_path / "mine-arms"
+    assert read_source(Path("../mine"), [], None, "-arms")[1] == Path("../mine-arms")
 
 
 @pytest.mark.parametrize(
@@ -257,7 +259,9 @@ def test_what_measure_would_ignore_is_refused(
 
 def test_export_says_where_and_how_near(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["export", "runs/some", "--to", "onnx", "--network=base"]) == 0
-    assert calls == [("export_network", {"folder": Path("runs/some"), "to": "onnx", "network": "base", "file": None})]
+    assert calls == [
+        ("export_network", {"folder": Path("runs/some"), "suffix": ".onnx", "network": "base", "file": None})
+    ]
     assert capsys.readouterr().out == "runs/some/base.onnx (outputs differ from PyTorch's by 1.2e-06 at most)\n"
 
 
@@ -705,8 +709,92 @@ run some.toml --strategy.lr=0
 run some.toml --strategy.cost=watts
 run some.toml --distill.alpha=2
 doctor --batch=-1
+run limit.toml
+run some.toml --constraints.latency=half
+run some.toml --constraints.macs=3ms
+run some.toml --constraints.metrics='{"energy": "half"}'
+run some.toml --constraints.metrics='{"watts": "50%"}'
+run some.toml --constraints.metrics='{"nowhere:Watts": "50%"}'
+demo --constraints.memory=all
+run some.toml --family.depth=21
+run some.toml --family.name=nowhere:Net
+run some.toml --family.name=custom --family.factory=net
+run some.toml --family.name=vgg --family.depth=12
+run some.toml --data.name=hub
+run some.toml --data.name=image_folder --data.workers=-3
+run some.toml --data.name=image_folder
+run some.toml --target.runtime=abacus
+run some.toml --target.options='{"spin": 1}'
+run some.toml --target.runtime=onnxruntime --target.options='{"spn": 1}'
+run some.toml --target.runtime=onnxruntime --target.options='{"spin": "fast"}'
+run some.toml --target.runtime=onnxruntime --target.options='{"spin": -1}'
+run some.toml --design.bounds='{"16": [1]}'
+run some.toml --strategy.cost=nowhere:Watts
+run some.toml --strategy.warmup=1000
+run some.toml --strategy.start=there
+run some.toml --strategy.name=morphnet --strategy.prices=watts
+run some.toml --strategy.name=evolution --strategy.mutation=2
+run some.toml --train.rest=1000
+sweep some.toml --budgets=
+sweep some.toml --budgets=half
+sweep some.toml --budgets=50%,50%
+sweep finished --out finished
+fastest some.toml
+fastest some.toml --accuracy-floor=x
+fastest some.toml --accuracy-floor=-0.3 --seeds=0
+fastest some.toml --accuracy-floor=-0.3 --tries=0
+fastest some.toml --accuracy-floor=-0.3 --constraints.latency=50%
+fastest some.toml --accuracy-floor=-0.3 --out finished
+compare some.toml arms.toml --seeds=0
+compare some.toml arms.toml --seed=3
+compare some.toml arms.toml --against=c
+compare some.toml arms.toml --out finished
+compare some.toml arms.toml --train.epochs=0
+compare some.toml none.toml
+compare some.toml one.toml
+compare some.toml pruned.toml
+compare some.toml targets.toml
+compare some.toml wrong.toml
+reproduce table9
+reproduce table4 --seeds=0
+reproduce table4 --depths=20
+reproduce table4 --seed=2
+reproduce table4 --family.depth=20
+reproduce table4 --train.epochs=0
+reproduce table4 --out finished
+reproduce table5 --second=faster
+reproduce table5 --second=runtime=eager
+reproduce table5 --second=batch=-1
+reproduce table2 --design.groups=4
+report finished finished
+export finished --to onnx --file net.pt2
+measure net
+measure cifar_resnet:20:basic:more
+measure cifar_resnet:twenty
+measure cifar_resnet:21
+measure tas:net
+measure custom:net
+measure nowhere.nets:Net
+measure cifar_resnet:20 --metrics=watts
+measure cifar_resnet:20 --batch=-1
+measure cifar_resnet:20 --runtime=abacus
+inspect tas:net
+inspect cifar_resnet:20 --runtime=abacus
+inspect some.toml --constraints.latency=half
+doctor --runtime=abacus
 """
 """Help and refusals, a command a line."""
+FILES = {
+    "some.toml": "[design]\ngroups = 4\n",
+    "limit.toml": '[constraints]\nlatency = "half"\n',
+    "finished/config.toml": "",
+    "arms.toml": "[a]\n[b]\ntrain.epochs = 2\n",
+    "one.toml": "[a]\n",
+    "pruned.toml": '[a]\n[b]\nprune = "most"\n',
+    "targets.toml": "[a]\n[b]\ntarget.batch = 2\n",
+    "wrong.toml": "[a]\n[b]\ntrain.epochs = 0\n",
+}
+"""What they name."""
 
 
 def test_help_and_refusals_answer_without_pytorch(tmp_path: Path) -> None:
@@ -718,7 +806,9 @@ for line in sys.argv[1].splitlines():
     code = main(shlex.split(line))
     print("END", json.dumps([line, code, [name for name in ("torch", "numpy", "scipy") if name in sys.modules]]))
 """
-    (tmp_path / "some.toml").write_text("[design]\ngroups = 4\n")
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
     done = subprocess.run(
         [sys.executable, "-c", script, LIGHT], capture_output=True, text=True, check=True, cwd=tmp_path
     )

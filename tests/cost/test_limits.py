@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from htas.cost.limits import Constraints, Limit, limits, parse
+from htas.cost.constraints import Constraints, parse
+from htas.cost.limits import Limit, limits
 from htas.cost.model import CostModel
 from htas.cost.source import NetworkCosts
 from htas.graph import trace

@@ -10,14 +10,15 @@ from scripted_device import scripted_device
 
 from htas.cli import main
 from htas.errors import UserError
+from htas.experiments import arm_tables, compare
 from htas.experiments import arms as arms_of_tests
-from htas.experiments import compare
-from htas.experiments.arms import Entry, NamedArm, PrunedArm, SearchedArm, read_arms
+from htas.experiments.arms import Arm, Entry, NamedArm, PrunedArm, SearchedArm, arm_of
 from htas.experiments.table import table
 from htas.files import from_json, read_json, read_record, read_tensors, to_json, write_json
 from htas.graph.arch import Arch
 from htas.report.result import Result
 from htas.run import rows as run_rows
+from htas.run.config import load
 from htas.run.run import Sources
 from htas.search.record import SearchRecord
 from htas.timing.measurement import Measurement
@@ -41,6 +42,11 @@ network = "cifar_resnet:8"
 """
 
 
+def arms_in(path: Path) -> list[Arm]:
+    """The arms of a file."""
+    return [arm_of(each) for each in arm_tables.read_arms(path)]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _scripted() -> Iterator[None]:
     with scripted_device():
@@ -57,7 +63,7 @@ def arms(folder: Path, text: str = ARMS) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two seeds of all arms."""
     folder = tmp_path_factory.mktemp("compare")
-    compare.compare(None, OPTIONS, read_arms(arms(folder)), 2, folder / "out")
+    compare.compare(None, OPTIONS, arms_in(arms(folder)), 2, folder / "out")
     return folder / "out"
 
 
@@ -93,7 +99,7 @@ def test_strategies_that_judge_archs_afterwards_share_a_supernet(tmp_path):
     [evolution]
     strategy = {{ name = "evolution", population = 2, {alike} }}
     """
-    compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 2, tmp_path / "out")
+    compare.compare(None, OPTIONS, arms_in(arms(tmp_path, text)), 2, tmp_path / "out")
     records = [
         read_record(tmp_path / "out" / f"{name}-{seed}" / "search-grid.json", SearchRecord)
         for seed in range(2)
@@ -106,7 +112,7 @@ def test_strategies_that_judge_archs_afterwards_share_a_supernet(tmp_path):
 def test_a_search_that_has_not_converged_is_named(finished, tmp_path):
     """One epoch of two steps is too short for any."""
     why = read_record(finished / "found-1" / "search-grid.json", SearchRecord).why
-    _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, finished, only=True)
+    _, shown = compare.compare(None, OPTIONS, arms_in(arms(tmp_path)), 2, finished, only=True)
     page = (finished / "compare.html").read_text()
     assert '<figure class="live">' in page and "found" in page
     for text in (str(shown), page, (finished / "compare.md").read_text()):
@@ -126,7 +132,7 @@ def test_arms_may_differ_in_expansion_cost_and_adds(tmp_path):
     strategy = { cost = "macs" }
     constraints = { latency = "", macs = "60%" }
     """
-    compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, tmp_path / "out")
+    compare.compare(None, OPTIONS, arms_in(arms(tmp_path, text)), 1, tmp_path / "out")
     content = read_json(tmp_path / "out" / "compare.json")["arms"]
     rows = {each["arm"]: from_json(each["result"], Result, "row") for each in content}
     assert set(rows) == {"e2", "e1", "projected", "macs"} and all(row.accuracy for row in rows.values())
@@ -139,7 +145,7 @@ def test_what_is_finished_is_not_done_again(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(arms_of_tests, "ensure", None)
     monkeypatch.setattr(run_rows, "train_row", None)
     before = (finished / "latencies.json").stat().st_mtime_ns
-    path, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, finished)
+    path, shown = compare.compare(None, OPTIONS, arms_in(arms(tmp_path)), 2, finished)
     assert (finished / "latencies.json").stat().st_mtime_ns == before
     arms_part, each_part = path.with_suffix(".md").read_text().split("## Every network")
     assert arms_part.count("\n| ") == 6 and "plain 8" in str(shown)
@@ -163,7 +169,7 @@ def test_results_alone_are_enough_to_go_on_with(finished, tmp_path, monkeypatch)
     for path in finished.glob("*/result.json"):
         (tmp_path / path.parent.name).mkdir()
         shutil.copy(path, tmp_path / path.parent.name)
-    compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, tmp_path)
+    compare.compare(None, OPTIONS, arms_in(arms(tmp_path)), 2, tmp_path)
     before, after = (read_json(folder / "compare.json")["arms"] for folder in (finished, tmp_path))
     assert before == after and len(after) == 8
 
@@ -196,13 +202,13 @@ def test_a_comparison_shows_what_there_is_and_marks_the_rest(finished, tmp_path)
     shutil.rmtree(some / "scaled-0")
     shutil.rmtree(some / "scaled-1")
     shutil.rmtree(some / "base-1")
-    _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, some, only=True)
+    _, shown = compare.compare(None, OPTIONS, arms_in(arms(tmp_path)), 2, some, only=True)
     lines = {line.split("  ")[0]: line for line in str(shown).splitlines()}
     assert "0 of 2" in lines["scaled"] and lines["scaled"].split()[1:-3] == ["-"] * 11
     assert "1 of 2" in lines["base"] and "plain 8" in lines
     for name in ("found-1", "plain-8-1"):
         shutil.rmtree(some / name)
-    _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, some, only=True)
+    _, shown = compare.compare(None, OPTIONS, arms_in(arms(tmp_path)), 2, some, only=True)
     lines = {line.split("  ")[0]: line for line in str(shown).splitlines()}
     assert "-  too few trainings" in lines["base"]
 
@@ -210,7 +216,7 @@ def test_a_comparison_shows_what_there_is_and_marks_the_rest(finished, tmp_path)
 def test_an_arm_that_cannot_be_run_is_said_and_the_others_go_on(finished, tmp_path, capsys):
     some = shutil.copytree(finished, tmp_path / "some")
     text = ARMS + '[shrunk.strategy]\nname = "morphnet"\n'
-    _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 2, some)
+    _, shown = compare.compare(None, OPTIONS, arms_in(arms(tmp_path, text)), 2, some)
     assert "strategy morphnet does not search depths" in capsys.readouterr().err
     lines = {line.split("  ")[0]: line for line in str(shown).splitlines()}
     assert "0 of 2" in lines["shrunk"] and "Left out: shrunk, seed 0: strategy morphnet" in str(shown)
@@ -220,7 +226,7 @@ def test_an_arm_that_cannot_be_run_is_said_and_the_others_go_on(finished, tmp_pa
 def test_a_network_is_trained_again_where_the_arm_that_it_is_of_has_found_another(finished, tmp_path, monkeypatch):
     out = shutil.copytree(finished, tmp_path / "out")
     text = '[found]\n["found, alone"]\nlike = "found"\ndistill = { alpha = 0.0 }\n'
-    given = read_arms(arms(tmp_path, text))
+    given = arms_in(arms(tmp_path, text))
     compare.compare(None, OPTIONS, given, 1, out)
     before = (out / "found--alone-0" / "result.json").read_text()
     compare.compare(None, OPTIONS, given, 1, out)
@@ -240,7 +246,7 @@ def test_a_network_is_trained_again_where_the_arm_that_it_is_of_has_found_anothe
 def test_a_network_that_does_not_fit_the_arms_own_is_said_and_the_others_go_on(finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "out")
     text = '[found]\n[deeper]\nlike = "found"\nfamily = { depth = 20 }\n[base]\nnetwork = "base"\n'
-    _, shown = compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, out)
+    _, shown = compare.compare(None, OPTIONS, arms_in(arms(tmp_path, text)), 1, out)
     assert "Left out: deeper, seed 0: the arch lacks the width site" in str(shown) and "1 of 1" in str(shown)
 
 
@@ -249,7 +255,7 @@ def test_a_reading_is_that_of_a_network_and_not_of_an_arms_name(finished, tmp_pa
     content = read_json(out / "base-0" / "result.json")
     content["result"]["accuracy"] = 0.125
     write_json(out / "base-0" / "result.json", content)
-    compare.compare(None, OPTIONS, read_arms(arms(tmp_path)), 2, out, only=True)
+    compare.compare(None, OPTIONS, arms_in(arms(tmp_path)), 2, out, only=True)
     rows = {(each["arm"], each["seed"]): each["result"] for each in read_json(out / "compare.json")["arms"]}
     assert rows["base", 0]["measured"] is None and rows["base", 1]["measured"] and rows["found", 0]["measured"]
 
@@ -303,7 +309,7 @@ def test_a_speed_has_the_interval_of_its_logarithms():
 )
 def test_a_file_of_arms_that_is_none_is_refused(text, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        read_arms(arms(tmp_path, text))
+        arms_in(arms(tmp_path, text))
 
 
 def test_arms_may_stand_in_several_files(tmp_path):
@@ -311,11 +317,11 @@ def test_arms_may_stand_in_several_files(tmp_path):
     one.write_text("[first.train]\nlr = 0.2\n[second]\n")
     two.write_text("[first]\ntrain = { lr = 0.2 }\n[third]\nlike = 'second'\n")
     other.write_text("[second.train]\nlr = 0.3\n")
-    assert [arm.name for arm in read_arms(one, two)] == ["first", "second", "third"]
+    assert [arm.name for arm in arm_tables.read_arms(one, two)] == ["first", "second", "third"]
     with pytest.raises(UserError, match=r"other.toml: the arm second has other options in .*one.toml; give it another"):
-        read_arms(one, other)
+        arm_tables.read_arms(one, other)
     with pytest.raises(UserError, match=r"other.toml must hold two arms or more, each a table of another name, got s"):
-        read_arms(other, other)
+        arm_tables.read_arms(other, other)
 
 
 def test_a_wrong_option_names_its_arm(tmp_path, capsys):
@@ -349,7 +355,7 @@ def test_an_arm_may_have_tables_and_lists_as_options(tmp_path):
     widths = { "16" = [8, 16], "32" = [24], "64" = [32, 64] }
     [two]
     """
-    (arm, _) = read_arms(arms(tmp_path, text))
+    (arm, _) = arms_in(arms(tmp_path, text))
     design = compare._job(None, OPTIONS, arm, 0, tmp_path, Sources()).config.design
     assert design.spaces == ("explicit",) and design.widths == {"16": [8, 16], "32": [24], "64": [32, 64]}
 
@@ -358,23 +364,23 @@ def test_another_configuration_in_the_same_folder_is_refused(finished, tmp_path)
     with pytest.raises(
         UserError, match=r"result of another configuration \(train.lr = 0.1 there, 0.2 here\); name another folder"
     ):
-        compare.compare(None, [*OPTIONS, "train.lr=0.2"], read_arms(arms(tmp_path)), 2, finished)
+        compare.compare(None, [*OPTIONS, "train.lr=0.2"], arms_in(arms(tmp_path)), 2, finished)
 
 
-def test_arms_of_different_targets_are_refused(tmp_path):
+def test_arms_of_different_targets_are_refused():
     other = SearchedArm("two", ("--target.batch=8",))
     with pytest.raises(ValueError, match="the arms one and two have different targets"):
-        compare.compare(None, OPTIONS, [SearchedArm("one"), other], 1, tmp_path)
+        arm_tables.check(None, OPTIONS, [SearchedArm("one"), other], 1)
 
 
-def test_a_seed_of_its_own_is_refused(tmp_path):
+def test_a_seed_of_its_own_is_refused():
     with pytest.raises(ValueError, match="has seeds from 0 on: leave --seed out, and give their number with --seeds=2"):
-        compare.compare(None, [*OPTIONS, "--seed=5"], [SearchedArm("found"), SearchedArm("other")], 2, tmp_path)
+        arm_tables.check(None, [*OPTIONS, "--seed=5"], [SearchedArm("found"), SearchedArm("other")], 2)
 
 
-def test_an_unknown_arm_to_set_others_beside_is_refused(tmp_path):
+def test_an_unknown_arm_to_set_others_beside_is_refused():
     with pytest.raises(ValueError, match="no arm called 'foun'; did you mean 'found'"):
-        compare.compare(None, OPTIONS, [SearchedArm("found"), SearchedArm("other")], 1, tmp_path, against="foun")
+        arm_tables.check(None, OPTIONS, [SearchedArm("found"), SearchedArm("other")], 1, against="foun")
 
 
 # -- pruning -----------------------------------------------------------------------------------------------------------
@@ -384,7 +390,7 @@ def test_a_pruned_network_is_the_least_pruned_one_within_the_measured_limit(fini
     """The scripted device takes as long as there are parameters, so 60 % of the latency is 60 % of those."""
     text = '[found]\n[pruned]\nprune = "l1"\n'
     some = shutil.copytree(finished, tmp_path / "some")
-    compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, some)
+    compare.compare(None, OPTIONS, arms_in(arms(tmp_path, text)), 1, some)
     (row,) = [
         from_json(e["result"], Result, "row") for e in read_json(some / "compare.json")["arms"] if e["arm"] == "pruned"
     ]
@@ -393,7 +399,7 @@ def test_a_pruned_network_is_the_least_pruned_one_within_the_measured_limit(fini
     assert row.strategy == "torch-pruning, l1" and row.teacher == "base" and row.predicted
     (some / "pruned-0" / "result.json").unlink()
     monkeypatch.setattr("htas.experiments.pruning.candidates", None)  # the network that was picked is kept
-    compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, some)
+    compare.compare(None, OPTIONS, arms_in(arms(tmp_path, text)), 1, some)
     (again,) = [
         from_json(e["result"], Result, "row") for e in read_json(some / "compare.json")["arms"] if e["arm"] == "pruned"
     ]
@@ -427,10 +433,10 @@ def test_a_pruned_network_keeps_other_limits_too_and_a_second_reading(finished, 
 
 def test_pruning_needs_a_latency_and_a_criterion_that_there_is(tmp_path, capsys):
     with pytest.raises(UserError, match="prune of the arm two must be one of l1, bn-scale, fpgm, group-norm"):
-        read_arms(arms(tmp_path, '[one]\n[two]\nprune = "l3"\n'))
+        arms_in(arms(tmp_path, '[one]\n[two]\nprune = "l3"\n'))
     free = [option for option in OPTIONS if not option.startswith("constraints")]
     text = '[one]\nnetwork = "base"\n[two]\nprune = "l1"\n'
-    compare.compare(None, free, read_arms(arms(tmp_path, text)), 1, tmp_path / "out")
+    compare.compare(None, free, arms_in(arms(tmp_path, text)), 1, tmp_path / "out")
     assert "a pruned network needs a latency to be pruned to" in capsys.readouterr().err
 
 
@@ -438,7 +444,7 @@ def test_the_base_network_without_a_teacher_is_the_teacher_of_others(finished, t
     some = shutil.copytree(finished, tmp_path / "some")
     monkeypatch.setattr(run_rows, "Training", None)  # nothing is left to train
     text = '[found]\n["base, alone"]\nnetwork = "base"\ndistill = { alpha = 0.0 }\n'
-    compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 2, some)
+    compare.compare(None, OPTIONS, arms_in(arms(tmp_path, text)), 2, some)
     rows = [
         from_json(e["result"], Result, "row")
         for e in read_json(some / "compare.json")["arms"]
@@ -452,8 +458,8 @@ def test_the_base_network_without_a_teacher_is_the_teacher_of_others(finished, t
 def test_a_search_is_shared_by_arms_that_differ_in_distillation_alone(finished, tmp_path, monkeypatch):
     some = shutil.copytree(finished, tmp_path / "some")
     text = '[found]\n["found, alone"]\ndistill = { alpha = 0.0 }\n'
-    monkeypatch.setattr(type(compare.load(None, OPTIONS).strategy), "search", None)
-    compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, some)
+    monkeypatch.setattr(type(load(None, OPTIONS).strategy), "search", None)
+    compare.compare(None, OPTIONS, arms_in(arms(tmp_path, text)), 1, some)
     rows = [from_json(each["result"], Result, "row") for each in read_json(some / "compare.json")["arms"]]
     assert rows[0].arch == rows[1].arch and (rows[0].teacher, rows[1].teacher) == ("base", "")
 
@@ -465,7 +471,7 @@ def test_what_an_arm_has_found_is_trained_otherwise_with_no_search(finished, tmp
     shutil.copy(finished / "found-0" / "result.json", out / "found-0")
     text = '[found]\n["found, alone"]\nlike = "found"\ndistill = { alpha = 0.0 }\n'
     monkeypatch.setattr(arms_of_tests, "ensure", None)
-    compare.compare(None, OPTIONS, read_arms(arms(tmp_path, text)), 1, out)
+    compare.compare(None, OPTIONS, arms_in(arms(tmp_path, text)), 1, out)
     first, other = (from_json(each["result"], Result, "row") for each in read_json(out / "compare.json")["arms"])
     assert first.arch == other.arch and first.space == other.space and (first.teacher, other.teacher) == ("base", "")
     times = [each["search_seconds"] for each in read_json(out / "compare.json")["arms"]]

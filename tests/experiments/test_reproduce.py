@@ -10,11 +10,11 @@ import pytest
 from scripted_device import scripted_device
 
 from htas.cli import main
-from htas.experiments import compare, reproduce
+from htas.experiments import compare
 from htas.experiments.arms import Entry
-from htas.experiments.reproduce import ITEMS
-from htas.experiments.reproduce._plan import LAMBDA, PAPER, PUBLISHED, TAS, Plan, budget
+from htas.experiments.reproduce import items
 from htas.experiments.reproduce._tables import Row, _name, _verdict, doubted
+from htas.experiments.reproduce.plan import LAMBDA, NAMES, PAPER, PUBLISHED, TAS, Plan, budget
 from htas.graph.arch import Arch
 from htas.report.result import Result
 from htas.run.config import load
@@ -60,7 +60,7 @@ def test_at_full_length_a_row_is_the_example_of_it(path: Path) -> None:
 
 
 def test_widths_of_a_device_of_eight_channels_at_a_time(tmp_path: Path) -> None:
-    page, shown, _ = reproduce.reproduce(["fig3", "table2"], Plan(tmp_path / "out", overrides=("--survey.store=none",)))
+    page, shown, _ = items.reproduce(["fig3", "table2"], Plan(tmp_path / "out", overrides=("--survey.store=none",)))
     table, figure = shown
     rows = [row for row in table.rows[1:] if row[0] == "32x32, 16"]
     widths = {row[1]: row[2].replace("?", "") for row in rows}
@@ -74,7 +74,7 @@ def test_widths_of_a_device_of_eight_channels_at_a_time(tmp_path: Path) -> None:
     text = page.read_text()
     assert "Table 2: the hardware-aware space" in text and "Fig. 3" in text and "Fig. 2" not in text
     assert (tmp_path / "out" / "figures" / "fig3-32.svg").exists()
-    reproduce.reproduce(["fig2"], Plan(tmp_path / "out", overrides=("--survey.store=none",)))
+    items.reproduce(["fig2"], Plan(tmp_path / "out", overrides=("--survey.store=none",)))
     assert all(title in page.read_text() for title in ("Table 2", "Fig. 2", "Fig. 3"))  # what was made before stays
     markdown = page.with_suffix(".md").read_text()
     assert markdown.index("Table 2") < markdown.index("Fig. 2") < markdown.index("Fig. 3")
@@ -306,4 +306,4 @@ def test_a_speed_that_the_budget_asks_for_is_called_so(row: Result) -> None:
 def test_every_item_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert all(name in text for name in ITEMS)
+    assert all(name in text for name in NAMES)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
-from htas import models, plugins
+from htas import metrics, models, plugins
 from htas.errors import UserError
 from htas.plugins.options import options_of, source_file
 from htas.plugins.values import REFUSED, check, parse
@@ -58,6 +58,22 @@ def test_the_source_of_a_file_has_the_options_of_its_class(table: str, name: str
     if table == "train":
         return
     assert list(TABLES[table].options(name).items()) == list(options_of(TABLES[table].find(name)).items())
+
+
+@pytest.mark.parametrize("name", plugins.names(metrics))
+def test_the_source_of_a_metric_has_the_units_of_its_class(name: str) -> None:
+    source = source_file(f"htas.metrics.{name}").implementation("htas.metrics:Metric").as_object({})
+    kind = metrics.named(name)
+    assert (source.units, source.example, source.unit) == (kind.units, kind.example, kind.unit)
+
+
+def test_an_object_of_a_source_has_properties_methods_and_no_others() -> None:
+    source = source_file("htas.run.config")["SplitOptions"].as_object({"validation": 0.5})
+    assert source.validation == 0.5
+    with pytest.raises(AttributeError, match="images"):
+        assert source.images
+    recipe = source_file("htas.training.recipe")["Recipe"].as_object({"warmup": 5, "epochs": 20, "anneal": "epoch"})
+    assert (recipe.length, recipe.share(15, 1, 2)) == (25, 0.5)
 
 
 def test_reading_every_option_imports_no_pytorch() -> None:

@@ -15,7 +15,8 @@ from htas.metrics.macs import count_macs
 from htas.metrics.params import count_params
 from htas.models import ModelFamily
 from htas.models.cifar_resnet import CifarResNet
-from htas.run.networks import CLASSES, build, published, tas, tas_arch
+from htas.run.names import published
+from htas.run.networks import CLASSES, build, tas, tas_arch
 
 Block = Literal["basic", "bottleneck"]
 IMAGE = (3, 32, 32)
@@ -124,7 +125,7 @@ def test_the_networks_of_tas_have_the_counts_of_the_rules(name: str) -> None:
     facts = published()[name]
     expected = count(facts.channels, facts.blocks, facts.block, CLASSES[facts.dataset])
     assert expected == COUNTED.get(name, expected)
-    module = tas(name)
+    module = tas(facts)
     assert (count_macs(module, IMAGE), count_params(module)) == expected
 
 

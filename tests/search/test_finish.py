@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from htas.cost.limits import Constraints, limits
+from htas.cost.constraints import Constraints
+from htas.cost.limits import limits
 from htas.cost.tables import CountCost
 from htas.data.split import Data, Split
 from htas.graph import trace

@@ -12,8 +12,8 @@ from htas.console.progress import progress, say, shares
 from htas.errors import UserError
 from htas.experiments import pruning
 from htas.experiments.arms import Entry
-from htas.experiments.reproduce._plan import CROSSED, MANUAL, PUBLISHED, TAS, Plan, describe
 from htas.experiments.reproduce._tables import TrainedArms, crossed_arms
+from htas.experiments.reproduce.plan import CROSSED, MANUAL, PUBLISHED, TAS, Plan, describe
 from htas.files import digest, read_json, to_json, write_json
 from htas.graph import Arch, resize
 from htas.metrics.latency import Latency

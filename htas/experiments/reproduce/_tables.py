@@ -7,10 +7,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from htas.errors import UserError
-from htas.experiments.arms import Arm, Entry
+from htas.experiments.arm_tables import ArmTable
+from htas.experiments.arms import Entry, arm_of
 from htas.experiments.compare import Comparison, Key
 from htas.experiments.intervals import Blocks
-from htas.experiments.reproduce._plan import CROSSED, DEPTHS, LAMBDA, MANUAL, PAPER, PUBLISHED, TAS, Plan, describe
+from htas.experiments.reproduce.plan import (
+    CROSSED,
+    DEPTHS,
+    LAMBDA,
+    LENGTHS,
+    MANUAL,
+    PAPER,
+    PUBLISHED,
+    TAS,
+    Plan,
+    describe,
+)
 from htas.experiments.table import EMPTY, mean_text
 from htas.files import digest, from_json, read_json, to_json, write_json
 from htas.report.paper import Section
@@ -98,9 +110,10 @@ class TrainedArms:
     """Why others are missing."""
 
     @classmethod
-    def of(cls, plan: Plan, data: str, depth: int, arms: Sequence[Arm]) -> "TrainedArms":
+    def of(cls, plan: Plan, data: str, depth: int, arms: Sequence[ArmTable]) -> "TrainedArms":
         """Search and train what is not finished."""
-        comparison = plan.arranged(data, depth, arms)
+        options, place = plan.options(data, depth), plan.place(data, depth)
+        comparison = Comparison.arranged(LENGTHS[plan.length], options, list(map(arm_of, arms)), plan.seeds, place)
         return cls(comparison, *comparison.finished())
 
     def rows(self, file: Path, on: Run | None = None) -> dict[str, Row]:

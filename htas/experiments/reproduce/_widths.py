@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from htas.errors import UserError
-from htas.experiments.reproduce._plan import PAPER, Plan
+from htas.experiments.reproduce.plan import PAPER, Plan
 from htas.files import read_record
 from htas.report.paper import Picture, Section, fitted_curve, scored_widths
 from htas.run.run import Run, open_run
@@ -16,8 +15,6 @@ from htas.text import plural, signed, significant
 
 DEPTH = 20
 """Of the ResNet that is surveyed: the distinct layers of all CIFAR ResNets are the same."""
-GROUPS, EXPAND = 8, 2.0
-"""Of the paper's Table 2."""
 OUTPUTS = {16: "32", 32: "16", 64: "8"}
 """Height and width of the feature maps, by base width (Table 1)."""
 
@@ -142,19 +139,10 @@ class Widths:
 
     @classmethod
     def of(cls, plan: Plan) -> "Widths":
-        """From a survey that is kept: it depends on no length and no images, so any later call goes on from it.
-
-        Raises UserError for widths that are not those of the paper's groups.
-        """
+        """From a survey that is kept: it depends on no length and no images, so any later call goes on from it."""
         options = tuple(each for each in plan.overrides if each.startswith(("--target.", "--survey.", "--design.")))
         config = replace(plan, length="short", overrides=options).config("cifar10", DEPTH, "--survey.undecided=1")
         design = config.design
-        if (design.groups, design.expand, design.widths) != (GROUPS, EXPAND, {}):
-            raise UserError(
-                f"the paper's Table 2, Fig. 2 and Fig. 3 have {GROUPS} groups of widths up to {EXPAND:g} times the "
-                f"base width, got --design.groups={design.groups}, --design.expand={design.expand:g}; leave those "
-                "options out"
-            )
         job = open_run(config, plan.folder / f"widths-{plan.paper}")
         ensure(job, SURVEY)
         by_rule = []

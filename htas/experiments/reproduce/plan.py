@@ -1,4 +1,4 @@
-"""What to reproduce: where, how long, and on which device."""
+"""What to reproduce: where, how long, and on which device; checked without PyTorch."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,22 +6,29 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from htas import text
 from htas.errors import UserError
-from htas.experiments.arms import Arm, Entry, NamedArm, SearchedArm
-from htas.experiments.compare import Comparison
+from htas.experiments.arm_tables import BASE, ArmTable
 from htas.files import __version__
-from htas.run import run
-from htas.run.config import Config, load
+from htas.plugins.values import Values
+from htas.run.config import Config, Settings, read
 from htas.timing.target import Target, machine
+
+if TYPE_CHECKING:
+    from htas.experiments.arms import Entry
 
 HERE = Path(str(files("htas.experiments.reproduce")))
 PAPER: Mapping[str, Any] = json.loads((HERE / "published.json").read_text(encoding="utf-8"))
 """The printed figures, a row of a table each."""
 LENGTHS = {"full": HERE / "full.toml", "short": HERE / "short.toml", "quick": HERE / "quick.toml"}
 """The settings of the paper, and two shorter ones."""
+Item = Literal["table2", "fig2", "fig3", "table3", "table4", "table5", "motivation"]
+NAMES: tuple[Item, ...] = get_args(Item)
+"""In the order of the page: the widths, the networks, and why one measures."""
+GROUPS, EXPAND = 8, 2.0
+"""Of the paper's Table 2."""
 DEPTHS = (110, 56, 32)
 """Of the paper's CIFAR ResNets."""
 CROSSED = ("cifar100", 32)
@@ -72,9 +79,30 @@ class Plan:
             row_options.append(f"{name}={inner}" if name == "--data.path" and inner.is_dir() else option)
         return [*row_options, f"--target.device={self.device}"]
 
+    def settings(self, data: str, depth: int, *more: str) -> Settings:
+        """The options of a row with those of an arm, before PyTorch is imported."""
+        return read(LENGTHS[self.length], [*self.options(data, depth), *more])
+
     def config(self, data: str, depth: int, *more: str) -> Config:
         """The configuration of a row, with options of an arm."""
-        return load(LENGTHS[self.length], [*self.options(data, depth), *more])
+        return self.settings(data, depth, *more).config()
+
+    def items(self, what: Sequence[str]) -> list[Item]:
+        """The items named (`all` for every one), in the order of the page.
+
+        Raises UserError for an item that does not exist, a wrong option, another second target than Table 5 needs, and
+        widths that are not those of the paper's groups.
+        """
+        for name in what:
+            if name not in (*NAMES, "all"):
+                raise UserError(text.no_such("table or figure", name, (*NAMES, "all")))
+        names = [name for name in NAMES if name in what or "all" in what]
+        settings = self.settings("cifar10", 32)
+        if {"table5", "motivation"} & set(names):
+            self.second_target()
+        if {"table2", "fig2", "fig3"} & set(names):
+            _check_widths(settings.tables["design"])
+        return names
 
     @property
     def paper(self) -> str:
@@ -83,8 +111,8 @@ class Plan:
 
     def second_target(self) -> Target:
         """The other target; raises UserError where it is the first one, or no target."""
-        target = self.config(*CROSSED, *self.other()).target
-        if target == self.config(*CROSSED).target:
+        target = self.settings(*CROSSED, *self.other()).target
+        if target == self.settings(*CROSSED).target:
             raise UserError(f"--second is the target of the first search too, {describe(target)}; name another one")
         return target
 
@@ -98,16 +126,18 @@ class Plan:
         batch = ["batch=0"] if "device" in names and "batch" not in names else []  # the paper's for that device
         return [f"--target.{part}" for part in [*parts, *batch]]
 
-    def facts(self, target: Target, config: Config | None = None, entries: Iterable[Entry] = ()) -> dict[str, str]:
+    def facts(self, target: Target, config: Config | None = None, entries: Iterable["Entry"] = ()) -> dict[str, str]:
         """How a section was made: on what, how long, with which images, by which command."""
-        here, packages = machine(), {"htas": __version__, **run.packages()}
+        from htas.run.run import packages
+
+        here, versions = machine(), {"htas": __version__, **packages()}
         named = ("htas", "torch", "onnxruntime", "openvino")
         cores = text.plural(int(here["cores"]), "core")
         parts = (here["processor"], cores, here["instructions"], here["gpu"], here["system"])
         facts = {
             "Target": describe(target),
             "Machine": text.listing(str(part) for part in parts if part != "none"),
-            "Versions": ", ".join(f"{name} {packages[name]}" for name in named if name in packages),
+            "Versions": ", ".join(f"{name} {versions[name]}" for name in named if name in versions),
         }
         if config is not None:
             facts["Length"] = self.length_text(config)
@@ -120,7 +150,7 @@ class Plan:
         """The length of searches and trainings, and the paper's, in words."""
         images = f"{config.split.limit} training images" if config.split.limit else "all training images"
         tested = f", {min(config.split.limit, 10000)} test images" if config.split.limit else ""
-        usual = load(LENGTHS["full"], ["--family.name=cifar_resnet", "--data.name=cifar10"])
+        usual = read(LENGTHS["full"], ["--family.name=cifar_resnet", "--data.name=cifar10"]).config()
         (search, training, limit), paper = (
             (each.options()["strategy.epochs"], each.train.length, each.split.limit) for each in (config, usual)
         )
@@ -138,37 +168,40 @@ class Plan:
         """The paper's device of a data set: all its results on CIFAR-10 are of its GPU."""
         return "gpu" if data == "cifar10" else self.paper
 
-    def arranged(self, data: str, depth: int, arms: Sequence[Arm]) -> Comparison:
-        """Runs of arms."""
-        options, place = self.options(data, depth), self.place(data, depth)
-        return Comparison.arranged(LENGTHS[self.length], options, arms, self.seeds, place)
-
-    def arms(self, data: str, depth: int) -> list[Arm]:
+    def arms(self, data: str, depth: int) -> list[ArmTable]:
         """What a table trains at one depth: the base network, TAS's search and its published network, and two searches
         of the hardware-aware space: with the paper's loss and cost and a lambda of 1, as it gives none; and within a
         budget, that share of the base network's latency, by calibrated latencies."""
         ratio = PAPER["tas_ratio"][data][str(depth)]
         band = ("loss=band", f"ratio={ratio}", "tolerance=0.05", "weight=2.0", "cost=macs")
         return [
-            NamedArm(MANUAL, ("--distill.alpha=0",)),
-            SearchedArm(
-                TAS, ('--design.spaces=["tas"]', "--design.expand=1.0", *(f"--strategy.{each}" for each in band))
-            ),
-            NamedArm(PUBLISHED, network=self.published(data, depth)),
-            SearchedArm(LAMBDA),
+            ArmTable(MANUAL, ("--distill.alpha=0",), "network", BASE),
+            ArmTable(TAS, ('--design.spaces=["tas"]', "--design.expand=1.0", *(f"--strategy.{each}" for each in band))),
+            ArmTable(PUBLISHED, (), "network", self.published(data, depth)),
+            ArmTable(LAMBDA),
             self.within(data, depth),
         ]
 
-    def within(self, data: str, depth: int, *options: str, name_of: str = "") -> Arm:
+    def within(self, data: str, depth: int, *options: str, name_of: str = "") -> ArmTable:
         """The search within a budget, the paper's; with further options, its name says of what."""
         share = f"{100 * budget(data, depth, self.printed_on(data)):.0f}"
         name = f"HTAS within {share} %" + (f", for {name_of}" if name_of else "")
-        return SearchedArm(name, ("--strategy.cost=table", f"--constraints.latency={share}%", *options))
+        return ArmTable(name, ("--strategy.cost=table", f"--constraints.latency={share}%", *options))
 
     @staticmethod
     def published(data: str, depth: int) -> str:
         """The network that TAS published."""
         return f"tas:{PAPER['tas_published'][data]}-ResNet{depth}"
+
+
+def _check_widths(design: Values) -> None:
+    """Raise UserError for widths that are not those of the paper's groups."""
+    groups, expand = design["groups"], design["expand"]
+    if (groups, expand, design["widths"]) != (GROUPS, EXPAND, {}):
+        raise UserError(
+            f"the paper's Table 2, Fig. 2 and Fig. 3 have {GROUPS} groups of widths up to {EXPAND:g} times the "
+            f"base width, got --design.groups={groups}, --design.expand={expand:g}; leave those options out"
+        )
 
 
 def budget(data: str, depth: int, device: str) -> float:
