@@ -19,7 +19,7 @@ from htas import datasets
 from htas.cli import main
 from htas.cost.paper import paper_cost
 from htas.cost.tables import CountCost
-from htas.experiments.arms import read_arms
+from htas.experiments.arm_tables import read_arms
 from htas.graph import Network, resize, trace
 from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, OnRound, Pending

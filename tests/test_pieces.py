@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from htas.experiments import arms as experiments_arms
-from htas.experiments import compare
+from htas.experiments import arm_tables, compare
 from htas.run import networks
 from htas.run.config import load
 from htas.run.run import Sources
@@ -88,11 +87,11 @@ def test_the_comparisons_of_the_queue_have_the_papers_options(data, tmp_path):
     words = [word for word in shlex.split(commands.replace("\\\n", " ")) if word.endswith(".toml")]
     htas, arms = (ROOT / word for word in words)
     tas = htas.with_stem(htas.stem.replace("htas", "tas"))
-    found = {arm.name: arm for arm in experiments_arms.read_arms(arms)}
+    found = {arm.name: arm for arm in arm_tables.read_arms(arms)}
     for name, path in (("hardware", htas), ("tas", tas)):
         own, wanted = compare._job(htas, [], found[name], 0, tmp_path, Sources()).config, load(path)
         assert (own.strategy, own.design, own.train, own.target) == (
             wanted.strategy, wanted.design, wanted.train, wanted.target
         )  # fmt: skip
-    published = found["TAS's published ResNet-32"].network
+    published = found["TAS's published ResNet-32"].value
     assert networks.build(published, data) and f"C{data:03d}" in published
