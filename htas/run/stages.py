@@ -41,6 +41,7 @@ from htas.spaces.design import DECIDED, DesignRecord, records, spaces, undecided
 from htas.spaces.layers import widths_at_most
 from htas.spaces.space import Space
 from htas.spaces.survey import survey as take_survey
+from htas.strategies import need_limits
 from htas.text import TextTable, listing, milliseconds, no_such, percent
 from htas.timing.target import machine
 
@@ -49,6 +50,7 @@ RIVALS = 20
 
 def run_all(run: Run, command: str) -> Path:
     """Do every stage in turn; returns the path of report.html."""
+    need_limits(bool(run.config.constraints.by_metric), run.config.strategy)
     open_runtime(run.target)
     if not (run.folder / "report.json").exists():
         outlook.show(run)

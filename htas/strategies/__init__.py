@@ -7,6 +7,7 @@ contract; everything else has a default.
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from htas import metrics, plugins
 from htas.errors import UserError
@@ -15,9 +16,9 @@ from htas.search.problem import Problem, SearchOutcome
 from htas.text import listing
 
 
-def need_limits(problem: Problem, strategy: "Strategy") -> None:
+def need_limits(limited: bool, strategy: "Strategy") -> None:
     """Raise UserError where nothing says what an arch may cost, for a strategy that seeks the most accurate one."""
-    if not problem.limits:
+    if strategy.seeks_within_limits and not limited:
         name = strategy.title.partition(",")[0]
         raise UserError(
             f"strategy {name} looks for the most accurate network within limits, and none is given; give one, such as "
@@ -40,6 +41,9 @@ def check_charge(option: str, charge: str) -> None:
 
 class Strategy(ABC):
     """How a space is searched. Implementations are frozen dataclasses."""
+
+    seeks_within_limits: ClassVar[bool] = False
+    """Whether it looks for the most accurate arch within limits, and so cannot search without one."""
 
     @abstractmethod
     def search(self, problem: Problem) -> SearchOutcome:

@@ -37,6 +37,7 @@ AROUND = 0.1
 class OneShotStrategy(SupernetStrategy):
     """One-shot: the weights of the supernet learn from archs drawn at random; then archs are judged by them."""
 
+    seeks_within_limits = True
     sampling: Literal["uniform", "sandwich"] = "sandwich"
     """Archs of a step: one at random (uniform), or the widest, two at random and the narrowest, where the others learn
     from the widest (sandwich; Yu and Huang 2019)."""
@@ -67,7 +68,7 @@ class OneShotStrategy(SupernetStrategy):
 
     def search(self, problem: Problem) -> SearchOutcome:
         """Train the supernet, judge archs, and return the most accurate one within the limits."""
-        need_limits(problem, self)
+        need_limits(bool(problem.limits), self)
         run = _Training(problem, self)
         run.run()
         if problem.trained is not None and not problem.trained.exists():

@@ -28,6 +28,7 @@ STEPS = 32
 class ByTrials(SearchOptions, Strategy):
     """A strategy without a supernet; it judges an arch by training it from scratch on half of the training images."""
 
+    seeks_within_limits = True
     epochs: int = 5
     """Epochs of each such training; the other half of the images judges."""
     batch: int = 128

@@ -60,7 +60,7 @@ class MorphNet(ByTrials):
 
     def search(self, problem: Problem) -> SearchOutcome:
         """Raises UserError if the space has depths to search, or a site has no norm."""
-        need_limits(problem, self)
+        need_limits(bool(problem.limits), self)
         free = [site for site, choices in problem.space.depths.items() if len(choices) > 1]
         if free:
             raise UserError(

@@ -38,7 +38,7 @@ class NetAdapt(OneShotStrategy):
 
     def search(self, problem: Problem) -> SearchOutcome:
         """Raises UserError if the starting network keeps the limits already."""
-        need_limits(problem, self)
+        need_limits(bool(problem.limits), self)
         ratio = over(problem.limits, self._first(problem))
         if ratio <= 1 - AROUND:
             raise UserError(

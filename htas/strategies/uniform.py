@@ -24,7 +24,7 @@ class Uniform(ByTrials):
 
     def search(self, problem: Problem) -> SearchOutcome:
         """Pick by predicted cost alone; no weight is trained."""
-        need_limits(problem, self)
+        need_limits(bool(problem.limits), self)
         started = time.monotonic()
         pool = multiples(problem.network.base.widths, problem.space, problem.space.widest.depths)
         why = f"the widest of {len(pool)} multiples of the base widths within the limits, all blocks kept"

@@ -14,6 +14,7 @@ from htas.models import ModelFamily
 from htas.plugins.values import allowed
 from htas.run.config import NAMED, TABLES, Config, SplitOptions, load
 from htas.run.run import Run
+from htas.run.stages import run_all
 from htas.spaces.design import Design
 from htas.training.recipe import RECIPES
 
@@ -323,3 +324,12 @@ def test_a_wrong_python_value_gets_one_sentence(name: str, value: object, senten
     with pytest.raises(UserError) as error:
         Config.default().changed({name: value})
     assert str(error.value).startswith(sentence)
+
+
+def test_a_search_that_needs_a_limit_asks_for_one_before_the_survey(tmp_path: Path) -> None:
+    run = Run(load(None, ["--strategy.name=evolution"]), tmp_path)
+    with pytest.raises(
+        UserError, match="evolution looks for the most accurate network within limits, and none is given"
+    ):
+        run_all(run, "htas run")
+    assert not list(tmp_path.iterdir())
