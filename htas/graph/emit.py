@@ -216,7 +216,7 @@ class Emitter:
 
     def unit(self, call: Call, value: Value) -> tuple[int, ...]:
         """Height and width, or as many sizes as there are, of what a step reads first."""
-        return size_of(call.values[0], self.axis(value))
+        return size_of(call.values[0], self.axis(value), self.labels.images)
 
     def same(self, source: Value, value: Value) -> bool:
         """Whether a value has the same channels, along the same dimension of as many."""
@@ -337,10 +337,11 @@ def _whole(repeat: Fraction) -> int | Fraction:
     return int(repeat) if repeat.denominator == 1 else repeat
 
 
-def size_of(value: Value, axis: int) -> tuple[int, ...]:
-    """Height and width, or as many sizes as there are, of a tensor whose channels are along `axis`."""
-    spatial = tuple(size for dim, size in enumerate(value.shape) if dim not in (0, axis))
-    return spatial or (1, 1)
+def size_of(value: Value, axis: int, images: int) -> tuple[int, ...]:
+    """Height and width, or as many sizes as there are, of a tensor whose channels are along `axis`; windows that count
+    as images stand one below the other."""
+    first, *rest = tuple(size for dim, size in enumerate(value.shape) if dim not in (0, axis)) or (1, 1)
+    return (max(1, value.shape[0] // images) * first, *rest)
 
 
 def _input_names(module: nn.Module) -> list[str]:

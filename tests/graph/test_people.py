@@ -544,6 +544,14 @@ def weighted(net: Any, x: Tensor) -> Tensor:
     return weight[0] * x + weight[1] * net.extra(x)
 
 
+def in_windows(net: Any, x: Tensor) -> Tensor:
+    images, channels, height, width = x.shape
+    parts = x.view(images, channels, 2, height // 2, 2, width // 2).permute(0, 2, 4, 1, 3, 5)
+    parts = net.step(parts.reshape(-1, channels, height // 2, width // 2))
+    parts = parts.view(images, 2, 2, -1, height // 2, width // 2).permute(0, 3, 1, 4, 2, 5)
+    return parts.reshape(images, -1, height, width)
+
+
 STEPS: dict[str, Callable[[], nn.Module]] = {
     "div": lambda: around(lambda net, x: x / 2),
     "div of a tensor": lambda: around(lambda net, x: x / (x.abs().amax((2, 3), keepdim=True) + 1)),
@@ -611,6 +619,7 @@ STEPS: dict[str, Callable[[], nn.Module]] = {
         lambda net, x: x * net.gate(x.mean((2, 3)).unsqueeze(1)).sigmoid().transpose(1, 2).unsqueeze(-1),
         gate=nn.Conv1d(1, 1, 3, padding=1),
     ),
+    "a convolution of windows": lambda: around(in_windows, step=nn.Sequential(conv(8, 6), nn.ReLU(), conv(6, 8))),
     "einsum": lambda: around(lambda net, x: torch.einsum("nchw,dc->ndhw", x, net.mix),
     after=5, mix=nn.Parameter(torch.rand(5, 8))),
     "interpolate to another's size": lambda: around(

@@ -108,7 +108,11 @@ class Convolution(Kind):
         """With its layer, and the site that it makes."""
         layer, segments = layer_of(call, emitter.labels), node.segments
         if node.kind == "move":
-            return replace(node, macs=layer.macs, scaled=emitter.read_layouts(call))
+            source, axis = parts(call, emitter.labels)[0], axis_of(call, emitter.labels)
+            made = emitter.labels.of(call.outputs[0])
+            lines = [*emitter.labels.of(source).values(), *(made[dim] for dim in made if dim == axis)]
+            layouts = (emitter.atoms.layout(ids) for ids in lines)
+            return replace(node, macs=layer.macs, scaled=tuple(layout for layout in layouts if layout.free))
         if not node.module:
             node = replace(node, module=layer_name(call, emitter.labels), called=False)
         elif node.module in emitter.first:
@@ -169,7 +173,7 @@ def _grouped(
 
 def layer_of(call: Call, labels: Labels) -> Layer:
     """The layer that a runtime computes here, at base widths. Padding that is not the same on both sides, or is not of
-    zeros, counts as part of the input."""
+    zeros, counts as part of the input; windows that count as images stand one below the other."""
     source, weight, bias, groups = parts(call, labels)
     module: Any = labels.module(call)
     linear = call.name == "linear" or isinstance(module, nn.Linear)
@@ -186,20 +190,22 @@ def layer_of(call: Call, labels: Labels) -> Layer:
     dilation = tuple_of(options("dilation", 1), dims)
     size = source.shape[-dims:]
     out = call.outputs[0].shape[-dims:]
+    times = max(1, source.shape[0] // labels.images) if len(source.shape) > dims + 1 else 1
     inputs, outputs = (
         (weight.shape[0], weight.shape[1] * groups) if turned else (weight.shape[1] * groups, weight.shape[0])
     )
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     if turned:
         padding, extra = tuple_of(options("padding", 0), dims), tuple_of(options("output_padding", 0), dims)
+        size = (times * size[0], *size[1:])
     else:
         padding, extra = _padding(options("padding", 0), reach, dims), (0,) * dims
         zeros = getattr(module, "padding_mode", "zeros") == "zeros"
-        fits = zeros and all(
+        fits = zeros and times == 1 and all(
             (n + 2 * p - r) // s + 1 == o for n, p, r, s, o in zip(size, padding, reach, stride, out, strict=True)
         )
         if not fits:
-            padding = (0,) * dims
+            padding, out = (0,) * dims, (times * out[0], *out[1:])
             size = tuple((o - 1) * s + r for o, s, r in zip(out, stride, reach, strict=True))
     return Layer(
         "conv_transpose" if turned else "conv", inputs, outputs, size, kernel=kernel, stride=stride, padding=padding,
