@@ -341,7 +341,7 @@ def size_of(value: Value, axis: int, images: int) -> tuple[int, ...]:
     """Height and width, or as many sizes as there are, of a tensor whose channels are along `axis`; windows that count
     as images stand one below the other."""
     first, *rest = tuple(size for dim, size in enumerate(value.shape) if dim not in (0, axis)) or (1, 1)
-    return (max(1, value.shape[0] // images) * first, *rest)
+    return (max(1, max(value.shape[:1], default=1) // images) * first, *rest)
 
 
 def _input_names(module: nn.Module) -> list[str]:

@@ -75,15 +75,17 @@ class Labels:
         yield from self._dims.values()
 
     def single(self) -> Iterator[Ids]:
-        """Elements of activations that have free channels along two dimensions: those of all but the first, where they
-        are others."""
-        _, reasons = self.channels.classes()
+        """Elements of activations that have free channels along two dimensions: those of all but the one whose channels
+        stand in the most places, where they are others."""
+        roots, reasons = self.channels.classes()
+        places = np.bincount(roots)[: self.channels.count]
         frozen = np.zeros(self.channels.count, bool)
         frozen[list(reasons)] = True
         for value, dims in self._dims.items():
             if value.derived and len(dims) > 1:
                 lines = {dim: self.channels.roots(ids) for dim, ids in dims.items()}
-                free = [dim for dim, roots in lines.items() if not frozen[roots].all()]
+                free = [dim for dim, line in lines.items() if not frozen[line].all()]
+                free.sort(key=lambda dim: -places[lines[dim]].mean())
                 yield from (dims[dim] for dim in free[1:] if set(lines[dim].tolist()) != set(lines[free[0]].tolist()))
 
     def why(self, value: Value) -> str:

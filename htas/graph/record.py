@@ -5,6 +5,7 @@ each. Sizes that a forward reads are `Length`s: whole numbers that remember whic
 that a step can be run again on tensors of other widths.
 """
 
+import builtins
 import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -222,7 +223,7 @@ def record(
     """
     recorder = _Recorder(module, whole)
     inputs = [recorder.value(example.clone(), derived=True) for example in examples]
-    with recorder.calling(), _numbered(module), torch.no_grad(), recorder:
+    with recorder.calling(), _numbered(module), _counting(), torch.no_grad(), recorder:
         outputs = module(*(value.tensor for value in inputs))
     return Record(recorder.calls, recorder.visits, inputs, recorder.params, recorder.as_values(outputs))
 
@@ -250,6 +251,21 @@ def _numbered(module: nn.Module) -> Iterator[None]:
     finally:
         for part, name, value in before:
             part.__dict__[name] = value
+
+
+@contextmanager
+def _counting() -> Iterator[None]:
+    """While `len` of a tensor is a Length; the interpreter makes a plain number of what `Tensor.__len__` returns."""
+    plain = builtins.len
+
+    def length(of: Any, /) -> int:
+        return of.shape[0] if isinstance(of, Tensor) and of.dim() else plain(of)
+
+    builtins.len = length
+    try:
+        yield
+    finally:
+        builtins.len = plain
 
 
 def _home(module: nn.Module) -> type:

@@ -122,7 +122,7 @@ def examined(module: nn.Module, shape: tuple[int, ...] = IMAGES, *, trains: bool
         small = resize(network, Arch({site: max(width, 2) for site, width in arch.widths.items()}, arch.depths)).eval()
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # attention in its parts
             small(inputs[: shape[0]].clone())
-        wanted = counter.get_total_flops() / 2 / shape[0] + _biases(small, inputs[: shape[0]])
+        wanted = counter.get_total_flops() / 2 / shape[0] + _biases(small, inputs[: shape[0]], network)
         assert network.macs(Arch({site: max(width, 2) for site, width in arch.widths.items()}, arch.depths)) == wanted
     supernet = Supernet(network, space, lambda module: None, norms="shared", mix="pad")
     supernet.inherit(module)
@@ -138,11 +138,12 @@ def examined(module: nn.Module, shape: tuple[int, ...] = IMAGES, *, trains: bool
 
 
 @torch.no_grad()
-def _biases(module: nn.Module, inputs: Tensor) -> float:
+def _biases(module: nn.Module, inputs: Tensor, network: Network) -> float:
     """A multiply-add for each output of a layer with a bias, which torch does not count."""
     found = []
-    for part in module.modules():
-        if isinstance(part, nn.modules.conv._ConvNd | nn.Linear) and part.bias is not None:
+    layers = {node.module for node in network.nodes if node.layer is not None}
+    for name, part in module.named_modules():
+        if name in layers and isinstance(part, nn.modules.conv._ConvNd | nn.Linear) and part.bias is not None:
             part.register_forward_hook(lambda part, given, out: found.append(out.numel()))
     module(inputs)
     return sum(found) / len(inputs)
@@ -552,6 +553,11 @@ def in_windows(net: Any, x: Tensor) -> Tensor:
     return parts.reshape(images, -1, height, width)
 
 
+def of_other_values(net: Any, x: Tensor) -> Tensor:
+    parts = (part(x).flatten(2).transpose(1, 2) for part in (net.queries, net.keys, net.values))
+    return F.scaled_dot_product_attention(*parts).transpose(1, 2).reshape(len(x), -1, *x.shape[2:])
+
+
 STEPS: dict[str, Callable[[], nn.Module]] = {
     "div": lambda: around(lambda net, x: x / 2),
     "div of a tensor": lambda: around(lambda net, x: x / (x.abs().amax((2, 3), keepdim=True) + 1)),
@@ -620,27 +626,22 @@ STEPS: dict[str, Callable[[], nn.Module]] = {
         gate=nn.Conv1d(1, 1, 3, padding=1),
     ),
     "a convolution of windows": lambda: around(in_windows, step=nn.Sequential(conv(8, 6), nn.ReLU(), conv(6, 8))),
+    "attention of wider values": lambda: around(
+        of_other_values, after=10, queries=nn.Conv2d(8, 5, 1), keys=nn.Conv2d(8, 5, 1), values=nn.Conv2d(8, 10, 1)
+    ),
     "einsum": lambda: around(lambda net, x: torch.einsum("nchw,dc->ndhw", x, net.mix),
     after=5, mix=nn.Parameter(torch.rand(5, 8))),
     "interpolate to another's size": lambda: around(
         lambda net, x: x + F.interpolate(net.step(x), size=x.shape[2:], mode="nearest"), step=nn.Conv2d(8, 8, 3, 2, 1)
     ),
 }  # fmt: skip
-NOT_FREE = {
-    "efficient channel attention": ("one.0", "gate"),
-}
-"""Those that cannot be narrower, and what the reason names."""
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_freezes_nothing_without_need(name: str) -> None:
     network = examined(STEPS[name]())
-    assert "two.0" in network.widths
-    if name in NOT_FREE:
-        layer, reason = NOT_FREE[name]
-        assert layer not in network.widths and reason in network.frozen[layer]
-    else:
-        assert "one.0" in network.widths, network.frozen
+    assert "two.0" in network.widths and "one.0" in network.widths, network.frozen
+    assert ("one.0" in network.fixed_order) == (name == "efficient channel attention")
 
 
 def first_of(net: Any, x: Tensor) -> Tensor:
@@ -1020,6 +1021,7 @@ SIZES: dict[str, Callable[[], nn.Module]] = {
     "asserted": lambda: around(asserted, step=conv(8, 8)),
     "padded": lambda: around(padded_by_sizes, after=13, step=nn.Conv2d(8, 5, 5)),
     "length": lambda: around(by_length),
+    "images by length": lambda: around(lambda net, x: x.view(len(x), len(x[0]), -1).view(len(x), *x.shape[1:])),
 }
 
 

@@ -56,11 +56,12 @@ class Convolution(Kind):
         out, into = (1, 0) if turned else (0, 1)
         outputs = kernel.get(out)
         rest = {dim: ids for dim, ids in dims.items() if dim != axis}
-        if not linear:
-            for dim, ids in list(rest.items()):
-                if dim > axis:
-                    labels.channels.freeze(ids, f"{title(call, labels.modules)} takes it for height or width")
-                    del rest[dim]
+        for dim, ids in [] if linear else list(rest.items()):
+            if dim > axis and not _as_many(call, labels, dim, axis):
+                labels.channels.freeze(ids, f"{title(call, labels.modules)} takes it for height or width")
+                del rest[dim]
+            elif dim > axis and weight.shape[dim - axis + 1] > 1:
+                labels.unordered.append(ids)
         read = dims.get(axis)
         if groups > 1:
             outputs = _grouped(call, labels, source, weight, groups, turned, axis)
@@ -111,8 +112,8 @@ class Convolution(Kind):
             source, axis = parts(call, emitter.labels)[0], axis_of(call, emitter.labels)
             made = emitter.labels.of(call.outputs[0])
             lines = [*emitter.labels.of(source).values(), *(made[dim] for dim in made if dim == axis)]
-            layouts = (emitter.atoms.layout(ids) for ids in lines)
-            return replace(node, macs=layer.macs, scaled=tuple(layout for layout in layouts if layout.free))
+            scaled = tuple(layout for layout in map(emitter.atoms.layout, lines) if layout.free)
+            return replace(node, macs=replace(layer, bias=False).macs, scaled=scaled)
         if not node.module:
             node = replace(node, module=layer_name(call, emitter.labels), called=False)
         elif node.module in emitter.first:
@@ -127,6 +128,15 @@ def axis_of(call: Call, labels: Labels) -> int:
     source, weight, _, _ = parts(call, labels)
     linear = call.name == "linear" or isinstance(labels.module(call), nn.Linear)
     return len(source.shape) - 1 if linear else len(source.shape) - len(weight.shape) + 1
+
+
+def _as_many(call: Call, labels: Labels, dim: int, axis: int) -> bool:
+    """Whether a convolution over channels, as over height or width, makes as many of any number of them."""
+    module: Any = labels.module(call)
+    stride = module.stride if module is not None else _options(call)("stride", 1)
+    source, weight, _, groups = parts(call, labels)
+    steps = tuple_of(stride, len(weight.shape) - 2)
+    return groups == 1 and steps[dim - axis - 1] == 1 and source.shape[dim] == call.outputs[0].shape[dim]
 
 
 def _groups_given(call: Call) -> Any:
@@ -201,8 +211,12 @@ def layer_of(call: Call, labels: Labels) -> Layer:
     else:
         padding, extra = _padding(options("padding", 0), reach, dims), (0,) * dims
         zeros = getattr(module, "padding_mode", "zeros") == "zeros"
-        fits = zeros and times == 1 and all(
-            (n + 2 * p - r) // s + 1 == o for n, p, r, s, o in zip(size, padding, reach, stride, out, strict=True)
+        fits = (
+            zeros
+            and times == 1
+            and all(
+                (n + 2 * p - r) // s + 1 == o for n, p, r, s, o in zip(size, padding, reach, stride, out, strict=True)
+            )
         )
         if not fits:
             padding, out = (0,) * dims, (times * out[0], *out[1:])

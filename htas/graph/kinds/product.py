@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from htas.graph.channels import Ids
 from htas.graph.kinds._kind import Kind, counted_macs
 from htas.graph.labels import Dims, Labels, title
+from htas.graph.layout import Layout, Run
 from htas.graph.record import Call, Value
 
 if TYPE_CHECKING:
@@ -54,23 +54,21 @@ class Product(Kind):
         labels.set(call.outputs[0], dims, next((labels.why(value) for value, _ in operands), ""))
 
     def complete(self, node: "Node", call: Call, value: Value, emitter: "Emitter") -> "Node":
-        """With its multiply-adds, which grow with the dimensions of its result and of its sum."""
-        dims = dimensions(call, emitter.labels)
-        lines = emitter.read_layouts(call) if dims is None else [emitter.atoms.layout(ids) for ids in dims]
-        return counted_macs(node, call, lines, emitter)
-
-
-def dimensions(call: Call, labels: Labels) -> list[Ids] | None:
-    """The elements along every dimension that multiply-adds grow with; None where the step is not one product."""
-    letters = _letters(call)
-    if letters is None or call.name == "scaled_dot_product_attention":
-        return None
-    lines: dict[str, Ids] = {}
-    for value, names in letters[0]:
-        for dim, letter in enumerate(names):
-            if dim in labels.of(value):
-                lines.setdefault(letter, labels.of(value)[dim])
-    return list(lines.values())
+        """With its multiply-adds, which grow with the dimensions of its result and of its sum; those of attention, two
+        products, with the sum of its queries' and its values' channels."""
+        letters = _letters(call)
+        if letters is None:
+            return counted_macs(node, call, emitter.read_layouts(call), emitter)
+        lines: dict[str, Layout] = {}
+        for operand, names in letters[0]:
+            for dim, letter in enumerate(names):
+                ids = emitter.labels.of(operand).get(dim)
+                if letter not in lines or ids is not None:
+                    plain = Layout((Run("", operand.shape[dim]),))
+                    lines[letter] = plain if ids is None else emitter.atoms.layout(ids)
+        if call.name == "scaled_dot_product_attention":
+            lines["e"] = Layout((*lines["e"].runs, *lines.pop("v").runs))
+        return counted_macs(node, call, lines.values(), emitter)
 
 
 def _letters(call: Call) -> tuple[list[tuple[Value, str]], str] | None:
