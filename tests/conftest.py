@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process for every core: their threads would wait for each other
@@ -50,6 +51,29 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in ("train", "test"):
         shutil.copytree(folder / "cifar10" / part, folder / part)
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A whole run of whole_run.py, to be read only: the first process that needs it makes it, the others wait."""
+    from whole_run import run_all, times
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished" / "whole"
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder.parent / "done").exists():
+            run_all(folder)
+            (folder.parent / "done").touch()
+    before = times(folder)
+    yield folder
+    assert times(folder) == before, "a test wrote into the run that all of them read"
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """The same, to be spoilt."""
+    return shutil.copytree(finished, tmp_path / "copied")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
