@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from htas.graph.runs import recorded_run
 from htas.graph.steps import Step, order_of
-from htas.graph.trace import recorded_run
 
 sys.path.append(str(Path(__file__).parent))
 from networks import build  # type: ignore[import-not-found]

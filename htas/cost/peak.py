@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from htas.cost.model import CostModel, by_block, expectation, keeps
 from htas.errors import UserError
 from htas.graph import Arch, Network, resize, trace
+from htas.graph.projected import TwoModes
 from htas.metrics.memory import Life, Memory, lives
 from htas.spaces.space import Space
 from htas.timing.target import Target
@@ -49,7 +50,7 @@ class PeakCost(CostModel):
     network: Network
     tensors: tuple[TensorFacts, ...]
     plain: tuple[TensorFacts, ...] = ()
-    """With projected adds, the tensors of archs without projections, which run as the user's class, no GraphModule."""
+    """With projected adds, the tensors of archs without projections, which run as the user's class."""
     scale: float = 1.0
     """Ratio of device memory to predicted memory: 1 on a CPU."""
     unit: str = "bytes"
@@ -137,7 +138,9 @@ def _story(network: Network, target: Target) -> tuple[TensorFacts, ...]:
     blocks: tuple[tuple[str, int], ...] = ()
     for lives_of in zip(*followed, strict=True):
         owner = lives_of[0].owner
-        if owner or not isinstance(modules[0], fx.GraphModule):  # else an operator belongs to the module before
+        if owner or not isinstance(
+            modules[0], fx.GraphModule | TwoModes
+        ):  # else an operator belongs to the module before
             blocks = tuple(
                 (name, number)
                 for name, site in network.depths.items()

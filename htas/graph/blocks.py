@@ -23,11 +23,6 @@ class Blocks:
     listed: bool
     """Whether a Sequential calls them, which a cut one leaves out."""
 
-    @property
-    def end(self) -> int:
-        """Place after the last step of the last block."""
-        return self.visits[-1].end
-
 
 class Reads:
     """Which steps read each value of a record."""

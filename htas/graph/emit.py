@@ -10,7 +10,7 @@ from torch import nn
 
 from htas.graph.blocks import Blocks
 from htas.graph.channels import Ids
-from htas.graph.follow import Follower
+from htas.graph.follow import Follower, Mode
 from htas.graph.kinds import Convolution, conv, kind_of
 from htas.graph.labels import Dims, title
 from htas.graph.layer import ACTIVATIONS
@@ -18,29 +18,38 @@ from htas.graph.layout import Layout, Run
 from htas.graph.network import Kind as NodeKind
 from htas.graph.network import Node, Segment, Site
 from htas.graph.record import Call, Value
-from htas.graph.sites import atoms_of
+from htas.graph.sites import Atoms, atoms_of
 from htas.graph.steps import Step, first_value, last_value, order_of, parameter
 
 
 class Emitter:
-    """Makes the nodes of a Network from labelled steps."""
+    """Makes the nodes of a Network from the labelled steps of a mode; `atoms` are those of a mode before."""
 
-    def __init__(self, follower: Follower) -> None:
-        self.follower, self.labels, self.record = follower, follower.labels, follower.record
-        for ids in follower.labels.single():
-            self.labels.channels.freeze(ids, "its tensor has channels along two dimensions")
-        self._freeze_parentless()
-        self.atoms = atoms_of(self.labels.channels, list(follower.lines()))
+    def __init__(self, follower: Follower, mode: Mode, atoms: Atoms | None = None) -> None:
+        self.follower, self.labels, self.mode, self.record = follower, follower.labels, mode, mode.record
+        self.labels.enter(mode.record, mode.images)
         self.nodes: dict[str, Node] = {}
         self.place: dict[Value, str] = {}
         """The node of each value."""
         self.counts: dict[str, int] = {}
         self.first: dict[str, str] = {}
         self.producers: dict[int, list[str]] = {}
-        self._name_sites()
+        self.atoms: Atoms
+        if atoms is None:
+            for ids in follower.labels.single():
+                self.labels.channels.freeze(ids, "its tensor has channels along two dimensions")
+            self._freeze_parentless()
+            self._name_sites()
+            while follower.bind_mixed(self._is_mixed):  # what is bound has other sites
+                self._name_sites()
+            names = self.atoms.names.items()
+            follower.elements = {name: np.flatnonzero(self.atoms.group == site) for site, name in names}
+        else:
+            self.atoms = atoms
         self.counted = {leaf: self.atoms.layout(ids) for leaf, ids in self.labels.counted.items()}
         self.counted = {leaf: layout for leaf, layout in self.counted.items() if layout.free}
-        follower.elements = {name: np.flatnonzero(self.atoms.group == site) for site, name in self.atoms.names.items()}
+        self.again = atoms is not None
+        """Whether another mode has its nodes already."""
 
     def _freeze_parentless(self) -> None:
         """Freeze channels that no layer makes, and no depth site passes on."""
@@ -55,7 +64,12 @@ class Emitter:
             if len(lost):
                 channels.freeze(lost, "no layer makes it")
 
+    def _is_mixed(self, ids: Ids) -> bool:
+        """Whether channels are not those of one site, each once."""
+        return [segment.repeat for segment in self.segments(self.atoms.layout(ids))] != [1]
+
     def _name_sites(self) -> None:
+        self.atoms, self.producers = atoms_of(self.labels.channels, list(self.follower.lines())), {}
         atoms = self.atoms
         for call in self.record.calls:
             if not isinstance(kind_of(call, self.labels), Convolution):
@@ -91,7 +105,7 @@ class Emitter:
 
     def inside(self, value: Value) -> Dims:
         """The labels of the output of a step, before a depth site passes it on."""
-        return self.follower.before.get(value) or self.labels.of(value)
+        return self.mode.before.get(value) or self.labels.of(value)
 
     def layout(self, value: Value, *, inside: bool = False) -> Layout:
         """What stands along a value's channels; for the last block's output `inside` it, not after the depth site."""
@@ -128,12 +142,13 @@ class Emitter:
         for number, value in enumerate(self.record.inputs):
             name = self._fresh_name_of(_input_names(self.follower.module)[number : number + 1], number)
             self._add(Node(name, "input", (), first_value, **self._sides(value, None)), value)
+        ends = {run.site: self.mode.ends(run) or run.visits for run in self.follower.runs}
         for place, call in enumerate(self.record.calls):
-            used = [value for value in call.outputs if value in self.follower.reads.users] or call.outputs[:1]
+            used = [value for value in call.outputs if value in self.mode.reads.users] or call.outputs[:1]
             for value in used:
                 self._node(call, value)
-            for run in reversed([each for each in self.follower.runs if each.end == place + 1]):
-                self._depth(run)
+            for run in reversed([each for each in self.follower.runs if ends[each.site][-1].end == place + 1]):
+                self._depth(run, [visit.outputs[0] for visit in ends[run.site]])
 
     def _add(self, node: Node, value: Value) -> None:
         self.nodes[node.name] = node
@@ -229,9 +244,8 @@ class Emitter:
     def alike(self, source: Value, value: Value) -> bool:
         return self.layout(source) == self.layout(value, inside=True)
 
-    def _depth(self, run: Blocks) -> None:
-        """After the last block of a run, a node that takes the output of the last one kept."""
-        ends = [visit.outputs[0] for visit in run.visits]
+    def _depth(self, run: Blocks, ends: Sequence[Value]) -> None:
+        """After the last block of a run, whose blocks have these outputs, a node that takes that of the last kept."""
         inputs = tuple(self.place[end] for end in ends)
         name = f"{run.site}:depth"
         around = self._blocks_at(run.names[-1])

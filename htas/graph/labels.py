@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from htas.graph.channels import Channels, Ids
-from htas.graph.record import Call, Leaf, Value, leaves_of
+from htas.graph.record import Call, Leaf, Record, Value, leaves_of
 
 INPUT = "it is the network's input"
 Dims = dict[int, Ids]
@@ -17,9 +17,10 @@ Dims = dict[int, Ids]
 class Labels:
     """Labels of all values of the recorded runs of one network."""
 
-    def __init__(self, module: nn.Module, images: int = 1) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self.modules = dict(module.named_modules())
-        self.images = images
+        self.images = 1
+        """Number of images in the run whose steps are labelled."""
         self.channels = Channels()
         self.params: dict[str, Dims] = {}
         """By qualified name of a parameter or buffer that a step reads."""
@@ -37,6 +38,10 @@ class Labels:
         """Whether any could be."""
         self.unordered: list[Ids] = []
         """Channels that are followed by their number alone."""
+
+    def enter(self, record: Record, images: int) -> None:
+        """Label the steps of a run with this number of images."""
+        self.values, self.images = record.params, images
 
     def of(self, value: Value) -> Dims:
         """Labels by dimension; those of a parameter are made when it is first read."""

@@ -1,8 +1,8 @@
 """The nouns of a traced network, and the one pass that carries widths through it.
 
-A Network is a list of Nodes in the order they run. It is filled from torch.fx (trace.py), and could
-be from another graph. Every question about an arch (shapes, layers, MACs, costs, expected costs) is
-answered by `Network.flow`, which carries widths, whole numbers or differentiable expectations alike, from node to node.
+A Network is a list of Nodes in the order they run, made of the recorded steps of a run (trace.py). Every question about
+an arch (shapes, layers, MACs, costs, expected costs) is answered by `Network.flow`, which carries widths, whole numbers
+or differentiable expectations alike, from node to node.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -207,6 +207,20 @@ def _free(segments: Sequence[Segment]) -> bool:
 
 
 @dataclass(frozen=True)
+class Steps:
+    """What a network does in one mode."""
+
+    nodes: tuple[Node, ...]
+    """In the order they run."""
+    outputs: tuple[str, ...]
+    """The nodes whose values leave the network."""
+    result: Callable[[tuple[Any, ...]], Any]
+    """Makes the value that the network returns from these outputs: one of them, a tuple, a dictionary."""
+    form: Any
+    """The same with the sizes of each tensor, images left out, in its place."""
+
+
+@dataclass(frozen=True)
 class Network:
     """A traced network: its steps, its free sites, and the frozen widths with the reasons."""
 
@@ -230,6 +244,10 @@ class Network:
     """What `trace` checked at other widths, in words."""
     fixed_order: frozenset[str] = frozenset()
     """Sites whose channels may not change places."""
+    form: Any = None
+    """What it returns, with the sizes of each tensor, images left out, in its place."""
+    training: Steps | None = None
+    """What it does in training, where that is something else: dropout by a function, stochastic depth, more heads."""
 
     def example(self, images: int = 1) -> tuple[Tensor, ...]:
         """Zeros, [images, *shape] for each of `shapes`."""
@@ -317,7 +335,20 @@ class Network:
     @cached_property
     def whole_groups(self) -> frozenset[str]:
         """Modules that convolve within groups of channels, whose number is the width."""
-        return frozenset(node.module for node in self.nodes if node.kind == "grouped")
+        return frozenset(node.module for node in (*self.nodes, *self.in_training.nodes) if node.kind == "grouped")
+
+    @cached_property
+    def in_training(self) -> "Network":
+        """The network with the steps of training."""
+        steps = self.training
+        if steps is None:
+            return self
+        return replace(self, nodes=steps.nodes, outputs=steps.outputs, result=steps.result, training=None)
+
+    @property
+    def returns_alike(self) -> bool:
+        """Whether it returns the same tensors in training as in eval mode, with other numbers in them at most."""
+        return self.training is None or self.training.form == self.form
 
     @cached_property
     def _by_name(self) -> dict[str, Node]:

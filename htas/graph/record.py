@@ -32,6 +32,8 @@ QUIET = {"dim", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad",
 """Questions about a tensor whose answers no width changes, and what changes no values."""
 
 
+RANDOM = {"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "bernoulli_",
+          "uniform_", "normal", "normal_", "multinomial", "random_", "exponential_", "geometric_"}  # fmt: skip
 LIKE: Mapping[str, Any] = {"reshape_as": Tensor.reshape, "view_as": Tensor.view, "expand_as": Tensor.expand}
 """Functions that read another tensor for its sizes alone, and those that are given sizes."""
 
@@ -201,6 +203,8 @@ class Record:
     params: dict[str, Value]
     outputs: Any
     """What the network returned, with Values for tensors."""
+    chance: str = ""
+    """Where Python reads a random number out of a tensor, the user's file and line; empty where it does not."""
 
 
 class Stuck(Exception):
@@ -225,7 +229,8 @@ def record(
     inputs = [recorder.value(example.clone(), derived=True) for example in examples]
     with recorder.calling(), _numbered(module), _counting(), torch.no_grad(), recorder:
         outputs = module(*(value.tensor for value in inputs))
-    return Record(recorder.calls, recorder.visits, inputs, recorder.params, recorder.as_values(outputs))
+    ends = recorder.as_values(outputs)
+    return Record(recorder.calls, recorder.visits, inputs, recorder.params, ends, recorder.chance)
 
 
 @contextmanager
@@ -286,6 +291,7 @@ class _Recorder(TorchFunctionMode):
         self.paths = {id(part): path for path, part in module.named_modules()}
         self.stack: list[str] = []
         self.paused = False
+        self.chance = ""
         named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
         for path, tensor in named:
             if id(tensor) not in self.values:
@@ -383,6 +389,8 @@ class _Recorder(TorchFunctionMode):
             source = self.values.get(id(args[0]))
             if source is None or source.derived:
                 raise Stuck(self.stack[-1] if self.stack else "", f"depends on the values of a tensor ({_place()})")
+            if not self.chance and _is_random(source):
+                self.chance = _place()
             return func(*args, **kwargs)
         if name in LIKE and len(args) == 2:
             func, name, args = (
@@ -459,6 +467,10 @@ def _size(tensor: Tensor) -> torch.Size:
 
 def _plain(leaf: Any) -> Any:
     return int(leaf) if isinstance(leaf, Length) else leaf
+
+
+def _is_random(value: Value) -> bool:
+    return value.call is not None and (value.call.name in RANDOM or any(map(_is_random, value.call.values)))
 
 
 def _place() -> str:

@@ -1,18 +1,17 @@
 """Write widths and depths into a network, wider or narrower, keeping the weights that fit."""
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from htas.graph.arch import Arch
-from htas.graph.capture import capture, names
-from htas.graph.layer import CONVS, NORMS, TRANSPOSED
+from htas.graph.layer import CONVS, TRANSPOSED
 from htas.graph.layout import Layout, Layouts
 from htas.graph.modes import copied
-from htas.graph.network import Network, Step
+from htas.graph.network import Network
+from htas.graph.projected import projected
 
 
 def resize(network: Network, arch: Arch) -> nn.Module:
@@ -20,7 +19,7 @@ def resize(network: Network, arch: Arch) -> nn.Module:
 
     It is of the user's own classes, all of them, with parameters of other sizes, and an Identity where a block is cut
     that is not called by a Sequential; unless a shortcut needs a projection (`adds="project"` at unequal widths): then
-    it is a torch.fx GraphModule with the same module names plus a `project` in each such block. Weights that fit are
+    it is code made of its steps, with the same module names plus a `project` in each such block. Weights that fit are
     kept, others are drawn by `reset_parameters`.
     Raises UserError for an arch of another network.
     """
@@ -28,8 +27,8 @@ def resize(network: Network, arch: Arch) -> nn.Module:
     widths = network.widths_at(arch)
     module = _cut(copied(network.module), network, arch)
     widen(module, network, widths)
-    projections = [step for step in network.steps(arch) if step.node.kind == "project" and step.layer is not None]
-    return _projected(module, network, projections) if projections else module
+    projects = any(step.node.kind == "project" and step.layer is not None for step in network.steps(arch))
+    return projected(module, network, arch) if projects else module
 
 
 def widen(module: nn.Module, network: Network, widths: Mapping[str, int]) -> None:
@@ -216,30 +215,3 @@ def _param(module: nn.Module, name: str) -> nn.Parameter:
     parameter = getattr(module, name)
     assert isinstance(parameter, nn.Parameter)
     return parameter
-
-
-def _projected(module: nn.Module, network: Network, steps: Sequence[Step]) -> fx.GraphModule:
-    """The module's graph with a 1x1 convolution, and a norm, on each of these shortcuts."""
-    graph = capture(module, len(network.shapes))
-    calls = {name: node for node, name in names(graph.graph).items()}
-    for step in steps:
-        graph.add_submodule(step.node.name, _projection(step).to(next(module.parameters())))
-        join = next(node for node in network.nodes if node.kind == "join" and step.node.name in node.inputs)
-        add = calls[join.name]
-        shortcut = add.all_input_nodes[join.inputs.index(step.node.name)]
-        with graph.graph.inserting_before(add):
-            add.replace_input_with(shortcut, graph.graph.call_module(step.node.name, (shortcut,)))
-    graph.recompile()
-    modes = {name: part.training for name, part in module.named_modules()}
-    for name, part in graph.named_modules():
-        part.training = modes.get(name, module.training)
-    return graph
-
-
-def _projection(step: Step) -> nn.Sequential:
-    parts: OrderedDict[str, nn.Module] = OrderedDict()
-    dims = len(step.layer.size) if step.layer is not None else 2
-    parts["conv"] = CONVS[dims](step.channels_in, step.channels, 1, bias=False)
-    if step.node.normed:
-        parts["norm"] = NORMS[dims](step.channels)
-    return nn.Sequential(parts)

@@ -39,6 +39,8 @@ class Step:
         def put(leaf: Any) -> Any:
             if isinstance(leaf, Value):
                 return tensors[leaf] if leaf in tensors else leaf.tensor.to(device)
+            if isinstance(leaf, torch.device):
+                return device or leaf
             return length_at(leaf, number)
 
         args, kwargs = replaced(self.call.args, put), replaced(dict(self.call.kwargs), put)

@@ -7,17 +7,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from htas.console.blame import blame
 from htas.errors import UserError
 from htas.graph._check import check, check_outputs
 from htas.graph.emit import Emitter
 from htas.graph.follow import Follower
 from htas.graph.fuse import fused
-from htas.graph.modes import copied, evaluating, untouched, unwrapped
-from htas.graph.network import Network, Site
-from htas.graph.record import Record, Stuck, Value, record, refusal, replaced, values_in
-from htas.graph.verify import failure, permuted, planted
-from htas.text import no_such, shapes
+from htas.graph.modes import evaluating, untouched, unwrapped
+from htas.graph.network import Network, Site, Steps
+from htas.graph.record import Value, replaced, values_in
+from htas.graph.runs import record_in_training, recorded_run
+from htas.graph.verify import failure, failure_in_training, permuted, planted
+from htas.text import no_such
 
 
 def trace(
@@ -54,18 +54,26 @@ def _traced(
 ) -> Network:
     with evaluating(module):
         recorded = recorded_run(module, examples)
-        follower = Follower(module, recorded, examples, adds, project_norm, ignored)
-    training = _in_training(module, examples)
+    training = record_in_training(module, examples)
     if training is not None:
         check_outputs(module, recorded, training)
-    network = _labelled(follower, training)
-    if follower.labels.recount:
+
+    def followed(*, by_count: bool) -> tuple[Follower, Network]:
         with evaluating(module):
-            again = Follower(module, recorded, examples, adds, project_norm, ignored)
-        again.labels.by_count = True
-        other = _labelled(again, training)
-        if other.searchable > network.searchable + 0.01:
-            follower, network = again, other
+            follower = Follower(module, recorded, training, examples, adds, project_norm, ignored)
+        follower.labels.by_count = by_count
+        follower.label()
+        return follower, _network(follower)
+
+    follower, network = followed(by_count=False)
+    if follower.labels.recount:
+        other = followed(by_count=True)
+        if other[1].searchable > network.searchable + 0.01:
+            follower, network = other
+    missed = _missed(follower, network)
+    if missed:
+        follower.repeats = False
+        network = replace(network, training=None)
     for _ in range(len(network.sites)):  # at most: what is left of a site may fail for itself
         faults = _faults(network, examples, trains=training is not None)
         if not faults:
@@ -73,7 +81,7 @@ def _traced(
         for name, reason in faults.items():
             follower.freeze_site(name, reason)
         network = _network(follower)
-    return replace(network, checked=CHECKED if training is not None else UNTRAINED)
+    return replace(network, checked=(CHECKED if training is not None else UNTRAINED) + missed)
 
 
 CHECKED = (
@@ -86,48 +94,54 @@ UNTRAINED = (
 )
 
 
-def _labelled(follower: Follower, training: Record | None) -> Network:
-    """The Network of the recorded steps, in both modes, before any check."""
-    follower.label()
-    if training is not None and follower.adds == "join":
-        follower.label_again(training)
-    return _network(follower)
+def _missed(follower: Follower, network: Network) -> str:
+    """Why the steps that only training takes are left out of a search; empty where they are not, or there are none."""
+    if not follower.repeats or follower.training is None:
+        return ""
+    if place := follower.training.record.chance:
+        reason = f"Python decides on it at random ({place})"
+    elif network.training is None:
+        reason = "it runs its modules in another way then"
+    else:
+        reason = failure_in_training(network, follower.examples)
+    return f"; a search trains it without what only training does: {reason}" if reason else ""
 
 
 def _network(follower: Follower) -> Network:
     """The Network of labelled steps."""
-    emitter, recorded = Emitter(follower), follower.record
-    emitter.emit()
-    nodes = fused(emitter.nodes, emitter.activation)
+    emitter = Emitter(follower, follower.eval)
+    steps = _steps(emitter)
     depths = {run.site: Site(run.site, "depth", len(run.names), run.names) for run in follower.runs}
-    leaving = values_in(recorded.outputs)
+    network = Network(
+        follower.module, steps.nodes, emitter.sites() | depths, emitter.frozen(),
+        tuple(tuple(each.shape[1:]) for each in follower.examples), follower.adds, steps.outputs, steps.result,
+        emitter.layouts(), emitter.counted, fixed_order=emitter.unordered(), form=steps.form,
+    )  # fmt: skip
+    if follower.training is None or not follower.repeats or not follower.training.calls_blocks(follower.runs):
+        return network
+    training = _steps(Emitter(follower, follower.training, emitter.atoms))
+    return replace(network, training=training) if _fits(training, steps) else network
+
+
+def _steps(emitter: Emitter) -> Steps:
+    """The nodes of a mode, and what they return."""
+    emitter.emit()
+    nodes, outputs = fused(emitter.nodes, emitter.activation), emitter.record.outputs
+    leaving = values_in(outputs)
     places = {value: number for number, value in enumerate(leaving)}
 
     def result(values: tuple[Tensor, ...]) -> object:
-        return replaced(recorded.outputs, lambda leaf: values[places[leaf]] if isinstance(leaf, Value) else leaf)
+        return replaced(outputs, lambda leaf: values[places[leaf]] if isinstance(leaf, Value) else leaf)
 
-    return Network(
-        follower.module, tuple(nodes.values()), emitter.sites() | depths, emitter.frozen(),
-        tuple(tuple(each.shape[1:]) for each in follower.examples), follower.adds,
-        tuple(emitter.place[value] for value in leaving), result, emitter.layouts(), emitter.counted,
-        fixed_order=emitter.unordered(),
-    )  # fmt: skip
+    form = replaced(outputs, lambda leaf: leaf.shape[1:] if isinstance(leaf, Value) else None)
+    return Steps(tuple(nodes.values()), tuple(emitter.place[value] for value in leaving), result, form)
 
 
-def _in_training(module: nn.Module, examples: tuple[Tensor, ...]) -> Record | None:
-    """The steps of a run in training; None where the network does not run so on examples alone."""
-    try:
-        twin = copied(module).train()
-    except Exception as error:  # whatever an object that the network holds makes of that
-        raise UserError(
-            f"{type(module).__name__} cannot be copied (copy.deepcopy: {error}): keep what cannot be copied outside "
-            "the network, in a global variable for instance"
-        ) from error
-    more = tuple(torch.cat([example] * 2) for example in examples) if len(examples[0]) < 2 else examples
-    try:
-        return recorded_run(twin, more)
-    except UserError:
-        return None
+def _fits(training: Steps, steps: Steps) -> bool:
+    """Whether modules are used in training as in eval mode, and shortcuts projected alike."""
+    one, two = ({node.module: (node.kind, node.called) for node in each.nodes} for each in (training, steps))
+    projects = [{node.name for node in each.nodes if node.kind == "project"} for each in (training, steps)]
+    return all(two.get(module, how) == how for module, how in one.items() if module) and projects[0] == projects[1]
 
 
 def _faults(network: Network, examples: tuple[Tensor, ...], *, trains: bool) -> dict[str, str]:
@@ -135,9 +149,7 @@ def _faults(network: Network, examples: tuple[Tensor, ...], *, trains: bool) -> 
 
     def wrong(sites: list[str]) -> str:
         reason = failure(network, examples, sites, trains=trains)
-        if reason or network.adds == "project":
-            return reason
-        return permuted(network, examples, sites) or planted(network, examples, sites)
+        return reason or permuted(network, examples, sites) or planted(network, examples, sites)
 
     def search(sites: list[str]) -> dict[str, str]:
         reason = wrong(sites) if sites else ""
@@ -150,29 +162,6 @@ def _faults(network: Network, examples: tuple[Tensor, ...], *, trains: bool) -> 
         return parts or {site: f"the network {reason}" for site in sites}
 
     return search(list(network.sites))
-
-
-def recorded_run(module: nn.Module, examples: tuple[Tensor, ...]) -> Record:
-    """The steps of a run; modules of classes that cannot be recorded are one step.
-
-    Raises UserError where the network's own forward depends on the values of tensors, or does not run.
-    """
-    whole: dict[type[nn.Module], str] = {}
-    while True:
-        try:
-            return record(module, examples, whole)
-        except Stuck as error:
-            kind = type(module.get_submodule(error.path))
-            if not error.path or kind is type(module) or kind in whole:
-                raise refusal(module, str(error)) from error
-            whole[kind] = str(error)
-        except UserError:
-            raise
-        except Exception as error:
-            what, sizes = "an input" if len(examples) == 1 else "inputs", shapes(each.shape for each in examples)
-            raise UserError(
-                f"{type(module).__name__} does not run on {what} of shape {sizes}: {blame(error)}"
-            ) from error
 
 
 def _check_ignored(module: nn.Module, ignored: Collection[str]) -> None:

@@ -16,13 +16,17 @@ CLOSE = 1e-4
 """Differences of outputs, as a share of the largest output, up to which they are equal."""
 
 
-def narrowed(network: Network, sites: Sequence[str], *, cut: bool = True) -> Arch:
-    """The base arch with about two fifths of the channels of these sites; `cut`: a block less at sites of depth."""
+def narrowed(network: Network, sites: Sequence[str], *, cut: bool = True, alike: bool = False) -> Arch:
+    """The base arch with about two fifths of the channels of these sites; `cut`: a block less at sites of depth.
+
+    Where shortcuts are projected, every other site keeps more, unless all are to be `alike`.
+    """
     widths = dict(network.base.widths)
-    for name in sites:
+    for number, name in enumerate(sites):
         if name in widths:
             site = network.sites[name]
-            widths[name] = max(1, round(site.base / site.multiple * 0.4)) * site.multiple
+            share = 0.7 if network.adds == "project" and number % 2 and not alike else 0.4
+            widths[name] = max(1, round(site.base / site.multiple * share)) * site.multiple
     depths = {name: max(1, depth - (cut and name in sites)) for name, depth in network.base.depths.items()}
     return Arch(widths, depths)
 
@@ -50,23 +54,44 @@ def _failure(network: Network, examples: tuple[Tensor, ...], arch: Arch, *, trai
             if sentence := _replayed(network, small, arch, inputs, out):
                 return sentence
         if trains:
-            out = small.train()(*(each.clone() for each in fresh(examples, max(2, len(examples[0])))))
-            total: Any = sum(each.float().mean() for each in tree_leaves(out) if _differentiable(each))
-            if isinstance(total, Tensor) and total.requires_grad:
-                total.backward()  # type: ignore[no-untyped-call]
+            return _in_training(network, small, arch, fresh(examples, max(2, len(examples[0]))))
     except Exception as error:  # whatever a network of the user's makes of other widths
         return f"does not run: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return ""
 
 
+def failure_in_training(network: Network, examples: tuple[Tensor, ...]) -> str:
+    """Why the steps of training do not compute what the network does in training, at base widths."""
+    small = resize(network, network.base)
+    return _in_training(network, small, network.base, fresh(examples, max(2, len(examples[0]))))
+
+
+def _in_training(network: Network, small: nn.Module, arch: Arch, inputs: tuple[Tensor, ...]) -> str:
+    """Why `small`, which is the network at `arch`, does not compute in training what its steps do; it runs backward,
+    too."""
+    before = [(buffer, buffer.clone()) for buffer in small.buffers()]
+    torch.manual_seed(0)
+    out = small.train()(*(each.clone() for each in inputs))
+    total: Any = sum(each.float().mean() for each in tree_leaves(out) if _differentiable(each))
+    if isinstance(total, Tensor) and total.requires_grad:
+        total.backward()  # type: ignore[no-untyped-call]
+    if network.training is None:
+        return ""
+    with torch.no_grad():
+        for buffer, values in before:
+            buffer.copy_(values)
+        torch.manual_seed(0)
+        sentence = _replayed(network.in_training, small, arch, inputs, out)
+    return f"in training {sentence}" if sentence else ""
+
+
 def permuted(network: Network, examples: tuple[Tensor, ...], sites: Sequence[str]) -> str:
     """Why channels of these sites cannot change places; empty where the outputs stay the same when they do."""
     generator = torch.Generator().manual_seed(0)
-    orders = {
-        name: torch.randperm(network.sites[name].base // network.sites[name].multiple, generator=generator)
-        for name in sites
-        if name in network.widths and name not in network.fixed_order
-    }
+    free = [name for name in sites if name in network.widths and name not in network.fixed_order]
+    orders: dict[str, Tensor] = {}
+    for together, atoms in _together(network, free):
+        orders |= dict.fromkeys(together, torch.randperm(atoms, generator=generator))
     twin = copied(network.module)
     reorder(twin, network, orders)
     inputs = fresh(examples, len(examples[0]))
@@ -82,7 +107,9 @@ def planted(network: Network, examples: tuple[Tensor, ...], sites: Sequence[str]
     Sites of which a step reads all channels together (a norm over them, a mean, a product) are left out.
     """
     mixed = _mixed(network)
-    arch = narrowed(network, [name for name in sites if name in network.widths and name not in mixed], cut=False)
+    free = [name for name in sites if name in network.widths and name not in mixed]
+    free = [name for together, _ in _together(network, free) for name in together]
+    arch = narrowed(network, free, cut=False, alike=True)
     widths, twin = network.widths_at(arch), copied(network.module)
     with torch.no_grad():
         for node in network.nodes:
@@ -100,6 +127,25 @@ def planted(network: Network, examples: tuple[Tensor, ...], sites: Sequence[str]
     if _alike_on(twin, small, inputs) or _alike_precisely(twin, small, inputs):
         return ""
     return "computes something else than the whole network in which its other channels are not read"
+
+
+def _together(network: Network, sites: Sequence[str]) -> Iterator[tuple[list[str], int]]:
+    """These sites, and what depth sites pass on, in groups whose channels meet at shortcuts, each with its number of
+    atoms; no group that is not whole, or whose channels are not as many."""
+    runs = {run.site: run for node in network.nodes for run in node.layout.runs}
+    groups = {name: {name} for name in ("", *runs, *sites)}
+    nodes = {node.name: node for node in network.nodes}
+    pairs = [(node.consumed, node.segments) for node in network.nodes if node.kind == "project"]
+    depths = [node for node in network.nodes if node.kind == "depth"]
+    pairs += [(nodes[name].segments, node.segments) for node in depths for name in node.inputs]
+    for one, other in pairs:
+        for a, b in zip(one, other, strict=True):
+            joined = groups[a.site] | groups[b.site]
+            groups |= dict.fromkeys(joined, joined)
+    whole = {name for name in runs if name in sites or name not in {"", *network.sites}}
+    for group in {id(each): sorted(each) for each in groups.values() if each <= whole}.values():
+        if len({(runs[name].atoms, runs[name].multiple) for name in group}) == 1:
+            yield group, runs[group[0]].atoms
 
 
 def _mixed(network: Network) -> set[str]:
@@ -195,8 +241,6 @@ def _differentiable(leaf: Any) -> bool:
 
 def _replayed(network: Network, module: nn.Module, arch: Arch, inputs: tuple[Tensor, ...], out: Any) -> str:
     """Why the recorded steps, on the tensors of `module`, do not compute what it computes; empty where they do."""
-    if network.adds == "project":
-        return ""
     widths = network.widths_at(arch)
     values: dict[str, Any] = {}
     for node, value in replayed(network, module, arch, inputs):
@@ -223,6 +267,9 @@ def replayed(
             values[node.name] = next(images).clone()
         elif node.kind == "depth":
             values[node.name] = values[node.inputs[arch.depths[node.site] - 1]]
+        elif node.kind == "project":
+            shortcut, there = values[node.inputs[0]], node.name in dict(module.named_modules())
+            values[node.name] = module.get_submodule(node.name)(shortcut) if there else shortcut
         else:
             run: Callable[..., Any] = node.run
             if node.kind == "norm" and not node.called:
@@ -234,5 +281,5 @@ def replayed(
 
 def _normed(owner: Any, value: Tensor) -> Tensor:
     return nn.functional.batch_norm(
-        value, owner.running_mean, owner.running_var, owner.weight, owner.bias, False, 0.0, owner.eps
+        value, owner.running_mean, owner.running_var, owner.weight, owner.bias, owner.training, 0.0, owner.eps
     )

@@ -131,7 +131,7 @@ def optimize(
     """A faster network than `model` on the target, within the constraints, trained, distilled from it, and measured.
 
     Args:
-        model: any network that torch.fx can follow, [N, ...] in, logits [N, classes] out (with `loss_fn`, anything); it
+        model: any network that runs on its example, [N, ...] in, logits [N, classes] out (with `loss_fn`, anything); it
             is not changed.
         example_inputs: a tensor as the network takes it, [N, C, H, W] (of series [N, C, T]), or one for each of its
             inputs; the first dimension does not count.

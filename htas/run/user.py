@@ -20,7 +20,7 @@ from htas.datasets import Dataset
 from htas.errors import UserError
 from htas.graph.modes import copied, unwrapped
 from htas.graph.record import Value, replaced
-from htas.graph.trace import recorded_run
+from htas.graph.runs import recorded_run
 from htas.models import ModelFamily
 from htas.text import plural, shapes
 

@@ -1,6 +1,7 @@
 """The modules of a supernet: every tensor as wide as its widest candidate, and a norm for every width."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any, Literal, TypeVar
@@ -23,6 +24,24 @@ Widths = tuple[int, ...]
 T = TypeVar("T")
 
 
+class Walk:
+    """The steps of a supernet in eval mode, or in training, and the widths that they meet."""
+
+    def __init__(self, network: Network, space: Space, shortcut: Literal["project", "pad"]) -> None:
+        self.network = network
+        self.nodes = {node.name: node for node in network.nodes}
+        self.choices = choices(network, space, pad=shortcut == "pad")
+        self.capacity = {name: tuple(map(max, widths)) for name, widths in self.choices.items()}
+        """The widest that each segment of each node's output can be."""
+        self.plain = {node.name for node in network.nodes if node.kind in ("conv", "grouped") and plain(node)}
+        """Layers that make all channels of one site: their widths are mixed by their norm."""
+        self.producers = {node.norm: node for node in network.nodes if node.name in self.plain and node.norm}
+
+    def channels(self, name: str) -> int:
+        """Channels of a node at its widest."""
+        return int(total_channels(self.nodes[name].segments, self.capacity[name]))
+
+
 class Allocation:
     """Modules for all archs of a space, their weights not yet drawn."""
 
@@ -30,14 +49,15 @@ class Allocation:
         self, network: Network, space: Space, shortcut: Literal["project", "pad"], norms: Literal["own", "shared"]
     ) -> None:
         self.network, self.space, self.shortcut, self.norms = network, space, shortcut, norms
-        self.nodes = {node.name: node for node in network.nodes}
-        self.choices = choices(network, space, pad=shortcut == "pad")
-        self.capacity = {name: tuple(map(max, widths)) for name, widths in self.choices.items()}
-        """The widest that each segment of each node's output can be."""
+        walk = Walk(network, space, shortcut)
+        trained = Walk(network.in_training, space, shortcut) if network.training is not None else walk
+        main = _main(network)
+        self.walks = walk, trained, trained if network.returns_alike else Walk(main, space, shortcut) if main else walk
+        """In eval mode; in training; and in training with the outputs of eval mode."""
         self.widest = {site: max(widths) for site, widths in space.widths.items()}
         """By site, and by what a depth site passes on, its widest."""
         for node in network.nodes:
-            for segment, width in zip(node.segments, self.capacity.get(node.name, ()), strict=node.kind != "value"):
+            for segment, width in zip(node.segments, walk.capacity.get(node.name, ()), strict=node.kind != "value"):
                 if segment.site and segment.site not in space.widths:
                     self.widest[segment.site] = max(width, self.widest.get(segment.site, 0))
         self.body = copied(network.module)
@@ -45,16 +65,20 @@ class Allocation:
         with torch.random.fork_rng(()):  # the layers that follow draw what they would draw without it
             widen(self.body, network, self.widest)
         for node in network.nodes:
-            self._allocate(node)
+            self._allocate(node, walk)
+        modules = {node.module for node in network.nodes}
+        for node in network.in_training.nodes:
+            if node.module not in modules:
+                self._allocate(node, self.walks[True])
 
-    def _allocate(self, node: Node) -> None:
+    def _allocate(self, node: Node, walk: Walk) -> None:
         if node.again:
             return
-        if node.kind in ("conv", "grouped") and plain(node):
+        if node.name in walk.plain:
             old = self.network.module.get_submodule(node.module)
-            self.body.set_submodule(node.module, remade(old, *self._sizes(node, old), grouped=node.kind == "grouped"))
+            self.body.set_submodule(node.module, remade(old, *_sizes(node, old, walk), grouped=node.kind == "grouped"))
         elif node.kind == "norm" or node.kind == "layer_norm":
-            norms = self._norms(node)
+            norms = self._norms(node, walk)
             if node.called:
                 self.body.set_submodule(node.module, norms)
             else:
@@ -62,24 +86,15 @@ class Allocation:
                 owner.weight = owner.bias = None
                 owner.add_module(NORMS_NAME, norms)
         elif node.kind == "project" and self.shortcut == "project":
-            inputs, outputs = self.channels(node.inputs[0]), self.channels(node.name)
+            inputs, outputs = walk.channels(node.inputs[0]), walk.channels(node.name)
             assert node.layer is not None
             dims = len(node.layer.size)
-            norms = self._by_width(NORMS[dims], self.choices[node.inputs[1]][0] if node.normed else ())
+            norms = self._by_width(NORMS[dims], walk.choices[node.inputs[1]][0] if node.normed else ())
             self.projections[key(node.name)] = nn.ModuleDict(
                 {"conv": CONVS[dims](inputs, outputs, 1, bias=False), "norm": norms}
             )
 
-    def _sizes(self, node: Node, old: Any) -> tuple[int, int]:
-        """Inputs and outputs of a layer: its own where nothing that it reads, or makes, changes."""
-        linear = isinstance(old, nn.Linear)
-        inputs, outputs = (old.in_features, old.out_features) if linear else (old.in_channels, old.out_channels)
-        source = self.nodes[node.inputs[0]]
-        if source.layout.free:
-            inputs = self.channels(source.name)
-        return inputs, self.channels(node.name) if node.layout.free else outputs
-
-    def _norms(self, node: Node) -> nn.ModuleDict:
+    def _norms(self, node: Node, walk: Walk) -> nn.ModuleDict:
         """One norm for every possible width; after a concatenation one for all widths."""
         old: Any = self.network.module.get_submodule(node.module)
         build: Callable[[int], nn.Module]
@@ -94,9 +109,9 @@ class Allocation:
         else:
             build = partial(NORMS[_dims(old)], eps=old.eps)
         if len(node.segments) > 1 or not plain_runs(node):  # one for every combination of widths would be too many
-            return nn.ModuleDict({ALL: build(self.channels(node.name))})
+            return nn.ModuleDict({ALL: build(walk.channels(node.name))})
         repeat = node.segments[0].repeat
-        return self._by_width(build, [times(width, repeat) for width in self.choices[node.inputs[0]][0]])
+        return self._by_width(build, [times(width, repeat) for width in walk.choices[node.inputs[0]][0]])
 
     def _by_width(self, build: Callable[[int], nn.Module], channels: Sequence[int]) -> nn.ModuleDict:
         if self.norms == "own" or not channels:
@@ -105,11 +120,19 @@ class Allocation:
         return nn.ModuleDict({str(n): whole if n == max(channels) else FirstOf(whole, n) for n in channels})
 
     @torch.no_grad()
-    def keeps_zeros(self, node: Node) -> bool:
-        """Whether channels of zeros stay zeros in a map; False if the node cannot be run alone."""
+    def keeps_zeros(self) -> bool:
+        """Whether channels of zeros stay zeros in every map; False if one cannot be run alone."""
+        one, other, _ = self.walks
+        if not all(self._keeps_zeros(node, one) for node in one.network.nodes):
+            return False
+        with torch.random.fork_rng(()):
+            return one is other or all(self._keeps_zeros(node, other) for node in other.network.nodes)
+
+    def _keeps_zeros(self, node: Node, walk: Walk) -> bool:
         if node.kind != "map":
             return True
-        for shape in ((1, self.channels(node.inputs[0]), 4, 4), (1, self.channels(node.inputs[0]))):
+        channels = walk.channels(node.inputs[0])
+        for shape in ((1, channels, 4, 4), (1, channels)):
             try:
                 out = node.run(self.body.get_submodule, (torch.zeros(shape),))
             except Exception:  # a user's network may raise anything for an input of another shape
@@ -117,13 +140,30 @@ class Allocation:
             return isinstance(out, Tensor) and not out.any()
         return False
 
-    def channels(self, name: str) -> int:
-        """Channels of a node at its widest."""
-        return int(total_channels(self.nodes[name].segments, self.capacity[name]))
+
+def _main(network: Network) -> Network | None:
+    """The steps of training to the outputs of eval mode, where modules make these in both; else None."""
+    trained = network.in_training
+    if not {node.name for node in trained.nodes if node.name == node.module} >= {*network.outputs}:
+        return None
+    needed = {*network.outputs}
+    for node in reversed(trained.nodes):
+        needed.update(node.inputs if node.name in needed else ())
+    nodes = tuple(node for node in trained.nodes if node.name in needed or node.kind == "input")
+    return replace(trained, nodes=nodes, outputs=network.outputs, result=network.result)
 
 
 NORMS_NAME = "by_width"
 """The norms of a module whose forward calls a norm's function on its own tensors."""
+
+
+def _sizes(node: Node, old: Any, walk: Walk) -> tuple[int, int]:
+    """Inputs and outputs of a layer: its own where nothing that it reads, or makes, changes."""
+    linear = isinstance(old, nn.Linear)
+    inputs, outputs = (old.in_features, old.out_features) if linear else (old.in_channels, old.out_channels)
+    if walk.nodes[node.inputs[0]].layout.free:
+        inputs = walk.channels(node.inputs[0])
+    return inputs, walk.channels(node.name) if node.layout.free else outputs
 
 
 def _dims(norm: nn.Module) -> int:

@@ -176,6 +176,7 @@ class SupernetLoop(SearchLoop):
 
     def __init__(self, problem: Problem, options: SupernetOptions, mix: Literal["interpolate", "pad"] = "pad") -> None:
         super().__init__(problem, options, build_supernet(problem, options, mix))
+        self.model.evaluated = self.task.classifies or self.task.train is not None  # the loss takes no other form
 
     def run(self) -> float:
         """All epochs that are missing; the supernet is written to its file where the options ask for it."""
@@ -189,6 +190,17 @@ class SupernetLoop(SearchLoop):
         with self.runner.autocast():
             outputs = self.model(images, draw)
         return precise(outputs)
+
+    def judged(self, images: Inputs, draw: Draw, outputs: Any) -> Any:
+        """What a score takes: `outputs` of a draw in training, or, where these have a form of their own, those of eval
+        mode."""
+        if self.model.evaluated or self.problem.network.returns_alike:
+            return outputs
+        self.model.evaluated = True
+        try:
+            return self.mixed(images, draw)
+        finally:
+            self.model.evaluated = False
 
     def validate(self, archs: Sequence[Arch]) -> list[float]:
         """Accuracy on the validation half of each arch, 0 to 1, its norm statistics estimated for it alone."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from htas.graph import Network, Node
 from htas.graph.network import times, total_channels
 from htas.graph.resize import by_outputs, copy_common, set_count, set_sizes
-from htas.search.allocation import ALL, NORMS_NAME, Allocation, Widths, joined, key, plain
+from htas.search.allocation import ALL, NORMS_NAME, Allocation, Walk, Widths, joined, key
 from htas.search.draw import Draw
 from htas.search.mixing import (
     TURNED,
@@ -69,13 +69,12 @@ class Supernet(nn.Module):
         super().__init__()
         self.network, self.space, self.shortcut, self.mix = network, space, shortcut, mix
         allocation = Allocation(network, space, shortcut, norms)
-        self.capacity, self.widest, self._nodes = allocation.capacity, allocation.widest, allocation.nodes
-        self._plain = {node.name for node in network.nodes if node.kind in ("conv", "grouped") and plain(node)}
-        """Layers that make all channels of one site: their widths are mixed by their norm."""
+        self.widest, self._walks = allocation.widest, allocation.walks
         self.body, self.projections = allocation.body, allocation.projections
-        self._producer = {node.norm: node for node in network.nodes if node.name in self._plain and node.norm}
+        self.evaluated = False
+        """Whether it returns in training what it returns in eval mode, without auxiliary outputs."""
         self._identities: dict[tuple[int, int, int, torch.device], Tensor] = {}
-        self._block = BLOCK if all(map(allocation.keeps_zeros, network.nodes)) else 1
+        self._block = BLOCK if allocation.keeps_zeros() else 1
         self._changing = {path.rpartition(".")[0] for path in network.layouts} | {leaf[1] for leaf in network.counted}
         """Modules that change with widths."""
         reset(self)
@@ -86,9 +85,9 @@ class Supernet(nn.Module):
     def inherit(self, trained: nn.Module) -> None:
         """Copy the weights of a trained base network into every slice and norm that they fit."""
         into, out = self.body.state_dict(), trained.state_dict()
-        for node in self.network.nodes:
-            if node.kind in ("norm", "layer_norm"):
-                self._inherit_norm(node, trained.get_submodule(node.module))
+        nodes = chain(*(walk.network.nodes for walk in self._walks))
+        for node in {node.module: node for node in nodes if node.kind in ("norm", "layer_norm")}.values():
+            self._inherit_norm(node, trained.get_submodule(node.module))
         for name, values in out.items():
             if name not in into or name not in self.network.module.state_dict():
                 continue
@@ -123,8 +122,9 @@ class Supernet(nn.Module):
 
     def forward(self, images: Tensor | tuple[Tensor, ...], draw: Draw) -> Any:
         """The network's output for [N, C, H, W], or a tensor for each input, under one draw."""
-        values = self.values(images, draw, self.network.outputs)
-        return self.network.result(tuple(values[name] for name in self.network.outputs))
+        steps = self._walk.network
+        values = self.values(images, draw, steps.outputs)
+        return steps.result(tuple(values[name] for name in steps.outputs))
 
     def values(self, images: Tensor | tuple[Tensor, ...], draw: Draw, names: Sequence[str]) -> dict[str, Any]:
         """What some nodes compute under one draw, by name, without the channels of zeros after the others."""
@@ -133,7 +133,7 @@ class Supernet(nn.Module):
         deepest = {site: max(k for k, p in enumerate(weights) if positive(p)) for site, weights in draw.depths.items()}
         now = {site: max(candidates) for site, (candidates, _) in draw.widths.items()}
         inputs = iter((images,) if isinstance(images, Tensor) else images)
-        for node in self.network.nodes:
+        for node in self._walk.network.nodes:
             if any(block > deepest[site] for site, block in node.blocks):
                 continue
             if node.kind == "input":
@@ -144,19 +144,23 @@ class Supernet(nn.Module):
                 now[node.segments[0].site] = max(widths[node.name])
         return {name: self._narrowed(name, values[name], widths[name]) for name in names if name in values}
 
+    @property
+    def _walk(self) -> Walk:
+        return self._walks[self.training * (1 + self.evaluated)]
+
     def _step(
         self, node: Node, values: dict[str, Any], widths: dict[str, Widths], draw: Draw, now: dict[str, int]
     ) -> tuple[Any, Widths]:
         if node.kind == "depth":
             return self._mix_depths(node, values, widths, draw.depths[node.site])
         if node.kind == "value" and node.param:
-            return self._param(node, now), ()
+            return self._slice(node.param, now), ()
         inputs = tuple(values[name] for name in node.inputs)
         before = tuple(widths[name] for name in node.inputs)
-        if node.kind not in ROOMY or node.axis != 1 or self._nodes[node.inputs[0]].axis != 1 or not node.called:
+        if node.kind not in ROOMY or node.axis != 1 or self._walk.nodes[node.inputs[0]].axis != 1 or not node.called:
             named = zip(node.inputs, inputs, before, strict=True)
             inputs = tuple(self._narrowed(name, value, sizes) for name, value, sizes in named)
-        if node.name in self._plain:
+        if node.name in self._walk.plain:
             if node.kind == "conv":
                 return self._conv(node, inputs[0], before[0], draw)
             return self._grouped(node, inputs[0], before[0]), before[0]
@@ -219,9 +223,6 @@ class Supernet(nn.Module):
             if layouts and layouts[0] is not None and len(layouts[0].runs) > 1 and buffer.dim() == 1:
                 tensor[layouts[0].common(self.widest, now)[0].to(tensor.device)] = buffer
 
-    def _param(self, node: Node, now: Mapping[str, int]) -> Tensor:
-        return self._slice(node.param, now)
-
     def _slice(self, path: str, now: Mapping[str, int]) -> Tensor:
         """A parameter or buffer at the widths of now."""
         tensor: Tensor = attrgetter(path)(self.body)
@@ -236,7 +237,7 @@ class Supernet(nn.Module):
 
     def _fitted(self, name: str, value: Any, now: Mapping[str, int]) -> Any:
         """A value with as many channels as its layout has now: without those of zeros at its end, or with more."""
-        node = self._nodes[name]
+        node = self._walk.nodes[name]
         if not isinstance(value, Tensor) or node.kind == "value" or node.axis >= value.dim() or not node.layout.free:
             return value
         size = node.layout.size(now)
@@ -268,7 +269,7 @@ class Supernet(nn.Module):
         width = max(candidates) if node.layout.free else len(by_outputs(module))
         rows = self._rows(node, width) if node.norm and len(candidates) > 1 else width
         bias = module.bias[:rows] if module.bias is not None else None  # type: ignore[index]
-        channels = inputs.shape[self._nodes[node.inputs[0]].axis]
+        channels = inputs.shape[self._walk.nodes[node.inputs[0]].axis]
         weight = self._sliced(by_outputs(module), rows, node, before, channels)
         if isinstance(module, nn.Linear):
             out = F.linear(inputs, weight, bias)
@@ -287,16 +288,16 @@ class Supernet(nn.Module):
     def _rows(self, node: Node, width: int) -> int:
         """Number of channels to compute for a width: whole blocks, while there are weights. The mixture turns the
         surplus into zeros."""
-        return min(-(-width // self._block) * self._block, self.capacity[node.name][0])
+        return min(-(-width // self._block) * self._block, self._walk.capacity[node.name][0])
 
     def _sliced(self, weight: Tensor, width: int, node: Node, before: Widths, channels: int) -> Tensor:
         """Rows of the outputs; columns of the input channels by index map: [width, channels, ...]."""
-        layout = self._nodes[node.inputs[0]].layout
+        layout = self._walk.nodes[node.inputs[0]].layout
         if not layout.free:
             return weight[:width]
         if len(layout.runs) == 1:
             return weight if weight.shape[:2] == (width, channels) else weight[:width, :channels]
-        return weight[:width].index_select(1, self._index(self._nodes[node.inputs[0]], before, weight.device))
+        return weight[:width].index_select(1, self._index(self._walk.nodes[node.inputs[0]], before, weight.device))
 
     def _grouped(self, node: Node, inputs: Tensor, before: Widths) -> Tensor:
         module = self.body.get_submodule(node.module)
@@ -322,7 +323,7 @@ class Supernet(nn.Module):
             inputs = self._fitted(node.inputs[0], inputs, now)
             index = node.layout.common(self.widest, now)[0].to(inputs.device)
             return self._part(norms[ALL], inputs, index, draw.momentum), before
-        source = self._producer.get(node.name)
+        source = self._walk.producers.get(node.name)
         if source is None or not source.site or len(draw.widths[source.site][0]) == 1:
             inputs = self._narrowed(node.inputs[0], inputs, before)
             return self._one(norms[str(inputs.shape[1])], inputs, draw.momentum), before
@@ -338,8 +339,8 @@ class Supernet(nn.Module):
 
     def _part(self, norm: nn.Module, inputs: Tensor, index: Tensor, momentum: float) -> Tensor:
         """Norm of some channels, by their numbers."""
-        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
-        assert norm.running_mean is not None and norm.running_var is not None
+        assert isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
+        assert norm.running_var is not None
         mean, var, eps = norm.running_mean[index], norm.running_var[index], norm.eps
         out = F.batch_norm(inputs, mean, var, norm.weight[index], norm.bias[index], self.training, momentum, eps)
         if self.training:
@@ -426,8 +427,7 @@ class Supernet(nn.Module):
         if all(candidate == have for candidate in candidates):
             return inputs, before[1]
         conv, norms = parts["conv"], parts["norm"]
-        assert isinstance(norms, nn.ModuleDict)
-        assert isinstance(conv, nn.modules.conv._ConvNd)
+        assert isinstance(norms, nn.ModuleDict) and isinstance(conv, nn.modules.conv._ConvNd)
         projected = conv._conv_forward(inputs, conv.weight[:width, :have], None)
         total: Any = 0.0
         for index, candidate in enumerate(candidates):
@@ -441,13 +441,13 @@ class Supernet(nn.Module):
 
     def _candidates(self, name: str, widths: Widths, draw: Draw) -> tuple[Widths, Any]:
         """Candidates and weights of a branch: those of its last convolution."""
-        node = self._nodes[name]
-        while node.kind in ("norm", "map"):
-            node = self._nodes[node.inputs[0]]
+        node = self._walk.nodes[name]
+        while node.kind in ("norm", "map") or (node.kind == "move" and node.segments == node.consumed):
+            node = self._walk.nodes[node.inputs[0]]
         return draw.widths[node.site] if node.kind == "conv" and node.site else (widths, (1.0,))
 
     def _join(self, node: Node, inputs: tuple[Any, ...], before: tuple[Widths, ...]) -> tuple[Tensor, Widths]:
-        first = node.axis == 1 and all(self._nodes[name].axis == 1 for name in node.inputs)
+        first = node.axis == 1 and all(self._walk.nodes[name].axis == 1 for name in node.inputs)
         if first and (self.shortcut == "pad" or len(set(before)) == 1):
             width = max(value.shape[1] for value in inputs)
             inputs = tuple(padded_to(value, width) for value in inputs)
@@ -463,7 +463,8 @@ class Supernet(nn.Module):
         shares = stacked([p for p, _ in used], values[used[0][1]].device)
         if len(wide) > 1:  # ends that are concatenated have one width each; channels of zeros may follow
             parts = [
-                values[name][:, : int(total_channels(self._nodes[name].segments, widths[name]))] for _, name in used
+                values[name][:, : int(total_channels(self._walk.nodes[name].segments, widths[name]))]
+                for _, name in used
             ]
             return WeightedSum.apply(shares, *parts), wide  # type: ignore[no-untyped-call]
         width = max(values[name].shape[1] for _, name in used)
@@ -479,7 +480,7 @@ class Supernet(nn.Module):
 
     def _narrowed(self, name: str, value: Any, widths: Widths) -> Any:
         """A value without the channels of zeros at its end."""
-        node = self._nodes[name]
+        node = self._walk.nodes[name]
         if (
             len(widths) != 1
             or not isinstance(value, Tensor)

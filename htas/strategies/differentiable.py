@@ -321,7 +321,8 @@ class _Search(SupernetLoop):
         """Loss and score on the other half, scalars; computes no gradient of any weight."""
         self.model.requires_grad_(False)
         with torch.set_grad_enabled(learn):
-            output = self.mixed(images, self.logits.draw(temperature, generator))
+            draw = self.logits.draw(temperature, generator)
+            output = self.mixed(images, draw)
             loss = self.task.loss(output, labels)
             if learn:
                 self.adam.zero_grad()
@@ -329,7 +330,7 @@ class _Search(SupernetLoop):
                 self.adam.step()
         self.model.requires_grad_(True)
         with torch.no_grad():
-            score = scalar(self.task.score(output, labels), loss)
+            score = scalar(self.task.score(self.judged(images, draw, output), labels), loss)
         return loss.detach(), score.to(loss.dtype)
 
     def _penalty(self) -> Tensor:

@@ -86,5 +86,7 @@ def tuple_of(value: Any, dims: int) -> tuple[int, ...]:
 def counted_macs(node: "Node", call: Call, layouts: Iterable["Layout"], emitter: "Emitter") -> "Node":
     """A node without a layer, with its multiply-adds and the dimensions that they grow with."""
     assert isinstance(node.run, Step)
+    if emitter.again:
+        return node
     macs = macs_of(node.run, emitter.labels.modules.__getitem__, len(emitter.follower.examples[0]))
     return replace(node, macs=macs, scaled=tuple(layout for layout in layouts if layout.free))

@@ -124,4 +124,4 @@ def _is_batch_norm(call: Call, emitter: "Emitter") -> bool:
 def _read_beside(call: Call, emitter: "Emitter") -> bool:
     """Whether another step reads a tensor of the module that is called."""
     tensors = (emitter.labels.values.get(f"{call.module}.{name}") for name in TENSORS)
-    return bool(call.module) and any(value in emitter.follower.reads.users for value in tensors if value is not None)
+    return bool(call.module) and any(value in emitter.mode.reads.users for value in tensors if value is not None)

@@ -111,7 +111,7 @@ class Pointwise(Kind):
         if len(order) == 2:
             if not order[1].derived and order[1].param and _scale_axis(order, value, emitter) is not None:
                 return "scale"
-            if call in emitter.follower.skips or all(emitter.same(each, value) for each in order):
+            if call in emitter.mode.skips or all(emitter.same(each, value) for each in order):
                 return "join"
         return super().free_kind(call, value, order, emitter)
 
@@ -124,7 +124,7 @@ class Pointwise(Kind):
         if node.kind != "join":
             return super().complete(node, call, value, emitter)
         layer = Layer("add", node.base, node.base, emitter.unit(call, value))
-        if emitter.follower.adds == "project" and call in emitter.follower.skips:
+        if emitter.follower.adds == "project" and call in emitter.mode.skips:
             return _projected(node, call, layer, emitter)
         plain = call.name in ADDS and call.values[0].shape == call.values[1].shape and len(value.shape) >= 3
         return replace(node, layer=layer if plain else None)
@@ -142,7 +142,7 @@ def _scale_axis(order: list[Value], value: Value, emitter: "Emitter") -> int | N
 
 def _projected(node: "Node", call: Call, add: Layer, emitter: "Emitter") -> "Node":
     """With a project node on the shortcut of an addition."""
-    skip, branch = emitter.follower.skips[call]
+    skip, branch = emitter.mode.skips[call]
     source, other = (emitter.nodes[node.inputs[place]] for place in (skip, branch))
     owner = node.name.rsplit(":", 1)[0]
     stem = f"{owner}.project" if owner else "project"
