@@ -254,23 +254,38 @@ def hooked() -> nn.Module:
     return made
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        Overwrites(True), Overwrites(False), hooked(), Branches(), Sorts(), Adds(),
-        nn.Conv2d(3, 3, 3, padding="same"), nn.Conv2d(3, 3, 3, padding_mode="reflect"),
-        nn.MaxPool2d(2, ceil_mode=True), nn.AdaptiveAvgPool2d(2), nn.Linear(8, 4), nn.GroupNorm(1, 3),
-        nn.BatchNorm2d(3, track_running_stats=False), nn.LeakyReLU(),
-    ],
-    ids=lambda model: type(model).__name__,
-)  # fmt: skip
-def test_a_network_with_a_step_that_is_not_known_is_left_to_the_exporter(model):
+UNKNOWN = [
+    Overwrites(True), Overwrites(False), hooked(), Branches(), Sorts(), Adds(),
+    nn.Conv2d(3, 3, 3, padding="same"), nn.Conv2d(3, 3, 3, padding_mode="reflect"),
+    nn.MaxPool2d(2, ceil_mode=True), nn.AdaptiveAvgPool2d(2), nn.Linear(8, 4), nn.GroupNorm(1, 3),
+    nn.BatchNorm2d(3, track_running_stats=False), nn.LeakyReLU(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", UNKNOWN, ids=lambda model: type(model).__name__)
+def test_a_network_with_a_step_that_is_not_known_is_not_written_directly(model):
     images = torch.randn(2, 3, 8, 8)
     assert written_graph(model.eval(), (images,)) is None
-    if not isinstance(model, Branches):
-        (found,) = run_onnx(static_graph(model.eval(), (images,)), [images])
-        assert torch.allclose(found, model(images.clone()), atol=1e-4)
     assert written_graph(Two(), (images,)) is not None, "without a hook"
+
+
+class Each(nn.Module):
+    """The outputs of several networks."""
+
+    def __init__(self, models: list[nn.Module]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(model(images) for model in self.models)
+
+
+def test_steps_that_are_not_known_are_left_to_the_exporter():
+    models = [model for model in UNKNOWN if not isinstance(model, Branches)]
+    images = torch.randn(2, 3, 8, 8)
+    found = run_onnx(static_graph(Each(models).eval(), (images,)), [images])
+    for model, own in zip(models, found, strict=True):
+        assert torch.allclose(own, model(images.clone()), atol=1e-4), model
 
 
 def test_a_network_in_fp16_is_exported_in_fp16(network):

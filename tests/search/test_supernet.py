@@ -1,6 +1,7 @@
 """The supernet equals the network that is cut out of it, and its mixtures a plain computation of TAS's formulas."""
 
 import copy
+import itertools
 import random
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -334,12 +335,22 @@ def gradients(loss: Tensor, made: Supernet, leaves: list[Tensor]) -> Mapping[str
     return {**found, **{f"mixture {index}": leaf.grad for index, leaf in enumerate(leaves)}}
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("mix", ["interpolate", "pad"])
-@pytest.mark.parametrize(
-    "adds, shortcut", [("join", "project"), ("project", "project"), ("project", "pad")], ids=["join", "project", "pad"]
-)
-@pytest.mark.parametrize("family", [CifarResNet(14), CifarResNet(20, "bottleneck")], ids=lambda f: f.block)
+def mixtures() -> Iterator[Any]:
+    """Every way to mix; those of the quick tests have every pair of two choices, the others are slow."""
+    choices = (
+        [CifarResNet(14), CifarResNet(20, "bottleneck")],
+        ["join", "project", "pad"],
+        ["interpolate", "pad"],
+        [True, False],
+    )
+    for family, kind, mix, training in itertools.product(*choices):
+        adds, shortcut = ("join", "project") if kind == "join" else ("project", kind)
+        odd = (family.block == "basic") ^ (mix == "pad") ^ training
+        name = f"{family.block}-{kind}-{mix}-{'train' if training else 'eval'}"
+        yield pytest.param(family, adds, shortcut, mix, training, id=name, marks=[pytest.mark.slow] if odd else [])
+
+
+@pytest.mark.parametrize("family, adds, shortcut, mix, training", list(mixtures()))
 def test_a_mixture_and_its_gradients_equal_the_plain_computation(family, adds, shortcut, mix, training):
     network = traced(family, adds)
     space = four_widths(network)
