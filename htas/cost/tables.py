@@ -23,7 +23,7 @@ from torch import Tensor
 
 from htas.cost.model import CostModel, by_block, expectation, keeps
 from htas.errors import UserError
-from htas.graph import Arch, Network
+from htas.graph import Arch, Network, Node
 from htas.graph.layer import Layer, Template
 from htas.graph.layout import Layout
 from htas.graph.network import Step, times
@@ -305,10 +305,18 @@ class CountCost(LayerCost):
                     segment.site: mixture(width) for segment, width in parts if segment.site not in space.widths
                 }
             if self.count == "macs" and step.node.layer is None and step.node.macs:
-                layouts, base = step.node.scaled, self.network.base_widths
-                each = step.node.macs / prod(layout.size(base) for layout in layouts)
-                total = total + step.share * each * sizes.product(layouts)
+                total = total + step.share * self._beside(step.node, sizes)
+        if self.count == "macs":
+            keep = {name: keeps(space.depths[name], depths[name], s.base) for name, s in self.network.depths.items()}
+            for node in self.network.nodes:
+                if node.kind == "value" and node.macs:
+                    total = total + prod(keep[site][block] for site, block in node.blocks) * self._beside(node, sizes)
         return torch.as_tensor(total + (self._params(space, depths, sizes) if self.count == "params" else 0.0))
+
+    def _beside(self, node: Node, sizes: "_Sizes") -> Any:
+        """Expected multiply-adds of a node without a layer, where it runs."""
+        each = node.macs / prod(layout.size(self.network.base_widths) for layout in node.scaled)
+        return each * sizes.product(node.scaled)
 
     def _params(self, space: Space, depths: Mapping[str, Tensor], sizes: "_Sizes") -> Any:
         """Expected parameters of the module itself."""

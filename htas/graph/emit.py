@@ -12,6 +12,7 @@ from htas.graph.blocks import Blocks
 from htas.graph.channels import Ids
 from htas.graph.follow import Follower, Mode
 from htas.graph.kinds import Convolution, conv, kind_of
+from htas.graph.kinds.product import Product
 from htas.graph.labels import Dims, title
 from htas.graph.layer import ACTIVATIONS
 from htas.graph.layout import Layout, Run
@@ -195,7 +196,9 @@ class Emitter:
                 name, "value", inputs, step, module=module, segments=self.segments(layout), layout=layout,
                 axis=self.axis(value), blocks=blocks,
             )  # fmt: skip
-            self._add(conv.counted_in(node, call, self) if isinstance(step_kind, Convolution) else node, value)
+            if isinstance(step_kind, Convolution):
+                node = conv.counted_in(node, call, self)
+            self._add(step_kind.complete(node, call, value, self) if isinstance(step_kind, Product) else node, value)
             return
         order = step_kind.order(call, derived, self)
         kind = step_kind.node_kind(call, value, order, self)

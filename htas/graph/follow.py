@@ -141,8 +141,8 @@ class Follower:
     def _note_made(self, call: Call) -> None:
         if not isinstance(kind_of(call, self.labels), Convolution):
             return
-        for ids in self.labels.of(call.outputs[0]).values():
-            self.made.append(ids)
+        outputs = self.labels.of(call.outputs[0]).get(conv.axis_of(call, self.labels))
+        self.made += [outputs] if outputs is not None else []
         weight = conv.parts(call, self.labels)[1]
         owner = call.module or weight.param.rpartition(".")[0] or call.owner
         if self._ignored(owner):

@@ -51,13 +51,35 @@ class Joined(nn.Module):
         return self.last(torch.cat([self.one(x), self.two(x)], 1)).mean((2, 3))  # type: ignore[no-any-return]
 
 
+class Constant(nn.Module):
+    """Blocks whose channels are weighted by a layer of a parameter, for all images at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 5)
+        self.blocks = nn.Sequential(*(Weighted() for _ in range(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.blocks(self.stem(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Weighted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.layer = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.Linear(2, 4)
+        self.table = nn.Parameter(torch.randn(6, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x) * self.layer(self.table).mean(0)[None, :, None, None]
+
+
 @cache
 def network(name: str) -> Network:
     example = torch.zeros(1, *IMAGE)
     if name == "own":
         return trace(Own(), example)
-    if name == "joined":
-        return trace(Joined(), example)
+    if name in ("joined", "constant"):
+        return trace(Joined() if name == "joined" else Constant(), example)
     depth, adds = name.split()
     kind: Literal["join", "project"] = "project" if adds == "project" else "join"
     return trace(CifarResNet(int(depth)).build(5), example, adds=kind)
@@ -181,7 +203,7 @@ def test_its_gradient_is_that_of_finite_differences(name: str) -> None:
             assert own == pytest.approx(slope, rel=1e-4, abs=1e-7)
 
 
-@pytest.mark.parametrize("name", ["own", "joined", "14 join", "14 project"])
+@pytest.mark.parametrize("name", ["own", "joined", "constant", "14 join", "14 project"])
 def test_counts_are_those_of_the_network(name: str) -> None:
     net = network(name)
     space = small(net, 3)

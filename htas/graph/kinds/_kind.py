@@ -88,5 +88,6 @@ def counted_macs(node: "Node", call: Call, layouts: Iterable["Layout"], emitter:
     assert isinstance(node.run, Step)
     if emitter.again:
         return node
-    macs = macs_of(node.run, emitter.labels.modules.__getitem__, len(emitter.follower.examples[0]))
+    images = 1 if node.kind == "value" else emitter.labels.images
+    macs = macs_of(node.run, emitter.labels.modules.__getitem__, images)
     return replace(node, macs=macs, scaled=tuple(layout for layout in layouts if layout.free))

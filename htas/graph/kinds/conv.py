@@ -253,10 +253,14 @@ def made_by(call: Call, emitter: "Emitter") -> Ids | None:
 
 
 def counted_in(node: "Node", call: Call, emitter: "Emitter") -> "Node":
-    """A layer of constants with its multiply-adds, but for a bias: these grow with both sides."""
+    """A layer of constants with its multiply-adds, but for a bias, once for any number of images: these grow with both
+    sides."""
+    weight, read = parts(call, emitter.labels)[1].shape, call.values[0]
+    turned = layer_of(call, emitter.labels).op == "conv_transpose"
+    macs = prod(weight[1:]) * prod((read if turned else call.outputs[0]).shape)
     made = (emitter.atoms.layout(ids) for ids in emitter.labels.of(call.outputs[0]).values())
     scaled = {*emitter.read_layouts(call), *(layout for layout in made if layout.free)}
-    return replace(node, macs=replace(layer_of(call, emitter.labels), bias=False).macs, scaled=tuple(scaled))
+    return replace(node, macs=macs, scaled=tuple(scaled))
 
 
 def _along(call: Call, emitter: "Emitter") -> bool:
