@@ -4,7 +4,6 @@ What is taken over is the widths that a criterion leaves at each site; the netwo
 others are.
 """
 
-import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from htas.errors import UserError
 from htas.experiments.arm_tables import CRITERIA
 from htas.graph import Arch, Network
+from htas.graph.modes import copied
 from htas.graph.resize import by_outputs
 from htas.plugins import needed
 from htas.text import no_such
@@ -30,7 +30,7 @@ def pruned(network: Network, model: nn.Module, example: Tensor, criterion: str, 
     importance = _importance(criterion)
     import torch_pruning  # type: ignore[import-untyped]
 
-    model = copy.deepcopy(model).cpu().eval()
+    model = copied(model).cpu().eval()
     layers = [node for node in network.nodes if node.kind == "conv"]
     frozen = [
         model.get_submodule(node.module) for node in layers if len(node.segments) > 1 or not node.segments[0].site

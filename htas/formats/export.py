@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +15,7 @@ from htas.errors import UserError
 from htas.files import write_bytes
 from htas.formats.onnx import cannot_export, network_graph, quiet
 from htas.formats.parity import largest_difference
+from htas.graph.modes import copied
 from htas.plugins import needed
 from htas.text import listing
 
@@ -37,7 +37,7 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: Path) -> 
     if path.suffix not in _FORMATS:
         raise UserError(f"cannot export to {path.name!r}: the suffix must be one of {listing(_FORMATS)}")
     write, read = _FORMATS[path.suffix]
-    network = deepcopy(model).eval().cpu()
+    network = copied(model).eval().cpu()
     inputs = tuple(each.detach().cpu() for each in ((example,) if isinstance(example, Tensor) else example))
     # an exporter takes a batch of one for a constant
     content = write(network, tuple(each.repeat(2, *[1] * (each.ndim - 1)) for each in inputs))

@@ -6,7 +6,6 @@ torch.fx graph, with the operators that the exporter would write (a test compare
 with any other step is left to the exporter. Files for the user are always the exporter's.
 """
 
-import copy
 import logging
 import operator
 import warnings
@@ -23,6 +22,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from htas.data.split import Shape
 from htas.errors import UserError
 from htas.graph.layer import Layer, Sizes, Sum
+from htas.graph.modes import copied
 from htas.timing.allocator import collector_off
 
 OPSET = 20
@@ -159,7 +159,7 @@ def _layer(writer: "Writer", layer: Layer, module: nn.Module, inputs: list[str])
 
 def is_written(model: nn.Module, example: tuple[Tensor, ...]) -> bool:
     """Whether a network is written here, for inputs like `example`, [N, *shape] each, and not by the slow exporter."""
-    return written_graph(copy.deepcopy(model).eval().cpu(), example) is not None
+    return written_graph(copied(model).eval().cpu(), example) is not None
 
 
 def static_graph(model: nn.Module, example: tuple[Tensor, ...]) -> bytes:

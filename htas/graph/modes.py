@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 T = TypeVar("T", bound=nn.Module)
+USUAL = frozenset(vars(nn.Module()))
+"""What every module holds."""
 
 
 @contextmanager
@@ -41,7 +43,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
 
 def _contents(part: nn.Module) -> list[tuple[Any, Any]]:
     """What the lists, dictionaries and sets that a module holds have in them."""
-    held = [value for name, value in vars(part).items() if not name.startswith("_")]
+    held = [value for name, value in vars(part).items() if name not in USUAL]
     return [(value, copy.copy(value)) for value in held if type(value) in (list, dict, set)]
 
 
@@ -50,7 +52,7 @@ def copied(module: T) -> T:
     values."""
     memo: dict[int, Any] = {}
     for part in module.modules():
-        for leaf in tree_leaves([value for name, value in vars(part).items() if not name.startswith("_")]):
+        for leaf in tree_leaves([value for name, value in vars(part).items() if name not in USUAL]):
             if isinstance(leaf, Tensor) and not leaf.is_leaf:
                 memo[id(leaf)] = leaf.detach().clone()
     return copy.deepcopy(module, memo)

@@ -1,7 +1,6 @@
 """Multiply-adds of one image, which many papers call FLOPs."""
 
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from htas.graph.layer import Layer
+from htas.graph.modes import copied
 from htas.metrics import Case, CountedMetric
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Macs(CountedMetric):
 
 def count_macs(model: nn.Module, *shapes: tuple[int, ...]) -> int:
     """Multiply-adds of a network for one image, with a shape for each input; counted while a copy runs."""
-    network = deepcopy(model).eval().cpu()
+    network = copied(model).eval().cpu()
     counts: list[int] = []
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

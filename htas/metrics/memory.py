@@ -3,7 +3,6 @@
 import sys
 import weakref
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from htas.graph.layer import Layer
+from htas.graph.modes import copied
 from htas.metrics import Case, CountedMetric
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Memory(CountedMetric):
             if isinstance(case, Layer):
                 network, inputs = case.build(), case.example(self.target.batch)
             else:
-                network, inputs = deepcopy(case).eval(), self.target.example()
+                network, inputs = copied(case).eval(), self.target.example()
         return peak_on_cuda(network, inputs) if self.target.device == "cuda" else peak(network.cpu(), inputs)
 
 
@@ -74,7 +74,7 @@ class Life:
 
 def lives(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[Life]:
     """Every storage of a pass on the CPU in order of birth, the inputs first; inputs live to the end."""
-    living, network = _Living(), deepcopy(network)
+    living, network = _Living(), copied(network)
     for name, part in network.named_modules():
         part.register_forward_pre_hook(partial(living.enter, name))
         part.register_forward_hook(living.leave)

@@ -1,7 +1,6 @@
 """Programs of copies of networks, of layers and files; or one sentence why there is none."""
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ from htas.errors import UserError
 from htas.formats.onnx_file import OnnxFile
 from htas.formats.parity import first, largest_difference, tolerance
 from htas.graph.layer import Layer
+from htas.graph.modes import copied
 from htas.runtimes import Program
 from htas.timing.target import Target
 
@@ -125,7 +125,7 @@ def in_words(layer: Layer) -> str:
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    return deepcopy(model).eval().cpu()
+    return copied(model).eval().cpu()
 
 
 def _is_memory(error: BaseException) -> bool:
@@ -157,7 +157,7 @@ def _culprit(network: nn.Module, example: tuple[Tensor, ...], build: Build) -> s
         if kind not in built:
             built.add(kind)
             try:
-                build(deepcopy(parts[path]), inputs)
+                build(copied(parts[path]), inputs)
             except Exception:
                 return f"layer {path!r} ({type(parts[path]).__name__})"
     return ""

@@ -7,6 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from htas.formats.export import export
+from htas.formats.onnx import is_written
+from htas.metrics.macs import count_macs
+from htas.metrics.memory import Memory
+from htas.timing.target import Target
 
 
 class Small(nn.Module):
@@ -121,3 +125,24 @@ class Pair(nn.Module):
 @pytest.mark.parametrize("suffix", ["onnx", "pt2", "xml"])
 def test_all_outputs_of_a_network_are_compared(suffix: str, tmp_path: Path) -> None:
     assert export(Pair(), torch.randn(2, 3, 8, 8), tmp_path / f"pair.{suffix}") < 1e-5
+
+
+class Keeping(Small):
+    """Keeps tensors of its last run on itself."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.features = [self.conv(images)]
+        self._last = super().forward(images)
+        return self._last
+
+
+def test_a_network_that_has_just_been_trained_is_copied_everywhere(tmp_path: Path) -> None:
+    """What it has kept of its last step has gradients, which copy.deepcopy refuses."""
+    network, images = Keeping(), torch.randn(2, 3, 8, 8)
+    network(images).sum().backward()
+    target = Target(runtime="onnxruntime", batch=2, shapes=((3, 8, 8),))
+    assert export(network, images, tmp_path / "net.onnx") < 1e-4
+    assert count_macs(network, (3, 8, 8)) == 2 * 4 * 27 * 36 + 5 * 5  # its convolution runs twice
+    is_written(network, (images,))
+    assert Memory(target).measure([network])[0].estimate > 0
+    assert network._last.requires_grad
