@@ -1,6 +1,7 @@
 """Refusals of networks that are hooked, quantised, compiled, without sizes, or on another device."""
 
 import inspect
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ QUANTISED = ("torch.ao.", "torch.nn.quantized", "torch.nn.qat", "torch.nn.intrin
 def check(module: nn.Module) -> None:
     """Raise UserError, in one sentence, where a network could not be searched rightly."""
     if isinstance(module, torch.jit.ScriptModule):
+        name, place = module.original_name, _source(_class_of(module))
+        loaded = f", an object of {name} ({place})" if place else f", {name}(...), with the weights loaded into it"
         raise UserError(
-            f"{module.original_name} is compiled by TorchScript (torch.jit), which keeps its sizes: give the network "
-            "in Python that it was made from"
+            f"{name} is compiled by TorchScript (torch.jit), which keeps its sizes: give the network in Python that it "
+            f"was made from{loaded}"
         )
     for name, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
@@ -29,7 +32,8 @@ def check(module: nn.Module) -> None:
         title = f"{type(part).__name__} {name}" if name else type(part).__name__
         if isinstance(part, nn.modules.lazy.LazyModuleMixin) and part.has_uninitialized_params():  # type: ignore[misc]
             raise UserError(
-                f"{title} has no sizes before its first run: run it once, model(example), and give the network then"
+                f"{title}{_holder(module, name)} has no sizes before its first run: run it once, model(example), and "
+                "give the network then"
             )
         for kind, hook in _hooks(part):
             raise UserError(
@@ -38,8 +42,8 @@ def check(module: nn.Module) -> None:
             )
         if type(part).__module__.startswith(QUANTISED):
             raise UserError(
-                f"{title} is quantised ({type(part).__module__}): give the network in floating point, and quantise the "
-                "one found"
+                f"{title}{_holder(module, name)} is quantised ({type(part).__module__}): give the network in floating "
+                "point, as it was before it was prepared or converted, and quantise the one that comes out"
             )
     for name, parameter in module.named_parameters():
         if parameter.dtype in (torch.float16, torch.bfloat16):
@@ -85,6 +89,32 @@ def _ends(record: Record, modules: dict[str, nn.Module]) -> list[tuple[str, str]
     outputs = values_in(record.outputs)
     before = [next((each for each in (out.call.values if out.call else ()) if each.derived), None) for out in outputs]
     return list(zip(map(name, outputs), map(name, before), strict=True))
+
+
+def _class_of(scripted: Any) -> type | None:
+    """The class in Python that a scripted module was made from; None where it is not loaded."""
+    _, *path, name = scripted._c._type().qualified_name().split(".")
+    path = [each for each in path if not each.startswith("___torch_mangle")]
+    kind = getattr(sys.modules.get(".".join(path)), name, None)
+    return kind if isinstance(kind, type) else None
+
+
+def _source(kind: type | None) -> str:
+    """File and line of a class; empty where there are none."""
+    try:
+        return f"{inspect.getsourcefile(kind)}, line {inspect.getsourcelines(kind)[1]}" if kind is not None else ""
+    except (OSError, TypeError):  # typed at a prompt
+        return ""
+
+
+def _holder(module: nn.Module, name: str) -> str:
+    """The innermost class around a submodule that is not PyTorch's, with its file and line."""
+    parts = name.split(".") if name else []
+    around = [module.get_submodule(".".join(parts[:count])) for count in range(len(parts), -1, -1)]
+    libraries = ("torch.", "torchao", "bitsandbytes")
+    kinds = [type(each) for each in around if not type(each).__module__.startswith(libraries)]
+    place = _source(kinds[0]) if kinds else ""
+    return f" of {kinds[0].__name__} ({place})" if place else ""
 
 
 def _hooks(module: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -1,10 +1,12 @@
 """Networks in the ways people write them: what is free in each, what is not and why, and that nothing is wrong."""
 
 import copy
+import inspect
 import io
 import pickle
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -1143,6 +1145,43 @@ def test_what_cannot_be_resized_is_refused_in_one_sentence() -> None:
         with pytest.raises(UserError) as caught:
             trace(module, torch.zeros(IMAGES))
         assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def held(part: nn.Module) -> nn.Module:
+    return Parts(lambda net, x: net.part(x), part=part)
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, of old parts of it
+@pytest.mark.parametrize(
+    "make, way, line",
+    [
+        (
+            lambda: torch.jit.trace(Auxiliary().eval(), torch.zeros(IMAGES)),
+            "in Python that it was made from",
+            Auxiliary,
+        ),
+        (lambda: held(nn.Sequential(nn.LazyLinear(4))), "run it once, model(example)", Parts),
+        (lambda: held(nn.LazyConv2d(4, 3)), "run it once, model(example)", Parts),
+        (lambda: held(torch.ao.nn.quantized.Conv2d(3, 4, 3)), "give the network in floating point", Parts),
+        (lambda: held(torch.ao.nn.qat.Linear(3, 4, qconfig=torch.ao.quantization.default_qconfig)), "floating", Parts),
+        (lambda: nn.Sequential(torch.ao.nn.quantized.Conv2d(3, 4, 3)), "give the network in floating point", None),
+    ],
+)
+def test_a_refusal_names_the_class_with_its_line_and_the_way_out(make: Any, way: str, line: type | None) -> None:
+    with pytest.raises(UserError) as caught:
+        trace(make(), torch.zeros(IMAGES))
+    said = str(caught.value)
+    assert way in said and "\n" not in said
+    if line is not None:
+        assert f"{line.__name__} ({__file__}, line {inspect.getsourcelines(line)[1]})" in said
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_scripted_network_from_a_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    torch.jit.trace(Auxiliary().eval(), torch.zeros(IMAGES)).save(path)
+    with pytest.raises(UserError, match="give the network in Python that it was made from, "):
+        trace(torch.jit.load(path), torch.zeros(IMAGES))
 
 
 def test_a_network_of_double_precision_is_searched_as_it_is() -> None:
