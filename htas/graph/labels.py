@@ -60,8 +60,8 @@ class Labels:
         return self.values[name]
 
     def _fresh(self, value: Value) -> Dims:
-        owner = self.modules.get(value.param.rpartition(".")[0])
-        convolves = isinstance(owner, nn.modules.conv._ConvNd) and value.param.endswith("weight")
+        owner = self.modules.get(value.param.rpartition(".")[0].split(".parametrizations.")[0])
+        convolves = isinstance(owner, nn.modules.conv._ConvNd) and len(value.shape) > 2  # a weight, or what makes it
         sizes = value.shape[:2] if convolves else value.shape
         return {dim: self.channels.new(size) for dim, size in enumerate(sizes) if size > 1}
 

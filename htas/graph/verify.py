@@ -19,13 +19,13 @@ CLOSE = 1e-4
 def narrowed(network: Network, sites: Sequence[str], *, cut: bool = True, alike: bool = False) -> Arch:
     """The base arch with about two fifths of the channels of these sites; `cut`: a block less at sites of depth.
 
-    Where shortcuts are projected, every other site keeps more, unless all are to be `alike`.
+    Some sites keep more, and some less, unless all are to be `alike`; where shortcuts are projected, every other one.
     """
     widths = dict(network.base.widths)
+    shares = (0.4,) if alike else (0.4, 0.7) if network.adds == "project" else (0.4, 0.5, 0.3)
     for number, name in enumerate(sites):
         if name in widths:
-            site = network.sites[name]
-            share = 0.7 if network.adds == "project" and number % 2 and not alike else 0.4
+            site, share = network.sites[name], shares[number % len(shares)]
             widths[name] = max(1, round(site.base / site.multiple * share)) * site.multiple
     depths = {name: max(1, depth - (cut and name in sites)) for name, depth in network.base.depths.items()}
     return Arch(widths, depths)

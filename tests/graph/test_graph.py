@@ -482,14 +482,14 @@ def test_what_cannot_change_says_why() -> None:
     network = wrapped(
         forward,
         stem=nn.Conv2d(3, 8, 1),
-        grouped=nn.Conv2d(8, 16, 1, groups=2),
+        grouped=nn.Conv2d(8, 16, 1, groups=4),
         before=nn.Conv2d(16, 8, 1),
         twice=nn.Conv2d(8, 8, 1),
         summed=nn.Conv2d(8, 8, 1),
         last=nn.Linear(512, 2),
     )
     assert {name: (site.base, site.multiple) for name, site in network.widths.items()} == {
-        "stem": (8, 4), "before": (8, 1)
+        "stem": (8, 2), "before": (8, 1)
     }  # fmt: skip
     assert network.frozen == {
         "summed": "cumsum, which reads it, depends on the order of its channels",
@@ -660,7 +660,7 @@ def test_hooks_and_quantised_layers_are_refused_by_name() -> None:
     handle.remove()
     assert trace(module, torch.zeros(1, *IMAGE)).widths
     nn.utils.spectral_norm(module[0])  # torch's own, which computes a weight
-    assert trace(module, torch.zeros(1, *IMAGE)).frozen["0"] == "0:dot, which reads it, is not understood"
+    assert "0" in trace(module, torch.zeros(1, *IMAGE)).widths
     quantised = nn.Sequential(torch.ao.nn.quantized.Conv2d(3, 4, 1))
     with pytest.raises(ValueError, match=r"^Conv2d 0 is quantised \(torch\.ao\.nn\.quantized.*floating point"):
         trace(quantised, torch.zeros(1, *IMAGE))

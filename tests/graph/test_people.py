@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -560,6 +561,18 @@ def of_other_values(net: Any, x: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(*parts).transpose(1, 2).reshape(len(x), -1, *x.shape[2:])
 
 
+class TwoScales(nn.Module):
+    """As Res2Net of two scales splits its channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.conv = width, conv(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.split(self.width, 1)
+        return torch.cat([self.conv(parts[0]), parts[-1]], 1)
+
+
 STEPS: dict[str, Callable[[], nn.Module]] = {
     "div": lambda: around(lambda net, x: x / 2),
     "div of a tensor": lambda: around(lambda net, x: x / (x.abs().amax((2, 3), keepdim=True) + 1)),
@@ -631,6 +644,13 @@ STEPS: dict[str, Callable[[], nn.Module]] = {
     "attention of wider values": lambda: around(
         of_other_values, after=10, queries=nn.Conv2d(8, 5, 1), keys=nn.Conv2d(8, 5, 1), values=nn.Conv2d(8, 10, 1)
     ),
+    "two scales": lambda: around(lambda net, x: net.step(x), step=TwoScales(4)),
+    "ghosts read in groups": lambda: around(
+        lambda net, x: net.step(torch.cat([x, net.cheap(x)], 1)), after=12, cheap=conv(8, 8, groups=8),
+        step=conv(16, 12, groups=2),
+    ),
+    "spectral norm": lambda: around(lambda net, x: net.step(x), step=spectral_norm(conv(8, 8))),
+    "spectral norm by a hook": lambda: around(lambda net, x: net.step(x), step=nn.utils.spectral_norm(conv(8, 8))),
     "einsum": lambda: around(lambda net, x: torch.einsum("nchw,dc->ndhw", x, net.mix),
     after=5, mix=nn.Parameter(torch.rand(5, 8))),
     "interpolate to another's size": lambda: around(

@@ -161,7 +161,7 @@ def _grouped(
             labels.channels.freeze(read, why)
         return kernel.get(outputs) if not turned else None
     into, out = read.reshape(groups, -1), kernel[outputs].reshape(groups, -1)
-    if groups <= FEW and into.shape[1] >= 4 * groups and out.shape[1] >= 4 * groups and inputs in kernel:
+    if groups <= FEW and min(into.shape[1], out.shape[1]) >= 3 * groups and inputs in kernel:
         labels.channels.tie(into, np.broadcast_to(kernel[inputs], into.shape))
         labels.channels.tie(out, np.broadcast_to(out[:1], out.shape))
         return kernel[outputs]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 FUNCTIONS = {
-    "T", "__getitem__", "atleast_3d", "block_diag", "broadcast_to", "cat", "channel_shuffle", "chunk",
+    "H", "T", "__getitem__", "adjoint", "atleast_3d", "block_diag", "broadcast_to", "cat", "channel_shuffle", "chunk",
     "column_stack", "concat", "concatenate", "dstack", "expand", "flatten", "flip", "fliplr", "flipud", "hsplit",
     "hstack", "index_select", "mT", "moveaxis", "movedim", "narrow", "native_channel_shuffle", "permute",
     "pixel_shuffle", "pixel_unshuffle", "ravel", "repeat", "repeat_interleave", "reshape", "roll", "rot90",
@@ -340,32 +340,36 @@ def _follows(
 ) -> bool:  # fmt: skip
     """Whether the step with some channels left out, but no `pins`, gives the same as leaving them out of what it
     gives."""
-    stay = _some(ids, pins)
-    left = {value: ids[value][np.isin(ids[value], stay)] for value in chosen}
-    tensors = {value: _spread(_shape(call, value), chosen[value], left[value]) for value in chosen}
     for guess in (0, 1, 2):
-        numbers: dict[Leaf, int] = {}
         bindings: list[Callable[[], None]] = []
-        _renumber(call, labels, chosen, ids, moved, stay, guess, numbers, bindings)
-        if strict and any(leaf[0] == "attribute" and leaf not in labels.counted for leaf in numbers):
-            return False
-        outputs = _run(call, labels, tensors, numbers)
-        if outputs is not None and _as_expected(call, outputs, moved, stay):
+        for stay in _some(ids, pins, both=call.name in PARTS):
+            left = {value: ids[value][np.isin(ids[value], stay)] for value in chosen}
+            tensors = {value: _spread(_shape(call, value), chosen[value], left[value]) for value in chosen}
+            numbers: dict[Leaf, int] = {}
+            _renumber(call, labels, chosen, ids, moved, stay, guess, numbers, bindings)
+            if strict and any(leaf[0] == "attribute" and leaf not in labels.counted for leaf in numbers):
+                return False
+            outputs = _run(call, labels, tensors, numbers)
+            if outputs is None or not _as_expected(call, outputs, moved, stay):
+                break
+        else:
             for bind in bindings:
                 bind()
             return True
     return False
 
 
-def _some(ids: dict[Value, Ids], pins: Ids) -> Ids:
-    """Some channels of each input, all at `pins`, and element 0."""
-    stay = {0, *(int(each) for line in ids.values() for each in line[pins])}
-    met = set(stay)
-    for line in ids.values():
-        fresh = [each for each in dict.fromkeys(line.tolist()) if each not in met]
-        met |= set(fresh)
-        stay |= {*fresh[: len(fresh) // 2 - 1], *fresh[-1:]}  # as uneven as it can be: no parts or pairs alike
-    return np.array(sorted(stay), np.int64)
+def _some(ids: dict[Value, Ids], pins: Ids, *, both: bool = False) -> Iterator[Ids]:
+    """Some channels of each input, as uneven as they can be, that no parts or pairs be alike: most of them at the
+    front, and with `both` then at the back; with all at `pins`, and element 0."""
+    pinned = {0, *(int(each) for line in ids.values() for each in line[pins])}
+    for step in (1, -1) if both else (1,):
+        stay, met = set(pinned), set(pinned)
+        for line in ids.values():
+            fresh = [each for each in dict.fromkeys(line.tolist()) if each not in met][::step]
+            met |= set(fresh)
+            stay |= {*fresh[: len(fresh) // 2 - 1], *fresh[-1:]}
+        yield np.array(sorted(stay), np.int64)
 
 
 def _renumber(

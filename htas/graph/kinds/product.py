@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from htas.graph.network import Node
 
 
-FUNCTIONS = {"matmul", "bmm", "mm", "mv", "__matmul__", "__rmatmul__", "einsum", "scaled_dot_product_attention"}
+FUNCTIONS = {
+    "matmul", "bmm", "mm", "mv", "dot", "vdot", "inner", "__matmul__", "__rmatmul__", "einsum",
+    "scaled_dot_product_attention",
+}  # fmt: skip
 
 
 class Product(Kind):
@@ -92,7 +95,7 @@ def _letters(call: Call) -> tuple[list[tuple[Value, str]], str] | None:
     if call.name == "__rmatmul__":
         one, two = two, one
     first, second, count = len(one.shape), len(two.shape), len(call.outputs[0].shape)
-    batch = "abcdefgh"[: max(first, second) - 2]
+    batch = "abcdefgh"[: max(first, second, 2) - 2]
     left = batch[len(batch) - max(0, first - 2) :] + ("xk" if first > 1 else "k")
     right = batch[len(batch) - max(0, second - 2) :] + ("ky" if second > 1 else "k")
     result = batch + ("x" if first > 1 else "") + ("y" if second > 1 else "")
