@@ -8,7 +8,7 @@ APART := -n auto --dist loadfile --no-loadscope-reorder
 # Networks for tests/graph/test_libraries.py; without their dependencies, which would bring another build of torch.
 LIBRARIES := timm torchvision
 
-.PHONY: help install test test-all gpu check format demo
+.PHONY: help install test test-only test-all test-all-only gpu check format demo
 
 help:
 	@echo "make demo      install, then the embedded run: from nothing to runs/demo/report.html"
@@ -32,10 +32,17 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: check
+# Types are checked by one process: the tests begin meanwhile.
+test: $(READY)
+	@$(MAKE) --no-print-directory -j2 check test-only
+
+test-all: $(READY)
+	@$(MAKE) --no-print-directory -j2 check test-all-only
+
+test-only: $(READY)
 	$(BIN)/pytest -q $(APART) -m "not slow and not gpu"
 
-test-all: check
+test-all-only: $(READY)
 	$(BIN)/pytest -q $(APART) -m "not gpu"
 
 OUT ?= runs/gpu

@@ -31,7 +31,7 @@ WORDS = {"README.md": 1300, "docs/decisions.md": 4850}
 TINY = [
     "--target.threads=1", "--survey.rounds=1", "--survey.store=none", "--survey.undecided=1",
     "--split.limit=60", "--train.epochs=1", "--train.warmup=0", "--train.rest=0", "--train.batch=30",
-    "--train.precision=fp32",
+    "--train.precision=fp32", "--calibrate.networks=8",
 ]  # fmt: skip
 SEARCH = {
     "differentiable": ["--strategy.epochs=1", "--strategy.batch=30", "--strategy.precision=fp32"],

@@ -16,7 +16,7 @@ from htas.run.stage import ensure
 
 OPTIONS = [
     "family.depth=14", "split.limit=60", "target.threads=1", "survey.rounds=1", "survey.store=none",
-    "survey.undecided=1",
+    "survey.undecided=1", "calibrate.networks=8",
     "design.groups=2",
     "strategy.epochs=2", "strategy.batch=30", "strategy.precision=fp32", "strategy.arch_lr=0.3",
     "strategy.mix=interpolate", "strategy.start=random", "strategy.anneal=epoch",

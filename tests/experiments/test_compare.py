@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(300)  # whole runs
 
 OPTIONS = [
     "family.depth=14", "split.limit=60", "target.threads=1", "survey.rounds=1", "survey.store=none",
-    "survey.undecided=1", "design.groups=4", "design.spaces=[grid]", "constraints.latency=60%",
+    "survey.undecided=1", "calibrate.networks=8", "design.groups=4", "design.spaces=[grid]", "constraints.latency=60%",
     "strategy.epochs=1", "strategy.batch=30", "strategy.precision=fp32",
     "train.epochs=1", "train.warmup=0", "train.rest=0", "train.batch=30", "train.precision=fp32",
 ]  # fmt: skip

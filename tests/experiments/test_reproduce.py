@@ -25,6 +25,7 @@ pytestmark = pytest.mark.timeout(300)  # whole runs
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "paper").glob("*.toml"))
 SHORT = [
     "--split.limit=100", "--target.threads=1", "--survey.rounds=1", "--survey.store=none", "--design.groups=4",
+    "--calibrate.networks=8",
     "--strategy.epochs=1", "--strategy.batch=50", "--strategy.precision=fp32",
     "--train.epochs=1", "--train.warmup=0", "--train.rest=0", "--train.batch=50", "--train.precision=fp32",
 ]  # fmt: skip

@@ -40,7 +40,8 @@ def _scripted() -> Iterator[None]:
         yield
 
 
-GRID = ("design.spaces=[grid]", "design.groups=8")
+GRID = ("design.spaces=[grid]", "design.groups=8", "calibrate.networks=24")
+"""A cost model that is good enough for narrow limits."""
 
 
 @pytest.fixture(scope="module")

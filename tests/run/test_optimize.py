@@ -35,8 +35,8 @@ pytestmark = pytest.mark.timeout(300)  # whole runs
 SHAPE = (1, 8, 8)
 CLASSES = 3
 QUICK = {
-    "survey.store": "none", "survey.rounds": 1, "survey.undecided": 1, "design.groups": 4, "strategy.precision": "fp32",
-    "train.precision": "fp32",
+    "survey.store": "none", "survey.rounds": 1, "survey.undecided": 1, "design.groups": 4, "calibrate.networks": 8,
+    "strategy.precision": "fp32", "train.precision": "fp32",
 }  # fmt: skip
 
 
