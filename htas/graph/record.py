@@ -235,12 +235,14 @@ def record(
 
 @contextmanager
 def _numbered(module: nn.Module) -> Iterator[None]:
-    """While the whole numbers that modules of the user's hold are Lengths."""
-    before: list[tuple[nn.Module, str, Any]] = []
+    """While the whole numbers that modules of the user's hold, or their classes, are Lengths."""
+    before: list[tuple[dict[str, Any], str, Any]] = []
     for path, part in module.named_modules():
         if _home(part).__module__.startswith("torch.nn."):
             continue
-        for name, value in list(vars(part).items()):
+        kinds = [kind for kind in reversed(type(part).__mro__) if not kind.__module__.startswith("torch.")]
+        of_class = {name: value for kind in kinds for name, value in vars(kind).items()}
+        for name, value in (of_class | vars(part)).items():
             if name == "training" or name.startswith("_"):
                 continue
             if type(value) is int:
@@ -249,13 +251,13 @@ def _numbered(module: nn.Module) -> Iterator[None]:
                 new = type(value)(Length(n, ("attribute", path, name, at)) for at, n in enumerate(value))
             else:
                 continue
-            before.append((part, name, value))
-            part.__dict__[name] = new
+            before.append((vars(part), name, vars(part).get(name)))
+            vars(part)[name] = new
     try:
         yield
     finally:
-        for part, name, value in before:
-            part.__dict__[name] = value
+        for held, name, value in before:
+            held.pop(name) if value is None else held.update({name: value})
 
 
 @contextmanager

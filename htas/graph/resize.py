@@ -161,13 +161,12 @@ def set_sizes(part: Any, *, whole: bool) -> None:
 
 
 def set_count(part: Any, name: str, place: int | None, number: int) -> None:
-    """A whole number that a module holds, by itself or in a list."""
+    """A whole number that a module, or its class, holds, by itself or in a list."""
     if place is None:
         part.__dict__[name] = number
         return
-    held = list(part.__dict__[name])
-    held[place] = number
-    part.__dict__[name] = type(part.__dict__[name])(held)
+    held = getattr(part, name)
+    part.__dict__[name] = type(held)([*held[:place], number, *held[place + 1 :]])
 
 
 def _cut(module: nn.Module, network: Network, arch: Arch) -> nn.Module:

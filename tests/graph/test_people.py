@@ -573,6 +573,27 @@ class TwoScales(nn.Module):
         return torch.cat([self.conv(parts[0]), parts[-1]], 1)
 
 
+def talking_heads(net: Any, x: Tensor) -> Tensor:
+    images, _, height, width = x.shape
+    heads = x.reshape(images, 2, -1, height * width)
+    shares = net.talk(heads.transpose(2, 3) @ heads).softmax(-1)
+    return (shares @ heads.transpose(2, 3)).transpose(2, 3).reshape(images, -1, height, width)
+
+
+class OfClass(nn.Module):
+    """Its number of channels is the class's."""
+
+    width, parts = 8, (8, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv(8, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.conv(x).split(self.parts, 1)
+        return torch.cat([one * two, x[:, : self.width]], 1)
+
+
 STEPS: dict[str, Callable[[], nn.Module]] = {
     "div": lambda: around(lambda net, x: x / 2),
     "div of a tensor": lambda: around(lambda net, x: x / (x.abs().amax((2, 3), keepdim=True) + 1)),
@@ -644,6 +665,8 @@ STEPS: dict[str, Callable[[], nn.Module]] = {
     "attention of wider values": lambda: around(
         of_other_values, after=10, queries=nn.Conv2d(8, 5, 1), keys=nn.Conv2d(8, 5, 1), values=nn.Conv2d(8, 10, 1)
     ),
+    "numbers of a class": lambda: around(lambda net, x: net.step(x), after=16, step=OfClass()),
+    "talking heads": lambda: around(talking_heads, talk=nn.Conv2d(2, 2, 1)),
     "two scales": lambda: around(lambda net, x: net.step(x), step=TwoScales(4)),
     "ghosts read in groups": lambda: around(
         lambda net, x: net.step(torch.cat([x, net.cheap(x)], 1)), after=12, cheap=conv(8, 8, groups=8),

@@ -44,11 +44,12 @@ class Product(Kind):
                     by_letter[letter] = (value, dim)
                     continue
                 other, at = by_letter[letter]
-                ids, known = labels.of(value).get(dim), labels.of(other).get(at)
+                ids, before = labels.of(value).get(dim), labels.of(other).get(at)
                 if ids is not None:
                     labels.tie(other, at, ids)
-                elif known is not None:
-                    labels.channels.freeze(known, labels.why(value))
+                elif before is not None:
+                    labels.channels.freeze(before, labels.why(value))
+                    by_letter[letter] = (value, dim)  # without labels, as the result
         for dim, letter in enumerate(result):
             if letter in by_letter:
                 value, at = by_letter[letter]
