@@ -17,7 +17,7 @@ import numpy as np
 from htas.cost.fit import CalibrationRecord, FitRecord, fit
 from htas.cost.tables import Floats, Table, TableCost, pairs, thinned
 from htas.errors import UserError, need_least
-from htas.formats.onnx import is_written
+from htas.formats.onnx_network import is_written
 from htas.graph import Arch, Network, resize
 from htas.graph.layer import Layer, Template
 from htas.metrics import Case, Metric, OnRound

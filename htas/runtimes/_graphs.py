@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from htas.formats.onnx import chain_graphs, is_first, layer_graph, static_graph
+from htas.formats.onnx import chain_graphs, is_first, layer_graph
 from htas.formats.onnx_file import OnnxFile
+from htas.formats.onnx_network import static_graph
 from htas.graph.layer import Layer
 from htas.runtimes import Program, Runtime
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from htas.formats.export import export
-from htas.formats.onnx import is_written
+from htas.formats.onnx_network import is_written
 from htas.metrics.macs import count_macs
 from htas.metrics.memory import Memory
 from htas.timing.target import Target

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from zoo.yolo import yolo11n, yolov8n
 
-from htas.formats.onnx import network_graph, static_graph, written_graph
+from htas.formats.onnx import network_graph
+from htas.formats.onnx_network import static_graph, written_graph
 from htas.graph import Arch, Network, ordered, resize, trace
 from htas.search.draw import Draw
 from htas.search.supernet import Supernet

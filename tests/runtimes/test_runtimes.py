@@ -6,21 +6,24 @@ import random
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import htas.runtimes
 from htas.cli import main
 from htas.errors import UserError
-from htas.formats.onnx import chain_graphs, layer_graph, network_graph, static_graph, written_graph
+from htas.formats.onnx import chain_graphs, layer_graph, network_graph
 from htas.formats.onnx_file import OnnxFile
+from htas.formats.onnx_network import static_graph, written_graph
 from htas.formats.parity import largest_difference, tolerance
 from htas.graph import resize, trace
 from htas.graph.arch import Arch
@@ -218,14 +221,7 @@ class Sorts(nn.Module):
     """A function that is not known."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return images.softmax(1)
-
-
-class Adds(nn.Module):
-    """A number in place of a tensor."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images + 1
+        return images.sort(1).values
 
 
 class Overwrites(nn.Module):
@@ -238,6 +234,24 @@ class Overwrites(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         half = torch.mul(images, images.relu())
         return (torch.nn.functional.relu(half, inplace=True) if self.function else self.relu(half)) + half
+
+
+class OverwritesPart(nn.Module):
+    """What is overwritten in place is part of something else."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        half = images * 2
+        half[:, :1].relu_()
+        return half
+
+
+class OverwritesAlone(nn.Module):
+    """What is overwritten in place is part of what nobody reads."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        part = torch.stack([images * 2, images], 1).flatten(1, 2)[:, :3]
+        part += images
+        return part
 
 
 class Two(nn.Module):
@@ -255,11 +269,93 @@ def hooked() -> nn.Module:
 
 
 UNKNOWN = [
-    Overwrites(True), Overwrites(False), hooked(), Branches(), Sorts(), Adds(),
-    nn.Conv2d(3, 3, 3, padding="same"), nn.Conv2d(3, 3, 3, padding_mode="reflect"),
-    nn.MaxPool2d(2, ceil_mode=True), nn.AdaptiveAvgPool2d(2), nn.Linear(8, 4), nn.GroupNorm(1, 3),
-    nn.BatchNorm2d(3, track_running_stats=False), nn.LeakyReLU(),
+    OverwritesPart(), hooked(), Branches(), Sorts(), *map(nn.Sequential, (
+        nn.Conv2d(3, 3, 3, padding_mode="reflect"), nn.AvgPool2d(3, ceil_mode=True), nn.AdaptiveAvgPool2d(3),
+        nn.GroupNorm(1, 3), nn.BatchNorm2d(3, track_running_stats=False), nn.Conv2d(3, 3, 2, padding="same"),
+    )),
 ]  # fmt: skip
+
+
+class Step(nn.Module):
+    """One function."""
+
+    def __init__(self, run: Callable[..., Any], **parts: Any) -> None:
+        super().__init__()
+        self.run = run
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, images: Tensor) -> Any:
+        return self.run(self, images)
+
+
+def split(_: nn.Module, images: Tensor) -> Tensor:
+    one, two, three = images.chunk(3, 1)
+    four, five = images.split([3, 5], dim=-1)
+    six, seven, _ = images.unbind(1)
+    return torch.cat([two, one * 2, 1 - three], dim=1) + torch.cat((five, four), -1) + (six - seven)[:, None]
+
+
+def moved(_: nn.Module, images: Tensor) -> Tensor:
+    n, c, h, w = images.shape
+    x = images.view(n, c, h // 2, 2, w).permute(0, 3, 1, 2, 4).flatten(0, 1).transpose(1, -1)
+    return x.movedim(1, 2).unsqueeze(1).squeeze(1).mT.contiguous().view(n, -1)
+
+
+def indexed(_: nn.Module, images: Tensor) -> Tensor:
+    x = images[:, 1:, ::2, -3] + images[:, 0, None, 1::2, 1]
+    return x + images[..., 1][:, 1:, :4] + images.narrow(1, 1, 2).select(3, 2)[:, :, :4]
+
+
+def reduced(_: nn.Module, images: Tensor) -> Tensor:
+    x = images.mean((2, 3), keepdim=True) + images.amax(1, True) - images.sum(1, keepdim=True) / 3
+    return x * images.max(dim=1, keepdim=True)[0].softmax(-1) + images.mean()
+
+
+def weighted(net: Any, images: Tensor) -> Tensor:
+    weight = net.conv.weight - net.conv.weight.mean((1, 2, 3), keepdim=True)
+    x = F.conv2d(images, weight, net.conv.bias, 1, 1)
+    x = F.batch_norm(x, net.norm.running_mean, net.norm.running_var, net.norm.weight, net.norm.bias, net.training)
+    return F.linear(x, net.linear.weight, net.linear.bias)
+
+
+def resized(_: nn.Module, images: Tensor) -> Tensor:
+    x = F.interpolate(images, scale_factor=2) + F.interpolate(images, (16, 16), mode="bilinear", align_corners=False)
+    x = F.max_pool2d(x, 2) + F.avg_pool2d(x, 3, stride=2, padding=1) + F.adaptive_avg_pool2d(x, 8)
+    return F.pad(x, (1, 2, 0, 1)) + F.pad(x, [1, 2, 0, 1], mode="reflect") + F.pad(x, (2, 1, 1, 0), "constant", 1.5)
+
+
+KNOWN = [
+    OverwritesAlone(), nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), nn.Flatten(), nn.Dropout(inplace=True)),
+    Overwrites(True), Overwrites(False),
+    *map(nn.Sequential, (nn.LeakyReLU(0.2), nn.GELU("tanh"), nn.Linear(8, 4), nn.AdaptiveAvgPool2d(2),
+    nn.Conv2d(3, 3, 3, padding="same"), nn.Upsample(scale_factor=2), nn.LayerNorm(8), nn.ReflectionPad2d((1, 2, 0, 1)),
+    nn.ConvTranspose2d(3, 4, 3, 2, 1, 1),
+    nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(2, 3, 1, ceil_mode=True), nn.MaxPool2d(3, ceil_mode=True),
+    nn.Softmax(1), nn.ZeroPad2d(1), nn.Hardtanh(-0.5, 0.5),
+    nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True))),
+    nn.LayerNorm(8), Step(split), Step(moved), Step(indexed), Step(reduced), Step(resized),
+    Step(lambda _, x: F.silu(x, inplace=True).clamp(min=0.1)),
+    Step(lambda _, x: F.hardswish(x) * F.hardsigmoid(x) + F.gelu(x) ** 2 + F.leaky_relu(x, 0.3) - F.relu6(x)),
+    Step(lambda _, x: F.dropout(x, 0.5, False) @ x.transpose(2, 3)), Step(lambda _, x: {"a": x * 2, "b": [x, x * 2]}),
+    Step(weighted, conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4), linear=nn.Linear(8, 3)),
+    Step(lambda _, x: F.pixel_shuffle(torch.cat([x] * 4, 1), 2)), Step(lambda _, x: x.clone().add_(x).mul_(0.5)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", KNOWN, ids=lambda model: type(model).__name__)
+def test_a_step_that_is_known_computes_what_pytorch_does(model):
+    images = torch.randn(2, 3, 8, 8)
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.running_mean, -0.5, 0.5)
+    written = written_graph(model.eval(), (images,))
+    assert written is not None
+    with torch.no_grad():
+        expected = tree_leaves(model(images.clone()))
+    for found, wanted in zip(run_onnx(written, [images]), expected, strict=True):
+        assert found.shape == wanted.shape
+        assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
 @pytest.mark.parametrize("model", UNKNOWN, ids=lambda model: type(model).__name__)
