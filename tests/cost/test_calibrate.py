@@ -271,7 +271,7 @@ class Odd(nn.Module):
         self.body = CifarResNet(depth).build(10)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.body(images * 2)
+        logits: Tensor = self.body(images.sort(1).values)
         return logits
 
 
