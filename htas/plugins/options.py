@@ -166,7 +166,7 @@ class SourceClass:
                     options[name] = replace(option, about=option.about or options.get(name, option).about)
         return options
 
-    def check(self, values: Mapping[str, Any]) -> None:
+    def check(self, values: Mapping[str, object]) -> None:
         """Raise the UserError with which the class refuses these values, if its file alone can tell."""
         options = self.as_object(values)
         for each in self.lineage():
@@ -183,7 +183,7 @@ class SourceClass:
                             continue
                         names += [statement] if isinstance(statement, ast.Assign) else []
 
-    def as_object(self, values: Mapping[str, Any]) -> Any:
+    def as_object(self, values: Mapping[str, object]) -> Any:
         """An object with these values, and with the constants, properties and methods of the class."""
         return SourceObject(self, values)
 
@@ -216,7 +216,7 @@ class SourceClass:
 class SourceObject:
     """Values in the place of an object whose class is not imported."""
 
-    def __init__(self, kind: SourceClass, values: Mapping[str, Any]) -> None:
+    def __init__(self, kind: SourceClass, values: Mapping[str, object]) -> None:
         vars(self).update(values, _kind=kind)
 
     def __getattr__(self, name: str) -> Any:

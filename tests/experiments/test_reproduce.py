@@ -61,8 +61,8 @@ def test_at_full_length_a_row_is_the_example_of_it(path: Path) -> None:
 
 
 def test_widths_of_a_device_of_eight_channels_at_a_time(tmp_path: Path) -> None:
-    page, shown, _ = items.reproduce(["fig3", "table2"], Plan(tmp_path / "out", overrides=("--survey.store=none",)))
-    table, figure = shown
+    plan = Plan(tmp_path / "out", overrides=("--survey.store=none",))
+    page, (table, figure), _ = items.reproduce(plan.items(["fig3", "table2"]), plan)
     rows = [row for row in table.rows[1:] if row[0] == "32x32, 16"]
     widths = {row[1]: row[2].replace("?", "") for row in rows}
     assert widths["the paper, CPU"] == "4 5 12 16 20 24 27 32"
@@ -75,7 +75,7 @@ def test_widths_of_a_device_of_eight_channels_at_a_time(tmp_path: Path) -> None:
     text = page.read_text()
     assert "Table 2: the hardware-aware space" in text and "Fig. 3" in text and "Fig. 2" not in text
     assert (tmp_path / "out" / "figures" / "fig3-32.svg").exists()
-    items.reproduce(["fig2"], Plan(tmp_path / "out", overrides=("--survey.store=none",)))
+    items.reproduce(["fig2"], plan)
     assert all(title in page.read_text() for title in ("Table 2", "Fig. 2", "Fig. 3"))  # what was made before stays
     markdown = page.with_suffix(".md").read_text()
     assert markdown.index("Table 2") < markdown.index("Fig. 2") < markdown.index("Fig. 3")
