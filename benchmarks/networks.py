@@ -1,6 +1,6 @@
 """Which networks of public libraries can be searched, and are the narrower ones right?
 
-    python benchmarks/networks.py OUT.jsonl [--names FILE] [--check] [--archs 20] [--torch-pruning]
+    python benchmarks/networks.py OUT.jsonl [--names FILE] [--check] [--archs 20] [--pixels 96] [--torch-pruning]
     python benchmarks/networks.py OUT.jsonl --table docs/models.md
 
 A line of OUT for each network: the free share of its multiply-adds, sites of width and depth, seconds of trace. With
@@ -11,10 +11,12 @@ Names are `torchvision:NAME` and `timm:NAME`; `--table` writes the lines into a 
 """
 
 import argparse
+import contextlib
 import copy
 import functools
 import importlib.util
 import json
+import multiprocessing
 import random
 import sys
 import tempfile
@@ -48,6 +50,9 @@ UNPRETRAINED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Arguments of torchvision's networks, by the first letters of their names."""
 VIDEO = {"mc3_18": (3, 8, 64, 64), "r2plus1d_18": (3, 8, 64, 64), "r3d_18": (3, 8, 64, 64), "s3d": (3, 16, 224, 224)}
+FORK = multiprocessing.get_context("fork")
+PATIENCE = 180
+"""Seconds that Torch-Pruning has for a network."""
 FEW = 0.95
 """Networks with a smaller free share are listed with their reasons."""
 
@@ -81,6 +86,9 @@ def main() -> None:
     parser.add_argument("--only", default="", help="names that contain this")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--archs", type=int, default=20)
+    parser.add_argument(
+        "--pixels", type=int, default=0, help="side of the images for --check, where a network allows it"
+    )
     parser.add_argument("--torch-pruning", action="store_true")
     parser.add_argument("--table", type=Path, help="write the table of what is done into this Markdown file")
     arguments = parser.parse_args()
@@ -96,7 +104,9 @@ def main() -> None:
     for name in names_in(arguments.names):
         if name in rows or arguments.only not in name:
             continue
-        row = examined(name, check=arguments.check, archs=arguments.archs, pruning=pruning)
+        row = examined(
+            name, check=arguments.check, archs=arguments.archs, pruning=pruning, smaller=arguments.pixels
+        )  # fmt: skip
         with arguments.out.open("a") as lines:
             lines.write(json.dumps(asdict(row)) + "\n")
         print(sentence(row), flush=True)
@@ -132,7 +142,9 @@ def build(name: str, pixels: int = 0) -> tuple[nn.Module, Tensor]:
     return module, torch.randn(2, *VIDEO.get(model, (3, size, size)))
 
 
-def examined(name: str, *, check: bool, archs: int, pruning: bool, pixels: int = 0, export: bool = True) -> Row:
+def examined(
+    name: str, *, check: bool, archs: int, pruning: bool, pixels: int = 0, smaller: int = 0, export: bool = True
+) -> Row:  # fmt: skip
     """What is found out about one network; an exception is a fault."""
     row = Row(name)
     try:
@@ -148,6 +160,7 @@ def examined(name: str, *, check: bool, archs: int, pruning: bool, pixels: int =
         row.reasons = reasons(network)
         if check:
             checks = [part for part in CHECKS if export or part is not exported]
+            network, images = sized(network, images, smaller)
             row.faults = [fault for part in checks for fault in attempted(part, network, images, archs)]
             row.checked = True
         if pruning:
@@ -155,6 +168,17 @@ def examined(name: str, *, check: bool, archs: int, pruning: bool, pixels: int =
     except Exception as error:
         row.faults.append(told(error))
     return row
+
+
+def sized(network: Network, images: Tensor, pixels: int) -> tuple[Network, Tensor]:
+    """The network traced for images of fewer pixels a side, and such images, where it has the same sites for them."""
+    if 0 < pixels < images.shape[-1]:
+        smaller = torch.randn(*images.shape[:-2], pixels, pixels)
+        with contextlib.suppress(Exception):  # a network for images of one size
+            other = trace(network.module, smaller[:1])
+            if other.sites == network.sites:
+                return other, smaller
+    return network, images
 
 
 @torch.no_grad()
@@ -304,6 +328,18 @@ CHECKS = (base, archs, supernet, exported)
 
 
 def torch_pruning_error(module: nn.Module, image: Tensor) -> str:
+    """What Torch-Pruning answers, in a process of its own, which is stopped after `PATIENCE`: on some it never ends."""
+    answers: multiprocessing.SimpleQueue[str] = FORK.SimpleQueue()
+    process = FORK.Process(target=lambda: answers.put(halved(module, image)), daemon=True)
+    process.start()
+    process.join(PATIENCE)
+    if process.is_alive():
+        process.kill()
+        return f"it did not end within {PATIENCE} s"
+    return "its process ended" if answers.empty() else answers.get()
+
+
+def halved(module: nn.Module, image: Tensor) -> str:
     """What Torch-Pruning answers when it is to halve all widths but the output's; empty where the result runs."""
     import torch_pruning  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
