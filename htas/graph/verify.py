@@ -1,5 +1,6 @@
 """Whether a traced network is what it says: checked on fresh inputs before anything relies on it."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,30 +17,33 @@ CLOSE = 1e-4
 """Differences of outputs, as a share of the largest output, up to which they are equal."""
 
 
-def narrowed(network: Network, sites: Sequence[str], *, cut: bool = True, alike: bool = False) -> Arch:
-    """The base arch with about two fifths of the channels of these sites; `cut`: a block less at sites of depth.
+ALIKE = (0.4,)
+"""Share of the channels that stay, at every site."""
+UNEVEN, UNEVEN_TOO = (0.4, 1.2, 0.5, 0.3, 0.7), (1.2, 0.4, 0.3, 1.3, 0.5)
+"""The same, site after site: what is right at one factor for all, or for fewer channels, may be wrong at others."""
 
-    Some sites keep more, and some less, unless all are to be `alike`; where shortcuts are projected, every other one.
-    """
+
+def resized_at(network: Network, sites: Sequence[str], shares: Sequence[float], *, cut: bool = False) -> Arch:
+    """The base arch with these shares of the channels of sites, again from the first when they end; `cut`: a block less
+    at sites of depth."""
     widths = dict(network.base.widths)
-    shares = (0.4,) if alike else (0.4, 0.7) if network.adds == "project" else (0.4, 0.5, 0.3)
-    for number, name in enumerate(sites):
-        if name in widths:
-            site, share = network.sites[name], shares[number % len(shares)]
-            widths[name] = max(1, round(site.base / site.multiple * share)) * site.multiple
+    for name, share in zip(widths, itertools.cycle(shares), strict=False):
+        if name in sites:
+            site = network.sites[name]
+            atoms = site.base // site.multiple
+            widths[name] = max(1, round(atoms * share), (share > 1) * (atoms + 1)) * site.multiple
     depths = {name: max(1, depth - (cut and name in sites)) for name, depth in network.base.depths.items()}
     return Arch(widths, depths)
 
 
 def failure(network: Network, examples: tuple[Tensor, ...], sites: Sequence[str], *, trains: bool) -> str:
-    """Why the network with these sites narrower, or with a block less, is not right; empty where it is.
+    """Why the network with these sites narrower and wider, or with a block less, is not right; empty where it is.
 
     It runs on fresh inputs with another number of images, every tensor in it has the channels foretold, it has the
     parameters foretold, and, where it `trains`, it runs forward and backward in training.
     """
-    whole, cut = narrowed(network, sites, cut=False), narrowed(network, sites)
-    sentence = _failure(network, examples, whole, trains=trains)
-    return sentence or ("" if cut == whole else _failure(network, examples, cut, trains=False))
+    whole, cut = resized_at(network, sites, UNEVEN), resized_at(network, sites, UNEVEN_TOO, cut=True)
+    return _failure(network, examples, whole, trains=trains) or _failure(network, examples, cut, trains=False)
 
 
 def _failure(network: Network, examples: tuple[Tensor, ...], arch: Arch, *, trains: bool) -> str:
@@ -109,7 +113,7 @@ def planted(network: Network, examples: tuple[Tensor, ...], sites: Sequence[str]
     mixed = _mixed(network)
     free = [name for name in sites if name in network.widths and name not in mixed]
     free = [name for together, _ in _together(network, free) for name in together]
-    arch = narrowed(network, free, cut=False, alike=True)
+    arch = resized_at(network, free, ALIKE)
     widths, twin = network.widths_at(arch), copied(network.module)
     with torch.no_grad():
         for node in network.nodes:

@@ -368,7 +368,8 @@ def _some(ids: dict[Value, Ids], pins: Ids, *, both: bool = False) -> Iterator[I
         for line in ids.values():
             fresh = [each for each in dict.fromkeys(line.tolist()) if each not in met][::step]
             met |= set(fresh)
-            stay |= {*fresh[: len(fresh) // 2 - 1], *fresh[-1:]}
+            most = max(len(fresh) // 2 - 1, 2 * (len(fresh) > 3))
+            stay |= {*fresh[:most], *fresh[-1:]}
         yield np.array(sorted(stay), np.int64)
 
 
