@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from htas.graph.channels import Channels, Ids
@@ -62,6 +63,8 @@ class Labels:
     def _fresh(self, value: Value) -> Dims:
         owner = self.modules.get(value.param.rpartition(".")[0].split(".parametrizations.")[0])
         convolves = isinstance(owner, nn.modules.conv._ConvNd) and len(value.shape) > 2  # a weight, or what makes it
+        if value.tensor.dtype in (torch.int32, torch.int64):  # places of something
+            return {}
         sizes = value.shape[:2] if convolves else value.shape
         return {dim: self.channels.new(size) for dim, size in enumerate(sizes) if size > 1}
 

@@ -558,7 +558,12 @@ def in_windows(net: Any, x: Tensor) -> Tensor:
 
 def of_other_values(net: Any, x: Tensor) -> Tensor:
     parts = (part(x).flatten(2).transpose(1, 2) for part in (net.queries, net.keys, net.values))
-    return F.scaled_dot_product_attention(*parts).transpose(1, 2).reshape(len(x), -1, *x.shape[2:])
+    places = net.places.repeat_interleave(x[0, 0].numel() // 2, 0)  # a bias for every pair of pixels, by their half
+    return (
+        F.scaled_dot_product_attention(*parts, attn_mask=places @ places.T)
+        .transpose(1, 2)
+        .reshape(len(x), -1, *x.shape[2:])
+    )
 
 
 class TwoScales(nn.Module):
@@ -578,6 +583,18 @@ def talking_heads(net: Any, x: Tensor) -> Tensor:
     heads = x.reshape(images, 2, -1, height * width)
     shares = net.talk(heads.transpose(2, 3) @ heads).softmax(-1)
     return (shares @ heads.transpose(2, 3)).transpose(2, 3).reshape(images, -1, height, width)
+
+
+class Shared(nn.Module):
+    """Queries and keys of one number of channels, values of another."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.keys, self.width, self.make = 5, width, nn.Conv2d(width, 2 * 5 + width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two, three = self.make(x).split([self.keys, self.keys, self.width], 1)
+        return three * (one * two).sum(1, keepdim=True)
 
 
 class OfClass(nn.Module):
@@ -663,7 +680,8 @@ STEPS: dict[str, Callable[[], nn.Module]] = {
     ),
     "a convolution of windows": lambda: around(in_windows, step=nn.Sequential(conv(8, 6), nn.ReLU(), conv(6, 8))),
     "attention of wider values": lambda: around(
-        of_other_values, after=10, queries=nn.Conv2d(8, 5, 1), keys=nn.Conv2d(8, 5, 1), values=nn.Conv2d(8, 10, 1)
+        of_other_values, after=10, places=nn.Parameter(torch.randn(2, 3)),
+        queries=nn.Conv2d(8, 5, 1), keys=nn.Conv2d(8, 5, 1), values=nn.Conv2d(8, 10, 1)
     ),
     "numbers of a class": lambda: around(lambda net, x: net.step(x), after=16, step=OfClass()),
     "talking heads": lambda: around(talking_heads, talk=nn.Conv2d(2, 2, 1)),
@@ -720,6 +738,9 @@ PINNED: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
     ),
     "one channel by its number": (lambda: around(first_of), {"one.0": 7}),
     "unequal chunks": (lambda: around(unequal_chunks, 22, 22), {"one.0": 18}),
+    "parts of one number": (
+        lambda: around(lambda net, x: net.step(x), step=Shared(8)), {"one.0": 8, "step.make": 10, "step.make[1]": 8}
+    ),
     "a query of one number": (
         lambda: around(lambda net, x: net.step(x), step=Weighed(8)), {"one.0": 8, "step.make": 16}
     ),

@@ -67,22 +67,31 @@ class Movement(Kind):
         results: list[Dims] = [{} for _ in call.outputs]
         several = len(labelled) > 1
         passes: list[dict[Value, int]]
-        if several or len(call.values) > 1:
+        if several:
             if any(len(labels.of(value)) > 1 for value in labelled):
                 labels.stop(call, "moves more than one dimension of channels")
                 return
             passes = [{value: next(iter(labels.of(value))) for value in labelled}]
         else:
             passes = [{labelled[0]: dim} for dim in labels.of(labelled[0])]
+        why = ""
         for chosen in passes:
             moved = _followed(call, labels, chosen)
             if moved is None or any(set(one) & set(other) for one, other in zip(results, moved, strict=True)):
-                labels.stop(call, _why_not(call, chosen))
-                return
+                why = why or _why_not(call, chosen)
+                if len(passes) == 1 or call.lengths:
+                    labels.stop(call, why)
+                    return
+                for value, dim in chosen.items():  # it alone stays
+                    labels.channels.freeze(
+                        labels.of(value)[dim], f"{title(call, labels.modules)}, which reads it, {why}"
+                    )
+                continue
             for one, other in zip(results, moved, strict=True):
                 one.update(other)
         for out, dims in zip(call.outputs, results, strict=True):
-            labels.set(out, dims, f"{title(call, labels.modules)} leaves no channels in it" if not dims else "")
+            reason = "" if dims else f"{title(call, labels.modules)} {why or 'leaves no channels in it'}"
+            labels.set(out, dims, reason)
 
     def free_kind(self, call: Call, value: Value, order: list[Value], emitter: "Emitter") -> "NodeKind":
         """A map, a `concat`, a `flatten` of pixels into channels, or any other move."""
@@ -153,6 +162,8 @@ def _followed(call: Call, labels: Labels, chosen: dict[Value, int]) -> list[Dims
         first, *others = (labels.of(value)[dim] for value, dim in chosen.items())
         for other in others:
             labels.channels.tie(first, other)
+    if call.name in PARTS:
+        _tie_parts(call, labels, chosen)
     by_count = _by_count(call, labels, chosen)
     patterns = list(_patterns(call, sizes))
     for strict in (True, False):  # numbers that modules hold change only where nothing else does
@@ -175,6 +186,19 @@ def _followed(call: Call, labels: Labels, chosen: dict[Value, int]) -> list[Dims
                 labels.channels.freeze(labels.of(value)[dim][pins], why)
                 return moved
     return None
+
+
+def _tie_parts(call: Call, labels: Labels, chosen: dict[Value, int]) -> None:
+    """Parts whose sizes are one number have as many channels at any width: these are tied."""
+    ((value, dim),) = chosen.items()
+    sizes = {place: length for length, place in _placed_lengths(call) if place is not None}
+    edges = np.cumsum([0, *(out.shape[dim] for out in call.outputs)])
+    if len(sizes) == len(call.outputs) and edges[-1] == value.shape[dim]:
+        first: dict[Leaf, Ids] = {}
+        for place, length in sizes.items():
+            part = labels.of(value)[dim][edges[place] : edges[place + 1]]
+            if isinstance(length.how[0], str):
+                labels.channels.tie(first.setdefault(length.how, part), part)
 
 
 def _bound(

@@ -85,11 +85,11 @@ def _letters(call: Call) -> tuple[list[tuple[Value, str]], str] | None:
         left, right = equation.replace(" ", "").split("->")
         return list(zip(values, left.split(","), strict=True)), right
     if call.name == "scaled_dot_product_attention":
-        if len(call.values) != 3 or call.outputs[0].tensor.dim() > 6:
+        if len(call.values) not in (3, 4) or call.outputs[0].tensor.dim() > 6:
             return None
         batch = "abcd"[: call.outputs[0].tensor.dim() - 2]
-        query, key, value = call.values
-        return [(query, f"{batch}qe"), (key, f"{batch}ke"), (value, f"{batch}kv")], f"{batch}qv"
+        names = (f"{batch}qe", f"{batch}ke", f"{batch}kv", f"{batch}qk")  # the last of a mask, which may have fewer
+        return [(each, name[-len(each.shape) :]) for each, name in zip(call.values, names, strict=False)], f"{batch}qv"
     one, two = call.values[:2] if len(call.values) == 2 else (None, None)
     if one is None or two is None:
         return None
