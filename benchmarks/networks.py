@@ -183,7 +183,7 @@ def sized(network: Network, images: Tensor, pixels: int) -> tuple[Network, Tenso
 
 @torch.no_grad()
 def stir(module: nn.Module) -> None:
-    """Give norms and scales numbers that differ by channel, as training does."""
+    """Give norms, biases and scales numbers that differ by channel, as training does."""
     generator = torch.Generator().manual_seed(0)
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is not None:
@@ -191,6 +191,12 @@ def stir(module: nn.Module) -> None:
             part.running_var.uniform_(0.5, 1.5, generator=generator)  # type: ignore[union-attr]
             if part.weight is not None:
                 part.weight.uniform_(0.5, 1.5, generator=generator)
+    for parameter in module.parameters():
+        first = float(parameter.flatten()[0])
+        if (parameter == first).all() and first == 0:
+            parameter.normal_(0, 0.1, generator=generator)
+        elif (parameter == first).all():
+            parameter.uniform_(0.5, 1.5, generator=generator)
 
 
 def told(error: Exception) -> str:

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from PIL import Image
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process for every core: their threads would wait for each other
     torch.set_num_threads(1)
+# With a PyTorch for CPUs, torchvision imports only without this part of it.
+sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("absent with a torch for CPUs"))
 
 
 @pytest.fixture(autouse=True)

@@ -73,7 +73,7 @@ def runs_of(record: Record, modules: Mapping[str, nn.Module], reads: Reads) -> I
             called = len(once) == 1 and (not path or not listed or once[0].caller == path)  # not by its index
             composite = called and not isinstance(block, CONTAINERS) and any(True for _ in block.children())
             keeps = run and composite and _keeps_shape(reads, run[-1], once[0])
-            if keeps and (listed or _residual(record, once[0])):
+            if keeps and (listed or _residual(record, once[0], modules)):
                 run.append(once[0])
                 continue
             run = [once[0]] if composite else []
@@ -110,8 +110,11 @@ def droppable(module: nn.Module, blocks: Sequence[str], examples: tuple[Tensor, 
     return True
 
 
-def _residual(record: Record, visit: Visit) -> bool:
-    """Whether a block adds something to its input."""
+def _residual(record: Record, visit: Visit, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a block adds something to its input, which may pass through an Identity."""
     calls = record.calls[visit.start : visit.end]
-    made = {value for call in calls for value in call.outputs}
+    made: set[Value] = set()
+    for call in calls:
+        if not isinstance(modules.get(call.module), nn.Identity) or made.intersection(call.values):
+            made.update(call.outputs)
     return any(call.name in ADDS and any(value not in made for value in call.values) for call in calls)

@@ -400,6 +400,28 @@ def test_residual_blocks_are_dropped_wherever_they_are_called():
     ]  # fmt: skip
 
 
+def test_a_shortcut_through_an_identity_is_one():
+    class Named(Residual):
+        def __init__(self, width: int) -> None:
+            super().__init__(width)
+            self.shortcut, self.path = nn.Identity(), nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.path(self.two(self.one(self.norm(x)).relu())) + self.shortcut(x)
+
+    class Chain(Named):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.two(self.one(self.norm(x)).relu())
+            return self.path(x) + self.shortcut(x)
+
+    for block, sites in ((Named, {"blocks": 3, "block1+": 2}), (Chain, {})):
+        listed = Listed()
+        listed.blocks = nn.ModuleList(block(6) for _ in range(3))
+        listed.block1, listed.block2 = block(8), block(8)
+        depths = trace(listed, torch.zeros(IMAGES)).depths
+        assert {name: site.base for name, site in depths.items()} == sites
+
+
 def test_ordered_channels_compute_the_same_and_the_first_are_the_most_important(network):
     images = torch.randn(IMAGES)
     made = ordered(network.module, torch.zeros(IMAGES)).eval()

@@ -4,20 +4,15 @@
 slow.
 """
 
-import sys
-import types
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("absent with a torch for CPUs"))
 pytest.importorskip("torchvision", exc_type=ImportError)
 pytest.importorskip("timm", exc_type=ImportError)
 
-import networks  # noqa: E402 - needs what is above
+from benchmarks import networks
 
 QUICK = (
     "torchvision:resnet18", "torchvision:shufflenet_v2_x0_5", "torchvision:squeezenet1_1",

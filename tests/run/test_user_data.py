@@ -1,8 +1,6 @@
 """Data as people have them, given to htas.optimize: what it makes of them, or the sentence before the survey."""
 
 import re
-import sys
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -529,9 +527,8 @@ def test_a_hugging_face_data_set_gives_its_tensors(tmp_path):
     assert torch.equal(images, TEST[0]) and torch.equal(labels, TEST[1])
 
 
-def test_torchvision_s_fake_data_are_data(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchvision._meta_registrations", types.ModuleType("x"))
-    torchvision = pytest.importorskip("torchvision")
+def test_torchvision_s_fake_data_are_data(tmp_path):
+    torchvision = pytest.importorskip("torchvision", exc_type=ImportError)
     from torchvision import transforms
 
     fake = [
