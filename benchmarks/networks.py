@@ -69,7 +69,7 @@ class Row:
     widths: int = 0
     depths: int = 0
     seconds: float = 0.0
-    """Of trace, with its checks."""
+    """Of trace, with its checks, on one core; of that core's time, whatever else the machine does."""
     reasons: dict[str, float] = field(default_factory=dict)
     """Why multiply-adds are not free, and their share, the largest first."""
     faults: list[str] = field(default_factory=list)
@@ -101,6 +101,7 @@ def main() -> None:
         print("Torch-Pruning is not installed: pip install torch-pruning", file=sys.stderr)
         pruning = False
     warnings.simplefilter("ignore")  # of the libraries
+    torch.set_num_threads(1)
     for name in names_in(arguments.names):
         if name in rows or arguments.only not in name:
             continue
@@ -152,9 +153,9 @@ def examined(
         stir(module)
         module.eval()
         row.shape = tuple(images.shape[1:])
-        start = time.perf_counter()
+        start = time.process_time()
         network = trace(module, images[:1])
-        row.seconds = round(time.perf_counter() - start, 2)
+        row.seconds = round(time.process_time() - start, 2)
         row.params, row.macs = network.params(network.base), network.macs(network.base)
         row.free, row.widths, row.depths = round(network.searchable, 4), len(network.widths), len(network.depths)
         row.reasons = reasons(network)
