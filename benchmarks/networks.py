@@ -37,6 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from htas.formats.export import export
 from htas.graph import Network, ordered, resize, trace
 from htas.graph.arch import Arch
+from htas.graph.modes import copied
 from htas.graph.network import OUTPUT
 from htas.search.draw import Draw
 from htas.search.supernet import Supernet
@@ -175,7 +176,8 @@ def sized(network: Network, images: Tensor, pixels: int) -> tuple[Network, Tenso
     """The network traced for images of fewer pixels a side, and such images, where it has the same sites for them."""
     if 0 < pixels < images.shape[-1]:
         smaller = torch.randn(*images.shape[:-2], pixels, pixels)
-        with contextlib.suppress(Exception):  # a network for images of one size
+        with contextlib.suppress(Exception):  # a network for images of one size, or with a head that needs larger ones
+            copied(network.module).train()(smaller)
             other = trace(network.module, smaller[:1])
             if other.sites == network.sites:
                 return other, smaller
