@@ -155,13 +155,14 @@ class Follower:
         """After the last block of a run: what comes out has the width of the last block that is kept."""
         ends = [visit.outputs[0] for visit in mode.ends(run) or ()]
         dims = [self.labels.of(end) for end in ends]
-        if len({tuple((dim, len(ids)) for dim, ids in each.items()) for each in dims}) > 1 or set(dims[0]) - {1}:
+        if len({tuple((dim, len(ids)) for dim, ids in each.items()) for each in dims}) > 1 or len(dims[0]) > 1:
             if mode is self.eval:
                 self.runs.remove(run)
             return
-        if 1 not in dims[0]:
+        if not dims[0]:
             return
-        lines = [each[1] for each in dims]
+        (axis,) = dims[0]
+        lines = [each[axis] for each in dims]
         if self.adds == "join":
             for line in lines[1:]:
                 self.labels.channels.tie(lines[0], line)
@@ -170,7 +171,7 @@ class Follower:
         for line, other in zip(lines, others, strict=True):
             self.labels.channels.tie(line, other)
         mode.before.setdefault(ends[-1], dims[-1])
-        self.labels.set(ends[-1], {1: fresh})
+        self.labels.set(ends[-1], {axis: fresh})
 
     def bind_mixed(self, mixed: Callable[[Ids], bool]) -> bool:
         """Give both sides of a shortcut, and the ends of a depth site, one width where any is `mixed`: a projection

@@ -422,6 +422,28 @@ def test_a_shortcut_through_an_identity_is_one():
         assert {name: site.base for name, site in depths.items()} == sites
 
 
+def test_blocks_over_channels_that_come_last_are_dropped():
+    class Last(Next):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    class Stage(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.blocks = nn.Conv2d(3, 6, 3, padding=1), nn.Sequential(Last(6), Last(6), Last(6))
+            self.last = nn.Linear(6, 4)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.last(self.blocks(self.stem(images).permute(0, 2, 3, 1)).mean((1, 2)))
+
+    network, images = trace(Stage(), torch.zeros(IMAGES)), torch.randn(IMAGES)
+    assert {name: site.base for name, site in network.depths.items()} == {"blocks": 3}
+    for depth in (1, 2, 3):
+        net = resize(network, arch := Arch({name: 3 for name in network.widths}, {"blocks": depth}))
+        assert net(images).shape == (len(images), 4)
+        assert sum(parameter.numel() for parameter in net.parameters()) == network.params(arch)
+
+
 def test_ordered_channels_compute_the_same_and_the_first_are_the_most_important(network):
     images = torch.randn(IMAGES)
     made = ordered(network.module, torch.zeros(IMAGES)).eval()
