@@ -529,7 +529,7 @@ def test_what_can_be_followed_is_free_and_the_rest_freezes_what_it_reads(
     images = torch.randn(2, *IMAGE)
     assert torch.equal(resize(network, network.base)(images), network.module(images))
     if widths:
-        narrow = Arch({name: site.base - 1 for name, site in network.widths.items()}, {})
+        narrow = Arch({name: site.base - site.multiple for name, site in network.widths.items()}, {})
         assert counted(resize(network, narrow))[1] == network.params(narrow)
         assert resize(network, narrow)(images).shape == (2, 2)
 
