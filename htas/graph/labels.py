@@ -20,6 +20,11 @@ class Labels:
 
     def __init__(self, module: nn.Module) -> None:
         self.modules = dict(module.named_modules())
+        self.untrained = {
+            name for name, each in module.named_parameters(remove_duplicate=False)
+            if each.dim() > 1 and not each.requires_grad
+        }  # fmt: skip
+        """Weights that are not trained; new channels of theirs would never learn, and fewer are another filter."""
         self.images = 1
         """Number of images in the run whose steps are labelled."""
         self.channels = Channels()
@@ -66,7 +71,12 @@ class Labels:
         if value.tensor.dtype in (torch.int32, torch.int64):  # places of something
             return {}
         sizes = value.shape[:2] if convolves else value.shape
-        return {dim: self.channels.new(size) for dim, size in enumerate(sizes) if size > 1}
+        fresh = {dim: self.channels.new(size) for dim, size in enumerate(sizes) if size > 1}
+        if value.param in self.untrained:
+            place, _, name = value.param.rpartition(".")
+            for ids in fresh.values():
+                self.channels.freeze(ids, f"{place or name} has weights that are not trained (requires_grad is False)")
+        return fresh
 
     def roots(self, value: Value, dim: int) -> Ids:
         """The elements along a dimension, each as the one that stands for all that it is tied to so far."""

@@ -4,8 +4,11 @@ Add one: a file here with one frozen dataclass that derives from ModelFamily; it
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 
@@ -52,6 +55,31 @@ class ModelFamily(ABC):
             reset = getattr(part, "reset_parameters", None)
             if callable(reset):
                 reset()
+
+
+@contextmanager
+def untrained_unchanged(module: nn.Module) -> Iterator[None]:
+    """While weights are drawn: parameters that require no gradients keep their values, and so do the buffers of modules
+    that have such parameters alone."""
+    before: list[tuple[dict[str, Tensor | None], str, Tensor, Tensor]] = []
+    for part in module.modules():
+        parameters: dict[str, Tensor | None] = part._parameters  # type: ignore[assignment]
+        fixed = [name for name, each in parameters.items() if each is not None and not each.requires_grad]
+        before += [
+            (parameters, name, tensor, tensor.detach().clone())
+            for name in fixed
+            if (tensor := parameters[name]) is not None
+        ]
+        if fixed and not any(each is not None and each.requires_grad for each in parameters.values()):
+            buffers = part._buffers
+            before += [
+                (buffers, name, tensor, tensor.clone()) for name, tensor in buffers.items() if tensor is not None
+            ]
+    yield
+    with torch.no_grad():
+        for holder, name, tensor, values in before:
+            holder[name] = tensor
+            tensor.copy_(values)
 
 
 class KaimingFamily(ModelFamily):

@@ -142,7 +142,8 @@ def optimize(
         constraints: `{"latency": "50%"}`, `{"latency": "8ms", "macs": "60%"}`, of the metrics of `[constraints]`; half
             of the latency by default.
         trained: whether the model's weights are trained. They are then those of the base network, from which all others
-            inherit (the most important channels first) and learn; otherwise the base network is trained here.
+            inherit (the most important channels first) and learn; otherwise the base network is trained here, from new
+            weights but for the parameters that require no gradients.
         epochs: of training; 0 means 10 for networks that inherit and 20 for those that do not.
         search_epochs: passes of the search over half of the training items.
         loss_fn: (outputs, targets) to a scalar, where it is not cross-entropy. Then nothing is distilled but by
@@ -185,6 +186,11 @@ def optimize(
     config = replace(config, family=family, data=dataset, target=target or config.target, names=names)
     run = Run(config, Path(out) if str(out) else Path("runs") / f"optimize-{files.slug(type(model).__name__)}")
     _check_counts(run)
+    if not trained and not run.model_file("base").exists():
+        say(
+            "the base network is trained from new weights, as trained=False says; only parameters that require no "
+            "gradients keep their values (to keep pre-trained weights, train the network first, and leave trained=True)"
+        )
     if trained and task.classifies and score_func is None:
         _check_trained(run, model)
     run = open_run(config, run.folder, sources=run.sources)

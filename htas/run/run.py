@@ -28,6 +28,7 @@ from htas.files import __version__, digest, read_record, slug, to_json, write_js
 from htas.graph import Arch, Network, ordered, trace
 from htas.metrics import Metric
 from htas.metrics.latency import Latency
+from htas.models import untrained_unchanged
 from htas.run.config import Config, load
 from htas.runtimes import open_runtime
 from htas.search.record import SearchRecord
@@ -181,9 +182,11 @@ class Run:
         return [self.config.names["family"], self.config.values("family"), *([source] if source else [])]
 
     def reset(self, module: nn.Module) -> None:
-        """Re-initialise a network, unless networks of this run inherit the base network's weights."""
+        """Draw the weights of a network, but for those that are not trained (requires_grad is False); nothing where
+        networks of this run inherit the base network's weights."""
         if not self.config.family.inherits:
-            self.config.family.reset(module)
+            with untrained_unchanged(module):
+                self.config.family.reset(module)
 
     @property
     def place(self) -> str:

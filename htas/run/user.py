@@ -75,6 +75,8 @@ def digest(module: nn.Module, examples: tuple[Tensor, ...]) -> str:
     sha = hashlib.sha256(repr(module).encode())
     with suppress(UserError):  # tracing refuses it later
         sha.update(_steps(module, examples).encode())
+    untrained = sorted(name for name, each in module.named_parameters() if not each.requires_grad)
+    sha.update(repr(untrained).encode() if untrained else b"")
     for name, tensor in sorted(module.state_dict().items()):
         sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

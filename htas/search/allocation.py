@@ -76,7 +76,9 @@ class Allocation:
             return
         if node.name in walk.plain:
             old = self.network.module.get_submodule(node.module)
-            self.body.set_submodule(node.module, remade(old, *_sizes(node, old, walk), grouped=node.kind == "grouped"))
+            layer = remade(old, *_sizes(node, old, walk), grouped=node.kind == "grouped")
+            _untrained_alike(old, layer)
+            self.body.set_submodule(node.module, layer)
         elif node.kind == "norm" or node.kind == "layer_norm":
             norms = self._norms(node, walk)
             if node.called:
@@ -109,9 +111,12 @@ class Allocation:
         else:
             build = partial(NORMS[_dims(old)], eps=old.eps)
         if len(node.segments) > 1 or not plain_runs(node):  # one for every combination of widths would be too many
-            return nn.ModuleDict({ALL: build(walk.channels(node.name))})
+            return nn.ModuleDict({ALL: _untrained_alike(old, build(walk.channels(node.name)))})
         repeat = node.segments[0].repeat
-        return self._by_width(build, [times(width, repeat) for width in walk.choices[node.inputs[0]][0]])
+        return self._by_width(
+            lambda width: _untrained_alike(old, build(width)),
+            [times(width, repeat) for width in walk.choices[node.inputs[0]][0]],
+        )
 
     def _by_width(self, build: Callable[[int], nn.Module], channels: Sequence[int]) -> nn.ModuleDict:
         if self.norms == "own" or not channels:
@@ -139,6 +144,18 @@ class Allocation:
                 continue
             return isinstance(out, Tensor) and not out.any()
         return False
+
+
+@torch.no_grad()
+def _untrained_alike(old: nn.Module, new: nn.Module) -> nn.Module:
+    """The new module, whose parameters are trained where those of the old one are; others have its values."""
+    for name, values in old.named_parameters(recurse=False):
+        tensor = getattr(new, name, None)
+        if not values.requires_grad and isinstance(tensor, nn.Parameter):
+            tensor.requires_grad_(False)
+            common = tuple(slice(min(sizes)) for sizes in zip(tensor.shape, values.shape, strict=True))
+            tensor[common] = values[common]
+    return new
 
 
 def _main(network: Network) -> Network | None:

@@ -319,6 +319,7 @@ class _Search(SupernetLoop):
         self, images: Inputs, labels: Any, temperature: float, generator: torch.Generator, *, learn: bool
     ) -> tuple[Tensor, Tensor]:
         """Loss and score on the other half, scalars; computes no gradient of any weight."""
+        learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.model.requires_grad_(False)
         with torch.set_grad_enabled(learn):
             draw = self.logits.draw(temperature, generator)
@@ -328,7 +329,8 @@ class _Search(SupernetLoop):
                 self.adam.zero_grad()
                 self.runner.backward(loss + self._penalty())
                 self.adam.step()
-        self.model.requires_grad_(True)
+        for parameter in learning:
+            parameter.requires_grad_(True)
         with torch.no_grad():
             score = scalar(self.task.score(self.judged(images, draw, output), labels), loss)
         return loss.detach(), score.to(loss.dtype)
