@@ -2,6 +2,7 @@
 
 import importlib
 import traceback
+from functools import cache
 from pathlib import Path
 
 from htas.text import first_line
@@ -23,6 +24,7 @@ def blame(error: BaseException) -> str:
     return f"{what} ({users[-1].filename}, line {users[-1].lineno})" if users else what
 
 
+@cache
 def installed(filename: str) -> bool:
     """Whether a file is of Python, of an installed library or of this package."""
     file = Path(filename)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from htas.graph.length import leaves_of
 from htas.graph.modes import copied
-from htas.graph.record import Record, Value, Visit, leaves_of, values_in
+from htas.graph.record import Record, Value, Visit, values_in
 
 ADDS = {"add", "add_", "__radd__"}
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)

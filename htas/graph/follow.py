@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from htas.graph.blocks import ADDS, Blocks, Reads, droppable, runs_of
 from htas.graph.channels import Ids
+from htas.graph.compared import keep_equal
 from htas.graph.kinds import Convolution, Norm, Pointwise, Spatial, conv, kind_of
 from htas.graph.labels import Dims, Labels
+from htas.graph.length import Comparison
 from htas.graph.network import OUTPUT
 from htas.graph.record import Call, Record, Value, Visit, values_in
 from htas.graph.runs import same_steps
@@ -109,6 +111,7 @@ class Follower:
             if mode is not None:
                 self.labels.enter(mode.record, mode.images)
                 self._label(mode)
+        keep_equal(self.compared, self.labels)
         self._settle()
         self.labels.enter(self.eval.record, self.eval.images)
 
@@ -127,6 +130,17 @@ class Follower:
                 self._pass_on(run, mode)
         for value in values_in(mode.record.outputs):
             self.labels.freeze(value, OUTPUT)
+
+    @property
+    def compared(self) -> list[Comparison]:
+        """What Python has asked about sizes in the records."""
+        return [each for mode in (self.eval, self.training) if mode is not None for each in mode.record.compared]
+
+    def freeze_undecided(self, reasons: Mapping[str, str]) -> None:
+        """Freeze width sites of the nodes made last, each for its reason, and bind what depends on them."""
+        for name, reason in reasons.items():
+            self.freeze_site(name, reason)
+        self._settle()
 
     def freeze_site(self, name: str, reason: str) -> None:
         """Freeze a site of the nodes made last: a width, or a site of depth."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from htas.graph.channels import Channels, Ids
-from htas.graph.record import Call, Leaf, Record, Value, leaves_of
+from htas.graph.length import Leaf, leaves_of
+from htas.graph.record import Call, Record, Value
 
 INPUT = "it is the network's input"
 Dims = dict[int, Ids]

@@ -22,7 +22,7 @@ from htas.errors import UserError
 from htas.graph.arch import Arch
 from htas.graph.layer import Layer, Template
 from htas.graph.layout import Layout, Layouts
-from htas.graph.record import Leaf
+from htas.graph.length import Leaf
 
 Kind = Literal[
     "input",

@@ -9,8 +9,9 @@ from torch import Tensor, fx, nn
 
 from htas.graph.arch import Arch
 from htas.graph.layer import CONVS, NORMS
+from htas.graph.length import Length
 from htas.graph.network import Network, Node, Step
-from htas.graph.record import Call, Length, Value, replaced
+from htas.graph.record import Call, Value, replaced
 from htas.graph.steps import Step as Run
 
 

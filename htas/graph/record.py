@@ -6,8 +6,6 @@ that a step can be run again on tensors of other widths.
 """
 
 import builtins
-import operator
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from htas.console.blame import installed
 from htas.errors import UserError
+from htas.graph.length import Comparison, Length, noting, place, plain
 
 NUMBERS = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__", "is_nonzero",
            "equal", "allclose"}  # fmt: skip
@@ -36,68 +34,6 @@ RANDOM = {"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "ra
           "uniform_", "normal", "normal_", "multinomial", "random_", "exponential_", "geometric_"}  # fmt: skip
 LIKE: Mapping[str, Any] = {"reshape_as": Tensor.reshape, "view_as": Tensor.view, "expand_as": Tensor.expand}
 """Functions that read another tensor for its sizes alone, and those that are given sizes."""
-
-
-class Length(int):
-    """A whole number that a forward pass computed from the sizes of tensors."""
-
-    how: tuple[Any, ...]
-    """("size", value, dimension); ("attribute", module, name, index) for a number that a module of the user's holds
-    (the index within a list, or None); or a function of `operator` and its operands."""
-
-    def __new__(cls, number: int, how: tuple[Any, ...]) -> "Length":
-        length = super().__new__(cls, number)
-        length.how = how
-        return length
-
-    def __reduce__(self) -> tuple[Any, ...]:  # a forward may keep it: pickled and copied as a plain number
-        return int, (int(self),)
-
-    def __deepcopy__(self, memo: Any) -> int:
-        return int(self)
-
-
-def _arithmetic(name: str, backwards: bool) -> Callable[[Any, Any], Any]:
-    function = getattr(operator, name)
-
-    def apply(self: Length, other: Any) -> Any:
-        one, two = (other, self) if backwards else (self, other)
-        if not isinstance(other, int):
-            return function(int(one) if one is self else one, int(two) if two is self else two)
-        return Length(function(int(one), int(two)), (function, one, two))
-
-    return apply
-
-
-for _name in ("add", "sub", "mul", "floordiv", "mod"):
-    setattr(Length, f"__{_name}__", _arithmetic(_name, False))
-    setattr(Length, f"__r{_name}__", _arithmetic(_name, True))
-setattr(Length, "__neg__", lambda self: Length(-int(self), (operator.neg, self)))  # noqa: B010 - as the others
-
-
-Leaf = tuple[Any, ...]
-"""What a Length is computed from: the `how` of one that no other Length is part of."""
-
-
-def length_at(length: Any, number: Callable[[Leaf, int], int]) -> Any:
-    """A Length computed again, where `number(leaf, recorded)` is what a leaf is now; other values as they are."""
-    if not isinstance(length, Length):
-        return length
-    head, *rest = length.how
-    if isinstance(head, str):
-        return number(length.how, int(length))
-    return head(*(length_at(each, number) for each in rest))
-
-
-def leaves_of(length: Any) -> Iterator[tuple[Leaf, int]]:
-    """The leaves of a Length, each with the number that it was in the recorded run."""
-    if isinstance(length, Length):
-        head, *rest = length.how
-        if isinstance(head, str):
-            yield length.how, int(length)
-        else:
-            for each in rest:
-                yield from leaves_of(each)
 
 
 @dataclass(eq=False)
@@ -205,6 +141,8 @@ class Record:
     """What the network returned, with Values for tensors."""
     chance: str = ""
     """Where Python reads a random number out of a tensor, the user's file and line; empty where it does not."""
+    compared: list[Comparison] = field(default_factory=list)
+    """Questions about sizes that Python has answered on the way."""
 
 
 class Stuck(Exception):
@@ -227,10 +165,10 @@ def record(
     """
     recorder = _Recorder(module, whole)
     inputs = [recorder.value(example.clone(), derived=True) for example in examples]
-    with recorder.calling(), _numbered(module), _counting(), torch.no_grad(), recorder:
+    with recorder.calling(), _numbered(module), _counting(), noting(recorder.note), torch.no_grad(), recorder:
         outputs = module(*(value.tensor for value in inputs))
     ends = recorder.as_values(outputs)
-    return Record(recorder.calls, recorder.visits, inputs, recorder.params, ends, recorder.chance)
+    return Record(recorder.calls, recorder.visits, inputs, recorder.params, ends, recorder.chance, recorder.compared)
 
 
 @contextmanager
@@ -294,6 +232,7 @@ class _Recorder(TorchFunctionMode):
         self.stack: list[str] = []
         self.paused = False
         self.chance = ""
+        self.compared: list[Comparison] = []
         named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
         for path, tensor in named:
             if id(tensor) not in self.values:
@@ -311,6 +250,11 @@ class _Recorder(TorchFunctionMode):
             return leaf
 
         return replaced(tree, known)
+
+    def note(self, comparison: Comparison) -> None:
+        """Keep a comparison that a forward of the user's makes."""
+        if not self.paused:
+            self.compared.append(comparison)
 
     # -- modules -------------------------------------------------------------------------------------------------------
 
@@ -390,9 +334,9 @@ class _Recorder(TorchFunctionMode):
         if name in NUMBERS:
             source = self.values.get(id(args[0]))
             if source is None or source.derived:
-                raise Stuck(self.stack[-1] if self.stack else "", f"depends on the values of a tensor ({_place()})")
+                raise Stuck(self.stack[-1] if self.stack else "", f"depends on the values of a tensor ({place()})")
             if not self.chance and _is_random(source):
-                self.chance = _place()
+                self.chance = place()
             return func(*args, **kwargs)
         if name in LIKE and len(args) == 2:
             func, name, args = (
@@ -402,7 +346,7 @@ class _Recorder(TorchFunctionMode):
             )
         arguments, options = self.as_values((args, kwargs))
         step = Call(func, name, arguments, options, tuple(self.stack))
-        plain_args, plain_kwargs = replaced((args, kwargs), _plain)
+        plain_args, plain_kwargs = replaced((args, kwargs), plain)
         result = func(*plain_args, **plain_kwargs)
         if result is None and name not in ("__setitem__",):
             return None
@@ -467,26 +411,8 @@ def _size(tensor: Tensor) -> torch.Size:
     return tensor.shape
 
 
-def _plain(leaf: Any) -> Any:
-    return int(leaf) if isinstance(leaf, Length) else leaf
-
-
 def _is_random(value: Value) -> bool:
     return value.call is not None and (value.call.name in RANDOM or any(map(_is_random, value.call.values)))
-
-
-def _place() -> str:
-    """The user's file and line."""
-    frame = sys._getframe(1)
-    inner = ""
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith("<") and not installed(name):
-            return f"{name}, line {frame.f_lineno}"
-        if not inner and "htas" not in name and "/torch/" not in name:
-            inner = f"{name}, line {frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return inner or "in a library"
 
 
 def refusal(module: nn.Module, sentence: str) -> UserError:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from htas.console.blame import blame
 from htas.errors import UserError
+from htas.graph.length import Length
 from htas.graph.modes import copied
-from htas.graph.record import Length, Record, Stuck, Value, record, refusal, values_in
+from htas.graph.record import Record, Stuck, Value, record, refusal, values_in
 from htas.text import shapes
 
 BY_PYTHON = "Python's random numbers"

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from htas.graph.layout import Layout
-from htas.graph.record import Call, Leaf, Value, leaves_of, length_at, replaced
+from htas.graph.length import Leaf, leaves_of, length_at
+from htas.graph.record import Call, Value, replaced
 
 Modules = Callable[[str], nn.Module]
 """Gives the module of a qualified name."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from htas.errors import UserError
 from htas.graph._check import check, check_outputs
+from htas.graph.compared import undecided
 from htas.graph.emit import Emitter
 from htas.graph.follow import Follower
 from htas.graph.fuse import fused
@@ -110,6 +111,9 @@ def _missed(follower: Follower, network: Network) -> str:
 def _network(follower: Follower) -> Network:
     """The Network of labelled steps."""
     emitter = Emitter(follower, follower.eval)
+    while reasons := undecided(follower.compared, emitter):
+        follower.freeze_undecided(reasons)
+        emitter = Emitter(follower, follower.eval)
     steps = _steps(emitter)
     depths = {run.site: Site(run.site, "depth", len(run.names), run.names) for run in follower.runs}
     network = Network(

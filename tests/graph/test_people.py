@@ -1336,3 +1336,101 @@ def test_attention_of_learned_queries_is_traced_for_several_images() -> None:
     module = Parts(run, attention=nn.MultiheadAttention(8, 2, batch_first=True), **parts)
     network = trace(module, torch.randn(IMAGES))
     assert "not understood" in network.frozen["one.0"]
+
+
+# -- sizes that Python compares ----------------------------------------------------------------------------------------
+
+
+class Compared(nn.Module):
+    """A residual block that decides in its forward whether to project."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.one, self.two = layers(inputs, outputs), layers(outputs, outputs)
+        self.down = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.two(self.one(x))
+        if x.shape != out.shape:
+            x = self.down(x)
+        return torch.relu(out + x)
+
+
+def test_widths_that_forward_compares_are_frozen_where_the_answer_may_change() -> None:
+    """At equal widths of its sides the block would not project."""
+    parts = nn.Sequential(layers(3, 8), Compared(8, 12), Compared(12, 12), Compared(12, 16))
+    network = examined(Parts(lambda net, x: net.last(net.parts(x).mean((2, 3))), parts=parts, last=nn.Linear(16, 4)))
+    assert list(network.widths) == [f"parts.{block}.one.0" for block in (1, 2, 3)]
+    assert "test_people.py, line" in network.frozen["parts.0.0"]
+    assert "forward compares its number of channels" in network.frozen["parts.3.two.0"]
+    small = resize(network, Arch(dict.fromkeys(network.widths, 12), network.base.depths)).eval()
+    with FlopCounterMode(display=False) as counter:
+        small(torch.randn(1, 3, 16, 16))
+    assert network.macs(Arch(dict.fromkeys(network.widths, 12), network.base.depths)) == (
+        counter.get_total_flops() // 2 + 4
+    )
+
+
+FLIPS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "at least": lambda net, x: x * torch.sigmoid(net.gate(x)) if x.shape[1] >= 6 else x,
+    "remainder": lambda net, x: torch.relu(x) if x.shape[1] % 8 == 0 else x,
+    "truth": lambda net, x: x if x.size(1) % 8 else torch.relu(x),
+    "the larger": lambda net, x: x * max(x.shape[1], 6),
+    "a table": lambda net, x: x * {8: 2.0}.get(x.shape[1], 1.0),
+    "a range": lambda net, x: x * 2 if x.shape[1] in (7, 8) else x,
+    "pixels": lambda net, x: x * 2 if x.shape[1] * 2 == x.shape[2] else x,
+}
+
+
+@pytest.mark.parametrize("name", FLIPS)
+def test_a_width_that_decides_what_forward_does_is_frozen(name: str) -> None:
+    network = examined(around(FLIPS[name], gate=nn.Conv2d(8, 8, 1)))
+    assert "one.0" not in network.widths
+    assert "two.0" in network.widths
+    assert "compares its number of channels" in network.frozen["one.0"]
+
+
+class Strict(nn.Module):
+    """A convolution that checks what it is given."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.in_channels, self.conv = channels, conv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, c, h, w = x.shape
+        if c != self.in_channels:
+            raise ValueError(f"{c} channels instead of {self.in_channels}")
+        if h % 2 or w % 2:
+            raise ValueError("odd")
+        out = self.conv(x)
+        assert out.shape[2:] == x.shape[2:] and out.size(0) == x.size(0)
+        assert c > 0
+        return out
+
+
+def test_checks_of_sizes_keep_widths_free() -> None:
+    """A number that a module compares with its input's channels follows them."""
+
+    def checked(net: Any, x: Tensor) -> Tensor:
+        assert net.expected == x.shape[1]
+        y = net.middle(x)
+        assert (x + y).shape == y.shape
+        return x + y
+
+    network = examined(around(checked, middle=Strict(8), expected=8))
+    assert set(network.frozen) == {"last"}
+    assert {"one.0", "two.0"} == set(network.widths)
+    small: Any = resize(network, Arch({"one.0": 5, "two.0": 4}, {}))
+    assert (small.expected, small.middle.in_channels) == (5, 5)
+
+
+def test_widths_that_forward_finds_equal_are_one() -> None:
+    def alike(net: Any, x: Tensor) -> Tensor:
+        one, two = net.left(x), net.right(x)
+        return torch.cat([one, two] if one.shape[1] == two.shape[1] else [two, one], 1)
+
+    network = examined(around(alike, after=12, left=layers(8, 6), right=layers(8, 6)))
+    assert "right.0" not in network.widths
+    assert set(network.frozen) == {"last"}
+    assert network.widths["left.0"].base == 6

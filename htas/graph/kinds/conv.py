@@ -11,7 +11,8 @@ from htas.graph.channels import Ids
 from htas.graph.kinds._kind import Kind, tuple_of
 from htas.graph.labels import Labels, bound, title
 from htas.graph.layer import Layer
-from htas.graph.record import Call, Value, leaves_of
+from htas.graph.length import leaves_of
+from htas.graph.record import Call, Value
 
 if TYPE_CHECKING:
     from htas.graph.emit import Emitter

@@ -2,7 +2,8 @@
 
 from htas.graph.kinds._kind import Kind
 from htas.graph.labels import Dims, Labels
-from htas.graph.record import Call, Length, leaves_of, replaced
+from htas.graph.length import Length, leaves_of
+from htas.graph.record import Call, replaced
 
 FUNCTIONS = {"new_empty", "new_zeros", "new_ones", "new_full", "zeros", "ones", "full", "empty", "rand", "randn"}
 

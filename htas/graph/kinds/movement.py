@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from htas.graph.channels import Ids
 from htas.graph.kinds._kind import Kind
 from htas.graph.labels import Dims, Labels, bound, title
-from htas.graph.record import Call, Leaf, Length, Value, leaves_of, length_at, replaced
+from htas.graph.length import Leaf, Length, leaves_of, length_at
+from htas.graph.record import Call, Value, replaced
 from htas.text import listing
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from torch import nn
 from htas.graph.channels import Ids
 from htas.graph.kinds._kind import Kind
 from htas.graph.labels import Labels, bound, title
-from htas.graph.record import Call, Leaf, Value, leaves_of
+from htas.graph.length import Leaf, leaves_of
+from htas.graph.record import Call, Value
 
 if TYPE_CHECKING:
     from htas.graph.emit import Emitter
