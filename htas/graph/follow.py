@@ -12,7 +12,7 @@ from htas.graph.blocks import ADDS, Blocks, Reads, droppable, runs_of
 from htas.graph.channels import Ids
 from htas.graph.compared import keep_equal
 from htas.graph.kinds import Convolution, Norm, Pointwise, Spatial, conv, kind_of
-from htas.graph.labels import Dims, Labels
+from htas.graph.labels import Dims, Labels, title
 from htas.graph.length import Comparison
 from htas.graph.network import OUTPUT
 from htas.graph.record import Call, Record, Value, Visit, values_in
@@ -124,6 +124,7 @@ class Follower:
                 self.labels.set(call.outputs[0], self.labels.of(call.values[places[1]]))
             else:
                 kind_of(call, self.labels).label(call, self.labels)
+                self._freeze_untrained(call, mode)
                 if mode is self.eval:
                     self._note_made(call)
             for run in reversed([each for each in self.runs if last.get(each.site) == place + 1]):  # the inner first
@@ -161,6 +162,12 @@ class Follower:
         owner = call.module or weight.param.rpartition(".")[0] or call.owner
         if self._ignored(owner):
             self.labels.freeze(call.outputs[0], IGNORED)
+
+    def _freeze_untrained(self, call: Call, mode: Mode) -> None:
+        """A layer that the network's forward keeps gradients out of never learns: it keeps its inputs and outputs."""
+        if call.quiet and mode is (self.training or self.eval) and isinstance(kind_of(call, self.labels), Convolution):
+            why = f"{title(call, self.labels.modules)} runs without gradients (torch.no_grad)"
+            self.labels.freeze(conv.parts(call, self.labels)[1], why)
 
     def _ignored(self, module: str) -> bool:
         return any(module == name or module.startswith(f"{name}.") for name in self.ignored)

@@ -93,7 +93,8 @@ class Writer:
     def _call(self, run: Run, known: Mapping[Value, fx.Node]) -> fx.Node:
         def put(leaf: Any) -> Any:
             if isinstance(leaf, Value):
-                return known[leaf] if leaf in known else self._constant(leaf)
+                tensor = known[leaf] if leaf in known else self._constant(leaf)
+                return self.graph.call_method("detach", (tensor,)) if call.quiet else tensor
             return self._length(leaf, run, known)
 
         call = run.call

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from htas.errors import UserError
+from htas.graph.gradients import gradients_off, noticing_gradients
 from htas.graph.length import Comparison, Length, noting, place, plain
 
 NUMBERS = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__", "is_nonzero",
@@ -74,6 +75,7 @@ class Call:
     """What it returned, with Values for tensors."""
     whole: str = ""
     """Why a module of the user's is one step."""
+    quiet: bool = field(default_factory=gradients_off)  # the user's forward turns gradients off for it
 
     @property
     def owner(self) -> str:
@@ -165,7 +167,8 @@ def record(
     """
     recorder = _Recorder(module, whole)
     inputs = [recorder.value(example.clone(), derived=True) for example in examples]
-    with recorder.calling(), _numbered(module), _counting(), noting(recorder.note), torch.no_grad(), recorder:
+    noted = noting(recorder.note)
+    with recorder.calling(), _numbered(module), _counting(), noted, torch.no_grad(), noticing_gradients(), recorder:
         outputs = module(*(value.tensor for value in inputs))
     ends = recorder.as_values(outputs)
     return Record(recorder.calls, recorder.visits, inputs, recorder.params, ends, recorder.chance, recorder.compared)

@@ -1,6 +1,7 @@
 """A recorded step as a function of its inputs, at any widths."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,8 +52,15 @@ class Step:
             return target
         function: Any = modules(self.call.module) if self.call.module else self.call.function
         outputs: list[Tensor] = []
-        replaced(function(*args, **kwargs), lambda leaf: outputs.append(leaf) if isinstance(leaf, Tensor) else None)
+        with learning(self):
+            result = function(*args, **kwargs)
+        replaced(result, lambda leaf: outputs.append(leaf) if isinstance(leaf, Tensor) else None)
         return outputs[self.output]
+
+
+def learning(run: object) -> AbstractContextManager[object]:
+    """While gradients are off, if a network's forward turns them off for the step that runs."""
+    return torch.no_grad() if isinstance(run, Step) and run.call.quiet else nullcontext()
 
 
 def order_of(call: Call) -> tuple[Value, ...]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from htas.graph import Network, Node
 from htas.graph.network import times, total_channels
 from htas.graph.resize import by_outputs, copy_common, set_count, set_sizes
+from htas.graph.steps import learning
 from htas.search.allocation import ALL, NORMS_NAME, Allocation, Walk, Widths, joined, key
 from htas.search.draw import Draw
 from htas.search.mixing import (
@@ -139,7 +140,8 @@ class Supernet(nn.Module):
             if node.kind == "input":
                 values[node.name], widths[node.name] = next(inputs), tuple(s.base for s in node.segments)
                 continue
-            values[node.name], widths[node.name] = self._step(node, values, widths, draw, now)
+            with learning(node.run):
+                values[node.name], widths[node.name] = self._step(node, values, widths, draw, now)
             if node.kind == "depth" and node.segments[0].site not in draw.widths:
                 now[node.segments[0].site] = max(widths[node.name])
         return {name: self._narrowed(name, values[name], widths[name]) for name in names if name in values}
@@ -337,10 +339,8 @@ class Supernet(nn.Module):
             inputs, norm.running_mean, norm.running_var, norm.weight, norm.bias, self.training, momentum, norm.eps
         )
 
-    def _part(self, norm: nn.Module, inputs: Tensor, index: Tensor, momentum: float) -> Tensor:
+    def _part(self, norm: Any, inputs: Tensor, index: Tensor, momentum: float) -> Tensor:
         """Norm of some channels, by their numbers."""
-        assert isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
-        assert norm.running_var is not None
         mean, var, eps = norm.running_mean[index], norm.running_var[index], norm.eps
         out = F.batch_norm(inputs, mean, var, norm.weight[index], norm.bias[index], self.training, momentum, eps)
         if self.training:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 BATCH = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 MODULES = (*BATCH, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)
 FUNCTIONS = {"prelu", "batch_norm", "instance_norm", "layer_norm", "group_norm", "rms_norm"}
+FOUR = ("running_mean", "running_var", "weight", "bias")
+"""Tensors of a batch norm, in the order of the function's arguments."""
 TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -62,8 +64,14 @@ class Norm(Kind):
         """`norm` for a batch norm, `layer_norm` for one of several channels together."""
         if call.name == "prelu" or isinstance(emitter.labels.module(call), nn.PReLU) or _read_beside(call, emitter):
             return "move"
-        if _is_batch_norm(call, emitter) and len(order) in (1, 5) and emitter.axis(value) == 1:
+        if (
+            _is_batch_norm(call, emitter)
+            and emitter.axis(value) == 1
+            and (call.module or _of_batch_norm(call, emitter))
+        ):
             return "norm"
+        if len(getattr(emitter.labels.module(call), "normalized_shape", ())) > 1:
+            return "move"
         apart = isinstance(emitter.labels.module(call), BATCH) and not _is_batch_norm(call, emitter)
         return "layer_norm" if call.module and not apart else "move"
 
@@ -122,7 +130,23 @@ def _is_batch_norm(call: Call, emitter: "Emitter") -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine and module.track_running_stats
 
 
+def _of_batch_norm(call: Call, emitter: "Emitter") -> bool:
+    """Whether a function normalises by the four tensors of one batch norm, as they are, and no other reads them."""
+    options = bound(call, "input", *FOUR, "training", "momentum", "eps")
+    tensors = [options.get(name) for name in FOUR]
+    owner = getattr(tensors[0], "param", "").rpartition(".")[0]
+    norm, values, users = emitter.labels.modules.get(owner), emitter.mode.record.params, emitter.mode.reads.users
+    return (
+        isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        and norm.eps == options.get("eps", 1e-5)
+        and all(
+            isinstance(each, Value) and each is values.get(f"{owner}.{name}") and len(users[each]) == 1
+            for each, name in zip(tensors, FOUR, strict=True)
+        )
+    )
+
+
 def _read_beside(call: Call, emitter: "Emitter") -> bool:
     """Whether another step reads a tensor of the module that is called."""
-    tensors = (emitter.labels.values.get(f"{call.module}.{name}") for name in TENSORS)
+    tensors = (emitter.mode.record.params.get(f"{call.module}.{name}") for name in TENSORS)
     return bool(call.module) and any(value in emitter.mode.reads.users for value in tensors if value is not None)
