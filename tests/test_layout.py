@@ -37,6 +37,7 @@ ORDER = [
     "plugins",
     "data",
     "console",
+    "nests",
     "text",
     "files",
     "errors",

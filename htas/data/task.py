@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from htas.data.batch import one_class
 from htas.data.marks import mark
+from htas.nests import replaced
 
 Outputs = Any
 """A tensor, or whatever a network returns."""
@@ -79,7 +79,7 @@ def unit(loss: Callable[[Outputs, Any], Tensor]) -> Callable[[Outputs, Any], Ten
 
 def precise(outputs: Outputs) -> Outputs:
     """The outputs in fp32, whatever their type under autocast."""
-    return tree_map_only(Tensor, lambda each: each.float() if each.is_floating_point() else each, outputs)
+    return replaced(outputs, lambda each: each.float() if torch.is_tensor(each) and each.is_floating_point() else each)
 
 
 def scalar(value: Tensor | float, like: Tensor) -> Tensor:

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from htas.errors import UserError
 from htas.files import write_bytes
 from htas.formats.onnx import cannot_export, network_graph, quiet
 from htas.formats.parity import largest_difference
 from htas.graph.modes import copied
+from htas.nests import tensors_in
 from htas.plugins import needed
 from htas.text import listing
 
@@ -55,7 +55,7 @@ def _check(network: nn.Module, run: Run, example: tuple[Tensor, ...], what: str)
     differences = []
     for batch in (len(example[0]), len(example[0]) + 1):
         inputs = [torch.randn(batch, *each.shape[1:], generator=generator) for each in example]
-        pairs = zip(tree_leaves(network(*inputs)), tree_leaves(run(*inputs)), strict=True)
+        pairs = zip(tensors_in(network(*inputs)), tensors_in(run(*inputs)), strict=True)
         differences += [largest_difference(expected, output, what) for expected, output in pairs]
     return max(differences)
 

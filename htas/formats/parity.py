@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from htas.errors import UserError
+from htas.nests import tensors_in
 from htas.timing.target import Target
 
 TOLERANCE = 1e-4
@@ -43,5 +43,4 @@ def largest_difference(expected: Tensor, actual: Tensor, what: str, tolerance: f
 
 def first(outputs: object) -> Tensor:
     """The first tensor, [N, ...], in the outputs of a network."""
-    tensor: Tensor = next(leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
-    return tensor
+    return tensors_in(outputs)[0]

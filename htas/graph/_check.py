@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from htas.errors import UserError
 from htas.graph.record import Record, Value, values_in
+from htas.nests import leaves_in
 
 KINDS = {"_forward_pre_hooks": "forward pre-hook", "_forward_hooks": "forward hook", "_backward_hooks": "backward hook",
          "_backward_pre_hooks": "backward pre-hook"}  # fmt: skip
@@ -56,6 +57,38 @@ def check(module: nn.Module) -> None:
         raise UserError(
             f"the network must be on the CPU, it is on {' and '.join(devices)}: call model.cpu() first; it is trained "
             "where that is fastest all the same"
+        )
+
+
+def check_held(module: nn.Module, record: Record) -> None:
+    """Raise UserError where a run reads a parameter that the network does not hold, or returns no tensor that can be
+    followed."""
+    name, held = type(module).__name__, {id(each): path for path, each in module.named_parameters()}
+    for value in (each for call in record.calls for each in call.values):
+        if not isinstance(value.tensor, nn.Parameter) or value.param or value.call is not None:
+            continue
+        if path := held.get(id(value.tensor)):
+            raise UserError(
+                f"{name} reads {path} through a function that it keeps (a closure, or a bound method such as a forward "
+                f"that was replaced), by which a copy of it reads the original's: read it from self in forward()"
+            )
+        owner = f" of a {kind}" if (kind := record.strangers.get(id(value.tensor))) else ""
+        raise UserError(
+            f"{name} reads a parameter{owner} of shape {value.shape} that it does not hold, and that neither training "
+            "nor copies see: hold the module as a submodule, an attribute of the network or an element of an "
+            "nn.ModuleList or nn.ModuleDict (of nn.ParameterList for parameters alone)"
+        )
+    leaves = leaves_in(record.outputs)
+    for leaf in leaves:
+        if isinstance(leaf, Iterator | Set):
+            why = "has no order" if isinstance(leaf, Set) else "can be read only once"
+            kind = type(leaf).__name__
+            raise UserError(f"{name} returns a {kind}, which {why}: return a list or a tuple of its parts")
+    if not any(isinstance(leaf, Value) and leaf.call is not None for leaf in leaves):
+        kind = "Tensor" if isinstance(record.outputs, Value) else type(record.outputs).__name__
+        raise UserError(
+            f"{name} returns a {kind} in which no tensor can be found that a step of its forward() makes: return "
+            "a tensor, or tensors in a tuple, list, dictionary or dataclass"
         )
 
 

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
+
+from htas.nests import tensors_in
 
 T = TypeVar("T", bound=nn.Module)
 USUAL = frozenset(vars(nn.Module()))
@@ -52,9 +53,9 @@ def copied(module: T) -> T:
     values."""
     memo: dict[int, Any] = {}
     for part in module.modules():
-        for leaf in tree_leaves([value for name, value in vars(part).items() if name not in USUAL]):
-            if isinstance(leaf, Tensor) and not leaf.is_leaf:
-                memo[id(leaf)] = leaf.detach().clone()
+        for tensor in tensors_in([value for name, value in vars(part).items() if name not in USUAL]):
+            if not tensor.is_leaf:
+                memo[id(tensor)] = tensor.detach().clone()
     return copy.deepcopy(module, memo)
 
 

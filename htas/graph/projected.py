@@ -11,8 +11,9 @@ from htas.graph.arch import Arch
 from htas.graph.layer import CONVS, NORMS
 from htas.graph.length import Length
 from htas.graph.network import Network, Node, Step
-from htas.graph.record import Call, Value, replaced
+from htas.graph.record import Call, Value
 from htas.graph.steps import Step as Run
+from htas.nests import parts_of, replaced
 
 
 def projected(module: nn.Module, network: Network, arch: Arch) -> nn.Module:
@@ -49,6 +50,13 @@ class TwoModes(nn.Module):
         return type(self._code[self.training]).forward(self, *inputs)
 
 
+def _is_plain(result: Any) -> bool:
+    """Whether torch.fx can write down what a network returns: no objects in it but tuples, lists and dictionaries."""
+    parts = None if isinstance(result, fx.Node) else parts_of(result)
+    plain = type(result) in (list, tuple, dict) or hasattr(result, "_fields")
+    return parts is None or (plain and all(map(_is_plain, parts.values())))
+
+
 class Writer:
     """A torch.fx graph of the steps of a network at one arch."""
 
@@ -63,7 +71,9 @@ class Writer:
         for node in network.nodes:
             if all(block < arch.depths[site] for site, block in node.blocks):
                 self.by_node[node.name] = self._node(node)
-        self.graph.output(network.result(tuple(self.by_node[name] for name in network.outputs)))
+        outputs = tuple(self.by_node[name] for name in network.outputs)
+        result = network.result(outputs)
+        self.graph.output(result if _is_plain(result) else self.graph.call_function(network.result, (outputs,)))
 
     def _node(self, node: Node) -> fx.Node:
         inputs = [self.by_node[name] for name in node.inputs if name in self.by_node]

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from htas.errors import UserError
 from htas.graph.gradients import gradients_off, noticing_gradients
 from htas.graph.length import Comparison, Length, noting, place, plain
+from htas.nests import Single, leaves_in, replaced, tensors_in
 
 NUMBERS = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__", "is_nonzero",
            "equal", "allclose"}  # fmt: skip
@@ -38,7 +39,7 @@ LIKE: Mapping[str, Any] = {"reshape_as": Tensor.reshape, "view_as": Tensor.view,
 
 
 @dataclass(eq=False)
-class Value:
+class Value(Single):
     """A tensor of the recorded run."""
 
     tensor: Tensor = field(repr=False)
@@ -58,7 +59,7 @@ class Value:
 
 
 @dataclass(eq=False)
-class Call:
+class Call(Single):
     """One step: a tensor function, or a module of torch.nn, with its arguments; tensors in them are Values."""
 
     function: Callable[..., Any] | None
@@ -90,30 +91,12 @@ class Call:
     @property
     def lengths(self) -> list[Length]:
         """The sizes among the arguments."""
-        found: list[Length] = []
-        replaced((self.args, self.kwargs), lambda leaf: found.append(leaf) if isinstance(leaf, Length) else None)
-        return found
-
-
-def replaced(tree: Any, change: Callable[[Any], Any]) -> Any:
-    """A nest of lists, tuples, dictionaries and slices with every leaf changed."""
-    if isinstance(tree, Mapping):
-        return {key: replaced(value, change) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [replaced(each, change) for each in tree]
-    if isinstance(tree, tuple):
-        parts = [replaced(each, change) for each in tree]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
-    if isinstance(tree, slice):
-        return slice(*(replaced(each, change) for each in (tree.start, tree.stop, tree.step)))
-    return change(tree)
+        return [leaf for leaf in leaves_in((self.args, self.kwargs)) if isinstance(leaf, Length)]
 
 
 def values_in(tree: Any) -> list[Value]:
     """The Values in a nest, in their order."""
-    found: list[Value] = []
-    replaced(tree, lambda leaf: found.append(leaf) if isinstance(leaf, Value) else None)
-    return found
+    return [leaf for leaf in leaves_in(tree) if isinstance(leaf, Value)]
 
 
 @dataclass(eq=False)
@@ -141,6 +124,8 @@ class Record:
     params: dict[str, Value]
     outputs: Any
     """What the network returned, with Values for tensors."""
+    strangers: Mapping[int, str] = field(default_factory=dict)
+    """By identity of a parameter that the network does not hold, the class of the module called that has it."""
     chance: str = ""
     """Where Python reads a random number out of a tensor, the user's file and line; empty where it does not."""
     compared: list[Comparison] = field(default_factory=list)
@@ -171,7 +156,10 @@ def record(
     with recorder.calling(), _numbered(module), _counting(), noted, torch.no_grad(), noticing_gradients(), recorder:
         outputs = module(*(value.tensor for value in inputs))
     ends = recorder.as_values(outputs)
-    return Record(recorder.calls, recorder.visits, inputs, recorder.params, ends, recorder.chance, recorder.compared)
+    return Record(
+        recorder.calls, recorder.visits, inputs, recorder.params, ends, recorder.strangers, recorder.chance,
+        recorder.compared,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -236,6 +224,7 @@ class _Recorder(TorchFunctionMode):
         self.paused = False
         self.chance = ""
         self.compared: list[Comparison] = []
+        self.strangers: dict[int, str] = {}
         named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
         for path, tensor in named:
             if id(tensor) not in self.values:
@@ -277,6 +266,8 @@ class _Recorder(TorchFunctionMode):
 
     def _module(self, module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         path = self.paths.get(id(module))
+        if path is None:
+            self.strangers |= {id(each): type(module).__name__ for each in module.parameters(recurse=False)}
         if self.paused or path is None:
             return original(module, *args, **kwargs)
         why = next((self.whole[kind] for kind in type(module).__mro__ if kind in self.whole), "")
@@ -316,12 +307,7 @@ class _Recorder(TorchFunctionMode):
 
     def _unexplained(self, result: Any) -> bool:
         """Whether a module returns a tensor that no recorded step has made."""
-        unknown: list[Tensor] = []
-        replaced(
-            result,
-            lambda leaf: unknown.append(leaf) if isinstance(leaf, Tensor) and id(leaf) not in self.values else None,
-        )
-        return bool(unknown)
+        return any(id(tensor) not in self.values for tensor in tensors_in(result))
 
     # -- functions -----------------------------------------------------------------------------------------------------
 

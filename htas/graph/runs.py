@@ -13,6 +13,7 @@ from htas.errors import UserError
 from htas.graph.length import Length
 from htas.graph.modes import copied
 from htas.graph.record import Record, Stuck, Value, record, refusal, values_in
+from htas.nests import parts_of
 from htas.text import shapes
 
 BY_PYTHON = "Python's random numbers"
@@ -84,20 +85,24 @@ def same_steps(one: Record, two: Record) -> bool:
     return ends[0] == ends[1] and _alike(one.outputs, two.outputs, twins)
 
 
-def _alike(one: Any, two: Any, twins: Mapping[Value, Value]) -> bool:
+def _alike(one: Any, two: Any, twins: Mapping[Value, Value], within: tuple[int, ...] = ()) -> bool:
     """Whether arguments are the same: tensors each other's twins, sizes whatever the number of images makes them."""
-    match one:
-        case Value() if isinstance(two, Value):
-            return (
-                twins[one] is two if one in twins else one.shape == two.shape and bool((one.tensor == two.tensor).all())
-            )
-        case Length():
-            return isinstance(two, Length)
-        case Mapping() if isinstance(two, Mapping):
-            return list(one) == list(two) and all(_alike(each, two[key], twins) for key, each in one.items())
-        case list() | tuple() if isinstance(two, list | tuple):
-            return len(one) == len(two) and all(_alike(a, b, twins) for a, b in zip(one, two, strict=True))
-        case slice() if isinstance(two, slice):
-            return _alike((one.start, one.stop, one.step), (two.start, two.stop, two.step), twins)
-        case _:
-            return type(one) is type(two) and bool(one == two)
+    if isinstance(one, Value) and isinstance(two, Value):
+        if one in twins:
+            return twins[one] is two
+        return one.shape == two.shape and bool((one.tensor == two.tensor).all())
+    if isinstance(one, Length):
+        return isinstance(two, Length)
+    parts, others = parts_of(one), parts_of(two)
+    if parts is None or others is None:
+        return parts is others and type(one) is type(two) and _equal(one, two)
+    if list(parts) != list(others) or id(one) in within:
+        return list(parts) == list(others)
+    return all(_alike(part, others[key], twins, (*within, id(one))) for key, part in parts.items())
+
+
+def _equal(one: Any, two: Any) -> bool:
+    try:
+        return one is two or bool(one == two)
+    except Exception:  # whatever objects of other libraries make of that
+        return False

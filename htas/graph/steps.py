@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from htas.graph.layout import Layout
 from htas.graph.length import Leaf, leaves_of, length_at
-from htas.graph.record import Call, Value, replaced
+from htas.graph.record import Call, Value
+from htas.nests import replaced, tensors_in
 
 Modules = Callable[[str], nn.Module]
 """Gives the module of a qualified name."""
@@ -51,11 +52,8 @@ class Step:
             target[args[1]] = args[2]
             return target
         function: Any = modules(self.call.module) if self.call.module else self.call.function
-        outputs: list[Tensor] = []
         with learning(self):
-            result = function(*args, **kwargs)
-        replaced(result, lambda leaf: outputs.append(leaf) if isinstance(leaf, Tensor) else None)
-        return outputs[self.output]
+            return tensors_in(function(*args, **kwargs))[self.output]
 
 
 def learning(run: object) -> AbstractContextManager[object]:

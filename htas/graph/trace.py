@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from htas.errors import UserError
-from htas.graph._check import check, check_outputs
+from htas.graph._check import check, check_held, check_outputs
 from htas.graph.compared import undecided
 from htas.graph.emit import Emitter
 from htas.graph.follow import Follower
 from htas.graph.fuse import fused
 from htas.graph.modes import evaluating, untouched, unwrapped
 from htas.graph.network import Network, Site, Steps
-from htas.graph.record import Value, replaced, values_in
+from htas.graph.record import Value, values_in
 from htas.graph.runs import record_in_training, recorded_run
 from htas.graph.verify import failure, failure_in_training, permuted, planted
+from htas.nests import form, replaced
 from htas.text import no_such
 
 
@@ -55,8 +56,10 @@ def _traced(
 ) -> Network:
     with evaluating(module):
         recorded = recorded_run(module, examples)
+    check_held(module, recorded)
     training = record_in_training(module, examples)
     if training is not None:
+        check_held(module, training)
         check_outputs(module, recorded, training)
 
     def followed(*, by_count: bool) -> tuple[Follower, Network]:
@@ -137,8 +140,8 @@ def _steps(emitter: Emitter) -> Steps:
     def result(values: tuple[Tensor, ...]) -> object:
         return replaced(outputs, lambda leaf: values[places[leaf]] if isinstance(leaf, Value) else leaf)
 
-    form = replaced(outputs, lambda leaf: leaf.shape[1:] if isinstance(leaf, Value) else None)
-    return Steps(tuple(nodes.values()), tuple(emitter.place[value] for value in leaving), result, form)
+    shapes = form(outputs, lambda leaf: leaf.shape[1:] if isinstance(leaf, Value) else None)
+    return Steps(tuple(nodes.values()), tuple(emitter.place[value] for value in leaving), result, shapes)
 
 
 def _fits(training: Steps, steps: Steps) -> bool:

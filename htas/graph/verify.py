@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from htas.graph.arch import Arch
 from htas.graph.modes import copied, evaluating
 from htas.graph.network import Network, Node
 from htas.graph.resize import resize
+from htas.nests import leaves_in, tensors_in
 
 CLOSE = 1e-4
 """Differences of outputs, as a share of the largest output, up to which they are equal."""
@@ -76,7 +76,7 @@ def _in_training(network: Network, small: nn.Module, arch: Arch, inputs: tuple[T
     before = [(buffer, buffer.clone()) for buffer in small.buffers()]
     torch.manual_seed(0)
     out = small.train()(*(each.clone() for each in inputs))
-    total: Any = sum(each.float().mean() for each in tree_leaves(out) if _differentiable(each))
+    total: Any = sum(each.float().mean() for each in tensors_in(out) if _differentiable(each))
     if isinstance(total, Tensor) and total.requires_grad:
         total.backward()  # type: ignore[no-untyped-call]
     if network.training is None:
@@ -222,9 +222,10 @@ def fresh(examples: tuple[Tensor, ...], images: int) -> tuple[Tensor, ...]:
 
 
 def alike(one: Any, two: Any) -> bool:
-    """Whether two outputs are equal but for rounding."""
-    ones, twos = tree_leaves(one), tree_leaves(two)
-    return len(ones) == len(twos) and all(_close(a, b) for a, b in zip(ones, twos, strict=True))
+    """Whether two outputs are equal but for rounding; those without a tensor are not."""
+    ones, twos = leaves_in(one), leaves_in(two)
+    same = len(ones) == len(twos) and all(_close(a, b) for a, b in zip(ones, twos, strict=True))
+    return same and bool(tensors_in(one))
 
 
 def _close(one: Any, two: Any) -> bool:
@@ -239,8 +240,8 @@ def _close(one: Any, two: Any) -> bool:
     return bool((one - two).abs().max() <= CLOSE * one.abs().max().clamp_min(1e-6)) if one.numel() else True
 
 
-def _differentiable(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.requires_grad and leaf.is_floating_point()
+def _differentiable(tensor: Tensor) -> bool:
+    return tensor.requires_grad and tensor.is_floating_point()
 
 
 def _replayed(network: Network, module: nn.Module, arch: Arch, inputs: tuple[Tensor, ...], out: Any) -> str:

@@ -19,9 +19,10 @@ from htas.data.task import CLASSIFY, Task
 from htas.datasets import Dataset
 from htas.errors import UserError
 from htas.graph.modes import copied, unwrapped
-from htas.graph.record import Value, replaced
+from htas.graph.record import Value
 from htas.graph.runs import recorded_run
 from htas.models import ModelFamily
+from htas.nests import replaced
 from htas.text import plural, shapes
 
 LOOKED = 64

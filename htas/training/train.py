@@ -10,12 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_structure
 
 from htas.data.split import Batch, Source
 from htas.data.task import CLASSIFY, Inputs, Outputs, Task, forward, images_in, precise, scalar
 from htas.errors import UserError
 from htas.graph.modes import evaluating
+from htas.nests import form
 from htas.text import percent, significant
 from htas.training.distill import Distill
 from htas.training.layout import placed
@@ -124,7 +124,7 @@ class Training(EpochLoop[TrainingEpoch]):
 
 def _form(outputs: Outputs) -> object:
     """How outputs are nested, and the shape of each tensor."""
-    return tree_structure(outputs), [tuple(each.shape) for each in tree_leaves(outputs) if isinstance(each, Tensor)]
+    return form(outputs, lambda leaf: tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf))
 
 
 def evaluate(

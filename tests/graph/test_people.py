@@ -5,9 +5,12 @@ import inspect
 import io
 import pickle
 import random
+from collections import OrderedDict, UserDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -22,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from htas.errors import UserError
 from htas.graph import Network, ordered, resize, trace
 from htas.graph.arch import Arch
+from htas.graph.verify import alike
 from htas.run.user import UserNetwork
 from htas.search.draw import Draw
 from htas.search.supernet import Supernet
@@ -1434,3 +1438,162 @@ def test_widths_that_forward_finds_equal_are_one() -> None:
     assert "right.0" not in network.widths
     assert set(network.frozen) == {"last"}
     assert network.widths["left.0"].base == 6
+
+
+# -- what the network returns ------------------------------------------------------------------------------------------
+
+
+class Unlisted:
+    def __init__(self, logits: Tensor) -> None:
+        self.logits, self.names = logits, ["logits"]
+
+
+class Slotted:
+    __slots__ = ("__hidden", "logits")
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits, self.__hidden = logits, 1
+
+
+@dataclass
+class Comparable:
+    logits: Tensor
+    extra: Any = None
+
+
+@dataclass(eq=False)
+class Identical:
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Frozen:
+    logits: Tensor
+
+
+class Pair(NamedTuple):
+    logits: Tensor
+    names: tuple[str, ...] = ("logits",)
+
+
+class Attributes(dict[str, Any]):
+    def __init__(self, **entries: Any) -> None:
+        super().__init__(**entries)
+        self.__dict__ = self
+
+
+class Keyed(OrderedDict[str, Any]):
+    """Keys that are attributes too, as in outputs of transformers."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__(logits=logits)
+        self.logits = logits
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        super().__setattr__(key, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self["logits"],)
+
+
+HOLDERS: dict[str, Callable[[Tensor], Any]] = {
+    "object": Unlisted,
+    "slots": Slotted,
+    "dataclass": Comparable,
+    "dataclass without comparison": Identical,
+    "frozen dataclass": Frozen,
+    "named tuple": Pair,
+    "namespace": lambda logits: SimpleNamespace(logits=logits, size=4),
+    "dictionary with attributes": lambda logits: Attributes(logits=logits),
+    "dictionary of a class": Keyed,
+    "user dictionary": lambda logits: UserDict(logits=logits),
+    "object in a list": lambda logits: [Comparable(logits, {"more": Unlisted(logits.softmax(1))})],
+    "distribution": lambda logits: torch.distributions.Normal(logits, torch.ones_like(logits), validate_args=False),
+}
+
+
+def returning(holder: Callable[[Tensor], Any]) -> nn.Module:
+    return Parts(
+        lambda net, x: holder(net.last(net.two(net.one(x)).mean((2, 3)))),
+        one=layers(3, 8), two=layers(8, 6), last=nn.Linear(6, 4),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOLDERS)
+def test_an_output_may_be_an_object_and_stays_of_its_class(name: str) -> None:
+    module = shaken(returning(HOLDERS[name])).eval()
+    network = trace(module, torch.randn(IMAGES))
+    assert set(network.widths) == {"one.0", "two.0"} and "last" in network.frozen
+    space = Space("all", {"one.0": (4, 8), "two.0": (6,)}, {})
+    supernet = Supernet(network, space, lambda module: None, norms="shared", mix="pad")
+    supernet.inherit(module)
+    inputs = torch.randn(IMAGES)
+    with torch.no_grad():
+        expected, out = module(inputs), supernet.eval()(inputs, Draw.of(network.base, network))
+    assert alike(expected, out) and not alike(expected, module(inputs + 1))
+    assert type(out) is type(expected)
+    projected = trace(module, torch.randn(IMAGES), adds="project")
+    assert alike(expected, resize(projected, projected.base).eval()(inputs))
+    if hasattr(expected, "logits"):
+        assert out.logits.shape == (2, 4) and far(expected.logits, out.logits) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    "holder, words",
+    [
+        (lambda logits: map(torch.relu, [logits]), "returns a map, which can be read only once: return a list"),
+        (lambda logits: (each for each in [logits]), "returns a generator, which can be read only once"),
+        (lambda logits: {logits}, "returns a set, which has no order"),
+        (lambda logits: lambda: logits, "returns a function in which no tensor can be found"),
+        (lambda logits: None, "returns a NoneType in which no tensor can be found"),
+    ],
+)
+def test_outputs_in_which_no_tensor_is_found_are_refused(holder: Callable[[Tensor], Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        trace(returning(holder), torch.randn(IMAGES))
+
+
+def test_values_of_a_dictionary_are_returned_as_a_list() -> None:
+    network = trace(returning(lambda logits: {"logits": logits}.values()), torch.randn(IMAGES))
+    assert set(network.widths) == {"one.0", "two.0"}
+    assert network.result((torch.zeros(1),)) == [torch.zeros(1)]
+
+
+def test_nothing_equals_nothing() -> None:
+    assert not alike(None, None) and not alike({"a": 1}, {"a": 1}) and alike([torch.ones(1)], [torch.ones(1)])
+
+
+# -- modules that the network does not hold ----------------------------------------------------------------------------
+
+
+class Listed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.last = layers(3, 8), nn.Linear(6, 4)
+        self.others = [layers(8, 8), layers(8, 6)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        for other in self.others:
+            x = other(x)
+        return self.last(x.mean((2, 3)))
+
+
+def enclosed() -> nn.Module:
+    module = small()
+    two = module[1]
+    module[1].forward = lambda x: two[2](two[1](two[0](x)))
+    return module
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (Listed, r"Listed reads a parameter of a Conv2d of shape \(8, 8, 3, 3\) that it does not hold.*nn.ModuleList"),
+        (enclosed, "Sequential reads 1.0.weight through a function that it keeps"),
+    ],
+)
+def test_modules_that_a_network_calls_and_does_not_hold_are_named(make: Callable[[], nn.Module], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        trace(make().eval(), torch.randn(IMAGES))

@@ -3,7 +3,8 @@
 from htas.graph.kinds._kind import Kind
 from htas.graph.labels import Dims, Labels
 from htas.graph.length import Length, leaves_of
-from htas.graph.record import Call, replaced
+from htas.graph.record import Call
+from htas.nests import leaves_in
 
 FUNCTIONS = {"new_empty", "new_zeros", "new_ones", "new_full", "zeros", "ones", "full", "empty", "rand", "randn"}
 
@@ -15,17 +16,15 @@ class Creation(Kind):
 
     def label(self, call: Call, labels: Labels) -> None:
         """A size that is a tensor's number of channels makes a dimension of these channels."""
-        given: list[object] = []
-        replaced(call.args, lambda leaf: given.append(leaf) if type(leaf) in (int, Length) else None)
         out = call.outputs[0]
-        sizes = given[: len(out.shape)]
+        sizes = [leaf for leaf in leaves_in(call.args) if type(leaf) in (int, Length)][: len(out.shape)]
         dims: Dims = {}
         for dim, size in enumerate(sizes):
             leaves = [leaf for leaf, _ in leaves_of(size)]
             if not any(leaf[0] == "size" and leaf[2] in labels.of(leaf[1]) for leaf in leaves):
                 continue
             whole = isinstance(size, Length) and size.how[0] == "size"
-            if not whole or [int(each) for each in sizes] != list(out.shape):  # type: ignore[call-overload]
+            if not whole or [int(each) for each in sizes] != list(out.shape):
                 labels.stop(call, "is given the number of channels")
                 return
             dims[dim] = labels.of(leaves[0][1])[leaves[0][2]]

@@ -18,7 +18,8 @@ from htas.graph.channels import Ids
 from htas.graph.kinds._kind import Kind
 from htas.graph.labels import Dims, Labels, bound, title
 from htas.graph.length import Leaf, Length, leaves_of, length_at
-from htas.graph.record import Call, Value, replaced
+from htas.graph.record import Call, Value
+from htas.nests import leaves_in, replaced, tensors_in
 from htas.text import listing
 
 if TYPE_CHECKING:
@@ -262,7 +263,7 @@ def _patterns(call: Call, sizes: set[int]) -> Iterator[tuple[int, int]]:
     """Ways in which channels may be bound: `outer` equal parts go alike, `inner` neighbours go together."""
     numbers = {size for out in call.outputs for size in out.shape}
     numbers |= {len(call.outputs), *Counter(out.shape for out in call.outputs).values()}
-    replaced((call.args, call.kwargs), lambda leaf: numbers.add(int(leaf)) if type(leaf) is int else None)
+    numbers |= {leaf for leaf in leaves_in((call.args, call.kwargs)) if type(leaf) is int}
     numbers |= {one * other for one in numbers for other in numbers if one > 1 and 1 < other <= 16}
     fits = sorted(n for n in numbers if n > 1 and all(size % n == 0 and n < size for size in sizes))
     yield 1, 1
@@ -354,9 +355,8 @@ def _run(
         result = function(*replaced(call.args, put), **replaced(dict(call.kwargs), put))
     except Exception:  # whatever a step makes of other sizes
         return None
-    found: list[Tensor] = []
-    replaced(result, lambda leaf: found.append(leaf) if isinstance(leaf, Tensor) else None)
-    return found if len(found) == len(call.outputs) else None
+    outputs = tensors_in(result)
+    return outputs if len(outputs) == len(call.outputs) else None
 
 
 def _follows(

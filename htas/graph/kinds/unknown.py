@@ -9,7 +9,8 @@ from torch import Tensor
 from htas.graph.kinds._kind import Kind, counted_macs
 from htas.graph.labels import Dims, Labels
 from htas.graph.length import length_at
-from htas.graph.record import Call, Value, replaced
+from htas.graph.record import Call, Value
+from htas.nests import replaced
 
 if TYPE_CHECKING:
     from htas.graph.emit import Emitter
