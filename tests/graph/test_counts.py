@@ -135,6 +135,44 @@ class Composed(Folded):
         return x * (self.one @ self.two).mean(0)[None, :, None, None]
 
 
+class Bank(nn.Module):
+    """Four weights of a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 8, 8, 3, 3))
+
+
+class Dynamic(Folded):
+    """A weight for each image, mixed of several, and all images' channels side by side (Yang et al. 2019)."""
+
+    def between(self, x: Tensor, bank: Any, mix: Any) -> Tensor:
+        n, c, h, w = x.shape
+        mixed = mix(x.mean((2, 3))).softmax(1) @ bank.weight.flatten(1)
+        out = nn.functional.conv2d(x.reshape(1, -1, h, w), mixed.view(n * 8, c, 3, 3), padding=1, groups=n)
+        return out.view(n, 8, h, w)
+
+
+class DynamicUp(Folded):
+    """The same with a transposed convolution, as StyleGAN2 makes larger images."""
+
+    def between(self, x: Tensor, style: Any, conv: Any) -> Tensor:
+        n, c, h, w = x.shape
+        weight = conv.weight.unsqueeze(0) * style(x.mean((2, 3))).view(n, c, 1, 1, 1)
+        out = nn.functional.conv_transpose2d(x.view(1, -1, h, w), weight.flatten(0, 1), stride=2, groups=len(x))
+        return out.unflatten(1, (n, 8)).squeeze(0)
+
+
+class Correlated(Folded):
+    """Each image with another of its own as a kernel, channel by channel (Li et al. 2018)."""
+
+    def between(self, x: Tensor, conv: Any) -> Tensor:
+        n, c, h, w = x.shape
+        kernel = conv(x)[:, :, :3, :3]
+        out = nn.functional.conv2d(x.view(1, n * c, h, w), kernel.reshape(n * c, 1, 3, 3), groups=n * c)
+        return out.view(n, c, *out.shape[2:])
+
+
 def square() -> dict[str, nn.Module]:
     return {"one": nn.Linear(8, 12), "two": nn.Linear(12, 8)}
 
@@ -155,6 +193,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "pieces": (lambda: Pieces(1, conv=nn.Conv1d(8, 8, 3, padding=1)), (12,)),
     "rows that count as images": (lambda: TimeLast(2, conv=nn.Conv1d(8, 8, 3, padding=1)), (4, 6)),
     "patches": (lambda: Patches(2, conv=nn.Conv2d(8, 8, 3, padding=1, bias=False)), (8, 8)),
+    "a weight for each image": (lambda: Dynamic(2, bank=Bank(), mix=nn.Linear(8, 4)), (4, 6)),
+    "a weight for each image, turned": (
+        lambda: DynamicUp(2, style=nn.Linear(8, 8), conv=nn.ConvTranspose2d(8, 8, 2, bias=False)),
+        (4, 6),
+    ),
+    "an image for a kernel": (lambda: Correlated(2, conv=nn.Conv2d(8, 8, 3, padding=1)), (6, 6)),
     "a product of weights": (Composed, (4, 4)),
     "a table for all images": (lambda: Shared(2, one=nn.Linear(2, 6), two=nn.Linear(6, 8)), (4, 4)),
 }
@@ -165,7 +209,7 @@ def counted(module: nn.Module, images: Tensor, layers: set[str]) -> float:
     biases: list[int] = []
 
     def note(part: Any, _: Any, out: Tensor) -> None:
-        biases.append(out.numel() if part.bias is not None else 0)
+        biases.append(out.numel() if getattr(part, "bias", None) is not None else 0)
 
     for name, part in module.named_modules():
         if name in layers:

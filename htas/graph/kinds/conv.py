@@ -184,7 +184,8 @@ def _grouped(
 
 def layer_of(call: Call, labels: Labels) -> Layer:
     """The layer that a runtime computes here, at base widths. Padding that is not the same on both sides, or is not of
-    zeros, counts as part of the input; windows that count as images stand one below the other."""
+    zeros, counts as part of the input; windows that count as images stand one below the other. Where each image has
+    weights of its own, the layer is that of one image."""
     source, weight, bias, groups = parts(call, labels)
     module: Any = labels.module(call)
     linear = call.name == "linear" or isinstance(module, nn.Linear)
@@ -205,6 +206,9 @@ def layer_of(call: Call, labels: Labels) -> Layer:
     inputs, outputs = (
         (weight.shape[0], weight.shape[1] * groups) if turned else (weight.shape[1] * groups, weight.shape[0])
     )
+    if _images_are_groups(call, labels):
+        times = source.shape[0] if len(source.shape) > dims + 1 else 1
+        inputs, outputs, groups = (number // labels.images for number in (inputs, outputs, groups))
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     if turned:
         padding, extra = tuple_of(options("padding", 0), dims), tuple_of(options("output_padding", 0), dims)
@@ -226,6 +230,16 @@ def layer_of(call: Call, labels: Labels) -> Layer:
         "conv_transpose" if turned else "conv", inputs, outputs, size, kernel=kernel, stride=stride, padding=padding,
         dilation=dilation, groups=groups, bias=bias is not None, output_padding=extra,
     )  # fmt: skip
+
+
+def _images_are_groups(call: Call, labels: Labels) -> bool:
+    """Whether a convolution works on the channels of all images at once, each image with weights of its own."""
+    source, weight, _, groups = parts(call, labels)
+    if not weight.derived or groups % labels.images:
+        return False
+    sizes = [leaf for leaf, _ in leaves_of(_groups_given(call)) if leaf[0] == "size" and leaf[2] == 0]
+    by_images = any(0 not in labels.of(leaf[1]) and leaf[1].shape[0] % labels.images == 0 for leaf in sizes)
+    return by_images or source.shape[0] % labels.images > 0
 
 
 def _options(call: Call) -> Any:
