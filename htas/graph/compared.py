@@ -68,7 +68,7 @@ def undecided(compared: Sequence[Comparison], emitter: "Emitter") -> dict[str, s
         if key not in answers:
             answers[key] = _changes(comparison, layouts)
         if answers[key]:
-            why = f"forward compares its number of channels ({comparison.where}): decide this in __init__"
+            why = f"forward {comparison.sentence} ({comparison.where}): let __init__ do that"
             for site in dict.fromkeys(site for layout in layouts.values() for site in layout.sites):
                 reasons.setdefault(site, why)
     return reasons

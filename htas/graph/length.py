@@ -20,6 +20,8 @@ class Comparison:
     answer: bool
     where: str
     """The user's file and line."""
+    sentence: str = "compares its number of channels"
+    """What forward does."""
 
     @property
     def equal(self) -> bool:
@@ -67,17 +69,27 @@ def _arithmetic(name: str, backwards: bool) -> Callable[[Any, Any], Any]:
     function = getattr(operator, name)
 
     def apply(self: Length, other: Any) -> Any:
+        if not isinstance(other, int | float):  # a tensor, which takes the Length
+            return NotImplemented
         one, two = (other, self) if backwards else (self, other)
-        if not isinstance(other, int):
-            return function(int(one) if one is self else one, int(two) if two is self else two)
-        return Length(function(int(one), int(two)), (function, one, two))
+        number = function(plain(one), plain(two))
+        return Length(number, (function, one, two)) if type(number) is int else _lost(self, number)
 
     return apply
 
 
-for _name in ("add", "sub", "mul", "floordiv", "mod"):
+def _lost(length: Length, number: Any) -> Any:
+    """A number that does not remember where it comes from, but that is right for one length only."""
+    if _listeners:
+        sentence = "makes another number of its number of channels"
+        _listeners[-1](Comparison(operator.eq, (length, int(length)), True, place(), sentence))
+    return number
+
+
+for _name in ("add", "sub", "mul", "floordiv", "mod", "truediv", "pow", "rshift", "lshift"):
     setattr(Length, f"__{_name}__", _arithmetic(_name, False))
     setattr(Length, f"__r{_name}__", _arithmetic(_name, True))
+setattr(Length, "__float__", lambda self: _lost(self, float(int(self))))  # noqa: B010 - as the others
 setattr(Length, "__neg__", lambda self: Length(-int(self), (operator.neg, self)))  # noqa: B010 - as the others
 
 

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import io
+import math
 import pickle
 import random
 from collections import OrderedDict, UserDict
@@ -1392,6 +1393,35 @@ def test_a_width_that_decides_what_forward_does_is_frozen(name: str) -> None:
     assert "one.0" not in network.widths
     assert "two.0" in network.widths
     assert "compares its number of channels" in network.frozen["one.0"]
+
+
+LOST: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "a root": lambda net, x: x / math.sqrt(x.shape[1]),
+    "a power": lambda net, x: x * x.shape[1] ** -0.5,
+    "a share": lambda net, x: torch.cat([x[:, : int(x.shape[1] * 0.5)].relu(), x[:, int(x.shape[1] * 0.5) :]], 1),
+    "a quotient": lambda net, x: x * 2 if x.shape[1] / x.shape[2] > 0.2 else x,
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_a_width_of_which_forward_makes_a_fraction_is_frozen(name: str) -> None:
+    network = examined(around(LOST[name]))
+    assert "two.0" in network.widths
+    assert "makes another number of its number of channels (" in network.frozen["one.0"]
+    assert "test_people.py, line" in network.frozen["one.0"]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda net, x: torch.cat([x[:, : x.shape[1] >> 1].relu(), x[:, x.shape[1] >> 1 :]], 1),
+        lambda net, x: x / x.shape[1] ** 2,
+        lambda net, x: x.unflatten(1, (1 << 1, -1)).flatten(1, 2) + x.shape[2] / 2,
+    ],
+)
+def test_whole_numbers_of_a_width_keep_it_free(step: Callable[[Any, Tensor], Tensor]) -> None:
+    network = examined(around(step))
+    assert {"one.0", "two.0"} == set(network.widths)
 
 
 class Strict(nn.Module):
