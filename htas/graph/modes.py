@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from htas.nests import tensors_in
@@ -28,7 +29,10 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
-    """Let a forward pass keep on the module whatever it wants; afterwards every part holds what it held before."""
+    """Let a forward pass keep on the module whatever it wants; afterwards every part holds what it held before, and
+    every tensor has the values that it had."""
+    held_tensors = [*module.parameters(), *module.buffers(), *tensors_in([_extra(part) for part in module.modules()])]
+    values_before = [(tensor, tensor.detach().clone()) for tensor in held_tensors]
     before = [(part, dict(vars(part)), _contents(part)) for part in module.modules()]
     try:
         yield
@@ -40,12 +44,21 @@ def untouched(module: nn.Module) -> Iterator[None]:
             for container, values in contents:
                 container.clear()
                 (container.extend if isinstance(container, list) else container.update)(values)
+        with torch.no_grad():
+            for tensor, earlier in values_before:
+                if not torch.equal(tensor, earlier):
+                    tensor.copy_(earlier)
 
 
 def _contents(part: nn.Module) -> list[tuple[Any, Any]]:
-    """What the lists, dictionaries and sets that a module holds have in them."""
-    held = [value for name, value in vars(part).items() if name not in USUAL]
+    """What the lists, dictionaries and sets that a module holds have in them; a buffer may be another tensor then."""
+    held = [part._buffers, *_extra(part).values()]
     return [(value, copy.copy(value)) for value in held if type(value) in (list, dict, set)]
+
+
+def _extra(part: nn.Module) -> dict[str, Any]:
+    """What a module holds besides parameters, buffers and submodules."""
+    return {name: value for name, value in vars(part).items() if name not in USUAL}
 
 
 def copied(module: T) -> T:
@@ -53,7 +66,7 @@ def copied(module: T) -> T:
     values."""
     memo: dict[int, Any] = {}
     for part in module.modules():
-        for tensor in tensors_in([value for name, value in vars(part).items() if name not in USUAL]):
+        for tensor in tensors_in(_extra(part)):
             if not tensor.is_leaf:
                 memo[id(tensor)] = tensor.detach().clone()
     return copy.deepcopy(module, memo)

@@ -1,6 +1,6 @@
 """Read a network's free widths and depths out of a run on an example."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -15,7 +15,7 @@ from htas.graph.follow import Follower
 from htas.graph.fuse import fused
 from htas.graph.modes import evaluating, untouched, unwrapped
 from htas.graph.network import Network, Site, Steps
-from htas.graph.record import Value, values_in
+from htas.graph.record import RANDOM, Record, Value, values_in
 from htas.graph.runs import record_in_training, recorded_run
 from htas.graph.verify import failure, failure_in_training, permuted, planted
 from htas.nests import form, replaced
@@ -54,8 +54,10 @@ def _traced(
     project_norm: bool,
     ignored: Collection[str],
 ) -> Network:
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     with evaluating(module):
         recorded = recorded_run(module, examples)
+    unsteady = _unsteady(module, buffers, recorded)
     check_held(module, recorded)
     training = record_in_training(module, examples)
     if training is not None:
@@ -79,7 +81,7 @@ def _traced(
         follower.repeats = False
         network = replace(network, training=None)
     for _ in range(len(network.sites)):  # at most: what is left of a site may fail for itself
-        faults = _faults(network, examples, trains=training is not None)
+        faults = _faults(network, examples, trains=training is not None, unsteady=unsteady)
         if not faults:
             break
         for name, reason in faults.items():
@@ -151,12 +153,25 @@ def _fits(training: Steps, steps: Steps) -> bool:
     return all(two.get(module, how) == how for module, how in one.items() if module) and projects[0] == projects[1]
 
 
-def _faults(network: Network, examples: tuple[Tensor, ...], *, trains: bool) -> dict[str, str]:
+def _unsteady(module: nn.Module, buffers: Mapping[str, Tensor], recorded: Record) -> str:
+    """Why a network computes something else each time in eval mode; empty where nothing is known."""
+    for name, buffer in module.named_buffers():
+        if name not in buffers or not torch.equal(buffer, buffers[name]):
+            return f"keeps state: buffer {name} changes in eval mode"
+    for call in recorded.calls:
+        if call.name in RANDOM or ("dropout" in call.name and call.kwargs.get("training")):
+            place = f"{call.owner}, " if call.owner else ""
+            return f"draws random numbers in eval mode ({place}{call.name}): return what they are drawn from instead"
+    return ""
+
+
+def _faults(network: Network, examples: tuple[Tensor, ...], *, trains: bool, unsteady: str) -> dict[str, str]:
     """Sites at which the network is not right when it is narrower, each with the reason."""
 
     def wrong(sites: list[str]) -> str:
         reason = failure(network, examples, sites, trains=trains)
-        return reason or permuted(network, examples, sites) or planted(network, examples, sites)
+        reason = reason or permuted(network, examples, sites) or planted(network, examples, sites)
+        return unsteady if unsteady and "something else" in reason else reason
 
     def search(sites: list[str]) -> dict[str, str]:
         reason = wrong(sites) if sites else ""

@@ -1627,3 +1627,55 @@ def enclosed() -> nn.Module:
 def test_modules_that_a_network_calls_and_does_not_hold_are_named(make: Callable[[], nn.Module], words: str) -> None:
     with pytest.raises(UserError, match=words):
         trace(make().eval(), torch.randn(IMAGES))
+
+
+# -- networks that compute something else each time --------------------------------------------------------------------
+
+
+class Remembering(nn.Module):
+    """Counts its runs, and keeps means of what it computes: in a buffer, in a new one, in a tensor, in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.last = layers(3, 8), nn.Linear(8, 4)
+        self.register_buffer("runs", torch.zeros(()))
+        self.register_buffer("memory", torch.zeros(8))
+        self.register_buffer("newest", torch.zeros(8))
+        self.tensor, self.listed = torch.zeros(8), [torch.zeros(8)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x).mean((2, 3))
+        self.runs += 1
+        for memory in (self.memory, self.tensor, self.listed[0]):
+            memory.mul_(0.9).add_(x.detach().mean(0), alpha=0.1)
+        self.newest = x.detach().mean(0)
+        return self.last(x + self.memory)
+
+
+def test_what_a_forward_pass_writes_into_tensors_is_undone() -> None:
+    module = Remembering().eval()
+    newest = module.newest
+    network = trace(module, torch.randn(IMAGES))
+    for tensor in (module.runs, module.memory, module.newest, module.tensor, module.listed[0]):
+        assert not tensor.any()
+    assert module.newest is newest
+    assert "one.0" in network.frozen
+
+
+def test_a_buffer_that_changes_in_eval_mode_is_named() -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        x = net.one(x).mean((2, 3))
+        net.memory.mul_(0.9).add_(x.detach().mean(0), alpha=0.1)
+        return net.last(x + net.memory)
+
+    module = Parts(run, one=layers(3, 8), last=nn.Linear(8, 4))
+    module.register_buffer("memory", torch.zeros(8))
+    network = trace(module.eval(), torch.randn(IMAGES))
+    assert network.frozen["one.0"] == "the network keeps state: buffer memory changes in eval mode"
+
+
+@pytest.mark.parametrize("name", ["randn_like", "dropout"])
+def test_random_numbers_in_eval_mode_are_named(name: str) -> None:
+    step = {"randn_like": lambda net, x: x + torch.randn_like(x), "dropout": lambda net, x: F.dropout(x)}[name]
+    network = trace(around(step).eval(), torch.randn(IMAGES))
+    assert f"draws random numbers in eval mode ({name})" in network.frozen["one.0"]
