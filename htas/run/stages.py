@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from htas.console.progress import progress, say, shares
 from htas.cost import limits as budget
@@ -36,12 +37,13 @@ from htas.search import moves
 from htas.search.finish import finish
 from htas.search.problem import Problem, rivals
 from htas.search.record import SearchRecord
+from htas.search.rehearsal import rehearse
 from htas.spaces.curve import CurveRecord
 from htas.spaces.design import DECIDED, DesignRecord, records, spaces, undecided
 from htas.spaces.layers import widths_at_most
 from htas.spaces.space import Space
 from htas.spaces.survey import survey as take_survey
-from htas.strategies import need_limits
+from htas.strategies import SupernetStrategy, need_limits
 from htas.text import TextTable, listing, milliseconds, no_such, percent
 from htas.timing.target import machine
 
@@ -54,10 +56,20 @@ def run_all(run: Run, command: str) -> Path:
     open_runtime(run.target)
     if not (run.folder / "report.json").exists():
         outlook.show(run)
+    if not (run.folder / "cost.json").exists():
+        _rehearse(run)
     write_json(run.folder / "command.json", {"command": command})
     for stage in STAGES:
         ensure(run, stage)
     return run.folder / "report.html"
+
+
+def _rehearse(run: Run) -> None:
+    """Raise UserError where the strategy's supernet fails, before hours go into measurements."""
+    strategy = run.config.strategy
+    if isinstance(strategy, SupernetStrategy) and run.network.sites:
+        mix: Literal["interpolate", "pad"] = getattr(strategy, "mix", "pad")
+        rehearse(run.network, strategy.shortcut, mix, strategy.norms, inherits=strategy.start == "base")
 
 
 def _survey(run: Run, again: bool) -> None:
