@@ -36,6 +36,13 @@ def resized_at(network: Network, sites: Sequence[str], shares: Sequence[float], 
     return Arch(widths, depths)
 
 
+def at_one_width(network: Network, sites: Sequence[str]) -> Arch:
+    """The base arch where these sites have one width, as near as they can: what Python compares becomes equal."""
+    widths, names = dict(network.base.widths), [name for name in sites if name in network.widths]
+    narrowest = min((widths[name] for name in names), default=0)
+    return Arch(widths | {name: network.sites[name].near(narrowest) for name in names}, network.base.depths)
+
+
 def failure(network: Network, examples: tuple[Tensor, ...], sites: Sequence[str], *, trains: bool) -> str:
     """Why the network with these sites narrower and wider, or with a block less, is not right; empty where it is.
 
@@ -43,7 +50,11 @@ def failure(network: Network, examples: tuple[Tensor, ...], sites: Sequence[str]
     parameters foretold, and, where it `trains`, it runs forward and backward in training.
     """
     whole, cut = resized_at(network, sites, UNEVEN), resized_at(network, sites, UNEVEN_TOO, cut=True)
-    return _failure(network, examples, whole, trains=trains) or _failure(network, examples, cut, trains=False)
+    return (
+        _failure(network, examples, whole, trains=trains)
+        or _failure(network, examples, cut, trains=False)
+        or _failure(network, examples, at_one_width(network, sites), trains=False)
+    )
 
 
 def _failure(network: Network, examples: tuple[Tensor, ...], arch: Arch, *, trains: bool) -> str:

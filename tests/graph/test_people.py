@@ -1679,3 +1679,20 @@ def test_random_numbers_in_eval_mode_are_named(name: str) -> None:
     step = {"randn_like": lambda net, x: x + torch.randn_like(x), "dropout": lambda net, x: F.dropout(x)}[name]
     network = trace(around(step).eval(), torch.randn(IMAGES))
     assert f"draws random numbers in eval mode ({name})" in network.frozen["one.0"]
+
+
+def test_numbers_of_layers_that_forward_compares_are_met_at_equal_widths() -> None:
+    """No size of a tensor is compared, so only a network at equal widths shows it."""
+
+    class Compared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
+            self.down, self.last = nn.Conv2d(8, 12, 1), nn.Linear(12, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.one(x)
+            other = self.down(x) if self.two.in_channels != self.two.out_channels else x
+            return self.last((self.two(x) + other).mean((2, 3)))
+
+    assert len(examined(Compared()).widths) < 2
