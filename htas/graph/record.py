@@ -162,17 +162,23 @@ def record(
     )  # fmt: skip
 
 
+CHANNELS = ("in_channels", "out_channels", "in_features", "out_features", "num_features")
+"""Numbers of torch's own layers that a forward may compare; none of their own forwards reads them."""
+
+
 @contextmanager
 def _numbered(module: nn.Module) -> Iterator[None]:
-    """While the whole numbers that modules of the user's hold, or their classes, are Lengths."""
+    """While the whole numbers that modules of the user's hold, or their classes, are Lengths, and the channels of
+    torch's own layers."""
     before: list[tuple[dict[str, Any], str, Any]] = []
     for path, part in module.named_modules():
-        if _home(part).__module__.startswith("torch.nn."):
+        library = _home(part).__module__.startswith("torch.nn.")
+        if library and getattr(part, "groups", 1) != 1:
             continue
         kinds = [kind for kind in reversed(type(part).__mro__) if not kind.__module__.startswith("torch.")]
         of_class = {name: value for kind in kinds for name, value in vars(kind).items()}
         for name, value in (of_class | vars(part)).items():
-            if name == "training" or name.startswith("_"):
+            if name == "training" or name.startswith("_") or (library and name not in CHANNELS):
                 continue
             if type(value) is int:
                 new: Any = Length(value, ("attribute", path, name, None))

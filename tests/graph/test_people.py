@@ -1130,7 +1130,7 @@ def test_the_channels_of_an_image_can_be_asserted() -> None:
         def forward(self, x: Tensor) -> Tensor:
             assert x.size(1) == 3
             x = self.one(x)
-            assert x.shape[1] in range(1, 99)
+            assert x.shape[1] > 0
             return self.last(x.mean((2, 3)))
 
     assert set(examined(Checked()).widths) == {"one.0"}
