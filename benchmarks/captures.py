@@ -42,8 +42,8 @@ def recorded(module: nn.Module, example: Tensor) -> Captured:
     record = recorded_run(module, (example,))
 
     def run(images: Tensor) -> Any:
+        from htas.data.nests import replaced
         from htas.graph.record import Value
-        from htas.nests import replaced
 
         values: dict[Value, Any] = {record.inputs[0]: images.clone()}
         values.update({value: value.tensor for value in record.params.values()})

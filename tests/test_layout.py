@@ -37,7 +37,6 @@ ORDER = [
     "plugins",
     "data",
     "console",
-    "nests",
     "text",
     "files",
     "errors",

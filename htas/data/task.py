@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from htas.data.batch import one_class
 from htas.data.marks import mark
-from htas.nests import replaced
+from htas.data.nests import replaced
 
 Outputs = Any
 """A tensor, or whatever a network returns."""

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from htas.data.nests import tensors_in
 from htas.errors import UserError
 from htas.files import write_bytes
 from htas.formats.onnx import cannot_export, network_graph, quiet
 from htas.formats.parity import largest_difference
 from htas.graph.modes import copied
-from htas.nests import tensors_in
 from htas.plugins import needed
 from htas.text import listing
 

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from htas.data.nests import replaced
 from htas.formats.onnx import Norm, Unknown, Writer, is_known, module_node, network_graph, rank_of
 from htas.graph.blocks import Reads
 from htas.graph.labels import bound, dims_of
 from htas.graph.modes import copied, evaluating, untouched
 from htas.graph.record import Call, Value, values_in
 from htas.graph.runs import recorded_run
-from htas.nests import replaced
 
 BINARY = {"add": "Add", "radd": "Add", "sub": "Sub", "mul": "Mul", "multiply": "Mul", "rmul": "Mul", "div": "Div",
           "truediv": "Div", "matmul": "MatMul", "bmm": "MatMul", "mm": "MatMul", "pow": "Pow", "maximum": "Max",

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from htas.data.nests import tensors_in
 from htas.errors import UserError
-from htas.nests import tensors_in
 from htas.timing.target import Target
 
 TOLERANCE = 1e-4

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from htas.data.nests import leaves_in
 from htas.errors import UserError
 from htas.graph.record import Record, Value, values_in
-from htas.nests import leaves_in
 
 KINDS = {"_forward_pre_hooks": "forward pre-hook", "_forward_hooks": "forward hook", "_backward_hooks": "backward hook",
          "_backward_pre_hooks": "backward pre-hook"}  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from htas.nests import tensors_in
+from htas.data.nests import tensors_in
 
 T = TypeVar("T", bound=nn.Module)
 USUAL = frozenset(vars(nn.Module()))

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from htas.data.nests import parts_of, replaced
 from htas.graph.arch import Arch
 from htas.graph.layer import CONVS, NORMS
 from htas.graph.length import Length
 from htas.graph.network import Network, Node, Step
 from htas.graph.record import Call, Value
 from htas.graph.steps import Step as Run
-from htas.nests import parts_of, replaced
 
 
 def projected(module: nn.Module, network: Network, arch: Arch) -> nn.Module:

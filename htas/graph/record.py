@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from htas.data.nests import Single, leaves_in, replaced, tensors_in
 from htas.errors import UserError
 from htas.graph.gradients import gradients_off, noticing_gradients
 from htas.graph.length import Comparison, Length, noting, place, plain
-from htas.nests import Single, leaves_in, replaced, tensors_in
 
 NUMBERS = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__", "is_nonzero",
            "equal", "allclose"}  # fmt: skip

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from htas.console.blame import blame
+from htas.data.nests import parts_of
 from htas.errors import UserError
 from htas.graph.length import Length
 from htas.graph.modes import copied
 from htas.graph.record import Record, Stuck, Value, record, refusal, values_in
-from htas.nests import parts_of
 from htas.text import shapes
 
 BY_PYTHON = "Python's random numbers"

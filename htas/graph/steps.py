@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from htas.data.nests import replaced, tensors_in
 from htas.graph.layout import Layout
 from htas.graph.length import Leaf, leaves_of, length_at
 from htas.graph.record import Call, Value
-from htas.nests import replaced, tensors_in
 
 Modules = Callable[[str], nn.Module]
 """Gives the module of a qualified name."""

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from htas.data.nests import form, replaced
 from htas.errors import UserError
 from htas.graph._check import check, check_held, check_outputs
 from htas.graph.compared import undecided
@@ -18,7 +19,6 @@ from htas.graph.network import Network, Site, Steps
 from htas.graph.record import RANDOM, Record, Value, values_in
 from htas.graph.runs import record_in_training, recorded_run
 from htas.graph.verify import failure, failure_in_training, permuted, planted
-from htas.nests import form, replaced
 from htas.text import no_such
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from htas.data.nests import leaves_in, tensors_in
 from htas.graph.arch import Arch
 from htas.graph.modes import copied, evaluating
 from htas.graph.network import Network, Node
 from htas.graph.resize import resize
-from htas.nests import leaves_in, tensors_in
 
 CLOSE = 1e-4
 """Differences of outputs, as a share of the largest output, up to which they are equal."""

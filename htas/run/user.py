@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from htas.data.batch import Format
 from htas.data.items import SEEN, Items, items, limited
 from htas.data.marks import mark
+from htas.data.nests import replaced
 from htas.data.split import Data, Shape
 from htas.data.task import CLASSIFY, Task
 from htas.datasets import Dataset
@@ -22,7 +23,6 @@ from htas.graph.modes import copied, unwrapped
 from htas.graph.record import Value
 from htas.graph.runs import recorded_run
 from htas.models import ModelFamily
-from htas.nests import replaced
 from htas.text import plural, shapes
 
 LOOKED = 64

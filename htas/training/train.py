@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from htas.data.nests import form
 from htas.data.split import Batch, Source
 from htas.data.task import CLASSIFY, Inputs, Outputs, Task, forward, images_in, precise, scalar
 from htas.errors import UserError
 from htas.graph.modes import evaluating
-from htas.nests import form
 from htas.text import percent, significant
 from htas.training.distill import Distill
 from htas.training.layout import placed

@@ -1,10 +1,10 @@
 """Steps that make tensors of given sizes, and read no numbers."""
 
+from htas.data.nests import leaves_in
 from htas.graph.kinds._kind import Kind
 from htas.graph.labels import Dims, Labels
 from htas.graph.length import Length, leaves_of
 from htas.graph.record import Call
-from htas.nests import leaves_in
 
 FUNCTIONS = {"new_empty", "new_zeros", "new_ones", "new_full", "zeros", "ones", "full", "empty", "rand", "randn"}
 

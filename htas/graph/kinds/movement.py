@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from htas.data.nests import leaves_in, replaced, tensors_in
 from htas.graph.channels import Ids
 from htas.graph.kinds._kind import Kind
 from htas.graph.labels import Dims, Labels, bound, title
 from htas.graph.length import Leaf, Length, leaves_of, length_at
 from htas.graph.record import Call, Value
-from htas.nests import leaves_in, replaced, tensors_in
 from htas.text import listing
 
 if TYPE_CHECKING:

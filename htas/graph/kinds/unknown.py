@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from htas.data.nests import replaced
 from htas.graph.kinds._kind import Kind, counted_macs
 from htas.graph.labels import Dims, Labels
 from htas.graph.length import length_at
 from htas.graph.record import Call, Value
-from htas.nests import replaced
 
 if TYPE_CHECKING:
     from htas.graph.emit import Emitter
