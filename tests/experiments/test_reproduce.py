@@ -130,6 +130,7 @@ def test_a_table_has_the_printed_rows_beside_those_of_this_machine(made: Path) -
     assert any("slip of the paper" in note for note in content["notes"])
 
 
+@pytest.mark.slow
 def test_networks_of_two_targets_are_measured_on_both(crossed: Path) -> None:
     content = section(crossed, "table5")
     rows = {row[0]: row for row in content["rows"]}
