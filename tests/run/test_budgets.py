@@ -325,8 +325,7 @@ def test_a_network_judged_by_training_says_how(tmp_path):
         "strategy.name=uniform",
         "strategy.epochs=1",
         "constraints.latency=60%",
-        "design.spaces=[grid]",
-        "design.groups=8",
+        *GRID,
     ]
     kept = [option for option in OPTIONS if not option.startswith("strategy") or "precision" in option]
     page = pipeline.run_all(
