@@ -161,10 +161,17 @@ def traced(family: Any, classes: int, shape: tuple[int, ...], adds: Any) -> Netw
 # -- a network of one's own --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_the_example_of_an_own_network_leaves_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_onnx(path: Path, inputs: torch.Tensor) -> list[Any]:
+    """What ONNX Runtime makes of the only input of a file, output by output."""
     import onnxruntime
 
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    outputs: list[Any] = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+    return outputs
+
+
+@pytest.mark.slow
+def test_the_example_of_an_own_network_leaves_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     own_model = importlib.import_module("own_model")
     options = {"survey.store": "none", "survey.undecided": 1, "train.precision": "fp32", "strategy.precision": "fp32"}
@@ -178,8 +185,7 @@ def test_the_example_of_an_own_network_leaves_what_it_says(tmp_path: Path, monke
     assert found.result.accuracy >= 0.9
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fast", "fast.onnx", "report.html", "run"]
     images = torch.randn(3, 1, 16, 16)
-    session = onnxruntime.InferenceSession(tmp_path / "fast.onnx", providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    (logits,) = run_onnx(tmp_path / "fast.onnx", images)
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(logits), found.model(images), atol=1e-4, rtol=1e-4)
     assert type(found.model) is own_model.Net
@@ -195,8 +201,6 @@ LEAST = {
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_example_of_series_goes_through_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnxruntime
-
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     series = importlib.import_module("series")
     with scripted_device():
@@ -204,8 +208,7 @@ def test_the_example_of_series_goes_through_every_stage(tmp_path: Path, monkeypa
     assert outcome.result.predicted <= 0.5 * outcome.results[0].predicted
     assert type(outcome.model) is series.SeriesNet
     inputs = torch.randn(3, 3, 128)
-    session = onnxruntime.InferenceSession(tmp_path / "fast.onnx", providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+    (logits,) = run_onnx(tmp_path / "fast.onnx", inputs)
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(logits), outcome.model(inputs), atol=1e-4, rtol=1e-4)
     assert (tmp_path / "report.html").exists()
@@ -213,8 +216,6 @@ def test_the_example_of_series_goes_through_every_stage(tmp_path: Path, monkeypa
 
 @pytest.mark.timeout(300)
 def test_the_example_of_a_detector_learns_by_its_own_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnxruntime
-
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     detector = importlib.import_module("detector")
     with scripted_device():
@@ -224,8 +225,7 @@ def test_the_example_of_a_detector_learns_by_its_own_loss(tmp_path: Path, monkey
     assert any(site.startswith(("neck", "heads")) for site in narrower)
     assert any(site.startswith("heads") for site in outcome.arch.widths)
     images = torch.randn(2, 3, 64, 64)
-    session = onnxruntime.InferenceSession(tmp_path / "fast.onnx", providers=["CPUExecutionProvider"])
-    found, *maps = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    found, *maps = run_onnx(tmp_path / "fast.onnx", images)
     assert found.shape == (2, 8 * 8 + 4 * 4, 6) and [each.shape[1:] for each in maps] == [(6, 8, 8), (6, 4, 4)]
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(found), outcome.model(images)[0], atol=1e-3, rtol=1e-3)

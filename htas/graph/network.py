@@ -97,8 +97,6 @@ class Node:
     """move: the dimensions that its multiply-adds grow with."""
     param: str = ""
     """scale, value: qualified name of the parameter."""
-    param_axis: int = 0
-    """scale: the parameter's own dimension of the channels."""
     axis: int = 1
     """Dimension of the output's channels."""
     again: bool = False

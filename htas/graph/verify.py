@@ -172,19 +172,13 @@ def _mixed(network: Network) -> set[str]:
 
 APART = ("norm", "join", "concat", "flatten", "scale", "depth", "value")
 """Kinds of nodes that keep channels apart."""
-
-
 TOGETHER = ("softmax", "log_softmax", "normalize", "softmin")
 """Maps whose every output depends on all channels."""
 
 
 def _each_alone(node: Node) -> bool:
     call = getattr(node.run, "call", None)
-    return (
-        node.kind == "map"
-        and call is not None
-        and call.name.strip("_") not in ("softmax", "log_softmax", "normalize", "softmin")
-    )
+    return node.kind == "map" and call is not None and call.name.strip("_") not in TOGETHER
 
 
 def _alike_on(one: nn.Module, two: nn.Module, inputs: tuple[Tensor, ...]) -> bool:

@@ -12,7 +12,7 @@ from htas.graph.kinds._kind import Kind
 from htas.graph.labels import Labels, broadcast_dim, title
 from htas.graph.layer import Layer
 from htas.graph.record import Call, Value
-from htas.graph.steps import first_value, order_of
+from htas.graph.steps import first_value
 
 if TYPE_CHECKING:
     from htas.graph.emit import Emitter
@@ -118,9 +118,7 @@ class Pointwise(Kind):
     def complete(self, node: "Node", call: Call, value: Value, emitter: "Emitter") -> "Node":
         """With the parameter of a scale, the layer of an addition, and a projection on its shortcut."""
         if node.kind == "scale":
-            order = sorted(order_of(call), key=lambda each: not each.derived)
-            axis = _scale_axis(order, value, emitter) or 0
-            return replace(node, param=emitter.nodes[node.inputs[1]].param, param_axis=axis)
+            return replace(node, param=emitter.nodes[node.inputs[1]].param)
         if node.kind != "join":
             return super().complete(node, call, value, emitter)
         layer = Layer("add", node.base, node.base, emitter.unit(call, value))
