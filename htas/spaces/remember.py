@@ -133,13 +133,14 @@ class CachedMetric(Metric):
 
     def _keep(self, readings: Mapping[Case, Measurement]) -> None:
         steady = tuple(np.divide(readings[ANCHOR].values, readings[ANCHOR].levels or 1.0).tolist())
-        entries = [
-            Entry(self.place, self.name, case.key, reading, steady, reading.doubts)
-            for case, reading in readings.items()
-            if isinstance(case, Layer)
-        ]
-        try:
-            self.store.add(entries)
+        try:  # a layer that takes next to nothing may have readings that cannot be stored
+            self.store.add(
+                [
+                    Entry(self.place, self.name, case.key, reading, steady, reading.doubts)
+                    for case, reading in readings.items()
+                    if isinstance(case, Layer)
+                ]
+            )
         except UserError as error:
             say(f"store: {error}; this survey is not in it")
 
