@@ -69,7 +69,9 @@ def _rehearse(run: Run) -> None:
     strategy = run.config.strategy
     if isinstance(strategy, SupernetStrategy) and run.network.sites:
         mix: Literal["interpolate", "pad"] = getattr(strategy, "mix", "pad")
-        rehearse(run.network, strategy.shortcut, mix, strategy.norms, inherits=strategy.start == "base")
+        rehearse(
+            run.network, run.reset, strategy.shortcut, mix, strategy.norms, inherits=strategy.start == "base"
+        )  # fmt: skip
 
 
 def _survey(run: Run, again: bool) -> None:

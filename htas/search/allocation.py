@@ -86,6 +86,7 @@ class Allocation:
             else:
                 owner: Any = self.body.get_submodule(node.module)
                 owner.weight = owner.bias = None
+                owner.affine = False  # as its `reset_parameters` asks
                 owner.add_module(NORMS_NAME, norms)
         elif node.kind == "project" and self.shortcut == "project":
             inputs, outputs = walk.channels(node.inputs[0]), walk.channels(node.name)

@@ -1,10 +1,11 @@
 """A step of a search before anything is measured: a supernet of two widths a site, checked, forward and backward."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from htas.console.blame import blame
@@ -19,6 +20,7 @@ from htas.spaces.space import Space
 
 def rehearse(
     network: Network,
+    reset: Callable[[nn.Module], None],
     shortcut: Literal["project", "pad"],
     mix: Literal["interpolate", "pad"],
     norms: Literal["own", "shared"],
@@ -26,13 +28,13 @@ def rehearse(
     inherits: bool,
 ) -> None:
     """Raise UserError, with the step that fails, where a supernet of the network cannot be trained or, if it `inherits`
-    the base network's weights, computes something else than the network."""
+    the base network's weights, computes something else than the network. `reset` draws its weights first."""
     widths = {name: tuple(sorted({site.near(site.base / 2), site.base})) for name, site in network.widths.items()}
     depths = {name: tuple(range(1, site.base + 1)) for name, site in network.depths.items()}
     steps: list[Node] = []
     with torch.random.fork_rng(()):
         try:
-            supernet = Supernet(network, Space("rehearsal", widths, depths), lambda part: None, shortcut, mix, norms)
+            supernet = Supernet(network, Space("rehearsal", widths, depths), reset, shortcut, mix, norms)
             supernet.inherit(network.module)
             _note(supernet, steps)
             if inherits:
