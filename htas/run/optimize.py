@@ -21,7 +21,9 @@ from htas.formats.export import export
 from htas.graph.arch import Arch
 from htas.graph.modes import copied
 from htas.plugins.values import Values
+from htas.report import read
 from htas.report.result import Result
+from htas.report.summary import summary
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
 from htas.run.config import TABLES, Config
@@ -40,11 +42,17 @@ MARGIN = 0.05
 """A trained network is better than guessing by this fraction of the distance to perfect accuracy, or more."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OptimizationResult:
-    """The result of `optimize`; its files are in the run's folder."""
+    """The result of `optimize`; its files are in the run's folder. As text, the answer and the networks in a table."""
 
     run: Run
+
+    def __str__(self) -> str:
+        return str(summary(read(self.folder)))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.folder)!r})"
 
     @property
     def folder(self) -> Path:
