@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from htas.errors import UserError
 from htas.files import read_toml, slug
@@ -26,6 +26,36 @@ CRITERIA: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 
 @dataclass(frozen=True)
+class Pruning:
+    """How Torch-Pruning narrows the base network: `prune = "l1"`, or a table of these."""
+
+    criterion: str = "l1"
+    """A key of CRITERIA."""
+    scope: Literal["global", "local"] = "global"
+    """Whether the least important channels of all layers go, or the same share of every layer."""
+    round_to: int = 1
+    """Widths that are left are multiples of this."""
+    weights: Literal["new", "kept"] = "new"
+    """Whether the pruned network is trained from new weights, or from those that are left of the base network."""
+
+    def __post_init__(self) -> None:
+        for key, names in {"criterion": CRITERIA, "scope": ("global", "local"), "weights": ("new", "kept")}.items():
+            if getattr(self, key) not in names:
+                raise UserError(f"{key} of prune must be one of {listing(names)}, got {getattr(self, key)!r}")
+        if type(self.round_to) is not int or self.round_to < 1:
+            raise UserError(f"round_to of prune must be a whole number, 1 or more, got {self.round_to!r}")
+
+    def __str__(self) -> str:
+        """`l1`, `l1, local, widths of multiples of 8, weights kept`."""
+        rest = (
+            "local" if self.scope == "local" else "",
+            f"widths of multiples of {self.round_to}" if self.round_to > 1 else "",
+            "weights kept" if self.weights == "kept" else "",
+        )
+        return ", ".join(filter(None, (self.criterion, *rest)))
+
+
+@dataclass(frozen=True)
 class ArmOptions:
     """An arm by its name."""
 
@@ -40,8 +70,8 @@ class ArmTable(ArmOptions):
 
     source: str = ""
     """A key of SOURCES; empty for a search."""
-    value: str = ""
-    """The network's name, the criterion, or the name of the other arm."""
+    value: str | Pruning = ""
+    """The network's name, how it is pruned, or the name of the other arm."""
 
 
 def read_arms(*paths: Path) -> list[ArmTable]:
@@ -63,11 +93,8 @@ def read_arms(*paths: Path) -> list[ArmTable]:
         network, prune, like = source.values()
         if not isinstance(network, str):
             raise UserError(f"{path}: network of the arm {name} must be the name of one, got {network!r}")
-        if prune and (str(prune) not in CRITERIA or network):
-            raise UserError(
-                f"{path}: prune of the arm {name} must be one of {listing(CRITERIA)}, without a network next "
-                f"to it, got {prune!r}"
-            )
+        if prune:
+            source["prune"] = prune = _pruning(path, name, prune, alone=not network)
         first = {arm.name: arm for arm in arms if not arm.source}
         if like and (str(like) not in first or network or prune):
             raise UserError(
@@ -84,6 +111,21 @@ def read_arms(*paths: Path) -> list[ArmTable]:
             f"{listing(slugs) or 'none'}"
         )
     return arms
+
+
+def _pruning(path: Path, arm: str, value: Any, alone: bool) -> Pruning:
+    """How an arm is pruned; raises UserError."""
+    names = {field.name for field in fields(Pruning)}
+    known = set(value) <= names if isinstance(value, dict) else isinstance(value, str) and value in CRITERIA
+    if not known or not alone:
+        raise UserError(
+            f"{path}: prune of the arm {arm} must be one of {listing(CRITERIA)}, or a table of "
+            f"{listing(sorted(names))}, without a network next to it, got {value!r}"
+        )
+    try:
+        return Pruning(**value) if isinstance(value, dict) else Pruning(value)
+    except UserError as error:
+        raise UserError(f"{path}: arm {arm}: {error}") from error
 
 
 def _overrides(path: Path, arm: str, options: Values) -> list[str]:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,8 +13,8 @@ from htas import files
 from htas.cost.constraints import parse
 from htas.errors import UserError
 from htas.experiments import pruning
-from htas.experiments.arm_tables import BASE, SOURCES, ArmOptions, ArmTable
-from htas.files import digest, from_json, read_json, to_json, write_json
+from htas.experiments.arm_tables import BASE, SOURCES, ArmOptions, ArmTable, Pruning
+from htas.files import digest, from_json, read_json, to_json, write_json, write_tensors
 from htas.graph import Arch, resize
 from htas.plugins.values import Values
 from htas.report.result import Result
@@ -27,6 +28,8 @@ from htas.text import listing, percent
 
 REPEATS = 3
 """Pruned networks that are measured a second time: the least pruned of those that keep the limit."""
+WEIGHTS = "pruned.safetensors"
+"""The weights that are left of the base network, in the folder of an arm."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Arm(ArmOptions, ABC):
     @property
     def source(self) -> dict[str, str]:
         """Where the network comes from, as a file of arms says it: each key of SOURCES with its text or none."""
-        return {key: getattr(self, key, "") for key in SOURCES}
+        return {key: str(getattr(self, key, "")) for key in SOURCES}
 
     @property
     def row_name(self) -> str:
@@ -74,6 +77,10 @@ class Arm(ArmOptions, ABC):
 
     def builder(self, run: Run) -> Callable[[], nn.Module] | None:
         """Builds the network where it is no arch of the base network; otherwise None."""
+        return None
+
+    def weights(self, run: Run) -> Path | None:
+        """A file of the weights that the training begins with; None for those that `train.start` says."""
         return None
 
     def current(self, result: Result, others: Others) -> bool:
@@ -122,8 +129,12 @@ class NamedArm(Arm):
 class PrunedArm(Arm):
     """The base network pruned by Torch-Pruning to the limit of latency, as measured."""
 
-    prune: str = "l1"
-    """A criterion, a key of CRITERIA."""
+    prune: Pruning = field(default_factory=Pruning)
+    """By which criterion, and how."""
+
+    def weights(self, run: Run) -> Path | None:
+        """Those that are left of the base network, where they are kept."""
+        return run.folder / WEIGHTS if self.prune.weights == "kept" else None
 
     def untrained(self, run: Run, others: Others) -> Entry:
         """The least pruned network within the limits: of latency, by two readings next to the base network."""
@@ -134,9 +145,9 @@ class PrunedArm(Arm):
         if made_from(path, key):
             return Entry(self._row(run, from_json(read_json(path)["arch"], Arch, path)))
         exact = [limit for limit in pipeline.limits(run) if limit.metric != "latency"]
-        example = torch.zeros(2, *run.config.data.shapes[0])
-        pruned = pruning.candidates(run.network, rows.base_network(run), example, self.prune)
-        archs = [arch for arch in pruned if not exact or over(exact, arch) <= 1]
+        example, model = torch.zeros(2, *run.config.data.shapes[0]), rows.base_network(run)
+        archs_of = pruning.candidates(run.network, model, example, self.prune)
+        archs = [arch for arch in archs_of if not exact or over(exact, arch) <= 1]
         if not archs:
             limits = listing(f"{limit.metric} {limit.text}" for limit in exact)
             raise UserError(f"no network pruned by {self.prune} keeps what is asked for, {limits}")
@@ -150,6 +161,9 @@ class PrunedArm(Arm):
         # the readings that pick a network favour it, so others confirm it
         again = self._ratios(run, within[:REPEATS], text, "measuring again the")
         arch = next((arch for arch in within if again.get(arch, 1.0) <= 1), within[-1])
+        if weights := self.weights(run):
+            _, module = pruning.pruned(run.network, model, example, self.prune, archs_of[arch])
+            write_tensors(weights, module.state_dict())
         write_json(path, {"inputs": key, "arch": to_json(arch)})
         return Entry(self._row(run, arch))
 
@@ -189,7 +203,7 @@ class SameAsArm(Arm):
         return entry is not None and entry.result.arch == result.arch
 
 
-KINDS: Mapping[str, Callable[[str, tuple[str, ...], str], Arm]] = {
+KINDS: Mapping[str, Callable[..., Arm]] = {
     "network": NamedArm,
     "prune": PrunedArm,
     "like": SameAsArm,

@@ -195,7 +195,7 @@ def _finish(comparison: Comparison, job: Run, name: str) -> None:
         return
     share_files(job)  # searches and networks of others since then
     entry = arm.untrained(job, comparison.others(config.seed))
-    row, _ = run_rows.train_row(job, entry.result, build=arm.builder(job))
+    row, _ = run_rows.train_row(job, entry.result, build=arm.builder(job), start=arm.weights(job))
     if row.arch.widths:
         row = replace(row, predicted=job.calibrated.cost(row.arch))
     entry = replace(entry, result=row, images=config.data.encoding, options=arm.basis(job))

@@ -25,9 +25,10 @@ def calibrate(run: Run) -> str:
 
 
 def search(run: Run) -> str:
-    """The configuration, but for distilling, which comes later; spaces, costs, and the weights a search starts from."""
+    """The configuration, but for distilling and the start of networks found, which come later; spaces, costs, and the
+    weights a search starts from."""
     files = [run.folder / f"{name}.json" for name in ("design", "survey", "cost")]
-    config = replace(run.config, distill=Distill())
+    config = replace(run.config, distill=Distill(), train=replace(run.config.train, start="random"))
     return digest(config.options(keys=True), *files, *config.strategy.files)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from htas.console.progress import progress, say, shares
 from htas.files import __version__, digest, from_json, read_tensors, to_json, write_tensors
-from htas.graph import Arch, resize
+from htas.graph import Arch, ordered, resize
 from htas.metrics import Metric
 from htas.metrics.latency import Latency, rounds
 from htas.metrics.macs import Macs
@@ -151,22 +151,26 @@ def _plain_members(run: Run) -> Iterator[Control]:
 
 
 def train_row(
-    run: Run, row: Result, again: bool = False, build: Callable[[], nn.Module] | None = None
+    run: Run,
+    row: Result,
+    again: bool = False,
+    build: Callable[[], nn.Module] | None = None,
+    start: Path | None = None,
 ) -> tuple[Result, float]:
     """The row with its accuracy, and the seconds of its training; its weights are in networks/.
 
-    Weights that exist already are used. `build` builds a network that is no arch of the base network.
+    Weights that exist already are used. `build` builds a network that is no arch of the base network; `start` is a
+    file of the weights that the training begins with, of other ones than `train.start` says.
     """
     path, key = run.model_file(row.name), run.training(row.arch, taught=row.name != "base")
     key = digest(key, row.family) if build else key
+    key = digest(key, start) if start else key
     weights = None if again else trained(path, key)
     if weights is not None:
         return replace(row, accuracy=weights.accuracy, teacher=weights.teacher), weights.seconds
     config = run.config
     teacher = None if row.name == "base" or config.distill.alpha == 0 else base_network(run)
-    torch.manual_seed(config.seed)
-    model = build() if build else resize(run.network, row.arch)
-    run.reset(model)
+    model = _untrained(run, row, build, start)
     checkpoint = run.checkpoint(f"train-{row.name}", key)
     if again:
         checkpoint.unlink(missing_ok=True)
@@ -191,6 +195,19 @@ def train_row(
     write_tensors(path, model.state_dict(), to_json(WeightsRecord(accuracy, key, name, row.name, seconds)))
     checkpoint.unlink(missing_ok=True)
     return replace(row, accuracy=accuracy, teacher=name), seconds
+
+
+def _untrained(run: Run, row: Result, build: Callable[[], nn.Module] | None, start: Path | None) -> nn.Module:
+    """A network with the weights that its training begins with."""
+    inherits = run.config.train.start == "base" and not build and not start and row.name != "base"
+    source = replace(run.network, module=ordered(base_network(run), run.network.example())) if inherits else run.network
+    torch.manual_seed(run.config.seed)
+    model = build() if build else resize(source, row.arch)
+    if start is not None:
+        model.load_state_dict(read_tensors(start)[0])
+    elif not inherits:
+        run.reset(model)
+    return model
 
 
 @dataclass(frozen=True)

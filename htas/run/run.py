@@ -200,7 +200,10 @@ class Run:
         config = self.config
         basis = [config.seed, *self.family, config.design.adds]
         data = [config.names["data"], config.values("data"), config.split.limit]
-        return digest(basis, data, config.values("train"), config.values("distill") if taught else {}, to_json(arch))
+        train = config.values("train")
+        if not taught:  # the base network, which has nothing to start from
+            train.pop("start")
+        return digest(basis, data, train, config.values("distill") if taught else {}, to_json(arch))
 
     def supernet_key(self, space: Space) -> str:
         """A hash of what the weights of a supernet depend on, and the costs in its records; empty where searches

@@ -33,6 +33,9 @@ class Recipe:
     """Weight decay of every parameter, norms and biases included."""
     smoothing: float = 0.0
     """Share of each label that is spread evenly over all classes; below 1."""
+    start: Literal["random", "base"] = "random"
+    """Weights that a network begins with: drawn anew, or the trained base network's, the most important channels first;
+    those of a network that is given as trained are always inherited."""
     precision: Precision = "auto"
     """Arithmetic of the training; auto is bf16 if the hardware has it."""
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from scripted_device import scripted_device
 
 from htas.cli import main
@@ -304,6 +305,8 @@ def test_a_speed_has_the_interval_of_its_logarithms():
         ("[one]\n[two]\nlike = 'three'\n", "must be an arm above it that searches, of which there are one, without"),
         ("[one]\nnetwork = 'base'\n[two]\nlike = ['one']\n", r"of which there are none, without .* got \['one'\]"),
         ("[one]\n[two]\nprune = ['l1']\n", r"prune of the arm two must be one of .*, got \['l1'\]"),
+        ("[one]\n[two]\nprune = { round = 8 }\n", "or a table of criterion, round_to, scope, weights, without"),
+        ("[one]\n[two]\nprune = { round_to = 1.5 }\n", "arm two: round_to of prune must be a whole number"),
         ("[one\n", "is not valid TOML"),
     ],
 )
@@ -404,6 +407,40 @@ def test_a_pruned_network_is_the_least_pruned_one_within_the_measured_limit(fini
         from_json(e["result"], Result, "row") for e in read_json(some / "compare.json")["arms"] if e["arm"] == "pruned"
     ]
     assert again.arch == row.arch
+
+
+def test_pruned_weights_are_kept_rounded_and_trained_on(finished, tmp_path, monkeypatch):
+    """The first weights that the training sees are those that Torch-Pruning left, of widths of multiples of four."""
+    text = '[found]\n[pruned]\nprune = { criterion = "l1", scope = "local", round_to = 4, weights = "kept" }\n'
+    some, firsts = shutil.copytree(finished, tmp_path / "some"), []
+    begin = run_rows.Training
+
+    def training(model, *args, **options):
+        firsts.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return begin(model, *args, **options)
+
+    monkeypatch.setattr(run_rows, "Training", training)
+    compare.compare(None, OPTIONS, arms_in(arms(tmp_path, text)), 1, some)
+    row = from_json(read_json(some / "pruned-0" / "result.json")["result"], Result, "row")
+    left, _ = read_tensors(some / "pruned-0" / "pruned.safetensors")
+    assert row.strategy == "torch-pruning, l1, local, widths of multiples of 4, weights kept"
+    assert all(width % 4 == 0 for width in row.arch.widths.values())
+    assert len(firsts) == 1 and all(torch.equal(firsts[0][name], left[name]) for name in left)
+
+
+def test_a_network_may_start_from_the_trained_base_network(finished, tmp_path, monkeypatch):
+    """Its widest arch begins as the trained base network does: equal outputs, its channels in another order."""
+    job = compare._job(None, [*OPTIONS, "train.start=base"], PrunedArm("pruned"), 0, tmp_path, Sources())
+    job = replace(job, folder=shutil.copytree(finished / "base-0", tmp_path / "run"))
+    base = run_rows.base_network(job)
+    row = run_rows.new_row(job, "same", job.network.base, space="-", strategy="-", cost="-")
+    images = torch.randn(4, *job.config.data.shapes[0])
+    model = run_rows._untrained(job, row, None, None).eval()
+    assert torch.allclose(model(images), base(images), atol=1e-5)
+    other = replace(job, config=job.config.changed({"train.start": "random"}))
+    assert not torch.allclose(run_rows._untrained(other, row, None, None).eval()(images), base(images), atol=1e-2)
+    assert job.training(row.arch, taught=True) != other.training(row.arch, taught=True)
+    assert job.training(row.arch, taught=False) == other.training(row.arch, taught=False)
 
 
 def test_a_pruned_network_keeps_other_limits_too_and_a_second_reading(finished, tmp_path, monkeypatch):

@@ -1,11 +1,15 @@
 """Torch-Pruning's widths become an arch whose network is the one that it left."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from htas.errors import UserError
 from htas.experiments import pruning
-from htas.graph import resize, trace
+from htas.experiments.arm_tables import Pruning
+from htas.graph import Arch, Network, resize, trace
 from htas.models.cifar_resnet import CifarResNet
 
 FAMILY = CifarResNet(14)
@@ -32,11 +36,16 @@ def ranked(network) -> nn.Module:
     return model
 
 
+def prune(network: Network, model: nn.Module, ratio: float, **options: Any) -> tuple[Arch, nn.Module]:
+    return pruning.pruned(network, model, torch.zeros(2, 3, 8, 8), Pruning(**options), ratio)
+
+
 @pytest.mark.parametrize("criterion", pruning.CRITERIA)
 def test_every_criterion_leaves_fewer_channels_the_more_is_pruned(criterion, network):
     model = ranked(network)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    archs = [pruning.pruned(network, model, torch.zeros(2, 3, 8, 8), criterion, ratio) for ratio in (0.0, 0.3, 0.6)]
+    pairs = [prune(network, model, ratio, criterion=criterion) for ratio in (0.0, 0.3, 0.6)]
+    archs = [arch for arch, _ in pairs]
     assert archs[0] == network.base
     assert network.params(archs[0]) > network.params(archs[1]) > network.params(archs[2])
     for arch in archs:
@@ -52,12 +61,36 @@ def test_filters_that_are_small_beside_their_neighbours_are_pruned_first(network
             nn.init.normal_(module.weight)
     with torch.no_grad():
         model.get_submodule("stages.0.0.conv1.conv").weight[:8] *= 0.01
-    arch = pruning.pruned(network, model, torch.zeros(2, 3, 8, 8), "l1", 0.02)
+    arch, _ = prune(network, model, 0.02)
     assert arch.widths["stages.0.0.conv1.conv"] in (9, 10)
     others = {site: width for site, width in arch.widths.items() if site != "stages.0.0.conv1.conv"}
     assert others == {site: network.base.widths[site] for site in others}
 
 
-def test_an_unknown_criterion_is_refused(network):
-    with pytest.raises(ValueError, match="no criterion of pruning called 'l2'"):
-        pruning.pruned(network, FAMILY.build(10), torch.zeros(2, 3, 8, 8), "l2", 0.5)
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_the_weights_that_are_left_are_those_of_the_network_of_the_arch(scope, network):
+    arch, left = prune(network, ranked(network), 0.5, scope=scope, round_to=4)
+    assert all(width % 4 == 0 for width in arch.widths.values()) and arch != network.base
+    model, images = resize(network, arch).eval(), torch.randn(3, 3, 8, 8)
+    model.load_state_dict(left.state_dict())
+    assert torch.allclose(model(images), left(images), atol=1e-6)
+
+
+def test_a_local_scope_prunes_every_layer_alike(network):
+    arch, _ = prune(network, ranked(network), 0.5, scope="local")
+    assert all(width == network.base.widths[site] // 2 for site, width in arch.widths.items())
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"criterion": "l2"}, "criterion of prune must be one of l1, bn-scale"),
+        ({"scope": "all"}, "scope of prune must be one of global"),
+        ({"round_to": 0}, "round_to of prune must be a whole number, 1 or more, got 0"),
+        ({"round_to": "8"}, "round_to of prune must be a whole number, 1 or more, got '8'"),
+        ({"weights": "some"}, "weights of prune must be one of new"),
+    ],
+)
+def test_how_to_prune_is_checked(options, message):
+    with pytest.raises(UserError, match=message):
+        Pruning(**options)

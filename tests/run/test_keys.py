@@ -23,6 +23,7 @@ OTHER: dict[str, Any] = {
     "strategy.shortcut": "pad", "strategy.norms": "shared", "strategy.start": "random", "strategy.precision": "fp32",
     "strategy.anneal": "epoch", "strategy.cost": "macs", "strategy.loss": "band", "strategy.mix": "interpolate",
     "train.recipe": "short", "train.anneal": "step", "train.fall": "line", "train.precision": "fp32",
+    "train.start": "base",
 }  # fmt: skip
 """Another value of options that are no numbers."""
 WITH = {"design.widths": {"design.spaces": ["hardware", "explicit"]}}
@@ -42,6 +43,7 @@ EXCEPTIONS: dict[str, set[str]] = {
     "survey.store": set(), "survey.undecided": set(),
     "design.expand": ALL, "design.inputs": ALL, "design.adds": ALL, "design.ignored": ALL,
     "constraints.energy": {"calibrate", *LATER},
+    "train.start": {"train", "measure"},
     "target.shapes": LATER,  # what is measured has the shapes of the data set
 }  # fmt: skip
 

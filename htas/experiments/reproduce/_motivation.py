@@ -11,6 +11,7 @@ from torch import nn
 from htas.console.progress import progress, say, shares
 from htas.errors import UserError
 from htas.experiments import pruning
+from htas.experiments.arm_tables import Pruning
 from htas.experiments.arms import Entry
 from htas.experiments.reproduce._tables import TrainedArms, crossed_arms
 from htas.experiments.reproduce.plan import CROSSED, MANUAL, PUBLISHED, TAS, Plan, describe
@@ -155,8 +156,8 @@ def _candidates(plan: Plan) -> tuple[list[Candidate], Run, list[str], list[Entry
     try:
         model, example = run_rows.base_network(jobs[MANUAL, 0]), torch.zeros(2, *job.config.data.shapes[0])
         for criterion in CRITERIA:
-            archs = pruning.candidates(network, model, example, criterion)
-            narrower[f"pruned by {criterion}", "Torch-Pruning"] = archs
+            pruned = pruning.candidates(network, model, example, Pruning(criterion))
+            narrower[f"pruned by {criterion}", "Torch-Pruning"] = [*pruned]
     except UserError as error:
         notes.append(f"Left out: {error}")
     for (how, kind), archs in narrower.items():
