@@ -225,7 +225,7 @@ def _judged(job: Run, arch: Arch, seed: int, folder: Path, teacher: Arch | None)
         model, job.data.weights, config.train, seed=seed, device=job.device, checkpoint=checkpoint, task=task,
         title=f"train on half of the images, seed {seed}", teacher=learned_from, distill=config.distill,
     ).run()  # fmt: skip
-    accuracy = evaluate(model, job.data.validation, device=job.device, precision=config.train.precision, task=task)
+    accuracy = evaluate(model, job.data.validation, device=job.device, task=task)
     write_tensors(path, model.state_dict(), {"accuracy": accuracy, "seconds": seconds})
     checkpoint.unlink(missing_ok=True)
     return accuracy

@@ -311,7 +311,7 @@ def _check_counts(run: Run) -> None:
 def _check_trained(run: Run, model: nn.Module) -> None:
     """Raise UserError where a network that should be trained is hardly better than guessing."""
     test = run.data.test
-    accuracy = evaluate(copied(model), test, device=run.device, precision="fp32")
+    accuracy = evaluate(copied(model), test, device=run.device)
     labels = torch.cat([one_class(labels.cpu()) for _, labels in test.batches(500)])
     guessed = float(labels.bincount().max()) / len(labels)
     if accuracy < guessed + MARGIN * (1 - guessed):

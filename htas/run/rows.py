@@ -190,7 +190,7 @@ def train_row(
     if task.judge is not None:
         accuracy = float(task.judge(model.eval()))
     else:
-        accuracy = evaluate(model, run.data.test, device=run.device, precision=config.train.precision, task=task)
+        accuracy = evaluate(model, run.data.test, device=run.device, task=task)
     name = "" if teacher is None else "base"
     write_tensors(path, model.state_dict(), to_json(WeightsRecord(accuracy, key, name, row.name, seconds)))
     checkpoint.unlink(missing_ok=True)

@@ -128,10 +128,11 @@ def _form(outputs: Outputs) -> object:
 
 
 def evaluate(
-    model: nn.Module, split: Source, *, device: str, precision: Precision = "auto", batch: int = 500,
+    model: nn.Module, split: Source, *, device: str, precision: Precision = "fp32", batch: int = 500,
     task: Task = CLASSIFY,
 ) -> float:  # fmt: skip
-    """Mean score (share of right answers) on a split, in eval mode; the model's mode is restored."""
+    """Mean score (share of right answers) on a split, in eval mode; the model's mode is restored. In fp32 unless
+    something else is named: that is what the network's user computes, whatever it was trained in."""
     runner = engine(device, precision)
     placed(model, runner.device)
     with evaluating(model), torch.no_grad():

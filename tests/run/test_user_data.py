@@ -29,7 +29,9 @@ from torch.utils.data import (
 import htas
 from htas.data.split import Data
 from htas.errors import UserError
+from htas.run import rows
 from htas.run import stages as pipeline
+from htas.run.run import Run
 from htas.search.oneshot import some
 from htas.training.train import evaluate
 
@@ -69,8 +71,8 @@ class Stop(Exception):
     """Raised where the survey would begin."""
 
 
-def surveyed(data: Any, folder: Path, model: nn.Module | None = None, example: Any = None, **more: Any) -> Data:
-    """The data of a run that could now be surveyed."""
+def stopped(data: Any, folder: Path, model: nn.Module | None = None, example: Any = None, **more: Any) -> Run:
+    """A run that could now be surveyed."""
     runs = []
 
     def stop(run: Any, command: str) -> None:
@@ -82,7 +84,12 @@ def surveyed(data: Any, folder: Path, model: nn.Module | None = None, example: A
         patch.setattr(pipeline, "run_all", stop)
         with pytest.raises(Stop):
             htas.optimize(model or network(), torch.zeros(1, *SHAPE) if example is None else example, data, **given)
-    return runs[0].data
+    return runs[0]
+
+
+def surveyed(data: Any, folder: Path, model: nn.Module | None = None, example: Any = None, **more: Any) -> Data:
+    """The data of such a run."""
+    return stopped(data, folder, model, example, **more).data
 
 
 def refusal(data: Any, folder: Path, **more: Any) -> str:
@@ -113,6 +120,20 @@ class Listed(Dataset[Any]):
 
 def both(make: Any) -> tuple[Listed, Listed]:
     return Listed(*TRAIN, make), Listed(*TEST, make)
+
+
+def test_accuracies_are_those_in_fp32_whatever_networks_are_trained_in(tmp_path):
+    model = network()
+    adam = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(20):
+        adam.zero_grad()
+        F.cross_entropy(model(TRAIN[0]), TRAIN[1]).backward()
+        adam.step()
+    with torch.no_grad():
+        model[-1].bias += 1e5  # bf16 has steps of 512 there, fp32 of 0.008
+        right = float((model(TEST[0]).argmax(1) == TEST[1]).double().mean())
+    run = stopped(PLAIN, tmp_path, model, trained=True, options={**QUICK, "train.precision": "bf16"})
+    assert rows.train_row(run, rows.base_row(run))[0].accuracy == right
 
 
 # -- labels ------------------------------------------------------------------------------------------------------------
