@@ -14,7 +14,7 @@ from htas.spaces.design import grid_widths
 from htas.spaces.layers import widths_at_most
 from htas.spaces.space import Space, tas_widths
 from htas.text import duration, plural
-from htas.training.layout import placed
+from htas.training.layout import CopyingViews, placed
 from htas.training.loop import batches, engine, epoch_seed
 
 STUDENT = 0.8
@@ -64,7 +64,7 @@ def _step(run: Run) -> float:
     seconds = []
     for _, (images, labels) in zip(range(3), batches(data.train, recipe.batch, epoch_seed(0, 0)), strict=False):
         started = time.monotonic()
-        with runner.autocast():
+        with CopyingViews(), runner.autocast():
             loss = data.task.loss(precise(forward(model, images)), labels)
         runner.backward(loss)
         loss.item()

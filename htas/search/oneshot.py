@@ -21,6 +21,7 @@ from htas.search.problem import Problem
 from htas.search.record import EpochRecord
 from htas.search.supernet import Supernet
 from htas.text import percent, significant
+from htas.training.layout import CopyingViews
 from htas.training.loop import EpochLoop
 from htas.training.recipe import Precision, Recipe
 from htas.training.train import mean_score
@@ -215,7 +216,7 @@ class SupernetLoop(SearchLoop):
     def _accuracy(self, draw: Draw) -> float:
         self.model.train()
         for index, (images, _) in enumerate(some(self.split, CALIBRATION)):
-            with self.runner.autocast():
+            with CopyingViews(), self.runner.autocast():
                 self.model(images, replace(draw, momentum=1 / (index + 1)))
         self.model.eval()
         judges = some(self.problem.data.validation, JUDGED)

@@ -1,15 +1,34 @@
 """Placing networks for training: on a device, with channels last, and around a fault of oneDNN."""
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 M = TypeVar("M", bound=nn.Module)
 NARROW = 8
 """On a CPU with AVX2, the backward pass of a strided 1x1 convolution with fewer inputs writes beyond its memory if
 channels are last (PyTorch 2.13, docs/decisions.md)."""
+
+
+class CopyingViews(TorchFunctionMode):
+    """`x.view(...)` copies where it must, as `x.reshape(...)` does: with channels last, maps of several pixels have no
+    view as vectors, which networks and losses of users may take of them."""
+
+    copying: Mapping[Any, Callable[..., Tensor]] = {Tensor.view: Tensor.reshape, Tensor.view_as: Tensor.reshape_as}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """The same function of torch; the copying one in place of a view of another shape."""
+        kinds = [*args[1:2], *(kwargs or {}).values()]
+        if func in self.copying and not any(isinstance(each, torch.dtype) for each in kinds):
+            func = self.copying[func]
+            kwargs = {"shape" if name == "size" else name: value for name, value in (kwargs or {}).items()}
+        return func(*args, **(kwargs or {}))
 
 
 def placed(model: M, device: Any) -> M:

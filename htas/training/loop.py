@@ -15,7 +15,7 @@ from htas.data.split import Batch, Source
 from htas.data.task import Inputs, forward, precise
 from htas.files import read_tensors, write_tensors
 from htas.timing.allocator import keep_memory
-from htas.training.layout import placed
+from htas.training.layout import CopyingViews, placed
 from htas.training.recipe import Precision, Recipe
 
 
@@ -84,7 +84,8 @@ class EpochLoop(ABC, Generic[Figures]):
         sums = torch.zeros((), device=self.runner.device)
         for step, (images, labels) in enumerate(batches(self.split, self.recipe.batch, seed)):
             set_rate(self.sgd, self.recipe.rate(number, step, self.steps))
-            sums = sums + self.step(images, labels, self.recipe.share(number, step, self.steps))
+            with CopyingViews():
+                sums = sums + self.step(images, labels, self.recipe.share(number, step, self.steps))
             bar.step()
         return self.figures(number, sums)
 

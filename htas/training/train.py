@@ -18,7 +18,7 @@ from htas.errors import UserError
 from htas.graph.modes import evaluating
 from htas.text import percent, significant
 from htas.training.distill import Distill
-from htas.training.layout import placed
+from htas.training.layout import CopyingViews, placed
 from htas.training.loop import EpochLoop, engine
 from htas.training.recipe import Precision, Recipe
 
@@ -143,8 +143,9 @@ def mean_score(task: Task, split: Iterable[Batch], runner: Any, network: Callabl
     """Mean score of a network's outputs for all images of some batches."""
     total, count = torch.zeros((), dtype=torch.float64, device=runner.device), 0
     for images, labels in split:
-        with runner.autocast():
-            outputs = network(images)
-        total += scalar(task.score(precise(outputs), labels), total) * images_in(images)
+        with CopyingViews():
+            with runner.autocast():
+                outputs = network(images)
+            total += scalar(task.score(precise(outputs), labels), total) * images_in(images)
         count += images_in(images)
     return float(total) / count

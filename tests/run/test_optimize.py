@@ -299,6 +299,38 @@ def test_a_network_of_another_task_learns_by_its_own_loss_and_is_judged_by_its_o
     assert "nothing is distilled" not in capsys.readouterr().err
 
 
+class Viewing(nn.Module):
+    """Vectors of maps of several pixels by `view`, as many a tutorial has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, padding=1)
+        self.head, self.maps = nn.Linear(16 * 4 * 4, CLASSES), nn.Conv2d(16, 2, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.relu(self.two(F.relu(self.one(images))))
+        return self.head(x.view(-1, 16 * 4 * 4)), self.maps(x)
+
+
+def viewed(outputs: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
+    logits, maps = outputs
+    return F.cross_entropy(logits, labels) + 0.01 * maps.view(-1).square().mean()
+
+
+@pytest.mark.parametrize("strategy", ["differentiable", "random"])
+def test_networks_losses_and_scores_may_view_maps_as_vectors(strategy, tmp_path):
+    options = {**QUICK, **({"strategy.name": "random", "strategy.archs": 4} if strategy == "random" else {})}
+    score = lambda network: float(viewed(network(DATA[1].tensors[0]), DATA[1].tensors[1]).detach())  # noqa: E731
+    with scripted_device():
+        made = htas.optimize(
+            Viewing(), torch.zeros(1, *SHAPE), DATA, target=htas.Target(threads=1), constraints={"macs": "60%"},
+            trained=False, epochs=1, search_epochs=1, loss_fn=viewed, out=tmp_path / "run", options=options,
+            eval_fn=lambda outputs, labels: 1 - viewed(outputs, labels), score_func=score,
+        )  # fmt: skip
+    assert made.result.macs <= 0.6 * made.results[0].macs
+    assert made.result.accuracy == pytest.approx(score(made.model), abs=1e-5)
+
+
 def test_without_a_distill_fn_nothing_is_distilled_and_that_is_said(tmp_path, capsys):
     torch.manual_seed(0)
     with scripted_device():

@@ -17,7 +17,7 @@ from htas.errors import UserError
 from htas.files import read_tensors
 from htas.training import loop
 from htas.training.distill import Distill
-from htas.training.layout import Narrow, placed
+from htas.training.layout import CopyingViews, Narrow, placed
 from htas.training.loop import epoch_seed, has_bf16
 from htas.training.recipe import RECIPES, Recipe
 from htas.training.train import Training, evaluate
@@ -322,6 +322,18 @@ def test_evaluate_counts_right_answers_in_eval_mode_and_restores_the_mode(traini
     split.labels[0] = 1
     assert evaluate(model, split, device="cpu", precision="fp32", batch=batch) == 0.6
     assert model.training == training
+
+
+def test_views_copy_where_they_must_and_only_there():
+    maps = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match="view size"):
+        maps.view(2, -1)
+    with CopyingViews():
+        torch.testing.assert_close(maps.view(2, -1), maps.flatten(1))
+        torch.testing.assert_close(maps.view(size=(2, 48)), maps.flatten(1))
+        torch.testing.assert_close(maps.view_as(torch.zeros(6, 16)), maps.reshape(6, 16))
+        assert maps.view(2, 3, 16).data_ptr() == maps.data_ptr()
+        assert maps.view(torch.int32).dtype == maps.view(dtype=torch.int32).dtype == torch.int32
 
 
 @pytest.mark.parametrize("groups", [1, 5])
