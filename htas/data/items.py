@@ -38,6 +38,8 @@ class Items(Source):
     device: str = "cpu"
     workers: int = 0
     """Processes that load items."""
+    begin: Callable[[int], None] | None = None
+    """Called in each of them, with its number, before it loads items."""
     collate: Callable[[list[Any]], Any] | None = None
     """Makes a batch of items, in the user's way; None for torch's."""
     varied: TorchDataset[Any] | None = None
@@ -101,7 +103,7 @@ class Items(Source):
         """Batches of the items of these numbers, as `collate` makes them."""
         loader: DataLoader[Any] = DataLoader(
             dataset, size, sampler=cast(Any, picks), num_workers=self.workers, collate_fn=collate, drop_last=drop_last,
-            pin_memory=self.device.startswith("cuda"), generator=seeded,
+            worker_init_fn=self.begin, pin_memory=self.device.startswith("cuda"), generator=seeded,
         )  # fmt: skip
         try:
             yield from loader
@@ -194,7 +196,8 @@ def items(data: Any, what: str) -> Items:
     picks = _picks(loader, len(dataset), what)
     workers = loader.num_workers if loader is not None else 0
     collate = loader.collate_fn if loader is not None and loader.collate_fn is not default_collate else None
-    return Items(cast(TorchDataset[Any], dataset), picks, "cpu", workers, collate, form=Format(what))
+    begin = loader.worker_init_fn if loader is not None else None
+    return Items(cast(TorchDataset[Any], dataset), picks, "cpu", workers, begin, collate, form=Format(what))
 
 
 def _picks(loader: DataLoader[Any] | None, count: int, what: str) -> Tensor:
@@ -218,6 +221,11 @@ def _picks(loader: DataLoader[Any] | None, count: int, what: str) -> Tensor:
         listed = sampler
     groups = (each if isinstance(each, Sequence | Tensor) and not _single(each) else (each,) for each in listed)
     numbers = list(dict.fromkeys(int(number) for group in groups for number in group))
+    if isinstance(sampler, torch_data.WeightedRandomSampler):
+        raise UserError(
+            f"the DataLoader of {what} has a WeightedRandomSampler, and batches are drawn here without weights: give a "
+            "DataLoader without it, and weigh the classes in the loss, loss_fn=torch.nn.CrossEntropyLoss(weight=...)"
+        )
     if not numbers or min(numbers) < 0 or max(numbers) >= count:
         raise UserError(
             f"the DataLoader of {what} has a {type(sampler).__name__}, which does not say which items are its own; "

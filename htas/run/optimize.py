@@ -14,7 +14,7 @@ from htas import files
 from htas.console.blame import blame
 from htas.console.progress import say
 from htas.data.batch import one_class
-from htas.data.task import Task, unit
+from htas.data.task import CLASSIFY, Task, unit
 from htas.errors import UserError
 from htas.files import read_record, write_bytes, write_record, write_tensors, write_text
 from htas.formats.export import export
@@ -27,6 +27,7 @@ from htas.report.summary import summary
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
 from htas.run.config import TABLES, Config
+from htas.run.functions import try_functions
 from htas.run.rows import NetworksRecord
 from htas.run.run import Run, open_run
 from htas.run.user import UserData, UserNetwork
@@ -169,6 +170,8 @@ def optimize(
     Raises UserError in one sentence for what cannot be used.
     """
     example = _checked(model, example_inputs)
+    if target is not None and not isinstance(target, Target):
+        raise UserError(f"target must be an htas.Target (htas.Target(runtime=..., batch=...)), got {target!r}")
     task = _task(loss_fn, eval_fn, distill_fn, train_fn, score_func)
     classes = _classes(model, example, task)
     if not isinstance(data, tuple | list) or len(data) != 2:
@@ -179,7 +182,7 @@ def optimize(
     dataset.check()
     changes: Values = {
         "seed": seed,
-        "design.ignored": [*ignored_layers],
+        "design.ignored": [ignored_layers] if isinstance(ignored_layers, str) else [*ignored_layers],
         "design.bounds": {str(name): [*limits] for name, limits in (widths or {}).items()},
         **(options or {}),
     }
@@ -194,6 +197,8 @@ def optimize(
     config = replace(config, family=family, data=dataset, target=target or config.target, names=names)
     run = Run(config, Path(out) if str(out) else Path("runs") / f"optimize-{files.slug(type(model).__name__)}")
     _check_counts(run)
+    scored_by = "eval_fn" if eval_fn is not None else "loss_fn"
+    try_functions(model, run.data, batch=config.train.batch, device=run.device, scored_by=scored_by)
     if not trained and not run.model_file("base").exists():
         say(
             "the base network is trained from new weights, as trained=False says; only parameters that require no "
@@ -309,16 +314,25 @@ def _check_counts(run: Run) -> None:
 
 
 def _check_trained(run: Run, model: nn.Module) -> None:
-    """Raise UserError where a network that should be trained is hardly better than guessing."""
+    """Raise UserError where a network that should be trained is hardly better than guessing, in all and class by class:
+    one that learnt rare classes by their weights may be right less often than the commonest class is."""
     test = run.data.test
-    accuracy = evaluate(copied(model), test, device=run.device)
     labels = torch.cat([one_class(labels.cpu()) for _, labels in test.batches(500)])
-    guessed = float(labels.bincount().max()) / len(labels)
-    if accuracy < guessed + MARGIN * (1 - guessed):
+    counts = labels.bincount(minlength=run.data.classes).double()
+    share = torch.where(counts > 0, len(labels) / counts / (counts > 0).sum(), 0.0)
+    right = replace(CLASSIFY, score=lambda outputs, targets: _by_class(outputs, one_class(targets).cpu(), share))
+    accuracy, of_classes = (evaluate(copied(model), test, device=run.device, task=each) for each in (CLASSIFY, right))
+    guessed, among = float(counts.max()) / len(labels), 1 / max(1, int((counts > 0).sum()))
+    if accuracy < guessed + MARGIN * (1 - guessed) and of_classes < among + MARGIN * (1 - among):
         raise UserError(
             f"the model's accuracy on the validation items is {percent(accuracy)}, and guessing the commonest class "
             f"has {percent(guessed)}: train it first, or say trained=False to have it trained here"
         )
+
+
+def _by_class(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """The mean over items of whether logits [N, classes] are right about labels [N], weighted by their classes."""
+    return ((logits.argmax(1).cpu() == labels) * weights[labels]).mean()
 
 
 def _card(result: OptimizationResult) -> str:

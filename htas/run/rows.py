@@ -188,7 +188,7 @@ def train_row(
             title=f"train {row.name}", teacher=teacher, distill=config.distill,
         ).run()  # fmt: skip
     if task.judge is not None:
-        accuracy = float(task.judge(model.to(memory_format=torch.contiguous_format).eval()))
+        accuracy = float(task.judge(model.to(memory_format=torch.contiguous_format).eval()))  # type: ignore[call-overload]
     else:
         accuracy = evaluate(model, run.data.test, device=run.device, task=task)
     name = "" if teacher is None else "base"

@@ -570,7 +570,7 @@ def guessing() -> nn.Module:
         ),
         (
             {"data": (DataLoader(DATA[0], sampler=WeightedRandomSampler([1.0] * 240, 9)), DATA[1])},
-            "the DataLoader of the training data has a WeightedRandomSampler, which does not say which items are its",
+            "the DataLoader of the training data has a WeightedRandomSampler, and batches are drawn here without",
         ),
         (
             {"example_inputs": torch.zeros(1, 1, 16, 16)},

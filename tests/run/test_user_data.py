@@ -464,7 +464,8 @@ class Endless(IterableDataset[Any]):
         ),
         (
             DataLoader(ALL, batch_sampler=BatchSampler(WeightedRandomSampler([1.0] * 135, 9), 3, False)),
-            "the DataLoader of the training data has a WeightedRandomSampler, which does not say which items are its",
+            "the DataLoader of the training data has a WeightedRandomSampler, and batches are drawn here without "
+            "weights: give a DataLoader without it, and weigh the classes in the loss, loss_fn=torch.nn.CrossEntropy",
         ),
         (
             DataLoader(ALL, batch_size=None),
