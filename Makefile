@@ -5,7 +5,7 @@ READY := .venv/.installed
 # One process a core, and every file of tests in one of them; the long ones come before the last.
 APART := -n auto --dist loadfile --no-loadscope-reorder
 
-# Networks for tests/graph/test_libraries.py; without their dependencies, which would bring another build of torch.
+# Networks for tests/graph/library_networks.py; without their dependencies, which would bring another build of torch.
 LIBRARIES := timm torchvision
 
 .PHONY: help install test test-only test-all test-all-only gpu check format demo
