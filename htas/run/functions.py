@@ -30,8 +30,8 @@ def try_functions(model: nn.Module, data: Data, *, batch: int, device: str, scor
     network = placed(copied(model), device)
     with torch.random.fork_rng(()), CopyingViews():
         with torch.no_grad():
-            judged = precise(forward(network.eval(), inputs))
-        learnt = judged if task.train is not None else _in_training(network, inputs)
+            judged = _outputs(network.eval(), inputs)
+        learnt = judged if task.train is not None else _outputs(network.train(), inputs)
         if task.classifies:
             _need_logits(learnt, data.classes)
         elif task.train is None:
@@ -43,12 +43,13 @@ def try_functions(model: nn.Module, data: Data, *, batch: int, device: str, scor
             _need_gradient("distill_fn", _called("distill_fn", task.distil, learnt, judged, targets), learnt)
 
 
-def _in_training(network: nn.Module, inputs: Inputs) -> Any:
+def _outputs(network: nn.Module, inputs: Inputs) -> Any:
     try:
-        return precise(forward(network.train(), inputs))
+        return precise(forward(network, inputs))
     except Exception as error:  # a user's code may raise anything
+        mode = "training" if network.training else "eval"
         raise UserError(
-            f"the model does not run in training mode on a batch of the training data: {blame(error)}"
+            f"the model does not run in {mode} mode on a batch of the training data, in float32: {blame(error)}"
         ) from error
 
 

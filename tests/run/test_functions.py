@@ -56,10 +56,8 @@ def _no_survey(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def call(tmp_path: Any, model: nn.Module | None = None, data: Any = DATA, **more: Any) -> None:
-    htas.optimize(
-        model or network(), IMAGES[:1], data, out=tmp_path / "run",
-        **{"trained": False, "target": htas.Target(threads=1), **more},
-    )  # fmt: skip
+    usual = {"example_inputs": IMAGES[:1], "trained": False, "target": htas.Target(threads=1)}
+    htas.optimize(model or network(), data=data, out=tmp_path / "run", **{**usual, **more})
 
 
 GOT = "it got a float32 tensor (8, 3) and a int64 tensor (8,)"
@@ -79,6 +77,10 @@ FAULTS = {
     "judge": ({"score_func": lambda network, data: 1.0}, ("score_func must take (network)", "data")),
     "train": ({"train_fn": lambda network: None}, ("train_fn must take (network, teacher)",)),
     "in training": ({"model": Aided()}, ("in training mode the model gives Auxiliary", "auxiliary", "loss_fn")),
+    "double": (
+        {"model": network().double(), "example_inputs": IMAGES[:1].double()},
+        ("the model does not run in eval mode on a batch of the training data, in float32: RuntimeError",),
+    ),
     "target": ({"target": "cpu"}, ("target must be an htas.Target", "'cpu'")),
 }
 
