@@ -42,8 +42,8 @@ class Format:
         if not inputs or not all(isinstance(each, Tensor) for each in inputs):
             raise UserError(
                 "an item of data must be (input tensor, targets), with several inputs (input, input, targets), or a "
-                f'dictionary of them with "label", of which batches of tensors are made; got {_described(batch)}: give '
-                "a Dataset of such items, or a DataLoader with a collate_fn that makes them"
+                f"dictionary of them with {' or '.join(map(repr, NAMES))}, of which batches of tensors are made; got "
+                f"{_described(batch)}: give a Dataset of such items, or a DataLoader with a collate_fn that makes them"
             )
         inputs = [self._floats(each, place) for place, each in enumerate(inputs)]
         return inputs, class_targets(targets, len(inputs[0]), self) if self.classes else targets

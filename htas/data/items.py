@@ -1,5 +1,6 @@
 """Items of any torch Dataset of (input, label), or of a DataLoader, as training and searching read them."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -220,18 +221,29 @@ def _picks(loader: DataLoader[Any] | None, count: int, what: str) -> Tensor:
     elif isinstance(sampler, Sequence | Tensor):  # numbers, or a list of them for each batch
         listed = sampler
     groups = (each if isinstance(each, Sequence | Tensor) and not _single(each) else (each,) for each in listed)
-    numbers = list(dict.fromkeys(int(number) for group in groups for number in group))
+    numbers = [int(number) for group in groups for number in group]
     if isinstance(sampler, torch_data.WeightedRandomSampler):
         raise UserError(
             f"the DataLoader of {what} has a WeightedRandomSampler, and batches are drawn here without weights: give a "
             "DataLoader without it, and weigh the classes in the loss, loss_fn=torch.nn.CrossEntropyLoss(weight=...)"
+        )
+    if isinstance(sampler, torch_data.RandomSampler) and sampler.num_samples != len(numbers):
+        raise UserError(
+            f"the DataLoader of {what} has a RandomSampler that draws {sampler.num_samples} of {len(numbers)} items, "
+            "and an epoch has every item once here: give a Subset of the items, or leave num_samples out and set epochs"
+        )
+    if len(set(Counter(numbers).values())) > 1:
+        raise UserError(
+            f"the sampler of the DataLoader of {what} lists some items more often than others, and an epoch has every "
+            "item once here: list each once, and weigh the classes in the loss, "
+            "loss_fn=torch.nn.CrossEntropyLoss(weight=...)"
         )
     if not numbers or min(numbers) < 0 or max(numbers) >= count:
         raise UserError(
             f"the DataLoader of {what} has a {type(sampler).__name__}, which does not say which items are its own; "
             "give a torch.utils.data.Subset of the Dataset instead"
         )
-    return torch.tensor(numbers)
+    return torch.tensor(list(dict.fromkeys(numbers)))
 
 
 def _single(number: Any) -> bool:

@@ -27,6 +27,10 @@ def try_functions(model: nn.Module, data: Data, *, batch: int, device: str, scor
     _need_parameters("train_fn", task.train, "network", "teacher")
     _need_parameters("score_func", task.judge, "network")
     inputs, targets = next(batches(data.train, batch, 0))
+    if not all(bool(each.isfinite().all()) for each in tensors_in(inputs)):
+        raise UserError(
+            "a batch of the training data has inputs that are NaN or infinite: replace them, or leave those items out"
+        )
     network = placed(copied(model), device)
     with torch.random.fork_rng(()), CopyingViews():
         with torch.no_grad():

@@ -81,6 +81,10 @@ FAULTS = {
         {"model": network().double(), "example_inputs": IMAGES[:1].double()},
         ("the model does not run in eval mode on a batch of the training data, in float32: RuntimeError",),
     ),
+    "inputs": (
+        {"data": (TensorDataset(torch.full((60, *IMAGES.shape[1:]), torch.nan), torch.arange(60) % CLASSES),) * 2},
+        ("a batch of the training data has inputs that are NaN or infinite",),
+    ),
     "target": ({"target": "cpu"}, ("target must be an htas.Target", "'cpu'")),
 }
 

@@ -557,7 +557,8 @@ def guessing() -> nn.Module:
         (
             {"data": (Dictionaries(), Dictionaries())},
             "an item of data must be (input tensor, targets), with several inputs (input, input, targets), or a "
-            'dictionary of them with "label", of which batches of tensors are made; got dict with image, class: give a',
+            "dictionary of them with 'label' or 'labels' or 'target' or 'targets', of which batches of tensors are "
+            "made; got dict with image, class: give a",
         ),
         (
             {"data": (WRONG, WRONG), "trained": False},

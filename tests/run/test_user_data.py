@@ -17,6 +17,7 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     IterableDataset,
+    RandomSampler,
     Sampler,
     SequentialSampler,
     Subset,
@@ -317,7 +318,7 @@ def test_bytes_are_for_a_network_that_makes_floats_of_them(tmp_path):
     assert torch.equal(Scaling()(images), Scaling()(parts[1].tensors[0]))
 
 
-def test_a_late_image_of_another_size_is_one_sentence_too(tmp_path):
+def test_a_late_image_of_another_size_is_one_sentence_too(tmp_path, monkeypatch):
     def make(image: Tensor, label: int, number: int) -> Any:
         return image if number != LATE else image[:, :7], label
 
@@ -325,6 +326,7 @@ def test_a_late_image_of_another_size_is_one_sentence_too(tmp_path):
     assert refusal(both(make), tmp_path).startswith(said)
     train = both(make)[0]
     train.targets = TRAIN[1].tolist()  # so that not every item is read before the survey
+    monkeypatch.setattr("htas.run.optimize.try_functions", lambda *args, **options: None)  # which reads some
     data = surveyed((train, PLAIN[1]), tmp_path)
     with pytest.raises(UserError, match=re.escape(said)):
         whole(data.train)
@@ -468,6 +470,16 @@ class Endless(IterableDataset[Any]):
             "weights: give a DataLoader without it, and weigh the classes in the loss, loss_fn=torch.nn.CrossEntropy",
         ),
         (
+            DataLoader(ALL, sampler=RandomSampler(ALL, num_samples=40)),
+            "the DataLoader of the training data has a RandomSampler that draws 40 of 135 items, and an epoch has "
+            "every item once here: give a Subset of the items",
+        ),
+        (
+            DataLoader(ALL, sampler=SubsetRandomSampler([*range(40), *[0] * 20])),
+            "the sampler of the DataLoader of the training data lists some items more often than others, and an epoch "
+            "has every item once here: list each once, and weigh the classes in the loss",
+        ),
+        (
             DataLoader(ALL, batch_size=None),
             "the DataLoader of the training data has batch_size=None, so that its Dataset makes whole batches; give",
         ),
@@ -477,7 +489,7 @@ class Endless(IterableDataset[Any]):
             "got a DataLoader of Endless",
         ),
     ],
-    ids=["own", "weighted", "none", "iterable"],
+    ids=["own", "weighted", "some", "repeated", "none", "iterable"],
 )
 def test_loaders_that_do_not_say_which_items_are_theirs_are_refused(loader, said, tmp_path):
     assert refusal((loader, PLAIN[1]), tmp_path).startswith(said)
