@@ -255,7 +255,7 @@ def sampled(network: Network, seed: int) -> Arch:
     """An arch with any allowed widths and depths."""
     choose = random.Random(seed)
     widths = {
-        name: choose.randint(1, round(1.25 * site.base / site.multiple)) * site.multiple
+        name: choose.randint(site.least // site.multiple, round(1.25 * site.base / site.multiple)) * site.multiple
         for name, site in network.widths.items()
     }
     return Arch(widths, {name: choose.randint(1, site.base) for name, site in network.depths.items()})

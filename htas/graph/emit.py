@@ -327,7 +327,7 @@ class Emitter:
             multiple = self.atoms.multiples[site]
             found[name] = Site(
                 name, "width", self.atoms.counts[site] * multiple, tuple(dict.fromkeys(names)),
-                tuple(dict.fromkeys(readers.get(name, ()))), multiple,
+                tuple(dict.fromkeys(readers.get(name, ()))), multiple, multiple,
             )  # fmt: skip
         return found
 

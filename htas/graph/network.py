@@ -136,10 +136,12 @@ class Site:
     """width: (module, offset, repeat): input rows offset + repeat * c ... of the module belong to channel c."""
     multiple: int = 1
     """Widths must be multiples of this."""
+    least: int = 1
+    """The smallest width, a multiple of `multiple`: one channel, or one group, unless a step needs more."""
 
     def near(self, width: float) -> int:
         """The nearest allowed width."""
-        return max(1, round(width / self.multiple)) * self.multiple
+        return max(self.least, max(1, round(width / self.multiple)) * self.multiple)
 
 
 @dataclass(frozen=True)
@@ -281,6 +283,10 @@ class Network:
             if width < 1 or width % self.sites[name].multiple:
                 multiple = self.sites[name].multiple
                 raise UserError(f"the width of {name} must be a positive multiple of {multiple}, got {width}")
+            if width < (least := self.sites[name].least):
+                raise UserError(
+                    f"the width of {name} must be {least} or more, as steps of the network need, got {width}"
+                )
         for name, depth in arch.depths.items():
             if not 1 <= depth <= self.sites[name].base:
                 raise UserError(f"the depth of {name} must lie in 1..{self.sites[name].base}, got {depth}")

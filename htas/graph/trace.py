@@ -1,7 +1,8 @@
 """Read a network's free widths and depths out of a run on an example."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -18,7 +19,7 @@ from htas.graph.modes import evaluating, untouched, unwrapped
 from htas.graph.network import Network, Site, Steps
 from htas.graph.record import RANDOM, Record, Value, values_in
 from htas.graph.runs import record_in_training, recorded_run
-from htas.graph.verify import failure, failure_in_training, permuted, planted
+from htas.graph.verify import failure, failure_in_training, permuted, planted, starved
 from htas.text import no_such
 
 
@@ -82,6 +83,8 @@ def _traced(
         network = replace(network, training=None)
     for _ in range(len(network.sites)):  # at most: what is left of a site may fail for itself
         faults = _faults(network, examples, trains=training is not None, unsteady=unsteady)
+        if not faults:
+            network, faults = _with_least_widths(network, examples, trains=training is not None)
         if not faults:
             break
         for name, reason in faults.items():
@@ -173,17 +176,38 @@ def _faults(network: Network, examples: tuple[Tensor, ...], *, trains: bool, uns
         reason = reason or permuted(network, examples, sites) or planted(network, examples, sites)
         return unsteady if unsteady and "something else" in reason else reason
 
-    def search(sites: list[str]) -> dict[str, str]:
-        reason = wrong(sites) if sites else ""
-        if not reason:
-            return {}
-        if len(sites) == 1:
-            return {sites[0]: f"the network {reason}"}
-        half = len(sites) // 2
-        parts = search(sites[:half]) | search(sites[half:])
-        return parts or {site: f"the network {reason}" for site in sites}
+    return _failing(wrong, list(network.sites))
 
-    return search(list(network.sites))
+
+def _failing(wrong: Callable[[list[str]], str], sites: list[str]) -> dict[str, str]:
+    """The sites for which a check of some together gives a reason; all of them where it does for no part."""
+    reason = wrong(sites) if sites else ""
+    if not reason:
+        return {}
+    if len(sites) == 1:
+        return {sites[0]: f"the network {reason}"}
+    half = len(sites) // 2
+    parts = _failing(wrong, sites[:half]) | _failing(wrong, sites[half:])
+    return parts or {site: f"the network {reason}" for site in sites}
+
+
+DOUBLINGS = 3
+"""How often the least widths are doubled."""
+
+
+def _with_least_widths(
+    network: Network, examples: tuple[Tensor, ...], *, trains: bool
+) -> tuple[Network, dict[str, str]]:
+    """The network with least widths at which it runs and gives numbers; where there are none, the sites that cannot do
+    with a channel alone, each with the reason."""
+    wider = network
+    for _ in range(DOUBLINGS):
+        if not starved(wider, examples, list(network.widths), trains=trains):
+            return wider, {}
+        doubled = {name: replace(site, least=2 * site.least) for name, site in wider.widths.items()}
+        wide = {name: site for name, site in doubled.items() if site.least <= site.base}
+        wider = replace(wider, sites={**wider.sites, **wide})
+    return network, _failing(partial(starved, network, examples, trains=trains), list(network.widths))
 
 
 def _check_ignored(module: nn.Module, ignored: Collection[str]) -> None:

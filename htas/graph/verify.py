@@ -71,6 +71,45 @@ def _failure(network: Network, examples: tuple[Tensor, ...], arch: Arch, *, trai
     return ""
 
 
+def starved(network: Network, examples: tuple[Tensor, ...], sites: Sequence[str], *, trains: bool) -> str:
+    """Why the network cannot do with the least widths at these sites; empty where it runs, backward in training too,
+    and gives numbers where the base network does."""
+    widths = {name: network.sites[name].least for name in sites}
+    arch, inputs = (
+        Arch({**network.base.widths, **widths}, network.base.depths),
+        fresh(examples, max(2, len(examples[0]))),
+    )
+    channels = "one channel" if max(widths.values(), default=1) == 1 else "as few channels"
+    try:
+        small = resize(network, arch)
+        outputs = list(_outputs(small, inputs, trains=trains))
+    except Exception as error:  # whatever a network of the user's makes of few channels
+        return (
+            f"does not run with {channels}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        )
+    if _finite(outputs) or not _finite(list(_outputs(copied(network.module), inputs, trains=trains))):
+        return ""
+    return f"gives numbers that are not finite with {channels}"
+
+
+def _outputs(model: nn.Module, inputs: tuple[Tensor, ...], *, trains: bool) -> Iterator[Any]:
+    """What a network, which is changed, gives in eval mode and in training, with its gradients."""
+    with evaluating(model), torch.no_grad():
+        yield model(*(each.clone() for each in inputs))
+    if trains:
+        torch.manual_seed(0)
+        outputs = model.train()(*(each.clone() for each in inputs))
+        total: Any = sum(each.float().mean() for each in tensors_in(outputs) if _differentiable(each))
+        if isinstance(total, Tensor) and total.requires_grad:
+            total.backward()  # type: ignore[no-untyped-call]
+        yield outputs
+        yield [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+
+def _finite(outputs: Sequence[Any]) -> bool:
+    return all(bool(each.isfinite().all()) for output in outputs for each in tensors_in(output))
+
+
 def failure_in_training(network: Network, examples: tuple[Tensor, ...]) -> str:
     """Why the steps of training do not compute what the network does in training, at base widths."""
     small = resize(network, network.base)

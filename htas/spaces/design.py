@@ -248,8 +248,9 @@ def _within(
     """Choices within the bounds; raises UserError where a site has none."""
     bounded = {}
     for name, choices in widths.items():
-        least, most = _of_site(design.bounds, network.sites[name]) or (1, inf)
-        bounded[name] = tuple(width for width in choices if least <= width <= most)
+        site = network.sites[name]
+        least, most = _of_site(design.bounds, site) or (1, inf)
+        bounded[name] = tuple(width for width in choices if max(least, site.least) <= width <= most)
         if not bounded[name]:
             raise UserError(
                 f"design.bounds leaves {name} no choice in the space {space}, which has "
@@ -319,8 +320,8 @@ def _explicit(network: Network, design: Design) -> dict[str, tuple[int, ...]]:
         choices = _of_site(design.widths, site)
         if not choices:
             raise UserError(f'design.widths has no choices for {name}; add them under its name or "{site.base}"')
-        if min(choices) < 1:
-            raise UserError(f"the choices of {name} in design.widths must be at least 1, got {min(choices)}")
+        if min(choices) < site.least:
+            raise UserError(f"the choices of {name} in design.widths must be at least {site.least}, got {min(choices)}")
         if off := [width for width in choices if width % site.multiple]:
             raise UserError(
                 f"the choices of {name} in design.widths must be multiples of {site.multiple}, as its channels stand "

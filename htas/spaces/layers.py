@@ -35,8 +35,8 @@ def widest(base: int, expand: float) -> int:
 
 
 def widths_of(site: Site, expand: float) -> range:
-    """1..e*base, the widths of that space; of a site whose widths must be multiples, only those."""
-    return range(site.multiple, widest(site.base, expand) + 1, site.multiple)
+    """1..e*base, the widths of that space; of a site whose widths must be multiples, only those, and from the least."""
+    return range(max(site.multiple, site.least), widest(site.base, expand) + 1, site.multiple)
 
 
 def widths_at_most(build_seconds: float) -> int:
