@@ -1,6 +1,6 @@
 """Where the channels of width sites stand along a dimension, at any widths."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,13 +66,14 @@ class Layout:
             start += run.atoms * run.repeat
         return torch.cat(parts)
 
-    def add_to(self, worth: Mapping[str, Tensor], values: Tensor) -> None:
-        """Add a number for each position, [positions], to that of the atom that stands there: [atoms] by site."""
+    def by_atom(self, values: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The numbers of positions, [..., positions], by the atoms of sites: [..., atoms, repeat] for each run."""
         start = 0
         for run in self.runs:
             count = run.atoms * run.repeat
-            if run.site in worth:
-                worth[run.site].add_(values[start : start + count].reshape(run.atoms, run.repeat).mean(1))
+            if run.site:
+                part = values[..., start : start + count]
+                yield run.site, part.reshape(*values.shape[:-1], run.atoms, run.repeat)
             start += count
 
 

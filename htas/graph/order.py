@@ -53,7 +53,8 @@ def _worth(network: Network) -> dict[str, Tensor]:
             sums = weight.transpose(0, dim).flatten(1).sum(1)
             if node.norm and dim == (1 if turned else 0):
                 sums = sums * _scale(tensors, norms[node.norm], len(sums))
-            layout.add_to(worth, sums / sums.mean().clamp_min(1e-12))
+            for site, values in layout.by_atom(sums / sums.mean().clamp_min(1e-12)):
+                worth[site] += values.mean(1)
     return worth
 
 

@@ -105,11 +105,11 @@ def build_supernet(problem: Problem, options: SupernetOptions, mix: Literal["int
     return supernet
 
 
-def some(split: Source, most: int) -> Iterator[Batch]:
+def some(split: Source, most: int, batch: int = 256) -> Iterator[Batch]:
     """The same images of a split every time, shuffled since data sets may be stored by class, not augmented, in
     batches until there are `most` or more."""
     count = 0
-    for images, labels in split.batches(256, seed=0, channels_last=True):
+    for images, labels in split.batches(batch, seed=0, channels_last=True):
         if count >= most:
             return
         count += images_in(images)

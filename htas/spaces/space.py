@@ -59,6 +59,12 @@ class Space:
         """The arch with these choices, by site."""
         return Arch({site: picks[site] for site in self.widths}, {site: picks[site] for site in self.depths})
 
+    def nearest(self, arch: Arch) -> Arch:
+        """The arch of the choices nearest to another's, site by site."""
+        return self.arch(
+            {site: min(each, key=lambda one: abs(one - arch[site])) for site, each in self.choices.items()}
+        )
+
     def _pick(self, choose: Callable[[Sequence[int]], int]) -> Arch:
         return self.arch({site: choose(choices) for site, choices in self.choices.items()})
 

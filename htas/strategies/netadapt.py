@@ -60,11 +60,8 @@ class NetAdapt(OneShotStrategy):
         judge([arch])
 
     def _first(self, problem: Problem) -> Arch:
-        space, base = problem.space, problem.network.base
-        if self.begin == "widest":
-            return space.widest
-        picks = {site: min(options, key=lambda one: abs(one - base[site])) for site, options in space.choices.items()}
-        return space.arch(picks)
+        space = problem.space
+        return space.widest if self.begin == "widest" else space.nearest(problem.network.base)
 
 
 def reductions(problem: Problem, arch: Arch, ratio: float) -> list[Arch]:

@@ -1,0 +1,131 @@
+"""The integer program finds what trying every arch finds; costs of networks are sums over groups of sites."""
+
+import itertools
+import math
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision.models import DenseNet
+
+from htas.cost.limits import Limit
+from htas.cost.peak import peak_cost
+from htas.cost.tables import CountCost
+from htas.errors import UserError
+from htas.graph import Arch, Network, trace
+from htas.models.cifar_resnet import CifarResNet
+from htas.search.moves import over
+from htas.search.program import Tables, best_within, decomposed, groups_of, solve
+from htas.spaces.space import Space
+from htas.timing.target import Target
+
+TARGET = Target(batch=2, shapes=((3, 32, 32),))
+
+
+def archs(space: Space) -> list[Arch]:
+    return [
+        space.arch(dict(zip(space.choices, picks, strict=True))) for picks in itertools.product(*space.choices.values())
+    ]
+
+
+def space_of(network: Network, shares: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25)) -> Space:
+    widths = {
+        name: tuple(sorted({site.near(share * site.base) for share in shares})) for name, site in network.widths.items()
+    }
+    return Space("tiny", widths, {name: tuple(range(1, site.base + 1)) for name, site in network.depths.items()})
+
+
+def resnet() -> Network:
+    return trace(CifarResNet(14).build(10), torch.zeros(1, 3, 32, 32))
+
+
+class Plain(nn.Module):
+    """Every layer has a width of its own, the ends of blocks too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (6, 8, 10, 12)
+        self.layers = nn.Sequential(*(nn.Conv2d(a, b, 3) for a, b in itertools.pairwise((3, *widths))))
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layers(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("count", ["macs", "params"])
+@pytest.mark.parametrize("build", [resnet, lambda: trace(Plain(), torch.zeros(1, 3, 16, 16))])
+def test_counts_of_networks_are_sums_over_groups_of_sites(build: Callable[[], Network], count: str) -> None:
+    network = build()
+    space, cost, rng = space_of(network), CountCost(network, count), random.Random(0)  # type: ignore[arg-type]
+    figure = decomposed(cost.cost, space, groups_of(network, space), space.sample(rng))
+    for _ in range(50):
+        arch = space.sample(rng)
+        assert figure(arch) == pytest.approx(cost.cost(arch), rel=1e-9)
+
+
+def test_a_layer_belongs_to_a_group_with_its_widths_and_the_depths_around_it() -> None:
+    network = resnet()
+    groups = groups_of(network, space_of(network))
+    assert ("stages.1.0.conv2.conv", "stages.1.1.conv1.conv", "stages.1") in groups
+    assert all(len(group) <= 3 for group in groups)
+    one = Space("one", {name: (site.base,) for name, site in network.widths.items()}, {n: (2,) for n in network.depths})
+    assert groups_of(network, one) == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_it_finds_what_trying_every_arch_finds(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    space = Space("random", {"a": (1, 2, 3), "b": (1, 2, 3, 4), "c": (2, 5)}, {"d": (1, 2)})
+    groups = [("a", "b", "d"), ("b", "c"), ("a",), ("d",), ()]
+    sizes = {site: len(choices) for site, choices in space.choices.items()}
+
+    def tables() -> Tables:
+        return Tables(space, {group: rng.normal(size=[sizes[site] for site in group]) for group in groups})
+
+    loss, one, two = tables(), tables(), tables()
+    every = archs(space)
+    most = [float(np.quantile([figure(arch) for arch in every], 0.4)) for figure in (one, two)]
+    within = [arch for arch in every if one(arch) <= most[0] and two(arch) <= most[1]]
+    solution = solve(loss, [(one, most[0]), (two, most[1])])
+    assert solution is not None and solution.gap == 0
+    assert solution.arch == min(within, key=loss)
+
+
+def test_limits_that_exclude_each_other_are_refused() -> None:
+    space = Space("two", {"a": (1, 2)}, {})
+    up, down = (Tables(space, {("a",): np.array(values)}) for values in ([0.0, 1.0], [1.0, 0.0]))
+    with pytest.raises(UserError, match="no arch of the space keeps all limits together"):
+        solve(up, [(up, 0.5), (down, 0.5)])
+
+
+def test_without_time_single_changes_lead_to_an_arch_and_the_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = resnet()
+    space, cost = space_of(network), CountCost(network)
+    limit = Limit("macs", "60%", cost, 0.6 * cost.cost(network.base))
+    loss = decomposed(lambda arch: -cost.cost(arch), space, groups_of(network, space), network.base)
+    monkeypatch.setattr("htas.search.program.solve", lambda *_, **__: None)
+    solution = best_within(network, space, [limit], loss, seconds=1)
+    assert limit.ratio(solution.arch) <= 1 and math.isinf(solution.gap)
+    assert "solver's time ended" in solution.sentence
+    assert "may be 2.00 % too high" in replace(solution, gap=0.02).sentence
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: trace(DenseNet(8, (2, 2), 16, bn_size=2, num_classes=10), torch.zeros(1, 3, 32, 32)), resnet]
+)
+def test_costs_that_are_no_sums_are_kept_and_used_all_the_same(build: Callable[[], Network]) -> None:
+    """The peak of memory is a maximum, and layers after a concatenation depend on a sum of sites."""
+    network = build()
+    space = space_of(network, (0.5, 1.0))
+    memory, macs = peak_cost(network, TARGET), CountCost(network)
+    limits = [
+        Limit("memory", "70%", memory, 0.7 * memory.cost(network.base)),
+        Limit("macs", "60%", macs, 0.6 * macs.cost(network.base)),
+    ]
+    loss = decomposed(lambda arch: -float(network.params(arch)), space, groups_of(network, space), network.base)
+    arch = best_within(network, space, limits, loss, seconds=20).arch
+    assert 0.9 < over(limits, arch) <= 1
