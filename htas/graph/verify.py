@@ -299,14 +299,19 @@ def _replayed(network: Network, module: nn.Module, arch: Arch, inputs: tuple[Ten
 
 
 def replayed(
-    network: Network, module: nn.Module, arch: Arch, inputs: tuple[Tensor, ...]
+    network: Network, module: nn.Module, arch: Arch, inputs: tuple[Tensor, ...],
+    maps: Mapping[str, Tensor] | None = None,
 ) -> Iterator[tuple[Node, Any]]:  # fmt: skip
-    """The recorded steps on the tensors of `module`, which is the network at `arch`, each with what it computes."""
+    """The recorded steps on the tensors of `module`, which is the network at `arch`, each with what it computes; those
+    alone that follow from `maps`, outputs of steps by name, where these are given in the place of inputs."""
     widths = network.widths_at(arch)
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = dict(maps or {})
     images = iter(inputs)
     for node in network.nodes:
-        if any(block >= arch.depths[site] for site, block in node.blocks):
+        if any(block >= arch.depths[site] for site, block in node.blocks) or node.name in values:
+            continue
+        read = node.inputs[arch.depths[node.site] - 1 :][:1] if node.kind == "depth" else node.inputs
+        if maps is not None and (node.kind == "input" or not values.keys() >= set(read)):
             continue
         if node.kind == "input":
             values[node.name] = next(images).clone()

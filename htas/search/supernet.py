@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from htas.graph import Network, Node
 from htas.graph.network import times, total_channels
-from htas.graph.resize import by_outputs, copy_common, set_count, set_sizes
+from htas.graph.resize import by_outputs, copy_common
 from htas.graph.steps import learning
 from htas.search.allocation import ALL, NORMS_NAME, Allocation, Walk, Widths, joined, key
 from htas.search.draw import Draw
@@ -38,6 +38,7 @@ from htas.search.mixing import (
     scale_and_shift,
     stacked,
 )
+from htas.search.slices import Slices
 from htas.spaces.space import Space
 from htas.training.layout import conv2d
 
@@ -76,8 +77,7 @@ class Supernet(nn.Module):
         """Whether it returns in training what it returns in eval mode, without auxiliary outputs."""
         self._identities: dict[tuple[int, int, int, torch.device], Tensor] = {}
         self._block = BLOCK if allocation.keeps_zeros() else 1
-        self._changing = {path.rpartition(".")[0] for path in network.layouts} | {leaf[1] for leaf in network.counted}
-        """Modules that change with widths."""
+        self._slices = Slices(network, self.body, self.widest)
         reset(self)
 
     # -- start -------------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ class Supernet(nn.Module):
         if node.kind == "depth":
             return self._mix_depths(node, values, widths, draw.depths[node.site])
         if node.kind == "value" and node.param:
-            return self._slice(node.param, now), ()
+            return self._slices.tensor(node.param, now), ()
         inputs = tuple(values[name] for name in node.inputs)
         before = tuple(widths[name] for name in node.inputs)
         if node.kind not in ROOMY or node.axis != 1 or self._walk.nodes[node.inputs[0]].axis != 1 or not node.called:
@@ -194,27 +194,13 @@ class Supernet(nn.Module):
 
     def _run(self, node: Node, inputs: tuple[Any, ...], now: Mapping[str, int]) -> Any:
         """A step at the widths of now; a module that is called with the parameters that these leave it."""
-        if not node.module or not node.called or node.module not in self._changing:
+        if not node.module or not node.called or node.module not in self._slices.changing:
             return node.run(self.body.get_submodule, inputs, now)
-        twin = self._twin(node, now)
+        twin = self._slices.module(node.module, now)
         out = node.run(lambda path: twin if path == node.module else self.body.get_submodule(path), inputs, now)
         if self.training:
             self._keep(node, twin, now)
         return out
-
-    def _twin(self, node: Node, now: Mapping[str, int]) -> Any:
-        """The module of a node with the parts of its parameters and buffers that the widths of now leave it."""
-        module: Any = self.body.get_submodule(node.module)
-        twin = copy.copy(module)
-        for name in ("_parameters", "_buffers"):
-            held = getattr(module, name)
-            cut = {key: self._slice(f"{node.module}.{key}", now) for key, each in held.items() if each is not None}
-            twin.__dict__[name] = {**held, **cut}
-        set_sizes(twin, whole=node.module in self.network.whole_groups)
-        for (_, owner, name, place), layout in self.network.counted.items():
-            if owner == node.module:
-                set_count(twin, name, place, layout.size(now))
-        return twin
 
     @torch.no_grad()
     def _keep(self, node: Node, twin: nn.Module, now: Mapping[str, int]) -> None:
@@ -224,18 +210,6 @@ class Supernet(nn.Module):
             tensor = whole(self.body.get_submodule(node.module))
             if layouts and layouts[0] is not None and len(layouts[0].runs) > 1 and buffer.dim() == 1:
                 tensor[layouts[0].common(self.widest, now)[0].to(tensor.device)] = buffer
-
-    def _slice(self, path: str, now: Mapping[str, int]) -> Tensor:
-        """A parameter or buffer at the widths of now."""
-        tensor: Tensor = attrgetter(path)(self.body)
-        for dim, layout in enumerate(self.network.layouts.get(path, ())):
-            if layout is None or layout.size(now) == tensor.shape[dim]:
-                continue
-            if len(layout.runs) == 1:
-                tensor = tensor.narrow(dim, 0, layout.size(now))
-            else:
-                tensor = tensor.index_select(dim, layout.common(self.widest, now)[0].to(tensor.device))
-        return tensor
 
     def _fitted(self, name: str, value: Any, now: Mapping[str, int]) -> Any:
         """A value with as many channels as its layout has now: without those of zeros at its end, or with more."""

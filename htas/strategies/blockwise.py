@@ -1,0 +1,76 @@
+"""Blockwise: every block learns the trained network's feature map alone; an integer program adds up the errors."""
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from htas.console.progress import say
+from htas.errors import UserError, need_above_zero, need_least
+from htas.graph import ordered
+from htas.search.blockwise import BlockErrors, BlockOptions
+from htas.search.inherited import Inherited
+from htas.search.problem import Problem, SearchOutcome
+from htas.search.program import best_within
+from htas.strategies import Strategy, need_limits
+from htas.training.layout import placed
+from htas.training.loop import engine
+
+
+@dataclass(frozen=True)
+class Blockwise(Strategy):
+    """Blocks of layers learn what the trained base network makes of its own feature maps, one block at a time, at all
+    of their widths; the arch whose blocks err least in all, within the limits, is found exactly.
+
+    After LANA (Molchanov et al. 2021) and DONNA (Moons et al. 2020). No network is trained whole, and no weight is
+    shared between blocks.
+    """
+
+    seeks_within_limits = True
+    images: int = 2048
+    """Training images that blocks learn from."""
+    epochs: int = 4
+    """Passes of each block over these images."""
+    batch: int = 64
+    """Images of a step."""
+    lr: float = 0.002
+    """Learning rate (Adam) of a block, falling to 0 along half a cosine."""
+    judged: int = 256
+    """Validation images on which the errors are found."""
+    error: Literal["loss", "noise"] = "loss"
+    """What is added up: what the errors of a block add to the loss of the trained network, or their power over that of
+    its feature map, noise to signal."""
+    cells: int = 512
+    """Largest number of combinations of choices for which a block has an error of its own."""
+    seconds: float = 60.0
+    """Longest time of the solver; it then gives the best arch so far, and by how much another may be better."""
+
+    def __post_init__(self) -> None:
+        need_least(1, self, "strategy", "images", "epochs", "judged", "cells")
+        need_least(2, self, "strategy", "batch")
+        need_above_zero(self, "strategy", "lr", "seconds")
+        if self.error not in ("loss", "noise"):
+            raise UserError(f"strategy.error must be loss or noise, got {self.error!r}")
+
+    def training_images(self, weights: int) -> float:
+        """The steps of blocks, each of which learns twice where its depth site may end with it, and their errors."""
+        return min(self.images, weights) * self.epochs * 2 + self.judged * self.cells / 10
+
+    def search(self, problem: Problem) -> SearchOutcome:
+        """Raises UserError without limits, where no arch keeps them, and where an error is not finite."""
+        need_limits(bool(problem.limits), self)
+        started, network = time.monotonic(), problem.network
+        torch.manual_seed(problem.seed)
+        base = problem.base()
+        teacher = placed(ordered(base.cpu(), network.example()), engine(problem.device, "fp32").device)
+        options = BlockOptions(self.images, self.epochs, self.batch, self.lr, self.judged, self.cells, self.error)
+        errors = BlockErrors(problem, teacher, options)
+        before = errors.seconds
+        loss = errors.tables()
+        solution = best_within(network, problem.space, problem.limits, loss, seconds=self.seconds)
+        say(f"{problem.title}: {solution.sentence}")
+        return SearchOutcome(
+            solution.arch, (), True, solution.sentence, Inherited(problem, base), before + time.monotonic() - started,
+            worth=lambda arch: -loss(arch), judge=Inherited.title,
+        )  # fmt: skip
