@@ -323,13 +323,14 @@ def replayed(
         else:
             run: Callable[..., Any] = node.run
             if node.kind == "norm" and not node.called:
-                values[node.name] = _normed(module.get_submodule(node.module), values[node.inputs[0]])
+                values[node.name] = normed(module.get_submodule(node.module), values[node.inputs[0]])
             else:
                 values[node.name] = run(module.get_submodule, tuple(values[name] for name in node.inputs), widths)
         yield node, values[node.name]
 
 
-def _normed(owner: Any, value: Tensor) -> Tensor:
+def normed(owner: Any, value: Tensor) -> Tensor:
+    """What a batch norm's function makes of a value with the tensors of the module that owns them."""
     return nn.functional.batch_norm(
         value, owner.running_mean, owner.running_var, owner.weight, owner.bias, owner.training, 0.0, owner.eps
     )

@@ -20,6 +20,7 @@ from htas.data.task import Task, images_in, precise
 from htas.errors import UserError
 from htas.graph.modes import copied, evaluating
 from htas.graph.network import Network, Node
+from htas.graph.verify import normed
 from htas.search.program import Floats, Group, Tables
 from htas.spaces.space import Space
 
@@ -67,7 +68,11 @@ class _Replay:
                 if node.kind == "conv" and any(segment.site for segment in node.consumed):
                     values[0] = _gated(values[0])
                     self.reads.append((node, values[0]))
-                self.values[node.name] = node.run(module.get_submodule, tuple(values), widths)
+                self.values[node.name] = (
+                    normed(module.get_submodule(node.module), values[0])
+                    if node.kind == "norm" and not node.called
+                    else node.run(module.get_submodule, tuple(values), widths)
+                )
 
     def by_site(self) -> dict[str, Tensor]:
         """Derivatives by gates on the atoms of width sites, [images, atoms]."""

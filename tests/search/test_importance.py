@@ -100,6 +100,22 @@ def test_the_law_meets_the_sums_that_follow_it() -> None:
     assert _scale(np.append(np.diff(sums), 9.0)) == pytest.approx(0.5)
 
 
+def test_a_norm_that_a_function_computes_is_that_of_a_module() -> None:
+    class Function(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, self.training, 0.1, self.eps
+            ).relu()
+
+    def gates(norm: nn.Module) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 6, 3), norm, nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, 3)).eval()
+        return derivatives(trace(net, torch.zeros(1, *SHAPE)), net, [batch()], CLASSIFY)
+
+    one, other = gates(Function(6)), gates(nn.Sequential(nn.BatchNorm2d(6), nn.ReLU()))
+    assert one.keys() == other.keys() and all(torch.equal(one[site], other[site]) for site in one)
+
+
 def test_importance_that_is_not_finite_is_refused() -> None:
     net = Gated().eval()
     network = trace(net, torch.zeros(1, *SHAPE))
