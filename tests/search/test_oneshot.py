@@ -26,14 +26,15 @@ from htas.search.moves import over
 from htas.search.oneshot import Judge, SearchLoop
 from htas.search.problem import Problem
 from htas.spaces.space import Space
-from htas.strategies import _sampled, morphnet
-from htas.strategies._sampled import best, near_limits
+from htas.strategies import _sampled, morphnet, regularized
+from htas.strategies._sampled import AROUND, best, near_limits, trimmed
 from htas.strategies._trials import Trials, multiples, nearest
 from htas.strategies.differentiable import Differentiable, _Search
 from htas.strategies.evolution import Evolution
 from htas.strategies.morphnet import MorphNet, prices, scales
 from htas.strategies.netadapt import NetAdapt, reductions
 from htas.strategies.random import RandomSearch
+from htas.strategies.regularized import Regularized, mutated, winner
 from htas.strategies.scaled import Scaled
 from htas.strategies.uniform import Uniform
 from htas.training import loop
@@ -120,7 +121,7 @@ def test_a_judge_asks_once(tmp_path):
     assert judge(archs) == [0.5] * 3 and judge(archs[:2]) == [0.5] * 2 and asked == archs[:2]
 
 
-@pytest.mark.parametrize("kind", [RandomSearch, Evolution, NetAdapt])
+@pytest.mark.parametrize("kind", [RandomSearch, Evolution, Regularized, NetAdapt])
 def test_a_planted_best_arch_is_nearly_found(kind, tmp_path):
     """Archs at random near the limits have half of what the goal has, or so; none is the goal by chance."""
     given = problem(tmp_path)
@@ -131,6 +132,7 @@ def test_a_planted_best_arch_is_nearly_found(kind, tmp_path):
     judge = Judge(planted(goal))
     kind(**({} if kind is NetAdapt else {"archs": 400})).pick(given, judge)
     assert judge([best(given, judge)])[0] > 0.8
+    assert over(given.limits, best(given, judge)) <= 1
 
 
 def test_evolution_judges_as_many_networks_as_asked_for(tmp_path):
@@ -163,10 +165,11 @@ def test_strategies_that_train_alike_share_a_supernet(tmp_path, monkeypatch):
     assert second.validate([second.arch]) == alone.validate([second.arch])
 
 
-def test_evolution_ends_nearer_a_planted_goal_than_random_draws(tmp_path):
+@pytest.mark.parametrize("bred", [Evolution, Regularized])
+def test_evolution_ends_nearer_a_planted_goal_than_random_draws(bred, tmp_path):
     given = problem(tmp_path)
     ends = []
-    for kind in (Evolution, RandomSearch):
+    for kind in (bred, RandomSearch):
         accuracies = []
         for seed in range(4):
             judge = Judge(planted(near_limits(given, random.Random(100 + seed))))
@@ -174,6 +177,49 @@ def test_evolution_ends_nearer_a_planted_goal_than_random_draws(tmp_path):
             accuracies.append(judge([best(given, judge)])[0])
         ends.append(sum(accuracies) / 4)
     assert ends[0] > ends[1]
+
+
+def test_in_regularised_evolution_the_oldest_dies_however_good_it_is(tmp_path, monkeypatch):
+    """The first four are the best that there will be: they are parents at the beginning, and never after four births.
+
+    Each birth takes one that lives, so the parents of the fifth child on are children."""
+    given, judged, parents = problem(tmp_path), [], []
+
+    def accuracies(archs: Any) -> list[float]:
+        judged.extend(archs)
+        return [0.9 if judged.index(arch) < 4 else 0.1 for arch in archs]
+
+    def child(given: Problem, rng: random.Random, parent: Arch) -> Arch | None:
+        parents.append(parent)
+        return next(arch for _ in range(100) if (arch := mutated(given, rng, parent)) and arch not in judged)
+
+    monkeypatch.setattr(regularized, "mutated", child)
+    Regularized(archs=20, population=4, sample=4).pick(given, Judge(accuracies))
+    assert len(judged) == len(set(judged)) == 20 and len(parents) == 16
+    assert parents[0] in judged[:4] and not set(parents[4:]) & set(judged[:4])
+    assert all(parent in judged[birth : birth + 4] for birth, parent in enumerate(parents))
+
+
+def test_a_sample_is_won_by_the_most_accurate_arch_within_the_limits(tmp_path):
+    given = problem(tmp_path)
+    narrow, even = given.space.narrowest, near_limits(given, random.Random(0))
+    judge = Judge(lambda archs: [sum(arch.widths.values()) / 1e3 for arch in archs])
+    assert winner(given, judge, [narrow, given.space.widest, even, narrow]) == even
+    assert winner(given, judge, [given.space.widest]) == given.space.widest
+
+
+def test_a_mutation_is_one_other_choice_of_a_network_near_the_limits(tmp_path):
+    given, rng = problem(tmp_path), random.Random(0)
+    parent = trimmed(given, near_limits(given, rng))
+    children = [mutated(given, rng, parent) for _ in range(200)]
+    assert len(set(children)) > 10 and parent not in children
+    for child in children:
+        assert child is not None and over(given.limits, child) <= 1 + AROUND
+        differing = [site for site in given.space.choices if child[site] != parent[site]]
+        cut = [site for site in differing if site in given.space.depths]
+        assert len(differing) == 1 or len(cut) == 1, "a block that is cut has no widths"
+    one = Space("one", {site: (width,) for site, width in parent.widths.items()}, {k: (2,) for k in parent.depths})
+    assert mutated(dataclasses.replace(given, space=one), rng, parent) is None
 
 
 def test_a_sandwich_has_the_widest_the_narrowest_and_two_at_random(tmp_path):
@@ -388,7 +434,7 @@ def test_morphnet_refuses_depths(tmp_path):
         MorphNet().search(problem(tmp_path))
 
 
-@pytest.mark.parametrize("kind", [RandomSearch, Evolution, NetAdapt, MorphNet, Uniform, Scaled])
+@pytest.mark.parametrize("kind", [RandomSearch, Evolution, Regularized, NetAdapt, MorphNet, Uniform, Scaled])
 def test_a_strategy_for_limits_asks_for_one(kind, tmp_path):
     given = dataclasses.replace(problem(tmp_path), limits=())
     with pytest.raises(ValueError, match=r"looks for the most accurate network within limits, and none is given"):
@@ -402,6 +448,9 @@ def test_a_strategy_for_limits_asks_for_one(kind, tmp_path):
         (lambda: RandomSearch(start="there"), "strategy.start must be random, base or"),
         (lambda: Evolution(population=1), "strategy.population must be 2 or more, got 1"),
         (lambda: Evolution(crossover=2.0), r"strategy.crossover must lie in 0\.\.1, got 2.0"),
+        (lambda: Regularized(population=1), "strategy.population must be 2 or more, got 1"),
+        (lambda: Regularized(sample=0), r"strategy.sample must lie in 1..strategy.population, 50, got 0"),
+        (lambda: Regularized(sample=51), r"strategy.sample must lie in 1..strategy.population, 50, got 51"),
         (lambda: NetAdapt(rounds=0), "strategy.rounds must be 1 or more, got 0"),
         (lambda: NetAdapt(begin="there"), "strategy.begin must be widest or base, got 'there'"),
         (lambda: MorphNet(dead=1.0), r"strategy.dead must lie in 0\.\.1, got 1.0"),

@@ -34,7 +34,7 @@ from htas.testing.strategy import problem as tiny
 from htas.training.recipe import cosine
 
 FAMILY = CifarResNet(14)
-QUICK = {"epochs": 3, "batch": 8, "precision": "fp32", "archs": 12, "population": 4, "rounds": 3}
+QUICK = {"epochs": 3, "batch": 8, "precision": "fp32", "archs": 12, "population": 4, "sample": 2, "rounds": 3}
 """Options that make a search short, of those that a strategy has."""
 
 
