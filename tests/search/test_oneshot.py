@@ -1,6 +1,7 @@
 """Strategies beside the differentiable one: what each draws, breeds, narrows or shrinks; the answers are known."""
 
 import dataclasses
+import itertools
 import math
 import random
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ from htas.spaces.space import Space
 from htas.strategies import _sampled, morphnet, regularized
 from htas.strategies._sampled import AROUND, best, near_limits, trimmed
 from htas.strategies._trials import Trials, multiples, nearest
+from htas.strategies.autoslim import AutoSlim, slimmer
 from htas.strategies.differentiable import Differentiable, _Search
 from htas.strategies.evolution import Evolution
 from htas.strategies.morphnet import MorphNet, prices, scales
@@ -121,7 +123,7 @@ def test_a_judge_asks_once(tmp_path):
     assert judge(archs) == [0.5] * 3 and judge(archs[:2]) == [0.5] * 2 and asked == archs[:2]
 
 
-@pytest.mark.parametrize("kind", [RandomSearch, Evolution, Regularized, NetAdapt])
+@pytest.mark.parametrize("kind", [RandomSearch, Evolution, Regularized, NetAdapt, AutoSlim])
 def test_a_planted_best_arch_is_nearly_found(kind, tmp_path):
     """Archs at random near the limits have half of what the goal has, or so; none is the goal by chance."""
     given = problem(tmp_path)
@@ -130,7 +132,7 @@ def test_a_planted_best_arch_is_nearly_found(kind, tmp_path):
     others = planted(goal)([near_limits(given, rng) for _ in range(50)])
     assert sorted(others)[25] < 0.7
     judge = Judge(planted(goal))
-    kind(**({} if kind is NetAdapt else {"archs": 400})).pick(given, judge)
+    kind(**({} if kind in (NetAdapt, AutoSlim) else {"archs": 400})).pick(given, judge)
     assert judge([best(given, judge)])[0] > 0.8
     assert over(given.limits, best(given, judge)) <= 1
 
@@ -220,6 +222,42 @@ def test_a_mutation_is_one_other_choice_of_a_network_near_the_limits(tmp_path):
         assert len(differing) == 1 or len(cut) == 1, "a block that is cut has no widths"
     one = Space("one", {site: (width,) for site, width in parent.widths.items()}, {k: (2,) for k in parent.depths})
     assert mutated(dataclasses.replace(given, space=one), rng, parent) is None
+
+
+def test_autoslim_narrows_by_a_choice_the_site_that_costs_least(tmp_path):
+    """Accuracy falls with one site alone, so that one is narrowed last; a step is one choice of one site."""
+    given = problem(tmp_path)
+    widest, site = given.space.widest, "stages.1.0.conv1.conv"
+    steps: list[list[Arch]] = []
+
+    def accuracies(archs: Any) -> list[float]:
+        steps.append(list(archs))
+        return [arch[site] / widest[site] for arch in archs]
+
+    judge = Judge(accuracies)
+    AutoSlim().pick(given, judge)
+    (first, second, *_), sites = steps, given.space.choices
+    assert first == [widest] and len(second) == len(sites)
+    for arch in second:
+        (changed,) = [name for name in sites if arch[name] != widest[name]]
+        assert arch[changed] == sites[changed][-2]
+    for before, after in itertools.pairwise(steps):
+        assert max(over(given.limits, arch) for arch in after) < max(over(given.limits, arch) for arch in before)
+    assert best(given, judge)[site] == widest[site]
+    assert over(given.limits, best(given, judge)) > 1 - AROUND
+
+
+def test_autoslim_passes_over_choices_that_save_nothing(tmp_path):
+    """Of the choices 16, 8 and 4 of a site the device computes 8 as slowly as 16."""
+
+    class Blocks(Sum):
+        def cost(self, arch: Arch) -> float:
+            return float(sum({8: 16}.get(width, width) for width in arch.widths.values()))
+
+    given = problem(tmp_path, cost=Blocks(), deep=False)
+    archs = slimmer(given, given.space.widest)
+    assert {min(arch[site] for arch in archs) for site in given.space.widths if given.space.widest[site] == 16} == {4}
+    assert slimmer(given, given.space.narrowest) == []
 
 
 def test_a_sandwich_has_the_widest_the_narrowest_and_two_at_random(tmp_path):
@@ -434,7 +472,7 @@ def test_morphnet_refuses_depths(tmp_path):
         MorphNet().search(problem(tmp_path))
 
 
-@pytest.mark.parametrize("kind", [RandomSearch, Evolution, Regularized, NetAdapt, MorphNet, Uniform, Scaled])
+@pytest.mark.parametrize("kind", [RandomSearch, Evolution, Regularized, NetAdapt, AutoSlim, MorphNet, Uniform, Scaled])
 def test_a_strategy_for_limits_asks_for_one(kind, tmp_path):
     given = dataclasses.replace(problem(tmp_path), limits=())
     with pytest.raises(ValueError, match=r"looks for the most accurate network within limits, and none is given"):
