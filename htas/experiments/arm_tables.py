@@ -21,6 +21,7 @@ CRITERIA: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "bn-scale": ("BNScaleImportance", {}),  # the scales of norms: network slimming, without its sparse training
     "fpgm": ("FPGMImportance", {}),  # the distance from the filters' geometric median
     "group-norm": ("GroupMagnitudeImportance", {"p": 2}),  # the L2 norms of all that depends on a channel
+    "thinet": ("", {}),  # how little the next layer's outputs change: thinet.py
 }
 """By name, Torch-Pruning's class and its arguments."""
 
@@ -31,17 +32,25 @@ class Pruning:
 
     criterion: str = "l1"
     """A key of CRITERIA."""
-    scope: Literal["global", "local"] = "global"
-    """Whether the least important channels of all layers go, or the same share of every layer."""
+    scope: Literal["global", "local"] | None = None
+    """Whether the least important channels of all layers go, or the same share of every layer, which is the default of
+    thinet, and all that it can do."""
     round_to: int = 1
     """Widths that are left are multiples of this."""
     weights: Literal["new", "kept"] = "new"
     """Whether the pruned network is trained from new weights, or from those that are left of the base network."""
 
     def __post_init__(self) -> None:
+        if self.scope is None and self.criterion in CRITERIA:
+            object.__setattr__(self, "scope", "local" if self.criterion == "thinet" else "global")
         for key, names in {"criterion": CRITERIA, "scope": ("global", "local"), "weights": ("new", "kept")}.items():
             if getattr(self, key) not in names:
                 raise UserError(f"{key} of prune must be one of {listing(names)}, got {getattr(self, key)!r}")
+        if self.criterion == "thinet" and self.scope == "global":
+            raise UserError(
+                "scope of prune cannot be global with thinet, which compares the channels of one layer only; leave it "
+                "out, or take local"
+            )
         if type(self.round_to) is not int or self.round_to < 1:
             raise UserError(f"round_to of prune must be a whole number, 1 or more, got {self.round_to!r}")
 

@@ -14,6 +14,7 @@ from htas.cost.constraints import parse
 from htas.errors import UserError
 from htas.experiments import pruning
 from htas.experiments.arm_tables import BASE, SOURCES, ArmOptions, ArmTable, Pruning
+from htas.experiments.thinet import IMAGES
 from htas.files import digest, from_json, read_json, to_json, write_json, write_tensors
 from htas.graph import Arch, resize
 from htas.plugins.values import Values
@@ -24,6 +25,7 @@ from htas.run.run import Run
 from htas.run.stage import StageHeader, ensure, made_from
 from htas.run.stages import SEARCH
 from htas.search.moves import over
+from htas.search.oneshot import some
 from htas.text import listing, percent
 
 REPEATS = 3
@@ -146,7 +148,8 @@ class PrunedArm(Arm):
             return Entry(self._row(run, from_json(read_json(path)["arch"], Arch, path)))
         exact = [limit for limit in pipeline.limits(run) if limit.metric != "latency"]
         example, model = torch.zeros(2, *run.config.data.shapes[0]), rows.base_network(run)
-        archs_of = pruning.candidates(run.network, model, example, self.prune)
+        importance = pruning.importance_of(self.prune.criterion, some(run.data.train, IMAGES))
+        archs_of = pruning.candidates(run.network, model, example, self.prune, importance)
         archs = [arch for arch in archs_of if not exact or over(exact, arch) <= 1]
         if not archs:
             limits = listing(f"{limit.metric} {limit.text}" for limit in exact)
@@ -162,7 +165,7 @@ class PrunedArm(Arm):
         again = self._ratios(run, within[:REPEATS], text, "measuring again the")
         arch = next((arch for arch in within if again.get(arch, 1.0) <= 1), within[-1])
         if weights := self.weights(run):
-            _, module = pruning.pruned(run.network, model, example, self.prune, archs_of[arch])
+            _, module = pruning.pruned(run.network, model, example, self.prune, archs_of[arch], importance)
             write_tensors(weights, module.state_dict())
         write_json(path, {"inputs": key, "arch": to_json(arch)})
         return Entry(self._row(run, arch))

@@ -409,9 +409,11 @@ def test_a_pruned_network_is_the_least_pruned_one_within_the_measured_limit(fini
     assert again.arch == row.arch
 
 
-def test_pruned_weights_are_kept_rounded_and_trained_on(finished, tmp_path, monkeypatch):
+@pytest.mark.parametrize("criterion", ["l1", "thinet"])
+def test_pruned_weights_are_kept_rounded_and_trained_on(criterion, finished, tmp_path, monkeypatch):
     """The first weights that the training sees are those that Torch-Pruning left, of widths of multiples of four."""
-    text = '[found]\n[pruned]\nprune = { criterion = "l1", scope = "local", round_to = 4, weights = "kept" }\n'
+    how = f'criterion = "{criterion}", scope = "local", round_to = 4, weights = "kept"'
+    text = f"[found]\n[pruned]\nprune = {{ {how} }}\n"
     some, firsts = shutil.copytree(finished, tmp_path / "some"), []
     begin = run_rows.Training
 
@@ -423,7 +425,7 @@ def test_pruned_weights_are_kept_rounded_and_trained_on(finished, tmp_path, monk
     compare.compare(None, OPTIONS, arms_in(arms(tmp_path, text)), 1, some)
     row = from_json(read_json(some / "pruned-0" / "result.json")["result"], Result, "row")
     left, _ = read_tensors(some / "pruned-0" / "pruned.safetensors")
-    assert row.strategy == "torch-pruning, l1, local, widths of multiples of 4, weights kept"
+    assert row.strategy == f"torch-pruning, {criterion}, local, widths of multiples of 4, weights kept"
     assert all(width % 4 == 0 for width in row.arch.widths.values())
     assert len(firsts) == 1 and all(torch.equal(firsts[0][name], left[name]) for name in left)
 

@@ -37,7 +37,10 @@ def ranked(network) -> nn.Module:
 
 
 def prune(network: Network, model: nn.Module, ratio: float, **options: Any) -> tuple[Arch, nn.Module]:
-    return pruning.pruned(network, model, torch.zeros(2, 3, 8, 8), Pruning(**options), ratio)
+    images = [(torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(3)), None)]
+    how = Pruning(**options)
+    importance = pruning.importance_of(how.criterion, images)
+    return pruning.pruned(network, model, torch.zeros(2, 3, 8, 8), how, ratio, importance)
 
 
 @pytest.mark.parametrize("criterion", pruning.CRITERIA)
@@ -67,9 +70,9 @@ def test_filters_that_are_small_beside_their_neighbours_are_pruned_first(network
     assert others == {site: network.base.widths[site] for site in others}
 
 
-@pytest.mark.parametrize("scope", ["global", "local"])
-def test_the_weights_that_are_left_are_those_of_the_network_of_the_arch(scope, network):
-    arch, left = prune(network, ranked(network), 0.5, scope=scope, round_to=4)
+@pytest.mark.parametrize("criterion, scope", [("l1", "global"), ("l1", "local"), ("thinet", "local")])
+def test_the_weights_that_are_left_are_those_of_the_network_of_the_arch(criterion, scope, network):
+    arch, left = prune(network, ranked(network), 0.5, criterion=criterion, scope=scope, round_to=4)
     assert all(width % 4 == 0 for width in arch.widths.values()) and arch != network.base
     model, images = resize(network, arch).eval(), torch.randn(3, 3, 8, 8)
     model.load_state_dict(left.state_dict())
@@ -86,6 +89,7 @@ def test_a_local_scope_prunes_every_layer_alike(network):
     [
         ({"criterion": "l2"}, "criterion of prune must be one of l1, bn-scale"),
         ({"scope": "all"}, "scope of prune must be one of global"),
+        ({"criterion": "thinet", "scope": "global"}, "scope of prune cannot be global with thinet"),
         ({"round_to": 0}, "round_to of prune must be a whole number, 1 or more, got 0"),
         ({"round_to": "8"}, "round_to of prune must be a whole number, 1 or more, got '8'"),
         ({"weights": "some"}, "weights of prune must be one of new"),
@@ -94,3 +98,8 @@ def test_a_local_scope_prunes_every_layer_alike(network):
 def test_how_to_prune_is_checked(options, message):
     with pytest.raises(UserError, match=message):
         Pruning(**options)
+
+
+def test_thinet_compares_channels_of_one_layer_where_nothing_else_is_asked_for():
+    assert str(Pruning("thinet")) == str(Pruning("thinet", "local")) == "thinet, local"
+    assert str(Pruning("l1")) == str(Pruning("l1", "global")) == "l1"
