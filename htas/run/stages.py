@@ -53,6 +53,7 @@ RIVALS = 20
 def run_all(run: Run, command: str) -> Path:
     """Do every stage in turn; returns the path of report.html."""
     need_limits(bool(run.config.constraints.by_metric), run.config.strategy)
+    run.config.strategy.check()
     open_runtime(run.target)
     if not (run.folder / "report.json").exists():
         outlook.show(run)

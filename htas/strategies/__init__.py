@@ -49,6 +49,10 @@ class Strategy(ABC):
     def search(self, problem: Problem) -> SearchOutcome:
         """The arch to train. Looks at the training images only; goes on from `problem.checkpoint` if that exists."""
 
+    def check(self) -> None:
+        """Raise UserError where a package that the search needs is not installed."""
+        return None
+
     @property
     def title(self) -> str:
         """Name and what matters most about it, for a table: `differentiable, lambda 1`."""

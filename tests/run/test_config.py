@@ -1,9 +1,10 @@
 """TOML and overrides become objects, or one sentence that helps."""
 
+import sys
 import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from torch import nn
@@ -331,5 +332,13 @@ def test_a_search_that_needs_a_limit_asks_for_one_before_the_survey(tmp_path: Pa
     with pytest.raises(
         UserError, match="evolution looks for the most accurate network within limits, and none is given"
     ):
+        run_all(run, "htas run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_search_whose_package_is_absent_is_refused_before_the_survey(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+    run = Run(load(None, ["--strategy.name=amc", "--constraints.latency=50%"]), tmp_path)
+    with pytest.raises(UserError, match=r"strategy amc needs the package stable_baselines3, .*'htas\[amc\]'"):
         run_all(run, "htas run")
     assert not list(tmp_path.iterdir())

@@ -34,7 +34,10 @@ from htas.testing.strategy import problem as tiny
 from htas.training.recipe import cosine
 
 FAMILY = CifarResNet(14)
-QUICK = {"epochs": 3, "batch": 8, "precision": "fp32", "archs": 12, "population": 4, "sample": 2, "rounds": 3}
+QUICK = {
+    **{"epochs": 3, "batch": 8, "precision": "fp32", "archs": 12, "population": 4, "sample": 2, "rounds": 3},
+    **{"episodes": 6, "explore": 2},
+}
 """Options that make a search short, of those that a strategy has."""
 
 
@@ -66,6 +69,9 @@ class TestEveryStrategy(StrategyContract):
 
     @pytest.fixture(params=plugins.names(strategies))
     def plugin(self, request: pytest.FixtureRequest) -> Strategy:
+        if request.param == "amc":
+            reason = "Stable-Baselines3 is not installed: pip install 'htas[amc]'"
+            pytest.importorskip("stable_baselines3", reason=reason)
         self.keeps_limits = request.param not in ("differentiable", "tas")
         self.searches_depths = request.param != "morphnet"
         strategy = quick(request.param)
