@@ -1,4 +1,4 @@
-"""A network for series in half its latency: `python examples/series.py [FOLDER]`, two minutes on two cores.
+"""A network for series in half its latency: `python examples/series.py [FOLDER]`, two and a half minutes on two cores.
 
 Three sensors of a machine, 128 readings each, say which of eight states it is in. The series are generated; the network
 is a small one-dimensional CNN. One call does the rest.

@@ -9,6 +9,7 @@ import builtins
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -76,6 +77,7 @@ class Call(Single):
     """What it returned, with Values for tensors."""
     whole: str = ""
     """Why a module of the user's is one step."""
+    _uneven: dict[int, frozenset[int]] = field(default_factory=dict, repr=False)
     quiet: bool = field(default_factory=gradients_off)  # the user's forward turns gradients off for it
 
     @property
@@ -83,10 +85,18 @@ class Call(Single):
         """Qualified name of the module whose forward makes this step."""
         return self.stack[-1] if self.stack else ""
 
-    @property
+    @cached_property
     def values(self) -> list[Value]:
         """The tensors among the arguments, in their order."""
         return values_in((self.args, self.kwargs))
+
+    def uneven(self, rank: int) -> frozenset[int]:
+        """Dimensions along which tensors of this many dimensions, arguments and outputs, have unlike sizes."""
+        if rank not in self._uneven:
+            shapes = [each.shape for each in (*self.values, *self.outputs) if len(each.shape) == rank]
+            dims = enumerate(zip(*shapes, strict=True))
+            self._uneven[rank] = frozenset(dim for dim, sizes in dims if len(set(sizes)) > 1)
+        return self._uneven[rank]
 
     @property
     def lengths(self) -> list[Length]:

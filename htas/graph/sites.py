@@ -29,6 +29,8 @@ class Atoms:
     multiples: dict[int, int] = field(default_factory=dict)
     frozen: dict[int, str] = field(default_factory=dict)
     """By site that could not be laid out, the reason."""
+    _pieces: dict[bytes, list[tuple[int, int, int]]] = field(default_factory=dict, repr=False)
+    """Of lines that were laid out, by their bytes."""
 
     def pieces(self, ids: Ids) -> list[tuple[int, int, int]]:
         """(site, atoms, repeat) of each run along a dimension; the site is -1 for what is frozen."""
@@ -52,9 +54,12 @@ class Atoms:
 
     def layout(self, ids: Ids) -> Layout:
         """What stands along a dimension."""
+        line = ids.tobytes()
+        if line not in self._pieces:
+            self._pieces[line] = self.pieces(ids)
         return Layout(tuple(
             Run(self.names[site], atoms, repeat, self.multiples[site]) if site >= 0 else Run("", atoms)
-            for site, atoms, repeat in self.pieces(ids)
+            for site, atoms, repeat in self._pieces[line]
         ))  # fmt: skip
 
     def why(self, ids: Ids) -> str:

@@ -309,9 +309,9 @@ def _shape(call: Call, value: Value, axis: int | None = None) -> tuple[int, ...]
     """The shape to run a step on: that of the value, or with sizes of 1 in all dimensions but its `axis`."""
     if call.name not in ALONG_ONE:
         return value.shape
-    shapes = [each.shape for each in (*call.values, *call.outputs) if len(each.shape) == len(value.shape)]
-    along = {dim for dim, sizes in enumerate(zip(*shapes, strict=True)) if len(set(sizes)) > 1}
-    return tuple(size if dim == axis or dim in along else 1 for dim, size in enumerate(value.shape))
+    shape = value.shape
+    along = call.uneven(len(shape))
+    return tuple(size if dim == axis or dim in along else 1 for dim, size in enumerate(shape))
 
 
 def _read(outputs: list[Tensor], staying: set[int]) -> list[Dims] | None:
