@@ -208,7 +208,7 @@ class Student(nn.Module):
     def forward(self, entries: Sequence[Tensor], arch: Arch) -> tuple[Tensor, ...]:
         """What the block makes at the widths of an arch of the teacher's maps [N, ...], in the teacher's channels."""
         now = self.network.widths_at(arch)
-        values: dict[str, Any] = {}
+        values: dict[str, Tensor] = {}
         for node, value in zip(self.block.entries, entries, strict=True):
             name = self._adapter(node, now)
             values[node.name] = channelwise(value, self.into[name], None, node.axis) if name else value
@@ -247,7 +247,7 @@ class Student(nn.Module):
         parts = [(a * b).square().flatten(1).sum(1).mean() / 2 for a, b in zip(misses, maps.slopes, strict=True)]
         return torch.stack(parts).sum()
 
-    def _step(self, node: Node, values: Mapping[str, Any], arch: Arch, now: Mapping[str, int]) -> Any:
+    def _step(self, node: Node, values: Mapping[str, Tensor], arch: Arch, now: Mapping[str, int]) -> Any:
         if node.kind == "value" and node.param:
             return self.slices.tensor(node.param, now)
         if node.kind == "depth":
