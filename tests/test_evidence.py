@@ -25,7 +25,7 @@ dataset = "tiny"
 base = 8
 recipe = "short"
 train = { epochs = 3, batch = 16, lr = 0.05, precision = "fp32" }
-archs = "archs.json"
+archs = ["archs.json"]
 
 [group.tiny.arms]
 base = { teacher = "" }
@@ -119,7 +119,7 @@ def test_units_are_trained_in_order_once_and_students_after_their_teacher(place)
 def test_an_arm_that_is_nowhere_is_named(place):
     queue = place.out.parent / "queue.toml"
     queue.write_text(QUEUE.replace('"half"', '"halves"'))
-    with pytest.raises(ValueError, match=r"group tiny has no arm halves, and archs.json no arch of that name"):
+    with pytest.raises(ValueError, match=r"group tiny has no arch halves for its arm halves in archs.json"):
         evidence.units(queue)
 
 

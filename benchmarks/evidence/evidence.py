@@ -26,20 +26,35 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
 
 from htas import datasets
+from htas.cost.calibrate import cost_model
+from htas.cost.fit import CalibrationRecord
 from htas.data.split import Batch, Data, Source, augmented
 from htas.datasets.cifar10 import Cifar10
 from htas.datasets.cifar100 import Cifar100
-from htas.files import __version__, digest, from_json, read_json, read_tensors, to_json, write_json, write_tensors
-from htas.graph import Network, resize, trace
+from htas.experiments.arm_tables import Pruning
+from htas.experiments.pruning import candidates, pruned
+from htas.files import (
+    __version__,
+    digest,
+    from_json,
+    read_json,
+    read_record,
+    read_tensors,
+    to_json,
+    write_json,
+    write_tensors,
+)
+from htas.graph import Network, ordered, resize, trace
 from htas.graph.arch import Arch
 from htas.models.cifar_resnet import CifarResNet
 from htas.run import networks
+from htas.text import listing
 from htas.timing.target import machine
 from htas.training.distill import Distill
 from htas.training.layout import placed
@@ -60,6 +75,19 @@ class Interruption(Exception):
 
 
 @dataclass(frozen=True)
+class Prune:
+    """How Torch-Pruning prunes a network: as `prune` of an arm of `htas compare`, down to a share of its latency."""
+
+    share: float
+    """Of the unpruned network's latency, at most, as `cost` predicts it."""
+    cost: str
+    """The folder of its cost.json, in this one."""
+    scope: Literal["global", "local"] = "global"
+    criterion: str = "l1"
+    round_to: int = 8
+
+
+@dataclass(frozen=True)
 class Unit:
     """One network of one arm, trained once."""
 
@@ -74,9 +102,15 @@ class Unit:
     """A network by its name, such as cifar_resnet:14 or tas:C010-ResNet20, in place of an arch of the base network."""
     arch: Arch | None = None
     """None is the base network itself."""
+    prune: Prune | None = None
+    """The teacher's network pruned by Torch-Pruning, trained on from the weights that are left, in place of an arch."""
+    start: str = ""
+    """`base`: an arch begins with the weights of its teacher that fit, the most important channels; else at random."""
     recipe: Recipe = field(default_factory=Recipe)
     teacher: str = ""
     """The arm that teaches; empty for none."""
+    teachers: str = ""
+    """The group of that arm, where it is another one."""
     distill: Distill = field(default_factory=Distill)
     held_out: int = 0
     """Training images that judge in place of the test images, and that are not trained on."""
@@ -89,13 +123,15 @@ class Unit:
     @property
     def teaching(self) -> str:
         """Name of the unit that teaches it; empty for none."""
-        return named(self.group, self.teacher, self.seed) if self.teacher else ""
+        return named(self.teachers or self.group, self.teacher, self.seed) if self.teacher else ""
 
     @property
     def key(self) -> str:
         """A hash of all that its result depends on; options that are as usual are left out, so that there may be others
         one day."""
-        options = [unusual(self.recipe), unusual(self.distill) if self.teacher else {}]
+        options: list[object] = [unusual(self.recipe), unusual(self.distill) if self.teacher else {}]
+        options += [dataclasses.asdict(self.prune)] if self.prune else []
+        options += [text for text in (self.start, self.teachers) if text]
         arch = to_json(self.arch) if self.arch else None
         return digest(self.dataset, self.base, self.network, arch, self.seed, self.teacher, self.held_out, *options)
 
@@ -117,7 +153,11 @@ def units(path: Path) -> list[Unit]:
     found: dict[str, Unit] = {}
     for entry in content["round"]:
         group: dict[str, Any] = content["group"][entry["group"]]
-        archs = read_json(path.parent / group["archs"])["archs"] if "archs" in group else {}
+        archs = {
+            name: arch
+            for file in group.get("archs", ())
+            for name, arch in read_json(path.parent / file)["archs"].items()
+        }
         for seed in entry["seeds"]:
             for arm in entry["arms"]:
                 unit = arranged(entry["group"], group, archs, arm, seed)
@@ -128,9 +168,10 @@ def units(path: Path) -> list[Unit]:
 def arranged(name: str, group: Mapping[str, Any], archs: Mapping[str, Any], arm: str, seed: int) -> Unit:
     """A unit of a group; raises ValueError for an arm that it does not have."""
     own = group.get("arms", {}).get(arm)
-    if own is None and arm not in archs:
-        raise ValueError(f"the group {name} has no arm {arm}, and {group.get('archs', 'it')} no arch of that name")
     options = {**group, **({"arch": arm} if own is None else own)}
+    arch = options.get("arch", "").format(seed=seed)
+    if arch and arch not in archs:
+        raise ValueError(f"the group {name} has no arch {arch} for its arm {arm} in {listing(group.get('archs', ()))}")
     recipe = replace(RECIPES[options.get("recipe", "medium")], **group.get("train", {}))
     return Unit(
         group=name,
@@ -139,9 +180,12 @@ def arranged(name: str, group: Mapping[str, Any], archs: Mapping[str, Any], arm:
         dataset=options["dataset"],
         base=options["base"],
         network=options.get("network", ""),
-        arch=from_json(archs[options["arch"]], Arch, group["archs"]) if "arch" in options else None,
+        arch=from_json(archs[arch], Arch, arch) if arch else None,
+        prune=Prune(**options["prune"]) if "prune" in options else None,
+        start=options.get("start", ""),
         recipe=replace(recipe, **(own or {}).get("train", {})),
         teacher=options.get("teacher", TEACHER),
+        teachers=options.get("teachers", ""),
         distill=Distill(**options.get("distill", {})),
         held_out=options.get("held_out", 0),
     )
@@ -296,16 +340,43 @@ def traced(depth: int, dataset: str) -> Network:
     )
 
 
-def drawn(unit: Unit) -> nn.Module:
-    """The network of a unit, weights as its seed draws them."""
+def drawn(unit: Unit, teacher: nn.Module | None = None) -> nn.Module:
+    """The network of a unit, weights as its seed draws them, or of the teacher where it starts from those."""
     torch.manual_seed(unit.seed)
+    base = traced(unit.base, unit.dataset)
+    if unit.prune is not None and teacher is not None:
+        return pruned_to(unit.prune, base, teacher)
     if unit.network:
         model = networks.build(unit.network, classes(unit.dataset))
     else:
-        base = traced(unit.base, unit.dataset)
         model = resize(base, unit.arch or base.base)
     CifarResNet(unit.base).reset(model)
+    if unit.start and teacher is not None:
+        inherit(model, replace(base, module=ordered(teacher, base.example())), unit.arch or base.base)
     return model
+
+
+def inherit(model: nn.Module, trained: Network, arch: Arch) -> None:
+    """Give a network of this arch the weights of a trained base network, its channels in order, where they fit."""
+    widths = {site: min(width, trained.base.widths[site]) for site, width in arch.widths.items()}
+    narrow = resize(trained, Arch(widths, arch.depths)).state_dict()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            part = narrow[name]
+            tensor[tuple(slice(size) for size in part.shape)] = part
+
+
+def pruned_to(options: Prune, base: Network, teacher: nn.Module) -> nn.Module:
+    """The teacher pruned by the least ratio that keeps the share of its latency, with the weights that are left."""
+    seconds = cost_model(base, read_record(HERE / options.cost / "cost.json", CalibrationRecord))
+    most = options.share * seconds.cost(base.base)
+    how = Pruning(options.criterion, options.scope, options.round_to, "kept")
+    example = torch.zeros(2, 3, 32, 32)
+    archs = candidates(base, teacher, example, how)
+    ratio = next((ratio for arch, ratio in archs.items() if seconds.cost(arch) <= most), None)
+    if ratio is None:
+        raise ValueError(f"no network pruned by {how} has {options.share} of the latency")
+    return pruned(base, teacher, example, how, ratio)[1].train()
 
 
 @cache
@@ -320,8 +391,13 @@ def trained(unit: Unit, teacher: Unit | None, place: Place) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data = images(unit.dataset, place.data, unit.held_out, device)
     source, judges = (data.weights, data.validation) if unit.held_out else (data.train, data.test)
-    model = drawn(unit)
-    network = traced(unit.base, unit.dataset) if not unit.network else traced_of(model)
+    original: nn.Module | None = None
+    if teacher is not None:
+        original = drawn(teacher)
+        original.load_state_dict(read_tensors(place.weights(teacher.name))[0])
+        original.eval()
+    model = drawn(unit, original)
+    network = traced_of(model) if unit.network or unit.prune else traced(unit.base, unit.dataset)
     arch = unit.arch or network.base
     about = {
         "name": unit.name,
@@ -331,6 +407,8 @@ def trained(unit: Unit, teacher: Unit | None, place: Place) -> None:
         "dataset": unit.dataset,
         "network": unit.network or f"cifar_resnet:{unit.base}",
         "arch": to_json(unit.arch) if unit.arch else None,
+        "prune": dataclasses.asdict(unit.prune) if unit.prune else None,
+        "start": unit.start or "random",
         "macs": network.macs(arch),
         "params": network.params(arch),
         "recipe": dataclasses.asdict(unit.recipe),
@@ -342,10 +420,8 @@ def trained(unit: Unit, teacher: Unit | None, place: Place) -> None:
         "inputs": unit.key,
     }
     mentor: nn.Module | None = None
-    if teacher is not None:
-        mentor = drawn(teacher)
-        mentor.load_state_dict(read_tensors(place.weights(teacher.name))[0])
-        mentor = Remembering(mentor, place.out / "answers" / f"{teacher.name}-{unit.recipe.batch}.bin")
+    if teacher is not None and original is not None:
+        mentor = Remembering(original, place.out / "answers" / f"{teacher.name}-{unit.recipe.batch}.bin")
     course, spent = place.course(unit), time.process_time()
 
     def on_epoch(epoch: int, loss: float, accuracy: float) -> None:

@@ -40,15 +40,19 @@ def tables(results: Sequence[Result], queue: Mapping[str, Any], folder: Path) ->
         for entry in queue["round"]:
             for arm in entry["arms"] if entry["group"] == group else []:
                 planned.setdefault(arm, set()).update(entry["seeds"])
-        archs = json.loads((folder / options["archs"]).read_text())["archs"] if "archs" in options else {}
+        archs = {
+            name: arch
+            for file in options.get("archs", ())
+            for name, arch in json.loads((folder / file).read_text())["archs"].items()
+        }
         lines: list[list[str]] = []
         ranked: list[list[str]] = []
         for arm, seeds in planned.items():
             if not any(each["arm"] == arm for each in own):
                 continue
-            arch = archs.get(options["arms"].get(arm, {}).get("arch", arm), {})
+            arch = archs.get(options.get("arms", {}).get(arm, {}).get("arch", arm).format(seed=min(seeds)), {})
             cells = line(arm, [each for each in own if each["arm"] == arm], len(seeds), arch, own)
-            (lines if arm in options["arms"] else ranked).append(cells)
+            (lines if arm in options.get("arms", {}) else ranked).append(cells)
         done = sum(1 for each in own if each["accuracy"] is not None)
         heads = ("arm", "accuracy, %", "less base", "predicted, over the base", "multiply-adds", "parameters",
                  "training loss", "CPU minutes", "trainings")  # fmt: skip
@@ -56,7 +60,7 @@ def tables(results: Sequence[Result], queue: Mapping[str, Any], folder: Path) ->
         if lines:
             parts.append(table(heads, lines))
         if ranked:
-            parts.append(f"Archs by their names in {options['archs']}:\n\n{table(heads, ranked)}")
+            parts.append(f"Archs by their names in {' and '.join(options['archs'])}:\n\n{table(heads, ranked)}")
     return "\n".join(parts)
 
 
