@@ -13,6 +13,8 @@ from htas.timing.measurement import Measurement
 
 FEWEST = 5
 """With fewer readings their noise is unknown."""
+SIMPLER = ("uniform", "plain", "stage")
+"""Strategies of networks that need no search."""
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 HEADINGS = (
     "network", "accuracy", "measured, ms", "predicted, ms", "times as fast as base", "multiply-adds", "parameters"
@@ -118,17 +120,48 @@ def answer(report: Report) -> Answer:
         missing = "base network" if base is None else "searched network"
         return Answer(f"This report holds no {missing}, so nothing is compared.", (), ())
     names = {**network_names(report), searched.name: "the searched network"}
-    headline = _speed_sentence(searched, base, names)
-    clear, narrowed = _narrowing_sentence(searched, report)
+    simpler = _simpler(searched, report)
+    first = _simpler_sentence(simpler, searched, report, names) if simpler else ""
+    narrowed = "" if simpler else _narrowing_sentence(searched, report)
     unfinished = any(search.space == searched.name and not search.converged for search in report.searches)
     details = (
         _accuracy_sentence(searched, base, report, names),
-        "" if clear else narrowed,
-        _rival_sentence(searched, report, names),
+        _rival_sentence(searched, report, names, simpler),
         f"The {search_name(searched.name)} has not converged." if unfinished else "",
     )
     figures = tuple(_figures(searched, base, report, names))
-    return Answer(f"{headline} {narrowed}" if clear else headline, tuple(filter(None, details)), figures)
+    headline = filter(None, (first, _speed_sentence(searched, base, names), narrowed))
+    return Answer(" ".join(headline), tuple(filter(None, details)), figures)
+
+
+def _simpler(searched: Result, report: Report) -> Result | None:
+    """The most accurate network that needs no search, is not slower, and is not clearly less accurate than the searched
+    one; None where there is none, or where readings are too few to tell."""
+    simpler = None
+    for control in report.results:
+        times = against_base(control, searched) if control.strategy in SIMPLER and not is_searched(control) else None
+        lead = _accuracy(searched, control, report) if times and times.noise < inf and times.verdict != "less" else None
+        if lead is not None and lead.verdict != "more":
+            simpler = max(simpler or control, control, key=lambda each: each.accuracy or 0.0)
+    return simpler
+
+
+def _simpler_sentence(simpler: Result, searched: Result, report: Report, names: Mapping[str, str]) -> str:
+    """What the search was not needed for: the first sentence of the report."""
+    lead, name = _accuracy(simpler, searched, report), names[simpler.name]
+    assert lead is not None
+    after, before = _shares(simpler, searched)
+    if lead.verdict == "more":
+        gap = points(lead.difference)
+        return at_the_start(
+            f"{name} is better, and needs no search: it is not slower ({_time(simpler)}), and {gap} more accurate "
+            f"({after} against {before})."
+        )
+    noise = f", {PLUS_MINUS}{points(lead.noise)}" if lead.noise else ""
+    return at_the_start(
+        f"{name} may do as well, and needs no search: it is not slower ({_time(simpler)}), and there is no clear "
+        f"difference in accuracy ({after} against {before}{noise})."
+    )
 
 
 def _speed_sentence(searched: Result, base: Result, names: Mapping[str, str]) -> str:
@@ -165,27 +198,25 @@ def _accuracy_sentence(searched: Result, base: Result, report: Report, names: Ma
     return at_the_start(sentence)
 
 
-def _narrowing_sentence(searched: Result, report: Report) -> tuple[bool, str]:
-    """Where narrowing all layers alike ended that is not slower, and whether the difference is clear; else nothing."""
+def _narrowing_sentence(searched: Result, report: Report) -> str:
+    """How much less accurate narrowing all layers alike ended where it is not slower; else nothing."""
     control = next((other for other in report.results if other.strategy == "uniform" and not is_searched(other)), None)
     times = against_base(control, searched) if control else None
     compared = _accuracy(control, searched, report) if control else None
     if times is None or compared is None or times.verdict == "less" or times.noise == inf:
-        return False, ""
-    where = "at lower latency" if times.verdict == "more" else "at equal latency"
+        return ""
+    where = "At lower latency" if times.verdict == "more" else "At equal latency"
     noise = f" ({PLUS_MINUS}{points(compared.noise)})" if compared.noise else ""
-    if compared.verdict == "unclear":
-        return False, f"No clear difference in accuracy to narrowing all layers alike {where}{noise}."
-    size = f"{points(abs(compared.difference))} {'higher' if compared.verdict == 'more' else 'lower'}{noise}"
-    return True, f"{where[0].upper()}{where[1:]}, narrowing all layers alike ended {size}."
+    return f"{where}, narrowing all layers alike ended {points(abs(compared.difference))} lower{noise}."
 
 
-def _rival_sentence(searched: Result, report: Report, names: Mapping[str, str]) -> str:
-    """The most accurate other network that is not clearly slower, apart from the base and narrowing."""
+def _rival_sentence(searched: Result, report: Report, names: Mapping[str, str], simpler: Result | None) -> str:
+    """The most accurate other network that is not clearly slower, apart from the base and narrowing; nothing where it
+    is the simpler one of the first sentence."""
     others = [other for other in report.results if other.name != "base" and other.strategy != "uniform"]
     rivals = [each for each in others if (times := against_base(each, searched)) and times.verdict != "less"]
     best = max(rivals, key=lambda other: other.accuracy or 0.0, default=None)
-    lead = _accuracy(searched, best, report) if best else None
+    lead = _accuracy(searched, best, report) if best and best is not simpler else None
     if best is None or lead is None:
         return ""
     size, name = points(abs(lead.difference)), names[best.name]
