@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--runtimes", default="eager,onnxruntime,openvino")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--layers", default="auto", choices=["auto", "alone", "chain"], help="how a layer is timed")
     parser.add_argument("--archs", type=int, default=17, help="of each depth and kind of adds")
     parser.add_argument("--family", default="cifar_resnet", choices=list(FAMILIES))
     parser.add_argument("--depths", default="20,32,56")
@@ -134,7 +135,7 @@ def survey(target: "Target", arguments: argparse.Namespace) -> dict[str, Any]:
     started = time.monotonic()
     plan = design.survey_plan(network, most)
     number = plan.at_most
-    metric = Latency(target, rounds=1000, limit=EACH * number)
+    metric = Latency(target, rounds=1000, limit=EACH * number, layers=arguments.layers)
     record = take(plan, metric, pending=lambda tables: undecided(network, tables, design))  # fmt: skip
     return {"content": to_json(record), "took": time.monotonic() - started}
 
@@ -165,7 +166,7 @@ def archs(target: "Target", what: str, arguments: argparse.Namespace) -> dict[st
     beside = [] if arguments.lot else [resize(network, arch) for arch in random_archs]
     more = 1 + len(beside) / options.networks
     networks = Beside(target, Latency(target, MAX_ROUNDS, limits[1] * more), beside)
-    metrics = Latency(target, 1000, limits[0]), networks
+    metrics = Latency(target, 1000, limits[0], layers=arguments.layers), networks
     content = calibrate(network, [space], metrics, options, seed=0, building=building, base=base)
     took = time.monotonic() - started - limits[1] * (more - 1) - exporting(target, beside)
     cost, paper = cost_model(network, content), paper_cost(network, surveyed, design)

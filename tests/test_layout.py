@@ -52,6 +52,7 @@ HEAVY = [
     "onnxruntime",
     "onnxscript",
     "openvino",
+    "ncnn",
     "psutil",
     "altair",
     "vl_convert",

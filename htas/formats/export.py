@@ -1,8 +1,7 @@
-"""A network as a file that others can run: ONNX, OpenVINO's, or PyTorch's own .pt2. Compared before it is written."""
+"""A network as a file that others can run: ONNX, PyTorch's .pt2, OpenVINO's, ncnn's. Compared before it is written."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from htas.data.nests import tensors_in
 from htas.errors import UserError
 from htas.files import write_bytes
+from htas.formats.ncnn import SINGLE, NcnnModel, NcnnNetwork, ncnn_network
 from htas.formats.onnx import cannot_export, network_graph, quiet
 from htas.formats.parity import largest_difference
 from htas.graph.modes import copied
@@ -23,14 +23,16 @@ PRECISE = {"INFERENCE_PRECISION_HINT": "f32"}
 """OpenVINO computes in bf16 by itself where the processor can."""
 Run = Callable[..., object]
 """Gives a tensor, or several."""
+Files = Mapping[str, bytes]
+"""What is written, by suffix, in this order."""
 
 
 def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: Path) -> float:
     """The largest absolute difference between the file's outputs and PyTorch's, on random inputs of two batch sizes.
 
-    The suffix of the path chooses the format: `.onnx`, `.pt2`, or `.xml` (OpenVINO's, with a `.bin` next to it). The
-    example is a tensor, or one for each input, [batch, channels, height, width]; the file takes any batch. The model is
-    exported in eval mode, and stays as it is.
+    The suffix of the path chooses the format: `.onnx`, `.pt2`, `.xml` (OpenVINO's, with a `.bin` next to it) or
+    `.param` (ncnn's, with a `.bin`). The example is a tensor, or one for each input, [batch, channels, height, width];
+    the file takes any batch. The model is exported in eval mode, and stays as it is.
     Raises UserError for another suffix, a network that cannot be exported, and outputs that differ by more than 1e-4
     of the largest; no file is written then.
     """
@@ -40,12 +42,10 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: Path) -> 
     network = copied(model).eval().cpu()
     inputs = tuple(each.detach().cpu() for each in ((example,) if isinstance(example, Tensor) else example))
     # an exporter takes a batch of one for a constant
-    content = write(network, tuple(each.repeat(2, *[1] * (each.ndim - 1)) for each in inputs))
-    difference = _check(network, read(content), inputs, str(path))
-    if path.suffix == ".xml":
-        _save_ir(content, path)
-    else:
-        write_bytes(path, content)
+    files = write(network, tuple(each.repeat(2, *[1] * (each.ndim - 1)) for each in inputs))
+    difference = _check(network, read(files), inputs, str(path))
+    for suffix, content in files.items():
+        write_bytes(path.with_suffix(suffix), content)
     return difference
 
 
@@ -60,12 +60,16 @@ def _check(network: nn.Module, run: Run, example: tuple[Tensor, ...], what: str)
     return max(differences)
 
 
-def _read_onnx(content: bytes) -> Run:
+def _write_onnx(network: nn.Module, example: tuple[Tensor, ...]) -> Files:
+    return {".onnx": network_graph(network, example, dynamic=True)}
+
+
+def _read_onnx(files: Files) -> Run:
     from onnxruntime import InferenceSession, SessionOptions
 
     options = SessionOptions()
     options.log_severity_level = 3  # errors
-    session = InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = InferenceSession(files[".onnx"], options, providers=["CPUExecutionProvider"])
     names = [each.name for each in session.get_inputs()]
 
     def run(*inputs: Tensor) -> list[Tensor]:
@@ -75,8 +79,18 @@ def _read_onnx(content: bytes) -> Run:
     return run
 
 
-def _read_ir(content: bytes) -> Run:
-    compiled = _openvino().Core().compile_model(_openvino().Core().read_model(content), "CPU", PRECISE)
+def _write_ir(network: nn.Module, example: tuple[Tensor, ...]) -> Files:
+    """The weights first: a reader looks for the .xml."""
+    model = _openvino().Core().read_model(network_graph(network, example, dynamic=True))
+    with TemporaryDirectory() as folder:
+        draft = Path(folder) / "network.xml"
+        _openvino().save_model(model, str(draft), compress_to_fp16=False)
+        return {suffix: draft.with_suffix(suffix).read_bytes() for suffix in (".bin", ".xml")}
+
+
+def _read_ir(files: Files) -> Run:
+    core = _openvino().Core()
+    compiled = core.compile_model(core.read_model(files[".xml"], files[".bin"]), "CPU", PRECISE)
 
     def run(*inputs: Tensor) -> list[Tensor]:
         outputs = compiled([tensor.numpy() for tensor in inputs])
@@ -85,21 +99,11 @@ def _read_ir(content: bytes) -> Run:
     return run
 
 
-def _save_ir(content: bytes, path: Path) -> None:
-    """The weights first: a reader looks for the .xml."""
-    model = _openvino().Core().read_model(content)
-    with TemporaryDirectory() as folder:
-        draft = Path(folder) / path.name
-        _openvino().save_model(model, str(draft), compress_to_fp16=False)
-        write_bytes(path.with_suffix(".bin"), draft.with_suffix(".bin").read_bytes())
-        write_bytes(path, draft.read_bytes())
-
-
 def _openvino() -> Any:
     return needed("openvino", "openvino", "an .xml file")
 
 
-def _write_pt2(network: nn.Module, example: tuple[Tensor, ...]) -> bytes:
+def _write_pt2(network: nn.Module, example: tuple[Tensor, ...]) -> Files:
     buffer = io.BytesIO()
     with quiet():
         try:
@@ -108,12 +112,28 @@ def _write_pt2(network: nn.Module, example: tuple[Tensor, ...]) -> bytes:
             torch.export.save(torch.export.export(network, example, dynamic_shapes=shapes), buffer)
         except Exception as error:  # the exporter raises many kinds
             raise UserError(cannot_export(network, "pt2", error)) from error
-    return buffer.getvalue()
+    return {".pt2": buffer.getvalue()}
 
 
-_write_onnx = partial(network_graph, dynamic=True)
-_FORMATS: Mapping[str, tuple[Callable[[nn.Module, tuple[Tensor, ...]], bytes], Callable[[bytes], Run]]] = {
+def _read_pt2(files: Files) -> Run:
+    run: Run = torch.export.load(io.BytesIO(files[".pt2"])).module()
+    return run
+
+
+def _write_ncnn(network: nn.Module, example: tuple[Tensor, ...]) -> Files:
+    """The weights first: a reader looks for the .param."""
+    model = ncnn_network(network, example)
+    return {".bin": model.weights, ".param": model.param.encode()}
+
+
+def _read_ncnn(files: Files) -> Run:
+    network = NcnnNetwork(NcnnModel(files[".param"].decode(), files[".bin"]), SINGLE)
+    return lambda *inputs: network.outputs(inputs)
+
+
+_FORMATS: Mapping[str, tuple[Callable[[nn.Module, tuple[Tensor, ...]], Files], Callable[[Files], Run]]] = {
     ".onnx": (_write_onnx, _read_onnx),
-    ".pt2": (_write_pt2, lambda content: torch.export.load(io.BytesIO(content)).module()),
-    ".xml": (_write_onnx, _read_ir),
+    ".pt2": (_write_pt2, _read_pt2),
+    ".xml": (_write_ir, _read_ir),
+    ".param": (_write_ncnn, _read_ncnn),
 }

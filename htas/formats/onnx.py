@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,25 @@ Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 class Unknown(Exception):
     """A step that is not known here."""
+
+
+class GraphWriter(Protocol):
+    """Takes steps in ONNX's words and writes them in any format."""
+
+    inputs: list[Any]
+    """Those declared so far."""
+
+    def input(self, name: str, shape: Shape) -> str:
+        """Declare an input; its name."""
+
+    def output(self, name: str) -> None:
+        """Declare that a value is an output."""
+
+    def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """Add a step; the name of its output. Raises Unknown where the format has none like it."""
+
+    def constant(self, tensor: Tensor) -> str:
+        """Add a constant of any shape; its name."""
 
 
 def network_graph(model: nn.Module, example: tuple[Tensor, ...], *, dynamic: bool) -> bytes:
@@ -79,32 +98,34 @@ def cannot_export(model: nn.Module, form: str, error: Exception) -> str:
 def layer_graph(layer: Layer, module: nn.Module, batch: int, dtype: torch.dtype = torch.float32) -> bytes:
     """One layer as ONNX, with the weights of `module`, which layer.build() gave."""
     writer = Writer(dtype)
-    names = ["input", "other"] if layer.op == "add" else ["input"]
-    inputs = [writer.input(name, shape) for name, shape in zip(names, layer.shapes(batch), strict=True)]
-    writer.output(_layer(writer, layer, module, inputs))
+    write_layer(writer, layer, module, batch)
     return writer.content()
 
 
 def chain_graphs(
     layer: Layer, module: nn.Module, batch: int, *, first: bool, dtype: torch.dtype = torch.float32
 ) -> tuple[bytes, bytes]:
-    """The layer between neighbours, and the same neighbours without it; `first` where it reads the image.
+    """The layer between neighbours, and the same neighbours without it (see `write_chain`), as ONNX."""
+    one, other = Writer(dtype), Writer(dtype)
+    write_chain(one, layer, module, batch, first=first)
+    write_chain(other, layer, None, batch, first=first)
+    return one.content(), other.content()
+
+
+def write_layer(writer: GraphWriter, layer: Layer, module: nn.Module, batch: int) -> None:
+    """One layer, with the weights of `module`, which layer.build() gave."""
+    names = ["input", "other"] if layer.op == "add" else ["input"]
+    inputs = [writer.input(name, shape) for name, shape in zip(names, layer.shapes(batch), strict=True)]
+    writer.output(_layer(writer, layer, module, inputs))
+
+
+def write_chain(writer: GraphWriter, layer: Layer, module: nn.Module | None, batch: int, *, first: bool) -> None:
+    """The layer between neighbours, or the same neighbours without a module; `first` where it reads the image.
 
     A head makes each input of the layer out of one channel, so that it arrives in the memory layout that convolutions
     leave; a tail for each head looks at four pixels of what comes out, so that the layer must leave it as a
     convolution wants it. Both cost next to nothing. A linear layer has no layout: its head is a ReLU, its tail nothing.
     """
-    both = (_chain(layer, each, batch, first, dtype) for each in (module, None))
-    return next(both), next(both)
-
-
-def is_first(layer: Layer, shapes: Sequence[Shape]) -> bool:
-    """Whether the layer reads the first of the network's inputs, which have these shapes, and not another layer."""
-    return (layer.inputs, *layer.size) == shapes[0]
-
-
-def _chain(layer: Layer, module: nn.Module | None, batch: int, first: bool, dtype: torch.dtype) -> bytes:
-    writer = Writer(dtype)
     heads = [_head(writer, layer, shape, first) for shape in layer.shapes(batch)]
     lasts = heads if module is None else [_layer(writer, layer, module, heads)] * len(heads)
     channels, size = (layer.inputs, layer.size) if module is None else (layer.outputs, layer.output_size)
@@ -113,10 +134,14 @@ def _chain(layer: Layer, module: nn.Module | None, batch: int, first: bool, dtyp
         writer.output(_tail(writer, heads[0], layer.inputs, layer.size))
     for last in lasts:
         writer.output(last if layer.op == "linear" else _tail(writer, last, channels, size))
-    return writer.content()
 
 
-def _head(writer: "Writer", layer: Layer, shape: Shape, first: bool) -> str:
+def is_first(layer: Layer, shapes: Sequence[Shape]) -> bool:
+    """Whether the layer reads the first of the network's inputs, which have these shapes, and not another layer."""
+    return (layer.inputs, *layer.size) == shapes[0]
+
+
+def _head(writer: GraphWriter, layer: Layer, shape: Shape, first: bool) -> str:
     name = f"input{len(writer.inputs)}"
     if first:
         return writer.input(name, shape)
@@ -127,14 +152,14 @@ def _head(writer: "Writer", layer: Layer, shape: Shape, first: bool) -> str:
     return writer.node("Conv", [writer.input(name, (batch, 1, *size)), weight])
 
 
-def _tail(writer: "Writer", last: str, channels: int, size: Sizes) -> str:
+def _tail(writer: GraphWriter, last: str, channels: int, size: Sizes) -> str:
     # not 1x1: OpenVINO moves the stride of a 1x1 convolution into the layer before it
     kernel = [min(side, 2) for side in size]
     weight = writer.constant(torch.randn(TAIL, channels, *kernel))
     return writer.node("Conv", [last, weight], kernel_shape=kernel, strides=size)
 
 
-def _layer(writer: "Writer", layer: Layer, module: nn.Module, inputs: list[str]) -> str:
+def _layer(writer: GraphWriter, layer: Layer, module: nn.Module, inputs: list[str]) -> str:
     """The operator, then its norm and activation; the name of what comes out."""
     last = writer.node("Add", inputs) if layer.op == "add" else inputs[0]
     for part in module.modules():
@@ -143,7 +168,7 @@ def _layer(writer: "Writer", layer: Layer, module: nn.Module, inputs: list[str])
     return last
 
 
-def module_node(writer: "Writer", module: nn.Module, name: str, rank: int, norm: Norm | None = None) -> str:
+def module_node(writer: GraphWriter, module: nn.Module, name: str, rank: int, norm: Norm | None = None) -> str:
     """One module for an input with this many dimensions; the name of what comes out. A `norm` becomes part of it.
 
     Raises where the module, or an option of it, is not known here.
@@ -192,7 +217,7 @@ def module_node(writer: "Writer", module: nn.Module, name: str, rank: int, norm:
             raise Unknown(module)
 
 
-def _folded(writer: "Writer", conv: nn.modules.conv._ConvNd, norm: Norm | None) -> list[str]:
+def _folded(writer: GraphWriter, conv: nn.modules.conv._ConvNd, norm: Norm | None) -> list[str]:
     """Weight and bias of a convolution and the norm after it, without a bias of zeros; their names."""
     weight: Tensor = conv.weight
     bias = torch.zeros(conv.out_channels, device=weight.device) if conv.bias is None else conv.bias

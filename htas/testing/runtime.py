@@ -1,7 +1,7 @@
 """What a runtime must keep."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import pytest
 import torch
@@ -82,6 +82,8 @@ class RuntimeContract:
     options: Mapping[str, Value] = {}
     """target.options"""
     device: str = "cpu"
+    lacks: Collection[str] = ()
+    """Names of LAYERS that the runtime has nothing like: it must refuse them, and name the layer."""
 
     @pytest.fixture
     def plugin(self) -> str:
@@ -103,6 +105,15 @@ class RuntimeContract:
         """What it computes in on this machine."""
         kind: type[Runtime] = find(runtimes, Runtime, plugin)  # type: ignore[type-abstract]
         return kind.precisions(self.device)
+
+    def is_refused(self, runtime: Runtime, layer: Layer) -> bool:
+        """Whether the runtime lacks the layer; it must say so, then."""
+        if layer not in [LAYERS[name] for name in self.lacks]:
+            return False
+        for build in (runtime.compile_layer, runtime.chain):
+            with pytest.raises(UserError, match=f"the layer {layer.op}"):
+                build(layer)
+        return True
 
     @staticmethod
     def close(outputs: Tensor, expected: Tensor, runtime: Runtime) -> None:
@@ -194,6 +205,8 @@ class RuntimeContract:
             expected = module(*example)
         for precision in self.precisions(plugin):
             runtime = self.opened(plugin, precision=precision)
+            if self.is_refused(runtime, layer):
+                continue
             with runtime.session():
                 program = runtime.compile_layer(layer)
                 program.run()
@@ -207,6 +220,8 @@ class RuntimeContract:
         runtime = self.opened(plugin)
         if type(runtime).chain is Runtime.chain:
             assert runtime.chain(layer) is None and self.device not in runtime.chained
+            return
+        if self.is_refused(runtime, layer):
             return
         pair = runtime.chain(layer)
         assert pair is not None or self.device not in runtime.chained, "`chained` promises a chain of every layer"
