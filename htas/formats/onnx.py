@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from io import StringIO
 from typing import Any, Protocol
 
@@ -33,6 +34,40 @@ Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 class Unknown(Exception):
     """A step that is not known here."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a convolution or a pool looks at its input; a number for each dimension of the pixels."""
+
+    kernel: Sizes
+    stride: Sizes
+    padding: Sizes
+    dilation: Sizes
+    output_padding: Sizes
+    groups: int = 1
+
+    @staticmethod
+    def of(kernel: Sequence[int], **attributes: Any) -> "Window":
+        """That of ONNX's attributes, or of some of them; raises Unknown where two sides are padded differently."""
+        dims = len(kernel)
+        pads = tuple(attributes.get("pads", (0,) * 2 * dims))
+        if pads[:dims] != pads[dims:]:
+            raise Unknown("other padding on the other side")
+        usual = {"strides": (1,) * dims, "dilations": (1,) * dims, "output_padding": (0,) * dims}
+        stride, dilation, more = (tuple(attributes.get(name, sizes)) for name, sizes in usual.items())
+        return Window(tuple(kernel), stride, pads[:dims], dilation, more, attributes.get("group", 1))
+
+    def sizes(self, before: Sequence[int], *, transposed: bool = False) -> Sizes:
+        """Of the output, for an input of these sizes."""
+        spans = [
+            far * (side - 1) + 1 - 2 * pad
+            for far, side, pad in zip(self.dilation, self.kernel, self.padding, strict=True)
+        ]
+        if transposed:
+            steps = zip(before, self.stride, spans, self.output_padding, strict=True)
+            return tuple((size - 1) * step + span + more for size, step, span, more in steps)
+        return tuple((size - span) // step + 1 for size, step, span in zip(before, self.stride, spans, strict=True))
 
 
 class GraphWriter(Protocol):
