@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from htas.data.split import Shape
 from htas.errors import UserError
-from htas.formats.onnx import Unknown, cannot_export, quiet
+from htas.formats.onnx import Unknown, Window, cannot_export, quiet
 from htas.plugins import needed
 
 TAG = struct.pack("<I", 0)
@@ -226,15 +226,13 @@ class NcnnWriter:
         values = [name for name in inputs if name not in self.constants]
         constants = [self.constants[name] for name in inputs if name in self.constants]
         shape = self.shapes.get(values[0])
+        kernel = attributes.get("kernel_shape") or (constants[0].shape[2:] if op.startswith("Conv") else ())
+        window = Window.of(kernel, **attributes)
         match op:
-            case "Conv" if (
-                shape is not None
-                and set(shape[2:]) == {1} == set(constants[0].shape[2:])
-                and (attributes.get("group", 1) == 1)
-            ):
+            case "Conv" if shape is not None and {*shape[2:], *kernel, window.groups} == {1}:
                 output = self._weighted("InnerProduct", values, [constants[0].flatten(1), *constants[1:]])
             case "Conv" | "ConvTranspose":
-                output = self._convolution(op == "ConvTranspose", values, constants, attributes)
+                output = self._convolution(op == "ConvTranspose", values, constants, window)
             case "Gemm":
                 output = self._weighted("InnerProduct", values, constants)
             case "MatMul" if len(constants) == 1 and shape is not None:
@@ -242,15 +240,16 @@ class NcnnWriter:
             case "Add" if constants:
                 return self._biased(values[0], constants[0])
             case "MaxPool" | "AveragePool":
-                output = self._pool(op == "AveragePool", values, attributes)
+                counted = attributes.get("count_include_pad") if op == "AveragePool" else None
+                output = self._pool(values, window, counted)
             case "GlobalAveragePool" if shape is not None:
                 output = self._step(f"Pooling{SUFFIXES[len(shape) - 2]}", values, "0=1 4=1")
             case "BatchNormalization":
                 output = self._normed(values[0], constants, attributes["epsilon"])
             case _:
-                output = self._elementwise(op, values, constants, attributes)
+                output = self._elementwise(op, values, constants, **attributes)
         if shape is not None:
-            self.shapes[output] = shape if op in ELEMENTWISE else _after(op, shape, constants, attributes)
+            self.shapes[output] = shape if op in ELEMENTWISE else _after(op, shape, constants, window)
         return output
 
     def content(self) -> NcnnModel:
@@ -293,18 +292,11 @@ class NcnnWriter:
         outputs = weights[0].shape[0]
         return self._step(kind, inputs, settings, weights=list(weights), tagged=True, outputs=outputs)
 
-    def _convolution(
-        self, transposed: bool, inputs: Sequence[str], weights: list[Tensor], attributes: Mapping[str, Any]
-    ) -> str:
-        weight, groups = weights[0], attributes.get("group", 1)
-        kernel = tuple(weight.shape[2:])
-        dims = len(kernel)
-        one, pads = (1,) * dims, attributes.get("pads", (0,) * 2 * dims)
-        if tuple(pads[:dims]) != tuple(pads[dims:]):
-            raise Unknown("padding")
-        options = [kernel, attributes.get("dilations", one), attributes.get("strides", one), pads[:dims]]
+    def _convolution(self, transposed: bool, inputs: Sequence[str], weights: list[Tensor], window: Window) -> str:
+        weight, groups, dims = weights[0], window.groups, len(window.kernel)
+        options = [window.kernel, window.dilation, window.stride, window.padding]
         if transposed:
-            options.append(attributes["output_padding"])
+            options.append(window.output_padding)
             each = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2)  # [groups, outputs, inputs, *kernel]
             weight = each.flatten(0, 1)
         words = [
@@ -336,22 +328,19 @@ class NcnnWriter:
         self._last(last.inputs[0]).weights.append(bias)
         return name
 
-    def _pool(self, average: bool, inputs: Sequence[str], attributes: Mapping[str, Any]) -> str:
-        kernel = attributes["kernel_shape"]
-        dims = len(kernel)
-        one, pads = (1,) * dims, attributes.get("pads", (0,) * 2 * dims)
-        if tuple(pads[:dims]) != tuple(pads[dims:]):
-            raise Unknown("padding")
-        if set(attributes.get("dilations", one)) != {1}:
+    def _pool(self, inputs: Sequence[str], window: Window, counted: int | None) -> str:
+        """A pool; `counted` says of an average whether padding counts, and is None for a maximum."""
+        dims = len(window.kernel)
+        if set(window.dilation) != {1}:
             raise Unknown("a pool with dilation")
-        options = kernel, attributes.get("strides", one), pads[:dims]
+        options = window.kernel, window.stride, window.padding
         words = [
             f"{number}={value[-1 - axis]}"
             for axis in range(dims)
             for number, value in zip(POOL_AXES[axis], options, strict=True)
         ]
-        counted = f" 6={attributes.get('count_include_pad', 0)}" if average else ""
-        return self._step(f"Pooling{SUFFIXES[dims]}", inputs, f"0={int(average)} 5=1 " + " ".join(words) + counted)
+        kind, last = (0, "") if counted is None else (1, f" 6={counted}")
+        return self._step(f"Pooling{SUFFIXES[dims]}", inputs, f"0={kind} 5=1 {' '.join(words)}{last}")
 
     def _normed(self, name: str, tensors: list[Tensor], eps: float) -> str:
         """A norm, part of the convolution or linear layer before it."""
@@ -366,9 +355,7 @@ class NcnnWriter:
         step.weights = [weight * factor.view(-1, *(1 for _ in weight.shape[1:])), shift + (bias - mean) * factor]
         return name
 
-    def _elementwise(
-        self, op: str, inputs: Sequence[str], constants: list[Tensor], attributes: Mapping[str, Any]
-    ) -> str:
+    def _elementwise(self, op: str, inputs: Sequence[str], constants: list[Tensor], **attributes: Any) -> str:
         match op:
             case "Mul" if len(inputs) == 2:  # SiLU, as ONNX writes it
                 sigmoid = self._last(inputs[1])
@@ -429,23 +416,14 @@ def _weight_bytes(step: _Step) -> bytes:
     return (TAG if step.tagged else b"") + b"".join(arrays)
 
 
-def _after(op: str, shape: Shape, constants: Sequence[Tensor], attributes: Mapping[str, Any]) -> Shape:
+def _after(op: str, shape: Shape, constants: Sequence[Tensor], window: Window) -> Shape:
     """The output's shape of a step with weights or a window, for an input [N, channels, *size]."""
     batch, channels, *size = shape
-    if op == "GlobalAveragePool":
-        return (batch, channels, *(1 for _ in size))
-    if op == "Gemm":
-        return (batch, len(constants[0]))
-    kernel = attributes["kernel_shape"] if "kernel_shape" in attributes else tuple(constants[0].shape[2:])
-    one, pads = (1,) * len(size), attributes.get("pads", (0,) * 2 * len(size))
-    strides, dilations = attributes.get("strides", one), attributes.get("dilations", one)
-    spans = [far * (side - 1) + 1 - 2 * pad for far, side, pad in zip(dilations, kernel, pads, strict=False)]
-    if op == "ConvTranspose":
-        channels, more = constants[0].shape[1] * attributes["group"], attributes["output_padding"]
-        after = [
-            (side - 1) * step + span + extra for side, step, span, extra in zip(size, strides, spans, more, strict=True)
-        ]
-    else:
-        channels = len(constants[0]) if op == "Conv" else channels
-        after = [(side - span) // step + 1 for side, step, span in zip(size, strides, spans, strict=True)]
-    return (batch, channels, *after)
+    match op:
+        case "GlobalAveragePool":
+            return (batch, channels, *(1 for _ in size))
+        case "Gemm":
+            return (batch, len(constants[0]))
+        case "ConvTranspose":
+            return (batch, constants[0].shape[1] * window.groups, *window.sizes(size, transposed=True))
+    return (batch, len(constants[0]) if op == "Conv" else channels, *window.sizes(size))
