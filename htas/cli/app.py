@@ -38,6 +38,8 @@ def call(argv: Sequence[str]) -> None:
     if verb and not verb.startswith("-") and verb not in VERBS:
         raise UserError(text.no_such("verb", verb, VERBS))
     overrides, words = split_overrides(argv) if verb in CONFIGURED else ([], list(argv))
+    if verb == "doctor":  # it has no configuration, and the options of its target have their names in one, too
+        words = [word.replace("--target.", "--", 1) if word.startswith("--target.") else word for word in words]
     columns = os.get_terminal_size().columns if sys.stdout.isatty() else 120  # help is 120 wide, or as the terminal
     console = Console(width=min(columns, 120), highlight=False)
     try:

@@ -20,6 +20,9 @@ Tensorboard = Annotated[
 ]
 Again = Annotated[bool, Parameter(help="redo the stage though it is finished")]
 Device = Annotated[Literal["cpu", "cuda"] | None, Parameter(help="where they run (cpu)")]
+Host = Annotated[
+    str | None, Parameter(help="the machine to measure: ssh://user@board, or exec:COMMAND that starts its Python")
+]
 Image = Annotated[
     str | None,
     Parameter(
@@ -41,6 +44,12 @@ class TargetOptions:
     """The flags that say where and how networks run; None is the target's default."""
 
     runtime: Annotated[str | None, Parameter(help="what runs the networks: eager, onnxruntime, ...")] = None
+    host: Annotated[
+        str | None,
+        Parameter(
+            help="the machine that they run on: ssh://user@board, or exec:COMMAND that starts its Python (this one)",
+        ),
+    ] = None
     device: Device = None
     batch: Annotated[int | None, Parameter(help="images per call (4 on cpu, 1024 on cuda)")] = None
     threads: Annotated[int | None, Parameter(help="CPU threads (every core)")] = None
@@ -56,6 +65,8 @@ class TargetOptions:
         from htas.timing.target import Target
 
         values: dict[str, Any] = {name: getattr(self, name) for name in self.flags()}
+        if self.host and self.runtime is None:
+            values["runtime"] = "onnxruntime"  # the only one that the agent has
         target = Target(**values | ({"shapes": shapes} if shapes else {}))
         check_runtime(target)
         return target

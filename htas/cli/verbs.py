@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from htas.cli.experiments import compare, fastest, reproduce, sweep
 from htas.cli.help import completion, options
 from htas.cli.networks import doctor, inspect, measure
-from htas.cli.parameters import Again, Command, Json, Out, Overrides, Source, Tensorboard
+from htas.cli.parameters import Again, Command, Host, Json, Out, Overrides, Source, Tensorboard
 from htas.cli.sources import ensure_stage, open_run
 from htas.cli.store import store
 from htas.console.terminal import show
@@ -39,10 +39,17 @@ def run(
 
 
 def survey(
-    config: Source, /, *, overrides: Overrides, json: Json = False, out: Out = None, again: Again = False
+    config: Source,
+    /,
+    *,
+    overrides: Overrides,
+    host: Host = None,
+    json: Json = False,
+    out: Out = None,
+    again: Again = False,
 ) -> None:
     """Measure the latency of every distinct layer at every width, draw the curves, and print the widths chosen."""
-    job = open_run(config, overrides, out)
+    job = open_run(config, overrides if host is None else [*overrides, f"--target.host={host}"], out)
     ensure_stage("survey", job, again)
     from htas.run import stages
 

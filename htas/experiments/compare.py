@@ -32,7 +32,6 @@ from htas.run.run import Run, Sources
 from htas.run.stage import made_from
 from htas.text import TextTable, listing, plural
 from htas.timing.measurement import Measurement
-from htas.timing.target import machine
 
 GUESS = 1e-3
 """Seconds of a call, where no network's latency is predicted: how often to read them follows from it."""
@@ -156,7 +155,7 @@ class Comparison:
             guessed = [replace(row, predicted=row.predicted or most) for row in rows.values()]
             readings = run_rows.measure_rows(first, guessed, modules, f"measuring {plural(len(rows), 'network')}, %")
             latencies = tuple((*name, marks[name], reading) for name, reading in zip(rows, readings, strict=True))
-            record = LatenciesRecord(machine(), latencies)
+            record = LatenciesRecord(first.target.machine(), latencies)
             write_record(path, record, inputs=key, took=time.monotonic() - started)
         record = read_record(path, LatenciesRecord) if path.exists() else LatenciesRecord()
         by_mark = {mark: reading for _, _, mark, reading in record.latencies}

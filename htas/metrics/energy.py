@@ -131,6 +131,11 @@ class Energy(Metric):
     def check(self) -> None:
         """Raise UserError where this machine has no meter that can be read."""
         self.target.check()
+        if self.target.host:
+            raise UserError(
+                "energy reads the meter of this machine only, and target.host is another one; leave energy out, or run "
+                "htas there"
+            )
         meter(self.target.device, self.powercap)
 
     def reread(self, seed: int, predicted: Sequence[float] = ()) -> Self:
@@ -140,7 +145,7 @@ class Energy(Metric):
     def measure(self, cases: Sequence[Case], *, on_round: OnRound = None, pending: Pending = None) -> list[Measurement]:
         """One measurement for each case, in joules; a repeated case is measured once. Raises UserError without a
         meter."""
-        self.target.check()
+        self.check()
         counters, runtime = meter(self.target.device, self.powercap), open_runtime(self.target)
         survey, context = uuid4().hex[:12], {**runtime.context(), "meter": counters.name}
         readings: dict[Case, list[float]] = {case: [] for case in cases}

@@ -15,7 +15,6 @@ from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, OnRound, Pending
 from htas.runtimes import Program, Runtime, open_runtime
 from htas.timing.bench import Bench, Call, Readings
-from htas.timing.contention import Watch, priority
 from htas.timing.measurement import BLOCKS, LOW, Measurement
 
 if TYPE_CHECKING:
@@ -103,11 +102,11 @@ class Latency(Metric):
             if on_round is not None:
                 on_round(share, figures)
 
-        bench = Bench(timer, self.rounds, self.limit, self.reading, seed=self.seed)
-        with runtime.session(), torch.random.fork_rng(devices=[]), priority() as raised:
+        bench = Bench(timer, self.rounds, self.limit, self.reading, seed=self.seed, now=runtime.now)
+        with runtime.session(), torch.random.fork_rng(devices=[]), runtime.priority() as raised:
             torch.default_generator.manual_seed(self.seed)
             calls.prepare()
-            watch = Watch(self.target.device)
+            watch = runtime.watch()
             context["priority"] = "raised" if raised else "usual"
             readings = bench.run(
                 calls.build,
@@ -118,7 +117,9 @@ class Latency(Metric):
                 pending=open_calls if pending is not None else None,
                 on_round=heard,
             )
-        return measurements(readings, watch.remarks())
+            remarks = watch.remarks()
+            context |= watch.context()
+        return measurements(readings, remarks)
 
     def chained(self, runtime: Runtime) -> bool:
         """Whether layers are timed in a chain."""

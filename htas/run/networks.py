@@ -26,7 +26,7 @@ from htas.spaces import inspection
 from htas.spaces.survey import EACH
 from htas.text import TextTable
 from htas.timing.measurement import Measurement
-from htas.timing.target import Target, machine
+from htas.timing.target import Target
 
 CLASSES = {"cifar10": 10, "cifar100": 100}
 
@@ -111,5 +111,5 @@ def inspect(network: Network, target: Target, title: str, folder: Path) -> tuple
         inspected = inspection.inspect(
             network, lambda seconds: Latency(target, rounds=MAX_ROUNDS, limit=seconds), each, shares(bar)
         )
-    facts = {**machine(), **inspected.whole.context, "htas": __version__}
+    facts = {**target.machine(), **inspected.whole.context, "htas": __version__}
     return page(f"{title}: {target.device}, {target.runtime}", inspected, facts, folder)

@@ -38,7 +38,7 @@ from htas.spaces.remember import CachedMetric
 from htas.spaces.space import Space
 from htas.strategies import SupernetStrategy
 from htas.timing.store import Store
-from htas.timing.target import Target, affinity, machine
+from htas.timing.target import Target
 
 T = TypeVar("T")
 UNSTARTED = ("config.toml", "environment.json", "command.json", PROGRESS, f".{PROGRESS}.part")
@@ -172,7 +172,9 @@ class Run:
         if options.store == "none":
             return metric
         store = Store() if options.store == "user" else Store(Path(options.store).expanduser())
-        place = digest(self.place, affinity(), options.seconds, metric.reading)  # other lengths share no readings
+        place = digest(
+            self.place, self.target.affinity(), options.seconds, metric.reading
+        )  # other lengths share no readings
         return CachedMetric(metric.target, metric, "latency", store, place, fresh)
 
     @property
@@ -248,7 +250,7 @@ def packages() -> dict[str, str]:
 def write_environment(run: Run) -> None:
     """Write seed, versions and machine of the run, as they are now, into environment.json."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    host = {"machine": machine(), "packages": packages(), "host": platform.machine(), "date": date}
+    host = {"machine": run.target.machine(), "packages": packages(), "host": platform.machine(), "date": date}
     facts = {"seed": run.config.seed, "fingerprint": run.target.fingerprint(), "htas": __version__}
     write_json(run.folder / "environment.json", {**facts, **host})
 

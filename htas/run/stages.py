@@ -104,7 +104,8 @@ def survey_page(run: Run) -> tuple[Path, TextTable]:
     title = f"Survey of {config.family.title}: {config.target.device}, {config.target.runtime}"
     layers = f"{record.cases}" + (f", and {record.interpolated} interpolated" if record.interpolated else "")
     seconds = round(read_record(run.folder / "survey.json", StageHeader).took, 1)
-    facts = {**machine(), **record.context, "layers": layers, "seconds": seconds}
+    here = {} if config.target.host else machine()
+    facts = {**here, **record.context, "layers": layers, "seconds": seconds}
     return page(title, curves, record.doubts, _decided(curves), facts, run.folder)
 
 

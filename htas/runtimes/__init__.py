@@ -4,6 +4,7 @@ A runtime is one file of this folder; its name is the target's `runtime`.
 """
 
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +20,7 @@ from htas.plugins import find
 from htas.plugins.options import options_of
 from htas.text import listing
 from htas.timing.bench import CudaTimer, HostTimer, Timer
+from htas.timing.contention import Watch, priority
 from htas.timing.target import Target, runtime_options
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ class Runtime(ABC):
     """Why a precision is missing; ends the sentence that refuses it."""
     what: ClassVar[str] = ""
     """The runtime in words; empty for its name."""
+    remote: ClassVar[bool] = False
+    """Whether the agent on another machine (target.host) has this runtime."""
     target: Target
 
     @classmethod
@@ -103,6 +107,18 @@ class Runtime(ABC):
         """Drop what the runtime keeps for all programs, so that later programs build it again."""
         return None
 
+    def watch(self) -> Watch:
+        """Notes from now on what happens to the machine that programs run on."""
+        return Watch(self.target.device)
+
+    def priority(self) -> AbstractContextManager[bool]:
+        """A context in which programs have priority over others, where the system allows; yields whether it does."""
+        return priority()
+
+    def now(self) -> float:
+        """Seconds of the clock by which the time for reading is limited."""
+        return time.monotonic()
+
     def session(self) -> AbstractContextManager[object]:
         """A context with the settings that programs need; the old ones return at its end."""
         return nullcontext()
@@ -120,7 +136,21 @@ def open_runtime(target: Target) -> Runtime:
     target.check()
     kind: type[Runtime] = find(sys.modules[__name__], Runtime, target.runtime)  # type: ignore[type-abstract]
     _check_precision(kind, target)
+    if target.host:
+        return _on_host(kind, target)
     return kind(target, **runtime_options(target, options_of(kind)))
+
+
+def _on_host(kind: type[Runtime], target: Target) -> Runtime:
+    """The runtime on target.host; raises UserError where the agent has none by that name, or the device is away."""
+    if not kind.remote:
+        raise UserError(
+            f"target.runtime {target.runtime!r} runs on this machine only; on target.host use target.runtime "
+            "'onnxruntime'"
+        )
+    from htas.runtimes._remote import remote_runtime
+
+    return remote_runtime(target, runtime_options(target, options_of(kind)))
 
 
 def _check_precision(kind: type[Runtime], target: Target) -> None:

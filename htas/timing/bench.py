@@ -47,6 +47,16 @@ LOOKING = 0.5
 """Fraction of the rounds and of the time after which it adds none, and reads those that it has."""
 
 
+@dataclass(frozen=True)
+class Turn:
+    """Readings of one call in a row."""
+
+    lasted: tuple[float, ...]
+    """Seconds of each reading."""
+    loops: tuple[int, ...]
+    """Calls in each."""
+
+
 class Timer(ABC):
     """Times a run of calls on one device."""
 
@@ -56,6 +66,26 @@ class Timer(ABC):
     @abstractmethod
     def time(self, call: Call, loops: int) -> float:
         """Seconds that `loops` calls in a row take, their work on the device included."""
+
+    def settle(self, call: Call, reading: float, warmup: float) -> int:
+        """Warm a call up, for `warmup` seconds at most; returns how many calls in a row last `reading` seconds."""
+        return settle(call, self, reading, warmup)
+
+    def turns(self, calls: Sequence[tuple[Call, int]], least: float) -> list[Turn]:
+        """Readings of each call in this order, as long as its number of calls, or more so that they last `least`
+        seconds."""
+        return [self._turn(call, loops, least) for call, loops in calls]
+
+    def _turn(self, call: Call, loops: int, least: float) -> Turn:
+        call()  # untimed: others have filled the caches with their weights, and oneDNN's with their kernels
+        readings = []
+        for _ in range(REPEAT):
+            lasted = self.time(call, loops)
+            if 0 < lasted < least / 2 and loops < MOST_LOOPS:  # faster than it was when it was warmed up
+                loops = min(ceil(loops * least / lasted), 10 * loops, MOST_LOOPS)
+                lasted = self.time(call, loops)
+            readings.append((lasted, loops))
+        return Turn(*zip(*readings, strict=True))
 
 
 @dataclass(frozen=True)
@@ -261,7 +291,7 @@ class _Run:
         for number in missing:
             before = self.bench.now()
             call = self.build(number)
-            built[number] = call, settle(call, timer, reading, self.bench.warmup)
+            built[number] = call, timer.settle(call, reading, self.bench.warmup)
             self.price[number] = self.bench.now() - before
         old, self.built = self.built, built
         _let_go(old)
@@ -290,21 +320,16 @@ class _Run:
         least = self.bench.reading or self.bench.timer.shortest
         self.rng.shuffle(order)
         with collector_off():
-            for number in order:
-                call, loops = self.built[number]
-                call()  # untimed: others have filled the caches with their weights, and oneDNN's with their kernels
-                for _ in range(REPEAT):
-                    lasted = self.bench.timer.time(call, loops)
-                    if 0 < lasted < least / 2 and loops < MOST_LOOPS:  # faster than it was when it was warmed up
-                        loops = min(ceil(loops * least / lasted), 10 * loops, MOST_LOOPS)
-                        self.built[number] = call, loops
-                        lasted = self.bench.timer.time(call, loops)
-                    seconds = lasted / loops
-                    self.shortest[number] = min(lasted, self.shortest.get(number, inf))
-                    self.seconds.append(seconds)
-                    self.calls.append(number)
-                self.fastest[number] = min(seconds, self.fastest.get(number, inf))
-                slow.append(seconds / self.fastest[number] if seconds else 1.0)
+            turns = self.bench.timer.turns([self.built[number] for number in order], least)
+        for number, turn in zip(order, turns, strict=True):
+            for lasted, loops in zip(turn.lasted, turn.loops, strict=True):
+                seconds = lasted / loops
+                self.shortest[number] = min(lasted, self.shortest.get(number, inf))
+                self.seconds.append(seconds)
+                self.calls.append(number)
+            self.built[number] = self.built[number][0], turn.loops[-1]
+            self.fastest[number] = min(seconds, self.fastest.get(number, inf))
+            slow.append(seconds / self.fastest[number] if seconds else 1.0)
         return float(np.median(slow))
 
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +40,10 @@ class Watch:
     def remarks(self) -> tuple[str, ...]:
         """What may mislead, and what to do; empty where the machine was quiet, or the system does not report it."""
         return (*remarks(self._start, Usage.now()), *clock_remarks(self._clocks, self.device))
+
+    def context(self) -> Mapping[str, str]:
+        """What else belongs to the context of a measurement."""
+        return {}
 
 
 def clock(device: str) -> float:

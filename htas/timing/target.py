@@ -2,7 +2,7 @@
 
 import os
 import platform
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -29,6 +29,8 @@ class Target:
 
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the network runs."""
+    host: str = ""
+    """The machine that it runs on, ssh://user@board or exec:COMMAND that starts its Python; empty for this one."""
     runtime: str = "eager"
     """What runs it: a file of htas/runtimes, or your own class as 'package.module:Class'."""
     precision: Precision = "fp32"
@@ -36,7 +38,7 @@ class Target:
     batch: int = 0
     """Images per call; 0 means the paper's: 4 on CPU, 1024 on CUDA."""
     threads: int = 0
-    """CPU threads; 0 means every core this process may use."""
+    """CPU threads; 0 means every core that may be used there."""
     shapes: tuple[tuple[int, ...], ...] = ((3, 32, 32),)
     """Shape of each input, without the batch: channels, height and width of an image. A data set's shapes replace
     these."""
@@ -51,7 +53,16 @@ class Target:
             raise UserError(f"target.threads must be 0 (all cores) or more, got {self.threads}")
         if self.batch == 0:
             object.__setattr__(self, "batch", 4 if self.device == "cpu" else 1024)
-        if self.threads == 0:
+        if self.host:
+            from htas.timing.remote.address import address
+
+            address(self.host)
+            if self.device != "cpu":
+                raise UserError(
+                    f"target.host measures on a processor, got target.device {self.device!r}; use 'cpu', or run htas "
+                    "there"
+                )
+        elif self.threads == 0:
             object.__setattr__(self, "threads", usable_cores())
 
     @property
@@ -70,10 +81,16 @@ class Target:
     def facts(self) -> dict[str, str]:
         """Every field in words."""
         shapes = " and ".join("x".join(map(str, shape)) for shape in self.shapes)  # 3x32x32, 3x32x32 and 8
-        return {**{name: str(value) for name, value in asdict(self).items()}, "shapes": shapes}
+        values = {name: str(value) for name, value in asdict(self).items() if name != "host" or value}
+        return {**values, "shapes": shapes}
 
     def check(self) -> None:
         """Raise UserError where this machine is not the target's kind; its files can be read anywhere."""
+        if self.host:
+            from htas.timing.remote.device import device
+
+            device(self.host).check()
+            return
         import torch
 
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -83,7 +100,33 @@ class Target:
 
     def fingerprint(self) -> str:
         """Equal only for targets whose latencies may be compared: machine, versions and every field."""
-        return digest(asdict(self), machine())
+        fields = asdict(self.resolved())
+        del fields["host"]  # one device may have several addresses
+        return digest(fields, self.machine())
+
+    def resolved(self) -> "Target":
+        """The target with the number of threads that 0 means on its host."""
+        if self.threads or not self.host:
+            return self
+        from htas.timing.remote.device import device
+
+        return replace(self, threads=device(self.host).facts.cores)
+
+    def machine(self) -> dict[str, str | int]:
+        """What the machine is that networks run on; raises UserError where it cannot be reached."""
+        if not self.host:
+            return machine()
+        from htas.timing.remote.device import device
+
+        return dict(device(self.host).facts.machine)
+
+    def affinity(self) -> list[int]:
+        """The cores that networks may run on, by number; empty where the system does not say."""
+        if not self.host:
+            return affinity()
+        from htas.timing.remote.device import device
+
+        return list(device(self.host).facts.affinity)
 
 
 def runtime_options(target: Target, options: Options) -> Values:

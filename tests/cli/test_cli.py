@@ -470,7 +470,7 @@ def test_the_demo_runs_the_packaged_configuration(calls: Calls) -> None:
         ),
         (
             "survey some.toml --agian",
-            "htas survey has no option '--agian'; did you mean '--again'? it has: --json, --out, --again, "
+            "htas survey has no option '--agian'; did you mean '--again'? it has: --host, --json, --out, --again, "
             "--table.field=value",
         ),
         (

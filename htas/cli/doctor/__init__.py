@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import htas.runtimes
 from htas import plugins
+from htas.cli.doctor._device import device_machine, load_between
 from htas.cli.doctor._machine import Gpu, Load, Machine, between, gpus, machine, snapshot
 from htas.cli.doctor._noise import Noise, Outlook, listen, outlook
 from htas.errors import UserError
@@ -13,6 +14,7 @@ from htas.metrics.energy import meter
 from htas.runtimes import Runtime, open_runtime
 from htas.spaces.design import Design
 from htas.text import listing
+from htas.timing.remote.device import device
 from htas.timing.target import Target
 
 __all__ = ["Findings", "examine"]
@@ -79,11 +81,11 @@ class Findings:
 
     def lines(self) -> list[str]:
         """For a terminal: the machine in columns, then sentences."""
-        gpu = [("GPU", each.words) for each in self.gpus] or [("GPU", "none found")]
+        gpu = [("GPU", each.words) for each in self.gpus] or [("GPU", "none found")] * (not self.target.host)
         return [
-            *_block("this machine", [*self.machine.rows(), *self.load.rows(), *gpu]),
+            *_block(self.target.host or "this machine", [*self.machine.rows(), *self.load.rows(), *gpu]),
             *_block("runtimes", [(each.name, each.words) for each in self.runtimes]),
-            *_block("energy meters", [(each.name, each.words) for each in self.meters]),
+            *(_block("energy meters", [(each.name, each.words) for each in self.meters]) if self.meters else []),
             *self._test(),
             *(["", "what to try:", *(f"- {words}" for words in self.advice)] if self.advice else []),
         ]
@@ -104,6 +106,8 @@ def examine(target: Target, seconds: float = 10.0) -> Findings:
     if not seconds > 0:
         raise UserError(f"seconds must be above 0 (10 is usual), got {seconds}")
     plugins.find(htas.runtimes, Runtime, target.runtime)  # type: ignore[type-abstract]
+    if target.host:
+        return _examine_device(target.resolved(), seconds)
     before = snapshot()
     noise, trouble = None, ""
     try:
@@ -127,6 +131,39 @@ def examine(target: Target, seconds: float = 10.0) -> Findings:
         outlook=forecast,
         trouble=trouble,
     )
+
+
+def _examine_device(target: Target, seconds: float) -> Findings:
+    """The machine of target.host; raises UserError where it cannot be reached."""
+    with device(target.host).connected():
+        before = device(target.host).look()
+        noise, trouble = None, ""
+        try:
+            noise = listen(target, seconds)
+        except Exception as error:  # what is missing there is a finding
+            trouble = _line(error)
+        load = load_between(target.host, before, device(target.host).look())
+    return Findings(
+        target=target,
+        machine=device_machine(target.host),
+        load=load,
+        gpus=(),
+        runtimes=tuple(_installed(target.host)),
+        meters=(),
+        noise=noise,
+        outlook=outlook(noise.readings, Design.ties) if noise else None,
+        trouble=trouble,
+    )
+
+
+def _installed(host: str) -> list[Availability]:
+    """What networks need there."""
+    facts = device(host).facts
+    missing = [
+        Availability(name, False, trouble=f"{why}; install it there: {facts.executable} -m pip install {name}")
+        for name, why in facts.missing.items()
+    ]
+    return [*(Availability(name, True, {name: version}) for name, version in facts.versions.items()), *missing]
 
 
 def runtimes(target: Target) -> list[Availability]:

@@ -1,7 +1,6 @@
 """The noise of the target now, from a few ordinary layers that are read in turn for some seconds, and a forecast from
 it: whether a survey started now would be decided."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -16,7 +15,6 @@ from htas.metrics.latency import CHEAP
 from htas.runtimes import open_runtime
 from htas.text import milliseconds, percent, plural
 from htas.timing.bench import REPEAT, Bench, HostTimer
-from htas.timing.contention import priority
 from htas.timing.measurement import Measurement
 from htas.timing.target import Target
 
@@ -108,11 +106,11 @@ class Noise:
         }
 
 
-def listen(target: Target, seconds: float, now: Callable[[], float] = time.monotonic) -> Noise:
-    """Read the layers for about `seconds` of the clock `now`, as a survey does."""
+def listen(target: Target, seconds: float, now: Callable[[], float] | None = None) -> Noise:
+    """Read the layers for about `seconds` of the clock `now`, the runtime's own if None, as a survey does."""
     runtime = open_runtime(target)
-    with runtime.session(), torch.random.fork_rng(devices=[]), priority():
-        readings = Bench(runtime.timer(), rounds=MOST, limit=seconds, now=now).run(
+    with runtime.session(), torch.random.fork_rng(devices=[]), runtime.priority():
+        readings = Bench(runtime.timer(), rounds=MOST, limit=seconds, now=now or runtime.now).run(
             lambda number: runtime.compile_layer(LAYERS[number]).run,
             len(LAYERS),
             rebuild=runtime.build_seconds <= CHEAP,

@@ -1,0 +1,98 @@
+"""What a device says of itself, checked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from htas.files import RecordError, from_json
+from htas.timing.remote.pipe import Lost
+
+if TYPE_CHECKING:
+    from htas.timing.remote.pipe import Header
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class State:
+    """A device at one moment; None where it does not say."""
+
+    seconds: float
+    """Of its steady clock."""
+    wall: float
+    """Of the clock on its wall, since 1970."""
+    busy: float
+    """Processor seconds of all programs since it was started; 0 where it does not count."""
+    stolen: float
+    agent: float
+    """Processor seconds of the agent."""
+    average: tuple[float, ...]
+    hertz: float | None
+    celsius: float | None
+    throttling: tuple[str, ...]
+    """In words what slows it down now."""
+    hot: bool
+    """Whether that is heat."""
+    throttled: float
+    """Times that it was slowed down, where it counts them."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A device: what it is, what is installed and how it was when it was asked."""
+
+    processor: str
+    board: str
+    architecture: str
+    affinity: tuple[int, ...]
+    cores: int
+    logical: int | None
+    physical: int | None
+    flags: tuple[str, ...]
+    governor: str
+    hertz_most: float | None
+    turbo: bool | None
+    quota: float | None
+    memory: int
+    """Bytes."""
+    available: int
+    virtual: bool | None
+    container: bool
+    system: str
+    python: str
+    executable: str
+    versions: Mapping[str, str]
+    """Of what networks need there."""
+    missing: Mapping[str, str]
+    """What cannot be imported, and why."""
+    name: str
+    identity: str
+    """A hash of what no other device has."""
+    boot: str
+    """Of the time since it was started; another one after each start. Empty where it does not say."""
+    pid: int
+    """Of the agent."""
+    state: State
+
+    @property
+    def machine(self) -> dict[str, str]:
+        """What readings depend on, in the words of `machine()`."""
+        return {
+            "processor": self.processor,
+            "cores": str(self.cores),
+            "quota": "none" if self.quota is None else f"{self.quota:g} cores",
+            "architecture": self.architecture,
+            "gpu": "none",
+            "system": self.system,
+            "python": self.python,
+            **self.versions,
+            "measured on": f"{self.name} ({self.identity})",
+        }
+
+
+def checked(reply: "Header", kind: type[T]) -> T:
+    """A reply as a record; raises Lost where it lacks something, or has something of another kind."""
+    try:
+        return from_json(reply, kind, "the answer")
+    except RecordError as error:
+        raise Lost(f"sent an answer that makes no sense: {error.reason[:200]}") from error

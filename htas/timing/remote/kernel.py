@@ -1,0 +1,193 @@
+"""The first part of the agent: what the device's system says of itself. `pipe.source` puts agent.py below it.
+
+In the syntax of Python 3.8, without annotations; it runs on the device.
+"""
+
+import glob
+import hashlib
+import os
+import platform
+import sys
+import time
+
+ROOT = "/"
+"""Where proc and sys lie."""
+
+
+def text(*parts):
+    """The text of a file under ROOT; empty where it cannot be read."""
+    try:
+        with open(os.path.join(ROOT, *parts), "rb") as file:
+            return file.read(1 << 16).replace(b"\0", b"").decode("utf-8", "replace").strip()
+    except OSError:
+        return ""
+
+
+def files(pattern):
+    """The files under ROOT that fit a pattern, by name."""
+    return sorted(glob.glob(os.path.join(ROOT, pattern)))
+
+
+def number(words):
+    """A number; None for anything else."""
+    try:
+        return float(words)
+    except ValueError:
+        return None
+
+
+def numbers(paths):
+    """The numbers in files, of those that have one."""
+    return [value for value in (number(text(path)) for path in paths) if value is not None]
+
+
+def cpuinfo():
+    """What the kernel says of the first processor, by name."""
+    lines = [line.partition(":") for line in text("proc/cpuinfo").splitlines()]
+    return {name.strip(): value.strip() for name, _, value in reversed(lines)}
+
+
+def affinity():
+    """The cores that this process may run on, by number."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def quota():
+    """Cores that the tightest control group above this process grants; None without a limit."""
+    limits = []
+    for line in text("proc/self/cgroup").splitlines():
+        group, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if group != "0" and "cpu" not in controllers.split(","):
+            continue
+        parts = [part for part in path.split("/") if part]
+        for count in range(len(parts), -1, -1):
+            folder = os.path.join("sys/fs/cgroup", controllers, *parts[:count])
+            both = text(folder, "cpu.max").split()
+            if len(both) != 2:
+                both = [text(folder, "cpu.cfs_%s_us" % name) for name in ("quota", "period")]
+            granted, every = number(both[0]), number(both[1])
+            if granted and granted > 0 and every:
+                limits.append(granted / every)
+    return min(limits) if limits else None
+
+
+def memory():
+    """Bytes of memory: all of it, and what programs could take now."""
+    lines = [line.replace(":", " ").split() for line in text("proc/meminfo").splitlines()]
+    sizes = {line[0]: 1024 * int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}
+    return sizes.get("MemTotal", 0), sizes.get("MemAvailable", 0)
+
+
+def versions():
+    """The versions of what is needed; for what cannot be imported, why."""
+    installed, missing = {}, {}
+    for name in ("numpy", "onnxruntime"):
+        try:
+            installed[name] = str(__import__(name).__version__)
+        except Exception as error:  # a broken installation may raise anything
+            missing[name] = "%s: %s" % (type(error).__name__, " ".join(str(error).split())[:200])
+    return installed, missing
+
+
+def identity():
+    """A hash of what only this device has: the numbers of its board and its system, and its name."""
+    marks = [text("sys/firmware/devicetree/base/serial-number"), text("etc/machine-id"), platform.node()]
+    return hashlib.sha256("\n".join(marks).encode()).hexdigest()[:12]
+
+
+def describe():
+    """All that this device says of itself."""
+    info, (total, available), (installed, missing) = cpuinfo(), memory(), versions()
+    folder = "sys/devices/system/cpu"
+    cores = affinity()
+    siblings = [text(folder, "cpu%d" % core, "topology/thread_siblings_list") for core in cores]
+    governors = {text(folder, "cpu%d" % core, "cpufreq/scaling_governor") for core in cores}
+    most = numbers("%s/cpu%d/cpufreq/cpuinfo_max_freq" % (folder, core) for core in cores)
+    board = text("sys/firmware/devicetree/base/model")
+    flags = info.get("flags") or info.get("Features") or ""
+    off, boost = (text(folder, name) for name in ("intel_pstate/no_turbo", "cpufreq/boost"))
+    return {
+        "processor": info.get("model name") or board or info.get("Hardware") or platform.machine(),
+        "board": board,
+        "architecture": platform.machine(),
+        "affinity": cores,
+        "cores": len(cores),
+        "logical": os.cpu_count(),
+        "physical": None if "" in siblings else len(set(siblings)),
+        "flags": sorted(flags.split()),
+        "governor": ", ".join(sorted(name for name in governors if name)),
+        "hertz_most": 1e3 * max(most) if most else None,
+        "turbo": off == "0" if off else boost == "1" if boost else None,
+        "quota": quota(),
+        "memory": total,
+        "available": available,
+        "virtual": "hypervisor" in flags.split() if info.get("flags") else None,
+        "container": any(os.path.exists(os.path.join(ROOT, name)) for name in (".dockerenv", "run/.containerenv")),
+        "system": "%s %s" % (platform.system(), platform.release()),
+        "python": platform.python_version(),
+        "executable": sys.executable or "python3",
+        "versions": installed,
+        "missing": missing,
+        "name": platform.node(),
+        "identity": identity(),
+        "boot": text("proc/sys/kernel/random/boot_id"),
+        "pid": os.getpid(),
+        "state": state(),
+    }
+
+
+def state():
+    """The device at this moment: seconds used, clocks, temperatures and whether it says that it slows itself down."""
+    clocks = numbers("sys/devices/system/cpu/cpu%d/cpufreq/scaling_cur_freq" % core for core in affinity())
+    used = text("proc/stat").partition("\n")[0].split()[1:]
+    ticks = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+    times = [int(each) / ticks for each in used if each.isdigit()] + [0.0] * 8
+    times_of_agent = os.times()
+    flags, now, count = throttling()
+    return {
+        "seconds": time.monotonic(),
+        "wall": time.time(),
+        "busy": sum(times[:3]) + times[5] + times[6],
+        "stolen": times[7],
+        "agent": sum(times_of_agent[:4]),
+        "average": list(os.getloadavg()) if hasattr(os, "getloadavg") else [],
+        "hertz": 1e3 * max(clocks) if clocks else None,
+        "celsius": celsius(),
+        "throttling": flags,
+        "hot": now,
+        "throttled": count,
+    }
+
+
+def celsius():
+    """The temperature of the hottest sensor of the processor; None where there is none."""
+    zones = numbers(files("sys/class/thermal/thermal_zone*/temp"))
+    for folder in files("sys/class/hwmon/hwmon*"):
+        if text(folder, "name") in ("coretemp", "k10temp", "zenpower", "cpu_thermal"):
+            zones += numbers(files(os.path.join(folder, "temp*_input")))
+    degrees = [zone / 1e3 for zone in zones if 0 < zone < 200e3]
+    return max(degrees) if degrees else None
+
+
+PI = {0: "too little voltage", 1: "a capped clock", 2: "a throttled clock", 3: "the soft limit of temperature"}
+"""The bits of a Raspberry Pi's get_throttled that hold at this moment."""
+
+
+def throttling():
+    """In words what slows this device down now; whether that is heat; a count of times that only goes up."""
+    words, hot = [], False
+    for path in files("sys/devices/platform/soc/soc:firmware/get_throttled"):
+        try:
+            bits = int(text(path), 16)
+        except ValueError:
+            continue
+        words += [name for bit, name in sorted(PI.items()) if bits >> bit & 1]
+        hot = bool(bits & 0b1100)
+    for folder in files("sys/class/thermal/cooling_device*"):
+        if "cpufreq" in text(folder, "type") and (number(text(folder, "cur_state")) or 0) > 0:
+            words.append("a clock lowered against heat (%s)" % text(folder, "type"))
+            hot = True
+    counts = numbers(files("sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count"))
+    return words, hot, sum(counts)

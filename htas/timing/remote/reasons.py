@@ -1,0 +1,54 @@
+"""Why a device could not be reached: one sentence from what its command left behind."""
+
+from htas.timing.remote.pipe import Lost, Pipe
+
+PACKAGES = "sudo apt install python3 python3-pip, then python3 -m pip install numpy onnxruntime"
+
+
+def reason(pipe: Pipe, loss: Lost) -> str:
+    """What happened and what to do, to stand behind `the device`; the pipe is closed by now."""
+    lines = [line for line in map(_printable, pipe.stderr.decode(errors="replace").splitlines()) if line]
+    said, last, remedy = "\n".join(lines).lower(), lines[-1] if lines else "", pipe.address.remedy
+    over_ssh = pipe.address.written.startswith("ssh://")
+
+    def says(*words: str) -> bool:
+        return any(each in said for each in words)
+
+    if says("htas needs python 3.8"):
+        version = last.rpartition(" ")[2]
+        return f"has Python {version}, and the agent needs 3.8 or newer; install one there, and name it with exec:"
+    if says("no space left"):
+        return f"has no space left on its disk ({last}); free some there"
+    if over_ssh and pipe.code == 255:
+        if says("could not resolve hostname"):
+            return f"has a name that nobody knows ({last}); check it, or its entry in ~/.ssh/config"
+        if says("identification has changed"):
+            return (
+                "has another host key than the last time; if it was installed anew, remove the old one (ssh-keygen -R) "
+                f"and connect by hand once: {remedy}"
+            )
+        if says("host key verification failed"):
+            return f"has a host key that is not known yet; connect by hand once, and check it: {remedy}"
+        if says("permission denied"):
+            return f"refuses this user's key, and passwords are not asked for; put a key there with {_copy(remedy)}"
+        if says("refused", "timed out", "no route", "unreachable", "closed", "reset"):
+            return f"cannot be reached ({last}); check that it is on and lets ssh in: {remedy}"
+    if pipe.code == 127 or says("not found", "no such file"):
+        return f"has no Python by that name ({last or 'exit status 127'}); install it there: {PACKAGES}"
+    if str(loss).startswith("printed"):
+        return f"{loss}; its login shell must be silent: see ~/.bashrc there, and try by hand: {remedy}"
+    if str(loss).startswith("closed"):
+        noise = _printable(pipe.noise)
+        words = last or (f"it printed {noise[-200:]!r}" if noise else f"exit status {pipe.code}")
+        return f"ended before the agent spoke ({words}); try by hand: {remedy}"
+    more = f", and said {last!r}" if last else ""
+    return f"{loss}{more}; try by hand: {remedy}"
+
+
+def _copy(remedy: str) -> str:
+    """`ssh-copy-id -p 22 pi@board`"""
+    return remedy.replace("ssh", "ssh-copy-id", 1)
+
+
+def _printable(words: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in words).strip()[:300]

@@ -1,0 +1,161 @@
+"""ONNX Runtime behind an agent keeps the contract, and everything that measures works with it."""
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from htas.cli import main
+from htas.errors import UserError
+from htas.graph.layer import Layer
+from htas.metrics.energy import Energy
+from htas.metrics.latency import Latency
+from htas.runtimes import Runtime, open_runtime
+from htas.testing import RuntimeContract
+from htas.timing.remote.device import device
+from htas.timing.target import Target
+
+HERE = f"exec:{shlex.quote(sys.executable)}"
+ROOT = Path(__file__).parents[2]
+DEVICE = ROOT / "docs" / "device.md"
+FAKES = ROOT / "tests" / "timing" / "remote" / "fakes.py"
+LAYERS = [Layer("conv", 8, width, (8, 8), (3, 3), padding=(1, 1)) for width in (8, 16, 24)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A lock of these tests' own, and one agent for all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HTAS_LOCK", str(tmp_path_factory.mktemp("lock") / "lock"))
+        yield
+
+
+def fake(what: str) -> str:
+    return f"exec:{shlex.join([sys.executable, str(FAKES), what])}"
+
+
+def target(host: str = HERE) -> Target:
+    return Target(host=host, runtime="onnxruntime", batch=1, threads=1, shapes=((3, 8, 8),))
+
+
+@pytest.fixture(scope="class")
+def connected() -> Iterator[None]:
+    """One agent for all tests of a class."""
+    with device(HERE).connected():
+        yield
+
+
+@pytest.mark.usefixtures("connected")
+class TestRemote(RuntimeContract):
+    """The contract, by an agent of this machine."""
+
+    runtime = "onnxruntime"
+
+    def opened(self, plugin: str, **fields: object) -> Runtime:
+        return super().opened(plugin, host=HERE, **fields)
+
+
+def test_layers_are_read_in_chains_and_remade_in_between():
+    readings = Latency(target(), rounds=20, limit=5).measure(LAYERS)
+    assert all(len(each.values) >= 12 for each in readings)
+    context = readings[0].context
+    assert context["measured on"] == device(HERE).facts.machine["measured on"] and context["threads"] == "1"
+    assert readings[0].estimate > 0 and len({each.survey for each in readings}) == 1
+
+
+def test_a_device_that_slows_itself_down_raises_a_doubt():
+    (reading,) = Latency(target(fake("hot")), rounds=2).measure(LAYERS[:1])
+    assert any("slowed itself down meanwhile (a throttled clock)" in doubt for doubt in reading.doubts)
+    assert reading.context["throttling"] == "a throttled clock"
+    (reading,) = Latency(target(fake("warm")), rounds=2).measure(LAYERS[:1])
+    assert reading.context["temperature"] == "61.5 degrees C" and "throttling" not in reading.context
+
+
+def test_a_fingerprint_is_of_the_device_and_not_of_its_address():
+    other = f"exec:env {shlex.quote(sys.executable)}"
+    assert target().fingerprint() == target(other).fingerprint() != target("").fingerprint()
+    assert Target(host=HERE, runtime="onnxruntime").resolved().threads == device(HERE).facts.cores
+
+
+def test_two_devices_share_no_readings(tmp_path: Path):
+    assert target(fake(f"other {tmp_path / 'asked'}")).fingerprint() != target().fingerprint()
+
+
+def test_what_does_not_run_there_is_refused():
+    with pytest.raises(UserError, match=r"target.runtime 'eager' runs on this machine only; .* 'onnxruntime'"):
+        open_runtime(Target(host=HERE))
+    with pytest.raises(UserError, match=r"target.host measures on a processor, got target.device 'cuda'"):
+        Target(host=HERE, device="cuda")
+    with pytest.raises(UserError, match=r"target.host must be ssh://user@board"):
+        Target(host="board")
+    with pytest.raises(UserError, match="energy reads the meter of this machine only"):
+        Energy(target()).check()
+
+
+def test_a_layer_that_the_device_cannot_run_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("htas.runtimes._remote.layer_graph", lambda *_: b"no graph")
+    with pytest.raises(UserError, match="the device's ONNX Runtime cannot run the layer conv 3x3, 8 to 16 channels"):
+        open_runtime(target()).compile_layer(LAYERS[1])
+
+
+def test_networks_are_measured_by_name_there(capsys: pytest.CaptureFixture[str]):
+    assert main(["measure", "cifar_resnet:8", "--host", HERE, "--rounds", "2", "--batch", "1", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["runtime"] == "onnxruntime" and row["latency_ms"]["estimate"] > 0
+
+
+def test_the_doctor_says_what_the_device_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    from htas.cli import doctor
+
+    examine = doctor.examine
+    monkeypatch.setattr(doctor, "examine", lambda options: examine(options, 0.5))
+    assert main(["doctor", "--host", HERE, "--threads", "1"]) == 0
+    words = capsys.readouterr().out
+    assert words.startswith(HERE) and "readings now (onnxruntime, cpu, batch 4, threads 1)" in words
+    assert main(["doctor", f"--target.host={fake('no numpy')}"]) == 0
+    words = capsys.readouterr().out
+    assert "no_such_numpy  not here" in words and "-m pip install no_such_numpy" in words
+
+
+def test_a_device_that_is_not_there_ends_the_command_with_one_sentence(capsys: pytest.CaptureFixture[str]):
+    assert main(["doctor", "--host", "exec:no-such-command"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_search_space_is_surveyed_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Survey, design and the store, with widths and depths of a small network."""
+    monkeypatch.setenv("HTAS_STORE", str(tmp_path / "store.sqlite"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.toml").write_text(
+        '[family]\nname = "cifar_resnet"\ndepth = 8\n[target]\nruntime = "onnxruntime"\nbatch = 1\nthreads = 1\n'
+        "[survey]\nseconds = 4.0\nundecided = 1.0\n"
+    )
+    assert main(["survey", "small.toml", "--host", HERE]) == 0
+    environment = json.loads((tmp_path / "runs" / "small" / "environment.json").read_text())
+    assert environment["machine"] == device(HERE).facts.machine
+    survey = json.loads((tmp_path / "runs" / "small" / "survey.json").read_text())
+    assert survey["context"]["measured on"] == environment["machine"]["measured on"]
+    torch.manual_seed(0)
+
+
+COMMANDS = re.findall(
+    r"^htas .*$", "".join(re.findall(r"```bash\n(.*?)```", DEVICE.read_text(), re.DOTALL)), re.MULTILINE
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_of_the_document_run(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [word.replace("ssh://pi@board", HERE) for word in shlex.split(command)[1:]]
+    if words[0] in ("survey", "run"):
+        words = [str(ROOT / word) if word.endswith(".toml") else word for word in words]
+        words += ["--survey.seconds=4", "--survey.store=none", "--survey.undecided=1", "--target.threads=1"]
+        words += ["--split.limit=60", "--train.epochs=1", "--strategy.epochs=1", "--calibrate.networks=8"]
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 0

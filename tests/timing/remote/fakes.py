@@ -1,0 +1,78 @@
+"""Devices that misbehave: `python fakes.py WHAT` takes the agent from the pipe, as Python would, and spoils it."""
+
+import json
+import os
+import struct
+import sys
+import time
+
+WHAT = sys.argv[1]
+MAGIC = b"HTAS"
+
+
+def changed(source: str) -> str:
+    """The agent, spoilt."""
+    changes = {
+        "no numpy": ('("numpy", "onnxruntime")', '("no_such_numpy", "onnxruntime")'),
+        "old runtime": ("    return installed, missing", "    return {**installed, 'onnxruntime': '1.12.1'}, missing"),
+        "clock jump": ("    return clock() - start", "    return clock() - start + 3600"),
+        "negative": ("        lasted.append(seconds)", "        lasted.append(-seconds)"),
+        "disk full": ("    def open(self):\n", "    def open(self):\n        raise Refused('full', 'no space')\n"),
+        "hot": ("    flags, now, count = throttling()", "    flags, now, count = ['a throttled clock'], False, 3"),
+        "warm": ("    zones = numbers(", "    return 61.5\n    zones = numbers("),
+        "dies": ("        lasted, counts = [], []\n        gc", "        os._exit(1)\n        gc"),
+        "silent": ("        lasted, counts = [], []\n        gc", "        time.sleep(1000)\n        gc"),
+        "twice": ("self.sink.write(body)", "self.sink.write(body + b'x')"),
+    }
+    if WHAT.startswith("dies once "):  # a file that the first one leaves
+        place = WHAT[len("dies once ") :]
+        test = f"        if not os.path.exists({place!r}):"
+        new = f"{test}\n            open({place!r}, 'w').close()\n            os._exit(1)\n"
+        return source.replace("        gc.disable()\n", f"{new}        gc.disable()\n", 1)
+    if WHAT.startswith("other "):
+        place = WHAT[len("other ") :]
+        new = f"os.path.exists({place!r}) and 'b' or (open({place!r}, 'w').close() or 'a')"
+        source = source.replace('"identity": identity()', f'"identity": {new}')
+        return source.replace("        lasted, counts = [], []\n        gc", "        os._exit(1)\n        gc")
+    if WHAT in changes:
+        old, new = changes[WHAT]
+        assert old in source, f"the agent has no {old!r}"
+        return source.replace(old, new, 1)
+    return source
+
+
+def frame(header: object, body: int = 0, size: int | None = None) -> bytes:
+    words = json.dumps(header).encode()
+    return struct.pack(">4sII", MAGIC, len(words) if size is None else size, body) + words
+
+
+if __name__ == "__main__":
+    out = sys.stdout.buffer
+    if WHAT == "noise":
+        print("Welcome to board!\nlast login: never", flush=True)
+    if WHAT == "much noise":
+        out.write(b"no end " * 50000)
+        out.flush()
+        time.sleep(1000)
+    if WHAT == "old python":
+        sys.exit("htas needs Python 3.8 there, this is 3.6.9")
+    if WHAT == "nologin":
+        sys.exit("This account is currently not available.")
+    if WHAT == "never":
+        time.sleep(1000)
+    word = sys.stdin.buffer.readline().strip()
+    source = sys.stdin.buffer.read(int(sys.stdin.buffer.readline())).decode()
+    if WHAT in ("garbage", "too much", "no object", "another", "list", "mute"):
+        out.write(b"\nhtas-agent 1 " + word + b"\n")
+        answers = {
+            "garbage": os.urandom(4096),
+            "too much": frame({}, size=1 << 30),
+            "no object": frame([1, 2]),
+            "another": frame({"number": -5}),
+            "list": struct.pack(">4sII", MAGIC, 9, 0) + b"[" * 9,
+            "mute": b"",
+        }
+        out.write(answers[WHAT])
+        out.flush()
+        time.sleep(1000)
+    exec(compile(changed(source), "agent", "exec"), {"__name__": "__main__", "WORD": word})

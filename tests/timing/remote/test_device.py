@@ -1,0 +1,300 @@
+"""Another machine is measured as this one is, and one that misbehaves is one sentence."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from htas.errors import UserError
+from htas.formats.onnx import layer_graph
+from htas.graph.layer import Layer
+from htas.timing.remote import pipe
+from htas.timing.remote.address import address
+from htas.timing.remote.device import Deadlines, Device, Graph, RemoteProgram, Settings
+
+CONV = Layer("conv", 3, 5, (6, 6), (3, 3), padding=(1, 1))
+SETTINGS = Settings(threads=1, spin=50, reading=1e-4, warmup=0.001)
+FAKES = Path(__file__).with_name("fakes.py")
+SHORT = Deadlines(connect=3.0, open=5.0, read=1.0, away=1.0)
+QUICK = Deadlines(connect=1.0, open=5.0, read=0.3, away=0.5)
+"""For those that never answer."""
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not end by itself is ended soon."""
+    monkeypatch.setattr(pipe, "LEAVING", 0.3)
+
+
+@pytest.fixture
+def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A lock of the test's own, as others measure here too."""
+    monkeypatch.setenv("HTAS_LOCK", str(tmp_path / "lock"))
+    return tmp_path / "lock"
+
+
+@contextmanager
+def opened(what: str = "", deadlines: Deadlines = SHORT) -> Iterator[Device]:
+    """A device of this machine: an honest one, or a fake."""
+    command = [sys.executable, *([str(FAKES), what] if what else [])]
+    device = Device(address(f"exec:{shlex.join(command)}"), deadlines)
+    try:
+        yield device
+    finally:
+        device.close()
+
+
+def graph() -> tuple[Graph, Callable[[torch.Tensor], torch.Tensor]]:
+    """A small convolution as a graph and as a module."""
+    module = CONV.build().eval()
+    return Graph(layer_graph(CONV, module, 2)), module
+
+
+def program(device: Device) -> RemoteProgram:
+    return device.open(graph()[0], SETTINGS, None)
+
+
+def refusal(what: str) -> str:
+    """The sentence of a fake, as it is opened and read."""
+    started = time.monotonic()
+    deadlines = QUICK if what in ("never", "mute", "much noise", "silent") else SHORT
+    with opened(what, deadlines) as device, pytest.raises(UserError) as error:
+        device.read([(program(device), 1)], 1e-4, 3)
+    assert time.monotonic() - started < 30
+    words = str(error.value)
+    assert words.startswith("target.host exec:") and "\n" not in words and "Traceback" not in words
+    return words
+
+
+def children() -> set[int]:
+    """The processes below this one."""
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def test_the_device_computes_what_pytorch_computes(lock: Path):
+    onnx, module = graph()
+    with opened() as device, device.connected(), torch.no_grad():
+        program = device.open(onnx, SETTINGS, None)
+        images = torch.randn(2, 3, 6, 6)
+        content, shape, dtype = device.outputs(program, [images.numpy()])
+        outputs = np.frombuffer(content, dtype).reshape(shape)
+        assert np.allclose(outputs, module(images).numpy(), atol=1e-5)
+
+
+def test_readings_come_back_in_the_order_asked_with_their_calls(lock: Path):
+    with opened() as device, device.connected():
+        small, large = (
+            device.open(Graph(layer_graph(layer, layer.build(), 2)), SETTINGS, None)
+            for layer in (CONV, Layer("conv", 64, 64, (32, 32), (3, 3), padding=(1, 1)))
+        )
+        turns = device.read([(large, 1), (small, 2), (large, 1)], 0.0, 3)
+        assert [loops for _, loops in turns] == [(1, 1, 1), (2, 2, 2), (1, 1, 1)]
+        assert min(turns[0][0] + turns[2][0]) > min(turns[1][0]) / 2
+        ((seconds, loops),) = device.read([(small, 1)], 1e-3, 3)
+        assert loops[-1] > 1 and seconds[-1] >= 1e-4  # too short for the clock: repeated with more calls
+
+
+def test_it_says_what_it_is(lock: Path):
+    with opened() as device:
+        facts = device.facts
+        assert facts.cores == len(os.sched_getaffinity(0)) and facts.memory > 2**28 and not facts.missing
+        assert facts.versions.keys() == {"numpy", "onnxruntime"} and facts.identity in facts.machine["measured on"]
+        assert facts.python == ".".join(map(str, sys.version_info[:3]))
+    assert device._pipe is None
+
+
+def test_nothing_is_left_behind(lock: Path):
+    before = children()
+    with opened() as device:
+        with device.connected():
+            program(device)
+            pid = device.facts.pid
+            assert children() > before
+        assert not Path(f"/proc/{pid}").exists()
+    assert children() == before
+
+
+def test_the_agent_ends_when_its_host_is_killed(lock: Path):
+    script = (
+        "import sys, time; from htas.timing.remote.address import address; "
+        "from htas.timing.remote.device import Device; d = Device(address('exec:' + sys.executable)); "
+        "d._users = 1; print(d.facts.pid, flush=True); time.sleep(100)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as host:
+        assert host.stdout
+        pid = int(host.stdout.readline())
+        assert Path(f"/proc/{pid}").exists()
+        host.kill()
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError("the agent lives on")
+
+
+def test_a_killed_agent_is_started_again_and_the_round_repeated(lock: Path):
+    with opened() as device, device.connected():
+        mine = [program(device) for _ in range(3)]
+        turns = [(each, 1) for each in mine]
+        assert len(device.read(turns, 0.0, 3)) == 3
+        pid = device.facts.pid
+        os.kill(pid, signal.SIGKILL)
+        readings = device.read(turns, 0.0, 3)
+        assert [len(seconds) for seconds, _ in readings] == [3, 3, 3]
+        assert device.restarts == 1 and device.facts.pid != pid
+        clock = device.now()
+        assert time.monotonic() - clock >= device.outage > 0.05
+
+
+def test_an_agent_that_dies_in_the_middle_of_a_round_costs_that_round(lock: Path, tmp_path: Path):
+    with opened(f"dies once {tmp_path / 'died'}") as device, device.connected():
+        assert len(device.read([(program(device), 1)], 0.0, 3)) == 1
+        assert device.restarts == 1
+
+
+def test_a_graph_is_sent_once(lock: Path):
+    onnx, _ = graph()
+    with opened() as device, device.connected():
+        first = device.open(onnx, SETTINGS, None)
+        sent: list[int] = []
+        assert device._pipe
+        ask = device._pipe.ask
+        device._pipe.ask = lambda header, body, seconds: sent.append(len(body)) or ask(header, body, seconds)  # type: ignore
+        second = device.open(onnx, SETTINGS, None)
+        assert sent == [0] and first.number != second.number
+        del first
+        device.read([(second, 1)], 0.0, 1)
+        assert len(device._opened) == 1
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("old python", "has Python 3.6.9, and the agent needs 3.8 or newer"),
+        ("nologin", "ended before the agent spoke .This account is currently not available"),
+        ("never", "did not answer in time"),
+        ("much noise", "printed .* bytes before the agent spoke; its login shell must be silent"),
+        ("garbage", "sent something that is no answer"),
+        ("too much", "which is too much"),
+        ("no object", "another question"),
+        ("another", "another question"),
+        ("list", "cannot be read"),
+        ("mute", "did not answer in time"),
+        ("no numpy", "has no no_such_numpy; install it there: .* -m pip install no_such_numpy"),
+        ("old runtime", "has ONNX Runtime 1.12.1, and graphs need 1.17; install a newer one there: .*pip install -U"),
+        ("clock jump", "its clock jumps"),
+        ("negative", "sent readings that no clock gives|opened a program without reading it"),
+        ("disk full", "has no room on its disk for a lock"),
+        ("dies", "lost its agent 3 times at one request: it closed the connection"),
+        ("silent", "lost its agent 3 times at one request: it did not answer in time"),
+        ("twice", "lost its agent 3 times|no answer"),
+    ],
+)
+def test_a_device_that_misbehaves_is_one_sentence(what: str, words: str, lock: Path):
+    assert re.search(words, sentence := refusal(what)), sentence
+
+
+def test_what_a_login_shell_prints_is_skipped(lock: Path):
+    with opened("noise") as device:
+        assert len(device.read([(program(device), 1)], 0.0, 3)) == 1
+
+
+def test_another_device_behind_the_same_address_is_refused(lock: Path, tmp_path: Path):
+    assert "another device answers now" in refusal(f"other {tmp_path / 'asked'}")
+
+
+def test_a_second_reader_is_refused_by_name(lock: Path):
+    with opened() as first, first.connected(), opened() as second:
+        program(first)
+        with pytest.raises(UserError, match=rf"is read by another program: .*@.*, process {first.facts.pid}, since"):
+            program(second)
+    with opened() as third:
+        program(third)
+
+
+def test_a_device_that_stays_away_ends_with_a_sentence(lock: Path, tmp_path: Path):
+    link = tmp_path / "python"
+    link.symlink_to(sys.executable)
+    wrapper = tmp_path / "start"
+    wrapper.write_text(f'#!/bin/sh\n[ -e {link} ] || exit 5\nexec {sys.executable} "$@"\n')
+    wrapper.chmod(0o755)
+    device = Device(address(f"exec:{wrapper}"), SHORT)
+    with device.connected():
+        mine = program(device)
+        link.unlink()
+        os.kill(device.facts.pid, signal.SIGKILL)
+        with pytest.raises(UserError, match=r"stays away.; the same command goes on from here once it is back"):
+            device.read([(mine, 1)], 0.0, 3)
+        link.symlink_to(sys.executable)
+        assert len(device.read([(mine, 1)], 0.0, 3)) == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        ("board", "target.host must be ssh://user@board"),
+        ("ssh://", "must be ssh"),
+        ("ssh://-oProxyCommand=touch x@board", "must be ssh"),
+        ("ssh://pi@-oProxyCommand=x", "must be ssh"),
+        ("ssh://pi@board;rm", "must be ssh"),
+        ("ssh://pi@board:99999", "must be ssh"),
+        ("exec:", "has no command"),
+        ("exec:python 'x", "is no command"),
+    ],
+)
+def test_what_is_no_address_is_refused(host: str, words: str):
+    with pytest.raises(UserError, match=words):
+        address(host)
+
+
+def test_ssh_asks_for_nothing_and_gets_no_shell_of_ours():
+    words = address("ssh://pi@board:2222").words
+    assert words[0] == "ssh" and "BatchMode=yes" in words and words[words.index("-p") + 1] == "2222"
+    assert words[words.index("--") + 1] == "pi@board" and words[-1].startswith("exec python3 -u -c '")
+    assert "StrictHostKeyChecking" not in " ".join(words)
+
+
+def test_a_command_that_does_not_exist_is_one_sentence():
+    with pytest.raises(UserError, match=r"the command 'no-such-command' cannot be started .No such file"):
+        _ = Device(address("exec:no-such-command")).facts
+
+
+def test_no_python_there_is_one_sentence(lock: Path):
+    with pytest.raises(UserError, match=r"has no Python by that name .*install it there: sudo apt"):
+        _ = Device(address("exec:sh -c 'exec no-such-python'")).facts
+
+
+SSH = {
+    "ssh: Could not resolve hostname board: Name or service not known": "has a name that nobody knows",
+    "Host key verification failed.": "host key that is not known yet; connect by hand once, and check it: ssh pi@board",
+    "WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!": "has another host key than the last time",
+    "pi@board: Permission denied (publickey).": "put a key there with ssh-copy-id pi@board",
+    "ssh: connect to host board port 22: Connection refused": "cannot be reached",
+    "bash: line 1: exec: python3: not found": "has no Python by that name",
+}
+
+
+@pytest.mark.parametrize("said", SSH)
+def test_what_ssh_says_becomes_one_sentence(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    code = 127 if "python3" in said else 255
+    fake = tmp_path / "ssh"
+    fake.write_text(f"#!/bin/sh\necho {shlex.quote(said)} >&2\nexit {code}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(UserError) as error:
+        _ = Device(address("ssh://pi@board"), SHORT).facts
+    assert SSH[said] in str(error.value), error.value
+    assert capfd.readouterr().err == ""
