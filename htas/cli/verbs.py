@@ -14,7 +14,7 @@ from htas.cli.experiments import compare, fastest, reproduce, sweep
 from htas.cli.help import completion, options
 from htas.cli.networks import doctor, inspect, measure
 from htas.cli.parameters import Again, Command, Host, Json, Out, Overrides, Source, Tensorboard
-from htas.cli.sources import ensure_stage, open_run
+from htas.cli.sources import ensure_stage, load_source, open_run
 from htas.cli.store import store
 from htas.console.terminal import show
 from htas.errors import UserError
@@ -36,6 +36,15 @@ def run(
     from htas.run import stages
 
     _summarize(stages.run_all(job, command), json)
+
+
+def plan(config: Source, /, *, overrides: Overrides, out: Out = None) -> None:
+    """Say which search a run takes and why, and how long each stage takes on this machine; nothing is written."""
+    loaded, folder = load_source(config, overrides, out)
+    from htas.run.plan import show as show_plan
+    from htas.run.run import Run
+
+    show_plan(Run(loaded, folder))
 
 
 def survey(
@@ -173,7 +182,7 @@ def _summarize(page: Path, json: bool) -> None:
 VERBS: dict[str, Callable[..., None]] = {
     verb.__name__: verb
     for verb in (
-        *(run, survey, design, calibrate, search, train),
+        *(run, plan, survey, design, calibrate, search, train),
         *(measure, inspect, sweep, fastest, compare, reproduce),
         *(report, export, store, doctor, watch, demo, options, completion),
     )

@@ -6,7 +6,7 @@ Names and types are refused before the classes, and PyTorch with them, are impor
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -188,6 +188,8 @@ TABLES = {
     "train": Table("htas.training.recipe:Recipe", "recipe", "paper"),
     "distill": Table("htas.training.distill:Distill"),
 }
+WITHIN_LIMITS = "knapsack"
+"""The strategy for limits, where none is named."""
 RUNTIMES = Table("htas.runtimes:Runtime", "name", "eager")
 """What target.runtime chooses from, and target.options has the options of."""
 NAMED = {name: table for name, table in TABLES.items() if table.key}
@@ -349,10 +351,20 @@ def _seed(tables: Mapping[str, Values]) -> int:
 def _names(tables: Mapping[str, Values]) -> dict[str, str]:
     """The class or recipe of each table in NAMED; whether it exists is checked later."""
     names = {table: tables[table].get(named.key, named.default) for table, named in NAMED.items()}
+    if "name" not in tables["strategy"]:
+        names["strategy"] = usual_strategy(any(tables["constraints"].values()), tables["strategy"])
     for table, name in names.items():
         if not isinstance(name, str):
             raise UserError(f"{table}.{NAMED[table].key} must be text, got {name!r}")
     return {table: str(name) for table, name in names.items()}
+
+
+def usual_strategy(limited: bool, options: Iterable[str]) -> str:
+    """The strategy where none is named: WITHIN_LIMITS where something limits the cost, as benchmarks/evidence found;
+    but the default of the table without a limit, or where an option is given that only the latter has."""
+    names = (WITHIN_LIMITS, TABLES["strategy"].default) if limited else (TABLES["strategy"].default,)
+    fit = (name for name in names if set(options) <= TABLES["strategy"].options(name).keys())
+    return next(fit, TABLES["strategy"].default)
 
 
 def _built(names: Mapping[str, str], tables: Mapping[str, Values]) -> Values:

@@ -26,7 +26,7 @@ from htas.report.result import Result
 from htas.report.summary import summary
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
-from htas.run.config import TABLES, Config
+from htas.run.config import TABLES, Config, usual_strategy
 from htas.run.functions import try_functions
 from htas.run.rows import NetworksRecord
 from htas.run.run import Run, open_run
@@ -37,6 +37,8 @@ from htas.training.train import evaluate
 
 LOGITS = 58.0
 """Steps of a search times the learning rate of its logits that let them decide (docs/decisions.md)."""
+SEARCH_EPOCHS = 3
+"""Passes of a supernet's search where the strategy has one and no number is given."""
 FEW = 8
 """Items of a batch at least, of which norms can compute statistics; the search's part of fewer items is one batch."""
 MARGIN = 0.05
@@ -125,7 +127,7 @@ def optimize(
     constraints: Mapping[str, str | float] | None = None,
     trained: bool = True,
     epochs: int = 0,
-    search_epochs: int = 3,
+    search_epochs: int = 0,
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
     eval_fn: Callable[[Any, Any], Tensor | float] | None = None,
     distill_fn: Callable[[Any, Any, Any], Tensor] | None = None,
@@ -154,7 +156,8 @@ def optimize(
             inherit (the most important channels first) and learn; otherwise the base network is trained here, from new
             weights but for the parameters that require no gradients.
         epochs: of training; 0 means 10 for networks that inherit and 20 for those that do not.
-        search_epochs: passes of the search over half of the training items.
+        search_epochs: passes of a differentiable search over half of the training items; 0 for a search without a
+            supernet, by the importance of channels and blocks (`strategy.name`: knapsack), or what `options` name.
         loss_fn: (outputs, targets) to a scalar, where it is not cross-entropy. Then nothing is distilled but by
             `distill_fn`, and the score of a network is 1 / (1 + loss) unless there is an `eval_fn`.
         eval_fn: (outputs, targets) of a batch to its mean score, the higher the better; it stands where accuracies do.
@@ -276,26 +279,27 @@ def _classes(model: nn.Module, example: tuple[Tensor, ...], task: Task) -> int:
 
 def _usual(count: int, trained: bool, epochs: int, search_epochs: int, options: Values) -> Values:
     """The usual options for `count` training items, but for those that the strategy in `options` has not."""
-    if epochs < 0 or search_epochs < 1:
-        raise UserError(
-            f"epochs must be 0 (the usual number) or more and search_epochs 1 or more, got {epochs} and {search_epochs}"
-        )
+    if epochs < 0 or search_epochs < 0:
+        raise UserError(f"epochs and search_epochs must be 0 (the usual) or more, got {epochs} and {search_epochs}")
     share = float({"split.validation": 0.5, **options}["split.validation"])
     batch = max(1, min(128, max(count // 20, FEW), int(count * (1 - share))))
     strategy: Values = {
-        "strategy.epochs": search_epochs,
+        "strategy.epochs": search_epochs or SEARCH_EPOCHS,
         "strategy.batch": batch,
         "strategy.lr": 0.03 if trained else 0.05,
         "strategy.start": "base",
         "strategy.mix": "pad",
         "strategy.anneal": "step",
     }
-    all_options = {"strategy.name": TABLES["strategy"].default, **strategy, **options}
+    named = [key.partition(".")[2] for key in options if key.startswith("strategy.")]
+    usual = TABLES["strategy"].default if search_epochs else usual_strategy(True, named)
+    all_options = {"strategy.name": usual, **strategy, **options}
     steps = max(1, int(count * (1 - share) / int(all_options["strategy.batch"]))) * int(all_options["strategy.epochs"])
     strategy["strategy.arch_lr"] = float(f"{min(0.3, LOGITS / steps):.3g}")
     names = TABLES["strategy"].options(str(all_options["strategy.name"]))
     return {
         "design.spaces": ["hardware"],
+        "strategy.name": all_options["strategy.name"],
         **{option: value for option, value in strategy.items() if option.partition(".")[2] in names},
         "train.recipe": "finetune" if trained else "short",
         "train.epochs": epochs or (10 if trained else 20),

@@ -1,4 +1,5 @@
-"""How long a run will take, printed before it starts: a few steps are timed, the rest is arithmetic."""
+"""What a run will do and how long it will take, printed before it starts: a few steps are timed, the rest is
+arithmetic."""
 
 import time
 from collections.abc import Iterator
@@ -24,6 +25,19 @@ FORWARD = 1 / 3
 STUDENTS = 2
 """Controls that are trained, next to the base and the searched networks."""
 
+KINDS = {
+    "differentiable": "widths and depths are learnt together with the weights of a supernet",
+    "tas": "the differentiable search of TAS, with its settings",
+    "knapsack": "an exact program over the importance of the trained network's channels and blocks, without a supernet",
+    "blockwise": "every block learns the trained network's feature map alone, at all widths",
+    "most": "the arch of most multiply-adds or parameters within the limits, which looks at no image",
+}
+"""What some searches do, in words."""
+GAINS: dict[str, str] = {}
+"""What searches are worth, as measured."""
+CHEAPER = {"differentiable": "knapsack", "tas": "knapsack", "blockwise": "knapsack", "knapsack": "most"}
+"""Strategies that take a small part of the time."""
+
 
 def show(run: Run) -> None:
     """Print the stages with the time each is expected to take."""
@@ -33,6 +47,19 @@ def show(run: Run) -> None:
         total += seconds
         say(f"  {stage:<28}{duration(seconds):>12}")
     say(f"  {'all':<28}{duration(total):>12}")
+    for sentence in search_sentences(run.config.names["strategy"], bool(run.config.constraints.by_metric)):
+        say(sentence)
+
+
+def search_sentences(strategy: str, limited: bool) -> Iterator[str]:
+    """What the search does, what it is worth by measurement, and what is cheaper."""
+    if strategy in KINDS:
+        yield f"the search is {strategy}: {KINDS[strategy]}"
+    if limited and strategy in GAINS:
+        yield f"{GAINS[strategy]} (benchmarks/evidence)"
+    if limited and strategy in CHEAPER:
+        other = CHEAPER[strategy]
+        yield f"cheaper: --strategy.name={other}, {KINDS[other]}"
 
 
 def estimate(run: Run) -> Iterator[tuple[str, float]]:

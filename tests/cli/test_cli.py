@@ -24,7 +24,7 @@ from htas.console import record
 from htas.errors import UserError
 from htas.experiments.plans import SweepPlan
 from htas.graph.layer import Layer
-from htas.run import networks, run, stage
+from htas.run import networks, plan, run, stage
 from htas.run import stages as pipeline
 from htas.run.config import TABLES, Config, load
 from htas.run.run import Run
@@ -152,6 +152,20 @@ def test_a_report_of_several_runs_takes_their_folders_alone(
     for name in "ab":
         (tmp_path / name).mkdir()
     assert said in refused(capsys, "report", *given)
+
+
+def test_a_plan_says_which_search_there_is_and_writes_nothing(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plan, "estimate", lambda run: iter([("survey, at most", 60.0), ("measure and report", 30.0)]))
+    assert cli.main(["plan", "some.toml", "--constraints.latency=50%"]) == 0
+    err = capsys.readouterr().err
+    assert " ".join(err.split()).count("all 1 min 30 s") == 1
+    assert "the search is knapsack: an exact program" in err and "cheaper: --strategy.name=most, " in err
+    assert cli.main(["plan", "some.toml"]) == 0
+    err = capsys.readouterr().err
+    assert "the search is differentiable: " in err and "cheaper" not in err
+    assert calls == [] and [path.name for path in Path().iterdir()] == ["some.toml"]
 
 
 def test_run_repeats_its_folder_in_the_command(calls: Calls) -> None:
@@ -465,7 +479,7 @@ def test_the_demo_runs_the_packaged_configuration(calls: Calls) -> None:
         (
             "rnu some.toml",
             "no verb called 'rnu'; did you mean 'run'? choose one of "
-            "run, survey, design, calibrate, search, train, measure, inspect, sweep, fastest, compare, reproduce, "
+            "run, plan, survey, design, calibrate, search, train, measure, inspect, sweep, fastest, compare, reproduce, "
             "report, export, store, doctor, watch, demo, options, completion",
         ),
         (

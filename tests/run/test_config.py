@@ -13,7 +13,7 @@ from htas.errors import UserError
 from htas.files import digest
 from htas.models import ModelFamily
 from htas.plugins.values import allowed
-from htas.run.config import NAMED, TABLES, Config, SplitOptions, load
+from htas.run.config import NAMED, TABLES, WITHIN_LIMITS, Config, SplitOptions, load
 from htas.run.run import Run
 from htas.run.stages import run_all
 from htas.spaces.design import Design
@@ -56,6 +56,26 @@ def test_without_a_file_everything_has_its_default() -> None:
     assert config.split == SplitOptions()
     assert config.train == RECIPES["paper"]
     assert config.names == {table: named.default for table, named in NAMED.items()}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "differentiable"),
+        (["constraints.latency=50%"], WITHIN_LIMITS),
+        (["constraints.macs=50%"], WITHIN_LIMITS),
+        (["constraints.latency=50%", "strategy.seconds=5"], WITHIN_LIMITS),
+        (["constraints.latency=50%", "strategy.epochs=2"], "differentiable"),
+        (["constraints.latency=50%", "strategy.name=tas"], "tas"),
+    ],
+)
+def test_the_strategy_that_nobody_names_follows_from_limits_and_options(overrides: list[str], name: str) -> None:
+    assert load(None, overrides).names["strategy"] == name
+
+
+def test_a_written_configuration_keeps_its_strategy_whatever_is_usual(tmp_path: Path) -> None:
+    path = written(tmp_path, load(None).toml())
+    assert load(path, ["constraints.latency=50%"]).names["strategy"] == "differentiable"
 
 
 def test_a_file_and_then_overrides_decide(tmp_path: Path) -> None:

@@ -40,6 +40,11 @@ QUICK = {
 }  # fmt: skip
 
 
+def without_strategy() -> dict[str, object]:
+    """QUICK for the search that is usual within limits."""
+    return {key: value for key, value in QUICK.items() if not key.startswith("strategy.")}
+
+
 class Net(nn.Module):
     """A user's network: two stages of residual blocks."""
 
@@ -223,8 +228,9 @@ def test_what_is_to_stay_stays_and_widths_keep_their_bounds(net, tmp_path):
     with scripted_device():
         made = htas.optimize(
             net, torch.zeros(1, *SHAPE), DATA, target=htas.Target(threads=1), constraints={"macs": "63%"}, epochs=1,
-            ignored_layers=["one"], widths={"32": (12, 24)}, options=QUICK, out=tmp_path / "run",
+            ignored_layers=["one"], widths={"32": (12, 24)}, options=without_strategy(), out=tmp_path / "run",
         )  # fmt: skip
+    assert made.config.names["strategy"] == "knapsack", "within limits the usual search needs no supernet"
     assert made.model.one[0].conv1.weight.shape == net.one[0].conv1.weight.shape and len(made.model.one) == 2
     wide = [width for site, width in made.arch.widths.items() if site.startswith("two")]
     assert wide and all(12 <= width <= 24 for width in wide)
@@ -280,12 +286,14 @@ def alike(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], target
     return F.mse_loss(student[0], teacher[0]) + F.mse_loss(student[1], teacher[1])
 
 
-@pytest.mark.parametrize("strategy", ["differentiable", "random"])
+@pytest.mark.parametrize("strategy", ["differentiable", "random", "knapsack"])
 def test_a_network_of_another_task_learns_by_its_own_loss_and_is_judged_by_its_own_score(strategy, tmp_path, capsys):
     torch.manual_seed(0)
     options = {**QUICK, "train.lr": 0.002, "strategy.lr": 0.002}
     if strategy == "random":
         options |= {"strategy.name": "random", "strategy.archs": 6}
+    if strategy == "knapsack":
+        options = {**without_strategy(), "train.lr": 0.002}
     with scripted_device():
         made = htas.optimize(
             Places(), torch.zeros(1, *SHAPE), places(), target=htas.Target(threads=1), constraints={"macs": "60%"},
@@ -578,7 +586,7 @@ def guessing() -> nn.Module:
             "an item of the training data has inputs of shape (1, 8, 8), and example_inputs (1, 16, 16); give an",
         ),
         ({"loss_fn": "mse"}, "loss_fn must be a function, got str"),
-        ({"epochs": -1}, "epochs must be 0 (the usual number) or more and search_epochs 1 or more, got -1 and 3"),
+        ({"epochs": -1}, "epochs and search_epochs must be 0 (the usual) or more, got -1 and 0"),
         ({"constraints": {"latncy": "50%"}}, "constraints has no option 'latncy'; did you mean 'latency'?"),
         ({"options": {"design.groups": 0}}, "design.groups must be 1 or more, got 0"),
     ],
