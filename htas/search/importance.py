@@ -8,6 +8,7 @@ Hessian (Theis et al. 2018, "Faster gaze prediction with dense networks and Fish
 again no expansion says: losses by width follow a power law that is fitted to these sums.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,6 +25,12 @@ from htas.graph.verify import normed
 from htas.search.program import Floats, Group, Tables
 from htas.spaces.space import Space
 
+MEMORY = 2**30
+"""Bytes for the values of the layers of a batch, and their gradients."""
+FLOAT, COPIES = 4, 3
+"""Bytes of a value, and how many a layer has: itself, behind its norm and activation, their gradients (measured: 2.0
+to 2.4)."""
+
 
 def derivatives(network: Network, model: nn.Module, batches: Iterable[Batch], task: Task) -> dict[str, Tensor]:
     """Derivatives of the loss of single images by gates on the atoms of width sites, [images, atoms] by site.
@@ -39,6 +46,7 @@ def derivatives(network: Network, model: nn.Module, batches: Iterable[Batch], ta
             (task.loss(outputs, targets) * images_in(inputs)).backward()  # type: ignore[no-untyped-call]
             for site, values in replay.by_site().items():
                 parts.setdefault(site, []).append(values)
+            del replay, outputs  # before the next batch needs as much memory
     gates = {site: torch.cat(each) for site, each in parts.items()}
     for site, values in gates.items():
         if not bool(values.isfinite().all()):
@@ -47,6 +55,13 @@ def derivatives(network: Network, model: nn.Module, batches: Iterable[Batch], ta
                 "at a lower rate, or take a strategy that does not start from its weights"
             )
     return gates
+
+
+def images_at_once(network: Network, most: int) -> int:
+    """How many images `derivatives` may look at together within MEMORY, from 1 to `most`."""
+    layers = [use.layer for use in network.uses(network.base)]
+    values = sum((each.outputs or 0) * math.prod(each.size) // math.prod(each.stride) for each in layers)
+    return max(1, min(most, MEMORY // max(1, COPIES * FLOAT * values)))
 
 
 class _Replay:

@@ -7,7 +7,7 @@ import torch
 
 from htas.console.progress import say
 from htas.errors import need_above_zero, need_least
-from htas.search.importance import derivatives, losses
+from htas.search.importance import derivatives, images_at_once, losses
 from htas.search.inherited import Inherited
 from htas.search.oneshot import some
 from htas.search.problem import Problem, SearchOutcome
@@ -30,7 +30,7 @@ class Knapsack(Strategy):
     images: int = 512
     """Training images from which the importance of channels is estimated."""
     batch: int = 32
-    """Images at a time, which bounds the memory."""
+    """Images at a time; fewer where a gigabyte of memory would not hold them."""
     seconds: float = 60.0
     """Longest time of the solver; it then gives the best arch so far, and by how much another may be better."""
 
@@ -48,7 +48,7 @@ class Knapsack(Strategy):
         started, network = time.monotonic(), problem.network
         torch.manual_seed(problem.seed)
         base = placed(problem.base(), engine(problem.device, "fp32").device)
-        images = some(problem.data.weights, self.images, self.batch)
+        images = some(problem.data.weights, self.images, images_at_once(network, self.batch))
         loss = losses(network, problem.space, derivatives(network, base, images, problem.data.task))
         solution = best_within(network, problem.space, problem.limits, loss, seconds=self.seconds)
         say(f"{problem.title}: {solution.sentence}")

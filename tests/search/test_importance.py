@@ -12,6 +12,7 @@ from htas.data.task import CLASSIFY
 from htas.errors import UserError
 from htas.graph import Arch, trace
 from htas.models.cifar_resnet import CifarResNet
+from htas.search import importance
 from htas.search.importance import POWER, _scale, derivatives, losses
 from htas.search.inherited import settle
 from htas.spaces.space import Space
@@ -133,3 +134,18 @@ def test_norms_settle_to_the_statistics_of_the_images_they_see() -> None:
     expected = torch.stack([net[0](images).mean((0, 2, 3)) for images, _ in batches]).mean(0)
     torch.testing.assert_close(net[1].running_mean, expected)
     assert net[1].momentum == 0.1 and not net[1].training
+
+
+def test_fewer_images_are_looked_at_together_where_maps_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = trace(CifarResNet(8).build(10), torch.zeros(2, 3, 32, 32))
+    counts: list[int] = []
+    model = network.module
+    for part in model.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            part.register_forward_hook(lambda _, __, out: counts.append(out[0].numel()))
+    model(torch.zeros(1, 3, 32, 32))
+    monkeypatch.setattr(importance, "MEMORY", 12 * 12 * sum(counts))
+    assert 6 <= importance.images_at_once(network, 32) <= 12, "layers without weights count, too"
+    assert importance.images_at_once(network, 2) == 2
+    monkeypatch.setattr(importance, "MEMORY", 1)
+    assert importance.images_at_once(network, 32) == 1
