@@ -28,8 +28,8 @@ OTHER: dict[str, Any] = {
 """Another value of options that are no numbers."""
 WITH = {"design.widths": {"design.spaces": ["hardware", "explicit"]}}
 """What else such a value needs."""
-UNTRIED = ("target.device", "target.options")
-"""They need a GPU, and a runtime with options."""
+UNTRIED = ("target.device", "target.options", "target.host")
+"""They need a GPU, a runtime with options, and another machine."""
 LATER = {"search", "train", "measure"}
 ALL = {"survey", "design", "calibrate", *LATER}
 CHANGES = {
