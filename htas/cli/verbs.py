@@ -125,12 +125,12 @@ def export(
     run: Annotated[Path, Parameter(help="the folder of a run")],
     /,
     *,
-    to: Annotated[Literal["onnx", "pt2", "openvino", "ncnn"], Parameter(help="the format")],
+    to: Annotated[Literal["onnx", "pt2", "openvino", "ncnn", "litert"], Parameter(help="the format")],
     network: Annotated[str, Parameter(help="a network of the report; otherwise the searched one")] = "",
     file: Annotated[Path | None, Parameter(help="where to write it; otherwise into the folder")] = None,
 ) -> None:
     """Write a trained network for another runtime, and check that its outputs are PyTorch's."""
-    suffix = {"openvino": ".xml", "ncnn": ".param"}.get(to, f".{to}")
+    suffix = {"openvino": ".xml", "ncnn": ".param", "litert": ".tflite"}.get(to, f".{to}")
     if file and file.suffix != suffix:
         raise UserError(
             f"--to {to} writes a file that ends in {suffix}, got --file {file}; name it so, or leave it out"

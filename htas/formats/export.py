@@ -13,8 +13,10 @@ from htas.data.nests import tensors_in
 from htas.errors import UserError
 from htas.files import write_bytes
 from htas.formats.ncnn import SINGLE, NcnnModel, NcnnNetwork, ncnn_network
-from htas.formats.onnx import cannot_export, network_graph, quiet
+from htas.formats.onnx import Unknown, cannot_export, network_graph, quiet
+from htas.formats.onnx_network import write_network
 from htas.formats.parity import largest_difference
+from htas.formats.tflite import TfliteNetwork, TfliteWriter
 from htas.graph.modes import copied
 from htas.plugins import needed
 from htas.text import listing
@@ -30,9 +32,10 @@ Files = Mapping[str, bytes]
 def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: Path) -> float:
     """The largest absolute difference between the file's outputs and PyTorch's, on random inputs of two batch sizes.
 
-    The suffix of the path chooses the format: `.onnx`, `.pt2`, `.xml` (OpenVINO's, with a `.bin` next to it) or
-    `.param` (ncnn's, with a `.bin`). The example is a tensor, or one for each input, [batch, channels, height, width];
-    the file takes any batch. The model is exported in eval mode, and stays as it is.
+    The suffix of the path chooses the format: `.onnx`, `.pt2`, `.xml` (OpenVINO's, with a `.bin` next to it), `.param`
+    (ncnn's, with a `.bin`) or `.tflite` (LiteRT's, images with the channels last). The example is a tensor, or one for
+    each input, [batch, channels, height, width]; the file takes any batch. The model is exported in eval mode, and
+    stays as it is.
     Raises UserError for another suffix, a network that cannot be exported, and outputs that differ by more than 1e-4
     of the largest; no file is written then.
     """
@@ -126,6 +129,21 @@ def _write_ncnn(network: nn.Module, example: tuple[Tensor, ...]) -> Files:
     return {".bin": model.weights, ".param": model.param.encode()}
 
 
+def _write_tflite(network: nn.Module, example: tuple[Tensor, ...]) -> Files:
+    """For the batch of the example, which is half of this one; a reader may ask for another."""
+    writer = TfliteWriter()
+    try:
+        write_network(writer, network, tuple(tensor[: len(tensor) // 2] for tensor in example))
+    except Unknown as error:
+        raise UserError(f"a step of this network is not written for LiteRT yet ({error}); export to ONNX") from error
+    return {".tflite": writer.content()}
+
+
+def _read_tflite(files: Files) -> Run:
+    network = TfliteNetwork(files[".tflite"])
+    return lambda *inputs: network.outputs(inputs)
+
+
 def _read_ncnn(files: Files) -> Run:
     network = NcnnNetwork(NcnnModel(files[".param"].decode(), files[".bin"]), SINGLE)
     return lambda *inputs: network.outputs(inputs)
@@ -136,4 +154,5 @@ _FORMATS: Mapping[str, tuple[Callable[[nn.Module, tuple[Tensor, ...]], Files], C
     ".pt2": (_write_pt2, _read_pt2),
     ".xml": (_write_ir, _read_ir),
     ".param": (_write_ncnn, _read_ncnn),
+    ".tflite": (_write_tflite, _read_tflite),
 }

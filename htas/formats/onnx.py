@@ -76,6 +76,10 @@ class GraphWriter(Protocol):
     inputs: list[Any]
     """Those declared so far."""
 
+    @property
+    def input_shapes(self) -> list[Shape]:
+        """Their shapes, [N, *shape]."""
+
     def input(self, name: str, shape: Shape) -> str:
         """Declare an input; its name."""
 
@@ -295,6 +299,11 @@ class Writer:
         self.outputs: list[Any] = []
         self.nodes: list[Any] = []
         self.weights: list[Any] = []
+
+    @property
+    def input_shapes(self) -> list[Shape]:
+        """Shapes of the inputs, [N, *shape]."""
+        return [tuple(side.dim_value for side in each.type.tensor_type.shape.dim) for each in self.inputs]
 
     def input(self, name: str, shape: Shape) -> str:
         """Declare an input; its name."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from htas.data.nests import replaced
-from htas.formats.onnx import Norm, Unknown, Writer, is_known, module_node, network_graph, rank_of
+from htas.formats.onnx import GraphWriter, Norm, Unknown, Writer, is_known, module_node, network_graph, rank_of
 from htas.graph.blocks import Reads
 from htas.graph.labels import bound, dims_of
 from htas.graph.modes import copied, evaluating, untouched
@@ -66,21 +66,31 @@ def written_graph(model: nn.Module, example: tuple[Tensor, ...]) -> bytes | None
     if any(part._forward_hooks or part._forward_pre_hooks for part in model.modules()):
         return None  # the steps would lack the hooks
     try:
-        with untouched(model), evaluating(model):
-            return _Graph(model, example).content()
+        writer = Writer(example[0].dtype)
+        write_network(writer, model, example)
+        return writer.content()
     except Exception:  # the exporter may succeed, or its error is the one to show
         return None
 
 
+def write_network(writer: GraphWriter, model: nn.Module, example: tuple[Tensor, ...]) -> None:
+    """A network in eval mode, for inputs of exactly the shapes of `example`, [N, *shape] each, in any format.
+
+    Raises Unknown for a step that is not known here or to the writer.
+    """
+    with untouched(model), evaluating(model):
+        _Graph(model, example, writer).write()
+
+
 class _Graph:
-    def __init__(self, model: nn.Module, example: tuple[Tensor, ...]) -> None:
+    def __init__(self, model: nn.Module, example: tuple[Tensor, ...], writer: GraphWriter) -> None:
         self.record = recorded_run(model, example)
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.reads = Reads(self.record)
-        self.writer = Writer(example[0].dtype)
+        self.writer = writer
         self.names: dict[Value, str] = {}
 
-    def content(self) -> bytes:
+    def write(self) -> None:
         """The whole graph."""
         for value in self.record.inputs:
             self.names[value] = self.writer.input(f"input{len(self.writer.inputs)}", value.shape)
@@ -95,7 +105,6 @@ class _Graph:
                 name = self.writer.node("Identity", [name])
             names.add(name)
             self.writer.output(name)
-        return self.writer.content()
 
     def name(self, value: Any) -> str:
         """The name of a tensor, or of a number; what depends on no input is a constant."""

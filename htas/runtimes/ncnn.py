@@ -5,7 +5,7 @@ of 4 is computed one channel at a time. Threads are an OpenMP pool that is ncnn'
 work, since threads that spin would take the cores of the next program.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -14,18 +14,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from htas.errors import UserError
 from htas.formats.ncnn import SINGLE, NcnnModel, NcnnNetwork, NcnnWriter, ncnn_inputs, ncnn_network, ncnn_package
-from htas.formats.onnx import Unknown, is_first, write_chain, write_layer
-from htas.formats.parity import first, largest_difference, tolerance
+from htas.formats.parity import first
 from htas.graph.layer import Layer
-from htas.runtimes import Program, Runtime
-from htas.runtimes._build import in_words
+from htas.runtimes import Program
+from htas.runtimes._written import WrittenRuntime
 from htas.timing.allocator import keep_memory
 
 
 @dataclass(frozen=True)
-class Ncnn(Runtime):
+class Ncnn(WrittenRuntime[NcnnWriter]):
     """Networks converted by pnnx, layers written directly; half precision only where the target asks for it."""
 
     build_seconds: ClassVar[float] = 0.004
@@ -70,44 +68,13 @@ class Ncnn(Runtime):
         model = ncnn_network(network, example)
         return self._open(model, example, shape)
 
-    def compile_layer(self, layer: Layer) -> Program:
-        """The layer alone, compared with its module."""
-        example = layer.example(self.target.batch)
+    def writer(self, layer: Layer) -> NcnnWriter:
+        """For a layer's text and weights."""
+        return NcnnWriter()
 
-        def build() -> Program:
-            module, writer = layer.build(), NcnnWriter()
-            with torch.no_grad():
-                expected = module(*example)
-            self._write(layer, lambda: write_layer(writer, layer, module, self.target.batch))
-            program = self._open(writer.content(), example, expected.shape)
-            what = f"ncnn: {in_words(layer)}"
-            largest_difference(expected, program.outputs(*example), what, tolerance(self.target))
-            return program
-
-        return self.builder.layer(layer, build)
-
-    def chain(self, layer: Layer) -> tuple[Program, Program]:
-        """The layer between two cheap convolutions, and these alone: it gets and leaves channels in packs, as between
-        the layers of a network, and the price of a call is in neither."""
-        module, batch = layer.build(), self.target.batch
-        start = is_first(layer, self.target.shapes)
-
-        def build(part: nn.Module | None) -> Program:
-            writer = NcnnWriter()
-            self._write(layer, lambda: write_chain(writer, layer, part, batch, first=start))
-            example = tuple(torch.randn(shape) for shape in writer.input_shapes)
-            return self._open(writer.content(), example)
-
-        one, other = (self.builder.layer(layer, partial(build, part)) for part in (module, None))
-        return one, other
-
-    def _write(self, layer: Layer, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except Unknown as error:
-            raise UserError(
-                f"ncnn has nothing like {in_words(layer)} ({error}); replace it, or use another target.runtime"
-            ) from None
+    def open(self, writer: NcnnWriter, example: tuple[Tensor, ...], shape: torch.Size | None = None) -> Program:
+        """The program of what the writer has, with these inputs."""
+        return self._open(writer.content(), example, shape)
 
     def _open(self, model: NcnnModel, example: tuple[Tensor, ...], shape: torch.Size | None = None) -> Program:
         """The program of a network; its output takes the shape, since ncnn leaves out dimensions of one."""
