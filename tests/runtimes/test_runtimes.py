@@ -39,7 +39,7 @@ from htas.testing.runtime import LAYERS, Residual, spread_norms
 from htas.timing.bench import CudaTimer, HostTimer
 from htas.timing.target import Target
 
-OPTIONAL = ("litert", "ncnn")
+OPTIONAL = ("executorch", "litert", "ncnn")
 """Those whose tests are in files of their own, and skipped where their package is not installed."""
 RUNTIMES = [name for name in names(htas.runtimes) if name not in OPTIONAL]
 
