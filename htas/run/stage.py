@@ -118,6 +118,8 @@ def _other_target(run: Run, stage: Stage, path: Path) -> str:
     context = read_json(path).get("context", {})
     names = ("device", "runtime", "precision", "threads", "batch")
     target = {name: str(getattr(run.target, name)) for name in names}
+    if not run.target.threads:  # all cores of a device, whose number only the device knows
+        del target["threads"]
     other = [name for name, value in target.items() if context.get(name, value) != value]
     if not other:
         return ""

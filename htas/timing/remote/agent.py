@@ -164,8 +164,8 @@ class Program:
             if not all(isinstance(size, int) for size in shape):
                 raise Refused("run", "its input %s has sizes that are open: %s" % (argument.name, shape))
             kind = dtype(argument.type)
-            drawn = random.standard_normal(shape) if kind.startswith("float") else numpy.zeros(shape)
-            value = onnxruntime.OrtValue.ortvalue_from_numpy(drawn.astype(kind), "cpu", 0)
+            values = random.standard_normal(shape) if kind.startswith("float") else numpy.zeros(shape)
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(values.astype(kind), "cpu", 0)
             self.binding.bind_ortvalue_input(argument.name, value)
             self.values.append(value)
         for output in self.session.get_outputs():

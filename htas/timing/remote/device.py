@@ -5,12 +5,14 @@ import getpass
 import platform
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
 from math import inf, isfinite
+from signal import SIGKILL
 from typing import Any, TypeVar
 from weakref import finalize
 
@@ -32,8 +34,14 @@ PAUSE = 0.5, 8.0
 """Seconds between two attempts to reach a device again: at first, and at most."""
 OLDEST = (1, 17)
 """The first ONNX Runtime that reads the graphs sent (formats/onnx.py: OPSET)."""
+COOLING, COOLER = 120.0, 2.0
+"""Most seconds of waiting, in all, until a device is cooler, and seconds between two looks."""
 SLOWEST = 10_000
 """Bytes a second of the slowest network that is waited for."""
+TRIP = 0.01
+"""Seconds of the network that count as time of the measurement, as the building of layers does; no more than these."""
+PIECE = 32
+"""Programs that are opened and read in one go after a new start, so that frequent losses do not stop all progress."""
 MOST_LOOPS = 1_000_000
 """Calls of a reading, at most."""
 PATIENCE = 20
@@ -126,12 +134,14 @@ class Device:
         """Seconds without a connection, and of waiting for the network."""
         self.on_state: Callable[[State], None] = lambda state: None
         """Gets the device's state of each round."""
+        self._cooling = 0.0
         self._pipe: Pipe | None = None
         self._facts: Facts | None = None
         self._holding = False
         self._users = 0
         self._token = secrets.token_hex(16)
-        self._count = 0
+        self._count = self._starts = 0
+        self._request: tuple[object, ...] = ()
         self._opened: set[int] = set()
         self._graphs: set[str] = set()
         self._closing: list[int] = []
@@ -198,7 +208,16 @@ class Device:
 
         A reading that lasts less than half of `least` seconds is repeated with more calls.
         """
-        return self._persist(lambda: self._read(turns, least, repeat))
+        if len(turns) > PIECE and any(program.number not in self._opened for program, _ in turns):
+            pieces = [turns[start : start + PIECE] for start in range(0, len(turns), PIECE)]
+            return [each for piece in pieces for each in self.read(piece, least, repeat)]
+        starts = self._starts
+
+        def read() -> list[Readings] | None:
+            return None if self._starts != starts and len(turns) > PIECE else self._read(turns, least, repeat)
+
+        readings = self._persist(read)
+        return self.read(turns, least, repeat) if readings is None else readings
 
     def outputs(self, program: RemoteProgram, arrays: Sequence[Any]) -> tuple[bytes, tuple[int, ...], str]:
         """The first output for other inputs, numpy arrays: its bytes, shape and numpy's name of its type."""
@@ -303,13 +322,14 @@ class Device:
         """The reply to one request of a connected agent; raises UserError or Failed for what it refuses."""
         assert self._pipe is not None
         self._count += 1
+        self._request = header["do"], header.get("program")
         closing, self._closing[:] = [number for number in self._closing if number in self._opened], []
         self._opened.difference_update(closing)
         began = time.monotonic()
         reply, content = self._pipe.ask({**header, "number": self._count, "close": closing}, body, seconds)
         took = reply.get("took")
         if isinstance(took, float) and took >= 0:
-            self.outage += max(0.0, time.monotonic() - began - took)
+            self.outage += max(0.0, time.monotonic() - began - took - TRIP)
         kind, words = reply.get("error"), _printable(str(reply.get("words", "")))
         match kind:
             case None:
@@ -326,23 +346,39 @@ class Device:
                 raise Failed(words)
         raise Lost(f"refused a request ({words})")
 
+    def _cool(self) -> None:
+        """Wait while a sensor says that heat slows the device down, COOLING seconds in all."""
+        while self.state is not None and self.state.hot and self._cooling < COOLING:
+            if not self._cooling:
+                say(f"{self}: it is slowed down by heat; waiting until it is cooler")
+            time.sleep(COOLER)
+            self._cooling += COOLER
+            self.outage += COOLER
+            reply, _ = self._ask({"do": "state"}, b"", self.deadlines.read)
+            self.state = checked(reply.get("state") or {}, State)
+
     # -- the connection ------------------------------------------------------------------------------------------------
 
     def _persist(self, work: Callable[[], T]) -> T:
         """Do the work while connected, and again after a new start where the agent was lost."""
         loss: Lost | None = None
-        for _ in range(TRIES):
+        losses: Counter[tuple[object, ...]] = Counter()
+        while True:
             began = time.monotonic()
             try:
-                if loss is not None:
+                if loss is not None or (self._pipe is None and self._facts is not None):
                     self._begin_again(loss)
                 elif self._pipe is None:
                     self._begin()
+                self._cool()
                 return work()
             except Lost as error:
                 loss = error
                 self.outage += time.monotonic() - began
                 self.close()
+                losses[self._request] += 1
+                if losses[self._request] == TRIES:
+                    break
             except (UserError, Failed):
                 raise
             except BaseException:  # Ctrl-C: what the agent does now, it does for nobody
@@ -363,6 +399,8 @@ class Device:
             facts = checked(reply, Facts)
         except Lost as error:
             pipe.close()
+            if str(error).startswith("closed") and pipe.code == -SIGKILL:  # somebody killed it
+                raise
             raise self._refusal(reason(pipe, error)) from error
         except BaseException:
             pipe.close()
@@ -376,9 +414,10 @@ class Device:
         if self._facts is not None and self._facts.boot != facts.boot:
             self.reboots += 1
         self._facts, self._pipe = facts, pipe
+        self._starts += 1
 
-    def _begin_again(self, loss: Lost) -> None:
-        """Start the agent again; raises UserError where the device stays away."""
+    def _begin_again(self, loss: Lost | None) -> None:
+        """Start the agent of a device that was reached before; raises UserError where it stays away."""
         began, pause = time.monotonic(), PAUSE[0]
         while True:
             try:
@@ -386,17 +425,18 @@ class Device:
                 break
             except AnotherDevice:
                 raise
-            except UserError as error:
-                left = self.deadlines.away - (time.monotonic() - began)
-                if left <= 0:
-                    raise UserError(
-                        f"{error} (it {loss} and stays away); the same command goes on from here once it is back"
-                    ) from error
-                time.sleep(min(pause, left))
+            except (UserError, Lost) as error:
+                rest = self.deadlines.away - (time.monotonic() - began)
+                if rest <= 0:
+                    why = f"it {loss} and stays away" if loss else "it was there before and stays away"
+                    words = error if isinstance(error, UserError) else self._refusal(str(error))
+                    raise UserError(f"{words} ({why}); the same command goes on from here once it is back") from error
+                time.sleep(min(pause, rest))
                 pause = min(2 * pause, PAUSE[1])
-        self.restarts += 1
         self.outage += time.monotonic() - began
-        say(f"{self}: it {loss}; its agent was started again")
+        if loss is not None:
+            self.restarts += 1
+            say(f"{self}: it {loss}; its agent was started again")
 
     def _refusal(self, words: str) -> UserError:
         return UserError(f"target.host {self}: the device {words}")

@@ -166,8 +166,8 @@ class Pipe:
             self._receive(key.fileobj)
 
     def _selected(self, deadline: float) -> list[tuple[selectors.SelectorKey, int]]:
-        left = deadline - time.monotonic()
-        events = self._selector.select(left) if left > 0 else []
+        rest = deadline - time.monotonic()
+        events = self._selector.select(rest) if rest > 0 else []
         if not events:
             raise Lost("did not answer in time")
         return events

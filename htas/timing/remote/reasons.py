@@ -8,11 +8,11 @@ PACKAGES = "sudo apt install python3 python3-pip, then python3 -m pip install nu
 def reason(pipe: Pipe, loss: Lost) -> str:
     """What happened and what to do, to stand behind `the device`; the pipe is closed by now."""
     lines = [line for line in map(_printable, pipe.stderr.decode(errors="replace").splitlines()) if line]
-    said, last, remedy = "\n".join(lines).lower(), lines[-1] if lines else "", pipe.address.remedy
+    text, last, remedy = "\n".join(lines).lower(), lines[-1] if lines else "", pipe.address.remedy
     over_ssh = pipe.address.written.startswith("ssh://")
 
     def says(*words: str) -> bool:
-        return any(each in said for each in words)
+        return any(each in text for each in words)
 
     if says("htas needs python 3.8"):
         version = last.rpartition(" ")[2]

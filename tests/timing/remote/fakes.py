@@ -19,6 +19,11 @@ def changed(source: str) -> str:
         "negative": ("        lasted.append(seconds)", "        lasted.append(-seconds)"),
         "disk full": ("    def open(self):\n", "    def open(self):\n        raise Refused('full', 'no space')\n"),
         "hot": ("    flags, now, count = throttling()", "    flags, now, count = ['a throttled clock'], False, 3"),
+        "heat": (
+            "    flags, now, count = throttling()",
+            "    global LOOKS\n    LOOKS = globals().get('LOOKS', 0) + 1\n"
+            "    flags, now, count = [], 2 <= LOOKS <= 4, 0",
+        ),
         "warm": ("    zones = numbers(", "    return 61.5\n    zones = numbers("),
         "dies": ("        lasted, counts = [], []\n        gc", "        os._exit(1)\n        gc"),
         "silent": ("        lasted, counts = [], []\n        gc", "        time.sleep(1000)\n        gc"),

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -19,9 +20,10 @@ import torch
 from htas.errors import UserError
 from htas.formats.onnx import layer_graph
 from htas.graph.layer import Layer
+from htas.timing.remote import device as device_file
 from htas.timing.remote import pipe
 from htas.timing.remote.address import address
-from htas.timing.remote.device import Deadlines, Device, Graph, RemoteProgram, Settings
+from htas.timing.remote.device import COOLER, Deadlines, Device, Graph, RemoteProgram, Settings
 
 CONV = Layer("conv", 3, 5, (6, 6), (3, 3), padding=(1, 1))
 SETTINGS = Settings(threads=1, spin=50, reading=1e-4, warmup=0.001)
@@ -157,10 +159,70 @@ def test_a_killed_agent_is_started_again_and_the_round_repeated(lock: Path):
         assert time.monotonic() - clock >= device.outage > 0.05
 
 
+def test_a_round_of_many_programs_is_repeated_in_pieces(lock: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(device_file, "PIECE", 2)
+    with opened() as device, device.connected():
+        mine = [program(device) for _ in range(5)]
+        rounds: list[int] = []
+        read = device._read
+
+        def counted(turns: Any, least: float, repeat: int) -> Any:
+            rounds.append(len(turns))
+            return read(turns, least, repeat)
+
+        monkeypatch.setattr(device, "_read", counted)
+        device.read([(each, 1) for each in mine], 0.0, 1)
+        os.kill(device.facts.pid, signal.SIGKILL)
+        readings = device.read([(each, number) for number, each in enumerate(mine, 1)], 0.0, 1)
+        assert [loops for _, (loops,) in readings] == [1, 2, 3, 4, 5]
+        assert rounds == [5, 5, 2, 2, 1]
+
+
 def test_an_agent_that_dies_in_the_middle_of_a_round_costs_that_round(lock: Path, tmp_path: Path):
     with opened(f"dies once {tmp_path / 'died'}") as device, device.connected():
         assert len(device.read([(program(device), 1)], 0.0, 3)) == 1
         assert device.restarts == 1
+
+
+def test_an_agent_that_is_killed_while_it_starts_is_started_again(lock: Path, tmp_path: Path):
+    script = tmp_path / "start"
+    script.write_text(
+        f'#!/bin/sh\n[ -e {tmp_path}/begun ] || {{ touch {tmp_path}/begun; kill -9 $$; }}\nexec {sys.executable} "$@"\n'
+    )
+    script.chmod(0o755)
+    device = Device(address(f"exec:{script}"), SHORT)
+    assert device.facts.cores and device.restarts == 1
+
+
+def test_a_device_that_is_too_hot_is_waited_for_and_no_other(lock: Path, monkeypatch: pytest.MonkeyPatch):
+    waits: list[float] = []
+    with opened("heat") as device, device.connected():
+        mine = program(device)
+        monkeypatch.setattr(time, "sleep", waits.append)
+        device.read([(mine, 1)], 0.0, 1)  # the second look: hot
+        assert waits == [] and device.state and device.state.hot
+        device.read([(mine, 1)], 0.0, 1)
+        assert waits == [COOLER] * 3 and not device.state.hot
+        device.read([(mine, 1)], 0.0, 1)
+        assert len(waits) == 3 and device.outage >= 3 * COOLER
+
+
+def test_an_interrupted_command_leaves_no_process(lock: Path, tmp_path: Path):
+    """Ctrl-C in the middle of a measurement: 130, no traceback, and neither agent nor command lives on."""
+    command = [sys.executable, "-m", "htas", "measure", "cifar_resnet:8", "--rounds", "100000", "--batch", "1"]
+    agent = [sys.executable, "-u"]
+    with subprocess.Popen(
+        [*command, "--host", f"exec:{shlex.join(agent)}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not (lock.exists() and lock.read_text()):
+            assert process.poll() is None
+            time.sleep(0.05)
+        below = psutil.Process(process.pid).children(recursive=True)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    assert below and not any(each.is_running() for each in below)
+    assert process.returncode == 130 and "Traceback" not in said
 
 
 def test_a_graph_is_sent_once(lock: Path):
