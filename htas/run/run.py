@@ -234,7 +234,8 @@ class Run:
 
 
 PACKAGES = (
-    "torch", "numpy", "scipy", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "accelerate", "scikit-learn"
+    "torch", "numpy", "scipy", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "ncnn", "pnnx", "ai-edge-litert",
+    "executorch", "accelerate", "scikit-learn",
 )  # fmt: skip
 
 

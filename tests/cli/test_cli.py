@@ -271,10 +271,13 @@ def test_what_measure_would_ignore_is_refused(
     assert calls == []
 
 
-def test_export_says_where_and_how_near(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["export", "runs/some", "--to", "onnx", "--network=base"]) == 0
+@pytest.mark.parametrize(
+    ("to", "suffix"), [("onnx", ".onnx"), ("openvino", ".xml"), ("ncnn", ".param"), ("litert", ".tflite")]
+)
+def test_export_says_where_and_how_near(calls: Calls, capsys: pytest.CaptureFixture[str], to: str, suffix: str) -> None:
+    assert cli.main(["export", "runs/some", "--to", to, "--network=base"]) == 0
     assert calls == [
-        ("export_network", {"folder": Path("runs/some"), "suffix": ".onnx", "network": "base", "file": None})
+        ("export_network", {"folder": Path("runs/some"), "suffix": suffix, "network": "base", "file": None})
     ]
     assert capsys.readouterr().out == "runs/some/base.onnx (outputs differ from PyTorch's by 1.2e-06 at most)\n"
 
