@@ -267,6 +267,21 @@ def test_a_device_that_misbehaves_is_one_sentence(what: str, words: str, lock: P
     assert re.search(words, sentence := refusal(what)), sentence
 
 
+@pytest.mark.parametrize("minor", [6, 7, 8, 9, 13])
+def test_other_pythons_are_described_or_refused(minor: int, lock: Path):
+    """Without this one's packages, those that are installed here."""
+    pythons = sorted((Path.home() / ".pyenv" / "versions").glob(f"3.{minor}.*/bin/python"))
+    if not pythons:
+        pytest.skip(f"there is no Python 3.{minor} here")
+    device = Device(address(f"exec:env -u PYTHONPATH {shlex.quote(str(pythons[0]))}"))
+    if minor >= 8:
+        assert device.facts.python.startswith(f"3.{minor}.")
+        assert device.facts.versions.keys() | device.facts.missing.keys() == {"numpy", "onnxruntime"}
+    else:
+        with pytest.raises(UserError, match=f"has Python 3.{minor}.* and the agent needs 3.8 or newer"):
+            _ = device.facts
+
+
 def test_what_a_login_shell_prints_is_skipped(lock: Path):
     with opened("noise") as device:
         assert len(device.read([(program(device), 1)], 0.0, 3)) == 1
