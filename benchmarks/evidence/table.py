@@ -72,12 +72,15 @@ def tables(results: Sequence[Result], queue: Mapping[str, Any], folder: Path) ->
 def ranking(results: Sequence[Result], folder: Path) -> str:
     """How well the judges of judges.json rank the archs of the group `ranking` that are trained."""
     path = folder / "resnet20" / "judges.json"
-    reached = {each["arm"]: each["accuracy"] for each in results if each["group"] == "ranking" and each["accuracy"]}
-    if not path.exists() or len(reached) < FEWEST:
+    ranked = [each for each in results if each["group"] == "ranking" and each["accuracy"]]
+    judges = json.loads(path.read_text())["judges"] if path.exists() else {}
+    judged = set.intersection(*(set(judge["values"]) for judge in judges.values())) if judges else set()
+    reached = {each["arm"]: each["accuracy"] for each in ranked if each["arm"] in judged}
+    if len(reached) < FEWEST:
         return ""
     best = max(reached.values())
     lines = []
-    for name, judge in json.loads(path.read_text())["judges"].items():
+    for name, judge in judges.items():
         values = {arm: judge["values"][arm] for arm in reached}
         rich = [arm for arm in reached if arm.startswith("rich")]
         top = sorted(values, key=values.__getitem__, reverse=True)[:3]
