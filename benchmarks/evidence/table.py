@@ -93,10 +93,11 @@ def ranking(results: Sequence[Result], folder: Path) -> str:
     heads = ("judged by", f"tau, all {len(reached)}", f"tau, the {len(rich)} rich ones", "its first, less the best",
              "its first three, less the mean", "CPU minutes")  # fmt: skip
     return (
-        f"### The judges\n\nKendall's tau of what strategies judge by with what {len(reached)} archs within 5 % of one "
-        "latency reach when trained alone (the group `ranking`), a 95 % interval by 1,000 resamplings, and how "
-        f"accurate its favourites are, in points. Half of the archs are drawn at random, half from those of at least "
-        f"0.7 of the most multiply-adds. From judges.json, seed 0.\n\n{table(heads, lines)}"
+        "### The judges' taus\n\n"
+        f"Kendall's tau of what strategies judge by with what {len(reached)} archs within 5 % of one latency\n"
+        "reach when trained alone (the group `ranking`), a 95 % interval by 1,000 resamplings, and how\n"
+        "accurate its favourites are, in points. Half of the archs are drawn at random, half from those of\n"
+        f"at least 0.7 of the most multiply-adds. From judges.json, seed 0.\n\n{table(heads, lines)}"
     )
 
 

@@ -191,8 +191,8 @@ def test_the_report_and_the_exports_go_where_they_are_asked_for(found, tmp_path)
     page = found.report(tmp_path / "deep" / "report.html")
     assert "<title>" in page.read_text()
     assert found.export(tmp_path / "fast.onnx") < 1e-4
-    with pytest.raises(ValueError, match=r"cannot export to 'fast.tflite'"):
-        found.export(tmp_path / "fast.tflite")
+    with pytest.raises(ValueError, match=r"cannot export to 'fast.tf'"):
+        found.export(tmp_path / "fast.tf")
 
 
 def test_the_same_call_again_does_nothing_anew(found, net):

@@ -220,7 +220,7 @@ def test_an_interrupted_command_leaves_no_process(lock: Path, tmp_path: Path):
         below = psutil.Process(process.pid).children(recursive=True)
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=60)
     assert below and not any(each.is_running() for each in below)
     assert process.returncode == 130 and "Traceback" not in said
 
