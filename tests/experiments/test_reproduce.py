@@ -221,6 +221,7 @@ def test_the_widths_are_surveyed_once_at_any_length(tmp_path: Path, images: Path
     assert (folder / "widths-cpu" / "survey.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_what_cannot_be_made_leaves_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["table4", "fig3", "--quick", "--data.path=nowhere", "--survey.store=none", f"--out={tmp_path / 'out'}"]
     assert main(["reproduce", *words]) == 2

@@ -86,6 +86,7 @@ def whole(self: Latency, cases: Sequence[Any], **rest: Any) -> list[Measurement]
     return found
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_when_measured_and_used(tmp_path, monkeypatch):
     """Whole networks take a quarter more than their layers, and beside the base network a twentieth more again: a moved
     limit corrects that."""

@@ -316,6 +316,7 @@ def outcome(folder: Path) -> Any:
     return search.arch, search.accuracy, search.rivals, courses, results, read_json(folder / "survey.json")["layers"]
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_as_an_uninterrupted_one(counted, tmp_path, monkeypatch):
     config, parts, (whole, _) = one_space(), tmp_path / "parts", counted
     for owner, name, call in KILLS:
