@@ -26,7 +26,7 @@ MARKDOWN = [
 ]
 LIVING = [page for page in MARKDOWN if "results" not in page.relative_to(ROOT).parts]
 """Pages that change with the code; the dated ones stay as they were written."""
-WORDS = {"README.md": 1300, "docs/decisions.md": 5000}
+WORDS = {"README.md": 1300, "docs/decisions.md": 4850}
 """The most words that a page may have."""
 TINY = [
     "--target.threads=1", "--survey.rounds=1", "--survey.store=none", "--survey.undecided=1",

@@ -212,15 +212,16 @@ def test_an_interrupted_command_leaves_no_process(lock: Path, tmp_path: Path):
     command = [sys.executable, "-m", "htas", "measure", "cifar_resnet:8", "--rounds", "100000", "--batch", "1"]
     agent = [sys.executable, "-u"]
     with subprocess.Popen(
-        [*command, "--host", f"exec:{shlex.join(agent)}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+        [*command, "--host", f"exec:{shlex.join(agent)}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    ) as process:  # fmt: skip
         while not (lock.exists() and lock.read_text()):
             assert process.poll() is None
             time.sleep(0.05)
         below = psutil.Process(process.pid).children(recursive=True)
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=20)
     assert below and not any(each.is_running() for each in below)
     assert process.returncode == 130 and "Traceback" not in said
 
