@@ -149,7 +149,7 @@ class SiteFamily:
 
     @property
     def first(self) -> set[int]:
-        """The widths to begin with: half of the most, evenly spaced, and the ends of every group.
+        """The widths to begin with: half of the most, evenly spaced, the least of every site, the ends of every group.
 
         The spacing is a power of two, so that the widths that hardware is fond of are among them.
         """
@@ -157,7 +157,7 @@ class SiteFamily:
             return set(self.widths)
         spacing = 2 ** ceil(log2(2 * len(self.widths) / self.most))
         ends = {widths[run][-1] for widths, _ in self.sites for run in group_slices(len(widths), self.groups)}
-        return {self.widths[0], *self.widths[spacing - 1 :: spacing], *ends}
+        return {*(widths[0] for widths, _ in self.sites), *self.widths[spacing - 1 :: spacing], *ends}
 
     @property
     def at_most(self) -> int:

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -444,3 +444,28 @@ def test_every_layer_is_measured_at_the_outputs_that_the_network_has_then() -> N
                     assert curves[use.node].wide(use.layer.outputs) in metric.asked, (name, width, use.node)
                     found.add((use.node, use.layer.outputs / width))
     assert len({share for _, share in found}) > 1, "some layer has another number of outputs than its site is wide"
+
+
+class Mixed(nn.Module):
+    """As in a RegNet: two layers alike, one of them with channels in groups of eight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 160, 1), nn.Conv2d(16, 160, 1)
+        self.grouped, self.last = nn.Conv2d(160, 160, 3, padding=1, groups=20), nn.Linear(320, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.last(torch.cat([self.one(x), self.grouped(self.two(x))], 1).mean((2, 3)))
+
+
+@pytest.mark.parametrize("most", [12, 24, 48])
+def test_a_survey_begins_with_the_ends_of_every_layer_of_sites_with_other_multiples(most: int) -> None:
+    network = trace(Mixed(), torch.zeros(2, 3, 8, 8))
+    assert len({site.multiple for site in network.widths.values()}) > 1
+    plan, ends = Design().survey_plan(network, most), defaultdict(list)
+    for layer, keys in plan.layers.items():
+        for key in keys:
+            ends[key].append((layer.outputs, layer in plan.first))
+    for widths in ends.values():
+        assert min(widths)[1] and max(widths)[1], "what lies beyond the first readings cannot be interpolated"
