@@ -187,7 +187,8 @@ def _search(run: Run, again: bool) -> None:
         judged = time.monotonic()
         finished = finish(problem, outcome, run.target)
         arch, latency = finished.arch, run.calibrated
-        others = rivals(replace(problem, cost=latency), arch, RIVALS if outcome.cheap else 0, seed=config.seed)
+        count = RIVALS if outcome.cheap and not outcome.estimates else 0
+        others = rivals(replace(problem, cost=latency), arch, count, seed=config.seed)
         uniform = [] if finished.uniform is None else [finished.uniform]
         accuracy, *theirs = outcome.validate([arch, *uniform, *others])
         uniform_accuracy = theirs.pop(0) if uniform else None

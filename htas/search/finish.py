@@ -133,16 +133,16 @@ class _Finish:
         """The widest uniform network within the limits, and the arch to take, which is a key of `fresh`: `arch`, unless
         it is less accurate or breaks the limits, and the uniform network, perhaps with some widths a choice wider,
         keeps them when measured."""
-        space, limits, validate = self.problem.space, self.problem.limits, self.outcome.validate
+        space, limits = self.problem.space, self.problem.limits
         off = 1.0  # measured over predicted
         for even in uniforms(limits, space):
             if over(limits, even) * off > 1:
                 continue
-            accuracy, even_accuracy = validate([arch, even])
+            accuracy, even_accuracy = self._judged([arch, even])
             if self.worst(arch) <= 1 and accuracy >= even_accuracy:
                 return even, arch
             wider = filled([replace(limit, most=limit.most / off) for limit in limits], space, even)
-            better = wider != even and validate([wider])[0] >= even_accuracy
+            better = wider != even and self._judged([wider])[0] >= even_accuracy
             for other in (wider, even) if better else (even,):
                 proposed = _worst(self.fresh.get(other) or self._afresh(other))
                 again = self._afresh(other) if proposed <= 1 else ()
@@ -215,16 +215,22 @@ class _Finish:
         """Archs to measure again, the most accurate first: they keep the limits with a margin, and use them unless they
         are from a pool of judged archs. At the last turn others follow: those that keep the limits, then the nearest.
         """
-        outcome, least = self.outcome, 0 if self.outcome.pool else LEAST_USED
+        least = 0 if self.outcome.pool else LEAST_USED
         ratios = {arch: ratio for arch, ratio in self.ratios.items() if arch not in self.fresh}
         within = [arch for arch in ratios if least <= ratios[arch] <= 1 - MARGIN]
-        judged = outcome.validate(within) if outcome.cheap and within else [outcome.worth(arch) for arch in within]
-        accuracies = dict(zip(within, judged, strict=True))
+        accuracies = dict(zip(within, self._judged(within), strict=True))
         ordered = sorted(within, key=accuracies.__getitem__, reverse=True)
         if last:
             rest = [arch for arch in ratios if arch not in within]
             ordered += sorted(rest, key=lambda arch: miss(ratios[arch]))
         return ordered[:FRESH_ARCHS]
+
+    def _judged(self, archs: Sequence[Arch]) -> list[float]:
+        """By validation images, or by the search's own estimate where that tells more or costs no training."""
+        outcome = self.outcome
+        if outcome.cheap and not outcome.estimates and archs:
+            return outcome.validate(archs)
+        return [outcome.worth(arch) for arch in archs]
 
     def _best_worth(self) -> float:
         return max((self.outcome.worth(arch) for arch in self.fresh if self.worst(arch) <= 1), default=-math.inf)

@@ -79,5 +79,7 @@ class SearchOutcome:
     """The only archs that may replace `arch` if it misses the limits when measured; empty for any arch."""
     cheap: bool = True
     """Whether `validate` takes seconds for an arch, as a supernet does, and not a training."""
+    estimates: bool = False
+    """Whether `worth` is an estimate for any arch that tells more than `validate`, whose networks are not trained."""
     judge: str = "in the supernet"
     """How `validate` finds accuracies, for a report."""

@@ -54,5 +54,5 @@ class Knapsack(Strategy):
         say(f"{problem.title}: {solution.sentence}")
         return SearchOutcome(
             solution.arch, (), True, solution.sentence, Inherited(problem, base), time.monotonic() - started,
-            worth=lambda arch: -loss(arch), judge=Inherited.title,
+            worth=lambda arch: -loss(arch), estimates=True, judge=Inherited.title,
         )  # fmt: skip

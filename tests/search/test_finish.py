@@ -51,7 +51,7 @@ def seconds(value: float) -> Measurement:
 
 
 def end(
-    monkeypatch, device: Device, accuracy: Callable[[Arch], float], pool: tuple[Arch, ...] = ()
+    monkeypatch, device: Device, accuracy: Callable[[Arch], float], pool: tuple[Arch, ...] = (), estimates: bool = False
 ) -> finish.FinishedSearch:  # fmt: skip
     """Of a search that prefers wide networks; `accuracy` is what the supernet finds, or is known of a pool."""
     monkeypatch.setattr(finish._Finish, "against_base", lambda self, *args: device.against_base(*args))
@@ -63,6 +63,7 @@ def end(
     found = SearchOutcome(
         SPACE.widest, (), True, "", lambda archs: [accuracy(arch) for arch in archs], 0.0,
         accuracy if pool else lambda arch: float(sum(arch.widths.values())), pool, cheap=not pool,
+        estimates=estimates,
     )  # fmt: skip
     return finish.finish(problem, found, Target())
 
@@ -86,6 +87,12 @@ def test_a_more_accurate_uniform_network_is_taken_on_a_second_reading(monkeypatc
     assert taken.arch == taken.uniform == WIDE
     assert ratio(taken) == pytest.approx(over(ASKED, WIDE))
     assert device.measured[-2:] == [(WIDE,), (WIDE,)]
+
+
+def test_an_estimate_that_tells_more_than_untrained_networks_decides_against_the_uniform_one(monkeypatch):
+    taken = end(monkeypatch, Device(lambda arch: 1.0), lambda arch: 0.9 if arch == WIDE else 0.5, estimates=True)
+    assert sum(taken.arch.widths.values()) > sum(WIDE.widths.values()) and taken.arch != WIDE
+    assert taken.uniform == WIDE and finish.LEAST_USED <= ratio(taken) <= 1
 
 
 def test_a_uniform_network_some_widths_of_which_are_wider_is_taken_where_it_is_no_worse(monkeypatch):
