@@ -86,7 +86,8 @@ def finish(problem: Problem, outcome: SearchOutcome, target: Target) -> Finished
     arch = max(keep, key=outcome.worth) if outcome.pool and keep else nearest
     even, best_arch = end.uniform(arch) if outcome.cheap else (None, arch)
     if best_arch != arch:
-        say(f"{problem.title}: using a uniform network within the limits, as nothing found was as accurate")
+        why = "nothing found was as accurate" if end.worst(arch) <= 1 else "nothing found kept them when measured again"
+        say(f"{problem.title}: using a uniform network within the limits, as {why}")
     for limit in end.fresh[best_arch]:
         say(
             f"{problem.title}: {limit.metric} {quantity(limit.measured, limit.unit)}, predicted "

@@ -121,10 +121,11 @@ def test_uniform_networks_that_would_be_over_too_are_not_measured(monkeypatch):
     assert taken.uniform not in (WIDE, NARROW) and ratio(taken) <= 1
 
 
-def test_where_nothing_that_was_found_keeps_the_limit_the_uniform_network_is_taken(monkeypatch):
+def test_where_nothing_that_was_found_keeps_the_limit_the_uniform_network_is_taken(monkeypatch, capsys):
     device = Device(lambda arch: 1.0 if arch in uniforms(ASKED, SPACE) else 50.0)
     taken = end(monkeypatch, device, lambda arch: 0.5 if arch == WIDE else 0.9)
     assert taken.arch == WIDE and ratio(taken) <= 1
+    assert "as nothing found kept them when measured again" in capsys.readouterr().err
 
 
 def test_a_network_over_the_limit_is_reported_as_such_where_nothing_keeps_it(monkeypatch):
