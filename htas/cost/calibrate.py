@@ -45,6 +45,8 @@ REREAD_RATIO, MEND_RATIO = 1.15, 1.25
 """A layer slower than its rows and columns predict by the first ratio is read again, as its program may be a slow one;
 if it stays slower by the second, the prediction replaces its reading."""
 POLISH_ROUNDS = 20
+FLOOR_SHARE = 0.8
+"""Fraction of the fastest layer that all layers of a table take, whatever their widths."""
 MENDED_SHARE = 0.05
 """Fraction of the layers that may be replaced without a doubt in the record."""
 REREAD_ERROR = 0.02
@@ -53,6 +55,8 @@ FEW_INPUTS = 5
 """Input widths of a site if building a layer is DEAR: latency grows evenly with them."""
 DRAWS_PER_NETWORK = 40
 """Random archs for each measured one, so that costs are spread evenly."""
+CONTROLS_SHARE = 0.125
+"""Fraction of the networks that may be controls."""
 WEIGHT_BYTES, WEIGHT_COPIES, MEMORY_SHARE = 4, 5, 0.4
 """Bytes of a weight; its copies while its network is measured (PyTorch, exported, the runtime's, packed, rebuilt); and
 the fraction of free memory that networks may fill at once."""
@@ -103,13 +107,15 @@ def sparing(options: Calibrate, network: Network, runtime: Runtime) -> Calibrate
     return replace(options, widths=widths, networks=networks)
 
 
-def cells(network: Network, spaces: Sequence[Space], most: int, building: float = 0.0) -> dict[Template, list[Layer]]:
+def cells(
+    network: Network, spaces: Sequence[Space], most: int, building: float = 0.0, controls: Sequence[Arch] = ()
+) -> dict[Template, list[Layer]]:
     """Every layer to measure, by template; an operator on single channels has one layer for each width.
 
-    `building` is the seconds to build a layer.
+    `building` is the seconds to build a layer; `controls` are archs beyond the spaces whose widths are measured, too.
     """
     layers = {}
-    for template, (all_inputs, outputs) in pairs(network, spaces, most).items():
+    for template, (all_inputs, outputs) in pairs(network, spaces, most, controls).items():
         inputs = thinned(all_inputs, FEW_INPUTS) if building >= DEAR else all_inputs
         every = sorted(outputs)
         sizes = zip(every, every, strict=True) if template.keeps_width else product(sorted(inputs), every)
@@ -117,9 +123,12 @@ def cells(network: Network, spaces: Sequence[Space], most: int, building: float 
     return layers
 
 
-def spread(network: Network, spaces: Sequence[Space], count: int, seed: int) -> list[Arch]:
-    """The base and random archs of the spaces with evenly spread multiply-adds; the same for the same seed."""
-    rng = random.Random(seed)
+def spread(
+    network: Network, spaces: Sequence[Space], count: int, seed: int, controls: Sequence[Arch] = ()
+) -> list[Arch]:
+    """The base, the first of the controls, and random archs of the spaces with evenly spread multiply-adds; the same
+    for the same seed."""
+    rng, ends = random.Random(seed), list(dict.fromkeys(controls))[: int(CONTROLS_SHARE * count)]
     archs = [
         space.sample(rng, rng.uniform(-5, 5))
         for space in spaces
@@ -127,9 +136,9 @@ def spread(network: Network, spaces: Sequence[Space], count: int, seed: int) -> 
     ]
     ordered = sorted(dict.fromkeys(archs), key=network.macs)
     costs = np.asarray([network.macs(arch) for arch in ordered])
-    aims = np.linspace(costs[0], costs[-1], count - 1)
+    aims = np.linspace(costs[0], costs[-1], count - 1 - len(ends))
     nearest = [ordered[int(np.abs(costs - aim).argmin())] for aim in aims]
-    return list(dict.fromkeys([network.base, *nearest]))
+    return list(dict.fromkeys([network.base, *ends, *nearest]))
 
 
 def calibrate(
@@ -141,12 +150,17 @@ def calibrate(
     seed: int,
     building: float = 0.0,
     base: float = 0.0,
+    controls: Sequence[Arch] = (),
     on_round: OnRound = None,
 ) -> CalibrationRecord:
-    """Measure layers by the first metric, then networks by the second, and fit; `cost_model` reads the record."""
-    by_template = cells(network, spaces, options.widths, building)
+    """Measure layers by the first metric, then networks by the second, and fit; `cost_model` reads the record.
+
+    `controls` are archs beyond the spaces that will be predicted: the narrowest, the widest, the shallowest. Their
+    widths are measured, too, and the first of them are among the networks.
+    """
+    by_template = cells(network, spaces, options.widths, building, controls)
     layers = list(dict.fromkeys(layer for mine in by_template.values() for layer in mine))
-    archs = spread(network, spaces, options.networks, seed)
+    archs = spread(network, spaces, options.networks, seed, controls)
     seconds = options.limits(len(layers), building, base)
     first = seconds[0] / sum(seconds)
     measurements = metrics[0].measure(
@@ -187,13 +201,21 @@ def _odd(layers: Sequence[Layer], readings: Mapping[Case, Measurement]) -> Itera
 
 
 def polished(grid: Table) -> Floats:
-    """The table with proportional rows, [inputs, outputs]: a median polish of logarithms (Tukey).
+    """The larger of two tables without outliers, [inputs, outputs]: with proportional rows, and with rows proportional
+    above a floor, FLOOR_SHARE of the fastest layer. Layers that are narrow take little less than others as narrow.
 
-    A few outliers do not affect it. Tables of one or two rows are returned unchanged.
+    Tables of one or two rows are returned unchanged.
     """
     values = np.asarray(grid.values, float)
     if min(values.shape) < 3:
         return values
+    floor = FLOOR_SHARE * max(float(values.min()), 0.0)
+    return np.maximum(_proportional(values), floor + _proportional(values - floor))
+
+
+def _proportional(values: Floats) -> Floats:
+    """A median polish of logarithms (Tukey), [inputs, outputs]: the rows are proportional; a few outliers do not affect
+    it."""
     logs = np.log(np.maximum(values, 1e-3 * np.median(values)))
     rows, columns = np.zeros((len(values), 1)), np.zeros(values.shape[1])
     for _ in range(POLISH_ROUNDS):

@@ -19,6 +19,8 @@ BETTER = 0.95
 """A form with more terms must reduce the held-out error to this fraction of a simpler one's."""
 ROUNDS = 5
 """Rounds of robust reweighting."""
+OVER = 5.0
+"""Largest ratio of layers to network, over the median one, of a network in the fit."""
 OUTLIER_RATIO, OUTLIER_ERROR = 6.0, 0.05
 """A network whose relative error exceeds both this multiple of the median and this error counts less in the fit."""
 
@@ -137,9 +139,15 @@ def _held_out(rows: Floats, measured: Floats, near: int) -> Floats:
 def _weights(rows: Floats, measured: Floats, near: int) -> Floats:
     """Non-negative weights [features] with the least squared relative error, outliers counting less.
 
+    A network that takes less than an OVER-th of what its layers foretell is left out: its relative error would outweigh
+    those of all others.
+
     NOISE over SPREAD holds the first `near` of them, the scales of kinds, near a common one: otherwise a small part of
     every network, such as its one pooling layer, would absorb the errors of all others.
     """
+    ratios = rows[:, : near or 1].sum(axis=1) / measured
+    within = ratios <= OVER * np.median(ratios)
+    rows, measured = rows[within], measured[within]
     trust = np.ones(len(measured))
     for _ in range(ROUNDS):
         root = np.sqrt(trust)

@@ -27,6 +27,10 @@ class CostModel(ABC):
     def expected(self, space: Space, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> Tensor:
         """The expectation, a differentiable scalar; probabilities [choices] by site, in the order of the space."""
 
+    def remark(self, arch: Arch) -> str:
+        """A sentence that a reader of the cost of an arch must know; empty for none."""
+        return ""
+
 
 def expectation(choices: Sequence[int], probabilities: Tensor) -> Tensor:
     """The mean of the choices under probabilities [choices], a scalar."""

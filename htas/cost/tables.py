@@ -29,8 +29,10 @@ from htas.graph.layout import Layout
 from htas.graph.network import Step, times
 from htas.metrics import Metric
 from htas.spaces.space import Space
+from htas.text import plural
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 Source = tuple[str | int, int | Fraction]
 """A width site or a fixed number of channels, and how often each channel is repeated."""
 
@@ -97,13 +99,15 @@ class LayerCost(CostModel):
 
     def cost(self, arch: Arch) -> float:
         """The cost of one arch, in `unit`."""
-        total = self.constant
+        layers = self.layers(arch)
+        return self.constant + sum(float(self.values(each, [i], [o])[0, 0]) for each, i, o in layers)
+
+    def layers(self, arch: Arch) -> Iterator[tuple[Template, int, int]]:
+        """Templates of the layers that are charged, each with its inputs and outputs, in the order they run."""
         for step in self.network.steps(arch):
             template = self.template(step)
             if template is not None and not (step.node.kind == "project" and step.channels_in == step.channels):
-                inputs = [step.channels_in if step.inputs else step.channels]
-                total += float(self.values(template, inputs, [step.channels])[0, 0])
-        return total
+                yield template, step.channels_in if step.inputs else step.channels, step.channels
 
     def expected(self, space: Space, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> Tensor:
         """The mean over archs drawn from these probabilities, a differentiable scalar."""
@@ -180,7 +184,12 @@ def _ways(source: Source, space: Space, widths: Mapping[str, Tensor]) -> tuple[l
 
 @dataclass(frozen=True)
 class Table:
-    """Figures of a layer at pairs of widths; between and beyond them the nearest pairs are continued linearly."""
+    """Figures of a layer at pairs of widths, linear between them.
+
+    A narrower layer takes what the narrowest takes: most devices have a floor, and no layer is predicted to be faster
+    than those that were measured. A wider one lies on the line through the narrowest and the widest, and takes no less
+    than the widest.
+    """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
@@ -188,21 +197,34 @@ class Table:
     """[inputs, outputs]"""
 
     def at(self, inputs: Sequence[int], outputs: Sequence[int]) -> Floats:
-        """Figures at every pair, [inputs, outputs], linear between the pairs of the table."""
+        """Figures at every pair, [inputs, outputs]."""
+        inside = self._linear(np.minimum(inputs, self.inputs[-1]), np.minimum(outputs, self.outputs[-1]))
+        return np.maximum(np.maximum(self._linear(inputs, outputs), inside), 0.0)
+
+    def outside(self, inputs: int, outputs: int) -> tuple[bool, bool]:
+        """Whether a layer is narrower, and whether it is wider, than any of the table, in inputs or in outputs."""
+        widths = ((inputs, self.inputs), (outputs, self.outputs))
+        return any(width < places[0] for width, places in widths), any(width > places[-1] for width, places in widths)
+
+    def _linear(self, inputs: Sequence[int] | Ints, outputs: Sequence[int] | Ints) -> Floats:
         values: Floats = _between(self.inputs, inputs) @ np.asarray(self.values) @ _between(self.outputs, outputs).T
-        return np.maximum(values, 0.0)
+        return values
 
 
-def _between(places: Sequence[int], points: Sequence[int]) -> Floats:
-    """Weights [points, places] of linear interpolation from values at `places` to values at `points`."""
+def _between(places: Sequence[int], points: Sequence[int] | Ints) -> Floats:
+    """Weights [points, places] from values at `places` to values at `points`: linear interpolation; below the first
+    place its value, and above the last the line through these two."""
     weights = np.zeros((len(points), len(places)))
     for row, x in enumerate(points):
-        if len(places) == 1:
+        if x <= places[0] or len(places) == 1:
             weights[row, 0] = 1.0
-            continue
-        above = min(max(int(np.searchsorted(places, x)), 1), len(places) - 1)
-        share = (x - places[above - 1]) / (places[above] - places[above - 1])
-        weights[row, above - 1 : above + 1] = 1 - share, share
+        elif x > places[-1]:
+            share = (x - places[-1]) / (places[-1] - places[0])
+            weights[row, 0], weights[row, -1] = -share, 1 + share
+        else:
+            above = int(np.searchsorted(places, x))
+            share = (x - places[above - 1]) / (places[above] - places[above - 1])
+            weights[row, above - 1 : above + 1] = 1 - share, share
     return weights
 
 
@@ -233,16 +255,35 @@ class TableCost(LayerCost):
         """The measured figure if there is one, otherwise the calibrated sum."""
         return self.measured[arch] if arch in self.measured else super().cost(arch)
 
+    def remark(self, arch: Arch) -> str:
+        """How many layers lie outside the measured widths, and what they count as; empty where none does."""
+        if arch in self.measured:
+            return ""
+        flags = [self._outside(*layer) for layer in self.layers(arch)]
+        counts = {
+            "narrower, and count as the narrowest": sum(narrower for narrower, _ in flags),
+            "wider, and count by a straight line": sum(wider for _, wider in flags),
+        }
+        parts = [f"{count} of {plural(len(flags), 'layer')} are {words}" for words, count in counts.items() if count]
+        return f"The prediction lies outside the measured widths: {'; '.join(parts)}." if parts else ""
+
+    def _outside(self, template: Template, inputs: int, outputs: int) -> tuple[bool, bool]:
+        """Whether a layer is narrower, and whether it is wider, than those measured."""
+        table = self._table(template)
+        return table.outside(table.inputs[0] if template.keeps_width else inputs, outputs)
+
     def values(self, template: Template, inputs: Sequence[int], outputs: Sequence[int]) -> Floats:
         """Calibrated figures, [inputs, outputs]; raises UserError if the layer was not measured."""
         place = (template, tuple(inputs), tuple(outputs))
         if place not in self._values:
-            if template not in self.tables:
-                raise UserError(f"cost.json lacks the layer {template.kind} of this network; calibrate it again")
-            fit = self.calibration
-            raw = self.tables[template].at(inputs, outputs)
+            fit, raw = self.calibration, self._table(template).at(inputs, outputs)
             self._values[place] = fit.scales.get(template.kind, 1.0) * raw + fit.each
         return self._values[place]
+
+    def _table(self, template: Template) -> Table:
+        if template not in self.tables:
+            raise UserError(f"cost.json lacks the layer {template.kind} of this network; calibrate it again")
+        return self.tables[template]
 
     @property
     def constant(self) -> float:
@@ -379,15 +420,20 @@ class _Sizes:
         return self._moments[site, power]
 
 
-def pairs(network: Network, spaces: Iterable[Space], most: int) -> dict[Template, tuple[set[int], set[int]]]:
-    """Every template that an arch of these spaces may use, with its input and output widths: the base's and the
-    choices of each site, at most `most` of them, evenly spread."""
-    all_spaces = list(spaces)
+def pairs(
+    network: Network, spaces: Iterable[Space], most: int, controls: Sequence[Arch] = ()
+) -> dict[Template, tuple[set[int], set[int]]]:
+    """Every template that an arch of these spaces may use, with its input and output widths: the base's, the choices
+    and the widths of the controls at each site, at most `most` of them, evenly spread."""
+    archs, all_spaces = [network.base, *controls], list(spaces)
     widths_by_template: dict[Template, tuple[set[int], set[int]]] = {}
     choices = {
-        name: thinned({width for space in all_spaces for width in space.widths[name]} | {site.base}, most, {site.base})
+        name: thinned(
+            {width for space in all_spaces for width in space.widths[name]} | {arch.widths[name] for arch in archs},
+            most, {site.base},
+        )
         for name, site in network.widths.items()
-    }
+    }  # fmt: skip
     stays = {name: [1.0 / site.base] * site.base for name, site in network.depths.items()}
     for step in network.flow(lambda site: Mixture({site: 1.0}), stays.__getitem__):
         if step.node.template is None:

@@ -180,7 +180,7 @@ class PrunedArm(Arm):
 
     def _row(self, run: Run, arch: Arch) -> Result:
         row = rows.new_row(run, self.row_name, arch, space="-", strategy=f"torch-pruning, {self.prune}", cost="-")
-        return replace(row, predicted=run.calibrated.cost(arch))
+        return rows.predicted(run, row)
 
 
 @dataclass(frozen=True)

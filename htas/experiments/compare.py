@@ -66,6 +66,9 @@ def compare(
     against = against or names[0]
     doubts = [f"{name}, seed {seed}: {entry.doubt}" for (name, seed), entry in there.items() if entry.doubt]
     notes = [f"Left out: {reason}" for reason in reasons] + [f"Not converged: {doubt}" for doubt in doubts]
+    notes += [
+        f"{name}, seed {seed}: {each.result.outside}" for (name, seed), each in there.items() if each.result.outside
+    ]
     job = comparison.jobs[names[0], 0]
     title = f"{job.config.family.title} on {job.config.names['data']}, {plural(seeds, 'seed')}"
     facts = {name: str(value) for name, value in {**where, **dataclasses.asdict(job.target)}.items()}
@@ -196,7 +199,7 @@ def _finish(comparison: Comparison, job: Run, name: str) -> None:
     entry = arm.untrained(job, comparison.others(config.seed))
     row, _ = run_rows.train_row(job, entry.result, build=arm.builder(job), start=arm.weights(job))
     if row.arch.widths:
-        row = replace(row, predicted=job.calibrated.cost(row.arch))
+        row = run_rows.predicted(job, row)
     entry = replace(entry, result=row, images=config.data.encoding, options=arm.basis(job))
     write_record(place / "result.json", entry)
 

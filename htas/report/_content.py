@@ -61,7 +61,8 @@ def _networks(report: Report) -> list[page.Block]:
             "the whole network, each over the machine's level at that moment, \N{PLUS-MINUS SIGN} two standard errors; "
             "below it are the median and minimum of the raw readings. Predicted is the sum of the measured layers, "
             "calibrated against other whole networks (cost.json), before this row was measured; for the base network "
-            "it is its latency in the calibration."
+            "it is its latency in the calibration. Layers outside the measured widths are marked: a narrower one "
+            "counts as the narrowest, a wider one by a straight line."
         ),
         page.Heading("Accuracy and latency"),
         accuracy_over_latency(report),
@@ -244,7 +245,11 @@ def doubts(report: Report) -> list[tuple[str, str]]:
     names, base = row_names(report), base_of(report)
     remarks = [("", remark) for remark in report.remarks]
     for result in report.results:
-        reasons = [*result.remarks, *(result.measured.doubts if result.measured else ())]
+        reasons = [
+            *result.remarks,
+            *filter(None, [result.outside]),
+            *(result.measured.doubts if result.measured else ()),
+        ]
         if base and base.measured and result.measured:
             if result.measured.survey != base.measured.survey:
                 reasons.append(

@@ -37,11 +37,18 @@ class Result:
     """The network it was distilled from; empty for none."""
     predicted: float | None = None
     """Seconds, by the calibrated sum of its layers (cost.json), made before it was measured."""
+    outside: str = ""
+    """Where `predicted` lies outside the measured widths, a sentence on that; otherwise empty."""
     measured: Measurement | None = None
     """Seconds per batch of the whole network."""
     versions: Mapping[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     """What a reader must know of this row, each a sentence."""
+
+    @property
+    def predicted_note(self) -> str:
+        """What stands by the predicted latency, in a few words; empty for nothing."""
+        return "outside the measured widths" if self.outside else ""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def figures(result: Result, base: Result | None) -> tuple[Cell, ...]:
     return (
         Cell(NONE if result.accuracy is None else percent(result.accuracy)),
         Cell(NONE if measured is None else plus_minus(1e3 * measured.estimate, 2e3 * measured.error)),
-        Cell(NONE if result.predicted is None else significant(1e3 * result.predicted)),
+        Cell(NONE if result.predicted is None else significant(1e3 * result.predicted), result.predicted_note),
         times,
         Cell(millions(result.macs)),
         Cell(millions(result.params)),

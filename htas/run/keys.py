@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from htas.files import digest
+from htas.run.controls import STEPS
 from htas.run.run import Run
 from htas.training.distill import Distill
 
@@ -19,8 +20,8 @@ def design(run: Run) -> str:
 
 
 def calibrate(run: Run) -> str:
-    """The spaces, the target on this machine, and how layers and networks are measured."""
-    options = run.config.values("calibrate")
+    """The spaces and the controls, the target on this machine, and how layers and networks are measured."""
+    options = [run.config.values("calibrate"), STEPS]
     return digest(_basis(run), run.place, options, _widths(run), run.folder / "design.json", *run.fitted_metrics)
 
 

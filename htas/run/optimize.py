@@ -344,6 +344,7 @@ def _card(result: OptimizationResult) -> str:
     rows = []
     for row in result.results:
         times = [milliseconds(each) if each else "" for each in (row.measured and row.measured.estimate, row.predicted)]
+        times[1] += f" ({row.predicted_note})" if row.predicted_note else ""
         cells = [row.name, percent(row.accuracy or 0), *times, millions(row.macs), millions(row.params)]
         rows.append(f"| {' | '.join(cells)} |")
     target = result.config.target

@@ -8,6 +8,7 @@ from htas.console.progress import say
 from htas.cost.calibrate import cells
 from htas.data.task import forward, images_in, precise
 from htas.graph import resize
+from htas.run.controls import ends
 from htas.run.rows import base_trained
 from htas.run.run import Run
 from htas.runtimes import open_runtime
@@ -72,7 +73,7 @@ def estimate(run: Run) -> Iterator[tuple[str, float]]:
     for name, site in network.widths.items():
         published = tas_widths(site.base, site.multiple) if "tas" in options.spaces else ()
         choices[name] = tuple(sorted({*grid_widths(site, options), *published}))
-    pairs = sum(map(len, cells(network, [Space("", choices, {})], calibrating.widths, seconds).values()))
+    pairs = sum(map(len, cells(network, [Space("", choices, {})], calibrating.widths, seconds, ends(run)).values()))
     yield "calibration, at most", sum(calibrating.limits(pairs, seconds, FORWARD * image * run.target.batch))
     spaces, training = len(options.spaces), config.train.length * len(run.data.train) * image
     search = config.strategy.training_images(len(run.data.weights)) * image

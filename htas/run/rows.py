@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from htas.metrics.macs import Macs
 from htas.metrics.params import Params
 from htas.report.result import Result
 from htas.run import keys
+from htas.run.controls import Control, candidates
 from htas.run.run import Run
 from htas.run.stage import stored
 from htas.search.record import SearchRecord
@@ -38,16 +39,6 @@ class NetworksRecord:
     results: tuple[Result, ...]
     test_images: int = 0
     """Images that accuracies are judged by; 0 where unknown."""
-
-
-@dataclass(frozen=True)
-class Control:
-    """A network that is no slower than the searched one, for comparison."""
-
-    kind: str
-    """`uniform` or `plain`."""
-    name: str
-    arch: Arch
 
 
 @dataclass(frozen=True)
@@ -105,6 +96,11 @@ def new_row(run: Run, name: str, arch: Arch, **fields: Any) -> Result:
     )
 
 
+def predicted(run: Run, row: Result) -> Result:
+    """The row with its latency by cost.json, and a remark where that lies outside the measured widths."""
+    return replace(row, predicted=run.calibrated.cost(row.arch), outside=run.calibrated.remark(row.arch))
+
+
 def _controls(run: Run, searched: Result) -> ControlsRecord:
     """The widest uniform multiplier and the deepest plain member that are no slower than the searched network.
 
@@ -115,15 +111,15 @@ def _controls(run: Run, searched: Result) -> ControlsRecord:
 
 
 def _pick_controls(run: Run, searched: Result) -> ControlsRecord:
-    candidates = [*_uniform(run), *_plain_members(run)]
-    archs = [searched.arch, *(each.arch for each in candidates)]
+    controls = candidates(run)
+    archs = [searched.arch, *(each.arch for each in controls)]
     metric = _latency(run, [run.calibrated.cost(arch) for arch in archs])
     modules = [resize(run.network, arch) for arch in archs]
     readings = measured(metric, modules, "looking for controls of equal latency, %")
     limit, *latencies = [reading.estimate for reading in readings]
-    pairs = zip(candidates, latencies, strict=True)
+    pairs = zip(controls, latencies, strict=True)
     last = {each.kind: each for each, latency in pairs if latency <= limit}
-    slower = [kind for kind in dict.fromkeys(each.kind for each in candidates) if kind not in last]
+    slower = [kind for kind in dict.fromkeys(each.kind for each in controls) if kind not in last]
     for kind in slower:
         say(f"controls: every {kind} network is slower than {searched.name}")
     return ControlsRecord(
@@ -132,22 +128,6 @@ def _pick_controls(run: Run, searched: Result) -> ControlsRecord:
         f"({milliseconds(limit)}) in one interleaved run before training.",
         slower=tuple(f"Every {KINDS[kind]} was slower, in one interleaved run before training." for kind in slower),
     )
-
-
-def _uniform(run: Run) -> Iterator[Control]:
-    """The base network times 1/16, 2/16 ... e, narrowest first."""
-    sites, depths = run.network.widths, run.network.base.depths
-    for step in range(1, int(16 * run.config.design.expand) + 1):
-        widths = {name: site.near(site.base * step / 16) for name, site in sites.items()}
-        yield Control("uniform", f"uniform x{step / 16:.2f}", Arch(widths, depths))
-
-
-def _plain_members(run: Run) -> Iterator[Control]:
-    """The base network with 1, 2 ... blocks in every stage, shallowest first; none without depth sites."""
-    sites, widths = run.network.depths, run.network.base.widths
-    for blocks in range(1, max((site.base for site in sites.values()), default=0) + 1):
-        depths = {name: min(blocks, site.base) for name, site in sites.items()}
-        yield Control("plain", f"plain {run.config.family.member(blocks)}", Arch(widths, depths))
 
 
 def train_row(

@@ -29,6 +29,7 @@ from htas.run import keys
 from htas.run import plan as outlook
 from htas.run import rows as run_rows
 from htas.run.config import Config, load
+from htas.run.controls import ends
 from htas.run.rows import NetworksRecord
 from htas.run.run import Run, write_environment
 from htas.run.stage import Stage, StageHeader, ensure, made_from, need, unusable, write_stage
@@ -141,14 +142,16 @@ def _calibrate(run: Run, again: bool) -> None:
     options = run.calibration
     spaces = list(run.design.spaces.values())
     building = open_runtime(run.target).build_seconds
-    number = sum(map(len, cells(run.network, spaces, options.widths, building).values()))
+    controls = ends(run)
+    number = sum(map(len, cells(run.network, spaces, options.widths, building, controls).values()))
     base = paper_cost(run.network, run.survey.layers, run.config.design).cost(run.network.base)
     limits = options.limits(number, building, base)
     with progress(f"calibration: {number} layers and {options.networks} networks, %", 100) as bar:
         metrics = run.latency(limits[0]), replace(run.latency(limits[1]), rounds=MAX_ROUNDS)
         record = fit_cost(
-            run.network, spaces, metrics, options, seed=0, building=building, base=base, on_round=shares(bar)
-        )
+            run.network, spaces, metrics, options, seed=0, building=building, base=base, controls=controls,
+            on_round=shares(bar),
+        )  # fmt: skip
     say(f"cost: {_held_out(record)}")
     for doubt in record.doubts:
         say(f"cost: doubt: {doubt}")
@@ -245,13 +248,15 @@ def _measure(run: Run, again: bool) -> None:
     """Whole networks in one interleaved run, and their predictions -> measure.json."""
     started = time.monotonic()
     trained = _trained(run)
-    rows = [replace(row, predicted=run.calibrated.cost(row.arch)) for row in trained.results]
+    rows = [run_rows.predicted(run, row) for row in trained.results]
     modules = [run_rows.load_network(run, row) for row in rows]
     readings = run_rows.measure_rows(run, rows, modules, "measuring whole networks, %")
     rows = [replace(row, measured=reading) for row, reading in zip(rows, readings, strict=True)]
     for row in rows:
         assert row.measured is not None
         say(f"measure: {row.name}: {milliseconds(row.measured.estimate)}, accuracy {percent(row.accuracy or 0)}")
+        if row.outside:
+            say(f"measure: {row.name}: {row.outside}")
     write_environment(run)
     record = replace(trained, results=tuple(rows))
     write_stage(run.folder / "measure.json", keys.measure(run), time.monotonic() - started, record)

@@ -93,6 +93,9 @@ def finish(problem: Problem, outcome: SearchOutcome, target: Target) -> Finished
             f"{problem.title}: {limit.metric} {quantity(limit.measured, limit.unit)}, predicted "
             f"{quantity(limit.predicted, limit.unit)}, {percent(limit.ratio, 1)} of what {limit.asked!r} allows"
         )
+    for each in problem.limits:
+        if remark := each.cost.remark(best_arch):
+            say(f"{problem.title}: {each.metric}: {remark}")
     return FinishedSearch(best_arch, end.fresh[best_arch], len(end.ratios) if end.noisy else 0, even)
 
 

@@ -25,13 +25,15 @@ def check(limits: Sequence[Limit], space: Space, base: Arch) -> list[str]:
     if not limits:
         return []
     rows: list[tuple[str, ...]] = [("limit", "least possible", "base", "widest", "asked")]
-    least = leanest(limits, space)
+    ends, remarks = {"least possible": leanest(limits, space), "widest": space.widest}, []
     for limit in limits:
         unit = limit.cost.unit
-        base_cost, low, high = (limit.cost.cost(arch) for arch in (base, least, space.widest))
+        base_cost, low, high = (limit.cost.cost(arch) for arch in (base, *ends.values()))
         values = (low, base_cost, high, limit.most)
         figures = [f"{quantity(value, unit)} ({percent(value / base_cost, 0)})" for value in values]
         rows.append((limit.metric, *figures))
+        by_end = {end: limit.cost.remark(arch) for end, arch in ends.items()}
+        remarks += [f"{limit.metric}, {end}: {remark}" for end, remark in by_end.items() if remark]
         if limit.most < low:
             raise UserError(
                 f"constraints.{limit.metric} = {limit.text!r} cannot be kept: it asks for {figures[3]} of the base; "
@@ -43,7 +45,7 @@ def check(limits: Sequence[Limit], space: Space, base: Arch) -> list[str]:
                 f"constraints.{limit.metric} = {limit.text!r} asks for {figures[3]} of the base, and even the widest "
                 f"network of the space {space.name} takes only {figures[2]}; ask for less, or leave it out"
             )
-    return columns(rows, words=1)
+    return [*columns(rows, words=1), *remarks]
 
 
 def over(limits: Sequence[Limit], arch: Arch) -> float:

@@ -84,8 +84,11 @@ class Planted(Metric):
 
     def figure(self, case: Case) -> float:
         if isinstance(case, Layer):
-            return seconds(case)
+            return self.layer(case)
         return self.whole(case)
+
+    def layer(self, layer: Layer) -> float:
+        return seconds(layer)
 
     def whole(self, module: nn.Module) -> float:
         traced = same_shapes(tuple(tuple(each.shape) for each in module.parameters()), module)
