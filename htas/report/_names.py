@@ -65,6 +65,9 @@ def _network_name(result: Result, several: bool) -> str:
         return f"the searched network ({SPACES.get(result.name, result.name)})" if several else "the searched network"
     if kind == result.strategy == "uniform":
         return f"{family} with all widths {rest}"
+    if kind == result.strategy == "stage":
+        size, _, share = rest.partition(" ")
+        return f"{family} with its layers at {size} narrowed {share}"
     if kind == result.strategy == "plain":
         member, space, blocks = rest.partition(" ")  # of a user's class: given:CLASS:DIGEST with 1, 1 blocks a stage
         return f"{family_name(member)}{space}{blocks}"

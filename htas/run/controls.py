@@ -1,13 +1,17 @@
-"""The networks that a searched one is compared with: uniform ones, and plain members of the family."""
+"""The networks that a searched one is compared with: uniform ones, plain members of the family, and the base network
+with one stage narrowed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from htas.graph import Arch
+from htas.graph import Arch, Network
 from htas.run.run import Run
 
 STEPS = 16
 """Uniform networks up to the base widths; `design.expand` times as many in all."""
+
+CLOSE = 1.02
+"""Predicted latency over that of the searched network, up to which a network with one stage narrowed is measured."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,7 @@ class Control:
     """A network that is no slower than the searched one, for comparison."""
 
     kind: str
-    """`uniform` or `plain`."""
+    """`uniform`, `plain` or `stage`."""
     name: str
     arch: Arch
 
@@ -23,6 +27,40 @@ class Control:
 def candidates(run: Run) -> list[Control]:
     """Uniform networks, then plain members; of each kind the fastest first."""
     return [*_uniform(run), *_plain_members(run)]
+
+
+def of_one_stage(run: Run, searched: Arch) -> list[Control]:
+    """The base network with one stage narrowed, its layers of one map size: of each stage the widest network predicted
+    to be about as fast as the searched one, and the next narrower one; the richest last, by multiply-adds times
+    parameters. None where narrowing one stage is not enough, or where there is one stage only."""
+    stages = _stages(run.network)
+    most = CLOSE * run.calibrated.cost(searched)
+    controls = []
+    for size, sites in stages.items() if len(stages) > 1 else ():
+        within = [each for each in _narrowed(run.network, size, sites) if run.calibrated.cost(each.arch) <= most]
+        controls += within[-2:]
+    return sorted(controls, key=lambda each: run.network.macs(each.arch) * run.network.params(each.arch))
+
+
+def _stages(network: Network) -> dict[str, list[str]]:
+    """Width sites by the map size of the layers that make them, such as 16x16, from the image on."""
+    stages: dict[str, list[str]] = {}
+    seen: set[str] = set()
+    for use in network.uses(network.base):
+        for segment in use.outputs:
+            if segment.site in network.widths and segment.site not in seen:
+                seen.add(segment.site)
+                stages.setdefault("x".join(map(str, use.layer.size)), []).append(segment.site)
+    return stages
+
+
+def _narrowed(network: Network, size: str, sites: Sequence[str]) -> Iterator[Control]:
+    """The base network with these sites times 1/16 ... 15/16, narrowest first."""
+    for step in range(1, STEPS):
+        widths = {name: network.sites[name].near(network.sites[name].base * step / STEPS) for name in sites}
+        yield Control(
+            "stage", f"stage {size} x{step / STEPS:.2f}", Arch({**network.base.widths, **widths}, network.base.depths)
+        )
 
 
 def ends(run: Run) -> list[Arch]:

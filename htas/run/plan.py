@@ -23,7 +23,7 @@ STUDENT = 0.8
 """Cost of a distilled step of a searched network, with its teacher, in plain steps of the base network."""
 FORWARD = 1 / 3
 """Forward pass of the base network, as a fraction of a training step."""
-STUDENTS = 2
+STUDENTS = 3
 """Controls that are trained, next to the base and the searched networks."""
 
 KINDS = {

@@ -19,7 +19,7 @@ from htas.metrics.macs import Macs
 from htas.metrics.params import Params
 from htas.report.result import Result
 from htas.run import keys
-from htas.run.controls import Control, candidates
+from htas.run.controls import Control, candidates, of_one_stage
 from htas.run.run import Run
 from htas.run.stage import stored
 from htas.search.record import SearchRecord
@@ -29,7 +29,7 @@ from htas.timing.target import Target, machine
 from htas.training.train import Training, evaluate
 
 KINDS = {"uniform": "network with all widths narrowed alike", "plain": "shallower member of the family"}
-"""Kinds of controls, in words."""
+"""Kinds of controls of which all are measured, in words."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ def predicted(run: Run, row: Result) -> Result:
 
 
 def _controls(run: Run, searched: Result) -> ControlsRecord:
-    """The widest uniform multiplier and the deepest plain member that are no slower than the searched network.
+    """The widest uniform multiplier, the deepest plain member, and the richest network with one stage narrowed that are
+    no slower than the searched network.
 
     They are picked once, by separate readings, and stored in controls.json; the report measures all rows again.
     """
@@ -111,7 +112,7 @@ def _controls(run: Run, searched: Result) -> ControlsRecord:
 
 
 def _pick_controls(run: Run, searched: Result) -> ControlsRecord:
-    controls = candidates(run)
+    controls = [*candidates(run), *of_one_stage(run, searched.arch)]
     archs = [searched.arch, *(each.arch for each in controls)]
     metric = _latency(run, [run.calibrated.cost(arch) for arch in archs])
     modules = [resize(run.network, arch) for arch in archs]
@@ -119,12 +120,12 @@ def _pick_controls(run: Run, searched: Result) -> ControlsRecord:
     limit, *latencies = [reading.estimate for reading in readings]
     pairs = zip(controls, latencies, strict=True)
     last = {each.kind: each for each, latency in pairs if latency <= limit}
-    slower = [kind for kind in dict.fromkeys(each.kind for each in controls) if kind not in last]
+    slower = [kind for kind in dict.fromkeys(each.kind for each in controls) if kind in KINDS and kind not in last]
     for kind in slower:
         say(f"controls: every {kind} network is slower than {searched.name}")
     return ControlsRecord(
         controls=tuple(last.values()),
-        note=f"The widest, or deepest, of its kind whose latency was not above that of {searched.name} "
+        note=f"The widest, deepest or richest of its kind whose latency was not above that of {searched.name} "
         f"({milliseconds(limit)}) in one interleaved run before training.",
         slower=tuple(f"Every {KINDS[kind]} was slower, in one interleaved run before training." for kind in slower),
     )

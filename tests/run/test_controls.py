@@ -16,7 +16,7 @@ from htas.graph.layer import Layer
 from htas.report import read
 from htas.run import keys, run
 from htas.run import rows as run_rows
-from htas.run.controls import candidates, ends
+from htas.run.controls import candidates, ends, of_one_stage
 from htas.run.rows import NetworksRecord
 from htas.run.run import Run
 
@@ -66,6 +66,32 @@ def test_the_calibration_measures_the_ends_of_all_controls(calibrated: Run) -> N
     assert shallowest == Arch(base.widths, dict.fromkeys(base.depths, 1))
     archs = [each.arch for each in calibrated.costs.calibration().networks]
     assert archs[:4] == [base, narrowest, widest, shallowest] and len(archs) <= 24
+
+
+def test_networks_with_one_stage_narrowed_are_as_fast_as_the_searched_one_and_the_richest_is_last(
+    calibrated: Run,
+) -> None:
+    network, cost = calibrated.network, calibrated.calibrated.cost
+    base = network.base
+    searched = Arch({name: network.sites[name].near(0.75 * width) for name, width in base.widths.items()}, base.depths)
+    controls = of_one_stage(calibrated, searched)
+    sizes = {each.name.split()[1] for each in controls}
+    assert sizes and all(cost(each.arch) <= 1.02 * cost(searched) for each in controls)
+    for control in controls:
+        narrower = {site for site, width in control.arch.widths.items() if width != base.widths[site]}
+        size = control.name.split()[1]
+        made = {
+            segment.site
+            for use in network.uses(base)
+            for segment in use.outputs
+            if "x".join(map(str, use.layer.size)) == size
+        }
+        assert narrower and narrower <= made and control.arch.depths == base.depths
+    richness = [network.macs(each.arch) * network.params(each.arch) for each in controls]
+    assert richness == sorted(richness)
+    assert not of_one_stage(
+        calibrated, Arch({name: site.near(1) for name, site in network.widths.items()}, base.depths)
+    )
 
 
 def test_a_network_beyond_all_controls_has_a_remark_in_its_row(calibrated: Run) -> None:
