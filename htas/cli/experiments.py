@@ -25,7 +25,7 @@ def sweep(
     out: Out = None,
 ) -> None:
     """Find a network for each of several budgets, from one survey: a front of accuracy and latency."""
-    settings, folder = read_source(config, overrides, out, "-sweep")
+    settings, folder = read_source(config, overrides, out, "-sweep", limited=not share)
     from htas.experiments.plans import SweepPlan, check_folder
 
     plan = SweepPlan(tuple(text.strip() for text in budgets.split(",") if text.strip()), share)
@@ -55,7 +55,7 @@ def fastest(
     out: Out = None,
 ) -> None:
     """Find the fastest network that keeps an accuracy."""
-    settings, folder = read_source(config, overrides, out, "-fastest")
+    settings, folder = read_source(config, overrides, out, "-fastest", limited=True)
     from htas.experiments.plans import FastestPlan, check_folder
 
     plan = FastestPlan(accuracy_floor, seeds, tries)

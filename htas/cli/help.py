@@ -13,7 +13,7 @@ from htas.cli.sources import config_file, is_run
 from htas.errors import UserError
 from htas.plugins.options import Option
 from htas.plugins.values import allowed
-from htas.run.config import NAMED, SEED, TABLES, configured_names
+from htas.run.config import NAMED, SEED, TABLES, WITHIN_LIMITS, configured_names
 
 COMMON = (
     "family.name",
@@ -82,6 +82,8 @@ def _options(table: str, names: Mapping[str, str]) -> Iterable[Option]:
         about = f"The named recipe that the other options of this table change: {choices}."
         if named.key == "name":
             about = f"Which one: {choices}, or your own class as 'package.module:Class'."
+        if table == "strategy":
+            about += f" Within limits {WITHIN_LIMITS} where none is named (sweep and fastest: always)."
         yield Option(named.key, str, names[table], about)
     yield from TABLES[table].options(names.get(table, "")).values()
 

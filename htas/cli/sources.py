@@ -34,10 +34,13 @@ def load_source(source: Path, overrides: Sequence[str], out: Path | None) -> tup
     return settings.config(), folder
 
 
-def read_source(source: Path, overrides: Sequence[str], out: Path | None, suffix: str = "") -> tuple["Settings", Path]:
+def read_source(
+    source: Path, overrides: Sequence[str], out: Path | None, suffix: str = "", *, limited: bool = False
+) -> tuple["Settings", Path]:
     """The options, before PyTorch is imported, and the folder; without `out` that is the usual one.
 
-    The usual folder of several runs ends with `suffix`.
+    The usual folder of several runs ends with `suffix`. `limited` says that they will have limits, whatever the
+    configuration has.
     """
     from htas.run.config import read
 
@@ -48,7 +51,7 @@ def read_source(source: Path, overrides: Sequence[str], out: Path | None, suffix
     if suffix:
         named = folder if folder.name.strip(".") else Path(os.path.abspath(folder))  # `.` has no name
         folder = named.with_name(named.name + suffix)
-    return read(path, overrides), out or folder
+    return read(path, overrides, limited), out or folder
 
 
 def config_file(source: Path) -> Path:

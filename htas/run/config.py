@@ -239,10 +239,13 @@ class Settings:
         return target
 
 
-def read(path: Path | None, overrides: Sequence[str] = ()) -> Settings:
-    """The values of a TOML file and of overrides, checked without PyTorch; raises UserError as `load` does."""
+def read(path: Path | None, overrides: Sequence[str] = (), limited: bool = False) -> Settings:
+    """The values of a TOML file and of overrides, checked without PyTorch; raises UserError as `load` does.
+
+    `limited` says that something beyond these will limit the cost.
+    """
     tables = _contents(path, overrides)
-    seed, names = _seed(tables), _names(tables)
+    seed, names = _seed(tables), _names(tables, limited)
     return Settings(seed, names, {table: _typed(table, names, tables[table]) for table in TABLES})
 
 
@@ -348,11 +351,11 @@ def _seed(tables: Mapping[str, Values]) -> int:
     return seed
 
 
-def _names(tables: Mapping[str, Values]) -> dict[str, str]:
+def _names(tables: Mapping[str, Values], limited: bool = False) -> dict[str, str]:
     """The class or recipe of each table in NAMED; whether it exists is checked later."""
     names = {table: tables[table].get(named.key, named.default) for table, named in NAMED.items()}
     if "name" not in tables["strategy"]:
-        names["strategy"] = usual_strategy(any(tables["constraints"].values()), tables["strategy"])
+        names["strategy"] = usual_strategy(limited or any(tables["constraints"].values()), tables["strategy"])
     for table, name in names.items():
         if not isinstance(name, str):
             raise UserError(f"{table}.{NAMED[table].key} must be text, got {name!r}")

@@ -22,11 +22,11 @@ from htas.cli.sources import load_source, read_source
 from htas.cli.verbs import CONFIGURED, VERBS
 from htas.console import record
 from htas.errors import UserError
-from htas.experiments.plans import SweepPlan
+from htas.experiments.plans import FastestPlan, SweepPlan
 from htas.graph.layer import Layer
 from htas.run import networks, plan, run, stage
 from htas.run import stages as pipeline
-from htas.run.config import TABLES, Config, load
+from htas.run.config import TABLES, WITHIN_LIMITS, Config, load
 from htas.run.run import Run
 from htas.timing.entry import Entry
 from htas.timing.measurement import Measurement
@@ -116,13 +116,33 @@ def test_a_sweep_shares_its_supernet_when_asked_and_repeats_that(
 ) -> None:
     from htas.experiments import budgets
 
-    found: list[tuple[SweepPlan, str]] = []
-    monkeypatch.setattr(
-        budgets, "sweep", lambda config, folder, *rest: (found.append(rest), (folder / "report.html", "table"))[1]
-    )
+    found: list[tuple[str, SweepPlan, str]] = []
+
+    def sweep(config: Config, folder: Path, plan: SweepPlan, command: str) -> tuple[Path, str]:
+        found.append((config.names["strategy"], plan, command))
+        return folder / "report.html", "table"
+
+    monkeypatch.setattr(budgets, "sweep", sweep)
     assert cli.main(["sweep", "some.toml", "--budgets", "70%, 30%", *asked]) == 0
-    plan = SweepPlan(("70%", "30%"), bool(asked))
-    assert found == [(plan, f"htas sweep some.toml --budgets '70%, 30%'{more}")]
+    plan, strategy = SweepPlan(("70%", "30%"), bool(asked)), "differentiable" if asked else WITHIN_LIMITS
+    assert found == [(strategy, plan, f"htas sweep some.toml --budgets '70%, 30%'{more}")]
+
+
+@pytest.mark.parametrize("named, strategy", [([], WITHIN_LIMITS), (["--strategy.name=most"], "most")])
+def test_the_fastest_network_is_found_by_the_usual_search_within_limits(
+    named: list[str], strategy: str, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from htas.experiments import budgets
+
+    found: list[str] = []
+
+    def fastest(config: Config, folder: Path, plan: FastestPlan, command: str) -> tuple[Path, str]:
+        found.append(config.names["strategy"])
+        return folder / "report.html", "table"
+
+    monkeypatch.setattr(budgets, "fastest", fastest)
+    assert cli.main(["fastest", "some.toml", "--accuracy-floor=-0.5", *named]) == 0
+    assert found == [strategy]
 
 
 def test_the_folder_of_a_run_may_be_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
