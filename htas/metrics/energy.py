@@ -1,4 +1,4 @@
-"""Joules per batch, from the meter that is built into the processor or the GPU.
+"""Joules per batch, from the meter that is built into the processor, the GPU or the board.
 
 The kernel's own files are read for the processor, in a few lines, because no library fits: zeus starts a process that
 polls every counter, which would disturb the readings and latencies of the same survey; codecarbon estimates the carbon
@@ -19,10 +19,11 @@ from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, OnRound, Pending
 from htas.plugins import needed
 from htas.runtimes import open_runtime
-from htas.timing.bench import Call, Timer, settle
-from htas.timing.contention import Watch
+from htas.timing.bench import Call, Timer
 from htas.timing.measurement import Measurement
 from htas.timing.quota import text
+from htas.timing.remote.device import device
+from htas.timing.remote.power import RemoteMeter
 
 POWERCAP = Path("/sys/class/powercap")
 """Folder of the RAPL counters on Linux (Intel, and AMD from Zen on)."""
@@ -43,6 +44,13 @@ class Meter:
     ranges: tuple[int, ...]
     """The count at which each starts again; a full range lasts many minutes."""
     per_joule: float
+    chunk: ClassVar[float] = CHUNK
+
+    def joules_of(self, run: Call, loops: int, timer: Timer, seconds: float) -> float:
+        """Joules per call between two changes of the meter, at least `seconds` apart, without a pause in the work."""
+        before, _ = _to_move(run, loops, self, timer, 0.0)
+        after, calls = _to_move(run, loops, self, timer, seconds)
+        return self.joules(before, after) / calls
 
     def joules(self, before: tuple[int, ...], after: tuple[int, ...]) -> float:
         """The energy between two reads, summed over the counters."""
@@ -131,12 +139,12 @@ class Energy(Metric):
     def check(self) -> None:
         """Raise UserError where this machine has no meter that can be read."""
         self.target.check()
+        self._meter()
+
+    def _meter(self) -> Meter | RemoteMeter:
         if self.target.host:
-            raise UserError(
-                "energy reads the meter of this machine only, and target.host is another one; leave energy out, or run "
-                "htas there"
-            )
-        meter(self.target.device, self.powercap)
+            return RemoteMeter(device(self.target.host))
+        return meter(self.target.device, self.powercap)
 
     def reread(self, seed: int, predicted: Sequence[float] = ()) -> Self:
         """Another order of readings."""
@@ -146,7 +154,7 @@ class Energy(Metric):
         """One measurement for each case, in joules; a repeated case is measured once. Raises UserError without a
         meter."""
         self.check()
-        counters, runtime = meter(self.target.device, self.powercap), open_runtime(self.target)
+        counters, runtime = self._meter(), open_runtime(self.target)
         survey, context = uuid4().hex[:12], {**runtime.context(), "meter": counters.name}
         readings: dict[Case, list[float]] = {case: [] for case in cases}
 
@@ -156,8 +164,9 @@ class Energy(Metric):
                 for case, values in readings.items()
             }
 
-        watch, timer, order, rng = Watch(), runtime.timer(), list(readings), random.Random(self.seed)
+        timer, order, rng = runtime.timer(), list(readings), random.Random(self.seed)
         with runtime.session(), torch.random.fork_rng(devices=[]):
+            watch = runtime.watch()
             torch.default_generator.manual_seed(self.seed)
             runs = {
                 case: runtime.compile_layer(case).run
@@ -165,25 +174,20 @@ class Energy(Metric):
                 else runtime.compile(case, self.target.example()).run
                 for case in order
             }
-            loops = {case: settle(run, timer, CHUNK, CHUNK) for case, run in runs.items()}
+            loops = {case: timer.settle(run, counters.chunk, counters.chunk) for case, run in runs.items()}
             active = set(order)
             for done in range(1, self.rounds + 1):
                 rng.shuffle(order)
                 for case in filter(active.__contains__, order):
-                    readings[case].append(_reading(runs[case], loops[case], counters, timer, self.reading))
+                    readings[case].append(counters.joules_of(runs[case], loops[case], timer, self.reading))
                 if on_round is not None:
                     on_round(done / self.rounds, counters.name)
                 if pending is not None:
                     active &= set(pending(measurements()))
-        by_case = measurements(watch.remarks())  # other programs draw from the same meter
+            remarks = watch.remarks()
+            context |= watch.context()
+        by_case = measurements(remarks)  # other programs draw from the same meter
         return [by_case[case] for case in cases]
-
-
-def _reading(run: Call, loops: int, counters: Meter, timer: Timer, seconds: float) -> float:
-    """Joules per call between two changes of the meter, at least `seconds` apart, without a pause in the work."""
-    before, _ = _to_move(run, loops, counters, timer, 0.0)
-    after, calls = _to_move(run, loops, counters, timer, seconds)
-    return counters.joules(before, after) / calls
 
 
 def _to_move(run: Call, loops: int, counters: Meter, timer: Timer, seconds: float) -> tuple[tuple[int, ...], int]:

@@ -15,6 +15,7 @@ from htas.runtimes import Runtime, open_runtime
 from htas.spaces.design import Design
 from htas.text import listing
 from htas.timing.remote.device import device
+from htas.timing.remote.power import RemoteMeter
 from htas.timing.target import Target
 
 __all__ = ["Findings", "examine"]
@@ -149,7 +150,7 @@ def _examine_device(target: Target, seconds: float) -> Findings:
         load=load,
         gpus=(),
         runtimes=tuple(_installed(target.host)),
-        meters=(),
+        meters=(_available("device", lambda name: {"meter": RemoteMeter(device(target.host)).name}),),
         noise=noise,
         outlook=outlook(noise.readings, Design.ties) if noise else None,
         trouble=trouble,

@@ -21,7 +21,7 @@ import sys
 import time
 from collections import OrderedDict
 
-from htas.timing.remote.kernel import describe, state
+from htas.timing.remote.kernel import describe, meter, state
 
 MAGIC = b"HTAS"
 LENGTHS = struct.Struct(">4sII")
@@ -297,7 +297,7 @@ class Agent:
         what = request.get("do")
         answers = {
             "describe": self.describe, "lock": self.take, "open": self.open, "read": self.rounds,
-            "outputs": self.outputs, "disturb": self.disturb, "state": self.state,
+            "outputs": self.outputs, "disturb": self.disturb, "state": self.state, "draw": self.draw,
         }  # fmt: skip
         if what not in answers:
             raise Refused("request", "no such request: %r" % (what,))
@@ -355,6 +355,29 @@ class Agent:
         finally:
             gc.enable()
         return {"lasted": lasted, "loops": counts, "state": state()}, b""
+
+    def draw(self, request, body):
+        """Run a program without a pause, for some seconds between two moves of the meter; what that shows meanwhile."""
+        run, loops, least = self.programs[request["program"]].run, request["loops"], request["seconds"]
+        name, look, ranges = meter()
+        if not name:
+            raise Refused("run", "there is no meter any more")
+        run()
+        looks = []  # type: list[list[float]]
+        calls, lasted, spent, last = 0, 0.0, 0.0, look()
+        while spent < least + request["patience"] and (lasted < least or len(looks) < 2):
+            if self.hangup.poll(0):
+                os._exit(0)
+            seconds = timed(run, loops)
+            spent += seconds
+            if looks:
+                lasted, calls = lasted + seconds, calls + loops
+            now = look()
+            moved = now != last and (not looks or lasted >= least)  # when it moves, a counter tells its worth
+            if moved if ranges else spent >= least / 4:  # a sensor of power is slow at first
+                looks.append(now)
+            last = now
+        return {"looks": looks, "ranges": ranges, "calls": calls, "lasted": lasted}, b""
 
     def outputs(self, request, body):
         """The first output of a program for other inputs."""

@@ -222,18 +222,26 @@ class Device:
     def outputs(self, program: RemoteProgram, arrays: Sequence[Any]) -> tuple[bytes, tuple[int, ...], str]:
         """The first output for other inputs, numpy arrays: its bytes, shape and numpy's name of its type."""
 
-        def ask() -> tuple[bytes, tuple[int, ...], str]:
-            self._ensure([program])
-            about = [[list(each.shape), str(each.dtype)] for each in arrays]
-            body = b"".join(each.tobytes() for each in arrays)
-            header = {"do": "outputs", "program": program.number, "arrays": about}
-            reply, content = self._ask(header, body, self.deadlines.open)
+        def read(reply: Header, content: bytes) -> tuple[bytes, tuple[int, ...], str]:
             shape, dtype = reply.get("shape"), reply.get("dtype")
             if not isinstance(shape, list) or not isinstance(dtype, str):
                 raise Lost("sent outputs without a shape")
             return content, tuple(shape), dtype
 
-        return self._persist(ask)
+        about = [[list(each.shape), str(each.dtype)] for each in arrays]
+        body = b"".join(each.tobytes() for each in arrays)
+        return self.ask(program, {"do": "outputs", "arrays": about}, body, self.deadlines.open, read)
+
+    def ask(
+        self, program: RemoteProgram, header: Header, body: bytes, seconds: float, read: Callable[[Header, bytes], T]
+    ) -> T:
+        """What `read` makes of the reply to a request about a program; it raises Lost where that makes no sense."""
+
+        def work() -> T:
+            self._ensure([program])
+            return read(*self._ask({**header, "program": program.number}, body, seconds))
+
+        return self._persist(work)
 
     def disturb(self, sizes: Sequence[int], remaining: Sequence[int]) -> None:
         """Allocate blocks of memory there, and free all but the `remaining` ones, by number."""

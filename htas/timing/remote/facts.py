@@ -42,6 +42,8 @@ class Facts:
     """A device: what it is, what is installed and how it was when it was asked."""
 
     processor: str
+    emulated: bool
+    """Whether a processor of another kind computes what this one would."""
     board: str
     architecture: str
     affinity: tuple[int, ...]
@@ -72,6 +74,10 @@ class Facts:
     """Of the time since it was started; another one after each start. Empty where it does not say."""
     pid: int
     """Of the agent."""
+    meter: str
+    """The name of what tells the energy; empty where there is nothing."""
+    locked: str
+    """A meter that the user there may not read; empty where there is none."""
     state: State
 
     @property

@@ -41,10 +41,21 @@ def numbers(paths):
     return [value for value in (number(text(path)) for path in paths) if value is not None]
 
 
+X86 = ("x86_64", "i686", "i386")
+QEMU = ("0x00", "0x051")
+"""Implementer and part of the ARM processor that QEMU makes up; older ones show the processor below."""
+
+
 def cpuinfo():
-    """What the kernel says of the first processor, by name."""
+    """What the kernel says of the first processor, by name; and whether it emulates this one."""
     lines = [line.partition(":") for line in text("proc/cpuinfo").splitlines()]
-    return {name.strip(): value.strip() for name, _, value in reversed(lines)}
+    info = {name.strip(): value.strip() for name, _, value in reversed(lines)}
+    kind = platform.machine()
+    if info and ("flags" in info) != (kind in X86):
+        return {"model name": "%s, emulated on %s" % (kind, info.get("model name") or "another processor")}, True
+    if (info.get("CPU implementer"), info.get("CPU part")) == QEMU:
+        return dict(info, **{"model name": "%s, emulated" % kind}), True
+    return info, False
 
 
 def affinity():
@@ -99,7 +110,7 @@ def identity():
 
 def describe():
     """All that this device says of itself."""
-    info, (total, available), (installed, missing) = cpuinfo(), memory(), versions()
+    (info, emulated), (total, available), (installed, missing) = cpuinfo(), memory(), versions()
     folder = "sys/devices/system/cpu"
     cores = affinity()
     siblings = [text(folder, "cpu%d" % core, "topology/thread_siblings_list") for core in cores]
@@ -110,6 +121,7 @@ def describe():
     off, boost = (text(folder, name) for name in ("intel_pstate/no_turbo", "cpufreq/boost"))
     return {
         "processor": info.get("model name") or board or info.get("Hardware") or platform.machine(),
+        "emulated": emulated,
         "board": board,
         "architecture": platform.machine(),
         "affinity": cores,
@@ -134,6 +146,8 @@ def describe():
         "identity": identity(),
         "boot": text("proc/sys/kernel/random/boot_id"),
         "pid": os.getpid(),
+        "meter": meter()[0],
+        "locked": unread(),
         "state": state(),
     }
 
@@ -191,3 +205,61 @@ def throttling():
             hot = True
     counts = numbers(files("sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count"))
     return words, hot, sum(counts)
+
+
+TOTALS = ("VDD_IN", "POM_5V_IN")
+"""What a Jetson calls the power of the whole board; where none is called so, its rails add up to the module's."""
+
+
+def zones():
+    """The counters of the processor's packages and of their memory (RAPL), by name."""
+    found = [(text(zone, "name"), zone) for zone in files("sys/class/powercap/intel-rapl:*")]
+    return [(name, zone) for name, zone in found if name.startswith("package") or name == "dram"]
+
+
+def unread():
+    """A counter that this user may not read; empty where there is none."""
+    paths = [os.path.join(zone, "energy_uj") for _, zone in zones()]
+    return next((path for path in paths if number(text(path)) is None), "")
+
+
+def rails():
+    """The power sensors (INA) of a board, by name: files whose product is the power, and its watts of one."""
+    found = []
+    for folder in files("sys/class/hwmon/hwmon*"):
+        kind = text(folder, "name")
+        if not kind.startswith("ina"):
+            continue
+        found += [(kind, [path], 1e-6) for path in files(os.path.join(folder, "power1_input"))]
+        for path in files(os.path.join(folder, "in*_label")):
+            paths = [path[:-5] + "input", os.path.join(folder, "curr%s_input" % os.path.basename(path)[2:-6])]
+            if text(path) != "NC" and all(map(text, paths)):
+                found.append((text(path), paths, 1e-6))
+    for folder in files("sys/bus/i2c/drivers/ina3221x/*/iio:device*"):
+        for path in files(os.path.join(folder, "in_power*_input")):
+            name = text(folder, "rail_name_" + os.path.basename(path)[8:-6])
+            found.append((name, [path], 1e-3))
+    return [rail for rail in found if rail[0] in TOTALS] or found
+
+
+def meter():
+    """What tells the energy here: its name, how to read it, and of counters where each begins again; they count
+    microjoules, and without them it tells watts."""
+    counters = [] if unread() else zones()
+    if counters:
+        names = ", ".join(name for name, _ in counters)
+        ranges = numbers(os.path.join(zone, "max_energy_range_uj") for _, zone in counters)
+        paths = [os.path.join(zone, "energy_uj") for _, zone in counters]
+        return "RAPL (%s)" % names, lambda: numbers(paths), ranges
+    sensors = rails()
+    if not sensors:
+        return "", list, []
+    return "power of %s" % ", ".join(name for name, _, _ in sensors), lambda: [watts(*rail) for rail in sensors], []
+
+
+def watts(name, paths, unit):
+    """The power of a rail now."""
+    product = unit
+    for path in paths:
+        product *= number(text(path)) or 0.0
+    return product

@@ -1,5 +1,6 @@
 """The pipe to an agent: a process, frames with deadlines, and why it ended."""
 
+import ast
 import json
 import os
 import secrets
@@ -9,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -30,10 +32,19 @@ Header = Mapping[str, Any]
 """The JSON object of a frame."""
 
 
+@cache
 def source() -> bytes:
-    """The program that runs on the device: kernel.py and agent.py as one file."""
+    """The program that runs on the device: kernel.py and agent.py as one file, without what only people read."""
     first, second = (files(__package__).joinpath(f"{name}.py").read_text() for name in ("kernel", "agent"))
-    return (first + second.replace(f"from {kernel.__name__} import describe, state\n", "", 1)).encode()
+    program = first + second.replace(f"from {kernel.__name__} import describe, meter, state\n", "", 1)
+    remarks = {
+        line
+        for node in ast.walk(ast.parse(program))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)  # a docstring
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+    lines = [line for number, line in enumerate(program.splitlines(), 1) if number not in remarks]
+    return "".join(f"{line}\n" for line in lines if line and not line.lstrip().startswith("#")).encode()
 
 
 class Lost(Exception):

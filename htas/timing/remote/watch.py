@@ -44,6 +44,8 @@ def state_remarks(facts: Facts, states: Sequence[State]) -> tuple[str, ...]:
     sentences: tuple[str, ...] = ()
     if last.agent >= first.agent:  # else the agent was started again, and the counts do not fit together
         sentences = remarks(usage(facts, first), usage(facts, last))
+    if facts.emulated:
+        sentences += ("the device's processor is emulated, so that its times are no real one's; measure on a real one",)
     sentences += clock_remarks([each.hertz or 0.0 for each in states], "cpu")
     if reasons := _slowed(states):
         sentences += (f"the device slowed itself down meanwhile ({listing(reasons)}); cool it, or see to its power",)

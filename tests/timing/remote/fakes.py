@@ -10,6 +10,20 @@ WHAT = sys.argv[1]
 MAGIC = b"HTAS"
 
 
+METER = """
+WATTS, CLOCK, OLD = 30.0, [0.0], text
+def timed(run, loops):
+    run()
+    CLOCK[0] += 1e-4 * loops
+    return 1e-4 * loops
+def text(*parts):
+    if parts[-1].endswith("energy_uj") and OLD(*parts) == "0":
+        most = int(OLD(os.path.dirname(os.path.join(*parts)), "max_energy_range_uj"))
+        return str(int(1e6 * WATTS * CLOCK[0]) % most)
+    return OLD(*parts)
+if __name__ == "__main__":"""
+
+
 def changed(source: str) -> str:
     """The agent, spoilt."""
     changes = {
@@ -39,6 +53,10 @@ def changed(source: str) -> str:
         new = f"os.path.exists({place!r}) and 'b' or (open({place!r}, 'w').close() or 'a')"
         source = source.replace('"identity": identity()', f'"identity": {new}')
         return source.replace("        lasted, counts = [], []\n        gc", "        os._exit(1)\n        gc")
+    if WHAT.startswith("meter "):  # proc and sys lie there, and a call takes 0.1 ms of a clock that moves counters
+        place = WHAT[len("meter ") :]
+        source = source.replace('ROOT = "/"', f"ROOT = {place!r}", 1)
+        return source.replace('if __name__ == "__main__":', METER, 1)
     if WHAT in changes:
         old, new = changes[WHAT]
         assert old in source, f"the agent has no {old!r}"

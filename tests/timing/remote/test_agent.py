@@ -104,7 +104,8 @@ def test_the_quota_is_what_htas_finds(root: Path):
     assert kernel.quota() == quota.quota(root) == 0.5
 
 
-def test_a_raspberry_pi_says_what_slows_it_down(root: Path):
+def test_a_raspberry_pi_says_what_slows_it_down(root: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kernel.platform, "machine", lambda: "aarch64")
     write(
         root,
         {
@@ -119,8 +120,35 @@ def test_a_raspberry_pi_says_what_slows_it_down(root: Path):
     assert kernel.throttling() == (["too little voltage", "a throttled clock"], True, 0)
     facts = kernel.describe()
     assert facts["processor"] == facts["board"] == "Raspberry Pi 4 Model B Rev 1.4" and "asimddp" in facts["flags"]
+    assert not facts["emulated"]
     assert (facts["memory"], facts["available"]) == (4096000, 3072000)
     assert facts["state"]["celsius"] == 61.5 and facts["state"]["stolen"] == pytest.approx(0.07)
+
+
+INTEL, ARM = "model name: Xeon\nflags: fpu avx2\n", "Features: fp asimd\nCPU implementer: 0x41\nCPU part: 0xd0b\n"
+QEMU = "Features: fp asimd\nCPU implementer: 0x00\nCPU part: 0x051\n"
+
+
+@pytest.mark.parametrize(
+    ("machine", "shown", "processor", "emulated"),
+    [
+        ("x86_64", INTEL, "Xeon", False),
+        ("i686", INTEL, "Xeon", False),
+        ("aarch64", ARM, "aarch64", False),
+        ("aarch64", "", "aarch64", False),
+        ("aarch64", INTEL, "aarch64, emulated on Xeon", True),
+        ("x86_64", ARM, "x86_64, emulated on another processor", True),
+        ("aarch64", QEMU, "aarch64, emulated", True),
+    ],
+)
+def test_a_processor_that_is_emulated_is_not_the_one_below(
+    machine: str, shown: str, processor: str, emulated: bool, root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(kernel.platform, "machine", lambda: machine)
+    write(root, {"proc/cpuinfo": shown})
+    facts = kernel.describe()
+    assert (facts["processor"], facts["emulated"]) == (processor, emulated)
+    assert ("avx2" in facts["flags"]) == (shown == INTEL and not emulated)
 
 
 def test_a_lowered_clock_and_a_count_of_throttling_are_seen(root: Path):

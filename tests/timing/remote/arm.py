@@ -1,0 +1,104 @@
+"""A Debian of 64-bit ARM, emulated on this machine: `python arm.py FOLDER` makes it once and prints its Python.
+
+qemu-user runs its programs; packages and wheels come from where apt and pip get theirs here, and nothing is installed.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+PLACE = Path(os.environ.get("HTAS_ARM") or Path.home() / ".cache" / "htas-arm")
+"""Where it is kept, some 250 MB."""
+PACKAGES = ["python3-minimal", "libpython3-stdlib", "libstdc++6"]
+WHEELS = ["numpy", "onnxruntime==1.23.2", "flatbuffers", "packaging", "protobuf"]
+"""QEMU 7.2, that of Debian 12, crashes while it loads ONNX Runtime 1.32."""
+EMULATOR = "qemu-aarch64-static"
+MACHINE = "0123456789abcdef0123456789abcdef"
+"""Its machine-id."""
+
+
+class Missing(Exception):
+    """Why it cannot be made here, in a sentence."""
+
+
+def command(place: Path = PLACE) -> list[str]:
+    """The words that start its Python; it is made where it is missing. Raises Missing."""
+    root, ready = place / "root", place / "ready"
+    if not ready.exists():
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        try:
+            _emulator(place)
+            _system(place, root)
+            _wheels(place, root)
+        except (OSError, subprocess.SubprocessError) as error:
+            said = getattr(error, "stderr", None) or str(error)
+            raise Missing(f"an ARM system cannot be made here: {' '.join(said.split())[-300:]}") from error
+        ready.touch()
+    emulator = shutil.which(EMULATOR) or str(place / "qemu/usr/bin" / EMULATOR)
+    (interpreter,) = root.glob("usr/bin/python3.[0-9]*[0-9]")
+    return ["env", f"PYTHONPATH={root}/site", "PYTHONNOUSERSITE=1", emulator, "-L", str(root), str(interpreter)]
+
+
+def _emulator(place: Path) -> None:
+    if shutil.which(EMULATOR):
+        return
+    _run("apt-get", "download", "qemu-user-static", at=place)
+    for package in place.glob("qemu*.deb"):
+        _run("dpkg-deb", "-x", str(package), str(place / "qemu"))
+        package.unlink()
+    for other in (place / "qemu/usr/bin").glob("qemu-*"):
+        if other.name != EMULATOR:
+            other.unlink()
+
+
+def _system(place: Path, root: Path) -> None:
+    """The packages with all that they need, unpacked and not set up."""
+    for folder in ("apt/lists/partial", "apt/archives/partial", "apt/parts"):
+        (place / folder).mkdir(parents=True)
+    (place / "apt/status").touch()
+    for file in Path("/etc/apt/sources.list.d").glob("debian*"):
+        (place / "apt/parts" / file.name).symlink_to(file)
+    options = {
+        "APT::Architecture": "arm64",
+        "APT::Architectures": "arm64",
+        "APT::Sandbox::User": "root",
+        "Dir::State": f"{place}/apt",
+        "Dir::State::status": f"{place}/apt/status",
+        "Dir::Cache": f"{place}/apt",
+        "Dir::Etc::sourceparts": f"{place}/apt/parts",
+    }
+    apt = ["apt-get", "-q", "-y", *(word for name, value in options.items() for word in ("-o", f"{name}={value}"))]
+    _run(*apt, "update")
+    _run(*apt, "install", "--download-only", "--no-install-recommends", *PACKAGES)
+    root.mkdir()
+    for package in sorted((place / "apt/archives").glob("*.deb")):
+        _run("dpkg-deb", "-x", str(package), str(root))
+    shutil.rmtree(place / "apt")
+    (root / "etc").mkdir(exist_ok=True)
+    (root / "etc/machine-id").write_text(f"{MACHINE}\n")
+
+
+def _wheels(place: Path, root: Path) -> None:
+    (interpreter,) = root.glob("usr/bin/python3.[0-9]*[0-9]")
+    platforms = [f"--platform=manylinux_2_{minor}_aarch64" for minor in (28, 27, 17)]
+    _run(
+        sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", *platforms,
+        "--platform=manylinux2014_aarch64", "--implementation=cp",
+        f"--python-version={interpreter.name.removeprefix('python')}", "-d", str(place / "wheels"), *WHEELS,
+    )  # fmt: skip
+    for wheel in (place / "wheels").glob("*.whl"):
+        with zipfile.ZipFile(wheel) as content:
+            content.extractall(root / "site")
+    shutil.rmtree(place / "wheels")
+
+
+def _run(*words: str, at: Path | None = None) -> None:
+    subprocess.run(words, cwd=at, check=True, text=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=600)
+
+
+if __name__ == "__main__":
+    print(*command(Path(sys.argv[1]) if len(sys.argv) > 1 else PLACE))
