@@ -70,7 +70,8 @@ def _row(curve: CurveRecord) -> tuple[str, ...]:
         for width in curve.choices["hardware"]
     ]
     measured = curve.measured
-    errors = sorted(error / seconds for error, seconds in zip(measured.errors, measured.seconds, strict=False))
+    both = zip(measured.errors, measured.seconds, strict=False)
+    errors = sorted(error / seconds for error, seconds in both if seconds > 0)  # an increment may be nothing
     return (
         curve.sites[0] + (f" and {len(curve.sites) - 1} alike" if len(curve.sites) > 1 else ""),
         str(curve.base),

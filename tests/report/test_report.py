@@ -21,6 +21,7 @@ from htas.report._names import family_name, network_names
 from htas.report.result import Prediction, Report, Result
 from htas.report.runs import page as runs_page
 from htas.report.summary import accuracy, answer, speed
+from htas.report.survey import page as survey_page
 from htas.run.stages import _reported
 from htas.search.record import EpochRecord, LimitOutcome, SearchRecord
 from htas.spaces.curve import Curve, CurveRecord, Fit
@@ -510,6 +511,14 @@ def test_a_long_search_of_many_sites_stays_a_page_to_be_mailed(tmp_path: Path) -
     rows = tuple(replace(row, arch=arch) for row in (BASE, FOUND))
     write(replace(REPORT, results=rows, curves=curves, searches=(replace(SEARCH, arch=arch, epochs=epochs),)), tmp_path)
     assert (tmp_path / "report.html").stat().st_size < 6e6
+
+
+def test_a_width_that_costs_nothing_is_in_the_table_of_a_survey(tmp_path: Path) -> None:
+    """The increment of a small layer may be exactly zero, or less by the noise."""
+    measured = Curve(tuple(range(1, 5)), (0.0, -1e-9, 1e-6, 2e-6), (1e-9,) * 4)
+    curve = replace(CURVE, measured=measured, groups=((1, 4),), choices={"hardware": (4,)})
+    _, table = survey_page("Survey", [curve], (), "decided", {}, tmp_path)
+    assert table.rows[1][4] == "0.1 %"
 
 
 def test_a_page_keeps_the_labels_of_its_pictures_whole() -> None:

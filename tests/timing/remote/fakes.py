@@ -10,6 +10,20 @@ WHAT = sys.argv[1]
 MAGIC = b"HTAS"
 
 
+STEADY = """
+BEGIN = Program.__init__
+def begin(self, graph, *others):
+    BEGIN(self, graph, *others)
+    self.seconds = (20000 + 4 * len(graph)) * 2.0**-30
+Program.__init__ = begin
+def timed(run, loops):
+    lasts, start = loops * run.__self__.seconds, time.perf_counter()
+    run()
+    while time.perf_counter() - start < lasts:
+        pass
+    return lasts
+if __name__ == "__main__":"""
+"""A call takes longer the more bytes its graph has; sums and quotients of these seconds are exact."""
 METER = """
 WATTS, CLOCK, OLD = 30.0, [0.0], text
 def timed(run, loops):
@@ -53,6 +67,8 @@ def changed(source: str) -> str:
         new = f"os.path.exists({place!r}) and 'b' or (open({place!r}, 'w').close() or 'a')"
         source = source.replace('"identity": identity()', f'"identity": {new}')
         return source.replace("        lasted, counts = [], []\n        gc", "        os._exit(1)\n        gc")
+    if WHAT == "steady":
+        return source.replace('if __name__ == "__main__":', STEADY, 1)
     if WHAT.startswith("meter "):  # proc and sys lie there, and a call takes 0.1 ms of a clock that moves counters
         place = WHAT[len("meter ") :]
         source = source.replace('ROOT = "/"', f"ROOT = {place!r}", 1)

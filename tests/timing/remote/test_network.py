@@ -1,0 +1,112 @@
+"""A network that is slow and loses packets, or an agent that is killed, makes a survey later, not different."""
+
+import json
+import os
+import random
+import shlex
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import network
+import psutil
+import pytest
+
+from htas.cli import main
+from htas.timing.remote.device import device
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+HERE = Path(__file__).parent
+DELAY, LOSS, BITS = 0.05, 0.02, 1e6
+CONFIG = """
+[family]
+name = "cifar_resnet"
+depth = 8
+[target]
+runtime = "onnxruntime"
+batch = 1
+threads = 1
+[design]
+expand = 1.0
+groups = 4
+ignored = ["stages.1", "stages.2"]
+[survey]
+rounds = 4
+seconds = 600.0
+undecided = 1.0
+store = "none"
+"""
+STEADY = shlex.join([sys.executable, str(HERE / "fakes.py"), "steady"])
+
+
+@pytest.fixture(scope="module")
+def bad() -> str:
+    """The words before a command that is to be at the other end of a bad network."""
+    if trouble := network.trouble():
+        pytest.skip(f"there are no network namespaces here, or no TUN devices: {trouble}")
+    return shlex.join([sys.executable, str(HERE / "network.py"), str(DELAY), str(LOSS), str(BITS)])
+
+
+@pytest.fixture(autouse=True)
+def _own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTAS_LOCK", str(tmp_path / "lock"))
+    (tmp_path / "small.toml").write_text(CONFIG)
+
+
+def survey(folder: Path, command: str, *more: str) -> dict[str, Any]:
+    """What a survey of that device finds."""
+    words = [str(folder.parent / "small.toml"), f"--out={folder}", f"--target.host=exec:{command}", *more]
+    assert main(["survey", *words]) == 0 and main(["design", str(folder)]) == 0
+    device.cache_clear()
+    record, design = (json.loads((folder / f"{name}.json").read_text()) for name in ("survey", "design"))
+    restarts = record["context"].get("restarts of the agent", "0")
+    return {"layers": record["layers"], "curves": design["curves"], "took": record["took"], "restarts": restarts}
+
+
+def test_packets_are_late_and_lost_there(bad: str):
+    """What the network is, by a sender of its own: 200 kB take as long as its line, and then some."""
+    sent = os.urandom(200_000)
+    done = subprocess.run([*shlex.split(bad), "cat"], input=sent, capture_output=True, timeout=120, check=True)
+    assert done.stdout == sent
+
+
+def test_a_survey_over_a_bad_network_is_the_same_and_later(bad: str, tmp_path: Path):
+    near, far = survey(tmp_path / "near", STEADY), survey(tmp_path / "far", f"{bad} {STEADY}")
+    assert far["took"] > near["took"] + 10 * DELAY
+    assert far["layers"] == near["layers"] and far["curves"] == near["curves"]
+    counts = {count for layer in far["layers"].values() for count in layer["readings"]}
+    assert max(counts) == 12 and not any(count % 3 for count in counts)
+
+
+@pytest.mark.parametrize("victim", ["agent", "connection"])
+def test_a_survey_that_is_killed_again_and_again_is_the_same(victim: str, bad: str, tmp_path: Path):
+    """Readings have their values and their number: none is lost, and none is there twice."""
+    good = shlex.join([sys.executable, str(HERE / "network.py"), "0", "0", "1e9"])
+    command = STEADY if victim == "agent" else f"{good} {STEADY}"
+    calm = survey(tmp_path / "calm", command, "--design.ignored=[]")
+    kills, over = [0], threading.Event()
+
+    def kill() -> None:
+        rng = random.Random(0)
+        while not over.wait(rng.uniform(0.2, 1.0)):
+            words = "fakes.py" if victim == "agent" else "inside"
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    if words in " ".join(process.cmdline()):
+                        process.kill()
+                        kills[0] += 1
+                        break
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        killed = survey(tmp_path / "killed", command, "--design.ignored=[]")
+    finally:
+        over.set()
+        killer.join()
+    assert kills[0] >= 3 and int(killed["restarts"]) >= 1
+    assert killed["layers"] == calm["layers"] and killed["curves"] == calm["curves"]
