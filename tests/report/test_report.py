@@ -516,9 +516,9 @@ def test_a_long_search_of_many_sites_stays_a_page_to_be_mailed(tmp_path: Path) -
 def test_a_width_that_costs_nothing_is_in_the_table_of_a_survey(tmp_path: Path) -> None:
     """The increment of a small layer may be exactly zero, or less by the noise."""
     measured = Curve(tuple(range(1, 5)), (0.0, -1e-9, 1e-6, 2e-6), (1e-9,) * 4)
-    curve = replace(CURVE, measured=measured, groups=((1, 4),), choices={"hardware": (4,)})
+    curve = replace(CURVE, measured=measured, groups=((1, 4),), certain=(1.0,), choices={"hardware": (4,)})
     _, table = survey_page("Survey", [curve], (), "decided", {}, tmp_path)
-    assert table.rows[1][4] == "0.1 %"
+    assert table.rows[1][4] == "0.10 %"
 
 
 def test_a_page_keeps_the_labels_of_its_pictures_whole() -> None:
