@@ -66,7 +66,7 @@ class TargetOptions:
 
         values: dict[str, Any] = {name: getattr(self, name) for name in self.flags()}
         if self.host and self.runtime is None:
-            values["runtime"] = "onnxruntime"  # the only one that the agent has
+            values["runtime"] = "onnxruntime"  # what a device is most likely to have
         target = Target(**values | ({"shapes": shapes} if shapes else {}))
         check_runtime(target)
         return target

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from htas.data.nests import tensors_in
 from htas.errors import UserError
 from htas.files import write_bytes
-from htas.formats.ncnn import SINGLE, NcnnModel, NcnnNetwork, ncnn_network
+from htas.formats.ncnn import NcnnModel, ncnn_network, ncnn_package
 from htas.formats.onnx import Unknown, cannot_export, network_graph, quiet
 from htas.formats.onnx_network import write_network
 from htas.formats.parity import largest_difference
-from htas.formats.tflite import TfliteNetwork, TfliteWriter
+from htas.formats.tflite import TfliteLayout, TfliteWriter
+from htas.formats.written import Opened, Written
 from htas.graph.modes import copied
 from htas.plugins import needed
 from htas.text import listing
@@ -140,13 +141,15 @@ def _write_tflite(network: nn.Module, example: tuple[Tensor, ...]) -> Files:
 
 
 def _read_tflite(files: Files) -> Run:
-    network = TfliteNetwork(files[".tflite"])
-    return lambda *inputs: network.outputs(inputs)
+    needed("ai_edge_litert.interpreter", "litert", "a .tflite file")
+    program = Opened("litert", Written(files[".tflite"], layout=TfliteLayout()))
+    return lambda *inputs: program.outputs(inputs)
 
 
 def _read_ncnn(files: Files) -> Run:
-    network = NcnnNetwork(NcnnModel(files[".param"].decode(), files[".bin"]), SINGLE)
-    return lambda *inputs: network.outputs(inputs)
+    ncnn_package()
+    program = Opened("ncnn", NcnnModel(files[".param"].decode(), files[".bin"]).program())
+    return lambda *inputs: program.outputs(inputs)
 
 
 _FORMATS: Mapping[str, tuple[Callable[[nn.Module, tuple[Tensor, ...]], Files], Callable[[Files], Run]]] = {

@@ -5,24 +5,25 @@ layers are written here, with the steps that pnnx would write and with the norms
 of them (a test compares both).
 """
 
-import os
 import struct
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from htas.data.split import Shape
 from htas.errors import UserError
 from htas.formats.onnx import Unknown, Window, cannot_export, quiet
+from htas.formats.written import Layout, Written
 from htas.plugins import needed
+from htas.timing.remote.engines import import_ncnn
 
 TAG = struct.pack("<I", 0)
 """Before weights of fp32."""
@@ -33,8 +34,6 @@ AXES = (("1", "2", "3", "4", "18"), ("11", "12", "13", "14", "19"), ("21", "22",
 """Numbers of the parameters kernel, dilation, stride, padding and output padding: along the width, height, depth."""
 POOL_AXES = (("1", "2", "3"), ("11", "12", "13"), ("21", "22", "23"))
 """Numbers of the parameters kernel, stride and padding of a pool."""
-SINGLE: Mapping[str, bool | int] = dict.fromkeys(("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic"), False)
-"""Options that make ncnn compute in fp32."""
 SUFFIXES = {1: "1D", 2: "", 3: "3D"}
 """What a step's name ends in, by the number of dimensions of the pixels."""
 SIMPLE: Mapping[str, tuple[str, str]] = {
@@ -50,92 +49,25 @@ FUSED = ("Convolution", "ConvolutionDepthWise", "Deconvolution", "DeconvolutionD
 
 @dataclass(frozen=True)
 class NcnnModel:
-    """A network as ncnn loads it; its inputs are called in0, in1 and so on, its outputs out0, out1 and so on."""
+    """A network as ncnn's files have it; its inputs are called in0, in1 and so on, its outputs out0, out1 and so on."""
 
     param: str
     """The steps as text."""
     weights: bytes
 
-    @property
-    def kinds(self) -> set[str]:
-        """Kinds of its steps."""
-        return {step[0] for step in self._steps()}
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the inputs."""
-        return tuple(step[4] for step in self._steps() if step[0] == "Input")
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of the outputs."""
-        names = {name for step in self._steps() for name in step[4:] if name.startswith("out") and name[3:].isdigit()}
-        return tuple(sorted(names, key=lambda name: int(name[3:])))
-
-    def _steps(self) -> list[list[str]]:
-        """Of each step: kind, name, number of inputs and of outputs, their names, settings."""
-        return [line.split() for line in self.param.splitlines()[2:] if line.strip()]
-
-
-class NcnnNetwork:
-    """A network in memory, with ncnn's options by name; raises UserError for a step that this ncnn does not have."""
-
-    def __init__(self, model: NcnnModel, options: Mapping[str, bool | int]) -> None:
-        ncnn = ncnn_package()
-        unknown = sorted(kind for kind in model.kinds if ncnn.layer_to_index(kind) < 0)
-        if unknown:
-            raise UserError(f"ncnn {ncnn.__version__} has no step {', '.join(unknown)}") from Unknown(unknown)
-        self.network, self.input_names, self.output_names = ncnn.Net(), model.inputs, model.outputs
-        for name, value in options.items():
-            setattr(self.network.opt, name, value)
-        failed = self.network.load_param_mem(model.param)
-        with TemporaryDirectory() as folder:  # load_model_mem would keep pointers into memory that is freed
-            place = Path(folder) / "weights"
-            place.write_bytes(model.weights)
-            failed = failed or self.network.load_model(str(place))
-        if failed:
-            raise UserError(f"ncnn {ncnn.__version__} cannot load what was written for it")
-
-    def run(self, inputs: Sequence[Any]) -> list[Any]:
-        """All outputs, in ncnn's memory as the inputs; raises UserError where it fails."""
-        extractor = self.network.create_extractor()
-        for name, value in zip(self.input_names, inputs, strict=True):
-            extractor.input(name, value)
-        found = [extractor.extract(name) for name in self.output_names]
-        if any(failed for failed, _ in found):
-            raise UserError("ncnn cannot compute a step for inputs of these sizes")
-        return [value for _, value in found]
-
-    def outputs(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """All outputs for inputs [N, ...]: the first dimension is the batch, dimensions of one may lack."""
-        return [
-            torch.from_numpy(np.stack([np.array(value.batch(image)) for image in range(value.n)])).float()
-            for value in self.run(ncnn_inputs(tensors))
-        ]
-
-
-def ncnn_inputs(tensors: Sequence[Tensor]) -> list[Any]:
-    """Copies of inputs [N, ...] in ncnn's memory."""
-    ncnn = ncnn_package()
-    return [ncnn.Mat(tensor.detach().float().contiguous().numpy(), batch_index=0).clone() for tensor in tensors]
+    def program(self, example: tuple[Tensor, ...] = (), shape: torch.Size | None = None) -> Written:
+        """As an engine opens it, with inputs [N, ...] and the shape of the first output."""
+        text = self.param.encode()
+        return Written(len(text).to_bytes(4, "big") + text + self.weights, example, Layout(shape=shape))
 
 
 @cache
 def ncnn_package() -> Any:
-    """The package, whose threads sleep while they have no work; raises UserError where it is not installed.
-
-    ncnn brings an OpenMP of its own, which by default lets idle threads spin for milliseconds and takes their cores
-    from others. It reads its environment when it is loaded, and never again.
-    """
-    before = os.environ.get("OMP_WAIT_POLICY")
-    os.environ["OMP_WAIT_POLICY"] = "passive"
-    try:
-        return needed("ncnn", "ncnn", "target.runtime 'ncnn'")
-    finally:
-        if before is None:
-            del os.environ["OMP_WAIT_POLICY"]
-        else:
-            os.environ["OMP_WAIT_POLICY"] = before
+    """The package, whose threads sleep while they have no work; raises UserError where it is not installed."""
+    load: Callable[[], Any] = import_ncnn
+    with suppress(ImportError):
+        return load()
+    return needed("ncnn", "ncnn", "target.runtime 'ncnn'")
 
 
 def ncnn_network(model: nn.Module, example: tuple[Tensor, ...]) -> NcnnModel:
@@ -252,8 +184,12 @@ class NcnnWriter:
             self.shapes[output] = shape if op in ELEMENTWISE else _after(op, shape, constants, window)
         return output
 
+    def program(self, example: tuple[Tensor, ...], shape: torch.Size | None = None) -> Written:
+        """All of it as an engine opens it, with inputs [N, ...] and the shape of the output."""
+        return self.content().program(example, shape)
+
     def content(self) -> NcnnModel:
-        """All of it, as ncnn loads it."""
+        """All of it, as ncnn's files have it."""
         self._fuse()
         renamed, steps = {}, self.steps
         for place, name in enumerate(self.results):

@@ -141,14 +141,13 @@ def layer_graph(layer: Layer, module: nn.Module, batch: int, dtype: torch.dtype 
     return writer.content()
 
 
-def chain_graphs(
-    layer: Layer, module: nn.Module, batch: int, *, first: bool, dtype: torch.dtype = torch.float32
-) -> tuple[bytes, bytes]:
-    """The layer between neighbours, and the same neighbours without it (see `write_chain`), as ONNX."""
-    one, other = Writer(dtype), Writer(dtype)
-    write_chain(one, layer, module, batch, first=first)
-    write_chain(other, layer, None, batch, first=first)
-    return one.content(), other.content()
+def chain_graph(
+    layer: Layer, module: nn.Module | None, batch: int, *, first: bool, dtype: torch.dtype = torch.float32
+) -> bytes:
+    """The layer between neighbours, or the same neighbours without a module (see `write_chain`), as ONNX."""
+    writer = Writer(dtype)
+    write_chain(writer, layer, module, batch, first=first)
+    return writer.content()
 
 
 def write_layer(writer: GraphWriter, layer: Layer, module: nn.Module, batch: int) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from htas.data.split import Shape
 from htas.formats.onnx import Unknown, Window
+from htas.formats.written import Layout, Written
 from htas.graph.layer import Layer
 from htas.plugins import needed
 
@@ -68,39 +69,28 @@ class _Step:
     options: dict[str, int | float | bool]
 
 
-class TfliteNetwork:
-    """A file in memory: LiteRT's interpreter, with its kernels of XNNPACK."""
+@dataclass(frozen=True)
+class TfliteLayout(Layout):
+    """Inputs and outputs where a file has them; without places, images have their channels last."""
 
-    def __init__(
-        self, content: bytes, places: tuple[Sequence[Place], Sequence[Place]] | None = None, threads: int = 1
-    ) -> None:
-        """`places` are those of the inputs and of the outputs, where their order is not the usual one."""
-        interpreter = needed("ai_edge_litert.interpreter", "litert", "a .tflite file").Interpreter
-        self.interpreter = interpreter(model_content=content, num_threads=threads)
-        details = self.interpreter.get_input_details(), self.interpreter.get_output_details()
-        usual = [
-            [Place(each["index"], tuple(usual_order(len(each["shape"])))) for each in several] for several in details
-        ]
-        self.inputs, self.results = places or (usual[0], usual[1])
-        self.interpreter.allocate_tensors()
-        self.run = self.interpreter.invoke
+    inputs: tuple[Place, ...] = ()
+    results: tuple[Place, ...] = ()
 
-    def put(self, values: Sequence[Tensor]) -> None:
-        """Set the inputs, [N, ...], which may have another batch than before."""
-        for about, place, value in zip(self.interpreter.get_input_details(), self.inputs, values, strict=True):
-            array = place.to_file(value.detach().float()).numpy()
-            if tuple(about["shape"]) != array.shape:
-                self.interpreter.resize_tensor_input(about["index"], array.shape)
-        self.interpreter.allocate_tensors()
-        for about, place, value in zip(self.interpreter.get_input_details(), self.inputs, values, strict=True):
-            self.interpreter.set_tensor(about["index"], place.to_file(value.detach().float()).numpy())
+    def arrays(self, tensors: Sequence[Tensor]) -> list[np.ndarray]:
+        """Inputs [N, ...] as the file takes them."""
+        places = self.inputs or tuple(usual_place(tensor.ndim) for tensor in tensors)
+        return super().arrays([place.to_file(tensor) for place, tensor in zip(places, tensors, strict=True)])
 
-    def outputs(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """All outputs, [N, ...], for other inputs."""
-        self.put(values)
-        self.run()
-        pairs = zip(self.interpreter.get_output_details(), self.results, strict=True)
-        return [place.from_file(torch.from_numpy(self.interpreter.get_tensor(each["index"]))) for each, place in pairs]
+    def tensors(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
+        """Outputs [N, ...] in fp32."""
+        places = self.results or tuple(usual_place(array.ndim) for array in arrays)
+        pairs = zip(super().tensors(arrays), places, strict=False)  # a device sends the first output only
+        return [place.from_file(tensor) for tensor, place in pairs]
+
+
+def usual_place(rank: int) -> Place:
+    """Of a value that lies in the usual order, in whatever tensor."""
+    return Place(0, tuple(usual_order(rank)))
 
 
 class TfliteWriter:
@@ -181,6 +171,11 @@ class TfliteWriter:
                 return self._binary(BINARY[op], inputs)
             case _:
                 return self._activation(op, values[0], constants, **attributes)
+
+    def program(self, example: tuple[Tensor, ...], shape: torch.Size | None = None) -> Written:
+        """All of it as an engine opens it, with inputs [N, ...]; it needs no shape."""
+        layout = TfliteLayout(inputs=tuple(self.inputs), results=tuple(self.results))
+        return Written(self.content(), example, layout)
 
     def content(self) -> bytes:
         """All of it as one file."""

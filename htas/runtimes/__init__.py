@@ -53,8 +53,8 @@ class Runtime(ABC):
     """Why a precision is missing; ends the sentence that refuses it."""
     what: ClassVar[str] = ""
     """The runtime in words; empty for its name."""
-    remote: ClassVar[bool] = False
-    """Whether the agent on another machine (target.host) has this runtime."""
+    engine: ClassVar[str] = ""
+    """Its name in the agent on another machine (target.host); empty where that has none."""
     target: Target
 
     @classmethod
@@ -135,26 +135,16 @@ def open_runtime(target: Target) -> Runtime:
     """
     target.check()
     kind: type[Runtime] = find(sys.modules[__name__], Runtime, target.runtime)  # type: ignore[type-abstract]
-    _check_precision(kind, target)
     if target.host:
-        return _on_host(kind, target)
+        from htas.runtimes._remote import remote_runtime
+
+        return remote_runtime(kind, target)
+    check_precision(kind, target, kind.precisions(target.device))
     return kind(target, **runtime_options(target, options_of(kind)))
 
 
-def _on_host(kind: type[Runtime], target: Target) -> Runtime:
-    """The runtime on target.host; raises UserError where the agent has none by that name, or the device is away."""
-    if not kind.remote:
-        raise UserError(
-            f"target.runtime {target.runtime!r} runs on this machine only; on target.host use target.runtime "
-            "'onnxruntime'"
-        )
-    from htas.runtimes._remote import remote_runtime
-
-    return remote_runtime(target, runtime_options(target, options_of(kind)))
-
-
-def _check_precision(kind: type[Runtime], target: Target) -> None:
-    precisions = kind.precisions(target.device)
+def check_precision(kind: type[Runtime], target: Target, precisions: tuple[str, ...]) -> None:
+    """Raise UserError where the target's precision is none of these."""
     if not precisions:
         other = "cpu" if target.device == "cuda" else "cuda"
         raise UserError(

@@ -1,10 +1,10 @@
-"""ONNX Runtime on another machine: graphs are made here, opened and read there.
+"""Runtimes on another machine: layers and networks are written here, opened and read there.
 
 Only what runs there is remote: the bench, the levels and every decision are those of a local target.
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,19 +15,28 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from htas.errors import UserError
-from htas.formats.onnx import chain_graphs, is_first, layer_graph
+from htas.formats.onnx_file import OnnxFile
+from htas.formats.written import Layout, Written
 from htas.graph.layer import Layer
-from htas.runtimes import Program
-from htas.runtimes._graphs import GraphRuntime, cast
-from htas.runtimes._session import SPIN
+from htas.plugins.options import options_of
+from htas.runtimes import Program, Runtime, check_precision
+from htas.runtimes._graphs import GraphRuntime
+from htas.runtimes._written import WrittenRuntime
+from htas.text import listing
 from htas.timing.bench import FILLER, FILLERS, REPEAT, Bench, Call, HostTimer, Timer, Turn
 from htas.timing.contention import Watch
-from htas.timing.remote.device import Device, Graph, RemoteProgram, Settings, device
+from htas.timing.remote.device import Device, RemoteProgram, Settings, device
+from htas.timing.remote.needs import NEEDS
 from htas.timing.remote.watch import RemoteWatch
-from htas.timing.target import Target
+from htas.timing.target import Target, runtime_options
+
+SENDING = 0.01
+"""Seconds that a program takes at least, warm-up and transfer included, over a quick network."""
+ALONE = "alone"
+CHAIN = ("between neighbours", "neighbours")
 
 
 @dataclass(frozen=True)
@@ -59,60 +68,83 @@ def _program(call: Call) -> RemoteProgram:
 
 
 @dataclass(frozen=True)
-class RemoteRuntime(GraphRuntime):
-    """ONNX Runtime on the processor of `target.host`."""
+class RemoteRuntime(WrittenRuntime):
+    """A runtime on the processor of `target.host`, which writes programs here and never opens one."""
 
-    build_seconds: ClassVar[float] = 0.01
-    """Warm-up and transfer included, over a quick network."""
-    chained: ClassVar[tuple[str, ...]] = ("cpu",)
-    what: ClassVar[str] = "the device's ONNX Runtime"
-    spin: int = SPIN
-    """Microseconds that a thread waits busily for the next call."""
-    graphs: "WeakValueDictionary[tuple[Layer, int], Graph]" = field(
+    writer: WrittenRuntime
+    written: "WeakValueDictionary[tuple[Layer, str], Written]" = field(
         default_factory=WeakValueDictionary, repr=False, compare=False
     )
     """Of layers whose programs exist, so that building one again sends nothing."""
+
+    def __post_init__(self) -> None:
+        about = {
+            "engine": self.writer.engine, "chained": self.writer.chained, "exports": self.writer.exports,
+            "compares": self.writer.compares, "what": f"the device's {self.writer.what}",
+            "build_seconds": max(SENDING, self.writer.build_seconds),
+        }  # fmt: skip
+        for name, value in about.items():
+            object.__setattr__(self, name, value)
 
     @property
     def device(self) -> Device:
         """Where programs run."""
         return device(self.target.host)
 
-    def describe(self) -> Mapping[str, str]:
-        """Versions and settings there, and the exporter here."""
-        return {
-            **self.device.facts.machine,
-            "torch": torch.__version__,
-            "provider": "CPUExecutionProvider",
-            "spinning": self.device.spinning or f"{self.spin} us",
-        }
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Those of the writer, as the device has them."""
+        return {**self.writer.settings, **self.device.differences(self.engine)}
 
-    def open(self, graph: bytes | str, example: tuple[Tensor, ...] | None = None) -> Program:
-        """The program of a graph, or of a file by its path, opened there and warmed up."""
-        return self._opened(Graph(_whole(Path(graph)) if isinstance(graph, str) else graph), example)
+    def describe(self) -> Mapping[str, str]:
+        """Versions and settings there, and PyTorch here."""
+        version = {NEEDS[self.engine].package: self.device.version(self.engine), "torch": torch.__version__}
+        return {**self.device.facts.machine, **version, **self.settings}
+
+    def compile(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
+        """The network, checked; an ONNX file as it is, where the runtime reads those."""
+        if isinstance(model, OnnxFile) and isinstance(self.writer, GraphRuntime):
+            return self.builder.file(model, lambda path, example: self.load(_file(Path(path), example)))
+        return super().compile(model, example)
 
     def compile_layer(self, layer: Layer) -> Program:
-        """The layer as a graph of its own; while one of its programs exists, the same graph."""
-
-        def write() -> tuple[bytes]:
-            return (layer_graph(layer, layer.build(), self.target.batch, self.dtype),)
-
-        def build() -> Program:
-            (graph,) = self._layer_graphs(layer, range(1), write)
-            return self._opened(graph, layer.example(self.target.batch))
-
-        return self.builder.layer(layer, build)
+        """The layer alone; while one of its programs exists, the same bytes."""
+        programs = self._again(layer, ALONE)
+        return programs[0] if programs else super().compile_layer(layer)
 
     def chain(self, layer: Layer) -> tuple[Program, Program]:
-        """The layer between two cheap convolutions, and these alone, as locally."""
+        """The layer between two neighbours, and these alone; while their programs exist, the same bytes."""
+        programs = self._again(layer, *CHAIN)
+        return (programs[0], programs[1]) if programs else super().chain(layer)
 
-        def write() -> tuple[bytes, bytes]:
-            first = is_first(layer, self.target.shapes)
-            return chain_graphs(layer, layer.build(), self.target.batch, first=first, dtype=self.dtype)
+    def write_network(self, network: nn.Module, example: tuple[Tensor, ...]) -> Written:
+        """As the writer does."""
+        return self.writer.write_network(network, example)
 
-        graphs = self._layer_graphs(layer, range(1, 3), write)
-        one, other = (self.builder.layer(layer, partial(self._opened, graph)) for graph in graphs)
-        return one, other
+    def write_layer(self, layer: Layer, module: nn.Module, shape: torch.Size | None = None) -> Written:
+        """As the writer does."""
+        self.written[layer, ALONE] = written = self.writer.write_layer(layer, module, shape)
+        return written
+
+    def write_chain(self, layer: Layer, module: nn.Module | None) -> Written:
+        """As the writer does."""
+        self.written[layer, CHAIN[module is None]] = written = self.writer.write_chain(layer, module)
+        return written
+
+    def load(self, written: Written) -> Program:
+        """The program, opened there and warmed up."""
+        layout, half = written.layout, self.target.precision == "fp16"
+        settings = Settings(
+            self.target.threads, self.writer.spinning, RemoteTimer.shortest, Bench.warmup, self.engine, half
+        )
+        inputs = [(array.shape, str(array.dtype)) for array in layout.arrays(written.example)]
+        program = self.device.open(written, settings, inputs or None)
+
+        def outputs(*tensors: Tensor) -> Tensor:
+            content, shape, dtype = self.device.outputs(program, layout.arrays(tensors))
+            return layout.tensors([np.frombuffer(content, dtype).reshape(shape)])[0]
+
+        return Program(program, outputs)
 
     def renew(self) -> None:
         """Leave other holes in the memory there, as the bench does here."""
@@ -144,39 +176,36 @@ class RemoteRuntime(GraphRuntime):
         """The device's clock."""
         return RemoteTimer(self.device)
 
-    def _layer_graphs(self, layer: Layer, places: range, write: Callable[[], tuple[bytes, ...]]) -> list[Graph]:
-        """The graphs of a layer: those that its programs have, or new ones."""
-        graphs = [graph for place in places if (graph := self.graphs.get((layer, place))) is not None]
-        if len(graphs) < len(places):
-            graphs = [Graph(content) for content in write()]
-            self.graphs.update({(layer, place): graph for place, graph in zip(places, graphs, strict=True)})
-        return graphs
-
-    def _opened(self, graph: Graph, example: tuple[Tensor, ...] | None = None) -> Program:
-        settings = Settings(self.target.threads, self.spin, RemoteTimer.shortest, Bench.warmup)
-        shapes = None if example is None else tuple(tuple(tensor.shape) for tensor in example)
-        program = self.device.open(graph, settings, shapes)
-
-        def outputs(*tensors: Tensor) -> Tensor:
-            arrays = [np.ascontiguousarray(tensor.numpy()) for tensor in cast(tensors, self.dtype)]
-            content, shape, dtype = self.device.outputs(program, arrays)
-            return torch.from_numpy(np.frombuffer(content, dtype).reshape(shape).copy()).float()
-
-        return Program(program, outputs)
+    def _again(self, layer: Layer, *parts: str) -> list[Program]:
+        """Programs of what is written already; none where a part lacks."""
+        several = [self.written.get((layer, part)) for part in parts]
+        if None in several:
+            return []
+        return [self.builder.layer(layer, partial(self.load, written)) for written in several if written is not None]
 
 
-def _whole(path: Path) -> bytes:
+def _file(path: Path, example: tuple[Tensor, ...]) -> Written:
     """An ONNX file with the weights that lie beside it; raises UserError where that is too much for one message."""
     import onnx
 
     try:
-        content: bytes = onnx.load(path).SerializeToString()
+        return Written(onnx.load(path).SerializeToString(), example, Layout(None))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be sent to a device ({error}); one file of at most 2 GB can") from error
-    return content
 
 
-def remote_runtime(target: Target, options: Mapping[str, object]) -> RemoteRuntime:
-    """The runtime of a target's host; raises UserError where the device cannot be reached or lacks what it needs."""
-    device(target.host).check()
-    return RemoteRuntime(target.resolved(), **options)  # type: ignore[arg-type]
+def remote_runtime(kind: type[Runtime], target: Target) -> RemoteRuntime:
+    """A runtime on a target's host.
+
+    Raises UserError where the agent has none of this kind, and where the device cannot be reached or lacks something.
+    """
+    if not kind.engine or not issubclass(kind, WrittenRuntime):
+        raise UserError(
+            f"target.runtime {target.runtime!r} runs on this machine only; on target.host use target.runtime "
+            f"{listing(map(repr, NEEDS))}"
+        )
+    there = device(target.host)
+    there.check(kind.engine)
+    check_precision(kind, target, kind.precisions_there(there.facts.flags))
+    target = target.resolved()
+    return RemoteRuntime(target, kind(target, **runtime_options(target, options_of(kind))))

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from htas.errors import UserError
+from htas.formats.written import cast
 from htas.runtimes import Program
-from htas.runtimes._graphs import GraphRuntime, cast
+from htas.runtimes._graphs import GraphRuntime
 from htas.text import listing
 from htas.timing.bench import HostTimer, Timer
 from htas.timing.target import Target
@@ -63,12 +64,12 @@ class SessionRuntime(GraphRuntime):
         """Versions, the provider, and how long its threads spin."""
         import onnxruntime
 
-        return {
-            "onnxruntime": onnxruntime.__version__,
-            "torch": torch.__version__,
-            "provider": self.provider[0],
-            "spinning": f"{self.spinning} us",
-        }
+        return {"onnxruntime": onnxruntime.__version__, "torch": torch.__version__, **self.settings}
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """The provider, and how long its threads spin."""
+        return {"provider": self.provider[0], "spinning": f"{self.spinning} us"}
 
     def timer(self) -> Timer:
         """The host's clock: a run returns when its work is done, and CUDA work is not on PyTorch's stream."""

@@ -1,46 +1,75 @@
-"""Runtimes whose layers are written step by step, in a format of their own."""
+"""Runtimes whose programs are bytes, which are opened on this machine or sent to another (`_remote.py`)."""
 
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Generic, TypeVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from htas.errors import UserError
-from htas.formats.onnx import GraphWriter, Unknown, is_first, write_chain, write_layer
 from htas.formats.parity import largest_difference, tolerance
+from htas.formats.written import Written
 from htas.graph.layer import Layer
 from htas.runtimes import Program, Runtime
 from htas.runtimes._build import in_words
 
-W = TypeVar("W", bound=GraphWriter)
-
 
 @dataclass(frozen=True)
-class WrittenRuntime(Runtime, Generic[W]):
-    """A subclass has a writer, and opens what one has collected."""
+class WrittenRuntime(Runtime):
+    """A subclass writes programs, and opens what it has written."""
+
+    compares: ClassVar[bool] = True
+    """Whether every layer is compared with its module, as networks are."""
 
     @abstractmethod
-    def writer(self, layer: Layer) -> W:
-        """An empty one, for this layer alone or in a chain; raises Unknown where it is not for such a layer."""
+    def write_network(self, network: nn.Module, example: tuple[Tensor, ...]) -> Written:
+        """A network, with these inputs."""
 
     @abstractmethod
-    def open(self, writer: W, example: tuple[Tensor, ...], shape: torch.Size | None = None) -> Program:
-        """The program of what the writer has, with these inputs; its output takes the shape."""
+    def write_layer(self, layer: Layer, module: nn.Module, shape: torch.Size | None = None) -> Written:
+        """A layer alone, with the weights of its module; `shape` is that of its output."""
+
+    @abstractmethod
+    def write_chain(self, layer: Layer, module: nn.Module | None) -> Written:
+        """The layer between two neighbours, or these alone where there is no module."""
+
+    @abstractmethod
+    def load(self, written: Written) -> Program:
+        """The program, opened here."""
+
+    @classmethod
+    def precisions_there(cls, flags: Collection[str]) -> tuple[str, ...]:
+        """Precisions on a device whose processor has these instructions, in the kernel's words."""
+        return ("fp32",)
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """What readings depend on beside versions, on this machine and on a device."""
+        return {}
+
+    @property
+    def spinning(self) -> int:
+        """Microseconds that a thread waits busily for the next call, where that can be set."""
+        return 0
+
+    def build(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
+        """The network; `rebuild` opens the same bytes again."""
+        written = self.write_network(network, example)
+        return replace(self.load(written), rebuild=partial(self.load, written))
 
     def compile_layer(self, layer: Layer) -> Program:
-        """The layer alone, compared with its module."""
+        """The layer alone."""
         example = layer.example(self.target.batch)
 
         def build() -> Program:
             module = layer.build()
+            if not self.compares:
+                return self.load(self.write_layer(layer, module))
             with torch.no_grad():
                 expected = module(*example)
-            writer = self._write(layer, lambda writer: write_layer(writer, layer, module, self.target.batch))
-            program = self.open(writer, example, expected.shape)
+            program = self.load(self.write_layer(layer, module, expected.shape))
             what = f"{self.what}: {in_words(layer)}"
             largest_difference(expected, program.outputs(*example), what, tolerance(self.target))
             return program
@@ -48,24 +77,12 @@ class WrittenRuntime(Runtime, Generic[W]):
         return self.builder.layer(layer, build)
 
     def chain(self, layer: Layer) -> tuple[Program, Program]:
-        """The layer between two cheap convolutions, and these alone: it gets and leaves channels as between the layers
+        """The layer between two cheap neighbours, and these alone: it gets and leaves channels as between the layers
         of a network, and the price of a call is in neither."""
-        module, batch = layer.build(), self.target.batch
-        start = is_first(layer, self.target.shapes)
+        module = layer.build()
 
         def build(part: nn.Module | None) -> Program:
-            writer = self._write(layer, lambda writer: write_chain(writer, layer, part, batch, first=start))
-            return self.open(writer, tuple(torch.randn(shape) for shape in writer.input_shapes))
+            return self.load(self.write_chain(layer, part))
 
         one, other = (self.builder.layer(layer, partial(build, part)) for part in (module, None))
         return one, other
-
-    def _write(self, layer: Layer, write: Callable[[W], None]) -> W:
-        try:
-            writer = self.writer(layer)
-            write(writer)
-            return writer
-        except Unknown as error:
-            raise UserError(
-                f"{self.what} has nothing like {in_words(layer)} ({error}); replace it, or use another target.runtime"
-            ) from None

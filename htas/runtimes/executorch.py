@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -16,81 +16,76 @@ from torch import Tensor, nn
 
 from htas.errors import UserError
 from htas.formats.onnx import TAIL, cannot_export, is_first, quiet
-from htas.formats.parity import largest_difference, tolerance
+from htas.formats.written import Written
 from htas.graph.layer import CONVS, Layer
 from htas.plugins import needed
-from htas.runtimes import Program, Runtime
-from htas.runtimes._build import in_words
+from htas.runtimes import Program
+from htas.runtimes._mobile import MobileRuntime
 from htas.timing.allocator import keep_memory
 from htas.timing.target import Target
 
 
 @dataclass(frozen=True)
-class ExecuTorch(Runtime):
+class ExecuTorch(MobileRuntime):
     """Networks and layers through torch.export; steps that XNNPACK lacks run in ExecuTorch's own kernels."""
 
     build_seconds: ClassVar[float] = 1.0
     """Of a chain with a layer and one without, on a core of an EPYC."""
-    chained: ClassVar[tuple[str, ...]] = ("cpu",)
     lacking: ClassVar[str] = "programs are exported in fp32"
     what: ClassVar[str] = "ExecuTorch"
+    package: ClassVar[str] = "executorch"
 
     def __post_init__(self) -> None:
         _package()
 
-    @classmethod
-    def precisions(cls, device: str) -> tuple[str, ...]:
-        """fp32, on the CPU."""
-        return ("fp32",) if device == "cpu" else ()
-
-    def describe(self) -> Mapping[str, str]:
-        """Versions and kernels."""
-        from importlib.metadata import version
-
-        freed = "kept" if keep_memory() else "returned"
-        return {
-            "executorch": version("executorch"), "torch": torch.__version__, "kernels": "XNNPACK",
-            "freed memory": freed,
-        }  # fmt: skip
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Kernels."""
+        return {"kernels": "XNNPACK"}
 
     def session(self) -> AbstractContextManager[object]:
         """Within it the pool has the target's threads, and the process keeps its memory."""
         return _threads(self.target)
 
-    def build(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
-        """The exported network; `rebuild` loads the same program again."""
-        return _open(_exported(network, example), example)
+    def write_network(self, network: nn.Module, example: tuple[Tensor, ...]) -> Written:
+        """The exported network."""
+        return Written(_exported(network, example), example)
 
-    def compile_layer(self, layer: Layer) -> Program:
-        """The layer alone, compared with its module."""
-        example = layer.example(self.target.batch)
+    def write_layer(self, layer: Layer, module: nn.Module, shape: torch.Size | None = None) -> Written:
+        """The exported layer."""
+        return self.write_network(module, layer.example(self.target.batch))
 
-        def build() -> Program:
-            module = layer.build()
-            with torch.no_grad():
-                expected = module(*example)
-            program = self.build(module, example)
-            what = f"{self.what}: {in_words(layer)}"
-            largest_difference(expected, program.outputs(*example), what, tolerance(self.target))
-            return program
+    def write_chain(self, layer: Layer, module: nn.Module | None) -> Written:
+        """The layer between two cheap convolutions, or these alone: it gets and leaves channels last, as between the
+        layers of a network."""
+        chain = _Chain(layer, module, first=is_first(layer, self.target.shapes)).eval()
+        shapes = layer.shapes(self.target.batch)
+        example = tuple(torch.randn(shape if chain.whole else (shape[0], 1, *shape[2:])) for shape in shapes)
+        return self.write_network(chain, example)
 
-        return self.builder.layer(layer, build)
+    def load(self, written: Written) -> Program:
+        """The program, run once: what it cannot run shows only then."""
+        loaded = _Loaded(written.content, written.example)
+        loaded.run()
+        return Program(loaded.run, loaded.outputs)
 
-    def chain(self, layer: Layer) -> tuple[Program, Program]:
-        """The layer between two cheap convolutions, and these alone: it gets and leaves channels last, as between the
-        layers of a network, and the price of a call is in neither."""
-        first = is_first(layer, self.target.shapes)
 
-        def build(module: nn.Module | None) -> Program:
-            chain = _Chain(layer, module, first=first).eval()
-            shapes = layer.shapes(self.target.batch)
-            example = tuple(torch.randn(shape if chain.whole else (shape[0], 1, *shape[2:])) for shape in shapes)
-            program = self.build(chain, example)
-            program.run()  # what it cannot run shows only here
-            return program
+class _Loaded:
+    """A method with inputs in place; it reads the bytes of its program, which holds them."""
 
-        one, other = (self.builder.layer(layer, partial(build, module)) for module in (layer.build(), None))
-        return one, other
+    def __init__(self, content: bytes, example: tuple[Tensor, ...]) -> None:
+        with quiet():
+            self.program = _package().Runtime.get().load_program(content)
+            self.method = self.program.load_method("forward")
+        self.inputs = [tensor.clone() for tensor in example]
+
+    def run(self) -> None:
+        self.method.execute(self.inputs)
+
+    def outputs(self, *tensors: Tensor) -> Tensor:
+        """The first output for other inputs."""
+        result: Tensor = self.method.execute([tensor.contiguous() for tensor in tensors])[0]
+        return result.clone().float()
 
 
 class _Chain(nn.Module):
@@ -132,20 +127,6 @@ def _exported(network: nn.Module, example: tuple[Tensor, ...]) -> bytes:
         lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
         content: bytes = lowered.to_executorch().buffer
         return content
-
-
-def _open(content: bytes, example: tuple[Tensor, ...]) -> Program:
-    """The program of an exported network, with these inputs."""
-    with quiet():
-        loaded = _package().Runtime.get().load_program(content)
-        method = loaded.load_method("forward")
-    inputs = [tensor.clone() for tensor in example]
-
-    def outputs(*tensors: Tensor) -> Tensor:
-        result: Tensor = method.execute([tensor.contiguous() for tensor in tensors])[0]
-        return result.clone().float()
-
-    return Program(lambda: method.execute(inputs), outputs, partial(_open, content, example))
 
 
 @cache

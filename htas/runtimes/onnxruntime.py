@@ -22,7 +22,7 @@ class OnnxRuntime(SessionRuntime):
     chained: ClassVar[tuple[str, ...]] = ("cpu",)
     lacking: ClassVar[str] = "on a CPU it would cast to fp32 and back around every operator, and it has no bf16 at all"
     what: ClassVar[str] = "ONNX Runtime"
-    remote: ClassVar[bool] = True
+    engine: ClassVar[str] = "onnxruntime"
     install: ClassVar[str] = (
         "replace the package onnxruntime by onnxruntime-gpu (uninstall the first: they share their files), or use "
         "target.runtime 'eager' or target.device 'cpu'"

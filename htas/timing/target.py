@@ -89,7 +89,7 @@ class Target:
         if self.host:
             from htas.timing.remote.device import device
 
-            device(self.host).check()
+            _ = device(self.host).facts
             return
         import torch
 

@@ -3,16 +3,15 @@
 import os
 import sys
 
+import mobile
 import pytest
 import torch
 from torch import nn
 
 from htas.errors import UserError
 from htas.models.cifar_resnet import CifarResNet
-from htas.runtimes import open_runtime
 from htas.testing import RuntimeContract
 from htas.testing.runtime import LAYERS, Residual, spread_norms
-from htas.timing.target import Target
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,34 +27,30 @@ class TestExecuTorch(RuntimeContract):
     lacks = ("3-d conv, norm", "3-d max pool")
 
 
-def opened(**fields):
-    return open_runtime(Target(runtime="executorch", **{"batch": 2, "threads": 1, "shapes": ((3, 8, 8),), **fields}))
-
-
 def test_a_network_computes_what_pytorch_computes_and_is_loaded_again():
     images, before = torch.randn(2, 3, 8, 8), dict(os.environ)
-    program = opened().compile(spread_norms(Residual()).eval(), (images,))  # compares the outputs
+    program = mobile.opened("executorch").compile(spread_norms(Residual()).eval(), (images,))  # compares the outputs
     assert torch.equal(program.rebuild().outputs(images), program.outputs(images))
     assert {name: os.environ.get(name) for name in before} == before and "OPENVINO_LIB_PATH" not in os.environ
 
 
 def test_a_chain_holds_the_layer_between_neighbours():
-    one, other = opened().chain(LAYERS["add"])
+    one, other = mobile.opened("executorch").chain(LAYERS["add"])
     assert one.outputs(*torch.randn(2, 2, 1, 9, 8)).shape == other.outputs(*torch.randn(2, 2, 1, 9, 8)).shape
 
 
 def test_its_pool_has_the_threads_of_the_target_and_then_those_of_before():
-    opened()
+    mobile.opened("executorch")
     pool = sys.modules["executorch.extension.pybindings.portable_lib"]
     before = pool._threadpool_get_thread_count()
-    with opened(threads=before + 1).session():
+    with mobile.opened("executorch", threads=before + 1).session():
         assert pool._threadpool_get_thread_count() == before + 1
     assert pool._threadpool_get_thread_count() == before
 
 
 def test_a_layer_that_it_lacks_is_refused_by_name():
     with pytest.raises(UserError, match=r"ExecuTorch cannot run the layer max_pool 1x2x2.*replace it, or use"):
-        opened().compile_layer(LAYERS["3-d max pool"])
+        mobile.opened("executorch").compile_layer(LAYERS["3-d max pool"])
 
 
 def test_a_network_that_cannot_be_exported_is_refused():
@@ -64,20 +59,22 @@ def test_a_network_that_cannot_be_exported_is_refused():
             return images * 2 if images.sum() > 0 else images
 
     with pytest.raises(UserError, match="cannot export this Branching to ExecuTorch"):
-        opened().compile(Branching(), (torch.randn(2, 3, 8, 8),))
+        mobile.opened("executorch").compile(Branching(), (torch.randn(2, 3, 8, 8),))
 
 
 @pytest.mark.slow
 def test_a_resnet_computes_the_same():
-    opened(shapes=((3, 32, 32),)).compile(CifarResNet(8).build(10).eval(), (torch.randn(2, 3, 32, 32),))
+    mobile.opened("executorch", shapes=((3, 32, 32),)).compile(
+        CifarResNet(8).build(10).eval(), (torch.randn(2, 3, 32, 32),)
+    )
 
 
 def test_without_the_package_a_sentence_says_how_to_get_it(monkeypatch):
-    opened()
+    mobile.opened("executorch")
     module = sys.modules["htas.runtimes.executorch"]
     module._package.cache_clear()
     monkeypatch.setitem(sys.modules, "executorch.runtime", None)
     with pytest.raises(UserError, match=r"'executorch' needs the package executorch.*pip install 'htas\[executorch\]'"):
-        opened()
+        mobile.opened("executorch")
     monkeypatch.undo()
     module._package.cache_clear()

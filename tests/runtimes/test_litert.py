@@ -2,6 +2,7 @@
 
 import sys
 
+import mobile
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,19 +12,18 @@ from htas.errors import UserError
 from htas.formats.export import export
 from htas.formats.onnx import write_layer
 from htas.formats.onnx_network import write_network
-from htas.formats.tflite import TfliteNetwork, TfliteWriter
+from htas.formats.tflite import TfliteWriter
+from htas.formats.written import Opened
 from htas.graph.layer import Layer
 from htas.models.cifar_resnet import CifarResNet
 from htas.models.mobilenet_v2 import MobileNetV2
-from htas.runtimes import open_runtime
 from htas.testing import RuntimeContract
 from htas.testing.runtime import LAYERS, spread_norms
-from htas.timing.target import Target
 
 MORE = {
-    "linear on pixels": Layer("linear", 8, 6, (4, 5), bias=True, activation="relu"),
-    "pointwise with stride": Layer("conv", 8, 16, (8, 8), (1, 1), (2, 2)),
-    "wide pool": Layer("avg_pool", 20, 20, (9, 7), (2, 3), (2, 1), (1, 0)),
+    "linear on pixels": mobile.LINEAR_ON_PIXELS,
+    "pointwise with stride": mobile.POINTWISE_WITH_STRIDE,
+    "wide pool": mobile.WIDE_POOL,
     "dilated": Layer("conv", 4, 6, (9, 9), (3, 3), padding=(2, 2), dilation=(2, 2), activation="relu6"),
     "more outputs than groups": Layer("conv", 4, 8, (9, 9), (3, 3), padding=(1, 1), groups=4, norm=True),
 }
@@ -41,20 +41,10 @@ class TestLiteRT(RuntimeContract):
     lacks = ("dilated max pool", *(name for name in LAYERS if name.startswith(("1-d", "3-d"))))
 
 
-def opened(**fields):
-    return open_runtime(Target(runtime="litert", **{"batch": 2, "threads": 1, "shapes": ((3, 8, 8),), **fields}))
-
-
 @pytest.mark.parametrize("layer", MORE.values(), ids=MORE.keys())
 @pytest.mark.parametrize("batch", [1, 3])
 def test_further_layers_compute_what_their_modules_do(layer, batch, monkeypatch):
-    module = spread_norms(layer.build()).eval()
-    monkeypatch.setattr(Layer, "build", lambda _: module)
-    runtime, example = opened(batch=batch), layer.example(batch)
-    with torch.no_grad():
-        RuntimeContract.close(runtime.compile_layer(layer).outputs(*example), module(*example), runtime)
-    for program in runtime.chain(layer):
-        program.run()
+    mobile.computes(mobile.opened("litert", batch=batch), layer, monkeypatch)
 
 
 def kinds(writer):
@@ -90,7 +80,7 @@ def test_networks_are_written_without_a_change_of_layout(model):
     assert "TRANSPOSE" not in kinds(writer) and "RELU" not in kinds(writer)[:1]
     with torch.no_grad():
         expected = network(images)
-    (output,) = TfliteNetwork(writer.content()).outputs((images,))
+    (output,) = Opened("litert", writer.program((images,))).outputs((images,))
     assert (output - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
@@ -112,15 +102,15 @@ class Twice(nn.Module):
 
 
 def test_values_that_are_read_twice_stay_what_they_are():
-    opened().compile(spread_norms(Twice()).eval(), (torch.randn(2, 3, 8, 8),))  # compares the outputs
+    mobile.opened("litert").compile(spread_norms(Twice()).eval(), (torch.randn(2, 3, 8, 8),))  # compares the outputs
 
 
-def test_a_file_takes_any_batch_and_gives_images_with_the_channels_last(tmp_path):
+def test_a_file_takes_any_batch_and_gives_images_with_the_channels_last(tmp_path, package):
     assert export(spread_norms(Twice()).eval(), torch.randn(1, 3, 8, 8), tmp_path / "twice.tflite") < 1e-4
-    network = TfliteNetwork((tmp_path / "twice.tflite").read_bytes())
-    (about,) = network.interpreter.get_input_details()
+    interpreter = package.Interpreter(str(tmp_path / "twice.tflite"))
+    (about,) = interpreter.get_input_details()
     assert list(about["shape"]) == [1, 8, 8, 3] and about["name"] == "input0"
-    assert list(network.interpreter.get_output_details()[0]["shape"]) == [1, 4, 4, 4]
+    assert list(interpreter.get_output_details()[0]["shape"]) == [1, 4, 4, 4]
 
 
 class Upsampled(nn.Module):
@@ -134,7 +124,7 @@ class Upsampled(nn.Module):
 
 def test_a_step_that_is_not_written_is_refused_by_its_layer(tmp_path):
     with pytest.raises(UserError, match=r"not written for LiteRT yet \(ConvTranspose\); the cause is layer 'up'"):
-        opened().compile(Upsampled(), (torch.randn(2, 3, 8, 8),))
+        mobile.opened("litert").compile(Upsampled(), (torch.randn(2, 3, 8, 8),))
     with pytest.raises(UserError, match=r"not written for LiteRT yet \(ConvTranspose\); export to ONNX"):
         export(Upsampled(), torch.randn(1, 3, 8, 8), tmp_path / "up.tflite")
     assert not list(tmp_path.iterdir())
@@ -143,4 +133,4 @@ def test_a_step_that_is_not_written_is_refused_by_its_layer(tmp_path):
 def test_without_the_package_a_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     with pytest.raises(UserError, match=r"'litert' needs the package ai_edge_litert.*pip install 'htas\[litert\]'"):
-        opened()
+        mobile.opened("litert")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mobile
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,17 +13,16 @@ from torch import Tensor, nn
 
 from htas.errors import UserError
 from htas.formats.export import export
-from htas.formats.ncnn import SINGLE, NcnnNetwork, NcnnWriter, ncnn_network, ncnn_package
+from htas.formats.ncnn import NcnnModel, NcnnWriter, ncnn_network, ncnn_package
 from htas.formats.onnx import Unknown, write_chain, write_layer
+from htas.formats.written import Opened
 from htas.graph.layer import Layer
 from htas.models.cifar_resnet import CifarResNet
-from htas.runtimes import open_runtime
 from htas.testing import RuntimeContract
 from htas.testing.runtime import LAYERS, spread_norms
-from htas.timing.target import Target
 
 MORE = {
-    "linear on pixels": Layer("linear", 8, 6, (4, 5), bias=True, activation="relu"),
+    "linear on pixels": mobile.LINEAR_ON_PIXELS,
     "linear on pixels without bias": Layer("linear", 8, 6, (4, 5)),
     "transposed conv": Layer("conv_transpose", 8, 6, (4, 5), (4, 4), (2, 2), (1, 1), bias=True, groups=2),
     "transposed conv with a norm": Layer(
@@ -30,9 +30,9 @@ MORE = {
     ),
     "3-d transposed conv": Layer("conv_transpose", 8, 6, (3, 4, 5), (2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1)),
     "odd size": Layer("conv", 3, 6, (7, 7), (3, 3), padding=(1, 1), norm=True, activation="leaky_relu"),
-    "pointwise with stride": Layer("conv", 8, 16, (8, 8), (1, 1), (2, 2)),
+    "pointwise with stride": mobile.POINTWISE_WITH_STRIDE,
     "depthwise 3-d": Layer("conv", 6, 6, (4, 5, 6), (3, 3, 3), (1, 1, 1), (1, 1, 1), groups=6),
-    "large pool": Layer("avg_pool", 20, 20, (9, 7), (2, 3), (2, 1), (1, 0)),
+    "wide pool": mobile.WIDE_POOL,
 }
 
 
@@ -49,20 +49,10 @@ class TestNcnn(RuntimeContract):
     lacks = ("dilated max pool",)
 
 
-def opened(**fields):
-    return open_runtime(Target(runtime="ncnn", **{"batch": 2, "threads": 1, "shapes": ((3, 8, 8),), **fields}))
-
-
 @pytest.mark.parametrize("layer", MORE.values(), ids=MORE.keys())
 @pytest.mark.parametrize("batch", [1, 3])
 def test_further_layers_compute_what_their_modules_do(layer, batch, monkeypatch):
-    module = spread_norms(layer.build()).eval()
-    monkeypatch.setattr(Layer, "build", lambda _: module)
-    runtime, example = opened(batch=batch), layer.example(batch)
-    with torch.no_grad():
-        RuntimeContract.close(runtime.compile_layer(layer).outputs(*example), module(*example), runtime)
-    for program in runtime.chain(layer):
-        program.run()
+    mobile.computes(mobile.opened("ncnn", batch=batch), layer, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +108,7 @@ class Dilated(nn.Module):
 
 def test_a_network_with_a_step_that_ncnn_lacks_is_refused_by_its_layer():
     with pytest.raises(UserError, match=r"has no step nn.MaxPool2d.*the cause is layer 'pool' \(MaxPool2d\)"):
-        opened().compile(Dilated(), (torch.randn(2, 3, 8, 8),))
+        mobile.opened("ncnn").compile(Dilated(), (torch.randn(2, 3, 8, 8),))
 
 
 def test_a_network_that_cannot_be_traced_is_refused():
@@ -139,7 +129,9 @@ def test_whole_numbers_as_inputs_are_refused():
 def test_a_resnet_computes_the_same_at_every_batch(batch):
     model = spread_norms(CifarResNet(8).build(10)).eval()
     images = torch.randn(batch, 3, 32, 32)
-    program = opened(batch=batch, shapes=((3, 32, 32),)).compile(model, (images,))  # compares the outputs
+    program = mobile.opened("ncnn", batch=batch, shapes=((3, 32, 32),)).compile(
+        model, (images,)
+    )  # compares the outputs
     assert program.outputs(images).shape == (batch, 10)
     assert torch.equal(program.rebuild().outputs(images), program.outputs(images))
 
@@ -179,7 +171,7 @@ def test_without_the_package_a_sentence_says_how_to_get_it(monkeypatch):
     ncnn_package.cache_clear()
     monkeypatch.setitem(sys.modules, "ncnn", None)
     with pytest.raises(UserError, match=r"needs the package ncnn, .*pip install 'htas\[ncnn\]'"):
-        opened()
+        mobile.opened("ncnn")
     monkeypatch.undo()
     ncnn_package.cache_clear()
 
@@ -187,7 +179,7 @@ def test_without_the_package_a_sentence_says_how_to_get_it(monkeypatch):
 def test_without_the_converter_a_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pnnx", None)
     with pytest.raises(UserError, match=r"a network for ncnn needs the package pnnx, .*pip install 'htas\[ncnn\]'"):
-        opened().compile(nn.ReLU(), (torch.randn(2, 3, 8, 8),))
+        mobile.opened("ncnn").compile(nn.ReLU(), (torch.randn(2, 3, 8, 8),))
 
 
 def test_weights_that_are_too_short_are_refused():
@@ -195,4 +187,4 @@ def test_weights_that_are_too_short_are_refused():
     write_layer(writer, layer, layer.build(), 1)
     model = writer.content()
     with pytest.raises(UserError, match="cannot load what was written for it"):
-        NcnnNetwork(type(model)(model.param, model.weights[:40]), SINGLE)
+        Opened("ncnn", NcnnModel(model.param, model.weights[:40]).program())

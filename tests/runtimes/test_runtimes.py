@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 import htas.runtimes
 from htas.cli import main
 from htas.errors import UserError
-from htas.formats.onnx import chain_graphs, layer_graph, network_graph
+from htas.formats.onnx import chain_graph, layer_graph, network_graph
 from htas.formats.onnx_file import OnnxFile
 from htas.formats.onnx_network import static_graph, written_graph
 from htas.formats.parity import largest_difference, tolerance
@@ -666,6 +666,10 @@ CHAINED = {
     "add": Layer("add", 16, 16, (8, 8), activation="relu"),
     "linear": Layer("linear", 16, 10, (1, 1), bias=True, activation="relu"),
 }
+
+
+def chain_graphs(layer, module, batch, *, first):
+    return [chain_graph(layer, part, batch, first=first) for part in (module, None)]
 
 
 @pytest.mark.parametrize("layer", CHAINED.values(), ids=CHAINED.keys())

@@ -15,6 +15,7 @@ from htas.runtimes import Runtime, open_runtime
 from htas.spaces.design import Design
 from htas.text import listing
 from htas.timing.remote.device import device
+from htas.timing.remote.needs import NEEDS, install
 from htas.timing.remote.power import RemoteMeter
 from htas.timing.target import Target
 
@@ -158,13 +159,13 @@ def _examine_device(target: Target, seconds: float) -> Findings:
 
 
 def _installed(host: str) -> list[Availability]:
-    """What networks need there."""
+    """What runtimes need there."""
     facts = device(host).facts
-    missing = [
-        Availability(name, False, trouble=f"{why}; install it there: {facts.executable} -m pip install {name}")
-        for name, why in facts.missing.items()
+    return [
+        Availability(name, name in facts.versions, {name: facts.versions.get(name, "")}, f"install it there: {command}")
+        for name in ("numpy", *(need.package for need in NEEDS.values()))
+        for command in (install(facts, name),)
     ]
-    return [*(Availability(name, True, {name: version}) for name, version in facts.versions.items()), *missing]
 
 
 def runtimes(target: Target) -> list[Availability]:

@@ -1,4 +1,4 @@
-"""Runs on the device: opens programs and reads the clock. It is sent over the pipe, below the text of kernel.py.
+"""Runs on the device: opens programs and reads the clock. It is sent over the pipe, below kernel.py and engines.py.
 
 Standard library, numpy and the runtime's own package only, in the syntax of Python 3.8; nothing is installed there, and
 nothing written but a lock. It runs no code but this file and reads no pickles. It ends when its pipe closes.
@@ -21,6 +21,7 @@ import sys
 import time
 from collections import OrderedDict
 
+from htas.timing.remote.engines import ENGINES, Refused
 from htas.timing.remote.kernel import describe, meter, state
 
 MAGIC = b"HTAS"
@@ -32,21 +33,11 @@ HELLO = b"htas-agent 1 "
 STEADY, MOST_WARMUPS, MOST_LOOPS = 0.95, 20, 1000000
 """As in htas/timing/bench.py."""
 KEPT_GRAPHS = 1 << 26
-"""Bytes of graphs that are kept, so that opening one again needs no transfer."""
-SPINS = (1, 26)
-"""The first ONNX Runtime whose threads spin for a time that can be set; those of older ones do not spin at all."""
+"""Bytes of programs that are kept, so that opening one again needs no transfer."""
 LOCKS = ("/dev/shm", "/run/lock", "/tmp", "/data/local/tmp")
 """Folders for the lock, the first of which exists and can be written."""
 PATIENCE = 15
 """Tenths of a second in which another agent, which may be about to end, must give up the lock."""
-
-
-class Refused(Exception):
-    """A request that cannot be met: its kind, which the host knows, and words."""
-
-    def __init__(self, kind, words):
-        Exception.__init__(self, words)
-        self.kind, self.words = kind, words
 
 
 # -- the lock ----------------------------------------------------------------------------------------------------------
@@ -138,60 +129,14 @@ def raise_priority():
         return False
 
 
-class Program:
-    """A session of ONNX Runtime whose inputs are in place."""
+def random_inputs(kinds):
+    """Arrays of these shapes and types."""
+    import numpy
 
-    def __init__(self, graph, threads, spin, shapes):
-        import numpy
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        if spins():
-            options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin))
-        else:
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.use_env_allocators", "1")
-        self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        self.binding = self.session.io_binding()
-        self.values = []
-        random = numpy.random.RandomState(0)
-        for position, argument in enumerate(self.session.get_inputs()):
-            shape = shapes[position] if shapes else argument.shape
-            if not all(isinstance(size, int) for size in shape):
-                raise Refused("run", "its input %s has sizes that are open: %s" % (argument.name, shape))
-            kind = dtype(argument.type)
-            values = random.standard_normal(shape) if kind.startswith("float") else numpy.zeros(shape)
-            value = onnxruntime.OrtValue.ortvalue_from_numpy(values.astype(kind), "cpu", 0)
-            self.binding.bind_ortvalue_input(argument.name, value)
-            self.values.append(value)
-        for output in self.session.get_outputs():
-            self.binding.bind_output(output.name, "cpu")
-
-    def run(self):
-        """Compute one batch."""
-        self.session.run_with_iobinding(self.binding)
-
-    def outputs(self, arrays):
-        """The first output, an array, for other inputs."""
-        names = [argument.name for argument in self.session.get_inputs()]
-        return self.session.run(None, dict(zip(names, arrays)))[0]
-
-
-def dtype(kind):
-    """numpy's name for a type of ONNX Runtime's, `tensor(float)`."""
-    name = kind[len("tensor(") : -1]
-    return {"float": "float32", "double": "float64"}.get(name, name)
-
-
-def spins():
-    """Whether the time that threads spin can be set here."""
-    import onnxruntime
-
-    return tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) >= SPINS
+    random = numpy.random.RandomState(0)
+    for shape, kind in kinds:
+        values = random.standard_normal(shape) if kind.startswith("float") else numpy.zeros(shape)
+        yield values.astype(kind)
 
 
 def timed(run, loops):
@@ -263,8 +208,7 @@ class Agent:
             except MemoryError:
                 reply, content = {"error": "memory", "words": "out of memory"}, b""
             except Exception as error:
-                words = "%s: %s" % (type(error).__name__, " ".join(str(error).split())[:400])
-                reply, content = {"error": "run", "words": words}, b""
+                reply, content = {"error": "run", "words": in_words(error)}, b""
             reply.update(number=request.get("number"), took=time.perf_counter() - began)
             self.send(reply, content)
 
@@ -296,7 +240,7 @@ class Agent:
         """The reply to a request."""
         what = request.get("do")
         answers = {
-            "describe": self.describe, "lock": self.take, "open": self.open, "read": self.rounds,
+            "describe": self.describe, "lock": self.take, "load": self.load, "open": self.open, "read": self.rounds,
             "outputs": self.outputs, "disturb": self.disturb, "state": self.state, "draw": self.draw,
         }  # fmt: skip
         if what not in answers:
@@ -314,15 +258,24 @@ class Agent:
     def take(self, request, body):
         """Be the one reader of this device."""
         self.lock.take(request["token"], request["who"])
-        share_memory()
-        return {
-            "freed memory": "kept" if keep_memory() else "returned",
-            "raised": raise_priority(),
-            "spins": spins(),
-        }, b""
+        keep_memory()
+        return {"raised": raise_priority()}, b""
+
+    def load(self, request, body):
+        """Import a runtime: its version, and how its threads spin where it is not as asked."""
+        if request["runtime"] not in ENGINES:
+            raise Refused("request", "no such runtime")
+        try:
+            __import__("numpy")
+            version, spinning = ENGINES[request["runtime"]].load()
+        except Refused:
+            raise
+        except Exception as error:  # a broken installation may raise anything
+            raise Refused("broken", in_words(error))
+        return {"version": version, "spinning": spinning}, b""
 
     def open(self, request, body):
-        """Open a graph, known by its digest or sent, and warm it up."""
+        """Open a program, known by its digest or sent, and warm it up."""
         if self.lock.file is None:
             raise Refused("request", "the lock comes first")
         digest = request["graph"]
@@ -336,7 +289,9 @@ class Agent:
         graph = self.graphs[digest]
         while len(self.graphs) > 1 and sum(map(len, self.graphs.values())) > KEPT_GRAPHS:
             self.graphs.popitem(last=False)
-        program = Program(graph, request["threads"], request["spin"], request.get("shapes"))
+        program = ENGINES[request["runtime"]](graph, request["threads"], request["spin"], request["half"])
+        inputs = request.get("inputs")
+        program.put(list(random_inputs(program.kinds() if inputs is None else inputs)))
         loops, seconds = settle(program.run, request["reading"], request["warmup"])
         self.programs[request["program"]] = program
         return {"known": True, "loops": loops, "seconds": seconds}, b""
@@ -388,7 +343,7 @@ class Agent:
             count = int(numpy.prod(shape)) if shape else 1
             arrays.append(numpy.frombuffer(body, kind, count, start).reshape(shape))
             start += count * numpy.dtype(kind).itemsize
-        output = numpy.ascontiguousarray(self.programs[request["program"]].outputs(arrays))
+        output = numpy.ascontiguousarray(self.programs[request["program"]].outputs(arrays)[0])
         return {"shape": list(output.shape), "dtype": str(output.dtype)}, output.tobytes()
 
     def disturb(self, request, body):
@@ -398,15 +353,9 @@ class Agent:
         return {}, b""
 
 
-def share_memory():
-    """Offer one arena to all sessions, which halves the memory."""
-    try:
-        import onnxruntime as ort
-
-        place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-        ort.create_and_register_allocator(place, ort.OrtArenaCfg({}))
-    except Exception:  # it was offered before, or this version cannot
-        pass
+def in_words(error):
+    """An exception in one line."""
+    return "%s: %s" % (type(error).__name__, " ".join(str(error).split())[:400])
 
 
 def main(word):

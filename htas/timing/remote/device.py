@@ -8,32 +8,29 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
 from hashlib import sha256
-from math import inf, isfinite
+from math import inf
 from signal import SIGKILL
 from typing import Any, TypeVar
 from weakref import finalize
 
 from htas.console.progress import say
 from htas.errors import UserError
-from htas.text import duration, listing
+from htas.text import duration
 from htas.timing.remote.address import Address, address
-from htas.timing.remote.facts import Facts, State, checked
+from htas.timing.remote.facts import Facts, Readings, State, checked, checked_readings
+from htas.timing.remote.needs import broken, lacking, old, outdated
 from htas.timing.remote.pipe import Header, Lost, Pipe
-from htas.timing.remote.reasons import reason
+from htas.timing.remote.reasons import printable, reason
 
 T = TypeVar("T")
-Readings = tuple[tuple[float, ...], tuple[int, ...]]
-"""Of one program in a row: the seconds of each, and its number of calls."""
 
 TRIES = 3
 """Times that the same request may lose the agent."""
 PAUSE = 0.5, 8.0
 """Seconds between two attempts to reach a device again: at first, and at most."""
-OLDEST = (1, 17)
-"""The first ONNX Runtime that reads the graphs sent (formats/onnx.py: OPSET)."""
 COOLING, COOLER = 120.0, 2.0
 """Most seconds of waiting, in all, until a device is cooler, and seconds between two looks."""
 SLOWEST = 10_000
@@ -56,7 +53,7 @@ class Deadlines:
 
     connect: float = 20.0
     open: float = 120.0
-    """Of a graph, without the time to send it."""
+    """Of a program, without the time to send it."""
     read: float = 60.0
     """Of a round, above what it is expected to take."""
     away: float = 120.0
@@ -65,18 +62,19 @@ class Deadlines:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """The bytes of an ONNX file, known by their digest."""
+    """The bytes of a program, known by their digest."""
 
     content: bytes
-    digest: str = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "digest", sha256(self.content).hexdigest())
+    @cached_property
+    def digest(self) -> str:
+        """In hexadecimal digits."""
+        return sha256(self.content).hexdigest()
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a graph is opened."""
+    """How a program is opened."""
 
     threads: int
     spin: int
@@ -85,6 +83,14 @@ class Settings:
     """Seconds of a reading."""
     warmup: float
     """Most seconds of warming up."""
+    runtime: str = "onnxruntime"
+    """Name of the engine."""
+    half: bool = False
+    """Whether it computes in fp16, where the program does not say so itself."""
+
+
+Inputs = Sequence[tuple[tuple[int, ...], str]]
+"""The shape of each input and numpy's name of its type."""
 
 
 @dataclass(eq=False)
@@ -94,8 +100,8 @@ class RemoteProgram:
     device: "Device"
     graph: Graph
     settings: Settings
-    shapes: tuple[tuple[int, ...], ...] | None
-    """Of the inputs; None for the graph's own."""
+    inputs: Inputs | None
+    """None for those of an ONNX graph."""
     number: int
     loops: int = 0
     """Calls of a reading."""
@@ -120,8 +126,6 @@ class Device:
 
     def __init__(self, where: Address, deadlines: Deadlines | None = None) -> None:
         self.where, self.deadlines = where, deadlines or Deadlines()
-        self.spinning = ""
-        """In words how its threads wait for the next call, where it is not as asked."""
         self.raised = False
         """Whether the agent has priority over other programs there."""
         self.state: State | None = None
@@ -138,6 +142,10 @@ class Device:
         self._pipe: Pipe | None = None
         self._facts: Facts | None = None
         self._holding = False
+        self._versions: dict[str, tuple[str, str]] = {}
+        """Of each runtime that was asked for, and how its threads spin where it is not as asked."""
+        self._loaded: set[str] = set()
+        """Runtimes of this agent."""
         self._users = 0
         self._token = secrets.token_hex(16)
         self._count = self._starts = 0
@@ -161,21 +169,22 @@ class Device:
         assert self._facts is not None
         return self._facts
 
-    def check(self) -> None:
-        """Raise UserError where the device cannot be reached, or lacks what networks need."""
-        facts = self.facts
-        if facts.missing:
-            install = f"{facts.executable} -m pip install {' '.join(facts.missing)}"
-            broken = [why for why in facts.missing.values() if not why.startswith("ModuleNotFoundError")]
-            why = f" ({'; '.join(broken)})" if broken else ""
-            raise self._refusal(f"has no {listing(facts.missing)}{why}; install it there: {install}")
-        version = facts.versions["onnxruntime"]
-        if version_of(version) < OLDEST:
-            newer = f"{facts.executable} -m pip install -U onnxruntime"
-            raise self._refusal(
-                f"has ONNX Runtime {version}, and graphs need {'.'.join(map(str, OLDEST))}; install a newer one there:"
-                f" {newer}"
-            )
+    def check(self, runtime: str) -> None:
+        """Raise UserError where the device cannot be reached, or lacks what a runtime needs."""
+        if runtime not in self._versions:
+            with self.connected():
+                self._persist(lambda: self._load(runtime))
+
+    def version(self, runtime: str) -> str:
+        """Of a runtime there; raises UserError as `check` does."""
+        self.check(runtime)
+        return self._versions[runtime][0]
+
+    def differences(self, runtime: str) -> dict[str, str]:
+        """Settings of a runtime there that are not as asked: how its threads spin."""
+        self.check(runtime)
+        spinning = self._versions[runtime][1]
+        return {"spinning": spinning} if spinning else {}
 
     @contextmanager
     def connected(self) -> Iterator[None]:
@@ -190,15 +199,15 @@ class Device:
 
     def close(self) -> None:
         """End the agent; nothing is left there."""
-        self._opened, self._graphs, self._holding = set(), set(), False
+        self._opened, self._graphs, self._loaded, self._holding = set(), set(), set(), False
         pipe, self._pipe = self._pipe, None
         if pipe is not None:
             pipe.close()
 
-    def open(self, graph: Graph, settings: Settings, shapes: tuple[tuple[int, ...], ...] | None) -> RemoteProgram:
-        """Open a graph there and warm it up; raises Failed where the runtime there cannot."""
+    def open(self, graph: Graph, settings: Settings, inputs: Inputs | None) -> RemoteProgram:
+        """Open a program there and warm it up; raises Failed where the runtime there cannot."""
         self._count += 1
-        program = RemoteProgram(self, graph, settings, shapes, self._count)
+        program = RemoteProgram(self, graph, settings, inputs, self._count)
         finalize(program, self._closing.append, program.number)
         self._persist(lambda: self._ensure([program]))
         return program
@@ -272,9 +281,9 @@ class Device:
 
     def _open(self, program: RemoteProgram) -> None:
         settings, graph = program.settings, program.graph
+        self._load(settings.runtime)
         header = {
-            "do": "open", "program": program.number, "graph": graph.digest, "threads": settings.threads,
-            "spin": settings.spin, "shapes": program.shapes, "reading": settings.reading, "warmup": settings.warmup,
+            "do": "open", "program": program.number, "graph": graph.digest, "inputs": program.inputs, **asdict(settings)
         }  # fmt: skip
         reply: Header = {}
         if graph.digest in self._graphs:
@@ -299,7 +308,7 @@ class Device:
         began = time.monotonic()
         reply, _ = self._ask(header, b"", self.deadlines.read + PATIENCE * expected)
         elapsed = time.monotonic() - began
-        readings = _readings(reply, len(turns), repeat)
+        readings = checked_readings(reply, len(turns), repeat)
         lasted = sum(sum(seconds) for seconds, _ in readings)
         if lasted > AHEAD[0] * elapsed + AHEAD[1]:
             raise Lost(
@@ -319,12 +328,26 @@ class Device:
     def _hold(self) -> None:
         if self._holding:
             return
-        self.check()
         header = {"do": "lock", "token": self._token, "who": f"{_user()}@{platform.node()}"}
         reply, _ = self._ask(header, b"", self.deadlines.connect)
-        self.spinning = "" if reply.get("spins") else "none"
         self.raised = bool(reply.get("raised"))
         self._holding = True
+
+    def _load(self, runtime: str) -> None:
+        """Let the agent import a runtime; raises UserError where it lacks, is too old or is not as it was."""
+        if runtime in self._loaded:
+            return
+        assert self._facts is not None
+        if words := lacking(self._facts, runtime):
+            raise self._refusal(words)
+        reply, _ = self._ask({"do": "load", "runtime": runtime}, b"", self.deadlines.open)
+        version, spinning = (printable(str(reply.get(name, ""))) for name in ("version", "spinning"))
+        if words := outdated(self._facts, runtime, version):
+            raise self._refusal(words)
+        if self._versions.setdefault(runtime, (version, spinning)) != (version, spinning):
+            before = self._versions[runtime][0]
+            raise AnotherDevice(f"{self._refusal(f'has {runtime} {version} now, and had {before}')}; begin again")
+        self._loaded.add(runtime)
 
     def _ask(self, header: Header, body: bytes, seconds: float) -> tuple[Header, bytes]:
         """The reply to one request of a connected agent; raises UserError or Failed for what it refuses."""
@@ -338,7 +361,7 @@ class Device:
         took = reply.get("took")
         if isinstance(took, float) and took >= 0:
             self.outage += max(0.0, time.monotonic() - began - took - TRIP)
-        kind, words = reply.get("error"), _printable(str(reply.get("words", "")))
+        kind, words = reply.get("error"), printable(str(reply.get("words", "")))
         match kind:
             case None:
                 return reply, content
@@ -348,6 +371,9 @@ class Device:
                 raise self._refusal(f"has no room on its disk for a lock ({words}); free some space there")
             case "lock":
                 raise self._refusal(f"has no folder for a lock ({words}); make /tmp writable there")
+            case "broken" | "old" if self._facts is not None:
+                sentence = broken if kind == "broken" else old
+                raise self._refusal(sentence(self._facts, str(header.get("runtime")), words))
             case "memory":
                 raise Failed("out of memory")
             case "run":
@@ -403,7 +429,7 @@ class Device:
             self._count += 1
             reply, _ = pipe.ask({"do": "describe", "number": self._count}, b"", self.deadlines.connect)
             if "error" in reply:
-                raise Lost(f"cannot say what it is ({_printable(str(reply.get('words')))})")
+                raise Lost(f"cannot say what it is ({printable(str(reply.get('words')))})")
             facts = checked(reply, Facts)
         except Lost as error:
             pipe.close()
@@ -454,32 +480,6 @@ class Device:
 def device(host: str) -> Device:
     """The device that a target's host names, one for this process; raises UserError for no address."""
     return Device(address(host))
-
-
-def version_of(version: str) -> tuple[int, ...]:
-    """`(1, 17)` of `1.17.3`; nothing of what is no number."""
-    parts = version.split(".")[:2]
-    return tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else ()
-
-
-def _readings(reply: Header, count: int, repeat: int) -> list[Readings]:
-    """Raises Lost where a reply has no readings for each turn."""
-    lasted, loops = reply.get("lasted"), reply.get("loops")
-    if not isinstance(lasted, list) or not isinstance(loops, list) or not len(lasted) == len(loops) == count:
-        raise Lost("sent readings of other programs")
-    for seconds, calls in zip(lasted, loops, strict=True):
-        if not isinstance(seconds, list) or not isinstance(calls, list) or not len(seconds) == len(calls) == repeat:
-            raise Lost("sent too few readings, or too many")
-        if not all(isinstance(each, float) and isfinite(each) and each >= 0 for each in seconds):
-            raise Lost(f"sent readings that no clock gives: {str(seconds)[:100]}")
-        if not all(type(each) is int and each >= 1 for each in calls):
-            raise Lost("sent readings of no calls")
-    return [(tuple(seconds), tuple(calls)) for seconds, calls in zip(lasted, loops, strict=True)]
-
-
-def _printable(words: str) -> str:
-    """Words of another machine in one line."""
-    return "".join(letter if letter.isprintable() else " " for letter in words)[:400].strip()
 
 
 def _user() -> str:

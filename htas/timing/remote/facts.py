@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, TypeVar
 
 from htas.files import RecordError, from_json
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from htas.timing.remote.pipe import Header
 
 T = TypeVar("T")
+Readings = tuple[tuple[float, ...], tuple[int, ...]]
+"""Of one program in a row: the seconds of each, and its number of calls."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,7 @@ class Facts:
     python: str
     executable: str
     versions: Mapping[str, str]
-    """Of what networks need there."""
-    missing: Mapping[str, str]
-    """What cannot be imported, and why."""
+    """Of numpy and the runtimes that are installed there, by package."""
     name: str
     identity: str
     """A hash of what no other device has."""
@@ -82,7 +83,7 @@ class Facts:
 
     @property
     def machine(self) -> dict[str, str]:
-        """What readings depend on, in the words of `machine()`."""
+        """What readings depend on beside the runtime, in the words of `machine()`."""
         return {
             "processor": self.processor,
             "cores": str(self.cores),
@@ -91,7 +92,7 @@ class Facts:
             "gpu": "none",
             "system": self.system,
             "python": self.python,
-            **self.versions,
+            "numpy": self.versions.get("numpy", "none"),
             "measured on": f"{self.name} ({self.identity})",
         }
 
@@ -102,3 +103,18 @@ def checked(reply: "Header", kind: type[T]) -> T:
         return from_json(reply, kind, "the answer")
     except RecordError as error:
         raise Lost(f"sent an answer that makes no sense: {error.reason[:200]}") from error
+
+
+def checked_readings(reply: "Header", count: int, repeat: int) -> list[Readings]:
+    """Raises Lost where a reply has no readings for each turn."""
+    lasted, loops = reply.get("lasted"), reply.get("loops")
+    if not isinstance(lasted, list) or not isinstance(loops, list) or not len(lasted) == len(loops) == count:
+        raise Lost("sent readings of other programs")
+    for seconds, calls in zip(lasted, loops, strict=True):
+        if not isinstance(seconds, list) or not isinstance(calls, list) or not len(seconds) == len(calls) == repeat:
+            raise Lost("sent too few readings, or too many")
+        if not all(isinstance(each, float) and isfinite(each) and each >= 0 for each in seconds):
+            raise Lost(f"sent readings that no clock gives: {str(seconds)[:100]}")
+        if not all(type(each) is int and each >= 1 for each in calls):
+            raise Lost("sent readings of no calls")
+    return [(tuple(seconds), tuple(calls)) for seconds, calls in zip(lasted, loops, strict=True)]

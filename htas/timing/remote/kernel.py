@@ -1,10 +1,13 @@
-"""The first part of the agent: what the device's system says of itself. `pipe.source` puts agent.py below it.
+"""The first part of the agent: what the device's system says of itself. `pipe.source` puts engines.py and agent.py
+below it.
 
 In the syntax of Python 3.8, without annotations; it runs on the device.
 """
 
 import glob
 import hashlib
+import importlib.metadata
+import importlib.util
 import os
 import platform
 import sys
@@ -12,6 +15,8 @@ import time
 
 ROOT = "/"
 """Where proc and sys lie."""
+PACKAGES = (("numpy",) * 2, ("onnxruntime",) * 2, ("ncnn",) * 2, ("ai_edge_litert", "ai-edge-litert"))
+"""Modules and their packages."""
 
 
 def text(*parts):
@@ -92,14 +97,17 @@ def memory():
 
 
 def versions():
-    """The versions of what is needed; for what cannot be imported, why."""
-    installed, missing = {}, {}
-    for name in ("numpy", "onnxruntime"):
-        try:
-            installed[name] = str(__import__(name).__version__)
-        except Exception as error:  # a broken installation may raise anything
-            missing[name] = "%s: %s" % (type(error).__name__, " ".join(str(error).split())[:200])
-    return installed, missing
+    """The versions of numpy and of the runtimes that are installed; nothing is imported."""
+    installed = {}
+    for module, package in PACKAGES:
+        if importlib.util.find_spec(module) is not None:
+            installed[package] = ""
+        for name in (package + "-gpu", package):
+            try:
+                installed[package] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                pass
+    return installed
 
 
 def identity():
@@ -110,7 +118,7 @@ def identity():
 
 def describe():
     """All that this device says of itself."""
-    (info, emulated), (total, available), (installed, missing) = cpuinfo(), memory(), versions()
+    (info, emulated), (total, available) = cpuinfo(), memory()
     folder = "sys/devices/system/cpu"
     cores = affinity()
     siblings = [text(folder, "cpu%d" % core, "topology/thread_siblings_list") for core in cores]
@@ -140,8 +148,7 @@ def describe():
         "system": "%s %s" % (platform.system(), platform.release()),
         "python": platform.python_version(),
         "executable": sys.executable or "python3",
-        "versions": installed,
-        "missing": missing,
+        "versions": versions(),
         "name": platform.node(),
         "identity": identity(),
         "boot": text("proc/sys/kernel/random/boot_id"),

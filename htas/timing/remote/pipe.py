@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import secrets
 import selectors
 import signal
@@ -15,7 +16,7 @@ from importlib.resources import files
 from typing import Any
 
 from htas.errors import UserError
-from htas.timing.remote import agent, kernel
+from htas.timing.remote import agent
 from htas.timing.remote.address import Address
 
 MOST_NOISE = 1 << 16
@@ -34,9 +35,10 @@ Header = Mapping[str, Any]
 
 @cache
 def source() -> bytes:
-    """The program that runs on the device: kernel.py and agent.py as one file, without what only people read."""
-    first, second = (files(__package__).joinpath(f"{name}.py").read_text() for name in ("kernel", "agent"))
-    program = first + second.replace(f"from {kernel.__name__} import describe, meter, state\n", "", 1)
+    """The program that runs on the device: kernel.py, engines.py and agent.py as one file, without what only people
+    read."""
+    parts = [files(__package__).joinpath(f"{name}.py").read_text() for name in ("kernel", "engines", "agent")]
+    program = re.sub(rf"^from {re.escape(__package__)}\..*\n", "", "".join(parts), flags=re.MULTILINE)
     remarks = {
         line
         for node in ast.walk(ast.parse(program))

@@ -7,7 +7,7 @@ PACKAGES = "sudo apt install python3 python3-pip, then python3 -m pip install nu
 
 def reason(pipe: Pipe, loss: Lost) -> str:
     """What happened and what to do, to stand behind `the device`; the pipe is closed by now."""
-    lines = [line for line in map(_printable, pipe.stderr.decode(errors="replace").splitlines()) if line]
+    lines = [line for line in map(printable, pipe.stderr.decode(errors="replace").splitlines()) if line]
     text, last, remedy = "\n".join(lines).lower(), lines[-1] if lines else "", pipe.address.remedy
     over_ssh = pipe.address.written.startswith("ssh://")
 
@@ -38,7 +38,7 @@ def reason(pipe: Pipe, loss: Lost) -> str:
     if str(loss).startswith("printed"):
         return f"{loss}; its login shell must be silent: see ~/.bashrc there, and try by hand: {remedy}"
     if str(loss).startswith("closed"):
-        noise = _printable(pipe.noise)
+        noise = printable(pipe.noise)
         words = last or (f"it printed {noise[-200:]!r}" if noise else f"exit status {pipe.code}")
         return f"ended before the agent spoke ({words}); try by hand: {remedy}"
     more = f", and said {last!r}" if last else ""
@@ -50,5 +50,6 @@ def _copy(remedy: str) -> str:
     return remedy.replace("ssh", "ssh-copy-id", 1)
 
 
-def _printable(words: str) -> str:
-    return "".join(letter if letter.isprintable() else " " for letter in words).strip()[:300]
+def printable(words: str) -> str:
+    """Words of another machine in one line."""
+    return "".join(letter if letter.isprintable() else " " for letter in words).strip()[:400]

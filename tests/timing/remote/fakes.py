@@ -41,8 +41,13 @@ if __name__ == "__main__":"""
 def changed(source: str) -> str:
     """The agent, spoilt."""
     changes = {
-        "no numpy": ('("numpy", "onnxruntime")', '("no_such_numpy", "onnxruntime")'),
-        "old runtime": ("    return installed, missing", "    return {**installed, 'onnxruntime': '1.12.1'}, missing"),
+        "no numpy": ("    return installed\n", "    del installed['numpy']\n    return installed\n"),
+        "old runtime": ("return ort.__version__,", "return '1.12.1',"),
+        "broken runtime": (
+            "    def load():\n        import onnxruntime",
+            "    def load():\n        import no_such_part",
+        ),
+        "updated": ("return ort.__version__,", "return '9.' + str(os.getpid()),"),
         "clock jump": ("    return clock() - start", "    return clock() - start + 3600"),
         "negative": ("        lasted.append(seconds)", "        lasted.append(-seconds)"),
         "disk full": ("    def open(self):\n", "    def open(self):\n        raise Refused('full', 'no space')\n"),

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from htas.timing import bench, quota
-from htas.timing.remote import agent, kernel, pipe
-from htas.timing.remote.device import OLDEST
+from htas.timing.remote import agent, engines, kernel, pipe
+from htas.timing.remote.needs import NEEDS
 
 SOURCE = pipe.source().decode()
 
@@ -31,7 +31,7 @@ def write(root: Path, files: dict[str, str]) -> None:
 
 
 def test_it_is_small_and_of_python_3_8():
-    assert len(SOURCE.encode()) <= 30_000
+    assert len(SOURCE.encode()) <= 30_000 and '"""' not in SOURCE
     tree = ast.parse(SOURCE, feature_version=(3, 8))
     newer = {"removeprefix", "removesuffix", "cache", "bit_count", "pairwise", "is_relative_to", "nextafter"}
     assert not newer & {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
@@ -44,9 +44,22 @@ def test_it_imports_the_standard_library_numpy_and_the_runtime_only():
     for node in ast.walk(ast.parse(SOURCE)):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
-        assert not isinstance(node, ast.ImportFrom) or node.module == "collections"
-    assert names - sys.stdlib_module_names == {"numpy", "onnxruntime"}
+        assert not isinstance(node, ast.ImportFrom) or node.module in ("collections", "contextlib")
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "__import__":
+            names.add(ast.literal_eval(node.args[0]).split(".")[0])
+    assert names - sys.stdlib_module_names == {"numpy", "onnxruntime", "ncnn", "ai_edge_litert"}
     assert not names & {"pickle", "marshal", "shelve"}
+
+
+def test_it_imports_nothing_but_the_standard_library_before_a_runtime_is_asked_for():
+    tree = ast.parse(SOURCE)
+    names = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    assert not {name.split(".")[0] for name in names} - sys.stdlib_module_names
+
+
+def test_it_has_every_runtime_that_a_host_may_ask_for():
+    assert engines.ENGINES.keys() == NEEDS.keys()
+    assert {need.package for need in NEEDS.values()} | {"numpy"} == {package for _, package in kernel.PACKAGES}
 
 
 def test_it_runs_no_code_but_its_own():
@@ -64,7 +77,7 @@ def test_it_times_as_the_bench_does():
         bench.MOST_WARMUPS,
         bench.MOST_LOOPS,
     )
-    assert pipe.MOST_HEADER <= agent.MOST_HEADER and OLDEST == (1, 17)
+    assert pipe.MOST_HEADER <= agent.MOST_HEADER
 
 
 def test_a_call_is_settled_as_the_bench_settles_it(monkeypatch: pytest.MonkeyPatch):
