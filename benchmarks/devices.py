@@ -4,7 +4,8 @@
         [--surveys 3] [--kills 50] [--seconds 0]
 
 `--host` is this machine by another way, so that the readings can be compared: exec: with a Python that has onnxruntime
-(the default: the one that runs this), or ssh://USER@localhost. Local and remote steps alternate. Every survey is a
+(the default: the one that runs this), or ssh://USER@localhost; for `kills` also the device of the tests whose readings
+never differ, "exec:python tests/timing/remote/fakes.py steady". Local and remote steps alternate. Every survey is a
 process of its own with a folder in OUT; one that is finished is not done again. Run it with nothing else.
 `two` pins each of two agents to a core of its own.
 """
@@ -34,6 +35,8 @@ NETWORKS = [f"cifar_resnet:{depth}" for depth in (8, 14, 20, 32)]
 OPEN = 64
 """Layers that are open while memory is looked at."""
 TRIPS = 1000
+EACH_KILL = 2.0
+"""Seconds of a survey for each kill."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def survey(
             killer.join()
         subprocess.run([sys.executable, "-m", "htas", "design", str(folder)], stdout=subprocess.DEVNULL, check=True)
     record, space = (json.loads((folder / file).read_text()) for file in ("survey.json", "design.json"))
-    return {"took": record["took"], "context": record["context"], "curves": space["curves"]}
+    return {**{name: record[name] for name in ("took", "context", "layers")}, "curves": space["curves"]}
 
 
 def kill(pid: int, count: int) -> None:
@@ -210,11 +213,14 @@ def agent(arguments: argparse.Namespace) -> list[Figure]:
 
 def kills(arguments: argparse.Namespace) -> list[Figure]:
     """A survey whose agent is killed at random moments, against one that is left alone."""
-    calm = survey(arguments, "there-0", arguments.host)
-    killed = survey(arguments, "killed", arguments.host, arguments.kills)
+    long = (f"--survey.seconds={arguments.seconds or EACH_KILL * arguments.kills}",)
+    calm = survey(arguments, "calm", arguments.host, options=long)
+    killed = survey(arguments, "killed", arguments.host, arguments.kills, options=long)
     restarts = killed["context"].get("restarts of the agent", "0")
+    equal = sum(calm["layers"][key] == table for key, table in killed["layers"].items())
     return [
         Figure(f"same choices with {arguments.kills} kills", "all", share([same(calm, killed)])),
+        Figure("tables of readings that are the same", "all, of a steady device", f"{equal} of {len(calm['layers'])}"),
         Figure("agents started again", str(arguments.kills), restarts),
         Figure("time with kills", "", f"{killed['took']:.0f} s against {calm['took']:.0f} s"),
     ]

@@ -104,7 +104,7 @@ class Lock:
                         pass
                     return file
                 except OSError as error:
-                    why = error
+                    why = why if error.errno == 2 else error
         kind = "full" if why.errno == 28 else "lock"
         raise Refused(kind, "%s: %s" % (paths[-1], why.strerror or why))
 

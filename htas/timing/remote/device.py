@@ -20,10 +20,11 @@ from htas.console.progress import say
 from htas.errors import UserError
 from htas.text import duration
 from htas.timing.remote.address import Address, address
+from htas.timing.remote.agent import MOST_LOOPS
 from htas.timing.remote.facts import Facts, Readings, State, checked, checked_readings
 from htas.timing.remote.needs import broken, lacking, old, outdated
-from htas.timing.remote.pipe import Header, Lost, Pipe
-from htas.timing.remote.reasons import printable, reason
+from htas.timing.remote.pipe import Header, Lost, Pipe, printable
+from htas.timing.remote.reasons import reason
 
 T = TypeVar("T")
 
@@ -39,8 +40,6 @@ TRIP = 0.01
 """Seconds of the network that count as time of the measurement, as the building of layers does; no more than these."""
 PIECE = 32
 """Programs that are opened and read in one go after a new start, so that frequent losses do not stop all progress."""
-MOST_LOOPS = 1_000_000
-"""Calls of a reading, at most."""
 PATIENCE = 20
 """Times as long as expected that a reading may take."""
 AHEAD = 1.25, 0.1
@@ -286,6 +285,7 @@ class Device:
             "do": "open", "program": program.number, "graph": graph.digest, "inputs": program.inputs, **asdict(settings)
         }  # fmt: skip
         reply: Header = {}
+        began = time.monotonic()
         if graph.digest in self._graphs:
             reply, _ = self._ask(header, b"", self.deadlines.open)
         if not reply.get("known"):
@@ -295,6 +295,7 @@ class Device:
         loops, fastest = reply.get("loops"), reply.get("seconds")
         if type(loops) is not int or not 1 <= loops <= MOST_LOOPS or type(fastest) is not float or not fastest >= 0:
             raise Lost("opened a program without reading it")
+        _check_clock(fastest, began)
         program.loops, program.seconds = loops, min(fastest, program.seconds)
         self._opened.add(program.number)
 
@@ -307,13 +308,8 @@ class Device:
         expected = sum((1 + loops * repeat) * program.seconds for program, loops in turns)
         began = time.monotonic()
         reply, _ = self._ask(header, b"", self.deadlines.read + PATIENCE * expected)
-        elapsed = time.monotonic() - began
         readings = checked_readings(reply, len(turns), repeat)
-        lasted = sum(sum(seconds) for seconds, _ in readings)
-        if lasted > AHEAD[0] * elapsed + AHEAD[1]:
-            raise Lost(
-                f"read {duration(lasted)} in what took {duration(elapsed)} here, so its clock jumps; let nothing set it"
-            )
+        _check_clock(sum(sum(seconds) for seconds, _ in readings), began)
         for (program, _), both in zip(turns, readings, strict=True):
             fastest = min(seconds / loops for seconds, loops in zip(*both, strict=True))
             program.seconds = min(program.seconds, fastest)
@@ -480,6 +476,14 @@ class Device:
 def device(host: str) -> Device:
     """The device that a target's host names, one for this process; raises UserError for no address."""
     return Device(address(host))
+
+
+def _check_clock(lasted: float, began: float) -> None:
+    """Raise Lost where readings lasted longer than their request, which began then."""
+    elapsed = time.monotonic() - began
+    if not lasted <= AHEAD[0] * elapsed + AHEAD[1]:
+        words = f"read {lasted:.3g} s in what took {duration(elapsed)} here"
+        raise Lost(f"{words}, so its clock jumps; let nothing set it")
 
 
 def _user() -> str:

@@ -6,7 +6,8 @@ from math import isfinite
 from typing import TYPE_CHECKING, TypeVar
 
 from htas.files import RecordError, from_json
-from htas.timing.remote.pipe import Lost
+from htas.timing.remote.agent import MOST_LOOPS
+from htas.timing.remote.pipe import Lost, printable
 
 if TYPE_CHECKING:
     from htas.timing.remote.pipe import Header
@@ -100,9 +101,23 @@ class Facts:
 def checked(reply: "Header", kind: type[T]) -> T:
     """A reply as a record; raises Lost where it lacks something, or has something of another kind."""
     try:
-        return from_json(reply, kind, "the answer")
-    except RecordError as error:
-        raise Lost(f"sent an answer that makes no sense: {error.reason[:200]}") from error
+        return from_json(_plain(reply), kind, "the answer")
+    except (RecordError, RecursionError) as error:
+        words = printable(getattr(error, "reason", "it has no end"), 200)
+        raise Lost(f"sent an answer that makes no sense: {words}") from error
+
+
+def _plain(value: object) -> object:
+    """The same, with words that can be shown on a terminal; raises Lost for a number that is none."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Mapping):
+        return {printable(str(name)): _plain(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    if isinstance(value, int | float) and not abs(value) < 1e18:
+        raise Lost("sent an answer that makes no sense: a number without end")
+    return value
 
 
 def checked_readings(reply: "Header", count: int, repeat: int) -> list[Readings]:
@@ -115,6 +130,6 @@ def checked_readings(reply: "Header", count: int, repeat: int) -> list[Readings]
             raise Lost("sent too few readings, or too many")
         if not all(isinstance(each, float) and isfinite(each) and each >= 0 for each in seconds):
             raise Lost(f"sent readings that no clock gives: {str(seconds)[:100]}")
-        if not all(type(each) is int and each >= 1 for each in calls):
-            raise Lost("sent readings of no calls")
+        if not all(type(each) is int and 1 <= each <= MOST_LOOPS for each in calls):
+            raise Lost("sent readings of no calls, or of too many")
     return [(tuple(seconds), tuple(calls)) for seconds, calls in zip(lasted, loops, strict=True)]

@@ -49,6 +49,11 @@ def source() -> bytes:
     return "".join(f"{line}\n" for line in lines if line and not line.lstrip().startswith("#")).encode()
 
 
+def printable(words: str, most: int = 400) -> str:
+    """Words of another machine in one line, without what a terminal obeys."""
+    return "".join(letter if letter.isprintable() else " " for letter in words[: 2 * most]).strip()[:most]
+
+
 class Lost(Exception):
     """The agent is gone, silent or says what no agent says: it may be started again."""
 
@@ -164,6 +169,8 @@ class Pipe:
                             self._ended(error)
                     else:
                         self._receive(key.fileobj)
+                        if len(self._unread) > MOST_NOISE:
+                            raise Lost(f"printed {len(self._unread)} bytes before it was asked")
         finally:
             self._selector.unregister(self._in)
 

@@ -1,6 +1,6 @@
 """Why a device could not be reached: one sentence from what its command left behind."""
 
-from htas.timing.remote.pipe import Lost, Pipe
+from htas.timing.remote.pipe import Lost, Pipe, printable
 
 PACKAGES = "sudo apt install python3 python3-pip, then python3 -m pip install numpy onnxruntime"
 
@@ -48,8 +48,3 @@ def reason(pipe: Pipe, loss: Lost) -> str:
 def _copy(remedy: str) -> str:
     """`ssh-copy-id -p 22 pi@board`"""
     return remedy.replace("ssh", "ssh-copy-id", 1)
-
-
-def printable(words: str) -> str:
-    """Words of another machine in one line."""
-    return "".join(letter if letter.isprintable() else " " for letter in words).strip()[:400]

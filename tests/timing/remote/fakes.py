@@ -60,6 +60,12 @@ def changed(source: str) -> str:
         "warm": ("    zones = numbers(", "    return 61.5\n    zones = numbers("),
         "dies": ("        lasted, counts = [], []\n        gc", "        os._exit(1)\n        gc"),
         "silent": ("        lasted, counts = [], []\n        gc", "        time.sleep(1000)\n        gc"),
+        "endless": ('"seconds": seconds}', '"seconds": float("inf")}'),
+        "no number": ('"wall": time.time()', '"wall": float("nan")'),
+        "many calls": ("        counts.append(loops)", "        counts.append(10 ** 30)"),
+        "escapes": ('"board": board', '"board": "\\x1b[2Jboard\\r\\n"'),
+        "objects": ('"dtype": str(output.dtype)', '"dtype": "object"'),
+        "too few": ("output.tobytes()", "output.tobytes()[1:]"),
         "twice": ("self.sink.write(body)", "self.sink.write(body + b'x')"),
     }
     if WHAT.startswith("dies once "):  # a file that the first one leaves
@@ -67,6 +73,9 @@ def changed(source: str) -> str:
         test = f"        if not os.path.exists({place!r}):"
         new = f"{test}\n            open({place!r}, 'w').close()\n            os._exit(1)\n"
         return source.replace("        gc.disable()\n", f"{new}        gc.disable()\n", 1)
+    if WHAT.startswith("reboots "):  # it is another start of the system once the file is there
+        new = f"os.path.exists({WHAT[len('reboots ') :]!r}) and 'second' or 'first'"
+        return source.replace('"boot": text("proc/sys/kernel/random/boot_id")', f'"boot": {new}', 1)
     if WHAT.startswith("other "):
         place = WHAT[len("other ") :]
         new = f"os.path.exists({place!r}) and 'b' or (open({place!r}, 'w').close() or 'a')"
@@ -98,6 +107,9 @@ if __name__ == "__main__":
         out.write(b"no end " * 50000)
         out.flush()
         time.sleep(1000)
+    if WHAT == "flood":
+        while True:
+            out.write(b"no end " * 5000)
     if WHAT == "old python":
         sys.exit("htas needs Python 3.8 there, this is 3.6.9")
     if WHAT == "nologin":
@@ -106,7 +118,7 @@ if __name__ == "__main__":
         time.sleep(1000)
     word = sys.stdin.buffer.readline().strip()
     source = sys.stdin.buffer.read(int(sys.stdin.buffer.readline())).decode()
-    if WHAT in ("garbage", "too much", "no object", "another", "list", "mute"):
+    if WHAT in ("garbage", "too much", "no object", "another", "list", "mute", "drip", "digits", "flood later"):
         out.write(b"\nhtas-agent 1 " + word + b"\n")
         answers = {
             "garbage": os.urandom(4096),
@@ -115,8 +127,17 @@ if __name__ == "__main__":
             "another": frame({"number": -5}),
             "list": struct.pack(">4sII", MAGIC, 9, 0) + b"[" * 9,
             "mute": b"",
+            "digits": frame(None, size=9000) + b"9" * 8996,
+            "drip": b"",
+            "flood later": b"",
         }
         out.write(answers[WHAT])
         out.flush()
+        while WHAT == "drip":
+            out.write(b"H")
+            out.flush()
+            time.sleep(0.1)
+        while WHAT == "flood later":
+            out.write(MAGIC * 5000)
         time.sleep(1000)
     exec(compile(changed(source), "agent", "exec"), {"__name__": "__main__", "WORD": word})

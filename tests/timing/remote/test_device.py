@@ -20,15 +20,18 @@ import torch
 from htas.errors import UserError
 from htas.formats.onnx import layer_graph
 from htas.graph.layer import Layer
+from htas.runtimes import open_runtime
 from htas.timing.remote import device as device_file
 from htas.timing.remote import pipe
 from htas.timing.remote.address import address
 from htas.timing.remote.device import COOLER, Deadlines, Device, Graph, RemoteProgram, Settings
+from htas.timing.remote.watch import RemoteWatch
+from htas.timing.target import Target
 
 CONV = Layer("conv", 3, 5, (6, 6), (3, 3), padding=(1, 1))
 SETTINGS = Settings(threads=1, spin=50, reading=1e-4, warmup=0.001)
 FAKES = Path(__file__).with_name("fakes.py")
-SHORT = Deadlines(connect=3.0, open=5.0, read=1.0, away=1.0)
+SHORT = Deadlines(connect=10.0, open=10.0, read=2.0, away=1.0)
 QUICK = Deadlines(connect=1.0, open=5.0, read=0.3, away=0.5)
 """For those that never answer."""
 
@@ -70,7 +73,7 @@ def program(device: Device) -> RemoteProgram:
 def refusal(what: str) -> str:
     """The sentence of a fake, as it is opened and read."""
     started = time.monotonic()
-    deadlines = QUICK if what in ("never", "mute", "much noise", "silent") else SHORT
+    deadlines = QUICK if what in ("never", "mute", "much noise", "silent", "drip") else SHORT
     with opened(what, deadlines) as device, pytest.raises(UserError) as error:
         device.read([(program(device), 1)], 1e-4, 3)
     assert time.monotonic() - started < 30
@@ -266,6 +269,13 @@ def test_a_graph_is_sent_once(lock: Path):
         ("dies", "lost its agent 3 times at one request: it closed the connection"),
         ("silent", "lost its agent 3 times at one request: it did not answer in time"),
         ("twice", "lost its agent 3 times|no answer"),
+        ("drip", "sent something that is no answer|did not answer in time"),
+        ("digits", "cannot be read"),
+        ("flood", "printed .* bytes before"),
+        ("flood later", "which is too much|sent something that is no answer|printed .* bytes|cannot be read"),
+        ("endless", "read inf s in what took .* so its clock jumps"),
+        ("no number", "an answer that makes no sense: a number without end"),
+        ("many calls", "sent readings of no calls, or of too many"),
     ],
 )
 def test_a_device_that_misbehaves_is_one_sentence(what: str, words: str, lock: Path):
@@ -311,6 +321,46 @@ def test_a_second_reader_is_refused_by_name(lock: Path):
             program(second)
     with opened() as third:
         program(third)
+
+
+def test_what_a_device_says_cannot_move_the_cursor(lock: Path):
+    with opened("escapes") as device:
+        assert device.facts.board == "[2Jboard"
+
+
+@pytest.mark.parametrize("what", ["objects", "too few"])
+def test_outputs_that_are_none_refuse_the_network(what: str, lock: Path):
+    host = f"exec:{shlex.join([sys.executable, str(FAKES), what])}"
+    target = Target(runtime="onnxruntime", host=host, batch=1, threads=1, shapes=((3, 6, 6),))
+    with pytest.raises(UserError, match=r"the device.s ONNX Runtime cannot run this Conv2d") as error:
+        open_runtime(target).compile(CONV.build(), (torch.randn(1, 3, 6, 6),))
+    assert "\n" not in str(error.value)
+
+
+def test_a_device_that_is_started_anew_meanwhile_is_a_doubt(lock: Path, tmp_path: Path):
+    with opened(f"reboots {tmp_path / 'again'}") as device, device.connected():
+        mine, watch = program(device), RemoteWatch(device)
+        device.read([(mine, 1)], 0.0, 1)
+        (tmp_path / "again").touch()
+        os.kill(device.facts.pid, signal.SIGKILL)
+        assert len(device.read([(mine, 1)], 0.0, 1)) == 1
+        assert any("the device was restarted 1 time meanwhile" in remark for remark in watch.remarks())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a full disk of one's own needs root")
+def test_a_full_disk_is_one_sentence(tmp_path: Path):
+    script = f'mount -t tmpfs -o nr_inodes=1 none {tmp_path} && HTAS_LOCK={tmp_path}/lock exec {sys.executable} "$@"'
+    device = Device(address(f"exec:unshare -m sh -c {shlex.quote(script)} sh"), SHORT)
+    try:
+        device.hold()
+    except UserError as error:
+        if "lock" not in str(error):
+            pytest.skip(f"no disk can be mounted here: {error}")
+        assert re.search("has no room on its disk for a lock .* free some space there", str(error))
+    else:
+        raise AssertionError("there was room")
+    finally:
+        device.close()
 
 
 def test_a_device_that_stays_away_ends_with_a_sentence(lock: Path, tmp_path: Path):
