@@ -50,7 +50,7 @@ class Written(Graph):
     """A program in the format of its runtime."""
 
     example: tuple[Tensor, ...] = ()
-    """Inputs [N, ...] that it is timed with here; on a device they are random numbers of their shapes."""
+    """Inputs [N, ...] that it is timed with here; on a device they are other numbers."""
     layout: Layout = Layout()
 
 

@@ -184,8 +184,8 @@ def test_a_search_space_is_surveyed_and_calibrated_there(runtime: str, tmp_path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.toml").write_text(
         f'[family]\nname = "cifar_resnet"\ndepth = 8\n[target]\nruntime = "{runtime}"\nbatch = 1\n'
-        "[survey]\nseconds = 4.0\nundecided = 1.0\n"
+        "[survey]\nseconds = 4.0\nundecided = 1.0\n[calibrate]\nnetworks = 8\n"
     )
     assert main(["survey", "small.toml", "--host", HERE]) == 0
     assert main(["design", "runs/small"]) == 0
-    assert main(["calibrate", "runs/small", "--calibrate.networks=8"]) == 0
+    assert main(["calibrate", "runs/small"]) == 0

@@ -4,8 +4,9 @@ In the syntax of Python 3.8, without annotations. Only the runtime that is asked
 """
 
 import os
-import tempfile
 from contextlib import contextmanager
+
+from htas.timing.remote.kernel import versions
 
 SPINS = (1, 26)
 """The first ONNX Runtime whose threads spin for a time that can be set; those of older ones do not spin at all."""
@@ -188,6 +189,8 @@ def in_memory(content):
             file.flush()
             yield "/proc/self/fd/%d" % file.fileno()
     else:
+        import tempfile
+
         with tempfile.NamedTemporaryFile() as file:
             file.write(content)
             file.flush()
@@ -204,10 +207,8 @@ class LiteRT(Engine):
 
     @staticmethod
     def load():
-        import importlib.metadata
-
         __import__("ai_edge_litert.interpreter")
-        return importlib.metadata.version("ai-edge-litert"), ""
+        return versions()["ai-edge-litert"], ""
 
     def put(self, arrays):
         places = self.interpreter.get_input_details()

@@ -5,8 +5,6 @@ In the syntax of Python 3.8, without annotations; it runs on the device.
 """
 
 import glob
-import hashlib
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -97,23 +95,30 @@ def memory():
 
 
 def versions():
-    """The versions of numpy and of the runtimes that are installed; nothing is imported."""
-    installed = {}
-    for module, package in PACKAGES:
-        if importlib.util.find_spec(module) is not None:
-            installed[package] = ""
-        for name in (package + "-gpu", package):
-            try:
-                installed[package] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                pass
+    """The versions of numpy and of the runtimes that are installed, by the names of folders; nothing is imported."""
+    installed = {package: "" for module, package in PACKAGES if importlib.util.find_spec(module) is not None}
+    for folder in reversed(sys.path):
+        for path in glob.glob(os.path.join(glob.escape(folder), "*-info")):
+            name, version = [*os.path.splitext(os.path.basename(path))[0].split("-"), ""][:2]
+            package = name.lower().replace("_", "-").replace("-gpu", "")
+            if package in installed:
+                installed[package] = version
     return installed
+
+
+def digest(content):
+    """SHA-256 in hexadecimal digits. hashlib would load OpenSSL, which takes 4 MB."""
+    try:
+        module = __import__("_sha2" if sys.version_info >= (3, 12) else "_sha256")
+    except ImportError:
+        module = __import__("hashlib")
+    return module.sha256(content).hexdigest()
 
 
 def identity():
     """A hash of what only this device has: the numbers of its board and its system, and its name."""
     marks = [text("sys/firmware/devicetree/base/serial-number"), text("etc/machine-id"), platform.node()]
-    return hashlib.sha256("\n".join(marks).encode()).hexdigest()[:12]
+    return digest("\n".join(marks).encode())[:12]
 
 
 def describe():

@@ -119,6 +119,14 @@ def test_it_says_what_it_is(lock: Path):
     assert device._pipe is None
 
 
+def test_it_loads_nothing_large_that_it_can_do_without(lock: Path):
+    """OpenSSL and numpy.random take 10 MB of a small device."""
+    with opened() as device, device.connected():
+        program(device)
+        maps = Path(f"/proc/{device.facts.pid}/maps").read_text()
+        assert "onnxruntime" in maps and "libcrypto" not in maps and "numpy/random" not in maps
+
+
 def test_nothing_is_left_behind(lock: Path):
     before = children()
     with opened() as device:
