@@ -214,6 +214,7 @@ def test_the_example_of_series_goes_through_every_stage(tmp_path: Path, monkeypa
     assert (tmp_path / "report.html").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_example_of_a_detector_learns_by_its_own_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "examples"))

@@ -140,6 +140,7 @@ def test_planted_choices_are_recovered_for_a_thousand_seeds() -> None:
     assert paper < 900
 
 
+@pytest.mark.slow
 def test_the_stated_error_is_what_repetitions_show() -> None:
     repeated = [site_curves(NET, surveyed(seed), DESIGN)["conv"] for seed in range(20)]
     logs = np.log([curve.seconds for curve in repeated])

@@ -115,6 +115,7 @@ def test_a_planted_fit_is_recovered_on_archs_it_has_not_seen() -> None:
     assert content.calibration.scales["conv 3x3 /2"] == pytest.approx(1.4, rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_error_on_networks_left_out_grows_with_the_noise() -> None:
     net = network()
     exact, noisy = (

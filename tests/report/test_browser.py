@@ -124,6 +124,7 @@ def test_the_papers_tables_are_whole_in_a_browser(width: int, browser: Any, tmp_
     page.close()
 
 
+@pytest.mark.slow
 def test_the_picture_of_a_committed_run_is_taken_by_a_script(page_file: Path, tmp_path: Path) -> None:
     pytest.importorskip("playwright.sync_api", reason="the driver is not installed: pip install playwright")
     if not CHROMIUM:

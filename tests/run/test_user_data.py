@@ -188,7 +188,7 @@ def test_mixed_up_items_are_divided_by_their_own_classes_alike_at_every_call(tmp
         assert torch.equal(surveyed(loaders, tmp_path / str(number)).validation.picks, usual)
 
 
-@pytest.mark.parametrize("strategy", ["differentiable", "random"])
+@pytest.mark.parametrize("strategy", ["differentiable", pytest.param("random", marks=pytest.mark.slow)])
 def test_a_mixup_collate_function_lasts_through_a_whole_run(strategy, tmp_path):
     loaders = DataLoader(PLAIN[0], 10, collate_fn=mixup), DataLoader(PLAIN[1], CLASSES)
     options = {**QUICK, "strategy.batch": CLASSES}  # as many items as classes

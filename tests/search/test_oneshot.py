@@ -123,7 +123,9 @@ def test_a_judge_asks_once(tmp_path):
     assert judge(archs) == [0.5] * 3 and judge(archs[:2]) == [0.5] * 2 and asked == archs[:2]
 
 
-@pytest.mark.parametrize("kind", [RandomSearch, Evolution, Regularized, NetAdapt, AutoSlim])
+@pytest.mark.parametrize(
+    "kind", [RandomSearch, pytest.param(Evolution, marks=pytest.mark.slow), Regularized, NetAdapt, AutoSlim]
+)
 def test_a_planted_best_arch_is_nearly_found(kind, tmp_path):
     """Archs at random near the limits have half of what the goal has, or so; none is the goal by chance."""
     given = problem(tmp_path)
@@ -167,7 +169,7 @@ def test_strategies_that_train_alike_share_a_supernet(tmp_path, monkeypatch):
     assert second.validate([second.arch]) == alone.validate([second.arch])
 
 
-@pytest.mark.parametrize("bred", [Evolution, Regularized])
+@pytest.mark.parametrize("bred", [Evolution, pytest.param(Regularized, marks=pytest.mark.slow)])
 def test_evolution_ends_nearer_a_planted_goal_than_random_draws(bred, tmp_path):
     given = problem(tmp_path)
     ends = []
