@@ -217,10 +217,10 @@ def kills(arguments: argparse.Namespace) -> list[Figure]:
     calm = survey(arguments, "calm", arguments.host, options=long)
     killed = survey(arguments, "killed", arguments.host, arguments.kills, options=long)
     restarts = killed["context"].get("restarts of the agent", "0")
-    equal = sum(calm["layers"][key] == table for key, table in killed["layers"].items())
+    equal = sum(calm["layers"][key]["estimate"] == table["estimate"] for key, table in killed["layers"].items())
     return [
         Figure(f"same choices with {arguments.kills} kills", "all", share([same(calm, killed)])),
-        Figure("tables of readings that are the same", "all, of a steady device", f"{equal} of {len(calm['layers'])}"),
+        Figure("layers with the same latencies", "all, of a steady device", f"{equal} of {len(calm['layers'])}"),
         Figure("agents started again", str(arguments.kills), restarts),
         Figure("time with kills", "", f"{killed['took']:.0f} s against {calm['took']:.0f} s"),
     ]

@@ -285,7 +285,7 @@ class Device:
             "do": "open", "program": program.number, "graph": graph.digest, "inputs": program.inputs, **asdict(settings)
         }  # fmt: skip
         reply: Header = {}
-        began = time.monotonic()
+        began, outage, again = time.monotonic(), self.outage, bool(program.loops)
         if graph.digest in self._graphs:
             reply, _ = self._ask(header, b"", self.deadlines.open)
         if not reply.get("known"):
@@ -296,6 +296,8 @@ class Device:
         if type(loops) is not int or not 1 <= loops <= MOST_LOOPS or type(fastest) is not float or not fastest >= 0:
             raise Lost("opened a program without reading it")
         _check_clock(fastest, began)
+        if again:  # after a loss; it was paid for before
+            self.outage = outage + time.monotonic() - began
         program.loops, program.seconds = loops, min(fastest, program.seconds)
         self._opened.add(program.number)
 

@@ -36,7 +36,8 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_it_says_that_it_is_an_arm_system_and_emulated(host: str):
     facts, here = device(host).facts, Target(runtime="onnxruntime").machine()
-    assert facts.architecture == "aarch64" and facts.emulated and not facts.missing
+    assert facts.architecture == "aarch64" and facts.emulated
+    assert facts.versions.keys() >= {"numpy", "onnxruntime"}
     assert facts.processor.startswith("aarch64, emulated") and not facts.flags
     assert facts.machine["processor"] != here["processor"] and "gpu" in facts.machine
     there = Target(runtime="onnxruntime", host=host).fingerprint()
