@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -87,40 +88,32 @@ def test_a_survey_that_is_killed_again_and_again_is_the_same(
     victim: str, bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Readings have their values and their number: none is lost, and none is there twice."""
-    answered = threading.Event()
+    rng, words, answers = random.Random(0), "fakes.py" if victim == "agent" else "inside", count(1)
+    killed, at = 0, sys.maxsize
     ask = Device._ask
 
+    def kill() -> None:
+        nonlocal killed
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if words in " ".join(process.cmdline()):
+                    process.kill()
+                    killed += 1
+                    return
+
     def noted(self: Device, *given: Any) -> Any:
+        nonlocal at
         answer = ask(self, *given)
-        answered.set()
+        if next(answers) >= at:  # in the middle of one of the next requests
+            at += rng.randrange(100, 300)
+            threading.Timer(rng.uniform(0, 0.05), kill).start()
         return answer
 
     monkeypatch.setattr(Device, "_ask", noted)
     good = shlex.join([sys.executable, str(HERE / "network.py"), "0", "0", "1e9"])
     command = STEADY if victim == "agent" else f"{good} {STEADY}"
     calm = survey(tmp_path / "calm", command, "--design.ignored=[]")
-    kills, over = [0], threading.Event()
-
-    def kill() -> None:
-        rng = random.Random(0)
-        words = "fakes.py" if victim == "agent" else "inside"
-        while not over.wait(rng.uniform(0.5, 4.0)):
-            if not answered.is_set():  # nothing can go on that never gets an answer
-                continue
-            answered.clear()
-            for process in psutil.Process().children(recursive=True):
-                with suppress(psutil.Error):
-                    if words in " ".join(process.cmdline()):
-                        process.kill()
-                        kills[0] += 1
-                        break
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
-        killed = survey(tmp_path / "killed", command, "--design.ignored=[]")
-    finally:
-        over.set()
-        killer.join()
-    assert kills[0] >= 3 and int(killed["restarts"]) >= 1
-    assert killed["layers"] == calm["layers"] and killed["curves"] == calm["curves"]
+    at = next(answers)
+    disturbed = survey(tmp_path / "disturbed", command, "--design.ignored=[]")
+    assert killed >= 3 and int(disturbed["restarts"]) >= 3
+    assert disturbed["layers"] == calm["layers"] and disturbed["curves"] == calm["curves"]
