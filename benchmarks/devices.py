@@ -7,7 +7,7 @@
 (the default: the one that runs this), or ssh://USER@localhost; for `kills` also the device of the tests whose readings
 never differ, "exec:python tests/timing/remote/fakes.py steady". Local and remote steps alternate. Every survey is a
 process of its own with a folder in OUT; one that is finished is not done again. Run it with nothing else.
-`two` pins each of two agents to a core of its own.
+`two` pins each of two agents to a core of its own, and surveys both by one command.
 """
 
 import argparse
@@ -227,7 +227,7 @@ def kills(arguments: argparse.Namespace) -> list[Figure]:
 
 
 def two(arguments: argparse.Namespace) -> list[Figure]:
-    """Two agents with a core each, at the same time, against one of them alone."""
+    """Two agents with a core each, surveyed by one command, against one of them alone."""
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
         return [Figure("two devices at once", "at most 1.2 times", "one core here")]
@@ -235,22 +235,28 @@ def two(arguments: argparse.Namespace) -> list[Figure]:
         f"exec:env HTAS_LOCK={arguments.out / f'lock-{core}'} taskset -c {core} {shlex.quote(sys.executable)}"
         for core in cores
     ]
-    threads = ("--target.threads=1",)
-    alone = survey(arguments, "alone", hosts[0], options=threads)
-    took: dict[int, dict[str, Any]] = {}
-
-    def one(place: int) -> None:
-        took[place] = survey(arguments, f"both-{place}", hosts[place], options=threads)
-
-    jobs = [threading.Thread(target=one, args=(place,)) for place in range(2)]
-    for job in jobs:
-        job.start()
-    for job in jobs:
-        job.join()
-    longest = max(each["took"] for each in took.values())
+    alone, lone_command = timed_survey(arguments, "alone", hosts[0])
+    both, whole_command = timed_survey(arguments, "both", ",".join(hosts))
     return [
-        Figure("two devices at once", "at most 1.2 times", f"{longest / alone['took']:.2f} times {alone['took']:.0f} s")
+        Figure("two devices at once", "at most 1.2 times", f"{both / alone:.2f} times {alone:.0f} s"),
+        Figure("... with the start and the page", "", f"{whole_command / lone_command:.2f} times {lone_command:.0f} s"),
     ]
+
+
+def timed_survey(arguments: argparse.Namespace, name: str, host: str) -> tuple[float, float]:
+    """Seconds of the longest survey of a command, and of the whole command; once it is finished, those of then."""
+    folder, config = arguments.out / name, arguments.out / "devices.toml"
+    clock = arguments.out / f"{name}-seconds.json"
+    if not clock.exists():
+        config.write_text(CONFIG)
+        command = [sys.executable, "-m", "htas", "survey", str(config), "--out", str(folder), "--survey.store=none"]
+        command += ["--survey.undecided=1", f"--target.host={host}", "--target.threads=1"]
+        command += [f"--survey.seconds={arguments.seconds}"] if arguments.seconds else []
+        began = time.monotonic()
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        clock.write_text(json.dumps(time.monotonic() - began))
+    paths = [path for path in (folder / "survey.json", *folder.glob("*/survey.json")) if path.exists()]
+    return max(json.loads(path.read_text())["took"] for path in paths), json.loads(clock.read_text())
 
 
 PARTS = {"surveys": surveys, "networks": networks, "trips": trips, "agent": agent, "kills": kills, "two": two}

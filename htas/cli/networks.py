@@ -13,6 +13,7 @@ from htas.cli.sources import ensure_stage, is_run, load_source, open_run
 from htas.console.terminal import show
 from htas.errors import UserError
 from htas.files import JsonObject, slug
+from htas.timing.remote.address import short_names
 
 if TYPE_CHECKING:
     from htas.run.networks import Figures
@@ -135,6 +136,7 @@ def _json(figures: "Figures") -> JsonObject:
     return {
         "network": figures.network,
         "runtime": figures.runtime,
+        **({"host": figures.host} if figures.host else {}),
         "latency_ms": {
             "estimate": latency.estimate * 1e3,
             "error": latency.error * 1e3,
@@ -153,10 +155,24 @@ def _json(figures: "Figures") -> JsonObject:
 
 
 def _table(figures: Sequence["Figures"]) -> text.TextTable:
-    """One line per network, in columns, and below what casts doubt on a reading."""
-    others = list(figures[0].others)
+    """One line per network and host, in columns, and below what casts doubt on a reading."""
+    others, hosts = list(figures[0].others), list(dict.fromkeys(each.host for each in figures))
+    names = dict(zip(hosts, short_names(hosts), strict=True)) if len(hosts) > 1 else {}
     rows: list[tuple[str, ...]] = [
-        ("network", "runtime", "latency", "error", "interval", "median", "min", "spread", "MACs", "parameters", *others)
+        (
+            "network",
+            *(("device",) if names else ()),
+            "runtime",
+            "latency",
+            "error",
+            "interval",
+            "median",
+            "min",
+            "spread",
+            "MACs",
+            "parameters",
+            *others,
+        )
     ]
     for each in figures:
         latency = each.latency
@@ -165,11 +181,12 @@ def _table(figures: Sequence["Figures"]) -> text.TextTable:
         times = [text.milliseconds(each) for each in seconds]
         times.insert(2, f"{first}-{last} ms")
         more = [text.quantity(measured.estimate, measured.unit) for measured in each.others.values()]
-        rows.append((each.network, each.runtime, *times, text.millions(each.macs), text.millions(each.params), *more))
+        words = (each.network, *([names[each.host]] if names else []), each.runtime)
+        rows.append((*words, *times, text.millions(each.macs), text.millions(each.params), *more))
     doubts = [
-        f"{each.network}: {name}{doubt}"
+        f"{each.network}{f' on {names[each.host]}' if names else ''}: {name}{doubt}"
         for each in figures
         for name, measured in {"": each.latency, **{f"{name}: ": other for name, other in each.others.items()}}.items()
         for doubt in measured.doubts
     ]
-    return text.TextTable(rows, 2, after=doubts)
+    return text.TextTable(rows, 3 if names else 2, after=doubts)

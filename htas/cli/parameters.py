@@ -21,7 +21,11 @@ Tensorboard = Annotated[
 Again = Annotated[bool, Parameter(help="redo the stage though it is finished")]
 Device = Annotated[Literal["cpu", "cuda"] | None, Parameter(help="where they run (cpu)")]
 Host = Annotated[
-    str | None, Parameter(help="the machine to measure: ssh://user@board, or exec:COMMAND that starts its Python")
+    str | None,
+    Parameter(
+        help="the machine to measure: ssh://user@board, or exec:COMMAND that starts its Python; several with commas "
+        "between"
+    ),
 ]
 Image = Annotated[
     str | None,

@@ -34,13 +34,25 @@ def load_source(source: Path, overrides: Sequence[str], out: Path | None) -> tup
     return settings.config(), folder
 
 
+def devices_source(source: Path, overrides: Sequence[str], out: Path | None) -> tuple["Settings", Path] | None:
+    """What `read_source` gives, where target.host names several devices; None for one, or none."""
+    settings, folder = read_source(source, overrides, out, several=True)
+    return (settings, folder) if len(settings.target.hosts) > 1 else None
+
+
 def read_source(
-    source: Path, overrides: Sequence[str], out: Path | None, suffix: str = "", *, limited: bool = False
+    source: Path,
+    overrides: Sequence[str],
+    out: Path | None,
+    suffix: str = "",
+    *,
+    limited: bool = False,
+    several: bool = False,
 ) -> tuple["Settings", Path]:
     """The options, before PyTorch is imported, and the folder; without `out` that is the usual one.
 
     The usual folder of several runs ends with `suffix`. `limited` says that they will have limits, whatever the
-    configuration has.
+    configuration has. Raises UserError for several devices, unless `several`.
     """
     from htas.run.config import read
 
@@ -51,7 +63,16 @@ def read_source(
     if suffix:
         named = folder if folder.name.strip(".") else Path(os.path.abspath(folder))  # `.` has no name
         folder = named.with_name(named.name + suffix)
-    return read(path, overrides, limited), out or folder
+    settings, folder = read(path, overrides, limited), out or folder
+    hosts = settings.target.hosts
+    if len(hosts) > 1 and not several:
+        from htas.timing.remote.address import short_names
+
+        raise UserError(
+            f"target.host names {len(hosts)} devices, which only htas run, survey, measure NETWORK and report take; "
+            f"name one of them, or the folder of one, {folder / short_names(hosts)[0]}"
+        )
+    return settings, folder
 
 
 def config_file(source: Path) -> Path:

@@ -14,7 +14,7 @@ from htas.cli.experiments import compare, fastest, reproduce, sweep
 from htas.cli.help import completion, options
 from htas.cli.networks import doctor, inspect, measure
 from htas.cli.parameters import Again, Command, Host, Json, Out, Overrides, Source, Tensorboard
-from htas.cli.sources import ensure_stage, load_source, open_run
+from htas.cli.sources import devices_source, ensure_stage, load_source, open_run
 from htas.cli.store import store
 from htas.console.terminal import show
 from htas.errors import UserError
@@ -32,6 +32,13 @@ def run(
     out: Out = None,
 ) -> None:
     """Do every stage, from the base network to the report; finished stages are not repeated."""
+    if both := devices_source(config, overrides, out):
+        settings, folder = both
+        from htas.experiments import devices
+
+        page, table = devices.run(settings.config(), folder, command)
+        show([table], {"page": str(page)}, json)
+        return
     job = open_run(config, overrides, out)
     from htas.run import stages
 
@@ -52,13 +59,22 @@ def survey(
     /,
     *,
     overrides: Overrides,
+    command: Command,
     host: Host = None,
     json: Json = False,
     out: Out = None,
     again: Again = False,
 ) -> None:
     """Measure the latency of every distinct layer at every width, draw the curves, and print the widths chosen."""
-    job = open_run(config, overrides if host is None else [*overrides, f"--target.host={host}"], out)
+    overrides = overrides if host is None else [*overrides, f"--target.host={host}"]
+    if both := devices_source(config, overrides, out):
+        settings, folder = both
+        from htas.experiments import devices
+
+        page, table = devices.survey(settings.config(), folder, command, again)
+        show([table], {"page": str(page)}, json)
+        return
+    job = open_run(config, overrides, out)
     ensure_stage("survey", job, again)
     from htas.run import stages
 
@@ -104,6 +120,13 @@ def report(
 ) -> None:
     """Write report.html, report.md and report.json of a run, finished or not; of several runs, the first two."""
     if len(runs) == 1:
+        if both := devices_source(runs[0], overrides, out):
+            settings, folder = both
+            from htas.experiments import devices
+
+            page, table = devices.report(settings.config(), folder, again)
+            show([table], {"page": str(page)}, json)
+            return
         job = open_run(runs[0], overrides, out)
         ensure_stage("report", job, again)
         _summarize(job.folder / "report.html", json)

@@ -34,16 +34,25 @@ def prepared(run: Run) -> Run:
 
 def share_files(job: Run) -> None:
     """Copy files of the runs next to this one that this run would make too."""
-    place = job.folder
-    others = sorted(path for path in place.parent.glob("*/") if path != place)
-    key = job.training(job.network.base, taught=False)
-    weights = Path("networks") / "base.safetensors"
-    _copied(place / weights, [other / weights for other in others], lambda path: trained(path, key) is not None)
+    others = _others(job)
+    share_base(job)
     for stage in (SURVEY, DESIGN, CALIBRATE, SEARCH):
         for path in stage.files(job):
             _copied(path, [other / path.name for other in others], partial(made_from, key=stage.key(job)))
             if stage is not SEARCH and not path.exists():
                 return
+
+
+def share_base(job: Run) -> None:
+    """Copy the trained base network of a run next to this one, which trains it too."""
+    key, weights = job.training(job.network.base, taught=False), Path("networks") / "base.safetensors"
+    others = [other / weights for other in _others(job)]
+    _copied(job.folder / weights, others, lambda path: trained(path, key) is not None)
+
+
+def _others(job: Run) -> list[Path]:
+    """The folders next to that of a run."""
+    return sorted(path for path in job.folder.parent.glob("*/") if path != job.folder)
 
 
 def _copied(path: Path, others: Sequence[Path], fits: Callable[[Path], bool]) -> None:

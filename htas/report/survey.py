@@ -62,20 +62,24 @@ def page(
     return path, TextTable([HEADINGS, *rows], len(HEADINGS), after=[decided])
 
 
-def _row(curve: CurveRecord) -> tuple[str, ...]:
-    """Table 2: the width chosen in each group, with a question mark where the choice is less than DECIDED."""
+def chosen_widths(curve: CurveRecord) -> str:
+    """The width chosen in each group, with a question mark where the choice is less than DECIDED."""
     unsure = [run for run, certain in zip(curve.groups, curve.certain, strict=True) if certain < DECIDED]
-    widths = [
+    return " ".join(
         f"{width}?" if any(first <= width <= last for first, last in unsure) else str(width)
         for width in curve.choices["hardware"]
-    ]
+    )
+
+
+def _row(curve: CurveRecord) -> tuple[str, ...]:
+    """Table 2."""
     measured = curve.measured
     both = zip(measured.errors, measured.seconds, strict=False)
     errors = sorted(error / seconds for error, seconds in both if seconds > 0)  # an increment may be nothing
     return (
         curve.sites[0] + (f" and {len(curve.sites) - 1} alike" if len(curve.sites) > 1 else ""),
         str(curve.base),
-        " ".join(widths),
+        chosen_widths(curve),
         milliseconds(measured.at(curve.base)),
         f"{significant(100 * errors[len(errors) // 2], 2)} %" if errors else "",
         " ".join(map(str, curve.dominated)),

@@ -2,7 +2,7 @@
 `custom:my_nets:make` (a function of your own), and TAS's published ones, `tas:C010-ResNet32`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from htas.spaces import inspection
 from htas.spaces.survey import EACH
 from htas.text import TextTable
 from htas.timing.measurement import Measurement
+from htas.timing.remote.several import check_all
 from htas.timing.target import Target
 
 CLASSES = {"cifar10": 10, "cifar100": 100}
@@ -74,6 +75,8 @@ class Figures:
     latency: Measurement
     macs: int
     params: int
+    host: str = ""
+    """The machine that it was measured on, target.host; empty for this one."""
     others: Mapping[str, Measurement] = field(default_factory=dict)
     """By the name of a further metric: energy, memory, one of the user's own."""
 
@@ -81,7 +84,14 @@ class Figures:
 def measure_networks(
     names: Sequence[str], target: Target, rounds: int, classes: int, others: Sequence[str] = ()
 ) -> list[Figures]:
-    """Named networks on a target, in one interleaved run; then by other metrics, which are named."""
+    """Named networks on a target, in one interleaved run; then by other metrics, which are named.
+
+    On several hosts one after the other; raises UserError where one of them is missing, before any is measured.
+    """
+    if len(target.hosts) > 1:
+        check_all(target.hosts)
+        targets = [replace(target, host=host) for host in target.hosts]
+        return [each for one in targets for each in measure_networks(names, one, rounds, classes, others)]
     meters = {name: find(metrics, Metric, name)(target) for name in others}  # type: ignore[type-abstract]
     modules = [OnnxFile(Path(name), target.batch) if name.endswith(".onnx") else build(name, classes) for name in names]
     # these first, as a machine without a meter is refused
@@ -89,7 +99,7 @@ def measure_networks(
     latencies = measured(Latency(target, rounds=rounds), modules, "measure, %")
     counts = [(each.macs, each.count) if isinstance(each, OnnxFile) else counted(each, target) for each in modules]
     return [
-        Figures(name, target.runtime, latency, macs, params, dict(zip(readings, rest, strict=True)))
+        Figures(name, target.runtime, latency, macs, params, target.host, dict(zip(readings, rest, strict=True)))
         for name, latency, (macs, params), *rest in zip(names, latencies, counts, *readings.values(), strict=True)
     ]
 

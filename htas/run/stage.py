@@ -52,8 +52,13 @@ def ensure(run: Run, stage: Stage, again: bool = False) -> None:
     """
     for before in stage.before:
         need(run, before)
-    if again or not (all(made_from(path, stage.key(run)) for path in stage.files(run)) and stage.complete(run)):
+    if again or not finished(run, stage):
         stage.make(run, again)
+
+
+def finished(run: Run, stage: Stage) -> bool:
+    """Whether the files of a stage were made from the present inputs."""
+    return all(made_from(path, stage.key(run)) for path in stage.files(run)) and stage.complete(run)
 
 
 def need(run: Run, stage: Stage) -> None:

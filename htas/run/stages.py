@@ -53,17 +53,22 @@ RIVALS = 20
 
 def run_all(run: Run, command: str) -> Path:
     """Do every stage in turn; returns the path of report.html."""
+    begin(run, command)
+    for stage in STAGES:
+        ensure(run, stage)
+    return run.folder / "report.html"
+
+
+def begin(run: Run, command: str, *, shown: bool = True) -> None:
+    """Refuse what would fail after hours, and with `shown` say how long a run takes that is not finished yet."""
     need_limits(bool(run.config.constraints.by_metric), run.config.strategy)
     run.config.strategy.check()
     open_runtime(run.target)
-    if not (run.folder / "report.json").exists():
+    if shown and not (run.folder / "report.json").exists():
         outlook.show(run)
     if not (run.folder / "cost.json").exists():
         _rehearse(run)
     write_json(run.folder / "command.json", {"command": command})
-    for stage in STAGES:
-        ensure(run, stage)
-    return run.folder / "report.html"
 
 
 def _rehearse(run: Run) -> None:
@@ -99,15 +104,19 @@ def survey_page(run: Run) -> tuple[Path, TextTable]:
     from htas.report.survey import page
 
     need(run, SURVEY)
-    config, record = run.config, run.survey
-    options = replace(config.design, spaces=("hardware",), widths={})
-    curves = records(run.network, record.layers, options, spaces(run.network, record.layers, options))
+    config, record, curves = run.config, run.survey, surveyed_curves(run)
     title = f"Survey of {config.family.title}: {config.target.device}, {config.target.runtime}"
     layers = f"{record.cases}" + (f", and {record.interpolated} interpolated" if record.interpolated else "")
     seconds = round(read_record(run.folder / "survey.json", StageHeader).took, 1)
     here = {} if config.target.host else machine()
     facts = {**here, **record.context, "layers": layers, "seconds": seconds}
-    return page(title, curves, record.doubts, _decided(curves), facts, run.folder)
+    return page(title, curves, record.doubts, decided(curves), facts, run.folder)
+
+
+def surveyed_curves(run: Run) -> list[CurveRecord]:
+    """The curves of survey.json, with the choices of the space `hardware` alone."""
+    options = replace(run.config.design, spaces=("hardware",), widths={})
+    return records(run.network, run.survey.layers, options, spaces(run.network, run.survey.layers, options))
 
 
 def _design(run: Run, again: bool) -> None:
@@ -123,12 +132,12 @@ def _design(run: Run, again: bool) -> None:
             say(f"design: {name}: {curve.sites[0]} and {len(curve.sites) - 1} alike: {listing(map(str, choices))}")
         if curve.dominated:
             say(f"design: no faster than a wider choice: {listing(map(str, curve.dominated))} (design.drop_dominated)")
-    say(f"design: {_decided(curves)}")
+    say(f"design: {decided(curves)}")
     certain, most = [sure for curve in curves for sure in curve.certain], config.survey.undecided
     undecided_share = sum(each < DECIDED for each in certain) / max(1, len(certain))
     if "hardware" in design_spaces and undecided_share > most:
         raise UserError(
-            f"{_decided(curves)}, and {undecided_share:.0%} are not, where {most:.0%} may be (survey.undecided): "
+            f"{decided(curves)}, and {undecided_share:.0%} are not, where {most:.0%} may be (survey.undecided): "
             "this machine is too noisy to tell; stop other work (htas doctor names it) and survey again with --again, "
             "give --survey.seconds more in another folder, or accept choices made by noise with --survey.undecided=1"
         )
@@ -402,7 +411,7 @@ def _reported(new: Report, folder: Path) -> bool:
     return False
 
 
-def _decided(curves: Sequence[CurveRecord]) -> str:
+def decided(curves: Sequence[CurveRecord]) -> str:
     """How many groups of the space `hardware` are decided."""
     certain = [sure for curve in curves for sure in curve.certain]
     sure = sum(each >= DECIDED for each in certain)

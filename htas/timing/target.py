@@ -30,7 +30,8 @@ class Target:
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the network runs."""
     host: str = ""
-    """The machine that it runs on, ssh://user@board or exec:COMMAND that starts its Python; empty for this one."""
+    """The machine that it runs on, ssh://user@board or exec:COMMAND that starts its Python; empty for this one. Several
+    with commas between are for htas run, survey and measure."""
     runtime: str = "eager"
     """What runs it: a file of htas/runtimes, or your own class as 'package.module:Class'."""
     precision: Precision = "fp32"
@@ -56,7 +57,10 @@ class Target:
         if self.host:
             from htas.timing.remote.address import address
 
-            address(self.host)
+            for host in self.hosts:
+                address(host)  # raises for what is none
+            if twice := [host for number, host in enumerate(self.hosts) if host in self.hosts[:number]]:
+                raise UserError(f"target.host names {twice[0]} twice; name each device once")
             if self.device != "cpu":
                 raise UserError(
                     f"target.host measures on a processor, got target.device {self.device!r}; use 'cpu', or run htas "
@@ -64,6 +68,13 @@ class Target:
                 )
         elif self.threads == 0:
             object.__setattr__(self, "threads", usable_cores())
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Each host by itself; none for this machine. Only a target of one host can be measured."""
+        from htas.timing.remote.address import separated
+
+        return separated(self.host)
 
     @property
     def dtype(self) -> "torch.dtype":

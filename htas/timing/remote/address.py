@@ -2,10 +2,13 @@
 
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from htas.errors import UserError
+from htas.files import slug
 
 FORMS = (
     "ssh://user@board, ssh://user@board:2222, or exec:COMMAND that starts its Python, such as exec:adb shell python3"
@@ -19,6 +22,8 @@ BOOTSTRAP = (
     'exec(compile(b.read(int(b.readline())),"htas-agent","exec"),{"__name__":"__main__","WORD":w})'
 )
 """What Python is started with; it reads the agent from the pipe."""
+BETWEEN = re.compile(r"\s*,\s*(?=ssh://|exec:)")
+"""The comma between two hosts; other commas belong to a command, as in taskset -c 2,3."""
 SHELLS = ("ssh", "adb")
 """Commands that hand their words to a shell on the other side."""
 CONNECT = 15
@@ -37,8 +42,33 @@ class Address:
     """The command by which a person reaches the device, for sentences."""
 
 
+def separated(host: str) -> tuple[str, ...]:
+    """The hosts of a target, one a device; none for this machine."""
+    return tuple(BETWEEN.split(host)) if host else ()
+
+
+def short_names(hosts: Sequence[str]) -> list[str]:
+    """What a folder and a column are called by: the name behind ssh://, the command behind exec:; alike ones have a
+    number."""
+    names: list[str] = []
+    for host in hosts:
+        match = SSH.fullmatch(host)
+        if match:
+            name = "-".join(filter(None, (match["name"].strip("[]"), match["port"])))
+        else:
+            name = Path(shlex.split(host.removeprefix("exec:"))[0]).name
+        numbered = (slug(name if number == 1 else f"{name}-{number}") for number in count(1))
+        names.append(next(each for each in numbered if each not in names))
+    return names
+
+
 def address(host: str) -> Address:
-    """The address that a target's host names; raises UserError for another form."""
+    """The address that a target's host names; raises UserError for another form, and for several devices."""
+    if len(separated(host)) > 1:
+        raise UserError(
+            f"target.host names {len(separated(host))} devices, which only htas run, survey, measure and report take; "
+            f"name one of them, such as {separated(host)[0]}"
+        )
     if host.startswith("exec:"):
         try:
             words = shlex.split(host.removeprefix("exec:"))

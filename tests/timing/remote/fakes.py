@@ -76,6 +76,10 @@ def changed(source: str) -> str:
     if WHAT.startswith("reboots "):  # it is another start of the system once the file is there
         new = f"os.path.exists({WHAT[len('reboots ') :]!r}) and 'second' or 'first'"
         return source.replace('"boot": text("proc/sys/kernel/random/boot_id")', f'"boot": {new}', 1)
+    if WHAT.startswith("dies while "):  # this file exists
+        place = WHAT[len("dies while ") :]
+        new = f"        if os.path.exists({place!r}):\n            os._exit(1)\n"
+        return source.replace("        gc.disable()\n", f"{new}        gc.disable()\n", 1)
     if WHAT.startswith("other "):
         place = WHAT[len("other ") :]
         new = f"os.path.exists({place!r}) and 'b' or (open({place!r}, 'w').close() or 'a')"
