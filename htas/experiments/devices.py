@@ -28,6 +28,7 @@ from htas.run.rows import NetworksRecord
 from htas.run.run import Run, Sources, open_run
 from htas.run.stage import StageHeader, ensure, finished, made_from
 from htas.run.stages import CALIBRATE, DESIGN, MEASURE, REPORT, SEARCH, SURVEY, TRAIN
+from htas.runtimes import open_runtime
 from htas.text import TextTable, duration, listing
 from htas.timing.measurement import Measurement
 from htas.timing.remote.address import short_names
@@ -113,8 +114,10 @@ def _arranged(config: Config, folder: Path) -> dict[str, Run]:
     elif folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not the folder of several devices; name another one with --out")
     check_all(config.target.hosts)
-    sources = Sources()
-    runs = {name: open_run(each, folder / name, sources=sources) for name, each in _configs(config).items()}
+    configs, sources = _configs(config), Sources()
+    for each in configs.values():
+        open_runtime(each.target)  # raises UserError where the device lacks it
+    runs = {name: open_run(each, folder / name, sources=sources) for name, each in configs.items()}
     write_text(path, config.toml())
     into(folder)
     for name, job in runs.items():

@@ -91,6 +91,8 @@ def measure_networks(
     if len(target.hosts) > 1:
         check_all(target.hosts)
         targets = [replace(target, host=host) for host in target.hosts]
+        for one in targets:
+            open_runtime(one)  # raises UserError where the device lacks it
         return [each for one in targets for each in measure_networks(names, one, rounds, classes, others)]
     meters = {name: find(metrics, Metric, name)(target) for name in others}  # type: ignore[type-abstract]
     modules = [OnnxFile(Path(name), target.batch) if name.endswith(".onnx") else build(name, classes) for name in names]

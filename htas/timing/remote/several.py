@@ -10,8 +10,8 @@ from htas.timing.remote.device import Device, device
 def check_all(hosts: Sequence[str]) -> None:
     """Hold all devices for a moment, at the same time, before any work begins.
 
-    Raises UserError, which names the device, where one cannot be reached, lacks what networks need or is read by
-    another program; and where two hosts are one device.
+    Raises UserError, which names the device, where one cannot be reached or is read by another program; and where two
+    hosts are one device.
     """
     held: list[Device] = []
     with ExitStack() as stack:
