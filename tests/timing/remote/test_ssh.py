@@ -1,9 +1,11 @@
 """A real sshd on this machine, where one is installed (HTAS_SSHD or /usr/sbin/sshd): the same readings, over ssh."""
 
+import json
 import os
 import pwd
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from htas.errors import UserError
@@ -93,3 +96,23 @@ def test_an_unknown_host_key_and_a_refused_key_are_sentences(board: str, tmp_pat
     (tmp_path / "key.pub").write_text("")
     with pytest.raises(UserError, match="refuses this user's key"):
         _ = Device(address(board)).facts
+
+
+def test_an_interrupted_command_leaves_no_process_on_either_side(board: str, tmp_path: Path):
+    """Ctrl-C in the middle of a measurement over ssh: 130, no traceback; agent, login and ssh are gone."""
+    command = [sys.executable, "-m", "htas", "measure", "cifar_resnet:8", "--rounds=100000", "--batch=1"]
+    with subprocess.Popen(
+        [*command, f"--host={board}"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    ) as process:  # fmt: skip
+        while not ((tmp_path / "lock").exists() and (tmp_path / "lock").read_text()):
+            assert process.poll() is None
+            time.sleep(0.05)
+        agent = psutil.Process(json.loads((tmp_path / "lock").read_text())["pid"])
+        below = [agent, *psutil.Process(process.pid).children(recursive=True)]
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 130 and "Traceback" not in said
+    gone, left = psutil.wait_procs(below, timeout=10)
+    assert not left and len(gone) >= 2
