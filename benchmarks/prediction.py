@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--depths", default="20,32,56")
     parser.add_argument("--adds", default="join,project")
     parser.add_argument("--batch", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=0, help="0: every core")
     parser.add_argument("--lot", type=int, default=0, help="archs that are read at once; 0: all")
     parser.add_argument("--step", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -64,7 +65,10 @@ def main() -> None:
 
         what, file = arguments.step
         image = FAMILIES[arguments.family][1]
-        target = Target(device=arguments.device, runtime=arguments.runtimes, batch=arguments.batch, shapes=(image,))
+        target = Target(
+            device=arguments.device, runtime=arguments.runtimes, batch=arguments.batch, threads=arguments.threads,
+            shapes=(image,),
+        )  # fmt: skip
         found = survey(target, arguments) if what == "survey" else archs(target, what, arguments)
         Path(file).write_text(json.dumps(found))
         return

@@ -167,6 +167,20 @@ def test_the_threads_of_ncnn_sleep_and_the_environment_stays(monkeypatch):
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr.splitlines()[-1] + done.stderr
 
 
+def test_its_openmp_is_its_own_though_pytorch_has_one():
+    """Else ncnn's calls would go to PyTorch's, whose threads spin: what one is told, the other must not know."""
+    script = (
+        "import ctypes, re, torch; from htas.formats.ncnn import ncnn_package; ncnn = ncnn_package();"
+        "paths = set(re.findall(r'/\\S*torch/lib/lib\\S*omp\\S*', open('/proc/self/maps').read()));"
+        "theirs = [ctypes.CDLL(path) for path in paths];"
+        "ncnn.set_omp_dynamic(1); print(ncnn.get_omp_dynamic(), *(each.omp_get_dynamic() for each in theirs))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    mine, *theirs = map(int, done.stdout.split())
+    assert mine == 1 and not any(theirs)
+
+
 def test_without_the_package_a_sentence_says_how_to_get_it(monkeypatch):
     ncnn_package.cache_clear()
     monkeypatch.setitem(sys.modules, "ncnn", None)

@@ -4,6 +4,7 @@ In the syntax of Python 3.8, without annotations. Only the runtime that is asked
 """
 
 import os
+import sys
 from contextlib import contextmanager
 
 from htas.timing.remote.kernel import versions
@@ -167,13 +168,16 @@ def import_ncnn():
     """The package, whose threads sleep while they have no work.
 
     ncnn brings an OpenMP of its own, which by default lets idle threads spin for milliseconds and takes their cores
-    from others. It reads its environment when it is loaded, and never again.
+    from others. It reads its environment when it is loaded, and never again. Without RTLD_DEEPBIND ncnn would take
+    PyTorch's OpenMP instead, where that is loaded; its threads spin.
     """
-    before = os.environ.get("OMP_WAIT_POLICY")
+    before, flags = os.environ.get("OMP_WAIT_POLICY"), sys.getdlopenflags()
     os.environ["OMP_WAIT_POLICY"] = "passive"
+    sys.setdlopenflags(flags | getattr(os, "RTLD_DEEPBIND", 0))
     try:
         import ncnn
     finally:
+        sys.setdlopenflags(flags)
         del os.environ["OMP_WAIT_POLICY"]
         if before is not None:
             os.environ["OMP_WAIT_POLICY"] = before
