@@ -439,9 +439,10 @@ class Device:
             raise
         if self._facts is not None and self._facts.machine != facts.machine:
             pipe.close()
+            names = (each.machine["measured on"] for each in (facts, self._facts))
             raise AnotherDevice(
-                f"target.host {self}: another device answers now, {facts.machine['measured on']} in place of "
-                f"{self._facts.machine['measured on']}, or it was changed; begin again with the right one"
+                f"target.host {self}: another device answers now, {' in place of '.join(names)}, or it was changed; "
+                f"begin again with the right one{', and give the container a --hostname' if facts.container else ''}"
             )
         if self._facts is not None and self._facts.boot != facts.boot:
             self.reboots += 1

@@ -67,6 +67,8 @@ class Facts:
     system: str
     python: str
     executable: str
+    managed: bool
+    """Whether pip installs nothing beside it (PEP 668), as in Debian from 12 on."""
     versions: Mapping[str, str]
     """Of numpy and the runtimes that are installed there, by package."""
     name: str

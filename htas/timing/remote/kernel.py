@@ -153,6 +153,8 @@ def describe():
         "system": "%s %s" % (platform.system(), platform.release()),
         "python": platform.python_version(),
         "executable": sys.executable or "python3",
+        "managed": sys.prefix == sys.base_prefix
+        and os.path.exists(os.path.join(os.path.dirname(os.__file__), "EXTERNALLY-MANAGED")),
         "versions": versions(),
         "name": platform.node(),
         "identity": identity(),

@@ -32,8 +32,11 @@ NEEDS: Mapping[str, Need] = {
 
 
 def install(facts: "Facts", *packages: str, newer: bool = False) -> str:
-    """The command for that."""
-    return f"{facts.executable} -m pip install {'-U ' if newer else ''}{' '.join(packages)}"
+    """The command for that, and how the new Python is named where there must be one."""
+    words = f"{'-U ' if newer else ''}{' '.join(packages)}"
+    if facts.managed:
+        return f"{facts.executable} -m venv htas && htas/bin/pip install {words} (and name htas/bin/python3 with exec:)"
+    return f"{facts.executable} -m pip install {words}"
 
 
 def lacking(facts: "Facts", runtime: str) -> str:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from htas.timing.remote import device as device_file
 from htas.timing.remote import pipe
 from htas.timing.remote.address import address
 from htas.timing.remote.device import COOLER, Deadlines, Device, Graph, RemoteProgram, Settings
+from htas.timing.remote.needs import lacking
 from htas.timing.remote.watch import RemoteWatch
 from htas.timing.target import Target
 
@@ -303,6 +305,17 @@ def test_other_pythons_are_described_or_refused(minor: int, lock: Path):
     else:
         with pytest.raises(UserError, match=f"has Python 3.{minor}.* and the agent needs 3.8 or newer"):
             _ = device.facts
+
+
+@pytest.mark.skipif(not Path("/usr/bin/python3").exists(), reason="there is no Python of the system here")
+def test_a_python_that_pip_may_not_change_gets_another_one(lock: Path):
+    device = Device(address("exec:env -u PYTHONPATH /usr/bin/python3"))
+    facts = replace(device.facts, versions={"numpy": "2.0.0"})
+    managed = list(Path("/usr/lib").glob(f"python{facts.python.rpartition('.')[0]}/EXTERNALLY-MANAGED"))
+    assert facts.managed == bool(managed)
+    words = lacking(replace(facts, managed=True), "onnxruntime")
+    assert "python3 -m venv htas && htas/bin/pip install onnxruntime (and name htas/bin/python3 with exec:)" in words
+    assert lacking(replace(facts, managed=False), "onnxruntime").endswith("/python3 -m pip install onnxruntime")
 
 
 def test_what_a_login_shell_prints_is_skipped(lock: Path):

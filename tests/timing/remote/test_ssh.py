@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import re
 import shlex
 import shutil
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from htas.cli import main
 from htas.errors import UserError
 from htas.formats.onnx import layer_graph
 from htas.graph.layer import Layer
@@ -25,6 +27,14 @@ from htas.timing.remote.device import Device, Graph, Settings
 SSHD = os.environ.get("HTAS_SSHD") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not SSHD, reason="no sshd is installed here")]
+
+ROOT = Path(__file__).parents[3]
+COMMANDS = re.findall(
+    r"^htas (?:measure|doctor|inspect|survey) .*(?:ssh://pi@board|ssh pi@board htas/bin/python3)[ \"].*$",
+    (ROOT / "docs" / "device.md").read_text(),
+    re.MULTILINE,
+)
+"""Those of the document for one board over ssh."""
 
 
 @pytest.fixture
@@ -116,3 +126,23 @@ def test_an_interrupted_command_leaves_no_process_on_either_side(board: str, tmp
     assert process.returncode == 130 and "Traceback" not in said
     gone, left = psutil.wait_procs(below, timeout=10)
     assert not left and len(gone) >= 2
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_of_the_document_run_over_ssh(
+    command: str, board: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    where, _, port = board.removeprefix("ssh://").rpartition(":")
+    words = [
+        word.replace("ssh://pi@board", board).replace("ssh pi@board htas/bin/", f"ssh -p {port} {where} ")
+        for word in shlex.split(command)[1:]
+    ]
+    assert board in words or any(f"exec:ssh -p {port}" in word for word in words)
+    if "ncnn" in words:
+        pytest.importorskip("pnnx")
+    if words[0] == "survey":
+        words[1] = str(ROOT / words[1])
+        words += ["--survey.seconds=4", "--survey.store=none", "--survey.undecided=1", "--target.threads=1"]
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 0
