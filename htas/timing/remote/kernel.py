@@ -227,8 +227,8 @@ TOTALS = ("VDD_IN", "POM_5V_IN")
 
 def zones():
     """The counters of the processor's packages and of their memory (RAPL), by name."""
-    found = [(text(zone, "name"), zone) for zone in files("sys/class/powercap/intel-rapl:*")]
-    return [(name, zone) for name, zone in found if name.startswith("package") or name == "dram"]
+    meters = [(text(zone, "name"), zone) for zone in files("sys/class/powercap/intel-rapl:*")]
+    return [(name, zone) for name, zone in meters if name.startswith("package") or name == "dram"]
 
 
 def unread():
@@ -239,21 +239,21 @@ def unread():
 
 def rails():
     """The power sensors (INA) of a board, by name: files whose product is the power, and its watts of one."""
-    found = []
+    meters = []
     for folder in files("sys/class/hwmon/hwmon*"):
         kind = text(folder, "name")
         if not kind.startswith("ina"):
             continue
-        found += [(kind, [path], 1e-6) for path in files(os.path.join(folder, "power1_input"))]
+        meters += [(kind, [path], 1e-6) for path in files(os.path.join(folder, "power1_input"))]
         for path in files(os.path.join(folder, "in*_label")):
             paths = [path[:-5] + "input", os.path.join(folder, "curr%s_input" % os.path.basename(path)[2:-6])]
             if text(path) != "NC" and all(map(text, paths)):
-                found.append((text(path), paths, 1e-6))
+                meters.append((text(path), paths, 1e-6))
     for folder in files("sys/bus/i2c/drivers/ina3221x/*/iio:device*"):
         for path in files(os.path.join(folder, "in_power*_input")):
             name = text(folder, "rail_name_" + os.path.basename(path)[8:-6])
-            found.append((name, [path], 1e-3))
-    return [rail for rail in found if rail[0] in TOTALS] or found
+            meters.append((name, [path], 1e-3))
+    return [rail for rail in meters if rail[0] in TOTALS] or meters
 
 
 def meter():
