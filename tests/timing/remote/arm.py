@@ -46,10 +46,8 @@ def command(place: Path = PLACE) -> list[str]:
 def _emulator(place: Path) -> None:
     if shutil.which(EMULATOR):
         return
-    _run("apt-get", "download", "qemu-user-static", at=place)
-    for package in place.glob("qemu*.deb"):
-        _run("dpkg-deb", "-x", str(package), str(place / "qemu"))
-        package.unlink()
+    here = _run("dpkg", "--print-architecture").strip()
+    _unpack(place, here, ["download", "qemu-user-static"], place / "qemu")
     for other in (place / "qemu/usr/bin").glob("qemu-*"):
         if other.name != EMULATOR:
             other.unlink()
@@ -57,29 +55,35 @@ def _emulator(place: Path) -> None:
 
 def _system(place: Path, root: Path) -> None:
     """The packages with all that they need, unpacked and not set up."""
-    for folder in ("apt/lists/partial", "apt/archives/partial", "apt/parts"):
-        (place / folder).mkdir(parents=True)
-    (place / "apt/status").touch()
-    for file in Path("/etc/apt/sources.list.d").glob("debian*"):
-        (place / "apt/parts" / file.name).symlink_to(file)
-    options = {
-        "APT::Architecture": "arm64",
-        "APT::Architectures": "arm64",
-        "APT::Sandbox::User": "root",
-        "Dir::State": f"{place}/apt",
-        "Dir::State::status": f"{place}/apt/status",
-        "Dir::Cache": f"{place}/apt",
-        "Dir::Etc::sourceparts": f"{place}/apt/parts",
-    }
-    apt = ["apt-get", "-q", "-y", *(word for name, value in options.items() for word in ("-o", f"{name}={value}"))]
-    _run(*apt, "update")
-    _run(*apt, "install", "--download-only", "--no-install-recommends", *PACKAGES)
-    root.mkdir()
-    for package in sorted((place / "apt/archives").glob("*.deb")):
-        _run("dpkg-deb", "-x", str(package), str(root))
-    shutil.rmtree(place / "apt")
+    _unpack(place, "arm64", ["install", "--download-only", "--no-install-recommends", *PACKAGES], root)
     (root / "etc").mkdir(exist_ok=True)
     (root / "etc/machine-id").write_text(f"{MACHINE}\n")
+
+
+def _unpack(place: Path, architecture: str, words: list[str], root: Path) -> None:
+    """Unpack what apt gets, with lists of packages of its own and nothing installed."""
+    apt = place / "apt"
+    for folder in ("lists/partial", "archives/partial", "parts"):
+        (apt / folder).mkdir(parents=True)
+    (apt / "status").touch()
+    for file in Path("/etc/apt/sources.list.d").glob("debian*"):
+        (apt / "parts" / file.name).symlink_to(file)
+    options = {
+        "APT::Architecture": architecture,
+        "APT::Architectures": architecture,
+        "APT::Sandbox::User": "root",
+        "Dir::State": apt,
+        "Dir::State::status": apt / "status",
+        "Dir::Cache": apt,
+        "Dir::Etc::sourceparts": apt / "parts",
+    }
+    get = ["apt-get", "-q", "-y", *(word for name, value in options.items() for word in ("-o", f"{name}={value}"))]
+    _run(*get, "update")
+    _run(*get, *words, at=apt / "archives")
+    root.mkdir()
+    for package in sorted((apt / "archives").glob("*.deb")):
+        _run("dpkg-deb", "-x", str(package), str(root))
+    shutil.rmtree(apt)
 
 
 def _wheels(place: Path, root: Path) -> None:
@@ -96,8 +100,11 @@ def _wheels(place: Path, root: Path) -> None:
     shutil.rmtree(place / "wheels")
 
 
-def _run(*words: str, at: Path | None = None) -> None:
-    subprocess.run(words, cwd=at, check=True, text=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=600)
+def _run(*words: str, at: Path | None = None) -> str:
+    done = subprocess.run(
+        words, cwd=at, check=True, text=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=600
+    )
+    return done.stdout
 
 
 if __name__ == "__main__":
