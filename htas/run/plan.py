@@ -34,8 +34,11 @@ KINDS = {
     "most": "the arch of most multiply-adds or parameters within the limits, which looks at no image",
 }
 """What some searches do, in words."""
-GAINS: dict[str, str] = {}
-"""What searches are worth, as measured."""
+GAINS = {
+    "knapsack": "at half of ResNet-20's latency on CIFAR-10 its network is 1.9 points above the base with all widths "
+    "narrowed alike (89.6 and 87.7 %, one seed)"
+}
+"""What searches are worth against the plain family, as measured."""
 CHEAPER = {"differentiable": "knapsack", "tas": "knapsack", "blockwise": "knapsack", "knapsack": "most"}
 """Strategies that take a small part of the time."""
 

@@ -182,6 +182,7 @@ def test_a_plan_says_which_search_there_is_and_writes_nothing(
     err = capsys.readouterr().err
     assert " ".join(err.split()).count("all 1 min 30 s") == 1
     assert "the search is knapsack: an exact program" in err and "cheaper: --strategy.name=most, " in err
+    assert "points above the base with all widths narrowed alike" in err
     assert cli.main(["plan", "some.toml"]) == 0
     err = capsys.readouterr().err
     assert "the search is differentiable: " in err and "cheaper" not in err
