@@ -75,6 +75,13 @@ def read_source(
     return settings, folder
 
 
+def device_name(host: str) -> str:
+    """What the folder of a host is called by."""
+    from htas.timing.remote.address import short_names
+
+    return short_names([host])[0] if host else "here"
+
+
 def config_file(source: Path) -> Path:
     """The TOML file of a source."""
     return source / "config.toml" if source.is_dir() else source

@@ -14,7 +14,7 @@ from htas.cli.experiments import compare, fastest, reproduce, sweep
 from htas.cli.help import completion, options
 from htas.cli.networks import doctor, inspect, measure
 from htas.cli.parameters import Again, Command, Host, Json, Out, Overrides, Source, Tensorboard
-from htas.cli.sources import devices_source, ensure_stage, load_source, open_run
+from htas.cli.sources import device_name, devices_source, ensure_stage, load_source, open_run, read_source
 from htas.cli.store import store
 from htas.console.terminal import show
 from htas.errors import UserError
@@ -90,6 +90,36 @@ def design(config: Source, /, *, overrides: Overrides, out: Out = None, again: A
 def calibrate(config: Source, /, *, overrides: Overrides, out: Out = None, again: Again = False) -> None:
     """Measure layers at pairs of widths and whole networks, and fit what predicts a network's latency."""
     ensure_stage("calibrate", open_run(config, overrides, out), again)
+
+
+def transfer(
+    run: Annotated[Path, Parameter(help="the folder of a run that is calibrated")],
+    /,
+    *,
+    overrides: Overrides,
+    host: Host = None,
+    networks: Annotated[int, Parameter(help="networks that are measured there, 6 to 24 (24)")] = 24,
+    json: Json = False,
+    out: Annotated[Path | None, Parameter(help="folder of the other device; otherwise RUN-on-HOST")] = None,
+    again: Again = False,
+) -> None:
+    """Measure a few networks on another device, and say whether a run's survey will do for it."""
+    if others := [word for word in overrides if not word.startswith("--target.")]:
+        raise UserError(f"htas transfer changes the target alone, and {others[0]} is another option; leave it out")
+    changes = overrides if host is None else [*overrides, f"--target.host={host}"]
+    settings, folder = read_source(run, (), None)
+    other, _ = read_source(run, changes, None)
+    if not run.is_dir() or other.target == settings.target:
+        raise UserError(
+            "htas transfer needs the folder of a run and another device: htas transfer RUN --host ssh://user@board"
+        )
+    _, place = read_source(run, changes, out, f"-on-{device_name(other.target.host)}")
+    from htas.run.run import Run
+    from htas.run.run import open_run as opened
+    from htas.run.transfer import transfer as judge
+
+    path, table = judge(Run(settings.config(), folder), opened(other.config(), place), networks, again)
+    show([table], {"record": str(path)}, json)
 
 
 def search(
@@ -205,7 +235,7 @@ def _summarize(page: Path, json: bool) -> None:
 VERBS: dict[str, Callable[..., None]] = {
     verb.__name__: verb
     for verb in (
-        *(run, plan, survey, design, calibrate, search, train),
+        *(run, plan, survey, design, calibrate, transfer, search, train),
         *(measure, inspect, sweep, fastest, compare, reproduce),
         *(report, export, store, doctor, watch, demo, options, completion),
     )

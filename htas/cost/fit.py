@@ -80,6 +80,8 @@ class CalibrationRecord(FitRecord):
     """By metric: energy, or one of the user's."""
     design: str = ""
     """The hash of the design.json whose spaces were measured."""
+    borrowed_from: str = ""
+    """In words the device whose layers these are, where it is another one than that of the networks: htas transfer."""
 
 
 def fit(

@@ -210,8 +210,8 @@ def _networks(runs: Mapping[str, Run]) -> list[tuple[str, Run, Result]]:
     if not all(rows.values()):
         return []
     base = rows[next(iter(runs))]["base"]
-    found = [(name, job, rows[name][job.config.design.spaces[0]]) for name, job in runs.items()]
-    return [("", first, base), *found]
+    others = [(name, job, rows[name][job.config.design.spaces[0]]) for name, job in runs.items()]
+    return [("", first, base), *others]
 
 
 def _rows(job: Run) -> dict[str, Result]:

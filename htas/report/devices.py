@@ -102,9 +102,9 @@ def write(report: DevicesReport, folder: Path) -> tuple[Path, TextTable]:
 def summary(report: DevicesReport) -> TextTable:
     """The crossed table with the answer; before there is one, the widths chosen on each device."""
     if report.networks:
-        own = [_row_name(network) for network in report.networks if network.home]
+        searched = [_row_name(network) for network in report.networks if network.home]
         rows = [list(map(str, row)) for row in _crossed_rows(report)]
-        return TextTable([_crossed_headings(report), *rows], 1, before=verdicts(report), marked=own)
+        return TextTable([_crossed_headings(report), *rows], 1, before=verdicts(report), marked=searched)
     rows = _width_rows(report)
     return TextTable([_width_headings(report), *rows], len(rows[0]) if rows else 0, before=[alike(report)])
 
@@ -136,13 +136,13 @@ def _verdict(report: DevicesReport, device: str) -> tuple[str | None, str]:
 
     None where a network is not measured there.
     """
-    own = next((each for each in report.networks if each.home == device), None)
+    home = next((each for each in report.networks if each.home == device), None)
     others = [each for each in report.networks if each.home not in ("", device) and device in each.measured]
-    if own is None or device not in own.measured or not others:
+    if home is None or device not in home.measured or not others:
         return None, f"Not all networks are measured on {device} yet."
     rival = min(others, key=lambda each: each.measured[device].estimate)
-    compared = speed(own.measured[device], rival.measured[device])
-    mine, other = (milliseconds(each.measured[device].estimate) for each in (own, rival))
+    compared = speed(home.measured[device], rival.measured[device])
+    mine, other = (milliseconds(each.measured[device].estimate) for each in (home, rival))
     match compared.verdict:
         case "more":
             words = f"On {device} the network found for it is {significant(compared.ratio)} times as fast as the one "

@@ -120,7 +120,10 @@ def stored(path: Path, key: str, kind: type[T], make: Callable[[], T]) -> T:
 
 def _other_target(run: Run, stage: Stage, path: Path) -> str:
     """Why not, where a file's readings are of another device, runtime or load than this run asks for."""
-    context = read_json(path).get("context", {})
+    content = read_json(path)
+    if content.get("borrowed_from"):  # asked for, and judged by networks of this run's device
+        return ""
+    context = content.get("context", {})
     names = ("device", "runtime", "precision", "threads", "batch")
     target = {name: str(getattr(run.target, name)) for name in names}
     if not run.target.threads:  # all cores of a device, whose number only the device knows

@@ -70,6 +70,8 @@ class SurveyRecord:
     """Layers measured."""
     interpolated: int
     doubts: tuple[str, ...] = ()
+    borrowed_from: str = ""
+    """In words the device that was read, where it is another one than the run's: htas transfer."""
 
 
 @dataclass(frozen=True)

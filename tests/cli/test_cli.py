@@ -503,7 +503,7 @@ def test_the_demo_runs_the_packaged_configuration(calls: Calls) -> None:
         (
             "rnu some.toml",
             "no verb called 'rnu'; did you mean 'run'? choose one of "
-            "run, plan, survey, design, calibrate, search, train, measure, inspect, sweep, fastest, compare, "
+            "run, plan, survey, design, calibrate, transfer, search, train, measure, inspect, sweep, fastest, compare, "
             "reproduce, report, export, store, doctor, watch, demo, options, completion",
         ),
         (

@@ -42,7 +42,11 @@ def figures(folder: Path) -> dict[str, Any]:
     rows = read_json(folder / "measure.json")["results"]
     cost = read_json(folder / "cost.json")
     return {
-        "cost": {name: cost[name] for name in cost if name not in ("inputs", "design", "took", "context", "doubts")},
+        "cost": {
+            name: cost[name]
+            for name in cost
+            if name not in ("inputs", "design", "took", "context", "doubts", "borrowed_from")
+        },
         "spaces": read_json(folder / "design.json")["spaces"],
         "archs": {row["name"]: row["arch"] for row in rows},
         "accuracies": {row["name"]: row["accuracy"] for row in rows},
