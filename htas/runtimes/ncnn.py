@@ -1,8 +1,8 @@
 """ncnn on a CPU: the runtime of many phones and boards.
 
 Convolutions work on channels in packs of 4, 8 or 16, as wide as the processor's registers; a width that is no multiple
-of 4 is computed one channel at a time. Threads are an OpenMP pool that is ncnn's own; they sleep while they have no
-work, since threads that spin would take the cores of the next program.
+of 4 is computed one channel at a time. Threads are an OpenMP pool that is ncnn's own; they sleep soon
+after their work, since threads that spin would take the cores of the next program.
 """
 
 from collections.abc import Collection, Mapping
@@ -58,7 +58,7 @@ class Ncnn(SteppedRuntime):
     @property
     def settings(self) -> Mapping[str, str]:
         """How threads wait."""
-        return {"waiting": "threads sleep"}
+        return {"waiting": "threads spin for some ten microseconds, then sleep"}
 
     def write_network(self, network: nn.Module, example: tuple[Tensor, ...]) -> Written:
         """The network as pnnx converts it."""

@@ -164,23 +164,29 @@ class Ncnn(Engine):
         return [numpy.stack([numpy.array(value.batch(at)) for at in range(value.n)]) for value in self.run()]
 
 
-def import_ncnn():
-    """The package, whose threads sleep while they have no work.
+SPIN_COUNT = "500"
+"""Looks of a thread of ncnn's for work before it sleeps, some ten microseconds: it is awake from one step of a network
+to the next, and not from one call to the next."""
 
-    ncnn brings an OpenMP of its own, which by default lets idle threads spin for milliseconds and takes their cores
-    from others. It reads its environment when it is loaded, and never again. Without RTLD_DEEPBIND ncnn would take
-    PyTorch's OpenMP instead, where that is loaded; its threads spin.
+
+def import_ncnn():
+    """The package, whose threads sleep soon while they have no work.
+
+    ncnn brings an OpenMP of its own, whose idle threads by default spin for milliseconds and take their cores from
+    others; if they slept at once, waking them would take many times as long as a small network. It reads its
+    environment when it is loaded, and never again. Without RTLD_DEEPBIND ncnn would take PyTorch's OpenMP instead,
+    where that is loaded.
     """
-    before, flags = os.environ.get("OMP_WAIT_POLICY"), sys.getdlopenflags()
-    os.environ["OMP_WAIT_POLICY"] = "passive"
+    before, flags = os.environ.get("GOMP_SPINCOUNT"), sys.getdlopenflags()
+    os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
     sys.setdlopenflags(flags | getattr(os, "RTLD_DEEPBIND", 0))
     try:
         import ncnn
     finally:
         sys.setdlopenflags(flags)
-        del os.environ["OMP_WAIT_POLICY"]
+        del os.environ["GOMP_SPINCOUNT"]
         if before is not None:
-            os.environ["OMP_WAIT_POLICY"] = before
+            os.environ["GOMP_SPINCOUNT"] = before
     return ncnn
 
 
