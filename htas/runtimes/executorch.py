@@ -33,6 +33,7 @@ class ExecuTorch(MobileRuntime):
     """Of a chain with a layer and one without, on a core of an EPYC."""
     lacking: ClassVar[str] = "programs are exported in fp32"
     what: ClassVar[str] = "ExecuTorch"
+    engine: ClassVar[str] = "executorch"
     package: ClassVar[str] = "executorch"
 
     def __post_init__(self) -> None:

@@ -69,6 +69,16 @@ class TestLiteRT(Remote):
     lacks = ("dilated max pool", *(name for name in LAYERS if name.startswith(("1-d", "3-d"))))
 
 
+@pytest.mark.slow
+def test_executorch_computes_there_what_pytorch_computes():
+    pytest.importorskip("executorch.exir")
+    there = mobile.opened("executorch", host=HERE)
+    program = there.compile(spread_norms(Residual()).eval(), (torch.randn(2, 3, 8, 8),))  # compares the outputs
+    program.run()
+    for each in (there.compile_layer(CONVS[0]), *there.chain(LAYERS["add"])):
+        each.run()
+
+
 def test_settings_are_those_of_the_runtime_here_and_versions_those_of_the_device(runtime: str):
     there, here = (mobile.opened(runtime, **host).describe() for host in ({"host": HERE}, {}))
     facts = device(HERE).facts.machine

@@ -163,7 +163,7 @@ def _installed(host: str) -> list[Availability]:
     facts = device(host).facts
     return [
         Availability(name, name in facts.versions, {name: facts.versions.get(name, "")}, f"install it there: {command}")
-        for name in ("numpy", *(need.package for need in NEEDS.values()))
+        for name in ("numpy", *(name for need in NEEDS.values() for name in (need.package, *need.besides)))
         for command in (install(facts, name),)
     ]
 

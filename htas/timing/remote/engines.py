@@ -238,4 +238,33 @@ class LiteRT(Engine):
         return [self.interpreter.get_tensor(place["index"]) for place in self.interpreter.get_output_details()]
 
 
-ENGINES = {"onnxruntime": OnnxRuntime, "ncnn": Ncnn, "litert": LiteRT}
+class ExecuTorch(Engine):
+    """A method of ExecuTorch. Its package is linked against PyTorch, whose tensors it takes."""
+
+    def __init__(self, content, threads, spin, half):
+        import executorch.extension.pybindings.portable_lib as library
+        import executorch.runtime
+        import torch
+
+        if library._threadpool_get_thread_count() != threads:
+            library._unsafe_reset_threadpool(threads)
+        self.program = executorch.runtime.Runtime.get().load_program(content)  # it holds the bytes
+        self.method, self.tensor, self.values = self.program.load_method("forward"), torch.from_numpy, []
+
+    @staticmethod
+    def load():
+        __import__("executorch.runtime")
+        return versions()["executorch"], ""
+
+    def put(self, arrays):
+        self.values = [self.tensor(array.copy()) for array in arrays]
+
+    def run(self):
+        return self.method.execute(self.values)
+
+    def outputs(self, arrays):
+        self.put(arrays)
+        return [output.numpy() for output in self.run()]
+
+
+ENGINES = {"onnxruntime": OnnxRuntime, "ncnn": Ncnn, "litert": LiteRT, "executorch": ExecuTorch}

@@ -13,7 +13,9 @@ import time
 
 ROOT = "/"
 """Where proc and sys lie."""
-PACKAGES = (("numpy",) * 2, ("onnxruntime",) * 2, ("ncnn",) * 2, ("ai_edge_litert", "ai-edge-litert"))
+PACKAGES = tuple((name.replace("-", "_"), name) for name in (
+    "numpy", "onnxruntime", "ncnn", "ai-edge-litert", "executorch", "torch",
+))  # fmt: skip
 """Modules and their packages."""
 
 

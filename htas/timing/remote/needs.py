@@ -21,12 +21,15 @@ class Need:
     """The first version that loads what is sent."""
     why: str
     """What older ones lack; ends a sentence."""
+    besides: tuple[str, ...] = ()
+    """Packages that pip does not install with it."""
 
 
 NEEDS: Mapping[str, Need] = {
     "onnxruntime": Need("ONNX Runtime", "onnxruntime", (1, 17), "graphs need 1.17"),  # formats/onnx.py: OPSET
     "ncnn": Need("ncnn", "ncnn", (), "batches need 1.0.20261020"),
     "litert": Need("LiteRT", "ai-edge-litert", (1, 0), "files need 1.0"),
+    "executorch": Need("ExecuTorch", "executorch", (1, 0), "programs need 1.0", ("torch",)),
 }
 """By the names of engines (engines.py)."""
 
@@ -41,7 +44,8 @@ def install(facts: "Facts", *packages: str, newer: bool = False) -> str:
 
 def lacking(facts: "Facts", runtime: str) -> str:
     """The end of the sentence for a device that lacks packages of a runtime; empty for one that has them."""
-    missing = [name for name in ("numpy", NEEDS[runtime].package) if name not in facts.versions]
+    needed = ("numpy", NEEDS[runtime].package, *NEEDS[runtime].besides)
+    missing = [name for name in needed if name not in facts.versions]
     return f"has no {listing(missing)}; install it there: {install(facts, *missing)}" if missing else ""
 
 

@@ -49,7 +49,7 @@ def test_it_imports_the_standard_library_numpy_and_the_runtime_only():
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "__import__":
             words = [each.value for each in ast.walk(node) if isinstance(each, ast.Constant)]
             names |= {word.split(".")[0] for word in words if isinstance(word, str)}
-    ours = {"numpy", "onnxruntime", "ncnn", "ai_edge_litert"}
+    ours = {"numpy", "onnxruntime", "ncnn", "ai_edge_litert", "executorch", "torch"}
     assert names - sys.stdlib_module_names - {"_sha2"} == ours  # of later versions of Python
     assert not names & {"pickle", "marshal", "shelve"}
 
@@ -62,7 +62,8 @@ def test_it_imports_nothing_but_the_standard_library_before_a_runtime_is_asked_f
 
 def test_it_has_every_runtime_that_a_host_may_ask_for():
     assert engines.ENGINES.keys() == NEEDS.keys()
-    assert {need.package for need in NEEDS.values()} | {"numpy"} == {package for _, package in kernel.PACKAGES}
+    needed = {name for need in NEEDS.values() for name in (need.package, *need.besides)}
+    assert needed | {"numpy"} == {package for _, package in kernel.PACKAGES}
 
 
 def test_it_knows_versions_by_the_names_of_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -72,7 +73,7 @@ def test_it_knows_versions_by_the_names_of_folders(tmp_path: Path, monkeypatch: 
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("")
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    for name in ("numpy", "onnxruntime", "ai_edge_litert", "ncnn"):
+    for name in ("numpy", "onnxruntime", "ai_edge_litert", "ncnn", "executorch", "torch"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     assert kernel.versions() == {"numpy": "1.26.4", "onnxruntime": "1.18.0", "ncnn": "", "ai-edge-litert": "1.0.1"}
 
