@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -38,7 +38,8 @@ from htas.data.split import Batch, Data, Source, augmented
 from htas.datasets.cifar10 import Cifar10
 from htas.datasets.cifar100 import Cifar100
 from htas.experiments.arm_tables import Pruning
-from htas.experiments.pruning import candidates, pruned
+from htas.experiments.pruning import candidates, importance_of, pruned
+from htas.experiments.thinet import IMAGES
 from htas.files import (
     __version__,
     digest,
@@ -54,6 +55,7 @@ from htas.graph import Network, ordered, resize, trace
 from htas.graph.arch import Arch
 from htas.models.cifar_resnet import CifarResNet
 from htas.run import networks
+from htas.search.oneshot import some
 from htas.text import listing
 from htas.timing.target import machine
 from htas.training.distill import Distill
@@ -340,12 +342,13 @@ def traced(depth: int, dataset: str) -> Network:
     )
 
 
-def drawn(unit: Unit, teacher: nn.Module | None = None) -> nn.Module:
-    """The network of a unit, weights as its seed draws them, or of the teacher where it starts from those."""
+def drawn(unit: Unit, teacher: nn.Module | None = None, examples: Iterable[Batch] = ()) -> nn.Module:
+    """The network of a unit, weights as its seed draws them, or of the teacher where it starts from those; `examples`
+    are training images for ThiNet's criterion."""
     torch.manual_seed(unit.seed)
     base = traced(unit.base, unit.dataset)
     if unit.prune is not None and teacher is not None:
-        return pruned_to(unit.prune, base, teacher)
+        return pruned_to(unit.prune, base, teacher, examples)
     if unit.network:
         model = networks.build(unit.network, classes(unit.dataset))
     else:
@@ -366,17 +369,18 @@ def inherit(model: nn.Module, trained: Network, arch: Arch) -> None:
             tensor[tuple(slice(size) for size in part.shape)] = part
 
 
-def pruned_to(options: Prune, base: Network, teacher: nn.Module) -> nn.Module:
+def pruned_to(options: Prune, base: Network, teacher: nn.Module, examples: Iterable[Batch] = ()) -> nn.Module:
     """The teacher pruned by the least ratio that keeps the share of its latency, with the weights that are left."""
     seconds = cost_model(base, read_record(HERE / options.cost / "cost.json", CalibrationRecord))
     most = options.share * seconds.cost(base.base)
     how = Pruning(options.criterion, options.scope, options.round_to, "kept")
     example = torch.zeros(2, 3, 32, 32)
-    archs = candidates(base, teacher, example, how)
+    importance = importance_of(options.criterion, examples)
+    archs = candidates(base, teacher, example, how, importance)
     ratio = next((ratio for arch, ratio in archs.items() if seconds.cost(arch) <= most), None)
     if ratio is None:
         raise ValueError(f"no network pruned by {how} has {options.share} of the latency")
-    return pruned(base, teacher, example, how, ratio)[1].train()
+    return pruned(base, teacher, example, how, ratio, importance)[1].train()
 
 
 @cache
@@ -396,7 +400,7 @@ def trained(unit: Unit, teacher: Unit | None, place: Place) -> None:
         original = drawn(teacher)
         original.load_state_dict(read_tensors(place.weights(teacher.name))[0])
         original.eval()
-    model = drawn(unit, original)
+    model = drawn(unit, original, some(data.weights, IMAGES))
     network = traced_of(model) if unit.network or unit.prune else traced(unit.base, unit.dataset)
     arch = unit.arch or network.base
     about = {
