@@ -1,15 +1,17 @@
 """Why a device could not be reached: one sentence from what its command left behind."""
 
+from pathlib import Path
+
 from htas.timing.remote.pipe import Lost, Pipe, printable
 
-PACKAGES = "sudo apt install python3 python3-pip, then python3 -m pip install numpy onnxruntime"
+PACKAGES = "sudo apt install python3 python3-venv; htas doctor --host then says what else it needs"
 
 
 def reason(pipe: Pipe, loss: Lost) -> str:
     """What happened and what to do, to stand behind `the device`; the pipe is closed by now."""
     lines = [line for line in map(printable, pipe.stderr.decode(errors="replace").splitlines()) if line]
     text, last, remedy = "\n".join(lines).lower(), lines[-1] if lines else "", pipe.address.remedy
-    over_ssh = pipe.address.written.startswith("ssh://")
+    over_ssh = Path(pipe.address.words[0]).name == "ssh"
 
     def says(*words: str) -> bool:
         return any(each in text for each in words)
@@ -30,10 +32,10 @@ def reason(pipe: Pipe, loss: Lost) -> str:
         if says("host key verification failed"):
             return f"has a host key that is not known yet; connect by hand once, and check it: {remedy}"
         if says("permission denied"):
-            return f"refuses this user's key, and passwords are not asked for; put a key there with {_copy(remedy)}"
+            return f"refuses this user's key, and passwords are not asked for; put a key there with {_copy(pipe)}"
         if says("refused", "timed out", "no route", "unreachable", "closed", "reset"):
             return f"cannot be reached ({last}); check that it is on and lets ssh in: {remedy}"
-    if pipe.code == 127 or says("not found", "no such file"):
+    if pipe.code == 127:
         return f"has no Python by that name ({last or 'exit status 127'}); install it there: {PACKAGES}"
     if str(loss).startswith("printed"):
         return f"{loss}; its login shell must be silent: see ~/.bashrc there, and try by hand: {remedy}"
@@ -45,6 +47,7 @@ def reason(pipe: Pipe, loss: Lost) -> str:
     return f"{loss}{more}; try by hand: {remedy}"
 
 
-def _copy(remedy: str) -> str:
+def _copy(pipe: Pipe) -> str:
     """`ssh-copy-id -p 22 pi@board`"""
+    remedy = pipe.address.remedy if pipe.address.written.startswith("ssh://") else "ssh"  # else a command follows
     return remedy.replace("ssh", "ssh-copy-id", 1)

@@ -436,6 +436,16 @@ def test_no_python_there_is_one_sentence(lock: Path):
         _ = Device(address("exec:sh -c 'exec no-such-python'")).facts
 
 
+@pytest.mark.parametrize(
+    "said",
+    ["error: device 'x' not found", "Error response from daemon: No such container: NAME", "adb: no devices/emulators"],
+)
+def test_what_another_command_says_is_in_the_sentence(said: str):
+    script = shlex.quote(f"echo {shlex.quote(said)} >&2; exit 1")
+    with pytest.raises(UserError, match=rf"ended before the agent spoke \({re.escape(said)}\); try by hand: sh -c"):
+        _ = Device(address(f"exec:sh -c {script}"), SHORT).facts
+
+
 SSH = {
     "ssh: Could not resolve hostname board: Name or service not known": "has a name that nobody knows",
     "Host key verification failed.": "host key that is not known yet; connect by hand once, and check it: ssh pi@board",
@@ -446,9 +456,10 @@ SSH = {
 }
 
 
+@pytest.mark.parametrize("host", ["ssh://pi@board", "exec:ssh pi@board htas/bin/python3"])
 @pytest.mark.parametrize("said", SSH)
 def test_what_ssh_says_becomes_one_sentence(
-    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    said: str, host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     code = 127 if "python3" in said else 255
     fake = tmp_path / "ssh"
@@ -456,6 +467,7 @@ def test_what_ssh_says_becomes_one_sentence(
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(UserError) as error:
-        _ = Device(address("ssh://pi@board"), SHORT).facts
-    assert SSH[said] in str(error.value), error.value
+        _ = Device(address(host), SHORT).facts
+    words = SSH[said] if host.startswith("ssh") else SSH[said].replace("copy-id pi@board", "copy-id")
+    assert words in str(error.value), error.value
     assert capfd.readouterr().err == ""
