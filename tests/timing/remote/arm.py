@@ -5,10 +5,11 @@ qemu-user runs its programs; packages and wheels come from where apt and pip get
 
 import os
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
+
+from debian import native, once, run, unpack
 
 PLACE = Path(os.environ.get("HTAS_ARM") or Path.home() / ".cache" / "htas-arm")
 """Where it is kept, some 250 MB."""
@@ -20,24 +21,16 @@ MACHINE = "0123456789abcdef0123456789abcdef"
 """Its machine-id."""
 
 
-class Missing(Exception):
-    """Why it cannot be made here, in a sentence."""
-
-
 def command(place: Path = PLACE) -> list[str]:
     """The words that start its Python; it is made where it is missing. Raises Missing."""
-    root, ready = place / "root", place / "ready"
-    if not ready.exists():
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        try:
-            _emulator(place)
-            _system(place, root)
-            _wheels(place, root)
-        except (OSError, subprocess.SubprocessError) as error:
-            said = getattr(error, "stderr", None) or str(error)
-            raise Missing(f"an ARM system cannot be made here: {' '.join(said.split())[-300:]}") from error
-        ready.touch()
+    root = place / "root"
+
+    def make() -> None:
+        _emulator(place)
+        _system(place, root)
+        _wheels(place, root)
+
+    once(place, "an ARM system", make)
     emulator = shutil.which(EMULATOR) or str(place / "qemu/usr/bin" / EMULATOR)
     (interpreter,) = root.glob("usr/bin/python3.[0-9]*[0-9]")
     return ["env", f"PYTHONPATH={root}/site", "PYTHONNOUSERSITE=1", emulator, "-L", str(root), str(interpreter)]
@@ -46,8 +39,7 @@ def command(place: Path = PLACE) -> list[str]:
 def _emulator(place: Path) -> None:
     if shutil.which(EMULATOR):
         return
-    here = _run("dpkg", "--print-architecture").strip()
-    _unpack(place, here, ["download", "qemu-user-static"], place / "qemu")
+    unpack(place, native(), ["download", "qemu-user-static"], place / "qemu")
     for other in (place / "qemu/usr/bin").glob("qemu-*"):
         if other.name != EMULATOR:
             other.unlink()
@@ -55,41 +47,15 @@ def _emulator(place: Path) -> None:
 
 def _system(place: Path, root: Path) -> None:
     """The packages with all that they need, unpacked and not set up."""
-    _unpack(place, "arm64", ["install", "--download-only", "--no-install-recommends", *PACKAGES], root)
+    unpack(place, "arm64", ["install", "--download-only", "--no-install-recommends", *PACKAGES], root)
     (root / "etc").mkdir(exist_ok=True)
     (root / "etc/machine-id").write_text(f"{MACHINE}\n")
-
-
-def _unpack(place: Path, architecture: str, words: list[str], root: Path) -> None:
-    """Unpack what apt gets, with lists of packages of its own and nothing installed."""
-    apt = place / "apt"
-    for folder in ("lists/partial", "archives/partial", "parts"):
-        (apt / folder).mkdir(parents=True)
-    (apt / "status").touch()
-    for file in Path("/etc/apt/sources.list.d").glob("debian*"):
-        (apt / "parts" / file.name).symlink_to(file)
-    options = {
-        "APT::Architecture": architecture,
-        "APT::Architectures": architecture,
-        "APT::Sandbox::User": "root",
-        "Dir::State": apt,
-        "Dir::State::status": apt / "status",
-        "Dir::Cache": apt,
-        "Dir::Etc::sourceparts": apt / "parts",
-    }
-    get = ["apt-get", "-q", "-y", *(word for name, value in options.items() for word in ("-o", f"{name}={value}"))]
-    _run(*get, "update")
-    _run(*get, *words, at=apt / "archives")
-    root.mkdir()
-    for package in sorted((apt / "archives").glob("*.deb")):
-        _run("dpkg-deb", "-x", str(package), str(root))
-    shutil.rmtree(apt)
 
 
 def _wheels(place: Path, root: Path) -> None:
     (interpreter,) = root.glob("usr/bin/python3.[0-9]*[0-9]")
     platforms = [f"--platform=manylinux_2_{minor}_aarch64" for minor in (28, 27, 17)]
-    _run(
+    run(
         sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", *platforms,
         "--platform=manylinux2014_aarch64", "--implementation=cp",
         f"--python-version={interpreter.name.removeprefix('python')}", "-d", str(place / "wheels"), *WHEELS,
@@ -98,13 +64,6 @@ def _wheels(place: Path, root: Path) -> None:
         with zipfile.ZipFile(wheel) as content:
             content.extractall(root / "site")
     shutil.rmtree(place / "wheels")
-
-
-def _run(*words: str, at: Path | None = None) -> str:
-    done = subprocess.run(
-        words, cwd=at, check=True, text=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=600
-    )
-    return done.stdout
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A real sshd on this machine, where one is installed (HTAS_SSHD or /usr/sbin/sshd): the same readings, over ssh."""
+"""A real sshd on this machine, where one is installed or can be got: the same readings, over ssh."""
 
 import json
 import os
@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import sshd
+from debian import Missing
 
 from htas.cli import main
 from htas.errors import UserError
@@ -24,9 +26,7 @@ from htas.graph.layer import Layer
 from htas.timing.remote.address import address
 from htas.timing.remote.device import Device, Graph, Settings
 
-SSHD = os.environ.get("HTAS_SSHD") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
-
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not SSHD, reason="no sshd is installed here")]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
 COMMANDS = re.findall(
@@ -40,6 +40,10 @@ COMMANDS = re.findall(
 @pytest.fixture
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An address of this machine, with keys of the test's own; its python3 is the one that runs the test."""
+    try:
+        words = sshd.command()
+    except Missing as error:
+        pytest.skip(str(error))
     for name in ("host", "key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)], check=True)
     with socket.socket() as free:
@@ -59,8 +63,7 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name in ("login", "python3", "ssh"):
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    assert SSHD
-    server = subprocess.Popen([*shlex.split(SSHD), "-D", "-e", "-f", str(tmp_path / "server")], stderr=subprocess.PIPE)
+    server = subprocess.Popen([*words, "-D", "-e", "-f", str(tmp_path / "server")], stderr=subprocess.PIPE)
     try:
         for _ in range(100):
             with socket.socket() as probe:
