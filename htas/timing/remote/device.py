@@ -396,7 +396,7 @@ class Device:
         loss: Lost | None = None
         losses: Counter[tuple[object, ...]] = Counter()
         while True:
-            began = time.monotonic()
+            began, outage = time.monotonic(), self.outage
             try:
                 if loss is not None or (self._pipe is None and self._facts is not None):
                     self._begin_again(loss)
@@ -406,7 +406,7 @@ class Device:
                 return work()
             except Lost as error:
                 loss = error
-                self.outage += time.monotonic() - began
+                self.outage = outage + time.monotonic() - began
                 self.close()
                 losses[self._request] += 1
                 if losses[self._request] == TRIES:

@@ -197,6 +197,15 @@ def test_an_agent_that_dies_in_the_middle_of_a_round_costs_that_round(lock: Path
         assert device.restarts == 1
 
 
+def test_the_clock_of_a_survey_stands_still_in_an_outage_and_never_goes_back(lock: Path):
+    with opened("dies") as device, device.connected():
+        mine = program(device)
+        before = device.now()
+        with pytest.raises(UserError, match="lost its agent 3 times"):
+            device.read([(mine, 1)], 0.0, 1)
+        assert before <= device.now() and device.restarts == 2
+
+
 def test_an_agent_that_is_killed_while_it_starts_is_started_again(lock: Path, tmp_path: Path):
     script = tmp_path / "start"
     script.write_text(
