@@ -59,15 +59,17 @@ def run(config: Config, folder: Path, command: str) -> tuple[Path, TextTable]:
     for number, job in enumerate(runs.values()):
         pipeline.begin(job, command, shown=not number)
     _survey(runs)
-    for job in runs.values():
-        ensure(job, DESIGN)
+    for name, job in runs.items():
+        with _about(name):
+            ensure(job, DESIGN)
     _at_once("calibrate", {name: job for name, job in runs.items() if not finished(job, CALIBRATE)})
     for name, job in runs.items():
         say(f"{name}: search, training and measuring")
         into(job.folder)
         share_base(job)
-        for stage in (SEARCH, TRAIN, MEASURE, REPORT):
-            ensure(job, stage)
+        with _about(name):
+            for stage in (SEARCH, TRAIN, MEASURE, REPORT):
+                ensure(job, stage)
     into(folder)
     networks = _networks(runs)
     for name, job in runs.items():
@@ -91,6 +93,15 @@ def report(config: Config, folder: Path, again: bool = False) -> tuple[Path, Tex
     for job in runs.values():
         ensure(job, REPORT, again)
     return _page(runs, folder, _command(folder))
+
+
+@contextmanager
+def _about(name: str) -> Iterator[None]:
+    """Raise a mistake with the name of the device in front."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 # -- the devices -------------------------------------------------------------------------------------------------------
@@ -259,9 +270,9 @@ def _page(runs: Mapping[str, Run], folder: Path, command: str) -> tuple[Path, Te
         networks.append(CrossedNetwork(row, home, predicted, {name: reading for name, (_, reading) in there.items()}))
     first, *_ = runs.values()
     write_json(folder / "command.json", {"command": command})
-    title = f"{first.config.family.title} on {listing(runs)}, {first.config.target.runtime}"
     devices = tuple(_device(name, job) for name, job in runs.items())
-    return write(DevicesReport(title, command, devices, tuple(networks)), folder)
+    family, runtime = first.config.family.title, first.config.target.runtime
+    return write(DevicesReport(family, runtime, command, devices, tuple(networks)), folder)
 
 
 def _command(folder: Path) -> str:

@@ -5,6 +5,7 @@ It is the paper's Table 5 across devices: does the network that was found for a 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import altair as alt
 
 from htas.files import write_record
 from htas.report._blocks import Answer, Block, Cell, Heading, Picture, Table, Text, plain_table, points
-from htas.report._draw import MARGIN, WIDTH, Spec, plot, spec, tooltip
+from htas.report._draw import MARGIN, WIDTH, Spec, filled, spec, tooltip
 from htas.report._names import family_name
 from htas.report._page import publish
 from htas.report._style import BLUE, FAINT, INK, RED, RULE, SKY
@@ -78,13 +79,14 @@ class CrossedNetwork:
 class DevicesReport:
     """devices.json: everything that the page shows."""
 
-    title: str
+    family: str
+    """`cifar_resnet:20`."""
+    runtime: str
     command: str
     """The command that repeats it."""
     devices: tuple[SurveyedDevice, ...]
     networks: tuple[CrossedNetwork, ...] = ()
     """The base network first; none before the searches are finished."""
-    remarks: tuple[str, ...] = ()
 
 
 def write(report: DevicesReport, folder: Path) -> tuple[Path, TextTable]:
@@ -92,8 +94,7 @@ def write(report: DevicesReport, folder: Path) -> tuple[Path, TextTable]:
 
     Raises UserError where the folder cannot be written.
     """
-    (base,) = {network.result.family for network in report.networks if not network.home} or {""}
-    title = report.title.replace(base, family_name(base)) if base else report.title
+    title = f"{family_name(report.family)} on {_names(report)}, {report.runtime}"
     path = publish(title, _content(report), folder, NAME)[0]
     write_record(folder / f"{NAME}.json", report)
     return path, summary(report)
@@ -208,8 +209,8 @@ def _content(report: DevicesReport) -> list[Block]:
         Heading("Latency curves"),
         ABOUT,
         *_staircases(report),
-        Heading("Doubts and remarks"),
-        points([*doubts, *(("", remark) for remark in report.remarks)]),
+        Heading("Doubts"),
+        points(doubts),
         Heading("The devices"),
         plain_table(
             ("what", *names),
@@ -276,31 +277,52 @@ def _staircases(report: DevicesReport) -> list[Picture]:
 
 
 def _side_by_side(panels: Sequence[tuple[str, CurveRecord]]) -> Spec:
-    return spec(alt.concat(*(_panel(name, curve) for name, curve in panels), columns=2))
+    """m(x) with the widths chosen, in ms, a panel for each device."""
+    rows = {
+        f"{what}-{number}": each
+        for number, (_, curve) in enumerate(panels)
+        for what, each in _curve_rows(curve).items()
+    }
+    return filled(_empty(tuple(name for name, _ in panels)), rows)
 
 
-def _panel(name: str, curve: CurveRecord) -> Any:
-    """m(x) with the widths chosen, in ms."""
+def _curve_rows(curve: CurveRecord) -> dict[str, list[dict[str, float]]]:
+    """Every width; those chosen; the base width; the ends of groups."""
     measured = curve.measured
     errors = measured.errors or (0.0,) * len(measured.widths)
-    rows = [
-        {
+    rows = {
+        width: {
             "width": width, "latency": 1e3 * seconds, "low": 1e3 * (seconds - 2 * error),
-            "high": 1e3 * (seconds + 2 * error), "selected": width in curve.choices["hardware"],
+            "high": 1e3 * (seconds + 2 * error),
         }
         for width, seconds, error in zip(measured.widths, measured.seconds, errors, strict=True)
-    ]  # fmt: skip
+    }  # fmt: skip
+    return {
+        "widths": list(rows.values()),
+        "best": [rows[width] for width in curve.choices["hardware"]],
+        "base": [rows[curve.base]],
+        "edges": [{"edge": last + 0.5} for _, last in curve.groups[:-1]],
+    }
+
+
+@cache
+def _empty(names: tuple[str, ...]) -> Spec:
+    """The panels of these devices without rows: Altair is slow."""
+    return spec(alt.concat(*(_panel(number, name) for number, name in enumerate(names)), columns=2))
+
+
+def _panel(number: int, name: str) -> Any:
+    widths, best, base, edges = (
+        alt.Chart(alt.NamedData(f"{what}-{number}")) for what in ("widths", "best", "base", "edges")
+    )
     x = alt.X("width:Q", title="width, output channels", scale=alt.Scale(nice=False, padding=8))
     y = alt.Y("latency:Q", title="latency, ms", scale=alt.Scale(zero=False, padding=14))
     details = tooltip("width:Q", ("latency:Q", "measured, ms", ".5f"))
-    edges = plot([{"edge": last + 0.5} for _, last in curve.groups[:-1]])
-    best = plot(row for row in rows if row["selected"])
-    base = plot(row for row in rows if row["width"] == curve.base)
     return alt.layer(
         edges.mark_rule(color=RULE, strokeDash=[3, 3]).encode(alt.X("edge:Q", title="width, output channels")),
-        plot(rows).mark_area(color=SKY, opacity=0.25).encode(x, alt.Y("low:Q", title="latency, ms"), alt.Y2("high:Q")),
-        plot(rows).mark_line(color=FAINT, strokeWidth=1).encode(x, y),
-        plot(rows).mark_point(filled=True, size=26, opacity=1, color=BLUE).encode(x, y, tooltip=details),
+        widths.mark_area(color=SKY, opacity=0.25).encode(x, alt.Y("low:Q", title="latency, ms"), alt.Y2("high:Q")),
+        widths.mark_line(color=FAINT, strokeWidth=1).encode(x, y),
+        widths.mark_point(filled=True, size=26, opacity=1, color=BLUE).encode(x, y, tooltip=details),
         base.mark_point(size=150, strokeWidth=1.8, color=INK).encode(x, y, tooltip=details),
         best.mark_point(filled=True, shape="diamond", size=80, opacity=1, color=RED).encode(x, y, tooltip=details),
         best.mark_text(color=RED, dy=-10).encode(x, y, alt.Text("width:Q")),

@@ -58,7 +58,11 @@ def device(name: str, widths: tuple[int, ...] = (2, 4), certain: tuple[float, ..
 
 def page(*networks: CrossedNetwork) -> DevicesReport:
     return DevicesReport(
-        "both", "htas run", (device("pi"), device("jetson")), (crossed("", 9, pi=9, jetson=9), *networks)
+        "cifar_resnet:8",
+        "onnxruntime",
+        "htas run",
+        (device("pi"), device("jetson")),
+        (crossed("", 9, pi=9, jetson=9), *networks),
     )
 
 
@@ -83,7 +87,7 @@ def test_a_page_says_whether_each_device_is_fastest_with_its_own_network() -> No
 
 
 def test_groups_with_the_same_width_everywhere_are_counted() -> None:
-    report = DevicesReport("", "", (device("a"), device("b", (2, 3), (1.0, 0.5)), device("c")))
+    report = DevicesReport("", "", "", (device("a"), device("b", (2, 3), (1.0, 0.5)), device("c")))
     assert alike(report) == (
         "The best width is the same on a, b and c in 1 of 2 groups, and in 1 of the 1 that are decided on all of them."
     )
