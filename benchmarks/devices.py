@@ -102,7 +102,7 @@ def kill(pid: int, count: int) -> None:
             agents = [child for child in below if "htas-agent" in " ".join(child.cmdline())]
         except psutil.Error:
             continue
-        for agent in agents[-1:]:
+        for agent in rng.sample(agents, min(1, len(agents))):  # or what connects to it
             agent.kill()
             count -= 1
     if count:

@@ -18,6 +18,8 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
+from typing import BinaryIO
 
 HERE, THERE, PORT = "10.77.0.1", "10.77.0.2", 7777
 TUNSETIFF, TUN, NO_INFORMATION = 0x400454CA, 1, 0x1000
@@ -84,28 +86,30 @@ def relay(one: int, other: int, delay: float, loss: float, bits: float) -> None:
             lines[file].take(os.read(file, MOST), time.monotonic())
 
 
-def serve(channel: socket.socket, command: list[str]) -> None:
+def serve(channel: socket.socket, command: list[str]) -> int:
     """The other end: its device goes to the relay, and the command gets the first connection."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # as the parent ends
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     file = device(THERE, HERE)
     with socket.create_server((THERE, PORT)) as server:
         socket.send_fds(channel, [b"ready"], [file])
         os.close(file)
         connection, _ = server.accept()
-    process = subprocess.Popen(command, stdin=connection, stdout=connection)
-    try:
-        sys.exit(process.wait())
-    finally:
-        process.kill()
-        connection.close()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdin and process.stdout
+        threading.Thread(target=pump, args=(connection.fileno(), process.stdin), daemon=True).start()
+        while chunk := process.stdout.read(MOST):
+            connection.sendall(chunk)
+    connection.close()
+    return process.returncode
 
 
-def pump(source: int, connection: socket.socket) -> None:
-    """What comes in goes to the other end, until it closes."""
-    while chunk := os.read(source, MOST):
-        connection.sendall(chunk)
-    connection.shutdown(socket.SHUT_WR)
+def pump(source: int, sink: BinaryIO) -> None:
+    """What comes in goes on, until it ends."""
+    with suppress(OSError), sink:
+        while chunk := os.read(source, MOST):
+            view = memoryview(chunk)
+            while view:
+                view = view[sink.write(view) :]
 
 
 def main(delay: float, loss: float, bits: float, command: list[str]) -> int:
@@ -119,12 +123,16 @@ def main(delay: float, loss: float, bits: float, command: list[str]) -> int:
     threading.Thread(target=relay, args=(mine, theirs, delay, loss, bits), daemon=True).start()
     connection = socket.create_connection((THERE, PORT))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    threading.Thread(target=pump, args=(0, connection), daemon=True).start()
-    while chunk := connection.recv(MOST):
-        view = memoryview(chunk)
-        while view:
-            view = view[os.write(1, view) :]
+    threading.Thread(target=send, args=(connection,), daemon=True).start()
+    pump(connection.fileno(), os.fdopen(1, "wb", buffering=0))
     return server.wait(CLOSING)
+
+
+def send(connection: socket.socket) -> None:
+    """What comes in goes to the other end, until it ends."""
+    while chunk := os.read(0, MOST):
+        connection.sendall(chunk)
+    connection.shutdown(socket.SHUT_WR)
 
 
 if __name__ == "__main__":
@@ -132,7 +140,7 @@ if __name__ == "__main__":
         case ["try"]:
             device(HERE, THERE)
         case ["serve", file, *words]:
-            serve(socket.socket(fileno=int(file)), words)
+            sys.exit(serve(socket.socket(fileno=int(file)), words))
         case ["inside", delay, loss, bits, *words]:
             sys.exit(main(float(delay), float(loss), float(bits), words))
         case words:
