@@ -48,17 +48,18 @@ def tables(results: Sequence[Result], queue: Mapping[str, Any], folder: Path) ->
             for file in options.get("archs", ())
             for name, arch in json.loads((folder / file).read_text())["archs"].items()
         }
+        took = latencies(folder / group.partition("-")[2] / "latencies.json", group)
         lines: list[list[str]] = []
         ranked: list[list[str]] = []
         for arm, seeds in planned.items():
             if not any(each["arm"] == arm for each in own):
                 continue
             arch = archs.get(options.get("arms", {}).get(arm, {}).get("arch", arm).format(seed=min(seeds)), {})
-            cells = line(arm, [each for each in own if each["arm"] == arm], len(seeds), arch, own)
+            cells = line(arm, [each for each in own if each["arm"] == arm], len(seeds), arch, own, took)
             (lines if arm in options.get("arms", {}) else ranked).append(cells)
         done = sum(1 for each in own if each["accuracy"] is not None)
-        heads = ("arm", "accuracy, %", "less base", "predicted, over the base", "multiply-adds", "parameters",
-                 "training loss", "CPU minutes", "trainings")  # fmt: skip
+        heads = ("arm", "accuracy, %", "less base", "predicted, over the base", "measured", "multiply-adds",
+                 "parameters", "training loss", "CPU minutes", "trainings")  # fmt: skip
         parts.append(f"### {group}: {done} of {sum(map(len, planned.values()))}\n\n{options['title']}\n")
         if lines:
             parts.append(table(heads, lines))
@@ -115,7 +116,18 @@ def tau(values: Mapping[str, float], reached: Mapping[str, float], arms: Sequenc
     return f"{of(arms):.2f} ({again[25]:.2f} to {again[974]:.2f})"
 
 
-def line(arm: str, own: Sequence[Result], planned: int, arch: Mapping[str, Any], group: Sequence[Result]) -> list[str]:
+def latencies(path: Path, group: str) -> dict[str, float]:
+    """By unit, over the base network's, measured in one run; empty where they are not."""
+    content = json.loads(path.read_text()) if path.exists() else {}
+    if content.get("group") != group:
+        return {}
+    return {name: each["ratio"] for name, each in content["over_base"].items()}
+
+
+def line(
+    arm: str, own: Sequence[Result], planned: int, arch: Mapping[str, Any], group: Sequence[Result],
+    took: Mapping[str, float],
+) -> list[str]:  # fmt: skip
     """Of an arm; `less base` is the mean difference from the base network of the same seeds, which learns from none."""
     known = [each for each in own if each["accuracy"] is not None]
     base = {each["seed"]: each["accuracy"] for each in group if each["arm"] == "base"}
@@ -127,6 +139,7 @@ def line(arm: str, own: Sequence[Result], planned: int, arch: Mapping[str, Any],
         mean([100 * each["accuracy"] for each in known]),
         mean([100 * each for each in less], "{:+.2f}"),
         f"{arch['predicted_over_base']:.3f}" if arch else EMPTY,
+        mean([took[each["name"]] for each in own if each["name"] in took], "{:.3f}"),
         f"{first['macs'] / 1e6:.1f} M" if first else EMPTY,
         f"{first['params'] / 1e6:.3f} M" if first else EMPTY,
         mean([each["epochs"][-1][1] for each in known if each["epochs"]], "{:.3f}"),
