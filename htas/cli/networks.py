@@ -144,11 +144,12 @@ def _json(figures: "Figures") -> JsonObject:
             "median": latency.median * 1e3,
             "min": latency.minimum * 1e3,
             "spread": latency.spread * 1e3,
+            "doubts": latency.doubts,
         },
         "mmacs": figures.macs / 1e6,
         "mparams": figures.params / 1e6,
         **{
-            name: {"estimate": each.estimate, "error": each.error, "unit": each.unit}
+            name: {"estimate": each.estimate, "error": each.error, "unit": each.unit, "doubts": each.doubts}
             for name, each in figures.others.items()
         },
     }

@@ -249,10 +249,23 @@ def test_networks_are_measured_by_name_as_json(calls: Calls, capsys: pytest.Capt
             "median": 5.0,
             "min": 4.0,
             "spread": pytest.approx(1.0),
+            "doubts": list(Measurement((0.004, 0.005, 0.006), "s").doubts),
         },
         "mmacs": pytest.approx(69.124736),
         "mparams": pytest.approx(0.466906),
     }
+
+
+def test_doubts_are_in_the_json(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noisy = Measurement((0.004, 0.005, 0.006), "s", remarks=("other processes ran",))
+    figures = [networks.Figures("my.onnx", "onnxruntime", noisy, 1, 1, others={"energy": noisy})]
+    monkeypatch.setattr(networks, "measure_networks", lambda *args: figures)
+    assert cli.main(["measure", "my.onnx", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    doubts = list(noisy.doubts)
+    assert doubts[0] == "other processes ran" and row["latency_ms"]["doubts"] == row["energy"]["doubts"] == doubts
 
 
 def test_networks_are_measured_by_name_as_a_table(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
