@@ -27,6 +27,8 @@ APP = cyclopts.App(
     help_format="plaintext",
     help_formatter="plain",
 )
+HOST = ("--host", "--target.host")
+"""Where networks run: of two the last alone would be measured."""
 for order, verb in enumerate(VERBS.values()):
     APP.command(verb, sort_key=order, help_epilogue="")
 APP["--help"].group = APP["--version"].group = "Options"
@@ -37,6 +39,8 @@ def call(argv: Sequence[str]) -> None:
     verb = argv[0] if argv else ""
     if verb and not verb.startswith("-") and verb not in VERBS:
         raise UserError(text.no_such("verb", verb, VERBS))
+    if sum(word.partition("=")[0] in HOST for word in argv) > 1:
+        raise UserError(f"{' and '.join(HOST)} are one option, given twice; name several devices with commas between")
     overrides, words = split_overrides(argv) if verb in CONFIGURED else ([], list(argv))
     if verb == "doctor":  # it has no configuration, and the options of its target have their names in one, too
         words = [word.replace("--target.", "--", 1) if word.startswith("--target.") else word for word in words]

@@ -41,7 +41,11 @@ def measure(
     if len(networks) == 1 and is_run(networks[0]):
         if flags or json:
             name = flags[0] if flags else "json"
-            raise UserError(f"a run is measured as its configuration says, so leave out --{name}")
+            elsewhere = "; to measure its network elsewhere, write it by htas export, and measure that .onnx file"
+            raise UserError(
+                f"a run is measured as its configuration says, so leave out --{name}"
+                f"{elsewhere if name == 'host' else ''}"
+            )
         ensure_stage("measure", open_run(Path(networks[0]), overrides, out), again)
         return
     if overrides or out or again:

@@ -77,13 +77,16 @@ def _surveys(opened: "Store", json: bool) -> text.TextTable | str:
     if not surveys:
         return f"no measurements in {opened.path}"
     settings = ("device", "runtime", "precision", "batch", "threads")
-    rows: list[tuple[str, ...]] = [("survey", "metric", "date (UTC)", "place", *settings, "layers", "doubtful")]
+    rows: list[tuple[str, ...]] = [
+        ("survey", "metric", "date (UTC)", "machine", "place", *settings, "layers", "doubtful")
+    ]
     for each in surveys:
         date = each.date[:16].replace("T", " ")
         where = (each.context.get(name, text.NONE) for name in settings)
         counts = (str(each.layers), str(each.doubtful))
-        rows.append((each.survey, each.metric, date, each.place, *where, *counts))
-    return text.TextTable(rows, 7)
+        machine = each.context.get("measured on") or each.context.get("processor", text.NONE)
+        rows.append((each.survey, each.metric, date, machine, each.place, *where, *counts))
+    return text.TextTable(rows, 8)
 
 
 def _survey(opened: "Store", name: str, json: bool) -> text.TextTable | str:

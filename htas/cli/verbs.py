@@ -109,6 +109,8 @@ def transfer(
     changes = overrides if host is None else [*overrides, f"--target.host={host}"]
     settings, folder = read_source(run, (), None)
     other, _ = read_source(run, changes, None)
+    if run.is_dir() and other.target == settings.target and settings.target.host and host is not None:
+        raise UserError(f"{run} was surveyed on {host} itself; name another device with --host, or run htas run {run}")
     if not run.is_dir() or other.target == settings.target:
         raise UserError(
             "htas transfer needs the folder of a run and another device: htas transfer RUN --host ssh://user@board"

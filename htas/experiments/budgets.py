@@ -71,7 +71,7 @@ def sweep(config: Config, folder: Path, plan: SweepPlan, command: str) -> tuple[
     rows = _measured(runs, folder)
     first_run, name = runs[budgets[0]], config.design.spaces[0]
     swept = Report(
-        title=f"{config.family.title} on {config.names['data']}, {config.target.device}, {config.target.runtime}: "
+        title=f"{config.family.title} on {config.data.name}, {config.target.device}, {config.target.runtime}: "
         f"{len(runs)} budgets",
         command=command,
         results=rows,
@@ -79,7 +79,7 @@ def sweep(config: Config, folder: Path, plan: SweepPlan, command: str) -> tuple[
         searches=tuple(replace(job.search(name), space=text) for text, job in runs.items()),
         machine=read_json(first_run.folder / "environment.json"),
         config=config.toml(),
-        dataset=config.names["data"],
+        dataset=config.data.name,
         stages={"measure": read_record(folder / "sweep.json", StageHeader).took},
         test_images=read_record(first_run.folder / "networks.json", NetworksRecord).test_images,
     )

@@ -70,7 +70,7 @@ def compare(
         f"{name}, seed {seed}: {each.result.outside}" for (name, seed), each in there.items() if each.result.outside
     ]
     job = comparison.jobs[names[0], 0]
-    title = f"{job.config.family.title} on {job.config.names['data']}, {plural(seeds, 'seed')}"
+    title = f"{job.config.family.title} on {job.config.data.name}, {plural(seeds, 'seed')}"
     facts = {name: str(value) for name, value in {**where, **dataclasses.asdict(job.target)}.items()}
     lines = TextTable(table(there, names, seeds, against), 1, after=notes, marked=[against])
     path = page(title, lines, dots(there), FIGURES, facts, every(there, job.network), folder)

@@ -58,6 +58,10 @@ def run(config: Config, folder: Path, command: str) -> tuple[Path, TextTable]:
     runs = _arranged(config, folder)
     for number, job in enumerate(runs.values()):
         pipeline.begin(job, command, shown=not number)
+    say(
+        f"that is for each of {len(runs)} devices: surveys and calibrations at the same time, searches and trainings "
+        "one after the other; the base network is trained once"
+    )
     _survey(runs)
     for name, job in runs.items():
         with _about(name):

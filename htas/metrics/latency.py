@@ -14,8 +14,10 @@ from htas.errors import UserError, need_least
 from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, OnRound, Pending
 from htas.runtimes import Program, Runtime, open_runtime
+from htas.text import plural
 from htas.timing.bench import Bench, Call, Readings
 from htas.timing.measurement import BLOCKS, LOW, Measurement
+from htas.timing.target import Target
 
 if TYPE_CHECKING:
     from htas.cost.model import CostModel
@@ -88,7 +90,12 @@ class Latency(Metric):
         def measurements(readings: Sequence[Readings], remarks: tuple[str, ...] = ()) -> dict[Case, Measurement]:
             return {
                 case: Measurement(
-                    each.seconds, self.unit, context, survey, each.levels, (*remarks, *too_short(each, timer.shortest))
+                    each.seconds,
+                    self.unit,
+                    context,
+                    survey,
+                    each.levels,
+                    (*remarks, *too_short(each, timer.shortest, self.reading)),
                 )
                 for case, each in calls.of_cases(readings).items()
             }
@@ -117,7 +124,7 @@ class Latency(Metric):
                 pending=open_calls if pending is not None else None,
                 on_round=heard,
             )
-            remarks = watch.remarks()
+            remarks = (*watch.remarks(), *crowded(self.target))
             context |= watch.context()
         return measurements(readings, remarks)
 
@@ -203,11 +210,21 @@ def increment(chain: Readings, without: Readings) -> Readings:
     return Readings(tuple((np.concatenate(parts) * np.asarray(chain.levels)).tolist()), chain.levels, chain.lasted)
 
 
-def too_short(readings: Readings, shortest: float) -> tuple[str, ...]:
-    """A remark if readings last less than half of `shortest`, the seconds that the clock needs."""
+def crowded(target: Target) -> tuple[str, ...]:
+    """A remark if threads must share cores; each waits for the others there."""
+    cores = len(target.affinity()) if target.device == "cpu" else 0
+    if not 0 < cores < target.threads:
+        return ()
+    return (f"{target.threads} threads shared {plural(cores, 'core')}; set target.threads to {cores} or fewer",)
+
+
+def too_short(readings: Readings, shortest: float, asked: float) -> tuple[str, ...]:
+    """A remark if readings last less than half of `shortest`, the seconds that the clock needs; `asked` were at least
+    as many as a reading should last, 0 for as short as the clock allows."""
     if readings.lasted >= shortest / 2:
         return ()
-    return (
-        f"readings lasted less than {1e6 * shortest / 2:g} us, which this clock cannot tell well; leave survey.reading "
-        f"at 0, or give it at least {shortest:g} s",
-    )
+    if 0 < asked < shortest:
+        remedy = f"leave survey.reading at 0, or give it at least {shortest:g} s"
+    else:
+        remedy = "its speed changed within a round; measure again on a quieter machine"
+    return (f"readings lasted less than {1e6 * shortest / 2:g} us, which this clock cannot tell well; {remedy}",)

@@ -198,7 +198,7 @@ def _content(report: DevicesReport) -> list[Block]:
             Text(FIGURES),
         ]
     names = [device.name for device in report.devices]
-    facts = dict.fromkeys(what for device in report.devices for what in device.facts)
+    facts = dict.fromkeys(what for device in report.devices for what in device.facts if what != "host")
     doubts = [(device.name, doubt) for device in report.devices for doubt in (*device.doubts, device.decided)]
     return [
         *networks,

@@ -14,6 +14,7 @@ from htas.console.progress import progress, shares
 from htas.files import __version__
 from htas.formats.onnx_file import OnnxFile
 from htas.graph import Arch, Network, resize, trace
+from htas.graph.modes import evaluating
 from htas.metrics import Metric
 from htas.metrics.latency import MAX_ROUNDS, Latency
 from htas.models import ModelFamily
@@ -42,6 +43,15 @@ def build(name: str, classes: int) -> nn.Module:
         return tas(named)
     kind: type[Any] = find(models, ModelFamily, named.family)
     network: nn.Module = kind(**named.values).build(classes)
+    return network
+
+
+def sized(network: nn.Module, target: Target) -> nn.Module:
+    """The network; one with lazy layers has been run once, on the target's inputs, so that these have their sizes."""
+    lazy = nn.modules.lazy.LazyModuleMixin
+    if any(isinstance(part, lazy) and part.has_uninitialized_params() for part in network.modules()):
+        with evaluating(network), torch.no_grad():
+            network(*target.example())
     return network
 
 
@@ -95,7 +105,10 @@ def measure_networks(
             open_runtime(one)  # raises UserError where the device lacks it
         return [each for one in targets for each in measure_networks(names, one, rounds, classes, others)]
     meters = {name: find(metrics, Metric, name)(target) for name in others}  # type: ignore[type-abstract]
-    modules = [OnnxFile(Path(name), target.batch) if name.endswith(".onnx") else build(name, classes) for name in names]
+    modules = [
+        OnnxFile(Path(name), target.batch) if name.endswith(".onnx") else sized(build(name, classes), target)
+        for name in names
+    ]
     # these first, as a machine without a meter is refused
     readings = {name: measured(meter, modules, f"{name}, %") for name, meter in meters.items()}
     latencies = measured(Latency(target, rounds=rounds), modules, "measure, %")
@@ -110,7 +123,7 @@ def inspect_named(name: str, target: Target, classes: int, folder: Path) -> tupl
     """`inspect` of a network by name, for images of the target's shape."""
     target.check()
     torch.manual_seed(0)
-    network = trace(build(name, classes), target.example())
+    network = trace(sized(build(name, classes), target), target.example())
     return inspect(network, target, name, folder)
 
 

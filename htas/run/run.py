@@ -74,7 +74,7 @@ class Run:
         config, split = self.config, self.config.split
         key = digest(config.names["data"], config.values("data"), config.values("split"), config.seed, self.device)
         if key not in self.sources.data:
-            say(f"reading {config.names['data']}")
+            say(f"reading {config.data.name}")
             self.sources.data[key] = datasets.load(
                 config.data, device=self.device, validation=split.validation, seed=config.seed, limit=split.limit
             )

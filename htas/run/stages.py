@@ -293,14 +293,14 @@ def _report(run: Run, again: bool) -> None:
     untrained = (run_rows.base_row(run), *(run_rows.searched_row(run, each) for each in searches))
     calibration = read_record(folder / "cost.json", CalibrationRecord) if present["calibrate"] else None
     made_report = Report(
-        title=f"{config.family.title} on {config.names['data']}, {config.target.device}, {config.target.runtime}",
+        title=f"{config.family.title} on {config.data.name}, {config.target.device}, {config.target.runtime}",
         command=read_json(command)["command"] if command.exists() else "htas run config.toml",
         results=networks[0].results if networks else untrained,
         curves=run.design.curves if present["design"] else (),
         searches=tuple(searches),
         machine=read_json(folder / "environment.json"),
         config=config.toml(),
-        dataset=config.names["data"],
+        dataset=config.data.name,
         stages=seconds,
         remarks=(*run.survey.doubts, *(f"Not in this report: {why}." for why in missing)),
         test_images=networks[-1].test_images if networks else 0,
@@ -356,6 +356,12 @@ def export_network(folder: Path, suffix: str, network: str = "", file: Path | No
     """Write a trained network for another runtime; its path, which ends in `suffix`, and the largest absolute
     difference from PyTorch."""
     config = load(folder / "config.toml")
+    if len(config.target.hosts) > 1:
+        found = sorted(str(each.parent) for each in folder.glob("*/networks.json"))
+        raise UserError(
+            f"{folder} holds the runs of {len(config.target.hosts)} devices; name the folder of one: "
+            f"{listing(found) or 'none is trained yet'}"
+        )
     run = Run(config, folder)
     need(run, TRAIN)
     rows = {row.name: row for row in _trained(run).results}

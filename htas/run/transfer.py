@@ -105,7 +105,8 @@ def transfer(source: Run, run: Run, number: int = MOST, again: bool = False) -> 
         with progress(f"{plural(len(archs), 'network')} on {_device(run)}, %", 100) as bar:
             measured = whole(run.network, archs, metric, shares(bar))
         fitted = fit_elsewhere(run.network, calibration, before, measured)
-        return TransferRecord(_device(source), _device(run), fitted, tuple(before), holds(fitted, before))
+        here, there = _device(source), _device(run, beside=source.target.host)
+        return TransferRecord(here, there, fitted, tuple(before), holds(fitted, before))
 
     record = stored(path, key, TransferRecord, judge)
     if not record.can:
@@ -139,10 +140,12 @@ def _write(source: Run, run: Run, calibration: CalibrationRecord, record: Transf
     say(f"transfer: next: htas run {run.folder}")
 
 
-def _device(run: Run) -> str:
-    """The device of a run in words: `board (Cortex-A72)`; for this machine the name of the run's folder."""
+def _device(run: Run, beside: str = "") -> str:
+    """The device of a run in words: `board (Cortex-A72)`; for this machine the name of the run's folder. It is called
+    otherwise than the host `beside`."""
     machine: Mapping[str, object] = read_json(run.folder / "environment.json")["machine"]
-    (name,) = short_names([run.target.host]) if run.target.host else (run.folder.resolve().name,)
+    hosts = [*filter(None, [beside]), run.target.host]
+    name = short_names(hosts)[-1] if run.target.host else run.folder.resolve().name
     return f"{name} ({machine['processor']})"
 
 

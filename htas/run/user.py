@@ -119,6 +119,12 @@ class UserData(Dataset):
     _parts: ClassVar[Parts | None] = None
     """Training items, validation items and task. No field, since a configuration is only text."""
 
+    @property
+    def name(self) -> str:
+        """In a report: the class of the items, where it is the user's own."""
+        kind = self.key.rpartition("-")[0]
+        return "the given data" if hasattr(torch.utils.data, kind) else kind
+
     @staticmethod
     def of(
         train: Any, test: Any, classes: int, shapes: tuple[Shape, ...], task: Task = CLASSIFY,

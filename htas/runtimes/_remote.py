@@ -133,6 +133,7 @@ class RemoteRuntime(WrittenRuntime):
 
     def load(self, written: Written) -> Program:
         """The program, opened there and warmed up."""
+        self.target.check_memory(self.device.facts.available, f"the device {self.device}")
         layout, half = written.layout, self.target.precision == "fp16"
         settings = Settings(
             self.target.threads, self.writer.spinning, RemoteTimer.shortest, Bench.warmup, self.engine, half

@@ -133,12 +133,12 @@ class CachedMetric(Metric):
 
     def _keep(self, readings: Mapping[Case, Measurement]) -> None:
         steady = tuple(np.divide(readings[ANCHOR].values, readings[ANCHOR].levels or 1.0).tolist())
-        try:  # a layer that takes next to nothing may have readings that cannot be stored
+        try:
             self.store.add(
                 [
                     Entry(self.place, self.name, case.key, reading, steady, reading.doubts)
                     for case, reading in readings.items()
-                    if isinstance(case, Layer)
+                    if isinstance(case, Layer) and Entry.storable(reading)
                 ]
             )
         except UserError as error:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
@@ -62,9 +62,18 @@ class Entry:
         context = self.measurement.context
         if not all(isinstance(each, str) for each in (*context, *context.values())):
             raise UserError(f"the context of a stored measurement must be words by name, got {context}")
-        if not all(0 < each < inf for each in (*self.measurement.values, *self.measurement.levels, *self.anchor)):
-            raise UserError(f"readings must be finite and above 0 to be stored, got others for {self.layer}")
+        above = (*self.measurement.levels, *self.anchor)  # one reading of a chain may lie below the rest of it
+        if not (all(map(isfinite, self.measurement.values)) and all(0 < each < inf for each in above)):
+            raise UserError(f"readings must be finite, and levels above 0, to be stored, got others for {self.layer}")
+        if not self.storable(self.measurement):
+            raise UserError(f"the estimate of readings must be above 0 to be stored, it is not for {self.layer}")
         object.__setattr__(self, "date", _in_utc(self.date))
+
+    @staticmethod
+    def storable(measurement: Measurement) -> bool:
+        """Whether readings have a latency that others can be compared with; a layer that takes next to nothing may
+        have none, as the increment of a chain."""
+        return all(each > 0 for each in measurement.values) or measurement.estimate > 0
 
     @property
     def survey(self) -> str:

@@ -4,6 +4,7 @@ import os
 import platform
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from math import prod
 from typing import TYPE_CHECKING, Literal, get_args
 
 from htas.errors import UserError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+COPIES = 3
+"""Times that memory must hold the inputs of a batch, at least."""
 Value = bool | int | float | str
 """Types of a runtime's options."""
 
@@ -84,10 +87,26 @@ class Target:
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
 
     def example(self) -> "tuple[Tensor, ...]":
-        """Random inputs, [batch, *shape] for each of `shapes`, fp32 on the CPU."""
+        """Random inputs, [batch, *shape] for each of `shapes`, fp32 on the CPU.
+
+        Raises UserError where this machine's memory cannot have them twice with as many outputs of a layer.
+        """
+        import psutil
         import torch
 
+        self.check_memory(psutil.virtual_memory().available, "this machine")
         return tuple(torch.randn(self.batch, *shape) for shape in self.shapes)
+
+    def check_memory(self, available: int, whose: str) -> None:
+        """Raise UserError where so many bytes are too few for a batch: its inputs, their copy for a runtime, and what a
+        first layer makes of them."""
+        needed = 4 * self.batch * sum(map(prod, self.shapes))
+        if COPIES * needed > available:
+            raise UserError(
+                f"the inputs of a batch of {self.batch} are {needed / 1e9:.3g} GB, and {whose} has "
+                f"{available / 1e9:.3g} GB of memory left, which must hold them, a copy and what layers make of them; "
+                "lower target.batch"
+            )
 
     def facts(self) -> dict[str, str]:
         """Every field in words."""

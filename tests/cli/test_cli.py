@@ -295,6 +295,15 @@ def test_networks_are_measured_by_name_as_a_table(calls: Calls, capsys: pytest.C
             "measure cifar_resnet:32 --target.batch=2",
             "--target.batch=2 is for measuring a run, and 'cifar_resnet:32' is neither a folder nor a TOML file",
         ),
+        (
+            "measure some.toml --host ssh://pi@board",
+            "a run is measured as its configuration says, so leave out --host; to measure its network elsewhere, write "
+            "it by htas export, and measure that .onnx file",
+        ),
+        (
+            "measure cifar_resnet:32 --host ssh://pi@board --host=ssh://jetson",
+            "--host and --target.host are one option, given twice; name several devices with commas between",
+        ),
         ("measure cifar_resnet:32 --rounds 0", "--rounds and --classes must be 1 or more, got 0 and 10"),
     ],
 )
@@ -330,6 +339,7 @@ def stored(outputs: int, survey: str, hour: int) -> Entry:
     """A layer of a survey at so many o'clock."""
     key = Layer("conv", 3, outputs, (32, 32), (3, 3), padding=(1, 1), norm=True, activation="relu").key
     context = {"device": "cpu", "runtime": "eager", "precision": "fp32", "batch": "4", "threads": "2"}
+    context |= {"measured on": "board (1234)", "processor": "Cortex-A72"}
     remarks = ("contention; stop other work",) if survey == "aaa" else ()
     readings = Measurement((0.001, 0.002, 0.003), "s", context, survey, remarks=remarks)
     doubts = ("drift; wait",) if outputs == 32 else ()
@@ -343,9 +353,9 @@ def columns(line: str) -> list[str]:
 def test_the_surveys_of_the_store_are_listed(kept: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["store", "ls"]) == 0
     head, new, old = capsys.readouterr().out.splitlines()
-    titles = "survey metric date place device runtime precision batch threads layers doubtful"
+    titles = "survey metric date machine place device runtime precision batch threads layers doubtful"
     assert head.replace(" (UTC)", "").split() == titles.split()
-    where = ["f00d", "cpu", "eager", "fp32", "4", "2"]
+    where = ["board (1234)", "f00d", "cpu", "eager", "fp32", "4", "2"]
     assert columns(new) == ["bbb", "latency", "2026-11-23 02:30", *where, "1", "0"]
     assert columns(old) == ["aaa", "latency", "2026-11-23 01:30", *where, "2", "2"]
     assert len(head) == len(new) == len(old)

@@ -34,6 +34,10 @@ from htas.timing.measurement import Measurement
 FAKES = Path(__file__).parents[1] / "timing" / "remote" / "fakes.py"
 
 
+NAME = Path(sys.executable).name
+"""What the first device is called by."""
+
+
 def host(folder: Path, name: str, *words: str) -> str:
     """An agent of this machine with a lock of its own."""
     return f"exec:{shlex.join(['env', f'HTAS_LOCK={folder / name}', sys.executable, *words])}"
@@ -147,22 +151,22 @@ def test_each_planted_device_is_fastest_with_its_own_network(planted: str, tmp_p
     assert one.choices["hardware"] == (8, 16, 24, 32, 40, 48, 56, 64)
     assert other.choices["hardware"] == (8, 12, 24, 32, 36, 48, 56, 60)  # the widest of a group with no step within
     base, first, second = report.networks
-    assert (base.home, first.home, second.home) == ("", "env", "env-2")
-    for network, name in ((base, "env"), (base, "env-2"), (first, "env"), (second, "env-2")):
+    assert (base.home, first.home, second.home) == ("", NAME, f"{NAME}-2")
+    for network, name in ((base, NAME), (base, f"{NAME}-2"), (first, NAME), (second, f"{NAME}-2")):
         assert network.predicted[name] == pytest.approx(network.measured[name].estimate, rel=0.1)
     assert first.result.arch != second.result.arch
-    assert first.measured["env"].estimate < second.measured["env"].estimate
-    assert second.measured["env-2"].estimate < first.measured["env-2"].estimate
+    assert first.measured[NAME].estimate < second.measured[NAME].estimate
+    assert second.measured[f"{NAME}-2"].estimate < first.measured[f"{NAME}-2"].estimate
     assert table.before[0] == "Each device's own network is the fastest there."
     # the base network is trained once
-    weights = [(folder / name / "networks" / "base.safetensors") for name in ("env", "env-2")]
+    weights = [(folder / name / "networks" / "base.safetensors") for name in (NAME, f"{NAME}-2")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json") if path.name != "progress.json"}
     assert devices.run(small(planted), folder, "htas run both")[1] == table
     after = {path: path.stat().st_mtime_ns for path in before}
     assert {path.name for path in after if after[path] != before[path]} <= {"devices.json", "command.json"}
     # either can be reported alone, and both from what is there
-    assert main(["report", str(folder / "env"), "--json"]) == 0
+    assert main(["report", str(folder / NAME), "--json"]) == 0
     assert devices.report(small(planted), folder)[1] == table
 
 
@@ -198,16 +202,18 @@ def test_two_devices_are_surveyed_at_once_and_a_lost_one_goes_on_later(
     hosts = [host(tmp_path, "one"), host(tmp_path, "two", str(FAKES), f"dies while {broken}")]
     command = ["survey", str(configuration), "--host", ",".join(hosts), "--out", "both"]
     sentence = refusal(command, capsys)
-    assert "env-2: target.host exec:env HTAS_LOCK=" in sentence and "lost its agent 3 times at one request" in sentence
-    assert sentence.endswith("; env finished, and is kept; the same command goes on from here")
-    kept = (tmp_path / "both" / "env" / "survey.json").read_bytes()
-    assert not (tmp_path / "both" / "env-2" / "survey.json").exists()
+    assert f"{NAME}-2: target.host exec:env HTAS_LOCK=" in sentence
+    assert "lost its agent 3 times at one request" in sentence
+    assert sentence.endswith(f"; {NAME} finished, and is kept; the same command goes on from here")
+    kept = (tmp_path / "both" / NAME / "survey.json").read_bytes()
+    assert not (tmp_path / "both" / f"{NAME}-2" / "survey.json").exists()
     broken.unlink()
     assert main(command) == 0
     output = capsys.readouterr()
-    assert "widths on env-2" in output.out and "env-2: survey of" in output.err and "env: survey of" not in output.err
-    assert (tmp_path / "both" / "env" / "survey.json").read_bytes() == kept
-    assert (tmp_path / "both" / "env-2" / "survey.html").exists()
+    assert f"widths on {NAME}-2" in output.out
+    assert f"{NAME}-2: survey of" in output.err and f"{NAME}: survey of" not in output.err
+    assert (tmp_path / "both" / NAME / "survey.json").read_bytes() == kept
+    assert (tmp_path / "both" / f"{NAME}-2" / "survey.html").exists()
     report = from_json(read_json(tmp_path / "both" / "devices.json"), DevicesReport, "devices.json")
     assert [device.host for device in report.devices] == hosts and not report.networks
 
@@ -243,7 +249,7 @@ def test_networks_are_measured_on_several_devices(tmp_path: Path, capsys: pytest
     assert main(words) == 0
     heading, *rows = capsys.readouterr().out.splitlines()
     assert heading.split()[:3] == ["network", "device", "runtime"]
-    assert [row.split()[1] for row in rows[:2]] == ["env", "env-2"]  # below them are doubts
+    assert [row.split()[1] for row in rows[:2]] == [NAME, f"{NAME}-2"]  # below them are doubts
     assert main([*words, "--json"]) == 0
     assert [row["host"] for row in json.loads(capsys.readouterr().out)] == hosts.split(",")
 
@@ -294,3 +300,13 @@ def test_a_folder_of_something_else_is_refused(configuration: Path, tmp_path: Pa
     (tmp_path / "other" / "config.toml").write_text(small("ssh://pi@board").toml())
     with pytest.raises(UserError, match="other holds a run; name another folder for several devices with --out"):
         devices.survey(small(hosts), tmp_path / "other", "htas survey")
+
+
+def test_the_folder_of_several_devices_is_not_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "both"
+    (folder / "board").mkdir(parents=True)
+    (folder / "config.toml").write_text('[target]\nhost = "ssh://board,ssh://jetson"\n')
+    words = ["export", str(folder), "--to", "onnx"]
+    assert refusal(words, capsys).endswith("holds the runs of 2 devices; name the folder of one: none is trained yet")
+    (folder / "board" / "networks.json").touch()
+    assert refusal(words, capsys).endswith(f"name the folder of one: {folder}/board")

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import htas.metrics
+from htas.errors import UserError
 from htas.graph.layer import Layer
 from htas.metrics import Metric, energy
 from htas.metrics.energy import Energy, Meter, meter
-from htas.metrics.latency import Latency, too_short
+from htas.metrics.latency import Latency, crowded, too_short
 from htas.metrics.macs import Macs, count_macs
 from htas.metrics.memory import Memory, peak, peak_on_cuda
 from htas.metrics.params import Params, count_params
@@ -26,7 +27,7 @@ from htas.plugins import find, names
 from htas.runtimes import Program, Runtime
 from htas.testing import MetricContract
 from htas.timing.bench import REPEAT, SOONEST, STRETCHES, HostTimer, Readings, Timer
-from htas.timing.target import Target
+from htas.timing.target import Target, usable_cores
 
 CONV = Layer("conv", 3, 8, (8, 8), (3, 3), padding=(1, 1), norm=True, activation="relu")
 TARGET = Target(batch=2, threads=1, shapes=((3, 8, 8),))
@@ -174,11 +175,29 @@ def test_latencies_come_back_in_the_order_of_the_cases(scripted):
     assert [len(each.values) for each in found] == [4 * REPEAT] * 3
 
 
+def test_more_threads_than_cores_are_a_doubt():
+    cores = usable_cores()
+    assert crowded(Target(threads=cores)) == crowded(Target(threads=1)) == ()
+    (doubt,) = crowded(Target(threads=cores + 1))
+    assert doubt.startswith(f"{cores + 1} threads shared {cores} core")
+    assert crowded(Target(device="cuda", threads=cores + 1)) == ()
+
+
+def test_a_batch_that_no_memory_holds_is_refused_before_it_is_made():
+    target = Target(batch=10**9)
+    with pytest.raises(UserError, match=r"batch of 1000000000 are 1\.23e\+04 GB, and this machine has .*lower target"):
+        target.example()
+    Target(batch=10).check_memory(3 * 10 * 3 * 32 * 32 * 4, "a device")
+    with pytest.raises(UserError, match=r"a device has 0\.000369 GB"):
+        Target(batch=10).check_memory(3 * 10 * 3 * 32 * 32 * 4 - 1, "a device")
+
+
 def test_short_readings_are_doubted_in_one_sentence_however_many_they_are():
-    brief = [too_short(Readings((1e-5,), (1.0,), lasted), 1e-4) for lasted in (1e-5, 4.9e-5)]
+    brief = [too_short(Readings((1e-5,), (1.0,), lasted), 1e-4, 0.0) for lasted in (1e-5, 4.9e-5)]
     assert brief[0] == brief[1]
-    assert "less than 50 us" in brief[0][0]
-    assert too_short(Readings((5e-5,), (1.0,), 5e-5), 1e-4) == ()
+    assert "less than 50 us" in brief[0][0] and "survey.reading" not in brief[0][0]
+    assert "leave survey.reading at 0" in too_short(Readings((1e-5,), (1.0,), 1e-5), 1e-4, 1e-5)[0]
+    assert too_short(Readings((5e-5,), (1.0,), 5e-5), 1e-4, 0.0) == ()
 
 
 def test_the_same_layer_given_twice_is_measured_once(scripted):

@@ -16,7 +16,8 @@ from htas.metrics.params import count_params
 from htas.models import ModelFamily
 from htas.models.cifar_resnet import CifarResNet
 from htas.run.names import published
-from htas.run.networks import CLASSES, build, tas, tas_arch
+from htas.run.networks import CLASSES, build, measure_networks, sized, tas, tas_arch
+from htas.timing.target import Target
 
 Block = Literal["basic", "bottleneck"]
 IMAGE = (3, 32, 32)
@@ -240,3 +241,22 @@ def test_a_family_of_your_own_is_named_by_its_class(monkeypatch: pytest.MonkeyPa
 def test_a_name_that_does_not_exist_is_refused_with_the_right_ones(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(name, 10)
+
+
+def test_lazy_layers_get_their_sizes_from_the_targets_inputs():
+    target = Target(batch=2, shapes=((3, 8, 8),))
+    network = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(5)).train()
+    assert sized(network, target)(torch.zeros(1, 3, 8, 8)).shape == (1, 5)
+    assert network.training and int(network[1].num_batches_tracked) == 1, "only the pass above counts"
+    assert count_params(network) == 4 * 3 * 9 + 4 + 2 * 4 + 4 * 36 * 5 + 5
+    assert sized(nn.Flatten(), target)(torch.zeros(1, 2, 2)).shape == (1, 4)
+
+
+def lazy() -> nn.Module:
+    """For measure_networks, which builds it by its name."""
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(5))
+
+
+def test_a_network_with_lazy_layers_is_measured_by_name():
+    (figures,) = measure_networks([f"custom:{__name__}:lazy"], Target(batch=1, shapes=((3, 4, 4),)), 1, 10)
+    assert (figures.params, figures.macs) == (48 * 5 + 5, 48 * 5 + 5)

@@ -514,6 +514,11 @@ def test_loaders_of_one_dataset_have_the_items_that_their_samplers_draw():
     assert torch.equal(torch.cat([images for images, _ in made.test.batches(40)]), DATA[0].tensors[0][200:])
 
 
+def test_given_data_are_called_by_their_own_class_in_a_report():
+    assert UserData.of(*DATA, CLASSES, (SHAPE,)).name == "the given data"
+    assert UserData.of(*(Pairs(part, True) for part in DATA), 2, (SHAPE, SHAPE)).name == "Pairs"
+
+
 def test_labels_are_those_that_items_have_and_any_whole_numbers():
     class Mapped(Dataset[Any]):
         targets = [7, 8] * 30

@@ -26,6 +26,8 @@ from htas.timing.measurement import Measurement
 HOSTS = {f"exec:env DEVICE={name} {sys.executable}": name for name in ("first", "slow", "other")}
 FIRST, SLOW, OTHER = HOSTS
 """The first computes 8 channels at a time, the slow one too, the other one 12."""
+NAME = Path(sys.executable).name
+"""What each is called by."""
 READ: list[str] = []
 """The devices that were read, in order."""
 
@@ -81,8 +83,8 @@ def test_a_slower_device_of_the_same_staircase_goes_on_with_the_survey(source: R
     record = read_record(path, TransferRecord)
     assert record.can and record.fitted.worst_error < 0.01 and len(record.fitted.networks) <= 12
     error, verdict = table.before
-    assert error.startswith("Prediction error on env (") and "each predicted by a fit on the others" in error
-    assert "can use the survey of env (" in verdict
+    assert error.startswith(f"Prediction error on {NAME}-2 (") and "each predicted by a fit on the others" in error
+    assert f"can use the survey of {NAME} (" in verdict
     assert set(READ) == {"slow"}
     # it is calibrated, and says where its layers come from
     assert all(finished(run, stage) for stage in (SURVEY, DESIGN, CALIBRATE))
@@ -91,9 +93,9 @@ def test_a_slower_device_of_the_same_staircase_goes_on_with_the_survey(source: R
         assert run.calibrated.cost(arch) == pytest.approx(5 * source.calibrated.cost(arch), rel=0.01)
     for name in ("survey.json", "cost.json"):
         content = read_json(run.folder / name)
-        assert content["borrowed_from"] == record.source and "not on env" in content["doubts"][0]
+        assert content["borrowed_from"] == record.source and f"not on {NAME}" in content["doubts"][0]
     ensure(run, REPORT)
-    assert "the layers were measured on env (" in json.dumps(read_json(run.folder / "report.json")["remarks"])
+    assert f"the layers were measured on {NAME} (" in json.dumps(read_json(run.folder / "report.json")["remarks"])
     # nothing is measured again, but a survey of its own when asked for
     READ.clear()
     assert transfer(source, run, 12)[1] == table and READ == []
@@ -107,7 +109,7 @@ def test_a_device_with_another_staircase_needs_a_survey_of_its_own(source: Run, 
     run = open_run(options(OTHER), tmp_path / "other")
     path, table = transfer(source, run)
     assert not read_record(path, TransferRecord).can
-    assert "cannot use the survey of env (" in table.before[1] and "needs a survey of its own" in table.before[1]
+    assert f"cannot use the survey of {NAME} (" in table.before[1] and "needs a survey of its own" in table.before[1]
     assert not any((run.folder / name).exists() for name in FILES)
     # what an earlier transfer wrote does not stay
     (run.folder / "survey.json").write_bytes((source.folder / "survey.json").read_bytes())
@@ -125,13 +127,14 @@ def test_the_command_names_the_folder_and_what_comes_next(
     output = capsys.readouterr()
     assert json.loads(output.out)["record"] == "there/transfer.json"
     assert "transfer: next: htas run there" in output.err
-    assert read_json(tmp_path / "there" / "survey.json")["borrowed_from"].startswith("env (")
+    assert read_json(tmp_path / "there" / "survey.json")["borrowed_from"].startswith(f"{NAME} (")
 
 
 @pytest.mark.parametrize(
     ("more", "words"),
     [
         ([], "htas transfer needs the folder of a run and another device: htas transfer RUN --host"),
+        (["--host", FIRST], f"was surveyed on {FIRST} itself; name another device with --host"),
         (["--host", SLOW, "--networks=25"], "--networks must be 6 to 24, got 25"),
         (["--host", SLOW, "--design.groups=4"], "htas transfer changes the target alone, and --design.groups=4"),
         (["--host", f"{SLOW},{OTHER}"], "target.host names 2 devices"),
@@ -150,5 +153,5 @@ def test_a_run_that_is_not_calibrated_is_not_transferred(source: Run, tmp_path: 
         transfer(bare, open_run(options(SLOW), tmp_path / "slow"))
     borrowed = open_run(options(SLOW), tmp_path / "borrowed")
     transfer(source, borrowed, 8)
-    with pytest.raises(UserError, match=r"borrowed has the survey of env .*; transfer that one"):
+    with pytest.raises(UserError, match=rf"borrowed has the survey of {NAME} .*; transfer that one"):
         transfer(borrowed, open_run(options(OTHER), tmp_path / "third"))

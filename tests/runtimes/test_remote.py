@@ -116,7 +116,9 @@ def test_the_doctor_says_what_the_device_is(monkeypatch: pytest.MonkeyPatch, cap
     assert words.startswith(HERE) and "readings now (onnxruntime, cpu, batch 4, threads 1)" in words
     assert main(["doctor", f"--target.host={fake('no numpy')}"]) == 0
     words = capsys.readouterr().out
-    assert "numpy           not here" in words and "-m pip install numpy" in words
+    there = {name: rest for name, _, rest in (line.strip().partition(" ") for line in words.splitlines())}
+    assert "not here" in there["numpy"] and there["numpy"].endswith("-m pip install numpy")
+    assert "torch" not in there and " executorch" in there["executorch"], "each runtime with all that it needs"
 
 
 def test_a_device_that_is_not_there_ends_the_command_with_one_sentence(capsys: pytest.CaptureFixture[str]):

@@ -154,13 +154,16 @@ def test_a_store_that_fails_is_said_and_done_without(tmp_path, monkeypatch, caps
     assert "store: the disk is full; this survey is not in it" in said
 
 
-def test_readings_that_cannot_be_stored_leave_the_survey_as_it_is(tmp_path, capsys):
-    """A tiny layer on a noisy machine: its readings, less those around it, may be below 0."""
+def test_a_layer_that_takes_next_to_nothing_is_left_out_of_the_store_and_no_other(tmp_path, capsys):
+    """On a noisy machine its readings, less those around it, may be below 0."""
     metric = Scripted(slower={1: -0.5})
     assert estimates(beside(tmp_path, metric).measure(wide(1, 2), pending=nothing)) == [-0.0005, 0.002]
-    assert "above 0 to be stored" in capsys.readouterr().err
+    assert "not in it" not in capsys.readouterr().err
     assert estimates(beside(tmp_path, metric).measure(wide(2), pending=nothing)) == [0.002]
-    assert metric.asked == [*wide(1, 2), ANCHOR, *wide(2), ANCHOR]
+    assert "1 of 1 layers were measured before" in capsys.readouterr().err
+    assert metric.asked == [*wide(1, 2), ANCHOR, ANCHOR, *wide(2)]
+    beside(tmp_path, metric).measure(wide(1, 2), pending=nothing)
+    assert metric.asked[-3:] == [*wide(1, 2), ANCHOR]
 
 
 def test_wanted_hears_of_all_and_is_asked_of_what_is_measured_now(tmp_path):

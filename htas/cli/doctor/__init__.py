@@ -161,11 +161,13 @@ def _examine_device(target: Target, seconds: float) -> Findings:
 def _installed(host: str) -> list[Availability]:
     """What runtimes need there."""
     facts = device(host).facts
-    return [
-        Availability(name, name in facts.versions, {name: facts.versions.get(name, "")}, f"install it there: {command}")
-        for name in ("numpy", *(name for need in NEEDS.values() for name in (need.package, *need.besides)))
-        for command in (install(facts, name),)
-    ]
+    needed = {"numpy": ("numpy",), **{name: (need.package, *need.besides) for name, need in NEEDS.items()}}
+    found = []
+    for name, packages in needed.items():
+        missing = [each for each in packages if each not in facts.versions]
+        versions = {each: facts.versions[each] for each in packages if not missing}
+        found.append(Availability(name, not missing, versions, f"install it there: {install(facts, *missing)}"))
+    return found
 
 
 def runtimes(target: Target) -> list[Availability]:

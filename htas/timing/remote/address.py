@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -48,18 +48,76 @@ def separated(host: str) -> tuple[str, ...]:
 
 
 def short_names(hosts: Sequence[str]) -> list[str]:
-    """What a folder and a column are called by: the name behind ssh://, the command behind exec:; alike ones have a
-    number."""
+    """What a folder and a column are called by: the name behind ssh://; of a command the machine, container or phone
+    that it names, and otherwise its program, with the cores that taskset leaves to it; alike ones have a number."""
     names: list[str] = []
     for host in hosts:
         match = SSH.fullmatch(host)
         if match:
             name = "-".join(filter(None, (match["name"].strip("[]"), match["port"])))
         else:
-            name = Path(shlex.split(host.removeprefix("exec:"))[0]).name
+            name = _named(shlex.split(host.removeprefix("exec:")))
         numbered = (slug(name if number == 1 else f"{name}-{number}") for number in count(1))
         names.append(next(each for each in numbered if each not in names))
     return names
+
+
+def _named(words: Sequence[str]) -> str:
+    """What the command of `exec:` reaches, in a word or two."""
+    cores = next((words[at + 2] for at in range(len(words) - 2) if words[at : at + 2] == ["taskset", "-c"]), "")
+    program, *rest = _unwrapped(words) or words
+    program = Path(program).name
+    if program == "ssh":
+        place = next(_plain(rest, VALUED["ssh"]), program)
+        name = re.sub(r"^(ssh://)?([^@]*@)?", "", place).rstrip("/").replace(":", "-")
+    elif program in ("docker", "podman"):
+        named = _value(rest, ("--hostname", "-h", "--name")) if rest[:1] == ["run"] else ""
+        name = named or next(_plain(rest[1:], VALUED["docker"]), program)
+    elif program == "adb":
+        name = _value(rest, ("-s",)) or program
+    else:
+        name = program
+    return f"{name}-cores-{cores}" if cores else name
+
+
+VALUED = {
+    "ssh": tuple(f"-{letter}" for letter in "BbcDEeFIiJLlmOopQRSWw"),
+    "docker": ("-e", "--env", "--env-file", "-u", "--user", "-w", "--workdir", "-v", "--volume", "--cpus", "--network"),
+    "taskset": (), "env": ("-u", "-C", "-S"), "nice": ("-n",), "sudo": ("-u", "-g"), "numactl": ("-C", "-m", "-N"),
+}  # fmt: skip
+"""Options of commands that have a value in the next word."""
+WRAPPERS = ("env", "nice", "sudo", "numactl", "taskset")
+"""Commands that start the command behind their own words."""
+
+
+def _unwrapped(words: Sequence[str]) -> list[str]:
+    """The command that others start: `python3` of `env NAME=value taskset -c 0 python3`."""
+    rest = list(words)
+    while rest and Path(rest[0]).name in WRAPPERS:
+        wrapper = Path(rest.pop(0)).name
+        while rest and (rest[0].startswith("-") or (wrapper == "env" and "=" in rest[0])):
+            del rest[: 2 if rest[0] in VALUED[wrapper] else 1]
+        if wrapper == "taskset":  # a list of cores, or a mask
+            del rest[:1]
+    return rest
+
+
+def _plain(words: Sequence[str], valued: Sequence[str]) -> Iterator[str]:
+    """Words that are neither options nor their values."""
+    before = ""
+    for word in words:
+        if not word.startswith("-") and before not in valued:
+            yield word
+        before = word
+
+
+def _value(words: Sequence[str], options: Sequence[str]) -> str:
+    """The value of the first of these options; empty where there is none."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name in options:
+            return value if equals else following
+    return ""
 
 
 def address(host: str) -> Address:

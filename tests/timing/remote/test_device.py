@@ -24,7 +24,7 @@ from htas.graph.layer import Layer
 from htas.runtimes import open_runtime
 from htas.timing.remote import device as device_file
 from htas.timing.remote import pipe
-from htas.timing.remote.address import address
+from htas.timing.remote.address import address, short_names
 from htas.timing.remote.device import COOLER, Deadlines, Device, Graph, RemoteProgram, Settings
 from htas.timing.remote.needs import lacking
 from htas.timing.remote.watch import RemoteWatch
@@ -426,6 +426,28 @@ def test_a_device_that_stays_away_ends_with_a_sentence(lock: Path, tmp_path: Pat
 def test_what_is_no_address_is_refused(host: str, words: str):
     with pytest.raises(UserError, match=words):
         address(host)
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("ssh://pi@board:2222", "board-2222"),
+        ("exec:/opt/python3.12/bin/python3", "python3"),
+        ("exec:ssh pi@board htas/bin/python3", "board"),
+        ("exec:ssh -i key -p 2222 pi@board docker exec -i NAME python3", "board"),
+        ("exec:docker run -i --rm --hostname bench IMAGE python3", "bench"),
+        ("exec:docker exec -i -u me NAME python3", "NAME"),
+        ("exec:docker", "docker"),
+        ("exec:adb -s 1f3a shell -T python3", "1f3a"),
+        ("exec:adb shell -T python3", "adb"),
+        ("exec:env HTAS_LOCK=/tmp/second taskset -c 2,3 python3", "python3-cores-2-3"),
+        ("exec:ssh pi@board taskset -c 4-7 python3", "board-cores-4-7"),
+        ("exec:nice -n 5 taskset 0x3 python3", "python3"),
+        ("exec:env", "env"),
+    ],
+)
+def test_a_device_is_called_by_what_its_host_reaches(host: str, name: str):
+    assert short_names([host, host]) == [name, f"{name}-2"]
 
 
 def test_ssh_asks_for_nothing_and_gets_no_shell_of_ours():
