@@ -40,9 +40,11 @@ def _places(value: float, digits: int) -> int:
 
 
 def plus_minus(value: float, spread: float) -> str:
-    """`4.22 ± 0.08`: both to the places of the value, or to the first digit of a smaller spread."""
+    """`4.22 ± 0.08`: both to the places of the value, or to the first digit of a smaller spread. A spread that these do
+    not show is rounded up to one in the last place, as nothing that is measured is exact."""
     places = _places(value, 3)
     finer = min(max(places, _places(spread, 1)), places + 2)
+    spread = max(spread, 10.0**-finer) if spread else spread
     return f"{value:.{finer}f} ± {spread:.{finer}f}"
 
 

@@ -92,7 +92,8 @@ def inspect(
     """Show the free and the frozen sites of a network, where its time goes, and what each site could save."""
     if is_run(network):
         if flags := _flags(target, image=image, classes=classes):
-            raise UserError(f"a configuration says what its network and target are, so leave out --{flags[0]}")
+            instead = f", or write --target.{flags[0]}" if flags[0] in target.flags() else ""
+            raise UserError(f"a configuration says what its network and target are, so leave out --{flags[0]}{instead}")
         config, folder = load_source(Path(network), overrides, out)
         from htas.run.networks import inspect
         from htas.run.run import Run

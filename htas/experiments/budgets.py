@@ -71,8 +71,7 @@ def sweep(config: Config, folder: Path, plan: SweepPlan, command: str) -> tuple[
     rows = _measured(runs, folder)
     first_run, name = runs[budgets[0]], config.design.spaces[0]
     swept = Report(
-        title=f"{config.family.title} on {config.data.name}, {config.target.device}, {config.target.runtime}: "
-        f"{len(runs)} budgets",
+        title=f"{config.family.title} on {config.data.name}, {config.target.title}: {len(runs)} budgets",
         command=command,
         results=rows,
         curves=(),

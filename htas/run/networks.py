@@ -137,4 +137,4 @@ def inspect(network: Network, target: Target, title: str, folder: Path) -> tuple
             network, lambda seconds: Latency(target, rounds=MAX_ROUNDS, limit=seconds), each, shares(bar)
         )
     facts = {**target.machine(), **inspected.whole.context, "htas": __version__}
-    return page(f"{title}: {target.device}, {target.runtime}", inspected, facts, folder)
+    return page(f"{title}: {target.title}", inspected, facts, folder)

@@ -355,8 +355,8 @@ def _card(result: OptimizationResult) -> str:
         f"# {result.config.family.title.split(':')[1]}, made faster",  # given:Net:digest
         "",
         f"`{result.config.design.spaces[0]}` is this network; latencies of a batch of {target.batch} with "
-        f"{target.runtime} on {target.device}, {target.threads or 'all'} threads, {target.precision}, measured in one "
-        "interleaved run.",
+        f"{target.runtime} on {target.host or target.device}, {target.threads or 'all'} threads, {target.precision}, "
+        "measured in one interleaved run.",
         "",
         "| network | accuracy | measured | predicted | multiply-adds | parameters |",
         "| :-- | --: | --: | --: | --: | --: |",

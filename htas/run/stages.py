@@ -105,7 +105,7 @@ def survey_page(run: Run) -> tuple[Path, TextTable]:
 
     need(run, SURVEY)
     config, record, curves = run.config, run.survey, surveyed_curves(run)
-    title = f"Survey of {config.family.title}: {config.target.device}, {config.target.runtime}"
+    title = f"Survey of {config.family.title}: {config.target.title}"
     layers = f"{record.cases}" + (f", and {record.interpolated} interpolated" if record.interpolated else "")
     seconds = round(read_record(run.folder / "survey.json", StageHeader).took, 1)
     here = {} if config.target.host else machine()
@@ -293,7 +293,7 @@ def _report(run: Run, again: bool) -> None:
     untrained = (run_rows.base_row(run), *(run_rows.searched_row(run, each) for each in searches))
     calibration = read_record(folder / "cost.json", CalibrationRecord) if present["calibrate"] else None
     made_report = Report(
-        title=f"{config.family.title} on {config.data.name}, {config.target.device}, {config.target.runtime}",
+        title=f"{config.family.title} on {config.data.name}, {config.target.title}",
         command=read_json(command)["command"] if command.exists() else "htas run config.toml",
         results=networks[0].results if networks else untrained,
         curves=run.design.curves if present["design"] else (),

@@ -153,7 +153,9 @@ def check_precision(kind: type[Runtime], target: Target, precisions: tuple[str, 
         )
     if target.precision not in precisions:
         reason = f" ({kind.lacking})" if kind.lacking else ""
+        where = f"{target.device} of {target.host}" if target.host else target.device
+        others = "" if target.host else ", or target.runtime 'eager', which has all three"
         raise UserError(
-            f"target.runtime {target.runtime!r} has no {target.precision} on {target.device}{reason}; "
-            f"use target.precision {listing(precisions)}, or target.runtime 'eager', which has all three"
+            f"target.runtime {target.runtime!r} has no {target.precision} on {where}{reason}; "
+            f"use target.precision {listing(precisions)}{others}"
         )

@@ -80,6 +80,13 @@ class Target:
         return separated(self.host)
 
     @property
+    def title(self) -> str:
+        """For the title of a page: `cpu, onnxruntime` here, `board, onnxruntime` on a host."""
+        from htas.timing.remote.address import short_names
+
+        return f"{' and '.join(short_names(self.hosts)) or self.device}, {self.runtime}"
+
+    @property
     def dtype(self) -> "torch.dtype":
         """PyTorch's name for the precision."""
         import torch

@@ -400,7 +400,7 @@ def test_a_survey_of_something_else_than_layers_or_seconds_is_shown(
     line = capsys.readouterr().out.splitlines()[1]
     assert columns(line) == [key, "energy", "1", "125 mJ", "125 mJ", "0 mJ", "\N{EN DASH}"]
     assert cli.main(["store", "ls"]) == 0
-    assert columns(capsys.readouterr().out.splitlines()[1])[4:9] == ["\N{EN DASH}"] * 5
+    assert columns(capsys.readouterr().out.splitlines()[1])[5:10] == ["\N{EN DASH}"] * 5
 
 
 def test_the_layers_of_a_survey_are_shown_as_json(kept: Store, capsys: pytest.CaptureFixture[str]) -> None:

@@ -175,6 +175,12 @@ def test_latencies_come_back_in_the_order_of_the_cases(scripted):
     assert [len(each.values) for each in found] == [4 * REPEAT] * 3
 
 
+def test_a_target_is_called_by_its_device():
+    assert Target(runtime="ncnn").title == "cpu, ncnn"
+    assert Target(host="exec:ssh pi@board python3", runtime="ncnn").title == "board, ncnn"
+    assert Target(host="ssh://pi@board,ssh://jetson", runtime="onnxruntime").title == "board and jetson, onnxruntime"
+
+
 def test_more_threads_than_cores_are_a_doubt():
     cores = usable_cores()
     assert crowded(Target(threads=cores)) == crowded(Target(threads=1)) == ()

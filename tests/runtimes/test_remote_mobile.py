@@ -154,7 +154,7 @@ def test_a_device_without_the_package_is_refused_with_the_command_that_installs_
 
 def test_half_precision_is_for_devices_with_instructions_for_it(monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("ncnn")
-    with pytest.raises(UserError, match="'ncnn' has no fp16 on cpu"):
+    with pytest.raises(UserError, match="'ncnn' has no fp16 on cpu of exec:"):
         mobile.opened("ncnn", host=HERE, precision="fp16")
     facts = device(HERE).facts
     monkeypatch.setattr(device(HERE), "_facts", replace(facts, flags=(*facts.flags, "asimdhp")))
