@@ -1,6 +1,7 @@
 """The verbs that look at networks by name, and at this machine."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -127,8 +128,13 @@ def doctor(
     options = target.target()
     from htas.cli.doctor import examine
 
-    findings = examine(options)
-    print(dumps(findings.json(), indent=1) if json else "\n".join(findings.lines()))
+    if len(options.hosts) < 2:
+        findings = examine(options)
+        print(dumps(findings.json(), indent=1) if json else "\n".join(findings.lines()))
+        return
+    several = [examine(replace(options, host=host)) for host in options.hosts]  # in turn, as each reads a while
+    pages = ["\n".join(each.lines()) for each in several]
+    print(dumps([each.json() for each in several], indent=1) if json else "\n\n".join(pages))
 
 
 def _flags(target: TargetOptions, **others: object) -> list[str]:

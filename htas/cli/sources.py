@@ -68,9 +68,10 @@ def read_source(
     if len(hosts) > 1 and not several:
         from htas.timing.remote.address import short_names
 
+        one = folder / short_names(hosts)[0]
         raise UserError(
-            f"target.host names {len(hosts)} devices, which only htas run, survey, measure NETWORK and report take; "
-            f"name one of them, or the folder of one, {folder / short_names(hosts)[0]}"
+            f"target.host names {len(hosts)} devices, which only htas run, survey, measure NETWORK, doctor and report "
+            f"take; name {f'the folder of one, {one}' if one.exists() else f'one of them, such as {hosts[0]}'}"
         )
     return settings, folder
 

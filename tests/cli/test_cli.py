@@ -502,6 +502,18 @@ def test_the_doctor_examines_the_target_that_is_given(
     assert refused(capsys, "doctor", "--batch=-1") == "target.batch must be 0 (the default) or more, got -1"
 
 
+def test_the_doctor_examines_several_devices_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hosts: list[str] = []
+    monkeypatch.setattr("htas.cli.doctor.examine", lambda target: hosts.append(target.host) or Findings(target))
+    assert cli.main(["doctor", "--host", "ssh://pi@board,ssh://jetson", "--batch=2"]) == 0
+    assert capsys.readouterr().out == "this machine\nbatch 2\n\nthis machine\nbatch 2\n"
+    assert hosts == ["ssh://pi@board", "ssh://jetson"]
+    assert cli.main(["doctor", "--host", "ssh://pi@board,ssh://jetson", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+
+
 def test_the_doctor_keeps_what_the_command_asks_of_it() -> None:
     from htas.cli import doctor
 

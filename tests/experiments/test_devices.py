@@ -283,12 +283,10 @@ def test_one_device_by_two_addresses_is_named(
 def test_other_verbs_take_one_device(verb: str, configuration: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [verb, str(configuration), "--target.host=ssh://pi@board,ssh://jetson"]
     sentence = refusal(words, capsys)
-    assert "target.host names 2 devices, which only htas run, survey, measure NETWORK and report take" in sentence
+    assert (
+        "target.host names 2 devices, which only htas run, survey, measure NETWORK, doctor and report take" in sentence
+    )
     assert "board" in sentence
-
-
-def test_the_doctor_takes_one_device(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "target.host names 2 devices" in refusal(["doctor", "--host", "ssh://pi@board,ssh://jetson"], capsys)
 
 
 def test_a_folder_of_something_else_is_refused(configuration: Path, tmp_path: Path) -> None:

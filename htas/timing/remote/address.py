@@ -124,8 +124,8 @@ def address(host: str) -> Address:
     """The address that a target's host names; raises UserError for another form, and for several devices."""
     if len(separated(host)) > 1:
         raise UserError(
-            f"target.host names {len(separated(host))} devices, which only htas run, survey, measure and report take; "
-            f"name one of them, such as {separated(host)[0]}"
+            f"target.host names {len(separated(host))} devices, which only htas run, survey, measure, doctor and "
+            f"report take; name one of them, such as {separated(host)[0]}"
         )
     if host.startswith("exec:"):
         try:
