@@ -106,9 +106,9 @@ class Target:
 
     def check_memory(self, available: int, whose: str) -> None:
         """Raise UserError where so many bytes are too few for a batch: its inputs, their copy for a runtime, and what a
-        first layer makes of them."""
+        first layer makes of them. 0 bytes are those of a machine that does not say."""
         needed = 4 * self.batch * sum(map(prod, self.shapes))
-        if COPIES * needed > available:
+        if 0 < available < COPIES * needed:
             raise UserError(
                 f"the inputs of a batch of {self.batch} are {needed / 1e9:.3g} GB, and {whose} has "
                 f"{available / 1e9:.3g} GB of memory left, which must hold them, a copy and what layers make of them; "

@@ -194,6 +194,7 @@ def test_a_batch_that_no_memory_holds_is_refused_before_it_is_made():
     with pytest.raises(UserError, match=r"batch of 1000000000 are 1\.23e\+04 GB, and this machine has .*lower target"):
         target.example()
     Target(batch=10).check_memory(3 * 10 * 3 * 32 * 32 * 4, "a device")
+    Target(batch=10).check_memory(0, "a device that does not say")
     with pytest.raises(UserError, match=r"a device has 0\.000369 GB"):
         Target(batch=10).check_memory(3 * 10 * 3 * 32 * 32 * 4 - 1, "a device")
 

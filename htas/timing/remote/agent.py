@@ -105,7 +105,8 @@ class Lock:
                 except OSError as error:
                     why = why if error.errno == 2 else error
         kind = "full" if why.errno == 28 else "lock"
-        raise Refused(kind, "%s: %s" % (paths[-1], why.strerror or why))
+        name = "HTAS_LOCK=%s" % named if named else paths[-1]
+        raise Refused(kind, "%s: %s" % (name, why.strerror or why))
 
 
 # -- programs ----------------------------------------------------------------------------------------------------------

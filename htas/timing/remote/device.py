@@ -368,7 +368,8 @@ class Device:
             case "full":
                 raise self._refusal(f"has no room on its disk for a lock ({words}); free some space there")
             case "lock":
-                raise self._refusal(f"has no folder for a lock ({words}); make /tmp writable there")
+                where = "that" if words.startswith("HTAS_LOCK") else "/tmp"
+                raise self._refusal(f"has no folder for a lock ({words}); make {where} writable there")
             case "broken" | "old" if self._facts is not None:
                 sentence = broken if kind == "broken" else old
                 raise self._refusal(sentence(self._facts, str(header.get("runtime")), words))

@@ -1,10 +1,14 @@
 """Why a device could not be reached: one sentence from what its command left behind."""
 
+import re
 from pathlib import Path
 
 from htas.timing.remote.pipe import Lost, Pipe, printable
 
 PACKAGES = "sudo apt install python3 python3-venv; htas doctor --host then says what else it needs"
+
+NO_PYTHON = ("syntax error", "--help", "option", "usage:")
+"""How shells and other programs complain of what Python is started with."""
 
 
 def reason(pipe: Pipe, loss: Lost) -> str:
@@ -16,9 +20,8 @@ def reason(pipe: Pipe, loss: Lost) -> str:
     def says(*words: str) -> bool:
         return any(each in text for each in words)
 
-    if says("htas needs python 3.8"):
-        version = last.rpartition(" ")[2]
-        return f"has Python {version}, and the agent needs 3.8 or newer; install one there, and name it with exec:"
+    if old := re.search(r"^htas needs Python 3\.8 there, this is (\d\S*)$", "\n".join(lines), re.MULTILINE):
+        return f"has Python {old[1]}, and the agent needs 3.8 or newer; install one there, and name it with exec:"
     if says("no space left"):
         return f"has no space left on its disk ({last}); free some there"
     if over_ssh and pipe.code == 255:
@@ -42,7 +45,8 @@ def reason(pipe: Pipe, loss: Lost) -> str:
     if str(loss).startswith("closed"):
         noise = printable(pipe.noise)
         words = last or (f"it printed {noise[-200:]!r}" if noise else f"exit status {pipe.code}")
-        return f"ended before the agent spoke ({words}); try by hand: {remedy}"
+        python = "a command must start Python, as with python3 at its end; " if says(*NO_PYTHON) else ""
+        return f"ended before the agent spoke ({words}); {python}try by hand: {remedy}"
     more = f", and said {last!r}" if last else ""
     return f"{loss}{more}; try by hand: {remedy}"
 

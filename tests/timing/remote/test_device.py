@@ -477,6 +477,20 @@ def test_what_another_command_says_is_in_the_sentence(said: str):
         _ = Device(address(f"exec:sh -c {script}"), SHORT).facts
 
 
+@pytest.mark.parametrize("command", ["sh", "bash", "cat", "ssh"])
+def test_a_command_that_starts_no_python_is_told_to(command: str):
+    """What forgets python3 at its end: Python's words are then a shell's, and no version."""
+    with pytest.raises(UserError, match=r"ended before the agent spoke .*; a command must start Python") as error:
+        _ = Device(address(f"exec:{command}"), SHORT).facts
+    assert "has Python" not in str(error.value)
+
+
+def test_a_lock_that_the_user_named_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HTAS_LOCK", str(tmp_path / "none" / "lock"))
+    with pytest.raises(UserError, match=r"no folder for a lock .HTAS_LOCK=.*none/lock: .*; make that writable there"):
+        Device(address(f"exec:{shlex.quote(sys.executable)}")).hold()
+
+
 SSH = {
     "ssh: Could not resolve hostname board: Name or service not known": "has a name that nobody knows",
     "Host key verification failed.": "host key that is not known yet; connect by hand once, and check it: ssh pi@board",
