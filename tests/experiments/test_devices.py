@@ -124,9 +124,9 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         for job in runs.values():
             ensure(job, stage, "--again" in options)
 
-    with scripted_device():
-        monkeypatch.setattr(Latency, "measure", measure)
-        monkeypatch.setattr(devices, "_at_once", one_by_one)
+    with scripted_device(), monkeypatch.context() as patch:  # undone before the device, which patches the same
+        patch.setattr(Latency, "measure", measure)
+        patch.setattr(devices, "_at_once", one_by_one)
         yield ",".join(hosts)
 
 

@@ -49,8 +49,8 @@ def _planted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return [Measurement((times * seconds(case, step),) * 2, "s", context, "one") for case in cases]
 
     READ.clear()
-    with scripted_device():
-        monkeypatch.setattr(Latency, "measure", measure)
+    with scripted_device(), monkeypatch.context() as patch:  # undone before the device, which patches the same
+        patch.setattr(Latency, "measure", measure)
         yield
 
 
