@@ -84,10 +84,7 @@ def transfer(source: Run, run: Run, number: int = MOST, again: bool = False) -> 
     """
     if not LEAST <= number <= MOST:
         raise UserError(f"--networks must be {LEAST} to {MOST}, got {number}")
-    for stage in (SURVEY, DESIGN, CALIBRATE):
-        need(source, stage)
-    if source.survey.borrowed_from:
-        raise UserError(f"{source.folder} has the survey of {source.survey.borrowed_from}; transfer that one")
+    check_source(source)
     path, survey = run.folder / "transfer.json", run.folder / "survey.json"
     if survey.exists() and not run.survey.borrowed_from:
         raise UserError(f"{survey} is a survey of that device itself; name another folder with --out")
@@ -116,6 +113,14 @@ def transfer(source: Run, run: Run, number: int = MOST, again: bool = False) -> 
     elif not all(finished(run, stage) for stage in (SURVEY, DESIGN, CALIBRATE)):
         _write(source, run, calibration, record)
     return path, _table(run, record)
+
+
+def check_source(source: Run) -> None:
+    """Raise UserError for a run that is not calibrated, or whose survey is another device's."""
+    for stage in (SURVEY, DESIGN, CALIBRATE):
+        need(source, stage)
+    if source.survey.borrowed_from:
+        raise UserError(f"{source.folder} has the survey of {source.survey.borrowed_from}; transfer that one")
 
 
 def _write(source: Run, run: Run, calibration: CalibrationRecord, record: TransferRecord) -> None:

@@ -155,3 +155,10 @@ def test_a_run_that_is_not_calibrated_is_not_transferred(source: Run, tmp_path: 
     transfer(source, borrowed, 8)
     with pytest.raises(UserError, match=rf"borrowed has the survey of {NAME} .*; transfer that one"):
         transfer(borrowed, open_run(options(OTHER), tmp_path / "third"))
+
+
+def test_a_transfer_that_is_refused_makes_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bare = open_run(options(FIRST), tmp_path / "bare")
+    assert main(["transfer", str(bare.folder), "--host", SLOW]) == 2
+    assert "survey.json does not exist; run `htas survey" in capsys.readouterr().err
+    assert [each.name for each in tmp_path.iterdir()] == ["bare"]
