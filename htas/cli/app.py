@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -34,6 +34,12 @@ for order, verb in enumerate(VERBS.values()):
 APP["--help"].group = APP["--version"].group = "Options"
 
 
+def _with_values(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each word and its value: what follows its equals sign, or the next word."""
+    for word, following in zip(argv, [*argv[1:], "-"], strict=True):
+        yield word, word.partition("=")[2] if "=" in word else following
+
+
 def call(argv: Sequence[str]) -> None:
     """Run the verb that the words name; raises UserError where they are no command."""
     verb = argv[0] if argv else ""
@@ -41,6 +47,8 @@ def call(argv: Sequence[str]) -> None:
         raise UserError(text.no_such("verb", verb, VERBS))
     if sum(word.partition("=")[0] in HOST for word in argv) > 1:
         raise UserError(f"{' and '.join(HOST)} are one option, given twice; name several devices with commas between")
+    if any(word.partition("=")[0] in HOST and not after.strip() for word, after in _with_values(argv)):
+        raise UserError("the host is empty, as a variable may be that is not set; name one, or leave it out")
     overrides, words = split_overrides(argv) if verb in CONFIGURED else ([], list(argv))
     if verb == "doctor":  # it has no configuration, and the options of its target have their names in one, too
         words = [word.replace("--target.", "--", 1) if word.startswith("--target.") else word for word in words]

@@ -58,7 +58,7 @@ class Ncnn(SteppedRuntime):
     @property
     def settings(self) -> Mapping[str, str]:
         """How threads wait."""
-        return {"waiting": "threads spin for some ten microseconds, then sleep"}
+        return {"waiting": "threads spin for less than a millisecond, then sleep"}
 
     def write_network(self, network: nn.Module, example: tuple[Tensor, ...]) -> Written:
         """The network as pnnx converts it."""

@@ -304,6 +304,10 @@ def test_networks_are_measured_by_name_as_a_table(calls: Calls, capsys: pytest.C
             "measure cifar_resnet:32 --host ssh://pi@board --host=ssh://jetson",
             "--host and --target.host are one option, given twice; name several devices with commas between",
         ),
+        *(
+            (words, "the host is empty, as a variable may be that is not set; name one, or leave it out")
+            for words in ("measure cifar_resnet:20 --host=", "survey some.toml --target.host=", "doctor --host= --json")
+        ),
         ("measure cifar_resnet:32 --rounds 0", "--rounds and --classes must be 1 or more, got 0 and 10"),
     ],
 )
@@ -311,6 +315,12 @@ def test_what_measure_would_ignore_is_refused(
     calls: Calls, capsys: pytest.CaptureFixture[str], argv: str, sentence: str
 ) -> None:
     assert refused(capsys, *argv.split()) == sentence
+    assert calls == []
+
+
+@pytest.mark.parametrize("host", ["", " "])
+def test_an_empty_host_is_not_this_machine(calls: Calls, capsys: pytest.CaptureFixture[str], host: str) -> None:
+    assert "the host is empty" in refused(capsys, "measure", "cifar_resnet:20", "--host", host)
     assert calls == []
 
 

@@ -154,6 +154,7 @@ def test_networks_that_do_not_fit_into_memory_are_measured_in_parts_brought_to_o
     assert max(map(net.macs, last[1:])) > 2 * min(map(net.macs, last[1:]))  # large and small ones in each
 
 
+@pytest.mark.slow
 def test_one_scale_is_enough_where_nothing_more_is_planted() -> None:
     net = network()
     plain = Planted(Target(threads=1), strided=0.8, each=0.0, constant=0.0, noise=0.01)

@@ -207,6 +207,7 @@ def test_what_the_hub_has_not_is_said(hub: Path, options: dict[str, Any], said: 
         load(hub_of(hub, **options))
 
 
+@pytest.mark.slow
 def test_a_whole_run_on_a_folder(folder: Path, tmp_path: Path) -> None:
     options = [
         "family.depth=8", "data.name=image_folder", f"data.path={folder}", "data.size=16", "data.workers=1",

@@ -226,6 +226,7 @@ def test_budgets_that_are_none_are_refused(budgets):
         SweepPlan(budgets)
 
 
+@pytest.mark.slow
 def test_the_fastest_network_at_an_accuracy_is_found_by_halving(tmp_path, monkeypatch):
     """Held-out accuracies are planted: they fall below 55 % of the base's parameters."""
     monkeypatch.setattr(plan, "show", lambda *args: None)

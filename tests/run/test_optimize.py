@@ -238,6 +238,7 @@ def test_what_is_to_stay_stays_and_widths_keep_their_bounds(net, tmp_path):
     assert wide and all(12 <= width <= 24 for width in wide)
 
 
+@pytest.mark.slow
 def test_an_untrained_network_is_trained_here_and_loaders_are_data(tmp_path):
     torch.manual_seed(1)
     loaders = DataLoader(DATA[0], 16, shuffle=True), DataLoader(DATA[1], 30)

@@ -128,7 +128,7 @@ def test_the_threads_of_ncnn_sleep_soon_there(tmp_path: Path):
     script.write_text(f'#!/bin/sh\nOMP_DISPLAY_ENV=verbose exec {shlex.quote(sys.executable)} "$@" 2> {said}\n')
     script.chmod(0o755)
     device_file.Device(device_file.address(f"exec:{script}")).check("ncnn")
-    assert "GOMP_SPINCOUNT = '500'" in said.read_text()
+    assert "GOMP_SPINCOUNT = '20000'" in said.read_text()
 
 
 def test_an_ncnn_without_batches_is_refused_in_a_sentence(tmp_path: Path):

@@ -169,7 +169,8 @@ def test_strategies_that_train_alike_share_a_supernet(tmp_path, monkeypatch):
     assert second.validate([second.arch]) == alone.validate([second.arch])
 
 
-@pytest.mark.parametrize("bred", [Evolution, pytest.param(Regularized, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("bred", [Evolution, Regularized])
 def test_evolution_ends_nearer_a_planted_goal_than_random_draws(bred, tmp_path):
     given = problem(tmp_path)
     ends = []

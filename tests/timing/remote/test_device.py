@@ -169,7 +169,7 @@ def test_a_killed_agent_is_started_again_and_the_round_repeated(lock: Path):
         assert [len(seconds) for seconds, _ in readings] == [3, 3, 3]
         assert device.restarts == 1 and device.facts.pid != pid
         clock = device.now()
-        assert time.monotonic() - clock >= device.outage > 0.05
+        assert time.monotonic() - clock >= device.outage > 0
 
 
 def test_a_round_of_many_programs_is_repeated_in_pieces(lock: Path, monkeypatch: pytest.MonkeyPatch):
