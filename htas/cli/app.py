@@ -36,7 +36,7 @@ APP["--help"].group = APP["--version"].group = "Options"
 
 def _with_values(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Each word and its value: what follows its equals sign, or the next word."""
-    for word, following in zip(argv, [*argv[1:], "-"], strict=True):
+    for word, following in zip(argv, [*argv[1:], "-"], strict=False):
         yield word, word.partition("=")[2] if "=" in word else following
 
 
