@@ -3,8 +3,9 @@
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 
 import cyclopts
@@ -34,10 +35,10 @@ for order, verb in enumerate(VERBS.values()):
 APP["--help"].group = APP["--version"].group = "Options"
 
 
-def _with_values(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Each word and its value: what follows its equals sign, or the next word."""
-    for word, following in zip(argv, [*argv[1:], "-"], strict=False):
-        yield word, word.partition("=")[2] if "=" in word else following
+def _hosts(argv: Sequence[str]) -> list[str]:
+    """What the options in HOST are given."""
+    pairs = ((*word.partition("="), after) for word, after in pairwise([*argv, "-"]))
+    return [value if equals else after for name, equals, value, after in pairs if name in HOST]
 
 
 def call(argv: Sequence[str]) -> None:
@@ -45,9 +46,10 @@ def call(argv: Sequence[str]) -> None:
     verb = argv[0] if argv else ""
     if verb and not verb.startswith("-") and verb not in VERBS:
         raise UserError(text.no_such("verb", verb, VERBS))
-    if sum(word.partition("=")[0] in HOST for word in argv) > 1:
+    hosts = _hosts(argv)
+    if len(hosts) > 1:
         raise UserError(f"{' and '.join(HOST)} are one option, given twice; name several devices with commas between")
-    if any(word.partition("=")[0] in HOST and not after.strip() for word, after in _with_values(argv)):
+    if not all(host.strip() for host in hosts):
         raise UserError("the host is empty, as a variable may be that is not set; name one, or leave it out")
     overrides, words = split_overrides(argv) if verb in CONFIGURED else ([], list(argv))
     if verb == "doctor":  # it has no configuration, and the options of its target have their names in one, too
