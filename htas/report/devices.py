@@ -7,19 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import altair as alt
 
 from htas.files import write_record
 from htas.report._blocks import Answer, Block, Cell, Heading, Picture, Table, Text, plain_table, points
-from htas.report._draw import MARGIN, WIDTH, Spec, filled, spec, tooltip
+from htas.report._draw import MARGIN, WIDTH, Spec, filled, spec
 from htas.report._names import family_name
 from htas.report._page import publish
-from htas.report._style import BLUE, FAINT, INK, RED, RULE, SKY
 from htas.report.result import Result
 from htas.report.summary import speed
-from htas.report.survey import chosen_widths
+from htas.report.survey import chosen_widths, curve_rows, fitted_chart
 from htas.spaces.curve import CurveRecord
 from htas.spaces.design import DECIDED
 from htas.text import NONE, TextTable, listing, millions, milliseconds, percent, plural, plus_minus, significant
@@ -30,8 +28,8 @@ NAME = "devices"
 HALF = WIDTH // 2 - MARGIN
 """Width of one of two plots next to each other."""
 ABOUT = Text(
-    "The measured latency m(x) of a site at every width x on each device, and in red the widths that the device's own "
-    "space has. Dashed lines part the groups. Sites with equal layers share one curve."
+    "The measured latency m(x) of a site at every width x on each device, the fit f(x) of eq. 1, and in red the widths "
+    "that the device's own space has. Dashed lines part the groups. Sites with equal layers share one curve."
 )
 FIGURES = (
     "Measured is the 25th percentile of the readings of the whole network, all networks in one interleaved run on each "
@@ -279,51 +277,13 @@ def _staircases(report: DevicesReport) -> list[Picture]:
 def _side_by_side(panels: Sequence[tuple[str, CurveRecord]]) -> Spec:
     """m(x) with the widths chosen, in ms, a panel for each device."""
     rows = {
-        f"{what}-{number}": each
-        for number, (_, curve) in enumerate(panels)
-        for what, each in _curve_rows(curve).items()
+        f"{what}-{number}": each for number, (_, curve) in enumerate(panels) for what, each in curve_rows(curve).items()
     }
     return filled(_empty(tuple(name for name, _ in panels)), rows)
-
-
-def _curve_rows(curve: CurveRecord) -> dict[str, list[dict[str, float]]]:
-    """Every width; those chosen; the base width; the ends of groups."""
-    measured = curve.measured
-    errors = measured.errors or (0.0,) * len(measured.widths)
-    rows = {
-        width: {
-            "width": width, "latency": 1e3 * seconds, "low": 1e3 * (seconds - 2 * error),
-            "high": 1e3 * (seconds + 2 * error),
-        }
-        for width, seconds, error in zip(measured.widths, measured.seconds, errors, strict=True)
-    }  # fmt: skip
-    return {
-        "widths": list(rows.values()),
-        "best": [rows[width] for width in curve.choices["hardware"]],
-        "base": [rows[curve.base]],
-        "edges": [{"edge": last + 0.5} for _, last in curve.groups[:-1]],
-    }
 
 
 @cache
 def _empty(names: tuple[str, ...]) -> Spec:
     """The panels of these devices without rows: Altair is slow."""
-    return spec(alt.concat(*(_panel(number, name) for number, name in enumerate(names)), columns=2))
-
-
-def _panel(number: int, name: str) -> Any:
-    widths, best, base, edges = (
-        alt.Chart(alt.NamedData(f"{what}-{number}")) for what in ("widths", "best", "base", "edges")
-    )
-    x = alt.X("width:Q", title="width, output channels", scale=alt.Scale(nice=False, padding=8))
-    y = alt.Y("latency:Q", title="latency, ms", scale=alt.Scale(zero=False, padding=14))
-    details = tooltip("width:Q", ("latency:Q", "measured, ms", ".5f"))
-    return alt.layer(
-        edges.mark_rule(color=RULE, strokeDash=[3, 3]).encode(alt.X("edge:Q", title="width, output channels")),
-        widths.mark_area(color=SKY, opacity=0.25).encode(x, alt.Y("low:Q", title="latency, ms"), alt.Y2("high:Q")),
-        widths.mark_line(color=FAINT, strokeWidth=1).encode(x, y),
-        widths.mark_point(filled=True, size=26, opacity=1, color=BLUE).encode(x, y, tooltip=details),
-        base.mark_point(size=150, strokeWidth=1.8, color=INK).encode(x, y, tooltip=details),
-        best.mark_point(filled=True, shape="diamond", size=80, opacity=1, color=RED).encode(x, y, tooltip=details),
-        best.mark_text(color=RED, dy=-10).encode(x, y, alt.Text("width:Q")),
-    ).properties(width=HALF, height=230, title=name)
+    panels = (fitted_chart(f"-{number}", HALF, name) for number, name in enumerate(names))
+    return spec(alt.concat(*panels, columns=2))

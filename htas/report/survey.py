@@ -97,7 +97,7 @@ def curve_picture(number: int, curve: CurveRecord, later: bool = False) -> Pictu
     groups = f"{plural(len(curve.groups), 'group')} of widths {widths[0]} to {widths[-1]}"
     doubts = "".join(f" Doubt: {doubt}." for doubt in curve.doubts)
     caption = f"{sites}. {fitted(fit.k, fit.alpha, fit.b)}; {groups}. Choices, {choices or 'none'}.{doubts}"
-    chart = filled(_both(), _curve_rows(curve))
+    chart = filled(_both(), curve_rows(curve))
     return Picture(f"curve-{number}", chart, f"Latency and score by width, base width {curve.base}", caption, later)
 
 
@@ -108,20 +108,20 @@ def curve_doubts(curves: Sequence[CurveRecord]) -> list[tuple[str, str]]:
 
 def fitted_curve(curve: CurveRecord) -> Spec:
     """m(x) and its fit alone: the paper's Fig. 2."""
-    return filled(spec(_fitted()), _curve_rows(curve))
+    return filled(spec(fitted_chart()), curve_rows(curve))
 
 
 def scored_widths(curve: CurveRecord) -> Spec:
     """The score of every width and the selected ones alone: the paper's Fig. 3."""
-    return filled(spec(_scored(height=190)), _curve_rows(curve))
+    return filled(spec(_scored(height=190)), curve_rows(curve))
 
 
 @cache
 def _both() -> Spec:
-    return spec(alt.vconcat(_fitted(), _scored()).resolve_scale(color="independent", x="shared"))
+    return spec(alt.vconcat(fitted_chart(), _scored()).resolve_scale(color="independent", x="shared"))
 
 
-def _curve_rows(curve: CurveRecord) -> dict[str, list[dict[str, Any]]]:
+def curve_rows(curve: CurveRecord) -> dict[str, list[dict[str, Any]]]:
     """Every width; those of the fit, the base width and the choices, as the legend calls them; the ends of groups."""
     selected = set(curve.choices.get("hardware", ()))
     measured = curve.measured
@@ -147,36 +147,43 @@ def _curve_rows(curve: CurveRecord) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-WIDTHS, FITS, BASES, BEST, EDGES = (
-    alt.Chart(alt.NamedData(name)) for name in ("widths", "fit", "base", "best", "edges")
-)
-"""The rows of a curve by name, which `filled` adds."""
 X = alt.X("width:Q", title="width, output channels", scale=alt.Scale(nice=False, padding=8), axis=alt.Axis(grid=False))
 DETAILS = tooltip(
     "width:Q", ("latency:Q", "measured, ms", ".5f"), ("fit:Q", "fit, ms", ".5f"), ("score:Q", "score, ms", ".5f"),
     "group:Q", ("sure:Q", "probability that its choice is right", ".0%"),
 )  # fmt: skip
-BETWEEN = EDGES.mark_rule(color=RULE, strokeDash=[3, 3]).encode(alt.X("edge:Q"))
-"""The lines between groups."""
 
 
-def _fitted() -> Any:
+def _rows_of(kind: str, curve: str = "") -> alt.Chart:
+    """A chart of rows of `curve_rows` that `filled` adds; `curve` is behind their name where there are several."""
+    return alt.Chart(alt.NamedData(kind + curve))
+
+
+def _between(curve: str = "") -> Any:
+    """The lines between groups."""
+    return _rows_of("edges", curve).mark_rule(color=RULE, strokeDash=[3, 3]).encode(alt.X("edge:Q"))
+
+
+def fitted_chart(curve: str = "", width: int = PLOT, title: str = "") -> Any:
+    """m(x), the fit, and the selected widths."""
+    widths, fits, bases, best = (_rows_of(kind, curve) for kind in ("widths", "fit", "base", "best"))
     scale = alt.Scale(domain=[MEASURED, INTERPOLATED, FIT, SELECTED, BASE], range=[BLUE, SKY, FAINT, RED, INK])
     what = alt.Color("what:N", scale=scale)
     height = alt.Y("latency:Q", title="latency, ms", scale=alt.Scale(zero=False, padding=14))
-    band = WIDTHS.mark_area(color=SKY, opacity=0.25).encode(X, alt.Y("low:Q"), alt.Y2("high:Q"))
-    fit = FITS.mark_line(strokeDash=[5, 4], strokeWidth=1.3).encode(X, alt.Y("fit:Q"), what)
-    line = WIDTHS.mark_line(color=BLUE, strokeWidth=1).encode(X, height)
-    dots = WIDTHS.mark_point(filled=True, size=26, opacity=1).encode(X, height, what, tooltip=DETAILS)
-    ring = BASES.mark_point(size=150, strokeWidth=1.8).encode(X, height, what, tooltip=DETAILS)
-    marks = BEST.mark_point(filled=True, shape="diamond", size=80, opacity=1).encode(X, height, what, tooltip=DETAILS)
-    names = BEST.mark_text(color=RED, dy=-10).encode(X, height, alt.Text("width:Q"))
-    return alt.layer(BETWEEN, band, fit, line, dots, ring, marks, names).properties(width=PLOT, height=230)
+    band = widths.mark_area(color=SKY, opacity=0.25).encode(X, alt.Y("low:Q"), alt.Y2("high:Q"))
+    fit = fits.mark_line(strokeDash=[5, 4], strokeWidth=1.3).encode(X, alt.Y("fit:Q"), what)
+    line = widths.mark_line(color=BLUE, strokeWidth=1).encode(X, height)
+    dots = widths.mark_point(filled=True, size=26, opacity=1).encode(X, height, what, tooltip=DETAILS)
+    ring = bases.mark_point(size=150, strokeWidth=1.8).encode(X, height, what, tooltip=DETAILS)
+    marks = best.mark_point(filled=True, shape="diamond", size=80, opacity=1).encode(X, height, what, tooltip=DETAILS)
+    names = best.mark_text(color=RED, dy=-10).encode(X, height, alt.Text("width:Q"))
+    chart = alt.layer(_between(curve), band, fit, line, dots, ring, marks, names).properties(width=width, height=230)
+    return chart.properties(title=title) if title else chart
 
 
 def _scored(height: int = 120) -> Any:
     tint = alt.Color("selected:N", scale=alt.Scale(domain=["selected", "not"], range=[RED, SKY]), legend=None)
     sides = (alt.X("left:Q"), alt.X2("right:Q"), alt.Y("score:Q", title="score s(x), ms"), alt.Y2("none:Q"))
-    bars = WIDTHS.mark_rect().encode(*sides, tint, tooltip=DETAILS)
-    numbers = BEST.mark_text(color=RED, dy=-7).encode(X, alt.Y("top:Q"), alt.Text("width:Q"))
-    return alt.layer(numbers, BETWEEN, bars).properties(width=PLOT, height=height)
+    bars = _rows_of("widths").mark_rect().encode(*sides, tint, tooltip=DETAILS)
+    numbers = _rows_of("best").mark_text(color=RED, dy=-7).encode(X, alt.Y("top:Q"), alt.Text("width:Q"))
+    return alt.layer(numbers, _between(), bars).properties(width=PLOT, height=height)
