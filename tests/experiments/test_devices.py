@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from htas.files import from_json, read_json
 from htas.graph.arch import Arch
 from htas.graph.layer import Layer
 from htas.metrics.latency import Latency
-from htas.report.devices import CrossedNetwork, DevicesReport, SurveyedDevice, alike, verdicts
+from htas.report.devices import CrossedNetwork, DevicesReport, SurveyedDevice, _staircases, alike, verdicts
 from htas.report.result import Result
+from htas.report.survey import INTERPOLATED, MEASURED
 from htas.run.config import Config, load
 from htas.run.stage import ensure
 from htas.run.stages import STAGES
@@ -95,6 +97,18 @@ def test_groups_with_the_same_width_everywhere_are_counted() -> None:
     assert alike(report) == (
         "The best width is the same on a, b and c in 1 of 2 groups, and in 1 of the 1 that are decided on all of them."
     )
+
+
+def test_interpolated_widths_are_marked_on_every_device() -> None:
+    one = device("pi")
+    (curve,) = one.curves
+    between = replace(curve, measured=replace(curve.measured, interpolated=(3,)))
+    report = DevicesReport("", "", "", (one, replace(one, name="jetson", curves=(between,))))
+    (picture,) = _staircases(report)
+    kinds = {
+        name: [row["what"] for row in rows] for name, rows in picture.chart["datasets"].items() if "widths" in name
+    }
+    assert kinds == {"widths-0": [MEASURED] * 4, "widths-1": [MEASURED, MEASURED, INTERPOLATED, MEASURED]}
 
 
 # -- a run of two planted devices --------------------------------------------------------------------------------------
