@@ -55,20 +55,25 @@ class Written(Graph):
 
 
 class Opened:
-    """A program that is open on this machine, by an engine of the agent; raises UserError where that refuses it."""
+    """A program that is open on this machine, by an engine of the agent, and has run once with its example.
+
+    Raises UserError where the engine refuses it.
+    """
 
     def __init__(self, engine: str, program: Written, threads: int = 1, *, half: bool = False) -> None:
         kind: Any = ENGINES[engine]
         self.layout = program.layout
         try:
             self.engine = kind(program.content, threads, 0, half)
-            self.engine.put(self.layout.arrays(program.example))
+            if program.example:
+                self.engine.put(self.layout.arrays(program.example))
+                self.engine.run()  # what cannot be run shows only then
         except Refused as error:
             raise UserError(error.words) from error
         self.run = self.engine.run
 
     def outputs(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """All outputs, [N, ...] in fp32, for other inputs, which then stay."""
+        """All outputs, [N, ...] in fp32, for other inputs, which may then stay."""
         try:
             return self.layout.tensors(self.engine.outputs(self.layout.arrays(tensors)))
         except Refused as error:
