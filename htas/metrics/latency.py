@@ -219,8 +219,10 @@ def crowded(target: Target) -> tuple[str, ...]:
 
 
 def too_short(readings: Readings, shortest: float, asked: float) -> tuple[str, ...]:
-    """A remark if readings last less than half of `shortest`, the seconds that the clock needs; `asked` were at least
-    as many as a reading should last, 0 for as short as the clock allows."""
+    """A remark if readings last less than half of `shortest`, the seconds that the clock needs.
+
+    `asked` are the seconds that a reading should last at least, 0 for as short as the clock allows.
+    """
     if readings.lasted >= shortest / 2:
         return ()
     if 0 < asked < shortest:

@@ -18,6 +18,7 @@ from htas.runtimes import Program
 from htas.runtimes._build import in_words
 from htas.runtimes._written import WrittenRuntime
 from htas.timing.allocator import keep_memory
+from htas.timing.remote.needs import NEEDS
 
 
 class ProgramWriter(GraphWriter, Protocol):
@@ -29,11 +30,9 @@ class ProgramWriter(GraphWriter, Protocol):
 
 @dataclass(frozen=True)
 class MobileRuntime(WrittenRuntime):
-    """A subclass names its package, and writes programs."""
+    """A subclass names one of the agent's engines, and writes programs."""
 
     chained: ClassVar[tuple[str, ...]] = ("cpu",)
-    package: ClassVar[str]
-    """As pip installs it."""
 
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:
@@ -42,9 +41,9 @@ class MobileRuntime(WrittenRuntime):
 
     def describe(self) -> Mapping[str, str]:
         """Versions and settings."""
-        freed = "kept" if keep_memory() else "returned"
+        package, freed = NEEDS[self.engine].package, "kept" if keep_memory() else "returned"
         return {
-            self.package: version(self.package), "torch": torch.__version__, **self.settings, "freed memory": freed,
+            package: version(package), "torch": torch.__version__, **self.settings, "freed memory": freed,
         }  # fmt: skip
 
     def session(self) -> AbstractContextManager[object]:
@@ -55,7 +54,7 @@ class MobileRuntime(WrittenRuntime):
 
 @dataclass(frozen=True)
 class SteppedRuntime(MobileRuntime):
-    """A subclass has a writer of steps, so that layers take milliseconds, and one of the agent's engines."""
+    """A subclass has a writer of steps, so that layers take milliseconds."""
 
     @abstractmethod
     def writer(self, layer: Layer) -> ProgramWriter:

@@ -34,7 +34,6 @@ class ExecuTorch(MobileRuntime):
     lacking: ClassVar[str] = "programs are exported in fp32"
     what: ClassVar[str] = "ExecuTorch"
     engine: ClassVar[str] = "executorch"
-    package: ClassVar[str] = "executorch"
 
     def __post_init__(self) -> None:
         _package()

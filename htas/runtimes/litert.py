@@ -29,7 +29,6 @@ class LiteRT(SteppedRuntime):
     lacking: ClassVar[str] = "graphs are written in fp32"
     what: ClassVar[str] = "LiteRT"
     engine: ClassVar[str] = "litert"
-    package: ClassVar[str] = "ai-edge-litert"
 
     def __post_init__(self) -> None:
         needed("ai_edge_litert.interpreter", "litert", "target.runtime 'litert'")

@@ -1,8 +1,8 @@
 """ncnn on a CPU: the runtime of many phones and boards.
 
 Convolutions work on channels in packs of 4, 8 or 16, as wide as the processor's registers; a width that is no multiple
-of 4 is computed one channel at a time. Threads are an OpenMP pool that is ncnn's own; they sleep soon
-after their work, since threads that spin would take the cores of the next program.
+of 4 is computed one channel at a time. Threads are an OpenMP pool that is ncnn's own; they sleep soon after their work,
+since threads that spin would take the cores of the next program.
 """
 
 from collections.abc import Collection, Mapping
@@ -33,7 +33,6 @@ class Ncnn(SteppedRuntime):
     )
     what: ClassVar[str] = "ncnn"
     engine: ClassVar[str] = "ncnn"
-    package: ClassVar[str] = "ncnn"
 
     def __post_init__(self) -> None:
         if not self.target.host:

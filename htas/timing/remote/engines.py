@@ -46,7 +46,7 @@ class Engine:
         raise NotImplementedError
 
     def outputs(self, arrays):
-        """Arrays for other inputs, which then stay."""
+        """Arrays for other inputs, which may then stay."""
         raise NotImplementedError
 
 

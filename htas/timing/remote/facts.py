@@ -23,8 +23,6 @@ class State:
 
     seconds: float
     """Of its steady clock."""
-    wall: float
-    """Of the clock on its wall, since 1970."""
     busy: float
     """Processor seconds of all programs since it was started; 0 where it does not count."""
     stolen: float

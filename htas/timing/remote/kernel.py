@@ -178,7 +178,6 @@ def state():
     flags, now, count = throttling()
     return {
         "seconds": time.monotonic(),
-        "wall": time.time(),
         "busy": sum(times[:3]) + times[5] + times[6],
         "stolen": times[7],
         "agent": sum(times_of_agent[:4]),

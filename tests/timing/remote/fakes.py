@@ -61,7 +61,7 @@ def changed(source: str) -> str:
         "dies": ("        lasted, counts = [], []\n        gc", "        os._exit(1)\n        gc"),
         "silent": ("        lasted, counts = [], []\n        gc", "        time.sleep(1000)\n        gc"),
         "endless": ('"seconds": seconds}', '"seconds": float("inf")}'),
-        "no number": ('"wall": time.time()', '"wall": float("nan")'),
+        "no number": ('"stolen": times[7]', '"stolen": float("nan")'),
         "many calls": ("        counts.append(loops)", "        counts.append(10 ** 30)"),
         "escapes": ('"board": board', '"board": "\\x1b[2Jboard\\r\\n"'),
         "objects": ('"dtype": str(output.dtype)', '"dtype": "object"'),
