@@ -5,12 +5,15 @@ import torch
 from htas.graph.layer import Layer
 from htas.runtimes import Runtime, open_runtime
 from htas.testing import RuntimeContract
-from htas.testing.runtime import spread_norms
+from htas.testing.runtime import LAYERS, spread_norms
 from htas.timing.target import Target
 
 LINEAR_ON_PIXELS = Layer("linear", 8, 6, (4, 5), bias=True, activation="relu")
 POINTWISE_WITH_STRIDE = Layer("conv", 8, 16, (8, 8), (1, 1), (2, 2))
 WIDE_POOL = Layer("avg_pool", 20, 20, (9, 7), (2, 3), (2, 1), (1, 0))
+NCNN_LACKS = ("dilated max pool",)
+LITERT_LACKS = ("dilated max pool", *(name for name in LAYERS if name.startswith(("1-d", "3-d"))))
+"""Names of layers that they must refuse."""
 
 
 def opened(runtime: str, **fields: object) -> Runtime:

@@ -38,7 +38,7 @@ class TestLiteRT(RuntimeContract):
     """What every runtime must keep."""
 
     runtime = "litert"
-    lacks = ("dilated max pool", *(name for name in LAYERS if name.startswith(("1-d", "3-d"))))
+    lacks = mobile.LITERT_LACKS
 
 
 @pytest.mark.parametrize("layer", MORE.values(), ids=MORE.keys())

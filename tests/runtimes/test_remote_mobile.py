@@ -61,12 +61,12 @@ class Remote(RuntimeContract):
 
 class TestNcnn(Remote):
     runtime = "ncnn"
-    lacks = ("dilated max pool",)
+    lacks = mobile.NCNN_LACKS
 
 
 class TestLiteRT(Remote):
     runtime = "litert"
-    lacks = ("dilated max pool", *(name for name in LAYERS if name.startswith(("1-d", "3-d"))))
+    lacks = mobile.LITERT_LACKS
 
 
 @pytest.mark.slow
@@ -162,20 +162,8 @@ def test_half_precision_is_for_devices_with_instructions_for_it(monkeypatch: pyt
 
 
 def test_networks_are_measured_by_name_there(runtime: str, capsys: pytest.CaptureFixture[str]):
-    command = [
-        "measure",
-        "cifar_resnet:8",
-        "--host",
-        HERE,
-        "--runtime",
-        runtime,
-        "--rounds",
-        "2",
-        "--batch",
-        "1",
-        "--json",
-    ]
-    assert main(command) == 0
+    options = f"--runtime {runtime} --rounds 2 --batch 1 --json".split()
+    assert main(["measure", "cifar_resnet:8", "--host", HERE, *options]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["runtime"] == runtime and row["latency_ms"]["estimate"] > 0
 

@@ -68,8 +68,24 @@ def survey(folder: Path, command: str, *more: str) -> dict[str, Any]:
     return {"layers": record["layers"], "curves": design["curves"], "took": record["took"], "restarts": restarts}
 
 
-def test_packets_are_late_and_lost_there(bad: str):
-    """What the network is, by a sender of its own: 200 kB take as long as its line, and then some."""
+def test_packets_are_late_and_some_are_lost():
+    """Of 100 packets of 1000 bytes: each takes its time on the line and arrives after the delay, in the order sent."""
+    source, sink = os.pipe()
+    line = network.Line(sink, DELAY, LOSS, BITS, seed=1)
+    for number in range(100):
+        line.take(number.to_bytes(1000, "big"), 0.0)
+    assert 0 < line.lost < 10
+    assert line.give(DELAY) == pytest.approx(8 * 1000 / BITS), "the first has not left the line"
+    arrived = []
+    for sent in range(1, 101 - line.lost):
+        line.give(DELAY + (sent + 0.5) * 8 * 1000 / BITS)
+        arrived.append(os.read(source, 100_000))
+    assert {len(packet) for packet in arrived} == {1000} and arrived == sorted(set(arrived))
+    os.close(source)
+    os.close(sink)
+
+
+def test_what_is_sent_arrives_whole_in_spite_of_lost_packets(bad: str):
     sent = os.urandom(200_000)
     done = subprocess.run([*shlex.split(bad), "cat"], input=sent, capture_output=True, timeout=120, check=True)
     assert done.stdout == sent
