@@ -53,8 +53,6 @@ class Runtime(ABC):
     """Why a precision is missing; ends the sentence that refuses it."""
     what: ClassVar[str] = ""
     """The runtime in words; empty for its name."""
-    engine: ClassVar[str] = ""
-    """Its name in the agent on another machine (target.host); empty where that has none."""
     target: Target
 
     @classmethod

@@ -200,7 +200,7 @@ def remote_runtime(kind: type[Runtime], target: Target) -> RemoteRuntime:
 
     Raises UserError where the agent has none of this kind, and where the device cannot be reached or lacks something.
     """
-    if not kind.engine or not issubclass(kind, WrittenRuntime):
+    if not issubclass(kind, WrittenRuntime) or not kind.engine:
         raise UserError(
             f"target.runtime {target.runtime!r} runs on this machine only; on target.host use target.runtime "
             f"{listing(map(repr, NEEDS))}"

@@ -20,6 +20,8 @@ from htas.runtimes._build import in_words
 class WrittenRuntime(Runtime):
     """A subclass writes programs, and opens what it has written."""
 
+    engine: ClassVar[str] = ""
+    """Its name in the agent on another machine (target.host); empty where that has none."""
     compares: ClassVar[bool] = True
     """Whether every layer is compared with its module, as networks are."""
 
