@@ -16,6 +16,8 @@ BLOCKS = 6
 FEW = 0.02
 """Least relative deviation of a reading, where too few were taken to show it: readings of one turn agree with
 each other and not with those of the next."""
+ALIKE = 1e-9
+"""Relative difference of figures that are one."""
 DRIFT = 0.1
 """Share by which the second half of the readings may differ from the first without a doubt."""
 MOMENTS = 0.075
@@ -140,7 +142,8 @@ def _error(values: NDArray[np.float64], percentile: float) -> float:
     The jackknife over BLOCKS stretches: from what the percentile is without each of them, and not from single readings,
     since what disturbs one often disturbs the next. Nor from how the stretches differ, as one that was disturbed all
     the while moves the whole very little. Too few readings for that are judged by the ranks next to the percentile, and
-    never as surer than FEW allows.
+    never as surer than FEW allows; so are readings of which the percentile is one value whatever is left out: in a run
+    of few networks, the one that tells the machine's level has the same reading over it again and again.
     """
     count = len(values)
     if count < 2:
@@ -148,7 +151,8 @@ def _error(values: NDArray[np.float64], percentile: float) -> float:
     if count >= 2 * BLOCKS:
         blocks = np.array_split(np.arange(count), BLOCKS)
         figures = [np.percentile(np.delete(values, block), percentile) for block in blocks]
-        return float(np.std(figures) * sqrt(BLOCKS - 1))
+        if np.ptp(figures) > ALIKE * abs(figures[0]) or np.ptp(values) <= ALIKE * abs(figures[0]):
+            return float(np.std(figures) * sqrt(BLOCKS - 1))
     share = percentile / 100
     reach = 100 * sqrt(share * (1 - share) / count)  # a standard deviation of the binomial
     low, high = np.percentile(values, [max(percentile - reach, 0), min(percentile + reach, 100)])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from htas.files import from_json, to_json
-from htas.timing.measurement import CONTENDED, MOMENTS, Measurement
+from htas.timing.measurement import CONTENDED, FEW, MOMENTS, Measurement
 
 
 def test_summaries_are_those_of_the_readings() -> None:
@@ -34,6 +34,16 @@ def test_the_error_of_many_readings_is_what_leaving_out_a_stretch_moves() -> Non
     found = Measurement(tuple(values), "s")
     left = [np.percentile(values[:start] + values[start + 4 :], 25) for start in range(0, 24, 4)]
     assert found.error == pytest.approx(((5 / 6) * sum((each - np.mean(left)) ** 2 for each in left)) ** 0.5)
+
+
+def test_a_percentile_that_is_one_value_whatever_is_left_out_is_not_taken_for_sure() -> None:
+    rng = np.random.default_rng(0)
+    usual = rng.random(600) < 0.5  # the level is that of this network's own reading
+    values = np.where(usual, 2.0, 2.0 * np.exp(rng.normal(0.02, 0.02, 600)))
+    given = Measurement(tuple(values), "s")
+    assert given.estimate == 2.0
+    assert given.error == pytest.approx(FEW * 2.0 / 600**0.5)
+    assert Measurement((2.0,) * 600, "s").error == 0.0  # of a clock that is exact
 
 
 def test_a_stretch_that_was_disturbed_throughout_moves_neither_the_estimate_nor_its_error() -> None:
