@@ -17,8 +17,8 @@ from scripted_device import scripted_device
 
 from htas import datasets
 from htas.cli import main
+from htas.cost.counts import CountCost
 from htas.cost.paper import paper_cost
-from htas.cost.tables import CountCost
 from htas.experiments.arm_tables import read_arms
 from htas.graph import Network, resize, trace
 from htas.graph.layer import Layer

@@ -1,18 +1,24 @@
 """Fits of whole networks on sums of their layers: linear, in log space, robust; and what cost.json keeps of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 
 import numpy as np
 
-from htas.cost.tables import Calibration, Floats, Table
+from htas.cost.tables import Calibration, Floats, ParameterSum, Table
 from htas.graph import Arch, Network
 from htas.graph.layer import Template
 from htas.timing.measurement import Measurement
 
-FORMS = (("scale",), ("scale", "each"), ("kinds",), ("kinds", "each"), ("kinds", "each", "constant"))
+FORMS = (
+    ("scale",), ("scale", "each"), ("kinds",), ("kinds", "each"), ("kinds", "each", "constant"),
+    ("scale", "each", "beyond_cache"), ("kinds", "each", "beyond_cache"),
+)  # fmt: skip
 """Terms that a fit may have, simplest first."""
+CACHED_SHARES = (0.0, 0.2, 0.4, 0.6, 0.8)
+"""Of the networks, how many may fit into the cache: the parameters of the next one are tried as its size."""
 NOISE, SPREAD = 0.02, 0.2
 """Expected relative error of a network's prediction, and expected deviation of a kind's scale from the common one."""
 BETTER = 0.95
@@ -95,21 +101,24 @@ def fit(
         "kinds": np.array([[by_kind.get(kind, 0.0) for kind in kinds] for by_kind, _ in sums]),
         "each": np.array([[float(count)] for _, count in sums]),
         "constant": np.ones((len(sums), 1)),
+        "beyond_cache": np.array([[ParameterSum(network).cost(arch)] for arch in archs]),
     }
     target = np.array([each.estimate for each in measured])
     form: tuple[str, ...] = ()
     least, calibration, predictions = inf, Calibration(), np.empty(0)
     for terms in FORMS:
         rows, near = np.hstack([columns[term] for term in terms]), len(kinds) if terms[0] == "kinds" else 0
-        held_out = _held_out(rows, target, near)
+        solve = partial(_with_cache if terms[-1] == "beyond_cache" else _all_counted, near=near)
+        held_out = _held_out(rows, target, solve)
         off = np.abs(held_out / target - 1)
         error = float(np.mean(np.minimum(off, _far(off))))
         if error < BETTER * least:
             least, form, predictions = error, terms, held_out
-            weights = _weights(rows, target, near).tolist()
+            found = solve(rows, target)
+            weights = found.weights.tolist()
             scales = weights[:near] or weights[:1] * len(kinds)
             rest = dict(zip(terms[1:], weights[near or 1 :], strict=True))
-            calibration = Calibration(dict(zip(kinds, scales, strict=True)), **rest)
+            calibration = Calibration(dict(zip(kinds, scales, strict=True)), cache=found.cache, **rest)
     networks = tuple(
         NetworkRecord(arch, reading.estimate, reading.standard_error, prediction)
         for arch, reading, prediction in zip(archs, measured, predictions.tolist(), strict=True)
@@ -132,10 +141,44 @@ def _sums(network: Network, tables: Mapping[Template, Table], arch: Arch) -> tup
     return by_kind, count
 
 
-def _held_out(rows: Floats, measured: Floats, near: int) -> Floats:
+@dataclass(frozen=True)
+class _Solution:
+    """A fit of networks: the weights of its columns, and the parameters in the last one that count as none."""
+
+    weights: Floats
+    cache: float = 0.0
+
+    def __call__(self, rows: Floats) -> Floats:
+        """Predictions [networks]."""
+        predictions: Floats = _beyond(rows, self.cache) @ self.weights
+        return predictions
+
+
+def _beyond(rows: Floats, cache: float) -> Floats:
+    """The rows with what the last column has beyond this."""
+    return np.hstack([rows[:, :-1], np.maximum(rows[:, -1:] - cache, 0.0)]) if cache else rows
+
+
+def _all_counted(rows: Floats, measured: Floats, near: int) -> _Solution:
+    """The columns as they are."""
+    return _Solution(_weights(rows, measured, near))
+
+
+def _with_cache(rows: Floats, measured: Floats, near: int) -> _Solution:
+    """With the number of parameters in the cache that fits these networks best."""
+
+    def error(found: _Solution) -> float:
+        off = np.abs(found(rows) / measured - 1)
+        return float(np.mean(np.minimum(off, _far(off))))
+
+    sizes = np.quantile(rows[:, -1], CACHED_SHARES).tolist()
+    return min((_Solution(_weights(_beyond(rows, size), measured, near), size) for size in sizes), key=error)
+
+
+def _held_out(rows: Floats, measured: Floats, solve: Callable[[Floats, Floats], _Solution]) -> Floats:
     """Predictions of the networks, each by a fit that leaves it out."""
     every = range(len(rows))
-    return np.array([rows[i] @ _weights(np.delete(rows, i, axis=0), np.delete(measured, i), near) for i in every])
+    return np.array([solve(np.delete(rows, i, axis=0), np.delete(measured, i))(rows[i : i + 1])[0] for i in every])
 
 
 def _weights(rows: Floats, measured: Floats, near: int) -> Floats:

@@ -27,6 +27,10 @@ class CostModel(ABC):
     def expected(self, space: Space, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> Tensor:
         """The expectation, a differentiable scalar; probabilities [choices] by site, in the order of the space."""
 
+    def parts(self) -> "tuple[CostModel, ...]":
+        """Costs whose largest is this one: sums over layers where it is none. A limit holds for each of them."""
+        return (self,)
+
     def remark(self, arch: Arch) -> str:
         """A sentence that a reader of the cost of an arch must know; empty for none."""
         return ""

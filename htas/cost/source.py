@@ -7,10 +7,11 @@ from typing import Literal
 
 from htas import metrics
 from htas.cost.calibrate import cost_model
+from htas.cost.counts import CountCost
 from htas.cost.fit import CalibrationRecord
 from htas.cost.model import CostModel
 from htas.cost.peak import PeakCost, peak_cost
-from htas.cost.tables import CountCost, MetricSum, TableCost
+from htas.cost.tables import MetricSum, TableCost
 from htas.graph import Network
 from htas.metrics import Metric
 from htas.timing.target import Target

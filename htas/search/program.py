@@ -195,9 +195,10 @@ def best_within(network: Network, space: Space, limits: Sequence[Limit], loss: T
 
     groups, end = groups_of(network, space), time.monotonic() + seconds
     best = Solution(fitted(limits, space, space.nearest(network.base), worth), math.inf)
-    anchor, most = best.arch, [limit.most for limit in limits]
+    parts = [replace(limit, cost=part) for limit in limits for part in limit.cost.parts()]
+    anchor, most = best.arch, [part.most for part in parts]
     for turn in range(TURNS):
-        sums = [decomposed(limit.cost.cost, space, groups, anchor) for limit in limits]
+        sums = [decomposed(part.cost.cost, space, groups, anchor) for part in parts]
         try:
             solution = solve(loss, list(zip(sums, most, strict=True)), seconds=max(1.0, end - time.monotonic()))
         except UserError:
@@ -208,12 +209,13 @@ def best_within(network: Network, space: Space, limits: Sequence[Limit], loss: T
             break
         anchor = solution.arch
         if all(
-            abs(each.cost.cost(anchor) / figure(anchor) - 1) < EXACT for each, figure in zip(limits, sums, strict=True)
+            abs(each.cost.cost(anchor) - figure(anchor)) < EXACT * each.most
+            for each, figure in zip(parts, sums, strict=True)
         ):
             return solution
         best = min(best, replace(solution, arch=fitted(limits, space, anchor, worth)), key=rank)
         if turn:
-            most = [each * min(1.0, 1 / limit.ratio(anchor)) for each, limit in zip(most, limits, strict=True)]
+            most = [each * min(1.0, 1 / max(part.ratio(anchor), EXACT)) for each, part in zip(most, parts, strict=True)]
     return best
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from htas.console.progress import say
-from htas.cost.tables import CountCost
+from htas.cost.counts import CountCost
 from htas.errors import need_above_zero
 from htas.search.problem import Problem, SearchOutcome
 from htas.search.program import Tables, best_within, decomposed, groups_of

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from htas.cost.counts import CountCost
 from htas.cost.limits import Limit
-from htas.cost.tables import CountCost
 from htas.data.split import Data, Split
 from htas.graph import trace
 from htas.models.cifar_resnet import CifarResNet

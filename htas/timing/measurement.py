@@ -149,11 +149,19 @@ def _error(values: NDArray[np.float64], percentile: float) -> float:
     if count < 2:
         return 0.0
     if count >= 2 * BLOCKS:
-        blocks = np.array_split(np.arange(count), BLOCKS)
-        figures = [np.percentile(np.delete(values, block), percentile) for block in blocks]
+        block = np.repeat(np.arange(BLOCKS), [len(part) for part in np.array_split(values, BLOCKS)])
+        order = np.argsort(values, kind="stable")
+        figures = [_of_sorted(values[order[block[order] != each]], percentile) for each in range(BLOCKS)]
         if np.ptp(figures) > ALIKE * abs(figures[0]) or np.ptp(values) <= ALIKE * abs(figures[0]):
             return float(np.std(figures) * sqrt(BLOCKS - 1))
     share = percentile / 100
     reach = 100 * sqrt(share * (1 - share) / count)  # a standard deviation of the binomial
     low, high = np.percentile(values, [max(percentile - reach, 0), min(percentile + reach, 100)])
     return max(float(high - low) / 2, FEW * float(np.percentile(values, percentile)) / sqrt(count))
+
+
+def _of_sorted(values: NDArray[np.float64], percentile: float) -> float:
+    """As np.percentile, whose checks take ten times as long for a few hundred values as what it computes."""
+    place = percentile / 100 * (len(values) - 1)
+    low = int(place)
+    return float(values[low] + (place - low) * (values[min(low + 1, len(values) - 1)] - values[low]))

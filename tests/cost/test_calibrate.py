@@ -161,6 +161,27 @@ def test_one_scale_is_enough_where_nothing_more_is_planted() -> None:
     assert calibrate(net, [space()], (plain, plain), Calibrate(), seed=0).form == ("scale",)
 
 
+@dataclass(frozen=True)
+class Remote(Planted):
+    """Weights beyond those of a small network are read from memory, which a layer that is timed alone never shows."""
+
+    def of(self, net: Network, arch: Arch) -> float:
+        held = sum(use.layer.params for use in net.uses(arch))
+        return super().of(net, arch) + 4e-9 * max(0.0, held - 2e5)
+
+
+def test_weights_that_leave_the_cache_are_seen_in_whole_networks() -> None:
+    net = network()
+    metric = Remote(Target(threads=1), noise=0.003)
+    content = calibrate(net, [space()], (metric, metric), Calibrate(), seed=0)
+    assert content.form[-1] == "beyond_cache"
+    assert 3e-9 < content.calibration.beyond_cache < 5e-9
+    cost, rng = cost_model(net, content), random.Random(5)
+    unseen = {space().sample(rng, rng.uniform(-5, 5)) for _ in range(30)}
+    off = [abs(cost.cost(arch) / metric.of(net, arch) - 1) for arch in unseen - {net.base}]
+    assert np.mean(off) < 0.01
+
+
 def test_layers_are_measured_at_every_pair_of_choices_and_of_base_widths() -> None:
     net = network()
     found = cells(net, [space()], 12)

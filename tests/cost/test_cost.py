@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from htas.cost.counts import CountCost
 from htas.cost.model import CostModel, expectation, keeps
 from htas.cost.paper import PaperCost, Term
-from htas.cost.tables import CountCost
 from htas.graph import Network, resize, trace
 from htas.graph.arch import Arch
 from htas.models.cifar_resnet import CifarResNet

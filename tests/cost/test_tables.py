@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from math import prod
 from typing import Literal
@@ -12,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from htas.cost.tables import Calibration, CountCost, LayerCost, Table, TableCost, pairs
+from htas.cost.counts import CountCost
+from htas.cost.tables import Calibration, LayerCost, Table, TableCost, pairs
 from htas.graph import Network, trace
 from htas.graph.arch import Arch
 from htas.graph.layer import Layer
@@ -152,6 +154,32 @@ def test_the_expectation_is_the_mean_over_all_archs(name: str) -> None:
                  CountCost(net, "params")):  # fmt: skip
         mean = sum(share * cost.cost(arch) for share, arch in archs(space, widths, depths))
         assert float(cost.expected(space, widths, depths)) == pytest.approx(mean, rel=1e-9)
+
+
+def test_parameters_beyond_the_cache_cost_more() -> None:
+    """By hand: what every parameter of the layers adds, beyond those that the cache holds."""
+    net = network("8 join")
+    space = small(net)
+    widths, depths = chances(space)
+    every = [(share, arch) for share, arch in archs(space, widths, depths)]
+    held = {arch: sum(use.layer.params for use in net.uses(arch)) for _, arch in every}
+    cached = sorted(held.values())[len(held) // 2]
+    plain = TableCost(net, tables(net, space), Calibration({}, 0.1, 0.5))
+    cost = replace(plain, calibration=replace(plain.calibration, beyond_cache=1e-4, cache=cached))
+    small_one, large_one = cost.parts()
+    for _, arch in every:
+        more = 1e-4 * (held[arch] - cached)
+        assert cost.cost(arch) == pytest.approx(plain.cost(arch) + max(0.0, more))
+        assert (small_one.cost(arch), large_one.cost(arch)) == pytest.approx(
+            (plain.cost(arch), plain.cost(arch) + more)
+        )
+    mean = sum(share * held[arch] for share, arch in every)
+    expected = float(plain.expected(space, widths, depths)) + 1e-4 * max(0.0, mean - cached)
+    assert float(cost.expected(space, widths, depths)) == pytest.approx(expected, rel=1e-9)
+    assert float(large_one.expected(space, widths, depths)) == pytest.approx(
+        sum(share * large_one.cost(arch) for share, arch in every), rel=1e-9
+    )
+    assert [type(part) for part in plain.parts()] == [TableCost]
 
 
 @pytest.mark.slow

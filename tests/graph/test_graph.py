@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from htas.cost.tables import CountCost
+from htas.cost.counts import CountCost
 from htas.graph import Network, ordered, resize, trace
 from htas.graph.arch import Arch
 from htas.models.cifar_resnet import CifarResNet

@@ -15,7 +15,7 @@ from test_graph import IMAGE, counted
 from test_kinds import cut, everything, shaken
 from torch import Tensor, nn
 
-from htas.cost.tables import CountCost
+from htas.cost.counts import CountCost
 from htas.files import from_json, to_json
 from htas.graph import Network, resize, trace
 from htas.graph.arch import Arch

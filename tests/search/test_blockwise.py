@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from htas.cost.counts import CountCost
 from htas.cost.limits import Limit
-from htas.cost.tables import CountCost
 from htas.data.split import Data
 from htas.data.task import CLASSIFY
 from htas.errors import UserError

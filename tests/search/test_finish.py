@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from htas.cost.constraints import Constraints
+from htas.cost.counts import CountCost
 from htas.cost.limits import limits
-from htas.cost.tables import CountCost
 from htas.data.split import Data, Split
 from htas.graph import trace
 from htas.graph.arch import Arch

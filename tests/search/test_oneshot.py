@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from htas.cost.counts import CountCost
 from htas.cost.limits import Limit
 from htas.cost.model import CostModel
-from htas.cost.tables import CountCost
 from htas.data.split import Data, Split
 from htas.errors import UserError
 from htas.files import read_tensors

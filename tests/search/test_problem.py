@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from htas.cost.tables import CountCost
+from htas.cost.counts import CountCost
 from htas.data.split import Data, Split
 from htas.graph import trace
 from htas.models.cifar_resnet import CifarResNet

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from torchvision.models import DenseNet
 
+from htas.cost.counts import CountCost
 from htas.cost.limits import Limit
 from htas.cost.peak import peak_cost
-from htas.cost.tables import CountCost
+from htas.cost.tables import Calibration, Table, TableCost, pairs
 from htas.errors import UserError
 from htas.graph import Arch, Network, trace
 from htas.models.cifar_resnet import CifarResNet
@@ -93,6 +94,27 @@ def test_it_finds_what_trying_every_arch_finds(seed: int) -> None:
     solution = solve(loss, [(one, most[0]), (two, most[1])])
     assert solution is not None and solution.gap == 0
     assert solution.arch == min(within, key=loss)
+
+
+@pytest.mark.parametrize("share", [0.4, 0.6, 0.8])
+def test_a_limit_holds_where_parameters_leave_the_cache(share: float) -> None:
+    """The latency of large networks is no sum over layers; the best arch is found all the same."""
+    network = trace(CifarResNet(8).build(10), torch.zeros(1, 3, 32, 32))
+    space = space_of(network, (0.5, 0.75, 1.0))
+    tables = {
+        template: Table(tuple(sorted(inputs)), tuple(sorted(outputs)), tuple(
+            tuple(1e-3 + 1e-9 * template.at(i, o).macs for o in sorted(outputs)) for i in sorted(inputs)
+        )) for template, (inputs, outputs) in pairs(network, [space], 99).items()
+    }  # fmt: skip
+    calibration = Calibration(beyond_cache=1e-6, cache=0.5 * network.params(network.base))
+    cost = TableCost(network, tables, calibration, measured={network.base: 1.0})
+    limit = Limit("latency", "", cost, share * max(map(cost.cost, (set(archs(space)) - {network.base}))))
+    loss = decomposed(lambda arch: -float(network.macs(arch)), space, groups_of(network, space), network.base)
+    solution = best_within(network, space, [limit], loss, seconds=20)
+    within = [arch for arch in archs(space) if limit.ratio(arch) <= 1]
+    assert solution.gap == 0
+    assert loss(solution.arch) == pytest.approx(min(map(loss, within)))
+    assert limit.ratio(solution.arch) <= 1
 
 
 def test_limits_that_exclude_each_other_are_refused() -> None:

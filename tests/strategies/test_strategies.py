@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from htas import plugins, strategies
+from htas.cost.counts import CountCost
 from htas.cost.limits import Limit
 from htas.cost.model import CostModel
-from htas.cost.tables import CountCost
 from htas.errors import UserError
 from htas.files import read_tensors
 from htas.graph import trace

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from htas.files import from_json, to_json
-from htas.timing.measurement import CONTENDED, FEW, MOMENTS, Measurement
+from htas.timing.measurement import CONTENDED, FEW, MOMENTS, Measurement, _of_sorted
 
 
 def test_summaries_are_those_of_the_readings() -> None:
@@ -34,6 +34,13 @@ def test_the_error_of_many_readings_is_what_leaving_out_a_stretch_moves() -> Non
     found = Measurement(tuple(values), "s")
     left = [np.percentile(values[:start] + values[start + 4 :], 25) for start in range(0, 24, 4)]
     assert found.error == pytest.approx(((5 / 6) * sum((each - np.mean(left)) ** 2 for each in left)) ** 0.5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 100])
+def test_percentiles_of_sorted_values_are_those_of_numpy(count: int) -> None:
+    values = np.sort(np.random.default_rng(count).normal(size=count))
+    for percentile in (0, 25, 37.5, 100):
+        assert _of_sorted(values, percentile) == pytest.approx(np.percentile(values, percentile))
 
 
 def test_a_percentile_that_is_one_value_whatever_is_left_out_is_not_taken_for_sure() -> None:
