@@ -114,11 +114,11 @@ def fit(
         error = float(np.mean(np.minimum(off, _far(off))))
         if error < BETTER * least:
             least, form, predictions = error, terms, held_out
-            found = solve(rows, target)
-            weights = found.weights.tolist()
+            solution = solve(rows, target)
+            weights = solution.weights.tolist()
             scales = weights[:near] or weights[:1] * len(kinds)
             rest = dict(zip(terms[1:], weights[near or 1 :], strict=True))
-            calibration = Calibration(dict(zip(kinds, scales, strict=True)), cache=found.cache, **rest)
+            calibration = Calibration(dict(zip(kinds, scales, strict=True)), cache=solution.cache, **rest)
     networks = tuple(
         NetworkRecord(arch, reading.estimate, reading.standard_error, prediction)
         for arch, reading, prediction in zip(archs, measured, predictions.tolist(), strict=True)
@@ -167,8 +167,8 @@ def _all_counted(rows: Floats, measured: Floats, near: int) -> _Solution:
 def _with_cache(rows: Floats, measured: Floats, near: int) -> _Solution:
     """With the number of parameters in the cache that fits these networks best."""
 
-    def error(found: _Solution) -> float:
-        off = np.abs(found(rows) / measured - 1)
+    def error(solution: _Solution) -> float:
+        off = np.abs(solution(rows) / measured - 1)
         return float(np.mean(np.minimum(off, _far(off))))
 
     sizes = np.quantile(rows[:, -1], CACHED_SHARES).tolist()

@@ -289,10 +289,10 @@ class TableCost(LayerCost):
     def parts(self) -> tuple["TableCost", ...]:
         """Without the parameters that the cache lacks, and with all of them, fewer than it holds counting as a credit:
         both are sums over layers, and the larger one is this cost."""
-        own = replace(self, measured={}, _values={})
+        summed = replace(self, measured={}, _values={})
         if not self.calibration.beyond_cache:
-            return (own,)
-        return replace(own, calibration=replace(self.calibration, beyond_cache=0.0)), replace(own, linear=True)
+            return (summed,)
+        return replace(summed, calibration=replace(self.calibration, beyond_cache=0.0)), replace(summed, linear=True)
 
     def remark(self, arch: Arch) -> str:
         """How many layers lie outside the measured widths, and what they count as; empty where none does."""
