@@ -4,6 +4,7 @@ Every device has the folder of a run like any other, below the folder of the com
 alone. The base network is trained once.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -32,10 +33,13 @@ from htas.runtimes import open_runtime
 from htas.text import TextTable, duration, listing
 from htas.timing.measurement import Measurement
 from htas.timing.remote.address import short_names
+from htas.timing.remote.device import device
 from htas.timing.remote.several import check_all
 
 LEAVING = 15.0
 """Seconds that the command of a device has to end after Ctrl-C."""
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+"""What Linux calls the time since this machine was started."""
 SENTENCE = "htas: "
 """How the line of a command begins that says why it ended."""
 
@@ -190,6 +194,8 @@ def _started(verb: str, runs: Mapping[str, Run], options: Sequence[str]) -> Iter
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                 start_new_session=True,  # Ctrl-C is ours to pass on
             )  # fmt: skip
+            if cores := _cores(job):
+                os.sched_setaffinity(processes[name].pid, cores)
         yield processes
     finally:
         alive = [process for process in processes.values() if process.poll() is None]
@@ -202,6 +208,16 @@ def _started(verb: str, runs: Mapping[str, Run], options: Sequence[str]) -> Iter
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _cores(job: Run) -> set[int]:
+    """Those of a device that is part of this machine, none of another one: its command computes there as well.
+
+    One of the two always waits for the other; on any core, a command would wait for the agent of another device.
+    """
+    facts = device(job.target.host).facts
+    here = BOOT.exists() and facts.boot == BOOT.read_text().strip()
+    return set(facts.affinity) if here else set()
 
 
 def _forward(name: str, process: "subprocess.Popen[str]", reasons: dict[str, str]) -> None:

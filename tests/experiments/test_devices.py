@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shlex
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -32,6 +34,7 @@ from htas.run.stage import ensure
 from htas.run.stages import STAGES
 from htas.spaces.curve import Curve, CurveRecord, Fit
 from htas.timing.measurement import Measurement
+from htas.timing.target import Target
 
 FAKES = Path(__file__).parents[1] / "timing" / "remote" / "fakes.py"
 
@@ -204,6 +207,21 @@ def configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.toml").write_text(SMALL)
     return tmp_path / "small.toml"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system places no process on a core")
+def test_the_command_of_a_device_on_this_machine_computes_on_its_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = max(os.sched_getaffinity(0))
+    address = f"exec:env HTAS_LOCK={tmp_path / 'lock'} taskset -c {core} {shlex.quote(sys.executable)}"
+    job: Any = SimpleNamespace(target=Target(host=address), folder=tmp_path)
+    with devices._started("version", {"one": job}, []) as processes:
+        assert psutil.Process(processes["one"].pid).cpu_affinity() == [core]
+        processes["one"].communicate()
+    (tmp_path / "boot").write_text("of another machine\n")
+    monkeypatch.setattr(devices, "BOOT", tmp_path / "boot")
+    assert devices._cores(job) == set()
 
 
 @pytest.mark.slow
