@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--family", default="cifar_resnet", choices=list(FAMILIES))
     parser.add_argument("--depths", default="20,32,56")
     parser.add_argument("--adds", default="join,project")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "int8"])
     parser.add_argument("--batch", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="0: every core")
     parser.add_argument("--lot", type=int, default=0, help="archs that are read at once; 0: all")
@@ -67,7 +68,7 @@ def main() -> None:
         image = FAMILIES[arguments.family][1]
         target = Target(
             device=arguments.device, runtime=arguments.runtimes, batch=arguments.batch, threads=arguments.threads,
-            shapes=(image,),
+            shapes=(image,), precision=arguments.precision,
         )  # fmt: skip
         found = survey(target, arguments) if what == "survey" else archs(target, what, arguments)
         Path(file).write_text(json.dumps(found))
@@ -102,7 +103,8 @@ def each(arguments: argparse.Namespace) -> list[tuple[int, str]]:
 
 def path(arguments: argparse.Namespace, runtime: str, what: str) -> Path:
     """Where a step's figures are."""
-    return arguments.out / f"prediction-{arguments.device}-{runtime}-{what}.json"
+    precision = "" if arguments.precision == "fp32" else f"-{arguments.precision}"
+    return arguments.out / f"prediction-{arguments.device}-{runtime}{precision}-{what}.json"
 
 
 # -- steps -------------------------------------------------------------------------------------------------------------

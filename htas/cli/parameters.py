@@ -57,7 +57,7 @@ class TargetOptions:
     device: Device = None
     batch: Annotated[int | None, Parameter(help="images per call (4 on cpu, 1024 on cuda)")] = None
     threads: Annotated[int | None, Parameter(help="CPU threads (every core)")] = None
-    precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, Parameter(help="number format (fp32)")] = None
+    precision: Annotated[Literal["fp32", "bf16", "fp16", "int8"] | None, Parameter(help="number format (fp32)")] = None
 
     def flags(self) -> list[str]:
         """The names of the flags on the command line."""

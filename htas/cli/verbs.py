@@ -186,6 +186,9 @@ def export(
     to: Annotated[Literal["onnx", "pt2", "openvino", "ncnn", "litert"], Parameter(help="the format")],
     network: Annotated[str, Parameter(help="a network of the report; otherwise the searched one")] = "",
     file: Annotated[Path | None, Parameter(help="where to write it; otherwise into the folder")] = None,
+    precision: Annotated[
+        Literal["fp32", "int8"], Parameter(help="int8: quantized, with images of the training split")
+    ] = "fp32",
 ) -> None:
     """Write a trained network for another runtime, and check that its outputs are PyTorch's."""
     suffix = {"openvino": ".xml", "ncnn": ".param", "litert": ".tflite"}.get(to, f".{to}")
@@ -195,7 +198,9 @@ def export(
         )
     from htas.run import stages
 
-    path, difference = stages.export_network(run, suffix, network, file)
+    if precision == "int8" and to not in ("onnx", "openvino"):
+        raise UserError(f"--precision int8 is for --to onnx and --to openvino, got --to {to}")
+    path, difference = stages.export_network(run, suffix, network, file, int8=precision == "int8")
     print(f"{path} (outputs differ from PyTorch's by {difference:.1e} at most)")
 
 

@@ -12,16 +12,20 @@ from torch import Tensor, nn
 from htas.data.nests import tensors_in
 from htas.errors import UserError
 from htas.files import write_bytes
+from htas.formats.int8 import check_images, named, needs_seven_bits, quantized
 from htas.formats.ncnn import NcnnModel, ncnn_network, ncnn_package
 from htas.formats.onnx import Unknown, cannot_export, network_graph, quiet
 from htas.formats.onnx_network import write_network
-from htas.formats.parity import largest_difference
+from htas.formats.parity import QUANTIZED, largest_difference
 from htas.formats.tflite import TfliteLayout, TfliteWriter
 from htas.formats.written import Opened, Written
 from htas.graph.modes import copied
 from htas.plugins import needed
 from htas.text import listing
+from htas.timing.target import instructions
 
+FEED = 32
+"""Images of a batch that calibrates int8."""
 PRECISE = {"INFERENCE_PRECISION_HINT": "f32"}
 """OpenVINO computes in bf16 by itself where the processor can."""
 Run = Callable[..., object]
@@ -30,13 +34,14 @@ Files = Mapping[str, bytes]
 """What is written, by suffix, in this order."""
 
 
-def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: Path) -> float:
+def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: Path, images: Sequence[Tensor] = ()) -> float:
     """The largest absolute difference between the file's outputs and PyTorch's, on random inputs of two batch sizes.
 
     The suffix of the path chooses the format: `.onnx`, `.pt2`, `.xml` (OpenVINO's, with a `.bin` next to it), `.param`
     (ncnn's, with a `.bin`) or `.tflite` (LiteRT's, images with the channels last). The example is a tensor, or one for
     each input, [batch, channels, height, width]; the file takes any batch. The model is exported in eval mode, and
-    stays as it is.
+    stays as it is. With `images`, one tensor [N, *shape] for each input, an ONNX or OpenVINO file is quantized to int8,
+    calibrated on them, and compared on them.
     Raises UserError for another suffix, a network that cannot be exported, and outputs that differ by more than 1e-4
     of the largest; no file is written then.
     """
@@ -46,8 +51,13 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: Path) -> 
     network = copied(model).eval().cpu()
     inputs = tuple(each.detach().cpu() for each in ((example,) if isinstance(example, Tensor) else example))
     # an exporter takes a batch of one for a constant
-    files = write(network, tuple(each.repeat(2, *[1] * (each.ndim - 1)) for each in inputs))
-    difference = _check(network, read(files), inputs, str(path))
+    twice = tuple(each.repeat(2, *[1] * (each.ndim - 1)) for each in inputs)
+    if images:
+        files = _write_int8(network, twice, path.suffix, images)
+        difference = _check_int8(network, read(files), images, str(path))
+    else:
+        files = write(network, twice)
+        difference = _check(network, read(files), inputs, str(path))
     for suffix, content in files.items():
         write_bytes(path.with_suffix(suffix), content)
     return difference
@@ -83,9 +93,37 @@ def _read_onnx(files: Files) -> Run:
     return run
 
 
+def _write_int8(network: nn.Module, example: tuple[Tensor, ...], suffix: str, images: Sequence[Tensor]) -> Files:
+    """Raises UserError for another format, and where the file is no smaller than that in fp32."""
+    if suffix not in (".onnx", ".xml"):
+        raise UserError(f"int8 is written to .onnx and .xml (OpenVINO) only, got {suffix}; choose one of these")
+    arrays = [image.numpy() for image in images]
+    check_images(arrays)
+    graph = network_graph(network, example, dynamic=True)
+    feeds = named(graph, [[array[at : at + FEED] for array in arrays] for at in range(0, len(arrays[0]), FEED)])
+    content = quantized(graph, feeds, seven_bits=needs_seven_bits(instructions()))
+    if len(content) >= len(graph):
+        raise UserError(
+            f"in int8 this network takes {len(content):,} bytes, in fp32 {len(graph):,}; it is too small to quantize"
+        )
+    return {".onnx": content} if suffix == ".onnx" else _write_ir_of(content)
+
+
+@torch.inference_mode()
+def _check_int8(network: nn.Module, run: Run, images: Sequence[Tensor], what: str) -> float:
+    """On images of the calibration, as random ones lie outside the ranges."""
+    inputs = [image[:FEED] for image in images]
+    pairs = zip(tensors_in(network(*inputs)), tensors_in(run(*inputs)), strict=True)
+    return max(largest_difference(expected, output, what, QUANTIZED) for expected, output in pairs)
+
+
 def _write_ir(network: nn.Module, example: tuple[Tensor, ...]) -> Files:
+    return _write_ir_of(network_graph(network, example, dynamic=True))
+
+
+def _write_ir_of(graph: bytes) -> Files:
     """The weights first: a reader looks for the .xml."""
-    model = _openvino().Core().read_model(network_graph(network, example, dynamic=True))
+    model = _openvino().Core().read_model(graph)
     with TemporaryDirectory() as folder:
         draft = Path(folder) / "network.xml"
         _openvino().save_model(model, str(draft), compress_to_fp16=False)

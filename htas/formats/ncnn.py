@@ -124,6 +124,7 @@ class NcnnWriter:
     """Collects steps in ONNX's words, and writes them as ncnn's."""
 
     def __init__(self) -> None:
+        self.path = ""
         self.inputs: list[Any] = []
         self.steps: list[_Step] = []
         self.results: list[str] = []

@@ -23,6 +23,8 @@ from htas.timing.allocator import collector_off
 OPSET = 20
 IR_VERSION = 9
 """The oldest that has OPSET, so that older runtimes read the graph."""
+AFTER_PATH = ":"
+"""Between the path of a module and the number of a step, in the name of a node."""
 TAIL = 16
 """Channels that a chain ends in: whole blocks of 8 (AVX2) and of 16 (AVX-512)."""
 ACTIVATIONS: Mapping[type[nn.Module], str] = {
@@ -75,6 +77,8 @@ class GraphWriter(Protocol):
 
     inputs: list[Any]
     """Those declared so far."""
+    path: str
+    """Of the module whose steps come now; empty where it has none."""
 
     @property
     def input_shapes(self) -> list[Shape]:
@@ -294,6 +298,7 @@ class Writer:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
+        self.path = ""
         self.inputs: list[Any] = []
         self.outputs: list[Any] = []
         self.nodes: list[Any] = []
@@ -318,7 +323,8 @@ class Writer:
         from onnx import helper
 
         output = f"value{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
+        name = f"{self.path}{AFTER_PATH}{len(self.nodes)}" if self.path else ""
+        self.nodes.append(helper.make_node(op, list(inputs), [output], name=name, **attributes))
         return output
 
     def constant(self, tensor: Tensor) -> str:

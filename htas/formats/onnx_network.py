@@ -129,7 +129,7 @@ class _Graph:
             raise Unknown(call.name)
         if call.whole:
             raise Unknown(call.whole)
-        source = call.values[0]
+        source, self.writer.path = call.values[0], call.module or ""
         self.names[used[0]] = self._module(call, source) if call.module else self._function(call, source)
 
     def _check_overwritten(self, call: Call) -> None:

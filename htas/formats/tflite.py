@@ -103,6 +103,7 @@ class TfliteWriter:
             raise Unknown(f"{len(layer.size)} dimensions of pixels")
         self.folds, self.channels_last = layer is not None, layer is not None and layer.op == "linear"
         self.schema = needed("ai_edge_litert.schema_py_generated", "litert", "a .tflite file")
+        self.path = ""
         self.inputs: list[Place] = []
         self.results: list[Place] = []
         self.steps: list[_Step] = []

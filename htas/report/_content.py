@@ -11,7 +11,7 @@ from htas.report._course import course
 from htas.report._figures import BANDS, accuracy_over_latency, archs, predictions
 from htas.report._names import at_the_start, is_searched, network_names, row_names, search_name, space_name
 from htas.report.result import Report, Result
-from htas.report.summary import answer, base_of, figures, marked
+from htas.report.summary import answer, base_of, deployed_cell, deployed_heading, figures, marked, with_deployed
 from htas.report.survey import ABOUT, curve_doubts, curve_picture
 from htas.search.record import EpochRecord, SearchRecord
 from htas.text import NONE, duration, listing, percent, plural, quantity, runs, significant
@@ -52,17 +52,25 @@ def _networks(report: Report) -> list[page.Block]:
         label = page.Cell(names[result.name], result.name if result.name != names[result.name] else "")
         seconds = result.measured.estimate if result.measured else 0.0
         agreement = page.Cell(NONE if result.predicted is None or not seconds else f"{result.predicted / seconds:.2f}")
-        rows.append((label, accuracy, replace(measured, note=_readings(result)), predicted, agreement, *rest))
+        row = (label, accuracy, replace(measured, note=_readings(result)), predicted, agreement, *rest)
+        rows.append(with_deployed(report, row, deployed_cell(result)))
+    precision = deployed_heading(report)
+    told = (
+        f"The accuracy {precision} is that of what the runtime runs, read by it on the test split; below it is its "
+        "distance from fp32 on the same images, with two standard errors. "
+        if precision
+        else ""
+    )
     return [
         page.Heading("Networks"),
-        page.Table(headings, rows, headings[:1], marked(report)),
+        page.Table(with_deployed(report, headings, precision), rows, headings[:1], marked(report)),
         page.Text(
-            "Accuracy is that of the last epoch on the test split. Measured is the 25th percentile of the readings of "
-            "the whole network, each over the machine's level at that moment, \N{PLUS-MINUS SIGN} two standard errors; "
-            "below it are the median and minimum of the raw readings. Predicted is the sum of the measured layers, "
-            "calibrated against other whole networks (cost.json), before this row was measured; for the base network "
-            "it is its latency in the calibration. Layers outside the measured widths are marked: a narrower one "
-            "counts as the narrowest, a wider one by a straight line."
+            f"Accuracy is that of the last epoch on the test split. {told}Measured is the 25th percentile of the "
+            "readings of the whole network, each over the machine's level at that moment, \N{PLUS-MINUS SIGN} two "
+            "standard errors; below it are the median and minimum of the raw readings. Predicted is the sum of "
+            "the measured layers, calibrated against other whole networks (cost.json), before this row was "
+            "measured; for the base network it is its latency in the calibration. Layers outside the measured "
+            "widths are marked: a narrower one counts as the narrowest, a wider one by a straight line."
         ),
         page.Heading("Accuracy and latency"),
         accuracy_over_latency(report),

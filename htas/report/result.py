@@ -7,7 +7,35 @@ from typing import Any
 from htas.graph.arch import Arch
 from htas.search.record import SearchRecord
 from htas.spaces.curve import CurveRecord
+from htas.text import percent, signed
 from htas.timing.measurement import Measurement
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """The accuracy of a network as its user runs it: by the runtime, in another precision than fp32."""
+
+    precision: str
+    accuracy: float
+    """Share of the test images, 0 to 1."""
+    difference: float
+    """From fp32 in PyTorch, on the same images."""
+    noise: float | None
+    """Two standard errors of the difference; None where it is unknown."""
+    images: int
+    """How many of the test split were read; 0 where the user's own function judges."""
+    remark: str = ""
+    """What stays in fp32, as a sentence."""
+
+    @property
+    def change(self) -> str:
+        """`-0.25 ± 0.12 points`, from fp32."""
+        return f"{signed(100 * self.difference)}{f' ± {100 * self.noise:.2f}' if self.noise is not None else ''} points"
+
+    @property
+    def sentence(self) -> str:
+        """Both in a line."""
+        return f"in {self.precision}, as deployed, accuracy {percent(self.accuracy)} ({self.change} from fp32)"
 
 
 @dataclass(frozen=True)
@@ -41,6 +69,8 @@ class Result:
     """Where `predicted` lies outside the measured widths, a sentence on that; otherwise empty."""
     measured: Measurement | None = None
     """Seconds per batch of the whole network."""
+    deployed: Deployed | None = None
+    """Its accuracy by the runtime; None where that computes in fp32."""
     versions: Mapping[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     """What a reader must know of this row, each a sentence."""

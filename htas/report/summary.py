@@ -1,9 +1,9 @@
 """A report in a few lines: its networks, and what may be claimed of two: faster, slower, or no clear difference."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import hypot, inf, sqrt
-from typing import Literal
+from typing import Literal, TypeVar
 
 from htas.report._blocks import Answer, Cell, Figure
 from htas.report._names import at_the_start, is_searched, network_names, row_names, search_name
@@ -11,6 +11,7 @@ from htas.report.result import Report, Result
 from htas.text import ARROW, NONE, TextTable, millions, milliseconds, percent, plus_minus, points, signed, significant
 from htas.timing.measurement import Measurement
 
+Part = TypeVar("Part")
 FEWEST = 5
 """With fewer readings their noise is unknown."""
 SIMPLER = ("uniform", "plain", "stage")
@@ -24,8 +25,27 @@ HEADINGS = (
 def summary(report: Report) -> TextTable:
     """What the top of the page says."""
     names, base = row_names(report), base_of(report)
-    rows = [(names[result.name], *map(str, figures(result, base))) for result in report.results]
-    return TextTable([HEADINGS, *rows], 1, before=answer(report).sentences, marked=marked(report))
+    rows = [
+        with_deployed(report, (names[result.name], *map(str, figures(result, base))), str(deployed_cell(result)))
+        for result in report.results
+    ]
+    headings = with_deployed(report, HEADINGS, deployed_heading(report))
+    return TextTable([headings, *rows], 1, before=answer(report).sentences, marked=marked(report))
+
+
+def deployed_heading(report: Report) -> str:
+    """Of the column of accuracies as deployed; empty where no network is in another precision than fp32."""
+    return next((f"in {each.deployed.precision}" for each in report.results if each.deployed), "")
+
+
+def deployed_cell(result: Result) -> Cell:
+    """The accuracy as deployed, with its distance from fp32."""
+    return Cell(percent(result.deployed.accuracy), result.deployed.change) if result.deployed else Cell(NONE)
+
+
+def with_deployed(report: Report, row: Sequence[Part], cell: Part) -> tuple[Part, ...]:
+    """A row of a table with this cell after name and accuracy, where any network is deployed in another precision."""
+    return (*row[:2], cell, *row[2:]) if deployed_heading(report) else tuple(row)
 
 
 def marked(report: Report) -> list[str]:
@@ -127,6 +147,7 @@ def answer(report: Report) -> Answer:
     details = (
         _accuracy_sentence(searched, base, report, names),
         _rival_sentence(searched, report, names, simpler),
+        _deployed_sentence(searched, base, names),
         f"The {search_name(searched.name)} has not converged." if unfinished else "",
     )
     figures = tuple(_figures(searched, base, report, names))
@@ -196,6 +217,17 @@ def _accuracy_sentence(searched: Result, base: Result, report: Report, names: Ma
         return f"No clear difference in accuracy to {other}: {after} against {before}, {gap} {direction}, {noise}."
     sentence = f"{names[searched.name]} is {gap} {direction} accurate than {other}: {after} against {before}."
     return at_the_start(sentence)
+
+
+def _deployed_sentence(searched: Result, base: Result, names: Mapping[str, str]) -> str:
+    """Both accuracies as deployed; nothing for fp32."""
+    if searched.deployed is None or base.deployed is None:
+        return ""
+    one, other = (f"{percent(each.accuracy)} ({each.change})" for each in (searched.deployed, base.deployed))
+    return (
+        f"In {searched.deployed.precision}, as they are deployed, {names[searched.name]} has {one}, {names[base.name]} "
+        f"{other}."
+    )
 
 
 def _narrowing_sentence(searched: Result, report: Report) -> str:

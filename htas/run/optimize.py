@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from htas.report.summary import summary
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
 from htas.run.config import TABLES, Config, usual_strategy
+from htas.run.deployed import calibration_images
 from htas.run.functions import try_functions
 from htas.run.rows import NetworksRecord
 from htas.run.run import Run, open_run
@@ -97,13 +98,14 @@ class OptimizationResult:
         write_bytes(Path(path), (self.folder / "report.html").read_bytes())
         return Path(path)
 
-    def export(self, path: str | Path) -> float:
+    def export(self, path: str | Path, precision: Literal["fp32", "int8"] = "fp32") -> float:
         """Write the network as .onnx, .pt2 or .xml (OpenVINO), for any batch; the largest difference of outputs.
 
-        Raises UserError for another suffix, and where outputs differ by more than 1e-4 of the largest; nothing is
-        written then.
+        In int8 an .onnx or .xml is quantized, with images of the training data. Raises UserError for another suffix,
+        and where outputs differ by more than 1e-4 of the largest (by half of it in int8); nothing is written then.
         """
-        return export(self.model, self.run.target.example(), Path(path))
+        images = calibration_images(self.run) if precision == "int8" else ()
+        return export(self.model, self.run.target.example(), Path(path), images)
 
     def save(self, folder: str | Path) -> Path:
         """Write files that need no htas: weights (safetensors), widths and depths, the network as model.pt2,

@@ -30,6 +30,7 @@ from htas.run import plan as outlook
 from htas.run import rows as run_rows
 from htas.run.config import Config, load
 from htas.run.controls import ends
+from htas.run.deployed import calibration_images, deployed_rows
 from htas.run.rows import NetworksRecord
 from htas.run.run import Run, write_environment
 from htas.run.stage import Stage, StageHeader, ensure, made_from, need, unusable, write_stage
@@ -261,9 +262,13 @@ def _measure(run: Run, again: bool) -> None:
     modules = [run_rows.load_network(run, row) for row in rows]
     readings = run_rows.measure_rows(run, rows, modules, "measuring whole networks, %")
     rows = [replace(row, measured=reading) for row, reading in zip(rows, readings, strict=True)]
+    if run.target.precision != "fp32":
+        rows = deployed_rows(run, rows, modules)
     for row in rows:
         assert row.measured is not None
         say(f"measure: {row.name}: {milliseconds(row.measured.estimate)}, accuracy {percent(row.accuracy or 0)}")
+        if row.deployed:
+            say(f"measure: {row.name}: {row.deployed.sentence}")
         if row.outside:
             say(f"measure: {row.name}: {row.outside}")
     write_environment(run)
@@ -352,9 +357,11 @@ def compared(folders: Sequence[Path], out: Path) -> Path:
     return page(runs, out)
 
 
-def export_network(folder: Path, suffix: str, network: str = "", file: Path | None = None) -> tuple[Path, float]:
-    """Write a trained network for another runtime; its path, which ends in `suffix`, and the largest absolute
-    difference from PyTorch."""
+def export_network(
+    folder: Path, suffix: str, network: str = "", file: Path | None = None, *, int8: bool = False
+) -> tuple[Path, float]:
+    """Write a trained network for another runtime, or quantized to int8 with images of its training split; its path,
+    which ends in `suffix`, and the largest absolute difference from PyTorch."""
     config = load(folder / "config.toml")
     if len(config.target.hosts) > 1:
         found = sorted(str(each.parent) for each in folder.glob("*/networks.json"))
@@ -368,8 +375,9 @@ def export_network(folder: Path, suffix: str, network: str = "", file: Path | No
     name = network or config.design.spaces[0]
     if name not in rows:
         raise UserError(no_such("network of this run", name, rows))
-    path = file or folder / f"{slug(name)}{suffix}"
-    return path, export(run_rows.load_network(run, rows[name]), run.target.example(), path)
+    path = file or folder / f"{slug(name)}{'-int8' if int8 else ''}{suffix}"
+    images = calibration_images(run) if int8 else ()
+    return path, export(run_rows.load_network(run, rows[name]), run.target.example(), path, images)
 
 
 def check_limits(run: Run) -> None:

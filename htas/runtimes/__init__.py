@@ -37,6 +37,8 @@ class Program:
     """From input tensors to the network's output, on the CPU in fp32; for checks."""
     rebuild: "Callable[[], Program] | None" = None
     """Builds the same program again, without the slow steps that never differ: the export, the check."""
+    remark: str = ""
+    """What a reader of its figures must know, as a sentence."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ class Runtime(ABC):
         that cannot be run, or where outputs differ.
         """
         return self.builder.network(model, example, self.build)
+
+    def deployed(self, model: nn.Module, example: tuple[Tensor, ...], images: tuple[Tensor, ...]) -> Program:
+        """The network as its user runs it: where the precision is int8, with ranges of activations that these images
+        show, one tensor [N, *shape] for each input, of which whole batches are taken. As `compile` otherwise."""
+        return self.compile(model, example)
 
     @property
     def builder(self) -> "Builder":
@@ -152,7 +159,8 @@ def check_precision(kind: type[Runtime], target: Target, precisions: tuple[str, 
     if target.precision not in precisions:
         reason = f" ({kind.lacking})" if kind.lacking else ""
         where = f"{target.device} of {target.host}" if target.host else target.device
-        others = "" if target.host else ", or target.runtime 'eager', which has all three"
+        instead = "'onnxruntime' or 'openvino'" if target.precision == "int8" else "'eager'"
+        others = "" if target.host else f", or target.runtime {instead}"
         raise UserError(
             f"target.runtime {target.runtime!r} has no {target.precision} on {where}{reason}; "
             f"use target.precision {listing(precisions)}{others}"

@@ -97,7 +97,9 @@ class Builder:
 
         rebuild = program.rebuild
         guarded_rebuild = (lambda: self._guarded(rebuild())) if rebuild is not None else None
-        return Program(within_memory(program.run), within_memory(program.outputs), guarded_rebuild)
+        return replace(
+            program, run=within_memory(program.run), outputs=within_memory(program.outputs), rebuild=guarded_rebuild
+        )
 
     def _sentence(self, subject: str, where: str, error: Exception) -> str:
         if _is_memory(error):

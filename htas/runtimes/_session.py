@@ -37,6 +37,7 @@ class SessionRuntime(GraphRuntime):
     """How to get a build of ONNX Runtime with the provider for CUDA; ends a sentence."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.target.device == "cuda":
             import onnxruntime
 

@@ -22,7 +22,7 @@ class TorchRuntime(Runtime):
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:
         """All, on every device."""
-        return PRECISIONS
+        return tuple(name for name in PRECISIONS if name != "int8")
 
     def compile_layer(self, layer: Layer) -> Program:
         """The layer's module, unchecked."""

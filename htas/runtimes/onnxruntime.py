@@ -5,7 +5,7 @@ reordered into blocks and back, inside a network hardly ever; but a width that i
 network too, since the next convolution cannot read its blocks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -37,8 +37,13 @@ class OnnxRuntime(SessionRuntime):
 
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:
-        """fp16 only on CUDA: the CPU's operators do not compute in it."""
-        return ("fp32",) if device == "cpu" else ("fp32", "fp16")
+        """int8 on the CPU, fp16 only on CUDA: the CPU's operators do not compute in it."""
+        return ("fp32", "int8") if device == "cpu" else ("fp32", "fp16")
+
+    @classmethod
+    def precisions_there(cls, flags: Collection[str]) -> tuple[str, ...]:
+        """The same on the CPU of another machine."""
+        return ("fp32", "int8")
 
     @property
     def provider(self) -> tuple[str, Mapping[str, Any]]:

@@ -20,6 +20,9 @@ from htas.runtimes import Program
 from htas.runtimes._graphs import GraphRuntime
 from htas.timing.target import PRECISIONS
 
+HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+"""Formats of what is not quantized."""
+
 
 @dataclass(frozen=True)
 class OpenVINO(GraphRuntime):
@@ -32,6 +35,7 @@ class OpenVINO(GraphRuntime):
     what: ClassVar[str] = "OpenVINO"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _core()
 
     @classmethod
@@ -56,7 +60,7 @@ class OpenVINO(GraphRuntime):
             "INFERENCE_NUM_THREADS": self.target.threads,
             "ENABLE_CPU_PINNING": False,
             "ENABLE_HYPER_THREADING": True,  # otherwise it takes fewer threads
-            "INFERENCE_PRECISION_HINT": self.target.precision.replace("fp", "f"),  # f32, bf16 or f16
+            "INFERENCE_PRECISION_HINT": HINTS[self.target.precision],
         }
         compiled = _core().compile_model(_core().read_model(graph), "CPU", settings)
         threads = compiled.get_property("INFERENCE_NUM_THREADS")

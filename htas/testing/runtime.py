@@ -16,7 +16,7 @@ from htas.runtimes import Program, Runtime, open_runtime
 from htas.timing.bench import Timer
 from htas.timing.target import Target, Value
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 SLOWER = 50
 """Times `build_seconds` that the quickest of a few layers may take to build: busy machines are slower, not so much."""
 LAYERS = {

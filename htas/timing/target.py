@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 COPIES = 3
 """Times that memory must hold the inputs of a batch, at least."""
@@ -38,7 +38,7 @@ class Target:
     runtime: str = "eager"
     """What runs it: a file of htas/runtimes, or your own class as 'package.module:Class'."""
     precision: Precision = "fp32"
-    """Number format of weights and activations; a runtime may have fewer."""
+    """Number format of weights and activations; a runtime may have fewer. int8 is quantized after training."""
     batch: int = 0
     """Images per call; 0 means the paper's: 4 on CPU, 1024 on CUDA."""
     threads: int = 0
@@ -88,10 +88,10 @@ class Target:
 
     @property
     def dtype(self) -> "torch.dtype":
-        """PyTorch's name for the precision."""
+        """PyTorch's name for the precision of inputs and outputs, which are fp32 around int8."""
         import torch
 
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
 
     def example(self) -> "tuple[Tensor, ...]":
         """Random inputs, [batch, *shape] for each of `shapes`, fp32 on the CPU.
@@ -157,6 +157,14 @@ class Target:
 
         return dict(device(self.host).facts.machine)
 
+    def instructions(self) -> frozenset[str]:
+        """What the processor can, in the kernel's words; empty where it does not say."""
+        if not self.host:
+            return instructions()
+        from htas.timing.remote.device import device
+
+        return frozenset(device(self.host).facts.flags)
+
     def affinity(self) -> list[int]:
         """The cores that networks may run on, by number; empty where the system does not say."""
         if not self.host:
@@ -191,6 +199,12 @@ def usable_cores() -> int:
 def affinity() -> list[int]:
     """The cores that this process may run on, by number; empty where the system does not say."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def instructions() -> frozenset[str]:
+    """What this machine's processor can, in the kernel's words; empty where it does not say."""
+    info = cpuinfo()
+    return frozenset((info.get("flags") or info.get("Features") or "").split())
 
 
 @cache

@@ -466,7 +466,7 @@ def test_openvino_refuses_cuda(gpu):
 
 def test_a_precision_that_would_be_emulated_is_refused_with_the_reason():
     with pytest.raises(
-        ValueError, match=r"no fp16 on cpu \(on a CPU it would cast .*\); use target.precision fp32, or"
+        ValueError, match=r"no fp16 on cpu \(on a CPU it would cast .*\); use target.precision fp32, int8, or"
     ):
         opened("onnxruntime", precision="fp16")
 
@@ -477,7 +477,7 @@ def test_openvino_has_the_precisions_of_the_processor(monkeypatch):
             return ["FP32", "INT8", "BF16"]
 
     monkeypatch.setattr("htas.runtimes.openvino._core", Core)
-    assert contract("openvino").precisions("cpu") == ("fp32", "bf16")
+    assert contract("openvino").precisions("cpu") == ("fp32", "bf16", "int8")
     with pytest.raises(ValueError, match=r"no fp16 on cpu \(OpenVINO finds no instructions.*use .* fp32, bf16, or"):
         opened("openvino", precision="fp16")
 

@@ -1,0 +1,158 @@
+"""ONNX graphs in int8, by ONNX Runtime's own quantizer: QuantizeLinear and DequantizeLinear around every operator.
+
+Runtimes fuse the pairs into integer operators. Weights are signed, with a scale for each output channel; activations
+are unsigned, with one scale for each tensor, from the largest and smallest value among the images that calibrate.
+Everything that the quantizer knows is quantized, the first and the last layer too, as it is by default.
+"""
+
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from htas.errors import UserError
+from htas.formats.onnx import AFTER_PATH
+from htas.text import listing
+
+Feed = Mapping[str, np.ndarray]
+"""Inputs by name, [N, *shape]."""
+NORM = "BatchNormalization"
+WEIGHED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators with weights, by which a network is quantized or not."""
+PAIR = ("QuantizeLinear", "DequantizeLinear")
+FULL_RANGE = ("avx512_vnni", "avx_vnni", "avx512vnni", "avxvnni", "amx_int8", "asimddp")
+"""Instructions, in the kernel's words, that add products of eight bits without overflow. Other processors of x86 add
+pairs in sixteen bits, so that weights may have seven bits only."""
+
+
+def needs_seven_bits(flags: Collection[str]) -> bool:
+    """Whether weights must have seven bits (`reduce_range`) on a processor with these instructions."""
+    return "sse2" in flags and not set(FULL_RANGE) & set(flags)
+
+
+def quantized(graph: bytes, feeds: Sequence[Feed] = (), *, seven_bits: bool = False) -> bytes:
+    """A graph in fp32 as one in int8, whose inputs and outputs stay fp32.
+
+    `feeds` are the images that give activations their ranges; without them random numbers do, which is as good for
+    latency and useless for accuracy. Raises UserError where the graph is quantized already.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    model = onnx.load_from_string(graph)
+    operators = {node.op_type for node in model.graph.node}
+    if operators & {*PAIR, "QLinearConv", "ConvInteger"}:
+        raise UserError("this network is quantized already; name its file as it is, without a precision")
+    with TemporaryDirectory() as folder, _quiet():
+        if NORM in operators:
+            model = onnx.load_from_string(_folded(graph, Path(folder) / "folded.onnx"))
+        path = Path(folder) / "quantized.onnx"
+        quantize_static(
+            model, path, _Feeds(feeds or [random_feed(model)]), quant_format=QuantFormat.QDQ, per_channel=True,
+            reduce_range=seven_bits, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+        )  # fmt: skip
+        return path.read_bytes()
+
+
+def left_in_fp32(graph: bytes) -> list[str]:
+    """Layers with weights that a quantized graph computes in fp32, as the quantizer lacks them: paths of modules, or
+    names of nodes in a graph of the exporter's."""
+    import onnx
+
+    model = onnx.load_from_string(graph)
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    return [
+        node.name.rpartition(AFTER_PATH)[0] or node.name or node.op_type
+        for node in model.graph.node
+        if node.op_type in WEIGHED
+        and not (
+            node.op_type != "ConvTranspose"
+            and all(name in made_by and made_by[name].op_type == PAIR[1] for name in node.input[:2])
+        )
+    ]
+
+
+def random_feed(model: Any) -> Feed:
+    """Normal random inputs of a graph whose sizes are all known; integers are zero."""
+    from onnx import helper
+
+    weights, rng = {each.name for each in model.graph.initializer}, np.random.default_rng(0)
+    feed = {}
+    for each in model.graph.input:
+        if each.name not in weights:
+            kind = each.type.tensor_type
+            dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+            shape = [side.dim_value or 1 for side in kind.shape.dim]
+            feed[each.name] = (rng.normal(size=shape) if dtype.kind == "f" else np.zeros(shape)).astype(dtype)
+    return feed
+
+
+def named(graph: bytes, batches: Sequence[Sequence[np.ndarray]]) -> list[Feed]:
+    """Batches of inputs by the names of a graph's inputs."""
+    import onnx
+
+    model = onnx.load_from_string(graph)
+    weights = {each.name for each in model.graph.initializer}
+    names = [each.name for each in model.graph.input if each.name not in weights]
+    return [dict(zip(names, batch, strict=True)) for batch in batches]
+
+
+def check_images(arrays: Sequence[np.ndarray]) -> None:
+    """Raise UserError where images [N, ...] cannot show how large activations become."""
+    for number, array in enumerate(arrays):
+        if not np.isfinite(array).all():
+            raise UserError(f"an image that calibrates int8 has values that are not finite, in input {number}")
+        if array.dtype.kind == "f" and len(array) > 1 and bool((array == array[:1]).all()):
+            raise UserError(
+                f"all {len(array)} images that calibrate int8 are alike in input {number}; they show no range of values"
+            )
+
+
+class _Feeds:
+    """Batches in the order in which the quantizer asks for them."""
+
+    def __init__(self, feeds: Sequence[Feed]) -> None:
+        self.feeds = iter(feeds)
+
+    def get_next(self) -> Feed | None:
+        """The next batch; None at the end."""
+        return next(self.feeds, None)
+
+    def __iter__(self) -> Iterator[Feed]:
+        return self.feeds
+
+
+def _folded(graph: bytes, path: Path) -> bytes:
+    """The graph with norms as parts of the convolutions before them: between them, no pair may stand."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(path)
+    options.log_severity_level = 3
+    ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return path.read_bytes()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the quantizer's advice on how to prepare a graph, which this one is."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def in_fp32_sentence(names: Sequence[str]) -> str:
+    """A remark on what stays in fp32; empty where nothing does."""
+    if not names:
+        return ""
+    others = f" and {len(names) - 5} more" if names[5:] else ""
+    return f"Not quantized, since ONNX Runtime has no such layer in int8: {listing(names[:5])}{others}."
