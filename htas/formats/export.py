@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from htas.data.nests import tensors_in
 from htas.errors import UserError
 from htas.files import write_bytes
-from htas.formats.int8 import check_images, named, needs_seven_bits, quantized
+from htas.formats.int8 import check_images, feeds_of, needs_seven_bits, quantize
 from htas.formats.ncnn import NcnnModel, ncnn_network, ncnn_package
 from htas.formats.onnx import Unknown, cannot_export, network_graph, quiet
 from htas.formats.onnx_network import write_network
@@ -100,8 +100,8 @@ def _write_int8(network: nn.Module, example: tuple[Tensor, ...], suffix: str, im
     arrays = [image.numpy() for image in images]
     check_images(arrays)
     graph = network_graph(network, example, dynamic=True)
-    feeds = named(graph, [[array[at : at + FEED] for array in arrays] for at in range(0, len(arrays[0]), FEED)])
-    content = quantized(graph, feeds, seven_bits=needs_seven_bits(instructions()))
+    feeds = feeds_of(graph, [[array[at : at + FEED] for array in arrays] for at in range(0, len(arrays[0]), FEED)])
+    content = quantize(graph, feeds, seven_bits=needs_seven_bits(instructions()))
     if len(content) >= len(graph):
         raise UserError(
             f"in int8 this network takes {len(content):,} bytes, in fp32 {len(graph):,}; it is too small to quantize"

@@ -34,7 +34,7 @@ def needs_seven_bits(flags: Collection[str]) -> bool:
     return "sse2" in flags and not set(FULL_RANGE) & set(flags)
 
 
-def quantized(graph: bytes, feeds: Sequence[Feed] = (), *, seven_bits: bool = False) -> bytes:
+def quantize(graph: bytes, feeds: Sequence[Feed] = (), *, seven_bits: bool = False) -> bytes:
     """A graph in fp32 as one in int8, whose inputs and outputs stay fp32.
 
     `feeds` are the images that give activations their ranges; without them random numbers do, which is as good for
@@ -92,7 +92,7 @@ def random_feed(model: Any) -> Feed:
     return feed
 
 
-def named(graph: bytes, batches: Sequence[Sequence[np.ndarray]]) -> list[Feed]:
+def feeds_of(graph: bytes, batches: Sequence[Sequence[np.ndarray]]) -> list[Feed]:
     """Batches of inputs by the names of a graph's inputs."""
     import onnx
 

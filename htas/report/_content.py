@@ -55,7 +55,7 @@ def _networks(report: Report) -> list[page.Block]:
         row = (label, accuracy, replace(measured, note=_readings(result)), predicted, agreement, *rest)
         rows.append(with_deployed(report, row, deployed_cell(result)))
     precision = deployed_heading(report)
-    told = (
+    about = (
         f"The accuracy {precision} is that of what the runtime runs, read by it on the test split; below it is its "
         "distance from fp32 on the same images, with two standard errors. "
         if precision
@@ -65,7 +65,7 @@ def _networks(report: Report) -> list[page.Block]:
         page.Heading("Networks"),
         page.Table(with_deployed(report, headings, precision), rows, headings[:1], marked(report)),
         page.Text(
-            f"Accuracy is that of the last epoch on the test split. {told}Measured is the 25th percentile of the "
+            f"Accuracy is that of the last epoch on the test split. {about}Measured is the 25th percentile of the "
             "readings of the whole network, each over the machine's level at that moment, \N{PLUS-MINUS SIGN} two "
             "standard errors; below it are the median and minimum of the raw readings. Predicted is the sum of "
             "the measured layers, calibrated against other whole networks (cost.json), before this row was "

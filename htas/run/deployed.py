@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from htas.console.progress import progress
 from htas.data.nests import tensors_in
-from htas.data.split import Source
-from htas.data.task import forward, images_in, precise
+from htas.data.split import Data, Source
+from htas.data.task import Task, forward, images_in, precise
 from htas.metrics.latency import Latency, rounds
 from htas.report.result import Deployed, Result
 from htas.run.run import Run
 from htas.runtimes import Program, open_runtime
 from htas.text import milliseconds, significant
+from htas.timing.target import Target
 
 CALIBRATION = 256
 """Images of the training split, not augmented, that show how large activations become."""
@@ -44,49 +45,46 @@ class Runs(nn.Module):
         return torch.cat(parts).to(inputs[0].device)
 
 
-def calibration_images(run: Run) -> tuple[Tensor, ...]:
-    """Inputs [N, *shape] of the training split, without those of validation; N whole batches where it has as many."""
-    source = run.data.weights
-    count = max(min(CALIBRATION, len(source)), 1)
-    inputs, _ = next(source.batches(count, seed=run.config.seed))
+def calibration_images(data: Data, seed: int) -> tuple[Tensor, ...]:
+    """Inputs [N, *shape] of the training split, without those of validation."""
+    count = max(min(CALIBRATION, len(data.weights)), 1)
+    inputs, _ = next(data.weights.batches(count, seed=seed))
     return tuple(tensor.detach().cpu().contiguous() for tensor in tensors_in(inputs))
 
 
-def as_deployed(run: Run, model: nn.Module) -> Deployed | None:
-    """The score of a trained network on the test split through the runtime, and what the precision changed.
+def as_deployed(model: nn.Module, target: Target, data: Data, *, seed: int = 0, device: str = "cpu") -> Deployed | None:
+    """The score of a trained network on the test split through the target's runtime, and what the precision changed.
 
-    The difference from fp32 is that of the same images, with twice its standard error over blocks of them. None
-    for a network with several outputs, of which a runtime gives the first.
+    The difference from fp32, which `device` computes, is that of the same images, with twice its standard error over
+    blocks of them. None for a network with several outputs, of which a runtime gives the first.
     """
+    test, example = data.test, target.example()
     with torch.no_grad():
-        if not isinstance(forward(model.cpu().eval(), run.network.example()), Tensor):
+        if not isinstance(forward(model.cpu().eval(), example[0] if len(example) == 1 else example), Tensor):
             return None
-    runtime, task, test = open_runtime(run.target), run.data.task, run.data.test
-    if run.target.host and len(test) > MOST_ELSEWHERE:
+    if target.host and len(test) > MOST_ELSEWHERE:
         test = test.where(torch.arange(len(test)) < MOST_ELSEWHERE)
-    images = calibration_images(run) if run.target.precision == "int8" else ()
+    runtime = open_runtime(target)
     with runtime.session():
-        program = runtime.deployed(model, run.target.example(), images)
-        network = Runs(program, run.target.batch)
-        if task.judge is not None:
-            before, after = (float(task.judge(each.eval())) for each in (model, network))
-            return Deployed(run.target.precision, after, after - before, None, 0, program.remark)
-        scores = np.array([_scores(run, each, test) for each in (model, network)])
-    sizes = scores[0, :, 1]
-    means = (scores[:, :, 0] * sizes).sum(axis=1) / sizes.sum()
-    differences = scores[1, :, 0] - scores[0, :, 0]
-    noise = 2 * float(np.std(differences, ddof=1)) / sqrt(len(sizes)) if len(sizes) > 1 else None
-    return Deployed(
-        run.target.precision, float(means[1]), float(means[1] - means[0]), noise, round(sizes.sum()), program.remark
-    )
+        images = calibration_images(data, seed) if target.precision == "int8" else ()
+        program = runtime.deploy(model, example, images)
+        network = Runs(program, target.batch)
+        if data.task.judge is not None:
+            before, after = (float(data.task.judge(each.eval())) for each in (model, network))
+            return Deployed(target.precision, after, after - before, None, 0, program.remark)
+        scores = np.array([_scores(each.to(device), test, data.task) for each in (model, network)])
+    sizes, means = scores[0, :, 1], scores[:, :, 0]
+    before, after = (float(np.average(each, weights=sizes)) for each in means)
+    noise = 2 * float(np.std(means[1] - means[0], ddof=1)) / sqrt(len(sizes)) if len(sizes) > 1 else None
+    return Deployed(target.precision, after, after - before, noise, round(sizes.sum()), program.remark)
 
 
 @torch.no_grad()
-def _scores(run: Run, network: nn.Module, split: Source) -> list[tuple[float, int]]:
+def _scores(network: nn.Module, split: Source, task: Task) -> list[tuple[float, int]]:
     """Mean score and number of images of every block."""
-    score, network = run.data.task.score, network.to(run.device).eval()
+    network.eval()
     return [
-        (float(score(precise(forward(network, inputs)), targets)), images_in(inputs))
+        (float(task.score(precise(forward(network, inputs)), targets)), images_in(inputs))
         for inputs, targets in split.batches(BLOCK)
     ]
 
@@ -107,13 +105,13 @@ def against_fp32(run: Run, networks: Sequence[nn.Module], seconds: Sequence[floa
 def deployed_rows(run: Run, rows: Sequence[Result], networks: Sequence[nn.Module]) -> list[Result]:
     """Measured rows with their accuracy as deployed; also the speed of base and searched one (the first two)."""
     with progress(f"accuracy in {run.target.precision}", len(rows)) as bar:
-        deployed = []
+        accuracies = []
         for row, network in zip(rows, networks, strict=True):
-            deployed.append(as_deployed(run, network))
+            accuracies.append(as_deployed(network, run.target, run.data, seed=run.config.seed, device=run.device))
             bar.step(row.name)
     seconds = [row.measured.estimate for row in rows[:2] if row.measured]
     faster = [*against_fp32(run, networks[:2], seconds), *[""] * len(rows[2:])]
     return [
         replace(row, deployed=each, remarks=(*row.remarks, *filter(None, (sentence, each.remark if each else ""))))
-        for row, each, sentence in zip(rows, deployed, faster, strict=True)
+        for row, each, sentence in zip(rows, accuracies, faster, strict=True)
     ]

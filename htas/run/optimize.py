@@ -104,7 +104,7 @@ class OptimizationResult:
         In int8 an .onnx or .xml is quantized, with images of the training data. Raises UserError for another suffix,
         and where outputs differ by more than 1e-4 of the largest (by half of it in int8); nothing is written then.
         """
-        images = calibration_images(self.run) if precision == "int8" else ()
+        images = calibration_images(self.run.data, self.config.seed) if precision == "int8" else ()
         return export(self.model, self.run.target.example(), Path(path), images)
 
     def save(self, folder: str | Path) -> Path:

@@ -376,7 +376,7 @@ def export_network(
     if name not in rows:
         raise UserError(no_such("network of this run", name, rows))
     path = file or folder / f"{slug(name)}{'-int8' if int8 else ''}{suffix}"
-    images = calibration_images(run) if int8 else ()
+    images = calibration_images(run.data, config.seed) if int8 else ()
     return path, export(run_rows.load_network(run, rows[name]), run.target.example(), path, images)
 
 

@@ -70,7 +70,7 @@ class Runtime(ABC):
         """
         return self.builder.network(model, example, self.build)
 
-    def deployed(self, model: nn.Module, example: tuple[Tensor, ...], images: tuple[Tensor, ...]) -> Program:
+    def deploy(self, model: nn.Module, example: tuple[Tensor, ...], images: tuple[Tensor, ...]) -> Program:
         """The network as its user runs it: where the precision is int8, with ranges of activations that these images
         show, one tensor [N, *shape] for each input, of which whole batches are taken. As `compile` otherwise."""
         return self.compile(model, example)

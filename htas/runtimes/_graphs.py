@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from htas.errors import UserError
-from htas.formats.int8 import check_images, in_fp32_sentence, left_in_fp32, named, needs_seven_bits, quantized
+from htas.formats.int8 import check_images, feeds_of, in_fp32_sentence, left_in_fp32, needs_seven_bits, quantize
 from htas.formats.onnx import chain_graph, is_first, layer_graph
 from htas.formats.onnx_file import OnnxFile
 from htas.formats.onnx_network import static_graph
@@ -63,7 +63,7 @@ class GraphRuntime(WrittenRuntime):
 
         return self.load(self._written(onnx.load(path).SerializeToString(), example))
 
-    def deployed(self, model: nn.Module, example: tuple[Tensor, ...], images: tuple[Tensor, ...]) -> Program:
+    def deploy(self, model: nn.Module, example: tuple[Tensor, ...], images: tuple[Tensor, ...]) -> Program:
         """The network as its user runs it; raises UserError where the images are unfit to calibrate int8."""
         if self.target.precision != "int8":
             return self.compile(model, example)
@@ -79,7 +79,7 @@ class GraphRuntime(WrittenRuntime):
         self, batches: Sequence[Sequence[np.ndarray]], network: nn.Module, example: tuple[Tensor, ...]
     ) -> Program:
         graph = self._checked_graph(network, example)
-        content = quantized(graph, named(graph, batches), seven_bits=self.seven_bits)
+        content = quantize(graph, feeds_of(graph, batches), seven_bits=self.seven_bits)
         program = self.load(Written(content, example, Layout(self.dtype)))
         return replace(program, remark=in_fp32_sentence(left_in_fp32(content)))
 
@@ -119,5 +119,5 @@ class GraphRuntime(WrittenRuntime):
 
     def _written(self, graph: bytes, example: tuple[Tensor, ...]) -> Written:
         if self.target.precision == "int8":
-            graph = quantized(graph, seven_bits=self.seven_bits)
+            graph = quantize(graph, seven_bits=self.seven_bits)
         return Written(graph, example, Layout(self.dtype))

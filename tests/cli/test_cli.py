@@ -329,10 +329,15 @@ def test_an_empty_host_is_not_this_machine(calls: Calls, capsys: pytest.CaptureF
 )
 def test_export_says_where_and_how_near(calls: Calls, capsys: pytest.CaptureFixture[str], to: str, suffix: str) -> None:
     assert cli.main(["export", "runs/some", "--to", to, "--network=base"]) == 0
-    assert calls == [
-        ("export_network", {"folder": Path("runs/some"), "suffix": suffix, "network": "base", "file": None})
-    ]
+    asked = {"folder": Path("runs/some"), "suffix": suffix, "network": "base", "file": None}
+    assert calls == [("export_network", {**asked, "int8": False})]
     assert capsys.readouterr().out == "runs/some/base.onnx (outputs differ from PyTorch's by 1.2e-06 at most)\n"
+    command = ["export", "runs/some", "--to", to, "--network=base", "--precision=int8"]
+    if to in ("onnx", "openvino"):
+        assert cli.main(command) == 0
+        assert calls[1:] == [("export_network", {**asked, "int8": True})]
+    else:
+        assert "--precision int8 is for --to onnx and --to openvino" in refused(capsys, *command)
 
 
 @pytest.fixture

@@ -18,14 +18,14 @@ from htas.report._course import asked_share
 from htas.report._draw import inline
 from htas.report._figures import accuracy_over_latency, archs
 from htas.report._names import family_name, network_names
-from htas.report.result import Prediction, Report, Result
+from htas.report.result import Deployed, Prediction, Report, Result
 from htas.report.runs import page as runs_page
-from htas.report.summary import accuracy, answer, speed
+from htas.report.summary import accuracy, answer, speed, summary
 from htas.report.survey import page as survey_page
 from htas.run.stages import _reported
 from htas.search.record import EpochRecord, LimitOutcome, SearchRecord
 from htas.spaces.curve import Curve, CurveRecord, Fit
-from htas.text import plus_minus
+from htas.text import NONE, plus_minus
 from htas.timing.measurement import Measurement
 
 TARGET = {"device": "cpu", "runtime": "eager", "precision": "fp32", "batch": 4, "threads": 2, "shapes": [[3, 32, 32]]}
@@ -255,6 +255,23 @@ def test_what_is_not_measured_or_trained_is_said() -> None:
         "Not measured yet: the searched network. Nothing can be said about speed. "
         "Not trained yet: the searched network. Nothing can be said about accuracy."
     )
+
+
+def test_accuracies_as_deployed_have_a_column_and_a_sentence(tmp_path: Path) -> None:
+    int8 = [Deployed("int8", 0.8975, -0.0025, 0.0012, 360), Deployed("int8", 0.8810, 0.0010, None, 360)]
+    base, found = replace(BASE, deployed=int8[0]), replace(FOUND, deployed=int8[1])
+    sentence = "In int8, as they are deployed, the searched network has 88.10 % (+0.10 points), ResNet-20 89.75 %"
+    assert sentence in headline(found, base)
+    assert "as they are deployed" not in headline(FOUND) and "in int8" not in summary(REPORT).rows[0]
+    report = replace(REPORT, results=(base, found, network("uniform x0.5", readings(2.5), 0.8, strategy="uniform")))
+    headings, *rows = summary(report).rows
+    assert headings[:4] == ("network", "accuracy", "in int8", "measured, ms")
+    assert [row[2] for row in rows] == [
+        "89.75 % (\N{MINUS SIGN}0.25 \N{PLUS-MINUS SIGN} 0.12 points)", "88.10 % (+0.10 points)", NONE,
+    ]  # fmt: skip
+    write(report, tmp_path)
+    assert "+0.10 points" in (tmp_path / "report.html").read_text()
+    assert "The accuracy in int8 is that of what the runtime runs" in (tmp_path / "report.md").read_text()
 
 
 def test_a_better_rival_that_is_not_slower_is_named_on_top() -> None:

@@ -478,7 +478,9 @@ def test_openvino_has_the_precisions_of_the_processor(monkeypatch):
 
     monkeypatch.setattr("htas.runtimes.openvino._core", Core)
     assert contract("openvino").precisions("cpu") == ("fp32", "bf16", "int8")
-    with pytest.raises(ValueError, match=r"no fp16 on cpu \(OpenVINO finds no instructions.*use .* fp32, bf16, or"):
+    with pytest.raises(
+        ValueError, match=r"no fp16 on cpu \(OpenVINO finds no instructions.*use .* fp32, bf16, int8, or"
+    ):
         opened("openvino", precision="fp16")
 
 

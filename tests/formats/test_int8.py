@@ -1,0 +1,141 @@
+"""Graphs in int8: every layer that has a kernel for it is one, alone, between neighbours and in networks."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torchvision.models import mobilenet_v2, resnet18
+
+from htas.errors import UserError
+from htas.formats.export import export
+from htas.formats.int8 import check_images, feeds_of, left_in_fp32, needs_seven_bits, quantize
+from htas.formats.onnx import chain_graph, layer_graph, network_graph
+from htas.formats.onnx_network import static_graph
+from htas.graph.layer import Layer
+from htas.models.cifar_resnet import CifarResNet
+
+LAYERS = {
+    "conv": (Layer("conv", 8, 16, (8, 8), (3, 3), padding=(1, 1)), "QLinearConv"),
+    "conv, norm, relu": (
+        Layer("conv", 8, 16, (8, 8), (3, 3), padding=(1, 1), norm=True, activation="relu"), "QLinearConv",
+    ),
+    "strided": (Layer("conv", 8, 16, (8, 8), (3, 3), (2, 2), padding=(1, 1), activation="relu6"), "QLinearConv"),
+    "depthwise": (
+        Layer("conv", 16, 16, (8, 8), (3, 3), padding=(1, 1), groups=16, norm=True, activation="relu6"), "QLinearConv",
+    ),
+    "add": (Layer("add", 16, 16, (8, 8), activation="relu"), "QLinearAdd"),
+    "average": (Layer("avg_pool", 16, 16, (8, 8), (2, 2), (2, 2)), "QLinearAveragePool"),
+    "linear": (Layer("linear", 16, 10, ()), "QGemm"),
+}  # fmt: skip
+
+
+def operators(graph: bytes, folder: Path) -> Counter[str]:
+    """What ONNX Runtime makes of a graph."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(folder / "optimised.onnx"), 3
+    onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_is_one_integer_operator(name: str, tmp_path: Path) -> None:
+    layer, operator = LAYERS[name]
+    module = layer.build()
+    alone = operators(quantize(layer_graph(layer, module, 2)), tmp_path)
+    assert name == "average" or (
+        alone[operator] == 1 and not alone.keys() & {"Conv", "Gemm", "Add", "BatchNormalization", "Relu", "Clip"}
+    )
+    with_it, without = (
+        operators(quantize(chain_graph(layer, part, 2, first=False)), tmp_path) for part in (module, None)
+    )
+    with_it.subtract(without)
+    assert with_it[operator] == 1
+    if name != "linear":  # which has no neighbours to be quantized with
+        more = {op for op, count in with_it.items() if count > 0}
+        assert more == {operator}, "its neighbours are int8 too: nothing is converted between them"
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: CifarResNet(20).build(10), resnet18, mobilenet_v2], ids=["cifar", "resnet18", "mobilenet_v2"]
+)
+def test_every_convolution_of_a_network_is_an_integer_one(build, tmp_path: Path) -> None:
+    network = build().eval()
+    graph = static_graph(network, (torch.zeros(1, 3, 64, 64),))
+    content = quantize(graph)
+    found = operators(content, tmp_path)
+    convolutions = sum(isinstance(part, nn.Conv2d) for part in network.modules())
+    assert found["QLinearConv"] == convolutions and not found["Conv"] and not left_in_fp32(content)
+    assert found["QuantizeLinear"] <= 2 and found["DequantizeLinear"] <= 2
+    assert len(content) < 0.5 * len(graph)
+
+
+def test_ranges_of_activations_do_not_change_which_operators_run(tmp_path: Path) -> None:
+    """So that networks without data are as fast as those that are calibrated."""
+    graph = static_graph(CifarResNet(8).build(10).eval(), (torch.zeros(2, 3, 32, 32),))
+    images = 5 + 20 * np.random.default_rng(0).random((2, 3, 32, 32), np.float32)
+    one, other = quantize(graph), quantize(graph, feeds_of(graph, [[images], [images / 3]]))
+    assert one != other and operators(one, tmp_path) == operators(other, tmp_path)
+
+
+class Upwards(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 8, 3, 2, 1), nn.ConvTranspose2d(8, 4, 2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.up(self.down(x).relu())  # type: ignore[no-any-return]
+
+
+def test_what_stays_in_fp32_is_named() -> None:
+    assert left_in_fp32(quantize(static_graph(Upwards().eval(), (torch.zeros(1, 3, 8, 8),)))) == ["up"]
+
+
+def test_weights_have_seven_bits_where_sums_would_overflow() -> None:
+    assert needs_seven_bits(["sse2", "avx2"]) and not needs_seven_bits(["sse2", "avx2", "avx512_vnni"])
+    assert not needs_seven_bits(["asimd", "neon"]) and not needs_seven_bits([])
+    layer = LAYERS["conv"][0]
+    module = layer.build()
+    for seven, most in ((True, 64), (False, 127)):
+        model = onnx.load_from_string(quantize(layer_graph(layer, module, 1), seven_bits=seven))
+        weights = [onnx.numpy_helper.to_array(each) for each in model.graph.initializer if len(each.dims) == 4]
+        assert [np.abs(each.astype(int)).max() for each in weights] == [most]
+
+
+def test_what_cannot_be_quantized_is_a_sentence() -> None:
+    graph = quantize(layer_graph(LAYERS["conv"][0], LAYERS["conv"][0].build(), 1))
+    with pytest.raises(UserError, match="is quantized already; name its file as it is"):
+        quantize(graph)
+    image = np.random.default_rng(0).random((1, 3, 4, 4), np.float32)
+    check_images([np.concatenate([image, 2 * image])])
+    with pytest.raises(UserError, match="all 3 images that calibrate int8 are alike in input 0"):
+        check_images([np.repeat(image, 3, axis=0)])
+    with pytest.raises(UserError, match="not finite, in input 0"):
+        check_images([np.full_like(image, np.nan)])
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_a_quantized_file_is_smaller_and_close(suffix: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = CifarResNet(8).build(10).eval()
+    images = torch.randn(40, 3, 32, 32)
+    example, path = images[:1], tmp_path / f"net{suffix}"
+    assert export(network, example, tmp_path / f"plain{suffix}") < 1e-4
+    off = export(network, example, path, [images])
+    with torch.no_grad():
+        assert 1e-5 < off < 0.5 * float(network(images).abs().max())
+    sizes = [sum(each.stat().st_size for each in tmp_path.glob(f"{name}.*")) for name in ("net", "plain")]
+    assert sizes[0] < 0.7 * sizes[1]  # the rest is what the graph looks like
+    with pytest.raises(UserError, match=r"int8 is written to \.onnx and \.xml"):
+        export(network, example, tmp_path / "net.pt2", [images])
+    assert not (tmp_path / "net.pt2").exists()
+
+
+def test_the_exporters_graph_is_quantized_as_well(tmp_path: Path) -> None:
+    network = CifarResNet(8).build(10).eval()
+    graph = network_graph(network, (torch.zeros(2, 3, 32, 32),), dynamic=True)
+    assert not operators(quantize(graph), tmp_path)["Conv"]

@@ -1,0 +1,123 @@
+"""The accuracy of what a runtime runs, beside that of PyTorch."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from onnxruntime import InferenceSession
+from torch import Tensor, nn
+
+from htas.data.split import Data, Split
+from htas.data.task import CLASSIFY, Task
+from htas.errors import UserError
+from htas.formats.int8 import feeds_of, quantize
+from htas.formats.onnx_network import static_graph
+from htas.run.deployed import Runs, as_deployed, calibration_images
+from htas.runtimes import Program
+from htas.timing.target import Target
+
+SHAPE = (3, 8, 8)
+INT8 = Target(runtime="onnxruntime", precision="int8", batch=4, threads=1, shapes=(SHAPE,))
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 16, 3), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.conv(x).relu().mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def split(images: Tensor, labels: Tensor) -> Split:
+    return Split(images, labels, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), flip=False, crop=0)
+
+
+def data(network: nn.Module, count: int = 230, task: Task = CLASSIFY) -> Data:
+    """Images whose labels the network gives, so that its accuracy in fp32 is 1."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, *SHAPE), generator=generator, dtype=torch.uint8)
+    part = split(images, torch.zeros(count, dtype=torch.int64))
+    with torch.no_grad():
+        part = replace(part, labels=network(next(part.batches(count))[0]).argmax(1))
+    return Data(4, (SHAPE,), part, part, part, part, task)
+
+
+@pytest.fixture
+def network() -> Small:
+    torch.manual_seed(0)
+    return Small().eval()
+
+
+def sure(logits: Tensor, _: Tensor) -> Tensor:
+    """The probability of the first class, which every rounding changes."""
+    return logits.softmax(1)[:, 0].mean()
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_the_score_is_that_of_a_file_quantized_by_hand(network: Small, runtime: str) -> None:
+    sample = data(network, 52, replace(CLASSIFY, score=sure))
+    (images,), everything = calibration_images(sample, 7), next(sample.test.batches(52))[0]
+    graph = static_graph(network, (torch.zeros(4, *SHAPE),))
+    content = quantize(graph, feeds_of(graph, [[images[at : at + 4].numpy()] for at in range(0, 52, 4)]))
+    session = InferenceSession(content, providers=["CPUExecutionProvider"])
+    outputs = [session.run(None, {"input0": everything[at : at + 4].numpy()})[0] for at in range(0, 52, 4)]
+    found = as_deployed(network, replace(INT8, runtime=runtime), sample, seed=7)
+    assert found is not None and (found.precision, found.images) == ("int8", 52)
+    with torch.no_grad():
+        plain = float(sure(network(everything), everything))
+    difference = float(sure(torch.from_numpy(np.concatenate(outputs)), everything)) - plain
+    assert difference != 0
+    assert found.difference == pytest.approx(difference, rel=1e-3 if runtime == "onnxruntime" else 0.5)
+    assert found.noise is not None and found.noise > 0
+    assert found.accuracy - found.difference == pytest.approx(plain)
+
+
+def test_a_program_takes_any_number_of_images() -> None:
+    seen = []
+
+    def outputs(images: Tensor) -> Tensor:
+        seen.append(len(images))
+        return images.sum((1, 2, 3), keepdim=False)[:, None]
+
+    module = Runs(Program(lambda: None, outputs), 4)
+    images = torch.randn(10, *SHAPE)
+    assert torch.allclose(module(images), images.sum((1, 2, 3))[:, None])
+    assert seen == [4, 4, 4]
+
+
+def test_calibration_sees_training_images_alone(network: Small) -> None:
+    sample = data(network)
+    other = replace(sample, weights=sample.weights.where(torch.arange(230) < 20))
+    (images,) = calibration_images(other, seed=3)
+    assert sorted(images.sum((1, 2, 3)).tolist()) == pytest.approx(
+        sorted(next(other.weights.batches(20))[0].sum((1, 2, 3)).tolist())
+    )
+
+
+def test_too_few_images_and_images_all_alike_are_refused(network: Small) -> None:
+    sample = data(network)
+    with pytest.raises(UserError, match="at least one batch of 4 images to calibrate, got 2"):
+        as_deployed(network, INT8, replace(sample, weights=sample.weights.where(torch.arange(230) < 2)))
+    alike = split(torch.zeros(8, *SHAPE, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))
+    with pytest.raises(UserError, match="all 8 images that calibrate int8 are alike"):
+        as_deployed(network, INT8, replace(sample, weights=alike))
+
+
+def test_the_users_own_judge_judges_what_runs(network: Small) -> None:
+    def judge(model: nn.Module) -> float:
+        with torch.no_grad():
+            return float(model(torch.ones(3, *SHAPE)).mean())
+
+    found = as_deployed(network, INT8, data(network, task=replace(CLASSIFY, judge=judge)))
+    assert found is not None and found.noise is None and found.images == 0
+    assert found.accuracy == pytest.approx(judge(network) + found.difference) and found.difference != 0
+
+
+def test_several_outputs_are_not_judged(network: Small) -> None:
+    class Two(Small):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+            return super().forward(x), x
+
+    assert as_deployed(Two().eval(), INT8, data(network)) is None
