@@ -52,6 +52,8 @@ class Written(Graph):
     example: tuple[Tensor, ...] = ()
     """Inputs [N, ...] that it is timed with here; on a device they are other numbers."""
     layout: Layout = Layout()
+    remark: str = ""
+    """What a reader of its figures must know, as a sentence."""
 
 
 class Opened:

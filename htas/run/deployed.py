@@ -38,10 +38,10 @@ class Runs(nn.Module):
         """The first output [N, ...] for inputs [N, *shape]; a batch that is short is filled with zeros."""
         parts = []
         for at in range(0, len(inputs[0]), self.batch):
-            given = [each[at : at + self.batch].cpu().contiguous() for each in inputs]
-            short = self.batch - len(given[0])
-            whole = [torch.cat([each, each.new_zeros(short, *each.shape[1:])]) if short else each for each in given]
-            parts.append(self.program.outputs(*whole)[: len(given[0])])
+            batch = [each[at : at + self.batch].cpu().contiguous() for each in inputs]
+            short = self.batch - len(batch[0])
+            whole = [torch.cat([each, each.new_zeros(short, *each.shape[1:])]) if short else each for each in batch]
+            parts.append(self.program.outputs(*whole)[: len(batch[0])])
         return torch.cat(parts).to(inputs[0].device)
 
 
@@ -95,8 +95,8 @@ def against_fp32(run: Run, networks: Sequence[nn.Module], seconds: Sequence[floa
     target = replace(run.target, precision="fp32")
     readings = Latency(target, rounds=rounds(seconds), seed=run.config.seed).measure(list(networks))
     sentences = []
-    for reading, own in zip(readings, seconds, strict=True):
-        times, fp32 = reading.estimate / own, milliseconds(reading.estimate)
+    for reading, lasted in zip(readings, seconds, strict=True):
+        times, fp32 = reading.estimate / lasted, milliseconds(reading.estimate)
         how = f"{significant(times)} times as fast as" if times >= 1 else f"{significant(1 / times)} times slower than"
         sentences.append(f"In {run.target.precision} it is {how} in fp32 on this device ({fp32}, in a run of its own).")
     return sentences

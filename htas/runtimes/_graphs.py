@@ -1,12 +1,9 @@
 """Runtimes of ONNX graphs: networks through PyTorch's exporter, layers written directly, files as they are."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -56,32 +53,26 @@ class GraphRuntime(WrittenRuntime):
         """The exported network, checked; an ONNX file as it is."""
         if isinstance(model, OnnxFile):
             return self.builder.file(model, self._quantized_file if self.target.precision == "int8" else self.open)
-        return self.builder.network(model, example, self.build, compare=self.target.precision != "int8")
+        return super().compile(model, example)
 
     def _quantized_file(self, path: str, example: tuple[Tensor, ...]) -> Program:
         import onnx
 
         return self.load(self._written(onnx.load(path).SerializeToString(), example))
 
-    def deploy(self, model: nn.Module, example: tuple[Tensor, ...], images: tuple[Tensor, ...]) -> Program:
-        """The network as its user runs it; raises UserError where the images are unfit to calibrate int8."""
+    def write_deployed(self, network: nn.Module, example: tuple[Tensor, ...], images: tuple[Tensor, ...]) -> Written:
+        """The network, in int8 with ranges that the images show; raises UserError where they are unfit for that."""
         if self.target.precision != "int8":
-            return self.compile(model, example)
+            return self.write_network(network, example)
         arrays = [image.numpy() for image in cast(images, None)]
         check_images(arrays)
         size = len(example[0])
         batches = [[array[at : at + size] for array in arrays] for at in range(0, len(arrays[0]) - size + 1, size)]
         if not batches:
             raise UserError(f"int8 needs at least one batch of {size} images to calibrate, got {len(arrays[0])}")
-        return self.builder.network(model, example, partial(self._calibrated, batches), compare=False)
-
-    def _calibrated(
-        self, batches: Sequence[Sequence[np.ndarray]], network: nn.Module, example: tuple[Tensor, ...]
-    ) -> Program:
         graph = self._checked_graph(network, example)
         content = quantize(graph, feeds_of(graph, batches), seven_bits=self.seven_bits)
-        program = self.load(Written(content, example, Layout(self.dtype)))
-        return replace(program, remark=in_fp32_sentence(left_in_fp32(content)))
+        return Written(content, example, Layout(self.dtype), in_fp32_sentence(left_in_fp32(content)))
 
     def _checked_graph(self, network: nn.Module, example: tuple[Tensor, ...]) -> bytes:
         """The network in fp32, whose outputs are PyTorch's; those in int8 of random weights need not be close."""

@@ -121,6 +121,10 @@ class RemoteRuntime(WrittenRuntime):
         """As the writer does."""
         return self.writer.write_network(network, example)
 
+    def write_deployed(self, network: nn.Module, example: tuple[Tensor, ...], images: tuple[Tensor, ...]) -> Written:
+        """As the writer does."""
+        return self.writer.write_deployed(network, example, images)
+
     def write_layer(self, layer: Layer, module: nn.Module, shape: torch.Size | None = None) -> Written:
         """As the writer does."""
         self.written[layer, ALONE] = written = self.writer.write_layer(layer, module, shape)

@@ -56,6 +56,23 @@ class WrittenRuntime(Runtime):
         """Microseconds that a thread waits busily for the next call, where that can be set."""
         return 0
 
+    def write_deployed(self, network: nn.Module, example: tuple[Tensor, ...], images: tuple[Tensor, ...]) -> Written:
+        """A network as its user runs it; images [N, *shape] for each input, where it is quantized."""
+        return self.write_network(network, example)
+
+    def compile(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
+        """The network, checked; one in int8 was checked before it was quantized."""
+        return self.builder.network(model, example, self.build, compare=self.target.precision != "int8")
+
+    def deploy(self, model: nn.Module, example: tuple[Tensor, ...], images: tuple[Tensor, ...]) -> Program:
+        """The network as its user runs it."""
+
+        def build(network: nn.Module, example: tuple[Tensor, ...]) -> Program:
+            written = self.write_deployed(network, example, images)
+            return replace(self.load(written), remark=written.remark)
+
+        return self.builder.network(model, example, build, compare=self.target.precision != "int8")
+
     def build(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
         """The network; `rebuild` opens the same bytes again."""
         written = self.write_network(network, example)

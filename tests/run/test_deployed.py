@@ -1,6 +1,9 @@
 """The accuracy of what a runtime runs, beside that of PyTorch."""
 
+import shlex
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,6 +116,17 @@ def test_the_users_own_judge_judges_what_runs(network: Small) -> None:
     found = as_deployed(network, INT8, data(network, task=replace(CLASSIFY, judge=judge)))
     assert found is not None and found.noise is None and found.images == 0
     assert found.accuracy == pytest.approx(judge(network) + found.difference) and found.difference != 0
+
+
+def test_a_device_runs_what_was_calibrated_here(
+    network: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTAS_LOCK", str(tmp_path / "lock"))
+    sample = data(network, 52, replace(CLASSIFY, score=sure))
+    here, there = (
+        as_deployed(network, replace(INT8, host=host), sample) for host in ("", f"exec:{shlex.quote(sys.executable)}")
+    )
+    assert here == there and here is not None and here.difference != 0
 
 
 def test_several_outputs_are_not_judged(network: Small) -> None:

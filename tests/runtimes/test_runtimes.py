@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 import htas.runtimes
 from htas.cli import main
 from htas.errors import UserError
+from htas.formats.int8 import quantize
 from htas.formats.onnx import chain_graph, layer_graph, network_graph
 from htas.formats.onnx_file import OnnxFile
 from htas.formats.onnx_network import static_graph, written_graph
@@ -453,6 +454,22 @@ def test_a_provider_that_is_not_there_is_named_with_the_package_that_has_it(name
         opened(name, device="cuda")
 
 
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_an_onnx_file_is_quantized_once(name, tmp_path):
+    """A file in fp32 is measured in int8 where that is asked for, and one in int8 only as it is."""
+    network, images = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)).eval(), torch.randn(2, 3, 8, 8)
+    plain, small = tmp_path / "plain.onnx", tmp_path / "int8.onnx"
+    plain.write_bytes(static_graph(network, (images,)))
+    small.write_bytes(quantize(plain.read_bytes()))
+    runtime, usual = opened(name, precision="int8"), opened(name)
+    in_int8 = runtime.compile(OnnxFile(plain, 2), (images,)).outputs(images)
+    as_it_is = usual.compile(OnnxFile(small, 2), (images,)).outputs(images)
+    assert torch.equal(in_int8, as_it_is)
+    assert not torch.equal(in_int8, usual.compile(OnnxFile(plain, 2), (images,)).outputs(images))
+    with pytest.raises(UserError, match="is quantized already; name its file as it is, without a precision"):
+        runtime.compile(OnnxFile(small, 2), (images,))
+
+
 @pytest.mark.parametrize("name", ONLY_CUDA)
 def test_a_runtime_for_gpus_refuses_the_cpu(name):
     with pytest.raises(ValueError, match=rf"'{name}' does not run on cpu; use target.device 'cuda', or .* 'eager'"):
@@ -478,9 +495,7 @@ def test_openvino_has_the_precisions_of_the_processor(monkeypatch):
 
     monkeypatch.setattr("htas.runtimes.openvino._core", Core)
     assert contract("openvino").precisions("cpu") == ("fp32", "bf16", "int8")
-    with pytest.raises(
-        ValueError, match=r"no fp16 on cpu \(OpenVINO finds no instructions.*use .* fp32, bf16, int8, or"
-    ):
+    with pytest.raises(ValueError, match=r"no fp16 on cpu \(OpenVINO finds no instructions.*use .* bf16, int8, or"):
         opened("openvino", precision="fp16")
 
 
