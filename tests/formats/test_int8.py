@@ -18,6 +18,8 @@ from htas.formats.onnx import chain_graph, layer_graph, network_graph
 from htas.formats.onnx_network import static_graph
 from htas.graph.layer import Layer
 from htas.models.cifar_resnet import CifarResNet
+from htas.runtimes import open_runtime
+from htas.timing.target import Target
 
 LAYERS = {
     "conv": (Layer("conv", 8, 16, (8, 8), (3, 3), padding=(1, 1)), "QLinearConv"),
@@ -89,6 +91,36 @@ class Upwards(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.up(self.down(x).relu())  # type: ignore[no-any-return]
+
+
+class Joined(nn.Module):
+    """A norm behind a concatenation, as in DenseNet, and one of vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)])
+        self.norm, self.conv, self.flat = nn.BatchNorm2d(16), nn.Conv2d(16, 8, 3), nn.BatchNorm1d(8)
+        for norm in (self.norm, self.flat):
+            nn.init.uniform_(norm.running_mean)  # type: ignore[arg-type]
+            nn.init.uniform_(norm.running_var, 0.5, 2.0)  # type: ignore[arg-type]
+            nn.init.uniform_(norm.weight, 0.5, 2.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        joined = torch.cat([conv(x) for conv in self.convs], 1)
+        return self.flat(self.conv(self.norm(joined).relu()).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_norm_without_a_convolution_before_it_is_an_integer_one(runtime: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, images = Joined().eval(), torch.randn(8, 3, 12, 12)
+    target = Target(runtime=runtime, precision="int8", batch=8, threads=1, shapes=((3, 12, 12),))
+    with torch.no_grad():
+        expected = network(images)
+    outputs = open_runtime(target).deploy(network, (images,), (images,)).outputs(images)  # OpenVINO ended the process
+    assert (outputs - expected).abs().max() < 0.05 * expected.abs().max()
+    found = operators(quantize(static_graph(network, (images,))), tmp_path)
+    assert found["QLinearConv"] == 4 and found["BatchNormalization"] == 1, "that of vectors stays"
 
 
 def test_what_stays_in_fp32_is_named() -> None:
