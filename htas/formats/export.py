@@ -18,7 +18,7 @@ from htas.formats.onnx import Unknown, cannot_export, network_graph, quiet
 from htas.formats.onnx_network import write_network
 from htas.formats.parity import QUANTIZED, largest_difference
 from htas.formats.tflite import TfliteLayout, TfliteWriter
-from htas.formats.written import Opened, Written
+from htas.formats.written import Opened, Written, cast
 from htas.graph.modes import copied
 from htas.plugins import needed
 from htas.text import listing
@@ -53,6 +53,7 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: Path, ima
     # an exporter takes a batch of one for a constant
     twice = tuple(each.repeat(2, *[1] * (each.ndim - 1)) for each in inputs)
     if images:
+        images = cast([image.detach() for image in images], torch.float32)
         files = _write_int8(network, twice, path.suffix, images)
         difference = _check_int8(network, read(files), images, str(path))
     else:
@@ -98,13 +99,14 @@ def _write_int8(network: nn.Module, example: tuple[Tensor, ...], suffix: str, im
     if suffix not in (".onnx", ".xml"):
         raise UserError(f"int8 is written to .onnx and .xml (OpenVINO) only, got {suffix}; choose one of these")
     arrays = [image.numpy() for image in images]
-    check_images(arrays)
+    check_images(arrays, [each.numpy() for each in example])
     graph = network_graph(network, example, dynamic=True)
     feeds = feeds_of(graph, [[array[at : at + FEED] for array in arrays] for at in range(0, len(arrays[0]), FEED)])
     content = quantize(graph, feeds, seven_bits=needs_seven_bits(instructions()))
     if len(content) >= len(graph):
         raise UserError(
-            f"in int8 this network takes {len(content):,} bytes, in fp32 {len(graph):,}; it is too small to quantize"
+            f"in int8 this network takes {len(content):,} bytes, in fp32 {len(graph):,}; it is too small to quantize; "
+            "export it in fp32"
         )
     return {".onnx": content} if suffix == ".onnx" else _write_ir_of(content)
 

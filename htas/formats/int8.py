@@ -16,7 +16,7 @@ import numpy as np
 
 from htas.errors import UserError
 from htas.formats.onnx import AFTER_PATH
-from htas.text import listing
+from htas.text import listing, plural
 
 Feed = Mapping[str, np.ndarray]
 """Inputs by name, [N, *shape]."""
@@ -102,9 +102,23 @@ def feeds_of(graph: bytes, batches: Sequence[Sequence[np.ndarray]]) -> list[Feed
     return [dict(zip(names, batch, strict=True)) for batch in batches]
 
 
-def check_images(arrays: Sequence[np.ndarray]) -> None:
-    """Raise UserError where images [N, ...] cannot show how large activations become."""
-    for number, array in enumerate(arrays):
+def check_images(arrays: Sequence[np.ndarray], example: Sequence[np.ndarray]) -> None:
+    """Raise UserError where images, an array [N, *shape] for each input, cannot show how large activations become in a
+    network that takes this example."""
+    if len(arrays) != len(example):
+        raise UserError(
+            f"int8 needs images for each of the {plural(len(example), 'input')}, got them for {len(arrays)}; give one "
+            "tensor for each input"
+        )
+    counts = [len(array) for array in arrays]
+    if len(set(counts)) > 1 or not counts[0]:
+        raise UserError(
+            f"int8 needs equally many images for each input, and at least one, got {listing(map(str, counts))}"
+        )
+    for number, (array, one) in enumerate(zip(arrays, example, strict=True)):
+        there, needed = (f"{list(each.shape[1:])} of {each.dtype}" for each in (array, one))
+        if there != needed:
+            raise UserError(f"images that calibrate int8 must be {needed} in input {number}, they are {there}")
         if not np.isfinite(array).all():
             raise UserError(f"an image that calibrates int8 has values that are not finite, in input {number}")
         if array.dtype.kind == "f" and len(array) > 1 and bool((array == array[:1]).all()):

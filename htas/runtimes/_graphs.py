@@ -2,8 +2,10 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from math import ceil
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -58,18 +60,22 @@ class GraphRuntime(WrittenRuntime):
     def _quantized_file(self, path: str, example: tuple[Tensor, ...]) -> Program:
         import onnx
 
-        return self.load(self._written(onnx.load(path).SerializeToString(), example))
+        try:
+            return self.load(self._written(onnx.load(path).SerializeToString(), example))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
     def write_deployed(self, network: nn.Module, example: tuple[Tensor, ...], images: tuple[Tensor, ...]) -> Written:
         """The network, in int8 with ranges that the images show; raises UserError where they are unfit for that."""
         if self.target.precision != "int8":
             return self.write_network(network, example)
-        arrays = [image.numpy() for image in cast(images, None)]
-        check_images(arrays)
-        size = len(example[0])
-        batches = [[array[at : at + size] for array in arrays] for at in range(0, len(arrays[0]) - size + 1, size)]
-        if not batches:
-            raise UserError(f"int8 needs at least one batch of {size} images to calibrate, got {len(arrays[0])}")
+        example = cast(example, self.dtype)
+        arrays = [image.numpy() for image in cast(images, self.dtype)]
+        check_images(arrays, [each.numpy() for each in example])
+        size, count = len(example[0]), len(arrays[0])
+        # the last batch, or the only one, begins again with the first images: ranges stay as they are
+        indices = np.arange(ceil(count / size) * size).reshape(-1, size) % count
+        batches = [[array[batch] for array in arrays] for batch in indices]
         graph = self._checked_graph(network, example)
         content = quantize(graph, feeds_of(graph, batches), seven_bits=self.seven_bits)
         return Written(content, example, Layout(self.dtype), in_fp32_sentence(left_in_fp32(content)))

@@ -15,6 +15,7 @@ from htas.errors import UserError
 from htas.formats.export import export
 from htas.formats.int8 import check_images, feeds_of, left_in_fp32, needs_seven_bits, quantize
 from htas.formats.onnx import chain_graph, layer_graph, network_graph
+from htas.formats.onnx_file import OnnxFile
 from htas.formats.onnx_network import static_graph
 from htas.graph.layer import Layer
 from htas.models.cifar_resnet import CifarResNet
@@ -138,16 +139,28 @@ def test_weights_have_seven_bits_where_sums_would_overflow() -> None:
         assert [np.abs(each.astype(int)).max() for each in weights] == [most]
 
 
-def test_what_cannot_be_quantized_is_a_sentence() -> None:
+def test_what_cannot_be_quantized_is_a_sentence(tmp_path: Path) -> None:
     graph = quantize(layer_graph(LAYERS["conv"][0], LAYERS["conv"][0].build(), 1))
     with pytest.raises(UserError, match="is quantized already; name its file as it is"):
         quantize(graph)
+    (tmp_path / "twice.onnx").write_bytes(graph)
+    runtime = open_runtime(Target(runtime="onnxruntime", precision="int8", batch=1, threads=1))
+    with pytest.raises(UserError, match=r"twice\.onnx: this network is quantized already"):
+        runtime.compile(OnnxFile(tmp_path / "twice.onnx", 1), ())
     image = np.random.default_rng(0).random((1, 3, 4, 4), np.float32)
-    check_images([np.concatenate([image, 2 * image])])
-    with pytest.raises(UserError, match="all 3 images that calibrate int8 are alike in input 0"):
-        check_images([np.repeat(image, 3, axis=0)])
-    with pytest.raises(UserError, match="not finite, in input 0"):
-        check_images([np.full_like(image, np.nan)])
+    check_images([np.concatenate([image, 2 * image])], [image])
+    for images, why in (
+        ([np.repeat(image, 3, axis=0)], "all 3 images that calibrate int8 are alike in input 0"),
+        ([np.full_like(image, np.nan)], "not finite, in input 0"),
+        ([image, image], "for each of the 1 input, got them for 2"),
+        ([image[:0]], "at least one, got 0"),
+        ([image[..., 1:]], r"must be \[3, 4, 4\] of float32 in input 0, they are \[3, 4, 3\] of float32"),
+        ([image.astype(np.uint8)], r"they are \[3, 4, 4\] of uint8"),
+    ):
+        with pytest.raises(UserError, match=why):
+            check_images(images, [image])
+    with pytest.raises(UserError, match="equally many images for each input, and at least one, got 2, 1"):
+        check_images([np.concatenate([image, 2 * image]), image], [image, image])
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
@@ -157,7 +170,7 @@ def test_a_quantized_file_is_smaller_and_close(suffix: str, tmp_path: Path) -> N
     images = torch.randn(40, 3, 32, 32)
     example, path = images[:1], tmp_path / f"net{suffix}"
     assert export(network, example, tmp_path / f"plain{suffix}") < 1e-4
-    off = export(network, example, path, [images])
+    off = export(network, example, path, [images.double()])
     with torch.no_grad():
         assert 1e-5 < off < 0.5 * float(network(images).abs().max())
     sizes = [sum(each.stat().st_size for each in tmp_path.glob(f"{name}.*")) for name in ("net", "plain")]
