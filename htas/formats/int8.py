@@ -24,6 +24,8 @@ NORM = "BatchNormalization"
 WEIGHED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators with weights, by which a network is quantized or not."""
 PAIR = ("QuantizeLinear", "DequantizeLinear")
+OPSET = 13
+"""The first version of ONNX in which a channel has a scale of its own."""
 FULL_RANGE = ("avx512_vnni", "avx_vnni", "avx512vnni", "avxvnni", "amx_int8", "asimddp")
 """Instructions, in the kernel's words, that add products of eight bits without overflow. Other processors of x86 add
 pairs in sixteen bits, so that weights may have seven bits only."""
@@ -38,7 +40,8 @@ def quantize(graph: bytes, feeds: Sequence[Feed] = (), *, seven_bits: bool = Fal
     """A graph in fp32 as one in int8, whose inputs and outputs stay fp32.
 
     `feeds` are the images that give activations their ranges; without them random numbers do, which is as good for
-    latency and useless for accuracy. Raises UserError where the graph is quantized already.
+    latency and useless for accuracy. Raises UserError where the graph is quantized already, has weights of another
+    precision than fp32, or is of an old version of ONNX that cannot be converted.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -47,9 +50,12 @@ def quantize(graph: bytes, feeds: Sequence[Feed] = (), *, seven_bits: bool = Fal
     operators = {node.op_type for node in model.graph.node}
     if operators & {*PAIR, "QLinearConv", "ConvInteger"}:
         raise UserError("this network is quantized already; name its file as it is, without a precision")
+    if others := sorted(_kinds_of_weights(model) - {"float32"}):
+        raise UserError(f"int8 starts from weights in fp32, and this network has some in {listing(others)}")
+    model = _of_today(model)
     with TemporaryDirectory() as folder, _quiet():
         if NORM in operators:
-            model = _with_norms_as_convolutions(_folded(graph, Path(folder) / "folded.onnx"))
+            model = _with_norms_as_convolutions(_folded(model.SerializeToString(), Path(folder) / "folded.onnx"))
         path = Path(folder) / "quantized.onnx"
         quantize_static(
             model, path, _Feeds(feeds or [random_feed(model)]), quant_format=QuantFormat.QDQ, per_channel=True,
@@ -139,6 +145,35 @@ class _Feeds:
 
     def __iter__(self) -> Iterator[Feed]:
         return self.feeds
+
+
+def _kinds_of_weights(model: Any) -> set[str]:
+    """NumPy's names for the types of weights that are quantized."""
+    from onnx import helper
+
+    kinds = {each.name: each.data_type for each in model.graph.initializer}
+    names = {name for node in model.graph.node if node.op_type in WEIGHED for name in node.input if name in kinds}
+    return {helper.tensor_dtype_to_np_dtype(kinds[name]).name for name in names}
+
+
+def _of_today(model: Any) -> Any:
+    """The graph in a version of ONNX that has what the quantizer writes, whose weights are no inputs."""
+    from onnx import version_converter
+
+    weights = {each.name for each in model.graph.initializer}
+    for each in [each for each in model.graph.input if each.name in weights]:  # as files had to have them before 2019
+        model.graph.input.remove(each)
+    model.ir_version = max(model.ir_version, 7)
+    version = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
+    if version >= OPSET:
+        return model
+    try:
+        return version_converter.convert_version(model, OPSET)
+    except Exception as error:  # the converter raises what its steps raise
+        raise UserError(
+            f"this network is in version {version} of ONNX's operators, int8 needs {OPSET}, and converting it failed "
+            f"({type(error).__name__}); export it with opset {OPSET} or later"
+        ) from error
 
 
 def _folded(graph: bytes, path: Path) -> bytes:

@@ -139,6 +139,49 @@ def test_weights_have_seven_bits_where_sums_would_overflow() -> None:
         assert [np.abs(each.astype(int)).max() for each in weights] == [most]
 
 
+def by_hand(opset: int, dtype: type[np.floating] = np.float32) -> onnx.ModelProto:
+    """A file of someone else's: a convolution, ReLU, norm and linear layer, for any batch."""
+    rng, helper = np.random.default_rng(0), onnx.helper
+    weights = {"kernel": rng.normal(size=(8, 3, 3, 3)), "linear": rng.normal(size=(8, 5))}
+    weights |= {name: 0.5 + rng.random(8) for name in ("scale", "shift", "mean", "variance")}
+    nodes = [
+        helper.make_node("Conv", ["x", "kernel"], ["conv"]),
+        helper.make_node("Relu", ["conv"], ["relu"]),
+        helper.make_node("BatchNormalization", ["relu", "scale", "shift", "mean", "variance"], ["norm"]),
+        helper.make_node("GlobalAveragePool", ["norm"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "linear"], ["y"]),
+    ]
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    x, y = (helper.make_tensor_value_info(*each) for each in (("x", kind, ["N", 3, 8, 8]), ("y", kind, ["N", 5])))
+    values = [onnx.numpy_helper.from_array(value.astype(dtype), name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "hand", [x], [y], values)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+@pytest.mark.parametrize("opset", [9, 12, 17])
+def test_files_of_old_versions_are_quantized(opset: int, tmp_path: Path) -> None:
+    model = by_hand(opset)
+    if opset == 9:  # its weights are inputs
+        model.ir_version = 3
+        for each in model.graph.initializer:
+            model.graph.input.append(onnx.helper.make_tensor_value_info(each.name, each.data_type, each.dims))
+    graph = model.SerializeToString()
+    x = np.random.default_rng(1).normal(size=(2, 3, 8, 8)).astype(np.float32)
+    content = quantize(graph, [{"x": x}])
+    expected, found = (
+        onnxruntime.InferenceSession(each, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        for each in (graph, content)
+    )
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+    assert operators(content, tmp_path)["QLinearConv"] == 2
+
+
+def test_weights_of_another_precision_are_refused() -> None:
+    with pytest.raises(UserError, match="starts from weights in fp32, and this network has some in float16"):
+        quantize(by_hand(17, np.float16).SerializeToString())
+
+
 def test_what_cannot_be_quantized_is_a_sentence(tmp_path: Path) -> None:
     graph = quantize(layer_graph(LAYERS["conv"][0], LAYERS["conv"][0].build(), 1))
     with pytest.raises(UserError, match="is quantized already; name its file as it is"):
