@@ -25,6 +25,7 @@ from htas.metrics.latency import CHEAP, Latency
 from htas.runtimes import Runtime
 from htas.spaces.layers import DEAR, SLOW
 from htas.spaces.space import Space
+from htas.text import percent
 from htas.timing.measurement import Measurement
 
 SECONDS_PER_LAYER = 0.05
@@ -47,6 +48,8 @@ if it stays slower by the second, the prediction replaces its reading."""
 POLISH_ROUNDS = 20
 FLOOR_SHARE = 0.8
 """Fraction of the fastest layer that all layers of a table take, whatever their widths."""
+UNSURE = 0.05
+"""Mean error of networks left out above which there is a doubt in the record."""
 MENDED_SHARE = 0.05
 """Fraction of the layers that may be replaced without a doubt in the record."""
 REREAD_ERROR = 0.02
@@ -173,6 +176,11 @@ def calibrate(
     measured = whole(network, archs, metrics[1], _part(on_round, first, 1))
     fitted = fit(network, tables, archs, measured)
     doubts = [*_common_remarks(measurements), *_common_remarks(measured)]
+    if fitted.mean_error > UNSURE:
+        doubts.append(
+            f"networks that the calibration had not seen are foretold {percent(fitted.mean_error, 1)} off on average, "
+            f"{percent(fitted.worst_error, 1)} at worst; stop other work, or give calibrate.seconds more"
+        )
     if slow > MENDED_SHARE * len(layers):
         doubts.append(
             f"{slow} of {len(layers)} layers took far more than others of their inputs and outputs, which stand in for "

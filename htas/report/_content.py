@@ -1,6 +1,6 @@
 """What a report says, in order: the answer, networks, picture, searches, curves, doubts, and how to repeat it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -16,6 +16,8 @@ from htas.report.survey import ABOUT, curve_doubts, curve_picture
 from htas.search.record import EpochRecord, SearchRecord
 from htas.text import NONE, duration, listing, percent, plural, quantity, runs, significant
 
+SURPRISE = 0.1
+"""Error of a prediction above which there is a doubt."""
 EVERYWHERE = 12
 """Curves that are pictures of their own; further ones are drawn by the page alone, which stays small."""
 
@@ -257,6 +259,7 @@ def doubts(report: Report) -> list[tuple[str, str]]:
             *result.remarks,
             *filter(None, [result.outside]),
             *(result.measured.doubts if result.measured else ()),
+            *_surprise(result),
         ]
         if base and base.measured and result.measured:
             if result.measured.survey != base.measured.survey:
@@ -277,6 +280,19 @@ def doubts(report: Report) -> list[tuple[str, str]]:
         ]
         remarks += [] if search.converged else [(subject, f"not converged: {search.why}")]
     return remarks
+
+
+def _surprise(result: Result) -> Iterator[str]:
+    """That a network takes another time than was foretold within the measured widths."""
+    if result.predicted is None or result.measured is None or result.outside:
+        return
+    off = result.predicted / result.measured.estimate - 1 if result.measured.estimate else 0.0
+    if abs(off) > SURPRISE:
+        way = "less" if off < 0 else "more"
+        yield (
+            f"was foretold to take {percent(abs(off), 0)} {way} than it does, so the costs that the search compared "
+            "were unsure; calibrate again on a machine that does nothing else"
+        )
 
 
 def _measuring(report: Report) -> list[page.Block]:

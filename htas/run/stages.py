@@ -307,7 +307,10 @@ def _report(run: Run, again: bool) -> None:
         config=config.toml(),
         dataset=config.data.name,
         stages=seconds,
-        remarks=(*run.survey.doubts, *(f"Not in this report: {why}." for why in missing)),
+        remarks=tuple(dict.fromkeys((
+            *run.survey.doubts, *(calibration.doubts if calibration else ()),
+            *(f"Not in this report: {why}." for why in missing),
+        ))),
         test_images=networks[-1].test_images if networks else 0,
         predictions=tuple(
             Prediction(each.held_out, each.measured, each.error) for each in calibration.networks

@@ -182,6 +182,15 @@ def test_weights_that_leave_the_cache_are_seen_in_whole_networks() -> None:
     assert np.mean(off) < 0.01
 
 
+def test_a_calibration_that_foretells_badly_has_a_doubt() -> None:
+    net = network()
+    quiet, noisy = (Planted(Target(threads=1), noise=noise) for noise in (0.002, 0.15))
+    assert calibrate(net, [space()], (quiet, quiet), Calibrate(networks=8), seed=0).doubts == ()
+    record = calibrate(net, [space()], (quiet, noisy), Calibrate(networks=8), seed=0)
+    (doubt,) = record.doubts
+    assert f"are foretold {100 * record.mean_error:.1f} % off on average" in doubt and record.mean_error > 0.05
+
+
 def test_layers_are_measured_at_every_pair_of_choices_and_of_base_widths() -> None:
     net = network()
     found = cells(net, [space()], 12)

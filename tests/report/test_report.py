@@ -403,6 +403,10 @@ def test_doubts_gather_readings_fits_remarks_and_unlike_targets() -> None:
     said = doubts(replace(REPORT, results=(BASE, FOUND, other)))
     assert ("", "one seed only") in said
     assert ("searched network (measured widths)", "trained on half the data") in said
+    (surprise,) = [words for subject, words in said if "was foretold" in words]
+    assert surprise.startswith("was foretold to take 25 % less than it does")
+    outside = replace(FOUND, outside="The prediction lies outside the measured widths: 1 of 9 layers.")
+    assert not any("was foretold" in words for _, words in doubts(replace(REPORT, results=(BASE, outside))))
     assert ("curve of layer1.0, layer1.1", "the fit is flat") in said
     assert [subject for subject, _ in said].count("searched network (TAS's widths)") == 3
 

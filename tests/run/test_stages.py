@@ -50,7 +50,7 @@ def _scripted() -> Iterator[None]:
 def test_a_run_leaves_the_files_of_every_stage_and_no_others(finished):
     found = set(times(finished))
     names = [Path(name).stem for name in found if name.startswith("networks/")]
-    assert len(names) == len(rows(finished)) == 5
+    assert len(names) == len(rows(finished)) == 6
     assert {name for name in found if "/" not in name} == set(FILES)
     assert {name.split("/")[0] for name in found if "/" in name} == {"networks", "figures"}
     assert all(read_json(finished / name)["format"] == 1 for name in FILES if name.endswith(".json"))
@@ -67,7 +67,7 @@ def test_the_report_holds_the_base_the_found_and_the_control_networks(finished):
     report = read_json(finished / "report.json")
     names = [result["name"] for result in report["results"]]
     assert names[:4] == ["base", "hardware", "tas", "grid"]
-    assert names[4].startswith("uniform x") and len(names) == 5
+    assert names[4].startswith("uniform x") and names[5].startswith("stage ") and len(names) == 6
     slower = "Every shallower member of the family was slower, in one interleaved run before training."
     assert slower in report["results"][1]["remarks"]  # each kind of control is a row, or a remark
     assert [search["space"] for search in report["searches"]] == ["hardware", "tas", "grid"]
@@ -122,7 +122,7 @@ def test_controls_are_the_widest_and_the_deepest_that_are_not_slower(copied):
     assert found.controls[0].arch == half
     found = run_rows._pick_controls(job, run_rows.new_row(job, "hardware", base, space="-", strategy="-", cost="-"))
     assert [control.name for control in found.controls] == [
-        "uniform x1.00", "plain cifar_resnet:14", "stage 8x8 x0.62"
+        "uniform x1.00", "plain cifar_resnet:14", "stage 32x32 x0.94"
     ]  # fmt: skip
     assert "not above that of hardware" in found.note
 
