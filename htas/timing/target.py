@@ -81,10 +81,11 @@ class Target:
 
     @property
     def title(self) -> str:
-        """For the title of a page: `cpu, onnxruntime` here, `board, onnxruntime` on a host."""
+        """For the title of a page: `cpu, onnxruntime` here, `board, onnxruntime, int8` on a host."""
         from htas.timing.remote.address import short_names
 
-        return f"{' and '.join(short_names(self.hosts)) or self.device}, {self.runtime}"
+        precision = "" if self.precision == "fp32" else f", {self.precision}"
+        return f"{' and '.join(short_names(self.hosts)) or self.device}, {self.runtime}{precision}"
 
     @property
     def dtype(self) -> "torch.dtype":

@@ -27,6 +27,7 @@ from htas.search.record import EpochRecord, LimitOutcome, SearchRecord
 from htas.spaces.curve import Curve, CurveRecord, Fit
 from htas.text import NONE, plus_minus
 from htas.timing.measurement import Measurement
+from htas.timing.target import Target
 
 TARGET = {"device": "cpu", "runtime": "eager", "precision": "fp32", "batch": 4, "threads": 2, "shapes": [[3, 32, 32]]}
 STRANGE = "</td><script>alert(1)</script> | $a$ `b` *c* [d](http://e) & \N{SNOWMAN}\N{CJK UNIFIED IDEOGRAPH-7DB2}"
@@ -348,6 +349,11 @@ def test_narrowing_that_is_slower_or_untrained_is_not_compared(control: Result) 
 )
 def test_families_have_the_names_that_people_use(family: str, name: str) -> None:
     assert family_name(family) == name
+
+
+def test_a_title_names_what_the_target_is() -> None:
+    assert Target(runtime="onnxruntime").title == "cpu, onnxruntime"
+    assert Target(runtime="openvino", precision="int8").title == "cpu, openvino, int8"
 
 
 def test_a_title_names_the_family_in_words(tmp_path: Path) -> None:
