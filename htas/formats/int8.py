@@ -65,9 +65,9 @@ def quantize(graph: bytes, feeds: Sequence[Feed] = (), *, seven_bits: bool = Fal
         return path.read_bytes()
 
 
-def left_in_fp32(graph: bytes) -> list[str]:
-    """Layers with weights that a quantized graph computes in fp32, as the quantizer lacks them: paths of modules, or
-    names of nodes in a graph of the exporter's."""
+def left_in_fp32(graph: bytes, lacking: Collection[str] = ()) -> list[str]:
+    """Layers with weights that a quantized graph computes in fp32, as the quantizer lacks them or the runtime does,
+    which is `lacking` such operators: paths of modules, or names of nodes in a graph of the exporter's."""
     import onnx
 
     model = onnx.load_from_string(graph)
@@ -77,7 +77,7 @@ def left_in_fp32(graph: bytes) -> list[str]:
         for node in model.graph.node
         if node.op_type in WEIGHED
         and not (
-            node.op_type != "ConvTranspose"
+            node.op_type not in lacking
             and all(name in made_by and made_by[name].op_type == PAIR[1] for name in node.input[:2])
         )
     ]
@@ -233,9 +233,9 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def in_fp32_sentence(names: Sequence[str]) -> str:
-    """A remark on what stays in fp32; empty where nothing does."""
+def in_fp32_sentence(names: Sequence[str], runtime: str) -> str:
+    """A remark on what stays in fp32 in this runtime; empty where nothing does."""
     if not names:
         return ""
     others = f" and {len(names) - 5} more" if names[5:] else ""
-    return f"Not quantized, since ONNX Runtime has no such layer in int8: {listing(names[:5])}{others}."
+    return f"Not quantized, since {runtime} has no such layer in int8: {listing(names[:5])}{others}."

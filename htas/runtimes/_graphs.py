@@ -37,6 +37,8 @@ class GraphRuntime(WrittenRuntime):
 
     exports: ClassVar[bool] = True
     compares: ClassVar[bool] = False
+    fp32_alone: ClassVar[tuple[str, ...]] = ()
+    """Operators of ONNX that are computed in fp32 though the graph has them quantized."""
 
     def __post_init__(self) -> None:
         if self.target.precision == "int8":
@@ -78,7 +80,8 @@ class GraphRuntime(WrittenRuntime):
         batches = [[array[batch] for array in arrays] for batch in indices]
         graph = self._checked_graph(network, example)
         content = quantize(graph, feeds_of(graph, batches), seven_bits=self.seven_bits)
-        return Written(content, example, Layout(self.dtype), in_fp32_sentence(left_in_fp32(content)))
+        remark = in_fp32_sentence(left_in_fp32(content, self.fp32_alone), self.what)
+        return Written(content, example, Layout(self.dtype), remark)
 
     def _checked_graph(self, network: nn.Module, example: tuple[Tensor, ...]) -> bytes:
         """The network in fp32, whose outputs are PyTorch's; those in int8 of random weights need not be close."""

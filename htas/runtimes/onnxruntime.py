@@ -22,6 +22,7 @@ class OnnxRuntime(SessionRuntime):
     chained: ClassVar[tuple[str, ...]] = ("cpu",)
     lacking: ClassVar[str] = "on a CPU it would cast to fp32 and back around every operator, and it has no bf16 at all"
     what: ClassVar[str] = "ONNX Runtime"
+    fp32_alone: ClassVar[tuple[str, ...]] = ("ConvTranspose",)
     engine: ClassVar[str] = "onnxruntime"
     install: ClassVar[str] = (
         "replace the package onnxruntime by onnxruntime-gpu (uninstall the first: they share their files), or use "

@@ -1,6 +1,7 @@
 """Graphs in int8: every layer that has a kernel for it is one, alone, between neighbours and in networks."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,8 +125,21 @@ def test_a_norm_without_a_convolution_before_it_is_an_integer_one(runtime: str, 
     assert found["QLinearConv"] == 4 and found["BatchNormalization"] == 1, "that of vectors stays"
 
 
-def test_what_stays_in_fp32_is_named() -> None:
-    assert left_in_fp32(quantize(static_graph(Upwards().eval(), (torch.zeros(1, 3, 8, 8),)))) == ["up"]
+def test_what_stays_in_fp32_is_named(tmp_path: Path) -> None:
+    images = (torch.randn(1, 3, 8, 8),)
+    content = quantize(static_graph(Upwards().eval(), images))
+    target = Target(runtime="onnxruntime", precision="int8", batch=1, threads=1, shapes=((3, 8, 8),))
+    remarks = [
+        open_runtime(replace(target, runtime=name)).deploy(Upwards(), images, images).remark
+        for name in ("onnxruntime", "openvino")
+    ]
+    assert remarks == ["Not quantized, since ONNX Runtime has no such layer in int8: up.", ""]
+    assert operators(content, tmp_path)["ConvTranspose"] == 1
+    # what OpenVINO runs
+    core = pytest.importorskip("openvino").Core()
+    compiled = core.compile_model(core.read_model(content), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    kinds = [each.get_rt_info() for each in compiled.get_runtime_model().get_ops()]
+    assert [each["runtimePrecision"] for each in kinds if each["layerType"] == "Deconvolution"] == ["u8"]
 
 
 def test_weights_have_seven_bits_where_sums_would_overflow() -> None:
