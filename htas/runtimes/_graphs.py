@@ -60,10 +60,14 @@ class GraphRuntime(WrittenRuntime):
         return super().compile(model, example)
 
     def _quantized_file(self, path: str, example: tuple[Tensor, ...]) -> Program:
+        return self.load(self.quantized_file(path, example))
+
+    def quantized_file(self, path: str, example: tuple[Tensor, ...]) -> Written:
+        """An ONNX file in int8; raises UserError, which names it, where it cannot be quantized."""
         import onnx
 
         try:
-            return self.load(self._written(onnx.load(path).SerializeToString(), example))
+            return self._written(onnx.load(path).SerializeToString(), example)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
-from pathlib import Path
 from typing import ClassVar
 from weakref import WeakValueDictionary
 
@@ -104,7 +103,8 @@ class RemoteRuntime(WrittenRuntime):
     def compile(self, model: nn.Module, example: tuple[Tensor, ...]) -> Program:
         """The network, checked; an ONNX file as it is, where the runtime reads those."""
         if isinstance(model, OnnxFile) and isinstance(self.writer, GraphRuntime):
-            return self.builder.file(model, lambda path, example: self.load(_file(Path(path), example)))
+            write = self.writer.quantized_file if self.target.precision == "int8" else _file
+            return self.builder.file(model, lambda path, example: self.load(write(path, example)))
         return super().compile(model, example)
 
     def compile_layer(self, layer: Layer) -> Program:
@@ -189,7 +189,7 @@ class RemoteRuntime(WrittenRuntime):
         return [self.builder.layer(layer, partial(self.load, written)) for written in several if written is not None]
 
 
-def _file(path: Path, example: tuple[Tensor, ...]) -> Written:
+def _file(path: str, example: tuple[Tensor, ...]) -> Written:
     """An ONNX file with the weights that lie beside it; raises UserError where that is too much for one message."""
     import onnx
 

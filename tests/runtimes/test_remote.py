@@ -6,12 +6,17 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from htas.cli import main
 from htas.errors import UserError
+from htas.formats.onnx_file import OnnxFile
+from htas.formats.onnx_network import static_graph
 from htas.graph.layer import Layer
 from htas.metrics.latency import Latency
 from htas.runtimes import Runtime, open_runtime
@@ -98,6 +103,19 @@ def test_a_layer_that_the_device_cannot_run_is_named(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("htas.runtimes._graphs.layer_graph", lambda *_: b"no graph")
     with pytest.raises(UserError, match="the device's ONNX Runtime cannot run the layer conv 3x3, 8 to 16 channels"):
         open_runtime(target()).compile_layer(LAYERS[1])
+
+
+def test_an_onnx_file_is_quantized_before_it_is_sent(tmp_path: Path):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
+    path, images = tmp_path / "net.onnx", torch.randn(1, 3, 8, 8)
+    path.write_bytes(static_graph(network.eval(), (images,)))
+    outputs = []
+    for where, precision in ((HERE, "fp32"), (HERE, "int8"), ("", "int8")):
+        runtime = open_runtime(replace(target(where), precision=precision))
+        with runtime.session():
+            outputs.append(runtime.compile(OnnxFile(path, 1), ()).outputs(images))
+    assert not torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[1], outputs[2])
 
 
 def test_networks_are_measured_by_name_there(capsys: pytest.CaptureFixture[str]):
