@@ -2,8 +2,8 @@
 
 import sys
 import weakref
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from htas.graph.layer import Layer
 from htas.graph.modes import copied
-from htas.metrics import Case, CountedMetric
+from htas.metrics import Case, CountedMetric, OnRound, Pending
+from htas.timing.measurement import Measurement
 
 if TYPE_CHECKING:
     from htas.cost.model import CostModel
@@ -28,7 +29,7 @@ class Memory(CountedMetric):
     On CPU tensors are counted as the pass creates and frees them; workspaces inside an operator are not seen. On CUDA
     it is the rise of the peak of PyTorch's allocator, with workspaces and rounding to its blocks. The input counts to
     the end, because the caller holds it. Other runtimes plan their memory themselves, so the target's runtime makes no
-    difference here.
+    difference here, nor does its precision: numbers count as fp32.
     """
 
     unit: ClassVar[str] = "bytes"
@@ -41,6 +42,15 @@ class Memory(CountedMetric):
     def cost(cls, costs: "NetworkCosts") -> "CostModel":
         """The peak of an arch, from one look at how the tensors of its network are born and die."""
         return costs.memory
+
+    def measure(self, cases: Sequence[Case], *, on_round: OnRound = None, pending: Pending = None) -> list[Measurement]:
+        """One figure for each case, with a remark where the target has another precision than fp32."""
+        readings, precision = super().measure(cases, on_round=on_round, pending=pending), self.target.precision
+        if precision == "fp32":
+            return readings
+        part = "a quarter" if precision == "int8" else "half"
+        remark = f"numbers count as fp32; in {precision} most tensors take {part} of these bytes"
+        return [replace(reading, remarks=(*reading.remarks, remark)) for reading in readings]
 
     def count(self, case: Case) -> int:
         """Bytes of a batch."""

@@ -529,3 +529,17 @@ def test_joules_of_a_gpu_grow_with_the_work():
     metric = Energy(Target("cuda", batch=256, shapes=((3, 32, 32),)), rounds=2, reading=0.5)
     small, large = metric.measure([Layer("conv", 64, 64, (32, 32), (3, 3)), Layer("conv", 256, 256, (32, 32), (3, 3))])
     assert 0 < small.median < large.median
+
+
+def test_memory_says_where_tensors_are_smaller_than_it_counts():
+    layer = Layer("conv", 4, 8, (8, 8), (3, 3), padding=(1, 1))
+    remarks = {}
+    for precision in ("fp32", "fp16", "int8"):
+        (reading,) = Memory(Target(runtime="onnxruntime", precision=precision, batch=2)).measure([layer])
+        assert reading.values == (4.0 * 2 * 64 * (4 + 8),)
+        remarks[precision] = reading.remarks
+    assert remarks == {
+        "fp32": (),
+        "fp16": ("numbers count as fp32; in fp16 most tensors take half of these bytes",),
+        "int8": ("numbers count as fp32; in int8 most tensors take a quarter of these bytes",),
+    }

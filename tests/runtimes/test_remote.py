@@ -131,7 +131,7 @@ def test_the_doctor_says_what_the_device_is(monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.setattr(doctor, "examine", lambda options: examine(options, 0.5))
     assert main(["doctor", "--host", HERE, "--threads", "1"]) == 0
     words = capsys.readouterr().out
-    assert words.startswith(HERE) and "readings now (onnxruntime, cpu, batch 4, threads 1)" in words
+    assert words.startswith(HERE) and "readings now (onnxruntime, cpu, fp32, batch 4, threads 1)" in words
     assert main(["doctor", f"--target.host={fake('no numpy')}"]) == 0
     words = capsys.readouterr().out
     there = {name: rest for name, _, rest in (line.strip().partition(" ") for line in words.splitlines())}

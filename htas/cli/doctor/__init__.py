@@ -96,7 +96,8 @@ class Findings:
         if self.noise is None or self.outlook is None:
             return [f"the noise was not tested: {self.trouble}"]
         target = self.target
-        title = f"readings now ({target.runtime}, {target.device}, batch {target.batch}, threads {target.threads})"
+        how = (target.runtime, target.device, target.precision, f"batch {target.batch}", f"threads {target.threads}")
+        title = f"readings now ({', '.join(how)})"
         return [*_block(title, self.noise.rows()), self.noise.verdict, self.outlook.words]
 
 
