@@ -160,6 +160,8 @@ def check_precision(kind: type[Runtime], target: Target, precisions: tuple[str, 
         reason = f" ({kind.lacking})" if kind.lacking else ""
         where = f"{target.device} of {target.host}" if target.host else target.device
         instead = "'onnxruntime' or 'openvino'" if target.precision == "int8" else "'eager'"
+        if target.precision == "int8" and target.device != "cpu":
+            instead += " on target.device 'cpu'"
         others = "" if target.host else f", or target.runtime {instead}"
         raise UserError(
             f"target.runtime {target.runtime!r} has no {target.precision} on {where}{reason}; "

@@ -107,9 +107,10 @@ class Builder:
         if isinstance(error, UserError):
             return f"{error}{f'; the cause is {where}' if where else ''}"
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+        instead = "target.precision 'fp32'" if self.target.precision == "int8" else "target.runtime 'eager'"
         return (
             f"{self.what} cannot run {where or subject} in {self.target.precision} on {self.target.device} "
-            f"({type(error).__name__}: {reason[:300]}); replace it, or use target.runtime 'eager'"
+            f"({type(error).__name__}: {reason[:300]}); replace it, or use {instead}"
         )
 
     def _too_large(self) -> str:

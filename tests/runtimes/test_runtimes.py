@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -468,6 +469,17 @@ def test_an_onnx_file_is_quantized_once(name, tmp_path):
     assert not torch.equal(in_int8, usual.compile(OnnxFile(plain, 2), (images,)).outputs(images))
     with pytest.raises(UserError, match="is quantized already; name its file as it is, without a precision"):
         runtime.compile(OnnxFile(small, 2), (images,))
+
+
+def test_what_is_advised_instead_of_int8_has_int8(gpu, tmp_path):
+    with pytest.raises(UserError, match=r"or target.runtime 'onnxruntime' or 'openvino' on target.device 'cpu'$"):
+        opened("onnxruntime", device="cuda", precision="int8")
+    path = tmp_path / "unknown.onnx"
+    node = onnx.helper.make_node("Unknown", ["x"], ["y"])
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2, 3]) for name in "xy"]
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "net", values[:1], values[1:])), path)
+    with pytest.raises(UserError, match=r"unknown.onnx in int8 .*; replace it, or use target.precision 'fp32'$"):
+        opened("onnxruntime", precision="int8").compile(OnnxFile(path, 2), ())
 
 
 @pytest.mark.parametrize("name", ONLY_CUDA)
