@@ -500,6 +500,11 @@ def test_a_precision_that_would_be_emulated_is_refused_with_the_reason():
         opened("onnxruntime", precision="fp16")
 
 
+def test_openvino_names_what_quantized_its_graphs():
+    assert "quantizer" not in opened("openvino").describe()
+    assert opened("openvino", precision="int8").describe()["quantizer"].startswith("onnxruntime 1.")
+
+
 def test_openvino_has_the_precisions_of_the_processor(monkeypatch):
     class Core:
         def get_property(self, device: str, name: str) -> list[str]:
