@@ -9,7 +9,6 @@ machine a pinned thread waits for other programs on its core. On AVX2 its kernel
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
 from typing import Any, ClassVar
 
 import torch
@@ -51,8 +50,12 @@ class OpenVINO(GraphRuntime):
         """Versions and settings."""
         from openvino import get_version
 
-        quantizer = {"quantizer": f"onnxruntime {version('onnxruntime')}"} if self.target.precision == "int8" else {}
-        return {"openvino": get_version(), "torch": torch.__version__, "streams": "1", "pinned": "no", **quantizer}
+        context = {"openvino": get_version(), "torch": torch.__version__, "streams": "1", "pinned": "no"}
+        if self.target.precision == "int8":
+            import onnxruntime
+
+            context["quantizer"] = f"onnxruntime {onnxruntime.__version__}"
+        return context
 
     def open(self, graph: bytes | str, example: tuple[Tensor, ...] | None = None) -> Program:
         """The program of a graph or a file, with the target's threads, not pinned."""
