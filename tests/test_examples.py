@@ -171,6 +171,7 @@ def run_onnx(path: Path, inputs: torch.Tensor) -> list[Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_example_of_an_own_network_leaves_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     own_model = importlib.import_module("own_model")

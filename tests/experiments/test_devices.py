@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -255,7 +256,10 @@ def test_two_devices_are_surveyed_at_once_and_a_lost_one_goes_on_later(
 def test_ctrl_c_leaves_no_process_on_either_side(configuration: Path, tmp_path: Path) -> None:
     hosts = [host(tmp_path, name) for name in ("one", "two")]
     command = [sys.executable, "-m", "htas", "survey", str(configuration), f"--target.host={','.join(hosts)}"]
-    with subprocess.Popen([*command, "--survey.seconds=60"], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [*command, "--survey.seconds=60"], stderr=subprocess.PIPE, text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    ) as process:  # fmt: skip
         assert process.stderr is not None
         begun: set[str] = set()
         for line in process.stderr:
