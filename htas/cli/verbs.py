@@ -196,10 +196,10 @@ def export(
         raise UserError(
             f"--to {to} writes a file that ends in {suffix}, got --file {file}; name it so, or leave it out"
         )
-    from htas.run import stages
-
     if precision == "int8" and to not in ("onnx", "openvino"):
         raise UserError(f"--precision int8 is for --to onnx and --to openvino, got --to {to}")
+    from htas.run import stages
+
     path, difference = stages.export_network(run, suffix, network, file, int8=precision == "int8")
     print(f"{path} (outputs differ from PyTorch's by {difference:.1e} at most)")
 

@@ -5,9 +5,7 @@ are unsigned, with one scale for each tensor, from the largest and smallest valu
 Everything that the quantizer knows is quantized, the first and the last layer too, as it is by default.
 """
 
-import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from htas.errors import UserError
-from htas.formats.onnx import AFTER_PATH
+from htas.formats.onnx import AFTER_PATH, without_logging
 from htas.text import listing, plural
 
 Feed = Mapping[str, np.ndarray]
@@ -53,7 +51,7 @@ def quantize(graph: bytes, feeds: Sequence[Feed] = (), *, seven_bits: bool = Fal
     if others := sorted(_kinds_of_weights(model) - {"float32"}):
         raise UserError(f"int8 starts from weights in fp32, and this network has some in {listing(others)}")
     model = _of_today(model)
-    with TemporaryDirectory() as folder, _quiet():
+    with TemporaryDirectory() as folder, without_logging():  # it advises to prepare the graph, which this one is
         if NORM in operators:
             model = _with_norms_as_convolutions(_folded(model.SerializeToString(), Path(folder) / "folded.onnx"))
         path = Path(folder) / "quantized.onnx"
@@ -87,14 +85,12 @@ def random_feed(model: Any) -> Feed:
     """Normal random inputs of a graph whose sizes are all known; integers are zero."""
     from onnx import helper
 
-    weights, rng = {each.name for each in model.graph.initializer}, np.random.default_rng(0)
-    feed = {}
-    for each in model.graph.input:
-        if each.name not in weights:
-            kind = each.type.tensor_type
-            dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
-            shape = [side.dim_value or 1 for side in kind.shape.dim]
-            feed[each.name] = (rng.normal(size=shape) if dtype.kind == "f" else np.zeros(shape)).astype(dtype)
+    feed, rng = {}, np.random.default_rng(0)
+    for each in _inputs_of(model):
+        kind = each.type.tensor_type
+        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        shape = [side.dim_value or 1 for side in kind.shape.dim]
+        feed[each.name] = (rng.normal(size=shape) if dtype.kind == "f" else np.zeros(shape)).astype(dtype)
     return feed
 
 
@@ -102,10 +98,14 @@ def feeds_of(graph: bytes, batches: Sequence[Sequence[np.ndarray]]) -> list[Feed
     """Batches of inputs by the names of a graph's inputs."""
     import onnx
 
-    model = onnx.load_from_string(graph)
-    weights = {each.name for each in model.graph.initializer}
-    names = [each.name for each in model.graph.input if each.name not in weights]
+    names = [each.name for each in _inputs_of(onnx.load_from_string(graph))]
     return [dict(zip(names, batch, strict=True)) for batch in batches]
+
+
+def _inputs_of(model: Any) -> list[Any]:
+    """Those that are no weights, which files had to list as well before 2019."""
+    weights = {each.name for each in model.graph.initializer}
+    return [each for each in model.graph.input if each.name not in weights]
 
 
 def check_images(arrays: Sequence[np.ndarray], example: Sequence[np.ndarray]) -> None:
@@ -160,8 +160,8 @@ def _of_today(model: Any) -> Any:
     """The graph in a version of ONNX that has what the quantizer writes, whose weights are no inputs."""
     from onnx import version_converter
 
-    weights = {each.name for each in model.graph.initializer}
-    for each in [each for each in model.graph.input if each.name in weights]:  # as files had to have them before 2019
+    names = {each.name for each in _inputs_of(model)}
+    for each in [each for each in model.graph.input if each.name not in names]:
         model.graph.input.remove(each)
     model.ir_version = max(model.ir_version, 7)
     version = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
@@ -220,17 +220,6 @@ def _with_norms_as_convolutions(graph: bytes) -> Any:
     for each in [each for each in model.graph.initializer if each.name not in read]:
         model.graph.initializer.remove(each)  # ONNX Runtime warns of each
     return model
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the quantizer's advice on how to prepare a graph, which this one is."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def in_fp32_sentence(names: Sequence[str], runtime: str) -> str:

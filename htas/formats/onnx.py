@@ -118,12 +118,18 @@ def network_graph(model: nn.Module, example: tuple[Tensor, ...], *, dynamic: boo
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence for PyTorch's exporters: they warn of what their users cannot change, and print whole graphs."""
+    with without_logging(), warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def without_logging() -> Iterator[None]:
+    """No messages of any logger."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         logging.disable(before)
 
