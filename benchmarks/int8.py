@@ -86,10 +86,11 @@ def widths(arguments: argparse.Namespace) -> None:
     ):
         folder = arguments.out / f"{runtime}-{precision}-{number}"
         if not (folder / "design.json").exists():
-            command = [sys.executable, "-m", "htas", "design", str(config), "--out", str(folder)]
+            command = [sys.executable, "-m", "htas", "survey", str(config), "--out", str(folder)]
             command += ["--survey.store=none", "--survey.undecided=1", f"--target.runtime={runtime}"]
             command += [f"--target.precision={precision}", f"--target.batch={arguments.batch}"]
-            subprocess.run([*command, f"--target.threads={arguments.threads}"], check=True, stdout=subprocess.DEVNULL)
+            for words in ([*command, f"--target.threads={arguments.threads}"], [*command[:3], "design", str(folder)]):
+                subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     for runtime in arguments.runtimes.split(","):
         found = {
             precision: [_design(arguments.out / f"{runtime}-{precision}-{n}") for n in range(arguments.surveys)]
