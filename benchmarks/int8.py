@@ -2,19 +2,26 @@
 
     python benchmarks/int8.py accuracy --data FOLDER --weights FOLDER [--runtimes onnxruntime,openvino] [--only PATTERN]
     python benchmarks/int8.py widths OUT [--runtimes onnxruntime,openvino] [--batch 4] [--threads 1] [--surveys 5]
+    python benchmarks/int8.py search OUT --data FOLDER [--runtimes onnxruntime] [--seeds 3] [--share 50] [OPTIONS]
 
 `accuracy`: the trained networks of benchmarks/evidence (its --weights), quantized after training with 256 training
 images, on all test images, through the runtime; it may run beside other work. `widths`: surveys of ResNet-20's layers
 in fp32 and int8, in turns: how many groups are decided, how often choices are the same again, what the precisions
-choose, and what it costs to run networks in int8 whose widths were chosen in fp32. Run it with nothing else.
+choose, and what it costs to run networks in int8 whose widths were chosen in fp32. `search`: a network of mobile widths
+(mobile.py) searched in fp32 within a share of the base network's latency, and one searched in int8 within the latency
+that the former has in int8, both trained alike, then measured in int8 together; OPTIONS are those of a configuration,
+such as --train.recipe=short. Run the latter two with nothing else.
 Predictions of whole networks in int8 are benchmarks/prediction.py --precision int8.
 """
 
 import argparse
 import itertools
 import json
+import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -26,9 +33,26 @@ DROP = 0.005
 CONFIG = '[family]\nname = "cifar_resnet"\ndepth = 20\n[design]\nspaces = ["hardware"]\n'
 
 
+MOBILE = """[family]
+name = "mobile:Mobile"
+[design]
+spaces = ["hardware"]
+[data]
+name = "cifar10"
+[survey]
+store = "none"
+undecided = 1.0
+[train]
+recipe = "medium"
+[distill]
+alpha = 0.5
+temperature = 4.0
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["accuracy", "widths"])
+    parser.add_argument("part", choices=["accuracy", "widths", "search"])
     parser.add_argument("out", type=Path, nargs="?", default=Path("runs/int8"))
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--weights", type=Path, default=Path("runs/evidence/weights"))
@@ -37,8 +61,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--surveys", type=int, default=5)
-    arguments = parser.parse_args()
-    {"accuracy": accuracy, "widths": widths}[arguments.part](arguments)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--share", type=float, default=50.0)
+    parser.add_argument("--untrained", action="store_true", help="search: end before the networks found are trained")
+    arguments, options = parser.parse_known_args()
+    if options and arguments.part != "search":
+        parser.error(f"unrecognized arguments: {' '.join(options)}")
+    arguments.options = options
+    {"accuracy": accuracy, "widths": widths, "search": search}[arguments.part](arguments)
 
 
 def accuracy(arguments: argparse.Namespace) -> None:
@@ -109,6 +139,82 @@ def widths(arguments: argparse.Namespace) -> None:
             pairs = [seconds[a] / seconds[b] for a, b in zip(*chosen, strict=True)]
             print(f"| {other['sites'][0]} and {len(other['sites']) - 1} | {' '.join(map(str, chosen[0]))} | "
                   f"{' '.join(map(str, chosen[1]))} | {' '.join(f'{pair:.2f}' for pair in pairs)} |")  # fmt: skip
+
+
+def search(arguments: argparse.Namespace) -> None:
+    """Networks searched in fp32 and in int8, of one latency in int8."""
+    for runtime in arguments.runtimes.split(","):
+        print(f"\n## {runtime}\n")
+        print("| seed | searched in | ms in int8 | predicted in int8 | MACs, M | in int8, % | fp32, % |")
+        print("| --: | :-- | --: | --: | --: | --: | --: |")
+        for seed in range(arguments.seeds):
+            _crossed(arguments, runtime, seed)
+
+
+def _crossed(arguments: argparse.Namespace, runtime: str, seed: int) -> None:
+    from htas.files import from_json, read_json
+    from htas.graph import resize
+    from htas.metrics.latency import Latency
+    from htas.report.result import Result
+    from htas.run import rows
+    from htas.run.config import load
+    from htas.run.deployed import as_deployed
+    from htas.run.run import Run
+
+    folders = {each: arguments.out / f"{runtime}-search-{each}-{seed}" for each in ("fp32", "int8")}
+    share = f"{arguments.share:g}%"
+    for precision, folder in folders.items():
+        if precision == "int8":  # at the latency in int8 of the network that was searched in fp32
+            other = Run(load(folders["fp32"] / "config.toml"), folders["fp32"])
+            target = replace(other.target, precision="int8")
+            networks = [resize(other.network, arch) for arch in (other.network.base, other.search("hardware").arch)]
+            base, found = Latency(target, rounds=200).measure(networks)
+            share = f"{100 * found.estimate / base.estimate:.1f}%"
+            print(
+                f"seed {seed}: in int8 the network searched in fp32 has {share} of the base's latency", file=sys.stderr
+            )
+        config = arguments.out / "mobile.toml"
+        config.parent.mkdir(parents=True, exist_ok=True)
+        config.write_text(MOBILE)
+        options = [
+            f"--target.runtime={runtime}", f"--target.precision={precision}", f"--target.threads={arguments.threads}",
+            f"--target.batch={arguments.batch}", f"--seed={seed}", f"--constraints.latency={share}",
+            f"--data.path={arguments.data / 'cifar10'}", *arguments.options,
+        ]  # fmt: skip
+        base_file = folders["fp32"] / "networks" / "base.safetensors"
+        verbs = ["survey", "design", "calibrate", "search", *([] if arguments.untrained else ["train", "measure"])]
+        for number, verb in enumerate(verbs):
+            words = [str(config), *options, "--out", str(folder)] if not number else [str(folder)]
+            _htas(verb, *words)
+            if not number and precision == "int8":
+                (folder / "networks").mkdir(exist_ok=True)
+                shutil.copy(base_file, folder / "networks")
+    runs = {precision: Run(load(folder / "config.toml"), folder) for precision, folder in folders.items()}
+    archs = {precision: run.search("hardware").arch for precision, run in runs.items()}
+    last = runs["int8"]
+    networks = [resize(last.network, arch) for arch in archs.values()]
+    readings = Latency(last.target, rounds=400).measure(networks)
+    for (precision, arch), reading in zip(archs.items(), readings, strict=True):
+        accuracies = ["-", "-"]
+        measured = folders[precision] / "measure.json"
+        if measured.exists():
+            named = [from_json(row, Result, "results") for row in read_json(measured)["results"]]
+            row = next(each for each in named if each.name == "hardware")
+            accuracies[1] = f"{100 * (row.accuracy or 0):.2f}"
+            network = rows.load_network(runs[precision], row)
+            deployed = as_deployed(network, last.target, last.data)
+            accuracies[0] = f"{100 * deployed.accuracy:.2f} ({deployed.change})" if deployed else "-"
+        took = f"{1e3 * reading.estimate:.4f} ± {2e3 * reading.error:.2g}"
+        predicted, macs = 1e3 * last.calibrated.cost(arch), last.network.macs(arch) / 1e6
+        cells = [str(seed), precision, took, f"{predicted:.4f}", f"{macs:.2f}", *accuracies]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def _htas(*words: str) -> None:
+    """Run a command of htas that finds mobile.py."""
+    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    subprocess.run([sys.executable, "-m", "htas", *words], check=True, stdout=subprocess.DEVNULL, env=environment)
 
 
 def _design(folder: Path) -> list[dict[str, Any]]:

@@ -1,9 +1,11 @@
 """Do predictions hold? Random archs, predicted from measured layers and calibrated, beside what they take.
 
     python benchmarks/prediction.py OUT [--runtimes eager,onnxruntime,openvino] [--archs 17] [--depths 20,32,56]
+    python benchmarks/prediction.py OUT --family mobile --depths 100 --adds join --archs 33
     python benchmarks/prediction.py OUT --family imagenet_resnet --depths 50 --adds join --runtimes onnxruntime \
         --batch 1 --archs 24 --lot 8
 
+Networks of mobile widths have a width multiplier in percent where the others have a depth.
 For every runtime: one survey, then for ResNet-20, -32 and -56 (or those asked for) with joined and projected adds a
 calibration and random archs that it has not seen, each divided by the base network read in the same rounds: those in
 which the calibration's networks are read, and those of a run of its own a minute later, when the machine may be in
@@ -38,7 +40,11 @@ if TYPE_CHECKING:
 
 SECONDS = {"eager": 140.0, "onnxruntime": 115.0, "openvino": 120.0}
 """Of a step, about, on two cores; 300 in other runtimes."""
-FAMILIES = {"cifar_resnet": (10, (3, 32, 32), 180), "imagenet_resnet": (1000, (3, 224, 224), 900)}
+FAMILIES = {
+    "cifar_resnet": (10, (3, 32, 32), 180),
+    "imagenet_resnet": (1000, (3, 224, 224), 900),
+    "mobile": (10, (3, 32, 32), 300),
+}
 """Classes, image, and seconds that a survey and a calibration may take together."""
 LOT = 60.0
 """Seconds for a lot at most."""
@@ -112,14 +118,15 @@ def path(arguments: argparse.Namespace, runtime: str, what: str) -> Path:
 
 def traced(arguments: argparse.Namespace, depth: int, adds: str) -> "Network":
     import torch
+    from mobile import Mobile  # type: ignore[import-not-found]
 
     from htas.graph import trace
     from htas.models.cifar_resnet import CifarResNet
     from htas.models.imagenet_resnet import ImageNetResNet
 
-    kind = {"cifar_resnet": CifarResNet, "imagenet_resnet": ImageNetResNet}[arguments.family]
+    kinds = {"cifar_resnet": CifarResNet, "imagenet_resnet": ImageNetResNet, "mobile": Mobile}
     classes, image, _ = FAMILIES[arguments.family]
-    model = kind(depth).build(classes)
+    model = kinds[arguments.family](depth).build(classes)
     started = time.monotonic()
     network = trace(model, torch.zeros(1, *image), adds=adds)  # type: ignore[arg-type]
     print(f"traced in {time.monotonic() - started:.2f} s", file=sys.stderr)
@@ -267,7 +274,7 @@ def show(arguments: argparse.Namespace) -> None:
         slowest = took + max(each["took"] for each in steps.values())
         print(f"\n## {arguments.device}, {runtime}\n")
         print("| cost | archs | mean absolute error | worst | within 5 % | within 10 % | Kendall tau, pooled | "
-              + " | ".join(f"ResNet-{depth}" for depth in depths(arguments)) + " |")  # fmt: skip
+              + " | ".join(f"{arguments.family}-{depth}" for depth in depths(arguments)) + " |")  # fmt: skip
         print("| :-- |" + " --: |" * (6 + len(depths(arguments))))
         for title, cost, read in (("table", "table", "seconds"), ("table, a minute later", "table", "later"),
                                   ("paper", "paper", "seconds"), ("macs", "macs", "seconds")):  # fmt: skip
@@ -282,7 +289,7 @@ def show(arguments: argparse.Namespace) -> None:
                     for name, aim in AIMS
                 ]  # fmt: skip
         print(f"\nSurvey {took:.0f} s; calibration " + ", ".join(
-            f"ResNet-{depth} {adds} {each['took']:.0f} s for {each['layers']} layers (held out: mean "
+            f"{arguments.family}-{depth} {adds} {each['took']:.0f} s for {each['layers']} layers (held out: mean "
             f"{100 * each['held out']['mean']:.1f} %, worst {100 * each['held out']['worst']:.1f} %; "
             f"{'+'.join(each['form'])})" for (depth, adds), each in steps.items()) + ".")  # fmt: skip
         most = FAMILIES[arguments.family][2]

@@ -12,8 +12,9 @@ from htas.report._draw import EIGHT, PLOT, Spec, by_turns, looks, plot, spec, to
 from htas.report._page import publish
 from htas.report._style import FAINT, RULE
 from htas.report.survey import fitted_curve, scored_widths
+from htas.spaces.curve import CurveRecord
 
-__all__ = ["Picture", "Section", "fitted_curve", "gained", "page", "scored_widths"]
+__all__ = ["Picture", "Section", "fitted_curve", "gained", "page", "scored_widths", "stepped"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,26 @@ def page(title: str, intro: str, sections: Sequence[Section], folder: Path) -> P
         if remarks := [*(("", note) for note in section.notes), *(section.facts or {}).items()]:
             blocks.append(Points(remarks))
     return publish(title, blocks, folder, "reproduce")[0]
+
+
+def stepped(curves: Mapping[str, CurveRecord]) -> Spec:
+    """Latency over width by precision, each over its own latency at the base width; the chosen widths are filled."""
+    rows = [
+        {"precision": name, "width": width, "share": seconds / curve.measured.at(curve.base),
+         "chosen": width in curve.choices["hardware"], "microseconds": 1e6 * seconds}
+        for name, curve in curves.items()
+        for width, seconds in zip(curve.measured.widths, curve.measured.seconds, strict=True)
+    ]  # fmt: skip
+    colour, shape = looks("precision:N", by_turns(curves))
+    x = alt.X("width:Q", title="width, channels", scale=alt.Scale(nice=False))
+    y = alt.Y("share:Q", title="latency over that of the base width")
+    details = tooltip(
+        "precision:N", ("width:Q", "width"), ("microseconds:Q", "latency, µs", ".3g"), ("share:Q", "over base", ".3f")
+    )
+    line = plot(rows).mark_line(strokeWidth=1).encode(x, y, colour)
+    marks = plot(row for row in rows if row["chosen"]).mark_point(filled=True, size=70, opacity=1.0)
+    layers = alt.layer(line, marks.encode(x, y, colour, shape, tooltip=details))
+    return spec(layers.properties(width=PLOT, height=240))
 
 
 def gained(points: Sequence[Mapping[str, Any]]) -> Spec:

@@ -52,11 +52,15 @@ def calibration_images(data: Data, seed: int) -> tuple[Tensor, ...]:
     return tuple(tensor.detach().cpu().contiguous() for tensor in tensors_in(inputs))
 
 
-def as_deployed(model: nn.Module, target: Target, data: Data, *, seed: int = 0, device: str = "cpu") -> Deployed | None:
+def as_deployed(
+    model: nn.Module, target: Target, data: Data, *, seed: int = 0, device: str = "cpu",
+    deployed: nn.Module | None = None,
+) -> Deployed | None:  # fmt: skip
     """The score of a trained network on the test split through the target's runtime, and what the precision changed.
 
     The difference from fp32, which `device` computes, is that of the same images, with twice its standard error over
-    blocks of them. None for a network with several outputs, of which a runtime gives the first.
+    blocks of them; `deployed` is the network with the weights that are deployed, where it has others for that. None for
+    a network with several outputs, of which a runtime gives the first.
     """
     test, example = data.test, target.example()
     with torch.no_grad():
@@ -67,7 +71,7 @@ def as_deployed(model: nn.Module, target: Target, data: Data, *, seed: int = 0, 
     runtime = open_runtime(target)
     with runtime.session():
         images = calibration_images(data, seed) if target.precision == "int8" else ()
-        program = runtime.deploy(model, example, images)
+        program = runtime.deploy(deployed or model, example, images)
         network = Runs(program, target.batch)
         if data.task.judge is not None:
             before, after = (float(data.task.judge(each.eval())) for each in (model, network))
@@ -102,12 +106,17 @@ def against_fp32(run: Run, networks: Sequence[nn.Module], seconds: Sequence[floa
     return sentences
 
 
-def deployed_rows(run: Run, rows: Sequence[Result], networks: Sequence[nn.Module]) -> list[Result]:
-    """Measured rows with their accuracy as deployed; also the speed of base and searched one (the first two)."""
+def deployed_rows(
+    run: Run, rows: Sequence[Result], networks: Sequence[nn.Module], deployed: Sequence[nn.Module]
+) -> list[Result]:
+    """Measured rows with their accuracy as deployed, with the weights of `deployed`; also the speed of base and
+    searched one (the first two)."""
     with progress(f"accuracy in {run.target.precision}", len(rows)) as bar:
         accuracies = []
-        for row, network in zip(rows, networks, strict=True):
-            accuracies.append(as_deployed(network, run.target, run.data, seed=run.config.seed, device=run.device))
+        for row, network, other in zip(rows, networks, deployed, strict=True):
+            accuracies.append(
+                as_deployed(network, run.target, run.data, seed=run.config.seed, device=run.device, deployed=other)
+            )
             bar.step(row.name)
     seconds = [row.measured.estimate for row in rows[:2] if row.measured]
     faster = [*against_fp32(run, networks[:2], seconds), *[""] * len(rows[2:])]

@@ -29,7 +29,7 @@ def search(run: Run) -> str:
     """The configuration, but for distilling and the start of networks found, which come later; spaces, costs, and the
     weights a search starts from."""
     files = [run.folder / f"{name}.json" for name in ("design", "survey", "cost")]
-    config = replace(run.config, distill=Distill(), train=replace(run.config.train, start="random"))
+    config = replace(run.config, distill=Distill(), train=replace(run.config.train, start="random", int8_epochs=0))
     return digest(config.options(keys=True), *files, *config.strategy.files)
 
 

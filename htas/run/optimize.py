@@ -31,6 +31,7 @@ from htas.run.deployed import calibration_images
 from htas.run.functions import try_functions
 from htas.run.rows import NetworksRecord
 from htas.run.run import Run, open_run
+from htas.run.tuned import int8_network
 from htas.run.user import UserData, UserNetwork
 from htas.text import millions, milliseconds, percent, plural, shapes
 from htas.timing.target import Target
@@ -104,8 +105,10 @@ class OptimizationResult:
         In int8 an .onnx or .xml is quantized, with images of the training data. Raises UserError for another suffix,
         and where outputs differ by more than 1e-4 of the largest (by half of it in int8); nothing is written then.
         """
-        images = calibration_images(self.run.data, self.config.seed) if precision == "int8" else ()
-        return export(self.model, self.run.target.example(), Path(path), images)
+        if precision == "fp32":
+            return export(self.model, self.run.target.example(), Path(path))
+        images = calibration_images(self.run.data, self.config.seed)
+        return export(int8_network(self.run, self.result), self.run.target.example(), Path(path), images)
 
     def save(self, folder: str | Path) -> Path:
         """Write files that need no htas: weights (safetensors), widths and depths, the network as model.pt2,

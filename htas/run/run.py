@@ -203,6 +203,7 @@ class Run:
         basis = [config.seed, *self.family, config.design.adds]
         data = [config.names["data"], config.values("data"), config.split.limit]
         train = config.values("train")
+        train.pop("int8_epochs")  # they come later, and leave these weights as they are
         if not taught:  # the base network, which has nothing to start from
             train.pop("start")
         return digest(basis, data, train, config.values("distill") if taught else {}, to_json(arch))

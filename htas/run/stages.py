@@ -34,6 +34,7 @@ from htas.run.deployed import calibration_images, deployed_rows
 from htas.run.rows import NetworksRecord
 from htas.run.run import Run, write_environment
 from htas.run.stage import Stage, StageHeader, ensure, made_from, need, unusable, write_stage
+from htas.run.tuned import int8_network, tuned_rows, weight_bits
 from htas.runtimes import open_runtime
 from htas.search import moves
 from htas.search.finish import finish
@@ -223,7 +224,7 @@ def _search(run: Run, again: bool) -> None:
             limits=finished.limits,
             measured_archs=finished.measured,
             uniform=uniform_accuracy,
-            judge=outcome.judge,
+            judge=f"{outcome.judge}, in simulated int8" if problem.weight_bits else outcome.judge,
         )
         state = "converged" if record.converged else "not converged"
         rank = f"; better than {record.beaten} of {len(theirs)} random archs of its latency" if theirs else ""
@@ -263,7 +264,8 @@ def _measure(run: Run, again: bool) -> None:
     readings = run_rows.measure_rows(run, rows, modules, "measuring whole networks, %")
     rows = [replace(row, measured=reading) for row, reading in zip(rows, readings, strict=True)]
     if run.target.precision != "fp32":
-        rows = deployed_rows(run, rows, modules)
+        rows = tuned_rows(run, rows)
+        rows = deployed_rows(run, rows, modules, [int8_network(run, row) for row in rows])
     for row in rows:
         assert row.measured is not None
         say(f"measure: {row.name}: {milliseconds(row.measured.estimate)}, accuracy {percent(row.accuracy or 0)}")
@@ -380,7 +382,8 @@ def export_network(
         raise UserError(no_such("network of this run", name, rows))
     path = file or folder / f"{slug(name)}{'-int8' if int8 else ''}{suffix}"
     images = calibration_images(run.data, config.seed) if int8 else ()
-    return path, export(run_rows.load_network(run, rows[name]), run.target.example(), path, images)
+    trained = int8_network(run, rows[name]) if int8 else run_rows.load_network(run, rows[name])
+    return path, export(trained, run.target.example(), path, images)
 
 
 def check_limits(run: Run) -> None:
@@ -418,6 +421,7 @@ def _problem(run: Run, space: Space) -> Problem:
         title=f"search {space.name}",
         limits=limits(run),
         trained=run.supernets / f"{shared}.safetensors" if run.supernets and shared else None,
+        weight_bits=weight_bits(run.target),
     )
 
 

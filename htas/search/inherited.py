@@ -14,6 +14,7 @@ from htas.data.task import forward
 from htas.graph import Arch, ordered, resize
 from htas.search.oneshot import CALIBRATION, JUDGED, some
 from htas.search.problem import Problem
+from htas.training.int8 import simulated
 from htas.training.layout import placed
 from htas.training.loop import engine
 from htas.training.train import mean_score
@@ -40,9 +41,10 @@ class Inherited:
         widths = {site: min(width, most[site]) for site, width in arch.widths.items()}
         torch.manual_seed(self.problem.seed)  # of projections, which have no weights to inherit
         model = placed(resize(self.network, Arch(widths, arch.depths)).eval(), self.runner.device)
-        settle(model, some(data.weights, CALIBRATION))
-        judges = some(data.validation, JUDGED)
-        return mean_score(data.task, judges, self.runner, partial(forward, model))
+        with simulated(self.problem.weight_bits):
+            settle(model, some(data.weights, CALIBRATION))
+            judges = some(data.validation, JUDGED)
+            return mean_score(data.task, judges, self.runner, partial(forward, model))
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from htas.search.problem import Problem
 from htas.search.record import EpochRecord
 from htas.search.supernet import Supernet
 from htas.text import percent, significant
+from htas.training.int8 import simulated
 from htas.training.layout import CopyingViews
 from htas.training.loop import EpochLoop
 from htas.training.recipe import Precision, Recipe
@@ -214,13 +215,14 @@ class SupernetLoop(SearchLoop):
 
     @torch.no_grad()
     def _accuracy(self, draw: Draw) -> float:
-        self.model.train()
-        for index, (images, _) in enumerate(some(self.split, CALIBRATION)):
-            with CopyingViews(), self.runner.autocast():
-                self.model(images, replace(draw, momentum=1 / (index + 1)))
-        self.model.eval()
-        judges = some(self.problem.data.validation, JUDGED)
-        return mean_score(self.task, judges, self.runner, lambda images: self.model(images, draw))
+        with simulated(self.problem.weight_bits):
+            self.model.train()
+            for index, (images, _) in enumerate(some(self.split, CALIBRATION)):
+                with CopyingViews(), self.runner.autocast():
+                    self.model(images, replace(draw, momentum=1 / (index + 1)))
+            self.model.eval()
+            judges = some(self.problem.data.validation, JUDGED)
+            return mean_score(self.task, judges, self.runner, lambda images: self.model(images, draw))
 
 
 def _load(supernet: Supernet, path: Path) -> None:

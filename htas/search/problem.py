@@ -36,6 +36,8 @@ class Problem:
     """Limits on the cost of the arch."""
     trained: Path | None = None
     """File of a supernet that searches with the same options share; written by the first of them."""
+    weight_bits: int = 0
+    """Bits of weights, 8 or 7, where archs are judged in simulated int8; 0 where the target is not in int8."""
 
     def __post_init__(self) -> None:
         self.network.check(self.space.widest)

@@ -10,11 +10,13 @@ from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, OnRound
 from htas.metrics.latency import CHEAP
 from htas.spaces.curve import SUMMARIES, LayerTable, SurveyRecord
-from htas.spaces.layers import SurveyPlan
+from htas.spaces.layers import DEAR, SurveyPlan
 from htas.timing.measurement import Measurement
 
 EACH = 0.08
 """Seconds for each width of each distinct layer, unless survey.seconds says otherwise."""
+REBUILT = 4
+"""Times that a layer of neither next to no nor much building time is built again, about, until choices are decided."""
 UNSTEADY = 1.2
 """Ratio of the machine's slow moments to its fast ones that raises no doubt."""
 UNSURE = 0.01
@@ -27,7 +29,7 @@ class Survey:
 
     seconds: float = 0.0
     """Seconds that a survey takes at most, building layers included; 0 means 0.08 for each width of each distinct layer
-    that is measured, and what it takes to build where that is long. It ends earlier when every choice is decided."""
+    that is measured, and what it takes to build that again and again. It ends earlier when every choice is decided."""
     rounds: int = 1000
     """Times that each width's turn comes, at most; it is read three times then."""
     reading: float = 0.0
@@ -50,7 +52,8 @@ class Survey:
 
     def limit(self, cases: int, building: float = 0.0) -> float:
         """Seconds for a number of layers, each of which takes `building` seconds to build."""
-        return self.seconds or (EACH + (building if building > CHEAP else 0.0)) * cases
+        builds = 1 if building > CHEAP else REBUILT if building >= DEAR else 0
+        return self.seconds or (EACH + builds * building) * cases
 
 
 def survey(

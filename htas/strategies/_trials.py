@@ -18,6 +18,7 @@ from htas.search.record import EpochRecord
 from htas.spaces.space import Space
 from htas.strategies import Strategy
 from htas.text import percent, plural
+from htas.training.int8 import simulated
 from htas.training.train import Training, evaluate
 
 STEPS = 32
@@ -104,10 +105,11 @@ class Trials:
                 model, problem.data.weights, self.recipe, seed=problem.seed, device=problem.device,
                 checkpoint=checkpoint, title=title, rate_option="strategy.lr", task=problem.data.task,
             ).run()  # fmt: skip
-            accuracy = evaluate(
-                model, problem.data.validation, device=problem.device, precision=self.recipe.precision,
-                task=problem.data.task,
-            )  # fmt: skip
+            with simulated(problem.weight_bits):
+                accuracy = evaluate(
+                    model, problem.data.validation, device=problem.device, precision=self.recipe.precision,
+                    task=problem.data.task,
+                )  # fmt: skip
             self.accuracies[key] = accuracy
             say(f"{title}: {percent(accuracy)} on validation images")
             self.seconds += time.monotonic() - started

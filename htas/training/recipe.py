@@ -38,10 +38,13 @@ class Recipe:
     those of a network that is given as trained are always inherited."""
     precision: Precision = "auto"
     """Arithmetic of the training; auto is bf16 if the hardware has it."""
+    int8_epochs: int = 3
+    """Further epochs in simulated int8, where the target is in int8 and that costs a network more than half a point of
+    its training images; 0 for none."""
 
     def __post_init__(self) -> None:
         need_least(1, self, "train", "epochs", "batch")
-        need_least(0, self, "train", "warmup", "momentum", "weight_decay")
+        need_least(0, self, "train", "warmup", "momentum", "weight_decay", "int8_epochs")
         need_above_zero(self, "train", "lr")
         if not 0 <= self.rest < self.epochs:
             raise UserError(f"train.rest must lie in 0..{self.epochs - 1}, below train.epochs, got {self.rest}")

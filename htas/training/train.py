@@ -18,6 +18,7 @@ from htas.errors import UserError
 from htas.graph.modes import evaluating
 from htas.text import percent, significant
 from htas.training.distill import Distill
+from htas.training.int8 import simulated
 from htas.training.layout import CopyingViews, placed
 from htas.training.loop import EpochLoop, engine
 from htas.training.recipe import Precision, Recipe
@@ -43,7 +44,8 @@ class Training(EpochLoop[TrainingEpoch]):
 
     A teacher gives the loss of `distill`. `rate_option` names what a user lowers where the loss stops being a number.
     `on_epoch` is called with the number of an epoch, its mean loss and its score on the training images, once its
-    checkpoint is written. Raises UserError for smoothed labels of a task that has a loss of its own.
+    checkpoint is written. With `weight_bits`, 8 or 7, the network computes in simulated int8, not the teacher. Raises
+    UserError for smoothed labels of a task that has a loss of its own.
     """
 
     record = TrainingEpoch
@@ -63,6 +65,7 @@ class Training(EpochLoop[TrainingEpoch]):
         rate_option: str = "train.lr",
         task: Task = CLASSIFY,
         on_epoch: Callable[[int, float, float], None] | None = None,
+        weight_bits: int = 0,
     ) -> None:
         self.task = task
         if recipe.smoothing:
@@ -74,6 +77,7 @@ class Training(EpochLoop[TrainingEpoch]):
         super().__init__(model, split, recipe, seed=seed, device=device, checkpoint=checkpoint, title=title)
         self.teacher = placed(teacher, self.runner.device).eval() if teacher is not None else None
         self.distill, self.rate_option, self.on_epoch = distill, rate_option, on_epoch
+        self.weight_bits = weight_bits
         self._same_outputs: bool | None = None
 
     def keep(self, path: Path) -> None:
@@ -84,7 +88,8 @@ class Training(EpochLoop[TrainingEpoch]):
 
     def step(self, images: Inputs, labels: Any, share: float) -> Tensor:
         """Loss and score, [2]."""
-        outputs = self.outputs(self.model, images)
+        with simulated(self.weight_bits):
+            outputs = self.outputs(self.model, images)
         if self.teacher is None or self.distill is None:
             loss = self.task.loss(outputs, labels)
         else:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from htas.data.split import Data, Split
 from htas.data.task import CLASSIFY, Task
 from htas.errors import UserError
-from htas.formats.int8 import feeds_of, quantize
+from htas.formats.int8 import feeds_of, needs_seven_bits, quantize
 from htas.formats.onnx_network import static_graph
 from htas.run.deployed import Runs, as_deployed, calibration_images
 from htas.runtimes import Program, open_runtime
-from htas.timing.target import Target
+from htas.timing.target import Target, instructions
 
 SHAPE = (3, 8, 8)
 INT8 = Target(runtime="onnxruntime", precision="int8", batch=4, threads=1, shapes=(SHAPE,))
@@ -63,7 +63,8 @@ def test_the_score_is_that_of_a_file_quantized_by_hand(network: Small, runtime: 
     sample = data(network, 52, replace(CLASSIFY, score=sure))
     (images,), everything = calibration_images(sample, 7), next(sample.test.batches(52))[0]
     graph = static_graph(network, (torch.zeros(4, *SHAPE),))
-    content = quantize(graph, feeds_of(graph, [[images[at : at + 4].numpy()] for at in range(0, 52, 4)]))
+    feeds = feeds_of(graph, [[images[at : at + 4].numpy()] for at in range(0, 52, 4)])
+    content = quantize(graph, feeds, seven_bits=needs_seven_bits(instructions()))
     session = InferenceSession(content, providers=["CPUExecutionProvider"])
     outputs = [session.run(None, {"input0": everything[at : at + 4].numpy()})[0] for at in range(0, 52, 4)]
     found = as_deployed(network, replace(INT8, runtime=runtime), sample, seed=7)
@@ -72,7 +73,8 @@ def test_the_score_is_that_of_a_file_quantized_by_hand(network: Small, runtime: 
         plain = float(sure(network(everything), everything))
     difference = float(sure(torch.from_numpy(np.concatenate(outputs)), everything)) - plain
     assert difference != 0
-    assert found.difference == pytest.approx(difference, rel=1e-3 if runtime == "onnxruntime" else 0.5)
+    usual = {"rel": 1e-3} if runtime == "onnxruntime" else {"rel": 0.5, "abs": 2e-4}  # another one rounds otherwise
+    assert found.difference == pytest.approx(difference, **usual)
     assert found.noise is not None and found.noise > 0
     assert found.accuracy - found.difference == pytest.approx(plain)
 

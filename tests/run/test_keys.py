@@ -47,7 +47,7 @@ EXCEPTIONS: dict[str, set[str]] = {
     "survey.store": set(), "survey.undecided": set(),
     "design.expand": ALL, "design.inputs": ALL, "design.adds": ALL, "design.ignored": ALL,
     "constraints.energy": {"calibrate", *LATER},
-    "train.start": {"train", "measure"},
+    "train.start": {"train", "measure"}, "train.int8_epochs": {"train", "measure"},
     "target.shapes": LATER,  # what is measured has the shapes of the data set
 }  # fmt: skip
 

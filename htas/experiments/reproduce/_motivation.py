@@ -66,7 +66,7 @@ def motivation(plan: Plan) -> Section:
     table: dict[str, list[Speed]] = {}
     macs: list[int] = []
     for target in targets:
-        readings, macs = _measured(plan, target, candidates)
+        readings, macs = measured(plan, target, candidates, f"motivation-{target.runtime}")
         table[target.runtime] = [Speed.of(reading, readings[0]) for reading in readings]
     saved = [1 - each / macs[0] for each in macs]
     points = [
@@ -174,10 +174,12 @@ def _candidates(plan: Plan) -> tuple[list[Candidate], Run, list[str], list[Entry
     return candidates, job, notes, list(entries.values())
 
 
-def _measured(plan: Plan, target: Target, candidates: list[Candidate]) -> tuple[list[tuple[float, float]], list[int]]:
+def measured(
+    plan: Plan, target: Target, candidates: list[Candidate], name: str
+) -> tuple[list[tuple[float, float]], list[int]]:
     """Seconds with their standard errors, and multiply-adds, of all on one target, in one interleaved run that is
-    kept."""
-    path = plan.folder / f"motivation-{target.runtime}-{target.device}.json"
+    kept under a name."""
+    path = plan.folder / f"{name}-{target.device}.json"
     marks = [[each.name, each.mark] for each in candidates]
     key = digest("readings", target.fingerprint(), open_runtime(target).describe(), marks)
     if not made_from(path, key):

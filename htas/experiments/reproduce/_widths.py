@@ -11,6 +11,7 @@ from htas.run.stage import StageHeader, ensure
 from htas.run.stages import SURVEY
 from htas.spaces.curve import CurveRecord
 from htas.spaces.design import DECIDED, records, spaces
+from htas.spaces.space import Space
 from htas.text import plural, signed, significant
 
 DEPTH = 20
@@ -136,21 +137,25 @@ class Widths:
     """The curve of each base width by this project's rule."""
     paper: Mapping[int, CurveRecord]
     """By the paper's."""
+    space: Space
+    """The hardware-aware one, by this project's rule."""
 
     @classmethod
-    def of(cls, plan: Plan) -> "Widths":
-        """From a survey that is kept: it depends on no length and no images, so any later call goes on from it."""
+    def of(cls, plan: Plan, name: str = "") -> "Widths":
+        """From a survey that is kept, under a name for another target than the plan's: it depends on no length and no
+        images, so any later call goes on from it."""
         options = tuple(each for each in plan.overrides if each.startswith(("--target.", "--survey.", "--design.")))
         config = replace(plan, length="short", overrides=options).config("cifar10", DEPTH, "--survey.undecided=1")
         design = config.design
-        job = open_run(config, plan.folder / f"widths-{plan.paper}")
+        job = open_run(config, plan.folder / f"widths-{plan.paper}{name}")
         ensure(job, SURVEY)
         by_rule = []
-        for selection in ("ties", "paper"):
+        for selection in ("paper", "ties"):
             rule = replace(design, spaces=("hardware", "grid"), selection=selection)
-            curves = records(job.network, job.survey.layers, rule, spaces(job.network, job.survey.layers, rule))
+            by_name = spaces(job.network, job.survey.layers, rule)
+            curves = records(job.network, job.survey.layers, rule, by_name)
             by_rule.append({base: _common(curves, base) for base in OUTPUTS})
-        return cls(job, *by_rule)
+        return cls(job, by_rule[1], by_rule[0], by_name["hardware"])
 
     @property
     def doubts(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from htas.console.progress import say
 from htas.errors import UserError
+from htas.experiments.reproduce._int8 import int8
 from htas.experiments.reproduce._motivation import motivation
 from htas.experiments.reproduce._tables import table3, table4, table5
 from htas.experiments.reproduce._widths import fig2, fig3, table2
@@ -20,7 +21,7 @@ from htas.text import TextTable
 
 ITEMS: Mapping[Item, Callable[[Plan], Section]] = {
     "table2": table2, "fig2": fig2, "fig3": fig3, "table3": table3, "table4": table4, "table5": table5,
-    "motivation": motivation,
+    "motivation": motivation, "int8": int8,
 }  # fmt: skip
 TITLE = "The paper's tables and figures on this machine"
 INTRO = (

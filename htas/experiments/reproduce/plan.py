@@ -24,9 +24,9 @@ PAPER: Mapping[str, Any] = json.loads((HERE / "published.json").read_text(encodi
 """The printed figures, a row of a table each."""
 LENGTHS = {"full": HERE / "full.toml", "short": HERE / "short.toml", "quick": HERE / "quick.toml"}
 """The settings of the paper, and two shorter ones."""
-Item = Literal["table2", "fig2", "fig3", "table3", "table4", "table5", "motivation"]
+Item = Literal["table2", "fig2", "fig3", "table3", "table4", "table5", "motivation", "int8"]
 NAMES: tuple[Item, ...] = get_args(Item)
-"""In the order of the page: the widths, the networks, and why one measures."""
+"""In the order of the page: the widths, the networks, why one measures, and the widths of int8."""
 GROUPS, EXPAND = 8, 2.0
 """Of the paper's Table 2."""
 DEPTHS = (110, 56, 32)
@@ -100,7 +100,7 @@ class Plan:
         settings = self.settings("cifar10", 32)
         if {"table5", "motivation"} & set(names):
             self.second_target()
-        if {"table2", "fig2", "fig3"} & set(names):
+        if {"table2", "fig2", "fig3", "int8"} & set(names):
             _check_widths(settings.tables["design"])
         return names
 
@@ -199,8 +199,8 @@ def _check_widths(design: Values) -> None:
     groups, expand = design["groups"], design["expand"]
     if (groups, expand, design["widths"]) != (GROUPS, EXPAND, {}):
         raise UserError(
-            f"the paper's Table 2, Fig. 2 and Fig. 3 have {GROUPS} groups of widths up to {EXPAND:g} times the "
-            f"base width, got --design.groups={groups}, --design.expand={expand:g}; leave those options out"
+            f"the paper's Table 2, Fig. 2 and Fig. 3, and int8, have {GROUPS} groups of widths up to {EXPAND:g} times "
+            f"the base width, got --design.groups={groups}, --design.expand={expand:g}; leave those options out"
         )
 
 
