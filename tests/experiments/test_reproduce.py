@@ -81,6 +81,21 @@ def test_widths_of_a_device_of_eight_channels_at_a_time(tmp_path: Path) -> None:
     assert markdown.index("Table 2") < markdown.index("Fig. 2") < markdown.index("Fig. 3")
 
 
+def test_int8_has_the_choices_of_both_precisions_and_networks_of_them(tmp_path: Path) -> None:
+    """On a device that is as fast in both."""
+    plan = Plan(tmp_path / "out", overrides=("--survey.store=none", "--target.threads=1"))
+    page, (table,), _ = items.reproduce(plan.items(["int8"]), plan)
+    rows = {row[0]: row[1:] for row in table.rows[1:]}
+    assert rows["layers, 32x32, base 16"] == ("4 8 12 16 20 24 28 32",) * 2 + (" ".join(["1.00"] * 8),)
+    assert len(rows) == 3 + 8 and all(row[2] == "1.00" for name, row in rows.items() if name.startswith("networks"))
+    macs, milliseconds = rows["networks of group 8"][0].split(" M MACs, ")
+    assert float(macs) > 4 * float(rows["networks of group 3"][0].split()[0]) > 0 and float(milliseconds[:-3]) > 0
+    text = page.with_suffix(".md").read_text()
+    assert "int8 chooses as fp32 does in 24 of 24 groups" in text
+    assert "The base network is 1 times as fast as in fp32" in text
+    assert (tmp_path / "out" / "figures" / "int8-32.svg").exists()
+
+
 @pytest.fixture(scope="module")
 def crossed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Table 5, by the command."""
