@@ -53,6 +53,7 @@ from htas.files import (
 )
 from htas.graph import Network, ordered, resize, trace
 from htas.graph.arch import Arch
+from htas.models import ModelFamily
 from htas.models.cifar_resnet import CifarResNet
 from htas.run import networks
 from htas.search.oneshot import some
@@ -63,6 +64,9 @@ from htas.training.layout import placed
 from htas.training.loop import EpochLoop, has_bf16
 from htas.training.recipe import RECIPES, Recipe
 from htas.training.train import Training, evaluate
+
+sys.path.append(str(Path(__file__).parent.parent))
+from mobile import Mobile  # type: ignore[import-not-found]
 
 HERE = Path(__file__).parent
 DATASETS = {"cifar10": Cifar10, "cifar100": Cifar100}
@@ -98,8 +102,8 @@ class Unit:
     arm: str
     seed: int
     dataset: str
-    base: int
-    """Depth of the CIFAR ResNet that archs belong to."""
+    base: int | str
+    """What archs belong to: a CIFAR ResNet by its depth, or `mobile`, the network of mobile widths."""
     network: str = ""
     """A network by its name, such as cifar_resnet:14 or tas:C010-ResNet20, in place of an arch of the base network."""
     arch: Arch | None = None
@@ -332,11 +336,16 @@ def classes(dataset: str) -> int:
     return DATASETS[dataset]().classes
 
 
+def family_of(base: int | str) -> ModelFamily:
+    """Of a base network."""
+    return Mobile() if base == "mobile" else CifarResNet(int(base))
+
+
 @cache
-def traced(depth: int, dataset: str) -> Network:
+def traced(base: int | str, dataset: str) -> Network:
     """The base network of archs."""
     torch.manual_seed(0)
-    family = CifarResNet(depth)
+    family = family_of(base)
     return trace(
         family.build(classes(dataset)), torch.zeros(2, 3, 32, 32), adds="join", project_norm=family.project_norm
     )
@@ -353,7 +362,7 @@ def drawn(unit: Unit, teacher: nn.Module | None = None, examples: Iterable[Batch
         model = networks.build(unit.network, classes(unit.dataset))
     else:
         model = resize(base, unit.arch or base.base)
-    CifarResNet(unit.base).reset(model)
+    family_of(unit.base).reset(model)
     if unit.start and teacher is not None:
         inherit(model, replace(base, module=ordered(teacher, base.example())), unit.arch or base.base)
     return model
@@ -409,7 +418,7 @@ def trained(unit: Unit, teacher: Unit | None, place: Place) -> None:
         "arm": unit.arm,
         "seed": unit.seed,
         "dataset": unit.dataset,
-        "network": unit.network or f"cifar_resnet:{unit.base}",
+        "network": unit.network or family_of(unit.base).title,
         "arch": to_json(unit.arch) if unit.arch else None,
         "prune": dataclasses.asdict(unit.prune) if unit.prune else None,
         "start": unit.start or "random",

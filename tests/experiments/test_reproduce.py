@@ -92,7 +92,7 @@ def test_int8_has_the_choices_of_both_precisions_and_networks_of_them(tmp_path: 
     assert float(macs) > 4 * float(rows["networks of group 3"][0].split()[0]) > 0 and float(milliseconds[:-3]) > 0
     text = page.with_suffix(".md").read_text()
     assert "int8 chooses as fp32 does in 24 of 24 groups" in text
-    assert "The base network is 1 times as fast as in fp32" in text
+    assert "The base network is 1.00 times as fast as in fp32" in text
     assert (tmp_path / "out" / "figures" / "int8-32.svg").exists()
 
 
