@@ -9,8 +9,9 @@ images, on all test images, through the runtime; it may run beside other work. `
 in fp32 and int8, in turns: how many groups are decided, how often choices are the same again, what the precisions
 choose, and what it costs to run networks in int8 whose widths were chosen in fp32. `search`: a network of mobile widths
 (mobile.py) searched in fp32 within a share of the base network's latency, and one searched in int8 within the latency
-that the former has in int8, both trained alike, then measured in int8 together; OPTIONS are those of a configuration,
-such as --train.recipe=short. Run the latter two with nothing else.
+that the former has in int8, both trained alike, then measured in int8 together, beside one that is searched in int8 for
+the estimated loss of the former; OPTIONS are those of a configuration, such as --train.recipe=short. Run the latter two
+with nothing else.
 Predictions of whole networks in int8 are benchmarks/prediction.py --precision int8.
 """
 
@@ -24,10 +25,18 @@ import sys
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from htas.errors import UserError
+
+if TYPE_CHECKING:
+    from htas.graph import Arch
+    from htas.run.run import Run
 
 sys.path.append(str(Path(__file__).parent / "evidence"))
 
+STEPS = 9
+"""Of the search for the limit at which networks are as good."""
 DROP = 0.005
 """Accuracy that quantization may cost."""
 CONFIG = '[family]\nname = "cifar_resnet"\ndepth = 20\n[design]\nspaces = ["hardware"]\n'
@@ -145,14 +154,14 @@ def search(arguments: argparse.Namespace) -> None:
     """Networks searched in fp32 and in int8, of one latency in int8."""
     for runtime in arguments.runtimes.split(","):
         print(f"\n## {runtime}\n")
-        print("| seed | searched in | ms in int8 | predicted in int8 | MACs, M | in int8, % | fp32, % |")
-        print("| --: | :-- | --: | --: | --: | --: | --: |")
+        print("| seed | searched in | ms in int8 | predicted | MACs, M | estimated loss | in int8, % | in fp32, % |")
+        print("| --: | :-- | --: | --: | --: | --: | --: | --: |")
         for seed in range(arguments.seeds):
             _crossed(arguments, runtime, seed)
 
 
 def _crossed(arguments: argparse.Namespace, runtime: str, seed: int) -> None:
-    from htas.files import from_json, read_json
+    from htas.files import from_json, read_json, to_json, write_json
     from htas.graph import resize
     from htas.metrics.latency import Latency
     from htas.report.result import Result
@@ -164,7 +173,9 @@ def _crossed(arguments: argparse.Namespace, runtime: str, seed: int) -> None:
     folders = {each: arguments.out / f"{runtime}-search-{each}-{seed}" for each in ("fp32", "int8")}
     share = f"{arguments.share:g}%"
     for precision, folder in folders.items():
-        if precision == "int8":  # at the latency in int8 of the network that was searched in fp32
+        if (folder / "config.toml").exists():
+            share = load(folder / "config.toml").constraints.latency
+        elif precision == "int8":  # at the latency in int8 of the network that was searched in fp32
             other = Run(load(folders["fp32"] / "config.toml"), folders["fp32"])
             target = replace(other.target, precision="int8")
             networks = [resize(other.network, arch) for arch in (other.network.base, other.search("hardware").arch)]
@@ -190,24 +201,65 @@ def _crossed(arguments: argparse.Namespace, runtime: str, seed: int) -> None:
                 (folder / "networks").mkdir(exist_ok=True)
                 shutil.copy(base_file, folder / "networks")
     runs = {precision: Run(load(folder / "config.toml"), folder) for precision, folder in folders.items()}
-    archs = {precision: run.search("hardware").arch for precision, run in runs.items()}
     last = runs["int8"]
+    archs = {precision: run.search("hardware").arch for precision, run in runs.items()}
+    archs["int8, as good as that of fp32"], worst = _as_good(runs["fp32"], last)
     networks = [resize(last.network, arch) for arch in archs.values()]
     readings = Latency(last.target, rounds=400).measure(networks)
-    for (precision, arch), reading in zip(archs.items(), readings, strict=True):
+    for (name, arch), reading in zip(archs.items(), readings, strict=True):
         accuracies = ["-", "-"]
-        measured = folders[precision] / "measure.json"
+        measured = folders.get(name, Path()) / "measure.json"
         if measured.exists():
             named = [from_json(row, Result, "results") for row in read_json(measured)["results"]]
             row = next(each for each in named if each.name == "hardware")
             accuracies[1] = f"{100 * (row.accuracy or 0):.2f}"
-            network = rows.load_network(runs[precision], row)
+            network = rows.load_network(runs[name], row)
             deployed = as_deployed(network, last.target, last.data)
             accuracies[0] = f"{100 * deployed.accuracy:.2f} ({deployed.change})" if deployed else "-"
         took = f"{1e3 * reading.estimate:.4f} ± {2e3 * reading.error:.2g}"
         predicted, macs = 1e3 * last.calibrated.cost(arch), last.network.macs(arch) / 1e6
-        cells = [str(seed), precision, took, f"{predicted:.4f}", f"{macs:.2f}", *accuracies]
+        cells = [str(seed), name, took, f"{predicted:.4f}", f"{macs:.2f}", f"{worst[name]:.4f}", *accuracies]
         print(f"| {' | '.join(cells)} |", flush=True)
+    named_archs = {
+        f"{name.split(',')[0]}{'-alike' if ',' in name else ''}-s{seed}": to_json(a) for name, a in archs.items()
+    }
+    write_json(arguments.out / f"{runtime}-archs-{seed}.json", {"archs": named_archs})
+
+
+def _as_good(first: "Run", last: "Run") -> tuple["Arch", dict[str, float]]:
+    """The fastest arch by the cost of the second run whose estimated loss is that of the first one's at most; and the
+    estimated losses of all."""
+    import torch
+
+    from htas.cost.limits import Limit
+    from htas.run import rows
+    from htas.search.importance import derivatives, images_at_once, losses
+    from htas.search.oneshot import some
+    from htas.search.program import best_within
+
+    loss = []
+    for run in (first, last):
+        torch.manual_seed(run.config.seed)
+        images = some(run.data.weights, 512, images_at_once(run.network, 32))
+        importance = derivatives(run.network, rows.base_network(run), images, run.data.task)
+        loss.append(losses(run.network, run.design.spaces["hardware"], importance))
+    known = {"fp32": loss[0](first.search("hardware").arch), "int8": loss[1](last.search("hardware").arch)}
+    cost, space = last.calibrated, last.design.spaces["hardware"]
+    base, arch = cost.cost(last.network.base), last.search("hardware").arch
+    low, high = 0.0, cost.cost(arch) / base
+    for _ in range(STEPS):
+        share = (low + high) / 2
+        limit = Limit("latency", f"{share:.3f}", cost, share * base)
+        try:
+            found = best_within(last.network, space, (limit,), loss[1], seconds=30).arch
+        except UserError:  # no arch is so fast
+            low = share
+            continue
+        if loss[1](found) <= known["fp32"]:
+            high, arch = share, found
+        else:
+            low = share
+    return arch, {**known, "int8, as good as that of fp32": loss[1](arch)}
 
 
 def _htas(*words: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -89,9 +90,12 @@ def test_int8_has_the_choices_of_both_precisions_and_networks_of_them(tmp_path: 
     assert rows["layers, 32x32, base 16"] == ("4 8 12 16 20 24 28 32",) * 2 + (" ".join(["1.00"] * 8),)
     assert len(rows) == 3 + 8 and all(row[2] == "1.00" for name, row in rows.items() if name.startswith("networks"))
     macs, milliseconds = rows["networks of group 8"][0].split(" M MACs, ")
-    assert float(macs) > 4 * float(rows["networks of group 3"][0].split()[0]) > 0 and float(milliseconds[:-3]) > 0
+    assert float(macs) > 4 * float(rows["networks of group 3"][0].split()[0]) > 0
+    in_fp32, in_int8 = milliseconds.removesuffix(" ms").split(" and ")
+    assert in_fp32 == in_int8 and float(in_int8) > 0
     text = page.with_suffix(".md").read_text()
     assert "int8 chooses as fp32 does in 24 of 24 groups" in text
+    assert re.search(r"Networks of group \d take (\d\.\d\d) times as long in int8 as .*, and \1 times in fp32", text)
     assert "The base network is 1.00 times as fast as in fp32" in text
     assert (tmp_path / "out" / "figures" / "int8-32.svg").exists()
 

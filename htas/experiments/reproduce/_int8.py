@@ -1,9 +1,10 @@
 """Which widths int8 and fp32 choose here, and what it costs to deploy in int8 what was chosen in fp32."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 from htas.experiments.reproduce._motivation import Candidate, measured
 from htas.experiments.reproduce._widths import DEPTH, OUTPUTS, Widths
@@ -57,8 +58,12 @@ def int8(plan: Plan) -> Section:
     for number in range(count):
         one, other = 1 + 2 * number, 2 + 2 * number
         prices.append(seconds["int8"][one] / macs[one] / (seconds["int8"][other] / macs[other]))
-        cells = (f"{macs[n] / 1e6:.1f} M MACs, {significant(1e3 * seconds['int8'][n])} ms" for n in (one, other))
+        cells = (
+            f"{macs[n] / 1e6:.1f} M MACs, {' and '.join(significant(1e3 * seconds[each][n]) for each in PRECISIONS)} ms"
+            for n in (one, other)
+        )
         rows.append((f"networks of group {number + 1}", *cells, f"{prices[-1]:.2f}"))
+    figures_by_name: Mapping[str, Sequence[float]] = {**seconds, "MACs": macs}
     faster = seconds["fp32"][0] / seconds["int8"][0]
     target = quantized.job.target
     speed = f"{significant(faster)} times as fast as" if faster >= 1 else f"{significant(1 / faster)} times slower than"
@@ -68,21 +73,34 @@ def int8(plan: Plan) -> Section:
             f"int8 chooses as fp32 does in {same} of {plural(groups, 'group')} of the layers shown.",
             f"Networks whose widths were chosen in fp32 take {min(prices):.2f} to {max(prices):.2f} times as long in "
             f"int8, for each multiply-add, as those chosen in int8 (median {statistics.median(prices):.2f}).",
+            _step({name: each[2::2] for name, each in figures_by_name.items()}),
             f"The base network is {speed} in fp32 here ({significant(1e3 * seconds['int8'][0])} and "
             f"{significant(1e3 * seconds['fp32'][0])} ms, each in a run of its own).",
         ),
         ("what", "chosen in fp32", "chosen in int8", "in int8, time of the former over that of the latter"),
         tuple(rows), 3, figures=tuple(figures),
         notes=(
-            "Layers are compared for each channel, networks for each multiply-add. A network of a group has at every "
-            f"site the width that was chosen of that group; they and the base ResNet-{DEPTH} are measured in one "
-            "interleaved run.",
+            "Layers are compared for each channel, networks for each multiply-add; their milliseconds are in fp32 "
+            "and in int8. A network of a group has at every site the width that was chosen of that group; they and the "
+            f"base ResNet-{DEPTH} are measured in one interleaved run for each precision.",
             "Searched and trained networks for both precisions, measured in both: `htas reproduce table5 "
             f"--target.runtime={target.runtime} --second=runtime={target.runtime},precision=int8`.",
             *fp32.doubts, *quantized.doubts,
         ),
         facts={"Targets": f"{describe(fp32.job.target)}; {describe(target)}", **quantized.facts(plan)},
     )  # fmt: skip
+
+
+def _step(figures: Mapping[str, Sequence[float]]) -> str:
+    """Of two neighbouring groups that int8 chose, those of which the wider one is the best bargain in int8: `figures`
+    are the networks' seconds by precision, and their MACs."""
+    times = {name: [b / a for a, b in pairwise(each)] for name, each in figures.items()}
+    best = max(range(len(times["int8"])), key=lambda n: times["MACs"][n] / times["int8"][n])
+    fp32, int8, macs = (times[name][best] for name in (*PRECISIONS, "MACs"))
+    return (
+        f"Networks of group {best + 2} take {int8:.2f} times as long in int8 as those of group {best + 1}, and "
+        f"{fp32:.2f} times in fp32, for {macs:.2f} times the multiply-adds."
+    )
 
 
 def _surveyed(plan: Plan) -> Mapping[str, Widths]:
