@@ -15,7 +15,7 @@ from htas.timing.measurement import Measurement
 
 EACH = 0.08
 """Seconds for each width of each distinct layer, unless survey.seconds says otherwise."""
-REBUILT = 4
+REBUILT = 6
 """Times that a layer of neither next to no nor much building time is built again, about, until choices are decided."""
 UNSTEADY = 1.2
 """Ratio of the machine's slow moments to its fast ones that raises no doubt."""

@@ -236,7 +236,7 @@ def test_the_time_of_a_survey_goes_by_its_layers_unless_it_is_given() -> None:
     assert Survey().limit(250) == pytest.approx(20.0)
     assert Survey(seconds=7).limit(250) == Survey(seconds=7).limit(250, 3.0) == 7
     assert Survey().limit(250, 0.001) == Survey().limit(250) and Survey().limit(250, 3.0) == pytest.approx(770.0)
-    assert Survey().limit(250, 0.02) == pytest.approx(40.0)  # built four times
+    assert Survey().limit(250, 0.02) == pytest.approx(50.0)  # built six times
 
 
 # -- big sites ---------------------------------------------------------------------------------------------------------
