@@ -21,8 +21,10 @@ MOST = 128
 FEW = 24
 """... where building a layer takes SLOW seconds or more."""
 SLOW = 1.0
-SOME, DEAR = 48, 0.01
-"""Widths of a site where building a layer takes DEAR seconds or more: hundreds of layers are built then."""
+DEAR = 0.01
+"""Seconds to build a layer from which on hundreds of layers are felt."""
+SOME, SLOWER = 48, 0.02
+"""Widths of a site where building a layer takes SLOWER seconds or more."""
 FLAT = 0.01
 """Neighbours whose latencies differ by less than this fraction have no step between them worth locating."""
 SEEN = 3.0
@@ -41,7 +43,7 @@ def widths_of(site: Site, expand: float) -> range:
 
 def widths_at_most(build_seconds: float) -> int:
     """How many widths of a site to measure at most, where a layer takes `build_seconds` to build."""
-    return FEW if build_seconds >= SLOW else SOME if build_seconds >= DEAR else MOST
+    return FEW if build_seconds >= SLOW else SOME if build_seconds >= SLOWER else MOST
 
 
 @dataclass(frozen=True)

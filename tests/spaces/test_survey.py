@@ -377,7 +377,7 @@ def test_layers_of_one_site_are_measured_at_the_same_widths() -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "most"), [(0.001, MOST), (0.009, MOST), (0.01, SOME), (0.9, SOME), (1.0, FEW), (5.0, FEW)]
+    ("build", "most"), [(0.001, MOST), (0.019, MOST), (0.02, SOME), (0.9, SOME), (1.0, FEW), (5.0, FEW)]
 )
 def test_where_building_takes_seconds_few_widths_are_measured(build: float, most: int) -> None:
     assert widths_at_most(build) == most
