@@ -1,7 +1,9 @@
 """Runtimes of ONNX graphs: networks through PyTorch's exporter, layers written directly, files as they are."""
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from math import ceil
 from typing import ClassVar
 
@@ -22,6 +24,8 @@ from htas.runtimes._written import WrittenRuntime
 
 QUANTIZING = 0.015
 """Seconds for a layer, on a core of an EPYC; a tenth of a second for ResNet-20."""
+KEPT = 2**28
+"""Bytes of quantized layers, about, that are kept while a runtime is open."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,9 @@ class GraphRuntime(WrittenRuntime):
     compares: ClassVar[bool] = False
     fp32_alone: ClassVar[tuple[str, ...]] = ()
     """Operators of ONNX that are computed in fp32 though the graph has them quantized."""
+
+    quantized: dict[tuple[Layer, str], Written] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Layers in int8, up to KEPT bytes."""
 
     def __post_init__(self) -> None:
         if self.target.precision == "int8":
@@ -110,16 +117,27 @@ class GraphRuntime(WrittenRuntime):
     def write_layer(self, layer: Layer, module: nn.Module, shape: torch.Size | None = None) -> Written:
         """The layer as a graph of its own, without the exporter."""
         batch = self.target.batch
-        return self._written(layer_graph(layer, module, batch, self.dtype), layer.example(batch))
+        write = partial(layer_graph, layer, module, batch, self.dtype)
+        return self._once((layer, "alone"), write, layer.example(batch))
 
     def write_chain(self, layer: Layer, module: nn.Module | None) -> Written:
         """The layer between two cheap convolutions, or these alone."""
         first = is_first(layer, self.target.shapes)
-        return self._written(chain_graph(layer, module, self.target.batch, first=first, dtype=self.dtype), ())
+        write = partial(chain_graph, layer, module, self.target.batch, first=first, dtype=self.dtype)
+        return self._once((layer, "chain" if module else "ends"), write, ())
 
     def load(self, written: Written) -> Program:
         """The graph, with inputs of its own where none are written."""
         return self.open(written.content, written.example or None)
+
+    def _once(self, key: tuple[Layer, str], write: Callable[[], bytes], example: tuple[Tensor, ...]) -> Written:
+        """A layer's graph; in int8 the same one whenever its program is built again, so that it is quantized once."""
+        if key in self.quantized:
+            return self.quantized[key]
+        written = self._written(write(), example)
+        if self.target.precision == "int8" and sum(len(each.content) for each in self.quantized.values()) < KEPT:
+            self.quantized[key] = written
+        return written
 
     def _written(self, graph: bytes, example: tuple[Tensor, ...]) -> Written:
         if self.target.precision == "int8":

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 import htas.runtimes
 from htas.cli import main
 from htas.errors import UserError
-from htas.formats.int8 import quantize
+from htas.formats.int8 import needs_seven_bits, quantize
 from htas.formats.onnx import chain_graph, layer_graph, network_graph
 from htas.formats.onnx_file import OnnxFile
 from htas.formats.onnx_network import static_graph, written_graph
@@ -34,12 +34,12 @@ from htas.metrics.latency import Latency
 from htas.models.cifar_resnet import CifarResNet
 from htas.plugins import find, names
 from htas.run.config import load
-from htas.runtimes import Program, Runtime, open_runtime
+from htas.runtimes import Program, Runtime, _graphs, open_runtime
 from htas.runtimes._build import Builder, in_words
 from htas.testing import RuntimeContract
 from htas.testing.runtime import LAYERS, Residual, spread_norms
 from htas.timing.bench import CudaTimer, HostTimer
-from htas.timing.target import Target
+from htas.timing.target import Target, instructions
 
 OPTIONAL = ("executorch", "litert", "ncnn")
 """Those whose tests are in files of their own, and skipped where their package is not installed."""
@@ -456,12 +456,30 @@ def test_a_provider_that_is_not_there_is_named_with_the_package_that_has_it(name
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_layer_is_quantized_once_however_often_its_program_is_built(name, monkeypatch):
+    count = []
+    monkeypatch.setattr(_graphs, "quantize", lambda *args, **options: count.append(1) or quantize(*args, **options))
+    runtime, layer = opened(name, precision="int8"), Layer("conv", 8, 16, (8, 8))
+    images = torch.randn(layer.shapes(runtime.target.batch)[0])
+    one, other = (runtime.compile_layer(layer).outputs(images) for _ in range(2))
+    assert torch.equal(one, other) and len(count) == 1
+    for _ in range(2):
+        runtime.chain(layer)
+    assert len(count) == 3  # the chain, and its ends alone
+    runtime.compile_layer(Layer("conv", 8, 24, (8, 8)))
+    monkeypatch.setattr(_graphs, "KEPT", 0)
+    for _ in range(2):
+        runtime.compile_layer(Layer("conv", 8, 32, (8, 8)))  # no room is left
+    assert len(count) == 6
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_an_onnx_file_is_quantized_once(name, tmp_path):
     """A file in fp32 is measured in int8 where that is asked for, and one in int8 only as it is."""
     network, images = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)).eval(), torch.randn(2, 3, 8, 8)
     plain, small = tmp_path / "plain.onnx", tmp_path / "int8.onnx"
     plain.write_bytes(static_graph(network, (images,)))
-    small.write_bytes(quantize(plain.read_bytes()))
+    small.write_bytes(quantize(plain.read_bytes(), seven_bits=needs_seven_bits(instructions())))
     runtime, usual = opened(name, precision="int8"), opened(name)
     in_int8 = runtime.compile(OnnxFile(plain, 2), (images,)).outputs(images)
     as_it_is = usual.compile(OnnxFile(small, 2), (images,)).outputs(images)
