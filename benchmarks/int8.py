@@ -7,9 +7,9 @@
 `accuracy`: the trained networks of benchmarks/evidence (its --weights), quantized after training with 256 training
 images, on all test images, through the runtime; it may run beside other work. `widths`: surveys of ResNet-20's layers
 in fp32 and int8, in turns: how many groups are decided, how often choices are the same again, what the precisions
-choose, and what it costs to run networks in int8 whose widths were chosen in fp32. `search`: a network of mobile widths
-(mobile.py) searched in fp32 within a share of the base network's latency, and one searched in int8 within the latency
-that the former has in int8, both trained alike, then measured in int8 together, beside one that is searched in int8 for
+choose, and what it costs to run networks in int8 whose widths were chosen in fp32. `search`: the network of
+mobile_widths.py searched in fp32 within a share of its latency, and searched in int8 within the latency that the former
+has in int8, both trained alike, then measured in int8 together, beside one that is searched in int8 for
 the estimated loss of the former; OPTIONS are those of a configuration, such as --train.recipe=short. Run the latter two
 with nothing else.
 Predictions of whole networks in int8 are benchmarks/prediction.py --precision int8.
@@ -43,7 +43,7 @@ CONFIG = '[family]\nname = "cifar_resnet"\ndepth = 20\n[design]\nspaces = ["hard
 
 
 MOBILE = """[family]
-name = "mobile:Mobile"
+name = "mobile_widths:Mobile"
 [design]
 spaces = ["hardware"]
 [data]
@@ -263,7 +263,7 @@ def _as_good(first: "Run", last: "Run") -> tuple["Arch", dict[str, float]]:
 
 
 def _htas(*words: str) -> None:
-    """Run a command of htas that finds mobile.py."""
+    """Run a command of htas that finds mobile_widths.py."""
     paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": paths}
     subprocess.run([sys.executable, "-m", "htas", *words], check=True, stdout=subprocess.DEVNULL, env=environment)

@@ -118,7 +118,7 @@ def path(arguments: argparse.Namespace, runtime: str, what: str) -> Path:
 
 def traced(arguments: argparse.Namespace, depth: int, adds: str) -> "Network":
     import torch
-    from mobile import Mobile  # type: ignore[import-not-found]
+    from mobile_widths import Mobile  # type: ignore[import-not-found]
 
     from htas.graph import trace
     from htas.models.cifar_resnet import CifarResNet

@@ -66,7 +66,7 @@ from htas.training.recipe import RECIPES, Recipe
 from htas.training.train import Training, evaluate
 
 sys.path.append(str(Path(__file__).parent.parent))
-from mobile import Mobile  # type: ignore[import-not-found]
+from mobile_widths import Mobile  # type: ignore[import-not-found]
 
 HERE = Path(__file__).parent
 DATASETS = {"cifar10": Cifar10, "cifar100": Cifar100}

@@ -97,7 +97,7 @@ def compare(
 
 def reproduce(
     *what: Annotated[
-        str, Parameter(required=True, help="table2, fig2, fig3, table3, table4, table5, motivation, or all")
+        str, Parameter(required=True, help="table2, fig2, fig3, table3, table4, table5, motivation, int8, or all")
     ],
     overrides: Overrides,
     command: Command,

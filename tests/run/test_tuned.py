@@ -1,5 +1,6 @@
 """Networks that quantization costs too much are trained on in simulated int8, judged by training images."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +20,20 @@ from htas.timing.target import Target
 INT8 = ("target.runtime=onnxruntime", "target.precision=int8", "family.depth=8", "train.int8_epochs=1")
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[Run]:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """With a trained base network."""
     with scripted_device():
-        job = open_run(options(*INT8), tmp_path / "run")
+        job = open_run(options(*INT8), tmp_path_factory.mktemp("trained") / "run")
         run_rows.train_row(job, run_rows.base_row(job))
         yield job
+
+
+@pytest.fixture
+def run(trained: Run, tmp_path: Path) -> Run:
+    """The same in a folder of its own."""
+    shutil.copytree(trained.folder, tmp_path / "run")
+    return replace(trained, folder=tmp_path / "run")
 
 
 @pytest.fixture
