@@ -9,6 +9,7 @@ from torch import nn
 
 from htas.console.progress import say
 from htas.data.split import Data
+from htas.errors import UserError
 from htas.files import digest, from_json, read_tensors, to_json, write_tensors
 from htas.formats.int8 import needs_seven_bits
 from htas.report.result import Deployed, Result
@@ -76,7 +77,12 @@ def _note(run: Run, row: Result) -> str:
     if before is None or not _costs(before):
         return ""
     say(f"train {row.name}: int8 costs {_points(before)} on training images; {plural(epochs, 'epoch')} in int8 follow")
-    network, seconds = _trained_on(run, row)
+    try:
+        network, seconds = _trained_on(run, row)
+    except UserError as error:  # it diverged; the network in fp32 is as good as it was
+        say(f"train {row.name}: it is quantized without them: {error}")
+        _checkpoint(run, row).unlink(missing_ok=True)
+        return ""
     after = read(network)
     assert after is not None
     if after.accuracy <= before.accuracy:
@@ -107,6 +113,10 @@ def _key(run: Run, row: Result) -> str:
     return digest(run.model_file(row.name), weight_bits(run.target), run.config.train.int8_epochs, GENTLER)
 
 
+def _checkpoint(run: Run, row: Result) -> Path:
+    return run.checkpoint(f"int8-{row.name}", _key(run, row))
+
+
 def _costs(result: Deployed) -> bool:
     """Whether the score falls by more than it may, and by more than the images can tell."""
     return -result.difference > max(DROP, result.noise or 0.0)
@@ -125,7 +135,7 @@ def _with_training_images(data: Data) -> Data:
 
 def _trained_on(run: Run, row: Result) -> tuple[nn.Module, float]:
     """The network after its further epochs, in eval mode, on the CPU, and their seconds."""
-    config, checkpoint = run.config, run.checkpoint(f"int8-{row.name}", _key(run, row))
+    config, checkpoint = run.config, _checkpoint(run, row)
     recipe = replace(
         config.train, epochs=config.train.int8_epochs, warmup=0, rest=0, lr=config.train.lr / GENTLER, precision="fp32"
     )

@@ -93,6 +93,16 @@ def test_epochs_that_gain_nothing_are_dropped(run: Run, row: Result, monkeypatch
     assert not run.model_file("base-int8").exists()
 
 
+def test_epochs_that_diverge_are_dropped(
+    run: Run, row: Result, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted(monkeypatch, -0.02)
+    wild = replace(run, config=replace(run.config, train=replace(run.config.train, lr=1e30)))
+    assert tuned.tuned_rows(wild, [row]) == [row]
+    assert "it is quantized without them: training of train base in int8 diverged" in capsys.readouterr().err
+    assert not run.model_file("base-int8").exists()
+
+
 def test_weights_of_an_older_network_are_not_used(run: Run, row: Result, monkeypatch: pytest.MonkeyPatch) -> None:
     planted(monkeypatch, -0.02, -0.001, -0.001)
     tuned.tuned_rows(run, [row])
