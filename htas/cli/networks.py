@@ -156,6 +156,7 @@ def _json(figures: "Figures") -> JsonObject:
             "min": latency.minimum * 1e3,
             "spread": latency.spread * 1e3,
             "doubts": latency.doubts,
+            **({"note": latency.note} if latency.note else {}),
         },
         "mmacs": figures.macs / 1e6,
         "mparams": figures.params / 1e6,
@@ -167,7 +168,7 @@ def _json(figures: "Figures") -> JsonObject:
 
 
 def _table(figures: Sequence["Figures"]) -> text.TextTable:
-    """One line per network and host, in columns, and below what casts doubt on a reading."""
+    """One line per network and host, in columns, and below what must be known of a reading."""
     others, hosts = list(figures[0].others), list(dict.fromkeys(each.host for each in figures))
     names = dict(zip(hosts, short_names(hosts), strict=True)) if len(hosts) > 1 else {}
     rows: list[tuple[str, ...]] = [
@@ -199,6 +200,6 @@ def _table(figures: Sequence["Figures"]) -> text.TextTable:
         f"{each.network}{f' on {names[each.host]}' if names else ''}: {name}{doubt}"
         for each in figures
         for name, measured in {"": each.latency, **{f"{name}: ": other for name, other in each.others.items()}}.items()
-        for doubt in measured.doubts
+        for doubt in (*measured.doubts, *filter(None, [measured.note]))
     ]
     return text.TextTable(rows, 3 if names else 2, after=doubts)

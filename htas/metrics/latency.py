@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import ceil, inf
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from uuid import uuid4
@@ -96,6 +97,7 @@ class Latency(Metric):
                     survey,
                     each.levels,
                     (*remarks, *too_short(each, timer.shortest, self.reading)),
+                    calls.notes.get(case, ""),
                 )
                 for case, each in calls.of_cases(readings).items()
             }
@@ -147,6 +149,7 @@ class _Calls:
         ]
         self.pairs = {case for case, without in self.parts if without}
         self.waiting: dict[tuple[Case, bool], Call] = {}
+        self.notes: dict[Case, str] = {}
 
     def prepare(self) -> None:
         """Build the networks, since an export may take long."""
@@ -156,10 +159,13 @@ class _Calls:
 
     def _compile(self, module: nn.Module) -> Program:
         if module in self.programs:
-            return self.programs[module]()
+            program = self.programs[module]()
+            self.notes[module] = program.remark
+            return program
         program = self.runtime.compile(module, self.runtime.target.example())
+        self.notes[module] = program.remark
         if program.rebuild is not None:
-            self.programs[module] = program.rebuild
+            self.programs[module] = partial(_again, program.rebuild, program.remark)
         return program
 
     def build(self, number: int) -> Call:
@@ -187,6 +193,10 @@ class _Calls:
             for (case, without), each in read.items()
             if not without
         }
+
+
+def _again(rebuild: Callable[[], Program], remark: str) -> Program:
+    return replace(rebuild(), remark=remark)
 
 
 def rounds(seconds: Sequence[float]) -> int:

@@ -76,7 +76,7 @@ class WrittenRuntime(Runtime):
     def build(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
         """The network; `rebuild` opens the same bytes again."""
         written = self.write_network(network, example)
-        return replace(self.load(written), rebuild=partial(self.load, written))
+        return replace(self.load(written), rebuild=partial(self.load, written), remark=written.remark)
 
     def compile_layer(self, layer: Layer) -> Program:
         """The layer alone."""

@@ -87,7 +87,8 @@ def inspect(network: Network, latency: Callable[[float], Latency], each: float, 
     for name, site in network.sites.items():
         seconds = sum(layer.seconds for layer in facts if _belongs(layer, site))
         sites.append(SiteFacts(site, seconds, sums[""] - sums[name], halves[name]))
-    doubts = dict.fromkeys(remark for reading in (*readings.values(), whole) for remark in reading.remarks)
+    remarks = (remark for reading in (*readings.values(), whole) for remark in (*reading.remarks, reading.note))
+    doubts = dict.fromkeys(filter(None, remarks))
     sites.sort(key=lambda one: one.saved, reverse=True)
     return Inspection(facts, tuple(sites), network, whole, tuple(doubts))
 

@@ -42,6 +42,8 @@ class Measurement:
     """How slow the machine was at each reading, where 1 is usual (level.py); empty where it is unknown."""
     remarks: tuple[str, ...] = ()
     """What the machine did during the readings that may mislead, in words."""
+    note: str = ""
+    """What must be known of the program that was read, such as its layers in another precision, as a sentence."""
 
     def __post_init__(self) -> None:
         if not self.values:

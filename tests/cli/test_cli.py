@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -260,11 +261,13 @@ def test_doubts_are_in_the_json(
     calls: Calls, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     noisy = Measurement((0.004, 0.005, 0.006), "s", remarks=("other processes ran",))
-    figures = [networks.Figures("my.onnx", "onnxruntime", noisy, 1, 1, others={"energy": noisy})]
+    partly = replace(noisy, note="Not quantized: up.")
+    figures = [networks.Figures("my.onnx", "onnxruntime", partly, 1, 1, others={"energy": noisy})]
     monkeypatch.setattr(networks, "measure_networks", lambda *args: figures)
     assert cli.main(["measure", "my.onnx", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     doubts = list(noisy.doubts)
+    assert row["latency_ms"]["note"] == "Not quantized: up."
     assert doubts[0] == "other processes ran" and row["latency_ms"]["doubts"] == row["energy"]["doubts"] == doubts
 
 

@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -471,6 +471,21 @@ def test_a_layer_is_quantized_once_however_often_its_program_is_built(name, monk
     for _ in range(2):
         runtime.compile_layer(Layer("conv", 8, 32, (8, 8)))  # no room is left
     assert len(count) == 6
+
+
+@pytest.mark.parametrize(("name", "lacks"), [("onnxruntime", True), ("openvino", False)])
+def test_readings_of_a_network_name_what_stays_in_fp32(name, lacks, tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.ConvTranspose2d(16, 8, 2, 2)).eval()
+    target = Target(runtime=name, precision="int8", batch=2, threads=1, shapes=((3, 8, 8),))
+    path = tmp_path / "up.onnx"
+    path.write_bytes(static_graph(network, target.example()))
+    metric = Latency(target, rounds=3)
+    for case, layer in ((network, "2"), (OnnxFile(path, 2), "2")):
+        for _ in range(2):  # from the export, and built again
+            (reading,) = metric.measure([case])
+            assert reading.note == (f"Not quantized, since ONNX Runtime has no such layer in int8: {layer}." * lacks)
+    (reading,) = Latency(replace(target, precision="fp32"), rounds=3).measure([network])
+    assert reading.note == ""
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
