@@ -32,8 +32,8 @@ from htas.timing.remote.needs import NEEDS
 from htas.timing.remote.watch import RemoteWatch
 from htas.timing.target import Target, runtime_options
 
-SENDING = 0.01
-"""Seconds that a program takes at least, warm-up and transfer included, over a quick network."""
+SENDING = 0.02
+"""Seconds that a program takes, about, over a quick network, warm-up and transfer included."""
 ALONE = "alone"
 CHAIN = ("between neighbours", "neighbours")
 
