@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from math import ceil, inf
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from uuid import uuid4
@@ -158,14 +157,11 @@ class _Calls:
                 self.waiting[case, False] = self._compile(case).run
 
     def _compile(self, module: nn.Module) -> Program:
-        if module in self.programs:
-            program = self.programs[module]()
-            self.notes[module] = program.remark
-            return program
-        program = self.runtime.compile(module, self.runtime.target.example())
+        rebuild = self.programs.get(module)
+        program = rebuild() if rebuild else self.runtime.compile(module, self.runtime.target.example())
         self.notes[module] = program.remark
         if program.rebuild is not None:
-            self.programs[module] = partial(_again, program.rebuild, program.remark)
+            self.programs[module] = program.rebuild
         return program
 
     def build(self, number: int) -> Call:
@@ -193,10 +189,6 @@ class _Calls:
             for (case, without), each in read.items()
             if not without
         }
-
-
-def _again(rebuild: Callable[[], Program], remark: str) -> Program:
-    return replace(rebuild(), remark=remark)
 
 
 def rounds(seconds: Sequence[float]) -> int:

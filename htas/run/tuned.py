@@ -36,7 +36,6 @@ class TunedRecord:
     """A hash of the weights that the epochs began with, and of what they depend on."""
     note: str
     """What they changed, as a remark of the network's row."""
-    seconds: float
 
 
 def weight_bits(target: Target) -> int:
@@ -78,7 +77,7 @@ def _note(run: Run, row: Result) -> str:
         return ""
     say(f"train {row.name}: int8 costs {_points(before)} on training images; {plural(epochs, 'epoch')} in int8 follow")
     try:
-        network, seconds = _trained_on(run, row)
+        network = _trained_on(run, row)
     except UserError as error:  # it diverged; the network in fp32 is as good as it was
         say(f"train {row.name}: it is quantized without them: {error}")
         _checkpoint(run, row).unlink(missing_ok=True)
@@ -92,7 +91,7 @@ def _note(run: Run, row: Result) -> str:
         f"In int8 with weights of {plural(epochs, 'further epoch')} in simulated int8: quantization alone cost "
         f"{_points(before)} on {before.images} training images, and {_points(after)} after them."
     )
-    write_tensors(_file(run, row), network.state_dict(), to_json(TunedRecord(_key(run, row), note, seconds)))
+    write_tensors(_file(run, row), network.state_dict(), to_json(TunedRecord(_key(run, row), note)))
     return note
 
 
@@ -133,19 +132,19 @@ def _with_training_images(data: Data) -> Data:
     return replace(data, test=data.weights.where(mask))
 
 
-def _trained_on(run: Run, row: Result) -> tuple[nn.Module, float]:
-    """The network after its further epochs, in eval mode, on the CPU, and their seconds."""
+def _trained_on(run: Run, row: Result) -> nn.Module:
+    """The network after its further epochs, in eval mode, on the CPU."""
     config, checkpoint = run.config, _checkpoint(run, row)
     recipe = replace(
         config.train, epochs=config.train.int8_epochs, warmup=0, rest=0, lr=config.train.lr / GENTLER, precision="fp32"
     )
     model, network = run_rows.load_network(run, row), run_rows.load_network(run, row)
     taught = row.name != "base" and config.distill.alpha != 0
-    seconds = Training(
+    Training(
         model, run.data.train, recipe, seed=config.seed, device=run.device, checkpoint=checkpoint, task=run.data.task,
         title=f"train {row.name} in int8", teacher=run_rows.base_network(run) if taught else None,
         distill=config.distill, weight_bits=weight_bits(run.target),
     ).run()  # fmt: skip
     network.load_state_dict(model.state_dict())
     checkpoint.unlink(missing_ok=True)
-    return network, seconds
+    return network

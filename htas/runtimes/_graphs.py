@@ -67,15 +67,14 @@ class GraphRuntime(WrittenRuntime):
         return super().compile(model, example)
 
     def _quantized_file(self, path: str, example: tuple[Tensor, ...]) -> Program:
-        written = self.quantized_file(path, example)
-        return replace(self.load(written), remark=written.remark)
+        return self.remarked(self.quantized_file(path, example))
 
     def quantized_file(self, path: str, example: tuple[Tensor, ...]) -> Written:
         """An ONNX file in int8; raises UserError, which names it, where it cannot be quantized."""
         import onnx
 
         try:
-            return self._remarked(self._written(onnx.load(path).SerializeToString(), example))
+            return self._noted(self._written(onnx.load(path).SerializeToString(), example))
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
@@ -92,7 +91,7 @@ class GraphRuntime(WrittenRuntime):
         batches = [[array[batch] for array in arrays] for batch in indices]
         graph = self._checked_graph(network, example)
         content = quantize(graph, feeds_of(graph, batches), seven_bits=self.seven_bits)
-        return self._remarked(Written(content, example, Layout(self.dtype)))
+        return self._noted(Written(content, example, Layout(self.dtype)))
 
     def _checked_graph(self, network: nn.Module, example: tuple[Tensor, ...]) -> bytes:
         """The network in fp32, whose outputs are PyTorch's; those in int8 of random weights need not be close."""
@@ -111,7 +110,7 @@ class GraphRuntime(WrittenRuntime):
         """The exported network; in int8 with the ranges of random activations, which make no difference in latency."""
         example = cast(example, self.dtype)
         if self.target.precision == "int8":
-            return self._remarked(self._written(self._checked_graph(network, example), example))
+            return self._noted(self._written(self._checked_graph(network, example), example))
         return self._written(static_graph(network.to(self.dtype), example), example)
 
     def write_layer(self, layer: Layer, module: nn.Module, shape: torch.Size | None = None) -> Written:
@@ -130,7 +129,7 @@ class GraphRuntime(WrittenRuntime):
         """The graph, with inputs of its own where none are written."""
         return self.open(written.content, written.example or None)
 
-    def _remarked(self, written: Written) -> Written:
+    def _noted(self, written: Written) -> Written:
         """A quantized network with a remark on what stays in fp32."""
         return replace(written, remark=in_fp32_sentence(left_in_fp32(written.content, self.fp32_alone), self.what))
 

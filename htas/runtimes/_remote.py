@@ -104,7 +104,7 @@ class RemoteRuntime(WrittenRuntime):
         """The network, checked; an ONNX file as it is, where the runtime reads those."""
         if isinstance(model, OnnxFile) and isinstance(self.writer, GraphRuntime):
             write = self.writer.quantized_file if self.target.precision == "int8" else _file
-            return self.builder.file(model, lambda path, example: self.load(write(path, example)))
+            return self.builder.file(model, lambda path, example: self.remarked(write(path, example)))
         return super().compile(model, example)
 
     def compile_layer(self, layer: Layer) -> Program:

@@ -68,15 +68,18 @@ class WrittenRuntime(Runtime):
         """The network as its user runs it."""
 
         def build(network: nn.Module, example: tuple[Tensor, ...]) -> Program:
-            written = self.write_deployed(network, example, images)
-            return replace(self.load(written), remark=written.remark)
+            return self.remarked(self.write_deployed(network, example, images))
 
         return self.builder.network(model, example, build, compare=self.target.precision != "int8")
 
     def build(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
         """The network; `rebuild` opens the same bytes again."""
-        written = self.write_network(network, example)
-        return replace(self.load(written), rebuild=partial(self.load, written), remark=written.remark)
+        again = partial(self.remarked, self.write_network(network, example))
+        return replace(again(), rebuild=again)
+
+    def remarked(self, written: Written) -> Program:
+        """The program of a whole network, with what a reader of its figures must know."""
+        return replace(self.load(written), remark=written.remark)
 
     def compile_layer(self, layer: Layer) -> Program:
         """The layer alone."""

@@ -16,7 +16,7 @@ from htas.timing.measurement import Measurement
 EACH = 0.08
 """Seconds for each width of each distinct layer, unless survey.seconds says otherwise."""
 REBUILT = 6
-"""Times that a layer of neither next to no nor much building time is built again, about, until choices are decided."""
+"""Times that a layer which takes from DEAR to CHEAP seconds to build is built, about, until choices are decided."""
 UNSTEADY = 1.2
 """Ratio of the machine's slow moments to its fast ones that raises no doubt."""
 UNSURE = 0.01

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 WEIGHED = (F.conv1d, F.conv2d, F.conv3d, F.linear)
-"""Functions of (inputs, weight, ...) whose weights have a row for each output channel."""
+"""Functions of (inputs, weight, ...) whose weights have a row for each output channel; transposed convolutions, which
+have none, and products of two activations stay in fp32."""
 SMALLEST = 1e-12
 """Of the largest value of a tensor that is rounded, so that there is a scale where all are 0."""
 

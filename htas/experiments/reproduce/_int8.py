@@ -33,7 +33,7 @@ def int8(plan: Plan) -> Section:
             for precision, each in surveyed.items()
         ]
     read = {
-        precision: measured(plan, each.job.target, candidates, f"int8-{precision}")
+        precision: measured(plan, each.job.target, candidates, f"int8-{each.job.target.runtime}-{precision}")
         for precision, each in surveyed.items()
     }
     macs = read["int8"][1]

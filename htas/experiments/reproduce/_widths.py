@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from htas.experiments.reproduce.plan import PAPER, Plan
 from htas.files import read_record
@@ -149,13 +150,15 @@ class Widths:
         design = config.design
         job = open_run(config, plan.folder / f"widths-{plan.paper}{name}")
         ensure(job, SURVEY)
-        by_rule = []
-        for selection in ("paper", "ties"):
+
+        def by_base(selection: Literal["ties", "paper"]) -> tuple[dict[int, CurveRecord], Space]:
             rule = replace(design, spaces=("hardware", "grid"), selection=selection)
             by_name = spaces(job.network, job.survey.layers, rule)
             curves = records(job.network, job.survey.layers, rule, by_name)
-            by_rule.append({base: _common(curves, base) for base in OUTPUTS})
-        return cls(job, by_rule[1], by_rule[0], by_name["hardware"])
+            return {base: _common(curves, base) for base in OUTPUTS}, by_name["hardware"]
+
+        ours, space = by_base("ties")
+        return cls(job, ours, by_base("paper")[0], space)
 
     @property
     def doubts(self) -> tuple[str, ...]:
