@@ -21,6 +21,7 @@ from htas.cost.paper import paper_cost
 from htas.errors import UserError
 from htas.files import digest, read_json, read_record, slug, write_json
 from htas.formats.export import export
+from htas.formats.int8 import in_fp32_sentence
 from htas.metrics.latency import MAX_ROUNDS
 from htas.report import read as read_report
 from htas.report import write
@@ -95,10 +96,19 @@ def _survey(run: Run, again: bool) -> None:
         record = take_survey(
             plan, metric, pending=lambda tables: undecided(run.network, tables, config.design), on_round=shares(bar)
         )
+    record = replace(record, doubts=(*record.doubts, *_left_in_fp32(run)))
     for doubt in record.doubts:
         say(f"survey: doubt: {doubt}")
     write_environment(run)
     write_stage(run.folder / "survey.json", keys.survey(run), time.monotonic() - started, record)
+
+
+def _left_in_fp32(run: Run) -> list[str]:
+    """A sentence that names the layers which are surveyed in fp32, where the precision is int8."""
+    runtime, uses = open_runtime(run.target), run.network.uses(run.network.base)
+    in_fp32 = {layer for layer in {use.layer for use in uses} if runtime.in_fp32(layer)}
+    sentence = in_fp32_sentence([use.node for use in uses if use.layer in in_fp32], runtime.what)
+    return [sentence.rstrip(".")] if sentence else []
 
 
 def survey_page(run: Run) -> tuple[Path, TextTable]:

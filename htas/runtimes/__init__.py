@@ -101,6 +101,10 @@ class Runtime(ABC):
         """The program of a layer with random weights, at the target's batch."""
         return self.compile(layer.build(), layer.example(self.target.batch))
 
+    def in_fp32(self, layer: Layer) -> bool:
+        """Whether the layer stays in fp32 though the target's precision is int8."""
+        return False
+
     def chain(self, layer: Layer) -> tuple[Program, Program] | None:
         """The layer between two neighbours, and the neighbours without it: the layer's time is the difference.
 

@@ -18,7 +18,7 @@ from htas.formats.onnx_file import OnnxFile
 from htas.formats.onnx_network import static_graph
 from htas.formats.parity import first, largest_difference
 from htas.formats.written import Layout, Written, cast
-from htas.graph.layer import Layer
+from htas.graph.layer import WEIGHTED, Layer
 from htas.runtimes import Program
 from htas.runtimes._written import WrittenRuntime
 
@@ -124,6 +124,12 @@ class GraphRuntime(WrittenRuntime):
         first = is_first(layer, self.target.shapes)
         write = partial(chain_graph, layer, module, self.target.batch, first=first, dtype=self.dtype)
         return self._once((layer, "chain" if module else "ends"), write, ())
+
+    def in_fp32(self, layer: Layer) -> bool:
+        """Whether the layer stays in fp32 though the target's precision is int8."""
+        if self.target.precision != "int8" or layer.op not in WEIGHTED:
+            return False
+        return bool(left_in_fp32(self.write_layer(layer, layer.build()).content, self.fp32_alone))
 
     def load(self, written: Written) -> Program:
         """The graph, with inputs of its own where none are written."""

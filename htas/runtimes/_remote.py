@@ -117,6 +117,10 @@ class RemoteRuntime(WrittenRuntime):
         programs = self._again(layer, *CHAIN)
         return (programs[0], programs[1]) if programs else super().chain(layer)
 
+    def in_fp32(self, layer: Layer) -> bool:
+        """As the writer says."""
+        return self.writer.in_fp32(layer)
+
     def write_network(self, network: nn.Module, example: tuple[Tensor, ...]) -> Written:
         """As the writer does."""
         return self.writer.write_network(network, example)

@@ -4,6 +4,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
+from textwrap import dedent
 
 import numpy as np
 import pytest
@@ -16,7 +17,11 @@ from htas.data.task import CLASSIFY, Task
 from htas.errors import UserError
 from htas.formats.int8 import feeds_of, needs_seven_bits, quantize
 from htas.formats.onnx_network import static_graph
+from htas.run.config import load
 from htas.run.deployed import Runs, as_deployed, calibration_images
+from htas.run.run import Run
+from htas.run.stage import ensure
+from htas.run.stages import SURVEY
 from htas.runtimes import Program, open_runtime
 from htas.timing.target import Target, instructions
 
@@ -169,3 +174,27 @@ def test_several_outputs_are_not_judged(network: Small) -> None:
             return super().forward(x), x
 
     assert as_deployed(Two().eval(), INT8, data(network)) is None
+
+
+@pytest.mark.parametrize(("runtime", "named"), [("onnxruntime", True), ("openvino", False)])
+def test_a_survey_names_the_layers_that_it_has_in_fp32(
+    runtime: str, named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = """
+        from torch import nn
+
+        def up(classes):
+            parts = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(8, 6, 2, 2), nn.ReLU()
+            return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, classes))
+    """
+    (tmp_path / "network_that_upsamples.py").write_text(dedent(source))
+    monkeypatch.syspath_prepend(tmp_path)
+    options = [
+        "family.name=custom", "family.factory=network_that_upsamples:up", "data.name=digits", "survey.store=none",
+        "survey.seconds=0.5", "survey.undecided=1", "design.groups=2", f"target.runtime={runtime}",
+        "target.precision=int8", "target.threads=1",
+    ]  # fmt: skip
+    job = Run(load(None, options), tmp_path / "run")
+    ensure(job, SURVEY)
+    sentence = "Not quantized, since ONNX Runtime has no such layer in int8: 2"
+    assert [each for each in job.survey.doubts if "quantized" in each] == [sentence] * named
