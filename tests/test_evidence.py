@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from htas import datasets
 from htas.data.split import Data, Images
 from htas.datasets import Dataset
-from htas.files import read_json, read_tensors, to_json
+from htas.files import digest, read_json, read_tensors, to_json, write_tensors
 from htas.run.plan import GAINS
 
 ROOT = Path(__file__).parents[1] / "benchmarks" / "evidence"
@@ -115,6 +116,31 @@ def test_units_are_trained_in_order_once_and_students_after_their_teacher(place)
     assert all(each["accuracy"] > 0.8 for each in (base, half, plain)), "bright and dark are told apart"
     assert str(place.data) not in place.result("tiny-base-s0").read_text(), "a result says nothing of folders"
     assert not list((place.out / "checkpoints").glob("*"))
+
+
+def test_a_student_learns_from_weights_that_came_with_the_results(place):
+    assert work(place, "tiny-base-s0") and work(place, "tiny-half-s0")
+    name, result = "tiny-base-s0", read_json(place.result("tiny-half-s0"))
+    kept = place.results.parent / "teachers" / f"{name}.safetensors"
+    kept.parent.mkdir()
+    shutil.copy(place.weights(name), kept)
+    assert result["teacher_weights"] == digest(kept)
+    place.result("tiny-half-s0").unlink()
+    shutil.rmtree(place.out)
+    assert work(place, "tiny-half-s0")
+    same = "accuracy", "epochs", "teacher_weights"
+    again = read_json(place.result("tiny-half-s0"))
+    assert [again[key] for key in same] == [result[key] for key in same]
+    assert read_json(place.result(name))["teacher_weights"] == ""
+
+
+def test_weights_of_another_recipe_teach_nobody(place):
+    assert work(place, "tiny-base-s0")
+    kept = place.results.parent / "teachers" / "tiny-base-s0.safetensors"
+    write_tensors(kept, read_tensors(place.weights("tiny-base-s0"))[0], {"inputs": "other"})
+    place.weights("tiny-base-s0").unlink()
+    with pytest.raises(ValueError, match=r"teachers/tiny-base-s0.safetensors is of another recipe .*; delete it"):
+        work(place, "tiny-half-s0")
 
 
 def test_an_arm_that_is_nowhere_is_named(place):

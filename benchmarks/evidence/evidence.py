@@ -219,6 +219,11 @@ class Place:
         """A trained network."""
         return self.out / "weights" / f"{name}.safetensors"
 
+    def teacher(self, unit: Unit) -> Path:
+        """The weights of a unit that teaches: those trained here, or else those that came with the results."""
+        kept = self.results.parent / "teachers" / f"{unit.name}.safetensors"
+        return kept if not self.weights(unit.name).exists() and kept.exists() else self.weights(unit.name)
+
     def checkpoint(self, unit: Unit) -> Path:
         """An unfinished training."""
         return self.out / "checkpoints" / f"{unit.name}-{unit.key}.safetensors"
@@ -407,7 +412,10 @@ def trained(unit: Unit, teacher: Unit | None, place: Place) -> None:
     original: nn.Module | None = None
     if teacher is not None:
         original = drawn(teacher)
-        original.load_state_dict(read_tensors(place.weights(teacher.name))[0])
+        tensors, made = read_tensors(place.teacher(teacher))
+        if made["inputs"] != teacher.key:
+            raise ValueError(f"{place.teacher(teacher)} is of another recipe or network than the queue's; delete it")
+        original.load_state_dict(tensors)
         original.eval()
     model = drawn(unit, original, some(data.weights, IMAGES))
     network = traced_of(model) if unit.network or unit.prune else traced(unit.base, unit.dataset)
@@ -427,6 +435,7 @@ def trained(unit: Unit, teacher: Unit | None, place: Place) -> None:
         "recipe": dataclasses.asdict(unit.recipe),
         "bf16": has_bf16(device, unit.recipe.precision),
         "teacher": unit.teaching,
+        "teacher_weights": digest(place.teacher(teacher)) if teacher is not None else "",
         "distill": dataclasses.asdict(unit.distill) if unit.teacher else None,
         "trained_on": len(source),
         "judged_on": f"{len(judges)} {'training images held out' if unit.held_out else 'test images'}",
@@ -434,7 +443,8 @@ def trained(unit: Unit, teacher: Unit | None, place: Place) -> None:
     }
     mentor: nn.Module | None = None
     if teacher is not None and original is not None:
-        mentor = Remembering(original, place.out / "answers" / f"{teacher.name}-{unit.recipe.batch}.bin")
+        answers = f"{teacher.name}-{about['teacher_weights']}-{unit.recipe.batch}.bin"
+        mentor = Remembering(original, place.out / "answers" / answers)
     course, spent = place.course(unit), time.process_time()
 
     def on_epoch(epoch: int, loss: float, accuracy: float) -> None:
@@ -518,7 +528,7 @@ def state(unit: Unit, known: dict[str, Unit], place: Place) -> str:
     if unit.teacher:
         if unit.teaching not in known:
             raise ValueError(f"{unit.name} has the teacher {unit.teaching}, which the queue has not")
-        if state(known[unit.teaching], known, place) != "done" or not place.weights(unit.teaching).exists():
+        if state(known[unit.teaching], known, place) != "done" or not place.teacher(known[unit.teaching]).exists():
             return f"waits for the weights of {unit.teaching}"
     return "ready"
 
