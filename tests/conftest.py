@@ -15,6 +15,7 @@ from PIL import Image
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process for every core: their threads would wait for each other
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 # With a PyTorch for CPUs, torchvision imports only without this part of it.
 sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("absent with a torch for CPUs"))
 

@@ -81,9 +81,13 @@ def _scripted() -> Iterator[None]:
         yield
 
 
+LONG = ("README", "quick-start", "formats")
+"""Pages whose commands take long, though none of them is a whole run."""
+
+
 def _marks(page: Path) -> list[pytest.MarkDecorator]:
-    long = sum(line.split()[:2] in (["htas", "run"], ["htas", "reproduce"]) for line in commands(page))
-    return [pytest.mark.slow, pytest.mark.timeout(1800)] if long > 1 or page.stem == "quick-start" else []
+    long = any(line.split()[:2] in (["htas", "run"], ["htas", "reproduce"]) for line in commands(page))
+    return [pytest.mark.slow, pytest.mark.timeout(1800)] if long or page.stem in LONG else []
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ def stdout_of_tests(folder: Path, *options: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("grid", [pytest.param("whole", marks=pytest.mark.slow), "one layer of converted"])
 def test_the_examples_pass_the_contract_outside_the_package(grid: str, tmp_path: Path) -> None:

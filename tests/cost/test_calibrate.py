@@ -138,6 +138,7 @@ class Moody(Planted):
         return [each.scaled(1.0 + 0.1 * len(self.runs)) for each in super().measure(cases)]
 
 
+@pytest.mark.slow
 def test_networks_that_do_not_fit_into_memory_are_measured_in_parts_brought_to_one_level() -> None:
     net = network()
     archs = spread(net, [space()], 12, seed=0)
@@ -170,6 +171,7 @@ class Remote(Planted):
         return super().of(net, arch) + 4e-9 * max(0.0, held - 2e5)
 
 
+@pytest.mark.slow
 def test_weights_that_leave_the_cache_are_seen_in_whole_networks() -> None:
     net = network()
     metric = Remote(Target(threads=1), noise=0.003)
@@ -285,6 +287,7 @@ def test_where_building_is_dear_few_input_widths_are_measured() -> None:
     assert Calibrate(seconds=58).limits(100) == pytest.approx((10.0, 48.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "runtime, depth, widths, networks",
     [("eager", 56, 16, 24), ("onnxruntime", 20, 16, 24), ("onnxruntime", 110, 16, 24), ("openvino", 110, 16, 16),
@@ -312,8 +315,8 @@ class Odd(nn.Module):
 
 @pytest.mark.parametrize(
     "runtime, depth, networks",
-    [("onnxruntime", 20, 24), ("onnxruntime", 56, 14), ("onnxruntime", 110, 8), ("openvino", 110, 8),
-     ("openvino", 20, 16), ("eager", 110, 24)],
+    [("onnxruntime", 20, 24), ("onnxruntime", 56, 14), pytest.param("onnxruntime", 110, 8, marks=pytest.mark.slow),
+     ("openvino", 110, 8), ("openvino", 20, 16), ("eager", 110, 24)],
 )  # fmt: skip
 def test_fewer_still_where_they_have_to_be_exported(runtime: str, depth: int, networks: int) -> None:
     assert abs(spared(odd(depth), runtime).networks - networks) <= 1

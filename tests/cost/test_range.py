@@ -127,6 +127,7 @@ def test_a_floor_that_layers_have_in_common_is_no_slow_program(widths: tuple[int
         assert np.asarray(again.values) == pytest.approx(values, rel=0.25)
 
 
+@pytest.mark.slow
 def test_a_calibration_reaches_as_far_as_the_networks_of_a_report() -> None:
     net = network()
     controls = uniform(net, 1 / 16), uniform(net, 2.5), Arch(net.base.widths, dict.fromkeys(net.depths, 1))

@@ -224,6 +224,7 @@ def test_an_arm_that_cannot_be_run_is_said_and_the_others_go_on(finished, tmp_pa
     assert "Left out: shrunk, seed 0: strategy morphnet" in (some / "compare.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_network_is_trained_again_where_the_arm_that_it_is_of_has_found_another(finished, tmp_path, monkeypatch):
     out = shutil.copytree(finished, tmp_path / "out")
     text = '[found]\n["found, alone"]\nlike = "found"\ndistill = { alpha = 0.0 }\n'
@@ -244,6 +245,7 @@ def test_a_network_is_trained_again_where_the_arm_that_it_is_of_has_found_anothe
     assert first.arch == other.arch and to_json(first.arch) == content["result"]["arch"]
 
 
+@pytest.mark.slow
 def test_a_network_that_does_not_fit_the_arms_own_is_said_and_the_others_go_on(finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "out")
     text = '[found]\n[deeper]\nlike = "found"\nfamily = { depth = 20 }\n[base]\nnetwork = "base"\n'
@@ -409,7 +411,7 @@ def test_a_pruned_network_is_the_least_pruned_one_within_the_measured_limit(fini
     assert again.arch == row.arch
 
 
-@pytest.mark.parametrize("criterion", ["l1", "thinet"])
+@pytest.mark.parametrize("criterion", ["l1", pytest.param("thinet", marks=pytest.mark.slow)])
 def test_pruned_weights_are_kept_rounded_and_trained_on(criterion, finished, tmp_path, monkeypatch):
     """The first weights that the training sees are those that Torch-Pruning left, of widths of multiples of four."""
     how = f'criterion = "{criterion}", scope = "local", round_to = 4, weights = "kept"'
@@ -445,6 +447,7 @@ def test_a_network_may_start_from_the_trained_base_network(finished, tmp_path, m
     assert job.training(row.arch, taught=False) == other.training(row.arch, taught=False)
 
 
+@pytest.mark.slow
 def test_a_pruned_network_keeps_other_limits_too_and_a_second_reading(finished, tmp_path, monkeypatch):
     """The first reading, of all, says that every network is as fast as can be; the second tells the truth."""
     job = compare._job(None, [*OPTIONS, "constraints.macs=70%"], PrunedArm("pruned"), 0, tmp_path, Sources())
@@ -503,6 +506,7 @@ def test_a_search_is_shared_by_arms_that_differ_in_distillation_alone(finished, 
     assert rows[0].arch == rows[1].arch and (rows[0].teacher, rows[1].teacher) == ("base", "")
 
 
+@pytest.mark.slow
 def test_what_an_arm_has_found_is_trained_otherwise_with_no_search(finished, tmp_path, monkeypatch):
     """From its result alone; nothing else of it is there."""
     out = tmp_path / "out"

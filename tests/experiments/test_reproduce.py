@@ -219,7 +219,11 @@ def test_what_is_there_is_kept(made: Path, images: Path, monkeypatch: pytest.Mon
         (["table4", "--seed=5"], "takes no --seed, got '5': seeds go from 0 on"),
         (["table4", "--target.device=cuda"], "takes no --target.device, got 'cuda': name it with --device"),
         (["table4", "--family.depth=20"], "takes no --family.depth"),
-        (["table4", "--quick", "--data.path=nowhere"], "no network of ResNet-32 could be trained: manual, seed 0: "),
+        pytest.param(
+            ["table4", "--quick", "--data.path=nowhere"],
+            "no network of ResNet-32 could be trained: manual, seed 0: ",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_cannot_be_reproduced_is_one_sentence(
@@ -231,6 +235,7 @@ def test_what_cannot_be_reproduced_is_one_sentence(
     assert not (tmp_path / "out" / "reproduce.html").exists()
 
 
+@pytest.mark.slow
 def test_the_widths_are_surveyed_once_at_any_length(tmp_path: Path, images: Path) -> None:
     folder = tmp_path / "out"
     assert main(["reproduce", "table2", "--survey.store=none", f"--out={folder}"]) == 0

@@ -220,7 +220,7 @@ def test_what_cannot_be_quantized_is_a_sentence(tmp_path: Path) -> None:
         check_images([np.concatenate([image, 2 * image]), image], [image, image])
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+@pytest.mark.parametrize("suffix", [".onnx", pytest.param(".xml", marks=pytest.mark.slow)])
 def test_a_quantized_file_is_smaller_and_close(suffix: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = CifarResNet(8).build(10).eval()

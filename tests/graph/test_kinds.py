@@ -361,13 +361,8 @@ def with_classes(name: str, classes: int) -> nn.Module:
 dense, grouped, next_, group_norms, up, twice, listed = (partial(with_classes, name) for name in KINDS)
 
 
-QUICK = ("grouped",)
-OTHERS = [
-    pytest.param(name, marks=pytest.mark.slow) for name in ("dense", "next_", "group_norms", "up", "twice", "listed")
-]
-
-
-@pytest.mark.parametrize("factory", [*QUICK, *OTHERS])
+@pytest.mark.slow
+@pytest.mark.parametrize("factory", ["grouped", "dense", "next_", "group_norms", "up", "twice", "listed"])
 def test_a_whole_run_finds_a_smaller_network_of_any_kind(factory, tmp_path):
     torch.set_default_dtype(torch.float32)
     options = [

@@ -7,11 +7,12 @@ import pytest
 from graph.library_networks import check
 
 QUICK = (
-    "torchvision:resnet18", "torchvision:shufflenet_v2_x0_5", "torchvision:squeezenet1_1",
-    "torchvision:mobilenet_v3_small", "timm:regnetx_002", "timm:tinynet_e", "timm:convnextv2_atto",
-    "timm:lcnet_100",
+    "torchvision:resnet18", "torchvision:squeezenet1_1", "torchvision:mobilenet_v3_small", "timm:lcnet_100",
 )  # fmt: skip
-LONGER = ("timm:ghostnet_100", "timm:mobilevit_xxs")
+LONGER = (
+    "torchvision:shufflenet_v2_x0_5", "timm:regnetx_002", "timm:tinynet_e", "timm:convnextv2_atto", "timm:ghostnet_100",
+    "timm:mobilevit_xxs",
+)  # fmt: skip
 EXPORTED = ("torchvision:squeezenet1_1",)
 """Those that are written to ONNX too: PyTorch's exporter takes longer than all else."""
 PIXELS = 64

@@ -80,7 +80,7 @@ def volumes() -> nn.Module:
     return Net()
 
 
-SLOW = ("yolo11n",)
+SLOW = ("yolov8n", "yolo11n")
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], float]] = {
     "series": (series, (3, 64), 1.0),
     "volumes": (volumes, (2, 8, 16, 16), 1.0),

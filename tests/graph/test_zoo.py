@@ -31,9 +31,11 @@ ZOO = (*FROM_LIBRARIES, *BY_HAND)
 TABLE = Path(__file__).parents[2] / "docs" / "models.md"
 LARGE = ("alexnet", "inception_v3")
 """What `make test` does not compute at all: their classes have no narrow form."""
-DEEP = ("googlenet", "mnasnet", "mobilenet_v3_large")
-"""What `make test` does not resize: their classes have no shallow form."""
-EXPORTED = ("mobilenet_v3_small", "unet", "fpn", "siamese", "two_input")
+DEEP = (
+    "googlenet", "mnasnet", "mobilenet_v3_large", "unet", "fpn", "regnet_y", "efficientnet", "xception", "shufflenet_v2"
+)  # fmt: skip
+"""What `make test` does not resize: of many layers, or of classes without a shallow form."""
+EXPORTED = ("unet", "siamese", "two_input")
 """What `make test` writes to ONNX: PyTorch's exporter takes longer than all else."""
 ARCHS = 8
 
@@ -121,7 +123,7 @@ OTHERS = {
 }
 
 
-@entries(LARGE, without=OTHERS)
+@entries((*LARGE, *DEEP), without=OTHERS)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_layers_of_one_width_are_those_that_torch_pruning_would_prune_together(entry: Entry) -> None:
     """A second method: its dependency graph is read off the gradients, not off a record of a run."""

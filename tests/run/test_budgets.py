@@ -120,6 +120,7 @@ def test_counted_limits_need_no_clock(calibrated, tmp_path, monkeypatch):
     assert max(kept.ratio for kept in record.limits) >= 0.9
 
 
+@pytest.mark.slow
 def test_memory_is_kept_as_it_is_counted(calibrated, tmp_path):
     config = options(*GRID, "constraints.memory=60%")
     folder = begun(config, calibrated, tmp_path / "run")
@@ -176,6 +177,7 @@ def test_a_budget_that_makes_no_sense_is_refused_before_the_search(latency, word
 # -- several budgets ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sweep_makes_a_front_from_one_survey_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "show", lambda *args: None)
     config, folder = options(*GRID, "family.depth=8"), tmp_path / "sweep"
@@ -206,6 +208,7 @@ def test_a_sweep_makes_a_front_from_one_survey_and_goes_on_where_it_was_stopped(
     assert (folder / "sweep.json").stat().st_mtime_ns == again
 
 
+@pytest.mark.slow
 def test_the_searches_of_a_sweep_share_a_survey_alone_unless_asked(tmp_path, monkeypatch):
     config, folder = options(*GRID, "family.depth=8"), tmp_path / "sweep"
     names = ("latency-80-", "latency-50-")
@@ -297,6 +300,7 @@ def test_a_floor_is_in_points_below_the_base_or_absolute():
     assert FastestPlan(" 93.5 %").least(0.9) == 0.935
 
 
+@pytest.mark.slow
 def test_a_space_of_a_single_arch_is_trained_directly_and_says_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(_Search, "epoch", None)
     one = ["design.spaces=[explicit]", 'design.widths={"16": [8], "32": [16], "64": [32]}', "design.depth=false"]
@@ -310,6 +314,7 @@ def test_a_space_of_a_single_arch_is_trained_directly_and_says_so(tmp_path, caps
     assert not list((page.parent / "figures").glob("search-*"))
 
 
+@pytest.mark.slow
 def test_other_strategies_leave_a_whole_run_behind(calibrated, tmp_path):
     more = ["strategy.name=random", "strategy.archs=5", "constraints.latency=60%", *GRID]
     kept = [option for option in OPTIONS if not any(name in option for name in ("arch_lr", "mix", "anneal"))]

@@ -50,9 +50,10 @@ ESTIMATED = {
 }
 """What TAS printed for them, in millions: input widths after a cut are those of the cut blocks, and no bias counts."""
 DEEP = (
-    "C010-ResNet164", "C100-ResNet110", "CIFAR010-TAS-R110", "CIFAR100-TAS-R110", "CIFAR010-TAS-R56", "CIFAR100-TAS-R56"
+    "C010-ResNet110", "C010-ResNet164", "C100-ResNet110", "C100-ResNet164", "CIFAR010-TAS-R110", "CIFAR100-TAS-R110",
+    "CIFAR010-TAS-R56", "CIFAR100-TAS-R56",
 )  # fmt: skip
-"""Others of their depth and kind of blocks are counted in every test, these in the slow ones."""
+"""Shallower ones are counted in every test, these in the slow ones."""
 
 
 def convolutions(
@@ -140,8 +141,9 @@ def test_the_lists_of_tas_without_cuts_are_counted_as_estimated() -> None:
 
 @pytest.mark.parametrize(
     ("depth", "block", "macs"),
-    [(20, "basic", 40.81), (32, "basic", 69.12), (56, "basic", 125.75), (110, "basic", 253.15),
-     (164, "bottleneck", 247.65)],
+    [(20, "basic", 40.81), (32, "basic", 69.12), (56, "basic", 125.75),
+     pytest.param(110, "basic", 253.15, marks=pytest.mark.slow),
+     pytest.param(164, "bottleneck", 247.65, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_base_networks_have_the_multiply_adds_of_the_papers(depth: int, block: Block, macs: float) -> None:
     network = base(depth, block, 10, "join")

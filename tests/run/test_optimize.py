@@ -219,6 +219,7 @@ def test_the_outlook_counts_no_training_of_a_base_network_that_is_trained(found,
     assert "search of 1 space" in lines and "train the base network" not in lines
 
 
+@pytest.mark.slow
 def test_another_process_says_that_the_network_was_given_in_python(found):
     command = [sys.executable, "-m", "htas", "search", str(found.folder), "--again"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -226,6 +227,7 @@ def test_another_process_says_that_the_network_was_given_in_python(found):
     assert "was given to htas.optimize in Python; call it again" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_what_is_to_stay_stays_and_widths_keep_their_bounds(net, tmp_path):
     with scripted_device():
         made = htas.optimize(
@@ -335,6 +337,7 @@ def viewed(outputs: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels) + 0.01 * maps.view(-1).square().mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["differentiable", "random"])
 def test_networks_losses_and_scores_may_view_maps_as_vectors(strategy, tmp_path):
     options = {**QUICK, **({"strategy.name": "random", "strategy.archs": 4} if strategy == "random" else {})}
@@ -361,6 +364,7 @@ def test_without_a_distill_fn_nothing_is_distilled_and_that_is_said(tmp_path, ca
     assert made.result.teacher == "" and 0 < made.result.accuracy < 1
 
 
+@pytest.mark.slow
 def test_whole_networks_are_trained_and_judged_by_ones_own_functions(net, tmp_path):
     seen: list[tuple[str, bool]] = []
 
@@ -416,6 +420,7 @@ def test_items_of_two_inputs_are_the_same_in_order_and_by_name():
             assert len(inputs) == 2 and all(map(torch.equal, inputs, others)) and torch.equal(labels, same)
 
 
+@pytest.mark.slow
 def test_a_network_of_two_inputs_is_measured_searched_trained_and_saved(tmp_path):
     torch.manual_seed(0)
     target = htas.Target(threads=1, batch=2, runtime="onnxruntime")
@@ -455,6 +460,7 @@ def missed(outputs: tuple[Tensor, Tensor], targets: dict[str, Tensor]) -> Tensor
     return F.mse_loss(outputs[0], targets["boxes"][:, :2]) + 0.01 * outputs[1].square().mean()
 
 
+@pytest.mark.slow
 def test_targets_may_be_a_dictionary_as_those_of_detection_are(tmp_path):
     torch.manual_seed(0)
     with scripted_device():

@@ -70,6 +70,7 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
     return {key: leaf for inner, each in pairs for key, leaf in flat(each, f"{name}.{inner}").items()}
 
 
+@pytest.mark.slow
 def test_a_small_run_is_the_same_as_ever(tmp_path: Path) -> None:
     record = tmp_path / "now.json"
     subprocess.run(

@@ -203,6 +203,7 @@ def test_choices_made_by_noise_are_accepted_in_the_same_folder_and_nothing_is_do
     assert changed <= {"config.toml", "environment.json"}
 
 
+@pytest.mark.slow
 def test_a_second_run_finds_its_layers_in_the_store(tmp_path, capsys):
     stored = options(f"survey.store={tmp_path / 'kept.sqlite'}")
     for name in ("one", "two"):
@@ -336,6 +337,7 @@ def test_a_run_killed_again_and_again_ends_as_an_uninterrupted_one(counted, tmp_
     assert {name for name in times(parts) if not name.startswith(".")} == set(times(whole))
 
 
+@pytest.mark.slow
 def test_a_search_interrupted_before_a_new_survey_does_not_go_on_with_the_old_one(tmp_path, monkeypatch):
     """Nor does a training: what was unfinished belongs to what it was made from."""
     config, folder = one_space(), tmp_path / "run"

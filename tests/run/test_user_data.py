@@ -188,7 +188,8 @@ def test_mixed_up_items_are_divided_by_their_own_classes_alike_at_every_call(tmp
         assert torch.equal(surveyed(loaders, tmp_path / str(number)).validation.picks, usual)
 
 
-@pytest.mark.parametrize("strategy", ["differentiable", pytest.param("random", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["differentiable", "random"])
 def test_a_mixup_collate_function_lasts_through_a_whole_run(strategy, tmp_path):
     loaders = DataLoader(PLAIN[0], 10, collate_fn=mixup), DataLoader(PLAIN[1], CLASSES)
     options = {**QUICK, "strategy.batch": CLASSES}  # as many items as classes
@@ -519,7 +520,9 @@ class Weighted:
         return F.cross_entropy(outputs, targets, **self.options)
 
 
-@pytest.mark.parametrize("make", [nn.CrossEntropyLoss, Weighted], ids=["module", "object"])
+@pytest.mark.parametrize(
+    "make", [pytest.param(nn.CrossEntropyLoss, marks=pytest.mark.slow), Weighted], ids=["module", "object"]
+)
 def test_other_class_weights_do_not_go_on_with_the_old_run(make, tmp_path):
     def call(weight: list[float]) -> htas.OptimizationResult:
         with scripted_device():

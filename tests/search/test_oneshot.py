@@ -124,7 +124,13 @@ def test_a_judge_asks_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind", [RandomSearch, pytest.param(Evolution, marks=pytest.mark.slow), Regularized, NetAdapt, AutoSlim]
+    "kind",
+    [
+        RandomSearch,
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (Evolution, Regularized)),
+        NetAdapt,
+        AutoSlim,
+    ],
 )
 def test_a_planted_best_arch_is_nearly_found(kind, tmp_path):
     """Archs at random near the limits have half of what the goal has, or so; none is the goal by chance."""
@@ -139,6 +145,7 @@ def test_a_planted_best_arch_is_nearly_found(kind, tmp_path):
     assert over(given.limits, best(given, judge)) <= 1
 
 
+@pytest.mark.slow
 def test_evolution_judges_as_many_networks_as_asked_for(tmp_path):
     """Children over the limits, children known already, and archs that differ in cut blocks alone are not counted."""
     given = problem(tmp_path)

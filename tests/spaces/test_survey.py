@@ -170,6 +170,7 @@ def test_what_was_surveyed_reads_back_from_json() -> None:
     )
 
 
+@pytest.mark.slow
 def test_layers_that_differ_in_outputs_alone_keep_curves_of_their_own_length() -> None:
     network = resnet(20, "bottleneck")
     content = survey(SurveyPlan(network, 2), scripted())
@@ -338,6 +339,7 @@ def test_the_steps_of_a_big_site_are_located_to_the_width() -> None:
     assert len(set(STEPS) & set(chosen(whole, network))) >= 4  # not the ends of groups
 
 
+@pytest.mark.slow
 def test_the_steps_of_a_big_site_are_found_in_noise() -> None:
     network = wide()
     for seed in range(2):
@@ -383,7 +385,10 @@ def test_where_building_takes_seconds_few_widths_are_measured(build: float, most
     assert widths_at_most(build) == most
 
 
-@pytest.mark.parametrize(("most", "groups", "which"), [(128, 8, (0, 1)), (24, 8, (2, 3)), (24, 40, (0, 3))])
+@pytest.mark.parametrize(
+    ("most", "groups", "which"),
+    [pytest.param(128, 8, (0, 1), marks=pytest.mark.slow), (24, 8, (2, 3)), (24, 40, (0, 3))],
+)
 def test_a_survey_measures_no_more_layers_than_it_says(most: int, groups: int, which: tuple[int, ...]) -> None:
     networks = (resnet(), resnet(20, "bottleneck"), wide(), wide(160, wise=True))
     for network in (networks[each] for each in which):

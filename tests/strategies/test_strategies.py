@@ -64,10 +64,18 @@ def quick(name: str) -> Strategy:
 # -- the contract ------------------------------------------------------------------------------------------------------
 
 
+LONG = ("autoslim", "blockwise", "most", "netadapt")
+"""Strategies whose contract is tested with the slow tests."""
+
+
 class TestEveryStrategy(StrategyContract):
     """All files of the folder; MorphNet has no depths, and the differentiable search weighs the cost."""
 
-    @pytest.fixture(params=plugins.names(strategies))
+    @pytest.fixture(
+        params=[
+            pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in plugins.names(strategies)
+        ]
+    )
     def plugin(self, request: pytest.FixtureRequest) -> Strategy:
         if request.param == "amc":
             reason = "Stable-Baselines3 is not installed: pip install 'htas[amc]'"
@@ -290,6 +298,7 @@ def test_logits_rest_while_only_the_weights_warm_up(tmp_path):
     assert not torch.equal(search.logits.table, table)
 
 
+@pytest.mark.slow
 def test_a_heavy_lambda_finds_the_narrowest_arch_and_the_course_shows_it(tmp_path):
     given = problem(tmp_path)
     found = Differentiable(epochs=20, batch=8, arch_lr=0.3, weight=100.0, precision="fp32").search(given)
@@ -565,6 +574,7 @@ class Dropping(nn.Module):
         return self.last(self.drop(self.second(self.first(images).relu()).relu().mean((2, 3))))
 
 
+@pytest.mark.slow
 def test_dropout_draws_the_same_after_an_interruption(tmp_path, monkeypatch):
     network = trace(Dropping(), torch.zeros(2, 3, 8, 8))
     space = Space("tiny", {name: (4, 8) for name in network.widths}, {})

@@ -403,7 +403,8 @@ def stop_half_way(path: Path) -> None:
     Store(path).add(given())
 
 
-@pytest.mark.parametrize("damaged", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("damaged", [False, True])
 def test_several_processes_write_at_once(kept: Store, damaged: bool) -> None:
     if damaged:
         kept.add([entry(8)])
