@@ -81,7 +81,7 @@ def _scripted() -> Iterator[None]:
         yield
 
 
-LONG = ("README", "quick-start", "formats")
+LONG = ("README", "quick-start", "formats", "measuring")
 """Pages whose commands take long, though none of them is a whole run."""
 
 

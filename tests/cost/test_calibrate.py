@@ -102,6 +102,7 @@ class Planted(Metric):
         return total
 
 
+@pytest.mark.slow
 def test_a_planted_fit_is_recovered_on_archs_it_has_not_seen() -> None:
     net, metric = network(), Planted(Target(threads=1))
     content = calibrate(net, [space()], (metric, metric), Calibrate(networks=20), seed=0)
@@ -259,6 +260,7 @@ def test_another_metric_is_fitted_on_the_same_layers() -> None:
     assert content.fits["energy"].worst_error < 0.03
 
 
+@pytest.mark.slow
 def test_few_widths_stand_for_many() -> None:
     net = network()
     many = Space("many", {name: tuple(range(1, site.base + 1)) for name, site in net.widths.items()}, space().depths)

@@ -55,6 +55,7 @@ def calibrated(*controls: Arch) -> TableCost:
     return cost_model(net, record)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1 / 16, 1 / 8, 1 / 4])
 def test_a_layer_narrower_than_any_measured_is_no_faster_than_the_narrowest(share: float) -> None:
     """`uniform x0.12` was predicted at 1.87 ms and took 3.18 ms."""

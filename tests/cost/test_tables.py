@@ -145,7 +145,7 @@ def test_a_cost_is_the_sum_of_the_layers_by_hand() -> None:
     assert cost.cost(arch) == pytest.approx(by_hand)
 
 
-@pytest.mark.parametrize("name", ["own", "8 join", "8 project", "14 join"])
+@pytest.mark.parametrize("name", ["own", "8 join", "8 project", pytest.param("14 join", marks=pytest.mark.slow)])
 def test_the_expectation_is_the_mean_over_all_archs(name: str) -> None:
     net = network(name)
     space = small(net)

@@ -123,6 +123,7 @@ def test_functions_that_contain_themselves_have_a_mark():
     assert mark(loss) == mark(loss)
 
 
+@pytest.mark.slow
 def test_the_mark_is_the_same_in_another_process(tmp_path: Path):
     (tmp_path / "own_loss.py").write_text(
         "import torch, logging\n"

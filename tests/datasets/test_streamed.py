@@ -114,6 +114,7 @@ def test_an_augmented_crop_lies_within_the_image_and_has_the_usual_shares() -> N
     assert RATIO[0] - 1e-6 <= min(ratios) < 0.77 and 1.3 < max(ratios) <= RATIO[1] + 1e-6
 
 
+@pytest.mark.slow
 def test_a_network_learns_from_a_folder_by_workers(folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     data = load(folder_of(folder, workers=2))

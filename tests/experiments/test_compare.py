@@ -391,6 +391,7 @@ def test_an_unknown_arm_to_set_others_beside_is_refused():
 # -- pruning -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_pruned_network_is_the_least_pruned_one_within_the_measured_limit(finished, tmp_path, monkeypatch):
     """The scripted device takes as long as there are parameters, so 60 % of the latency is 60 % of those."""
     text = '[found]\n[pruned]\nprune = "l1"\n'
@@ -473,6 +474,7 @@ def test_a_pruned_network_keeps_other_limits_too_and_a_second_reading(finished, 
     assert row.params <= 0.6 * job.network.params(job.network.base) < row.params * 1.3
 
 
+@pytest.mark.slow
 def test_pruning_needs_a_latency_and_a_criterion_that_there_is(tmp_path, capsys):
     with pytest.raises(UserError, match="prune of the arm two must be one of l1, bn-scale, fpgm, group-norm"):
         arms_in(arms(tmp_path, '[one]\n[two]\nprune = "l3"\n'))

@@ -61,6 +61,7 @@ def test_at_full_length_a_row_is_the_example_of_it(path: Path) -> None:
     assert plan.config(data, depth, *arm.overrides) == load(path)
 
 
+@pytest.mark.slow
 def test_widths_of_a_device_of_eight_channels_at_a_time(tmp_path: Path) -> None:
     plan = Plan(tmp_path / "out", overrides=("--survey.store=none",))
     page, (table, figure), _ = items.reproduce(plan.items(["fig3", "table2"]), plan)
@@ -82,6 +83,7 @@ def test_widths_of_a_device_of_eight_channels_at_a_time(tmp_path: Path) -> None:
     assert markdown.index("Table 2") < markdown.index("Fig. 2") < markdown.index("Fig. 3")
 
 
+@pytest.mark.slow
 def test_int8_has_the_choices_of_both_precisions_and_networks_of_them(tmp_path: Path) -> None:
     """On a device that is as fast in both."""
     plan = Plan(tmp_path / "out", overrides=("--survey.store=none", "--target.threads=1"))

@@ -159,6 +159,7 @@ def onehot(choices: Sequence[int], choice: int) -> Tensor:
 # -- what holds of them ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @few
 @given(networks())
 def test_at_its_base_a_resized_network_is_the_network(network: Network) -> None:
@@ -259,6 +260,7 @@ def test_a_space_is_read_as_it_was_written_and_holds_what_is_drawn_from_it(
         assert Arch({**archs[2].widths, site: widths[-1] + 1}, archs[2].depths) not in space
 
 
+@pytest.mark.slow
 @few
 @given(networks(), seeds)
 def test_rivals_are_others_of_the_space_and_near_in_cost_where_there_are_such(network: Network, seed: int) -> None:

@@ -106,6 +106,7 @@ def test_a_budget_is_kept_when_measured_and_used(tmp_path, monkeypatch):
     assert "measured again" in text and "60%" in text
 
 
+@pytest.mark.slow
 def test_counted_limits_need_no_clock(calibrated, tmp_path, monkeypatch):
     config = options(*GRID, "constraints.params=50%", "constraints.macs=70%")
     folder = begun(config, calibrated, tmp_path / "run")

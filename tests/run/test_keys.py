@@ -82,6 +82,7 @@ def other(name: str, value: Any) -> Any:
     raise AssertionError(f"{name} = {value!r}: give it another value in OTHER")
 
 
+@pytest.mark.slow
 def test_a_changed_option_changes_the_keys_of_the_stages_that_depend_on_it_and_no_others(folder: Path) -> None:
     config = Config.default()
     before = keys(config, folder)

@@ -141,7 +141,8 @@ def test_the_lists_of_tas_without_cuts_are_counted_as_estimated() -> None:
 
 @pytest.mark.parametrize(
     ("depth", "block", "macs"),
-    [(20, "basic", 40.81), (32, "basic", 69.12), (56, "basic", 125.75),
+    [(20, "basic", 40.81), (32, "basic", 69.12), 
+     pytest.param(56, "basic", 125.75, marks=pytest.mark.slow),
      pytest.param(110, "basic", 253.15, marks=pytest.mark.slow),
      pytest.param(164, "bottleneck", 247.65, marks=pytest.mark.slow)],
 )  # fmt: skip

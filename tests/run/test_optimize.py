@@ -164,6 +164,7 @@ def test_a_result_as_text_is_the_answer_and_the_networks(found):
     assert repr(found) == f"OptimizationResult({str(found.folder)!r})"
 
 
+@pytest.mark.slow
 def test_what_is_saved_lives_without_htas(found, tmp_path):
     place = found.save(tmp_path / "fast")
     assert sorted(path.name for path in place.iterdir()) == [

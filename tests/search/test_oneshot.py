@@ -161,6 +161,7 @@ def test_evolution_judges_as_many_networks_as_asked_for(tmp_path):
     assert 1 <= len(judge.accuracies) <= 2
 
 
+@pytest.mark.slow
 def test_strategies_that_train_alike_share_a_supernet(tmp_path, monkeypatch):
     """The second one trains nothing, judges by the same weights, and counts the time that they took."""
     given = dataclasses.replace(problem(tmp_path), trained=tmp_path / "supernets" / "one.safetensors")

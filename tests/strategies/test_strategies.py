@@ -533,7 +533,10 @@ def test_a_space_of_one_arch_is_searched_too(tmp_path):
     assert found.epochs[0].expected_cost == pytest.approx(found.epochs[0].argmax_cost, rel=1e-3)
 
 
-@pytest.mark.parametrize("start, method, at", [("random", "epoch", 1), ("base", "epoch", 3), ("random", "keep", 2)])
+@pytest.mark.parametrize(
+    "start, method, at",
+    [("random", "epoch", 1), pytest.param("base", "epoch", 3, marks=pytest.mark.slow), ("random", "keep", 2)],
+)
 def test_an_interrupted_search_ends_as_an_uninterrupted_one_to_the_last_bit(start, method, at, tmp_path, monkeypatch):
     strategy = Differentiable(epochs=5, batch=8, warmup=1, arch_lr=0.05, precision="fp32", start=start)
     trained = FAMILY.build(2)

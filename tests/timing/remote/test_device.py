@@ -229,6 +229,7 @@ def test_a_device_that_is_too_hot_is_waited_for_and_no_other(lock: Path, monkeyp
         assert len(waits) == 3 and device.outage >= 3 * COOLER
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_leaves_no_process(lock: Path, tmp_path: Path):
     """Ctrl-C in the middle of a measurement: 130, no traceback, and neither agent nor command lives on."""
     command = [sys.executable, "-m", "htas", "measure", "cifar_resnet:8", "--rounds", "100000", "--batch", "1"]
