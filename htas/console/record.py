@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,8 +46,8 @@ class Progress:
 class Record:
     """The progress of one command, written into the folder of its run."""
 
-    def __init__(self, tensorboard: bool) -> None:
-        self.tensorboard = tensorboard
+    def __init__(self, tensorboard: bool, between: Callable[[], None] | None) -> None:
+        self.tensorboard, self.between = tensorboard, between
         self.folder: Path | None = None
         self.writer: Any = None
         self.lines: deque[str] = deque(maxlen=LINES)
@@ -79,10 +79,10 @@ _current: Record | None = None
 
 
 @contextmanager
-def recording(tensorboard: bool = False) -> Iterator[None]:
-    """Record lines and progress in the folders that `into` names."""
+def recording(tensorboard: bool = False, between: Callable[[], None] | None = None) -> Iterator[None]:
+    """Record lines and progress in the folders that `into` names; `between` is called after every step of work."""
     global _current
-    before, _current = _current, Record(tensorboard)
+    before, _current = _current, Record(tensorboard, between)
     state, why = "finished", ""
     try:
         yield
@@ -129,6 +129,8 @@ def work(words: str, share: float) -> None:
         _current.work = (words, share)
         if time.monotonic() >= _current.written + EVERY or share >= 1:
             _current.write("running", "", _current.folder)
+        if _current.between is not None:
+            _current.between()
 
 
 def scalars(title: str, step: int, values: Mapping[str, float]) -> None:

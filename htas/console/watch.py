@@ -42,7 +42,8 @@ class State(Progress):
 
 
 def state(folder: Path) -> State:
-    """The state of a run; in a folder of several, of the last one that wrote, and rather of a running one.
+    """The state of a run; in a folder of several, of the command that does them at once, or else of the last one that
+    wrote, and rather of a running one.
 
     Raises UserError where no run has begun.
     """
@@ -52,6 +53,8 @@ def state(folder: Path) -> State:
             f"{folder} is no folder in which a run has begun; name the folder of one, which htas run prints and --out "
             "names"
         )
+    if folder / NAME in paths and (several := _read(folder / NAME)).state == "running":
+        return several
     latest, *others = sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
     last = _read(latest)
     for path in others if last.state != "running" else ():

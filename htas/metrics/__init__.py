@@ -6,7 +6,9 @@ package asks about it: its unit, how limits on it are written, whether readings 
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -27,6 +29,26 @@ OnRound = Callable[[float, str], None] | None
 """Called with the fraction of the work that is done, 0 to 1, and a current figure as text; None where nobody looks."""
 Pending = Callable[[Mapping[Case, Measurement]], Collection[Case]] | None
 """Cases that need more readings, or a first one, from the measurements so far; None where all are read alike."""
+
+
+Elsewhere = Callable[["Metric", Sequence[Case]], list[Measurement]]
+"""Reads networks in another process, on the device of the target."""
+_elsewhere: ContextVar[Elsewhere | None] = ContextVar("_elsewhere", default=None)
+
+
+@contextmanager
+def measuring_elsewhere(read: Elsewhere) -> Iterator[None]:
+    """Metrics that read a meter have their whole networks read by this function."""
+    token = _elsewhere.set(read)
+    try:
+        yield
+    finally:
+        _elsewhere.reset(token)
+
+
+def elsewhere() -> Elsewhere | None:
+    """What reads whole networks in place of this process."""
+    return _elsewhere.get()
 
 
 @dataclass(frozen=True)

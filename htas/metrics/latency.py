@@ -12,12 +12,13 @@ from torch import nn
 
 from htas.errors import UserError, need_least
 from htas.graph.layer import Layer
-from htas.metrics import Case, Metric, OnRound, Pending
+from htas.metrics import Case, Metric, OnRound, Pending, elsewhere
 from htas.runtimes import Program, Runtime, open_runtime
 from htas.text import plural
 from htas.timing.bench import Bench, Call, Readings
 from htas.timing.measurement import BLOCKS, LOW, Measurement
 from htas.timing.target import Target
+from htas.timing.turns import alone
 
 if TYPE_CHECKING:
     from htas.cost.model import CostModel
@@ -82,6 +83,9 @@ class Latency(Metric):
         self, cases: Sequence[Case], first: Collection[Case], *, on_round: OnRound = None, pending: Pending = None
     ) -> dict[Case, Measurement]:
         """The `first` cases and those `pending` then, all in the same rounds."""
+        if (read := elsewhere()) is not None and pending is None:
+            whole = list(dict.fromkeys(cases))
+            return dict(zip(whole, read(replace(self, programs={}), whole), strict=True))
         runtime = open_runtime(self.target)
         timer, survey, context = runtime.timer(), uuid4().hex[:12], runtime.context()
         distinct = list(dict.fromkeys(cases))
@@ -111,7 +115,12 @@ class Latency(Metric):
                 on_round(share, figures)
 
         bench = Bench(timer, self.rounds, self.limit, self.reading, seed=self.seed, now=runtime.now)
-        with runtime.session(), torch.random.fork_rng(devices=[]), runtime.priority() as raised:
+        with (
+            alone(self.target.host),
+            runtime.session(),
+            torch.random.fork_rng(devices=[]),
+            runtime.priority() as raised,
+        ):
             torch.default_generator.manual_seed(self.seed)
             calls.prepare()
             watch = runtime.watch()

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from htas.console.progress import EVERY, Bar, Lines, progress, say
+from htas.console.record import recording
 
 
 class Clock:
@@ -103,3 +104,13 @@ def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> No
     with progress("train", 1) as bar:
         bar.step()
     assert terminal.getvalue().splitlines() == ["train 0/1", "train 1/1, 0 s"]
+
+
+def test_who_records_may_do_something_after_every_step() -> None:
+    """Trials give way to measurements there."""
+    calls: list[int] = []
+    with recording(between=lambda: calls.append(1)), progress("work", 3) as bar:
+        begun = len(calls)
+        for _ in range(3):
+            bar.step()
+        assert len(calls) >= begun + 3
