@@ -1,5 +1,6 @@
 """The verbs of several runs."""
 
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -74,25 +75,42 @@ def compare(
         Path, Parameter(required=True, help="TOML files with a table for every arm: options that differ, or a network")
     ],
     overrides: Overrides,
+    command: Command,
     seeds: Annotated[int, Parameter(help="trainings of each arm (3)")] = 3,
     against: Annotated[str, Parameter(help="the arm that others are compared with; otherwise the first")] = "",
     only: Annotated[bool, Parameter(help="run nothing, and print the table of finished trainings")] = False,
+    workers: Annotated[
+        str, Parameter(help="who trains networks at the same time: local:N, ray, or HOST:PORT of a Ray cluster")
+    ] = "",
+    list: Annotated[
+        bool, Parameter(help="run nothing, and print a command for each network to be found and trained")
+    ] = False,
+    trial: Annotated[str, Parameter(help="find and train this one network alone, of those that --list prints")] = "",
     json: Json = False,
     out: Out = None,
 ) -> None:
     """Train spaces, strategies and plain networks alike, over seeds, and compare them in one table."""
     _, folder = read_source(config, overrides, out, f"-{arms[0].stem}")
     from htas.experiments import arm_tables
-    from htas.experiments.plans import check_folder
+    from htas.experiments.plans import Parallel, check_folder
 
     source, tables = config_file(config), arm_tables.read_arms(*arms)
     arm_tables.check(source, overrides, tables, seeds, against)
     check_folder(folder)
+    parallel = Parallel(workers, list, trial, only)
     from htas.experiments import compare as experiment
+    from htas.experiments import trials as processes
     from htas.experiments.arms import arm_of
 
-    page, table = experiment.compare(source, overrides, list(map(arm_of, tables)), seeds, folder, against, only)
-    show([table], {"page": str(page)}, json)
+    trials = experiment.Trials(source, tuple(overrides), tuple(map(arm_of, tables)), seeds, folder)
+    if parallel.list:
+        lines = processes.commands(trials, command)
+        print(dumps(lines) if json else "".join(f"{line}\n" for line in lines), end="")
+    elif parallel.trial:
+        processes.run_alone(trials, parallel.trial)
+    else:
+        page, table = experiment.compare(trials, against, only, processes.workers_of(parallel))
+        show([table], {"page": str(page)}, json)
 
 
 def reproduce(

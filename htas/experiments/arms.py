@@ -1,7 +1,7 @@
 """The arms of a comparison: how each comes by the network that it trains."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -77,6 +77,20 @@ class Arm(ArmOptions, ABC):
     def untrained(self, run: Run, others: Others) -> Entry:
         """The network to train; raises UserError where there is none."""
 
+    @property
+    def after(self) -> str:
+        """The name of the arm that must be finished first; empty for none."""
+        return ""
+
+    def shared(self, run: Run) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Work whose files other arms may need as well, in order, each with a hash of what it makes."""
+        if self.uses_base(run):
+            yield run.training(run.network.base, taught=False), partial(rows.base_network, run)
+
+    def uses_base(self, run: Run) -> bool:
+        """Whether it needs the trained base network for certain."""
+        return run.config.distill.alpha > 0 or run.config.train.start == BASE
+
     def builder(self, run: Run) -> Callable[[], nn.Module] | None:
         """Builds the network where it is no arch of the base network; otherwise None."""
         return None
@@ -94,6 +108,12 @@ class Arm(ArmOptions, ABC):
 class SearchedArm(Arm):
     """A search."""
 
+    def shared(self, run: Run) -> Iterator[tuple[str, Callable[[], object]]]:
+        """The base network, and the search, whose supernet others may share."""
+        yield from super().shared(run)
+        supernet = run.supernet_key(next(iter(run.design.spaces.values())))
+        yield supernet or SEARCH.key(run), partial(ensure, run, SEARCH)
+
     def untrained(self, run: Run, others: Others) -> Entry:
         """The arch that the search of the first space finds."""
         ensure(run, SEARCH)
@@ -110,6 +130,10 @@ class NamedArm(Arm):
 
     network: str = BASE
     """`base`, `cifar_resnet:14`, `tas:C010-ResNet20`."""
+
+    def uses_base(self, run: Run) -> bool:
+        """Whether it is the base network, or needs it."""
+        return self.network == BASE or super().uses_base(run)
 
     def builder(self, run: Run) -> Callable[[], nn.Module] | None:
         """Builds the network, unless it is the base network."""
@@ -133,6 +157,10 @@ class PrunedArm(Arm):
 
     prune: Pruning = field(default_factory=Pruning)
     """By which criterion, and how."""
+
+    def uses_base(self, run: Run) -> bool:
+        """It prunes that."""
+        return True
 
     def weights(self, run: Run) -> Path | None:
         """Those that are left of the base network, where they are kept."""
@@ -189,6 +217,11 @@ class SameAsArm(Arm):
 
     like: str = ""
     """The name of the other arm."""
+
+    @property
+    def after(self) -> str:
+        """The other arm."""
+        return self.like
 
     def untrained(self, run: Run, others: Others) -> Entry:
         """The arch of the other arm."""

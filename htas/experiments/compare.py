@@ -6,7 +6,8 @@ run's folder and ends in a result.json; those that exist are used, so a comparis
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from htas.console.record import into
 from htas.errors import UserError
 from htas.experiments.arm_tables import about, settings_of
 from htas.experiments.arms import Arm, Entry, Others
-from htas.experiments.shared import SUPERNETS, in_first_space, prepared, share_files
+from htas.experiments.shared import LOCKS, SUPERNETS, in_first_space, once, prepared, share_files
 from htas.experiments.table import FIGURES, dots, every, table
 from htas.files import digest, read_record, to_json, write_json, write_record
 from htas.graph import resize
@@ -32,6 +33,7 @@ from htas.run.run import Run, Sources
 from htas.run.stage import made_from
 from htas.text import TextTable, listing, plural
 from htas.timing.measurement import Measurement
+from htas.timing.target import Target
 
 GUESS = 1e-3
 """Seconds of a call, where no network's latency is predicted: how often to read them follows from it."""
@@ -48,21 +50,53 @@ class LatenciesRecord:
     """Arm, seed, a hash of the network, and its readings."""
 
 
+@dataclass(frozen=True)
+class Trials:
+    """What a comparison is made from, for another process to make it again."""
+
+    source: Path | None
+    """The configuration's file."""
+    overrides: tuple[str, ...]
+    arms: tuple[Arm, ...]
+    seeds: int
+    folder: Path
+
+    def pinned(self, target: Target) -> "Trials":
+        """With the number of threads that networks are measured with, which other machines would count otherwise."""
+        option = f"target.threads={target.threads}"
+        return self if target.host or not target.threads else replace(self, overrides=(*self.overrides, f"--{option}"))
+
+
+class Workers(ABC):
+    """Processes that do the trials of a comparison."""
+
+    @abstractmethod
+    def finish(self, whole: "Comparison", keys: Sequence[Key]) -> dict[Key, str]:
+        """Prepare and do trials; returns why those that are missing could not be done."""
+
+    @abstractmethod
+    def measure(self, whole: "Comparison", there: Mapping[Key, Entry], path: Path) -> None:
+        """Measure all networks in one interleaved run -> the file `path`."""
+
+
 def compare(
-    source: Path | None, overrides: Sequence[str], arms: Sequence[Arm], seeds: int, folder: Path, against: str = "",
-    only: bool = False,
-) -> tuple[Path, TextTable]:  # fmt: skip
+    trials: Trials, against: str = "", only: bool = False, workers: Workers | None = None
+) -> tuple[Path, TextTable]:
     """Every arm with every seed, then all networks in one interleaved run: the path of compare.html, and its table.
 
     `against` is the arm that others are compared with, the first by default. With `only`, nothing is run and the table
-    shows the existing results. An arm that cannot be run is named, and its cells stay empty.
+    shows the existing results. An arm that cannot be run is named, and its cells stay empty. `workers` find and train
+    networks at the same time; without them this process does so, one after the other.
     """
-    names = [arm.name for arm in arms]
-    comparison = Comparison.arranged(source, overrides, arms, seeds, folder)
-    there, reasons = comparison.finished(only)
+    names, folder, seeds = [arm.name for arm in trials.arms], trials.folder, trials.seeds
+    comparison = Comparison.arranged(trials)
+    there, reasons = comparison.finished(only, workers)
     if not there:
         raise UserError(f"nothing is finished in {folder}; {reasons[0] if reasons else 'run it without --only'}")
-    there, where = comparison.measured(there, folder / "latencies.json", only)
+    path = folder / "latencies.json"
+    if workers and not only:
+        workers.measure(comparison, there, path)
+    there, where = comparison.measured(there, path, only or workers is not None)
     against = against or names[0]
     doubts = [f"{name}, seed {seed}: {entry.doubt}" for (name, seed), entry in there.items() if entry.doubt]
     notes = [f"Left out: {reason}" for reason in reasons] + [f"Not converged: {doubt}" for doubt in doubts]
@@ -85,39 +119,99 @@ def compare(
 class Comparison:
     """Arms, and a run for each of them with each seed."""
 
+    trials: "Trials"
     arms: Mapping[str, Arm]
     jobs: Mapping[Key, Run]
 
     @classmethod
-    def arranged(
-        cls, source: Path | None, overrides: Sequence[str], arms: Sequence[Arm], seeds: int, folder: Path
-    ) -> "Comparison":
+    def arranged(cls, trials: Trials) -> "Comparison":
         """Nothing is run yet; raises UserError that names the arm whose options are wrong."""
-        sources = Sources()
-        keys = [(arm, seed) for seed in range(seeds) for arm in arms]
-        jobs = {(arm.name, seed): _job(source, overrides, arm, seed, folder, sources) for arm, seed in keys}
-        for arm in arms:
+        sources, overrides, place = Sources(), trials.overrides, trials.folder
+        keys = [(arm, seed) for seed in range(trials.seeds) for arm in trials.arms]
+        jobs = {(arm.name, seed): _job(trials.source, overrides, arm, seed, place, sources) for arm, seed in keys}
+        for arm in trials.arms:
             if lost := [option for option in overrides if option not in fitting(overrides, arm.overrides)]:
                 say(f"compare: not for the arm {arm.name}, by what it names itself: {listing(lost)}")
-        return cls({arm.name: arm for arm in arms}, jobs)
+        return cls(trials, {arm.name: arm for arm in trials.arms}, jobs)
 
-    def finished(self, only: bool = False) -> tuple[dict[Key, Entry], list[str]]:
-        """The entries after every unfinished run is done (with `only`, none is run); and why others are missing."""
-        reasons: list[str] = []
+    def finished(self, only: bool = False, workers: Workers | None = None) -> tuple[dict[Key, Entry], list[str]]:
+        """The entries after every unfinished run is done (with `only`, none is run), by the workers where there are
+        some; and why others are missing."""
+        reasons: dict[Key, str] = {}
         if not only:
-            todo = {key: job for key, job in self.jobs.items() if self.entry(key) is None}
+            todo = [key for key in self.jobs if self.entry(key) is None]
             count = f"{len(todo)} of {len(self.jobs)} networks to be found and trained"
-            say(f"compare: {len(self.arms)} arms, {plural(len({seed for _, seed in self.jobs}), 'seed')}; {count}")
-            # what cannot be trained is refused before it is measured; layers are timed while the machine may be quiet
-            for work in (partial(_read, {}), lambda job, _: prepared(job), partial(_finish, self)):
-                for (name, seed), job in list(todo.items()):
-                    try:
-                        work(job, name)
-                    except UserError as error:
-                        reasons.append(f"{name}, seed {seed}: {error}")
-                        say(f"compare: {reasons[-1]}")
-                        del todo[name, seed]
-        return {key: entry for key in self.jobs if (entry := self.entry(key)) is not None}, reasons
+            say(f"compare: {len(self.arms)} arms, {plural(self.trials.seeds, 'seed')}; {count}")
+            reasons = workers.finish(self, todo) if workers else self.prepare(todo)
+            for key in [] if workers else [key for key in todo if key not in reasons]:
+                self._try(self._finish_alone, key, reasons)
+        there = {key: entry for key in self.jobs if (entry := self.entry(key)) is not None}
+        return there, [f"{name}, seed {seed}: {reason}" for (name, seed), reason in reasons.items()]
+
+    def follows(self, key: Key) -> Key | None:
+        """The trial that must be finished before this one."""
+        after = self.arms[key[0]].after
+        return (after, key[1]) if after else None
+
+    def prepare(self, keys: Sequence[Key]) -> dict[Key, str]:
+        """Read the images, survey and calibrate; returns why trials cannot be done.
+
+        What cannot be trained is refused before it is measured; layers are timed while the machine may be quiet.
+        """
+        reasons: dict[Key, str] = {}
+        with once(self.trials.folder / LOCKS / "prepare"):
+            for work in (partial(_read, {}), lambda job, _: prepared(job)):
+                for key in [key for key in keys if key not in reasons]:
+                    self._try(work, key, reasons)
+        return reasons
+
+    def _finish_alone(self, job: Run, name: str) -> None:
+        """A trial, where no other process does it."""
+        with once(job.folder.parent / LOCKS / job.folder.name):
+            _finish(self, job, name)
+
+    def _try(self, work: Callable[[Run, str], object], key: Key, reasons: dict[Key, str]) -> None:
+        """Do a piece of work; why it cannot be done goes to the reasons."""
+        try:
+            work(self.jobs[key], key[0])
+        except UserError as error:
+            reasons[key] = str(error)
+            say(f"compare: {key[0]}, seed {key[1]}: {error}")
+
+    @property
+    def names(self) -> dict[str, Key]:
+        """The arm and seed of each trial, by the trial's name."""
+        return {job.folder.name: key for key, job in self.jobs.items()}
+
+    def finish(self, key: Key, measures: bool) -> None:
+        """Find and train one network, up to result.json, whatever other processes do at the same time: what trials
+        need in common, the first of them makes.
+
+        With `measures`, this machine is the device, and surveys and calibrates what is not done; otherwise that is
+        done, perhaps elsewhere. Raises UserError where a trial cannot be done.
+        """
+        job, arm = self.jobs[key], self.arms[key[0]]
+        locks = job.folder.parent / LOCKS
+        if (before := self.follows(key)) and measures:
+            self.finish(before, measures)
+        with once(locks / job.folder.name):
+            if self.entry(key) is not None:
+                return
+            _read({}, job, arm.name)
+            if measures:
+                with once(locks / "prepare"):
+                    prepared(job)
+            into(job.folder)
+            for what, work in arm.shared(job):
+                with once(locks / what):
+                    share_files(job)
+                    work()
+            _finish(self, job, arm.name)
+
+    def ordered(self, keys: Sequence[Key]) -> list[Key]:
+        """By arm, then by seed: trials of different seeds have the least in common, and can go on at once."""
+        order = list(self.arms)
+        return sorted(keys, key=lambda key: (order.index(key[0]), key[1]))
 
     def others(self, seed: int) -> Others:
         """The entry of an arm with this seed, by the arm's name."""

@@ -2,11 +2,13 @@
 
 import re
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from htas.cost.constraints import parse
 from htas.errors import UserError
 from htas.run.config import Settings
+from htas.text import listing
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,83 @@ class FastestPlan:
         """Raise UserError where the configuration has a budget of its own."""
         if settings.tables["constraints"]["latency"]:
             raise UserError("htas fastest finds the budget itself, so leave constraints.latency out")
+
+
+WORKERS = re.compile(r"(local:(?P<local>\d+)|ray|(?P<address>(ray://)?[^\s:/]+:\d{4,5}))(?P<options>(,\w+=[^,\s]+)*)")
+"""What --workers may be; the ports of users have four or five digits."""
+LEAST = 0.001
+"""Of a graphics card, for a trial."""
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How the trials of an experiment are done. Raises UserError for what is none, and for what excludes another."""
+
+    workers: str = ""
+    """`local:N`, `ray`, the address of a Ray cluster, each with options; empty for one trial after the other."""
+    list: bool = False
+    """Whether their commands are printed, and nothing is run."""
+    trial: str = ""
+    """The name of the only one that is done; empty for all."""
+    only: bool = False
+    """Whether nothing is run, and finished ones are shown."""
+
+    def __post_init__(self) -> None:
+        names = [f"--{name}" for name, value in vars(self).items() if value]
+        if len(names) > 1:
+            raise UserError(f"{listing(names)} exclude each other; give one of them")
+        if self.workers and (
+            not self._match or self._match["local"] == "0" or set(self._options) - {"threads", "gpus"}
+        ):
+            raise UserError(
+                "--workers must be local:N for N processes on this machine, ray for a Ray cluster that is started "
+                "here, or HOST:PORT of one, with threads=N and for Ray gpus=N after a comma, such as "
+                f"local:2,threads=1, got {self.workers!r}"
+            )
+        for name in ("threads", "gpus") if self.workers else ():
+            getattr(self, name)
+
+    @property
+    def _match(self) -> re.Match[str] | None:
+        return WORKERS.fullmatch(self.workers)
+
+    @property
+    def _options(self) -> dict[str, str]:
+        text = self._match["options"] if self._match else ""
+        return dict(part.split("=") for part in text.split(",")[1:])
+
+    @property
+    def processes(self) -> int:
+        """How many there are on this machine; 0 for Ray."""
+        return int((self._match["local"] or 0) if self._match else 0)
+
+    @property
+    def address(self) -> str:
+        """Of the Ray cluster; empty for one that is started here."""
+        return (self._match["address"] or "") if self._match else ""
+
+    @property
+    def threads(self) -> int:
+        """Of each trial; 0 where nothing is said."""
+        text = self._options.get("threads", "0")
+        if not text.isdecimal():
+            raise UserError(f"threads of --workers must be a whole number, got {text!r}")
+        return int(text)
+
+    @property
+    def gpus(self) -> float:
+        """Graphics cards of each trial, or a part of one."""
+        text = self._options.get("gpus", "0")
+        try:
+            gpus = float(text)
+        except ValueError:
+            gpus = -1.0
+        if not (0 <= gpus < inf) or 0 < gpus < LEAST or (gpus > 1 and gpus % 1) or (gpus and self.processes):
+            raise UserError(
+                f"gpus of --workers must be 0, a share of a card from {LEAST} to 1, or a whole number, and is for Ray, "
+                f"got {text!r}"
+            )
+        return gpus
 
 
 def check_folder(folder: Path) -> None:

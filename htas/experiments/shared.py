@@ -1,19 +1,26 @@
 """Runs that share surveys, costs, supernets and trainings where these are the same."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from htas.console.progress import say
 from htas.files import write_bytes
 from htas.run.config import Config
 from htas.run.rows import trained
 from htas.run.run import Run, open_run
 from htas.run.stage import ensure, made_from
 from htas.run.stages import CALIBRATE, DESIGN, SEARCH, SURVEY
+from htas.timing.turns import away
 
 SUPERNETS = "supernets"
 """Folder of those that several searches share: of strategies that judge archs by a supernet which is trained before."""
+LOCKS = "locks"
+"""Folder of the locks of trials that run at the same time."""
 
 
 def in_first_space(config: Config) -> Config:
@@ -48,6 +55,23 @@ def share_base(job: Run) -> None:
     key, weights = job.training(job.network.base, taught=False), Path("networks") / "base.safetensors"
     others = [other / weights for other in _others(job)]
     _copied(job.folder / weights, others, lambda path: trained(path, key) is not None)
+
+
+@contextmanager
+def once(path: Path) -> Iterator[None]:
+    """Do a piece of work that other processes may need, too, alone by a lock file: they wait, and find it done."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"waiting for another process, which does the same ({path})")
+        with away():
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _others(job: Run) -> list[Path]:

@@ -1,9 +1,10 @@
 """A comparison trains every arm alike, goes on where it was stopped, and says what differs and what does not."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from htas.run import rows as run_rows
 from htas.run.config import load
 from htas.run.run import Sources
 from htas.search.record import SearchRecord
+from htas.text import TextTable
 from htas.timing.measurement import Measurement
 
 pytestmark = pytest.mark.timeout(300)  # whole runs
@@ -48,6 +50,13 @@ def arms_in(path: Path) -> list[Arm]:
     return [arm_of(each) for each in arm_tables.read_arms(path)]
 
 
+def compared(
+    source: Path | None, options: Sequence[str], arms: Sequence[Arm], seeds: int, folder: Path, **more: Any
+) -> tuple[Path, TextTable]:
+    """A comparison of these."""
+    return compare.compare(compare.Trials(source, tuple(options), tuple(arms), seeds, folder), **more)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _scripted() -> Iterator[None]:
     with scripted_device():
@@ -64,7 +73,7 @@ def arms(folder: Path, text: str = ARMS) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two seeds of all arms."""
     folder = tmp_path_factory.mktemp("compare")
-    compare.compare(None, OPTIONS, arms_in(arms(folder)), 2, folder / "out")
+    compared(None, OPTIONS, arms_in(arms(folder)), 2, folder / "out")
     return folder / "out"
 
 
@@ -100,7 +109,7 @@ def test_strategies_that_judge_archs_afterwards_share_a_supernet(tmp_path):
     [evolution]
     strategy = {{ name = "evolution", population = 2, {alike} }}
     """
-    compare.compare(None, OPTIONS, arms_in(arms(tmp_path, text)), 2, tmp_path / "out")
+    compared(None, OPTIONS, arms_in(arms(tmp_path, text)), 2, tmp_path / "out")
     records = [
         read_record(tmp_path / "out" / f"{name}-{seed}" / "search-grid.json", SearchRecord)
         for seed in range(2)
@@ -113,7 +122,7 @@ def test_strategies_that_judge_archs_afterwards_share_a_supernet(tmp_path):
 def test_a_search_that_has_not_converged_is_named(finished, tmp_path):
     """One epoch of two steps is too short for any."""
     why = read_record(finished / "found-1" / "search-grid.json", SearchRecord).why
-    _, shown = compare.compare(None, OPTIONS, arms_in(arms(tmp_path)), 2, finished, only=True)
+    _, shown = compared(None, OPTIONS, arms_in(arms(tmp_path)), 2, finished, only=True)
     page = (finished / "compare.html").read_text()
     assert '<figure class="live">' in page and "found" in page
     for text in (str(shown), page, (finished / "compare.md").read_text()):
@@ -133,7 +142,7 @@ def test_arms_may_differ_in_expansion_cost_and_adds(tmp_path):
     strategy = { cost = "macs" }
     constraints = { latency = "", macs = "60%" }
     """
-    compare.compare(None, OPTIONS, arms_in(arms(tmp_path, text)), 1, tmp_path / "out")
+    compared(None, OPTIONS, arms_in(arms(tmp_path, text)), 1, tmp_path / "out")
     content = read_json(tmp_path / "out" / "compare.json")["arms"]
     rows = {each["arm"]: from_json(each["result"], Result, "row") for each in content}
     assert set(rows) == {"e2", "e1", "projected", "macs"} and all(row.accuracy for row in rows.values())
@@ -146,7 +155,7 @@ def test_what_is_finished_is_not_done_again(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(arms_of_tests, "ensure", None)
     monkeypatch.setattr(run_rows, "train_row", None)
     before = (finished / "latencies.json").stat().st_mtime_ns
-    path, shown = compare.compare(None, OPTIONS, arms_in(arms(tmp_path)), 2, finished)
+    path, shown = compared(None, OPTIONS, arms_in(arms(tmp_path)), 2, finished)
     assert (finished / "latencies.json").stat().st_mtime_ns == before
     arms_part, each_part = path.with_suffix(".md").read_text().split("## Every network")
     assert arms_part.count("\n| ") == 6 and "plain 8" in str(shown)
@@ -170,7 +179,7 @@ def test_results_alone_are_enough_to_go_on_with(finished, tmp_path, monkeypatch)
     for path in finished.glob("*/result.json"):
         (tmp_path / path.parent.name).mkdir()
         shutil.copy(path, tmp_path / path.parent.name)
-    compare.compare(None, OPTIONS, arms_in(arms(tmp_path)), 2, tmp_path)
+    compared(None, OPTIONS, arms_in(arms(tmp_path)), 2, tmp_path)
     before, after = (read_json(folder / "compare.json")["arms"] for folder in (finished, tmp_path))
     assert before == after and len(after) == 8
 
@@ -203,13 +212,13 @@ def test_a_comparison_shows_what_there_is_and_marks_the_rest(finished, tmp_path)
     shutil.rmtree(some / "scaled-0")
     shutil.rmtree(some / "scaled-1")
     shutil.rmtree(some / "base-1")
-    _, shown = compare.compare(None, OPTIONS, arms_in(arms(tmp_path)), 2, some, only=True)
+    _, shown = compared(None, OPTIONS, arms_in(arms(tmp_path)), 2, some, only=True)
     lines = {line.split("  ")[0]: line for line in str(shown).splitlines()}
     assert "0 of 2" in lines["scaled"] and lines["scaled"].split()[1:-3] == ["-"] * 11
     assert "1 of 2" in lines["base"] and "plain 8" in lines
     for name in ("found-1", "plain-8-1"):
         shutil.rmtree(some / name)
-    _, shown = compare.compare(None, OPTIONS, arms_in(arms(tmp_path)), 2, some, only=True)
+    _, shown = compared(None, OPTIONS, arms_in(arms(tmp_path)), 2, some, only=True)
     lines = {line.split("  ")[0]: line for line in str(shown).splitlines()}
     assert "-  too few trainings" in lines["base"]
 
@@ -217,7 +226,7 @@ def test_a_comparison_shows_what_there_is_and_marks_the_rest(finished, tmp_path)
 def test_an_arm_that_cannot_be_run_is_said_and_the_others_go_on(finished, tmp_path, capsys):
     some = shutil.copytree(finished, tmp_path / "some")
     text = ARMS + '[shrunk.strategy]\nname = "morphnet"\n'
-    _, shown = compare.compare(None, OPTIONS, arms_in(arms(tmp_path, text)), 2, some)
+    _, shown = compared(None, OPTIONS, arms_in(arms(tmp_path, text)), 2, some)
     assert "strategy morphnet does not search depths" in capsys.readouterr().err
     lines = {line.split("  ")[0]: line for line in str(shown).splitlines()}
     assert "0 of 2" in lines["shrunk"] and "Left out: shrunk, seed 0: strategy morphnet" in str(shown)
@@ -229,18 +238,18 @@ def test_a_network_is_trained_again_where_the_arm_that_it_is_of_has_found_anothe
     out = shutil.copytree(finished, tmp_path / "out")
     text = '[found]\n["found, alone"]\nlike = "found"\ndistill = { alpha = 0.0 }\n'
     given = arms_in(arms(tmp_path, text))
-    compare.compare(None, OPTIONS, given, 1, out)
+    compared(None, OPTIONS, given, 1, out)
     before = (out / "found--alone-0" / "result.json").read_text()
-    compare.compare(None, OPTIONS, given, 1, out)
+    compared(None, OPTIONS, given, 1, out)
     assert (out / "found--alone-0" / "result.json").read_text() == before
     content = read_json(out / "found-0" / "result.json")
     site = next(iter(content["result"]["arch"]["widths"]))
     content["result"]["arch"]["widths"][site] += 1
     write_json(out / "found-0" / "result.json", content)
     shutil.rmtree(out / "found-0" / "networks")
-    _, shown = compare.compare(None, OPTIONS, given, 1, out, only=True)
+    _, shown = compared(None, OPTIONS, given, 1, out, only=True)
     assert "0 of 1" in {line.split("  ")[0]: line for line in str(shown).splitlines()}["found, alone"]
-    compare.compare(None, OPTIONS, given, 1, out)
+    compared(None, OPTIONS, given, 1, out)
     first, other = (from_json(each["result"], Result, "row") for each in read_json(out / "compare.json")["arms"])
     assert first.arch == other.arch and to_json(first.arch) == content["result"]["arch"]
 
@@ -249,7 +258,7 @@ def test_a_network_is_trained_again_where_the_arm_that_it_is_of_has_found_anothe
 def test_a_network_that_does_not_fit_the_arms_own_is_said_and_the_others_go_on(finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "out")
     text = '[found]\n[deeper]\nlike = "found"\nfamily = { depth = 20 }\n[base]\nnetwork = "base"\n'
-    _, shown = compare.compare(None, OPTIONS, arms_in(arms(tmp_path, text)), 1, out)
+    _, shown = compared(None, OPTIONS, arms_in(arms(tmp_path, text)), 1, out)
     assert "Left out: deeper, seed 0: the arch lacks the width site" in str(shown) and "1 of 1" in str(shown)
 
 
@@ -258,7 +267,7 @@ def test_a_reading_is_that_of_a_network_and_not_of_an_arms_name(finished, tmp_pa
     content = read_json(out / "base-0" / "result.json")
     content["result"]["accuracy"] = 0.125
     write_json(out / "base-0" / "result.json", content)
-    compare.compare(None, OPTIONS, arms_in(arms(tmp_path)), 2, out, only=True)
+    compared(None, OPTIONS, arms_in(arms(tmp_path)), 2, out, only=True)
     rows = {(each["arm"], each["seed"]): each["result"] for each in read_json(out / "compare.json")["arms"]}
     assert rows["base", 0]["measured"] is None and rows["base", 1]["measured"] and rows["found", 0]["measured"]
 
@@ -349,7 +358,7 @@ def test_options_of_the_command_line_are_for_an_arm_that_takes_another_strategy_
     strategy = compare._job(None, given, own, 0, finished, Sources()).config.strategy
     assert (strategy.epochs, strategy.arch_lr) == (5, 0.3)
     with pytest.raises(UserError, match="another configuration"):
-        compare.compare(None, [*OPTIONS, given[0]], [SearchedArm("found"), scaled], 1, finished)
+        compared(None, [*OPTIONS, given[0]], [SearchedArm("found"), scaled], 1, finished)
     assert "not for the arm scaled, by what it names itself: --strategy.arch_lr=0.3" in capsys.readouterr().err
 
 
@@ -369,7 +378,7 @@ def test_another_configuration_in_the_same_folder_is_refused(finished, tmp_path)
     with pytest.raises(
         UserError, match=r"result of another configuration \(train.lr = 0.1 there, 0.2 here\); name another folder"
     ):
-        compare.compare(None, [*OPTIONS, "train.lr=0.2"], arms_in(arms(tmp_path)), 2, finished)
+        compared(None, [*OPTIONS, "train.lr=0.2"], arms_in(arms(tmp_path)), 2, finished)
 
 
 def test_arms_of_different_targets_are_refused():
@@ -396,7 +405,7 @@ def test_a_pruned_network_is_the_least_pruned_one_within_the_measured_limit(fini
     """The scripted device takes as long as there are parameters, so 60 % of the latency is 60 % of those."""
     text = '[found]\n[pruned]\nprune = "l1"\n'
     some = shutil.copytree(finished, tmp_path / "some")
-    compare.compare(None, OPTIONS, arms_in(arms(tmp_path, text)), 1, some)
+    compared(None, OPTIONS, arms_in(arms(tmp_path, text)), 1, some)
     (row,) = [
         from_json(e["result"], Result, "row") for e in read_json(some / "compare.json")["arms"] if e["arm"] == "pruned"
     ]
@@ -405,7 +414,7 @@ def test_a_pruned_network_is_the_least_pruned_one_within_the_measured_limit(fini
     assert row.strategy == "torch-pruning, l1" and row.teacher == "base" and row.predicted
     (some / "pruned-0" / "result.json").unlink()
     monkeypatch.setattr("htas.experiments.pruning.candidates", None)  # the network that was picked is kept
-    compare.compare(None, OPTIONS, arms_in(arms(tmp_path, text)), 1, some)
+    compared(None, OPTIONS, arms_in(arms(tmp_path, text)), 1, some)
     (again,) = [
         from_json(e["result"], Result, "row") for e in read_json(some / "compare.json")["arms"] if e["arm"] == "pruned"
     ]
@@ -425,7 +434,7 @@ def test_pruned_weights_are_kept_rounded_and_trained_on(criterion, finished, tmp
         return begin(model, *args, **options)
 
     monkeypatch.setattr(run_rows, "Training", training)
-    compare.compare(None, OPTIONS, arms_in(arms(tmp_path, text)), 1, some)
+    compared(None, OPTIONS, arms_in(arms(tmp_path, text)), 1, some)
     row = from_json(read_json(some / "pruned-0" / "result.json")["result"], Result, "row")
     left, _ = read_tensors(some / "pruned-0" / "pruned.safetensors")
     assert row.strategy == f"torch-pruning, {criterion}, local, widths of multiples of 4, weights kept"
@@ -480,7 +489,7 @@ def test_pruning_needs_a_latency_and_a_criterion_that_there_is(tmp_path, capsys)
         arms_in(arms(tmp_path, '[one]\n[two]\nprune = "l3"\n'))
     free = [option for option in OPTIONS if not option.startswith("constraints")]
     text = '[one]\nnetwork = "base"\n[two]\nprune = "l1"\n'
-    compare.compare(None, free, arms_in(arms(tmp_path, text)), 1, tmp_path / "out")
+    compared(None, free, arms_in(arms(tmp_path, text)), 1, tmp_path / "out")
     assert "a pruned network needs a latency to be pruned to" in capsys.readouterr().err
 
 
@@ -488,7 +497,7 @@ def test_the_base_network_without_a_teacher_is_the_teacher_of_others(finished, t
     some = shutil.copytree(finished, tmp_path / "some")
     monkeypatch.setattr(run_rows, "Training", None)  # nothing is left to train
     text = '[found]\n["base, alone"]\nnetwork = "base"\ndistill = { alpha = 0.0 }\n'
-    compare.compare(None, OPTIONS, arms_in(arms(tmp_path, text)), 2, some)
+    compared(None, OPTIONS, arms_in(arms(tmp_path, text)), 2, some)
     rows = [
         from_json(e["result"], Result, "row")
         for e in read_json(some / "compare.json")["arms"]
@@ -503,7 +512,7 @@ def test_a_search_is_shared_by_arms_that_differ_in_distillation_alone(finished, 
     some = shutil.copytree(finished, tmp_path / "some")
     text = '[found]\n["found, alone"]\ndistill = { alpha = 0.0 }\n'
     monkeypatch.setattr(type(load(None, OPTIONS).strategy), "search", None)
-    compare.compare(None, OPTIONS, arms_in(arms(tmp_path, text)), 1, some)
+    compared(None, OPTIONS, arms_in(arms(tmp_path, text)), 1, some)
     rows = [from_json(each["result"], Result, "row") for each in read_json(some / "compare.json")["arms"]]
     assert rows[0].arch == rows[1].arch and (rows[0].teacher, rows[1].teacher) == ("base", "")
 
@@ -516,7 +525,7 @@ def test_what_an_arm_has_found_is_trained_otherwise_with_no_search(finished, tmp
     shutil.copy(finished / "found-0" / "result.json", out / "found-0")
     text = '[found]\n["found, alone"]\nlike = "found"\ndistill = { alpha = 0.0 }\n'
     monkeypatch.setattr(arms_of_tests, "ensure", None)
-    compare.compare(None, OPTIONS, arms_in(arms(tmp_path, text)), 1, out)
+    compared(None, OPTIONS, arms_in(arms(tmp_path, text)), 1, out)
     first, other = (from_json(each["result"], Result, "row") for each in read_json(out / "compare.json")["arms"])
     assert first.arch == other.arch and first.space == other.space and (first.teacher, other.teacher) == ("base", "")
     times = [each["search_seconds"] for each in read_json(out / "compare.json")["arms"]]

@@ -9,7 +9,7 @@ from pathlib import Path
 from htas.errors import UserError
 from htas.experiments.arm_tables import ArmTable
 from htas.experiments.arms import Entry, arm_of
-from htas.experiments.compare import Comparison, Key
+from htas.experiments.compare import Comparison, Key, Trials
 from htas.experiments.intervals import Blocks
 from htas.experiments.reproduce.plan import (
     CROSSED,
@@ -113,7 +113,8 @@ class TrainedArms:
     def of(cls, plan: Plan, data: str, depth: int, arms: Sequence[ArmTable]) -> "TrainedArms":
         """Search and train what is not finished."""
         options, place = plan.options(data, depth), plan.place(data, depth)
-        comparison = Comparison.arranged(LENGTHS[plan.length], options, list(map(arm_of, arms)), plan.seeds, place)
+        trials = Trials(LENGTHS[plan.length], tuple(options), tuple(map(arm_of, arms)), plan.seeds, place)
+        comparison = Comparison.arranged(trials)
         return cls(comparison, *comparison.finished())
 
     def rows(self, file: Path, on: Run | None = None) -> dict[str, Row]:

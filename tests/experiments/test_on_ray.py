@@ -1,0 +1,151 @@
+"""Trials on a Ray cluster of two nodes on this machine end as those of a sequential comparison."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from experiments.test_trials import ARMS, ENVIRONMENT, OPTIONS, ended, sequential, words  # noqa: F401, a fixture
+
+from htas.errors import UserError
+from htas.experiments import arm_tables, compare
+from htas.experiments.arms import arm_of
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'htas[ray]'")
+on_ray = pytest.importorskip("htas.experiments.on_ray")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]  # of Ray's own
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head without processors, and two nodes of one: the device and another."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PYTHONPATH", "OMP_NUM_THREADS"):
+            patch.setenv(name, ENVIRONMENT[name])
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        made.add_node(num_cpus=1, resources={"htas_device": 1})
+        made.add_node(num_cpus=1, resources={"other": 1})
+        yield made
+        ray.shutdown()
+        made.shutdown()
+
+
+def trials_in(folder: Path, arms: str = ARMS, seeds: int = 2, *more: str) -> Any:
+    given = words(folder, arms=arms)
+    tables = arm_tables.read_arms(Path(given[2]))
+    return compare.Trials(Path(given[1]), (*OPTIONS, *more), tuple(map(arm_of, tables)), seeds, folder / "out")
+
+
+def test_nodes_come_to_the_same_as_one_after_the_other(cluster: Any, sequential: Path, tmp_path: Path) -> None:  # noqa: F811
+    command = [sys.executable, "-m", "htas", *words(tmp_path, f"--workers={cluster.address}")]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert ended(tmp_path / "out") == ended(sequential)
+    logs = tmp_path / "out" / "logs"
+    turns = [json.loads(line) for path in logs.glob("*.jsonl") for line in path.read_text().splitlines()]
+    measured = [turn for turn in turns if turn["does"] == "measures"]
+    assert measured and len({turn["process"] for turn in turns if turn["does"] == "computes"}) > 1
+    for one in measured:
+        others = [turn for turn in turns if turn is not one and turn["process"] != one["process"]]
+        assert all(other["to"] <= one["from"] or one["to"] <= other["from"] for other in others)
+
+
+class Unshared(on_ray.RayWorkers):  # type: ignore[misc]
+    """Nodes that do not see the folder of the driver."""
+
+    def _job(self, trials: Any) -> Any:
+        return replace(super()._job(trials), token="of another disk")
+
+
+def test_nodes_that_share_no_disk_send_what_they_made(cluster: Any, sequential: Path, tmp_path: Path) -> None:  # noqa: F811
+    compare.compare(trials_in(tmp_path), workers=Unshared(cluster.address))
+    found, expected = ended(tmp_path / "out"), ended(sequential)
+    assert {name: value for name, value in found.items() if name in expected} == expected
+
+
+def test_a_trial_whose_node_dies_goes_on_elsewhere(cluster: Any, sequential: Path, tmp_path: Path) -> None:  # noqa: F811
+    node = next(each for each in cluster.worker_nodes if "other" in (each._ray_params.resources or {}))
+    logs = tmp_path / "out" / "logs"
+    where: list[str] = []
+
+    def kill() -> None:
+        while not any(path.stat().st_size for path in logs.glob("*.log")):
+            time.sleep(0.1)
+        time.sleep(1.0)
+        where.extend(path.name for path in logs.glob("*.log"))
+        cluster.remove_node(node, allow_graceful=False)
+
+    killer = Thread(target=kill)
+    killer.start()
+    compare.compare(trials_in(tmp_path), workers=on_ray.RayWorkers(cluster.address))
+    killer.join()
+    cluster.add_node(num_cpus=1, resources={"other": 1})
+    assert where and ended(tmp_path / "out") == ended(sequential)
+    assert len(json.loads((tmp_path / "out" / "compare.json").read_text())["arms"]) == 6
+
+
+class Elsewhere(on_ray.RayWorkers):  # type: ignore[misc]
+    """A driver with another PyTorch."""
+
+    def _job(self, trials: Any) -> Any:
+        job = super()._job(trials)
+        return replace(job, versions={**job.versions, "torch": "1.0"})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"gpus": 1.0}, "no node of the Ray cluster has 1 CPU, 1 GPU, which each trial asks for; ask for less"),
+        ({"cpus": 64}, "no node of the Ray cluster has 64 CPU, which each trial asks for"),
+    ],
+)
+def test_what_no_node_has_is_one_sentence(
+    options: Mapping[str, Any], said: str, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_ray, "PATIENCE", 2.0)
+    with pytest.raises(UserError, match=said):
+        compare.compare(trials_in(tmp_path, seeds=1), workers=on_ray.RayWorkers(cluster.address, **options))
+
+
+def test_nodes_of_other_versions_are_refused(cluster: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the node \S+ has torch 2\S+, and this command torch 1.0; install the same"):
+        compare.compare(trials_in(tmp_path, seeds=1), workers=Elsewhere(cluster.address))
+
+
+def test_a_cluster_without_the_device_or_an_address_without_a_cluster_is_one_sentence(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_ray, "PATIENCE", 2.0)
+    monkeypatch.setattr(on_ray, "DEVICE", "board")
+    with pytest.raises(UserError, match="no node of the Ray cluster is the device that is measured: start Ray there"):
+        compare.compare(trials_in(tmp_path, seeds=1), workers=on_ray.RayWorkers(cluster.address))
+    with pytest.raises(UserError, match=r"no Ray cluster answers at 127.0.0.1:9 \(.*refused\); start one there"):
+        compare.compare(trials_in(tmp_path, seeds=1), workers=on_ray.RayWorkers("127.0.0.1:9"))
+
+
+def test_a_fault_of_ones_own_is_named_and_leaves_the_others(cluster: Any, tmp_path: Path) -> None:
+    arms = '[found]\n["no such"]\nstrategy.name = "mine:Search"\n["plain 8"]\nnetwork = "cifar_resnet:8"\n'
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom htas.strategies import Strategy\n\n\n@dataclass(frozen=True)\n"
+        "class Search(Strategy):\n    def search(self, problem):\n        raise KeyError('of mine')\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        options = [each for each in OPTIONS if not each.startswith("--strategy")]
+        given = replace(trials_in(tmp_path, arms, 1), overrides=tuple(options))
+        compare.compare(given, workers=on_ray.RayWorkers(cluster.address))
+    done = json.loads((tmp_path / "out" / "compare.json").read_text())["arms"]
+    assert {each["arm"] for each in done} == {"found", "plain 8"}
+    assert "KeyError" in (tmp_path / "out" / "logs" / "no-such-0.log").read_text()
+    assert os.path.exists(tmp_path / "out" / "compare.html")
