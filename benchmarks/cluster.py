@@ -3,16 +3,18 @@
     python benchmarks/cluster.py OUT [--trials 12] [--epochs 24] [--parts sequential,local,ray]
 
 A comparison of trainings on digits, a quarter of them after a search whose finalists are measured, one thread a trial:
-one after the other, in two processes
-(--workers=local:2), and on a Ray cluster of two nodes of one processor (ray.cluster_utils.Cluster on this machine; one
-node is the device). For each: the time of the whole command, and of the trials alone; whether results and weights
-are those of the sequential run to the last bit; whether a measurement ever overlapped another one, or a training on its
-machine, by their logs; and what the engine takes of a trial of a minute. Run it with nothing else.
+one after the other, in two processes (--workers=local:2), and on a Ray cluster of two nodes of one processor
+(ray.cluster_utils.Cluster on this machine; one node is the device), all by the survey and the calibration of the first.
+For each: the time of the whole command, and of the trials alone; whether results and weights are those of the
+sequential run to the last bit, where nothing is measured (a search takes of its finalists what a clock says, and may
+take another one the next time); whether a measurement ever overlapped another one, or a training on its machine, by
+their logs; and what the engine takes of a trial of a minute. Run it with nothing else.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -64,6 +66,7 @@ train.lr = 0.05
 network = "cifar_resnet:8"
 train.lr = 0.2
 """
+PREPARED = ("config.toml", "environment.json", "survey.json", "design.json", "cost.json")
 TIMES = ("search_seconds", "seconds", "date", "took")
 
 
@@ -87,9 +90,15 @@ def run(part: str, arguments: argparse.Namespace) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "some.toml").write_text(CONFIG)
     (folder / "arms.toml").write_text(ARMS)
+    for name in PREPARED:  # of one survey and calibration: readings differ from one time to the next
+        for path in (arguments.out / "sequential" / "out").glob(f"*/{name}") if part != "sequential" else ():
+            place = folder / "out" / path.parent.name
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, place)
     words = [
         sys.executable, "-m", "htas", "compare", str(folder / "some.toml"), str(folder / "arms.toml"),
-        f"--seeds={arguments.trials // 4}", f"--train.epochs={arguments.epochs}", f"--out={folder / 'out'}",
+        f"--seeds={arguments.trials // 4}", f"--train.epochs={arguments.epochs}", "--train.rest=0",
+        f"--out={folder / 'out'}",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with cluster(environment) if part == "ray" else alone() as address:
@@ -147,6 +156,12 @@ def without_times(content: Any) -> Any:
     return [without_times(each) for each in content] if isinstance(content, list) else content
 
 
+def unmeasured(ends: dict[str, Any]) -> dict[str, Any]:
+    """Of the trials that measure nothing."""
+    parts = ends.items()
+    return {part: {name: each for name, each in of.items() if not name.startswith("searched")} for part, of in parts}
+
+
 def overlaps(logs: Path) -> dict[str, Any]:
     """How many measurements there were, how many of them were beside something else, and seconds that trials took."""
     turns = [json.loads(line) for path in logs.glob("*.jsonl") for line in path.read_text().splitlines()]
@@ -177,7 +192,7 @@ def show(arguments: argparse.Namespace) -> None:
     print(f"| {' | '.join(heads)} |\n|{' --: |' * len(heads)}")
     aims = []
     for part, found in read.items():
-        same = found["ends"] == first["ends"]
+        same = unmeasured(found["ends"]) == unmeasured(first["ends"])
         whole, trials = found["seconds"] / first["seconds"], found["trials"] / first["trials"]
         print(f"| {part} | {found['seconds']:.0f} | {whole:.2f} | {found['trials']:.0f} | {trials:.2f} | "
               f"{'yes' if same else '**no**'} | {found['measurements']} | {found['beside']} |")  # fmt: skip
