@@ -64,6 +64,7 @@ def test_a_layer_narrower_than_any_measured_is_no_faster_than_the_narrowest(shar
     assert cost.cost(arch) == pytest.approx(Floored(Target(threads=1)).of(net, arch), rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share, words", [(1 / 8, "narrower"), (1 / 2, ""), (2.0, ""), (2.5, "wider")])
 def test_a_prediction_says_that_it_lies_outside_the_measured_widths(share: float, words: str) -> None:
     net, cost = network(), calibrated()

@@ -421,7 +421,8 @@ def test_a_pruned_network_is_the_least_pruned_one_within_the_measured_limit(fini
     assert again.arch == row.arch
 
 
-@pytest.mark.parametrize("criterion", ["l1", pytest.param("thinet", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("criterion", ["l1", "thinet"])
 def test_pruned_weights_are_kept_rounded_and_trained_on(criterion, finished, tmp_path, monkeypatch):
     """The first weights that the training sees are those that Torch-Pruning left, of widths of multiples of four."""
     how = f'criterion = "{criterion}", scope = "local", round_to = 4, weights = "kept"'

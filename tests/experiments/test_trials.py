@@ -103,6 +103,7 @@ def test_processes_come_to_the_same_as_one_after_the_other(sequential: Path, tmp
         assert all(other["to"] <= one["from"] or one["to"] <= other["from"] for other in others)
 
 
+@pytest.mark.slow
 def test_every_trial_has_a_command_that_can_be_run_in_any_order_and_again(
     sequential: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,6 +147,7 @@ def test_a_trial_on_another_machine_takes_what_the_device_has_measured(
     assert (tmp_path / "out" / "found-0" / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_a_trial_that_follows_one_that_failed_is_not_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

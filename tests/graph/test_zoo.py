@@ -32,7 +32,8 @@ TABLE = Path(__file__).parents[2] / "docs" / "models.md"
 LARGE = ("alexnet", "inception_v3")
 """What `make test` does not compute at all: their classes have no narrow form."""
 DEEP = (
-    "googlenet", "mnasnet", "mobilenet_v3_large", "unet", "fpn", "regnet_y", "efficientnet", "xception", "shufflenet_v2"
+    "googlenet", "mnasnet", "mobilenet_v3_large", "unet", "fpn", "regnet_x", "regnet_y", "efficientnet", "xception",
+    "shufflenet_v2", "resnet34", "resnet50", "densenet",
 )  # fmt: skip
 """What `make test` does not resize: of many layers, or of classes without a shallow form."""
 EXPORTED = ("siamese", "two_input")

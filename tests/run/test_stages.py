@@ -254,6 +254,7 @@ def test_a_stage_is_done_again_when_asked_for(copied):
     }
 
 
+@pytest.mark.slow
 def test_what_follows_a_new_survey_is_done_again(copied, monkeypatch):
     """On a device that prefers multiples of 12, other widths are chosen, and what was found before is dropped."""
     old = read_json(copied / "design.json")["spaces"]["hardware"]

@@ -77,6 +77,7 @@ def source(surveyed: Path) -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_a_slower_device_of_the_same_staircase_goes_on_with_the_survey(source: Run, tmp_path: Path) -> None:
     run = open_run(options(SLOW), tmp_path / "slow")
     path, table = transfer(source, run, 12)

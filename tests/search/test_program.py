@@ -96,6 +96,7 @@ def test_it_finds_what_trying_every_arch_finds(seed: int) -> None:
     assert solution.arch == min(within, key=loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.4, 0.6, 0.8])
 def test_a_limit_holds_where_parameters_leave_the_cache(share: float) -> None:
     """The latency of large networks is no sum over layers; the best arch is found all the same."""
