@@ -198,7 +198,7 @@ def show(arguments: argparse.Namespace) -> None:
               f"{'yes' if same else '**no**'} | {found['measurements']} | {found['beside']} |")  # fmt: skip
         if part != "sequential":
             lost = 2 * found["span"] - sum(found["each"])
-            share = max(0.0, lost) / len(found["each"]) / MINUTE
+            share = lost / len(found["each"]) / MINUTE
             aims += [
                 (f"{part}: time of the trials over sequential", SHARE, trials, trials <= SHARE),
                 (f"{part}: different results", 0, int(not same), same),

@@ -227,7 +227,7 @@ class SameAsArm(Arm):
         """The arch of the other arm."""
         entry = others(self.like)
         if entry is None:
-            raise UserError(f"the arm {self.like}, whose network it trains, is not finished")
+            raise UserError(unfinished(self.like))
         result = entry.result
         run.network.check(result.arch)
         row = rows.new_row(run, self.name, result.arch, space=result.space, strategy=result.strategy, cost=result.cost)
@@ -237,6 +237,11 @@ class SameAsArm(Arm):
         """Whether the other arm is finished and still has this arch."""
         entry = others(self.like)
         return entry is not None and entry.result.arch == result.arch
+
+
+def unfinished(name: str) -> str:
+    """Why an arm cannot be trained that trains the network of this one."""
+    return f"the arm {name}, whose network it trains, is not finished"
 
 
 KINDS: Mapping[str, Callable[..., Arm]] = {

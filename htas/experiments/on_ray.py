@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,15 +29,16 @@ from htas.console.progress import progress, say
 from htas.console.record import into, recording
 from htas.console.watch import state
 from htas.errors import UserError
-from htas.experiments.arms import Entry
+from htas.experiments.arms import Entry, unfinished
 from htas.experiments.compare import Comparison, Key, Trials, Workers
 from htas.experiments.shared import LOCKS
-from htas.experiments.trials import LOGS, LOOK, comparison, logged, run_trial
+from htas.experiments.trials import LOGS, LOOK, comparison, fault, log_of, logged, run_trial
 from htas.files import __version__, digest, write_bytes, write_text
 from htas.metrics import Case, Metric, measuring_elsewhere
 from htas.text import first_line, listing
 from htas.timing import turns
 from htas.timing.measurement import Measurement
+from htas.timing.target import usable_cores
 
 try:
     import ray
@@ -153,9 +155,7 @@ class RayWorkers(Workers):
             prepared = _done(job, {"": Task(_prepare, Asks(device=True), (tuple(names),))}, "preparing")[""]
             reasons = dict.fromkeys(names, prepared.reason) if prepared.reason else dict(prepared.reasons)
             asks = Asks(self.cpus, self.gpus)
-            tasks = {
-                name: Task(_trial, asks, (name,), self._after(whole, name)) for name in names if name not in reasons
-            }
+            tasks = {name: Task(_trial, asks, (name,), _after(whole, name)) for name in names if name not in reasons}
             into(whole.trials.folder)
             refused = {name: Outcome(reason) for name, reason in reasons.items()}
             reasons |= {name: each.reason for name, each in _done(job, tasks, "trials", refused).items() if each.reason}
@@ -178,12 +178,6 @@ class RayWorkers(Workers):
         paths = tuple(dict.fromkeys(filter(None, (str(Path.cwd()), *sys.path))))
         trials = replace(trials, folder=trials.folder.resolve(), source=source)
         return Job(trials, mark.read_text(), versions(), str(Path.cwd()), paths, self.cpus, self.gpus)
-
-    def _after(self, whole: Comparison, name: str) -> str:
-        """The trial that one follows; empty for none."""
-        arm, seed = whole.names[name]
-        after = whole.arms[arm].after
-        return whole.jobs[after, seed].folder.name if after else ""
 
     @contextmanager
     def _cluster(self) -> Iterator[None]:
@@ -210,6 +204,12 @@ class RayWorkers(Workers):
             ray.shutdown()
 
 
+def _after(whole: Comparison, name: str) -> str:
+    """The trial that one follows; empty for none."""
+    first = whole.follows(whole.names[name])
+    return whole.jobs[first].folder.name if first else ""
+
+
 def _done(
     job: Job, tasks: Mapping[str, Task], title: str, before: Mapping[str, Outcome] | None = None
 ) -> dict[str, Outcome]:
@@ -227,14 +227,14 @@ def _done(
                         continue
                     del waiting[name]
                     if task.after in done and done[task.after].reason:
-                        done[name] = Outcome(f"{task.after}, whose network it trains, is not finished")
+                        done[name] = Outcome(unfinished(comparison(job.trials).names[task.after][0]))
                         bar.step(f"{name} ended")
                         continue
                     sent = replace(job, contents=_contents(job.trials, name, task.after))
                     running[task.asks.task(task.function).remote(sent, *task.arguments, board)] = name
                 for each in ray.wait(list(running), timeout=LOOK)[0] if running else ():
                     name = running.pop(each)
-                    done[name] = outcome = _outcome(each)
+                    done[name] = outcome = _outcome(each, log_of(job.trials, name or "prepare"))
                     for path, content in (outcome.contents or {}).items():
                         write_bytes(job.trials.folder / path, content)
                     if outcome.reason:
@@ -283,7 +283,7 @@ def _lacking(tasks: Sequence[Asks]) -> str:
     return ""
 
 
-def _outcome(task: Any) -> Outcome:
+def _outcome(task: Any, log: Path) -> Outcome:
     """Of a task that has ended, however."""
     try:
         outcome: Outcome = ray.get(task)
@@ -291,7 +291,7 @@ def _outcome(task: Any) -> Outcome:
         cause = error.cause or error
         if isinstance(cause, ModuleNotFoundError):
             return Outcome(f"a node of the Ray cluster lacks a module ({first_line(cause)}); install the same there")
-        return Outcome(f"a fault of htas, unless it comes from code of your own: {first_line(cause)}")
+        return Outcome(fault(cause, log))
     except ray.exceptions.RayError as error:
         return Outcome(f"its process or node was lost {RETRIES + 1} times: {first_line(error)}")
     return outcome
@@ -391,19 +391,18 @@ def _trial(job: Job, name: str, board: Any) -> Outcome:
 def _on_device(job: Job, metric: Metric, cases: Sequence[Case]) -> list[Measurement]:
     """Networks, read by a task of its own. Raises UserError where no node is the device, for PATIENCE seconds."""
     asks, since = Asks(device=True), time.monotonic()
-    reading = asks.task(_measure).remote(job, metric, list(cases))
+    # ray.get, and ray.wait too, would give this trial's processor to another one
+    reading = asks.task(_measure).remote(job, metric, list(cases)).future()
     with turns.away():
-        # ray.get would give this trial's processor to another one
-        while not ray.wait([reading], timeout=0)[0]:
-            time.sleep(POLL)
+        while not wait([reading], timeout=POLL).done:
             if not (lack := _lacking([asks])):
                 since = time.monotonic()
             elif time.monotonic() > since + PATIENCE:
                 raise UserError(lack)
-        try:
-            outcome: list[Measurement] | str = ray.get(reading)
-        except ray.exceptions.RayError as error:
-            raise UserError(f"what the device had to read was lost: {first_line(error)}") from error
+    try:
+        outcome: list[Measurement] | str = reading.result()
+    except ray.exceptions.RayError as error:
+        raise UserError(f"what the device had to read was lost: {first_line(error)}") from error
     if isinstance(outcome, str):
         raise UserError(outcome)
     return outcome
@@ -413,7 +412,7 @@ def _measure(job: Job, metric: Metric, cases: Sequence[Case]) -> list[Measuremen
     """Networks by a metric; the reason in a sentence where they cannot be measured."""
     try:
         with _node(job) as (trials, shared):
-            set_num_threads(len(os.sched_getaffinity(0)))
+            set_num_threads(usable_cores())
             with turns.join(log=trials.folder / LOGS / "measurements.jsonl" if shared else None):
                 return metric.measure(cases)
     except UserError as error:

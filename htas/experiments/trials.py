@@ -22,11 +22,12 @@ from htas.console.progress import Bar, progress, say
 from htas.console.record import into, recording
 from htas.console.watch import state
 from htas.errors import UserError
-from htas.experiments.arms import Entry
+from htas.experiments.arms import Entry, unfinished
 from htas.experiments.compare import Comparison, Key, Trials, Workers
 from htas.experiments.plans import Parallel
 from htas.text import first_line, no_such, plural
 from htas.timing import turns
+from htas.timing.target import usable_cores
 
 LOGS = "logs"
 """Folder of what trials print, and of their turns."""
@@ -106,7 +107,7 @@ class LocalWorkers(Workers):
 
     def _done(self, whole: Comparison, keys: Sequence[Key], reasons: dict[Key, str]) -> dict[Key, str]:
         """Do trials; returns the reasons, with those of trials that failed now."""
-        threads = self.threads or max(1, len(os.sched_getaffinity(0)) // self.count)
+        threads = self.threads or max(1, usable_cores() // self.count)
         trials, others = whole.trials.pinned(whole.jobs[keys[0]].target), multiprocessing.active_children()
         waiting, idle = list(keys), [_process(threads) for _ in range(min(self.count, len(keys)))]
         busy: dict[Future[tuple[str, bool]], tuple[Key, ProcessPoolExecutor]] = {}
@@ -117,7 +118,7 @@ class LocalWorkers(Workers):
                         first, running = whole.follows(key), [key for key, _ in busy.values()]
                         if first in reasons:
                             waiting.remove(key)
-                            reasons[key] = unfinished(first)
+                            reasons[key] = unfinished(first[0])
                             bar.step(f"{_name(whole, key)} ended")
                         elif idle and first not in (*waiting, *running):
                             waiting.remove(key)
@@ -141,11 +142,6 @@ class LocalWorkers(Workers):
 
 def _name(whole: Comparison, key: Key) -> str:
     return whole.jobs[key].folder.name
-
-
-def unfinished(key: Key) -> str:
-    """Why a trial cannot be done that follows this one."""
-    return f"the arm {key[0]}, whose network it trains, is not finished"
 
 
 def _process(threads: int) -> ProcessPoolExecutor:
@@ -179,20 +175,25 @@ def _in_process(trials: Trials, name: str) -> tuple[str, bool]:
     except UserError as error:
         return str(error), True
     except Exception as error:  # what a user's code raises may not be fit to be sent
-        return fault(error, trials, name), False
+        return fault(error, log_of(trials, name)), False
     return "", True
 
 
-def fault(error: Exception, trials: Trials, name: str) -> str:
+def fault(error: BaseException, log: Path) -> str:
     """What is said of an exception that nobody expects."""
     words = f"{type(error).__name__}: {first_line(error)}"
-    return f"a fault of htas, unless it comes from code of your own: {words}; see {trials.folder / LOGS / name}.log"
+    return f"a fault of htas, unless it comes from code of your own: {words}; see {log}"
+
+
+def log_of(trials: Trials, name: str) -> Path:
+    """What a trial prints."""
+    return trials.folder / LOGS / f"{name}.log"
 
 
 @contextmanager
 def logged(trials: Trials, name: str, between: Callable[[], None] = turns.give_way) -> Iterator[None]:
     """What a trial prints goes to its log; `between` is called after every step of its work."""
-    path = trials.folder / LOGS / f"{name}.log"
+    path = log_of(trials, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", buffering=1) as log, redirect_stderr(log), redirect_stdout(log), recording(between=between):
         try:

@@ -59,6 +59,16 @@ def test_nodes_come_to_the_same_as_one_after_the_other(cluster: Any, sequential:
     for one in measured:
         others = [turn for turn in turns if turn is not one and turn["process"] != one["process"]]
         assert all(other["to"] <= one["from"] or one["to"] <= other["from"] for other in others)
+    whole = [lasted(path) for path in logs.glob("*-?.jsonl")]
+    assert len(whole) == 6
+    at_once = [sum(start <= begun < end for start, end in whole) for begun, _ in whole]
+    assert max(at_once) <= 2, "one that waits for a reading keeps its processor"
+
+
+def lasted(log: Path) -> tuple[float, float]:
+    """When a trial began and ended."""
+    turns = [json.loads(line) for line in log.read_text().splitlines()]
+    return min(turn["from"] for turn in turns), max(turn["to"] for turn in turns)
 
 
 class Unshared(on_ray.RayWorkers):  # type: ignore[misc]
