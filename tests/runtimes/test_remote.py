@@ -20,8 +20,11 @@ from htas.formats.onnx_network import static_graph
 from htas.graph.layer import Layer
 from htas.metrics.latency import Latency
 from htas.runtimes import Runtime, open_runtime
+from htas.runtimes._remote import SENDING, _opening
+from htas.spaces.layers import widths_at_most
 from htas.testing import RuntimeContract
-from htas.timing.remote.device import device
+from htas.timing.remote.address import address
+from htas.timing.remote.device import Device, Graph, Inputs, RemoteProgram, Settings, device
 from htas.timing.target import Target
 
 HERE = f"exec:{shlex.quote(sys.executable)}"
@@ -78,6 +81,38 @@ def test_a_device_that_slows_itself_down_raises_a_doubt():
     assert reading.context["throttling"] == "a throttled clock"
     (reading,) = Latency(target(fake("warm")), rounds=2).measure(LAYERS[:1])
     assert reading.context["temperature"] == "61.5 degrees C" and "throttling" not in reading.context
+
+
+@pytest.mark.parametrize(("seconds", "widths"), [(0.003, 128), (0.05, 48), (1.25, 24)])
+def test_where_opening_takes_long_fewer_widths_are_measured(
+    seconds: float, widths: int, monkeypatch: pytest.MonkeyPatch
+):
+    clock, usual = [0.0], Device.open
+
+    def opening(self: Device, graph: Graph, settings: Settings, inputs: Inputs | None) -> RemoteProgram:
+        clock[0] += seconds
+        return usual(self, graph, settings, inputs)
+
+    monkeypatch.setattr(Device, "open", opening)
+    monkeypatch.setattr(Device, "now", lambda self: clock[0])
+    _opening.cache_clear()
+    runtime = open_runtime(target())
+    assert runtime.build_seconds == pytest.approx(seconds)
+    assert widths_at_most(runtime.build_seconds) == widths
+    took = clock[0]
+    assert runtime.build_seconds == open_runtime(target()).build_seconds and clock[0] == took  # tried once
+    _opening.cache_clear()
+
+
+def test_a_device_that_another_program_reads_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HTAS_LOCK", str(tmp_path / "lock"))
+    other = Device(address(fake("as it is")))
+    other.hold()
+    _opening.cache_clear()
+    try:
+        assert open_runtime(target(fake("as it is"))).build_seconds == SENDING
+    finally:
+        other.close()
 
 
 def test_a_fingerprint_is_of_the_device_and_not_of_its_address():
