@@ -21,7 +21,7 @@ import time
 from collections import OrderedDict
 
 from htas.timing.remote.engines import ENGINES, Refused
-from htas.timing.remote.kernel import describe, digest, meter, state
+from htas.timing.remote.kernel import describe, digest, memory, meter, state
 
 MAGIC = b"HTAS"
 LENGTHS = struct.Struct(">4sII")
@@ -31,8 +31,11 @@ MOST_BODY = (1 << 31) - 1
 HELLO = b"htas-agent 1 "
 STEADY, MOST_WARMUPS, MOST_LOOPS = 0.95, 20, 1000000
 """As in htas/timing/bench.py."""
-KEPT_GRAPHS = 1 << 26
-"""Bytes of programs that are kept, so that opening one again needs no transfer."""
+KEPT_GRAPHS = 1 << 26, 5
+"""Bytes of programs that are kept, so that opening one again needs no transfer: so many or, where there is much more
+memory, what programs could take divided by two so many times."""
+TRIM = 16
+"""Programs that are opened until memory is given back; looking for it takes as long as opening half a program."""
 LOCKS = ("/dev/shm", "/run/lock", "/tmp", "/data/local/tmp")
 """Folders for the lock, the first of which exists and can be written."""
 PATIENCE = 15
@@ -195,6 +198,8 @@ class Agent:
         self.lock = Lock()
         self.programs = {}
         self.graphs = OrderedDict()
+        self.kept, self.opened = 0, 0
+        self.most_kept = max(KEPT_GRAPHS[0], memory()[1] >> KEPT_GRAPHS[1])
         self.fillers = []
         self.hangup = select.poll()
         self.hangup.register(source.fileno(), 0)
@@ -287,17 +292,20 @@ class Agent:
         if body:
             if digest(body) != name:
                 raise Refused("damaged", "the graph arrived damaged")
+            self.kept += 0 if name in self.graphs else len(body)
             self.graphs[name] = body
         if name not in self.graphs:
             return {"known": False}, b""
         self.graphs.move_to_end(name)
         graph = self.graphs[name]
-        while len(self.graphs) > 1 and sum(map(len, self.graphs.values())) > KEPT_GRAPHS:
-            self.graphs.popitem(last=False)
+        while len(self.graphs) > 1 and self.kept > self.most_kept:
+            self.kept -= len(self.graphs.popitem(last=False)[1])
         program = ENGINES[request["runtime"]](graph, request["threads"], request["spin"], request["half"])
         kinds = request.get("inputs")
         program.put(list(inputs(program.kinds() if kinds is None else kinds)))
-        trim_memory()
+        self.opened += 1
+        if self.opened % TRIM == 0:
+            trim_memory()
         loops, seconds = settle(program.run, request["reading"], request["warmup"])
         self.programs[request["program"]] = program
         return {"known": True, "loops": loops, "seconds": seconds}, b""
