@@ -34,8 +34,6 @@ STEADY, MOST_WARMUPS, MOST_LOOPS = 0.95, 20, 1000000
 KEPT_GRAPHS = 1 << 26, 5
 """Bytes of programs that are kept, so that opening one again needs no transfer: so many or, where there is much more
 memory, what programs could take divided by two so many times."""
-TRIM = 16
-"""Programs that are opened until memory is given back; looking for it takes as long as opening half a program."""
 LOCKS = ("/dev/shm", "/run/lock", "/tmp", "/data/local/tmp")
 """Folders for the lock, the first of which exists and can be written."""
 PATIENCE = 15
@@ -304,7 +302,7 @@ class Agent:
         kinds = request.get("inputs")
         program.put(list(inputs(program.kinds() if kinds is None else kinds)))
         self.opened += 1
-        if self.opened % TRIM == 0:
+        if not self.opened & (self.opened - 1):  # whenever there are twice as many: it takes as long as opening one
             trim_memory()
         loops, seconds = settle(program.run, request["reading"], request["warmup"])
         self.programs[request["program"]] = program
