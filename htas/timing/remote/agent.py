@@ -196,7 +196,7 @@ class Agent:
         self.lock = Lock()
         self.programs = {}
         self.graphs = OrderedDict()
-        self.kept, self.opened = 0, 0
+        self.bytes, self.openings = 0, 0
         self.most_kept = max(KEPT_GRAPHS[0], memory()[1] >> KEPT_GRAPHS[1])
         self.fillers = []
         self.hangup = select.poll()
@@ -290,19 +290,19 @@ class Agent:
         if body:
             if digest(body) != name:
                 raise Refused("damaged", "the graph arrived damaged")
-            self.kept += 0 if name in self.graphs else len(body)
+            self.bytes += 0 if name in self.graphs else len(body)
             self.graphs[name] = body
         if name not in self.graphs:
             return {"known": False}, b""
         self.graphs.move_to_end(name)
         graph = self.graphs[name]
-        while len(self.graphs) > 1 and self.kept > self.most_kept:
-            self.kept -= len(self.graphs.popitem(last=False)[1])
+        while len(self.graphs) > 1 and self.bytes > self.most_kept:
+            self.bytes -= len(self.graphs.popitem(last=False)[1])
         program = ENGINES[request["runtime"]](graph, request["threads"], request["spin"], request["half"])
         kinds = request.get("inputs")
         program.put(list(inputs(program.kinds() if kinds is None else kinds)))
-        self.opened += 1
-        if not self.opened & (self.opened - 1):  # whenever there are twice as many: it takes as long as opening one
+        self.openings += 1
+        if not self.openings & (self.openings - 1):  # whenever there are twice as many: it takes as long as opening one
             trim_memory()
         loops, seconds = settle(program.run, request["reading"], request["warmup"])
         self.programs[request["program"]] = program
