@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from experiments.test_trials import ARMS, ENVIRONMENT, OPTIONS, ended, sequential, words  # noqa: F401, a fixture
+from scripted_device import HOLD
 
 from htas.errors import UserError
 from htas.experiments import arm_tables, compare
@@ -24,13 +25,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.filterwarn
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A head without processors, and two nodes of one: the device and another."""
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("PYTHONPATH", "OMP_NUM_THREADS"):
             patch.setenv(name, ENVIRONMENT[name])
+        patch.setenv(HOLD, str(tmp_path_factory.mktemp("hold") / "hold"))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_worker_niceness", "0")
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -103,6 +105,46 @@ def test_a_trial_whose_node_dies_goes_on_elsewhere(cluster: Any, sequential: Pat
     cluster.add_node(num_cpus=1, resources={"other": 1})
     assert where and ended(tmp_path / "out") == ended(sequential)
     assert len(json.loads((tmp_path / "out" / "compare.json").read_text())["arms"]) == 6
+
+
+@pytest.mark.parametrize("meanwhile", ["surveys", "reads finalists", "reads all networks"])
+def test_the_next_device_reads_again_what_the_last_one_was_at_when_it_died(
+    meanwhile: str,
+    cluster: Any,
+    sequential: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    node = next(each for each in cluster.worker_nodes if on_ray.DEVICE in (each._ray_params.resources or {}))
+    out, hold = tmp_path / "out", Path(os.environ[HOLD])
+    ready = {
+        "surveys": lambda: True,
+        "reads finalists": lambda: any(out.glob("logs/found-*.log")),
+        "reads all networks": lambda: len(list(out.glob("*/result.json"))) == 6,
+    }[meanwhile]
+    command = [sys.executable, "-m", "htas", *words(tmp_path, f"--workers={cluster.address}")]
+    with (tmp_path / "printed").open("w") as printed:
+        done = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=printed, stderr=printed)
+        until(ready)
+        hold.touch()
+        try:
+            until(hold.with_suffix(".reached").exists)
+            cluster.remove_node(node, allow_graceful=False)
+        finally:
+            hold.unlink()
+            hold.with_suffix(".reached").unlink(missing_ok=True)
+        cluster.add_node(num_cpus=1, resources={on_ray.DEVICE: 1})  # which only a main thread can
+        assert done.wait(timeout=400) == 0, (tmp_path / "printed").read_text()[-3000:]
+    assert ended(out) == ended(sequential)
+    assert len(json.loads((out / "compare.json").read_text())["arms"]) == 6
+
+
+def until(reached: Callable[[], bool]) -> None:
+    """Wait for it; raises TimeoutError in place of waiting for ever."""
+    end = time.monotonic() + 300
+    while not reached():
+        if time.monotonic() > end:
+            raise TimeoutError("what a test waits for does not come")
+        time.sleep(0.005)
 
 
 class Elsewhere(on_ray.RayWorkers):  # type: ignore[misc]
