@@ -24,6 +24,7 @@ from htas.metrics import Case, Metric, OnRound
 from htas.metrics.latency import CHEAP, Latency
 from htas.runtimes import Runtime
 from htas.spaces.layers import DEAR, SLOW
+from htas.spaces.room import filled, roomy
 from htas.spaces.space import Space
 from htas.text import percent
 from htas.timing.measurement import Measurement
@@ -38,6 +39,8 @@ READINGS_PER_LAYER, READINGS_PER_NETWORK = 1, 60
 """The same in multiples of the base network's latency, where that is more."""
 FEW_WIDTHS = 4
 """Widths of a site if building a layer takes seconds; twice as many networks are measured then."""
+SPARE = (12, 10, 8, 6, 5, 4)
+"""Widths of a site where more would not fit into memory."""
 FEW_NETWORKS = 16
 """Number of networks if building a layer is DEAR."""
 EXPORTED_LAYERS = 1200
@@ -124,6 +127,25 @@ def cells(
         sizes = zip(every, every, strict=True) if template.keeps_width else product(sorted(inputs), every)
         layers[template] = [template.at(i, o) for i, o in sizes]
     return layers
+
+
+def roomy_calibration(
+    options: Calibrate,
+    network: Network,
+    spaces: Sequence[Space],
+    building: float,
+    controls: Sequence[Arch],
+    free: float,
+) -> tuple[Calibrate, str]:
+    """The options with fewer widths where the layers do not fit into so many bytes, and a sentence that says so."""
+
+    def size(less: Calibrate) -> float:
+        layers = cells(network, spaces, less.widths, building, controls)
+        return filled({layer for every in layers.values() for layer in every})
+
+    plans = [replace(options, widths=widths) for widths in (options.widths, *SPARE) if widths <= options.widths]
+    _, less, sentence = roomy(((plan.widths, plan) for plan in plans), size, free, "a calibration")
+    return less, sentence
 
 
 def spread(

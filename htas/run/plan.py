@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 
 from htas.console.progress import say
-from htas.cost.calibrate import cells
+from htas.cost.calibrate import cells, roomy_calibration
 from htas.data.task import forward, images_in, precise
 from htas.graph import resize
 from htas.run.controls import ends
@@ -69,21 +69,24 @@ def search_sentences(strategy: str, limited: bool) -> Iterator[str]:
 def estimate(run: Run) -> Iterator[tuple[str, float]]:
     """Stage and seconds."""
     network, options, config = run.network, run.config.design, run.config
-    image, seconds, calibrating = _step(run), open_runtime(run.target).build_seconds, run.calibration
-    layers = options.survey_plan(network, widths_at_most(seconds)).at_most
+    image, runtime = _step(run), open_runtime(run.target)
+    seconds, free = runtime.build_seconds, runtime.free_memory()
+    layers = options.roomy_survey(network, widths_at_most(seconds), free)[0].at_most
     yield "survey, at most", config.survey.limit(layers, seconds)
     choices = {}  # about those of all spaces together
     for name, site in network.widths.items():
         published = tas_widths(site.base, site.multiple) if "tas" in options.spaces else ()
         choices[name] = tuple(sorted({*grid_widths(site, options), *published}))
-    pairs = sum(map(len, cells(network, [Space("", choices, {})], calibrating.widths, seconds, ends(run)).values()))
+    spaces, controls = [Space("", choices, {})], ends(run)
+    calibrating, _ = roomy_calibration(run.calibration, network, spaces, seconds, controls, free)
+    pairs = sum(map(len, cells(network, spaces, calibrating.widths, seconds, controls).values()))
     yield "calibration, at most", sum(calibrating.limits(pairs, seconds, FORWARD * image * run.target.batch))
-    spaces, training = len(options.spaces), config.train.length * len(run.data.train) * image
+    searched, training = len(options.spaces), config.train.length * len(run.data.train) * image
     search = config.strategy.training_images(len(run.data.weights)) * image
-    yield f"search of {plural(spaces, 'space')}", spaces * search
+    yield f"search of {plural(searched, 'space')}", searched * search
     if not base_trained(run):
         yield "train the base network", training
-    yield f"train {spaces + STUDENTS} networks", (spaces + STUDENTS) * training * STUDENT
+    yield f"train {searched + STUDENTS} networks", (searched + STUDENTS) * training * STUDENT
     yield "measure and report", 45.0
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 from htas.console.progress import progress, say, shares
 from htas.cost import limits as budget
 from htas.cost.calibrate import calibrate as fit_cost
-from htas.cost.calibrate import cells, fit_metric
+from htas.cost.calibrate import cells, fit_metric, roomy_calibration
 from htas.cost.fit import CalibrationRecord, FitRecord
 from htas.cost.limits import Limit
 from htas.cost.paper import paper_cost
@@ -88,15 +88,16 @@ def _survey(run: Run, again: bool) -> None:
     """Section 3.2: every distinct layer at every width -> survey.json."""
     started = time.monotonic()
     config = run.config
-    building = open_runtime(run.target).build_seconds
-    plan = config.design.survey_plan(run.network, widths_at_most(building))
+    runtime = open_runtime(run.target)
+    building = runtime.build_seconds
+    plan, less = config.design.roomy_survey(run.network, widths_at_most(building), runtime.free_memory())
     number = plan.at_most
     with progress(f"survey of {number} layers, %", 100) as bar:
         metric = run.remembering(run.latency(config.survey.limit(number, building)), again)
         record = take_survey(
             plan, metric, pending=lambda tables: undecided(run.network, tables, config.design), on_round=shares(bar)
         )
-    record = replace(record, doubts=(*record.doubts, *_left_in_fp32(run)))
+    record = replace(record, doubts=(*record.doubts, *filter(None, [less]), *_left_in_fp32(run)))
     for doubt in record.doubts:
         say(f"survey: doubt: {doubt}")
     write_environment(run)
@@ -160,10 +161,9 @@ def _design(run: Run, again: bool) -> None:
 def _calibrate(run: Run, again: bool) -> None:
     """Layers at pairs of widths, whole networks, and the fit of one on the other -> cost.json."""
     started = time.monotonic()
-    options = run.calibration
-    spaces = list(run.design.spaces.values())
-    building = open_runtime(run.target).build_seconds
-    controls = ends(run)
+    spaces, controls, runtime = list(run.design.spaces.values()), ends(run), open_runtime(run.target)
+    building, free = runtime.build_seconds, runtime.free_memory()
+    options, less = roomy_calibration(run.calibration, run.network, spaces, building, controls, free)
     number = sum(map(len, cells(run.network, spaces, options.widths, building, controls).values()))
     base = paper_cost(run.network, run.survey.layers, run.config.design).cost(run.network.base)
     limits = options.limits(number, building, base)
@@ -173,6 +173,7 @@ def _calibrate(run: Run, again: bool) -> None:
             run.network, spaces, metrics, options, seed=0, building=building, base=base, controls=controls,
             on_round=shares(bar),
         )  # fmt: skip
+    record = replace(record, doubts=(*record.doubts, *filter(None, [less])))
     say(f"cost: {_held_out(record)}")
     for doubt in record.doubts:
         say(f"cost: doubt: {doubt}")

@@ -128,6 +128,13 @@ class Runtime(ABC):
         """Seconds of the clock by which the time for reading is limited."""
         return time.monotonic()
 
+    def free_memory(self) -> float:
+        """Bytes that programs may take, where they run; infinite where that is not known."""
+        import psutil
+        import torch
+
+        return torch.cuda.mem_get_info()[0] if self.target.device == "cuda" else psutil.virtual_memory().available
+
     def session(self) -> AbstractContextManager[object]:
         """A context with the settings that programs need; the old ones return at its end."""
         return nullcontext()

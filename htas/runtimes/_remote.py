@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from math import ceil
+from math import ceil, inf
 from typing import ClassVar
 from weakref import WeakValueDictionary
 
@@ -165,6 +165,10 @@ class RemoteRuntime(WrittenRuntime):
             return layout.tensors([np.frombuffer(content, dtype).reshape(shape)])[0]
 
         return Program(program, outputs)
+
+    def free_memory(self) -> float:
+        """That of the device."""
+        return self.device.facts.available or inf
 
     def renew(self) -> None:
         """Leave other holes in the memory there, as the bench does here."""

@@ -12,7 +12,8 @@ from htas.errors import UserError, need_least
 from htas.graph import Network, Site
 from htas.graph.layer import Layer
 from htas.spaces.curve import Curve, CurveRecord, Estimate, Fit, LayerTable, add, curve
-from htas.spaces.layers import MOST, SurveyPlan, widest, widths_of
+from htas.spaces.layers import MOST, SurveyPlan, fewer, widest, widths_of
+from htas.spaces.room import roomy
 from htas.spaces.space import Space, depth_choices, group_bounds, group_slices, tas_widths
 from htas.text import no_such
 
@@ -101,6 +102,12 @@ class Design:
     def survey_plan(self, network: Network, most: int = MOST) -> SurveyPlan:
         """The survey that this design needs; at most this many widths of a site are measured."""
         return SurveyPlan(network, self.expand, self.inputs, self.groups, most)
+
+    def roomy_survey(self, network: Network, most: int, free: float) -> tuple[SurveyPlan, str]:
+        """The same with fewer widths where more do not fit into so many bytes, and a sentence that says so."""
+        plans = ((widths, self.survey_plan(network, widths)) for widths in fewer(most))
+        _, plan, less = roomy(plans, lambda plan: plan.filled, free, "a survey")
+        return plan, less
 
 
 def choose(measured: Curve, fit: Fit, groups: int, ties: float = 0.0) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from htas.graph import Arch, Network, Site
 from htas.graph.layer import WEIGHTED, Layer, Template
 from htas.graph.network import Use, times
 from htas.spaces.curve import LayerTable, Part, add, curve
+from htas.spaces.room import filled
 from htas.spaces.space import group_slices
 
 MOST = 128
@@ -25,6 +26,8 @@ DEAR = 0.01
 """Seconds to build a layer from which on hundreds of layers are felt."""
 SOME, SLOWER = 48, 0.02
 """Widths of a site where building a layer takes SLOWER seconds or more."""
+SPARE = (96, 64, 48, 32, 24, 16, 12, 8)
+"""Widths of a site where more would not fit into memory."""
 FLAT = 0.01
 """Neighbours whose latencies differ by less than this fraction have no step between them worth locating."""
 SEEN = 3.0
@@ -44,6 +47,11 @@ def widths_of(site: Site, expand: float) -> range:
 def widths_at_most(build_seconds: float) -> int:
     """How many widths of a site to measure at most, where a layer takes `build_seconds` to build."""
     return FEW if build_seconds >= SLOW else SOME if build_seconds >= SLOWER else MOST
+
+
+def fewer(most: int) -> list[int]:
+    """That number of widths of a site and smaller ones, where memory is scarce."""
+    return [most, *(widths for widths in SPARE if widths < most)]
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,11 @@ class SurveyPlan:
         later = {layer for family in self.families for layer in family.at(family.widths)}
         begun = {layer for family in self.families for layer in family.at(family.first)}
         return set(self.layers) - (later - begun)
+
+    @property
+    def filled(self) -> float:
+        """Bytes that the layers of a survey take, about."""
+        return filled(self.layers) * self.at_most / len(self.layers)
 
     @property
     def at_most(self) -> int:

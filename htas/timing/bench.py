@@ -39,6 +39,8 @@ REBUILDING = 0.3
 """Largest fraction of the time that rebuilding may take; calls that take long are rebuilt less often, or never."""
 FILLERS, FILLER = 128, 1 << 19
 """Blocks of memory allocated before calls are rebuilt, and the most bytes of each; half of them are freed again."""
+ROOM = 1.3
+"""Times the memory of calls that must be free, so that they are built once more before the old ones are freed."""
 SOONEST = 0.375
 """Fraction of the stretches before which no call drops out, so that each is read at several places in memory."""
 LOOK = 2
@@ -213,6 +215,8 @@ class _Run:
     shortest: dict[int, float] = field(default_factory=dict)
     """Seconds of a whole reading."""
     fillers: list[bytearray] = field(default_factory=list)
+    memory: float = 0.0
+    """Bytes that building calls took from what was free."""
     rebuilding: float = 0.0
     """Seconds spent on building calls again."""
     building: float = 0.0
@@ -278,12 +282,15 @@ class _Run:
     def _make(self, active: Sequence[int], rebuild: bool) -> None:
         """Build and warm up all calls with `rebuild`, or those that are missing.
 
-        The old ones are freed only after the new ones exist, so that these get other memory.
+        The old ones are freed only after the new ones exist, so that these get other memory; before, where there is no
+        room for both.
         """
-        timer, began = self.bench.timer, self.bench.now()
+        timer, began, free = self.bench.timer, self.bench.now(), _free()
         reading = self.bench.reading or timer.shortest
         missing = [number for number in active if rebuild or number not in self.built]
         if rebuild:
+            if free < ROOM * self.memory:
+                _let_go(self.built)
             self._disturb_memory()
             self.renew()
         self.rng.shuffle(missing)  # or memory would be laid out as the last time
@@ -295,6 +302,7 @@ class _Run:
             self.price[number] = self.bench.now() - before
         old, self.built = self.built, built
         _let_go(old)
+        self.memory += 0.0 if rebuild else max(0.0, free - _free())
         self.rebuilding += self.bench.now() - began if rebuild else 0.0
         self.building += 0.0 if self.rebuild else self.bench.now() - began
         gc.collect(1)
@@ -331,6 +339,13 @@ class _Run:
             self.fastest[number] = min(seconds, self.fastest.get(number, inf))
             slow.append(seconds / self.fastest[number] if seconds else 1.0)
         return float(np.median(slow))
+
+
+def _free() -> int:
+    """Bytes of this machine's memory that programs could take."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def _let_go(built: dict[int, tuple[Call, int]]) -> None:

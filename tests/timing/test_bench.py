@@ -238,6 +238,28 @@ def test_calls_are_built_anew_in_every_stretch_and_the_old_ones_let_go_afterward
     assert once == [0]
 
 
+def test_the_old_calls_are_let_go_before_where_there_is_no_room_for_both(monkeypatch: pytest.MonkeyPatch):
+    machine, alive, most = Machine(), weakref.WeakSet(), []
+
+    class Call:
+        def __call__(self) -> None:
+            machine.now += 0.01
+            most.append(len(alive))
+
+    def build(number: int) -> Call:
+        call = Call()
+        alive.add(call)
+        return call
+
+    monkeypatch.setattr("htas.timing.bench._free", lambda: 1000 - 450 * len(alive))
+    Bench(machine.timer(), rounds=10 * STRETCHES, now=lambda: machine.now).run(build, 1)
+    assert max(most) == 1
+    most.clear()
+    monkeypatch.setattr("htas.timing.bench._free", lambda: 1000 - 400 * len(alive))
+    Bench(machine.timer(), rounds=10 * STRETCHES, now=lambda: machine.now).run(build, 1)
+    assert max(most) == 2
+
+
 def test_calls_that_take_long_to_build_are_built_anew_less_often():
     machine, built = Machine(), []
 
