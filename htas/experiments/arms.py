@@ -43,6 +43,8 @@ class Entry:
     """Of the search, its finalists included; None where nothing was searched."""
     doubt: str = ""
     """Why its search has not converged; empty where it has, or where there was none."""
+    excess: str = ""
+    """The limits that the search's network breaks when measured, in words; empty where it keeps all."""
     images: str = ""
     """How the images came that it was trained on, where its data set has copies that differ; empty where not known."""
     options: Values = field(default_factory=dict)
@@ -121,7 +123,8 @@ class SearchedArm(Arm):
         record = run.search(space)
         row = replace(rows.searched_row(run, record), name=self.row_name, remarks=())
         seconds = files.read_record(run.search_file(space), StageHeader).took
-        return Entry(row, seconds, "" if record.converged else record.why)
+        excess = "; ".join(limit.excess for limit in record.limits if limit.excess)
+        return Entry(row, seconds, "" if record.converged else record.why, excess)
 
 
 @dataclass(frozen=True)
@@ -231,7 +234,7 @@ class SameAsArm(Arm):
         result = entry.result
         run.network.check(result.arch)
         row = rows.new_row(run, self.name, result.arch, space=result.space, strategy=result.strategy, cost=result.cost)
-        return Entry(row, entry.search_seconds)
+        return Entry(row, entry.search_seconds, excess=entry.excess)
 
     def current(self, result: Result, others: Others) -> bool:
         """Whether the other arm is finished and still has this arch."""

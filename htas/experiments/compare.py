@@ -99,7 +99,9 @@ def compare(
     there, where = comparison.measured(there, path, only or workers is not None)
     against = against or names[0]
     doubts = [f"{name}, seed {seed}: {entry.doubt}" for (name, seed), entry in there.items() if entry.doubt]
+    broken = [f"{name}, seed {seed}: {entry.excess}" for (name, seed), entry in there.items() if entry.excess]
     notes = [f"Left out: {reason}" for reason in reasons] + [f"Not converged: {doubt}" for doubt in doubts]
+    notes += [f"Above its limit: {excess}" for excess in broken]
     notes += [
         f"{name}, seed {seed}: {each.result.outside}" for (name, seed), each in there.items() if each.result.outside
     ]

@@ -273,11 +273,7 @@ def doubts(report: Report) -> list[tuple[str, str]]:
     remarks += curve_doubts(report.curves)
     for search in report.searches:
         subject = search_name(search.space)
-        remarks += [
-            (subject, f"{outcome.metric} is {percent(outcome.ratio, 1)} of what {outcome.asked!r} allows")
-            for outcome in search.limits
-            if outcome.ratio > 1
-        ]
+        remarks += [(subject, outcome.excess) for outcome in search.limits if outcome.excess]
         remarks += [] if search.converged else [(subject, f"not converged: {search.why}")]
     return remarks
 

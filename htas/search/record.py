@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from htas.graph.arch import Arch
+from htas.text import percent
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,12 @@ class LimitOutcome:
     def ratio(self) -> float:
         """Measured over the limit: at most 1 where the arch keeps it."""
         return self.measured / self.limit
+
+    @property
+    def excess(self) -> str:
+        """That the arch breaks the limit, and by how much, in words; empty where it keeps it."""
+        words = f"{self.metric} is {percent(self.ratio, 1)} of what {self.asked!r} allows"
+        return words if self.ratio > 1 else ""
 
     @property
     def share(self) -> float | None:

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 
 from htas.console.progress import say
+from htas.search.moves import over
 from htas.search.problem import Problem, SearchOutcome
 from htas.strategies import need_limits
 from htas.strategies._trials import ByTrials, Trials, multiples, widest_of
@@ -28,6 +29,11 @@ class Uniform(ByTrials):
         started = time.monotonic()
         pool = multiples(problem.network.base.widths, problem.space, problem.space.widest.depths)
         why = f"the widest of {len(pool)} multiples of the base widths within the limits, all blocks kept"
+        if all(over(problem.limits, arch) > 1 for arch in pool):
+            why = (
+                f"none of {len(pool)} multiples of the base widths, all blocks kept, is predicted within the limits; "
+                "this is the nearest to them"
+            )
         if any(len(choices) > 1 for choices in problem.space.depths.values()):
             say(f"{problem.title}: uniform does not search depths and keeps all blocks; scaled tries depths, too")
         return widest_of(problem, Trials(problem, self), pool, why, time.monotonic() - started)

@@ -129,6 +129,22 @@ def test_a_search_that_has_not_converged_is_named(finished, tmp_path):
         assert f"Not converged: found, seed 1: {why}" in text and "Not converged: base" not in text
 
 
+def test_a_network_that_breaks_its_limit_when_measured_is_named(finished, tmp_path):
+    """Also where another arm trains it."""
+    out = shutil.copytree(finished, tmp_path / "out")
+    record = read_json(out / "found-0" / "search-grid.json")
+    limit = record["limits"][0]
+    limit["measured"] = 1.309 * limit["limit"]
+    write_json(out / "found-0" / "search-grid.json", record)
+    (out / "found-0" / "result.json").unlink()
+    text = '[found]\n["found, alone"]\nlike = "found"\n[base]\nnetwork = "base"\n'
+    _, shown = compared(None, OPTIONS, arms_in(arms(tmp_path, text)), 1, out)
+    for name in ("found", "found, alone"):
+        note = f"Above its limit: {name}, seed 0: latency is 130.9 % of what '60%' allows"
+        assert note in str(shown) and note in (out / "compare.md").read_text()
+    assert str(shown).count("Above its limit") == 2
+
+
 @pytest.mark.slow
 def test_arms_may_differ_in_expansion_cost_and_adds(tmp_path):
     """Each has a space or a network of its own, and its own survey where its layers are others."""

@@ -591,3 +591,10 @@ def test_dropout_draws_the_same_after_an_interruption(tmp_path, monkeypatch):
     torch.manual_seed(99)
     found = strategy.search(problem(tmp_path / "parts", **changes))
     assert without_seconds(found.epochs) == without_seconds(wanted.epochs)
+
+
+def test_one_multiplier_says_where_no_multiple_keeps_the_limit(tmp_path):
+    """The least that it can take is about a sixteenth."""
+    within, beyond = (quick("uniform").search(tiny(tmp_path, most=most)).why for most in (0.6, 0.02))
+    assert "within the limits, all blocks kept" in within
+    assert beyond.startswith("none of ") and "is predicted within the limits" in beyond
