@@ -1,6 +1,7 @@
 """What the verbs of several runs are asked for, checked without PyTorch."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -73,7 +74,9 @@ class FastestPlan:
             raise UserError("htas fastest finds the budget itself, so leave constraints.latency out")
 
 
-WORKERS = re.compile(r"(local:(?P<local>\d+)|ray|(?P<address>(ray://)?[^\s:/]+:\d{4,5}))(?P<options>(,\w+=[^,\s]+)*)")
+WORKERS = re.compile(
+    r"(local:(?P<local>0*[1-9]\d*)|ray|(?P<address>(ray://)?[^\s:/]+:\d{4,5}))(?P<options>(,\w+=[^,=\s]+)*)", re.ASCII
+)
 """What --workers may be; the ports of users have four or five digits."""
 LEAST = 0.001
 """Of a graphics card, for a trial."""
@@ -96,9 +99,8 @@ class Parallel:
         names = [f"--{name}" for name, value in vars(self).items() if value]
         if len(names) > 1:
             raise UserError(f"{listing(names)} exclude each other; give one of them")
-        if self.workers and (
-            not self._match or self._match["local"] == "0" or set(self._options) - {"threads", "gpus"}
-        ):
+        named = [name for name, _ in self._options]
+        if self.workers and (not self._match or set(named) - {"threads", "gpus"} or len(set(named)) < len(named)):
             raise UserError(
                 "--workers must be local:N for N processes on this machine, ray for a Ray cluster that is started "
                 "here, or HOST:PORT of one, with threads=N and for Ray gpus=N after a comma, such as "
@@ -112,9 +114,9 @@ class Parallel:
         return WORKERS.fullmatch(self.workers)
 
     @property
-    def _options(self) -> dict[str, str]:
+    def _options(self) -> Sequence[tuple[str, str]]:
         text = self._match["options"] if self._match else ""
-        return dict(part.split("=") for part in text.split(",")[1:])
+        return re.findall(r",(\w+)=([^,]+)", text)
 
     @property
     def processes(self) -> int:
@@ -129,7 +131,7 @@ class Parallel:
     @property
     def threads(self) -> int:
         """Of each trial; 0 where nothing is said."""
-        text = self._options.get("threads", "0")
+        text = dict(self._options).get("threads", "0")
         if not text.isdecimal():
             raise UserError(f"threads of --workers must be a whole number, got {text!r}")
         return int(text)
@@ -137,7 +139,7 @@ class Parallel:
     @property
     def gpus(self) -> float:
         """Graphics cards of each trial, or a part of one."""
-        text = self._options.get("gpus", "0")
+        text = dict(self._options).get("gpus", "0")
         try:
             gpus = float(text)
         except ValueError:

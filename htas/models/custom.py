@@ -45,7 +45,7 @@ class Custom(ModelFamily):
         named = {"classes", "num_classes"} & set(parameters)
         try:
             network = make(**{named.pop(): classes}) if named else make(*[classes] * len(taking))
-        except Exception as error:  # a user's code may raise anything
+        except (Exception, SystemExit) as error:  # a user's code may raise anything
             raise UserError(f"{self.factory} raised {blame(error)}") from error
         if not isinstance(network, nn.Module):
             raise UserError(f"{self.factory} must return an nn.Module, it returned {type(network).__name__}")
@@ -89,7 +89,7 @@ class Custom(ModelFamily):
         path = self.factory.partition(":")[0]
         try:
             return importlib.import_module(path)
-        except Exception as error:  # a user's code may raise anything
+        except (Exception, SystemExit) as error:  # a user's code may raise anything
             missing = error.name if isinstance(error, ModuleNotFoundError) else None
             if missing and f"{path}.".startswith(f"{missing}."):
                 raise UserError(

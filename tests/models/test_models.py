@@ -170,6 +170,17 @@ def test_a_factory_that_raises_is_named_with_the_users_file_and_line(nets: Path)
         Custom("broken_nets:make").build(7)
 
 
+@pytest.mark.parametrize("factory", ["ending_nets:make", "ended_nets:make"])
+def test_a_factory_that_ends_the_program_is_refused(
+    factory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ending_nets.py").write_text("import sys\n\n\ndef make():\n    sys.exit(3)\n")
+    (tmp_path / "ended_nets.py").write_text("import sys\n\nsys.exit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="SystemExit: 3"):
+        Custom(factory).build(10)
+
+
 def test_what_is_made_of_a_users_network_is_made_anew_when_its_file_changes(nets: Path) -> None:
     before = Custom("own_nets:make").source
     assert "groups=2" in before
