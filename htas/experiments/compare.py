@@ -106,6 +106,7 @@ def compare(
         f"{name}, seed {seed}: {each.result.outside}" for (name, seed), each in there.items() if each.result.outside
     ]
     job = comparison.jobs[names[0], 0]
+    notes += precision_notes(job.target.precision)
     title = f"{job.config.family.title} on {job.config.data.name}, {plural(seeds, 'seed')}"
     facts = {name: str(value) for name, value in {**where, **dataclasses.asdict(job.target)}.items()}
     lines = TextTable(table(there, names, seeds, against), 1, after=notes, marked=[against])
@@ -115,6 +116,13 @@ def compare(
         for (name, seed), entry in there.items()
     ]})  # fmt: skip
     return path, lines
+
+
+def precision_notes(precision: str) -> list[str]:
+    """A note where latencies are of another precision than accuracies."""
+    return [] if precision == "fp32" else [
+        f"Latencies are in {precision}, and accuracies in fp32; those of the deployed networks are in htas run's report"
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)

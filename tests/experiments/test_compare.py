@@ -129,6 +129,13 @@ def test_a_search_that_has_not_converged_is_named(finished, tmp_path):
         assert f"Not converged: found, seed 1: {why}" in text and "Not converged: base" not in text
 
 
+def test_a_comparison_says_that_accuracies_are_in_fp32():
+    assert compare.precision_notes("fp32") == []
+    for precision in ("int8", "bf16"):
+        (note,) = compare.precision_notes(precision)
+        assert note.startswith(f"Latencies are in {precision}, and accuracies in fp32")
+
+
 def test_a_network_that_breaks_its_limit_when_measured_is_named(finished, tmp_path):
     """Also where another arm trains it."""
     out = shutil.copytree(finished, tmp_path / "out")
