@@ -1,22 +1,13 @@
 """Trials of a comparison in processes of their own: one of them, the commands of all, and several at once."""
 
-import multiprocessing
-import os
 import shlex
-import signal
-import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from functools import cache
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-
-import psutil
 
 from htas.console.progress import Bar, progress, say
 from htas.console.record import into, recording
@@ -27,6 +18,7 @@ from htas.experiments.compare import Comparison, Key, Trials, Workers
 from htas.experiments.plans import Parallel
 from htas.text import first_line, no_such, plural
 from htas.timing import turns
+from htas.timing.processes import died, ending, new_process
 from htas.timing.target import usable_cores
 
 LOGS = "logs"
@@ -108,63 +100,35 @@ class LocalWorkers(Workers):
     def _done(self, whole: Comparison, keys: Sequence[Key], reasons: dict[Key, str]) -> dict[Key, str]:
         """Do trials; returns the reasons, with those of trials that failed now."""
         threads = self.threads or max(1, usable_cores() // self.count)
-        trials, others = whole.trials.pinned(whole.jobs[keys[0]].target), multiprocessing.active_children()
-        waiting, idle = list(keys), [_process(threads) for _ in range(min(self.count, len(keys)))]
+        trials, waiting = whole.trials.pinned(whole.jobs[keys[0]].target), list(keys)
         busy: dict[Future[tuple[str, bool]], tuple[Key, ProcessPoolExecutor]] = {}
-        try:
-            with progress(f"compare: {plural(len(keys), 'trial')}", len(keys)) as bar:
-                while waiting or busy:
-                    for key in list(waiting):
-                        first, running = whole.follows(key), [key for key, _ in busy.values()]
-                        if first in reasons:
-                            waiting.remove(key)
-                            reasons[key] = unfinished(first[0])
-                            bar.step(f"{_name(whole, key)} ended")
-                        elif idle and first not in (*waiting, *running):
-                            waiting.remove(key)
-                            worker = idle.pop()
-                            busy[worker.submit(_in_process, trials, _name(whole, key))] = key, worker
-                    for future in wait(busy, LOOK, FIRST_COMPLETED).done:
-                        key, worker = busy.pop(future)
-                        reason, usable = _reason(future)
-                        if reason:
-                            reasons[key] = reason
-                            say(f"compare: {_name(whole, key)}: {reason}")
-                        idle.append(worker if usable else _process(threads))
-                        bar.step(f"{_name(whole, key)} {'ended' if reason else 'is done'}")
-                    _show(bar, trials.folder, [_name(whole, key) for key, _ in busy.values()])
-        finally:
-            for worker in (*idle, *(worker for _, worker in busy.values())):
-                worker.shutdown(wait=not busy, cancel_futures=True)
-            _end([each for each in multiprocessing.active_children() if each not in others])
+        with ending(), progress(f"compare: {plural(len(keys), 'trial')}", len(keys)) as bar:
+            idle = [new_process(threads) for _ in range(min(self.count, len(keys)))]
+            while waiting or busy:
+                for key in list(waiting):
+                    first, running = whole.follows(key), [key for key, _ in busy.values()]
+                    if first in reasons:
+                        waiting.remove(key)
+                        reasons[key] = unfinished(first[0])
+                        bar.step(f"{_name(whole, key)} ended")
+                    elif idle and first not in (*waiting, *running):
+                        waiting.remove(key)
+                        worker = idle.pop()
+                        busy[worker.submit(_in_process, trials, _name(whole, key))] = key, worker
+                for future in wait(busy, LOOK, FIRST_COMPLETED).done:
+                    key, worker = busy.pop(future)
+                    reason, usable = _reason(future)
+                    if reason:
+                        reasons[key] = reason
+                        say(f"compare: {_name(whole, key)}: {reason}")
+                    idle.append(worker if usable else new_process(threads))
+                    bar.step(f"{_name(whole, key)} {'ended' if reason else 'is done'}")
+                _show(bar, trials.folder, [_name(whole, key) for key, _ in busy.values()])
         return reasons
 
 
 def _name(whole: Comparison, key: Key) -> str:
     return whole.jobs[key].folder.name
-
-
-def _process(threads: int) -> ProcessPoolExecutor:
-    """A process for one trial at a time, which lives on between them: PyTorch is imported once."""
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (threads,))
-
-
-def _begin(threads: int) -> None:
-    """In a new process."""
-    import torch
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends this process
-    torch.set_num_threads(threads)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
 
 
 def _in_process(trials: Trials, name: str) -> tuple[str, bool]:
@@ -207,7 +171,7 @@ def logged(trials: Trials, name: str, between: Callable[[], None] = turns.give_w
 
 def _reason(future: Future[tuple[str, bool]]) -> tuple[str, bool]:
     """Why a trial could not be done, empty where it was, and whether its process may do others."""
-    if isinstance(future.exception(), BrokenProcessPool):
+    if died(future):
         return "its process was killed, as the system does where memory ends; the same command does the rest", False
     return future.result()
 
@@ -219,17 +183,3 @@ def _show(bar: Bar, folder: Path, names: Sequence[str]) -> None:
         with suppress(UserError):  # it has not begun yet
             parts.append(f"{name}: {state(folder / name).work or 'begins'}")
     bar.step("; ".join(parts), by=0)
-
-
-def _end(processes: Sequence[BaseProcess]) -> None:
-    """End processes in the middle of their work, and all that these have started."""
-    ending: list[psutil.Process] = []
-    for each in processes:
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(each.pid)
-            ending += [process, *process.children(recursive=True)]
-    for end in (psutil.Process.terminate, psutil.Process.kill):
-        for process in ending:
-            with suppress(psutil.NoSuchProcess):
-                end(process)
-        ending = psutil.wait_procs(ending, timeout=5)[1]

@@ -30,6 +30,7 @@ from htas.metrics import Metric
 from htas.metrics.latency import Latency
 from htas.models import untrained_unchanged
 from htas.run.config import Config, load
+from htas.run.user import UserData, UserNetwork
 from htas.runtimes import open_runtime
 from htas.search.record import SearchRecord
 from htas.spaces.curve import SurveyRecord
@@ -96,6 +97,11 @@ class Run:
                 module, example, adds=design.adds, project_norm=family.project_norm, ignored=design.ignored
             )
         return self.sources.networks[key]
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another process can open this run: not one whose network and data htas.optimize was called with."""
+        return not (isinstance(self.config.family, UserNetwork) or isinstance(self.config.data, UserData))
 
     @property
     def device(self) -> str:

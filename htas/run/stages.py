@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -66,6 +67,11 @@ def begin(run: Run, command: str, *, shown: bool = True) -> None:
     """Refuse what would fail after hours, and with `shown` say how long a run takes that is not finished yet."""
     need_limits(bool(run.config.constraints.by_metric), run.config.strategy)
     run.config.strategy.check()
+    if (count := run.config.strategy.processes) > 1 and not run.elsewhere:
+        raise UserError(
+            f"strategy.workers = {count} needs a network and data that other processes can build, and htas.optimize "
+            "has those of a Python program; leave it at 1"
+        )
     open_runtime(run.target)
     if shown and not (run.folder / "report.json").exists():
         outlook.show(run)
@@ -202,8 +208,7 @@ def _search(run: Run, again: bool) -> None:
         if not again and made_from(path, keys.search(run)):
             continue
         problem = _problem(run, space)
-        unfinished = (problem.checkpoint, problem.checkpoint.with_suffix(".json"))  # a supernet's, and short trainings
-        for old in unfinished if again else ():
+        for old in problem.unfinished if again else ():
             old.unlink(missing_ok=True)
         if space.size == 1:
             write_stage(path, keys.search(run), 0.0, _only(config, space))
@@ -241,7 +246,7 @@ def _search(run: Run, again: bool) -> None:
         rank = f"; better than {record.beaten} of {len(theirs)} random archs of its latency" if theirs else ""
         say(f"search {name}: {state}{rank}")
         write_stage(path, keys.search(run), took, record)
-        for done in unfinished:
+        for done in problem.unfinished:
             done.unlink(missing_ok=True)
 
 
@@ -433,7 +438,14 @@ def _problem(run: Run, space: Space) -> Problem:
         limits=limits(run),
         trained=run.supernets / f"{shared}.safetensors" if run.supernets and shared else None,
         weight_bits=weight_bits(run.target),
+        again=partial(_problem_again, run.folder, run.supernets, space.name) if run.elsewhere else None,
     )
+
+
+def _problem_again(folder: Path, supernets: Path | None, space: str) -> Problem:
+    """The problem of a space, in another process."""
+    run = Run(load(folder / "config.toml"), folder, supernets)
+    return _problem(run, run.design.spaces[space])
 
 
 def _reported(new: Report, folder: Path) -> bool:

@@ -121,14 +121,16 @@ class Judge:
     """Accuracies of archs, each computed once."""
 
     def __init__(self, accuracies: Callable[[Sequence[Arch]], list[float]]) -> None:
-        self._find = accuracies
+        self.compute = accuracies
         self.accuracies: dict[Arch, float] = {}
+        self.seconds = 0.0
+        """Seconds that accuracies took which are those of a search that was interrupted."""
 
     def __call__(self, archs: Sequence[Arch]) -> list[float]:
         """Accuracy of each arch, 0 to 1."""
         new = [arch for arch in dict.fromkeys(archs) if arch not in self.accuracies]
         if new:
-            self.accuracies |= dict(zip(new, self._find(new), strict=True))
+            self.accuracies |= dict(zip(new, self.compute(new), strict=True))
         return [self.accuracies[arch] for arch in archs]
 
 

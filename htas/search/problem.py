@@ -38,6 +38,8 @@ class Problem:
     """File of a supernet that searches with the same options share; written by the first of them."""
     weight_bits: int = 0
     """Bits of weights, 8 or 7, where archs are judged in simulated int8; 0 where the target is not in int8."""
+    again: Callable[[], "Problem"] | None = None
+    """Makes the problem again in another process, which it can be sent to; None where only this one has the data."""
 
     def __post_init__(self) -> None:
         self.network.check(self.space.widest)
@@ -47,6 +49,16 @@ class Problem:
     def supernet(self) -> Path:
         """File of the supernet that searches for other budgets may start from."""
         return self.checkpoint.parent.parent / f"supernet-{self.space.name}.safetensors"
+
+    @property
+    def journal(self) -> Path:
+        """File of the archs judged by a search that was interrupted."""
+        return self.checkpoint.with_suffix(".journal")
+
+    @property
+    def unfinished(self) -> tuple[Path, ...]:
+        """Files of a search that was interrupted: of its supernet, of short trainings, of archs judged."""
+        return self.checkpoint, self.checkpoint.with_suffix(".json"), self.journal
 
 
 def rivals(problem: Problem, arch: Arch, count: int, *, seed: int, tolerance: float = 0.05) -> list[Arch]:

@@ -70,6 +70,11 @@ class Strategy(ABC):
         return "table"
 
     @property
+    def processes(self) -> int:
+        """Number of processes that search at the same time."""
+        return 1
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """Files that the search starts from; a search is repeated where they have changed."""
         return ()

@@ -3,7 +3,7 @@
 import random
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -29,6 +29,8 @@ LEANING = 3.0
 """Largest leaning to wide or narrow of the archs that the weights learn from."""
 TRIALS = 20
 """Largest number of draws for each arch to judge: in a small space many repeat."""
+Accuracies = Callable[[Sequence[Arch]], Iterator[tuple[Arch, float | None]]]
+"""The accuracy of each arch as soon as it is there; None for one that could not be judged."""
 AROUND = 0.1
 """Archs are judged up to this fraction above the limits, in case predictions are too high."""
 
@@ -77,7 +79,7 @@ class OneShotStrategy(SupernetStrategy):
         judge = Judge(run.validate)
         self.pick(problem, judge)
         arch = best(problem, judge)
-        seconds = run.seconds + time.monotonic() - started
+        seconds = run.seconds + time.monotonic() - started + judge.seconds
         accuracy = percent(judge([arch])[0])
         say(f"{problem.title}: {len(judge.accuracies)} archs judged, the best within the limits at {accuracy}")
         why = f"{len(judge.accuracies)} archs were judged by a supernet trained for {self.epochs} epochs"
@@ -145,6 +147,14 @@ def step(problem: Problem, rng: random.Random, arch: Arch, by: int) -> Arch | No
         if 0 <= index < len(choices):
             sites.append((site, choices[index]))
     return changed(arch, *rng.choice(sites)) if sites else None
+
+
+def supernet_of(problem: Problem, strategy: OneShotStrategy) -> SupernetLoop:
+    """The supernet that the search of this strategy has trained, from its file."""
+    run = _Training(problem, strategy)
+    run.restore()
+    assert len(run.epochs) == run.length, "it is trained before others judge by it"
+    return run
 
 
 class _Training(SupernetLoop):

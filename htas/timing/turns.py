@@ -127,6 +127,11 @@ def _place() -> Path:
     return shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
 
 
+def joined() -> bool:
+    """Whether this process takes turns."""
+    return _turns is not None
+
+
 def give_way() -> None:
     """Between two steps of work: wait while another process measures."""
     if _turns is not None:
