@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from htas.cli.parameters import Command, Device, Json, Out, Overrides, Source
+from htas.cli.parameters import Command, Device, Json, LocalWorkers, Out, Overrides, Source, Workers
 from htas.cli.sources import config_file, read_source
 from htas.console.terminal import show
 from htas.errors import UserError
@@ -22,18 +22,22 @@ def sweep(
     share: Annotated[
         bool, Parameter(help="begin later searches with the first one's supernet, in half the epochs")
     ] = False,
+    workers: LocalWorkers = "",
     json: Json = False,
     out: Out = None,
 ) -> None:
     """Find a network for each of several budgets, from one survey: a front of accuracy and latency."""
     settings, folder = read_source(config, overrides, out, "-sweep", limited=not share)
-    from htas.experiments.plans import SweepPlan, check_folder
+    from htas.experiments.plans import Parallel, SweepPlan, check_folder
 
     plan = SweepPlan(tuple(text.strip() for text in budgets.split(",") if text.strip()), share)
+    parallel = Parallel(workers)
+    parallel.check_local("sweep")
     check_folder(folder)
     from htas.experiments import budgets as experiment
+    from htas.experiments.at_once import processes_of
 
-    page, table = experiment.sweep(settings.config(), folder, plan, command)
+    page, table = experiment.sweep(settings.config(), folder, plan, command, processes_of(parallel))
     show([table], {"page": str(page)}, json)
 
 
@@ -52,19 +56,28 @@ def fastest(
     ] = "",
     seeds: Annotated[int, Parameter(help="trainings of each network, whose mean accuracy counts (3)")] = 3,
     tries: Annotated[int, Parameter(help="budgets tried at most, each half as far from the last (4)")] = 4,
+    workers: Annotated[
+        str,
+        Parameter(
+            help="who does the trainings of a network at the same time: local:N for N processes; budgets "
+            "follow from each other"
+        ),
+    ] = "",
     json: Json = False,
     out: Out = None,
 ) -> None:
     """Find the fastest network that keeps an accuracy."""
     settings, folder = read_source(config, overrides, out, "-fastest", limited=True)
-    from htas.experiments.plans import FastestPlan, check_folder
+    from htas.experiments.plans import FastestPlan, Parallel, check_folder
 
-    plan = FastestPlan(accuracy_floor, seeds, tries)
+    plan, parallel = FastestPlan(accuracy_floor, seeds, tries), Parallel(workers)
     plan.check(settings)
+    parallel.check_local("fastest")
     check_folder(folder)
     from htas.experiments import budgets as experiment
+    from htas.experiments.at_once import processes_of
 
-    page, table = experiment.fastest(settings.config(), folder, plan, command)
+    page, table = experiment.fastest(settings.config(), folder, plan, command, processes_of(parallel))
     show([table], {"page": str(page)}, json)
 
 
@@ -79,9 +92,7 @@ def compare(
     seeds: Annotated[int, Parameter(help="trainings of each arm (3)")] = 3,
     against: Annotated[str, Parameter(help="the arm that others are compared with; otherwise the first")] = "",
     only: Annotated[bool, Parameter(help="run nothing, and print the table of finished trainings")] = False,
-    workers: Annotated[
-        str, Parameter(help="who trains networks at the same time: local:N, ray, or HOST:PORT of a Ray cluster")
-    ] = "",
+    workers: Workers = "",
     list: Annotated[
         bool, Parameter(help="run nothing, and print a command for each network to be found and trained")
     ] = False,
@@ -126,6 +137,7 @@ def reproduce(
     depths: Annotated[
         str, Parameter(help="ResNets of Tables 3 and 4 that are trained, with commas between (32)")
     ] = "32",
+    workers: Workers = "",
     json: Json = False,
     second: Annotated[
         str, Parameter(help="Table 5's other target, as runtime=onnxruntime,threads=1 (that, on CUDA the CPU)")
@@ -139,7 +151,7 @@ def reproduce(
         raise UserError(f"--depths must be numbers of layers with commas between, such as 110,56,32, got {depths!r}")
     where = device or "cpu"
     length = "quick" if quick else "full" if full or where == "cuda" else "short"
-    from htas.experiments.plans import check_folder
+    from htas.experiments.plans import Parallel, check_folder
     from htas.experiments.reproduce.plan import Plan
 
     plan = Plan(
@@ -151,6 +163,7 @@ def reproduce(
         depths=tuple(int(depth) for depth in depths.split(",")),
         second=second,
         overrides=tuple(overrides),
+        parallel=Parallel(workers),
     )
     names = plan.items(what)
     check_folder(plan.folder)

@@ -39,6 +39,12 @@ Overrides = Annotated[Sequence[str], Parameter(parse=False)]
 Command = Annotated[str, Parameter(parse=False)]
 """The whole command as written, for the report."""
 
+Workers = Annotated[
+    str, Parameter(help="who trains networks at the same time: local:N, ray, or HOST:PORT of a Ray cluster")
+]
+LocalWorkers = Annotated[
+    str, Parameter(help="who searches and trains at the same time: local:N for N processes on this machine")
+]
 Shapes = tuple[tuple[int, ...], ...]
 
 

@@ -6,8 +6,10 @@ trained base network of whichever was there before; so everything that a run can
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,25 +17,35 @@ import torch
 
 from htas import files
 from htas.console.progress import say
+from htas.console.record import into
 from htas.errors import UserError
 from htas.experiments import intervals
+from htas.experiments.at_once import Processes, Task, turns_of
 from htas.experiments.plans import FastestPlan, SweepPlan
-from htas.experiments.shared import SUPERNETS, in_first_space, prepared, share_files
+from htas.experiments.shared import LOCKS, SUPERNETS, in_first_space, once, prepared, share_base, share_files
 from htas.files import digest, read_json, read_record, read_tensors, to_json, write_json, write_tensors
 from htas.graph import Arch, resize
 from htas.report import result, write
 from htas.report.result import Report, Result
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
-from htas.run.config import Config
+from htas.run.config import Config, load
 from htas.run.rows import NetworksRecord
 from htas.run.run import Run, Sources
-from htas.run.stage import StageHeader, ensure, stored
-from htas.run.stages import SEARCH
+from htas.run.stage import StageHeader, ensure, finished, stored
+from htas.run.stages import SEARCH, TRAIN
 from htas.text import TextTable, columns, milliseconds, percent, points
+from htas.timing import turns
 from htas.training.train import Training, evaluate
 
 FRONT = "No other network of this sweep is both faster and more accurate."
+
+
+@contextmanager
+def _beside(processes: Processes | None) -> Iterator[None]:
+    """What measures here takes turns with the processes of other commands, where this one has some, too."""
+    with turns.join() if processes else nullcontext():
+        yield
 
 
 def _budget_run(config: Config, text: str, folder: Path, sources: Sources, start: str = "") -> Run:
@@ -45,9 +57,11 @@ def _budget_run(config: Config, text: str, folder: Path, sources: Sources, start
 # -- several budgets ---------------------------------------------------------------------------------------------------
 
 
-def sweep(config: Config, folder: Path, plan: SweepPlan, command: str) -> tuple[Path, TextTable]:
+def sweep(
+    config: Config, folder: Path, plan: SweepPlan, command: str, processes: Processes | None = None
+) -> tuple[Path, TextTable]:
     """A run for every budget of latency, then all their networks in one interleaved run: the path of report.html, and
-    the front.
+    the front. The searches and trainings of all budgets are done by processes at once, where there are some.
 
     Raises UserError for a budget that cannot be kept, before anything is trained.
     """
@@ -59,16 +73,20 @@ def sweep(config: Config, folder: Path, plan: SweepPlan, command: str) -> tuple[
         name = config.names["strategy"]
         say(f"sweep: --share is for the strategy differentiable; what {name} can share between budgets, it does anyway")
     sources = Sources()
-    runs = {
-        text: _budget_run(replace(config, strategy=strategy), text, folder, sources)
-        for text, strategy in zip(budgets, strategies, strict=True)
-    }
-    for job in runs.values():
-        pipeline.check_limits(job)
-    for job in runs.values():
-        share_files(job)
-        pipeline.run_all(job, command)
-    rows = _measured(runs, folder)
+    with _beside(processes):
+        runs = {
+            text: _budget_run(replace(config, strategy=strategy), text, folder, sources)
+            for text, strategy in zip(budgets, strategies, strict=True)
+        }
+        for job in runs.values():
+            pipeline.check_limits(job)
+    if processes is not None:
+        _at_once(processes, runs, folder, command, shared=pair is not None)
+    with _beside(processes):
+        for job in runs.values():
+            share_files(job)
+            pipeline.run_all(job, command, quiet=processes is not None)
+        rows = _measured(runs, folder)
     first_run, name = runs[budgets[0]], config.design.spaces[0]
     swept = Report(
         title=f"{config.family.title} on {config.data.name}, {config.target.title}: {len(runs)} budgets",
@@ -84,6 +102,56 @@ def sweep(config: Config, folder: Path, plan: SweepPlan, command: str) -> tuple[
     )
     write(swept, folder)
     return folder / "report.html", _table(rows)
+
+
+def _at_once(processes: Processes, runs: Mapping[str, Run], folder: Path, command: str, shared: bool) -> None:
+    """The searches and trainings that are not finished; with `shared`, others follow the first search. Raises UserError
+    that names those which cannot be done."""
+    (first, first_run), *_ = runs.items()
+    follows = (first_run.folder.name, f"the search for {first}, whose supernet it begins with, is not finished")
+    tasks = {}
+    for job in runs.values():
+        pipeline.begin(job, command, shown=False)
+        if not (finished(job, SEARCH) and finished(job, TRAIN)):
+            after = follows if shared and job is not first_run and not finished(first_run, SEARCH) else ("", "")
+            tasks[job.folder.name] = Task(_search, (folder, job.folder.name, True), *after)
+    _done(processes, "sweep", tasks, folder)
+
+
+def _done(processes: Processes, verb: str, tasks: Mapping[str, Task], folder: Path) -> None:
+    """Do tasks, whose files this process finds; raises UserError that names those which cannot be done."""
+    reasons = processes.do(verb, tasks, folder, {}) if tasks else {}
+    if reasons:
+        raise UserError("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+
+
+@cache
+def _sources() -> Sources:
+    """Of a process: its tasks share images and networks."""
+    return Sources()
+
+
+def _run_of(folder: Path, name: str) -> Run:
+    """A run that another process has prepared."""
+    return Run(load(folder / name / "config.toml"), folder / name, folder / SUPERNETS, _sources())
+
+
+def _search(folder: Path, name: str, trains: bool) -> None:
+    """In a process: the search within a budget, and with `trains` all trainings; what several need, the first makes."""
+    with turns.join(log=turns_of(folder, name)):
+        job, locks = _run_of(folder, name), folder / LOCKS
+        into(job.folder)
+        with once(locks / job.training(job.network.base, taught=False)):
+            share_base(job)
+            run_rows.base_network(job)
+        supernet = job.supernet_key(next(iter(job.design.spaces.values())))
+        with once(locks / (supernet or SEARCH.key(job))):
+            share_files(job)
+            if not (supernet and (folder / SUPERNETS / f"{supernet}.safetensors").exists()):
+                ensure(job, SEARCH)
+        ensure(job, SEARCH)
+        if trains:
+            ensure(job, TRAIN)
 
 
 def _measured(runs: Mapping[str, Run], folder: Path) -> tuple[Result, ...]:
@@ -159,21 +227,25 @@ class BudgetTrial:
         return "clearly met" if self.mean - self.reach >= self.floor else "met"
 
 
-def fastest(config: Config, folder: Path, plan: FastestPlan, command: str) -> tuple[Path, TextTable]:
+def fastest(
+    config: Config, folder: Path, plan: FastestPlan, command: str, processes: Processes | None = None
+) -> tuple[Path, TextTable]:
     """The smallest budget whose networks keep the accuracy floor, by bisection over `tries` budgets, then a whole run
     at that budget: the path of its report.html, and the budgets tried as lines of text.
 
     The floor is judged on images held out of training: every network is trained `seeds` times on one part of the
     training images and judged on the other, its teacher likewise. The search has seen these images too, to choose
-    widths by; the test images nobody has. Raises UserError where no budget keeps the floor.
+    widths by; the test images nobody has. A budget follows from the one before; the trainings of one network are done
+    by processes at once, where there are some. Raises UserError where no budget keeps the floor.
     """
     seeds, tries = plan.seeds, plan.tries
     sources = Sources()
-    job = _budget_run(config, "100%", folder, sources, "start")
+    with _beside(processes):
+        job = _budget_run(config, "100%", folder, sources, "start")
     base = job.network.base
     say(f"fastest: {seeds * (1 + tries)} trainings on half of the training images at most, and {tries} searches")
     least, most = pipeline.shares_possible(job)
-    accuracies = tuple(_judged(job, base, seed, folder, None) for seed in range(seeds))
+    accuracies = _accuracies(job, base, seeds, folder, None, processes)
     base_accuracy = float(np.mean(accuracies))
     least_accuracy = plan.least(base_accuracy)
     say(f"fastest: base network {percent(base_accuracy)} on held-out images, to keep {percent(least_accuracy)}")
@@ -181,10 +253,9 @@ def fastest(config: Config, folder: Path, plan: FastestPlan, command: str) -> tu
     low, high = least, min(most, 1.0)
     for _ in range(tries):
         share = (low + high) / 2
-        searched = _budget_run(config, _percent(share), folder, sources)
-        ensure(searched, SEARCH)
+        searched = _searched(config, _percent(share), folder, sources, processes)
         arch = searched.search(config.design.spaces[0]).arch
-        trial_accuracies = tuple(_judged(job, arch, seed, folder, base) for seed in range(seeds))
+        trial_accuracies = _accuracies(job, arch, seeds, folder, base, processes)
         trials.append(BudgetTrial(share, trial_accuracies, least_accuracy, accuracies if plan.relative else ()))
         say(f"fastest: {percent(share, 1)} of the base's latency: {percent(trials[-1].mean)}, {trials[-1].verdict}")
         low, high = (low, share) if trials[-1].met else (share, high)
@@ -198,7 +269,9 @@ def fastest(config: Config, folder: Path, plan: FastestPlan, command: str) -> tu
         )
     best = min(met, key=lambda each: each.share)
     text = _percent(best.share)
-    report = pipeline.run_all(_budget_run(config, text, folder, sources), command)
+    best_run = _searched(config, text, folder, sources, processes, trains=True)
+    with _beside(processes):
+        report = pipeline.run_all(best_run, command, quiet=processes is not None)
     return report, TextTable(table, 0, after=[f"taken: {text} of the base's latency, {best.verdict}"])
 
 
@@ -206,25 +279,58 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2f}%"
 
 
+def _searched(
+    config: Config, text: str, folder: Path, sources: Sources, processes: Processes | None, trains: bool = False
+) -> Run:
+    """The run within a budget of latency, its search finished; with `trains` processes train its networks, too."""
+    with _beside(processes):
+        job = _budget_run(config, text, folder, sources)
+    if processes is None:
+        ensure(job, SEARCH)
+    elif not (finished(job, SEARCH) and (not trains or finished(job, TRAIN))):
+        _done(processes, "fastest", {job.folder.name: Task(_search, (folder, job.folder.name, trains))}, folder)
+    return job
+
+
+def _accuracies(
+    job: Run, arch: Arch, seeds: int, folder: Path, teacher: Arch | None, processes: Processes | None
+) -> tuple[float, ...]:
+    """The accuracy of each seed's training, as of `_judged`."""
+    if processes is not None:
+        paths = {seed: _held_out(job, arch, seed, folder, taught=teacher is not None) for seed in range(seeds)}
+        _done(processes, "fastest", {
+            f"{path.stem}-seed-{seed}": Task(_judge, (folder, job.folder.name, arch, seed, teacher))
+            for seed, path in paths.items() if not path.exists()
+        }, folder)  # fmt: skip
+    return tuple(_judged(job, arch, seed, folder, teacher) for seed in range(seeds))
+
+
+def _judge(folder: Path, name: str, arch: Arch, seed: int, teacher: Arch | None) -> None:
+    """In a process: what `_judged` keeps in a file."""
+    with turns.join():
+        _judged(_run_of(folder, name), arch, seed, folder, teacher)
+
+
 def _judged(job: Run, arch: Arch, seed: int, folder: Path, teacher: Arch | None) -> float:
     """Accuracy on the validation half after a training on the other half; kept in a file."""
     config, path = job.config, _held_out(job, arch, seed, folder, taught=teacher is not None)
     if path.exists():
         return float(read_tensors(path)[1]["accuracy"])
+    network, data = job.network, job.data  # made before the seed is set, as they set their own
     torch.manual_seed(seed)
-    model = resize(job.network, arch)
+    model = resize(network, arch)
     job.reset(model)
     learned_from = None
     if teacher is not None and config.distill.alpha > 0:
         _judged(job, teacher, seed, folder, None)
-        learned_from = resize(job.network, teacher)
+        learned_from = resize(network, teacher)
         learned_from.load_state_dict(read_tensors(_held_out(job, teacher, seed, folder, taught=False))[0])
-    task, checkpoint = job.data.task, folder / "checkpoints" / path.name
+    task, checkpoint = data.task, folder / "checkpoints" / path.name
     seconds = Training(
-        model, job.data.weights, config.train, seed=seed, device=job.device, checkpoint=checkpoint, task=task,
+        model, data.weights, config.train, seed=seed, device=job.device, checkpoint=checkpoint, task=task,
         title=f"train on half of the images, seed {seed}", teacher=learned_from, distill=config.distill,
     ).run()  # fmt: skip
-    accuracy = evaluate(model, job.data.validation, device=job.device, task=task)
+    accuracy = evaluate(model, data.validation, device=job.device, task=task)
     write_tensors(path, model.state_dict(), {"accuracy": accuracy, "seconds": seconds})
     checkpoint.unlink(missing_ok=True)
     return accuracy

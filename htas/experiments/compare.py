@@ -75,8 +75,8 @@ class Workers(ABC):
         """Prepare and do trials; returns why those that are missing could not be done."""
 
     @abstractmethod
-    def measure(self, whole: "Comparison", there: Mapping[Key, Entry], path: Path) -> None:
-        """Measure all networks in one interleaved run -> the file `path`."""
+    def measure(self, whole: "Comparison", there: Mapping[Key, Entry], path: Path, on: Key | None = None) -> None:
+        """Measure all networks in one interleaved run -> the file `path`, as `Comparison.measured` does."""
 
 
 def compare(
@@ -243,16 +243,16 @@ class Comparison:
         return entry if arm.current(entry.result, self.others(key[1])) else None
 
     def measured(
-        self, there: Mapping[Key, Entry], path: Path, only: bool = False, on: Run | None = None
+        self, there: Mapping[Key, Entry], path: Path, only: bool = False, on: Key | None = None
     ) -> tuple[dict[Key, Entry], Mapping[str, str | int]]:
-        """Measure all networks in one interleaved run, on the target of the run `on`, or of the first -> the file
+        """Measure all networks in one interleaved run, on the target of the trial `on`, or of the first -> the file
         `path`; with `only`, use the last readings. Returns entries with their readings, and the machine that took them.
 
         A result without its weights is measured with random ones. Readings belong to a network and not to an arm's
         name, which may have another network since.
         """
         rows = {key: entry.result for key, entry in there.items()}
-        first = on or self.jobs[next(iter(there))]
+        first = self.jobs[on or next(iter(there))]
         marks = {name: digest(*name, to_json(row.arch), row.accuracy) for name, row in rows.items()}
         key = digest(first.place, list(marks.values()))
         if not only and not made_from(path, key):

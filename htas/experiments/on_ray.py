@@ -30,9 +30,10 @@ from htas.console.record import into, recording
 from htas.console.watch import state
 from htas.errors import UserError
 from htas.experiments.arms import Entry, unfinished
+from htas.experiments.at_once import LOOK, fault, log_of, logged, turns_of
 from htas.experiments.compare import Comparison, Key, Trials, Workers
 from htas.experiments.shared import LOCKS
-from htas.experiments.trials import LOGS, LOOK, comparison, fault, log_of, logged, run_trial
+from htas.experiments.trials import comparison, run_trial
 from htas.files import __version__, digest, write_bytes, write_text
 from htas.metrics import Case, Metric, measuring_elsewhere
 from htas.text import first_line, listing
@@ -161,10 +162,10 @@ class RayWorkers(Workers):
             reasons |= {name: each.reason for name, each in _done(job, tasks, "trials", refused).items() if each.reason}
         return {whole.names[name]: reason for name, reason in reasons.items()}
 
-    def measure(self, whole: Comparison, there: Mapping[Key, Entry], path: Path) -> None:
+    def measure(self, whole: Comparison, there: Mapping[Key, Entry], path: Path, on: Key | None = None) -> None:
         """Measure all networks on the node that is the device; raises UserError where that cannot be done."""
         with self._cluster():
-            task = Task(_measure_all, Asks(device=True), (dict(there), path.name))
+            task = Task(_measure_all, Asks(device=True), (dict(there), path.name, on))
             outcome = _done(self._job(whole), {"": task}, "measuring")[""]
         if outcome.reason:
             raise UserError(outcome.reason)
@@ -234,7 +235,7 @@ def _done(
                     running[task.asks.task(task.function).remote(sent, *task.arguments, board)] = name
                 for each in ray.wait(list(running), timeout=LOOK)[0] if running else ():
                     name = running.pop(each)
-                    done[name] = outcome = _outcome(each, log_of(job.trials, name or "prepare"))
+                    done[name] = outcome = _outcome(each, log_of(job.trials.folder, name or "prepare"))
                     for path, content in (outcome.contents or {}).items():
                         write_bytes(job.trials.folder / path, content)
                     if outcome.reason:
@@ -358,7 +359,7 @@ def _prepare(job: Job, names: Sequence[str], board: Any) -> Outcome:
         with (
             _node(job) as (trials, shared),
             turns.join(),
-            logged(trials, "prepare", _telling(board, "", trials.folder)),
+            logged(trials.folder, "prepare", _telling(board, "", trials.folder)),
         ):
             keys = comparison(trials).names
             refused = comparison(trials).prepare([keys[name] for name in names])
@@ -378,7 +379,10 @@ def _trial(job: Job, name: str, board: Any) -> Outcome:
             )
         with _node(job) as (trials, shared):
             telling = _telling(board, name, trials.folder)
-            with logged(trials, name, telling), measuring_elsewhere(partial(_on_device, replace(job, contents={}))):
+            with (
+                logged(trials.folder, name, telling),
+                measuring_elsewhere(partial(_on_device, replace(job, contents={}))),
+            ):
                 run_trial(trials, name)
             contents = None if shared else _files_of(trials, [name])
         if contents is not None:
@@ -413,17 +417,17 @@ def _measure(job: Job, metric: Metric, cases: Sequence[Case]) -> list[Measuremen
     try:
         with _node(job) as (trials, shared):
             set_num_threads(usable_cores())
-            with turns.join(log=trials.folder / LOGS / "measurements.jsonl" if shared else None):
+            with turns.join(log=turns_of(trials.folder, "measurements") if shared else None):
                 return metric.measure(cases)
     except UserError as error:
         return str(error)
 
 
-def _measure_all(job: Job, there: Mapping[Key, Entry], file: str, board: Any) -> Outcome:
+def _measure_all(job: Job, there: Mapping[Key, Entry], file: str, on: Key | None, board: Any) -> Outcome:
     """All networks of a comparison in one interleaved run."""
     try:
         with _node(job) as (trials, shared), turns.join(), recording(between=_telling(board, "", trials.folder)):
-            comparison(trials).measured(dict(there), trials.folder / file)
+            comparison(trials).measured(dict(there), trials.folder / file, on=on)
             return Outcome("", None if shared else {file: (trials.folder / file).read_bytes()})
     except UserError as error:
         return Outcome(str(error))

@@ -55,9 +55,9 @@ from htas.timing.target import machine
 RIVALS = 20
 
 
-def run_all(run: Run, command: str) -> Path:
-    """Do every stage in turn; returns the path of report.html."""
-    begin(run, command)
+def run_all(run: Run, command: str, *, quiet: bool = False) -> Path:
+    """Do every stage in turn; returns the path of report.html. With `quiet` nothing is said of how long it takes."""
+    begin(run, command, shown=not quiet)
     for stage in STAGES:
         ensure(run, stage)
     return run.folder / "report.html"

@@ -119,7 +119,7 @@ def test_a_sweep_shares_its_supernet_when_asked_and_repeats_that(
 
     found: list[tuple[str, SweepPlan, str]] = []
 
-    def sweep(config: Config, folder: Path, plan: SweepPlan, command: str) -> tuple[Path, str]:
+    def sweep(config: Config, folder: Path, plan: SweepPlan, command: str, processes: None) -> tuple[Path, str]:
         found.append((config.names["strategy"], plan, command))
         return folder / "report.html", "table"
 
@@ -137,7 +137,7 @@ def test_the_fastest_network_is_found_by_the_usual_search_within_limits(
 
     found: list[str] = []
 
-    def fastest(config: Config, folder: Path, plan: FastestPlan, command: str) -> tuple[Path, str]:
+    def fastest(config: Config, folder: Path, plan: FastestPlan, command: str, processes: None) -> tuple[Path, str]:
         found.append(config.names["strategy"])
         return folder / "report.html", "table"
 

@@ -272,6 +272,26 @@ def test_held_out_accuracy_is_trained_on_one_half_and_judged_on_the_other_once(t
     assert len(seen) == 2
 
 
+def test_held_out_accuracy_does_not_depend_on_what_was_made_before(tmp_path, monkeypatch):
+    """A process that has not traced the network yet draws the same weights as one that has."""
+    config, starts = options("design.spaces=[grid]"), []
+
+    class Untrained:
+        def __init__(self, model, *args, **kwargs):
+            starts.append([each.detach().clone() for each in model.parameters()])
+
+        def run(self):
+            return 0.0
+
+    monkeypatch.setattr(experiment, "Training", Untrained)
+    for name in ("made", "new"):
+        job = run.Run(config, tmp_path / name)
+        if name == "made":
+            base = job.network.base
+        experiment._judged(job, base, 1, tmp_path / name, None)
+    assert all(torch.equal(one, other) for one, other in zip(*starts, strict=True))
+
+
 def test_a_floor_says_how_sure_it_is():
     tried = experiment.BudgetTrial(0.5, (0.90, 0.91, 0.92), 0.905, (0.93, 0.93, 0.93))
     assert (tried.mean, tried.met) == (pytest.approx(0.91), True)

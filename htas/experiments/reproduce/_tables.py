@@ -9,7 +9,7 @@ from pathlib import Path
 from htas.errors import UserError
 from htas.experiments.arm_tables import ArmTable
 from htas.experiments.arms import Entry, arm_of
-from htas.experiments.compare import Comparison, Key, Trials
+from htas.experiments.compare import Comparison, Key, Trials, Workers
 from htas.experiments.intervals import Blocks
 from htas.experiments.reproduce.plan import (
     CROSSED,
@@ -24,6 +24,7 @@ from htas.experiments.reproduce.plan import (
     describe,
 )
 from htas.experiments.table import EMPTY, mean_text
+from htas.experiments.trials import workers_of
 from htas.files import digest, from_json, read_json, to_json, write_json
 from htas.report.paper import Section
 from htas.report.result import Result
@@ -108,6 +109,8 @@ class TrainedArms:
     entries: Mapping[Key, Entry]
     reasons: Sequence[str]
     """Why others are missing."""
+    workers: Workers | None = None
+    """Who has trained them, and measures; None for this process."""
 
     @classmethod
     def of(cls, plan: Plan, data: str, depth: int, arms: Sequence[ArmTable]) -> "TrainedArms":
@@ -115,11 +118,14 @@ class TrainedArms:
         options, place = plan.options(data, depth), plan.place(data, depth)
         trials = Trials(LENGTHS[plan.length], tuple(options), tuple(map(arm_of, arms)), plan.seeds, place)
         comparison = Comparison.arranged(trials)
-        return cls(comparison, *comparison.finished())
+        workers = workers_of(plan.parallel)
+        return cls(comparison, *comparison.finished(workers=workers), workers)
 
-    def rows(self, file: Path, on: Run | None = None) -> dict[str, Row]:
-        """The row of each arm, measured with the others in one interleaved run, on the target of the run `on`."""
-        entries, _ = self.comparison.measured(self.entries, file, on=on)
+    def rows(self, file: Path, on: Key | None = None) -> dict[str, Row]:
+        """The row of each arm, measured with the others in one interleaved run, on the target of the trial `on`."""
+        if self.workers is not None:
+            self.workers.measure(self.comparison, self.entries, file, on)
+        entries, _ = self.comparison.measured(self.entries, file, self.workers is not None, on)
         return {
             arm: Row.of([entry.result for (name, _), entry in entries.items() if name == arm])
             for arm in self.comparison.arms
@@ -311,7 +317,7 @@ def table5(plan: Plan) -> Section:
     for where, arm in {"A": first, "B": other}.items():
         targets[where] = jobs[arm, 0].target
         file = plan.place(*CROSSED) / f"latencies-{_name(targets[where], jobs[first, 0].target)}.json"
-        rows[where] = crossed.rows(file, on=jobs[arm, 0])
+        rows[where] = crossed.rows(file, on=(arm, 0))
     printed = {row["target"]: row for row in PAPER["table5"]}
     away = {"gpu": "cpu", "cpu": "gpu"}
     gains = {home: printed[away[home]][f"{home}_ms"] / printed[home][f"{home}_ms"] for home in away}

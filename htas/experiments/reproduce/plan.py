@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from htas import text
 from htas.errors import UserError
 from htas.experiments.arm_tables import BASE, ArmTable
+from htas.experiments.plans import Parallel
 from htas.files import __version__
 from htas.plugins.values import Values
 from htas.run.config import Config, Settings, read
@@ -58,6 +59,8 @@ class Plan:
     """The other target of Table 5, as options that differ from the first: runtime=onnxruntime,threads=1."""
     overrides: tuple[str, ...] = ()
     """Options of the configuration that hold for all: --target.runtime=openvino, --data.path=FOLDER."""
+    parallel: Parallel = field(default_factory=Parallel)
+    """How the searches and trainings of a table are done."""
 
     def __post_init__(self) -> None:
         if odd := [depth for depth in self.depths if depth not in DEPTHS]:
