@@ -34,7 +34,7 @@ from torch import Generator, Tensor, nn
 from htas import datasets
 from htas.cost.calibrate import cost_model
 from htas.cost.fit import CalibrationRecord
-from htas.data.split import Batch, Data, Source, augmented
+from htas.data.split import WHOLE, Batch, Data, Source, augmented
 from htas.datasets.cifar10 import Cifar10
 from htas.datasets.cifar100 import Cifar100
 from htas.experiments.arm_tables import Pruning
@@ -262,15 +262,19 @@ class Watched(Source):
         return replace(self, source=self.source.where(mask))
 
     def draws(
-        self, size: int, count: int, *, generator: Generator, augment: bool = False, channels_last: bool = False
-    ) -> Iterator[Batch]:
+        self, size: int, count: int, *, generator: Generator, augment: bool = False, channels_last: bool = False,
+        only: slice = WHOLE,
+    ) -> Iterator[Batch]:  # fmt: skip
         """As those of the source."""
-        return self.source.draws(size, count, generator=generator, augment=augment, channels_last=channels_last)
+        return self.source.draws(
+            size, count, generator=generator, augment=augment, channels_last=channels_last, only=only
+        )
 
     def _batches(
-        self, order: Tensor, size: int, generator: Generator, augment: bool, drop_last: bool, channels_last: bool
-    ) -> Iterator[Batch]:
-        for batch in self.source._batches(order, size, generator, augment, drop_last, channels_last):
+        self, order: Tensor, size: int, generator: Generator, augment: bool, drop_last: bool, channels_last: bool,
+        only: slice,
+    ) -> Iterator[Batch]:  # fmt: skip
+        for batch in self.source._batches(order, size, generator, augment, drop_last, channels_last, only):
             self.between()
             yield batch
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from htas.errors import UserError
+from htas.training.ranks import PeerError, speaks
 
 ENVIRONMENT = (errno.ENOSPC, errno.EROFS, errno.EACCES)
 """Errors of the operating system that the user can put right: a full or read-only disk, a missing permission."""
@@ -35,11 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error.__context__, BrokenPipeError):  # rich, which prints help, ends so
             return 0
         raise
-    except KeyboardInterrupt:
-        print("\nhtas: stopped; the same command continues where this one was", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        if speaks(error):
+            print("\nhtas: stopped; the same command continues where this one was", file=sys.stderr)
         return 130
-    except UserError as error:
-        return _refusal(str(error))
+    except (UserError, PeerError) as error:
+        return _refusal(str(error)) if speaks(error) else 2
     except OSError as error:
         if error.errno not in ENVIRONMENT:
             return _fault(words)

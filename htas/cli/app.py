@@ -4,7 +4,8 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from htas.console.record import recording
 from htas.errors import UserError
 from htas.files import __version__
 from htas.plugins.values import allowed
+from htas.training import ranks
 
 APP = cyclopts.App(
     name="htas",
@@ -28,6 +30,8 @@ APP = cyclopts.App(
     help_format="plaintext",
     help_formatter="plain",
 )
+TOGETHER = ("run", "search", "train", "demo")
+"""Verbs that several processes do, as `accelerate launch` starts them."""
 HOST = ("--host", "--target.host")
 """Where networks run: of two the last alone would be measured."""
 for order, verb in enumerate(VERBS.values()):
@@ -46,6 +50,8 @@ def call(argv: Sequence[str]) -> None:
     verb = argv[0] if argv else ""
     if verb and not verb.startswith("-") and verb not in VERBS:
         raise UserError(text.no_such("verb", verb, VERBS))
+    if verb and verb not in TOGETHER:
+        ranks.need_one(f"htas {verb}")
     hosts = _hosts(argv)
     if len(hosts) > 1:
         raise UserError(f"{' and '.join(HOST)} are one option, given twice; name several devices with commas between")
@@ -65,10 +71,17 @@ def call(argv: Sequence[str]) -> None:
     words_written = {"overrides": overrides, "command": shlex.join(["htas", *argv])}
     more = {name: value for name, value in words_written.items() if name in unparsed}
     tensorboard = bound.arguments.get("tensorboard", False)
-    with nullcontext() if command is report else recording(tensorboard):  # a report may be read during a run
+    with ranks.joined(), _record(command is not report, tensorboard):  # a report may be read during a run
         command(*bound.args, **bound.kwargs, **more)
     if verb in CONFIGURED and {"--help", "-h"} & set(words):
         print(common_options(words, overrides))
+
+
+def _record(recorded: bool, tensorboard: bool) -> AbstractContextManager[object]:
+    """The record of a command; of several processes the first has one, and prints."""
+    if not ranks.first():
+        return redirect_stdout(StringIO())
+    return recording(tensorboard) if recorded else nullcontext()
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -19,6 +19,7 @@ from htas.cli.store import store
 from htas.console.terminal import show
 from htas.errors import UserError
 from htas.text import listing
+from htas.training import ranks
 
 
 def run(
@@ -33,6 +34,7 @@ def run(
 ) -> None:
     """Do every stage, from the base network to the report; finished stages are not repeated."""
     if both := devices_source(config, overrides, out):
+        ranks.need_one("htas run for several devices")
         settings, folder = both
         from htas.experiments import devices
 

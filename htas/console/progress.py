@@ -11,6 +11,18 @@ from htas.text import duration
 
 EVERY = 5.0
 """Seconds between two plain lines, at least."""
+_silent = False
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Show no progress and say nothing, as another process does."""
+    global _silent
+    _silent = True
+    try:
+        yield
+    finally:
+        _silent = False
 
 
 class Bar:
@@ -64,7 +76,9 @@ def progress(title: str, total: int, *, done: int = 0) -> Iterator[Bar]:
 
     Without a terminal there is a line at the start, one every five seconds at most, and one at the end.
     """
-    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":  # a bar can be redrawn in place
+    if _silent:
+        yield Bar(title, total, done)
+    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":  # a bar can be redrawn in place
         with _live(title, total, done) as bar:
             yield bar
     else:
@@ -81,6 +95,8 @@ def shares(bar: Bar) -> Callable[[float, str], None]:
 
 def say(line: str) -> None:
     """Write a line on stderr; a live bar stays whole below it."""
+    if _silent:
+        return
     record.line(line)
     print(line, file=sys.stderr, flush=True)  # a live bar replaces sys.stderr
 

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from htas.console.blame import blame
 from htas.data.batch import Format, class_targets, one_class, one_shape, stacked
-from htas.data.split import Batch, Source
+from htas.data.split import WHOLE, Batch, Source
 from htas.errors import UserError
 from htas.text import plural
 
@@ -76,21 +76,34 @@ class Items(Source):
         return replace(self, device=device)
 
     def draws(
-        self, size: int, count: int, *, generator: Generator, augment: bool = False, channels_last: bool = False
+        self,
+        size: int,
+        count: int,
+        *,
+        generator: Generator,
+        augment: bool = False,
+        channels_last: bool = False,
+        only: slice = WHOLE,
     ) -> Iterator[Batch]:
         """`count` batches of `size` items drawn uniformly with replacement: inputs [B, ...] and targets [B, ...].
 
         All picks are drawn at once, so that workers can load ahead.
         """
         order = torch.randint(len(self), (size * count,), generator=generator)
-        return self._batches(order, size, generator, augment, False, channels_last)
+        return self._batches(order, size, generator, augment, False, channels_last, only)
 
     def _batches(
-        self, order: Tensor, size: int, generator: Generator, augment: bool, drop_last: bool, channels_last: bool
-    ) -> Iterator[Batch]:
-        """The generator seeds what the workers draw; raises UserError where an item is no inputs and targets."""
-        seeded = Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        self, order: Tensor, size: int, generator: Generator, augment: bool, drop_last: bool, channels_last: bool,
+        only: slice,
+    ) -> Iterator[Batch]:  # fmt: skip
+        """The generator seeds what the workers draw, for every part of a batch in another way; raises UserError where
+        an item is no inputs and targets."""
+        seeded = Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)) + (only.start or 0))
         dataset = self.varied if augment and self.varied is not None else self.dataset
+        if only != WHOLE:
+            batches = [order[start : start + size] for start in range(0, len(order), size)]
+            parts = [batch[only] for batch in batches if not drop_last or len(batch) == size]
+            order, size = torch.cat(parts), len(parts[0])
         picks = self.picks[order].tolist()
         starts = iter(range(0, len(picks), size))
         for batch in self._loaded(dataset, picks, size, self.collate or stacked, drop_last, seeded):

@@ -18,6 +18,7 @@ Shape = tuple[int, ...]
 """Of one item of one input, without the batch: channels, height and width of an image."""
 Batch = tuple[Inputs, Any]
 """Inputs, and labels or other targets."""
+WHOLE = slice(None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +59,13 @@ class Source(ABC):
         augment: bool = False,
         drop_last: bool = False,
         channels_last: bool = False,
+        only: slice = WHOLE,
     ) -> Iterator[Batch]:
         """Every item once: inputs [B, ...] and targets [B, ...]; of a Split float32 [B, C, H, W] and int64 labels [B].
 
         The seed draws the order and the augmentation, alike on every device; None keeps the order as it is. The
-        last batch may be shorter; `drop_last` leaves it out. Raises UserError for a size below 1, for augmentation
+        last batch may be shorter; `drop_last` leaves it out. `only` is a part of every batch, of equal size where
+        batches are, and the rest of it is not loaded. Raises UserError for a size below 1, for augmentation
         without a seed, and for `drop_last` where that would leave no batch at all.
         """
         if size < 1:
@@ -73,25 +76,33 @@ class Source(ABC):
             raise UserError(f"a full batch of {size} cannot be made of {len(self)} images; choose a smaller batch")
         generator = Generator().manual_seed(seed or 0)
         order = torch.arange(len(self)) if seed is None else torch.randperm(len(self), generator=generator)
-        return self._batches(order, size, generator, augment, drop_last, channels_last)
+        return self._batches(order, size, generator, augment, drop_last, channels_last, only)
 
     def draws(
-        self, size: int, count: int, *, generator: Generator, augment: bool = False, channels_last: bool = False
+        self,
+        size: int,
+        count: int,
+        *,
+        generator: Generator,
+        augment: bool = False,
+        channels_last: bool = False,
+        only: slice = WHOLE,
     ) -> Iterator[Batch]:
         """`count` batches of `size` items drawn uniformly with replacement: inputs [B, ...] and targets [B, ...].
 
         The generator must be one of the CPU, so that the draw is the same on every device; each batch is drawn when its
-        turn comes.
+        turn comes. `only` is as in `batches`.
         """
         for _ in range(count):
             picks = torch.randint(len(self), (size,), generator=generator)
-            yield from self._batches(picks, size, generator, augment, False, channels_last)
+            yield from self._batches(picks, size, generator, augment, False, channels_last, only)
 
     @abstractmethod
     def _batches(
-        self, order: Tensor, size: int, generator: Generator, augment: bool, drop_last: bool, channels_last: bool
-    ) -> Iterator[Batch]:
-        """The items of these numbers, int64 [N], in batches."""
+        self, order: Tensor, size: int, generator: Generator, augment: bool, drop_last: bool, channels_last: bool,
+        only: slice,
+    ) -> Iterator[Batch]:  # fmt: skip
+        """The items of these numbers, int64 [N], in batches, of each of which `only` a part is made."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,16 +127,20 @@ class Split(Source):
         return replace(self, images=self.images[mask], labels=self.labels[mask])
 
     def _batches(
-        self, order: Tensor, size: int, generator: Generator, augment: bool, drop_last: bool, channels_last: bool
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+        self, order: Tensor, size: int, generator: Generator, augment: bool, drop_last: bool, channels_last: bool,
+        only: slice,
+    ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
         layout = torch.channels_last if channels_last else torch.contiguous_format
         device = self.images.device
         mean, std = (torch.tensor(x, device=device).mul_(255).view(-1, 1, 1) for x in (self.mean, self.std))
         stop = len(order) - size + 1 if drop_last else len(order)
-        for picks in (order[start : start + size].to(device) for start in range(0, stop, size)):
+        for whole in (order[start : start + size] for start in range(0, stop, size)):
+            picks = whole[only].to(device)
             images = self.images[picks]
             if augment:
-                images = augmented(images, crop=self.crop, flip=self.flip, generator=generator)
+                images = augmented(
+                    images, crop=self.crop, flip=self.flip, generator=generator, among=len(whole), only=only
+                )
             yield images.float().sub_(mean).div_(std).contiguous(memory_format=layout), self.labels[picks]
 
 
@@ -176,14 +191,17 @@ def proportional(labels: Tensor, count: int, seed: int) -> Tensor:
     return mask
 
 
-def augmented(images: Tensor, *, crop: int, flip: bool, generator: Generator) -> Tensor:
+def augmented(
+    images: Tensor, *, crop: int, flip: bool, generator: Generator, among: int = 0, only: slice = WHOLE
+) -> Tensor:
     """Each image padded with black by `crop`, cut out at a random place, and mirrored half of the time.
 
-    Takes and gives uint8 [B, C, H, W]; the draws come from a CPU generator, in one order for every device.
+    Takes and gives uint8 [B, C, H, W]; the draws come from a CPU generator, in one order for every device. With
+    `among`, the images are `only` a part of a batch of so many, and get what they would get in it.
     """
     count, channels, height, width = images.shape
-    top, start = torch.randint(2 * crop + 1, (2, count), generator=generator).to(images.device)
-    mirrored = torch.rand(count, generator=generator).to(images.device) < 0.5
+    top, start = torch.randint(2 * crop + 1, (2, among or count), generator=generator)[:, only].to(images.device)
+    mirrored = torch.rand(among or count, generator=generator)[only].to(images.device) < 0.5
     rows = top[:, None] + torch.arange(height, device=images.device)
     columns = start[:, None] + torch.arange(width, device=images.device)
     if flip:

@@ -35,6 +35,7 @@ from htas.run.tuned import int8_network
 from htas.run.user import UserData, UserNetwork
 from htas.text import millions, milliseconds, percent, plural, shapes
 from htas.timing.target import Target
+from htas.training import ranks
 from htas.training.train import evaluate
 
 LOGITS = 58.0
@@ -204,15 +205,22 @@ def optimize(
     family = UserNetwork.of(model, example, trained=trained)
     config = replace(config, family=family, data=dataset, target=target or config.target, names=names)
     run = Run(config, Path(out) if str(out) else Path("runs") / f"optimize-{files.slug(type(model).__name__)}")
-    _check_counts(run)
     scored_by = "eval_fn" if eval_fn is not None else "loss_fn"
-    try_functions(model, run.data, batch=config.train.batch, device=run.device, scored_by=scored_by)
+    with ranks.joined():
+        return _optimized(run, model, trained=trained, scored_by=scored_by)
+
+
+def _optimized(run: Run, model: nn.Module, *, trained: bool, scored_by: str) -> OptimizationResult:
+    config, task = run.config, run.data.task
+    _check_counts(run)
+    batch = max(1, config.train.batch // ranks.processes())
+    try_functions(model, run.data, batch=batch, device=run.device, scored_by=scored_by)
     if not trained and not run.model_file("base").exists():
         say(
             "the base network is trained from new weights, as trained=False says; only parameters that require no "
             "gradients keep their values (to keep pre-trained weights, train the network first, and leave trained=True)"
         )
-    if trained and task.classifies and score_func is None:
+    if trained and task.classifies and task.judge is None:
         _check_trained(run, model)
     run = open_run(config, run.folder, sources=run.sources)
     pipeline.run_all(run, f"htas.optimize(..., out={str(run.folder)!r})")

@@ -12,10 +12,12 @@ from htas.run.controls import ends
 from htas.run.rows import base_trained
 from htas.run.run import Run
 from htas.runtimes import open_runtime
+from htas.search.oneshot import SearchOptions
 from htas.spaces.design import grid_widths
 from htas.spaces.layers import widths_at_most
 from htas.spaces.space import Space, tas_widths
 from htas.text import duration, plural
+from htas.training import ranks
 from htas.training.layout import CopyingViews, placed
 from htas.training.loop import batches, engine, epoch_seed
 
@@ -81,8 +83,10 @@ def estimate(run: Run) -> Iterator[tuple[str, float]]:
     calibrating, _ = roomy_calibration(run.calibration, network, spaces, seconds, controls, free)
     pairs = sum(map(len, cells(network, spaces, calibrating.widths, seconds, controls).values()))
     yield "calibration, at most", sum(calibrating.limits(pairs, seconds, FORWARD * image * run.target.batch))
-    searched, training = len(options.spaces), config.train.length * len(run.data.train) * image
+    together = ranks.processes()
+    searched, training = len(options.spaces), config.train.length * len(run.data.train) * image / together
     search = config.strategy.training_images(len(run.data.weights)) * image
+    search /= together if isinstance(config.strategy, SearchOptions) else 1
     yield f"search of {plural(searched, 'space')}", searched * search
     if not base_trained(run):
         yield "train the base network", training
@@ -95,8 +99,8 @@ def _step(run: Run) -> float:
     data, recipe = run.data, run.config.train
     runner = engine(run.device, recipe.precision)
     model = placed(resize(run.network, run.network.base), runner.device)
-    seconds = []
-    for _, (images, labels) in zip(range(3), batches(data.train, recipe.batch, epoch_seed(0, 0)), strict=False):
+    seconds, size = [], max(1, recipe.batch // ranks.processes())  # what one process computes
+    for _, (images, labels) in zip(range(3), batches(data.train, size, epoch_seed(0, 0)), strict=False):
         started = time.monotonic()
         with CopyingViews(), runner.autocast():
             loss = data.task.loss(precise(forward(model, images)), labels)

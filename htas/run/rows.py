@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from htas.console.progress import progress, say, shares
+from htas.data.task import Task
 from htas.files import __version__, digest, from_json, read_tensors, to_json, write_tensors
 from htas.graph import Arch, ordered, resize
 from htas.metrics import Metric
@@ -26,6 +27,7 @@ from htas.search.record import SearchRecord
 from htas.text import milliseconds
 from htas.timing.measurement import Measurement
 from htas.timing.target import Target, machine
+from htas.training import ranks
 from htas.training.train import Training, evaluate
 
 KINDS = {"uniform": "network with all widths narrowed alike", "plain": "shallower member of the family"}
@@ -146,7 +148,8 @@ def train_row(
     path, key = run.model_file(row.name), run.training(row.arch, taught=row.name != "base")
     key = digest(key, row.family) if build else key
     key = digest(key, start) if start else key
-    weights = None if again else trained(path, key)
+    key = ranks.of_first(lambda: key)  # a network in other processes may have begun with other weights
+    weights = ranks.of_first(lambda: None if again else trained(path, key))
     if weights is not None:
         return replace(row, accuracy=weights.accuracy, teacher=weights.teacher), weights.seconds
     config = run.config
@@ -154,28 +157,37 @@ def train_row(
     model = _untrained(run, row, build, start)
     checkpoint = run.checkpoint(f"train-{row.name}", key)
     if again:
-        checkpoint.unlink(missing_ok=True)
+        ranks.of_first(lambda: checkpoint.unlink(missing_ok=True))
     task, seconds = run.data.task, 0.0
     if row.name == "base" and config.family.inherits:
         say(f"train {row.name}: it is trained already")
     elif task.train is not None:
         say(f"train {row.name}: by your own function")
         started = time.monotonic()
-        task.train(model.train(), teacher.eval() if teacher is not None else None)
+        ranks.of_first(lambda: _by_user(task, model, teacher))
         seconds = time.monotonic() - started
     else:
         seconds = Training(
             model, run.data.train, config.train, seed=config.seed, device=run.device, checkpoint=checkpoint, task=task,
             title=f"train {row.name}", teacher=teacher, distill=config.distill,
         ).run()  # fmt: skip
-    if task.judge is not None:
-        accuracy = float(task.judge(model.to(memory_format=torch.contiguous_format).eval()))  # type: ignore[call-overload]
-    else:
-        accuracy = evaluate(model, run.data.test, device=run.device, task=task)
     name = "" if teacher is None else "base"
-    write_tensors(path, model.state_dict(), to_json(WeightsRecord(accuracy, key, name, row.name, seconds)))
-    checkpoint.unlink(missing_ok=True)
-    return replace(row, accuracy=accuracy, teacher=name), seconds
+
+    def judged() -> float:
+        if task.judge is not None:
+            accuracy = float(task.judge(model.to(memory_format=torch.contiguous_format).eval()))  # type: ignore[call-overload]
+        else:
+            accuracy = evaluate(model, run.data.test, device=run.device, task=task)
+        write_tensors(path, model.state_dict(), to_json(WeightsRecord(accuracy, key, name, row.name, seconds)))
+        checkpoint.unlink(missing_ok=True)
+        return accuracy
+
+    return replace(row, accuracy=ranks.of_first(judged), teacher=name), seconds
+
+
+def _by_user(task: Task, model: nn.Module, teacher: nn.Module | None) -> None:
+    assert task.train is not None
+    task.train(model.train(), teacher.eval() if teacher is not None else None)
 
 
 def _untrained(run: Run, row: Result, build: Callable[[], nn.Module] | None, start: Path | None) -> nn.Module:

@@ -23,6 +23,7 @@ from htas.cost.paper import paper_cost
 from htas.cost.source import NetworkCosts
 from htas.cost.tables import TableCost
 from htas.data.split import Data
+from htas.datasets import Dataset
 from htas.errors import UserError
 from htas.files import __version__, digest, read_record, slug, to_json, write_json, write_text
 from htas.graph import Arch, Network, ordered, trace
@@ -39,7 +40,8 @@ from htas.spaces.remember import CachedMetric
 from htas.spaces.space import Space
 from htas.strategies import SupernetStrategy
 from htas.timing.store import Store
-from htas.timing.target import Target
+from htas.timing.target import Target, usable_cores
+from htas.training import ranks
 
 T = TypeVar("T")
 UNSTARTED = ("config.toml", "environment.json", "command.json", PROGRESS, f".{PROGRESS}.part")
@@ -54,6 +56,14 @@ class Sources:
 
     networks: dict[str, Network] = field(default_factory=dict)
     data: dict[str, Data] = field(default_factory=dict)
+
+
+def _sharing(data: Dataset) -> Dataset:
+    """A data set with workers for this process's part of the cores, where it would have one for each of them."""
+    if ranks.here() == 1 or getattr(data, "workers", 0) >= 0:
+        return data
+    shared: Any = data
+    return cast(Dataset, replace(shared, workers=max(1, usable_cores() // ranks.here())))
 
 
 @dataclass(frozen=True)
@@ -77,8 +87,9 @@ class Run:
         if key not in self.sources.data:
             say(f"reading {config.data.name}")
             self.sources.data[key] = datasets.load(
-                config.data, device=self.device, validation=split.validation, seed=config.seed, limit=split.limit
-            )
+                _sharing(config.data), device=self.device, validation=split.validation, seed=config.seed,
+                limit=split.limit,
+            )  # fmt: skip
         return self.sources.data[key]
 
     @property
@@ -270,6 +281,14 @@ def open_run(config: Config, folder: Path, *, supernets: Path | None = None, sou
     this machine.
     """
     run = Run(config, folder, supernets, sources or Sources())
+    ranks.of_first(lambda: _claim(run))
+    into(folder)
+    return run
+
+
+def _claim(run: Run) -> None:
+    """Make the folder that of a run, unless it is."""
+    config, folder = run.config, run.folder
     path, text, old = folder / "config.toml", config.toml(), ""
     files = list(folder.iterdir()) if folder.is_dir() else []
     if path.exists():
@@ -292,8 +311,6 @@ def open_run(config: Config, folder: Path, *, supernets: Path | None = None, sou
         write_text(path, text)
     if old != text or not (folder / "environment.json").exists():
         write_environment(run)
-    into(folder)
-    return run
 
 
 def _differs(path: Path, config: Config) -> bool:

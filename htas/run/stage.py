@@ -11,6 +11,7 @@ from htas.errors import UserError
 from htas.files import read_json, read_record, write_record
 from htas.run.run import Run
 from htas.text import duration, listing
+from htas.training import ranks
 
 T = TypeVar("T")
 
@@ -38,6 +39,8 @@ class Stage:
     outdated: Callable[[Run, dict[str, Any]], bool] | None = None
     """Whether its file, by its content, was made from others than are there now; by default its key tells. A key with
     the machine in it would refuse the files of another one."""
+    together: bool = False
+    """Whether all processes that train together take part; otherwise the first makes its files alone."""
 
     @property
     def before(self) -> tuple["Stage", ...]:
@@ -50,10 +53,26 @@ def ensure(run: Run, stage: Stage, again: bool = False) -> None:
 
     Raises UserError, naming the verb to run, where a file of the stages before is missing or made from older ones.
     """
-    for before in stage.before:
-        need(run, before)
-    if again or not finished(run, stage):
+
+    def to_do() -> bool:
+        for before in stage.before:
+            need(run, before)
+        return again or not finished(run, stage)
+
+    def alone() -> None:
+        if to_do():
+            stage.make(run, again)
+
+    if not stage.together:
+        ranks.of_first(alone)
+    elif ranks.of_first(to_do):
+        ranks.of_first(lambda: prepare(run))
         stage.make(run, again)
+
+
+def prepare(run: Run) -> None:
+    """Read data and network, so that what they download is there before other processes need it."""
+    assert run.data and run.network
 
 
 def finished(run: Run, stage: Stage) -> bool:

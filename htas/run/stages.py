@@ -40,7 +40,8 @@ from htas.run.tuned import int8_network, tuned_rows, weight_bits
 from htas.runtimes import open_runtime
 from htas.search import moves
 from htas.search.finish import finish
-from htas.search.problem import Problem, rivals
+from htas.search.oneshot import SearchOptions
+from htas.search.problem import Problem, SearchOutcome, rivals
 from htas.search.record import SearchRecord
 from htas.search.rehearsal import rehearse
 from htas.spaces.curve import CurveRecord
@@ -51,13 +52,14 @@ from htas.spaces.survey import survey as take_survey
 from htas.strategies import SupernetStrategy, need_limits
 from htas.text import TextTable, listing, milliseconds, no_such, percent
 from htas.timing.target import machine
+from htas.training import ranks
 
 RIVALS = 20
 
 
 def run_all(run: Run, command: str, *, quiet: bool = False) -> Path:
     """Do every stage in turn; returns the path of report.html. With `quiet` nothing is said of how long it takes."""
-    begin(run, command, shown=not quiet)
+    ranks.of_first(lambda: begin(run, command, shown=not quiet))
     for stage in STAGES:
         ensure(run, stage)
     return run.folder / "report.html"
@@ -67,6 +69,7 @@ def begin(run: Run, command: str, *, shown: bool = True) -> None:
     """Refuse what would fail after hours, and with `shown` say how long a run takes that is not finished yet."""
     need_limits(bool(run.config.constraints.by_metric), run.config.strategy)
     run.config.strategy.check()
+    _check_batches(run.config)
     if (count := run.config.strategy.processes) > 1 and not run.elsewhere:
         raise UserError(
             f"strategy.workers = {count} needs a network and data that other processes can build, and htas.optimize "
@@ -78,6 +81,13 @@ def begin(run: Run, command: str, *, shown: bool = True) -> None:
     if not (run.folder / "cost.json").exists():
         _rehearse(run)
     write_json(run.folder / "command.json", {"command": command})
+
+
+def _check_batches(config: Config) -> None:
+    """Raise UserError where batches cannot be divided among the processes that train together."""
+    ranks.need_divisible(config.train.batch, "train.batch", ranks.processes())
+    if isinstance(config.strategy, SearchOptions):
+        ranks.need_divisible(config.strategy.batch, "strategy.batch", ranks.processes())
 
 
 def _rehearse(run: Run) -> None:
@@ -200,54 +210,79 @@ def _held_out(fitted: FitRecord) -> str:
 
 
 def _search(run: Run, again: bool) -> None:
-    """Section 3.3: one search per space -> search-SPACE.json, with its course and its random rivals."""
-    config = run.config
-    check_limits(run)  # of every space, before hours go into the first
-    for name, space in run.design.spaces.items():
-        path = run.search_file(name)
-        if not again and made_from(path, keys.search(run)):
+    """Section 3.3: one search per space -> search-SPACE.json, with its course and its random rivals.
+
+    Of several processes all train; the first alone ends a search, and does the whole of one that trains no network in
+    epochs, once the base network is trained.
+    """
+    key = ranks.of_first(lambda: keys.search(run))
+    ranks.of_first(lambda: check_limits(run))  # of every space, before hours go into the first
+    for space in run.design.spaces.values():
+        if ranks.of_first(partial(_begin_search, run, space, key, again)):
             continue
-        problem = _problem(run, space)
-        for old in problem.unfinished if again else ():
-            old.unlink(missing_ok=True)
-        if space.size == 1:
-            write_stage(path, keys.search(run), 0.0, _only(config, space))
-            continue
-        outcome = config.strategy.search(problem)
-        judged = time.monotonic()
-        finished = finish(problem, outcome, run.target)
-        arch, latency = finished.arch, run.calibrated
-        count = RIVALS if outcome.cheap and not outcome.estimates else 0
-        others = rivals(replace(problem, cost=latency), arch, count, seed=config.seed)
-        uniform = [] if finished.uniform is None else [finished.uniform]
-        accuracy, *theirs = outcome.validate([arch, *uniform, *others])
-        uniform_accuracy = theirs.pop(0) if uniform else None
-        took = outcome.seconds + time.monotonic() - judged
-        within = listing(f"{metric} {text}" for metric, text in config.constraints.by_metric.items())
-        record = SearchRecord(
-            space=name,
-            strategy=f"{config.names['strategy']} within {within}" if within else config.strategy.title,
-            cost=config.strategy.charged,
-            arch=arch,
-            epochs=outcome.epochs,
-            converged=outcome.converged,
-            why=outcome.why,
-            accuracy=accuracy,
-            rivals=tuple(theirs),
-            rival_costs=tuple(latency.cost(other) / latency.cost(arch) for other in others),
-            seconds=outcome.seconds,
-            seed=config.seed,
-            limits=finished.limits,
-            measured_archs=finished.measured,
-            uniform=uniform_accuracy,
-            judge=f"{outcome.judge}, in simulated int8" if problem.weight_bits else outcome.judge,
-        )
-        state = "converged" if record.converged else "not converged"
-        rank = f"; better than {record.beaten} of {len(theirs)} random archs of its latency" if theirs else ""
-        say(f"search {name}: {state}{rank}")
-        write_stage(path, keys.search(run), took, record)
-        for done in problem.unfinished:
-            done.unlink(missing_ok=True)
+        problem, strategy = _problem(run, space, key), run.config.strategy
+        if isinstance(strategy, SearchOptions):
+            outcome = strategy.search(problem)
+            ranks.of_first(partial(_end_search, run, problem, key, outcome))
+        else:
+            if ranks.size() > 1:
+                run_rows.base_network(run)
+            ranks.of_first(partial(_search_alone, run, problem, key))
+
+
+def _begin_search(run: Run, space: Space, key: str, again: bool) -> bool:
+    """Whether the file of a search is there, or needs no search; with `again`, what a search left is removed."""
+    path = run.search_file(space.name)
+    if not again and made_from(path, key):
+        return True
+    for old in _problem(run, space, key).unfinished if again else ():
+        old.unlink(missing_ok=True)
+    if space.size == 1:
+        write_stage(path, key, 0.0, _only(run.config, space))
+    return space.size == 1
+
+
+def _search_alone(run: Run, problem: Problem, key: str) -> None:
+    _end_search(run, problem, key, run.config.strategy.search(problem))
+
+
+def _end_search(run: Run, problem: Problem, key: str, outcome: SearchOutcome) -> None:
+    """Measure what a search found, judge it next to others, and write its record."""
+    config, name = run.config, problem.space.name
+    judged = time.monotonic()
+    finished = finish(problem, outcome, run.target)
+    arch, latency = finished.arch, run.calibrated
+    count = RIVALS if outcome.cheap and not outcome.estimates else 0
+    others = rivals(replace(problem, cost=latency), arch, count, seed=config.seed)
+    uniform = [] if finished.uniform is None else [finished.uniform]
+    accuracy, *theirs = outcome.validate([arch, *uniform, *others])
+    uniform_accuracy = theirs.pop(0) if uniform else None
+    took = outcome.seconds + time.monotonic() - judged
+    within = listing(f"{metric} {text}" for metric, text in config.constraints.by_metric.items())
+    record = SearchRecord(
+        space=name,
+        strategy=f"{config.names['strategy']} within {within}" if within else config.strategy.title,
+        cost=config.strategy.charged,
+        arch=arch,
+        epochs=outcome.epochs,
+        converged=outcome.converged,
+        why=outcome.why,
+        accuracy=accuracy,
+        rivals=tuple(theirs),
+        rival_costs=tuple(latency.cost(other) / latency.cost(arch) for other in others),
+        seconds=outcome.seconds,
+        seed=config.seed,
+        limits=finished.limits,
+        measured_archs=finished.measured,
+        uniform=uniform_accuracy,
+        judge=f"{outcome.judge}, in simulated int8" if problem.weight_bits else outcome.judge,
+    )
+    state = "converged" if record.converged else "not converged"
+    rank = f"; better than {record.beaten} of {len(theirs)} random archs of its latency" if theirs else ""
+    say(f"search {name}: {state}{rank}")
+    write_stage(run.search_file(name), key, took, record)
+    for done in problem.unfinished:
+        done.unlink(missing_ok=True)
 
 
 def _only(config: Config, space: Space) -> SearchRecord:
@@ -262,9 +297,11 @@ def _only(config: Config, space: Space) -> SearchRecord:
 
 def _train(run: Run, again: bool) -> None:
     """Section 4.1: train the base network, then all others, distilled from it -> networks.json."""
-    trained = [run_rows.train_row(run, row, again) for row in run_rows.untrained_rows(run)]
-    record = NetworksRecord(tuple(row for row, _ in trained), len(run.data.test))
-    write_stage(run.folder / "networks.json", keys.train(run), sum(seconds for _, seconds in trained), record)
+    rows = ranks.of_first(lambda: run_rows.untrained_rows(run))
+    trained = [run_rows.train_row(run, row, again) for row in rows]
+    if ranks.first():
+        record = NetworksRecord(tuple(row for row, _ in trained), len(run.data.test))
+        write_stage(run.folder / "networks.json", keys.train(run), sum(seconds for _, seconds in trained), record)
 
 
 def _trained(run: Run) -> NetworksRecord:
@@ -353,11 +390,12 @@ CALIBRATE = Stage(
 )  # fmt: skip
 SEARCH = Stage(
     "search", (SURVEY, DESIGN, CALIBRATE),
-    lambda run: [run.search_file(name) for name in run.config.design.spaces], keys.search, _search,
+    lambda run: [run.search_file(name) for name in run.config.design.spaces], keys.search, _search, together=True,
 )  # fmt: skip
 TRAIN = Stage(
     "train", (SEARCH,), _file("networks.json"), keys.train, _train,
     complete=lambda run: all(run.model_file(row.name).exists() for row in _trained(run).results),
+    together=True,
 )  # fmt: skip
 MEASURE = Stage("measure", (TRAIN,), _file("measure.json"), keys.measure, _measure, lasting=True)
 REPORT = Stage("report", (), _file("report.json"), lambda run: "the report compares itself", _report)
@@ -422,7 +460,7 @@ def limits(run: Run) -> tuple[Limit, ...]:
     return budget.limits(run.config.constraints, costs, run.network.base)
 
 
-def _problem(run: Run, space: Space) -> Problem:
+def _problem(run: Run, space: Space, key: str) -> Problem:
     shared = run.supernets and run.supernet_key(space)
     return Problem(
         network=run.network,
@@ -432,12 +470,12 @@ def _problem(run: Run, space: Space) -> Problem:
         cost=run.cost,
         device=run.device,
         seed=run.config.seed,
-        checkpoint=run.checkpoint(f"search-{space.name}", keys.search(run)),
+        checkpoint=run.checkpoint(f"search-{space.name}", key),
         base=lambda: run_rows.base_network(run),
         title=f"search {space.name}",
         limits=limits(run),
         trained=run.supernets / f"{shared}.safetensors" if run.supernets and shared else None,
-        weight_bits=weight_bits(run.target),
+        weight_bits=ranks.of_first(lambda: weight_bits(run.target)),
         again=partial(_problem_again, run.folder, run.supernets, space.name) if run.elsewhere else None,
     )
 
@@ -445,7 +483,7 @@ def _problem(run: Run, space: Space) -> Problem:
 def _problem_again(folder: Path, supernets: Path | None, space: str) -> Problem:
     """The problem of a space, in another process."""
     run = Run(load(folder / "config.toml"), folder, supernets)
-    return _problem(run, run.design.spaces[space])
+    return _problem(run, run.design.spaces[space], keys.search(run))
 
 
 def _reported(new: Report, folder: Path) -> bool:

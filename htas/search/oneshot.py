@@ -21,6 +21,7 @@ from htas.search.problem import Problem
 from htas.search.record import EpochRecord
 from htas.search.supernet import Supernet
 from htas.text import percent, significant
+from htas.training import ranks
 from htas.training.int8 import simulated
 from htas.training.layout import CopyingViews
 from htas.training.loop import EpochLoop
@@ -138,6 +139,7 @@ class SearchLoop(EpochLoop[EpochRecord]):
     """The epochs of a search, which train a network on one half of the training images."""
 
     record = EpochRecord
+    batch_option = "strategy.batch"
 
     def __init__(self, problem: Problem, options: SearchOptions, model: nn.Module) -> None:
         super().__init__(
@@ -185,7 +187,7 @@ class SupernetLoop(SearchLoop):
     def run(self) -> float:
         """All epochs that are missing; the supernet is written to its file where the options ask for it."""
         seconds = super().run()
-        if self.options.keep:
+        if self.options.keep and ranks.first():
             write_tensors(self.problem.supernet, self.model.state_dict(), {"space": self.problem.space.name})
         return seconds
 
@@ -208,6 +210,9 @@ class SupernetLoop(SearchLoop):
 
     def validate(self, archs: Sequence[Arch]) -> list[float]:
         """Accuracy on the validation half of each arch, 0 to 1, its norm statistics estimated for it alone."""
+        return ranks.of_first(lambda: self._accuracies(archs))
+
+    def _accuracies(self, archs: Sequence[Arch]) -> list[float]:
         results = []
         with progress(f"{self.problem.title}: validation", len(archs)) as bar:
             for arch in archs:

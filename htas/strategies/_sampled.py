@@ -22,6 +22,7 @@ from htas.search.problem import Problem, SearchOutcome
 from htas.search.record import EpochRecord
 from htas.strategies import SupernetStrategy, need_limits
 from htas.text import percent
+from htas.training import ranks
 
 STEP, PASS = 1.3, 0.5
 """Time of a weight step of a random arch at e = 2, and of a forward pass, in training steps of the base network."""
@@ -73,11 +74,11 @@ class OneShotStrategy(SupernetStrategy):
         need_limits(bool(problem.limits), self)
         run = _Training(problem, self)
         run.run()
-        if problem.trained is not None and not problem.trained.exists():
+        if ranks.first() and problem.trained is not None and not problem.trained.exists():
             run.keep(problem.trained)
         started = time.monotonic()
         judge = Judge(run.validate)
-        self.pick(problem, judge)
+        judge.accuracies = ranks.of_first(lambda: self._accuracies(problem, judge))
         arch = best(problem, judge)
         seconds = run.seconds + time.monotonic() - started + judge.seconds
         accuracy = percent(judge([arch])[0])
@@ -88,6 +89,10 @@ class OneShotStrategy(SupernetStrategy):
             arch, tuple(run.epochs), True, why, judge, seconds, worth=lambda one: accuracies.get(one, -1.0),
             pool=tuple(sorted(accuracies, key=accuracies.__getitem__, reverse=True)),
         )  # fmt: skip
+
+    def _accuracies(self, problem: Problem, judge: Judge) -> dict[Arch, float]:
+        self.pick(problem, judge)
+        return judge.accuracies
 
 
 @dataclass(frozen=True)
@@ -191,7 +196,7 @@ class _Training(SupernetLoop):
             self.runner.backward(loss / len(draws))
             losses.append(loss.detach())
             soft = outputs.detach().softmax(1) if soft is None and self.task.classifies else soft
-        self.sgd.step()
+        self.update(self.sgd)
         return torch.stack(losses).mean()
 
     def figures(self, number: int, sums: Tensor) -> EpochRecord:

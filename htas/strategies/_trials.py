@@ -4,9 +4,11 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from htas.console.progress import say
 from htas.files import digest, read_json, to_json, write_json
@@ -18,6 +20,7 @@ from htas.search.record import EpochRecord
 from htas.spaces.space import Space
 from htas.strategies import Strategy
 from htas.text import percent, plural
+from htas.training import ranks
 from htas.training.int8 import simulated
 from htas.training.train import Training, evaluate
 
@@ -105,14 +108,18 @@ class Trials:
                 model, problem.data.weights, self.recipe, seed=problem.seed, device=problem.device,
                 checkpoint=checkpoint, title=title, rate_option="strategy.lr", task=problem.data.task,
             ).run()  # fmt: skip
-            with simulated(problem.weight_bits):
-                accuracy = evaluate(
-                    model, problem.data.validation, device=problem.device, precision=self.recipe.precision,
-                    task=problem.data.task,
-                )  # fmt: skip
-            self.accuracies[key] = accuracy
-            say(f"{title}: {percent(accuracy)} on validation images")
+            self.accuracies[key] = ranks.of_first(partial(self._judged, model))
+            say(f"{title}: {percent(self.accuracies[key])} on validation images")
             self.seconds += time.monotonic() - started
-            write_json(self.path, {"accuracies": self.accuracies, "seconds": self.seconds})
-            checkpoint.unlink(missing_ok=True)
+            if ranks.first():
+                write_json(self.path, {"accuracies": self.accuracies, "seconds": self.seconds})
+                checkpoint.unlink(missing_ok=True)
         return self.accuracies[key]
+
+    def _judged(self, model: nn.Module) -> float:
+        problem = self.problem
+        with simulated(problem.weight_bits):
+            return evaluate(
+                model, problem.data.validation, device=problem.device, precision=self.recipe.precision,
+                task=problem.data.task,
+            )  # fmt: skip

@@ -21,6 +21,7 @@ from htas.search.record import METRICS, SURE, EpochRecord
 from htas.spaces.space import Space
 from htas.strategies import SupernetStrategy, check_charge
 from htas.text import percent, significant
+from htas.training import ranks
 from htas.training.loop import Values
 from htas.training.recipe import Recipe, cosine
 
@@ -276,7 +277,10 @@ class _Search(SupernetLoop):
         self.number, self.generator = number, torch.Generator().manual_seed(seed)
         validation = self.problem.data.validation
         size = min(self.options.batch, len(validation))
-        self.judging = validation.draws(size, self.steps, generator=self.generator, augment=True, channels_last=True)
+        self.judging = validation.draws(
+            size, self.steps, generator=self.generator, augment=True, channels_last=True,
+            only=ranks.share(size, self.batch_option),
+        )  # fmt: skip
 
     def step(self, images: Inputs, labels: Any, share: float) -> Tensor:
         """A weight step, and an architecture step on the other half: both losses and the score of the second, [3]."""
@@ -293,6 +297,8 @@ class _Search(SupernetLoop):
         """Means of the steps, and the logits at the end."""
         train_loss, loss, accuracy = (total / self.steps for total in sums.tolist())
         self.check(number, (train_loss + loss) / 2)
+        ranks.equalize(self.logits.parameters(), ())
+        self.multiplier.value = ranks.of_first(lambda: self.multiplier.value)
         with torch.no_grad():
             expected = float(self._expected())
         return EpochRecord(
@@ -328,7 +334,7 @@ class _Search(SupernetLoop):
             if learn:
                 self.adam.zero_grad()
                 self.runner.backward(loss + self._penalty())
-                self.adam.step()
+                self.update(self.adam)
         for parameter in learning:
             parameter.requires_grad_(True)
         with torch.no_grad():

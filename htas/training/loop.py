@@ -1,4 +1,5 @@
-"""The one loop over epochs: a step for every batch, a checkpoint after each, and going on after an interruption."""
+"""The one loop over epochs: a step for every batch, a checkpoint after each, and going on after an interruption; in one
+process, or in several that train together (ranks.py)."""
 
 import time
 from abc import ABC, abstractmethod
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 
 from htas.console.progress import Bar, progress
 from htas.console.record import scalars
-from htas.data.split import Batch, Source
+from htas.data.split import WHOLE, Batch, Source
 from htas.data.task import Inputs, forward, precise
 from htas.files import read_tensors, write_tensors
 from htas.timing.allocator import keep_memory
+from htas.training import ranks
 from htas.training.layout import CopyingViews, placed
 from htas.training.recipe import Precision, Recipe
 
@@ -38,12 +40,14 @@ Figures = TypeVar("Figures", bound=EpochFigures)
 
 class EpochLoop(ABC, Generic[Figures]):
     """Trains a network in place, by SGD along a recipe. A run that was interrupted ends as an uninterrupted one, to the
-    last bit."""
+    last bit. Raises UserError where a batch cannot be divided among processes that train together."""
 
     prefix = "model/"
     """Prefix of the network's tensors in a checkpoint."""
     record: type[Figures]
     """Class of the epochs' figures; a checkpoint holds its fields."""
+    batch_option = "train.batch"
+    """Name of the option that `recipe.batch` comes from."""
 
     def __init__(
         self, model: nn.Module, split: Source, recipe: Recipe, *, seed: int, device: str, checkpoint: Path, title: str
@@ -54,6 +58,8 @@ class EpochLoop(ABC, Generic[Figures]):
         """Epochs done, those before an interruption included."""
         self._started = time.monotonic()
         self.split, self.recipe, self.seed = split, recipe, seed
+        self.share = ranks.share(min(recipe.batch, len(split)), self.batch_option)
+        """The slice of every batch that this process learns from."""
         self.runner = engine(device, recipe.precision)
         self.model = placed(model, self.runner.device)
         self.sgd = torch.optim.SGD(
@@ -78,16 +84,17 @@ class EpochLoop(ABC, Generic[Figures]):
     def epoch(self, number: int, bar: Bar) -> Figures:
         """One pass; raises UserError where the training diverged."""
         seed = epoch_seed(self.seed, number)
-        torch.manual_seed(seed)  # for what a network draws itself, as dropout does
+        torch.manual_seed(ranks.own_seed(seed))  # for what a network draws itself, as dropout does
         self.begin(number, seed)
         self.model.train()
         sums = torch.zeros((), device=self.runner.device)
-        for step, (images, labels) in enumerate(batches(self.split, self.recipe.batch, seed)):
+        for step, (images, labels) in enumerate(batches(self.split, self.recipe.batch, seed, self.share)):
             set_rate(self.sgd, self.recipe.rate(number, step, self.steps))
             with CopyingViews():
                 sums = sums + self.step(images, labels, self.recipe.share(number, step, self.steps))
             bar.step()
-        return self.figures(number, sums)
+        ranks.equalize(self.model.parameters(), self.model.buffers())
+        return self.figures(number, ranks.mean(sums))
 
     @property
     def rate(self) -> float:
@@ -104,7 +111,12 @@ class EpochLoop(ABC, Generic[Figures]):
         """A step of the weights down the gradient of a loss, a scalar."""
         self.sgd.zero_grad()
         self.runner.backward(loss)
-        self.sgd.step()
+        self.update(self.sgd)
+
+    def update(self, optimizer: torch.optim.Optimizer) -> None:
+        """A step of an optimizer, by the gradients of the whole batch: the mean of those of its slices."""
+        ranks.reduce_gradients(each for group in optimizer.param_groups for each in group["params"])
+        optimizer.step()
 
     @abstractmethod
     def summary(self, figures: Figures) -> str:
@@ -143,13 +155,16 @@ class EpochLoop(ABC, Generic[Figures]):
         before an interruption included."""
         self.restore()
         done = len(self.epochs)
+        ranks.same(done, f"{done} epochs of {self.checkpoint}" if done else f"checkpoint {self.checkpoint}")
+        ranks.from_first(self.tensors().values())
         with progress(self.title, self.length * self.steps, done=done * self.steps) as bar:
             for number in range(done, self.length):
                 self._started = time.monotonic()
                 figures = self.epoch(number, bar)
                 self.epochs.append(figures)
                 scalars(self.title, number + 1, figures.scalars)
-                self.keep(self.checkpoint)
+                if ranks.first():
+                    self.keep(self.checkpoint)
                 bar.step(f"epoch {number + 1} of {self.length}: {self.summary(figures)}", by=0)
         return self.seconds
 
@@ -194,9 +209,9 @@ def has_bf16(device: str, precision: Precision) -> bool:
     return any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def batches(split: Source, size: int, seed: int) -> Iterator[Batch]:
-    """One augmented pass in random order, whole batches only unless there is less than one."""
-    return split.batches(size, seed=seed, augment=True, drop_last=len(split) >= size, channels_last=True)
+def batches(split: Source, size: int, seed: int, only: slice = WHOLE) -> Iterator[Batch]:
+    """One augmented pass in random order, whole batches only unless there is less than one; `only` a part of each."""
+    return split.batches(size, seed=seed, augment=True, drop_last=len(split) >= size, channels_last=True, only=only)
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

@@ -67,7 +67,7 @@ class Training(EpochLoop[TrainingEpoch]):
         on_epoch: Callable[[int, float, float], None] | None = None,
         weight_bits: int = 0,
     ) -> None:
-        self.task = task
+        self.task, self.batch_option = task, rate_option.replace(".lr", ".batch")
         if recipe.smoothing:
             if not task.classifies:
                 raise UserError(
