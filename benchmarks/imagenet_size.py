@@ -135,7 +135,8 @@ def rehearse(options: argparse.Namespace, folder: Path) -> None:
     config.write_text(
         f'[family]\nname = "imagenet_resnet"\ndepth = {options.depth}\n'
         f'[data]\nname = "image_folder"\npath = "{folder.resolve()}"\nworkers = {options.workers}\n'
-        '[target]\nruntime = "onnxruntime"\nbatch = 1\n[survey]\nstore = "none"\nundecided = 1.0\n'
+        '[target]\nruntime = "onnxruntime"\nbatch = 1\n[design]\nspaces = ["hardware"]\n'
+        '[survey]\nstore = "none"\nundecided = 1.0\n'
         '[constraints]\nlatency = "50%"\n[strategy]\nname = "knapsack"\n'
         f"[train]\nepochs = {options.epochs}\nbatch = {BATCH}\nlr = 0.05\nwarmup = 1\nrest = 0\n"
     )

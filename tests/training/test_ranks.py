@@ -97,6 +97,7 @@ def test_two_halves_of_every_batch_train_as_the_whole(tmp_path):
     assert written == [tmp_path / "two" / "c"] * 4 and others == []
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_two_processes_goes_on_with_one_and_with_two(tmp_path):
     (_, _, _), _ = together(tmp_path / "two", fitted, tmp_path / "two", 1)
     (tmp_path / "one").mkdir()
@@ -112,6 +113,7 @@ def test_statistics_of_norms_are_means_over_processes(tmp_path):
     assert not torch.equal(first["1.running_mean"], torch.zeros(8))
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_other_and_the_same_training_goes_on(tmp_path):
     processes = start(tmp_path / "k", fitted, tmp_path / "k", 2000)
     while not (tmp_path / "k" / "c").exists():
