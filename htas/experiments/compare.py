@@ -106,6 +106,7 @@ def compare(
         f"{name}, seed {seed}: {each.result.outside}" for (name, seed), each in there.items() if each.result.outside
     ]
     job = comparison.jobs[names[0], 0]
+    notes += [f"{name}, seed {seed}: {words}" for (name, seed), each in there.items() for words in each.result.remarks]
     notes += precision_notes(job.target.precision)
     title = f"{job.config.family.title} on {job.config.data.name}, {plural(seeds, 'seed')}"
     facts = {name: str(value) for name, value in {**where, **dataclasses.asdict(job.target)}.items()}

@@ -30,6 +30,9 @@ from htas.timing.target import Target, machine
 from htas.training import ranks
 from htas.training.train import Training, evaluate
 
+SURE = 3.0
+"""Standard errors above chance from which on a classifier does not guess."""
+GUESSING = "accuracy cannot be told from guessing"
 KINDS = {"uniform": "network with all widths narrowed alike", "plain": "shallower member of the family"}
 """Kinds of controls of which all are measured, in words."""
 
@@ -151,7 +154,7 @@ def train_row(
     key = ranks.of_first(lambda: key)  # a network in other processes may have begun with other weights
     weights = ranks.of_first(lambda: None if again else trained(path, key))
     if weights is not None:
-        return replace(row, accuracy=weights.accuracy, teacher=weights.teacher), weights.seconds
+        return _judged(run, row, weights.accuracy, weights.teacher), weights.seconds
     config = run.config
     teacher = None if row.name == "base" or config.distill.alpha == 0 else base_network(run)
     model = _untrained(run, row, build, start)
@@ -182,7 +185,26 @@ def train_row(
         checkpoint.unlink(missing_ok=True)
         return accuracy
 
-    return replace(row, accuracy=ranks.of_first(judged), teacher=name), seconds
+    row = _judged(run, row, ranks.of_first(judged), name)
+    for remark in row.remarks if row.name == "base" else ():
+        say(f"train base: {remark}")
+    return row, seconds
+
+
+def _judged(run: Run, row: Result, accuracy: float, teacher: str) -> Result:
+    """The row with its accuracy and its teacher, and a remark where one of them only guesses."""
+    remarks = [f"Its {GUESSING}."] if _guesses(run, accuracy) else []
+    if teacher and _guesses(run, float(read_tensors(run.model_file("base"))[1]["accuracy"])):
+        remarks.append(f"Its teacher's {GUESSING}, so it learned from noise; train the base network longer.")
+    return replace(row, accuracy=accuracy, teacher=teacher, remarks=(*row.remarks, *remarks))
+
+
+def _guesses(run: Run, accuracy: float) -> bool:
+    """Whether a classifier is right about so few images that it may be guessing."""
+    if not run.data.task.classifies or run.data.task.judge is not None or run.data.classes < 2:
+        return False
+    chance = 1 / run.data.classes
+    return bool(accuracy < chance + SURE * (chance * (1 - chance) / len(run.data.test)) ** 0.5)
 
 
 def _by_user(task: Task, model: nn.Module, teacher: nn.Module | None) -> None:
