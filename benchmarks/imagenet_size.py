@@ -27,8 +27,9 @@ from htas.data.split import Data
 from htas.datasets import load
 from htas.datasets.hub import Hub
 from htas.datasets.image_folder import ImageFolder
-from htas.files import read_json
+from htas.files import from_json, read_json
 from htas.models.imagenet_resnet import ImageNetResNet
+from htas.report.result import Result
 from htas.training.layout import placed
 from htas.training.loop import engine
 
@@ -153,17 +154,11 @@ def rehearse(options: argparse.Namespace, folder: Path) -> None:
     print("\n".join(f"| {name} | {seconds:.1f} |" for name, seconds in record["stages"].items()))
     print("\n| network | accuracy | predicted, ms | measured, ms |\n|---|---|---|---|")
     for each in record["results"]:
-        predicted = (each["predicted"] or {}).get("latency")
-        measured = each["measured"]
-        print(f"| {each['name']} | {each['accuracy']:.1%} | {in_ms(predicted)} | {in_ms(measured)} |")
+        row = from_json(each, Result, "a row")
+        predicted = f"{1e3 * row.predicted:.2f}" if row.predicted else "-"
+        measured = f"{1e3 * row.measured.estimate:.2f}" if row.measured else "-"
+        print(f"| {row.name} | {row.accuracy or 0:.1%} | {predicted} | {measured} |")
     print()
-
-
-def in_ms(value: object) -> str:
-    """Of a number of seconds, or of what has an `estimate`."""
-    if isinstance(value, dict):
-        value = value.get("estimate")
-    return f"{1e3 * value:.2f}" if isinstance(value, float) else "-"
 
 
 def kill_in_second_epoch(command: list[str], out: Path, log: Path) -> str:
