@@ -16,8 +16,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -165,19 +163,16 @@ def kill_in_second_epoch(command: list[str], out: Path, log: Path) -> str:
     """Run until the first checkpoint of a training is there, and a second more; says when it was killed."""
     began = time.monotonic()
     with log.open("w") as lines, subprocess.Popen(command, stdout=lines, stderr=lines, start_new_session=True) as run:
-        while run.poll() is None:
-            if next(checkpoints(out), None) is not None:
-                time.sleep(1.0)
+        try:
+            while run.poll() is None:
+                if any((out / "checkpoints").glob("*")):  # of trainings that are not finished
+                    time.sleep(1.0)
+                    return f"after its first epoch, at {time.monotonic() - began:.0f} s"
+                time.sleep(0.2)
+        finally:
+            if run.poll() is None:
                 os.killpg(run.pid, signal.SIGKILL)
-                run.wait()
-                return f"after its first epoch, at {time.monotonic() - began:.0f} s"
-            time.sleep(0.2)
     sys.exit(f"the run ended before it could be killed; see {log}")
-
-
-def checkpoints(out: Path) -> Iterator[Path]:
-    """Of trainings that are not finished."""
-    return islice((out / "checkpoints").glob("*"), 1)
 
 
 def outlook(rate: float) -> None:

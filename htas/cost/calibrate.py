@@ -144,8 +144,7 @@ def roomy_calibration(
         return filled({layer for every in layers.values() for layer in every})
 
     plans = [replace(options, widths=widths) for widths in (options.widths, *SPARE) if widths <= options.widths]
-    _, less, sentence = roomy(((plan.widths, plan) for plan in plans), size, free, "a calibration")
-    return less, sentence
+    return roomy(((plan.widths, plan) for plan in plans), size, free, "a calibration")
 
 
 def spread(

@@ -6,8 +6,8 @@ trained base network of whichever was there before; so everything that a run can
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -41,11 +41,9 @@ from htas.training.train import Training, evaluate
 FRONT = "No other network of this sweep is both faster and more accurate."
 
 
-@contextmanager
-def _beside(processes: Processes | None) -> Iterator[None]:
+def _beside(processes: Processes | None) -> AbstractContextManager[object]:
     """What measures here takes turns with the processes of other commands, where this one has some, too."""
-    with turns.join() if processes else nullcontext():
-        yield
+    return turns.join() if processes else nullcontext()
 
 
 def _budget_run(config: Config, text: str, folder: Path, sources: Sources, start: str = "") -> Run:

@@ -106,8 +106,7 @@ class Design:
     def roomy_survey(self, network: Network, most: int, free: float) -> tuple[SurveyPlan, str]:
         """The same with fewer widths where more do not fit into so many bytes, and a sentence that says so."""
         plans = ((widths, self.survey_plan(network, widths)) for widths in fewer(most))
-        _, plan, less = roomy(plans, lambda plan: plan.filled, free, "a survey")
-        return plan, less
+        return roomy(plans, lambda plan: plan.filled, free, "a survey")
 
 
 def choose(measured: Curve, fit: Fit, groups: int, ties: float = 0.0) -> tuple[int, ...]:

@@ -22,9 +22,7 @@ def filled(layers: Collection[Layer]) -> float:
     return sum(LAYER_BYTES + WEIGHT_BYTES * WEIGHT_COPIES * layer.params for layer in layers)
 
 
-def roomy(
-    plans: Iterable[tuple[int, Plan]], size: Callable[[Plan], float], free: float, what: str
-) -> tuple[int, Plan, str]:
+def roomy(plans: Iterable[tuple[int, Plan]], size: Callable[[Plan], float], free: float, what: str) -> tuple[Plan, str]:
     """The first of plans, by descending number of widths, whose bytes fit into those that are free; a sentence where
     that is not the first one. Raises UserError, which says the figures, where even the last one does not fit.
 
@@ -38,7 +36,7 @@ def roomy(
                 f"{what} measures {widths} widths of a site and not {most}, which would not fit into the "
                 f"{free / 1e9:.3g} GB of memory that are free; the others are interpolated"
             )
-            return widths, plan, less if widths < most else ""
+            return plan, less if widths < most else ""
     raise UserError(
         f"{what} of {plural(widths, 'width')} of each site fills {needed / 1e9:.3g} GB of memory, and "
         f"{free / 1e9:.3g} GB are free, of which it may fill {SHARE:.0%}; free some, give design.expand=1, or hold "

@@ -4,6 +4,7 @@ import gc
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -213,51 +214,43 @@ def test_what_is_decided_is_read_no_more():
     assert asked[0] == [first] * 3
 
 
-def test_calls_are_built_anew_in_every_stretch_and_the_old_ones_let_go_afterwards():
-    machine = Machine()
-    alive, most = weakref.WeakSet(), []
+class Programs:
+    """Counts the calls that are alive whenever one is called."""
 
-    class Call:
-        def __call__(self) -> None:
-            machine.now += 0.01
-            most.append(len(alive))
+    def __init__(self, machine: Machine) -> None:
+        self.machine, self.alive, self.most = machine, weakref.WeakSet(), []
 
-    def build(number: int) -> Call:
-        call = Call()
-        alive.add(call)
+    def build(self, number: int) -> Callable[[], None]:
+        call = partial(self.call)
+        self.alive.add(call)
         return call
 
-    built = []
-    Bench(machine.timer(), rounds=10 * STRETCHES, now=lambda: machine.now).run(
-        lambda number: built.append(number) or build(number), 1
-    )
+    def call(self) -> None:
+        self.machine.now += 0.01
+        self.most.append(len(self.alive))
+
+    def run(self, build: Callable[[int], Callable[[], None]]) -> None:
+        Bench(self.machine.timer(), rounds=10 * STRETCHES, now=lambda: self.machine.now).run(build, 1)
+
+
+def test_calls_are_built_anew_in_every_stretch_and_the_old_ones_let_go_afterwards():
+    built, programs = [], Programs(Machine())
+    programs.run(lambda number: built.append(number) or programs.build(number))
     assert len(built) == STRETCHES
-    assert max(most) == 2  # while the second is warmed up, the first holds its memory
-    once = []
-    Bench(machine.timer(), rounds=STRETCHES).run(lambda number: once.append(number) or Call(), 1, rebuild=False)
+    assert max(programs.most) == 2  # while the second is warmed up, the first holds its memory
+    once, machine = [], Machine()
+    Bench(machine.timer(), rounds=STRETCHES).run(
+        lambda number: once.append(number) or machine.call(0.01), 1, rebuild=False
+    )
     assert once == [0]
 
 
 def test_the_old_calls_are_let_go_before_where_there_is_no_room_for_both(monkeypatch: pytest.MonkeyPatch):
-    machine, alive, most = Machine(), weakref.WeakSet(), []
-
-    class Call:
-        def __call__(self) -> None:
-            machine.now += 0.01
-            most.append(len(alive))
-
-    def build(number: int) -> Call:
-        call = Call()
-        alive.add(call)
-        return call
-
-    monkeypatch.setattr("htas.timing.bench._free", lambda: 1000 - 450 * len(alive))
-    Bench(machine.timer(), rounds=10 * STRETCHES, now=lambda: machine.now).run(build, 1)
-    assert max(most) == 1
-    most.clear()
-    monkeypatch.setattr("htas.timing.bench._free", lambda: 1000 - 400 * len(alive))
-    Bench(machine.timer(), rounds=10 * STRETCHES, now=lambda: machine.now).run(build, 1)
-    assert max(most) == 2
+    for each, at_once in ((450, 1), (400, 2)):
+        programs = Programs(Machine())
+        monkeypatch.setattr("htas.timing.bench._free", lambda: 1000 - each * len(programs.alive))  # noqa: B023
+        programs.run(programs.build)
+        assert max(programs.most) == at_once
 
 
 def test_calls_that_take_long_to_build_are_built_anew_less_often():
