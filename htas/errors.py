@@ -8,6 +8,11 @@ class UserError(ValueError):
     """
 
 
+class PlaceError(UserError):
+    """A file or folder that cannot be used: the place, the reason, and that another may be named, which the command
+    completes by its option for that."""
+
+
 def need_least(least: float, options: object, section: str, *names: str) -> None:
     """Raise UserError where one of these options is below `least`: strategy.epochs must be 1 or more, got 0."""
     for name in names:

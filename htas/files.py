@@ -14,13 +14,18 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from htas.errors import UserError
+from htas.errors import PlaceError, UserError
+from htas.text import quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __version__ = "0.1.0"
 FORMAT = 1
+LONGEST_NAME, LONGEST_PATH = 255, 4095
+"""Bytes of a file's name and of a path."""
+MOST_TOML = 10_000_000
+"""Bytes of a TOML file that is read."""
 KINDS = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
 T = TypeVar("T")
 JsonObject = dict[str, Any]
@@ -30,7 +35,7 @@ JsonObject = dict[str, Any]
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part.
 
-    Raises UserError where the disk is full or read-only.
+    Raises PlaceError where the disk is full or read-only.
     """
     part = None
     try:
@@ -42,11 +47,13 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(part, 0o644)
         os.replace(part, path)
-    except OSError as error:
+    except BaseException as error:
         if part is not None:
             Path(part).unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         reason = error.strerror or str(error)
-        raise UserError(f"cannot write {path}: {reason}; free some space or name another folder with --out") from error
+        raise PlaceError(f"cannot write {path}: {reason}; free some space or name another folder") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -65,7 +72,7 @@ def read_json(path: Path) -> JsonObject:
         content = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; run the stage that makes it first") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # of values: one of more digits than Python reads
         raise UserError(f"{path} cannot be read as JSON ({error}); delete it and run its stage again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         number = content.get("format") if isinstance(content, dict) else None
@@ -76,13 +83,49 @@ def read_json(path: Path) -> JsonObject:
 def read_toml(path: Path, what: str) -> JsonObject:
     """The tables of a TOML file; raises UserError, which ends with `what` to name in its place."""
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no file; name {what}")
+        if path.stat().st_size > MOST_TOML:
+            raise UserError(
+                f"{path} has {path.stat().st_size / 1e6:.3g} MB, and a TOML file {MOST_TOML / 1e6:g} MB at "
+                f"most; name {what}"
+            )
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; name {what}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is not valid TOML here: its brackets lie in each other too deep to be read") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from error
+    except ValueError as error:  # a number of more digits than Python reads
+        raise UserError(f"{path} is not valid TOML here: it has a number of too many digits") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; name {what}") from error
+
+
+def path_of(path: str | Path, option: str) -> Path:
+    """The path that an option names, `~` written out; raises UserError where nothing can be called so."""
+    text = str(path)
+    need_text(text, option)
+    try:
+        full = Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{option}: this machine has no such user as {quoted(Path(text).parts[0])}, or no folder of theirs; write "
+            "the path out"
+        ) from error
+    if len(os.fsencode(full)) > LONGEST_PATH or any(len(os.fsencode(part)) > LONGEST_NAME for part in full.parts):
+        raise UserError(
+            f"{option} must be a path of at most {LONGEST_PATH} bytes, {LONGEST_NAME} in each name, got "
+            f"{quoted(text)}; name a shorter one"
+        )
+    return full
+
+
+def need_text(text: str, option: str) -> None:
+    """Raise UserError for what no file in UTF-8 and no path can hold."""
+    if "\0" in text or (not text.isascii() and any("\ud800" <= each <= "\udfff" for each in text)):
+        raise UserError(f"{option} must be text in UTF-8, without a NUL character, got {quoted(text)}")
 
 
 class RecordError(UserError):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import groupby
 from math import floor, isfinite, log10
+from unicodedata import category
 
 NONE = "\N{EN DASH}"
 """The text of a table cell without a value."""
@@ -104,6 +105,45 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+LONGEST_VALUE, LONGEST_SENTENCE = 160, 960
+"""Letters of a value that a sentence quotes, and of a sentence."""
+
+
+def shortened(words: str, most: int = LONGEST_VALUE) -> str:
+    """Words as they are, or, where there are more letters than `most`, without their middle: `9999 ... 9999 (400
+    letters)`."""
+    if len(words) <= most:
+        return words
+    note = f" ({len(words)} letters)"
+    size = max(8, most - len(note) - 5)
+    return f"{words[: size - size // 3]} ... {words[-(size // 3) :]}{note}"
+
+
+def quoted(value: object) -> str:
+    """A value as Python writes it, shortened."""
+    try:
+        return shortened(repr(value))
+    except (ValueError, RecursionError):  # a number of more digits than Python writes, a list in too many lists
+        return f"a {type(value).__name__} that is too long to print"
+
+
+def printable(words: str) -> str:
+    """Words without what a terminal obeys: control characters as escapes, `\\x1b`; spaces and line ends stay."""
+    plain = (
+        each if each.isprintable() or each in "\n\t" or category(each) == "Zs" else ascii(each)[1:-1] for each in words
+    )
+    return "".join(plain)
+
+
+def sentence(words: str) -> str:
+    """Words for a terminal: in one line, of a length that people read, without control characters."""
+    parts = (part if len(part) <= LONGEST_VALUE * 2 else shortened(part) for part in words.split())
+    whole = printable(" ".join(parts))
+    if len(whole) <= LONGEST_SENTENCE:
+        return whole
+    return f"{whole[: LONGEST_SENTENCE * 2 // 3]} ... {whole[-LONGEST_SENTENCE // 3 + 5 :]}"
+
+
 def listing(names: Iterable[str]) -> str:
     """`a, b, c` in the order given."""
     return ", ".join(names)
@@ -151,10 +191,10 @@ class TextTable:
 def no_such(what: str, name: str, names: Iterable[str]) -> str:
     """The sentence for a name that does not exist: the nearest one, and all of them."""
     choices = list(names)
-    return f"no {what} called {name!r}; {near(name, choices)}choose one of {listing(choices)}"
+    return f"no {what} called {quoted(name)}; {near(name, choices)}choose one of {listing(choices)}"
 
 
 def near(name: str, names: Iterable[str]) -> str:
     """`did you mean 'groups'? ` with a space at the end, or nothing where no name is similar."""
-    matches = get_close_matches(name, list(names), n=1)
+    matches = get_close_matches(name[:LONGEST_VALUE], list(names), n=1)
     return f"did you mean {matches[0]!r}? " if matches else ""

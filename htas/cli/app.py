@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from inspect import BoundArguments, Parameter
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
@@ -17,14 +18,17 @@ from htas.cli.help import common_options
 from htas.cli.verbs import CONFIGURED, VERBS, report
 from htas.console.record import recording
 from htas.errors import UserError
-from htas.files import __version__
+from htas.files import __version__, need_text, path_of
+from htas.plugins.options import ROOT
+from htas.plugins.trust import FLAG, VARIABLE, user_code_allowed, without_user_code
 from htas.plugins.values import allowed
 from htas.training import ranks
 
 APP = cyclopts.App(
     name="htas",
     help="htas: a PyTorch network and a machine in, a measured, faster network out.",
-    help_epilogue="htas VERB --help says what a verb takes, htas options what a configuration takes.",
+    help_epilogue=f"htas VERB --help says what a verb takes, htas options what a configuration takes. With {FLAG} (or "
+    f"{VARIABLE}=1) every verb imports no code that a configuration names, and starts no command.",
     version=f"htas {__version__}",
     default_parameter=cyclopts.Parameter(negative="", show_default=False, allow_repeating=True),
     help_format="plaintext",
@@ -47,6 +51,14 @@ def _hosts(argv: Sequence[str]) -> list[str]:
 
 def call(argv: Sequence[str]) -> None:
     """Run the verb that the words name; raises UserError where they are no command."""
+    for word in argv:
+        need_text(word, "every word of a command")
+    with without_user_code() if FLAG in argv else nullcontext():
+        _call([word for word in argv if word != FLAG], shlex.join(["htas", *argv]))
+
+
+def _call(argv: Sequence[str], written: str) -> None:
+    """Run the verb; the command is `written` so."""
     verb = argv[0] if argv else ""
     if verb and not verb.startswith("-") and verb not in VERBS:
         raise UserError(text.no_such("verb", verb, VERBS))
@@ -66,15 +78,40 @@ def call(argv: Sequence[str]) -> None:
         command, bound, unparsed = APP.parse_args(words, console=console, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
         raise UserError(_sentence(error, verb)) from error
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # plug-ins of the user's, such as 'mine:Net', lie in the folder of the command
-    words_written = {"overrides": overrides, "command": shlex.join(["htas", *argv])}
+    _check_places(bound)
+    _open_folder()
+    words_written = {"overrides": overrides, "command": written}
     more = {name: value for name, value in words_written.items() if name in unparsed}
     tensorboard = bound.arguments.get("tensorboard", False)
     with ranks.joined(), _record(command is not report, tensorboard):  # a report may be read during a run
         command(*bound.args, **bound.kwargs, **more)
     if verb in CONFIGURED and {"--help", "-h"} & set(words):
         print(common_options(words, overrides))
+
+
+def _check_places(bound: BoundArguments) -> None:
+    """Write out `~` in the paths among the arguments; raises UserError for what can be no path."""
+    for name, value in bound.arguments.items():
+        option = (
+            "--" + name.replace("_", "-")
+            if bound.signature.parameters[name].kind == Parameter.KEYWORD_ONLY
+            else name.upper()
+        )
+        if isinstance(value, Path):
+            bound.arguments[name] = path_of(value, option)
+        elif isinstance(value, tuple):
+            bound.arguments[name] = tuple(path_of(each, option) if isinstance(each, Path) else each for each in value)
+
+
+def _open_folder() -> None:
+    """Let plug-ins of the user's, such as 'mine:Net', lie in the folder of the command; without code of theirs, not
+    even the folder that `python -m htas` puts there."""
+    here = Path.cwd()
+    if user_code_allowed():
+        if str(here) not in sys.path:
+            sys.path.append(str(here))
+    elif here != ROOT.parent:
+        sys.path[:] = [each for each in sys.path if each and Path(each) != here]
 
 
 def _record(recorded: bool, tensorboard: bool) -> AbstractContextManager[object]:

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from htas.errors import UserError
+from htas.plugins.trust import user_code_allowed
+from htas.run.trusted import need_report
 
 if TYPE_CHECKING:
     from htas.run.config import Config, Settings
     from htas.run.run import Run
+    from htas.run.trusted import Named
 
 
 def open_run(source: Path, overrides: Sequence[str], out: Path | None) -> "Run":
@@ -76,6 +79,22 @@ def read_source(
     return settings, folder
 
 
+def users_code(source: Path, overrides: Sequence[str]) -> "list[Named]":
+    """The options that name code of the user's, where that may not be imported; raises UserError."""
+    from htas.run.config import configured_code
+
+    return [] if user_code_allowed() else configured_code(config_file(source), overrides)
+
+
+def written_again(folder: Path, code: "Sequence[Named]") -> None:
+    """Write the pages of a run's report once more from report.json, without the code that the run's configuration
+    names; raises UserError where the run has gone on since."""
+    need_report(folder, code)
+    from htas.report import read, write
+
+    write(read(folder), folder)
+
+
 def device_name(host: str) -> str:
     """What the folder of a host is called by."""
     from htas.timing.remote.address import short_names
@@ -89,5 +108,8 @@ def config_file(source: Path) -> Path:
 
 
 def is_run(network: str) -> bool:
-    """True for a TOML file or a folder; anything else is a network by name."""
-    return Path(network).is_dir() or network.endswith(".toml")
+    """True for a TOML file or a folder, but for one that is called like an ONNX file and holds no run; anything else is
+    a network by name."""
+    if network.endswith(".onnx"):
+        return os.path.isfile(os.path.join(network, "config.toml"))
+    return os.path.isdir(network) or network.endswith(".toml")

@@ -3,7 +3,8 @@
 A verb is a plain function; its parameters are the arguments and options of the command.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,10 +15,21 @@ from htas.cli.experiments import compare, fastest, reproduce, sweep
 from htas.cli.help import completion, options
 from htas.cli.networks import doctor, inspect, measure
 from htas.cli.parameters import Again, Command, Host, Json, Out, Overrides, Source, Tensorboard
-from htas.cli.sources import device_name, devices_source, ensure_stage, load_source, open_run, read_source
+from htas.cli.sources import (
+    config_file,
+    device_name,
+    devices_source,
+    ensure_stage,
+    load_source,
+    open_run,
+    read_source,
+    users_code,
+    written_again,
+)
 from htas.cli.store import store
 from htas.console.terminal import show
 from htas.errors import UserError
+from htas.plugins.trust import without_user_code
 from htas.text import listing
 from htas.training import ranks
 
@@ -154,9 +166,22 @@ def report(
     json: Json = False,
     out: Out = None,
     again: Again = False,
+    user_code: Annotated[
+        bool, Parameter(help="import the code of your own that the configuration names; otherwise none is")
+    ] = False,
 ) -> None:
     """Write report.html, report.md and report.json of a run, finished or not; of several runs, the first two."""
+    with nullcontext() if user_code else without_user_code():
+        _report(runs, overrides, json, out, again)
+
+
+def _report(runs: Sequence[Path], overrides: Sequence[str], json: bool, out: Path | None, again: bool) -> None:
     if len(runs) == 1:
+        folder = out or (runs[0] if runs[0].is_dir() else Path("runs") / runs[0].stem)
+        if code := users_code(runs[0], overrides):
+            written_again(folder, code)
+            _summarize(folder / "report.html", json)
+            return
         if both := devices_source(runs[0], overrides, out):
             settings, folder = both
             from htas.experiments import devices
@@ -175,10 +200,13 @@ def report(
         raise UserError(f"several runs are compared by their folders, and {files[0]} is none")
     if len({run.resolve() for run in runs}) < len(runs):
         raise UserError(f"these are not {len(runs)} different runs: {listing(map(str, runs))}")
+    with_code = {run: code for run in runs if config_file(run).exists() and (code := users_code(run, ()))}
+    for run, code in with_code.items():
+        written_again(run, code)
     from htas.run import stages
 
     usual = Path("runs") / "-".join(run.resolve().name for run in runs)
-    print(stages.compared(runs, out or usual))
+    print(stages.compared(runs, out or usual, unchanged=tuple(with_code)))
 
 
 def export(

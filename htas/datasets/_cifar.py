@@ -16,6 +16,7 @@ import torch
 from htas.data.split import Images, Part, Shape
 from htas.datasets._encoded import IMAGE, SHAPE, CopiedDataset, read_parquet, read_pictures, read_table, reason
 from htas.errors import UserError
+from htas.files import path_of
 
 HUB_FOLDERS = ("data", "plain_text", "cifar100")
 """Where the hub keeps the parquet files of these data sets."""
@@ -102,7 +103,7 @@ class Cifar(CopiedDataset):
         """All images of one part; raises UserError that names the file at fault."""
         if not self.path:
             return _from_hub(self.source, part)
-        place = Path(self.path).expanduser()
+        place = path_of(self.path, "data.path")
         try:
             return self._from_folder(place, part) if place.is_dir() else self._from_file(place, part)
         except OSError as error:

@@ -14,6 +14,7 @@ from torch import Tensor
 from htas.data.split import Images, Part, Shape
 from htas.datasets import Dataset
 from htas.errors import UserError
+from htas.files import path_of
 from htas.text import first_line
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class CopiedDataset(Dataset):
         """
         if not self.path:
             return "from the Hugging Face hub"
-        place = Path(self.path).expanduser()
+        place = path_of(self.path, "data.path")
         encoded = place.is_dir() and not any(place.rglob("*.bin"))
         first = next(_training_images(place), None) if encoded else None
         return "the publisher's binary files" if first is None else _encoding_of(first)

@@ -8,6 +8,7 @@ from htas.data.split import Part
 from htas.datasets._encoded import class_names, labelled_files
 from htas.datasets._streamed import ImageSource, Streamed
 from htas.errors import UserError
+from htas.files import path_of
 
 TESTS = ("val", "validation", "test")
 """Names of the folder next to train/; the first that exists is taken."""
@@ -44,7 +45,7 @@ class ImageFolder(Streamed):
         return sorted(names)
 
     def _folder(self, part: Part) -> Path:
-        root = Path(self.path).expanduser()
+        root = path_of(self.path, "data.path")
         names = ("train",) if part == "train" else TESTS
         folder = next((root / name for name in names if (root / name).is_dir()), None)
         if folder is None:

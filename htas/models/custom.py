@@ -15,6 +15,7 @@ from htas.console.blame import blame
 from htas.errors import UserError
 from htas.graph.modes import evaluating
 from htas.models import ModelFamily
+from htas.plugins.trust import need_trust
 from htas.text import shapes
 
 BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -86,6 +87,7 @@ class Custom(ModelFamily):
         return function  # type: ignore[no-any-return]
 
     def _module(self) -> ModuleType:
+        need_trust(self.factory, "family.factory")
         path = self.factory.partition(":")[0]
         try:
             return importlib.import_module(path)

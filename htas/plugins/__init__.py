@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from htas.console.blame import blame
 from htas.errors import UserError
+from htas.plugins.trust import need_trust
 from htas.text import no_such
 
 T = TypeVar("T")
@@ -28,6 +29,7 @@ def check_name(package: str, name: str) -> None:
     Of a class of the user's own, 'package.module:Class', only the package is looked for; nothing is imported.
     """
     if ":" in name:
+        need_trust(name)
         top = name.partition(":")[0].partition(".")[0]
         if not top or (top not in sys.modules and find_spec(top) is None):
             raise _cannot_import(name, f"No module named {top!r}")
@@ -57,6 +59,7 @@ def find(package: ModuleType, contract: type[T], name: str) -> type[T]:
 
 def _imported(contract: type[T], name: str) -> type[T]:
     """The user's class 'package.module:Class'; raises UserError."""
+    need_trust(name)
     path, _, attribute = name.partition(":")
     try:
         kind = getattr(importlib.import_module(path), attribute)

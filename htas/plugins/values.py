@@ -16,6 +16,10 @@ Values = dict[str, Any]
 """Values by option."""
 REFUSED = (ValueError, TypeError, KeyError, StopIteration)
 """What `parse` and `check` raise where a value does not fit."""
+UNREADABLE = (SyntaxError, RecursionError, MemoryError)
+"""What Python's readers of values raise besides, the last two where brackets lie in each other too deep."""
+LARGEST = 2**63
+"""Whole numbers lie below it, as PyTorch's do."""
 
 
 def parse(text: str, hint: Any) -> Any:
@@ -23,7 +27,7 @@ def parse(text: str, hint: Any) -> Any:
     if isinstance(hint, type) and hint not in (bool, int, float):
         return check(text, hint)
     for read in (_bool, literal_eval, json.loads, _toml, _list, str):
-        with suppress(*REFUSED, SyntaxError):
+        with suppress(*REFUSED, *UNREADABLE):
             return check(read(text), hint)
     raise ValueError(text)
 
@@ -44,6 +48,8 @@ def _list(text: str) -> list[str]:
 
 def check(value: Any, hint: Any) -> Any:
     """A value of a file, or of Python, as a value of a type; a whole number is a number. Raises ValueError."""
+    if type(value) is int and not -LARGEST <= value < LARGEST:
+        raise ValueError("a whole number must lie between -2^63 and 2^63")
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return value

@@ -6,7 +6,7 @@ Names and types are refused before the classes, and PyTorch with them, are impor
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -17,10 +17,11 @@ import tomli_w
 
 from htas import plugins
 from htas.errors import UserError
-from htas.files import read_toml
+from htas.files import need_text, read_toml
 from htas.plugins.options import Option, Options, SourceClass, options_of, source_file
 from htas.plugins.values import REFUSED, Values, allowed, check, parse
-from htas.text import listing, near, no_such
+from htas.run import trusted
+from htas.text import listing, near, no_such, quoted, shortened
 from htas.timing.target import runtime_options
 from htas.training.recipe import RECIPES, Recipe
 
@@ -197,6 +198,8 @@ NAMED = {name: table for name, table in TABLES.items() if table.key}
 KEYS = ("seed", *TABLES)
 """The keys of a configuration file."""
 SEED = Option("seed", int, 0, "Start of every random draw; 0 or more.")
+MOST_SEED = 2**32
+"""The seed lies below it, as NumPy's do."""
 MOVED = {
     **dict.fromkeys(("target.image", "target.more"), "write shapes = [[3, 32, 32]], with a shape for each input"),
     "constraints.accuracy_floor": "htas fastest has it as --accuracy-floor",
@@ -246,12 +249,22 @@ def read(path: Path | None, overrides: Sequence[str] = (), limited: bool = False
     """
     tables = _contents(path, overrides)
     seed, names = _seed(tables), _names(tables, limited)
+    trusted.check(path, tables, names)
     return Settings(seed, names, {table: _typed(table, names, tables[table]) for table in TABLES})
 
 
 def configured_names(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, str]:
     """The classes and recipe that a file and overrides name, by table; raises UserError."""
-    return _names(_contents(path, overrides))
+    tables = _contents(path, overrides)
+    names = _names(tables)
+    trusted.check(path, tables, names)
+    return names
+
+
+def configured_code(path: Path, overrides: Sequence[str] = ()) -> list[trusted.Named]:
+    """The options that name code of the user's, in a file or in overrides; raises UserError."""
+    tables = _contents(path, overrides)
+    return trusted.user_code(tables, _names(tables))
 
 
 def fitting(overrides: Sequence[str], others: Sequence[str]) -> list[str]:
@@ -272,7 +285,7 @@ def _contents(path: Path | None, overrides: Sequence[str]) -> dict[str, Values]:
         if name not in KEYS:
             raise UserError(f"{path} has {_unknown('no table or option', name, KEYS)}")
         if name in TABLES and not isinstance(value, dict):
-            raise UserError(f"{path}: {name} must be a table, [{name}] with its options below, got {value!r}")
+            raise UserError(f"{path}: {name} must be a table, [{name}] with its options below, got {quoted(value)}")
     tables = {table: dict(content.get(table, {})) for table in TABLES}
     return _merged({"": {"seed": content.get("seed", SEED.default)}, **tables}, _split(overrides))
 
@@ -346,8 +359,9 @@ def _seed(tables: Mapping[str, Values]) -> int:
     seed = tables[""]["seed"]
     with suppress(ValueError):
         seed = int(seed) if isinstance(seed, CommandLineValue) else seed
-    if type(seed) is not int or seed < 0:
-        raise UserError(f"seed must be a whole number, 0 or more, got {seed!r}")
+    if type(seed) is not int or not 0 <= seed < MOST_SEED:
+        most = ", 0 or more" if type(seed) is not int or seed < 0 else " below 2^32"
+        raise UserError(f"seed must be a whole number{most}, got {quoted(seed)}")
     return seed
 
 
@@ -358,7 +372,7 @@ def _names(tables: Mapping[str, Values], limited: bool = False) -> dict[str, str
         names["strategy"] = usual_strategy(limited or any(tables["constraints"].values()), tables["strategy"])
     for table, name in names.items():
         if not isinstance(name, str):
-            raise UserError(f"{table}.{NAMED[table].key} must be text, got {name!r}")
+            raise UserError(f"{table}.{NAMED[table].key} must be text, got {quoted(name)}")
     return {table: str(name) for table, name in names.items()}
 
 
@@ -420,10 +434,32 @@ def _value(key: str, option: Option, value: Any) -> Any:
     """A value of a file or of the command line as its option's type; raises UserError."""
     text = str(value) if isinstance(value, CommandLineValue) else None
     try:
-        return check(value, option.hint) if text is None else parse(text, option.hint)
+        typed = check(value, option.hint) if text is None else parse(text, option.hint)
     except REFUSED as error:
-        words = json.dumps(value, ensure_ascii=False, default=str) if text is None else text
-        raise UserError(f"{key} must be {allowed(option.hint)}, got {words}") from error
+        raise UserError(f"{key} must be {allowed(option.hint)}, got {_words(value)}") from error
+    for each in _texts(typed):
+        need_text(each, key)
+    return typed
+
+
+def _words(value: Any) -> str:
+    """A value as the user wrote it, for a sentence."""
+    if isinstance(value, CommandLineValue):
+        return shortened(str(value))
+    try:
+        return shortened(json.dumps(value, ensure_ascii=False, default=str))
+    except (ValueError, RecursionError):
+        return quoted(value)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (text for pair in value.items() for each in pair for text in _texts(each))
+    elif isinstance(value, list | tuple):
+        yield from (text for each in value for text in _texts(each))
 
 
 def _placed(table: str, options: Values, message: str) -> str:
@@ -436,7 +472,7 @@ def _placed(table: str, options: Values, message: str) -> str:
 
 def _unknown(what: str, name: str, names: Sequence[str]) -> str:
     """`no option 'group'; did you mean 'groups'? it has: expand, groups`."""
-    return f"{what} {name!r}; {near(name, names)}it has: {listing(names)}"
+    return f"{what} {quoted(name)}; {near(name, names)}it has: {listing(names)}"
 
 
 def as_text(value: Any) -> str:

@@ -25,7 +25,7 @@ from htas.cost.tables import TableCost
 from htas.data.split import Data
 from htas.datasets import Dataset
 from htas.errors import UserError
-from htas.files import __version__, digest, read_record, slug, to_json, write_json, write_text
+from htas.files import __version__, digest, path_of, read_record, slug, to_json, write_json, write_text
 from htas.graph import Arch, Network, ordered, trace
 from htas.metrics import Metric
 from htas.metrics.latency import Latency
@@ -188,7 +188,7 @@ class Run:
         options = self.config.survey
         if options.store == "none":
             return metric
-        store = Store() if options.store == "user" else Store(Path(options.store).expanduser())
+        store = Store() if options.store == "user" else Store(path_of(options.store, "survey.store"))
         place = digest(
             self.place, self.target.affinity(), options.seconds, metric.reading
         )  # other lengths share no readings

@@ -403,13 +403,13 @@ STAGES = (SURVEY, DESIGN, CALIBRATE, SEARCH, TRAIN, MEASURE, REPORT)
 """In the order of a run."""
 
 
-def compared(folders: Sequence[Path], out: Path) -> Path:
-    """The reports of several different runs on one page; its path. Raises UserError where one is no run."""
+def compared(folders: Sequence[Path], out: Path, unchanged: Sequence[Path] = ()) -> Path:
+    """The reports of several runs on one page, those `unchanged` as they are; its path. Raises UserError."""
     from htas.report.runs import page
 
     runs = {}
     for folder in folders:
-        if (folder / "config.toml").exists():
+        if folder not in unchanged and (folder / "config.toml").exists():
             ensure(Run(load(folder / "config.toml"), folder), REPORT)
         name = folder.resolve().name
         runs[name if name not in runs else str(folder)] = read_report(folder)

@@ -13,7 +13,7 @@ from htas.console.progress import progress
 from htas.data.split import Batch, Source
 from htas.data.task import Inputs, images_in, precise
 from htas.errors import UserError, need_above_zero, need_least
-from htas.files import read_tensors, write_tensors
+from htas.files import path_of, read_tensors, write_tensors
 from htas.graph.arch import Arch
 from htas.search.draw import Draw
 from htas.search.equality import check
@@ -86,6 +86,7 @@ class SupernetOptions(SearchOptions):
             raise UserError(
                 f"strategy.start must be random, base or the .safetensors file of a supernet, got {self.start!r}"
             )
+        path_of(self.start, "strategy.start")
         need_least(0, self, "strategy", "momentum", "weight_decay")
 
     @property
@@ -103,7 +104,7 @@ def build_supernet(problem: Problem, options: SupernetOptions, mix: Literal["int
         supernet.inherit(base)
         check(supernet, base)
     elif options.start != "random":
-        _load(supernet, Path(options.start))
+        _load(supernet, path_of(options.start, "strategy.start"))
     return supernet
 
 
@@ -232,11 +233,16 @@ class SupernetLoop(SearchLoop):
             return mean_score(self.task, judges, self.runner, lambda images: self.model(images, draw))
 
 
+def need_start(path: Path) -> None:
+    """Raise UserError where there is no file of a supernet to start from."""
+    if not path.is_file():
+        raise UserError(f"strategy.start: there is no file {path}; name one that a search has kept (strategy.keep)")
+
+
 def _load(supernet: Supernet, path: Path) -> None:
     """Load the weights that another search left, or its checkpoint's; raises UserError if the file is missing or holds
     another network or space."""
-    if not path.exists():
-        raise UserError(f"strategy.start: there is no file {path}; name one that a search has kept (strategy.keep)")
+    need_start(path)
     tensors, _ = read_tensors(path)
     if any(name.startswith(PREFIX) for name in tensors):
         tensors = {k.removeprefix(PREFIX): v for k, v in tensors.items() if k.startswith(PREFIX)}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from htas.errors import UserError, need_least
+from htas.files import path_of
 from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, OnRound
 from htas.metrics.latency import CHEAP
@@ -49,6 +50,9 @@ class Survey:
         need_least(1, self, "survey", "rounds")
         if not self.reading >= 0:
             raise UserError(f"survey.reading must be 0 (as short as the clock allows) or more, got {self.reading}")
+        if not self.store:
+            raise UserError("survey.store must be the path of a file, user or none; it is empty")
+        path_of(self.store, "survey.store")
 
     def limit(self, cases: int, building: float = 0.0) -> float:
         """Seconds for a number of layers, each of which takes `building` seconds to build."""

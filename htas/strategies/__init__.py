@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from htas import metrics, plugins
 from htas.errors import UserError
-from htas.search.oneshot import SupernetOptions
+from htas.files import path_of
+from htas.search.oneshot import SupernetOptions, need_start
 from htas.search.problem import Problem, SearchOutcome
 from htas.text import listing
 
@@ -94,10 +95,15 @@ class Strategy(ABC):
 class SupernetStrategy(SupernetOptions, Strategy):
     """A strategy that trains a supernet."""
 
+    def check(self) -> None:
+        """Raise UserError where the supernet that `start` names does not exist."""
+        if self.start not in ("base", "random"):
+            need_start(path_of(self.start, "strategy.start"))
+
     @property
     def files(self) -> tuple[Path, ...]:
         """The supernet of another search, where `start` names one."""
-        start = Path(self.start)
+        start = path_of(self.start, "strategy.start")
         return (start,) if start.is_file() else ()
 
     @property

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 from htas import text
 from htas.console.progress import say
 from htas.errors import UserError
+from htas.files import path_of
 from htas.timing.entry import COLUMNS, Entry, check_suffix, read_table, write_table
 
 T = TypeVar("T")
@@ -72,7 +73,7 @@ class Summary:
 def default_path() -> Path:
     """$HTAS_STORE; or else store.sqlite in this user's folder for data."""
     if named := os.environ.get("HTAS_STORE"):
-        return Path(named).expanduser()
+        return path_of(named, "HTAS_STORE")
     from platformdirs import user_data_path
 
     return user_data_path("htas", appauthor=False) / "store.sqlite"

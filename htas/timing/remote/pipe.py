@@ -16,6 +16,7 @@ from importlib.resources import files
 from typing import Any
 
 from htas.errors import UserError
+from htas.plugins.trust import need_trusted_command
 from htas.timing.remote import agent
 from htas.timing.remote.address import Address
 
@@ -59,13 +60,15 @@ class Lost(Exception):
 
 
 class Pipe:
-    """A started agent. Raises UserError where the command does not exist."""
+    """A started agent. Raises UserError where the command does not exist, or may not run."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
         self.stderr = b""
         self._unread = bytearray()
         self._closed = False
+        if address.written.startswith("exec:"):
+            need_trusted_command(address.written)
         try:
             self._process = subprocess.Popen(
                 address.words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
