@@ -37,8 +37,8 @@ ORDER = [
     "plugins",
     "data",
     "console",
-    "text",
     "files",
+    "text",
     "errors",
 ]
 """The rooms, from the command down; a file may import what stands below it, and its own room."""
