@@ -14,9 +14,11 @@ an Arch into it, `Target` says where it must be fast. Stages with files are `hta
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # typing's, whose import takes longer than all else here
 if TYPE_CHECKING:
+    from typing import Any
+
     from htas.files import __version__ as __version__
     from htas.graph import Arch, Network, Site, ordered, resize, trace
     from htas.run.optimize import OptimizationResult, optimize
@@ -32,7 +34,7 @@ _PLACES = {
 """The file that defines each public name; it is imported with the first use, so that `import htas` is quick."""
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _PLACES:
         raise AttributeError(f"module 'htas' has no attribute {name!r}; it has {', '.join(__all__)}")
     value = getattr(import_module(f"htas.{_PLACES[name]}"), name)

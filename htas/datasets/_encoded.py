@@ -35,6 +35,9 @@ class CopiedDataset(Dataset):
     path: str = ""
     """A local copy; empty for the Hugging Face hub."""
 
+    def __post_init__(self) -> None:
+        path_of(self.path, "data.path")
+
     @property
     def encoding(self) -> str:
         """`PNG images, lossless`, `JPEG images of quality 95`: by the first training image of a folder.

@@ -7,6 +7,7 @@ from typing import Any
 from htas.data.split import Part
 from htas.datasets._streamed import ImageSource, Streamed
 from htas.errors import UserError
+from htas.files import path_of
 from htas.text import first_line, listing
 
 
@@ -31,6 +32,7 @@ class Hub(Streamed):
         super().__post_init__()
         if not self.path:
             raise UserError("data.path must be a data set's name on the hub, or a folder; it is empty")
+        path_of(self.path, "data.path")
 
     @property
     def classes(self) -> int:

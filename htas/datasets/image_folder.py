@@ -25,6 +25,7 @@ class ImageFolder(Streamed):
         super().__post_init__()
         if not self.path:
             raise UserError("data.path must be the folder that has train/ and val/; it is empty")
+        path_of(self.path, "data.path")
 
     @property
     def classes(self) -> int:

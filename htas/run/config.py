@@ -6,6 +6,7 @@ Names and types are refused before the classes, and PyTorch with them, are impor
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -198,6 +199,8 @@ NAMED = {name: table for name, table in TABLES.items() if table.key}
 KEYS = ("seed", *TABLES)
 """The keys of a configuration file."""
 SEED = Option("seed", int, 0, "Start of every random draw; 0 or more.")
+TOO_LARGE = re.compile(r"[+-]?\d{19}.*")
+"""A whole number that PyTorch cannot hold."""
 MOST_SEED = 2**32
 """The seed lies below it, as NumPy's do."""
 MOVED = {
@@ -436,7 +439,8 @@ def _value(key: str, option: Option, value: Any) -> Any:
     try:
         typed = check(value, option.hint) if text is None else parse(text, option.hint)
     except REFUSED as error:
-        raise UserError(f"{key} must be {allowed(option.hint)}, got {_words(value)}") from error
+        most = ", of at most 18 digits" if TOO_LARGE.fullmatch(words := _words(value)) else ""
+        raise UserError(f"{key} must be {allowed(option.hint)}{most}, got {words}") from error
     for each in _texts(typed):
         need_text(each, key)
     return typed
