@@ -24,8 +24,8 @@ __version__ = "0.1.0"
 FORMAT = 1
 LONGEST_NAME, LONGEST_PATH = 255, 4095
 """Bytes of a file's name and of a path."""
-MOST_TOML = 10_000_000
-"""Bytes of a TOML file that is read."""
+MOST_TOML, DEEPEST = 10_000_000, 100
+"""Bytes of a TOML file that is read, and tables and lists in each other."""
 KINDS = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
 T = TypeVar("T")
 JsonObject = dict[str, Any]
@@ -90,11 +90,16 @@ def read_toml(path: Path, what: str) -> JsonObject:
                 f"{path} has {path.stat().st_size / 1e6:.3g} MB, and a TOML file {MOST_TOML / 1e6:g} MB at "
                 f"most; name {what}"
             )
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        if _depth(content) > DEEPEST:
+            raise RecursionError
+        return content
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; name {what}") from error
     except RecursionError as error:
-        raise UserError(f"{path} is not valid TOML here: its brackets lie in each other too deep to be read") from error
+        raise UserError(
+            f"{path} is not valid TOML here: its tables or lists lie in each other too deep to be read"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from error
     except ValueError as error:  # a number of more digits than Python reads
@@ -126,6 +131,15 @@ def need_text(text: str, option: str) -> None:
     """Raise UserError for what no file in UTF-8 and no path can hold."""
     if "\0" in text or (not text.isascii() and any("\ud800" <= each <= "\udfff" for each in text)):
         raise UserError(f"{option} must be text in UTF-8, without a NUL character, got {quoted(text)}")
+
+
+def _depth(content: object) -> int:
+    """How many tables and lists lie in each other, at most."""
+    depth, inner = 0, [content]
+    while inner := [each for each in inner if isinstance(each, dict | list)]:
+        depth += 1
+        inner = [each for outer in inner for each in (outer.values() if isinstance(outer, dict) else outer)]
+    return depth
 
 
 class RecordError(UserError):

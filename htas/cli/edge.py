@@ -45,6 +45,8 @@ def run(argv: Sequence[str] | None) -> int:
             if stop.number:  # whatever became of it on the way here
                 end_children(began)
             elif not isinstance(error, KeyboardInterrupt):
+                if not isinstance(error, Exception):
+                    raise
                 return _failed(error, words)
             with suppress(OSError):  # the terminal may be gone
                 if _speaks(error if isinstance(error, KeyboardInterrupt) else KeyboardInterrupt()):
@@ -52,7 +54,7 @@ def run(argv: Sequence[str] | None) -> int:
             return stop.code
 
 
-def _failed(error: BaseException, words: Sequence[str]) -> int:
+def _failed(error: Exception, words: Sequence[str]) -> int:
     """Print why the command failed; returns the exit code."""
     from htas.training.ranks import PeerError
 

@@ -171,7 +171,7 @@ def _at_once(verb: str, runs: Mapping[str, Run], *options: str) -> None:
         for reader in readers:
             reader.join()
     for name, process in processes.items():
-        if process.returncode not in (0, 2, 130, -signal.SIGINT):
+        if process.returncode not in (0, 2, 129, 130, 143, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP):
             raise RuntimeError(f"htas {verb} {runs[name].folder} ended with code {process.returncode}, see above")
     lost = {name: reasons.get(name, "it was stopped") for name, each in processes.items() if each.returncode}
     if lost:

@@ -20,6 +20,7 @@ from htas import plugins
 from htas.errors import UserError
 from htas.files import need_text, read_toml
 from htas.plugins.options import Option, Options, SourceClass, options_of, source_file
+from htas.plugins.trust import need_trust
 from htas.plugins.values import REFUSED, Values, allowed, check, parse
 from htas.run import trusted
 from htas.text import listing, near, no_such, quoted, shortened
@@ -428,7 +429,9 @@ def check_runtime(target: "Target") -> None:
 
     One of the user's own is looked at where it runs, as the files of a run can be read anywhere.
     """
-    if ":" not in target.runtime:
+    if ":" in target.runtime:
+        need_trust(target.runtime, "target.runtime")
+    else:
         options = RUNTIMES.options(target.runtime)
         RUNTIMES.check(target.runtime, _defaults(options) | runtime_options(target, options))
 
