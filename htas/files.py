@@ -83,13 +83,16 @@ def read_json(path: Path) -> JsonObject:
 def read_toml(path: Path, what: str) -> JsonObject:
     """The tables of a TOML file; raises UserError, which ends with `what` to name in its place."""
     try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path} is no file; name {what}")
-        if path.stat().st_size > MOST_TOML:
-            raise UserError(
-                f"{path} has {path.stat().st_size / 1e6:.3g} MB, and a TOML file {MOST_TOML / 1e6:g} MB at "
-                f"most; name {what}"
-            )
+        size = path.stat().st_size if path.is_file() or not path.exists() else None
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; name {what}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; name {what}") from error
+    if size is None:
+        raise UserError(f"{path} is no file; name {what}")
+    if size > MOST_TOML:
+        raise UserError(f"{path} has {size / 1e6:.3g} MB, and a TOML file {MOST_TOML / 1e6:g} MB at most; name {what}")
+    try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
         if _depth(content) > DEEPEST:
             raise RecursionError

@@ -124,7 +124,7 @@ def quoted(value: object) -> str:
     try:
         return shortened(repr(value))
     except (ValueError, RecursionError):  # a number of more digits than Python writes, a list in too many lists
-        return f"a {type(value).__name__} that is too long to print"
+        return f"a value of type {type(value).__name__} that is too long to print"
 
 
 def printable(words: str) -> str:

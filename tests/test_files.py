@@ -12,10 +12,13 @@ import torch
 from htas.errors import UserError
 from htas.files import (
     FORMAT,
+    MOST_TOML,
     digest,
+    path_of,
     read_json,
     read_record,
     read_tensors,
+    read_toml,
     write_bytes,
     write_json,
     write_record,
@@ -67,6 +70,8 @@ def test_values_that_json_does_not_know_are_not_written(tmp_path: Path) -> None:
         (b"[1, 2]", "has format None, this version reads 1"),
         (b'{"x": 1}', "has format None"),
         (b'{"format": 99}', "has format 99"),
+        (b"[" * 100_000, "cannot be read as JSON"),
+        (b'{"format": ' + b"9" * 5000 + b"}", "cannot be read as JSON"),
     ],
 )
 def test_json_that_cannot_be_used_says_so(tmp_path: Path, content: bytes, message: str) -> None:
@@ -156,3 +161,51 @@ def test_a_field_that_is_wrong_is_named_with_the_way_out(tmp_path: Path, changes
     with pytest.raises(UserError) as error:
         read_record(path, Outer)
     assert str(error.value) == f"{path} cannot be used ({reason}); delete it and run its stage again"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed = " + "[" * 2000 + "]" * 2000, "tables or lists lie in each other too deep"),
+        ("[" + ".".join("a" * 2000) + "]", "tables or lists lie in each other too deep"),
+        ("seed = " + "9" * 5000, "it has a number of too many digits"),
+        ("a = 1\n" * 2, "Cannot overwrite a value"),
+    ],
+)
+def test_toml_that_cannot_be_read_says_why(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        read_toml(path, "another")
+    assert str(caught.value).startswith(f"{path} is not valid TOML")
+
+
+def test_what_is_no_file_is_not_read_as_toml(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"/dev/zero is no file; name another$"):
+        read_toml(Path("/dev/zero"), "another")
+    (tmp_path / "large.toml").write_bytes(b"#" * (MOST_TOML + 1))
+    with pytest.raises(UserError, match=r"large.toml has 10 MB, and a TOML file 10 MB at most; name another$"):
+        read_toml(tmp_path / "large.toml", "another")
+
+
+@pytest.mark.parametrize(
+    "text", ["~nosuch/x", "a\0b", "\ud800", "a" * 256, "/a" * 2050, "\N{LATIN SMALL LETTER E WITH ACUTE}" * 128]
+)
+def test_what_can_be_no_path_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"^some\.option"):
+        path_of(text, "some.option")
+
+
+def test_a_path_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert path_of("~/x", "some.option") == Path("/somewhere/x") and path_of("x/~", "some.option") == Path("x/~")
+
+
+def test_a_write_that_is_stopped_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(handle: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(tmp_path / "a", "b")
+    assert list(tmp_path.iterdir()) == []

@@ -112,3 +112,23 @@ def test_a_name_like_no_other_gets_no_guess() -> None:
 )
 def test_a_quantity_is_written_in_the_unit_people_use(value: float, unit: str, words: str) -> None:
     assert text.quantity(value, unit) == words
+
+
+def test_a_long_value_is_quoted_without_its_middle() -> None:
+    assert text.shortened("x" * 160) == "x" * 160
+    words = text.shortened("a" * 200 + "b" * 200)
+    assert len(words) <= 160 and words.startswith("aaa") and words.endswith("bbb (400 letters)") and " ... " in words
+    assert text.quoted("a\x1bb") == r"'a\x1bb'" and text.quoted(3) == "3"
+    assert text.quoted(10**5000) == "a value of type int that is too long to print"
+
+
+def test_what_a_terminal_obeys_is_printed_as_escapes() -> None:
+    assert (
+        text.printable("a\x1b[31m\tb\n\x07\u202e\udcff\x85\u00a0é") == "a\\x1b[31m\tb\n\\x07\\u202e\\udcff\\x85\u00a0é"
+    )
+
+
+def test_a_sentence_is_one_line_of_a_length_that_people_read() -> None:
+    assert text.sentence(" one\n two\x1b ") == "one two\\x1b"
+    for words in ("x" * 5000, "x " * 5000, "\x1b" * 5000, "\x1b " * 5000):
+        assert len(text.sentence(words)) <= 1000 and text.sentence(words).isprintable()
