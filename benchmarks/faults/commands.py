@@ -24,6 +24,7 @@ from unittest import mock
 from benchmarks.faults.campaign import Outcome, Tally, called, drawn
 from htas.errors import UserError
 from htas.run.config import TABLES
+from htas.text import sentence
 
 DEEP, LONG, DIGITS = 2000, 20_000, 400
 BUSY, LIMIT = 10, 100
@@ -68,8 +69,6 @@ class Trial:
 
     kind: str
     argv: tuple[str, ...]
-    words: tuple[str, ...] = ()
-    """Of which a sentence must name one; none for any."""
 
 
 def accept(*args: Any, **kwargs: Any) -> Any:
@@ -301,7 +300,6 @@ class Maker:
 
     def whole(self, rng: random.Random, folder: Path) -> Trial:
         """A plan that is made, of a small network with other values."""
-        from htas.run.config import TABLES
 
         table = rng.choice(["design", "calibrate", "survey", "strategy", "train", "split", "family", "constraints"])
         name = {"family": "cifar_resnet", "strategy": "differentiable", "train": "paper"}.get(table, "")
@@ -334,20 +332,20 @@ def judged(trial: Trial, outcome: Outcome) -> str:
         return trouble
     if last and last[0].removeprefix("htas: ") == "accepted":
         return ""
-    sentence = last[0].removeprefix("htas: ")
+    words = last[0].removeprefix("htas: ")
     sentences = [line for line in outcome.err.splitlines() if line.startswith("htas: ")]
     if len(sentences) > 1:
         return f"{len(sentences)} sentences"
-    if not sentence.isprintable():
-        return f"a sentence with control characters: {sentence!a}"
-    if not any(word in sentence for word in _subjects(trial)):
-        return f"a sentence that names neither option nor file: {sentence}"
+    if not words.isprintable():
+        return f"a sentence with control characters: {words!a}"
+    if not any(each in words for each in _subjects(trial)):
+        return f"a sentence that names neither option nor file: {words}"
     return ""
 
 
 def _subjects(trial: Trial) -> Iterator[str]:
     """What a sentence may name: an option, a file, a verb, or a word of the command."""
-    yield from ("HTAS_STORE", "every word of a command", "verb", "table", "config.toml", "no measurements")
+    yield from (" --", "HTAS_STORE", "every word of a command", "verb", "table", "config.toml", "no measurements")
     for word in trial.argv:
         name, _, value = word.partition("=")
         parts = (name.lstrip("-"), value)
@@ -400,7 +398,9 @@ def main() -> int:
             trial, outcome = tried(maker, options.seed, number)
             accepted += "accepted" in outcome.err[-20:] or outcome.code == 0
             again = f"--seed {options.seed} --first {number} --count 1: {ascii(' '.join(trial.argv))[:200]}"
-            tally.add(trial.kind, judged(trial, outcome), again)
+            tally.add(trial.kind, trouble := judged(trial, outcome), again)
+            if trouble:
+                print(f"{again}: {trouble}", file=sys.stderr, flush=True)
     print(f"{accepted} of {options.count} were accepted")
     return tally.end()
 
