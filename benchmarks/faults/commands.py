@@ -300,7 +300,6 @@ class Maker:
 
     def whole(self, rng: random.Random, folder: Path) -> Trial:
         """A plan that is made, of a small network with other values."""
-
         table = rng.choice(["design", "calibrate", "survey", "strategy", "train", "split", "family", "constraints"])
         name = {"family": "cifar_resnet", "strategy": "differentiable", "train": "paper"}.get(table, "")
         option = rng.choice(sorted(TABLES[table].options(name)))
@@ -348,10 +347,8 @@ def _subjects(trial: Trial) -> Iterator[str]:
     yield from (" --", "HTAS_STORE", "every word of a command", "verb", "table", "config.toml", "no measurements")
     for word in trial.argv:
         name, _, value = word.partition("=")
-        parts = (name.lstrip("-"), value)
-        yield from (
-            each for part in parts if part for each in (part[:20], repr(part[:12])[1:-1], " ".join(part.split()))
-        )
+        for part in filter(None, (name.lstrip("-"), value, word)):
+            yield from (part[:20], repr(part[:12])[1:-1], sentence(part)[:12])
     yield from ("CONFIG", "RUN", "ARMS", "the following arguments are required")
     yield from (f"{table}{more}" for table in ("seed", *TABLES) for more in (".", ":", " "))
 
