@@ -221,7 +221,7 @@ def export(
     ] = "fp32",
 ) -> None:
     """Write a trained network for another runtime, and check that its outputs are PyTorch's."""
-    if not (run / "config.toml").is_file():
+    if run.exists() and not (run / "config.toml").is_file():
         raise UserError(
             f"{run} is not the folder of a run: it has no config.toml; name the folder that htas run prints"
         )
