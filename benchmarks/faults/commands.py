@@ -348,7 +348,7 @@ def _subjects(trial: Trial) -> Iterator[str]:
     for word in trial.argv:
         name, _, value = word.partition("=")
         for part in filter(None, (name.lstrip("-"), value, word)):
-            yield from (part[:20], repr(part[:12])[1:-1], sentence(part)[:12])
+            yield from (part[:20], repr(part[:12])[1:-1], sentence(part)[:12], sentence(str(Path(part)))[:12])
     yield from ("CONFIG", "RUN", "ARMS", "the following arguments are required")
     yield from (f"{table}{more}" for table in ("seed", *TABLES) for more in (".", ":", " "))
 
