@@ -344,7 +344,16 @@ def judged(trial: Trial, outcome: Outcome) -> str:
 
 def _subjects(trial: Trial) -> Iterator[str]:
     """What a sentence may name: an option, a file, a verb, or a word of the command."""
-    yield from (" --", "HTAS_STORE", "every word of a command", "verb", "table", "config.toml", "no measurements")
+    yield from (
+        " --",
+        " called ",
+        "HTAS_STORE",
+        "every word of a command",
+        "verb",
+        "table",
+        "config.toml",
+        "no measurements",
+    )
     for word in trial.argv:
         name, _, value = word.partition("=")
         for part in filter(None, (name.lstrip("-"), value, word)):

@@ -19,6 +19,7 @@ LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | s
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_damaged_commands_end_in_one_sentence(tmp_path: Path) -> None:
     with mock.patch.dict(os.environ, HTAS_STORE=str(tmp_path / "store.sqlite")):
         warm(tmp_path)
@@ -32,7 +33,8 @@ def test_damaged_commands_end_in_one_sentence(tmp_path: Path) -> None:
     assert wrong == []
 
 
-@settings(max_examples=300, deadline=None)
+@pytest.mark.timeout(600)
+@settings(max_examples=200, deadline=None)
 @given(content=st.binary() | st.text().map(lambda text: text.encode(errors="surrogatepass")))
 def test_a_file_of_anything_is_read_or_refused(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "anything.toml"
@@ -43,7 +45,8 @@ def test_a_file_of_anything_is_read_or_refused(content: bytes, tmp_path_factory:
         assert str(path) in str(error)
 
 
-@settings(max_examples=300, deadline=None)
+@pytest.mark.timeout(600)
+@settings(max_examples=200, deadline=None)
 @given(option=st.sampled_from(OPTIONS), text=st.text() | st.sampled_from(TEXTS) | st.floats().map(str))
 def test_an_option_of_anything_is_read_or_refused(option: tuple[str, str, str], text: str) -> None:
     table, choice, name = option
@@ -54,7 +57,8 @@ def test_an_option_of_anything_is_read_or_refused(option: tuple[str, str, str], 
         assert table in str(error) or name in str(error) or repr(text)[1:20] in str(error) or "import" in str(error)
 
 
-@settings(max_examples=300, deadline=None)
+@pytest.mark.timeout(600)
+@settings(max_examples=200, deadline=None)
 @given(
     table=st.sampled_from(KEYS),
     values=st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20),
