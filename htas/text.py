@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import groupby
 from math import floor, isfinite, log10
+from unicodedata import category
 
 NONE = "\N{EN DASH}"
 """The text of a table cell without a value."""
@@ -102,6 +103,14 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message; its class where the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def printable(words: str) -> str:
+    """Words without what a terminal obeys: control characters as escapes, `\\x1b`; spaces and line ends stay."""
+    plain = (
+        each if each.isprintable() or each in "\n\t" or category(each) == "Zs" else ascii(each)[1:-1] for each in words
+    )
+    return "".join(plain)
 
 
 def listing(names: Iterable[str]) -> str:

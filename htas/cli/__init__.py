@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refusal(sentence: str) -> int:
-    print(f"htas: {' '.join(sentence.split())}", file=sys.stderr)
+    from htas.text import printable
+
+    print(f"htas: {printable(' '.join(sentence.split()))}", file=sys.stderr)
     return 2
 
 
