@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from reprlib import repr as shortened
 
 from htas.files import need_as_many, need_not_below, need_over, need_some
@@ -32,8 +33,7 @@ class EpochRecord:
     """Of the probabilities of each site that has a choice, over that of equal ones: 1 undecided, 0 decided."""
 
     def __post_init__(self) -> None:
-        need_over(0, self, "epoch")
-        need_not_below(0, self, "seconds")
+        need_not_below(0, self, "epoch", "seconds")
 
     @property
     def scalars(self) -> dict[str, float]:
@@ -116,8 +116,8 @@ class SearchRecord:
         need_as_many(self, "rivals", "rival_costs")
         need_not_below(0, self, "seconds", "measured_archs")
         need_some(self, "judge")
-        if [epoch.epoch for epoch in self.epochs] != list(range(1, len(self.epochs) + 1)):
-            raise ValueError("must have epochs that are counted from 1 on")
+        if any(later.epoch != epoch.epoch + 1 for epoch, later in pairwise(self.epochs)):
+            raise ValueError("must have epochs that are counted one by one")
 
     @property
     def beaten(self) -> int:
