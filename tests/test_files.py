@@ -152,7 +152,7 @@ def test_a_record_reads_back_from_its_file(tmp_path: Path) -> None:
         ({"inner": {"sizes": [1, 2.5], "shares": {}}}, "inner.sizes[1] must be a whole number, got 2.5"),
         ({"inner": {"sizes": [True], "shares": {}}}, "inner.sizes[0] must be a whole number, got True"),
         ({"inner": {"sizes": [], "shares": {"a": "much"}}}, "inner.shares['a'] must be a number, got 'much'"),
-        ({"inner": {"sizes": 3, "shares": {}}}, "inner.sizes cannot be read ('int' object is not iterable)"),
+        ({"inner": {"sizes": 3, "shares": {}}}, "inner.sizes must be a list, got 3"),
     ],
 )
 def test_a_field_that_is_wrong_is_named_with_the_way_out(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from htas.console import record
-from htas.text import duration
+from htas.text import duration, printable
 
 EVERY = 5.0
 """Seconds between two plain lines, at least."""
@@ -98,7 +98,7 @@ def say(line: str) -> None:
     if _silent:
         return
     record.line(line)
-    print(line, file=sys.stderr, flush=True)  # a live bar replaces sys.stderr
+    print(printable(line), file=sys.stderr, flush=True)  # a live bar replaces sys.stderr
 
 
 class Lines(Bar):
@@ -111,7 +111,7 @@ class Lines(Bar):
         super().show()
         if not self._next or (self.seconds >= self._next and self.done < self.total):
             self._next = self.seconds + EVERY
-            print(self.line, file=sys.stderr, flush=True)
+            print(printable(self.line), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -122,11 +122,11 @@ def _live(title: str, total: int, done: int) -> Iterator[Bar]:
     class Live(Bar):
         def show(self) -> None:
             super().show()
-            bar.update(task, completed=self.done, words=self.words, figures=self.figures)
+            bar.update(task, completed=self.done, words=self.words, figures=printable(self.figures))
 
     name, *state = (
         TextColumn(f"{{task.{text}}}", markup=False) for text in ("description", "fields[words]", "fields[figures]")
     )
     with Progress(name, BarColumn(), *state, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total, words="", figures="")
+        task = bar.add_task(printable(title), total=total, words="", figures="")
         yield Live(title, total, done)

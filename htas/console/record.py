@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 from htas.errors import UserError
+from htas.files import write_bytes
 
 NAME = "progress.json"
 """The file in the folder of a run; no stage depends on it."""
@@ -19,6 +21,10 @@ EVERY = 1.0
 """Least seconds between two writes."""
 LINES = 8
 """Number of recorded lines."""
+STATES = ("running", "finished", "stopped", "gone")
+"""Of a command; `gone` is what a reader says of one that ended without a word."""
+MOST_PROCESSES = 2**31
+"""Numbers that the system gives to processes."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class Progress:
     """The content of the file."""
 
     state: str
-    """`running`, `finished` or `stopped`."""
+    """One of STATES."""
     why: str
     """Why it stopped."""
     lines: tuple[str, ...]
@@ -41,6 +47,12 @@ class Progress:
     """Of this state."""
     process: int
     host: str
+
+    def __post_init__(self) -> None:
+        if self.state not in STATES:
+            raise ValueError(f"must have a state that is one of {', '.join(STATES)}, got {shortened(self.state)}")
+        if not 0 < self.process < MOST_PROCESSES:
+            raise ValueError(f"must have a process from 1 on, got {self.process}")
 
 
 class Record:
@@ -69,10 +81,9 @@ class Record:
         self.written = time.monotonic()
         lines, host = tuple(self.lines), socket.gethostname()
         progress = Progress(state, why, lines, *self.work, self._began, time.time(), os.getpid(), host)
-        part = folder / f".{NAME}.part"
-        with suppress(OSError):
-            part.write_text(json.dumps(asdict(progress)))
-            part.replace(folder / NAME)
+        if folder.is_dir():
+            with suppress(UserError):
+                write_bytes(folder / NAME, json.dumps(asdict(progress)).encode(), wait=False)
 
 
 _current: Record | None = None

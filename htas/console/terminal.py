@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 
-from htas.text import TextTable
+from htas.text import TextTable, printable
 
 
 def show(tables: Sequence[TextTable], more: Mapping[str, str], as_json: bool) -> None:
@@ -16,11 +16,13 @@ def show(tables: Sequence[TextTable], more: Mapping[str, str], as_json: bool) ->
     if as_json:
         print(json.dumps({**more, "tables": [table.json() for table in tables]}, indent=1))
         return
-    draw = _draw if sys.stdout.isatty() else print
     for table in tables:
-        draw(table)
+        if sys.stdout.isatty():
+            _draw(table)
+        else:
+            print(printable(str(table)))
     for value in more.values():
-        print(value)
+        print(printable(value))
 
 
 def _draw(content: TextTable) -> None:
@@ -31,7 +33,7 @@ def _draw(content: TextTable) -> None:
 
     console = Console(highlight=False)
     for number, line in enumerate(content.before):
-        console.print(Text(line, style="bold" if number == 0 else ""))
+        console.print(Text(printable(line), style="bold" if number == 0 else ""))
     if content.rows:
         headings, *rows = content.rows
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
@@ -39,7 +41,7 @@ def _draw(content: TextTable) -> None:
             table.add_column(Text(heading), justify="left" if number < content.words else "right")
         for row in rows:
             marked = row[0] in content.marked
-            table.add_row(*map(Text, row), style="bold green" if marked else "")
+            table.add_row(*(Text(printable(cell)) for cell in row), style="bold green" if marked else "")
         console.print(table)
     for line in content.after:
-        console.print(Text(line))
+        console.print(Text(printable(line)))

@@ -1,6 +1,5 @@
 """The progress of a run that another process does."""
 
-import json
 import socket
 import sys
 import time
@@ -13,8 +12,8 @@ import psutil
 
 from htas.console.record import NAME, Progress
 from htas.errors import UserError
-from htas.files import RecordError, from_json
-from htas.text import duration
+from htas.files import RecordError, from_json, parse_json
+from htas.text import duration, printable
 
 EVERY = 1.0
 """Seconds between two reads."""
@@ -38,7 +37,8 @@ class State(Progress):
             head += "; its process ended without a word, and the same command continues where it was"
         elif self.why:
             head += f": {self.why}"
-        return (head, *self.lines, *([self.work] if self.work and self.state == "running" else []))
+        lines = (head, *self.lines, *([self.work] if self.work and self.state == "running" else []))
+        return tuple(printable(line) for line in lines)
 
 
 def state(folder: Path) -> State:
@@ -66,7 +66,7 @@ def state(folder: Path) -> State:
 
 def _read(path: Path) -> State:
     try:
-        progress = from_json(json.loads(path.read_text()), Progress, path)
+        progress = from_json(parse_json(path.read_text(encoding="utf-8")), Progress, path)
     except (OSError, ValueError) as error:
         reason = error.reason if isinstance(error, RecordError) else repr(error)
         raise UserError(
@@ -104,6 +104,6 @@ def watch(folder: Path, once: bool, sleep: Callable[[float], None] = time.sleep)
             new = [last.work]
         if new:
             last_print = time.monotonic()
-            print("\n".join(new), flush=True)
+            print(printable("\n".join(new)), flush=True)
     print(last.words[0], flush=True)
     return last

@@ -324,6 +324,8 @@ def cost_model(network: Network, record: CalibrationRecord, metric: str = "") ->
 
     The base network costs its measured figure.
     """
+    if metric and metric not in record.fits:
+        raise UserError(f"cost.json lacks the fit of {metric}; delete it and calibrate again")
     fitted = record.fits[metric] if metric else record
     base = fitted.networks[0]
     return TableCost(network, _tables(record), fitted.calibration, fitted.unit, {base.arch: base.measured})

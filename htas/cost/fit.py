@@ -4,10 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
+from pathlib import Path
+from reprlib import repr as shortened
 
 import numpy as np
 
 from htas.cost.tables import Calibration, Floats, ParameterSum, Table
+from htas.errors import UserError
+from htas.files import checking, need_not_below, need_over, need_some, read_record
 from htas.graph import Arch, Network
 from htas.graph.layer import Template
 from htas.timing.measurement import Measurement
@@ -42,6 +46,10 @@ class NetworkRecord:
     held_out: float
     """Its prediction by a fit that left it out."""
 
+    def __post_init__(self) -> None:
+        need_over(0, self, "measured")
+        need_not_below(0, self, "error", "held_out")
+
 
 @dataclass(frozen=True)
 class FitRecord:
@@ -54,6 +62,16 @@ class FitRecord:
     """The terms of the fit."""
     networks: tuple[NetworkRecord, ...]
     """The base network first."""
+
+    def __post_init__(self) -> None:
+        need_some(self, "networks")
+
+    def check(self, network: Network) -> None:
+        """Raise UserError where its networks are not archs of this one, the base first."""
+        for each in self.networks:
+            network.check(each.arch)
+        if self.networks[0].arch != network.base:
+            raise UserError("the first of networks must be the base network")
 
     @property
     def errors(self) -> tuple[float, ...]:
@@ -88,6 +106,23 @@ class CalibrationRecord(FitRecord):
     """The hash of the design.json whose spaces were measured."""
     borrowed_from: str = ""
     """In words the device whose layers these are, where it is another one than that of the networks: htas transfer."""
+
+    def check(self, network: Network) -> None:
+        """Raise UserError where its networks or tables are not of this one, or its fits are of other networks."""
+        super().check(network)
+        for fitted in self.fits.values():
+            fitted.check(network)
+        templates = {node.template.key for node in network.nodes if node.template is not None}
+        if odd := sorted(self.tables.keys() - templates):
+            raise UserError(f"tables has a layer that is not of this network, {shortened(odd[0])}")
+
+
+def read_calibration(path: Path, network: Network) -> CalibrationRecord:
+    """A cost.json of this network; raises UserError for one of another."""
+    record = read_record(path, CalibrationRecord)
+    with checking(path):
+        record.check(network)
+    return record
 
 
 def fit(

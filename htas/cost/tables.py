@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import chain
+from reprlib import repr as shortened
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from htas.cost.model import CostModel, by_block, expectation
 from htas.errors import UserError
+from htas.files import need_as_many, need_not_below, need_rising
 from htas.graph import Arch, Network
 from htas.graph.layer import Layer, Template
 from htas.graph.network import Step, times
@@ -193,6 +195,12 @@ class Table:
     values: tuple[tuple[float, ...], ...]
     """[inputs, outputs]"""
 
+    def __post_init__(self) -> None:
+        need_rising(self, "inputs", "outputs")
+        need_as_many(self, "inputs", "values")
+        if any(len(row) != len(self.outputs) for row in self.values):
+            raise ValueError(f"must have {len(self.outputs)} values in each row, as it has so many outputs")
+
     def at(self, inputs: Sequence[int], outputs: Sequence[int]) -> Floats:
         """Figures at every pair, [inputs, outputs]."""
         inside = self._linear(np.minimum(inputs, self.inputs[-1]), np.minimum(outputs, self.outputs[-1]))
@@ -240,6 +248,11 @@ class Calibration:
     cache, one of a large network reads them from memory."""
     cache: float = 0.0
     """Parameters of all layers of a network that stay in the cache."""
+
+    def __post_init__(self) -> None:
+        need_not_below(0, self, "each", "constant", "beyond_cache", "cache")
+        if low := next((kind for kind, scale in self.scales.items() if not scale >= 0), ""):
+            raise ValueError(f"must have scales of 0 or more, got {self.scales[low]} of {shortened(low)}")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from htas.errors import UserError
 from htas.experiments import pruning
 from htas.experiments.arm_tables import BASE, SOURCES, ArmOptions, ArmTable, Pruning
 from htas.experiments.thinet import IMAGES
-from htas.files import digest, from_json, read_json, to_json, write_json, write_tensors
+from htas.files import checking, digest, need_not_below, read_record, write_record, write_tensors
 from htas.graph import Arch, resize
 from htas.plugins.values import Values
 from htas.report.result import Result
@@ -49,6 +49,10 @@ class Entry:
     """How the images came that it was trained on, where its data set has copies that differ; empty where not known."""
     options: Values = field(default_factory=dict)
     """All that the result depends on, by name."""
+
+    def __post_init__(self) -> None:
+        if self.search_seconds is not None:
+            need_not_below(0, self, "search_seconds")
 
 
 Others = Callable[[str], Entry | None]
@@ -155,6 +159,13 @@ class NamedArm(Arm):
 
 
 @dataclass(frozen=True)
+class PrunedRecord:
+    """pruned.json: the network that a pruned arm trains."""
+
+    arch: Arch
+
+
+@dataclass(frozen=True)
 class PrunedArm(Arm):
     """The base network pruned by Torch-Pruning to the limit of latency, as measured."""
 
@@ -176,7 +187,10 @@ class PrunedArm(Arm):
             raise UserError("a pruned network needs a latency to be pruned to; give one: --constraints.latency=50%")
         path, key = run.folder / "pruned.json", digest(self.basis(run))
         if made_from(path, key):
-            return Entry(self._row(run, from_json(read_json(path)["arch"], Arch, path)))
+            arch = read_record(path, PrunedRecord).arch
+            with checking(path):
+                run.network.check(arch)
+            return Entry(self._row(run, arch))
         exact = [limit for limit in pipeline.limits(run) if limit.metric != "latency"]
         example, model = torch.zeros(2, *run.config.data.shapes[0]), rows.base_network(run)
         importance = pruning.importance_of(self.prune.criterion, some(run.data.train, IMAGES))
@@ -198,7 +212,7 @@ class PrunedArm(Arm):
         if weights := self.weights(run):
             _, module = pruning.pruned(run.network, model, example, self.prune, archs_of[arch], importance)
             write_tensors(weights, module.state_dict())
-        write_json(path, {"inputs": key, "arch": to_json(arch)})
+        write_record(path, PrunedRecord(arch), inputs=key)
         return Entry(self._row(run, arch))
 
     def _ratios(self, run: Run, archs: Sequence[Arch], text: str, what: str) -> dict[Arch, float]:

@@ -23,7 +23,19 @@ from htas.experiments import intervals
 from htas.experiments.at_once import Processes, Task, turns_of
 from htas.experiments.plans import FastestPlan, SweepPlan
 from htas.experiments.shared import LOCKS, SUPERNETS, in_first_space, once, prepared, share_base, share_files
-from htas.files import digest, read_json, read_record, read_tensors, to_json, write_json, write_tensors
+from htas.files import (
+    JsonObject,
+    digest,
+    from_json,
+    read_about,
+    read_json,
+    read_record,
+    read_weights,
+    to_json,
+    write_json,
+    write_tensors,
+    wrong,
+)
 from htas.graph import Arch, resize
 from htas.report import result, write
 from htas.report.result import Report, Result
@@ -159,11 +171,11 @@ def _measured(runs: Mapping[str, Run], folder: Path) -> tuple[Result, ...]:
     picked: list[Result] = []
     models = []
     for text, job in runs.items():
-        named = {row.name: row for row in read_record(job.folder / "measure.json", NetworksRecord).results}
+        named = {row.name: row for row in run_rows.read_networks(job, "measure.json").results}
         for row_name in ["base", name] if not picked else [name]:
             picked.append(replace(named[row_name], name=row_name if row_name == "base" else text))
             models.append(run_rows.load_network(job, named[row_name]))
-    key = digest(first.place, *[[row.name, to_json(row.arch), row.accuracy] for row in picked])
+    path, key = folder / "sweep.json", digest(first.place, *map(_same, picked))
 
     def measured_rows() -> NetworksRecord:
         readings = run_rows.measure_rows(first, picked, models, "measuring the networks of all budgets, %")
@@ -174,7 +186,15 @@ def _measured(runs: Mapping[str, Run], folder: Path) -> tuple[Result, ...]:
             for number, (row, reading) in enumerate(pairs)
         ))  # fmt: skip
 
-    return stored(folder / "sweep.json", key, NetworksRecord, measured_rows).results
+    rows = stored(path, key, NetworksRecord, measured_rows).results
+    if [_same(row) for row in rows] != [_same(row) for row in picked] or not all(row.measured for row in rows):
+        raise wrong(path, "results must be the networks of the budgets, each with its readings")
+    return rows
+
+
+def _same(row: Result) -> list[str | float | JsonObject | None]:
+    """What a row of the sweep and that of its run have in common."""
+    return [row.name, to_json(row.arch), row.accuracy]
 
 
 def _table(rows: Sequence[Result]) -> TextTable:
@@ -223,6 +243,14 @@ class BudgetTrial:
         if not self.met:
             return "not met"
         return "clearly met" if self.mean - self.reach >= self.floor else "met"
+
+
+@dataclass(frozen=True)
+class HeldOutRecord:
+    """The header of the weights of a network that is trained on one half."""
+
+    accuracy: float
+    seconds: float
 
 
 def fastest(
@@ -313,7 +341,7 @@ def _judged(job: Run, arch: Arch, seed: int, folder: Path, teacher: Arch | None)
     """Accuracy on the validation half after a training on the other half; kept in a file."""
     config, path = job.config, _held_out(job, arch, seed, folder, taught=teacher is not None)
     if path.exists():
-        return float(read_tensors(path)[1]["accuracy"])
+        return from_json(read_about(path), HeldOutRecord, path).accuracy
     network, data = job.network, job.data  # made before the seed is set, as they set their own
     torch.manual_seed(seed)
     model = resize(network, arch)
@@ -322,14 +350,14 @@ def _judged(job: Run, arch: Arch, seed: int, folder: Path, teacher: Arch | None)
     if teacher is not None and config.distill.alpha > 0:
         _judged(job, teacher, seed, folder, None)
         learned_from = resize(network, teacher)
-        learned_from.load_state_dict(read_tensors(_held_out(job, teacher, seed, folder, taught=False))[0])
+        read_weights(_held_out(job, teacher, seed, folder, taught=False), learned_from)
     task, checkpoint = data.task, folder / "checkpoints" / path.name
     seconds = Training(
         model, data.weights, config.train, seed=seed, device=job.device, checkpoint=checkpoint, task=task,
         title=f"train on half of the images, seed {seed}", teacher=learned_from, distill=config.distill,
     ).run()  # fmt: skip
     accuracy = evaluate(model, data.validation, device=job.device, task=task)
-    write_tensors(path, model.state_dict(), {"accuracy": accuracy, "seconds": seconds})
+    write_tensors(path, model.state_dict(), to_json(HeldOutRecord(accuracy, seconds)))
     checkpoint.unlink(missing_ok=True)
     return accuracy
 

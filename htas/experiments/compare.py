@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from reprlib import repr as shortened
 
 from torch import nn
 
@@ -48,6 +49,10 @@ class LatenciesRecord:
     machine: Mapping[str, str | int] = field(default_factory=dict)
     latencies: tuple[tuple[str, int, str, Measurement], ...] = ()
     """Arm, seed, a hash of the network, and its readings."""
+
+    def __post_init__(self) -> None:
+        if any(not reading.estimate > 0 for *_, reading in self.latencies):
+            raise ValueError("must have latencies above 0 seconds")
 
 
 @dataclass(frozen=True)
@@ -236,10 +241,12 @@ class Comparison:
         if not path.exists():
             return None
         entry = read_record(path, Entry)
+        if entry.result.arch.widths:
+            run_rows.check_row(job, entry.result, path)
         if difference := _difference(entry.options, job, arm):
             raise UserError(
-                f"{job.folder} holds a result of another configuration ({difference}); name another folder with --out, "
-                "or delete this one"
+                f"{path} is a result of another configuration ({difference}); name another folder with --out, or "
+                "delete this one"
             )
         return entry if arm.current(entry.result, self.others(key[1])) else None
 
@@ -318,7 +325,7 @@ def _difference(then: Values, job: Run, arm: Arm) -> str:
     for name, value in arm.basis(job).items():
         before = then.get(name, usual.get(name))
         if before != value:
-            return f"{name} = {before!r} there, {value!r} here"
+            return f"{name} = {shortened(before)} there, {shortened(value)} here"
     return ""
 
 

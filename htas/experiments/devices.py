@@ -19,14 +19,13 @@ from htas.console.progress import say
 from htas.console.record import into
 from htas.errors import UserError
 from htas.experiments.shared import share_base
-from htas.files import digest, read_json, read_record, to_json, write_json, write_record, write_text
+from htas.files import digest, read_record, to_json, write_record, write_text
 from htas.report.devices import CrossedNetwork, DevicesReport, SurveyedDevice, write
 from htas.report.result import Result
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
 from htas.run.config import Config, load
-from htas.run.rows import NetworksRecord
-from htas.run.run import Run, Sources, open_run
+from htas.run.run import CommandRecord, Run, Sources, open_run
 from htas.run.stage import StageHeader, ensure, finished, made_from
 from htas.run.stages import CALIBRATE, DESIGN, MEASURE, REPORT, SEARCH, SURVEY, TRAIN
 from htas.runtimes import open_runtime
@@ -50,6 +49,10 @@ class CrossedRecord:
 
     networks: tuple[tuple[str, float, Measurement], ...]
     """A hash of the network, its predicted seconds, and its readings."""
+
+    def __post_init__(self) -> None:
+        if any(predicted < 0 or not reading.estimate > 0 for _, predicted, reading in self.networks):
+            raise ValueError("must have networks that take more than 0 seconds")
 
 
 def run(config: Config, folder: Path, command: str) -> tuple[Path, TextTable]:
@@ -248,7 +251,7 @@ def _networks(runs: Mapping[str, Run]) -> list[tuple[str, Run, Result]]:
 def _rows(job: Run) -> dict[str, Result]:
     """The trained networks of a run by name; empty before they are."""
     path = job.folder / "networks.json"
-    return {row.name: row for row in read_record(path, NetworksRecord).results} if path.exists() else {}
+    return {row.name: row for row in run_rows.read_networks(job, path.name).results} if path.exists() else {}
 
 
 def _mark(row: Result) -> str:
@@ -289,7 +292,7 @@ def _page(runs: Mapping[str, Run], folder: Path, command: str) -> tuple[Path, Te
         predicted = {name: seconds for name, (seconds, _) in there.items()}
         networks.append(CrossedNetwork(row, home, predicted, {name: reading for name, (_, reading) in there.items()}))
     first, *_ = runs.values()
-    write_json(folder / "command.json", {"command": command})
+    write_record(folder / "command.json", CommandRecord(command))
     devices = tuple(_device(name, job) for name, job in runs.items())
     family, runtime = first.config.family.title, first.config.target.runtime
     return write(DevicesReport(family, runtime, command, devices, tuple(networks)), folder)
@@ -298,7 +301,7 @@ def _page(runs: Mapping[str, Run], folder: Path, command: str) -> tuple[Path, Te
 def _command(folder: Path) -> str:
     """The command that made the folder."""
     path = folder / "command.json"
-    return str(read_json(path)["command"]) if path.exists() else "htas run config.toml"
+    return read_record(path, CommandRecord).command if path.exists() else "htas run config.toml"
 
 
 def _device(name: str, job: Run) -> SurveyedDevice:

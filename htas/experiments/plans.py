@@ -8,6 +8,7 @@ from pathlib import Path
 
 from htas.cost.constraints import parse
 from htas.errors import UserError
+from htas.files import sweep_parts
 from htas.run.config import Settings
 from htas.text import listing
 
@@ -161,6 +162,8 @@ class Parallel:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise UserError where the folder of several runs is a run's own."""
+    """Raise UserError where the folder of several runs is a run's own; otherwise what killed processes were writing in
+    it is removed."""
     if (folder / "config.toml").exists():
         raise UserError(f"{folder} holds a run; name another folder for several runs with --out")
+    sweep_parts(folder)

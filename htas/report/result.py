@@ -2,13 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from reprlib import repr as shortened
 from typing import Any
 
+from htas.files import need_not_below, need_over
 from htas.graph.arch import Arch
 from htas.search.record import SearchRecord
 from htas.spaces.curve import CurveRecord
 from htas.text import percent, signed
 from htas.timing.measurement import Measurement
+
+LONGEST_NAME = 200
+"""Letters of the name of a network, after which a file is named."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,18 @@ class Result:
     remarks: tuple[str, ...] = ()
     """What a reader must know of this row, each a sentence."""
 
+    def __post_init__(self) -> None:
+        if not 0 < len(self.name) <= LONGEST_NAME:
+            raise ValueError(f"must have a name of 1 to {LONGEST_NAME} letters, got {shortened(self.name)}")
+        need_not_below(0, self, "macs", "params", "seed")
+        for name in ("predicted", "measured"):
+            value = getattr(self, name)
+            seconds = value.estimate if isinstance(value, Measurement) else value
+            if seconds is not None and not seconds >= 0:
+                raise ValueError(f"must have {name} of 0 seconds or more, got {seconds}")
+        if type(self.target.get("batch", 1)) is not int:
+            raise ValueError(f"must have a whole number as batch of target, got {shortened(self.target['batch'])}")
+
     @property
     def predicted_note(self) -> str:
         """What stands by the predicted latency, in a few words; empty for nothing."""
@@ -90,6 +107,10 @@ class Prediction:
     measured: float
     error: float
     """Standard error of `measured`."""
+
+    def __post_init__(self) -> None:
+        need_over(0, self, "measured")
+        need_not_below(0, self, "predicted", "error")
 
 
 @dataclass(frozen=True)
@@ -115,6 +136,9 @@ class Report:
     """Networks that the calibration predicted without having seen them."""
     blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By depth site its blocks, in order: a depth of 2 keeps the first two."""
+
+    def __post_init__(self) -> None:
+        need_not_below(0, self, "test_images")
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:

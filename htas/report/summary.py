@@ -105,7 +105,7 @@ def accuracy(network: float, base: float, images: int) -> Comparison:
     The noise is two standard errors of the difference of two binomial shares; nothing is known where `images` is 0,
     and then every difference counts.
     """
-    variance = (network * (1 - network) + base * (1 - base)) / images if images else 0.0
+    variance = max(network * (1 - network) + base * (1 - base), 0.0) / images if images else 0.0
     return Comparison(network - base, network / base if base else inf, 2 * sqrt(variance))
 
 

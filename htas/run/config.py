@@ -200,10 +200,10 @@ NAMED = {name: table for name, table in TABLES.items() if table.key}
 KEYS = ("seed", *TABLES)
 """The keys of a configuration file."""
 SEED = Option("seed", int, 0, "Start of every random draw; 0 or more.")
-TOO_LARGE = re.compile(r"[+-]?\d{19}.*")
-"""A whole number that PyTorch cannot hold."""
-MOST_SEED = 2**32
-"""The seed lies below it, as NumPy's do."""
+TOO_LARGE, MOST_SEED = re.compile(r"[+-]?\d{19}.*"), 2**32
+"""A whole number that PyTorch cannot hold; what the seed lies below, as NumPy's do."""
+BESIDE = ("environment.json", "command.json")
+"""Files beside the configuration that a run wrote."""
 MOVED = {
     **dict.fromkeys(("target.image", "target.more"), "write shapes = [[3, 32, 32]], with a shape for each input"),
     "constraints.accuracy_floor": "htas fastest has it as --accuracy-floor",
@@ -290,8 +290,21 @@ def _contents(path: Path | None, overrides: Sequence[str]) -> dict[str, Values]:
             raise UserError(f"{path} has {_unknown('no table or option', name, KEYS)}")
         if name in TABLES and not isinstance(value, dict):
             raise UserError(f"{path}: {name} must be a table, [{name}] with its options below, got {quoted(value)}")
+    if path and any((path.parent / name).exists() for name in BESIDE if path.name == "config.toml"):
+        _need_whole(path, content)
     tables = {table: dict(content.get(table, {})) for table in TABLES}
     return _merged({"": {"seed": content.get("seed", SEED.default)}, **tables}, _split(overrides))
+
+
+def _need_whole(path: Path, content: Values) -> None:
+    """Raise UserError where the configuration of a run lacks what every run writes: it would be that of another one."""
+    lacking = [name for name in KEYS if name not in content]
+    lacking += [f"{table}.{named.key}" for table, named in NAMED.items() if named.key not in content.get(table, {})]
+    if lacking:
+        raise UserError(
+            f"{path} lacks {lacking[0]}, which every run writes into it, so it is not as it was written; put it back, "
+            "or name a TOML file and another folder with --out"
+        )
 
 
 def _merged(tables: dict[str, Values], changes: Values) -> dict[str, Values]:

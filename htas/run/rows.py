@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 import torch
@@ -12,13 +13,26 @@ from torch import nn
 
 from htas.console.progress import progress, say, shares
 from htas.data.task import Task
-from htas.files import __version__, digest, from_json, read_tensors, to_json, write_tensors
+from htas.files import (
+    __version__,
+    checking,
+    digest,
+    from_json,
+    need_not_below,
+    need_some,
+    read_about,
+    read_record,
+    read_weights,
+    to_json,
+    write_tensors,
+    wrong,
+)
 from htas.graph import Arch, ordered, resize
 from htas.metrics import Metric
 from htas.metrics.latency import Latency, rounds
 from htas.metrics.macs import Macs
 from htas.metrics.params import Params
-from htas.report.result import Result
+from htas.report.result import LONGEST_NAME, Result
 from htas.run import keys
 from htas.run.controls import Control, candidates, of_one_stage
 from htas.run.run import Run
@@ -45,6 +59,13 @@ class NetworksRecord:
     test_images: int = 0
     """Images that accuracies are judged by; 0 where unknown."""
 
+    def __post_init__(self) -> None:
+        need_some(self, "results")
+        need_not_below(0, self, "test_images")
+        names = [row.name for row in self.results]
+        if len(set(names)) < len(names):
+            raise ValueError(f"must have each of its results once, got {shortened(names)}")
+
 
 @dataclass(frozen=True)
 class ControlsRecord:
@@ -55,6 +76,51 @@ class ControlsRecord:
     """How they were picked, as a remark of their rows."""
     slower: tuple[str, ...] = ()
     """Kinds of which every network was slower, in words, as remarks of the searched network."""
+
+    def __post_init__(self) -> None:
+        for control in self.controls:
+            if not control.name.startswith(f"{control.kind} ") or len(control.name) > LONGEST_NAME:
+                raise ValueError(
+                    f"must have controls that are called by their kind, got {shortened(control.name)} of "
+                    f"{shortened(control.kind)}"
+                )
+
+
+def read_networks(run: Run, name: str) -> NetworksRecord:
+    """networks.json or measure.json, by its name; raises UserError where a network is not one of this run, or its
+    counts or its accuracy are others than those of its arch and of its weights."""
+    path = run.folder / name
+    record = read_record(path, NetworksRecord)
+    lacking = {"base", *run.config.design.spaces} - {row.name for row in record.results}
+    if lacking:
+        raise wrong(path, f"results lacks the network {min(lacking)}")
+    for row in record.results:
+        check_row(run, row, path, judged=name == "networks.json")
+    return record
+
+
+def check_row(run: Run, row: Result, path: Path, *, judged: bool = True) -> None:
+    """Raise UserError where a row of a file has an arch that is not of this run's network, or other counts than that;
+    if it is `judged`, also where its accuracy is another than its weights have."""
+    with checking(path):
+        run.network.check(row.arch)
+    for figure in ("macs", "params"):
+        if (count := getattr(run.network, figure)(row.arch)) != getattr(row, figure):
+            raise wrong(
+                path, f"{figure} of {shortened(row.name)} must be {count} by its arch, got {getattr(row, figure)}"
+            )
+    weights = run.model_file(row.name)
+    if judged and weights.exists() and (accuracy := read_header(weights).accuracy) != row.accuracy:
+        raise wrong(path, f"accuracy of {shortened(row.name)} must be {accuracy} as in {weights}, got {row.accuracy}")
+
+
+def weights_complete(run: Run) -> bool:
+    """Whether every network of networks.json has its weights, which have its accuracy."""
+    rows = read_record(run.folder / "networks.json", NetworksRecord).results
+    files = [run.model_file(row.name) for row in rows]
+    return all(
+        path.exists() and read_header(path).accuracy == row.accuracy for path, row in zip(files, rows, strict=True)
+    )
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
@@ -194,7 +260,7 @@ def train_row(
 def _judged(run: Run, row: Result, accuracy: float, teacher: str) -> Result:
     """The row with its accuracy and its teacher, and a remark where one of them only guesses."""
     remarks = [f"Its {GUESSING}."] if _guesses(run, accuracy) else []
-    if teacher and _guesses(run, float(read_tensors(run.model_file("base"))[1]["accuracy"])):
+    if teacher and _guesses(run, read_header(run.model_file("base")).accuracy):
         remarks.append(f"Its teacher's {GUESSING}, so it learned from noise; train the base network longer.")
     return replace(row, accuracy=accuracy, teacher=teacher, remarks=(*row.remarks, *remarks))
 
@@ -219,7 +285,7 @@ def _untrained(run: Run, row: Result, build: Callable[[], nn.Module] | None, sta
     torch.manual_seed(run.config.seed)
     model = build() if build else resize(source, row.arch)
     if start is not None:
-        model.load_state_dict(read_tensors(start)[0])
+        read_weights(start, model)
     elif not inherits:
         run.reset(model)
     return model
@@ -237,13 +303,21 @@ class WeightsRecord:
     name: str
     seconds: float
 
+    def __post_init__(self) -> None:
+        need_not_below(0, self, "seconds")
+
 
 def trained(path: Path, key: str) -> WeightsRecord | None:
     """The header of trained weights; None where there are none of this key."""
     if not path.exists():
         return None
-    record = from_json(read_tensors(path)[1], WeightsRecord, path)
+    record = read_header(path)
     return record if record.inputs == key else None
+
+
+def read_header(path: Path) -> WeightsRecord:
+    """The header of trained weights; raises UserError."""
+    return from_json(read_about(path), WeightsRecord, path)
 
 
 def base_trained(run: Run) -> bool:
@@ -261,7 +335,7 @@ def base_network(run: Run) -> nn.Module:
 def load_network(run: Run, row: Result, build: Callable[[], nn.Module] | None = None) -> nn.Module:
     """A trained network of the run, in eval mode, on the CPU; `build` as of `train_row`."""
     model = build() if build else resize(run.network, row.arch)
-    model.load_state_dict(read_tensors(run.model_file(row.name))[0])
+    read_weights(run.model_file(row.name), model)
     return model.eval()
 
 

@@ -1,12 +1,13 @@
 """A run: a configuration in a folder, with everything that its stages share; opened for one configuration."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any, TypeVar, cast
 
 import torch
@@ -17,7 +18,7 @@ from htas.console.progress import say
 from htas.console.record import NAME as PROGRESS
 from htas.console.record import into
 from htas.cost.calibrate import Calibrate, sparing
-from htas.cost.fit import CalibrationRecord
+from htas.cost.fit import read_calibration
 from htas.cost.model import CostModel
 from htas.cost.paper import paper_cost
 from htas.cost.source import NetworkCosts
@@ -25,7 +26,20 @@ from htas.cost.tables import TableCost
 from htas.data.split import Data
 from htas.datasets import Dataset
 from htas.errors import UserError
-from htas.files import __version__, digest, path_of, read_record, slug, to_json, write_json, write_text
+from htas.files import (
+    __version__,
+    checking,
+    digest,
+    is_part,
+    path_of,
+    read_record,
+    slug,
+    sweep_parts,
+    to_json,
+    write_json,
+    write_text,
+    wrong,
+)
 from htas.graph import Arch, Network, ordered, trace
 from htas.metrics import Metric
 from htas.metrics.latency import Latency
@@ -44,10 +58,8 @@ from htas.timing.target import Target, usable_cores
 from htas.training import ranks
 
 T = TypeVar("T")
-UNSTARTED = ("config.toml", "environment.json", "command.json", PROGRESS, f".{PROGRESS}.part")
+UNSTARTED = ("config.toml", "environment.json", "command.json", PROGRESS)
 """Files of a run in which no stage has finished."""
-UNFINISHED = ".config.toml."
-"""How the name begins of what a killed process left of the first file of a run."""
 
 
 @dataclass(frozen=True)
@@ -132,14 +144,20 @@ class Run:
     @property
     def design(self) -> DesignRecord:
         """design.json."""
-        return self._record("design.json", lambda path: read_record(path, DesignRecord))
+        return self._record("design.json", self._read_design)
+
+    def _read_design(self, path: Path) -> DesignRecord:
+        record = read_record(path, DesignRecord)
+        with checking(path):
+            record.check(self.network, self.config.design.spaces)
+        return record
 
     @property
     def costs(self) -> NetworkCosts:
         """Cost models by metric; those that need cost.json read it when first asked for."""
         return self._record(
             "cost.json",
-            lambda path: NetworkCosts(self.network, self.target, lambda: read_record(path, CalibrationRecord)),
+            lambda path: NetworkCosts(self.network, self.target, lambda: read_calibration(path, self.network)),
         )
 
     @property
@@ -235,8 +253,14 @@ class Run:
         return digest(data, to_json(space), options, *files) if options else ""
 
     def search(self, space: str) -> SearchRecord:
-        """The record of a space's search."""
-        return read_record(self.search_file(space), SearchRecord)
+        """The record of a space's search; raises UserError where its arch is not one of this network."""
+        path = self.search_file(space)
+        record = read_record(path, SearchRecord)
+        with checking(path):
+            self.network.check(record.arch)
+        if record.space != space:
+            raise wrong(path, f"space must be {space}, got {shortened(record.space)}")
+        return record
 
     def search_file(self, space: str) -> Path:
         """The file of a space's search."""
@@ -266,6 +290,20 @@ def packages() -> dict[str, str]:
     return versions
 
 
+@dataclass(frozen=True)
+class CommandRecord:
+    """command.json: the command that made a folder."""
+
+    command: str
+
+
+@dataclass(frozen=True)
+class EnvironmentRecord:
+    """What is read of environment.json."""
+
+    machine: Mapping[str, str | int]
+
+
 def write_environment(run: Run) -> None:
     """Write seed, versions and machine of the run, as they are now, into environment.json."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
@@ -289,6 +327,8 @@ def open_run(config: Config, folder: Path, *, supernets: Path | None = None, sou
 def _claim(run: Run) -> None:
     """Make the folder that of a run, unless it is."""
     config, folder = run.config, run.folder
+    if (folder / "config.toml").exists():
+        sweep_parts(folder)
     path, text, old = folder / "config.toml", config.toml(), ""
     files = list(folder.iterdir()) if folder.is_dir() else []
     if path.exists():
@@ -301,7 +341,7 @@ def _claim(run: Run) -> None:
                 f"{folder} holds a run of another configuration ({_difference(old, text)}); "
                 "name another folder with --out, or delete this one"
             )
-    elif folder.is_file() or any(not each.name.startswith(UNFINISHED) for each in files):
+    elif folder.is_file() or not all(map(is_part, files)):
         raise UserError(f"{folder} exists and is not the folder of a run; name another one with --out")
     if old != text:
         check(run.network, config.design)
@@ -322,7 +362,7 @@ def _differs(path: Path, config: Config) -> bool:
 
 def _unstarted(path: Path) -> bool:
     """Whether this file may exist before any stage has finished."""
-    return path.name in UNSTARTED or path.name.startswith(UNFINISHED)
+    return path.name in UNSTARTED or is_part(path)
 
 
 def _difference(old: str, new: str) -> str:

@@ -1,14 +1,14 @@
 """A stage of a run: its needs, its key, and whether its files can still be used."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from htas.console.progress import say
 from htas.errors import UserError
-from htas.files import read_json, read_record, write_record
+from htas.files import from_json, need_not_below, read_json, read_record, write_record
 from htas.run.run import Run
 from htas.text import duration, listing
 from htas.training import ranks
@@ -121,6 +121,18 @@ class StageHeader:
     took: float
     """Seconds."""
 
+    def __post_init__(self) -> None:
+        need_not_below(0, self, "took")
+
+
+@dataclass(frozen=True)
+class TargetHeader:
+    """What the file of a stage that measures says of the target."""
+
+    context: Mapping[str, str] = field(default_factory=dict)
+    borrowed_from: str = ""
+    """In words another device, whose layers these are."""
+
 
 def write_stage(path: Path, key: str, seconds: float, record: Any) -> None:
     """Write a record as the file of a stage, with the key and how long it took, and say so."""
@@ -139,10 +151,10 @@ def stored(path: Path, key: str, kind: type[T], make: Callable[[], T]) -> T:
 
 def _other_target(run: Run, stage: Stage, path: Path) -> str:
     """Why not, where a file's readings are of another device, runtime or load than this run asks for."""
-    content = read_json(path)
-    if content.get("borrowed_from"):  # asked for, and judged by networks of this run's device
+    record = from_json(read_json(path), TargetHeader, path)
+    if record.borrowed_from:  # asked for, and judged by networks of this run's device
         return ""
-    context = content.get("context", {})
+    context = record.context
     names = ("device", "runtime", "precision", "threads", "batch")
     target = {name: str(getattr(run.target, name)) for name in names}
     if not run.target.threads:  # all cores of a device, whose number only the device knows

@@ -16,11 +16,11 @@ from htas.console.progress import progress, say, shares
 from htas.cost import limits as budget
 from htas.cost.calibrate import calibrate as fit_cost
 from htas.cost.calibrate import cells, fit_metric, roomy_calibration
-from htas.cost.fit import CalibrationRecord, FitRecord
+from htas.cost.fit import FitRecord, read_calibration
 from htas.cost.limits import Limit
 from htas.cost.paper import paper_cost
 from htas.errors import UserError
-from htas.files import digest, read_json, read_record, slug, write_json
+from htas.files import digest, read_json, read_record, slug, write_record
 from htas.formats.export import export
 from htas.formats.int8 import in_fp32_sentence
 from htas.metrics.latency import MAX_ROUNDS
@@ -34,7 +34,7 @@ from htas.run.config import Config, load
 from htas.run.controls import ends
 from htas.run.deployed import calibration_images, deployed_rows
 from htas.run.rows import NetworksRecord
-from htas.run.run import Run, write_environment
+from htas.run.run import CommandRecord, Run, write_environment
 from htas.run.stage import Stage, StageHeader, ensure, made_from, need, unusable, write_stage
 from htas.run.tuned import int8_network, tuned_rows, weight_bits
 from htas.runtimes import open_runtime
@@ -80,7 +80,7 @@ def begin(run: Run, command: str, *, shown: bool = True) -> None:
         outlook.show(run)
     if not (run.folder / "cost.json").exists():
         _rehearse(run)
-    write_json(run.folder / "command.json", {"command": command})
+    write_record(run.folder / "command.json", CommandRecord(command))
 
 
 def _check_batches(config: Config) -> None:
@@ -305,7 +305,7 @@ def _train(run: Run, again: bool) -> None:
 
 
 def _trained(run: Run) -> NetworksRecord:
-    return read_record(run.folder / "networks.json", NetworksRecord)
+    return run_rows.read_networks(run, "networks.json")
 
 
 def _measure(run: Run, again: bool) -> None:
@@ -348,13 +348,13 @@ def _report(run: Run, again: bool) -> None:
         name: sum(read_record(path, StageHeader).took for path in paths) for name, paths in present.items() if paths
     }
     command = folder / "command.json"
-    searches = [read_record(path, SearchRecord) for path in present["search"]]
-    networks = [read_record(path, NetworksRecord) for name in ("measure", "train") for path in present[name]]
+    searches = [run.search(name) for name in config.design.spaces if run.search_file(name) in present["search"]]
+    networks = [run_rows.read_networks(run, path.name) for name in ("measure", "train") for path in present[name]]
     untrained = (run_rows.base_row(run), *(run_rows.searched_row(run, each) for each in searches))
-    calibration = read_record(folder / "cost.json", CalibrationRecord) if present["calibrate"] else None
+    calibration = read_calibration(folder / "cost.json", run.network) if present["calibrate"] else None
     made_report = Report(
         title=f"{config.family.title} on {config.data.name}, {config.target.title}",
-        command=read_json(command)["command"] if command.exists() else "htas run config.toml",
+        command=read_record(command, CommandRecord).command if command.exists() else "htas run config.toml",
         results=networks[0].results if networks else untrained,
         curves=run.design.curves if present["design"] else (),
         searches=tuple(searches),
@@ -394,7 +394,7 @@ SEARCH = Stage(
 )  # fmt: skip
 TRAIN = Stage(
     "train", (SEARCH,), _file("networks.json"), keys.train, _train,
-    complete=lambda run: all(run.model_file(row.name).exists() for row in _trained(run).results),
+    complete=run_rows.weights_complete,
     together=True,
 )  # fmt: skip
 MEASURE = Stage("measure", (TRAIN,), _file("measure.json"), keys.measure, _measure, lasting=True)

@@ -5,21 +5,20 @@ comes from; the search goes on there. If not, it needs a survey of its own, and 
 """
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 
 from htas.console.progress import progress, say, shares
 from htas.cost.calibrate import SECONDS_PER_NETWORK, fit_metric, whole
-from htas.cost.fit import CalibrationRecord, FitRecord, NetworkRecord
+from htas.cost.fit import CalibrationRecord, FitRecord, NetworkRecord, read_calibration
 from htas.cost.transfer import CLOSE, FAR, LEAST, MOST, error_differences, fit_elsewhere, holds, probes
 from htas.errors import UserError
-from htas.files import digest, read_json, read_record
+from htas.files import digest, read_record
 from htas.graph import resize
 from htas.metrics.latency import MAX_ROUNDS
 from htas.run import keys
-from htas.run.run import Run
+from htas.run.run import EnvironmentRecord, Run
 from htas.run.stage import finished, need, stored, write_stage
 from htas.run.stages import CALIBRATE, DESIGN, SURVEY
 from htas.text import TextTable, millions, percent, plural, signed, significant
@@ -45,6 +44,10 @@ class TransferRecord:
     """The same networks in the calibration of the source."""
     can: bool
     """Whether the device can use the survey of the source."""
+
+    def __post_init__(self) -> None:
+        if len(self.before) != len(self.fitted.networks):
+            raise ValueError(f"must have as many networks before as fitted, got {len(self.before)}")
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -88,7 +91,7 @@ def transfer(source: Run, run: Run, number: int = MOST, again: bool = False) -> 
     path, survey = run.folder / "transfer.json", run.folder / "survey.json"
     if survey.exists() and not run.survey.borrowed_from:
         raise UserError(f"{survey} is a survey of that device itself; name another folder with --out")
-    calibration = read_record(source.folder / "cost.json", CalibrationRecord)
+    calibration = read_calibration(source.folder / "cost.json", run.network)
     before = probes(run.network, calibration, number)
     key = digest(run.place, source.folder / "cost.json", number)
     if again:
@@ -148,10 +151,10 @@ def _write(source: Run, run: Run, calibration: CalibrationRecord, record: Transf
 def _device(run: Run, beside: str = "") -> str:
     """The device of a run in words: `board (Cortex-A72)`; for this machine the name of the run's folder. It is called
     otherwise than the host `beside`."""
-    machine: Mapping[str, object] = read_json(run.folder / "environment.json")["machine"]
+    machine = read_record(run.folder / "environment.json", EnvironmentRecord).machine
     hosts = [*filter(None, [beside]), run.target.host]
     name = short_names(hosts)[-1] if run.target.host else run.folder.resolve().name
-    return f"{name} ({machine['processor']})"
+    return f"{name} ({machine.get('processor', 'unknown')})"
 
 
 def _table(run: Run, record: TransferRecord) -> TextTable:

@@ -10,7 +10,7 @@ from torch import nn
 from htas.console.progress import say
 from htas.data.split import Data
 from htas.errors import UserError
-from htas.files import digest, from_json, read_tensors, to_json, write_tensors
+from htas.files import digest, from_json, read_about, read_weights, to_json, write_tensors
 from htas.formats.int8 import needs_seven_bits
 from htas.report.result import Deployed, Result
 from htas.run import rows as run_rows
@@ -51,7 +51,7 @@ def int8_network(run: Run, row: Result) -> nn.Module:
     int8, where it needed them."""
     network = run_rows.load_network(run, row)
     if _record(run, row):
-        network.load_state_dict(read_tensors(_file(run, row))[0])
+        read_weights(_file(run, row), network)
     return network
 
 
@@ -100,7 +100,7 @@ def _record(run: Run, row: Result) -> TunedRecord | None:
     path = _file(run, row)
     if not path.exists():
         return None
-    record = from_json(read_tensors(path)[1], TunedRecord, path)
+    record = from_json(read_about(path), TunedRecord, path)
     return record if record.inputs == _key(run, row) else None
 
 

@@ -1,8 +1,12 @@
 """The file of a search: every epoch, the limits of its arch, and the archs it was compared with."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
+from reprlib import repr as shortened
 
+from htas.files import need_as_many, need_not_below, need_over, need_some
 from htas.graph.arch import Arch
 from htas.text import percent
 
@@ -28,6 +32,9 @@ class EpochRecord:
     entropy: Mapping[str, float] = field(default_factory=dict)
     """Of the probabilities of each site that has a choice, over that of equal ones: 1 undecided, 0 decided."""
 
+    def __post_init__(self) -> None:
+        need_not_below(0, self, "epoch", "seconds")
+
     @property
     def scalars(self) -> dict[str, float]:
         """Its figures by name, those that it has; the entropy of a site as `entropy/SITE`."""
@@ -51,6 +58,12 @@ class LimitOutcome:
     error: float
     """Standard error of measured / limit."""
     unit: str
+
+    def __post_init__(self) -> None:
+        need_over(0, self, "limit")
+        need_not_below(0, self, "predicted", "measured", "error")
+        if self.asked.endswith("%") and not NUMBER.fullmatch(self.asked.rstrip(" %")):
+            raise ValueError(f"must have asked as a number with %, got {shortened(self.asked)}")
 
     @property
     def ratio(self) -> float:
@@ -99,12 +112,20 @@ class SearchRecord:
     judge: str = "in the supernet"
     """How accuracies were found."""
 
+    def __post_init__(self) -> None:
+        need_as_many(self, "rivals", "rival_costs")
+        need_not_below(0, self, "seconds", "measured_archs")
+        need_some(self, "judge")
+        if any(later.epoch != epoch.epoch + 1 for epoch, later in pairwise(self.epochs)):
+            raise ValueError("must have epochs that are counted one by one")
+
     @property
     def beaten(self) -> int:
         """Rivals with a lower accuracy than the arch found."""
         return sum(rival < (self.accuracy or 0.0) for rival in self.rivals)
 
 
+NUMBER = re.compile(r"\s*(\d+(\.\d*)?|\.\d+)")
 SURE = 0.6
 """Median top probability from which a search counts as converged."""
 METRICS = {"table": "latency", "paper": "latency"}

@@ -3,17 +3,21 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from reprlib import repr as shortened
 from typing import Literal
 
 import numpy as np
 
 from htas.errors import UserError
+from htas.files import need_as_many, need_not_below, need_over, need_rising, need_some
 from htas.graph.layer import Layer, Template
 from htas.graph.network import times
 from htas.spaces.space import group_slices
 
 SUMMARIES = ("estimate", "error", "minimum", "median", "mean", "mean_error", "spread")
 """Of a Measurement, in survey.json."""
+STEEPEST = 20
+"""Largest exponent of eq. 1."""
 Estimate = Literal["estimate", "minimum", "median", "mean"]
 """What may stand for the readings of a width."""
 
@@ -56,6 +60,11 @@ class LayerTable:
     readings: tuple[int, ...]
     """Number of readings; 0 where the figures are interpolated."""
 
+    def __post_init__(self) -> None:
+        need_as_many(self, "widths", *SUMMARIES, "readings")
+        need_over(0, self, "widths")
+        need_not_below(0, self, "error", "mean_error", "spread", "readings")
+
 
 @dataclass(frozen=True)
 class SurveyRecord:
@@ -82,6 +91,10 @@ class Fit:
     alpha: float
     b: float
 
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha <= STEEPEST:
+            raise ValueError(f"must have alpha above 0 and at most {STEEPEST}, got {self.alpha}")
+
     def __call__(self, width: float) -> float:
         return float(self.k * width**self.alpha + self.b)
 
@@ -96,6 +109,11 @@ class Curve:
     """Standard error of each, in seconds; nothing where they are not known."""
     interpolated: tuple[int, ...] = ()
     """Widths that were not measured: their seconds lie on the line between their measured neighbours."""
+
+    def __post_init__(self) -> None:
+        need_rising(self, "widths")
+        need_as_many(self, "widths", "seconds", *(["errors"] if self.errors else []))
+        need_not_below(0, self, "errors")
 
     def at(self, width: int) -> float:
         """m(width)."""
@@ -139,6 +157,16 @@ class CurveRecord:
     """How sure the choice of each group is, 0 to 1, of the space `hardware`."""
     dominated: tuple[int, ...] = ()
     """Choices of the space `hardware` that are no faster than a wider one."""
+
+    def __post_init__(self) -> None:
+        need_some(self, "sites", "groups")
+        need_over(0, self, "base")
+        if self.certain:
+            need_as_many(self, "groups", "certain")
+        if not all(0 <= sure <= 1 for sure in self.certain):
+            raise ValueError(f"must have certain from 0 to 1, got {shortened(self.certain)}")
+        if not all(first <= last for first, last in self.groups):
+            raise ValueError(f"must have groups that end where they begin or later, got {shortened(self.groups)}")
 
 
 def _line(curve: Curve, alpha: float) -> tuple[Fit, float]:

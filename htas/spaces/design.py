@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from reprlib import repr as shortened
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +35,30 @@ class DesignRecord:
 
     spaces: Mapping[str, Space]
     curves: tuple[CurveRecord, ...]
+
+    def __post_init__(self) -> None:
+        for name, space in self.spaces.items():
+            if space.name != name:
+                raise ValueError(f"must have the space {name} under its name, got {shortened(space.name)}")
+        for each in self.curves:
+            for name, choices in each.choices.items():
+                widths = self.spaces[name].widths if name in self.spaces else {}
+                if any(widths.get(site) != choices for site in each.sites):
+                    raise ValueError(
+                        f"must have the choices of {shortened(each.sites[0])} in the space {shortened(name)} as its "
+                        "curve has them"
+                    )
+
+    def check(self, network: Network, names: Sequence[str]) -> None:
+        """Raise UserError where these are not spaces of such names for a network."""
+        if list(self.spaces) != list(names):
+            raise UserError(f"spaces must be {', '.join(names)}, got {shortened(', '.join(self.spaces))}")
+        for space in self.spaces.values():
+            for arch in (space.narrowest, space.widest):
+                network.check(arch)
+            for site, choices in space.widths.items():
+                if any(width % network.sites[site].multiple for width in choices):
+                    raise UserError(f"the choices of {site} must be multiples of {network.sites[site].multiple}")
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,8 @@ class Measurement:
             raise UserError("a measurement needs at least one reading, got none")
         if self.levels and len(self.levels) != len(self.values):
             raise UserError(f"{len(self.values)} readings need as many levels, got {len(self.levels)}")
+        if not all(level > 0 for level in self.levels):
+            raise UserError("the levels of readings must be above 0")
 
     @property
     def estimate(self) -> float:

@@ -5,6 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -14,7 +15,8 @@ from htas.console.progress import Bar, progress
 from htas.console.record import scalars
 from htas.data.split import WHOLE, Batch, Source
 from htas.data.task import Inputs, forward, precise
-from htas.files import read_tensors, write_tensors
+from htas.errors import UserError
+from htas.files import check_weights, checking, from_json, read_tensors, write_tensors, wrong
 from htas.timing.allocator import keep_memory
 from htas.training import ranks
 from htas.training.layout import CopyingViews, placed
@@ -180,8 +182,33 @@ class EpochLoop(ABC, Generic[Figures]):
     def restore_from(self, path: Path) -> None:
         """Go on from a checkpoint."""
         tensors, values = read_tensors(path)
+        with checking(path):
+            self.check_tensors(tensors)
+        for name, value in self.values().items():
+            if type(values.get(name)) is not type(value):
+                raise wrong(path, f"{name} must be like {value}, got {shortened(values.get(name))}")
+        epochs = from_json(values.get("epochs"), tuple[self.record, ...], path)  # type: ignore[name-defined]
+        if len(epochs) > self.length:
+            raise wrong(path, f"it has {len(epochs)} epochs, and there are {self.length}")
         self.load(tensors, values)
-        self.epochs = [self.record(**fields) for fields in values["epochs"]]
+        self.epochs = list(epochs)
+
+    def check_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Raise UserError where the tensors of a checkpoint are not those of this training."""
+        weights = {k.removeprefix(self.prefix): v for k, v in tensors.items() if k.startswith(self.prefix)}
+        check_weights(weights, self.model)
+        mine = self.tensors()
+        for name, tensor in mine.items():
+            if name not in tensors or tensors[name].shape != tensor.shape:
+                raise UserError(f"{name} must be a tensor {tuple(tensor.shape)}")
+        for name in sorted(tensors.keys() - mine.keys()):
+            optimizer, _, rest = name.partition("/")
+            number, _, key = rest.partition("/")
+            groups = self.optimizers[optimizer].param_groups if optimizer in self.optimizers else []
+            shapes = [each.shape for group in groups for each in group["params"]]
+            fits = number.isdecimal() and key and int(number) < len(shapes)
+            if not fits or tensors[name].shape not in (shapes[int(number)], ()):
+                raise UserError(f"it has a tensor {shortened(name)} that this training has not")
 
 
 def engine(device: str, precision: Precision) -> Any:
