@@ -11,7 +11,9 @@ from datetime import UTC, datetime
 from math import inf, isfinite
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from htas.errors import UserError
 from htas.files import JsonObject, write_bytes
@@ -58,22 +60,29 @@ class Entry:
             if not getattr(self, name):
                 raise UserError(f"{name} of a stored measurement must not be empty")
         if not _is_canonical(self.layer):
-            raise UserError(f"layer of a stored measurement must be JSON as Layer.key writes it, got {self.layer!r}")
+            got = shortened(self.layer)
+            raise UserError(f"layer of a stored measurement must be JSON as Layer.key writes it, got {got}")
         context = self.measurement.context
         if not all(isinstance(each, str) for each in (*context, *context.values())):
-            raise UserError(f"the context of a stored measurement must be words by name, got {context}")
+            raise UserError(f"the context of a stored measurement must be words by name, got {shortened(context)}")
+        named = (self.place, self.metric, self.survey, self.measurement.unit)
+        if not is_text(*named, *context, *context.values(), *self.doubts, *self.measurement.remarks):
+            raise UserError("the words of a stored measurement must be Unicode, got a lone surrogate")
         above = (*self.measurement.levels, *self.anchor)  # one reading of a chain may lie below the rest of it
         if not (all(map(isfinite, self.measurement.values)) and all(0 < each < inf for each in above)):
-            raise UserError(f"readings must be finite, and levels above 0, to be stored, got others for {self.layer}")
+            got = shortened(self.layer)
+            raise UserError(f"readings must be finite, and levels above 0, to be stored, got others for {got}")
         if not self.storable(self.measurement):
-            raise UserError(f"the estimate of readings must be above 0 to be stored, it is not for {self.layer}")
+            got = shortened(self.layer)
+            raise UserError(f"the estimate of readings must be above 0 to be stored, it is not for {got}")
         object.__setattr__(self, "date", _in_utc(self.date))
 
     @staticmethod
     def storable(measurement: Measurement) -> bool:
         """Whether readings have a latency that others can be compared with; a layer that takes next to nothing may
         have none, as the increment of a chain."""
-        return all(each > 0 for each in measurement.values) or measurement.estimate > 0
+        with np.errstate(over="ignore"):
+            return 0 < measurement.estimate < inf
 
     @property
     def survey(self) -> str:
@@ -95,26 +104,43 @@ class Entry:
         fault."""
         values = {}
         for name, kind in COLUMNS.items():
-            value = json.loads(row[name]) if kind is not str and isinstance(row[name], str) else row[name]
+            value = row[name]
             try:
+                if kind is not str and isinstance(value, str):
+                    value = json.loads(value)
                 values[name] = check(value, kind)
-            except (*REFUSED, OverflowError) as error:
+            except (*REFUSED, OverflowError, RecursionError) as error:
                 raise UserError(f"{name} is not what htas store export writes there: {shortened(value)}") from error
         fields = ("readings", "unit", "context", "survey", "levels", "remarks")
         measurement = Measurement(*(values.pop(name) for name in fields))
         return Entry(measurement=measurement, **values)
 
 
+def read_context(cell: object) -> Mapping[str, str]:
+    """What a cell of the context says; nothing where it cannot be read."""
+    with suppress(*REFUSED, RecursionError):
+        return cast(Mapping[str, str], check(json.loads(cast(str, cell)), COLUMNS["context"]))
+    return {}
+
+
+def is_text(*values: object) -> bool:
+    """Whether all of them that are strings are Unicode, and no bytes that stand for themselves."""
+    try:
+        return all(not isinstance(each, str) or each.isascii() or bool(each.encode()) for each in values)
+    except UnicodeEncodeError:
+        return False
+
+
 def _in_utc(date: str) -> str:
-    with suppress(ValueError):
+    with suppress(ValueError, OverflowError):
         if (moment := datetime.fromisoformat(date)).tzinfo is not None:
             return moment.astimezone(UTC).isoformat(timespec="microseconds")
-    raise UserError(f"date must be ISO 8601 with a zone, such as 2026-11-23T04:05:06+00:00, got {date!r}")
+    raise UserError(f"date must be ISO 8601 with a zone, such as 2026-11-23T04:05:06+00:00, got {shortened(date)}")
 
 
 def _is_canonical(layer: str) -> bool:
     """Whether equal work would have an equal key: a JSON object with its names in order."""
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         content = json.loads(layer)
         return isinstance(content, dict) and json.dumps(content, sort_keys=True) == layer
     return False
