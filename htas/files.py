@@ -27,10 +27,10 @@ JsonObject = dict[str, Any]
 """A JSON object that is handed through."""
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, otherwise: str = "name another folder with --out") -> None:
     """Write a file so that a reader sees the old content or the new, never a part.
 
-    Raises UserError where the disk is full or read-only.
+    Raises UserError where the disk is full or read-only, with another way out than to free some space.
     """
     part = None
     try:
@@ -46,7 +46,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         if part is not None:
             Path(part).unlink(missing_ok=True)
         reason = error.strerror or str(error)
-        raise UserError(f"cannot write {path}: {reason}; free some space or name another folder with --out") from error
+        raise UserError(f"cannot write {path}: {reason}; free some space or {otherwise}") from error
 
 
 def write_text(path: Path, text: str) -> None:

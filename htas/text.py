@@ -104,6 +104,11 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def printable(words: str) -> str:
+    """Words on one line, without letters that a terminal would obey: a ? stands for each."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(words.split()))
+
+
 def listing(names: Iterable[str]) -> str:
     """`a, b, c` in the order given."""
     return ", ".join(names)

@@ -30,8 +30,14 @@ COLUMNS: Mapping[str, Any] = {
 """Columns and their types. The long ones are last, as a query need not read them from the disk."""
 FORMAT = 1
 """Of a table, in its first column."""
+CUT = 100
+"""Letters of what another program says, or of what should be a number."""
 WRITTEN = "give a file that htas store export of this version wrote"
 """How error sentences end: the way out."""
+LONGEST = 200
+"""Letters of a name."""
+LARGEST = 2**30
+"""Bytes of a table that is read at once, and of what a compressed one holds."""
 Rows = tuple[Sequence[str], Sequence[Mapping[str, Any]]]
 """The columns and the rows of a file."""
 
@@ -65,8 +71,11 @@ class Entry:
         context = self.measurement.context
         if not all(isinstance(each, str) for each in (*context, *context.values())):
             raise UserError(f"the context of a stored measurement must be words by name, got {shortened(context)}")
-        named = (self.place, self.metric, self.survey, self.measurement.unit)
-        if not is_text(*named, *context, *context.values(), *self.doubts, *self.measurement.remarks):
+        for name in (self.place, self.metric, self.survey, self.measurement.unit):
+            if not name.isprintable() or len(name) > LONGEST:
+                rule = f"must be at most {LONGEST} letters that can be printed, got {shortened(name)}"
+                raise UserError(f"place, metric, survey and unit of a stored measurement {rule}")
+        if not is_text(*context, *context.values(), *self.doubts, *self.measurement.remarks):
             raise UserError("the words of a stored measurement must be Unicode, got a lone surrogate")
         above = (*self.measurement.levels, *self.anchor)  # one reading of a chain may lie below the rest of it
         if not (all(map(isfinite, self.measurement.values)) and all(0 < each < inf for each in above)):
@@ -147,19 +156,25 @@ def _is_canonical(layer: str) -> bool:
 
 
 def write_table(path: Path, entries: Sequence[Entry]) -> None:
-    """Write a .csv or .parquet file with a row for each entry, floats to the last bit."""
-    write_bytes(path, _FORMATS[path.suffix][0](entries))
+    """Write a .csv or .parquet file with a row for each entry, floats to the last bit.
+
+    Raises UserError where the file cannot be written.
+    """
+    write_bytes(path, _FORMATS[path.suffix][0](entries), "name another file")
 
 
 def read_table(path: Path) -> Iterator[Entry]:
     """Every row as an entry; raises UserError that names the row at fault."""
     check_suffix(path)
     try:
+        if not path.is_file():
+            raise UserError(f"{path} {'is no file' if path.exists() else 'does not exist'}; {WRITTEN}")
+        _check_size(path, path.stat().st_size)
         columns, rows = _FORMATS[path.suffix][1](path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; {WRITTEN}") from error
-    except (OSError, ValueError, csv.Error) as error:  # pyarrow's own are ValueErrors
-        why = getattr(error, "strerror", None) or first_line(error)
+    except UserError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
+        why = getattr(error, "strerror", None) or first_line(error)[:CUT]
         raise UserError(f"{path} cannot be read ({why}); {WRITTEN}") from error
     for name in ("format", *COLUMNS):
         if name not in columns:
@@ -167,7 +182,7 @@ def read_table(path: Path) -> Iterator[Entry]:
     for number, row in enumerate(rows, 1):
         where = f"row {number} of {path}"
         if str(row["format"]) != str(FORMAT):
-            raise UserError(f"{where} has format {row['format']}, this version reads {FORMAT}; {WRITTEN}")
+            raise UserError(f"{where} has format {str(row['format'])[:CUT]}, this version reads {FORMAT}; {WRITTEN}")
         try:
             yield Entry.of(row)
         except ValueError as error:
@@ -178,6 +193,13 @@ def check_suffix(path: Path) -> None:
     """Raise UserError where a path is of no table."""
     if path.suffix not in _FORMATS:
         raise UserError(f"a table of measurements is a .csv or a .parquet file, got {path}")
+
+
+def _check_size(path: Path, size: int) -> None:
+    """Raise UserError where a table is too large to be read at once."""
+    if size > LARGEST:
+        most = f"{LARGEST / 2**30:g} GiB"
+        raise UserError(f"{path} holds {size / 2**30:.3g} GiB, and at most {most} is read at once; give it in parts")
 
 
 def _to_csv(entries: Sequence[Entry]) -> bytes:
@@ -213,10 +235,20 @@ def _to_parquet(entries: Sequence[Entry]) -> bytes:
 
 
 def _of_parquet(path: Path) -> Rows:
+    import pyarrow
     from pyarrow import parquet
 
-    table = parquet.ParquetFile(path).read()
-    return table.column_names, table.to_pylist()
+    try:
+        with parquet.ParquetFile(path) as file:
+            groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+            chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+            _check_size(path, sum(max(each.total_uncompressed_size, 8 * each.num_values) for each in chunks))
+            columns = file.schema_arrow.names
+            table = file.read([name for name in ("format", *COLUMNS) if name in columns])
+        table.validate(full=True)
+        return columns, table.to_pylist()
+    except (pyarrow.ArrowException, OverflowError, TypeError) as error:  # the latter for what Python has no value for
+        raise ValueError(first_line(error)) from error
 
 
 _FORMATS = {".csv": (_to_csv, _of_csv), ".parquet": (_to_parquet, _of_parquet)}

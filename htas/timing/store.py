@@ -196,9 +196,10 @@ class Store:
         try:
             return Entry.of(dict(row))
         except ValueError as error:
+            survey = row["survey"] if row["survey"].isprintable() else f"${row['survey']!r}"  # as a shell reads it
             raise UserError(
-                f"the store {self.path} has a row of survey {row['survey']} that cannot be read: {error};"
-                f" remove it with htas store forget {row['survey']}"
+                f"the store {self.path} has a row of survey {survey} that cannot be read: {error};"
+                f" remove it with htas store forget {survey}"
             ) from error
 
     def _query(self, query: str, *values: Any) -> list[sqlite3.Row]:
