@@ -90,7 +90,7 @@ class Entry:
     def storable(measurement: Measurement) -> bool:
         """Whether readings have a latency that others can be compared with; a layer that takes next to nothing may
         have none, as the increment of a chain."""
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             return 0 < measurement.estimate < inf
 
     @property
@@ -230,7 +230,8 @@ def _to_parquet(entries: Sequence[Entry]) -> bytes:
     schema = {"format": pyarrow.int64(), **{name: types.get(kind, text) for name, kind in COLUMNS.items()}}
     rows = [{"format": FORMAT, **entry.row(), "context": entry.texts()["context"]} for entry in entries]
     file = io.BytesIO()
-    parquet.write_table(pyarrow.Table.from_pylist(rows, pyarrow.schema(schema)), file)
+    table = pyarrow.Table.from_pylist(rows, pyarrow.schema(schema))
+    parquet.write_table(table, file, write_page_checksum=True)
     return file.getvalue()
 
 
@@ -239,7 +240,7 @@ def _of_parquet(path: Path) -> Rows:
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
             chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
             _check_size(path, sum(max(each.total_uncompressed_size, 8 * each.num_values) for each in chunks))

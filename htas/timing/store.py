@@ -6,6 +6,7 @@ as the same float, and the sqlite3 command and its json_each can read them too.
 
 import json
 import os
+import shutil
 import sqlite3
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +28,8 @@ T = TypeVar("T")
 OTHER = "name another store with HTAS_STORE or --path"
 """How error sentences end: the way out."""
 
+PAGE = 64 * 1024
+"""The most bytes that SQLite writes at once."""
 CUT = 200
 """Letters of a path that may be no path."""
 
@@ -270,8 +273,10 @@ class Store:
 
     def _is_settled(self) -> bool:
         """Whether no log beside the file has changes that are not in it."""
-        logs = (self.path.with_name(f"{self.path.name}{ending}") for ending in ("-wal", "-journal"))
-        return not any(log.exists() and log.stat().st_size for log in logs)
+        return not any(log.is_file() and log.stat().st_size for log in self._logs("-wal", "-journal"))
+
+    def _logs(self, *endings: str) -> list[Path]:
+        return [self.path.with_name(f"{self.path.name}{ending}") for ending in endings]
 
     def _once(self, work: Callable[[sqlite3.Connection], T], writes: bool = True) -> T:
         path = self.path.absolute()  # SQLite gives ':memory:' and the like a meaning of their own
@@ -304,6 +309,8 @@ class Store:
             if _code(error) == sqlite3.SQLITE_ERROR:  # what the file says of itself is what SQLite does not know
                 raise DamageError(str(error)) from error
             raise
+        except UnicodeDecodeError as error:  # of the message of SQLite's that quotes the file
+            raise DamageError("its schema is no text") from error
         if application != APPLICATION and (tables or version):
             raise UserError(f"{self.path} belongs to another program than htas; {OTHER}")
         if version > FORMAT:
@@ -341,6 +348,10 @@ class Store:
     def _refuse(self, error: sqlite3.DatabaseError) -> NoReturn:
         """Raise a sentence for what is no fault of the program; other errors as they are."""
         reason = next((reason for codes, reason in REASONS.items() if _code(error) in codes), "")
+        if _code(error) == sqlite3.SQLITE_IOERR and _is_full(self.path):
+            reason = REASONS[(sqlite3.SQLITE_FULL,)]
+        for log in filter(Path.is_dir, self._logs(*LOGS) if reason else ()):
+            reason = f"cannot be used, as {log.name} is a folder; delete that"
         if not reason:
             raise error
         why = reason.format(seconds=text.significant(self.timeout), error=error)
@@ -386,6 +397,14 @@ def _inode(path: Path) -> int | None:
         return path.stat().st_ino
     except OSError:
         return None
+
+
+def _is_full(path: Path) -> bool:
+    """Whether the disk of a file has no room for a page more."""
+    try:
+        return shutil.disk_usage(path.parent).free < PAGE
+    except OSError:
+        return False
 
 
 def _is_shared(path: Path) -> bool:

@@ -516,9 +516,7 @@ def test_a_disk_that_may_not_be_written_is_said_and_can_be_read(kept: Store, mon
 
 def test_a_place_where_no_file_can_be_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        UserError, match=r"cannot be used: Not a directory; name another store with HTAS_STORE"
-    ):
+    with pytest.raises(UserError, match=r"cannot be used: Not a directory; name another store with HTAS_STORE"):
         Store(tmp_path / "file" / "store.sqlite").add([entry(8)])
     with pytest.raises(UserError, match=r"is a folder and no file that could be a store; name another store"):
         Store(tmp_path).surveys()
