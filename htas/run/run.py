@@ -39,7 +39,7 @@ from htas.spaces.design import DesignRecord, check
 from htas.spaces.remember import CachedMetric
 from htas.spaces.space import Space
 from htas.strategies import SupernetStrategy
-from htas.timing.store import Store
+from htas.timing.store import Store, home_of
 from htas.timing.target import Target, usable_cores
 from htas.training import ranks
 
@@ -188,7 +188,7 @@ class Run:
         options = self.config.survey
         if options.store == "none":
             return metric
-        store = Store() if options.store == "user" else Store(Path(options.store).expanduser())
+        store = Store() if options.store == "user" else Store(home_of(options.store))
         place = digest(
             self.place, self.target.affinity(), options.seconds, metric.reading
         )  # other lengths share no readings

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any, NoReturn, TypeVar
@@ -139,14 +139,18 @@ class Store:
         return self._do(lambda connection: sum(self._insert(connection, entry) for entry in new))
 
     def curve(self, place: str, metric: str, layers: Sequence[str]) -> list[Entry] | None:
-        """These layers in the newest survey that has all of them, in their order; None where no survey has."""
+        """These layers in the newest survey that has all of them, in their order; None where no survey has.
+
+        What is dated in the future comes last: it would be the newest for good.
+        """
         among = "place = ? AND metric = ? AND layer IN (SELECT value FROM json_each(?))"
         newest = (
             f"SELECT survey FROM readings WHERE {among} GROUP BY survey HAVING count(*) = ?"
-            " ORDER BY max(date) DESC, max(id) DESC LIMIT 1"
+            " ORDER BY max(date) > ?, max(date) DESC, max(id) DESC LIMIT 1"
         )
+        tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
         key = (place, metric, json.dumps(layers))
-        entries = self._entries(f"{among} AND survey = ({newest})", *key, *key, len(set(layers)))
+        entries = self._entries(f"{among} AND survey = ({newest})", *key, *key, len(set(layers)), tomorrow)
         by_layer = {entry.layer: entry for entry in entries}
         return [by_layer[layer] for layer in layers] if entries else None
 
@@ -276,7 +280,7 @@ class Store:
         return not any(log.is_file() and log.stat().st_size for log in self._logs("-wal", "-journal"))
 
     def _logs(self, *endings: str) -> list[Path]:
-        return [self.path.with_name(f"{self.path.name}{ending}") for ending in endings]
+        return [Path(f"{os.path.realpath(self.path)}{ending}") for ending in endings]
 
     def _once(self, work: Callable[[sqlite3.Connection], T], writes: bool = True) -> T:
         path = self.path.absolute()  # SQLite gives ':memory:' and the like a meaning of their own

@@ -168,6 +168,19 @@ def test_a_store_of_readings_that_are_none_fails_no_survey(
     assert "store: 2 of 2 layers were measured before and still hold" in capsys.readouterr().err  # those of "new"
 
 
+def test_a_survey_of_the_future_is_not_the_newest_for_good(kept: Store) -> None:
+    for date in ("9999-01-01T00:00:00.000000+00:00", "soon"):
+        changed(kept.path, f"UPDATE readings SET date = '{date}' WHERE survey = 's2'")
+        assert kept.curve(PLACE, "latency", [layer(8).key]) == [entry(8, "s1")]
+
+
+def test_the_log_of_a_store_behind_a_link_is_seen(kept: Store, tmp_path: Path) -> None:
+    link = tmp_path / "link.sqlite"
+    link.symlink_to(kept.path)
+    kept.path.with_name("store.sqlite-wal").write_text("a log")
+    assert not Store(link)._is_settled()
+
+
 def test_a_folder_a_pipe_or_a_loop_in_its_place_is_said(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     path.mkdir()
