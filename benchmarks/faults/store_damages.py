@@ -57,6 +57,10 @@ REFUSED = (
 """What stays in its place, as it is no store of this program's: every command says so."""
 
 
+OF_OTHERS = ("has format", "belongs to another program")
+"""Sentences for a header that may be that of a later version or of another program, and so stays as well."""
+
+
 def damage(name: str) -> Callable[[Damage], Damage]:
     """Name a way to damage a store."""
 
@@ -424,7 +428,8 @@ def _used(name: str, path: Path, template: Path, rng: random.Random) -> Iterator
         elif not empty:
             codes.append(outcome.code)
     asides = [each for each in path.parent.glob("*.damaged-*") if not each.name.endswith(("-wal", "-shm", "-journal"))]
-    if name not in REFUSED and set(codes) - {0}:
+    of_others = any(words in outcome.err for words in OF_OTHERS)
+    if name not in REFUSED and not of_others and set(codes) - {0}:
         yield name, f"commands ended with {codes}: {outcome.err}"
     if len(asides) > 1:
         yield name, f"set aside {len(asides)} times"
