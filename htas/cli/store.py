@@ -16,6 +16,9 @@ from htas.errors import UserError
 if TYPE_CHECKING:
     from htas.timing.store import Store
 
+CUT = 200
+"""Letters of a layer that is none of this version's."""
+
 
 def store(
     action: Annotated[Literal["ls", "show", "export", "import", "forget"], Parameter(help="one of those above")],
@@ -85,7 +88,8 @@ def _surveys(opened: "Store", json: bool) -> text.TextTable | str:
         where = (each.context.get(name, text.NONE) for name in settings)
         counts = (str(each.layers), str(each.doubtful))
         machine = each.context.get("measured on") or each.context.get("processor", text.NONE)
-        rows.append((each.survey, each.metric, date, machine, each.place, *where, *counts))
+        words = (each.survey, each.metric, date, machine, each.place, *where, *counts)
+        rows.append(tuple(map(text.printable, words)))
     return text.TextTable(rows, 8)
 
 
@@ -102,14 +106,14 @@ def _survey(opened: "Store", name: str, json: bool) -> text.TextTable | str:
         seconds = (readings.median, readings.minimum, readings.spread)
         figures = (text.quantity(value, readings.unit) for value in seconds)
         anchor = text.quantity(median(each.anchor), readings.unit) if each.anchor else text.NONE
-        rows.append((_layer(each.layer), each.metric, str(len(readings.values)), *figures, anchor))
+        rows.append((text.sentence(_layer(each.layer))[:CUT], each.metric, str(len(readings.values)), *figures, anchor))
     doubts = Counter(doubt for each in entries for doubt in dict.fromkeys((*each.measurement.remarks, *each.doubts)))
-    lines = [f"{text.plural(count, 'layer')}: {doubt}" for doubt, count in doubts.items()]
+    lines = [f"{text.plural(count, 'layer')}: {text.sentence(doubt)}" for doubt, count in doubts.items()]
     return text.TextTable(rows, 2, after=lines)
 
 
 def _no_survey(opened: "Store", name: str) -> str:
-    surveys = dict.fromkeys(each.survey for each in opened.surveys())
+    surveys = dict.fromkeys(text.sentence(each.survey) for each in opened.surveys())
     return text.no_such("survey", name, surveys) if surveys else f"no survey called {name!r}: {opened.path} has none"
 
 

@@ -47,7 +47,8 @@ class CachedMetric(Metric):
     """Whether everything is measured again; it is stored either way."""
 
     def measure(self, cases: Sequence[Case], *, on_round: OnRound = None, pending: Pending = None) -> list[Measurement]:
-        """One measurement for each case; networks are always measured. A store that fails is reported and ignored."""
+        """One measurement for each case; networks are always measured. A store that fails is reported and ignored,
+        one that cannot be written before anything is measured."""
         readings = self.sample(cases, cases, on_round=on_round, pending=pending)
         return [readings[case] for case in cases]
 
@@ -55,6 +56,7 @@ class CachedMetric(Metric):
         self, cases: Sequence[Case], first: Collection[Case], *, on_round: OnRound = None, pending: Pending = None
     ) -> dict[Case, Measurement]:
         """Measurements of the `first` cases and of those that became `pending`; of a stored curve, all of it."""
+        self._check_store()
         valid = {} if self.fresh else self._still_valid(self._stored_curves(cases, set(first)))
         new: dict[Case, Measurement] = {}
         if not valid or set(first) - set(valid):
@@ -65,6 +67,12 @@ class CachedMetric(Metric):
             say(f"store: {len(valid)} of {number} layers were measured before and still hold")
         both = {**new, **valid}
         return {case: both[case] for case in dict.fromkeys(cases) if case in both}
+
+    def _check_store(self) -> None:
+        try:
+            self.store.need_writable()
+        except UserError as error:
+            say(f"store: {error}; unless that is done before the readings are taken, they are for this run alone")
 
     def _still_valid(self, stored: Mapping[Case, Entry]) -> dict[Case, Measurement]:
         """The stored measurements at today's speed of the machine; nothing where some of them no longer hold."""
@@ -156,8 +164,9 @@ def _moved(today: Mapping[Case, Measurement], stored: Mapping[Case, Entry]) -> f
     if anchor := next(iter(stored.values())).anchor:
         then[ANCHOR] = float(np.percentile(anchor, LOW))
     ratios = np.asarray([today[case].estimate / then[case] for case in today if case in then])
-    factor = float(np.median(ratios))
-    apart = float(np.sqrt(np.mean((ratios / factor - 1) ** 2)))
+    with np.errstate(all="ignore"):  # readings of another program may be of any size
+        factor = float(np.median(ratios))
+        apart = float(np.sqrt(np.mean((ratios / factor - 1) ** 2)))
     return factor if apart <= MOVED and 1 / FACTOR <= factor <= FACTOR else None
 
 

@@ -6,52 +6,76 @@ as the same float, and the sqlite3 command and its json_each can read them too.
 
 import json
 import os
+import shutil
 import sqlite3
+import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any, NoReturn, TypeVar
+from urllib.parse import quote
 
 from htas import text
 from htas.console.progress import say
 from htas.errors import UserError
 from htas.files import path_of
-from htas.timing.entry import COLUMNS, Entry, check_suffix, read_table, write_table
+from htas.timing.entry import COLUMNS, Entry, check_suffix, is_text, read_context, read_table, write_table
 
 T = TypeVar("T")
 
 OTHER = "name another store with HTAS_STORE or --path"
 """How error sentences end: the way out."""
 
+PAGE = 64 * 1024
+"""The most bytes that SQLite writes at once."""
+CUT = 200
+"""Letters of a path that may be no path."""
+
 FORMAT = 1
 """PRAGMA user_version of a store."""
 APPLICATION = 0x68746173
 """PRAGMA application_id of a store, `htas` in ASCII: the files of other programs are left alone."""
-SCHEMA = f"""
-    BEGIN IMMEDIATE;
-    CREATE TABLE IF NOT EXISTS readings (
+TABLE = f"""readings (
         id INTEGER PRIMARY KEY, {", ".join(f"{name} TEXT NOT NULL" for name in COLUMNS)},
         UNIQUE (place, metric, layer, survey)
-    );
+    )"""
+"""Of format 1; a table of another text has been changed by hand."""
+SCHEMA = f"""
+    BEGIN IMMEDIATE;
+    CREATE TABLE IF NOT EXISTS {TABLE};
     PRAGMA user_version = {FORMAT};
     PRAGMA application_id = {APPLICATION};
     COMMIT;
 """
+SORTED = ("place", "metric", "survey", "layer", "date")
+"""Columns by which rows are found, and so must be text; what another one holds that cannot be read is named."""
+LOGS = ("-wal", "-shm", "-journal")
+"""How the names of files end that belong to a store and are there while it is open, or after a process was killed."""
 SHARED_DISKS = ("nfs", "cifs", "smb", "afs", "9p", "fuse", "lustre", "gpfs", "beegfs", "ceph", "gluster")
 """How the names of file systems begin that several machines may share."""
 
+DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+UNWRITABLE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
+FAILED = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL)
 REASONS = {
-    (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+    (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL):
         "has been locked by another process for {seconds} s; wait until that has ended",
     (sqlite3.SQLITE_FULL,): "is on a disk that is full; free some space",
-    (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+    UNWRITABLE:
         "cannot be opened or written ({error}); make it and its folder writable",
-    (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+    (sqlite3.SQLITE_IOERR, *DAMAGE):
         "cannot be used ({error}); check that its disk is sound and not full",
 }  # fmt: skip
 """Errors of SQLite's, by code, that are no fault of the program."""
+
+
+class DamageError(sqlite3.DatabaseError):
+    """A file that SQLite can read and that is no whole store."""
+
+    sqlite_errorcode = sqlite3.SQLITE_CORRUPT
 
 
 @dataclass(frozen=True)
@@ -84,13 +108,20 @@ class Store:
     """A file of measurements that several processes may use at once.
 
     It is open only during a query or a change, so there is nothing to close. Each is done as a whole or not at all, and
-    raises UserError where the file is locked for too long, from the future, or on a disk that is full or read-only.
-    A damaged file is set aside, with a message, and a new one begun.
+    raises UserError where the file is locked for too long, from the future, or on a disk that is full or read-only;
+    what cannot be written can be read. A damaged file is set aside, with a message, and a new one begun: its first
+    use looks at all of it.
     """
 
     path: Path = field(default_factory=default_path)
     timeout: float = 30.0
     """Seconds to wait for another process that is writing."""
+    _sound: set[int | None] = field(default_factory=set, init=False, repr=False, compare=False)
+    """Files that were looked at and are whole, by inode."""
+
+    def need_writable(self) -> None:
+        """Raise UserError where readings could not be added; makes the file where there is none."""
+        self._do(lambda connection: connection.execute(f"PRAGMA application_id = {APPLICATION}"))
 
     def add(self, entries: Iterable[Entry]) -> int:
         """Add these, all or none; returns how many were new.
@@ -98,17 +129,21 @@ class Store:
         An entry that is there already is not doubled. Raises UserError where a survey has other readings of a layer.
         """
         new = list(entries)
-        return self._do(lambda connection: sum(_insert(connection, entry) for entry in new))
+        return self._do(lambda connection: sum(self._insert(connection, entry) for entry in new))
 
     def curve(self, place: str, metric: str, layers: Sequence[str]) -> list[Entry] | None:
-        """These layers in the newest survey that has all of them, in their order; None where no survey has."""
+        """These layers in the newest survey that has all of them, in their order; None where no survey has.
+
+        What is dated in the future comes last: it would be the newest for good.
+        """
         among = "place = ? AND metric = ? AND layer IN (SELECT value FROM json_each(?))"
         newest = (
             f"SELECT survey FROM readings WHERE {among} GROUP BY survey HAVING count(*) = ?"
-            " ORDER BY max(date) DESC, max(id) DESC LIMIT 1"
+            " ORDER BY max(date) > ?, max(date) DESC, max(id) DESC LIMIT 1"
         )
+        tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
         key = (place, metric, json.dumps(layers))
-        entries = self._entries(f"{among} AND survey = ({newest})", *key, *key, len(set(layers)))
+        entries = self._entries(f"{among} AND survey = ({newest})", *key, *key, len(set(layers)), tomorrow)
         by_layer = {entry.layer: entry for entry in entries}
         return [by_layer[layer] for layer in layers] if entries else None
 
@@ -117,11 +152,10 @@ class Store:
         # SQLite takes the columns next to max() from the row that has the maximum
         rows = self._query(
             "SELECT survey, place, metric, max(date) AS date, count(*) AS layers,"
-            " sum(doubts || remarks <> '[][]') AS doubtful,"
-            " CASE WHEN json_valid(context) THEN context ELSE '{}' END AS context"
+            " sum(doubts || remarks <> '[][]') AS doubtful, context"
             " FROM readings GROUP BY place, metric, survey ORDER BY max(date) DESC, id DESC"
         )
-        return [Summary(**{**dict(row), "context": json.loads(row["context"])}) for row in rows]
+        return [Summary(**{**dict(row), "context": read_context(row["context"])}) for row in rows]
 
     def entries(self, survey: str) -> list[Entry]:
         """The layers of a survey, in the order they were added; none where there is no such survey."""
@@ -129,11 +163,11 @@ class Store:
 
     def forget(self, name: str) -> int:
         """Remove a survey, or all surveys of a place; returns the number of layers removed."""
-        return len(self._query("DELETE FROM readings WHERE survey = ?1 OR place = ?1 RETURNING id", name))
+        return self._delete("WHERE survey = ?1 OR place = ?1", name)
 
     def forget_all(self) -> int:
         """Remove everything; returns the number of layers removed."""
-        return len(self._query("DELETE FROM readings RETURNING id"))
+        return self._delete("")
 
     def export(self, path: Path) -> int:
         """Write everything to a .csv or .parquet file, floats to the last bit; returns the number of layers.
@@ -155,58 +189,125 @@ class Store:
         return self.add(read_table(path))
 
     def _entries(self, where: str, *values: Any) -> list[Entry]:
-        entries = []
-        for row in self._query(f"SELECT {', '.join(COLUMNS)} FROM readings WHERE {where} ORDER BY id", *values):
-            try:
-                entries.append(Entry.of(dict(row)))
-            except ValueError as error:
-                raise UserError(
-                    f"the store {self.path} has a row of survey {row['survey']} that cannot be read: {error};"
-                    f" remove it with htas store forget {row['survey']}"
-                ) from error
-        return entries
+        rows = self._query(f"SELECT {', '.join(COLUMNS)} FROM readings WHERE {where} ORDER BY id", *values)
+        return [self._entry(row) for row in rows]
+
+    def _entry(self, row: sqlite3.Row) -> Entry:
+        try:
+            return Entry.of(dict(row))
+        except ValueError as error:
+            survey = row["survey"] if row["survey"].isprintable() else f"${row['survey']!r}"  # as a shell reads it
+            raise UserError(
+                f"the store {self.path} has a row of survey {survey} that cannot be read: {error};"
+                f" remove it with htas store forget {survey}"
+            ) from error
 
     def _query(self, query: str, *values: Any) -> list[sqlite3.Row]:
         """The rows; none where there is no file, and then none is created."""
-        try:
-            if not self.path.exists():
-                return []
-        except OSError as error:
-            raise UserError(f"the store {self.path} cannot be read: {error.strerror}; {OTHER}") from error
-        return self._do(lambda connection: connection.execute(query, values).fetchall())
+        if self._is_empty() or not is_text(*values):
+            return []
+        return self._do(lambda connection: connection.execute(query, values).fetchall(), reads=True)
+
+    def _delete(self, where: str, *values: str) -> int:
+        if self._is_empty() or not is_text(*values):
+            return 0
+        query = f"DELETE FROM readings {where} RETURNING id"
+        return self._do(lambda connection: len(connection.execute(query, values).fetchall()))
+
+    def _insert(self, connection: sqlite3.Connection, entry: Entry) -> int:
+        """Add an entry, unless it is there: 1 or 0."""
+        row, names = entry.texts(), ", ".join(COLUMNS)
+        added = connection.execute(
+            f"INSERT INTO readings ({names}) VALUES ({', '.join(f':{name}' for name in COLUMNS)})"
+            " ON CONFLICT (place, metric, layer, survey) DO NOTHING",
+            row,
+        ).rowcount
+        if not added:
+            key = "place = :place AND metric = :metric AND layer = :layer AND survey = :survey"
+            stored = connection.execute(f"SELECT {names} FROM readings WHERE {key}", row).fetchone()
+            if self._entry(stored) != entry:
+                raise UserError(
+                    f"survey {entry.survey} already has other readings of {shortened(entry.layer)}; give the new ones"
+                    f" a survey of their own, or remove the old ones with htas store forget {entry.survey}"
+                )
+        return added
 
     # -- the file ------------------------------------------------------------------------------------------------------
 
-    def _do(self, work: Callable[[sqlite3.Connection], T], again: bool = True) -> T:
-        """The result of `work`; it is done again in a new file where this one is damaged."""
+    def _is_empty(self) -> bool:
+        """Whether there is no file, or nothing in it; raises UserError where there is something else in its place."""
+        try:
+            about = self.path.stat()
+        except FileNotFoundError:
+            return True
+        except (OSError, ValueError) as error:  # the latter for a letter that no path has
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"the store {str(self.path)[:CUT]!r} cannot be used: {why}; {OTHER}") from error
+        if not stat.S_ISREG(about.st_mode):
+            kind = "a folder" if stat.S_ISDIR(about.st_mode) else "a pipe or a device"
+            raise UserError(f"{self.path} is {kind} and no file that could be a store; {OTHER}")
+        return about.st_size == 0
+
+    def _do(self, work: Callable[[sqlite3.Connection], T], reads: bool = False, again: bool = True) -> T:
+        """The result of `work`; it is done again in a new file where this one is damaged.
+
+        Work that only `reads` is done again without any file beside this one, where none can be written.
+        """
+        self._is_empty()
         before = _inode(self.path)
         try:
-            return self._once(work)
+            try:
+                return self._once(work)
+            except sqlite3.DatabaseError as error:
+                if not (reads and _code(error) in (*UNWRITABLE, *FAILED) and self._is_settled()):
+                    raise
+                return self._once(work, writes=False)
         except sqlite3.DatabaseError as error:
-            if not again or _code(error) not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            if not again or _code(error) not in DAMAGE:
                 self._refuse(error)
             self._set_aside(before, error)
-        return self._do(work, again=False)
+        return self._do(work, reads, again=False)
 
-    def _once(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _is_settled(self) -> bool:
+        """Whether no log beside the file has changes that are not in it."""
+        return not any(log.is_file() and log.stat().st_size for log in self._logs("-wal", "-journal"))
+
+    def _logs(self, *endings: str) -> list[Path]:
+        return [Path(f"{os.path.realpath(self.path)}{ending}") for ending in endings]
+
+    def _once(self, work: Callable[[sqlite3.Connection], T], writes: bool = True) -> T:
         path = self.path.absolute()  # SQLite gives ':memory:' and the like a meaning of their own
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if writes:
+                path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"the store {path} cannot be made: {error.strerror}; {OTHER}") from error
-        with closing(sqlite3.connect(path, timeout=self.timeout, isolation_level="IMMEDIATE")) as connection:
+        name = path if writes else f"file:{quote(bytes(path))}?mode=ro&immutable=1"
+        with closing(
+            sqlite3.connect(name, timeout=self.timeout, isolation_level="IMMEDIATE", uri=not writes)
+        ) as connection:
             connection.row_factory = sqlite3.Row
             connection.text_factory = lambda raw: raw.decode(errors="backslashreplace")
             self._prepare(connection)
+            if (inode := _inode(path)) not in self._sound:
+                inspect(connection)
+                self._sound.add(inode)
             with connection:
                 return work(connection)
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Create the table in an empty file; refuse a file that is no store, or one of a later version."""
-        application, version, tables = connection.execute(  # one statement, so that no other process comes between
-            "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)"
-            " FROM pragma_application_id, pragma_user_version"
-        ).fetchone()
+        try:
+            application, version, tables = connection.execute(  # one statement: no other process comes between
+                "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)"
+                " FROM pragma_application_id, pragma_user_version"
+            ).fetchone()
+        except sqlite3.OperationalError as error:
+            if _code(error) == sqlite3.SQLITE_ERROR:  # what the file says of itself is what SQLite does not know
+                raise DamageError(str(error)) from error
+            raise
+        except UnicodeDecodeError as error:  # of the message of SQLite's that quotes the file
+            raise DamageError("its schema is no text") from error
         if application != APPLICATION and (tables or version):
             raise UserError(f"{self.path} belongs to another program than htas; {OTHER}")
         if version > FORMAT:
@@ -214,7 +315,7 @@ class Store:
                 f"the store {self.path} has format {version}, this version of htas knows formats up to {FORMAT};"
                 f" install a newer htas, or {OTHER}"
             )
-        if version == 0:
+        if version < FORMAT:
             connection.execute("PRAGMA auto_vacuum = FULL")  # only new files can have it: removing frees the disk
             with suppress(sqlite3.OperationalError):  # another process creates the file: either mode works
                 # readers do not wait for a write-ahead log; but machines that share a disk cannot share its memory
@@ -232,9 +333,7 @@ class Store:
                 if _inode(self.path) != before:
                     return
                 aside = f"{self.path}.damaged-{datetime.now(UTC):%Y-%m-%dT%H%M%S.%f}"
-                for ending in ("-wal", "-shm", ""):  # the file itself last: a new one must not find the others
-                    with suppress(FileNotFoundError):
-                        os.rename(f"{self.path}{ending}", f"{aside}{ending}")
+                move((f"{self.path}{ending}", f"{aside}{ending}") for ending in (*LOGS, ""))  # a new file finds none
         except OSError as refused:
             why = f"is damaged and cannot be set aside: {refused.strerror}; delete it,"
             raise UserError(f"the store {self.path} {why} or {OTHER}") from refused
@@ -246,10 +345,43 @@ class Store:
     def _refuse(self, error: sqlite3.DatabaseError) -> NoReturn:
         """Raise a sentence for what is no fault of the program; other errors as they are."""
         reason = next((reason for codes, reason in REASONS.items() if _code(error) in codes), "")
+        if _code(error) == sqlite3.SQLITE_IOERR and _is_full(self.path):
+            reason = REASONS[(sqlite3.SQLITE_FULL,)]
+        for log in filter(Path.is_dir, self._logs(*LOGS) if reason else ()):
+            reason = f"cannot be used, as {log.name} is a folder; delete that"
         if not reason:
             raise error
         why = reason.format(seconds=text.significant(self.timeout), error=error)
         raise UserError(f"the store {self.path} {why}, or {OTHER}") from error
+
+
+def inspect(connection: sqlite3.Connection) -> None:
+    """Raise DamageError where a file is not all that a store is, which single queries may not notice."""
+    schema = connection.execute(
+        "SELECT sql FROM sqlite_master WHERE tbl_name = 'readings' AND name NOT LIKE 'sqlite!_%' ESCAPE '!'"
+    ).fetchall()
+    if [" ".join(str(row["sql"]).split()) for row in schema] != [" ".join(f"CREATE TABLE {TABLE}".split())]:
+        raise DamageError("its table of readings is gone or was changed" if schema else "its table of readings is gone")
+    ((result,),) = connection.execute("PRAGMA integrity_check(1)").fetchall()
+    if result != "ok":
+        raise DamageError(" ".join(str(result).split()))
+    odd = " OR ".join(f"typeof({name}) <> 'text'" for name in SORTED)
+    if row := connection.execute(f"SELECT id FROM readings WHERE {odd} LIMIT 1").fetchone():
+        raise DamageError(f"row {row['id']} has something else than text where {', '.join(SORTED)} are")
+
+
+def move(names: Iterable[tuple[str, str]]) -> None:
+    """Rename files that are there, all or none; raises OSError."""
+    done: list[tuple[str, str]] = []
+    try:
+        for old, new in names:
+            with suppress(FileNotFoundError):
+                os.rename(old, new)
+                done.append((old, new))
+    except OSError:
+        for old, new in reversed(done):
+            os.rename(new, old)
+        raise
 
 
 def _code(error: sqlite3.Error) -> int:
@@ -264,6 +396,14 @@ def _inode(path: Path) -> int | None:
         return None
 
 
+def _is_full(path: Path) -> bool:
+    """Whether the disk of a file has no room for a page more."""
+    try:
+        return shutil.disk_usage(path.parent).free < PAGE
+    except OSError:
+        return False
+
+
 def _is_shared(path: Path) -> bool:
     """Whether other machines may use the disk of a file, too."""
     import psutil
@@ -271,22 +411,3 @@ def _is_shared(path: Path) -> bool:
     kinds = {each.mountpoint: each.fstype for each in psutil.disk_partitions(all=True)}
     kind = next((kinds[str(each)] for each in path.resolve().parents if str(each) in kinds), "")
     return kind.startswith(SHARED_DISKS)
-
-
-def _insert(connection: sqlite3.Connection, entry: Entry) -> int:
-    """Add an entry, unless it is there: 1 or 0."""
-    row, names = entry.texts(), ", ".join(COLUMNS)
-    added = connection.execute(
-        f"INSERT INTO readings ({names}) VALUES ({', '.join(f':{name}' for name in COLUMNS)})"
-        " ON CONFLICT (place, metric, layer, survey) DO NOTHING",
-        row,
-    ).rowcount
-    if not added:
-        key = "place = :place AND metric = :metric AND layer = :layer AND survey = :survey"
-        stored = connection.execute(f"SELECT {names} FROM readings WHERE {key}", row).fetchone()
-        if Entry.of(dict(stored)) != entry:
-            raise UserError(
-                f"survey {entry.survey} already has other readings of {entry.layer}; give the new ones a survey of"
-                f" their own, or remove the old ones with htas store forget {entry.survey}"
-            )
-    return added
