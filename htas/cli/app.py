@@ -75,7 +75,8 @@ def call(argv: Sequence[str]) -> None:
     words_written = {"overrides": overrides, "command": shlex.join(["htas", *argv])}
     more = {name: value for name, value in words_written.items() if name in unparsed}
     tensorboard = bound.arguments.get("tensorboard", False)
-    with nullcontext() if helps else ranks.joined(), _record(command is not report, tensorboard):  # a report may be read during a run
+    recorded = command is not report  # which may be read during a run
+    with nullcontext() if helps else ranks.joined(), _record(recorded, tensorboard):
         command(*bound.args, **bound.kwargs, **more)
     if verb in CONFIGURED and HELP & set(words):
         print(common_options(words, overrides))

@@ -58,6 +58,9 @@ POLL = 0.5
 """Seconds between two looks at a reading."""
 ANSWER = 5.0
 """Seconds in which a cluster must answer."""
+IDLE = "RAY_idle_worker_killing_time_threshold_ms", "600000"
+"""Where trials have all processors of a node, Ray otherwise ends the process of a reading after a second, and the next
+reading waits until another one has imported PyTorch."""
 SOURCE = "source.toml"
 """The configuration's file, in a folder that is not the driver's."""
 RESULT = "result.json"
@@ -187,6 +190,7 @@ class RayWorkers(Workers):
             yield
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault(*IDLE)
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}
         if self.address:
             _answering(self.address)
