@@ -61,6 +61,8 @@ ANSWER = 5.0
 IDLE = "RAY_idle_worker_killing_time_threshold_ms", "600000"
 """Where trials have all processors of a node, Ray otherwise ends the process of a reading after a second, and the next
 reading waits until another one has imported PyTorch."""
+ALL = "the device"
+"""What does a task for all trials, whose name is empty, in words."""
 SOURCE = "source.toml"
 """The configuration's file, in a folder that is not the driver's."""
 RESULT = "result.json"
@@ -243,13 +245,13 @@ def _done(
                     for path, content in (outcome.contents or {}).items():
                         write_bytes(job.trials.folder / path, content)
                     if outcome.reason:
-                        say(f"{title} on Ray: {name}: {outcome.reason}")
-                    bar.step(f"{name} ended" if outcome.reason else f"{name} is done")
+                        say(f"{title} on Ray: {name or ALL}: {outcome.reason}")
+                    bar.step(f"{name or ALL} {'ended' if outcome.reason else 'is done'}")
                 if ray.wait([answer], timeout=0)[0]:
                     with suppress(ray.exceptions.RayError):
                         lines = ray.get(answer)
                     answer = board.read.remote()
-                bar.step("; ".join(f"{name}: {lines.get(name, 'waits')}" for name in running.values()), by=0)
+                bar.step("; ".join(f"{name or ALL}: {lines.get(name, 'waits')}" for name in running.values()), by=0)
                 lack = _lacking([tasks[name].asks for name in (*waiting, *running.values())])
                 missing = (missing or time.monotonic()) if lack else None
                 if missing is not None and time.monotonic() > missing + PATIENCE:
