@@ -24,7 +24,7 @@ from htas.strategies._several import DEATHS, Work, processes
 from htas.strategies.blockwise import Blockwise
 from htas.testing.strategy import SHAPE, problem, split
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(300)]
 QUICK = Blockwise(epochs=1, images=32, batch=16, judged=16, cells=4)
 
 
