@@ -66,6 +66,8 @@ train.lr = 0.05
 network = "cifar_resnet:8"
 train.lr = 0.2
 """
+IDLE = "RAY_idle_worker_killing_time_threshold_ms"
+"""As docs/parallel.md says to start Ray: processes of readings live on between them."""
 PREPARED = ("config.toml", "environment.json", "survey.json", "design.json", "cost.json")
 TIMES = ("search_seconds", "seconds", "date", "took")
 
@@ -130,7 +132,7 @@ def alone() -> Iterator[str]:
 @contextmanager
 def cluster(environment: Mapping[str, str]) -> Iterator[str]:
     """The address of a head without processors and two nodes of one."""
-    os.environ.update({**environment, "RAY_USAGE_STATS_ENABLED": "0"})
+    os.environ.update({**environment, "RAY_USAGE_STATS_ENABLED": "0", IDLE: "600000"})
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

@@ -36,6 +36,7 @@ APP = cyclopts.App(
 )
 TOGETHER = ("run", "search", "train", "demo")
 """Verbs that several processes do, as `accelerate launch` starts them."""
+HELP = {"--help", "-h"}
 HOST = ("--host", "--target.host")
 """Where networks run: of two the last alone would be measured."""
 for order, verb in enumerate(VERBS.values()):
@@ -62,7 +63,10 @@ def _call(argv: Sequence[str], written: str) -> None:
     verb = argv[0] if argv else ""
     if verb and not verb.startswith("-") and verb not in VERBS:
         raise UserError(text.no_such("verb", verb, VERBS))
-    if verb and verb not in TOGETHER:
+    helps = not verb or verb.startswith("-") or bool(HELP & set(argv))
+    if helps and not ranks.started_first():
+        return  # the first of several processes prints it
+    if not helps and verb not in TOGETHER:
         ranks.need_one(f"htas {verb}")
     hosts = _hosts(argv)
     if len(hosts) > 1:
@@ -83,9 +87,10 @@ def _call(argv: Sequence[str], written: str) -> None:
     words_written = {"overrides": overrides, "command": written}
     more = {name: value for name, value in words_written.items() if name in unparsed}
     tensorboard = bound.arguments.get("tensorboard", False)
-    with ranks.joined(), _record(command is not report, tensorboard):  # a report may be read during a run
+    recorded = command is not report  # which may be read during a run
+    with nullcontext() if helps else ranks.joined(), _record(recorded, tensorboard):
         command(*bound.args, **bound.kwargs, **more)
-    if verb in CONFIGURED and {"--help", "-h"} & set(words):
+    if verb in CONFIGURED and HELP & set(words):
         print(common_options(words, overrides))
 
 

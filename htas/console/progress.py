@@ -32,11 +32,15 @@ class Bar:
         self.title, self.total, self.done = title, total, done
         self.figures = ""
         self._before, self._clock, self._start = done, clock, clock()
+        self._last = 0.0
+        """Seconds from the start to the last step that counts."""
         self.show()
 
     def step(self, figures: str = "", by: int = 1) -> None:
         """Count `by` more steps; `figures` are the current readings as text."""
         self.done += by
+        if by:
+            self._last = self.seconds
         self.figures = figures or self.figures
         self.show()
 
@@ -51,9 +55,11 @@ class Bar:
 
     @property
     def remaining(self) -> float | None:
-        """Seconds to the end at the speed so far; None before the first step."""
-        since = self.done - self._before
-        return self.seconds / since * max(0, self.total - self.done) if since else None
+        """Seconds to the end at the speed so far; None before the first step. It falls between steps, by one step at
+        most: how long the present one takes longer than others is not known."""
+        since, ahead = self.done - self._before, max(0, self.total - self.done)
+        pace = self._last / since if since else 0.0
+        return max(pace * ahead - (self.seconds - self._last), pace * (ahead - 1), 0.0) if since else None
 
     @property
     def words(self) -> str:

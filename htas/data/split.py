@@ -161,6 +161,15 @@ class Data:
     task: Task = CLASSIFY
     """The loss and the score."""
 
+    @property
+    def plain_bytes(self) -> int:
+        """Memory that it takes, where it is images and labels in the memory of this machine and no function of a
+        user's; else 0."""
+        parts = [each for each in (self.train, self.weights, self.validation, self.test) if type(each) is Split]
+        tensors = [tensor for each in parts for tensor in (each.images, each.labels) if tensor.device.type == "cpu"]
+        plain = type(self) is Data and self.task == CLASSIFY and len(tensors) == 8
+        return sum(each.untyped_storage().nbytes() for each in tensors) if plain else 0
+
     @staticmethod
     def of(
         classes: int,

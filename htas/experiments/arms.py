@@ -26,6 +26,8 @@ from htas.run.stage import StageHeader, ensure, made_from
 from htas.run.stages import SEARCH
 from htas.search.moves import over
 from htas.search.oneshot import some
+from htas.spaces import design
+from htas.strategies import need_limits
 from htas.text import listing, percent
 
 REPEATS = 3
@@ -79,6 +81,10 @@ class Arm(ArmOptions, ABC):
         options.pop("data.path", None)
         return {**options, **self.source}
 
+    def check(self, run: Run) -> None:
+        """Raise UserError for what fails whatever is measured: a network that cannot be built, a wrong design."""
+        design.check(run.network, run.config.design)
+
     @abstractmethod
     def untrained(self, run: Run, others: Others) -> Entry:
         """The network to train; raises UserError where there is none."""
@@ -114,6 +120,12 @@ class Arm(ArmOptions, ABC):
 class SearchedArm(Arm):
     """A search."""
 
+    def check(self, run: Run) -> None:
+        """Also where its strategy lacks a limit or a package."""
+        super().check(run)
+        need_limits(bool(run.config.constraints.by_metric), run.config.strategy)
+        run.config.strategy.check()
+
     def shared(self, run: Run) -> Iterator[tuple[str, Callable[[], object]]]:
         """The base network, and the search, whose supernet others may share."""
         yield from super().shared(run)
@@ -137,6 +149,12 @@ class NamedArm(Arm):
 
     network: str = BASE
     """`base`, `cifar_resnet:14`, `tas:C010-ResNet20`."""
+
+    def check(self, run: Run) -> None:
+        """Also where its own network cannot be built."""
+        super().check(run)
+        if build := self.builder(run):
+            build()
 
     def uses_base(self, run: Run) -> bool:
         """Whether it is the base network, or needs it."""
@@ -172,6 +190,11 @@ class PrunedArm(Arm):
     prune: Pruning = field(default_factory=Pruning)
     """By which criterion, and how."""
 
+    def check(self, run: Run) -> None:
+        """Also without a limit of latency."""
+        super().check(run)
+        self._latency(run)
+
     def uses_base(self, run: Run) -> bool:
         """It prunes that."""
         return True
@@ -182,9 +205,7 @@ class PrunedArm(Arm):
 
     def untrained(self, run: Run, others: Others) -> Entry:
         """The least pruned network within the limits: of latency, by two readings next to the base network."""
-        text = run.config.constraints.latency
-        if not text:
-            raise UserError("a pruned network needs a latency to be pruned to; give one: --constraints.latency=50%")
+        text = self._latency(run)
         path, key = run.folder / "pruned.json", digest(self.basis(run))
         if made_from(path, key):
             arch = read_record(path, PrunedRecord).arch
@@ -214,6 +235,12 @@ class PrunedArm(Arm):
             write_tensors(weights, module.state_dict())
         write_record(path, PrunedRecord(arch), inputs=key)
         return Entry(self._row(run, arch))
+
+    def _latency(self, run: Run) -> str:
+        """What it is pruned to; raises UserError where nothing is said."""
+        if not run.config.constraints.latency:
+            raise UserError("a pruned network needs a latency to be pruned to; give one: --constraints.latency=50%")
+        return run.config.constraints.latency
 
     def _ratios(self, run: Run, archs: Sequence[Arch], text: str, what: str) -> dict[Arch, float]:
         """Latency of each over the limit, in one run with the base network."""

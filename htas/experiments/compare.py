@@ -162,7 +162,23 @@ class Comparison:
             for key in [] if workers else [key for key in todo if key not in reasons]:
                 self._try(self._finish_alone, key, reasons)
         there = {key: entry for key in self.jobs if (entry := self.entry(key)) is not None}
-        return there, [f"{name}, seed {seed}: {reason}" for (name, seed), reason in reasons.items()]
+        hit: dict[str, list[str]] = {}
+        for (name, seed), reason in reasons.items():
+            hit.setdefault(reason, []).append(f"{name}, seed {seed}")
+        return there, [f"{'; '.join(trials)}: {reason}" for reason, trials in hit.items()]
+
+    def check(self, keys: Sequence[Key]) -> None:
+        """Raise UserError that names the arm of a trial whose network cannot be built, or does not fit its options, as
+        far as that can be told without its images; where these are not here, that is said, and nothing is checked."""
+        for name in dict.fromkeys(name for name, _ in keys):
+            job, arm = self.jobs[name, 0], self.arms[name]
+            with about(arm):
+                try:
+                    job.config.data.classes, job.config.data.shapes  # noqa: B018, which look for them
+                except UserError as error:
+                    say(f"compare: the networks of {name} are not checked, as its images are not here: {error}")
+                    continue
+                arm.check(job)
 
     def follows(self, key: Key) -> Key | None:
         """The trial that must be finished before this one."""
@@ -191,8 +207,9 @@ class Comparison:
         try:
             work(self.jobs[key], key[0])
         except UserError as error:
+            words = "for the same reason" if str(error) in reasons.values() else str(error)
             reasons[key] = str(error)
-            say(f"compare: {key[0]}, seed {key[1]}: {error}")
+            say(f"compare: {key[0]}, seed {key[1]}: {words}")
 
     @property
     def names(self) -> dict[str, Key]:

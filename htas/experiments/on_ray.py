@@ -58,6 +58,11 @@ POLL = 0.5
 """Seconds between two looks at a reading."""
 ANSWER = 5.0
 """Seconds in which a cluster must answer."""
+IDLE = "RAY_idle_worker_killing_time_threshold_ms", "600000"
+"""Where trials have all processors of a node, Ray otherwise ends the process of a reading after a second, and the next
+reading waits until another one has imported PyTorch."""
+ALL = "the device"
+"""What does a task for all trials, whose name is empty, in words."""
 SOURCE = "source.toml"
 """The configuration's file, in a folder that is not the driver's."""
 RESULT = "result.json"
@@ -187,6 +192,7 @@ class RayWorkers(Workers):
             yield
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault(*IDLE)
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}
         if self.address:
             _answering(self.address)
@@ -239,13 +245,13 @@ def _done(
                     for path, content in (outcome.contents or {}).items():
                         write_bytes(job.trials.folder / path, content)
                     if outcome.reason:
-                        say(f"{title} on Ray: {name}: {outcome.reason}")
-                    bar.step(f"{name} ended" if outcome.reason else f"{name} is done")
+                        say(f"{title} on Ray: {name or ALL}: {outcome.reason}")
+                    bar.step(f"{name or ALL} {'ended' if outcome.reason else 'is done'}")
                 if ray.wait([answer], timeout=0)[0]:
                     with suppress(ray.exceptions.RayError):
                         lines = ray.get(answer)
                     answer = board.read.remote()
-                bar.step("; ".join(f"{name}: {lines.get(name, 'waits')}" for name in running.values()), by=0)
+                bar.step("; ".join(f"{name or ALL}: {lines.get(name, 'waits')}" for name in running.values()), by=0)
                 lack = _lacking([tasks[name].asks for name in (*waiting, *running.values())])
                 missing = (missing or time.monotonic()) if lack else None
                 if missing is not None and time.monotonic() > missing + PATIENCE:

@@ -1,7 +1,7 @@
 """Trials of a comparison in processes of their own: one of them, the commands of all, and several at once."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -42,16 +42,30 @@ def run_alone(trials: Trials, name: str) -> None:
 
 def commands(trials: Trials, command: str) -> list[str]:
     """A command for each trial that is not finished, by the command that asks for them; the number of threads is that
-    of this machine, where none is said."""
-    words = [word for word in shlex.split(command) if word.partition("=")[0] not in ("--list", "--json")]
+    of this machine, where none is said. Raises UserError for an arm whose network cannot be built."""
+    words = list(_lasting(shlex.split(command)))
     if not any(word.partition("=")[0] == "--out" for word in words):
         words.append(f"--out={trials.folder}")
     whole = comparison(trials)
+    whole.check([key for key in whole.jobs if whole.entry(key) is None])
     target = next(iter(whole.jobs.values())).target
     if not any(word.partition("=")[0] == "--target.threads" for word in words):
         words += [each for each in trials.pinned(target).overrides if each not in trials.overrides]
     unfinished = [name for name, key in whole.names.items() if whole.entry(key) is None]
     return [shlex.join([*words, f"--trial={name}"]) for name in unfinished]
+
+
+def _lasting(words: Iterable[str]) -> Iterator[str]:
+    """The words of a command without those that say how its trials are done; with --list, --workers and --trial name
+    nothing."""
+    words = iter(words)
+    for word in words:
+        name, has_value, _ = word.partition("=")
+        if name in ("--workers", "--trial"):
+            if not has_value:
+                next(words, None)
+        elif name not in ("--list", "--json", "--only"):
+            yield word
 
 
 def workers_of(parallel: Parallel) -> Workers | None:

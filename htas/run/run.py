@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from reprlib import repr as shortened
+from shutil import disk_usage
 from typing import Any, TypeVar, cast
 
 import torch
@@ -58,6 +59,8 @@ from htas.timing.target import Target, usable_cores
 from htas.training import ranks
 
 T = TypeVar("T")
+SHARED = Path("/dev/shm")
+"""Where memory lies that processes have in common, on Linux; containers have little of it."""
 UNSTARTED = ("config.toml", "environment.json", "command.json", PROGRESS)
 """Files of a run in which no stage has finished."""
 
@@ -95,14 +98,26 @@ class Run:
     def data(self) -> Data:
         """The images, on the device that trains."""
         config, split = self.config, self.config.split
-        key = digest(config.names["data"], config.values("data"), config.values("split"), config.seed, self.device)
-        if key not in self.sources.data:
+        if self._data_key not in self.sources.data:
             say(f"reading {config.data.name}")
-            self.sources.data[key] = datasets.load(
+            self.sources.data[self._data_key] = datasets.load(
                 _sharing(config.data), device=self.device, validation=split.validation, seed=config.seed,
                 limit=split.limit,
             )  # fmt: skip
-        return self.sources.data[key]
+        return self.sources.data[self._data_key]
+
+    @property
+    def _data_key(self) -> str:
+        config = self.config
+        return digest(config.names["data"], config.values("data"), config.values("split"), config.seed, self.device)
+
+    @property
+    def in_memory(self) -> Sources:
+        """The images, to be sent to processes of this machine, which have them in common; without them, where they
+        are no plain images in its memory or it has no room for common ones, each process reads its own."""
+        size = self.data.plain_bytes
+        fits = size > 0 and (not SHARED.is_dir() or size < disk_usage(SHARED).free / 2)
+        return Sources(data={self._data_key: self.data}) if fits else Sources()
 
     @property
     def network(self) -> Network:

@@ -34,7 +34,7 @@ from htas.run.config import Config, load
 from htas.run.controls import ends
 from htas.run.deployed import calibration_images, deployed_rows
 from htas.run.rows import NetworksRecord
-from htas.run.run import CommandRecord, Run, write_environment
+from htas.run.run import CommandRecord, Run, Sources, write_environment
 from htas.run.stage import Stage, StageHeader, ensure, made_from, need, unusable, write_stage
 from htas.run.tuned import int8_network, tuned_rows, weight_bits
 from htas.runtimes import open_runtime
@@ -476,13 +476,13 @@ def _problem(run: Run, space: Space, key: str) -> Problem:
         limits=limits(run),
         trained=run.supernets / f"{shared}.safetensors" if run.supernets and shared else None,
         weight_bits=ranks.of_first(lambda: weight_bits(run.target)),
-        again=partial(_problem_again, run.folder, run.supernets, space.name) if run.elsewhere else None,
+        again=partial(_problem_again, run.folder, run.supernets, run.in_memory, space.name) if run.elsewhere else None,
     )
 
 
-def _problem_again(folder: Path, supernets: Path | None, space: str) -> Problem:
+def _problem_again(folder: Path, supernets: Path | None, sources: Sources, space: str) -> Problem:
     """The problem of a space, in another process."""
-    run = Run(load(folder / "config.toml"), folder, supernets)
+    run = Run(load(folder / "config.toml"), folder, supernets, sources)
     return _problem(run, run.design.spaces[space], keys.search(run))
 
 

@@ -11,13 +11,14 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
-from htas.console.progress import progress
+from htas.console.progress import Bar, progress
 from htas.data.split import Source
 from htas.data.task import Task
 from htas.errors import UserError
@@ -39,6 +40,8 @@ EXTRA = 20
 """Archs that are looked at for each cell of a table, at most."""
 Key = tuple[int, ...]
 """The widths and depths that a block meets."""
+Teach = Callable[[Sequence[int], Bar], Iterator[tuple[int, list[float] | None]]]
+"""The errors of lessons, by number, each as soon as it is learnt; None for one that could not be."""
 
 
 @dataclass(frozen=True)
@@ -98,21 +101,27 @@ class BlockErrors:
 
     # -- the sum of errors ---------------------------------------------------------------------------------------------
 
-    def tables(self) -> Tables:
-        """The sum of the errors of all blocks, as tables; blocks learn what they have not yet learnt.
+    def tables(self, teach: "Teach | None" = None) -> Tables:
+        """The sum of the errors of all blocks, as tables; blocks learn what they have not yet learnt, one after the
+        other unless somebody else teaches them.
 
         Raises UserError where feature maps or errors are not finite, or of other sizes than foretold.
         """
-        lessons = {lesson.name: (lesson, cells) for lesson, cells in self.lessons()}
-        with progress(f"{self.problem.title}: blocks", len(lessons)) as bar:
-            for number, (name, (lesson, cells)) in enumerate(lessons.items()):
-                if name not in self.errors:
-                    started = time.monotonic()
-                    self.errors[name] = self.learn(lesson, list(cells.values()), self.problem.seed + number)
-                    self.seconds += time.monotonic() - started
+        lessons = {lesson.name: cells for lesson, cells in self.lessons()}
+        names, teach = list(lessons), teach or self._one_by_one
+        begun = len(self.errors.keys() & lessons.keys())
+        with progress(f"{self.problem.title}: blocks", len(names), done=begun) as bar:
+            while waiting := [number for number, name in enumerate(names) if name not in self.errors]:
+                since = time.monotonic()
+                for number, errors in teach(waiting, bar):
+                    if errors is None:  # it is taught again
+                        continue
+                    self.errors[names[number]] = errors
+                    now = time.monotonic()
+                    self.seconds, since = self.seconds + now - since, now
                     write_json(self.path, {"errors": self.errors, "seconds": self.seconds})
-                bar.step(f"{name}: errors of {_range(self.errors[name])}")
-        by_cell = {name: dict(zip(cells, self.errors[name], strict=True)) for name, (_, cells) in lessons.items()}
+                    bar.step(f"{names[number]}: errors of {_range(errors)}")
+        by_cell = {name: dict(zip(cells, self.errors[name], strict=True)) for name, cells in lessons.items()}
         total: dict[Group, Any] = {(): np.zeros(())}
         for block in self.blocks:
             figure = self._figure(block, lambda lesson, key, _: by_cell[lesson.name][key])
@@ -124,6 +133,18 @@ class BlockErrors:
         """What blocks learn, each with its cells: an arch for each combination of choices that it meets."""
         for block in self.blocks:
             yield from self._cells(block, self.groups[block.name]).items()
+
+    def errors_of(self, number: int) -> list[float]:
+        """The errors of the cells of a lesson, by its number, after it is learnt; they depend on nothing else."""
+        lesson, cells = self._numbered[number]
+        return self.learn(lesson, list(cells.values()), self.problem.seed + number)
+
+    @cached_property
+    def _numbered(self) -> list[tuple[Lesson, dict[Key, Arch]]]:
+        return list(self.lessons())
+
+    def _one_by_one(self, numbers: Sequence[int], bar: Bar) -> Iterator[tuple[int, list[float] | None]]:
+        return ((number, self.errors_of(number)) for number in numbers)
 
     def _figure(self, block: Block, error: Callable[[Lesson, Key, Arch], float]) -> Callable[[Arch], float]:
         """The error of a block as a function of archs."""
@@ -170,7 +191,7 @@ class BlockErrors:
                 cells = self._cells(block, groups)
                 if max(map(len, cells.values()), default=0) <= self.options.cells:
                     return groups
-        return [group({site}) for site in met] or [()]
+        return [group({site}) for site in sorted(met, key=order.__getitem__)] or [()]
 
     # -- learning ------------------------------------------------------------------------------------------------------
 

@@ -91,7 +91,7 @@ def decomposed(figure: Callable[[Arch], float], space: Space, groups: Iterable[G
     parts |= {(), *((site,) for site, choices in space.choices.items() if len(choices) > 1)}
     tables: dict[Group, Floats] = {}
     start = {site: anchor[site] for site in space.choices}
-    for group in sorted(parts, key=len):
+    for group in sorted(parts, key=lambda part: (len(part), part)):  # in one order in every process
         choices = [space.choices[site] for site in group]
         values = [
             figure(space.arch(start | dict(zip(group, picks, strict=True)))) for picks in itertools.product(*choices)

@@ -1,19 +1,24 @@
 """Blockwise: every block learns the trained network's feature map alone; an integer program adds up the errors."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
+from torch import nn
 
 from htas.console.progress import say
 from htas.errors import UserError, need_above_zero, need_least
 from htas.graph import ordered
-from htas.search.blockwise import BlockErrors, BlockOptions
+from htas.search.blockwise import BlockErrors, BlockOptions, Teach
 from htas.search.inherited import Inherited
 from htas.search.problem import Problem, SearchOutcome
 from htas.search.program import best_within
 from htas.strategies import Strategy, need_limits
+from htas.strategies._several import Work, processes
 from htas.training.layout import placed
 from htas.training.loop import engine
 
@@ -45,13 +50,21 @@ class Blockwise(Strategy):
     """Largest number of combinations of choices for which a block has an error of its own."""
     seconds: float = 60.0
     """Longest time of the solver; it then gives the best arch so far, and by how much another may be better."""
+    workers: int = field(default=1, metadata={"key": False})
+    """Number of processes on this machine that teach blocks at the same time, each with its share of the threads, and
+    the base network and the feature maps of a block in its memory."""
 
     def __post_init__(self) -> None:
-        need_least(1, self, "strategy", "images", "epochs", "judged", "cells")
+        need_least(1, self, "strategy", "images", "epochs", "judged", "cells", "workers")
         need_least(2, self, "strategy", "batch")
         need_above_zero(self, "strategy", "lr", "seconds")
         if self.error not in ("loss", "noise"):
             raise UserError(f"strategy.error must be loss or noise, got {self.error!r}")
+
+    @property
+    def processes(self) -> int:
+        """The option `workers`."""
+        return self.workers
 
     def training_images(self, weights: int) -> float:
         """The steps of blocks, each of which learns twice where its depth site may end with it, and their errors."""
@@ -61,16 +74,37 @@ class Blockwise(Strategy):
         """Raises UserError without limits, where no arch keeps them, and where an error is not finite."""
         need_limits(bool(problem.limits), self)
         started, network = time.monotonic(), problem.network
-        torch.manual_seed(problem.seed)
-        base = problem.base()
-        teacher = placed(ordered(base.cpu(), network.example()), engine(problem.device, "fp32").device)
-        options = BlockOptions(self.images, self.epochs, self.batch, self.lr, self.judged, self.cells, self.error)
-        errors = BlockErrors(problem, teacher, options)
+        base, errors = self._begin(problem)
         before = errors.seconds
-        loss = errors.tables()
+        with self._teaching(problem) as teach:
+            loss = errors.tables(teach)
         solution = best_within(network, problem.space, problem.limits, loss, seconds=self.seconds)
         say(f"{problem.title}: {solution.sentence}")
         return SearchOutcome(
             solution.arch, (), True, solution.sentence, Inherited(problem, base), before + time.monotonic() - started,
             worth=lambda arch: -loss(arch), estimates=True, judge=Inherited.title,
         )  # fmt: skip
+
+    def _begin(self, problem: Problem) -> tuple[nn.Module, BlockErrors]:
+        """The trained base network, and the errors of blocks that learn from it."""
+        torch.manual_seed(problem.seed)
+        base = problem.base()
+        teacher = placed(ordered(base.cpu(), problem.network.example()), engine(problem.device, "fp32").device)
+        options = BlockOptions(self.images, self.epochs, self.batch, self.lr, self.judged, self.cells, self.error)
+        return base, BlockErrors(problem, teacher, options)
+
+    @contextmanager
+    def _teaching(self, problem: Problem) -> Iterator[Teach | None]:
+        """The processes that teach blocks; None for this one alone."""
+        if self.workers == 1:
+            yield None
+            return
+        assert problem.again is not None
+        work = Work(partial(_learning, problem.again, self), problem.title, "teaches a block")
+        with processes(work, self.workers) as several:
+            yield several.do
+
+
+def _learning(again: Callable[[], Problem], strategy: Blockwise) -> Callable[[int], list[float]]:
+    """In a process: what teaches a block, by number, from the trained base network that is loaded."""
+    return strategy._begin(again())[1].errors_of

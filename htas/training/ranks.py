@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 WAIT, STEP = timedelta(days=30), timedelta(hours=1)
 """The longest time that processes wait for what the first does alone, such as a survey, and for a step on GPUs."""
-PAUSE = 3.0
-"""Seconds that the first process has to say why all fail, before another one does or ends."""
+PAUSE = 20.0
+"""Seconds that the first process has to say why all fail, before another one does or ends: a launcher ends all as soon
+as one has ended, which takes PyTorch seconds on a busy machine."""
 APART = 1e-4
 """Distance of the weights of two processes after an epoch, over their norm, above which something is wrong."""
 OWN = 2**40
@@ -90,6 +91,11 @@ def launched() -> bool:
     """Whether a launcher has started this process as one of several."""
     count = os.environ.get("WORLD_SIZE", "")
     return count.isdecimal() and int(count) > 1 and {"RANK", "MASTER_ADDR"} <= os.environ.keys()
+
+
+def started_first() -> bool:
+    """Whether this process is the first of those that a launcher has started, whether they have met or not."""
+    return not launched() or int(os.environ["RANK"]) == 0
 
 
 @contextmanager

@@ -36,6 +36,23 @@ def test_the_time_left_follows_from_the_speed_so_far() -> None:
     assert pace.words == "12/40, 1 min 10 s left"
 
 
+def test_the_time_left_falls_between_steps_and_never_grows() -> None:
+    """Of trials of an hour, four at once, each of which counts only at its end."""
+    clock = Clock()
+    pace = Bar("trials", 10, 0, clock)
+    clock.now += 3600
+    pace.step(by=4)
+    left = []
+    for _ in range(40):
+        clock.now += 60
+        pace.step("something else", by=0)
+        left.append(pace.remaining)
+    assert left[:3] == pytest.approx([5400 - 60, 5400 - 120, 5400 - 180])
+    assert left == sorted(left, reverse=True) and left[-1] == pytest.approx(4500), "a step of the usual length at most"
+    pace.step(by=6)
+    assert pace.remaining == 0
+
+
 def test_steps_done_before_do_not_count_as_speed() -> None:
     clock = Clock()
     pace = Bar("train", 40, 20, clock)

@@ -252,8 +252,8 @@ def test_an_arm_that_cannot_be_run_is_said_and_the_others_go_on(finished, tmp_pa
     _, shown = compared(None, OPTIONS, arms_in(arms(tmp_path, text)), 2, some)
     assert "strategy morphnet does not search depths" in capsys.readouterr().err
     lines = {line.split("  ")[0]: line for line in str(shown).splitlines()}
-    assert "0 of 2" in lines["shrunk"] and "Left out: shrunk, seed 0: strategy morphnet" in str(shown)
-    assert "Left out: shrunk, seed 0: strategy morphnet" in (some / "compare.md").read_text()
+    assert "0 of 2" in lines["shrunk"] and "Left out: shrunk, seed 0; shrunk, seed 1: strategy morphnet" in str(shown)
+    assert "Left out: shrunk, seed 0; shrunk, seed 1: strategy morphnet" in (some / "compare.md").read_text()
 
 
 @pytest.mark.slow

@@ -121,6 +121,51 @@ def test_every_trial_has_a_command_that_can_be_run_in_any_order_and_again(
     assert ended(tmp_path / "out") == ended(sequential)
 
 
+@pytest.mark.parametrize(
+    "arms, said",
+    [
+        ('["plain"]\nnetwork = "cifar_resnet:9"', r"arm plain: .*9"),
+        ('["own"]\nfamily.name = "custom"\nfamily.factory = "no_such:net"', r"arm own: .*no_such"),
+        ('["wide"]\ndesign.spaces = ["explicit"]\n[wide.design.widths]\nnothing = [8]', r"arm wide: .*'nothing'"),
+    ],
+)
+def test_commands_that_would_all_fail_are_not_listed(
+    arms: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted_device(patched=False):
+        assert main(words(tmp_path, "--list", arms=f"[some]\n{arms}")) == 2
+    shown = capsys.readouterr()
+    assert re.search(said, shown.err.splitlines()[-1]) and not shown.out and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("more", [["--workers=", "--trial="], ["--workers", "", "--trial", ""]])
+def test_commands_do_not_say_what_names_nothing(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted_device(patched=False):
+        assert main(words(tmp_path, "--list", *more, seeds=1)) == 0
+    for line in capsys.readouterr().out.splitlines():
+        assert line.count("--trial") == 1 and "--workers" not in line and "''" not in line and "only" not in line
+
+
+def test_what_hits_several_trials_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arms = '[one]\n[two]\ndata.name = "image_folder"\ndata.path = "nowhere"\n'
+    arms += '[three]\ndata.name = "image_folder"\ndata.path = "nowhere"\nnetwork = "base"\n'
+    trials = Trials(
+        None, ("--data.name=digits", *OPTIONS), tuple(map(arm_of, read_arms(_written(tmp_path, arms)))), 2, tmp_path
+    )
+    with scripted_device(patched=False):
+        whole = Comparison.arranged(trials)
+        hit = whole.prepare([key for key in whole.jobs if key[0] != "one"])
+    assert len(hit) == 4 and len(set(hit.values())) == 1
+    assert capsys.readouterr().err.count("nowhere") == 1
+
+
+def _written(folder: Path, arms: str) -> Path:
+    (folder / "arms.toml").write_text(arms)
+    return folder / "arms.toml"
+
+
 def test_a_trial_on_another_machine_takes_what_the_device_has_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,3 +152,10 @@ def test_costs_that_are_no_sums_are_kept_and_used_all_the_same(build: Callable[[
     loss = decomposed(lambda arch: -float(network.params(arch)), space, groups_of(network, space), network.base)
     arch = best_within(network, space, limits, loss, seconds=20).arch
     assert 0.9 < over(limits, arch) <= 1
+
+
+def test_archs_are_looked_at_in_one_order_whatever_order_sets_have() -> None:
+    """Errors of blocks are written by place, and read by other processes, whose strings have other hashes."""
+    space = Space("some", {name: (1, 2) for name in "gcafbed"}, {})
+    tables = decomposed(lambda arch: 0.0, space, [tuple("gcaf"), tuple("bed")], space.widest).tables
+    assert list(tables) == sorted(tables, key=lambda group: (len(group), group)) and len(tables) == 16 + 7

@@ -370,6 +370,19 @@ def test_what_one_process_does_is_refused_in_several(words: Sequence[str], monke
     )
 
 
+@pytest.mark.parametrize("words", [["--help"], [], ["run", "--help"], ["compare", "-h"], ["--version"]])
+def test_the_first_of_several_processes_prints_what_a_command_takes(words, monkeypatch, capsys):
+    """Without meeting the others, who would not come."""
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    printed = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert cli.main(words) == 0
+        printed.append(capsys.readouterr().out)
+    assert len(printed[0]) > 4 and not printed[1]
+
+
 def test_every_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
