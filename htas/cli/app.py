@@ -15,6 +15,7 @@ from rich.console import Console
 from htas import text
 from htas.cli.help import common_options
 from htas.cli.verbs import CONFIGURED, VERBS, report
+from htas.console.blame import users_faults
 from htas.console.record import recording
 from htas.errors import UserError
 from htas.files import __version__
@@ -71,7 +72,7 @@ def call(argv: Sequence[str]) -> None:
     words_written = {"overrides": overrides, "command": shlex.join(["htas", *argv])}
     more = {name: value for name, value in words_written.items() if name in unparsed}
     tensorboard = bound.arguments.get("tensorboard", False)
-    with ranks.joined(), _record(command is not report, tensorboard):  # a report may be read during a run
+    with ranks.joined(), _record(command is not report, tensorboard), users_faults():  # reports may be read during runs
         command(*bound.args, **bound.kwargs, **more)
     if verb in CONFIGURED and {"--help", "-h"} & set(words):
         print(common_options(words, overrides))
