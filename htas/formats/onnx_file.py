@@ -71,7 +71,6 @@ class OnnxFile(nn.Module):
         try:
             model = onnx.load(path, load_external_data=False)
             check_tensors(model, path)
-            onnx.checker.check_model(str(path))
             self.graph: Any = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
         except FileNotFoundError as error:
             raise UserError(f"there is no file {path}; name an ONNX file") from error
