@@ -20,6 +20,20 @@ def need_least(least: float, options: object, section: str, *names: str) -> None
             raise UserError(f"{section}.{name} must be {least:g} or more, got {getattr(options, name)}")
 
 
+def need_most(most: float, options: object, section: str, *names: str) -> None:
+    """Raise UserError where one of these options is above `most`: data.size must be 8192 or less, got 1000000."""
+    for name in names:
+        if not getattr(options, name) <= most:
+            raise UserError(f"{section}.{name} must be {most:g} or less, got {getattr(options, name)}")
+
+
+def need_below(most: float, options: object, section: str, *names: str) -> None:
+    """Raise UserError where one of these options is not below `most`: train.momentum must be below 1, got 1.0."""
+    for name in names:
+        if not getattr(options, name) < most:
+            raise UserError(f"{section}.{name} must be below {most:g}, got {getattr(options, name)}")
+
+
 def need_above_zero(options: object, section: str, *names: str) -> None:
     """Raise UserError where one of these options is not above 0: strategy.lr must be above 0, got 0.0."""
     for name in names:

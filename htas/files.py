@@ -448,5 +448,6 @@ def digest(*parts: Any) -> str:
 
 
 def slug(name: str) -> str:
-    """A name as a file may have it."""
-    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
+    """A name as a file may have it: never a path, nor the folder around."""
+    letters = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
+    return letters if letters.strip(".") else "-" * max(1, len(letters))

@@ -16,6 +16,7 @@ from rich.console import Console
 from htas import text
 from htas.cli.help import common_options
 from htas.cli.verbs import CONFIGURED, VERBS, report
+from htas.console.blame import users_faults
 from htas.console.record import recording
 from htas.errors import UserError
 from htas.files import __version__, need_text, path_of
@@ -88,7 +89,7 @@ def _call(argv: Sequence[str], written: str) -> None:
     more = {name: value for name, value in words_written.items() if name in unparsed}
     tensorboard = bound.arguments.get("tensorboard", False)
     recorded = command is not report  # which may be read during a run
-    with nullcontext() if helps else ranks.joined(), _record(recorded, tensorboard):
+    with nullcontext() if helps else ranks.joined(), _record(recorded, tensorboard), users_faults():
         command(*bound.args, **bound.kwargs, **more)
     if verb in CONFIGURED and HELP & set(words):
         print(common_options(words, overrides))

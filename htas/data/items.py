@@ -126,7 +126,7 @@ class Items(Source):
             if isinstance(error, UserError):
                 said = lines[-1].removeprefix(f"{_UNUSABLE}: ")
             elif self.form.shapes:  # the user's data, not a data set of this package
-                said = f"{self.form.what} cannot be read: {lines[-1] if _of_worker(lines) else blame(error)}"
+                said = f"{self.form.what} cannot be read: {blame(error)}"
             else:
                 raise
             error.__traceback__ = None  # its frames would keep the loader, whose workers then wait
@@ -179,11 +179,6 @@ _LISTS = ("targets", "labels")
 """Attributes of a data set that may hold the labels of all items."""
 
 
-def _of_worker(lines: list[str]) -> bool:
-    """Whether an error's lines are those that a DataLoader makes of a worker's."""
-    return len(lines) > 1 and lines[0].startswith("Caught ")
-
-
 def _targets(form: Format, items: list[Any]) -> Tensor:
     """The targets of items, [N, ...]; raises UserError where their inputs have several shapes."""
     one_shape(items)
@@ -200,14 +195,18 @@ def items(data: Any, what: str) -> Items:
         raise UserError(
             f"{what} must be a torch Dataset with a length and items by number, or a DataLoader of one; got {kind}"
         )
-    if not len(dataset):
+    try:
+        count = len(dataset)
+    except (TypeError, ValueError, OverflowError) as error:  # what __len__ returns is no length
+        raise UserError(f"{what} have no length: {type(dataset).__name__}.__len__ fails ({blame(error)})") from error
+    if not count:
         raise UserError(f"{what} are empty")
     if isinstance(dataset, tuple | list) and all(hasattr(each, "shape") for each in dataset):
         raise UserError(
             f"{what} are {plural(len(dataset), 'array')}, not items; give torch.utils.data.TensorDataset(inputs, "
             "labels), of tensors"
         )
-    picks = _picks(loader, len(dataset), what)
+    picks = _picks(loader, count, what)
     workers = loader.num_workers if loader is not None else 0
     collate = loader.collate_fn if loader is not None and loader.collate_fn is not default_collate else None
     begin = loader.worker_init_fn if loader is not None else None

@@ -3,16 +3,21 @@
 A data set is one file of this folder. It only reads; splitting, shuffling, augmenting and checking come free.
 """
 
+import math
 from abc import ABC, abstractmethod
+from math import prod
 
 import torch
 from torch import Tensor
 
 from htas.data.split import PARTS, Data, Images, Part, Shape, Split, proportional
 from htas.errors import UserError
+from htas.text import plural
 
 KEPT = 0
 """Seed of the images that `limit` keeps, so that they are the same in every run."""
+LEAST_STD = 1e-4
+"""Least standard deviation of a channel: a single grey level of one image in a thousand deviates by more."""
 
 
 class Dataset(ABC):
@@ -87,6 +92,7 @@ def load(dataset: Dataset, *, device: str = "cpu", validation: float = 0.5, seed
         raise UserError(f"validation is a share of the training images between 0 and 1, got {validation}")
     if limit < 0:
         raise UserError(f"limit must be 0 (all images) or more, got {limit}")
+    check(dataset)
     data = dataset.load(device=device, validation=validation, seed=seed, limit=limit)
     if not len(data.weights) or not len(data.validation):
         count = len(data.train)
@@ -96,11 +102,48 @@ def load(dataset: Dataset, *, device: str = "cpu", validation: float = 0.5, seed
     return data
 
 
+MOST_CLASSES = 1_000_000
+"""More outputs than any network has, which a label that is no class asks for."""
+MOST_NUMBERS = 2**31
+"""Numbers of an item, of which no batch fits into a memory."""
+
+
+def check(dataset: Dataset) -> None:
+    """Raise UserError where what a data set says of its images cannot be: classes, shapes, means, deviations, crop."""
+    name, classes, shapes = dataset.name, dataset.classes, dataset.shapes
+    if not 1 <= classes <= MOST_CLASSES:
+        raise UserError(f"{name} has {classes} classes, which must be 1 to {MOST_CLASSES}; check its labels")
+    if not shapes or any(not shape or min(shape) < 1 for shape in shapes):
+        raise UserError(f"{name} has inputs of shapes {list(map(list, shapes))}, which must have sizes of 1 or more")
+    if (most := max(map(prod, shapes))) > MOST_NUMBERS:
+        raise UserError(f"{name} has inputs of {most:,} numbers, which may be {MOST_NUMBERS:,}; give it smaller ones")
+    overridden = type(dataset).load is not Dataset.load  # it may normalise in another way
+    for what, figures in (("mean", dataset.mean), ("std", dataset.std)):
+        if len(figures) != shapes[0][0] and (figures or not overridden):
+            raise UserError(
+                f"{name} has {plural(len(figures), what)} for {plural(shapes[0][0], 'channel')}; give one for each"
+            )
+        least = LEAST_STD if what == "std" else -math.inf
+        for channel, figure in enumerate(figures):
+            if not (math.isfinite(figure) and figure >= least):
+                allowed = f"{least:g} or more, where white is 1" if what == "std" else "a number"
+                raise UserError(f"{name} has the {what} {figure:g} in channel {channel}, which must be {allowed}")
+    if not 0 <= dataset.crop <= min(shapes[0][1:], default=0):
+        raise UserError(
+            f"{name} has crop = {dataset.crop}, pixels padded on each side, which must be 0 to "
+            f"{min(shapes[0][1:], default=0)}, the smaller side of an image"
+        )
+
+
 def _read(dataset: Dataset, part: Part, limit: int) -> Images:
     """One part, checked once, so that nothing after needs to, and limited."""
     read = dataset.read(part)
     images, labels = read.images, read.labels
     where = f"the {part} part of {dataset.name}"
+    for what, each in (("images", images), ("labels", labels)):
+        if not isinstance(each, Tensor) or each.layout != torch.strided or each.device.type == "meta":
+            kind = f"a {each.device} tensor, {each.layout}" if isinstance(each, Tensor) else type(each).__name__
+            raise UserError(f"{what} in {where} must be a torch tensor with values, they are {kind}; make one of them")
     if images.dtype != torch.uint8 or images.shape[1:] != torch.Size(dataset.shapes[0]):
         actual = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape[1:])}"
         raise UserError(f"images in {where} must be uint8 {list(dataset.shapes[0])}, they are {actual}")

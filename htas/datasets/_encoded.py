@@ -2,9 +2,11 @@
 
 import os
 import re
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from htas.data.split import Images, Part, Shape
-from htas.datasets import Dataset
+from htas.datasets import MOST_CLASSES, Dataset
 from htas.errors import UserError
 from htas.files import path_of
 from htas.text import first_line
@@ -91,10 +93,7 @@ def class_names(train: Path, test: Path) -> set[str]:
     for part in (train, test):
         if not part.is_dir():
             raise UserError(f"{part} is missing; give it one folder of images per class")
-    train_names, test_names = (
-        {entry.name for entry in os.scandir(part) if entry.is_dir() and not entry.name.startswith(".")}
-        for part in (train, test)
-    )
+    train_names, test_names = ({each.name for each in _entries(part) if _is_folder(each)} for part in (train, test))
     for name in sorted(train_names ^ test_names):
         where = (test if name in train_names else train) / name
         raise UserError(f"{where} is missing; both parts must have the same class folders")
@@ -108,11 +107,27 @@ def labelled_files(folder: Path, names: Sequence[str]) -> list[tuple[str, int]]:
     """
     files: list[tuple[str, int]] = []
     for label, place in enumerate(folder / name for name in names):
-        images = sorted(entry.path for entry in os.scandir(place) if entry.name.lower().endswith(SUFFIXES))
+        images = sorted(entry.path for entry in _entries(place) if entry.name.lower().endswith(SUFFIXES))
         if not images:
             raise UserError(f"{place} has no images ({', '.join(SUFFIXES)}); add some")
         files += [(image, label) for image in images]
     return files
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder; raises UserError where it cannot be read."""
+    try:
+        return list(os.scandir(folder))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}); data.path must name folders of images") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder that is not hidden; a link to itself is none."""
+    try:
+        return entry.is_dir() and not entry.name.startswith(".")
+    except OSError:
+        return False
 
 
 def read_pictures(folder: Path, part: Part, classes: int) -> Images:
@@ -122,8 +137,15 @@ def read_pictures(folder: Path, part: Part, classes: int) -> Images:
         raise UserError(f"{folder / 'train'} has {len(names)} class folders, it must have {classes}")
     order = sorted(names, key=lambda name: (int(name) if name.isdecimal() else -1, name))
     files = labelled_files(folder / part, order)
-    images = _decoded((file, Path(file).read_bytes()) for file, _ in files)
+    images = _decoded((file, _content(file)) for file, _ in files)
     return Images(images, torch.tensor([label for _, label in files]))
+
+
+def _content(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}); replace it") from error
 
 
 def read_parquet(folder: Path, part: Part, label: str) -> Images:
@@ -137,7 +159,10 @@ def read_parquet(folder: Path, part: Part, label: str) -> Images:
 def read_table(table: "pyarrow.Table", label: str, where: str) -> Images:
     """The images of a table in memory; `where` names it in errors."""
     _check(table, label, where)
-    labels = torch.tensor(table[label].to_pylist(), dtype=torch.int64)
+    listed = table[label].to_pylist()
+    if listed and not max(map(abs, listed)) < MOST_CLASSES:
+        raise UserError(f"column {label!r} of {where} holds {max(listed, key=abs)}, which is no label of a class")
+    labels = torch.tensor(listed, dtype=torch.int64)
     encoded = table[IMAGE].combine_chunks().field("bytes").to_pylist()
     return Images(_decoded((f"row {row} of {where}", content) for row, content in enumerate(encoded)), labels)
 
@@ -170,10 +195,25 @@ def _read_file(file: Path, label: str) -> Images:
     from pyarrow import parquet
 
     try:
-        table = parquet.ParquetFile(file).read()
-    except (OSError, pyarrow.ArrowException) as error:
+        opened = parquet.ParquetFile(file)
+        _check_memory(opened.metadata, str(file))
+        table = opened.read()
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise UserError(f"{file} cannot be read as parquet ({reason(error)}); fetch it again") from error
     return read_table(table, label, where=str(file))
+
+
+def _check_memory(metadata: Any, where: str) -> None:
+    """Raise UserError where what a parquet file says of its rows does not fit into this machine's memory."""
+    import psutil
+
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    needed = sum(max(0, group.total_byte_size) for group in groups) + max(0, metadata.num_rows) * prod(SHAPE)
+    if needed > (free := psutil.virtual_memory().available):
+        raise UserError(
+            f"{where} has {metadata.num_rows:,} rows, which take {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB of "
+            "memory are free; fetch it again, or free some"
+        )
 
 
 def _check(table: "pyarrow.Table", label: str, where: str) -> None:
@@ -200,6 +240,13 @@ def _decoded(named: Iterable[tuple[str, bytes | None]]) -> Tensor:
     return images.view(-1, height, width, channels).permute(0, 3, 1, 2).contiguous()
 
 
+def unreadable() -> tuple[type[Exception], ...]:
+    """What Pillow raises for an image that cannot be decoded, or whose header asks for more pixels than any has."""
+    from PIL import Image
+
+    return (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+
+
 def _pixels(name: str, content: bytes | None, size: tuple[int, int]) -> bytes:
     from PIL import Image
 
@@ -207,6 +254,6 @@ def _pixels(name: str, content: bytes | None, size: tuple[int, int]) -> bytes:
         image = Image.open(BytesIO(content or b""), formats=FORMATS)
         if image.size == size:
             return image.convert("RGB").tobytes()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{name} cannot be decoded as {' or '.join(FORMATS)}; replace it") from error
+    except unreadable() as error:
+        raise UserError(f"{name} cannot be decoded as {' or '.join(FORMATS)} ({reason(error)}); replace it") from error
     raise UserError(f"{name} is {image.width}x{image.height} pixels, it must be {size[0]}x{size[1]}")

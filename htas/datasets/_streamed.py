@@ -14,8 +14,8 @@ from torch.utils.data import Dataset as TorchDataset
 from htas.data.items import Items, limited
 from htas.data.split import PARTS, Data, Part, Shape
 from htas.datasets import checked_labels
-from htas.datasets._encoded import CopiedDataset
-from htas.errors import UserError, need_least
+from htas.datasets._encoded import CopiedDataset, unreadable
+from htas.errors import UserError, need_least, need_most
 from htas.timing.target import usable_cores
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ RATIO = (3 / 4, 4 / 3)
 """Its width over its height."""
 TRIES = 10
 """Draws of a crop; then the middle is taken."""
+MOST_SIZE, MOST_WORKERS = 8192, 256
+"""Largest square, whose images take 0.8 GB each, and most processes."""
 Box = tuple[float, float, float, float]
 
 
@@ -74,7 +76,7 @@ class Pictures(TorchDataset[tuple[Tensor, int]]):
             image = self.source.open(number)
             box = _drawn(image.size) if self.augmented else _middle(image.size)
             pixels = np.asarray(_cut(image, box, self.options.size))
-        except (OSError, SyntaxError, ValueError) as error:  # as Pillow raises
+        except unreadable() as error:
             raise UserError(f"{self.source.name(number)} cannot be decoded ({error}); replace it") from error
         tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float()
         if self.augmented and self.options.mirror and torch.rand(()) < 0.5:
@@ -133,6 +135,8 @@ class Streamed(CopiedDataset):
 
     def __post_init__(self) -> None:
         need_least(1, self, "data", "size")
+        need_most(MOST_SIZE, self, "data", "size")
+        need_most(MOST_WORKERS, self, "data", "workers")
         if self.workers < -1:
             raise UserError(f"data.workers must be -1 (one for each core), 0 (none) or more, got {self.workers}")
 

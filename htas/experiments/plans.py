@@ -83,6 +83,10 @@ LEAST = 0.001
 """Of a graphics card, for a trial."""
 
 
+MOST = 256
+"""Processes on a machine."""
+
+
 @dataclass(frozen=True)
 class Parallel:
     """How the trials of an experiment are done. Raises UserError for what is none, and for what excludes another."""
@@ -109,6 +113,10 @@ class Parallel:
             )
         for name in ("threads", "gpus") if self.workers else ():
             getattr(self, name)
+        if self.processes > MOST:
+            raise UserError(
+                f"--workers=local:N starts N processes on this machine, {MOST} at most, got {self.workers!r}"
+            )
 
     def check_local(self, verb: str) -> None:
         """Raise UserError where the workers are not processes on this machine, for a verb that takes no others."""

@@ -1,5 +1,6 @@
 """An ONNX file as a network to be measured: it runs where ONNX runs, and nowhere else."""
 
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
@@ -8,9 +9,55 @@ import torch
 from torch import Tensor, nn
 
 from htas.errors import UserError
+from htas.text import first_line
 
 TYPES = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float16, 11: torch.float64}
 """PyTorch's types, by ONNX's numbers for them."""
+
+
+LEAST_BYTES = {1: 4, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8}
+"""Bytes of a number, by the same."""
+EXTERNAL = 1
+"""Of ONNX's data locations the one that is another file."""
+
+
+def check_tensors(model: Any, path: Path) -> None:
+    """Raise UserError where a constant of a model holds fewer numbers than it says, or lies in a file outside of the
+    model's folder."""
+    folder = path.resolve().parent
+    for tensor in tensors_of(model.graph, *model.functions):
+        sizes, name = list(tensor.dims), tensor.name or "a constant"
+        needed = prod(sizes) * LEAST_BYTES.get(tensor.data_type, 0)
+        if any(size < 0 for size in sizes):
+            raise UserError(f"{path}: {name} is of shape {sizes}; no size may be below 0, so export it again")
+        if tensor.data_location == EXTERNAL:
+            place = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
+            file = (folder / place).resolve()
+            if not place or not file.is_relative_to(folder):
+                raise UserError(
+                    f"{path}: {name} lies in {place!r}, outside of the model's folder; put it beside the model"
+                )
+            available = file.stat().st_size if file.is_file() else -1
+            if available < needed:
+                why = f"has {available:,} bytes" if available >= 0 else "is missing"
+                raise UserError(f"{path}: {name} needs {needed:,} bytes of {place}, which {why}; copy it there again")
+        elif tensor.HasField("raw_data") and len(tensor.raw_data) < needed:
+            raise UserError(
+                f"{path}: {name} is of shape {sizes}, {needed:,} bytes, and the file holds {len(tensor.raw_data):,} of "
+                "them; export it again"
+            )
+
+
+def tensors_of(*graphs: Any) -> Iterator[Any]:
+    """The constants of graphs and functions, those of their nodes' attributes and of graphs within them included."""
+    for graph in graphs:
+        yield from getattr(graph, "initializer", ())
+        for sparse in getattr(graph, "sparse_initializer", ()):
+            yield from (sparse.values, sparse.indices)
+        for attribute in (each for node in graph.node for each in node.attribute):
+            yield from ((attribute.t,) if attribute.HasField("t") else ())
+            yield from attribute.tensors
+            yield from tensors_of(*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs)
 
 
 class OnnxFile(nn.Module):
@@ -23,13 +70,31 @@ class OnnxFile(nn.Module):
         self.path, self.batch = path, batch
         try:
             model = onnx.load(path, load_external_data=False)
-            self.graph: Any = onnx.shape_inference.infer_shapes(model).graph
+            check_tensors(model, path)
+            self.graph: Any = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
         except FileNotFoundError as error:
             raise UserError(f"there is no file {path}; name an ONNX file") from error
+        except UserError:
+            raise
         except Exception as error:  # whatever the parser makes of another file
-            raise UserError(f"{path} is no ONNX file that can be read ({type(error).__name__})") from error
+            why = first_line(error)[:300]
+            raise UserError(f"{path} is no ONNX file that can be read ({type(error).__name__}: {why})") from error
         held = {tensor.name for tensor in self.graph.initializer}
         self.inputs = [each for each in self.graph.input if each.name not in held]
+        if not self.graph.output or not self.graph.node:
+            raise UserError(f"{path} has no {'outputs' if self.graph.node else 'steps'}, so nothing can be computed")
+        self._check_memory()
+
+    def _check_memory(self) -> None:
+        """Raise UserError where an input, an output or what a step makes does not fit into this machine's memory."""
+        import psutil
+
+        free = psutil.virtual_memory().available
+        for each in (*self.graph.input, *self.graph.output, *self.graph.value_info):
+            kind = each.type.tensor_type
+            sizes = [dim.dim_value or 1 for dim in kind.shape.dim]
+            if any(size < 0 for size in sizes) or prod(sizes) * LEAST_BYTES.get(kind.elem_type, 1) > free:
+                raise UserError(_too_large(self.path, each.name, sizes, free))
 
     def forward(self, *images: Tensor) -> NoReturn:
         """Raises UserError: another runtime is needed."""
@@ -42,10 +107,14 @@ class OnnxFile(nn.Module):
 
         Raises UserError where the file fixes another batch, leaves other sizes open, or has an input of a strange type.
         """
+        import psutil
+
         tensors = []
         for each in self.inputs:
             kind = each.type.tensor_type
             shape = self._shape(each.name, kind.shape.dim)
+            if prod(shape) * LEAST_BYTES.get(kind.elem_type, 1) > (free := psutil.virtual_memory().available):
+                raise UserError(_too_large(self.path, each.name, shape, free))
             dtype = TYPES.get(kind.elem_type)
             if dtype is None:
                 raise UserError(f"{self.path}: the input {each.name} has a type that cannot be measured")
@@ -87,3 +156,10 @@ class OnnxFile(nn.Module):
             over = pixels[2:] if node.op_type.startswith("Conv") else out[1:-1]
             total += prod(weight) * prod(over)
         return total
+
+
+def _too_large(path: Path, name: str, sizes: list[int], free: int) -> str:
+    return (
+        f"{path}: {name} is of shape {sizes}, {prod(sizes):,} numbers, and {free / 1e9:.3g} GB of memory are free; "
+        "export it with smaller sizes, or lower --batch"
+    )

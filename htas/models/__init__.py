@@ -11,6 +11,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from htas.console.blame import blame
+from htas.errors import UserError
+from htas.graph.modes import evaluating
+from htas.text import shapes
+
 
 class ModelFamily(ABC):
     """Networks of one kind. Implementations are frozen dataclasses; sites and resizing come from `htas.graph`."""
@@ -32,7 +37,7 @@ class ModelFamily(ABC):
     def check(self, module: nn.Module, example: tuple[Tensor, ...], classes: int) -> None:
         """Raise UserError where a network of this family does not fit the inputs `example`, [N, *shape] each, or gives
         no logits [N, classes]."""
-        return None
+        check_logits(self.title, module, example, classes)
 
     @property
     def source(self) -> str:
@@ -55,6 +60,21 @@ class ModelFamily(ABC):
             reset = getattr(part, "reset_parameters", None)
             if callable(reset):
                 reset()
+
+
+def check_logits(name: str, module: nn.Module, example: tuple[Tensor, ...], classes: int) -> None:
+    """Raise UserError where the outputs of a network for `example`, [N, *shape] each, are no logits [N, classes]."""
+    try:
+        with evaluating(module), torch.no_grad():
+            out = module(*example)
+    except Exception as error:  # a user's code may raise anything
+        sizes = shapes(each.shape for each in example)
+        raise UserError(f"{name} does not run on images of shape {sizes}: {blame(error)}") from error
+    if not isinstance(out, Tensor) or out.shape != (len(example[0]), classes):
+        actual = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise UserError(
+            f"{name} must give logits [N, {classes}], as the data set has {classes} classes; it gives {actual}"
+        )
 
 
 @contextmanager

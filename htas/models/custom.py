@@ -8,15 +8,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from htas.console.blame import blame
 from htas.errors import UserError
-from htas.graph.modes import evaluating
-from htas.models import ModelFamily
+from htas.models import ModelFamily, check_logits
+from htas.plugins import is_path
 from htas.plugins.trust import need_trust
-from htas.text import shapes
 
 BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -29,14 +27,17 @@ class Custom(ModelFamily):
     """The function, as 'package.module:function'. It is called with the number of classes if it takes an argument."""
 
     def __post_init__(self) -> None:
-        module, colon, function = self.factory.partition(":")
-        if not (module and colon and function):
+        module, _, function = self.factory.partition(":")
+        if not is_path(module) or not function:
             raise UserError(f"family.factory must be 'package.module:function', got {self.factory!r}")
 
     def build(self, classes: int) -> nn.Module:
         """The network that the function returns; raises UserError with the file and line where it fails."""
         make = self._function()
-        parameters = inspect.signature(make).parameters
+        try:
+            parameters = inspect.signature(make).parameters
+        except (ValueError, TypeError) as error:  # written in C, without a signature
+            raise UserError(f"{self.factory} does not say what it takes ({error}); wrap it in a function") from error
         taking = [name for name, each in parameters.items() if each.default is each.empty and each.kind in BY_PLACE]
         if len(taking) > 1:
             raise UserError(
@@ -54,23 +55,12 @@ class Custom(ModelFamily):
 
     def check(self, module: nn.Module, example: tuple[Tensor, ...], classes: int) -> None:
         """Raise UserError where the outputs for `example`, [N, *shape] each, are not logits [N, classes]."""
-        try:
-            with evaluating(module), torch.no_grad():
-                out = module(*example)
-        except Exception as error:  # a user's code may raise anything
-            sizes = shapes(each.shape for each in example)
-            raise UserError(f"{self.factory} does not run on images of shape {sizes}: {blame(error)}") from error
-        if not isinstance(out, Tensor) or out.shape != (len(example[0]), classes):
-            actual = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise UserError(
-                f"{self.factory} must give logits [N, {classes}], as the data set has {classes} classes; it gives "
-                f"{actual}"
-            )
+        check_logits(self.factory, module, example, classes)
 
     @property
     def source(self) -> str:
         """The text of the file that the function stands in."""
-        file = self._module().__file__
+        file = getattr(self._module(), "__file__", None)
         return Path(file).read_text(encoding="utf-8", errors="replace") if file else ""
 
     @property

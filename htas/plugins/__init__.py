@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -10,8 +11,10 @@ from typing import Any, TypeVar
 
 from htas.console.blame import blame
 from htas.errors import UserError
+from htas.plugins.contract import keep, need
+from htas.plugins.options import options_of
 from htas.plugins.trust import need_trust
-from htas.text import no_such
+from htas.text import listing, no_such
 
 T = TypeVar("T")
 
@@ -30,8 +33,11 @@ def check_name(package: str, name: str) -> None:
     """
     if ":" in name:
         need_trust(name)
-        top = name.partition(":")[0].partition(".")[0]
-        if not top or (top not in sys.modules and find_spec(top) is None):
+        path, _, attribute = name.partition(":")
+        top = path.partition(".")[0]
+        if not is_path(path) or not attribute:
+            raise _cannot_import(name, "that names no module and class")
+        if top not in sys.modules and find_spec(top) is None:
             raise _cannot_import(name, f"No module named {top!r}")
     elif name not in names(package):
         folder = package.rpartition(".")[2]
@@ -57,19 +63,56 @@ def find(package: ModuleType, contract: type[T], name: str) -> type[T]:
     return classes[0]
 
 
+def is_path(path: str) -> bool:
+    """Whether a text may be the path of a module, `package.module`: never that of a file or of a package around it."""
+    return all(part and part.isprintable() and not set(part) & set("/\\: ") for part in path.split("."))
+
+
 def _imported(contract: type[T], name: str) -> type[T]:
-    """The user's class 'package.module:Class'; raises UserError."""
-    need_trust(name)
+    """The user's class 'package.module:Class', which is a dataclass; raises UserError."""
     path, _, attribute = name.partition(":")
-    try:
-        kind = getattr(importlib.import_module(path), attribute)
-    except (ImportError, AttributeError) as error:
-        raise _cannot_import(name, str(error)) from error
-    except Exception as error:  # the user's module may raise anything
-        raise UserError(f"cannot import {name!r} ({blame(error)}); mend that file") from error
+    check_name(contract.__module__, name)
+    kind = getattr(_module(path, name), attribute, None)
+    if kind is None:
+        raise _cannot_import(name, f"module {path!r} has no attribute {attribute!r}")
     if not (isinstance(kind, type) and issubclass(kind, contract)):
         raise UserError(f"{name!r} is not a {contract.__name__}; derive it from {contract.__module__}")
+    if missing := sorted(getattr(kind, "__abstractmethods__", ())):
+        raise UserError(f"{name!r} lacks what every {contract.__name__} has: {listing(missing)}; add it there")
+    parameters = getattr(kind, "__dataclass_params__", None)
+    if not (parameters and parameters.frozen):
+        raise UserError(f"{name!r} is no frozen dataclass, whose fields are its options; write @dataclass(frozen=True)")
+    try:
+        options_of(kind)
+    except Exception as error:  # a user's annotations and defaults may be anything
+        raise UserError(f"the fields of {name!r} cannot be read ({blame(error)}); mend them") from error
+    keep(contract, kind, name)
     return kind
+
+
+def _module(path: str, name: str) -> ModuleType:
+    """The user's module; raises UserError, with the file and line where it fails."""
+    try:
+        return importlib.import_module(path)
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{path}.".startswith(f"{missing}."):
+            raise _cannot_import(name, str(error)) from error
+        raise UserError(f"cannot import {name!r} ({blame(error)}); mend that file") from error
+
+
+def create(contract: type[T], kind: type[Any], name: str, values: Mapping[str, object]) -> T:
+    """An object of a class with these options; raises UserError where a class of the user's takes no such options, or
+    gives something else."""
+    try:
+        plugin: T = kind(**values)
+    except TypeError as error:
+        if ":" not in name or (error.__traceback__ and error.__traceback__.tb_next):  # raised within, not by the call
+            raise
+        sentence = f"{name!r} cannot be made of its fields ({blame(error)}); leave __init__ to dataclass"
+        raise UserError(sentence) from error
+    need(plugin, contract, f"what {name!r} makes of its fields")
+    return plugin
 
 
 def _cannot_import(name: str, reason: str) -> UserError:

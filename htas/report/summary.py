@@ -102,10 +102,11 @@ def speed(network: Measurement, base: Measurement) -> Comparison:
 def accuracy(network: float, base: float, images: int) -> Comparison:
     """How much more accurate than the base, in shares of the test split (0.01 is a point).
 
-    The noise is two standard errors of the difference of two binomial shares; nothing is known where `images` is 0,
-    and then every difference counts.
+    The noise is two standard errors of the difference of two binomial shares; nothing is known where `images` is 0, or
+    of scores that are no shares, and then every difference counts.
     """
-    variance = max(network * (1 - network) + base * (1 - base), 0.0) / images if images else 0.0
+    images = images if min(network, base) >= 0 and max(network, base) <= 1 else 0
+    variance = (network * (1 - network) + base * (1 - base)) / images if images else 0.0
     return Comparison(network - base, network / base if base else inf, 2 * sqrt(variance))
 
 

@@ -148,9 +148,17 @@ class Table:
 
     def find(self, name: str = "") -> type[Any]:
         """The class whose fields are the options of the table; raises UserError, which lists the names."""
-        module = import_module(self.module)
-        kind: type[Any] = getattr(module, self.place.partition(":")[2])
-        return plugins.find(module, kind, name) if self.key == "name" else kind
+        kind = self._contract
+        return plugins.find(import_module(self.module), kind, name) if self.key == "name" else kind
+
+    def create(self, name: str, values: Values) -> Any:
+        """An object of that class with these options; raises UserError."""
+        return plugins.create(self._contract, self.find(name), name, values)
+
+    @property
+    def _contract(self) -> type[Any]:
+        kind: type[Any] = getattr(import_module(self.module), self.place.partition(":")[2])
+        return kind
 
     def options(self, name: str = "") -> Options:
         """The options of the class or recipe; raises UserError, which lists the names."""
@@ -405,10 +413,10 @@ def _built(names: Mapping[str, str], tables: Mapping[str, Values]) -> Values:
     """The object of each table; raises UserError."""
     built = {}
     for table, values in tables.items():
-        kind = TABLES[table].find(names.get(table, ""))
-        refusals = ValueError if ":" in names.get(table, "") else UserError  # a class of the user's own raises either
+        name = names.get(table, "")
+        refusals = ValueError if ":" in name else UserError  # a class of the user's own raises either
         try:
-            built[table] = kind(**values)
+            built[table] = TABLES[table].create(name, values)
         except refusals as error:
             raise UserError(_placed(table, values, str(error))) from error
     return built

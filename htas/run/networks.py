@@ -11,6 +11,8 @@ from torch import nn
 
 from htas import metrics, models
 from htas.console.progress import progress, shares
+from htas.datasets import MOST_CLASSES
+from htas.errors import UserError
 from htas.files import __version__
 from htas.formats.onnx_file import OnnxFile
 from htas.graph import Arch, Network, resize, trace
@@ -38,6 +40,8 @@ def build(name: str, classes: int) -> nn.Module:
 
     A network of TAS has the classes of its own data set. Raises UserError that names what there is.
     """
+    if classes > MOST_CLASSES:
+        raise UserError(f"--classes must be {MOST_CLASSES:,} or less, got {classes:,}")
     named = read_name(name)
     if isinstance(named, PublishedArch):
         return tas(named)

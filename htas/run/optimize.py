@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from htas import files
-from htas.console.blame import blame
+from htas.console.blame import blame, users_faults
 from htas.console.progress import say
 from htas.data.batch import one_class
 from htas.data.task import CLASSIFY, Task, unit
@@ -124,6 +124,7 @@ class OptimizationResult:
         return place
 
 
+@users_faults()
 def optimize(
     model: nn.Module,
     example_inputs: Tensor | Sequence[Tensor],

@@ -13,6 +13,7 @@ from torch import nn
 
 from htas.console.progress import progress, say, shares
 from htas.data.task import Task
+from htas.errors import UserError
 from htas.files import (
     __version__,
     checking,
@@ -22,6 +23,7 @@ from htas.files import (
     need_some,
     read_about,
     read_record,
+    read_tensors,
     read_weights,
     to_json,
     write_tensors,
@@ -32,6 +34,7 @@ from htas.metrics import Metric
 from htas.metrics.latency import Latency, rounds
 from htas.metrics.macs import Macs
 from htas.metrics.params import Params
+from htas.plugins.contract import need
 from htas.report.result import LONGEST_NAME, Result
 from htas.run import keys
 from htas.run.controls import Control, candidates, of_one_stage
@@ -244,7 +247,9 @@ def train_row(
 
     def judged() -> float:
         if task.judge is not None:
-            accuracy = float(task.judge(model.to(memory_format=torch.contiguous_format).eval()))  # type: ignore[call-overload]
+            score = task.judge(model.to(memory_format=torch.contiguous_format).eval())  # type: ignore[call-overload]
+            need(score, float, "score_func(network)")
+            accuracy = float(score)
         else:
             accuracy = evaluate(model, run.data.test, device=run.device, task=task)
         write_tensors(path, model.state_dict(), to_json(WeightsRecord(accuracy, key, name, row.name, seconds)))
@@ -284,11 +289,36 @@ def _untrained(run: Run, row: Result, build: Callable[[], nn.Module] | None, sta
     source = replace(run.network, module=ordered(base_network(run), run.network.example())) if inherits else run.network
     torch.manual_seed(run.config.seed)
     model = build() if build else resize(source, row.arch)
+    resumes = run.config.train.start.endswith(".safetensors") and not build and not start
+    if resumes and _resumed(model, Path(run.config.train.start), f"train {row.name}"):
+        return model
     if start is not None:
         read_weights(start, model)
     elif not inherits:
         run.reset(model)
     return model
+
+
+def _resumed(model: nn.Module, path: Path, title: str) -> bool:
+    """Whether a checkpoint is of the training of this title, whose weights are then the network's; raises UserError
+    where there is no such file, or where its network has other widths."""
+    if not path.exists():
+        raise UserError(f"train.start: there is no file {path}; name the checkpoint of a training, or random or base")
+    tensors, header = read_tensors(path)
+    if header.get("title") != title:
+        return False
+    prefix = Training.prefix
+    weights = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
+    if {name: each.shape for name, each in weights.items()} != {
+        name: each.shape for name, each in model.state_dict().items()
+    }:
+        raise UserError(
+            f"train.start: {path} holds a network of other widths than {title.removeprefix('train ')} has here; train "
+            "it from random or base"
+        )
+    model.load_state_dict(weights)
+    say(f"{title}: it goes on from {path}")
+    return True
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,7 @@ class Run:
     def network(self) -> Network:
         """The base network, traced; its weights drawn from the seed, or the user's."""
         family, data, design = self.config.family, self.config.data, self.config.design
+        datasets.check(data)
         key = digest(self.config.seed, self.family, data.shapes, design.adds, design.ignored)
         if key not in self.sources.networks:
             torch.manual_seed(self.config.seed)
@@ -254,7 +255,7 @@ class Run:
         data = [config.names["data"], config.values("data"), config.split.limit]
         train = config.values("train")
         train.pop("int8_epochs")  # they come later, and leave these weights as they are
-        if not taught:  # the base network, which has nothing to start from
+        if not taught and train["start"] in ("random", "base"):  # the base network, which has nothing to start from
             train.pop("start")
         return digest(basis, data, train, config.values("distill") if taught else {}, to_json(arch))
 

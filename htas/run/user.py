@@ -61,6 +61,10 @@ class UserNetwork(ModelFamily):
             )
         return copied(self._module)
 
+    def check(self, module: nn.Module, example: tuple[Tensor, ...], classes: int) -> None:
+        """Nothing: htas.optimize has looked at the outputs, which are logits only where no loss is given."""
+        return None
+
     def member(self, blocks: int) -> str:
         """`Net with 2 blocks a stage`."""
         return f"{self.what} with {plural(blocks, 'block')} a stage"
@@ -194,6 +198,10 @@ def _leaves(item: Any) -> list[Tensor]:
     """The tensors, arrays, numbers, texts and images (Pillow's) of an item, as tensors."""
     leaves = []
     for each in tree_leaves(dict(item) if isinstance(item, Mapping) else item):
+        if isinstance(each, Tensor) and each.device.type == "meta":
+            raise UserError("an item of the data holds a tensor on the device meta, which has no values; give it some")
+        if isinstance(each, int) and abs(each) >= 2**63:
+            raise UserError(f"an item of the data holds the number {each:.3g}, which no tensor can hold; give another")
         if isinstance(each, Tensor | int | float | bool):
             leaves.append(torch.as_tensor(each).cpu())
         elif isinstance(each, np.ndarray | np.generic | str | bytes) or hasattr(each, "tobytes"):

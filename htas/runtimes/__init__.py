@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from htas.errors import UserError
 from htas.graph.layer import Layer
-from htas.plugins import find
+from htas.plugins import create, find
 from htas.plugins.options import options_of
 from htas.text import listing
 from htas.timing.bench import CudaTimer, HostTimer, Timer
@@ -156,7 +156,8 @@ def open_runtime(target: Target) -> Runtime:
 
         return remote_runtime(kind, target)
     check_precision(kind, target, kind.precisions(target.device))
-    return kind(target, **runtime_options(target, options_of(kind)))
+    values = {"target": target, **runtime_options(target, options_of(kind))}
+    return create(Runtime, kind, target.runtime, values)  # type: ignore[type-abstract]
 
 
 def check_precision(kind: type[Runtime], target: Target, precisions: tuple[str, ...]) -> None:

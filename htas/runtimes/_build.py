@@ -106,16 +106,27 @@ class Builder:
             return self._too_large()
         if isinstance(error, UserError):
             return f"{error}{f'; the cause is {where}' if where else ''}"
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
         instead = "target.precision 'fp32'" if self.target.precision == "int8" else "target.runtime 'eager'"
+        if subject.endswith(".onnx") and self.target.precision != "int8":  # which eager PyTorch cannot run
+            instead = "another runtime of ONNX files (onnxruntime, openvino)"
         return (
             f"{self.what} cannot run {where or subject} in {self.target.precision} on {self.target.device} "
-            f"({type(error).__name__}: {reason[:300]}); replace it, or use {instead}"
+            f"({type(error).__name__}: {_reason(error)[:300]}); replace it, or use {instead}"
         )
 
     def _too_large(self) -> str:
         device, batch = self.target.device, self.target.batch
         return f"{self.what} ran out of memory on {device} at batch {batch}; lower target.batch"
+
+
+AROUND = ("Exception from ", "Check '", "FrontEnd API failed", "While validating ", "[ ")
+"""How lines begin that OpenVINO puts around its reason."""
+
+
+def _reason(error: Exception) -> str:
+    """The first line of a library's message that tells why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not line.startswith(AROUND)), lines[0] if lines else "no reason given")
 
 
 def in_words(layer: Layer) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 from htas.console.progress import progress
 from htas.data.split import Batch, Source
 from htas.data.task import Inputs, images_in, precise
-from htas.errors import UserError, need_above_zero, need_least
+from htas.errors import UserError, need_above_zero, need_below, need_least
 from htas.files import path_of, read_tensors, write_tensors
 from htas.graph.arch import Arch
 from htas.search.draw import Draw
@@ -25,7 +25,7 @@ from htas.training import ranks
 from htas.training.int8 import simulated
 from htas.training.layout import CopyingViews
 from htas.training.loop import EpochLoop
-from htas.training.recipe import Precision, Recipe
+from htas.training.recipe import DECAY, Precision, Recipe
 from htas.training.train import mean_score
 
 PREFIX = "supernet/"
@@ -88,6 +88,12 @@ class SupernetOptions(SearchOptions):
             )
         path_of(self.start, "strategy.start")
         need_least(0, self, "strategy", "momentum", "weight_decay")
+        need_below(1, self, "strategy", "momentum")
+        if self.weight_decay > 1 and (most := self.lr * self.weight_decay) >= DECAY:
+            raise UserError(
+                f"strategy.weight_decay = {self.weight_decay:g} at strategy.lr = {self.lr:g} takes {most:.3g} of every "
+                f"weight in a step, which must be below {DECAY:g}; lower strategy.weight_decay"
+            )
 
     @property
     def recipe(self) -> Recipe:
@@ -162,6 +168,8 @@ class SearchLoop(EpochLoop[EpochRecord]):
 
     def diverged(self, number: int, loss: float) -> UserError:
         """The error of a search that diverged in an epoch, the first being 0."""
+        if cause := self.cause(number):
+            return UserError(f"the search diverged in epoch {number + 1}, and not by its learning rate: {cause}")
         rate, warm = significant(self.rate), isinstance(self.options, SupernetOptions)
         what = f"the search diverged in epoch {number + 1} at a learning rate of {rate}: its loss is {loss:.3g}"
         if number == 0:

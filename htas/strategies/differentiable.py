@@ -23,7 +23,7 @@ from htas.strategies import SupernetStrategy, check_charge
 from htas.text import percent, significant
 from htas.training import ranks
 from htas.training.loop import Values
-from htas.training.recipe import Recipe, cosine
+from htas.training.recipe import LEAST_TEMPERATURE, Recipe, cosine
 
 CLOSE = 0.1
 """A search has converged only if the cost of its most probable arch is within this fraction of the expected cost."""
@@ -83,6 +83,7 @@ class Differentiable(SupernetStrategy):
         if not 0 <= self.warmup < self.epochs:
             raise UserError(f"strategy.warmup must lie in 0..{self.epochs - 1}, got {self.warmup}")
         need_above_zero(self, "strategy", "arch_lr", "hottest", "coldest", "ratio")
+        need_least(LEAST_TEMPERATURE, self, "strategy", "hottest", "coldest")
         need_least(0, self, "strategy", "weight", "tolerance", "arch_weight_decay")
 
     @property

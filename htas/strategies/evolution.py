@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from htas.errors import UserError, need_least
+from htas.errors import UserError, need_least, need_most
 from htas.files import digest, to_json
 from htas.graph.arch import Arch
 from htas.search.moves import over
@@ -35,6 +35,7 @@ class Evolution(ArchsStrategy):
         super().__post_init__()
         need_least(2, self, "strategy", "population")
         need_least(1, self, "strategy", "workers")
+        need_most(256, self, "strategy", "workers")
         for name in ("mutation", "crossover"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from htas.data.task import CLASSIFY, Outputs, Task
 from htas.errors import UserError
+from htas.training.recipe import LEAST_TEMPERATURE, MOST_TEMPERATURE
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,10 @@ class Distill:
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
             raise UserError(f"distill.alpha must lie in 0..1, got {self.alpha}")
-        if not self.temperature > 0:
-            raise UserError(f"distill.temperature must be above 0, got {self.temperature}")
+        if not LEAST_TEMPERATURE <= self.temperature <= MOST_TEMPERATURE:
+            raise UserError(
+                f"distill.temperature must lie in {LEAST_TEMPERATURE:g}..{MOST_TEMPERATURE:g}, got {self.temperature:g}"
+            )
 
     def loss(self, student: Outputs, teacher: Outputs, labels: Any, task: Task = CLASSIFY) -> Tensor:
         """(1 - alpha) CE(student, labels) + alpha T^2 KL(teacher || student) of logits [N, classes], a scalar. A task

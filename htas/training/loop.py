@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from htas.console.progress import Bar, progress
 from htas.console.record import scalars
+from htas.data.nests import tensors_in
 from htas.data.split import WHOLE, Batch, Source
 from htas.data.task import Inputs, forward, precise
 from htas.errors import UserError
@@ -21,6 +22,12 @@ from htas.timing.allocator import keep_memory
 from htas.training import ranks
 from htas.training.layout import CopyingViews, placed
 from htas.training.recipe import Precision, Recipe
+
+OUTPUTS = (
+    "the network gives NaN or infinity before its first step, for inputs that are numbers; look for a logarithm, a "
+    "root or a quotient of 0 in it"
+)
+LOSS = "the loss is no number at the first step, for inputs that are; look at the outputs, the targets and the loss"
 
 
 class EpochFigures(Protocol):
@@ -59,6 +66,8 @@ class EpochLoop(ABC, Generic[Figures]):
         self.epochs: list[Figures] = []
         """Epochs done, those before an interruption included."""
         self._started = time.monotonic()
+        self._first = ""
+        """Why the loss of the first step is no number, before the learning rate had an effect."""
         self.split, self.recipe, self.seed = split, recipe, seed
         self.share = ranks.share(min(recipe.batch, len(split)), self.batch_option)
         """The slice of every batch that this process learns from."""
@@ -90,13 +99,38 @@ class EpochLoop(ABC, Generic[Figures]):
         self.begin(number, seed)
         self.model.train()
         sums = torch.zeros((), device=self.runner.device)
+        if number == 0 and (
+            name := next((name for name, each in self.model.named_parameters() if not finite(each)), "")
+        ):
+            raise UserError(f"{self.title} cannot begin: {name} holds NaN or infinite weights; give the network others")
         for step, (images, labels) in enumerate(batches(self.split, self.recipe.batch, seed, self.share)):
+            first = number == step == 0  # no step has had an effect yet
+            if first:
+                with torch.random.fork_rng():
+                    self._first = self.fault(images)
             set_rate(self.sgd, self.recipe.rate(number, step, self.steps))
             with CopyingViews():
                 sums = sums + self.step(images, labels, self.recipe.share(number, step, self.steps))
+            if first:
+                self._first = "" if finite(ranks.mean(sums)) else self._first or LOSS
+                if self._first:
+                    break
             bar.step()
         ranks.equalize(self.model.parameters(), self.model.buffers())
         return self.figures(number, ranks.mean(sums))
+
+    def fault(self, images: Inputs) -> str:
+        """What gives no numbers for images that do; empty where that is not known."""
+        return ""
+
+    def cause(self, number: int) -> str:
+        """Why the loss of an epoch is no number where its learning rate is not to blame, and what to do; otherwise
+        empty. Looks at the inputs of the epoch, and at what its first step came to."""
+        if any(
+            not finite(images) for images, _ in batches(self.split, self.recipe.batch, epoch_seed(self.seed, number))
+        ):
+            return "inputs of the training data are NaN or infinite; replace them, or leave those items out"
+        return self._first
 
     @property
     def rate(self) -> float:
@@ -172,7 +206,8 @@ class EpochLoop(ABC, Generic[Figures]):
 
     def keep(self, path: Path) -> None:
         """Write a checkpoint."""
-        write_tensors(path, self.tensors(), {"epochs": [vars(each) for each in self.epochs], **self.values()})
+        header = {"title": self.title, "epochs": [vars(each) for each in self.epochs], **self.values()}
+        write_tensors(path, self.tensors(), header)
 
     def restore(self) -> None:
         """Go on from the checkpoint, if there is one."""
@@ -234,6 +269,11 @@ def has_bf16(device: str, precision: Precision) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     features = torch.cpu.get_capabilities()
     return any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def finite(tree: Any) -> bool:
+    """Whether all floating-point tensors in something are free of NaN and infinity."""
+    return all(bool(each.isfinite().all()) for each in tensors_in(tree) if each.is_floating_point())
 
 
 def batches(split: Source, size: int, seed: int, only: slice = WHOLE) -> Iterator[Batch]:

@@ -4,9 +4,15 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from htas.errors import UserError, need_above_zero, need_least
+from htas.errors import UserError, need_above_zero, need_below, need_least
 
 Precision = Literal["auto", "bf16", "fp32"]
+DECAY = 1.0
+"""Share of every weight that a step takes by weight decay, from which on weights change their sign, or grow."""
+LEAST_TEMPERATURE = 0.01
+"""Least divisor of logits: below it softmax is a step, whose gradients are 0 or beyond any float."""
+MOST_TEMPERATURE = 1e4
+"""Largest divisor of logits, whose square is a factor of a loss."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,10 @@ class Recipe:
     """Weight decay of every parameter, norms and biases included."""
     smoothing: float = 0.0
     """Share of each label that is spread evenly over all classes; below 1."""
-    start: Literal["random", "base"] = "random"
-    """Weights that a network begins with: drawn anew, or the trained base network's, the most important channels first;
-    those of a network that is given as trained are always inherited."""
+    start: str = "random"
+    """Weights that a network begins with: drawn anew (random), or the trained base network's, the most important
+    channels first (base); those of a network that is given as trained are always inherited. The .safetensors checkpoint
+    of a training that diverged is for the network that it trained, and the others are drawn anew."""
     precision: Precision = "auto"
     """Arithmetic of the training; auto is bf16 if the hardware has it."""
     int8_epochs: int = 3
@@ -46,6 +53,16 @@ class Recipe:
         need_least(1, self, "train", "epochs", "batch")
         need_least(0, self, "train", "warmup", "momentum", "weight_decay", "int8_epochs")
         need_above_zero(self, "train", "lr")
+        need_below(1, self, "train", "momentum")
+        if self.weight_decay > 1 and (most := self.lr * self.weight_decay) >= DECAY:
+            raise UserError(
+                f"train.weight_decay = {self.weight_decay:g} at train.lr = {self.lr:g} takes {most:.3g} of every "
+                f"weight in a step, which must be below {DECAY:g}; lower train.weight_decay"
+            )
+        if self.start not in ("random", "base") and not self.start.endswith(".safetensors"):
+            raise UserError(
+                f"train.start must be random, base or the .safetensors checkpoint of a training, got {self.start!r}"
+            )
         if not 0 <= self.rest < self.epochs:
             raise UserError(f"train.rest must lie in 0..{self.epochs - 1}, below train.epochs, got {self.rest}")
         if not 0 <= self.smoothing < 1:

@@ -20,7 +20,7 @@ from htas.text import percent, significant
 from htas.training.distill import Distill
 from htas.training.int8 import simulated
 from htas.training.layout import CopyingViews, placed
-from htas.training.loop import EpochLoop, engine
+from htas.training.loop import OUTPUTS, EpochLoop, engine, finite
 from htas.training.recipe import Precision, Recipe
 
 
@@ -115,12 +115,24 @@ class Training(EpochLoop[TrainingEpoch]):
         """Raises UserError where the loss is no number any more."""
         mean, accuracy = (sums / self.steps).tolist()
         if not math.isfinite(mean):
+            what = f"training of {self.title} diverged in epoch {number + 1}"
+            if cause := self.cause(number):
+                raise UserError(f"{what}, and not by its learning rate: {cause}")
             good = f"; its last good state, of epoch {number}, is in {self.checkpoint}" if number else ""
-            raise UserError(
-                f"training of {self.title} diverged in epoch {number + 1} at a learning rate of {self.rate:.3g}{good}; "
-                f"lower {self.rate_option}"
-            )
+            lower = f"lower {self.rate_option}"
+            if number and self.rate_option == "train.lr":
+                lower = f"go on from there with --train.start={self.checkpoint}, a lower --train.lr and another --out"
+            raise UserError(f"{what} at a learning rate of {self.rate:.3g}{good}; {lower}")
         return TrainingEpoch(mean, accuracy, self.elapsed)
+
+    def fault(self, images: Inputs) -> str:
+        """The teacher's outputs, or the network's, before the first step."""
+        with torch.no_grad():
+            if self.teacher is not None and not finite(self.outputs(self.teacher, images)):
+                return "its teacher's outputs are NaN or infinite; train the base network again, in another folder"
+            with evaluating(self.model):
+                wrong = not finite(self.outputs(self.model, images))
+        return OUTPUTS if wrong else ""
 
     def summary(self, figures: TrainingEpoch) -> str:
         """Loss and accuracy."""

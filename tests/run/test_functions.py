@@ -42,7 +42,7 @@ class Aided(nn.Module):
         return Auxiliary(logits, self.aid(images.flatten(1))) if self.training else logits
 
 
-class Surveying(Exception):
+class Surveying(BaseException):
     """Raised where the survey would begin."""
 
 

@@ -68,7 +68,7 @@ TRAIN, TEST = part(90, 0), part(45, 1)
 PLAIN = TensorDataset(*TRAIN), TensorDataset(*TEST)
 
 
-class Stop(Exception):
+class Stop(BaseException):
     """Raised where the survey would begin."""
 
 

@@ -354,3 +354,59 @@ def test_a_strided_convolution_of_few_inputs_reads_only_what_it_takes_and_gives_
     rows = taken.expand(10, 5) if groups == 1 else taken.repeat_interleave(2)[:, None]
     torch.testing.assert_close(plain.weight.grad[:, :, 0, 0], rows, atol=1e-4, rtol=1e-4)
     assert set(model.state_dict()) == {f"{n}.{name}" for n in range(3) for name in ("weight", "bias")}
+
+
+# -- what is to blame where a loss is no number ------------------------------------------------------------------------
+
+
+class Roots(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))[:, :2].sub(1e6).sqrt()
+
+
+def test_a_network_that_gives_no_numbers_is_named_and_no_learning_rate(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), Roots())
+    with pytest.raises(UserError, match="diverged in epoch 1, and not by its learning rate: the network gives NaN"):
+        fitted(model, tmp_path / "c")
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path):
+    model = net()
+    model[0].weight.data[0] = math.nan
+    with pytest.raises(UserError, match=r"toy cannot begin: 0.weight holds NaN or infinite weights"):
+        fitted(model, tmp_path / "c")
+
+
+def test_inputs_that_are_no_numbers_are_named_in_any_epoch(tmp_path):
+    split = replace(toy(), std=(0.25, 0.0, 0.25))
+    with pytest.raises(
+        UserError, match="and not by its learning rate: inputs of the training data are NaN or infinite"
+    ):
+        Training(net(), split, SHORT, seed=3, device="cpu", checkpoint=tmp_path / "c", title="toy").run()
+
+
+def test_a_teacher_that_gives_no_numbers_is_named(tmp_path):
+    teacher = nn.Sequential(nn.Conv2d(3, 2, 3), Roots())
+    with pytest.raises(UserError, match="its teacher's outputs are NaN or infinite"):
+        fitted(net(), tmp_path / "c", teacher=teacher, distill=Distill())
+
+
+def test_a_loss_that_gives_no_numbers_is_named(tmp_path):
+    task = Task(lambda outputs, targets: outputs.sum() * math.nan)
+    with pytest.raises(UserError, match="the loss is no number at the first step, for inputs that are"):
+        fitted(net(), tmp_path / "c", task=task)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Recipe(momentum=1.0),
+        lambda: Recipe(weight_decay=50.0),
+        lambda: Recipe(start="nope"),
+        lambda: Distill(temperature=1e-9),
+        lambda: Distill(temperature=1e30),
+    ],
+)
+def test_options_with_which_nothing_is_learnt_are_refused(make):
+    with pytest.raises(UserError, match=r"^(train|distill)\.\w+ "):
+        make()

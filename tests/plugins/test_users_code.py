@@ -1,0 +1,172 @@
+"""A class of the user's that fails or returns something else is one sentence, with their file; a fault here is not."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from htas import cli, datasets, plugins, strategies
+from htas.console.blame import blame, is_users, users_faults
+from htas.datasets import Dataset
+from htas.errors import UserError
+from htas.strategies import Strategy
+
+MODULE = """
+from dataclasses import dataclass
+from typing import ClassVar
+import torch
+from htas.datasets import Dataset, Images
+from htas.strategies import Strategy
+
+@dataclass(frozen=True)
+class Data(Dataset):
+    classes: ClassVar = 2
+    shapes: ClassVar = ((3, 8, 8),)
+    mean: ClassVar = (0.5,) * 3
+    std: ClassVar = (0.25,) * 3
+    crop: ClassVar = 0
+    def read(self, part):
+        labels = torch.arange(20) % 2
+        images = torch.zeros(20, 3, 8, 8, dtype=torch.uint8)
+        return Images(images, labels)
+
+class NoDataclass(Data.__mro__[1]):
+    pass
+
+@dataclass
+class Unfrozen(Strategy):
+    def search(self, problem):
+        return None
+
+@dataclass(frozen=True)
+class Abstract(Strategy):
+    pass
+
+@dataclass(frozen=True)
+class Undefined(Data):
+    more: "Nosuch" = 3
+
+@dataclass(frozen=True)
+class Search(Strategy):
+    def search(self, problem):
+        return None
+"""
+
+
+def module(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str) -> Path:
+    """`mine.py` of this text, which can be imported."""
+    file = folder / "mine.py"
+    file.write_text(text)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    return file
+
+
+def loaded(name: str = "mine:Data") -> object:
+    return datasets.load(plugins.find(datasets, Dataset, name)())  # type: ignore[type-abstract]
+
+
+@pytest.mark.parametrize(
+    "line, statement, said",
+    [
+        (
+            "return Images",
+            "raise KeyError(3)",
+            r"code of your own raised KeyError: 3 \(.*mine.py, line 18\); mend it there",
+        ),
+        ("return Images", "raise SystemExit(3)", r"raised SystemExit: 3 \(.*mine.py, line 18\)"),
+        ("return Images", "torch.zeros(2, 3) @ images", r"raised RuntimeError: .* \(.*mine.py, line 18\)"),
+        ("return Images", "return None", r"mine:Data.read\(\) must be Images, it is None; mend it there"),
+        ("return Images", "return images, labels", r"mine:Data.read\(\) must be Images, it is tuple of Tensor, Tensor"),
+        (
+            "return Images",
+            "return Images(images.numpy(), labels)",
+            "must be a torch tensor with values, they are ndarray",
+        ),
+        ("mean:", "mean: ClassVar = (0.5,)", "has 1 mean for 3 channels; give one for each"),
+        ("std:", "std: ClassVar = (0.5, 0, 0.5)", "has the std 0 in channel 1, which must be 0.0001 or more"),
+        ("crop:", "crop: ClassVar = -1", "has crop = -1, pixels padded on each side, which must be 0 to 8"),
+        ("classes:", "classes: ClassVar = 'two'", "mine:Data.classes must be int, it is 'two'"),
+        ("classes:", "classes: ClassVar = 10**9", "has 1000000000 classes, which must be 1 to 1000000"),
+        ("shapes:", "shapes: ClassVar = ((3, 10**6, 10**6),)", "has inputs of 3,000,000,000,000 numbers"),
+        ("    def read(self, part)", "    def read(self):", r"mine:Data.read\(\) must take what its contract says"),
+    ],
+)
+def test_a_data_set_that_is_wrong(
+    line: str, statement: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = MODULE.splitlines()
+    place = next(number for number, each in enumerate(lines) if each.lstrip().startswith(line.strip()))
+    lines[place] = " " * (len(lines[place]) - len(lines[place].lstrip())) + statement.strip()
+    module(monkeypatch, tmp_path, "\n".join(lines))
+    with pytest.raises(UserError, match=said), users_faults():
+        loaded()
+
+
+def test_a_data_set_that_is_right_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module(monkeypatch, tmp_path, MODULE)
+    assert loaded()
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("NoDataclass", "lacks what every Dataset has: classes, mean, shapes, std"),
+        ("Unfrozen", r"is no frozen dataclass, whose fields are its options; write @dataclass\(frozen=True\)"),
+        ("Abstract", "lacks what every Strategy has: search"),
+        ("Undefined", "the fields of 'mine:Undefined' cannot be read"),
+        ("Nosuch", "module 'mine' has no attribute 'Nosuch'"),
+    ],
+)
+def test_a_class_that_is_no_plug_in(name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module(monkeypatch, tmp_path, MODULE)
+    contract = Dataset if name in ("NoDataclass", "Undefined") else Strategy
+    package = datasets if contract is Dataset else strategies
+    with pytest.raises(UserError, match=said):
+        plugins.find(package, contract, f"mine:{name}")  # type: ignore[type-abstract]
+
+
+def test_a_strategy_must_return_what_a_search_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module(monkeypatch, tmp_path, MODULE)
+    search = plugins.find(strategies, Strategy, "mine:Search")()  # type: ignore[type-abstract]
+    with pytest.raises(UserError, match=r"mine:Search.search\(\) must be SearchOutcome, it is None"):
+        search.search(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["raise SystemExit(3)", "import nosuch", "1 / 0", "def f(:", "x = 3\nexit()"])
+def test_a_module_that_fails_on_import_is_named_with_its_line(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = module(monkeypatch, tmp_path, text)
+    with pytest.raises(UserError, match=rf"cannot import 'mine:Data' .*{file}, line \d.*; mend that file"):
+        plugins.find(datasets, Dataset, "mine:Data")  # type: ignore[type-abstract]
+
+
+def test_the_command_tells_the_user_s_fault_in_a_sentence_and_its_own_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module(monkeypatch, tmp_path, MODULE.replace("return Images(images, labels)", "images.nosuch"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.toml").write_text('data.name = "mine:Data"\n')
+    assert cli.main(["plan", "a.toml", "--out", "r"]) in (0, 2)
+    assert "Traceback" not in capsys.readouterr().err
+    try:
+        torch.zeros(2) + "x"  # type: ignore[operator]
+    except TypeError as error:
+        assert is_users(error) and "test_users_code.py, line" in blame(error)
+
+
+def test_a_fault_in_a_file_of_htas_stays_one() -> None:
+    names: dict[str, Any] = {}
+    exec(compile("def fail():\n    1 / 0\n", str(Path(datasets.__file__)), "exec"), names)
+    with pytest.raises(ZeroDivisionError), users_faults():
+        names["fail"]()
+
+
+def test_a_worker_s_error_has_its_place_in_the_traceback_that_is_its_message() -> None:
+    text = "Caught KeyError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+    error = RuntimeError(f'{text}  File "/x/my.py", line 7, in __getitem__\n    x\nKeyError: 3\n')
+    assert blame(error) == "KeyError: 3 (/x/my.py, line 7)"
+    assert is_users(error)
