@@ -1,0 +1,55 @@
+"""Commands from a process that has imported everything: it forks one for each line that it reads, and tells its end.
+
+    python -m benchmarks.faults.warm
+
+A line is a JSON object: the words of `htas`, the folder to work in, variables, and a file for what is printed. Its
+answers are the process's number, and once that has ended, its exit code as a shell would say it.
+"""
+
+import importlib
+import json
+import os
+import signal
+import sys
+
+import htas.cli.app
+import htas.cli.doctor
+import htas.experiments.budgets
+import htas.experiments.trials
+import htas.report
+import htas.report._draw
+import htas.run.stages
+import htas.search.oneshot
+import htas.strategies.evolution
+from htas.cli import main
+
+for name in (
+    "accelerate", "altair", "htas.strategies._journal", "pandas", "psutil", "scipy.optimize", "scipy.stats",
+    "pytest", "rich.progress", "sklearn.datasets", "sympy", "torch._dynamo", "torch.distributed", "torch.onnx",
+):  # fmt: skip
+    importlib.import_module(name)
+
+
+def child(order: dict[str, object]) -> list[str]:
+    """Become the process of a command; returns the words of `htas`."""
+    os.setsid()
+    os.chdir(str(order["folder"]))
+    os.environ.update(dict(order["variables"]))  # type: ignore[call-overload]
+    printed, nothing = os.open(str(order["printed"]), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), os.open(os.devnull, 0)
+    for old, new in ((nothing, 0), (printed, 1), (printed, 2)):
+        os.dup2(old, new)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = ["htas", *order["words"]]  # type: ignore[misc]
+    return sys.argv[1:]
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers = sys.stdout
+    for line in sys.stdin:
+        process = os.fork()
+        if not process:
+            sys.exit(main(child(json.loads(line))))
+        print(process, flush=True)
+        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        print(status if status >= 0 else 128 - status, flush=True)
