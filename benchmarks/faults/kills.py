@@ -132,7 +132,9 @@ class Course:
     seconds: float = 0.0
 
 
-def moment(random_: random.Random, out: Path, lasts: dict[str, float], plain: bool) -> tuple[str, Callable[[Attempt], bool]]:
+def moment(
+    random_: random.Random, out: Path, lasts: dict[str, float], plain: bool
+) -> tuple[str, Callable[[Attempt], bool]]:
     """Where the next kill falls, and what tells that it is time."""
     left = [name for name, file in small.STAGES if not (out / file).exists()] if plain else []
     place = random_.choice(["imports", "a write", *(2 * left if plain else 6 * ["work"])])

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+from typing import Any
 
 import htas.cli.app
 import htas.cli.doctor
@@ -30,26 +31,25 @@ for name in (
     importlib.import_module(name)
 
 
-def child(order: dict[str, object]) -> list[str]:
-    """Become the process of a command; returns the words of `htas`."""
+def child(order: dict[str, Any]) -> None:
+    """Become the process of a command."""
     os.setsid()
-    os.chdir(str(order["folder"]))
-    os.environ.update(dict(order["variables"]))  # type: ignore[call-overload]
-    printed, nothing = os.open(str(order["printed"]), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), os.open(os.devnull, 0)
+    os.chdir(order["folder"])
+    os.environ.update(order["variables"])
+    printed, nothing = os.open(order["printed"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), os.open(os.devnull, 0)
     for old, new in ((nothing, 0), (printed, 1), (printed, 2)):
         os.dup2(old, new)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.argv = ["htas", *order["words"]]  # type: ignore[misc]
-    return sys.argv[1:]
+    sys.argv = ["htas", *order["words"]]
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    answers = sys.stdout
     for line in sys.stdin:
         process = os.fork()
         if not process:
-            sys.exit(main(child(json.loads(line))))
+            child(json.loads(line))
+            sys.exit(main())
         print(process, flush=True)
         status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         print(status if status >= 0 else 128 - status, flush=True)
