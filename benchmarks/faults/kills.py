@@ -140,7 +140,7 @@ def moment(
     place = random_.choice(["imports", "a write", *(2 * left if plain else 6 * ["work"])])
     share = random_.random()
     if place == "imports":
-        return place, lambda attempt: attempt.age > share * lasts["imports"]
+        return place, lambda attempt: bool(attempt.printed) or attempt.age > share * lasts["imports"]
     if place == "a write":
         number, seen = 1 + int(share * 12), set[str]()
 
@@ -216,28 +216,34 @@ def killed(attempt: Attempt, place: str, name: str, whole_group: bool) -> Kill:
     return Kill(place, name, whole_group, attempt.code, "; ".join(troubles))
 
 
-def undisturbed(name: str, out: Path) -> tuple[dict[str, Any], set[str], dict[str, float]]:
+def undisturbed(name: str, out: Path, warm: Warm) -> tuple[dict[str, Any], set[str], dict[str, float]]:
     """What a command comes to, its files, and how long its parts take."""
     folder, words = out / f"undisturbed {name}", small.COMMANDS[name].words(out / f"undisturbed {name}")
     times = folder / "times.json"
     if not times.exists():
         shutil.rmtree(folder / "out", ignore_errors=True)
         attempt, lasts = cold(words, folder), dict.fromkeys(PLACES, 0.0)
+        while attempt.code is None and not attempt.printed:
+            time.sleep(0.02)
+        imports = attempt.age
+        os.killpg(attempt.process.pid, signal.SIGKILL)
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        attempt = warm.start(words, folder)
         while attempt.code is None:
-            lasts[small.stage(folder / "out") if attempt.printed else "imports"] = attempt.age
+            lasts[small.stage(folder / "out")] = attempt.age
             time.sleep(0.02)
         if attempt.code:
             sys.exit(f"{name} ends with {attempt.code} though nobody disturbs it; see {folder / 'printed'}")
         ends = [0.0, *sorted(each for each in lasts.values() if each)]
         lasts = {place: end - ends[ends.index(end) - 1] if end else 0.0 for place, end in lasts.items()}
-        times.write_text(json.dumps({**lasts, "all": attempt.age}))
+        times.write_text(json.dumps({**lasts, "imports": imports, "all": attempt.age}))
     return small.outcome(folder / "out"), small.names(folder / "out"), json.loads(times.read_text())
 
 
 def course(number: int, seed: int, out: Path, warm: Warm, limit: float) -> Course:
     """One run, killed and started again until it ends."""
     name = OTHERS.get(number % 25, "run")
-    wanted, files, lasts = undisturbed(name, out)
+    wanted, files, lasts = undisturbed(name, out, warm)
     folder, random_, began = out / f"{number}", drawn(seed, number), time.monotonic()
     shutil.rmtree(folder, ignore_errors=True)
     words, done = small.COMMANDS[name].words(folder), Course(number, name)

@@ -3,7 +3,8 @@
     python -m benchmarks.faults.warm
 
 A line is a JSON object: the words of `htas`, the folder to work in, variables, and a file for what is printed. Its
-answers are the process's number, and once that has ended, its exit code as a shell would say it.
+answers are the process's number, and once that has ended, its exit code as a shell would say it. To be quick, these
+commands judge two rivals of an arch only, and draw no charts.
 """
 
 import importlib
@@ -13,22 +14,18 @@ import signal
 import sys
 from typing import Any
 
-import htas.cli.app
-import htas.cli.doctor
-import htas.experiments.budgets
-import htas.experiments.trials
-import htas.report
-import htas.report._draw
-import htas.run.stages
-import htas.search.oneshot
-import htas.strategies.evolution
 from htas.cli import main
 
 for name in (
-    "accelerate", "altair", "htas.strategies._journal", "pandas", "psutil", "scipy.optimize", "scipy.stats",
+    "accelerate", "altair", "htas.cli.app", "htas.strategies._journal", "pandas", "psutil", "scipy.optimize", "scipy.stats",
+    "htas.experiments.budgets", "htas.experiments.trials", "htas.search.oneshot", "htas.strategies.evolution",
     "pytest", "rich.progress", "sklearn.datasets", "sympy", "torch._dynamo", "torch.distributed", "torch.onnx",
 ):  # fmt: skip
     importlib.import_module(name)
+stages = importlib.import_module("htas.run.stages")
+drawing, page = (importlib.import_module(f"htas.report.{name}") for name in ("_draw", "_page"))
+BLANK = b'<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1" viewBox="0 0 1 1"></svg>'
+"""In place of a chart."""
 
 
 def child(order: dict[str, Any]) -> None:
@@ -45,6 +42,8 @@ def child(order: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for module, name, value in ((stages, "RIVALS", 2), (drawing, "svg", lambda chart: BLANK), (page, "script", str)):
+        setattr(module, name, value)
     for line in sys.stdin:
         process = os.fork()
         if not process:
