@@ -20,6 +20,8 @@ import psutil
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[2]
+PATHS = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+"""Where Python finds htas, and the devices of the tests."""
 MARK = "HTAS_CAMPAIGN"
 """Variable of a command and of all that it starts: its folder."""
 STAGES = (
@@ -92,8 +94,7 @@ COMMANDS: Mapping[str, Command] = {
 
 def environment(folder: Path) -> dict[str, str]:
     """Variables of a command in this folder."""
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
-    own = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HTAS_STORE": str(folder / "store.sqlite"), MARK: str(folder)}
+    own = {"PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1", "HTAS_STORE": str(folder / "store.sqlite"), MARK: str(folder)}
     return {**os.environ, **own}
 
 

@@ -17,8 +17,8 @@ from typing import Any
 from htas.cli import main
 
 for name in (
-    "accelerate", "altair", "htas.cli.app", "htas.strategies._journal", "pandas", "psutil", "scipy.optimize", "scipy.stats",
-    "htas.experiments.budgets", "htas.experiments.trials", "htas.search.oneshot", "htas.strategies.evolution",
+    "accelerate", "altair", "htas.cli.app", "htas.strategies._journal", "pandas", "psutil",
+    "scipy.optimize", "scipy.stats", "htas.experiments.budgets", "htas.experiments.trials", "htas.search.oneshot", "htas.strategies.evolution",
     "pytest", "rich.progress", "sklearn.datasets", "sympy", "torch._dynamo", "torch.distributed", "torch.onnx",
 ):  # fmt: skip
     importlib.import_module(name)
