@@ -1,5 +1,4 @@
-"""A disk that fills, and a folder that becomes read-only, in every stage of a run: is it one sentence, and does the same
-command go on?
+"""A disk that fills, and a folder that becomes read-only, in every stage: one sentence, and the same command goes on?
 
     python -m benchmarks.faults.disks OUT [--stages survey,...] [--moments before,0.3,0.8,write] [--seed 0]
 

@@ -2,11 +2,11 @@
 
     python -m benchmarks.faults.kills OUT [--runs 100] [--first 0] [--seed 0] [--limit 600]
 
-Each run is a whole command of small_runs.py: it is killed two to four times by SIGKILL, SIGTERM or SIGINT, alone or with
-all processes of its group, and started again; then it is left to end. The moment is drawn among the imports, the
-stages that are still to be done, and the writing of files. It must end with the archs, accuracies and weights of a run that
-nobody disturbed, with the same files, each of them readable, and without a process that is left; a kill must give the
-exit code 137, 143 or 130, the latter two with a sentence. Most attempts are forked from a process that has imported
+Each run is a whole command of small_runs.py: it is killed two to four times by SIGKILL, SIGTERM or SIGINT, alone or
+with all processes of its group, and started again; then it is left to end. The moment is drawn among the imports, the
+stages that are still to be done, and the writing of files. It must end with the archs, accuracies and weights of a run
+that nobody disturbed, with the same files, each of them readable, and without a process that is left; a kill must give
+the exit code 137, 143 or 130, the latter two with a sentence. Most attempts are forked from a process that has imported
 everything (warm.py), since imports take longer than many a stage. What was done is in OUT/kills.jsonl; the same command
 does the rest.
 """

@@ -17,9 +17,10 @@ from typing import Any
 from htas.cli import main
 
 for name in (
-    "accelerate", "altair", "htas.cli.app", "htas.strategies._journal", "pandas", "psutil",
-    "scipy.optimize", "scipy.stats", "htas.experiments.budgets", "htas.experiments.trials", "htas.search.oneshot", "htas.strategies.evolution",
-    "pytest", "rich.progress", "sklearn.datasets", "sympy", "torch._dynamo", "torch.distributed", "torch.onnx",
+    "accelerate", "altair", "htas.cli.app", "htas.experiments.budgets", "htas.experiments.trials",
+    "htas.search.oneshot", "htas.strategies._journal", "htas.strategies.evolution", "pandas", "psutil", "pytest",
+    "rich.progress", "scipy.optimize", "scipy.stats", "sklearn.datasets", "sympy", "torch._dynamo",
+    "torch.distributed", "torch.onnx",
 ):  # fmt: skip
     importlib.import_module(name)
 stages = importlib.import_module("htas.run.stages")
