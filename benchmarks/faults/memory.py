@@ -17,8 +17,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +64,6 @@ class Group:
     folder: Path | None
     peak: int = 0
     """Bytes that the processes had at the same time, sampled."""
-    seen: list[float] = field(default_factory=list)
 
     def join(self) -> None:
         """Let this process belong to it."""
@@ -97,8 +96,11 @@ def group(gigabytes: float) -> Iterator[Group]:
     try:
         yield Group(folder)
     finally:
-        time.sleep(1)
-        folder.rmdir()
+        until = time.monotonic() + 30
+        while folder.exists() and time.monotonic() < until:
+            time.sleep(0.5)
+            with suppress(OSError):  # the kernel still looks after a process that has ended
+                folder.rmdir()
 
 
 def within(out: Path, words: list[str], gigabytes: float) -> tuple[Outcome, int]:

@@ -77,10 +77,11 @@ def begin(run: Run, command: str, *, shown: bool = True) -> None:
             "has those of a Python program; leave it at 1"
         )
     open_runtime(run.target)
+    if fresh := not (run.folder / "cost.json").exists():
+        need_memory(run)
     if shown and not (run.folder / "report.json").exists():
         outlook.show(run)
-    if not (run.folder / "cost.json").exists():
-        need_memory(run)
+    if fresh:
         _rehearse(run)
     write_json(run.folder / "command.json", {"command": command})
 
