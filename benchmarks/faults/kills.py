@@ -60,7 +60,8 @@ class Attempt:
     @property
     def printed(self) -> str:
         """What it has printed."""
-        return (self.folder / "printed").read_text(errors="replace")
+        path = self.folder / "printed"
+        return path.read_text(errors="replace") if path.exists() else ""  # it may not have got so far
 
 
 class Warm:
