@@ -123,8 +123,9 @@ def stage(out: Path) -> str:
 
 
 def names(out: Path) -> set[str]:
-    """Every file below a folder."""
-    return {str(path.relative_to(out)) for path in out.rglob("*") if not path.is_dir()}
+    """Every file below a folder, but for locks, whose names depend on when their work was measured."""
+    files = [path.relative_to(out) for path in out.rglob("*") if not path.is_dir()]
+    return {str(path) for path in files if path.parts[0] != "locks"}
 
 
 def unreadable(out: Path) -> list[str]:

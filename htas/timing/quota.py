@@ -27,11 +27,11 @@ def free_memory(root: Path = Path("/")) -> int:
     in a container. `root` is where `proc` and `sys` lie."""
     import psutil
 
-    granted = [free for folder in groups(root, "memory") if (free := _granted(folder)) is not None]
-    return int(min([psutil.virtual_memory().available, *granted]))
+    grants = [free for folder in groups(root, "memory") if (free := _grant(folder)) is not None]
+    return int(min([psutil.virtual_memory().available, *grants]))
 
 
-def _granted(folder: Path) -> float | None:
+def _grant(folder: Path) -> float | None:
     """Bytes that the processes of a control group could still take; None without a limit."""
     for most, used, cached in MEMORY:
         limit, taken = (number(text(folder / name)) for name in (most, used))
