@@ -169,7 +169,8 @@ def optimized(out: Path, calls: int) -> str:
         )  # fmt: skip
         htas.optimize(
             network, pictures[:2], tuple(parts), target=htas.Target(runtime="onnxruntime", batch=1, threads=1),
-            constraints={"latency": "100%"}, trained=False, epochs=1, options=options, seed=number, out=out / f"{number}",
+            constraints={"latency": "100%"}, trained=False, epochs=1, options=options, seed=number,
+            out=out / f"{number}",
         )  # fmt: skip
         gc.collect()
         sizes.append(process.memory_info().rss)

@@ -34,11 +34,11 @@ def free_memory(root: Path = Path("/")) -> int:
 def _grant(folder: Path) -> float | None:
     """Bytes that the processes of a control group could still take; None without a limit."""
     for most, used, cached in MEMORY:
-        limit, taken = (number(text(folder / name)) for name in (most, used))
-        if limit is not None and taken is not None:
+        limit, size = (number(text(folder / name)) for name in (most, used))
+        if limit is not None and size is not None:
             lines = [line.split() for line in (text(folder / "memory.stat") or "").splitlines()]
             spare = next((number(line[1]) for line in lines if len(line) == 2 and line[0] == cached), None)
-            return max(0.0, limit - taken + (spare or 0.0))
+            return max(0.0, limit - size + (spare or 0.0))
     return None
 
 
