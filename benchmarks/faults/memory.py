@@ -156,7 +156,7 @@ def optimized(out: Path, calls: int) -> str:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(120) % 3
     pictures = torch.randn(120, 1, 8, 8, generator=generator) + labels[:, None, None, None]
-    parts = [TensorDataset(pictures[part], labels[part]) for part in (slice(0, 80), slice(80, 120))]
+    training, validation = (TensorDataset(pictures[part], labels[part]) for part in (slice(0, 80), slice(80, 120)))
     options = {
         "survey.store": "none", "survey.undecided": 1, "survey.seconds": 0.5, "calibrate.networks": 6,
         "calibrate.seconds": 0.5, "design.groups": 2,
@@ -168,7 +168,7 @@ def optimized(out: Path, calls: int) -> str:
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3),
         )  # fmt: skip
         htas.optimize(
-            network, pictures[:2], tuple(parts), target=htas.Target(runtime="onnxruntime", batch=1, threads=1),
+            network, pictures[:2], (training, validation), target=htas.Target(runtime="onnxruntime", batch=1, threads=1),
             constraints={"latency": "100%"}, trained=False, epochs=1, options=options, seed=number,
             out=out / f"{number}",
         )  # fmt: skip
