@@ -37,6 +37,8 @@ SIGNALS = {"SIGKILL": 137, "SIGTERM": 143, "SIGINT": 130}
 PLACES = ("imports", *(name for name, _ in small.STAGES), "a write")
 OTHERS = dict(zip(range(3, 25, 4), list(small.COMMANDS)[1:], strict=True))
 """Of 25 runs, those that are no plain `htas run`."""
+ENDING = 5.0
+"""Seconds in which a command may end that had done all when the signal came."""
 LEAVE = 15.0
 """Seconds in which processes that a killed command had started must end."""
 
@@ -197,8 +199,10 @@ def killed(attempt: Attempt, place: str, name: str, whole_group: bool) -> Kill:
         attempt.process.kill()
         return Kill(place, name, whole_group, -1, f"it still ran 60 s after {name}")
     troubles = []
-    if attempt.code == 0:
+    if attempt.code == 0 and time.monotonic() < sent + ENDING:
         place = "the end"
+    elif attempt.code == 0:
+        troubles.append(f"it went on after {name} for {time.monotonic() - sent:.0f} s, to its end")
     elif attempt.code != SIGNALS[name]:
         troubles.append(f"exit code {attempt.code} after {name}")
     elif name != "SIGKILL":
@@ -257,7 +261,7 @@ def course(number: int, seed: int, out: Path, warm: Warm, limit: float) -> Cours
         kill = killed(attempt, place, signal_, whole_group)
         done.kills.append(kill)
         done.troubles += [f"after a kill: {bad}" for bad in small.unreadable(folder / "out")]
-        if kill.place == "the end":
+        if kill.code == 0:
             break
     else:
         attempt = warm.start(words, folder)
@@ -266,7 +270,7 @@ def course(number: int, seed: int, out: Path, warm: Warm, limit: float) -> Cours
     if attempt.code is None:
         attempt.process.kill()
         done.troubles.append(f"it did not end within {limit:.0f} s")
-    elif attempt.code and not (done.kills and done.kills[-1].place == "the end"):
+    elif attempt.code and not (done.kills and done.kills[-1].code == 0):
         done.troubles.append(f"the last attempt ended with {attempt.code}: {attempt.printed.splitlines()[-1:]}")
     else:
         done.troubles += judged(folder / "out", wanted, files)

@@ -168,7 +168,8 @@ def optimized(out: Path, calls: int) -> str:
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3),
         )  # fmt: skip
         htas.optimize(
-            network, pictures[:2], (training, validation), target=htas.Target(runtime="onnxruntime", batch=1, threads=1),
+            network, pictures[:2], (training, validation),
+            target=htas.Target(runtime="onnxruntime", batch=1, threads=1),
             constraints={"latency": "100%"}, trained=False, epochs=1, options=options, seed=number,
             out=out / f"{number}",
         )  # fmt: skip
