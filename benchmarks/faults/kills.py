@@ -319,6 +319,7 @@ def main() -> int:
     given = parser.parse_args()
     out = given.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts this behind itself ignores Ctrl-C
     log, warm = out / "kills.jsonl", Warm()
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     courses = [Course(**{**each, "kills": [Kill(**kill) for kill in each["kills"]]}) for each in lines]
