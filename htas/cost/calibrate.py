@@ -28,6 +28,7 @@ from htas.spaces.room import filled, roomy
 from htas.spaces.space import Space
 from htas.text import percent
 from htas.timing.measurement import Measurement
+from htas.timing.quota import free_memory
 
 SECONDS_PER_LAYER = 0.05
 """Measuring time for each pair of widths of each distinct layer, unless calibrate.seconds is set."""
@@ -280,10 +281,8 @@ def whole(
 ) -> list[Measurement]:
     """Measurements of networks, the base first: in one run, or in several if they do not fit into `free` bytes (0: the
     machine's free memory). Each run includes the base, whose readings bring the runs to one level."""
-    import psutil
-
     by_arch: dict[Arch, Measurement] = {}
-    together = lots(network, archs, free or psutil.virtual_memory().available)
+    together = lots(network, archs, free or free_memory())
     for number, lot in enumerate(together):
         part = replace(metric, limit=metric.limit * len(lot) / len(archs)) if isinstance(metric, Latency) else metric
         report = _part(on_round, number / len(together), (number + 1) / len(together))

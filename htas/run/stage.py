@@ -10,6 +10,7 @@ from htas.console.progress import say
 from htas.errors import UserError
 from htas.files import from_json, need_not_below, read_json, read_record, write_record
 from htas.run.run import Run
+from htas.run.writable import need_writable
 from htas.text import duration, listing
 from htas.training import ranks
 
@@ -51,7 +52,8 @@ class Stage:
 def ensure(run: Run, stage: Stage, again: bool = False) -> None:
     """Make the files of a stage, unless they are finished; with `again`, in any case.
 
-    Raises UserError, naming the verb to run, where a file of the stages before is missing or made from older ones.
+    Raises UserError, naming the verb to run, where a file of the stages before is missing or made from older ones, and
+    where the folder cannot be written.
     """
 
     def to_do() -> bool:
@@ -61,6 +63,7 @@ def ensure(run: Run, stage: Stage, again: bool = False) -> None:
 
     def alone() -> None:
         if to_do():
+            need_writable(run.folder)
             stage.make(run, again)
 
     if not stage.together:
@@ -71,8 +74,10 @@ def ensure(run: Run, stage: Stage, again: bool = False) -> None:
 
 
 def prepare(run: Run) -> None:
-    """Read data and network, so that what they download is there before other processes need it."""
+    """Read data and network, so that what they download is there before other processes need it, and raise UserError
+    where the run's folder has no room for what is trained."""
     assert run.data and run.network
+    need_writable(run.folder, sum(each.numel() for each in run.network.module.parameters()))
 
 
 def finished(run: Run, stage: Stage) -> bool:

@@ -33,6 +33,7 @@ from htas.run import rows as run_rows
 from htas.run.config import Config, load
 from htas.run.controls import ends
 from htas.run.deployed import calibration_images, deployed_rows
+from htas.run.needs import need_divisible, need_memory
 from htas.run.rows import NetworksRecord
 from htas.run.run import CommandRecord, Run, Sources, write_environment
 from htas.run.stage import Stage, StageHeader, ensure, made_from, need, unusable, write_stage
@@ -69,25 +70,20 @@ def begin(run: Run, command: str, *, shown: bool = True) -> None:
     """Refuse what would fail after hours, and with `shown` say how long a run takes that is not finished yet."""
     need_limits(bool(run.config.constraints.by_metric), run.config.strategy)
     run.config.strategy.check()
-    _check_batches(run.config)
+    need_divisible(run.config)
     if (count := run.config.strategy.processes) > 1 and not run.elsewhere:
         raise UserError(
             f"strategy.workers = {count} needs a network and data that other processes can build, and htas.optimize "
             "has those of a Python program; leave it at 1"
         )
     open_runtime(run.target)
+    if fresh := not (run.folder / "cost.json").exists():
+        need_memory(run)
     if shown and not (run.folder / "report.json").exists():
         outlook.show(run)
-    if not (run.folder / "cost.json").exists():
+    if fresh:
         _rehearse(run)
     write_record(run.folder / "command.json", CommandRecord(command))
-
-
-def _check_batches(config: Config) -> None:
-    """Raise UserError where batches cannot be divided among the processes that train together."""
-    ranks.need_divisible(config.train.batch, "train.batch", ranks.processes())
-    if isinstance(config.strategy, SearchOptions):
-        ranks.need_divisible(config.strategy.batch, "strategy.batch", ranks.processes())
 
 
 def _rehearse(run: Run) -> None:
@@ -441,8 +437,10 @@ def export_network(
 
 
 def check_limits(run: Run) -> None:
-    """Print the range of each limited metric in each space; raises UserError where no arch of a space keeps a limit."""
+    """Print the range of each limited metric in each space; raises UserError where no arch of a space keeps a limit, or
+    its supernet has no room."""
     for name, space in run.design.spaces.items():
+        need_memory(run, space.widest)
         for line in moves.check(limits(run), space, run.network.base):
             say(f"{name}: {line}")
 

@@ -21,6 +21,7 @@ from htas.plugins.options import options_of
 from htas.text import listing
 from htas.timing.bench import CudaTimer, HostTimer, Timer
 from htas.timing.contention import Watch, priority
+from htas.timing.quota import free_memory
 from htas.timing.target import Target, runtime_options
 
 if TYPE_CHECKING:
@@ -130,10 +131,9 @@ class Runtime(ABC):
 
     def free_memory(self) -> float:
         """Bytes that programs may take, where they run; infinite where that is not known."""
-        import psutil
         import torch
 
-        return torch.cuda.mem_get_info()[0] if self.target.device == "cuda" else psutil.virtual_memory().available
+        return torch.cuda.mem_get_info()[0] if self.target.device == "cuda" else free_memory()
 
     def session(self) -> AbstractContextManager[object]:
         """A context with the settings that programs need; the old ones return at its end."""

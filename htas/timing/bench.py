@@ -22,6 +22,7 @@ from htas.errors import UserError
 from htas.text import significant
 from htas.timing.allocator import collector_off
 from htas.timing.level import levels
+from htas.timing.quota import free_memory
 
 Call = Callable[[], object]
 
@@ -285,7 +286,7 @@ class _Run:
         The old ones are freed only after the new ones exist, so that these get other memory; before, where there is no
         room for both.
         """
-        timer, began, free = self.bench.timer, self.bench.now(), _free()
+        timer, began, free = self.bench.timer, self.bench.now(), free_memory()
         reading = self.bench.reading or timer.shortest
         missing = [number for number in active if rebuild or number not in self.built]
         if rebuild:
@@ -302,7 +303,7 @@ class _Run:
             self.price[number] = self.bench.now() - before
         old, self.built = self.built, built
         _let_go(old)
-        self.memory += 0.0 if rebuild else max(0.0, free - _free())
+        self.memory += 0.0 if rebuild else max(0.0, free - free_memory())
         self.rebuilding += self.bench.now() - began if rebuild else 0.0
         self.building += 0.0 if self.rebuild else self.bench.now() - began
         gc.collect(1)
@@ -339,13 +340,6 @@ class _Run:
             self.fastest[number] = min(seconds, self.fastest.get(number, inf))
             slow.append(seconds / self.fastest[number] if seconds else 1.0)
         return float(np.median(slow))
-
-
-def _free() -> int:
-    """Bytes of this machine's memory that programs could take."""
-    import psutil
-
-    return int(psutil.virtual_memory().available)
 
 
 def _let_go(built: dict[int, tuple[Call, int]]) -> None:

@@ -1,4 +1,5 @@
-"""The processor, and how much of its time the control groups of this process grant it, from the kernel's files."""
+"""The processor, and how much of its time and of the memory the control groups of this process grant it, from the
+kernel's files."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,14 +14,42 @@ def quota(root: Path = Path("/")) -> float | None:
     return min(limits, default=None)
 
 
-def groups(root: Path) -> Iterator[Path]:
-    """The folders of the control groups that limit this process's time, its own first.
+MEMORY = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Of versions 2 and 1: the files with the most and the used bytes, and the line of memory.stat with those of used ones
+that the kernel gives back when they are needed."""
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that this process could take: what the machine has, or less where a control group grants less, as
+    in a container. `root` is where `proc` and `sys` lie."""
+    import psutil
+
+    grants = [free for folder in groups(root, "memory") if (free := _grant(folder)) is not None]
+    return int(min([psutil.virtual_memory().available, *grants]))
+
+
+def _grant(folder: Path) -> float | None:
+    """Bytes that the processes of a control group could still take; None without a limit."""
+    for most, used, cached in MEMORY:
+        limit, size = (number(text(folder / name)) for name in (most, used))
+        if limit is not None and size is not None:
+            lines = [line.split() for line in (text(folder / "memory.stat") or "").splitlines()]
+            spare = next((number(line[1]) for line in lines if len(line) == 2 and line[0] == cached), None)
+            return max(0.0, limit - size + (spare or 0.0))
+    return None
+
+
+def groups(root: Path, controller: str = "cpu") -> Iterator[Path]:
+    """The folders of the control groups that limit this process's time, or its memory, its own first.
 
     In a container the path may be that of the host, and only the mount point exists.
     """
     for line in (text(root / "proc/self/cgroup") or "").splitlines():
         group, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if group != "0" and "cpu" not in controllers.split(","):
+        if group != "0" and controller not in controllers.split(","):
             continue
         mount = root / "sys/fs/cgroup" / controllers
         innermost = mount / path.lstrip("/")

@@ -12,7 +12,7 @@ from htas.files import digest
 from htas.plugins.options import Options
 from htas.plugins.values import REFUSED, Values, allowed, check
 from htas.text import no_such
-from htas.timing.quota import cpuinfo, quota
+from htas.timing.quota import cpuinfo, free_memory, quota
 
 if TYPE_CHECKING:
     import torch
@@ -99,10 +99,9 @@ class Target:
 
         Raises UserError where this machine's memory cannot have them twice with as many outputs of a layer.
         """
-        import psutil
         import torch
 
-        self.check_memory(psutil.virtual_memory().available, "this machine")
+        self.check_memory(free_memory(), "this machine")
         return tuple(torch.randn(self.batch, *shape) for shape in self.shapes)
 
     def check_memory(self, available: int, whose: str) -> None:

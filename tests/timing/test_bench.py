@@ -248,7 +248,7 @@ def test_calls_are_built_anew_in_every_stretch_and_the_old_ones_let_go_afterward
 def test_the_old_calls_are_let_go_before_where_there_is_no_room_for_both(monkeypatch: pytest.MonkeyPatch):
     for each, at_once in ((450, 1), (400, 2)):
         programs = Programs(Machine())
-        monkeypatch.setattr("htas.timing.bench._free", lambda: 1000 - each * len(programs.alive))  # noqa: B023
+        monkeypatch.setattr("htas.timing.bench.free_memory", lambda: 1000 - each * len(programs.alive))  # noqa: B023
         programs.run(programs.build)
         assert max(programs.most) == at_once
 
