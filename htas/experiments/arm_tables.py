@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from htas.errors import UserError
 from htas.files import read_toml, slug
-from htas.plugins.values import Values
-from htas.run.config import Settings, as_text, fitting, read
+from htas.plugins.values import Values, as_text
+from htas.run.config import Settings, fitting, read
 from htas.text import listing, no_such
 
 BASE = "base"

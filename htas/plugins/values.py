@@ -4,7 +4,7 @@ import json
 import math
 import tomllib
 from ast import literal_eval
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import NoneType, UnionType
@@ -91,3 +91,18 @@ def allowed(hint: Any) -> str:
     if origin is dict:
         return f"a table, each value {allowed(arguments[1])}"
     return str(getattr(hint, "__name__", hint))
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text in a value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (text for pair in value.items() for each in pair for text in texts_in(each))
+    elif isinstance(value, list | tuple):
+        yield from (text for each in value for text in texts_in(each))
+
+
+def as_text(value: Any) -> str:
+    """A value of a TOML file as the command line has it: JSON, which is YAML too."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -7,7 +7,7 @@ Names and types are refused before the classes, and PyTorch with them, are impor
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -21,7 +21,7 @@ from htas.errors import UserError
 from htas.files import need_text, read_toml
 from htas.plugins.options import Option, Options, SourceClass, options_of, source_file
 from htas.plugins.trust import need_trust
-from htas.plugins.values import REFUSED, Values, allowed, check, parse
+from htas.plugins.values import REFUSED, Values, allowed, check, parse, texts_in
 from htas.run import trusted
 from htas.text import listing, near, no_such, quoted, shortened
 from htas.timing.target import runtime_options
@@ -465,7 +465,7 @@ def _value(key: str, option: Option, value: Any) -> Any:
     except REFUSED as error:
         most = ", of at most 18 digits" if TOO_LARGE.fullmatch(words := _words(value)) else ""
         raise UserError(f"{key} must be {allowed(option.hint)}{most}, got {words}") from error
-    for each in _texts(typed):
+    for each in texts_in(typed):
         need_text(each, key)
     return typed
 
@@ -480,16 +480,6 @@ def _words(value: Any) -> str:
         return quoted(value)
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in a value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from (text for pair in value.items() for each in pair for text in _texts(each))
-    elif isinstance(value, list | tuple):
-        yield from (text for each in value for text in _texts(each))
-
-
 def _placed(table: str, options: Values, message: str) -> str:
     """The message of a class, with the table in front where the message does not name it."""
     if f"{table}." in message:
@@ -501,8 +491,3 @@ def _placed(table: str, options: Values, message: str) -> str:
 def _unknown(what: str, name: str, names: Sequence[str]) -> str:
     """`no option 'group'; did you mean 'groups'? it has: expand, groups`."""
     return f"{what} {quoted(name)}; {near(name, names)}it has: {listing(names)}"
-
-
-def as_text(value: Any) -> str:
-    """A value of a TOML file as the command line has it: JSON, which is YAML too."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
