@@ -86,7 +86,8 @@ class EpochLoop(ABC, Generic[Figures]):
 
     @abstractmethod
     def step(self, images: Inputs, labels: Any, share: float) -> Tensor:
-        """Learn from a batch, at this share of all epochs; returns figures, [any number], to be summed."""
+        """Learn from a batch, at this share of all epochs; returns figures to be summed, [any number], the loss before
+        it first."""
 
     @abstractmethod
     def figures(self, number: int, sums: Tensor) -> Figures:
@@ -112,7 +113,7 @@ class EpochLoop(ABC, Generic[Figures]):
             with CopyingViews():
                 sums = sums + self.step(images, labels, self.recipe.share(number, step, self.steps))
             if first:
-                self._first = "" if finite(ranks.mean(sums)) else self._first or LOSS
+                self._first = "" if finite(ranks.mean(sums).flatten()[:1]) else self._first or LOSS
                 if self._first:
                     break
             bar.step()

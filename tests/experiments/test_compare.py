@@ -16,7 +16,7 @@ from htas.experiments import arm_tables, compare
 from htas.experiments import arms as arms_of_tests
 from htas.experiments.arms import Arm, Entry, NamedArm, PrunedArm, SearchedArm, arm_of
 from htas.experiments.table import table
-from htas.files import from_json, read_json, read_record, read_tensors, to_json, write_json
+from htas.files import from_json, read_json, read_record, read_tensors, to_json, write_json, write_tensors
 from htas.graph.arch import Arch
 from htas.report.result import Result
 from htas.run import rows as run_rows
@@ -290,6 +290,9 @@ def test_a_reading_is_that_of_a_network_and_not_of_an_arms_name(finished, tmp_pa
     content = read_json(out / "base-0" / "result.json")
     content["result"]["accuracy"] = 0.125
     write_json(out / "base-0" / "result.json", content)
+    weights = out / "base-0" / "networks" / "base-network.safetensors"
+    tensors, about = read_tensors(weights)
+    write_tensors(weights, tensors, {**about, "accuracy": 0.125})
     compared(None, OPTIONS, arms_in(arms(tmp_path)), 2, out, only=True)
     rows = {(each["arm"], each["seed"]): each["result"] for each in read_json(out / "compare.json")["arms"]}
     assert rows["base", 0]["measured"] is None and rows["base", 1]["measured"] and rows["found", 0]["measured"]

@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,7 +93,7 @@ def test_a_folder_of_another_configuration_is_refused_with_the_option_that_diffe
     before = times(copied)
     with pytest.raises(UserError) as error:
         run.open_run(options("family.depth=20"), copied)
-    assert "depth = 14 there, depth = 20 here" in sentence(error) and "--out" in sentence(error)
+    assert "depth = 14 there, depth = 20 here" in sentence(error) and "name another folder" in sentence(error)
     assert times(copied) == before
 
 
@@ -165,8 +164,8 @@ def test_after_deleting_truncated_weights_their_stage_makes_them_again(copied):
     [
         ("survey", os, "replace", errno.ENOSPC),
         ("survey", os, "fsync", errno.ENOSPC),
-        ("survey", tempfile, "mkstemp", errno.EROFS),
-        ("train", tempfile, "mkstemp", errno.ENOSPC),
+        ("survey", os, "open", errno.EROFS),
+        ("train", os, "open", errno.ENOSPC),
         ("measure", os, "replace", errno.EROFS),
     ],
 )
@@ -181,7 +180,7 @@ def test_a_full_or_read_only_disk_leaves_the_old_file(stage, owner, name, code, 
     monkeypatch.setattr(owner, name, failing)
     with pytest.raises(UserError) as error:
         do(stage, options(), copied, stage != "train")
-    assert os.strerror(code) in sentence(error) and "--out" in sentence(error)
+    assert os.strerror(code) in sentence(error) and "name another folder" in sentence(error)
     monkeypatch.undo()
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
 

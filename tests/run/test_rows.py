@@ -6,7 +6,7 @@ from typing import cast
 import pytest
 
 from htas.data.task import CLASSIFY
-from htas.files import write_tensors
+from htas.files import to_json, write_tensors
 from htas.graph.arch import Arch
 from htas.report.result import Result
 from htas.run import rows
@@ -26,7 +26,7 @@ ROW = Result("hardware", "cifar_resnet:8", Arch({}, {}), "join", "hardware", "mo
 def test_networks_that_guess_and_those_they_taught_are_named(accuracy, teachers, words, tmp_path):
     data = SimpleNamespace(task=CLASSIFY, classes=10, test=range(500))  # 0.1 and three times 0.0134
     run = cast(Run, SimpleNamespace(data=data, model_file=lambda name: tmp_path / name))
-    write_tensors(tmp_path / "base", {}, {"accuracy": teachers})
+    write_tensors(tmp_path / "base", {}, to_json(rows.WeightsRecord(teachers, "0", "", "base", 1.0)))
     remarks = rows._judged(run, ROW, accuracy, "base").remarks
     assert len(remarks) == len(words) and all(map(str.startswith, remarks, words))
     assert rows._judged(run, ROW, 0.6, "").remarks == ()

@@ -211,7 +211,7 @@ def test_a_reading_of_a_chain_below_the_rest_of_the_chain_is_stored(kept: Store)
         (lambda: replace(entry(), anchor=(float("nan"),)), "readings must be finite"),
         (
             lambda: replace(entry(), measurement=Measurement((1.0,), "s", {}, "s1", (float("nan"),))),
-            "readings must be finite",
+            "levels of readings must be above 0",
         ),
         (lambda: replace(entry(), date="yesterday"), "date must be ISO 8601 with a zone, .*, got 'yesterday'"),
         (lambda: replace(entry(), date="2026-11-23T01:00:00"), "date must be ISO 8601 with a zone"),
@@ -295,7 +295,7 @@ def altered(path: Path, column: str, value: str) -> None:
         ("readings", "[true]", "readings is not"),
         ("readings", "[]", "at least one reading"),
         ("readings", "[0.001, -0.1]", "estimate of readings must be above 0 to be stored"),
-        ("levels", "[1.0, -1.0]", "levels above 0, to be stored"),
+        ("levels", "[1.0, -1.0]", "levels of readings must be above 0"),
         ("readings", "[1.0", "row 2 of .* cannot be read"),
         ("anchor", '{"a": 1}', "anchor is not"),
         ("levels", "[null]", "levels is not"),

@@ -209,7 +209,7 @@ def test_a_path_that_none_can_be_is_said(tmp_path: Path, path: str) -> None:
 
 def test_a_folder_of_nobody_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTAS_STORE", "~nosuch/x.sqlite")
-    with pytest.raises(UserError, match=r"the store ~nosuch/x.sqlite is in the folder of a user that is not there"):
+    with pytest.raises(UserError, match=r"HTAS_STORE: this machine has no such user as '~nosuch'"):
         Store()
 
 
@@ -301,7 +301,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
         assert "is on a disk that is full; free some space, or name another" in refused(path, capsys, *words)
     sentence = refused(path, capsys, "export", str(disk / "out.csv"))
     assert sentence == (
-        f"htas: cannot write {disk / 'out.csv'}: No space left on device; free some space or name another file"
+        f"htas: cannot write {disk / 'out.csv'}: No space left on device; free some space or name another folder"
     )
     as_survey(path)
     assert "is on a disk that is full" in capsys.readouterr().err.splitlines()[0]
