@@ -8,13 +8,14 @@ APART := -n auto --dist loadfile --no-loadscope-reorder
 # Networks for tests/graph/library_networks.py; without their dependencies, which would bring another build of torch.
 LIBRARIES := timm torchvision
 
-.PHONY: help install test test-only test-all test-all-only gpu check format demo
+.PHONY: help install test test-only test-all test-all-only gpu check format demo audit
 
 help:
 	@echo "make demo      install, then the embedded run: from nothing to runs/demo/report.html"
 	@echo "make test      install, then lint, types and tests; what CI runs"
 	@echo "make test-all  the slow tests too"
 	@echo "make gpu       the tests that need a CUDA device, then benchmarks/gpu/QUEUE.md: OUT=FOLDER DATA=FOLDER MINUTES=9"
+	@echo "make audit     known faults of the pinned packages, by pip-audit, which asks PyPI: it needs the internet"
 	@echo "make format    lay out the code and fix what lint can fix"
 
 install: $(READY)
@@ -53,6 +54,12 @@ gpu: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# In an environment of its own, whose packages are not those that are looked at.
+audit:
+	test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && \
+		.venv/audit/bin/python -m pip install --quiet pip-audit; }
+	.venv/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 demo: $(READY)
 	$(BIN)/htas demo

@@ -90,7 +90,8 @@ def aims(results: Sequence[Result]) -> Iterator[str]:
                 {seed for arm, seed in values if arm == ours} & {seed for arm, seed in values if arm == rival}
             )
             if shared:
-                blocks = Blocks({key: value for key, value in values.items() if key[1] in shared})
+                pairs = {key: value for key, value in values.items() if key[0] in (ours, rival) and key[1] in shared}
+                blocks = Blocks(pairs)
                 gain, reach = blocks.difference(ours, rival), blocks.reach(ours, rival)
                 interval = f"{gain - reach:+.2f} to {gain + reach:+.2f}" if math.isfinite(reach) else "one seed"
                 kept = "yes" if gain >= AIM and gain - reach > 0 else "not yet" if gain >= AIM else "no"
@@ -99,7 +100,7 @@ def aims(results: Sequence[Result]) -> Iterator[str]:
         heads = ("latency", "against", "aim", "reached", "95 % interval", "seeds", "met")
         yield (
             "### The usual search against others\n\nPoints by which the network of `knapsack` is more accurate, of the "
-            "same seeds. An aim is met\nwhere the interval excludes 0, which takes two seeds or more.\n\n"
+            "same seeds. An aim is met\nwhere the interval of a paired t-test excludes 0, which takes two seeds or more.\n\n"
             + table(heads, lines)
         )
 
