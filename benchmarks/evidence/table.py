@@ -100,8 +100,8 @@ def aims(results: Sequence[Result]) -> Iterator[str]:
         heads = ("latency", "against", "aim", "reached", "95 % interval", "seeds", "met")
         yield (
             "### The usual search against others\n\nPoints by which the network of `knapsack` is more accurate, of the "
-            "same seeds. An aim is met\nwhere the interval of a paired t-test excludes 0, which takes two seeds or more.\n\n"
-            + table(heads, lines)
+            "same seeds. An aim is met\nwhere the interval of a paired t-test excludes 0, which takes two seeds "
+            "or more.\n\n" + table(heads, lines)
         )
 
 
