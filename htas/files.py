@@ -9,7 +9,6 @@ import json
 import os
 import re
 import socket
-import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -39,9 +38,9 @@ T = TypeVar("T")
 JsonObject = dict[str, Any]
 """A JSON object that is handed through."""
 PART = re.compile(r"\..+\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}\.part")
-"""The name of a file that is being written: hidden, with a hash of the machine's name and the process that writes."""
-OLD = 60.0
-"""Seconds after which a part whose process is gone was left by a kill."""
+"""The name of a file that is being written: hidden, with a hash of the machine and the process that writes."""
+CLOCKS = 60.0
+"""Seconds that the clock of a shared disk may differ from this machine's."""
 LARGEST, MOST_DIGITS, DEEPEST = 1e30, 20, 60
 """Of numbers with a point, of whole numbers and of brackets in each other: no file of a run has more."""
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -73,8 +72,9 @@ def write_bytes(path: Path, content: bytes, *, wait: bool = True) -> None:
 
 @cache
 def _machine() -> str:
-    """A short hash of this machine's name."""
-    return digest(socket.gethostname())[:8]
+    """A short hash of what numbers processes: this machine's name, and its container's."""
+    numbering = Path("/proc/self/ns/pid")
+    return digest(socket.gethostname(), os.readlink(numbering) if numbering.is_symlink() else "")[:8]
 
 
 def is_part(path: Path) -> bool:
@@ -89,8 +89,7 @@ def sweep_parts(folder: Path) -> None:
         match = PART.fullmatch(path.name)
         if match and match[1] == _machine():
             with suppress(OSError):  # another process sweeps as well, or the folder is read-only
-                written = path.lstat().st_mtime
-                if time.time() - written > OLD and not _lives(int(match[2]), written):
+                if not _lives(int(match[2]), path.lstat().st_mtime):
                     path.unlink()
 
 
@@ -99,7 +98,7 @@ def _lives(number: int, since: float) -> bool:
     import psutil
 
     try:
-        return bool(psutil.Process(number).create_time() <= since)
+        return bool(psutil.Process(number).create_time() <= since + CLOCKS)
     except (psutil.NoSuchProcess, OverflowError):
         return False
     except psutil.AccessDenied:
