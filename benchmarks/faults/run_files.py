@@ -392,7 +392,7 @@ def untrained() -> Iterator[None]:
         patch.setattr(Training, "run", stop)
         patch.setattr(differentiable.Differentiable, "search", stop)
         patch.setattr(scaled.Scaled, "search", stop)
-        patch.setattr(runs, "Sources", lambda: sources)
+        patch.setattr(runs, "Sources", lambda **_: sources)
         yield
 
 
