@@ -1,13 +1,13 @@
 """Processes that do pieces of a search at the same time: the blocks of a network, above all."""
 
 import dataclasses
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from two_processes import die
 
 from htas.console.progress import Bar
 from htas.data.split import Data, Split
@@ -33,12 +33,7 @@ def again(folder: Path, deaths: int = 0) -> Problem:
     learn = BlockErrors.learn
 
     def dies(self: BlockErrors, *arguments: object) -> list[float]:
-        for number in range(deaths):
-            try:
-                (folder / f"dead-{number}").touch(exist_ok=False)
-            except FileExistsError:
-                continue
-            os._exit(9)
+        die(folder, deaths)
         return learn(self, *arguments)  # type: ignore[arg-type]
 
     BlockErrors.learn = dies  # type: ignore[method-assign]

@@ -265,22 +265,28 @@ def refused(path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return line
 
 
-WRITES = [["forget", "s1"], ["forget", "all", "--yes"], ["import"]]
+def copied_to(disk: Path, tmp_path: Path) -> Path:
+    """A store with readings on the disk."""
+    path = disk / "store.sqlite"
+    path.write_bytes(prepared(tmp_path).read_bytes())
+    return path
+
+
+def writes(tmp_path: Path) -> list[list[str]]:
+    """Commands that change a store."""
+    return [["forget", "s1"], ["forget", "all", "--yes"], ["import", str(tmp_path / "more.csv")]]
 
 
 def test_a_store_on_a_read_only_disk_can_be_read_and_a_survey_says_so_first(
     disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    template = prepared(tmp_path)
-    path = disk / "store.sqlite"
-    path.write_bytes(template.read_bytes())
+    path = copied_to(disk, tmp_path)
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     for words in (["ls"], ["show", "s1"], ["export", str(tmp_path / "out.csv")]):
         assert cli.main(["store", *words, "--path", str(path)]) == 0
     assert Store(tmp_path / "other.sqlite").import_(tmp_path / "out.csv") == 48
     capsys.readouterr()
-    for words in WRITES:
-        words = [*words, str(tmp_path / "more.csv")] if words == ["import"] else words
+    for words in writes(tmp_path):
         assert f"htas: the store {path} cannot be opened or written" in refused(path, capsys, *words)
     as_survey(path)
     said = capsys.readouterr().err.splitlines()
@@ -291,13 +297,10 @@ def test_a_store_on_a_read_only_disk_can_be_read_and_a_survey_says_so_first(
 def test_a_full_disk_is_one_sentence_and_loses_nothing(
     disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    template = prepared(tmp_path)
-    path = disk / "store.sqlite"
-    path.write_bytes(template.read_bytes())
+    path = copied_to(disk, tmp_path)
     full = fill(disk)
     capsys.readouterr()
-    for words in WRITES:
-        words = [*words, str(tmp_path / "more.csv")] if words == ["import"] else words
+    for words in writes(tmp_path):
         assert "is on a disk that is full; free some space, or name another" in refused(path, capsys, *words)
     sentence = refused(path, capsys, "export", str(disk / "out.csv"))
     assert sentence == (
@@ -307,7 +310,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
     assert "is on a disk that is full" in capsys.readouterr().err.splitlines()[0]
     assert cli.main(["store", "ls", "--path", str(path)]) == 0
     full.unlink()
-    assert Store(path)._entries("TRUE") == Store(template)._entries("TRUE")
+    assert Store(path)._entries("TRUE") == Store(prepared(tmp_path))._entries("TRUE")
     assert Store(path).forget("s1") == 8
 
 
