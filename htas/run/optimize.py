@@ -221,11 +221,24 @@ def _optimized(run: Run, model: nn.Module, *, trained: bool, scored_by: str) -> 
             "the base network is trained from new weights, as trained=False says; only parameters that require no "
             "gradients keep their values (to keep pre-trained weights, train the network first, and leave trained=True)"
         )
+    if trained:
+        _check_alike(config.family.title)
     if trained and task.classifies and task.judge is None:
         _check_trained(run, model)
     run = open_run(config, run.folder, sources=run.sources)
     pipeline.run_all(run, f"htas.optimize(..., out={str(run.folder)!r})")
     return OptimizationResult(run)
+
+
+def _check_alike(title: str) -> None:
+    """Raise UserError in all processes that train together where one was given another network or other weights; its
+    students would learn from another teacher."""
+    first = ranks.of_first(lambda: title)
+    if float(ranks.mean(torch.tensor(float(title != first)))):
+        raise UserError(
+            "the processes were given networks of other weights; load the same weights in each, or call "
+            "torch.manual_seed before the network is built"
+        )
 
 
 def _checked(model: nn.Module, example_inputs: Any) -> tuple[Tensor, ...]:

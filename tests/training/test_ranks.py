@@ -14,6 +14,7 @@ import pytest
 import torch
 from scripted_device import scripted_device
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 from two_processes import start, together
 from whole_run import OPTIONS
 
@@ -24,6 +25,7 @@ from htas.data.items import items
 from htas.data.split import Data, Split
 from htas.errors import UserError
 from htas.graph import trace
+from htas.run.optimize import optimize
 from htas.search.problem import Problem
 from htas.spaces.space import Space
 from htas.strategies.differentiable import Differentiable, _Search
@@ -403,3 +405,19 @@ def test_one_process_has_no_group():
         assert ranks.of_first(lambda: 3) == 3 and ranks.share(7, "batch") == slice(None) and ranks.own_seed(5) == 5
         assert not torch.distributed.is_initialized()
     assert EpochLoop.batch_option == "train.batch"
+
+
+# -- networks of a program's own ---------------------------------------------------------------------------------------
+
+
+def optimized(folder: Path) -> None:
+    torch.manual_seed(ranks.rank())
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 2))
+    items = TensorDataset(torch.randn(8, 1, 8, 8), torch.tensor([0, 1] * 4))
+    optimize(model, torch.randn(1, 1, 8, 8), (items, items), out=folder)
+
+
+def test_processes_with_networks_of_other_weights_are_all_refused(tmp_path):
+    for end in together(tmp_path, optimized, tmp_path / "out"):
+        assert "the processes were given networks of other weights; load the same weights in each" in end
+    assert not (tmp_path / "out").exists()
