@@ -383,12 +383,13 @@ def guarded(read: Callable[[], str]) -> tuple[Outcome, str]:
     """What a reader comes to, as a command would end: 0, or 2 with its sentence."""
     from htas.console.blame import users_faults
     from htas.errors import UserError
+    from htas.text import sentence
 
     try:
         with redirect_stdout(io.StringIO()), users_faults():
             return Outcome(0, "", ""), read()
     except UserError as error:
-        return Outcome(2, "", f"htas: {' '.join(str(error).split())}"), ""
+        return Outcome(2, "", f"htas: {sentence(str(error))}"), ""
     except BaseException:
         return Outcome(1, "", traceback.format_exc()), ""
 

@@ -93,9 +93,10 @@ class Warm:
 
     def end(self) -> None:
         """End it."""
-        assert self.server.stdin
+        assert self.server.stdin and self.server.stdout
         self.server.stdin.close()
         self.server.wait()
+        self.server.stdout.close()
 
 
 def cold(words: list[str], folder: Path) -> Attempt:
