@@ -53,7 +53,13 @@ class Builder:
     def file(self, model: OnnxFile, build: Callable[[str, tuple[Tensor, ...]], Program]) -> Program:
         """`build` of an ONNX file; raises UserError, which says why it cannot be run."""
         rebuild = partial(build, str(model.path), model.example())  # by its path: weights may lie next to it
-        return self._built(str(model.path), lambda: replace(rebuild(), rebuild=rebuild))
+
+        def run_once() -> Program:
+            program = rebuild()
+            program.run()  # some files open, and cannot be run
+            return replace(program, rebuild=rebuild)
+
+        return self._built(str(model.path), run_once)
 
     def _built(self, subject: str, build: Callable[[], Program]) -> Program:
         try:

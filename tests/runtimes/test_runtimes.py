@@ -952,3 +952,16 @@ def test_a_file_that_cannot_be_measured_says_why(tmp_path: Path, capsys: pytest.
         assert main(["measure", str(tmp_path / name), "--runtime", runtime, "--threads", "1"]) == 2
         err = capsys.readouterr().err
         assert said in err and "Traceback" not in err
+
+
+def test_a_file_that_opens_and_cannot_be_run_says_why(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+    model = onnx.load_from_string(network_graph(net.eval(), (torch.randn(1, 3, 8, 8),), dynamic=False))
+    conv = next(node for node in model.graph.node if node.op_type == "Conv")
+    next(each for each in conv.attribute if each.name == "kernel_shape").ints[:] = [1, 5]
+    del model.graph.value_info[:]
+    onnx.save(model, tmp_path / "odd.onnx")
+    target = Target(runtime="onnxruntime", threads=1, batch=1, shapes=((3, 8, 8),))
+    with pytest.raises(UserError, match=r"odd\.onnx.*kernel_shape"):
+        open_runtime(target).compile(OnnxFile(tmp_path / "odd.onnx", 1), ())
