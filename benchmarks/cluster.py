@@ -1,8 +1,9 @@
 """Do several processes or nodes save time, and come to the same?
 
-    python benchmarks/cluster.py OUT [--trials 12] [--epochs 24] [--parts sequential,local,ray]
+    python benchmarks/cluster.py OUT [--trials 12] [--epochs 24] [--parts sequential,local,ray] [--no-searches]
 
-A comparison of trainings on digits, a quarter of them after a search whose finalists are measured, one thread a trial:
+A comparison of trainings on digits, a quarter of them after a search whose finalists are measured (with --no-searches
+none, so that nothing is measured before the last one has ended), one thread a trial:
 one after the other, in two processes (--workers=local:2), and on a Ray cluster of two nodes of one processor
 (ray.cluster_utils.Cluster on this machine; one node is the device), all by the survey and the calibration of the first.
 For each: the time of the whole command, and of the trials alone; whether results and weights are those of the
@@ -55,8 +56,14 @@ networks = 8
 [distill]
 alpha = 0.0
 """
+SEARCHED = "[searched]\n"
+TRAINED = """
+["plain 8, slowest"]
+network = "cifar_resnet:8"
+train.lr = 0.02
+"""
+"""In the place of searches."""
 ARMS = """
-[searched]
 ["plain 8"]
 network = "cifar_resnet:8"
 ["plain 8, slower"]
@@ -78,6 +85,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=24, help="of each training")
     parser.add_argument("--parts", default="sequential,local,ray")
+    parser.add_argument("--no-searches", action="store_true", help="trainings alone")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for part in arguments.parts.split(","):
@@ -91,7 +99,7 @@ def run(part: str, arguments: argparse.Namespace) -> None:
     folder = arguments.out / part
     folder.mkdir(exist_ok=True)
     (folder / "some.toml").write_text(CONFIG)
-    (folder / "arms.toml").write_text(ARMS)
+    (folder / "arms.toml").write_text((TRAINED if arguments.no_searches else SEARCHED) + ARMS)
     for name in PREPARED:  # of one survey and calibration: readings differ from one time to the next
         for path in (arguments.out / "sequential" / "out").glob(f"*/{name}") if part != "sequential" else ():
             place = folder / "out" / path.parent.name
