@@ -159,7 +159,7 @@ def optimized(out: Path, calls: int) -> str:
     training, validation = (TensorDataset(pictures[part], labels[part]) for part in (slice(0, 80), slice(80, 120)))
     options = {
         "survey.store": "none", "survey.undecided": 1, "survey.seconds": 0.5, "calibrate.networks": 6,
-        "calibrate.seconds": 0.5, "design.groups": 2,
+        "calibrate.seconds": 0.5, "design.groups": 4, "design.spaces": ("grid",),
     }  # fmt: skip
     for number in range(calls):
         width = 8 + number % 4

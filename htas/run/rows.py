@@ -222,14 +222,14 @@ def train_row(
     key = digest(key, start) if start else key
     key = ranks.of_first(lambda: key)  # a network in other processes may have begun with other weights
     weights = ranks.of_first(lambda: None if again else trained(path, key))
+    checkpoint = run.checkpoint(f"train-{row.name}", key)
+    if again or weights is not None:  # of a process that was killed once it had written the weights, too
+        ranks.of_first(lambda: checkpoint.unlink(missing_ok=True))
     if weights is not None:
         return _judged(run, row, weights.accuracy, weights.teacher), weights.seconds
     config = run.config
     teacher = None if row.name == "base" or config.distill.alpha == 0 else base_network(run)
     model = _untrained(run, row, build, start)
-    checkpoint = run.checkpoint(f"train-{row.name}", key)
-    if again:
-        ranks.of_first(lambda: checkpoint.unlink(missing_ok=True))
     task, seconds = run.data.task, 0.0
     if row.name == "base" and config.family.inherits:
         say(f"train {row.name}: it is trained already")

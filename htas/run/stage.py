@@ -1,7 +1,7 @@
 """A stage of a run: its needs, its key, and whether its files can still be used."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +42,8 @@ class Stage:
     the machine in it would refuse the files of another one."""
     together: bool = False
     """Whether all processes that train together take part; otherwise the first makes its files alone."""
+    unfinished: Callable[[Run], Iterable[Path]] | None = None
+    """Files of its unfinished work, which a process leaves that is killed when it has written the outcome."""
 
     @property
     def before(self) -> tuple["Stage", ...]:
@@ -71,6 +73,12 @@ def ensure(run: Run, stage: Stage, again: bool = False) -> None:
     elif ranks.of_first(to_do):
         ranks.of_first(lambda: prepare(run))
         stage.make(run, again)
+    ranks.of_first(lambda: _sweep(run, stage))
+
+
+def _sweep(run: Run, stage: Stage) -> None:
+    for path in stage.unfinished(run) if stage.unfinished else ():
+        path.unlink(missing_ok=True)
 
 
 def prepare(run: Run) -> None:

@@ -42,7 +42,7 @@ from htas.runtimes import open_runtime
 from htas.search import moves
 from htas.search.finish import finish
 from htas.search.oneshot import SearchOptions
-from htas.search.problem import Problem, SearchOutcome, rivals
+from htas.search.problem import Problem, SearchOutcome, rivals, unfinished
 from htas.search.record import SearchRecord
 from htas.search.rehearsal import rehearse
 from htas.spaces.curve import CurveRecord
@@ -231,7 +231,7 @@ def _begin_search(run: Run, space: Space, key: str, again: bool) -> bool:
     path = run.search_file(space.name)
     if not again and made_from(path, key):
         return True
-    for old in _problem(run, space, key).unfinished if again else ():
+    for old in unfinished(run.checkpoint(f"search-{space.name}", key)) if again else ():
         old.unlink(missing_ok=True)
     if space.size == 1:
         write_stage(path, key, 0.0, _only(run.config, space))
@@ -277,7 +277,7 @@ def _end_search(run: Run, problem: Problem, key: str, outcome: SearchOutcome) ->
     rank = f"; better than {record.beaten} of {len(theirs)} random archs of its latency" if theirs else ""
     say(f"search {name}: {state}{rank}")
     write_stage(run.search_file(name), key, took, record)
-    for done in problem.unfinished:
+    for done in unfinished(problem.checkpoint):
         done.unlink(missing_ok=True)
 
 
@@ -387,6 +387,8 @@ CALIBRATE = Stage(
 SEARCH = Stage(
     "search", (SURVEY, DESIGN, CALIBRATE),
     lambda run: [run.search_file(name) for name in run.config.design.spaces], keys.search, _search, together=True,
+    unfinished=lambda run: unfinished(
+        *(run.checkpoint(f"search-{name}", keys.search(run)) for name in run.config.design.spaces)),
 )  # fmt: skip
 TRAIN = Stage(
     "train", (SEARCH,), _file("networks.json"), keys.train, _train,

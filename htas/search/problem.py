@@ -55,10 +55,10 @@ class Problem:
         """File of the archs judged by a search that was interrupted."""
         return self.checkpoint.with_suffix(".journal")
 
-    @property
-    def unfinished(self) -> tuple[Path, ...]:
-        """Files of a search that was interrupted: of its supernet, of short trainings, of archs judged."""
-        return self.checkpoint, self.checkpoint.with_suffix(".json"), self.journal
+
+def unfinished(*checkpoints: Path) -> list[Path]:
+    """Files of searches that were interrupted: of the supernet, of short trainings, of archs judged."""
+    return [path.with_suffix(suffix) for path in checkpoints for suffix in (path.suffix, ".json", ".journal")]
 
 
 def rivals(problem: Problem, arch: Arch, count: int, *, seed: int, tolerance: float = 0.05) -> list[Arch]:

@@ -338,6 +338,20 @@ def test_a_run_killed_again_and_again_ends_as_an_uninterrupted_one(counted, tmp_
     assert {name for name in times(parts) if not name.startswith(".")} == set(times(whole))
 
 
+def test_what_is_left_by_a_process_that_was_killed_when_it_had_written_an_outcome_is_removed(copied):
+    searched = read_json(copied / "search-hardware.json")["inputs"]
+    trained = run_rows.read_header(copied / "networks" / "base.safetensors").inputs
+    names = [f"search-hardware-{searched}{suffix}" for suffix in (".safetensors", ".json", ".journal")]
+    left = [copied / "checkpoints" / name for name in (*names, f"train-base-{trained}.safetensors")]
+    other = copied / "checkpoints" / f"search-hardware-{trained}.safetensors"  # of unfinished work
+    other.parent.mkdir(exist_ok=True)
+    for path in (*left, other):
+        path.write_text("")
+    (copied / "networks.json").unlink()
+    pipeline.run_all(run.open_run(load(copied / "config.toml"), copied), "htas run", quiet=True)
+    assert [path for path in left if path.exists()] == [] and other.exists()
+
+
 @pytest.mark.slow
 def test_a_search_interrupted_before_a_new_survey_does_not_go_on_with_the_old_one(tmp_path, monkeypatch):
     """Nor does a training: what was unfinished belongs to what it was made from."""
