@@ -91,6 +91,8 @@ class Result:
                 raise ValueError(f"must have {name} of 0 seconds or more, got {seconds}")
         if type(self.target.get("batch", 1)) is not int:
             raise ValueError(f"must have a whole number as batch of target, got {shortened(self.target['batch'])}")
+        if not isinstance(shapes := self.target.get("shapes", []), list | tuple):
+            raise ValueError(f"must have a list as shapes of target, got {shortened(shapes)}")
 
     @property
     def predicted_note(self) -> str:

@@ -67,6 +67,7 @@ def refusal(folder: Path) -> str:
         ("measure.json", ("results", 1, "name"), "base", "results must"),
         ("measure.json", ("results",), [], "it must have results, got none"),
         ("measure.json", ("results", 0, "target", "batch"), [4], "a whole number as batch of target"),
+        ("measure.json", ("results", 0, "target", "shapes"), -1, "a list as shapes of target"),
         ("command.json", ("command",), 3, "command must be text, got 3"),
         ("search-tas.json", ("rivals",), [0.5], "as many rival_costs as rivals"),
         ("search-tas.json", ("took",), -1.0, "took of 0 or more"),
