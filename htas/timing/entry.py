@@ -36,6 +36,9 @@ WRITTEN = "give a file that htas store export of this version wrote"
 """How error sentences end: the way out."""
 LONGEST = 200
 """Letters of a name."""
+ALONE = ("eager", "compiled", "cuda_graph")
+"""Runtimes whose layers are timed by themselves: a reading of the increment of a chain, as others take it, may lie
+below the rest of the chain and so below 0."""
 LARGEST = 2**30
 """Bytes of a table that is read at once, and of what a compressed one holds."""
 Rows = tuple[Sequence[str], Sequence[Mapping[str, Any]]]
@@ -81,6 +84,10 @@ class Entry:
         if not (all(map(isfinite, self.measurement.values)) and all(0 < each < inf for each in above)):
             got = shortened(self.layer)
             raise UserError(f"readings must be finite, and levels above 0, to be stored, got others for {got}")
+        lowest, runtime = self.measurement.minimum, context.get("runtime")
+        if lowest <= 0 and runtime in ALONE and self.storable(self.measurement):
+            got = f"{lowest:g} for {shortened(self.layer)}"
+            raise UserError(f"every reading of a layer that {runtime} timed must be above 0 to be stored, got {got}")
         if not self.storable(self.measurement):
             got = shortened(self.layer)
             raise UserError(f"the estimate of readings must be above 0 to be stored, it is not for {got}")

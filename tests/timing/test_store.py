@@ -196,6 +196,31 @@ def test_a_reading_of_a_chain_below_the_rest_of_the_chain_is_stored(kept: Store)
     assert kept.entries("s1")[0].measurement.values[0] == -1e-6
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reading", [0.0, -0.0, -1e-9])
+def test_a_single_reading_that_takes_no_time_is_refused_wherever_layers_are_timed_alone(
+    kept: Store, tmp_path: Path, kind: str, reading: float
+) -> None:
+    values = (reading, 1e-3, 1.1e-3, 1.2e-3, 1.3e-3)
+    increments = replace(entry(), measurement=Measurement(values, "s", {"runtime": "onnxruntime"}, "s1"))
+    kept.add([increments])
+    kept.export(tmp_path / f"table{kind}")
+    refused = r"every reading of a layer that eager timed must be above 0 to be stored, got -?\d"
+    with pytest.raises(UserError, match=refused):
+        replace(entry(), measurement=replace(increments.measurement, context={"runtime": "eager"}))
+    execute(kept.path, """UPDATE readings SET context = '{"runtime": "eager"}'""")
+    with pytest.raises(UserError, match=f"has a row of survey s1 that cannot be read: {refused}"):
+        kept.entries("s1")
+    table = tmp_path / f"table{kind}"
+    if kind == ".csv":
+        table.write_text(table.read_text().replace("onnxruntime", "eager"))
+    else:
+        content = parquet.read_table(table).to_pylist()
+        parquet.write_table(pyarrow.Table.from_pylist([{**content[0], "context": '{"runtime": "eager"}'}]), table)
+    with pytest.raises(UserError, match=f"row 1 of .* cannot be read .{refused}"):
+        Store(tmp_path / "other.sqlite").import_(table)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
