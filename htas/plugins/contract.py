@@ -4,6 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -13,6 +14,8 @@ from htas.errors import UserError
 T = TypeVar("T")
 NUMBERS = {int: Integral, float: Real}
 """What may stand for Python's numbers, those of numpy among them."""
+COUNTED = {"measure": "cases", "turns": "calls"}
+"""Methods that give a list with one for each of their first argument, and what that has."""
 _CHECKED = "__htas_checked__"
 
 
@@ -20,12 +23,22 @@ def keep(contract: type[Any], kind: type[Any], name: str) -> None:
     """Have the methods, properties and constants of a class of the user's, `package.module:Class`, keep what the
     contract's annotations say of them; raises UserError for a constant of another kind, and so do calls later."""
     for each in kind.__mro__[: kind.__mro__.index(contract)]:
-        if not each.__module__.startswith("htas.") and _CHECKED not in vars(each):
-            ours = next(base for base in each.__mro__ if base.__module__.startswith("htas."))
+        if is_users_own(each) and _CHECKED not in vars(each):
+            ours = next(base for base in each.__mro__ if not is_users_own(base))
             for attribute, hint in _hints(ours, [name for name in vars(each) if not name.startswith("_")]):
                 place = f"{name.partition(':')[0]}:{each.__name__}.{attribute}"
                 _keep(each, attribute, hint, place)
             setattr(each, _CHECKED, True)
+
+
+def place_of(kind: type[Any]) -> str:
+    """`package.module:Class`, as sentences name a class of the user's."""
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def is_users_own(kind: type[Any]) -> bool:
+    """Whether a class is of another package than this one."""
+    return not kind.__module__.startswith("htas.")
 
 
 def _keep(kind: type[Any], attribute: str, hint: Any, place: str) -> None:
@@ -54,8 +67,11 @@ def _checked(function: Callable[..., T], hint: Any, place: str, call: str) -> Ca
                 raise
             raise UserError(f"{place}{call} must take what its contract says ({error}); mend it there") from error
         need(value, hint, f"{place}{call}")
-        if function.__name__ == "measure" and isinstance(value, list) and len(value) != len(args[1]):
-            raise UserError(f"{place}{call} must give one for each of {len(args[1])} cases, it gives {len(value)}")
+        if function.__name__ in COUNTED and isinstance(value, list) and len(value) != len(args[1]):
+            one = f"one for each of {len(args[1])} {COUNTED[function.__name__]}"
+            raise UserError(f"{place}{call} must give {one}, it gives {len(value)}; mend it there")
+        if hint in type(value).__mro__ and is_users_own(type(value)) and not is_users_own(hint):
+            keep(hint, type(value), place_of(type(value)))  # it has a contract of its own, as a runtime's timer does
         return value
 
     return checked
@@ -65,6 +81,13 @@ def need(value: object, hint: Any, what: str) -> None:
     """Raise UserError where something of the user's is of another kind: `mine:Data.read() must be Images, not None`."""
     if not fits(value, hint):
         raise UserError(f"{what} must be {_words(hint)}, it is {_described(value)}; mend it there")
+
+
+def need_fields(record: object, what: str) -> None:
+    """Raise UserError where a field of a record, a dataclass of htas, is of another kind than its annotation says."""
+    hints = get_type_hints(type(record))
+    for each in fields(record):  # type: ignore[arg-type]
+        need(getattr(record, each.name), hints[each.name], f"{each.name} of {what}")
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -218,7 +218,7 @@ def _search(run: Run, again: bool) -> None:
             continue
         problem, strategy = _problem(run, space, key), run.config.strategy
         if isinstance(strategy, SearchOptions):
-            outcome = strategy.search(problem)
+            outcome = strategy.outcome(problem)
             ranks.of_first(partial(_end_search, run, problem, key, outcome))
         else:
             if ranks.size() > 1:
@@ -239,7 +239,7 @@ def _begin_search(run: Run, space: Space, key: str, again: bool) -> bool:
 
 
 def _search_alone(run: Run, problem: Problem, key: str) -> None:
-    _end_search(run, problem, key, run.config.strategy.search(problem))
+    _end_search(run, problem, key, run.config.strategy.outcome(problem))
 
 
 def _end_search(run: Run, problem: Problem, key: str, outcome: SearchOutcome) -> None:

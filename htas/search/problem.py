@@ -1,8 +1,9 @@
 """What a strategy may look at, and what it returns."""
 
+import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -10,9 +11,12 @@ from torch import nn
 from htas.cost.limits import Limit
 from htas.cost.model import CostModel
 from htas.data.split import Data
+from htas.errors import UserError
 from htas.graph import Arch, Network
+from htas.plugins.contract import need, need_fields
 from htas.search.record import EpochRecord
 from htas.spaces.space import Space
+from htas.text import quoted, shortened
 
 
 @dataclass(frozen=True)
@@ -97,3 +101,34 @@ class SearchOutcome:
     """Whether `worth` is an estimate for any arch that tells more than `validate`, whose networks are not trained."""
     judge: str = "in the supernet"
     """How `validate` finds accuracies, for a report."""
+
+
+def checked(outcome: SearchOutcome, space: Space, place: str) -> SearchOutcome:
+    """The outcome of a search of the user's, `mine:Search`, which judges archs or raises UserError, as this does, where
+    it is not as its fields say."""
+    need_fields(outcome, f"what {place}.search() gives")
+    for arch in (outcome.arch, *outcome.pool):
+        if arch not in space:
+            got = f"widths {shortened(str(arch.widths))} and depths {shortened(str(arch.depths))}"
+            raise UserError(
+                f"{place}.search() must give archs of the space {space.name}, it gives {got}; mend it there"
+            )
+
+    def validate(archs: Sequence[Arch]) -> list[float]:
+        accuracies = outcome.validate(archs)
+        what = f"what validate() of {place}.search() gives"
+        need(accuracies, list[float], what)
+        if len(accuracies) != len(archs) or not all(0 <= each <= 1 for each in accuracies):
+            got = quoted(list(accuracies))
+            raise UserError(f"{what} must be one accuracy, 0 to 1, for each of {len(archs)} archs, it is {got}")
+        return [float(each) for each in accuracies]
+
+    def worth(arch: Arch) -> float:
+        value = outcome.worth(arch)
+        what = f"what worth() of {place}.search() gives"
+        need(value, float, what)
+        if math.isnan(value):
+            raise UserError(f"{what} must be a number that can be compared, it is {value}; mend it there")
+        return float(value)
+
+    return replace(outcome, validate=validate, worth=worth)

@@ -12,8 +12,9 @@ from typing import ClassVar
 from htas import metrics, plugins
 from htas.errors import UserError
 from htas.files import path_of
+from htas.plugins.contract import is_users_own, place_of
 from htas.search.oneshot import SupernetOptions, need_start
-from htas.search.problem import Problem, SearchOutcome
+from htas.search.problem import Problem, SearchOutcome, checked
 from htas.text import listing
 
 
@@ -49,6 +50,12 @@ class Strategy(ABC):
     @abstractmethod
     def search(self, problem: Problem) -> SearchOutcome:
         """The arch to train. Looks at the training images only; goes on from `problem.checkpoint` if that exists."""
+
+    def outcome(self, problem: Problem) -> SearchOutcome:
+        """What `search` finds; of a strategy of the user's, raises UserError where that is not as its fields say, now
+        or when it judges archs."""
+        outcome = self.search(problem)
+        return checked(outcome, problem.space, place_of(type(self))) if is_users_own(type(self)) else outcome
 
     def check(self) -> None:
         """Raise UserError where a package that the search needs is not installed."""

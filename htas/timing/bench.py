@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from htas.errors import UserError
-from htas.text import significant
+from htas.plugins.contract import place_of
+from htas.text import shortened, significant
 from htas.timing.allocator import collector_off
 from htas.timing.level import levels
 from htas.timing.quota import free_memory
@@ -58,6 +59,11 @@ class Turn:
     """Seconds of each reading."""
     loops: tuple[int, ...]
     """Calls in each."""
+
+    def __post_init__(self) -> None:
+        if not self.lasted or len(self.lasted) != len(self.loops) or min(self.loops) < 1:
+            got = f"{len(self.lasted)} readings of {shortened(str(self.loops))} calls"
+            raise UserError(f"a turn needs readings of 1 or more calls each, got {got}")
 
 
 class Timer(ABC):
@@ -299,7 +305,10 @@ class _Run:
         for number in missing:
             before = self.bench.now()
             call = self.build(number)
-            built[number] = call, timer.settle(call, reading, self.bench.warmup)
+            loops = timer.settle(call, reading, self.bench.warmup)
+            if loops < 1:
+                raise UserError(f"{place_of(type(timer))}.settle() must give 1 or more calls, it gives {loops}")
+            built[number] = call, loops
             self.price[number] = self.bench.now() - before
         old, self.built = self.built, built
         _let_go(old)
@@ -332,13 +341,14 @@ class _Run:
             turns = self.bench.timer.turns([self.built[number] for number in order], least)
         for number, turn in zip(order, turns, strict=True):
             for lasted, loops in zip(turn.lasted, turn.loops, strict=True):
+                need_seconds(self.bench.timer, lasted, loops)
                 seconds = lasted / loops
                 self.shortest[number] = min(lasted, self.shortest.get(number, inf))
                 self.seconds.append(seconds)
                 self.calls.append(number)
             self.built[number] = self.built[number][0], turn.loops[-1]
             self.fastest[number] = min(seconds, self.fastest.get(number, inf))
-            slow.append(seconds / self.fastest[number] if seconds else 1.0)
+            slow.append(seconds / self.fastest[number])
         return float(np.median(slow))
 
 
@@ -349,16 +359,26 @@ def _let_go(built: dict[int, tuple[Call, int]]) -> None:
         built.popitem()
 
 
+def need_seconds(timer: Timer, lasted: float, loops: int) -> None:
+    """Raise UserError where a timer gives something else than the seconds that calls took."""
+    if not 0 < lasted < inf:
+        place = f"{place_of(type(timer))}.time()"
+        raise UserError(
+            f"{place} must give the seconds that calls take, above 0, it gives {lasted:g} for {loops} calls"
+        )
+
+
 def settle(call: Call, timer: Timer, reading: float, warmup: float) -> int:
     """Warm a call up, for `warmup` seconds at most; returns how many calls in a row last `reading` seconds."""
     timer.time(call, 1)  # the first call allocates and chooses kernels: no measure of the others
     spent, loops, fastest = 0.0, 1, inf
     for _ in range(MOST_WARMUPS):
         seconds = timer.time(call, loops)
+        if not (seconds == 0 and loops < MOST_LOOPS):  # a clock may show nothing for a few calls
+            need_seconds(timer, seconds, loops)
         spent += seconds
         steady = seconds / loops >= STEADY * fastest
         fastest = min(fastest, seconds / loops)
-        # a clock may show nothing for one short call: then go up in tens
         needed = ceil(reading / fastest) if fastest > 0 else MOST_LOOPS
         long_enough = loops >= needed
         loops = min(needed, 10 * loops, MOST_LOOPS)

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,12 @@ from htas import cli, datasets, plugins, strategies
 from htas.console.blame import blame, is_users, users_faults
 from htas.datasets import Dataset
 from htas.errors import UserError
+from htas.graph import Arch
+from htas.graph.layer import Layer
+from htas.metrics.latency import Latency
+from htas.spaces.space import Space
 from htas.strategies import Strategy
+from htas.timing.target import Target
 
 MODULE = """
 from dataclasses import dataclass
@@ -133,6 +139,126 @@ def test_a_strategy_must_return_what_a_search_is(tmp_path: Path, monkeypatch: py
     search = plugins.find(strategies, Strategy, "mine:Search")()  # type: ignore[type-abstract]
     with pytest.raises(UserError, match=r"mine:Search.search\(\) must be SearchOutcome, it is None"):
         search.search(None)  # type: ignore[arg-type]
+
+
+OUTCOME = """
+from dataclasses import dataclass
+from htas.graph import Arch
+from htas.search.problem import SearchOutcome
+from htas.strategies import Strategy
+
+@dataclass(frozen=True)
+class Search(Strategy):
+    def search(self, problem):
+        arch, pool, worth = problem.space.narrowest, (), lambda arch: 0.0
+        def validate(archs):
+            return [0.5] * len(archs)
+        HERE
+        return SearchOutcome(arch, (), True, "why", validate, seconds=0.0, worth=worth, pool=pool)
+"""
+
+
+@pytest.mark.parametrize(
+    "statement, said",
+    [
+        (
+            "arch = Arch({'x': 3})",
+            "give archs of the space tiny, it gives widths {'x': 3} and depths {}; mend it there",
+        ),
+        ("arch = Arch({**arch.widths, 'x': 3})", "give archs of the space tiny, it gives widths {'a': 1, 'x': 3}"),
+        ("arch = Arch({'a': 2})", "give archs of the space tiny"),
+        ("arch = Arch({'a': -1})", "give archs of the space tiny"),
+        ("arch = None", r"arch of what mine:Search.search\(\) gives must be Arch, it is None"),
+        ("pool = (Arch({'a': 7}),)", "give archs of the space tiny, it gives widths {'a': 7}"),
+        ("pool = [None]", "pool of what"),
+        ("validate = lambda archs: [0.5]", r"one accuracy, 0 to 1, for each of 2 archs, it is \[0.5\]"),
+        ("validate = lambda archs: []", r"one accuracy, 0 to 1, for each of 2 archs, it is \[\]"),
+        ("validate = lambda archs: [0.5] * 3", "for each of 2 archs, it is"),
+        ("validate = lambda archs: [0.5, float('nan')]", "for each of 2 archs, it is"),
+        ("validate = lambda archs: [50.0, 40.0]", "for each of 2 archs, it is"),
+        (
+            "validate = lambda archs: None",
+            r"what validate\(\) of mine:Search.search\(\) gives must be list\[float\], it is",
+        ),
+        ("validate = lambda archs: ['x', 'y']", "list of str, str"),
+        ("validate = None", "validate of what mine:Search.search"),
+        ("worth = lambda arch: float('nan')", "a number that can be compared, it is nan"),
+        ("worth = lambda arch: None", r"what worth\(\) of mine:Search.search\(\) gives must be float, it is None"),
+    ],
+)
+def test_what_a_search_of_the_user_s_finds_is_compared_with_its_contract(
+    statement: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module(monkeypatch, tmp_path, OUTCOME.replace("HERE", statement))
+    search = plugins.find(strategies, Strategy, "mine:Search")()  # type: ignore[type-abstract]
+    problem = SimpleNamespace(space=Space("tiny", {"a": (1, 3)}, {}))
+    with pytest.raises(UserError, match=said):
+        outcome = search.outcome(problem)  # type: ignore[arg-type]
+        outcome.validate([Arch({"a": 1}), Arch({"a": 3})])
+        outcome.worth(outcome.arch)
+
+
+def test_what_a_search_of_the_user_s_finds_may_be_numpy_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = "import numpy; validate = lambda archs: numpy.full(len(archs), 0.25); worth = lambda arch: numpy.float32(1)"
+    module(monkeypatch, tmp_path, OUTCOME.replace("HERE", more))
+    search = plugins.find(strategies, Strategy, "mine:Search")()  # type: ignore[type-abstract]
+    outcome = search.outcome(SimpleNamespace(space=Space("tiny", {"a": (1, 3)}, {})))  # type: ignore[arg-type]
+    assert outcome.validate([outcome.arch] * 2) == [0.25, 0.25] and outcome.worth(outcome.arch) == 1
+
+
+RUNTIME = """
+from dataclasses import dataclass
+from typing import ClassVar
+from htas.runtimes import Program, Runtime
+from htas.timing.bench import Timer, Turn
+
+class Clock(Timer):
+    shortest: ClassVar = 1e-9
+    def time(self, call, loops):
+        return 1e-3 * loops
+    HERE
+
+@dataclass(frozen=True)
+class Slow(Runtime):
+    @classmethod
+    def precisions(cls, device):
+        return ("fp32",)
+    def compile(self, model, example):
+        return Program(lambda: None, model)
+    def describe(self):
+        return {}
+    def timer(self):
+        return Clock()
+"""
+
+
+@pytest.mark.parametrize(
+    "method, said",
+    [
+        *(
+            (f"time = lambda self, call, loops: {value}", rf"mine:Clock.time\(\) must give the seconds that calls "
+             rf"take, above 0, it gives {shown} for \d+ calls")
+            for value, shown in (("float('nan')", "nan"), ("-1e-3", "-0.001"), ("0.0", "0"), ("float('inf')", "inf"))
+        ),
+        ("shortest = 1.0; time = lambda self, call, loops: 1e-3 if loops == 1 else -loops", "above 0, it gives -"),
+        ("def time(self, call, loops): return None", r"mine:Clock.time\(\) must be float, it is None"),
+        ("def time(self, call, loops): return 'x'", r"mine:Clock.time\(\) must be float, it is 'x'"),
+        ("def time(self, call): return 1.0", r"mine:Clock.time\(\) must take what its contract says"),
+        ("def settle(self, call, reading, warmup): return 0", r"mine:Clock.settle\(\) must give 1 or more calls, it"),
+        ("def settle(self, call, reading, warmup): return None", r"mine:Clock.settle\(\) must be int, it is None"),
+        ("def turns(self, calls, least): return []", r"Clock.turns\(\) must give one for each of 2 calls, it gives 0"),
+        ("def turns(self, calls, least): return [Turn((), ()) for _ in calls]", "a turn needs readings of 1 or more"),
+        ("def turns(self, calls, least): return [Turn((1.0,), (0,)) for _ in calls]", "a turn needs readings of 1 or"),
+        ("def turns(self, calls, least): return [Turn((float('nan'),), (1,)) for _ in calls]", "gives nan for 1 c"),
+        ("shortest = None", "mine:Clock.shortest must be float, it is None"),
+    ],
+)  # fmt: skip
+def test_a_timer_of_the_user_s_that_gives_no_seconds_is_named(
+    method: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module(monkeypatch, tmp_path, RUNTIME.replace("HERE", method))
+    with pytest.raises(UserError, match=said):
+        Latency(Target(runtime="mine:Slow", threads=1)).measure([Layer("conv", 3, width, (8, 8)) for width in (4, 8)])
 
 
 @pytest.mark.parametrize("text", ["raise SystemExit(3)", "import nosuch", "1 / 0", "def f(:", "x = 3\nexit()"])
