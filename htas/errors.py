@@ -1,5 +1,8 @@
 """Mistakes of the user's, apart from faults of this package."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """A mistake of the user's in one sentence: the value, the values allowed, and what to do next.
@@ -11,6 +14,18 @@ class UserError(ValueError):
 class PlaceError(UserError):
     """A file or folder that cannot be used: the place, the reason, and that another may be named, which the command
     completes by its option for that."""
+
+
+@contextmanager
+def of_option(option: str) -> Iterator[None]:
+    """Put an option in front of the sentence of a UserError that does not name it: target.runtime: no runtime called
+    'x'."""
+    try:
+        yield
+    except UserError as error:
+        if option in str(error):
+            raise
+        raise UserError(f"{option}: {error}") from error
 
 
 def need_least(least: float, options: object, section: str, *names: str) -> None:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from htas.errors import UserError
+from htas.errors import UserError, of_option
 from htas.files import read_toml, slug
 from htas.plugins.values import Values, as_text
 from htas.run.config import Settings, fitting, read
+from htas.run.names import read_name
 from htas.text import listing, no_such
 
 BASE = "base"
@@ -102,6 +103,9 @@ def read_arms(*paths: Path) -> list[ArmTable]:
         network, prune, like = source.values()
         if not isinstance(network, str):
             raise UserError(f"{path}: network of the arm {name} must be the name of one, got {network!r}")
+        if network not in ("", BASE):
+            with of_option(f"{path}: network of the arm {name}"):
+                read_name(network)
         if prune:
             source["prune"] = prune = _pruning(path, name, prune, alone=not network)
         first = {arm.name: arm for arm in arms if not arm.source}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from htas import plugins
-from htas.errors import UserError
+from htas.errors import UserError, of_option
 from htas.files import need_text, read_toml
 from htas.plugins.options import Option, Options, SourceClass, options_of, source_file
 from htas.plugins.trust import need_trust
@@ -281,7 +281,7 @@ def configured_code(path: Path, overrides: Sequence[str] = ()) -> list[trusted.N
 
 def fitting(overrides: Sequence[str], others: Sequence[str]) -> list[str]:
     """Overrides still valid after `others` choose other plug-ins: options that the new class lacks are dropped."""
-    options = {table: NAMED[table].options(name) for table, name in _new_names(_split(others)).items()}
+    options = {table: _options(table, name) for table, name in _new_names(_split(others)).items()}
     valid = []
     for override in overrides:
         table, _, option = next(iter(_split([override]))).partition(".")
@@ -326,7 +326,7 @@ def _merged(tables: dict[str, Values], changes: Values) -> dict[str, Values]:
         named, values = NAMED[table], tables[table]
         old = str(values.get(named.key, named.default))
         if name != old:
-            usual, options = _plain(_defaults(named.options(old))), named.options(name)
+            usual, options = _plain(_defaults(_options(table, old))), _options(table, name)
             spelled = all(option in values for option, value in usual.items() if value is not None)
             tables[table] = {
                 option: value
@@ -363,6 +363,12 @@ def _plain(values: Values) -> Values:
     """Values as JSON reads them back."""
     plain: Values = json.loads(json.dumps(values, default=str))
     return plain
+
+
+def _options(table: str, name: str) -> Options:
+    """The options of the class or recipe of this name; raises UserError with the option that names it."""
+    with of_option(f"{table}.{TABLES[table].key}"):
+        return TABLES[table].options(name)
 
 
 def _defaults(options: Options) -> Values:
@@ -424,7 +430,7 @@ def _built(names: Mapping[str, str], tables: Mapping[str, Values]) -> Values:
 
 def _typed(table: str, names: Mapping[str, str], content: Values) -> Values:
     """The values of one table, each of its option's type; raises UserError."""
-    options, key = TABLES[table].options(names.get(table, "")), TABLES[table].key
+    options, key = _options(table, names.get(table, "")), TABLES[table].key
     values = _defaults(options)
     for name, value in content.items():
         if name in options:
@@ -453,7 +459,8 @@ def check_runtime(target: "Target") -> None:
     if ":" in target.runtime:
         need_trust(target.runtime, "target.runtime")
     else:
-        options = RUNTIMES.options(target.runtime)
+        with of_option("target.runtime"):
+            options = RUNTIMES.options(target.runtime)
         RUNTIMES.check(target.runtime, _defaults(options) | runtime_options(target, options))
 
 

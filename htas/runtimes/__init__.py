@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
-from htas.errors import UserError
+from htas.errors import UserError, of_option
 from htas.graph.layer import Layer
 from htas.plugins import create, find
 from htas.plugins.options import options_of
@@ -150,7 +150,8 @@ def open_runtime(target: Target) -> Runtime:
     Raises UserError, which lists the choices, where the runtime, device, precision or an option does not exist.
     """
     target.check()
-    kind: type[Runtime] = find(sys.modules[__name__], Runtime, target.runtime)  # type: ignore[type-abstract]
+    with of_option("target.runtime"):
+        kind: type[Runtime] = find(sys.modules[__name__], Runtime, target.runtime)  # type: ignore[type-abstract]
     if target.host:
         from htas.runtimes._remote import remote_runtime
 

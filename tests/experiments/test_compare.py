@@ -337,6 +337,8 @@ def test_a_speed_has_the_interval_of_its_logarithms():
         ("", "must hold two arms or more"),
         ("[one]\n", "must hold two arms or more"),
         ("one = 1\n", r"one must be a table, \[one\] with the options of an arm, got 1"),
+        ('[one]\nnetwork = "tas:x"\n[two]\n', "arms.toml: network of the arm one: no TAS network called 'x'"),
+        ('[one]\nnetwork = "resnt"\n[two]\n', "arms.toml: network of the arm one: no model family called 'resnt'"),
         ("[one]\nnetwork = 3\n[two]\n", "network of the arm one must be the name of one, got 3"),
         ("[one]\nspaces = 3\n[two]\n", "the arm one has spaces = 3, which is no table of options; write spaces.OPTION"),
         ("[one]\n[two]\nlike = 'three'\n", "must be an arm above it that searches, of which there are one, without"),

@@ -13,10 +13,12 @@ from htas.errors import UserError
 from htas.files import digest
 from htas.models import ModelFamily
 from htas.plugins.values import allowed
-from htas.run.config import NAMED, TABLES, WITHIN_LIMITS, Config, SplitOptions, load
+from htas.run.config import NAMED, TABLES, WITHIN_LIMITS, Config, SplitOptions, configured_names, load
 from htas.run.run import Run
 from htas.run.stages import run_all
+from htas.runtimes import open_runtime
 from htas.spaces.design import Design
+from htas.timing.target import Target
 from htas.training.recipe import RECIPES
 
 
@@ -211,7 +213,7 @@ def test_an_option_without_a_default_is_asked_for() -> None:
         ("--train.epochs=0", "train.epochs must be 1 or more, got 0"),
         (
             "--train.recipe=shrt",
-            f"no recipe called 'shrt'; did you mean 'short'? choose one of {', '.join(RECIPES)}",
+            f"train.recipe: no recipe called 'shrt'; did you mean 'short'? choose one of {', '.join(RECIPES)}",
         ),
         (
             "--family.depth=21",
@@ -223,6 +225,31 @@ def test_a_wrong_override_gets_one_sentence(override: str, sentence: str) -> Non
     with pytest.raises(ValueError) as error:
         load(None, [override])
     assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize(
+    "option, what",
+    [
+        ("family.name", "model family"),
+        ("data.name", "data set"),
+        ("strategy.name", "strategy"),
+        ("train.recipe", "recipe"),
+        ("target.runtime", "runtime"),
+    ],
+)
+@pytest.mark.parametrize("name", ["nosuch", "nosuch.module:Thing"])
+def test_a_name_that_nothing_has_is_refused_with_its_option(option: str, what: str, name: str, tmp_path: Path) -> None:
+    table, _, key = option.partition(".")
+    file = tmp_path / "some.toml"
+    file.write_text(f'[{table}]\n{key} = "{name}"\n')
+    attempts = [lambda: load(None, [f"--{option}={name}"]), lambda: load(file)]
+    attempts += [lambda: load(None).changed({option: name}), lambda: configured_names(file) and load(file)]
+    if option == "target.runtime":
+        attempts = [*(attempts if ":" not in name else []), lambda: open_runtime(Target(runtime=name))]
+    said = "cannot import" if ":" in name and table != "train" else f"no {what} called"
+    for attempt in attempts:
+        with pytest.raises(UserError, match=f"^{option}: {said} '{name}'"):
+            attempt()
 
 
 @pytest.mark.parametrize(
