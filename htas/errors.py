@@ -1,7 +1,12 @@
 """Mistakes of the user's, apart from faults of this package."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_VALUED, _DOTTED = re.compile(r"(?<!\S)--([a-z]+\.\w+)=([^\s;,]+)"), re.compile(r"(?<!\S)--([a-z]+\.\w+)")
+_PLAIN = re.compile(r"(\bwith )?(?<!\S)--([a-z]\w*)\b(?![-.])")
+"""Options of the command in a sentence."""
 
 
 class UserError(ValueError):
@@ -26,6 +31,29 @@ def of_option(option: str) -> Iterator[None]:
         if option in str(error):
             raise
         raise UserError(f"{option}: {error}") from error
+
+
+@contextmanager
+def in_python() -> Iterator[None]:
+    """Have the sentence of a UserError advise arguments of a function in place of the command's options."""
+    try:
+        yield
+    except UserError as error:
+        error.args = (as_arguments(str(error)), *error.args[1:])
+        raise
+
+
+def as_arguments(words: str) -> str:
+    """`name another folder with out=` of `with --out`, `options={"train.lr": 0.1}` of `--train.lr=0.1`."""
+    words = _VALUED.sub(_of_options, words)
+    words = _DOTTED.sub(r"options['\1']", words)
+    return _PLAIN.sub(lambda found: f"{found[1] or ''}{found[2]}=" if found[1] else found[2], words)
+
+
+def _of_options(found: re.Match[str]) -> str:
+    name, value = found.groups()
+    number = re.fullmatch(r"-?[\d.]+(e-?\d+)?", value)
+    return f"options={{{name!r}: {value if number else repr(value)}}}"
 
 
 def need_least(least: float, options: object, section: str, *names: str) -> None:

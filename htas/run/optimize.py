@@ -15,7 +15,7 @@ from htas.console.blame import blame, users_faults
 from htas.console.progress import say
 from htas.data.batch import one_class
 from htas.data.task import CLASSIFY, Task, unit
-from htas.errors import UserError
+from htas.errors import UserError, in_python
 from htas.files import read_record, write_bytes, write_record, write_tensors, write_text
 from htas.formats.export import export
 from htas.graph.arch import Arch
@@ -124,6 +124,7 @@ class OptimizationResult:
         return place
 
 
+@in_python()
 @users_faults()
 def optimize(
     model: nn.Module,

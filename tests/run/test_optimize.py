@@ -26,6 +26,7 @@ from torch.utils.data import (
 
 import htas
 from htas.data.task import Task
+from htas.errors import UserError, as_arguments
 from htas.files import read_tensors
 from htas.run import plan
 from htas.run.user import UserData, digest
@@ -620,6 +621,31 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(net, tmp_path, change, s
     with scripted_device(), pytest.raises(ValueError) as caught:
         htas.optimize(**{**given, "options": {**QUICK, **given.get("options", {})}})
     assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+
+
+def test_a_refusal_in_python_advises_arguments(net, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "photo.png").touch()
+    with pytest.raises(UserError, match=r"is not the folder of a run; name another one with out=$"):
+        htas.optimize(net, torch.zeros(1, *SHAPE), DATA, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("free 8 MB or name another folder with --out", "free 8 MB or name another folder with out="),
+        ("name another folder with --out, or delete", "name another folder with out=, or delete"),
+        (
+            "go on from there with --train.start=/a/b-c.safetensors, a lower --train.lr and another --out",
+            "go on from there with options={'train.start': '/a/b-c.safetensors'}, a lower options['train.lr'] and "
+            "another out",
+        ),
+        ("with --strategy.lr=0.03 and another --out", "with options={'strategy.lr': 0.03} and another out"),
+        ("'a--b' and x --y-z stay", "'a--b' and x --y-z stay"),
+    ],
+)
+def test_options_of_the_command_are_arguments_in_python(words, said):
+    assert as_arguments(words) == said
 
 
 def test_the_public_names_are_there_and_others_are_refused_by_name():
