@@ -22,7 +22,7 @@ from htas.metrics import Case, Metric, OnRound, Pending
 from htas.spaces.remember import CachedMetric
 from htas.timing.entry import COLUMNS, Entry
 from htas.timing.measurement import Measurement
-from htas.timing.store import Store
+from htas.timing.store import FORMAT, Store
 from htas.timing.target import Target
 
 SURVEYS, WIDTHS, READINGS = 6, 8, 60
@@ -30,7 +30,7 @@ SURVEYS, WIDTHS, READINGS = 6, 8, 60
 LIMIT = 10
 """Seconds of a command."""
 CHANGED = "changed, and nothing in the file tells"
-"""A kind of its own: digits of a reading that became others. A store has no check sums."""
+"""A kind of its own: digits of a table that became others, where its check sums went with them."""
 
 
 def layer(width: int) -> Layer:
@@ -228,7 +228,7 @@ def _number(path: Path, rng: random.Random) -> None:
 
 @damage("a version from the future")
 def _future(path: Path, rng: random.Random) -> None:
-    changed(path, f"PRAGMA user_version = {rng.choice((2, 3, 99, 2**31 - 1))}")
+    changed(path, f"PRAGMA user_version = {rng.choice((FORMAT + 1, 99, 2**31 - 1))}")
 
 
 @damage("a version of 0 or below")
@@ -485,7 +485,7 @@ def _compared(name: str, table: Path) -> Iterator[tuple[str, str]]:
         yield name, f"what was exported cannot be imported: {error}"
         return
     if [each for each in wrong if each.survey != Scripted.survey]:
-        yield CHANGED, name
+        yield name, "digits became others, and nothing said so"
 
 
 def originals() -> list[Entry]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sqlite3
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -12,6 +13,7 @@ from math import inf, isfinite
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any, cast
+from zlib import crc32
 
 import numpy as np
 
@@ -30,6 +32,8 @@ COLUMNS: Mapping[str, Any] = {
 """Columns and their types. The long ones are last, as a query need not read them from the disk."""
 FORMAT = 1
 """Of a table, in its first column."""
+CHECKSUM = "checksum"
+"""The last column of a table, which those of earlier versions lack."""
 CUT = 100
 """Letters of what another program says, or of what should be a number."""
 WRITTEN = "give a file that htas store export of this version wrote"
@@ -132,6 +136,11 @@ class Entry:
         return Entry(measurement=measurement, **values)
 
 
+def checksum(cells: Mapping[str, Any] | sqlite3.Row) -> int:
+    """Of the texts of a row: digits that a disk or a hand changed give another one."""
+    return crc32("\0".join(str(cells[name]) for name in COLUMNS).encode(errors="backslashreplace"))
+
+
 def read_context(cell: object) -> Mapping[str, str]:
     """What a cell of the context says; nothing where it cannot be read."""
     with suppress(*REFUSED, RecursionError):
@@ -191,7 +200,10 @@ def read_table(path: Path) -> Iterator[Entry]:
         if str(row["format"]) != str(FORMAT):
             raise UserError(f"{where} has format {str(row['format'])[:CUT]}, this version reads {FORMAT}; {WRITTEN}")
         try:
-            yield Entry.of(row)
+            entry = Entry.of(row)
+            if row.get(CHECKSUM) not in (None, "", number_of := checksum(entry.texts()), str(number_of)):
+                raise UserError("its cells were changed after they were exported")
+            yield entry
         except ValueError as error:
             raise UserError(f"{where} cannot be read ({error}); {WRITTEN}") from error
 
@@ -211,9 +223,10 @@ def _check_size(path: Path, size: int) -> None:
 
 def _to_csv(entries: Sequence[Entry]) -> bytes:
     file = io.StringIO()
-    writer = csv.DictWriter(file, ("format", *COLUMNS), lineterminator="\n")
+    writer = csv.DictWriter(file, ("format", *COLUMNS, CHECKSUM), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({"format": FORMAT, **entry.texts()} for entry in entries)
+    for entry in entries:
+        writer.writerow({"format": FORMAT, **(texts := entry.texts()), CHECKSUM: checksum(texts)})
     return file.getvalue().encode()
 
 
@@ -235,7 +248,9 @@ def _to_parquet(entries: Sequence[Entry]) -> bytes:
     text = pyarrow.string()
     types = {tuple[str, ...]: pyarrow.list_(text), tuple[float, ...]: pyarrow.list_(pyarrow.float64())}
     schema = {"format": pyarrow.int64(), **{name: types.get(kind, text) for name, kind in COLUMNS.items()}}
-    rows = [{"format": FORMAT, **entry.row(), "context": entry.texts()["context"]} for entry in entries]
+    schema[CHECKSUM] = pyarrow.int64()
+    several = ((entry.row(), entry.texts()) for entry in entries)
+    rows = [{"format": FORMAT, **row, "context": texts["context"], CHECKSUM: checksum(texts)} for row, texts in several]
     file = io.BytesIO()
     table = pyarrow.Table.from_pylist(rows, pyarrow.schema(schema))
     parquet.write_table(table, file, write_page_checksum=True)
@@ -252,7 +267,7 @@ def _of_parquet(path: Path) -> Rows:
             chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
             _check_size(path, sum(max(each.total_uncompressed_size, 8 * each.num_values) for each in chunks))
             columns = file.schema_arrow.names
-            table = file.read([name for name in ("format", *COLUMNS) if name in columns])
+            table = file.read([name for name in ("format", *COLUMNS, CHECKSUM) if name in columns])
         table.validate(full=True)
         return columns, table.to_pylist()
     except (pyarrow.ArrowException, OverflowError, TypeError) as error:  # the latter for what Python has no value for

@@ -22,7 +22,7 @@ from htas import text
 from htas.console.progress import say
 from htas.errors import UserError
 from htas.files import path_of
-from htas.timing.entry import COLUMNS, Entry, check_suffix, is_text, read_context, read_table, write_table
+from htas.timing.entry import COLUMNS, Entry, check_suffix, checksum, is_text, read_context, read_table, write_table
 
 T = TypeVar("T")
 
@@ -34,22 +34,23 @@ PAGE = 64 * 1024
 CUT = 200
 """Letters of a path that may be no path."""
 
-FORMAT = 1
-"""PRAGMA user_version of a store."""
+FORMAT = 2
+"""PRAGMA user_version of a store; 1 had no check sums."""
 APPLICATION = 0x68746173
 """PRAGMA application_id of a store, `htas` in ASCII: the files of other programs are left alone."""
-TABLE = f"""readings (
-        id INTEGER PRIMARY KEY, {", ".join(f"{name} TEXT NOT NULL" for name in COLUMNS)},
-        UNIQUE (place, metric, layer, survey)
-    )"""
-"""Of format 1; a table of another text has been changed by hand."""
-SCHEMA = f"""
-    BEGIN IMMEDIATE;
-    CREATE TABLE IF NOT EXISTS {TABLE};
-    PRAGMA user_version = {FORMAT};
-    PRAGMA application_id = {APPLICATION};
-    COMMIT;
-"""
+_CELLS = ", ".join(f"{name} TEXT NOT NULL" for name in COLUMNS)
+_UNIQUE = "UNIQUE (place, metric, layer, survey)"
+TABLES = {
+    1: f"""readings (
+        id INTEGER PRIMARY KEY, {_CELLS},
+        {_UNIQUE}
+    )""",
+    2: f"""readings (
+        id INTEGER PRIMARY KEY, {_CELLS}, checksum INTEGER NOT NULL,
+        {_UNIQUE}
+    )""",
+}
+"""The table of each format; one of another text has been changed by hand."""
 SORTED = ("place", "metric", "survey", "layer", "date")
 """Columns by which rows are found, and so must be text; what another one holds that cannot be read is named."""
 LOGS = ("-wal", "-shm", "-journal")
@@ -189,12 +190,15 @@ class Store:
         return self.add(read_table(path))
 
     def _entries(self, where: str, *values: Any) -> list[Entry]:
-        rows = self._query(f"SELECT {', '.join(COLUMNS)} FROM readings WHERE {where} ORDER BY id", *values)
-        return [self._entry(row) for row in rows]
+        rows = self._query(f"SELECT * FROM readings WHERE {where} ORDER BY id", *values)
+        return [self._entry(dict(row)) for row in rows]
 
-    def _entry(self, row: sqlite3.Row) -> Entry:
+    def _entry(self, row: Mapping[str, Any]) -> Entry:
         try:
-            return Entry.of(dict(row))
+            entry = Entry.of(row)
+            if "checksum" in row and row["checksum"] != checksum(row):
+                raise UserError(f"its readings of {shortened(row['layer'])} were changed after they were written")
+            return entry
         except ValueError as error:
             survey = row["survey"] if row["survey"].isprintable() else f"${row['survey']!r}"  # as a shell reads it
             raise UserError(
@@ -216,16 +220,16 @@ class Store:
 
     def _insert(self, connection: sqlite3.Connection, entry: Entry) -> int:
         """Add an entry, unless it is there: 1 or 0."""
-        row, names = entry.texts(), ", ".join(COLUMNS)
+        row: dict[str, str | int] = {**(texts := entry.texts()), "checksum": checksum(texts)}
         added = connection.execute(
-            f"INSERT INTO readings ({names}) VALUES ({', '.join(f':{name}' for name in COLUMNS)})"
+            f"INSERT INTO readings ({', '.join(row)}) VALUES ({', '.join(f':{name}' for name in row)})"
             " ON CONFLICT (place, metric, layer, survey) DO NOTHING",
             row,
         ).rowcount
         if not added:
             key = "place = :place AND metric = :metric AND layer = :layer AND survey = :survey"
-            stored = connection.execute(f"SELECT {names} FROM readings WHERE {key}", row).fetchone()
-            if self._entry(stored) != entry:
+            stored = connection.execute(f"SELECT * FROM readings WHERE {key}", row).fetchone()
+            if self._entry(dict(stored)) != entry:
                 raise UserError(
                     f"survey {entry.survey} already has other readings of {shortened(entry.layer)}; give the new ones"
                     f" a survey of their own, or remove the old ones with htas store forget {entry.survey}"
@@ -288,15 +292,16 @@ class Store:
         ) as connection:
             connection.row_factory = sqlite3.Row
             connection.text_factory = lambda raw: raw.decode(errors="backslashreplace")
-            self._prepare(connection)
+            self._prepare(connection, writes)
             if (inode := _inode(path)) not in self._sound:
-                inspect(connection)
+                inspect(connection, connection.execute("PRAGMA user_version").fetchone()[0])
                 self._sound.add(inode)
             with connection:
                 return work(connection)
 
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        """Create the table in an empty file; refuse a file that is no store, or one of a later version."""
+    def _prepare(self, connection: sqlite3.Connection, writes: bool) -> None:
+        """Create the table in an empty file, and give that of an older version check sums, where it `writes`; refuse a
+        file that is no store, or one of a later version."""
         try:
             application, version, tables = connection.execute(  # one statement: no other process comes between
                 "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)"
@@ -315,12 +320,12 @@ class Store:
                 f"the store {self.path} has format {version}, this version of htas knows formats up to {FORMAT};"
                 f" install a newer htas, or {OTHER}"
             )
-        if version < FORMAT:
+        if version < FORMAT and (writes or version not in TABLES):
             connection.execute("PRAGMA auto_vacuum = FULL")  # only new files can have it: removing frees the disk
             with suppress(sqlite3.OperationalError):  # another process creates the file: either mode works
                 # readers do not wait for a write-ahead log; but machines that share a disk cannot share its memory
                 connection.execute(f"PRAGMA journal_mode = {'delete' if _is_shared(self.path) else 'wal'}")
-            connection.executescript(SCHEMA)
+            _upgrade(connection)
 
     def _set_aside(self, before: int | None, error: sqlite3.Error) -> None:
         """Rename a damaged file, unless another process has already done so."""
@@ -355,12 +360,36 @@ class Store:
         raise UserError(f"the store {self.path} {why}, or {OTHER}") from error
 
 
-def inspect(connection: sqlite3.Connection) -> None:
-    """Raise DamageError where a file is not all that a store is, which single queries may not notice."""
-    schema = connection.execute(
+def _upgrade(connection: sqlite3.Connection) -> None:
+    """Make the table where there is none, or bring one of format 1 to this format; all or nothing."""
+    connection.execute("BEGIN IMMEDIATE")
+    if _schema(connection) == [" ".join(f"CREATE TABLE {TABLES[1]}".split())]:
+        inspect(connection, 1)
+        names = ", ".join(COLUMNS)
+        connection.execute("ALTER TABLE readings RENAME TO older")
+        connection.execute(f"CREATE TABLE {TABLES[FORMAT]}")
+        connection.execute(f"INSERT INTO readings SELECT id, {names}, 0 FROM older ORDER BY id")
+        for row in connection.execute(f"SELECT id, {names} FROM older"):
+            connection.execute("UPDATE readings SET checksum = ? WHERE id = ?", (checksum(row), row["id"]))
+        connection.execute("DROP TABLE older")
+    connection.execute(f"CREATE TABLE IF NOT EXISTS {TABLES[FORMAT]}")
+    connection.execute(f"PRAGMA user_version = {FORMAT}")
+    connection.execute(f"PRAGMA application_id = {APPLICATION}")
+    connection.execute("COMMIT")
+
+
+def _schema(connection: sqlite3.Connection) -> list[str]:
+    """The statements that made the table of readings, and what the user made for it."""
+    rows = connection.execute(
         "SELECT sql FROM sqlite_master WHERE tbl_name = 'readings' AND name NOT LIKE 'sqlite!_%' ESCAPE '!'"
-    ).fetchall()
-    if [" ".join(str(row["sql"]).split()) for row in schema] != [" ".join(f"CREATE TABLE {TABLE}".split())]:
+    )
+    return [" ".join(str(row["sql"]).split()) for row in rows]
+
+
+def inspect(connection: sqlite3.Connection, version: int = FORMAT) -> None:
+    """Raise DamageError where a file is not all that a store of a format is, which single queries may not notice."""
+    schema = _schema(connection)
+    if schema != [" ".join(f"CREATE TABLE {TABLES[version]}".split())]:
         raise DamageError("its table of readings is gone or was changed" if schema else "its table of readings is gone")
     ((result,),) = connection.execute("PRAGMA integrity_check(1)").fetchall()
     if result != "ok":

@@ -510,8 +510,8 @@ def test_a_full_disk_is_said_and_loses_nothing(kept: Store, monkeypatch: pytest.
     kept.add([entry(8)])
     prepare = Store._prepare
 
-    def full(self: Store, connection: sqlite3.Connection) -> None:
-        prepare(self, connection)
+    def full(self: Store, connection: sqlite3.Connection, writes: bool) -> None:
+        prepare(self, connection, writes)
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite then answers as on a full disk
 
@@ -529,8 +529,8 @@ def test_a_disk_that_may_not_be_written_is_said_and_can_be_read(kept: Store, mon
     kept.add([entry(8)])
     prepare = Store._prepare
 
-    def protected(self: Store, connection: sqlite3.Connection) -> None:
-        prepare(self, connection)
+    def protected(self: Store, connection: sqlite3.Connection, writes: bool) -> None:
+        prepare(self, connection, writes)
         connection.execute("PRAGMA query_only = TRUE")  # SQLite then answers as on a read-only disk
 
     monkeypatch.setattr(Store, "_prepare", protected)
@@ -562,7 +562,7 @@ def test_a_store_from_the_future_is_refused_and_left_as_it_is(kept: Store) -> No
     before = kept.path.read_bytes()
     for work in (kept.surveys, lambda: kept.add([entry(16)]), kept.forget_all):
         with pytest.raises(
-            UserError, match="has format 99, this version of htas knows formats up to 1; install a newer"
+            UserError, match="has format 99, this version of htas knows formats up to 2; install a newer"
         ):
             work()
     assert kept.path.read_bytes() == before

@@ -1,21 +1,34 @@
 """A store that is damaged, changed by hand, on a disk that is full or read-only, or that others are killed over."""
 
+import csv
+import json
 import os
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.faults.store_damages import DAMAGES, Scripted, changed, damages, entry, layer, prepared, tables
+from benchmarks.faults.store_damages import (
+    DAMAGES,
+    READINGS,
+    Scripted,
+    changed,
+    damages,
+    entry,
+    layer,
+    prepared,
+    tables,
+)
 from benchmarks.faults.store_writers import PLACE, writers
 from htas import cli
 from htas.errors import UserError
 from htas.spaces.remember import CachedMetric
-from htas.timing.entry import Entry
-from htas.timing.store import Store
+from htas.timing.entry import COLUMNS, Entry
+from htas.timing.store import FORMAT, TABLES, Store
 
 # -- samples of the campaign -------------------------------------------------------------------------------------------
 
@@ -120,7 +133,7 @@ def test_a_version_that_never_was_is_put_right_and_loses_nothing(kept: Store, ve
     assert {each.survey for each in kept.surveys()} == {"s1", "s2"}
     assert kept.add([entry(24, "s3")]) == 1
     with closing(sqlite3.connect(kept.path)) as connection:
-        assert connection.execute("PRAGMA user_version").fetchall() == [(1,)]
+        assert connection.execute("PRAGMA user_version").fetchall() == [(FORMAT,)]
 
 
 def test_a_file_format_that_sqlite_does_not_know_is_damage(kept: Store, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,6 +239,74 @@ def test_a_folder_in_the_place_of_a_log_is_named(kept: Store, ending: str) -> No
     except UserError as error:
         assert f"cannot be used, as store.sqlite{ending} is a folder; delete that, or name" in str(error)
     assert {"s1", "s2"} <= {each.survey for each in kept.surveys()}
+
+
+def as_format_1(path: Path) -> None:
+    """Bring a store back to how the first version of this program wrote it."""
+    changed(
+        path,
+        "ALTER TABLE readings RENAME TO newer",
+        f"CREATE TABLE {TABLES[1]}",
+        f"INSERT INTO readings SELECT id, {', '.join(COLUMNS)} FROM newer",
+        "DROP TABLE newer",
+        "PRAGMA user_version = 1",
+    )
+
+
+def test_a_store_of_the_first_format_gets_check_sums_and_loses_nothing(kept: Store, tmp_path: Path) -> None:
+    before = kept._entries("TRUE")
+    as_format_1(kept.path)
+    store = Store(kept.path)
+    assert store._entries("TRUE") == before and store.add([entry(24, "s3")]) == 1 and store.add(before) == 0
+    with closing(sqlite3.connect(kept.path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchall() == [(FORMAT,)]
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    assert tables == [("readings",)]
+    changed(kept.path, "UPDATE readings SET readings = replace(readings, '0.0', '0.1')")
+    with pytest.raises(UserError, match="were changed after they were written"):
+        Store(kept.path).entries("s1")
+
+
+def test_a_store_of_the_first_format_on_a_read_only_disk_is_read_as_it_is(
+    disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copied_to(disk, tmp_path)
+    before = Store(path)._entries("TRUE")
+    as_format_1(path)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    assert Store(path)._entries("TRUE") == before and len(Store(path).surveys()) == 6
+    with pytest.raises(UserError, match="cannot be opened or written"):
+        Store(path).add([entry(24, "s9")])
+
+
+@pytest.mark.parametrize("way", ["null", "bytes", "row gone", "column"])
+def test_a_damaged_store_of_the_first_format_is_set_aside(
+    kept: Store, way: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    as_format_1(kept.path)
+    change, reason = BY_HAND[way]
+    change(kept.path)
+    assert Store(kept.path).surveys() == []
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_a_cell_that_became_another_valid_one_is_noticed(kept: Store, tmp_path: Path, column: str) -> None:
+    others = {
+        "place": "'other'", "metric": "'energy'", "survey": "'s9'", "layer": f"'{layer(64).key}'", "unit": "'ms'",
+        "date": "'2025-01-01T00:00:00.000000+00:00'", "context": """'{"x": "y"}'""", "doubts": """'["x"]'""",
+        "remarks": """'["x"]'""",
+    }  # fmt: skip
+    digits = json.dumps([0.5] * READINGS)
+    changed(kept.path, f"UPDATE readings SET {column} = {others.get(column, repr(digits))} WHERE id = 1")
+    store = Store(kept.path)
+    with pytest.raises(UserError, match=r"has a row of survey s\d that cannot be read: its readings of .*forget s\d"):
+        store.export(tmp_path / "table.csv")
+    for work in (lambda: store.entries("s1"), lambda: store.entries("s9")):
+        try:
+            work()
+        except UserError as error:
+            assert "were changed after they were written" in str(error)
 
 
 # -- disks -------------------------------------------------------------------------------------------------------------
@@ -383,3 +464,38 @@ def test_names_that_a_terminal_would_obey_are_refused_and_older_ones_shown_witho
 def test_words_that_are_no_unicode_are_refused(kept: Store) -> None:
     with pytest.raises(UserError, match="must be Unicode"):
         Entry(PLACE, "latency", layer(8).key, entry(8, "s").measurement, (), ("\ud800",))
+
+
+@pytest.mark.parametrize("kind", [".csv", ".parquet"])
+def test_a_table_whose_digits_became_others_is_refused_and_one_without_check_sums_read(
+    kept: Store, tmp_path: Path, kind: str
+) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    table, other = tmp_path / f"table{kind}", Store(tmp_path / "other.sqlite")
+    kept.export(table)
+    rows = (
+        list(csv.DictReader(table.read_text().splitlines()))
+        if kind == ".csv"
+        else parquet.read_table(table).to_pylist()
+    )
+    digits = json.loads(rows[1]["readings"]) if kind == ".csv" else rows[1]["readings"]
+    changed_digits = [*digits[:-1], digits[-1] * 1.5]
+    rows[1]["readings"] = json.dumps(changed_digits) if kind == ".csv" else changed_digits
+
+    def write(content: list[dict[str, Any]]) -> None:
+        if kind == ".parquet":
+            parquet.write_table(pyarrow.Table.from_pylist(content), table)
+            return
+        with table.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(content[0]))
+            writer.writeheader()
+            writer.writerows(content)
+
+    write(rows)
+    with pytest.raises(UserError, match=r"row 2 of .* cannot be read .its cells were changed after they were exported"):
+        other.import_(table)
+    assert other.surveys() == []
+    write([{name: cell for name, cell in row.items() if name != "checksum"} for row in rows])
+    assert other.import_(table) == 3  # of an earlier version
