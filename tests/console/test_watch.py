@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from htas import cli
 from htas.console import record, watch
 from htas.console.progress import progress, say
 from htas.errors import UserError
@@ -171,3 +172,30 @@ def test_states_are_written_once_a_second_at_most(tmp_path: Path, monkeypatch: p
             for _ in range(500):
                 bar.step()
             assert begun(tmp_path)["work"] == ""
+
+
+@pytest.mark.parametrize("field", ["state", "why", "lines", "work", "host"])
+def test_what_a_file_says_is_never_obeyed_by_a_terminal(
+    tmp_path: Path, field: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with record.recording():
+        record.into(tmp_path)
+        say("working")
+        content = begun(tmp_path)
+    for state in ("running", "stopped"):
+        evil = "a\x1b]0;x\x07\x9b31m\u202eb"
+        changed = {**content, "state": state, "why": "why", field: [evil] if field == "lines" else evil}
+        (tmp_path / record.NAME).write_text(json.dumps(changed))
+        cli.main(["watch", str(tmp_path), "--once"])
+        said = capsys.readouterr()
+        assert not set("\x1b\x07\x9b\u202e") & set(said.out + said.err)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"state": %s' % ("[" * 100_000 + "]" * 100_000), "{" * 100_000, "[]"])
+def test_a_record_of_many_brackets_is_one_sentence(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / record.NAME).write_text(text)
+    assert cli.main(["watch", str(tmp_path), "--once"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"htas: {tmp_path / record.NAME} does not say how far a run is (") and len(line) < 400

@@ -97,6 +97,47 @@ def test_json_that_no_run_writes_is_refused(copied: Path, text: str) -> None:
     assert f"{copied / 'command.json'} " in refusal(copied)
 
 
+FILES = (
+    "command.json", "controls.json", "cost.json", "design.json", "environment.json", "measure.json", "networks.json",
+    "search-tas.json", "survey.json", "report.json",
+)  # fmt: skip
+"""Those of a run that hold words."""
+
+
+def of_words(content: Any) -> dict[run_files.Place, list[run_files.Place]]:
+    """The places of a document where words are, by shape."""
+    by_shape: dict[run_files.Place, list[run_files.Place]] = {}
+    for place in run_files.places(content):
+        value = content
+        for key in place:
+            value = value[key]
+        if isinstance(value, str):
+            by_shape.setdefault(run_files.shape(place), []).append(place)
+    return by_shape
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES)
+def test_no_word_in_a_file_is_obeyed_by_a_terminal(copied: Path, file: str, tmp_path: Path) -> None:
+    before = (copied / file).read_text()
+    damaged = copied / file
+    if file == "report.json":  # read where it was sent, beside a run
+        damaged = tmp_path / "sent" / file
+        damaged.parent.mkdir()
+    with run_files.untrained(), run_files.checked(False):
+        for places in list(of_words(json.loads(before)).values())[:8]:
+            content = holder = json.loads(before)
+            for key in places[0][:-1]:
+                holder = holder[key]
+            holder[places[0][-1]] += "\x1b]0;x\x07"
+            damaged.write_text(json.dumps(content))
+            other = ["report", str(copied), str(tmp_path / "sent"), f"--out={tmp_path / 'both'}"]
+            outcome = called(other if file == "report.json" else other[:2], 60)
+            assert not outcome.trouble(), places[0]
+            assert not set("\x1b\x07") & set(outcome.out + outcome.err), places[0]
+            damaged.write_text(before)
+
+
 def test_an_accuracy_that_its_weights_do_not_have_is_refused_and_by_a_run_mended(copied: Path) -> None:
     (copied / "measure.json").unlink()
     changed(copied / "networks.json", "results", 0, "accuracy", to=0.99)
