@@ -47,11 +47,11 @@ def as_arguments(words: str) -> str:
     """`name another folder with out=` of `with --out`, `options={"train.lr": 0.1}` of `--train.lr=0.1`."""
     words = _VALUED.sub(_of_options, words)
     words = _DOTTED.sub(r"options['\1']", words)
-    return _PLAIN.sub(lambda found: f"{found[1] or ''}{found[2]}=" if found[1] else found[2], words)
+    return _PLAIN.sub(lambda match: f"{match[1]}{match[2]}=" if match[1] else match[2], words)
 
 
-def _of_options(found: re.Match[str]) -> str:
-    name, value = found.groups()
+def _of_options(match: re.Match[str]) -> str:
+    name, value = match.groups()
     number = re.fullmatch(r"-?[\d.]+(e-?\d+)?", value)
     return f"options={{{name!r}: {value if number else repr(value)}}}"
 

@@ -233,9 +233,9 @@ def onnx_files(out: Path) -> list[bytes]:
         helper.make_node("MatMul", ["d", "v"], ["y"]),
     ]
     values: list[tuple[str, list[str | int | None]]] = [("x", ["N", 3, 8, 8]), ("y", ["N", 5])]
-    given, made = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in values)
+    source, sink = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in values)
     tensors = [numpy_helper.from_array(each, name) for name, each in weights]
-    return [helper.make_model(helper.make_graph(nodes, "g", [given], [made], tensors)).SerializeToString()]
+    return [helper.make_model(helper.make_graph(nodes, "g", [source], [sink], tensors)).SerializeToString()]
 
 
 def parquet_files(out: Path) -> list[bytes]:
@@ -354,8 +354,8 @@ def edited(content: bytes, edits: Sequence[tuple[str, int, bytes]]) -> bytes:
                 content = content[:at] + content[at + 1 + 8 * len(more) :]
             case "twice":
                 content = content[: at + 40] + content[at:]
-            case "word" if found := WORD.search(content, at):
-                content = content[: found.start()] + more + content[found.end() :]
+            case "word" if match := WORD.search(content, at):
+                content = content[: match.start()] + more + content[match.end() :]
     return content
 
 
@@ -476,10 +476,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     tally = Tally()
     for kind in [options.kind] if options.kind else KINDS:
-        found = fuzz(kind, options.out, options.seconds, options.seed, options.engine)
+        findings = fuzz(kind, options.out, options.seconds, options.seed, options.engine)
         name = f"{kind}, by {options.engine}"
-        tally.tried[name] += found.tried
-        for trouble, content in found.shortest.items():
+        tally.tried[name] += findings.tried
+        for trouble, content in findings.shortest.items():
             again = (
                 f"--kind {kind} --again {options.out / 'failures'}/{kind}-{sha256(trouble.encode()).hexdigest()[:8]}"
             )

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import sqlite3
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -136,7 +135,7 @@ class Entry:
         return Entry(measurement=measurement, **values)
 
 
-def checksum(cells: Mapping[str, Any] | sqlite3.Row) -> int:
+def checksum(cells: Mapping[str, object]) -> int:
     """Of the texts of a row: digits that a disk or a hand changed give another one."""
     return crc32("\0".join(str(cells[name]) for name in COLUMNS).encode(errors="backslashreplace"))
 

@@ -193,14 +193,15 @@ class Store:
         rows = self._query(f"SELECT * FROM readings WHERE {where} ORDER BY id", *values)
         return [self._entry(dict(row)) for row in rows]
 
-    def _entry(self, row: Mapping[str, Any]) -> Entry:
+    def _entry(self, row: Mapping[str, object]) -> Entry:
         try:
             entry = Entry.of(row)
             if "checksum" in row and row["checksum"] != checksum(row):
                 raise UserError(f"its readings of {shortened(row['layer'])} were changed after they were written")
             return entry
         except ValueError as error:
-            survey = row["survey"] if row["survey"].isprintable() else f"${row['survey']!r}"  # as a shell reads it
+            name = str(row["survey"])
+            survey = name if name.isprintable() else f"${name!r}"  # as a shell reads it
             raise UserError(
                 f"the store {self.path} has a row of survey {survey} that cannot be read: {error};"
                 f" remove it with htas store forget {survey}"
@@ -370,7 +371,7 @@ def _upgrade(connection: sqlite3.Connection) -> None:
         connection.execute(f"CREATE TABLE {TABLES[FORMAT]}")
         connection.execute(f"INSERT INTO readings SELECT id, {names}, 0 FROM older ORDER BY id")
         for row in connection.execute(f"SELECT id, {names} FROM older"):
-            connection.execute("UPDATE readings SET checksum = ? WHERE id = ?", (checksum(row), row["id"]))
+            connection.execute("UPDATE readings SET checksum = ? WHERE id = ?", (checksum(dict(row)), row["id"]))
         connection.execute("DROP TABLE older")
     connection.execute(f"CREATE TABLE IF NOT EXISTS {TABLES[FORMAT]}")
     connection.execute(f"PRAGMA user_version = {FORMAT}")
