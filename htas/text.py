@@ -105,6 +105,12 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def fault(error: BaseException, log: object) -> str:
+    """What is said of an exception that nobody expects; `log` is a file that tells more."""
+    words = f"{type(error).__name__}: {first_line(error)}"
+    return f"a fault of htas, unless it comes from code of your own: {words}; see {log}"
+
+
 LONGEST_VALUE, LONGEST_SENTENCE = 160, 960
 """Letters of a value that a sentence quotes, and of a sentence."""
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from htas.cli.parameters import Command, Device, Json, LocalWorkers, Out, Overrides, Source, Workers
+from htas.cli.parameters import Command, Device, Json, Out, Overrides, Source, Workers
 from htas.cli.sources import config_file, read_source
 from htas.console.terminal import show
 from htas.errors import UserError
@@ -22,7 +22,7 @@ def sweep(
     share: Annotated[
         bool, Parameter(help="begin later searches with the first one's supernet, in half the epochs")
     ] = False,
-    workers: LocalWorkers = "",
+    workers: Workers = "",
     json: Json = False,
     out: Out = None,
 ) -> None:
@@ -32,12 +32,11 @@ def sweep(
 
     plan = SweepPlan(tuple(text.strip() for text in budgets.split(",") if text.strip()), share)
     parallel = Parallel(workers)
-    parallel.check_local("sweep")
     check_folder(folder)
     from htas.experiments import budgets as experiment
-    from htas.experiments.at_once import processes_of
+    from htas.experiments.at_once import tasks_of
 
-    page, table = experiment.sweep(settings.config(), folder, plan, command, processes_of(parallel))
+    page, table = experiment.sweep(settings.config(), folder, plan, command, tasks_of(parallel))
     show([table], {"page": str(page)}, json)
 
 
@@ -59,8 +58,8 @@ def fastest(
     workers: Annotated[
         str,
         Parameter(
-            help="who does the trainings of a network at the same time: local:N for N processes; budgets "
-            "follow from each other"
+            help="who does the trainings of a network at the same time: local:N, ray, or HOST:PORT of a Ray cluster; "
+            "budgets follow from each other"
         ),
     ] = "",
     json: Json = False,
@@ -72,12 +71,11 @@ def fastest(
 
     plan, parallel = FastestPlan(accuracy_floor, seeds, tries), Parallel(workers)
     plan.check(settings)
-    parallel.check_local("fastest")
     check_folder(folder)
     from htas.experiments import budgets as experiment
-    from htas.experiments.at_once import processes_of
+    from htas.experiments.at_once import tasks_of
 
-    page, table = experiment.fastest(settings.config(), folder, plan, command, processes_of(parallel))
+    page, table = experiment.fastest(settings.config(), folder, plan, command, tasks_of(parallel))
     show([table], {"page": str(page)}, json)
 
 

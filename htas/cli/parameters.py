@@ -40,10 +40,7 @@ Command = Annotated[str, Parameter(parse=False)]
 """The whole command as written, for the report."""
 
 Workers = Annotated[
-    str, Parameter(help="who trains networks at the same time: local:N, ray, or HOST:PORT of a Ray cluster")
-]
-LocalWorkers = Annotated[
-    str, Parameter(help="who searches and trains at the same time: local:N for N processes on this machine")
+    str, Parameter(help="who searches and trains at the same time: local:N, ray, or HOST:PORT of a Ray cluster")
 ]
 Shapes = tuple[tuple[int, ...], ...]
 

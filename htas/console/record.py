@@ -144,6 +144,11 @@ def work(words: str, share: float) -> None:
             _current.between()
 
 
+def under_way() -> str:
+    """The piece of work of this process, as recorded; empty for none."""
+    return _current.work[0] if _current is not None else ""
+
+
 def scalars(title: str, step: int, values: Mapping[str, float]) -> None:
     """Write figures of an epoch, by name, for TensorBoard."""
     if _current is not None and _current.writer is not None:

@@ -1,9 +1,10 @@
-"""Pieces of work of an experiment, done by several processes of this machine at once."""
+"""Pieces of work of an experiment, done at once: who does them, and those that are processes of this machine."""
 
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from htas.console.record import into, recording
 from htas.console.watch import state
 from htas.errors import UserError
 from htas.experiments.plans import Parallel
-from htas.text import first_line, plural
+from htas.text import fault, plural
 from htas.timing import turns
 from htas.timing.processes import died, ending, new_process
 from htas.timing.target import usable_cores
@@ -26,19 +27,39 @@ LOOK = 1.0
 
 @dataclass(frozen=True)
 class Task:
-    """A piece of work for a process, which raises UserError where it cannot be done."""
+    """A piece of work, which raises UserError where it cannot be done."""
 
-    work: Callable[..., object]
-    """A function by its name in a module, called with the arguments."""
+    work: Callable[..., Any]
+    """A function by its name in a module, called with the folder and the arguments."""
     arguments: tuple[Any, ...]
     after: str = ""
     """The name of the task that must be done before; empty for none."""
     without: str = ""
     """Why this one cannot be done where that one was not."""
+    files: tuple[str, ...] = ()
+    """Patterns of files in the folder that it needs or makes, besides those in the folder of its name, for a node that
+    does not share the folder."""
+
+
+class Tasks(ABC):
+    """Who does pieces of work of an experiment."""
+
+    @abstractmethod
+    def opened(self) -> AbstractContextManager[object]:
+        """What they need as a whole, for as long as there may be tasks. Raises UserError where it is not there."""
+
+    @abstractmethod
+    def do(self, verb: str, tasks: Mapping[str, Task], folder: Path, before: Mapping[str, str]) -> dict[str, str]:
+        """Do tasks of a verb, by name, whose folders and logs are in this folder; returns why those that are missing
+        could not be done, with the reasons of others before."""
+
+    @abstractmethod
+    def measure(self, title: str, task: Task, folder: Path) -> Any:
+        """What the work of a task returns that measures, where the device is. Raises UserError."""
 
 
 @dataclass(frozen=True)
-class Processes:
+class Processes(Tasks):
     """Processes on this machine."""
 
     count: int
@@ -46,9 +67,17 @@ class Processes:
     threads: int = field(default=0)
     """Of each; 0 shares the cores among them."""
 
+    def opened(self) -> AbstractContextManager[object]:
+        """Nothing: processes begin with the tasks."""
+        return nullcontext()
+
+    def measure(self, title: str, task: Task, folder: Path) -> Any:
+        """By this process, in turns with those of other commands."""
+        with turns.join():
+            return task.work(folder, *task.arguments)
+
     def do(self, verb: str, tasks: Mapping[str, Task], folder: Path, before: Mapping[str, str]) -> dict[str, str]:
-        """Do tasks of a verb, by name, whose folders and logs are in this folder; returns why those that are missing
-        could not be done, with the reasons of others before."""
+        """Each in one of the processes."""
         threads = self.threads or max(1, usable_cores() // self.count)
         waiting, reasons = dict(tasks), dict(before)
         busy: dict[Future[tuple[str, bool]], tuple[str, ProcessPoolExecutor]] = {}
@@ -77,27 +106,27 @@ class Processes:
         return reasons
 
 
-def processes_of(parallel: Parallel) -> Processes | None:
-    """The processes on this machine that were asked for; None for this one alone."""
-    return Processes(parallel.processes, parallel.threads) if parallel.workers else None
+def tasks_of(parallel: Parallel) -> Tasks | None:
+    """Who was asked for; None for this process alone. Raises UserError where Ray is wanted and missing."""
+    if not parallel.workers:
+        return None
+    if parallel.processes:
+        return Processes(parallel.processes, parallel.threads)
+    from htas.experiments.on_ray import RayTasks
+
+    return RayTasks(parallel.address, parallel.threads or 1, parallel.gpus)
 
 
 def _in_process(folder: Path, name: str, task: Task) -> tuple[str, bool]:
     """Do a task; why it could not be done, empty where it was, and whether this process may do others."""
     try:
         with logged(folder, name):
-            task.work(*task.arguments)
+            task.work(folder, *task.arguments)
     except UserError as error:
         return str(error), True
     except Exception as error:  # what a user's code raises may not be fit to be sent
         return fault(error, log_of(folder, name)), False
     return "", True
-
-
-def fault(error: BaseException, log: Path) -> str:
-    """What is said of an exception that nobody expects."""
-    words = f"{type(error).__name__}: {first_line(error)}"
-    return f"a fault of htas, unless it comes from code of your own: {words}; see {log}"
 
 
 def log_of(folder: Path, name: str) -> Path:

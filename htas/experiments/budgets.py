@@ -6,23 +6,24 @@ trained base network of whichever was there before; so everything that a run can
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from htas import files
 from htas.console.progress import say
 from htas.console.record import into
 from htas.errors import UserError
 from htas.experiments import intervals
-from htas.experiments.at_once import Processes, Task, turns_of
+from htas.experiments.at_once import Task, Tasks, turns_of
 from htas.experiments.plans import FastestPlan, SweepPlan
-from htas.experiments.shared import LOCKS, SUPERNETS, in_first_space, once, prepared, share_base, share_files
+from htas.experiments.shared import LOCKS, PREPARED, SUPERNETS, in_first_space, once, prepared, share_base, share_files
 from htas.files import (
     JsonObject,
     digest,
@@ -50,53 +51,92 @@ from htas.text import TextTable, columns, milliseconds, percent, points
 from htas.timing import turns
 from htas.training.train import Training, evaluate
 
+START = "start"
+"""Folder of the run whose survey and calibration all budgets have."""
 FRONT = "No other network of this sweep is both faster and more accurate."
 
 
-def _beside(processes: Processes | None) -> AbstractContextManager[object]:
-    """What measures here takes turns with the processes of other commands, where this one has some, too."""
-    return turns.join() if processes else nullcontext()
+BASES = ("*/networks/base.safetensors", f"{SUPERNETS}/*.safetensors")
+"""Files that runs have in common: trained base networks, and supernets."""
+RUNS = tuple(f"*/{name}" for name in PREPARED)
+"""Files of runs before their searches."""
 
 
-def _budget_run(config: Config, text: str, folder: Path, sources: Sources, start: str = "") -> Run:
-    """The run within a budget of latency, prepared, in a folder of its own."""
-    config = in_first_space(replace(config, constraints=replace(config.constraints, latency=text)))
-    return prepared(Run(config, folder / (start or f"latency-{files.slug(text)}"), folder / SUPERNETS, sources))
+def _opened(workers: Tasks | None) -> AbstractContextManager[object]:
+    """The workers, where there are some."""
+    return workers.opened() if workers else nullcontext()
+
+
+def _alone(workers: Tasks | None, title: str, task: Task, folder: Path) -> None:
+    """Do what measures: on the device of the workers, or by this process."""
+    if workers:
+        workers.measure(title, task, folder)
+    else:
+        task.work(folder, *task.arguments)
+
+
+def _configured(config: Config, text: str) -> Config:
+    """The configuration within a budget of latency."""
+    return in_first_space(replace(config, constraints=replace(config.constraints, latency=text)))
+
+
+def _name(text: str) -> str:
+    """Of the folder of a budget."""
+    return f"latency-{files.slug(text)}"
+
+
+@cache
+def _sources() -> Sources:
+    """Of a process: its tasks share images and networks."""
+    return Sources()
+
+
+def _run_of(folder: Path, name: str, config: Config | None = None) -> Run:
+    """A run in a folder of its own; without a configuration one that is prepared."""
+    return Run(config or load(folder / name / "config.toml"), folder / name, folder / SUPERNETS, _sources())
+
+
+def _prepare(folder: Path, configs: Mapping[str, Config], command: str = "") -> None:
+    """Survey and calibrate runs, by name, unless that is done; with a command, they begin."""
+    jobs = [prepared(_run_of(folder, name, config)) for name, config in configs.items()]
+    for job in jobs:
+        pipeline.check_limits(job)
+    for job in jobs if command else ():
+        pipeline.begin(job, command, shown=False)
 
 
 # -- several budgets ---------------------------------------------------------------------------------------------------
 
 
 def sweep(
-    config: Config, folder: Path, plan: SweepPlan, command: str, processes: Processes | None = None
+    config: Config, folder: Path, plan: SweepPlan, command: str, workers: Tasks | None = None
 ) -> tuple[Path, TextTable]:
     """A run for every budget of latency, then all their networks in one interleaved run: the path of report.html, and
-    the front. The searches and trainings of all budgets are done by processes at once, where there are some.
+    the front. The searches and trainings of all budgets are done by workers at once, where there are some.
 
     Raises UserError for a budget that cannot be kept, before anything is trained.
     """
+    _sources.cache_clear()
     budgets = plan.budgets
-    first = folder / f"latency-{files.slug(budgets[0])}"
+    first = folder / _name(budgets[0])
     pair = config.strategy.sharing(first / f"supernet-{config.design.spaces[0]}.safetensors") if plan.share else None
     strategies = [pair[min(number, 1)] if pair else config.strategy for number in range(len(budgets))]
     if plan.share and not pair:
         name = config.names["strategy"]
         say(f"sweep: --share is for the strategy differentiable; what {name} can share between budgets, it does anyway")
-    sources = Sources()
-    with _beside(processes):
-        runs = {
-            text: _budget_run(replace(config, strategy=strategy), text, folder, sources)
-            for text, strategy in zip(budgets, strategies, strict=True)
-        }
-        for job in runs.values():
-            pipeline.check_limits(job)
-    if processes is not None:
-        _at_once(processes, runs, folder, command, shared=pair is not None)
-    with _beside(processes):
-        for job in runs.values():
-            share_files(job)
-            pipeline.run_all(job, command, quiet=processes is not None)
-        rows = _measured(runs, folder)
+    configs = {
+        _name(text): _configured(replace(config, strategy=strategy), text)
+        for text, strategy in zip(budgets, strategies, strict=True)
+    }
+    runs = {text: _run_of(folder, _name(text), configs[_name(text)]) for text in budgets}
+    with _opened(workers):
+        prepare = Task(_prepare, (configs, command if workers else ""), files=RUNS)
+        _alone(workers, "preparing", prepare, folder)
+        if workers is not None:
+            _at_once(workers, runs, folder, shared=pair is not None)
+        whole = *(f"{name}/**/*" for name in configs), "sweep.json"
+        _alone(workers, "measuring", Task(_finish, (configs, budgets, command, workers is None), files=whole), folder)
+    rows = _measured(runs, folder)
     first_run, name = runs[budgets[0]], config.design.spaces[0]
     swept = Report(
         title=f"{config.family.title} on {config.data.name}, {config.target.title}: {len(runs)} budgets",
@@ -114,42 +154,31 @@ def sweep(
     return folder / "report.html", _table(rows)
 
 
-def _at_once(processes: Processes, runs: Mapping[str, Run], folder: Path, command: str, shared: bool) -> None:
+def _at_once(workers: Tasks, runs: Mapping[str, Run], folder: Path, shared: bool) -> None:
     """The searches and trainings that are not finished; with `shared`, others follow the first search. Raises UserError
     that names those which cannot be done."""
     (first, first_run), *_ = runs.items()
     follows = (first_run.folder.name, f"the search for {first}, whose supernet it begins with, is not finished")
     tasks = {}
     for job in runs.values():
-        pipeline.begin(job, command, shown=False)
         if not (finished(job, SEARCH) and finished(job, TRAIN)):
             after = follows if shared and job is not first_run and not finished(first_run, SEARCH) else ("", "")
-            tasks[job.folder.name] = Task(_search, (folder, job.folder.name, True), *after)
-    _done(processes, "sweep", tasks, folder)
+            tasks[job.folder.name] = Task(_search, (job.folder.name, True), *after, files=BASES)
+    _done(workers, "sweep", tasks, folder)
 
 
-def _done(processes: Processes, verb: str, tasks: Mapping[str, Task], folder: Path) -> None:
+def _done(workers: Tasks, verb: str, tasks: Mapping[str, Task], folder: Path) -> None:
     """Do tasks, whose files this process finds; raises UserError that names those which cannot be done."""
-    reasons = processes.do(verb, tasks, folder, {}) if tasks else {}
+    reasons = workers.do(verb, tasks, folder, {}) if tasks else {}
     if reasons:
         raise UserError("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
-
-
-@cache
-def _sources() -> Sources:
-    """Of a process: its tasks share images and networks."""
-    return Sources()
-
-
-def _run_of(folder: Path, name: str) -> Run:
-    """A run that another process has prepared."""
-    return Run(load(folder / name / "config.toml"), folder / name, folder / SUPERNETS, _sources())
 
 
 def _search(folder: Path, name: str, trains: bool) -> None:
     """In a process: the search within a budget, and with `trains` all trainings; what several need, the first makes."""
     with turns.join(log=turns_of(folder, name)):
         job, locks = _run_of(folder, name), folder / LOCKS
+        job.config.strategy.check()
         into(job.folder)
         with once(locks / job.training(job.network.base, taught=False)):
             share_base(job)
@@ -164,32 +193,49 @@ def _search(folder: Path, name: str, trains: bool) -> None:
             ensure(job, TRAIN)
 
 
-def _measured(runs: Mapping[str, Run], folder: Path) -> tuple[Result, ...]:
-    """The base network and what was found for each budget, measured together -> sweep.json."""
-    first = next(iter(runs.values()))
-    name = first.config.design.spaces[0]
-    picked: list[Result] = []
-    models = []
-    for text, job in runs.items():
-        named = {row.name: row for row in run_rows.read_networks(job, "measure.json").results}
-        for row_name in ["base", name] if not picked else [name]:
-            picked.append(replace(named[row_name], name=row_name if row_name == "base" else text))
-            models.append(run_rows.load_network(job, named[row_name]))
-    path, key = folder / "sweep.json", digest(first.place, *map(_same, picked))
+def _finish(folder: Path, configs: Mapping[str, Config], budgets: Sequence[str], command: str, shown: bool) -> None:
+    """What is left of the runs of some budgets, then all their networks in one interleaved run -> sweep.json."""
+    runs = {text: _run_of(folder, _name(text), configs[_name(text)]) for text in budgets}
+    for job in runs.values():
+        share_files(job)
+        pipeline.run_all(job, command, quiet=not shown)
+    first, picked = next(iter(runs.values())), _picked(runs)
+    rows = [row for row, _ in picked]
 
     def measured_rows() -> NetworksRecord:
-        readings = run_rows.measure_rows(first, picked, models, "measuring the networks of all budgets, %")
-        pairs = list(zip(picked, readings, strict=True))
+        models = [trained() for _, trained in picked]
+        readings = run_rows.measure_rows(first, rows, models, "measuring the networks of all budgets, %")
+        pairs = list(zip(rows, readings, strict=True))
         front = result.front([(reading.estimate, row.accuracy or 0.0) for row, reading in pairs])
         return NetworksRecord(tuple(
             replace(row, measured=reading, remarks=(*row.remarks, FRONT) if number in front else row.remarks)
             for number, (row, reading) in enumerate(pairs)
         ))  # fmt: skip
 
-    rows = stored(path, key, NetworksRecord, measured_rows).results
-    if [_same(row) for row in rows] != [_same(row) for row in picked] or not all(row.measured for row in rows):
+    stored(folder / "sweep.json", digest(first.place, *map(_same, rows)), NetworksRecord, measured_rows)
+
+
+def _measured(runs: Mapping[str, Run], folder: Path) -> tuple[Result, ...]:
+    """The base network and what was found for each budget, as sweep.json has them."""
+    path = folder / "sweep.json"
+    rows, picked = read_record(path, NetworksRecord).results, [row for row, _ in _picked(runs)]
+    if [_same(row) for row in rows] != [_same(row) for row in picked] or not all(
+        row.measured for row in rows
+    ):
         raise wrong(path, "results must be the networks of the budgets, each with its readings")
     return rows
+
+
+def _picked(runs: Mapping[str, Run]) -> list[tuple[Result, Callable[[], nn.Module]]]:
+    """The base network and what was found for each budget, and what loads it."""
+    picked: list[tuple[Result, Callable[[], nn.Module]]] = []
+    for text, job in runs.items():
+        named = {row.name: row for row in run_rows.read_networks(job, "measure.json").results}
+        name = job.config.design.spaces[0]
+        for row_name in ["base", name] if not picked else [name]:
+            row = replace(named[row_name], name=row_name if row_name == "base" else text)
+            picked.append((row, partial(run_rows.load_network, job, named[row_name])))
+    return picked
 
 
 def _same(row: Result) -> list[str | float | JsonObject | None]:
@@ -254,7 +300,7 @@ class HeldOutRecord:
 
 
 def fastest(
-    config: Config, folder: Path, plan: FastestPlan, command: str, processes: Processes | None = None
+    config: Config, folder: Path, plan: FastestPlan, command: str, workers: Tasks | None = None
 ) -> tuple[Path, TextTable]:
     """The smallest budget whose networks keep the accuracy floor, by bisection over `tries` budgets, then a whole run
     at that budget: the path of its report.html, and the budgets tried as lines of text.
@@ -262,70 +308,92 @@ def fastest(
     The floor is judged on images held out of training: every network is trained `seeds` times on one part of the
     training images and judged on the other, its teacher likewise. The search has seen these images too, to choose
     widths by; the test images nobody has. A budget follows from the one before; the trainings of one network are done
-    by processes at once, where there are some. Raises UserError where no budget keeps the floor.
+    by workers at once, where there are some. Raises UserError where no budget keeps the floor.
     """
-    seeds, tries = plan.seeds, plan.tries
-    sources = Sources()
-    with _beside(processes):
-        job = _budget_run(config, "100%", folder, sources, "start")
+    _sources.cache_clear()
+    with _opened(workers):
+        tried, best = _bisected(config, folder, plan, workers)
+        table = _tried_rows(tried)
+        if best is None:
+            raise UserError(
+                f"no budget tried keeps {percent(tried[0].floor)}: {'; '.join(columns(table, words=0)[1:])}; lower "
+                "--accuracy-floor, raise --tries, or train longer"
+            )
+        text = _percent(best.share)
+        job = _searched(config, text, folder, workers, trains=True)
+        finish = Task(_report, (job.folder.name, command, workers is None), files=(f"{job.folder.name}/**/*",))
+        _alone(workers, "measuring", finish, folder)
+    lines = TextTable(table, 0, after=[f"taken: {text} of the base's latency, {best.verdict}"])
+    return job.folder / "report.html", lines
+
+
+def _bisected(
+    config: Config, folder: Path, plan: FastestPlan, workers: Tasks | None
+) -> tuple[list[BudgetTrial], BudgetTrial | None]:
+    """The budgets that were tried, and the smallest that keeps the floor; None where none does."""
+    job = _prepared(config, "100%", folder, workers, START)
     base = job.network.base
-    say(f"fastest: {seeds * (1 + tries)} trainings on half of the training images at most, and {tries} searches")
+    say(f"fastest: {plan.seeds * (1 + plan.tries)} trainings on half of the training images at most, and {plan.tries} "
+        "searches")  # fmt: skip
     least, most = pipeline.shares_possible(job)
-    accuracies = _accuracies(job, base, seeds, folder, None, processes)
+    accuracies = _accuracies(job, base, plan.seeds, folder, None, workers)
     base_accuracy = float(np.mean(accuracies))
-    least_accuracy = plan.least(base_accuracy)
-    say(f"fastest: base network {percent(base_accuracy)} on held-out images, to keep {percent(least_accuracy)}")
+    floor = plan.least(base_accuracy)
+    say(f"fastest: base network {percent(base_accuracy)} on held-out images, to keep {percent(floor)}")
     trials: list[BudgetTrial] = []
     low, high = least, min(most, 1.0)
-    for _ in range(tries):
+    for _ in range(plan.tries):
         share = (low + high) / 2
-        searched = _searched(config, _percent(share), folder, sources, processes)
-        arch = searched.search(config.design.spaces[0]).arch
-        trial_accuracies = _accuracies(job, arch, seeds, folder, base, processes)
-        trials.append(BudgetTrial(share, trial_accuracies, least_accuracy, accuracies if plan.relative else ()))
+        arch = _searched(config, _percent(share), folder, workers).search(config.design.spaces[0]).arch
+        trial_accuracies = _accuracies(job, arch, plan.seeds, folder, base, workers)
+        trials.append(BudgetTrial(share, trial_accuracies, floor, accuracies if plan.relative else ()))
         say(f"fastest: {percent(share, 1)} of the base's latency: {percent(trials[-1].mean)}, {trials[-1].verdict}")
         low, high = (low, share) if trials[-1].met else (share, high)
     write_json(folder / "fastest.json", {"tried": [dataclasses.asdict(each) for each in trials]})
-    met = [each for each in trials if each.met]
-    table = _tried_rows(trials)
-    if not met:
-        raise UserError(
-            f"no budget tried keeps {percent(least_accuracy)}: {'; '.join(columns(table, words=0)[1:])}; lower "
-            "--accuracy-floor, raise --tries, or train longer"
-        )
-    best = min(met, key=lambda each: each.share)
-    text = _percent(best.share)
-    best_run = _searched(config, text, folder, sources, processes, trains=True)
-    with _beside(processes):
-        report = pipeline.run_all(best_run, command, quiet=processes is not None)
-    return report, TextTable(table, 0, after=[f"taken: {text} of the base's latency, {best.verdict}"])
+    return trials, min((each for each in trials if each.met), key=lambda each: each.share, default=None)
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f}%"
 
 
-def _searched(
-    config: Config, text: str, folder: Path, sources: Sources, processes: Processes | None, trains: bool = False
-) -> Run:
-    """The run within a budget of latency, its search finished; with `trains` processes train its networks, too."""
-    with _beside(processes):
-        job = _budget_run(config, text, folder, sources)
-    if processes is None:
+def _prepared(config: Config, text: str, folder: Path, workers: Tasks | None, start: str = "") -> Run:
+    """The run within a budget of latency, prepared; `start` is another name of its folder."""
+    name, config = start or _name(text), _configured(config, text)
+    _alone(workers, "preparing", Task(_begun, (name, config), files=RUNS), folder)
+    return _run_of(folder, name, config)
+
+
+def _begun(folder: Path, name: str, config: Config) -> None:
+    """Survey and calibrate a run, unless that is done."""
+    prepared(_run_of(folder, name, config))
+
+
+def _report(folder: Path, name: str, command: str, shown: bool) -> None:
+    """What is left of a run."""
+    pipeline.run_all(_run_of(folder, name), command, quiet=not shown)
+
+
+def _searched(config: Config, text: str, folder: Path, workers: Tasks | None, trains: bool = False) -> Run:
+    """The run within a budget of latency, its search finished; with `trains` workers train its networks, too."""
+    job = _prepared(config, text, folder, workers)
+    if workers is None:
         ensure(job, SEARCH)
     elif not (finished(job, SEARCH) and (not trains or finished(job, TRAIN))):
-        _done(processes, "fastest", {job.folder.name: Task(_search, (folder, job.folder.name, trains))}, folder)
+        task = Task(_search, (job.folder.name, trains), files=BASES)
+        _done(workers, "fastest", {job.folder.name: task}, folder)
     return job
 
 
 def _accuracies(
-    job: Run, arch: Arch, seeds: int, folder: Path, teacher: Arch | None, processes: Processes | None
+    job: Run, arch: Arch, seeds: int, folder: Path, teacher: Arch | None, workers: Tasks | None
 ) -> tuple[float, ...]:
     """The accuracy of each seed's training, as of `_judged`."""
-    if processes is not None:
+    if workers is not None:
         paths = {seed: _held_out(job, arch, seed, folder, taught=teacher is not None) for seed in range(seeds)}
-        _done(processes, "fastest", {
-            f"{path.stem}-seed-{seed}": Task(_judge, (folder, job.folder.name, arch, seed, teacher))
+        files = f"{job.folder.name}/*", "held-out/*"
+        _done(workers, "fastest", {
+            f"{path.stem}-seed-{seed}": Task(_judge, (job.folder.name, arch, seed, teacher), files=files)
             for seed, path in paths.items() if not path.exists()
         }, folder)  # fmt: skip
     return tuple(_judged(job, arch, seed, folder, teacher) for seed in range(seeds))

@@ -118,14 +118,6 @@ class Parallel:
                 f"--workers=local:N starts N processes on this machine, {MOST} at most, got {self.workers!r}"
             )
 
-    def check_local(self, verb: str) -> None:
-        """Raise UserError where the workers are not processes on this machine, for a verb that takes no others."""
-        if self.workers and not self.processes:
-            raise UserError(
-                f"htas {verb} works on this machine alone: --workers must be local:N, got {self.workers!r}; trials of "
-                "htas compare and htas reproduce are done by Ray, too"
-            )
-
     @property
     def _match(self) -> re.Match[str] | None:
         return WORKERS.fullmatch(self.workers)

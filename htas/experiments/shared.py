@@ -21,6 +21,8 @@ SUPERNETS = "supernets"
 """Folder of those that several searches share: of strategies that judge archs by a supernet which is trained before."""
 LOCKS = "locks"
 """Folder of the locks of trials that run at the same time."""
+PREPARED = ("config.toml", "environment.json", "command.json", "survey.json", "design.json", "cost.json", "result.json")
+"""Files of runs that are made before a search, or are the end of a trial."""
 
 
 def in_first_space(config: Config) -> Config:

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -10,11 +10,16 @@ from htas.console.progress import say
 from htas.console.record import recording
 from htas.errors import UserError
 from htas.experiments.arms import Entry, unfinished
-from htas.experiments.at_once import Processes, Task, turns_of
+from htas.experiments.at_once import Processes, Task, Tasks, tasks_of, turns_of
 from htas.experiments.compare import Comparison, Key, Trials, Workers
 from htas.experiments.plans import Parallel
+from htas.experiments.shared import LOCKS, PREPARED
+from htas.files import write_bytes
 from htas.text import no_such
 from htas.timing import turns
+
+SOURCE = f"{LOCKS}/source.toml"
+"""The configuration's file, for nodes that do not see it."""
 
 
 @cache
@@ -70,13 +75,33 @@ def _lasting(words: Iterable[str]) -> Iterator[str]:
 
 def workers_of(parallel: Parallel) -> Workers | None:
     """The processes that were asked for; None for this one alone. Raises UserError where Ray is wanted and missing."""
-    if not parallel.workers:
-        return None
-    if parallel.processes:
-        return LocalWorkers(Processes(parallel.processes, parallel.threads))
-    from htas.experiments.on_ray import RayWorkers
+    tasks = tasks_of(parallel)
+    if isinstance(tasks, Processes):
+        return LocalWorkers(tasks)
+    return ClusterWorkers(tasks) if tasks else None
 
-    return RayWorkers(parallel.address, parallel.threads or 1, parallel.gpus)
+
+def _tasks(whole: Comparison, trials: Trials, keys: Sequence[Key]) -> dict[str, Task]:
+    """The trials, by name."""
+    names, tasks = {key: name for name, key in whole.names.items()}, {}
+    for key in whole.ordered(keys):
+        first = whole.follows(key)
+        after, files = (names[first], (f"{names[first]}/result.json",)) if first else ("", ())
+        without = unfinished(first[0]) if first else ""
+        tasks[names[key]] = Task(_trial, (trials, names[key]), after, without, (*files, SOURCE))
+    return tasks
+
+
+def _trial(folder: Path, trials: Trials, name: str) -> None:
+    """By another process, perhaps in another folder."""
+    run_trial(_there(trials, folder), name)
+
+
+def _there(trials: Trials, folder: Path) -> Trials:
+    """Trials in the folder of this node."""
+    if folder == trials.folder:
+        return trials
+    return replace(trials, folder=folder, source=folder / SOURCE if trials.source else None)
 
 
 @dataclass(frozen=True)
@@ -92,18 +117,66 @@ class LocalWorkers(Workers):
         todo = whole.ordered([key for key in keys if key not in reasons])
         if not todo:
             return reasons
-        names = {key: name for name, key in whole.names.items()}
         trials = whole.trials.pinned(whole.jobs[todo[0]].target)
-        tasks = {}
-        for key in todo:
-            first = whole.follows(key)
-            after = (names[first], unfinished(first[0])) if first else ("", "")
-            tasks[names[key]] = Task(run_trial, (trials, names[key]), *after)
+        names = {key: name for name, key in whole.names.items()}
         before = {names[key]: reason for key, reason in reasons.items()}
-        ended = self.processes.do("compare", tasks, trials.folder, before)
+        ended = self.processes.do("compare", _tasks(whole, trials, todo), trials.folder, before)
         return {whole.names[name]: reason for name, reason in ended.items()}
 
     def measure(self, whole: Comparison, there: Mapping[Key, Entry], path: Path, on: Key | None = None) -> None:
         """Measure all networks here."""
         with turns.join():
             whole.measured(dict(there), path, on=on)
+
+
+@dataclass(frozen=True)
+class ClusterWorkers(Workers):
+    """The nodes of a cluster, one of which is the device."""
+
+    nodes: Tasks
+
+    def finish(self, whole: Comparison, keys: Sequence[Key]) -> dict[Key, str]:
+        """Prepare trials on the node that is the device, then do them; returns why those that are missing could not be
+        done."""
+        names = {key: name for name, key in whole.names.items()}
+        todo = [names[key] for key in whole.ordered(keys)]
+        if not todo:
+            return {}
+        trials = self._sent(whole)
+        with self.nodes.opened():
+            prepare = Task(_prepare, (trials, todo), files=(*(f"*/{name}" for name in PREPARED), SOURCE))
+            try:
+                reasons: dict[str, str] = self.nodes.measure("preparing", prepare, trials.folder)
+            except UserError as error:
+                reasons = dict.fromkeys(todo, str(error))
+            left = [whole.names[name] for name in todo if name not in reasons]
+            ended = self.nodes.do("compare", _tasks(whole, trials, left), trials.folder, reasons) if left else reasons
+        return {whole.names[name]: reason for name, reason in ended.items()}
+
+    def measure(self, whole: Comparison, there: Mapping[Key, Entry], path: Path, on: Key | None = None) -> None:
+        """Measure all networks on the node that is the device; raises UserError where that cannot be done."""
+        files = *(f"*/{name}" for name in PREPARED), path.name, SOURCE
+        trials = self._sent(whole)
+        with self.nodes.opened():
+            task = Task(_measure_all, (trials, dict(there), path.name, on), files=files)
+            self.nodes.measure("measuring", task, trials.folder)
+
+    def _sent(self, whole: Comparison) -> Trials:
+        """What nodes are told, some of which may not see the file of the configuration."""
+        trials = whole.trials.pinned(next(iter(whole.jobs.values())).target)
+        folder, source = trials.folder.resolve(), trials.source.resolve() if trials.source else None
+        if source is not None:
+            write_bytes(folder / SOURCE, source.read_bytes())
+        return replace(trials, folder=folder, source=source)
+
+
+def _prepare(folder: Path, trials: Trials, names: Sequence[str]) -> dict[str, str]:
+    """Surveys and calibrations, on the node that is the device; returns why trials cannot be done, by name."""
+    whole = comparison(_there(trials, folder))
+    refused = whole.prepare([whole.names[name] for name in names])
+    return {name: refused[whole.names[name]] for name in names if whole.names[name] in refused}
+
+
+def _measure_all(folder: Path, trials: Trials, there: Mapping[Key, Entry], file: str, on: Key | None) -> None:
+    """All networks of a comparison in one interleaved run."""
+    comparison(_there(trials, folder)).measured(dict(there), folder / file, on=on)

@@ -20,7 +20,7 @@ from htas.experiments import arm_tables, compare
 from htas.experiments.arms import arm_of
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'htas[ray]'")
-on_ray = pytest.importorskip("htas.experiments.on_ray")
+engine = pytest.importorskip("htas.timing.on_ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]  # of Ray's own
 
 
@@ -73,15 +73,15 @@ def lasted(log: Path) -> tuple[float, float]:
     return min(turn["from"] for turn in turns), max(turn["to"] for turn in turns)
 
 
-class Unshared(on_ray.RayWorkers):  # type: ignore[misc]
+class Unshared(RayTasks):
     """Nodes that do not see the folder of the driver."""
 
-    def _job(self, trials: Any) -> Any:
-        return replace(super()._job(trials), token="of another disk")
+    def job(self, folder: Path) -> Any:
+        return replace(super().job(folder), token="of another disk")
 
 
 def test_nodes_that_share_no_disk_send_what_they_made(cluster: Any, sequential: Path, tmp_path: Path) -> None:  # noqa: F811
-    compare.compare(trials_in(tmp_path), workers=Unshared(cluster.address))
+    compare.compare(trials_in(tmp_path), workers=ClusterWorkers(Unshared(cluster.address)))
     found, expected = ended(tmp_path / "out"), ended(sequential)
     assert {name: value for name, value in found.items() if name in expected} == expected
 
@@ -100,7 +100,7 @@ def test_a_trial_whose_node_dies_goes_on_elsewhere(cluster: Any, sequential: Pat
 
     killer = Thread(target=kill)
     killer.start()
-    compare.compare(trials_in(tmp_path), workers=on_ray.RayWorkers(cluster.address))
+    compare.compare(trials_in(tmp_path), workers=ClusterWorkers(RayTasks(cluster.address)))
     killer.join()
     cluster.add_node(num_cpus=1, resources={"other": 1})
     assert where and ended(tmp_path / "out") == ended(sequential)
@@ -114,7 +114,7 @@ def test_the_next_device_reads_again_what_the_last_one_was_at_when_it_died(
     sequential: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    node = next(each for each in cluster.worker_nodes if on_ray.DEVICE in (each._ray_params.resources or {}))
+    node = next(each for each in cluster.worker_nodes if engine.DEVICE in (each._ray_params.resources or {}))
     out, hold = tmp_path / "out", Path(os.environ[HOLD])
     ready = {
         "surveys": lambda: True,
@@ -132,7 +132,7 @@ def test_the_next_device_reads_again_what_the_last_one_was_at_when_it_died(
         finally:
             hold.unlink()
             hold.with_suffix(".reached").unlink(missing_ok=True)
-        cluster.add_node(num_cpus=1, resources={on_ray.DEVICE: 1})  # which only a main thread can
+        cluster.add_node(num_cpus=1, resources={engine.DEVICE: 1})  # which only a main thread can
         assert done.wait(timeout=400) == 0, (tmp_path / "printed").read_text()[-3000:]
     assert ended(out) == ended(sequential)
     assert len(json.loads((out / "compare.json").read_text())["arms"]) == 6
@@ -147,11 +147,11 @@ def until(reached: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-class Elsewhere(on_ray.RayWorkers):  # type: ignore[misc]
+class Elsewhere(RayTasks):
     """A driver with another PyTorch."""
 
-    def _job(self, trials: Any) -> Any:
-        job = super()._job(trials)
+    def job(self, folder: Path) -> Any:
+        job = super().job(folder)
         return replace(job, versions={**job.versions, "torch": "1.0"})
 
 
@@ -165,25 +165,25 @@ class Elsewhere(on_ray.RayWorkers):  # type: ignore[misc]
 def test_what_no_node_has_is_one_sentence(
     options: Mapping[str, Any], said: str, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(on_ray, "PATIENCE", 2.0)
+    monkeypatch.setattr(engine, "PATIENCE", 2.0)
     with pytest.raises(UserError, match=said):
-        compare.compare(trials_in(tmp_path, seeds=1), workers=on_ray.RayWorkers(cluster.address, **options))
+        compare.compare(trials_in(tmp_path, seeds=1), workers=ClusterWorkers(RayTasks(cluster.address, **options)))
 
 
 def test_nodes_of_other_versions_are_refused(cluster: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the node \S+ has torch 2\S+, and this command torch 1.0; install the same"):
-        compare.compare(trials_in(tmp_path, seeds=1), workers=Elsewhere(cluster.address))
+        compare.compare(trials_in(tmp_path, seeds=1), workers=ClusterWorkers(Elsewhere(cluster.address)))
 
 
 def test_a_cluster_without_the_device_or_an_address_without_a_cluster_is_one_sentence(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(on_ray, "PATIENCE", 2.0)
-    monkeypatch.setattr(on_ray, "DEVICE", "board")
+    monkeypatch.setattr(engine, "PATIENCE", 2.0)
+    monkeypatch.setattr(engine, "DEVICE", "board")
     with pytest.raises(UserError, match="no node of the Ray cluster is the device that is measured: start Ray there"):
-        compare.compare(trials_in(tmp_path, seeds=1), workers=on_ray.RayWorkers(cluster.address))
+        compare.compare(trials_in(tmp_path, seeds=1), workers=ClusterWorkers(RayTasks(cluster.address)))
     with pytest.raises(UserError, match=r"no Ray cluster answers at 127.0.0.1:9 \(.*refused\); start one there"):
-        compare.compare(trials_in(tmp_path, seeds=1), workers=on_ray.RayWorkers("127.0.0.1:9"))
+        compare.compare(trials_in(tmp_path, seeds=1), workers=ClusterWorkers(RayTasks("127.0.0.1:9")))
 
 
 def test_a_fault_of_ones_own_is_named_and_leaves_the_others(cluster: Any, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_fault_of_ones_own_is_named_and_leaves_the_others(cluster: Any, tmp_pa
         patch.syspath_prepend(tmp_path)
         options = [each for each in OPTIONS if not each.startswith("--strategy")]
         given = replace(trials_in(tmp_path, arms, 1), overrides=tuple(options))
-        compare.compare(given, workers=on_ray.RayWorkers(cluster.address))
+        compare.compare(given, workers=ClusterWorkers(RayTasks(cluster.address)))
     done = json.loads((tmp_path / "out" / "compare.json").read_text())["arms"]
     assert {each["arm"] for each in done} == {"found", "plain 8"}
     assert "KeyError" in (tmp_path / "out" / "logs" / "no-such-0.log").read_text()
