@@ -2,13 +2,19 @@
 
 import importlib.util
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,6 +22,8 @@ from torch import Tensor, nn
 from htas import datasets
 from htas.data.split import Data, Images
 from htas.datasets import Dataset
+from htas.errors import UserError
+from htas.experiments.at_once import Processes
 from htas.files import digest, read_json, read_tensors, to_json, write_tensors
 from htas.run.plan import GAINS
 
@@ -40,6 +48,23 @@ seeds = [0]
 [[round]]
 group = "tiny"
 arms = ["base"]
+seeds = [0, 1]
+"""
+SMALL = """
+[group.small]
+title = "Small."
+dataset = "cifar10"
+base = 8
+recipe = "short"
+train = { epochs = 30, batch = 16, lr = 0.05, precision = "fp32" }
+
+[group.small.arms]
+base = { teacher = "" }
+again = { network = "cifar_resnet:8" }
+
+[[round]]
+group = "small"
+arms = ["again", "base"]
 seeds = [0, 1]
 """
 
@@ -141,6 +166,65 @@ def test_weights_of_another_recipe_teach_nobody(place):
     place.weights("tiny-base-s0").unlink()
     with pytest.raises(ValueError, match=r"teachers/tiny-base-s0.safetensors is of another recipe .*; delete it"):
         work(place, "tiny-half-s0")
+
+
+class InTurn(Processes):
+    """Does tasks in this process, which has the tiny data set."""
+
+    def do(self, verb: str, tasks: Any, folder: Path, before: Any) -> dict[str, str]:
+        waiting, reasons = dict(tasks), dict(before)
+        while waiting:
+            name = next(each for each, task in waiting.items() if task.after not in waiting)
+            task = waiting.pop(name)
+            task.work(folder, *task.arguments)
+        return reasons
+
+
+def test_units_of_workers_follow_their_teachers_and_come_to_the_same(place):
+    queue = place.out.parent / "queue.toml"
+    while work(place):
+        pass
+    same = {name: read_json(place.result(name))["accuracy"] for name in done(place)}
+    there = replace(place, out=place.out / "again", results=place.results / "again")
+    with evidence.locked(there.out / "locks" / "tiny-base-s1.lock"):
+        assert evidence.all_at_once(queue, there, "*", InTurn(2)) == {}
+    assert done(there)[0] == "tiny-base-s0"
+    assert evidence.all_at_once(queue, there, "*", InTurn(2)) == {}
+    assert {name: read_json(there.result(name))["accuracy"] for name in done(there)} == same and len(same) == 4
+    with pytest.raises(UserError, match="again is not there; name a folder that all nodes share with --out"):
+        evidence.one_of(place.out, queue, there, "tiny-base-s0")
+
+
+def test_workers_that_are_none_are_one_sentence(place, capsys):
+    assert evidence.by_workers("4", place.out.parent / "queue.toml", place, "*") == 2
+    assert "--workers must be local:N for N processes on this machine" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["local:2", "ray"])
+def test_a_queue_by_processes_is_trained_and_a_signal_leaves_nothing(workers, images, tmp_path):
+    if workers == "ray":
+        pytest.importorskip("ray", reason="Ray is not installed: pip install 'htas[ray]'")
+    (tmp_path / "queue.toml").write_text(SMALL)
+    words = ["--data", str(images), "--queue", str(tmp_path / "queue.toml"), "--out", str(tmp_path / "out")]
+    words += ["--results", str(tmp_path / "results"), f"--workers={workers}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT.parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "evidence.py"), *words]
+    with (tmp_path / "printed").open("w") as printed:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=printed, stderr=printed)
+        while not any((tmp_path / "out").glob("checkpoints/*.safetensors")):
+            assert process.poll() is None, (tmp_path / "printed").read_text()
+            time.sleep(0.1)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0, (tmp_path / "printed").read_text()
+    assert len(children) >= 2 and not psutil.wait_procs(children, timeout=30)[1]
+    text = (tmp_path / "printed").read_text()
+    assert "stopped; the same command goes on" in text and "Traceback" not in text
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert again.returncode == 0 and "nothing is left to do here" in again.stdout, again.stderr
+    names = {path.stem for path in (tmp_path / "results").glob("*.json")}
+    assert names == {f"small-{arm}-s{seed}" for arm in ("base", "again") for seed in (0, 1)}
 
 
 def test_an_arm_that_is_nowhere_is_named(place):

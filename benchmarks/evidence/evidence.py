@@ -1,12 +1,14 @@
 """Trains what queue.toml lists, one network and seed after the other, each to a result of a few kB in results/.
 
     python benchmarks/evidence/evidence.py --data FOLDER [--queue FILE] [--out FOLDER] [--results FOLDER]
-        [--only PATTERN] [--threads 1] [--minutes N] [--pause FILE] [--list]
+        [--only PATTERN] [--threads 1] [--minutes N] [--pause FILE] [--list] [--workers local:N|ray|HOST:PORT]
 
 FOLDER holds cifar10 and cifar100. Checkpoints and weights go to --out (runs/evidence). Any number of these commands may
-work side by side, on any machines; what has a result is left alone, and a unit that another one works on too. While the
---pause file is there nothing is computed. SIGTERM, Ctrl-C and the end of --minutes stop after the epoch at hand; a
-second SIGTERM, or one in a pause, stops at once, and the next command goes on from the last epoch.
+work side by side, on any machines; what has a result is left alone, and a unit that another one works on too. With
+--workers several units are trained at once, by processes of this machine or nodes of a Ray cluster, all of which must
+see the folders; each has --threads threads, and a signal ends them at once. While the --pause file is there nothing is
+computed. SIGTERM, Ctrl-C and the end of --minutes stop after the epoch at hand; a second SIGTERM, or one in a pause,
+stops at once, and the next command goes on from the last epoch.
 """
 
 import argparse
@@ -21,7 +23,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -32,12 +34,16 @@ import torch
 from torch import Generator, Tensor, nn
 
 from htas import datasets
+from htas.console.record import into, recording
 from htas.cost.calibrate import cost_model
 from htas.cost.fit import CalibrationRecord
 from htas.data.split import WHOLE, Batch, Data, Source, augmented
 from htas.datasets.cifar10 import Cifar10
 from htas.datasets.cifar100 import Cifar100
+from htas.errors import UserError
 from htas.experiments.arm_tables import Pruning
+from htas.experiments.at_once import Task, Tasks, tasks_of
+from htas.experiments.plans import Parallel
 from htas.experiments.pruning import candidates, importance_of, pruned
 from htas.experiments.thinet import IMAGES
 from htas.files import (
@@ -207,9 +213,16 @@ class Place:
     pause: Path | None = None
     threads: int = 1
     until: float = float("inf")
-    """Of time.monotonic()."""
+    """Of time.time(), which is that of other machines, too."""
     signals: list[int] = field(default_factory=list)
     """Those that asked to stop."""
+
+    def resolved(self) -> "Place":
+        """With whole paths, for other processes."""
+        pause = self.pause.resolve() if self.pause else None
+        return replace(
+            self, data=self.data.resolve(), out=self.out.resolve(), results=self.results.resolve(), pause=pause
+        )
 
     def result(self, name: str) -> Path:
         """What is committed."""
@@ -243,7 +256,7 @@ class Place:
 
     def check(self) -> None:
         """Between two epochs."""
-        if self.signals or time.monotonic() > self.until:
+        if self.signals or time.time() > self.until:
             raise Interruption
 
 
@@ -542,17 +555,48 @@ def work(queue: Path, place: Place, only: str) -> bool:
     listed = units(queue)
     known = {unit.name: unit for unit in listed}
     ready = [unit for unit in listed if state(unit, known, place) == "ready"]
-    for unit in ready:
-        if not fnmatch.fnmatch(unit.name, only):
-            continue
-        with locked(place.out / "locks" / f"{unit.name}.lock") as mine:
-            if mine and state(unit, known, place) == "ready":
-                print(f"{datetime.now(UTC):%H:%M:%S} {unit.name}", flush=True)
-                trained(unit, known[unit.teaching] if unit.teacher else None, place)
-                accuracy = read_json(place.result(unit.name))["accuracy"]
-                print(f"{datetime.now(UTC):%H:%M:%S} {unit.name}: {accuracy}", flush=True)
-                return True
-    return False
+    return any(finished(unit, known, place) for unit in ready if fnmatch.fnmatch(unit.name, only))
+
+
+def finished(unit: Unit, known: dict[str, Unit], place: Place) -> bool:
+    """Train a unit, unless it is not ready or somebody else works on it; whether that was done."""
+    with locked(place.out / "locks" / f"{unit.name}.lock") as mine:
+        if not mine or state(unit, known, place) != "ready":
+            return False
+        print(f"{datetime.now(UTC):%H:%M:%S} {unit.name}", flush=True)
+        trained(unit, known[unit.teaching] if unit.teacher else None, place)
+        accuracy = read_json(place.result(unit.name))["accuracy"]
+        print(f"{datetime.now(UTC):%H:%M:%S} {unit.name}: {accuracy}", flush=True)
+        return True
+
+
+def all_at_once(queue: Path, place: Place, only: str, workers: Tasks) -> dict[str, str]:
+    """Train all units, as many at once as there are workers, students after their teachers; returns why some could not
+    be trained, by name."""
+    listed = units(queue)
+    known = {unit.name: unit for unit in listed}
+    left = [unit.name for unit in listed if fnmatch.fnmatch(unit.name, only) and state(unit, known, place) != "done"]
+    place.out.mkdir(parents=True, exist_ok=True)
+    tasks = {}
+    for name in left:
+        teacher = known[name].teaching if known[name].teaching in left else ""
+        tasks[name] = Task(one_of, (queue, place, name), teacher, f"{teacher}, which teaches it, is not trained")
+    with workers.opened():
+        return workers.do("evidence", tasks, place.out, {}) if tasks else {}
+
+
+def one_of(folder: Path, queue: Path, place: Place, name: str) -> None:
+    """In a process: train a unit, or leave it for the next command. Raises UserError where `folder` is not that of the
+    queue's command."""
+    if folder.resolve() != place.out.resolve():
+        raise UserError(f"{place.out} is not there; name a folder that all nodes share with --out")
+    code()
+    known = {unit.name: unit for unit in units(queue)}
+    with suppress(Interruption):
+        place.check()
+        (folder / name).mkdir(exist_ok=True)
+        into(folder / name)
+        finished(known[name], known, place)
 
 
 def main() -> int:
@@ -566,8 +610,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--pause", type=Path)
     parser.add_argument("--list", action="store_true", help="only say what there is, and how far it is")
+    parser.add_argument("--workers", default="", help="local:N, ray, or HOST:PORT of a Ray cluster: units at once")
     given = parser.parse_args()
-    until = time.monotonic() + 60 * given.minutes
+    until = time.time() + 60 * given.minutes
     place = Place(given.data, given.out, given.results, given.pause, given.threads, until)
     if given.list:
         listed = units(given.queue)
@@ -576,6 +621,8 @@ def main() -> int:
         return 0
     torch.set_num_threads(given.threads)
     code()
+    if given.workers:
+        return by_workers(given.workers, given.queue, place, given.only)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: place.signals.append(number))
     try:
@@ -588,5 +635,30 @@ def main() -> int:
     return 0
 
 
+def by_workers(workers: str, queue: Path, place: Place, only: str) -> int:
+    """The queue by workers; a signal ends them, and the next command goes on from their last epochs."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        parallel = Parallel(workers)
+        tasks = tasks_of(parallel if parallel.threads else Parallel(f"{workers},threads={place.threads}"))
+        assert tasks is not None
+        with recording():
+            reasons = all_at_once(queue.resolve(), place.resolved(), only, tasks)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", flush=True)
+        return 0
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for name, reason in reasons.items():
+        print(f"{name}: {reason}", file=sys.stderr)
+    print(
+        "nothing is left to do here" if time.time() < place.until else "stopped; the same command goes on", flush=True
+    )
+    return 1 if reasons else 0
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    import evidence  # type: ignore[import-not-found]  # other processes find its functions there
+
+    sys.exit(evidence.main())

@@ -96,12 +96,13 @@ def _run_of(folder: Path, name: str, config: Config | None = None) -> Run:
     return Run(config or load(folder / name / "config.toml"), folder / name, folder / SUPERNETS, _sources())
 
 
-def _prepare(folder: Path, configs: Mapping[str, Config], command: str = "") -> None:
-    """Survey and calibrate runs, by name, unless that is done; with a command, they begin."""
+def _prepare(folder: Path, configs: Mapping[str, Config], command: str, begun: int) -> None:
+    """Survey and calibrate runs, by name, unless that is done; so many of them begin with a command, whose searches do
+    not wait for another one's."""
     jobs = [prepared(_run_of(folder, name, config)) for name, config in configs.items()]
     for job in jobs:
         pipeline.check_limits(job)
-    for job in jobs if command else ():
+    for job in jobs[:begun]:
         pipeline.begin(job, command, shown=False)
 
 
@@ -130,7 +131,8 @@ def sweep(
     }
     runs = {text: _run_of(folder, _name(text), configs[_name(text)]) for text in budgets}
     with _opened(workers):
-        prepare = Task(_prepare, (configs, command if workers else ""), files=RUNS)
+        begun = 0 if workers is None else 1 if pair else len(configs)
+        prepare = Task(_prepare, (configs, command, begun), files=RUNS)
         _alone(workers, "preparing", prepare, folder)
         if workers is not None:
             _at_once(workers, runs, folder, shared=pair is not None)
@@ -219,9 +221,7 @@ def _measured(runs: Mapping[str, Run], folder: Path) -> tuple[Result, ...]:
     """The base network and what was found for each budget, as sweep.json has them."""
     path = folder / "sweep.json"
     rows, picked = read_record(path, NetworksRecord).results, [row for row, _ in _picked(runs)]
-    if [_same(row) for row in rows] != [_same(row) for row in picked] or not all(
-        row.measured for row in rows
-    ):
+    if [_same(row) for row in rows] != [_same(row) for row in picked] or not all(row.measured for row in rows):
         raise wrong(path, "results must be the networks of the budgets, each with its readings")
     return rows
 

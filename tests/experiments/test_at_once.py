@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from experiments.test_trials import ENVIRONMENT, OPTIONS, without_times
 from scripted_device import scripted_device
 
+from htas import timing
 from htas.cli import main
 from htas.errors import UserError
 from htas.experiments import budgets
@@ -168,3 +170,17 @@ def test_what_cannot_be_done_at_once_is_one_sentence(
     assert re.search(said, error), error
     assert main(["reproduce", "table4", "--workers=4"]) == 2
     assert "--workers must be local:N" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["sweep", "fastest"])
+def test_workers_on_ray_without_ray_are_one_sentence(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    for name in ("htas.timing.on_ray", "htas.experiments.on_ray"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delattr(timing, "on_ray", raising=False)
+    more = ["--accuracy-floor=-1"] if verb == "fastest" else []
+    assert main(words(tmp_path, verb, *more, "--workers=ray")) == 2
+    assert "--workers=ray needs Ray, which is not installed" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -12,15 +13,21 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from experiments.test_at_once import apart, numbers
 from experiments.test_trials import ARMS, ENVIRONMENT, OPTIONS, ended, sequential, words  # noqa: F401, a fixture
-from scripted_device import HOLD
+from scripted_device import HOLD, scripted_device
 
 from htas.errors import UserError
-from htas.experiments import arm_tables, compare
+from htas.experiments import arm_tables, budgets, compare
 from htas.experiments.arms import arm_of
+from htas.experiments.plans import FastestPlan, SweepPlan
+from htas.experiments.trials import ClusterWorkers
+from htas.files import read_json
+from htas.run.config import Config, load
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'htas[ray]'")
 engine = pytest.importorskip("htas.timing.on_ray")
+tasks = pytest.importorskip("htas.experiments.on_ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]  # of Ray's own
 
 
@@ -73,7 +80,7 @@ def lasted(log: Path) -> tuple[float, float]:
     return min(turn["from"] for turn in turns), max(turn["to"] for turn in turns)
 
 
-class Unshared(RayTasks):
+class Unshared(tasks.RayTasks):  # type: ignore[misc,name-defined]
     """Nodes that do not see the folder of the driver."""
 
     def job(self, folder: Path) -> Any:
@@ -100,7 +107,7 @@ def test_a_trial_whose_node_dies_goes_on_elsewhere(cluster: Any, sequential: Pat
 
     killer = Thread(target=kill)
     killer.start()
-    compare.compare(trials_in(tmp_path), workers=ClusterWorkers(RayTasks(cluster.address)))
+    compare.compare(trials_in(tmp_path), workers=ClusterWorkers(tasks.RayTasks(cluster.address)))
     killer.join()
     cluster.add_node(num_cpus=1, resources={"other": 1})
     assert where and ended(tmp_path / "out") == ended(sequential)
@@ -147,7 +154,7 @@ def until(reached: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-class Elsewhere(RayTasks):
+class Elsewhere(tasks.RayTasks):  # type: ignore[misc,name-defined]
     """A driver with another PyTorch."""
 
     def job(self, folder: Path) -> Any:
@@ -167,7 +174,9 @@ def test_what_no_node_has_is_one_sentence(
 ) -> None:
     monkeypatch.setattr(engine, "PATIENCE", 2.0)
     with pytest.raises(UserError, match=said):
-        compare.compare(trials_in(tmp_path, seeds=1), workers=ClusterWorkers(RayTasks(cluster.address, **options)))
+        compare.compare(
+            trials_in(tmp_path, seeds=1), workers=ClusterWorkers(tasks.RayTasks(cluster.address, **options))
+        )
 
 
 def test_nodes_of_other_versions_are_refused(cluster: Any, tmp_path: Path) -> None:
@@ -181,9 +190,9 @@ def test_a_cluster_without_the_device_or_an_address_without_a_cluster_is_one_sen
     monkeypatch.setattr(engine, "PATIENCE", 2.0)
     monkeypatch.setattr(engine, "DEVICE", "board")
     with pytest.raises(UserError, match="no node of the Ray cluster is the device that is measured: start Ray there"):
-        compare.compare(trials_in(tmp_path, seeds=1), workers=ClusterWorkers(RayTasks(cluster.address)))
+        compare.compare(trials_in(tmp_path, seeds=1), workers=ClusterWorkers(tasks.RayTasks(cluster.address)))
     with pytest.raises(UserError, match=r"no Ray cluster answers at 127.0.0.1:9 \(.*refused\); start one there"):
-        compare.compare(trials_in(tmp_path, seeds=1), workers=ClusterWorkers(RayTasks("127.0.0.1:9")))
+        compare.compare(trials_in(tmp_path, seeds=1), workers=ClusterWorkers(tasks.RayTasks("127.0.0.1:9")))
 
 
 def test_a_fault_of_ones_own_is_named_and_leaves_the_others(cluster: Any, tmp_path: Path) -> None:
@@ -196,8 +205,78 @@ def test_a_fault_of_ones_own_is_named_and_leaves_the_others(cluster: Any, tmp_pa
         patch.syspath_prepend(tmp_path)
         options = [each for each in OPTIONS if not each.startswith("--strategy")]
         given = replace(trials_in(tmp_path, arms, 1), overrides=tuple(options))
-        compare.compare(given, workers=ClusterWorkers(RayTasks(cluster.address)))
+        compare.compare(given, workers=ClusterWorkers(tasks.RayTasks(cluster.address)))
     done = json.loads((tmp_path / "out" / "compare.json").read_text())["arms"]
     assert {each["arm"] for each in done} == {"found", "plain 8"}
     assert "KeyError" in (tmp_path / "out" / "logs" / "no-such-0.log").read_text()
     assert os.path.exists(tmp_path / "out" / "compare.html")
+
+
+# -- budgets -----------------------------------------------------------------------------------------------------------
+
+
+def config_of(*more: str) -> Config:
+    """Searches of which nothing is measured before the end."""
+    options = [*BUDGETLESS, "--family.depth=8", "--strategy.name=most", "--calibrate.networks=6", *more]
+    return load(None, ["--data.name=digits", *(each for each in options if not each.startswith(SUPERNET))])
+
+
+BUDGETLESS = [option for option in OPTIONS if not option.startswith("--constraints")]
+SUPERNET = ("--strategy.epochs", "--strategy.batch", "--strategy.precision")
+BUDGETS = SweepPlan(("80%", "50%", "30%"))
+FLOOR = FastestPlan("-90", seeds=2, tries=1)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One budget after the other."""
+    folder = tmp_path_factory.mktemp("swept")
+    with scripted_device(patched=False):
+        budgets.sweep(config_of(), folder, BUDGETS, "htas sweep")
+    return folder
+
+
+def test_a_sweep_on_nodes_is_that_of_one_budget_after_the_other(cluster: Any, swept: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    budgets.sweep(config_of(), out, BUDGETS, "htas sweep", tasks.RayTasks(cluster.address))
+    assert numbers(out) == numbers(swept) and (out / "report.html").exists()
+    assert [row["name"] for row in read_json(out / "sweep.json")["results"]] == ["base", *BUDGETS.budgets]
+    assert apart(out) > 1
+    before = {path: path.read_bytes() for path in out.rglob("sweep.json")}
+    budgets.sweep(config_of(), out, BUDGETS, "htas sweep", tasks.RayTasks(cluster.address))
+    assert all(path.read_bytes() == content for path, content in before.items()), "nothing is measured again"
+
+
+def test_a_sweep_on_nodes_that_share_no_disk_and_one_that_dies(cluster: Any, swept: Path, tmp_path: Path) -> None:
+    node = next(each for each in cluster.worker_nodes if "other" in (each._ray_params.resources or {}))
+    out, place, logs = tmp_path / "out", Path(tempfile.gettempdir()), "htas-*/logs/latency-*.log"
+    before = set(place.glob(logs))
+
+    def kill() -> None:
+        until(lambda: any(path.stat().st_size for path in set(place.glob(logs)) - before))
+        cluster.remove_node(node, allow_graceful=False)
+
+    killer = Thread(target=kill)
+    killer.start()
+    budgets.sweep(config_of(), out, BUDGETS, "htas sweep", Unshared(cluster.address))
+    killer.join()
+    cluster.add_node(num_cpus=1, resources={"other": 1})
+    assert numbers(out) == numbers(swept)
+
+
+def test_the_fastest_network_is_found_on_nodes_alike(cluster: Any, tmp_path: Path) -> None:
+    with scripted_device(patched=False):
+        budgets.fastest(config_of(), tmp_path / "one", FLOOR, "htas fastest")
+    for name, workers in (("two", tasks.RayTasks(cluster.address)), ("three", Unshared(cluster.address))):
+        page, lines = budgets.fastest(config_of(), tmp_path / name, FLOOR, "htas fastest", workers)
+        assert page.exists() and lines.after
+        assert numbers(tmp_path / name) == numbers(tmp_path / "one")
+
+
+def test_a_sweep_without_the_device_is_one_sentence(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "PATIENCE", 2.0)
+    monkeypatch.setattr(engine, "DEVICE", "board")
+    with pytest.raises(UserError, match="no node of the Ray cluster is the device that is measured: start Ray there"):
+        budgets.sweep(config_of(), tmp_path / "out", BUDGETS, "htas sweep", tasks.RayTasks(cluster.address))
