@@ -43,7 +43,6 @@ from htas.datasets.cifar100 import Cifar100
 from htas.errors import UserError
 from htas.experiments.arm_tables import Pruning
 from htas.experiments.at_once import Task, Tasks, tasks_of
-from htas.experiments.plans import Parallel
 from htas.experiments.pruning import candidates, importance_of, pruned
 from htas.experiments.thinet import IMAGES
 from htas.files import (
@@ -64,6 +63,7 @@ from htas.models.cifar_resnet import CifarResNet
 from htas.run import networks
 from htas.search.oneshot import some
 from htas.text import listing
+from htas.timing.crew import Crew
 from htas.timing.target import machine
 from htas.training.distill import Distill
 from htas.training.layout import placed
@@ -639,8 +639,9 @@ def by_workers(workers: str, queue: Path, place: Place, only: str) -> int:
     """The queue by workers; a signal ends them, and the next command goes on from their last epochs."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        parallel = Parallel(workers)
-        tasks = tasks_of(parallel if parallel.threads else Parallel(f"{workers},threads={place.threads}"))
+        crew = Crew(workers)
+        crew.check()
+        tasks = tasks_of(crew if crew.threads else Crew(f"{workers},threads={place.threads}"))
         assert tasks is not None
         with recording():
             reasons = all_at_once(queue.resolve(), place.resolved(), only, tasks)

@@ -36,7 +36,7 @@ def sweep(
     from htas.experiments import budgets as experiment
     from htas.experiments.at_once import tasks_of
 
-    page, table = experiment.sweep(settings.config(), folder, plan, command, tasks_of(parallel))
+    page, table = experiment.sweep(settings.config(), folder, plan, command, tasks_of(parallel.crew))
     show([table], {"page": str(page)}, json)
 
 
@@ -75,7 +75,7 @@ def fastest(
     from htas.experiments import budgets as experiment
     from htas.experiments.at_once import tasks_of
 
-    page, table = experiment.fastest(settings.config(), folder, plan, command, tasks_of(parallel))
+    page, table = experiment.fastest(settings.config(), folder, plan, command, tasks_of(parallel.crew))
     show([table], {"page": str(page)}, json)
 
 
@@ -118,7 +118,7 @@ def compare(
     elif parallel.trial:
         processes.run_alone(trials, parallel.trial)
     else:
-        page, table = experiment.compare(trials, against, only, processes.workers_of(parallel))
+        page, table = experiment.compare(trials, against, only, processes.workers_of(parallel.crew))
         show([table], {"page": str(page)}, json)
 
 

@@ -13,9 +13,9 @@ from htas.console.progress import Bar, progress, say
 from htas.console.record import into, recording
 from htas.console.watch import state
 from htas.errors import UserError
-from htas.experiments.plans import Parallel
 from htas.text import fault, plural
 from htas.timing import turns
+from htas.timing.crew import Crew
 from htas.timing.processes import died, ending, new_process
 from htas.timing.target import usable_cores
 
@@ -106,15 +106,15 @@ class Processes(Tasks):
         return reasons
 
 
-def tasks_of(parallel: Parallel) -> Tasks | None:
+def tasks_of(crew: Crew) -> Tasks | None:
     """Who was asked for; None for this process alone. Raises UserError where Ray is wanted and missing."""
-    if not parallel.workers:
+    if not crew.text:
         return None
-    if parallel.processes:
-        return Processes(parallel.processes, parallel.threads)
+    if crew.processes:
+        return Processes(crew.processes, crew.threads)
     from htas.experiments.on_ray import RayTasks
 
-    return RayTasks(parallel.address, parallel.threads or 1, parallel.gpus)
+    return RayTasks(crew.address, crew.threads or 1, crew.gpus)
 
 
 def _in_process(folder: Path, name: str, task: Task) -> tuple[str, bool]:

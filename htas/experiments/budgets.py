@@ -137,7 +137,9 @@ def sweep(
         if workers is not None:
             _at_once(workers, runs, folder, shared=pair is not None)
         whole = *(f"{name}/**/*" for name in configs), "sweep.json"
-        _alone(workers, "measuring", Task(_finish, (configs, budgets, command, workers is None), files=whole), folder)
+        _alone(
+            workers, "measuring", Task(_finish, (configs, budgets, command, workers is not None), files=whole), folder
+        )
     rows = _measured(runs, folder)
     first_run, name = runs[budgets[0]], config.design.spaces[0]
     swept = Report(
@@ -195,12 +197,12 @@ def _search(folder: Path, name: str, trains: bool) -> None:
             ensure(job, TRAIN)
 
 
-def _finish(folder: Path, configs: Mapping[str, Config], budgets: Sequence[str], command: str, shown: bool) -> None:
+def _finish(folder: Path, configs: Mapping[str, Config], budgets: Sequence[str], command: str, quiet: bool) -> None:
     """What is left of the runs of some budgets, then all their networks in one interleaved run -> sweep.json."""
     runs = {text: _run_of(folder, _name(text), configs[_name(text)]) for text in budgets}
     for job in runs.values():
         share_files(job)
-        pipeline.run_all(job, command, quiet=not shown)
+        pipeline.run_all(job, command, quiet=quiet)
     first, picked = next(iter(runs.values())), _picked(runs)
     rows = [row for row, _ in picked]
 
@@ -312,16 +314,16 @@ def fastest(
     """
     _sources.cache_clear()
     with _opened(workers):
-        tried, best = _bisected(config, folder, plan, workers)
-        table = _tried_rows(tried)
+        trials, best = _bisected(config, folder, plan, workers)
+        table = _tried_rows(trials)
         if best is None:
             raise UserError(
-                f"no budget tried keeps {percent(tried[0].floor)}: {'; '.join(columns(table, words=0)[1:])}; lower "
+                f"no budget tried keeps {percent(trials[0].floor)}: {'; '.join(columns(table, words=0)[1:])}; lower "
                 "--accuracy-floor, raise --tries, or train longer"
             )
         text = _percent(best.share)
         job = _searched(config, text, folder, workers, trains=True)
-        finish = Task(_report, (job.folder.name, command, workers is None), files=(f"{job.folder.name}/**/*",))
+        finish = Task(_report, (job.folder.name, command, workers is not None), files=(f"{job.folder.name}/**/*",))
         _alone(workers, "measuring", finish, folder)
     lines = TextTable(table, 0, after=[f"taken: {text} of the base's latency, {best.verdict}"])
     return job.folder / "report.html", lines
@@ -369,9 +371,9 @@ def _begun(folder: Path, name: str, config: Config) -> None:
     prepared(_run_of(folder, name, config))
 
 
-def _report(folder: Path, name: str, command: str, shown: bool) -> None:
+def _report(folder: Path, name: str, command: str, quiet: bool) -> None:
     """What is left of a run."""
-    pipeline.run_all(_run_of(folder, name), command, quiet=not shown)
+    pipeline.run_all(_run_of(folder, name), command, quiet=quiet)
 
 
 def _searched(config: Config, text: str, folder: Path, workers: Tasks | None, trains: bool = False) -> Run:

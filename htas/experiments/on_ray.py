@@ -5,11 +5,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from platform import node as machine_name
 from shutil import rmtree
 from typing import Any
 
-from torch import cuda, set_num_threads
+from torch import set_num_threads
 
 from htas.console.record import into
 from htas.errors import UserError
@@ -73,7 +72,7 @@ def _files(folder: Path, patterns: Iterable[str]) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(paths)}
 
 
-def _made(job: Job, folder: Path, patterns: Iterable[str]) -> Contents:
+def _changed(job: Job, folder: Path, patterns: Iterable[str]) -> Contents:
     """The files that are not as they were sent."""
     return {path: each for path, each in _files(folder, patterns).items() if job.contents.get(path) != each}
 
@@ -84,11 +83,7 @@ def _made(job: Job, folder: Path, patterns: Iterable[str]) -> Contents:
 def _do(job: Job, name: str, work: bytes, board: Any) -> Outcome:
     """A task; what it measures, the node that is the device reads."""
     try:
-        if cuda.is_available() and not job.gpus:
-            raise UserError(
-                f"the node {machine_name()} has a graphics card, which trials of others use, too, as none is asked "
-                "for; give a share of it to each trial: --workers=...,gpus=0.5"
-            )
+        on_ray.need_share(job)
         with on_ray.node(job) as (folder, shared):
             function, arguments, files = on_ray.unpacked(work)
             read = partial(_on_device, replace(job, contents={}))
@@ -96,7 +91,7 @@ def _do(job: Job, name: str, work: bytes, board: Any) -> Outcome:
                 function(folder, *arguments)
             if shared:
                 return Outcome()
-            contents = _made(job, folder, (f"{name}/**/*", *files))
+            contents = _changed(job, folder, (f"{name}/**/*", *files))
             rmtree(folder / name, ignore_errors=True)
             return Outcome(contents=contents)
     except UserError as error:
@@ -112,7 +107,7 @@ def _measure(job: Job, name: str, work: bytes, board: Any) -> Outcome:
                 value = function(folder, *arguments)
             if shared:
                 return Outcome(value=value)
-            contents = _made(job, folder, files)
+            contents = _changed(job, folder, files)
             rmtree(folder)
             return Outcome(contents=contents, value=value)
     except UserError as error:

@@ -1,9 +1,7 @@
 """What the verbs of several runs are asked for, checked without PyTorch."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 
 from htas.cost.constraints import parse
@@ -11,6 +9,7 @@ from htas.errors import UserError
 from htas.files import sweep_parts
 from htas.run.config import Settings
 from htas.text import listing
+from htas.timing.crew import Crew
 
 
 @dataclass(frozen=True)
@@ -75,18 +74,6 @@ class FastestPlan:
             raise UserError("htas fastest finds the budget itself, so leave constraints.latency out")
 
 
-WORKERS = re.compile(
-    r"(local:(?P<local>0*[1-9]\d*)|ray|(?P<address>(ray://)?[^\s:/]+:\d{4,5}))(?P<options>(,\w+=[^,=\s]+)*)", re.ASCII
-)
-"""What --workers may be; the ports of users have four or five digits."""
-LEAST = 0.001
-"""Of a graphics card, for a trial."""
-
-
-MOST = 256
-"""Processes on a machine."""
-
-
 @dataclass(frozen=True)
 class Parallel:
     """How the trials of an experiment are done. Raises UserError for what is none, and for what excludes another."""
@@ -104,61 +91,12 @@ class Parallel:
         names = [f"--{name}" for name, value in vars(self).items() if value]
         if len(names) > 1:
             raise UserError(f"{listing(names)} exclude each other; give one of them")
-        named = [name for name, _ in self._options]
-        if self.workers and (not self._match or set(named) - {"threads", "gpus"} or len(set(named)) < len(named)):
-            raise UserError(
-                "--workers must be local:N for N processes on this machine, ray for a Ray cluster that is started "
-                "here, or HOST:PORT of one, with threads=N and for Ray gpus=N after a comma, such as "
-                f"local:2,threads=1, got {self.workers!r}"
-            )
-        for name in ("threads", "gpus") if self.workers else ():
-            getattr(self, name)
-        if self.processes > MOST:
-            raise UserError(
-                f"--workers=local:N starts N processes on this machine, {MOST} at most, got {self.workers!r}"
-            )
+        self.crew.check()
 
     @property
-    def _match(self) -> re.Match[str] | None:
-        return WORKERS.fullmatch(self.workers)
-
-    @property
-    def _options(self) -> Sequence[tuple[str, str]]:
-        text = self._match["options"] if self._match else ""
-        return re.findall(r",(\w+)=([^,]+)", text)
-
-    @property
-    def processes(self) -> int:
-        """How many there are on this machine; 0 for Ray."""
-        return int((self._match["local"] or 0) if self._match else 0)
-
-    @property
-    def address(self) -> str:
-        """Of the Ray cluster; empty for one that is started here."""
-        return (self._match["address"] or "") if self._match else ""
-
-    @property
-    def threads(self) -> int:
-        """Of each trial; 0 where nothing is said."""
-        text = dict(self._options).get("threads", "0")
-        if not text.isdecimal():
-            raise UserError(f"threads of --workers must be a whole number, got {text!r}")
-        return int(text)
-
-    @property
-    def gpus(self) -> float:
-        """Graphics cards of each trial, or a part of one."""
-        text = dict(self._options).get("gpus", "0")
-        try:
-            gpus = float(text)
-        except ValueError:
-            gpus = -1.0
-        if not (0 <= gpus < inf) or 0 < gpus < LEAST or (gpus > 1 and gpus % 1) or (gpus and self.processes):
-            raise UserError(
-                f"gpus of --workers must be 0, a share of a card from {LEAST} to 1, or a whole number, and is for Ray, "
-                f"got {text!r}"
-            )
-        return gpus
+    def crew(self) -> Crew:
+        """Who does the trials."""
+        return Crew(self.workers)
 
 
 def check_folder(folder: Path) -> None:

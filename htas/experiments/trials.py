@@ -12,11 +12,11 @@ from htas.errors import UserError
 from htas.experiments.arms import Entry, unfinished
 from htas.experiments.at_once import Processes, Task, Tasks, tasks_of, turns_of
 from htas.experiments.compare import Comparison, Key, Trials, Workers
-from htas.experiments.plans import Parallel
 from htas.experiments.shared import LOCKS, PREPARED
 from htas.files import write_bytes
 from htas.text import no_such
 from htas.timing import turns
+from htas.timing.crew import Crew
 
 SOURCE = f"{LOCKS}/source.toml"
 """The configuration's file, for nodes that do not see it."""
@@ -73,9 +73,9 @@ def _lasting(words: Iterable[str]) -> Iterator[str]:
             yield word
 
 
-def workers_of(parallel: Parallel) -> Workers | None:
+def workers_of(crew: Crew) -> Workers | None:
     """The processes that were asked for; None for this one alone. Raises UserError where Ray is wanted and missing."""
-    tasks = tasks_of(parallel)
+    tasks = tasks_of(crew)
     if isinstance(tasks, Processes):
         return LocalWorkers(tasks)
     return ClusterWorkers(tasks) if tasks else None
@@ -149,8 +149,10 @@ class ClusterWorkers(Workers):
                 reasons: dict[str, str] = self.nodes.measure("preparing", prepare, trials.folder)
             except UserError as error:
                 reasons = dict.fromkeys(todo, str(error))
-            left = [whole.names[name] for name in todo if name not in reasons]
-            ended = self.nodes.do("compare", _tasks(whole, trials, left), trials.folder, reasons) if left else reasons
+            undone = [whole.names[name] for name in todo if name not in reasons]
+            ended = (
+                self.nodes.do("compare", _tasks(whole, trials, undone), trials.folder, reasons) if undone else reasons
+            )
         return {whole.names[name]: reason for name, reason in ended.items()}
 
     def measure(self, whole: Comparison, there: Mapping[Key, Entry], path: Path, on: Key | None = None) -> None:

@@ -71,10 +71,10 @@ def begin(run: Run, command: str, *, shown: bool = True) -> None:
     need_limits(bool(run.config.constraints.by_metric), run.config.strategy)
     run.config.strategy.check()
     need_divisible(run.config)
-    if (count := run.config.strategy.processes) > 1 and not run.elsewhere:
+    if (strategy := run.config.strategy).processes > 1 and not run.elsewhere:
         raise UserError(
-            f"strategy.workers = {count} needs a network and data that other processes can build, and htas.optimize "
-            "has those of a Python program; leave it at 1"
+            f"strategy.workers = {getattr(strategy, 'workers', '')} needs a network and data that other processes can "
+            "build, and htas.optimize has those of a Python program; leave it at 1"
         )
     open_runtime(run.target)
     if fresh := not (run.folder / "cost.json").exists():
@@ -476,11 +476,12 @@ def _problem(run: Run, space: Space, key: str) -> Problem:
         limits=limits(run),
         trained=run.supernets / f"{shared}.safetensors" if run.supernets and shared else None,
         weight_bits=ranks.of_first(lambda: weight_bits(run.target)),
-        again=partial(_problem_again, run.folder, run.supernets, run.in_memory, space.name) if run.elsewhere else None,
+        again=partial(_problem_again, run.supernets, run.in_memory, space.name, run.folder) if run.elsewhere else None,
+        anywhere=partial(_problem_again, None, Sources(), space.name) if run.elsewhere else None,
     )
 
 
-def _problem_again(folder: Path, supernets: Path | None, sources: Sources, space: str) -> Problem:
+def _problem_again(supernets: Path | None, sources: Sources, space: str, folder: Path) -> Problem:
     """The problem of a space, in another process."""
     run = Run(load(folder / "config.toml"), folder, supernets, sources)
     return _problem(run, run.design.spaces[space], keys.search(run))

@@ -44,15 +44,22 @@ class Problem:
     """Bits of weights, 8 or 7, where archs are judged in simulated int8; 0 where the target is not in int8."""
     again: Callable[[], "Problem"] | None = None
     """Makes the problem again in another process, which it can be sent to; None where only this one has the data."""
+    anywhere: Callable[[Path], "Problem"] | None = None
+    """As `again`, on any machine, from a folder there that has the files of this run."""
 
     def __post_init__(self) -> None:
         self.network.check(self.space.widest)
         self.network.check(self.space.narrowest)
 
     @property
+    def folder(self) -> Path:
+        """Of the run."""
+        return self.checkpoint.parent.parent
+
+    @property
     def supernet(self) -> Path:
         """File of the supernet that searches for other budgets may start from."""
-        return self.checkpoint.parent.parent / f"supernet-{self.space.name}.safetensors"
+        return self.folder / f"supernet-{self.space.name}.safetensors"
 
     @property
     def journal(self) -> Path:

@@ -5,7 +5,9 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -15,6 +17,7 @@ from htas.console.record import recording
 from htas.errors import UserError
 from htas.text import first_line
 from htas.timing import turns
+from htas.timing.crew import Crew
 from htas.timing.processes import died, ending, new_process
 
 Piece = TypeVar("Piece")
@@ -89,6 +92,22 @@ class Processes(Generic[Piece, Result]):
                 f"{does} was killed {DEATHS} times in a row, as the system does where memory ends; take fewer than "
                 f"strategy.workers = {self.count}, and the same command goes on"
             )
+
+
+@contextmanager
+def nodes(
+    begin: Callable[[Path], Callable[[Piece], Result]], folder: Path, files: Sequence[str], crew: Crew
+) -> Iterator[Callable[[Sequence[Piece], Bar], Iterator[tuple[Piece, Result]]]]:
+    """What does pieces on the nodes of a Ray cluster, which have these files of the run's folder, by patterns. Raises
+    UserError."""
+    from htas.timing import on_ray
+
+    with on_ray.cluster(crew.address):
+        paths = [path for pattern in files for path in folder.glob(pattern)]
+        contents = {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+        yield partial(
+            on_ray.each, replace(on_ray.job_in(folder, crew.threads or 1, crew.gpus), contents=contents), begin
+        )
 
 
 # -- in a process ------------------------------------------------------------------------------------------------------

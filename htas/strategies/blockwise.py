@@ -5,22 +5,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 
 from htas.console.progress import say
-from htas.errors import UserError, need_above_zero, need_least
+from htas.errors import UserError, need_above_zero, need_least, need_most
 from htas.graph import ordered
 from htas.search.blockwise import BlockErrors, BlockOptions, Teach
 from htas.search.inherited import Inherited
 from htas.search.problem import Problem, SearchOutcome
 from htas.search.program import best_within
 from htas.strategies import Strategy, need_limits
-from htas.strategies._several import Work, processes
+from htas.strategies._several import Work, nodes, processes
+from htas.timing.crew import MOST, Crew
 from htas.training.layout import placed
 from htas.training.loop import engine
+
+FILES = ("config.toml", "*.json", "networks/base.safetensors")
+"""What other machines need of the folder of a run."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,20 @@ class Blockwise(Strategy):
     """Largest number of combinations of choices for which a block has an error of its own."""
     seconds: float = 60.0
     """Longest time of the solver; it then gives the best arch so far, and by how much another may be better."""
-    workers: int = field(default=1, metadata={"key": False})
+    workers: int | str = field(default=1, metadata={"key": False})
     """Number of processes on this machine that teach blocks at the same time, each with its share of the threads, and
-    the base network and the feature maps of a block in its memory."""
+    the base network and the feature maps of a block in its memory; or ray or HOST:PORT for the nodes of a Ray cluster,
+    each of whose tasks teaches one."""
 
     def __post_init__(self) -> None:
-        need_least(1, self, "strategy", "images", "epochs", "judged", "cells", "workers")
+        need_least(1, self, "strategy", "images", "epochs", "judged", "cells")
+        if isinstance(self.workers, int):
+            need_least(1, self, "strategy", "workers")
+            need_most(MOST, self, "strategy", "workers")
+        else:
+            self.crew.check()
+            if self.crew.processes and self.crew.threads:
+                raise UserError(f"strategy.workers: processes share the threads of the search, got {self.workers!r}")
         need_least(2, self, "strategy", "batch")
         need_above_zero(self, "strategy", "lr", "seconds")
         if self.error not in ("loss", "noise"):
@@ -63,8 +76,13 @@ class Blockwise(Strategy):
 
     @property
     def processes(self) -> int:
-        """The option `workers`."""
-        return self.workers
+        """Those of this machine; as many as there may be on a Ray cluster."""
+        return self.workers if isinstance(self.workers, int) else self.crew.processes or MOST
+
+    @property
+    def crew(self) -> Crew:
+        """Who teaches, where that is more than a number."""
+        return Crew("" if isinstance(self.workers, int) else self.workers, "strategy.workers")
 
     def training_images(self, weights: int) -> float:
         """The steps of blocks, each of which learns twice where its depth site may end with it, and their errors."""
@@ -96,13 +114,23 @@ class Blockwise(Strategy):
     @contextmanager
     def _teaching(self, problem: Problem) -> Iterator[Teach | None]:
         """The processes that teach blocks; None for this one alone."""
-        if self.workers == 1:
+        if self.processes == 1:
             yield None
             return
         assert problem.again is not None
+        if self.crew.text and not self.crew.processes:
+            assert problem.anywhere is not None
+            with nodes(partial(_there, problem.anywhere, self), problem.folder, FILES, self.crew) as teach:
+                yield teach
+            return
         work = Work(partial(_learning, problem.again, self), problem.title, "teaches a block")
-        with processes(work, self.workers) as several:
+        with processes(work, self.processes) as several:
             yield several.do
+
+
+def _there(anywhere: Callable[[Path], Problem], strategy: Blockwise, folder: Path) -> Callable[[int], list[float]]:
+    """On a node: what teaches a block, as `_learning`."""
+    return _learning(partial(anywhere, folder), strategy)
 
 
 def _learning(again: Callable[[], Problem], strategy: Blockwise) -> Callable[[int], list[float]]:

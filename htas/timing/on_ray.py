@@ -5,6 +5,7 @@ One kind asks for processors and graphics cards, the other for the resource DEVI
 has one. A folder that not all nodes share is sent, and what a task has made comes back.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -14,17 +15,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from torch import set_num_threads
+from torch import cuda, set_num_threads
 
-from htas.console.progress import progress, say
-from htas.console.record import under_way
+from htas.console.progress import Bar, progress, say
+from htas.console.record import recording, under_way
 from htas.errors import UserError
 from htas.files import __version__, digest, write_bytes, write_text
 from htas.text import fault, first_line, listing
@@ -225,6 +226,30 @@ def done(
     return ended
 
 
+def each(job: Job, begin: Callable[[Path], Callable[[Any], Any]], pieces: Sequence[Any], bar: Bar) -> Iterator[Any]:
+    """Each piece as soon as a node has done it, with its result. `begin` is called once in a process of a node, with
+    the folder there: it returns what does a piece.
+
+    Raises what a process raises, and UserError where no node has what pieces ask for, and where one cannot be done.
+    """
+    asks, work, lacking = Asks(job.threads, job.gpus), packed(begin), Lacking()
+    running = {asks.task(_piece).remote(job, packed(piece), work): piece for piece in pieces}
+    try:
+        while running:
+            # a trial that waits for its pieces gives them its processor
+            for task in ray.wait(list(running), timeout=LOOK)[0]:
+                piece = running.pop(task)
+                outcome = _outcome(task, job.folder)
+                if outcome.reason:
+                    raise UserError(outcome.reason)
+                yield piece, outcome.value
+            lacking.check([asks] if running else [])
+            bar.step(by=0)
+    finally:
+        for task in running:
+            ray.cancel(task, force=True)
+
+
 class Lacking:
     """Whether the cluster has nodes for what is asked, looked at again and again."""
 
@@ -297,6 +322,37 @@ class Board:
     def read(self) -> dict[str, str]:
         """What each does."""
         return self.lines
+
+
+_doing: dict[str, Callable[[Any], Any]] = {}
+"""What does the pieces of a search, in a process of a node."""
+
+
+def _piece(job: Job, piece: bytes, work: bytes) -> Outcome:
+    """A piece of a search; the first one of a process begins."""
+    try:
+        need_share(job)
+        with (
+            node(job) as (folder, _), open(os.devnull, "w") as nothing, redirect_stderr(nothing),
+            redirect_stdout(nothing), turns.join(), recording(between=turns.give_way),
+        ):  # fmt: skip
+            key = digest(job.token, str(folder), hashlib.sha256(work).hexdigest())
+            if key not in _doing:
+                _doing.clear()
+                (begin,) = unpacked(work)
+                _doing[key] = begin(folder)
+            return Outcome(value=_doing[key](*unpacked(piece)))
+    except UserError as error:
+        return Outcome(str(error))
+
+
+def need_share(job: Job) -> None:
+    """Raise UserError on a node with a graphics card of which tasks ask for no part."""
+    if cuda.is_available() and not job.gpus:
+        raise UserError(
+            f"the node {platform.node()} has a graphics card, which trials of others use, too, as none is asked for; "
+            "give a share of it to each trial: --workers=...,gpus=0.5"
+        )
 
 
 @contextmanager

@@ -118,7 +118,7 @@ class TrainedArms:
         options, place = plan.options(data, depth), plan.place(data, depth)
         trials = Trials(LENGTHS[plan.length], tuple(options), tuple(map(arm_of, arms)), plan.seeds, place)
         comparison = Comparison.arranged(trials)
-        workers = workers_of(plan.parallel)
+        workers = workers_of(plan.parallel.crew)
         return cls(comparison, *comparison.finished(workers=workers), workers)
 
     def rows(self, file: Path, on: Key | None = None) -> dict[str, Row]:
