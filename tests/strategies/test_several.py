@@ -1,6 +1,7 @@
 """Processes that do pieces of a search at the same time: the blocks of a network, above all."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from htas.strategies.blockwise import Blockwise
 from htas.testing.strategy import SHAPE, problem, split
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(300)]
+ROOT = Path(__file__).parents[2]
 QUICK = Blockwise(epochs=1, images=32, batch=16, judged=16, cells=4)
 
 
@@ -89,6 +91,52 @@ def test_blocks_that_are_taught_are_not_taught_again_by_more_processes(
     assert len(errors(parts)) == 8 and DEATHS <= len(list((tmp_path / "parts").glob("dead-*"))) <= DEATHS + 1
     outcome = dataclasses.replace(QUICK, workers=2).search(dataclasses.replace(parts, again=one.again))
     assert outcome.arch == expected.arch and errors(parts) == errors(one)
+
+
+def taught_elsewhere(folder: Path) -> Problem:
+    """What a node makes the problem from."""
+    assert (folder / "config.toml").read_text() == "of the run"
+    return problem(folder)
+
+
+@pytest.mark.slow
+def test_blocks_on_the_nodes_of_a_cluster_are_those_of_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'htas[ray]'")
+    from htas.timing import on_ray
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests"))))
+    one = problem(tmp_path / "one" / "checkpoints")
+    expected, job_in = QUICK.search(one), on_ray.job_in
+    monkeypatch.setattr(BlockErrors, "learn", None)  # nothing is left for this process
+    for name, token in (("shared", ""), ("apart", "of another disk")):
+        monkeypatch.setattr(
+            on_ray, "job_in",
+            lambda *words, token=token: dataclasses.replace(job_in(*words), **({"token": token} if token else {})),
+        )  # fmt: skip
+        given = dataclasses.replace(
+            problem(tmp_path / name / "checkpoints"), again=taught_elsewhere, anywhere=taught_elsewhere
+        )
+        given.checkpoint.parent.mkdir(parents=True)
+        (given.folder / "config.toml").write_text("of the run")
+        outcome = dataclasses.replace(QUICK, workers="ray").search(given)
+        assert outcome.arch == expected.arch and errors(given) == errors(one) and len(errors(one)) == 10
+
+
+@pytest.mark.parametrize(
+    ("workers", "said"),
+    [
+        (0, "strategy.workers must be 1 or more, got 0"),
+        ("rays", r"strategy.workers must be local:N .*, ray for a Ray cluster .*, got 'rays'"),
+        ("local:2,threads=1", "strategy.workers: processes share the threads of the search, got 'local:2,threads=1'"),
+        ("ray,gpus=x", "gpus of strategy.workers must be 0, .*got 'x'"),
+    ],
+)
+def test_workers_that_are_none_are_one_sentence(workers: int | str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Blockwise(workers=workers)
+    assert Blockwise(workers="local:3").processes == 3
 
 
 def refusing(kind: str) -> Callable[[int], int]:
