@@ -1,6 +1,6 @@
 """Pieces of work of an experiment, done by the nodes of a Ray cluster: what they measure, the device reads."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,7 +41,7 @@ class RayTasks(Tasks):
         calls = {
             name: Call(
                 _do, on_ray.packed(task.work, task.arguments, task.files), asks,
-                partial(_files, folder, (f"{name}/**/*", *task.files)), task.after, task.without,
+                self._sent(folder, f"{name}/**/*", *task.files), task.after, task.without,
             )
             for name, task in tasks.items()
         }  # fmt: skip
@@ -54,12 +54,18 @@ class RayTasks(Tasks):
         """On the node that is the device."""
         call = Call(
             _measure, on_ray.packed(title, task.work, task.arguments, task.files), Asks(device=True),
-            partial(_files, folder, task.files),
+            self._sent(folder, *task.files),
         )  # fmt: skip
-        outcome = on_ray.done(self.job(folder), {"": call}, title, lambda _: log_of(folder, title))[""]
+        job = self.job(folder)
+        into(folder)
+        outcome = on_ray.done(job, {"": call}, title, lambda _: log_of(folder, title))[""]
         if outcome.reason:
             raise UserError(outcome.reason)
         return outcome.value
+
+    def _sent(self, folder: Path, *patterns: str) -> Callable[[], Contents]:
+        """What tasks need of a folder; nothing where all are on this machine."""
+        return partial(_files, folder, patterns if self.address else ())
 
     def job(self, folder: Path) -> Job:
         """What tasks in a folder need."""

@@ -9,9 +9,11 @@ import hashlib
 import json
 import os
 import platform
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import wait
@@ -162,19 +164,33 @@ def cluster(address: str) -> Iterator[None]:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     if address:
         _answering(address)
+    with _own_signals():
         try:
-            ray.init(address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(f"the Ray cluster at {address} cannot be joined: {first_line(error)}") from error
-    else:
-        try:
-            ray.init("local", resources={DEVICE: 1}, include_dashboard=False, **quiet)
+            if address:
+                ray.init(address, **quiet)
+            else:
+                ray.init("local", resources={DEVICE: 1}, include_dashboard=False, **quiet)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise UserError(f"no Ray cluster can be started here: {first_line(error)}") from error
+            failed = (
+                f"the Ray cluster at {address} cannot be joined" if address else "no Ray cluster can be started here"
+            )
+            raise UserError(f"{failed}: {first_line(error)}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """What ends the command stays the command's: Ray takes SIGTERM, and ends the process where it is."""
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def done(
