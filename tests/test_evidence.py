@@ -201,6 +201,7 @@ def test_workers_that_are_none_are_one_sentence(place, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("workers", ["local:2", "ray"])
 def test_a_queue_by_processes_is_trained_and_a_signal_leaves_nothing(workers, images, tmp_path):
     if workers == "ray":
