@@ -253,7 +253,6 @@ def _end_search(run: Run, problem: Problem, key: str, outcome: SearchOutcome) ->
     uniform = [] if finished.uniform is None else [finished.uniform]
     accuracy, *theirs = outcome.validate([arch, *uniform, *others])
     uniform_accuracy = theirs.pop(0) if uniform else None
-    took = outcome.seconds + time.monotonic() - judged
     within = listing(f"{metric} {text}" for metric, text in config.constraints.by_metric.items())
     record = SearchRecord(
         space=name,
@@ -276,7 +275,7 @@ def _end_search(run: Run, problem: Problem, key: str, outcome: SearchOutcome) ->
     state = "converged" if record.converged else "not converged"
     rank = f"; better than {record.beaten} of {len(theirs)} random archs of its latency" if theirs else ""
     say(f"search {name}: {state}{rank}")
-    write_stage(run.search_file(name), key, took, record)
+    write_stage(run.search_file(name), key, outcome.seconds + time.monotonic() - judged, record)
     for done in unfinished(problem.checkpoint):
         done.unlink(missing_ok=True)
 
