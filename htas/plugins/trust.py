@@ -68,4 +68,11 @@ def need_trusted_command(command: str) -> None:
         raise UserError(f"target.host names a command, {quoted(command)}, {_REFUSED}")
 
 
+def need_trusted_cluster(option: str, address: str) -> None:
+    """Raise UserError for a Ray cluster that a configuration names, where nothing may run that it names: what its nodes
+    answer are pickles."""
+    if not user_code_allowed():
+        raise UserError(f"{option} names a Ray cluster, {quoted(address)}, {_REFUSED}")
+
+
 _REFUSED = f"which {FLAG} ({VARIABLE}) refuses to run; leave that out if you trust it"

@@ -14,6 +14,7 @@ from torch import nn
 from htas.console.progress import say
 from htas.errors import UserError, need_above_zero, need_least, need_most
 from htas.graph import ordered
+from htas.plugins.trust import need_trusted_cluster
 from htas.search.blockwise import BlockErrors, BlockOptions, Teach
 from htas.search.inherited import Inherited
 from htas.search.problem import Problem, SearchOutcome
@@ -73,6 +74,12 @@ class Blockwise(Strategy):
         need_above_zero(self, "strategy", "lr", "seconds")
         if self.error not in ("loss", "noise"):
             raise UserError(f"strategy.error must be loss or noise, got {self.error!r}")
+
+    def check(self) -> None:
+        """Raises UserError for a cluster that a configuration names, where nothing may run that it names."""
+        super().check()
+        if self.crew.address:
+            need_trusted_cluster("strategy.workers", self.crew.address)
 
     @property
     def processes(self) -> int:

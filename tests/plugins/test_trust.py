@@ -9,10 +9,12 @@ import pytest
 
 from htas import cli
 from htas.console.record import NAME
+from htas.errors import UserError
 from htas.plugins import trust
 from htas.plugins.trust import FLAG, VARIABLE, is_trusted, user_code_allowed, without_user_code
 from htas.report import write
 from htas.run.config import Config
+from htas.strategies.blockwise import Blockwise
 from tests.report.test_report import REPORT
 
 MODULE = """
@@ -180,3 +182,17 @@ def test_the_variable_is_off_by_few_words(monkeypatch: pytest.MonkeyPatch, value
     with without_user_code():
         assert not user_code_allowed()
     assert os.environ[VARIABLE] == value
+
+
+def test_a_ray_cluster_that_a_configuration_names_is_not_joined() -> None:
+    """What its nodes answer are pickles."""
+    for workers, refused in ((2, False), ("local:2", False), ("ray", False), ("board:6379", True)):
+        strategy = Blockwise(workers=workers)
+        strategy.check()
+        with without_user_code():
+            if not refused:
+                strategy.check()
+                continue
+            with pytest.raises(UserError) as error:
+                strategy.check()
+        assert "strategy.workers names a Ray cluster, 'board:6379', which --no-user-code" in str(error.value)
