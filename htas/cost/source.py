@@ -14,6 +14,7 @@ from htas.cost.peak import PeakCost, peak_cost
 from htas.cost.tables import MetricSum, TableCost
 from htas.graph import Network
 from htas.metrics import Metric
+from htas.plugins.contract import need
 from htas.timing.target import Target
 
 
@@ -28,7 +29,10 @@ class NetworkCosts:
 
     def by(self, metric: str) -> CostModel:
         """The cost of an arch by a metric's name; raises UserError where there is no such metric."""
-        return metrics.named(metric).cost(self)
+        kind = metrics.named(metric)
+        model = kind.cost(self)
+        need(model, CostModel, f"{kind.__module__}:{kind.__qualname__}.cost()")
+        return model
 
     @cached_property
     def latency(self) -> TableCost:

@@ -17,6 +17,10 @@ TYPES = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: to
 
 LEAST_BYTES = {1: 4, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8}
 """Bytes of a number, by the same."""
+STEPS = ("strides", "dilations", "kernel_shape", "group")
+"""Attributes of convolutions and pools that are 1 or more: runtimes divide by them, and may crash where they are not."""
+LARGEST = 2**31 - 1
+"""Value of these and of `pads`, at most."""
 EXTERNAL = 1
 """Of ONNX's data locations the one that is another file."""
 
@@ -48,6 +52,28 @@ def check_tensors(model: Any, path: Path) -> None:
             )
 
 
+def check_steps(model: Any, path: Path) -> None:
+    """Raise UserError where an attribute of a convolution or a pool is of a value that none may have."""
+    for node in nodes_of(model.graph, *model.functions):
+        for attribute in node.attribute:
+            least = 1 if attribute.name in STEPS else -LARGEST if attribute.name == "pads" else None
+            values = list(attribute.ints) or [attribute.i]
+            if least is not None and not all(least <= value <= LARGEST for value in values):
+                raise UserError(
+                    f"{path}: {node.name or node.op_type} has {attribute.name} = {values}; each must be {least} to "
+                    f"{LARGEST}, so export it again"
+                )
+
+
+def nodes_of(*graphs: Any) -> Iterator[Any]:
+    """The steps of graphs and functions, those of graphs within them included."""
+    for graph in graphs:
+        for node in graph.node:
+            yield node
+            for attribute in node.attribute:
+                yield from nodes_of(*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs)
+
+
 def tensors_of(*graphs: Any) -> Iterator[Any]:
     """The constants of graphs and functions, those of their nodes' attributes and of graphs within them included."""
     for graph in graphs:
@@ -71,6 +97,7 @@ class OnnxFile(nn.Module):
         try:
             model = onnx.load(path, load_external_data=False)
             check_tensors(model, path)
+            check_steps(model, path)
             self.graph: Any = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
         except FileNotFoundError as error:
             raise UserError(f"there is no file {path}; name an ONNX file") from error

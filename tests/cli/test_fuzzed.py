@@ -34,7 +34,7 @@ def test_damaged_commands_end_in_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(content=st.binary() | st.text().map(lambda text: text.encode(errors="surrogatepass")))
 def test_a_file_of_anything_is_read_or_refused(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "anything.toml"
@@ -46,7 +46,7 @@ def test_a_file_of_anything_is_read_or_refused(content: bytes, tmp_path_factory:
 
 
 @pytest.mark.timeout(600)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(option=st.sampled_from(OPTIONS), text=st.text() | st.sampled_from(TEXTS) | st.floats().map(str))
 def test_an_option_of_anything_is_read_or_refused(option: tuple[str, str, str], text: str) -> None:
     table, choice, name = option
@@ -58,7 +58,7 @@ def test_an_option_of_anything_is_read_or_refused(option: tuple[str, str, str], 
 
 
 @pytest.mark.timeout(600)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     table=st.sampled_from(KEYS),
     values=st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20),

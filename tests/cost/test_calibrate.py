@@ -185,6 +185,7 @@ def test_weights_that_leave_the_cache_are_seen_in_whole_networks() -> None:
     assert np.mean(off) < 0.01
 
 
+@pytest.mark.slow
 def test_a_calibration_that_foretells_badly_has_a_doubt() -> None:
     net = network()
     quiet, noisy = (Planted(Target(threads=1), noise=noise) for noise in (0.002, 0.15))
@@ -205,6 +206,7 @@ def test_layers_are_measured_at_every_pair_of_choices_and_of_base_widths() -> No
     assert {(layer.inputs, layer.outputs) for layer in found[strided]} == {(i, o) for i in (8, 16, 32) for o in (16, 32, 64)}  # fmt: skip  # noqa: E501
 
 
+@pytest.mark.slow
 def test_a_kind_that_is_little_of_every_network_takes_up_no_errors() -> None:
     net = network()
     noisy = Planted(Target(threads=1), noise=0.03)
@@ -225,6 +227,7 @@ class Spoilt(Planted):
         return found
 
 
+@pytest.mark.slow
 def test_a_spoilt_reading_hardly_moves_the_fit() -> None:
     net = network()
     plain = Planted(Target(threads=1), noise=0.005)

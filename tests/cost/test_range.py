@@ -75,6 +75,7 @@ def test_a_prediction_says_that_it_lies_outside_the_measured_widths(share: float
         assert f"of {len(net.uses(net.base))} layers" in remark
 
 
+@pytest.mark.slow
 def test_a_measured_network_is_no_prediction() -> None:
     net = network()
     narrow = uniform(net, 1 / 8)

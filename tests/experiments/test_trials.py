@@ -166,6 +166,7 @@ def _written(folder: Path, arms: str) -> Path:
     return folder / "arms.toml"
 
 
+@pytest.mark.slow
 def test_a_trial_on_another_machine_takes_what_the_device_has_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,6 +82,22 @@ def test_data_that_are_missing_or_short_are_refused(tmp_path: Path) -> None:
     assert "which has 20 bytes" in refused(tmp_path / "m.onnx", content)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("strides", [0, 1]),
+        ("dilations", [1, -1]),
+        ("kernel_shape", [2**40, 1]),
+        ("group", 0),
+        ("pads", [0, 0, 0, 2**40]),
+    ],
+)
+def test_a_step_of_which_a_runtime_would_crash_is_refused(name: str, value: object, tmp_path: Path) -> None:
+    content = model()
+    content.graph.node.append(onnx.helper.make_node("Conv", ["x", "w"], ["z"], "odd", **{name: value}))
+    assert f"odd has {name} = {value if isinstance(value, list) else [value]}" in refused(tmp_path / "m.onnx", content)
+
+
 CONTENT = model().SerializeToString()
 
 

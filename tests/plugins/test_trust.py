@@ -130,6 +130,7 @@ def run_of_others(folder: Path, name: str = "theirs") -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_report_watch_and_store_import_nothing_of_a_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

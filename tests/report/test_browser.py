@@ -53,7 +53,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "report.html"
 
 
-@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize("width", [400, pytest.param(1400, marks=pytest.mark.slow)])
 def test_a_report_is_whole_in_a_browser(width: int, browser: Any, page_file: Path) -> None:
     said: list[str] = []
     asked: list[str] = []
@@ -96,7 +96,7 @@ def test_without_a_script_the_pictures_are_there_all_the_same(browser: Any, page
     context.close()
 
 
-@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize("width", [400, pytest.param(1400, marks=pytest.mark.slow)])
 def test_the_papers_tables_are_whole_in_a_browser(width: int, browser: Any, tmp_path: Path) -> None:
     figure = Picture("fig2", fitted_curve(CURVE), "Latency over width", "A <caption>")
     points = [{"network": "a", "kind": "TAS", "runtime": "eager", "saved": 0.5, "speed": 0.9, "macs": 20.0}]

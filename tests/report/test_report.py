@@ -525,6 +525,7 @@ def test_the_front_is_drawn_through_those_that_none_beats() -> None:
     assert [row["network"] for row in line] == ["searched network (measured widths)", "ResNet-20"]
 
 
+@pytest.mark.slow
 def test_a_long_search_of_many_sites_stays_a_page_to_be_mailed(tmp_path: Path) -> None:
     sites = [f"stage.{number}.conv" for number in range(60)]
     arch = Arch(dict.fromkeys(sites, 64), {"stage": 3})
