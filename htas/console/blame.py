@@ -14,6 +14,7 @@ from htas.text import first_line
 _OURS, _PYTHON = Path(__file__).parents[1], Path(importlib.__file__).parents[1]
 _FRAME = re.compile(r'^ *File "(.+)", line (\d+)', re.MULTILINE)
 """A frame of a traceback that is text."""
+_MODE = "__torch_function__"
 LONGEST = 300
 """Letters of an exception's message that are told."""
 
@@ -42,8 +43,11 @@ def of_worker(error: BaseException) -> bool:
 
 def is_users(error: BaseException) -> bool:
     """Whether the innermost frame that is not of Python or of another library stands in a file of the user's: a fault
-    of this package is never one, whoever calls it."""
-    files = [file for file, _ in _frames(_origin(error)) if not file.startswith("<")]
+    of this package is never one, whoever calls it. What a mode of PyTorch's hands on is of the one who called it."""
+    frames = traceback.extract_tb(_origin(error).__traceback__)
+    modes = [each for each in frames if each.name == _MODE and "return func(" in str(each.line)]
+    handed_on = {(each.filename, each.lineno) for each in modes}
+    files = [frame[0] for frame in _frames(_origin(error)) if not frame[0].startswith("<") and frame not in handed_on]
     owners = [file for file in files if _is_ours(file) or not installed(file)]
     return bool(owners) and not _is_ours(owners[-1])
 

@@ -18,7 +18,7 @@ TYPES = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: to
 LEAST_BYTES = {1: 4, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8}
 """Bytes of a number, by the same."""
 STEPS = ("strides", "dilations", "kernel_shape", "group")
-"""Attributes of convolutions and pools that are 1 or more: runtimes divide by them, and may crash where they are not."""
+"""Attributes of convolutions and pools that are 1 or more: runtimes divide by them, and may crash elsewise."""
 LARGEST = 2**31 - 1
 """Value of these and of `pads`, at most."""
 EXTERNAL = 1

@@ -424,7 +424,7 @@ def _built(names: Mapping[str, str], tables: Mapping[str, Values]) -> Values:
         try:
             built[table] = TABLES[table].create(name, values)
         except refusals as error:
-            raise UserError(_placed(table, values, str(error))) from error
+            raise UserError(_placed(f"{table}: {name}" if ":" in name else table, values, str(error))) from error
     return built
 
 
@@ -487,12 +487,12 @@ def _words(value: Any) -> str:
         return quoted(value)
 
 
-def _placed(table: str, options: Values, message: str) -> str:
-    """The message of a class, with the table in front where the message does not name it."""
-    if f"{table}." in message:
+def _placed(place: str, options: Values, message: str) -> str:
+    """The message of a class, with its table, and the class of a user, in front where the message does not name it."""
+    if f"{(table := place.partition(':')[0])}." in message:
         return message
     starts_with_field = message.split(maxsplit=1)[:1] and message.split(maxsplit=1)[0] in options
-    return f"{table}.{message}" if starts_with_field else f"{table}: {message}"
+    return f"{table}.{message}" if starts_with_field else f"{place}: {message}"
 
 
 def _unknown(what: str, name: str, names: Sequence[str]) -> str:

@@ -4,10 +4,14 @@ arithmetic."""
 import time
 from collections.abc import Iterator
 
+from torch import nn
+
+from htas.console.blame import blame, is_users
 from htas.console.progress import say
 from htas.cost.calibrate import cells, roomy_calibration
-from htas.data.task import forward, images_in, precise
-from htas.graph import resize
+from htas.data.task import Inputs, Outputs, forward, images_in, precise
+from htas.errors import UserError
+from htas.graph import UNTRAINED, resize
 from htas.run.controls import ends
 from htas.run.rows import base_trained
 from htas.run.run import Run
@@ -94,6 +98,19 @@ def estimate(run: Run) -> Iterator[tuple[str, float]]:
     yield "measure and report", 45.0
 
 
+def _forward(run: Run, model: nn.Module, images: Inputs) -> Outputs:
+    """What the base network makes of a batch in training. Raises UserError where it fails, and has failed as it was
+    traced."""
+    try:
+        return forward(model, images)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the modules of a user's network raise
+        if is_users(error) or not run.network.checked.startswith(UNTRAINED):
+            raise
+        raise UserError(f"the network cannot be run in training ({blame(error)}); mend its forward") from error
+
+
 def _step(run: Run) -> float:
     """Seconds that one image costs in a plain training step of the base network."""
     data, recipe = run.data, run.config.train
@@ -103,7 +120,7 @@ def _step(run: Run) -> float:
     for _, (images, labels) in zip(range(3), batches(data.train, size, epoch_seed(0, 0)), strict=False):
         started = time.monotonic()
         with CopyingViews(), runner.autocast():
-            loss = data.task.loss(precise(forward(model, images)), labels)
+            loss = data.task.loss(precise(_forward(run, model, images)), labels)
         runner.backward(loss)
         loss.item()
         seconds.append((time.monotonic() - started) / images_in(images))

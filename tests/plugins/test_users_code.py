@@ -7,17 +7,21 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from htas import cli, datasets, plugins, strategies
 from htas.console.blame import blame, is_users, users_faults
 from htas.datasets import Dataset
 from htas.errors import UserError
-from htas.graph import Arch
+from htas.graph import Arch, trace
 from htas.graph.layer import Layer
 from htas.metrics.latency import Latency
+from htas.run import plan
+from htas.run.config import read
 from htas.spaces.space import Space
 from htas.strategies import Strategy
 from htas.timing.target import Target
+from htas.training.layout import CopyingViews
 
 MODULE = """
 from dataclasses import dataclass
@@ -143,7 +147,7 @@ def test_a_strategy_must_return_what_a_search_is(tmp_path: Path, monkeypatch: py
 
 OUTCOME = """
 from dataclasses import dataclass
-from htas.graph import Arch
+from htas.graph import Arch, trace
 from htas.search.problem import SearchOutcome
 from htas.strategies import Strategy
 
@@ -289,6 +293,40 @@ def test_a_fault_in_a_file_of_htas_stays_one() -> None:
     exec(compile("def fail():\n    1 / 0\n", str(Path(datasets.__file__)), "exec"), names)
     with pytest.raises(ZeroDivisionError), users_faults():
         names["fail"]()
+
+
+def test_what_a_mode_of_pytorch_s_hands_on_is_of_who_called_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import torch\ndef product():\n    torch.zeros(2, 3) @ torch.zeros(2, 3)\n")
+    users: dict[str, Any] = {}
+    exec(compile((tmp_path / "mine.py").read_text(), str(tmp_path / "mine.py"), "exec"), users)
+    with pytest.raises(RuntimeError) as theirs, CopyingViews():
+        users["product"]()
+    assert is_users(theirs.value) and "mine.py, line 3" in blame(theirs.value)
+
+
+class TwoInTraining(nn.Module):
+    def forward(self, x: torch.Tensor) -> Any:
+        return (x, x) if self.training else x
+
+
+def test_a_network_that_fails_in_training_alone_is_one_sentence_before_the_survey() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), TwoInTraining(), nn.Flatten())
+    network = trace(module, (torch.zeros(1, 3, 8, 8),))
+    run: Any = SimpleNamespace(network=network)
+    with pytest.raises(UserError, match=r"the network cannot be run in training \(AttributeError: .*flatten.*; mend"):
+        plan._forward(run, module.train(), torch.zeros(2, 3, 8, 8))
+    assert plan._forward(run, module.eval(), torch.zeros(2, 3, 8, 8)).shape == (2, 144)
+
+
+def test_a_refusal_of_the_user_s_class_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(
+        MODULE + "\n\n@dataclass(frozen=True)\nclass Odd(Search):\n    def __post_init__(self):\n"
+        "        raise ValueError('boom')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    with pytest.raises(UserError, match=r"^strategy: mine:Odd: boom$"):
+        read(None, ["--strategy.name=mine:Odd"]).config()
 
 
 def test_a_worker_s_error_has_its_place_in_the_traceback_that_is_its_message() -> None:
