@@ -1,16 +1,23 @@
-"""Remarks on trained networks."""
+"""Remarks on trained networks, and the weights that trainings begin with."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
+import torch
+from whole_run import kill
+from whole_run import rows as networks
 
 from htas.data.task import CLASSIFY
-from htas.files import to_json, write_tensors
+from htas.files import read_tensors, to_json, write_tensors
+from htas.graph import resize
 from htas.graph.arch import Arch
 from htas.report.result import Result
-from htas.run import rows
+from htas.run import rows, run
+from htas.run.config import load
 from htas.run.run import Run
+from htas.training.train import Training
 
 ROW = Result("hardware", "cifar_resnet:8", Arch({}, {}), "join", "hardware", "most", "-", {}, 1, 1)
 
@@ -30,3 +37,24 @@ def test_networks_that_guess_and_those_they_taught_are_named(accuracy, teachers,
     remarks = rows._judged(run, ROW, accuracy, "base").remarks
     assert len(remarks) == len(words) and all(map(str.startswith, remarks, words))
     assert rows._judged(run, ROW, 0.6, "").remarks == ()
+
+
+def test_a_training_goes_on_from_the_last_good_state_of_another(finished, tmp_path, monkeypatch):
+    config, path = load(finished / "config.toml"), tmp_path / "checkpoint.safetensors"
+    before = run.Run(config, finished)
+    torch.manual_seed(3)
+    model = resize(before.network, before.network.base)
+    data, recipe = before.data, replace(config.train, epochs=2, warmup=0, rest=0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        kill(patch, Training, "epoch", 2)
+        Training(
+            model, data.train, recipe, seed=0, device="cpu", checkpoint=path, task=data.task, title="train base"
+        ).run()
+    kept = {name: each.clone() for name, each in read_tensors(path)[0].items()}
+    after = run.Run(config.changed({"train.start": str(path)}), finished)
+    found = networks(finished)
+    weights = rows._untrained(after, found["base"], None, None).state_dict()
+    assert all(torch.equal(each, kept[f"{Training.prefix}{name}"]) for name, each in weights.items())
+    other = rows._untrained(after, found["hardware"], None, None).state_dict()
+    fresh = rows._untrained(before, found["hardware"], None, None).state_dict()
+    assert all(torch.equal(each, fresh[name]) for name, each in other.items())
