@@ -191,6 +191,8 @@ def test_a_cluster_without_the_device_or_an_address_without_a_cluster_is_one_sen
     monkeypatch.setattr(engine, "DEVICE", "board")
     with pytest.raises(UserError, match="no node of the Ray cluster is the device that is measured: start Ray there"):
         compare.compare(trials_in(tmp_path, seeds=1), workers=ClusterWorkers(tasks.RayTasks(cluster.address)))
+    with pytest.raises(UserError, match="no node of the Ray cluster is the device that is measured: start Ray there"):
+        budgets.sweep(config_of(), tmp_path / "out", BUDGETS, "htas sweep", tasks.RayTasks(cluster.address))
     with pytest.raises(UserError, match=r"no Ray cluster answers at 127.0.0.1:9 \(.*refused\); start one there"):
         compare.compare(trials_in(tmp_path, seeds=1), workers=ClusterWorkers(tasks.RayTasks("127.0.0.1:9")))
 
@@ -271,12 +273,3 @@ def test_the_fastest_network_is_found_on_nodes_alike(cluster: Any, tmp_path: Pat
         page, lines = budgets.fastest(config_of(), tmp_path / name, FLOOR, "htas fastest", workers)
         assert page.exists() and lines.after
         assert numbers(tmp_path / name) == numbers(tmp_path / "one")
-
-
-def test_a_sweep_without_the_device_is_one_sentence(
-    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine, "PATIENCE", 2.0)
-    monkeypatch.setattr(engine, "DEVICE", "board")
-    with pytest.raises(UserError, match="no node of the Ray cluster is the device that is measured: start Ray there"):
-        budgets.sweep(config_of(), tmp_path / "out", BUDGETS, "htas sweep", tasks.RayTasks(cluster.address))
