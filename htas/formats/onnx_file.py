@@ -176,7 +176,7 @@ class OnnxFile(nn.Module):
         total = 0
         for node in self.graph.node:
             weight = next((weights[name] for name in node.input[1:2] if name in weights), None)
-            out, shape_in = shapes.get(node.output[0], []), shapes.get(node.input[0] if node.input else "", [])
+            out, shape_in = (shapes.get(ends[0], []) if ends else [] for ends in (node.output, node.input))
             if weight is None or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
                 continue
             pixels = shape_in if node.op_type == "ConvTranspose" else out

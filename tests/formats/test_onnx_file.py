@@ -98,6 +98,13 @@ def test_a_step_of_which_a_runtime_would_crash_is_refused(name: str, value: obje
     assert f"odd has {name} = {value if isinstance(value, list) else [value]}" in refused(tmp_path / "m.onnx", content)
 
 
+def test_a_step_without_ends_counts_nothing(tmp_path: Path) -> None:
+    content = model()
+    content.graph.node.append(onnx.helper.make_node("", ["x", "w"], []))
+    (tmp_path / "m.onnx").write_bytes(content.SerializeToString())
+    assert OnnxFile(tmp_path / "m.onnx", 1).macs == 6
+
+
 CONTENT = model().SerializeToString()
 
 
