@@ -89,7 +89,7 @@ class Blockwise(Strategy):
     @property
     def crew(self) -> Crew:
         """Who teaches, where that is more than a number."""
-        return Crew("" if isinstance(self.workers, int) else self.workers, "strategy.workers")
+        return Crew("" if isinstance(self.workers, int) else self.workers, "strategy.workers", "N or ")
 
     def training_images(self, weights: int) -> float:
         """The steps of blocks, each of which learns twice where its depth site may end with it, and their errors."""

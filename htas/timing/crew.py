@@ -23,14 +23,16 @@ class Crew:
 
     text: str
     option: str = "--workers"
+    number: str = ""
+    """`N or `, where the option may be a number, too."""
 
     def check(self) -> None:
         """Raise UserError for a text that is none of them."""
         named = [name for name, _ in self._options]
         if self.text and (not self._match or set(named) - {"threads", "gpus"} or len(set(named)) < len(named)):
             raise UserError(
-                f"{self.option} must be local:N for N processes on this machine, ray for a Ray cluster that is started "
-                "here, or HOST:PORT of one, with threads=N and for Ray gpus=N after a comma, such as "
+                f"{self.option} must be {self.number}local:N for N processes on this machine, ray for a Ray cluster "
+                "that is started here, or HOST:PORT of one, with threads=N and for Ray gpus=N after a comma, such as "
                 f"local:2,threads=1, got {self.text!r}"
             )
         for name in ("threads", "gpus") if self.text else ():

@@ -128,7 +128,7 @@ def test_blocks_on_the_nodes_of_a_cluster_are_those_of_one_process(
     ("workers", "said"),
     [
         (0, "strategy.workers must be 1 or more, got 0"),
-        ("rays", r"strategy.workers must be local:N .*, ray for a Ray cluster .*, got 'rays'"),
+        ("rays", r"strategy.workers must be N or local:N .*, ray for a Ray cluster .*, got 'rays'"),
         ("local:2,threads=1", "strategy.workers: processes share the threads of the search, got 'local:2,threads=1'"),
         ("ray,gpus=x", "gpus of strategy.workers must be 0, .*got 'x'"),
     ],
