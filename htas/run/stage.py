@@ -84,7 +84,7 @@ def _sweep(run: Run, stage: Stage) -> None:
 def prepare(run: Run) -> None:
     """Read data and network, so that what they download is there before other processes need it, and raise UserError
     where the run's folder has no room for what is trained."""
-    assert run.data and run.network
+    assert run.network and run.data
     need_writable(run.folder, sum(each.numel() for each in run.network.module.parameters()))
 
 

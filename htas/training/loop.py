@@ -107,7 +107,7 @@ class EpochLoop(ABC, Generic[Figures]):
         for step, (images, labels) in enumerate(batches(self.split, self.recipe.batch, seed, self.share)):
             first = number == step == 0  # no step has had an effect yet
             if first:
-                with torch.random.fork_rng():
+                with torch.random.fork_rng(), CopyingViews():
                     self._first = self.fault(images)
             set_rate(self.sgd, self.recipe.rate(number, step, self.steps))
             with CopyingViews():

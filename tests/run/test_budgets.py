@@ -214,7 +214,7 @@ def test_the_searches_of_a_sweep_share_a_survey_alone_unless_asked(tmp_path, mon
     config, folder = options(*GRID, "family.depth=8"), tmp_path / "sweep"
     names = ("latency-80-", "latency-50-")
 
-    def stop(*args):
+    def stop(*args, **more):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

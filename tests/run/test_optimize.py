@@ -339,8 +339,7 @@ def viewed(outputs: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels) + 0.01 * maps.view(-1).square().mean()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["differentiable", "random"])
+@pytest.mark.parametrize("strategy", [pytest.param("differentiable", marks=pytest.mark.slow), "random"])
 def test_networks_losses_and_scores_may_view_maps_as_vectors(strategy, tmp_path):
     options = {**QUICK, **({"strategy.name": "random", "strategy.archs": 4} if strategy == "random" else {})}
     score = lambda network: float(viewed(network(DATA[1].tensors[0]), DATA[1].tensors[1]).detach())  # noqa: E731

@@ -361,20 +361,22 @@ def test_a_search_interrupted_before_a_new_survey_does_not_go_on_with_the_old_on
         kill(patch, _Search, "epoch", 2)
         with pytest.raises(KeyboardInterrupt):
             pipeline.run_all(run.open_run(config, folder), "htas run")
-    design = read_json(folder / "design.json")
-    site = next(iter(design["spaces"]["hardware"]["widths"]))
-    design["spaces"]["hardware"]["widths"][site] = [3, 5, 7]
-    (folder / "design.json").write_text(json.dumps(design))
+    before = read_json(folder / "design.json")["spaces"]["hardware"]["widths"]
+    config = config.changed({"design.groups": config.design.groups + 1})
+    do("design", config, folder)
+    widths = read_json(folder / "design.json")["spaces"]["hardware"]["widths"]
+    assert widths != before
+    site, choices = next((site, choices) for site, choices in widths.items() if len(choices) > 1)
     do("calibrate", config, folder)
     do("search", config, folder)
     record = read_record(folder / "search-hardware.json", SearchRecord)
-    assert record.arch.widths[site] in (3, 5, 7) and len(record.epochs) == 2
+    assert record.arch.widths[site] in choices and len(record.epochs) == 2
     with monkeypatch.context() as patch:
         kill(patch, training.Training, "epoch", 4)
         with pytest.raises(KeyboardInterrupt):
             do("train", config, folder)
     found = read_json(folder / "search-hardware.json")
-    found["arch"]["widths"][site] = next(width for width in (3, 5, 7) if width != record.arch.widths[site])
+    found["arch"]["widths"][site] = next(width for width in choices if width != record.arch.widths[site])
     (folder / "search-hardware.json").write_text(json.dumps(found))
     do("train", config, folder)
     row = next(row for row in read_json(folder / "networks.json")["results"] if row["name"] == "hardware")
