@@ -1,7 +1,8 @@
 """A stage of a run: its needs, its key, and whether its files can still be used."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ from htas.console.progress import say
 from htas.errors import UserError
 from htas.files import from_json, need_not_below, read_json, read_record, write_record
 from htas.run.run import Run
+from htas.run.sole import sole
 from htas.run.writable import need_writable
 from htas.text import duration, listing
 from htas.training import ranks
@@ -44,6 +46,8 @@ class Stage:
     """Whether all processes that train together take part; otherwise the first makes its files alone."""
     unfinished: Callable[[Run], Iterable[Path]] | None = None
     """Files of its unfinished work, which a process leaves that is killed when it has written the outcome."""
+    beside: bool = False
+    """Whether its files may be made while another command works in the folder."""
 
     @property
     def before(self) -> tuple["Stage", ...]:
@@ -54,8 +58,8 @@ class Stage:
 def ensure(run: Run, stage: Stage, again: bool = False) -> None:
     """Make the files of a stage, unless they are finished; with `again`, in any case.
 
-    Raises UserError, naming the verb to run, where a file of the stages before is missing or made from older ones, and
-    where the folder cannot be written.
+    Raises UserError, naming the verb to run, where a file of the stages before is missing or made from older ones,
+    where the folder cannot be written, and where another command works in it.
     """
 
     def to_do() -> bool:
@@ -68,12 +72,28 @@ def ensure(run: Run, stage: Stage, again: bool = False) -> None:
             need_writable(run.folder)
             stage.make(run, again)
 
-    if not stage.together:
-        ranks.of_first(alone)
-    elif ranks.of_first(to_do):
-        ranks.of_first(lambda: prepare(run))
-        stage.make(run, again)
-    ranks.of_first(lambda: _sweep(run, stage))
+    with nullcontext() if stage.beside else working(run):
+        if not stage.together:
+            ranks.of_first(alone)
+        elif ranks.of_first(to_do):
+            ranks.of_first(lambda: prepare(run))
+            stage.make(run, again)
+        ranks.of_first(lambda: _sweep(run, stage))
+
+
+@contextmanager
+def working(run: Run) -> Iterator[None]:
+    """Work in the folder of a run, which is made; raises UserError where it cannot be, and where another command works
+    there."""
+
+    def begin() -> None:
+        if not run.folder.is_dir():
+            need_writable(run.folder)
+        stack.enter_context(sole(run.folder))
+
+    with ExitStack() as stack:
+        ranks.of_first(begin)
+        yield
 
 
 def _sweep(run: Run, stage: Stage) -> None:

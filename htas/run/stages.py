@@ -36,7 +36,7 @@ from htas.run.deployed import calibration_images, deployed_rows
 from htas.run.needs import need_divisible, need_memory
 from htas.run.rows import NetworksRecord
 from htas.run.run import CommandRecord, Run, Sources, write_environment
-from htas.run.stage import Stage, StageHeader, ensure, made_from, need, unusable, write_stage
+from htas.run.stage import Stage, StageHeader, ensure, made_from, need, unusable, working, write_stage
 from htas.run.tuned import int8_network, tuned_rows, weight_bits
 from htas.runtimes import open_runtime
 from htas.search import moves
@@ -60,9 +60,10 @@ RIVALS = 20
 
 def run_all(run: Run, command: str, *, quiet: bool = False) -> Path:
     """Do every stage in turn; returns the path of report.html. With `quiet` nothing is said of how long it takes."""
-    ranks.of_first(lambda: begin(run, command, shown=not quiet))
-    for stage in STAGES:
-        ensure(run, stage)
+    with working(run):
+        ranks.of_first(lambda: begin(run, command, shown=not quiet))
+        for stage in STAGES:
+            ensure(run, stage)
     return run.folder / "report.html"
 
 
@@ -395,7 +396,7 @@ TRAIN = Stage(
     together=True,
 )  # fmt: skip
 MEASURE = Stage("measure", (TRAIN,), _file("measure.json"), keys.measure, _measure, lasting=True)
-REPORT = Stage("report", (), _file("report.json"), lambda run: "the report compares itself", _report)
+REPORT = Stage("report", (), _file("report.json"), lambda run: "the report compares itself", _report, beside=True)
 STAGES = (SURVEY, DESIGN, CALIBRATE, SEARCH, TRAIN, MEASURE, REPORT)
 """In the order of a run."""
 
@@ -495,6 +496,5 @@ def _reported(new: Report, folder: Path) -> bool:
 
 def decided(curves: Sequence[CurveRecord]) -> str:
     """How many groups of the space `hardware` are decided."""
-    certain = [sure for curve in curves for sure in curve.certain]
-    sure = sum(each >= DECIDED for each in certain)
-    return f"{sure} of {len(certain)} groups decided: their choice is right with a probability of at least {DECIDED}"
+    sure = [each >= DECIDED for curve in curves for each in curve.certain]
+    return f"{sum(sure)} of {len(sure)} groups decided: their choice is right with a probability of at least {DECIDED}"
