@@ -60,12 +60,15 @@ def run(
 
 
 def plan(config: Source, /, *, overrides: Overrides, out: Out = None) -> None:
-    """Say which search a run takes and why, and how long each stage takes on this machine; nothing is written."""
+    """Say which search a run takes and why, and how long each stage takes on this machine, or why it would be refused;
+    nothing is written."""
     loaded, folder = load_source(config, overrides, out)
-    from htas.run.plan import show as show_plan
+    from htas.run import plan as outlook
     from htas.run.run import Run
 
-    show_plan(Run(loaded, folder))
+    job = Run(loaded, folder)
+    outlook.check(job)
+    outlook.show(job)
 
 
 def survey(

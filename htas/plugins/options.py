@@ -167,9 +167,10 @@ class SourceClass:
         return options
 
     def check(self, values: Mapping[str, object]) -> None:
-        """Raise the UserError with which the class refuses these values, if its file alone can tell."""
+        """Raise the UserError with which the class refuses these values, if its file alone can tell; that of its bases
+        comes first."""
         options = self.as_object(values)
-        for each in self.lineage():
+        for each in reversed(list(self.lineage())):
             for node in each.node.body:
                 if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
                     names: list[ast.stmt] = []

@@ -1,19 +1,53 @@
-"""What is refused before hours go into a run: batches that several processes cannot share, and trainings that this
-machine's memory cannot hold."""
+"""What is refused before hours go into a run: batches that several processes cannot share, trainings that this
+machine's memory cannot hold, a strategy that cannot keep what is limited, a supernet that fails."""
 
 import math
+from typing import Literal
 
 from htas.errors import UserError
 from htas.graph import Arch, Network
 from htas.run.config import Config
 from htas.run.run import Run
+from htas.runtimes import open_runtime
 from htas.search.oneshot import SearchOptions
+from htas.search.rehearsal import rehearse
+from htas.strategies import SupernetStrategy, need_limits
 from htas.timing.quota import free_memory
 from htas.training import ranks
 
 FLOAT, WEIGHTS, VALUES = 4, 3, 3
 """Bytes of a number; copies of a weight in training, which are itself, its gradient and its momentum; and of a value
 between layers at least (measured: 3.0 to 3.7, in supernets 3.6 to 4.6)."""
+
+
+def need_startable(run: Run) -> None:
+    """Raise UserError where a run would be refused before its survey, but for its supernet, which takes seconds."""
+    config, strategy = run.config, run.config.strategy
+    need_limits(bool(config.constraints.by_metric), strategy)
+    strategy.check()
+    need_divisible(config)
+    if strategy.processes > 1 and not run.elsewhere:
+        raise UserError(
+            f"strategy.workers = {getattr(strategy, 'workers', '')} needs a network and data that other processes can "
+            "build, and htas.optimize has those of a Python program; leave it at 1"
+        )
+    open_runtime(run.target)
+    if not _calibrated(run):
+        need_memory(run)
+
+
+def need_supernet(run: Run) -> None:
+    """Raise UserError where the supernet of the strategy fails, before hours go into measurements."""
+    strategy = run.config.strategy
+    if not _calibrated(run) and isinstance(strategy, SupernetStrategy) and run.network.sites:
+        mix: Literal["interpolate", "pad"] = getattr(strategy, "mix", "pad")
+        rehearse(
+            run.network, run.reset, strategy.shortcut, mix, strategy.norms, inherits=strategy.start == "base"
+        )  # fmt: skip
+
+
+def _calibrated(run: Run) -> bool:
+    return (run.folder / "cost.json").exists()
 
 
 def need_divisible(config: Config) -> None:

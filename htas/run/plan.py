@@ -13,8 +13,9 @@ from htas.data.task import Inputs, Outputs, forward, images_in, precise
 from htas.errors import UserError
 from htas.graph import UNTRAINED, resize
 from htas.run.controls import ends
+from htas.run.needs import need_startable, need_supernet
 from htas.run.rows import base_trained
-from htas.run.run import Run
+from htas.run.run import Run, check_fits
 from htas.runtimes import open_runtime
 from htas.search.oneshot import SearchOptions
 from htas.spaces.design import grid_widths
@@ -49,14 +50,19 @@ CHEAPER = {"differentiable": "knapsack", "tas": "knapsack", "blockwise": "knapsa
 """Strategies that take a small part of the time."""
 
 
+def check(run: Run) -> None:
+    """Raise UserError where the run would be refused before its survey."""
+    check_fits(run)
+    need_startable(run)
+    need_supernet(run)
+
+
 def show(run: Run) -> None:
     """Print the stages with the time each is expected to take."""
+    stages = list(estimate(run))
     say(f"expected on this machine, into {run.folder}:")
-    total = 0.0
-    for stage, seconds in estimate(run):
-        total += seconds
+    for stage, seconds in (*stages, ("all", sum(seconds for _, seconds in stages))):
         say(f"  {stage:<28}{duration(seconds):>12}")
-    say(f"  {'all':<28}{duration(total):>12}")
     for sentence in search_sentences(run.config.names["strategy"], bool(run.config.constraints.by_metric)):
         say(sentence)
 

@@ -360,13 +360,18 @@ def _claim(run: Run) -> None:
     elif folder.is_file() or not all(map(is_part, files)):
         raise UserError(f"{folder} exists and is not the folder of a run; name another one with --out")
     if old != text:
-        check(run.network, config.design)
-        config.target.check()
-        for metric in run.fitted_metrics.values():
-            metric.check()
+        check_fits(run)
         write_text(path, text)
     if old != text or not (folder / "environment.json").exists():
         write_environment(run)
+
+
+def check_fits(run: Run) -> None:
+    """Raise UserError where a configuration does not fit the network, or this machine and its devices."""
+    check(run.network, run.config.design)
+    run.config.target.check()
+    for metric in run.fitted_metrics.values():
+        metric.check()
 
 
 def _differs(path: Path, config: Config) -> bool:

@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from htas.console.progress import progress, say, shares
 from htas.cost import limits as budget
@@ -33,7 +32,7 @@ from htas.run import rows as run_rows
 from htas.run.config import Config, load
 from htas.run.controls import ends
 from htas.run.deployed import calibration_images, deployed_rows
-from htas.run.needs import need_divisible, need_memory
+from htas.run.needs import need_memory, need_startable, need_supernet
 from htas.run.rows import NetworksRecord
 from htas.run.run import CommandRecord, Run, Sources, write_environment
 from htas.run.stage import Stage, StageHeader, ensure, made_from, need, unusable, working, write_stage
@@ -44,13 +43,11 @@ from htas.search.finish import finish
 from htas.search.oneshot import SearchOptions
 from htas.search.problem import Problem, SearchOutcome, rivals, unfinished
 from htas.search.record import SearchRecord
-from htas.search.rehearsal import rehearse
 from htas.spaces.curve import CurveRecord
 from htas.spaces.design import DECIDED, DesignRecord, records, spaces, undecided
 from htas.spaces.layers import widths_at_most
 from htas.spaces.space import Space
 from htas.spaces.survey import survey as take_survey
-from htas.strategies import SupernetStrategy, need_limits
 from htas.text import TextTable, listing, milliseconds, no_such, percent
 from htas.timing.target import machine
 from htas.training import ranks
@@ -69,32 +66,11 @@ def run_all(run: Run, command: str, *, quiet: bool = False) -> Path:
 
 def begin(run: Run, command: str, *, shown: bool = True) -> None:
     """Refuse what would fail after hours, and with `shown` say how long a run takes that is not finished yet."""
-    need_limits(bool(run.config.constraints.by_metric), run.config.strategy)
-    run.config.strategy.check()
-    need_divisible(run.config)
-    if (strategy := run.config.strategy).processes > 1 and not run.elsewhere:
-        raise UserError(
-            f"strategy.workers = {getattr(strategy, 'workers', '')} needs a network and data that other processes can "
-            "build, and htas.optimize has those of a Python program; leave it at 1"
-        )
-    open_runtime(run.target)
-    if fresh := not (run.folder / "cost.json").exists():
-        need_memory(run)
+    need_startable(run)
     if shown and not (run.folder / "report.json").exists():
         outlook.show(run)
-    if fresh:
-        _rehearse(run)
+    need_supernet(run)
     write_record(run.folder / "command.json", CommandRecord(command))
-
-
-def _rehearse(run: Run) -> None:
-    """Raise UserError where the strategy's supernet fails, before hours go into measurements."""
-    strategy = run.config.strategy
-    if isinstance(strategy, SupernetStrategy) and run.network.sites:
-        mix: Literal["interpolate", "pad"] = getattr(strategy, "mix", "pad")
-        rehearse(
-            run.network, run.reset, strategy.shortcut, mix, strategy.norms, inherits=strategy.start == "base"
-        )  # fmt: skip
 
 
 def _survey(run: Run, again: bool) -> None:

@@ -178,6 +178,7 @@ def test_a_report_of_several_runs_takes_their_folders_alone(
 def test_a_plan_says_which_search_there_is_and_writes_nothing(
     calls: Calls, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(plan, "check", lambda run: None)
     monkeypatch.setattr(plan, "estimate", lambda run: iter([("survey, at most", 60.0), ("measure and report", 30.0)]))
     assert cli.main(["plan", "some.toml", "--constraints.latency=50%"]) == 0
     err = capsys.readouterr().err
@@ -188,6 +189,26 @@ def test_a_plan_says_which_search_there_is_and_writes_nothing(
     err = capsys.readouterr().err
     assert "the search is differentiable: " in err and "cheaper" not in err
     assert calls == [] and [path.name for path in Path().iterdir()] == ["some.toml"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--strategy.name=evolution"], "evolution looks for the most accurate network within limits"),
+        (["--strategy.name=differentiable", "--strategy.epochs=0"], "strategy.epochs must be 1 or more, got 0"),
+        (["--design.ignored=nosuch"], "no module of this network called 'nosuch'"),
+        (["--target.host=exec:nosuch"], "target.host exec:nosuch: the command 'nosuch' cannot be started"),
+    ],
+)
+def test_a_plan_refuses_what_a_run_would_refuse_and_prints_no_plan(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, given: list[str], said: str
+) -> None:
+    source = tmp_path / "some.toml"
+    source.write_text('[data]\nname = "digits"\n')
+    assert cli.main(["plan", str(source), *given, f"--out={tmp_path / 'run'}"]) == 2
+    err = " ".join(capsys.readouterr().err.split())
+    assert said in err and "expected on this machine" not in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_run_repeats_its_folder_in_the_command(calls: Calls) -> None:
