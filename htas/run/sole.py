@@ -19,14 +19,19 @@ _held: dict[tuple[int, int], int] = {}
 def sole(folder: Path) -> Iterator[None]:
     """Be the only process that works in a folder, which exists; within itself it counts once.
 
-    Raises UserError where another process does. The lock ends with this process, whatever ends it; a disk without
-    locks on folders, as NFS is, lets all in.
+    Raises UserError where another process does, and where the folder cannot be opened. The lock ends with this process,
+    whatever ends it; a disk without locks on folders, as NFS is, lets all in.
     """
-    place = os.stat(folder)
+    try:
+        file = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"cannot open {folder}: {error.strerror}; name another folder with --out") from error
+    place = os.fstat(file)
     if (name := (place.st_dev, place.st_ino)) in _held:
+        os.close(file)
         yield
         return
-    _held[name] = file = os.open(folder, os.O_RDONLY)
+    _held[name] = file
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -38,8 +43,8 @@ def sole(folder: Path) -> Iterator[None]:
                 ) from error
         yield
     finally:
-        os.close(file)
-        del _held[name]
+        if _held.pop(name, None) is not None:  # a process that was forked meanwhile has closed it
+            os.close(file)
 
 
 def _let_go() -> None:
