@@ -180,6 +180,7 @@ class InTurn(Processes):
         return reasons
 
 
+@pytest.mark.slow
 def test_units_of_workers_follow_their_teachers_and_come_to_the_same(place):
     queue = place.out.parent / "queue.toml"
     while work(place):

@@ -34,8 +34,6 @@ from htas.training.train import Training, evaluate
 
 ROOT = Path(__file__).parent.parent
 PAPER = sorted((ROOT / "examples" / "paper").glob("*.toml"))
-SOON = ("cifar10-resnet32-gpu-htas",)
-"""Rows that are run in every test, the others in the slow ones."""
 DEMO, COMPARED = ROOT / "htas" / "cli" / "demo.toml", ROOT / "benchmarks" / "compare" / "cifar10.toml"
 ARMS = sorted((ROOT / "examples" / "arms").glob("*.toml"))
 COMPARED_ARMS = [path for path in sorted(COMPARED.parent.glob("*.toml")) if path != COMPARED]
@@ -108,9 +106,8 @@ def test_tas_searches_alike_for_every_device():
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize(
-    "path", [pytest.param(path, id=path.stem, marks=[] if path.stem in SOON else pytest.mark.slow) for path in PAPER]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
 def test_a_row_of_the_paper_runs_for_a_few_steps(path, tmp_path):
     config = load(path, SHORT)
     problem = planted(config, tmp_path / "search.safetensors")

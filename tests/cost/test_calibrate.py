@@ -240,6 +240,7 @@ def test_a_spoilt_reading_hardly_moves_the_fit() -> None:
     assert content.worst_error > 0.5
 
 
+@pytest.mark.slow
 def test_another_metric_is_fitted_on_the_same_layers() -> None:
     """Networks that draw 20 watts, strided convolutions 30: joules by kinds of operators."""
     net, metric = network(), Planted(Target(threads=1))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from one_in import one_in
 from scripted_device import scripted_device
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -316,7 +317,7 @@ def cut(made: Supernet, arch: Arch) -> nn.Module:
     return net
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("training", one_in(2, [True, False]), ids=["train", "eval"])
 def test_a_supernet_at_one_width_per_site_equals_the_network_cut_out_of_it(network, training):
     made = shaken(Supernet(network, everything(network), lambda module: None)).train(training)
     images = torch.randn(IMAGES)

@@ -6,10 +6,9 @@ All of benchmarks/networks.txt are slow, and in a file for each library.
 import pytest
 from graph.library_networks import check
 
-QUICK = (
-    "torchvision:resnet18", "torchvision:squeezenet1_1", "torchvision:mobilenet_v3_small", "timm:lcnet_100",
-)  # fmt: skip
+QUICK = ("torchvision:mobilenet_v3_small", "timm:lcnet_100")
 LONGER = (
+    "torchvision:resnet18", "torchvision:squeezenet1_1",
     "torchvision:shufflenet_v2_x0_5", "timm:regnetx_002", "timm:tinynet_e", "timm:convnextv2_atto", "timm:ghostnet_100",
     "timm:mobilevit_xxs",
 )  # fmt: skip

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
+from one_in import one_in
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrizations import spectral_norm
@@ -288,7 +289,7 @@ SUBCLASSES = {
 }
 
 
-@pytest.mark.parametrize("name", SUBCLASSES)
+@pytest.mark.parametrize("name", one_in(2, SUBCLASSES))
 def test_a_subclass_computes_what_its_forward_does_at_any_width(name: str) -> None:
     make, kind = SUBCLASSES[name]
     network = examined(make())
@@ -705,7 +706,7 @@ STEPS: dict[str, Callable[[], nn.Module]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", one_in(2, STEPS))
 def test_a_step_freezes_nothing_without_need(name: str) -> None:
     network = examined(STEPS[name]())
     assert "two.0" in network.widths and "one.0" in network.widths, network.frozen
@@ -1031,7 +1032,7 @@ PARTS: dict[str, tuple[Callable[[], nn.Module], int, set[str]]] = {
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", one_in(2, PARTS))
 def test_parts_that_people_write_are_free(name: str) -> None:
     make, after, free = PARTS[name]
     network = examined(body(make(), after))

@@ -176,7 +176,9 @@ def test_several_outputs_are_not_judged(network: Small) -> None:
     assert as_deployed(Two().eval(), INT8, data(network)) is None
 
 
-@pytest.mark.parametrize(("runtime", "named"), [("onnxruntime", True), ("openvino", False)])
+@pytest.mark.parametrize(
+    ("runtime", "named"), [("onnxruntime", True), pytest.param("openvino", False, marks=pytest.mark.slow)]
+)
 def test_a_survey_names_the_layers_that_it_has_in_fp32(
     runtime: str, named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

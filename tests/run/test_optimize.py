@@ -353,6 +353,7 @@ def test_networks_losses_and_scores_may_view_maps_as_vectors(strategy, tmp_path)
     assert made.result.accuracy == pytest.approx(score(made.model), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_without_a_distill_fn_nothing_is_distilled_and_that_is_said(tmp_path, capsys):
     torch.manual_seed(0)
     with scripted_device():

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from one_in import one_in
 from scripted_device import scripted, scripted_device
 from whole_run import STAGES, do, kill, options, rows, sentence, times
 
@@ -405,7 +406,7 @@ def test_further_metrics_are_measured_where_they_are_asked_for(monkeypatch):
         networks.measure_networks(["cifar_resnet:8"], target, 2, 10, ["memry"])
 
 
-@pytest.mark.parametrize("to, network", [("onnx", ""), ("pt2", "base")])
+@pytest.mark.parametrize("to, network", one_in(2, [("onnx", ""), ("pt2", "base")]))
 def test_a_trained_network_is_exported_and_computes_the_same(to, network, finished, tmp_path):
     path, difference = pipeline.export_network(finished, f".{to}", network, tmp_path / f"net.{to}")
     assert path == tmp_path / f"net.{to}" and path.stat().st_size > 10_000

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from one_in import one_in
 from PIL import Image
 from scripted_device import scripted_device
 from torch import Tensor, nn
@@ -361,7 +362,7 @@ def test_too_few_items_are_one_sentence(tmp_path):
     [["cat", "dog", "eel"] * 30, {"cat": 0}, [{"boxes": 1}] * 90, np.arange(90) % CLASSES, F.one_hot(TRAIN[1])],
     ids=["texts", "dictionary", "dictionaries", "array", "one-hot"],
 )
-@pytest.mark.parametrize("name", ["labels", "targets"])
+@pytest.mark.parametrize("name", one_in(2, ["labels", "targets"]))
 def test_an_attribute_of_labels_may_be_anything(name, listed, tmp_path):
     train, test = both(lambda image, label, number: (image, label))
     setattr(train, name, listed)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from one_in import one_in
 from torch import Tensor
 
 from htas.data.split import Data, Split
@@ -66,7 +67,7 @@ def trials(given: Problem) -> Judge:
     return Trials(given, Uniform(epochs=1, batch=16, precision="fp32"))
 
 
-@pytest.mark.parametrize("judge", [supernet, inherited, trials])
+@pytest.mark.parametrize("judge", one_in(3, [inherited, supernet, trials]))
 def test_judged_as_within_the_simulation(judge: Callable[[Problem], Judge], tmp_path: Path) -> None:
     archs = [(given := problem(tmp_path / "fp32", 0)).space.widest, given.space.narrowest]
     plain = judge(given)(archs)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from one_in import one_in
 from torch import Tensor, nn
 
 from htas.cost.counts import CountCost
@@ -302,7 +303,7 @@ def test_a_step_of_several_archs_adds_their_gradients(tmp_path):
     assert float(found) == pytest.approx(loss.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", [RandomSearch, MorphNet, Scaled])
+@pytest.mark.parametrize("kind", one_in(3, [RandomSearch, MorphNet, Scaled]))
 def test_an_interrupted_search_ends_as_an_uninterrupted_one(kind, tmp_path, monkeypatch):
     options = {"epochs": 2, "batch": 16, "precision": "fp32", **({"archs": 6} if kind is RandomSearch else {})}
     whole = kind(**options).search(problem(tmp_path / "whole", deep=kind is not MorphNet))

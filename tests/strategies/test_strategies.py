@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from one_in import one_in
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -64,7 +65,7 @@ def quick(name: str) -> Strategy:
 # -- the contract ------------------------------------------------------------------------------------------------------
 
 
-LONG = ("autoslim", "blockwise", "most", "netadapt")
+LONG = ("autoslim", "blockwise", "evolution", "most", "netadapt", "random", "regularized", "scaled", "tas")
 """Strategies whose contract is tested with the slow tests."""
 
 
@@ -535,7 +536,7 @@ def test_a_space_of_one_arch_is_searched_too(tmp_path):
 
 @pytest.mark.parametrize(
     "start, method, at",
-    [("random", "epoch", 1), pytest.param("base", "epoch", 3, marks=pytest.mark.slow), ("random", "keep", 2)],
+    one_in(3, [("random", "epoch", 1), ("base", "epoch", 3), ("random", "keep", 2)]),
 )
 def test_an_interrupted_search_ends_as_an_uninterrupted_one_to_the_last_bit(start, method, at, tmp_path, monkeypatch):
     strategy = Differentiable(epochs=5, batch=8, warmup=1, arch_lr=0.05, precision="fp32", start=start)

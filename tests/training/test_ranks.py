@@ -109,6 +109,7 @@ def test_a_checkpoint_of_two_processes_goes_on_with_one_and_with_two(tmp_path):
     assert close(one, two) and others == pytest.approx(figures, rel=1e-5) and len(figures) == 8
 
 
+@pytest.mark.slow
 def test_statistics_of_norms_are_means_over_processes(tmp_path):
     (first, _, _), (second, _, _) = together(tmp_path, fitted, tmp_path, 1, True)
     assert equal(first, second) and first["1.num_batches_tracked"] == 8
@@ -169,6 +170,7 @@ def searched(folder: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_two_halves_of_every_batch_search_as_the_whole(tmp_path):
     whole = searched(tmp_path / "one")
     first, second = together(tmp_path / "two", searched, tmp_path / "two")
@@ -186,6 +188,7 @@ def sampled(folder: Path) -> tuple[Any, float, list[str]]:
     return outcome.arch, outcome.epochs[-1].train_loss, outcome.validate([outcome.arch])
 
 
+@pytest.mark.slow
 def test_archs_are_judged_once_for_all_processes(tmp_path):
     arch, loss, accuracy = sampled(tmp_path / "one")
     first, second = together(tmp_path / "two", sampled, tmp_path / "two")
@@ -219,6 +222,7 @@ def shared() -> dict[str, Any]:
     return results
 
 
+@pytest.mark.slow
 def test_what_all_processes_get(tmp_path):
     first, second = together(tmp_path, shared)
     assert first["size"] == 2 and first["first"] == second["first"] == (0, 1) and second["nested"] == 0
@@ -232,6 +236,7 @@ def failing() -> None:
     ranks.of_first(lambda: [].pop())
 
 
+@pytest.mark.slow
 def test_where_the_first_fails_the_others_end_without_a_word(tmp_path):
     first, second = together(tmp_path, failing)
     assert first == "IndexError: pop from empty list" and "FirstProcessError" in second
@@ -258,6 +263,7 @@ def fit_elsewhere(folder: Path) -> None:
     fit(folder / str(ranks.rank()), 1)
 
 
+@pytest.mark.slow
 def test_processes_that_see_other_folders_are_refused(tmp_path):
     fitted(tmp_path / "0", 1)
     _, second = together(tmp_path, fit_elsewhere, tmp_path)
@@ -417,6 +423,7 @@ def optimized(folder: Path) -> None:
     optimize(model, torch.randn(1, 1, 8, 8), (items, items), out=folder)
 
 
+@pytest.mark.slow
 def test_processes_with_networks_of_other_weights_are_all_refused(tmp_path):
     for end in together(tmp_path, optimized, tmp_path / "out"):
         assert "the processes were given networks of other weights; load the same weights in each" in end
