@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
-# One process a core, and every file of tests in one of them; the long ones come before the last.
-APART := -n auto --dist loadfile --no-loadscope-reorder
+# One process a core and one more, as some wait; every file of tests in one of them, the long ones before the last.
+CORES := len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+APART = -n $(shell $(PYTHON) -c 'import os; print(1 + ($(CORES)))') --dist loadfile --no-loadscope-reorder
 
 # Networks for tests/graph/library_networks.py; without their dependencies, which would bring another build of torch.
 LIBRARIES := timm torchvision

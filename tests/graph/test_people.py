@@ -706,7 +706,7 @@ STEPS: dict[str, Callable[[], nn.Module]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", one_in(2, STEPS))
+@pytest.mark.parametrize("name", one_in(3, STEPS))
 def test_a_step_freezes_nothing_without_need(name: str) -> None:
     network = examined(STEPS[name]())
     assert "two.0" in network.widths and "one.0" in network.widths, network.frozen

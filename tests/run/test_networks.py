@@ -123,7 +123,7 @@ def test_the_lists_of_tas_give_the_estimates_printed_with_them(name: str) -> Non
 
 @pytest.mark.parametrize(
     "name",
-    one_in(3, [pytest.param(name, marks=[pytest.mark.slow] if name in DEEP else []) for name in ESTIMATED]),
+    one_in(4, [pytest.param(name, marks=[pytest.mark.slow] if name in DEEP else []) for name in ESTIMATED]),
 )
 def test_the_networks_of_tas_have_the_counts_of_the_rules(name: str) -> None:
     facts = published()[name]

@@ -254,6 +254,7 @@ def fit_alone(folder: Path) -> None:
     Alone(net(), split(64), RECIPE, seed=0, device="cpu", checkpoint=folder / "c", title="toy").run()
 
 
+@pytest.mark.slow
 def test_a_step_without_the_others_is_noticed(tmp_path):
     _, second = together(tmp_path, fit_alone, tmp_path)
     assert "let EpochLoop.update take it" in second
