@@ -237,6 +237,7 @@ def test_a_quantized_file_is_smaller_and_close(suffix: str, tmp_path: Path) -> N
     assert not (tmp_path / "net.pt2").exists()
 
 
+@pytest.mark.slow
 def test_the_exporters_graph_is_quantized_as_well(tmp_path: Path) -> None:
     network = CifarResNet(8).build(10).eval()
     graph = network_graph(network, (torch.zeros(2, 3, 32, 32),), dynamic=True)

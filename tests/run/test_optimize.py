@@ -293,14 +293,8 @@ def alike(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], target
     return F.mse_loss(student[0], teacher[0]) + F.mse_loss(student[1], teacher[1])
 
 
-@pytest.mark.parametrize(
-    "strategy",
-    [
-        pytest.param("differentiable", marks=pytest.mark.slow),
-        "knapsack",
-        pytest.param("random", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["differentiable", "knapsack", "random"])
 def test_a_network_of_another_task_learns_by_its_own_loss_and_is_judged_by_its_own_score(strategy, tmp_path, capsys):
     torch.manual_seed(0)
     options = {**QUICK, "train.lr": 0.002, "strategy.lr": 0.002}

@@ -87,6 +87,7 @@ class TestEveryRuntime(RuntimeContract):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+@pytest.mark.slow
 def test_torch_compile_computes_what_pytorch_computes():
     runtime = opened("compiled")
     assert runtime.describe()["torch"] == torch.__version__ and isinstance(runtime.timer(), HostTimer)
@@ -381,6 +382,7 @@ class Each(nn.Module):
         return tuple(model(images) for model in self.models)
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_known_are_left_to_the_exporter():
     models = [model for model in UNKNOWN if not isinstance(model, Branches)]
     images = torch.randn(2, 3, 8, 8)

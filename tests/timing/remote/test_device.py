@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from one_in import one_in
 
 from htas.errors import UserError
 from htas.formats.onnx import layer_graph
@@ -266,37 +267,43 @@ def test_a_graph_is_sent_once(lock: Path):
 
 @pytest.mark.parametrize(
     ("what", "words"),
-    [
-        ("old python", "has Python 3.6.9, and the agent needs 3.8 or newer"),
-        ("nologin", "ended before the agent spoke .This account is currently not available"),
-        ("never", "did not answer in time"),
-        ("much noise", "printed .* bytes before the agent spoke; its login shell must be silent"),
-        ("garbage", "sent something that is no answer"),
-        ("too much", "which is too much"),
-        ("no object", "another question"),
-        ("another", "another question"),
-        ("list", "cannot be read"),
-        ("mute", "did not answer in time"),
-        ("no numpy", "has no numpy; install it there: .* -m pip install numpy"),
-        (
-            "broken runtime",
-            "cannot import ONNX Runtime .ModuleNotFoundError: No module named 'no_such_part'.; install it",
-        ),
-        ("old runtime", "has ONNX Runtime 1.12.1, and graphs need 1.17; install a newer one there: .*pip install -U"),
-        ("clock jump", "its clock jumps"),
-        ("negative", "sent readings that no clock gives|opened a program without reading it"),
-        ("disk full", "has no room on its disk for a lock"),
-        ("dies", "lost its agent 3 times at one request: it closed the connection"),
-        ("silent", "lost its agent 3 times at one request: it did not answer in time"),
-        ("twice", "lost its agent 3 times|no answer"),
-        ("drip", "sent something that is no answer|did not answer in time"),
-        ("digits", "cannot be read"),
-        ("flood", "printed .* bytes before"),
-        ("flood later", "which is too much|sent something that is no answer|printed .* bytes|cannot be read"),
-        ("endless", "read inf s in what took .* so its clock jumps"),
-        ("no number", "an answer that makes no sense: a number without end"),
-        ("many calls", "sent readings of no calls, or of too many"),
-    ],
+    one_in(
+        2,
+        [
+            ("old python", "has Python 3.6.9, and the agent needs 3.8 or newer"),
+            ("nologin", "ended before the agent spoke .This account is currently not available"),
+            ("never", "did not answer in time"),
+            ("much noise", "printed .* bytes before the agent spoke; its login shell must be silent"),
+            ("garbage", "sent something that is no answer"),
+            ("too much", "which is too much"),
+            ("no object", "another question"),
+            ("another", "another question"),
+            ("list", "cannot be read"),
+            ("mute", "did not answer in time"),
+            ("no numpy", "has no numpy; install it there: .* -m pip install numpy"),
+            (
+                "broken runtime",
+                "cannot import ONNX Runtime .ModuleNotFoundError: No module named 'no_such_part'.; install it",
+            ),
+            (
+                "old runtime",
+                "has ONNX Runtime 1.12.1, and graphs need 1.17; install a newer one there: .*pip install -U",
+            ),
+            ("clock jump", "its clock jumps"),
+            ("negative", "sent readings that no clock gives|opened a program without reading it"),
+            ("disk full", "has no room on its disk for a lock"),
+            ("dies", "lost its agent 3 times at one request: it closed the connection"),
+            ("silent", "lost its agent 3 times at one request: it did not answer in time"),
+            ("twice", "lost its agent 3 times|no answer"),
+            ("drip", "sent something that is no answer|did not answer in time"),
+            ("digits", "cannot be read"),
+            ("flood", "printed .* bytes before"),
+            ("flood later", "which is too much|sent something that is no answer|printed .* bytes|cannot be read"),
+            ("endless", "read inf s in what took .* so its clock jumps"),
+            ("no number", "an answer that makes no sense: a number without end"),
+            ("many calls", "sent readings of no calls, or of too many"),
+        ],
+    ),
 )
 def test_a_device_that_misbehaves_is_one_sentence(what: str, words: str, lock: Path):
     assert re.search(words, sentence := refusal(what)), sentence
