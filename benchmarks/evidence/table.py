@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from htas.experiments.intervals import Blocks
+from htas.text import plural
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- results: made by table.py -->", "<!-- end of results -->"
@@ -96,14 +97,16 @@ def aims(results: Sequence[Result]) -> Iterator[str]:
                 if of == group and seed in own and drawn.fullmatch(arm)
             ]
             if less:
-                lines.append(aim(title, "archs at random", statistics.mean(less), spread(less), f"{len(less)} archs"))
+                lines.append(
+                    aim(title, "archs at random", statistics.mean(less), spread(less), plural(len(less), "arch"))
+                )
             for rival in rivals if group == FULL else ():
                 shared = {seed for of, arm, seed in values if (of, arm) == (group, rival)} & set(own)
                 pairs = {(arm, seed): values[group, arm, seed] for arm in (ours, rival) for seed in sorted(shared)}
                 if pairs:
                     blocks = Blocks(pairs)
                     reach = blocks.reach(ours, rival)
-                    lines.append(aim(title, rival, blocks.difference(ours, rival), reach, f"{len(shared)} seeds"))
+                    lines.append(aim(title, rival, blocks.difference(ours, rival), reach, plural(len(shared), "seed")))
     if lines:
         heads = ("latency", "against", "aim", "reached", "95 % interval", "of", "met")
         yield (
@@ -118,7 +121,7 @@ def aim(title: str, rival: str, gain: float, reach: float, of: str) -> list[str]
     """A row: a gain in points, and half of its interval, infinite where one pair has none."""
     interval = f"{gain - reach:+.2f} to {gain + reach:+.2f}" if math.isfinite(reach) else EMPTY
     kept = "yes" if gain >= AIM and gain - reach > 0 else "not yet" if gain >= AIM else "no"
-    return [title, rival, f"+{AIM:.1f}", f"{gain:+.2f}", interval, re.sub(r"^1 (\w+)s$", r"1 \1", of), kept]
+    return [title, rival, f"+{AIM:.1f}", f"{gain:+.2f}", interval, of, kept]
 
 
 def spread(values: Sequence[float]) -> float:
