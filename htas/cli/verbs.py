@@ -135,12 +135,15 @@ def transfer(
     _, place = read_source(run, changes, out, f"-on-{device_name(other.target.host)}")
     from htas.run.run import Run
     from htas.run.run import open_run as opened
+    from htas.run.stage import working
     from htas.run.transfer import check_source
     from htas.run.transfer import transfer as judge
 
     source = Run(settings.config(), folder)
     check_source(source)  # before the folder of the other device is made
-    path, table = judge(source, opened(other.config(), place), networks, again)
+    elsewhere = opened(other.config(), place)
+    with working(elsewhere):
+        path, table = judge(source, elsewhere, networks, again)
     show([table], {"record": str(path)}, json)
 
 

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -46,6 +46,7 @@ from htas.metrics import Metric
 from htas.metrics.latency import Latency
 from htas.models import untrained_unchanged
 from htas.run.config import Config, load
+from htas.run.sole import sole
 from htas.run.user import UserData, UserNetwork
 from htas.runtimes import open_runtime
 from htas.search.record import SearchRecord
@@ -361,7 +362,8 @@ def _claim(run: Run) -> None:
         raise UserError(f"{folder} exists and is not the folder of a run; name another one with --out")
     if old != text:
         check_fits(run)
-        write_text(path, text)
+        with sole(folder) if path.exists() else nullcontext():  # another command may work with the old one
+            write_text(path, text)
     if old != text or not (folder / "environment.json").exists():
         write_environment(run)
 

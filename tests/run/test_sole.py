@@ -55,8 +55,8 @@ def test_within_itself_and_after_itself_a_process_may_work_in_its_folder(tmp_pat
     with sole(tmp_path):
         with sole(tmp_path / ".." / tmp_path.name):
             pass
-        with pytest.raises(subprocess.CalledProcessError):
-            subprocess.run([sys.executable, "-c", HOLD, str(tmp_path)], check=True, capture_output=True)
+        done = subprocess.run([sys.executable, "-c", HOLD, str(tmp_path)], capture_output=True, text=True, check=False)
+        assert done.returncode == 1 and f"another htas command works in {tmp_path}" in done.stderr
     with holder(tmp_path):
         pass
 
@@ -92,3 +92,17 @@ def test_no_stage_begins_in_a_run_that_another_command_works_in_but_the_report_d
         (copied / "report.json").unlink()
         do("report", options(), copied)
         assert (copied / "report.json").exists()
+
+
+def test_no_run_of_another_configuration_takes_a_folder_in_which_a_command_has_just_begun(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with scripted_device():
+        open_run(options(), folder)
+        before = times(folder)
+        with holder(folder):
+            open_run(options(), folder)
+            with pytest.raises(UserError, match="another htas command works in"):
+                open_run(options("design.expand=1.5"), folder)
+            assert times(folder) == before
+        open_run(options("design.expand=1.5"), folder)
+        assert "expand = 1.5" in (folder / "config.toml").read_text()
