@@ -40,6 +40,7 @@ from htas.files import (
 from htas.graph import Arch, resize
 from htas.report import result, write
 from htas.report.result import Report, Result
+from htas.report.summary import guessing
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
 from htas.run.config import Config, load
@@ -342,6 +343,8 @@ def _bisected(
     base_accuracy = float(np.mean(accuracies))
     floor = plan.least(base_accuracy)
     say(f"fastest: base network {percent(base_accuracy)} on held-out images, to keep {percent(floor)}")
+    if doubt := guessing("the base network", base_accuracy, job.classes, len(job.data.validation)):
+        say(f"fastest: doubt: {doubt}")
     trials: list[BudgetTrial] = []
     low, high = least, min(most, 1.0)
     for _ in range(plan.tries):

@@ -134,13 +134,15 @@ class Report:
     remarks: tuple[str, ...] = ()
     test_images: int = 0
     """Images of the test split, which say how finely accuracy can be told; 0 where unknown."""
+    classes: int = 0
+    """Of the data set, where an accuracy is a share of right answers; 0 where it is another score, or unknown."""
     predictions: tuple[Prediction, ...] = ()
     """Networks that the calibration predicted without having seen them."""
     blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By depth site its blocks, in order: a depth of 2 keeps the first two."""
 
     def __post_init__(self) -> None:
-        need_not_below(0, self, "test_images")
+        need_not_below(0, self, "test_images", "classes")
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -145,15 +145,35 @@ def answer(report: Report) -> Answer:
     first = _simpler_sentence(simpler, searched, report, names) if simpler else ""
     narrowed = "" if simpler else _narrowing_sentence(searched, report)
     unfinished = any(search.space == searched.name and not search.converged for search in report.searches)
+    if unlearnt := _unlearnt_sentence(base, report, names):
+        first, narrowed = unlearnt, ""
     details = (
-        _accuracy_sentence(searched, base, report, names),
-        _rival_sentence(searched, report, names, simpler),
+        "" if unlearnt else _accuracy_sentence(searched, base, report, names),
+        "" if unlearnt else _rival_sentence(searched, report, names, simpler),
         _deployed_sentence(searched, base, names),
         f"The {search_name(searched.name)} has not converged." if unfinished else "",
     )
     figures = tuple(_figures(searched, base, report, names))
     headline = filter(None, (first, _speed_sentence(searched, base, names), narrowed))
     return Answer(" ".join(headline), tuple(filter(None, details)), figures)
+
+
+def _unlearnt_sentence(base: Result, report: Report, names: Mapping[str, str]) -> str:
+    """That no accuracy says anything, where the base network's is not clearly above that of guessing; else nothing."""
+    if base.accuracy is None:
+        return ""
+    return at_the_start(guessing(names[base.name], base.accuracy, report.classes, report.test_images))
+
+
+def guessing(name: str, share: float, classes: int, images: int) -> str:
+    """That a network is no better than guessing, with what to do, where its share of right answers of these images is
+    not clearly above that; empty otherwise, and where `classes` is 0, as it is for other scores than shares."""
+    if not classes or accuracy(share, 1 / classes, images).verdict == "more":
+        return ""
+    return (
+        f"{name} is no better than guessing, {percent(share)} with {classes} classes, so no accuracy here says "
+        "anything: train longer, or check the labels."
+    )
 
 
 def _simpler(searched: Result, report: Report) -> Result | None:

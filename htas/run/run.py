@@ -113,6 +113,11 @@ class Run:
         return digest(config.names["data"], config.values("data"), config.values("split"), config.seed, self.device)
 
     @property
+    def classes(self) -> int:
+        """Of the data set, where an accuracy is a share of right answers; 0 where functions of the user's own score."""
+        return 0 if getattr(self.config.data, "task", "") else self.config.data.classes
+
+    @property
     def in_memory(self) -> Sources:
         """The images, to be sent to processes of this machine, which have them in common; without them, where they
         are no plain images in its memory or it has no room for common ones, each process reads its own."""

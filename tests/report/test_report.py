@@ -236,6 +236,19 @@ def test_the_noise_is_two_standard_errors_of_the_difference() -> None:
     assert verdict(readings(2.0 - 0.9e3 * noise, 0.4, 2001), base) == "unclear"
 
 
+@pytest.mark.parametrize(
+    ("share", "classes", "said"), [(0.1, 10, True), (0.14, 10, True), (0.2, 10, False), (0.1, 0, False)]
+)
+def test_networks_that_guess_are_not_compared(share: float, classes: int, said: bool) -> None:
+    """Of 360 images two standard errors of a difference from 0.1 are 4.5 to 4.8 points."""
+    base, found = replace(BASE, accuracy=share), replace(FOUND, accuracy=share)
+    made = answer(replace(REPORT, results=(base, found, narrowed(1.0, share)), classes=classes))
+    words = f"ResNet-20 is no better than guessing, {100 * share:.2f} % with 10 classes, so no accuracy here says"
+    assert made.sentences[0].startswith(words) == said
+    assert ("may do as well" in " ".join(made.sentences)) != said
+    assert ("is as accurate as" in " ".join(made.sentences)) != said
+
+
 def test_a_difference_in_accuracy_is_judged_by_the_number_of_test_images() -> None:
     # two standard errors of 0.9 and 0.88 on 360 images: 2 sqrt((0.09 + 0.1056) / 360) = 0.0466
     assert accuracy(0.88, 0.9, 360).noise == pytest.approx(0.0466, abs=1e-4)
