@@ -1,4 +1,4 @@
-"""The arch of least loss within limits, found exactly: an integer program over the choices of a space.
+"""The arch of least loss within limits: an integer program over the choices of a space, exact where costs are sums.
 
 Costs of networks are sums over layers, and a layer depends on few sites: its input width, its output width, and the
 depths around it. So a cost is a sum of tables over such groups of sites (`decomposed`), and the best arch a linear
@@ -8,6 +8,7 @@ cells of a table sum to the choices of its sites.
 
 import itertools
 import math
+import random
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +20,9 @@ from htas.cost.limits import Limit
 from htas.errors import UserError
 from htas.graph.arch import Arch
 from htas.graph.network import Network, Segment
-from htas.search.moves import fitted, over
+from htas.search.moves import changed, fitted, over
 from htas.spaces.space import Space
-from htas.text import percent
+from htas.text import percent, plural
 
 Floats = NDArray[np.float64]
 Group = tuple[str, ...]
@@ -105,10 +106,19 @@ def decomposed(figure: Callable[[Arch], float], space: Space, groups: Iterable[G
     return Tables(space, tables)
 
 
-TURNS = 3
-"""Programs solved, each about the arch of the one before, where costs are no sums over groups of sites."""
+TURNS = 5
+"""Programs solved, each about the arch of another, where costs are no sums over groups of sites."""
 EXACT = 1e-6
-"""Difference of a cost from its sum over groups of sites, as a share, up to which the sum is exact."""
+"""Difference of a cost from its sum over groups of sites, as a share of the limit, up to which the sum is exact."""
+DRAWN = 100
+"""Number of random archs at which a cost must be its sum for a program to be believed."""
+TILTS = (-2.0, -1.0, 0.0, 1.0, 2.0)
+"""How far they tend to wide choices."""
+ASK = "ask for less, or widen the space"
+LOOSER = 1.05
+"""Limits of a program, as a multiple of those to keep, where the limits themselves lead to no other arch."""
+PAIRS = 400
+"""Changes of two sites, the most promising first, that are tried on an arch where costs are no such sums."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +129,22 @@ class Solution:
     gap: float
     """By how much, as a share of its loss, the best possible arch may be better: 0 where none is, inf where the solver
     had no time for any and single changes led to the arch."""
+    programs: int = 0
+    """Number of programs that it is the best of, where costs are no sums over groups of sites; 0 where they are."""
+
+    @property
+    def proven(self) -> bool:
+        """Whether no arch is better."""
+        return self.gap == 0 and not self.programs
 
     @property
     def sentence(self) -> str:
         """How good it is, in words."""
+        if self.programs:
+            return (
+                f"the best arch of {plural(self.programs, 'program')} and of changes of one or two sites; costs do not "
+                "add up layer by layer here, so a better one is possible"
+            )
         if math.isinf(self.gap):
             return "the solver's time ended before it had an arch; changes of one site at a time led to this one"
         if self.gap > 0:
@@ -130,8 +152,11 @@ class Solution:
         return "no other arch of the space within the limits has a lower estimated loss"
 
 
-def solve(loss: Tables, limits: Sequence[tuple[Tables, float]], *, seconds: float = 60.0) -> Solution | None:
-    """The arch of least loss whose other figures are at most these; None if the time ends before any is found.
+def solve(
+    loss: Tables, limits: Sequence[tuple[Tables, float]], *, seconds: float = 60.0, without: Collection[Arch] = ()
+) -> Solution | None:
+    """The arch of least loss whose other figures are at most these; None if the time ends before any is found. Archs
+    `without` are left out.
 
     Raises UserError where no arch keeps the limits.
     """
@@ -162,6 +187,11 @@ def solve(loss: Tables, limits: Sequence[tuple[Tables, float]], *, seconds: floa
     for tables, (_, most) in zip(figures[1:], limits, strict=True):
         constant, scale = float(tables.tables.get((), np.zeros(()))), 1.0 / max(abs(most), 1e-300)
         constraints.append(LinearConstraint(row(tables)[None] * scale, -np.inf, (most - constant) * scale))
+    for arch in without:
+        columns_of = [starts[(site,)] + choices.index(arch[site]) for site, choices in space.choices.items()]
+        picked = np.zeros(count)
+        picked[columns_of] = 1.0
+        constraints.append(LinearConstraint(picked[None], -np.inf, len(columns_of) - 1))
     objective = row(figures[0])
     size = float(np.abs(objective).max()) or 1.0
     result = milp(
@@ -169,54 +199,107 @@ def solve(loss: Tables, limits: Sequence[tuple[Tables, float]], *, seconds: floa
         constraints=constraints, options={"time_limit": seconds, "mip_rel_gap": 1e-6},
     )  # fmt: skip
     if result.status == 2:
-        raise UserError("no arch of the space keeps all limits together; ask for less, or widen the space")
+        raise UserError(f"no arch of the space keeps all limits together; {ASK}")
     if result.x is None:
         return None
     picks = {
         site: choices[int(result.x[starts[(site,)] : starts[(site,)] + len(choices)].argmax())]
         for site, choices in space.choices.items()
     }
-    return Solution(space.arch(picks), max(0.0, float(result.mip_gap or 0.0)) if result.status == 1 else 0.0)
+    arch = space.arch(picks)
+    if result.status != 1:
+        return Solution(arch, 0.0)
+    behind = max(0.0, float(result.fun - result.mip_dual_bound)) * size
+    return Solution(arch, behind / max(abs(loss(arch)), 1e-300))
 
 
 def best_within(network: Network, space: Space, limits: Sequence[Limit], loss: Tables, *, seconds: float) -> Solution:
     """The arch of least loss that keeps the limits, as predicted; `seconds` is the solver's time in all.
 
     Costs that are no sums over groups of sites (the peak of memory, layers after a concatenation) are sums near an
-    arch: that of single changes, then the program's own.
-    Raises UserError where no arch keeps the limits.
+    arch: that of single changes, then the last program's, or the best so far.
+    Raises UserError where no arch keeps the limits, or none was found.
     """
 
-    def worth(arch: Arch) -> float:
-        return -loss(arch)
+    def rank(arch: Arch) -> tuple[bool, float]:
+        return over(limits, arch) > 1, loss(arch)
 
-    def rank(solution: Solution) -> tuple[bool, float]:
-        return over(limits, solution.arch) > 1, loss(solution.arch)
+    def near(start: Arch) -> Arch:
+        return fitted(limits, space, start, lambda arch: -loss(arch))
 
     groups, end = groups_of(network, space), time.monotonic() + seconds
-    best = Solution(fitted(limits, space, space.nearest(network.base), worth), math.inf)
     parts = [replace(limit, cost=part) for limit in limits for part in limit.cost.parts()]
-    anchor, most = best.arch, [part.most for part in parts]
-    for turn in range(TURNS):
-        sums = [decomposed(part.cost.cost, space, groups, anchor) for part in parts]
+    figures, bounds = [part.cost.cost for part in parts], tuple(part.most for part in parts)
+    best = near(space.nearest(network.base))
+    turns, wrong = [(best, bounds)], list[Arch]()
+    sums, gap, programs = [decomposed(figure, space, groups, best) for figure in figures], math.inf, 0
+    exact = all(is_sum(*each) for each in zip(figures, sums, bounds, strict=True))
+    while programs < TURNS:
         try:
-            solution = solve(loss, list(zip(sums, most, strict=True)), seconds=max(1.0, end - time.monotonic()))
-        except UserError:
-            if over(limits, best.arch) > 1:
-                raise
+            limited, remaining = zip(sums, turns[-1][1], strict=True), max(1.0, end - time.monotonic())
+            solution = solve(loss, list(limited), seconds=remaining, without=wrong)
+        except UserError as error:
+            if over(limits, best) > 1:
+                raise (
+                    error if exact else UserError(f"no arch that keeps all limits together was found; {ASK}")
+                ) from error
             break
         if solution is None:
             break
-        anchor = solution.arch
-        if all(
-            abs(each.cost.cost(anchor) - figure(anchor)) < EXACT * each.most
-            for each, figure in zip(parts, sums, strict=True)
-        ):
-            return solution
-        best = min(best, replace(solution, arch=fitted(limits, space, anchor, worth)), key=rank)
-        if turn:
-            most = [each * min(1.0, 1 / max(part.ratio(anchor), EXACT)) for each, part in zip(most, parts, strict=True)]
-    return best
+        programs, gap = programs + 1, solution.gap
+        if exact and over(limits, solution.arch) <= 1:
+            return replace(solution, arch=min(solution.arch, best, key=rank))
+        if exact:  # what was measured of an arch takes the place of the sum
+            wrong.append(solution.arch)
+            continue
+        best = min(best, _improved(near(solution.arch), space, limits, loss, end), key=rank)
+        most = tuple(each / max(1.0, part.ratio(solution.arch)) for each, part in zip(turns[-1][1], parts, strict=True))
+        looser = tuple(LOOSER * each for each in bounds)  # for archs that cost less than their sums
+        following = ((solution.arch, most), (best, bounds), (best, looser))
+        turn = next((each for each in following if each not in turns), None)
+        if turn is None or time.monotonic() > end:
+            break
+        turns.append(turn)
+        sums = [decomposed(figure, space, groups, turn[0]) for figure in figures]
+    return Solution(best, gap, programs)
+
+
+def is_sum(figure: Callable[[Arch], float], tables: Tables, scale: float) -> bool:
+    """Whether a figure is the sum of these tables, to a small share of a scale, at random archs of all sizes."""
+    rng = random.Random(0)
+    archs = (tables.space.sample(rng, tilt) for tilt in TILTS * (DRAWN // len(TILTS)))
+    return all(abs(figure(arch) - tables(arch)) <= EXACT * abs(scale) for arch in archs)
+
+
+def _improved(arch: Arch, space: Space, limits: Sequence[Limit], loss: Tables, end: float) -> Arch:
+    """The arch that changes of one site or two lead to, each of which lowers the loss within the limits."""
+    while over(limits, arch) <= 1 and time.monotonic() < end:
+        better = next(_better(arch, space, limits, loss), None)
+        if better is None:
+            break
+        arch = better
+    return arch
+
+
+def _better(arch: Arch, space: Space, limits: Sequence[Limit], loss: Tables) -> Iterator[Arch]:
+    """Archs of less loss within the limits that differ at one site or two, those first that promise most."""
+
+    def figures(of: Arch) -> Floats:
+        return np.array([loss(of), *(limit.ratio(of) for limit in limits)])
+
+    places = [(site, choice) for site, choices in space.choices.items() for choice in choices if choice != arch[site]]
+    here = figures(arch)
+    moves = np.array([figures(changed(arch, *place)) - here for place in places]).reshape(len(places), len(here))
+    first, second = np.triu_indices(len(places))  # a move with itself is that move
+    promised = here + moves[first] + np.where(first == second, 0.0, 1.0)[:, None] * moves[second]
+    promising = np.flatnonzero(promised[:, 0] < here[0])
+    order = np.lexsort((promised[promising, 0], promised[promising, 1:].max(axis=1) > 1))
+    for pair in promising[order][:PAIRS]:
+        (site, choice), (other, its_choice) = places[first[pair]], places[second[pair]]
+        if site != other or choice == its_choice:
+            new = changed(changed(arch, site, choice), other, its_choice)
+            if loss(new) < here[0] and over(limits, new) <= 1:
+                yield new
 
 
 def _largest(figures: Iterable[Tables]) -> list[Group]:

@@ -32,7 +32,7 @@ FILES = ("config.toml", "*.json", "networks/base.safetensors")
 @dataclass(frozen=True)
 class Blockwise(Strategy):
     """Blocks of layers learn what the trained base network makes of its own feature maps, one block at a time, at all
-    of their widths; the arch whose blocks err least in all, within the limits, is found exactly.
+    of their widths; a program over whole numbers finds the arch whose blocks err least in all, within the limits.
 
     After LANA (Molchanov et al. 2021) and DONNA (Moons et al. 2020). No network is trained whole, and no weight is
     shared between blocks.

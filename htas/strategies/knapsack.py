@@ -20,7 +20,8 @@ from htas.training.loop import engine
 @dataclass(frozen=True)
 class Knapsack(Strategy):
     """From the trained base network to an arch in minutes, without a supernet: what each width and each depth adds to
-    the loss is estimated on training images, and the arch of least loss within the limits is found exactly.
+    the loss is estimated on training images, and a program over whole numbers finds the arch of least loss within the
+    limits, exactly where costs add up layer by layer.
 
     A multiple-choice knapsack as in "Knapsack Pruning with Inner Distillation" (Aflalo et al. 2020) and HALP (Shen et
     al. 2022), with the calibrated cost of pairs of widths, with depths, and with widths beyond the base network's.

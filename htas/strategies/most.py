@@ -8,7 +8,7 @@ from htas.console.progress import say
 from htas.cost.counts import CountCost
 from htas.errors import need_above_zero
 from htas.search.problem import Problem, SearchOutcome
-from htas.search.program import Tables, best_within, decomposed, groups_of
+from htas.search.program import Tables, best_within, decomposed, groups_of, is_sum
 from htas.strategies import need_limits
 from htas.strategies._trials import ByTrials, Trials
 
@@ -45,8 +45,8 @@ class Most(ByTrials):
         loss = Tables(space, {group: -table for group, table in figure.tables.items()})
         solution = best_within(network, space, problem.limits, loss, seconds=self.seconds)
         trials = Trials(problem, self)
-        why = f"no other arch of the space within the limits has more {self.count}"
-        why = why if solution.gap == 0 else solution.sentence
+        proven = solution.proven and is_sum(count.cost, figure, count.cost(solution.arch))
+        why = f"no other arch of the space within the limits has more {self.count}" if proven else solution.sentence
         say(f"{problem.title}: {why}")
         return SearchOutcome(
             solution.arch, (), True, why, trials, time.monotonic() - started, worth=count.cost, cheap=False,

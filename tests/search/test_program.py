@@ -20,7 +20,7 @@ from htas.errors import UserError
 from htas.graph import Arch, Network, trace
 from htas.models.cifar_resnet import CifarResNet
 from htas.search.moves import over
-from htas.search.program import Tables, best_within, decomposed, groups_of, solve
+from htas.search.program import Tables, best_within, decomposed, groups_of, is_sum, solve
 from htas.spaces.space import Space
 from htas.timing.target import Target
 
@@ -159,3 +159,74 @@ def test_archs_are_looked_at_in_one_order_whatever_order_sets_have() -> None:
     space = Space("some", {name: (1, 2) for name in "gcafbed"}, {})
     tables = decomposed(lambda arch: 0.0, space, [tuple("gcaf"), tuple("bed")], space.widest).tables
     assert list(tables) == sorted(tables, key=lambda group: (len(group), group)) and len(tables) == 16 + 7
+
+
+class Branches(nn.Module):
+    """The convolution after a concatenation reads the sum of three widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, 2, 1)
+        self.branches = nn.ModuleList(nn.Conv2d(16, width, 1) for width in (16, 24, 8))
+        self.joined = nn.Conv2d(48, 16, 3, 2, 1)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x).relu()
+        return self.head(self.joined(torch.cat([branch(x).relu() for branch in self.branches], 1)).mean((2, 3)))
+
+
+class Steps(CountCost):
+    """A layer's time rises in steps of 16 inputs and of 8 outputs."""
+
+    def cost(self, arch: Arch) -> float:
+        return sum(
+            math.ceil(use.layer.inputs / 16) * math.ceil(use.layer.outputs / 8) * math.prod(use.layer.kernel)
+            for use in self.network.uses(arch)
+            if use.layer.op in ("conv", "linear")
+        )
+
+
+@pytest.mark.parametrize("share", [0.5, 0.6, 0.7, 0.8])
+def test_where_costs_are_no_sums_it_claims_no_more_than_it_knows(share: float) -> None:
+    """That the sum is exact at the arch that the program finds says nothing of the others."""
+    network = trace(Branches(), torch.zeros(1, 3, 16, 16))
+    space, cost = space_of(network, (0.25, 0.5, 0.625, 0.75, 1.0)), Steps(network)
+    limit = Limit("latency", "", cost, share * cost.cost(network.base))
+    rng = np.random.default_rng(1)
+    loss = Tables(space, {(site,): -np.sort(rng.random(len(each))) for site, each in space.choices.items()})
+    solution = best_within(network, space, [limit], loss, seconds=20)
+    best = min(loss(arch) for arch in archs(space) if limit.ratio(arch) <= 1)
+    assert limit.ratio(solution.arch) <= 1 and not solution.proven
+    assert "no other arch" not in solution.sentence and "a better one is possible" in solution.sentence
+    assert loss(solution.arch) == pytest.approx(best), "what every arch says"
+
+
+def test_what_was_measured_of_the_base_network_takes_the_place_of_its_sum() -> None:
+    """At 100 % the base network keeps the limit by itself, though its sum says otherwise; at 98 %, the reverse."""
+    network = trace(Plain(), torch.zeros(1, 3, 16, 16))
+    space = space_of(network, (0.5, 0.75, 1.0))
+    tables = {
+        template: Table(tuple(sorted(inputs)), tuple(sorted(outputs)), tuple(
+            tuple(1e-9 * template.at(i, o).macs for o in sorted(outputs)) for i in sorted(inputs)
+        )) for template, (inputs, outputs) in pairs(network, [space], 99).items()
+    }  # fmt: skip
+    cost = TableCost(network, tables)
+    summed = cost.cost(network.base)
+    loss = decomposed(lambda arch: -float(network.macs(arch)), space, groups_of(network, space), network.base)
+    for measured, share, finds_base in ((0.97 * summed, 1.0, True), (1.03 * summed, 0.98, False)):
+        limit = Limit("latency", "", replace(cost, measured={network.base: measured}), share * measured)
+        solution = best_within(network, space, [limit], loss, seconds=20)
+        within = [arch for arch in archs(space) if limit.ratio(arch) <= 1]
+        assert (solution.arch == network.base) is finds_base and solution.proven
+        assert limit.ratio(solution.arch) <= 1 and loss(solution.arch) == pytest.approx(min(map(loss, within)))
+
+
+def test_a_figure_is_held_against_its_sum_at_archs_of_all_sizes() -> None:
+    network = resnet()
+    space, macs = space_of(network), CountCost(network)
+    groups = groups_of(network, space)
+    figure = decomposed(macs.cost, space, groups, network.base)
+    assert is_sum(macs.cost, figure, macs.cost(network.base))
+    memory = peak_cost(network, TARGET)
+    assert not is_sum(memory.cost, decomposed(memory.cost, space, groups, network.base), 1.0)
