@@ -55,6 +55,11 @@ class Task:
         return self.loss is F.cross_entropy
 
     @property
+    def counts(self) -> bool:
+        """Whether the score is the share of right answers, whose noise follows from the number of items."""
+        return self.score is right and self.judge is None
+
+    @property
     def name(self) -> str:
         """The functions that are the user's own, for a configuration; empty where none is."""
         usual = Task()

@@ -133,7 +133,8 @@ class Report:
     """Seconds each stage took."""
     remarks: tuple[str, ...] = ()
     test_images: int = 0
-    """Images of the test split, which say how finely accuracy can be told; 0 where unknown."""
+    """Images of the test split, which say how finely accuracy can be told; 0 where unknown, and where it is another
+    score than the share of right answers."""
     classes: int = 0
     """Of the data set, where an accuracy is a share of right answers; 0 where it is another score, or unknown."""
     predictions: tuple[Prediction, ...] = ()

@@ -236,7 +236,8 @@ def _accuracy_sentence(searched: Result, base: Result, report: Report, names: Ma
     if compared.verdict == "unclear":
         noise = f"within the noise of {report.test_images} test images ({PLUS_MINUS}{points(compared.noise)})"
         return f"No clear difference in accuracy to {other}: {after} against {before}, {gap} {direction}, {noise}."
-    sentence = f"{names[searched.name]} is {gap} {direction} accurate than {other}: {after} against {before}."
+    unknown = "" if report.test_images else ", and how much of that is noise is not known"
+    sentence = f"{names[searched.name]} is {gap} {direction} accurate than {other}: {after} against {before}{unknown}."
     return at_the_start(sentence)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from htas.console.progress import progress, say, shares
+from htas.data.split import Data
 from htas.data.task import Task
 from htas.errors import UserError
 from htas.files import (
@@ -60,7 +61,7 @@ class NetworksRecord:
 
     results: tuple[Result, ...]
     test_images: int = 0
-    """Images that accuracies are judged by; 0 where unknown."""
+    """Images of whose right answers accuracies are shares; 0 where unknown, and where they are other scores."""
 
     def __post_init__(self) -> None:
         need_some(self, "results")
@@ -270,9 +271,14 @@ def _judged(run: Run, row: Result, accuracy: float, teacher: str) -> Result:
     return replace(row, accuracy=accuracy, teacher=teacher, remarks=(*row.remarks, *remarks))
 
 
+def images_counted(data: Data) -> int:
+    """Test images of whose right answers accuracies are shares; 0 where they are other scores."""
+    return len(data.test) if data.task.counts else 0
+
+
 def _guesses(run: Run, accuracy: float) -> bool:
     """Whether a classifier is right about so few images that it may be guessing."""
-    if not run.data.task.classifies or run.data.task.judge is not None or run.data.classes < 2:
+    if not run.data.task.classifies or not run.data.task.counts or run.data.classes < 2:
         return False
     chance = 1 / run.data.classes
     return bool(accuracy < chance + SURE * (chance * (1 - chance) / len(run.data.test)) ** 0.5)

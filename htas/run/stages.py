@@ -272,7 +272,7 @@ def _train(run: Run, again: bool) -> None:
     rows = ranks.of_first(lambda: run_rows.untrained_rows(run))
     trained = [run_rows.train_row(run, row, again) for row in rows]
     if ranks.first():
-        record = NetworksRecord(tuple(row for row, _ in trained), len(run.data.test))
+        record = NetworksRecord(tuple(row for row, _ in trained), run_rows.images_counted(run.data))
         write_stage(run.folder / "networks.json", keys.train(run), sum(seconds for _, seconds in trained), record)
 
 
@@ -339,7 +339,7 @@ def _report(run: Run, again: bool) -> None:
             *(f"Not in this report: {why}." for why in missing),
         ))),
         test_images=networks[-1].test_images if networks else 0,
-        classes=run.classes,
+        classes=run.classes if networks and networks[-1].test_images else 0,
         predictions=tuple(
             Prediction(each.held_out, each.measured, each.error) for each in calibration.networks
         ) if calibration else (),

@@ -249,6 +249,17 @@ def test_networks_that_guess_are_not_compared(share: float, classes: int, said: 
     assert ("is as accurate as" in " ".join(made.sentences)) != said
 
 
+def test_of_scores_that_are_no_shares_of_right_answers_no_noise_is_claimed() -> None:
+    """R2, 1 / (1 + loss): their noise does not follow from the number of images."""
+    base, found = replace(BASE, accuracy=0.6), replace(FOUND, accuracy=0.8)
+    for images, words in (
+        (20, "No clear difference in accuracy to ResNet-20: 80.00 % against 60.00 %, 20.00 points more, within"),
+        (0, "20.00 points more accurate than ResNet-20: 80.00 % against 60.00 %, and how much of that is noise is not"),
+    ):
+        sentences = " ".join(answer(replace(REPORT, results=(base, found), test_images=images)).sentences)
+        assert words in sentences
+
+
 def test_a_difference_in_accuracy_is_judged_by_the_number_of_test_images() -> None:
     # two standard errors of 0.9 and 0.88 on 360 images: 2 sqrt((0.09 + 0.1056) / 360) = 0.0466
     assert accuracy(0.88, 0.9, 360).noise == pytest.approx(0.0466, abs=1e-4)

@@ -39,6 +39,23 @@ def test_networks_that_guess_and_those_they_taught_are_named(accuracy, teachers,
     assert rows._judged(run, ROW, 0.6, "").remarks == ()
 
 
+@pytest.mark.parametrize(
+    ("task", "counts"),
+    [
+        (CLASSIFY, True),
+        (replace(CLASSIFY, distil=lambda *_: torch.zeros(())), True),
+        (replace(CLASSIFY, score=lambda *_: 0.1), False),
+        (replace(CLASSIFY, judge=lambda _: 0.1), False),
+    ],
+)
+def test_scores_of_other_kinds_have_no_number_of_images_and_guess_nothing(task, counts):
+    data = SimpleNamespace(task=task, classes=10, test=range(500))
+    assert rows.images_counted(data) == (500 if counts else 0)
+    assert rows._judged(cast(Run, SimpleNamespace(data=data)), ROW, 0.1, "").remarks == (
+        ("Its accuracy cannot be told from guessing.",) if counts else ()
+    )
+
+
 def test_a_training_goes_on_from_the_last_good_state_of_another(finished, tmp_path, monkeypatch):
     config, path = load(finished / "config.toml"), tmp_path / "checkpoint.safetensors"
     before = run.Run(config, finished)
