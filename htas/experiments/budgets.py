@@ -37,7 +37,7 @@ from htas.files import (
     write_tensors,
     wrong,
 )
-from htas.graph import Arch, resize
+from htas.graph import Arch, ordered, resize
 from htas.report import result, write
 from htas.report.result import Report, Result
 from htas.report.summary import guessing
@@ -313,6 +313,10 @@ def fastest(
     widths by; the test images nobody has. A budget follows from the one before; the trainings of one network are done
     by workers at once, where there are some. Raises UserError where no budget keeps the floor.
     """
+    if config.train.start.endswith(".safetensors"):
+        raise UserError(
+            "train.start: a checkpoint has seen the images that judge budgets; htas fastest takes random or base"
+        )
     _sources.cache_clear()
     with _opened(workers):
         trials, best = _bisected(config, folder, plan, workers)
@@ -343,7 +347,8 @@ def _bisected(
     base_accuracy = float(np.mean(accuracies))
     floor = plan.least(base_accuracy)
     say(f"fastest: base network {percent(base_accuracy)} on held-out images, to keep {percent(floor)}")
-    if doubt := guessing("the base network", base_accuracy, job.classes, len(job.data.validation)):
+    classes = job.classes if job.data.task.counts else 0
+    if doubt := guessing("the base network", base_accuracy, classes, len(job.data.validation)):
         say(f"fastest: doubt: {doubt}")
     trials: list[BudgetTrial] = []
     low, high = least, min(most, 1.0)
@@ -411,19 +416,23 @@ def _judge(folder: Path, name: str, arch: Arch, seed: int, teacher: Arch | None)
 
 
 def _judged(job: Run, arch: Arch, seed: int, folder: Path, teacher: Arch | None) -> float:
-    """Accuracy on the validation half after a training on the other half; kept in a file."""
+    """Accuracy on the validation half after a training on the other half; kept in a file. Where networks of the run
+    start from the base network, this one starts from that of the same seed, which has seen the other half alone too."""
     config, path = job.config, _held_out(job, arch, seed, folder, taught=teacher is not None)
     if path.exists():
         return from_json(read_about(path), HeldOutRecord, path).accuracy
     network, data = job.network, job.data  # made before the seed is set, as they set their own
-    torch.manual_seed(seed)
-    model = resize(network, arch)
-    job.reset(model)
-    learned_from = None
-    if teacher is not None and config.distill.alpha > 0:
+    inherits, base = teacher is not None and config.train.start == "base", None
+    if teacher is not None and (inherits or config.distill.alpha > 0):
         _judged(job, teacher, seed, folder, None)
-        learned_from = resize(network, teacher)
-        read_weights(_held_out(job, teacher, seed, folder, taught=False), learned_from)
+        base = resize(network, teacher)
+        read_weights(_held_out(job, teacher, seed, folder, taught=False), base)
+    source = replace(network, module=ordered(base, network.example())) if base is not None and inherits else network
+    torch.manual_seed(seed)
+    model = resize(source, arch)
+    if not inherits:
+        job.reset(model)
+    learned_from = base if config.distill.alpha > 0 else None
     task, checkpoint = data.task, folder / "checkpoints" / path.name
     seconds = Training(
         model, data.weights, config.train, seed=seed, device=job.device, checkpoint=checkpoint, task=task,
@@ -437,7 +446,8 @@ def _judged(job: Run, arch: Arch, seed: int, folder: Path, teacher: Arch | None)
 
 def _held_out(job: Run, arch: Arch, seed: int, folder: Path, taught: bool) -> Path:
     """The file of a network that is trained on one half."""
-    key = digest(job.training(arch, taught=taught), seed, job.config.split.validation, "held out")
+    start = ["base"] if taught and job.config.train.start == "base" else []
+    key = digest(job.training(arch, taught=taught), seed, job.config.split.validation, "held out", *start)
     return folder / "held-out" / f"{key}.safetensors"
 
 

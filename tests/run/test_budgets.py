@@ -272,6 +272,46 @@ def test_held_out_accuracy_is_trained_on_one_half_and_judged_on_the_other_once(t
     assert len(seen) == 2
 
 
+@pytest.mark.parametrize("alpha", ["0", "0.9"])
+@pytest.mark.parametrize("start", ["base", "random"])
+def test_held_out_accuracy_is_of_networks_that_start_as_those_delivered(start, alpha, tmp_path, monkeypatch):
+    """From the base network of the same half of the images: that of the run has seen what judges."""
+    config = options("design.spaces=[grid]", f"train.start={start}", f"distill.alpha={alpha}")
+    starts = []
+
+    class Shifted:
+        """A training after which all weights of the base network are those at the start plus 1."""
+
+        def __init__(self, model, split, *args, **kwargs):
+            assert split is job.data.weights
+            starts.append((model, [each.detach().clone() for each in model.parameters()], kwargs["teacher"]))
+
+        def run(self):
+            with torch.no_grad():
+                for each in starts[-1][0].parameters():
+                    each += 1
+            return 0.0
+
+    monkeypatch.setattr(experiment, "Training", Shifted)
+    job = run.Run(config, tmp_path)
+    base = job.network.base
+    experiment._judged(job, base, 0, tmp_path, base)
+    assert len(starts) == (1 if start == "random" and alpha == "0" else 2)
+    _, first, teacher = starts[-1]
+    assert (teacher is None) == (alpha == "0")
+    before = starts[0][1]
+    alike = all(
+        torch.allclose(one.sum(), other.sum() + other.numel(), atol=1e-2)
+        for one, other in zip(first, before, strict=True)
+    )
+    assert alike == (start == "base"), "in another order of channels"
+
+
+def test_a_floor_is_not_judged_by_trainings_that_start_from_a_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="a checkpoint has seen the images that judge budgets"):
+        experiment.fastest(options("train.start=a.safetensors"), tmp_path, FastestPlan("-1"), "htas fastest")
+
+
 def test_held_out_accuracy_does_not_depend_on_what_was_made_before(tmp_path, monkeypatch):
     """A process that has not traced the network yet draws the same weights as one that has."""
     config, starts = options("design.spaces=[grid]"), []
