@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from htas.data.split import Batch
 from htas.data.task import forward
 from htas.graph import Arch, ordered, resize
-from htas.search.oneshot import CALIBRATION, JUDGED, some
+from htas.search.oneshot import CALIBRATION, JUDGED, some, statistical
 from htas.search.problem import Problem
 from htas.training.int8 import simulated
 from htas.training.layout import placed
@@ -50,14 +51,18 @@ class Inherited:
 @torch.no_grad()
 def settle(model: nn.Module, batches: Iterable[Batch]) -> None:
     """Give the batch norms of a network in eval mode the statistics of some images, in place of those of the network
-    that its weights come from."""
+    that its weights come from; a batch of one image is left out, and if there is no other they stay."""
+    rest = statistical(batches)
+    first = next(rest, None)
+    if first is None:
+        return
     norms = [part for part in model.modules() if isinstance(part, _NormBase) and part.running_mean is not None]
     before = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean of all batches
         norm.train()
-    for images, _ in batches:
+    for images, _ in chain([first], rest):
         forward(model, images)
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum

@@ -1,7 +1,7 @@
 """A supernet as strategies use it: built, trained by its sub-networks, and judging archs."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -125,6 +125,11 @@ def some(split: Source, most: int, batch: int = 256) -> Iterator[Batch]:
         yield images, labels
 
 
+def statistical(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Those batches of two items or more: of one alone norms take no statistics where it has one value a channel."""
+    return (batch for batch in batches if images_in(batch[0]) > 1)
+
+
 class Judge:
     """Accuracies of archs, each computed once."""
 
@@ -233,7 +238,7 @@ class SupernetLoop(SearchLoop):
     def _accuracy(self, draw: Draw) -> float:
         with simulated(self.problem.weight_bits):
             self.model.train()
-            for index, (images, _) in enumerate(some(self.split, CALIBRATION)):
+            for index, (images, _) in enumerate(statistical(some(self.split, CALIBRATION))):
                 with CopyingViews(), self.runner.autocast():
                     self.model(images, replace(draw, momentum=1 / (index + 1)))
             self.model.eval()

@@ -170,6 +170,19 @@ def lesson_of(task: Problem, number: int = 0) -> tuple[Network, Student, list[Ma
     return network, Student(network, task.space, lesson.block, lesson.targets, maps), maps, lesson
 
 
+@pytest.mark.parametrize("images", [1, 5, 8])
+def test_norms_behind_pooling_settle_with_a_last_batch_of_one_image(images: int) -> None:
+    """One value a channel has no variance, and PyTorch refuses it."""
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4), nn.BatchNorm1d(4)).eval()
+    norm, pixels = net[3], torch.randn(images, 3, 6, 6)
+    assert isinstance(norm, nn.BatchNorm1d) and norm.running_mean is not None
+    settle(net, [(each, torch.zeros(len(each))) for each in pixels.split(4)])
+    whole = pixels[: images // 4 * 4].split(4)
+    expected = [net[:3](each).mean(0) for each in whole if len(each)] or [torch.zeros(4)]
+    torch.testing.assert_close(norm.running_mean, torch.stack(expected).mean(0))
+    assert not norm.training
+
+
 @pytest.mark.parametrize("build", [Plain, Residual])
 def test_the_base_networks_own_choices_err_by_nothing(build: Callable[[], nn.Module], tmp_path: Path) -> None:
     task = problem(tmp_path, build())
