@@ -63,6 +63,8 @@ class PairedReading:
         """Standard error of the ratio."""
         relative = self.network.error / self.network.estimate
         if limit.text.rstrip().endswith("%"):
+            if self.network is self.base:
+                return 0.0
             return self.ratio(limit) * math.hypot(relative, self.base.error / self.base.estimate)
         return self.ratio(limit) * self.network.standard_error / self.network.estimate
 
@@ -162,8 +164,8 @@ class _Finish:
 
     def against_base(self, archs: Sequence[Arch], metric: str, what: str) -> dict[Arch, PairedReading]:
         """Measure the archs and the base network in one interleaved run; `what` is for the bar."""
-        network = self.problem.network
-        every = [network.base, *archs]
+        network = self.problem.network  # which is read once: its share of itself is exact
+        every = [network.base, *(arch for arch in archs if arch != network.base)]
         self.modules |= {arch: resize(network, arch) for arch in every if arch not in self.modules}
         if metric not in self.metrics:
             self.metrics[metric] = metrics.named(metric)(self.target)
@@ -171,8 +173,9 @@ class _Finish:
         predicted = [cost.cost(arch) for cost in costs for arch in every]
         meter = self.metrics[metric].reread(time.time_ns() % 2**31, predicted)
         with progress(f"{metric} {what}, %", 100) as bar:
-            base, *readings = meter.measure([self.modules[arch] for arch in every], on_round=shares(bar))
-        return {arch: PairedReading(reading, base) for arch, reading in zip(archs, readings, strict=True)}
+            readings = meter.measure([self.modules[arch] for arch in every], on_round=shares(bar))
+        by_arch = dict(zip(every, readings, strict=True))
+        return {arch: PairedReading(by_arch[arch], by_arch[network.base]) for arch in archs}
 
     def _afresh(self, arch: Arch) -> tuple[LimitOutcome, ...]:
         """The outcome for every limit, on fresh readings next to the base network for metrics that are measured."""
@@ -221,7 +224,9 @@ class _Finish:
         """
         least = 0 if self.outcome.pool else LEAST_USED
         ratios = {arch: ratio for arch, ratio in self.ratios.items() if arch not in self.fresh}
-        within = [arch for arch in ratios if least <= ratios[arch] <= 1 - MARGIN]
+        exact = self.problem.network.base if all(each.text.rstrip().endswith("%") for each in self.noisy) else None
+        most = {arch: 1.0 if arch == exact else 1 - MARGIN for arch in ratios}
+        within = [arch for arch in ratios if least <= ratios[arch] <= most[arch]]
         accuracies = dict(zip(within, self._judged(within), strict=True))
         ordered = sorted(within, key=accuracies.__getitem__, reverse=True)
         if last:

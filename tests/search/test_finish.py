@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -158,3 +159,36 @@ def test_of_a_pool_that_leaves_room_the_most_accurate_that_keeps_the_limit_is_ta
     device = Device(lambda arch: 1.1 / over(ASKED, WIDE) if arch == WIDE else 1.0)
     taken = end(monkeypatch, device, known.__getitem__, tuple(known))
     assert taken.arch == far and ratio(taken) == pytest.approx(over(ASKED, far))
+
+
+class Drifting:
+    """A meter whose every reading is 1 % above the one before, in a space of a single speed."""
+
+    noisy = whole = True
+    units: ClassVar = {"s": 1.0}
+
+    def __init__(self, target: Target) -> None:
+        pass
+
+    def reread(self, seed: int, expected: list[float]) -> "Drifting":
+        return self
+
+    def measure(self, modules: list[nn.Module], on_round: object = None) -> list[Measurement]:
+        return [seconds(1.0 + 0.01 * number) for number in range(len(modules))]
+
+
+def test_the_base_network_keeps_a_limit_of_all_that_it_takes_whatever_noise_says(monkeypatch):
+    """It is read once, as it is compared with itself."""
+    monkeypatch.setattr(finish.metrics, "named", lambda metric: Drifting)
+    whole = limits(Constraints(latency="100%"), {"latency": COST}, NETWORK.base)
+    part = Split(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), (0.5,) * 3, (0.5,) * 3, False, 0)
+    problem = Problem(
+        NETWORK, nn.Module.eval, Data(2, (3, 8, 8), part, part, part, part), SPACE, COST, "cpu", 0, Path("search"),
+        nn.Module, limits=whole,
+    )  # fmt: skip
+    found = SearchOutcome(
+        NETWORK.base, (), True, "", lambda archs: [0.5] * len(archs), 0.0, lambda arch: float(arch == NETWORK.base),
+        cheap=False,
+    )  # fmt: skip
+    taken = finish.finish(problem, found, Target())
+    assert taken.arch == NETWORK.base and ratio(taken) == 1 and taken.limits[0].error == 0
