@@ -34,14 +34,18 @@ Files = Mapping[str, bytes]
 """What is written, by suffix, in this order."""
 
 
-def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: Path, images: Sequence[Tensor] = ()) -> float:
+def export(
+    model: nn.Module, example: Tensor | Sequence[Tensor], path: Path, images: Sequence[Tensor] = (), *,
+    seven_bits: bool = True,
+) -> float:  # fmt: skip
     """The largest absolute difference between the file's outputs and PyTorch's, on random inputs of two batch sizes.
 
     The suffix of the path chooses the format: `.onnx`, `.pt2`, `.xml` (OpenVINO's, with a `.bin` next to it), `.param`
     (ncnn's, with a `.bin`) or `.tflite` (LiteRT's, images with the channels last). The example is a tensor, or one for
     each input, [batch, channels, height, width]; the file takes any batch. The model is exported in eval mode, and
     stays as it is. With `images`, one tensor [N, *shape] for each input, an ONNX or OpenVINO file is quantized to int8,
-    calibrated on them, and compared on them.
+    calibrated on them, and compared on them; its weights have seven bits, which every processor adds without overflow,
+    or eight, if the one that runs it can (`needs_seven_bits`).
     Raises UserError for another suffix, a network that cannot be exported, and outputs that differ by more than 1e-4
     of the largest; no file is written then.
     """
@@ -54,8 +58,12 @@ def export(model: nn.Module, example: Tensor | Sequence[Tensor], path: Path, ima
     twice = tuple(each.repeat(2, *[1] * (each.ndim - 1)) for each in inputs)
     if images:
         images = cast([image.detach() for image in images], torch.float32)
-        files = _write_int8(network, twice, path.suffix, images)
-        difference = _check_int8(network, read(files), images, str(path))
+        graph = _int8_graph(network, twice, path.suffix, images, seven_bits)
+        files = {".onnx": graph} if path.suffix == ".onnx" else _write_ir_of(graph)
+        run = read(files)
+        if not seven_bits and needs_seven_bits(instructions()):
+            run = _run_onnx(graph, optimized=False)  # as written it computes in fp32, here sums would overflow
+        difference = _check_int8(network, run, images, str(path))
     else:
         files = write(network, twice)
         difference = _check(network, read(files), inputs, str(path))
@@ -80,11 +88,17 @@ def _write_onnx(network: nn.Module, example: tuple[Tensor, ...]) -> Files:
 
 
 def _read_onnx(files: Files) -> Run:
-    from onnxruntime import InferenceSession, SessionOptions
+    return _run_onnx(files[".onnx"])
+
+
+def _run_onnx(graph: bytes, *, optimized: bool = True) -> Run:
+    from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
 
     options = SessionOptions()
     options.log_severity_level = 3  # errors
-    session = InferenceSession(files[".onnx"], options, providers=["CPUExecutionProvider"])
+    if not optimized:
+        options.graph_optimization_level = GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     names = [each.name for each in session.get_inputs()]
 
     def run(*inputs: Tensor) -> list[Tensor]:
@@ -94,21 +108,24 @@ def _read_onnx(files: Files) -> Run:
     return run
 
 
-def _write_int8(network: nn.Module, example: tuple[Tensor, ...], suffix: str, images: Sequence[Tensor]) -> Files:
-    """Raises UserError for another format, and where the file is no smaller than that in fp32."""
+def _int8_graph(
+    network: nn.Module, example: tuple[Tensor, ...], suffix: str, images: Sequence[Tensor], seven_bits: bool
+) -> bytes:
+    """The network quantized, as ONNX. Raises UserError for another format, and where the file is no smaller than that
+    in fp32."""
     if suffix not in (".onnx", ".xml"):
         raise UserError(f"int8 is written to .onnx and .xml (OpenVINO) only, got {suffix}; choose one of these")
     arrays = [image.numpy() for image in images]
     check_images(arrays, [each.numpy() for each in example])
     graph = network_graph(network, example, dynamic=True)
     feeds = feeds_of(graph, [[array[at : at + FEED] for array in arrays] for at in range(0, len(arrays[0]), FEED)])
-    content = quantize(graph, feeds, seven_bits=needs_seven_bits(instructions()))
+    content = quantize(graph, feeds, seven_bits=seven_bits)
     if len(content) >= len(graph):
         raise UserError(
             f"in int8 this network takes {len(content):,} bytes, in fp32 {len(graph):,}; it is too small to quantize; "
             "export it in fp32"
         )
-    return {".onnx": content} if suffix == ".onnx" else _write_ir_of(content)
+    return content
 
 
 @torch.inference_mode()

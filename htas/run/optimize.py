@@ -18,6 +18,7 @@ from htas.data.task import CLASSIFY, Task, unit
 from htas.errors import UserError, in_python
 from htas.files import read_record, write_bytes, write_record, write_tensors, write_text
 from htas.formats.export import export
+from htas.formats.int8 import needs_seven_bits
 from htas.graph.arch import Arch
 from htas.graph.modes import copied
 from htas.plugins.values import Values
@@ -108,8 +109,10 @@ class OptimizationResult:
         """
         if precision == "fp32":
             return export(self.model, self.run.target.example(), Path(path))
+        network, target = int8_network(self.run, self.result), self.run.target
         images = calibration_images(self.run.data, self.config.seed)
-        return export(int8_network(self.run, self.result), self.run.target.example(), Path(path), images)
+        seven_bits = needs_seven_bits(target.instructions())
+        return export(network, target.example(), Path(path), images, seven_bits=seven_bits)
 
     def save(self, folder: str | Path) -> Path:
         """Write files that need no htas: weights (safetensors), widths and depths, the network as model.pt2,

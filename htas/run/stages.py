@@ -21,7 +21,7 @@ from htas.cost.paper import paper_cost
 from htas.errors import UserError
 from htas.files import digest, read_json, read_record, slug, write_record
 from htas.formats.export import export
-from htas.formats.int8 import in_fp32_sentence
+from htas.formats.int8 import in_fp32_sentence, needs_seven_bits
 from htas.metrics.latency import MAX_ROUNDS
 from htas.report import read as read_report
 from htas.report import write
@@ -412,7 +412,8 @@ def export_network(
     path = file or folder / f"{slug(name)}{'-int8' if int8 else ''}{suffix}"
     images = calibration_images(run.data, config.seed) if int8 else ()
     trained = int8_network(run, rows[name]) if int8 else run_rows.load_network(run, rows[name])
-    return path, export(trained, run.target.example(), path, images)
+    seven_bits = int8 and needs_seven_bits(run.target.instructions())
+    return path, export(trained, run.target.example(), path, images, seven_bits=seven_bits)
 
 
 def check_limits(run: Run) -> None:

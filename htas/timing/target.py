@@ -158,12 +158,13 @@ class Target:
         return dict(device(self.host).facts.machine)
 
     def instructions(self) -> frozenset[str]:
-        """What the processor can, in the kernel's words; empty where it does not say."""
+        """What the processor can, in the kernel's words, or what every one of its kind can where it does not say."""
         if not self.host:
             return instructions()
         from htas.timing.remote.device import device
 
-        return frozenset(device(self.host).facts.flags)
+        facts = device(self.host).facts
+        return frozenset(facts.flags) or least_instructions(facts.architecture)
 
     def affinity(self) -> list[int]:
         """The cores that networks may run on, by number; empty where the system does not say."""
@@ -202,9 +203,16 @@ def affinity() -> list[int]:
 
 
 def instructions() -> frozenset[str]:
-    """What this machine's processor can, in the kernel's words; empty where it does not say."""
+    """What this machine's processor can, in the kernel's words, or what every one of its kind can where it does not
+    say."""
     info = cpuinfo()
-    return frozenset((info.get("flags") or info.get("Features") or "").split())
+    words = (info.get("flags") or info.get("Features") or "").split()
+    return frozenset(words) or least_instructions(platform.machine())
+
+
+def least_instructions(architecture: str) -> frozenset[str]:
+    """What every processor of this architecture can: x86 of 64 bits has SSE2, which macOS and Windows do not say."""
+    return frozenset({"sse2"} if architecture.lower() in ("x86_64", "amd64") else ())
 
 
 @cache

@@ -21,7 +21,7 @@ from htas.formats.onnx_network import static_graph
 from htas.graph.layer import Layer
 from htas.models.cifar_resnet import CifarResNet
 from htas.runtimes import open_runtime
-from htas.timing.target import Target, instructions
+from htas.timing.target import Target, instructions, least_instructions
 
 LAYERS = {
     "conv": (Layer("conv", 8, 16, (8, 8), (3, 3), padding=(1, 1)), "QLinearConv"),
@@ -145,6 +145,8 @@ def test_what_stays_in_fp32_is_named(tmp_path: Path) -> None:
 def test_weights_have_seven_bits_where_sums_would_overflow() -> None:
     assert needs_seven_bits(["sse2", "avx2"]) and not needs_seven_bits(["sse2", "avx2", "avx512_vnni"])
     assert not needs_seven_bits(["asimd", "neon"]) and not needs_seven_bits([])
+    assert needs_seven_bits(least_instructions("x86_64")) and needs_seven_bits(least_instructions("AMD64"))
+    assert not needs_seven_bits(least_instructions("arm64"))
     layer = LAYERS["conv"][0]
     module = layer.build()
     for seven, most in ((True, 64), (False, 127)):
@@ -235,6 +237,18 @@ def test_a_quantized_file_is_smaller_and_close(suffix: str, tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"int8 is written to \.onnx and \.xml"):
         export(network, example, tmp_path / "net.pt2", [images])
     assert not (tmp_path / "net.pt2").exists()
+
+
+def test_a_file_has_the_bits_of_the_machine_that_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network, images = nn.Sequential(*(nn.Conv2d(64, 64, 3) for _ in range(2))).eval(), torch.rand(8, 64, 8, 8)
+    path, difference = tmp_path / "net.onnx", {}
+    monkeypatch.setattr("htas.formats.export.instructions", lambda: frozenset({"sse2", "avx2"}))
+    for seven, most in ((True, 64), (False, 127)):
+        difference[most] = export(network, images[:1], path, [images], seven_bits=seven)
+        weights = [onnx.numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer]
+        assert {np.abs(each.astype(int)).max() for each in weights if each.ndim == 4} == {most}
+    assert difference[127] < difference[64], "eight bits are not compared in sums that overflow here"
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,8 @@ from whole_run import options
 
 from htas.files import read_tensors
 from htas.report.result import Deployed, Result
+from htas.run import optimize, stages, tuned
 from htas.run import rows as run_rows
-from htas.run import tuned
 from htas.run.run import Run, open_run
 from htas.timing.target import Target
 
@@ -128,3 +130,20 @@ def test_the_processor_tells_how_many_bits_weights_have(
 ) -> None:
     monkeypatch.setattr(Target, "instructions", lambda self: frozenset(flags.split()))
     assert tuned.weight_bits(Target(runtime="onnxruntime", precision=precision)) == bits
+
+
+@pytest.mark.parametrize(("flags", "seven"), [("sse2 avx2", True), ("sse2 avx512_vnni", False)])
+def test_files_are_written_for_the_targets_processor(
+    run: Run, row: Result, monkeypatch: pytest.MonkeyPatch, flags: str, seven: bool
+) -> None:
+    bits: list[bool] = []
+    for module in (stages, optimize):
+        monkeypatch.setattr(module, "export", lambda *_, seven_bits: bits.append(seven_bits) or 0.0)
+    monkeypatch.setattr(Target, "instructions", lambda self: frozenset(flags.split()))
+    monkeypatch.setattr(stages, "load", lambda path: run.config)
+    monkeypatch.setattr(stages, "need", lambda run, stage: None)
+    monkeypatch.setattr(stages, "_trained", lambda run: SimpleNamespace(results=[row]))
+    stages.export_network(run.folder, ".onnx", "base", int8=True)
+    outcome: Any = SimpleNamespace(run=run, result=row, config=run.config)
+    optimize.OptimizationResult.export(outcome, "net.onnx", "int8")
+    assert bits == [seven, seven]
