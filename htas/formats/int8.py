@@ -2,10 +2,11 @@
 
 Runtimes fuse the pairs into integer operators. Weights are signed, with a scale for each output channel; activations
 are unsigned, with one scale for each tensor, from the largest and smallest value among the images that calibrate.
-Everything that the quantizer knows is quantized, the first and the last layer too, as it is by default.
+Everything that the quantizer knows is quantized, the first and the last layer too, as it is by default, but for what
+256 steps cannot hold (`int8_outliers.py`).
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,14 +14,11 @@ from typing import Any
 import numpy as np
 
 from htas.errors import UserError
+from htas.formats.int8_outliers import WEIGHED, Feed, fp32_nodes
 from htas.formats.onnx import AFTER_PATH, without_logging
 from htas.text import listing, plural
 
-Feed = Mapping[str, np.ndarray]
-"""Inputs by name, [N, *shape]."""
 NORM = "BatchNormalization"
-WEIGHED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""Operators with weights, by which a network is quantized or not."""
 PAIR = ("QuantizeLinear", "DequantizeLinear")
 OPSET = 13
 """The first version of ONNX in which a channel has a scale of its own."""
@@ -51,14 +49,15 @@ def quantize(graph: bytes, feeds: Sequence[Feed] = (), *, seven_bits: bool = Fal
     if others := sorted(_kinds_of_weights(model) - {"float32"}):
         raise UserError(f"int8 starts from weights in fp32, and this network has some in {listing(others)}")
     model = _of_today(model)
-    with TemporaryDirectory() as folder, without_logging():  # it advises to prepare the graph, which this one is
+    # it advises to prepare the graph, which this one is, and divides by the ranges of tensors that it leaves in fp32
+    with TemporaryDirectory() as folder, without_logging(), np.errstate(invalid="ignore", over="ignore"):
         if NORM in operators:
             model = _with_norms_as_convolutions(_folded(model.SerializeToString(), Path(folder) / "folded.onnx"))
-        path = Path(folder) / "quantized.onnx"
+        path, feeds = Path(folder) / "quantized.onnx", feeds or [random_feed(model)]
         quantize_static(
-            model, path, _Feeds(feeds or [random_feed(model)]), quant_format=QuantFormat.QDQ, per_channel=True,
+            model, path, _Feeds(feeds), quant_format=QuantFormat.QDQ, per_channel=True,
             reduce_range=seven_bits, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
+            calibrate_method=CalibrationMethod.MinMax, nodes_to_exclude=fp32_nodes(model, feeds),
         )  # fmt: skip
         return path.read_bytes()
 

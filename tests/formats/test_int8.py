@@ -1,6 +1,7 @@
 """Graphs in int8: every layer that has a kernel for it is one, alone, between neighbours and in networks."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torchvision.models import mobilenet_v2, resnet18
 
 from htas.errors import UserError
 from htas.formats.export import export
-from htas.formats.int8 import check_images, feeds_of, left_in_fp32, needs_seven_bits, quantize
+from htas.formats.int8 import check_images, feeds_of, left_in_fp32, needs_seven_bits, quantize, random_feed
+from htas.formats.int8_outliers import fp32_nodes
 from htas.formats.onnx import chain_graph, layer_graph, network_graph
 from htas.formats.onnx_file import OnnxFile
 from htas.formats.onnx_network import static_graph
@@ -91,8 +94,85 @@ class Upwards(nn.Module):
         super().__init__()
         self.down, self.up = nn.Conv2d(3, 8, 3, 2, 1), nn.ConvTranspose2d(8, 4, 2, 2)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.up(self.down(x).relu())  # type: ignore[no-any-return]
+
+
+class Outlying(nn.Module):
+    """A step between two convolutions that puts values among activations, or cuts them off."""
+
+    def __init__(self, step: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.step = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 64, 1), step
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.step(self.first(x)))  # type: ignore[no-any-return]
+
+
+def padded(value: float) -> Callable[[Tensor], Tensor]:
+    return lambda x: F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=value), 3, 2)
+
+
+def masked(value: float, *, added: bool) -> Callable[[Tensor], Tensor]:
+    """Pixels that attend to those before them."""
+    mask = torch.ones(64, 64).triu(1).bool()
+
+    def step(x: Tensor) -> Tensor:
+        pixels = x.flatten(2).transpose(1, 2)
+        scores = pixels @ pixels.transpose(1, 2)
+        scores = scores + mask * value if added else scores.masked_fill(mask, value)
+        return (scores.softmax(-1) @ pixels).transpose(1, 2).unflatten(2, (8, 8))
+
+    return step
+
+
+def off(content: bytes, network: nn.Module, images: Tensor) -> float:
+    """Distance of what ONNX Runtime computes from PyTorch, as a share of the outputs."""
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    outputs = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+    with torch.no_grad():
+        expected = network(images)
+    return float((outputs - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize(
+    ("step", "kinds"),
+    [
+        pytest.param(padded(-np.inf), {"Pad", "MaxPool"}, id="padded with infinity"),
+        pytest.param(padded(-1e4), {"Pad", "MaxPool"}, id="padded"),
+        pytest.param(masked(-np.inf, added=False), {"Where", "Softmax"}, id="masked with infinity"),
+        pytest.param(masked(-1e9, added=True), {"Add", "Softmax"}, id="a mask added"),
+        pytest.param(lambda x: x.clamp(min=0.5), {"Clip"}, id="clamped from below"),
+        pytest.param(nn.Hardtanh(2, 4), {"Clip"}, id="hardtanh"),
+        pytest.param(lambda x: x.clamp(max=-0.1), {"Clip"}, id="clamped from above"),
+        pytest.param(padded(-1.0), set(), id="padded with little"),
+        pytest.param(nn.ReLU6(), set(), id="relu6"),
+    ],
+)
+def test_values_far_outside_of_activations_stay_in_fp32(step: Callable[[Tensor], Tensor], kinds: set[str]) -> None:
+    torch.manual_seed(0)
+    network, images = Outlying(step).eval(), torch.randn(16, 3, 8, 8)
+    graph = static_graph(network, (images,))
+    feeds, model = feeds_of(graph, [[images.numpy()]]), onnx.load_from_string(graph)
+    names = fp32_nodes(model, feeds)
+    assert {node.op_type for node in model.graph.node if node.name in names} == kinds
+    content = quantize(graph, feeds, seven_bits=True)
+    assert off(content, network, images) < 0.04 and not left_in_fp32(content)
+
+
+def test_neither_biases_nor_positions_are_outliers() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+            self.positions = nn.Parameter(torch.randn(5, 8))
+            nn.init.constant_(self.head.bias, 100.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.embed(x) + self.positions)  # type: ignore[no-any-return]
+
+    model = onnx.load_from_string(static_graph(Tokens().eval(), (torch.randn(2, 5, 8),)))
+    assert fp32_nodes(model, [random_feed(model)]) == []
 
 
 class Joined(nn.Module):
@@ -107,7 +187,7 @@ class Joined(nn.Module):
             nn.init.uniform_(norm.running_var, 0.5, 2.0)  # type: ignore[arg-type]
             nn.init.uniform_(norm.weight, 0.5, 2.0)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         joined = torch.cat([conv(x) for conv in self.convs], 1)
         return self.flat(self.conv(self.norm(joined).relu()).mean((2, 3)))  # type: ignore[no-any-return]
 
