@@ -58,8 +58,8 @@ def _networks(report: Report) -> list[page.Block]:
         rows.append(with_deployed(report, row, deployed_cell(result)))
     precision = deployed_heading(report)
     about = (
-        f"The accuracy {precision} is that of what the runtime runs, read by it on the test split; below it is its "
-        "distance from fp32 on the same images, with two standard errors. "
+        f"The accuracy {precision} is that of what the runtime runs, read by it on {_test_images(report)}; below it is "
+        "its distance from fp32 on the same images, with two standard errors. "
         if precision
         else ""
     )
@@ -77,6 +77,14 @@ def _networks(report: Report) -> list[page.Block]:
         page.Heading("Accuracy and latency"),
         accuracy_over_latency(report),
     ]
+
+
+def _test_images(report: Report) -> str:
+    """Those that the runtime reads: a device reads some of them, drawn at random."""
+    counts = sorted({each.deployed.images for each in report.results if each.deployed})
+    if not all(counts):
+        return "the test split"
+    return f"{' or '.join(f'{count:,}' for count in counts)} images of the test split"
 
 
 def _readings(result: Result) -> str:

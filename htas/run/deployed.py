@@ -24,7 +24,7 @@ CALIBRATION = 256
 BLOCK = 50
 """Images whose mean scores are one sample of the difference between two precisions."""
 MOST_ELSEWHERE = 2000
-"""Test images that are sent to a device."""
+"""Test images that are sent to a device, drawn at random: in a folder they lie sorted by class."""
 
 
 class Runs(nn.Module):
@@ -66,8 +66,8 @@ def as_deployed(
     with torch.no_grad():
         if not isinstance(forward(model.cpu().eval(), example[0] if len(example) == 1 else example), Tensor):
             return None
-    if target.host and len(test) > MOST_ELSEWHERE:
-        test = test.where(torch.arange(len(test)) < MOST_ELSEWHERE)
+    if target.host:
+        test = some_of(test, MOST_ELSEWHERE)
     runtime = open_runtime(target)
     with runtime.session():
         images = calibration_images(data, seed) if target.precision == "int8" else ()
@@ -81,6 +81,13 @@ def as_deployed(
     before, after = (float(np.average(each, weights=sizes)) for each in means)
     noise = 2 * float(np.std(means[1] - means[0], ddof=1)) / sqrt(len(sizes)) if len(sizes) > 1 else None
     return Deployed(target.precision, after, after - before, noise, round(sizes.sum()), program.remark)
+
+
+def some_of(source: Source, count: int) -> Source:
+    """So many of the items at random, the same each time, in their order; all where there are no more."""
+    mask = torch.zeros(len(source), dtype=torch.bool)
+    mask[torch.randperm(len(mask), generator=torch.Generator().manual_seed(0))[:count]] = True
+    return source.where(mask)
 
 
 @torch.no_grad()

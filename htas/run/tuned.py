@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from htas.console.progress import say
@@ -14,7 +13,7 @@ from htas.files import digest, from_json, read_about, read_weights, to_json, wri
 from htas.formats.int8 import needs_seven_bits
 from htas.report.result import Deployed, Result
 from htas.run import rows as run_rows
-from htas.run.deployed import as_deployed
+from htas.run.deployed import as_deployed, some_of
 from htas.run.run import Run
 from htas.text import plural, signed
 from htas.timing.target import Target
@@ -127,9 +126,7 @@ def _points(result: Deployed) -> str:
 
 def _with_training_images(data: Data) -> Data:
     """The data with some of its training images in place of the test split."""
-    mask = torch.zeros(len(data.weights), dtype=torch.bool)
-    mask[torch.randperm(len(mask), generator=torch.Generator().manual_seed(0))[:JUDGES]] = True
-    return replace(data, test=data.weights.where(mask))
+    return replace(data, test=some_of(data.weights, JUDGES))
 
 
 def _trained_on(run: Run, row: Result) -> nn.Module:

@@ -168,6 +168,24 @@ def test_a_device_runs_what_was_calibrated_here(
     assert here == there and here is not None and here.difference != 0
 
 
+def test_a_device_reads_images_of_every_class(network: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They lie sorted by class in a folder; each network of a run is read on the same ones."""
+    sample = data(network, 400)
+    labels, seen = torch.arange(4).repeat_interleave(100), []
+
+    def note(logits: Tensor, targets: Tensor) -> Tensor:
+        seen.append(targets)
+        return sure(logits, targets)
+
+    sample = replace(sample, test=replace(sample.test, labels=labels), task=replace(CLASSIFY, score=note))
+    monkeypatch.setattr("htas.run.deployed.MOST_ELSEWHERE", 40)
+    monkeypatch.setattr("htas.run.deployed.open_runtime", lambda target: open_runtime(INT8))
+    result = as_deployed(network, replace(INT8, host="exec:python3"), sample)
+    assert result is not None and result.images == 40
+    one, other = torch.cat(seen)[:40], torch.cat(seen)[40:]
+    assert torch.equal(one, other) and torch.bincount(one, minlength=4).min() >= 4
+
+
 def test_several_outputs_are_not_judged(network: Small) -> None:
     class Two(Small):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
