@@ -48,6 +48,21 @@ def largest_difference(expected: Tensor, actual: Tensor, what: str, tolerance: f
     return difference
 
 
+def unlike_fp32(expected: Tensor, actual: Tensor, precision: str) -> str:
+    """A remark where outputs in this precision have nothing to do with those in fp32, `expected`; else empty."""
+    if not expected.isfinite().all():
+        return ""
+    if not actual.isfinite().all():
+        return f"In {precision} outputs are not finite, and in fp32 they are: do not deploy it so."
+    difference, largest = float((expected - actual).abs().max()), float(expected.abs().max())
+    if difference <= QUANTIZED * largest:
+        return ""
+    return (
+        f"In {precision} outputs have little to do with those in fp32: on images of the calibration they differ by up "
+        f"to {difference:.2g}, and the largest is {largest:.2g}; do not deploy it so."
+    )
+
+
 def first(outputs: object) -> Tensor:
     """The first tensor, [N, ...], in the outputs of a network."""
     return tensors_in(outputs)[0]

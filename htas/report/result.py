@@ -30,7 +30,7 @@ class Deployed:
     images: int
     """How many of the test split were read; 0 where the user's own function judges."""
     remark: str = ""
-    """What stays in fp32, as a sentence."""
+    """What stays in fp32, and whether outputs are unlike those in fp32, as sentences."""
 
     @property
     def change(self) -> str:

@@ -12,6 +12,7 @@ from htas.console.progress import progress
 from htas.data.nests import tensors_in
 from htas.data.split import Data, Source
 from htas.data.task import Task, forward, images_in, precise
+from htas.formats.parity import unlike_fp32
 from htas.metrics.latency import Latency, rounds
 from htas.report.result import Deployed, Result
 from htas.run.run import Run
@@ -25,6 +26,8 @@ BLOCK = 50
 """Images whose mean scores are one sample of the difference between two precisions."""
 MOST_ELSEWHERE = 2000
 """Test images that are sent to a device, drawn at random: in a folder they lie sorted by class."""
+CHECKED = 32
+"""Images of the calibration on which outputs are compared with those in fp32."""
 
 
 class Runs(nn.Module):
@@ -70,17 +73,18 @@ def as_deployed(
         test = some_of(test, MOST_ELSEWHERE)
     runtime = open_runtime(target)
     with runtime.session():
-        images = calibration_images(data, seed) if target.precision == "int8" else ()
-        program = runtime.deploy(deployed or model, example, images)
+        images = calibration_images(data, seed) if target.precision != "fp32" else ()
+        program = runtime.deploy(deployed or model, example, images if target.precision == "int8" else ())
         network = Runs(program, target.batch)
+        remark = " ".join(filter(None, [program.remark, _doubt(deployed or model, network, images, target)]))
         if data.task.judge is not None:
             before, after = (float(data.task.judge(each.eval())) for each in (model, network))
-            return Deployed(target.precision, after, after - before, None, 0, program.remark)
+            return Deployed(target.precision, after, after - before, None, 0, remark)
         scores = np.array([_scores(each.to(device), test, data.task) for each in (model, network)])
     sizes, means = scores[0, :, 1], scores[:, :, 0]
     before, after = (float(np.average(each, weights=sizes)) for each in means)
     noise = 2 * float(np.std(means[1] - means[0], ddof=1)) / sqrt(len(sizes)) if len(sizes) > 1 else None
-    return Deployed(target.precision, after, after - before, noise, round(sizes.sum()), program.remark)
+    return Deployed(target.precision, after, after - before, noise, round(sizes.sum()), remark)
 
 
 def some_of(source: Source, count: int) -> Source:
@@ -88,6 +92,13 @@ def some_of(source: Source, count: int) -> Source:
     mask = torch.zeros(len(source), dtype=torch.bool)
     mask[torch.randperm(len(mask), generator=torch.Generator().manual_seed(0))[:count]] = True
     return source.where(mask)
+
+
+@torch.no_grad()
+def _doubt(model: nn.Module, network: Runs, images: tuple[Tensor, ...], target: Target) -> str:
+    """A remark where a network computes something else in another precision; its accuracy may hide that."""
+    inputs = [image[:CHECKED] for image in images]
+    return unlike_fp32(model.cpu().eval()(*inputs), network(*inputs), target.precision) if inputs else ""
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from htas.data.task import CLASSIFY, Task
 from htas.errors import UserError
 from htas.formats.int8 import feeds_of, needs_seven_bits, quantize
 from htas.formats.onnx_network import static_graph
+from htas.formats.parity import unlike_fp32
 from htas.run.config import load
 from htas.run.deployed import Runs, as_deployed, calibration_images
 from htas.run.run import Run
@@ -184,6 +185,34 @@ def test_a_device_reads_images_of_every_class(network: Small, monkeypatch: pytes
     assert result is not None and result.images == 40
     one, other = torch.cat(seen)[:40], torch.cat(seen)[40:]
     assert torch.equal(one, other) and torch.bincount(one, minlength=4).min() >= 4
+
+
+class Ratio(Small):
+    """It divides by 0 where the clamp is left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits / self.other(logits).clamp(min=0.5)  # type: ignore[no-any-return]
+
+
+def test_outputs_that_are_not_finite_are_a_remark(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = Ratio().eval()
+    fine = as_deployed(network, INT8, data(network))
+    monkeypatch.setattr("htas.formats.int8.fp32_nodes", lambda model, feeds: [])
+    faulty = as_deployed(network, INT8, data(network))
+    assert fine is not None and faulty is not None and fine.remark == ""
+    assert faulty.remark == "In int8 outputs are not finite, and in fp32 they are: do not deploy it so."
+
+
+def test_outputs_that_have_little_to_do_with_fp32_are_a_remark() -> None:
+    fp32 = torch.tensor([[1.0, -4.0]])
+    assert unlike_fp32(fp32, fp32 + 1.9, "int8") == "" and unlike_fp32(fp32 * torch.nan, fp32 * torch.nan, "int8") == ""
+    assert unlike_fp32(fp32, fp32 + 2.1, "int8").startswith("In int8 outputs have little to do with those in fp32: on ")
 
 
 def test_several_outputs_are_not_judged(network: Small) -> None:
