@@ -1,7 +1,8 @@
 """Arithmetic in eight bits, simulated in fp32: what judges and trains networks for a target in int8."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -14,6 +15,18 @@ WEIGHED = (F.conv1d, F.conv2d, F.conv3d, F.linear)
 have none, and products of two activations stay in fp32."""
 SMALLEST = 1e-12
 """Of the largest value of a tensor that is rounded, so that there is a scale where all are 0."""
+
+
+def _unasked(function: Any) -> Callable[..., Any]:
+    """A function of torch in Python that does not hand itself to a context as a whole, but each of its steps."""
+    steps = {**function.__globals__, "has_torch_function": lambda tensors: False}
+    copy = FunctionType(function.__code__, steps, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+COMPOSITE = {F.multi_head_attention_forward: _unasked(F.multi_head_attention_forward)}
+"""Functions of torch that multiply by weights within, by how they are called within the context."""
 
 
 class SimulatedInt8(TorchFunctionMode):
@@ -36,6 +49,9 @@ class SimulatedInt8(TorchFunctionMode):
     ) -> Any:
         """The same function of torch, of rounded inputs and weights where it has weights."""
         named = dict(kwargs or {})
+        if func in COMPOSITE:
+            with self:
+                return COMPOSITE[func](*args, **named)
         if func in WEIGHED:
             values: list[Any] = [*args, *(named.pop(name) for name in ("input", "weight") if name in named)]
             inputs, weight, *others = values

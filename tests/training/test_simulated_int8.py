@@ -69,6 +69,27 @@ def test_gradients_pass_as_if_nothing_were_rounded() -> None:
     assert torch.allclose(weight.grad, rounded(x).sum(0).expand(4, 3))
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_attention_rounds_what_its_products_with_weights_read(train: bool) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.MultiheadAttention(8, 2, batch_first=True).train(train), torch.randn(2, 5, 8)
+
+    def product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(rounded(x), rounded_by_row(weight, 127), bias)
+
+    with torch.no_grad():
+        plain = layer(x, x, x, need_weights=False)[0]
+        with simulated(8):
+            outputs = layer(x, x, x, need_weights=False)[0]
+        query, key, value = (
+            part.unflatten(2, (2, 4)).transpose(1, 2)
+            for part in product(x, layer.in_proj_weight, layer.in_proj_bias).chunk(3, 2)
+        )
+        heads = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        expected = product(heads, layer.out_proj.weight, layer.out_proj.bias)
+    assert torch.allclose(outputs, expected, atol=1e-5) and not torch.allclose(outputs, plain, atol=1e-4)
+
+
 class Two(nn.Module):
     """Two convolutions with norms."""
 
