@@ -54,11 +54,21 @@ def quantize(graph: bytes, feeds: Sequence[Feed] = (), *, seven_bits: bool = Fal
         if NORM in operators:
             model = _with_norms_as_convolutions(_folded(model.SerializeToString(), Path(folder) / "folded.onnx"))
         path, feeds = Path(folder) / "quantized.onnx", feeds or [random_feed(model)]
-        quantize_static(
-            model, path, _Feeds(feeds), quant_format=QuantFormat.QDQ, per_channel=True,
-            reduce_range=seven_bits, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax, nodes_to_exclude=fp32_nodes(model, feeds),
-        )  # fmt: skip
+        one_scale: dict[str, list[dict[str, object]]] = {
+            node.input[1]: [{}] for node in model.graph.node if node.op_type in WEIGHED and _channel_axis(node) is None
+        }
+        try:
+            quantize_static(
+                model, path, _Feeds(feeds), quant_format=QuantFormat.QDQ, per_channel=True,
+                reduce_range=seven_bits, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.MinMax, nodes_to_exclude=fp32_nodes(model, feeds),
+                extra_options={"TensorQuantOverrides": one_scale},
+            )  # fmt: skip
+        except Exception as error:  # the quantizer raises what its steps raise
+            reason = str(error).strip().split("\n", 1)[0]
+            raise UserError(
+                f"ONNX Runtime's quantizer fails with this network ({type(error).__name__}: {reason}); keep it in fp32"
+            ) from error
         return path.read_bytes()
 
 
@@ -185,6 +195,20 @@ def _folded(graph: bytes, path: Path) -> bytes:
     options.log_severity_level = 3
     ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     return path.read_bytes()
+
+
+def _channel_axis(node: Any) -> int | None:
+    """The dimension of an operator's weights in which channels have scales of their own; None where one scale is for
+    all, as in groups of a transposed convolution, whose biases would need more scales than the weights have."""
+    attributes = {each.name: each.i for each in node.attribute}
+    match node.op_type:
+        case "ConvTranspose" if attributes.get("group", 1) > 1 and len(node.input) > 2:
+            return None
+        case "Conv":
+            return 0
+        case "Gemm":
+            return 0 if attributes.get("transB") else 1
+    return 1
 
 
 def _with_norms_as_convolutions(graph: bytes) -> Any:

@@ -29,8 +29,13 @@ class Builder:
     """The runtime in words."""
     target: Target
 
-    def network(self, model: nn.Module, example: tuple[Tensor, ...], build: Build, *, compare: bool = True) -> Program:
+    def network(
+        self, model: nn.Module, example: tuple[Tensor, ...], build: Build, *, compare: bool = True,
+        build_part: Build | None = None,
+    ) -> Program:  # fmt: skip
         """`build` of a copy of the network on the CPU in eval mode, with its outputs compared with eager PyTorch's.
+
+        `build_part` is for its layers alone, to find one at fault, where `build` is for the network's inputs only.
 
         Raises UserError, which names the layer that cannot be run, or says that memory is short or that outputs differ.
         """
@@ -42,7 +47,7 @@ class Builder:
         except Exception as error:  # every library raises classes of its own
             if isinstance(error, UserError) and error.__cause__ is None:  # else a single layer may be at fault
                 raise
-            where = "" if _is_memory(error) else _culprit(_copy(model), example, build)
+            where = "" if _is_memory(error) else _culprit(_copy(model), example, build_part or build)
             raise UserError(self._sentence(f"this {type(model).__name__}", where, error)) from error
         return self._guarded(program)
 

@@ -70,7 +70,8 @@ class WrittenRuntime(Runtime):
         def build(network: nn.Module, example: tuple[Tensor, ...]) -> Program:
             return self.remarked(self.write_deployed(network, example, images))
 
-        return self.builder.network(model, example, build, compare=self.target.precision != "int8")
+        compare = self.target.precision != "int8"
+        return self.builder.network(model, example, build, compare=compare, build_part=self.build)
 
     def build(self, network: nn.Module, example: tuple[Tensor, ...]) -> Program:
         """The network; `rebuild` opens the same bytes again."""

@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from onnxruntime.quantization import quantize_static
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2, resnet18
 
@@ -173,6 +174,47 @@ def test_neither_biases_nor_positions_are_outliers() -> None:
 
     model = onnx.load_from_string(static_graph(Tokens().eval(), (torch.randn(2, 5, 8),)))
     assert fp32_nodes(model, [random_feed(model)]) == []
+
+
+class Grouped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.up, self.last = (
+            nn.Conv2d(3, 16, 3),
+            nn.ConvTranspose2d(16, 8, 2, 2, groups=4),
+            nn.Conv2d(8, 4, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.up(self.conv(x).relu()).relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_groups_of_a_transposed_convolution_are_quantized(runtime: str) -> None:
+    torch.manual_seed(0)
+    network, images = Grouped().eval(), torch.randn(8, 3, 8, 8)
+    target = Target(runtime=runtime, precision="int8", batch=8, threads=1, shapes=((3, 8, 8),))
+    program = open_runtime(target).deploy(network, (images,), (images,))
+    with torch.no_grad():
+        expected = network(images)
+    assert float((program.outputs(images) - expected).norm() / expected.norm()) < 0.04
+    assert ("up" in program.remark) == (runtime == "onnxruntime")
+
+
+def test_the_layer_at_fault_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(model: onnx.ModelProto, path: Path, *others: object, **options: object) -> None:
+        if any(node.op_type == "ConvTranspose" for node in model.graph.node):
+            raise ValueError("operands could not be broadcast")
+        quantize_static(model, path, *others, **options)
+
+    images = torch.randn(12, 3, 8, 8)
+    monkeypatch.setattr("onnxruntime.quantization.quantize_static", refuse)
+    target = Target(runtime="onnxruntime", precision="int8", batch=4, threads=1, shapes=((3, 8, 8),))
+    why = r"quantizer fails with this network \(ValueError: operands .*\); keep it in fp32"
+    with pytest.raises(UserError, match=why):
+        quantize(static_graph(Grouped(), (images,)))
+    with pytest.raises(UserError, match=rf"{why}; the cause is layer 'up' \(ConvTranspose2d\)"):
+        open_runtime(target).deploy(Grouped(), (images[:4],), (images,))
 
 
 class Joined(nn.Module):
