@@ -54,6 +54,7 @@ def quantize(graph: bytes, feeds: Sequence[Feed] = (), *, seven_bits: bool = Fal
         if NORM in operators:
             model = _with_norms_as_convolutions(_folded(model.SerializeToString(), Path(folder) / "folded.onnx"))
         path, feeds = Path(folder) / "quantized.onnx", feeds or [random_feed(model)]
+        _copy_shared_weights(model)
         one_scale: dict[str, list[dict[str, object]]] = {
             node.input[1]: [{}] for node in model.graph.node if node.op_type in WEIGHED and _channel_axis(node) is None
         }
@@ -209,6 +210,24 @@ def _channel_axis(node: Any) -> int | None:
         case "Gemm":
             return 0 if attributes.get("transB") else 1
     return 1
+
+
+def _copy_shared_weights(model: Any) -> None:
+    """Give weights that operators read by channels of different dimensions, as tied ones are, to each of these."""
+    weights = {each.name: each for each in model.graph.initializer}
+    axes: dict[str, list[int | None]] = {}
+    for node in model.graph.node:
+        if node.op_type in WEIGHED and node.input[1] in weights:
+            name, axis = node.input[1], _channel_axis(node)
+            readers = axes.setdefault(name, [])
+            if axis not in readers:
+                readers.append(axis)
+                if readers[1:]:
+                    copy = model.graph.initializer.add()
+                    copy.CopyFrom(weights[name])
+                    copy.name = f"{name}_by_{axis}"
+            if axis != readers[0]:
+                node.input[1] = f"{name}_by_{axis}"
 
 
 def _with_norms_as_convolutions(graph: bytes) -> Any:

@@ -176,6 +176,29 @@ def test_neither_biases_nor_positions_are_outliers() -> None:
     assert fp32_nodes(model, [random_feed(model)]) == []
 
 
+class Tied(nn.Module):
+    """A decoder with the weights of its encoder, whose channels are of unlike sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 16, 3, 2, 1), nn.Linear(256, 64, bias=False)
+        with torch.no_grad():
+            self.conv.weight *= torch.logspace(-2, 0, 16).view(-1, 1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.conv(x).relu()
+        rows = F.linear(self.linear(maps.flatten(1)), self.linear.weight.t())
+        return F.conv_transpose2d(rows.view_as(maps), self.conv.weight, None, 2, 1, 1)
+
+
+def test_tied_weights_have_scales_for_the_channels_of_each_reader() -> None:
+    torch.manual_seed(0)
+    network, images = Tied().eval(), torch.randn(16, 3, 8, 8)
+    graph = static_graph(network, (images,))
+    content = quantize(graph, feeds_of(graph, [[images.numpy()]]), seven_bits=True)
+    assert off(content, network, images) < 0.04 and len(content) < len(graph)
+
+
 class Grouped(nn.Module):
     def __init__(self) -> None:
         super().__init__()
