@@ -119,7 +119,15 @@ def _int8_graph(
     check_images(arrays, [each.numpy() for each in example])
     graph = network_graph(network, example, dynamic=True)
     feeds = feeds_of(graph, [[array[at : at + FEED] for array in arrays] for at in range(0, len(arrays[0]), FEED)])
-    content = quantize(graph, feeds, seven_bits=seven_bits)
+    try:
+        content = quantize(graph, feeds, seven_bits=seven_bits)
+    except UserError:
+        raise
+    except Exception as error:  # the quantizer raises what its steps raise
+        reason = str(error).strip().split("\n", 1)[0]
+        raise UserError(
+            f"ONNX Runtime's quantizer fails with this network ({type(error).__name__}: {reason}); export it in fp32"
+        ) from error
     if len(content) >= len(graph):
         raise UserError(
             f"in int8 this network takes {len(content):,} bytes, in fp32 {len(graph):,}; it is too small to quantize; "
