@@ -16,6 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from htas.console.blame import blame
 from htas.data.batch import Format, class_targets, one_class, one_shape, stacked
+from htas.data.copies import numbered, origins
 from htas.data.split import WHOLE, Batch, Source
 from htas.errors import UserError
 from htas.text import plural
@@ -54,6 +55,15 @@ class Items(Source):
     def where(self, mask: Tensor) -> "Items":
         """The items at a bool mask [N], in their order."""
         return replace(self, picks=self.picks[mask])
+
+    def origins(self) -> Tensor:
+        """int64 [N, 2], of each item the data set that holds it and its number there: equal rows are one item."""
+        return origins(self.dataset, self.picks)
+
+    def copies(self) -> Tensor | None:
+        """int64 [N], from 0 on, a number for each item that copies of it have too; None where no item stands twice."""
+        numbers = numbered(self.origins())
+        return numbers if int(numbers.max()) + 1 < len(self) else None
 
     def item(self, number: int) -> Any:
         """An item as the data set gives it; raises UserError where the user's code fails."""

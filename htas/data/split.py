@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
+from htas.data.copies import drawn_together
 from htas.data.task import CLASSIFY, Inputs, Task
 from htas.errors import UserError
 
@@ -50,6 +51,10 @@ class Source(ABC):
     @abstractmethod
     def where(self, mask: Tensor) -> "Source":
         """The items at a bool mask [N], in their order."""
+
+    def copies(self) -> Tensor | None:
+        """int64 [N], from 0 on, a number for each item that copies of it have too; None where no item stands twice."""
+        return None
 
     def batches(
         self,
@@ -182,11 +187,13 @@ class Data:
         seed: int,
         task: Task = CLASSIFY,
     ) -> "Data":
-        """Divide `train`, class by class with `seed`: the share `validation` for validation, the rest for weights.
+        """Divide `train`, class by class with `seed`: the share `validation` for validation, the rest for weights;
+        copies of one item go to one side.
 
         `labels` are the int64 labels [N] of `train`, or zeros where it has no classes.
         """
-        held_out = proportional(labels, round(len(train) * validation), seed)
+        copies, count = train.copies(), round(len(train) * validation)
+        held_out = proportional(labels, count, seed) if copies is None else drawn_together(labels, copies, count, seed)
         return Data(classes, shapes, train, train.where(~held_out), train.where(held_out), test, task)
 
 

@@ -70,6 +70,11 @@ class Dataset(ABC):
         )
 
     @property
+    def doubts(self) -> tuple[str, ...]:
+        """What speaks against the accuracies that it tells, in sentences for the report; nothing by default."""
+        return ()
+
+    @property
     def encoding(self) -> str:
         """How its images come, where copies of it differ: `PNG images, lossless`, `JPEG images of quality 95`."""
         return ""

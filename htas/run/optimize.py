@@ -194,6 +194,8 @@ def optimize(
     whole = tuple(not each.is_floating_point() for each in example)
     dataset = UserData.of(*data, classes, example_shapes, task, _names(model, len(example)), whole)
     dataset.check()
+    for doubt in dataset.doubts:
+        say(f"data: doubt: {doubt}")
     changes: Values = {
         "seed": seed,
         "design.ignored": [ignored_layers] if isinstance(ignored_layers, str) else [*ignored_layers],

@@ -335,7 +335,7 @@ def _report(run: Run, again: bool) -> None:
         dataset=config.data.name,
         stages=seconds,
         remarks=tuple(dict.fromkeys((
-            *run.survey.doubts, *(calibration.doubts if calibration else ()),
+            *config.data.doubts, *run.survey.doubts, *(calibration.doubts if calibration else ()),
             *(f"Not in this report: {why}." for why in missing),
         ))),
         test_images=networks[-1].test_images if networks else 0,

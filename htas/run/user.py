@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from htas.data.batch import Format
+from htas.data.copies import shared
 from htas.data.items import SEEN, Items, items, limited
 from htas.data.marks import mark
 from htas.data.nests import replaced
@@ -122,6 +123,12 @@ class UserData(Dataset):
     mean = std = ()
     _parts: ClassVar[Parts | None] = None
     """Training items, validation items and task. No field, since a configuration is only text."""
+    _doubts: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """That validation items are training items too, where some are."""
+        return self._doubts
 
     @property
     def name(self) -> str:
@@ -145,6 +152,7 @@ class UserData(Dataset):
         key = f"{type(parts[0].dataset).__name__}-{fingerprint(*parts)}"
         data = UserData(key, sizes, classes, shapes, task.name)
         object.__setattr__(data, "_parts", (*parts, task))
+        object.__setattr__(data, "_doubts", _overlap(*parts))
         return data
 
     def check(self) -> None:
@@ -176,6 +184,18 @@ class UserData(Dataset):
                 "folder as out"
             )
         return self._parts
+
+
+def _overlap(train: Items, test: Items) -> tuple[str, ...]:
+    """A sentence where items of the test are trained on; torch's own Subset and ConcatDataset are looked through."""
+    count = shared(train.origins(), test.origins())
+    if not count:
+        return ()
+    which = "is a training item" if count == 1 else "are training items"
+    return (
+        f"{count} of {plural(len(test), 'validation item')} {which} too, and accuracies on what networks were trained "
+        "on are no test of them; give validation items that are not among the training items.",
+    )
 
 
 def fingerprint(*parts: Items) -> str:

@@ -31,6 +31,7 @@ from torch.utils.data import (
 import htas
 from htas.data.split import Data
 from htas.errors import UserError
+from htas.report import read as read_report
 from htas.run import rows
 from htas.run import stages as pipeline
 from htas.run.run import Run
@@ -187,6 +188,19 @@ def test_mixed_up_items_are_divided_by_their_own_classes_alike_at_every_call(tmp
     for number in range(2):
         torch.manual_seed(number)
         assert torch.equal(surveyed(loaders, tmp_path / str(number)).validation.picks, usual)
+
+
+def test_validation_items_that_are_trained_on_are_named_at_once_and_in_the_report(tmp_path, capsys):
+    with scripted_device():
+        htas.optimize(
+            network(), torch.zeros(1, *SHAPE), (PLAIN[0], PLAIN[0]), target=htas.Target(threads=1), trained=False,
+            epochs=1, constraints={"macs": "70%"}, options={**QUICK, "strategy.name": "uniform"}, out=tmp_path / "run",
+        )  # fmt: skip
+    words = (
+        "90 of 90 validation items are training items too, and accuracies on what networks were trained on are no test"
+    )
+    assert capsys.readouterr().err.startswith(f"data: doubt: {words}")
+    assert read_report(tmp_path / "run").remarks[0].startswith(words)
 
 
 @pytest.mark.slow
