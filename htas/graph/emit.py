@@ -1,7 +1,7 @@
 """The nodes of a network, made of labelled steps."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -72,10 +72,8 @@ class Emitter:
     def _name_sites(self) -> None:
         self.atoms, self.producers = atoms_of(self.labels.channels, list(self.follower.lines())), {}
         atoms = self.atoms
-        for call in self.record.calls:
-            if not isinstance(kind_of(call, self.labels), Convolution):
-                continue
-            name = conv.layer_name(call, self.labels)
+        layers = [call for call in self.record.calls if isinstance(kind_of(call, self.labels), Convolution)]
+        for call, name in conv.layer_names(layers, self.labels).items():
             made = conv.made_by(call, self)
             if made is None:
                 continue
@@ -85,7 +83,7 @@ class Emitter:
             totals.pop(-1, None)
             for number, (site, repeat) in enumerate(totals.items()):
                 if site not in atoms.names:
-                    atoms.names[site] = name if number == 0 else f"{name}[{number}]"
+                    atoms.names[site] = _unlike(name if number == 0 else f"{name}[{number}]", atoms.names.values())
                     atoms.multiples[site] = repeat
                 self.producers.setdefault(site, []).append(name)
         for depth, (fresh, _) in self.follower.passed.items():
@@ -342,12 +340,18 @@ class Emitter:
             if isinstance(kind_of(call, self.labels), Convolution):
                 ids = self.inside(value).get(self.axis(value))
                 why = self.atoms.why(ids) if ids is not None else self.labels.why(value)
-                reasons.setdefault(node.module, why)
+                reasons.setdefault(node.module or node.name, why)
             elif node.kind == "fixed" and value.derived:
                 why = self.labels.reasons.get(value, "")
                 if why.startswith(title(call, self.labels.modules)):  # not one that it has from a step before
                     reasons.setdefault(node.module or node.name, why)
         return reasons
+
+
+def _unlike(name: str, others: Collection[str]) -> str:
+    """A name that none of the others is: with a number behind it, where it is one."""
+    fresh = (name, *(f"{name}#{number}" for number in range(2, len(others) + 2)))
+    return next(each for each in fresh if each not in others)
 
 
 def _whole(repeat: Fraction) -> int | Fraction:

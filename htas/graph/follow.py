@@ -158,9 +158,7 @@ class Follower:
             return
         outputs = self.labels.of(call.outputs[0]).get(conv.axis_of(call, self.labels))
         self.made += [outputs] if outputs is not None else []
-        weight = conv.parts(call, self.labels)[1]
-        owner = call.module or weight.param.rpartition(".")[0] or call.owner
-        if self._ignored(owner):
+        if self._ignored(conv.owner_of(call, self.labels)):
             self.labels.freeze(call.outputs[0], IGNORED)
 
     def _freeze_untrained(self, call: Call, mode: Mode) -> None:

@@ -131,7 +131,7 @@ class Site:
     base: int
     """Channels, or blocks, in the base network."""
     producers: tuple[str, ...]
-    """width: modules whose outputs it is. depth: the blocks."""
+    """width: modules whose outputs it is, or the weights of functions. depth: the blocks."""
     consumers: tuple[tuple[str, int, int], ...] = ()
     """width: (module, offset, repeat): input rows offset + repeat * c ... of the module belong to channel c."""
     multiple: int = 1

@@ -1,10 +1,12 @@
 """Convolutions of any number of dimensions, plain, within groups, or transposed, and linear layers."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from htas.graph.channels import Ids
@@ -116,7 +118,7 @@ class Convolution(Kind):
             scaled = tuple(layout for layout in map(emitter.atoms.layout, lines) if layout.free)
             return replace(node, macs=replace(layer, bias=False).macs, scaled=scaled)
         if not node.module:
-            node = replace(node, module=layer_name(call, emitter.labels), called=False)
+            node = replace(node, module=owner_of(call, emitter.labels), called=False)
         elif node.module in emitter.first:
             node = replace(node, again=True)
         emitter.first.setdefault(node.module, node.name)
@@ -255,9 +257,35 @@ def _padding(value: Any, reach: list[int], dims: int) -> tuple[int, ...]:
     return (0,) * dims if value == "valid" else tuple_of(value, dims)
 
 
-def layer_name(call: Call, labels: Labels) -> str:
-    """The module that a layer is, or that owns its weight."""
+def owner_of(call: Call, labels: Labels) -> str:
+    """The module that a layer is, or that owns its weight; empty for the whole network."""
     return call.module or parts(call, labels)[1].param.rpartition(".")[0] or call.owner
+
+
+def layer_names(calls: Iterable[Call], labels: Labels) -> dict[Call, str]:
+    """By layer the module that it is, or that owns its weight; where that is the whole network, or owns the weights of
+    several layers, the path of the weight, or of the parameter that it is made of."""
+    layers = {call: owner_of(call, labels) for call in calls}
+    paths = {call: _path(parts(call, labels)[1]) or f"{call.owner}:{call.name}" for call in layers if not call.module}
+    weights: dict[str, set[str]] = {}
+    for call, path in paths.items():
+        weights.setdefault(layers[call], set()).add(path)
+    apart = {call for call in paths if not layers[call] or len(weights[layers[call]]) > 1}
+    return {call: paths[call] if call in apart else name for call, name in layers.items()}
+
+
+def _path(weight: Value) -> str:
+    """The parameter that a weight is, or is made of: the first of the largest; empty where it is made of none."""
+    rest, visited = [weight], {weight}
+    largest = Value(torch.empty(0))
+    while rest:
+        value = rest.pop()
+        if value.param and value.tensor.numel() > largest.tensor.numel():
+            largest = value
+        sources = value.call.values if value.call is not None else []
+        rest += [each for each in reversed(sources) if each not in visited]
+        visited.update(sources)
+    return largest.param
 
 
 def made_by(call: Call, emitter: "Emitter") -> Ids | None:
