@@ -12,9 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from htas.console.blame import blame
+from htas.console.progress import say
 from htas.errors import UserError
+from htas.graph.draws import draw_again
 from htas.graph.modes import evaluating
 from htas.text import shapes
+
+_NAMED: set[tuple[str, str]] = set()
+"""Parameters, each with the title of its family, that have been named as keeping their values."""
 
 
 class ModelFamily(ABC):
@@ -55,11 +60,18 @@ class ModelFamily(ABC):
         return f"{self.title} with {blocks} blocks a stage"
 
     def reset(self, module: nn.Module) -> None:
-        """Draw all weights of a network of this family again, in place, at any widths and depths."""
-        for part in module.modules():
-            reset = getattr(part, "reset_parameters", None)
-            if callable(reset):
-                reset()
+        """Draw all weights of a network of this family again, in place, at any widths and depths: by the
+        `reset_parameters`, or `_reset_parameters`, of its modules. Parameters that none of these draws keep their
+        values, and are named once on stderr."""
+        names = [name.removeprefix("body.") for name in draw_again(module)]  # as a supernet calls the network
+        names = [name for name in names if (self.title, name) not in _NAMED]
+        if names:
+            _NAMED.update((self.title, name) for name in names)
+            more = f" and {len(names) - 12} others" if len(names) > 12 else ""
+            say(
+                f"new weights: no module draws {', '.join(names[:12])}{more}, so the values there stay (a method "
+                "reset_parameters of the module that holds them would draw them)"
+            )
 
 
 def check_logits(name: str, module: nn.Module, example: tuple[Tensor, ...], classes: int) -> None:

@@ -224,8 +224,9 @@ def _optimized(run: Run, model: nn.Module, *, trained: bool, scored_by: str) -> 
     try_functions(model, run.data, batch=batch, device=run.device, scored_by=scored_by)
     if not trained and not run.model_file("base").exists():
         say(
-            "the base network is trained from new weights, as trained=False says; only parameters that require no "
-            "gradients keep their values (to keep pre-trained weights, train the network first, and leave trained=True)"
+            "the base network is trained from new weights, as trained=False says; parameters that require no "
+            "gradients, and those that no module draws, keep their values (to keep pre-trained weights, train the "
+            "network first, and leave trained=True)"
         )
     if trained:
         _check_alike(config.family.title)
