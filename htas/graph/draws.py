@@ -108,10 +108,17 @@ def _assign(steps: ParametrizationList, weight: Tensor) -> None:
         return
     for source, each in zip(sources, values, strict=True):
         source.copy_(each)
-    if list(steps.buffers()):
-        modes = {part: part.training for part in steps.modules()}
-        steps.train()
-        for _ in range(STEPS):
-            steps()
-        for part, training in modes.items():
-            part.training = training
+    settle(steps)
+
+
+@torch.no_grad()
+def settle(steps: nn.Module) -> None:
+    """Compute a weight a few times in training mode, where its parametrization keeps an estimate of it."""
+    if not list(steps.buffers()):
+        return
+    modes = {part: part.training for part in steps.modules()}
+    steps.train()
+    for _ in range(STEPS):
+        steps()
+    for part, training in modes.items():
+        part.training = training

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from htas.graph.arch import Arch
+from htas.graph.draws import draw_through, settle
 from htas.graph.layer import CONVS, TRANSPOSED
 from htas.graph.layout import Layout, Layouts
-from htas.graph.modes import copied
+from htas.graph.modes import copied, evaluating
 from htas.graph.network import Network
 from htas.graph.projected import projected
 
@@ -20,7 +21,7 @@ def resize(network: Network, arch: Arch) -> nn.Module:
     It is of the user's own classes, all of them, with parameters of other sizes, and an Identity where a block is cut
     that is not called by a Sequential; unless a shortcut needs a projection (`adds="project"` at unequal widths): then
     it is code made of its steps, with the same module names plus a `project` in each such block. Weights that fit are
-    kept, others are drawn by `reset_parameters`.
+    kept, others are drawn by `reset_parameters`, or around the mean of the parameter with its standard deviation.
     Raises UserError for an arch of another network.
     """
     network.check(arch)
@@ -53,11 +54,20 @@ def widen(module: nn.Module, network: Network, widths: Mapping[str, int]) -> Non
     for (_, owner, name, place), layout in network.counted.items():
         if owner in parts:
             set_count(parts[owner], name, place, layout.size(widths))
+    computed = {path.partition(".parametrizations.")[0] for path in by_owner if ".parametrizations." in path}
+    for path in sorted(computed, key=lambda each: order.get(each, len(network.nodes))):
+        _computed(parts[path], path, [each for each in by_owner if each.startswith(f"{path}.")], network, widths)
 
 
 def _changes(layout: Layout | None, network: Network, widths: Mapping[str, int]) -> bool:
     """Whether other positions stand along a dimension at these widths; there may be as many as before."""
     return layout is not None and any(widths[site] != network.base_widths[site] for site in layout.sites)
+
+
+def _grows(layouts: Layouts, network: Network, widths: Mapping[str, int]) -> bool:
+    """Whether positions come that the base network lacks."""
+    sites = [site for layout in layouts if layout is not None for site in layout.sites]
+    return any(widths[site] > network.base_widths[site] for site in sites)
 
 
 def _tied(module: nn.Module) -> dict[str, list[str]]:
@@ -79,19 +89,56 @@ def _resized(part: Any, owner: str, names: Sequence[str], network: Network, widt
     old = {name: getattr(part, name) for name in names}
     paths = {name: f"{owner}.{name}" if owner else name for name in names}
     shapes = {name: network.shape(paths[name], tensor.shape, widths) for name, tensor in old.items()}
+    resets = getattr(type(part), "reset_parameters", None) in RESETS
     for name, tensor in old.items():
         if isinstance(tensor, nn.Parameter):
             fresh = tensor.detach().mean().expand(shapes[name]).clone()
+            if not (resets and name in ("weight", "bias")) and _grows(network.layouts[paths[name]], network, widths):
+                fresh = _spread(fresh, tensor)
             setattr(part, name, nn.Parameter(fresh, tensor.requires_grad))
         else:
             part._buffers[name] = _again_and_again(tensor, shapes[name])
     set_sizes(part, whole=owner in network.whole_groups)
-    if getattr(type(part), "reset_parameters", None) in RESETS:
+    if resets:
         _reset(part, names)
     for name, tensor in old.items():
         into = getattr(part, name)
         copy_common(into.data, tensor, network.layouts[paths[name]], network.base_widths, widths)
         into.data = into.data.contiguous(memory_format=_format(tensor))
+
+
+def _spread(mean: Tensor, values: Tensor) -> Tensor:
+    """Numbers around the mean, as far from it as the values of a parameter are, where these have two dimensions or
+    more; those that are all equal stay so."""
+    if values.dim() < 2 or not values.is_floating_point() or values.numel() < 2:
+        return mean
+    std = values.detach().std()
+    return mean + std * torch.randn_like(mean) if float(std) > 0 else mean
+
+
+@torch.no_grad()
+def _computed(part: Any, path: str, owners: Sequence[str], network: Network, widths: Mapping[str, int]) -> None:
+    """Sizes, and new values, of a layer that computes its weight from others (torch.nn.utils.parametrize), which have
+    their new sizes by now; they are drawn as the layer draws its weight."""
+    with evaluating(part):
+        set_sizes(part, whole=path in network.whole_groups)
+    names = [name for owner in owners for name, _ in _base(network, owner).named_parameters(owner, recurse=False)]
+    grown = [name for name in names if _grows(network.layouts.get(name, ()), network, widths)]
+    if not grown or getattr(type(part), "reset_parameters", None) not in RESETS:
+        return
+    twin = copied(part)
+    draw_through(twin)
+    for name in grown:
+        owner, _, last = name.rpartition(".")
+        into = part.get_parameter(name.removeprefix(f"{path}."))
+        into.copy_(twin.get_parameter(name.removeprefix(f"{path}.")))
+        copy_common(into, _base(network, owner).get_parameter(last), network.layouts[name], network.base_widths, widths)
+    for steps in part.parametrizations.children():
+        settle(steps)
+
+
+def _base(network: Network, owner: str) -> nn.Module:
+    return network.module.get_submodule(owner)
 
 
 def copy_common(
