@@ -5,12 +5,14 @@ are the most important ones, and the network computes the same as before.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from htas.graph.modes import copied, unwrapped
-from htas.graph.network import Network
+from htas.graph.modes import copied, evaluating, unwrapped
+from htas.graph.network import Network, Node
 from htas.graph.trace import trace
 from htas.graph.verify import reorder
 
@@ -42,8 +44,8 @@ def _worth(network: Network) -> dict[str, Tensor]:
     tensors = {**dict(network.module.named_parameters(remove_duplicate=False)), **dict(network.module.named_buffers())}
     norms = {node.name: node.module for node in network.nodes if node.kind == "norm"}
     for node in network.nodes:
-        name = f"{node.module}.weight"
-        if node.kind not in ("conv", "grouped") or name not in network.layouts or node.again:
+        name = _weight(network, node, tensors) if node.kind in ("conv", "grouped") and not node.again else ""
+        if not name:
             continue
         weight = tensors[name].detach().float().cpu().abs()
         turned = node.layer is not None and node.layer.op == "conv_transpose"
@@ -56,6 +58,22 @@ def _worth(network: Network) -> dict[str, Tensor]:
             for site, values in layout.by_atom(sums / sums.mean().clamp_min(1e-12)):
                 worth[site] += values.mean(1)
     return worth
+
+
+def _weight(network: Network, node: Node, tensors: dict[str, Tensor]) -> str:
+    """The name of a layer's weight; of one that is computed (torch.nn.utils.parametrize) the name of what it is
+    computed from that has its shape, under which `tensors` then has the weight itself. Empty for none."""
+    name = f"{node.module}.weight"
+    part = network.module.get_submodule(node.module)
+    if name in network.layouts or not is_parametrized(part, "weight"):
+        return name if name in network.layouts else ""
+    with evaluating(part):
+        weight: Any = part.weight
+    sources = [path for path in network.layouts if path.startswith(f"{node.module}.parametrizations.weight.original")]
+    name = next((path for path in sources if tensors[path].shape == weight.shape), "")
+    if name:
+        tensors[name] = weight
+    return name
 
 
 def _scale(tensors: dict[str, Tensor], norm: str, count: int) -> Tensor:

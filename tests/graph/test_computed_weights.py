@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from htas.graph import Arch, Network, resize, trace
+from htas.graph.order import ordered
 
 IMAGES = torch.zeros(2, 3, 9, 9)
 WRAPS = pytest.mark.parametrize("wrap", [weight_norm, spectral_norm])
@@ -93,3 +94,20 @@ def test_a_plain_network_at_other_widths_draws_what_it_drew() -> None:
         twin = nn.Conv2d(layer.in_channels, layer.out_channels, 3, groups=layer.groups)  # type: ignore[arg-type]
         rows = len(twin.weight) // 2
         assert torch.equal(layer.weight[rows:], twin.weight[rows:])  # type: ignore[index, arg-type]
+
+
+@WRAPS
+def test_the_most_important_channels_of_a_computed_weight_come_first(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    layers = [nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)]
+    sizes = torch.tensor([3.0, 5.0, 1.0, 6.0, 2.0, 4.0])
+    with torch.no_grad():
+        layers[0].weight.copy_(torch.randn(1, 3, 3, 3) * sizes[:, None, None, None])
+    module = nn.Sequential(*map(wrap, layers), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    with torch.no_grad():
+        for layer in module[1:3]:  # type: ignore[attr-defined]
+            layer.weight = torch.randn(1, 1, 3, 3).expand(layer.weight.shape).clone()
+    images = torch.randn(2, 3, 9, 9)
+    clone = ordered(module, images)
+    norms = clone.get_submodule("0").weight.detach().flatten(1).norm(dim=1)  # type: ignore[operator, union-attr]
+    assert torch.equal(norms, norms.sort(descending=True).values)
+    assert torch.allclose(clone(images), module(images), atol=1e-5)
