@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import hypot, inf, sqrt
+from math import inf, sqrt
 from typing import Literal, TypeVar
 
 from htas.report._blocks import Answer, Cell, Figure
 from htas.report._names import at_the_start, is_searched, network_names, row_names, search_name
 from htas.report.result import Report, Result
 from htas.text import ARROW, NONE, TextTable, millions, milliseconds, percent, plus_minus, points, signed, significant
-from htas.timing.measurement import Measurement
+from htas.timing.measurement import Measurement, noise
 
 Part = TypeVar("Part")
 FEWEST = 5
@@ -90,13 +90,13 @@ class Comparison:
 def speed(network: Measurement, base: Measurement) -> Comparison:
     """How many times as fast as the base: ratio of estimates, base over network; the difference is in seconds saved.
 
-    The noise is two standard errors of the difference; those of the machine's level do not count, since both were
-    read in the same rounds. With few readings it has no bound.
+    Both were read in the same rounds, so the noise is what 95 of 100 differences of equal networks stay below there
+    (measurement.py). With few readings it has no bound.
     """
     few = min(len(network.values), len(base.values)) < FEWEST
-    noise = inf if few else 2 * hypot(network.error, base.error)
     saved = base.estimate - network.estimate
-    return Comparison(saved, base.estimate / network.estimate if network.estimate else inf, noise)
+    ratio = base.estimate / network.estimate if network.estimate else inf
+    return Comparison(saved, ratio, inf if few else noise(network, base))
 
 
 def accuracy(network: float, base: float, images: int) -> Comparison:

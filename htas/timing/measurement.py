@@ -27,6 +27,14 @@ CONTENDED = 0.15
 """... of a machine with remarks: other processes ran, or its clock moved."""
 STUDENT = 2.57
 """Standard errors to either end of a 95 % interval from BLOCKS stretches (Student's t, 5 degrees of freedom)."""
+PAIRS = 16
+"""Stretches of a run in which two networks are compared, so that each holds its own programs."""
+PAIRED = 2.13
+"""Standard errors to either end of a 95 % interval from PAIRS stretches (Student's t, 15 degrees of freedom)."""
+LOWER = 1.36
+"""Standard deviation of the LOW percentile of normal readings over that of their mean."""
+OUTLYING = 3.0
+"""Robust standard deviations from the median of the stretches at which one is cut off."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +146,27 @@ class Measurement:
         """The readings as they would have been at the machine's usual level."""
         values = np.asarray(self.values, float)
         return values / np.asarray(self.levels) if self.levels else values
+
+
+def noise(one: Measurement, other: Measurement) -> float:
+    """How far the estimates of two networks that are equally fast come to lie apart, in 95 of 100 runs.
+
+    Where they were read in the same rounds, this is seen from the ratio of their readings in each round, in which the
+    machine's level cancels. The errors of both do not show it: the levels were found from the same readings, and follow
+    what is by chance (in a run of few networks the estimate is often that of a reading which is the level itself).
+    The medians of PAIRS stretches of time are compared, as programs are built for each; one that was disturbed is cut
+    off. Readings of separate runs, and few of them, have the noise of both errors.
+    """
+    values = [np.asarray(each.values) / np.asarray(each.levels or 1.0) for each in (one, other)]
+    together = one.survey == other.survey and len(one.values) == len(other.values) >= 3 * PAIRS
+    if not together or min(map(np.min, values)) <= 0:
+        return STUDENT * hypot(one.error, other.error)
+    ratios = np.log(values[0] / values[1])
+    figures = np.array([np.median(part) for part in np.array_split(ratios, PAIRS)])
+    middle = np.median(figures)
+    reach = OUTLYING * 1.4826 * np.median(np.abs(figures - middle))
+    error = LOWER * np.std(np.clip(figures, middle - reach, middle + reach), ddof=1) / sqrt(PAIRS)
+    return float(PAIRED * error * sqrt(one.estimate * other.estimate))
 
 
 def _error(values: NDArray[np.float64], percentile: float) -> float:

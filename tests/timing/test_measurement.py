@@ -3,12 +3,14 @@
 import itertools
 import json
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from htas.files import from_json, to_json
-from htas.timing.measurement import CONTENDED, FEW, MOMENTS, Measurement, _of_sorted
+from htas.timing.level import levels
+from htas.timing.measurement import CONTENDED, FEW, MOMENTS, STUDENT, Measurement, _of_sorted, noise
 
 
 def test_summaries_are_those_of_the_readings() -> None:
@@ -73,6 +75,43 @@ def test_errors_are_what_repetitions_show() -> None:
     ]
     covered = [one.interval[0] <= two.estimate <= one.interval[1] for one, two in itertools.pairwise(moody)]
     assert statistics.mean(covered) == pytest.approx(0.95, abs=0.03)
+
+
+def read(seed: int, rounds: int, networks: int, build: float, walk: float) -> tuple[Measurement, Measurement]:
+    """Two of several equal networks, read in rounds on a machine whose level walks; each has a program in a stretch."""
+    rng = np.random.default_rng(seed)
+    order = np.argsort(rng.random((rounds, networks)), axis=1)
+    stretches = np.arange(rounds) * 16 // rounds
+    programs = np.take_along_axis(build * rng.normal(size=(16, networks))[stretches], order, 1).ravel()
+    weights = 0.95 ** np.arange(100)
+    level = np.convolve(walk * rng.normal(size=order.size), weights)[: order.size]
+    turns = level + programs + rng.exponential(0.01, order.size)
+    seconds = 1e-3 * np.exp(turns[:, None] + rng.exponential(0.005, (order.size, 3))).ravel()
+    calls = np.repeat(order.ravel(), 3)
+    slow = levels(seconds, calls, 48)
+    one, other = (
+        Measurement(tuple(seconds[calls == each]), "s", {}, "one", tuple(slow[calls == each])) for each in (0, 1)
+    )
+    return one, other
+
+
+@pytest.mark.parametrize(
+    ("rounds", "networks", "build", "walk"),
+    [(20, 2, 0.0, 0.01), (40, 6, 0.01, 0.0), (40, 12, 0.0, 0.01), (200, 2, 0.0, 0.0), (200, 2, 0.01, 0.01)],
+)
+def test_equal_networks_are_seldom_told_apart(rounds: int, networks: int, build: float, walk: float) -> None:
+    runs = [read(seed, rounds, networks, build, walk) for seed in range(100)]
+    apart = [one.estimate - other.estimate for one, other in runs]
+    limits = [noise(one, other) for one, other in runs]
+    assert np.mean(np.abs(apart) > limits) <= 0.1
+    assert np.median(limits) < 5 * np.std(apart)  # nor are all differences called noise: 2 would be exact
+
+
+def test_a_difference_beyond_the_noise_is_told_and_separate_runs_have_both_errors() -> None:
+    one, other = read(0, 200, 2, 0.0, 0.01)
+    assert one.scaled(1.02).estimate - other.estimate > noise(one.scaled(1.02), other)
+    elsewhere = replace(other, survey="another")
+    assert noise(one, elsewhere) == pytest.approx(STUDENT * np.hypot(one.error, other.error))
 
 
 def test_the_machines_level_is_taken_out_and_comes_back_in_the_standard_error() -> None:
