@@ -420,13 +420,55 @@ def read_weights(path: Path, module: "nn.Module") -> JsonObject:
     tensors, about = read_tensors(path)
     with checking(path):
         check_weights(tensors, module)
-    module.load_state_dict(tensors)
+    load_state(module, tensors)
     return about
+
+
+BUFFERS = "buffer/"
+"""Prefix of the buffers of a network that its `state_dict` leaves out."""
+
+
+def state_of(module: "nn.Module") -> dict[str, "Tensor"]:
+    """All that a network learns and keeps: its `state_dict`, and under names of their own the buffers that this leaves
+    out (`persistent=False`), which a training may change, too."""
+    state = module.state_dict()
+    others = {name: each for name, each in module.named_buffers(remove_duplicate=False) if name not in state}
+    return {**state, **{f"{BUFFERS}{name}": each for name, each in others.items()}}
+
+
+def load_state(module: "nn.Module", tensors: Mapping[str, "Tensor"]) -> None:
+    """Load what `state_of` gave into a module; buffers that older files lack stay as they are."""
+    module.load_state_dict({name: tensor for name, tensor in tensors.items() if not name.startswith(BUFFERS)})
+    owners = dict(module.named_modules(remove_duplicate=False))
+    for name, tensor in tensors.items():
+        if name.startswith(BUFFERS) and name.removeprefix(BUFFERS).rpartition(".")[0] in owners:
+            put_buffer(module, name.removeprefix(BUFFERS), tensor)
+
+
+def put_buffer(module: "nn.Module", path: str, tensor: "Tensor") -> None:
+    """Write values into a buffer that `state_dict` leaves out, or in its place where it has another shape."""
+    import torch
+
+    owner, _, name = path.rpartition(".")
+    part = module.get_submodule(owner)
+    buffer = part._buffers.get(name)
+    if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype) or not buffer.is_contiguous():
+        # one that a forward pass makes anew for the images that it gets, or few numbers that are expanded
+        like = next(module.parameters(), tensor) if buffer is None else buffer
+        part.register_buffer(name, tensor.detach().clone().to(like.device), persistent=False)
+        return
+    with torch.no_grad():
+        buffer.copy_(tensor)
 
 
 def check_weights(tensors: Mapping[str, "Tensor"], module: "nn.Module") -> None:
     """Raise UserError, which names the tensor, where these are not the state of such a module, or not finite."""
     state, trained = module.state_dict(), dict(module.named_parameters(remove_duplicate=False))
+    owners = {name for name, _ in module.named_modules(remove_duplicate=False)}
+    apart = {name for name in tensors if name.startswith(BUFFERS)}
+    if odd := sorted(name for name in apart if name.removeprefix(BUFFERS).rpartition(".")[0] not in owners):
+        raise UserError(f"it has a tensor {quoted(odd[0])}")
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in apart}
     if odd := sorted(state.keys() ^ tensors.keys()):
         raise UserError(f"it {'lacks' if odd[0] in state else 'has'} a tensor {quoted(odd[0])}")
     for name, tensor in tensors.items():

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from htas.errors import UserError
 from htas.files import (
@@ -19,6 +20,8 @@ from htas.files import (
     read_record,
     read_tensors,
     read_toml,
+    read_weights,
+    state_of,
     write_bytes,
     write_json,
     write_record,
@@ -209,3 +212,32 @@ def test_a_write_that_is_stopped_leaves_no_part(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(KeyboardInterrupt):
         write_text(tmp_path / "a", "b")
     assert list(tmp_path.iterdir()) == []
+
+
+class Buffers(nn.Module):
+    """A linear layer with buffers that its state_dict leaves out, one of them one number, expanded."""
+
+    def __init__(self, mean: float) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.register_buffer("mean", torch.full((2,), mean), persistent=False)
+        self.layer.register_buffer("shift", torch.tensor(mean).expand(3), persistent=False)
+
+
+def test_buffers_that_a_state_dict_leaves_out_are_weights_too_and_older_files_lack_them(tmp_path: Path) -> None:
+    trained, path = Buffers(3.0), tmp_path / "a.safetensors"
+    trained.register_buffer("later", torch.ones(1), persistent=False)  # as a forward pass makes one
+    write_tensors(path, state_of(trained))
+    module = Buffers(0.0)
+    read_weights(path, module)
+    buffers = dict(module.named_buffers())
+    assert sorted(buffers) == ["later", "layer.shift", "mean"] and "mean" not in module.state_dict()
+    assert all(torch.equal(buffers[name], each) for name, each in trained.named_buffers())
+    assert torch.equal(module.layer.weight, trained.layer.weight)
+    write_tensors(path, trained.state_dict())
+    older = Buffers(5.0)
+    read_weights(path, older)
+    assert dict(older.named_buffers())["mean"].tolist() == [5.0, 5.0]
+    write_tensors(path, {**state_of(trained), "buffer/other.mean": torch.ones(1)})
+    with pytest.raises(UserError, match=r"it has a tensor 'buffer/other\.mean'"):
+        read_weights(path, module)

@@ -15,7 +15,7 @@ from htas.errors import UserError
 from htas.experiments import pruning
 from htas.experiments.arm_tables import BASE, SOURCES, ArmOptions, ArmTable, Pruning
 from htas.experiments.thinet import IMAGES
-from htas.files import checking, digest, need_not_below, read_record, write_record, write_tensors
+from htas.files import checking, digest, need_not_below, read_record, state_of, write_record, write_tensors
 from htas.graph import Arch, resize
 from htas.plugins.values import Values
 from htas.report.result import Result
@@ -232,7 +232,7 @@ class PrunedArm(Arm):
         arch = next((arch for arch in within if again.get(arch, 1.0) <= 1), within[-1])
         if weights := self.weights(run):
             _, module = pruning.pruned(run.network, model, example, self.prune, archs_of[arch], importance)
-            write_tensors(weights, module.state_dict())
+            write_tensors(weights, state_of(module))
         write_record(path, PrunedRecord(arch), inputs=key)
         return Entry(self._row(run, arch))
 

@@ -32,6 +32,7 @@ from htas.files import (
     read_json,
     read_record,
     read_weights,
+    state_of,
     to_json,
     write_json,
     write_tensors,
@@ -439,7 +440,7 @@ def _judged(job: Run, arch: Arch, seed: int, folder: Path, teacher: Arch | None)
         title=f"train on half of the images, seed {seed}", teacher=learned_from, distill=config.distill,
     ).run()  # fmt: skip
     accuracy = evaluate(model, data.validation, device=job.device, task=task)
-    write_tensors(path, model.state_dict(), to_json(HeldOutRecord(accuracy, seconds)))
+    write_tensors(path, state_of(model), to_json(HeldOutRecord(accuracy, seconds)))
     checkpoint.unlink(missing_ok=True)
     return accuracy
 

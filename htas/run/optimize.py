@@ -16,7 +16,7 @@ from htas.console.progress import say
 from htas.data.batch import one_class
 from htas.data.task import CLASSIFY, Task, unit
 from htas.errors import UserError, in_python
-from htas.files import read_record, write_bytes, write_record, write_tensors, write_text
+from htas.files import BUFFERS, read_record, state_of, write_bytes, write_record, write_tensors, write_text
 from htas.formats.export import export
 from htas.formats.int8 import needs_seven_bits
 from htas.graph.arch import Arch
@@ -117,11 +117,16 @@ class OptimizationResult:
     def save(self, folder: str | Path) -> Path:
         """Write files that need no htas: weights (safetensors), widths and depths, the network as model.pt2,
         which torch alone can load, and as model.onnx, for any batch, and a README with the measured table; the folder.
+        Buffers that a state_dict leaves out are in buffers.safetensors.
         """
         place = Path(folder)
         for suffix in ("pt2", "onnx"):
             self.export(place / f"model.{suffix}")
-        write_tensors(place / "model.safetensors", self.model.state_dict(), {"network": self.config.family.title})
+        about, state = {"network": self.config.family.title}, state_of(self.model)
+        buffers = {name.removeprefix(BUFFERS): each for name, each in state.items() if name.startswith(BUFFERS)}
+        write_tensors(place / "model.safetensors", self.model.state_dict(), about)
+        if buffers:
+            write_tensors(place / "buffers.safetensors", buffers, about)
         write_record(place / "arch.json", self.arch)
         write_text(place / "README.md", _card(self))
         return place
@@ -403,6 +408,7 @@ def _card(result: OptimizationResult) -> str:
         "```",
         "",
         "`model.onnx` is the same network for other runtimes, `model.safetensors` holds the weights under the names of "
-        "your own network, `arch.json` its widths and depths.",
+        "your own network, `arch.json` its widths and depths; buffers that its state_dict leaves out, if it has any, "
+        "are in `buffers.safetensors`.",
         "",
     ])  # fmt: skip

@@ -16,16 +16,19 @@ from htas.data.split import Data
 from htas.data.task import Task
 from htas.errors import UserError
 from htas.files import (
+    BUFFERS,
     __version__,
     checking,
     digest,
     from_json,
+    load_state,
     need_not_below,
     need_some,
     read_about,
     read_record,
     read_tensors,
     read_weights,
+    state_of,
     to_json,
     write_tensors,
     wrong,
@@ -253,7 +256,7 @@ def train_row(
             accuracy = float(score)
         else:
             accuracy = evaluate(model, run.data.test, device=run.device, task=task)
-        write_tensors(path, model.state_dict(), to_json(WeightsRecord(accuracy, key, name, row.name, seconds)))
+        write_tensors(path, state_of(model), to_json(WeightsRecord(accuracy, key, name, row.name, seconds)))
         checkpoint.unlink(missing_ok=True)
         return accuracy
 
@@ -315,14 +318,13 @@ def _resumed(model: nn.Module, path: Path, title: str) -> bool:
         return False
     prefix = Training.prefix
     weights = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
-    if {name: each.shape for name, each in weights.items()} != {
-        name: each.shape for name, each in model.state_dict().items()
-    }:
+    shapes = {name: each.shape for name, each in weights.items() if not name.startswith(BUFFERS)}
+    if shapes != {name: each.shape for name, each in model.state_dict().items()}:
         raise UserError(
             f"train.start: {path} holds a network of other widths than {title.removeprefix('train ')} has here; train "
             "it from random or base"
         )
-    model.load_state_dict(weights)
+    load_state(model, weights)
     say(f"{title}: it goes on from {path}")
     return True
 

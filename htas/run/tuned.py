@@ -9,7 +9,7 @@ from torch import nn
 from htas.console.progress import say
 from htas.data.split import Data
 from htas.errors import UserError
-from htas.files import digest, from_json, read_about, read_weights, to_json, write_tensors
+from htas.files import digest, from_json, load_state, read_about, read_weights, state_of, to_json, write_tensors
 from htas.formats.int8 import needs_seven_bits
 from htas.report.result import Deployed, Result
 from htas.run import rows as run_rows
@@ -90,7 +90,7 @@ def _note(run: Run, row: Result) -> str:
         f"In int8 with weights of {plural(epochs, 'further epoch')} in simulated int8: quantization alone cost "
         f"{_points(before)} on {before.images} training images, and {_points(after)} after them."
     )
-    write_tensors(_file(run, row), network.state_dict(), to_json(TunedRecord(_key(run, row), note)))
+    write_tensors(_file(run, row), state_of(network), to_json(TunedRecord(_key(run, row), note)))
     return note
 
 
@@ -142,6 +142,6 @@ def _trained_on(run: Run, row: Result) -> nn.Module:
         title=f"train {row.name} in int8", teacher=run_rows.base_network(run) if taught else None,
         distill=config.distill, weight_bits=weight_bits(run.target),
     ).run()  # fmt: skip
-    network.load_state_dict(model.state_dict())
+    load_state(network, state_of(model))
     checkpoint.unlink(missing_ok=True)
     return network

@@ -13,7 +13,7 @@ from htas.console.progress import progress
 from htas.data.split import Batch, Source
 from htas.data.task import Inputs, images_in, precise
 from htas.errors import UserError, need_above_zero, need_below, need_least
-from htas.files import path_of, read_tensors, write_tensors
+from htas.files import BUFFERS, load_state, path_of, read_tensors, state_of, write_tensors
 from htas.graph.arch import Arch
 from htas.search.draw import Draw
 from htas.search.equality import check
@@ -202,7 +202,7 @@ class SupernetLoop(SearchLoop):
         """All epochs that are missing; the supernet is written to its file where the options ask for it."""
         seconds = super().run()
         if self.options.keep and ranks.first():
-            write_tensors(self.problem.supernet, self.model.state_dict(), {"space": self.problem.space.name})
+            write_tensors(self.problem.supernet, state_of(self.model), {"space": self.problem.space.name})
         return seconds
 
     def mixed(self, images: Inputs, draw: Draw) -> Any:
@@ -260,10 +260,13 @@ def _load(supernet: Supernet, path: Path) -> None:
     if any(name.startswith(PREFIX) for name in tensors):
         tensors = {k.removeprefix(PREFIX): v for k, v in tensors.items() if k.startswith(PREFIX)}
     state = supernet.state_dict()
-    shapes, others = ({name: tensor.shape for name, tensor in each.items()} for each in (state, tensors))
+    shapes, others = (
+        {name: tensor.shape for name, tensor in each.items() if not name.startswith(BUFFERS)}
+        for each in (state, tensors)
+    )
     if shapes != others:
         raise UserError(
             f"strategy.start: {path} holds the supernet of another network or space; name one that a search of the "
             "same configuration has kept (strategy.keep), or start from base"
         )
-    supernet.load_state_dict(tensors)
+    load_state(supernet, tensors)

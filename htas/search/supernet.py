@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from htas.files import BUFFERS, put_buffer, state_of
 from htas.graph import Network, Node
 from htas.graph.network import times, total_channels
 from htas.graph.resize import by_outputs, copy_common
@@ -85,16 +86,18 @@ class Supernet(nn.Module):
     @torch.no_grad()
     def inherit(self, trained: nn.Module) -> None:
         """Copy the weights of a trained base network into every slice and norm that they fit."""
-        into, out = self.body.state_dict(), trained.state_dict()
+        into, out, before = (state_of(each) for each in (self.body, trained, self.network.module))
         nodes = chain(*(walk.network.nodes for walk in self._walks))
         for node in {node.module: node for node in nodes if node.kind in ("norm", "layer_norm")}.values():
             self._inherit_norm(node, trained.get_submodule(node.module))
         for name, values in out.items():
-            if name not in into or name not in self.network.module.state_dict():
+            if name not in into or name not in before:
                 continue
-            layouts = self.network.layouts.get(name)
+            layouts = self.network.layouts.get(name.removeprefix(BUFFERS))
             tensor, values = into[name], values.to(into[name].device)
-            if tensor.shape == values.shape:
+            if name.startswith(BUFFERS) and tensor.shape == values.shape:
+                put_buffer(self.body, name.removeprefix(BUFFERS), values)
+            elif tensor.shape == values.shape:
                 tensor.copy_(values)
             elif layouts is not None:
                 copy_common(tensor, values, layouts, self.network.base_widths, self.widest)

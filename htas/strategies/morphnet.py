@@ -9,6 +9,7 @@ from torch import Tensor
 
 from htas.data.task import Inputs
 from htas.errors import UserError, need_least
+from htas.files import load_state, state_of
 from htas.graph import Arch, Network, resize
 from htas.graph.layout import Run
 from htas.search.oneshot import SearchLoop
@@ -125,7 +126,7 @@ class _Shrinking(SearchLoop):
     def __init__(self, problem: Problem, options: MorphNet) -> None:
         torch.manual_seed(problem.seed)
         model = resize(problem.network, problem.network.base)
-        model.load_state_dict(problem.base().state_dict())
+        load_state(model, state_of(problem.base()))
         super().__init__(problem, options, model)
         self.norms = scales(problem.network)
         self.scales: dict[str, list[Tensor]] = {

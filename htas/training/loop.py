@@ -17,7 +17,17 @@ from htas.data.nests import tensors_in
 from htas.data.split import WHOLE, Batch, Source
 from htas.data.task import Inputs, forward, precise
 from htas.errors import UserError
-from htas.files import check_weights, checking, from_json, read_tensors, write_tensors, wrong
+from htas.files import (
+    BUFFERS,
+    check_weights,
+    checking,
+    from_json,
+    load_state,
+    read_tensors,
+    state_of,
+    write_tensors,
+    wrong,
+)
 from htas.timing.allocator import keep_memory
 from htas.training import ranks
 from htas.training.layout import CopyingViews, placed
@@ -161,7 +171,7 @@ class EpochLoop(ABC, Generic[Figures]):
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and momenta."""
-        weights = {f"{self.prefix}{name}": tensor for name, tensor in self.model.state_dict().items()}
+        weights = {f"{self.prefix}{name}": tensor for name, tensor in state_of(self.model).items()}
         for name, optimizer in self.optimizers.items():
             weights |= _state(optimizer, name)
         return weights
@@ -169,7 +179,7 @@ class EpochLoop(ABC, Generic[Figures]):
     def load(self, tensors: dict[str, Tensor], values: Values) -> None:
         """Weights and momenta."""
         weights = {k.removeprefix(self.prefix): v for k, v in tensors.items() if k.startswith(self.prefix)}
-        self.model.load_state_dict(weights)
+        load_state(self.model, weights)
         for name, optimizer in self.optimizers.items():
             _load_state(optimizer, tensors, name)
 
@@ -235,9 +245,11 @@ class EpochLoop(ABC, Generic[Figures]):
         check_weights(weights, self.model)
         mine = self.tensors()
         for name, tensor in mine.items():
+            if name.startswith(f"{self.prefix}{BUFFERS}"):  # older checkpoints lack them
+                continue
             if name not in tensors or tensors[name].shape != tensor.shape:
                 raise UserError(f"{name} must be a tensor {tuple(tensor.shape)}")
-        for name in sorted(tensors.keys() - mine.keys()):
+        for name in sorted(tensors.keys() - mine.keys() - {f"{self.prefix}{each}" for each in weights}):
             optimizer, _, rest = name.partition("/")
             number, _, key = rest.partition("/")
             groups = self.optimizers[optimizer].param_groups if optimizer in self.optimizers else []

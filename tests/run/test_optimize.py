@@ -254,6 +254,35 @@ def test_an_untrained_network_is_trained_here_and_loaders_are_data(tmp_path):
     assert made.results[0].accuracy >= 0.9 and made.result.macs <= 0.5 * made.results[0].macs
 
 
+class Masked(Net):
+    """Its channels have weights that its state_dict leaves out, and so has a mean that it keeps in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem.register_buffer("mask", torch.linspace(0.2, 2, 16).view(16, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.zeros(3), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.head(self.two(self.one(self.stem(images) * self.stem.mask)).mean((2, 3)))
+        if self.training:
+            self.mean.lerp_(logits.detach().mean(0) + 1, 0.5)
+        return logits - self.mean
+
+
+@pytest.mark.slow
+def test_buffers_that_a_state_dict_leaves_out_come_with_the_result(tmp_path):
+    torch.manual_seed(1)
+    with scripted_device():
+        made = htas.optimize(
+            Masked(), torch.zeros(4, *SHAPE), DATA, target=htas.Target(threads=1), constraints={"macs": "50%"},
+            trained=False, epochs=2, options=QUICK, out=tmp_path / "run",
+        )  # fmt: skip
+    for row, model in ((made.results[0], made.base), (made.result, made.model)):
+        assert accuracy(model) == pytest.approx(row.accuracy) and model.mean.any()
+    buffers, _ = read_tensors(made.save(tmp_path / "fast") / "buffers.safetensors")
+    assert buffers.keys() == {"stem.mask", "mean"} and torch.equal(buffers["mean"], made.model.mean)
+
+
 # -- other tasks -------------------------------------------------------------------------------------------------------
 
 

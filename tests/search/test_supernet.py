@@ -476,6 +476,30 @@ def test_concatenated_channels_are_inherited_to_their_places():
     assert_near(made(images, Draw.of(network.base, network)), trained(images))
 
 
+class Masked(nn.Module):
+    """A factor for each channel, and one for all, that its state_dict leaves out."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 1)
+        self.register_buffer("mask", factor * torch.arange(1.0, 7.0).view(6, 1, 1), persistent=False)
+        self.register_buffer("factor", torch.tensor([factor]), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.two(self.one(images) * self.mask).mean((2, 3)) * self.factor
+
+
+def test_buffers_that_a_state_dict_leaves_out_are_inherited():
+    network = trace(Masked(1.0), torch.zeros(2, 3, 8, 8))
+    ((name, site),) = network.widths.items()
+    made = Supernet(network, Space("test", {name: (3, 6, 12)}, {}), Plain().reset)
+    assert site.base == 6
+    trained = Masked(3.0)
+    made.inherit(trained)
+    images = torch.randn(2, 3, 8, 8)
+    assert_near(made(images, Draw.of(network.base, network)), trained(images))
+
+
 def test_depths_of_weight_zero_are_not_run():
     family = CifarResNet(20)
     network = traced(family, "join")

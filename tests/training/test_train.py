@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from htas.data.split import Split
 from htas.data.task import Task
 from htas.errors import UserError
-from htas.files import read_tensors
+from htas.files import read_tensors, write_tensors
 from htas.training import loop
 from htas.training.distill import Distill
 from htas.training.layout import CopyingViews, Narrow, placed
@@ -168,6 +168,31 @@ def test_an_interrupted_training_ends_as_a_whole_one_to_the_last_bit(method, at,
     monkeypatch.setattr(Training, method, original)
     torch.manual_seed(99)
     assert same(fitted(net(dropout), tmp_path / "parts"), wanted)
+
+
+class Centred(nn.Module):
+    """A network whose running mean its state_dict leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net()
+        self.register_buffer("mean", torch.zeros(2), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.body(images)
+        if self.training:
+            self.mean.lerp_(logits.detach().mean(0), 0.1)
+        return logits - self.mean
+
+
+def test_buffers_that_a_state_dict_leaves_out_go_on_from_the_checkpoint(tmp_path):
+    wanted = fitted(Centred(), tmp_path / "c")
+    assert isinstance(wanted, Centred) and wanted.mean.any()
+    again = fitted(Centred(), tmp_path / "c")
+    assert same(again, wanted) and torch.equal(dict(again.named_buffers())["mean"], wanted.mean)
+    tensors, header = read_tensors(tmp_path / "c")
+    write_tensors(tmp_path / "c", {name: each for name, each in tensors.items() if "buffer/" not in name}, header)
+    assert same(fitted(Centred(), tmp_path / "c"), wanted)  # an older one
 
 
 def test_a_training_that_is_done_is_only_read_again(tmp_path, monkeypatch):
