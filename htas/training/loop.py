@@ -1,13 +1,16 @@
 """The one loop over epochs: a step for every batch, a checkpoint after each, and going on after an interruption; in one
 process, or in several that train together (ranks.py)."""
 
+import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -106,7 +109,10 @@ class EpochLoop(ABC, Generic[Figures]):
     def epoch(self, number: int, bar: Bar) -> Figures:
         """One pass; raises UserError where the training diverged."""
         seed = epoch_seed(self.seed, number)
-        torch.manual_seed(ranks.own_seed(seed))  # for what a network draws itself, as dropout does
+        draws = ranks.own_seed(seed)  # for what a network draws itself, as dropout does, and items that are augmented
+        torch.manual_seed(draws)
+        random.seed(draws)
+        np.random.seed(draws % 2**32)
         self.begin(number, seed)
         self.model.train()
         sums = torch.zeros((), device=self.runner.device)
@@ -200,6 +206,10 @@ class EpochLoop(ABC, Generic[Figures]):
     def run(self) -> float:
         """All epochs that are missing; the checkpoint is written after each. Returns the seconds of all epochs, those
         before an interruption included."""
+        with same_dice():
+            return self._run()
+
+    def _run(self) -> float:
         self.restore()
         done = len(self.epochs)
         ranks.same(done, f"{done} epochs of {self.checkpoint}" if done else f"checkpoint {self.checkpoint}")
@@ -292,6 +302,17 @@ def finite(tree: Any) -> bool:
 def batches(split: Source, size: int, seed: int, only: slice = WHOLE) -> Iterator[Batch]:
     """One augmented pass in random order, whole batches only unless there is less than one; `only` a part of each."""
     return split.batches(size, seed=seed, augment=True, drop_last=len(split) >= size, channels_last=True, only=only)
+
+
+@contextmanager
+def same_dice() -> Iterator[None]:
+    """Draw random numbers of Python and of numpy from any seed; afterwards both go on where they were before."""
+    python, numbers = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numbers)
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

@@ -2,14 +2,17 @@
 
 import copy
 import math
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from whole_run import kill
 
 from htas.data.split import Split
 from htas.data.task import Task
@@ -168,6 +171,34 @@ def test_an_interrupted_training_ends_as_a_whole_one_to_the_last_bit(method, at,
     monkeypatch.setattr(Training, method, original)
     torch.manual_seed(99)
     assert same(fitted(net(dropout), tmp_path / "parts"), wanted)
+
+
+class Shaken(Split):
+    """Images that are augmented by the global random numbers of Python and numpy, as a data set's own code does."""
+
+    def batches(self, *args: Any, **options: Any) -> Any:
+        for images, labels in super().batches(*args, **options):
+            yield images * (0.5 + random.random()) + np.random.rand(), labels
+
+
+def test_images_augmented_by_python_and_numpy_are_the_same_after_an_interruption(tmp_path, monkeypatch):
+    split = toy()
+    data = Shaken(split.images, split.labels, split.mean, split.std, False, 0)
+
+    def train(checkpoint: Path, dice: int) -> nn.Module:
+        random.seed(dice)
+        np.random.seed(dice)
+        model = net()
+        Training(model, data, SHORT, seed=3, device="cpu", checkpoint=checkpoint, title="toy").run()
+        drawn = random.random(), np.random.rand()
+        assert drawn == (random.Random(dice).random(), np.random.RandomState(dice).rand())  # as before the training
+        return model
+
+    wanted = train(tmp_path / "whole", 1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        kill(patch, Training, "epoch", 3)
+        train(tmp_path / "parts", 2)
+    assert same(train(tmp_path / "parts", 3), wanted)
 
 
 class Centred(nn.Module):
