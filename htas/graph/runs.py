@@ -67,6 +67,26 @@ def _dice() -> tuple[Any, ...]:
     return random.getstate(), name, np.asarray(keys).tobytes(), *rest
 
 
+CHANCES = ("dropout", "batch_norm", "instance_norm")
+"""Functions, in whose names these are, that are told by an option whether they are in training."""
+
+
+def computes_alike(module: nn.Module, examples: tuple[Tensor, ...]) -> bool:
+    """Whether a network's outputs are the same things in training as in eval mode: it takes the same steps, apart from
+    what dropout and norms do in training. False where that cannot be told."""
+    try:
+        training = record_in_training(module, examples)
+        run = recorded_run(copied(module).eval(), examples)
+    except UserError:
+        return False
+    if training is None or training.chance:
+        return False
+    for call in (*run.calls, *training.calls):
+        if any(name in call.name for name in CHANCES):
+            call.kwargs = {name: value for name, value in call.kwargs.items() if name not in ("training", "train")}
+    return same_steps(run, training)
+
+
 def same_steps(one: Record, two: Record) -> bool:
     """Whether two runs of a network take the same steps, with the same options, on the same tensors."""
     if len(one.calls) != len(two.calls):

@@ -16,11 +16,12 @@ from htas.data.split import Batch, Source
 from htas.data.task import CLASSIFY, Inputs, Outputs, Task, forward, images_in, precise, scalar
 from htas.errors import UserError
 from htas.graph.modes import evaluating
+from htas.graph.runs import computes_alike
 from htas.text import percent, significant
 from htas.training.distill import Distill
 from htas.training.int8 import simulated
 from htas.training.layout import CopyingViews, placed
-from htas.training.loop import OUTPUTS, EpochLoop, engine, finite
+from htas.training.loop import OUTPUTS, EpochLoop, engine, finite, same_dice
 from htas.training.recipe import Precision, Recipe
 
 
@@ -102,10 +103,18 @@ class Training(EpochLoop[TrainingEpoch]):
             return torch.stack([loss.detach(), scalar(score, loss).to(loss.dtype)])
 
     def _judged(self, outputs: Outputs, images: Inputs) -> Outputs:
-        """What a score is of: these outputs, or where eval mode has others (boxes in place of maps), those."""
+        """What a score is of: these outputs, or where eval mode has others (boxes in place of maps, probabilities in
+        place of logits), those."""
         if self._same_outputs is None:
-            self._same_outputs = self.task.classifies or _form(self._in_eval(images)) == _form(outputs)
+            usual = self.task.score is CLASSIFY.score  # it takes the highest number, of logits and of probabilities
+            alike = (self.task.classifies and usual) or _form(self._in_eval(images)) == _form(outputs)
+            self._same_outputs = alike and (usual or self._computes_alike(images))
         return outputs if self._same_outputs else self._in_eval(images)
+
+    def _computes_alike(self, images: Inputs) -> bool:
+        few = tuple(each[:2] for each in ((images,) if isinstance(images, Tensor) else images))
+        with torch.random.fork_rng(), same_dice():
+            return computes_alike(self.model, few)
 
     def _in_eval(self, images: Inputs) -> Outputs:
         with evaluating(self.model), torch.no_grad():

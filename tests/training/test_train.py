@@ -201,6 +201,35 @@ def test_images_augmented_by_python_and_numpy_are_the_same_after_an_interruption
     assert same(train(tmp_path / "parts", 3), wanted)
 
 
+class Modes(nn.Module):
+    """Logits, and with a factor in eval mode other ones; dropout either way."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.body, self.factor = net(0.5), factor
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = F.dropout(self.body(images), 0.1, self.training)
+        return logits if self.training or self.factor == 1 else self.factor * logits
+
+
+@pytest.mark.parametrize("loss", [F.cross_entropy, lambda outputs, labels: F.cross_entropy(outputs, labels)])
+@pytest.mark.parametrize("factor", [1.0, 0.0])
+def test_a_score_of_ones_own_is_of_what_eval_mode_gives(factor, loss, tmp_path):
+    sums: list[float] = []
+
+    def score(outputs: Tensor, labels: Tensor) -> float:
+        sums.append(float(outputs.abs().sum()))
+        return 0.5
+
+    evaluations: list[int] = []
+    model = Modes(factor)
+    model.register_forward_pre_hook(lambda module, _: None if module.training else evaluations.append(1))
+    fitted(model, tmp_path / "c", task=Task(loss, score))
+    assert len(sums) == 20 and all(bool(each) == (factor == 1) for each in sums)
+    assert len(evaluations) <= 3 if factor == 1 else len(evaluations) >= 20  # no pass more than it needs
+
+
 class Centred(nn.Module):
     """A network whose running mean its state_dict leaves out."""
 
