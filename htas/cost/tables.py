@@ -25,7 +25,7 @@ from htas.errors import UserError
 from htas.files import need_as_many, need_not_below, need_rising
 from htas.graph import Arch, Network
 from htas.graph.layer import Layer, Template
-from htas.graph.network import Step, times
+from htas.graph.network import Step, times, total_channels
 from htas.metrics import Metric
 from htas.spaces.space import Space
 from htas.text import plural
@@ -106,7 +106,8 @@ class LayerCost(CostModel):
         for step in self.network.steps(arch):
             template = self.template(step)
             if template is not None and not (step.node.kind == "project" and step.channels_in == step.channels):
-                yield template, step.channels_in if step.inputs else step.channels, step.channels
+                inputs, outputs = (total_channels(*side) for side in step.charged)
+                yield template, inputs, outputs
 
     def expected(self, space: Space, widths: Mapping[str, Tensor], depths: Mapping[str, Tensor]) -> Tensor:
         """The mean over archs drawn from these probabilities, a differentiable scalar."""
@@ -122,9 +123,8 @@ class LayerCost(CostModel):
             template = self.template(step)
             if template is None:
                 continue
-            outputs = self._sources(step.node.segments, step.outputs, space, widths)
+            inputs, outputs = (self._sources(*side, space, widths) for side in step.charged)
             alone = template.keeps_width or not step.inputs
-            inputs = outputs if alone else self._sources(step.node.consumed, step.inputs[0], space, widths)
             pairs = [(each, each) for each in outputs] if alone else [(a, b) for a in inputs for b in outputs]
             for one, other in pairs:
                 share = step.share * one[1] * (1.0 if alone else other[1])
@@ -384,9 +384,10 @@ def pairs(
         if step.node.template is None:
             continue
         inputs, outputs = widths_by_template.setdefault(step.node.template, (set(), set()))
-        outputs |= _reached(step.node.segments, step.outputs, choices, most)
+        source, target = step.charged
+        outputs |= _reached(*target, choices, most)
         if step.inputs:
-            inputs |= _reached(step.node.consumed, step.inputs[0], choices, most)
+            inputs |= _reached(*source, choices, most)
     return widths_by_template
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from htas.data.split import Shape
 from htas.errors import UserError
 from htas.graph.arch import Arch
-from htas.graph.layer import Layer, Template
+from htas.graph.layer import WEIGHTED, Layer, Template
 from htas.graph.layout import Layout, Layouts
 from htas.graph.length import Leaf
 
@@ -164,6 +164,10 @@ class Use:
         return tuple(segment.site for segment in self.outputs if segment.site)
 
 
+Charged = tuple[tuple[Segment, ...], tuple[Any, ...]]
+"""Channels that a layer is charged for: segments, and the width of each."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One node of `flow`: the widths of each segment, and the fraction of archs in which it runs."""
@@ -184,6 +188,21 @@ class Step:
         return total_channels(self.node.segments, self.outputs)
 
     @property
+    def charged(self) -> tuple["Charged", "Charged"]:
+        """The channels that its layer reads, and those that it makes.
+
+        Where none is free, a layer with weights has its own numbers of them: which dimension of a tensor of tokens has
+        its channels, nobody knows then.
+        """
+        node, target = self.node, (self.node.segments, self.outputs)
+        source = (node.consumed, self.inputs[0]) if self.inputs else target
+        if node.layer is None or node.layer.op not in WEIGHTED:
+            return source, target
+        sides = ((source, node.layer.inputs), (target, node.layer.outputs))
+        one, two = (side if _free(side[0]) else ((Segment(count),), (count,)) for side, count in sides)
+        return one, two
+
+    @property
     def layer(self) -> Layer | None:
         """The layer at the step's whole widths; None where it has none, or does nothing."""
         node = self.node
@@ -193,8 +212,7 @@ class Step:
             case "fixed":
                 return node.layer
             case "conv" | "project":
-                inputs = self.channels_in if _free(node.consumed) else node.layer.inputs
-                outputs = self.channels if _free(node.segments) else node.layer.outputs
+                inputs, outputs = (total_channels(*side) for side in self.charged)
                 return replace(node.layer, inputs=inputs, outputs=outputs)
             case "grouped":
                 return node.curve.wide(self.channels) if node.curve else None

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from math import prod
 from typing import Literal
 
 import torch
@@ -15,8 +16,9 @@ from htas.graph.compared import undecided
 from htas.graph.emit import Emitter
 from htas.graph.follow import Follower
 from htas.graph.fuse import fused
+from htas.graph.layer import WEIGHTED
 from htas.graph.modes import evaluating, untouched, unwrapped
-from htas.graph.network import Network, Site, Steps
+from htas.graph.network import Network, Site, Steps, total_channels
 from htas.graph.record import RANDOM, Record, Value, values_in
 from htas.graph.runs import record_in_training, recorded_run
 from htas.graph.verify import failure, failure_in_training, permuted, planted, starved
@@ -90,6 +92,7 @@ def _traced(
         for name, reason in faults.items():
             follower.freeze_site(name, reason)
         network = _network(follower)
+    _check_charged(network)
     return replace(network, checked=(CHECKED if training is not None else UNTRAINED) + missed)
 
 
@@ -101,6 +104,21 @@ UNTRAINED = (
     "at other widths it runs with the channels and parameters foretold, and computes what its steps compute; it does "
     "not run in training on an example alone"
 )
+
+
+def _check_charged(network: Network) -> None:
+    """Fail where a layer with weights is charged for other channels than it has: that is a fault of ours."""
+    modules = dict(network.module.named_modules())
+    for step in network.steps(network.base):
+        node, layer = step.node, step.node.layer
+        if layer is None or layer.op not in WEIGHTED:
+            continue
+        charged = tuple(total_channels(*side) for side in step.charged)
+        assert charged == (layer.inputs, layer.outputs), f"{node.name} is charged for {charged} channels as {layer}"
+        weight = modules[node.module]._parameters.get("weight") if node.called and node.kind != "project" else None
+        if weight is not None:
+            sizes = prod(weight.shape[:2]), prod(weight.shape[2:])
+            assert sizes == (layer.inputs * layer.outputs // layer.groups, prod(layer.kernel)), f"{node.name}: {layer}"
 
 
 def _missed(follower: Follower, network: Network) -> str:
