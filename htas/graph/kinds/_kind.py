@@ -3,13 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
-from math import prod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
+from htas.graph.kinds._pool import pool_of
 from htas.graph.labels import Labels
-from htas.graph.layer import Layer
 from htas.graph.record import Call, Value
 from htas.graph.steps import Step, macs_of
 
@@ -55,32 +54,6 @@ class Kind(ABC):
     def complete(self, node: "Node", call: Call, value: Value, emitter: "Emitter") -> "Node":
         """The node with what its kind needs: a site, a layer, multiply-adds."""
         return replace(node, layer=pool_of(node, call, value, emitter)) if node.kind == "map" else node
-
-
-def pool_of(node: "Node", call: Call, value: Value, emitter: "Emitter") -> Layer | None:
-    """The layer that a pooling step is, at base widths; None for any other."""
-    module: Any = emitter.labels.module(call)
-    if not node.consumed:  # along its channels it has as many images as the batch
-        return None
-    source, width, size = call.values[0], node.consumed[0].base, emitter.unit(call, value)
-    dims = len(size)
-    if isinstance(module, nn.modules.pooling._MaxPoolNd | nn.modules.pooling._AvgPoolNd) and len(source.shape) > 2:
-        stride = module.stride if module.stride is not None else module.kernel_size
-        return Layer(
-            "max_pool" if isinstance(module, nn.modules.pooling._MaxPoolNd) else "avg_pool", width, width, size,
-            kernel=tuple_of(module.kernel_size, dims), stride=tuple_of(stride, dims),
-            padding=tuple_of(module.padding, dims), dilation=tuple_of(getattr(module, "dilation", 1), dims),
-        )  # fmt: skip
-    channels = source.shape[node.axis] if node.axis < len(source.shape) else 0
-    is_global = len(source.shape) == 4 and channels == prod(value.shape[1:]) < prod(source.shape[1:])
-    return Layer("global_pool", width, width, size) if is_global else None
-
-
-def tuple_of(value: Any, dims: int) -> tuple[int, ...]:
-    """A number for each dimension."""
-    if isinstance(value, list | tuple):
-        return tuple(int(each) for each in value) if len(value) == dims else (int(value[0]),) * dims
-    return (int(value),) * dims
 
 
 def counted_macs(node: "Node", call: Call, layouts: Iterable["Layout"], emitter: "Emitter") -> "Node":

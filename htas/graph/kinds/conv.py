@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from htas.graph.channels import Ids
-from htas.graph.kinds._kind import Kind, tuple_of
+from htas.graph.kinds._kind import Kind
+from htas.graph.kinds._pool import tuple_of
 from htas.graph.labels import Labels, bound, title
 from htas.graph.layer import Layer
 from htas.graph.length import leaves_of

@@ -1,22 +1,25 @@
 """Steps that work within each channel: pooling, resizing, padding of pixels."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from htas.graph.kinds._kind import Kind
+from htas.graph.kinds._pool import pool_of
 from htas.graph.labels import Labels, title
 from htas.graph.record import Call, Value
 
 if TYPE_CHECKING:
     from htas.graph.emit import Emitter
     from htas.graph.network import Kind as NodeKind
+    from htas.graph.network import Node
 
 
 POOLS = ("max", "avg", "adaptive_avg", "adaptive_max", "lp", "fractional_max")
 FUNCTIONS = {
     *(f"{name}_pool{dims}d" for name in POOLS for dims in (1, 2, 3)), "interpolate", "upsample", "upsample_nearest",
-    *(f"max_pool{dims}d_with_indices" for dims in (1, 2, 3)),
+    *(f"{name}_pool{dims}d_with_indices" for name in ("max", "adaptive_max") for dims in (1, 2, 3)),
     "upsample_bilinear", "grid_sample", "local_response_norm",
 }  # fmt: skip
 MODULES = (
@@ -50,3 +53,7 @@ class Spatial(Kind):
         """A map, as where channels are free."""
         sources = [each for each in order if each.derived]
         return "map" if len(sources) == 1 and emitter.same(sources[0], value) else "fixed"
+
+    def complete(self, node: "Node", call: Call, value: Value, emitter: "Emitter") -> "Node":
+        """With the layer of a pool, which may read another tensor for its sizes."""
+        return replace(node, layer=pool_of(node, call, value, emitter)) if node.kind in ("map", "move") else node
