@@ -177,6 +177,8 @@ class OnnxFile(nn.Module):
         for node in self.graph.node:
             weight = next((weights[name] for name in node.input[1:2] if name in weights), None)
             out, shape_in = (shapes.get(ends[0], []) if ends else [] for ends in (node.output, node.input))
+            if node.op_type == "MatMul" and weight is None and out and shape_in:  # of activations, as in attention
+                total += shape_in[-1] * (prod(out) // self.batch or prod(out[1:]))
             if weight is None or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
                 continue
             pixels = shape_in if node.op_type == "ConvTranspose" else out

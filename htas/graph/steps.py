@@ -1,7 +1,7 @@
 """A recorded step as a function of its inputs, at any widths."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,17 +92,26 @@ def last_value(_: Modules, values: tuple[Any, ...], widths: Mapping[str, int] | 
     return values[-1]
 
 
-@torch.no_grad()
-def macs_of(step: Step, modules: Modules, images: int) -> int:
-    """Multiply-adds of a step for one image, by torch's own counter, which sees no attention in one piece."""
+@contextmanager
+def counting() -> Iterator[Callable[[], int]]:
+    """Within it what runs is counted: gives a function of the multiply-adds so far, biases left out.
+
+    The counter is torch's own, which sees no attention in one piece.
+    """
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode  # takes a second to load
 
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            step(modules, tuple(value.tensor.detach() for value in step.order))  # its trackers want no parameters
+        with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            yield lambda: int(counter.get_total_flops()) // 2
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    return int(counter.get_total_flops() / 2 / images + 0.5)
+
+
+def macs_of(step: Step, modules: Modules, images: int) -> int:
+    """Multiply-adds of a step for one image."""
+    with counting() as macs:
+        step(modules, tuple(value.tensor.detach() for value in step.order))  # its trackers want no parameters
+    return int(macs() / images + 0.5)

@@ -1,16 +1,17 @@
 """Multiply-adds of one image, which many papers call FLOPs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.overrides import TorchFunctionMode
 
+from htas.graph.kinds import Convolution
 from htas.graph.layer import Layer
 from htas.graph.modes import copied
+from htas.graph.steps import counting
 from htas.metrics import Case, CountedMetric
 
 if TYPE_CHECKING:
@@ -20,9 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Macs(CountedMetric):
-    """Multiply-adds of convolutions and linear layers; a bias counts as one per output, as TAS counts it.
-
-    What a network computes outside such modules (attention, norms, functional calls) is not counted.
+    """Multiply-adds of convolutions, linear layers and products of matrices, attention's among them; the bias of a
+    layer counts as one per output, as TAS counts it, and one within `nn.MultiheadAttention` is not counted.
     """
 
     unit: ClassVar[str] = "MACs"
@@ -42,28 +42,27 @@ class Macs(CountedMetric):
 
 def count_macs(model: nn.Module, *shapes: tuple[int, ...]) -> int:
     """Multiply-adds of a network for one image, with a shape for each input; counted while a copy runs."""
-    network = copied(model).eval().cpu()
-    counts: list[int] = []
-
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        counts.append(_each(module, inputs[0], output))
-
-    for module in network.modules():
-        if isinstance(module, _ConvNd | nn.Linear):
-            module.register_forward_hook(count)
-    with torch.inference_mode():
+    network = copied(model).eval().cpu().requires_grad_(False)  # torch's counter fails where a module reads a parameter
+    biases = _Biases()
+    with counting() as macs, biases:
         network(*(torch.zeros(1, *shape) for shape in shapes))
-    return sum(counts)
+    return macs() + biases.count
 
 
-def _each(module: nn.Module, inputs: Tensor, output: Tensor) -> int:
-    bias = 0 if module.bias is None else output.numel()
-    match module:
-        case nn.Linear():
-            return output.numel() * module.in_features + bias
-        case _ConvTransposeNd():
-            return inputs.numel() * prod(module.kernel_size) * (module.out_channels // module.groups) + bias
-        case _ConvNd():
-            return output.numel() * prod(module.kernel_size) * (module.in_channels // module.groups) + bias
-        case _:
-            raise AssertionError(type(module))
+class _Biases(TorchFunctionMode):
+    """Within it the biases that convolutions and linear layers add are counted, one for each output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, object] | None = None
+    ) -> Any:
+        """The same function of torch, whose bias is noted where it has one."""
+        named = dict(kwargs or {})
+        result = func(*args, **named)
+        bias = args[2] if len(args) > 2 else named.get("bias")
+        if getattr(func, "__name__", "") in Convolution.functions and isinstance(bias, Tensor):
+            self.count += result.numel()
+        return result
