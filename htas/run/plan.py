@@ -36,7 +36,7 @@ STUDENTS = 3
 KINDS = {
     "differentiable": "widths and depths are learnt together with the weights of a supernet",
     "tas": "the differentiable search of TAS, with its settings",
-    "knapsack": "an exact program over the importance of the trained network's channels and blocks, without a supernet",
+    "knapsack": "a program over whole numbers by the importance of the trained channels and blocks, without a supernet",
     "blockwise": "every block learns the trained network's feature map alone, at all widths",
     "most": "the arch of most multiply-adds or parameters within the limits, which a short training judges",
 }

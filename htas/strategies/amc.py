@@ -13,10 +13,10 @@ from htas.files import digest, from_json, read_json, to_json, write_json
 from htas.graph.arch import Arch
 from htas.plugins import needed
 from htas.search.inherited import Inherited
-from htas.search.oneshot import Judge
+from htas.search.oneshot import CALIBRATION, JUDGED, Judge
 from htas.search.problem import Problem, SearchOutcome
 from htas.strategies import Strategy, need_limits
-from htas.strategies._sampled import best
+from htas.strategies._sampled import PASS, best
 from htas.strategies._walk import Walk
 from htas.text import percent
 
@@ -59,6 +59,10 @@ class Amc(Strategy):
     def check(self) -> None:
         """Raise UserError where Stable-Baselines3 is not installed."""
         needed("stable_baselines3", "amc", "strategy amc")
+
+    def training_images(self, weights: int) -> float:
+        """The passes that judge the archs, each with statistics of its own."""
+        return self.episodes * (CALIBRATION + JUDGED) * PASS
 
     def search(self, problem: Problem) -> SearchOutcome:
         """The most accurate arch of all episodes."""

@@ -89,6 +89,12 @@ class TestEveryStrategy(StrategyContract):
         return strategy
 
 
+@pytest.mark.parametrize("name", plugins.names(strategies))
+def test_a_plan_knows_what_a_search_costs(name: str) -> None:
+    few, many = (quick(name).training_images(count) for count in (100, 10_000))
+    assert 0 < few <= many
+
+
 # -- draws -------------------------------------------------------------------------------------------------------------
 
 
