@@ -429,13 +429,14 @@ def stop_half_way(path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # as every row waits for the disk
 @pytest.mark.parametrize("damaged", [False, True])
 def test_several_processes_write_at_once(kept: Store, damaged: bool) -> None:
     if damaged:
         kept.add([entry(8)])
         scramble(kept.path)
     together = PROCESSES.Barrier(4)
-    writers = [PROCESSES.Process(target=write_many, args=(kept.path, f"p{n}", together)) for n in range(4)]
+    writers = [PROCESSES.Process(target=write_many, args=(kept.path, f"p{n}", together), daemon=True) for n in range(4)]
     for writer in writers:
         writer.start()
     for writer in writers:
