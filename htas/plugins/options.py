@@ -65,6 +65,13 @@ def _class_source(kind: type[Any]) -> ast.ClassDef:
         return ast.ClassDef(kind.__name__, [], [], [], [])
 
 
+def in_key(field: "dataclasses.Field[Any]", value: Any) -> bool:
+    """Whether a hash of what results depend on has a field: not one of `metadata={"key": False}`, and one that is
+    younger than hashes that exist, of `metadata={"key": "changed"}`, only where it is not as it is by default."""
+    key = field.metadata.get("key", True)
+    return value != _default(field) if key == "changed" else bool(key)
+
+
 def _default(field: "dataclasses.Field[Any]") -> Any:
     return field.default_factory() if field.default_factory is not MISSING else field.default
 

@@ -265,7 +265,7 @@ def doubts(report: Report) -> list[tuple[str, str]]:
     for result in report.results:
         reasons = [
             *result.remarks,
-            *filter(None, [result.outside]),
+            *filter(None, [result.outside, result.lost]),
             *(result.measured.doubts if result.measured else ()),
             *_surprise(result),
         ]

@@ -77,6 +77,8 @@ class Result:
     deployed: Deployed | None = None
     """Its accuracy by the runtime; None where that computes in fp32."""
     versions: Mapping[str, Any] = field(default_factory=dict)
+    lost: str = ""
+    """Where its training ended clearly below the weights that it began with, a sentence on that; otherwise empty."""
     remarks: tuple[str, ...] = ()
     """What a reader must know of this row, each a sentence."""
 

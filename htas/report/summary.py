@@ -1,7 +1,7 @@
 """A report in a few lines: its networks, and what may be claimed of two: faster, slower, or no clear difference."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, sqrt
 from typing import Literal, TypeVar
 
@@ -141,19 +141,25 @@ def answer(report: Report) -> Answer:
         missing = "base network" if base is None else "searched network"
         return Answer(f"This report holds no {missing}, so nothing is compared.", (), ())
     names = {**network_names(report), searched.name: "the searched network"}
+    failures = [each for each in report.results if _failed(each, base, report)]
+    report = replace(report, results=tuple(each for each in report.results if each not in failures))
     simpler = _simpler(searched, report)
     first = _simpler_sentence(simpler, searched, report, names) if simpler else ""
     narrowed = "" if simpler else _narrowing_sentence(searched, report)
     unfinished = any(search.space == searched.name and not search.converged for search in report.searches)
-    if unlearnt := _unlearnt_sentence(base, report, names):
-        first, narrowed = unlearnt, ""
+    unlearnt = _unlearnt_sentence(base, report, names)
+    if unlearnt or searched in failures:
+        first, narrowed = unlearnt or _failure_sentence(searched, base, report, names), ""
+        unlearnt = first
     details = (
         "" if unlearnt else _accuracy_sentence(searched, base, report, names),
         "" if unlearnt else _rival_sentence(searched, report, names, simpler),
+        *(_failure_sentence(each, base, report, names) for each in failures if each is not searched),
+        f"{at_the_start(names[searched.name])}: {searched.lost[0].lower()}{searched.lost[1:]}" if searched.lost else "",
         _deployed_sentence(searched, base, names),
         f"The {search_name(searched.name)} has not converged." if unfinished else "",
     )
-    figures = tuple(_figures(searched, base, report, names))
+    figures = tuple(_figures(searched, base, report, names, trained=searched not in failures))
     headline = filter(None, (first, _speed_sentence(searched, base, names), narrowed))
     return Answer(" ".join(headline), tuple(filter(None, details)), figures)
 
@@ -173,6 +179,32 @@ def guessing(name: str, share: float, classes: int, images: int) -> str:
     return (
         f"{name} is no better than guessing, {percent(share)} with {classes} classes, so no accuracy here says "
         "anything: train longer, or check the labels."
+    )
+
+
+def failed(share: float, base: float, classes: int, images: int) -> bool:
+    """Whether a training failed: its network is no better than guessing, as `guessing` has it, and the base network is,
+    and is clearly better than that network."""
+    return bool(
+        guessing("", share, classes, images)
+        and not guessing("", base, classes, images)
+        and accuracy(share, base, images).verdict == "less"
+    )
+
+
+def _failed(result: Result, base: Result, report: Report) -> bool:
+    if result.accuracy is None or base.accuracy is None:
+        return False
+    return failed(result.accuracy, base.accuracy, report.classes, report.test_images)
+
+
+def _failure_sentence(result: Result, base: Result, report: Report, names: Mapping[str, str]) -> str:
+    """That a training failed, so that nothing is concluded from it."""
+    share, other = _shares(result, base)
+    return at_the_start(
+        f"{names[result.name]} is no better than guessing, {share} with {report.classes} classes, where "
+        f"{names[base.name]} has {other}: its training failed and says nothing about the network; lower "
+        "train.lr, or train longer."
     )
 
 
@@ -290,12 +322,14 @@ def _shares(*results: Result) -> list[str]:
     return [NONE if result.accuracy is None else percent(result.accuracy) for result in results]
 
 
-def _figures(searched: Result, base: Result, report: Report, names: Mapping[str, str]) -> Iterator[Figure]:
+def _figures(
+    searched: Result, base: Result, report: Report, names: Mapping[str, str], *, trained: bool
+) -> Iterator[Figure]:
     if faster := against_base(searched, base):
         clear, ratio = faster.verdict != "unclear", f"{significant(faster.ratio)}\N{MULTIPLICATION SIGN}"
         label = f"as fast as {names[base.name]}, measured" if clear else "no clear difference in speed"
         yield Figure(label, ratio if clear else f"({ratio})", f"{_time(base)} {ARROW} {_time(searched)}")
-    if gain := _accuracy(searched, base, report):
+    if trained and (gain := _accuracy(searched, base, report)):
         label = "points of accuracy" + (": no clear difference" if gain.verdict == "unclear" else "")
         yield Figure(label, signed(gain.difference * 100), f" {ARROW} ".join(_shares(base, searched)))
     counts = (("multiply-adds", searched.macs, base.macs), ("parameters", searched.params, base.params))

@@ -19,7 +19,7 @@ import tomli_w
 from htas import plugins
 from htas.errors import UserError, of_option
 from htas.files import need_text, read_toml
-from htas.plugins.options import Option, Options, SourceClass, options_of, source_file
+from htas.plugins.options import Option, Options, SourceClass, in_key, options_of, source_file
 from htas.plugins.trust import need_trust
 from htas.plugins.values import REFUSED, Values, allowed, check, parse, texts_in
 from htas.run import trusted
@@ -111,11 +111,11 @@ class Config:
     def values(self, table: str, *, keys: bool = False) -> Values:
         """The options of a table with their values, as JSON reads them back: tuples are lists.
 
-        For `keys`, without those that no result depends on, fields marked `metadata={"key": False}`.
+        For `keys`, without those that no result depends on, as `in_key` has it.
         """
         content = getattr(self, table)
         fields = [each for each in dataclasses.fields(content) if each.init]
-        names = [each.name for each in fields if not keys or each.metadata.get("key", True)]
+        names = [each.name for each in fields if not keys or in_key(each, getattr(content, each.name))]
         return _plain({name: getattr(content, name) for name in names})
 
     def _tables(self, keys: bool = False) -> dict[str, Values]:

@@ -40,12 +40,14 @@ from htas.metrics.macs import Macs
 from htas.metrics.params import Params
 from htas.plugins.contract import need
 from htas.report.result import LONGEST_NAME, Result
+from htas.report.summary import failed
 from htas.run import keys
 from htas.run.controls import Control, candidates, of_one_stage
+from htas.run.decline import block_scores, decline
 from htas.run.run import Run
 from htas.run.stage import stored
 from htas.search.record import SearchRecord
-from htas.text import milliseconds
+from htas.text import milliseconds, percent
 from htas.timing.measurement import Measurement
 from htas.timing.target import Target, machine
 from htas.training import ranks
@@ -230,11 +232,12 @@ def train_row(
     if again or weights is not None:  # of a process that was killed once it had written the weights, too
         ranks.of_first(lambda: checkpoint.unlink(missing_ok=True))
     if weights is not None:
-        return _judged(run, row, weights.accuracy, weights.teacher), weights.seconds
+        return _judged(run, replace(row, lost=weights.lost), weights.accuracy, weights.teacher), weights.seconds
     config = run.config
     teacher = None if row.name == "base" or config.distill.alpha == 0 else base_network(run)
     model = _untrained(run, row, build, start)
     task, seconds = run.data.task, 0.0
+    before = ranks.of_first(lambda: _scored(run, row, model, start))
     if row.name == "base" and config.family.inherits:
         say(f"train {row.name}: it is trained already")
     elif task.train is not None:
@@ -249,29 +252,57 @@ def train_row(
         ).run()  # fmt: skip
     name = "" if teacher is None else "base"
 
-    def judged() -> float:
+    def judged() -> tuple[float, str]:
+        lost = decline(before, block_scores(model, run.data, run.device), _advice(run)) if before else ""
         if task.judge is not None:
             score = task.judge(model.to(memory_format=torch.contiguous_format).eval())  # type: ignore[call-overload]
             need(score, float, "score_func(network)")
             accuracy = float(score)
         else:
             accuracy = evaluate(model, run.data.test, device=run.device, task=task)
-        write_tensors(path, state_of(model), to_json(WeightsRecord(accuracy, key, name, row.name, seconds)))
+        write_tensors(path, state_of(model), to_json(WeightsRecord(accuracy, key, name, row.name, seconds, lost)))
         checkpoint.unlink(missing_ok=True)
-        return accuracy
+        return accuracy, lost
 
-    row = _judged(run, row, ranks.of_first(judged), name)
-    for remark in row.remarks if row.name == "base" else ():
-        say(f"train base: {remark}")
-    return row, seconds
+    accuracy, lost = ranks.of_first(judged)
+    judged_row = _judged(run, replace(row, lost=lost), accuracy, name)
+    for remark in filter(None, (*judged_row.remarks[0 if row.name == "base" else len(row.remarks) :], lost)):
+        say(f"train {row.name}: {remark}")
+    return judged_row, seconds
+
+
+def _scored(run: Run, row: Result, model: nn.Module, start: Path | None) -> list[float]:
+    """Scores of a network before its first step, on blocks of training images; none where it has new weights, where it
+    is not trained, or where a function of the user's judges it."""
+    inherits, options = run.config.family.inherits, run.config.train
+    if run.data.task.judge is not None or not (inherits or start or options.start != "random"):
+        return []
+    return [] if row.name == "base" and inherits else block_scores(model, run.data, run.device)
+
+
+def _advice(run: Run) -> str:
+    """What to do where a training lost what it began with, or failed."""
+    if run.data.task.train is not None:
+        return "let train_fn take smaller steps"
+    return f"lower train.lr (it is {run.config.train.lr:g})"
 
 
 def _judged(run: Run, row: Result, accuracy: float, teacher: str) -> Result:
     """The row with its accuracy and its teacher, and a remark where one of them only guesses."""
-    remarks = [f"Its {GUESSING}."] if _guesses(run, accuracy) else []
+    remarks = [_guessing(run, row, accuracy)] if _guesses(run, accuracy) else []
     if teacher and _guesses(run, read_header(run.model_file("base")).accuracy):
         remarks.append(f"Its teacher's {GUESSING}, so it learned from noise; train the base network longer.")
     return replace(row, accuracy=accuracy, teacher=teacher, remarks=(*row.remarks, *remarks))
+
+
+def _guessing(run: Run, row: Result, accuracy: float) -> str:
+    """That a network guesses; that its training failed where the base network is clearly better."""
+    path = run.model_file("base")
+    base = read_header(path).accuracy if row.name != "base" and path.exists() else accuracy
+    if not failed(accuracy, base, run.data.classes, len(run.data.test)):
+        return f"Its {GUESSING}."
+    advice = f"{_advice(run)}, or train longer"
+    return f"Its training failed: its {GUESSING}, and the base network's is {percent(base)}; {advice}."
 
 
 def images_counted(data: Data) -> int:
@@ -340,6 +371,8 @@ class WeightsRecord:
     """The network it was distilled from; empty for none."""
     name: str
     seconds: float
+    lost: str = ""
+    """As of a Result."""
 
     def __post_init__(self) -> None:
         need_not_below(0, self, "seconds")

@@ -259,7 +259,7 @@ class Run:
         config = self.config
         basis = [config.seed, *self.family, config.design.adds]
         data = [config.names["data"], config.values("data"), config.split.limit]
-        train = config.values("train")
+        train = config.values("train", keys=True)
         train.pop("int8_epochs")  # they come later, and leave these weights as they are
         if not taught and train["start"] in ("random", "base"):  # the base network, which has nothing to start from
             train.pop("start")

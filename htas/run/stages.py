@@ -339,7 +339,7 @@ def _report(run: Run, again: bool) -> None:
             *(f"Not in this report: {why}." for why in missing),
         ))),
         test_images=networks[-1].test_images if networks else 0,
-        classes=run.classes if networks and networks[-1].test_images else 0,
+        classes=config.data.classes if networks and networks[-1].test_images else 0,
         predictions=tuple(
             Prediction(each.held_out, each.measured, each.error) for each in calibration.networks
         ) if calibration else (),

@@ -167,8 +167,12 @@ class EpochLoop(ABC, Generic[Figures]):
         self.update(self.sgd)
 
     def update(self, optimizer: torch.optim.Optimizer) -> None:
-        """A step of an optimizer, by the gradients of the whole batch: the mean of those of its slices."""
-        ranks.reduce_gradients(each for group in optimizer.param_groups for each in group["params"])
+        """A step of an optimizer, by the gradients of the whole batch: the mean of those of its slices, no longer than
+        the recipe allows."""
+        parameters = [each for group in optimizer.param_groups for each in group["params"]]
+        ranks.reduce_gradients(parameters)
+        if self.recipe.clip:
+            nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
         optimizer.step()
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """How long and how fast a network learns: the options of `[train]`, and the named recipes."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from htas.errors import UserError, need_above_zero, need_below, need_least
@@ -37,6 +37,8 @@ class Recipe:
     """Momentum of SGD with Nesterov's correction."""
     weight_decay: float = 5e-4
     """Weight decay of every parameter, norms and biases included."""
+    clip: float = field(default=0.0, metadata={"key": "changed"})
+    """Largest norm of the gradient of all weights together; a larger one is scaled down to it; 0 for no limit."""
     smoothing: float = 0.0
     """Share of each label that is spread evenly over all classes; below 1."""
     start: str = "random"
@@ -51,7 +53,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         need_least(1, self, "train", "epochs", "batch")
-        need_least(0, self, "train", "warmup", "momentum", "weight_decay", "int8_epochs")
+        need_least(0, self, "train", "warmup", "momentum", "weight_decay", "clip", "int8_epochs")
         need_above_zero(self, "train", "lr")
         need_below(1, self, "train", "momentum")
         if self.weight_decay > 1 and (most := self.lr * self.weight_decay) >= DECAY:
@@ -88,12 +90,15 @@ class Recipe:
         return (epoch - self.warmup + (step / steps if self.anneal == "step" else 0)) / self.epochs
 
 
+CLIP = 2.0
+"""Norm to which gradients are scaled down where a network starts from trained weights: those of a distilled network
+without norms may be 100 times as large, and a step or two along them end at a network that guesses."""
 RECIPES = {
     "paper": Recipe(epochs=300, warmup=5, rest=5, batch=256, lr=0.1, anneal="epoch"),
     "short": Recipe(epochs=2, warmup=0, batch=128, lr=0.1),
     "medium": Recipe(epochs=28, warmup=2, batch=128, lr=0.4),
     "digits": Recipe(epochs=7, warmup=1, batch=64, lr=0.1),
-    "finetune": Recipe(epochs=10, warmup=0, batch=64, lr=0.02),
+    "finetune": Recipe(epochs=10, warmup=0, batch=64, lr=0.02, clip=CLIP),
 }
 """Named recipes; `paper` is TAS's E300-W5, `short` is for CIFAR on a CPU, `medium` for CIFAR networks that are to
 be told apart, `digits` for the embedded data set, `finetune` for networks that start from trained weights."""

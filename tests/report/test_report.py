@@ -249,6 +249,23 @@ def test_networks_that_guess_are_not_compared(share: float, classes: int, said: 
     assert ("is as accurate as" in " ".join(made.sentences)) != said
 
 
+def test_nothing_is_concluded_from_a_network_whose_training_failed() -> None:
+    """That it guesses, where the base network does not, says something of its training."""
+    other = narrowed(1.0, 0.9)
+    made = answer(replace(REPORT, results=(BASE, replace(FOUND, accuracy=0.1), other), classes=10))
+    text = " ".join(made.sentences)
+    assert made.sentences[0].startswith(
+        "The searched network is no better than guessing, 10.00 % with 10 classes, where ResNet-20 has 90.00 %: its "
+        "training failed and says nothing about the network; lower train.lr, or train longer. The searched network is"
+    )
+    assert not any(words in text for words in ("needs no search", "more accurate", "less accurate", "narrowing"))
+    assert not any("accuracy" in each.label for each in made.figures)
+    made = answer(replace(REPORT, results=(BASE, FOUND, replace(other, accuracy=0.1)), classes=10))
+    text = " ".join(made.sentences)
+    assert "narrowing all layers alike ended" not in text and "No clear difference in accuracy to ResNet-20" in text
+    assert "10.00 % with 10 classes, where ResNet-20 has 90.00 %: its training failed" in text
+
+
 def test_of_scores_that_are_no_shares_of_right_answers_no_noise_is_claimed() -> None:
     """R2, 1 / (1 + loss): their noise does not follow from the number of images."""
     base, found = replace(BASE, accuracy=0.6), replace(FOUND, accuracy=0.8)
