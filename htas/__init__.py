@@ -19,17 +19,21 @@ TYPE_CHECKING = False  # typing's, whose import takes longer than all else here
 if TYPE_CHECKING:
     from typing import Any
 
+    from htas.errors import UserError
     from htas.files import __version__ as __version__
     from htas.graph import Arch, Network, Site, ordered, resize, trace
     from htas.run.optimize import OptimizationResult, optimize
     from htas.spaces.space import Space
     from htas.timing.target import Target
 
-__all__ = ["Arch", "Network", "OptimizationResult", "Site", "Space", "Target", "optimize", "ordered", "resize", "trace"]
+__all__ = [
+    "Arch", "Network", "OptimizationResult", "Site", "Space", "Target", "UserError", "optimize", "ordered", "resize",
+    "trace",
+]  # fmt: skip
 _PLACES = {
     "OptimizationResult": "run.optimize", "optimize": "run.optimize", "Arch": "graph.arch", "Network": "graph",
     "Site": "graph", "ordered": "graph", "resize": "graph", "trace": "graph", "Space": "spaces.space",
-    "Target": "timing.target", "__version__": "files",
+    "Target": "timing.target", "UserError": "errors", "__version__": "files",
 }  # fmt: skip
 """The file that defines each public name; it is imported with the first use, so that `import htas` is quick."""
 

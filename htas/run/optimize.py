@@ -27,6 +27,7 @@ from htas.report.result import Result
 from htas.report.summary import summary
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
+from htas.run.arguments import check_arguments
 from htas.run.config import TABLES, Config, usual_strategy
 from htas.run.deployed import calibration_images
 from htas.run.functions import try_functions
@@ -186,8 +187,12 @@ def optimize(
         seed: of every random draw.
         out: the folder of the run, in which an interrupted call goes on; otherwise runs/optimize-CLASS.
 
-    Raises UserError in one sentence for what cannot be used.
+    Raises htas.UserError in one sentence for what cannot be used.
     """
+    check_arguments(
+        constraints=constraints, widths=widths, ignored_layers=ignored_layers, options=options, epochs=epochs,
+        search_epochs=search_epochs, out=out,
+    )  # fmt: skip
     example = _checked(model, example_inputs)
     if target is not None and not isinstance(target, Target):
         raise UserError(f"target must be an htas.Target (htas.Target(runtime=..., batch=...)), got {target!r}")
@@ -204,10 +209,10 @@ def optimize(
     changes: Values = {
         "seed": seed,
         "design.ignored": [ignored_layers] if isinstance(ignored_layers, str) else [*ignored_layers],
-        "design.bounds": {str(name): [*limits] for name, limits in (widths or {}).items()},
+        "design.bounds": {str(name): [*map(int, limits)] for name, limits in (widths or {}).items()},
         **(options or {}),
     }
-    changes = {**_usual(dataset.sizes[0], trained, epochs, search_epochs, changes), **changes}
+    changes = {**_usual(dataset.sizes[0], trained, int(epochs), int(search_epochs), changes), **changes}
     if not task.classifies and distill_fn is None and train_fn is None:
         say("nothing is distilled, as the loss is your own; distill_fn says what networks learn from the base network")
         changes["distill.alpha"] = 0.0
@@ -318,8 +323,6 @@ def _classes(model: nn.Module, example: tuple[Tensor, ...], task: Task) -> int:
 
 def _usual(count: int, trained: bool, epochs: int, search_epochs: int, options: Values) -> Values:
     """The usual options for `count` training items, but for those that the strategy in `options` has not."""
-    if epochs < 0 or search_epochs < 0:
-        raise UserError(f"epochs and search_epochs must be 0 (the usual) or more, got {epochs} and {search_epochs}")
     share = float({"split.validation": 0.5, **options}["split.validation"])
     batch = max(1, min(128, max(count // 20, FEW), int(count * (1 - share))))
     strategy: Values = {

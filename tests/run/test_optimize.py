@@ -632,7 +632,21 @@ def guessing() -> nn.Module:
             "an item of the training data has inputs of shape (1, 8, 8), and example_inputs (1, 16, 16); give an",
         ),
         ({"loss_fn": "mse"}, "loss_fn must be a function, got str"),
-        ({"epochs": -1}, "epochs and search_epochs must be 0 (the usual) or more, got -1 and 0"),
+        ({"epochs": -1}, "epochs must be a whole number, 0 for the usual, got -1"),
+        ({"epochs": "3"}, "epochs must be a whole number, 0 for the usual, got '3'"),
+        ({"search_epochs": 2.5}, "search_epochs must be a whole number, 0 for the usual, got 2.5"),
+        ({"out": None}, "out must be a folder, as text or a Path, got None; leave it out for runs/optimize-CLASS"),
+        ({"constraints": "50%"}, """constraints must be limits by metric, such as {"latency": "50%"}, got '50%'"""),
+        ({"constraints": {}}, "constraints is empty, and something must limit the network: give "),
+        ({"constraints": {"macs": None}}, 'the limit of macs in constraints must be text such as "50%", got None'),
+        ({"widths": {"stem.0": 4}}, "widths of stem.0 must be two whole numbers, the least and the most channels as"),
+        (
+            {"widths": {"stem.0": "48"}},
+            "widths of stem.0 must be two whole numbers, the least and the most channels as",
+        ),
+        ({"widths": [4, 8]}, 'widths must be least and most channels by site, such as {"64": (16, 64)}, got [4, 8]'),
+        ({"ignored_layers": 3}, 'ignored_layers must be names of modules, such as ["stages.0"], got 3'),
+        ({"options": ["train.lr"]}, "options must be values by name, such as "),
         ({"constraints": {"latncy": "50%"}}, "constraints has no option 'latncy'; did you mean 'latency'?"),
         ({"options": {"design.groups": 0}}, "design.groups must be 1 or more, got 0"),
     ],
@@ -642,7 +656,8 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(net, tmp_path, change, s
     torch.manual_seed(2)
     given = {"model": net, "example_inputs": torch.zeros(1, *SHAPE), "data": DATA, "out": tmp_path / "run", **change}
     with scripted_device(), pytest.raises(ValueError) as caught:
-        htas.optimize(**{**given, "options": {**QUICK, **given.get("options", {})}})
+        options = given.get("options", {})
+        htas.optimize(**{**given, "options": {**QUICK, **options} if isinstance(options, dict) else options})
     assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
 
 
@@ -673,5 +688,6 @@ def test_options_of_the_command_are_arguments_in_python(words, said):
 
 def test_the_public_names_are_there_and_others_are_refused_by_name():
     assert all(getattr(htas, name) is not None for name in htas.__all__)
+    assert htas.UserError is UserError
     with pytest.raises(AttributeError, match="module 'htas' has no attribute 'optimise'; it has Arch, "):
         _ = htas.optimise
