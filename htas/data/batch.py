@@ -58,6 +58,17 @@ class Format:
             return item[self._count(item)]
         raise UserError(f"an item of {self.what} has no targets, it is {_described(item)}")
 
+    def inputs(self, item: Any) -> list[Any]:
+        """What of a single item are inputs, before a batch is made of it; of a dictionary, what forward takes."""
+        if isinstance(item, Mapping):
+            if self.names and all(name in item for name in self.names):
+                return [item[name] for name in self.names]
+            others = [each for name, each in item.items() if name not in NAMES]
+            return others if len(others) == 1 else [each for each in others if _shape(each) in self.shapes]
+        if not isinstance(item, tuple | list) or len(item) < 2:
+            return []
+        return list(item[0]) if isinstance(item[0], tuple | list) else list(item[: self._count(item)])
+
     def _count(self, parts: Sequence[Any]) -> int:
         """The number of parts before the targets."""
         nested = isinstance(parts[0], tuple | list)
@@ -184,6 +195,10 @@ def _first(item: Any) -> Any:
     if isinstance(item, Mapping):
         return next((each for name, each in item.items() if name not in NAMES), None)
     return _first(item[0]) if isinstance(item, tuple | list) and item else item
+
+
+def _shape(part: Any) -> tuple[int, ...]:
+    return tuple(getattr(part, "shape", ()))
 
 
 def _numbers_items(part: Any, numbers: Sequence[Sequence[int]]) -> bool:

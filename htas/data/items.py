@@ -17,6 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 from htas.console.blame import blame
 from htas.data.batch import Format, class_targets, one_class, one_shape, stacked
 from htas.data.copies import numbered, origins
+from htas.data.finite import CHUNK, finite_item, finite_rows, need_finite
 from htas.data.split import WHOLE, Batch, Source
 from htas.errors import UserError
 from htas.text import plural
@@ -73,10 +74,26 @@ class Items(Source):
             raise UserError(f"{self.form.what} cannot be read: {blame(error)}") from error
 
     def some(self, count: int) -> Batch:
-        """One batch of at most `count` items from all over, an even number since some collate functions pair them."""
+        """One batch of at most `count` items from all over, an even number since some collate functions pair them;
+        raises UserError where an input of an item is NaN or infinite."""
         least = min(count, len(self))
-        numbers = torch.linspace(0, len(self) - 1, least - least % 2 or 1).long()
-        return next(self._only(self.picks[numbers]).batches(len(numbers)))
+        picks = self.picks[torch.linspace(0, len(self) - 1, least - least % 2 or 1).long()]
+        inputs, targets = next(self._only(picks).batches(len(picks)))
+        if self.collate is None:
+            finite = finite_rows((inputs,) if isinstance(inputs, Tensor) else inputs)
+            need_finite(self.form.what, picks.tolist(), finite)
+        return inputs, targets
+
+    def check_finite(self) -> None:
+        """Raise UserError where an input of a TensorDataset is NaN or infinite; those of other data sets are looked at
+        as they are read. What a collate function makes of them is not known."""
+        if not isinstance(self.dataset, torch_data.TensorDataset) or self.collate is not None:
+            return
+        inputs = self.dataset.tensors[: len(self.form.shapes) or -1]
+        if any(each.is_floating_point() and each.dim() > 1 for each in inputs):
+            parts = torch.split(self.picks, CHUNK)
+            rows = [finite_rows([each[picks] for each in inputs]) for picks in parts]
+            need_finite(self.form.what, self.picks.tolist(), torch.cat(rows))
 
     def _only(self, picks: Tensor) -> "Items":
         return replace(self, picks=picks, device="cpu", workers=0)
@@ -157,11 +174,15 @@ class Items(Source):
 
     def _read_labels(self) -> Tensor:
         """The labels [N] that items have before a collate_fn mixes them; otherwise, those of batches."""
-        alone = partial(_targets, self.form)
+        alone, picks, labels = partial(_targets, self.form), self.picks.tolist(), None
         with suppress(UserError, TypeError, ValueError, RuntimeError):
-            batches = self._loaded(self.dataset, self.picks.tolist(), 256, alone, False, Generator())
-            return torch.cat([self._classes(each) for each in batches])
-        return torch.cat([one_class(labels) for _, labels in self.on("cpu").batches(256)])
+            batches = list(self._loaded(self.dataset, picks, 256, alone, False, Generator()))
+            labels = torch.cat([self._classes(targets) for targets, _ in batches])
+        if labels is None:
+            return torch.cat([one_class(labels) for _, labels in self.on("cpu").batches(256)])
+        if self.collate is None:
+            need_finite(self.form.what, picks, torch.cat([finite for _, finite in batches]))
+        return labels
 
     def _classes(self, targets: Tensor) -> Tensor:
         return one_class(class_targets(targets, len(targets), self.form))
@@ -189,10 +210,12 @@ _LISTS = ("targets", "labels")
 """Attributes of a data set that may hold the labels of all items."""
 
 
-def _targets(form: Format, items: list[Any]) -> Tensor:
-    """The targets of items, [N, ...]; raises UserError where their inputs have several shapes."""
+def _targets(form: Format, items: list[Any]) -> tuple[Tensor, Tensor]:
+    """The targets of items, [N, ...], and whether their inputs are finite, bool [N]; raises UserError where inputs have
+    several shapes."""
     one_shape(items)
-    return torch.stack([torch.as_tensor(form.target(each)) for each in items])
+    finite = torch.tensor([finite_item(form.inputs(each)) for each in items])
+    return torch.stack([torch.as_tensor(form.target(each)) for each in items]), finite
 
 
 def items(data: Any, what: str) -> Items:

@@ -156,8 +156,10 @@ class UserData(Dataset):
         return data
 
     def check(self) -> None:
-        """Raise UserError where some items have another shape than example_inputs, or are no inputs and targets."""
+        """Raise UserError where some items are no inputs and targets, or have inputs of another shape than
+        example_inputs, NaN or infinity among them."""
         for part in self._items()[:2]:
+            part.check_finite()
             inputs, _ = part.some(LOOKED)
             item_shapes = tuple(tuple(each.shape[1:]) for each in ((inputs,) if isinstance(inputs, Tensor) else inputs))
             if item_shapes != self.shapes:

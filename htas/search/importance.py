@@ -26,6 +26,7 @@ from htas.graph.network import Network, Node
 from htas.graph.verify import normed
 from htas.search.program import Floats, Group, Tables
 from htas.spaces.space import Space
+from htas.training.loop import finite
 
 MEMORY = 2**30
 """Bytes for the values of the layers of a batch, and their gradients."""
@@ -43,8 +44,10 @@ def derivatives(network: Network, model: nn.Module, batches: Iterable[Batch], ta
     """
     twin = copied(model).requires_grad_(False)
     parts: dict[str, list[Tensor]] = {}
+    sound = True
     with evaluating(twin):
         for inputs, targets in batches:
+            sound = sound and finite(inputs)
             replay = _Replay(network, twin, inputs if isinstance(inputs, tuple) else (inputs,))
             outputs: Any = precise(network.result(tuple(replay.values[name] for name in network.outputs)))
             loss = task.loss(outputs, targets) * images_in(inputs)
@@ -56,10 +59,7 @@ def derivatives(network: Network, model: nn.Module, batches: Iterable[Batch], ta
     gates = {site: torch.cat(each) for site, each in parts.items()}
     for site, values in gates.items():
         if not bool(values.isfinite().all()):
-            raise UserError(
-                f"the importance of {site} is not finite: the trained network overflows on training images; train it "
-                "at a lower rate, or take a strategy that does not start from its weights"
-            )
+            raise UserError(f"the importance of {site} is not finite: {not_finite(sound)}")
     if gates and not any(bool(values.any()) for values in gates.values()):
         raise UserError(
             "the importance of every channel is 0, as the loss of the trained network on training images does not "
@@ -67,6 +67,16 @@ def derivatives(network: Network, model: nn.Module, batches: Iterable[Batch], ta
             "strategy that does not start from its weights"
         )
     return gates
+
+
+def not_finite(sound: bool) -> str:
+    """Why a trained network gives no numbers, by whether its inputs are, and what to do."""
+    if not sound:
+        return "inputs of the training data are NaN or infinite; replace them, or leave those items out"
+    return (
+        "its inputs are finite, and the trained network overflows on them; train it at a lower rate, or take a "
+        "strategy that does not start from its weights"
+    )
 
 
 def images_at_once(network: Network, most: int) -> int:

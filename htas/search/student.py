@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from htas.data.split import Batch
-from htas.data.task import Task, precise
+from htas.data.task import Inputs, Task, precise
 from htas.errors import UserError
 from htas.graph import Arch, Network, Node
 from htas.graph.layout import Layout
@@ -17,11 +17,13 @@ from htas.graph.modes import copied, evaluating
 from htas.graph.resize import widen
 from htas.graph.verify import replayed
 from htas.search.allocation import key
+from htas.search.importance import not_finite
 from htas.search.mixing import channelwise
 from htas.search.segments import Block
 from htas.search.slices import Slices
 from htas.spaces.space import Space
 from htas.training.layout import Narrow
+from htas.training.loop import finite
 
 FLAT = 0.01
 """Least variance of a channel that errors are divided by, as a share of the mean over channels."""
@@ -59,14 +61,14 @@ def maps_of(
                 if len(values) == len(set(names)):
                     break
         for name, value in values.items():
-            _need_finite(name, value)
+            _need_finite(name, value, images)
         ends = {node.name: values[node.name] for node in targets}
-        slopes = () if task is None else _slopes(network, teacher, ends, labels, task)
+        slopes = () if task is None else _slopes(network, teacher, ends, labels, task, images)
         yield Maps(tuple(values[node.name] for node in block.entries), tuple(ends.values()), slopes)
 
 
 def _slopes(
-    network: Network, teacher: nn.Module, maps: Mapping[str, Tensor], labels: Any, task: Task
+    network: Network, teacher: nn.Module, maps: Mapping[str, Tensor], labels: Any, task: Task, images: Inputs
 ) -> tuple[Tensor, ...]:
     """Gradients of the loss of single images by feature maps. Classes are drawn as the teacher finds them probable:
     their squares are then its Fisher information, also where it knows all labels by heart."""
@@ -77,7 +79,7 @@ def _slopes(
         for node, value in replayed(network, teacher, network.base, (), starts):
             values[node.name] = value
     for name in network.outputs:
-        _need_finite(name, values[name])
+        _need_finite(name, values[name], images)
     outputs: Any = precise(network.result(tuple(values[name] for name in network.outputs)))
     if task.classifies:
         classes = torch.distributions.Categorical(logits=outputs.detach().movedim(1, -1))
@@ -91,12 +93,9 @@ def _slopes(
     )
 
 
-def _need_finite(name: str, value: Tensor) -> None:
+def _need_finite(name: str, value: Tensor, images: Inputs) -> None:
     if not bool(value.isfinite().all()):
-        raise UserError(
-            f"what the trained network makes at {name} is not finite: it overflows on training images; train it at a "
-            "lower rate, or take a strategy that does not start from its weights"
-        )
+        raise UserError(f"what the trained network makes at {name} is not finite: {not_finite(finite(images))}")
 
 
 def widest_of(network: Network, space: Space) -> dict[str, int]:

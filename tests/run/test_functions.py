@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 import htas
 from htas.errors import UserError
@@ -40,6 +40,12 @@ class Aided(nn.Module):
     def forward(self, images: Tensor) -> Any:
         logits = self.body(images)
         return Auxiliary(logits, self.aid(images.flatten(1))) if self.training else logits
+
+
+def divided(items: list[Any]) -> Any:
+    """A batch whose images nobody can learn from."""
+    images, labels = default_collate(items)
+    return images / 0, labels
 
 
 class Surveying(BaseException):
@@ -83,6 +89,10 @@ FAULTS = {
     ),
     "inputs": (
         {"data": (TensorDataset(torch.full((60, *IMAGES.shape[1:]), torch.nan), torch.arange(60) % CLASSES),) * 2},
+        ("inputs of item 0 of the training data are NaN or infinite (of 60 items looked at 60 have such inputs)",),
+    ),
+    "collated inputs": (
+        {"data": (DataLoader(DATA[0], 20, collate_fn=divided), DATA[1])},
         ("a batch of the training data has inputs that are NaN or infinite",),
     ),
     "target": ({"target": "cpu"}, ("target must be an htas.Target", "'cpu'")),

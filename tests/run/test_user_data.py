@@ -294,6 +294,46 @@ def test_a_late_item_that_cannot_be_used_is_named_before_the_survey_too(workers,
     assert said.startswith("the training data cannot be read: FileNotFoundError: 1.png is missing")
 
 
+@pytest.mark.parametrize("kind", ["pairs", "dictionaries", "arrays", "tensors", "subset"])
+@pytest.mark.parametrize("wrong", [torch.nan, -torch.inf])
+def test_an_input_that_is_no_number_is_named_before_the_survey(kind, wrong, tmp_path):
+    def make(image: Tensor, label: int, number: int) -> Any:
+        image = image + wrong if number == LATE else image
+        return {"image": image, "label": label} if kind == "dictionaries" else (image.numpy(), label)
+
+    images = TRAIN[0].clone()
+    images[LATE, 0, 1, 2] = wrong
+    tensors = TensorDataset(images, TRAIN[1])
+    train = {"tensors": tensors, "subset": Subset(tensors, [0, 2, *range(3, 90)])}.get(kind, both(make)[0])
+    said = refusal((train, PLAIN[1]), tmp_path)
+    number = 2 if kind == "subset" else LATE
+    assert said.startswith(f"inputs of item {number} of the training data are NaN or infinite: replace them, or leave")
+
+
+def test_an_input_of_the_validation_items_that_is_no_number_is_named_too(tmp_path):
+    images = TEST[0].clone()
+    images[[7, 9], 0, 1, 2] = torch.nan
+    said = refusal((PLAIN[0], TensorDataset(images, TEST[1])), tmp_path)
+    assert said.startswith(
+        "inputs of item 7 of the validation data are NaN or infinite (of 45 items looked at 2 have such inputs): "
+    )
+
+
+def test_what_forward_does_not_take_and_what_a_collate_function_replaces_may_be_no_number(tmp_path):
+    def make(image: Tensor, label: int, number: int) -> Any:
+        return {"x": image, "depth": torch.full((4,), torch.nan), "label": label}
+
+    def replaced(items: list[Any]) -> Any:
+        images, labels = default_collate(items)
+        return images.nan_to_num(), labels
+
+    assert surveyed(both(make), tmp_path).train
+    images = TRAIN[0].clone()
+    images[LATE] = torch.nan
+    loader = DataLoader(TensorDataset(images, TRAIN[1]), 10, collate_fn=replaced)
+    assert surveyed((loader, PLAIN[1]), tmp_path / "2").train
+
+
 def test_whole_arrays_are_no_items(tmp_path):
     for arrays in (TRAIN, [each.numpy() for each in TRAIN]):
         said = refusal((arrays, TEST), tmp_path)

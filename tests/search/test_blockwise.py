@@ -369,7 +369,7 @@ def test_feature_maps_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     task = problem(tmp_path, net)
     with torch.no_grad():
         net.four.bias[0] = math.inf
-    with pytest.raises(UserError, match=r"what the trained network makes at (:mean|head) is not finite: it overflows"):
+    with pytest.raises(UserError, match=r"what the trained network makes at (:mean|head) is not finite: its inputs"):
         Blockwise(images=32, batch=16).search(task)
 
 

@@ -123,8 +123,16 @@ def test_importance_that_is_not_finite_is_refused() -> None:
     network = trace(net, torch.zeros(1, *SHAPE))
     with torch.no_grad():
         net.two.weight[0, 0, 0, 0] = math.inf
-    with pytest.raises(UserError, match=r"importance of .* is not finite"):
+    with pytest.raises(UserError, match=r"importance of .* is not finite: its inputs are finite"):
         derivatives(network, net, [batch()], CLASSIFY)
+
+
+def test_importance_of_inputs_that_are_no_numbers_is_not_blamed_on_the_network() -> None:
+    net = Gated().eval()
+    images, labels = batch()
+    images[0, 0, 1, 1] = math.nan
+    with pytest.raises(UserError, match=r"is not finite: inputs of the training data are NaN"):
+        derivatives(trace(net, torch.zeros(1, *SHAPE)), net, [batch(), (images, labels)], CLASSIFY)
 
 
 def test_norms_settle_to_the_statistics_of_the_images_they_see() -> None:
