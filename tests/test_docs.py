@@ -91,6 +91,15 @@ def _marks(page: Path) -> list[pytest.MarkDecorator]:
     return [pytest.mark.slow, pytest.mark.timeout(1800)] if long or page.stem in LONG else []
 
 
+def test_versions_that_the_installation_names_are_those_that_are_pinned() -> None:
+    """PyTorch's and torchvision's, which are built for each other and come from one index."""
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    text = (ROOT / "docs" / "install.md").read_text()
+    cpu = set(re.findall(r"install (\w+)==\S+ --index-url https://download.pytorch.org/whl/cpu", text))
+    assert cpu == {"torch", "torchvision"}
+    assert all(pins[name] == version for name, version in re.findall(r"(\w+)==([\d.]+)", text))
+
+
 @pytest.mark.parametrize(
     "page", [pytest.param(page, id=page.stem, marks=_marks(page)) for page in PAGES if page.name not in ELSEWHERE]
 )
