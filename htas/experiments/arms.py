@@ -19,8 +19,8 @@ from htas.files import checking, digest, need_not_below, read_record, state_of, 
 from htas.graph import Arch, resize
 from htas.plugins.values import Values
 from htas.report.result import Result
+from htas.run import limits as run_limits
 from htas.run import networks, rows
-from htas.run import stages as pipeline
 from htas.run.run import Run
 from htas.run.stage import StageHeader, ensure, made_from
 from htas.run.stages import SEARCH
@@ -212,7 +212,7 @@ class PrunedArm(Arm):
             with checking(path):
                 run.network.check(arch)
             return Entry(self._row(run, arch))
-        exact = [limit for limit in pipeline.limits(run) if limit.metric != "latency"]
+        exact = [limit for limit in run_limits.limits(run) if limit.metric != "latency"]
         example, model = torch.zeros(2, *run.config.data.shapes[0]), rows.base_network(run)
         importance = pruning.importance_of(self.prune.criterion, some(run.data.train, IMAGES))
         archs_of = pruning.candidates(run.network, model, example, self.prune, importance)

@@ -11,7 +11,7 @@ from htas.report._course import course
 from htas.report._figures import BANDS, accuracy_over_latency, archs, predictions
 from htas.report._names import at_the_start, is_searched, network_names, row_names, search_name, space_name
 from htas.report.result import Report, Result
-from htas.report.summary import answer, base_of, deployed_cell, deployed_heading, figures, marked, with_deployed
+from htas.report.summary import answer, base_of, breach, deployed_cell, deployed_heading, figures, marked, with_deployed
 from htas.report.survey import ABOUT, curve_doubts, curve_picture
 from htas.search.record import EpochRecord, SearchRecord
 from htas.text import NONE, duration, listing, percent, plural, quantity, runs, significant
@@ -265,7 +265,7 @@ def doubts(report: Report) -> list[tuple[str, str]]:
     for result in report.results:
         reasons = [
             *result.remarks,
-            *filter(None, [result.outside, result.lost]),
+            *filter(None, [breach(result), result.outside, result.lost]),
             *(result.measured.doubts if result.measured else ()),
             *_surprise(result),
         ]

@@ -81,6 +81,8 @@ class Result:
     """Where its training ended clearly below the weights that it began with, a sentence on that; otherwise empty."""
     remarks: tuple[str, ...] = ()
     """What a reader must know of this row, each a sentence."""
+    breaks: tuple[str, ...] = ()
+    """Limits and bounds of the configuration that it breaks, each in words; it is then offered as no answer."""
 
     def __post_init__(self) -> None:
         if not 0 < len(self.name) <= LONGEST_NAME:

@@ -30,7 +30,17 @@ def summary(report: Report) -> TextTable:
         for result in report.results
     ]
     headings = with_deployed(report, HEADINGS, deployed_heading(report))
-    return TextTable([headings, *rows], 1, before=answer(report).sentences, marked=marked(report))
+    controls = (result for result in report.results if result.breaks and not is_searched(result))
+    breaches = [f"{names[result.name]} {breach(result)}." for result in controls]
+    before = answer(report).sentences
+    return TextTable([headings, *rows], 1, before=before, after=breaches, marked=marked(report))
+
+
+def breach(result: Result) -> str:
+    """That a network breaks limits or bounds, and which, as the rest of a sentence about it; empty where it keeps them.
+    A control is then here for comparison alone."""
+    verb = "misses its limit" if is_searched(result) else "is no answer here, as it breaks what was asked for"
+    return f"{verb}: {'; '.join(result.breaks)}" if result.breaks else ""
 
 
 def deployed_heading(report: Report) -> str:
@@ -209,15 +219,20 @@ def _failure_sentence(result: Result, base: Result, report: Report, names: Mappi
 
 
 def _simpler(searched: Result, report: Report) -> Result | None:
-    """The most accurate network that needs no search, is not slower, and is not clearly less accurate than the searched
-    one; None where there is none, or where readings are too few to tell."""
+    """The most accurate network that needs no search, keeps what was asked for, is not slower, and is not clearly less
+    accurate than the searched one; None where there is none, or where readings are too few to tell."""
     simpler = None
-    for control in report.results:
-        times = against_base(control, searched) if control.strategy in SIMPLER and not is_searched(control) else None
+    for control in filter(_is_control, report.results):
+        times = None if control.breaks else against_base(control, searched)
         lead = _accuracy(searched, control, report) if times and times.noise < inf and times.verdict != "less" else None
         if lead is not None and lead.verdict != "more":
             simpler = max(simpler or control, control, key=lambda each: each.accuracy or 0.0)
     return simpler
+
+
+def _is_control(result: Result) -> bool:
+    """Whether a network needs no search."""
+    return result.strategy in SIMPLER and not is_searched(result)
 
 
 def _simpler_sentence(simpler: Result, searched: Result, report: Report, names: Mapping[str, str]) -> str:
@@ -285,8 +300,10 @@ def _deployed_sentence(searched: Result, base: Result, names: Mapping[str, str])
 
 
 def _narrowing_sentence(searched: Result, report: Report) -> str:
-    """How much less accurate narrowing all layers alike ended where it is not slower; else nothing."""
-    control = next((other for other in report.results if other.strategy == "uniform" and not is_searched(other)), None)
+    """How much less accurate narrowing all layers alike ended where it is not slower and keeps what was asked for; else
+    nothing."""
+    controls = (other for other in report.results if other.strategy == "uniform" and _is_control(other))
+    control = next((other for other in controls if not other.breaks), None)
     times = against_base(control, searched) if control else None
     compared = _accuracy(control, searched, report) if control else None
     if times is None or compared is None or times.verdict == "less" or times.noise == inf:
@@ -297,10 +314,11 @@ def _narrowing_sentence(searched: Result, report: Report) -> str:
 
 
 def _rival_sentence(searched: Result, report: Report, names: Mapping[str, str], simpler: Result | None) -> str:
-    """The most accurate other network that is not clearly slower, apart from the base and narrowing; nothing where it
-    is the simpler one of the first sentence."""
+    """The most accurate other network that keeps what was asked for and is not clearly slower, apart from the base and
+    narrowing; nothing where it is the simpler one of the first sentence."""
     others = [other for other in report.results if other.name != "base" and other.strategy != "uniform"]
-    rivals = [each for each in others if (times := against_base(each, searched)) and times.verdict != "less"]
+    within = [other for other in others if not other.breaks]
+    rivals = [each for each in within if (times := against_base(each, searched)) and times.verdict != "less"]
     best = max(rivals, key=lambda other: other.accuracy or 0.0, default=None)
     lead = _accuracy(searched, best, report) if best and best is not simpler else None
     if best is None or lead is None:

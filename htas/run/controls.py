@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from htas.graph import Arch, Network
+from htas.run.limits import broken
 from htas.run.run import Run
 
 STEPS = 16
@@ -25,19 +26,21 @@ class Control:
 
 
 def candidates(run: Run) -> list[Control]:
-    """Uniform networks, then plain members; of each kind the fastest first."""
-    return [*_uniform(run), *_plain_members(run)]
+    """Uniform networks, then plain members, but for the base network itself; of each kind the fastest first."""
+    return [each for each in (*_uniform(run), *_plain_members(run)) if each.arch != run.network.base]
 
 
 def of_one_stage(run: Run, searched: Arch) -> list[Control]:
     """The base network with one stage narrowed, its layers of one map size: of each stage the widest network predicted
-    to be about as fast as the searched one, and the next narrower one; the richest last, by multiply-adds times
-    parameters. None where narrowing one stage is not enough, or where there is one stage only."""
+    to be about as fast as the searched one and within limits and bounds, and the next narrower one; the richest last,
+    by multiply-adds times parameters. None where narrowing one stage is not enough, or where there is one stage only.
+    """
     stages = _stages(run.network)
     most = CLOSE * run.calibrated.cost(searched)
     controls = []
     for size, sites in stages.items() if len(stages) > 1 else ():
-        within = [each for each in _narrowed(run.network, size, sites) if run.calibrated.cost(each.arch) <= most]
+        fast = [each for each in _narrowed(run.network, size, sites) if run.calibrated.cost(each.arch) <= most]
+        within = [each for each in fast if not broken(run, each.arch)]
         controls += within[-2:]
     return sorted(controls, key=lambda each: run.network.macs(each.arch) * run.network.params(each.arch))
 

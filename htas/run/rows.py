@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from htas.console.progress import progress, say, shares
+from htas.cost.constraints import parse
 from htas.data.split import Data
 from htas.data.task import Task
 from htas.errors import UserError
@@ -44,6 +45,7 @@ from htas.report.summary import failed
 from htas.run import keys
 from htas.run.controls import Control, candidates, of_one_stage
 from htas.run.decline import block_scores, decline
+from htas.run.limits import LATENCY, broken
 from htas.run.run import Run
 from htas.run.stage import stored
 from htas.search.record import SearchRecord
@@ -140,9 +142,12 @@ def untrained_rows(run: Run) -> list[Result]:
     first, *others = [searched_row(run, run.search(name)) for name in run.config.design.spaces]
     controls = _controls(run, first)
     rows = [
-        new_row(run, each.name, each.arch, space="-", strategy=each.kind, cost="-", remarks=(controls.note,))
+        new_row(
+            run, each.name, each.arch, space="-", strategy=each.kind, cost="-", remarks=(controls.note,),
+            breaks=broken(run, each.arch),
+        )
         for each in controls.controls
-    ]
+    ]  # fmt: skip
     return [base_row(run), replace(first, remarks=(*first.remarks, *controls.slower)), *others, *rows]
 
 
@@ -154,8 +159,9 @@ def searched_row(run: Run, record: SearchRecord) -> Result:
     """The network of a search, untrained."""
     remarks = () if record.converged else (f"The search had not converged: {record.why}.",)
     return new_row(
-        run, record.space, record.arch, space=record.space, strategy=record.strategy, cost=record.cost, remarks=remarks
-    )
+        run, record.space, record.arch, space=record.space, strategy=record.strategy, cost=record.cost, remarks=remarks,
+        breaks=tuple(filter(None, (each.breach for each in record.limits))),
+    )  # fmt: skip
 
 
 def new_row(run: Run, name: str, arch: Arch, **fields: Any) -> Result:
@@ -183,7 +189,7 @@ def predicted(run: Run, row: Result) -> Result:
 
 def _controls(run: Run, searched: Result) -> ControlsRecord:
     """The widest uniform multiplier, the deepest plain member, and the richest network with one stage narrowed that are
-    no slower than the searched network.
+    no slower than the searched network, and keep the limits and bounds of the run, where any of their kind does.
 
     They are picked once, by separate readings, and stored in controls.json; the report measures all rows again.
     """
@@ -192,21 +198,26 @@ def _controls(run: Run, searched: Result) -> ControlsRecord:
 
 
 def _pick_controls(run: Run, searched: Result) -> ControlsRecord:
-    controls = [*candidates(run), *of_one_stage(run, searched.arch)]
-    archs = [searched.arch, *(each.arch for each in controls)]
+    controls, base = [*candidates(run), *of_one_stage(run, searched.arch)], run.network.base
+    archs = [searched.arch, base, *(each.arch for each in controls)]
     metric = _latency(run, [run.calibrated.cost(arch) for arch in archs])
     modules = [resize(run.network, arch) for arch in archs]
     readings = measured(metric, modules, "looking for controls of equal latency, %")
-    limit, *latencies = [reading.estimate for reading in readings]
-    pairs = zip(controls, latencies, strict=True)
-    last = {each.kind: each for each, latency in pairs if latency <= limit}
+    limit, base_latency, *latencies = [reading.estimate for reading in readings]
+    budget = run.config.constraints.by_metric.get(LATENCY)
+    most = min(limit, parse(LATENCY, budget, base_latency)) if budget else limit
+    no_slower = [(each, latency) for each, latency in zip(controls, latencies, strict=True) if latency <= limit]
+    within = [each for each, latency in no_slower if latency <= most and not broken(run, each.arch)]
+    last = {each.kind: each for each, _ in no_slower} | {each.kind: each for each in within}
     slower = [kind for kind in dict.fromkeys(each.kind for each in controls) if kind in KINDS and kind not in last]
     for kind in slower:
         say(f"controls: every {kind} network is slower than {searched.name}")
+    asks = run.config.constraints.by_metric or run.config.design.bounds
+    chosen = ", of those within the limits and bounds where there are any" if asks else ""
     return ControlsRecord(
         controls=tuple(last.values()),
         note=f"The widest, deepest or richest of its kind whose latency was not above that of {searched.name} "
-        f"({milliseconds(limit)}) in one interleaved run before training.",
+        f"({milliseconds(limit)}) in one interleaved run before training{chosen}.",
         slower=tuple(f"Every {KINDS[kind]} was slower, in one interleaved run before training." for kind in slower),
     )
 

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 from htas.console.progress import progress, say, shares
-from htas.cost import limits as budget
 from htas.cost.calibrate import calibrate as fit_cost
 from htas.cost.calibrate import cells, fit_metric, roomy_calibration
 from htas.cost.fit import FitRecord, read_calibration
@@ -32,6 +31,7 @@ from htas.run import rows as run_rows
 from htas.run.config import Config, load
 from htas.run.controls import ends
 from htas.run.deployed import calibration_images, deployed_rows
+from htas.run.limits import judged_rows, limits
 from htas.run.needs import need_memory, need_startable, need_supernet
 from htas.run.rows import NetworksRecord
 from htas.run.run import CommandRecord, Run, Sources, write_environment
@@ -291,6 +291,7 @@ def _measure(run: Run, again: bool) -> None:
     if run.target.precision != "fp32":
         rows = tuned_rows(run, rows)
         rows = deployed_rows(run, rows, modules, [int8_network(run, row) for row in rows])
+    rows = judged_rows(run, rows, next(row for row in rows if row.name == "base"))
     for row in rows:
         assert row.measured is not None
         say(f"measure: {row.name}: {milliseconds(row.measured.estimate)}, accuracy {percent(row.accuracy or 0)}")
@@ -430,12 +431,6 @@ def shares_possible(run: Run) -> tuple[float, float]:
     space, base = next(iter(run.design.spaces.values())), run.calibrated.cost(run.network.base)
     whole = [Limit("latency", "100%", run.calibrated, base)]
     return moves.over(whole, moves.leanest(whole, space)), moves.over(whole, space.widest)
-
-
-def limits(run: Run) -> tuple[Limit, ...]:
-    """The constraints as numbers."""
-    costs = {metric: run.costs.by(metric) for metric in run.config.constraints.by_metric}
-    return budget.limits(run.config.constraints, costs, run.network.base)
 
 
 def _problem(run: Run, space: Space, key: str) -> Problem:

@@ -8,7 +8,7 @@ from reprlib import repr as shortened
 
 from htas.files import need_as_many, need_not_below, need_over, need_some
 from htas.graph.arch import Arch
-from htas.text import percent
+from htas.text import percent, quantity
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,14 @@ class LimitOutcome:
         """That the arch breaks the limit, and by how much, in words; empty where it keeps it."""
         words = f"{self.metric} is {percent(self.ratio, 1)} of what {self.asked!r} allows"
         return words if self.ratio > 1 else ""
+
+    @property
+    def breach(self) -> str:
+        """By what figure the arch breaks the limit, in words; empty where two standard errors may explain it."""
+        if self.ratio <= 1 + 2 * self.error:
+            return ""
+        share = f", {percent(self.ratio * self.share, 1)} of the base network's" if self.share else ""
+        return f"{self.metric} is {quantity(self.measured, self.unit)}{share}, where {self.asked} was asked for"
 
     @property
     def share(self) -> float | None:

@@ -128,6 +128,11 @@ class Design:
         """The survey that this design needs; at most this many widths of a site are measured."""
         return SurveyPlan(network, self.expand, self.inputs, self.groups, most)
 
+    def bounds_of(self, site: Site) -> tuple[float, float]:
+        """The least and the most channels of a site; 1 and infinity where it has no bounds."""
+        least, most = _of_site(self.bounds, site) or (1, inf)
+        return least, most
+
     def roomy_survey(self, network: Network, most: int, free: float) -> tuple[SurveyPlan, str]:
         """The same with fewer widths where more do not fit into so many bytes, and a sentence that says so."""
         plans = ((widths, self.survey_plan(network, widths)) for widths in fewer(most))
@@ -280,7 +285,7 @@ def _within(
     bounded = {}
     for name, choices in widths.items():
         site = network.sites[name]
-        least, most = _of_site(design.bounds, site) or (1, inf)
+        least, most = design.bounds_of(site)
         bounded[name] = tuple(width for width in choices if max(least, site.least) <= width <= most)
         if not bounded[name]:
             raise UserError(

@@ -369,6 +369,20 @@ def test_narrowing_within_the_noise_comes_first() -> None:
     )
 
 
+@pytest.mark.parametrize("share", [0.8, 0.88, 0.95])
+@pytest.mark.parametrize("strategy", ["uniform", "plain", "stage"])
+def test_a_control_that_breaks_what_was_asked_for_is_no_answer(share: float, strategy: str) -> None:
+    words = "params is 0.308 M, 396.0 % of the base network's, where 200% was asked for"
+    control = network(f"{strategy} x", readings(1.9), share, strategy=strategy, breaks=(words,))
+    report = replace(REPORT, results=(BASE, FOUND, control), test_images=2000)
+    name = network_names(report)[control.name]
+    assert answer(report).headline.startswith("The searched network is 2.00 times as fast as ResNet-20")
+    assert not any(each in " ".join(answer(report).sentences) for each in (name, "narrowing", "needs no search"))
+    remark = f"is no answer here, as it breaks what was asked for: {words}"
+    assert summary(report).after == [f"{name} {remark}."]
+    assert (name, remark) in doubts(report)
+
+
 @pytest.mark.parametrize("control", [narrowed(3.0, 0.8), narrowed(2.0, None)], ids=["slower", "not trained"])
 def test_narrowing_that_is_slower_or_untrained_is_not_compared(control: Result) -> None:
     made = answer(replace(REPORT, results=(BASE, FOUND, control), test_images=10_000))

@@ -1,0 +1,106 @@
+"""Controls keep the limits and bounds of a run where any of their kind does; the rows of others say what they break."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import scripted_device as device
+import test_controls
+from scripted_device import scripted_device
+from whole_run import do, options
+
+from htas.graph import Arch
+from htas.run import limits, run
+from htas.run import rows as run_rows
+from htas.run.controls import candidates, of_one_stage
+from htas.run.run import Run
+
+OPTIONS = ("design.spaces=tas", "calibrate.networks=24")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on the planted device, up to its calibration; to be copied."""
+    folder = tmp_path_factory.mktemp("runs") / "planted"
+    with scripted_device(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "seconds", test_controls.seconds)
+        run.open_run(options(*OPTIONS), folder)
+        for stage in ("survey", "design", "calibrate"):
+            do(stage, options(*OPTIONS), folder)
+    return folder
+
+
+def within(prepared: Path, folder: Path, *asked: str) -> Run:
+    """The same run with limits or bounds."""
+    job = run.open_run(options(*OPTIONS, *asked), folder)
+    for name in ("survey", "design", "cost"):
+        shutil.copy(prepared / f"{name}.json", folder)
+    return job
+
+
+def picked(job: Run, searched: Arch, monkeypatch: pytest.MonkeyPatch) -> dict[str, Arch]:
+    """The controls of a searched network, by kind, on the planted device."""
+    row = run_rows.new_row(job, "tas", searched, space="tas", strategy="knapsack", cost="table")
+    with scripted_device(), monkeypatch.context() as patch:
+        patch.setattr(device, "seconds", test_controls.seconds)
+        return {each.kind: each.arch for each in run_rows._pick_controls(job, row).controls}
+
+
+def times(job: Run, share: float) -> Arch:
+    """The base network with all of its widths narrowed or widened alike."""
+    widths = {name: job.network.sites[name].near(share * site.base) for name, site in job.network.widths.items()}
+    return Arch(widths, job.network.base.depths)
+
+
+def test_the_base_network_is_no_control_of_itself(prepared: Path, tmp_path: Path) -> None:
+    job = within(prepared, tmp_path / "run")
+    assert job.network.base not in [each.arch for each in candidates(job)]
+
+
+def test_controls_keep_limits_that_the_searched_network_keeps(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow searched network of few parameters: faster uniform networks have several times as many."""
+    job = within(prepared, tmp_path / "run", "constraints.params=60%")
+    least, free = 0.6 * job.network.params(job.network.base), within(prepared, tmp_path / "free")
+    without, with_limit = (picked(each, times(job, 1.5), monkeypatch) for each in (free, job))
+    assert job.network.params(without["uniform"]) > job.network.params(job.network.base) > least
+    assert {kind: job.network.params(arch) <= least for kind, arch in with_limit.items() if kind != "plain"} == {
+        "uniform": True,
+        "stage": True,
+    }
+
+
+def test_controls_keep_the_limit_of_latency_that_the_searched_network_misses(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = within(prepared, tmp_path / "run", "constraints.latency=70%")
+    controls = picked(job, job.network.base, monkeypatch)
+    base, uniform = (job.calibrated.cost(arch) for arch in (job.network.base, controls["uniform"]))
+    assert uniform <= 0.75 * base
+
+
+def test_a_control_out_of_bounds_says_which(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network with all widths narrowed alike has 64 channels there; the control stays, for comparison."""
+    job = within(prepared, tmp_path / "run", 'design.bounds={"64"=[64,64]}', "constraints.macs=90%")
+    uniform = picked(job, times(job, 0.8), monkeypatch)["uniform"]
+    words = limits.broken(job, uniform)
+    assert words and all("channels, where design.bounds allows 64 to 64" in each for each in words)
+    assert not any("8x8" in each.name for each in of_one_stage(job, times(job, 0.8)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("params=50%", "% of the base network's, where 50% was asked for"),
+        ("params=0.01M", "where 0.01M was asked for"),
+        ("params=101%", ""),
+    ],
+)
+def test_a_network_above_a_counted_limit_says_by_how_much(
+    asked: str, words: str, prepared: Path, tmp_path: Path
+) -> None:
+    job = within(prepared, tmp_path / "run", f"constraints.{asked}", "constraints.latency=10%")
+    breaks = limits.broken(job, job.network.base)
+    assert len(breaks) == bool(words), "latency is measured"
+    assert not words or (breaks[0].startswith("params is ") and breaks[0].endswith(words))
