@@ -39,12 +39,13 @@ from htas.files import (
     wrong,
 )
 from htas.graph import Arch, ordered, resize
-from htas.report import result, write
+from htas.report import read, result, write
 from htas.report.result import Report, Result
-from htas.report.summary import guessing
+from htas.report.summary import breach, guessing, missed_sentences
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
 from htas.run.config import Config, load
+from htas.run.limits import judged_rows
 from htas.run.rows import NetworksRecord
 from htas.run.run import Run, Sources
 from htas.run.stage import StageHeader, ensure, finished, stored
@@ -213,10 +214,11 @@ def _finish(folder: Path, configs: Mapping[str, Config], budgets: Sequence[str],
         readings = run_rows.measure_rows(first, rows, models, "measuring the networks of all budgets, %")
         pairs = list(zip(rows, readings, strict=True))
         front = result.front([(reading.estimate, row.accuracy or 0.0) for row, reading in pairs])
-        return NetworksRecord(tuple(
+        base, *others = [
             replace(row, measured=reading, remarks=(*row.remarks, FRONT) if number in front else row.remarks)
             for number, (row, reading) in enumerate(pairs)
-        ))  # fmt: skip
+        ]
+        return NetworksRecord((base, *(each for row in others for each in judged_rows(runs[row.name], [row], base))))
 
     stored(folder / "sweep.json", digest(first.place, *map(_same, rows)), NetworksRecord, measured_rows)
 
@@ -248,15 +250,20 @@ def _same(row: Result) -> list[str | float | JsonObject | None]:
 
 
 def _table(rows: Sequence[Result]) -> TextTable:
-    """One line for each network, the front marked."""
+    """One line for each network: whether it keeps its budget, and the front marked; before them, who misses it."""
     base = rows[0].measured
-    lines: list[tuple[str, ...]] = [("budget", "accuracy", "latency", "of the base", "predicted", "front")]
+    lines: list[tuple[str, ...]] = [
+        ("budget", "accuracy", "latency", "of the base", "predicted", "its budget", "front")
+    ]
     for row in rows:
         assert row.measured is not None and base is not None
         seconds, marked = row.measured.estimate, "*" if FRONT in row.remarks else ""
         figures = (milliseconds(seconds), percent(seconds / base.estimate, 1), milliseconds(row.predicted or 0.0))
-        lines.append((row.name, percent(row.accuracy or 0.0), *figures, marked))
-    return TextTable(lines, 1)
+        budget = "" if row is rows[0] else "missed" if row.breaks else "kept"
+        lines.append((row.name, percent(row.accuracy or 0.0), *figures, budget, marked))
+    return TextTable(
+        lines, 1, before=[f"{row.name}: the searched network {breach(row)}." for row in rows if row.breaks]
+    )
 
 
 # -- the fastest network ----------------------------------------------------------------------------------------------
@@ -331,8 +338,9 @@ def fastest(
         job = _searched(config, text, folder, workers, trains=True)
         finish = Task(_report, (job.folder.name, command, workers is not None), files=(f"{job.folder.name}/**/*",))
         _alone(workers, "measuring", finish, folder)
-    lines = TextTable(table, 0, after=[f"taken: {text} of the base's latency, {best.verdict}"])
-    return job.folder / "report.html", lines
+    page = job.folder / "report.html"
+    missed = missed_sentences(read(job.folder))
+    return page, TextTable(table, 0, after=[f"taken: {text} of the base's latency, {best.verdict}", *missed])
 
 
 def _bisected(

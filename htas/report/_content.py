@@ -279,9 +279,11 @@ def doubts(report: Report) -> list[tuple[str, str]]:
                 reasons.append(f"was measured for another target than the base network ({target(base.target)})")
         remarks += [(names[result.name], reason) for reason in reasons]
     remarks += curve_doubts(report.curves)
+    named = {result.name for result in report.results if result.breaks}
     for search in report.searches:
         subject = search_name(search.space)
-        remarks += [(subject, outcome.excess) for outcome in search.limits if outcome.excess]
+        limits = search.limits if search.space not in named else ()
+        remarks += [(subject, outcome.excess) for outcome in limits if outcome.excess]
         remarks += [] if search.converged else [(subject, f"not converged: {search.why}")]
     return remarks
 

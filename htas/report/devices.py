@@ -16,7 +16,7 @@ from htas.report._draw import MARGIN, WIDTH, Spec, filled, spec
 from htas.report._names import family_name
 from htas.report._page import publish
 from htas.report.result import Result
-from htas.report.summary import speed
+from htas.report.summary import breach, speed
 from htas.report.survey import chosen_widths, curve_rows, fitted_chart
 from htas.spaces.curve import CurveRecord
 from htas.spaces.design import DECIDED
@@ -112,7 +112,14 @@ def summary(report: DevicesReport) -> TextTable:
 
 
 def verdicts(report: DevicesReport) -> list[str]:
-    """Whether each device's own network is the fastest there, in one sentence, and a sentence for each device."""
+    """Which networks miss their limits; whether each device's own network is the fastest there, in one sentence, and a
+    sentence for each device."""
+    missed = [each for each in report.networks if each.home and each.result.breaks]
+    return [*(f"The network {_row_name(each)} {breach(each.result)}." for each in missed), *_compared(report)]
+
+
+def _compared(report: DevicesReport) -> list[str]:
+    """The sentences that compare each device's own network with the others."""
     archs = {network.result.arch for network in report.networks if network.home}
     if len(archs) == 1:
         return [f"The searches for {_names(report)} found the same network."]

@@ -146,10 +146,11 @@ def _accuracy(result: Result, base: Result, report: Report) -> Comparison | None
 
 def answer(report: Report) -> Answer:
     """The searched network against the base, and against narrowing alike, claiming no more than the data."""
-    searched, base = found_of(report), base_of(report)
+    searched, base, missed = found_of(report), base_of(report), missed_sentences(report)
     if searched is None or base is None or searched is base:
         missing = "base network" if base is None else "searched network"
-        return Answer(f"This report holds no {missing}, so nothing is compared.", (), ())
+        nothing = f"This report holds no {missing}, so nothing is compared."
+        return Answer(" ".join((*missed, nothing)), (), ())
     names = {**network_names(report), searched.name: "the searched network"}
     failures = [each for each in report.results if _failed(each, base, report)]
     report = replace(report, results=tuple(each for each in report.results if each not in failures))
@@ -170,8 +171,15 @@ def answer(report: Report) -> Answer:
         f"The {search_name(searched.name)} has not converged." if unfinished else "",
     )
     figures = tuple(_figures(searched, base, report, names, trained=searched not in failures))
-    headline = filter(None, (first, _speed_sentence(searched, base, names), narrowed))
+    headline = filter(None, (*missed, first, _speed_sentence(searched, base, names), narrowed))
     return Answer(" ".join(headline), tuple(filter(None, details)), figures)
+
+
+def missed_sentences(report: Report) -> list[str]:
+    """Which of the searched networks miss their limits, a sentence for each: the first ones of the report."""
+    names = network_names(report)
+    searched = filter(is_searched, report.results)
+    return [at_the_start(f"{names[result.name]} {breach(result)}.") for result in searched if result.breaks]
 
 
 def _unlearnt_sentence(base: Result, report: Report, names: Mapping[str, str]) -> str:

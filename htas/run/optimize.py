@@ -24,7 +24,7 @@ from htas.graph.modes import copied
 from htas.plugins.values import Values
 from htas.report import read
 from htas.report.result import Result
-from htas.report.summary import summary
+from htas.report.summary import breach, summary
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
 from htas.run.arguments import check_arguments
@@ -389,6 +389,7 @@ def _card(result: OptimizationResult) -> str:
         times[1] += f" ({row.predicted_note})" if row.predicted_note else ""
         cells = [row.name, percent(row.accuracy or 0), *times, millions(row.macs), millions(row.params)]
         rows.append(f"| {' | '.join(cells)} |")
+    breaches = [f"`{row.name}` {breach(row)}." for row in result.results if row.breaks]
     target = result.config.target
     inputs = result.config.data.shapes
     names = ["images"] if len(inputs) == 1 else [f"input{number + 1}" for number in range(len(inputs))]
@@ -400,6 +401,7 @@ def _card(result: OptimizationResult) -> str:
         f"{target.runtime} on {target.host or target.device}, {target.threads or 'all'} threads, {target.precision}, "
         "measured in one interleaved run.",
         "",
+        *(line for sentence in breaches for line in (sentence, "")),
         "| network | accuracy | measured | predicted | multiply-adds | parameters |",
         "| :-- | --: | --: | --: | --: | --: |",
         *rows,

@@ -25,6 +25,7 @@ from htas.metrics.latency import MAX_ROUNDS
 from htas.report import read as read_report
 from htas.report import write
 from htas.report.result import Prediction, Report
+from htas.report.summary import breach
 from htas.run import keys
 from htas.run import plan as outlook
 from htas.run import rows as run_rows
@@ -297,8 +298,8 @@ def _measure(run: Run, again: bool) -> None:
         say(f"measure: {row.name}: {milliseconds(row.measured.estimate)}, accuracy {percent(row.accuracy or 0)}")
         if row.deployed:
             say(f"measure: {row.name}: {row.deployed.sentence}")
-        if row.outside:
-            say(f"measure: {row.name}: {row.outside}")
+        for remark in filter(None, (breach(row), row.outside)):
+            say(f"measure: {row.name}: {remark}")
     write_environment(run)
     record = replace(trained, results=tuple(rows))
     write_stage(run.folder / "measure.json", keys.measure(run), time.monotonic() - started, record)

@@ -369,6 +369,37 @@ def test_narrowing_within_the_noise_comes_first() -> None:
     )
 
 
+MISSED = "latency is 0.314 ms, 66.0 % of the base network's, where 45% was asked for"
+
+
+def test_a_missed_limit_is_the_first_sentence(tmp_path: Path) -> None:
+    outcome = LimitOutcome("latency", "45%", 0.21e-3, 0.2e-3, 0.31e-3, 0.0, "s")
+    report = replace(
+        REPORT,
+        results=(replace(BASE, accuracy=0.1), replace(FOUND, breaks=(MISSED,)), narrowed(2.0, 0.9)),
+        searches=(replace(SEARCH, limits=(outcome,)),),
+        classes=10,
+    )
+    words = f"The searched network misses its limit: {MISSED}. "
+    assert answer(report).headline.startswith(f"{words}ResNet-20 is no better than guessing")
+    assert answer(replace(report, classes=0)).headline.startswith(f"{words}ResNet-20 with all widths x0.50 may do")
+    assert str(summary(report)).startswith(words)
+    assert answer(replace(report, results=report.results[1:])).headline.startswith(words)
+    assert [each for each in doubts(report) if "limit" in each[1] or "allows" in each[1]] == [
+        ("searched network", f"misses its limit: {MISSED}")
+    ], "and the reading of the search is not another"
+    write(report, tmp_path)
+    assert words.strip() in (tmp_path / "report.md").read_text()
+
+
+def test_every_budget_of_a_sweep_that_is_missed_is_named_first() -> None:
+    rows = [replace(FOUND, name=name, breaks=(MISSED,) if name != "70%" else ()) for name in ("70%", "45%", "30%")]
+    headline = answer(replace(REPORT, results=(BASE, *rows))).headline
+    assert headline.startswith(
+        f"The searched network (45%) misses its limit: {MISSED}. The searched network (30%) misses its limit: {MISSED}."
+    )
+
+
 @pytest.mark.parametrize("share", [0.8, 0.88, 0.95])
 @pytest.mark.parametrize("strategy", ["uniform", "plain", "stage"])
 def test_a_control_that_breaks_what_was_asked_for_is_no_answer(share: float, strategy: str) -> None:
