@@ -74,8 +74,8 @@ def plural(count: int, noun: str) -> str:
 
 
 def millions(value: float) -> str:
-    """`40.81 M` from 40813184."""
-    return f"{value / 1e6:.2f} M"
+    """`40.81 M` from 40813184; to three significant digits below a million, `0.0144 M` from 14378."""
+    return f"{value / 1e6:.2f} M" if value >= 1e6 else f"{significant(value / 1e6)} M"
 
 
 def percent(share: float, places: int = 2) -> str:

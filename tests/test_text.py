@@ -47,6 +47,22 @@ def test_a_spread_is_written_to_its_first_digit(value: float, spread: float, wri
 
 def test_counts_are_written_in_millions() -> None:
     assert text.millions(40813184) == "40.81 M"
+    assert text.millions(1_000_000) == "1.00 M"
+
+
+@pytest.mark.parametrize(
+    ("count", "written"),
+    [
+        (999_999, "1.00 M"),
+        (272_474, "0.272 M"),
+        (14_378, "0.0144 M"),
+        (4306, "0.00431 M"),
+        (10, "0.0000100 M"),
+        (0, "0 M"),
+    ],
+)
+def test_counts_below_a_million_keep_three_digits(count: int, written: str) -> None:
+    assert text.millions(count) == written
 
 
 def test_shares_are_written_in_percent() -> None:

@@ -301,7 +301,7 @@ def test_networks_are_measured_by_name_as_a_table(calls: Calls, capsys: pytest.C
     assert " ".join(head.split()) == "network runtime latency error interval median min spread MACs parameters"
     assert (
         " ".join(row.split())
-        == "cifar_resnet:32 eager 4.50 ms 0.500 ms 2.46-6.54 ms 5.00 ms 4.00 ms 1.00 ms 69.12 M 0.47 M"
+        == "cifar_resnet:32 eager 4.50 ms 0.500 ms 2.46-6.54 ms 5.00 ms 4.00 ms 1.00 ms 69.12 M 0.467 M"
     )
     assert len(head) == len(row)
     assert doubt.startswith("cifar_resnet:32: the readings spread over 20% of their median")

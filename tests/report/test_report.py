@@ -526,7 +526,7 @@ FIGURES = [
     *("90.00 %", "88.00 %", "1.50", "0.75", "2.00"),
     *(plus_minus(4.0, 2e3 * readings(4.0).error), plus_minus(2.0, 2e3 * readings(2.0).error)),
     "median 2.05, min 1.95, 21 readings",
-    *("40.81 M", "20.00 M", "0.27 M", "0.15 M", "2x16 24", "join", "differentiable", "paper, weight 2"),
+    *("40.81 M", "20.00 M", "0.272 M", "0.150 M", "2x16 24", "join", "differentiable", "paper, weight 2"),
     *("cpu eager fp32, batch 4, threads 2, input 3x32x32", "ms per batch of 4", "predicted, ms", "epochs 60"),
     *("torch 2.13.0", "trained on half the data", "a 16, b 16, c 24", "stage 3", "digits", "360 test images", "7, 11"),
     *(
