@@ -32,8 +32,9 @@ class Limit:
 
 
 def limits(constraints: Constraints, costs: Mapping[str, CostModel], base: Arch) -> tuple[Limit, ...]:
-    """The constraints as numbers; `costs` has a cost model for every metric with a limit."""
+    """The constraints as numbers, of the metrics that `costs` has a cost model for."""
     return tuple(
         Limit(metric, text, costs[metric], parse(metric, text, costs[metric].cost(base)))
         for metric, text in constraints.by_metric.items()
+        if metric in costs
     )

@@ -1,15 +1,21 @@
 """The limits of a run as numbers, and which of its limits and bounds a network breaks, in words."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
+from htas import metrics
 from htas.cost import limits as budget
+from htas.cost.fit import CalibrationRecord
 from htas.cost.limits import Limit
+from htas.cost.source import NetworkCosts
 from htas.graph import Arch
 from htas.report.result import Result
 from htas.run.run import Run
+from htas.search import moves
 from htas.search.finish import MARGIN, PairedReading
 from htas.search.record import LimitOutcome
+from htas.spaces.design import possible_spaces
 from htas.timing.measurement import noise
 
 LATENCY = "latency"
@@ -20,6 +26,26 @@ def limits(run: Run) -> tuple[Limit, ...]:
     """The constraints as numbers."""
     costs = {metric: run.costs.by(metric) for metric in run.config.constraints.by_metric}
     return budget.limits(run.config.constraints, costs, run.network.base)
+
+
+def need_possible(run: Run) -> None:
+    """Raise UserError where no network of a space can keep a limit that is counted, or every one does, before anything
+    is measured."""
+    network, constraints = run.network, run.config.constraints
+    costs = NetworkCosts(network, run.target, _uncalibrated)
+    with suppress(_UncalibratedError):  # a cost model of the user's may look at what was measured
+        counted = {name: costs.by(name) for name in constraints.by_metric if not metrics.named(name).fitted}
+        exact = budget.limits(constraints, counted, network.base)
+        for space in possible_spaces(network, run.config.design).values() if exact else ():
+            moves.need_possible(exact, space, network.base)
+
+
+class _UncalibratedError(Exception):
+    """Nothing has been measured yet."""
+
+
+def _uncalibrated() -> CalibrationRecord:
+    raise _UncalibratedError
 
 
 def broken(run: Run, arch: Arch) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """What is refused before hours go into a run: batches that several processes cannot share, trainings that this
-machine's memory cannot hold, a strategy that cannot keep what is limited, a supernet that fails."""
+machine's memory cannot hold, limits that nothing can keep, a strategy that cannot keep what is limited, a supernet
+that fails."""
 
 import math
 from typing import Literal
@@ -7,6 +8,7 @@ from typing import Literal
 from htas.errors import UserError
 from htas.graph import Arch, Network
 from htas.run.config import Config
+from htas.run.limits import need_possible
 from htas.run.run import Run
 from htas.runtimes import open_runtime
 from htas.search.oneshot import SearchOptions
@@ -31,6 +33,7 @@ def need_startable(run: Run) -> None:
             f"strategy.workers = {getattr(strategy, 'workers', '')} needs a network and data that other processes can "
             "build, and htas.optimize has those of a Python program; leave it at 1"
         )
+    need_possible(run)
     open_runtime(run.target)
     if not _calibrated(run):
         need_memory(run)

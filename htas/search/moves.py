@@ -34,18 +34,32 @@ def check(limits: Sequence[Limit], space: Space, base: Arch) -> list[str]:
         rows.append((limit.metric, *figures))
         by_end = {end: limit.cost.remark(arch) for end, arch in ends.items()}
         remarks += [f"{limit.metric}, {end}: {remark}" for end, remark in by_end.items() if remark]
-        if limit.most < low:
-            raise UserError(
-                f"constraints.{limit.metric} = {limit.text!r} cannot be kept: it asks for {figures[3]} of the base; "
-                f"the least that a network of the space {space.name} takes is {figures[0]}; ask for more, or let "
-                "design have narrower widths"
-            )
-        if limit.most > high:
-            raise UserError(
-                f"constraints.{limit.metric} = {limit.text!r} asks for {figures[3]} of the base, and even the widest "
-                f"network of the space {space.name} takes only {figures[2]}; ask for less, or leave it out"
-            )
+        _need_possible(limit, space, low, high, base_cost)
     return [*columns(rows, words=1), *remarks]
+
+
+def need_possible(limits: Sequence[Limit], space: Space, base: Arch) -> None:
+    """Raise UserError if no arch of a space can keep a limit, or if every arch does."""
+    for limit in limits:
+        low, high, base_cost = (limit.cost.cost(arch) for arch in (leanest([limit], space), space.widest, base))
+        _need_possible(limit, space, low, high, base_cost)
+
+
+def _need_possible(limit: Limit, space: Space, low: float, high: float, base: float) -> None:
+    most, least, widest = (
+        f"{quantity(each, limit.cost.unit)} ({percent(each / base, 0)})" for each in (limit.most, low, high)
+    )
+    if limit.most < low:
+        raise UserError(
+            f"constraints.{limit.metric} = {limit.text!r} cannot be kept: it asks for {most} of the base; the least "
+            f"that a network of the space {space.name} takes is {least}; ask for more, or let design have narrower "
+            "widths"
+        )
+    if limit.most > high:
+        raise UserError(
+            f"constraints.{limit.metric} = {limit.text!r} asks for {most} of the base, and even the widest network of "
+            f"the space {space.name} takes only {widest}; ask for less, or leave it out"
+        )
 
 
 def over(limits: Sequence[Limit], arch: Arch) -> float:

@@ -1,6 +1,6 @@
 """Sections 3.1 and 3.2: from latency curves to spaces: expand, fit, score, group, choose (eq. 1 to 4)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from reprlib import repr as shortened
@@ -20,6 +20,7 @@ from htas.text import no_such
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+SiteWidths = Mapping[str, tuple[int, ...]]
 SPACES = ("hardware", "tas", "grid", "explicit")
 DECIDED = 0.9
 """A group is decided when its choice is right with this probability."""
@@ -268,9 +269,19 @@ def _of_site(options: Mapping[str, list[int]], site: Site) -> list[int]:
 
 def spaces(network: Network, tables: Mapping[str, LayerTable], design: Design) -> dict[str, Space]:
     """The spaces that the design names, from what the survey measured; equal sites have equal choices."""
+    return _spaces(network, design, lambda: _hardware(network, tables, design))
+
+
+def possible_spaces(network: Network, design: Design) -> dict[str, Space]:
+    """The same before the survey: the space `hardware` has every width that it may choose."""
+    every = {name: tuple(widths_of(site, design.expand)) for name, site in network.widths.items()}
+    return _spaces(network, design, lambda: every)
+
+
+def _spaces(network: Network, design: Design, hardware: Callable[[], SiteWidths]) -> dict[str, Space]:
     depths = {name: depth_choices(site.base) if design.depth else (site.base,) for name, site in network.depths.items()}
-    makers = {
-        "hardware": lambda: _hardware(network, tables, design),
+    makers: dict[str, Callable[[], SiteWidths]] = {
+        "hardware": hardware,
         "tas": lambda: {name: tas_widths(site.base, site.multiple) for name, site in network.widths.items()},
         "grid": lambda: {name: grid_widths(site, design) for name, site in network.widths.items()},
         "explicit": lambda: _explicit(network, design),
