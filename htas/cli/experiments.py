@@ -11,6 +11,9 @@ from htas.cli.sources import config_file, read_source
 from htas.console.terminal import show
 from htas.errors import UserError
 
+BUDGETS = "80%,60%,40%"
+"""Budgets of `htas sweep` unless others are named."""
+
 
 def sweep(
     config: Source,
@@ -18,7 +21,7 @@ def sweep(
     *,
     overrides: Overrides,
     command: Command,
-    budgets: Annotated[str, Parameter(help="budgets of latency, with commas between (80%,60%,40%)")] = "80%,60%,40%",
+    budgets: Annotated[str, Parameter(help=f"budgets of latency, with commas between; otherwise {BUDGETS}")] = BUDGETS,
     share: Annotated[
         bool, Parameter(help="begin later searches with the first one's supernet, in half the epochs")
     ] = False,

@@ -23,9 +23,8 @@ class SweepPlan:
     was found (docs/decisions.md)."""
 
     def __post_init__(self) -> None:
-        for text in self.budgets:
-            parse("latency", text, 1.0)
-        if len(set(self.budgets)) < len(self.budgets) or not self.budgets:
+        values = {(text.rstrip().endswith("%"), round(parse("latency", text, 1.0), 12)) for text in self.budgets}
+        if len(values) < len(self.budgets) or not self.budgets:
             words = ",".join(self.budgets)
             raise UserError(f"--budgets must name different budgets with commas between, got {words!r}")
 

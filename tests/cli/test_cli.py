@@ -18,6 +18,7 @@ import pytest
 import htas
 from htas import cli
 from htas import report as reports
+from htas.cli.experiments import BUDGETS
 from htas.cli.parameters import TargetOptions
 from htas.cli.sources import load_source, read_source
 from htas.cli.verbs import CONFIGURED, VERBS
@@ -946,3 +947,8 @@ def test_the_package_runs_as_a_module() -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("htas: no verb called 'rnu'")
+
+
+def test_the_help_of_a_sweep_says_which_budgets_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sweep", "--help"]) == 0
+    assert f"with commas between; otherwise {BUDGETS}" in " ".join(capsys.readouterr().out.split())

@@ -224,7 +224,13 @@ def test_the_searches_of_a_sweep_share_a_survey_alone_unless_asked(tmp_path, mon
     assert len({(folder / name / "survey.json").read_text() for name in names}) == 1
 
 
-@pytest.mark.parametrize("budgets", [("80%", "80%"), (), ("fast",)])
+def test_budgets_of_another_unit_are_different_ones():
+    assert SweepPlan(("60%", "600 ms", "60 ms", "6%")).budgets
+
+
+@pytest.mark.parametrize(
+    "budgets", [("80%", "80%"), (), ("fast",), ("60%", "60.0%"), ("60%", "60 %"), ("8ms", "8 ms"), ("0.008s", "8 ms")]
+)
 def test_budgets_that_are_none_are_refused(budgets):
     with pytest.raises(UserError, match=r"constraints\.latency must be|--budgets must name different"):
         SweepPlan(budgets)
