@@ -16,10 +16,14 @@ from htas.search import moves
 from htas.search.finish import MARGIN, PairedReading
 from htas.search.record import LimitOutcome
 from htas.spaces.design import possible_spaces
+from htas.text import plural
 from htas.timing.measurement import noise
 
 LATENCY = "latency"
 """The limited metric that a report measures."""
+
+MOST_SITES = 3
+"""Sites named at most that break their bounds."""
 
 
 def limits(run: Run) -> tuple[Limit, ...]:
@@ -57,8 +61,9 @@ def broken(run: Run, arch: Arch) -> tuple[str, ...]:
         least, most = design.bounds_of(network.sites[name])
         if not least <= width <= most:
             outside.append(f"{name} has {width} channels, where design.bounds allows {least:.0f} to {most:.0f}")
+    more = [f"{plural(len(outside) - MOST_SITES, 'other site')} out of bounds"] if len(outside) > MOST_SITES else []
     costs = [_by_cost(limit, arch) for limit in limits(run) if limit.metric != LATENCY]
-    return (*outside, *filter(None, costs))
+    return (*outside[:MOST_SITES], *more, *filter(None, costs))
 
 
 def _by_cost(limit: Limit, arch: Arch) -> str:

@@ -90,10 +90,12 @@ def test_controls_keep_the_limit_of_latency_that_the_searched_network_misses(
 
 def test_a_control_out_of_bounds_says_which(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No network with all widths narrowed alike has 64 channels there; the control stays, for comparison."""
-    job = within(prepared, tmp_path / "run", 'design.bounds={"64"=[64,64]}', "constraints.macs=90%")
+    job = within(prepared, tmp_path / "run", 'design.bounds={"32"=[32,32],"64"=[64,64]}', "constraints.macs=90%")
     uniform = picked(job, times(job, 0.8), monkeypatch)["uniform"]
     words = limits.broken(job, uniform)
-    assert words and all("channels, where design.bounds allows 64 to 64" in each for each in words)
+    assert all("channels, where design.bounds allows 32 to 32" in each for each in words[:3])
+    sites = [name for name, site in job.network.widths.items() if site.base > 16]
+    assert words[3:] == (f"{len(sites) - 3} other sites out of bounds",)
     assert not any("8x8" in each.name for each in of_one_stage(job, times(job, 0.8)))
 
 
