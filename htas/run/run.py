@@ -240,6 +240,11 @@ class Run:
         source = self.config.family.source
         return [self.config.names["family"], self.config.values("family"), *([source] if source else [])]
 
+    @property
+    def anew(self) -> bool:
+        """Whether the networks found are trained from new weights."""
+        return self.config.train.start != "base" and not self.config.family.inherits
+
     def reset(self, module: nn.Module) -> None:
         """Draw the weights of a network, but for those that are not trained (requires_grad is False); nothing where
         networks of this run inherit the base network's weights."""

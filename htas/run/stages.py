@@ -448,6 +448,7 @@ def _problem(run: Run, space: Space, key: str) -> Problem:
         base=lambda: run_rows.base_network(run),
         title=f"search {space.name}",
         limits=limits(run),
+        anew=run.anew,
         trained=run.supernets / f"{shared}.safetensors" if run.supernets and shared else None,
         weight_bits=ranks.of_first(lambda: weight_bits(run.target)),
         again=partial(_problem_again, run.supernets, run.in_memory, space.name, run.folder) if run.elsewhere else None,

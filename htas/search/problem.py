@@ -40,6 +40,8 @@ class Problem:
     """Limits on the cost of the arch."""
     trained: Path | None = None
     """File of a supernet that searches with the same options share; written by the first of them."""
+    anew: bool = True
+    """Whether the network of an arch is trained from new weights, and not from the trained base network's."""
     weight_bits: int = 0
     """Bits of weights, 8 or 7, where archs are judged in simulated int8; 0 where the target is not in int8."""
     again: Callable[[], "Problem"] | None = None

@@ -46,6 +46,8 @@ class Strategy(ABC):
 
     seeks_within_limits: ClassVar[bool] = False
     """Whether it looks for the most accurate arch within limits, and so cannot search without one."""
+    minds_start: ClassVar[bool] = False
+    """Whether it may find another arch where networks begin with the base network's weights (`Problem.anew`)."""
 
     @abstractmethod
     def search(self, problem: Problem) -> SearchOutcome:

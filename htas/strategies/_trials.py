@@ -22,6 +22,7 @@ from htas.strategies import Strategy
 from htas.text import percent, plural
 from htas.training import ranks
 from htas.training.int8 import simulated
+from htas.training.recipe import Recipe
 from htas.training.train import Training, evaluate
 
 STEPS = 32
@@ -77,8 +78,8 @@ class Trials:
     Accuracies are written next to the problem's checkpoint, so an interrupted search goes on.
     """
 
-    def __init__(self, problem: Problem, options: ByTrials) -> None:
-        self.problem, self.recipe = problem, options.recipe
+    def __init__(self, problem: Problem, recipe: Recipe) -> None:
+        self.problem, self.recipe = problem, recipe
         self.path = problem.checkpoint.with_suffix(".json")
         content: dict[str, Any] = read_json(self.path) if self.path.exists() else {"accuracies": {}, "seconds": 0.0}
         self.accuracies: dict[str, float] = content["accuracies"]
@@ -88,7 +89,7 @@ class Trials:
     @property
     def judge(self) -> str:
         """How archs are judged, for a report."""
-        return f"trained from scratch for {plural(self.recipe.epochs, 'epoch')} on one part of the training images"
+        return f"trained from scratch for {plural(self.recipe.length, 'epoch')} on one part of the training images"
 
     def __call__(self, archs: Sequence[Arch]) -> list[float]:
         """Validation accuracy of each arch, 0 to 1; every arch is trained once."""

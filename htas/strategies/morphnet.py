@@ -75,7 +75,7 @@ class MorphNet(ByTrials):
         share = sum(alive.values()) / sum(problem.network.base.widths.values())
         why = f"{share:.0%} of the channels were alive after {self.epochs} epochs"
         return widest_of(
-            problem, Trials(problem, self), pool, why, run.seconds, epochs=run.epochs, converged=share < 1
+            problem, Trials(problem, self.recipe), pool, why, run.seconds, epochs=run.epochs, converged=share < 1
         )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ class Most(ByTrials):
         figure = decomposed(count.cost, space, groups_of(network, space), space.nearest(network.base))
         loss = Tables(space, {group: -table for group, table in figure.tables.items()})
         solution = best_within(network, space, problem.limits, loss, seconds=self.seconds)
-        trials = Trials(problem, self)
+        trials = Trials(problem, self.recipe)
         proven = solution.proven and is_sum(count.cost, figure, count.cost(solution.arch))
         why = f"no other arch of the space within the limits has more {self.count}" if proven else solution.sentence
         say(f"{problem.title}: {why}")

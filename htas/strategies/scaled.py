@@ -35,7 +35,7 @@ class Scaled(ByTrials):
     def search(self, problem: Problem) -> SearchOutcome:
         """One short training for each depth; a single one needs none."""
         need_limits(bool(problem.limits), self)
-        trials = Trials(problem, self)
+        trials = Trials(problem, self.recipe)
         rows: dict[int, list[Arch]] = {}
         for blocks in self._blocks(problem):
             depths = {

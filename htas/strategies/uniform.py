@@ -36,4 +36,4 @@ class Uniform(ByTrials):
             )
         if any(len(choices) > 1 for choices in problem.space.depths.values()):
             say(f"{problem.title}: uniform does not search depths and keeps all blocks; scaled tries depths, too")
-        return widest_of(problem, Trials(problem, self), pool, why, time.monotonic() - started)
+        return widest_of(problem, Trials(problem, self.recipe), pool, why, time.monotonic() - started)

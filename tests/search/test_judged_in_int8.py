@@ -64,7 +64,7 @@ def inherited(given: Problem) -> Judge:
 
 
 def trials(given: Problem) -> Judge:
-    return Trials(given, Uniform(epochs=1, batch=16, precision="fp32"))
+    return Trials(given, Uniform(epochs=1, batch=16, precision="fp32").recipe)
 
 
 @pytest.mark.parametrize("judge", one_in(3, [inherited, supernet, trials]))

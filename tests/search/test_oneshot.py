@@ -550,7 +550,7 @@ def test_divergence_names_only_options_that_the_strategy_has(tmp_path):
 def test_a_trial_that_diverges_names_the_strategys_rate(tmp_path):
     given = problem(tmp_path)
     with pytest.raises(ValueError, match=r"trial 1 diverged in epoch 1 at .*; lower strategy.lr$"):
-        Trials(given, Uniform(epochs=1, batch=8, lr=1e30, precision="fp32"))([given.network.base])
+        Trials(given, Uniform(epochs=1, batch=8, lr=1e30, precision="fp32").recipe)([given.network.base])
 
 
 def test_a_search_begins_again_from_the_checkpoint_of_one_that_diverged(tmp_path, monkeypatch):
