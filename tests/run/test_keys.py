@@ -12,6 +12,7 @@ from htas.run.config import Config
 from htas.run.run import Run, open_run
 from htas.run.stages import REPORT, STAGES
 from htas.strategies.differentiable import Differentiable
+from htas.strategies.knapsack import Knapsack
 
 OTHER: dict[str, Any] = {
     "family.name": "vgg", "family.depth": 32, "family.block": "bottleneck", "data.name": "cifar10",
@@ -115,3 +116,10 @@ def test_an_option_is_left_out_of_keys_by_its_own_mark_and_not_by_its_name(folde
     assert keys(replace(config, strategy=Marked(verbose=True)), folder) == before
     changed = keys(replace(config, strategy=Marked(undecided=1)), folder)
     assert {stage for stage in before if changed[stage] != before[stage]} == LATER
+
+
+def test_a_search_that_tries_new_weights_is_made_again_where_networks_begin_with_old_ones(folder: Path) -> None:
+    new = replace(Config.default(), strategy=Knapsack())
+    old = replace(new, train=replace(new.train, start="base"))
+    before, after = keys(new, folder), keys(old, folder)
+    assert {stage for stage in before if after[stage] != before[stage]} == LATER
