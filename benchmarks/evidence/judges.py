@@ -66,7 +66,7 @@ class Judge:
 JUDGES = {
     "multiply-adds": Judge(Most()),
     "parameters": Judge(Most(count="params")),
-    "importance": Judge(Knapsack(trials=1)),
+    "importance": Judge(Knapsack()),
     "block errors": Judge(Blockwise()),
     "block noise": Judge(Blockwise(error="noise")),
     "supernet of TAS's kind": Judge(
