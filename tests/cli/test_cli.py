@@ -185,7 +185,7 @@ def test_a_plan_says_which_search_there_is_and_writes_nothing(
     err = capsys.readouterr().err
     assert " ".join(err.split()).count("all 1 min 30 s") == 1
     assert "the search is knapsack: a program over whole numbers" in err
-    assert "no other search within limits is cheaper" in err and "--strategy.name" not in err
+    assert "cheaper: --strategy.trials=1, no short trainings" in err and "--strategy.name" not in err
     assert "points above the base with all widths narrowed alike" in err
     assert cli.main(["plan", "some.toml"]) == 0
     err = capsys.readouterr().err
