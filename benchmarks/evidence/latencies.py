@@ -5,7 +5,7 @@
 
 Networks of one structure are measured once, whatever their seeds, and stand beside the base network, which is there
 twice: how far its two figures lie apart is what the others may err by. --weights has the trained networks of
-evidence.py, whose shapes say what Torch-Pruning left.
+evidence.py, whose shapes say what Torch-Pruning left; what was pruned from other weights is left out.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from htas.files import read_tensors, write_json
+from htas.files import read_json, read_tensors, write_json
 from htas.metrics.latency import Latency
 from htas.run.rows import measured
 from htas.timing.target import Target
@@ -51,6 +51,9 @@ def main() -> None:
             teacher.load_state_dict(read_tensors(given.weights / f"{unit.teaching}.safetensors")[0])
             teacher.eval()
         module = drawn(unit, teacher).eval()
+        if sum(each.numel() for each in module.parameters()) != read_json(path)["params"]:
+            print(f"{unit.name} is left out: it was pruned from other weights than those in {given.weights}")
+            continue
         shape = str([(name, tuple(tensor.shape)) for name, tensor in module.state_dict().items()])
         modules.setdefault(shape, module)
         names[unit.name] = shape
