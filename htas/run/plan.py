@@ -102,8 +102,7 @@ def estimate(run: Run) -> Iterator[tuple[str, float]]:
     searched, training = len(options.spaces), config.train.length * len(run.data.train) * image / together
     search = config.strategy.training_images(len(run.data.weights)) * image
     search /= together if isinstance(config.strategy, SearchOptions) else 1
-    most = ", at most" if config.strategy.minds_start else ""
-    yield f"search of {plural(searched, 'space')}{most}", searched * search
+    yield f"search of {plural(searched, 'space')}", searched * search
     if not base_trained(run):
         yield "train the base network", training
     yield f"train {searched + STUDENTS} networks", (searched + STUDENTS) * training * STUDENT
