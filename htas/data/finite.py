@@ -16,7 +16,7 @@ CHUNK = 1024
 def finite_rows(inputs: Iterable[Any]) -> Tensor:
     """bool [N], whether an item is free of NaN and infinity in every input [N, ...] of floats."""
     floats = [each for each in inputs if isinstance(each, Tensor) and each.is_floating_point()]
-    rows = [each.flatten(1).isfinite().all(1) for each in floats if each.dim() > 1]
+    rows = [each.reshape(len(each), -1).isfinite().all(1) for each in floats if each.dim()]
     return torch.stack(rows).all(0) if rows else torch.ones(0, dtype=torch.bool)
 
 

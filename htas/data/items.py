@@ -85,12 +85,12 @@ class Items(Source):
         return inputs, targets
 
     def check_finite(self) -> None:
-        """Raise UserError where an input of a TensorDataset is NaN or infinite; those of other data sets are looked at
-        as they are read. What a collate function makes of them is not known."""
+        """Raise UserError where an input of a TensorDataset is NaN or infinite. Of other data sets only those items are
+        looked at that are read for their labels, or by `some`; what a collate function makes of them is not known."""
         if not isinstance(self.dataset, torch_data.TensorDataset) or self.collate is not None:
             return
         inputs = self.dataset.tensors[: len(self.form.shapes) or -1]
-        if any(each.is_floating_point() and each.dim() > 1 for each in inputs):
+        if any(each.is_floating_point() for each in inputs):
             parts = torch.split(self.picks, CHUNK)
             rows = [finite_rows([each[picks] for each in inputs]) for picks in parts]
             need_finite(self.form.what, self.picks.tolist(), torch.cat(rows))

@@ -63,8 +63,7 @@ class ModelFamily(ABC):
         """Draw all weights of a network of this family again, in place, at any widths and depths: by the
         `reset_parameters`, or `_reset_parameters`, of its modules. Parameters that none of these draws keep their
         values, and are named once on stderr."""
-        names = [name.removeprefix("body.") for name in draw_again(module)]  # as a supernet calls the network
-        names = [name for name in names if (self.title, name) not in _NAMED]
+        names = [name for name in draw_again(module) if (self.title, name) not in _NAMED]
         if names:
             _NAMED.update((self.title, name) for name in names)
             more = f" and {len(names) - 12} others" if len(names) > 12 else ""

@@ -29,7 +29,7 @@ def search(run: Run) -> str:
     """The configuration, but for distilling and, to most strategies, the start of networks found, which come later;
     spaces, costs, and the weights a search starts from."""
     files = [run.folder / f"{name}.json" for name in ("design", "survey", "cost")]
-    start = "base" if run.config.strategy.minds_start and not run.anew else "random"
+    start = "base" if run.config.strategy.trains_anew and not run.anew else "random"
     config = replace(run.config, distill=Distill(), train=replace(run.config.train, start=start, int8_epochs=0))
     return digest(config.options(keys=True), *files, *config.strategy.files)
 

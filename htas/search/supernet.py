@@ -79,7 +79,8 @@ class Supernet(nn.Module):
         self._identities: dict[tuple[int, int, int, torch.device], Tensor] = {}
         self._block = BLOCK if allocation.keeps_zeros() else 1
         self._slices = Slices(network, self.body, self.widest)
-        reset(self)
+        for part in (self.body, self.projections):  # apart, so that modules have the names of the network
+            reset(part)
 
     # -- start -------------------------------------------------------------------------------------------------------
 

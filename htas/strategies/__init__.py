@@ -46,8 +46,6 @@ class Strategy(ABC):
 
     seeks_within_limits: ClassVar[bool] = False
     """Whether it looks for the most accurate arch within limits, and so cannot search without one."""
-    minds_start: ClassVar[bool] = False
-    """Whether it may find another arch where networks begin with the base network's weights (`Problem.anew`)."""
 
     @abstractmethod
     def search(self, problem: Problem) -> SearchOutcome:
@@ -78,6 +76,11 @@ class Strategy(ABC):
     def charged(self) -> str:
         """The cost that the search weighs archs by: `table` (calibrated latency), `paper` (eq. 7, 8), or a metric."""
         return "table"
+
+    @property
+    def trains_anew(self) -> bool:
+        """Whether it may find another arch where networks begin with the base network's weights (`Problem.anew`)."""
+        return False
 
     @property
     def processes(self) -> int:

@@ -43,7 +43,6 @@ class Knapsack(Strategy):
     """
 
     seeks_within_limits = True
-    minds_start = True
     images: int = 512
     """Training images from which the importance of channels is estimated."""
     batch: int = 32
@@ -58,8 +57,13 @@ class Knapsack(Strategy):
         need_least(1, self, "strategy", "images", "batch", "trials")
         need_above_zero(self, "strategy", "seconds")
 
+    @property
+    def trains_anew(self) -> bool:
+        """Where there may be trials."""
+        return self.trials > 1
+
     def training_images(self, weights: int) -> float:
-        """The passes that estimate importance, those that judge archs, and the trials, if there are any."""
+        """The passes that estimate importance, and as many trials as there may be."""
         return float(min(self.images, weights) + (self.trials * TRIAL.length * weights if self.trials > 1 else 0))
 
     def search(self, problem: Problem) -> SearchOutcome:
@@ -73,14 +77,15 @@ class Knapsack(Strategy):
         loss = losses(network, problem.space, gates)
         solution = best_within(network, problem.space, problem.limits, loss, seconds=self.seconds)
         say(f"{problem.title}: {solution.sentence}")
-        close = self._close(problem, gates, solution, loss) if self.trials > 1 and problem.anew else [solution.arch]
+        close = self._close(problem, gates, solution, loss) if self.trains_anew and problem.anew else [solution.arch]
         seconds, trials = time.monotonic() - started, Trials(problem, TRIAL)
-        choice = _by_trials(trials, close, loss) if len(close) > 1 else None
-        arch, why = (choice.arch, choice.why) if choice else (solution.arch, solution.sentence)
-        behind = choice.behind if choice else {}
+        choice = _Choice(solution.arch, solution.sentence, {})
+        if len(close) > 1:
+            choice = _by_trials(trials, close, loss) or choice
         return SearchOutcome(
-            arch, (), True, why, Inherited(problem, base), seconds + trials.seconds,
-            worth=lambda one: -loss(one) - behind.get(_depths(one), 0.0), estimates=True, judge=Inherited.title,
+            choice.arch, (), True, choice.why, Inherited(problem, base), seconds + trials.seconds,
+            worth=lambda arch: -loss(arch) - choice.penalties.get(_depths(arch), 0.0), estimates=True,
+            judge=Inherited.title,
         )  # fmt: skip
 
     def _close(self, problem: Problem, gates: Mapping[str, Tensor], solution: Solution, loss: Tables) -> list[Arch]:
@@ -109,11 +114,11 @@ class Knapsack(Strategy):
 
 @dataclass(frozen=True)
 class _Choice:
-    """What trials decided."""
+    """The arch to take."""
 
     arch: Arch
     why: str
-    behind: Mapping[tuple[int, ...], float]
+    penalties: Mapping[tuple[int, ...], float]
     """By numbers of blocks that lost, what is added to the loss of their archs, so that none is preferred to `arch`."""
 
 
@@ -139,5 +144,5 @@ def _by_trials(trials: Trials, archs: Sequence[Arch], loss: Tables) -> _Choice |
         f"good as any by trials, {percent(accuracies[best], 1)} of {figures}, {trials.judge}"
     )
     say(f"{title}: {why}")
-    behind = {_depths(arch): max(0.0, loss(best) - loss(arch)) for arch in archs if arch != best}
-    return _Choice(best, why, behind)
+    penalties = {_depths(arch): max(0.0, loss(best) - loss(arch)) for arch in archs if arch != best}
+    return _Choice(best, why, penalties)

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from htas.data.batch import Format
+from htas.data.finite import finite_rows
 from htas.data.items import Items
 from htas.errors import UserError
 
@@ -44,3 +45,9 @@ def test_the_iterator_of_a_loader_ends_with_its_error(workers, monkeypatch):
         assert [each() for each in iterators] == [None]
     finally:
         gc.enable()
+
+
+def test_items_are_finite_where_all_of_their_inputs_are():
+    images, numbers = torch.zeros(4, 1, 2, 2), torch.zeros(4)
+    images[1, 0, 1, 1], numbers[3] = torch.nan, torch.inf
+    assert finite_rows([images, numbers, torch.zeros(4, dtype=torch.long)]).tolist() == [True, False, True, False]

@@ -108,6 +108,21 @@ def test_attention_is_drawn_and_what_no_layer_draws_is_named_once(capsys: pytest
     assert capsys.readouterr().err == ""
 
 
+def test_a_parameter_is_named_by_its_whole_path(capsys: pytest.CaptureFixture[str]) -> None:
+    class Bank(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bank = nn.Parameter(torch.ones(3))
+
+    class Holding(Bank):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = Bank()
+
+    family(Attending().eval()).reset(Holding())
+    assert "no module draws bank, body.bank, so" in capsys.readouterr().err
+
+
 def test_what_a_module_draws_by_itself_is_not_named() -> None:
     class Own(nn.Module):
         def __init__(self) -> None:

@@ -123,3 +123,5 @@ def test_a_search_that_tries_new_weights_is_made_again_where_networks_begin_with
     old = replace(new, train=replace(new.train, start="base"))
     before, after = keys(new, folder), keys(old, folder)
     assert {stage for stage in before if after[stage] != before[stage]} == LATER
+    new, old = (replace(each, strategy=Knapsack(trials=1)) for each in (new, old))
+    assert keys(new, folder)["search"] == keys(old, folder)["search"]

@@ -11,7 +11,7 @@ from htas.graph import Arch
 from htas.search.moves import over
 from htas.search.problem import Problem, SearchOutcome
 from htas.strategies import knapsack
-from htas.strategies.knapsack import ALIKE, CLOSE, TRIAL, Knapsack
+from htas.strategies.knapsack import ALIKE, TRIAL, Knapsack
 from htas.testing.strategy import problem as tiny
 from htas.training.recipe import Recipe
 
@@ -86,7 +86,7 @@ def test_networks_that_begin_with_trained_weights_are_not_tried(trials: type[Fak
 def test_a_clear_estimate_needs_no_trial(trials: type[Fake], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(knapsack, "CLOSE", 0.0)
     searched(tmp_path)
-    assert not trials.asked and CLOSE > 0
+    assert not trials.asked
 
 
 def test_a_trial_is_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,3 +95,16 @@ def test_a_trial_is_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(knapsack, "TRIAL", dataclasses.replace(TRIAL, batch=8, precision="fp32"))
     problem, outcome = searched(tmp_path, trials=2)
     assert "trained from scratch for 3 epochs" in outcome.why and over(problem.limits, outcome.arch) <= 1
+
+
+def test_archs_are_tried_whose_estimates_are_close(
+    trials: type[Fake], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a share of the least loss that lies between the second arch's and the third's."""
+    _, alone = searched(tmp_path, trials=1)
+    searched(tmp_path)
+    first, second, third = (-alone.worth(arch) for arch in trials.asked[0])
+    assert 0 < first < second < third
+    monkeypatch.setattr(knapsack, "CLOSE", (second + third) / 2 / first - 1)
+    searched(tmp_path)
+    assert trials.asked[1] == trials.asked[0][:2]
