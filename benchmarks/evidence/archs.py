@@ -1,6 +1,6 @@
 """Chooses archs of a base network by its predicted latency alone, none by an accuracy -> FOLDER/archs.json.
 
-    python benchmarks/evidence/archs.py FOLDER [--depth 20] [--budgets 50 35] [--random 12 3] [--rich 12 0]
+    python benchmarks/evidence/archs.py FOLDER [--depth 20] [--budgets 50 35] [--random 12 9] [--rich 12 0]
 
 FOLDER holds design.json and cost.json of `htas survey`, `design` and `calibrate`. Of its space `hardware`, for each
 budget in percent of the base network's latency:
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--depth", type=int, default=20)
     parser.add_argument("--budgets", type=int, nargs="+", default=[50, 35])
-    parser.add_argument("--random", type=int, nargs="+", default=[12, 3], help="how many for each budget")
+    parser.add_argument("--random", type=int, nargs="+", default=[12, 9], help="how many for each budget")
     parser.add_argument("--rich", type=int, nargs="+", default=[12, 0], help="how many for each budget")
     given = parser.parse_args()
     family = CifarResNet(given.depth)
