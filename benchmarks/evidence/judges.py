@@ -2,11 +2,11 @@
 within each budget -> FOLDER/picks.json.
 
     python benchmarks/evidence/judges.py FOLDER --data FOLDER [--weights FOLDER] [--only NAME ...] [--seed 0]
-        [--budgets 50 35] [--again]
+        [--depth 20] [--budgets 50 35] [--again]
 
-FOLDER holds design.json, cost.json and archs.json; --weights has the trained base networks of evidence.py. All start
-from the base network of the seed, look at training images of CIFAR-10 alone, and see costs as predicted. What is in the
-files already is not found again without --again.
+FOLDER holds design.json and cost.json of a CIFAR ResNet of --depth and, where archs are to be judged, archs.json;
+--weights has the trained base networks of evidence.py. All start from the base network of the seed, look at training
+images of CIFAR-10 alone, and see costs as predicted. What is in the files already is not found again without --again.
 """
 
 import argparse
@@ -95,19 +95,21 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(JUDGES), choices=list(JUDGES))
     parser.add_argument("--budgets", type=int, nargs="+", default=[50, 35])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--depth", type=int, default=20)
     parser.add_argument("--again", action="store_true")
     options = parser.parse_args()
-    setting = Setting(
-        options.folder, options.data, options.weights / f"cifar10-resnet20-base-s{options.seed}.safetensors"
-    )
-    archs = read_json(options.folder / "archs.json")["archs"]
+    weights = options.weights / f"cifar10-resnet{options.depth}-base-s{options.seed}.safetensors"
+    setting = Setting(options.folder, options.data, weights, options.depth)
+    listed = options.folder / "archs.json"
+    archs = read_json(listed)["archs"] if listed.exists() else {}
     ranked = {name: from_json(arch, Arch, name) for name, arch in archs.items() if "-50-" in name}
     judges, picks = (written(options.folder / name) for name in ("judges.json", "picks.json"))
     for name in options.only:
         judge = JUDGES[name]
         for number, budget in enumerate(options.budgets[:1] if judge.once else options.budgets):
             pick = f"{FILES[name]}-{budget}-s{options.seed}" if name in FILES else ""
-            judged = number > 0 or options.seed > 0 or name in judges["judges"]
+            asks = number == 0 and options.seed == 0 and bool(ranked)
+            judged = not asks or name in judges["judges"]
             if (pick in picks["archs"] or not pick) and judged and not options.again:
                 continue
             print(name, budget, flush=True)
@@ -116,7 +118,7 @@ def main() -> None:
                 busy = time.process_time()
                 outcome = judge.strategy.search(problem)
                 busy = time.process_time() - busy
-                if number == 0 and options.seed == 0:
+                if asks:
                     asked = time.process_time()
                     values = judge.values(outcome)(list(ranked.values()))
                     asked = time.process_time() - asked
@@ -150,12 +152,13 @@ class Setting:
     folder: Path
     data: Path
     weights: Path
+    depth: int
 
     def problem(self, budget: int, checkpoint: Path, seed: int) -> Problem:
         """Half of the training images for weights, half for judging; the latency is at most this percentage."""
-        network, space, cost = parts(self.folder)
+        network, space, cost = parts(self.folder, self.depth)
         limit = Limit("latency", f"{budget}%", cost, budget / 100 * cost.cost(network.base))
-        family = CifarResNet(20)
+        family = CifarResNet(self.depth)
 
         def base() -> torch.nn.Module:
             model = family.build(10)
@@ -168,7 +171,7 @@ class Setting:
 
     def about(self, arch: Arch) -> dict[str, Any]:
         """As in archs.json."""
-        network, _, cost = parts(self.folder)
+        network, _, cost = parts(self.folder, self.depth)
         return {
             **to_json(arch),
             "predicted_over_base": round(cost.cost(arch) / cost.cost(network.base), 4),
@@ -179,9 +182,9 @@ class Setting:
 
 
 @cache
-def parts(folder: Path) -> tuple[Network, Space, Any]:
+def parts(folder: Path, depth: int) -> tuple[Network, Space, Any]:
     """The base network, the space `hardware`, and the predicted latency."""
-    family = CifarResNet(20)
+    family = CifarResNet(depth)
     network = trace(family.build(10), torch.zeros(2, 3, 32, 32), adds="join", project_norm=family.project_norm)
     space = read_record(folder / "design.json", DesignRecord).spaces["hardware"]
     return network, space, cost_model(network, read_record(folder / "cost.json", CalibrationRecord))

@@ -72,7 +72,7 @@ def tables(results: Sequence[Result], queue: Mapping[str, Any], folder: Path) ->
             parts.append(f"Archs by their names in {' and '.join(options['archs'])}:\n\n{table(heads, ranked)}")
     if judged := ranking(results, folder):
         parts.append(judged)
-    return "\n".join([*aims(results), *parts])
+    return "\n".join([*aims(results), *faster(results, queue, folder), *parts])
 
 
 def aims(results: Sequence[Result]) -> Iterator[str]:
@@ -117,6 +117,39 @@ def aims(results: Sequence[Result]) -> Iterator[str]:
         )
 
 
+def faster(results: Sequence[Result], queue: Mapping[str, Any], folder: Path) -> Iterator[str]:
+    """How much faster than its base network each of a group is, and whether it is as accurate: the fastest first."""
+    for group, title in EQUAL.items():
+        options = queue["group"][group]
+        own = [each for each in results if each["group"] == group and each["accuracy"] is not None]
+        base = {each["seed"]: each["accuracy"] for each in own if each["arm"] == "base"}
+        took = latencies(folder / group.partition("-")[2] / "latencies.json", group)
+        archs = json.loads((folder / options["archs"][0]).read_text())["archs"]
+        rows = {}
+        for arm in dict.fromkeys(each["arm"] for each in own if each["arm"] != "base"):
+            mine = [each for each in own if each["arm"] == arm and each["seed"] in base]
+            less = [100 * (each["accuracy"] - base[each["seed"]]) for each in mine]
+            names = [options["arms"].get(arm, {}).get("arch", arm).format(seed=each["seed"]) for each in mine]
+            foretold = [archs[name]["predicted_over_base"] for name in names if name in archs]
+            measured = [took[each["name"]] for each in mine if each["name"] in took]
+            if less:
+                rows[arm] = (measured or foretold or [1.0], foretold, measured, less)
+        lines = []
+        for arm, (_, foretold, measured, less) in sorted(rows.items(), key=lambda row: statistics.mean(row[1][0])):
+            gain, reach = statistics.mean(less), spread(less)
+            times = [f"{1 / statistics.mean(each):.2f}" if each else EMPTY for each in (foretold, measured)]
+            interval = f"{gain - reach:+.2f} to {gain + reach:+.2f}" if math.isfinite(reach) else EMPTY
+            kept = "yes" if gain >= FLOOR else "no"
+            lines.append([arm, *times, f"{gain:+.2f}", interval, plural(len(less), "seed"), kept])
+        if lines:
+            heads = ("arm", "times as fast, predicted", "measured", "less base, points", "95 % interval", "of",
+                     f"within {-FLOOR} points")  # fmt: skip
+            yield (
+                f"### As accurate, and faster: {title}\n\nThe aim is {TIMES} times as fast at {FLOOR} points, and "
+                f"faster than the fastest plain\nmember within them.\n\n{table(heads, lines)}"
+            )
+
+
 def aim(title: str, rival: str, gain: float, reach: float, of: str) -> list[str]:
     """A row: a gain in points, and half of its interval, infinite where one pair has none."""
     interval = f"{gain - reach:+.2f} to {gain + reach:+.2f}" if math.isfinite(reach) else EMPTY
@@ -143,6 +176,10 @@ RIVALS = {
 """By percent of ResNet-20's latency: what needs no search, Torch-Pruning as its users run it, plain members."""
 AIM = 1.0
 """Points."""
+EQUAL = {"cifar10-resnet32": "ResNet-32 on CIFAR-10"}
+"""Groups whose networks should be as accurate as the base network, and faster."""
+FLOOR, TIMES = -0.5, 1.6
+"""Points that may be lost, and how many times as fast a network should be."""
 
 
 def ranking(results: Sequence[Result], folder: Path) -> str:
