@@ -203,6 +203,12 @@ def calibrate(
             f"networks that the calibration had not seen are foretold {percent(fitted.mean_error, 1)} off on average, "
             f"{percent(fitted.worst_error, 1)} at worst; stop other work, or give calibrate.seconds more"
         )
+    if fitted.unsteady:
+        worst = max(each.error / each.measured for each in fitted.unsteady)
+        doubts.append(
+            f"the readings of {len(fitted.unsteady)} of {len(archs)} networks differ so much that they are known to "
+            f"{percent(worst, 1)} at worst, and count less; stop other work, or give calibrate.seconds more"
+        )
     if slow > MENDED_SHARE * len(layers):
         doubts.append(
             f"{slow} of {len(layers)} layers took far more than others of their inputs and outputs, which stand in for "

@@ -31,6 +31,8 @@ ROUNDS = 5
 """Rounds of robust reweighting."""
 OVER = 5.0
 """Largest ratio of layers to network, over the median one, of a network in the fit."""
+UNSTEADY = 0.05
+"""Relative standard error of a network's readings above which they show little of how well it is predicted."""
 OUTLIER_RATIO, OUTLIER_ERROR = 6.0, 0.05
 """A network whose relative error exceeds both this multiple of the median and this error counts less in the fit."""
 
@@ -88,6 +90,11 @@ class FitRecord:
         """Largest of `errors`."""
         return max(self.errors)
 
+    @property
+    def unsteady(self) -> tuple[NetworkRecord, ...]:
+        """The networks whose readings differ too much to show how well they are predicted (UNSTEADY)."""
+        return tuple(each for each in self.networks if each.error > UNSTEADY * each.measured)
+
 
 @dataclass(frozen=True)
 class CalibrationRecord(FitRecord):
@@ -128,7 +135,10 @@ def read_calibration(path: Path, network: Network) -> CalibrationRecord:
 def fit(
     network: Network, tables: Mapping[Template, Table], archs: Sequence[Arch], measured: Sequence[Measurement]
 ) -> FitRecord:
-    """The form with the least held-out error, or a simpler one if it is hardly worse (BETTER)."""
+    """The form with the least held-out error, or a simpler one if it is hardly worse (BETTER).
+
+    A network counts less the more its own readings differ: NOISE over the root of NOISE² and their relative error².
+    """
     sums = [_sums(network, tables, arch) for arch in archs]
     kinds = sorted({kind for by_kind, _ in sums for kind in by_kind})
     columns = {
@@ -139,17 +149,18 @@ def fit(
         "beyond_cache": np.array([[ParameterSum(network).cost(arch)] for arch in archs]),
     }
     target = np.array([each.estimate for each in measured])
+    sure = NOISE / np.hypot(NOISE, np.array([each.error for each in measured]) / target)
     form: tuple[str, ...] = ()
     least, calibration, predictions = inf, Calibration(), np.empty(0)
     for terms in FORMS:
         rows, near = np.hstack([columns[term] for term in terms]), len(kinds) if terms[0] == "kinds" else 0
         solve = partial(_with_cache if terms[-1] == "beyond_cache" else _all_counted, near=near)
-        held_out = _held_out(rows, target, solve)
-        off = np.abs(held_out / target - 1)
+        held_out = _held_out(rows, target, sure, solve)
+        off = sure * np.abs(held_out / target - 1)
         error = float(np.mean(np.minimum(off, _far(off))))
         if error < BETTER * least:
             least, form, predictions = error, terms, held_out
-            solution = solve(rows, target)
+            solution = solve(rows, target, sure)
             weights = solution.weights.tolist()
             scales = weights[:near] or weights[:1] * len(kinds)
             rest = dict(zip(terms[1:], weights[near or 1 :], strict=True))
@@ -194,30 +205,36 @@ def _beyond(rows: Floats, cache: float) -> Floats:
     return np.hstack([rows[:, :-1], np.maximum(rows[:, -1:] - cache, 0.0)]) if cache else rows
 
 
-def _all_counted(rows: Floats, measured: Floats, near: int) -> _Solution:
+def _all_counted(rows: Floats, measured: Floats, sure: Floats, near: int) -> _Solution:
     """The columns as they are."""
-    return _Solution(_weights(rows, measured, near))
+    return _Solution(_weights(rows, measured, sure, near))
 
 
-def _with_cache(rows: Floats, measured: Floats, near: int) -> _Solution:
+def _with_cache(rows: Floats, measured: Floats, sure: Floats, near: int) -> _Solution:
     """With the number of parameters in the cache that fits these networks best."""
 
     def error(solution: _Solution) -> float:
-        off = np.abs(solution(rows) / measured - 1)
+        off = sure * np.abs(solution(rows) / measured - 1)
         return float(np.mean(np.minimum(off, _far(off))))
 
     sizes = np.quantile(rows[:, -1], CACHED_SHARES).tolist()
-    return min((_Solution(_weights(_beyond(rows, size), measured, near), size) for size in sizes), key=error)
+    solutions = (_Solution(_weights(_beyond(rows, size), measured, sure, near), size) for size in sizes)
+    return min(solutions, key=error)
 
 
-def _held_out(rows: Floats, measured: Floats, solve: Callable[[Floats, Floats], _Solution]) -> Floats:
+def _held_out(
+    rows: Floats, measured: Floats, sure: Floats, solve: Callable[[Floats, Floats, Floats], _Solution]
+) -> Floats:
     """Predictions of the networks, each by a fit that leaves it out."""
-    every = range(len(rows))
-    return np.array([solve(np.delete(rows, i, axis=0), np.delete(measured, i))(rows[i : i + 1])[0] for i in every])
+    predictions = []
+    for i in range(len(rows)):
+        others = (np.delete(part, i, axis=0) for part in (rows, measured, sure))
+        predictions.append(solve(*others)(rows[i : i + 1])[0])
+    return np.array(predictions)
 
 
-def _weights(rows: Floats, measured: Floats, near: int) -> Floats:
-    """Non-negative weights [features] with the least squared relative error, outliers counting less.
+def _weights(rows: Floats, measured: Floats, sure: Floats, near: int) -> Floats:
+    """Non-negative weights [features] with the least squared relative error; outliers and those less `sure` count less.
 
     A network that takes less than an OVER-th of what its layers foretell is left out: its relative error would outweigh
     those of all others.
@@ -227,17 +244,17 @@ def _weights(rows: Floats, measured: Floats, near: int) -> Floats:
     """
     ratios = rows[:, : near or 1].sum(axis=1) / measured
     within = ratios <= OVER * np.median(ratios)
-    rows, measured = rows[within], measured[within]
+    rows, measured, sure = rows[within], measured[within], sure[within]
     trust = np.ones(len(measured))
     for _ in range(ROUNDS):
-        root = np.sqrt(trust)
+        root = sure * np.sqrt(trust)
         relative, target = rows * (root / measured)[:, None], root
         if near:
             (common,) = _solve(relative[:, :near].sum(axis=1, keepdims=True), target)
             prior = np.eye(near, rows.shape[1]) * NOISE / SPREAD / max(common, 1e-12)
             relative, target = np.vstack([relative, prior]), np.concatenate([target, np.full(near, NOISE / SPREAD)])
         weights = _solve(relative, target)
-        off = np.abs(rows @ weights / measured - 1)
+        off = sure * np.abs(rows @ weights / measured - 1)
         trust = _far(off) / np.maximum(off, _far(off))  # Huber weights
     return weights
 

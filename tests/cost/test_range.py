@@ -151,7 +151,7 @@ def test_a_narrow_network_that_no_fit_explains_moves_no_other_prediction() -> No
     """Relative to its measurement, its error outweighed those of all others, which were predicted at a hundredth."""
     sums = np.ones((23, 1))
     measured = np.exp(0.3 * np.random.default_rng(0).standard_normal(23))
-    (plain,) = _weights(sums, measured, 0)
-    (weight,) = _weights(np.append(sums, [[1.0]], axis=0), np.append(measured, 0.01), 0)
+    (plain,) = _weights(sums, measured, np.ones(23), 0)
+    (weight,) = _weights(np.append(sums, [[1.0]], axis=0), np.append(measured, 0.01), np.ones(24), 0)
     assert weight == pytest.approx(plain, rel=0.15)
-    assert _weights(sums, 3 * measured, 0) == pytest.approx([3 * plain])
+    assert _weights(sums, 3 * measured, np.ones(23), 0) == pytest.approx([3 * plain])
