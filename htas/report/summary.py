@@ -221,8 +221,8 @@ def _failure_sentence(result: Result, base: Result, report: Report, names: Mappi
     share, other = _shares(result, base)
     return at_the_start(
         f"{names[result.name]} is no better than guessing, {share} with {report.classes} classes, where "
-        f"{names[base.name]} has {other}: its training failed and says nothing about the network; lower "
-        "train.lr, or train longer."
+        f"{names[base.name]} has {other}: its training failed and says nothing about the network; its remark says "
+        "what to do."
     )
 
 

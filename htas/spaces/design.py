@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from htas.errors import UserError, need_least
+from htas.errors import UserError, need_least, need_most
 from htas.graph import Network, Site
 from htas.graph.layer import Layer
 from htas.spaces.curve import Curve, CurveRecord, Estimate, Fit, LayerTable, add, curve
@@ -22,6 +22,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 SiteWidths = Mapping[str, tuple[int, ...]]
 SPACES = ("hardware", "tas", "grid", "explicit")
+MOST_EXPAND = 64.0
+"""Largest `expand`: each width up to there is one to choose from."""
 DECIDED = 0.9
 """A group is decided when its choice is right with this probability."""
 SETTLED = 1.5
@@ -67,7 +69,7 @@ class Design:
     """How the widths that a search may choose from are chosen."""
 
     expand: float = 2.0
-    """e of section 3.1: the widest choice over the base width; 1 or more."""
+    """e of section 3.1: the widest choice over the base width; from 1 to 64."""
     groups: int = 8
     """g of eq. 3: the number of equal runs that the widths are cut into; each gives one choice."""
     alpha: float | Literal["fit"] = 1.0
@@ -98,6 +100,7 @@ class Design:
 
     def __post_init__(self) -> None:
         need_least(1, self, "design", "expand", "groups")
+        need_most(MOST_EXPAND, self, "design", "expand")
         if self.alpha != "fit" and not self.alpha > 0:
             raise UserError(f"design.alpha must be above 0 or 'fit', got {self.alpha!r}")
         if not 0 <= self.ties < 1:

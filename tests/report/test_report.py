@@ -256,7 +256,7 @@ def test_nothing_is_concluded_from_a_network_whose_training_failed() -> None:
     text = " ".join(made.sentences)
     assert made.sentences[0].startswith(
         "The searched network is no better than guessing, 10.00 % with 10 classes, where ResNet-20 has 90.00 %: its "
-        "training failed and says nothing about the network; lower train.lr, or train longer. The searched network is"
+        "training failed and says nothing about the network; its remark says what to do. The searched network is"
     )
     assert not any(words in text for words in ("needs no search", "more accurate", "less accurate", "narrowing"))
     assert not any("accuracy" in each.label for each in made.figures)

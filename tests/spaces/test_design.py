@@ -307,6 +307,7 @@ def test_a_network_without_free_widths_is_refused_with_the_reason() -> None:
     [
         ({"expand": 0.9}, "design.expand must be 1 or more, got 0.9"),
         ({"expand": float("nan")}, "design.expand must be 1 or more"),
+        ({"expand": 1e9}, "design.expand must be 64 or less, got 1000000000.0"),
         ({"groups": 0}, "design.groups must be 1 or more, got 0"),
         ({"alpha": 0.0}, "design.alpha must be above 0 or 'fit', got 0.0"),
         ({"ties": -0.1}, "design.ties must lie in 0..1, got -0.1"),
