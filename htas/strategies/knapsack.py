@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from htas.console.progress import say
 from htas.errors import UserError, need_above_zero, need_least
 from htas.graph.arch import Arch
+from htas.report.summary import accuracy, guessing
 from htas.search.importance import derivatives, images_at_once, losses
 from htas.search.inherited import Inherited
 from htas.search.oneshot import some
@@ -28,7 +30,9 @@ a block is that of its channels, and so far from exact (docs/decisions.md)."""
 ALIKE = 0.02
 """Accuracies of trials that lie less apart are alike, as trials are short and one seed each."""
 TRIAL = Recipe(epochs=2, warmup=1, batch=128, lr=0.1)
-"""The training of a trial, on one part of the training images."""
+"""The training of a trial, on one part of the training images; longer where these are few (STEPS)."""
+STEPS = 200
+"""Least steps of a trial: fewer leave networks near guessing, where they are alike whatever they are."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,8 @@ class Knapsack(Strategy):
     seconds: float = 60.0
     """Longest time of the solver; it then gives the best arch so far, and by how much another may be better."""
     trials: int = 3
-    """Most archs of other numbers of blocks that are each trained for three short epochs, where the estimate hardly
-    tells them apart; 1 for none."""
+    """Most archs of other numbers of blocks that are each trained for three short epochs, or 200 steps, where the
+    estimate hardly tells them apart; 1 for none."""
 
     def __post_init__(self) -> None:
         need_least(1, self, "strategy", "images", "batch", "trials")
@@ -64,7 +68,8 @@ class Knapsack(Strategy):
 
     def training_images(self, weights: int) -> float:
         """The passes that estimate importance, and as many trials as there may be."""
-        return float(min(self.images, weights) + (self.trials * TRIAL.length * weights if self.trials > 1 else 0))
+        trials = self.trials * recipe(weights).length * weights if self.trials > 1 else 0
+        return float(min(self.images, weights) + trials)
 
     def search(self, problem: Problem) -> SearchOutcome:
         """Raises UserError without limits, where no arch keeps them, and where an importance is not finite."""
@@ -77,8 +82,9 @@ class Knapsack(Strategy):
         loss = losses(network, problem.space, gates)
         solution = best_within(network, problem.space, problem.limits, loss, seconds=self.seconds)
         say(f"{problem.title}: {solution.sentence}")
-        close = self._close(problem, gates, solution, loss) if self.trains_anew and problem.anew else [solution.arch]
-        seconds, trials = time.monotonic() - started, Trials(problem, TRIAL)
+        tries = self.trains_anew and problem.anew and may_try(problem)
+        close = self._close(problem, gates, solution, loss) if tries else [solution.arch]
+        seconds, trials = time.monotonic() - started, Trials(problem, recipe(len(problem.data.weights)))
         choice = _Choice(solution.arch, solution.sentence, {})
         if len(close) > 1:
             choice = _by_trials(trials, close, loss) or choice
@@ -93,6 +99,7 @@ class Knapsack(Strategy):
         nearly as low, those of least loss first."""
         space, end = problem.space, time.monotonic() + self.seconds
         archs = [solution.arch]
+        say(f"{problem.title}: archs of other numbers of blocks, for {self.seconds:g} s at most")
         for site, choices in space.depths.items():
             for choice in choices:
                 if choice == solution.arch[site] or time.monotonic() > end:
@@ -122,14 +129,27 @@ class _Choice:
     """By numbers of blocks that lost, what is added to the loss of their archs, so that none is preferred to `arch`."""
 
 
+def recipe(images: int) -> Recipe:
+    """The training of a trial on so many training images."""
+    steps = max(1, images // TRIAL.batch)
+    return replace(TRIAL, epochs=max(TRIAL.epochs, ceil(STEPS / steps) - TRIAL.warmup))
+
+
+def may_try(problem: Problem) -> bool:
+    """Whether trials can tell: networks are trained as a trial is, and not by a function of the user's, and scores are
+    shares of right answers, whose noise is known."""
+    return problem.data.task.counts and problem.data.task.train is None
+
+
 def _depths(arch: Arch) -> tuple[int, ...]:
     """The numbers of blocks of an arch, in one order."""
     return tuple(depth for _, depth in sorted(arch.depths.items()))
 
 
 def _by_trials(trials: Trials, archs: Sequence[Arch], loss: Tables) -> _Choice | None:
-    """The first of archs, which are in the order of their estimates, that trials find as accurate as any; None where a
-    trial diverges."""
+    """The first of archs, which are in the order of their estimates, that trials find as accurate as any: the best one
+    is no more than ALIKE above it, or than the noise of so many validation images. None where a trial diverges, or the
+    best one is no better than guessing."""
     title = trials.problem.title
     say(f"{title}: {len(archs)} archs of other numbers of blocks have nearly the same estimate: trials decide")
     try:
@@ -137,8 +157,13 @@ def _by_trials(trials: Trials, archs: Sequence[Arch], loss: Tables) -> _Choice |
     except UserError as error:
         say(f"{title}: the estimate decides, as a trial failed: {error}")
         return None
-    best = next(arch for arch in archs if accuracies[arch] > max(accuracies.values()) - ALIKE)
+    data, most = trials.problem.data, max(accuracies.values())
     figures = " / ".join(percent(accuracies[arch], 1) for arch in archs)
+    if guessing("", most, data.classes, len(data.validation)):
+        say(f"{title}: the estimate decides, as no trial is clearly better than guessing: {figures}")
+        return None
+    leads = {arch: accuracy(most, accuracies[arch], len(data.validation)) for arch in archs}
+    best = next(arch for arch, lead in leads.items() if lead.difference < max(ALIKE, lead.noise))
     why = (
         f"of {len(archs)} archs of other numbers of blocks, whose estimated losses are close, the first that is as "
         f"good as any by trials, {percent(accuracies[best], 1)} of {figures}, {trials.judge}"
