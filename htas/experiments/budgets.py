@@ -41,7 +41,7 @@ from htas.files import (
 from htas.graph import Arch, ordered, resize
 from htas.report import read, result, write
 from htas.report.result import Report, Result
-from htas.report.summary import breach, guessing, missed_sentences
+from htas.report.summary import breach, failed, guessing, missed_sentences
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
 from htas.run.config import Config, load
@@ -50,7 +50,7 @@ from htas.run.rows import NetworksRecord
 from htas.run.run import Run, Sources
 from htas.run.stage import StageHeader, ensure, finished, stored
 from htas.run.stages import SEARCH, TRAIN
-from htas.text import TextTable, columns, milliseconds, percent, points
+from htas.text import TextTable, columns, listing, milliseconds, percent, points
 from htas.timing import turns
 from htas.training.train import Training, evaluate
 
@@ -357,8 +357,14 @@ def _bisected(
     floor = plan.least(base_accuracy)
     say(f"fastest: base network {percent(base_accuracy)} on held-out images, to keep {percent(floor)}")
     classes = job.classes if job.data.task.counts else 0
-    if doubt := guessing("the base network", base_accuracy, classes, len(job.data.validation)):
+    images = len(job.data.validation)
+    if doubt := guessing("the base network", base_accuracy, classes, images):
         say(f"fastest: doubt: {doubt}")
+    if failures := _failures(accuracies, max(accuracies), classes, images):
+        raise UserError(
+            f"the base network's training failed with {failures}, so there is no accuracy to keep; lower train.lr (it "
+            f"is {config.train.lr:g}), or change seed"
+        )
     trials: list[BudgetTrial] = []
     low, high = least, min(most, 1.0)
     for _ in range(plan.tries):
@@ -367,9 +373,17 @@ def _bisected(
         trial_accuracies = _accuracies(job, arch, plan.seeds, folder, base, workers)
         trials.append(BudgetTrial(share, trial_accuracies, floor, accuracies if plan.relative else ()))
         say(f"fastest: {percent(share, 1)} of the base's latency: {percent(trials[-1].mean)}, {trials[-1].verdict}")
+        if failures := _failures(trial_accuracies, base_accuracy, classes, images):
+            say(f"fastest: doubt: a training failed, and counts all the same: {failures}; lower train.lr")
         low, high = (low, share) if trials[-1].met else (share, high)
     write_json(folder / "fastest.json", {"tried": [dataclasses.asdict(each) for each in trials]})
     return trials, min((each for each in trials if each.met), key=lambda each: each.share, default=None)
+
+
+def _failures(accuracies: Sequence[float], base: float, classes: int, images: int) -> str:
+    """The seeds whose trainings failed: `seed 2 (10.00 %)`."""
+    numbered = enumerate(accuracies)
+    return listing(f"seed {seed} ({percent(each)})" for seed, each in numbered if failed(each, base, classes, images))
 
 
 def _percent(share: float) -> str:

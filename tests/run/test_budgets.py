@@ -259,6 +259,21 @@ def test_the_fastest_network_at_an_accuracy_is_found_by_halving(tmp_path, monkey
     assert f"taken: {100 * min(met):.2f}% of the base's latency, clearly met" in str(table)
 
 
+@pytest.mark.slow
+def test_a_training_that_failed_is_named_and_sets_no_floor(tmp_path, monkeypatch, capsys):
+    """Of ten classes one share in ten is guessing."""
+    given = iter([(0.9, 0.92), (0.91, 0.1), (0.9, 0.1)])
+    monkeypatch.setattr(experiment, "_accuracies", lambda *parts: next(given))
+    config = options(*GRID, "strategy.epochs=1", "train.lr=0.5")
+    with pytest.raises(UserError, match="no budget tried keeps"):
+        experiment.fastest(config, tmp_path / "fastest", FastestPlan("-1", seeds=2, tries=1), "htas fastest")
+    words = "a training failed, and counts all the same: seed 1 (10.00 %); lower train.lr"
+    assert words in " ".join(capsys.readouterr().err.split())
+    words = "training failed with seed 1 (10.00 %), so there is no accuracy to keep; lower train.lr (it is 0.5)"
+    with pytest.raises(UserError, match=re.escape(words)):
+        experiment.fastest(config, tmp_path / "fastest", FastestPlan("-1", seeds=2, tries=1), "htas fastest")
+
+
 def test_held_out_accuracy_is_trained_on_one_half_and_judged_on_the_other_once(tmp_path, monkeypatch):
     config, folder = options("design.spaces=[grid]"), tmp_path / "run"
     run.open_run(config, folder)
