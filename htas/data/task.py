@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from htas.data.batch import one_class
 from htas.data.marks import mark
 from htas.data.nests import replaced
+from htas.errors import UserError
+from htas.files import LARGEST
 
 Outputs = Any
 """A tensor, or whatever a network returns."""
@@ -48,6 +51,8 @@ class Task:
     """Trains a whole network in place, in the user's way; the teacher is None for the base network, and without one."""
     judge: Callable[[nn.Module], float] | None = None
     """Score of a whole, trained network, in the user's way."""
+    scored_by: str = "eval_fn"
+    """The argument of htas.optimize that `score` comes from."""
 
     @property
     def classifies(self) -> bool:
@@ -70,6 +75,18 @@ class Task:
 
 
 CLASSIFY = Task()
+
+
+def need_score(score: float, function: str, whose: str) -> float:
+    """The score that a function of the user's, an argument of htas.optimize, gives for `whose`; raises UserError where
+    it is no finite number, or one that no file of a run holds."""
+    if not abs(score) <= LARGEST:
+        allowed = f"number of at most {LARGEST:g}" if isfinite(score) else "finite number"
+        raise UserError(
+            f"{function} gives {score:g} for {whose}; it must give a {allowed} there, such as 0 for a network that "
+            "predicts nothing: mend it"
+        )
+    return score
 
 
 def unit(loss: Callable[[Outputs, Any], Tensor]) -> Callable[[Outputs, Any], Tensor]:

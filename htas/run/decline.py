@@ -29,14 +29,14 @@ LOSS = 0.02
 some of that."""
 
 
-def block_scores(network: nn.Module, data: Data, device: str) -> list[float]:
+def block_scores(network: nn.Module, data: Data, device: str, whose: str) -> list[float]:
     """Mean scores of a network on blocks of training images, in eval mode; the same blocks each time. No random number
-    is drawn that a training would draw."""
+    is drawn that a training would draw. Raises UserError, as of `whose`, for a score that is no finite number."""
     images, runner = some_of(data.train, IMAGES), engine(device, "fp32")
     placed(network, runner.device)
     with torch.random.fork_rng(), same_dice(), evaluating(network), torch.no_grad():
         blocks = images.batches(ceil(len(images) / BLOCKS), channels_last=True)
-        return [mean_score(data.task, [block], runner, partial(forward, network)) for block in blocks]
+        return [mean_score(data.task, [block], runner, partial(forward, network), whose) for block in blocks]
 
 
 def decline(before: list[float], after: list[float], advice: str) -> str:

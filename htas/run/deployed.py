@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from htas.console.progress import progress
 from htas.data.nests import tensors_in
 from htas.data.split import Data, Source
-from htas.data.task import Task, forward, images_in, precise
+from htas.data.task import Task, forward, images_in, need_score, precise
 from htas.formats.parity import unlike_fp32
 from htas.metrics.latency import Latency, rounds
 from htas.report.result import Deployed, Result
@@ -19,6 +19,7 @@ from htas.run.run import Run
 from htas.runtimes import Program, open_runtime
 from htas.text import milliseconds, significant
 from htas.timing.target import Target
+from htas.training.train import users_score
 
 CALIBRATION = 256
 """Images of the training split, not augmented, that show how large activations become."""
@@ -57,14 +58,16 @@ def calibration_images(data: Data, seed: int) -> tuple[Tensor, ...]:
 
 def as_deployed(
     model: nn.Module, target: Target, data: Data, *, seed: int = 0, device: str = "cpu",
-    deployed: nn.Module | None = None,
+    deployed: nn.Module | None = None, name: str = "",
 ) -> Deployed | None:  # fmt: skip
     """The score of a trained network on the test split through the target's runtime, and what the precision changed.
 
     The difference from fp32, which `device` computes, is that of the same images, with twice its standard error over
     blocks of them; `deployed` is the network with the weights that are deployed, where it has others for that. None for
-    a network with several outputs, of which a runtime gives the first.
+    a network with several outputs, of which a runtime gives the first. Raises UserError, which has the network's name,
+    where its score is no finite number.
     """
+    whose = f"the network {name or '(as deployed)'} on {target.runtime} in {target.precision}, or before in fp32"
     test, example = data.test, target.example()
     with torch.no_grad():
         if not isinstance(forward(model.cpu().eval(), example[0] if len(example) == 1 else example), Tensor):
@@ -78,11 +81,11 @@ def as_deployed(
         network = Runs(program, target.batch)
         remark = " ".join(filter(None, [program.remark, _doubt(deployed or model, network, images, target)]))
         if data.task.judge is not None:
-            before, after = (float(data.task.judge(each.eval())) for each in (model, network))
+            before, after = (users_score(data.task, each, whose) for each in (model, network))
             return Deployed(target.precision, after, after - before, None, 0, remark)
         scores = np.array([_scores(each.to(device), test, data.task) for each in (model, network)])
     sizes, means = scores[0, :, 1], scores[:, :, 0]
-    before, after = (float(np.average(each, weights=sizes)) for each in means)
+    before, after = (need_score(float(np.average(each, weights=sizes)), data.task.scored_by, whose) for each in means)
     noise = 2 * float(np.std(means[1] - means[0], ddof=1)) / sqrt(len(sizes)) if len(sizes) > 1 else None
     return Deployed(target.precision, after, after - before, noise, round(sizes.sum()), remark)
 
@@ -132,9 +135,10 @@ def deployed_rows(
     with progress(f"accuracy in {run.target.precision}", len(rows)) as bar:
         accuracies = []
         for row, network, other in zip(rows, networks, deployed, strict=True):
-            accuracies.append(
-                as_deployed(network, run.target, run.data, seed=run.config.seed, device=run.device, deployed=other)
+            deployed_network = as_deployed(
+                network, run.target, run.data, seed=run.config.seed, device=run.device, deployed=other, name=row.name
             )
+            accuracies.append(deployed_network)
             bar.step(row.name)
     seconds = [row.measured.estimate for row in rows[:2] if row.measured]
     faster = [*against_fp32(run, networks[:2], seconds), *[""] * len(rows[2:])]

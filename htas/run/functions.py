@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from htas.console.blame import blame
 from htas.data.nests import tensors_in
 from htas.data.split import Data
-from htas.data.task import Inputs, Task, forward, precise
+from htas.data.task import Inputs, Task, forward, need_score, precise
 from htas.errors import UserError
 from htas.graph.modes import copied
 from htas.training.layout import CopyingViews, placed
 from htas.training.loop import batches
 
 
-def try_functions(model: nn.Module, data: Data, *, batch: int, device: str, scored_by: str) -> None:
+def try_functions(model: nn.Module, data: Data, *, batch: int, device: str, trained: bool) -> None:
     """Call loss, score and distillation as training does, on a copy of the model and one batch of training items.
 
-    `scored_by` names the function that the score comes from. Raises UserError, with what the function got, where one
-    fails or gives something else than a number.
+    `trained` says that the model's weights are trained, so that its score must be a finite number. Raises UserError,
+    with what the function got, where one fails or gives something else than a number.
     """
     task, usual = data.task, Task()
     _need_parameters("train_fn", task.train, "network", "teacher")
@@ -42,7 +42,10 @@ def try_functions(model: nn.Module, data: Data, *, batch: int, device: str, scor
             _need_gradient("loss_fn", _called("loss_fn", task.loss, learnt, targets), learnt)
         if task.score is not usual.score:
             with torch.no_grad():
-                _need_number(scored_by, _called(scored_by, task.score, judged, targets))
+                score = _called(task.scored_by, task.score, judged, targets)
+                _need_number(task.scored_by, score)
+            if trained:  # new weights may predict nothing as yet
+                need_score(float(score), task.scored_by, "the given model, on a batch of the training data")
         if task.distil is not None and task.train is None:
             _need_gradient("distill_fn", _called("distill_fn", task.distil, learnt, judged, targets), learnt)
 

@@ -222,16 +222,15 @@ def optimize(
     family = UserNetwork.of(model, example, trained=trained)
     config = replace(config, family=family, data=dataset, target=target or config.target, names=names)
     run = Run(config, Path(out) if str(out) else Path("runs") / f"optimize-{files.slug(type(model).__name__)}")
-    scored_by = "eval_fn" if eval_fn is not None else "loss_fn"
     with ranks.joined():
-        return _optimized(run, model, trained=trained, scored_by=scored_by)
+        return _optimized(run, model, trained=trained)
 
 
-def _optimized(run: Run, model: nn.Module, *, trained: bool, scored_by: str) -> OptimizationResult:
+def _optimized(run: Run, model: nn.Module, *, trained: bool) -> OptimizationResult:
     config, task = run.config, run.data.task
     _check_counts(run)
     batch = max(1, config.train.batch // ranks.processes())
-    try_functions(model, run.data, batch=batch, device=run.device, scored_by=scored_by)
+    try_functions(model, run.data, batch=batch, device=run.device, trained=trained)
     if not trained and not run.model_file("base").exists():
         say(
             "the base network is trained from new weights, as trained=False says; parameters that require no "
@@ -299,7 +298,8 @@ def _task(loss: Any, score: Any, distil: Any, train: Any, judge: Any) -> Task:
             raise UserError(f"{name} must be a function, got {type(function).__name__}")
     usual = Task()
     score_function = score or (unit(loss) if loss is not None else usual.score)
-    return Task(loss or usual.loss, score_function, distil, train, judge)
+    scored_by = "loss_fn" if score is None and loss is not None else usual.scored_by
+    return Task(loss or usual.loss, score_function, distil, train, judge, scored_by)
 
 
 def _classes(model: nn.Module, example: tuple[Tensor, ...], task: Task) -> int:

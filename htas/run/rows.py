@@ -39,7 +39,6 @@ from htas.metrics import Metric
 from htas.metrics.latency import Latency, rounds
 from htas.metrics.macs import Macs
 from htas.metrics.params import Params
-from htas.plugins.contract import need
 from htas.report.result import LONGEST_NAME, Result
 from htas.report.summary import failed
 from htas.run import keys
@@ -53,7 +52,7 @@ from htas.text import milliseconds, percent
 from htas.timing.measurement import Measurement
 from htas.timing.target import Target, machine
 from htas.training import ranks
-from htas.training.train import Training, evaluate
+from htas.training.train import Training, evaluate, users_score
 
 SURE = 3.0
 """Standard errors above chance from which on a classifier does not guess."""
@@ -264,13 +263,13 @@ def train_row(
     name = "" if teacher is None else "base"
 
     def judged() -> tuple[float, str]:
-        lost = decline(before, block_scores(model, run.data, run.device), _advice(run)) if before else ""
+        whose = f"the network {row.name}"
+        lost = decline(before, block_scores(model, run.data, run.device, whose), _advice(run)) if before else ""
         if task.judge is not None:
-            score = task.judge(model.to(memory_format=torch.contiguous_format).eval())  # type: ignore[call-overload]
-            need(score, float, "score_func(network)")
-            accuracy = float(score)
+            plain = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            accuracy = users_score(task, plain, whose)
         else:
-            accuracy = evaluate(model, run.data.test, device=run.device, task=task)
+            accuracy = evaluate(model, run.data.test, device=run.device, task=task, whose=whose)
         write_tensors(path, state_of(model), to_json(WeightsRecord(accuracy, key, name, row.name, seconds, lost)))
         checkpoint.unlink(missing_ok=True)
         return accuracy, lost
@@ -288,7 +287,11 @@ def _scored(run: Run, row: Result, model: nn.Module, start: Path | None) -> list
     inherits, options = run.config.family.inherits, run.config.train
     if run.data.task.judge is not None or not (inherits or start or options.start != "random"):
         return []
-    return [] if row.name == "base" and inherits else block_scores(model, run.data, run.device)
+    return (
+        []
+        if row.name == "base" and inherits
+        else block_scores(model, run.data, run.device, f"the network {row.name} before its training")
+    )
 
 
 def _advice(run: Run) -> str:

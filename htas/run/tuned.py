@@ -69,7 +69,9 @@ def _note(run: Run, row: Result) -> str:
     original, judges = run_rows.load_network(run, row), _with_training_images(run.data)
 
     def read(network: nn.Module) -> Deployed | None:
-        return as_deployed(original, run.target, judges, seed=run.config.seed, device=run.device, deployed=network)
+        return as_deployed(
+            original, run.target, judges, seed=run.config.seed, device=run.device, deployed=network, name=row.name
+        )
 
     before = read(original)
     if before is None or not _costs(before):

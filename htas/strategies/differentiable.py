@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from htas.cost.limits import Limit
-from htas.data.task import Inputs, scalar
+from htas.data.task import Inputs, need_score, scalar
 from htas.errors import UserError, need_above_zero, need_least
 from htas.graph.arch import Arch
 from htas.search.draw import Draw
@@ -298,6 +298,7 @@ class _Search(SupernetLoop):
         """Means of the steps, and the logits at the end."""
         train_loss, loss, accuracy = (total / self.steps for total in sums.tolist())
         self.check(number, (train_loss + loss) / 2)
+        need_score(accuracy, self.task.scored_by, f"validation images in epoch {number + 1} of {self.title}")
         ranks.equalize(self.logits.parameters(), ())
         self.multiplier.value = ranks.of_first(lambda: self.multiplier.value)
         with torch.no_grad():

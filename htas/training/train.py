@@ -13,16 +13,20 @@ from torch import Tensor, nn
 
 from htas.data.nests import form
 from htas.data.split import Batch, Source
-from htas.data.task import CLASSIFY, Inputs, Outputs, Task, forward, images_in, precise, scalar
+from htas.data.task import CLASSIFY, Inputs, Outputs, Task, forward, images_in, need_score, precise, scalar
 from htas.errors import UserError
 from htas.graph.modes import evaluating
 from htas.graph.runs import computes_alike
+from htas.plugins.contract import need
 from htas.text import percent, significant
 from htas.training.distill import Distill
 from htas.training.int8 import simulated
 from htas.training.layout import CopyingViews, placed
 from htas.training.loop import OUTPUTS, EpochLoop, engine, finite, same_dice
 from htas.training.recipe import Precision, Recipe
+
+SEARCHED = "a network of the search"
+"""Whose score it is, unless a caller says so."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ class Training(EpochLoop[TrainingEpoch]):
             return self.outputs(self.model, images)
 
     def figures(self, number: int, sums: Tensor) -> TrainingEpoch:
-        """Raises UserError where the loss is no number any more."""
+        """Raises UserError where the loss is no number any more, or the score is none."""
         mean, accuracy = (sums / self.steps).tolist()
         if not math.isfinite(mean):
             what = f"training of {self.title} diverged in epoch {number + 1}"
@@ -132,6 +136,7 @@ class Training(EpochLoop[TrainingEpoch]):
             if number and self.rate_option == "train.lr":
                 lower = f"go on from there with --train.start={self.checkpoint}, a lower --train.lr and another --out"
             raise UserError(f"{what} at a learning rate of {self.rate:.3g}{good}; {lower}")
+        need_score(accuracy, self.task.scored_by, f"training images in epoch {number + 1} of {self.title}")
         return TrainingEpoch(mean, accuracy, self.elapsed)
 
     def fault(self, images: Inputs) -> str:
@@ -155,18 +160,23 @@ def _form(outputs: Outputs) -> object:
 
 def evaluate(
     model: nn.Module, split: Source, *, device: str, precision: Precision = "fp32", batch: int = 500,
-    task: Task = CLASSIFY,
+    task: Task = CLASSIFY, whose: str = SEARCHED,
 ) -> float:  # fmt: skip
     """Mean score (share of right answers) on a split, in eval mode; the model's mode is restored. In fp32 unless
-    something else is named: that is what the network's user computes, whatever it was trained in."""
+    something else is named: that is what the network's user computes, whatever it was trained in. Raises UserError, as
+    of `whose`, for a score that is no finite number."""
     runner = engine(device, precision)
     placed(model, runner.device)
     with evaluating(model), torch.no_grad():
-        return mean_score(task, split.batches(batch, channels_last=True), runner, partial(forward, model))
+        batches = split.batches(batch, channels_last=True)
+        return mean_score(task, batches, runner, partial(forward, model), whose)
 
 
-def mean_score(task: Task, split: Iterable[Batch], runner: Any, network: Callable[[Inputs], Any]) -> float:
-    """Mean score of a network's outputs for all images of some batches."""
+def mean_score(
+    task: Task, split: Iterable[Batch], runner: Any, network: Callable[[Inputs], Any], whose: str = SEARCHED
+) -> float:
+    """Mean score of a network's outputs for all images of some batches; raises UserError, as of `whose`, where it is no
+    finite number."""
     total, count = torch.zeros((), dtype=torch.float64, device=runner.device), 0
     for images, labels in split:
         with CopyingViews():
@@ -174,4 +184,13 @@ def mean_score(task: Task, split: Iterable[Batch], runner: Any, network: Callabl
                 outputs = network(images)
             total += scalar(task.score(precise(outputs), labels), total) * images_in(images)
         count += images_in(images)
-    return float(total) / count
+    return need_score(float(total) / count, task.scored_by, whose)
+
+
+def users_score(task: Task, model: nn.Module, whose: str) -> float:
+    """Score of a whole network, in eval mode, by the user's own `judge`; raises UserError, as of `whose`, where that is
+    no finite number."""
+    assert task.judge is not None
+    score = task.judge(model.eval())
+    need(score, float, "score_func(network)")
+    return need_score(float(score), "score_func", whose)
