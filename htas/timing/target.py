@@ -2,10 +2,12 @@
 
 import os
 import platform
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from math import prod
-from typing import TYPE_CHECKING, Literal, get_args
+from operator import index
+from reprlib import repr as shortened
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from htas.errors import UserError
 from htas.files import digest
@@ -22,6 +24,8 @@ Precision = Literal["fp32", "bf16", "fp16", "int8"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 COPIES = 3
 """Times that memory must hold the inputs of a batch, at least."""
+CROWD = 8
+"""Threads for each core of this machine, at most."""
 Value = bool | int | float | str
 """Types of a runtime's options."""
 
@@ -51,6 +55,8 @@ class Target:
     --target.options='{"spin": 10}'."""
 
     def __post_init__(self) -> None:
+        for name, hint in _hints().items():
+            object.__setattr__(self, name, _typed(name, getattr(self, name), hint))
         if self.batch < 0:
             raise UserError(f"target.batch must be 0 (the default) or more, got {self.batch}")
         if self.threads < 0:
@@ -122,7 +128,8 @@ class Target:
         return {**values, "shapes": shapes}
 
     def check(self) -> None:
-        """Raise UserError where this machine is not the target's kind; its files can be read anywhere."""
+        """Raise UserError where this machine is not the target's kind, or has far too few cores; its files can be read
+        anywhere."""
         if self.host:
             from htas.timing.remote.device import device
 
@@ -133,6 +140,11 @@ class Target:
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError(
                 "target.device is 'cuda', but this PyTorch finds no CUDA device; use 'cpu', or install a CUDA build"
+            )
+        if self.threads > (most := CROWD * (os.cpu_count() or 1)):
+            raise UserError(
+                f"target.threads must be at most {most} here, {CROWD} for each core of this machine, got "
+                f"{self.threads}; use 0 for all cores"
             )
 
     def fingerprint(self) -> str:
@@ -173,6 +185,32 @@ class Target:
         from htas.timing.remote.device import device
 
         return list(device(self.host).facts.affinity)
+
+
+@cache
+def _hints() -> Values:
+    """The type of each field of a target."""
+    hints = get_type_hints(Target)
+    return {each.name: hints[each.name] for each in fields(Target)}
+
+
+def _typed(name: str, value: object, hint: Any) -> Any:
+    """A value of the field `name`, with plain whole numbers for numpy's; raises UserError for one of another type."""
+    try:
+        typed = check(_plain(value), hint)
+        if name != "shapes" or all(size > 0 for shape in typed for size in shape):
+            return typed
+    except REFUSED:
+        pass
+    kind = "sizes above 0 for each input, such as ((3, 32, 32),)" if name == "shapes" else allowed(hint)
+    raise UserError(f"target.{name} must be {kind}, got {shortened(value)}")
+
+
+def _plain(value: object) -> object:
+    """A value with Python's whole numbers in place of those of numpy."""
+    if isinstance(value, tuple | list):
+        return tuple(map(_plain, value))
+    return value if isinstance(value, bool) or not hasattr(value, "__index__") else index(value)
 
 
 def runtime_options(target: Target, options: Options) -> Values:
