@@ -44,14 +44,18 @@ def in_python() -> Iterator[None]:
 
 
 def as_arguments(words: str) -> str:
-    """`name another folder with out=` of `with --out`, `options={"train.lr": 0.1}` of `--train.lr=0.1`."""
+    """`name another folder with out=` of `with --out`, `options={"train.lr": 0.1}` of `--train.lr=0.1`,
+    `constraints={"latency": "50%"}` of `--constraints.latency="50%"`."""
     words = _VALUED.sub(_of_options, words)
     words = _DOTTED.sub(r"options['\1']", words)
     return _PLAIN.sub(lambda match: f"{match[1]}{match[2]}=" if match[1] else match[2], words)
 
 
 def _of_options(match: re.Match[str]) -> str:
-    name, value = match.groups()
+    name, value = match[1], match[2].strip("\"'")
+    table, _, metric = name.partition(".")
+    if table == "constraints":
+        return f'constraints={{"{metric}": "{value}"}}'
     number = re.fullmatch(r"-?[\d.]+(e-?\d+)?", value)
     return f"options={{{name!r}: {value if number else repr(value)}}}"
 

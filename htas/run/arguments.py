@@ -5,14 +5,22 @@ from collections.abc import Mapping, Sequence
 from operator import index
 from typing import Any
 
+import numpy as np
+
 from htas.errors import UserError
+from htas.plugins.values import Values, as_text
 
 
 def check_arguments(
-    *, constraints: Any, widths: Any, ignored_layers: Any, options: Any, epochs: Any, search_epochs: Any, out: Any
-) -> None:
+    *, constraints: Any, trained: Any, widths: Any, ignored_layers: Any, options: Any, epochs: Any, search_epochs: Any,
+    out: Any,
+) -> None:  # fmt: skip
     """Raise UserError, with what is allowed, where an argument is of another kind than htas.optimize takes."""
     _check_constraints(constraints)
+    if not isinstance(trained, bool | np.bool_):
+        raise UserError(
+            f"trained must be True, or False to have the base network trained from new weights, got {trained!r}"
+        )
     _check_widths(widths)
     listed = isinstance(ignored_layers, Sequence) and all(isinstance(each, str) for each in ignored_layers)
     if not listed:
@@ -26,15 +34,29 @@ def check_arguments(
         raise UserError(f"out must be a folder, as text or a Path, got {out!r}; leave it out for runs/optimize-CLASS")
 
 
+def check_once(options: Values, arguments: Mapping[str, Values]) -> None:
+    """Raise UserError where options give another value than one of the arguments, which are options by name, too; None
+    stands for an argument that is not given."""
+    for argument, values in arguments.items():
+        for name, value in values.items():
+            other = options.get(name)
+            if value is not None and other is not None and as_text(value) != as_text(other):
+                raise UserError(
+                    f"{name} is given twice, {value!r} by {argument} and {other!r} by options: leave it out of "
+                    f"options, or {argument} out of the call"
+                )
+
+
 def _check_constraints(constraints: Any) -> None:
     example = '{"latency": "50%"}'
     if constraints is None:
         return
     if not isinstance(constraints, Mapping):
         raise UserError(f"constraints must be limits by metric, such as {example}, got {constraints!r}")
-    if not constraints:
+    if not any(limit != "" for limit in constraints.values()):
+        empty = f"has no limit, got {constraints!r}" if constraints else "is empty"
         raise UserError(
-            f"constraints is empty, and something must limit the network: give {example}, or another metric, or leave "
+            f"constraints {empty}, and something must limit the network: give {example}, or another metric, or leave "
             "constraints out for half of the latency"
         )
     for metric, limit in constraints.items():

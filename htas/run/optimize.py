@@ -27,7 +27,7 @@ from htas.report.result import Result
 from htas.report.summary import breach, summary
 from htas.run import rows as run_rows
 from htas.run import stages as pipeline
-from htas.run.arguments import check_arguments
+from htas.run.arguments import check_arguments, check_once
 from htas.run.config import TABLES, Config, usual_strategy
 from htas.run.deployed import calibration_images
 from htas.run.functions import try_functions
@@ -153,7 +153,7 @@ def optimize(
     ignored_layers: Sequence[str] = (),
     widths: Mapping[str, tuple[int, int]] | None = None,
     options: Mapping[str, Any] | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     out: str | Path = "",
 ) -> OptimizationResult:
     """A faster network than `model` on the target, within the constraints, trained, distilled from it, and measured.
@@ -184,14 +184,14 @@ def optimize(
         ignored_layers: modules, by name, that keep the widths that they give, and their blocks, with all in them.
         widths: least and most channels of sites, by name (htas inspect lists them) or base width: `{"64": (16, 64)}`.
         options: any options of a configuration by name, `{"design.expand": 1.5, "train.lr": 0.01}` (htas run --help).
-        seed: of every random draw.
+        seed: of every random draw; 0 by default.
         out: the folder of the run, in which an interrupted call goes on; otherwise runs/optimize-CLASS.
 
     Raises htas.UserError in one sentence for what cannot be used.
     """
     check_arguments(
-        constraints=constraints, widths=widths, ignored_layers=ignored_layers, options=options, epochs=epochs,
-        search_epochs=search_epochs, out=out,
+        constraints=constraints, trained=trained, widths=widths, ignored_layers=ignored_layers, options=options,
+        epochs=epochs, search_epochs=search_epochs, out=out,
     )  # fmt: skip
     example = _checked(model, example_inputs)
     if target is not None and not isinstance(target, Target):
@@ -206,11 +206,23 @@ def optimize(
     dataset.check()
     for doubt in dataset.doubts:
         say(f"data: doubt: {doubt}")
+    by_option, trained = dict(options or {}), bool(trained)
+    ignored = [ignored_layers] if isinstance(ignored_layers, str) else [*ignored_layers]
+    bounds = {str(name): [*map(int, limits)] for name, limits in (widths or {}).items()}
+    check_once(by_option, {
+        "target": {f"target.{name}": value for name, value in (vars(target) if target else {}).items()},
+        "constraints": {f"constraints.{metric}": limit for metric, limit in (constraints or {}).items()},
+        "epochs": {"train.epochs": int(epochs) or None},
+        "search_epochs": {"strategy.epochs": int(search_epochs) or None},
+        "ignored_layers": {"design.ignored": ignored or None},
+        "widths": {"design.bounds": bounds or None},
+        "seed": {"seed": seed},
+    })  # fmt: skip
     changes: Values = {
-        "seed": seed,
-        "design.ignored": [ignored_layers] if isinstance(ignored_layers, str) else [*ignored_layers],
-        "design.bounds": {str(name): [*map(int, limits)] for name, limits in (widths or {}).items()},
-        **(options or {}),
+        "seed": 0 if seed is None else seed,
+        "design.ignored": ignored,
+        "design.bounds": bounds,
+        **by_option,
     }
     changes = {**_usual(dataset.sizes[0], trained, int(epochs), int(search_epochs), changes), **changes}
     if not task.classifies and distill_fn is None and train_fn is None:

@@ -10,7 +10,7 @@ from htas.console.blame import blame, is_users
 from htas.console.progress import say
 from htas.cost.calibrate import cells, roomy_calibration
 from htas.data.task import Inputs, Outputs, forward, images_in, precise
-from htas.errors import UserError
+from htas.errors import UserError, as_arguments
 from htas.graph import UNTRAINED, resize
 from htas.run.controls import ends
 from htas.run.needs import need_startable, need_supernet
@@ -66,12 +66,20 @@ def show(run: Run) -> None:
     say(f"expected on this machine, into {run.folder}:")
     for stage, seconds in (*stages, ("all", sum(seconds for _, seconds in stages))):
         say(f"  {stage:<28}{duration(seconds):>12}")
-    for sentence in search_sentences(run.config.names["strategy"], bool(run.config.constraints.by_metric)):
-        say(sentence)
+    for sentence in search_sentences(run.config.names["strategy"], bool(run.config.constraints.by_metric), _tries(run)):
+        say(sentence if run.elsewhere else as_arguments(sentence))
 
 
-def search_sentences(strategy: str, limited: bool) -> Iterator[str]:
-    """What the search does, what it is worth by measurement, and what is cheaper."""
+def _tries(run: Run) -> bool:
+    """Whether a search may train networks to decide, as of `htas.strategies.knapsack`."""
+    if not (run.config.strategy.trains_anew and run.anew):
+        return False
+    return run.data.task.counts and run.data.task.train is None
+
+
+def search_sentences(strategy: str, limited: bool, trials: bool) -> Iterator[str]:
+    """What the search does, what it is worth by measurement, and what is cheaper by options of the command; `trials`
+    says that it may train networks to decide."""
     if strategy in KINDS:
         yield f"the search is {strategy}: {KINDS[strategy]}"
     if limited and strategy in GAINS:
@@ -79,7 +87,7 @@ def search_sentences(strategy: str, limited: bool) -> Iterator[str]:
     if limited and strategy in CHEAPER:
         other = CHEAPER[strategy]
         yield f"cheaper: --strategy.name={other}, {KINDS[other]}"
-    if limited and strategy == CHEAPEST:
+    if limited and strategy == CHEAPEST and trials:
         yield "cheaper: --strategy.trials=1, no short trainings where its estimates are close; no other search is"
 
 

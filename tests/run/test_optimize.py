@@ -28,7 +28,8 @@ import htas
 from htas.data.task import Task
 from htas.errors import UserError, as_arguments
 from htas.files import read_tensors
-from htas.run import plan
+from htas.run import plan, stages
+from htas.run.arguments import check_once
 from htas.run.user import UserData, digest
 from htas.text import milliseconds
 
@@ -638,6 +639,27 @@ def guessing() -> nn.Module:
         ({"out": None}, "out must be a folder, as text or a Path, got None; leave it out for runs/optimize-CLASS"),
         ({"constraints": "50%"}, """constraints must be limits by metric, such as {"latency": "50%"}, got '50%'"""),
         ({"constraints": {}}, "constraints is empty, and something must limit the network: give "),
+        (
+            {"constraints": {"macs": ""}},
+            "constraints has no limit, got {'macs': ''}, and something must limit the network: give "
+            '{"latency": "50%"}, or',
+        ),
+        ({"trained": "no"}, "trained must be True, or False to have the base network trained from new weights, "),
+        ({"trained": None}, "trained must be True, or False to have the base network trained from new weights, "),
+        (
+            {"target": htas.Target(batch=1), "options": {"target.batch": 7}},
+            "target.batch is given twice, 1 by target and 7 by options: leave it out of options, or target out of the ",
+        ),
+        (
+            {"constraints": {"macs": "50%"}, "options": {"constraints.macs": "30%"}},
+            "constraints.macs is given twice, '50%' by constraints and '30%' by options: leave it out of options, or ",
+        ),
+        ({"seed": 0, "options": {"seed": 5}}, "seed is given twice, 0 by seed and 5 by options: leave it out of "),
+        ({"epochs": 2, "options": {"train.epochs": 3}}, "train.epochs is given twice, 2 by epochs and 3 by options: "),
+        (
+            {"widths": {"16": (4, 16)}, "options": {"design.bounds": {"16": [8, 16]}}},
+            "design.bounds is given twice, {'16': [4, 16]} by widths and {'16': [8, 16]} by options: leave it out of ",
+        ),
         ({"constraints": {"macs": None}}, 'the limit of macs in constraints must be text such as "50%", got None'),
         ({"widths": {"stem.0": 4}}, "widths of stem.0 must be two whole numbers, the least and the most channels as"),
         (
@@ -679,11 +701,38 @@ def test_a_refusal_in_python_advises_arguments(net, tmp_path):
             "another out",
         ),
         ("with --strategy.lr=0.03 and another --out", "with options={'strategy.lr': 0.03} and another out"),
+        (
+            'give one, such as --constraints.latency="50%", or take another',
+            'give one, such as constraints={"latency": "50%"}, or take another',
+        ),
         ("'a--b' and x --y-z stay", "'a--b' and x --y-z stay"),
     ],
 )
 def test_options_of_the_command_are_arguments_in_python(words, said):
     assert as_arguments(words) == said
+
+
+def test_the_same_value_may_be_given_twice():
+    target = htas.Target(batch=2, shapes=((1, 8, 8),))
+    options = {"target.batch": 2, "target.shapes": [[1, 8, 8]], "constraints.macs": "50%", "seed": 3, "train.lr": 0.1}
+    check_once(options, {
+        "target": {f"target.{name}": value for name, value in vars(target).items()},
+        "constraints": {"constraints.macs": "50%"}, "seed": {"seed": None}, "epochs": {"train.epochs": None},
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"trained": False}, "cheaper: options={'strategy.trials': 1}, no short trainings where its estimates are close"),
+    ({"trained": True}, "points above the base with all widths narrowed alike"),
+    ({"trained": False, "eval_fn": lambda outputs, labels: 0.5}, "points above the base with all widths narrowed "),
+])  # fmt: skip
+def test_what_is_cheaper_is_said_in_python_and_only_where_it_is(net, change, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(plan, "estimate", lambda run: iter([("survey, at most", 60.0)]))
+    monkeypatch.setattr(stages, "need_supernet", lambda run: (_ for _ in ()).throw(UserError("enough")))
+    with pytest.raises(UserError, match="enough"):
+        htas.optimize(net, torch.zeros(1, *SHAPE), DATA, out=tmp_path / "run", **change)
+    err = capsys.readouterr().err
+    assert said in err and "--strategy" not in err and ("cheaper: " in err) == said.startswith("cheaper")
 
 
 def test_the_public_names_are_there_and_others_are_refused_by_name():
