@@ -25,6 +25,12 @@ SHORT = {
 }
 """Errors where the system has no more of something, with what to do."""
 
+RESUMED = (
+    *("run", "survey", "design", "calibrate", "search", "train", "report", "transfer", "demo"),
+    *("sweep", "fastest", "compare", "reproduce"),
+)
+"""Verbs that keep in a folder what is done, and go on from there."""
+
 
 def run(argv: Sequence[str] | None) -> int:
     """Run one command; see `htas.cli.main`."""
@@ -50,8 +56,15 @@ def run(argv: Sequence[str] | None) -> int:
                 return _failed(error, words)
             with suppress(OSError):  # the terminal may be gone
                 if _speaks(error if isinstance(error, KeyboardInterrupt) else KeyboardInterrupt()):
-                    print(f"\nhtas: {stop.words}; the same command continues where this one was", file=sys.stderr)
+                    print(f"\nhtas: {stop.words}{_resumption(words)}", file=sys.stderr)
             return stop.code
+
+
+def _resumption(words: Sequence[str]) -> str:
+    """How a command goes on that was stopped; empty where it keeps nothing, as `measure` of networks by name does."""
+    verb, *others = [word for word in words if not word.startswith("-")] or [""]
+    resumes = verb in RESUMED or (verb == "measure" and any(map(os.path.exists, others)))
+    return "; the same command continues where this one was" if resumes else ""
 
 
 def _failed(error: Exception, words: Sequence[str]) -> int:

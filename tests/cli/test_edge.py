@@ -15,7 +15,7 @@ import pytest
 
 from htas import cli
 from htas.cli import verbs
-from htas.cli.edge import FULL, PLACES, SHORT
+from htas.cli.edge import FULL, PLACES, RESUMED, SHORT
 from htas.errors import PlaceError, UserError
 from htas.files import write_text
 from htas.run import config
@@ -195,9 +195,34 @@ def test_a_signal_ends_the_command_and_all_that_it_started(number: signal.Signal
     time.sleep(0.2)
     process.send_signal(number)
     _, err = process.communicate(timeout=50)
-    assert err == f"\nhtas: {words}; the same command continues where this one was\n"
+    assert err == f"\nhtas: {words}\n"  # a plan keeps nothing
     assert process.returncode == 128 + number
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(
+    ("argv", "resumes"),
+    [
+        (["survey", "some.toml"], True),
+        (["--no-user-code", "train", "some.toml"], True),
+        (["measure", "some.toml"], True),
+        (["measure", "resnet20", "--runtime=eager"], False),
+        (["plan", "some.toml"], False),
+        (["doctor"], False),
+        ([], False),
+    ],
+)
+def test_a_command_that_keeps_nothing_does_not_say_that_it_continues(
+    argv: list[str], resumes: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(words: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("htas.cli.app.call", stopped)
+    assert cli.main(argv) == 130
+    more = "; the same command continues where this one was" if resumes else ""
+    assert capsys.readouterr().err == f"\nhtas: stopped{more}\n"
+    assert set(RESUMED) < set(verbs.VERBS)
 
 
 def test_a_signal_that_is_ignored_stays_so() -> None:
