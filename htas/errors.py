@@ -21,6 +21,10 @@ class PlaceError(UserError):
     completes by its option for that."""
 
 
+class CallerError(UserError):
+    """A run that only the Python program can open whose network or data it is; no file of it is at fault."""
+
+
 @contextmanager
 def of_option(option: str) -> Iterator[None]:
     """Put an option in front of the sentence of a UserError that does not name it: target.runtime: no runtime called

@@ -19,7 +19,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_origin
 
-from htas.errors import PlaceError, UserError
+from htas.errors import CallerError, PlaceError, UserError
 from htas.text import quoted
 
 if TYPE_CHECKING:
@@ -269,6 +269,8 @@ def checking(source: Path | str) -> Iterator[None]:
     """While the content of a file is held against something else: what is refused then is refused as of the file."""
     try:
         yield
+    except CallerError:
+        raise
     except UserError as error:
         raise wrong(source, str(error)) from error
 

@@ -19,7 +19,7 @@ from htas.data.nests import replaced
 from htas.data.split import Data, Shape
 from htas.data.task import CLASSIFY, Task
 from htas.datasets import Dataset
-from htas.errors import UserError
+from htas.errors import CallerError, UserError
 from htas.graph.modes import copied, unwrapped
 from htas.graph.record import Value
 from htas.graph.runs import recorded_run
@@ -56,7 +56,7 @@ class UserNetwork(ModelFamily):
     def build(self, classes: int) -> nn.Module:
         """A copy of the network; raises UserError in another process."""
         if self._module is None:
-            raise UserError(
+            raise CallerError(
                 f"the network of this run, {self.what}, was given to htas.optimize in Python; call it again with the "
                 "same network and this folder as out"
             )
@@ -181,7 +181,7 @@ class UserData(Dataset):
 
     def _items(self) -> Parts:
         if self._parts is None:
-            raise UserError(
+            raise CallerError(
                 "the data of this run were given to htas.optimize in Python; call it again with the same data and this "
                 "folder as out"
             )

@@ -223,11 +223,13 @@ def test_the_outlook_counts_no_training_of_a_base_network_that_is_trained(found,
 
 
 @pytest.mark.slow
-def test_another_process_says_that_the_network_was_given_in_python(found):
-    command = [sys.executable, "-m", "htas", "search", str(found.folder), "--again"]
+@pytest.mark.parametrize("words", [("search", "--again"), ("export", "--to=onnx")])
+def test_another_process_says_that_the_network_was_given_in_python(found, words):
+    command = [sys.executable, "-m", "htas", words[0], str(found.folder), words[1]]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "was given to htas.optimize in Python; call it again" in done.stderr and "Traceback" not in done.stderr
+    assert "delete" not in done.stderr, "no file is at fault"
 
 
 @pytest.mark.slow
