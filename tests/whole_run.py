@@ -23,6 +23,11 @@ OPTIONS = [
     "train.epochs=2", "train.warmup=0", "train.rest=0", "train.batch=30", "train.precision=fp32",
 ]  # fmt: skip
 COMMAND = "htas run some.toml"
+QUICK = {
+    "survey.store": "none", "survey.rounds": 1, "survey.undecided": 1, "design.groups": 4, "calibrate.networks": 8,
+    "train.precision": "fp32",
+}  # fmt: skip
+"""Options of a quick call of htas.optimize."""
 
 
 def options(*more: str) -> Config:

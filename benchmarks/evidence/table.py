@@ -59,7 +59,7 @@ def tables(results: Sequence[Result], queue: Mapping[str, Any], folder: Path) ->
         for arm, seeds in planned.items():
             if not any(each["arm"] == arm for each in own):
                 continue
-            arch = archs.get(options.get("arms", {}).get(arm, {}).get("arch", arm).format(seed=min(seeds)), {})
+            arch = archs.get(arch_name(options, arm, min(seeds)), {})
             cells = line(arm, [each for each in own if each["arm"] == arm], len(seeds), arch, own, took)
             (lines if arm in options.get("arms", {}) else ranked).append(cells)
         done = sum(1 for each in own if each["accuracy"] is not None)
@@ -73,6 +73,12 @@ def tables(results: Sequence[Result], queue: Mapping[str, Any], folder: Path) ->
     if judged := ranking(results, folder):
         parts.append(judged)
     return "\n".join([*aims(results), *faster(results, queue, folder), *parts])
+
+
+def arch_name(options: Mapping[str, Any], arm: str, seed: int) -> str:
+    """Of the arch of an arm of a group."""
+    name: str = options.get("arms", {}).get(arm, {}).get("arch", arm)
+    return name.format(seed=seed)
 
 
 def aims(results: Sequence[Result]) -> Iterator[str]:
@@ -129,7 +135,7 @@ def faster(results: Sequence[Result], queue: Mapping[str, Any], folder: Path) ->
         for arm in dict.fromkeys(each["arm"] for each in own if each["arm"] != "base"):
             mine = [each for each in own if each["arm"] == arm and each["seed"] in base]
             less = [100 * (each["accuracy"] - base[each["seed"]]) for each in mine]
-            names = [options["arms"].get(arm, {}).get("arch", arm).format(seed=each["seed"]) for each in mine]
+            names = [arch_name(options, arm, each["seed"]) for each in mine]
             foretold = [archs[name]["predicted_over_base"] for name in names if name in archs]
             measured = [took[each["name"]] for each in mine if each["name"] in took]
             if less:

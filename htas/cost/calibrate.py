@@ -54,6 +54,8 @@ FLOOR_SHARE = 0.8
 """Fraction of the fastest layer that all layers of a table take, whatever their widths."""
 UNSURE = 0.05
 """Mean error of networks left out above which there is a doubt in the record."""
+UNSTEADY = 0.05
+"""Relative standard error of a network's readings above which there is a doubt in the record."""
 MENDED_SHARE = 0.05
 """Fraction of the layers that may be replaced without a doubt in the record."""
 REREAD_ERROR = 0.02
@@ -203,11 +205,11 @@ def calibrate(
             f"networks that the calibration had not seen are foretold {percent(fitted.mean_error, 1)} off on average, "
             f"{percent(fitted.worst_error, 1)} at worst; stop other work, or give calibrate.seconds more"
         )
-    if fitted.unsteady:
-        worst = max(each.error / each.measured for each in fitted.unsteady)
+    errors = [each.error / each.estimate for each in measured]
+    if unsteady := [error for error in errors if error > UNSTEADY]:
         doubts.append(
-            f"the readings of {len(fitted.unsteady)} of {len(archs)} networks differ so much that they are known to "
-            f"{percent(worst, 1)} at worst, and count less; stop other work, or give calibrate.seconds more"
+            f"the readings of {len(unsteady)} of {len(archs)} networks differ so much that they are known to "
+            f"{percent(max(unsteady), 1)} at worst, and count less; stop other work, or give calibrate.seconds more"
         )
     if slow > MENDED_SHARE * len(layers):
         doubts.append(

@@ -31,8 +31,6 @@ ROUNDS = 5
 """Rounds of robust reweighting."""
 OVER = 5.0
 """Largest ratio of layers to network, over the median one, of a network in the fit."""
-UNSTEADY = 0.05
-"""Relative standard error of a network's readings above which they show little of how well it is predicted."""
 OUTLIER_RATIO, OUTLIER_ERROR = 6.0, 0.05
 """A network whose relative error exceeds both this multiple of the median and this error counts less in the fit."""
 
@@ -89,11 +87,6 @@ class FitRecord:
     def worst_error(self) -> float:
         """Largest of `errors`."""
         return max(self.errors)
-
-    @property
-    def unsteady(self) -> tuple[NetworkRecord, ...]:
-        """The networks whose readings differ too much to show how well they are predicted (UNSTEADY)."""
-        return tuple(each for each in self.networks if each.error > UNSTEADY * each.measured)
 
 
 @dataclass(frozen=True)

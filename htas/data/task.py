@@ -65,6 +65,12 @@ class Task:
         return self.score is right and self.judge is None
 
     @property
+    def as_usual(self) -> bool:
+        """Whether networks are trained here, and judged by shares of right answers: a short training then tells of a
+        long one, and its noise is known."""
+        return self.counts and self.train is None
+
+    @property
     def name(self) -> str:
         """The functions that are the user's own, for a configuration; empty where none is."""
         usual = Task()

@@ -66,15 +66,12 @@ def show(run: Run) -> None:
     say(f"expected on this machine, into {run.folder}:")
     for stage, seconds in (*stages, ("all", sum(seconds for _, seconds in stages))):
         say(f"  {stage:<28}{duration(seconds):>12}")
-    for sentence in search_sentences(run.config.names["strategy"], bool(run.config.constraints.by_metric), _tries(run)):
+    for sentence in search_sentences(
+        run.config.names["strategy"],
+        bool(run.config.constraints.by_metric),
+        run.config.strategy.trains_anew and run.anew and run.data.task.as_usual,
+    ):
         say(sentence if run.elsewhere else as_arguments(sentence))
-
-
-def _tries(run: Run) -> bool:
-    """Whether a search may train networks to decide, as of `htas.strategies.knapsack`."""
-    if not (run.config.strategy.trains_anew and run.anew):
-        return False
-    return run.data.task.counts and run.data.task.train is None
 
 
 def search_sentences(strategy: str, limited: bool, trials: bool) -> Iterator[str]:

@@ -82,7 +82,7 @@ class Knapsack(Strategy):
         loss = losses(network, problem.space, gates)
         solution = best_within(network, problem.space, problem.limits, loss, seconds=self.seconds)
         say(f"{problem.title}: {solution.sentence}")
-        tries = self.trains_anew and problem.anew and may_try(problem)
+        tries = self.trains_anew and problem.anew and problem.data.task.as_usual
         close = self._close(problem, gates, solution, loss) if tries else [solution.arch]
         seconds, trials = time.monotonic() - started, Trials(problem, recipe(len(problem.data.weights)))
         choice = _Choice(solution.arch, solution.sentence, {})
@@ -99,7 +99,8 @@ class Knapsack(Strategy):
         nearly as low, those of least loss first."""
         space, end = problem.space, time.monotonic() + self.seconds
         archs = [solution.arch]
-        say(f"{problem.title}: archs of other numbers of blocks, for {self.seconds:g} s at most")
+        if any(len(choices) > 1 for choices in space.depths.values()):
+            say(f"{problem.title}: looking for archs of other numbers of blocks, {self.seconds:g} s at most")
         for site, choices in space.depths.items():
             for choice in choices:
                 if choice == solution.arch[site] or time.monotonic() > end:
@@ -133,12 +134,6 @@ def recipe(images: int) -> Recipe:
     """The training of a trial on so many training images."""
     steps = max(1, images // TRIAL.batch)
     return replace(TRIAL, epochs=max(TRIAL.epochs, ceil(STEPS / steps) - TRIAL.warmup))
-
-
-def may_try(problem: Problem) -> bool:
-    """Whether trials can tell: networks are trained as a trial is, and not by a function of the user's, and scores are
-    shares of right answers, whose noise is known."""
-    return problem.data.task.counts and problem.data.task.train is None
 
 
 def _depths(arch: Arch) -> tuple[int, ...]:

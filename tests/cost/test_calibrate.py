@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from htas import runtimes
 from htas.cost.calibrate import (
     MEMORY_SHARE,
+    UNSTEADY,
     WEIGHT_BYTES,
     WEIGHT_COPIES,
     Calibrate,
@@ -193,6 +194,36 @@ def test_a_calibration_that_foretells_badly_has_a_doubt() -> None:
     record = calibrate(net, [space()], (quiet, noisy), Calibrate(networks=8), seed=0)
     (doubt,) = record.doubts
     assert f"are foretold {100 * record.mean_error:.1f} % off on average" in doubt and record.mean_error > 0.05
+
+
+@dataclass(frozen=True)
+class Disturbed(Planted):
+    """Two networks were read while something else ran."""
+
+    def measure(
+        self, cases: Sequence[Case], *, on_round: OnRound | None = None, pending: Pending | None = None
+    ) -> list[Measurement]:
+        found = super().measure(cases)
+        if isinstance(cases[0], Layer):
+            return found
+        times = np.random.default_rng(0).uniform(1, 4, size=24)
+        return [
+            replace(each, values=tuple(each.estimate * times)) if number in (2, 3) else each
+            for number, each in enumerate(found)
+        ]
+
+
+@pytest.mark.slow
+def test_a_calibration_whose_networks_were_disturbed_has_a_doubt() -> None:
+    net = network()
+    metric = Disturbed(Target(threads=1), noise=0.002)
+    record = calibrate(net, [space()], (metric, metric), Calibrate(networks=8), seed=0)
+    worst = max(each.error / each.measured for each in record.networks)
+    assert worst > UNSTEADY
+    words = (
+        f"readings of 2 of {len(record.networks)} networks differ so much that they are known to {100 * worst:.1f} %"
+    )
+    assert any(words in doubt for doubt in record.doubts)
 
 
 def test_layers_are_measured_at_every_pair_of_choices_and_of_base_widths() -> None:

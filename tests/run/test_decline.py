@@ -6,16 +6,13 @@ import torch.nn.functional as F
 from scripted_device import scripted_device
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
+from whole_run import QUICK
 
 import htas
 from htas.report import read
 from htas.run.decline import decline
 
 CLASSES = 3
-QUICK = {
-    "survey.store": "none", "survey.rounds": 1, "survey.undecided": 1, "design.groups": 4, "calibrate.networks": 8,
-    "train.precision": "fp32",
-}  # fmt: skip
 
 
 class Net(nn.Module):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import whole_run
 from scripted_device import scripted_device
 from torch import Tensor, nn
 from torch.utils.data import (
@@ -37,10 +38,7 @@ pytestmark = pytest.mark.timeout(300)  # whole runs
 
 SHAPE = (1, 8, 8)
 CLASSES = 3
-QUICK = {
-    "survey.store": "none", "survey.rounds": 1, "survey.undecided": 1, "design.groups": 4, "calibrate.networks": 8,
-    "strategy.precision": "fp32", "train.precision": "fp32",
-}  # fmt: skip
+QUICK = {**whole_run.QUICK, "strategy.precision": "fp32"}
 
 
 def without_strategy() -> dict[str, object]:

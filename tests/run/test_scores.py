@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from scripted_device import scripted_device
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
+from whole_run import QUICK
 
 import htas
 from htas.data.items import items
@@ -25,10 +26,6 @@ CLASSES = 3
 LABELS = torch.arange(90) % CLASSES
 IMAGES = torch.randn(90, 1, 8, 8, generator=torch.Generator().manual_seed(0)) + LABELS.view(-1, 1, 1, 1)
 DATA = TensorDataset(IMAGES, LABELS), TensorDataset(IMAGES[:30], LABELS[:30])
-QUICK = {
-    "survey.store": "none", "survey.rounds": 1, "survey.undecided": 1, "design.groups": 4, "calibrate.networks": 8,
-    "train.precision": "fp32",
-}  # fmt: skip
 
 
 class Net(nn.Module):
