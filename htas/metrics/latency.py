@@ -15,7 +15,7 @@ from htas.graph.layer import Layer
 from htas.metrics import Case, Metric, OnRound, Pending, elsewhere
 from htas.runtimes import Program, Runtime, open_runtime
 from htas.text import plural
-from htas.timing.bench import Bench, Call, Readings
+from htas.timing.bench import REPEAT, Bench, Call, HostTimer, Readings
 from htas.timing.measurement import BLOCKS, LOW, Measurement
 from htas.timing.target import Target
 from htas.timing.turns import alone
@@ -31,8 +31,6 @@ MIN_ROUNDS, MAX_ROUNDS = 20, 1000
 """Rounds in which whole networks are read; each network is read three times a round."""
 MIN_SECONDS = 6.0
 """Seconds that reading whole networks lasts at least, unless MAX_ROUNDS end it: other programs come and go."""
-CALLS_PER_ROUND = 4
-"""Calls of a network in each round."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,8 @@ def rounds(seconds: Sequence[float]) -> int:
     """Rounds for networks of these latencies, in seconds: MIN_ROUNDS, or more, so that reading lasts MIN_SECONDS."""
     if not seconds:
         return MIN_ROUNDS
-    return min(MAX_ROUNDS, max(MIN_ROUNDS, ceil(MIN_SECONDS / (CALLS_PER_ROUND * sum(seconds)))))
+    turns = (each + REPEAT * max(each, HostTimer.shortest) for each in seconds)
+    return min(MAX_ROUNDS, max(MIN_ROUNDS, ceil(MIN_SECONDS / sum(turns))))
 
 
 def increment(chain: Readings, without: Readings) -> Readings:

@@ -12,14 +12,14 @@ from htas.cost.calibrate import cells, roomy_calibration
 from htas.data.task import Inputs, Outputs, forward, images_in, precise
 from htas.errors import UserError, as_arguments
 from htas.graph import UNTRAINED, resize
-from htas.run.controls import ends
+from htas.run.controls import candidates, ends
 from htas.run.needs import need_startable, need_supernet
 from htas.run.rows import base_trained
 from htas.run.run import Run, check_fits
 from htas.runtimes import open_runtime
 from htas.search.oneshot import SearchOptions
 from htas.spaces.design import grid_widths
-from htas.spaces.layers import widths_at_most
+from htas.spaces.layers import SLOW, widths_at_most
 from htas.spaces.space import Space, tas_widths
 from htas.text import duration, plural
 from htas.training import ranks
@@ -32,6 +32,11 @@ FORWARD = 1 / 3
 """Forward pass of the base network, as a fraction of a training step."""
 STUDENTS = 3
 """Controls that are trained, next to the base and the searched networks."""
+WHOLE = 5
+"""Builds of layers that a whole network takes, where a layer takes SLOW seconds: ResNet-20 in 26 s with torch.compile,
+whose layers take 5."""
+REPORTED = 45.0
+"""Seconds for the report and for choosing its controls, programs not counted."""
 
 KINDS = {
     "differentiable": "widths and depths are learnt together with the weights of a supernet",
@@ -102,7 +107,8 @@ def estimate(run: Run) -> Iterator[tuple[str, float]]:
     spaces, controls = [Space("", choices, {})], ends(run)
     calibrating, _ = roomy_calibration(run.calibration, network, spaces, seconds, controls, free)
     pairs = sum(map(len, cells(network, spaces, calibrating.widths, seconds, controls).values()))
-    yield "calibration, at most", sum(calibrating.limits(pairs, seconds, FORWARD * image * run.target.batch))
+    measuring, building = sum(calibrating.limits(pairs, seconds, FORWARD * image * run.target.batch)), _build(run)
+    yield "calibration, at most", measuring + calibrating.networks * building
     together = ranks.processes()
     searched, training = len(options.spaces), config.train.length * len(run.data.train) * image / together
     search = config.strategy.training_images(len(run.data.weights)) * image
@@ -111,7 +117,8 @@ def estimate(run: Run) -> Iterator[tuple[str, float]]:
     if not base_trained(run):
         yield "train the base network", training
     yield f"train {searched + STUDENTS} networks", (searched + STUDENTS) * training * STUDENT
-    yield "measure and report", 45.0
+    compared = len(candidates(run)) + searched + STUDENTS + 1
+    yield "measure and report", REPORTED + compared * building
 
 
 def _forward(run: Run, model: nn.Module, images: Inputs) -> Outputs:
@@ -125,6 +132,17 @@ def _forward(run: Run, model: nn.Module, images: Inputs) -> Outputs:
         if is_users(error) or not run.network.checked.startswith(UNTRAINED):
             raise
         raise UserError(f"the network cannot be run in training ({blame(error)}); mend its forward") from error
+
+
+def _build(run: Run) -> float:
+    """Seconds to build the base network's program, its export included; estimated where that takes long or would have
+    to be sent to a device."""
+    runtime = open_runtime(run.target)
+    if run.target.host or runtime.build_seconds >= SLOW:
+        return runtime.build_seconds * (WHOLE if runtime.build_seconds >= SLOW else 1)
+    module, started = resize(run.network, run.network.base), time.monotonic()
+    runtime.compile(module, run.target.example())
+    return time.monotonic() - started
 
 
 def _step(run: Run) -> float:

@@ -19,7 +19,7 @@ from htas.errors import UserError
 from htas.graph.layer import Layer
 from htas.metrics import Metric, energy
 from htas.metrics.energy import Energy, Meter, meter
-from htas.metrics.latency import Latency, crowded, too_short
+from htas.metrics.latency import Latency, crowded, rounds, too_short
 from htas.metrics.macs import Macs, count_macs
 from htas.metrics.memory import Memory, peak, peak_on_cuda
 from htas.metrics.params import Params, count_params
@@ -205,6 +205,13 @@ def test_short_readings_are_doubted_in_one_sentence_however_many_they_are():
     assert "less than 50 us" in brief[0][0] and "survey.reading" not in brief[0][0]
     assert "leave survey.reading at 0" in too_short(Readings((1e-5,), (1.0,), 1e-5), 1e-4, 1e-5)[0]
     assert too_short(Readings((5e-5,), (1.0,), 5e-5), 1e-4, 0.0) == ()
+
+
+def test_whole_networks_are_read_for_six_seconds():
+    """A turn is a call, and three readings as long as the clock needs: 0.1 ms."""
+    assert rounds([0.01]) == 150  # 4 calls of 10 ms
+    assert rounds([1e-5] * 45) == 431  # 6 s of turns of 0.31 ms each, not of 4 calls of 10 us
+    assert rounds([1e-5]) == 1000 and rounds([1.0]) == rounds([]) == 20
 
 
 def test_the_same_layer_given_twice_is_measured_once(scripted):

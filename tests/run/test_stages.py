@@ -441,6 +441,22 @@ def test_the_plan_grows_with_spaces_and_epochs(tmp_path, monkeypatch):
     assert longer["train"] == pytest.approx(2 * three["train"])
 
 
+def test_the_plan_counts_the_programs_of_whole_networks(tmp_path, monkeypatch):
+    job = run.Run(options(), tmp_path)
+    monkeypatch.setattr(plan, "_step", lambda *args: 0.01)
+
+    def seconds(build: float) -> dict[str, float]:
+        monkeypatch.setattr(plan, "_build", lambda job: build)
+        return {stage.split()[0].strip(","): time for stage, time in plan.estimate(job)}
+
+    fast, slow = seconds(0.0), seconds(2.0)
+    added = {stage: slow[stage] - fast[stage] for stage in fast if slow[stage] > fast[stage]}
+    assert set(added) == {"calibration", "measure"}
+    uniform = 16 * job.config.design.expand - 1  # all but the base network itself
+    assert added["measure"] >= 2.0 * (uniform + 1 + len(job.config.design.spaces))
+    assert fast["measure"] == 45.0
+
+
 def test_the_plan_is_said_before_the_first_stage(tmp_path, capsys):
     job = run.Run(options(), tmp_path)
     plan.show(job)
