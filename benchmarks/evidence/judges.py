@@ -2,14 +2,16 @@
 within each budget -> FOLDER/picks.json.
 
     python benchmarks/evidence/judges.py FOLDER --data FOLDER [--weights FOLDER] [--only NAME ...] [--seed 0]
-        [--depth 20] [--budgets 50 35] [--again]
+        [--base 20] [--space hardware] [--budgets 50 35] [--again]
 
-FOLDER holds design.json and cost.json of a CIFAR ResNet of --depth and, where archs are to be judged, archs.json;
---weights has the trained base networks of evidence.py. All start from the base network of the seed, look at training
-images of CIFAR-10 alone, and see costs as predicted. What is in the files already is not found again without --again.
+FOLDER holds design.json and cost.json of a CIFAR ResNet of the depth --base, or of `mobile`, and, where archs are to be
+judged, archs.json; --weights has the trained base networks of evidence.py. All start from the base network of the seed,
+look at training images of CIFAR-10 alone, and see costs as predicted. What is in the files already is not found again
+without --again.
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -27,9 +29,8 @@ from htas.cost.limits import Limit
 from htas.data.split import Data
 from htas.datasets.cifar10 import Cifar10
 from htas.files import from_json, read_json, read_record, read_tensors, to_json, write_json
-from htas.graph import Network, trace
+from htas.graph import Network
 from htas.graph.arch import Arch
-from htas.models.cifar_resnet import CifarResNet
 from htas.search.problem import Problem, SearchOutcome
 from htas.spaces.design import DesignRecord
 from htas.spaces.space import Space
@@ -40,6 +41,10 @@ from htas.strategies.evolution import Evolution
 from htas.strategies.knapsack import Knapsack
 from htas.strategies.most import Most
 
+sys.path.append(str(Path(__file__).parent))
+from evidence import family_of, traced  # type: ignore[import-not-found]
+
+HARDWARE = "hardware"
 Judgement = Callable[[SearchOutcome], Callable[[Sequence[Arch]], list[float]]]
 
 
@@ -95,11 +100,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(JUDGES), choices=list(JUDGES))
     parser.add_argument("--budgets", type=int, nargs="+", default=[50, 35])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--depth", type=int, default=20)
+    parser.add_argument("--base", default="20")
+    parser.add_argument("--space", default=HARDWARE)
     parser.add_argument("--again", action="store_true")
     options = parser.parse_args()
-    weights = options.weights / f"cifar10-resnet{options.depth}-base-s{options.seed}.safetensors"
-    setting = Setting(options.folder, options.data, weights, options.depth)
+    group = "cifar10-mobile" if options.base == "mobile" else f"cifar10-resnet{options.base}"
+    weights = options.weights / f"{group}-base-s{options.seed}.safetensors"
+    setting = Setting(options.folder, options.data, weights, options.base, options.space)
+    inside = "" if options.space == HARDWARE else f"-{options.space}"
     listed = options.folder / "archs.json"
     archs = read_json(listed)["archs"] if listed.exists() else {}
     ranked = {name: from_json(arch, Arch, name) for name, arch in archs.items() if "-50-" in name}
@@ -107,7 +115,7 @@ def main() -> None:
     for name in options.only:
         judge = JUDGES[name]
         for number, budget in enumerate(options.budgets[:1] if judge.once else options.budgets):
-            pick = f"{FILES[name]}-{budget}-s{options.seed}" if name in FILES else ""
+            pick = f"{FILES[name]}{inside}-{budget}-s{options.seed}" if name in FILES else ""
             asks = number == 0 and options.seed == 0 and bool(ranked)
             judged = not asks or name in judges["judges"]
             if (pick in picks["archs"] or not pick) and judged and not options.again:
@@ -152,13 +160,16 @@ class Setting:
     folder: Path
     data: Path
     weights: Path
-    depth: int
+    base: str
+    """As in queue.toml."""
+    name: str
+    """Of the space."""
 
     def problem(self, budget: int, checkpoint: Path, seed: int) -> Problem:
         """Half of the training images for weights, half for judging; the latency is at most this percentage."""
-        network, space, cost = parts(self.folder, self.depth)
+        network, space, cost = parts(self.folder, self.base, self.name)
         limit = Limit("latency", f"{budget}%", cost, budget / 100 * cost.cost(network.base))
-        family = CifarResNet(self.depth)
+        family = family_of(self.base)
 
         def base() -> torch.nn.Module:
             model = family.build(10)
@@ -171,7 +182,7 @@ class Setting:
 
     def about(self, arch: Arch) -> dict[str, Any]:
         """As in archs.json."""
-        network, _, cost = parts(self.folder, self.depth)
+        network, _, cost = parts(self.folder, self.base, self.name)
         return {
             **to_json(arch),
             "predicted_over_base": round(cost.cost(arch) / cost.cost(network.base), 4),
@@ -182,11 +193,10 @@ class Setting:
 
 
 @cache
-def parts(folder: Path, depth: int) -> tuple[Network, Space, Any]:
-    """The base network, the space `hardware`, and the predicted latency."""
-    family = CifarResNet(depth)
-    network = trace(family.build(10), torch.zeros(2, 3, 32, 32), adds="join", project_norm=family.project_norm)
-    space = read_record(folder / "design.json", DesignRecord).spaces["hardware"]
+def parts(folder: Path, base: str, name: str) -> tuple[Network, Space, Any]:
+    """The base network, a space, and the predicted latency."""
+    network = traced(base, "cifar10")
+    space = read_record(folder / "design.json", DesignRecord).spaces[name]
     return network, space, cost_model(network, read_record(folder / "cost.json", CalibrationRecord))
 
 
