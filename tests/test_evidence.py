@@ -120,6 +120,18 @@ def work(place: Any, only: str = "*") -> bool:
     return result
 
 
+def test_one_network_may_teach_all_seeds(place, tmp_path):
+    queue = QUEUE.replace("base = 8\n", "base = 8\nteacher_seed = 0\n").replace("seeds = [0]", "seeds = [0, 1]")
+    (tmp_path / "queue.toml").write_text(queue)
+    shared = {unit.name: unit for unit in evidence.units(tmp_path / "queue.toml")}
+    (tmp_path / "queue.toml").write_text(queue.replace("teacher_seed = 0\n", ""))
+    own = {unit.name: unit for unit in evidence.units(tmp_path / "queue.toml")}
+    assert shared["tiny-half-s1"].teaching == shared["tiny-half-s0"].teaching == "tiny-base-s0"
+    assert own["tiny-half-s1"].teaching == "tiny-base-s1" and shared["tiny-base-s1"].teaching == ""
+    assert shared["tiny-half-s1"].key != own["tiny-half-s1"].key, "a result of the one is none of the other"
+    assert shared["tiny-base-s1"].key == own["tiny-base-s1"].key
+
+
 def test_units_are_trained_in_order_once_and_students_after_their_teacher(place):
     listed = evidence.units(place.out.parent / "queue.toml")
     assert [unit.name for unit in listed] == ["tiny-half-s0", "tiny-base-s0", "tiny-plain-again-s0", "tiny-base-s1"]

@@ -123,6 +123,8 @@ class Unit:
     """The arm that teaches; empty for none."""
     teachers: str = ""
     """The group of that arm, where it is another one."""
+    teacher_seed: int | None = None
+    """Seed of the network that teaches, where it is the same one for all seeds."""
     distill: Distill = field(default_factory=Distill)
     held_out: int = 0
     """Training images that judge in place of the test images, and that are not trained on."""
@@ -135,7 +137,8 @@ class Unit:
     @property
     def teaching(self) -> str:
         """Name of the unit that teaches it; empty for none."""
-        return named(self.teachers or self.group, self.teacher, self.seed) if self.teacher else ""
+        seed = self.seed if self.teacher_seed is None else self.teacher_seed
+        return named(self.teachers or self.group, self.teacher, seed) if self.teacher else ""
 
     @property
     def key(self) -> str:
@@ -144,6 +147,7 @@ class Unit:
         options: list[object] = [unusual(self.recipe), unusual(self.distill) if self.teacher else {}]
         options += [dataclasses.asdict(self.prune)] if self.prune else []
         options += [text for text in (self.start, self.teachers) if text]
+        options += [f"teacher of seed {self.teacher_seed}"] if self.teacher and self.teacher_seed is not None else []
         arch = to_json(self.arch) if self.arch else None
         return digest(self.dataset, self.base, self.network, arch, self.seed, self.teacher, self.held_out, *options)
 
@@ -198,6 +202,7 @@ def arranged(name: str, group: Mapping[str, Any], archs: Mapping[str, Any], arm:
         recipe=replace(recipe, **(own or {}).get("train", {})),
         teacher=options.get("teacher", TEACHER),
         teachers=options.get("teachers", ""),
+        teacher_seed=options.get("teacher_seed"),
         distill=Distill(**options.get("distill", {})),
         held_out=options.get("held_out", 0),
     )

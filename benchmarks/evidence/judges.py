@@ -2,12 +2,12 @@
 within each budget -> FOLDER/picks.json.
 
     python benchmarks/evidence/judges.py FOLDER --data FOLDER [--weights FOLDER] [--only NAME ...] [--seed 0]
-        [--base 20] [--space hardware] [--budgets 50 35] [--again]
+        [--base 20] [--space hardware] [--label NAME] [--budgets 50 35] [--again]
 
 FOLDER holds design.json and cost.json of a CIFAR ResNet of the depth --base, or of `mobile`, and, where archs are to be
-judged, archs.json; --weights has the trained base networks of evidence.py. All start from the base network of the seed,
-look at training images of CIFAR-10 alone, and see costs as predicted. What is in the files already is not found again
-without --again.
+judged, archs.json; what is chosen bears the label in its name, if there is one. --weights has the trained base networks
+of evidence.py. All start from the base network of the seed, look at training images of CIFAR-10 alone, and see costs as
+predicted. What is in the files already is not found again without --again.
 """
 
 import argparse
@@ -44,7 +44,6 @@ from htas.strategies.most import Most
 sys.path.append(str(Path(__file__).parent))
 from evidence import family_of, traced  # type: ignore[import-not-found]
 
-HARDWARE = "hardware"
 Judgement = Callable[[SearchOutcome], Callable[[Sequence[Arch]], list[float]]]
 
 
@@ -98,16 +97,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, default=Path("runs/evidence/weights"))
     parser.add_argument("--only", nargs="+", default=list(JUDGES), choices=list(JUDGES))
-    parser.add_argument("--budgets", type=int, nargs="+", default=[50, 35])
+    parser.add_argument("--budgets", type=float, nargs="+", default=[50, 35])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--base", default="20")
-    parser.add_argument("--space", default=HARDWARE)
+    parser.add_argument("--space", default="hardware")
+    parser.add_argument("--label", default="")
     parser.add_argument("--again", action="store_true")
     options = parser.parse_args()
     group = "cifar10-mobile" if options.base == "mobile" else f"cifar10-resnet{options.base}"
     weights = options.weights / f"{group}-base-s{options.seed}.safetensors"
     setting = Setting(options.folder, options.data, weights, options.base, options.space)
-    inside = "" if options.space == HARDWARE else f"-{options.space}"
+    label = f"-{options.label}" if options.label else ""
     listed = options.folder / "archs.json"
     archs = read_json(listed)["archs"] if listed.exists() else {}
     ranked = {name: from_json(arch, Arch, name) for name, arch in archs.items() if "-50-" in name}
@@ -115,7 +115,7 @@ def main() -> None:
     for name in options.only:
         judge = JUDGES[name]
         for number, budget in enumerate(options.budgets[:1] if judge.once else options.budgets):
-            pick = f"{FILES[name]}{inside}-{budget}-s{options.seed}" if name in FILES else ""
+            pick = f"{FILES[name]}{label}-{budget:g}-s{options.seed}" if name in FILES else ""
             asks = number == 0 and options.seed == 0 and bool(ranked)
             judged = not asks or name in judges["judges"]
             if (pick in picks["archs"] or not pick) and judged and not options.again:
@@ -165,10 +165,10 @@ class Setting:
     name: str
     """Of the space."""
 
-    def problem(self, budget: int, checkpoint: Path, seed: int) -> Problem:
+    def problem(self, budget: float, checkpoint: Path, seed: int) -> Problem:
         """Half of the training images for weights, half for judging; the latency is at most this percentage."""
         network, space, cost = parts(self.folder, self.base, self.name)
-        limit = Limit("latency", f"{budget}%", cost, budget / 100 * cost.cost(network.base))
+        limit = Limit("latency", f"{budget:g}%", cost, budget / 100 * cost.cost(network.base))
         family = family_of(self.base)
 
         def base() -> torch.nn.Module:
