@@ -31,12 +31,15 @@ class Format:
     whole: tuple[bool, ...] = ()
     """Of every input, whether the network takes whole numbers and makes floats of them itself."""
 
-    def divided(self, batch: Any, numbers: Sequence[Sequence[int]] = ()) -> tuple[list[Tensor], Any]:
+    def divided(
+        self, batch: Any, numbers: Sequence[Sequence[int]] = (), ordered: bool = False
+    ) -> tuple[list[Tensor], Any]:
         """The inputs of a batch and its targets: (input, targets), ((input, input), targets), (input, input, targets),
         the same with the items' numbers or file names at the end, or a dictionary of inputs with "label", "labels",
         "target" or "targets".
 
-        `numbers` are those that items may have at the end, [N] each. Raises UserError for anything else.
+        `numbers` are those that items may have at the end, [N] each, the first of them known to the user's Dataset; the
+        batch has its items in their order if it is `ordered`. Raises UserError for anything else.
         """
         inputs, targets = self._parts(batch, numbers)
         if not inputs or not all(isinstance(each, Tensor) for each in inputs):
@@ -46,7 +49,9 @@ class Format:
                 f"{_described(batch)}: give a Dataset of such items, or a DataLoader with a collate_fn that makes them"
             )
         inputs = [self._floats(each, place) for place, each in enumerate(inputs)]
-        return inputs, class_targets(targets, len(inputs[0]), self) if self.classes else targets
+        if self.classes:
+            return inputs, class_targets(targets, len(inputs[0]), self, numbers[0] if ordered and numbers else ())
+        return inputs, targets
 
     def target(self, item: Any) -> Any:
         """The targets of a single item; raises UserError where it has none."""
@@ -127,11 +132,11 @@ class Format:
         )
 
 
-def class_targets(targets: Any, count: int, form: Format) -> Tensor:
+def class_targets(targets: Any, count: int, form: Format, numbers: Sequence[int] = ()) -> Tensor:
     """The targets of `count` items of classification: int64 labels [N], or float32 probabilities [N, classes].
 
     Takes labels [N] or [N, 1] of any type that are whole numbers, and probabilities, one-hot labels among them. Raises
-    UserError for anything else.
+    UserError for anything else, with the number of an item where `numbers` has those of all.
     """
     what, classes = form.what, form.classes
     allowed = f"labels [N] from 0 to {classes - 1} or probabilities [N, {classes}] that sum to 1"
@@ -156,9 +161,11 @@ def class_targets(targets: Any, count: int, form: Format) -> Tensor:
     if not torch.equal(labels.to(targets.dtype), targets.reshape(count)):
         raise UserError(f"labels of {what} are no whole numbers; give {allowed}, or a loss_fn for a regression")
     if count and (labels.min() < 0 or labels.max() >= classes):
+        wrong = ((labels < 0) | (labels >= classes)).nonzero().flatten().tolist()
+        first = f", item {numbers[wrong[0]]} has {labels[wrong[0]].item()}" if len(numbers) == count else ""
         raise UserError(
             f"labels of {what} must lie in 0 to {classes - 1}, as the network has {classes} outputs; they are "
-            f"{labels.min().item()} to {labels.max().item()}"
+            f"{labels.min().item()} to {labels.max().item()}{first}"
         )
     return labels
 
@@ -182,12 +189,26 @@ def stacked(items: list[Any]) -> Any:
 
 def one_shape(items: list[Any]) -> None:
     """Raise UserError where the first inputs of items have several shapes."""
-    sizes = dict.fromkeys(tuple(each.shape) for each in map(_first, items) if hasattr(each, "shape"))
+    sizes = dict.fromkeys(filter(None, map(shape_of, items)), -1)
     if len(sizes) > 1:
-        raise UserError(
-            f"inputs of the data have several shapes, {shapes(list(sizes)[:2])} among them: cut or scale them to one "
-            "in the Dataset, or give a DataLoader with a collate_fn that does"
-        )
+        raise UserError(unlike("the data", sizes))
+
+
+def shape_of(item: Any) -> tuple[int, ...]:
+    """Of the first input of an item; () where that has none."""
+    return _shape(_first(item))
+
+
+def unlike(what: str, sizes: Mapping[tuple[int, ...], int]) -> str:
+    """That first inputs have several shapes, each with the number of an item that has it, or with -1."""
+    some = list(sizes.items())[:2]
+    among = " and ".join(f"{shapes([size])} of item {number}" for size, number in some)
+    if any(number < 0 for _, number in some):
+        among = shapes([size for size, _ in some])
+    return (
+        f"inputs of {what} have several shapes, {among} among them: cut or scale them to one in the Dataset, or give a "
+        "DataLoader with a collate_fn that does"
+    )
 
 
 def _first(item: Any) -> Any:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from htas.console.blame import blame
-from htas.data.batch import Format, class_targets, one_class, one_shape, stacked
+from htas.data.batch import Format, class_targets, one_class, one_shape, shape_of, stacked, unlike
 from htas.data.copies import numbered, origins
 from htas.data.finite import CHUNK, finite_item, finite_rows, need_finite
 from htas.data.split import WHOLE, Batch, Source
@@ -68,10 +68,11 @@ class Items(Source):
 
     def item(self, number: int) -> Any:
         """An item as the data set gives it; raises UserError where the user's code fails."""
+        picked = int(self.picks[number])
         try:
-            return self.dataset[int(self.picks[number])]
+            return self.dataset[picked]
         except Exception as error:
-            raise UserError(f"{self.form.what} cannot be read: {blame(error)}") from error
+            raise UserError(f"item {picked} of {self.form.what} cannot be read: {blame(error)}") from error
 
     def some(self, count: int) -> Batch:
         """One batch of at most `count` items from all over, an even number since some collate functions pair them;
@@ -146,8 +147,11 @@ class Items(Source):
             dataset, size, sampler=cast(Any, picks), num_workers=self.workers, collate_fn=collate, drop_last=drop_last,
             worker_init_fn=self.begin, pin_memory=self.device.startswith("cuda"), generator=seeded,
         )  # fmt: skip
+        done = 0
         try:
-            yield from loader
+            for batch in loader:
+                yield batch
+                done += 1
         except Exception as error:  # a user's code may raise anything; of a worker, with a traceback in its message
             lines = str(error).strip().splitlines()
             if isinstance(error, UserError):
@@ -157,7 +161,28 @@ class Items(Source):
             else:
                 raise
             error.__traceback__ = None  # its frames would keep the loader, whose workers then wait
-            raise UserError(said) from None
+            raise UserError(self._fault(dataset, picks[done * size : (done + 1) * size]) or said) from None
+
+    def _fault(self, dataset: TorchDataset[Any], picks: Sequence[int]) -> str:
+        """The first of the items by these numbers of which a batch cannot be made, in a sentence; empty where that
+        cannot be said of one alone."""
+        what = self.form.what
+        sizes: dict[tuple[int, ...], int] = {}
+        for number in picks:
+            try:
+                item = dataset[number]
+            except Exception as error:  # the user's code, once more
+                return f"item {number} of {what} cannot be read: {blame(error)}"
+            if self.collate is None:
+                if item is None:
+                    return (
+                        f"item {number} of {what} is None: leave it out of the Dataset, as no batch has a place for it"
+                    )
+                if shape := shape_of(item):
+                    sizes.setdefault(shape, number)
+                if len(sizes) > 1:
+                    return unlike(what, sizes)
+        return ""
 
     def labels(self) -> Tensor | None:
         """int64 [N], the most probable classes of items that have probabilities; None where they cannot be had without
@@ -188,7 +213,7 @@ class Items(Source):
         return one_class(class_targets(targets, len(targets), self.form))
 
     def _placed(self, batch: Any, picks: Sequence[int], channels_last: bool) -> Batch:
-        parts = self.form.divided(batch, self._numbers(picks))
+        parts = self.form.divided(batch, self._numbers(picks), ordered=self.collate is None)
         tensors, targets = tree_map_only(Tensor, lambda each: each.to(self.device, non_blocking=True), parts)
         if channels_last:
             layout = torch.channels_last

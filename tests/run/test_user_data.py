@@ -221,6 +221,10 @@ def test_a_mixup_collate_function_lasts_through_a_whole_run(strategy, tmp_path):
     assert result.result.accuracy == pytest.approx(accuracy) and accuracy > 0.7
 
 
+LATE = 3
+"""An item that is not among the first that are looked at."""
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -254,7 +258,7 @@ def test_a_mixup_collate_function_lasts_through_a_whole_run(strategy, tmp_path):
         ),
         (
             lambda image, label, number: (image, label + number % 2),
-            "labels of the training data must lie in 0 to 2, as the network has 3 outputs; they are 0 to 3",
+            "labels of the training data must lie in 0 to 2, as the network has 3 outputs; they are 0 to 3, it",
         ),
         (
             lambda image, label, number: ((image * 255).byte(), label),
@@ -262,7 +266,15 @@ def test_a_mixup_collate_function_lasts_through_a_whole_run(strategy, tmp_path):
         ),
         (
             lambda image, label, number: (image[:, : 8 - number % 2], label),
-            "inputs of the data have several shapes, (1, 8, 8) and (1, 7, 8) among them: cut or scale them to one in",
+            "inputs of the training data have several shapes, (1, 8, 8) of item 0 and (1, 7, 8) of item 1 among them",
+        ),
+        (
+            lambda image, label, number: None if number == LATE else (image, label),
+            "item 3 of the validation data is None: leave it out of the Dataset, as no batch has a place for it",
+        ),
+        (
+            lambda image, label, number: (image, label) if number else None,
+            "item 0 of the training data is None: leave it out of the Dataset, as no batch has a place for it",
         ),
         (
             lambda image, label, number: (Image.new("L", (8, 8)), label),
@@ -270,16 +282,12 @@ def test_a_mixup_collate_function_lasts_through_a_whole_run(strategy, tmp_path):
         ),
         (
             lambda image, label, number: {}["path"],
-            "the training data cannot be read: KeyError: 'path' (",
+            "item 0 of the training data cannot be read: KeyError: 'path' (",
         ),
     ],
 )  # fmt: skip
 def test_items_that_are_no_inputs_and_targets_are_refused_before_the_survey(make, said, tmp_path):
     assert refusal(both(make), tmp_path).startswith(said)
-
-
-LATE = 3
-"""An item that is not among the first that are looked at."""
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -291,7 +299,7 @@ def test_a_late_item_that_cannot_be_used_is_named_before_the_survey_too(workers,
 
     loader = DataLoader(both(make)[0], 10, num_workers=workers)
     said = refusal((loader, PLAIN[1]), tmp_path)
-    assert said.startswith("the training data cannot be read: FileNotFoundError: 1.png is missing")
+    assert said.startswith("item 3 of the training data cannot be read: FileNotFoundError: 1.png is missing")
 
 
 @pytest.mark.parametrize("kind", ["pairs", "dictionaries", "arrays", "tensors", "subset"])
@@ -343,7 +351,9 @@ def test_whole_arrays_are_no_items(tmp_path):
 def test_labels_of_the_validation_items_are_looked_at_before_the_survey(tmp_path):
     wrong = TensorDataset(TEST[0], torch.where(torch.arange(45) == 7, 5, TEST[1]))
     said = refusal((PLAIN[0], wrong), tmp_path)
-    assert said == ("labels of the validation data must lie in 0 to 2, as the network has 3 outputs; they are 0 to 5")
+    assert said == (
+        "labels of the validation data must lie in 0 to 2, as the network has 3 outputs; they are 0 to 5, item 7 has 5"
+    )
 
 
 # -- images ------------------------------------------------------------------------------------------------------------
@@ -378,8 +388,8 @@ def test_a_late_image_of_another_size_is_one_sentence_too(tmp_path, monkeypatch)
     def make(image: Tensor, label: int, number: int) -> Any:
         return image if number != LATE else image[:, :7], label
 
-    said = "inputs of the data have several shapes, (1, 8, 8) and (1, 7, 8) among them"
-    assert refusal(both(make), tmp_path).startswith(said)
+    said = "data have several shapes, (1, 8, 8) of item 0 and (1, 7, 8) of item 3 among them"
+    assert said in refusal(both(make), tmp_path)
     train = both(make)[0]
     train.targets = TRAIN[1].tolist()  # so that not every item is read before the survey
     monkeypatch.setattr("htas.run.optimize.try_functions", lambda *args, **options: None)  # which reads some
