@@ -24,11 +24,13 @@ def open_run(source: Path, overrides: Sequence[str], out: Path | None) -> "Run":
 
 
 def ensure_stage(name: str, job: "Run", again: bool) -> None:
-    """Do a stage, and what it needs, unless it is finished and `again` is False."""
+    """Do a stage, unless it is finished and `again` is False, and say so then."""
+    from htas.console.progress import say
     from htas.run import stages
     from htas.run.stage import ensure
 
-    ensure(job, next(stage for stage in stages.STAGES if stage.name == name), again)
+    if not ensure(job, next(stage for stage in stages.STAGES if stage.name == name), again):
+        say(f"{name}: {job.folder} has it already, with the same options; --again does it anew")
 
 
 def load_source(source: Path, overrides: Sequence[str], out: Path | None) -> tuple["Config", Path]:

@@ -171,6 +171,8 @@ class Items(Source):
         for number in picks:
             try:
                 item = dataset[number]
+            except UserError:  # a data set of this package
+                return ""
             except Exception as error:  # the user's code, once more
                 return f"item {number} of {what} cannot be read: {blame(error)}"
             if self.collate is None:

@@ -55,8 +55,8 @@ class Stage:
         return tuple(dict.fromkeys(each for stage in self.needs for each in (*stage.before, stage)))
 
 
-def ensure(run: Run, stage: Stage, again: bool = False) -> None:
-    """Make the files of a stage, unless they are finished; with `again`, in any case.
+def ensure(run: Run, stage: Stage, again: bool = False) -> bool:
+    """Make the files of a stage, unless they are finished; with `again`, in any case. Returns whether it made them.
 
     Raises UserError, naming the verb to run, where a file of the stages before is missing or made from older ones,
     where the folder cannot be written, and where another command works in it.
@@ -67,18 +67,20 @@ def ensure(run: Run, stage: Stage, again: bool = False) -> None:
             need(run, before)
         return again or not finished(run, stage)
 
-    def alone() -> None:
-        if to_do():
+    def alone() -> bool:
+        making = to_do()
+        if making:
             need_writable(run.folder)
             stage.make(run, again)
+        return making
 
     with nullcontext() if stage.beside else working(run):
-        if not stage.together:
-            ranks.of_first(alone)
-        elif ranks.of_first(to_do):
+        made = ranks.of_first(to_do if stage.together else alone)
+        if stage.together and made:
             ranks.of_first(lambda: prepare(run))
             stage.make(run, again)
         ranks.of_first(lambda: _sweep(run, stage))
+    return made
 
 
 @contextmanager

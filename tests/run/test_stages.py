@@ -13,6 +13,7 @@ from one_in import one_in
 from scripted_device import scripted, scripted_device
 from whole_run import STAGES, do, kill, options, rows, sentence, times
 
+from htas.cli.sources import ensure_stage
 from htas.errors import UserError
 from htas.files import read_json, read_record, read_tensors, write_json
 from htas.graph.arch import Arch
@@ -229,6 +230,14 @@ def test_one_search_alone_is_done_again_when_its_file_is_gone(copied):
     assert (new.arch, new.accuracy, new.rivals) == (old.arch, old.accuracy, old.rivals)
     changed = {name for name, time in times(copied).items() if time != before[name]}
     assert changed == {"search-grid.json"}
+
+
+def test_a_stage_that_is_asked_for_and_finished_says_so(finished, capsys):
+    job = run.Run(options(), finished)
+    for stage in ("survey", "search", "measure"):
+        ensure_stage(stage, job, again=False)
+        said = capsys.readouterr().err.strip()
+        assert said == f"{stage}: {finished} has it already, with the same options; --again does it anew"
 
 
 def test_a_stage_refuses_files_that_an_earlier_one_has_outdated(copied):
