@@ -234,7 +234,7 @@ def optimize(
     family = UserNetwork.of(model, example, trained=trained)
     config = replace(config, family=family, data=dataset, target=target or config.target, names=names)
     run = Run(config, Path(out) if str(out) else Path("runs") / f"optimize-{files.slug(type(model).__name__)}")
-    with ranks.joined():
+    with ranks.joined(), torch.random.fork_rng(devices=[]):  # what the caller draws next does not depend on this
         return _optimized(run, model, trained=trained)
 
 

@@ -117,6 +117,7 @@ def call(net: Net, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     before, parts = copy.deepcopy(given), (items(60, 2), items(30, 3))
     with scripted_device(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(UserData, "load", lambda self, **options: (loads.append(1), load(self, **options))[1])
+        state = torch.get_rng_state()
         result = htas.optimize(
             given, torch.zeros(1, *SHAPE), parts, target=htas.Target(threads=1), constraints={"macs": "60%"}, epochs=1,
             options=QUICK, out=tmp_path_factory.mktemp("runs") / "call",
@@ -124,9 +125,10 @@ def call(net: Net, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     module = result.config.family._module
     assert type(module) is Net and module is not given
     references = [weakref.ref(module), weakref.ref(parts[0])]
+    same = torch.equal(state, torch.get_rng_state())
     del result, module, parts
     gc.collect()
-    return SimpleNamespace(net=given, before=before, loads=len(loads), alive=[each() for each in references])
+    return SimpleNamespace(net=given, before=before, loads=len(loads), alive=[each() for each in references], same=same)
 
 
 def accuracy(model: nn.Module) -> float:
@@ -154,6 +156,10 @@ def test_the_user_network_stays_as_it_was(call):
     assert all(torch.equal(one, other) for one, other in zip(given.parameters(), before.parameters(), strict=True))
     assert [part.training for part in given.modules()] == [part.training for part in before.modules()]
     assert all(parameter.is_contiguous() for parameter in given.parameters())
+
+
+def test_what_the_caller_draws_next_does_not_depend_on_the_call(call):
+    assert call.same
 
 
 def test_a_result_as_text_is_the_answer_and_the_networks(found):
