@@ -75,12 +75,12 @@ def ensure(run: Run, stage: Stage, again: bool = False) -> bool:
         return making
 
     with nullcontext() if stage.beside else working(run):
-        made = ranks.of_first(to_do if stage.together else alone)
-        if stage.together and made:
+        makes = ranks.of_first(to_do if stage.together else alone)
+        if stage.together and makes:
             ranks.of_first(lambda: prepare(run))
             stage.make(run, again)
         ranks.of_first(lambda: _sweep(run, stage))
-    return made
+    return makes
 
 
 @contextmanager
