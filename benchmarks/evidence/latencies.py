@@ -1,7 +1,7 @@
 """Measures the trained networks of a group in one interleaved run -> FOLDER/latencies.json. Run it with nothing else.
 
     python benchmarks/evidence/latencies.py [--group cifar10-resnet20] [--weights FOLDER] [--runtime onnxruntime]
-        [--batch 4] [--threads 0] [--file FILE]
+        [--precision fp32] [--batch 4] [--threads 0] [--file FILE]
 
 Networks of one structure are measured once, whatever their seeds, and stand beside the base network, which is there
 twice: how far its two figures lie apart is what the others may err by. --weights has the trained networks of
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--group", default="cifar10-resnet20")
     parser.add_argument("--weights", type=Path, default=Path("runs/evidence/weights"))
     parser.add_argument("--runtime", default="onnxruntime")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "int8"])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--file", type=Path)
@@ -58,7 +59,9 @@ def main() -> None:
         modules.setdefault(shape, module)
         names[unit.name] = shape
     base = names[f"{given.group}-base-s0"]
-    target = Target(runtime=given.runtime, batch=given.batch, threads=given.threads).resolved()
+    target = Target(
+        runtime=given.runtime, precision=given.precision, batch=given.batch, threads=given.threads
+    ).resolved()  # fmt: skip
     order = [base, *(shape for shape in modules if shape != base), base]
     twins = [*(modules[shape] for shape in order[:-1]), drawn(known[f"{given.group}-base-s0"]).eval()]
     readings = measured(Latency(target, rounds=ROUNDS), twins, f"{len(twins)} networks, %")
@@ -67,7 +70,9 @@ def main() -> None:
     figures = {shape: _figures(each.estimate, each.error, usual) for shape, each in by_shape.items()}
     write_json(given.file or HERE / given.group.partition("-")[2] / "latencies.json", {
         "group": given.group,
-        "target": {"runtime": given.runtime, "batch": given.batch, "threads": target.threads},
+        "target": {
+            "runtime": given.runtime, "precision": given.precision, "batch": given.batch, "threads": target.threads
+        },
         "machine": target.machine(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "base_ms": round(1e3 * usual, 4),
