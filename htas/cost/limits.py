@@ -26,6 +26,11 @@ class Limit:
         """The class of the metric, which says how the limit is checked."""
         return metrics.named(self.metric)
 
+    @property
+    def relative(self) -> bool:
+        """Whether it is a share of the base network's cost."""
+        return self.text.rstrip().endswith("%")
+
     def ratio(self, arch: Arch) -> float:
         """The cost of an arch over the limit: at most 1 if the limit is kept."""
         return self.cost.cost(arch) / self.most

@@ -92,7 +92,7 @@ def _slow(limit: Limit, row: Result, base: Result) -> str:
     assert row.measured is not None and base.measured is not None
     pair = PairedReading(row.measured, base.measured)
     ratio, reach = pair.ratio(limit), 2 * pair.error(limit)
-    if limit.text.rstrip().endswith("%") and row.measured.estimate:
+    if limit.relative and row.measured.estimate:
         reach = max(reach, ratio * noise(row.measured, base.measured) / row.measured.estimate)
     if ratio <= 1 + MARGIN + reach:
         return ""

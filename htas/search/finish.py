@@ -62,7 +62,7 @@ class PairedReading:
     def error(self, limit: Limit) -> float:
         """Standard error of the ratio."""
         relative = self.network.error / self.network.estimate
-        if limit.text.rstrip().endswith("%"):
+        if limit.relative:
             if self.network is self.base:
                 return 0.0
             return self.ratio(limit) * math.hypot(relative, self.base.error / self.base.estimate)
@@ -224,7 +224,7 @@ class _Finish:
         """
         least = 0 if self.outcome.pool else LEAST_USED
         ratios = {arch: ratio for arch, ratio in self.ratios.items() if arch not in self.fresh}
-        exact = self.problem.network.base if all(each.text.rstrip().endswith("%") for each in self.noisy) else None
+        exact = self.problem.network.base if all(each.relative for each in self.noisy) else None
         most = {arch: 1.0 if arch == exact else 1 - MARGIN for arch in ratios}
         within = [arch for arch in ratios if least <= ratios[arch] <= most[arch]]
         accuracies = dict(zip(within, self._judged(within), strict=True))
