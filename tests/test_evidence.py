@@ -380,3 +380,30 @@ def test_what_a_plan_says_of_the_usual_search_is_what_the_results_say(budget: in
     assert f"is {found - other:.1f} points above" in words
     number = {1: "one seed", 2: "two seeds", 3: "three seeds"}[len(seeds)]
     assert f"({found:.1f} and {other:.1f} %, {number})" in words
+
+
+@pytest.mark.parametrize(
+    ("gains", "ratio", "met"),
+    [
+        ((0.5, 0.7, 0.6), 1.0, "yes"),  # better by more than half a point, at one latency
+        ((0.5, 0.7, 0.6), 1.02, "no"),  # but slower
+        ((-2.0, 2.5, 1.2), 1.0, "no"),  # better by chance
+        ((-0.2, -0.3, -0.1), 0.95, "yes"),  # faster, and as good
+        ((-0.4, -0.5, -0.3), 0.95, "no"),  # faster, and worse
+    ],
+)
+def test_measured_widths_are_held_against_those_of_a_grid(gains, ratio, met, tmp_path):
+    """By hand: the ratio is the latency of the arm over that of the grid's network."""
+    arms, results, over_base = ("knapsack, 50 %", "knapsack in grid, 50 %"), [], {}
+    for seed, gain in enumerate(gains):
+        for arm, accuracy, latency in zip(arms, (0.85 + gain / 100, 0.85), (0.5 * ratio, 0.5), strict=True):
+            name = evidence.named(table.MOBILE, arm, seed)
+            results.append({"group": table.MOBILE, "arm": arm, "seed": seed, "accuracy": accuracy, "name": name})
+            over_base[name] = {"ratio": latency}
+    (tmp_path / "mobile").mkdir()
+    content = {"group": table.MOBILE, "over_base": over_base}
+    (tmp_path / "mobile" / "latencies.json").write_text(json.dumps(content))
+    (text,) = table.of_widths(results, tmp_path)
+    cells = text.strip().splitlines()[-1].strip("| ").split(" | ")
+    assert (cells[0], cells[1], cells[3], cells[-2], cells[-1]) == (*arms, f"{1 / ratio:.3f}", "3 seeds", met)
+    assert list(table.of_widths(results[:1], tmp_path)) == [], "one of the two is missing"

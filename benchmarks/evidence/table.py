@@ -11,6 +11,7 @@ import re
 import statistics
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def tables(results: Sequence[Result], queue: Mapping[str, Any], folder: Path) ->
             parts.append(f"Archs by their names in {' and '.join(options['archs'])}:\n\n{table(heads, ranked)}")
     if judged := ranking(results, folder):
         parts.append(judged)
-    return "\n".join([*aims(results), *faster(results, queue, folder), *parts])
+    return "\n".join([*aims(results), *faster(results, queue, folder), *of_widths(results, folder), *parts])
 
 
 def arch_name(options: Mapping[str, Any], arm: str, seed: int) -> str:
@@ -166,6 +167,36 @@ def times(mine: Sequence[Result], options: Mapping[str, Any], group: str, place:
     return predicted, read
 
 
+def of_widths(results: Sequence[Result], folder: Path) -> Iterator[str]:
+    """Networks of mobile widths found among measured widths, against those found in a grid or for another precision."""
+    lines = []
+    for arm, rival, place, share, loss in MOBILE_PAIRS:
+        pairs = [
+            (one, other)
+            for one, other in product(results, results)
+            if (one["group"], one["arm"], other["group"], other["arm"]) == (MOBILE, arm, MOBILE, rival)
+            and one["seed"] == other["seed"]
+            and None not in (one["accuracy"], other["accuracy"])
+        ]
+        if not pairs:
+            continue
+        gains = [100 * (one["accuracy"] - other["accuracy"]) for one, other in pairs]
+        gain, reach = statistics.mean(gains), spread(gains)
+        took = latencies(folder / place / "latencies.json", MOBILE)
+        ratios = [took[other["name"]] / took[one["name"]] for one, other in pairs if one["name"] in took]
+        speed = statistics.mean(ratios) if ratios else 0.0
+        better = gain >= BETTER and gain - reach > 0 and speed > 1 - ALIKE
+        interval = f"{gain - reach:+.2f} to {gain + reach:+.2f}" if math.isfinite(reach) else EMPTY
+        lines.append([
+            arm, rival, f"{share:.2f} times as fast at -{loss}, or +{BETTER}", f"{speed:.3f}" if speed else EMPTY,
+            f"{gain:+.2f}", interval, plural(len(pairs), "seed"),
+            "yes" if better or (speed >= share and gain >= -loss) else "no",
+        ])  # fmt: skip
+    if lines:
+        heads = ("arm", "against", "aim", "times as fast, measured", "points", "95 % interval", "of", "met")
+        yield f"### Measured widths, and others: mobile widths\n\n{table(heads, lines)}"
+
+
 def aim(title: str, rival: str, gain: float, reach: float, of: str) -> list[str]:
     """A row: a gain in points, and half of its interval, infinite where one pair has none."""
     interval = f"{gain - reach:+.2f} to {gain + reach:+.2f}" if math.isfinite(reach) else EMPTY
@@ -194,6 +225,15 @@ AIM = 1.0
 """Points."""
 EQUAL = {"cifar10-resnet32": "ResNet-32 on CIFAR-10"}
 """Groups whose networks should be as accurate as the base network, and faster."""
+MOBILE = "cifar10-mobile"
+MOBILE_PAIRS = (
+    ("knapsack, 50 %", "knapsack in grid, 50 %", "mobile", 1.05, 0.3),
+    ("knapsack in int8, as fast", "knapsack, 50 %", "mobile-int8", 1.1, 0.5),
+)
+"""An arm, its rival, the folder of the latencies of both, and what is aimed at: so many times as fast for that many
+points less, or BETTER."""
+BETTER, ALIKE = 0.5, 0.01
+"""Points at one latency, and the share by which latencies of networks that are equally fast may differ."""
 EAGER = "-eager"
 """End of the folder of their costs in eager PyTorch."""
 FLOOR, TIMES = -0.5, 1.6
