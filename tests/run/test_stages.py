@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -464,6 +465,21 @@ def test_the_plan_counts_the_programs_of_whole_networks(tmp_path, monkeypatch):
     uniform = 16 * job.config.design.expand - 1  # all but the base network itself
     assert added["measure"] >= 2.0 * (uniform + 1 + len(job.config.design.spaces))
     assert fast["measure"] == 45.0
+
+
+@pytest.mark.parametrize(
+    ("host", "layer", "whole"), [("", 5.0, 25.0), ("exec:python", 2.0, 10.0), ("exec:python", 0.2, 0.2)]
+)
+def test_programs_that_take_seconds_or_another_device_are_not_built_for_the_plan(host, layer, whole, monkeypatch):
+    """By hand: a network takes as long as five layers where one takes a second or more; None cannot be compiled."""
+    monkeypatch.setattr(plan, "open_runtime", lambda target: SimpleNamespace(build_seconds=layer))
+    assert plan._build(SimpleNamespace(target=SimpleNamespace(host=host), network=None)) == whole
+
+
+def test_a_program_that_is_built_at_once_is_timed(tmp_path, monkeypatch):
+    clock = iter([10.0, 13.5])
+    monkeypatch.setattr(plan, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert plan._build(run.Run(options(), tmp_path)) == 3.5
 
 
 def test_the_plan_is_said_before_the_first_stage(tmp_path, capsys):
